@@ -1,0 +1,64 @@
+"""Every error a user of Cyx can meet. Each says what was expected, what came, where, and what to do.
+
+`code` is stable: programs compare it, people read the message.
+"""
+
+
+class CyxError(Exception):
+    """The base of all errors that are the world's fault, not a bug of ours."""
+
+    code = "error"
+
+
+class ShapeError(CyxError, ValueError):
+    """The inputs of an operation do not fit together. The message names each shape."""
+
+    code = "shape_mismatch"
+
+
+class DtypeError(CyxError, TypeError):
+    """An operation was given an element type it does not take."""
+
+    code = "dtype_mismatch"
+
+
+class GraphError(CyxError, ValueError):
+    """A graph is not a valid model: unknown op, forward reference, bad attribute."""
+
+    code = "bad_graph"
+
+
+class SpecError(CyxError, ValueError):
+    """A description (job file, layer list, training options) asks for something that cannot be."""
+
+    code = "bad_spec"
+
+
+class DataError(CyxError, ValueError):
+    """A dataset cannot be used as described. The message names the file, the column and the row."""
+
+    code = "bad_data"
+
+
+class FormatError(CyxError, ValueError):
+    """A model file is damaged, too large, or of another format."""
+
+    code = "bad_file"
+
+
+class GradientError(CyxError, RuntimeError):
+    """A gradient was asked for where there is none."""
+
+    code = "no_gradient"
+
+
+class KernelError(CyxError, NotImplementedError):
+    """A device has no kernel for an operation."""
+
+    code = "no_kernel"
+
+
+class MissingExtra(CyxError, ImportError):
+    """An optional package is needed. The message gives the pip command."""
+
+    code = "missing_extra"
