@@ -17,7 +17,7 @@ DataFormat = Literal["csv", "parquet", "jsonl", "npz"]
 Task = Literal["classification", "regression"]
 
 
-class ModelSpec(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ModelSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A model, either as a list of layers or as a graph. Exactly one of the two is given.
 
     input: shape of one sample, without the batch, e.g. [64] or [1, 28, 28].
@@ -33,7 +33,7 @@ class ModelSpec(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=
     weights: Digest | None = None
 
 
-class DataSpec(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How to read a dataset.
 
     target: column (tables) or array name (NPZ) with the label or value to predict.
@@ -53,7 +53,7 @@ class DataSpec(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=T
     task: Task | None = None
 
 
-class OptimizerSpec(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An update rule. Defaults are those of the usual libraries for each name."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
@@ -65,7 +65,7 @@ class OptimizerSpec(Struct, kw_only=True, forbid_unknown_fields=True, omit_defau
     weight_decay: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0
 
 
-class TrainingSpec(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How to train. `keep` says which epoch's weights are delivered (best by validation loss)."""
 
     epochs: Annotated[int, Meta(ge=1, le=1_000_000)] = 10

@@ -1,0 +1,63 @@
+"""Bytes to Structs and back. One decode() for everything that comes from outside."""
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+
+from cyxcore.errors import CyxError
+
+T = TypeVar("T")
+JSON, MSGPACK = "application/json", "application/msgpack"
+MAX_MESSAGE_BYTES = 1_000_000
+
+_DECODERS: dict[tuple[str, Any], Any] = {}
+
+
+class BadMessage(CyxError, ValueError):
+    """Bytes that are not the message they should be. The message says where and why."""
+
+    code = "bad_message"
+
+
+def encode(message: Any, content_type: str = MSGPACK) -> bytes:
+    return msgspec.json.encode(message) if content_type == JSON else msgspec.msgpack.encode(message)
+
+
+def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: int = MAX_MESSAGE_BYTES) -> T:
+    """Decode `payload` as `kind`, or raise BadMessage. Never any other exception.
+
+    Caps bytes before parsing, refuses unknown content types and non-finite floats (msgspec reads NaN from
+    MessagePack), and catches what msgspec lets through: RecursionError and UnicodeDecodeError.
+    """
+    if len(payload) > max_bytes:
+        raise BadMessage(f"expected at most {max_bytes} bytes, got {len(payload)}")
+    if content_type not in (JSON, MSGPACK):
+        raise BadMessage(f"expected Content-Type {JSON} or {MSGPACK}, got {content_type[:80]!r}")
+    decoder = _DECODERS.get((content_type, kind))
+    if decoder is None:
+        module = msgspec.json if content_type == JSON else msgspec.msgpack
+        decoder = _DECODERS[content_type, kind] = module.Decoder(kind)
+    try:
+        message = decoder.decode(payload)
+        _refuse_non_finite(message, "$")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadMessage(str(error)[:500]) from None
+    except RecursionError:
+        raise BadMessage("nested too deep") from None
+    return message
+
+
+def _refuse_non_finite(value: Any, path: str) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise BadMessage(f"expected a finite number, got {value} - at `{path}`")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_non_finite(item, f"{path}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _refuse_non_finite(item, f"{path}[{index}]")
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            _refuse_non_finite(getattr(value, name), f"{path}.{name}")

@@ -1,0 +1,722 @@
+"""Everything that is ever said on a Cyx network, one Struct each.
+
+Requests and replies are JSON (or MessagePack by Content-Type); events and telemetry are MessagePack.
+A field is never renamed or retyped; new fields have defaults; tests/golden/ pins the bytes.
+Money is an integer in base units (10**-9 CYX). Times are Unix milliseconds. Digests are SHA-256 in hex.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from cyxcore.spec import (
+    BatchMetrics,
+    DataSpec,
+    Digest,
+    EpochMetrics,
+    ModelSpec,
+    TrainingSpec,
+    TrainingSummary,
+)
+
+U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Amount = Annotated[int, Meta(ge=1, le=2**63 - 1)]  # base units
+JobId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
+NodeId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
+CallerId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+SessionId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Address = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{32,44}\Z")]  # Solana account, base58
+Signature = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{64,88}\Z")]  # Solana transaction, base58
+PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # Ed25519, hex
+Text = Annotated[str, Meta(max_length=2000)]
+Name = Annotated[str, Meta(min_length=1, max_length=100)]
+Percent = Annotated[float, Meta(ge=0.0, le=100.0)]
+Gauge = Annotated[float, Meta(ge=0.0, le=1e18)]
+
+Device = Literal["cpu", "cuda"]
+JobStatus = Literal[
+    "funding", "queued", "leased", "settling", "completed", "failed", "cancelled"
+]  # of a job: cyxcentral/jobs.py
+
+
+class Request(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The base of what a caller asks: unknown fields are refused, so a typo is never ignored."""
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a job is
+
+
+class ArtifactRef(Request):
+    """Bytes by their digest. size in bytes."""
+
+    sha256: Digest
+    size: U63
+
+
+class Needs(Request):
+    """What a node must have. memory_bytes 0 lets central estimate it from the graph and the data."""
+
+    device: Literal["cpu", "cuda", "any"] = "any"
+    memory_bytes: U63 = 0
+    cores: Annotated[int, Meta(ge=1, le=4096)] = 1
+
+
+class DatasetFacts(Request):
+    """What the submitter read in the data; the node reads it again and refuses what differs."""
+
+    rows: U63
+    input_shape: list[Annotated[int, Meta(ge=1, le=2**31 - 1)]]
+    classes: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+
+
+class JobRequest(Request):
+    """One training job, complete: everything a node needs and nothing that runs Python."""
+
+    name: Name
+    model: ModelSpec
+    dataset: ArtifactRef
+    data: DataSpec = DataSpec()
+    facts: DatasetFacts | None = None
+    training: TrainingSpec = TrainingSpec()
+    needs: Needs = Needs()
+    amount_base_units: Amount
+    max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+
+
+class SignedTransaction(Struct, kw_only=True, omit_defaults=True):
+    """A Solana transaction, signed and not yet known to have landed."""
+
+    transaction: bytes
+    signature: Signature
+    last_valid_block_height: U63
+
+
+class EscrowTerms(Struct, kw_only=True, frozen=True):
+    """What a deposit pays for and who may get it. Both sides rebuild the transaction from this."""
+
+    job_id: str
+    mint: str
+    authority: str  # central: owns the escrow account
+    client: str  # pays, and gets back what is not earned
+    platform: str
+    amount_base_units: int
+    fee_basis_points: int
+    escrow: str  # the token account, derived from client and job_id
+
+
+class Payment(Request):
+    """How a submitted job is paid: a deposit the client signed for exactly the quoted terms.
+
+    Without it, a network with custodial wallets (local ones) pays from the caller's own.
+    """
+
+    client: Address
+    deposit: SignedTransaction
+
+
+# ---------------------------------------------------------------------------------------------------
+# Requests to central and their replies: cyx.v1.api.<caller>.<verb>
+
+
+class NetworkInfoRequest(Request):
+    """What network is this, and how does one pay on it?"""
+
+
+class NetworkInfo(Struct, kw_only=True):
+    network_id: str
+    version: str
+    chain_url: str
+    mint: str
+    decimals: int
+    authority: str
+    platform: str
+    fee_basis_points: int
+    faucet: bool
+    custodial_wallets: bool
+    chunk_bytes: int
+    nodes_online: int
+
+
+class QuoteRequest(Request):
+    """Would this job be taken, and on what terms? Nothing is stored."""
+
+    job: JobRequest
+    job_id: JobId | None = None
+    client: Address | None = None
+
+
+class Quote(Struct, kw_only=True):
+    job_id: str
+    terms: EscrowTerms
+    node_base_units: int
+    platform_base_units: int
+    balance_base_units: int
+    memory_bytes: int
+    flops_per_epoch: int
+    parameters: int
+    eligible_nodes: int
+
+
+class SubmitRequest(Request):
+    """Take this job. The job_id makes it idempotent: the same id and job again is not a second job."""
+
+    job: JobRequest
+    job_id: JobId | None = None
+    payment: Payment | None = None
+
+
+class SubmitReply(Struct, kw_only=True):
+    job_id: str
+    status: JobStatus
+    terms: EscrowTerms
+    duplicate: bool = False
+
+
+class JobRef(Request):
+    """A job by its id or by a prefix that only one job has."""
+
+    job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
+
+
+class CancelRequest(Request):
+    job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
+    reason: Text = "cancelled by the client"
+
+
+class JobView(Struct, kw_only=True, omit_defaults=True):
+    """A job as a reader sees it."""
+
+    job_id: str
+    name: str
+    status: JobStatus
+    client: str
+    amount_base_units: int
+    attempt: int
+    max_attempts: int
+    node_id: str | None = None
+    node_name: str | None = None
+    progress: float = 0.0  # 0..1, of the current attempt
+    latest: dict[str, Any] | None = None  # the newest metrics
+    error: str | None = None
+    model: ArtifactRef | None = None
+    summary: TrainingSummary | None = None
+    submitted_at_ms: int
+    ended_at_ms: int | None = None
+    terms: EscrowTerms | None = None
+    deposit_signature: str | None = None
+    settle_signature: str | None = None
+    node_base_units: int | None = None
+    platform_base_units: int | None = None
+    client_base_units: int | None = None
+
+
+class JobListRequest(Request):
+    """Newest first. `before` is the submitted_at_ms of the last job of the page before."""
+
+    status: JobStatus | None = None
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+    before: U63 | None = None
+
+
+class JobList(Struct, kw_only=True):
+    jobs: list[JobView]
+    total: int
+
+
+class UpdatesRequest(Request):
+    """What happened to a job after the two positions, oldest first."""
+
+    job_id: JobId
+    after_event: U63 = 0
+    after_telemetry: U63 = 0
+    limit: Annotated[int, Meta(ge=1, le=5000)] = 1000
+
+
+class Update(Struct, kw_only=True, omit_defaults=True):
+    """One thing that happened to a job. `seq` grows within its `source`; gaps belong to other jobs."""
+
+    job_id: str
+    source: Literal["event", "telemetry"]
+    seq: int
+    at_ms: int
+    kind: str  # Submitted, Leased, …, batch, epoch, hardware
+    data: dict[str, Any]
+
+
+class Updates(Struct, kw_only=True):
+    updates: list[Update]
+    more: bool
+    status: JobStatus
+
+
+class NodeListRequest(Request):
+    """Which nodes are there?"""
+
+
+class NodeView(Struct, kw_only=True, omit_defaults=True):
+    node_id: str
+    name: str
+    online: bool
+    reputation: float
+    hardware: "Hardware"
+    active_jobs: list[str]
+    jobs_completed: int
+    jobs_failed: int
+    last_seen_ms: int
+    wallet: str
+    region: str = ""
+    price_per_hour_base_units: int = 0
+    metrics: dict[str, Any] | None = None
+
+
+class NodeList(Struct, kw_only=True):
+    nodes: list[NodeView]
+
+
+class ExplainReply(Struct, kw_only=True):
+    """Why a job is where it is: every decision with its scores, and what it waits for now."""
+
+    job_id: str
+    status: JobStatus
+    decisions: list[dict[str, Any]]
+    waiting_for: str | None = None
+
+
+class WalletRequest(Request):
+    """The balances of an address, or of the caller's custodial wallet."""
+
+    address: Address | None = None
+
+
+class WalletReply(Struct, kw_only=True):
+    address: str
+    token_base_units: int
+    lamports: int
+    custodial: bool
+
+
+class FaucetRequest(Request):
+    """Local networks give test money. lamports pay the chain's own fees."""
+
+    address: Address | None = None
+    amount_base_units: Annotated[int, Meta(ge=1, le=10**15)] = 100_000_000_000
+    lamports: Annotated[int, Meta(ge=0, le=10**10)] = 1_000_000_000
+
+
+class FaucetReply(Struct, kw_only=True):
+    address: str
+    signature: str
+    token_base_units: int
+    lamports: int
+
+
+class LedgerRequest(Request):
+    """One SELECT over nodes, jobs, events, metrics, entries."""
+
+    sql: Annotated[str, Meta(min_length=1, max_length=20_000)]
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+
+
+class LedgerReply(Struct, kw_only=True):
+    columns: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+
+
+class ArtifactManifest(Request):
+    """An artifact as its chunks, in order. Every chunk but the last has the network's chunk size."""
+
+    sha256: Digest
+    size: U63
+    chunks: Annotated[list[Digest], Meta(min_length=1, max_length=100_000)]
+
+
+class ArtifactStatReply(Struct, kw_only=True):
+    """complete: the artifact is stored whole. missing: chunks that must still be sent."""
+
+    complete: bool
+    missing: list[str]
+
+
+class ArtifactRefRequest(Request):
+    sha256: Digest
+
+
+class ChunkReply(Struct, kw_only=True):
+    sha256: str
+    size: int
+
+
+# ---------------------------------------------------------------------------------------------------
+# Node to central: cyx.v1.node.<node>.<verb>
+
+
+class Gpu(Struct, kw_only=True):
+    name: str
+    memory_bytes: U63
+    compute_capability: str = ""
+    driver: str = ""
+
+
+class Hardware(Struct, kw_only=True):
+    """What a node measured of itself."""
+
+    cores: Annotated[int, Meta(ge=1, le=65536)]
+    memory_bytes: U63
+    memory_free_bytes: U63
+    cpu: str = ""
+    isa: str = ""  # of the compiled kernels: avx512, avx2, portable
+    gpus: Annotated[list[Gpu], Meta(max_length=64)] = []
+    os: str = ""
+    flops_per_s: Gauge = 0.0  # measured, float32 matrix product
+
+
+class Register(Request):
+    """A node says who it is. A new session ends the leases of the one before.
+
+    running: the runs that this session still holds, so that a central that comes back keeps them.
+    """
+
+    node_id: NodeId
+    session: SessionId
+    name: Name
+    public_key: PublicKey
+    wallet: Address
+    hardware: Hardware
+    max_runs: Annotated[int, Meta(ge=1, le=1024)] = 1
+    region: Annotated[str, Meta(max_length=64)] = ""
+    price_per_hour_base_units: U63 = 0
+    version: Annotated[str, Meta(max_length=32)] = ""
+    signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+
+
+class RegisterReply(Struct, kw_only=True):
+    heartbeat_ms: int
+    lease_ms: int
+
+
+class RunRef(Struct, kw_only=True):
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Heartbeat(Request):
+    node_id: NodeId
+    session: SessionId
+    runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
+    memory_free_bytes: U63 = 0
+
+
+class HeartbeatReply(Struct, kw_only=True):
+    """known is False when central has no such session: register again. stop lists fenced runs."""
+
+    known: bool
+    stop: list[RunRef] = []
+
+
+class CpuMetrics(Struct, kw_only=True):
+    per_core_percent: Annotated[list[Percent], Meta(max_length=4096)]
+    frequency_mhz: Gauge = 0.0
+    temperature_c: float | None = None
+
+
+class GpuMetrics(Struct, kw_only=True):
+    index: int
+    util_percent: Percent
+    memory_used_bytes: U63
+    memory_total_bytes: U63
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+class HardwareMetrics(Request):
+    """Every 5 s. Network counters are totals since boot."""
+
+    node_id: NodeId
+    session: SessionId
+    runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
+    cpu: CpuMetrics
+    gpus: Annotated[list[GpuMetrics], Meta(max_length=64)] = []
+    ram_used_bytes: U63
+    ram_total_bytes: U63
+    swap_used_bytes: U63 = 0
+    swap_total_bytes: U63 = 0
+    net_sent_bytes: U63 = 0
+    net_received_bytes: U63 = 0
+    net_connections: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+
+
+class Progress(Request):
+    """Metrics of a run: exactly one of batch and epoch."""
+
+    node_id: NodeId
+    session: SessionId
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    batch: BatchMetrics | None = None
+    epoch: EpochMetrics | None = None
+
+
+class RunStarted(Request):
+    """The training process made its first step."""
+
+    node_id: NodeId
+    session: SessionId
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class RunFailed(Request):
+    """The run ended without a model. deterministic: the same job fails the same way anywhere."""
+
+    node_id: NodeId
+    session: SessionId
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    code: Annotated[str, Meta(max_length=64)]
+    message: Text
+    deterministic: bool = False
+
+
+class RunCompleted(Request):
+    """The model is stored as an artifact. signature: Ed25519 by the node over completion_bytes()."""
+
+    node_id: NodeId
+    session: SessionId
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    model: ArtifactRef
+    graph_sha256: Digest
+    summary: TrainingSummary
+    signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+
+
+class ReportReply(Struct, kw_only=True):
+    """fenced: this attempt is no longer the current one; the node stops and discards it."""
+
+    accepted: bool
+    fenced: bool = False
+    reason: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------
+# Central to node: cyx.v1.cmd.<node>
+
+
+class Assign(Request, tag="assign", tag_field="do"):
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    session: SessionId
+    job: JobRequest
+    lease_ms: U63
+
+
+class Stop(Request, tag="stop", tag_field="do"):
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    session: SessionId
+    reason: Text = ""
+
+
+Command = Assign | Stop
+
+
+class CommandReply(Struct, kw_only=True):
+    accepted: bool
+    reason: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------
+# Events: facts in the log, cyx.v1.event.<kind>.<id>
+
+
+class Event(Struct, kw_only=True, omit_defaults=True, tag=True, tag_field="t"):
+    """A fact about one job, node or mint. Never changed once stored."""
+
+
+class Submitted(Event):
+    """A client asked for this job and signed its deposit."""
+
+    job: JobRequest
+    terms: EscrowTerms
+    caller: str
+    memory_bytes: int
+    deposit: SignedTransaction
+
+
+class TransactionSigned(Event):
+    """Central signed a transaction; the bytes are here before they are sent anywhere."""
+
+    purpose: Literal["deposit", "settle"]
+    signed: SignedTransaction
+    pay_base_units: int = 0
+
+
+class Funded(Event):
+    """The deposit is final on the chain: the amount sits in the escrow account."""
+
+    signature: str
+
+
+class FundFailed(Event):
+    """The deposit cannot land any more, or landed as an error. Nothing was taken."""
+
+    reason: str
+
+
+class Leased(Event):
+    """The job was given to a node for as long as that node's heartbeats name it."""
+
+    attempt: int
+    node_id: str
+    session: str
+    wallet: str
+    lease_ms: int
+    explanation: dict[str, Any] = {}
+
+
+class Started(Event):
+    attempt: int
+
+
+class LeaseLost(Event):
+    """The attempt ended without a model."""
+
+    attempt: int
+    code: str
+    reason: str
+    deterministic: bool = False
+
+
+class Completed(Event):
+    """The node delivered a model and signed for it."""
+
+    attempt: int
+    node_id: str
+    model: ArtifactRef
+    graph_sha256: str
+    summary: TrainingSummary
+    signature: str
+
+
+class CancelRequested(Event):
+    reason: str
+    caller: str
+
+
+class Settled(Event):
+    """The escrow account was emptied and closed, finally. The three parts sum to the amount."""
+
+    signature: str
+    node_base_units: int
+    platform_base_units: int
+    client_base_units: int
+
+
+class NodeRegistered(Event):
+    node_id: str
+    session: str
+    name: str
+    public_key: str
+    wallet: str
+    hardware: Hardware
+    max_runs: int
+    region: str = ""
+    price_per_hour_base_units: int = 0
+    version: str = ""
+
+
+class NodeLost(Event):
+    """No heartbeat for a whole lease, or the node said goodbye."""
+
+    node_id: str
+    session: str
+    reason: str
+
+
+class MintSigned(Event):
+    """A faucet payment, signed and not yet known to have landed."""
+
+    to: str
+    amount_base_units: int
+    signed: SignedTransaction
+
+
+class Minted(Event):
+    to: str
+    amount_base_units: int
+    signature: str
+
+
+class MintFailed(Event):
+    reason: str
+
+
+JobEvent = (
+    Submitted
+    | TransactionSigned
+    | Funded
+    | FundFailed
+    | Leased
+    | Started
+    | LeaseLost
+    | Completed
+    | CancelRequested
+    | Settled
+)
+NodeEvent = NodeRegistered | NodeLost
+MintEvent = MintSigned | Minted | MintFailed
+AnyEvent = JobEvent | NodeEvent | MintEvent
+
+
+class Record(Struct, kw_only=True):
+    """An event as it lies in the log. command_id tells a retry from a second command."""
+
+    command_id: str
+    at_ms: int
+    by: str
+    event: AnyEvent
+
+
+class TelemetryRecord(Struct, kw_only=True, omit_defaults=True):
+    """Metrics as they lie in the telemetry stream."""
+
+    at_ms: int
+    node_id: str
+    job_id: str = ""
+    attempt: int = 0
+    batch: BatchMetrics | None = None
+    epoch: EpochMetrics | None = None
+    hardware: HardwareMetrics | None = None
+
+
+class ErrorBody(Struct, kw_only=True, omit_defaults=True):
+    """What an API error carries besides its headers. err_code is stable; people read message."""
+
+    err_code: str
+    message: str
+    retry_after_ms: int | None = None
+
+
+def completion_bytes(done: RunCompleted) -> bytes:
+    """What a node signs when it delivers: domain, then every field that binds it to one attempt."""
+    return "\n".join(
+        [
+            "cyx/v1/completion",
+            done.node_id,
+            done.session,
+            done.job_id,
+            str(done.attempt),
+            done.model.sha256,
+            str(done.model.size),
+            done.graph_sha256,
+        ]
+    ).encode()
+
+
+def registration_bytes(node: Register) -> bytes:
+    """What a node signs when it registers: its key owns the id, the session and the wallet."""
+    return "\n".join(
+        ["cyx/v1/register", node.node_id, node.session, node.public_key, node.wallet]
+    ).encode()

@@ -1,0 +1,129 @@
+"""Every subject and stream, and who may speak on it. The picture in one table:
+
+account  subject                              from → to           carries
+EDGE     cyx.v1.api.<caller>.<group>.<verb>   client → central    requests (VERBS below), JSON or MessagePack
+EDGE     cyx.v1.update.<job>                  central → clients   Update, live
+EDGE     cyx.v1.node.<node>.<verb>            node → central      register heartbeat progress hardware report
+EDGE     cyx.v1.cmd.<node>                    central → node      Command
+CORE     cyx.v1.event.job|node|mint.<id>      central             Record: stream EVENTS, the truth
+CORE     cyx.v1.telemetry.<node>              central             TelemetryRecord: stream TELEMETRY
+CORE     cyx.v1.blob.chunk.<sha256>           central             chunk bytes: stream BLOBS
+CORE     cyx.v1.blob.manifest.<sha256>        central             ArtifactManifest: stream BLOBS
+"""
+
+from msgspec import Struct
+
+from cyxnet import messages as m
+
+ROOT = "cyx.v1"
+EVENTS, TELEMETRY, BLOBS = "CYX_EVENTS", "CYX_TELEMETRY", "CYX_BLOBS"
+EVENT_SUBJECTS, TELEMETRY_SUBJECTS, BLOB_SUBJECTS = (
+    f"{ROOT}.event.>",
+    f"{ROOT}.telemetry.>",
+    f"{ROOT}.blob.>",
+)
+SERVICE_NAME = "cyx"
+
+
+class Verb(Struct, frozen=True):
+    """One request a caller may make: its types and what it is for (shown by $SRV.INFO)."""
+
+    name: str  # "job.submit"
+    request: type
+    reply: type
+    about: str
+    raw_request: bool = False  # the payload is plain bytes, not a message
+    raw_reply: bool = False
+
+
+VERBS = {
+    verb.name: verb
+    for verb in [
+        Verb("network.info", m.NetworkInfoRequest, m.NetworkInfo, "what network this is and how to pay on it"),
+        Verb("job.quote", m.QuoteRequest, m.Quote, "check a job and learn its terms; nothing is stored"),
+        Verb("job.submit", m.SubmitRequest, m.SubmitReply, "take a job, durably"),
+        Verb("job.status", m.JobRef, m.JobView, "one job"),
+        Verb("job.list", m.JobListRequest, m.JobList, "jobs, newest first"),
+        Verb("job.updates", m.UpdatesRequest, m.Updates, "what happened to a job, from the first event"),
+        Verb("job.cancel", m.CancelRequest, m.JobView, "stop a job and refund what was not earned"),
+        Verb("job.explain", m.JobRef, m.ExplainReply, "why a job is where it is"),
+        Verb("node.list", m.NodeListRequest, m.NodeList, "nodes with hardware, load and reputation"),
+        Verb("wallet.balance", m.WalletRequest, m.WalletReply, "balances of an address"),
+        Verb("wallet.faucet", m.FaucetRequest, m.FaucetReply, "test money, on local networks only"),
+        Verb("ledger.query", m.LedgerRequest, m.LedgerReply, "one read-only SELECT over the ledger"),
+        Verb("artifact.stat", m.ArtifactManifest, m.ArtifactStatReply, "which chunks are missing"),
+        Verb("artifact.put", bytes, m.ChunkReply, "store one chunk: the payload is its bytes", raw_request=True),
+        Verb("artifact.commit", m.ArtifactManifest, m.ArtifactRef, "declare an artifact whole; verified here"),
+        Verb("artifact.manifest", m.ArtifactRefRequest, m.ArtifactManifest, "the chunks of an artifact"),
+        Verb("artifact.chunk", m.ArtifactRefRequest, bytes, "the bytes of one chunk", raw_reply=True),
+    ]
+}
+
+NODE_VERBS = {
+    "register": (m.Register, m.RegisterReply),
+    "heartbeat": (m.Heartbeat, m.HeartbeatReply),
+    "started": (m.RunStarted, m.ReportReply),
+    "failed": (m.RunFailed, m.ReportReply),
+    "completed": (m.RunCompleted, m.ReportReply),
+}
+NODE_TELEMETRY = {"progress": m.Progress, "hardware": m.HardwareMetrics}
+
+
+def api(caller: str, verb: str) -> str:
+    return f"{ROOT}.api.{caller}.{verb}"
+
+
+def node(node_id: str, verb: str) -> str:
+    return f"{ROOT}.node.{node_id}.{verb}"
+
+
+def command(node_id: str) -> str:
+    return f"{ROOT}.cmd.{node_id}"
+
+
+def update(job_id: str) -> str:
+    return f"{ROOT}.update.{job_id}"
+
+
+def job_event(job_id: str) -> str:
+    return f"{ROOT}.event.job.{job_id}"
+
+
+def node_event(node_id: str) -> str:
+    return f"{ROOT}.event.node.{node_id}"
+
+
+def mint_event(mint_id: str) -> str:
+    return f"{ROOT}.event.mint.{mint_id}"
+
+
+def telemetry(node_id: str) -> str:
+    return f"{ROOT}.telemetry.{node_id}"
+
+
+def chunk(sha256: str) -> str:
+    return f"{ROOT}.blob.chunk.{sha256}"
+
+
+def manifest(sha256: str) -> str:
+    return f"{ROOT}.blob.manifest.{sha256}"
+
+
+def last_token(subject: str) -> str:
+    """The id at the end of a subject: the job, node, mint or digest it is about."""
+    return subject.rsplit(".", 1)[-1]
+
+
+# What each role may do in the EDGE account: allow-lists only; central has everything there.
+# (The broker holds a role to its row; holding a single caller to its own <caller> token needs the
+# per-connection permissions of an auth callout.)
+EDGE_PERMISSIONS = {
+    "client": {
+        "publish": [f"{ROOT}.api.>", "$SRV.>"],
+        "subscribe": [f"{ROOT}.update.>", "_INBOX_client.>"],
+    },
+    "node": {
+        "publish": [f"{ROOT}.node.>", f"{ROOT}.api.>"],
+        "subscribe": [f"{ROOT}.cmd.>", "_INBOX_node.>"],
+    },
+}
