@@ -47,14 +47,14 @@ class Request(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omi
 # What a job is
 
 
-class ArtifactRef(Request):
+class ArtifactRef(Request, kw_only=True):
     """Bytes by their digest. size in bytes."""
 
     sha256: Digest
     size: U63
 
 
-class Needs(Request):
+class Needs(Request, kw_only=True):
     """What a node must have. memory_bytes 0 lets central estimate it from the graph and the data."""
 
     device: Literal["cpu", "cuda", "any"] = "any"
@@ -62,7 +62,7 @@ class Needs(Request):
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
 
 
-class DatasetFacts(Request):
+class DatasetFacts(Request, kw_only=True):
     """What the submitter read in the data; the node reads it again and refuses what differs."""
 
     rows: U63
@@ -70,7 +70,7 @@ class DatasetFacts(Request):
     classes: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
-class JobRequest(Request):
+class JobRequest(Request, kw_only=True):
     """One training job, complete: everything a node needs and nothing that runs Python."""
 
     name: Name
@@ -105,7 +105,7 @@ class EscrowTerms(Struct, kw_only=True, frozen=True):
     escrow: str  # the token account, derived from client and job_id
 
 
-class Payment(Request):
+class Payment(Request, kw_only=True):
     """How a submitted job is paid: a deposit the client signed for exactly the quoted terms.
 
     Without it, a network with custodial wallets (local ones) pays from the caller's own.
@@ -119,7 +119,7 @@ class Payment(Request):
 # Requests to central and their replies: cyx.v1.api.<caller>.<verb>
 
 
-class NetworkInfoRequest(Request):
+class NetworkInfoRequest(Request, kw_only=True):
     """What network is this, and how does one pay on it?"""
 
 
@@ -138,7 +138,7 @@ class NetworkInfo(Struct, kw_only=True):
     nodes_online: int
 
 
-class QuoteRequest(Request):
+class QuoteRequest(Request, kw_only=True):
     """Would this job be taken, and on what terms? Nothing is stored."""
 
     job: JobRequest
@@ -158,7 +158,7 @@ class Quote(Struct, kw_only=True):
     eligible_nodes: int
 
 
-class SubmitRequest(Request):
+class SubmitRequest(Request, kw_only=True):
     """Take this job. The job_id makes it idempotent: the same id and job again is not a second job."""
 
     job: JobRequest
@@ -173,13 +173,13 @@ class SubmitReply(Struct, kw_only=True):
     duplicate: bool = False
 
 
-class JobRef(Request):
+class JobRef(Request, kw_only=True):
     """A job by its id or by a prefix that only one job has."""
 
     job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
 
 
-class CancelRequest(Request):
+class CancelRequest(Request, kw_only=True):
     job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
     reason: Text = "cancelled by the client"
 
@@ -211,7 +211,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     client_base_units: int | None = None
 
 
-class JobListRequest(Request):
+class JobListRequest(Request, kw_only=True):
     """Newest first. `before` is the submitted_at_ms of the last job of the page before."""
 
     status: JobStatus | None = None
@@ -224,7 +224,7 @@ class JobList(Struct, kw_only=True):
     total: int
 
 
-class UpdatesRequest(Request):
+class UpdatesRequest(Request, kw_only=True):
     """What happened to a job after the two positions, oldest first."""
 
     job_id: JobId
@@ -250,7 +250,7 @@ class Updates(Struct, kw_only=True):
     status: JobStatus
 
 
-class NodeListRequest(Request):
+class NodeListRequest(Request, kw_only=True):
     """Which nodes are there?"""
 
 
@@ -283,7 +283,7 @@ class ExplainReply(Struct, kw_only=True):
     waiting_for: str | None = None
 
 
-class WalletRequest(Request):
+class WalletRequest(Request, kw_only=True):
     """The balances of an address, or of the caller's custodial wallet."""
 
     address: Address | None = None
@@ -296,7 +296,7 @@ class WalletReply(Struct, kw_only=True):
     custodial: bool
 
 
-class FaucetRequest(Request):
+class FaucetRequest(Request, kw_only=True):
     """Local networks give test money. lamports pay the chain's own fees."""
 
     address: Address | None = None
@@ -311,7 +311,7 @@ class FaucetReply(Struct, kw_only=True):
     lamports: int
 
 
-class LedgerRequest(Request):
+class LedgerRequest(Request, kw_only=True):
     """One SELECT over nodes, jobs, events, metrics, entries."""
 
     sql: Annotated[str, Meta(min_length=1, max_length=20_000)]
@@ -324,7 +324,7 @@ class LedgerReply(Struct, kw_only=True):
     truncated: bool
 
 
-class ArtifactManifest(Request):
+class ArtifactManifest(Request, kw_only=True):
     """An artifact as its chunks, in order. Every chunk but the last has the network's chunk size."""
 
     sha256: Digest
@@ -339,7 +339,7 @@ class ArtifactStatReply(Struct, kw_only=True):
     missing: list[str]
 
 
-class ArtifactRefRequest(Request):
+class ArtifactRefRequest(Request, kw_only=True):
     sha256: Digest
 
 
@@ -372,7 +372,7 @@ class Hardware(Struct, kw_only=True):
     flops_per_s: Gauge = 0.0  # measured, float32 matrix product
 
 
-class Register(Request):
+class Register(Request, kw_only=True):
     """A node says who it is. A new session ends the leases of the one before.
 
     running: the runs that this session still holds, so that a central that comes back keeps them.
@@ -401,7 +401,7 @@ class RunRef(Struct, kw_only=True):
     attempt: Annotated[int, Meta(ge=1, le=1000)]
 
 
-class Heartbeat(Request):
+class Heartbeat(Request, kw_only=True):
     node_id: NodeId
     session: SessionId
     runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
@@ -430,7 +430,7 @@ class GpuMetrics(Struct, kw_only=True):
     power_w: float | None = None
 
 
-class HardwareMetrics(Request):
+class HardwareMetrics(Request, kw_only=True):
     """Every 5 s. Network counters are totals since boot."""
 
     node_id: NodeId
@@ -447,7 +447,7 @@ class HardwareMetrics(Request):
     net_connections: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
-class Progress(Request):
+class Progress(Request, kw_only=True):
     """Metrics of a run: exactly one of batch and epoch."""
 
     node_id: NodeId
@@ -458,7 +458,7 @@ class Progress(Request):
     epoch: EpochMetrics | None = None
 
 
-class RunStarted(Request):
+class RunStarted(Request, kw_only=True):
     """The training process made its first step."""
 
     node_id: NodeId
@@ -467,7 +467,7 @@ class RunStarted(Request):
     attempt: Annotated[int, Meta(ge=1, le=1000)]
 
 
-class RunFailed(Request):
+class RunFailed(Request, kw_only=True):
     """The run ended without a model. deterministic: the same job fails the same way anywhere."""
 
     node_id: NodeId
@@ -479,7 +479,7 @@ class RunFailed(Request):
     deterministic: bool = False
 
 
-class RunCompleted(Request):
+class RunCompleted(Request, kw_only=True):
     """The model is stored as an artifact. signature: Ed25519 by the node over completion_bytes()."""
 
     node_id: NodeId
@@ -504,7 +504,7 @@ class ReportReply(Struct, kw_only=True):
 # Central to node: cyx.v1.cmd.<node>
 
 
-class Assign(Request, tag="assign", tag_field="do"):
+class Assign(Request, kw_only=True, tag="assign", tag_field="do"):
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     session: SessionId
@@ -512,7 +512,7 @@ class Assign(Request, tag="assign", tag_field="do"):
     lease_ms: U63
 
 
-class Stop(Request, tag="stop", tag_field="do"):
+class Stop(Request, kw_only=True, tag="stop", tag_field="do"):
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     session: SessionId
@@ -535,7 +535,7 @@ class Event(Struct, kw_only=True, omit_defaults=True, tag=True, tag_field="t"):
     """A fact about one job, node or mint. Never changed once stored."""
 
 
-class Submitted(Event):
+class Submitted(Event, kw_only=True):
     """A client asked for this job and signed its deposit."""
 
     job: JobRequest
@@ -545,7 +545,7 @@ class Submitted(Event):
     deposit: SignedTransaction
 
 
-class TransactionSigned(Event):
+class TransactionSigned(Event, kw_only=True):
     """Central signed a transaction; the bytes are here before they are sent anywhere."""
 
     purpose: Literal["deposit", "settle"]
@@ -553,19 +553,19 @@ class TransactionSigned(Event):
     pay_base_units: int = 0
 
 
-class Funded(Event):
+class Funded(Event, kw_only=True):
     """The deposit is final on the chain: the amount sits in the escrow account."""
 
     signature: str
 
 
-class FundFailed(Event):
+class FundFailed(Event, kw_only=True):
     """The deposit cannot land any more, or landed as an error. Nothing was taken."""
 
     reason: str
 
 
-class Leased(Event):
+class Leased(Event, kw_only=True):
     """The job was given to a node for as long as that node's heartbeats name it."""
 
     attempt: int
@@ -576,11 +576,11 @@ class Leased(Event):
     explanation: dict[str, Any] = {}
 
 
-class Started(Event):
+class Started(Event, kw_only=True):
     attempt: int
 
 
-class LeaseLost(Event):
+class LeaseLost(Event, kw_only=True):
     """The attempt ended without a model."""
 
     attempt: int
@@ -589,7 +589,7 @@ class LeaseLost(Event):
     deterministic: bool = False
 
 
-class Completed(Event):
+class Completed(Event, kw_only=True):
     """The node delivered a model and signed for it."""
 
     attempt: int
@@ -600,12 +600,12 @@ class Completed(Event):
     signature: str
 
 
-class CancelRequested(Event):
+class CancelRequested(Event, kw_only=True):
     reason: str
     caller: str
 
 
-class Settled(Event):
+class Settled(Event, kw_only=True):
     """The escrow account was emptied and closed, finally. The three parts sum to the amount."""
 
     signature: str
@@ -614,7 +614,7 @@ class Settled(Event):
     client_base_units: int
 
 
-class NodeRegistered(Event):
+class NodeRegistered(Event, kw_only=True):
     node_id: str
     session: str
     name: str
@@ -627,7 +627,7 @@ class NodeRegistered(Event):
     version: str = ""
 
 
-class NodeLost(Event):
+class NodeLost(Event, kw_only=True):
     """No heartbeat for a whole lease, or the node said goodbye."""
 
     node_id: str
@@ -635,7 +635,7 @@ class NodeLost(Event):
     reason: str
 
 
-class MintSigned(Event):
+class MintSigned(Event, kw_only=True):
     """A faucet payment, signed and not yet known to have landed."""
 
     to: str
@@ -643,13 +643,13 @@ class MintSigned(Event):
     signed: SignedTransaction
 
 
-class Minted(Event):
+class Minted(Event, kw_only=True):
     to: str
     amount_base_units: int
     signature: str
 
 
-class MintFailed(Event):
+class MintFailed(Event, kw_only=True):
     reason: str
 
 
