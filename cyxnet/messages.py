@@ -492,6 +492,14 @@ class RunCompleted(Request, kw_only=True):
     signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
 
 
+class Goodbye(Request, kw_only=True):
+    """The node stops on purpose: its runs are free at once."""
+
+    node_id: NodeId
+    session: SessionId
+    reason: Text = "the operator stopped the node"
+
+
 class ReportReply(Struct, kw_only=True):
     """fenced: this attempt is no longer the current one; the node stops and discards it."""
 
@@ -717,6 +725,4 @@ def completion_bytes(done: RunCompleted) -> bytes:
 
 def registration_bytes(node: Register) -> bytes:
     """What a node signs when it registers: its key owns the id, the session and the wallet."""
-    return "\n".join(
-        ["cyx/v1/register", node.node_id, node.session, node.public_key, node.wallet]
-    ).encode()
+    return "\n".join(["cyx/v1/register", node.node_id, node.session, node.public_key, node.wallet]).encode()

@@ -1,0 +1,154 @@
+"""Big bytes by digest: datasets, models, checkpoints. They move through central in content-addressed chunks.
+
+An artifact is known by the SHA-256 of its bytes. Each chunk is stored under its own SHA-256, so a broken transfer
+resumes with the chunks that are missing and equal chunks are stored once. Both ends check every digest, and a file
+appears under its name only when it is whole.
+"""
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from cyxcore.errors import CyxError
+from cyxnet import subjects
+from cyxnet.bus import Bus
+from cyxnet.messages import (
+    ArtifactManifest,
+    ArtifactRef,
+    ArtifactRefRequest,
+    ArtifactStatReply,
+)
+
+CHUNK_BYTES = 512 * 1024  # below the broker's max_payload, large enough to be worth a round trip
+CHUNKS_IN_FLIGHT = 8
+Advance = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+class ArtifactError(CyxError):
+    """An artifact is missing, damaged or cannot be stored."""
+
+    code = "bad_artifact"
+
+
+def describe(path: Path) -> ArtifactManifest:
+    """The manifest of a file. Raises ArtifactError when it is missing or empty."""
+    whole, chunks, size = hashlib.sha256(), [], 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(CHUNK_BYTES):
+                whole.update(block)
+                chunks.append(hashlib.sha256(block).hexdigest())
+                size += len(block)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    if not chunks:
+        raise ArtifactError(f"{path}: expected some bytes, got an empty file")
+    return ArtifactManifest(sha256=whole.hexdigest(), size=size, chunks=chunks)
+
+
+async def put(bus: Bus, caller: str, path: Path, advance: Advance | None = None) -> ArtifactRef:
+    """Store a file through central and return its reference. Chunks that are there already are not sent."""
+    manifest = await asyncio.to_thread(describe, path)
+    stat = await bus.ask(subjects.api(caller, "artifact.stat"), manifest, ArtifactStatReply, timeout_s=30)
+    missing = set(stat.missing)
+    sent = 0 if not stat.complete else manifest.size
+    gate = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+
+    async def send(index: int, digest: str) -> None:
+        nonlocal sent
+        async with gate:
+            offset = index * CHUNK_BYTES
+            if digest in missing:
+                block = await asyncio.to_thread(_read_at, path, offset)
+                if hashlib.sha256(block).hexdigest() != digest:
+                    raise ArtifactError(f"{path} changed while it was being sent; send it again")
+                await bus.request(
+                    subjects.api(caller, "artifact.put"),
+                    block,
+                    content_type="application/octet-stream",
+                    timeout_s=30,
+                )
+            sent += min(CHUNK_BYTES, manifest.size - offset)
+            if advance:
+                advance(sent, manifest.size)
+
+    if not stat.complete:
+        # equal chunks are sent once: the first place of each digest carries it
+        first = {digest: index for index, digest in reversed(list(enumerate(manifest.chunks)))}
+        async with asyncio.TaskGroup() as group:
+            for digest, index in first.items():
+                group.create_task(send(index, digest))
+        await bus.ask(subjects.api(caller, "artifact.commit"), manifest, ArtifactRef, timeout_s=120)
+    if advance:
+        advance(manifest.size, manifest.size)
+    return ArtifactRef(sha256=manifest.sha256, size=manifest.size)
+
+
+async def get(
+    bus: Bus,
+    caller: str,
+    sha256: str,
+    path: Path,
+    advance: Advance | None = None,
+    max_bytes: int = 64 * 2**30,
+) -> ArtifactRef:
+    """Fetch an artifact into `path`, which appears only when every byte is checked."""
+    manifest = await bus.ask(
+        subjects.api(caller, "artifact.manifest"),
+        ArtifactRefRequest(sha256=sha256),
+        ArtifactManifest,
+        timeout_s=30,
+    )
+    if manifest.size > max_bytes:
+        raise ArtifactError(f"artifact {sha256}: expected at most {max_bytes} bytes, it has {manifest.size}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    whole, done = hashlib.sha256(), 0
+    pending: list[asyncio.Task[bytes]] = []
+    try:
+        with draft.open("wb") as file:
+            chunks = iter(manifest.chunks)
+            while True:
+                while len(pending) < CHUNKS_IN_FLIGHT and (digest := next(chunks, None)) is not None:
+                    pending.append(asyncio.create_task(_fetch_chunk(bus, caller, digest)))
+                if not pending:
+                    break
+                block = await pending.pop(0)
+                whole.update(block)
+                file.write(block)
+                done += len(block)
+                if done > manifest.size:
+                    raise ArtifactError(f"artifact {sha256}: more bytes than its manifest says")
+                if advance:
+                    advance(done, manifest.size)
+            file.flush()
+            os.fsync(file.fileno())
+        if whole.hexdigest() != sha256 or done != manifest.size:
+            raise ArtifactError(f"artifact {sha256}: the bytes received have another digest; fetch it again")
+        os.replace(draft, path)
+    finally:
+        for task in pending:
+            task.cancel()
+        draft.unlink(missing_ok=True)
+    return ArtifactRef(sha256=sha256, size=manifest.size)
+
+
+async def _fetch_chunk(bus: Bus, caller: str, digest: str) -> bytes:
+    for last_try in (False, True):
+        block, _ = await bus.request(
+            subjects.api(caller, "artifact.chunk"), b'{"sha256":"%s"}' % digest.encode(), timeout_s=30
+        )
+        if hashlib.sha256(block).hexdigest() == digest:
+            return block
+        if last_try:
+            raise ArtifactError(f"chunk {digest} arrived damaged twice")
+    raise AssertionError("unreachable")
+
+
+def _read_at(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(CHUNK_BYTES)

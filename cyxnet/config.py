@@ -1,0 +1,73 @@
+"""The folder of a network: where its broker, chain and keys are. `cyx up` writes it, everyone else reads it."""
+
+import os
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from cyxcore.errors import CyxError
+
+DEFAULT_FOLDER = Path(".cyx")
+
+
+class ConfigError(CyxError):
+    """A folder or file of settings cannot be used. The message says which and what to do."""
+
+    code = "bad_config"
+
+
+class NetworkFile(Struct, kw_only=True):
+    """network.json: readable by its owner only, because the URLs carry the passwords of the roles."""
+
+    network_id: str
+    client_url: str  # account EDGE, role client
+    node_url: str  # account EDGE, role node
+    edge_url: str  # account EDGE, role central
+    core_url: str  # account CORE, role central
+    monitor_url: str  # the broker's /varz
+    chain_url: str
+    heartbeat_ms: int = 10_000
+    lease_ms: int = 40_000
+    redis_url: str = ""  # empty: the in-memory cache
+    faucet: bool = True
+    custodial_wallets: bool = True
+    fee_basis_points: int = 1000
+    pid: int = 0  # of the `cyx up` that serves it
+
+
+def network_path(folder: Path) -> Path:
+    return folder / "network.json"
+
+
+def read_network(folder: Path) -> NetworkFile:
+    """The network of `folder`. Raises ConfigError when there is none."""
+    path = network_path(folder)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=NetworkFile)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no network in {folder}: start one with `cyx up`, or name its folder with --dir"
+        ) from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(
+            f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"
+        ) from None
+
+
+def write_network(folder: Path, network: NetworkFile) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        network_path(folder), msgspec.json.format(msgspec.json.encode(network), indent=2) + b"\n", 0o600
+    )
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace `path` as a whole: a reader sees the old bytes or the new ones."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
