@@ -1,0 +1,63 @@
+"""Who owns what, in base units (10**-9 CYX). Double entry: the entries of one event sum to zero. Pure.
+
+Accounts:  supply (minted so far, negative) · wallet:<address> · escrow:<job_id>
+"""
+
+from msgspec import Struct
+
+from cyxnet import messages as m
+
+BASIS_POINTS = 10_000
+
+
+class Entry(Struct, frozen=True):
+    """One side of a movement: what `account` gains (positive) or loses (negative)."""
+
+    account: str
+    amount_base_units: int
+
+
+class Shares(Struct, frozen=True):
+    """An escrow divided: the three sum to the amount."""
+
+    node_base_units: int
+    platform_base_units: int
+    client_base_units: int
+
+
+def divide(amount_base_units: int, pay_base_units: int, fee_basis_points: int) -> Shares:
+    """Split an escrow when `pay` of `amount` was earned. The fee is rounded down, in the node's favour."""
+    if not 0 <= pay_base_units <= amount_base_units:
+        raise ValueError(f"expected a payment in [0, {amount_base_units}], got {pay_base_units}")
+    if not 0 <= fee_basis_points <= BASIS_POINTS:
+        raise ValueError(f"expected a fee in [0, {BASIS_POINTS}] basis points, got {fee_basis_points}")
+    fee = pay_base_units * fee_basis_points // BASIS_POINTS
+    return Shares(pay_base_units - fee, fee, amount_base_units - pay_base_units)
+
+
+def deposit(terms: m.EscrowTerms) -> list[Entry]:
+    """The client's amount moves into the escrow of the job."""
+    return [
+        Entry(f"wallet:{terms.client}", -terms.amount_base_units),
+        Entry(f"escrow:{terms.job_id}", terms.amount_base_units),
+    ]
+
+
+def settlement(terms: m.EscrowTerms, node_wallet: str | None, settled: m.Settled) -> list[Entry]:
+    """The escrow of the job is emptied: to the node, to the platform, back to the client."""
+    parts = [
+        (f"wallet:{node_wallet}", settled.node_base_units),
+        (f"wallet:{terms.platform}", settled.platform_base_units),
+        (f"wallet:{terms.client}", settled.client_base_units),
+    ]
+    total = sum(amount for _, amount in parts)
+    entries = [Entry(f"escrow:{terms.job_id}", -total)]
+    return entries + [Entry(account, amount) for account, amount in parts if amount]
+
+
+def mint(minted: m.Minted) -> list[Entry]:
+    """A faucet made new money."""
+    return [
+        Entry("supply", -minted.amount_base_units),
+        Entry(f"wallet:{minted.to}", minted.amount_base_units),
+    ]
