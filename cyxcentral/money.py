@@ -6,8 +6,7 @@ Accounts:  supply (minted so far, negative) · wallet:<address> · escrow:<job_i
 from msgspec import Struct
 
 from cyxnet import messages as m
-
-BASIS_POINTS = 10_000
+from cyxnet.escrow import split
 
 
 class Entry(Struct, frozen=True):
@@ -29,10 +28,8 @@ def divide(amount_base_units: int, pay_base_units: int, fee_basis_points: int) -
     """Split an escrow when `pay` of `amount` was earned. The fee is rounded down, in the node's favour."""
     if not 0 <= pay_base_units <= amount_base_units:
         raise ValueError(f"expected a payment in [0, {amount_base_units}], got {pay_base_units}")
-    if not 0 <= fee_basis_points <= BASIS_POINTS:
-        raise ValueError(f"expected a fee in [0, {BASIS_POINTS}] basis points, got {fee_basis_points}")
-    fee = pay_base_units * fee_basis_points // BASIS_POINTS
-    return Shares(pay_base_units - fee, fee, amount_base_units - pay_base_units)
+    node, platform = split(pay_base_units, fee_basis_points)
+    return Shares(node, platform, amount_base_units - pay_base_units)
 
 
 def deposit(terms: m.EscrowTerms) -> list[Entry]:

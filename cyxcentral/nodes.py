@@ -77,16 +77,12 @@ def judged(node: Node, event: m.JobEvent) -> Node:
                 reputation=min(100.0, node.reputation + SUCCESS_GAIN),
             )
         case m.LeaseLost(deterministic=False):
-            return replace(
-                node, jobs_failed=node.jobs_failed + 1, reputation=max(0.0, node.reputation - FAILURE_LOSS)
-            )
+            return replace(node, jobs_failed=node.jobs_failed + 1, reputation=max(0.0, node.reputation - FAILURE_LOSS))
     return node
 
 
 def silent(heard_ms: dict[str, float], nodes: dict[str, Node], lease_ms: int, now_ms: float) -> list[str]:
     """Ids of the online nodes not heard of for a whole lease. Times are the observer's monotonic clock."""
     return [
-        node_id
-        for node_id, node in nodes.items()
-        if node.online and now_ms - heard_ms.get(node_id, now_ms) > lease_ms
+        node_id for node_id, node in nodes.items() if node.online and now_ms - heard_ms.get(node_id, now_ms) > lease_ms
     ]

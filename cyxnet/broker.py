@@ -47,9 +47,7 @@ class Passwords(Struct, kw_only=True):
 class Broker:
     """A running nats-server with JetStream that fsyncs every message before it is acknowledged."""
 
-    def __init__(
-        self, process: "subprocess.Popen[bytes]", port: int, monitor_port: int, passwords: Passwords
-    ):
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, monitor_port: int, passwords: Passwords):
         self.process = process
         self.port = port
         self.monitor_port = monitor_port
@@ -207,11 +205,7 @@ def _wait_for_ports(folder: Path, process: "subprocess.Popen[bytes]", log: Path)
 
 def _last_words(log: Path) -> str:
     """The fatal line of the server's log, in one line."""
-    lines = [
-        line for line in log.read_text(errors="replace").splitlines() if "[FTL]" in line or "rror" in line
-    ]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if "[FTL]" in line or "rror" in line]
     said = re.sub(r"^.*?\[(FTL|ERR)\] ", "", lines[-1]) if lines else "no reason given"
-    hint = (
-        "; another program uses this port: choose one with --port" if "address already in use" in said else ""
-    )
+    hint = "; another program uses this port: choose one with --port" if "address already in use" in said else ""
     return f"nats-server did not start: {said}{hint}"

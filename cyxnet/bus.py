@@ -138,9 +138,7 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
 
-    async def subscribe(
-        self, subject: str, handler: Handler, *, queue: str = "", max_pending: int = 65_536
-    ) -> Any:
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "", max_pending: int = 65_536) -> Any:
         """Call handler(subject, payload, headers) for each message, in order. An exception there is logged."""
 
         async def deliver(message: Msg) -> None:
@@ -149,9 +147,7 @@ class Bus:
             except Exception:
                 log.exception("handler of %s failed", message.subject)
 
-        subscription = await self._nc.subscribe(
-            subject, queue=queue, cb=deliver, pending_msgs_limit=max_pending
-        )
+        subscription = await self._nc.subscribe(subject, queue=queue, cb=deliver, pending_msgs_limit=max_pending)
         await self._nc.flush()
         return subscription
 
@@ -170,9 +166,7 @@ class Bus:
         except nats.errors.NoRespondersError:
             raise BusError(f"nobody serves {subject}; is the other side running?") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(
-                f"no answer to {subject} within {timeout_s:g} s ({error or type(error).__name__})"
-            ) from None
+            raise BusError(f"no answer to {subject} within {timeout_s:g} s ({error or type(error).__name__})") from None
         answer_headers = dict(message.headers or {})
         status = answer_headers.get("Nats-Service-Error-Code")
         if status is not None:
@@ -246,9 +240,7 @@ class Bus:
             caller = request.subject.split(".")[3]
             try:
                 message = (
-                    request.data
-                    if verb.raw_request
-                    else decode(verb.request, request.data or b"{}", content_type)
+                    request.data if verb.raw_request else decode(verb.request, request.data or b"{}", content_type)
                 )
                 reply = await handler(caller, message)
                 if verb.raw_reply:
@@ -313,13 +305,9 @@ class Bus:
         """
         headers = {} if expected_seq is None else {"Nats-Expected-Last-Subject-Sequence": str(expected_seq)}
         try:
-            message = await self._nc.request(
-                subject, payload, timeout=REQUEST_TIMEOUT_S, headers=headers or None
-            )
+            message = await self._nc.request(subject, payload, timeout=REQUEST_TIMEOUT_S, headers=headers or None)
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise AppendUnknown(
-                f"no answer to the append to {subject}: {error or type(error).__name__}"
-            ) from None
+            raise AppendUnknown(f"no answer to the append to {subject}: {error or type(error).__name__}") from None
         try:
             ack = json.loads(message.data)
         except ValueError:
@@ -333,10 +321,10 @@ class Bus:
             raise BusError(f"the broker took {subject} for a duplicate; nothing was stored")
         return int(ack["seq"])
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
-        """The newest message on `subject`, from the stream's leader (never a stale replica)."""
+    async def last(self, stream: str, subject: str, *, any_replica: bool = False) -> Stored | None:
+        """The newest message on `subject`: from the stream's leader, or faster from a replica that may lag."""
         try:
-            found = await self._js.get_last_msg(stream, subject)
+            found = await self._js.get_last_msg(stream, subject, direct=any_replica)
         except nats.js.errors.NotFoundError:
             return None
         except (TimeoutError, nats.errors.Error, OSError) as error:
@@ -360,9 +348,7 @@ class Bus:
             except Exception:
                 log.exception("follower of %s failed", message.subject)
 
-        config = api.ConsumerConfig(
-            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after_seq + 1
-        )
+        config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after_seq + 1)
         await self._js.subscribe(
             subject, stream=stream, ordered_consumer=True, cb=deliver, config=config, idle_heartbeat=2.0
         )
@@ -386,9 +372,7 @@ def _refusal(status: str, headers: dict[str, str], data: bytes) -> ApiError:
         body = decode(ErrorBody, data, JSON)
     except BadMessage:
         body = ErrorBody(err_code="refused", message=headers.get("Nats-Service-Error", "refused"))
-    return ApiError(
-        body.err_code, body.message, int(status) if status.isdigit() else 500, body.retry_after_ms
-    )
+    return ApiError(body.err_code, body.message, int(status) if status.isdigit() else 500, body.retry_after_ms)
 
 
 def _describe(verb: subjects.Verb) -> dict[str, str]:

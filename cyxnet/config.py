@@ -27,6 +27,7 @@ class NetworkFile(Struct, kw_only=True):
     core_url: str  # account CORE, role central
     monitor_url: str  # the broker's /varz
     chain_url: str
+    mint: str = ""  # the token of a public chain; on a local one central makes it
     heartbeat_ms: int = 10_000
     lease_ms: int = 40_000
     redis_url: str = ""  # empty: the in-memory cache
@@ -46,9 +47,7 @@ def read_network(folder: Path) -> NetworkFile:
     try:
         return msgspec.json.decode(path.read_bytes(), type=NetworkFile)
     except FileNotFoundError:
-        raise ConfigError(
-            f"no network in {folder}: start one with `cyx up`, or name its folder with --dir"
-        ) from None
+        raise ConfigError(f"no network in {folder}: start one with `cyx up`, or name its folder with --dir") from None
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(
             f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"
@@ -57,9 +56,7 @@ def read_network(folder: Path) -> NetworkFile:
 
 def write_network(folder: Path, network: NetworkFile) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        network_path(folder), msgspec.json.format(msgspec.json.encode(network), indent=2) + b"\n", 0o600
-    )
+    write_atomically(network_path(folder), msgspec.json.format(msgspec.json.encode(network), indent=2) + b"\n", 0o600)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

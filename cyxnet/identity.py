@@ -61,9 +61,7 @@ def key_id(public_key: str) -> str:
 def verify(public_key: str, message: bytes, signature: str) -> bool:
     """True when `signature` (hex) is that of `public_key` (hex) over `message`."""
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(
-            bytes.fromhex(signature), message
-        )
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(bytes.fromhex(signature), message)
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -78,9 +76,7 @@ def load_or_create(path: Path) -> Identity:
     except (OSError, UnicodeDecodeError) as error:
         raise IdentityError(f"{path}: cannot be read as a key file ({error})") from None
     if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise IdentityError(
-            f"{path}: expected 64 hex digits, got {len(text)} characters; restore it from a backup"
-        )
+        raise IdentityError(f"{path}: expected 64 hex digits, got {len(text)} characters; restore it from a backup")
     if path.stat().st_mode & 0o077:
         raise IdentityError(f"{path}: others may read this key; run: chmod 600 {path}")
     return Identity(bytes.fromhex(text))

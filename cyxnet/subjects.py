@@ -39,9 +39,7 @@ class Verb(Struct, frozen=True):
 VERBS = {
     verb.name: verb
     for verb in [
-        Verb(
-            "network.info", m.NetworkInfoRequest, m.NetworkInfo, "what network this is and how to pay on it"
-        ),
+        Verb("network.info", m.NetworkInfoRequest, m.NetworkInfo, "what network this is and how to pay on it"),
         Verb("job.quote", m.QuoteRequest, m.Quote, "check a job and learn its terms; nothing is stored"),
         Verb("job.submit", m.SubmitRequest, m.SubmitReply, "take a job, durably"),
         Verb("job.status", m.JobRef, m.JobView, "one job"),
@@ -54,12 +52,8 @@ VERBS = {
         Verb("wallet.faucet", m.FaucetRequest, m.FaucetReply, "test money, on local networks only"),
         Verb("ledger.query", m.LedgerRequest, m.LedgerReply, "one read-only SELECT over the ledger"),
         Verb("artifact.stat", m.ArtifactManifest, m.ArtifactStatReply, "which chunks are missing"),
-        Verb(
-            "artifact.put", bytes, m.ChunkReply, "store one chunk: the payload is its bytes", raw_request=True
-        ),
-        Verb(
-            "artifact.commit", m.ArtifactManifest, m.ArtifactRef, "declare an artifact whole; verified here"
-        ),
+        Verb("artifact.put", bytes, m.ChunkReply, "store one chunk: the payload is its bytes", raw_request=True),
+        Verb("artifact.commit", m.ArtifactManifest, m.ArtifactRef, "declare an artifact whole; verified here"),
         Verb("artifact.manifest", m.ArtifactRefRequest, m.ArtifactManifest, "the chunks of an artifact"),
         Verb("artifact.chunk", m.ArtifactRefRequest, bytes, "the bytes of one chunk", raw_reply=True),
     ]

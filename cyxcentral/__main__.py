@@ -1,0 +1,77 @@
+"""python -m cyxcentral: run one central, or (`chain`) the embedded Solana chain of a local network."""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from cyxcore.errors import CyxError
+from cyxnet.config import DEFAULT_FOLDER, read_network
+from cyxnet.lifetime import until_stopped
+
+EXAMPLE = """examples:
+  python -m cyxcentral --dir .cyx          a central for the network of this folder
+  python -m cyxcentral chain --dir chain   only the embedded chain
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["chain"]:
+        from cyxcentral import localchain
+
+        return localchain.main(arguments[1:])
+    parser = argparse.ArgumentParser(
+        "python -m cyxcentral",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="folder of the network (default .cyx)")
+    parser.add_argument("--state", type=Path, help="folder of this central's keys and ledger (default DIR/central)")
+    parser.add_argument("--redis", metavar="URL", help="redis:// server for the cache (default: in memory)")
+    parser.add_argument("--guard-stdin", action="store_true", help="end when standard input closes")
+    parser.add_argument("--verbose", action="store_true", help="log what is decided")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        return asyncio.run(run(options))
+    except CyxError as error:
+        print(f"cyxcentral: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Serve until a signal, or until standard input closes when it is guarded."""
+    from cyxcentral.central import Central, Settings
+
+    started = time.monotonic()
+    network = read_network(options.dir)
+    if options.redis:
+        network.redis_url = options.redis
+    central = await Central.start(Settings(network=network, folder=options.state or options.dir / "central"))
+    ready_ms = round((time.monotonic() - started) * 1000, 1)
+    said = {
+        "ready": True,
+        "central_id": central.central_id,
+        "events": central.world.seq,
+        "ready_ms": ready_ms,
+    }
+    print(json.dumps(said), flush=True)
+    try:
+        await until_stopped(options.guard_stdin)
+    finally:
+        await central.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

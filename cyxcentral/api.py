@@ -1,0 +1,272 @@
+"""What callers may ask of central: one handler per verb of cyxnet.subjects."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cyxcentral import cache as keys
+from cyxcentral import intake, jobs, money, schedule, views
+from cyxcentral.blobs import CHUNK_BYTES
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError
+from cyxnet.escrow import escrow_terms
+
+if TYPE_CHECKING:
+    from cyxcentral.central import Central
+
+VERSION = "0.1.0"
+
+
+class Api:
+    def __init__(self, central: "Central"):
+        self._central = central
+        self._world = central.world
+        self._network = central.settings.network
+
+    def handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
+        blobs = self._central.blobs
+        return {
+            "network.info": self._info,
+            "job.quote": self._quote,
+            "job.submit": self._submit,
+            "job.status": self._status,
+            "job.list": self._list,
+            "job.updates": self._updates,
+            "job.cancel": self._cancel,
+            "job.explain": self._explain,
+            "node.list": self._nodes,
+            "wallet.balance": self._balance,
+            "wallet.faucet": self._faucet,
+            "ledger.query": self._ledger,
+            "artifact.stat": lambda _, manifest: blobs.stat(manifest),
+            "artifact.put": lambda _, block: blobs.put(block),
+            "artifact.commit": lambda _, manifest: blobs.commit(manifest),
+            "artifact.manifest": lambda _, ref: blobs.manifest(ref.sha256),
+            "artifact.chunk": lambda _, ref: blobs.chunk(ref.sha256),
+        }
+
+    @property
+    def _payments(self):  # type: ignore[no-untyped-def]
+        assert self._central.payments is not None
+        return self._central.payments
+
+    async def _info(self, caller: str, _: m.NetworkInfoRequest) -> m.NetworkInfo:
+        return m.NetworkInfo(
+            network_id=self._network.network_id,
+            version=VERSION,
+            chain_url=self._network.chain_url,
+            mint=self._payments.mint,
+            decimals=9,
+            authority=self._central.wallet.address,
+            platform=self._payments.platform,
+            fee_basis_points=self._network.fee_basis_points,
+            faucet=self._network.faucet,
+            custodial_wallets=self._network.custodial_wallets,
+            chunk_bytes=CHUNK_BYTES,
+            nodes_online=sum(node.online for node in self._world.nodes.values()),
+        )
+
+    # -- jobs ----------------------------------------------------------------------------------------
+
+    def _terms(self, job: m.JobRequest, job_id: str, client: str) -> m.EscrowTerms:
+        return escrow_terms(
+            job_id=job_id,
+            mint=self._payments.mint,
+            authority=self._central.wallet.address,
+            client=client,
+            platform=self._payments.platform,
+            amount_base_units=job.amount_base_units,
+            fee_basis_points=self._network.fee_basis_points,
+        )
+
+    async def _examined(
+        self, caller: str, job: m.JobRequest, job_id: str, client: str | None
+    ) -> tuple[intake.Plan, m.EscrowTerms, int, int]:
+        """Everything that can be wrong with a job, found before anything is stored."""
+        plan = intake.examine(job)
+        payer = client or self._custodial(caller).address
+        terms = self._terms(job, job_id, payer)
+        draft = jobs.Job(
+            job_id=job_id,
+            job=job,
+            terms=terms,
+            caller=caller,
+            memory_bytes=plan.memory_bytes,
+            submitted_at_ms=0,
+            changed_at_ms=0,
+        )
+        intake.refuse_unfit(draft, list(self._world.nodes.values()))
+        eligible = sum(node.online and schedule.ever_fits(draft, node) for node in self._world.nodes.values())
+        balance = await self._central.settlement.token_balance(payer, terms.mint)
+        intake.refuse_unaffordable(terms, balance)
+        return plan, terms, balance, eligible
+
+    async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
+        job_id = ask.job_id or intake.job_id_for(ask.job.name)
+        plan, terms, balance, eligible = await self._examined(caller, ask.job, job_id, ask.client)
+        shares = money.divide(terms.amount_base_units, terms.amount_base_units, terms.fee_basis_points)
+        return m.Quote(
+            job_id=job_id,
+            terms=terms,
+            node_base_units=shares.node_base_units,
+            platform_base_units=shares.platform_base_units,
+            balance_base_units=balance,
+            memory_bytes=plan.memory_bytes,
+            flops_per_epoch=plan.flops_per_epoch,
+            parameters=plan.parameters,
+            eligible_nodes=eligible,
+        )
+
+    async def _submit(self, caller: str, ask: m.SubmitRequest) -> m.SubmitReply:
+        job_id = ask.job_id or intake.job_id_for(ask.job.name)
+        if known := self._known(job_id, ask, caller):
+            return known
+        payer = ask.payment.client if ask.payment else None
+        plan, terms, _, _ = await self._examined(caller, ask.job, job_id, payer)
+        await self._central.blobs.manifest(ask.job.dataset.sha256)
+        if ask.job.model.weights:
+            await self._central.blobs.manifest(ask.job.model.weights)
+        if ask.payment:
+            deposit = await self._central.settlement.accept_deposit(ask.payment.deposit.transaction, terms)
+        else:
+            deposit = await self._central.settlement.deposit_transaction(self._custodial(caller), terms)
+        event = m.Submitted(job=ask.job, terms=terms, caller=caller, memory_bytes=plan.memory_bytes, deposit=deposit)
+        stored = await self._central.events.record(
+            subjects.job_event(job_id), lambda: None if job_id in self._world.jobs else event
+        )
+        if stored is None and (known := self._known(job_id, ask, caller)):
+            return known
+        return m.SubmitReply(job_id=job_id, status=self._world.jobs[job_id].status, terms=terms)
+
+    def _known(self, job_id: str, ask: m.SubmitRequest, caller: str) -> m.SubmitReply | None:
+        """The answer to a repeated submit. The same id with another job is a mistake."""
+        job = self._world.jobs.get(job_id)
+        if job is None:
+            return None
+        if job.job != ask.job or job.caller != caller:
+            raise ApiError("job_id_taken", f"job id {job_id} stands for another job; choose a new one", 409)
+        return m.SubmitReply(job_id=job_id, status=job.status, terms=job.terms, duplicate=True)
+
+    def _custodial(self, caller: str):  # type: ignore[no-untyped-def]
+        if not self._network.custodial_wallets:
+            raise ApiError(
+                "payment_required",
+                "this network keeps no wallets for callers: send payment with a signed deposit",
+                402,
+            )
+        return self._central.custodial_wallet(caller)
+
+    def _find(self, prefix: str) -> jobs.Job:
+        found = self._world.job_by_prefix(prefix)
+        if len(found) == 1:
+            return self._world.jobs[found[0]]
+        if not found:
+            raise ApiError("unknown_job", f"no job is called {prefix} or starts with it; see: cyx jobs", 404)
+        some = ", ".join(found[:5])
+        raise ApiError("ambiguous_job", f"{len(found)} jobs start with {prefix}: {some}; give more letters", 409)
+
+    async def _view(self, job: jobs.Job) -> m.JobView:
+        key = keys.job_status(job.job_id)
+        cached = await self._central.cache.get(key)
+        if cached is not None:
+            try:
+                view = msgspec.json.decode(cached, type=m.JobView)
+                if view.job_id == job.job_id and view.status == job.status and view.attempt == job.attempt:
+                    return view
+            except (msgspec.MsgspecError, ValueError):
+                pass  # garbage in the cache costs this recomputation
+        node = self._world.nodes.get(job.attempts[-1].node_id) if job.attempts else None
+        view = views.job_view(job, node, await self._latest(job.job_id))
+        await self._central.cache.set(key, msgspec.json.encode(view), keys.JOB_STATUS_TTL_S)
+        return view
+
+    async def _latest(self, job_id: str) -> dict[str, Any] | None:
+        return _dict(await self._central.cache.get(keys.latest_metrics(job_id)))
+
+    async def _status(self, caller: str, ask: m.JobRef) -> m.JobView:
+        return await self._view(self._find(ask.job_id))
+
+    async def _list(self, caller: str, ask: m.JobListRequest) -> m.JobList:
+        matching = [job for job in self._world.jobs.values() if ask.status is None or job.status == ask.status]
+        matching.sort(key=lambda job: (job.submitted_at_ms, job.job_id), reverse=True)
+        page = [job for job in matching if ask.before is None or job.submitted_at_ms < ask.before]
+        return m.JobList(jobs=[await self._view(job) for job in page[: ask.limit]], total=len(matching))
+
+    async def _updates(self, caller: str, ask: m.UpdatesRequest) -> m.Updates:
+        job = self._find(ask.job_id)
+        found = await self._central.ledger.updates(job.job_id, ask.after_event, ask.after_telemetry, ask.limit)
+        by_source = {source: [u for u in found if u.source == source] for source in ("event", "telemetry")}
+        more = any(len(updates) >= ask.limit for updates in by_source.values())
+        return m.Updates(updates=found, more=more, status=self._world.jobs[job.job_id].status)
+
+    async def _cancel(self, caller: str, ask: m.CancelRequest) -> m.JobView:
+        job = self._find(ask.job_id)
+        if job.caller != caller:
+            raise ApiError("not_yours", f"job {job.job_id} was submitted by another caller", 403)
+        event = m.CancelRequested(reason=ask.reason, caller=caller)
+
+        def decide() -> m.CancelRequested:
+            why_not = jobs.illegal(self._world.jobs[job.job_id], event)
+            if why_not:
+                raise ApiError("too_late", f"job {job.job_id} cannot be cancelled: {why_not}", 409)
+            return event
+
+        await self._central.events.record(subjects.job_event(job.job_id), decide)
+        return await self._view(self._world.jobs[job.job_id])
+
+    async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:
+        candidates = list(self._central.dispatch.candidates().values())
+        return views.explanation(self._find(ask.job_id), candidates, time.time_ns() // 1_000_000)
+
+    # -- nodes, money, ledger ------------------------------------------------------------------------
+
+    async def _nodes(self, caller: str, _: m.NodeListRequest) -> m.NodeList:
+        seen = self._central.dispatch.seen_at_ms
+        found = []
+        for node in sorted(self._world.nodes.values(), key=lambda node: (not node.online, node.node_id)):
+            metrics = _dict(await self._central.cache.get(keys.node_info(node.node_id)))
+            last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
+            found.append(views.node_view(node, self._world.runs_of(node.node_id), last_seen_ms, metrics))
+        return m.NodeList(nodes=found)
+
+    async def _balance(self, caller: str, ask: m.WalletRequest) -> m.WalletReply:
+        address = ask.address or self._custodial(caller).address
+        settlement = self._central.settlement
+        return m.WalletReply(
+            address=address,
+            token_base_units=await settlement.token_balance(address, self._payments.mint),
+            lamports=await settlement.sol_balance(address),
+            custodial=ask.address is None,
+        )
+
+    async def _faucet(self, caller: str, ask: m.FaucetRequest) -> m.FaucetReply:
+        if not self._network.faucet or not await self._central.settlement.is_local():
+            raise ApiError("no_faucet", "this network gives no test money", 403)
+        address = ask.address or self._custodial(caller).address
+        if ask.lamports:
+            await self._central.settlement.airdrop(address, ask.lamports)
+        signature = await self._payments.mint_to(address, ask.amount_base_units)
+        balance = await self._balance(caller, m.WalletRequest(address=address))
+        return m.FaucetReply(
+            address=address,
+            signature=signature,
+            token_base_units=balance.token_base_units,
+            lamports=balance.lamports,
+        )
+
+    async def _ledger(self, caller: str, ask: m.LedgerRequest) -> m.LedgerReply:
+        return await self._central.ledger.query(ask.sql, ask.limit)
+
+
+def _dict(payload: bytes | None) -> dict[str, Any] | None:
+    """A cached JSON object; None for anything else, because a cache may hold garbage."""
+    if payload is None:
+        return None
+    try:
+        value = msgspec.json.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None

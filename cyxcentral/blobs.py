@@ -1,0 +1,102 @@
+"""Artifacts as content-addressed chunks in the BLOBS stream of the CORE account. Only central writes it.
+
+A chunk's subject is its digest and holds one message, so storing it twice is storing it once. A manifest is written
+last, after every chunk was read back and the whole digest checked: what has a manifest is complete.
+"""
+
+import hashlib
+
+import msgspec
+
+from cyxcore.errors import CyxError
+from cyxnet import subjects
+from cyxnet.bus import AppendUnknown, Bus, Conflict
+from cyxnet.messages import ArtifactManifest, ArtifactRef, ArtifactStatReply, ChunkReply
+
+CHUNK_BYTES = 512 * 1024
+MAX_ARTIFACT_BYTES = 16 * 2**30
+
+
+class BlobError(CyxError):
+    """An artifact is unknown, incomplete or not what its digest says."""
+
+    code = "bad_artifact"
+
+
+class Blobs:
+    def __init__(self, core: Bus):
+        self._core = core
+
+    async def open(self) -> None:
+        await self._core.ensure_stream(
+            subjects.BLOBS, [subjects.BLOB_SUBJECTS], max_msgs_per_subject=1, max_bytes=48 * 2**30
+        )
+
+    async def stat(self, manifest: ArtifactManifest) -> ArtifactStatReply:
+        """Which chunks of an artifact must still be sent."""
+        self._check(manifest)
+        if await self._core.last(subjects.BLOBS, subjects.manifest(manifest.sha256)):
+            return ArtifactStatReply(complete=True, missing=[])
+        missing = [
+            digest
+            for digest in dict.fromkeys(manifest.chunks)
+            if not await self._core.last(subjects.BLOBS, subjects.chunk(digest), any_replica=True)
+        ]
+        return ArtifactStatReply(complete=False, missing=missing)
+
+    async def put(self, block: bytes) -> ChunkReply:
+        """Store one chunk under its digest."""
+        if not 0 < len(block) <= CHUNK_BYTES:
+            raise BlobError(f"expected a chunk of 1 to {CHUNK_BYTES} bytes, got {len(block)}")
+        digest = hashlib.sha256(block).hexdigest()
+        await self._store_once(subjects.chunk(digest), block)
+        return ChunkReply(sha256=digest, size=len(block))
+
+    async def commit(self, manifest: ArtifactManifest) -> ArtifactRef:
+        """Declare an artifact whole, after reading back every chunk and checking size and digest."""
+        self._check(manifest)
+        whole, size = hashlib.sha256(), 0
+        for digest in manifest.chunks:
+            block = await self.chunk(digest)
+            whole.update(block)
+            size += len(block)
+        if whole.hexdigest() != manifest.sha256 or size != manifest.size:
+            raise BlobError(
+                f"artifact {manifest.sha256}: the chunks make {size} bytes with digest {whole.hexdigest()}, "
+                f"expected {manifest.size} bytes with the digest named"
+            )
+        await self._store_once(subjects.manifest(manifest.sha256), msgspec.json.encode(manifest))
+        return ArtifactRef(sha256=manifest.sha256, size=manifest.size)
+
+    async def manifest(self, sha256: str) -> ArtifactManifest:
+        stored = await self._core.last(subjects.BLOBS, subjects.manifest(sha256))
+        if stored is None:
+            raise BlobError(f"no artifact {sha256} is stored here")
+        return msgspec.json.decode(stored.payload, type=ArtifactManifest)
+
+    async def chunk(self, digest: str) -> bytes:
+        stored = await self._core.last(subjects.BLOBS, subjects.chunk(digest), any_replica=True)
+        if stored is None:
+            raise BlobError(f"chunk {digest} is not stored here; send it with artifact.put")
+        if hashlib.sha256(stored.payload).hexdigest() != digest:
+            raise BlobError(f"chunk {digest} is damaged in the store")
+        return stored.payload
+
+    async def _store_once(self, subject: str, payload: bytes) -> None:
+        try:
+            await self._core.append(subject, payload, expected_seq=0)
+        except Conflict:
+            return  # the same bytes, by construction of the subject
+        except AppendUnknown:
+            if await self._core.last(subjects.BLOBS, subject) is None:
+                raise
+
+    @staticmethod
+    def _check(manifest: ArtifactManifest) -> None:
+        if not 0 < manifest.size <= MAX_ARTIFACT_BYTES:
+            raise BlobError(f"expected an artifact of 1 to {MAX_ARTIFACT_BYTES} bytes, got {manifest.size}")
+        expected = -(-manifest.size // CHUNK_BYTES)
+        if len(manifest.chunks) != expected:
+            raise BlobError(
+                f"{manifest.size} bytes make {expected} chunks of {CHUNK_BYTES} bytes, got {len(manifest.chunks)}"
+            )

@@ -1,0 +1,128 @@
+"""Answers kept for a while, safe to lose. The only file that imports redis.
+
+Nothing here is the truth: a value that is missing, stale or garbage costs a recomputation and never an error.
+Keys and lifetimes:
+
+    job:{id}:status      60 s    the JobView of a job
+    node:{id}:info       30 s    the newest hardware metrics of a node
+    session:{token}       1 h    who a session token stands for
+    metrics:{id}:latest   kept   the newest metrics of a job
+"""
+
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+MEMORY_ENTRIES = 100_000
+
+
+def job_status(job_id: str) -> str:
+    return f"job:{job_id}:status"
+
+
+def node_info(node_id: str) -> str:
+    return f"node:{node_id}:info"
+
+
+def session(token: str) -> str:
+    return f"session:{token}"
+
+
+def latest_metrics(job_id: str) -> str:
+    return f"metrics:{job_id}:latest"
+
+
+JOB_STATUS_TTL_S, NODE_INFO_TTL_S, SESSION_TTL_S = 60.0, 30.0, 3600.0
+
+
+class Cache(Protocol):
+    """The four verbs. A failing backend reads as empty."""
+
+    async def get(self, key: str) -> bytes | None: ...
+
+    async def set(self, key: str, value: bytes, ttl_s: float | None = None) -> None: ...
+
+    async def delete(self, key: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class MemoryCache:
+    """The cache inside one process; the least recently used entries go first."""
+
+    def __init__(self, entries: int = MEMORY_ENTRIES):
+        self._entries = entries
+        self._values: OrderedDict[str, tuple[bytes, float | None]] = OrderedDict()
+
+    async def get(self, key: str) -> bytes | None:
+        found = self._values.get(key)
+        if found is None:
+            return None
+        value, until = found
+        if until is not None and time.monotonic() >= until:
+            del self._values[key]
+            return None
+        self._values.move_to_end(key)
+        return value
+
+    async def set(self, key: str, value: bytes, ttl_s: float | None = None) -> None:
+        self._values[key] = (value, None if ttl_s is None else time.monotonic() + ttl_s)
+        self._values.move_to_end(key)
+        while len(self._values) > self._entries:
+            self._values.popitem(last=False)
+
+    async def delete(self, key: str) -> None:
+        self._values.pop(key, None)
+
+    async def close(self) -> None:
+        self._values.clear()
+
+
+class RedisCache:
+    """The same on a Redis or Valkey server, shared by all centrals."""
+
+    def __init__(self, url: str):
+        import redis.asyncio
+        import redis.exceptions
+
+        self._failures = (redis.exceptions.RedisError, OSError)
+        self._redis = redis.asyncio.Redis.from_url(url, socket_timeout=0.25, socket_connect_timeout=0.25)
+        self._down = False
+
+    async def get(self, key: str) -> bytes | None:
+        try:
+            value = await self._redis.get(key)
+        except self._failures as error:
+            self._note(error)
+            return None
+        self._down = False
+        return bytes(value) if isinstance(value, (bytes, bytearray)) else None
+
+    async def set(self, key: str, value: bytes, ttl_s: float | None = None) -> None:
+        try:
+            await self._redis.set(key, value, px=None if ttl_s is None else max(1, int(ttl_s * 1000)))
+        except self._failures as error:
+            self._note(error)
+
+    async def delete(self, key: str) -> None:
+        try:
+            await self._redis.delete(key)
+        except self._failures as error:
+            self._note(error)
+
+    async def close(self) -> None:
+        with contextlib.suppress(*self._failures):
+            await self._redis.aclose()
+
+    def _note(self, error: BaseException) -> None:
+        if not self._down:
+            log.warning("the cache does not answer (%s); going on without it", error)
+        self._down = True
+
+
+def open_cache(url: str) -> Cache:
+    """The cache at a redis:// (or unix://) URL; the in-memory one for an empty string."""
+    return RedisCache(url) if url else MemoryCache()

@@ -1,0 +1,193 @@
+"""One central: wires the log, the world, the loops and the API together, and takes them apart again."""
+
+import asyncio
+import logging
+import secrets
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from cyxcentral import jobs, money, schedule
+from cyxcentral.api import Api
+from cyxcentral.blobs import Blobs
+from cyxcentral.cache import job_status, open_cache
+from cyxcentral.dispatch import Dispatch
+from cyxcentral.eventlog import EventLog
+from cyxcentral.ledger import Ledger
+from cyxcentral.payments import Payments
+from cyxcentral.telemetry import Telemetry, broadcast
+from cyxcentral.world import World
+from cyxcore.errors import CyxError
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.broker import syncs_always
+from cyxnet.bus import Bus, Stored
+from cyxnet.config import NetworkFile
+from cyxnet.identity import load_or_create
+from cyxnet.solana import Settlement
+from cyxnet.wallet import Wallet
+
+log = logging.getLogger(__name__)
+CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
+LOW_LAMPORTS = 10_000_000_000
+
+
+class StartError(CyxError):
+    """Central will not start like this. The message says what is wrong and what to do."""
+
+    code = "cannot_start"
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How one central runs. folder: its keys and its ledger."""
+
+    network: NetworkFile
+    folder: Path
+    weights: schedule.Weights = schedule.Weights()
+
+
+class Central:
+    """Start with `await Central.start(settings)`, end with `await close()`."""
+
+    def __init__(self, settings: Settings, core: Bus, edge: Bus, ledger: Ledger, settlement: Settlement):
+        self.settings = settings
+        self.central_id = f"central-{secrets.token_hex(4)}"
+        network = settings.network
+        self._identity = load_or_create(settings.folder / "central.key")
+        self._core = core
+        self._edge = edge
+        self.ledger = ledger
+        self.settlement = settlement
+        self.cache = open_cache(network.redis_url)
+        self.world = World()
+        self.events = EventLog(core, self.central_id, self.world)
+        self.blobs = Blobs(core)
+        self.dispatch = Dispatch(self.events, edge, settings.weights, network.heartbeat_ms, network.lease_ms)
+        self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache)
+        self.wallet = Wallet(self._identity.child("wallet"))
+        self.platform = Wallet(self._identity.child("platform"))
+        self.payments: Payments | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def start(cls, settings: Settings) -> "Central":
+        """Connect, check that the broker is safe to trust, rebuild the world, begin to work.
+
+        Raises StartError, BusError, LedgerError, LogError or SettlementError: one line each, nothing half-started.
+        """
+        network = settings.network
+        if not await asyncio.to_thread(syncs_always, network.monitor_url):
+            raise StartError(
+                "the broker acknowledges before it writes to disk: set jetstream.sync_interval to always and restart it"
+            )
+        ledger = Ledger(settings.folder / "ledger.duckdb")
+        core = edge = central = None
+        settlement = Settlement(network.chain_url)
+        try:
+            core = await Bus.connect(network.core_url, name="cyx-central-core")
+            edge = await Bus.connect(network.edge_url, name="cyx-central-edge")
+            central = cls(settings, core, edge, ledger, settlement)
+            await central._open()
+            return central
+        except BaseException:
+            if central:
+                await central.close()
+            else:
+                for bus in (core, edge):
+                    if bus:
+                        await bus.close()
+                await settlement.close()
+                await ledger.close()
+            raise
+
+    async def _open(self) -> None:
+        known_seq = self.ledger.position(subjects.EVENTS)
+        self.events.applied.append(lambda stored, record: self._project(stored, record, known_seq))
+        mint = await self._chain_ready()
+        self.payments = Payments(self.events, self.settlement, self.wallet, self.platform.address, mint)
+        await self.events.open(known_seq)
+        self.events.applied.append(self._react)
+        await self.blobs.open()
+        await self.telemetry.start(self.ledger.position(subjects.TELEMETRY))
+        await self.dispatch.start()
+        self.payments.resume()
+        api = Api(self)
+        await self._edge.serve("0.1.0", "Cyx: train and serve models on other people's machines", api.handlers())
+
+    async def _chain_ready(self) -> str:
+        """The mint of this network; on a local chain it is made, and central gets lamports for fees."""
+        network = self.settings.network
+        if not await self.settlement.is_local():
+            if not network.mint:
+                raise StartError(f"{network.chain_url} is a public chain: name its token as mint in network.json")
+            return network.mint
+        if await self.settlement.sol_balance(self.wallet.address) < LOW_LAMPORTS:
+            await self.settlement.airdrop(self.wallet.address, CENTRAL_LAMPORTS)
+        return await self.settlement.create_mint(self.wallet)
+
+    def _project(self, stored: Stored, record: m.Record, known_seq: int) -> None:
+        """Every record, old and new: the rows that the ledger does not have yet."""
+        if stored.seq <= known_seq:
+            return
+        about, event = subjects.last_token(stored.subject), record.event
+        self.ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record)
+        if isinstance(event, m.JobEvent):
+            job = self.world.jobs[about]
+            self.ledger.put_job(job)
+            self.ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
+            if job.attempts and job.attempts[-1].node_id in self.world.nodes:
+                self.ledger.put_node(self.world.nodes[job.attempts[-1].node_id])
+        elif isinstance(event, m.NodeEvent):
+            self.ledger.put_node(self.world.nodes[about])
+        elif isinstance(event, m.Minted):
+            self.ledger.add_entries(stored.seq, "", money.mint(event), record.at_ms)
+
+    def _react(self, stored: Stored, record: m.Record) -> None:
+        """New records only: tell watchers, wake whoever has something to do now."""
+        about, event = subjects.last_token(stored.subject), record.event
+        self.dispatch.wake()
+        if not isinstance(event, m.JobEvent):
+            return
+        assert self.payments is not None
+        self.payments.reconcile(about)
+        self._later(self._tell(about, stored.seq, record))
+        job = self.world.jobs[about]
+        if isinstance(event, m.CancelRequested) and job.attempts and job.status == "settling":
+            self._later(self.dispatch.stop_run(job, event.reason))
+
+    async def _tell(self, job_id: str, seq: int, record: m.Record) -> None:
+        await self.cache.delete(job_status(job_id))
+        event = msgspec.to_builtins(record.event)
+        await broadcast(
+            self._edge,
+            m.Update(
+                job_id=job_id,
+                source="event",
+                seq=seq,
+                at_ms=record.at_ms,
+                kind=type(record.event).__name__,
+                data=event,
+            ),
+        )
+
+    def _later(self, work) -> None:  # type: ignore[no-untyped-def]
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def custodial_wallet(self, caller: str) -> Wallet:
+        """On networks that keep wallets for callers: the one of this caller."""
+        return Wallet(self._identity.child(f"custody:{caller}"))
+
+    async def close(self) -> None:
+        await self._edge.close()
+        await self.dispatch.close()
+        if self.payments:
+            await self.payments.close()
+        for task in self._background:
+            task.cancel()
+        await self._core.close()
+        await self.ledger.close()
+        await self.cache.close()
+        await self.settlement.close()

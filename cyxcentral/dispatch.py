@@ -1,0 +1,340 @@
+"""Leases: give waiting jobs to nodes, see that the nodes got them, take them back when a node falls silent.
+
+Everything here is level-triggered: it looks at the world, decides with the pure modules, appends, and can be run again
+at any time. What a node was last heard saying is the only memory; losing it costs a node a full fresh lease.
+"""
+
+import asyncio
+import logging
+import time
+
+from cyxcentral import jobs, nodes, schedule
+from cyxcentral.eventlog import EventLog
+from cyxcore.errors import CyxError
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError, Bus
+from cyxnet.identity import key_id, verify
+
+log = logging.getLogger(__name__)
+
+SAFETY_NET_S = 5.0  # decisions follow events at once; this only catches what was missed
+MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
+COMMAND_TIMEOUT_S = 3.0
+COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
+
+
+class Dispatch:
+    def __init__(self, events: EventLog, edge: Bus, weights: schedule.Weights, heartbeat_ms: int, lease_ms: int):
+        self._events = events
+        self._world = events.world
+        self._edge = edge
+        self._weights = weights
+        self._heartbeat_ms = heartbeat_ms
+        self.lease_ms = lease_ms
+        self._wake = asyncio.Event()
+        self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
+        self.seen_at_ms: dict[str, int] = {}  # the same on the wall clock, for people
+        self._memory_free: dict[str, int] = {}
+        self._unnamed: dict[tuple[str, int], int] = {}  # delivered run -> heartbeats that did not name it
+        self._delivering: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        now = _monotonic_ms()
+        self._heard_ms = {node_id: now for node_id in self._world.nodes}  # a full fresh lease for everyone
+        handlers = {
+            "register": self._register,
+            "heartbeat": self._heartbeat,
+            "started": self._started,
+            "failed": self._failed,
+            "completed": self._completed,
+            "goodbye": self._goodbye,
+        }
+        for verb, handler in handlers.items():
+            kind, _ = subjects.NODE_VERBS[verb]
+            await self._edge.answer(subjects.node("*", verb), kind, self._from_node(handler))
+        self._loop_task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        tasks = [*self._delivering.values(), *([self._loop_task] if self._loop_task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Something changed that may allow a decision."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._sweep()
+                await self._assign_waiting()
+                self._deliver_leases()
+            except CyxError as error:
+                log.warning("scheduling is held up: %s", error)
+                await asyncio.sleep(0.5)
+            except Exception:
+                log.exception("scheduling failed; going on")
+                await asyncio.sleep(0.5)
+            try:
+                async with asyncio.timeout(self._until_next_ms() / 1000):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    def _until_next_ms(self) -> float:
+        """When something can become due without any event: a back-off or a lease."""
+        now = _wall_ms()
+        soonest = min(SAFETY_NET_S * 1000, self.lease_ms / 8)
+        for job_id in self._world.active:
+            job = self._world.jobs[job_id]
+            if job.status == "queued" and job.not_before_ms > now:
+                soonest = min(soonest, job.not_before_ms - now)
+        return max(soonest, 1.0)
+
+    # -- scheduling ----------------------------------------------------------------------------------
+
+    def candidates(self) -> dict[str, schedule.Candidate]:
+        """Every online node with the room it has now."""
+        found = {}
+        for node in self._world.nodes.values():
+            if not node.online:
+                continue
+            runs = self._world.runs_of(node.node_id)
+            promised = sum(job.memory_bytes for job in runs)
+            found[node.node_id] = schedule.Candidate(
+                node=node, active_runs=len(runs), memory_free_bytes=node.hardware.memory_bytes - promised
+            )
+        return found
+
+    async def _assign_waiting(self) -> None:
+        waiting = [job for job in map(self._world.jobs.get, self._world.active) if job and job.status == "queued"]
+        if not waiting:
+            return
+        for choice in schedule.assign(waiting, self.candidates(), self._weights, _wall_ms()):
+            await self._events.record(subjects.job_event(choice.job_id), lambda choice=choice: self._lease(choice))
+
+    def _lease(self, choice: schedule.Assignment) -> m.Leased | None:
+        job, node = self._world.jobs[choice.job_id], self._world.nodes[choice.node_id]
+        event = m.Leased(
+            attempt=job.attempt + 1,
+            node_id=node.node_id,
+            session=node.session,
+            wallet=node.wallet,
+            lease_ms=self.lease_ms,
+            explanation=choice.explanation,
+        )
+        return None if not node.online or jobs.illegal(job, event) else event
+
+    # -- delivery ------------------------------------------------------------------------------------
+
+    def _deliver_leases(self) -> None:
+        """See that every lease holder knows of its lease; a node that knows it says so again."""
+        for job_id in self._world.active:
+            attempt = self._world.jobs[job_id].current
+            if attempt is None or (job_id, attempt.number) in self._delivering:
+                continue
+            if (job_id, attempt.number) not in self._unnamed:
+                key = (job_id, attempt.number)
+                task = asyncio.create_task(self._deliver(job_id, attempt))
+                self._delivering[key] = task
+                task.add_done_callback(lambda _, key=key: self._delivering.pop(key, None))
+
+    async def _deliver(self, job_id: str, attempt: jobs.Attempt) -> None:
+        command = m.Assign(
+            job_id=job_id,
+            attempt=attempt.number,
+            session=attempt.session,
+            job=self._world.jobs[job_id].job,
+            lease_ms=attempt.lease_ms,
+        )
+        tries = 0
+        while self._world.jobs[job_id].current == attempt:
+            try:
+                reply = await self._edge.ask(
+                    subjects.command(attempt.node_id), command, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S
+                )
+            except CyxError as error:
+                log.info("cannot hand %s to %s: %s", job_id, attempt.node_id, error)
+                await asyncio.sleep(COMMAND_DELAYS_S[min(tries, len(COMMAND_DELAYS_S) - 1)])
+                tries += 1
+                continue
+            if reply.accepted:
+                self._unnamed.setdefault((job_id, attempt.number), 0)
+            else:
+                await self._lose(job_id, attempt.number, "refused", f"the node refused it: {reply.reason}")
+            return
+
+    # -- loss ----------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        """Nodes not heard of for a whole lease are lost, and with them their leases."""
+        now = _monotonic_ms()
+        for node_id in nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now):
+            await self._lose_node(node_id, f"no heartbeat for {self.lease_ms} ms")
+        for job_id in list(self._world.active):
+            attempt = self._world.jobs[job_id].current
+            if attempt is None:
+                continue
+            node = self._world.nodes.get(attempt.node_id)
+            if node is None or not node.online or node.session != attempt.session:
+                await self._lose(job_id, attempt.number, "node_lost", "the node that held the lease is gone")
+
+    async def _lose_node(self, node_id: str, reason: str) -> None:
+        def decide() -> m.NodeLost | None:
+            node = self._world.nodes[node_id]
+            if not node.online:
+                return None
+            return m.NodeLost(node_id=node_id, session=node.session, reason=reason)
+
+        await self._events.record(subjects.node_event(node_id), decide)
+
+    async def _lose(self, job_id: str, attempt: int, code: str, reason: str, deterministic: bool = False) -> None:
+        event = m.LeaseLost(attempt=attempt, code=code, reason=reason, deterministic=deterministic)
+        await self._events.record(
+            subjects.job_event(job_id),
+            lambda: None if jobs.illegal(self._world.jobs[job_id], event) else event,
+        )
+        self._unnamed.pop((job_id, attempt), None)
+
+    async def stop_run(self, job: jobs.Job, reason: str) -> None:
+        """Tell the node of a job's last attempt to stop; it also learns it from its next heartbeat."""
+        attempt = job.attempts[-1]
+        command = m.Stop(job_id=job.job_id, attempt=attempt.number, session=attempt.session, reason=reason)
+        try:
+            await self._edge.ask(
+                subjects.command(attempt.node_id), command, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S
+            )
+        except CyxError as error:
+            log.info("stop of %s not delivered: %s", job.job_id, error)
+
+    # -- what nodes say ------------------------------------------------------------------------------
+
+    def _from_node(self, handler):  # type: ignore[no-untyped-def]
+        """The node in the subject is who may speak: the message must name the same one."""
+
+        async def checked(subject: str, message):  # type: ignore[no-untyped-def]
+            if subject.split(".")[3] != message.node_id:
+                raise ApiError("wrong_node", f"{message.node_id} spoke on the subject of another node", 403)
+            return await handler(message)
+
+        return checked
+
+    def _hear(self, node_id: str) -> None:
+        self._heard_ms[node_id] = _monotonic_ms()
+        self.seen_at_ms[node_id] = _wall_ms()
+
+    def session_is_current(self, node_id: str, session: str) -> bool:
+        node = self._world.nodes.get(node_id)
+        return node is not None and node.online and node.session == session
+
+    async def _register(self, said: m.Register) -> m.RegisterReply:
+        if not said.node_id.endswith(f"-{key_id(said.public_key)}"):
+            raise ApiError("wrong_key", f"{said.node_id} is not the id of this public key", 403)
+        if not verify(said.public_key, m.registration_bytes(said), said.signature):
+            raise ApiError("bad_signature", "the registration is not signed by its public key", 403)
+        event = m.NodeRegistered(**{name: getattr(said, name) for name in m.NodeRegistered.__struct_fields__})
+        before = self._world.nodes.get(said.node_id)
+        if not (before and before.online and before.session == said.session):
+            await self._events.record(subjects.node_event(said.node_id), lambda: event)
+        self._hear(said.node_id)
+        self._memory_free[said.node_id] = said.hardware.memory_free_bytes
+        self.wake()
+        return m.RegisterReply(heartbeat_ms=self._heartbeat_ms, lease_ms=self.lease_ms)
+
+    async def _heartbeat(self, said: m.Heartbeat) -> m.HeartbeatReply:
+        if not self.session_is_current(said.node_id, said.session):
+            return m.HeartbeatReply(known=False)
+        self._hear(said.node_id)
+        self._memory_free[said.node_id] = said.memory_free_bytes
+        named = {(run.job_id, run.attempt) for run in said.runs}
+        stop = [run for run in said.runs if not self.holds(said.node_id, said.session, run.job_id, run.attempt)]
+        for job in self._world.runs_of(said.node_id):
+            key = (job.job_id, job.attempt)
+            if key in named:
+                self._unnamed[key] = 0
+            elif key in self._unnamed:
+                self._unnamed[key] += 1
+                if self._unnamed[key] >= MISSING_HEARTBEATS:
+                    await self._lose(*key, "run_missing", "the node no longer names the run")
+        return m.HeartbeatReply(known=True, stop=stop)
+
+    def holds(self, node_id: str, session: str, job_id: str, attempt: int) -> bool:
+        """Whether this session of the node holds the lease of this attempt: the fence."""
+        job = self._world.jobs.get(job_id)
+        current = job.current if job else None
+        return (
+            current is not None
+            and current.number == attempt
+            and current.node_id == node_id
+            and current.session == session
+        )
+
+    def _fence(self, said: m.RunStarted | m.RunFailed | m.RunCompleted) -> m.ReportReply | None:
+        self._hear(said.node_id)
+        if self.holds(said.node_id, said.session, said.job_id, said.attempt):
+            return None
+        return m.ReportReply(accepted=False, fenced=True, reason="this attempt does not hold the lease")
+
+    async def _started(self, said: m.RunStarted) -> m.ReportReply:
+        if fenced := self._fence(said):
+            return fenced
+        if self._world.jobs[said.job_id].attempts[-1].started_at_ms is None:
+            await self._record_for(said.job_id, m.Started(attempt=said.attempt))
+        return m.ReportReply(accepted=True)
+
+    async def _failed(self, said: m.RunFailed) -> m.ReportReply:
+        if fenced := self._fence(said):
+            return fenced
+        await self._lose(said.job_id, said.attempt, said.code, said.message, said.deterministic)
+        return m.ReportReply(accepted=True)
+
+    async def _completed(self, said: m.RunCompleted) -> m.ReportReply:
+        job = self._world.jobs.get(said.job_id)
+        if job and job.completed and job.completed.signature == said.signature:
+            return m.ReportReply(accepted=True, reason="known already")
+        if fenced := self._fence(said):
+            return fenced
+        node = self._world.nodes[said.node_id]
+        if not verify(node.public_key, m.completion_bytes(said), said.signature):
+            raise ApiError("bad_signature", "the completion is not signed by the node's key", 403)
+        await self._record_for(
+            said.job_id,
+            m.Completed(
+                attempt=said.attempt,
+                node_id=said.node_id,
+                model=said.model,
+                graph_sha256=said.graph_sha256,
+                summary=said.summary,
+                signature=said.signature,
+            ),
+        )
+        return m.ReportReply(accepted=True)
+
+    async def _goodbye(self, said: m.Goodbye) -> m.ReportReply:
+        if self.session_is_current(said.node_id, said.session):
+            await self._lose_node(said.node_id, said.reason)
+            await self._sweep()
+        return m.ReportReply(accepted=True)
+
+    async def _record_for(self, job_id: str, event: m.JobEvent) -> None:
+        def decide() -> m.JobEvent:
+            why_not = jobs.illegal(self._world.jobs[job_id], event)
+            if why_not:
+                raise ApiError("fenced", why_not, 409)
+            return event
+
+        await self._events.record(subjects.job_event(job_id), decide)
+
+
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1000
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,150 @@
+"""The event log: append with compare-and-swap, follow, and know what came of an append without an answer."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from cyxcentral.world import World
+from cyxcore.errors import CyxError
+from cyxnet import subjects
+from cyxnet.bus import AppendUnknown, Bus, Conflict, Stored
+from cyxnet.codec import MSGPACK, BadMessage, decode, encode
+from cyxnet.messages import AnyEvent, Record
+
+log = logging.getLogger(__name__)
+E = TypeVar("E", bound=AnyEvent)
+
+APPLY_TIMEOUT_S = 10.0
+UNKNOWN_RETRIES = 5
+REMEMBERED_COMMANDS = 10_000
+
+
+class LogError(CyxError):
+    """The event log cannot be trusted or does not move."""
+
+    code = "event_log"
+
+
+class EventLog:
+    """The EVENTS stream and the World it folds to.
+
+    `applied` callbacks see each record after the world took it in.
+    """
+
+    def __init__(self, core: Bus, central_id: str, world: World):
+        self._core = core
+        self._central_id = central_id
+        self.world = world
+        self.applied: list[Callable[[Stored, Record], None]] = []
+        self._progress = asyncio.Event()
+        self._broken: str | None = None
+        self._commands: OrderedDict[str, int] = OrderedDict()  # recent command ids and where they lie
+
+    async def open(self, known_seq: int) -> None:
+        """Create the stream if needed and read it to its end. known_seq: how far the ledger has seen it."""
+        await self._core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS], deny_delete=True, deny_purge=True)
+        last_seq = await self._core.last_seq(subjects.EVENTS)
+        if last_seq < known_seq:
+            raise LogError(
+                f"the event log ends at {last_seq}, but the ledger has seen {known_seq}: events were lost. "
+                "Restore the broker's store from a backup; nothing is appended until then"
+            )
+        await self._core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, self._apply)
+        await self._reached(last_seq, timeout_s=600.0)
+
+    async def _apply(self, stored: Stored) -> None:
+        if self._broken:
+            return
+        try:
+            record = decode(Record, stored.payload, MSGPACK, max_bytes=2**31)
+            self.world.apply(stored.seq, stored.subject, record)
+        except (BadMessage, AssertionError) as error:
+            # Going on would decide on a state that never was.
+            self._broken = f"event {stored.seq} ({stored.subject}) cannot be read: {error}"
+            log.critical("%s; this central stops deciding", self._broken)
+            self._wake()
+            return
+        self._commands[record.command_id] = stored.seq
+        if len(self._commands) > REMEMBERED_COMMANDS:
+            self._commands.popitem(last=False)
+        for callback in self.applied:
+            callback(stored, record)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    async def _reached(self, seq: int, timeout_s: float = APPLY_TIMEOUT_S) -> None:
+        async with asyncio.timeout(timeout_s):
+            while self.world.seq < seq:
+                if self._broken:
+                    raise LogError(self._broken)
+                await self._progress.wait()
+
+    async def record(self, subject: str, decide: Callable[[], E | None]) -> E | None:
+        """Append what `decide()` returns, on the state it saw, and wait until the world took it in.
+
+        `decide` reads the world and returns the event, None for nothing to do, or raises; it runs again whenever
+        somebody else was faster. Returns the event stored.
+        """
+        unknown = 0
+        while True:
+            if self._broken:
+                raise LogError(self._broken)
+            event = decide()
+            if event is None:
+                return None
+            record = Record(
+                command_id=uuid.uuid4().hex,
+                at_ms=time.time_ns() // 1_000_000,
+                by=self._central_id,
+                event=event,
+            )
+            expected = self.world.last_seq.get(subject, 0)
+            try:
+                seq = await self._core.append(subject, encode(record), expected)
+            except Conflict:
+                await self._reload(subject)
+                continue
+            except AppendUnknown:
+                stored = await self._find(subject, record.command_id)
+                if stored is None:
+                    unknown += 1
+                    if unknown >= UNKNOWN_RETRIES:
+                        raise
+                    continue
+                seq = stored
+            await self._reached(seq)
+            return event
+
+    async def _reload(self, subject: str) -> None:
+        """Catch up with what made the append fail."""
+        last = await self._core.last(subjects.EVENTS, subject)
+        if last is not None:
+            await self._reached(last.seq)
+
+    async def _find(self, subject: str, command_id: str) -> int | None:
+        """The sequence of our command if the log has it, once everything on its subject was read."""
+        last = await retry(lambda: self._core.last(subjects.EVENTS, subject))
+        if last is not None:
+            await self._reached(last.seq)
+        return self._commands.get(command_id)
+
+
+T = TypeVar("T")
+
+
+async def retry(work: Callable[[], Awaitable[T]], delays_s: tuple[float, ...] = (0.1, 0.5, 1, 2, 4)) -> T:
+    """Run `work` until it answers; the last BusError goes to the caller."""
+    for delay_s in delays_s:
+        try:
+            return await work()
+        except CyxError as error:
+            log.info("will try again in %g s: %s", delay_s, error)
+            await asyncio.sleep(delay_s)
+    return await work()

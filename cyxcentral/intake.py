@@ -1,0 +1,89 @@
+"""What a submitted job must be before central takes it. Says no with the reason; stores nothing. Pure."""
+
+import re
+import secrets
+
+from msgspec import Struct
+
+from cyxcentral import schedule
+from cyxcentral.jobs import Job
+from cyxcentral.nodes import Node
+from cyxcore.errors import SpecError
+from cyxcore.graph import Graph
+from cyxcore.layers import build
+from cyxnet import messages as m
+from cyxnet.amounts import format_cyx
+from cyxnet.bus import ApiError
+
+BASE_MEMORY_BYTES = 192 * 2**20  # of a training process before the first tensor
+DATA_COPIES = 3  # the file, its columns and the arrays made of them
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What a job needs and costs, found without running it."""
+
+    memory_bytes: int
+    flops_per_epoch: int
+    parameters: int
+
+
+def job_id_for(name: str) -> str:
+    """A readable id that nobody else has: slug of the name and ten random hex digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
+    return f"{slug}-{secrets.token_hex(5)}"
+
+
+def examine(job: m.JobRequest) -> Plan:
+    """Check the model and estimate its needs. Raises SpecError, ShapeError or GraphError."""
+    graph = graph_of(job)
+    batch = job.training.batch_size
+    rows = job.facts.rows if job.facts else 0
+    if job.facts and list(graph.input_shape) != list(job.facts.input_shape):
+        raise SpecError(
+            f"the model takes samples of shape {list(graph.input_shape)}, the data has {list(job.facts.input_shape)}"
+        )
+    if job.facts and job.facts.classes and job.training.loss == "cross_entropy":
+        outputs = graph.output_shape[-1]
+        if outputs != job.facts.classes:
+            raise SpecError(f"the model ends in {outputs} outputs, the data has {job.facts.classes} classes")
+    estimate = BASE_MEMORY_BYTES + graph.memory_bytes(batch, training=True) + DATA_COPIES * job.dataset.size
+    return Plan(
+        memory_bytes=max(job.needs.memory_bytes, estimate),
+        flops_per_epoch=3 * graph.flops(1) * rows,  # backward costs about twice the forward pass
+        parameters=graph.parameter_count,
+    )
+
+
+def graph_of(job: m.JobRequest) -> Graph:
+    model = job.model
+    if (model.layers is None) == (model.graph is None):
+        raise SpecError("model: expected either layers or graph, got " + ("both" if model.layers else "neither"))
+    if model.graph is not None:
+        graph = Graph.from_json(model.graph)
+        graph.verify()
+        return graph
+    if model.input is None:
+        raise SpecError("model.input: expected the shape of one sample, e.g. [64]; it is missing")
+    return build(model)
+
+
+def refuse_unfit(job: Job, nodes: list[Node]) -> None:
+    """Refuse a job that no online node could run even when idle. With no node at all it may wait for one."""
+    online = [node for node in nodes if node.online]
+    if not online or any(schedule.ever_fits(job, node) for node in online):
+        return
+    idle = [
+        schedule.Candidate(node=node, active_runs=0, memory_free_bytes=node.hardware.memory_bytes) for node in online
+    ]
+    reasons = "; ".join(f"{c.node.name}: {schedule.refusal(job, c)}" for c in idle[:3])
+    raise ApiError("no_node_fits", f"no node of this network can run the job ({reasons})", 409)
+
+
+def refuse_unaffordable(terms: m.EscrowTerms, balance_base_units: int) -> None:
+    if balance_base_units < terms.amount_base_units:
+        raise ApiError(
+            "insufficient_funds",
+            f"the job pays {format_cyx(terms.amount_base_units)} CYX, the wallet {terms.client} has "
+            f"{format_cyx(balance_base_units)}; on a local network: cyx wallet --faucet AMOUNT",
+            402,
+        )

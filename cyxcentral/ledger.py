@@ -1,0 +1,313 @@
+"""The ledger: what the log says, as tables one can ask. Central's only door to DuckDB.
+
+A projection: it can be deleted and is rebuilt from the streams to the same `content_hash`. One thread owns the
+connection; rows are written in batches, in one transaction together with the positions they bring the ledger to.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import msgspec
+
+from cyxcentral import jobs, money, nodes
+from cyxcore.errors import CyxError
+from cyxnet import messages as m
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FLUSH_AFTER_S = 0.1
+QUERY_TIMEOUT_S = 10.0
+MEMORY_LIMIT = "512MB"
+
+TABLES = {
+    "nodes": """node_id VARCHAR PRIMARY KEY, name VARCHAR, online BOOLEAN, wallet VARCHAR, public_key VARCHAR,
+        session VARCHAR, region VARCHAR, cores INTEGER, memory_bytes BIGINT, gpus INTEGER, reputation DOUBLE,
+        jobs_completed INTEGER, jobs_failed INTEGER, registered_at_ms BIGINT, changed_at_ms BIGINT""",
+    "jobs": """job_id VARCHAR PRIMARY KEY, name VARCHAR, client VARCHAR, caller VARCHAR, status VARCHAR,
+        amount_base_units BIGINT, node_id VARCHAR, attempt INTEGER, max_attempts INTEGER, error VARCHAR,
+        model_sha256 VARCHAR, model_bytes BIGINT, deposit_signature VARCHAR, settle_signature VARCHAR,
+        node_base_units BIGINT, platform_base_units BIGINT, client_base_units BIGINT, final_loss DOUBLE,
+        final_accuracy DOUBLE, validation_loss DOUBLE, validation_accuracy DOUBLE, best_epoch INTEGER,
+        total_time_ms DOUBLE, submitted_at_ms BIGINT, changed_at_ms BIGINT, ended_at_ms BIGINT""",
+    "events": """seq BIGINT PRIMARY KEY, subject VARCHAR, about VARCHAR, kind VARCHAR, at_ms BIGINT, "by" VARCHAR,
+        data VARCHAR""",
+    "metrics": """seq BIGINT PRIMARY KEY, at_ms BIGINT, node_id VARCHAR, job_id VARCHAR, attempt INTEGER,
+        kind VARCHAR, epoch INTEGER, step BIGINT, loss DOUBLE, accuracy DOUBLE, validation_loss DOUBLE,
+        validation_accuracy DOUBLE, samples_per_s DOUBLE, data VARCHAR""",
+    "entries": """seq BIGINT, line INTEGER, job_id VARCHAR, account VARCHAR, amount_base_units BIGINT, at_ms BIGINT,
+        PRIMARY KEY (seq, line)""",
+}
+UPSERTED = ("nodes", "jobs")
+
+
+class LedgerError(CyxError):
+    """The ledger cannot be opened, or a question cannot be answered."""
+
+    code = "bad_ledger"
+
+
+class Ledger:
+    """Tables nodes, jobs, events, metrics and entries in one DuckDB file."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        try:
+            self._db = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": 1})
+        except duckdb.Error as error:
+            first = str(error).splitlines()[0]
+            raise LedgerError(f"{path}: cannot be opened ({first}); is another central using it?") from None
+        for table, columns in TABLES.items():
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+        self._db.execute("CREATE TABLE IF NOT EXISTS position (stream VARCHAR PRIMARY KEY, seq BIGINT)")
+        # Questions come from outside: no file, no extension, no setting may be reached by SQL.
+        self._db.execute("SET enable_external_access = false")
+        self._db.execute("SET lock_configuration = true")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES if table not in UPSERTED}
+        self._upserts: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in UPSERTED}
+        self._positions: dict[str, int] = {}
+        self._flush_due: asyncio.TimerHandle | None = None
+        self._flushing: set[asyncio.Task[None]] = set()
+
+    def position(self, stream: str) -> int:
+        """Sequence of the last message of `stream` that is stored here. Call it before the loop starts."""
+        row = self._db.execute("SELECT seq FROM position WHERE stream = ?", [stream]).fetchone()
+        return int(row[0]) if row else 0
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    def add_event(self, stream: str, seq: int, subject: str, record: m.Record) -> None:
+        data = msgspec.json.encode(record.event).decode()
+        about = subject.rsplit(".", 1)[-1]
+        kind = type(record.event).__name__
+        self._rows["events"].append((seq, subject, about, kind, record.at_ms, record.by, data))
+        self._moved(stream, seq)
+
+    def add_entries(self, seq: int, job_id: str, entries: list[money.Entry], at_ms: int) -> None:
+        assert sum(entry.amount_base_units for entry in entries) == 0, f"event {seq} does not balance"
+        for line, entry in enumerate(entries):
+            self._rows["entries"].append((seq, line, job_id, entry.account, entry.amount_base_units, at_ms))
+
+    def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord) -> None:
+        self._rows["metrics"].append(_metrics_row(seq, record))
+        self._moved(stream, seq)
+
+    def put_job(self, job: jobs.Job) -> None:
+        self._upserts["jobs"][job.job_id] = _job_row(job)
+
+    def put_node(self, node: nodes.Node) -> None:
+        self._upserts["nodes"][node.node_id] = _node_row(node)
+
+    def _moved(self, stream: str, seq: int) -> None:
+        self._positions[stream] = seq
+        if self._flush_due is None:
+            self._flush_due = asyncio.get_running_loop().call_later(FLUSH_AFTER_S, self._start_flush)
+
+    def _start_flush(self) -> None:
+        task = asyncio.get_running_loop().create_task(self.flush())
+        self._flushing.add(task)
+        task.add_done_callback(self._flushing.discard)
+
+    async def flush(self) -> None:
+        """Write what was added so far."""
+        if self._flush_due is not None:
+            self._flush_due.cancel()
+            self._flush_due = None
+        rows, self._rows = self._rows, {table: [] for table in self._rows}
+        upserts, self._upserts = self._upserts, {table: {} for table in self._upserts}
+        positions, self._positions = self._positions, {}
+        if positions:
+            await self._run(lambda: self._write(rows, upserts, positions))
+
+    def _write(
+        self,
+        rows: dict[str, list[tuple[Any, ...]]],
+        upserts: dict[str, dict[str, tuple[Any, ...]]],
+        positions: dict[str, int],
+    ) -> None:
+        self._db.execute("BEGIN")
+        try:
+            for table, added in rows.items():
+                self._append(table, added, "insert")
+            for table, changed in upserts.items():
+                self._append(table, list(changed.values()), "upsert")
+            self._append("position", list(positions.items()), "upsert")
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _append(self, table: str, rows: list[tuple[Any, ...]], action: str) -> None:
+        if rows:
+            appender = self._db.appender(table, action=action)
+            appender.append_rows(rows)
+            appender.flush()
+            appender.close()
+
+    # -- asking --------------------------------------------------------------------------------------
+
+    async def query(self, sql: str, limit: int) -> m.LedgerReply:
+        """Answer one SELECT, with everything that happened before the call. Raises LedgerError."""
+        await self.flush()
+        return await self._run(lambda: self._query(sql, limit))
+
+    def _query(self, sql: str, limit: int) -> m.LedgerReply:
+        cursor = self._db.cursor()
+        timer = threading.Timer(QUERY_TIMEOUT_S, cursor.interrupt)
+        timer.start()
+        try:
+            statements = cursor.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise LedgerError("expected exactly one SELECT statement; the ledger is read-only")
+            result = cursor.execute(statements[0])
+            columns = [column[0] for column in result.description or []]
+            rows = result.fetchmany(limit + 1)
+        except duckdb.InterruptException:
+            raise LedgerError(f"the question took longer than {QUERY_TIMEOUT_S:g} s; narrow it down") from None
+        except duckdb.Error as error:
+            raise LedgerError(str(error).strip()[:1000]) from None
+        finally:
+            timer.cancel()
+            cursor.close()
+        plain = [[_plain(value) for value in row] for row in rows[:limit]]
+        return m.LedgerReply(columns=columns, rows=plain, truncated=len(rows) > limit)
+
+    async def updates(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> list[m.Update]:
+        """What happened to a job after two positions, oldest first, at most `limit` of each source."""
+        await self.flush()
+        return await self._run(lambda: self._updates(job_id, after_event, after_telemetry, limit))
+
+    def _updates(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> list[m.Update]:
+        found = self._db.execute(
+            f"""(SELECT 'event' AS source, seq, at_ms, kind, data FROM events
+                 WHERE about = $job AND subject LIKE '%.event.job.%' AND seq > $event ORDER BY seq LIMIT {limit})
+                UNION ALL
+                (SELECT 'telemetry', seq, at_ms, kind, data FROM metrics
+                 WHERE job_id = $job AND seq > $telemetry ORDER BY seq LIMIT {limit})
+                ORDER BY at_ms, source, seq""",
+            {"job": job_id, "event": after_event, "telemetry": after_telemetry},
+        ).fetchall()
+        return [
+            m.Update(job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=json.loads(data))
+            for source, seq, at_ms, kind, data in found
+        ]
+
+    async def content_hash(self) -> str:
+        """SHA-256 over every row of every table, in key order: equal ledgers have equal hashes."""
+        await self.flush()
+        return await self._run(self._content_hash)
+
+    def _content_hash(self) -> str:
+        digest = hashlib.sha256()
+        for table in TABLES:
+            rows = self._db.execute(f"SELECT * FROM {table} ORDER BY 1, 2")
+            while batch := rows.fetchmany(10_000):
+                for row in batch:
+                    digest.update(repr((table, row)).encode())
+        return digest.hexdigest()
+
+    async def close(self) -> None:
+        await self.flush()
+        await self._run(self._db.close)
+        self._thread.shutdown()
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _plain(value: Any) -> Any:
+    """A DuckDB value as something JSON can hold."""
+    return value if isinstance(value, (type(None), bool, int, float, str)) else str(value)
+
+
+def _job_row(job: jobs.Job) -> tuple[Any, ...]:
+    done, shares = job.completed, job.shares
+    summary = done.summary if done else None
+    return (
+        job.job_id,
+        job.job.name,
+        job.terms.client,
+        job.caller,
+        job.status,
+        job.terms.amount_base_units,
+        job.attempts[-1].node_id if job.attempts else None,
+        job.attempt,
+        job.job.max_attempts,
+        job.error,
+        done.model.sha256 if done else None,
+        done.model.size if done else None,
+        job.deposit_signature,
+        job.settle_signature,
+        shares.node_base_units if shares else None,
+        shares.platform_base_units if shares else None,
+        shares.client_base_units if shares else None,
+        summary.final_loss if summary else None,
+        summary.final_accuracy if summary else None,
+        summary.validation_loss if summary else None,
+        summary.validation_accuracy if summary else None,
+        summary.best_epoch if summary else None,
+        summary.total_time_ms if summary else None,
+        job.submitted_at_ms,
+        job.changed_at_ms,
+        job.ended_at_ms,
+    )
+
+
+def _node_row(node: nodes.Node) -> tuple[Any, ...]:
+    return (
+        node.node_id,
+        node.name,
+        node.online,
+        node.wallet,
+        node.public_key,
+        node.session,
+        node.region,
+        node.hardware.cores,
+        node.hardware.memory_bytes,
+        len(node.hardware.gpus),
+        node.reputation,
+        node.jobs_completed,
+        node.jobs_failed,
+        node.registered_at_ms,
+        node.changed_at_ms,
+    )
+
+
+def telemetry_kind(record: m.TelemetryRecord) -> str:
+    return "batch" if record.batch else "epoch" if record.epoch else "hardware"
+
+
+def _metrics_row(seq: int, record: m.TelemetryRecord) -> tuple[Any, ...]:
+    kind = telemetry_kind(record)
+    what = record.batch or record.epoch or record.hardware
+    data = msgspec.to_builtins(what) | {"attempt": record.attempt}
+    loss = data.get("batch_loss", data.get("epoch_loss"))
+    accuracy = data.get("batch_accuracy", data.get("epoch_accuracy"))
+    return (
+        seq,
+        record.at_ms,
+        record.node_id,
+        record.job_id,
+        record.attempt,
+        kind,
+        data.get("epoch"),
+        data.get("step"),
+        loss,
+        accuracy,
+        data.get("validation_loss"),
+        data.get("validation_accuracy"),
+        data.get("samples_per_s"),
+        json.dumps(data, separators=(",", ":")),
+    )

@@ -1,0 +1,202 @@
+"""The payment saga: signed bytes go to the log before they go to the chain, and the same bytes are sent again until
+they are final or provably dead. Only then is anything signed anew. A crash at any line needs no recovery: whoever
+starts next reads the log and goes on from there.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from cyxcentral import jobs, money
+from cyxcentral.eventlog import EventLog
+from cyxcore.errors import CyxError
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError
+from cyxnet.solana import Settlement, SettlementError
+from cyxnet.wallet import Wallet
+
+log = logging.getLogger(__name__)
+
+FIRST_POLL_S, LONGEST_POLL_S = 0.002, 1.0
+RESEND_EVERY_S = 2.0
+TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+class Superseded(CyxError):
+    """Another central did the same work first."""
+
+    code = "superseded"
+
+
+class Outcome:
+    """What became of a signed transaction: final, failed on the chain, or dead (it can never land)."""
+
+    FINAL, FAILED, DEAD = "final", "failed", "dead"
+
+    def __init__(self, kind: str, reason: str = ""):
+        self.kind = kind
+        self.reason = reason
+
+
+class Payments:
+    """Brings every job that is funding or settling, and every faucet payment, to its end."""
+
+    def __init__(self, events: EventLog, settlement: Settlement, wallet: Wallet, platform: str, mint: str):
+        self._events = events
+        self._settlement = settlement
+        self._wallet = wallet
+        self.platform = platform
+        self.mint = mint
+        self._working: dict[str, asyncio.Task[None]] = {}
+
+    def reconcile(self, job_id: str) -> None:
+        """Make sure somebody works on this job's money, if it waits for the chain."""
+        job = self._events.world.jobs[job_id]
+        if job.status == "funding":
+            self._work(f"fund {job_id}", lambda: self._fund(job_id))
+        elif job.status == "settling":
+            self._work(f"settle {job_id}", lambda: self._settle(job_id))
+
+    def resume(self) -> None:
+        """After a start: everything the log left open."""
+        for job_id in list(self._events.world.active):
+            self.reconcile(job_id)
+        for mint in self._events.world.mints.values():
+            if mint.ended is None:
+                self._work(f"mint {mint.mint_id}", lambda mint_id=mint.mint_id: self._finish_mint(mint_id))
+
+    async def close(self) -> None:
+        for task in self._working.values():
+            task.cancel()
+        await asyncio.gather(*self._working.values(), return_exceptions=True)
+
+    def _work(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if key in self._working:
+            return
+
+        async def keep_at_it() -> None:
+            for delay_s in (*TROUBLE_DELAYS_S, *iter(lambda: TROUBLE_DELAYS_S[-1], None)):
+                try:
+                    return await work()
+                except CyxError as error:
+                    log.warning("%s: %s; will try again in %g s", key, error, delay_s)
+                    await asyncio.sleep(delay_s)
+
+        task = asyncio.get_running_loop().create_task(keep_at_it())
+        self._working[key] = task
+        task.add_done_callback(lambda _: self._working.pop(key, None))
+
+    # -- jobs ----------------------------------------------------------------------------------------
+
+    async def _fund(self, job_id: str) -> None:
+        job = self._events.world.jobs[job_id]
+        if job.status != "funding" or job.unsettled is None:
+            return
+        outcome = await self._land(job.unsettled)
+        if outcome.kind == Outcome.FINAL:
+            await self._settlement.verify_escrow(job.terms)
+            await self._say(job_id, m.Funded(signature=job.unsettled.signature))
+        else:
+            await self._say(job_id, m.FundFailed(reason=f"the deposit did not land: {outcome.reason}"))
+
+    async def _settle(self, job_id: str) -> None:
+        while True:
+            job = self._events.world.jobs[job_id]
+            if job.status != "settling":
+                return
+            signed = job.unsettled
+            if signed is None:
+                signed = await self._sign_settlement(job)
+            outcome = await self._land(signed)
+            if outcome.kind == Outcome.FINAL:
+                shares = money.divide(job.terms.amount_base_units, job.pay_base_units, job.terms.fee_basis_points)
+                await self._say(
+                    job_id,
+                    m.Settled(
+                        signature=signed.signature,
+                        node_base_units=shares.node_base_units,
+                        platform_base_units=shares.platform_base_units,
+                        client_base_units=shares.client_base_units,
+                    ),
+                )
+                return
+            log.warning("settlement of %s: %s (%s); signing again", job_id, outcome.kind, outcome.reason)
+            if outcome.kind == Outcome.FAILED:
+                await asyncio.sleep(TROUBLE_DELAYS_S[0])
+            await self._sign_settlement(job)
+
+    async def _sign_settlement(self, job: jobs.Job) -> m.SignedTransaction:
+        """Sign, and put the bytes into the log before anybody can send them."""
+        signed = await self._settlement.settle_transaction(
+            self._wallet, job.terms, jobs.paid_wallet(job), job.pay_base_units
+        )
+        event = m.TransactionSigned(purpose="settle", signed=signed, pay_base_units=job.pay_base_units)
+        replaced = job.unsettled
+
+        def decide() -> m.TransactionSigned | None:
+            now = self._events.world.jobs[job.job_id]
+            return event if now.status == "settling" and now.unsettled == replaced else None
+
+        await self._events.record(subjects.job_event(job.job_id), decide)
+        stored = self._events.world.jobs[job.job_id].unsettled
+        if stored is None:
+            raise Superseded(f"the settlement of {job.job_id} was finished by another central")
+        return stored  # another central's, if it was faster
+
+    async def _say(self, job_id: str, event: m.JobEvent) -> None:
+        def decide() -> m.JobEvent | None:
+            return None if jobs.illegal(self._events.world.jobs[job_id], event) else event
+
+        await self._events.record(subjects.job_event(job_id), decide)
+
+    # -- faucet --------------------------------------------------------------------------------------
+
+    async def mint_to(self, address: str, amount_base_units: int) -> str:
+        """Pay test money and return the signature once it is final."""
+        mint_id = secrets.token_hex(8)
+        signed = await self._settlement.faucet_transaction(self._wallet, self.mint, address, amount_base_units)
+        event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
+        await self._events.record(subjects.mint_event(mint_id), lambda: event)
+        await self._finish_mint(mint_id)
+        ended = self._events.world.mints[mint_id].ended
+        if not isinstance(ended, m.Minted):
+            raise ApiError("faucet_failed", f"the faucet payment did not land: {ended.reason if ended else '?'}", 502)
+        return ended.signature
+
+    async def _finish_mint(self, mint_id: str) -> None:
+        mint = self._events.world.mints[mint_id]
+        if mint.ended is not None:
+            return
+        outcome = await self._land(mint.signed)
+        event: m.MintEvent = m.MintFailed(reason=outcome.reason)
+        if outcome.kind == Outcome.FINAL:
+            event = m.Minted(to=mint.to, amount_base_units=mint.amount_base_units, signature=mint.signed.signature)
+        await self._events.record(
+            subjects.mint_event(mint_id),
+            lambda: None if self._events.world.mints[mint_id].ended else event,
+        )
+
+    # -- the chain -----------------------------------------------------------------------------------
+
+    async def _land(self, signed: m.SignedTransaction) -> Outcome:
+        """Send the same bytes until the chain has finally decided. A refusal to take them proves nothing."""
+        clock = asyncio.get_running_loop().time
+        pause_s, next_send, refusal = FIRST_POLL_S, clock(), ""
+        while True:
+            status = await self._settlement.status(signed.signature, signed.last_valid_block_height)
+            if status.state == "landed" and status.finalized:
+                return Outcome(Outcome.FAILED, status.err) if status.err else Outcome(Outcome.FINAL)
+            if status.state == "dead":
+                return Outcome(Outcome.DEAD, refusal or "no block took it before it expired")
+            if status.state == "pending" and clock() >= next_send:
+                next_send = clock() + RESEND_EVERY_S
+                try:
+                    await self._settlement.send(signed.transaction)
+                except SettlementError as error:
+                    refusal = str(error)
+                    log.info("%s… was not taken: %s", signed.signature[:12], error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, LONGEST_POLL_S)

@@ -1,0 +1,106 @@
+"""Central's state as callers see it. Pure."""
+
+from typing import Any
+
+import msgspec
+
+from cyxcentral import jobs, nodes, schedule
+from cyxnet import messages as m
+
+
+def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | None) -> m.JobView:
+    """One job. `latest` is its newest metrics, if known."""
+    done, shares = job.completed, job.shares
+    return m.JobView(
+        job_id=job.job_id,
+        name=job.job.name,
+        status=job.status,
+        client=job.terms.client,
+        amount_base_units=job.terms.amount_base_units,
+        attempt=job.attempt,
+        max_attempts=job.job.max_attempts,
+        node_id=job.attempts[-1].node_id if job.attempts else None,
+        node_name=node.name if node else None,
+        progress=progress(job, latest),
+        latest=latest,
+        error=job.error,
+        model=done.model if done else None,
+        summary=done.summary if done else None,
+        submitted_at_ms=job.submitted_at_ms,
+        ended_at_ms=job.ended_at_ms,
+        terms=job.terms,
+        deposit_signature=job.deposit_signature,
+        settle_signature=job.settle_signature,
+        node_base_units=shares.node_base_units if shares else None,
+        platform_base_units=shares.platform_base_units if shares else None,
+        client_base_units=shares.client_base_units if shares else None,
+    )
+
+
+def progress(job: jobs.Job, latest: dict[str, Any] | None) -> float:
+    """Share of the epochs that the current attempt has behind it."""
+    if job.completed:
+        return 1.0
+    if job.status != "leased" or not latest or latest.get("attempt") != job.attempt:
+        return 0.0
+    epochs = max(1, int(latest.get("epochs", 1)))
+    if "batch" in latest:
+        return min(1.0, (latest["epoch"] - 1 + latest["batch"] / max(1, latest["batches"])) / epochs)
+    return min(1.0, latest.get("epoch", 0) / epochs)
+
+
+def node_view(node: nodes.Node, runs: list[jobs.Job], last_seen_ms: int, metrics: dict[str, Any] | None) -> m.NodeView:
+    return m.NodeView(
+        node_id=node.node_id,
+        name=node.name,
+        online=node.online,
+        reputation=node.reputation,
+        hardware=node.hardware,
+        active_jobs=[job.job_id for job in runs],
+        jobs_completed=node.jobs_completed,
+        jobs_failed=node.jobs_failed,
+        last_seen_ms=last_seen_ms,
+        wallet=node.wallet,
+        region=node.region,
+        price_per_hour_base_units=node.price_per_hour_base_units,
+        metrics=metrics,
+    )
+
+
+def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int) -> m.ExplainReply:
+    """Every decision made about a job, and what it waits for now."""
+    decisions: list[dict[str, Any]] = []
+    for attempt in job.attempts:
+        decision: dict[str, Any] = {
+            "attempt": attempt.number,
+            "at_ms": attempt.leased_at_ms,
+            "node_id": attempt.node_id,
+            **attempt.explanation,
+        }
+        if attempt.lost:
+            decision["lost"] = msgspec.to_builtins(attempt.lost)
+        decisions.append(decision)
+    return m.ExplainReply(
+        job_id=job.job_id,
+        status=job.status,
+        decisions=decisions,
+        waiting_for=_waiting_for(job, candidates, now_ms),
+    )
+
+
+def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int) -> str | None:
+    match job.status:
+        case "funding":
+            return "the deposit to be final on the chain"
+        case "queued" if job.not_before_ms > now_ms:
+            return f"{job.not_before_ms - now_ms} ms of back-off after attempt {job.attempt} was lost"
+        case "queued" if not candidates:
+            return "a node: none is registered"
+        case "queued":
+            why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
+            return "a free node (" + "; ".join(why) + ")"
+        case "leased":
+            return f"node {job.attempts[-1].node_id} to deliver attempt {job.attempt}"
+        case "settling":
+            return "the settlement to be final on the chain"
+    return None

@@ -1,0 +1,334 @@
+"""A whole network on this machine: broker, chain, central and nodes as supervised processes.
+
+Each part is a program of its own, started with the same commands an operator would use. Part by part: wait for its
+ready line, restart it when it dies, stop it in reverse order. A part ends with its parent: its standard input is a
+pipe from here, and it stops when that closes.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+from msgspec import Struct
+
+from cyxcore.errors import CyxError
+from cyxnet.broker import Broker, Passwords
+from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_atomically, write_network
+
+READY_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+CRASHES_PER_MINUTE = 10
+
+OnReady = Callable[[str, str, float], None]  # (part, what it said of itself, ms it took)
+OnEvent = Callable[[str], None]
+
+
+class StartError(CyxError):
+    """A part of the network did not start. The message holds its own last words."""
+
+    code = "start_failed"
+
+
+class Kept(Struct, kw_only=True):
+    """What a network folder keeps between runs: the same broker and chain, under the same names."""
+
+    network_id: str
+    passwords: Passwords
+    broker_port: int = 0
+    monitor_port: int = 0
+    chain_port: int = 0
+
+
+class Part:
+    """One child process that says {"ready": true, …} on its first line of output."""
+
+    def __init__(self, name: str, command: list[str], log: Path):
+        self.name = name
+        self.command = command
+        self.log = log
+        self.said: dict[str, Any] = {}
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> float:
+        """Start and wait until it is ready; returns the milliseconds it took. Raises StartError."""
+        begun = time.monotonic()
+        with self.log.open("ab") as output:
+            self.process = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C in the terminal reaches this process only
+            )
+        assert self.process.stdout is not None
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                line = await self.process.stdout.readline()
+            self.said = json.loads(line)
+        except (TimeoutError, ValueError):
+            await self.stop()
+            raise StartError(f"{self.name} did not start: {self.last_words()}") from None
+        return (time.monotonic() - begun) * 1000
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else 'it said nothing'} (see {self.log})"
+
+    async def ended(self) -> int:
+        """Wait for the end of the process; its output is read so that it never blocks on it."""
+        assert self.process and self.process.stdout
+        with contextlib.suppress(Exception):
+            while await self.process.stdout.read(65536):
+                pass
+        return await self.process.wait()
+
+    async def stop(self) -> None:
+        process = self.process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self.ended()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+class LocalNetwork:
+    """`async with LocalNetwork(folder) as network:` brings everything up and takes it down again.
+
+    nodes: how many worker nodes. port: of the broker; 0 keeps the last one or takes a free one. on_ready is
+    called as each part gets ready, on_event when a part is restarted. Raises ConfigError when the folder's
+    network is up already, BrokerError or StartError when a part does not start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        port: int = 0,
+        heartbeat_ms: int = 10_000,
+        lease_ms: int = 40_000,
+        redis_url: str = "",
+        on_ready: OnReady | None = None,
+        on_event: OnEvent | None = None,
+    ):
+        self.folder = folder
+        self._nodes = nodes
+        self._port = port
+        self._heartbeat_ms = heartbeat_ms
+        self._lease_ms = lease_ms
+        self._redis_url = redis_url
+        self._on_ready = on_ready or (lambda part, detail, ms: None)
+        self._on_event = on_event or (lambda text: None)
+        self._lock: IO[str] | None = None
+        self._broker: Broker | None = None
+        self.parts: dict[str, Part] = {}
+        self._watchers: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._failed: asyncio.Future[None] | None = None
+        self.file: NetworkFile
+
+    @staticmethod
+    def running(folder: Path) -> NetworkFile | None:
+        """The network that is up in `folder`, if one is."""
+        try:
+            with (folder / "up.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return read_network(folder) if network_path(folder).exists() else None
+
+    async def __aenter__(self) -> "LocalNetwork":
+        self._take_folder()
+        self._failed = asyncio.get_running_loop().create_future()
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def wait(self) -> None:
+        """Run until cancelled. Raises StartError when a part keeps dying."""
+        assert self._failed is not None
+        await asyncio.shield(self._failed)
+
+    def _take_folder(self) -> None:
+        try:
+            (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "up.lock").open("a+")
+        except OSError as error:
+            raise ConfigError(f"{self.folder}: cannot be used as a network folder ({error.strerror})") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise ConfigError(
+                f"the network of {self.folder} is up already (process {owner or 'unknown'}); "
+                "use it, or choose another folder with --dir"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    async def _start(self) -> None:
+        kept = self._read_kept()
+        chain = self._part("chain", "cyxcentral", "chain", "--dir", self.folder / "chain", "--port", kept.chain_port)
+        chain_starting = asyncio.create_task(chain.start())
+        try:
+            self._broker, broker_ms = await self._start_broker(kept)
+            self._on_ready("broker", f"nats-server, JetStream, fsync always, port {self._broker.port}", broker_ms)
+            chain_ms = await chain_starting
+        finally:
+            if not chain_starting.done():
+                chain_starting.cancel()
+        chain_url = chain.said["url"]
+        self._on_ready("chain", f"LiteSVM behind Solana JSON-RPC, {chain_url}", chain_ms)
+        kept.broker_port, kept.monitor_port = self._broker.port, self._broker.monitor_port
+        kept.chain_port = int(chain_url.rsplit(":", 1)[1])
+        write_atomically(self.folder / "kept.json", msgspec.json.encode(kept), 0o600)
+        self.file = NetworkFile(
+            network_id=kept.network_id,
+            client_url=self._broker.url("client"),
+            node_url=self._broker.url("node"),
+            edge_url=self._broker.url("edge"),
+            core_url=self._broker.url("core"),
+            monitor_url=self._broker.monitor_url,
+            chain_url=chain_url,
+            heartbeat_ms=self._heartbeat_ms,
+            lease_ms=self._lease_ms,
+            redis_url=self._redis_url,
+            pid=os.getpid(),
+        )
+        write_network(self.folder, self.file)
+        central = self._part("central", "cyxcentral", "--dir", self.folder)
+        nodes = [
+            self._part(f"node-{n}", "cyxnode", "--dir", self.folder, "--name", f"node-{n}")
+            for n in range(1, self._nodes + 1)
+        ]
+        async with asyncio.TaskGroup() as group:
+            for part in (central, *nodes):
+                group.create_task(self._bring_up(part))
+        self._watchers = [asyncio.create_task(self._watch(part)) for part in self.parts.values()]
+        self._watchers.append(asyncio.create_task(self._watch_broker(kept)))
+
+    def _part(self, name: str, module: str, *arguments: object) -> Part:
+        command = [sys.executable, "-m", module, *map(str, arguments), "--guard-stdin"]
+        part = self.parts[name] = Part(name, command, self.folder / "logs" / f"{name}.log")
+        return part
+
+    async def _bring_up(self, part: Part) -> None:
+        ready_ms = await part.start()
+        self._on_ready(part.name, str(part.said.get("node_id") or part.said.get("central_id") or ""), ready_ms)
+
+    async def _start_broker(self, kept: Kept) -> tuple[Broker, float]:
+        begun = time.monotonic()
+        log = self.folder / "logs" / "broker.log"
+        port = self._port or kept.broker_port
+        try:
+            broker = await asyncio.to_thread(
+                Broker.start, self.folder / "broker", kept.passwords, port, kept.monitor_port, log
+            )
+        except CyxError:
+            if self._port or not kept.broker_port:
+                raise
+            broker = await asyncio.to_thread(Broker.start, self.folder / "broker", kept.passwords, 0, 0, log)
+        return broker, (time.monotonic() - begun) * 1000
+
+    def _read_kept(self) -> Kept:
+        path = self.folder / "kept.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Kept)
+        except FileNotFoundError:
+            return Kept(network_id=f"local-{secrets.token_hex(4)}", passwords=Passwords.fresh())
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigError(f"{path}: damaged ({error}); restore it, or start afresh in another folder") from None
+
+    # -- supervision -----------------------------------------------------------------------------------
+
+    async def _watch(self, part: Part) -> None:
+        crashes: list[float] = []
+        while True:
+            code = await part.ended()
+            if self._stopping:
+                return
+            now = time.monotonic()
+            crashes = [at for at in crashes if now - at < 60] + [now]
+            self._on_event(f"{part.name} ended ({_how(code)}); restarting it")
+            if len(crashes) > CRASHES_PER_MINUTE:
+                self._give_up(f"{part.name} keeps ending: {part.last_words()}")
+                return
+            await asyncio.sleep(RESTART_DELAYS_S[min(len(crashes), len(RESTART_DELAYS_S)) - 1])
+            try:
+                await self._bring_up(part)
+            except StartError as error:
+                self._on_event(str(error))
+
+    async def _watch_broker(self, kept: Kept) -> None:
+        while True:
+            assert self._broker is not None
+            code = await asyncio.to_thread(self._broker.process.wait)
+            if self._stopping:
+                return
+            self._on_event(f"broker ended ({_how(code)}); restarting it")
+            try:
+                self._broker, ready_ms = await self._start_broker(kept)
+            except CyxError as error:
+                self._give_up(str(error))
+                return
+            self._on_ready("broker", f"port {self._broker.port}", ready_ms)
+
+    def _give_up(self, why: str) -> None:
+        if self._failed and not self._failed.done():
+            self._failed.set_exception(StartError(why))
+
+    async def close(self) -> None:
+        """Stop every part, nodes first, and give the folder back."""
+        self._stopping = True
+        for names in (
+            [name for name in self.parts if name.startswith("node")],
+            ["central"],
+            ["chain"],
+        ):
+            await asyncio.gather(*(self.parts[name].stop() for name in names if name in self.parts))
+        if self._broker is not None:
+            await asyncio.to_thread(self._broker.stop)
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        if self._failed and not self._failed.done():
+            self._failed.cancel()
+        network_path(self.folder).unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
