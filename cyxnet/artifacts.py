@@ -78,9 +78,12 @@ async def put(bus: Bus, caller: str, path: Path, advance: Advance | None = None)
     if not stat.complete:
         # equal chunks are sent once: the first place of each digest carries it
         first = {digest: index for index, digest in reversed(list(enumerate(manifest.chunks)))}
-        async with asyncio.TaskGroup() as group:
-            for digest, index in first.items():
-                group.create_task(send(index, digest))
+        sending = [asyncio.create_task(send(index, digest)) for digest, index in first.items()]
+        try:
+            await asyncio.gather(*sending)
+        finally:
+            for task in sending:
+                task.cancel()
         await bus.ask(subjects.api(caller, "artifact.commit"), manifest, ArtifactRef, timeout_s=120)
     if advance:
         advance(manifest.size, manifest.size)

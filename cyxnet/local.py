@@ -97,14 +97,15 @@ class Part:
         process = self.process
         if process is None or process.returncode is not None:
             return
+        # os.kill, because Popen.send_signal polls, and reaps the child under asyncio's feet
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+            os.kill(process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self.ended()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.kill(process.pid, signal.SIGKILL)
             await process.wait()
 
 
@@ -230,9 +231,7 @@ class LocalNetwork:
             self._part(f"node-{n}", "cyxnode", "--dir", self.folder, "--name", f"node-{n}")
             for n in range(1, self._nodes + 1)
         ]
-        async with asyncio.TaskGroup() as group:
-            for part in (central, *nodes):
-                group.create_task(self._bring_up(part))
+        await asyncio.gather(*(self._bring_up(part) for part in (central, *nodes)))
         self._watchers = [asyncio.create_task(self._watch(part)) for part in self.parts.values()]
         self._watchers.append(asyncio.create_task(self._watch_broker(kept)))
 

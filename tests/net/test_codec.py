@@ -1,0 +1,82 @@
+"""decode(): whatever comes from outside is a message or one typed error."""
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
+
+REQUESTS = sorted(
+    {verb.request for verb in subjects.VERBS.values() if verb.request is not bytes}
+    | {kind for kind, _ in subjects.NODE_VERBS.values()}
+    | set(subjects.NODE_TELEMETRY.values()),
+    key=lambda kind: kind.__name__,
+)
+
+
+def test_a_message_survives_both_encodings():
+    ask = m.JobListRequest(status="queued", limit=3)
+    for content_type in (JSON, MSGPACK):
+        assert decode(m.JobListRequest, encode(ask, content_type), content_type) == ask
+
+
+def test_an_unknown_field_is_refused_by_name():
+    with pytest.raises(BadMessage, match="unknown field `job_idd`"):
+        decode(m.JobRef, b'{"job_idd": "abc"}')
+
+
+def test_a_job_id_with_a_trailing_newline_is_refused():
+    with pytest.raises(BadMessage):
+        decode(m.JobRef, b'{"job_id": "abc\\n"}')
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused_with_its_place(number):
+    payload = msgspec.msgpack.encode({"job": {"training": {"optimizer": {"learning_rate": number}}}})
+    with pytest.raises(BadMessage):
+        decode(m.QuoteRequest, payload, MSGPACK)
+    with pytest.raises(BadMessage, match=r"finite number, got .* - at `\$.layers\[0\].p`"):
+        decode(
+            m.ModelSpec, msgspec.msgpack.encode({"layers": [{"kind": "Dropout", "p": number}]}), MSGPACK
+        )
+
+
+def test_too_many_bytes_are_refused_before_parsing():
+    with pytest.raises(BadMessage, match="at most 1000000 bytes, got 1000001"):
+        decode(m.JobRef, b" " * 1_000_001)
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(BadMessage):
+        decode(m.ModelSpec, b'{"layers": ' + b"[" * 100_000, JSON)
+    deep = b'{"layers": [{"a": ' + b"[" * 900 + b"]" * 900 + b"}]}"
+    with pytest.raises(BadMessage, match="too deep"):
+        decode(m.ModelSpec, b'{"layers": [{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}]}", JSON)
+    assert len(deep) < 1_000_000
+
+
+def test_an_unknown_content_type_is_refused():
+    with pytest.raises(BadMessage, match="Content-Type"):
+        decode(m.JobRef, b"{}", "text/html")
+
+
+@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.__name__)
+@settings(max_examples=150, deadline=None)
+@given(payload=st.binary(max_size=300), content_type=st.sampled_from([JSON, MSGPACK]))
+def test_any_bytes_are_a_message_or_one_error(kind, payload, content_type):
+    try:
+        assert isinstance(decode(kind, payload, content_type), kind)
+    except BadMessage as error:
+        assert str(error)
+
+
+def test_every_prefix_of_a_message_is_refused():
+    whole = encode(m.Heartbeat(node_id="node-1-abc", session="0" * 32, runs=[m.RunRef(job_id="abc", attempt=1)]))
+    for length in range(len(whole)):
+        with pytest.raises(BadMessage):
+            decode(m.Heartbeat, whole[:length], MSGPACK)
