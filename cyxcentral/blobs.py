@@ -28,9 +28,7 @@ class Blobs:
         self._core = core
 
     async def open(self) -> None:
-        await self._core.ensure_stream(
-            subjects.BLOBS, [subjects.BLOB_SUBJECTS], max_msgs_per_subject=1, max_bytes=48 * 2**30
-        )
+        await self._core.ensure_stream(subjects.BLOBS, [subjects.BLOB_SUBJECTS], max_msgs_per_subject=1)
 
     async def stat(self, manifest: ArtifactManifest) -> ArtifactStatReply:
         """Which chunks of an artifact must still be sent."""

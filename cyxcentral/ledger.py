@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FLUSH_AFTER_S = 0.1
-QUERY_TIMEOUT_S = 10.0
+QUERY_TIMEOUT_S = 3.0  # below what a caller waits for an answer
 MEMORY_LIMIT = "512MB"
 
 TABLES = {
@@ -74,11 +74,13 @@ class Ledger:
         self._db.execute("SET enable_external_access = false")
         self._db.execute("SET lock_configuration = true")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._askers = ThreadPoolExecutor(2, thread_name_prefix="ledger-query")  # a slow question delays no write
         self._rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES if table not in UPSERTED}
         self._upserts: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in UPSERTED}
         self._positions: dict[str, int] = {}
         self._flush_due: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Lock()
 
     def position(self, stream: str) -> int:
         """Sequence of the last message of `stream` that is stored here. Call it before the loop starts."""
@@ -120,15 +122,16 @@ class Ledger:
         task.add_done_callback(self._flushing.discard)
 
     async def flush(self) -> None:
-        """Write what was added so far."""
+        """Write what was added before the call, and wait for writes that are under way."""
         if self._flush_due is not None:
             self._flush_due.cancel()
             self._flush_due = None
-        rows, self._rows = self._rows, {table: [] for table in self._rows}
-        upserts, self._upserts = self._upserts, {table: {} for table in self._upserts}
-        positions, self._positions = self._positions, {}
-        if positions:
-            await self._run(lambda: self._write(rows, upserts, positions))
+        async with self._writing:
+            rows, self._rows = self._rows, {table: [] for table in self._rows}
+            upserts, self._upserts = self._upserts, {table: {} for table in self._upserts}
+            positions, self._positions = self._positions, {}
+            if positions:
+                await self._run(lambda: self._write(rows, upserts, positions))
 
     def _write(
         self,
@@ -154,14 +157,13 @@ class Ledger:
             appender = self._db.appender(table, action=action)
             appender.append_rows(rows)
             appender.flush()
-            appender.close()
 
     # -- asking --------------------------------------------------------------------------------------
 
     async def query(self, sql: str, limit: int) -> m.LedgerReply:
         """Answer one SELECT, with everything that happened before the call. Raises LedgerError."""
         await self.flush()
-        return await self._run(lambda: self._query(sql, limit))
+        return await asyncio.get_running_loop().run_in_executor(self._askers, self._query, sql, limit)
 
     def _query(self, sql: str, limit: int) -> m.LedgerReply:
         cursor = self._db.cursor()
@@ -220,6 +222,7 @@ class Ledger:
 
     async def close(self) -> None:
         await self.flush()
+        self._askers.shutdown()
         await self._run(self._db.close)
         self._thread.shutdown()
 

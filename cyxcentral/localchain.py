@@ -3,7 +3,7 @@
     python -m cyxcentral.localchain --dir DIR --port 0
 
 Prints one JSON line when it answers: {"ready": true, "url": "http://127.0.0.1:PORT", "ready_ms": N}.
-Ends on SIGTERM and SIGINT and, with --stdin-guard, when its standard input closes (its parent died).
+Ends on SIGTERM and SIGINT and, with --guard-stdin, when its standard input closes (its parent died).
 """
 
 import argparse
@@ -21,7 +21,7 @@ import msgspec
 import psutil
 from msgspec import Struct
 
-from cyxcentral.localrpc import Params, call, decode_wire
+from cyxcentral.localrpc import METHODS, Params, call, decode_wire
 from cyxcentral.localvm import Chain, ChainError, ChainOptions, RpcError, invalid, parse_transaction
 
 BODY_LIMIT_BYTES = 50 * 1024  # the cap of a real node
@@ -135,8 +135,10 @@ class Server:
         if not isinstance(request, dict) or not isinstance(request.get("method"), str):
             return 200, msgspec.json.encode(failure(None, -32600, "Invalid request"))
         name, params, identifier = request["method"], request.get("params") or [], request.get("id")
-        fault = self.faults(name, self.calls.get(name, 0))
-        self.calls[name] = self.calls.get(name, 0) + 1
+        earlier_calls = self.calls.get(name, 0)
+        fault = self.faults(name, earlier_calls)
+        if name in METHODS:  # made-up names must not fill the memory
+            self.calls[name] = earlier_calls + 1
         if fault.http_status != 200:
             return fault.http_status, b""
         if fault.delay_ms:
@@ -146,7 +148,7 @@ class Server:
                 raise invalid("expected a list of positional parameters")
             if fault.drop:
                 config = Params(params).config(1)
-                raw = decode_wire(Params(params).get(0, str, "a transaction"), config.get("encoding"))
+                raw = decode_wire(Params(params).get(0, str, "a transaction"), config)
                 result: Any = str(parse_transaction(raw).signatures[0])
             else:
                 result = call(self.chain, name, params)
@@ -204,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m cyxcentral.localchain", description=__doc__)
     result.add_argument("--dir", type=Path, required=True, help="the chain's own folder")
     result.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
-    result.add_argument("--stdin-guard", action="store_true", help="end when standard input closes")
+    result.add_argument("--guard-stdin", action="store_true", help="end when standard input closes")
     for name, default in msgspec.structs.asdict(ChainOptions()).items():
         result.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     return result
@@ -216,11 +218,14 @@ async def serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if arguments.stdin_guard:
+    if arguments.guard_stdin:
 
         def watch() -> None:
-            while os.read(0, 4096):
-                pass
+            try:
+                while os.read(0, 4096):
+                    pass
+            except OSError:
+                pass  # closed from the start: nobody is there either
             loop.call_soon_threadsafe(stop.set)
 
         threading.Thread(target=watch, daemon=True, name="stdin-guard").start()

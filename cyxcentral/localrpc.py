@@ -6,7 +6,7 @@ Parameters are read with a real node's errors; a mistake of the caller is an Rpc
 import base64
 import binascii
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -58,10 +58,7 @@ class Params:
         return self.get(at, dict, "an object") if at < len(self.values) and self.values[at] is not None else {}
 
     def commitment(self, at: int) -> str:
-        level = self.config(at).get("commitment") or "finalized"
-        if level not in COMMITMENTS:
-            raise invalid(f"expected commitment {' | '.join(COMMITMENTS)}, got {level!r:.60}")
-        return str(level)
+        return choose(self.config(at), "commitment", COMMITMENTS, "finalized")
 
 
 def address_of(text: str) -> Pubkey:
@@ -78,21 +75,37 @@ def signature_of(text: str) -> bytes:
         raise invalid(f"expected a signature of 64 bytes in base 58, got {text!r:.100}") from None
 
 
-def decode_wire(text: str, encoding: Any) -> bytes:
+def decode_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def encode_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+DECODERS: dict[str, Callable[[str], bytes]] = {"base64": decode_base64, "base58": base58_decode}
+ENCODERS: dict[str, Callable[[bytes], str]] = {"base64": encode_base64, "base58": base58_encode}
+
+
+def choose(config: dict[str, Any], name: str, choices: Collection[str], absent: str) -> str:
+    """A named option that is one of a few words."""
+    value = config.get(name)
+    if value is None:
+        value = absent
+    if not isinstance(value, str) or value not in choices:
+        raise invalid(f"expected {name} {' | '.join(choices)}, got {value!r:.60}")
+    return value
+
+
+def decode_wire(text: str, config: dict[str, Any]) -> bytes:
     """Transaction or message bytes as they come in a request. base58 is the protocol's default."""
-    decoders: dict[Any, Callable[[str], bytes]] = {
-        "base64": lambda value: base64.b64decode(value, validate=True),
-        "base58": base58_decode,
-        None: base58_decode,
-    }
-    if encoding not in decoders:
-        raise invalid(f"expected encoding base64 or base58, got {encoding!r:.60}")
+    encoding = choose(config, "encoding", DECODERS, "base58")
     if len(text) > 2048:  # decoding base 58 takes time quadratic in the length
         raise invalid(f"transaction too large: {len(text)} characters (max: 2048)")
     try:
-        return decoders[encoding](text)
+        return DECODERS[encoding](text)
     except (ValueError, binascii.Error) as error:
-        raise invalid(f"not {encoding or 'base58'}: {error}") from None
+        raise invalid(f"not {encoding}: {error}") from None
 
 
 # What each method answers. A row per method; the functions take the chain and the parameters.
@@ -151,25 +164,19 @@ def balance(chain: Chain, params: Params) -> Any:
 
 
 def account_view(account: Account | None, config: dict[str, Any]) -> dict[str, Any] | None:
+    # jsonParsed falls back to base64 where a node has no parser, as the protocol says; we have none.
+    encoding = choose(config, "encoding", ("base64", "jsonParsed", "base58"), "base64")
+    encoding = "base64" if encoding == "jsonParsed" else encoding
+    part = config.get("dataSlice") or {"offset": 0, "length": 2**40}
+    bounds = Params([part.get("offset"), part.get("length")] if isinstance(part, dict) else [])
+    offset, length = bounds.natural(0, "an offset"), bounds.natural(1, "a length")
     if account is None or account.lamports == 0:
         return None
-    data = bytes(account.data)
-    part = config.get("dataSlice")
-    if part is not None:
-        at = Params([part.get("offset"), part.get("length")] if isinstance(part, dict) else [])
-        offset = at.natural(0, "an offset")
-        data = data[offset : offset + at.natural(1, "a length")]
-    # jsonParsed falls back to base64 where a node has no parser, as the protocol says; we have none.
-    encoders: dict[Any, Callable[[bytes], list[str]]] = {
-        "base64": lambda value: [base64.b64encode(value).decode(), "base64"],
-        "jsonParsed": lambda value: [base64.b64encode(value).decode(), "base64"],
-        "base58": lambda value: [base58_encode(value), "base58"],
-    }
-    encoding = config.get("encoding") or "base64"
-    if encoding not in encoders or (encoding == "base58" and len(data) > 128):
-        raise invalid(f"expected encoding base64 (or base58 up to 128 bytes), got {encoding!r:.60}")
+    data = bytes(account.data)[offset : offset + length]
+    if encoding == "base58" and len(data) > 128:
+        raise invalid(f"expected encoding base64 for data of more than 128 bytes, got {len(data)} in base58")
     return {
-        "data": encoders[encoding](data),
+        "data": [ENCODERS[encoding](data), encoding],
         "executable": account.executable,
         "lamports": account.lamports,
         "owner": str(account.owner),
@@ -249,7 +256,7 @@ def rent_exemption(chain: Chain, params: Params) -> Any:
 
 @method("getFeeForMessage")
 def fee_for_message(chain: Chain, params: Params) -> Any:
-    raw = decode_wire(params.get(0, str, "a message"), "base64")
+    raw = decode_wire(params.get(0, str, "a message"), {"encoding": "base64"})
     try:
         message = from_bytes_versioned(raw) if raw[:1] >= b"\x80" else Message.from_bytes(raw)
     except ValueError as error:
@@ -267,14 +274,14 @@ def request_airdrop(chain: Chain, params: Params) -> Any:
 @method("sendTransaction")
 def send_transaction(chain: Chain, params: Params) -> Any:
     config = params.config(1)
-    raw = decode_wire(params.get(0, str, "a transaction"), config.get("encoding"))
+    raw = decode_wire(params.get(0, str, "a transaction"), config)
     return chain.send(raw, skip_preflight=config.get("skipPreflight") is True)
 
 
 @method("simulateTransaction")
 def simulate_transaction(chain: Chain, params: Params) -> Any:
     config = params.config(1)
-    raw = decode_wire(params.get(0, str, "a transaction"), config.get("encoding"))
+    raw = decode_wire(params.get(0, str, "a transaction"), config)
     transaction = parse_transaction(raw)
     if config.get("sigVerify") is True and not all(transaction.verify_with_results()):
         raise RpcError(-32003, "Transaction signature verification failure")
@@ -319,13 +326,7 @@ def signature_statuses(chain: Chain, params: Params) -> Any:
 @method("getTransaction")
 def get_transaction(chain: Chain, params: Params) -> Any:
     config = params.config(1)
-    encoders: dict[Any, Callable[[bytes], str]] = {
-        "base64": lambda value: base64.b64encode(value).decode(),
-        "base58": base58_encode,
-    }
-    encoding = config.get("encoding")
-    if encoding not in encoders:
-        raise invalid(f"expected encoding base64 or base58, got {encoding!r:.60}; this chain parses nothing")
+    encoding = choose(config, "encoding", ENCODERS, "json (absent)")  # this chain parses nothing
     row = chain.database.execute(
         "SELECT slot, unix_s, raw, meta FROM landed WHERE signature = ? AND raw != x''",
         (signature_of(params.get(0, str, "a signature")),),
@@ -336,7 +337,7 @@ def get_transaction(chain: Chain, params: Params) -> Any:
     return {
         "slot": slot,
         "blockTime": unix_s,
-        "transaction": [encoders[encoding](raw), encoding],
+        "transaction": [ENCODERS[encoding](raw), encoding],
         "meta": {"innerInstructions": None, "preTokenBalances": None, "postTokenBalances": None}
         | msgspec.json.decode(meta),
         "version": 0 if raw[1 + 64 * raw[0]] >= 0x80 else "legacy",

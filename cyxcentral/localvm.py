@@ -27,7 +27,7 @@ from solders.litesvm import LiteSVM
 from solders.message import MessageV0, VersionedMessage
 from solders.pubkey import Pubkey
 from solders.system_program import ID as SYSTEM_PROGRAM
-from solders.transaction import VersionedTransaction
+from solders.transaction import SanitizeError, VersionedTransaction
 from solders.transaction_metadata import FailedTransactionMetadata, TransactionMetadata
 
 from cyxcore.errors import CyxError
@@ -359,7 +359,7 @@ def parse_transaction(raw: bytes) -> VersionedTransaction:
     try:
         transaction = VersionedTransaction.from_bytes(raw)
         transaction.sanitize()
-    except ValueError as error:
+    except (ValueError, SanitizeError) as error:
         raise invalid(f"failed to deserialize the transaction: {error}") from None
     message = transaction.message
     if isinstance(message, MessageV0) and message.address_table_lookups:

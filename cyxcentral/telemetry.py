@@ -32,9 +32,7 @@ class Telemetry:
         self.refused = 0
 
     async def start(self, after_seq: int) -> None:
-        await self._core.ensure_stream(
-            subjects.TELEMETRY, [subjects.TELEMETRY_SUBJECTS], persist_mode="async", max_bytes=8 * 2**30
-        )
+        await self._core.ensure_stream(subjects.TELEMETRY, [subjects.TELEMETRY_SUBJECTS], persist_mode="async")
         await self._core.follow(subjects.TELEMETRY, subjects.TELEMETRY_SUBJECTS, after_seq, self._stored)
         for verb in subjects.NODE_TELEMETRY:
             await self._edge.subscribe(subjects.node("*", verb), self._said)

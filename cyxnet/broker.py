@@ -136,7 +136,10 @@ def binary() -> str:
 
 
 def configuration(folder: Path, passwords: Passwords, port: int, monitor_port: int) -> str:
-    """nats.conf: account CORE holds the event log, EDGE is where nodes and clients live; central is in both."""
+    """nats.conf: account CORE holds the event log, EDGE is where nodes and clients live; central is in both.
+
+    JetStream stays below the free space of the disk: a full disk gives publishers timeouts, a full store an error.
+    """
 
     def users(role: str) -> str:
         permissions = EDGE_PERMISSIONS[role]
@@ -156,7 +159,7 @@ max_payload: {MAX_PAYLOAD_BYTES}
 jetstream {{
   store_dir: {json.dumps(str(folder / "jetstream"))}
   max_mem: 256MB
-  max_file: 64GB
+  max_file: {shutil.disk_usage(folder).free * 4 // 5}
   sync_interval: always
 }}
 accounts {{
