@@ -41,9 +41,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_place(number):
     with pytest.raises(BadMessage):
         decode(m.QuoteRequest, payload, MSGPACK)
     with pytest.raises(BadMessage, match=r"finite number, got .* - at `\$.layers\[0\].p`"):
-        decode(
-            m.ModelSpec, msgspec.msgpack.encode({"layers": [{"kind": "Dropout", "p": number}]}), MSGPACK
-        )
+        decode(m.ModelSpec, msgspec.msgpack.encode({"layers": [{"kind": "Dropout", "p": number}]}), MSGPACK)
 
 
 def test_too_many_bytes_are_refused_before_parsing():

@@ -1,0 +1,108 @@
+"""Named pieces that tests of central are built from."""
+
+from cyxcentral import jobs
+from cyxcore.spec import ModelSpec, TrainingSummary
+from cyxnet import messages as m
+
+SIGNATURE = "5" * 88
+CLIENT, PLATFORM, NODE_WALLET = "C" * 43, "P" * 43, "N" * 43
+AMOUNT = 2_500_000_000
+
+
+def job_request(**changes):
+    fields = {
+        "name": "digits",
+        "model": ModelSpec(input=[4], layers=[{"kind": "Linear", "out_features": 3}]),
+        "dataset": m.ArtifactRef(sha256="a" * 64, size=1000),
+        "amount_base_units": AMOUNT,
+    }
+    return m.JobRequest(**(fields | changes))
+
+
+def terms(job_id="job-1", amount=AMOUNT):
+    return m.EscrowTerms(
+        job_id=job_id,
+        mint="M" * 43,
+        authority="A" * 43,
+        client=CLIENT,
+        platform=PLATFORM,
+        amount_base_units=amount,
+        fee_basis_points=1000,
+        escrow="E" * 43,
+    )
+
+
+def signed(text=b"bytes"):
+    return m.SignedTransaction(transaction=text, signature=SIGNATURE, last_valid_block_height=9)
+
+
+def summary():
+    return TrainingSummary(
+        total_time_ms=1.5,
+        steps=3,
+        final_loss=0.25,
+        best_epoch=1,
+        delivered_epoch=1,
+        train_rows=8,
+        validation_rows=2,
+        parameters=15,
+    )
+
+
+def submitted(job_id="job-1", **changes):
+    return m.Submitted(
+        job=job_request(**changes), terms=terms(job_id), caller="alice", memory_bytes=2**28, deposit=signed()
+    )
+
+
+FUNDED = m.Funded(signature=SIGNATURE)
+FUND_FAILED = m.FundFailed(reason="expired")
+CANCELLED = m.CancelRequested(reason="changed my mind", caller="alice")
+STARTED = m.Started(attempt=1)
+SIGNED_SETTLE = m.TransactionSigned(purpose="settle", signed=signed(b"settle"), pay_base_units=AMOUNT)
+
+
+def leased(attempt=1, node_id="node-a"):
+    return m.Leased(attempt=attempt, node_id=node_id, session="0" * 32, wallet=NODE_WALLET, lease_ms=40_000)
+
+
+def lost(attempt=1, deterministic=False):
+    return m.LeaseLost(attempt=attempt, code="died", reason="it died", deterministic=deterministic)
+
+
+def completed(attempt=1, node_id="node-a"):
+    return m.Completed(
+        attempt=attempt,
+        node_id=node_id,
+        model=m.ArtifactRef(sha256="b" * 64, size=99),
+        graph_sha256="c" * 64,
+        summary=summary(),
+        signature="d" * 128,
+    )
+
+
+def settled(node=AMOUNT * 9 // 10, platform=AMOUNT // 10, client=0):
+    return m.Settled(signature=SIGNATURE, node_base_units=node, platform_base_units=platform, client_base_units=client)
+
+
+def job_after(*events):
+    """The job after Submitted and these events, one second apart; each must be legal."""
+    job = jobs.evolve(None, submitted(), 0)
+    for second, event in enumerate(events, start=1):
+        assert jobs.illegal(job, event) is None, (job.status, event)
+        job = jobs.evolve(job, event, second * 1000)
+    return job
+
+
+def registered(node_id="node-a", session="0" * 32, **changes):
+    hardware = {"cores": 2, "memory_bytes": 8 * 2**30, "memory_free_bytes": 6 * 2**30, "flops_per_s": 1e11}
+    fields = {
+        "node_id": node_id,
+        "session": session,
+        "name": node_id,
+        "public_key": "e" * 64,
+        "wallet": NODE_WALLET,
+        "hardware": m.Hardware(**(hardware | changes.pop("hardware", {}))),
+        "max_runs": 1,
+    }
+    return m.NodeRegistered(**(fields | changes))

@@ -1,0 +1,84 @@
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from cyxcentral import nodes, schedule
+from cyxnet import messages as m
+from tests.central import facts as f
+
+WEIGHTS = schedule.Weights()
+JOB = f.job_after(f.FUNDED)
+
+
+def candidate(node_id="node-a", active_runs=0, **changes):
+    node = nodes.evolve(None, f.registered(node_id, **changes), 0)
+    return schedule.Candidate(node=node, active_runs=active_runs, memory_free_bytes=node.hardware.memory_bytes)
+
+
+def choose(*candidates, job=JOB):
+    return schedule.choose(job, candidates, WEIGHTS)[0]
+
+
+def test_no_node_no_choice():
+    assert choose() is None
+
+
+def test_a_node_that_cannot_run_the_job_is_never_chosen_and_says_why():
+    tiny = candidate(hardware={"memory_bytes": 2**20})
+    gpu_job = replace(JOB, job=f.job_request(needs=m.Needs(device="cuda")))
+    many_cores = replace(JOB, job=f.job_request(needs=m.Needs(cores=64)))
+    assert schedule.refusal(JOB, tiny) == "1 MiB of memory, 256 MiB needed"
+    assert schedule.refusal(gpu_job, candidate()) == "no CUDA GPU"
+    assert schedule.refusal(many_cores, candidate()) == "2 cores, 64 needed"
+    assert schedule.refusal(JOB, candidate(active_runs=1)) == "busy with 1 of 1 runs"
+    assert choose(tiny) is None
+
+
+def test_the_faster_the_better_known_and_the_cheaper_node_wins():
+    assert choose(candidate("slow", hardware={"flops_per_s": 1e9}), candidate("fast")) == "fast"
+    assert choose(candidate("dear", price_per_hour_base_units=9), candidate("cheap")) == "cheap"
+    trusted = candidate("b")
+    doubted = replace(candidate("a"), node=replace(candidate("a").node, reputation=10.0))
+    assert choose(doubted, trusted) == "b"
+
+
+def test_a_node_that_lost_the_job_before_is_the_last_resort():
+    job = f.job_after(f.FUNDED, f.leased(1, "node-a"), f.lost())
+    slow = candidate("node-b", hardware={"flops_per_s": 1.0})
+    assert choose(candidate("node-a"), slow, job=job) == "node-b"
+    assert choose(candidate("node-a"), job=job) == "node-a"
+
+
+def test_an_assignment_takes_room_from_the_next_job():
+    first, second = JOB, replace(JOB, job_id="job-2", submitted_at_ms=1)
+    assignments = schedule.assign([second, first], {"node-a": candidate()}, WEIGHTS, 10_000)
+    assert [choice.job_id for choice in assignments] == ["job-1"]
+
+
+def test_a_job_in_back_off_waits():
+    job = f.job_after(f.FUNDED, f.leased(), f.lost())
+    assert schedule.assign([job], {"node-a": candidate()}, WEIGHTS, job.not_before_ms - 1) == []
+    assert len(schedule.assign([job], {"node-a": candidate()}, WEIGHTS, job.not_before_ms)) == 1
+
+
+def test_the_explanation_names_every_candidate_with_terms_or_refusal():
+    _, why = schedule.choose(JOB, [candidate("a"), candidate("b", active_runs=1)], WEIGHTS)
+    able, busy = why["candidates"]
+    assert set(able["terms"]) == {"device", "memory", "reputation", "location", "queue", "price"}
+    assert busy["refused"] == "busy with 1 of 1 runs"
+
+
+@given(
+    st.floats(0, 1e15),
+    st.integers(0, 2**50),
+    st.floats(0, 100),
+    st.integers(0, 5),
+    st.integers(0, 2**60),
+)
+def test_each_term_lies_between_zero_and_one(flops, memory, reputation, runs, price):
+    base = candidate(
+        hardware={"flops_per_s": flops, "memory_bytes": memory}, price_per_hour_base_units=price, max_runs=5
+    )
+    one = replace(base, active_runs=runs, node=replace(base.node, reputation=reputation))
+    for value in schedule.terms(JOB, one, max(price, 1)).values():
+        assert 0.0 <= value <= 1.0
