@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="folder of the network (default .cyx)")
-    parser.add_argument("--state", type=Path, help="folder of this central's keys and ledger (default DIR/central)")
+    parser.add_argument("--state", type=Path, help="folder of this central's own ledger (default DIR/central)")
     parser.add_argument("--redis", metavar="URL", help="redis:// server for the cache (default: in memory)")
     parser.add_argument("--guard-stdin", action="store_true", help="end when standard input closes")
     parser.add_argument("--verbose", action="store_true", help="log what is decided")
@@ -57,7 +57,7 @@ async def run(options: argparse.Namespace) -> int:
     network = read_network(options.dir)
     if options.redis:
         network.redis_url = options.redis
-    central = await Central.start(Settings(network=network, folder=options.state or options.dir / "central"))
+    central = await Central.start(Settings(network=network, keys=options.dir, state=options.state or options.dir / "central"))
     ready_ms = round((time.monotonic() - started) * 1000, 1)
     said = {
         "ready": True,

@@ -40,10 +40,11 @@ class StartError(CyxError):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """How one central runs. folder: its keys and its ledger."""
+    """How one central runs. keys: folder of the platform's keys, the same for all its centrals. state: its ledger."""
 
     network: NetworkFile
-    folder: Path
+    keys: Path
+    state: Path
     weights: schedule.Weights = schedule.Weights()
 
 
@@ -54,7 +55,7 @@ class Central:
         self.settings = settings
         self.central_id = f"central-{secrets.token_hex(4)}"
         network = settings.network
-        self._identity = load_or_create(settings.folder / "central.key")
+        self._identity = load_or_create(settings.keys / "central.key")
         self._core = core
         self._edge = edge
         self.ledger = ledger
@@ -81,7 +82,7 @@ class Central:
             raise StartError(
                 "the broker acknowledges before it writes to disk: set jetstream.sync_interval to always and restart it"
             )
-        ledger = Ledger(settings.folder / "ledger.duckdb")
+        ledger = Ledger(settings.state / "ledger.duckdb")
         core = edge = central = None
         settlement = Settlement(network.chain_url)
         try:

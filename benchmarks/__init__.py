@@ -1,0 +1,1 @@
+"""Our figures, measured: one file per number we promise."""

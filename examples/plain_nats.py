@@ -1,0 +1,92 @@
+"""Submit a job and follow it with nothing but a NATS client: no Cyx import, only JSON.
+
+    cyx up                                                   # in another terminal
+    python examples/plain_nats.py .cyx/network.json examples/digits.csv
+
+The network keeps a wallet for a caller that brings none (local networks do), so the faucet is asked for test money first.
+"""
+
+import asyncio
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import nats
+
+CALLER = "plain-nats"  # a name of your own; it is part of every subject you speak on
+CHUNK_BYTES = 512 * 1024
+
+
+async def main(network_file: str, data_file: str) -> None:
+    network = json.loads(Path(network_file).read_text())
+    connection = await nats.connect(network["client_url"], inbox_prefix="_INBOX_client")
+
+    async def ask(verb: str, payload: object) -> dict:
+        body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        reply = await connection.request(f"cyx.v1.api.{CALLER}.{verb}", body, timeout=10)
+        answer = json.loads(reply.data)
+        if (reply.headers or {}).get("Nats-Service-Error-Code"):
+            raise SystemExit(f"{verb}: {answer['err_code']}: {answer['message']}")
+        return answer
+
+    discovered = json.loads((await connection.request("$SRV.INFO.cyx", b"")).data)
+    print("verbs:", ", ".join(endpoint["name"] for endpoint in discovered["endpoints"]))
+
+    await ask("wallet.faucet", {"amount_base_units": 5_000_000_000})
+
+    data = Path(data_file).read_bytes()
+    chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+    for chunk in chunks:
+        await ask("artifact.put", chunk)
+    digests = [hashlib.sha256(chunk).hexdigest() for chunk in chunks]
+    manifest = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "chunks": digests}
+    dataset = await ask("artifact.commit", manifest)
+
+    job = {
+        "name": "digits by hand",
+        "amount_base_units": 2_500_000_000,
+        "dataset": dataset,
+        "data": {"format": "csv", "target": "label"},
+        "model": {
+            "input": [64],
+            "layers": [
+                {"kind": "Linear", "out_features": 64},
+                {"kind": "ReLU"},
+                {"kind": "Linear", "out_features": 10},
+            ],
+        },
+        "training": {"epochs": 5, "batch_size": 32, "loss": "cross_entropy"},
+    }
+    submitted = await ask("job.submit", {"job": job})
+    job_id = submitted["job_id"]
+    print("submitted:", job_id)
+
+    live = await connection.subscribe(f"cyx.v1.update.{job_id}")  # first listen, then ask what was before
+    seen: set[tuple[str, int]] = set()
+
+    def show(update: dict) -> None:
+        if (update["source"], update["seq"]) in seen:
+            return
+        seen.add((update["source"], update["seq"]))
+        if update["kind"] == "epoch":
+            epoch = update["data"]
+            print(f"epoch {epoch['epoch']}: validation accuracy {epoch['validation_accuracy']:.4f}")
+        elif update["source"] == "event":
+            print(update["kind"])
+
+    for update in (await ask("job.updates", {"job_id": job_id}))["updates"]:
+        show(update)
+    while (status := await ask("job.status", {"job_id": job_id}))["status"] not in ("completed", "failed", "cancelled"):
+        try:
+            show(json.loads((await live.next_msg(timeout=1)).data))
+        except TimeoutError:
+            continue
+    for update in (await ask("job.updates", {"job_id": job_id}))["updates"]:
+        show(update)
+    print("status:", status["status"], "model:", status["model"]["sha256"])
+    await connection.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""A whole network of real processes, and what every test of it must leave behind."""
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cyxnet.client import AsyncClient
+from cyxnet.local import LocalNetwork
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+async def network(tmp_path):
+    """Broker, chain, central and one node, with fast heartbeats."""
+    async with LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(network):
+    async with await AsyncClient.connect(network.folder) as connected:
+        await connected.faucet(50_000_000_000)
+        yield connected
+
+
+async def assert_money_is_conserved(client, network):
+    """Σ of all entries is 0, and each account of the ledger holds what the chain says it holds."""
+    from cyxnet.solana import Settlement
+
+    reply = await client.ledger("select account, sum(amount_base_units)::BIGINT from entries group by 1")
+    balances = dict(reply.rows)
+    assert sum(balances.values()) == 0
+    mint = (await client.info()).mint
+    async with Settlement(network.file.chain_url) as chain:
+        assert -balances["supply"] == await chain.token_supply(mint)
+        for account, balance in balances.items():
+            kind, _, name = account.partition(":")
+            if kind == "wallet":
+                assert await chain.token_balance(name, mint) == balance, account
+            if kind == "escrow":
+                assert balance == 0, account
+
+
+def training_processes(network):
+    """The processes that train right now, by what they use of the processor: idle warm ones come last."""
+    node = psutil.Process(network.parts["node-1"].process.pid)
+    children = [child for child in node.children(recursive=True) if "cyxnode.train" in " ".join(child.cmdline())]
+    return sorted(children, key=lambda child: -sum(child.cpu_times()[:2]))
+
+
+async def until(client, job_id, kind, count=1):
+    """The updates of a job up to the `count`-th of a kind."""
+    seen = []
+    async with asyncio.timeout(60):
+        async for update in client.watch(job_id):
+            seen.append(update)
+            if sum(each.kind == kind for each in seen) == count:
+                return seen
+    raise AssertionError(f"{job_id} ended without {count} × {kind}: {[each.kind for each in seen]}")

@@ -1,0 +1,72 @@
+"""kill -9 in the middle of a job: it finishes, and it is paid once."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from msgspec.structs import replace
+
+from cyxnet import jobfile
+from cyxnet.local import LocalNetwork
+from tests.system.conftest import EXAMPLES, assert_money_is_conserved, training_processes, until
+
+
+@pytest.fixture
+def long_job():
+    """The digits, with more epochs than a test waits for before it kills something."""
+    job = jobfile.load(EXAMPLES / "digits.toml")
+    return replace(job, spec=replace(job.spec, training=replace(job.spec.training, epochs=150)))
+
+
+async def assert_paid_once(client, network, job_id):
+    reply = await client.ledger(f"select kind, count(*) from events where about = '{job_id}' group by 1")
+    assert dict(reply.rows)["Settled"] == 1
+    await assert_money_is_conserved(client, network)
+
+
+async def test_a_killed_training_process_is_retried_and_paid_once(client, network, long_job):
+    submitted = await client.submit(long_job)
+    await until(client, submitted.job_id, "epoch", count=3)
+    os.kill(training_processes(network)[0].pid, signal.SIGKILL)
+    view = await client.wait(submitted.job_id)
+    assert (view.status, view.attempt) == ("completed", 2), view.error
+    await assert_paid_once(client, network, submitted.job_id)
+
+
+async def test_a_killed_central_comes_back_and_the_job_is_paid_once(client, network, long_job):
+    submitted = await client.submit(long_job)
+    await until(client, submitted.job_id, "epoch", count=3)
+    os.kill(network.parts["central"].process.pid, signal.SIGKILL)
+    view = await client.wait(submitted.job_id)
+    assert (view.status, view.attempt) == ("completed", 1), view.error
+    await assert_paid_once(client, network, submitted.job_id)
+
+
+async def test_a_killed_node_comes_back_and_the_job_is_retried(client, network, long_job):
+    submitted = await client.submit(long_job)
+    await until(client, submitted.job_id, "epoch", count=3)
+    os.kill(network.parts["node-1"].process.pid, signal.SIGKILL)
+    view = await client.wait(submitted.job_id)
+    assert (view.status, view.attempt) == ("completed", 2), view.error
+    await assert_paid_once(client, network, submitted.job_id)
+
+
+async def test_a_killed_broker_comes_back_and_nothing_is_lost(client, network, long_job):
+    submitted = await client.submit(long_job)
+    await until(client, submitted.job_id, "epoch", count=3)
+    network._broker.process.kill()
+    view = await client.wait(submitted.job_id)
+    assert view.status == "completed", view.error
+    await assert_paid_once(client, network, submitted.job_id)
+
+
+async def test_no_process_is_left_behind(tmp_path):
+    async with LocalNetwork(tmp_path / "net", nodes=2) as network:
+        pids = [part.process.pid for part in network.parts.values()] + [network._broker.process.pid]
+        family = [p.pid for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
+        assert len(family) > len(pids)  # the warm training processes
+    left = [pid for pid in family if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    assert left == []
+    assert not Path(tmp_path / "net" / "network.json").exists()

@@ -1,0 +1,149 @@
+"""The whole path on real processes: submit → lock → match → train → stream → deliver → pay."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.numpy
+
+import cyxcore as cx
+from cyxcore.errors import CyxError
+from cyxnet import jobfile
+from cyxnet.escrow import split
+from tests.system.conftest import EXAMPLES, assert_money_is_conserved
+
+AMOUNT = 2_500_000_000
+
+
+@pytest.mark.parametrize(
+    "example, metric, at_least",
+    [
+        ("digits.toml", "validation_accuracy", 0.97),
+        ("digits_cnn.toml", "validation_accuracy", 0.97),
+        ("diabetes.toml", "validation_r2", 0.4),
+    ],
+)
+async def test_an_example_trains_is_paid_and_its_model_reproduces_its_metrics(
+    client, network, tmp_path, example, metric, at_least
+):
+    job = jobfile.load(EXAMPLES / example)
+    before = (await client.wallet()).token_base_units
+    submitted = await client.submit(job)
+    kinds = [update.kind async for update in client.watch(submitted.job_id)]
+    view = await client.job(submitted.job_id)
+    assert view.status == "completed", view.error
+    assert getattr(view.summary, metric) >= at_least
+
+    events = [kind for kind in kinds if kind[0].isupper()]
+    assert events == ["Submitted", "Funded", "Leased", "Started", "Completed", "TransactionSigned", "Settled"]
+    assert kinds.count("epoch") == job.spec.training.epochs
+    assert "batch" in kinds and "hardware" in kinds
+
+    assert (view.node_base_units, view.platform_base_units) == split(job.amount_base_units, 1000)
+    assert (await client.wallet()).token_base_units == before - job.amount_base_units
+    await assert_money_is_conserved(client, network)
+
+    archive = tmp_path / "model.cyxmodel"
+    await client.download(submitted.job_id, archive)
+    delivered = cx.load_model(archive)
+    cx.save_model(tmp_path / "model.safetensors", delivered)
+    assert set(safetensors.numpy.load_file(tmp_path / "model.safetensors")) == set(delivered.weights)
+    again = evaluated_in_a_new_process(tmp_path / "model.safetensors", EXAMPLES / example)
+    assert again["loss"] == view.summary.validation_loss
+    assert again[metric.removeprefix("validation_")] == getattr(view.summary, metric)
+
+
+def evaluated_in_a_new_process(model_path, job_path):
+    """The validation metrics of a delivered file, computed with cyxcore alone."""
+    code = """
+import json, sys, tomllib
+from pathlib import Path
+import msgspec
+import cyxcore as cx
+from cyxcore import data
+from cyxcore.spec import DataSpec, TrainingSpec
+job_path = Path(sys.argv[2])
+job = tomllib.loads(job_path.read_text())
+table = dict(job["data"]); path = job_path.parent / table.pop("path")
+training = msgspec.convert(job["training"], TrainingSpec)
+dataset = data.load(path, msgspec.convert(table, DataSpec), loss=training.loss, seed=training.seed)
+print(json.dumps(cx.load_model(sys.argv[1]).evaluate(dataset.x_val, dataset.y_val)))
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(model_path), str(job_path)], capture_output=True, text=True, check=True
+    )
+    return json.loads(said.stdout)
+
+
+async def test_a_module_from_python_is_traced_and_trained(client, network, tmp_path):
+    class Small(cx.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden = cx.nn.Linear(64, 32)
+            self.out = cx.nn.Linear(32, 10)
+
+        def forward(self, x):
+            return self.out(self.hidden(x).relu())
+
+    submitted = await client.submit_module(Small(), data=EXAMPLES / "digits.csv", amount="1.5", epochs=5)
+    view = await client.wait(submitted.job_id)
+    assert view.status == "completed", view.error
+    assert view.summary.validation_accuracy > 0.9
+    await assert_money_is_conserved(client, network)
+
+
+async def test_a_script_without_any_cyx_import_submits_and_follows_a_job(network):
+    script = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",  # the script's own folder and environment stay out of it
+        str(EXAMPLES / "plain_nats.py"),
+        str(network.folder / "network.json"),
+        str(EXAMPLES / "digits.csv"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        said, _ = await script.communicate()
+    lines = said.decode().splitlines()
+    assert script.returncode == 0
+    assert "job-submit" in lines[0]
+    assert sum(line.startswith("epoch ") for line in lines) == 5
+    assert lines[-1].startswith("status: completed")
+    assert "import cyx" not in (EXAMPLES / "plain_nats.py").read_text()
+
+
+async def test_a_cancelled_job_is_refunded_whole(client, network):
+    job = jobfile.load(EXAMPLES / "digits.toml")
+    before = (await client.wallet()).token_base_units
+    submitted = await client.submit(job)
+    await client.cancel(submitted.job_id, "changed my mind")
+    view = await client.wait(submitted.job_id)
+    assert (view.status, view.error) == ("cancelled", "changed my mind")
+    assert (await client.wallet()).token_base_units == before
+    with pytest.raises(CyxError, match="cannot be cancelled"):
+        await client.cancel(submitted.job_id)
+    await assert_money_is_conserved(client, network)
+
+
+async def test_submitting_the_same_job_twice_is_one_job(client, network):
+    prepared = await client.prepare(jobfile.load(EXAMPLES / "digits.toml"))
+    first = await client.place(prepared)
+    second = await client.place(prepared)
+    assert (second.job_id, second.duplicate) == (first.job_id, True)
+    assert (await client.jobs()).total == 1
+
+
+async def test_the_ledger_is_rebuilt_from_the_log_to_the_same_hash(client, network, tmp_path):
+    from cyxcentral.central import Central, Settings
+
+    submitted = await client.submit(jobfile.load(EXAMPLES / "diabetes.toml"))
+    await client.wait(submitted.job_id)
+    hashes = []
+    for name in ("one", "two"):  # each starts without a ledger and reads the log from its beginning
+        central = await Central.start(Settings(network=network.file, keys=network.folder, state=tmp_path / name))
+        hashes.append(await central.ledger.content_hash())
+        rows = (await central.ledger.query("select status from jobs", 10)).rows
+        assert rows == [["completed"]]
+        await central.close()
+    assert hashes[0] == hashes[1]
