@@ -4,6 +4,7 @@ starts next reads the log and goes on from there.
 """
 
 import asyncio
+import itertools
 import logging
 import secrets
 from collections.abc import Callable, Coroutine
@@ -78,7 +79,7 @@ class Payments:
             return
 
         async def keep_at_it() -> None:
-            for delay_s in (*TROUBLE_DELAYS_S, *iter(lambda: TROUBLE_DELAYS_S[-1], None)):
+            for delay_s in itertools.chain(TROUBLE_DELAYS_S, itertools.repeat(TROUBLE_DELAYS_S[-1])):
                 try:
                     return await work()
                 except CyxError as error:

@@ -58,6 +58,12 @@ class KernelError(CyxError, NotImplementedError):
     code = "no_kernel"
 
 
+class DivergedError(CyxError, ArithmeticError):
+    """A training run left the finite numbers. The message names the step and the learning rate."""
+
+    code = "diverged"
+
+
 class MissingExtra(CyxError, ImportError):
     """An optional package is needed. The message gives the pip command."""
 

@@ -236,7 +236,7 @@ class LocalNetwork:
         self._watchers.append(asyncio.create_task(self._watch_broker(kept)))
 
     def _part(self, name: str, module: str, *arguments: object) -> Part:
-        command = [sys.executable, "-m", module, *map(str, arguments), "--guard-stdin"]
+        command = [sys.executable, "-P", "-m", module, *map(str, arguments), "--guard-stdin"]
         part = self.parts[name] = Part(name, command, self.folder / "logs" / f"{name}.log")
         return part
 

@@ -3,7 +3,6 @@
 import base64
 import http.client
 import json
-import os
 import random
 import signal
 import socket
@@ -58,6 +57,15 @@ def clock() -> HandClock:
 @pytest.fixture
 def chain(tmp_path: Path, clock: HandClock) -> Iterator[Chain]:
     result = Chain(tmp_path / "chain.db", clock=clock)
+    result.airdrop(ALICE.pubkey(), 10 * SOL)
+    yield result
+    result.close()
+
+
+@pytest.fixture(scope="module")
+def idle_chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """One chain for all the requests that must not change it."""
+    result = Chain(tmp_path_factory.mktemp("idle") / "chain.db", clock=HandClock())
     result.airdrop(ALICE.pubkey(), 10 * SOL)
     yield result
     result.close()
@@ -212,10 +220,11 @@ def test_two_thousand_damaged_transactions_make_no_money_and_no_other_error(chai
     good = payment(chain, SOL)
     for _ in range(2_000):
         raw = bytearray(good)
-        for _ in range(dice.randint(1, 4)):
-            raw[dice.randrange(len(raw))] = dice.randrange(256)
+        for _ in range(dice.choice((1, 1, 3))):  # an odd number, so that no damage undoes itself
+            raw[dice.randrange(len(raw))] ^= dice.randrange(1, 256)
         if dice.random() < 0.2:
             del raw[dice.randrange(len(raw)) :]
+        assert bytes(raw) != good
         try:
             send(chain, bytes(raw), skipPreflight=dice.random() < 0.5)
         except RpcError:
@@ -326,9 +335,9 @@ def test_a_damaged_database_is_one_clear_error(tmp_path: Path) -> None:
         ("getFeeForMessage", ["gAAA"]),
     ],
 )
-def test_bad_parameters_are_answered_as_invalid(chain: Chain, method: str, params: list[Any]) -> None:
+def test_bad_parameters_are_answered_as_invalid(idle_chain: Chain, method: str, params: list[Any]) -> None:
     with pytest.raises(RpcError) as refused:
-        call(chain, method, params)
+        call(idle_chain, method, params)
     assert refused.value.body["code"] == -32602
 
 
@@ -348,8 +357,8 @@ def test_bad_parameters_are_answered_as_invalid(chain: Chain, method: str, param
         (b'{"method": "getBalance", "params": {"address": 1}, "id": 1}', -32602),
     ],
 )
-async def test_a_bad_request_gets_the_error_code_of_a_real_node(chain: Chain, body: bytes, code: int) -> None:
-    answer = await Server(chain).handle(body)
+async def test_a_bad_request_gets_the_error_code_of_a_real_node(idle_chain: Chain, body: bytes, code: int) -> None:
+    answer = await Server(idle_chain).handle(body)
     assert answer is not None
     assert json.loads(answer[1])["error"]["code"] == code
 
@@ -535,4 +544,3 @@ def test_killed_at_work_the_chain_has_every_acknowledged_payment(tmp_path: Path,
 def test_nobody_else_can_write_the_database_of_a_running_chain(running: Process, tmp_path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         sqlite3.connect(tmp_path / "chain.db", timeout=0).execute("DELETE FROM landed")
-    assert os.path.getsize(tmp_path / "chain.db") >= 0

@@ -1,0 +1,105 @@
+"""Cyx's tensor core: define a model, train it, save it. No network.
+
+    import cyxcore as cx
+
+Names are loaded on first use, so importing the vocabulary (graph, ops, layers, spec) starts no
+kernels and needs no NumPy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES: dict[str, str] = {
+    "Graph": "graph",
+    "build": "layers",
+    "trace": "tracing",
+    "compile": "compiled",
+    "Plan": "plan",
+    "use_device": "device",
+    "default_device": "device",
+    "Tensor": "eager",
+    "tensor": "eager",
+    "asarray": "eager",
+    "from_numpy": "eager",
+    "zeros": "eager",
+    "ones": "eager",
+    "full": "eager",
+    "arange": "eager",
+    "rand": "eager",
+    "randn": "eager",
+    "manual_seed": "eager",
+    "no_grad": "eager",
+    "where": "functional",
+    "maximum": "functional",
+    "minimum": "functional",
+    "concat": "functional",
+    "stack": "functional",
+    "Trainer": "training",
+    "evaluate": "evaluation",
+    "predict": "evaluation",
+    "Model": "model",
+    "save_model": "model",
+    "load_model": "model",
+}
+_MODULES = ("nn", "optim", "functional", "errors", "spec", "data", "device")
+_DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
+
+__all__ = [*_NAMES, *_MODULES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from cyxcore import data as data
+    from cyxcore import device as device
+    from cyxcore import errors as errors
+    from cyxcore import functional as functional
+    from cyxcore import nn as nn
+    from cyxcore import optim as optim
+    from cyxcore import spec as spec
+    from cyxcore.compiled import compile as compile
+    from cyxcore.device import default_device as default_device
+    from cyxcore.device import use_device as use_device
+    from cyxcore.eager import Tensor as Tensor
+    from cyxcore.eager import arange as arange
+    from cyxcore.eager import asarray as asarray
+    from cyxcore.eager import from_numpy as from_numpy
+    from cyxcore.eager import full as full
+    from cyxcore.eager import manual_seed as manual_seed
+    from cyxcore.eager import no_grad as no_grad
+    from cyxcore.eager import ones as ones
+    from cyxcore.eager import rand as rand
+    from cyxcore.eager import randn as randn
+    from cyxcore.eager import tensor as tensor
+    from cyxcore.eager import zeros as zeros
+    from cyxcore.evaluation import evaluate as evaluate
+    from cyxcore.evaluation import predict as predict
+    from cyxcore.functional import concat as concat
+    from cyxcore.functional import maximum as maximum
+    from cyxcore.functional import minimum as minimum
+    from cyxcore.functional import stack as stack
+    from cyxcore.functional import where as where
+    from cyxcore.graph import Graph as Graph
+    from cyxcore.layers import build as build
+    from cyxcore.model import Model as Model
+    from cyxcore.model import load_model as load_model
+    from cyxcore.model import save_model as save_model
+    from cyxcore.plan import Plan as Plan
+    from cyxcore.tracing import trace as trace
+    from cyxcore.training import Trainer as Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"cyxcore.{_NAMES[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"cyxcore.{name}")
+    elif name in _DTYPES:
+        value = name
+    else:
+        raise AttributeError(f"cyxcore has no {name!r}; it has: {', '.join(sorted(__all__))}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_DTYPES})

@@ -1,0 +1,139 @@
+"""Where ops run: the only place a device is chosen.
+
+A device is a name in DEVICES: "cpu" (compiled kernels) or "reference" (NumPy, the definition). There
+is no fallback: an op without a cpu kernel is a KernelError, unless SERVED_BY_REFERENCE names it.
+To add a device: a class with `call` and `program`, and a row in DEVICES.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from cyxcore.errors import KernelError, SpecError
+from cyxcore.kernels import reference
+
+Array = np.ndarray[Any, Any]
+
+
+class Call(NamedTuple):
+    """One kernel call bound to its arrays."""
+
+    op: str
+    out: Array
+    inputs: tuple[Array, ...]
+    attrs: Mapping[str, Any]
+
+
+class Backend(Protocol):
+    def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
+        """One op at once."""
+
+    def program(self, calls: Sequence[Call]) -> Callable[[], None]:
+        """A function that makes all calls in order; arrays may be refilled between runs."""
+
+
+# (op, dtype of its first input) the cpu device leaves to NumPy on purpose: nothing a model spends time in.
+SERVED_BY_REFERENCE: frozenset[tuple[str, str]] = frozenset({("matmul", "uint8"), ("adam_update", "float64")})
+
+
+class Reference:
+    """Every op in NumPy."""
+
+    def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
+        reference.call(op, out, inputs, attrs)
+
+    def program(self, calls: Sequence[Call]) -> Callable[[], None]:
+        def run() -> None:
+            for op, out, inputs, attrs in calls:
+                reference.call(op, out, inputs, attrs)
+
+        return run
+
+
+class Cpu:
+    """The compiled kernels. Raises KernelError when they are not built."""
+
+    def __init__(self) -> None:
+        try:
+            self.kernels: Any = importlib.import_module("cyxcore.kernels.cpu")
+        except ImportError as error:
+            raise KernelError(
+                f"cpu: the compiled kernels are missing ({error}); build them with `pip install "
+                f"-e .` in the source "
+                'tree (a C compiler is needed), or choose the slow NumPy device: cyxcore.use_device("reference")'
+            ) from None
+        self._served: dict[tuple[str, tuple[str, ...]], bool] = {}
+
+    def _by_reference(self, op: str, inputs: Sequence[Array]) -> bool:
+        """Whether NumPy serves this call. Raises KernelError when nobody does."""
+        dtypes = tuple(x.dtype.name for x in inputs)
+        served = self._served.get((op, dtypes))
+        if served is None:
+            served = not self.kernels.supports(op, dtypes)
+            if served and (op, dtypes[0]) not in SERVED_BY_REFERENCE:
+                raise KernelError(
+                    f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or "
+                    f"cyxcore.use_device('reference')"
+                )
+            self._served[op, dtypes] = served
+        return served
+
+    def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
+        target = reference if self._by_reference(op, inputs) else self.kernels
+        target.call(op, out, inputs, attrs)
+
+    def program(self, calls: Sequence[Call]) -> Callable[[], None]:
+        """Runs of compiled calls are one C loop each; calls served by NumPy stand between them."""
+        parts: list[Callable[[], None]] = []
+        current: Any = None
+        for one in calls:
+            if self._by_reference(one.op, one.inputs):
+                parts.append(Reference().program([one]))
+                current = None
+                continue
+            if current is None:
+                current = self.kernels.Program()
+                parts.append(current.run)
+            current.add(one.op, one.out, list(one.inputs), dict(one.attrs))
+        if len(parts) == 1:
+            return parts[0]
+
+        def run() -> None:
+            for part in parts:
+                part()
+
+        return run
+
+
+DEVICES: dict[str, Callable[[], Backend]] = {"cpu": Cpu, "reference": Reference}
+
+_default = "cpu"
+
+
+@cache
+def backend(name: str) -> Backend:
+    """The backend of a device. Raises SpecError for an unknown name, KernelError when it cannot run here."""
+    if name not in DEVICES:
+        raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {name!r}")
+    return DEVICES[name]()
+
+
+def default_device() -> str:
+    """The device eager tensors and plans use unless told."""
+    return _default
+
+
+@contextmanager
+def use_device(name: str) -> Iterator[None]:
+    """Within the block eager tensors and new plans run on this device."""
+    global _default
+    backend(name)
+    before, _default = _default, name
+    try:
+        yield
+    finally:
+        _default = before

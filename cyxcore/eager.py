@@ -1,0 +1,297 @@
+"""Tensor: what a user types. Eager, NumPy semantics, gradients by `backward()`.
+
+An op runs at once on the current device (device.py); when a gradient may be asked for, the result
+remembers the op and its inputs, and `backward` walks back with the rules of grad.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from cyxcore import device as devices
+from cyxcore import random
+from cyxcore.dtype import DTYPES, dtype_name, is_float
+from cyxcore.errors import DtypeError, GradientError, ShapeError
+from cyxcore.grad import NO_GRADIENT, input_gradients
+from cyxcore.ops import infer_op
+from cyxcore.values import Value
+
+Array = np.ndarray[Any, Any]
+
+_recording = True
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Within the block results remember nothing and need no gradient."""
+    global _recording
+    before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+class Generator:
+    """The eager random numbers: Philox keyed by a seed, one step per draw."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.step = 0
+
+    def next_key(self) -> Array:
+        self.step += 1
+        return np.array([self.seed, self.step], np.uint64)
+
+
+_generator = Generator()
+
+
+def manual_seed(seed: int) -> None:
+    """Start the random numbers of randn, dropout and new layers anew."""
+    if not 0 <= seed < 2**64:
+        raise ShapeError(f"manual_seed: expected 0 <= seed < 2**64, got {seed}")
+    _generator.seed, _generator.step = seed, 0
+
+
+def next_key() -> Array:
+    """A fresh (seed, step) pair of the eager generator."""
+    return _generator.next_key()
+
+
+def _array(data: Any, dtype: Any = None) -> Array:
+    """A C-contiguous array of one of our dtypes; Python floats become float32."""
+    if isinstance(data, Tensor):
+        data = data._data
+    wanted = None if dtype is None else dtype_name(dtype)
+    plain = not isinstance(data, (np.ndarray, np.generic)) and not hasattr(data, "__array__")
+    array = np.asarray(data)
+    if wanted is None and plain and array.dtype == np.float64:
+        wanted = "float32"
+    if array.dtype.name not in DTYPES and wanted is None:
+        dtype_name(array.dtype)
+    if wanted is not None and array.dtype.kind not in "biuf":
+        raise DtypeError(f"tensor: expected numbers, got {array.dtype}")
+    result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+    return result
+
+
+class Tensor(Value):
+    """An array and, where one was asked for, its gradient. Made by tensor(), zeros(), ... or from_numpy()."""
+
+    _rank = 1
+    __slots__ = ("_data", "_op", "grad", "init", "requires_grad", "shape", "dtype")
+
+    def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
+        self._data = _array(data, dtype)
+        self.shape: tuple[int, ...] = self._data.shape
+        self.dtype: str = self._data.dtype.name
+        self.grad: Tensor | None = None
+        self.requires_grad = requires_grad
+        self._op: tuple[str, tuple[Tensor, ...], dict[str, Any]] | None = None
+        if requires_grad and not is_float(self.dtype):
+            raise GradientError(f"tensor: only float tensors have gradients, got {self.dtype}")
+
+    # how an op is applied ---------------------------------------------------------------------
+
+    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Tensor":
+        tensors = tuple(value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
+        (shape, dtype), normal = infer_op(
+            op, tuple(t.shape for t in tensors), tuple(t.dtype for t in tensors), attrs
+        )
+        if op == "reshape":
+            result = _wrap(tensors[0]._data.reshape(shape))
+        else:
+            result = _wrap(np.empty(shape, dtype))
+            devices.backend(devices.default_device()).call(
+                op, result._data, [t._data for t in tensors], normal
+            )
+        if _recording and op not in NO_GRADIENT and is_float(dtype) and any(t.requires_grad for t in tensors):
+            result.requires_grad = True
+            result._op = (op, tensors, normal)
+        return result
+
+    def _constant(self, value: Any, dtype: str | None = None) -> "Tensor":
+        return Tensor(value, dtype)
+
+    def _uniform(self, shape: tuple[int, ...]) -> "Tensor":
+        return self._apply("uniform", [_wrap(next_key())], {"shape": shape, "stream": 0})
+
+    def _assign(self, value: Any) -> None:
+        self._data[...] = value._data
+
+    def _check_indices(self, indices: Any, size: int) -> Any:
+        if not isinstance(indices, Tensor):
+            return indices
+        held = indices._data
+        if held.size and (held.min() < -size or held.max() >= size):
+            raise IndexError(f"index: expected {-size}..{size - 1}, got {held.min()}..{held.max()}")
+        return Tensor(np.where(held < 0, held + size, held)) if held.size and held.min() < 0 else indices
+
+    # gradients --------------------------------------------------------------------------------
+
+    def backward(self, gradient: Any = None) -> None:
+        """Add the gradient of this tensor to `.grad` of every leaf it depends on.
+
+        gradient: of this tensor's shape; may be left out for a scalar. Raises GradientError.
+        """
+        if not self.requires_grad:
+            raise GradientError("backward: this tensor depends on nothing that requires a gradient")
+        if gradient is None and self.shape != ():
+            raise GradientError(
+                f"backward: expected a scalar, got {self.shape}; reduce it with mean() or pass a gradient"
+            )
+        start = Tensor(1.0 if gradient is None else gradient, self.dtype)
+        if start.shape != self.shape:
+            raise ShapeError(f"backward: expected a gradient of shape {self.shape}, got {start.shape}")
+        pending = {id(self): start}
+        with no_grad():
+            for tensor in _newest_first(self):
+                g = pending.pop(id(tensor), None)
+                if g is None:
+                    continue
+                if tensor._op is None:
+                    tensor.grad = g if tensor.grad is None else tensor.grad + g
+                    continue
+                op, inputs, attrs = tensor._op
+                for x, new in zip(inputs, input_gradients(op, g, inputs, tensor, attrs), strict=True):
+                    if new is not None and x.requires_grad:
+                        pending[id(x)] = pending[id(x)] + new if id(x) in pending else new
+
+    def detach(self) -> "Tensor":
+        """The same data without a past."""
+        return _wrap(self._data)
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._op is None
+
+    # out of the tensor world ------------------------------------------------------------------
+
+    def numpy(self) -> Array:
+        """The array itself, not a copy."""
+        return self._data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if dtype is None or np.dtype(dtype) == self._data.dtype:
+            return self._data.copy() if copy else self._data
+        return self._data.astype(dtype)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._data.__dlpack_device__()
+
+    def item(self) -> Any:
+        """The one element as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"item: expected one element, got shape {self.shape}")
+        return self._data.item()
+
+    def tolist(self) -> Any:
+        return self._data.tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __index__(self) -> int:
+        if self.shape != () or is_float(self.dtype) or self.dtype == "bool":
+            raise TypeError(f"index: expected an integer scalar, got {self.shape} {self.dtype}")
+        return int(self._data)
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        text = np.array2string(self._data, separator=", ", prefix="Tensor(", threshold=100)
+        gradient = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{gradient})"
+
+
+def _wrap(data: Array) -> Tensor:
+    """A tensor around an array that is already contiguous and of our dtypes."""
+    tensor = Tensor.__new__(Tensor)
+    tensor._data = data
+    tensor.shape = data.shape
+    tensor.dtype = data.dtype.name
+    tensor.grad = None
+    tensor.requires_grad = False
+    tensor._op = None
+    return tensor
+
+
+def _newest_first(root: Tensor) -> list[Tensor]:
+    """Every tensor the root came from, each before its inputs. No recursion: a tape may be long."""
+    order: list[Tensor] = []
+    seen: set[int] = set()
+    waiting: list[tuple[Tensor, bool]] = [(root, False)]
+    while waiting:
+        tensor, done = waiting.pop()
+        if done:
+            order.append(tensor)
+        elif id(tensor) not in seen:
+            seen.add(id(tensor))
+            waiting.append((tensor, True))
+            if tensor._op is not None:
+                waiting += [(x, False) for x in tensor._op[1] if x.requires_grad]
+    return order[::-1]
+
+
+# making tensors -----------------------------------------------------------------------------------
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of `data` (numbers, nested lists, an array). Python floats become float32."""
+    return Tensor(np.array(_array(data, dtype)), requires_grad=requires_grad)
+
+
+asarray = tensor
+
+
+def from_numpy(array: Array) -> Tensor:
+    """A tensor around the array itself, without a copy where it is contiguous."""
+    return Tensor(array)
+
+
+def _shape(shape: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+
+
+def zeros(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+    return Tensor(np.zeros(_shape(shape), dtype_name(dtype)), requires_grad=requires_grad)
+
+
+def ones(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+    return Tensor(np.ones(_shape(shape), dtype_name(dtype)), requires_grad=requires_grad)
+
+
+def full(shape: Any, value: float, dtype: Any = None) -> Tensor:
+    return Tensor(np.full(shape, value, dtype_name(type(value) if dtype is None else dtype)))
+
+
+def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:
+    """Numbers from start (0 when only one is given) to below stop."""
+    first, last = (0, start) if stop is None else (start, stop)
+    whole = all(isinstance(n, int) for n in (first, last, step))
+    return Tensor(np.arange(first, last, step), dtype=dtype or ("int64" if whole else "float32"))
+
+
+def rand(*shape: Any, requires_grad: bool = False) -> Tensor:
+    """Uniform float32 numbers in [0, 1) of the generator manual_seed sets."""
+    seed, step = next_key().tolist()
+    return Tensor(random.uniform(seed, step, 0, _shape(shape)), "float32", requires_grad)
+
+
+def randn(*shape: Any, requires_grad: bool = False) -> Tensor:
+    """About normal float32 numbers (cyxcore.random.normal) of the generator manual_seed sets."""
+    seed, step = next_key().tolist()
+    return Tensor(random.normal(seed, step, 0, _shape(shape)), "float32", requires_grad)

@@ -1,0 +1,298 @@
+"""The gradient of every op, as ops: one rule per row, used by graphs and by tensors alike.
+
+A rule takes (g, inputs, output, attrs), g being the gradient of the output, and returns one
+gradient (or None) per input. Broadcast inputs are reduced back by the caller (`fit`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cyxcore.dtype import is_float
+from cyxcore.errors import GradientError
+from cyxcore.symbols import Builder, Symbol
+from cyxcore.values import apply
+
+Rule = Callable[[Any, Sequence[Any], Any, Mapping[str, Any]], Sequence[Any]]
+
+RULES: dict[str, Rule] = {}
+
+# Ops that are constant almost everywhere, give no floats, or stand at the end of a backward pass.
+NO_GRADIENT = frozenset(
+    "input param const key sign floor logical_not equal not_equal less less_equal greater "
+    "greater_equal logical_and "
+    "logical_or argmax one_hot uniform max_pool2d_grad cross_entropy_grad sgd_update momentum "
+    "nesterov_update "
+    "axpy_update adam_m adam_v adam_update".split()
+)
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def fit(g: Any, shape: tuple[int, ...]) -> Any:
+    """The gradient of a broadcast: g summed over the axes in which `shape` was stretched."""
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    axes = tuple(
+        axis for axis, size in enumerate(g.shape) if axis < extra or shape[axis - extra] == 1 and size != 1
+    )
+    return (g.sum(axes) if axes else g).reshape(*shape)
+
+
+def input_gradients(
+    op: str, g: Any, inputs: Sequence[Any], output: Any, attrs: Mapping[str, Any]
+) -> list[Any]:
+    """The gradient of each input, of that input's shape; None where there is none. Raises GradientError."""
+    if op in NO_GRADIENT:
+        raise GradientError(f"{op}: has no gradient; use detach() on its input, or another operation")
+    found = RULES[op](g, inputs, output, attrs)
+    return [None if new is None else fit(new, x.shape) for new, x in zip(found, inputs, strict=True)]
+
+
+def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Symbol]:
+    """The gradients of a scalar loss with respect to `wanted`, as new nodes of the builder.
+
+    A value the loss does not depend on gets zeros. Raises GradientError for a loss that is no float scalar.
+    """
+    if loss.shape != () or not is_float(loss.dtype):
+        raise GradientError(
+            f"backward: expected a float scalar, got {loss.shape} {loss.dtype}; reduce it with mean()"
+        )
+    nodes = builder.nodes[: loss.node + 1]
+    depends = {value.node for value in wanted}
+    for place, node in enumerate(nodes):
+        if node.op not in NO_GRADIENT and any(source in depends for source in node.inputs):
+            depends.add(place)
+    gradients: dict[int, Symbol] = {loss.node: builder.constant(1.0, loss.dtype)}
+    for place in range(loss.node, -1, -1):
+        node = nodes[place]
+        if place not in depends or place not in gradients or not node.inputs:
+            continue
+        builder.layer = node.layer
+        inputs = [Symbol(builder, source) for source in node.inputs]
+        for x, g in zip(
+            inputs,
+            input_gradients(node.op, gradients[place], inputs, Symbol(builder, place), node.attrs),
+            strict=True,
+        ):
+            if g is not None and x.node in depends:
+                gradients[x.node] = gradients[x.node] + g if x.node in gradients else g
+    builder.layer = ""
+    return [
+        gradients[x.node] if x.node in gradients else builder.constant(0.0, x.dtype).broadcast_to(x.shape)
+        for x in wanted
+    ]
+
+
+# element-wise -------------------------------------------------------------------------------------
+
+RULES["neg"] = lambda g, x, y, a: (-g,)
+RULES["abs"] = lambda g, x, y, a: (g * x[0].sign(),)
+RULES["exp"] = lambda g, x, y, a: (g * y,)
+RULES["log"] = lambda g, x, y, a: (g / x[0],)
+RULES["sqrt"] = lambda g, x, y, a: (g * 0.5 / y,)
+RULES["tanh"] = lambda g, x, y, a: (g * (1.0 - y * y),)
+RULES["sigmoid"] = lambda g, x, y, a: (g * (y * (1.0 - y)),)
+RULES["relu"] = lambda g, x, y, a: (g * (y > 0).astype(g.dtype),)
+RULES["erf"] = lambda g, x, y, a: (g * ((-(x[0] * x[0])).exp() * (2.0 / math.sqrt(math.pi))),)
+RULES["square"] = lambda g, x, y, a: (g * (x[0] * 2.0),)
+RULES["sin"] = lambda g, x, y, a: (g * x[0].cos(),)
+RULES["cos"] = lambda g, x, y, a: (-(g * x[0].sin()),)
+RULES["add"] = lambda g, x, y, a: (g, g)
+RULES["sub"] = lambda g, x, y, a: (g, -g)
+RULES["mul"] = lambda g, x, y, a: (g * x[1], g * x[0])
+RULES["cast"] = lambda g, x, y, a: (g.astype(x[0].dtype) if is_float(x[0].dtype) else None,)
+RULES["by_mode"] = lambda g, x, y, a: (_in_mode(g, 0), _in_mode(g, 1))
+
+
+def _in_mode(g: Any, place: int) -> Any:
+    raise GradientError(
+        "by_mode: gradients are taken after a mode is chosen; embed the graph with training=True first"
+    )
+
+
+@rule("div")
+def _div(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    over = g / x[1]
+    return over, -(over * y)
+
+
+@rule("pow")
+def _pow(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """d a^b = b a^(b-1) da + a^b log(a) db; the second is 0 where a is 0 and b is not negative, as in
+    torch.
+    """
+    a, b = x
+    safe = apply("where", a > 0, a, a * 0.0 + 1.0)
+    return g * b * apply("pow", a, b - 1.0), g * y * safe.log()
+
+
+@rule("maximum", "minimum")
+def _extreme(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Equal inputs share the gradient."""
+    a, b = (x[0] == y).astype(g.dtype), (x[1] == y).astype(g.dtype)
+    share = g / (a + b)
+    return share * a, share * b
+
+
+@rule("where")
+def _where(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    zeros = g._constant(0.0, g.dtype).broadcast_to(g.shape)
+    return None, apply("where", x[0], g, zeros), apply("where", x[0], zeros, g)
+
+
+# reductions ---------------------------------------------------------------------------------------
+
+
+def _stretched(g: Any, x: Any, attrs: Mapping[str, Any]) -> Any:
+    """g of a reduction with size-1 axes put back, broadcast to x."""
+    kept = tuple(1 if axis in attrs["axes"] else size for axis, size in enumerate(x.shape))
+    return g.reshape(*kept).broadcast_to(x.shape)
+
+
+RULES["sum"] = lambda g, x, y, a: (_stretched(g, x[0], a),)
+
+
+@rule("mean")
+def _mean(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    count = math.prod(x[0].shape[axis] for axis in attrs["axes"])
+    return (_stretched(g / float(count), x[0], attrs),)
+
+
+@rule("max", "min")
+def _reduced_extreme(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Equal elements share the gradient."""
+    hits = (x[0] == _stretched(y, x[0], attrs)).astype(g.dtype)
+    return (_stretched(g, x[0], attrs) * hits / hits.sum(attrs["axes"], keepdims=True),)
+
+
+# products -----------------------------------------------------------------------------------------
+
+
+@rule("matmul")
+def _matmul(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """dA' = g B'ᵀ and dB' = A'ᵀ g for A' B', each transposed back where the input was."""
+    a, b = x
+    ta, tb = attrs["transpose_a"], attrs["transpose_b"]
+    if ta:
+        da = apply("matmul", b, g, transpose_a=tb, transpose_b=True)
+    else:
+        da = apply("matmul", g, b, transpose_a=False, transpose_b=not tb)
+    if tb:
+        db = apply("matmul", g, a, transpose_a=True, transpose_b=ta)
+    else:
+        db = apply("matmul", a, g, transpose_a=not ta, transpose_b=False)
+    return da, db
+
+
+_CONV_ATTRS = ("stride", "padding", "dilation", "groups")
+
+
+def _conv(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: attrs[key] for key in _CONV_ATTRS}
+
+
+RULES["conv2d"] = lambda g, x, y, a: (
+    apply("conv2d_grad_input", g, x[1], **_conv(a), input_shape=x[0].shape),
+    apply("conv2d_grad_weight", g, x[0], **_conv(a), weight_shape=x[1].shape),
+)
+RULES["conv2d_grad_input"] = lambda g, x, y, a: (
+    apply("conv2d", g, x[1], **_conv(a)),
+    apply("conv2d_grad_weight", x[0], g, **_conv(a), weight_shape=x[1].shape),
+)
+RULES["conv2d_grad_weight"] = lambda g, x, y, a: (
+    apply("conv2d", x[1], g, **_conv(a)),
+    apply("conv2d_grad_input", x[0], g, **_conv(a), input_shape=x[1].shape),
+)
+RULES["max_pool2d"] = lambda g, x, y, a: (apply("max_pool2d_grad", g, x[0], **a),)
+RULES["avg_pool2d"] = lambda g, x, y, a: (apply("avg_pool2d_grad", g, **a, input_shape=x[0].shape),)
+RULES["avg_pool2d_grad"] = lambda g, x, y, a: (
+    apply("avg_pool2d", g, kernel=a["kernel"], stride=a["stride"], padding=a["padding"]),
+)
+
+
+# movement -----------------------------------------------------------------------------------------
+
+RULES["reshape"] = lambda g, x, y, a: (g.reshape(*x[0].shape),)
+RULES["broadcast_to"] = lambda g, x, y, a: (g,)
+RULES["take"] = lambda g, x, y, a: (
+    apply("take_grad", g, x[1], axis=a["axis"], size=x[0].shape[a["axis"]]),
+    None,
+)
+RULES["take_grad"] = lambda g, x, y, a: (apply("take", g, x[1], axis=a["axis"]), None)
+
+
+@rule("transpose")
+def _transpose(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    axes = attrs["axes"]
+    return (g.transpose(*(axes.index(axis) for axis in range(len(axes)))) if axes else g,)
+
+
+def _cut(x: Any, starts: Sequence[int], stops: Sequence[int]) -> Any:
+    return apply("slice", x, starts=tuple(starts), stops=tuple(stops), steps=(1,) * x.ndim)
+
+
+@rule("slice")
+def _slice(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Zeros around g; for a step also step-1 zeros behind every element."""
+    shape, steps = x[0].shape, attrs["steps"]
+    for axis, step in enumerate(steps):
+        if step > 1 and g.size:
+            before, after = g.shape[: axis + 1], g.shape[axis + 1 :]
+            spread = apply(
+                "pad",
+                g.reshape(*before, 1, *after),
+                pads=((0, 0),) * (axis + 1) + ((0, step - 1),) + ((0, 0),) * len(after),
+            )
+            g = spread.reshape(*before[:-1], before[-1] * step, *after)
+            room = shape[axis] - attrs["starts"][axis]
+            if g.shape[axis] > room:
+                g = _cut(g, (0,) * g.ndim, (*g.shape[:axis], room, *g.shape[axis + 1 :]))
+    pads = tuple(
+        (start, size - start - have)
+        for start, size, have in zip(attrs["starts"], shape, g.shape, strict=True)
+    )
+    return (apply("pad", g, pads=pads),)
+
+
+@rule("pad")
+def _pad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    starts = tuple(low for low, _ in attrs["pads"])
+    return (_cut(g, starts, tuple(low + size for low, size in zip(starts, x[0].shape, strict=True))),)
+
+
+@rule("concat")
+def _concat(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    axis, parts, start = attrs["axis"], [], 0
+    for part in x:
+        starts, stops = [0] * g.ndim, list(g.shape)
+        starts[axis], stops[axis] = start, start + part.shape[axis]
+        parts.append(_cut(g, starts, stops))
+        start = stops[axis]
+    return parts
+
+
+@rule("take_along")
+def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Each gradient goes to the row its index named: one_hot(indices) weighted by g, summed over the taken
+    axis.
+    """
+    axis, size = attrs["axis"], x[0].shape[attrs["axis"]]
+    hits = apply("one_hot", x[1], depth=size).astype(g.dtype)  # (..., taken, ..., size)
+    spread = (hits * g.expand_dims(g.ndim)).sum(axis)  # (... without axis, size)
+    order = [*range(axis), spread.ndim - 1, *range(axis, spread.ndim - 1)]
+    return spread.transpose(*order), None
+
+
+# softmax and losses -------------------------------------------------------------------------------
+
+RULES["softmax"] = lambda g, x, y, a: (y * (g - (g * y).sum(a["axis"], keepdims=True)),)
+RULES["log_softmax"] = lambda g, x, y, a: (g - y.exp() * g.sum(a["axis"], keepdims=True),)
+RULES["cross_entropy"] = lambda g, x, y, a: (apply("cross_entropy_grad", g, x[0], x[1]), None)

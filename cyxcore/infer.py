@@ -1,0 +1,259 @@
+"""The shape and dtype rules of the ops: pure functions of (op name, input shapes, input dtypes, attributes).
+
+Every rule returns (shape, dtype) of the one output or raises ShapeError / DtypeError naming what it got.
+Attributes are in normal form (cyxcore/attrs.py) with every null already replaced by the batch size.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cyxcore.dtype import FLOATS, INDICES, NUMBERS
+from cyxcore.errors import DtypeError, ShapeError
+
+Shape = tuple[int, ...]
+Typed = tuple[Shape, str]
+Attrs = Mapping[str, Any]
+Rule = Callable[[str, tuple[Shape, ...], tuple[str, ...], Attrs], Typed]
+
+
+def accept(op: str, dtypes: tuple[str, ...], allowed: tuple[str, ...]) -> str:
+    """The one dtype all of `dtypes` share. Raises DtypeError when they differ or are not allowed."""
+    for dtype in dtypes:
+        if dtype not in allowed:
+            raise DtypeError(
+                f"{op}: expected {' or '.join(allowed)}, got {', '.join(dtypes)}; use astype to convert"
+            )
+        if dtype != dtypes[0]:
+            raise DtypeError(f"{op}: expected equal dtypes, got {', '.join(dtypes)}; use astype to convert")
+    return dtypes[0]
+
+
+def broadcast(op: str, *shapes: Shape) -> Shape:
+    """The shape `shapes` broadcast to (NumPy's rule). Raises ShapeError when they do not."""
+    rank = max(len(shape) for shape in shapes)
+    result = []
+    for place in range(-rank, 0):
+        sizes = {shape[place] for shape in shapes if len(shape) >= -place} - {1}
+        if len(sizes) > 1:
+            raise ShapeError(
+                f"{op}: shapes {' and '.join(map(str, shapes))} do not broadcast: sizes must be equal or 1"
+            )
+        result.append(sizes.pop() if sizes else 1)
+    return tuple(result)
+
+
+def check_axis(op: str, axis: int, shape: Shape) -> None:
+    if not 0 <= axis < len(shape):
+        raise ShapeError(f"{op}: expected an axis 0..{len(shape) - 1}, got {axis} for shape {shape}")
+
+
+def unary(allowed: tuple[str, ...]) -> Rule:
+    def rule(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+        return shapes[0], accept(op, dtypes, allowed)
+
+    return rule
+
+
+def binary(allowed: tuple[str, ...], result: str | None = None) -> Rule:
+    def rule(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+        dtype = accept(op, dtypes, allowed)
+        return broadcast(op, *shapes), result or dtype
+
+    return rule
+
+
+def where(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    accept(op, dtypes[:1], ("bool",))
+    return broadcast(op, *shapes), accept(op, dtypes[1:], ("bool", *NUMBERS))
+
+
+def by_mode(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    if shapes[0] != shapes[1] or dtypes[0] != dtypes[1]:
+        raise ShapeError(f"{op}: expected one shape and dtype in both modes, got {shapes} of {dtypes}")
+    return shapes[0], dtypes[0]
+
+
+def cast(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    if "uint64" in (dtypes[0], attrs["dtype"]):
+        raise DtypeError(
+            f"{op}: random keys (uint64) cannot be converted, got {dtypes[0]} to {attrs['dtype']}"
+        )
+    return shapes[0], attrs["dtype"]
+
+
+def reduce(allowed: tuple[str, ...], of_empty: bool) -> Rule:
+    def rule(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+        shape = shapes[0]
+        for axis in attrs["axes"]:
+            check_axis(op, axis, shape)
+            if shape[axis] == 0 and not of_empty:
+                raise ShapeError(f"{op}: no {op} of an empty axis: axis {axis} of shape {shape}")
+        kept = (1 if axis in attrs["axes"] else size for axis, size in enumerate(shape))
+        dropped = (size for axis, size in enumerate(shape) if axis not in attrs["axes"])
+        return tuple(kept if attrs["keepdims"] else dropped), accept(op, dtypes, allowed)
+
+    return rule
+
+
+def argmax(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    shape, axis = shapes[0], attrs["axis"]
+    accept(op, dtypes, NUMBERS)
+    check_axis(op, axis, shape)
+    if shape[axis] == 0:
+        raise ShapeError(f"{op}: no {op} of an empty axis: axis {axis} of shape {shape}")
+    return shape[:axis] + shape[axis + 1 :], "int64"
+
+
+def matmul(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    a, b = shapes
+    dtype = accept(op, dtypes, NUMBERS)
+    if len(a) < 2 or len(b) < 2:
+        raise ShapeError(f"{op}: expected (..., M, K) @ (..., K, N), got {a} @ {b}")
+    rows, inner = (a[-1], a[-2]) if attrs["transpose_a"] else (a[-2], a[-1])
+    other, columns = (b[-1], b[-2]) if attrs["transpose_b"] else (b[-2], b[-1])
+    if inner != other:
+        marks = "ᵀ" if attrs["transpose_a"] else "", "ᵀ" if attrs["transpose_b"] else ""
+        raise ShapeError(
+            f"{op}: expected (..., M, K) @ (..., K, N), got {a}{marks[0]} @ {b}{marks[1]}: "
+            f"{inner} is not {other}"
+        )
+    return (*broadcast(op, a[:-2], b[:-2]), rows, columns), dtype
+
+
+def reshape(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    have, wanted = math.prod(shapes[0]), attrs["shape"]
+    known = math.prod(size for size in wanted if size != -1)
+    if -1 in wanted:
+        if known == 0 or have % known:
+            raise ShapeError(
+                f"{op}: {have} elements of {shapes[0]} do not fill {wanted}: -1 would be no whole number"
+            )
+        return tuple(have // known if size == -1 else size for size in wanted), dtypes[0]
+    if have != known:
+        raise ShapeError(f"{op}: expected {have} elements as in {shapes[0]}, got {known} in {wanted}")
+    return tuple(wanted), dtypes[0]
+
+
+def transpose(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    if len(attrs["axes"]) != len(shapes[0]):
+        raise ShapeError(f"{op}: expected {len(shapes[0])} axes for shape {shapes[0]}, got {attrs['axes']}")
+    return tuple(shapes[0][axis] for axis in attrs["axes"]), dtypes[0]
+
+
+def broadcast_to(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    wanted = tuple(attrs["shape"])
+    if len(shapes[0]) > len(wanted) or broadcast(op, shapes[0], wanted) != wanted:
+        raise ShapeError(f"{op}: shape {shapes[0]} does not broadcast to {wanted}")
+    return wanted, dtypes[0]
+
+
+def slice_(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    shape = shapes[0]
+    starts, stops, steps = attrs["starts"], attrs["stops"], attrs["steps"]
+    if not len(starts) == len(stops) == len(steps) == len(shape):
+        raise ShapeError(
+            f"{op}: expected {len(shape)} starts, stops and steps for {shape}, got {starts}, {stops}, {steps}"
+        )
+    for axis, (start, stop, size) in enumerate(zip(starts, stops, shape, strict=True)):
+        if not start <= stop <= size:
+            raise ShapeError(
+                f"{op}: expected start <= stop <= {size} on axis {axis} of {shape}, got {start}:{stop}"
+            )
+    return tuple(
+        -(-(stop - start) // step) for start, stop, step in zip(starts, stops, steps, strict=True)
+    ), dtypes[0]
+
+
+def pad(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    if len(attrs["pads"]) != len(shapes[0]):
+        raise ShapeError(
+            f"{op}: expected {len(shapes[0])} (low, high) pairs for {shapes[0]}, got {attrs['pads']}"
+        )
+    return tuple(
+        size + low + high for size, (low, high) in zip(shapes[0], attrs["pads"], strict=True)
+    ), dtypes[0]
+
+
+def concat(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    axis = attrs["axis"]
+    for dtype in dtypes:
+        if dtype != dtypes[0]:
+            raise DtypeError(f"{op}: expected equal dtypes, got {', '.join(dtypes)}; use astype to convert")
+    for shape in shapes:
+        check_axis(op, axis, shape)
+        if len(shape) != len(shapes[0]) or any(
+            a != b for place, (a, b) in enumerate(zip(shape, shapes[0], strict=True)) if place != axis
+        ):
+            raise ShapeError(
+                f"{op}: expected equal shapes but for axis {axis}, got {', '.join(map(str, shapes))}"
+            )
+    total = sum(shape[axis] for shape in shapes)
+    return (*shapes[0][:axis], total, *shapes[0][axis + 1 :]), dtypes[0]
+
+
+def take(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    axis = attrs["axis"]
+    accept(f"{op} indices", dtypes[1:], INDICES)
+    check_axis(op, axis, shapes[0])
+    return shapes[0][:axis] + shapes[1] + shapes[0][axis + 1 :], dtypes[0]
+
+
+def take_grad(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    axis, rank = attrs["axis"], len(shapes[1])
+    accept(op, dtypes[:1], FLOATS)
+    accept(f"{op} indices", dtypes[1:], INDICES)
+    if shapes[0][axis : axis + rank] != shapes[1]:
+        raise ShapeError(f"{op}: expected indices {shapes[1]} at axis {axis}, got gradient {shapes[0]}")
+    return (*shapes[0][:axis], attrs["size"], *shapes[0][axis + rank :]), dtypes[0]
+
+
+def take_along(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    x, indices = shapes
+    axis = attrs["axis"]
+    accept(f"{op} indices", dtypes[1:], INDICES)
+    check_axis(op, axis, x)
+    if len(x) != len(indices) or x[:axis] + x[axis + 1 :] != indices[:axis] + indices[axis + 1 :]:
+        raise ShapeError(f"{op}: expected equal shapes but for axis {axis}, got {x} and indices {indices}")
+    return indices, dtypes[0]
+
+
+def one_hot(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    accept(op, dtypes, INDICES)
+    return (*shapes[0], attrs["depth"]), "float32"
+
+
+def softmax(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    check_axis(op, attrs["axis"], shapes[0])
+    return shapes[0], accept(op, dtypes, FLOATS)
+
+
+def cross_entropy(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """(logits, labels), with the gradient of the rows before them in cross_entropy_grad."""
+    logits, labels = shapes[-2:]
+    accept(f"{op} labels", dtypes[-1:], INDICES)
+    dtype = accept(op, dtypes[:-1], FLOATS)
+    if len(logits) != 2 or labels != logits[:1] or logits[1] == 0:
+        raise ShapeError(f"{op}: expected logits (N, classes) and labels (N,), got {logits} and {labels}")
+    if len(shapes) == 2:
+        return labels, dtype
+    if shapes[0] != labels:
+        raise ShapeError(f"{op}: expected a gradient (N,) = {labels}, got {shapes[0]}")
+    return logits, dtype
+
+
+def uniform(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    if shapes[0] != (2,) or dtypes[0] != "uint64":
+        raise ShapeError(f"{op}: expected a key of shape (2,) uint64, got {shapes[0]} {dtypes[0]}")
+    return tuple(attrs["shape"]), "float32"
+
+
+def update(like: int, scalars: int) -> Rule:
+    """An optimiser op: `like` arrays of one shape, then `scalars` 0-d arrays."""
+
+    def rule(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+        if any(shape != shapes[0] for shape in shapes[:like]) or any(shape != () for shape in shapes[like:]):
+            raise ShapeError(f"{op}: expected {like} equal shapes and {scalars} scalars, got {shapes}")
+        return shapes[0], accept(op, dtypes, FLOATS)
+
+    return rule

@@ -1,0 +1,427 @@
+# cython: boundscheck=False, wraparound=False, freethreading_compatible=False
+"""CPU kernels: one C call record per operation, checked once, run by a loop in C.
+
+`call` runs one operation on arrays; `Program` keeps a list of them to run again and again. Both allocate nothing for
+results: `out` is the caller's. Results follow cyx-exact/1: they depend on neither the number of threads nor the
+instruction set. A NaN is a NaN; which of its bit patterns comes out is not part of the promise.
+"""
+
+import atexit
+import os
+
+import numpy as np
+
+from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, ShapeError
+
+cimport numpy as cnp
+from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
+
+cnp.import_array()
+
+cdef extern from "cyx.h" nogil:
+    enum:
+        CYX_MAX_NDIM
+        CYX_MAX_INTS
+        CYX_INLINE_INPUTS
+        CYX_OP_COUNT
+        CYX_DTYPE_COUNT
+    ctypedef enum cyx_dtype:
+        CYX_F32
+        CYX_F64
+        CYX_I64
+        CYX_I32
+        CYX_BOOL
+        CYX_U8
+        CYX_U64
+    ctypedef enum cyx_status:
+        CYX_OK
+        CYX_BAD_SHAPE
+        CYX_BAD_DTYPE
+        CYX_BAD_ATTRIBUTE
+        CYX_NO_KERNEL
+        CYX_BAD_DATA
+        CYX_NO_MEMORY
+    ctypedef struct cyx_array:
+        void *data
+        int64_t size
+        int64_t shape[8]
+        int32_t ndim
+        int32_t dtype
+    ctypedef struct cyx_call:
+        cyx_array *inputs "in"
+        int32_t op
+        int32_t in_count
+        int32_t int_count
+        int64_t ints[40]
+        double floats[6]
+        double work
+        cyx_array out
+        cyx_array own_in[5]
+    ctypedef struct cyx_message:
+        char text[400]
+    const char *cyx_op_names[]
+    const char *cyx_dtype_names[]
+    const int cyx_op_inputs[][2]
+    int cyx_set_isa(const char *name)
+    const char *cyx_isa()
+    void cyx_setup()
+    int cyx_has_kernel(int op, int dtype)
+    int cyx_compute_dtype(int op, const int *dtypes, int count)
+    cyx_status cyx_prepare(cyx_call *call, cyx_message *message)
+    cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
+
+cdef extern from "pool.h" nogil:
+    int cyx_threads()
+    void cyx_set_threads(int count)
+    void cyx_stop_threads()
+
+# The attributes of each operation, in the order the C side reads them. "list" is a length and its items, "pair" two
+# integers; "shown" ones are already in the output array and only mentioned by the caller.
+_AXIS = (("axis", "int"),)
+_REDUCE = (("axes", "list"), ("keepdims", "int"))
+_CONV = (("stride", "pair"), ("padding", "pair"), ("dilation", "pair"), ("groups", "int"))
+_POOL = (("kernel", "pair"), ("stride", "pair"), ("padding", "pair"))
+_SCHEMAS = {
+    "cast": (("dtype", "shown"),),
+    "sum": _REDUCE, "mean": _REDUCE, "max": _REDUCE, "min": _REDUCE, "argmax": _AXIS,
+    "matmul": (("transpose_a", "int"), ("transpose_b", "int")),
+    "reshape": (("shape", "shown"),),
+    "transpose": (("axes", "list"),),
+    "broadcast_to": (("shape", "shown"),),
+    "slice": (("starts", "list"), ("stops", "list"), ("steps", "list")),
+    "pad": (("pads", "pairs"), ("value", "float")),
+    "concat": _AXIS, "take": _AXIS, "take_along": _AXIS,
+    "take_grad": (("axis", "int"), ("size", "int")),
+    "one_hot": (("depth", "int"),),
+    "conv2d": _CONV,
+    "conv2d_grad_input": (*_CONV, ("input_shape", "list")),
+    "conv2d_grad_weight": (*_CONV, ("weight_shape", "list")),
+    "max_pool2d": _POOL, "max_pool2d_grad": _POOL, "avg_pool2d": _POOL,
+    "avg_pool2d_grad": (*_POOL, ("input_shape", "list")),
+    "softmax": _AXIS, "log_softmax": _AXIS,
+    "uniform": (("shape", "list"), ("stream", "int")),
+    "sgd_update": (("weight_decay", "float"),),
+    "momentum": (("momentum", "float"), ("weight_decay", "float")),
+    "nesterov_update": (("momentum", "float"), ("weight_decay", "float")),
+    "adam_m": (("beta", "float"), ("weight_decay", "float")),
+    "adam_v": (("beta", "float"), ("weight_decay", "float")),
+    "adam_update": (("beta1", "float"), ("beta2", "float"), ("eps", "float"), ("decoupled_weight_decay", "float")),
+}  # fmt: skip
+
+
+cdef class _Op:
+    cdef int number, least, most
+    cdef str name
+    cdef tuple schema
+
+
+cdef dict _ops = {}
+cdef dict _dtypes = {}
+
+
+cdef _load():
+    cdef _Op op
+    cdef int number
+    for number in range(CYX_OP_COUNT):
+        op = _Op()
+        op.number, op.name = number, cyx_op_names[number].decode()
+        op.least, op.most = cyx_op_inputs[number][0], cyx_op_inputs[number][1]
+        op.schema = _SCHEMAS.get(op.name, ())
+        _ops[op.name] = op
+    for number in range(CYX_DTYPE_COUNT):
+        _dtypes[cyx_dtype_names[number].decode()] = number
+
+
+cdef _Op _find(str name):
+    op = _ops.get(name)
+    if op is None:
+        raise KernelError(f"{name}: the cpu has no such operation; see cyxcore.kernels.cpu.ops() for those it has")
+    return <_Op>op
+
+
+cdef int _dtype_of(cnp.ndarray array) except -2:
+    cdef int kind = cnp.PyArray_TYPE(array)
+    if kind == cnp.NPY_FLOAT32:
+        return CYX_F32
+    if kind == cnp.NPY_FLOAT64:
+        return CYX_F64
+    if kind == cnp.NPY_INT64 or (kind == cnp.NPY_LONGLONG and sizeof(long long) == 8):
+        return CYX_I64
+    if kind == cnp.NPY_INT32:
+        return CYX_I32
+    if kind == cnp.NPY_BOOL:
+        return CYX_BOOL
+    if kind == cnp.NPY_UINT8:
+        return CYX_U8
+    if kind == cnp.NPY_UINT64 or (kind == cnp.NPY_ULONGLONG and sizeof(long long) == 8):
+        return CYX_U64
+    return -1
+
+
+cdef int _describe(cyx_array *to, object given, str op_name, str role) except -1:
+    """Fills a C descriptor from a NumPy array that can be used where it lies."""
+    if not isinstance(given, np.ndarray):
+        raise DtypeError(f"{op_name}: expected {role} to be a numpy.ndarray, got {type(given).__name__}")
+    cdef cnp.ndarray array = <cnp.ndarray>given
+    cdef int d
+    to.dtype = _dtype_of(array)
+    if to.dtype < 0 or not array.dtype.isnative:
+        raise KernelError(f"{op_name}: the cpu has no kernel for {role} of type {array.dtype}")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISALIGNED(array):
+        raise ShapeError(f"{op_name}: expected {role} to be C-contiguous and aligned; copy it with numpy.ascontiguousarray")
+    to.ndim = cnp.PyArray_NDIM(array)
+    if to.ndim > CYX_MAX_NDIM:
+        raise ShapeError(f"{op_name}: expected at most {CYX_MAX_NDIM} dimensions, got {role} of shape {given.shape}")
+    to.data = cnp.PyArray_DATA(array)
+    to.size = cnp.PyArray_SIZE(array)
+    for d in range(to.ndim):
+        to.shape[d] = cnp.PyArray_DIM(array, d)
+    return 0
+
+
+cdef int _push(cyx_call *call, object value) except -1:
+    if call.int_count >= CYX_MAX_INTS:
+        raise OverflowError
+    call.ints[call.int_count] = value
+    call.int_count += 1
+    return 0
+
+
+cdef int _push_attribute(cyx_call *call, str kind, object value, int *float_count) except -1:
+    cdef Py_ssize_t count
+    if kind == "int":
+        return _push(call, int(value))
+    if kind == "float":
+        call.floats[float_count[0]] = value
+        float_count[0] += 1
+        return 0
+    items = tuple(value)
+    count = len(items)
+    if kind == "pair":
+        if count != 2:
+            raise ValueError
+    elif count > CYX_MAX_NDIM:
+        raise ValueError
+    else:
+        _push(call, count)
+    for item in items:
+        if kind == "pairs":
+            low, high = item
+            _push(call, int(low))
+            _push(call, int(high))
+        else:
+            _push(call, int(item))
+    return 0
+
+
+cdef int _set_attributes(cyx_call *call, _Op op, dict attrs) except -1:
+    cdef int float_count = 0
+    cdef Py_ssize_t used = 0
+    for name, kind in op.schema:
+        if kind == "shown":
+            used += name in attrs
+            continue
+        if name not in attrs:
+            raise GraphError(f"{op.name}: expected the attribute {name!r}, got {sorted(attrs)}")
+        used += 1
+        try:
+            _push_attribute(call, kind, attrs[name], &float_count)
+        except (TypeError, ValueError, OverflowError):
+            raise GraphError(f"{op.name}: expected {name!r} to be a {kind}, got {attrs[name]!r}") from None
+    if used != len(attrs):
+        known = [name for name, _ in op.schema]
+        raise GraphError(f"{op.name}: unknown attributes {sorted(set(attrs) - set(known))}; it takes {known}")
+    return 0
+
+
+cdef int _fail(cyx_status status, cyx_message *message) except -1:
+    text = message.text.decode("utf-8", "replace")
+    if status == CYX_BAD_SHAPE:
+        raise ShapeError(text)
+    if status == CYX_BAD_DTYPE:
+        raise DtypeError(text)
+    if status == CYX_BAD_ATTRIBUTE:
+        raise GraphError(text)
+    if status == CYX_NO_KERNEL:
+        raise KernelError(text)
+    if status == CYX_BAD_DATA:
+        raise DataError(text)
+    raise MemoryError(text)
+
+
+cdef int _fill(cyx_call *call, _Op op, object out, object inputs, dict attrs) except -1:
+    """Makes the record of one call. `call` is zeroed; memory taken for many inputs is the caller's to free."""
+    cdef cyx_message message
+    cdef cyx_status status
+    cdef Py_ssize_t i, count = len(inputs)
+    if count < op.least or count > op.most:
+        wanted = str(op.least) if op.least == op.most else f"{op.least} to {op.most}"
+        raise ShapeError(f"{op.name}: expected {wanted} inputs, got {count}")
+    call.op, call.in_count, call.inputs = op.number, <int32_t>count, call.own_in
+    if count > CYX_INLINE_INPUTS:
+        call.inputs = <cyx_array *>calloc(count, sizeof(cyx_array))
+        if call.inputs == NULL:
+            raise MemoryError
+    for i in range(count):
+        _describe(&call.inputs[i], inputs[i], op.name, "an input")
+    _describe(&call.out, out, op.name, "the output")
+    if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out):
+        raise ShapeError(f"{op.name}: expected an output that can be written, got a read-only array")
+    if op.schema or attrs:
+        _set_attributes(call, op, attrs)
+    status = cyx_prepare(call, &message)
+    if status != CYX_OK:
+        _fail(status, &message)
+    return 0
+
+
+cdef inline void _release(cyx_call *call) noexcept:
+    if call.inputs != NULL and call.inputs != call.own_in:
+        free(call.inputs)
+
+
+def ops() -> frozenset:
+    """The names of the operations with a kernel."""
+    return frozenset(_ops)
+
+
+def supports(str op, tuple dtypes) -> bool:
+    """Whether `op` has a kernel for inputs of these types (NumPy names)."""
+    cdef _Op found = _ops.get(op)
+    cdef int numbers[5]
+    cdef int dtype
+    if found is None or not found.least <= len(dtypes) <= found.most:
+        return False
+    for i, name in enumerate(dtypes):
+        number = _dtypes.get(name)
+        if number is None or (i >= CYX_INLINE_INPUTS and name != dtypes[0]):
+            return False
+        if i < CYX_INLINE_INPUTS:
+            numbers[i] = number
+    dtype = cyx_compute_dtype(found.number, numbers, min(len(dtypes), CYX_INLINE_INPUTS))
+    return dtype >= 0 and cyx_has_kernel(found.number, dtype) != 0
+
+
+def call(str op, out, inputs, dict attrs) -> None:
+    """Runs one operation into `out`.
+
+    Arrays are C-contiguous, `out` has the result's shape and type. Raises KernelError (no such operation, or not for
+    these types), ShapeError, DtypeError, GraphError (an attribute), DataError (an index or label out of range).
+    """
+    cdef cyx_call record
+    cdef cyx_message message
+    cdef int64_t failed = 0
+    cdef cyx_status status
+    memset(&record, 0, sizeof(record))
+    try:
+        _fill(&record, _find(op), out, inputs, attrs)
+        if record.work < 20000.0:  # below about 2 us it costs more to let other threads run than to finish
+            status = cyx_run(&record, 1, &failed, &message)
+        else:
+            with nogil:
+                status = cyx_run(&record, 1, &failed, &message)
+        if status != CYX_OK:
+            _fail(status, &message)
+    finally:
+        _release(&record)
+
+
+cdef class Program:
+    """A list of calls on arrays that stay where they are; changing what the arrays hold feeds new data."""
+
+    cdef cyx_call *_calls
+    cdef int64_t _count, _room
+    cdef int _running
+    cdef list _arrays
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self._arrays = []
+
+    def __dealloc__(self):
+        cdef int64_t i
+        for i in range(self._count):
+            _release(&self._calls[i])
+        free(self._calls)
+
+    def __len__(self):
+        return self._count
+
+    def add(self, str op, out, inputs, dict attrs) -> None:
+        """Appends one call; raises what `call` raises, except for what only the data can tell."""
+        cdef cyx_call *grown
+        cdef int64_t i, room
+        cdef _Op found = _find(op)
+        if self._running:
+            raise RuntimeError("expected Program.add before or after run, got it while another thread runs the program")
+        if self._count == self._room:
+            room = max(16, 2 * self._room)
+            grown = <cyx_call *>realloc(self._calls, room * sizeof(cyx_call))
+            if grown == NULL:
+                raise MemoryError
+            for i in range(self._count):  # records moved, and with them the inputs they hold themselves
+                if grown[i].in_count <= CYX_INLINE_INPUTS:
+                    grown[i].inputs = grown[i].own_in
+            self._calls, self._room = grown, room
+        memset(&self._calls[self._count], 0, sizeof(cyx_call))
+        try:
+            _fill(&self._calls[self._count], found, out, inputs, attrs)
+        except BaseException:
+            _release(&self._calls[self._count])
+            raise
+        self._arrays.append((out, tuple(inputs)))
+        self._count += 1
+
+    def run(self) -> None:
+        """Runs every call in order without the interpreter lock. Raises DataError where the data is out of range."""
+        cdef cyx_message message
+        cdef int64_t failed = 0
+        cdef cyx_status status
+        self._running += 1
+        with nogil:
+            status = cyx_run(self._calls, self._count, &failed, &message)
+        self._running -= 1
+        if status != CYX_OK:
+            _fail(status, &message)
+
+
+def set_num_threads(int count) -> None:
+    """How many threads share one operation (1 to 256). Results do not depend on it."""
+    if not 1 <= count <= 256:
+        raise ValueError(f"expected 1 to 256 threads, got {count}")
+    with nogil:
+        cyx_set_threads(count)
+
+
+def get_num_threads() -> int:
+    return cyx_threads()
+
+
+def isa() -> str:
+    """The instruction set in use: "avx512", "avx2" or "portable"."""
+    return cyx_isa().decode()
+
+
+def set_isa(str name) -> None:
+    """Chooses an instruction set, for tests and benchmarks. Raises ValueError where this machine lacks it."""
+    if cyx_set_isa(name.encode()):
+        raise ValueError(f"expected an instruction set of this machine (avx512, avx2, portable), got {name!r}")
+
+
+def _usable_cores() -> int:
+    """Cores this process may use: its affinity, less where a control group grants less time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+
+
+cyx_setup()
+_load()
+cyx_set_threads(_usable_cores())
+atexit.register(cyx_stop_threads)

@@ -1,0 +1,302 @@
+/* matmul. Every output is one chain of fused multiply-adds over k in ascending order, starting from zero: vectors lie
+ * along output columns, blocks of k go through memory without rounding, threads take different outputs.
+ *
+ * Blocks of MR rows by NR columns are held in registers. Columns of B are packed into panels [k][NR], rows of A into
+ * panels [k][MR]; both can also be read where they lie when there is too little reuse to pay for a copy. */
+
+#ifndef GEMM_ONCE
+#define GEMM_ONCE
+typedef int32_t integer_f32;
+typedef int64_t integer_f64;
+enum { BLOCK_K = 256, BLOCK_M = 240, BLOCK_N = 2048, DIRECT_B_ROWS = 48, DIRECT_A_COLUMNS = 64 };
+#endif
+
+#undef NR
+#define NR (NV * VN)
+
+/* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. */
+static inline __attribute__((always_inline)) void NAME(block)(const int R, const int W, const T *a, int64_t a_row, int64_t a_k,
+                                                              const T *b, int64_t b_k, T *c, int64_t c_row, int64_t count,
+                                                              int add) {
+    V sum[MR][NV];
+    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
+        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
+            sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
+    for (int64_t k = 0; k < count; k++, a += a_k, b += b_k) {
+        V column[NV];
+        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
+            V row = SPLAT(a[r * a_row]);
+            _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
+        }
+    }
+    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
+        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) *(V *)(c + r * c_row + w * VN) = sum[r][w];
+}
+
+typedef void (*NAME(block_kernel))(const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
+                                   int64_t count, int add);
+
+/* Two of each size: rows next to each other (packed or transposed A), and k next to each other (A as it lies). */
+#define BLOCK_KERNEL(R, W)                                                                                             \
+    static void NAME(packed_##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c, int64_t c_row,          \
+                                       int64_t count, int add) {                                                       \
+        NAME(block)(R, W, a, 1, a_k, b, b_k, c, c_row, count, add);                                                    \
+    }                                                                                                                  \
+    static void NAME(rows_##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c, int64_t c_row,          \
+                                     int64_t count, int add) {                                                         \
+        NAME(block)(R, W, a, a_row, 1, b, b_k, c, c_row, count, add);                                                  \
+    }
+#if NV == 4
+#define FOR_WIDTHS(X, R) X(R, 1) X(R, 2) X(R, 3) X(R, 4)
+#define WIDTHS(KIND, R) {NAME(KIND##R##x1), NAME(KIND##R##x2), NAME(KIND##R##x3), NAME(KIND##R##x4)}
+#else
+#define FOR_WIDTHS(X, R) X(R, 1) X(R, 2)
+#define WIDTHS(KIND, R) {NAME(KIND##R##x1), NAME(KIND##R##x2)}
+#endif
+FOR_WIDTHS(BLOCK_KERNEL, 1)
+FOR_WIDTHS(BLOCK_KERNEL, 2)
+FOR_WIDTHS(BLOCK_KERNEL, 3)
+FOR_WIDTHS(BLOCK_KERNEL, 4)
+#if MR >= 6
+FOR_WIDTHS(BLOCK_KERNEL, 5)
+FOR_WIDTHS(BLOCK_KERNEL, 6)
+#endif
+#if MR >= 12
+FOR_WIDTHS(BLOCK_KERNEL, 7)
+FOR_WIDTHS(BLOCK_KERNEL, 8)
+FOR_WIDTHS(BLOCK_KERNEL, 9)
+FOR_WIDTHS(BLOCK_KERNEL, 10)
+FOR_WIDTHS(BLOCK_KERNEL, 11)
+FOR_WIDTHS(BLOCK_KERNEL, 12)
+#endif
+#if MR >= 12
+#define HEIGHTS(K)                                                                                                     \
+    {WIDTHS(K, 1), WIDTHS(K, 2), WIDTHS(K, 3), WIDTHS(K, 4),  WIDTHS(K, 5),  WIDTHS(K, 6),                             \
+     WIDTHS(K, 7), WIDTHS(K, 8), WIDTHS(K, 9), WIDTHS(K, 10), WIDTHS(K, 11), WIDTHS(K, 12)}
+#elif MR >= 6
+#define HEIGHTS(K) {WIDTHS(K, 1), WIDTHS(K, 2), WIDTHS(K, 3), WIDTHS(K, 4), WIDTHS(K, 5), WIDTHS(K, 6)}
+#else
+#define HEIGHTS(K) {WIDTHS(K, 1), WIDTHS(K, 2), WIDTHS(K, 3), WIDTHS(K, 4)}
+#endif
+static const NAME(block_kernel) NAME(packed_kernels)[MR][NV] = HEIGHTS(packed_);
+static const NAME(block_kernel) NAME(rows_kernels)[MR][NV] = HEIGHTS(rows_);
+
+/* One block whose `columns` <= NR need not fill its vectors: b must be readable up to the vector's end, c need not. */
+static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int64_t rows, int64_t columns, const T *a,
+                                   int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row, int64_t count, int add) {
+    int64_t vectors = (columns + VN - 1) / VN;
+    NAME(block_kernel) kernel = kernels[rows - 1][vectors - 1];
+    if (columns == vectors * VN) {
+        kernel(a, a_stride, b, b_k, c, c_row, count, add);
+        return;
+    }
+    T own[MR * NR];
+    for (int64_t r = 0; add && r < rows; r++) {
+        memset(own + r * NR, 0, sizeof(T) * NR);
+        memcpy(own + r * NR, c + r * c_row, sizeof(T) * (size_t)columns);
+    }
+    kernel(a, a_stride, b, b_k, own, NR, count, add);
+    for (int64_t r = 0; r < rows; r++) memcpy(c + r * c_row, own + r * NR, sizeof(T) * (size_t)columns);
+}
+
+typedef T NAME(four) __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (NAME(four_index)){__VA_ARGS__})
+typedef NAME(integer) NAME(four_index) __attribute__((vector_size(4 * sizeof(T))));
+#endif
+
+/* to[c * to_row + r] = from[r * from_row + c] */
+static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows, int64_t columns) {
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        int64_t c = 0;
+        const T *f0 = from + r * from_row, *f1 = f0 + from_row, *f2 = f1 + from_row, *f3 = f2 + from_row;
+        for (; c + 4 <= columns; c += 4) {
+            T *t = to + c * to_row + r;
+            NAME(four) a = *(const NAME(four) *)(f0 + c), b = *(const NAME(four) *)(f1 + c), d = *(const NAME(four) *)(f2 + c), e = *(const NAME(four) *)(f3 + c);
+            NAME(four) ab_low = SHUFFLE(a, b, 0, 4, 1, 5), ab_high = SHUFFLE(a, b, 2, 6, 3, 7);
+            NAME(four) de_low = SHUFFLE(d, e, 0, 4, 1, 5), de_high = SHUFFLE(d, e, 2, 6, 3, 7);
+            *(NAME(four) *)t = SHUFFLE(ab_low, de_low, 0, 1, 4, 5);
+            *(NAME(four) *)(t + to_row) = SHUFFLE(ab_low, de_low, 2, 3, 6, 7);
+            *(NAME(four) *)(t + 2 * to_row) = SHUFFLE(ab_high, de_high, 0, 1, 4, 5);
+            *(NAME(four) *)(t + 3 * to_row) = SHUFFLE(ab_high, de_high, 2, 3, 6, 7);
+        }
+        for (; c < columns; c++) {
+            T *t = to + c * to_row + r;
+            t[0] = f0[c], t[1] = f1[c], t[2] = f2[c], t[3] = f3[c];
+        }
+    }
+    for (; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
+}
+
+/* Rows [k, k + count) of `columns` columns of B, from b, as a panel [count][NR]; missing columns become zero. */
+static void NAME(pack_panel)(const T *b, int64_t b_row, int transposed, T *panel, int64_t count, int64_t columns) {
+    if (columns < NR) memset(panel, 0, sizeof(T) * (size_t)(count * NR));
+    if (transposed) {
+        NAME(transpose)(b, b_row, panel, NR, columns, count);
+        return;
+    }
+    for (int64_t k = 0; k < count; k++) memcpy(panel + k * NR, b + k * b_row, sizeof(T) * (size_t)columns);
+}
+
+typedef struct {
+    const T *a, *b;
+    T *c;
+    int64_t m, n, k, a_row, b_row; /* leading dimensions as stored; c is m by n, contiguous */
+    int a_transposed, b_transposed;
+    /* of the current block */
+    int64_t n0, n_count, k0, k_count, m_block, n_block;
+    T *panels; /* packed B, or NULL where it is read directly; then `last` holds a panel that is not whole */
+    T *last;
+    _Atomic int no_memory;
+} NAME(product);
+
+static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
+    NAME(product) *p = context;
+    for (int64_t panel = begin; panel < end; panel++) {
+        int64_t column = p->n0 + panel * NR, left = p->n0 + p->n_count - column;
+        const T *b = p->b + (p->b_transposed ? column * p->b_row + p->k0 : p->k0 * p->b_row + column);
+        NAME(pack_panel)(b, p->b_row, p->b_transposed, p->panels + panel * NR * p->k_count, p->k_count, left < NR ? left : NR);
+    }
+}
+
+/* One task: rows [m0, m0 + m_block) by a group of panels. */
+static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
+    NAME(product) *p = context;
+    int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
+    int pack_a = p->a_transposed ? p->n_count > 2 * NR && p->m > 512 : p->n_count > DIRECT_A_COLUMNS;
+    T *packed = pack_a ? cyx_scratch(1, sizeof(T) * (size_t)((p->m_block + MR) * p->k_count)) : NULL;
+    if (pack_a && !packed) {
+        p->no_memory = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        int64_t m0 = task / groups * p->m_block, first = task % groups * p->n_block;
+        int64_t rows = p->m - m0 < p->m_block ? p->m - m0 : p->m_block;
+        int64_t stop = first + p->n_block < p->n_count ? first + p->n_block : p->n_count;
+        const T *a = p->a + (p->a_transposed ? p->k0 * p->a_row + m0 : m0 * p->a_row + p->k0);
+        for (int64_t r = 0; pack_a && r < rows; r += MR) {
+            int64_t count = rows - r < MR ? rows - r : MR;
+            if (p->a_transposed)
+                for (int64_t k = 0; k < p->k_count; k++)
+                    memcpy(packed + r * p->k_count + k * MR, a + k * p->a_row + r, sizeof(T) * (size_t)count);
+            else
+                NAME(transpose)(a + r * p->a_row, p->a_row, packed + r * p->k_count, MR, count, p->k_count);
+        }
+        for (int64_t column = first; column < stop; column += NR) {
+            int64_t columns = stop - column < NR ? stop - column : NR;
+            const T *b = p->panels ? p->panels + column * p->k_count
+                                   : p->b + p->k0 * p->b_row + p->n0 + column;
+            int64_t b_k = p->panels ? NR : p->b_row;
+            if (!p->panels && columns % VN) b = p->last, b_k = NR;
+            T *c = p->c + m0 * p->n + p->n0 + column;
+            for (int64_t r = 0; r < rows; r += MR) {
+                int64_t count = rows - r < MR ? rows - r : MR;
+                const T *own_a = pack_a ? packed + r * p->k_count : a + (p->a_transposed ? r : r * p->a_row);
+                NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count, columns, own_a,
+                                pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0);
+            }
+        }
+    }
+}
+
+/* How one (n, k) block is cut into tasks: by rows while there are enough of them, else also by columns. */
+static void NAME(cut_product)(NAME(product) * p) {
+    int64_t threads = cyx_threads();
+    p->m_block = BLOCK_M / MR * MR;
+    p->n_block = (p->n_count + NR - 1) / NR * NR;
+    if (threads == 1 || (double)p->m * (double)p->n_count * (double)p->k_count < 200000.0) return;
+    int64_t by_rows = (p->m + threads - 1) / threads;
+    if (by_rows >= 4 * MR || p->n_count <= 2 * NR) {
+        int64_t share = by_rows > BLOCK_M ? (p->m + 2 * threads - 1) / (2 * threads) : by_rows;
+        share = (share + MR - 1) / MR * MR;
+        if (share < p->m_block) p->m_block = share;
+        return;
+    }
+    int64_t panels = p->n_block / NR;
+    p->n_block = (panels + threads - 1) / threads * NR;
+}
+
+static cyx_status NAME(multiply)(NAME(product) * p) {
+    if (!p->m || !p->n) return CYX_OK;
+    if (!p->k) {
+        memset(p->c, 0, sizeof(T) * (size_t)(p->m * p->n));
+        return CYX_OK;
+    }
+    int direct_b = !p->b_transposed && p->m <= DIRECT_B_ROWS;
+    for (p->n0 = 0; p->n0 < p->n; p->n0 += BLOCK_N)
+        for (p->k0 = 0; p->k0 < p->k; p->k0 += BLOCK_K) {
+            p->n_count = p->n - p->n0 < BLOCK_N ? p->n - p->n0 : BLOCK_N;
+            p->k_count = p->k - p->k0 < BLOCK_K ? p->k - p->k0 : BLOCK_K;
+            int64_t panels = (p->n_count + NR - 1) / NR, whole = p->n_count / NR * NR;
+            T *memory = cyx_scratch(0, sizeof(T) * (size_t)(NR * p->k_count * (direct_b ? 1 : panels)));
+            if (!memory) return CYX_NO_MEMORY;
+            NAME(cut_product)(p);
+            p->panels = direct_b ? NULL : memory;
+            p->last = memory;
+            if (direct_b && (p->n_count - whole) % VN)
+                NAME(pack_panel)(p->b + p->k0 * p->b_row + p->n0 + whole, p->b_row, 0, memory, p->k_count, p->n_count - whole);
+            if (!direct_b) cyx_parallel(panels, cyx_grain(panels, (double)(NR * p->k_count), 100000), NAME(pack_b_body), p);
+            int64_t tasks = (p->m + p->m_block - 1) / p->m_block * ((p->n_count + p->n_block - 1) / p->n_block);
+            cyx_parallel(tasks, 1, NAME(product_body), p);
+            if (p->no_memory) return CYX_NO_MEMORY;
+        }
+    return CYX_OK;
+}
+
+typedef struct {
+    const cyx_call *call;
+    NAME(product) one;
+    cyx_walk walk; /* of the leading dimensions; strides count matrices */
+    _Atomic int status;
+} NAME(batch);
+
+static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
+    NAME(batch) *batch = context;
+    int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS], last = batch->walk.ndim - 1;
+    for (int64_t i = begin; i < end; i++) {
+        NAME(product) p = batch->one;
+        cyx_walk_seek(&batch->walk, 2, i, coordinate, offset);
+        p.a += (offset[0] + coordinate[last] * batch->walk.stride[0][last]) * p.m * p.k;
+        p.b += (offset[1] + coordinate[last] * batch->walk.stride[1][last]) * p.k * p.n;
+        p.c += i * p.m * p.n;
+        cyx_status status = NAME(multiply)(&p);
+        if (status != CYX_OK) batch->status = status;
+    }
+}
+
+/* The leading dimensions of a matrix stack, counted in matrices. */
+static cyx_array NAME(stack_of)(const cyx_array *x) {
+    cyx_array stack = *x;
+    stack.ndim -= 2;
+    stack.size = 1;
+    for (int d = 0; d < stack.ndim; d++) stack.size *= stack.shape[d];
+    return stack;
+}
+
+/* ints: transpose_a, transpose_b */
+static cyx_status NAME(matmul)(const cyx_call *call) {
+    const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
+    int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
+    int64_t k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)];
+    NAME(product) p = {.a = a->data, .b = b->data, .c = out->data, .m = m, .n = n, .k = k,
+                       .a_row = call->ints[0] ? m : k, .b_row = call->ints[1] ? k : n,
+                       .a_transposed = (int)call->ints[0], .b_transposed = (int)call->ints[1]};
+    cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
+    if (!out->size) return CYX_OK;
+    if (stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed) {
+        p.m *= results.size; /* one tall matrix: no output's chain of sums changes */
+        return NAME(multiply)(&p);
+    }
+    NAME(batch) batch = {.call = call, .one = p, .walk = cyx_broadcast_walk(&results, stacks, 2)};
+    int64_t grain = cyx_grain(results.size, (double)m * (double)n * (double)k / 8.0, 20000);
+    if (results.size < 2 * cyx_threads()) NAME(batch_body)(&batch, 0, results.size);
+    else cyx_parallel(results.size, grain, NAME(batch_body), &batch);
+    return (cyx_status)batch.status;
+}
+
+static void NAME(fill_gemm)(cyx_table table) { table[CYX_OP_matmul][DTYPE] = NAME(matmul); }

@@ -1,0 +1,51 @@
+/* Everything that is compiled once per instruction set. The including file has defined LANES (float32 elements in a
+ * vector), MR and NV (rows and vectors of a matmul block) and the fused multiply-adds of its vectors. Files that need
+ * the element type are read twice, with T, its vector V of VN elements, and NAME(x) for x_f32 or x_f64. */
+#include "elementwise.inl"
+#include "optimizer.inl"
+
+#define T float
+#define V vf32
+#define MASK vi32
+#define VN LANES
+#define DTYPE CYX_F32
+#define NAME(x) x##_f32
+#define FMA_V fma_vf32
+#define SPLAT splat_vf32
+#define INF INFINITY
+#include "reduce.inl"
+#include "softmax.inl"
+#include "gemm.inl"
+#include "conv2d.inl"
+#undef T
+#undef V
+#undef MASK
+#undef VN
+#undef DTYPE
+#undef NAME
+#undef FMA_V
+#undef SPLAT
+#undef INF
+
+#define T double
+#define V vf64
+#define MASK vi64
+#define VN (LANES / 2)
+#define DTYPE CYX_F64
+#define NAME(x) x##_f64
+#define FMA_V fma_vf64
+#define SPLAT splat_vf64
+#define INF ((double)INFINITY)
+#include "reduce.inl"
+#include "softmax.inl"
+#include "gemm.inl"
+#include "conv2d.inl"
+
+static void fill_isa(cyx_table table) {
+    fill_elementwise(table);
+    fill_optimizer(table);
+    fill_reduce_f32(table), fill_reduce_f64(table);
+    fill_softmax_f32(table), fill_softmax_f64(table);
+    fill_gemm_f32(table), fill_gemm_f64(table);
+    fill_conv2d_f32(table), fill_conv2d_f64(table);
+}

@@ -1,0 +1,16 @@
+/* Headers a per-instruction-set file needs, read before its target pragma so that nothing outside this project is
+ * compiled for a processor that may not be there. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "cyx.h"
+#include "elementwise.h"
+#include "pool.h"
+#include "reduce_plan.h"
+#include "shape.h"
+#include "tables.h"

@@ -1,0 +1,191 @@
+/* Kernels that move elements without looking at them: one version per element size. */
+#include <string.h>
+
+#include "elementwise.h"
+#include "tables.h"
+
+enum { TRANSPOSE_TILE = 32 };
+
+/* out, contiguous, from an input seen through strides: transpose, broadcast_to and slice are this. */
+typedef struct {
+    const char *from; /* of the element at the origin */
+    char *out;
+    int bytes;
+    cyx_walk walk;
+} strided_copy;
+
+#define COPY_ROW(T)                                                                                                    \
+    do {                                                                                                               \
+        const T *from_row = (const T *)from;                                                                           \
+        T *out_row = (T *)out;                                                                                         \
+        for (int64_t i = 0; i < n; i++) out_row[i] = from_row[i * stride];                                             \
+    } while (0)
+
+static void copy_row(char *out, const char *from, int64_t stride, int64_t n, int bytes) {
+    if (stride == 1) memcpy(out, from, (size_t)(n * bytes));
+    else if (bytes == 4) COPY_ROW(uint32_t);
+    else if (bytes == 8) COPY_ROW(uint64_t);
+    else COPY_ROW(uint8_t);
+}
+
+static void strided_copy_body(void *context, int64_t begin, int64_t end) {
+    const strided_copy *copy = context;
+    const cyx_walk *walk = &copy->walk;
+    int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS];
+    int64_t inner = walk->shape[walk->ndim - 1], stride = walk->stride[0][walk->ndim - 1];
+    cyx_walk_seek(walk, 1, begin * inner, coordinate, offset);
+    for (int64_t row = begin; row < end; row++) {
+        copy_row(copy->out + row * inner * copy->bytes, copy->from + offset[0] * copy->bytes, stride, inner, copy->bytes);
+        if (row + 1 < end) cyx_walk_next_row(walk, 1, coordinate, offset);
+    }
+}
+
+#define TRANSPOSE_MATRIX(T)                                                                                            \
+    for (int64_t r0 = 0; r0 < rows; r0 += TRANSPOSE_TILE)                                                              \
+        for (int64_t c0 = 0; c0 < columns; c0 += TRANSPOSE_TILE)                                                       \
+            for (int64_t r = r0; r < rows && r < r0 + TRANSPOSE_TILE; r++)                                             \
+                for (int64_t c = c0; c < columns && c < c0 + TRANSPOSE_TILE; c++)                                      \
+                    ((T *)out)[r * columns + c] = ((const T *)from)[r + c * stride]
+
+/* The last two dimensions swapped: in tiles, so that both sides stay in cache. */
+static void transpose_body(void *context, int64_t begin, int64_t end) {
+    const strided_copy *copy = context;
+    cyx_walk walk = copy->walk;
+    int64_t rows = walk.shape[walk.ndim - 2], columns = walk.shape[walk.ndim - 1], stride = walk.stride[0][walk.ndim - 1];
+    int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS];
+    walk.ndim -= 1;
+    for (int64_t matrix = begin; matrix < end; matrix++) {
+        cyx_walk_seek(&walk, 1, matrix * rows, coordinate, offset);
+        char *out = copy->out + matrix * rows * columns * copy->bytes;
+        const char *from = copy->from + offset[0] * copy->bytes;
+        if (copy->bytes == 4) TRANSPOSE_MATRIX(uint32_t);
+        else if (copy->bytes == 8) TRANSPOSE_MATRIX(uint64_t);
+        else TRANSPOSE_MATRIX(uint8_t);
+    }
+}
+
+static cyx_status run_strided_copy(const cyx_call *call, const int64_t *stride, int64_t origin) {
+    const cyx_array *out = &call->out;
+    if (!out->size) return CYX_OK;
+    strided_copy copy = {.out = out->data, .bytes = cyx_dtype_bytes[out->dtype]};
+    copy.from = (const char *)call->in[0].data + origin * copy.bytes;
+    cyx_walk *walk = &copy.walk;
+    for (int d = 0; d < out->ndim; d++) {
+        if (out->shape[d] == 1) continue;
+        if (walk->ndim && walk->stride[0][walk->ndim - 1] == stride[d] * out->shape[d]) {
+            walk->shape[walk->ndim - 1] *= out->shape[d];
+            walk->stride[0][walk->ndim - 1] = stride[d];
+        } else {
+            walk->shape[walk->ndim] = out->shape[d];
+            walk->stride[0][walk->ndim++] = stride[d];
+        }
+    }
+    if (!walk->ndim) walk->shape[0] = 1, walk->stride[0][0] = 1, walk->ndim = 1;
+    int64_t inner = walk->shape[walk->ndim - 1], rows = out->size / inner;
+    int swapped = walk->ndim >= 2 && walk->stride[0][walk->ndim - 1] > 1 && walk->stride[0][walk->ndim - 2] == 1;
+    if (swapped) {
+        int64_t matrix = inner * walk->shape[walk->ndim - 2];
+        cyx_parallel(out->size / matrix, cyx_grain(out->size / matrix, (double)matrix, CYX_LEAST_WORK), transpose_body, &copy);
+    } else {
+        cyx_parallel(rows, cyx_grain(rows, (double)inner, CYX_LEAST_WORK), strided_copy_body, &copy);
+    }
+    return CYX_OK;
+}
+
+static void strides_of(const cyx_array *x, int64_t *stride) {
+    int64_t step = 1;
+    for (int d = x->ndim - 1; d >= 0; d--) stride[d] = step, step *= x->shape[d];
+}
+
+static cyx_status reshape(const cyx_call *call) {
+    if (call->out.data != call->in[0].data)
+        memmove(call->out.data, call->in[0].data, (size_t)(call->out.size * cyx_dtype_bytes[call->out.dtype]));
+    return CYX_OK;
+}
+
+/* ints: count, axes... */
+static cyx_status transpose(const cyx_call *call) {
+    int64_t own[CYX_MAX_NDIM], stride[CYX_MAX_NDIM];
+    strides_of(&call->in[0], own);
+    for (int d = 0; d < call->out.ndim; d++) stride[d] = own[call->ints[1 + d]];
+    return run_strided_copy(call, stride, 0);
+}
+
+static cyx_status broadcast_to(const cyx_call *call) {
+    const cyx_array *x = &call->in[0];
+    int64_t own[CYX_MAX_NDIM], stride[CYX_MAX_NDIM];
+    int missing = call->out.ndim - x->ndim;
+    strides_of(x, own);
+    for (int d = 0; d < call->out.ndim; d++) stride[d] = d < missing || x->shape[d - missing] == 1 ? 0 : own[d - missing];
+    return run_strided_copy(call, stride, 0);
+}
+
+/* ints: count, starts..., count, stops..., count, steps... */
+static cyx_status slice(const cyx_call *call) {
+    const cyx_array *x = &call->in[0];
+    int64_t stride[CYX_MAX_NDIM], origin = 0;
+    const int64_t *starts = call->ints + 1, *steps = call->ints + 2 * (1 + x->ndim) + 1;
+    strides_of(x, stride);
+    for (int d = 0; d < x->ndim; d++) {
+        origin += starts[d] * stride[d];
+        stride[d] *= steps[d];
+    }
+    return run_strided_copy(call, stride, origin);
+}
+
+/* A contiguous input into a box of the output: one memcpy per inner row. */
+static void copy_into_box(const cyx_array *x, const cyx_array *out, const int64_t *origin) {
+    if (!x->size) return;
+    int bytes = cyx_dtype_bytes[x->dtype];
+    if (!x->ndim) {
+        memcpy(out->data, x->data, (size_t)bytes);
+        return;
+    }
+    int64_t stride[CYX_MAX_NDIM], at[CYX_MAX_NDIM] = {0}, inner = x->shape[x->ndim - 1];
+    strides_of(out, stride);
+    for (int64_t row = 0; row < x->size / inner; row++) {
+        int64_t offset = origin[x->ndim - 1];
+        for (int d = 0; d < x->ndim - 1; d++) offset += (origin[d] + at[d]) * stride[d];
+        memcpy((char *)out->data + offset * bytes, (const char *)x->data + row * inner * bytes, (size_t)(inner * bytes));
+        for (int d = x->ndim - 2; d >= 0 && ++at[d] == x->shape[d]; d--) at[d] = 0;
+    }
+}
+
+#define FILL(T)                                                                                                        \
+    do {                                                                                                               \
+        T value = (T)call->floats[0], *out = call->out.data;                                                           \
+        for (int64_t i = 0; i < call->out.size; i++) out[i] = value;                                                   \
+    } while (0)
+
+/* ints: count, then lo and hi of each dimension; floats: value */
+static cyx_status pad(const cyx_call *call) {
+    switch (call->out.dtype) {
+    case CYX_F32: FILL(float); break;
+    case CYX_F64: FILL(double); break;
+    case CYX_I64: FILL(int64_t); break;
+    case CYX_I32: FILL(int32_t); break;
+    default: FILL(uint8_t); break;
+    }
+    int64_t origin[CYX_MAX_NDIM];
+    for (int d = 0; d < call->out.ndim; d++) origin[d] = call->ints[1 + 2 * d];
+    copy_into_box(&call->in[0], &call->out, origin);
+    return CYX_OK;
+}
+
+/* ints: axis */
+static cyx_status concat(const cyx_call *call) {
+    int64_t origin[CYX_MAX_NDIM] = {0};
+    for (int i = 0; i < call->in_count; i++) {
+        copy_into_box(&call->in[i], &call->out, origin);
+        origin[call->ints[0]] += call->in[i].shape[call->ints[0]];
+    }
+    return CYX_OK;
+}
+
+void cyx_fill_movement(cyx_table table) {
+    for (int dtype = CYX_F32; dtype <= CYX_U8; dtype++) {
+        table[CYX_OP_reshape][dtype] = reshape, table[CYX_OP_transpose][dtype] = transpose;
+        table[CYX_OP_broadcast_to][dtype] = broadcast_to, table[CYX_OP_slice][dtype] = slice;
+        table[CYX_OP_pad][dtype] = pad, table[CYX_OP_concat][dtype] = concat;
+    }
+}

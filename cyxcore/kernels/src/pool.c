@@ -1,0 +1,216 @@
+#define _GNU_SOURCE
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <xmmintrin.h>
+#define cpu_relax() _mm_pause()
+uint64_t cyx_float_mode_set(void) {
+    uint64_t saved = _mm_getcsr();
+    if ((saved & 0xffc0) != 0x1f80) _mm_setcsr(0x1f80);
+    return saved;
+}
+void cyx_float_mode_restore(uint64_t saved) {
+    if ((saved & 0xffc0) != 0x1f80) _mm_setcsr((unsigned)saved);
+}
+#elif defined(__aarch64__)
+#define cpu_relax() __asm__ volatile("yield" ::: "memory")
+uint64_t cyx_float_mode_set(void) {
+    uint64_t saved;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
+    if (saved) __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)0));
+    return saved;
+}
+void cyx_float_mode_restore(uint64_t saved) {
+    if (saved) __asm__ volatile("msr fpcr, %0" ::"r"(saved));
+}
+#else
+#define cpu_relax() ((void)0)
+uint64_t cyx_float_mode_set(void) { return 0; }
+void cyx_float_mode_restore(uint64_t saved) { (void)saved; }
+#endif
+
+enum { MAX_THREADS = 256, SCRATCH_SLOTS = 3, SPIN_ROUNDS = 2000 };
+
+/* The current job. `claims` holds (generation << 32 | pieces not yet taken): taking a piece is one compare-and-swap,
+ * and a worker that wakes late finds either nothing left or a job whose caller is still waiting for that very piece. */
+static struct {
+    _Atomic uint64_t claims;
+    _Atomic int64_t done;
+    cyx_body body;
+    void *context;
+    int64_t count, grain;
+} job;
+
+static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* held by the thread whose job it is */
+static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static _Atomic int sleepers, stopping;
+static int wanted_threads = 1, started_workers;
+static pthread_t workers[MAX_THREADS];
+static __thread int inside_body;
+
+static int take_piece(void) {
+    uint64_t seen = atomic_load_explicit(&job.claims, memory_order_acquire);
+    while ((uint32_t)seen) {
+        if (atomic_compare_exchange_weak_explicit(&job.claims, &seen, seen - 1, memory_order_acq_rel,
+                                                  memory_order_acquire)) {
+            int64_t pieces = (job.count + job.grain - 1) / job.grain;
+            int64_t begin = (pieces - (int64_t)(uint32_t)seen) * job.grain;
+            int64_t end = begin + job.grain < job.count ? begin + job.grain : job.count;
+            inside_body = 1;
+            job.body(job.context, begin, end);
+            inside_body = 0;
+            atomic_fetch_add_explicit(&job.done, 1, memory_order_release);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static void wait_for_work(void) {
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+        if ((uint32_t)atomic_load_explicit(&job.claims, memory_order_relaxed)) return;
+        cpu_relax();
+    }
+    pthread_mutex_lock(&sleep_lock);
+    atomic_fetch_add(&sleepers, 1);
+    while (!(uint32_t)atomic_load(&job.claims) && !atomic_load(&stopping)) pthread_cond_wait(&wake, &sleep_lock);
+    atomic_fetch_sub(&sleepers, 1);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+static void *worker(void *unused) {
+    (void)unused;
+    cyx_float_mode_set();
+    while (!atomic_load_explicit(&stopping, memory_order_relaxed))
+        if (!take_piece()) wait_for_work();
+    return NULL;
+}
+
+static void wake_all(void) {
+    pthread_mutex_lock(&sleep_lock);
+    pthread_cond_broadcast(&wake);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+/* A child of fork has none of its parent's threads; it starts its own when it first needs them. */
+static void after_fork_in_child(void) {
+    pthread_mutex_init(&owner, NULL);
+    pthread_mutex_init(&sleep_lock, NULL);
+    pthread_cond_init(&wake, NULL);
+    atomic_store(&sleepers, 0);
+    atomic_store(&stopping, 0);
+    atomic_store(&job.claims, 0);
+    started_workers = 0;
+    inside_body = 0;
+}
+
+static void start_workers(void) {
+    static int fork_handler_set;
+    if (!fork_handler_set) fork_handler_set = !pthread_atfork(NULL, NULL, after_fork_in_child);
+    while (started_workers < wanted_threads - 1) {
+        if (pthread_create(&workers[started_workers], NULL, worker, NULL)) break; /* fewer threads, same results */
+        started_workers++;
+    }
+}
+
+static void stop_workers(void) {
+    atomic_store(&stopping, 1);
+    wake_all();
+    for (int i = 0; i < started_workers; i++) pthread_join(workers[i], NULL);
+    started_workers = 0;
+    atomic_store(&stopping, 0);
+}
+
+int cyx_threads(void) { return wanted_threads; }
+
+void cyx_set_threads(int count) {
+    count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
+    pthread_mutex_lock(&owner);
+    if (count - 1 < started_workers) stop_workers();
+    wanted_threads = count;
+    pthread_mutex_unlock(&owner);
+}
+
+void cyx_stop_threads(void) {
+    pthread_mutex_lock(&owner);
+    stop_workers();
+    pthread_mutex_unlock(&owner);
+}
+
+int64_t cyx_grain(int64_t count, double work_per_item, double least_work) {
+    int64_t by_threads = count / (4 * (int64_t)wanted_threads);
+    int64_t by_work = (int64_t)(least_work / (work_per_item > 1e-9 ? work_per_item : 1e-9)) + 1;
+    int64_t grain = by_threads > by_work ? by_threads : by_work;
+    return grain < 1 ? 1 : grain;
+}
+
+void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context) {
+    if (count <= 0) return;
+    if (grain < 1) grain = 1;
+    if (count / grain > 1000000) grain = count / 1000000 + 1;
+    if (count <= grain || wanted_threads == 1 || inside_body || pthread_mutex_trylock(&owner)) {
+        body(context, 0, count);
+        return;
+    }
+    start_workers();
+    job.body = body;
+    job.context = context;
+    job.count = count;
+    job.grain = grain;
+    uint64_t pieces = (uint64_t)((count + grain - 1) / grain);
+    atomic_store(&job.done, 0);
+    uint64_t generation = (atomic_load(&job.claims) >> 32) + 1;
+    atomic_store(&job.claims, generation << 32 | pieces);
+    if (atomic_load(&sleepers)) wake_all();
+    while (take_piece()) {
+    }
+    for (int spins = 0; (uint64_t)atomic_load_explicit(&job.done, memory_order_acquire) < pieces; spins++) {
+        if (spins < SPIN_ROUNDS) cpu_relax();
+        else sched_yield();
+    }
+    pthread_mutex_unlock(&owner);
+}
+
+typedef struct {
+    void *memory[SCRATCH_SLOTS];
+    size_t bytes[SCRATCH_SLOTS];
+} scratch;
+
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+static __thread scratch *own_scratch;
+
+static void free_scratch(void *given) {
+    scratch *all = given;
+    for (int i = 0; i < SCRATCH_SLOTS; i++) free(all->memory[i]);
+    free(all);
+}
+
+static void make_scratch_key(void) { pthread_key_create(&scratch_key, free_scratch); }
+
+void *cyx_scratch(int slot, size_t bytes) {
+    if (!own_scratch) {
+        pthread_once(&scratch_once, make_scratch_key);
+        own_scratch = calloc(1, sizeof *own_scratch);
+        if (!own_scratch) return NULL;
+        pthread_setspecific(scratch_key, own_scratch);
+    }
+    if (own_scratch->bytes[slot] < bytes || !own_scratch->memory[slot]) {
+        size_t rounded = (bytes + 4096) & ~(size_t)4095;
+        free(own_scratch->memory[slot]);
+        own_scratch->memory[slot] = NULL;
+        own_scratch->bytes[slot] = 0;
+        void *fresh;
+        if (posix_memalign(&fresh, 64, rounded)) return NULL;
+        own_scratch->memory[slot] = fresh;
+        own_scratch->bytes[slot] = rounded;
+    }
+    return own_scratch->memory[slot];
+}

@@ -1,0 +1,253 @@
+/* sum, mean, max, min. The order in which terms meet is a tree fixed by their index alone:
+ *
+ * along contiguous memory: blocks of 1024 terms; in a block term i goes to lane i % 64, the lanes are then folded in
+ *     halves (a run of at most 128 terms is one block of 16 lanes);
+ * across rows: blocks of 32 rows, added in order;
+ * blocks meet like the carries of a binary counter: equal powers of two first, what is left from the right.
+ *
+ * A group of 2**k blocks is a complete subtree, so threads may take such groups without changing a bit. */
+
+#ifndef REDUCE_ONCE
+#define REDUCE_ONCE
+enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 256 };
+#endif
+
+#define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
+#define ADD_S(a, b) ((a) + (b))
+#define ADD_V(a, b) ((a) + (b))
+#define MAX_S(a, b) ((a) >= (b) || (a) != (a) ? (a) : (b))
+#define MAX_V(a, b) SELECT(((a) >= (b)) | ((a) != (a)), a, b)
+#define MIN_S(a, b) ((a) <= (b) || (a) != (a) ? (a) : (b))
+#define MIN_V(a, b) SELECT(((a) <= (b)) | ((a) != (a)), a, b)
+
+/* One block of a run of memory: n <= RUN_BLOCK terms in WIDTH lanes. */
+#define BLOCK(FOLD, WIDTH, JOIN_S, JOIN_V, START)                                                                      \
+    static T NAME(FOLD##_block##WIDTH)(const T *x, int64_t n) {                                                        \
+        enum { VECTORS = WIDTH / VN };                                                                                 \
+        V lanes[VECTORS];                                                                                              \
+        T last[VN];                                                                                                    \
+        for (int v = 0; v < VECTORS; v++) lanes[v] = (V){} + (T)(START);                                               \
+        int64_t i = 0;                                                                                                 \
+        for (; i + WIDTH <= n; i += WIDTH)                                                                             \
+            _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                                               \
+                V next = *(const V *)(x + i + v * VN);                                                                 \
+                lanes[v] = JOIN_V(lanes[v], next);                                                                     \
+            }                                                                                                          \
+        if (i < n) {                                                                                                   \
+            T rest[WIDTH];                                                                                             \
+            for (int j = 0; j < WIDTH; j++) rest[j] = (T)(START);                                                      \
+            memcpy(rest, x + i, sizeof(T) * (size_t)(n - i));                                                          \
+            _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                                               \
+                V next = *(const V *)(rest + v * VN);                                                                  \
+                lanes[v] = JOIN_V(lanes[v], next);                                                                     \
+            }                                                                                                          \
+        }                                                                                                              \
+        _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                          \
+            _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] = JOIN_V(lanes[v], lanes[v + half]);      \
+        *(V *)last = lanes[0];                                                                                         \
+        for (int half = VN / 2; half; half /= 2)                                                                       \
+            for (int j = 0; j < half; j++) last[j] = JOIN_S(last[j], last[j + half]);                                  \
+        return last[0];                                                                                                \
+    }
+
+#define FOLD(NAME_, JOIN_S, JOIN_V, START)                                                                             \
+    BLOCK(NAME_, 16, JOIN_S, JOIN_V, START)                                                                            \
+    BLOCK(NAME_, 64, JOIN_S, JOIN_V, START)                                                                            \
+    /* A counter's carries: `count` values were pushed before this one. Returns the new height. */                     \
+    static int NAME(NAME_##_push)(T *tree, int height, int64_t count, T value) {                                       \
+        for (; count & 1; count >>= 1) {                                                                               \
+            T left = tree[--height];                                                                                   \
+            value = JOIN_S(left, value);                                                                               \
+        }                                                                                                              \
+        tree[height] = value;                                                                                          \
+        return height + 1;                                                                                             \
+    }                                                                                                                  \
+    static T NAME(NAME_##_finish)(const T *tree, int height) {                                                         \
+        T value = tree[--height];                                                                                      \
+        while (height) {                                                                                               \
+            T left = tree[--height];                                                                                   \
+            value = JOIN_S(left, value);                                                                               \
+        }                                                                                                              \
+        return value;                                                                                                  \
+    }                                                                                                                  \
+    static T NAME(NAME_##_run)(const T *x, int64_t n) {                                                                \
+        if (n <= 128) return NAME(NAME_##_block16)(x, n);                                                              \
+        T tree[TREE_DEPTH];                                                                                            \
+        int height = 0;                                                                                                \
+        for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++)                                                 \
+            height = NAME(NAME_##_push)(tree, height, count,                                                           \
+                                        NAME(NAME_##_block64)(x + i, n - i < RUN_BLOCK ? n - i : RUN_BLOCK));          \
+        return NAME(NAME_##_finish)(tree, height);                                                                     \
+    }                                                                                                                  \
+    /* `into` meets `next`, element by element, in n columns. */                                                       \
+    static void NAME(NAME_##_columns)(T *into, const T *next, int64_t n) {                                             \
+        INDEPENDENT for (int64_t j = 0; j < n; j++) {                                                                  \
+            T a = into[j], b = next[j];                                                                                \
+            into[j] = JOIN_S(a, b);                                                                                    \
+        }                                                                                                              \
+    }
+
+FOLD(sum, ADD_S, ADD_V, 0)
+FOLD(max, MAX_S, MAX_V, -INF)
+FOLD(min, MIN_S, MIN_V, INF)
+
+typedef struct {
+    T (*run)(const T *x, int64_t n);
+    int (*push)(T *tree, int height, int64_t count, T value);
+    T (*finish)(const T *tree, int height);
+    void (*columns)(T *into, const T *next, int64_t n);
+} NAME(fold);
+
+static const NAME(fold) NAME(fold_sum) = {NAME(sum_run), NAME(sum_push), NAME(sum_finish), NAME(sum_columns)};
+static const NAME(fold) NAME(fold_max) = {NAME(max_run), NAME(max_push), NAME(max_finish), NAME(max_columns)};
+static const NAME(fold) NAME(fold_min) = {NAME(min_run), NAME(min_push), NAME(min_finish), NAME(min_columns)};
+
+typedef struct {
+    const NAME(fold) * fold;
+    cyx_reduce_plan plan;
+    const T *x;
+    T *out;
+    T *partial;     /* one per group, where a reduction is cut into groups; else NULL */
+    int64_t groups;
+    T divisor;      /* of a mean; else 1 */
+    _Atomic int no_memory;
+} NAME(reduction);
+
+/* Outputs whose terms end in a contiguous run. */
+static void NAME(reduce_runs)(void *context, int64_t begin, int64_t end) {
+    NAME(reduction) *r = context;
+    const cyx_reduce_plan *plan = &r->plan;
+    T tree[TREE_DEPTH];
+    for (int64_t o = begin; o < end; o++) {
+        const T *x = r->x + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride);
+        int height = 0;
+        for (int64_t t = 0; t < plan->terms; t++) {
+            int64_t offset = cyx_offset_of(t, plan->reduced_count, plan->reduced, plan->reduced_stride);
+            height = r->fold->push(tree, height, t, r->fold->run(x + offset, plan->inner));
+        }
+        T value = r->fold->finish(tree, height);
+        r->out[o] = r->divisor == 1 ? value : value / r->divisor;
+    }
+}
+
+/* Groups of one long run. */
+static void NAME(reduce_groups)(void *context, int64_t begin, int64_t end) {
+    NAME(reduction) *r = context;
+    const int64_t size = RUN_BLOCK * GROUP_BLOCKS;
+    for (int64_t g = begin; g < end; g++) {
+        int64_t left = r->plan.inner - g * size;
+        r->partial[g] = r->fold->run(r->x + g * size, left < size ? left : size);
+    }
+}
+
+/* A tile of columns, one group of rows: the fold goes into `into`. `tree` has room for TREE_DEPTH tiles. */
+static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t first, int64_t count, int64_t n, T *tree, T *into) {
+    const cyx_reduce_plan *plan = &r->plan;
+    int height = 0;
+    for (int64_t t = 0, blocks = 0; t < count; blocks++) {
+        T *block = tree + height * TILE;
+        int64_t stop = t + BLOCK_ROWS < count ? t + BLOCK_ROWS : count;
+        memcpy(block, x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride), sizeof(T) * (size_t)n);
+        while (++t < stop)
+            r->fold->columns(block, x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride), n);
+        for (int64_t carry = blocks; carry & 1; carry >>= 1, height--)
+            r->fold->columns(tree + (height - 1) * TILE, tree + height * TILE, n);
+        height++;
+    }
+    while (--height) r->fold->columns(tree + (height - 1) * TILE, tree + height * TILE, n);
+    memcpy(into, tree, sizeof(T) * (size_t)n);
+}
+
+/* Outputs whose terms lie in different rows: one task is (kept index, group of rows, tile of columns). */
+static void NAME(reduce_rows)(void *context, int64_t begin, int64_t end) {
+    NAME(reduction) *r = context;
+    const cyx_reduce_plan *plan = &r->plan;
+    int64_t tiles = (plan->inner + TILE - 1) / TILE, rows_per_group = BLOCK_ROWS * GROUP_BLOCKS;
+    T *tree = cyx_scratch(1, sizeof(T) * TILE * TREE_DEPTH);
+    if (!tree) {
+        r->no_memory = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        int64_t tile = task % tiles, group = task / tiles % r->groups, o = task / tiles / r->groups;
+        int64_t n = plan->inner - tile * TILE < TILE ? plan->inner - tile * TILE : TILE;
+        int64_t first = group * rows_per_group;
+        int64_t count = plan->terms - first < rows_per_group ? plan->terms - first : rows_per_group;
+        const T *x = r->x + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride) + tile * TILE;
+        T *into = (r->partial ? r->partial : r->out) + (o * r->groups + group) * plan->inner + tile * TILE;
+        NAME(reduce_tile)(r, x, first, count, n, tree, into);
+    }
+}
+
+/* The groups of one output row meet: the same carries, over whole rows, in place. */
+static void NAME(join_groups)(const NAME(reduction) * r, T *partial, T *out) {
+    int64_t n = r->plan.inner;
+    int height = 0;
+    for (int64_t g = 0; g < r->groups; g++) {
+        if (g != height) memcpy(partial + height * n, partial + g * n, sizeof(T) * (size_t)n);
+        for (int64_t carry = g; carry & 1; carry >>= 1, height--)
+            r->fold->columns(partial + (height - 1) * n, partial + height * n, n);
+        height++;
+    }
+    while (--height) r->fold->columns(partial + (height - 1) * n, partial + height * n, n);
+    memcpy(out, partial, sizeof(T) * (size_t)n);
+}
+
+static cyx_status NAME(reduce_along_run)(NAME(reduction) * r) {
+    const cyx_reduce_plan *plan = &r->plan;
+    const int64_t size = RUN_BLOCK * GROUP_BLOCKS;
+    if (plan->outputs == 1 && plan->terms == 1 && plan->inner > 2 * size && cyx_threads() > 1) {
+        r->groups = (plan->inner + size - 1) / size;
+        r->partial = cyx_scratch(0, sizeof(T) * (size_t)r->groups);
+        if (!r->partial) return CYX_NO_MEMORY;
+        cyx_parallel(r->groups, 1, NAME(reduce_groups), r);
+        T tree[TREE_DEPTH];
+        int height = 0;
+        for (int64_t g = 0; g < r->groups; g++) height = r->fold->push(tree, height, g, r->partial[g]);
+        T value = r->fold->finish(tree, height);
+        r->out[0] = r->divisor == 1 ? value : value / r->divisor;
+        return CYX_OK;
+    }
+    cyx_parallel(plan->outputs, cyx_grain(plan->outputs, (double)plan->total_terms, 100000), NAME(reduce_runs), r);
+    return CYX_OK;
+}
+
+static cyx_status NAME(reduce_across_rows)(NAME(reduction) * r) {
+    const cyx_reduce_plan *plan = &r->plan;
+    int64_t rows_per_group = BLOCK_ROWS * GROUP_BLOCKS, tiles = (plan->inner + TILE - 1) / TILE;
+    r->groups = (plan->terms + rows_per_group - 1) / rows_per_group;
+    if (r->groups > 1) {
+        r->partial = cyx_scratch(0, sizeof(T) * (size_t)(r->groups * plan->outputs * plan->inner));
+        if (!r->partial) return CYX_NO_MEMORY;
+    }
+    int64_t tasks = plan->outputs * r->groups * tiles;
+    double work = (double)plan->terms / (double)r->groups * (double)(plan->inner < TILE ? plan->inner : TILE);
+    cyx_parallel(tasks, cyx_grain(tasks, work, 100000), NAME(reduce_rows), r);
+    if (r->no_memory) return CYX_NO_MEMORY;
+    for (int64_t o = 0; r->partial && o < plan->outputs; o++)
+        NAME(join_groups)(r, r->partial + o * r->groups * plan->inner, r->out + o * plan->inner);
+    if (r->divisor != 1)
+        for (int64_t i = 0; i < plan->outputs * plan->inner; i++) r->out[i] /= r->divisor;
+    return CYX_OK;
+}
+
+static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, int is_mean) {
+    NAME(reduction) r = {.fold = fold, .plan = cyx_plan_reduction(call), .x = call->in[0].data, .out = call->out.data, .divisor = 1};
+    if (!call->out.size) return CYX_OK;
+    if (!call->in[0].size) { /* only sums get here: the greatest of nothing is refused earlier */
+        for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : 0;
+        return CYX_OK;
+    }
+    if (is_mean) r.divisor = (T)r.plan.total_terms;
+    return r.plan.inner_is_reduced ? NAME(reduce_along_run)(&r) : NAME(reduce_across_rows)(&r);
+}
+
+static cyx_status NAME(reduce_sum)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_sum), 0); }
+static cyx_status NAME(reduce_mean)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_sum), 1); }
+static cyx_status NAME(reduce_max)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_max), 0); }
+static cyx_status NAME(reduce_min)(const cyx_call *call) { return NAME(reduce)(call, &NAME(fold_min), 0); }
+
+static void NAME(fill_reduce)(cyx_table table) {
+    table[CYX_OP_sum][DTYPE] = NAME(reduce_sum), table[CYX_OP_mean][DTYPE] = NAME(reduce_mean);
+    table[CYX_OP_max][DTYPE] = NAME(reduce_max), table[CYX_OP_min][DTYPE] = NAME(reduce_min);
+}

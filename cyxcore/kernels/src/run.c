@@ -1,0 +1,92 @@
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cyx.h"
+#include "pool.h"
+#include "tables.h"
+
+#define CYX_NAME(name, low, high) #name,
+const char *const cyx_op_names[CYX_OP_COUNT] = {CYX_OPS(CYX_NAME)};
+#define CYX_INPUTS(name, low, high) {low, high},
+const int cyx_op_inputs[CYX_OP_COUNT][2] = {CYX_OPS(CYX_INPUTS)};
+const char *const cyx_dtype_names[CYX_DTYPE_COUNT] = {"float32", "float64", "int64", "int32", "bool", "uint8", "uint64"};
+const int cyx_dtype_bytes[CYX_DTYPE_COUNT] = {4, 8, 8, 4, 1, 1, 8};
+
+__thread cyx_message cyx_last_failure;
+
+typedef struct {
+    const char *name;
+    void (*fill)(cyx_table table);
+    int present;
+    cyx_table table;
+} isa;
+
+/* Worst first; the last one present is the default. */
+static isa isas[] = {
+    {.name = "portable", .fill = cyx_fill_portable},
+#if defined(__x86_64__)
+    {.name = "avx2", .fill = cyx_fill_avx2},
+    {.name = "avx512", .fill = cyx_fill_avx512},
+#endif
+};
+enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
+static isa *active = &isas[0];
+
+void cyx_setup(void) {
+    isas[0].present = 1;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    isas[1].present = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    isas[2].present = isas[1].present && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#endif
+    for (int i = 0; i < ISA_COUNT; i++) {
+        if (!isas[i].present) continue;
+        cyx_fill_integer(isas[i].table);
+        cyx_fill_movement(isas[i].table);
+        cyx_fill_indexing(isas[i].table);
+        cyx_fill_pool2d(isas[i].table);
+        cyx_fill_random(isas[i].table);
+        isas[i].fill(isas[i].table);
+        active = &isas[i];
+    }
+}
+
+int cyx_set_isa(const char *name) {
+    for (int i = 0; i < ISA_COUNT; i++)
+        if (isas[i].present && !strcmp(isas[i].name, name)) {
+            active = &isas[i];
+            return 0;
+        }
+    return -1;
+}
+
+const char *cyx_isa(void) { return active->name; }
+
+int cyx_has_kernel(int op, int dtype) { return isas[0].table[op][dtype] != NULL; }
+
+cyx_status cyx_fail(cyx_status status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(cyx_last_failure.text, sizeof cyx_last_failure.text, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message) {
+    uint64_t mode = cyx_float_mode_set();
+    cyx_status status = CYX_OK;
+    const isa *chosen = active;
+    for (int64_t i = 0; i < count; i++) {
+        status = chosen->table[calls[i].op][calls[i].dtype](&calls[i]);
+        if (status != CYX_OK) {
+            *failed = i;
+            if (status == CYX_NO_MEMORY) cyx_fail(status, "%s: no memory left for scratch space", cyx_op_names[calls[i].op]);
+            *message = cyx_last_failure;
+            break;
+        }
+    }
+    cyx_float_mode_restore(mode);
+    return status;
+}

@@ -1,0 +1,127 @@
+/* softmax, log_softmax, and the cross-entropy of class labels with its gradient, a row at a time. */
+
+/* out = e**(x - shift). Whole chunks of 16, the last one padded: a row of ten costs one vector, not ten scalars. */
+static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        INDEPENDENT for (int j = 0; j < 16; j++) out[i + j] = NAME(exp)(x[i + j] - shift);
+    if (i == n) return;
+    T rest[16] = {0};
+    memcpy(rest, x + i, sizeof(T) * (size_t)(n - i));
+    INDEPENDENT for (int j = 0; j < 16; j++) rest[j] = NAME(exp)(rest[j] - shift);
+    memcpy(out + i, rest, sizeof(T) * (size_t)(n - i));
+}
+
+static void NAME(softmax_row)(T *out, const T *x, int64_t n, T *work) {
+    (void)work;
+    NAME(exp_row)(out, x, NAME(max_run)(x, n), n);
+    T sum = NAME(sum_run)(out, n);
+    INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = out[i] / sum;
+}
+
+static void NAME(log_softmax_row)(T *out, const T *x, int64_t n, T *work) {
+    T greatest = NAME(max_run)(x, n);
+    NAME(exp_row)(work, x, greatest, n);
+    T log_sum = NAME(log)(NAME(sum_run)(work, n));
+    INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = (x[i] - greatest) - log_sum;
+}
+
+typedef struct {
+    const cyx_call *call;
+    void (*row)(T *out, const T *x, int64_t n, T *work);
+    int64_t n, inner; /* length of a row, distance between its elements */
+    _Atomic int no_memory;
+} NAME(rows);
+
+static void NAME(softmax_body)(void *context, int64_t begin, int64_t end) {
+    NAME(rows) *rows = context;
+    int64_t n = rows->n, inner = rows->inner;
+    T *work = cyx_scratch(1, sizeof(T) * (size_t)n * 3);
+    if (!work) {
+        rows->no_memory = 1;
+        return;
+    }
+    for (int64_t r = begin; r < end; r++) {
+        int64_t at = inner == 1 ? r * n : r / inner * n * inner + r % inner;
+        const T *x = (const T *)rows->call->in[0].data + at;
+        T *out = (T *)rows->call->out.data + at;
+        if (inner == 1) {
+            rows->row(out, x, n, work);
+            continue;
+        }
+        for (int64_t i = 0; i < n; i++) work[n + i] = x[i * inner];
+        rows->row(work + 2 * n, work + n, n, work);
+        for (int64_t i = 0; i < n; i++) out[i * inner] = work[2 * n + i];
+    }
+}
+
+/* ints: axis */
+static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const T *, int64_t, T *)) {
+    const cyx_array *x = &call->in[0];
+    if (!x->size) return CYX_OK;
+    NAME(rows) rows = {.call = call, .row = row, .n = x->ndim ? x->shape[call->ints[0]] : 1, .inner = 1};
+    for (int d = (int)call->ints[0] + 1; d < x->ndim; d++) rows.inner *= x->shape[d];
+    int64_t count = x->size / rows.n;
+    cyx_parallel(count, cyx_grain(count, 12.0 * (double)rows.n, 100000), NAME(softmax_body), &rows);
+    return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;
+}
+
+static cyx_status NAME(softmax)(const cyx_call *call) { return NAME(run_softmax)(call, NAME(softmax_row)); }
+static cyx_status NAME(log_softmax)(const cyx_call *call) { return NAME(run_softmax)(call, NAME(log_softmax_row)); }
+
+/* One loss per row: log(sum(e**(x - max))) - (x[label] - max). */
+static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
+    NAME(rows) *rows = context;
+    const int64_t *labels = rows->call->in[1].data;
+    T *work = cyx_scratch(1, sizeof(T) * (size_t)rows->n);
+    if (!work) {
+        rows->no_memory = 1;
+        return;
+    }
+    for (int64_t r = begin; r < end; r++) {
+        const T *x = (const T *)rows->call->in[0].data + r * rows->n;
+        T greatest = NAME(max_run)(x, rows->n);
+        NAME(exp_row)(work, x, greatest, rows->n);
+        ((T *)rows->call->out.data)[r] = NAME(log)(NAME(sum_run)(work, rows->n)) - (x[labels[r]] - greatest);
+    }
+}
+
+/* (softmax(x) - one_hot(label)) * g, row by row. */
+static void NAME(loss_grad_body)(void *context, int64_t begin, int64_t end) {
+    NAME(rows) *rows = context;
+    const int64_t *labels = rows->call->in[2].data;
+    for (int64_t r = begin; r < end; r++) {
+        const T *x = (const T *)rows->call->in[1].data + r * rows->n;
+        T *out = (T *)rows->call->out.data + r * rows->n, g = ((const T *)rows->call->in[0].data)[r];
+        NAME(exp_row)(out, x, NAME(max_run)(x, rows->n), rows->n);
+        T sum = NAME(sum_run)(out, rows->n);
+        T of_label = (out[labels[r]] / sum - 1) * g;
+        INDEPENDENT for (int64_t i = 0; i < rows->n; i++) out[i] = out[i] / sum * g;
+        out[labels[r]] = of_label;
+    }
+}
+
+static cyx_status NAME(run_loss)(const cyx_call *call, const cyx_array *logits, const cyx_array *labels, cyx_body body) {
+    int64_t n = logits->shape[1];
+    const int64_t *label = labels->data;
+    for (int64_t i = 0; i < labels->size; i++)
+        if (label[i] < 0 || label[i] >= n)
+            return cyx_fail(CYX_BAD_DATA, "%s: expected labels from 0 to %lld, got %lld in row %lld", cyx_op_names[call->op],
+                            (long long)n - 1, (long long)label[i], (long long)i);
+    NAME(rows) rows = {.call = call, .n = n};
+    cyx_parallel(labels->size, cyx_grain(labels->size, 12.0 * (double)n, 100000), body, &rows);
+    return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;
+}
+
+static cyx_status NAME(cross_entropy)(const cyx_call *call) {
+    return NAME(run_loss)(call, &call->in[0], &call->in[1], NAME(loss_body));
+}
+static cyx_status NAME(cross_entropy_grad)(const cyx_call *call) {
+    return NAME(run_loss)(call, &call->in[1], &call->in[2], NAME(loss_grad_body));
+}
+
+static void NAME(fill_softmax)(cyx_table table) {
+    table[CYX_OP_softmax][DTYPE] = NAME(softmax), table[CYX_OP_log_softmax][DTYPE] = NAME(log_softmax);
+    table[CYX_OP_cross_entropy][DTYPE] = NAME(cross_entropy);
+    table[CYX_OP_cross_entropy_grad][DTYPE] = NAME(cross_entropy_grad);
+}

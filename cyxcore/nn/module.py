@@ -1,0 +1,212 @@
+"""Module: a model as a tree of parts that hold parameters. torch's verbs, a fraction of its machinery."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from cyxcore import random
+from cyxcore.eager import Tensor, next_key
+from cyxcore.errors import CyxError, ShapeError, SpecError
+from cyxcore.graph import at_layer
+from cyxcore.symbols import Symbol
+from cyxcore.values import TracedMode
+
+Array = np.ndarray[Any, Any]
+
+
+class Parameter(Tensor):
+    """A tensor that a module trains. `init` is the rule its first values came from, kept in traced graphs."""
+
+    def __init__(self, data: Any, init: Mapping[str, Any] | None = None) -> None:
+        super().__init__(data, requires_grad=True)
+        self.init: Mapping[str, Any] = init or {"kind": "zeros"}
+
+    @classmethod
+    def drawn(cls, shape: tuple[int, ...], init: Mapping[str, Any]) -> "Parameter":
+        """Values by an init rule, random ones from the generator cyxcore.manual_seed sets."""
+        seed, step = next_key().tolist()
+        return cls(random.drawn(init, shape, "float32", seed, step, 0), init)
+
+
+class Module:
+    """Subclass it, set parameters and other modules as attributes in __init__, and write forward()."""
+
+    training: bool | TracedMode
+
+    def __init__(self) -> None:
+        self.__dict__["training"] = True
+        self.__dict__["_parameters"] = {}
+        self.__dict__["_buffers"] = {}
+        self.__dict__["_modules"] = {}
+
+    def forward(self, *inputs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} needs a forward method")
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not inputs or not isinstance(inputs[0], Symbol):
+            return self.forward(*inputs)
+        builder = inputs[0].builder
+        before, builder.layer = builder.layer, self.__dict__.get("_label", "")
+        try:
+            return self.forward(*inputs)
+        except CyxError as error:
+            raise at_layer(error, builder.layer) from None
+        finally:
+            builder.layer = before
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_parameters" not in self.__dict__:
+            raise SpecError(f"{type(self).__name__}: call super().__init__() before setting {name!r}")
+        for table in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[table].pop(name, None)
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+        elif isinstance(value, Module):
+            self._modules[name] = value
+        else:
+            self.__dict__[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        for table in ("_parameters", "_buffers", "_modules"):
+            held = self.__dict__.get(table, {})
+            if name in held:
+                return held[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def register_buffer(self, name: str, value: Tensor) -> None:
+        """State that travels with the weights but is not trained."""
+        self._buffers[name] = value
+
+    # walking ----------------------------------------------------------------------------------
+
+    def children(self) -> Iterator["Module"]:
+        yield from self._modules.values()
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """(dotted name, module) of this and everything in it."""
+        yield prefix, self
+        for name, part in self._modules.items():
+            yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator["Module"]:
+        return (part for _, part in self.named_modules())
+
+    def _named(self, table: str) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for prefix, part in self.named_modules():
+            for name, value in part.__dict__[table].items():
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{prefix}.{name}" if prefix else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return self._named("_parameters")
+
+    def parameters(self) -> Iterator[Tensor]:
+        return (value for _, value in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return self._named("_buffers")
+
+    # state ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Array]:
+        """Every parameter and buffer by its dotted name: the arrays themselves, not copies."""
+        return {
+            name: value.numpy() for table in ("_parameters", "_buffers") for name, value in self._named(table)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy arrays in by name. Raises SpecError for missing or unknown names, ShapeError for other shapes.
+
+        torch's num_batches_tracked counters are passed over: nothing here reads them.
+        """
+        own = self.state_dict()
+        given = {
+            name: np.asarray(value)
+            for name, value in state.items()
+            if not name.endswith("num_batches_tracked")
+        }
+        missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+        if missing or unknown:
+            raise SpecError(
+                f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
+            )
+        for name, array in own.items():
+            if given[name].shape != array.shape:
+                raise ShapeError(f"load_state_dict: {name}: expected {array.shape}, got {given[name].shape}")
+        for name, array in own.items():
+            array[...] = given[name]
+
+    def train(self, mode: bool = True) -> Self:
+        """Dropout drops and batch norm learns."""
+        for part in self.modules():
+            part.__dict__["training"] = mode
+        return self
+
+    def eval(self) -> Self:
+        """Dropout and batch norm behave as in a delivered model."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        for value in self.parameters():
+            value.grad = None
+
+    # looks ------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        if not self._modules:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        lines = [f"  ({name}): " + repr(part).replace("\n", "\n  ") for name, part in self._modules.items()]
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+
+
+class Sequential(Module):
+    """Modules one after another; they are named "0", "1", …"""
+
+    def __init__(self, *parts: Module) -> None:
+        super().__init__()
+        for index, part in enumerate(parts):
+            self._modules[str(index)] = part
+
+    def forward(self, *inputs: Any) -> Any:
+        (x,) = inputs
+        for part in self._modules.values():
+            x = part(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> Module:
+        part: Module = list(self._modules.values())[index]
+        return part
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+
+class ModuleList(Module):
+    """Modules in a list, so that their parameters are found; calling it is up to the owner."""
+
+    def __init__(self, parts: Iterable[Module] = ()) -> None:
+        super().__init__()
+        for part in parts:
+            self.append(part)
+
+    def append(self, part: Module) -> None:
+        self._modules[str(len(self._modules))] = part
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> Module:
+        part: Module = list(self._modules.values())[index]
+        return part
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()

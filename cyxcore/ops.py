@@ -1,0 +1,244 @@
+"""The op table: every operation a model or a training step is made of, one row each.
+
+A row says the op's name, how many inputs it takes, its attributes, the shape and dtype of its one
+output and what it costs. To add an op: a row here, a reference kernel (kernels/reference.py), a
+gradient rule (grad.py, or an entry in its NO_GRADIENT). A fast kernel is optional.
+
+The rows of group "source" make values out of nothing (inputs, parameters, constants, the random
+key) and have no kernel. `by_mode` has none either: its first input is what training sees, its
+second what inference sees; a plan is always made for one of the two.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from cyxcore import attrs as kind
+from cyxcore import infer, infer2d
+from cyxcore.attrs import Attr
+from cyxcore.dtype import ALL, FLOATS, NUMBERS, item_bytes
+from cyxcore.errors import GraphError, ShapeError
+from cyxcore.infer import Attrs, Rule, Shape, Typed
+
+MAX_ELEMENTS = 2**40
+
+Flops = Callable[[tuple[Shape, ...], Shape, Attrs], int]
+
+
+class Op(NamedTuple):
+    name: str
+    group: str  # "source" | "mode" | "elementwise" | "reduce" | "matmul" | "movement" | "nn" | "random" | "update"
+    arity: int | None  # None: one or more
+    attrs: Mapping[str, Attr]
+    rule: Rule
+    flops: Flops
+
+    def infer(self, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+        """Shape and dtype of the output.
+
+        Raises ShapeError, DtypeError or (wrong number of inputs) GraphError.
+        """
+        if self.arity is None and not shapes or self.arity is not None and len(shapes) != self.arity:
+            wanted = "at least 1" if self.arity is None else self.arity
+            raise GraphError(f"{self.name}: expected {wanted} inputs, got {len(shapes)}")
+        shape, dtype = self.rule(self.name, shapes, dtypes, attrs)
+        if (
+            len(shape) > kind.MAX_RANK
+            or any(size > kind.MAX_DIM for size in shape)
+            or math.prod(shape) > MAX_ELEMENTS
+        ):
+            raise ShapeError(
+                f"{self.name}: a result of shape {shape} is beyond {MAX_ELEMENTS} elements or rank 16"
+            )
+        return shape, dtype
+
+    def cost(self, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> tuple[int, int]:
+        """(floating-point operations, bytes moved) of one call, counting each operand once."""
+        out, out_dtype = self.infer(shapes, dtypes, attrs)
+        moved = sum(math.prod(shape) * item_bytes(dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+        return self.flops(shapes, out, attrs), moved + math.prod(out) * item_bytes(out_dtype)
+
+
+def _per_output(count: int) -> Flops:
+    return lambda shapes, out, attrs: count * math.prod(out)
+
+
+def _per_input(count: int) -> Flops:
+    return lambda shapes, out, attrs: count * math.prod(shapes[0])
+
+
+def _matmul_flops(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
+    return 2 * math.prod(out) * shapes[0][-2 if attrs["transpose_a"] else -1]
+
+
+def _conv_flops(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
+    """Each product of the forward convolution happens once in each of the three conv ops."""
+    if "weight_shape" in attrs:  # (g, x) -> w
+        return 2 * math.prod(shapes[0]) * math.prod(attrs["weight_shape"][1:])
+    image = shapes[0] if "input_shape" in attrs else out
+    return 2 * math.prod(image) * math.prod(shapes[1][1:])
+
+
+def _pool_flops(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
+    return math.prod(min(out, shapes[0], key=math.prod)) * math.prod(attrs["kernel"])
+
+
+def _source(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    return tuple(attrs["shape"]), attrs["dtype"]
+
+
+def _const(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    if len(attrs["value"]) != math.prod(attrs["shape"]):
+        raise ShapeError(f"const: {len(attrs['value'])} values do not fill shape {attrs['shape']}")
+    return tuple(attrs["shape"]), attrs["dtype"]
+
+
+def _key(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    return (2,), "uint64"
+
+
+_WINDOW = {
+    "kernel": Attr(kind.positive_pair),
+    "stride": Attr(kind.positive_pair),
+    "padding": Attr(kind.natural_pair),
+}
+_CONV = {
+    "stride": Attr(kind.positive_pair, (1, 1)),
+    "padding": Attr(kind.natural_pair, (0, 0)),
+    "dilation": Attr(kind.positive_pair, (1, 1)),
+    "groups": Attr(kind.positive, 1),
+}
+_REDUCE = {"axes": Attr(kind.axes), "keepdims": Attr(kind.flag, False)}
+_AXIS = {"axis": Attr(kind.natural)}
+_MATMUL = {"transpose_a": Attr(kind.flag, False), "transpose_b": Attr(kind.flag, False)}
+_SLICE = {"starts": Attr(kind.naturals), "stops": Attr(kind.shape), "steps": Attr(kind.positives)}
+_PARAM = {
+    "name": Attr(kind.name),
+    "shape": Attr(kind.naturals),
+    "dtype": Attr(kind.dtype, "float32"),
+    "init": Attr(kind.init_rule),
+    "trainable": Attr(kind.flag, True),
+}
+_CONST = {"shape": Attr(kind.naturals), "dtype": Attr(kind.dtype), "value": Attr(kind.numbers)}
+_DECAY = {"weight_decay": Attr(kind.finite, 0.0)}
+_MOMENTUM = {"momentum": Attr(kind.finite), **_DECAY}
+_BETA = {"beta": Attr(kind.finite), **_DECAY}
+_ADAM = {key: Attr(kind.finite) for key in ("beta1", "beta2", "eps", "decoupled_weight_decay")}
+
+
+def _rows() -> list[Op]:
+    def row(
+        name: str, group: str, arity: int | None, rule: Rule, flops: int | Flops = 0, /, **attrs: Attr
+    ) -> Op:
+        return Op(name, group, arity, attrs, rule, flops if callable(flops) else _per_output(flops))
+
+    cheap = ("neg", "abs", "relu", "square", "sign", "floor")
+    costly = ("exp", "log", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos")
+    compares = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
+    return [
+        row(
+            "input",
+            "source",
+            0,
+            _source,
+            name=Attr(kind.name),
+            shape=Attr(kind.shape),
+            dtype=Attr(kind.dtype, "float32"),
+        ),
+        row("param", "source", 0, _source, **_PARAM),
+        row("const", "source", 0, _const, **_CONST),
+        row("key", "source", 0, _key),
+        row("by_mode", "mode", 2, infer.by_mode),
+        *(row(name, "elementwise", 1, infer.unary(NUMBERS), 1) for name in cheap),
+        *(row(name, "elementwise", 1, infer.unary(FLOATS), 10) for name in costly),
+        row("logical_not", "elementwise", 1, infer.unary(("bool",)), 1),
+        *(
+            row(name, "elementwise", 2, infer.binary(NUMBERS), 1)
+            for name in ("add", "sub", "mul", "maximum", "minimum")
+        ),
+        row("div", "elementwise", 2, infer.binary(FLOATS), 4),
+        row("pow", "elementwise", 2, infer.binary(FLOATS), 20),
+        *(row(name, "elementwise", 2, infer.binary(ALL, "bool"), 1) for name in compares),
+        *(row(name, "elementwise", 2, infer.binary(("bool",)), 1) for name in ("logical_and", "logical_or")),
+        row("where", "elementwise", 3, infer.where, 1),
+        row("cast", "elementwise", 1, infer.cast, 1, dtype=Attr(kind.dtype)),
+        row("sum", "reduce", 1, infer.reduce(NUMBERS, of_empty=True), _per_input(1), **_REDUCE),
+        row("mean", "reduce", 1, infer.reduce(FLOATS, of_empty=False), _per_input(1), **_REDUCE),
+        row("max", "reduce", 1, infer.reduce(NUMBERS, of_empty=False), _per_input(1), **_REDUCE),
+        row("min", "reduce", 1, infer.reduce(NUMBERS, of_empty=False), _per_input(1), **_REDUCE),
+        row("argmax", "reduce", 1, infer.argmax, _per_input(1), **_AXIS),
+        row("matmul", "matmul", 2, infer.matmul, _matmul_flops, **_MATMUL),
+        row("reshape", "movement", 1, infer.reshape, shape=Attr(kind.new_shape)),
+        row("transpose", "movement", 1, infer.transpose, axes=Attr(kind.permutation)),
+        row("broadcast_to", "movement", 1, infer.broadcast_to, shape=Attr(kind.shape)),
+        row("slice", "movement", 1, infer.slice_, **_SLICE),
+        row("pad", "movement", 1, infer.pad, pads=Attr(kind.pads), value=Attr(kind.finite, 0.0)),
+        row("concat", "movement", None, infer.concat, **_AXIS),
+        row("take", "movement", 2, infer.take, **_AXIS),
+        row("take_grad", "movement", 2, infer.take_grad, _per_input(1), **_AXIS, size=Attr(kind.natural)),
+        row("take_along", "movement", 2, infer.take_along, **_AXIS),
+        row("one_hot", "movement", 1, infer.one_hot, depth=Attr(kind.natural)),
+        row("conv2d", "nn", 2, infer2d.conv2d, _conv_flops, **_CONV),
+        row(
+            "conv2d_grad_input",
+            "nn",
+            2,
+            infer2d.conv2d_grad_input,
+            _conv_flops,
+            **_CONV,
+            input_shape=Attr(kind.naturals),
+        ),
+        row(
+            "conv2d_grad_weight",
+            "nn",
+            2,
+            infer2d.conv2d_grad_weight,
+            _conv_flops,
+            **_CONV,
+            weight_shape=Attr(kind.naturals),
+        ),
+        row("max_pool2d", "nn", 1, infer2d.pool2d, _pool_flops, **_WINDOW),
+        row("max_pool2d_grad", "nn", 2, infer2d.max_pool2d_grad, _pool_flops, **_WINDOW),
+        row("avg_pool2d", "nn", 1, infer2d.pool2d, _pool_flops, **_WINDOW),
+        row(
+            "avg_pool2d_grad",
+            "nn",
+            1,
+            infer2d.avg_pool2d_grad,
+            _pool_flops,
+            **_WINDOW,
+            input_shape=Attr(kind.naturals),
+        ),
+        row("softmax", "nn", 1, infer.softmax, 14, **_AXIS),
+        row("log_softmax", "nn", 1, infer.softmax, 14, **_AXIS),
+        row("cross_entropy", "nn", 2, infer.cross_entropy, _per_input(14)),
+        row("cross_entropy_grad", "nn", 3, infer.cross_entropy, 16),
+        row("uniform", "random", 1, infer.uniform, 20, shape=Attr(kind.shape), stream=Attr(kind.natural)),
+        row("sgd_update", "update", 3, infer.update(2, 1), 4, **_DECAY),
+        row("momentum", "update", 3, infer.update(3, 0), 4, **_MOMENTUM),
+        row("nesterov_update", "update", 4, infer.update(3, 1), 6, **_MOMENTUM),
+        row("axpy_update", "update", 3, infer.update(2, 1), 2),
+        row("adam_m", "update", 3, infer.update(3, 0), 5, **_BETA),
+        row("adam_v", "update", 3, infer.update(3, 0), 6, **_BETA),
+        row("adam_update", "update", 5, infer.update(3, 2), 12, **_ADAM),
+    ]
+
+
+OPS: dict[str, Op] = {op.name: op for op in _rows()}
+
+# What a backend has kernels for; the others are resolved when a plan is made.
+KERNEL_OPS: tuple[str, ...] = tuple(op.name for op in OPS.values() if op.group not in ("source", "mode"))
+
+
+def infer_op(
+    name: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], given: Mapping[str, Any]
+) -> tuple[Typed, dict[str, Any]]:
+    """((shape, dtype), attributes in normal form) of one op call.
+
+    Raises GraphError for an unknown op or attribute.
+    """
+    op = OPS.get(name)
+    if op is None:
+        raise GraphError(f"unknown op {name!r}; the op table is cyxcore/ops.py")
+    attrs = kind.normalise(name, op.attrs, given)
+    return op.infer(shapes, dtypes, attrs), attrs

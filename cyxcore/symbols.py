@@ -1,0 +1,333 @@
+"""Building graphs: a Builder collects nodes, a Symbol is one of them and computes like a tensor.
+
+A builder works at one concrete batch size. `batch_free` compares two graphs built at two batch
+sizes and puts null where they differ by exactly that: so a model is never tied to a batch size by
+accident, and code that is tied to one is told so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cyxcore.attrs import MAX_CONST_ELEMENTS
+from cyxcore.errors import CyxError, GraphError
+from cyxcore.graph import Graph, Node, at_batch, at_layer
+from cyxcore.infer import Shape
+from cyxcore.ops import infer_op
+from cyxcore.values import Value
+
+# Two batch sizes no layer is likely to use as a size of its own.
+PROBE_BATCH_SIZES = (1009, 2003)
+
+
+class Symbol(Value):
+    """The output of a node under construction."""
+
+    _rank = 2
+
+    def __init__(self, builder: "Builder", node: int) -> None:
+        self.builder = builder
+        self.node = node
+        self.shape = builder.shapes[node]
+        self.dtype = builder.dtypes[node]
+
+    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
+        return self.builder.apply(op, [self.builder.lift(value) for value in inputs], attrs)
+
+    def _constant(self, value: Any, dtype: str | None = None) -> "Symbol":
+        return self.builder.constant(value, dtype)
+
+    def _uniform(self, shape: tuple[int, ...]) -> "Symbol":
+        return self.builder.uniform(shape)
+
+    def _assign(self, value: Any) -> None:
+        self.builder.update(self, self.builder.lift(value))
+
+    def __repr__(self) -> str:
+        return f"Symbol(node {self.node}: {self.builder.nodes[self.node].op} {self.shape} {self.dtype})"
+
+    def _no_value(self, what: str) -> GraphError:
+        return GraphError(
+            f"trace: {what} needs a number, but while tracing a tensor of shape {self.shape} has none yet; "
+            "use tensor operations (cx.where instead of if, .mean() instead of float)"
+        )
+
+    def __bool__(self) -> bool:
+        raise self._no_value("a condition (if, while, and, or)")
+
+    def __float__(self) -> float:
+        raise self._no_value("float()")
+
+    def __int__(self) -> int:
+        raise self._no_value("int()")
+
+    def __index__(self) -> int:
+        raise self._no_value("an index or a range")
+
+    def item(self) -> Any:
+        raise self._no_value(".item()")
+
+    def numpy(self) -> Any:
+        raise self._no_value(".numpy()")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._no_value("a conversion to a NumPy array")
+
+    def tolist(self) -> Any:
+        raise self._no_value(".tolist()")
+
+    def backward(self) -> None:
+        raise self._no_value(".backward()")
+
+    def detach(self) -> "Symbol":
+        raise GraphError("trace: .detach() has no meaning in a model graph; leave it out of forward()")
+
+
+class Builder:
+    """Collects nodes. Equal calls give the same node, so common subexpressions never arise."""
+
+    def __init__(self, batch_size: int = 1) -> None:
+        self.batch_size = batch_size
+        self.nodes: list[Node] = []
+        self.shapes: list[Shape] = []
+        self.dtypes: list[str] = []
+        self.updates: dict[int, int] = {}
+        self.layer = ""
+        self._known: dict[tuple[Any, ...], int] = {}
+        self._streams = 0
+
+    def _add(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any]) -> Symbol:
+        try:
+            (shape, dtype), normal = infer_op(
+                op, tuple(self.shapes[i] for i in inputs), tuple(self.dtypes[i] for i in inputs), attrs
+            )
+        except CyxError as error:
+            raise at_layer(error, self.layer) from None
+        # repr tells 0.0 from -0.0 and 1 from True, which == does not
+        call = (op, inputs, repr(sorted(normal.items())))
+        place = self._known.get(call)
+        if place is None:
+            place = self._known[call] = len(self.nodes)
+            self.nodes.append(Node(op, inputs, normal, self.layer))
+            self.shapes.append(shape)
+            self.dtypes.append(dtype)
+        return Symbol(self, place)
+
+    def apply(self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any]) -> Symbol:
+        return self._add(op, tuple(value.node for value in inputs), attrs)
+
+    def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Symbol:
+        return self._add("input", (), {"name": name, "shape": tuple(shape), "dtype": dtype})
+
+    def param(
+        self,
+        name: str,
+        shape: Sequence[int],
+        init: Mapping[str, Any],
+        trainable: bool = True,
+        dtype: str = "float32",
+    ) -> Symbol:
+        attrs = {
+            "name": name,
+            "shape": tuple(shape),
+            "dtype": dtype,
+            "init": dict(init),
+            "trainable": trainable,
+        }
+        return self._add("param", (), attrs)
+
+    def key(self) -> Symbol:
+        """The (seed, step) pair of the random ops."""
+        return self._add("key", (), {})
+
+    def uniform(self, shape: tuple[int, ...]) -> Symbol:
+        self._streams += 1
+        return self.apply("uniform", [self.key()], {"shape": shape, "stream": self._streams - 1})
+
+    def constant(self, value: Any, dtype: str | None = None) -> Symbol:
+        """A value written into the graph: a number, nested lists of numbers, or an array."""
+        if hasattr(value, "tolist"):
+            dtype = dtype or str(value.dtype)
+            shape, flat = tuple(value.shape), value.reshape(-1).tolist() if value.shape else [value.tolist()]
+        else:
+            shape, flat = _flatten(value)
+        if dtype is None:
+            kinds = {type(entry) for entry in flat}
+            dtype = (
+                "float32"
+                if float in kinds
+                else "int64"
+                if int in kinds
+                else "bool"
+                if bool in kinds
+                else "float32"
+            )
+        if len(flat) > MAX_CONST_ELEMENTS:
+            raise GraphError(
+                f"trace: a constant of {len(flat)} elements is too large for a graph (at most "
+                f"{MAX_CONST_ELEMENTS}); "
+                "make it an nn.Parameter or a buffer of the module"
+            )
+        as_kind = _CONVERSIONS[dtype]
+        return self._add(
+            "const", (), {"shape": shape, "dtype": dtype, "value": tuple(as_kind(entry) for entry in flat)}
+        )
+
+    def lift(self, value: Any) -> Symbol:
+        """A symbol of this builder for a symbol, a tensor, an array or a number."""
+        if isinstance(value, Symbol):
+            if value.builder is not self:
+                raise GraphError(
+                    "trace: a value of another trace is used; create everything inside the traced function"
+                )
+            return value
+        if getattr(value, "requires_grad", False):
+            raise GraphError(
+                "trace: the function uses a tensor that requires a gradient but belongs to no traced module; "
+                "make it an nn.Parameter of the module you trace"
+            )
+        return self.constant(value.__array__() if hasattr(value, "__array__") else value)
+
+    def update(self, buffer: Symbol, value: Symbol) -> None:
+        """After a training step `buffer` holds `value`."""
+        if self.nodes[buffer.node].op != "param":
+            raise GraphError("trace: only a buffer of a module can be assigned to")
+        self.updates[buffer.node] = value.node
+
+    def graph(self, *outputs: Symbol) -> Graph:
+        return Graph(self.nodes, [value.node for value in outputs], sorted(self.updates.items()))
+
+    def embed(self, graph: Graph, inputs: Mapping[str, Symbol], training: bool) -> list[Symbol]:
+        """A copy of `graph` in one mode, at this builder's batch size. Returns its outputs.
+
+        Unneeded nodes stay behind; in training the graph's updates become the builder's.
+        """
+        needed = graph.reachable(training)
+        copies: dict[int, Symbol] = {}
+        for place, node in enumerate(graph.nodes):
+            if place not in needed:
+                continue
+            if node.op == "input":
+                copies[place] = inputs[node.attrs["name"]]
+            elif node.op == "by_mode":
+                copies[place] = copies[node.inputs[0 if training else 1]]
+            else:
+                self.layer = node.layer
+                copies[place] = self.apply(
+                    node.op, [copies[i] for i in node.inputs], at_batch(node.attrs, self.batch_size)
+                )
+        self.layer = ""
+        if training:
+            for target, value in graph.updates:
+                self.update(copies[target], copies[value])
+        return [copies[place] for place in graph.outputs]
+
+
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    "bool": bool,
+    "uint8": int,
+    "int32": int,
+    "int64": int,
+    "float32": float,
+    "float64": float,
+}
+
+
+def _flatten(value: Any) -> tuple[Shape, list[Any]]:
+    if not isinstance(value, (list, tuple)):
+        return (), [value]
+    rows = [_flatten(entry) for entry in value]
+    if any(shape != rows[0][0] for shape, _ in rows):
+        raise GraphError("trace: expected nested lists of equal lengths")
+    inner = rows[0][0] if rows else ()
+    return (len(rows), *inner), [entry for _, flat in rows for entry in flat]
+
+
+def batch_free(make: Callable[[int], Graph]) -> Graph:
+    """The model `make(batch_size)` builds, without the batch size.
+
+    Raises GraphError when it is tied to one.
+    """
+    first_size, second_size = PROBE_BATCH_SIZES
+    first, second = make(first_size), make(second_size)
+    structure = [(node.op, node.inputs) for node in first.nodes]
+    if structure != [(node.op, node.inputs) for node in second.nodes]:
+        raise GraphError(_tied("its operations differ between batch sizes"))
+    nodes = [
+        Node(a.op, a.inputs, {key: _free(a, key, b.attrs[key]) for key in a.attrs}, a.layer)
+        for a, b in zip(first.nodes, second.nodes, strict=True)
+    ]
+    graph = tidy(Graph(nodes, first.outputs, first.updates))
+    graph.verify()
+    return graph
+
+
+def tidy(graph: Graph) -> Graph:
+    """The canonical order: only what outputs and updates need, every input and parameter just before its
+    first use.
+
+    So a model has one id, whether it was traced or built from a list of layers.
+    """
+    needed: set[int] = set()
+    waiting = [*graph.outputs, *(place for pair in graph.updates for place in pair), graph.input]
+    while waiting:
+        place = waiting.pop()
+        if place not in needed:
+            needed.add(place)
+            waiting += graph.nodes[place].inputs
+    places: dict[int, int] = {}
+    nodes: list[Node] = []
+
+    def put(place: int, layer: str) -> None:
+        node = graph.nodes[place]
+        places[place] = len(nodes)
+        nodes.append(Node(node.op, tuple(places[i] for i in node.inputs), node.attrs, layer))
+
+    put(graph.input, "")
+    for place, node in enumerate(graph.nodes):
+        if place in needed and node.inputs:
+            for source in node.inputs:
+                if source not in places:
+                    put(source, node.layer)
+            put(place, node.layer)
+    for place in sorted(needed - set(places)):  # outputs and buffers no op reads
+        put(place, graph.nodes[place].layer)
+    return Graph(
+        nodes, [places[i] for i in graph.outputs], sorted((places[a], places[b]) for a, b in graph.updates)
+    )
+
+
+def _tied(why: str) -> str:
+    return (
+        f"trace: the model depends on the batch size: {why}; write it for any number of rows "
+        "(reshape(len(x), -1), .mean() instead of dividing by a size)"
+    )
+
+
+def _free(node: Node, key: str, second: Any) -> Any:
+    """One attribute without the batch size, from its two values."""
+    first = node.attrs[key]
+    if first == second:
+        return first
+    sizes = PROBE_BATCH_SIZES
+    if isinstance(first, tuple) and len(first) == len(second) and key in ("shape", "stops"):
+        entries = [
+            a if a == b else None if (a, b) == sizes else -1 for a, b in zip(first, second, strict=True)
+        ]
+        multiples = all(
+            entry != -1 or a % sizes[0] == 0 and a // sizes[0] * sizes[1] == b
+            for entry, a, b in zip(entries, first, second, strict=True)
+        )
+        if -1 not in entries or node.op == "reshape" and entries.count(-1) == 1 and multiples:
+            return tuple(entries)
+    place = f"layer {node.layer}: " if node.layer else ""
+    raise GraphError(
+        _tied(
+            f"{place}{node.op}.{key} is {_brief(first)} for {sizes[0]} rows and {_brief(second)} "
+            f"for {sizes[1]}"
+        )
+    )
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

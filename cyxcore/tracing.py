@@ -1,0 +1,88 @@
+"""Python to graph: run a module or function on symbols and keep what it did.
+
+The function runs once per probe batch size and never again; a training node runs only the graph.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cyxcore.errors import GraphError
+from cyxcore.graph import Graph
+from cyxcore.symbols import Builder, Symbol, batch_free
+from cyxcore.values import TRACED
+
+if TYPE_CHECKING:
+    from cyxcore.nn.module import Module
+
+Array = np.ndarray[Any, Any]
+
+
+class Traced(NamedTuple):
+    """A model and the values its parameters had."""
+
+    graph: Graph
+    weights: dict[str, Array]
+
+
+@contextmanager
+def symbolic(module: "Module", builder: Builder) -> Iterator[None]:
+    """Within the block the module's parameters and buffers are symbols and it is in both modes at once."""
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(holder: dict[str, Any], name: str, value: Any) -> None:
+        changed.append((holder, name, holder.get(name)))
+        holder[name] = value
+
+    try:
+        known: dict[int, Symbol] = {}
+        for prefix, part in module.named_modules():
+            put(part.__dict__, "training", TRACED)
+            put(
+                part.__dict__, "_label", f"{prefix}: {type(part).__name__}" if prefix else type(part).__name__
+            )
+            for table, trainable in ((part._parameters, True), (part._buffers, False)):
+                for name, tensor in table.items():
+                    if id(tensor) not in known:
+                        init = getattr(tensor, "init", None) or {"kind": "zeros"}
+                        full = f"{prefix}.{name}" if prefix else name
+                        known[id(tensor)] = builder.param(full, tensor.shape, init, trainable, tensor.dtype)
+                    put(table, name, known[id(tensor)])
+        yield
+    finally:
+        for holder, name, value in reversed(changed):
+            holder[name] = value
+
+
+def trace(
+    model: "Module | Callable[[Any], Any]", input_shape: Sequence[int], dtype: str = "float32"
+) -> Traced:
+    """The graph and weights of a module (or of a function of one tensor).
+
+    input_shape is the shape of one sample. Raises GraphError for code a graph cannot hold: a
+    condition on values, .numpy(), a dependence on the batch size. Layers of nn label their nodes.
+    """
+    from cyxcore.nn.module import Module
+
+    def at(batch_size: int) -> Graph:
+        builder = Builder(batch_size)
+        x = builder.input("x", (batch_size, *input_shape), dtype)
+        if isinstance(model, Module):
+            with symbolic(model, builder):
+                result = model(x)
+        else:
+            result = model(x)
+        if not isinstance(result, Symbol):
+            raise GraphError(
+                f"trace: expected the model to return one tensor computed from x, got {type(result).__name__}"
+            )
+        return builder.graph(result)
+
+    graph = batch_free(at)
+    weights = {}
+    if isinstance(model, Module):
+        held = model.state_dict()
+        weights = {param.name: held[param.name].copy() for param in graph.all_parameters}
+    return Traced(graph, weights)

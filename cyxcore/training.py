@@ -1,0 +1,244 @@
+"""The training loop: a graph, rows and a TrainingSpec in; metrics out, one value at a time.
+
+    trainer = Trainer(graph, dataset, spec)
+    for metrics in trainer.run():      # BatchMetrics, EpochMetrics, at the end TrainingSummary
+        ...
+    trainer.weights                    # of the delivered epoch
+
+Same graph, rows and spec give the same bits: data order is a permutation keyed by (seed, epoch),
+dropout is keyed by (seed, step), initial weights by (seed, parameter).
+"""
+
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from cyxcore import random
+from cyxcore.errors import DataError, DivergedError, ShapeError
+from cyxcore.evaluation import Evaluator, checked_inputs, checked_targets
+from cyxcore.graph import Graph, Param
+from cyxcore.objectives import objective, training_step
+from cyxcore.plan import Plan
+from cyxcore.spec import BatchMetrics, EpochMetrics, TrainingSpec, TrainingSummary
+
+Array = np.ndarray[Any, Any]
+
+
+class Rows(Protocol):
+    """What a dataset must have; cyxcore.data.Dataset is one. Validation rows may be none."""
+
+    @property
+    def x_train(self) -> Any: ...
+    @property
+    def y_train(self) -> Any: ...
+    @property
+    def x_val(self) -> Any: ...
+    @property
+    def y_val(self) -> Any: ...
+
+
+def initial_weights(graph: Graph, seed: int) -> dict[str, Array]:
+    """First values of every parameter and buffer, by the graph's init rules."""
+    return {
+        param.name: random.initial(param.init, param.shape, param.dtype, seed, index)
+        for index, param in enumerate(graph.all_parameters)
+    }
+
+
+def _statistic(kind: str, values: Array) -> Array:
+    """One statistic over axis 0 in float64. Scales that would be 0 (a constant column) are 1."""
+    if kind.endswith("mean"):
+        return np.asarray(values.mean(0))
+    if kind.endswith("min"):
+        return np.asarray(values.min(0))
+    scale = np.asarray(values.std(0) if kind.endswith("std") else values.max(0) - values.min(0))
+    return np.where(scale > 0.0, scale, 1.0)
+
+
+def data_statistic(param: Param, x: Array, y: Array) -> Array | None:
+    """The value of a buffer that is filled from the training rows; None for any other parameter."""
+    source, _, _ = param.init["kind"].partition("_")
+    if source not in ("input", "target"):
+        return None
+    rows = np.asarray(x if source == "input" else y, dtype=np.float64)
+    sample = rows.shape[1:]
+    padded = (1,) * (len(sample) - len(param.shape)) + tuple(param.shape)
+    if len(padded) != len(sample) or any(p not in (1, s) for p, s in zip(padded, sample, strict=True)):
+        raise ShapeError(
+            f"{param.name}: expected a shape that {source} rows {sample} share, got {param.shape}"
+        )
+    kept = [axis + 1 for axis, (p, s) in enumerate(zip(padded, sample, strict=True)) if p == s and s != 1]
+    gone = [axis for axis in range(1, rows.ndim) if axis not in kept]
+    values = rows.transpose(0, *gone, *kept).reshape(-1, math.prod(param.shape))
+    return _statistic(param.init["kind"], values).reshape(param.shape).astype(param.dtype)
+
+
+class Trainer:
+    """One training run. Raises ShapeError or DataError at once when graph, rows and loss do not fit.
+
+    weights: values to start from (fine-tuning); then no statistics are taken from the rows.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        dataset: Rows,
+        spec: TrainingSpec,
+        weights: Mapping[str, Array] | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.graph, self.spec, self.device = graph, spec, device
+        self.x = checked_inputs(graph, dataset.x_train)
+        self.y = checked_targets(graph, spec.loss, dataset.y_train, len(self.x))
+        if not len(self.x):
+            raise DataError("training: expected at least one training row, got none")
+        held_out = dataset.x_val is not None and len(dataset.x_val) > 0
+        self.x_val = checked_inputs(graph, dataset.x_val) if held_out else self.x[:0]
+        self.y_val = (
+            checked_targets(graph, spec.loss, dataset.y_val, len(self.x_val)) if held_out else self.y[:0]
+        )
+        self.state = initial_weights(graph, spec.seed) if weights is None else _own(graph, weights)
+        if weights is None:
+            for param in graph.buffers:
+                value = data_statistic(param, self.x, self.y)
+                if value is not None:
+                    self.state[param.name] = value
+        self._plans: dict[int, Plan] = {}
+        self._evaluator = Evaluator(graph, self.state, device)
+        self.history: list[EpochMetrics] = []
+        self.weights: dict[str, Array] = {}
+        self.delivered_epoch = 0
+        self._learning_rate = spec.optimizer.learning_rate
+        for rows in self._batch_rows():
+            self._plan(rows)
+
+    def _batch_rows(self) -> list[int]:
+        """How many rows each batch of an epoch has; the last may have fewer."""
+        size = min(self.spec.batch_size, len(self.x))
+        whole, rest = divmod(len(self.x), size)
+        return [size] * whole + [rest] * (rest > 0)
+
+    def _plan(self, rows: int) -> Plan:
+        """The compiled step for a number of rows; all share the parameters and the optimiser's state."""
+        known = self._plans.get(rows)
+        if known is None:
+            step = training_step(self.graph, rows, self.spec.loss, self.spec.optimizer)
+            for param in step.all_parameters:
+                self.state.setdefault(param.name, np.zeros(param.shape, param.dtype))
+            known = self._plans[rows] = Plan(step, self.state, self.device)
+            known.inputs["learning_rate"][...] = self._learning_rate
+            known.key[0] = self.spec.seed
+        return known
+
+    def _step(self, rows: Array, step: int) -> tuple[float, float | None]:
+        """One update on the given rows: (mean loss, share of right answers)."""
+        plan = self._plan(len(rows))
+        name = self.graph.nodes[self.graph.input].attrs["name"]
+        np.take(self.x, rows, axis=0, out=plan.inputs[name], mode="clip")
+        np.take(self.y, rows, axis=0, out=plan.inputs["target"], mode="clip")
+        plan.inputs["step"][...] = step
+        plan.key[1] = step
+        plan.run()
+        loss = float(plan.outputs[0])
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"training: the loss became {loss} at step {step}; try a learning_rate below "
+                f"{self._learning_rate}, "
+                "or normalised inputs"
+            )
+        return loss, float(plan.outputs[1]) if objective(self.spec.loss).right else None
+
+    def run(self) -> Iterator[BatchMetrics | EpochMetrics | TrainingSummary]:
+        """Train. Yields after every batch, after every epoch, and once at the end."""
+        started, step, best = time.perf_counter(), 0, math.inf
+        best_epoch = 0
+        for epoch in range(1, self.spec.epochs + 1):
+            metrics = yield from self._epoch(epoch, step)
+            step = metrics.step
+            judged = metrics.epoch_loss if metrics.validation_loss is None else metrics.validation_loss
+            better = judged < best or best_epoch == 0
+            if better:
+                best, best_epoch = judged, epoch
+            if better or self.spec.keep == "last":
+                self.weights = {
+                    param.name: self.state[param.name].copy() for param in self.graph.all_parameters
+                }
+                self.delivered_epoch = epoch
+            self.history.append(metrics)
+            yield metrics
+        yield self._summary((time.perf_counter() - started) * 1000.0, best_epoch)
+
+    def _epoch(self, epoch: int, step: int) -> Generator[BatchMetrics, None, EpochMetrics]:
+        began = time.perf_counter()
+        order = random.permutation(self.spec.seed, epoch, len(self.x))
+        batch_rows = self._batch_rows()
+        losses: list[float] = []
+        right: list[float] = []
+        start = 0
+        for batch, count in enumerate(batch_rows, 1):
+            step += 1
+            before = time.perf_counter()
+            loss, accuracy = self._step(order[start : start + count], step)
+            seconds = time.perf_counter() - before
+            start += count
+            losses.append(loss * count)
+            if accuracy is not None:
+                right.append(accuracy * count)
+            yield BatchMetrics(
+                epoch=epoch,
+                epochs=self.spec.epochs,
+                batch=batch,
+                batches=len(batch_rows),
+                step=step,
+                batch_loss=loss,
+                batch_accuracy=accuracy,
+                batch_time_ms=seconds * 1000.0,
+                learning_rate=self._learning_rate,
+                samples_per_s=count / max(seconds, 1e-9),
+            )
+        held = self._evaluator.evaluate(self.x_val, self.y_val, self.spec.loss) if len(self.x_val) else {}
+        seconds = time.perf_counter() - began
+        return EpochMetrics(
+            epoch=epoch,
+            epochs=self.spec.epochs,
+            step=step,
+            epoch_loss=math.fsum(losses) / len(self.x),
+            epoch_accuracy=math.fsum(right) / len(self.x) if right else None,
+            validation_loss=held.get("loss"),
+            validation_accuracy=held.get("accuracy"),
+            validation_r2=held.get("r2"),
+            epoch_time_ms=seconds * 1000.0,
+            samples_per_s=len(self.x) / max(seconds, 1e-9),
+        )
+
+    def _summary(self, total_ms: float, best_epoch: int) -> TrainingSummary:
+        last, delivered = self.history[-1], self.history[self.delivered_epoch - 1]
+        return TrainingSummary(
+            total_time_ms=total_ms,
+            steps=last.step,
+            final_loss=last.epoch_loss,
+            final_accuracy=last.epoch_accuracy,
+            best_epoch=best_epoch,
+            delivered_epoch=self.delivered_epoch,
+            validation_loss=delivered.validation_loss,
+            validation_accuracy=delivered.validation_accuracy,
+            validation_r2=delivered.validation_r2,
+            train_rows=len(self.x),
+            validation_rows=len(self.x_val),
+            parameters=self.graph.parameter_count,
+        )
+
+
+def _own(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Copies of the given weights, checked. Raises ShapeError naming the parameter."""
+    own = {}
+    for param in graph.all_parameters:
+        given = weights.get(param.name)
+        if given is None or np.shape(given) != param.shape:
+            got = "nothing" if given is None else str(np.shape(given))
+            raise ShapeError(f"weights: {param.name}: expected {param.shape}, got {got}")
+        own[param.name] = np.array(given, dtype=param.dtype, order="C")
+    return own

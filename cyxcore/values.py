@@ -1,0 +1,356 @@
+"""What tensors and the symbols of a graph have in common: arithmetic written once for both.
+
+`Value` turns Python's operators and NumPy's method names into ops; a subclass only says how one op
+is applied (`_apply`) and how a plain number becomes a value (`_constant`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
+
+from cyxcore.dtype import dtype_name, is_float, promote
+from cyxcore.errors import DtypeError, GraphError, ShapeError
+
+Number = bool | int | float
+V = TypeVar("V", bound="Value")
+
+
+class TracedMode:
+    """Stands for `module.training` while a model is traced: the graph keeps both modes."""
+
+    def __bool__(self) -> bool:
+        raise GraphError(
+            "trace: the code branches on self.training; use Dropout, BatchNorm or functional.by_mode, "
+            "which keep both modes in the graph"
+        )
+
+
+TRACED = TracedMode()
+
+
+def apply(op: str, *inputs: Any, **attrs: Any) -> Any:
+    """One op on values; a symbol among the inputs makes the result a symbol."""
+    chosen = max(
+        (value for value in inputs if isinstance(value, Value)), key=lambda value: value._rank, default=None
+    )
+    if chosen is None:
+        raise DtypeError(
+            f"{op}: expected at least one tensor, got {', '.join(type(v).__name__ for v in inputs)}"
+        )
+    return chosen._apply(op, inputs, attrs)
+
+
+def by_mode(training: bool | TracedMode, when_training: Callable[[], V], otherwise: Callable[[], V]) -> V:
+    """The value for the current mode; while tracing, a value that is the first in training and the second
+    after.
+    """
+    if not isinstance(training, TracedMode):
+        return when_training() if training else otherwise()
+    value: V = apply("by_mode", when_training(), otherwise())
+    return value
+
+
+def _scalar_dtype(number: Number, beside: str) -> str:
+    """A plain number takes the dtype of the array beside it, unless that cannot hold its kind."""
+    if is_float(beside):
+        return beside
+    if isinstance(number, float):
+        return "float32"
+    if beside == "bool" and not isinstance(number, bool):
+        return "int64"
+    return beside
+
+
+def together(*values: Any) -> list["Value"]:
+    """Values (numbers allowed) converted to one dtype; the highest-ranked class lifts the others."""
+    chosen = max((value for value in values if isinstance(value, Value)), key=lambda value: value._rank)
+    lifted = [
+        v if isinstance(v, (bool, int, float)) else v if isinstance(v, Value) else chosen._constant(v)
+        for v in values
+    ]
+    dtype: str | None = None
+    for value in lifted:
+        if isinstance(value, Value):
+            dtype = value.dtype if dtype is None else promote(dtype, value.dtype)
+    assert dtype is not None
+    for value in lifted:
+        if not isinstance(value, Value):
+            dtype = _scalar_dtype(value, dtype)
+    return [v.astype(dtype) if isinstance(v, Value) else chosen._constant(v, dtype) for v in lifted]
+
+
+def _binary(op: str, left: Any, right: Any) -> Any:
+    return apply(op, *together(left, right))
+
+
+def _to_float(value: Any) -> Any:
+    return value if is_float(value.dtype) else value.astype("float32")
+
+
+class Value:
+    """An n-dimensional array that may or may not exist yet. `shape` and `dtype` are always known."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    _rank = 0
+    __array_ufunc__ = None  # so that ndarray + Value asks us, not every element
+    __hash__ = object.__hash__
+
+    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def _constant(self, value: Any, dtype: str | None = None) -> Any:
+        raise NotImplementedError
+
+    def _uniform(self, shape: tuple[int, ...]) -> Any:
+        """Random float32 numbers in [0, 1): of the eager generator, or of the step's key in a graph."""
+        raise NotImplementedError
+
+    def _assign(self, value: Any) -> None:
+        """Make a buffer hold `value` from the next step on."""
+        raise NotImplementedError
+
+    def _check_indices(self, indices: Any, size: int) -> Any:
+        """Indices made non-negative; a tensor also checks that each is in range."""
+        return indices
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len: a 0-d tensor has no length")
+        return self.shape[0]
+
+    # arithmetic -------------------------------------------------------------------------------
+
+    def __neg__(self) -> Self:
+        return apply("neg", self)
+
+    def __pos__(self) -> Self:
+        return self
+
+    def __abs__(self) -> Self:
+        return apply("abs", self)
+
+    def __add__(self, other: Any) -> Self:
+        return _binary("add", self, other)
+
+    def __radd__(self, other: Any) -> Self:
+        return _binary("add", other, self)
+
+    def __sub__(self, other: Any) -> Self:
+        return _binary("sub", self, other)
+
+    def __rsub__(self, other: Any) -> Self:
+        return _binary("sub", other, self)
+
+    def __mul__(self, other: Any) -> Self:
+        return _binary("mul", self, other)
+
+    def __rmul__(self, other: Any) -> Self:
+        return _binary("mul", other, self)
+
+    def __truediv__(self, other: Any) -> Self:
+        return apply("div", *map(_to_float, together(self, other)))
+
+    def __rtruediv__(self, other: Any) -> Self:
+        return apply("div", *map(_to_float, together(other, self)))
+
+    def __pow__(self, other: Any) -> Self:
+        if isinstance(other, int) and other == 2:
+            return apply("square", self)
+        if isinstance(other, float) and other == 0.5:
+            return apply("sqrt", _to_float(self))
+        return _binary("pow", self, other)
+
+    def __rpow__(self, other: Any) -> Self:
+        return _binary("pow", other, self)
+
+    def __matmul__(self, other: Any) -> Self:
+        """Matrix product with NumPy's rule for vectors."""
+        left, right = together(self, other)
+        if not left.shape or not right.shape:
+            raise ShapeError(f"matmul: expected at least 1-d operands, got {left.shape} @ {right.shape}")
+        rows = left.reshape(1, -1) if left.ndim == 1 else left
+        columns = right.reshape(-1, 1) if right.ndim == 1 else right
+        product = apply("matmul", rows, columns)
+        shape = list(product.shape)
+        if right.ndim == 1:
+            del shape[-1]
+        if left.ndim == 1:
+            del shape[-1 if right.ndim == 1 else -2]
+        return product if len(shape) == product.ndim else product.reshape(*shape)
+
+    def __rmatmul__(self, other: Any) -> Self:
+        return self._constant(other) @ self
+
+    # comparison and logic ---------------------------------------------------------------------
+
+    def __eq__(self, other: Any) -> Self:  # type: ignore[override]
+        return _binary("equal", self, other)
+
+    def __ne__(self, other: Any) -> Self:  # type: ignore[override]
+        return _binary("not_equal", self, other)
+
+    def __lt__(self, other: Any) -> Self:
+        return _binary("less", self, other)
+
+    def __le__(self, other: Any) -> Self:
+        return _binary("less_equal", self, other)
+
+    def __gt__(self, other: Any) -> Self:
+        return _binary("greater", self, other)
+
+    def __ge__(self, other: Any) -> Self:
+        return _binary("greater_equal", self, other)
+
+    def __invert__(self) -> Self:
+        return apply("logical_not", self)
+
+    def __and__(self, other: Any) -> Self:
+        return _binary("logical_and", self, other)
+
+    def __or__(self, other: Any) -> Self:
+        return _binary("logical_or", self, other)
+
+    # element-wise -----------------------------------------------------------------------------
+
+    def exp(self) -> Self:
+        return apply("exp", _to_float(self))
+
+    def log(self) -> Self:
+        return apply("log", _to_float(self))
+
+    def sqrt(self) -> Self:
+        return apply("sqrt", _to_float(self))
+
+    def tanh(self) -> Self:
+        return apply("tanh", _to_float(self))
+
+    def sigmoid(self) -> Self:
+        return apply("sigmoid", _to_float(self))
+
+    def erf(self) -> Self:
+        return apply("erf", _to_float(self))
+
+    def sin(self) -> Self:
+        return apply("sin", _to_float(self))
+
+    def cos(self) -> Self:
+        return apply("cos", _to_float(self))
+
+    def relu(self) -> Self:
+        return apply("relu", self)
+
+    def abs(self) -> Self:
+        return apply("abs", self)
+
+    def square(self) -> Self:
+        return apply("square", self)
+
+    def sign(self) -> Self:
+        return apply("sign", self)
+
+    def floor(self) -> Self:
+        return apply("floor", self)
+
+    def astype(self, dtype: Any) -> Self:
+        wanted = dtype_name(dtype)
+        return self if wanted == self.dtype else apply("cast", self, dtype=wanted)
+
+    # reductions -------------------------------------------------------------------------------
+
+    def _axes(self, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+        given = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        return tuple(sorted({self._axis(place) for place in given}))
+
+    def _axis(self, axis: int) -> int:
+        if not -self.ndim <= axis < self.ndim:
+            raise ShapeError(
+                f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}"
+            )
+        return axis % self.ndim
+
+    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+        """The sum; integers and bools are summed as int64, as in NumPy."""
+        value = self if is_float(self.dtype) else self.astype("int64")
+        return apply("sum", value, axes=self._axes(axis), keepdims=keepdims)
+
+    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+        return apply("mean", _to_float(self), axes=self._axes(axis), keepdims=keepdims)
+
+    def var(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+        """The population variance: mean((x - mean(x))**2)."""
+        value = _to_float(self)
+        centred = value - value.mean(axis, keepdims=True)
+        return (centred**2).mean(axis, keepdims=keepdims)
+
+    def std(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+        return self.var(axis, keepdims).sqrt()
+
+    def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+        return apply("max", self, axes=self._axes(axis), keepdims=keepdims)
+
+    def min(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+        return apply("min", self, axes=self._axes(axis), keepdims=keepdims)
+
+    def argmax(self, axis: int | None = None) -> Self:
+        """Place of the largest element, the first among equals; of the flattened array without an axis."""
+        if axis is None:
+            return apply("argmax", self.reshape(-1), axis=0)
+        return apply("argmax", self, axis=self._axis(axis))
+
+    # movement ---------------------------------------------------------------------------------
+
+    def reshape(self, *shape: Any) -> Self:
+        wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        resolved = tuple(int(size) for size in wanted)
+        if resolved.count(-1) == 1:
+            known = math.prod(size for size in resolved if size != -1)
+            if known > 0 and self.size % known == 0:  # otherwise the op says what does not fit
+                resolved = tuple(self.size // known if size == -1 else size for size in resolved)
+        return self if resolved == self.shape else apply("reshape", self, shape=resolved)
+
+    def flatten(self, start: int = 0) -> Self:
+        """All axes from `start` on as one."""
+        return self.reshape(*self.shape[:start], math.prod(self.shape[start:]))
+
+    def transpose(self, *axes: Any) -> Self:
+        """Axes in a new order; without arguments all reversed, as in NumPy."""
+        wanted = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+        order = tuple(self._axis(axis) for axis in wanted) if wanted else tuple(reversed(range(self.ndim)))
+        return apply("transpose", self, axes=order)
+
+    @property
+    def T(self) -> Self:
+        return self.transpose()
+
+    @property
+    def mT(self) -> Self:
+        """The last two axes exchanged."""
+        return self.transpose(*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
+
+    def broadcast_to(self, *shape: Any) -> Self:
+        wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        return self if tuple(wanted) == self.shape else apply("broadcast_to", self, shape=tuple(wanted))
+
+    def expand_dims(self, axis: int) -> Self:
+        place = axis % (self.ndim + 1)
+        return self.reshape(*self.shape[:place], 1, *self.shape[place:])
+
+    def squeeze(self, axis: int) -> Self:
+        place = self._axis(axis)
+        if self.shape[place] != 1:
+            raise ShapeError(f"squeeze: axis {axis} of shape {self.shape} is not 1")
+        return self.reshape(*self.shape[:place], *self.shape[place + 1 :])
+
+    def __getitem__(self, index: Any) -> Self:
+        from cyxcore.indexing import get
+
+        return get(self, index)

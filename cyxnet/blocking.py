@@ -1,0 +1,183 @@
+"""The client without async: the same methods, run on an event loop in a thread of its own.
+
+with cyxnet.Client(".cyx") as client:
+    job = client.submit("digits.toml")
+    model = job.model()          # waits, fetches and opens it
+"""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from cyxnet import messages as m
+from cyxnet.artifacts import Advance
+from cyxnet.client import AsyncClient, NoModel
+from cyxnet.config import DEFAULT_FOLDER
+from cyxnet.jobfile import LoadedJob, load
+
+T = TypeVar("T")
+
+
+class Client:
+    """One caller on one network; see AsyncClient for what each method does and raises."""
+
+    def __init__(self, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None, caller: str | None = None):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cyx-client", daemon=True)
+        self._thread.start()
+        try:
+            self._client = self._run(AsyncClient.connect(folder, url=url, caller=caller))
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def close(self) -> None:
+        """Close the connection. Safe to call twice."""
+        if not self._loop.is_closed():
+            self._run(self._client.close())
+            self._stop_loop()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        """The address of this client's wallet."""
+        return self._client.purse.address
+
+    def info(self) -> m.NetworkInfo:
+        return self._run(self._client.info())
+
+    def nodes(self) -> list[m.NodeView]:
+        return self._run(self._client.nodes())
+
+    def wallet(self, address: str | None = None) -> m.WalletReply:
+        return self._run(self._client.wallet(address))
+
+    def faucet(self, amount_base_units: int = 100_000_000_000, lamports: int = 1_000_000_000) -> m.FaucetReply:
+        return self._run(self._client.faucet(amount_base_units, lamports))
+
+    def ledger(self, sql: str, limit: int = 1000) -> m.LedgerReply:
+        return self._run(self._client.ledger(sql, limit))
+
+    def quote(self, job: m.JobRequest, job_id: str | None = None) -> m.Quote:
+        return self._run(self._client.quote(job, job_id))
+
+    def submit(
+        self,
+        job: "str | Path | LoadedJob | m.JobRequest | Any",
+        data: str | Path | None = None,
+        amount: str | int | None = None,
+        *,
+        on_upload: Advance | None = None,
+        **options: Any,
+    ) -> "Job":
+        """Pay for a job and submit it.
+
+        job: the path of a job file, a LoadedJob, a JobRequest with `data`, or a cyxcore module with `data`, `amount`
+        and the options of AsyncClient.submit_module.
+        """
+        if isinstance(job, str | Path):
+            job = load(job)
+        if isinstance(job, LoadedJob | m.JobRequest):
+            if amount is not None or options:
+                raise TypeError("amount and options go with a module; a job holds its own")
+            path = Path(data) if data is not None else None
+            reply = self._run(self._client.submit(job, path, on_upload))
+        elif data is None or amount is None:
+            raise TypeError("a module needs data (a path) and amount (CYX, such as '2.5')")
+        else:
+            reply = self._run(self._client.submit_module(job, data, amount, on_upload=on_upload, **options))
+        return Job(self, reply.job_id)
+
+    def job(self, job_id: str) -> m.JobView:
+        return self._run(self._client.job(job_id))
+
+    def jobs(self, status: m.JobStatus | None = None, limit: int = 50) -> m.JobList:
+        return self._run(self._client.jobs(status, limit))
+
+    def explain(self, job_id: str) -> m.ExplainReply:
+        return self._run(self._client.explain(job_id))
+
+    def cancel(self, job_id: str, reason: str = "cancelled by the client") -> m.JobView:
+        return self._run(self._client.cancel(job_id, reason))
+
+    def watch(self, job_id: str) -> Iterator[m.Update]:
+        """Every update of a job, from its first event to its end."""
+        updates = self._client.watch(job_id)
+        try:
+            while (update := self._run(_next(updates))) is not None:
+                yield update
+        finally:
+            self._run(updates.aclose())
+
+    def wait(self, job_id: str) -> m.JobView:
+        return self._run(self._client.wait(job_id))
+
+    def download(self, job_id: str, out_path: str | Path, progress: Advance | None = None) -> m.ArtifactRef:
+        return self._run(self._client.download(job_id, Path(out_path), progress))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this client is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C here must not leave the request running there
+            raise
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Job:
+    """A submitted job."""
+
+    def __init__(self, client: Client, job_id: str):
+        self.client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    def status(self) -> m.JobView:
+        return self.client.job(self.id)
+
+    def wait(self) -> m.JobView:
+        """The job when it has ended."""
+        return self.client.wait(self.id)
+
+    def watch(self) -> Iterator[m.Update]:
+        return self.client.watch(self.id)
+
+    def cancel(self, reason: str = "cancelled by the client") -> m.JobView:
+        return self.client.cancel(self.id, reason)
+
+    def model(self) -> Any:
+        """Wait for the end and open the delivered model (cyxcore.load_model). Raises NoModel when there is none."""
+        import cyxcore
+
+        view = self.wait()
+        if view.status != "completed":
+            raise NoModel(f"job {self.id} is {view.status}{f': {view.error}' if view.error else ''}")
+        with tempfile.TemporaryDirectory(prefix="cyx-model-") as folder:
+            path = Path(folder) / f"{self.id}.cyxmodel"
+            self.client.download(self.id, path)
+            return cyxcore.load_model(path)
+
+
+async def _next(updates: Any) -> m.Update | None:
+    return await anext(updates, None)

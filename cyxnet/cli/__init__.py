@@ -1,0 +1,201 @@
+"""The `cyx` command. This file only reads the command line: `cyx --help` imports nothing else.
+
+Exit codes: 0 done, 1 the world failed (no broker, a job failed), 2 wrong usage or bad input, 130 stopped by Ctrl-C.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+DONE, WORLD_FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
+STATUSES = ["funding", "queued", "leased", "settling", "completed", "failed", "cancelled"]
+
+
+class Command(NamedTuple):
+    name: str
+    about: str
+    example: str
+    run: str  # "module:function" in cyxnet.cli: async (args, screen) -> exit code
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+def _job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="the job's id, or a beginning of it that no other job has")
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the model goes: NAME.safetensors, or NAME.cyxmodel for the archive as the node signed it"
+        " (default: NAME.safetensors here, or NAME-2 and so on when that exists)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE when it exists")
+
+
+def _file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a job file (TOML)")
+
+
+def _up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=_count, default=1, metavar="N", help="how many nodes (default 1)")
+    parser.add_argument("--port", type=_port, default=0, metavar="P", help="the broker's port (default: a free one)")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    _file(parser)
+    _output(parser)
+    parser.add_argument("--keep-up", action="store_true", help="leave the network up at the end, until Ctrl-C")
+
+
+def _submit(parser: argparse.ArgumentParser) -> None:
+    _file(parser)
+    parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
+
+
+def _jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--status", choices=STATUSES, help="only jobs that are in this state")
+    parser.add_argument("--limit", type=_count, default=50, metavar="N", help="how many (default 50)")
+
+
+def _get(parser: argparse.ArgumentParser) -> None:
+    _job(parser)
+    _output(parser)
+
+
+def _cancel(parser: argparse.ArgumentParser) -> None:
+    _job(parser)
+    parser.add_argument("--reason", default="cancelled by the client", help="kept in the job's history")
+
+
+def _wallet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", nargs="?", metavar="ADDRESS", help="another wallet to look at")
+    parser.add_argument("--faucet", metavar="AMOUNT", help="take this much test CYX (local networks only)")
+
+
+def _ledger(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sql", metavar="SQL", help="one SELECT over nodes, jobs, events, metrics, entries")
+    parser.add_argument("--limit", type=_count, default=1000, metavar="N", help="at most N rows (default 1000)")
+
+
+COMMANDS = [
+    Command(
+        "up",
+        "start a network here: broker, chain, central and nodes, until Ctrl-C",
+        "cyx up --nodes 2",
+        "network:up",
+        _up,
+    ),
+    Command(
+        "train",
+        "train a job file from start to finish, and bring the model here",
+        "cyx train examples/digits.toml",
+        "train:train",
+        _train,
+    ),
+    Command("submit", "check, pay and submit a job file", "cyx submit digits.toml --wait", "jobs:submit", _submit),
+    Command("watch", "follow a job from its first event to its end", "cyx watch digits-3f", "jobs:watch", _job),
+    Command("jobs", "list the jobs, newest first", "cyx jobs --status completed", "jobs:jobs", _jobs),
+    Command("job", "show one job", "cyx job digits-3f", "jobs:job", _job),
+    Command("get", "fetch the model of a job", "cyx get digits-3f -o digits.safetensors", "jobs:get", _get),
+    Command("cancel", "stop a job; what was not earned comes back", "cyx cancel digits-3f", "jobs:cancel", _cancel),
+    Command("explain", "why a job is where it is", "cyx explain digits-3f", "jobs:explain", _job),
+    Command("nodes", "list the nodes", "cyx nodes", "network:nodes"),
+    Command("wallet", "show the wallet, or take test money", "cyx wallet --faucet 100", "network:wallet", _wallet),
+    Command(
+        "ledger",
+        "ask the ledger in SQL",
+        'cyx ledger "select job_id, status from jobs"',
+        "network:ledger",
+        _ledger,
+    ),
+    Command("version", "print the version", "cyx version", "network:version"),
+]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.split("'")
+        if message.startswith("argument COMMAND: invalid choice") and len(words) > 1:
+            near = difflib.get_close_matches(words[1], [command.name for command in COMMANDS], 1)
+            message = f"unknown command {words[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Global options may stand before or behind the command."""
+    top = Parser(
+        prog="cyx",
+        description="Train machine-learning models on a network of nodes.",
+        epilog="example: cyx train examples/digits.toml",
+    )
+    _add_globals(top, before=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            help=command.about,
+            description=command.about[0].upper() + command.about[1:] + ".",
+            epilog=f"example: {command.example}",
+        )
+        command.arguments(sub)
+        _add_globals(sub, before=False)
+        sub.set_defaults(run=command.run)
+    return top
+
+
+def _add_globals(parser: argparse.ArgumentParser, before: bool) -> None:
+    def default(value: object) -> object:  # a sub-command must not overwrite what stood before it
+        return value if before else argparse.SUPPRESS
+
+    group = parser.add_argument_group("everywhere")
+    group.add_argument(
+        "--dir",
+        type=Path,
+        metavar="DIR",
+        default=default(Path(DEFAULT_FOLDER)),
+        help=f"the network's folder (default {DEFAULT_FOLDER})",
+    )
+    for flag, about in [
+        ("--json", "JSON lines for programs"),
+        ("--quiet", "only the result"),
+        ("--no-color", "no colours (also: the variable NO_COLOR)"),
+        ("--debug", "show the traceback of an error"),
+    ]:
+        group.add_argument(flag, action="store_true", default=default(False), help=about)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 10000, got {text[:40]!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text[:40]!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = parser().parse_args(argv)
+    from cyxnet.cli import running  # after parsing: --help stays fast
+
+    module, function = args.run.split(":")
+    command = getattr(importlib.import_module(f"cyxnet.cli.{module}"), function)
+    try:
+        return running.run(command, args)
+    except BrokenPipeError:  # the reader has seen enough: `cyx jobs | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE

@@ -1,0 +1,202 @@
+"""Commands about jobs: submit, watch, jobs, job, get, cancel, explain."""
+
+import argparse
+import contextlib
+from typing import Any
+
+import msgspec
+
+from cyxnet import messages as m
+from cyxnet.cli import DONE, WORLD_FAILED
+from cyxnet.cli.models import fetch_model, output_path
+from cyxnet.cli.running import connected
+from cyxnet.cli.screen import Screen
+from cyxnet.client import AsyncClient, Prepared
+from cyxnet.display import cyx, human_age, human_bytes, percent, validation
+from cyxnet.jobfile import LoadedJob, load
+
+FIRST_USE_BASE_UNITS = 100 * 10**9
+
+
+async def submit(args: argparse.Namespace, screen: Screen) -> int:
+    job = load(args.file, args.dir / "packed")
+    tell_job(job, screen)
+    async with connected(args) as client:
+        await first_money(client, screen)
+        prepared = await client.prepare(job)
+        tell_quote(prepared, screen)
+        reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
+        if not args.wait:
+            screen.result(f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}", reply)
+            return DONE
+        screen.say("job", reply.job_id, kind="job", job_id=reply.job_id)
+        return await _follow(client, reply.job_id, screen)
+
+
+async def watch(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        return await _follow(client, args.job, screen)
+
+
+async def _follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
+    async with contextlib.aclosing(client.watch(job_id)) as updates:
+        async for update in updates:
+            screen.update(update)
+    return tell_end(await client.job(job_id), screen)
+
+
+async def jobs(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        reply = await client.jobs(args.status, args.limit)
+    rows = [
+        [
+            view.job_id,
+            view.status,
+            view.node_name or view.node_id or "",
+            percent(view.progress) if view.status == "leased" else "",
+            cyx(view.amount_base_units),
+            human_age(view.submitted_at_ms),
+        ]
+        for view in reply.jobs
+    ]
+    if rows or args.json:
+        screen.table("", ["job", "status", "node", "progress", "amount", "submitted"], rows, reply)
+        if reply.total > len(rows):
+            screen.say("more", f"{reply.total - len(rows)} older jobs; see them with --limit {reply.total}")
+    else:
+        what = f"no job is {args.status}" if args.status else "no jobs yet; submit one: cyx submit FILE"
+        screen.result(what, reply)
+    return DONE
+
+
+async def job(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        view = await client.job(args.job)
+    screen.table("", ["", ""], _facts_of(view), view)
+    return DONE
+
+
+def _facts_of(view: m.JobView) -> list[list[str]]:
+    """The rows of `cyx job`: only what there is to say."""
+    attempt = f"{view.attempt} of at most {view.max_attempts}"
+    facts: list[tuple[str, Any]] = [
+        ("job", view.job_id),
+        ("name", view.name),
+        ("status", view.status),
+        ("submitted", human_age(view.submitted_at_ms)),
+        ("ended", view.ended_at_ms and human_age(view.ended_at_ms)),
+        ("amount", cyx(view.amount_base_units)),
+        ("attempt", attempt if view.attempt else None),
+        ("node", view.node_name or view.node_id),
+        ("progress", percent(view.progress) if view.status == "leased" else None),
+        ("error", view.error),
+        ("model", view.model and f"{human_bytes(view.model.size)}, SHA-256 {view.model.sha256}"),
+        ("metrics", view.summary and ", ".join(validation(msgspec.to_builtins(view.summary)))),
+        ("escrow", view.terms and view.terms.escrow),
+        ("deposit", view.deposit_signature),
+        ("settlement", view.settle_signature),
+        ("to the node", view.node_base_units is not None and cyx(view.node_base_units)),
+        ("to the platform", view.platform_base_units is not None and cyx(view.platform_base_units)),
+        ("to the client", view.client_base_units is not None and cyx(view.client_base_units)),
+    ]
+    return [[label, str(value)] for label, value in facts if value]
+
+
+async def get(args: argparse.Namespace, screen: Screen) -> int:
+    if args.output is not None:
+        output_path(args.output, "model", force=args.force)
+    async with connected(args) as client:
+        view = await client.job(args.job)
+        path = output_path(args.output, view.name, force=args.force)
+        model = await fetch_model(
+            client, view.job_id, path, lambda done, total: screen.advance("download", done, total)
+        )
+    screen.result(tell_model(model), model)
+    return DONE
+
+
+async def cancel(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        view = await client.cancel(args.job, args.reason)
+    screen.result(f"{view.job_id} is {view.status}; watch the refund with: cyx watch {view.job_id}", view)
+    return DONE
+
+
+async def explain(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        reply = await client.explain(args.job)
+    if args.json:
+        screen.result("", reply)
+        return DONE
+    for decision in reply.decisions:
+        named = decision.get("node_id") or decision.get("decision") or "decision"
+        terms = decision.get("terms") or {}
+        rest = {key: value for key, value in decision.items() if key not in ("node_id", "decision", "terms")}
+        screen.result(f"{named}: " + ", ".join(f"{key} {value}" for key, value in rest.items()), decision)
+        for name, term in terms.items():
+            screen.result(f"    {name:<16}{term['value']:.3f} × {term['weight']:g}", term)
+    waiting = f"; it waits for {reply.waiting_for}" if reply.waiting_for else ""
+    screen.result(f"{reply.job_id} is {reply.status}{waiting}", reply)
+    return DONE
+
+
+# ---------------------------------------------------------------------------------------------------
+# Sentences that `train` says too
+
+
+def tell_job(job: LoadedJob, screen: Screen) -> None:
+    """What was read in the job file, and what is odd about it."""
+    facts = job.facts
+    classes = f", {facts.classes} classes" if facts.classes else ""
+    screen.say(
+        "checked",
+        f"{job.name}: {facts.rows:,} rows of {facts.input_shape}{classes}; model of {job.parameters:,} parameters",
+        rows=facts.rows,
+        input_shape=facts.input_shape,
+        classes=facts.classes,
+        parameters=job.parameters,
+    )
+    for warning in job.warnings:
+        screen.say("warning", warning)
+
+
+async def first_money(client: AsyncClient, screen: Screen) -> None:
+    """On the very first use of a network with test money, take some. Never again by itself."""
+    info, wallet = await client.info(), await client.wallet()
+    if not info.faucet or wallet.token_base_units or wallet.lamports:
+        return
+    given = await client.faucet(FIRST_USE_BASE_UNITS)
+    screen.say(
+        "wallet",
+        f"first use of this local network: its faucet gave {cyx(given.token_base_units)} of test money"
+        f" to {given.address}",
+        kind="faucet",
+        **msgspec.to_builtins(given),
+    )
+
+
+def tell_quote(prepared: Prepared, screen: Screen) -> None:
+    quote = prepared.quote
+    nodes = f"{quote.eligible_nodes} node{'s' if quote.eligible_nodes != 1 else ''} can take it"
+    screen.say(
+        "quote",
+        f"{cyx(quote.terms.amount_base_units)}: {cyx(quote.node_base_units)} for the node,"
+        f" {cyx(quote.platform_base_units)} for the platform; {nodes}",
+        **msgspec.to_builtins(quote),
+    )
+
+
+def tell_end(view: m.JobView, screen: Screen) -> int:
+    """The last line about a job, and the exit code it makes."""
+    if view.status == "completed":
+        metrics = ", ".join(validation(msgspec.to_builtins(view.summary))) if view.summary else ""
+        said = f"{view.job_id} is completed{f': {metrics}' if metrics else ''}"
+        screen.result(f"{said}; fetch the model with: cyx get {view.job_id}", view)
+        return DONE
+    back = f"; {cyx(view.client_base_units)} came back" if view.client_base_units else ""
+    screen.result(f"{view.job_id} is {view.status}{f': {view.error}' if view.error else ''}{back}", view)
+    return WORLD_FAILED
+
+
+def tell_model(model: dict[str, Any]) -> str:
+    return f"{model['path']}  {human_bytes(model['size'])}  SHA-256 {model['sha256']}"

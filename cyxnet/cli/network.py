@@ -1,0 +1,130 @@
+"""Commands about the network: up, nodes, wallet, ledger, version."""
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import platform
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cyxnet import amounts
+from cyxnet.cli import DONE
+from cyxnet.cli.running import connected
+from cyxnet.cli.screen import Screen
+from cyxnet.display import cyx, human_age, human_bytes, human_duration
+
+if TYPE_CHECKING:
+    from cyxnet.local import LocalNetwork
+
+LAMPORTS_PER_SOL = 10**9
+
+
+async def up(args: argparse.Namespace, screen: Screen) -> int:
+    async with started(args.dir, screen, nodes=args.nodes, port=args.port) as network:
+        address = network.file.client_url.rsplit("@", 1)[-1]
+        option = "" if args.dir == Path(".cyx") else f" --dir {args.dir}"
+        screen.say("up", f"{address}, folder {args.dir.resolve()}", address=address, folder=str(args.dir.resolve()))
+        for example in ("train examples/digits.toml", "nodes", "jobs"):
+            screen.say("try", f"cyx {example}{option}", kind="example")
+        screen.say("stop", "with Ctrl-C", kind="hint")
+        await network.wait()
+    return DONE
+
+
+@contextlib.asynccontextmanager
+async def started(folder: Path, screen: Screen, *, nodes: int = 1, port: int = 0) -> AsyncIterator["LocalNetwork"]:
+    """A network of our own, told part by part, stopped at the end whatever happens."""
+    from cyxnet.local import LocalNetwork
+
+    def on_ready(part: str, detail: str, ms: float) -> None:
+        took = human_duration(ms / 1000)
+        screen.say(part, f"{detail}  ready in {took}", kind="ready", part=part, detail=detail, ready_ms=round(ms, 1))
+
+    def on_event(text: str) -> None:
+        screen.say("network", text, kind="network")
+
+    network = LocalNetwork(folder, nodes=nodes, port=port, on_ready=on_ready, on_event=on_event)
+    try:
+        async with network:
+            yield network
+    finally:
+        screen.close()
+    screen.say("network", "stopped: every part has ended", kind="stopped")
+
+
+@contextlib.asynccontextmanager
+async def joined(folder: Path, screen: Screen) -> AsyncIterator["LocalNetwork | None"]:
+    """The network of a folder: the one that is up (None), or one of our own for as long as this lasts."""
+    from cyxnet.local import LocalNetwork
+
+    if (running := LocalNetwork.running(folder)) is not None:
+        address = running.client_url.rsplit("@", 1)[-1]
+        screen.say("network", f"joined the one at {address}", kind="joined", address=address)
+        yield None
+        return
+    async with started(folder, screen) as network:
+        supervision = asyncio.ensure_future(network.wait())
+        try:
+            yield network
+        finally:
+            supervision.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await supervision
+
+
+async def nodes(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        views = await client.nodes()
+    rows = [
+        [
+            view.node_id,
+            "online" if view.online else f"lost {human_age(view.last_seen_ms)}",
+            f"{view.reputation:.2f}",
+            f"{view.hardware.cores} cores",
+            human_bytes(view.hardware.memory_bytes),
+            ", ".join(gpu.name for gpu in view.hardware.gpus) or "none",
+            ", ".join(view.active_jobs) or "idle",
+            f"{view.jobs_completed} done, {view.jobs_failed} failed",
+        ]
+        for view in views
+    ]
+    columns = ["node", "state", "reputation", "cpu", "memory", "gpus", "works on", "jobs"]
+    if rows or args.json:
+        screen.table("", columns, rows, {"nodes": views})
+    else:
+        screen.result(f"no nodes yet; start one: python -m cyxnode --dir {args.dir}", views)
+    return DONE
+
+
+async def wallet(args: argparse.Namespace, screen: Screen) -> int:
+    wanted = None if args.faucet is None else amounts.parse(args.faucet, "--faucet")
+    async with connected(args) as client:
+        if wanted is not None:
+            given = await client.faucet(wanted)
+            screen.say("faucet", f"gave {cyx(wanted)}; {given.signature}", signature=given.signature)
+        reply = await client.wallet(args.address)
+    sol = f"{reply.lamports / LAMPORTS_PER_SOL:g} SOL for fees"
+    screen.result(f"{reply.address}  {cyx(reply.token_base_units)}  {sol}", reply)
+    return DONE
+
+
+async def ledger(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        reply = await client.ledger(args.sql, args.limit)
+    rows = [["" if value is None else str(value) for value in row] for row in reply.rows]
+    screen.table("", reply.columns, rows, reply)
+    if reply.truncated:
+        screen.say("more", f"only the first {len(rows)} rows are shown; raise --limit", kind="truncated")
+    return DONE
+
+
+async def version(args: argparse.Namespace, screen: Screen) -> int:
+    try:
+        cyx_version = importlib.metadata.version("cyx")
+    except importlib.metadata.PackageNotFoundError:
+        cyx_version = "unknown (not installed: run from its sources)"
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    screen.result(f"cyx {cyx_version}, {python}", {"cyx": cyx_version, "python": python})
+    return DONE

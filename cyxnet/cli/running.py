@@ -1,0 +1,96 @@
+"""Run a command: its event loop, its signals, and its errors as one line and an exit code."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from cyxcore.errors import CyxError, MissingExtra
+from cyxnet.bus import ApiError
+from cyxnet.cli import BAD_INPUT, INTERRUPTED, TERMINATED, WORLD_FAILED
+from cyxnet.cli.screen import Screen, open_screen
+from cyxnet.client import AsyncClient, InsufficientFunds, NoModel
+
+Run = Callable[[argparse.Namespace, Screen], Awaitable[int]]
+
+
+def run(command: Run, args: argparse.Namespace) -> int:
+    """The exit code of `command`. No error of a user or of the world shows a traceback without --debug."""
+    color = not (args.no_color or os.environ.get("NO_COLOR"))
+    screen = open_screen(as_json=args.json, quiet=args.quiet, color=color)
+    terminated = False
+
+    async def work() -> int:
+        nonlocal terminated
+
+        task = asyncio.current_task()
+        assert task is not None
+
+        def terminate(task: asyncio.Task[int] = task) -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()
+
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # no signals off the main thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        return await command(args, screen)
+
+    try:
+        return asyncio.run(work())
+    except KeyboardInterrupt:
+        screen.close()
+        print("cyx: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except asyncio.CancelledError:
+        return TERMINATED if terminated else INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        screen.close()
+        return complain(error, screen, as_json=args.json)
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            screen.close()
+
+
+def complain(error: Exception, screen: Screen, *, as_json: bool) -> int:
+    """Say what went wrong in one line on stderr (and as a JSON line when asked for); return the exit code."""
+    known = isinstance(error, CyxError)
+    text = " ".join(str(error).split()) if known or isinstance(error, OSError) else ""
+    text = text or f"unexpected {type(error).__name__}: {error}; run it again with --debug and report this"
+    code = error.code if isinstance(error, CyxError) else "internal"
+    if as_json:
+        screen.say("error", text, code=code, message=text)
+    print(f"cyx: {text}", file=sys.stderr)
+    return exit_code(error)
+
+
+def exit_code(error: Exception) -> int:
+    """2 when other input would have helped, 1 when the world failed."""
+    if isinstance(error, ApiError):
+        return BAD_INPUT if 400 <= error.status < 500 and error.status != 429 else WORLD_FAILED
+    if isinstance(error, InsufficientFunds | NoModel | MissingExtra):
+        return BAD_INPUT
+    if isinstance(error, CyxError) and isinstance(error, ValueError | TypeError):  # as cyxcore/errors.py says
+        return BAD_INPUT
+    return WORLD_FAILED
+
+
+@contextlib.asynccontextmanager
+async def connected(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
+    """The client of the network in --dir; tells on stderr when it has to wait for an answer."""
+    client = await AsyncClient.connect(args.dir)
+
+    def tell_wait(why: str, pause_s: float) -> None:
+        if not args.quiet:
+            print(f"cyx: {why}; trying again in {pause_s:g} s", file=sys.stderr)
+
+    client.on_retry = tell_wait
+    async with client:
+        yield client

@@ -1,0 +1,219 @@
+"""Where a command's words go: JSON lines, plain lines, or a live terminal. One interface, three forms."""
+
+import sys
+from typing import IO, Any, Protocol
+
+import msgspec
+
+from cyxnet.display import Tally, human_duration, percent, sparkline, tell
+from cyxnet.messages import Update
+
+LABEL_WIDTH = 10
+EPOCHS_SHOWN = 8
+LIVE_ENDS = frozenset({"Completed", "LeaseLost", "FundFailed", "CancelRequested", "Settled"})
+
+
+class Screen(Protocol):
+    """What a command says."""
+
+    def say(self, label: str, text: str, kind: str = "", **data: Any) -> None:
+        """One thing that happened: a line for people, {"kind", "data"} for programs."""
+
+    def update(self, update: Update) -> None:
+        """One thing that happened to a job."""
+
+    def result(self, text: str, data: Any) -> None:
+        """What the command was for: shown even with --quiet."""
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+        """Rows for people, `data` for programs. Shown even with --quiet."""
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        """How far a transfer is; on a live terminal only."""
+
+    def close(self) -> None: ...
+
+
+class JsonScreen:
+    """One JSON object per line; every line has "kind" and "data"."""
+
+    def __init__(self, out: IO[str]):
+        self.out = out
+
+    def say(self, label: str, text: str, kind: str = "", **data: Any) -> None:
+        self._print({"kind": kind or label, "data": data or {"text": text}})
+
+    def update(self, update: Update) -> None:
+        self._print(update)
+
+    def result(self, text: str, data: Any) -> None:
+        self._print({"kind": "result", "data": data})
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+        self._print(data)
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.out.flush()
+
+    def _print(self, value: Any) -> None:
+        self.out.write(msgspec.json.encode(value).decode() + "\n")
+        self.out.flush()  # a reader follows line by line
+
+
+class PlainScreen:
+    """One line per thing, without control codes: for pipes, logs and files."""
+
+    def __init__(self, out: IO[str], quiet: bool = False):
+        self.out = out
+        self.quiet = quiet
+
+    def say(self, label: str, text: str, kind: str = "", **data: Any) -> None:
+        if not self.quiet:
+            self._line(label, text)
+
+    def update(self, update: Update) -> None:
+        told = tell(update)
+        if told and not self.quiet:
+            self._line(*told)
+
+    def result(self, text: str, data: Any) -> None:
+        self.out.write(clean(text) + "\n")
+        self.out.flush()
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+        cells = [[clean(cell) for cell in row] for row in [columns, *rows]]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            self.out.write(line.rstrip() + "\n")
+        self.out.flush()
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.out.flush()
+
+    def _line(self, label: str, text: str) -> None:
+        self.out.write(f"{clean(label):<{LABEL_WIDTH}}{clean(text)}\n")
+        self.out.flush()
+
+
+class LiveScreen:
+    """A terminal: lines as they come, and below them the training as it runs."""
+
+    def __init__(self, out: IO[str], color: bool = True, width: int | None = None):
+        from rich.console import Console
+
+        self.console = Console(
+            file=out, no_color=not color, highlight=False, force_terminal=True, width=width, markup=False
+        )
+        self.tally = Tally()
+        self._live: Any = None
+        self._transfer = ""
+
+    def say(self, label: str, text: str, kind: str = "", **data: Any) -> None:
+        from rich.text import Text
+
+        self.console.print(Text.assemble((f"{clean(label):<{LABEL_WIDTH}}", "bold cyan"), clean(text)), soft_wrap=True)
+
+    def update(self, update: Update) -> None:
+        self.tally.add(update)
+        if update.kind in ("batch", "epoch"):
+            self._start()
+            return
+        if update.kind in LIVE_ENDS:
+            self._stop()
+        if told := tell(update):
+            self.say(*told)
+
+    def result(self, text: str, data: Any) -> None:
+        from rich.text import Text
+
+        self._stop()
+        self.console.print(Text(clean(text), "bold"), soft_wrap=True)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+        from rich.table import Table
+
+        self._stop()
+        table = Table(title=title, box=None, title_justify="left", header_style="bold cyan", pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*[clean(cell) for cell in row])
+        self.console.print(table)
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        self._transfer = f"{what} {percent(done / total)}" if done < total else ""
+        self._start() if self._transfer else self._stop()
+
+    def close(self) -> None:
+        self._stop()
+
+    def render(self) -> Any:
+        """The live part: the newest epochs, the course of the loss, a bar, the present moment."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        if self._transfer:
+            return Text(self._transfer)
+        parts: list[Any] = [self._epochs()] if self.tally.epochs else []
+        if len(self.tally.losses) > 1:
+            parts.append(Text(f"{'loss':<{LABEL_WIDTH}}{sparkline(self.tally.losses)}"))
+        bar = ProgressBar(total=1.0, completed=self.tally.fraction, width=50)
+        return Group(*parts, bar, Text(self.tally.headline()))
+
+    def _epochs(self) -> Any:
+        from rich.table import Table
+
+        table = Table(box=None, header_style="bold cyan", pad_edge=False)
+        newest = self.tally.epochs[-EPOCHS_SHOWN:]
+        shown = [row for row in EPOCH_COLUMNS if any(epoch.get(row[1]) is not None for epoch in newest)]
+        for title, _, _ in shown:
+            table.add_column(title, justify="right")
+        for epoch in newest:
+            table.add_row(*["" if epoch.get(key) is None else form(epoch[key]) for _, key, form in shown])
+        return table
+
+    def _start(self) -> None:
+        from rich.live import Live
+
+        if self._live is None:
+            self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=8)
+            self._live.start()
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+
+EPOCH_COLUMNS: list[tuple[str, str, Any]] = [
+    ("epoch", "epoch", str),
+    ("loss", "epoch_loss", "{:.4f}".format),
+    ("accuracy", "epoch_accuracy", percent),
+    ("validation loss", "validation_loss", "{:.4f}".format),
+    ("validation accuracy", "validation_accuracy", percent),
+    ("validation R²", "validation_r2", "{:.4f}".format),
+    ("time", "epoch_time_ms", lambda ms: human_duration(ms / 1000)),
+    ("samples/s", "samples_per_s", "{:,.0f}".format),
+]
+
+
+def clean(text: str) -> str:
+    """Text from elsewhere without control characters: a job's name must not move somebody's cursor."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def open_screen(*, as_json: bool, quiet: bool, color: bool, out: IO[str] | None = None) -> Screen:
+    out = out or sys.stdout
+    if as_json:
+        return JsonScreen(out)
+    if quiet or not out.isatty():
+        return PlainScreen(out, quiet)
+    return LiveScreen(out, color)

@@ -1,0 +1,390 @@
+"""The client: submit jobs, follow them, fetch models. AsyncClient here, the same without async in cyxnet.blocking.
+
+    async with await AsyncClient.connect(".cyx") as client:
+        reply = await client.submit(jobfile.load("digits.toml"))
+        async for update in client.watch(reply.job_id):
+            print(update.kind, update.data)
+        await client.download(reply.job_id, Path("digits.cyxmodel"))
+
+A deposit is built and signed here, from terms that were checked here: central never holds the client's key.
+"""
+
+import asyncio
+import contextlib
+import re
+import secrets
+import tempfile
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
+
+from cyxcore.errors import CyxError
+from cyxcore.spec import DataSpec, TrainingSpec
+from cyxnet import artifacts, identity, subjects
+from cyxnet import messages as m
+from cyxnet.amounts import format_cyx
+from cyxnet.artifacts import Advance
+from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.codec import MSGPACK, decode
+from cyxnet.config import DEFAULT_FOLDER, read_network
+from cyxnet.follow import ENDED, SOURCES, Merge
+
+if TYPE_CHECKING:
+    from cyxnet.jobfile import LoadedJob
+    from cyxnet.wallet import Wallet
+
+T = TypeVar("T")
+RETRY_DELAYS_S = (0.1, 1.0, 2.0, 4.0, 8.0, 16.0)
+RECONCILE_S = 5.0  # while updates arrive live, the log is compared this often
+QUIET_S = (2.0, 4.0, 8.0, 10.0)  # and this often while nothing arrives
+OnRetry = Callable[[str, float], None]  # (what went wrong, seconds until the next try)
+
+
+class InsufficientFunds(CyxError):
+    """The wallet holds less than the job costs."""
+
+    code = "insufficient_funds"
+
+
+class TermsMismatch(CyxError):
+    """Central offers other terms than the job asked for. Nothing was signed."""
+
+    code = "terms_mismatch"
+
+
+class NoModel(CyxError):
+    """A job has no model to fetch. The message says why."""
+
+    code = "no_model"
+
+
+class Prepared(Struct, kw_only=True):
+    """A job that central would take, on terms that were checked. place() pays for it and submits it."""
+
+    job_id: str
+    job: m.JobRequest
+    data_path: Path
+    quote: m.Quote
+    payment: m.Payment | None = None
+
+
+class AsyncClient:
+    """One caller on one network.
+
+    retry_delays_s: pauses before each further try of a request that got no answer.
+    on_retry: told before each pause.
+    """
+
+    def __init__(self, bus: Bus, keys: identity.Identity, caller: str):
+        self.bus = bus
+        self.keys = keys
+        self.caller = caller
+        self.retry_delays_s: tuple[float, ...] = RETRY_DELAYS_S
+        self.on_retry: OnRetry | None = None
+        self._info: m.NetworkInfo | None = None
+
+    @classmethod
+    async def connect(
+        cls, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None, caller: str | None = None
+    ) -> "AsyncClient":
+        """Join the network of `folder`, or the broker at `url`. The key is kept in folder/client.key.
+
+        Raises ConfigError when the folder has no network, BusError when nobody answers.
+        """
+        folder = Path(folder)
+        url = url or read_network(folder).client_url
+        keys = identity.load_or_create(folder / "client.key")
+        bus = await Bus.connect(url, name="cyx-client", inbox="_INBOX_client")
+        return cls(bus, keys, caller or f"c-{keys.short_id}")
+
+    async def close(self) -> None:
+        await self.bus.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def purse(self) -> "Wallet":
+        """The wallet of this client; its key never leaves this process."""
+        from cyxnet.wallet import Wallet
+
+        return Wallet(self.keys.child("wallet"))
+
+    # -- the network ------------------------------------------------------------------------------
+
+    async def info(self) -> m.NetworkInfo:
+        return await self._ask("network.info", m.NetworkInfoRequest(), m.NetworkInfo)
+
+    async def nodes(self) -> list[m.NodeView]:
+        return (await self._ask("node.list", m.NodeListRequest(), m.NodeList)).nodes
+
+    async def wallet(self, address: str | None = None) -> m.WalletReply:
+        """The balances of an address; of this client's wallet when None."""
+        request = m.WalletRequest(address=address or self.purse.address)
+        return await self._ask("wallet.balance", request, m.WalletReply)
+
+    async def faucet(self, amount_base_units: int = 100_000_000_000, lamports: int = 1_000_000_000) -> m.FaucetReply:
+        """Test money for this client's wallet. Raises ApiError on networks where money is real."""
+        request = m.FaucetRequest(address=self.purse.address, amount_base_units=amount_base_units, lamports=lamports)
+        return await self._ask("wallet.faucet", request, m.FaucetReply, timeout_s=30, retry=False)
+
+    async def ledger(self, sql: str, limit: int = 1000) -> m.LedgerReply:
+        """One read-only SELECT over the ledger."""
+        return await self._ask("ledger.query", m.LedgerRequest(sql=sql, limit=limit), m.LedgerReply, timeout_s=30)
+
+    # -- submitting -------------------------------------------------------------------------------
+
+    async def quote(self, job: m.JobRequest, job_id: str | None = None) -> m.Quote:
+        """Would this job be taken, and on what terms? Nothing is stored."""
+        request = m.QuoteRequest(job=job, job_id=job_id, client=self.purse.address)
+        return await self._ask("job.quote", request, m.Quote)
+
+    async def submit(
+        self,
+        job: "LoadedJob | m.JobRequest",
+        data_path: Path | None = None,
+        on_upload: Advance | None = None,
+    ) -> m.SubmitReply:
+        """Pay for a job and submit it; its data is uploaded first. A JobRequest needs `data_path` too.
+
+        Raises InsufficientFunds before anything is uploaded, ApiError when central refuses the job.
+        """
+        return await self.place(await self.prepare(job, data_path), on_upload)
+
+    async def prepare(self, job: "LoadedJob | m.JobRequest", data_path: Path | None = None) -> Prepared:
+        """Ask for terms and check them. Raises TermsMismatch or ApiError. Nothing is stored or paid."""
+        if isinstance(job, m.JobRequest):
+            if data_path is None:
+                raise TypeError("a JobRequest needs data_path, the file of its dataset")
+            request = job
+        else:
+            data_path = job.data_path
+            found = await asyncio.to_thread(artifacts.describe, data_path)
+            request = job.request(m.ArtifactRef(sha256=found.sha256, size=found.size))
+        job_id = new_job_id(request.name)
+        info = self._info = self._info or await self.info()
+        quote = await self.quote(request, job_id)
+        check_terms(quote.terms, request, job_id, self.purse.address, info)
+        return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote)
+
+    async def place(self, prepared: Prepared, on_upload: Advance | None = None) -> m.SubmitReply:
+        """Upload the data, sign the deposit, submit. Safe to call again: the same id, the same deposit."""
+        amount, balance = prepared.job.amount_base_units, prepared.quote.balance_base_units
+        if balance < amount:
+            info = self._info or await self.info()
+            remedy = "run: cyx wallet --faucet 100" if info.faucet else "send CYX to this address"
+            raise InsufficientFunds(
+                f"the job costs {format_cyx(amount)} CYX, the wallet {self.purse.address} holds"
+                f" {format_cyx(balance)} CYX; {remedy}"
+            )
+        await self.upload(prepared.data_path, on_upload)
+        if prepared.payment is None:
+            prepared.payment = await self._sign_deposit(prepared.quote.terms)
+        request = m.SubmitRequest(job=prepared.job, job_id=prepared.job_id, payment=prepared.payment)
+        return await self._ask("job.submit", request, m.SubmitReply, timeout_s=15)
+
+    async def upload(self, path: Path, on_upload: Advance | None = None) -> m.ArtifactRef:
+        """Store a file as an artifact. A broken transfer goes on with the chunks that are missing."""
+        return await self._persist(lambda: artifacts.put(self.bus, self.caller, path, on_upload))
+
+    async def submit_module(
+        self,
+        module: Any,
+        data: str | Path,
+        amount: str | int,
+        *,
+        name: str = "module",
+        target: str = "label",
+        spec: DataSpec | None = None,
+        training: TrainingSpec | None = None,
+        needs: m.Needs | None = None,
+        on_upload: Advance | None = None,
+    ) -> m.SubmitReply:
+        """Train a cyxcore module: its graph and its present weights travel, no Python does.
+
+        data: a CSV, Parquet, JSON lines or NPZ file. amount: CYX, "2.5". spec: how to read the data; by default
+        every column but `target`, unscaled (a traced module has no place for scaling statistics).
+        """
+        from cyxnet import jobfile
+
+        with tempfile.TemporaryDirectory(prefix="cyx-module-") as folder:
+            weights = Path(folder) / "weights.safetensors"
+            job = await asyncio.to_thread(
+                jobfile.from_module,
+                module,
+                Path(data),
+                amount,
+                name=name,
+                spec=spec or DataSpec(target=target, normalize="none"),
+                training=training or TrainingSpec(),
+                needs=needs or m.Needs(),
+                weights_path=weights,
+            )
+            await self.upload(weights)
+            return await self.submit(job, on_upload=on_upload)
+
+    async def _sign_deposit(self, terms: m.EscrowTerms) -> m.Payment:
+        """The deposit for these terms, built and signed here. Its blockhash comes from the network's chain."""
+        from cyxnet.solana import Settlement
+
+        info = self._info = self._info or await self.info()
+        async with Settlement(info.chain_url) as settlement:
+            deposit = await settlement.deposit_transaction(self.purse, terms)
+        return m.Payment(client=self.purse.address, deposit=deposit)
+
+    # -- following --------------------------------------------------------------------------------
+
+    async def job(self, job_id: str) -> m.JobView:
+        """One job, by its id or a prefix that only one job has."""
+        return await self._ask("job.status", m.JobRef(job_id=job_id), m.JobView)
+
+    async def jobs(self, status: m.JobStatus | None = None, limit: int = 50) -> m.JobList:
+        return await self._ask("job.list", m.JobListRequest(status=status, limit=limit), m.JobList)
+
+    async def explain(self, job_id: str) -> m.ExplainReply:
+        return await self._ask("job.explain", m.JobRef(job_id=job_id), m.ExplainReply)
+
+    async def cancel(self, job_id: str, reason: str = "cancelled by the client") -> m.JobView:
+        return await self._ask("job.cancel", m.CancelRequest(job_id=job_id, reason=reason), m.JobView)
+
+    async def watch(self, job_id: str) -> AsyncGenerator[m.Update, None]:
+        """Everything that happened to a job from its first event on, then live, until the job has ended.
+
+        No gap and no duplicate. Each source comes in the order of its `seq`, except that an update which the live
+        link lost comes late, when the log is compared (after silence, and every RECONCILE_S).
+        """
+        job_id = (await self.job(job_id)).job_id  # a prefix would subscribe to nothing
+        arrived: asyncio.Queue[m.Update] = asyncio.Queue()
+
+        async def on_live(subject: str, payload: bytes, headers: dict[str, str]) -> None:
+            arrived.put_nowait(decode(m.Update, payload, headers.get("Content-Type", MSGPACK)))
+
+        merge, quiet, ended = Merge(), 0, False
+        subscription = await self.bus.subscribe(subjects.update(job_id), on_live)
+        try:
+            while True:
+                page = await self._page(job_id, merge)
+                fresh = merge.page(page.updates)
+                for update in fresh:
+                    yield update
+                if ended and not fresh:
+                    return
+                ended = page.status in ENDED  # said with a page, true after it: one more page has the rest
+                if page.more or ended:
+                    continue
+                deadline_s = _now_s() + RECONCILE_S
+                quiet += 1
+                while (pause_s := min(QUIET_S[min(quiet, len(QUIET_S)) - 1], deadline_s - _now_s())) > 0:
+                    try:
+                        update = await asyncio.wait_for(arrived.get(), pause_s)
+                    except TimeoutError:
+                        break
+                    quiet = 1
+                    if merge.live(update):
+                        yield update
+                        if update.kind in LAST_KINDS:
+                            break
+        finally:
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+
+    async def wait(self, job_id: str) -> m.JobView:
+        """The job as it is when it has ended: completed, failed or cancelled."""
+        async with contextlib.aclosing(self.watch(job_id)) as updates:
+            async for _ in updates:
+                pass
+        return await self.job(job_id)
+
+    async def download(self, job_id: str, out_path: Path, progress: Advance | None = None) -> m.ArtifactRef:
+        """Fetch the delivered .cyxmodel; every byte is checked against its SHA-256. Raises NoModel."""
+        view = await self.job(job_id)
+        if view.model is None:
+            why = f": {view.error}" if view.error else "" if view.status in ENDED else "; wait for its end"
+            raise NoModel(f"job {view.job_id} is {view.status} and has no model{why}")
+        sha256 = view.model.sha256
+        return await self._persist(lambda: artifacts.get(self.bus, self.caller, sha256, out_path, progress))
+
+    async def _page(self, job_id: str, merge: Merge) -> m.Updates:
+        event, telemetry = (merge.confirmed[source] for source in SOURCES)
+        request = m.UpdatesRequest(job_id=job_id, after_event=event, after_telemetry=telemetry)
+        page = await self._ask("job.updates", request, m.Updates)
+        if page.more and not page.updates:
+            raise ApiError("bad_reply", f"central says that job {job_id} has more updates and sends none", 500)
+        return page
+
+    # -- requests that survive a restart of the broker or of central ----------------------------------
+
+    async def _ask(self, verb: str, request: Any, reply: type[T], *, timeout_s: float = 5.0, retry: bool = True) -> T:
+        subject = subjects.api(self.caller, verb)
+
+        def ask() -> Awaitable[T]:
+            return self.bus.ask(subject, request, reply, timeout_s=timeout_s)
+
+        return await (self._persist(ask) if retry else ask())
+
+    async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work`, again after each pause while there is no answer or central is too busy for one."""
+        for delay_s in (*self.retry_delays_s, None):
+            try:
+                return await work()
+            except* CyxError as group:  # a transfer in several tasks fails as a group
+                error = first_of(group)
+            pause_s = None if delay_s is None else retry_pause_s(error, delay_s)
+            if pause_s is None:
+                raise error
+            if self.on_retry and pause_s >= 1:
+                self.on_retry(str(error), pause_s)
+            await asyncio.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+
+LAST_KINDS = frozenset({"Settled", "FundFailed"})  # after these a job has ended; the log is asked at once
+
+
+def retry_pause_s(error: BaseException, delay_s: float) -> float | None:
+    """How long to wait before asking again; None: this error stays as it is."""
+    if isinstance(error, BusError):
+        return delay_s
+    if isinstance(error, ApiError) and error.status in (429, 503):
+        return max(delay_s, (error.retry_after_ms or 0) / 1000)
+    return None
+
+
+def new_job_id(name: str) -> str:
+    """A readable, unguessable id: the name's letters and ten random hex digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "job"
+    return f"{slug}-{secrets.token_hex(5)}"
+
+
+def check_terms(terms: m.EscrowTerms, job: m.JobRequest, job_id: str, client: str, info: m.NetworkInfo) -> None:
+    """Raise TermsMismatch unless the offered terms are those of this job on this network."""
+    for what, offered, expected in [
+        ("job_id", terms.job_id, job_id),
+        ("amount_base_units", terms.amount_base_units, job.amount_base_units),
+        ("client", terms.client, client),
+        ("mint", terms.mint, info.mint),
+        ("authority", terms.authority, info.authority),
+        ("platform", terms.platform, info.platform),
+        ("fee_basis_points", terms.fee_basis_points, info.fee_basis_points),
+    ]:
+        if offered != expected:
+            raise TermsMismatch(f"the terms of job {job_id} name {what} {offered!r}, expected {expected!r}")
+
+
+def first_of(group: BaseException) -> BaseException:
+    """The first plain exception of a group of groups."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

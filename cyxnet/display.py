@@ -1,0 +1,219 @@
+"""What a person reads: amounts, sizes, ages, and one sentence for each thing that happens to a job. Pure text."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cyxnet.amounts import format_cyx
+from cyxnet.messages import Update
+
+SPARKS = "▁▂▃▄▅▆▇█"
+LOSSES_KEPT = 2_000
+Fields = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Values
+
+
+def human_bytes(size: float) -> str:
+    """1234567 → "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_duration(seconds: float) -> str:
+    """0.0123 → "12 ms", 75 → "1 min 15 s", 7300 → "2 h 1 min"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+def human_age(at_ms: int, now_ms: int | None = None) -> str:
+    """How long ago a Unix time in ms was: "3 min 2 s ago"."""
+    now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+    return f"{human_duration(max(0, now_ms - at_ms) / 1000)} ago"
+
+
+def cyx(base_units: int) -> str:
+    return f"{format_cyx(base_units)} CYX"
+
+
+def percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The values as bars, the newest `width` buckets of them averaged to fit."""
+    if not values:
+        return ""
+    if len(values) > width:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, high = min(values), max(values)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((value - low) * scale)] for value in values)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What happened, in words: (label, sentence) for an update, from its kind and data
+
+
+def _leased(data: Fields) -> str:
+    explanation = data.get("explanation") or {}
+    candidates = len(explanation.get("candidates") or []) or 1
+    terms = ", ".join(
+        f"{name} {term['value']:.2f} × {term['weight']:g}" for name, term in (explanation.get("terms") or {}).items()
+    )
+    why = f", score {explanation['score']:.3f} ({terms})" if "score" in explanation else ""
+    return f"{data['node_id']} takes attempt {data['attempt']}, best of {candidates}{why}"
+
+
+def _epoch(data: Fields) -> str:
+    parts = [f"{data['epoch']:>{len(str(data['epochs']))}}/{data['epochs']}", f"loss {data['epoch_loss']:.4f}"]
+    if data.get("epoch_accuracy") is not None:
+        parts.append(f"accuracy {percent(data['epoch_accuracy'])}")
+    parts += validation(data)
+    return "  ".join([*parts, f"{data['samples_per_s']:,.0f} samples/s"])
+
+
+def validation(data: Fields) -> list[str]:
+    """The validation metrics that are there, each with its name."""
+    shown = []
+    if data.get("validation_loss") is not None:
+        shown.append(f"validation loss {data['validation_loss']:.4f}")
+    if data.get("validation_accuracy") is not None:
+        shown.append(f"validation accuracy {percent(data['validation_accuracy'])}")
+    if data.get("validation_r2") is not None:
+        shown.append(f"validation R² {data['validation_r2']:.4f}")
+    return shown
+
+
+def _completed(data: Fields) -> str:
+    summary = data["summary"]
+    facts = [
+        f"{summary['steps']:,} steps in {human_duration(summary['total_time_ms'] / 1000)}",
+        f"epoch {summary['delivered_epoch']} delivered",
+        *validation(summary),
+    ]
+    return f"{', '.join(facts)}; signed by {data['node_id']}"
+
+
+def _settled(data: Fields) -> str:
+    node, platform, client = (data[f"{who}_base_units"] for who in ("node", "platform", "client"))
+    back = f", {cyx(client)} back to the client" if client else ""
+    return f"{cyx(node)} to the node, {cyx(platform)} to the platform{back}; {data['signature']}"
+
+
+def _submitted(data: Fields) -> str:
+    terms = data["terms"]
+    return f"{data['job']['name']} for {cyx(terms['amount_base_units'])}, escrow {terms['escrow']}"
+
+
+def _lost(data: Fields) -> str:
+    again = "the same would happen elsewhere" if data.get("deterministic") else "another node may try"
+    return f"attempt {data['attempt']} ended without a model ({data['code']}): {data['reason']}; {again}"
+
+
+TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
+    "Submitted": ("submitted", _submitted),
+    "TransactionSigned": ("signed", lambda d: f"{d['purpose']} {d['signed']['signature']}"),
+    "Funded": ("funded", lambda d: f"the amount is in escrow; {d['signature']}"),
+    "FundFailed": ("not paid", lambda d: f"the deposit failed: {d['reason']}; nothing was taken"),
+    "Leased": ("node", _leased),
+    "Started": ("training", lambda d: f"attempt {d['attempt']} made its first step"),
+    "LeaseLost": ("lost", _lost),
+    "Completed": ("trained", _completed),
+    "CancelRequested": ("cancel", lambda d: d["reason"]),
+    "Settled": ("settled", _settled),
+    "epoch": ("epoch", _epoch),
+}
+QUIET_KINDS = frozenset({"batch", "hardware"})  # too many to print one by one
+
+
+def tell(update: Update) -> tuple[str, str] | None:
+    """(label, sentence) for an update; None for the many small ones. An unknown kind is shown as it came."""
+    if update.kind in QUIET_KINDS:
+        return None
+    if update.kind not in TELL:
+        return update.kind.lower(), ", ".join(f"{key} {value}" for key, value in update.data.items())
+    label, sentence = TELL[update.kind]
+    return label, sentence(update.data)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Progress: a fold over updates
+
+
+class Tally:
+    """Where a job's training is, from the updates so far. A new attempt starts anew."""
+
+    def __init__(self) -> None:
+        self.reset(0)
+
+    def reset(self, attempt: int) -> None:
+        self.attempt = attempt
+        self.batch: Fields = {}
+        self.epochs: list[Fields] = []
+        self.losses: list[float] = []
+        self._step = 0
+        self._first: tuple[int, float] | None = None  # (at_ms, fraction) of the first batch
+        self._last_ms = 0
+
+    def add(self, update: Update) -> None:
+        data = update.data
+        attempt = int(data.get("attempt") or self.attempt)
+        if attempt < self.attempt:
+            return
+        if attempt > self.attempt:
+            self.reset(attempt)
+        if update.kind == "batch" and data["step"] > self._step:  # one that came late is history
+            self.batch, self._step, self._last_ms = data, data["step"], update.at_ms
+            self.losses = [*self.losses[-LOSSES_KEPT:], data["batch_loss"]]
+            self._first = self._first or (update.at_ms, self.fraction)
+        elif update.kind == "epoch" and all(data["epoch"] != seen["epoch"] for seen in self.epochs):
+            self.epochs = sorted([*self.epochs, data], key=lambda epoch: epoch["epoch"])
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is done, 0..1."""
+        done = float(self.epochs[-1]["epoch"]) if self.epochs else 0.0
+        total = self.epochs[-1]["epochs"] if self.epochs else 1
+        if self.batch:
+            total = self.batch["epochs"]
+            done = max(done, self.batch["epoch"] - 1 + self.batch["batch"] / self.batch["batches"])
+        return min(1.0, done / total)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds left at the speed so far; None before there is a speed."""
+        if self._first is None or self.fraction <= self._first[1]:
+            return None
+        elapsed_s = (self._last_ms - self._first[0]) / 1000
+        return elapsed_s * (1 - self.fraction) / (self.fraction - self._first[1])
+
+    def headline(self) -> str:
+        """The present moment in one line: epoch, batch, loss, accuracy, speed, time left."""
+        if not self.batch:
+            return f"epoch {_epoch(self.epochs[-1])}" if self.epochs else "waiting for the first step"
+        now = self.batch
+        parts = [
+            f"epoch {now['epoch']}/{now['epochs']}",
+            f"batch {now['batch']}/{now['batches']}",
+            f"loss {now['batch_loss']:.4f}",
+        ]
+        if now.get("batch_accuracy") is not None:
+            parts.append(f"accuracy {percent(now['batch_accuracy'])}")
+        parts.append(f"{now['samples_per_s']:,.0f} samples/s")
+        if self.remaining_s is not None:
+            parts.append(f"{human_duration(self.remaining_s)} left")
+        return "  ".join(parts)

@@ -1,0 +1,35 @@
+"""Following a job: live updates and pages of its history become one sequence, without gap or duplicate. Pure.
+
+Live messages are fast and may be lost (a broken link, a central that died between its log and its publish). The pages
+come from the log and lose nothing. So live updates are handed on at once, pages are read again from the last place
+that a page has confirmed, and whatever a page holds that live did not bring is handed on then.
+"""
+
+from cyxnet.messages import Update
+
+ENDED = frozenset({"completed", "failed", "cancelled"})  # statuses of a job that never change again
+SOURCES = ("event", "telemetry")
+
+
+class Merge:
+    """Which updates of one job were handed on."""
+
+    def __init__(self) -> None:
+        self.confirmed = dict.fromkeys(SOURCES, 0)  # every update up to here was handed on
+        self._ahead: set[tuple[str, int]] = set()  # handed on from live, not yet seen in a page
+
+    def live(self, update: Update) -> bool:
+        """True when this live update is new and shall be handed on."""
+        place = (update.source, update.seq)
+        if update.seq <= self.confirmed[update.source] or place in self._ahead:
+            return False
+        self._ahead.add(place)
+        return True
+
+    def page(self, updates: list[Update]) -> list[Update]:
+        """The updates of a page that are new, in its order. A page holds everything after `confirmed`."""
+        fresh = [update for update in updates if self.live(update)]
+        for update in updates:
+            self.confirmed[update.source] = max(self.confirmed[update.source], update.seq)
+        self._ahead = {(source, seq) for source, seq in self._ahead if seq > self.confirmed[source]}
+        return fresh

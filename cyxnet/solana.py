@@ -1,0 +1,499 @@
+"""The one door to a Solana chain's RPC: balances, deposits, settlements, and what became of them.
+
+The URL picks the chain: the embedded one, devnet or mainnet; the code is the same. The transactions are
+built in cyxnet/escrow.py. The packages are loaded on first use, because they take 0.6 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from cyxcore.errors import MissingExtra
+from cyxnet.escrow import (
+    DECIMALS,
+    LAMPORTS_PER_SIGNATURE,
+    TOKEN_ACCOUNT_RENT_LAMPORTS,
+    WALLET_RENT_LAMPORTS,
+    ErrorCode,
+    EscrowState,
+    SettlementError,
+    associated_address,
+    build_deposit,
+    build_faucet,
+    build_mint,
+    build_settle,
+    check_deposit,
+    check_escrow,
+    check_pay,
+    check_terms,
+    escrow_address,
+    escrow_terms,
+    mint_address,
+    public_key,
+    solders,
+    split,
+    token_account,
+)
+from cyxnet.messages import EscrowTerms, SignedTransaction
+from cyxnet.wallet import Wallet, WalletError, sign, verify
+
+if TYPE_CHECKING:
+    from solders.account import Account
+
+__all__ = [
+    "DECIMALS", "EscrowState", "HistoryEntry", "Settlement", "SettlementError", "TransactionStatus", "Wallet",
+    "WalletError", "associated_address", "build_deposit", "build_settle", "check_deposit", "check_terms",
+    "escrow_address", "escrow_terms", "mint_address", "sign", "split", "verify",
+]  # fmt: skip
+
+PUBLIC_GENESIS = {  # base-58 genesis hash -> cluster
+    "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d": "mainnet-beta",
+    "EtWTRABZaYq6iMfeYKouRu166VU2xqa1wcaWoxPkrZBG": "devnet",
+}
+MACHINE_LAG_BLOCKS = 32  # how far the machines behind one URL may be apart
+LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
+RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+
+
+class TransactionStatus(Struct, frozen=True, kw_only=True):
+    """What became of a transaction. Only a landing that is finalized, and dead, are for ever.
+
+    pending: it may still land. landed: in `slot`; `err` is the chain's error as JSON, None when it worked.
+    dead: it has not landed and cannot any more; only then may a replacement be signed.
+    """
+
+    state: Literal["pending", "landed", "dead"]
+    slot: int | None = None
+    finalized: bool = False
+    err: str | None = None
+
+
+class HistoryEntry(Struct, frozen=True, kw_only=True):
+    """One transaction that named an address."""
+
+    signature: str
+    slot: int
+    err: str | None
+    memo: str | None
+    finalized: bool
+
+
+class Settlement:
+    """Payments on one chain. Every call retries what can be retried and raises SettlementError otherwise.
+
+    url: the RPC endpoint. witness_urls: further endpoints of the same chain; a transaction counts as dead
+    only when all of them agree. attempts: tries per call; the waits between them double from 50 ms to 2 s.
+    """
+
+    def __init__(self, url: str, witness_urls: tuple[str, ...] = (), *, timeout_s: float = 10.0, attempts: int = 6):
+        try:
+            from solana.rpc.async_api import AsyncClient
+            from solana.rpc.commitment import Confirmed
+        except ImportError as error:
+            raise MissingExtra(f"payments need the package solana ({error}); pip install solana") from None
+        self.url = url
+        self.attempts = attempts
+        self._clients: list[Any] = [
+            AsyncClient(each, commitment=Confirmed, timeout=timeout_s, http2=each.startswith("https:"))
+            for each in (url, *witness_urls)
+        ]
+        self._genesis: str | None = None
+
+    async def __aenter__(self) -> Settlement:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
+
+    # Reading.
+
+    async def genesis_hash(self) -> str:
+        """The chain's identity."""
+        if self._genesis is None:
+            self._genesis = str((await self._ask("get_genesis_hash")).value)
+        return self._genesis
+
+    async def is_local(self) -> bool:
+        """True on this machine's own chain; never for a tunnel to a public cluster."""
+        return urlsplit(self.url).hostname in LOOPBACK_HOSTS and await self.genesis_hash() not in PUBLIC_GENESIS
+
+    async def sol_balance(self, address: str) -> int:
+        """Lamports; 0 for an account that does not exist."""
+        return int((await self._ask("get_balance", public_key(address))).value)
+
+    async def token_balance(self, owner: str, mint: str) -> int:
+        """Base units in the owner's associated account; 0 when there is none."""
+        [account] = await self._accounts([associated_address(owner, mint)])
+        state = token_account(account)
+        return 0 if state is None else int(state.amount)
+
+    async def token_supply(self, mint: str) -> int:
+        """All base units there are."""
+        return int((await self._ask("get_token_supply", public_key(mint))).value.amount)
+
+    async def latest_blockhash(self) -> tuple[str, int]:
+        """(blockhash, last block height at which a transaction naming it can land)."""
+        value = (await self._ask("get_latest_blockhash")).value
+        return str(value.blockhash), int(value.last_valid_block_height)
+
+    async def verify_escrow(self, terms: EscrowTerms) -> EscrowState:
+        """The escrow account, finalized, when it is exactly what the terms promise.
+
+        Raises SettlementError escrow_missing, or escrow_mismatch with every difference: a client could have
+        opened the account itself, with a delegate or a close authority of its own.
+        """
+        from solana.rpc.commitment import Finalized
+
+        [account] = await self._accounts([terms.escrow], commitment=Finalized)
+        return check_escrow(terms, account, token_account(account))
+
+    async def escrow_history(self, terms: EscrowTerms) -> list[HistoryEntry]:
+        """The newest 100 transactions that named the escrow account, newest first."""
+        answer = await self._ask("get_signatures_for_address", public_key(terms.escrow), limit=100)
+        entries = [msgspec.json.decode(each.to_json()) for each in answer.value]
+        return [
+            HistoryEntry(
+                signature=entry["signature"],
+                slot=entry["slot"],
+                memo=entry["memo"],
+                err=_json_error(entry["err"]),
+                finalized=entry["confirmationStatus"] == "finalized",
+            )
+            for entry in entries
+        ]
+
+    # Building and signing.
+
+    async def deposit_transaction(self, client: Wallet, terms: EscrowTerms) -> SignedTransaction:
+        """The client's deposit, ready to send.
+
+        Raises SettlementError insufficient_funds (tokens, or SOL for fee and rent) and escrow_exists.
+        """
+        check_terms(terms)
+        addresses = [terms.client, associated_address(terms.client, terms.mint), terms.escrow]
+        wallet, tokens, escrow = await self._accounts(addresses)
+        if token_account(escrow) is not None:
+            raise SettlementError(
+                "escrow_exists",
+                f"deposit: job {terms.job_id} already has its escrow {terms.escrow}; pay once per job",
+            )
+        state = token_account(tokens)
+        held_base_units = 0 if state is None else state.amount
+        if held_base_units < terms.amount_base_units:
+            raise SettlementError(
+                "insufficient_funds",
+                f"deposit: expected {terms.amount_base_units} base units in {terms.client}, "
+                f"got {held_base_units}; add tokens (cyx faucet on a local network) or offer less",
+            )
+        needed_lamports = TOKEN_ACCOUNT_RENT_LAMPORTS + LAMPORTS_PER_SIGNATURE + WALLET_RENT_LAMPORTS
+        held_lamports = 0 if wallet is None else wallet.lamports
+        if held_lamports < needed_lamports:
+            raise SettlementError(
+                "insufficient_funds",
+                f"deposit: expected {needed_lamports} lamports in {terms.client} for fee and rent, "
+                f"got {held_lamports}; add SOL; the rent comes back when the job is settled",
+            )
+        return build_deposit(client, terms, *await self.latest_blockhash())
+
+    async def accept_deposit(self, transaction: bytes, terms: EscrowTerms) -> SignedTransaction:
+        """A stranger's deposit, checked, with a last_valid_block_height that central may rely on.
+
+        The client's own figure is not believed: a low one would have central call a deposit dead that
+        lands later. A blockhash that is valid now cannot outlive the newest one (and some, because another
+        machine may answer each question). Raises SettlementError bad_transaction and expired.
+        """
+        from solana.rpc.commitment import Processed
+
+        signature = check_deposit(transaction, terms)
+        message = solders().VersionedTransaction.from_bytes(transaction).message
+        fee = (await self._ask("get_fee_for_message", message, Processed)).value
+        if fee is None:  # how RPC says that the blockhash is not, or no longer, valid
+            raise SettlementError("expired", f"deposit {signature}: its blockhash is not valid; sign it again")
+        newest = (await self._ask("get_latest_blockhash", Processed)).value
+        return SignedTransaction(
+            transaction=transaction,
+            signature=signature,
+            last_valid_block_height=newest.last_valid_block_height + MACHINE_LAG_BLOCKS,
+        )
+
+    async def settle_transaction(
+        self, central: Wallet, terms: EscrowTerms, node_owner: str | None, pay_base_units: int
+    ) -> SignedTransaction:
+        """Pay the node and the platform, return the rest, close the escrow: one transaction, all or nothing.
+
+        pay_base_units: 0 (a refund; node_owner may be None) to the amount. Raises SettlementError
+        bad_terms, escrow_missing, escrow_mismatch.
+        """
+        check_pay(terms, node_owner, pay_base_units)
+        owners = [terms.client, terms.platform, *([node_owner] if node_owner else [])]
+        recipients = {associated_address(owner, terms.mint): owner for owner in owners}
+        (escrow, *accounts), (blockhash, last_valid) = await asyncio.gather(
+            self._accounts([terms.escrow, *recipients]), self.latest_blockhash()
+        )
+        state = check_escrow(terms, escrow, token_account(escrow))
+        moved = {
+            address
+            for (address, owner), account in zip(recipients.items(), accounts, strict=True)
+            if (token := token_account(account)) is not None and str(token.owner) != owner
+        }
+        return build_settle(
+            central,
+            terms,
+            node_owner=node_owner,
+            pay_base_units=pay_base_units,
+            balance_base_units=state.balance_base_units,
+            blockhash=blockhash,
+            last_valid_block_height=last_valid,
+            moved_accounts=frozenset(moved),
+        )
+
+    # Sending.
+
+    async def send(self, transaction: bytes, *, preflight: bool = True) -> str:
+        """Hand the bytes to the chain, again and again if need be. Returns the signature.
+
+        Sending what has landed is a no-op. preflight: let the node try it first, so that a refusal costs no
+        fee. An error here never proves that the transaction will not land; only status() does.
+        Raises SettlementError insufficient_funds, escrow_exists, expired, transaction_failed.
+        """
+        from solana.rpc.commitment import Confirmed
+        from solana.rpc.models import TxOpts
+
+        options = TxOpts(skip_preflight=not preflight, preflight_commitment=Confirmed, max_retries=0)
+        try:
+            return str((await self._ask("send_raw_transaction", transaction, options)).value)
+        except _AlreadyLanded:
+            return str(solders().VersionedTransaction.from_bytes(transaction).signatures[0])
+
+    async def status(self, signature: str, last_valid_block_height: int) -> TransactionStatus:
+        """Whether it landed, may still land, or is dead: too old, and landed in no endpoint's view."""
+        views = []
+        for client in self._clients:
+            view = await self._status_at(client, signature, last_valid_block_height)
+            if view.state == "landed":
+                return view
+            views.append(view.state)
+        return TransactionStatus(state="dead" if set(views) == {"dead"} else "pending")
+
+    async def _status_at(self, client: Any, signature: str, last_valid_block_height: int) -> TransactionStatus:
+        from solana.rpc.commitment import Finalized
+
+        _, landed = await self._landing(client, signature)
+        if landed is not None:
+            return landed
+        epoch = (await self._ask("get_epoch_info", Finalized, client=client)).value
+        if epoch.block_height <= last_valid_block_height:
+            return TransactionStatus(state="pending")
+        # Look again: it may have landed between the two answers. And behind one URL there can be many
+        # machines: an answer from one that has not seen the finalized slot itself proves nothing.
+        slot, landed = await self._landing(client, signature)
+        if landed is not None:
+            return landed
+        return TransactionStatus(state="dead" if slot >= epoch.absolute_slot else "pending")
+
+    async def _landing(self, client: Any, signature: str) -> tuple[int, TransactionStatus | None]:
+        """(slot of the machine that answered, the landing it knows of)."""
+        wanted = solders().Signature.from_string(signature)
+        answer = await self._ask("get_signature_statuses", [wanted], search_transaction_history=True, client=client)
+        slot, value = int(answer.context.slot), answer.value[0]
+        if value is None:
+            return slot, None
+        found = msgspec.json.decode(value.to_json())
+        return slot, TransactionStatus(
+            state="landed", slot=found["slot"], err=_json_error(found["err"]),
+            finalized=found["confirmationStatus"] == "finalized",
+        )  # fmt: skip
+
+    async def finish(self, signed: SignedTransaction, *, finalized: bool = True) -> TransactionStatus:
+        """Send, and resend the same bytes, until it is landed (and finalized) or dead.
+
+        For set-up and tools. Central does the same in steps it can be killed between.
+        """
+        await self.send(signed.transaction)
+        wait_s, polls = 0.005, 0
+        while True:
+            status = await self.status(signed.signature, signed.last_valid_block_height)
+            if status.state == "dead" or (status.state == "landed" and (status.finalized or not finalized)):
+                return status
+            await asyncio.sleep(wait_s)
+            wait_s, polls = min(wait_s * 1.5, 0.5), polls + 1
+            if status.state == "pending" and polls % 8 == 0:
+                await self.send(signed.transaction, preflight=False)
+
+    async def _succeed(self, signed: SignedTransaction, what: str) -> None:
+        status = await self.finish(signed)
+        if status.state == "dead":
+            raise SettlementError("expired", f"{what}: {signed.signature} was never taken into a block; try again")
+        if status.err is not None:
+            raise SettlementError("transaction_failed", f"{what}: {signed.signature} landed and failed: {status.err}")
+
+    # Local networks: money for tests.
+
+    async def airdrop(self, address: str, lamports: int) -> str:
+        """SOL for fees, where the chain gives it away. Returns when it has arrived."""
+        signature = str((await self._ask("request_airdrop", public_key(address), lamports)).value)
+        _, last_valid = await self.latest_blockhash()
+        while True:
+            status = await self.status(signature, last_valid)
+            if status.state == "dead":
+                raise SettlementError("expired", f"airdrop: {signature} was never taken into a block; ask again")
+            if status.state == "landed":
+                return signature
+            await asyncio.sleep(0.1)
+
+    async def create_mint(self, authority: Wallet) -> str:
+        """The address of this authority's token, made when it is not there yet. Local networks only.
+
+        Raises SettlementError not_local, insufficient_funds and, for a foreign account there, bad_terms.
+        """
+        await self._require_local("create a mint")
+        mint = mint_address(authority.address)
+        if not await self._is_our_mint(mint, authority.address):
+            signed = build_mint(authority, *await self.latest_blockhash())
+            try:
+                await self._succeed(signed, "create mint")
+            except SettlementError:
+                if not await self._is_our_mint(mint, authority.address):  # else another process was first
+                    raise
+        return mint
+
+    async def _is_our_mint(self, mint: str, authority: str) -> bool:
+        lib = solders()
+        [account] = await self._accounts([mint])
+        if account is None or account.owner == lib.system.ID:  # nothing, or lamports from a stranger
+            return False
+        state = lib.Mint.from_bytes(bytes(account.data)) if account.owner == lib.TOKEN else None
+        if state is None or str(state.mint_authority) != authority or state.decimals != DECIMALS:
+            raise SettlementError(
+                "bad_terms",
+                f"mint {mint}: expected {DECIMALS} decimals and authority {authority}, got {state}",
+            )
+        return True
+
+    async def faucet_transaction(
+        self, authority: Wallet, mint: str, to_address: str, amount_base_units: int
+    ) -> SignedTransaction:
+        """New tokens for an address, signed and not sent. Raises SettlementError not_local, bad_terms."""
+        await self._require_local("make tokens")
+        blockhash, last_valid = await self.latest_blockhash()
+        return build_faucet(authority, mint, to_address, amount_base_units, blockhash, last_valid)
+
+    async def faucet(self, authority: Wallet, mint: str, to_address: str, amount_base_units: int) -> str:
+        """New tokens for an address; returns the signature when they are there for ever."""
+        signed = await self.faucet_transaction(authority, mint, to_address, amount_base_units)
+        await self._succeed(signed, "faucet")
+        return signed.signature
+
+    async def _require_local(self, what: str) -> None:
+        if not await self.is_local():
+            raise SettlementError(
+                "not_local",
+                f"expected a local chain to {what}, got {self.url}; buy or earn tokens on a public one",
+            )
+
+    # Talking.
+
+    async def _accounts(self, addresses: list[str], commitment: Any = None) -> list[Account | None]:
+        answer = await self._ask("get_multiple_accounts", [public_key(each) for each in addresses], commitment)
+        return list(answer.value)
+
+    async def _ask(self, method: str, *arguments: Any, client: Any = None, **options: Any) -> Any:
+        """One RPC call, retried on a busy or unreachable endpoint: the library itself resends once."""
+        from solana.exceptions import SolanaRpcException
+        from solana.rpc.core import RPCException
+        from solders.errors import SerdeJSONError
+
+        call = getattr(client or self._clients[0], method)
+        for attempt in range(self.attempts):
+            try:
+                return await call(*arguments, **options)
+            except RPCException as error:
+                if not _is_node_behind(error):
+                    raise _refusal(method, error) from None
+                cause: BaseException | None = error
+            except SolanaRpcException as error:
+                cause = error.__cause__ or error
+                if not _is_temporary(cause):
+                    break
+            except (SerdeJSONError, ValueError) as error:
+                raise SettlementError(
+                    "chain_refused",
+                    f"{method}: expected a Solana RPC answer from {self.url}, got: {error!s:.200}",
+                ) from None
+            if attempt + 1 < self.attempts:
+                await asyncio.sleep(_pause_s(attempt, cause))
+        raise SettlementError(
+            "chain_unreachable",
+            f"{method}: no answer from {self.url} after {self.attempts} tries "
+            f"({type(cause).__name__}: {cause!s:.200}); is the chain running?",
+        )
+
+
+class _AlreadyLanded(Exception):
+    """Preflight's way of saying that the transaction is on the chain."""
+
+
+def _json_error(error: Any) -> str | None:
+    return None if error is None else msgspec.json.encode(error).decode()
+
+
+CHAIN_ERRORS: dict[str, ErrorCode] = {
+    "BlockhashNotFound": "expired",
+    "InsufficientFundsForFee": "insufficient_funds",
+    "InsufficientFundsForRent": "insufficient_funds",
+    "AccountNotFound": "insufficient_funds",
+}
+CUSTOM_ERRORS: dict[int, ErrorCode] = {  # the same numbers in the system and the token program
+    0: "escrow_exists",  # system: account already in use
+    1: "insufficient_funds",
+}
+
+
+def error_code(error: Any) -> ErrorCode:
+    """Our word for a transaction error given as RPC JSON, e.g. {"InstructionError": [4, {"Custom": 1}]}."""
+    name = error if isinstance(error, str) else next(iter(error), "")
+    if name == "InstructionError" and isinstance(error[name][1], dict):
+        return CUSTOM_ERRORS.get(error[name][1].get("Custom"), "transaction_failed")
+    return CHAIN_ERRORS.get(name, "transaction_failed")
+
+
+def _refusal(method: str, error: Exception) -> Exception:
+    """The typed error for an RPC error answer."""
+    said: Any = error.args[0] if error.args else error
+    text = str(getattr(said, "message", said))
+    if type(said).__name__ != "SendTransactionPreflightFailureMessage":
+        return SettlementError("chain_refused", f"{method}: the chain refused: {text:.300}")
+    reason = msgspec.json.decode(said.data.to_json())["err"]
+    if reason == "AlreadyProcessed":
+        return _AlreadyLanded()
+    return SettlementError(
+        error_code(reason), f"{method}: the chain would refuse it: {_json_error(reason)} ({text:.200})"
+    )
+
+
+def _is_node_behind(error: Exception) -> bool:
+    return type(error.args[0] if error.args else None).__name__ == "NodeUnhealthyMessage"
+
+
+def _is_temporary(cause: BaseException) -> bool:
+    response = getattr(cause, "response", None)
+    return response is None or response.status_code in RETRY_STATUSES
+
+
+def _pause_s(attempt: int, cause: BaseException | None) -> float:
+    """Seconds before the next try: what the endpoint asks for, up to 5 s, or doubling with jitter."""
+    response = getattr(cause, "response", None)
+    asked = "" if response is None else response.headers.get("retry-after", "")
+    if asked.isascii() and asked.isdigit():
+        return min(float(asked), 5.0)
+    return min(0.05 * 2**attempt, 2.0) * random.uniform(0.5, 1.0)

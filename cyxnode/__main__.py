@@ -1,0 +1,194 @@
+"""`python -m cyxnode`: read the network's folder, measure the machine, join, work until stopped."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyxcore.errors import CyxError
+from cyxnet import amounts, config
+from cyxnet.bus import Bus
+from cyxnode import hardware
+from cyxnode.agent import Agent, Settings
+from cyxnode.home import Home, open_home, slug
+from cyxnode.process import Launch, Pool
+
+EXAMPLE = """example:
+  cyx up --nodes 0                                 a network on this machine, without a node
+  python -m cyxnode --name desk --memory 8GB       a node that lends it 8 GB of memory
+"""
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+SMALLEST_MEMORY_BYTES = 64 * 10**6
+
+
+def parse_bytes(text: str) -> int:
+    """A size as people write it ("4GB", "512 MiB") in bytes."""
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,6})?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if match is None or match[2] == "i":
+        raise argparse.ArgumentTypeError(f"expected a size such as 4GB or 512MiB, got {text!r}")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def parse_memory(text: str) -> int:
+    size = parse_bytes(text)
+    if size < SMALLEST_MEMORY_BYTES:
+        raise argparse.ArgumentTypeError(f"expected at least 64MB, got {text!r}")
+    return size
+
+
+def parse_price(text: str) -> int:
+    """CYX an hour in base units; 0 is a price too."""
+    if re.fullmatch(r"0+(\.0+)?", text):
+        return 0
+    try:
+        return amounts.parse(text, "price per hour")
+    except amounts.AmountError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parse_name(text: str) -> str:
+    try:
+        slug(text)
+    except CyxError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text[:100]
+
+
+def parse_runs(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1024, got {text!r}")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="cyxnode",
+        description="Lend this machine to a Cyx network: take training runs, train them, be paid for the models.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--dir", type=Path, default=config.DEFAULT_FOLDER, help="the network's folder (.cyx)")
+    made.add_argument("--name", type=parse_name, help="of this node; default: the first free of node-1, node-2, …")
+    made.add_argument("--url", help="nats://user:password@host:port of the broker, instead of the folder's")
+    made.add_argument("--max-runs", type=parse_runs, default=1, metavar="N", help="runs at a time (1)")
+    made.add_argument("--region", default="", help="where this machine is, e.g. eu-west")
+    made.add_argument("--price-per-hour", type=parse_price, default=0, metavar="CYX", help="asked for (0)")
+    made.add_argument("--memory", type=parse_memory, metavar="SIZE", help="lend at most this much, e.g. 4GB")
+    made.add_argument("--cache", type=parse_bytes, default=10 * 10**9, metavar="SIZE", help="of data (10GB)")
+    made.add_argument("--nice", type=int, default=0, choices=range(20), metavar="0-19", help="of training (0)")
+    made.add_argument("--guard-stdin", action="store_true", help="end when standard input ends")
+    made.add_argument("--json", action="store_true", help="say ready in JSON on a terminal too")
+    made.add_argument("--verbose", action="store_true", help="log what training processes write to stderr")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if args.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    logging.getLogger("nats").setLevel(logging.CRITICAL)  # the agent says itself when the broker is away
+    begun_s = time.perf_counter()
+    try:
+        home = open_home(args.dir, args.name)
+        try:
+            return asyncio.run(serve(args, home, begun_s))
+        finally:
+            home.close()
+    except CyxError as error:
+        print(f"cyxnode: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the handlers stood
+        return 130
+
+
+class Stopper:
+    """Ends the node on request: in order once the agent works, by giving up before that."""
+
+    def __init__(self) -> None:
+        self.agent: Agent | None = None
+        self._starting = asyncio.current_task()
+
+    def stop(self, reason: str) -> None:
+        if self.agent:
+            self.agent.stop(reason)
+        elif self._starting:
+            self._starting.cancel(reason)
+
+
+async def serve(args: argparse.Namespace, home: Home, begun_s: float) -> int:
+    """Work until a signal, or the end of stdin when that is guarded. Returns the exit status."""
+    loop, stopper = asyncio.get_running_loop(), Stopper()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopper.stop, f"the node got {number.name}")
+    if args.guard_stdin:
+        threading.Thread(target=guard_stdin, args=(loop, stopper), daemon=True).start()
+    try:
+        return await join(args, home, stopper, begun_s)
+    except asyncio.CancelledError:
+        logging.info("stopped before it was ready")
+        return 0
+
+
+async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: float) -> int:
+    """Join the network and work. Connecting, measuring and warming up go on at the same time."""
+    url = args.url or config.read_network(args.dir).node_url
+    pool = Pool(Launch(work_folder=home.work_folder, niceness=args.nice))
+    try:
+        pool.warm_up()
+        bus = await Bus.connect(url, name=home.node_id, inbox="_INBOX_node")
+        try:
+            facts = await asyncio.to_thread(hardware.measure, args.memory)
+            ready = (await pool.wait_warm()).ready
+            logging.info(
+                "training process warm in %.0f ms, isolated: %s, kernels: %s",
+                ready.warm_ms,
+                str(ready.isolated).lower(),
+                ready.isa,
+            )
+            settings = Settings(
+                max_runs=args.max_runs,
+                region=args.region[:64],
+                price_per_hour_base_units=args.price_per_hour,
+                offer_bytes=args.memory,
+                cache_bytes=args.cache,
+            )
+            agent = Agent(home, bus, pool, facts, settings, lambda: say_ready(args.json, home, begun_s))
+            stopper.agent = agent
+            return await agent.run()
+        finally:
+            await bus.close()
+    finally:
+        await pool.close()
+
+
+def say_ready(as_json: bool, home: Home, begun_s: float) -> None:
+    """One line on stdout: a program waits for it, or a person reads it."""
+    ready_ms = round((time.perf_counter() - begun_s) * 1000)
+    if as_json or not sys.stdout.isatty():
+        said = {"ready": True, "node_id": home.node_id, "name": home.name, "ready_ms": ready_ms}
+        print(json.dumps(said), flush=True)
+    else:
+        print(f"{home.name} is ready as {home.node_id} after {ready_ms} ms; stop it with Ctrl-C", flush=True)
+
+
+def guard_stdin(loop: asyncio.AbstractEventLoop, stopper: Stopper) -> None:
+    """Ends the node when the process that started it is gone: its end of our stdin closes then."""
+    while os.read(0, 4096):
+        pass
+    loop.call_soon_threadsafe(stopper.stop, "standard input ended")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""The loop of a node: hears the broker, the clock and its runs, asks cyxnode/state.py what to do, and does it."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cyxcore.errors import CyxError
+from cyxnet import artifacts, subjects
+from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.codec import BadMessage
+from cyxnet.messages import (
+    Assign,
+    Command,
+    CommandReply,
+    Goodbye,
+    Hardware,
+    Heartbeat,
+    HeartbeatReply,
+    Register,
+    RegisterReply,
+    ReportReply,
+    RunCompleted,
+    RunFailed,
+    RunRef,
+    RunStarted,
+    registration_bytes,
+)
+from cyxnode import events as e
+from cyxnode import hardware
+from cyxnode.cache import ArtifactCache
+from cyxnode.home import Home
+from cyxnode.process import Pool
+from cyxnode.runs import Runs, Share
+from cyxnode.state import State, next_wake_ms, step
+from cyxnode.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+HARDWARE_INTERVAL_S = 5.0
+REQUEST_TIMEOUT_S = 5.0
+GOODBYE_TIMEOUT_S = 2.0
+SHORTEST_HEARTBEAT_MS = 100  # whatever central says, a node does not flood it
+MEMORY_SHARE = 0.9  # of the memory is lent: the rest is the agent's, the warm process's and the system's
+
+REPORT_VERBS: dict[type, str] = {RunStarted: "started", RunFailed: "failed", RunCompleted: "completed"}
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What the operator decides. Sizes in bytes; offer_bytes None: the whole machine."""
+
+    max_runs: int = 1
+    region: str = ""
+    price_per_hour_base_units: int = 0
+    offer_bytes: int | None = None
+    cache_bytes: int = 10 * 10**9
+
+
+class Agent:
+    """A node from its registration to its goodbye. on_ready() is called once central has taken it in."""
+
+    def __init__(
+        self,
+        home: Home,
+        bus: Bus,
+        pool: Pool,
+        facts: Hardware,
+        settings: Settings,
+        on_ready: Callable[[], None],
+    ):
+        self.session = secrets.token_hex(16)
+        self._home = home
+        self._bus = bus
+        self._facts = facts
+        self._settings = settings
+        self._on_ready = on_ready
+        self._state = State(node_id=home.node_id, session=self.session, max_runs=settings.max_runs)
+        self._limits = hardware.cgroup_limits()
+        self._meter = hardware.Meter(home.node_id, self.session)
+        self._telemetry = Telemetry(bus, home.node_id, self.session)
+        self._woken = asyncio.Event()
+        self._exit: e.Exit | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+        async def fetch(sha256: str, path: Path) -> object:
+            return await artifacts.get(bus, home.node_id, sha256, path, max_bytes=settings.cache_bytes)
+
+        self._runs = Runs(
+            bus,
+            home.node_id,
+            self.session,
+            home.key,
+            pool,
+            ArtifactCache(home.cache_folder, settings.cache_bytes, fetch),
+            self._telemetry,
+            Share(
+                threads=max(1, facts.cores // settings.max_runs),
+                memory_bytes=int(facts.memory_bytes * MEMORY_SHARE) // settings.max_runs,
+            ),
+            self.tell,
+        )
+
+    async def run(self) -> int:
+        """Until somebody asks for the end. Returns the exit status; no run is left."""
+        await self._bus.answer(subjects.command(self._home.node_id), Command, self._on_command)
+        watching = asyncio.create_task(self._watch_hardware())
+        try:
+            while self._exit is None:
+                await self._sleep()
+                self.tell(e.Tick())
+        finally:
+            watching.cancel()
+            await self._runs.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(watching, *self._tasks, return_exceptions=True)
+        log.info("%s", self._exit.reason)
+        return self._exit.code
+
+    def stop(self, reason: str) -> None:
+        """Stop the runs, say goodbye, end. A second call ends at once."""
+        self.tell(e.ShutdownAsked(reason))
+
+    def tell(self, event: e.Event) -> list[e.Action]:
+        """Something happened: decide and do. Returns the actions, of which Answer is the caller's to give."""
+        self._state, actions = step(self._state, event, _now_ms())
+        for action in actions:
+            _DOERS[type(action)](self, action)
+        self._woken.set()
+        return actions
+
+    async def _sleep(self) -> None:
+        """Until the state wants a Tick, or something happened that may change when it does."""
+        wake_ms = next_wake_ms(self._state)
+        if self._exit is not None or (wake_ms is not None and wake_ms <= _now_ms()):
+            return
+        self._woken.clear()
+        try:
+            timeout_s = None if wake_ms is None else (wake_ms - _now_ms()) / 1000
+            await asyncio.wait_for(self._woken.wait(), timeout_s)
+        except TimeoutError:
+            pass
+
+    async def _on_command(self, subject: str, command: Any) -> CommandReply:
+        event: e.Event = e.Assigned(command) if isinstance(command, Assign) else e.StopAsked(command)
+        for action in self.tell(event):
+            if isinstance(action, e.Answer):
+                if not action.reply.accepted:
+                    log.warning("refused %s: %s", type(command).__name__, action.reply.reason)
+                return action.reply
+        raise AssertionError("a command has exactly one answer")
+
+    async def _watch_hardware(self) -> None:
+        while True:
+            runs = [RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in self._state.runs]
+            if self._state.registered:
+                await self._telemetry.hardware(await asyncio.to_thread(self._meter.read, runs))
+            await asyncio.sleep(HARDWARE_INTERVAL_S)
+
+    # -- doing ------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # a request without its event would leave the state waiting for ever
+            log.error("a bug in the node; it ends", exc_info=error)
+            self._exit = e.Exit(1, "a bug in the node; the lines above say where")
+            self._woken.set()
+
+    def _send_register(self, _: e.SendRegister) -> None:
+        self._spawn(self._register())
+
+    async def _register(self) -> None:
+        home, settings = self._home, self._settings
+        register = Register(
+            node_id=home.node_id,
+            session=self.session,
+            name=home.name,
+            public_key=home.key.public_key,
+            wallet=home.wallet_address,
+            hardware=self._facts,
+            max_runs=settings.max_runs,
+            region=settings.region,
+            price_per_hour_base_units=settings.price_per_hour_base_units,
+            version=_version(),
+            signature="0" * 128,
+        )
+        register = replace(register, signature=home.key.sign(registration_bytes(register)))
+        try:
+            reply = await self._ask("register", register, RegisterReply, REQUEST_TIMEOUT_S)
+        except ApiError as error:
+            self.tell(e.RegisterRefused(str(error)))
+        except (BusError, BadMessage):
+            self.tell(e.RegisterUnanswered())
+        else:
+            self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))
+
+    def _send_heartbeat(self, action: e.SendHeartbeat) -> None:
+        self._spawn(self._heartbeat(action.runs))
+
+    async def _heartbeat(self, runs: tuple[RunRef, ...]) -> None:
+        free_bytes = hardware.memory(self._limits, self._settings.offer_bytes)[1]
+        heartbeat = Heartbeat(
+            node_id=self._home.node_id, session=self.session, runs=list(runs), memory_free_bytes=free_bytes
+        )
+        timeout_s = min(REQUEST_TIMEOUT_S, self._state.heartbeat_ms / 1000)
+        try:
+            reply = await self._ask("heartbeat", heartbeat, HeartbeatReply, timeout_s)
+        except CyxError:
+            self.tell(e.HeartbeatUnanswered())
+            return
+        stop = tuple((ref.job_id, ref.attempt) for ref in reply.stop)
+        self.tell(e.HeartbeatAnswered(reply.known, stop))
+        await self._telemetry.link_is_back()
+
+    def _send_report(self, action: e.SendReport) -> None:
+        self._spawn(self._report(action.key, action.report))
+
+    async def _report(self, key: e.RunKey, report: e.Report) -> None:
+        try:
+            reply = await self._ask(REPORT_VERBS[type(report)], report, ReportReply, REQUEST_TIMEOUT_S)
+        except ApiError as error:
+            self.tell(e.ReportAnswered(key, accepted=False, reason=f"refused by central: {error}"))
+        except (BusError, BadMessage):
+            self.tell(e.ReportUnanswered(key))
+        else:
+            self.tell(e.ReportAnswered(key, reply.accepted, reply.fenced, reply.reason))
+
+    async def _ask(self, verb: str, message: Any, reply: type[Any], timeout_s: float) -> Any:
+        """Ask central. A refusal that may pass (429, 5xx) counts as no answer: raises BusError for it."""
+        try:
+            return await self._bus.ask(subjects.node(self._home.node_id, verb), message, reply, timeout_s=timeout_s)
+        except ApiError as error:
+            if error.status >= 500 or error.status == 429:
+                raise BusError(str(error)) from None
+            raise
+
+    def _start_run(self, action: e.StartRun) -> None:
+        log.info("run %s/%d: %s", action.assign.job_id, action.assign.attempt, action.assign.job.name)
+        self._runs.start(action.assign)
+
+    def _kill_run(self, action: e.KillRun) -> None:
+        log.info("run %s/%d is discarded: %s", *action.key, action.reason)
+        self._runs.kill(action.key)
+
+    def _answer(self, _: e.Answer) -> None:
+        """_on_command gives it: the reply goes to whom the command came from."""
+
+    def _say_ready(self, _: e.SayReady) -> None:
+        self._on_ready()
+
+    def _say_goodbye(self, action: e.SayGoodbye) -> None:
+        self._spawn(self._goodbye(action.reason))
+
+    async def _goodbye(self, reason: str) -> None:
+        goodbye = Goodbye(node_id=self._home.node_id, session=self.session, reason=reason)
+        try:
+            await self._ask("goodbye", goodbye, ReportReply, GOODBYE_TIMEOUT_S)
+        except CyxError as error:
+            log.info("nobody heard the goodbye (%s); central will notice by itself", error)
+        self.tell(e.GoodbyeDone())
+
+    def _end(self, action: e.Exit) -> None:
+        self._exit = self._exit or action
+
+    def _note(self, action: e.Note) -> None:
+        log.info("%s", action.text)
+
+
+_DOERS: dict[type, Callable[[Agent, Any], None]] = {
+    e.SendRegister: Agent._send_register,
+    e.SendHeartbeat: Agent._send_heartbeat,
+    e.SendReport: Agent._send_report,
+    e.StartRun: Agent._start_run,
+    e.KillRun: Agent._kill_run,
+    e.Answer: Agent._answer,
+    e.SayReady: Agent._say_ready,
+    e.SayGoodbye: Agent._say_goodbye,
+    e.Exit: Agent._end,
+    e.Note: Agent._note,
+}
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _version() -> str:
+    try:
+        return metadata.version("cyx")[:32]
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return ""

@@ -1,0 +1,157 @@
+"""What can happen to a node and what it can do about it: the words of cyxnode/state.py, one Struct each."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from cyxnet.messages import Assign, CommandReply, RunCompleted, RunFailed, RunRef, RunStarted, Stop
+
+RunKey = tuple[str, int]  # (job_id, attempt)
+Report = RunStarted | RunFailed | RunCompleted
+
+
+# -- what happens ---------------------------------------------------------------------------------------
+
+
+class Tick(Struct, frozen=True):
+    """Time passed: whatever is due by `now` is done."""
+
+
+class Registered(Struct, frozen=True):
+    heartbeat_ms: int
+
+
+class RegisterRefused(Struct, frozen=True):
+    reason: str
+
+
+class RegisterUnanswered(Struct, frozen=True):
+    pass
+
+
+class HeartbeatAnswered(Struct, frozen=True):
+    known: bool
+    stop: tuple[RunKey, ...] = ()
+
+
+class HeartbeatUnanswered(Struct, frozen=True):
+    pass
+
+
+class Assigned(Struct, frozen=True):
+    assign: Assign
+
+
+class StopAsked(Struct, frozen=True):
+    stop: Stop
+
+
+class Advanced(Struct, frozen=True):
+    """The run is now training, or its model is being uploaded."""
+
+    key: RunKey
+    phase: Literal["training", "uploading"]
+
+
+class FirstBatch(Struct, frozen=True):
+    key: RunKey
+
+
+class RunEnded(Struct, frozen=True):
+    """The run delivered a model or failed here; central does not know it yet."""
+
+    key: RunKey
+    report: RunFailed | RunCompleted
+
+
+class ReportAnswered(Struct, frozen=True):
+    key: RunKey
+    accepted: bool
+    fenced: bool = False
+    reason: str = ""
+
+
+class ReportUnanswered(Struct, frozen=True):
+    key: RunKey
+
+
+class ShutdownAsked(Struct, frozen=True):
+    reason: str
+
+
+class GoodbyeDone(Struct, frozen=True):
+    """The goodbye was answered, or nobody was there to hear it."""
+
+
+Event = (
+    Tick
+    | Registered
+    | RegisterRefused
+    | RegisterUnanswered
+    | HeartbeatAnswered
+    | HeartbeatUnanswered
+    | Assigned
+    | StopAsked
+    | Advanced
+    | FirstBatch
+    | RunEnded
+    | ReportAnswered
+    | ReportUnanswered
+    | ShutdownAsked
+    | GoodbyeDone
+)
+
+
+# -- what the loop shall do -----------------------------------------------------------------------------
+
+
+class SendRegister(Struct, frozen=True):
+    pass
+
+
+class SendHeartbeat(Struct, frozen=True):
+    runs: tuple[RunRef, ...]
+
+
+class SendReport(Struct, frozen=True):
+    key: RunKey
+    report: Report
+
+
+class StartRun(Struct, frozen=True):
+    assign: Assign
+
+
+class KillRun(Struct, frozen=True):
+    """End its process if it has one and remove what it left. Nothing is reported."""
+
+    key: RunKey
+    reason: str
+
+
+class Answer(Struct, frozen=True):
+    """The reply to the command that was this event."""
+
+    reply: CommandReply
+
+
+class SayReady(Struct, frozen=True):
+    pass
+
+
+class SayGoodbye(Struct, frozen=True):
+    reason: str
+
+
+class Exit(Struct, frozen=True):
+    code: int
+    reason: str
+
+
+class Note(Struct, frozen=True):
+    """A line for the operator's log."""
+
+    text: str
+
+
+Action = SendRegister | SendHeartbeat | SendReport | StartRun | KillRun | Answer | SayReady | SayGoodbye | Exit | Note

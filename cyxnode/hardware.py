@@ -1,0 +1,264 @@
+"""What this machine has and how busy it is, measured. Nothing is guessed: what cannot be read is left out."""
+
+import contextlib
+import importlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from cyxnet.messages import CpuMetrics, Gpu, GpuMetrics, Hardware, HardwareMetrics, RunRef
+
+FLOPS_MATRIX = 384  # three of these fit in a second-level cache
+FLOPS_BUDGET_S = 0.05
+TEMPERATURE_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
+
+
+class Limits(NamedTuple):
+    """What the control groups of this process allow; None: no limit."""
+
+    cores: float | None
+    memory_bytes: int | None
+    memory_used_bytes: int
+
+
+def measure(offer_bytes: int | None = None) -> Hardware:
+    """All facts of this machine. offer_bytes: what the operator lends at most. Takes about 0.1 s."""
+    limits = cgroup_limits()
+    total_bytes, free_bytes = memory(limits, offer_bytes)
+    return Hardware(
+        cores=usable_cores(limits.cores),
+        memory_bytes=total_bytes,
+        memory_free_bytes=free_bytes,
+        cpu=cpu_name(),
+        isa=kernel_isa(),
+        gpus=gpus(),
+        os=f"{platform.system()} {platform.release()} {platform.machine()}",
+        flops_per_s=measure_flops_per_s(),
+    )
+
+
+def memory(limits: Limits, offer_bytes: int | None = None) -> tuple[int, int]:
+    """(total, free) bytes that runs may use: the machine's, within the control group, within the offer."""
+    machine = psutil.virtual_memory()
+    total = min(value for value in (machine.total, limits.memory_bytes, offer_bytes) if value is not None)
+    free = min(machine.available, total)
+    if limits.memory_bytes is not None:
+        free = min(free, max(limits.memory_bytes - limits.memory_used_bytes, 0))
+    return total, free
+
+
+def usable_cores(quota: float | None) -> int:
+    """Cores that this process may run on at once: its affinity, and the quota of its control group."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(logical=True)
+    cores = affinity or 1
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def cgroup_limits(mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Limits:
+    """The tightest limits from this process's control group up to the root (version 2 of the interface)."""
+    path = _cgroup_path(own)
+    cores: float | None = None
+    memory_bytes: int | None = None
+    used_bytes = 0
+    if path is None:
+        return Limits(None, None, 0)
+    for group in (mounted / path, *(mounted / path).parents):
+        if not group.is_relative_to(mounted):
+            break
+        quota = _read(group / "cpu.max").split()
+        if len(quota) == 2 and quota[0] != "max":
+            allowed = int(quota[0]) / int(quota[1])
+            cores = allowed if cores is None else min(cores, allowed)
+        most = _read(group / "memory.max")
+        if most.isdigit() and (memory_bytes is None or int(most) < memory_bytes):
+            memory_bytes = int(most)
+            # page cache counts as used there, but is given back when somebody needs it
+            used_bytes = int(_read(group / "memory.current") or 0) - _inactive_file_bytes(group)
+    return Limits(cores, memory_bytes, max(used_bytes, 0))
+
+
+def cpu_name(info: Path = Path("/proc/cpuinfo")) -> str:
+    for line in _read(info).splitlines():
+        if line.lower().startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def kernel_isa() -> str:
+    """The instruction set of the compiled kernels; empty when they are not built."""
+    try:
+        return str(importlib.import_module("cyxcore.kernels.cpu").isa())
+    except ImportError:
+        return ""
+
+
+def measure_flops_per_s(budget_s: float = FLOPS_BUDGET_S) -> float:
+    """float32 operations a second in a matrix product (2 n³ each): the best of those within the budget."""
+    import numpy
+
+    square = numpy.full((FLOPS_MATRIX, FLOPS_MATRIX), 0.5, numpy.float32)
+    product = square @ square  # the first one pays for thread start and page faults
+    best_s, end_s = float("inf"), time.perf_counter() + budget_s
+    while (begin_s := time.perf_counter()) < end_s:
+        numpy.matmul(square, square, out=product)
+        best_s = min(best_s, time.perf_counter() - begin_s)
+    return 2 * FLOPS_MATRIX**3 / best_s
+
+
+def gpus() -> list[Gpu]:
+    """NVIDIA devices, by NVML; none without the driver or the optional package nvidia-ml-py."""
+    found = []
+    for nvml, handle, _ in _nvml_devices():
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        found.append(
+            Gpu(
+                name=_text(nvml.nvmlDeviceGetName(handle)),
+                memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                compute_capability=f"{major}.{minor}",
+                driver=_text(nvml.nvmlSystemGetDriverVersion()),
+            )
+        )
+    return found
+
+
+def gpu_metrics() -> list[GpuMetrics]:
+    found = []
+    for nvml, handle, index in _nvml_devices():
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        milliwatts = _try(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle))  # noqa: B023
+        celsius = _try(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))  # noqa: B023
+        busy = _try(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)  # noqa: B023
+        found.append(
+            GpuMetrics(
+                index=index,
+                util_percent=float(busy or 0),
+                memory_used_bytes=memory.used,
+                memory_total_bytes=memory.total,
+                temperature_c=None if celsius is None else float(celsius),
+                power_w=None if milliwatts is None else milliwatts / 1000,
+            )
+        )
+    return found
+
+
+class Meter:
+    """Readings over time. Shares are those since the reading before."""
+
+    def __init__(self, node_id: str, session: str):
+        self._node_id = node_id
+        self._session = session
+        self._before = psutil.cpu_times(percpu=True)
+
+    def read(self, runs: Iterable[RunRef]) -> HardwareMetrics:
+        now = psutil.cpu_times(percpu=True)
+        percents = [busy_percent(a, b) for a, b in zip(self._before, now, strict=False)]
+        self._before = now
+        memory, swap, net = psutil.virtual_memory(), psutil.swap_memory(), psutil.net_io_counters()
+        return HardwareMetrics(
+            node_id=self._node_id,
+            session=self._session,
+            runs=list(runs),
+            cpu=CpuMetrics(per_core_percent=percents, frequency_mhz=frequency_mhz(), temperature_c=temperature_c()),
+            gpus=gpu_metrics(),
+            ram_used_bytes=memory.total - memory.available,
+            ram_total_bytes=memory.total,
+            swap_used_bytes=swap.used,
+            swap_total_bytes=swap.total,
+            net_sent_bytes=net.bytes_sent if net else 0,
+            net_received_bytes=net.bytes_recv if net else 0,
+            net_connections=tcp_connections(),
+        )
+
+
+def busy_percent(before: Any, after: Any) -> float:
+    """Share of the time between two psutil.cpu_times() of a core in which it did not idle, 0 to 100."""
+    # guest time is contained in user time, so it is not added again
+    names = [name for name in after._fields if not name.startswith("guest")]
+    total_s = sum(getattr(after, name) - getattr(before, name) for name in names)
+    idle_s = sum(getattr(after, name) - getattr(before, name) for name in ("idle", "iowait") if name in names)
+    return 0.0 if total_s <= 0 else round(min(max(100 * (1 - idle_s / total_s), 0.0), 100.0), 1)
+
+
+def frequency_mhz() -> float:
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, NotImplementedError, RuntimeError):
+        return 0.0
+    return float(frequency.current) if frequency else 0.0
+
+
+def temperature_c() -> float | None:
+    """The hottest CPU sensor; None when there is none to read."""
+    read = getattr(psutil, "sensors_temperatures", None)  # not on every system
+    sensors: dict[str, Any] = read() if read else {}
+    celsius = [entry.current for name in TEMPERATURE_SENSORS for entry in sensors.get(name, [])]
+    return max(celsius, default=None)
+
+
+def tcp_connections(sockstat: Path = Path("/proc/net/sockstat")) -> int:
+    """TCP sockets in use on this machine; 0 where the system keeps it from us."""
+    for line in _read(sockstat).splitlines():
+        words = line.split()
+        if words[:2] == ["TCP:", "inuse"]:
+            return int(words[2])
+    if sys.platform == "linux":
+        return 0
+    try:
+        return len(psutil.net_connections("tcp"))
+    except psutil.AccessDenied:
+        return 0
+
+
+def _nvml_devices() -> Iterator[tuple[Any, Any, int]]:
+    """(module, handle, index) of every device NVML shows; nothing without package or driver."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception as error:  # NVMLError is a class of the optional package
+        if isinstance(error, ImportError) or type(error).__module__ == "pynvml":
+            return
+        raise
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            yield nvml, nvml.nvmlDeviceGetHandleByIndex(index), index
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _try(nvml: Any, read: Any) -> Any:
+    """A reading, or None: some devices (parts of one, virtual ones) do not offer every sensor."""
+    with contextlib.suppress(nvml.NVMLError):
+        return read()
+    return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _cgroup_path(own: Path) -> str | None:
+    for line in _read(own).splitlines():
+        if line.startswith("0::/"):
+            return line[4:]
+    return None
+
+
+def _inactive_file_bytes(group: Path) -> int:
+    for line in _read(group / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "inactive_file":
+            return int(value)
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,82 @@
+"""Where a node lives: its folder, its name, its key. One process at a time."""
+
+import fcntl
+import os
+import re
+import shutil
+from pathlib import Path
+
+from cyxnet import identity
+from cyxnet.wallet import Wallet
+from cyxnode.errors import NodeError
+
+NAME_BYTES = 50  # "-" and ten digits of the key follow it in the node id, which has at most 63
+
+
+class Home:
+    """A locked node folder. The lock goes with the process, however it ends."""
+
+    def __init__(self, folder: Path, name: str, lock_fd: int):
+        self.folder = folder
+        self.name = name
+        self._lock_fd = lock_fd
+        self.key = identity.load_or_create(folder / "key")
+        self.node_id = f"{slug(name)}-{self.key.short_id}"
+        self.wallet_address = Wallet(self.key.child("wallet")).address
+        self.cache_folder = folder / "cache"
+        self.work_folder = folder / "work"
+        shutil.rmtree(self.work_folder, ignore_errors=True)  # what a killed node left
+
+    def close(self) -> None:
+        os.close(self._lock_fd)
+
+
+def open_home(network_folder: Path, name: str | None) -> Home:
+    """The home of the named node, or of the first of node-1, node-2, … that no process uses.
+
+    Raises NodeError when the name is no name, is in use, or the folder cannot be written.
+    """
+    nodes = network_folder / "nodes"
+    if name is not None:
+        folder = nodes / slug(name)
+        lock_fd = _lock(folder)
+        if lock_fd is None:
+            raise NodeError(
+                f"a node named {name!r} runs already (process {_owner(folder)}); "
+                "choose another --name, or leave it out to take a free one"
+            )
+        return Home(folder, name, lock_fd)
+    number = 1
+    while (lock_fd := _lock(nodes / f"node-{number}")) is None:
+        number += 1
+    return Home(nodes / f"node-{number}", f"node-{number}", lock_fd)
+
+
+def slug(name: str) -> str:
+    """A name as a part of ids, subjects and paths: lower-case letters, digits and single dashes."""
+    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:NAME_BYTES].rstrip("-")
+    if not text:
+        raise NodeError(f"--name: expected a name with a letter or digit (a-z, 0-9), got {name!r}")
+    return text
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None when another process has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise NodeError(f"{folder}: cannot be used ({error.strerror}); choose another --dir") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def _owner(folder: Path) -> str:
+    text = (folder / "lock").read_text().strip()
+    return text if text.isdigit() else "unknown"

@@ -1,0 +1,255 @@
+"""The agent's side of training processes: keep one warm, give it an order, hear what it says, know how it died."""
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from msgspec import Struct
+
+import cyxcore
+from cyxnet.codec import BadMessage
+from cyxnode.errors import NodeError
+from cyxnode.pipe import MAX_FRAME_BYTES, Done, Failed, Order, Ready, Said, frame, read_said
+
+log = logging.getLogger(__name__)
+
+STDERR_LINES_KEPT = 8
+STDERR_LINE_BYTES = 2000
+READY_TIMEOUT_S = 120.0  # importing on a cold disk
+REFILL_DELAY_S = 1.0  # leaves a short run the whole machine; a long one hardly notices its successor warm up
+TRAIN_COMMAND = (sys.executable, "-P", "-m", "cyxnode.train")
+
+
+class Launch(Struct, frozen=True, kw_only=True):
+    """How training processes are started. `command` gets the agent's pid as its last argument."""
+
+    work_folder: Path
+    command: tuple[str, ...] = TRAIN_COMMAND
+    niceness: int = 0
+
+
+class TrainingProcess:
+    """One training process with a folder of its own, which goes when the process goes."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path):
+        self.folder = folder
+        self._ready: Ready | None = None
+        self._process = process
+        self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES_KEPT)
+        self._listening = asyncio.create_task(self._keep_last_words())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ready(self) -> Ready:
+        """What it said when it was warm."""
+        assert self._ready, "ready is known only after wait_ready()"
+        return self._ready
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @classmethod
+    async def start(cls, launch: Launch) -> "TrainingProcess":
+        folder = launch.work_folder / secrets.token_hex(8)
+        folder.mkdir(parents=True, mode=0o700)
+        command = [*launch.command, str(os.getpid())]
+        if launch.niceness:
+            command = ["nice", "-n", str(launch.niceness), *command]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=folder,
+                env=scrubbed_environment(folder),
+                limit=MAX_FRAME_BYTES,
+                start_new_session=True,  # a group of its own: Ctrl-C passes it by, a kill takes all of it
+            )
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise NodeError(f"cannot start {command[0]}: {error.strerror}; is it still installed?") from None
+        return cls(process, folder)
+
+    async def wait_ready(self) -> Ready:
+        """Until it is warm. Raises NodeError when it fails instead: then this node cannot train."""
+        try:
+            said = await asyncio.wait_for(self._next(), READY_TIMEOUT_S)
+        except TimeoutError:
+            said = Failed(code="slow", message=f"not warm within {READY_TIMEOUT_S:g} s", deterministic=False)
+        if isinstance(said, Ready):
+            self._ready = said
+            return said
+        await self.close()
+        why = said.message if isinstance(said, Failed) else f"it said {type(said).__name__} first"
+        raise NodeError(f"training does not work on this node: {why}")
+
+    async def train(self, order: Order) -> AsyncIterator[Said]:
+        """All that the process says about the order. The last message is Done or Failed, whatever happens."""
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(frame(order))
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is dead: the next read says how
+        while True:
+            said = await self._next()
+            yield said
+            if isinstance(said, (Done, Failed)):
+                return
+
+    async def wait_end(self) -> int:
+        """Until it is dead. Returns its exit status, or minus the signal's number."""
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        """End it and everything it started, at once."""
+        if self.alive:  # else its number may be somebody else's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Nothing is left of it afterwards: no process, no pipe, no folder."""
+        self.kill()
+        await self._process.wait()
+        await self._listening
+        assert self._process.stdin
+        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await self._process.stdin.wait_closed()
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+    async def _next(self) -> Said:
+        """The next message, or a Failed that says how the process ended or what it garbled."""
+        assert self._process.stdout
+        try:
+            said = await read_said(self._process.stdout)
+        except BadMessage as error:
+            self.kill()
+            return Failed(
+                code="process_garbled",
+                message=f"the training process said something that is not a message: {error}"[:2000],
+                deterministic=False,
+            )
+        if said is not None:
+            return said
+        # its pipe is closed: it is dead or as good as dead
+        try:
+            await asyncio.wait_for(self._process.wait(), 1.0)
+        except TimeoutError:
+            self.kill()
+        status = await self._process.wait()
+        await self._listening
+        return Failed(code="process_died", message=describe_end(status, list(self._stderr)), deterministic=False)
+
+    async def _keep_last_words(self) -> None:
+        assert self._process.stderr
+        while True:
+            try:
+                line = await self._process.stderr.readline()
+            except ValueError:  # a line longer than the stream's limit: not worth keeping
+                continue
+            if not line:
+                return
+            text = line[:STDERR_LINE_BYTES].decode(errors="replace").rstrip()
+            log.debug("training process %d: %s", self.pid, text)
+            self._stderr.append(text)
+
+
+class Pool:
+    """Keeps one training process warm. take() hands it out and has another one warmed up a little later."""
+
+    def __init__(self, launch: Launch):
+        self._launch = launch
+        self._warming: asyncio.Task[TrainingProcess] | None = None
+        self._refill: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def warm_up(self) -> None:
+        """Begin to warm up a process unless one is warm or on its way."""
+        if self._refill:
+            self._refill.cancel()
+            self._refill = None
+        if self._warming is None and not self._closed:
+            self._warming = asyncio.create_task(self._warm())
+
+    async def wait_warm(self) -> TrainingProcess:
+        """The process that the next take() hands out, once it is warm. Raises NodeError when none can be."""
+        self.warm_up()
+        assert self._warming
+        return await asyncio.shield(self._warming)
+
+    async def take(self) -> TrainingProcess:
+        """A warm process that has not been killed while it waited. The caller closes it."""
+        while True:
+            self.warm_up()
+            warming = self._warming
+            assert warming
+            try:
+                process = await asyncio.shield(warming)
+            finally:
+                if self._warming is warming and warming.done():
+                    self._warming = None  # taken, or failed: the next caller tries anew
+            self._refill = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self.warm_up)
+            if process.alive:
+                return process
+            await process.close()
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._refill:
+            self._refill.cancel()
+        if self._warming:
+            self._warming.cancel()
+            with contextlib.suppress(asyncio.CancelledError, NodeError):
+                await (await self._warming).close()
+
+    async def _warm(self) -> TrainingProcess:
+        process = await TrainingProcess.start(self._launch)
+        try:
+            await process.wait_ready()
+        except asyncio.CancelledError:
+            await process.close()
+            raise
+        return process
+
+
+def scrubbed_environment(folder: Path) -> dict[str, str]:
+    """What a training process may know of our environment: where programs and packages are, nothing more."""
+    packages = Path(cyxcore.__path__[0]).parent
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": str(packages),
+        "PYTHONNOUSERSITE": "1",
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "LANG": "C.UTF-8",
+        "OPENBLAS_NUM_THREADS": "1",  # our kernels have threads of their own
+    }
+
+
+def describe_end(status: int, last_words: list[str]) -> str:
+    """How a process ended, for a person. status: exit status, or minus the signal's number."""
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        how = f"was killed by {name}"
+        how += " (the machine may be out of memory)" if status == -signal.SIGKILL else ""
+    else:
+        how = f"ended with exit status {status} before it was done"
+    said = "; its last words: " + " | ".join(last_words) if last_words else ""
+    return f"the training process {how}{said}"[:2000]

@@ -1,0 +1,226 @@
+"""The training process: `python -m cyxnode.train`, started by the agent and spoken to through its pipes.
+
+It is started before there is a job and makes itself warm: imports, kernels, and one tiny model trained to the
+end, so that the first step of a real job comes at once. Then it trains exactly one job and ends.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cyxcore.errors import CyxError, DataError, DivergedError, KernelError, MissingExtra
+from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec, TrainingSummary
+from cyxnode import sandbox
+from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Order, Ready, Said
+
+BATCH_INTERVAL_S = 0.25  # at most four batches a second are told, besides the very first
+OF_THIS_NODE = (KernelError, MissingExtra)  # another node may well have the kernel or the package
+
+Metrics = BatchMetrics | EpochMetrics
+Train = Callable[[Order], Iterator[Said]]
+
+
+def main() -> int:
+    channel = take_pipes()
+    started_s = time.perf_counter()
+    try:
+        isolated = sandbox.isolate(parent_pid=int(sys.argv[1]))
+    except ProcessLookupError:
+        return 0
+    try:
+        isa = rehearse()
+        warm_ms = (time.perf_counter() - started_s) * 1000
+        channel.send(Ready(isolated=isolated, warm_ms=warm_ms, isa=isa))
+    except CyxError as error:
+        channel.send(_failure(error))
+        return 1
+    except BrokenPipeError:
+        return 0
+    return serve(channel, train)
+
+
+def serve(channel: Channel, train: Train) -> int:
+    """Take one order, train it, tell everything. Returns the exit status.
+
+    Errors of the world become Failed; a bug of ours ends it with a traceback, which the agent reports.
+    """
+    order = channel.receive()
+    if order is None:
+        return 0
+    try:
+        sandbox.limit(order.memory_bytes, order.file_bytes)
+        for said in throttle(train(order), time.monotonic):
+            channel.send(said)
+    except CyxError as error:
+        channel.send(_failure(error))
+    except MemoryError:
+        channel.send(_out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
+    except BrokenPipeError:  # the agent is gone, and with it everyone who wants to know
+        return 0
+    return 0
+
+
+def train(order: Order) -> Iterator[Said]:
+    """Read the data, make the graph, train, save the model. Yields all that happens, Done last."""
+    from cyxcore import data, layers, model, training
+
+    _set_up_device(order.device, order.threads)
+    loss, scaling = order.training.loss, order.data.normalize
+    dataset = data.load(Path(order.data_path), order.data, loss=loss, seed=order.training.seed)
+    check_facts(order, len(dataset.x_train) + len(dataset.x_val), list(dataset.x_train.shape[1:]))
+    regression = dataset.task == "regression" and scaling != "none"
+    graph = layers.build(order.model, normalize=scaling, denormalize=regression)
+    trainer = training.Trainer(graph, dataset, order.training, weights=initial_weights(order), device=order.device)
+    summary = None
+    for said in trainer.run():
+        if isinstance(said, TrainingSummary):
+            summary = finite(said)
+        elif isinstance(said, EpochMetrics):
+            yield Epoch(metrics=finite(said))
+        else:
+            yield Batch(metrics=finite(said))
+    assert summary is not None, "the trainer ended without a summary"
+    model.save_model(
+        order.out_path,
+        graph,
+        trainer.weights,
+        history=trainer.history,
+        classes=dataset.classes,
+        feature_names=dataset.feature_names,
+        loss=loss,
+        summary=summary,
+    )
+    yield Done(summary=summary, graph_sha256=graph.sha256)
+
+
+def initial_weights(order: Order) -> Any:
+    """The parameters to begin with; None: they are drawn from the graph's initialisers and the seed."""
+    from cyxcore import safetensors
+
+    return safetensors.load(Path(order.weights_path))[0] if order.weights_path else None
+
+
+def check_facts(order: Order, rows: int, input_shape: list[int]) -> None:
+    """The same bytes must read the same on both sides: raises DataError when they do not."""
+    expected = (order.expected_rows, order.expected_input_shape)
+    if expected[0] is not None and expected != (rows, input_shape):
+        raise DataError(
+            f"dataset: the submitter read {expected[0]} rows of shape {expected[1]}, this node reads "
+            f"{rows} rows of shape {input_shape}; submit again with the same version of cyx on both sides"
+        )
+
+
+def throttle(messages: Iterator[Said], clock: Callable[[], float]) -> Iterator[Said]:
+    """The very first batch, then a batch when the last told one is BATCH_INTERVAL_S old; all else at once."""
+    told_s = -math.inf
+    for said in messages:
+        if isinstance(said, Batch):
+            now_s = clock()
+            if now_s - told_s < BATCH_INTERVAL_S:
+                continue
+            told_s = now_s
+        yield said
+
+
+def finite(metrics: Any) -> Any:
+    """Metrics that JSON can hold. A loss that is NaN or infinite raises DivergedError; such a score is left out."""
+    changes: dict[str, float | None] = {}
+    for field in msgspec.structs.fields(metrics):
+        value = getattr(metrics, field.name)
+        if not isinstance(value, float) or math.isfinite(value):
+            continue
+        if field.name.endswith("loss"):
+            at = f" in epoch {metrics.epoch}" if hasattr(metrics, "epoch") else ""
+            raise DivergedError(
+                f"{field.name} became {value}{at}: expected a finite number; lower learning_rate or scale the data"
+            )
+        changes[field.name] = None if field.default is None else 0.0
+    return msgspec.structs.replace(metrics, **changes) if changes else metrics
+
+
+def rehearse(folder: Path = Path(), device: str = "cpu") -> str:
+    """Train a tiny model in `folder`, so that a real job meets nothing cold. Returns the kernels' ISA."""
+    table, model = folder / "rehearsal.csv", folder / "rehearsal.cyxmodel"
+    rows = [f"{(row * 7) % 5},{(row * 3) % 4},{row % 2}" for row in range(16)]
+    table.write_text("a,b,label\n" + "\n".join(rows) + "\n")
+    layer_list: list[dict[str, Any]] = [
+        {"kind": "Linear", "out_features": 4},
+        {"kind": "ReLU"},
+        {"kind": "Linear", "out_features": 2},
+    ]
+    order = Order(
+        model=ModelSpec(input=[2], layers=layer_list),
+        data=DataSpec(),
+        training=TrainingSpec(epochs=1, batch_size=8),
+        device=device,
+        data_path=str(table),
+        out_path=str(model),
+        threads=1,
+        memory_bytes=0,
+        file_bytes=0,
+    )
+    try:
+        for _ in train(order):
+            pass
+    finally:
+        table.unlink(missing_ok=True)
+        model.unlink(missing_ok=True)
+    return _kernel_isa(device)
+
+
+def _set_up_device(name: str, threads: int) -> None:
+    """Raises KernelError when this node has no such device."""
+    from cyxcore import device
+
+    if name not in device.DEVICES:
+        raise KernelError(f"this node trains on {', '.join(device.DEVICES)}, the job needs {name}")
+    kernels = getattr(device.backend(name), "kernels", None)
+    if kernels:
+        kernels.set_num_threads(threads)
+
+
+def _kernel_isa(device_name: str) -> str:
+    from cyxcore import device
+
+    kernels = getattr(device.backend(device_name), "kernels", None)
+    return kernels.isa() if kernels else device_name
+
+
+def _failure(error: CyxError) -> Failed:
+    if _ran_out_of_memory(error):
+        return _out_of_memory(str(error))
+    deterministic = not isinstance(error, OF_THIS_NODE)
+    return Failed(code=error.code[:64], message=str(error)[:2000], deterministic=deterministic)
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this error, or one that it was made from, is about memory (DuckDB has a class of its own)."""
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":
+            return True
+        error = error.__context__
+    return False
+
+
+def _out_of_memory(what: str) -> Failed:
+    advice = "lower training.batch_size, or ask for more with memory in [needs]"
+    said = f"the job needs more memory than it may take on this node ({what}); {advice}"
+    return Failed(code="out_of_memory", message=said[:2000], deterministic=False)
+
+
+def take_pipes() -> Channel:
+    """The process's stdin and stdout for the channel alone: what a library prints goes to stderr instead."""
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return Channel(read_fd, write_fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Builds the compiled parts. Everything else about the project is in pyproject.toml.
+
+One binary serves every machine: each instruction set has its own C file that turns its features on by itself, so no
+flag here names a processor. `-ffp-contract=off` and the absence of fast-math are part of what the results mean
+(cyx-exact/1); `-fno-math-errno` and `-fno-trapping-math` only drop side effects, never change a value.
+"""
+
+import glob
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = "cyxcore/kernels"
+
+cpu = Extension(
+    "cyxcore.kernels.cpu",
+    sources=[f"{KERNELS}/cpu.pyx", *sorted(glob.glob(f"{KERNELS}/src/*.c"))],
+    depends=sorted(glob.glob(f"{KERNELS}/src/*.[hi]*")),
+    include_dirs=[f"{KERNELS}/src", numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+    extra_compile_args=[
+        "-O2",
+        "-ftree-vectorize",
+        "-fvect-cost-model=dynamic",
+        "-std=gnu11",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-g0",
+    ],
+    libraries=["m", "pthread"],
+)
+
+
+
+class BuildInParallel(build_ext):
+    """One compiler process per core: setuptools compiles the sources of an extension one after another."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_all = self.compiler.compile
+
+        def compile_each(sources: list[str], *args: Any, **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                jobs = [pool.submit(compile_all, [source], *args, **options) for source in sources]
+                return [name for job in jobs for name in job.result()]
+
+        self.compiler.compile = compile_each
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler.compile = compile_all
+
+
+setup(
+    ext_modules=cythonize([cpu], compiler_directives={"language_level": 3}),
+    cmdclass={"build_ext": BuildInParallel},
+)

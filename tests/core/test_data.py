@@ -1,0 +1,739 @@
+"""Datasets: what loads, how rows are held out, and how each defect is told."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cyxcore.data import check_labels, detect_format, inspect, load, pack, pack_images, task_of
+from cyxcore.data.split import shuffled, split
+from cyxcore.errors import DataError, MissingExtra, SpecError
+from cyxcore.spec import DataSpec
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROWS = [(float(i), float(i * i % 7), "ab"[i % 2]) for i in range(10)]
+
+
+def csv_file(folder: Path, text: str | bytes, name: str = "data.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def jsonl_file(folder: Path, *rows: Any) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    return csv_file(folder, "\n".join(lines) + "\n", "data.jsonl")
+
+
+def parquet_file(folder: Path, columns: Mapping[str, Any]) -> Path:
+    pq.write_table(pa.table(dict(columns)), folder / "data.parquet")
+    return folder / "data.parquet"
+
+
+def npz_file(folder: Path, **arrays: Any) -> Path:
+    np.savez_compressed(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def raw_npz(
+    folder: Path, members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED
+) -> Path:
+    with zipfile.ZipFile(folder / "raw.npz", "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return folder / "raw.npz"
+
+
+def npy_bytes(header: str, data: bytes = b"") -> bytes:
+    text = header.encode("latin-1")
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def head(descr: str, shape: str) -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def told(call: Callable[[], object]) -> str:
+    with pytest.raises(DataError) as caught:
+        call()
+    return str(caught.value)
+
+
+def csv_error(folder: Path, text: str | bytes, **spec: Any) -> str:
+    path = csv_file(folder, text)
+    message = told(lambda: load(path, DataSpec(**spec)))
+    assert message == told(lambda: inspect(path, DataSpec(**spec)))  # the client hears what the node would
+    return message
+
+
+# ------------------------------------------------------------------------------------ what loads
+
+
+def test_the_digits_have_1797_rows_of_64_pixels_and_ten_classes() -> None:
+    info = inspect(EXAMPLES / "digits.csv", DataSpec())
+    assert (info.rows, info.input_shape, info.classes) == (1797, [64], [str(digit) for digit in range(10)])
+
+
+def test_the_diabetes_target_is_a_column_of_float32() -> None:
+    data = load(EXAMPLES / "diabetes.csv", DataSpec(target="progression"), loss="mse")
+    assert (data.y_train.shape, data.y_train.dtype, data.classes) == ((354, 1), np.float32, None)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.toml")))
+def test_every_example_job_names_data_that_can_be_trained_on(name: str) -> None:
+    job = tomllib.loads((EXAMPLES / name).read_text())
+    options = job["data"]
+    path = EXAMPLES / options.pop("path")
+    spec = DataSpec(format=detect_format(path), **options)
+    info = inspect(path, spec, loss=job["training"]["loss"])
+    check_labels(info, job["model"]["layers"][-1]["out_features"], loss=job["training"]["loss"])
+
+
+@pytest.fixture(params=["csv", "jsonl", "parquet"])
+def same_table(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, DataSpec]:
+    """ROWS in each of the table formats."""
+    columns = {
+        "u": [row[0] for row in ROWS],
+        "v": [row[1] for row in ROWS],
+        "label": [row[2] for row in ROWS],
+    }
+    write: dict[str, Callable[[], Path]] = {
+        "csv": lambda: csv_file(
+            tmp_path, "u,v,label\n" + "".join(f"{u},{v},{label}\n" for u, v, label in ROWS)
+        ),
+        "jsonl": lambda: jsonl_file(tmp_path, *({"u": u, "v": v, "label": label} for u, v, label in ROWS)),
+        "parquet": lambda: parquet_file(tmp_path, columns),
+    }
+    return write[request.param](), DataSpec(format=request.param)
+
+
+def test_each_table_format_gives_the_same_arrays(same_table: tuple[Path, DataSpec]) -> None:
+    data = load(*same_table, seed=3)
+    train, held = split("", 10, np.array([0, 1] * 5), 0.2, 3)
+    expected = np.array([row[:2] for row in ROWS], np.float32)
+    np.testing.assert_array_equal(data.x_train, expected[train])
+    np.testing.assert_array_equal(data.x_val, expected[held])
+    np.testing.assert_array_equal(data.y_train, np.array([0, 1] * 5)[train])
+    assert (data.classes, data.feature_names, data.x_train.dtype, data.y_train.dtype) == (
+        ["a", "b"], ["u", "v"], np.float32, np.int64,
+    )  # fmt: skip
+
+
+def test_features_come_in_the_order_asked_for(same_table: tuple[Path, DataSpec]) -> None:
+    path, spec = same_table
+    data = load(path, DataSpec(format=spec.format, features=["v", "u"], validation=0.0))
+    np.testing.assert_array_equal(data.x_train[:, 1], [row[0] for row in ROWS])
+
+
+def test_an_ignored_column_may_hold_anything(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "id,u,label\nx1,1,a\n,2,b\n")
+    assert inspect(path, DataSpec(ignore=["id"], validation=0.0)).feature_names == ["u"]
+
+
+def test_a_constant_column_is_data(tmp_path: Path) -> None:
+    assert inspect(csv_file(tmp_path, "u,label\n1,a\n1,b\n1,a\n1,b\n"), DataSpec()).rows == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffu,label\n1,a\n2,b\n",
+        "u,label\r\n1,a\r\n2,b\r\n",
+        "u;label\n1;a\n2;b\n",
+        "u\tlabel\n1\ta\n2\tb",
+        '"u","label"\n"1","a"\n"2","b"\n',
+        "u , label\n 1 , a \n2,b\n\n",
+    ],
+    ids=["byte order mark", "CRLF", "semicolons", "tabs, no last newline", "quotes", "spaces"],
+)
+def test_common_dialects_of_csv_read_alike(tmp_path: Path, text: str) -> None:
+    data = load(csv_file(tmp_path, text), DataSpec(validation=0.0))
+    assert (data.x_train.tolist(), data.y_train.tolist(), data.classes) == (
+        [[1.0], [2.0]],
+        [0, 1],
+        ["a", "b"],
+    )
+
+
+def test_a_csv_column_keeps_the_name_that_only_its_case_tells_apart(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "U,u,label\n1,2,a\n3,4,b\n")
+    assert load(path, DataSpec(features=["u"], validation=0.0)).x_train.tolist() == [[2.0], [4.0]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["1.0", "2", "1"], ["1", "2"]),
+        (["b", "10", "9"], ["10", "9", "b"]),
+        (["é", "z", "Z"], ["Z", "z", "é"]),
+    ],
+    ids=["numbers by value", "1.0 is 1", "else by text", "by code point"],
+)
+def test_classes_have_one_order(tmp_path: Path, labels: list[str], classes: list[str]) -> None:
+    path = csv_file(tmp_path, "u,label\n" + "".join(f"0,{label}\n" for label in labels))
+    data = load(path, DataSpec(validation=0.0))
+    assert data.classes == classes
+    assert [classes[index] for index in data.y_train] == [label.removesuffix(".0") for label in labels]
+
+
+def test_a_name_with_a_quote_is_read_and_not_run(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "u,label\n1,a\n2,b\n", "it's; DROP TABLE x--.csv")
+    assert inspect(path, DataSpec(validation=0.0)).rows == 2
+
+
+def test_importing_the_data_module_loads_no_numpy_duckdb_or_kernel() -> None:
+    code = (
+        "import sys, cyxcore.data; heavy = ('numpy', 'duckdb', 'PIL', 'psutil', 'cyxcore.kernels');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------ NPZ
+
+
+def test_npz_keeps_the_shape_of_a_sample(tmp_path: Path) -> None:
+    path = npz_file(tmp_path, x=np.zeros((6, 1, 4, 5), np.uint8), y=np.array([0, 1, 2] * 2))
+    info = inspect(path, DataSpec(format="npz"))
+    assert (info.input_shape, info.classes, info.feature_names) == ([1, 4, 5], ["0", "1", "2"], [])
+
+
+def test_npz_class_indices_stay_as_they_are(tmp_path: Path) -> None:
+    path = npz_file(tmp_path, x=np.eye(4), y=np.array([0, 3, 0, 3]))
+    data = load(path, DataSpec(format="npz", validation=0.0))
+    assert (data.y_train.tolist(), data.classes) == ([0, 3, 0, 3], ["0", "1", "2", "3"])
+
+
+def test_npz_names_its_classes_in_an_array_of_text(tmp_path: Path) -> None:
+    path = npz_file(tmp_path, x=np.eye(4), y=np.array([0, 1, 0, 1]), classes=np.array(["cat", "dog"]))
+    assert inspect(path, DataSpec(format="npz")).classes == ["cat", "dog"]
+
+
+def test_npz_takes_text_as_labels(tmp_path: Path) -> None:
+    path = npz_file(tmp_path, x=np.eye(4), label=np.array(["b", "a", "b", "a"]))
+    data = load(path, DataSpec(format="npz", validation=0.0))
+    assert (data.classes, data.y_train.tolist()) == (["a", "b"], [1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "|b1", "<u8", ">i2"])
+def test_npz_numbers_of_any_plain_type_become_float32(tmp_path: Path, dtype: str) -> None:
+    values = np.array([[0, 1], [1, 0], [1, 1]]).astype(dtype)
+    data = load(npz_file(tmp_path, x=values, y=np.array([0, 1, 1])), DataSpec(format="npz", validation=0.0))
+    assert data.x_train.dtype == np.float32
+    assert data.x_train.tolist() == [[0, 1], [1, 0], [1, 1]]
+
+
+def test_npz_in_column_order_reads_as_the_same_array(tmp_path: Path) -> None:
+    values = np.arange(12.0).reshape(4, 3)
+    path = npz_file(tmp_path, x=np.asfortranarray(values), y=np.arange(4.0))
+    data = load(path, DataSpec(format="npz", validation=0.0), loss="mse")
+    assert data.x_train.tolist() == values.tolist()
+    assert data.x_train.flags.c_contiguous
+
+
+def test_npz_may_hold_several_numbers_to_predict(tmp_path: Path) -> None:
+    path = npz_file(tmp_path, x=np.eye(4), y=np.eye(4)[:, :3])
+    assert inspect(path, DataSpec(format="npz"), loss="mse").target_width == 3
+
+
+def test_packing_npy_files_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.eye(4))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 0, 1]))
+    for name in ("one.npz", "two.npz"):
+        pack(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / name)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    assert inspect(tmp_path / "one.npz", DataSpec(format="npz")).rows == 4
+
+
+def test_packing_npy_files_of_different_lengths_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.eye(4))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 0]))
+    message = told(lambda: pack(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "out.npz"))
+    assert "4 rows in 'x' and 3 in 'y'" in message
+    assert not (tmp_path / "out.npz").exists()
+
+
+# ------------------------------------------------------------------------------------ images
+
+
+def picture(path: Path, size: tuple[int, int] = (4, 3), mode: str = "L", value: int = 7) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def test_a_folder_of_images_becomes_channels_rows_and_columns(tmp_path: Path) -> None:
+    folder = tmp_path / "pets"
+    for name in ("dogs/1.png", "cats/2.png", "dogs/2.png", "cats/1.png"):
+        picture(folder / name, value=1 if name.startswith("cats") else 200)
+    (folder / "cats" / ".hidden").write_text("not an image")
+    assert pack_images(folder, None, tmp_path / "pets.npz") == ["cats", "dogs"]
+    data = load(tmp_path / "pets.npz", DataSpec(format="npz", validation=0.0))
+    assert (data.x_train.shape, data.classes, data.y_train.tolist()) == (
+        (4, 1, 3, 4),
+        ["cats", "dogs"],
+        [0, 0, 1, 1],
+    )
+    assert data.x_train[:, 0, 0, 0].tolist() == [1, 1, 200, 200]
+
+
+def test_one_image_in_colour_makes_all_of_them_colour(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "b" / "1.png", mode="RGB")
+    pack_images(tmp_path, (2, 2), tmp_path.parent / f"{tmp_path.name}.npz")
+    info = inspect(tmp_path.parent / f"{tmp_path.name}.npz", DataSpec(format="npz", validation=0.0))
+    assert info.input_shape == [3, 2, 2]
+
+
+def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "b" / "big.png", size=(8, 8))
+    message = told(lambda: pack_images(tmp_path, None, tmp_path / "out.npz"))
+    assert "big.png: expected 4 x 3 pixels" in message and "give a size" in message
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "b" / "1.png")
+    (tmp_path / "b" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    assert "2.png: expected an image" in told(lambda: pack_images(tmp_path, None, tmp_path / "out.npz"))
+
+
+def test_an_image_cut_off_in_the_middle_is_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(noise).save(tmp_path / name / "1.png")
+    whole = (tmp_path / "b" / "1.png").read_bytes()
+    (tmp_path / "b" / "1.png").write_bytes(whole[: len(whole) // 2])
+    assert "b/1.png: expected an undamaged image" in told(
+        lambda: pack_images(tmp_path, None, tmp_path / "o.npz")
+    )
+
+
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "b" / "1.png", size=(20_000, 4_000), mode="1")
+    assert "64,000,000 pixels" in told(lambda: pack_images(tmp_path, (2, 2), tmp_path / "out.npz"))
+
+
+def test_without_pillow_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'cyx\[images\]'"):
+        pack_images(tmp_path, None, tmp_path / "out.npz")
+
+
+# ------------------------------------------------------------------------------------ held-out rows
+
+
+def test_the_rows_held_out_for_a_seed_never_change() -> None:
+    assert shuffled(10, 0).tolist() == [8, 3, 2, 7, 5, 0, 4, 1, 6, 9]
+    assert shuffled(10, 7).tolist() == [7, 3, 1, 2, 4, 0, 5, 6, 9, 8]
+
+
+def test_no_row_is_lost_or_used_twice() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 101)
+    train, held = split("", 101, labels, 0.3, 1)
+    assert sorted([*train, *held]) == list(range(101))
+
+
+def test_every_class_gives_its_share() -> None:
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    _, held = split("", 100, labels, 0.2, 5)
+    assert np.bincount(labels[held]).tolist() == [10, 6, 4]
+
+
+def test_the_shares_add_up_to_the_rows_asked_for() -> None:
+    labels = np.arange(100) % 7
+    assert len(split("", 100, labels, 0.25, 2)[1]) == 25
+
+
+def test_the_only_row_of_a_class_is_trained_on() -> None:
+    labels = np.array([0] * 9 + [1])
+    for seed in range(20):
+        assert 9 in split("", 10, labels, 0.5, seed)[0]
+
+
+@pytest.mark.parametrize("validation", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("labels", [None, np.array([0, 0, 1, 1])], ids=["regression", "classes"])
+def test_each_side_has_a_row(validation: float, labels: np.ndarray | None) -> None:
+    train, held = split("", 4, labels, validation, 0)
+    assert len(train) and len(held)
+
+
+def test_validation_0_holds_out_nothing(same_table: tuple[Path, DataSpec]) -> None:
+    path, spec = same_table
+    data = load(path, DataSpec(format=spec.format, validation=0.0))
+    assert (data.x_train.shape, data.x_val.shape, data.y_val.shape) == ((10, 2), (0, 2), (0,))
+
+
+def test_other_seeds_hold_out_other_rows() -> None:
+    assert split("", 100, None, 0.2, 1)[1].tolist() != split("", 100, None, 0.2, 2)[1].tolist()
+
+
+def test_classes_of_one_row_each_cannot_be_held_out(tmp_path: Path) -> None:
+    assert "at least 2 rows" in csv_error(tmp_path, "u,label\n1,a\n2,b\n3,c\n")
+
+
+# ------------------------------------------------------------------------------------ defects of tables
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "an empty file (0 bytes)"),
+        ("\n\n\n", "only empty lines"),
+        ("u,label\n", "a header and no rows"),
+        ("u,label\n1,a\n", "expected at least 2 rows, got 1 row"),
+        (
+            "u,labl\n1,a\n2,b\n",
+            "expected a column 'label' (data.target), got none by this name; did you mean 'labl'?",
+        ),
+        ("label\na\nb\n", "expected at least 1 column to learn from"),
+        ("u,u,label\n1,2,a\n3,4,b\n", "'u' twice"),
+        ("u,,label\n1,2,a\n3,4,b\n", "a name for column 2"),
+        (
+            "u,label\n1,a\n,b\n3,b\n,a\n",
+            "column 'u', row 2: expected a number, got an empty cell (2 rows like this)",
+        ),
+        ("u,label\n1,a\nnan,b\n", "column 'u', row 2: expected a number, got nan"),
+        ("u,label\n-inf,a\n1,b\n", "column 'u', row 1: expected a number, got -inf"),
+        ("u,label\n1e39,a\n1,b\n", "too large for a 32-bit float"),
+        ("u,label\n1e999,a\n1,b\n", "row 1: expected a number, got 1e999"),
+        ("u,label\n1,a\nred,b\n", "column 'u', row 2: expected a number, got 'red'"),
+        ("u,label\n1,a\n0x10,b\n", "got '0x10'"),
+        ('u,label\n1,a\n"1,5",b\n', "got '1,5'"),
+        ("u,label\n1,a\n2,\n3,b\n4,\n", "column 'label', row 2: expected a label, got an empty cell (2 rows"),
+        ("u,label\n1,a\n2,a\n", "column 'label': expected at least 2 classes, got only 'a' in every row"),
+        ("u,label\n1,1.5\n2,2\n", "row 1: expected whole numbers or names as labels, got 1.5"),
+        ("u,label\n1,1\n2,nan\n3,2\n", "row 2: expected a label, got nan"),
+        ("u,label\n1,a\n2,b\x07\n", "row 2: expected 1 to 200 printable characters"),
+        ("u,label\n1,a\n2\n3,b\n", "row 2: expected 2 cells as in the header, got 1"),
+        ("u,label\n1,a\n2,b,c\n", "row 2: expected 2 cells as in the header, got 3"),
+        ('u,label\n1,a\n2,"b\n3,a\n', "row 2: expected CSV by RFC 4180"),
+        (b"u,label\n1,a\n2,\xe9t\xe9\n", "row 2: expected UTF-8 text, got the byte 0xe9"),
+        ("u,label\n1,a\n2,b\n".encode("utf-16"), "UTF-16 text"),
+        (
+            b"u,label\n1,a\n2,\0b\n",
+            "column 'label', row 2: expected 1 to 200 printable characters, got '\\x00b'",
+        ),
+        ("u,label\r1,a\r2,b\r", "a lone carriage return in line 1"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "a gzip file"),
+        (b"PAR1....PAR1", 'set data.format = "parquet"'),
+        ("x" * (2**24 + 2) + ",label\n", "a longer one (line 1)"),
+        (",".join(f"c{i}" for i in range(20_001)) + "\n", "at most 20,000 columns in a table, got 20,001"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) or len(value) > 50 else repr(value),
+)
+def test_a_defect_of_a_csv_is_told_with_its_place(tmp_path: Path, text: str | bytes, words: str) -> None:
+    message = csv_error(tmp_path, text)
+    assert words in message
+    assert message.startswith(str(tmp_path / "data.csv")[-200:])
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"target": "Label"}, "did you mean 'label'?"),
+        ({"features": ["u", "w"]}, "a column 'w' (data.features)"),
+        ({"ignore": ["idd"]}, "a column 'idd' (data.ignore)"),
+        ({"features": ["u", "u"]}, "'u' more than once"),
+        ({"features": ["u", "label"]}, "'label' also in data.features"),
+        ({"ignore": ["label"]}, "'label' also in data.ignore"),
+        ({"ignore": ["u", "v"]}, "at least 1 column to learn from"),
+        ({"features": []}, "at least 1 column to learn from"),
+    ],
+)
+def test_names_that_do_not_fit_the_table_are_told(tmp_path: Path, spec: dict[str, Any], words: str) -> None:
+    assert words in csv_error(tmp_path, "u,v,label\n1,2,a\n3,4,b\n", **spec)
+
+
+def test_a_number_to_predict_must_be_a_number(tmp_path: Path) -> None:
+    message = csv_error(tmp_path, "u,label\n1,2\n3,tall\n", task="regression")
+    assert "column 'label', row 2: expected a number, got 'tall'" in message
+
+
+def test_a_missing_file_is_told() -> None:
+    assert "expected a file, got nothing by this name" in told(lambda: load("nowhere.csv", DataSpec()))
+
+
+def test_a_folder_points_to_pack_images(tmp_path: Path) -> None:
+    assert "pack_images" in told(lambda: load(tmp_path, DataSpec()))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "a device, pipe or socket" in told(lambda: load(tmp_path / "pipe.csv", DataSpec()))
+
+
+def test_a_path_with_a_zero_byte_is_refused() -> None:
+    assert "expected a readable file" in told(lambda: load("a\0b.csv", DataSpec()))
+
+
+@pytest.mark.parametrize("name", ["data*.csv", "data?.csv", "[d]ata.csv"])
+def test_a_pattern_never_reads_the_files_it_would_match(tmp_path: Path, name: str) -> None:
+    csv_file(tmp_path, "u,label\n1,a\n2,b\n", "data1.csv")
+    path = csv_file(tmp_path, "u,label\n1,a\n2,b\n", name)
+    assert "a path without * ? [" in told(lambda: load(path, DataSpec()))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.csv", "s3://bucket/a.csv", "file:///etc/hostname"])
+def test_a_url_is_only_a_name_of_a_file_that_is_not_there(url: str) -> None:
+    assert "nothing by this name" in told(lambda: load(url, DataSpec()))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["{"], "row 1: expected a JSON object"),
+        (["[1, 2]"], "row 1: expected a JSON object, got a list"),
+        (['{"u": 1, "u": 2, "label": "a"}'], "a key that occurs twice"),
+        ([{"u": 1, "label": "a"}, {"u": "2", "label": "b"}], "'u', row 2: expected a number, got '\"2\"'"),
+        ([{"u": 1, "label": "a"}, {"u": True, "label": "b"}], "row 2: expected a number, got 'true'"),
+        ([{"u": 1, "label": "a"}, {"u": [2], "label": "b"}], "row 2: expected a number, got '[2]'"),
+        ([{"u": 1, "label": "a"}, {"u": None, "label": "b"}], "row 2: expected a number, got an empty cell"),
+        ([{"u": 1, "label": "a"}, {"label": "b"}], "row 2: expected a number, got an empty cell"),
+        ([{"u": 1, "label": "a"}, {"u": 1, "label": "b", "w": 3}], "row 2: expected the keys of the first"),
+        ([{"u": 1, "label": "a"}, {"u": 1, "label": 3}], "row 2: expected text as in row 1, got a number"),
+        ([{"u": 1, "label": "a"}, {"u": 1, "label": {}}], "row 2: expected a label, got '{}'"),
+        ([{"u": 1, "label": "a"}, "", '{"u": 1, "label": '], "row 2: expected a JSON object"),
+        ([{"u": 1, "U": 1, "label": "a"}], "'u' and 'U'"),
+        ([{"u": float("nan"), "label": "a"}, {"u": 1, "label": "b"}], "row 1: expected a number, got"),
+    ],
+)
+def test_a_defect_of_json_lines_is_told_with_its_row(tmp_path: Path, rows: list[Any], words: str) -> None:
+    path = jsonl_file(tmp_path, *rows)
+    assert words in told(lambda: load(path, DataSpec(format="jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            {"u": ["x", "y"], "label": ["a", "b"]},
+            "column 'u': expected a column of numbers, got type VARCHAR",
+        ),
+        ({"u": [[1.0], [2.0]], "label": ["a", "b"]}, "got type DOUBLE[]"),
+        ({"u": [1.0, None], "label": ["a", "b"]}, "column 'u', row 2: expected a number, got an empty cell"),
+        ({"u": [1.0, float("nan")], "label": ["a", "b"]}, "row 2: expected a number, got nan"),
+        ({"u": [1.0, 1e300], "label": ["a", "b"]}, "too large for a 32-bit float"),
+        (
+            {"u": [1.0, 2.0], "label": ["a", None]},
+            "column 'label', row 2: expected a label, got an empty cell",
+        ),
+        ({"u": [1.0, 2.0], "label": [0.5, 1.0]}, "row 1: expected whole numbers or names"),
+        (
+            {"u": [1.0, 2.0], "label": [{"a": 1}, {"a": 2}]},
+            "expected labels: text or whole numbers, got type STRUCT",
+        ),
+        ({"u": pa.array([], pa.float64()), "label": pa.array([], pa.string())}, "a header and no rows"),
+    ],
+)
+def test_a_defect_of_parquet_is_told_with_its_column(
+    tmp_path: Path, columns: dict[str, Any], words: str
+) -> None:
+    path = parquet_file(tmp_path, columns)
+    assert words in told(lambda: load(path, DataSpec(format="parquet")))
+
+
+def test_parquet_that_would_unpack_beyond_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = parquet_file(tmp_path, {"u": np.zeros(1_000_000), "label": np.arange(1_000_000) % 2})
+    assert path.stat().st_size < 200_000
+    message = told(lambda: load(path, DataSpec(format="parquet"), limit_bytes=10_000_000))
+    assert "1,000,000 rows x 1 features" in message
+
+
+# ------------------------------------------------------------------------------------ defects of NPZ
+
+PLAIN = head("'<f4'", "(2, 1)")
+X_2 = npy_bytes(PLAIN, bytes(8))
+Y_2 = npy_bytes(head("'<i8'", "(2,)"), bytes([1]) + bytes(15))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.eye(3)}, "expected an array 'y', got none by this name"),
+        ({"X": np.eye(3), "y": np.arange(3)}, "an array 'x', got none by this name; did you mean 'X'?"),
+        ({"x": np.eye(3), "y": np.arange(2)}, "3 rows in 'x' and 2 in 'y'"),
+        ({"x": np.array(1.0), "y": np.arange(2)}, "an array of 1 to 8 dimensions, got shape ()"),
+        ({"x": np.arange(3.0), "y": np.arange(3)}, "use x.reshape(-1, 1)"),
+        ({"x": np.zeros((3, 0)), "y": np.arange(3)}, "inputs of shape (N, …)"),
+        ({"x": np.eye(1), "y": np.arange(1)}, "at least 2 rows"),
+        ({"x": np.array([["a"], ["b"]]), "y": np.arange(2)}, "array 'x': expected numbers, got text"),
+        ({"x": np.array([[1.0], [np.nan]]), "y": np.arange(2)}, "array 'x', row 2: expected finite numbers"),
+        ({"x": np.array([[1.0], [1e300]]), "y": np.arange(2)}, "got 1e+300 at x[1, 0]"),
+        ({"x": np.eye(2, dtype=complex), "y": np.arange(2)}, "dtype '<c16'"),
+        ({"x": np.eye(2), "y": np.array([0, -1])}, "array 'y', row 2: expected labels from 0 up, got -1"),
+        ({"x": np.eye(2), "y": np.array([0.0, 0.5])}, "row 2: expected whole numbers as labels, got 0.5"),
+        ({"x": np.eye(2), "y": np.array([0.0, np.inf])}, "row 2: expected whole numbers as labels, got inf"),
+        ({"x": np.eye(2), "y": np.array([0, 2**40])}, "row 2: expected labels below 1,000,000"),
+        ({"x": np.eye(2), "y": np.array([2**63, 0], np.uint64)}, "row 1: expected labels below 1,000,000"),
+        ({"x": np.eye(2), "y": np.eye(2)}, "for one-hot rows save y.argmax(axis=1)"),
+        ({"x": np.eye(2), "y": np.array([1, 1])}, "at least 2 classes, got only 1"),
+        ({"x": np.eye(2), "y": np.array([0, 2]), "classes": np.array(["a", "b"])}, "expected labels below 2"),
+        ({"x": np.eye(2), "y": np.array([0, 1]), "classes": np.array(["a", "a"])}, "class names that differ"),
+        ({"x": np.eye(2), "y": np.array([0, 1]), "classes": np.array([1, 2])}, "expected a list of text"),
+        ({"x": np.eye(2), "y": np.array(["a", "b"]), "classes": np.array(["a", "b"])}, "leave out 'classes'"),
+    ],
+)
+def test_a_defect_of_npz_is_told_with_its_array(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+    path = npz_file(tmp_path, **arrays)
+    assert words in told(lambda: load(path, DataSpec(format="npz", validation=0.0)))
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (npy_bytes(head("'|O'", "(2, 1)"), b"cos\nsystem\n"), "dtype '|O'"),
+        (npy_bytes(head("[('a', '<f4')]", "(2,)")), "never read"),
+        (npy_bytes(head("'<f4'", "(1099511627776, 1)"), bytes(10)), "got 10;"),
+        (npy_bytes(PLAIN, bytes(7)), "expected 8 bytes for shape (2, 1) of float32, got 7"),
+        (npy_bytes("__import__('os').system('true')"), "expected a header of a plain array"),
+        (b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little"), "a header of at most 65,536 bytes"),
+        (b"\x93NUMPY\x09\x00", "NPY format 1 to 3"),
+        (b"", "NPY format 1 to 3"),
+        (npy_bytes(head("'<f16'", "(2, 1)"), bytes(32)), "dtype '<f16'"),
+        (npy_bytes(head("'<U0'", "(2, 1)")), "dtype '<U0'"),
+    ],
+)
+def test_a_header_is_never_believed(tmp_path: Path, x: bytes, words: str) -> None:
+    path = raw_npz(tmp_path, [("x.npy", x), ("y.npy", Y_2)])
+    assert words in told(lambda: load(path, DataSpec(format="npz", validation=0.0)))
+
+
+def test_the_archive_these_tests_damage_is_sound(tmp_path: Path) -> None:
+    assert (
+        inspect(
+            raw_npz(tmp_path, [("x.npy", X_2), ("y.npy", Y_2)]), DataSpec(format="npz", validation=0.0)
+        ).rows
+        == 2
+    )
+
+
+def test_a_zip_bomb_is_refused_by_its_size_before_it_is_unpacked(tmp_path: Path) -> None:
+    shape = npy_bytes(head("'<f4'", "(2, 5000000)"), bytes(40_000_000))
+    path = raw_npz(tmp_path, [("x.npy", shape), ("y.npy", Y_2)])
+    assert path.stat().st_size < 100_000
+    message = told(lambda: load(path, DataSpec(format="npz"), limit_bytes=50_000_000))
+    assert "expected at most 47.7 MiB once in memory, got 76.3 MiB" in message
+
+
+def test_a_size_that_deflate_cannot_reach_is_a_lie(tmp_path: Path) -> None:
+    path = raw_npz(tmp_path, [("x.npy", X_2), ("y.npy", Y_2)])
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = (2**31).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert "a size that deflate can reach" in told(lambda: load(path, DataSpec(format="npz")))
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(tmp_path: Path) -> None:
+    path = raw_npz(tmp_path, [("x.npy", X_2), ("y.npy", Y_2)], zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    content[content.index(X_2) + len(X_2) - 1] ^= 1
+    path.write_bytes(content)
+    assert "an undamaged NPZ" in told(lambda: load(path, DataSpec(format="npz", validation=0.0)))
+
+
+def test_the_same_array_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = raw_npz(tmp_path, [("x.npy", X_2), ("x.npy", X_2), ("y.npy", Y_2)])
+    assert "'x' twice" in told(lambda: load(path, DataSpec(format="npz")))
+
+
+def test_a_member_compressed_another_way_is_refused(tmp_path: Path) -> None:
+    path = raw_npz(tmp_path, [("x.npy", X_2), ("y.npy", Y_2)], zipfile.ZIP_LZMA)
+    assert "a stored or deflated array" in told(lambda: load(path, DataSpec(format="npz")))
+
+
+# ------------------------------------------------------------------------------------ formats, tasks, outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("a.csv", "csv"), ("a.TSV", "csv"), ("a.pq", "parquet"), ("a.ndjson", "jsonl"), ("a.npz", "npz")],
+)
+def test_the_name_tells_the_format(tmp_path: Path, name: str, found: str) -> None:
+    assert detect_format(csv_file(tmp_path, "x", name)) == found
+
+
+@pytest.mark.parametrize(
+    ("start", "found"), [(b"PAR1", "parquet"), (b'{"a": 1}', "jsonl"), (b"PK\x03\x04", "npz")]
+)
+def test_a_name_without_an_ending_leaves_the_first_bytes(tmp_path: Path, start: bytes, found: str) -> None:
+    assert detect_format(csv_file(tmp_path, start, "data")) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("a.npy", "cyxcore.data.pack("), ("a.pkl", "never read"), ("a.xyz", "set data.format")],
+)
+def test_a_format_that_does_not_travel_comes_with_a_remedy(tmp_path: Path, name: str, remedy: str) -> None:
+    assert remedy in told(lambda: detect_format(csv_file(tmp_path, "x", name)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "task"), [("cross_entropy", "classification"), ("bce", "classification"), ("mse", "regression")]
+)
+def test_the_loss_tells_the_task(loss: str, task: str) -> None:
+    assert task_of(DataSpec(), loss) == task
+
+
+def test_a_loss_against_the_task_is_refused() -> None:
+    with pytest.raises(SpecError, match='got "mse"'):
+        task_of(DataSpec(task="classification"), "mse")
+
+
+def test_two_sided_loss_needs_two_classes(tmp_path: Path) -> None:
+    path = csv_file(tmp_path, "u,label\n1,a\n2,b\n3,c\n")
+    assert "exactly 2 classes" in told(lambda: load(path, DataSpec(validation=0.0), loss="bce"))
+
+
+@pytest.mark.parametrize(("loss", "outputs"), [("cross_entropy", 9), ("cross_entropy", 1), ("bce", 2)])
+def test_a_model_with_too_few_outputs_is_refused(loss: str, outputs: int) -> None:
+    info = inspect(EXAMPLES / "digits.csv", DataSpec())
+    with pytest.raises(DataError, match="column 'label': expected a model with (10|1) outputs"):
+        check_labels(info, outputs, loss=loss)
+
+
+def test_a_model_may_have_more_outputs_than_there_are_classes() -> None:
+    check_labels(inspect(EXAMPLES / "digits.csv", DataSpec()), 12)
+
+
+def test_regression_needs_one_output_per_number() -> None:
+    info = inspect(EXAMPLES / "diabetes.csv", DataSpec(target="progression"), loss="mse")
+    assert "expected a model with 1 outputs, got 10" in told(lambda: check_labels(info, 10))
+
+
+def test_no_message_repeats_a_long_cell(tmp_path: Path) -> None:
+    assert len(csv_error(tmp_path, "u,label\n1,a\n" + "z" * 100_000 + ",b\n")) < 600
+
+
+def test_pickled_arrays_are_not_unpickled(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(marker),)
+
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.array([[Trap()], [Trap()]], object))
+    path = raw_npz(tmp_path, [("x.npy", stream.getvalue()), ("y.npy", Y_2)])
+    assert "dtype '|O'" in told(lambda: load(path, DataSpec(format="npz")))
+    assert not marker.exists()

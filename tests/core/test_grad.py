@@ -1,0 +1,205 @@
+"""Every gradient rule against central finite differences in float64, on every device."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import functional as F
+from cyxcore.eager import Tensor
+from cyxcore.errors import GradientError, ShapeError
+from cyxcore.grad import NO_GRADIENT, RULES, backward
+from cyxcore.ops import OPS
+from cyxcore.plan import Plan
+from cyxcore.symbols import Builder
+from cyxcore.values import apply
+
+pytestmark = pytest.mark.usefixtures("each_device")
+
+RNG = np.random.default_rng(5)
+
+
+def real(*shape: int, low: float = -2.0, high: float = 2.0) -> np.ndarray:
+    return RNG.uniform(low, high, shape)
+
+
+def apart(*shape: int) -> np.ndarray:
+    """Values far enough apart that a small step changes no order."""
+    count = int(np.prod(shape))
+    return (RNG.permutation(count) * 0.37 - count * 0.17 + 0.05).reshape(shape)
+
+
+CONV = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2}
+PLAIN = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+POOL = {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0)}
+OVER = {"kernel": (3, 3), "stride": (1, 2), "padding": (0, 1)}
+IDX = np.array([[0, 2], [2, 1]])
+
+# (op, inputs, attributes); every float input is checked
+CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
+    *((op, [real(2, 3)], {}) for op in ("neg", "exp", "tanh", "sigmoid", "erf", "square", "sin", "cos")),
+    *((op, [np.array(0.7)], {}) for op in ("neg", "exp", "tanh", "sigmoid", "erf", "square", "sin", "cos")),
+    *((op, [apart(3, 4)], {}) for op in ("abs", "relu")),
+    *((op, [real(5, low=0.3)], {}) for op in ("log", "sqrt")),
+    *((op, [real(2, 3), real(2, 3, low=0.5)], {}) for op in ("add", "sub", "mul", "div")),
+    *((op, [real(2, 1, 3), real(4, 1, low=0.5)], {}) for op in ("add", "sub", "mul", "div")),
+    *((op, [real(), real(0, 2)], {}) for op in ("add", "mul")),
+    ("pow", [real(2, 3, low=0.3), real(3)], {}),
+    *((op, [apart(3, 4), apart(4) + 0.11], {}) for op in ("maximum", "minimum")),
+    ("where", [RNG.random((2, 3)) > 0.5, real(3), real(2, 1)], {}),
+    ("cast", [real(3)], {"dtype": "float64"}),
+    *(
+        (op, [apart(2, 3, 4)], {"axes": axes, "keepdims": keep})
+        for op in ("sum", "mean", "max", "min")
+        for axes, keep in (((), False), ((1,), True), ((0, 2), False), ((0, 1, 2), False))
+    ),
+    ("sum", [real(0, 3)], {"axes": (0,), "keepdims": False}),
+    *(
+        ("matmul", [real(*(3, 2) if ta else (2, 3)), real(*(4, 3) if tb else (3, 4))], {"transpose_a": ta, "transpose_b": tb})
+        for ta in (False, True)
+        for tb in (False, True)
+    ),
+    ("matmul", [real(2, 1, 2, 3), real(4, 3, 2)], {}),
+    ("matmul", [real(3, 2, 4), real(5, 2)], {"transpose_a": True, "transpose_b": True}),
+    ("matmul", [real(0, 3), real(3, 2)], {}),
+    ("reshape", [real(2, 6)], {"shape": (3, -1)}),
+    ("transpose", [real(2, 3, 4)], {"axes": (2, 0, 1)}),
+    ("transpose", [real()], {"axes": ()}),
+    ("broadcast_to", [real(2, 1)], {"shape": (3, 2, 4)}),
+    ("slice", [real(5, 6)], {"starts": (1, 0), "stops": (4, 6), "steps": (1, 1)}),
+    ("slice", [real(5, 7, 2)], {"starts": (0, 1, 0), "stops": (5, 7, 2), "steps": (2, 3, 1)}),
+    ("slice", [real(8)], {"starts": (1,), "stops": (4,), "steps": (3,)}),
+    ("pad", [real(2, 3)], {"pads": ((1, 0), (2, 1)), "value": 0.5}),
+    ("concat", [real(2, 1), real(2, 3), real(2, 2)], {"axis": 1}),
+    ("take", [real(3, 4), IDX], {"axis": 0}),
+    ("take", [real(2, 3, 2), IDX], {"axis": 1}),
+    ("take_grad", [real(2, 2, 4), IDX], {"axis": 0, "size": 3}),
+    ("take_along", [real(3, 4), RNG.integers(0, 3, (5, 4))], {"axis": 0}),
+    ("take_along", [real(2, 3, 2), RNG.integers(0, 3, (2, 4, 2))], {"axis": 1}),
+    ("conv2d", [real(2, 4, 6, 7), real(6, 2, 3, 2)], CONV),
+    ("conv2d", [real(1, 2, 4, 4), real(3, 2, 3, 3)], PLAIN),
+    ("conv2d", [real(0, 2, 4, 4), real(3, 2, 3, 3)], PLAIN),
+    ("conv2d_grad_input", [real(2, 6, 3, 9), real(6, 2, 3, 2)], {**CONV, "input_shape": (2, 4, 6, 7)}),
+    ("conv2d_grad_weight", [real(2, 6, 3, 9), real(2, 4, 6, 7)], {**CONV, "weight_shape": (6, 2, 3, 2)}),
+    ("max_pool2d", [apart(2, 2, 5, 6)], POOL),
+    ("max_pool2d", [apart(1, 2, 5, 5)], OVER),
+    ("avg_pool2d", [real(2, 2, 5, 6)], POOL),
+    ("avg_pool2d", [real(1, 2, 5, 5)], OVER),
+    ("avg_pool2d_grad", [real(2, 2, 3, 3)], {**POOL, "input_shape": (2, 2, 5, 6)}),
+    *((op, [real(2, 3, 4)], {"axis": axis}) for op in ("softmax", "log_softmax") for axis in (0, 1, 2)),
+    ("cross_entropy", [real(4, 3), np.array([2, 0, 1, 1])], {}),
+]  # fmt: skip
+
+
+def numeric(
+    op: str, inputs: list[np.ndarray], attrs: dict[str, Any], weight: np.ndarray, place: int
+) -> np.ndarray:
+    step, x = 1e-6, inputs[place]
+    result = np.zeros_like(x)
+    for at in np.ndindex(*x.shape):
+        values = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[at] += sign * step
+            arrays = [*inputs[:place], moved, *inputs[place + 1 :]]
+            values.append((apply(op, *map(Tensor, arrays), **attrs).numpy() * weight).sum())
+        result[at] = (values[0] - values[1]) / (2 * step)
+    return result
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case[0]}-{'x'.join(str(i.shape) for i in case[1])}"
+)
+def test_a_gradient_is_the_slope(case: tuple[str, list[np.ndarray], dict[str, Any]]) -> None:
+    op, inputs, attrs = case
+    tensors = [Tensor(x, requires_grad=x.dtype == np.float64) for x in inputs]
+    result = apply(op, *tensors, **attrs)
+    weight = np.random.default_rng(0).uniform(-1, 1, result.shape)
+    result.backward(weight)
+    for place, tensor in enumerate(tensors):
+        if tensor.requires_grad:
+            assert tensor.grad is not None
+            expected = numeric(op, inputs, attrs, weight, place)
+            np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=2e-6, atol=2e-7)
+
+
+def test_every_op_has_a_gradient_rule_or_says_it_has_none() -> None:
+    assert set(RULES) | NO_GRADIENT == set(OPS)
+    assert not set(RULES) & NO_GRADIENT
+
+
+def test_every_rule_is_checked() -> None:
+    assert set(RULES) - {case[0] for case in CASES} == {"by_mode"}
+
+
+def test_equal_elements_share_the_gradient_of_max() -> None:
+    x = Tensor([1.0, 3.0, 3.0], requires_grad=True)
+    x.max().backward()
+    assert x.grad is not None and x.grad.tolist() == [0.0, 0.5, 0.5]
+
+
+def test_max_pool_gives_the_gradient_to_the_first_maximum() -> None:
+    x = Tensor(np.ones((1, 1, 2, 2), np.float32), requires_grad=True)
+    F.max_pool2d(x, 2).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [[[[1.0, 0.0], [0.0, 0.0]]]]
+
+
+def test_gradients_add_up_over_uses_and_calls() -> None:
+    x = Tensor([2.0, 3.0], requires_grad=True)
+    (x * x + x).sum().backward()
+    (x * 2.0).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [7.0, 9.0]
+
+
+def test_a_long_chain_needs_no_recursion() -> None:
+    x = start = Tensor(1.0, requires_grad=True)
+    for _ in range(5000):
+        x = x + 1.0
+    x.backward()
+    assert start.grad is not None and start.grad.item() == 1.0
+
+
+def test_no_grad_remembers_nothing() -> None:
+    x = Tensor([1.0], requires_grad=True)
+    with cx.no_grad():
+        y = x * 2.0
+    assert not y.requires_grad and y.is_leaf
+
+
+def test_backward_of_many_elements_needs_a_gradient() -> None:
+    with pytest.raises(GradientError, match="scalar"):
+        (Tensor([1.0, 2.0], requires_grad=True) * 2.0).backward()
+
+
+def test_backward_of_something_without_a_past_is_refused() -> None:
+    with pytest.raises(GradientError, match="requires a gradient"):
+        Tensor(1.0).backward()
+
+
+def test_a_gradient_of_the_wrong_shape_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\(2,\)"):
+        (Tensor([1.0, 2.0], requires_grad=True) * 2.0).backward([1.0, 2.0, 3.0])
+
+
+def test_graph_gradients_are_those_of_the_tape() -> None:
+    x, w = real(4, 3).astype(np.float32), real(2, 3).astype(np.float32)
+    builder = Builder()
+    symbols = builder.input("x", (4, 3)), builder.input("w", (2, 3))
+    loss = F.gelu(F.linear(*symbols)).mean()
+    plan = Plan(builder.graph(*backward(builder, loss, symbols)))
+    plan.inputs["x"][...], plan.inputs["w"][...] = x, w
+    plan.run()
+    tx, tw = Tensor(x, requires_grad=True), Tensor(w, requires_grad=True)
+    F.gelu(F.linear(tx, tw)).mean().backward()
+    assert tx.grad is not None and tw.grad is not None
+    np.testing.assert_allclose(plan.outputs[0], tx.grad.numpy(), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(plan.outputs[1], tw.grad.numpy(), rtol=1e-6, atol=1e-8)
+
+
+def test_a_value_the_loss_ignores_gets_zeros() -> None:
+    builder = Builder()
+    x, unused = builder.input("x", (2,)), builder.input("unused", (3,))
+    plan = Plan(builder.graph(*backward(builder, x.sum(), [unused])))
+    plan.run()
+    assert plan.outputs[0].tolist() == [0.0, 0.0, 0.0]

@@ -1,0 +1,121 @@
+"""Update rules against torch's formulas, eager and inside a plan."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import nn, optim
+from cyxcore.errors import SpecError
+from cyxcore.objectives import training_step
+from cyxcore.plan import Plan
+from cyxcore.spec import OptimizerSpec
+
+pytestmark = pytest.mark.usefixtures("each_device")
+
+GRADIENTS = [np.array([0.5, -2.0, 0.0]), np.array([1.0, 1.0, -0.25]), np.array([-3.0, 0.1, 4.0])]
+START = np.array([1.0, -1.0, 0.5])
+
+
+def sgd(lr: float, momentum: float, decay: float, nesterov: bool) -> np.ndarray:
+    p, buffer = START.copy(), np.zeros(3)
+    for g in GRADIENTS:
+        g = g + decay * p
+        buffer = momentum * buffer + g
+        p = p - lr * (g + momentum * buffer if nesterov else buffer)
+    return p
+
+
+def adam(lr: float, decay: float, decoupled: bool) -> np.ndarray:
+    p, m, v = START.copy(), np.zeros(3), np.zeros(3)
+    for t, g in enumerate(GRADIENTS, 1):
+        if decoupled:
+            p = p * (1 - lr * decay)
+        else:
+            g = g + decay * p
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        p = p - lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return p
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda p: optim.SGD(p, 0.1), sgd(0.1, 0, 0, False)),
+        (lambda p: optim.SGD(p, 0.1, weight_decay=0.2), sgd(0.1, 0, 0.2, False)),
+        (lambda p: optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.2), sgd(0.1, 0.9, 0.2, False)),
+        (
+            lambda p: optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.2, nesterov=True),
+            sgd(0.1, 0.9, 0.2, True),
+        ),
+        (lambda p: optim.Adam(p, 0.1), adam(0.1, 0, False)),
+        (lambda p: optim.Adam(p, 0.1, weight_decay=0.2), adam(0.1, 0.2, False)),
+        (lambda p: optim.AdamW(p, 0.1, weight_decay=0.2), adam(0.1, 0.2, True)),
+    ],
+)
+def test_three_steps_follow_the_formula(make: Any, expected: np.ndarray) -> None:
+    p = cx.tensor(START.astype(np.float32), requires_grad=True)
+    optimizer = make([p])
+    for g in GRADIENTS:
+        p.grad = cx.tensor(g.astype(np.float32))
+        optimizer.step()
+    np.testing.assert_allclose(p.numpy(), expected, rtol=3e-5, atol=1e-6)
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    p = cx.tensor([1.0], requires_grad=True)
+    optim.Adam([p]).step()
+    assert p.tolist() == [1.0]
+
+
+def test_zero_grad_forgets() -> None:
+    p = cx.tensor([1.0], requires_grad=True)
+    (p * 2.0).sum().backward()
+    optim.SGD([p]).zero_grad()
+    assert p.grad is None
+
+
+def test_no_parameters_is_said() -> None:
+    with pytest.raises(SpecError, match="at least one parameter"):
+        optim.Adam([])
+
+
+def test_nesterov_needs_momentum() -> None:
+    with pytest.raises(SpecError, match="nesterov"):
+        optim.SGD([cx.zeros(1)], nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "make"),
+    [
+        (OptimizerSpec(name="sgd", learning_rate=0.1), lambda p: optim.SGD(p, 0.1)),
+        (
+            OptimizerSpec(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+            lambda p: optim.SGD(p, 0.1, 0.9, 0.01, True),
+        ),
+        (OptimizerSpec(name="adam", learning_rate=0.01), lambda p: optim.Adam(p, 0.01)),
+        (
+            OptimizerSpec(name="adamw", learning_rate=0.01, weight_decay=0.1),
+            lambda p: optim.AdamW(p, 0.01, weight_decay=0.1),
+        ),
+    ],
+)
+def test_a_planned_step_is_the_eager_step(spec: OptimizerSpec, make: Any) -> None:
+    cx.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    graph, weights = cx.trace(net, (4,))
+    step = training_step(graph, 6, "cross_entropy", spec)
+    state = {p.name: weights.get(p.name, np.zeros(p.shape, p.dtype)) for p in step.all_parameters}
+    plan, optimizer = Plan(step, state), make(net.parameters())
+    plan.inputs["learning_rate"][...] = spec.learning_rate
+    rng = np.random.default_rng(0)
+    for count in range(1, 4):
+        x, y = rng.normal(size=(6, 4)).astype(np.float32), rng.integers(0, 3, 6)
+        plan.inputs["x"][...], plan.inputs["target"][...], plan.inputs["step"][...] = x, y, count
+        plan.run()
+        optimizer.zero_grad()
+        cx.functional.cross_entropy(net(cx.tensor(x)), cx.tensor(y)).backward()
+        optimizer.step()
+    for name, value in net.state_dict().items():
+        np.testing.assert_allclose(state[name], value, rtol=2e-5, atol=2e-6)

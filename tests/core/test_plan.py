@@ -1,0 +1,277 @@
+"""Passes keep meaning; plans run a graph in one arena with the same bits as op by op."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cyxcore as cx
+from cyxcore.errors import GraphError, KernelError, ShapeError, SpecError
+from cyxcore.graph import Graph
+from cyxcore.layers import build
+from cyxcore.objectives import training_step
+from cyxcore.passes import dead_code, optimise
+from cyxcore.plan import Arena, Plan, schedule
+from cyxcore.spec import OptimizerSpec
+from cyxcore.symbols import Builder, Symbol
+from cyxcore.training import initial_weights
+from cyxcore.values import apply
+
+LAYERS = [
+    {"kind": "Conv2d", "out_channels": 3, "kernel_size": 3}, {"kind": "BatchNorm2d"}, {"kind": "ReLU"}, {"kind": "Dropout"},
+    {"kind": "MaxPool2d", "kernel_size": 2}, {"kind": "Flatten"}, {"kind": "GELU"}, {"kind": "Linear", "out_features": 4},
+]  # fmt: skip
+
+
+def step_graph(optimizer: OptimizerSpec | None = None) -> Graph:
+    return training_step(
+        build(input_shape=[1, 6, 6], layers=LAYERS), 5, "cross_entropy", optimizer or OptimizerSpec()
+    )
+
+
+def run_step(graph: Graph, device: str, optimised: bool, steps: int = 2) -> dict[str, np.ndarray]:
+    state = initial_weights(graph, seed=1)
+    plan = Plan(graph, state, device, optimised)
+    rng = np.random.default_rng(0)
+    plan.inputs["learning_rate"][...] = 0.1
+    for step in range(1, steps + 1):
+        plan.inputs["x"][...] = rng.normal(size=(5, 1, 6, 6))
+        plan.inputs["target"][...] = rng.integers(0, 4, 5)
+        plan.inputs["step"][...] = step
+        plan.key[:] = 3, step
+        plan.run()
+    return {**state, **{f"output {place}": array.copy() for place, array in enumerate(plan.outputs)}}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_the_passes_change_no_bit_of_a_training_step(each_device: str, name: str) -> None:
+    graph = step_graph(OptimizerSpec(name=name, momentum=0.9 if name == "sgd" else 0.0, weight_decay=0.01))
+    plain, fast = run_step(graph, each_device, False), run_step(graph, each_device, True)
+    for key in plain:
+        assert plain[key].tobytes() == fast[key].tobytes(), key
+
+
+def test_a_plan_gives_the_bits_of_op_by_op_execution(each_device: str) -> None:
+    """Every node in an array of its own, nothing reused, updates applied last."""
+    graph = step_graph()
+    expected = initial_weights(graph, seed=1)
+    backend = cx.device.backend(each_device)
+    known = graph.infer(1)
+    rng = np.random.default_rng(0)
+    inputs = {
+        "x": rng.normal(size=(5, 1, 6, 6)),
+        "target": rng.integers(0, 4, 5),
+        "learning_rate": 0.1,
+        "step": 1,
+    }
+    arrays: list[np.ndarray] = []
+    for place, node in enumerate(graph.nodes):
+        shape, dtype = known.shapes[place], known.dtypes[place]
+        if node.op == "param":
+            arrays.append(expected[node.attrs["name"]].copy())
+        elif node.op == "input":
+            arrays.append(np.array(inputs[node.attrs["name"]], dtype).reshape(shape))
+        elif node.op == "const":
+            arrays.append(np.array(node.attrs["value"], dtype).reshape(shape))
+        elif node.op == "key":
+            arrays.append(np.array([3, 1], np.uint64))
+        else:
+            arrays.append(np.empty(shape, dtype))
+            backend.call(node.op, arrays[-1], [arrays[i] for i in node.inputs], node.attrs)
+    for target, value in graph.updates:
+        expected[graph.nodes[target].attrs["name"]][...] = arrays[value]
+    got = run_step(graph, each_device, True, steps=1)
+    for name, array in expected.items():
+        assert got[name].tobytes() == array.tobytes(), name
+
+
+def test_optimise_is_done_after_one_time() -> None:
+    once = optimise(step_graph())
+    assert optimise(once) == once
+
+
+def test_optimise_makes_the_step_smaller() -> None:
+    graph = step_graph()
+    assert len(optimise(graph).nodes) < len(graph.nodes)
+
+
+def test_adding_zero_stays_because_it_changes_minus_zero() -> None:
+    builder = Builder()
+    x = builder.input("x", (2,))
+    ops = [node.op for node in optimise(builder.graph((x + 0.0) * 1.0 - 0.0)).nodes]
+    assert "add" in ops and "mul" not in ops and "sub" not in ops
+
+
+def test_constants_are_folded() -> None:
+    builder = Builder()
+    x = builder.input("x", (2,))
+    graph = optimise(builder.graph(x * (builder.constant([1.0, 2.0]) * 3.0 + 1.0)))
+    assert [node.op for node in graph.nodes] == ["input", "const", "mul"]
+    assert graph.nodes[1].attrs["value"] == (4.0, 7.0)
+
+
+def test_what_differs_between_backends_is_not_folded() -> None:
+    builder = Builder()
+    graph = optimise(builder.graph(builder.constant([1.0, 2.0]).exp()))
+    assert [node.op for node in graph.nodes] == ["const", "exp"]
+
+
+def test_a_transpose_before_a_matmul_becomes_a_flag() -> None:
+    builder = Builder()
+    a, b = builder.input("a", (2, 3)), builder.input("b", (4, 3))
+    graph = optimise(builder.graph(a @ b.T))
+    assert [node.op for node in graph.nodes] == ["input", "input", "matmul"] and graph.nodes[2].attrs[
+        "transpose_b"
+    ]
+
+
+def test_dead_code_goes_and_inputs_stay() -> None:
+    builder = Builder()
+    a, b = builder.input("a", (2,)), builder.input("b", (2,))
+    b.exp()
+    assert [node.op for node in dead_code(builder.graph(-a)).nodes] == ["input", "input", "neg"]
+
+
+def test_equal_calls_are_one_node() -> None:
+    builder = Builder()
+    x = builder.input("x", (2,))
+    assert x.exp().node == x.exp().node and (x * 0.0).node != (x * -0.0).node
+
+
+def test_the_arena_is_smaller_than_the_sum_of_its_parts() -> None:
+    graph = optimise(step_graph())
+    known = graph.infer(1)
+    plan = Plan(graph, initial_weights(graph, 0), "reference")
+    total = sum(known.bytes_of(place) for place in schedule(graph).order)
+    assert plan.arena_bytes < 0.6 * total
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 500), st.integers(0, 20)), max_size=60))
+def test_the_arena_never_hands_out_a_byte_twice(actions: list[tuple[bool, int, int]]) -> None:
+    arena, held = Arena(), []
+    for take, size, which in actions:
+        if take or not held:
+            slot = arena.take(size)
+            assert slot.offset % 64 == 0 and slot.bytes >= size and slot.offset + slot.bytes <= arena.end
+            assert all(
+                slot.offset + slot.bytes <= other.offset or other.offset + other.bytes <= slot.offset
+                for other in held
+            )
+            held.append(slot)
+        else:
+            arena.give(held.pop(which % len(held)))
+    for slot in held:
+        arena.give(slot)
+    assert arena.free in ([], [(0, arena.end)])
+
+
+def test_parameters_are_updated_in_place() -> None:
+    graph = optimise(step_graph(OptimizerSpec(name="adam")))
+    decided = schedule(graph)
+    written = {graph.nodes[place].attrs["name"] for place in decided.in_place.values()}
+    assert {p.name for p in graph.parameters} <= written
+    assert {graph.nodes[target].attrs["name"] for target, _ in decided.copies} == {
+        "1.running_mean",
+        "1.running_var",
+    }
+
+
+def test_an_old_value_read_after_its_update_is_kept(each_device: str) -> None:
+    builder = Builder()
+    lr, g = builder.input("lr", ()), builder.input("g", (2,))
+    p = builder.param("p", (2,), {"kind": "zeros"})
+    new = apply("sgd_update", p, g, lr)
+    builder.update(p, new)
+    state = {"p": np.array([1.0, 2.0], np.float32)}
+    plan = Plan(builder.graph(new - p, p), state, each_device)
+    plan.inputs["lr"][...], plan.inputs["g"][...] = 0.5, [2.0, 4.0]
+    plan.run()
+    assert plan.outputs[0].tolist() == [-1.0, -2.0] and state["p"].tolist() == [0.0, 0.0]
+
+
+def test_parameters_cannot_swap_in_place() -> None:
+    builder = Builder()
+    a, b = builder.param("a", (1,), {"kind": "zeros"}), builder.param("b", (1,), {"kind": "ones"})
+    builder.update(a, b)
+    with pytest.raises(GraphError, match="another parameter"):
+        Plan(builder.graph(a + b), {"a": np.zeros(1, np.float32), "b": np.ones(1, np.float32)}, "reference")
+
+
+def test_both_modes_at_once_cannot_run() -> None:
+    builder = Builder()
+    x = builder.input("x", (1,))
+    with pytest.raises(GraphError, match="training=True"):
+        Plan(builder.graph(apply("by_mode", x, -x)), device="reference")
+
+
+def test_missing_and_misshapen_state_is_named() -> None:
+    builder = Builder()
+    graph = builder.graph(-builder.param("weight", (2,), {"kind": "zeros"}))
+    with pytest.raises(GraphError, match="'weight'"):
+        Plan(graph, device="reference")
+    with pytest.raises(ShapeError, match=r"'weight': expected a contiguous float32 array \(2,\)"):
+        Plan(graph, {"weight": np.zeros(3, np.float32)}, "reference")
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(SpecError, match="expected one of cpu, reference, got 'tpu'"):
+        Plan(Builder().graph(), device="tpu")
+
+
+def test_missing_kernels_tell_how_to_build_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(cx.device.importlib, "import_module", missing)
+    with pytest.raises(KernelError, match="pip install -e"):
+        cx.device.Cpu()
+
+
+def test_a_graph_of_many_batches_reuses_its_inputs(each_device: str) -> None:
+    builder = Builder()
+    plan = Plan(builder.graph(builder.input("x", (3,)).sum()), device=each_device)
+    for value in (1.0, 2.0):
+        plan.inputs["x"][...] = value
+        plan.run()
+        assert plan.outputs[0] == 3 * value
+
+
+def random_graph(data: st.DataObject) -> Graph:
+    builder = Builder()
+    values: list[Symbol] = [builder.input("x", (3, 4)), builder.constant([[1.0, 2.0, 3.0, 4.0]])]
+    unary = ["neg", "abs", "relu", "square", "sign", "floor"]
+    for _ in range(data.draw(st.integers(1, 12))):
+        a, b = data.draw(st.sampled_from(values)), data.draw(st.sampled_from(values))
+        kind = data.draw(
+            st.sampled_from(
+                ["unary", "add", "mul", "sub", "maximum", "reshape", "transpose", "sum", "identity"]
+            )
+        )
+        if kind == "unary":
+            values.append(apply(data.draw(st.sampled_from(unary)), a))
+        elif kind == "reshape":
+            values.append(a.reshape(-1).reshape(a.shape))
+        elif kind == "transpose":
+            values.append(a.T.T)
+        elif kind == "sum":
+            values.append(a.sum(1, keepdims=True))
+        elif kind == "identity":
+            values.append(a * 1.0 - 0.0)
+        else:
+            values.append(apply(kind, a, b))
+    return builder.graph(*values[-3:])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_pass_preserves_meaning(data: st.DataObject) -> None:
+    graph = random_graph(data)
+    outputs = []
+    for optimised in (False, True):
+        plan = Plan(graph, device="reference", optimised=optimised)
+        if "x" in plan.inputs:
+            plan.inputs["x"][...] = np.linspace(-2, 2, 12).reshape(3, 4)
+        plan.run()
+        outputs.append([array.tobytes() for array in plan.outputs])
+    assert outputs[0] == outputs[1]

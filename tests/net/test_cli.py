@@ -1,0 +1,503 @@
+"""The `cyx` command: its words, its exit codes, and one clear line for every mistake."""
+
+import argparse
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cyxcore.errors import DataError, SpecError
+from cyxnet import messages as m
+from cyxnet.broker import Broker, Passwords
+from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.cli import COMMANDS, main, parser
+from cyxnet.cli import models as model_files
+from cyxnet.cli.running import exit_code
+from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
+from cyxnet.client import InsufficientFunds
+from cyxnet.config import ConfigError, NetworkFile, write_network
+from cyxnet.display import Tally, human_age, human_bytes, human_duration, sparkline, tell
+from cyxnet.messages import Update
+from tests.net.fake_api import NODE, FakeCentral
+
+JOB = "digits-0123456789"
+SIGNATURE = "5" * 88
+SUMMARY = {
+    "total_time_ms": 1234.0,
+    "steps": 90,
+    "final_loss": 0.1,
+    "best_epoch": 2,
+    "delivered_epoch": 2,
+    "validation_loss": 0.25,
+    "validation_accuracy": 0.978,
+    "train_rows": 1438,
+    "validation_rows": 359,
+    "parameters": 17226,
+}
+
+
+def updates() -> list[Update]:
+    """A recorded job: paid, leased twice, trained for two epochs, settled."""
+    term = {"value": 1.0, "weight": 0.5}
+    explanation = {"score": 0.8734, "terms": {"device": term, "queue": term}, "candidates": [{}, {}]}
+    lease = {"node_id": "node-1-aa", "wallet": NODE.wallet, "explanation": explanation}
+    epoch = {"epochs": 2, "step": 45, "samples_per_s": 41_234.5, "epoch_time_ms": 34.9}
+    first = epoch | {"epoch": 1, "epoch_loss": 0.9123, "epoch_accuracy": 0.781, "validation_loss": 0.512}
+    second = epoch | {"epoch": 2, "epoch_loss": 0.1, "epoch_accuracy": 0.99, "validation_accuracy": 0.978}
+    batch = {"epoch": 1, "epochs": 2, "batch": 9, "batches": 45, "step": 9, "batch_loss": 2.0, "samples_per_s": 4e4}
+    happened: list[tuple[str, str, dict[str, Any]]] = [
+        ("event", "Funded", {"signature": SIGNATURE}),
+        ("event", "Leased", lease | {"attempt": 1}),
+        ("event", "LeaseLost", {"attempt": 1, "code": "process_died", "reason": "SIGKILL", "deterministic": False}),
+        ("event", "Leased", lease | {"attempt": 2}),
+        ("event", "Started", {"attempt": 2}),
+        ("telemetry", "batch", batch | {"attempt": 2}),
+        ("telemetry", "epoch", first | {"attempt": 2}),
+        ("telemetry", "hardware", {"cpu": {}}),
+        ("telemetry", "batch", batch | {"attempt": 2, "epoch": 2, "batch": 18, "step": 63, "batch_loss": 0.5}),
+        ("telemetry", "epoch", second | {"attempt": 2}),
+        ("event", "Completed", {"attempt": 2, "node_id": "node-1-aa", "summary": SUMMARY}),
+        (
+            "event",
+            "Settled",
+            {
+                "signature": SIGNATURE,
+                "node_base_units": 2_250_000_000,
+                "platform_base_units": 250_000_000,
+                "client_base_units": 0,
+            },
+        ),
+    ]
+    return [
+        Update(job_id=JOB, source=source, seq=seq, at_ms=1000 * seq, kind=kind, data=data)  # type: ignore[arg-type]
+        for seq, (source, kind, data) in enumerate(happened, 1)
+    ]
+
+
+TRAIN_SCREEN = f"""\
+funded    the amount is in escrow; {SIGNATURE}
+node      node-1-aa takes attempt 1, best of 2, score 0.873 (device 1.00 × 0.5, queue 1.00 × 0.5)
+lost      attempt 1 ended without a model (process_died): SIGKILL; another node may try
+node      node-1-aa takes attempt 2, best of 2, score 0.873 (device 1.00 × 0.5, queue 1.00 × 0.5)
+training  attempt 2 made its first step
+epoch     1/2  loss 0.9123  accuracy 78.1 %  validation loss 0.5120  41,234 samples/s
+epoch     2/2  loss 0.1000  accuracy 99.0 %  validation accuracy 97.8 %  41,234 samples/s
+trained   90 steps in 1.2 s, epoch 2 delivered, validation loss 0.2500, validation accuracy 97.8 %; signed by node-1-aa
+settled   2.25 CYX to the node, 0.25 CYX to the platform; {SIGNATURE}
+"""
+
+
+# -- what a person reads --------------------------------------------------------------------------------
+
+
+def test_a_job_in_a_pipe_is_one_plain_line_for_each_thing_that_happened() -> None:
+    out = io.StringIO()
+    screen = PlainScreen(out)
+    for update in updates():
+        screen.update(update)
+    assert out.getvalue() == TRAIN_SCREEN
+
+
+def test_a_job_as_json_is_every_update_as_it_came() -> None:
+    out = io.StringIO()
+    screen = JsonScreen(out)
+    for update in updates():
+        screen.update(update)
+    lines = [msgspec.json.decode(line, type=Update) for line in out.getvalue().splitlines()]
+    assert lines == updates()
+
+
+def test_every_json_line_has_kind_and_data() -> None:
+    out = io.StringIO()
+    screen = JsonScreen(out)
+    screen.say("quote", "2.5 CYX", amount=1)
+    screen.update(updates()[0])
+    screen.result("done", {"a": 1})
+    assert [sorted({"kind", "data"} & set(json.loads(line))) for line in out.getvalue().splitlines()] == [
+        ["data", "kind"]
+    ] * 3
+
+
+def test_quiet_shows_the_result_only() -> None:
+    out = io.StringIO()
+    screen = PlainScreen(out, quiet=True)
+    for update in updates():
+        screen.update(update)
+    screen.say("a", "b")
+    screen.result("the end", None)
+    assert out.getvalue() == "the end\n"
+
+
+def test_a_terminal_shows_the_newest_epochs_the_loss_and_the_moment() -> None:
+    out = io.StringIO()
+    screen = LiveScreen(out, color=False, width=100)
+    for update in updates()[:10]:
+        screen.update(update)
+    screen.console.print(screen.render())
+    screen.close()
+    shown = out.getvalue()
+    moment = "epoch 2/2  batch 18/45  loss 0.5000"
+    assert all(words in shown for words in ["validation accuracy", "97.8 %", "█▁", moment])
+
+
+def test_a_pipe_gets_no_control_codes() -> None:
+    out = io.StringIO()
+    screen = open_screen(as_json=False, quiet=False, color=True, out=out)
+    for update in updates():
+        screen.update(update)
+    screen.table("t", ["a"], [["b"]], None)
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_name_cannot_move_the_cursor() -> None:
+    assert clean("evil\x1b[2J\r\nname") == "evil [2J  name"
+
+
+def test_an_update_of_a_later_version_is_shown_as_it_came() -> None:
+    update = Update(job_id=JOB, source="event", seq=1, at_ms=0, kind="Paused", data={"by": "x"})
+    assert tell(update) == ("paused", "by x")
+
+
+def test_batches_are_not_printed_one_by_one() -> None:
+    assert [tell(update) for update in updates() if update.kind in ("batch", "hardware")] == [None] * 3
+
+
+# -- progress -------------------------------------------------------------------------------------------
+
+
+def tally_of(some: list[Update]) -> Tally:
+    tally = Tally()
+    for update in some:
+        tally.add(update)
+    return tally
+
+
+def test_progress_is_the_share_of_all_batches() -> None:
+    assert tally_of(updates()[:6]).fraction == pytest.approx((9 / 45) / 2)
+    assert tally_of(updates()[:9]).fraction == pytest.approx((1 + 18 / 45) / 2)
+    assert tally_of(updates()).fraction == 1.0
+
+
+def test_the_time_left_is_at_the_speed_so_far() -> None:
+    # from 0.1 at 6 s to 0.7 at 9 s: the last 0.3 take 1.5 s
+    assert tally_of(updates()[:9]).remaining_s == pytest.approx(1.5)
+
+
+def test_a_new_attempt_starts_anew_and_the_old_one_is_not_heard_again() -> None:
+    tally = tally_of(updates()[:7])
+    tally.add(msgspec.structs.replace(updates()[5], data=updates()[5].data | {"attempt": 3, "batch_loss": 9.0}))
+    tally.add(updates()[8])
+    assert (tally.attempt, tally.epochs, tally.losses) == (3, [], [9.0])
+
+
+def test_an_update_that_comes_late_does_not_turn_progress_back() -> None:
+    tally = tally_of([*updates()[:5], updates()[8], updates()[5]])
+    assert tally.batch["step"] == 63 and tally.losses == [0.5]
+
+
+# -- values ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e9, "2.5 GB")])
+def test_sizes_are_readable(size: float, text: str) -> None:
+    assert human_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0123, "12 ms"), (2.34, "2.3 s"), (59.0, "59 s"), (75, "1 min 15 s"), (7300, "2 h 1 min"), (200_000, "2 days")],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert human_duration(seconds) == text
+
+
+def test_an_age_is_never_negative() -> None:
+    assert human_age(2000, now_ms=1000) == "0 ms ago"
+
+
+def test_a_sparkline_fits_its_width() -> None:
+    assert sparkline([float(n) for n in range(1000)], 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1.0, 1.0]) == "▁▁" and sparkline([]) == ""
+
+
+# -- the command line -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0 and f"example: cyx {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        ([], "the following arguments are required: COMMAND"),
+        (["train"], "the following arguments are required: FILE"),
+        (["up", "--nodes", "0"], "expected a number from 1 to 10000, got '0'"),
+        (["up", "--port", "70000"], "expected a port from 0 to 65535, got '70000'"),
+        (["jobs", "--status", "done"], "invalid choice"),
+        (["watch", "a", "b"], "unrecognized arguments: b"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--dir", "net", "--json", "jobs"], ["jobs", "--dir", "net", "--json"]])
+def test_global_options_stand_before_or_behind_the_command(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    assert (args.dir, args.json, args.quiet) == (Path("net"), True, False)
+
+
+def test_help_is_there_at_once() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cyxnet", "--help"]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    heavy = {"rich", "nats", "solana", "solders", "numpy", "duckdb", "msgspec", "asyncio"}
+    assert heavy.isdisjoint({line.rpartition("|")[2].strip() for line in imported.splitlines()})
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SpecError("x"), 2),
+        (DataError("x"), 2),
+        (InsufficientFunds("x"), 2),
+        (ApiError("unknown_job", "x", 404), 2),
+        (ApiError("ambiguous_job", "x", 409), 2),
+        (ApiError("busy", "x", 429), 1),
+        (ApiError("internal", "x", 500), 1),
+        (BusError("x"), 1),
+        (ConfigError("x"), 1),
+        (RuntimeError("x"), 1),
+    ],
+)
+def test_bad_input_is_2_and_a_failing_world_is_1(error: Exception, code: int) -> None:
+    assert exit_code(error) == code
+
+
+def test_no_network_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "--dir", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("cyx: no network in") and error.count("\n") == 1
+
+
+def test_an_error_is_a_json_line_too_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["jobs", "--dir", str(tmp_path), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kind"], said["data"]["code"]) == ("error", "bad_config")
+
+
+def test_a_job_file_that_is_not_there_is_exit_code_2_before_a_network_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tmp_path / "none.toml"), "--dir", str(tmp_path)]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_an_amount_for_the_faucet_is_checked_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wallet", "--faucet", "1e3", "--dir", str(tmp_path)]) == 2
+    assert "--faucet: expected a plain decimal number" in capsys.readouterr().err
+
+
+def test_version_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0 and capsys.readouterr().out.startswith("cyx ")
+
+
+# -- where a model goes ---------------------------------------------------------------------------------
+
+
+def test_the_default_name_gives_way_to_a_model_that_is_there(tmp_path: Path) -> None:
+    for name in ("digits.safetensors", "digits-2.safetensors"):
+        (tmp_path / name).touch()
+    assert model_files.output_path(None, "digits", folder=tmp_path) == tmp_path / "digits-3.safetensors"
+
+
+def test_a_name_with_slashes_stays_in_the_folder(tmp_path: Path) -> None:
+    path = model_files.output_path(None, "../../etc/x y", folder=tmp_path)
+    assert path.parent == tmp_path and path.name == "-..-etc-x-y.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("there.safetensors", "there is such a file already"),
+        ("new.onnx", "expected a name that ends in .safetensors or .cyxmodel, got '.onnx'"),
+        ("none/new.safetensors", "there is no folder"),
+        ("folder", "this is a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_training(tmp_path: Path, wanted: str, said: str) -> None:
+    (tmp_path / "there.safetensors").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SpecError, match=said):
+        model_files.output_path(tmp_path / wanted, "x")
+
+
+def test_force_replaces_a_file(tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").touch()
+    path = tmp_path / "there.safetensors"
+    assert model_files.output_path(path, "x", force=True) == path
+
+
+# -- commands against a broker --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    running = Broker.start(tmp_path_factory.mktemp("broker"), Passwords.fresh())
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+async def central(shared_broker: Broker, tmp_path: Path) -> AsyncIterator[FakeCentral]:
+    url = shared_broker.url
+    roles = {f"{role}_url": url(role) for role in ("client", "node", "edge", "core")}
+    write_network(tmp_path, NetworkFile(network_id="fake", monitor_url="", chain_url="", **roles))
+    bus = await Bus.connect(url("edge"), name="fake-central")
+    fake = FakeCentral(bus)
+    await fake.serve()
+    yield fake
+    await bus.close()
+
+
+class Run:
+    """`cyx …` in a thread of its own, as a user would run it."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]):
+        self._folder = folder
+        self._capsys = capsys
+
+    async def __call__(self, *argv: str) -> tuple[int, str, str]:
+        code = await asyncio.to_thread(main, [*argv, "--dir", str(self._folder)])
+        out, err = self._capsys.readouterr()
+        return code, out, err
+
+
+@pytest.fixture
+def cyx(central: FakeCentral, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(tmp_path, capsys)
+
+
+async def test_watch_ends_with_the_job_and_its_exit_code(central: FakeCentral, cyx: Run) -> None:
+    central.updates[JOB], central.status[JOB] = updates(), "completed"
+    code, out, _ = await cyx("watch", JOB)
+    assert (code, out) == (0, f"{TRAIN_SCREEN}{JOB} is completed; fetch the model with: cyx get {JOB}\n")
+
+
+async def test_watching_a_job_that_failed_is_exit_code_1(central: FakeCentral, cyx: Run) -> None:
+    central.add_job(JOB)
+    await central.end(JOB, "failed")
+    code, out, _ = await cyx("watch", JOB)
+    assert code == 1 and f"{JOB} is failed" in out
+
+
+async def test_an_unknown_job_is_one_line_and_exit_code_2(cyx: Run) -> None:
+    code, out, err = await cyx("job", "nothing")
+    assert (code, out, err) == (2, "", "cyx: 0 jobs start with nothing; see: cyx jobs\n")
+
+
+async def test_an_ambiguous_prefix_is_exit_code_2(central: FakeCentral, cyx: Run) -> None:
+    central.add_job("digits-a1")
+    central.add_job("digits-a2")
+    code, _, err = await cyx("cancel", "digits")
+    assert code == 2 and "2 jobs start with digits" in err
+
+
+async def test_jobs_are_a_table(central: FakeCentral, cyx: Run) -> None:
+    central.add_job(JOB)
+    code, out, _ = await cyx("jobs")
+    header, row = out.splitlines()
+    assert code == 0 and header.split() == ["job", "status", "node", "progress", "amount", "submitted"]
+    assert row.split()[:2] == [JOB, "queued"]
+
+
+async def test_no_jobs_is_said(cyx: Run) -> None:
+    assert (await cyx("jobs"))[1] == "no jobs yet; submit one: cyx submit FILE\n"
+
+
+async def test_jobs_as_json_is_the_raw_reply(central: FakeCentral, cyx: Run) -> None:
+    central.add_job(JOB)
+    _, out, _ = await cyx("jobs", "--json")
+    assert [view.job_id for view in msgspec.json.decode(out, type=m.JobList).jobs] == [JOB]
+
+
+async def test_nodes_show_their_hardware(cyx: Run) -> None:
+    _, out, _ = await cyx("nodes")
+    assert all(words in out for words in [NODE.node_id, "online", "2 cores", "8.0 GB", "3 done, 1 failed"])
+
+
+async def test_the_ledger_answers_in_a_table(cyx: Run) -> None:
+    _, out, _ = await cyx("ledger", "select 1")
+    assert out.splitlines() == ["job_id  loss", "a       0.5", "b"]
+
+
+async def test_a_decision_is_explained_with_each_term(cyx: Run) -> None:
+    _, out, _ = await cyx("explain", JOB)
+    assert "queue" in out and "1.000 × 0.25" in out and "it waits for node-1" in out
+
+
+async def test_the_wallet_shows_what_it_holds(central: FakeCentral, cyx: Run) -> None:
+    central.balance_base_units = 2_500_000_000
+    _, out, _ = await cyx("wallet")
+    assert "2.5 CYX" in out and "0 SOL for fees" in out
+
+
+async def test_a_network_without_a_faucet_says_so(cyx: Run) -> None:
+    code, _, err = await cyx("wallet", "--faucet", "5")
+    assert (code, err) == (2, "cyx: this network gives no test money\n")
+
+
+async def test_getting_a_model_keeps_the_archive_when_asked(central: FakeCentral, cyx: Run, tmp_path: Path) -> None:
+    central.add_job(JOB)
+    view = central.view(JOB)
+    view.model = central.store(b"an archive")
+    central.views[JOB] = view
+    out_path = tmp_path / "model.cyxmodel"
+    code, out, _ = await cyx("get", JOB, "-o", str(out_path))
+    assert (code, out_path.read_bytes()) == (0, b"an archive") and view.model.sha256 in out
+
+
+async def test_a_job_without_a_model_is_exit_code_2(central: FakeCentral, cyx: Run) -> None:
+    central.add_job(JOB)
+    code, _, err = await cyx("get", JOB)
+    assert code == 2 and "has no model" in err
+
+
+async def test_terminating_a_command_ends_it_quickly(central: FakeCentral, tmp_path: Path) -> None:
+    central.add_job(JOB)
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "cyxnet", "watch", JOB, "--dir", str(tmp_path)],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        while not central.asked["job.updates"]:
+            await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        process.send_signal(2)
+        _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (130, "cyx: stopped\n")
+    assert time.monotonic() - begun < 3
+
+
+def test_arguments_reach_their_command() -> None:
+    args = parser().parse_args(["train", "a.toml", "-o", "b.safetensors", "--keep-up"])
+    expected = argparse.Namespace(**vars(args) | {"file": Path("a.toml"), "output": Path("b.safetensors")})
+    assert args == expected and args.keep_up and args.run == "train:train"

@@ -1,0 +1,398 @@
+"""The client against a fake central on a real broker: it follows without gap or duplicate, and pays once."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cyxnet
+from cyxcore.spec import ModelSpec
+from cyxnet import artifacts
+from cyxnet import messages as m
+from cyxnet.broker import Broker, Passwords
+from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.client import AsyncClient, InsufficientFunds, NoModel, TermsMismatch, new_job_id, retry_pause_s
+from cyxnet.config import ConfigError
+from cyxnet.escrow import check_deposit
+from cyxnet.follow import Merge
+from cyxnet.solana import Settlement
+from tests.net.fake_api import FakeCentral
+
+JOB = "digits-0123456789"
+CYX = 10**9
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    running = Broker.start(tmp_path_factory.mktemp("broker"), Passwords.fresh())
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def chain_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("chain")
+    command = [sys.executable, "-m", "cyxcentral.localchain", "--dir", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+        process.terminate()
+
+
+@pytest.fixture
+async def central(broker: Broker) -> AsyncIterator[FakeCentral]:
+    bus = await Bus.connect(broker.url("edge"), name="fake-central")
+    fake = FakeCentral(bus)
+    await fake.serve()
+    yield fake
+    await bus.close()
+
+
+@pytest.fixture
+async def client(broker: Broker, tmp_path: Path) -> AsyncIterator[AsyncClient]:
+    async with await AsyncClient.connect(tmp_path, url=broker.url("client")) as connected:
+        connected.retry_delays_s = (0.01, 0.01)
+        yield connected
+
+
+@pytest.fixture
+async def paying(central: FakeCentral, client: AsyncClient, chain_url: str) -> AsyncIterator[FakeCentral]:
+    """The fake central on a real chain, the client's wallet with 5 CYX and fees."""
+    async with Settlement(chain_url) as settlement:
+        await settlement.airdrop(central.authority.address, 10**10)
+        central.settlement, central.mint = settlement, await settlement.create_mint(central.authority)
+        await client.faucet(5 * CYX)
+        yield central
+
+
+@pytest.fixture
+def data_path(tmp_path: Path) -> Path:
+    path = tmp_path / "data.csv"
+    path.write_text("a,label\n1,0\n2,1\n")
+    return path
+
+
+def request_for(data_path: Path, amount_base_units: int = 2 * CYX) -> m.JobRequest:
+    found = artifacts.describe(data_path)
+    return m.JobRequest(
+        name="Digits: a test!",
+        model=ModelSpec(input=[1], layers=[{"kind": "Linear", "out_features": 2}]),
+        dataset=m.ArtifactRef(sha256=found.sha256, size=found.size),
+        amount_base_units=amount_base_units,
+    )
+
+
+async def collect(client: AsyncClient, job_id: str = JOB) -> list[m.Update]:
+    async with asyncio.timeout(20), contextlib.aclosing(client.watch(job_id)) as updates:
+        return [update async for update in updates]
+
+
+def places(updates: list[m.Update]) -> list[tuple[str, int]]:
+    return [(update.source, update.seq) for update in updates]
+
+
+# -- following ------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_has_ended_is_told_from_its_first_event(central: FakeCentral, client: AsyncClient) -> None:
+    central.add_job(JOB)
+    await central.emit(JOB, "Funded", {"signature": "x"})
+    await central.emit(JOB, "epoch", {"epoch": 1}, "telemetry")
+    await central.end(JOB)
+    assert [update.kind for update in await collect(client)] == ["Funded", "epoch", "Settled"]
+
+
+async def test_pages_are_read_until_there_are_no_more(central: FakeCentral, client: AsyncClient) -> None:
+    central.add_job(JOB)
+    central.page_limit = 7
+    for number in range(30):
+        await central.emit(JOB, "batch", {"step": number}, "telemetry")
+    last = await central.end(JOB)
+    told = await collect(client)
+    assert [update.data.get("step") for update in told[:-1]] == list(range(30))
+    assert told[-1] == last
+
+
+async def test_what_happens_live_while_a_page_is_read_is_told_once(central: FakeCentral, client: AsyncClient) -> None:
+    central.add_job(JOB)
+    await central.emit(JOB, "Funded", {"signature": "x"}, live=False)
+
+    async def race(job_id: str) -> None:
+        """Before the first page leaves: its own update comes live too, and newer ones that it does not hold."""
+        central.before_page = None
+        await central.publish(central.updates[job_id][0])
+        for number in range(5):
+            await central.emit(job_id, "batch", {"step": number}, "telemetry")
+        await central.end(job_id)
+
+    central.before_page = race
+    told = await collect(client)
+    assert sorted(places(told)) == sorted(places(central.updates[JOB]))
+    assert [update.kind for update in told] == ["Funded", *["batch"] * 5, "Settled"]
+
+
+async def test_an_update_whose_live_message_was_lost_is_told_late_and_once(
+    central: FakeCentral, client: AsyncClient
+) -> None:
+    central.add_job(JOB)
+    watching = client.watch(JOB)
+    first = asyncio.ensure_future(anext(watching))
+    while not central.asked["job.updates"]:
+        await asyncio.sleep(0)
+    await central.emit(JOB, "batch", {"step": 1}, "telemetry")
+    told = [await first]
+    await central.emit(JOB, "batch", {"step": 2}, "telemetry", live=False)
+    await central.emit(JOB, "batch", {"step": 3}, "telemetry")
+    await central.end(JOB)
+    async with asyncio.timeout(20):
+        told += [update async for update in watching]
+    assert sorted(places(told)) == sorted(places(central.updates[JOB]))
+    assert [update.data.get("step") for update in told] == [1, 3, None, 2]
+
+
+async def test_an_end_whose_live_message_was_lost_is_found_after_silence(
+    central: FakeCentral, client: AsyncClient
+) -> None:
+    central.add_job(JOB)
+    watching = client.watch(JOB)
+    first = asyncio.ensure_future(anext(watching))
+    while not central.asked["job.updates"]:
+        await asyncio.sleep(0)
+    await central.end(JOB, live=False)
+    async with asyncio.timeout(5):
+        assert (await first).kind == "Settled"
+        assert [update async for update in watching] == []
+
+
+async def test_a_status_that_runs_ahead_of_the_log_loses_nothing(central: FakeCentral, client: AsyncClient) -> None:
+    central.add_job(JOB)
+    await central.emit(JOB, "Funded", {"signature": "x"}, live=False)
+    central.status[JOB] = "completed"
+
+    async def settle_late(job_id: str) -> None:
+        central.before_page = None
+        await central.end(job_id, live=False)
+
+    central.before_page = settle_late
+    assert [update.kind for update in await collect(client)] == ["Funded", "Settled"]
+
+
+async def test_watching_goes_on_after_the_broker_was_restarted(tmp_path: Path) -> None:
+    passwords = Passwords.fresh()
+    first = Broker.start(tmp_path / "broker", passwords)
+    core = await Bus.connect(first.url("edge"), name="fake-central")
+    central = FakeCentral(core)
+    await central.serve()
+    central.add_job(JOB)
+    await central.emit(JOB, "Funded", {"signature": "x"})
+    try:
+        async with await AsyncClient.connect(tmp_path, url=first.url("client")) as client:
+            client.retry_delays_s = (0.2,) * 50
+            watching = client.watch(JOB)
+            assert (await anext(watching)).kind == "Funded"
+            rest = asyncio.ensure_future(anext(watching))
+            await asyncio.to_thread(first.stop)
+            await central.emit(JOB, "epoch", {"epoch": 1}, "telemetry", live=False)  # said to nobody
+            first = await asyncio.to_thread(Broker.start, tmp_path / "broker", passwords, first.port)
+            async with asyncio.timeout(20):
+                assert (await rest).kind == "epoch"
+                await central.end(JOB, live=False)
+                assert [update.kind async for update in watching] == ["Settled"]
+    finally:
+        await core.close()
+        first.stop()
+
+
+async def test_a_prefix_is_watched_as_the_job_it_stands_for(central: FakeCentral, client: AsyncClient) -> None:
+    central.add_job(JOB)
+    await central.end(JOB)
+    assert [update.job_id for update in await collect(client, "digits-01")] == [JOB]
+
+
+async def test_watching_an_unknown_job_is_refused(central: FakeCentral, client: AsyncClient) -> None:
+    with pytest.raises(ApiError) as caught:
+        await collect(client, "nothing")
+    assert caught.value.code == "unknown_job"
+
+
+async def test_wait_returns_the_job_as_it_ended(central: FakeCentral, client: AsyncClient) -> None:
+    central.add_job(JOB)
+    await central.end(JOB, "failed")
+    assert (await client.wait(JOB)).status == "failed"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["event", "telemetry"]), st.booleans(), st.booleans()), max_size=40))
+def test_any_mix_of_live_and_pages_tells_each_update_once(steps: list[tuple[str, bool, bool]]) -> None:
+    """steps: an update of a source, whether its live message arrives, whether a page is read afterwards."""
+    merge, log, told = Merge(), [], []
+    for seq, (source, live, page) in enumerate(steps, 1):
+        update = m.Update(job_id=JOB, source=source, seq=seq, at_ms=0, kind="x", data={})  # type: ignore[arg-type]
+        log.append(update)
+        if live and merge.live(update):
+            told.append(update)
+        if page:
+            told += merge.page([u for u in log if u.seq > merge.confirmed[u.source]])
+    told += merge.page([u for u in log if u.seq > merge.confirmed[u.source]])
+    assert sorted(places(told)) == sorted(places(log))
+
+
+# -- submitting -----------------------------------------------------------------------------------------
+
+
+async def test_a_submitted_job_is_paid_with_a_deposit_for_exactly_its_terms(
+    paying: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    reply = await client.submit(request_for(data_path), data_path)
+    payment = paying.submitted[reply.job_id].payment
+    assert payment is not None
+    assert check_deposit(payment.deposit.transaction, reply.terms) == payment.deposit.signature
+    assert (reply.terms.amount_base_units, reply.terms.client) == (2 * CYX, client.purse.address)
+
+
+async def test_the_data_arrives_before_the_job(paying: FakeCentral, client: AsyncClient, data_path: Path) -> None:
+    reply = await client.submit(request_for(data_path), data_path)
+    manifest = paying.manifests[paying.submitted[reply.job_id].job.dataset.sha256]
+    assert b"".join(paying.chunks[digest] for digest in manifest.chunks) == data_path.read_bytes()
+
+
+async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_job(
+    paying: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    paying.answers_lost["job.submit"] = 1
+    reply = await client.submit(request_for(data_path), data_path)
+    assert (list(paying.submitted), reply.duplicate, paying.asked["job.submit"]) == ([reply.job_id], True, 2)
+
+
+async def test_a_job_that_is_placed_again_carries_the_same_deposit(
+    paying: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    prepared = await client.prepare(request_for(data_path), data_path)
+    await client.place(prepared)
+    first = paying.submitted[prepared.job_id]
+    assert (await client.place(prepared)).duplicate
+    assert paying.submitted[prepared.job_id] == first
+
+
+async def test_a_job_that_costs_more_than_the_wallet_holds_is_stopped_before_the_upload(
+    paying: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    with pytest.raises(InsufficientFunds, match=r"costs 5\.000000001 CYX.*holds 5 CYX; run: cyx wallet --faucet"):
+        await client.submit(request_for(data_path, 5 * CYX + 1), data_path)
+    assert not paying.chunks
+
+
+async def test_terms_that_differ_from_the_networks_are_not_signed(
+    central: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    central.fee_offered = 9_000
+    with pytest.raises(TermsMismatch, match="fee_basis_points 9000, expected 1000"):
+        await client.submit(request_for(data_path), data_path)
+    assert not central.submitted
+
+
+async def test_an_upload_that_broke_goes_on_with_what_is_missing(
+    central: FakeCentral, client: AsyncClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.bin"
+    path.write_bytes(b"".join(bytes([n]) * artifacts.CHUNK_BYTES for n in range(4)))
+    central.answers_lost["artifact.put"] = 2
+    ref = await client.upload(path)
+    assert len(central.manifests[ref.sha256].chunks) == 4
+
+
+async def test_a_model_is_downloaded_whole(central: FakeCentral, client: AsyncClient, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    central.add_job(JOB)
+    view = central.view(JOB)
+    view.model = central.store(content)
+    central.views[JOB] = view
+    await client.download(JOB, tmp_path / "model.bin")
+    assert (tmp_path / "model.bin").read_bytes() == content
+
+
+async def test_a_job_without_a_model_says_why(central: FakeCentral, client: AsyncClient, tmp_path: Path) -> None:
+    central.add_job(JOB)
+    with pytest.raises(NoModel, match=f"{JOB} is queued and has no model; wait"):
+        await client.download(JOB, tmp_path / "model.bin")
+
+
+# -- the world fails ------------------------------------------------------------------------------------
+
+
+async def test_when_nobody_serves_the_error_says_so_after_every_try(client: AsyncClient) -> None:
+    with pytest.raises(BusError, match="nobody serves"):
+        await client.info()
+
+
+async def test_each_long_pause_before_another_try_is_told(client: AsyncClient) -> None:
+    told: list[float] = []
+    client.retry_delays_s = (0.0, 1.0)
+    client.on_retry = lambda why, pause_s: told.append(pause_s)
+    with pytest.raises(BusError):
+        await client.info()
+    assert told == [1.0]
+
+
+async def test_a_folder_without_a_network_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cyx up"):
+        await AsyncClient.connect(tmp_path / "empty")
+
+
+async def test_a_broker_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(BusError, match="no Cyx broker answers at 127.0.0.1:9"):
+        await AsyncClient.connect(tmp_path, url="nats://client:secret@127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("error", "pause_s"),
+    [
+        (BusError("no answer"), 2.0),
+        (ApiError("busy", "later", 429, retry_after_ms=5000), 5.0),
+        (ApiError("append_unknown", "?", 503), 2.0),
+        (ApiError("unknown_job", "no", 404), None),
+        (ValueError(), None),
+    ],
+)
+def test_only_silence_and_busyness_are_tried_again(error: Exception, pause_s: float | None) -> None:
+    assert retry_pause_s(error, 2.0) == pause_s
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"), [("Digits: a test!", "digits-a-test"), ("日本", "job"), ("x" * 90, "x" * 40), ("--", "job")]
+)
+def test_a_job_id_is_the_name_and_ten_random_digits(name: str, slug: str) -> None:
+    job_id = new_job_id(name)
+    assert job_id.startswith(f"{slug}-") and len(job_id) == len(slug) + 11 and job_id != new_job_id(name)
+
+
+# -- without async --------------------------------------------------------------------------------------
+
+
+async def test_the_blocking_client_submits_and_follows(
+    paying: FakeCentral, client: AsyncClient, broker: Broker, tmp_path: Path, data_path: Path
+) -> None:
+    def work() -> tuple[str, list[str], str]:
+        with cyxnet.Client(tmp_path, url=broker.url("client")) as blocking:  # the same folder: the same wallet
+            job = blocking.submit(request_for(data_path), data_path)
+            future = asyncio.run_coroutine_threadsafe(paying.end(job.id), loop)
+            future.result()
+            return job.id, [update.kind for update in job.watch()], job.wait().status
+
+    loop = asyncio.get_running_loop()
+    job_id, kinds, status = await asyncio.to_thread(work)
+    assert (job_id in paying.submitted, kinds, status) == (True, ["Settled"], "completed")
+
+
+def test_a_blocking_client_without_a_network_leaves_no_thread(tmp_path: Path) -> None:
+    import threading
+
+    with pytest.raises(ConfigError):
+        cyxnet.Client(tmp_path)
+    assert not [thread for thread in threading.enumerate() if thread.name == "cyx-client"]

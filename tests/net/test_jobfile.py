@@ -1,0 +1,324 @@
+"""A job file is right, or one line says where it is wrong and what to write instead."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
+from cyxnet.amounts import AmountError
+from cyxnet.jobfile import JobFile, LoadedJob, load, parse, parse_bytes
+from cyxnet.messages import ArtifactRef, Needs
+
+GOOD = {
+    "name": '"tiny"',
+    "amount": '"2.5"',
+    "path": '"data.csv"',
+    "data": "",
+    "layers": '[{ kind = "Linear", out_features = 4 }, { kind = "ReLU" }, { kind = "Linear", out_features = 3 }]',
+    "model": "",
+    "training": "epochs = 2",
+    "needs": "",
+}
+TEMPLATE = """
+name = {name}
+amount = {amount}
+[data]
+path = {path}
+{data}
+[model]
+layers = {layers}
+{model}
+[training]
+{training}
+[needs]
+{needs}
+"""
+
+
+def rows(labels: int = 3) -> str:
+    lines = [f"{n},{n * n % 7},{n % labels}" for n in range(24)]
+    return "\n".join(["a,b,label", *lines]) + "\n"
+
+
+def write(folder: Path, **changes: str) -> Path:
+    """A job file that is right but for `changes`, beside a data file with 3 classes."""
+    (folder / "data.csv").write_text(rows())
+    path = folder / "job.toml"
+    path.write_text(TEMPLATE.format(**GOOD | changes))
+    return path
+
+
+def complaint(path: Path, kind: type[CyxError] = SpecError) -> str:
+    with pytest.raises(kind) as caught:
+        load(path)
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 600
+    return said
+
+
+def test_a_right_file_becomes_a_job_with_everything_a_node_needs(tmp_path: Path) -> None:
+    job = load(write(tmp_path))
+    request = job.request(ArtifactRef(sha256="0" * 64, size=9))
+    assert (job.name, request.amount_base_units, request.training.epochs) == ("tiny", 2_500_000_000, 2)
+    assert request.facts is not None
+    assert (request.facts.rows, request.facts.input_shape, request.facts.classes) == (24, [2], 3)
+    assert (request.model.input, request.data.format, request.data.task) == ([2], "csv", "classification")
+
+
+def test_the_parameters_of_the_model_are_counted(tmp_path: Path) -> None:
+    assert load(write(tmp_path)).parameters == 2 * 4 + 4 + 4 * 3 + 3
+
+
+def test_the_data_is_found_beside_the_job_file_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path)
+    monkeypatch.chdir("/")
+    assert load(path).data_path == tmp_path / "data.csv"
+
+
+def test_what_a_node_must_have_is_read(tmp_path: Path) -> None:
+    job = load(write(tmp_path, needs='device = "cpu"\nmemory = "512 MB"\ncores = 2'))
+    assert job.needs == Needs(device="cpu", memory_bytes=512 * 10**6, cores=2)
+
+
+def test_optimizer_and_betas_are_read(tmp_path: Path) -> None:
+    optimizer = '[training.optimizer]\nname = "adamw"\nlearning_rate = 1\nbetas = [0.8, 0.9]'
+    spec = load(write(tmp_path, training=optimizer)).training.optimizer
+    assert (spec.name, spec.learning_rate, spec.betas) == ("adamw", 1.0, (0.8, 0.9))
+
+
+# -- the file itself ------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert "there is no such file; did you mean" in complaint(tmp_path / "jop.toml")
+
+
+def test_a_folder_is_not_a_job_file(tmp_path: Path) -> None:
+    assert "this is a folder" in complaint(tmp_path)
+
+
+def test_binary_is_not_a_job_file(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_bytes(b"\x89PNG\xff\xfe")
+    assert "expected text in UTF-8" in complaint(tmp_path / "job.toml")
+
+
+def test_an_empty_file_misses_its_first_key(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text("")
+    assert complaint(tmp_path / "job.toml").endswith("job.toml: name is missing")
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(path).name == "tiny"
+
+
+def test_a_syntax_error_names_its_line(tmp_path: Path) -> None:
+    assert "not valid TOML" in (said := complaint(write(tmp_path, name='"tiny'))) and "line 2" in said
+
+
+def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
+    assert "not valid TOML" in complaint(write(tmp_path, training="epochs = 1\nepochs = 2"))
+
+
+# -- keys and types -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "said"),
+    [
+        ("training", "epoch = 3", "unknown key training.epoch; did you mean training.epochs?"),
+        ("training", "Batch_Size = 3", "unknown key training.Batch_Size; did you mean training.batch_size?"),
+        ("training", "learning_rate = 0.1", "unknown key training.learning_rate; it belongs in [training.optimizer]"),
+        ("data", "epochs = 3", "unknown key data.epochs; it belongs in [training]"),
+        ("needs", "gpu = 1", "unknown key needs.gpu; known here: device, memory, cores"),
+        ("training", "[training.optimizer]\nlr = 1", "unknown key training.optimizer.lr"),
+        ("training", 'epochs = "many"', "training.epochs: expected int, got str"),
+        ("training", "epochs = 0", "training.epochs: expected int >= 1"),
+        ("training", "epochs = 1.5", "training.epochs: expected int, got float"),
+        ("training", "epochs = true", "training.epochs: expected int, got bool"),
+        ("training", 'loss = "hinge"', "training.loss: invalid enum value 'hinge'"),
+        (
+            "training",
+            "[training.optimizer]\nlearning_rate = nan",
+            "training.optimizer.learning_rate: expected a finite",
+        ),
+        (
+            "training",
+            "[training.optimizer]\nlearning_rate = -1",
+            "training.optimizer.learning_rate: expected float > 0",
+        ),
+        ("data", "validation = 1.0", "data.validation: expected float < 1.0"),
+        ("data", "ignore = [1]", "data.ignore[0]: expected str, got int"),
+        ("needs", 'memory = "much"', 'needs.memory: expected a size such as "512 MB"'),
+        ("needs", "cores = 0", "needs.cores: expected 1 to 4096, got 0"),
+        ("model", "input = [3]", "model.input is [3], one sample of the data is [2]"),
+    ],
+)
+def test_a_wrong_key_or_value_is_told_with_its_path(tmp_path: Path, section: str, line: str, said: str) -> None:
+    assert said in complaint(write(tmp_path, **{section: line}))
+
+
+@pytest.mark.parametrize("amount", ['"0"', "-1", '"1e3"', '"0.0000000001"', "2.5", '"nan"', "true"])
+def test_an_amount_that_is_not_money_is_refused(tmp_path: Path, amount: str) -> None:
+    assert "job.toml: amount: " in complaint(write(tmp_path, amount=amount), AmountError)
+
+
+# -- model, data and loss -------------------------------------------------------------------------------
+
+
+def test_an_unknown_layer_suggests_the_nearest(tmp_path: Path) -> None:
+    said = complaint(write(tmp_path, layers='[{ kind = "Liner", out_features = 3 }]'))
+    assert "layer 0" in said and "'Linear'" in said
+
+
+def test_layers_that_do_not_fit_name_the_layer_and_the_shapes(tmp_path: Path) -> None:
+    said = complaint(write(tmp_path, layers='[{ kind = "ReLU" }, { kind = "Reshape", shape = [5] }]'), ShapeError)
+    assert "layer 1: Reshape" in said and "[2]" in said and "5" in said
+
+
+def test_a_model_with_too_few_outputs_is_refused(tmp_path: Path) -> None:
+    said = complaint(write(tmp_path, layers='[{ kind = "Linear", out_features = 2 }]'), CyxError)
+    assert "job.toml" in said and "2" in said and "3" in said
+
+
+def test_a_model_with_too_many_outputs_is_refused(tmp_path: Path) -> None:
+    said = complaint(write(tmp_path, layers='[{ kind = "Linear", out_features = 5 }]'))
+    assert "5 outputs, the data has 3 classes" in said
+
+
+def test_mse_wants_one_output(tmp_path: Path) -> None:
+    assert "set out_features = 1" in complaint(write(tmp_path, training='loss = "mse"'), DataError)
+
+
+def test_a_model_that_gives_more_than_a_row_is_refused(tmp_path: Path) -> None:
+    layers = '[{ kind = "Linear", out_features = 4 }, { kind = "Reshape", shape = [2, 2] }]'
+    assert "one row of numbers per sample, it gives [2, 2]" in complaint(write(tmp_path, layers=layers))
+
+
+def test_bce_wants_two_classes(tmp_path: Path) -> None:
+    layers = '[{ kind = "Linear", out_features = 1 }]'
+    assert "exactly 2 classes" in complaint(write(tmp_path, layers=layers, training='loss = "bce"'), CyxError)
+
+
+def test_a_task_that_contradicts_the_loss_is_refused(tmp_path: Path) -> None:
+    said = complaint(write(tmp_path, data='task = "regression"'))
+    assert 'job.toml: training.loss: expected a loss for data.task = "regression", got "cross_entropy"' in said
+
+
+def test_a_missing_data_file_is_told_with_where_it_was_looked_for(tmp_path: Path) -> None:
+    said = complaint(write(tmp_path, path='"dta.csv"'), DataError)
+    assert f"there is no {tmp_path / 'dta.csv'}; did you mean data.csv?" in said
+
+
+def test_an_empty_data_file_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "data.csv").write_text("")
+    assert "data.csv" in complaint(path, DataError)
+
+
+def test_a_missing_target_column_is_told(tmp_path: Path) -> None:
+    assert "labl" in complaint(write(tmp_path, data='target = "labl"'), DataError)
+
+
+def test_an_empty_cell_is_told_with_its_column(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "data.csv").write_text("a,b,label\n1,2,0\n,3,1\n")
+    said = complaint(path, DataError)
+    assert "data.csv" in said and "a" in said and "2" in said
+
+
+def test_more_in_a_batch_than_there_are_rows_is_only_a_warning(tmp_path: Path) -> None:
+    [warning] = load(write(tmp_path, training="batch_size = 1000")).warnings
+    assert "batch_size 1000" in warning
+
+
+def test_a_pair_of_npy_files_is_packed_into_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(48, dtype=np.float32).reshape(24, 2))
+    np.save(tmp_path / "y.npy", np.arange(24) % 3)
+    job = load(write(tmp_path, path='"x.npy"', data='target_path = "y.npy"'), tmp_path / "packed")
+    assert (job.data_path, job.data.format, job.facts.rows) == (tmp_path / "packed" / "x.npz", "npz", 24)
+
+
+def test_an_npy_file_without_its_labels_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    assert "data.target_path is missing" in complaint(write(tmp_path, path='"x.npy"'))
+
+
+def test_a_graph_in_a_file_is_taken_as_the_model(tmp_path: Path) -> None:
+    from cyxcore import layers
+
+    graph = layers.build(input_shape=[2], layers=[{"kind": "Linear", "out_features": 3}])
+    (tmp_path / "model.json").write_bytes(graph.to_bytes())
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace(f"layers = {GOOD['layers']}", 'graph = "model.json"'))
+    assert load(path).model.graph == graph.to_json()
+
+
+def test_a_damaged_graph_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({"nodes": "none"}))
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace(f"layers = {GOOD['layers']}", 'graph = "model.json"'))
+    assert "job.toml: model:" in complaint(path, CyxError)
+
+
+# -- sizes and anything ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("512 MB", 512_000_000), ("2GiB", 2**31), ("1.5 kB", 1500), ("7 B", 7), (123, 123), ("0.5 TiB", 2**39)],
+)
+def test_a_size_is_read_with_its_unit(written: str | int, size: int) -> None:
+    assert parse_bytes(written, "memory") == size
+
+
+@pytest.mark.parametrize("written", ["512", "MB", "-1 MB", "1 XB", "1e3 MB", -1, 2**63, ""])
+def test_a_size_without_a_known_unit_is_refused(written: str | int) -> None:
+    with pytest.raises(SpecError, match="memory: expected"):
+        parse_bytes(written, "memory")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_job_file_or_a_spec_error(text: str) -> None:
+    try:
+        assert isinstance(parse(text, Path("job.toml")), JobFile)
+    except SpecError as error:
+        assert str(error).startswith("job.toml: ")
+
+
+@given(st.sampled_from(["training", "needs", "data", "model", "name"]), VALUES)
+def test_any_value_in_any_section_is_taken_or_refused_with_a_cyx_error(section: str, value: Any) -> None:
+    text = f'name = "x"\namount = "1"\n{section} = {to_toml(value)}\n'
+    try:
+        parse(text, Path("job.toml"))
+    except SpecError as error:
+        assert "\n" not in str(error)
+
+
+def to_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {to_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(to_toml, value)) + "]"
+    return repr(value).lower() if isinstance(value, float) else json.dumps("" if value is None else value)
+
+
+def test_a_loaded_job_holds_what_the_file_said(tmp_path: Path) -> None:
+    job = load(write(tmp_path, data='features = ["a"]'))
+    assert isinstance(job, LoadedJob) and job.data.features == ["a"] and job.model.input == [1]

@@ -1,0 +1,80 @@
+"""The artifact cache: verified, bounded, least recently used first."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from cyxcore.errors import CyxError
+from cyxnode.cache import ArtifactCache
+from cyxnode.errors import NodeError
+
+
+class Source:
+    """Content by digest, as central would give it; counts how often it is asked."""
+
+    def __init__(self, *contents: bytes):
+        self.by_digest = {hashlib.sha256(content).hexdigest(): content for content in contents}
+        self.fetched: list[str] = []
+
+    async def __call__(self, sha256: str, path: Path) -> None:
+        self.fetched.append(sha256)
+        path.write_bytes(self.by_digest[sha256])
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+async def hold(cache: ArtifactCache, content: bytes) -> None:
+    async with cache.hold(digest(content), len(content)) as path:
+        assert path.read_bytes() == content
+
+
+async def test_an_artifact_is_fetched_once_and_then_reused(tmp_path: Path) -> None:
+    source = Source(b"rows")
+    cache = ArtifactCache(tmp_path, 100, source)
+    await hold(cache, b"rows")
+    await hold(cache, b"rows")
+    assert len(source.fetched) == 1
+
+
+async def test_a_file_that_changed_on_disk_is_fetched_again(tmp_path: Path) -> None:
+    source = Source(b"rows")
+    cache = ArtifactCache(tmp_path, 100, source)
+    await hold(cache, b"rows")
+    (tmp_path / digest(b"rows")).write_bytes(b"rowz")
+    await hold(cache, b"rows")
+    assert len(source.fetched) == 2
+
+
+async def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    source = Source(b"a" * 40, b"b" * 40, b"c" * 40)
+    cache = ArtifactCache(tmp_path, 100, source)
+    await hold(cache, b"a" * 40)
+    await hold(cache, b"b" * 40)
+    os.utime(tmp_path / digest(b"a" * 40), (2e9, 2e9))
+    await hold(cache, b"c" * 40)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([digest(b"a" * 40), digest(b"c" * 40)])
+
+
+async def test_what_is_held_is_not_thrown_out(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path, 100, Source(b"a" * 60, b"b" * 60))
+    async with cache.hold(digest(b"a" * 60), 60) as path:
+        with pytest.raises(NodeError, match="does not fit in this node's cache of 100"):
+            await hold(cache, b"b" * 60)
+        assert path.exists()
+
+
+async def test_an_artifact_of_another_size_than_promised_is_refused(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path, 100, Source(b"rows"))
+    with pytest.raises(CyxError, match="expected 5 bytes, got 4"):
+        async with cache.hold(digest(b"rows"), 5):
+            pass
+
+
+def test_drafts_of_a_transfer_that_was_cut_off_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".abc.1234").write_bytes(b"half")
+    ArtifactCache(tmp_path, 100, Source())
+    assert list(tmp_path.iterdir()) == []

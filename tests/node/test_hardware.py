@@ -1,0 +1,77 @@
+"""What a node says of its machine."""
+
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cyxnet.codec import MSGPACK, decode, encode
+from cyxnet.messages import HardwareMetrics, RunRef
+from cyxnode import hardware
+from cyxnode.hardware import Limits, Meter, busy_percent, cgroup_limits, usable_cores
+
+Times = namedtuple("Times", ["user", "system", "idle", "iowait", "guest"])
+
+
+def test_the_facts_of_this_machine_are_sane() -> None:
+    facts = hardware.measure()
+    assert 1 <= facts.cores <= len(os.sched_getaffinity(0))
+    assert 0 < facts.memory_free_bytes <= facts.memory_bytes <= psutil.virtual_memory().total
+    assert facts.cpu and facts.os
+    assert 1e8 < facts.flops_per_s < 1e15
+
+
+def test_the_offer_bounds_the_memory() -> None:
+    assert hardware.memory(Limits(None, None, 0), 10**8) == (10**8, 10**8)
+
+
+def test_the_control_group_bounds_the_memory_by_what_is_left_in_it() -> None:
+    assert hardware.memory(Limits(None, 10**8, 4 * 10**7)) == (10**8, 6 * 10**7)
+
+
+def test_a_quota_below_one_core_still_counts_as_one() -> None:
+    assert usable_cores(0.5) == 1
+
+
+def test_the_tightest_limit_from_the_group_to_the_root_counts(tmp_path: Path) -> None:
+    inner = tmp_path / "pod" / "node"
+    inner.mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/pod/node\n")
+    (tmp_path / "pod" / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "pod" / "memory.max").write_text("1000\n")
+    (tmp_path / "pod" / "memory.current").write_text("700\n")
+    (tmp_path / "pod" / "memory.stat").write_text("anon 400\ninactive_file 300\n")
+    (inner / "cpu.max").write_text("max 100000\n")
+    (inner / "memory.max").write_text("max\n")
+    assert cgroup_limits(tmp_path, tmp_path / "own") == Limits(1.5, 1000, 400)
+
+
+def test_a_machine_without_control_groups_has_no_limits(tmp_path: Path) -> None:
+    assert cgroup_limits(tmp_path, tmp_path / "own") == Limits(None, None, 0)
+
+
+def test_metrics_carry_every_field_and_pass_the_codec() -> None:
+    metrics = Meter("node-a", "00" * 16).read([RunRef(job_id="job-1", attempt=2)])
+    assert len(metrics.cpu.per_core_percent) == psutil.cpu_count()
+    assert 0 < metrics.ram_used_bytes < metrics.ram_total_bytes
+    assert decode(HardwareMetrics, encode(metrics, MSGPACK), MSGPACK) == metrics
+
+
+@pytest.mark.parametrize(
+    ("after", "percent"),
+    [
+        (Times(1, 1, 2, 0, 0), 50.0),
+        (Times(0, 0, 0, 0, 0), 0.0),
+        (Times(2, 0, 0, 2, 2), 50.0),
+        (Times(3, 0, 0, 0, 0), 100.0),
+    ],
+)
+def test_busy_is_what_is_neither_idle_nor_waiting_for_a_disk(after: Times, percent: float) -> None:
+    assert busy_percent(Times(0, 0, 0, 0, 0), after) == percent
+
+
+def test_connections_are_read_from_the_kernels_own_count(tmp_path: Path) -> None:
+    (tmp_path / "sockstat").write_text("sockets: used 90\nTCP: inuse 7 orphan 0 tw 1\n")
+    assert hardware.tcp_connections(tmp_path / "sockstat") == 7

@@ -1,0 +1,57 @@
+"""A node's folder: name, lock, key."""
+
+from pathlib import Path
+
+import pytest
+
+from cyxnet.identity import Identity
+from cyxnet.wallet import Wallet
+from cyxnode.errors import NodeError
+from cyxnode.home import open_home, slug
+
+
+def test_without_a_name_the_first_free_number_is_taken(tmp_path: Path) -> None:
+    homes = [open_home(tmp_path, None) for _ in range(3)]
+    homes[1].close()
+    assert open_home(tmp_path, None).name == "node-2"
+    assert [home.name for home in homes] == ["node-1", "node-2", "node-3"]
+
+
+def test_a_name_in_use_is_refused_with_the_process_that_uses_it(tmp_path: Path) -> None:
+    home = open_home(tmp_path, "desk")
+    with pytest.raises(NodeError, match=r"'desk' runs already \(process [0-9]+\); choose another --name"):
+        open_home(tmp_path, "desk")
+    home.close()
+
+
+def test_the_node_id_is_the_name_and_the_key_and_stays(tmp_path: Path) -> None:
+    home = open_home(tmp_path, "Big Desk")
+    home.close()
+    again = open_home(tmp_path, "Big Desk")
+    assert home.node_id == again.node_id == f"big-desk-{again.key.short_id}"
+
+
+def test_the_wallet_is_a_key_of_its_own_from_the_same_seed(tmp_path: Path) -> None:
+    home = open_home(tmp_path, "desk")
+    seed = bytes.fromhex((tmp_path / "nodes" / "desk" / "key").read_text().strip())
+    assert home.wallet_address == Wallet(Identity(seed).child("wallet")).address
+    assert Wallet(Identity(seed).child("wallet")).public_key.hex() != home.key.public_key
+
+
+def test_what_a_killed_node_left_in_its_work_folder_is_gone(tmp_path: Path) -> None:
+    left = tmp_path / "nodes" / "desk" / "work" / "0123"
+    left.mkdir(parents=True)
+    open_home(tmp_path, "desk")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "Ünï", "x" * 200, "-a-"])
+def test_a_name_never_leaves_the_folder_of_nodes(tmp_path: Path, name: str) -> None:
+    home = open_home(tmp_path, name)
+    assert home.folder.parent == tmp_path / "nodes"
+
+
+@pytest.mark.parametrize("name", ["", "…", "///", "日本"])
+def test_a_name_without_a_letter_or_digit_is_refused(name: str) -> None:
+    with pytest.raises(NodeError, match="expected a name"):
+        slug(name)

@@ -1,0 +1,193 @@
+"""Training processes as the agent sees them: what they say, how they die, what they may touch."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from msgspec.structs import replace
+
+from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec
+from cyxnode.errors import NodeError
+from cyxnode.pipe import Batch, Done, Epoch, Failed, Order, Said
+from cyxnode.process import Launch, Pool, TrainingProcess, describe_end
+
+STANDIN = str(Path(__file__).with_name("standin.py"))
+ORDER = Order(
+    model=ModelSpec(input=[2], layers=[]),
+    data=DataSpec(),
+    training=TrainingSpec(),
+    data_path="data",
+    out_path="model",
+    threads=1,
+    memory_bytes=0,
+    file_bytes=1_000_000,
+)
+Starter = Callable[..., Any]
+
+
+def launch(folder: Path, behaviour: str, **options: Any) -> Launch:
+    return Launch(work_folder=folder, command=(sys.executable, "-P", STANDIN, behaviour), **options)
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Starter]:
+    """start(behaviour) gives a warm process; every one is closed at the end."""
+    started: list[TrainingProcess] = []
+
+    async def begin(behaviour: str, **options: Any) -> TrainingProcess:
+        process = await TrainingProcess.start(launch(tmp_path / "work", behaviour, **options))
+        started.append(process)
+        await process.wait_ready()
+        return process
+
+    yield begin
+    for process in started:
+        await process.close()
+
+
+async def all_said(process: TrainingProcess, order: Order = ORDER) -> list[Said]:
+    return [said async for said in process.train(order)]
+
+
+async def end_of(process: TrainingProcess, order: Order = ORDER) -> Failed:
+    last = (await all_said(process, order))[-1]
+    assert isinstance(last, Failed)
+    return last
+
+
+async def test_batches_epochs_and_the_end_arrive_in_order(start: Starter, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"rows")
+    order = replace(ORDER, data_path=str(tmp_path / "data"))
+    assert [type(said) for said in await all_said(await start("learn"), order)] == [Batch, Epoch, Done]
+
+
+async def test_a_process_killed_from_outside_is_known_dead_within_a_second(start: Starter) -> None:
+    process = await start("hang")
+    saying = process.train(ORDER)
+    assert isinstance(await anext(saying), Batch)
+    os.kill(process.pid, signal.SIGKILL)
+    async with asyncio.timeout(1):
+        end = await anext(saying)
+    assert isinstance(end, Failed)
+    assert (end.code, end.deterministic) == ("process_died", False)
+    assert "SIGKILL" in end.message
+
+
+async def test_the_last_words_of_a_dead_process_are_in_the_report(start: Starter) -> None:
+    assert "out of ideas" in (await end_of(await start("die"))).message
+
+
+async def test_a_bug_in_training_is_reported_with_its_exit_status_and_traceback(start: Starter) -> None:
+    end = await end_of(await start("crash"))
+    assert end.code == "process_died"
+    assert "exit status 1" in end.message and "RuntimeError: a bug of ours" in end.message
+
+
+async def test_bad_data_is_a_deterministic_failure_with_its_own_code(start: Starter) -> None:
+    end = await end_of(await start("refuse"))
+    assert (end.code, end.deterministic) == ("bad_data", True)
+    assert "column label, row 3" in end.message
+
+
+async def test_memory_beyond_the_limit_is_out_of_memory_and_may_succeed_elsewhere(start: Starter) -> None:
+    end = await end_of(await start("eat"), replace(ORDER, memory_bytes=50_000_000))
+    assert (end.code, end.deterministic) == ("out_of_memory", False)
+
+
+async def test_a_file_beyond_the_limit_ends_the_process(start: Starter) -> None:
+    end = await end_of(await start("write_much"))
+    assert end.code == "process_died" and "File too large" in end.message
+
+
+async def test_what_is_no_message_on_the_pipe_is_refused_and_the_process_ended(start: Starter) -> None:
+    process = await start("garble")
+    end = await end_of(process)
+    assert end.code == "process_garbled"
+    await process.close()
+    assert not process.alive
+
+
+async def test_what_a_library_prints_does_not_disturb_the_messages(start: Starter, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"rows")
+    order = replace(ORDER, data_path=str(tmp_path / "data"))
+    assert isinstance((await all_said(await start("chatter"), order))[-1], Done)
+
+
+async def test_a_closed_process_leaves_no_process_and_no_folder(start: Starter) -> None:
+    process = await start("hang")
+    await process.close()
+    assert not psutil.pid_exists(process.pid) and not process.folder.exists()
+
+
+async def test_secrets_of_the_agents_environment_are_not_handed_on(
+    start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUD_TOKEN", "secret")
+    names = (await end_of(await start("tell_environment"))).message.split()
+    assert "PATH" in names and "CLOUD_TOKEN" not in names
+
+
+async def test_an_isolated_process_reaches_no_network(start: Starter) -> None:
+    process = await start("call_out")
+    if not process.ready.isolated:
+        pytest.skip("this kernel gives no network namespace to an ordinary process")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert (await end_of(process, replace(ORDER, data_path=str(port)))).code == "no_network"
+
+
+async def test_niceness_reaches_the_training_process(start: Starter) -> None:
+    assert psutil.Process((await start("hang", niceness=7)).pid).nice() == os.nice(0) + 7
+
+
+async def test_a_process_that_cannot_train_says_so_instead_of_ready(start: Starter) -> None:
+    with pytest.raises(NodeError, match="training does not work on this node: the kernels are not built"):
+        await start("never_ready")
+
+
+async def test_a_command_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(NodeError, match="cannot start /no/python"):
+        await TrainingProcess.start(Launch(work_folder=tmp_path, command=("/no/python",)))
+
+
+async def test_the_pool_gives_each_taker_a_process_of_its_own(tmp_path: Path) -> None:
+    pool = Pool(launch(tmp_path, "hang"))
+    first, second = await pool.take(), await pool.take()
+    try:
+        assert first.pid != second.pid
+    finally:
+        await asyncio.gather(first.close(), second.close(), pool.close())
+
+
+async def test_the_pool_does_not_hand_out_a_process_that_died_while_it_waited(tmp_path: Path) -> None:
+    pool = Pool(launch(tmp_path, "hang"))
+    dead = await pool.wait_warm()
+    os.kill(dead.pid, signal.SIGKILL)
+    await dead.wait_end()
+    process = await pool.take()
+    try:
+        assert process.pid != dead.pid and psutil.pid_exists(process.pid)
+    finally:
+        await asyncio.gather(process.close(), pool.close())
+
+
+async def test_a_closed_pool_leaves_no_process(tmp_path: Path) -> None:
+    pool = Pool(launch(tmp_path, "hang"))
+    pool.warm_up()
+    await pool.close()
+    assert [child for child in psutil.Process().children() if "standin.py" in " ".join(child.cmdline())] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(-9, "was killed by SIGKILL"), (-11, "was killed by SIGSEGV"), (-99, "signal 99"), (3, "exit status 3")],
+)
+def test_the_end_of_a_process_is_told_in_words(status: int, expected: str) -> None:
+    assert expected in describe_end(status, [])

@@ -1,0 +1,322 @@
+"""The node's state machine: pure, so every fact is a few lines."""
+
+import itertools
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from cyxcore.spec import ModelSpec, TrainingSummary
+from cyxnet.messages import (
+    ArtifactRef,
+    Assign,
+    CommandReply,
+    JobRequest,
+    RunCompleted,
+    RunFailed,
+    RunRef,
+    RunStarted,
+    Stop,
+)
+from cyxnode import events as e
+from cyxnode.state import RETRY_MS, State, next_wake_ms, retry_delay_ms, step
+
+SESSION = "00" * 16
+JOB = JobRequest(
+    name="job",
+    model=ModelSpec(input=[2], layers=[{"kind": "Linear", "out_features": 2}]),
+    dataset=ArtifactRef(sha256="aa" * 32, size=10),
+    amount_base_units=1,
+)
+KEY = ("job-1", 1)
+NEW = State(node_id="node-a", session=SESSION)
+JOINED = step(NEW, e.Registered(1000), 0)[0]
+SUMMARY = TrainingSummary(
+    total_time_ms=1.0,
+    steps=1,
+    final_loss=0.1,
+    best_epoch=1,
+    delivered_epoch=1,
+    train_rows=8,
+    validation_rows=2,
+    parameters=6,
+)
+
+
+def assign(job_id: str = "job-1", attempt: int = 1, session: str = SESSION) -> Assign:
+    return Assign(job_id=job_id, attempt=attempt, session=session, job=JOB, lease_ms=4000)
+
+
+def stop(job_id: str = "job-1", attempt: int = 1, session: str = SESSION) -> Stop:
+    return Stop(job_id=job_id, attempt=attempt, session=session)
+
+
+def completed(job_id: str = "job-1", attempt: int = 1) -> RunCompleted:
+    return RunCompleted(
+        node_id="node-a",
+        session=SESSION,
+        job_id=job_id,
+        attempt=attempt,
+        model=ArtifactRef(sha256="bb" * 32, size=5),
+        graph_sha256="cc" * 32,
+        summary=SUMMARY,
+        signature="0" * 128,
+    )
+
+
+def failed() -> RunFailed:
+    return RunFailed(node_id="node-a", session=SESSION, job_id="job-1", attempt=1, code="bad_data", message="no rows")
+
+
+def after(state: State, *happened: Any, now_ms: int = 10) -> State:
+    for event in happened:
+        state = step(state, event, now_ms)[0]
+    return state
+
+
+def actions(state: State, event: Any, now_ms: int = 10) -> list[Any]:
+    return step(state, event, now_ms)[1]
+
+
+def answer(state: State, event: Any) -> CommandReply:
+    (found,) = [action.reply for action in actions(state, event) if isinstance(action, e.Answer)]
+    return found
+
+
+HELD = after(JOINED, e.Assigned(assign()))
+TRAINING = after(HELD, e.Advanced(KEY, "training"), e.FirstBatch(KEY), e.ReportAnswered(KEY, accepted=True))
+ENDED = after(TRAINING, e.RunEnded(KEY, completed()))
+STOPPING = after(HELD, e.ShutdownAsked("SIGTERM"))
+STATES = {
+    "new": NEW,
+    "registering": after(NEW, e.Tick()),
+    "joined": JOINED,
+    "heartbeat on its way": after(JOINED, e.Tick(), now_ms=2000),
+    "forgotten by central": after(HELD, e.HeartbeatAnswered(known=False)),
+    "fetching": HELD,
+    "started, unanswered": after(HELD, e.FirstBatch(KEY)),
+    "training": TRAINING,
+    "reporting": ENDED,
+    "report waits": after(ENDED, e.ReportUnanswered(KEY)),
+    "over": after(ENDED, e.ReportAnswered(KEY, accepted=True)),
+    "stopping": STOPPING,
+    "stopped": after(STOPPING, e.GoodbyeDone()),
+}
+EVENTS = [
+    e.Tick(),
+    e.Registered(1000),
+    e.RegisterRefused("banned"),
+    e.RegisterUnanswered(),
+    e.HeartbeatAnswered(known=True),
+    e.HeartbeatAnswered(known=False),
+    e.HeartbeatAnswered(known=True, stop=(KEY,)),
+    e.HeartbeatUnanswered(),
+    e.Assigned(assign()),
+    e.Assigned(assign(attempt=2)),
+    e.Assigned(assign("job-2")),
+    e.Assigned(assign(session="11" * 16)),
+    e.StopAsked(stop()),
+    e.StopAsked(stop("job-2")),
+    e.Advanced(KEY, "training"),
+    e.Advanced(KEY, "uploading"),
+    e.FirstBatch(KEY),
+    e.RunEnded(KEY, completed()),
+    e.RunEnded(KEY, failed()),
+    e.ReportAnswered(KEY, accepted=True),
+    e.ReportAnswered(KEY, accepted=False, fenced=True),
+    e.ReportUnanswered(KEY),
+    e.ShutdownAsked("SIGINT"),
+    e.GoodbyeDone(),
+]
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("event", EVENTS, ids=[f"{n}-{type(event).__name__}" for n, event in enumerate(EVENTS)])
+def test_every_pair_of_state_and_event_is_defined_and_keeps_the_invariants(name: str, event: Any) -> None:
+    state, done = step(STATES[name], event, 3000)
+    starts = [action for action in done if isinstance(action, e.StartRun)]
+    answers = [action for action in done if isinstance(action, e.Answer)]
+    assert len(answers) == isinstance(event, (e.Assigned, e.StopAsked))
+    assert len([run for run in state.runs.values() if run.phase != "reporting"]) <= state.max_runs
+    assert all((start.assign.job_id, start.assign.attempt) in state.runs for start in starts)
+    assert all(action.key not in state.runs for action in done if isinstance(action, e.KillRun))
+    assert all(run.outbox for run in state.runs.values() if run.phase == "reporting")
+    assert all(run.outbox for run in state.runs.values() if run.in_flight or run.report_at_ms is not None)
+
+
+def test_every_kind_of_event_is_among_those_tried() -> None:
+    assert {type(event) for event in EVENTS} == set(e.Event.__args__)  # type: ignore[attr-defined]
+
+
+def test_any_order_of_any_four_events_ends_in_a_sound_state() -> None:
+    for happened in itertools.product(EVENTS[:21:2], repeat=4):
+        state = after(JOINED, *happened)
+        assert len(state.runs) <= 2  # one busy, one whose report is not answered
+
+
+def test_a_new_node_registers_at_once() -> None:
+    assert actions(NEW, e.Tick()) == [e.SendRegister()]
+
+
+def test_a_registration_is_not_sent_twice_while_it_is_on_its_way() -> None:
+    assert actions(STATES["registering"], e.Tick(), 100_000) == []
+
+
+def test_the_first_registration_makes_the_node_ready_and_later_ones_do_not() -> None:
+    assert e.SayReady() in actions(NEW, e.Registered(1000))
+    assert e.SayReady() not in actions(JOINED, e.Registered(1000))
+
+
+def test_a_refused_first_registration_ends_the_node_with_the_reason() -> None:
+    assert actions(NEW, e.RegisterRefused("banned"))[-1] == e.Exit(1, "central refused the registration: banned")
+
+
+def test_a_refusal_after_a_registration_is_tried_again() -> None:
+    assert next_wake_ms(after(replace(JOINED, heartbeat_at_ms=None), e.RegisterRefused("late"))) is not None
+
+
+def test_an_unanswered_registration_is_tried_again_ever_more_slowly_up_to_16_s() -> None:
+    state, waits_ms = NEW, []
+    for _ in range(12):
+        state = after(state, e.RegisterUnanswered(), now_ms=0)
+        waits_ms.append(state.register_at_ms)
+    assert waits_ms[: len(RETRY_MS)] == list(RETRY_MS)
+    assert waits_ms[-1] == 16_000
+
+
+def test_nodes_with_other_sessions_do_not_retry_in_step() -> None:
+    assert retry_delay_ms("00" * 16, 9) != retry_delay_ms("ff" * 16, 9)
+    assert retry_delay_ms("ff" * 16, 9) <= 16_000 * 1.2
+
+
+def test_a_heartbeat_is_sent_every_heartbeat_ms_and_names_the_runs() -> None:
+    assert next_wake_ms(JOINED) == 1000
+    assert actions(HELD, e.Tick(), 1000) == [e.SendHeartbeat((RunRef(job_id="job-1", attempt=1),))]
+    assert next_wake_ms(after(HELD, e.Tick(), e.HeartbeatAnswered(known=True), now_ms=1000)) == 2000
+
+
+def test_a_heartbeat_without_an_answer_is_sent_again_no_later_than_the_next_beat() -> None:
+    state = JOINED
+    for _ in range(9):
+        state = after(state, e.HeartbeatUnanswered(), now_ms=5000)
+        assert state.heartbeat_at_ms is not None and 5000 < state.heartbeat_at_ms <= 6000
+
+
+def test_an_unknown_session_registers_again_at_once_with_the_same_session_and_runs() -> None:
+    state, done = step(HELD, e.HeartbeatAnswered(known=False), 50)
+    assert done == [e.SendRegister()]
+    assert (state.session, list(state.runs)) == (SESSION, [KEY])
+
+
+def test_after_registering_again_the_runs_are_named_at_once() -> None:
+    state = after(HELD, e.HeartbeatAnswered(known=False), e.Registered(1000), now_ms=70)
+    assert isinstance(actions(state, e.Tick(), 70)[0], e.SendHeartbeat)
+
+
+def test_runs_in_the_stop_list_of_a_heartbeat_are_killed_and_forgotten() -> None:
+    state, done = step(TRAINING, e.HeartbeatAnswered(known=True, stop=(KEY, ("job-9", 1))), 10)
+    assert [action.key for action in done] == [KEY] and not state.runs
+
+
+def test_an_assignment_with_a_free_slot_is_accepted_and_begun() -> None:
+    assert actions(JOINED, e.Assigned(assign())) == [
+        e.Answer(CommandReply(accepted=True)),
+        e.StartRun(assign()),
+    ]
+
+
+def test_the_same_assignment_again_is_accepted_and_not_begun_again() -> None:
+    assert actions(TRAINING, e.Assigned(assign())) == [e.Answer(CommandReply(accepted=True))]
+
+
+def test_an_assignment_for_another_session_is_refused() -> None:
+    assert "restarted" in answer(JOINED, e.Assigned(assign(session="11" * 16))).reason
+
+
+def test_an_assignment_without_a_free_slot_is_refused() -> None:
+    assert "no free slot" in answer(HELD, e.Assigned(assign("job-2"))).reason
+
+
+def test_a_run_that_only_waits_for_its_report_to_be_answered_takes_no_slot() -> None:
+    assert answer(ENDED, e.Assigned(assign("job-2"))).accepted
+
+
+def test_a_newer_attempt_takes_the_place_of_the_older_one() -> None:
+    state, done = step(TRAINING, e.Assigned(assign(attempt=2)), 10)
+    assert [type(action) for action in done] == [e.KillRun, e.Answer, e.StartRun]
+    assert list(state.runs) == [("job-1", 2)]
+
+
+def test_an_older_attempt_is_refused_while_a_newer_one_runs() -> None:
+    state = after(JOINED, e.Assigned(assign(attempt=3)))
+    assert "older" in answer(state, e.Assigned(assign(attempt=2))).reason
+
+
+def test_a_run_that_is_over_is_not_begun_again() -> None:
+    assert "is over" in answer(STATES["over"], e.Assigned(assign())).reason
+
+
+def test_stop_kills_the_run_without_a_report() -> None:
+    state, done = step(TRAINING, e.StopAsked(stop()), 10)
+    assert [type(action) for action in done] == [e.KillRun, e.Answer] and not state.runs
+
+
+def test_stop_of_a_run_that_is_not_here_is_accepted_and_does_nothing() -> None:
+    assert actions(JOINED, e.StopAsked(stop())) == [e.Answer(CommandReply(accepted=True))]
+
+
+def test_the_first_batch_is_reported_as_started() -> None:
+    (action,) = actions(HELD, e.FirstBatch(KEY))
+    assert isinstance(action.report, RunStarted)
+
+
+def test_the_completion_waits_until_started_is_answered_so_that_they_arrive_in_order() -> None:
+    state, done = step(STATES["started, unanswered"], e.RunEnded(KEY, completed()), 10)
+    assert done == []
+    assert actions(state, e.ReportAnswered(KEY, accepted=True)) == [e.SendReport(KEY, completed())]
+
+
+def test_a_started_that_nobody_answers_gives_way_to_the_completion() -> None:
+    state = after(STATES["started, unanswered"], e.RunEnded(KEY, completed()))
+    assert actions(state, e.ReportUnanswered(KEY)) == [e.SendReport(KEY, completed())]
+
+
+def test_an_unanswered_completion_is_sent_again_until_it_is_answered() -> None:
+    state = after(ENDED, e.ReportUnanswered(KEY), now_ms=0)
+    wake_ms = state.runs[KEY].report_at_ms
+    assert wake_ms is not None
+    assert e.SendReport(KEY, completed()) in actions(state, e.Tick(), wake_ms)
+
+
+def test_an_accepted_completion_ends_the_run() -> None:
+    assert not after(ENDED, e.ReportAnswered(KEY, accepted=True)).runs
+
+
+@pytest.mark.parametrize("name", ["started, unanswered", "reporting"])
+def test_a_fenced_report_kills_and_forgets_the_run(name: str) -> None:
+    state, done = step(STATES[name], e.ReportAnswered(KEY, accepted=False, fenced=True, reason="lease lost"), 10)
+    assert done == [e.KillRun(KEY, "lease lost")] and not state.runs
+
+
+def test_what_a_killed_run_still_says_is_ignored() -> None:
+    gone = after(TRAINING, e.StopAsked(stop()))
+    assert step(gone, e.RunEnded(KEY, completed()), 10) == (gone, [])
+    assert step(gone, e.FirstBatch(KEY), 10) == (gone, [])
+
+
+def test_shutdown_kills_the_runs_then_says_goodbye_then_exits() -> None:
+    state, done = step(TRAINING, e.ShutdownAsked("SIGTERM"), 10)
+    assert done == [e.KillRun(KEY, "SIGTERM"), e.SayGoodbye("SIGTERM")]
+    assert actions(state, e.GoodbyeDone()) == [e.Exit(0, "stopped")]
+
+
+def test_a_node_that_never_registered_exits_without_a_goodbye() -> None:
+    assert actions(NEW, e.ShutdownAsked("SIGTERM")) == [e.Exit(0, "SIGTERM")]
+
+
+def test_a_second_request_to_stop_ends_at_once() -> None:
+    assert actions(STOPPING, e.ShutdownAsked("SIGINT")) == [e.Exit(0, "stopped at once")]
+
+
+def test_a_stopping_node_refuses_work() -> None:
+    assert "stopping" in answer(STOPPING, e.Assigned(assign("job-2"))).reason

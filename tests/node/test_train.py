@@ -1,0 +1,183 @@
+"""Real training in its own process, from an order to a model file."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+import cyxcore
+from cyxcore.errors import DataError, DivergedError, KernelError, SpecError
+from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec
+from cyxnode.pipe import Batch, Done, Epoch, Failed, Order, Ready, Said
+from cyxnode.process import Launch, TrainingProcess
+from cyxnode.train import BATCH_INTERVAL_S, check_facts, finite, throttle, train
+from tests.node import standin
+
+LAYERS: list[dict[str, Any]] = [
+    {"kind": "Linear", "out_features": 8},
+    {"kind": "ReLU"},
+    {"kind": "Linear", "out_features": 2},
+]
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Order:
+    """Two features, two classes that a line separates, 64 rows."""
+    rows = [(a, b, int(a + b > 7)) for a in range(8) for b in range(8)]
+    table = "a,b,label\n" + "".join(f"{a},{b},{label}\n" for a, b, label in rows)
+    (tmp_path / "data.csv").write_text(table)
+    return Order(
+        model=ModelSpec(input=[2], layers=LAYERS),
+        data=DataSpec(),
+        training=TrainingSpec(epochs=3, batch_size=16, seed=5),
+        data_path=str(tmp_path / "data.csv"),
+        out_path=str(tmp_path / "model.cyxmodel"),
+        threads=1,
+        memory_bytes=0,
+        file_bytes=10**8,
+    )
+
+
+@pytest.fixture
+async def process(tmp_path: Path) -> AsyncIterator[TrainingProcess]:
+    started = await TrainingProcess.start(Launch(work_folder=tmp_path / "work"))
+    await started.wait_ready()
+    yield started
+    await started.close()
+
+
+async def said_about(process: TrainingProcess, order: Order) -> list[Said]:
+    return [said async for said in process.train(order)]
+
+
+async def test_the_delivered_model_is_what_the_process_said_it_is(process: TrainingProcess, order: Order) -> None:
+    *_, done = await said_about(process, order)
+    model = cyxcore.load_model(order.out_path)
+    assert isinstance(done, Done)
+    assert model.graph.sha256 == done.graph_sha256
+    assert model.summary == done.summary
+    assert done.summary.train_rows + done.summary.validation_rows == 64
+
+
+async def test_every_epoch_and_the_first_batch_are_told(process: TrainingProcess, order: Order) -> None:
+    said = await said_about(process, order)
+    assert isinstance(said[0], Batch) and said[0].metrics.step == 1
+    assert [one.metrics.epoch for one in said if isinstance(one, Epoch)] == [1, 2, 3]
+
+
+async def test_a_warm_process_knows_its_kernels(process: TrainingProcess) -> None:
+    assert process.ready.isa in ("avx512", "avx2", "portable")
+
+
+async def test_bad_data_is_a_deterministic_failure(process: TrainingProcess, order: Order) -> None:
+    Path(order.data_path).write_text("a,b,label\n1,x,0\n2,3,1\n")
+    (failed,) = await said_about(process, order)
+    assert isinstance(failed, Failed) and (failed.code, failed.deterministic) == ("bad_data", True)
+    assert "x" in failed.message
+
+
+async def test_layers_that_do_not_fit_are_a_deterministic_failure(process: TrainingProcess, order: Order) -> None:
+    layers = [{"kind": "Conv2d", "out_channels": 2, "kernel_size": 3}]
+    (failed,) = await said_about(process, replace(order, model=ModelSpec(input=[2], layers=layers)))
+    assert isinstance(failed, Failed) and failed.deterministic
+
+
+async def test_more_memory_than_the_job_may_take_is_out_of_memory(process: TrainingProcess, order: Order) -> None:
+    wide = [{"kind": "Linear", "out_features": 2_000_000}, {"kind": "Linear", "out_features": 2}]
+    order = replace(order, model=ModelSpec(input=[2], layers=wide), memory_bytes=30_000_000)
+    failed = (await said_about(process, order))[-1]
+    assert isinstance(failed, Failed) and (failed.code, failed.deterministic) == ("out_of_memory", False)
+
+
+def end_of(order: Order) -> Done:
+    *_, done = train(order)
+    assert isinstance(done, Done)
+    return done
+
+
+def test_the_same_order_gives_the_same_file(order: Order, tmp_path: Path) -> None:
+    def weights(name: str) -> dict[str, bytes]:
+        end_of(replace(order, out_path=str(tmp_path / name)))
+        loaded = cyxcore.load_model(tmp_path / name).weights
+        return {parameter: array.tobytes() for parameter, array in loaded.items()}
+
+    assert weights("one.cyxmodel") == weights("two.cyxmodel")
+
+
+def test_training_goes_on_from_given_weights(order: Order, tmp_path: Path) -> None:
+    end_of(replace(order, out_path=str(tmp_path / "first.safetensors")))
+    onward = replace(order, weights_path=str(tmp_path / "first.safetensors"))
+    first_loss = next(said.metrics.epoch_loss for said in train(order) if isinstance(said, Epoch))
+    later_loss = next(said.metrics.epoch_loss for said in train(onward) if isinstance(said, Epoch))
+    assert later_loss < first_loss
+
+
+def test_regression_delivers_a_model_in_the_units_of_the_target(order: Order) -> None:
+    rows = "".join(f"{a},{b},{1000 + 3 * a + b}\n" for a in range(8) for b in range(8))
+    Path(order.data_path).write_text("a,b,label\n" + rows)
+    layers = [{"kind": "Linear", "out_features": 1}]
+    training = TrainingSpec(epochs=2, batch_size=16, loss="mse")
+    end_of(replace(order, model=ModelSpec(input=[2], layers=layers), training=training))
+    predicted = cyxcore.load_model(order.out_path).predict([[4.0, 4.0]])
+    assert 900 < float(predicted.ravel()[0]) < 1150
+
+
+def test_a_graph_trains_like_the_layers_it_was_made_from(order: Order) -> None:
+    plain = replace(order, data=DataSpec(normalize="none"))
+    graph = cyxcore.build(order.model)
+    as_graph = replace(plain, model=ModelSpec(graph=msgspec.json.decode(graph.to_bytes())))
+    by_layers, by_graph = end_of(plain), end_of(as_graph)
+    assert by_layers.graph_sha256 == by_graph.graph_sha256
+    assert by_layers.summary.final_loss == by_graph.summary.final_loss
+
+
+def test_a_device_that_this_node_has_not_is_for_another_node(order: Order) -> None:
+    with pytest.raises(KernelError, match="the job needs cuda"):
+        end_of(replace(order, device="cuda"))
+
+
+def test_a_graph_that_is_none_is_refused(order: Order) -> None:
+    with pytest.raises((SpecError, cyxcore.errors.GraphError)):
+        end_of(replace(order, model=ModelSpec(graph={"nodes": [{"op": "fly"}]})))
+
+
+def test_data_that_reads_differently_here_than_at_the_submitter_is_refused(order: Order) -> None:
+    order = replace(order, expected_rows=65, expected_input_shape=[2])
+    with pytest.raises(DataError, match=r"read 65 rows of shape \[2\], this node reads 64 rows"):
+        check_facts(order, 64, [2])
+
+
+def test_the_very_first_batch_is_told_and_then_one_a_quarter_second() -> None:
+    clock = iter([0.0, 0.01, BATCH_INTERVAL_S, BATCH_INTERVAL_S + 0.01])
+    told = list(throttle(iter([standin.batch(step) for step in (1, 2, 3, 4)]), lambda: next(clock)))
+    assert [said.metrics.step for said in told if isinstance(said, Batch)] == [1, 3]
+
+
+def test_epochs_and_the_end_are_never_throttled() -> None:
+    messages: list[Said] = [standin.epoch()] * 3
+    assert len(list(throttle(iter(messages), lambda: 0.0))) == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_divergence(value: float) -> None:
+    metrics: BatchMetrics = replace(standin.batch(1).metrics, batch_loss=value)
+    with pytest.raises(DivergedError, match="lower learning_rate"):
+        finite(metrics)
+
+
+def test_a_score_that_is_no_number_is_left_out() -> None:
+    metrics: EpochMetrics = replace(standin.epoch().metrics, validation_r2=float("-inf"), samples_per_s=1e400)
+    assert (finite(metrics).validation_r2, finite(metrics).samples_per_s) == (None, 0.0)
+
+
+async def test_the_first_step_of_a_warm_process_comes_within_two_seconds(
+    process: TrainingProcess, order: Order
+) -> None:
+    assert isinstance(process.ready, Ready)
+    begun_s = time.perf_counter()
+    first = await anext(aiter(process.train(order)))
+    assert isinstance(first, Batch) and time.perf_counter() - begun_s < 2.0
