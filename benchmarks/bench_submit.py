@@ -31,7 +31,7 @@ TARGET_MS = 50.0
 async def measure(jobs: int) -> dict[str, list[float]]:
     """Milliseconds per stage, one value per job."""
     job = jobfile.load(EXAMPLE)
-    job = replace(job, spec=replace(job.spec, training=replace(job.spec.training, epochs=1)))
+    job = replace(job, training=replace(job.training, epochs=1))
     found: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "total")}
     with tempfile.TemporaryDirectory() as folder:
         async with LocalNetwork(Path(folder)) as network, await AsyncClient.connect(network.folder) as client:

@@ -132,7 +132,7 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
             return replace(job, unsettled=event.signed)
         case m.Funded():
             funded = replace(job, status="queued", unsettled=None, deposit_signature=event.signature)
-            return _refund(funded, "cancelled", "cancelled by the client") if job.cancel_requested else funded
+            return _refund(funded, "cancelled", job.error or "cancelled") if job.cancel_requested else funded
         case m.FundFailed():
             outcome: Outcome = "cancelled" if job.cancel_requested else "failed"
             return replace(job, status=outcome, unsettled=None, error=event.reason, ended_at_ms=at_ms)

@@ -64,7 +64,8 @@ class Cpu:
             raise KernelError(
                 f"cpu: the compiled kernels are missing ({error}); build them with `pip install "
                 f"-e .` in the source "
-                'tree (a C compiler is needed), or choose the slow NumPy device: cyxcore.use_device("reference")'
+                "tree (a C compiler is needed), or choose the slow NumPy device: "
+                'cyxcore.use_device("reference")'
             ) from None
         self._served: dict[tuple[str, tuple[str, ...]], bool] = {}
 

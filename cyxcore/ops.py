@@ -27,7 +27,7 @@ Flops = Callable[[tuple[Shape, ...], Shape, Attrs], int]
 
 class Op(NamedTuple):
     name: str
-    group: str  # "source" | "mode" | "elementwise" | "reduce" | "matmul" | "movement" | "nn" | "random" | "update"
+    group: str  # source, mode, elementwise, reduce, matmul, movement, nn, random or update
     arity: int | None  # None: one or more
     attrs: Mapping[str, Attr]
     rule: Rule

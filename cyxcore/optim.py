@@ -102,10 +102,17 @@ class Adam(Optimizer):
         self._call("adam_m", m, g, p, beta=self.betas[0], weight_decay=decay)
         self._call("adam_v", v, g, p, beta=self.betas[1], weight_decay=decay)
         self._call(
-            "adam_update", p, m, v, _scalar(self.lr, p), _scalar(self.steps, p),
-            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
+            "adam_update",
+            p,
+            m,
+            v,
+            _scalar(self.lr, p),
+            _scalar(self.steps, p),
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
             decoupled_weight_decay=self.weight_decay if self.decoupled else 0.0,
-        )  # fmt: skip
+        )
 
 
 class AdamW(Adam):

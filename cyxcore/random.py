@@ -51,8 +51,16 @@ def drawn(
     Rules filled from data (input_*, target_*) start neutral: shift 0, scale 1.
     """
     kind = rule["kind"]
-    constants = {"zeros": 0.0, "input_mean": 0.0, "input_min": 0.0, "target_mean": 0.0,
-                 "ones": 1.0, "input_std": 1.0, "input_range": 1.0, "target_std": 1.0}  # fmt: skip
+    constants = {
+        "zeros": 0.0,
+        "input_mean": 0.0,
+        "input_min": 0.0,
+        "target_mean": 0.0,
+        "ones": 1.0,
+        "input_std": 1.0,
+        "input_range": 1.0,
+        "target_std": 1.0,
+    }
     if kind in constants:
         return np.full(shape, constants[kind], dtype)
     if kind == "constant":

@@ -203,9 +203,11 @@ class Tally:
 
     def headline(self) -> str:
         """The present moment in one line: epoch, batch, loss, accuracy, speed, time left."""
-        if not self.batch:
-            return f"epoch {_epoch(self.epochs[-1])}" if self.epochs else "waiting for the first step"
-        now = self.batch
+        now, last = self.batch, self.epochs[-1] if self.epochs else None
+        if last and (not now or now["epoch"] <= last["epoch"]):
+            return f"epoch {_epoch(last)}"
+        if not now:
+            return "waiting for the first step"
         parts = [
             f"epoch {now['epoch']}/{now['epochs']}",
             f"batch {now['batch']}/{now['batches']}",

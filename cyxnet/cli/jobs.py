@@ -60,7 +60,7 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
         for view in reply.jobs
     ]
     if rows or args.json:
-        screen.table("", ["job", "status", "node", "progress", "amount", "submitted"], rows, reply)
+        screen.table(["job", "status", "node", "progress", "amount", "submitted"], rows, reply)
         if reply.total > len(rows):
             screen.say("more", f"{reply.total - len(rows)} older jobs; see them with --limit {reply.total}")
     else:
@@ -72,7 +72,7 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
 async def job(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         view = await client.job(args.job)
-    screen.table("", ["", ""], _facts_of(view), view)
+    screen.table(["", ""], _facts_of(view), view)
     return DONE
 
 
@@ -129,15 +129,22 @@ async def explain(args: argparse.Namespace, screen: Screen) -> int:
         screen.result("", reply)
         return DONE
     for decision in reply.decisions:
-        named = decision.get("node_id") or decision.get("decision") or "decision"
-        terms = decision.get("terms") or {}
-        rest = {key: value for key, value in decision.items() if key not in ("node_id", "decision", "terms")}
-        screen.result(f"{named}: " + ", ".join(f"{key} {value}" for key, value in rest.items()), decision)
-        for name, term in terms.items():
-            screen.result(f"    {name:<16}{term['value']:.3f} × {term['weight']:g}", term)
+        _explain(decision, screen)
     waiting = f"; it waits for {reply.waiting_for}" if reply.waiting_for else ""
     screen.result(f"{reply.job_id} is {reply.status}{waiting}", reply)
     return DONE
+
+
+def _explain(decision: dict[str, Any], screen: Screen) -> None:
+    """One decision: who was chosen, and for every candidate its score by terms, or why it could not be."""
+    screen.result(f"attempt {decision.get('attempt')} went to {decision.get('node_id')}", decision)
+    for candidate in decision.get("candidates") or [decision]:
+        score = f"score {candidate['score']:.3f}" if "score" in candidate else candidate.get("refused", "no score")
+        screen.result(f"    {candidate.get('node_id')}: {score}", candidate)
+        for name, term in (candidate.get("terms") or {}).items():
+            screen.result(f"        {name:<12}{term['value']:.3f} × {term['weight']:g}", term)
+    if lost := decision.get("lost"):
+        screen.result(f"    lost ({lost.get('code')}): {lost.get('reason')}", lost)
 
 
 # ---------------------------------------------------------------------------------------------------

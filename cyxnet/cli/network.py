@@ -92,7 +92,7 @@ async def nodes(args: argparse.Namespace, screen: Screen) -> int:
     ]
     columns = ["node", "state", "reputation", "cpu", "memory", "gpus", "works on", "jobs"]
     if rows or args.json:
-        screen.table("", columns, rows, {"nodes": views})
+        screen.table(columns, rows, {"nodes": views})
     else:
         screen.result(f"no nodes yet; start one: python -m cyxnode --dir {args.dir}", views)
     return DONE
@@ -114,7 +114,7 @@ async def ledger(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         reply = await client.ledger(args.sql, args.limit)
     rows = [["" if value is None else str(value) for value in row] for row in reply.rows]
-    screen.table("", reply.columns, rows, reply)
+    screen.table(reply.columns, rows, reply)
     if reply.truncated:
         screen.say("more", f"only the first {len(rows)} rows are shown; raise --limit", kind="truncated")
     return DONE

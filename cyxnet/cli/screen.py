@@ -1,5 +1,6 @@
 """Where a command's words go: JSON lines, plain lines, or a live terminal. One interface, three forms."""
 
+import math
 import sys
 from typing import IO, Any, Protocol
 
@@ -10,6 +11,8 @@ from cyxnet.messages import Update
 
 LABEL_WIDTH = 10
 EPOCHS_SHOWN = 8
+BAR_WIDTH = 40
+SMALLEST_LOSS = 1e-8
 LIVE_ENDS = frozenset({"Completed", "LeaseLost", "FundFailed", "CancelRequested", "Settled"})
 
 
@@ -25,7 +28,7 @@ class Screen(Protocol):
     def result(self, text: str, data: Any) -> None:
         """What the command was for: shown even with --quiet."""
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+    def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
         """Rows for people, `data` for programs. Shown even with --quiet."""
 
     def advance(self, what: str, done: int, total: int) -> None:
@@ -49,7 +52,7 @@ class JsonScreen:
     def result(self, text: str, data: Any) -> None:
         self._print({"kind": "result", "data": data})
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+    def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
         self._print(data)
 
     def advance(self, what: str, done: int, total: int) -> None:
@@ -83,8 +86,8 @@ class PlainScreen:
         self.out.write(clean(text) + "\n")
         self.out.flush()
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
-        cells = [[clean(cell) for cell in row] for row in [columns, *rows]]
+    def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
+        cells = [[clean(cell) for cell in row] for row in ([columns, *rows] if any(columns) else rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for row in cells:
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -136,11 +139,11 @@ class LiveScreen:
         self._stop()
         self.console.print(Text(clean(text), "bold"), soft_wrap=True)
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+    def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
         from rich.table import Table
 
         self._stop()
-        table = Table(title=title, box=None, title_justify="left", header_style="bold cyan", pad_edge=False)
+        table = Table(box=None, header_style="bold cyan", pad_edge=False, show_header=any(columns))
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
@@ -157,16 +160,22 @@ class LiveScreen:
     def render(self) -> Any:
         """The live part: the newest epochs, the course of the loss, a bar, the present moment."""
         from rich.console import Group
-        from rich.progress_bar import ProgressBar
         from rich.text import Text
 
         if self._transfer:
             return Text(self._transfer)
         parts: list[Any] = [self._epochs()] if self.tally.epochs else []
         if len(self.tally.losses) > 1:
-            parts.append(Text(f"{'loss':<{LABEL_WIDTH}}{sparkline(self.tally.losses)}"))
-        bar = ProgressBar(total=1.0, completed=self.tally.fraction, width=50)
-        return Group(*parts, bar, Text(self.tally.headline()))
+            logs = [math.log10(max(loss, SMALLEST_LOSS)) for loss in self.tally.losses]  # a loss falls by factors
+            parts.append(Text(f"{'log loss':<{LABEL_WIDTH}}{sparkline(logs, BAR_WIDTH)}"))
+        done = round(self.tally.fraction * BAR_WIDTH)
+        bar = Text.assemble(
+            f"{'done':<{LABEL_WIDTH}}",
+            ("━" * done, "green"),
+            ("━" * (BAR_WIDTH - done), "dim"),
+            f" {percent(self.tally.fraction)}",
+        )
+        return Group(*parts, bar, Text(f"{'now':<{LABEL_WIDTH}}{self.tally.headline()}"))
 
     def _epochs(self) -> Any:
         from rich.table import Table

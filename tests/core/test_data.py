@@ -199,7 +199,9 @@ def test_importing_the_data_module_loads_no_numpy_duckdb_or_kernel() -> None:
         "import sys, cyxcore.data; heavy = ('numpy', 'duckdb', 'PIL', 'psutil', 'cyxcore.kernels');"
         "print([name for name in heavy if name in sys.modules])"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXAMPLES.parent, capture_output=True, text=True, check=True
+    )
     assert ran.stdout.strip() == "[]"
 
 

@@ -37,10 +37,16 @@ def with_node(place: int, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_graph_survives_json() -> None:
-    graph = cx.build(input_shape=[1, 8, 8], layers=[
-        {"kind": "Conv2d", "out_channels": 4, "kernel_size": 3}, {"kind": "BatchNorm2d"}, {"kind": "Dropout"},
-        {"kind": "Flatten"}, {"kind": "Linear", "out_features": 2},
-    ])  # fmt: skip
+    graph = cx.build(
+        input_shape=[1, 8, 8],
+        layers=[
+            {"kind": "Conv2d", "out_channels": 4, "kernel_size": 3},
+            {"kind": "BatchNorm2d"},
+            {"kind": "Dropout"},
+            {"kind": "Flatten"},
+            {"kind": "Linear", "out_features": 2},
+        ],
+    )
     again = Graph.from_json(graph.to_bytes())
     assert (
         again == graph and again.to_bytes() == graph.to_bytes() and Graph.from_json(graph.to_json()) == graph
@@ -109,15 +115,21 @@ BAD: dict[str, Any] = {
     "missing attribute": with_node(1, attrs={"name": "w"}),
     "unknown init": with_node(1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "magic"}}),
     "init with extras": with_node(1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "zeros", "x": 1}}),
-    "init not finite": with_node(1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "constant", "value": float("nan")}}),
-    "init too large a number": with_node(1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "constant", "value": 10**400}}),
+    "init not finite": with_node(
+        1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "constant", "value": float("nan")}}
+    ),
+    "init too large a number": with_node(
+        1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "constant", "value": 10**400}}
+    ),
     "negative size": with_node(0, attrs={"name": "x", "shape": [None, -3]}),
     "size beyond 2**31": with_node(0, attrs={"name": "x", "shape": [None, 2**31]}),
     "fractional size": with_node(0, attrs={"name": "x", "shape": [None, 3.0]}),
     "too many axes": with_node(0, attrs={"name": "x", "shape": [None] + [1] * 40}),
     "no batch axis": with_node(0, attrs={"name": "x", "shape": [3, 3]}),
     "two batch axes": with_node(0, attrs={"name": "x", "shape": [None, None]}),
-    "integer parameter": with_node(1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "zeros"}, "dtype": "int64"}),
+    "integer parameter": with_node(
+        1, attrs={"name": "w", "shape": [2, 3], "init": {"kind": "zeros"}, "dtype": "int64"}
+    ),
     "unknown dtype": with_node(0, attrs={"name": "x", "shape": [None, 3], "dtype": "complex64"}),
     "unprintable name": with_node(1, attrs={"name": "w\n", "shape": [2, 3], "init": {"kind": "zeros"}}),
     "empty name": with_node(1, attrs={"name": "", "shape": [2, 3], "init": {"kind": "zeros"}}),
@@ -126,12 +138,34 @@ BAD: dict[str, Any] = {
     "update of an input": changed(updates=[[0, 0]]),
     "update no pair": changed(updates=[[1]]),
     "updates no list": changed(updates=5),
-    "repeated names": changed(nodes=[*LINEAR["nodes"][:2], {**LINEAR["nodes"][1]}, {"op": "matmul", "in": [0, 2], "attrs": {"transpose_b": True}}], outputs=[3]),
-    "a result too large": changed(nodes=[LINEAR["nodes"][0], {"op": "sum", "in": [0], "attrs": {"axes": []}}, {"op": "broadcast_to", "in": [1], "attrs": {"shape": [2**30, 2**30, None, 3]}}]),
-    "a constant too large": changed(nodes=[*LINEAR["nodes"], {"op": "const", "attrs": {"shape": [70000], "dtype": "float32", "value": [0.0] * 70000}}]),
-    "a constant of the wrong length": changed(nodes=[*LINEAR["nodes"], {"op": "const", "attrs": {"shape": [2], "dtype": "float32", "value": [0.0]}}]),
-    "integer output": changed(nodes=[LINEAR["nodes"][0], {"op": "cast", "in": [0], "attrs": {"dtype": "int64"}}], outputs=[1]),
-}  # fmt: skip
+    "repeated names": changed(
+        nodes=[
+            *LINEAR["nodes"][:2],
+            {**LINEAR["nodes"][1]},
+            {"op": "matmul", "in": [0, 2], "attrs": {"transpose_b": True}},
+        ],
+        outputs=[3],
+    ),
+    "a result too large": changed(
+        nodes=[
+            LINEAR["nodes"][0],
+            {"op": "sum", "in": [0], "attrs": {"axes": []}},
+            {"op": "broadcast_to", "in": [1], "attrs": {"shape": [2**30, 2**30, None, 3]}},
+        ]
+    ),
+    "a constant too large": changed(
+        nodes=[
+            *LINEAR["nodes"],
+            {"op": "const", "attrs": {"shape": [70000], "dtype": "float32", "value": [0.0] * 70000}},
+        ]
+    ),
+    "a constant of the wrong length": changed(
+        nodes=[*LINEAR["nodes"], {"op": "const", "attrs": {"shape": [2], "dtype": "float32", "value": [0.0]}}]
+    ),
+    "integer output": changed(
+        nodes=[LINEAR["nodes"][0], {"op": "cast", "in": [0], "attrs": {"dtype": "int64"}}], outputs=[1]
+    ),
+}
 
 
 @pytest.mark.parametrize("document", BAD.values(), ids=BAD.keys())
@@ -176,10 +210,18 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
-MODEL = cx.build(input_shape=[1, 6, 6], layers=[
-    {"kind": "Conv2d", "out_channels": 2, "kernel_size": 3}, {"kind": "BatchNorm2d"}, {"kind": "MaxPool2d", "kernel_size": 2},
-    {"kind": "Dropout"}, {"kind": "Flatten"}, {"kind": "Linear", "out_features": 2}, {"kind": "Softmax"},
-]).to_json()  # fmt: skip
+MODEL = cx.build(
+    input_shape=[1, 6, 6],
+    layers=[
+        {"kind": "Conv2d", "out_channels": 2, "kernel_size": 3},
+        {"kind": "BatchNorm2d"},
+        {"kind": "MaxPool2d", "kernel_size": 2},
+        {"kind": "Dropout"},
+        {"kind": "Flatten"},
+        {"kind": "Linear", "out_features": 2},
+        {"kind": "Softmax"},
+    ],
+).to_json()
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -190,7 +232,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = places(MODEL)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
 def test_a_damaged_graph_is_a_graph_or_a_typed_error(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     document = copy.deepcopy(MODEL)

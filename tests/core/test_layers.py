@@ -68,14 +68,26 @@ def test_every_kind_is_built_in_a_test() -> None:
 
 
 def test_parameters_have_torchs_names_and_layouts() -> None:
-    graph = cx.build(input_shape=[1, 8, 8], layers=[
-        {"kind": "Conv2d", "out_channels": 4, "kernel_size": 3}, {"kind": "BatchNorm2d"}, {"kind": "ReLU"},
-        {"kind": "Flatten"}, {"kind": "Linear", "out_features": 2},
-    ])  # fmt: skip
+    graph = cx.build(
+        input_shape=[1, 8, 8],
+        layers=[
+            {"kind": "Conv2d", "out_channels": 4, "kernel_size": 3},
+            {"kind": "BatchNorm2d"},
+            {"kind": "ReLU"},
+            {"kind": "Flatten"},
+            {"kind": "Linear", "out_features": 2},
+        ],
+    )
     assert {p.name: p.shape for p in graph.all_parameters} == {
-        "0.weight": (4, 1, 3, 3), "0.bias": (4,), "1.weight": (4,), "1.bias": (4,),
-        "1.running_mean": (4,), "1.running_var": (4,), "4.weight": (2, 144), "4.bias": (2,),
-    }  # fmt: skip
+        "0.weight": (4, 1, 3, 3),
+        "0.bias": (4,),
+        "1.weight": (4,),
+        "1.bias": (4,),
+        "1.running_mean": (4,),
+        "1.running_var": (4,),
+        "4.weight": (2, 144),
+        "4.bias": (2,),
+    }
     assert [p.name for p in graph.buffers] == ["1.running_mean", "1.running_var"]
 
 

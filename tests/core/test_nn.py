@@ -66,8 +66,15 @@ def test_batch_norm_trains_on_the_batch_and_remembers() -> None:
 
 def test_batch_norm_evaluates_with_what_it_remembers() -> None:
     layer = nn.BatchNorm1d(5).eval()
-    layer.load_state_dict({"weight": np.full(5, 2.0), "bias": np.full(5, 1.0), "running_mean": np.full(5, 0.5),
-                           "running_var": np.full(5, 4.0), "num_batches_tracked": np.array(3)})  # fmt: skip
+    layer.load_state_dict(
+        {
+            "weight": np.full(5, 2.0),
+            "bias": np.full(5, 1.0),
+            "running_mean": np.full(5, 0.5),
+            "running_var": np.full(5, 4.0),
+            "num_batches_tracked": np.array(3),
+        }
+    )
     close(layer(cx.tensor(X)), (X - 0.5) / np.sqrt(4.0 + 1e-5) * 2 + 1)
     close(layer.running_mean, np.full(5, 0.5))
 

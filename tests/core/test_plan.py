@@ -18,9 +18,15 @@ from cyxcore.training import initial_weights
 from cyxcore.values import apply
 
 LAYERS = [
-    {"kind": "Conv2d", "out_channels": 3, "kernel_size": 3}, {"kind": "BatchNorm2d"}, {"kind": "ReLU"}, {"kind": "Dropout"},
-    {"kind": "MaxPool2d", "kernel_size": 2}, {"kind": "Flatten"}, {"kind": "GELU"}, {"kind": "Linear", "out_features": 4},
-]  # fmt: skip
+    {"kind": "Conv2d", "out_channels": 3, "kernel_size": 3},
+    {"kind": "BatchNorm2d"},
+    {"kind": "ReLU"},
+    {"kind": "Dropout"},
+    {"kind": "MaxPool2d", "kernel_size": 2},
+    {"kind": "Flatten"},
+    {"kind": "GELU"},
+    {"kind": "Linear", "out_features": 4},
+]
 
 
 def step_graph(optimizer: OptimizerSpec | None = None) -> Graph:

@@ -39,14 +39,22 @@ def few(rows: Rows, train: int = 150, val: int = 60) -> Rows:
 
 
 MLP = [
-    {"kind": "Linear", "out_features": 128}, {"kind": "ReLU"}, {"kind": "Linear", "out_features": 64}, {"kind": "ReLU"},
+    {"kind": "Linear", "out_features": 128},
+    {"kind": "ReLU"},
+    {"kind": "Linear", "out_features": 64},
+    {"kind": "ReLU"},
     {"kind": "Linear", "out_features": 10},
-]  # fmt: skip
+]
 CNN = [
-    {"kind": "Reshape", "shape": [1, 8, 8]}, {"kind": "Conv2d", "out_channels": 8, "kernel_size": 3, "padding": 1},
-    {"kind": "BatchNorm2d"}, {"kind": "ReLU"}, {"kind": "MaxPool2d", "kernel_size": 2}, {"kind": "Flatten"},
-    {"kind": "Dropout", "p": 0.1}, {"kind": "Linear", "out_features": 10},
-]  # fmt: skip
+    {"kind": "Reshape", "shape": [1, 8, 8]},
+    {"kind": "Conv2d", "out_channels": 8, "kernel_size": 3, "padding": 1},
+    {"kind": "BatchNorm2d"},
+    {"kind": "ReLU"},
+    {"kind": "MaxPool2d", "kernel_size": 2},
+    {"kind": "Flatten"},
+    {"kind": "Dropout", "p": 0.1},
+    {"kind": "Linear", "out_features": 10},
+]
 
 
 def model(layers: list[dict[str, Any]] = MLP, normalize: Any = "standard") -> cx.Graph:
@@ -65,7 +73,7 @@ def spec(**options: Any) -> TrainingSpec:
     )
 
 
-def test_an_mlp_reads_97_percent_of_the_digits(each_device: str, digits: Rows) -> None:
+def test_an_mlp_reads_97_percent_of_the_digits(digits: Rows) -> None:
     summary = finish(Trainer(model(normalize="minmax"), digits, spec(epochs=20)))
     assert summary.validation_accuracy is not None and summary.validation_accuracy >= 0.97
 

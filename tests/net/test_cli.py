@@ -153,7 +153,7 @@ def test_a_pipe_gets_no_control_codes() -> None:
     screen = open_screen(as_json=False, quiet=False, color=True, out=out)
     for update in updates():
         screen.update(update)
-    screen.table("t", ["a"], [["b"]], None)
+    screen.table(["a"], [["b"]], None)
     assert "\x1b" not in out.getvalue()
 
 

@@ -66,17 +66,17 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
     async with contextlib.AsyncExitStack() as stack:
         facts = hardware.measure()
 
-        async def start(behaviour: str = "learn", name: str = "desk", max_runs: int = 1) -> Node:
-            home = open_home(tmp_path / "cyx", name)
+        async def start(behaviour: str = "learn", url: str | None = None) -> Node:
+            home = open_home(tmp_path / "cyx", "desk")
             stack.callback(home.close)
-            bus = await Bus.connect(broker.url("node"), name=home.node_id, inbox="_INBOX_node")
+            bus = await Bus.connect(url or broker.url("node"), name=home.node_id, inbox="_INBOX_node")
             stack.push_async_callback(bus.close)
             command = (sys.executable, "-P", STANDIN, behaviour)
             pool = Pool(Launch(work_folder=home.work_folder, command=command))
             stack.push_async_callback(pool.close)
             pool.warm_up()
             ready = asyncio.Event()
-            agent = Agent(home, bus, pool, facts, Settings(max_runs=max_runs), ready.set)
+            agent = Agent(home, bus, pool, facts, Settings(), ready.set)
             task = asyncio.create_task(agent.run())
             stack.push_async_callback(_stop, agent, task)
             return Node(agent, home, task, ready)

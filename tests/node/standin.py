@@ -67,12 +67,14 @@ def hang(order: Order) -> Iterator[Said]:
 
 
 def learn_when_told(order: Order) -> Iterator[Said]:
-    """Ends once the test wrote into the pipe `go`; the open of a pipe waits for its writer."""
+    """Goes on once the test wrote into the pipe `go`, and says so in `told`; opening a pipe waits for its peer."""
     os.mkfifo("go")
+    os.mkfifo("told")
     Path("begun").touch()
     yield batch(1)
     Path("go").read_bytes()
     yield from learn(order)
+    Path("told").write_bytes(b"all")
 
 
 def die(order: Order) -> Iterator[Said]:

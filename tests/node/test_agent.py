@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cyxnet import identity
-from cyxnet.broker import Broker
+from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError
 from cyxnet.messages import (
     ReportReply,
@@ -163,6 +164,32 @@ async def test_a_run_that_ends_while_central_is_away_is_reported_when_it_is_back
         assert (await second.wait_for("completed")).session == register.session
     finally:
         await second.close()
+
+
+async def test_a_run_outlives_the_broker_and_its_newest_epoch_is_told_again(
+    tmp_path: Path, store: Store, start_node: Start
+) -> None:
+    folder, passwords = tmp_path / "broker-of-its-own", Passwords.fresh()
+    broker = await asyncio.to_thread(Broker.start, folder, passwords)
+    try:
+        central = await FakeCentral.start(broker.url("edge"), store)
+        node = await start_node("learn_when_told", url=broker.url("node"))
+        register = await begin(node, central)
+        await central.wait_for("started")
+        await asyncio.to_thread(broker.stop)
+        (work,) = [path for path in node.home.work_folder.iterdir() if (path / "begun").exists()]
+        await asyncio.to_thread((work / "go").write_bytes, b"on")
+        await asyncio.to_thread((work / "told").read_bytes)  # it told all, to nobody but the agent
+        broker = await asyncio.to_thread(Broker.start, folder, passwords, broker.port)
+        done = await central.wait_for("completed")
+        assert (done.session, done.job_id) == (register.session, "job-1")
+        assert central.store.read(done.model.sha256) == b"a model of rows"
+        await central.wait_for("progress", lambda progress: progress.epoch is not None)
+        node.agent.stop("the test is over")
+        await asyncio.wait_for(node.task, WAIT_S)
+        await central.close()
+    finally:
+        await asyncio.to_thread(broker.stop)
 
 
 async def test_a_registration_refused_for_good_ends_the_node_with_status_1(

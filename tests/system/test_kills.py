@@ -17,7 +17,7 @@ from tests.system.conftest import EXAMPLES, assert_money_is_conserved, training_
 def long_job():
     """The digits, with more epochs than a test waits for before it kills something."""
     job = jobfile.load(EXAMPLES / "digits.toml")
-    return replace(job, spec=replace(job.spec, training=replace(job.spec.training, epochs=150)))
+    return replace(job, training=replace(job.training, epochs=150))
 
 
 async def assert_paid_once(client, network, job_id):

@@ -10,6 +10,7 @@ import safetensors.numpy
 
 import cyxcore as cx
 from cyxcore.errors import CyxError
+from cyxcore.spec import TrainingSpec
 from cyxnet import jobfile
 from cyxnet.escrow import split
 from tests.system.conftest import EXAMPLES, assert_money_is_conserved
@@ -38,7 +39,7 @@ async def test_an_example_trains_is_paid_and_its_model_reproduces_its_metrics(
 
     events = [kind for kind in kinds if kind[0].isupper()]
     assert events == ["Submitted", "Funded", "Leased", "Started", "Completed", "TransactionSigned", "Settled"]
-    assert kinds.count("epoch") == job.spec.training.epochs
+    assert kinds.count("epoch") == job.training.epochs
     assert "batch" in kinds and "hardware" in kinds
 
     assert (view.node_base_units, view.platform_base_units) == split(job.amount_base_units, 1000)
@@ -48,7 +49,7 @@ async def test_an_example_trains_is_paid_and_its_model_reproduces_its_metrics(
     archive = tmp_path / "model.cyxmodel"
     await client.download(submitted.job_id, archive)
     delivered = cx.load_model(archive)
-    cx.save_model(tmp_path / "model.safetensors", delivered)
+    delivered.save(tmp_path / "model.safetensors")
     assert set(safetensors.numpy.load_file(tmp_path / "model.safetensors")) == set(delivered.weights)
     again = evaluated_in_a_new_process(tmp_path / "model.safetensors", EXAMPLES / example)
     assert again["loss"] == view.summary.validation_loss
@@ -87,7 +88,7 @@ async def test_a_module_from_python_is_traced_and_trained(client, network, tmp_p
         def forward(self, x):
             return self.out(self.hidden(x).relu())
 
-    submitted = await client.submit_module(Small(), data=EXAMPLES / "digits.csv", amount="1.5", epochs=5)
+    submitted = await client.submit_module(Small(), data=EXAMPLES / "digits.csv", amount="1.5", training=TrainingSpec(epochs=5))
     view = await client.wait(submitted.job_id)
     assert view.status == "completed", view.error
     assert view.summary.validation_accuracy > 0.9
