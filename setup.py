@@ -38,7 +38,6 @@ cpu = Extension(
 )
 
 
-
 class BuildInParallel(build_ext):
     """One compiler process per core: setuptools compiles the sources of an extension one after another."""
 

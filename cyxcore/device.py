@@ -13,10 +13,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cyxcore.dtype import DTYPES
 from cyxcore.errors import KernelError, SpecError
 from cyxcore.kernels import reference
 
 Array = np.ndarray[Any, Any]
+
+
+# ndarray.dtype.name takes microseconds; this takes none.
+DTYPE_NAMES: dict[Any, str] = {np.dtype(name): name for name in DTYPES}
 
 
 class Call(NamedTuple):
@@ -71,7 +76,7 @@ class Cpu:
 
     def _by_reference(self, op: str, inputs: Sequence[Array]) -> bool:
         """Whether NumPy serves this call. Raises KernelError when nobody does."""
-        dtypes = tuple(x.dtype.name for x in inputs)
+        dtypes = tuple([DTYPE_NAMES[x.dtype] for x in inputs])
         served = self._served.get((op, dtypes))
         if served is None:
             served = not self.kernels.supports(op, dtypes)

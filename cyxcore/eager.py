@@ -6,15 +6,18 @@ remembers the op and its inputs, and `backward` walks back with the rules of gra
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import random
-from cyxcore.dtype import DTYPES, dtype_name, is_float
+from cyxcore import indexing, random
+from cyxcore.device import DTYPE_NAMES
+from cyxcore.dtype import dtype_name, is_float
 from cyxcore.errors import DtypeError, GradientError, ShapeError
 from cyxcore.grad import NO_GRADIENT, input_gradients
+from cyxcore.infer import Shape, Typed
 from cyxcore.ops import infer_op
 from cyxcore.values import Value
 
@@ -32,6 +35,12 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _recording = before
+
+
+@lru_cache(4096)
+def _infer(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> tuple[Typed, dict[str, Any]]:
+    """infer_op of a call without attributes: loops ask the same question again and again."""
+    return infer_op(op, shapes, dtypes, {})
 
 
 class Generator:
@@ -70,8 +79,8 @@ def _array(data: Any, dtype: Any = None) -> Array:
     array = np.asarray(data)
     if wanted is None and plain and array.dtype == np.float64:
         wanted = "float32"
-    if array.dtype.name not in DTYPES and wanted is None:
-        dtype_name(array.dtype)
+    if array.dtype not in DTYPE_NAMES and wanted is None:
+        dtype_name(array.dtype)  # says which dtypes there are
     if wanted is not None and array.dtype.kind not in "biuf":
         raise DtypeError(f"tensor: expected numbers, got {array.dtype}")
     result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
@@ -87,7 +96,7 @@ class Tensor(Value):
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
         self._data = _array(data, dtype)
         self.shape: tuple[int, ...] = self._data.shape
-        self.dtype: str = self._data.dtype.name
+        self.dtype: str = DTYPE_NAMES[self._data.dtype]
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
         self._op: tuple[str, tuple[Tensor, ...], dict[str, Any]] | None = None
@@ -98,9 +107,8 @@ class Tensor(Value):
 
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Tensor":
         tensors = tuple(value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
-        (shape, dtype), normal = infer_op(
-            op, tuple(t.shape for t in tensors), tuple(t.dtype for t in tensors), attrs
-        )
+        shapes, dtypes = tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors])
+        (shape, dtype), normal = infer_op(op, shapes, dtypes, attrs) if attrs else _infer(op, shapes, dtypes)
         if op == "reshape":
             result = _wrap(tensors[0]._data.reshape(shape))
         else:
@@ -111,6 +119,10 @@ class Tensor(Value):
         if _recording and op not in NO_GRADIENT and is_float(dtype) and any(t.requires_grad for t in tensors):
             result.requires_grad = True
             result._op = (op, tensors, normal)
+        return result
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        result: Tensor = indexing.get(self, index)
         return result
 
     def _constant(self, value: Any, dtype: str | None = None) -> "Tensor":
@@ -222,7 +234,7 @@ def _wrap(data: Array) -> Tensor:
     tensor = Tensor.__new__(Tensor)
     tensor._data = data
     tensor.shape = data.shape
-    tensor.dtype = data.dtype.name
+    tensor.dtype = DTYPE_NAMES[data.dtype]
     tensor.grad = None
     tensor.requires_grad = False
     tensor._op = None

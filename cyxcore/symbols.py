@@ -8,6 +8,7 @@ accident, and code that is tied to one is told so.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cyxcore import indexing
 from cyxcore.attrs import MAX_CONST_ELEMENTS
 from cyxcore.errors import CyxError, GraphError
 from cyxcore.graph import Graph, Node, at_batch, at_layer
@@ -32,6 +33,10 @@ class Symbol(Value):
 
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
         return self.builder.apply(op, [self.builder.lift(value) for value in inputs], attrs)
+
+    def __getitem__(self, index: Any) -> "Symbol":
+        result: Symbol = indexing.get(self, index)
+        return result
 
     def _constant(self, value: Any, dtype: str | None = None) -> "Symbol":
         return self.builder.constant(value, dtype)

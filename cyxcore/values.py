@@ -30,9 +30,10 @@ TRACED = TracedMode()
 
 def apply(op: str, *inputs: Any, **attrs: Any) -> Any:
     """One op on values; a symbol among the inputs makes the result a symbol."""
-    chosen = max(
-        (value for value in inputs if isinstance(value, Value)), key=lambda value: value._rank, default=None
-    )
+    chosen: Value | None = None
+    for value in inputs:
+        if isinstance(value, Value) and (chosen is None or value._rank > chosen._rank):
+            chosen = value
     if chosen is None:
         raise DtypeError(
             f"{op}: expected at least one tensor, got {', '.join(type(v).__name__ for v in inputs)}"
@@ -80,6 +81,8 @@ def together(*values: Any) -> list["Value"]:
 
 
 def _binary(op: str, left: Any, right: Any) -> Any:
+    if isinstance(left, Value) and isinstance(right, Value) and left.dtype == right.dtype:
+        return apply(op, left, right)
     return apply(op, *together(left, right))
 
 
@@ -351,6 +354,5 @@ class Value:
         return self.reshape(*self.shape[:place], *self.shape[place + 1 :])
 
     def __getitem__(self, index: Any) -> Self:
-        from cyxcore.indexing import get
-
-        return get(self, index)
+        """Integers, slices, ..., None and one integer array: cyxcore/indexing.py."""
+        raise NotImplementedError

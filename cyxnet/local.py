@@ -29,6 +29,7 @@ READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CRASHES_PER_MINUTE = 10
+QUICK_CHAIN = ("--slot-ms", "4", "--slots-per-block", "100")  # final after 16 ms; blockhashes still last a minute
 
 OnReady = Callable[[str, str, float], None]  # (part, what it said of itself, ms it took)
 OnEvent = Callable[[str], None]
@@ -198,7 +199,9 @@ class LocalNetwork:
 
     async def _start(self) -> None:
         kept = self._read_kept()
-        chain = self._part("chain", "cyxcentral", "chain", "--dir", self.folder / "chain", "--port", kept.chain_port)
+        chain = self._part(
+            "chain", "cyxcentral", "chain", "--dir", self.folder / "chain", "--port", kept.chain_port, *QUICK_CHAIN
+        )
         chain_starting = asyncio.create_task(chain.start())
         try:
             self._broker, broker_ms = await self._start_broker(kept)

@@ -47,14 +47,14 @@ class Request(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omi
 # What a job is
 
 
-class ArtifactRef(Request, kw_only=True):
+class ArtifactRef(Request, kw_only=True, frozen=True):
     """Bytes by their digest. size in bytes."""
 
     sha256: Digest
     size: U63
 
 
-class Needs(Request, kw_only=True):
+class Needs(Request, kw_only=True, frozen=True):
     """What a node must have. memory_bytes 0 lets central estimate it from the graph and the data."""
 
     device: Literal["cpu", "cuda", "any"] = "any"
@@ -62,7 +62,7 @@ class Needs(Request, kw_only=True):
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
 
 
-class DatasetFacts(Request, kw_only=True):
+class DatasetFacts(Request, kw_only=True, frozen=True):
     """What the submitter read in the data; the node reads it again and refuses what differs."""
 
     rows: U63
@@ -70,7 +70,7 @@ class DatasetFacts(Request, kw_only=True):
     classes: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
-class JobRequest(Request, kw_only=True):
+class JobRequest(Request, kw_only=True, frozen=True):
     """One training job, complete: everything a node needs and nothing that runs Python."""
 
     name: Name
@@ -105,7 +105,7 @@ class EscrowTerms(Struct, kw_only=True, frozen=True):
     escrow: str  # the token account, derived from client and job_id
 
 
-class Payment(Request, kw_only=True):
+class Payment(Request, kw_only=True, frozen=True):
     """How a submitted job is paid: a deposit the client signed for exactly the quoted terms.
 
     Without it, a network with custodial wallets (local ones) pays from the caller's own.
@@ -119,7 +119,7 @@ class Payment(Request, kw_only=True):
 # Requests to central and their replies: cyx.v1.api.<caller>.<verb>
 
 
-class NetworkInfoRequest(Request, kw_only=True):
+class NetworkInfoRequest(Request, kw_only=True, frozen=True):
     """What network is this, and how does one pay on it?"""
 
 
@@ -138,7 +138,7 @@ class NetworkInfo(Struct, kw_only=True):
     nodes_online: int
 
 
-class QuoteRequest(Request, kw_only=True):
+class QuoteRequest(Request, kw_only=True, frozen=True):
     """Would this job be taken, and on what terms? Nothing is stored."""
 
     job: JobRequest
@@ -158,7 +158,7 @@ class Quote(Struct, kw_only=True):
     eligible_nodes: int
 
 
-class SubmitRequest(Request, kw_only=True):
+class SubmitRequest(Request, kw_only=True, frozen=True):
     """Take this job. The job_id makes it idempotent: the same id and job again is not a second job."""
 
     job: JobRequest
@@ -173,13 +173,13 @@ class SubmitReply(Struct, kw_only=True):
     duplicate: bool = False
 
 
-class JobRef(Request, kw_only=True):
+class JobRef(Request, kw_only=True, frozen=True):
     """A job by its id or by a prefix that only one job has."""
 
     job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
 
 
-class CancelRequest(Request, kw_only=True):
+class CancelRequest(Request, kw_only=True, frozen=True):
     job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
     reason: Text = "cancelled by the client"
 
@@ -211,7 +211,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     client_base_units: int | None = None
 
 
-class JobListRequest(Request, kw_only=True):
+class JobListRequest(Request, kw_only=True, frozen=True):
     """Newest first. `before` is the submitted_at_ms of the last job of the page before."""
 
     status: JobStatus | None = None
@@ -224,7 +224,7 @@ class JobList(Struct, kw_only=True):
     total: int
 
 
-class UpdatesRequest(Request, kw_only=True):
+class UpdatesRequest(Request, kw_only=True, frozen=True):
     """What happened to a job after the two positions, oldest first."""
 
     job_id: JobId
@@ -250,7 +250,7 @@ class Updates(Struct, kw_only=True):
     status: JobStatus
 
 
-class NodeListRequest(Request, kw_only=True):
+class NodeListRequest(Request, kw_only=True, frozen=True):
     """Which nodes are there?"""
 
 
@@ -283,7 +283,7 @@ class ExplainReply(Struct, kw_only=True):
     waiting_for: str | None = None
 
 
-class WalletRequest(Request, kw_only=True):
+class WalletRequest(Request, kw_only=True, frozen=True):
     """The balances of an address, or of the caller's custodial wallet."""
 
     address: Address | None = None
@@ -296,7 +296,7 @@ class WalletReply(Struct, kw_only=True):
     custodial: bool
 
 
-class FaucetRequest(Request, kw_only=True):
+class FaucetRequest(Request, kw_only=True, frozen=True):
     """Local networks give test money. lamports pay the chain's own fees."""
 
     address: Address | None = None
@@ -311,7 +311,7 @@ class FaucetReply(Struct, kw_only=True):
     lamports: int
 
 
-class LedgerRequest(Request, kw_only=True):
+class LedgerRequest(Request, kw_only=True, frozen=True):
     """One SELECT over nodes, jobs, events, metrics, entries."""
 
     sql: Annotated[str, Meta(min_length=1, max_length=20_000)]
@@ -324,7 +324,7 @@ class LedgerReply(Struct, kw_only=True):
     truncated: bool
 
 
-class ArtifactManifest(Request, kw_only=True):
+class ArtifactManifest(Request, kw_only=True, frozen=True):
     """An artifact as its chunks, in order. Every chunk but the last has the network's chunk size."""
 
     sha256: Digest
@@ -339,7 +339,7 @@ class ArtifactStatReply(Struct, kw_only=True):
     missing: list[str]
 
 
-class ArtifactRefRequest(Request, kw_only=True):
+class ArtifactRefRequest(Request, kw_only=True, frozen=True):
     sha256: Digest
 
 
@@ -372,7 +372,7 @@ class Hardware(Struct, kw_only=True):
     flops_per_s: Gauge = 0.0  # measured, float32 matrix product
 
 
-class Register(Request, kw_only=True):
+class Register(Request, kw_only=True, frozen=True):
     """A node says who it is. A new session ends the leases of the one before.
 
     running: the runs that this session still holds, so that a central that comes back keeps them.
@@ -401,7 +401,7 @@ class RunRef(Struct, kw_only=True):
     attempt: Annotated[int, Meta(ge=1, le=1000)]
 
 
-class Heartbeat(Request, kw_only=True):
+class Heartbeat(Request, kw_only=True, frozen=True):
     node_id: NodeId
     session: SessionId
     runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
@@ -430,7 +430,7 @@ class GpuMetrics(Struct, kw_only=True):
     power_w: float | None = None
 
 
-class HardwareMetrics(Request, kw_only=True):
+class HardwareMetrics(Request, kw_only=True, frozen=True):
     """Every 5 s. Network counters are totals since boot."""
 
     node_id: NodeId
@@ -447,7 +447,7 @@ class HardwareMetrics(Request, kw_only=True):
     net_connections: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
-class Progress(Request, kw_only=True):
+class Progress(Request, kw_only=True, frozen=True):
     """Metrics of a run: exactly one of batch and epoch."""
 
     node_id: NodeId
@@ -458,7 +458,7 @@ class Progress(Request, kw_only=True):
     epoch: EpochMetrics | None = None
 
 
-class RunStarted(Request, kw_only=True):
+class RunStarted(Request, kw_only=True, frozen=True):
     """The training process made its first step."""
 
     node_id: NodeId
@@ -467,7 +467,7 @@ class RunStarted(Request, kw_only=True):
     attempt: Annotated[int, Meta(ge=1, le=1000)]
 
 
-class RunFailed(Request, kw_only=True):
+class RunFailed(Request, kw_only=True, frozen=True):
     """The run ended without a model. deterministic: the same job fails the same way anywhere."""
 
     node_id: NodeId
@@ -479,7 +479,7 @@ class RunFailed(Request, kw_only=True):
     deterministic: bool = False
 
 
-class RunCompleted(Request, kw_only=True):
+class RunCompleted(Request, kw_only=True, frozen=True):
     """The model is stored as an artifact. signature: Ed25519 by the node over completion_bytes()."""
 
     node_id: NodeId
@@ -492,7 +492,7 @@ class RunCompleted(Request, kw_only=True):
     signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
 
 
-class Goodbye(Request, kw_only=True):
+class Goodbye(Request, kw_only=True, frozen=True):
     """The node stops on purpose: its runs are free at once."""
 
     node_id: NodeId
@@ -512,7 +512,7 @@ class ReportReply(Struct, kw_only=True):
 # Central to node: cyx.v1.cmd.<node>
 
 
-class Assign(Request, kw_only=True, tag="assign", tag_field="do"):
+class Assign(Request, kw_only=True, frozen=True, tag="assign", tag_field="do"):
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     session: SessionId
@@ -520,7 +520,7 @@ class Assign(Request, kw_only=True, tag="assign", tag_field="do"):
     lease_ms: U63
 
 
-class Stop(Request, kw_only=True, tag="stop", tag_field="do"):
+class Stop(Request, kw_only=True, frozen=True, tag="stop", tag_field="do"):
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     session: SessionId

@@ -178,11 +178,13 @@ class Pool:
         self._closed = False
 
     def warm_up(self) -> None:
-        """Begin to warm up a process unless one is warm or on its way."""
+        """Begin to warm up a process unless one is warm or on its way; one that failed is tried again."""
         if self._refill:
             self._refill.cancel()
             self._refill = None
-        if self._warming is None and not self._closed:
+        before = self._warming
+        failed = before is not None and before.done() and not before.cancelled() and before.exception()
+        if (before is None or failed) and not self._closed:
             self._warming = asyncio.create_task(self._warm())
 
     async def wait_warm(self) -> TrainingProcess:

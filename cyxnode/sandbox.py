@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -31,14 +32,36 @@ def isolate(parent_pid: int) -> bool:
     if os.getppid() != parent_pid:
         raise ProcessLookupError("the agent died while this process was starting")
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # some systems give the namespace and then refuse the mapping, which would leave a process that can make
+    # no file: so a copy of this process goes first
+    if not works_in_a_copy(lambda: _leave_network(libc)):
+        return False
+    _leave_network(libc)
+    return True
+
+
+def works_in_a_copy(action: Callable[[], object]) -> bool:
+    """Whether the action succeeds in a forked copy of this process, which then ends."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _leave_network(libc: ctypes.CDLL) -> None:
+    """Move into a new, empty network namespace, as the same user. Raises OSError when the kernel refuses."""
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-        return False
+        raise OSError(ctypes.get_errno(), "unshare")
     # without a mapping to itself the process could make no file: its user would not exist in the namespace
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    return True
 
 
 def limit(memory_bytes: int, file_bytes: int) -> None:

@@ -203,9 +203,11 @@ def open_jsonl(path: Path, run: Query) -> Source:
     check_columns(path, names, fold_case=True)
     # Columns arrive as JSON text: "2" and true stay text, where DOUBLE would read them as 2 and 1.
     types = ", ".join(f"{quoted(name)}: 'JSON'" for name in names)
-    where, common = quoted(os.path.realpath(path)), "format='newline_delimited', compression='uncompressed'"
-    size = f"maximum_object_size={MAX_LINE_BYTES}"
-    sql = f"read_json({where}, {common}, {size}, records='true', auto_detect=false, columns={{{types}}})"
+    file = (
+        f"{quoted(os.path.realpath(path))}, format='newline_delimited', compression='uncompressed', "
+        f"maximum_object_size={MAX_LINE_BYTES}, hive_partitioning=false"
+    )
+    sql = f"read_json({file}, records='true', auto_detect=false, columns={{{types}}})"
     columns = [
         Column(
             name,
@@ -216,7 +218,7 @@ def open_jsonl(path: Path, run: Query) -> Source:
     ]
 
     def check_rows(run: Query) -> None:
-        keys = f"len(json_keys(json)) AS n FROM read_json_objects({where}, {common}, {size})"
+        keys = f"len(json_keys(json)) AS n FROM read_json_objects({file})"
         found = run(f"SELECT coalesce(max(n), 0) AS n FROM (SELECT {keys})")
         if int(found["n"][0]) > len(names):
             raise _explain_jsonl(path, names) or defect(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ def _chosen(path: Path, spec: DataSpec, by_name: dict[str, Column]) -> tuple[Col
             f"{shown(spec.target)} also in data.{option}",
             f"take it out of data.{option}",
         )
-    repeated = sorted({name for name in spec.features or [] if (spec.features or []).count(name) > 1})
+    repeated = [name for name, count in Counter(spec.features or []).items() if count > 1]
     if repeated:
         raise defect(path, "each feature once", f"{listed(repeated)} more than once", "list it once")
     ignored = set(spec.ignore)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-DONE, WORLD_FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+from cyxnet.cli.exits import BAD_INPUT, DONE
+
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
 STATUSES = ["funding", "queued", "leased", "settling", "completed", "failed", "cancelled"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from cyxnet import messages as m
-from cyxnet.cli import DONE, WORLD_FAILED
+from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyxnet import amounts
-from cyxnet.cli import DONE
+from cyxnet.cli.exits import DONE
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.display import cyx, human_age, human_bytes, human_duration

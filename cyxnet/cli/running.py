@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from cyxcore.errors import CyxError, MissingExtra
 from cyxnet.bus import ApiError
-from cyxnet.cli import BAD_INPUT, INTERRUPTED, TERMINATED, WORLD_FAILED
+from cyxnet.cli.exits import BAD_INPUT, INTERRUPTED, TERMINATED, WORLD_FAILED
 from cyxnet.cli.screen import Screen, open_screen
 from cyxnet.client import AsyncClient, InsufficientFunds, NoModel
 

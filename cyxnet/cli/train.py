@@ -9,7 +9,7 @@ import msgspec
 
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
-from cyxnet.cli import WORLD_FAILED
+from cyxnet.cli.exits import WORLD_FAILED
 from cyxnet.cli.jobs import first_money, tell_job, tell_model, tell_quote
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.network import joined

@@ -194,6 +194,16 @@ def test_a_name_with_a_quote_is_read_and_not_run(tmp_path: Path) -> None:
     assert inspect(path, DataSpec(validation=0.0)).rows == 2
 
 
+def test_a_folder_named_like_a_column_adds_no_column(
+    same_table: tuple[Path, DataSpec], tmp_path: Path
+) -> None:
+    path, spec = same_table
+    folder = tmp_path / "label=z"
+    folder.mkdir()
+    info = inspect(path.rename(folder / path.name), spec)
+    assert (info.feature_names, info.classes) == (["u", "v"], ["a", "b"])
+
+
 def test_importing_the_data_module_loads_no_numpy_duckdb_or_kernel() -> None:
     code = (
         "import sys, cyxcore.data; heavy = ('numpy', 'duckdb', 'PIL', 'psutil', 'cyxcore.kernels');"

@@ -139,13 +139,13 @@ def test_quiet_shows_the_result_only() -> None:
 def test_a_terminal_shows_the_newest_epochs_the_loss_and_the_moment() -> None:
     out = io.StringIO()
     screen = LiveScreen(out, color=False, width=100)
-    for update in updates()[:10]:
+    for update in updates()[:9]:
         screen.update(update)
     screen.console.print(screen.render())
     screen.close()
     shown = out.getvalue()
     moment = "epoch 2/2  batch 18/45  loss 0.5000"
-    assert all(words in shown for words in ["validation accuracy", "97.8 %", "█▁", moment])
+    assert all(words in shown for words in ["validation loss", "0.5120", "█▁", "70.0 %", moment])
 
 
 def test_a_pipe_gets_no_control_codes() -> None:
@@ -482,14 +482,19 @@ async def test_a_job_without_a_model_is_exit_code_2(central: FakeCentral, cyx: R
 
 async def test_terminating_a_command_ends_it_quickly(central: FakeCentral, tmp_path: Path) -> None:
     central.add_job(JOB)
+    asked = asyncio.Event()
+
+    async def tell(job_id: str) -> None:
+        asked.set()
+
+    central.before_page = tell
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "cyxnet", "watch", JOB, "--dir", str(tmp_path)],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(20):
-        while not central.asked["job.updates"]:
-            await asyncio.sleep(0.01)
+        await asked.wait()
         begun = time.monotonic()
         process.send_signal(2)
         _, err = await process.communicate()

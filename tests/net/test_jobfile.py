@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
+from cyxcore.spec import DataSpec, TrainingSpec
 from cyxnet.amounts import AmountError
-from cyxnet.jobfile import JobFile, LoadedJob, load, parse, parse_bytes
+from cyxnet.artifacts import describe
+from cyxnet.jobfile import LoadedJob, from_module, load
+from cyxnet.jobtoml import JobFile, parse, parse_bytes
 from cyxnet.messages import ArtifactRef, Needs
 
 GOOD = {
@@ -159,7 +162,7 @@ def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
         ("data", "validation = 1.0", "data.validation: expected float < 1.0"),
         ("data", "ignore = [1]", "data.ignore[0]: expected str, got int"),
         ("needs", 'memory = "much"', 'needs.memory: expected a size such as "512 MB"'),
-        ("needs", "cores = 0", "needs.cores: expected 1 to 4096, got 0"),
+        ("needs", "cores = 0", "needs.cores: expected int >= 1"),
         ("model", "input = [3]", "model.input is [3], one sample of the data is [2]"),
     ],
 )
@@ -260,7 +263,14 @@ def test_a_graph_in_a_file_is_taken_as_the_model(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(graph.to_bytes())
     path = write(tmp_path)
     path.write_text(path.read_text().replace(f"layers = {GOOD['layers']}", 'graph = "model.json"'))
-    assert load(path).model.graph == graph.to_json()
+    job = load(path)
+    assert (job.model.graph, job.data.normalize) == (graph.to_json(), "none")
+
+
+def test_scaling_is_not_promised_for_a_graph(tmp_path: Path) -> None:
+    path = write(tmp_path, data='normalize = "minmax"')
+    path.write_text(path.read_text().replace(f"layers = {GOOD['layers']}", 'graph = "model.json"'))
+    assert "data.normalize = 'minmax' does not go with model.graph" in complaint(path)
 
 
 def test_a_damaged_graph_file_is_one_clear_error(tmp_path: Path) -> None:
@@ -268,6 +278,32 @@ def test_a_damaged_graph_file_is_one_clear_error(tmp_path: Path) -> None:
     path = write(tmp_path)
     path.write_text(path.read_text().replace(f"layers = {GOOD['layers']}", 'graph = "model.json"'))
     assert "job.toml: model:" in complaint(path, CyxError)
+
+
+# -- modules --------------------------------------------------------------------------------------------
+
+
+def test_a_module_becomes_a_graph_and_a_file_of_its_present_weights(tmp_path: Path) -> None:
+    from cyxcore import device, nn, safetensors
+
+    write(tmp_path)
+    weights_path = tmp_path / "weights.safetensors"
+    with device.use_device("reference"):
+        job = from_module(
+            module := nn.Linear(2, 3),
+            tmp_path / "data.csv",
+            "1",
+            name="module",
+            spec=DataSpec(normalize="none"),
+            training=TrainingSpec(),
+            needs=Needs(),
+            weights_path=weights_path,
+        )
+    stored, _ = safetensors.load(weights_path)
+    assert job.model.graph is not None and job.model.weights == describe(weights_path).sha256
+    assert {name: array.tolist() for name, array in stored.items()} == {
+        name: array.tolist() for name, array in module.state_dict().items()
+    }
 
 
 # -- sizes and anything ---------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import pytest
 import cyxcore
 from cyxnet import identity
 from cyxnet.messages import completion_bytes
-from cyxnode.__main__ import main, parse_bytes, parse_price
+from cyxnode.__main__ import main, parse_bytes, parse_price, say_ready
+from cyxnode.home import open_home
 from tests.node.fake_central import FakeCentral, make_assign
 
 WAIT_S = 30.0
@@ -143,6 +144,16 @@ def test_a_wrong_option_is_a_usage_error(options: list[str], capsys: pytest.Capt
         main(options)
     assert ended.value.code == 2
     assert "error:" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_on_a_terminal_the_ready_line_is_for_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    home = open_home(tmp_path, "desk")
+    say_ready(False, home, begun_s=0.0)
+    assert capsys.readouterr().out.startswith(f"desk is ready as {home.node_id} after")
+    home.close()
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec
 from cyxnode.errors import NodeError
 from cyxnode.pipe import Batch, Done, Epoch, Failed, Order, Said
 from cyxnode.process import Launch, Pool, TrainingProcess, describe_end
+from cyxnode.sandbox import works_in_a_copy
 
 STANDIN = str(Path(__file__).with_name("standin.py"))
 ORDER = Order(
@@ -141,6 +142,11 @@ async def test_an_isolated_process_reaches_no_network(start: Starter) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert (await end_of(process, replace(ORDER, data_path=str(port)))).code == "no_network"
+
+
+def test_what_the_kernel_may_refuse_is_tried_in_a_copy_of_the_process_first() -> None:
+    assert works_in_a_copy(lambda: None)
+    assert not works_in_a_copy(lambda: Path("/proc/self/no-such-file").write_text("deny"))
 
 
 async def test_niceness_reaches_the_training_process(start: Starter) -> None:

@@ -88,7 +88,7 @@ static cyx_status check_update(cyx_call *call) {
 /* ints: count, axes..., keepdims */
 static cyx_status check_reduce(cyx_call *call) {
     const cyx_array *x = &call->in[0];
-    int64_t count = call->ints[0], shape[CYX_MAX_NDIM], last = -1;
+    int64_t count = call->ints[0], shape[CYX_MAX_NDIM] = {0}, last = -1;
     int ndim = 0, next = 0, empty = 0;
     for (int64_t i = 0; i < count; i++) {
         if (call->ints[1 + i] <= last || call->ints[1 + i] >= x->ndim)
@@ -380,7 +380,7 @@ int cyx_compute_dtype(int op, const int *dtypes, int count) {
         if (op == CYX_OP_where && i == 0) expected = CYX_BOOL;
         if ((op == CYX_OP_take || op == CYX_OP_take_grad || op == CYX_OP_take_along || op == CYX_OP_cross_entropy) && i == 1) expected = CYX_I64;
         if (op == CYX_OP_cross_entropy_grad && i == 2) expected = CYX_I64;
-        if (op == CYX_OP_adam_update && i == 4) expected = CYX_F32;
+        if (op == CYX_OP_adam_update && i == 4 && dtypes[i] == CYX_F32) expected = CYX_F32; /* step, else the type of all */
         if (dtypes[i] != expected) return -1;
     }
     return dtype;
@@ -393,7 +393,7 @@ static int output_dtype_fits(const cyx_call *call) {
     if (call->op == CYX_OP_cast) return out <= CYX_U8;
     if (call->op == CYX_OP_argmax) return out == CYX_I64;
     if (call->op == CYX_OP_one_hot || call->op == CYX_OP_uniform) return out == CYX_F32;
-    if (call->op == CYX_OP_sum && in > CYX_F64) return out == CYX_I64 || out == CYX_I32;
+    if (call->op == CYX_OP_sum && in > CYX_F64) return out == CYX_I64 || out == CYX_I32 || out == in;
     return out == in;
 }
 

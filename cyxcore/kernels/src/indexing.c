@@ -168,10 +168,15 @@ ARGMAX(uint8_t, u8)
 #define INTEGER_REDUCTIONS(T, TAG, LEAST, GREATEST)                                                                    \
     INTEGER_REDUCE(sum_##TAG##_to_i64, T, int64_t, 0, (uint64_t)a + (uint64_t)b)                                       \
     INTEGER_REDUCE(sum_##TAG##_to_i32, T, int32_t, 0, (uint32_t)a + (uint32_t)b)                                       \
+    INTEGER_REDUCE(sum_##TAG##_to_u8, T, uint8_t, 0, (uint32_t)a + (uint32_t)b)                                        \
+    INTEGER_REDUCE(sum_##TAG##_to_bool, T, uint8_t, 0, a || b)                                                         \
     INTEGER_REDUCE(max_##TAG, T, T, LEAST, a > b ? a : b)                                                              \
     INTEGER_REDUCE(min_##TAG, T, T, GREATEST, a < b ? a : b)                                                           \
     static cyx_status sum_##TAG(const cyx_call *call) {                                                                \
-        return call->out.dtype == CYX_I64 ? sum_##TAG##_to_i64(call) : sum_##TAG##_to_i32(call);                       \
+        int to = call->out.dtype;                                                                                      \
+        if (to == CYX_I64) return sum_##TAG##_to_i64(call);                                                            \
+        if (to == CYX_I32) return sum_##TAG##_to_i32(call);                                                            \
+        return to == CYX_BOOL ? sum_##TAG##_to_bool(call) : sum_##TAG##_to_u8(call);                                   \
     }
 INTEGER_REDUCTIONS(int64_t, i64, INT64_MIN, INT64_MAX)
 INTEGER_REDUCTIONS(int32_t, i32, INT32_MIN, INT32_MAX)
@@ -204,6 +209,7 @@ INTEGER_REDUCTIONS(uint8_t, u8, 0, UINT8_MAX)
     }
 INTEGER_MATMUL(int64_t, uint64_t, i64)
 INTEGER_MATMUL(int32_t, uint32_t, i32)
+INTEGER_MATMUL(uint8_t, uint32_t, u8)
 
 void cyx_fill_indexing(cyx_table table) {
     for (int dtype = CYX_F32; dtype <= CYX_U8; dtype++)
@@ -219,4 +225,5 @@ void cyx_fill_indexing(cyx_table table) {
     table[CYX_OP_min][CYX_I64] = min_i64, table[CYX_OP_min][CYX_I32] = min_i32, table[CYX_OP_min][CYX_U8] = min_u8;
     table[CYX_OP_max][CYX_BOOL] = max_u8, table[CYX_OP_min][CYX_BOOL] = min_u8;
     table[CYX_OP_matmul][CYX_I64] = matmul_i64, table[CYX_OP_matmul][CYX_I32] = matmul_i32;
+    table[CYX_OP_matmul][CYX_U8] = matmul_u8;
 }

@@ -6,9 +6,9 @@
 
 #define ARITHMETIC(T, U, TAG)                                                                                          \
     CYX_UNARY(neg_##TAG, T, T, (U)0 - (U)x)                                                                            \
-    CYX_UNARY(abs_##TAG, T, T, x < 0 ? (U)0 - (U)x : (U)x)                                                             \
+    CYX_UNARY(abs_##TAG, T, T, x > 0 ? (U)x : (U)0 - (U)x)                                                             \
     CYX_UNARY(square_##TAG, T, T, (U)x *(U)x)                                                                          \
-    CYX_UNARY(sign_##TAG, T, T, x > 0 ? 1 : x < 0 ? -1 : 0)                                                            \
+    CYX_UNARY(sign_##TAG, T, T, x > 0 ? 1 : x == 0 ? 0 : -1)                                                            \
     CYX_UNARY(relu_##TAG, T, T, x > 0 ? x : 0)                                                                         \
     CYX_UNARY(floor_##TAG, T, T, x)                                                                                    \
     CYX_BINARY(add_##TAG, T, T, (U)x + (U)y)                                                                           \

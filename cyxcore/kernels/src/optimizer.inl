@@ -90,7 +90,8 @@
     }                                                                                                                  \
     /* floats: beta1, beta2, eps, decoupled_weight_decay */                                                            \
     static cyx_status adam_update_##S(const cyx_call *call) {                                                          \
-        double lr = scalar_##S(call, 3), step = *(const float *)call->in[4].data;                                      \
+        double lr = scalar_##S(call, 3);                                                                               \
+        double step = call->in[4].dtype == CYX_F32 ? *(const float *)call->in[4].data : scalar_##S(call, 4);           \
         double first = 1.0 - whole_power(call->floats[0], step), second = 1.0 - whole_power(call->floats[1], step);    \
         T c[] = {(T)(1.0 - lr * call->floats[3]), (T)(lr / first), (T)(1.0 / second), (T)call->floats[2]};             \
         return run_update_##S(call, adam_update_##S##_body, c, 4);                                                     \

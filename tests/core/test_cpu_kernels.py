@@ -1,0 +1,678 @@
+"""The compiled kernels: each agrees with the NumPy definition, and gives the same bits whatever runs it."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyxcore.errors import CyxError, DataError, DtypeError, GraphError, KernelError, ShapeError
+from cyxcore.kernels import cpu, reference
+
+Array = np.ndarray[Any, Any]
+
+FLOATS = ("float32", "float64")
+SPECIALS = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 3e38, -3e38, 0.5, 2.0]
+
+
+@dataclass
+class Case:
+    """One call: what goes in, and what NumPy says comes out."""
+
+    op: str
+    inputs: list[Array]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    out_dtype: str | None = None
+    tolerance: float = 0.0  # relative to the largest expected magnitude; 0 means equal
+
+    def __post_init__(self) -> None:
+        self.inputs = [np.asarray(x) for x in self.inputs]
+
+    def expected(self) -> Array:
+        out = np.asarray(reference.KERNELS[self.op](self.attrs, *self.inputs))
+        return out.astype(self.out_dtype) if self.out_dtype else out
+
+    def run(self) -> Array:
+        expected = self.expected()
+        out = np.full(expected.shape, 77, expected.dtype)
+        cpu.call(self.op, out, self.inputs, self.attrs)
+        return out
+
+
+def values(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0, low: float = -3.0) -> Array:
+    """Numbers in [low, 3), whole and small where the type is an integer."""
+    numbers = np.random.default_rng(seed).uniform(low, 3.0, shape)
+    return np.asarray(
+        numbers > 0 if dtype == "bool" else np.abs(numbers) if dtype == "uint8" else numbers
+    ).astype(dtype)
+
+
+def special(dtype: str) -> Array:
+    """Every pair-worthy odd value, followed by enough ordinary ones to fill several vectors."""
+    with np.errstate(over="ignore"):
+        return np.concatenate([np.array(SPECIALS, dtype), values((90,), dtype)]).astype(dtype)
+
+
+# The cases: the whole promise of the table of operations, as data -------------------------------------
+
+SHAPES = [(), (1,), (0,), (3, 0), (7,), (33,), (5, 19), (2, 3, 4, 5)]
+PAIRS = [
+    ((4, 7), (4, 7)),
+    ((4, 7), (7,)),
+    ((4, 7), (4, 1)),
+    ((), (5, 3)),
+    ((3, 1, 5), (2, 1)),
+    ((0, 3), (3,)),
+    ((17,), ()),
+]
+ROUNDED_UNARY = {
+    "exp": 3e-7,
+    "log": 3e-7,
+    "tanh": 3e-7,
+    "sigmoid": 3e-7,
+    "erf": 3e-7,
+    "sin": 3e-7,
+    "cos": 3e-7,
+}
+EXACT_UNARY = ["neg", "abs", "sqrt", "relu", "square", "sign", "floor", "logical_not"]
+ARITHMETIC = ["add", "sub", "mul", "maximum", "minimum"]
+COMPARE = [
+    "equal",
+    "not_equal",
+    "less",
+    "less_equal",
+    "greater",
+    "greater_equal",
+    "logical_and",
+    "logical_or",
+]
+AXES = [((), ()), ((9,), (0,)), ((4, 33), (1,)), ((40, 7), (0,)), ((3, 5, 7), (0, 2)), ((3, 5, 7), (1,)), ((2, 3, 4, 5), (0, 2, 3)),
+        ((1, 300), (1,)), ((3000, 3), (0,)), ((5, 1, 4), (1,)), ((3, 5), ())]  # fmt: skip
+MATMULS = [((3, 4), (4, 5)), ((1, 1), (1, 1)), ((65, 300), (300, 33)), ((12, 64), (64, 32)), ((13, 7), (7, 70)), ((0, 3), (3, 2)),
+           ((2, 0), (0, 3)), ((2, 5, 4), (2, 4, 3)), ((3, 1, 5, 4), (2, 4, 6)), ((6, 20, 9), (9, 8)), ((100, 17), (17, 1))]  # fmt: skip
+# (N, C, H, W), (O, C / groups, KH, KW), stride, padding, dilation, groups
+CONVS = [((2, 3, 8, 9), (4, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1), ((1, 2, 7, 7), (5, 2, 3, 2), (2, 1), (0, 1), (1, 1), 1),
+         ((2, 4, 9, 8), (6, 2, 3, 3), (2, 2), (2, 1), (2, 1), 2), ((1, 6, 5, 5), (6, 1, 3, 3), (1, 1), (1, 1), (1, 1), 6),
+         ((3, 1, 6, 6), (2, 1, 1, 1), (1, 1), (0, 0), (1, 1), 1), ((1, 40, 6, 6), (13, 40, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+         ((0, 2, 5, 5), (3, 2, 3, 3), (1, 1), (0, 0), (1, 1), 1)]  # fmt: skip
+POOLS = [
+    ((2, 3, 8, 8), (2, 2), (2, 2), (0, 0)),
+    ((1, 2, 7, 9), (3, 2), (2, 1), (1, 1)),
+    ((2, 1, 5, 5), (3, 3), (1, 1), (1, 0)),
+]
+
+
+def elementwise_cases() -> Iterator[Case]:
+    for dtype in FLOATS:
+        for shape in SHAPES:
+            for op in EXACT_UNARY:
+                yield Case(op, [np.abs(values(shape, dtype)) if op == "sqrt" else values(shape, dtype)])
+            for op, tolerance in ROUNDED_UNARY.items():
+                x = values(shape, dtype, low=0.01 if op == "log" else -3.0)
+                yield Case(op, [x], tolerance=tolerance if dtype == "float32" else 1e-15)
+    for left, right in PAIRS:
+        for dtype in (*FLOATS, "int64", "int32", "uint8"):
+            a, b = values(left, dtype), values(right, dtype, seed=1)
+            for op in ARITHMETIC:
+                yield Case(op, [a, b])
+            if dtype in FLOATS:
+                yield Case("div", [a, b])
+                yield Case("pow", [np.abs(a), b], tolerance=3e-7 if dtype == "float32" else 1e-15)
+        for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
+            a, b = values(left, dtype), values(right, dtype, seed=1)
+            for op in COMPARE:
+                yield Case(op, [a, b])
+            yield Case("where", [values(right, "bool", seed=2), a, b])
+    for dtype in ("int64", "int32", "uint8"):
+        for op in ("neg", "abs", "square", "relu", "floor", "logical_not"):
+            yield Case(op, [values((37,), dtype)])
+    for dtype in ("int64", "int32"):
+        yield Case("sign", [values((37,), dtype)])
+    for origin in (*FLOATS, "int64", "int32", "uint8", "bool"):
+        for to in (*FLOATS, "int64", "int32", "uint8", "bool"):
+            yield Case(
+                "cast",
+                [np.abs(values((41,), origin)) if origin != "bool" else values((41,), origin)],
+                {"dtype": to},
+            )
+
+
+def reduction_cases() -> Iterator[Case]:
+    for shape, axes in AXES:
+        for keepdims in (False, True):
+            attrs = {"axes": axes, "keepdims": keepdims}
+            for dtype in FLOATS:
+                tolerance = 1e-5 if dtype == "float32" else 1e-13
+                yield Case("sum", [values(shape, dtype)], attrs, tolerance=tolerance)
+                yield Case("mean", [values(shape, dtype)], attrs, tolerance=tolerance)
+            for dtype in (*FLOATS, "int64", "int32", "uint8"):
+                yield Case("max", [values(shape, dtype)], attrs)
+                yield Case("min", [values(shape, dtype)], attrs)
+            for dtype in ("int64", "int32", "uint8"):
+                yield Case("sum", [values(shape, dtype)], attrs)
+            yield Case("sum", [values(shape, "bool")], attrs)
+        for axis in range(len(shape)):
+            for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
+                yield Case("argmax", [values(shape, dtype)], {"axis": axis})
+    yield Case("sum", [values((0, 3))], {"axes": (0,), "keepdims": False})
+    yield Case("sum", [values((200_000,))], {"axes": (0,), "keepdims": False}, tolerance=1e-5)
+    yield Case("sum", [values((5000, 300))], {"axes": (0,), "keepdims": False}, tolerance=1e-5)
+    for axis, shape in ((0, (5,)), (1, (4, 10)), (1, (3, 150)), (0, (6, 4)), (1, (2, 5, 3))):
+        for dtype in FLOATS:
+            for op in ("softmax", "log_softmax"):
+                yield Case(
+                    op,
+                    [values(shape, dtype)],
+                    {"axis": axis},
+                    tolerance=1e-6 if dtype == "float32" else 1e-14,
+                )
+    for rows, classes in ((1, 1), (5, 10), (64, 150), (0, 4)):
+        labels = np.random.default_rng(3).integers(0, classes, rows)
+        for dtype in FLOATS:
+            logits, tolerance = values((rows, classes), dtype), 1e-6 if dtype == "float32" else 1e-14
+            yield Case("cross_entropy", [logits, labels], tolerance=tolerance)
+            yield Case(
+                "cross_entropy_grad", [values((rows,), dtype, seed=1), logits, labels], tolerance=tolerance
+            )
+
+
+def movement_cases() -> Iterator[Case]:
+    indices = np.array([[0, 2], [1, -1]])
+    for dtype in (*FLOATS, "int64", "int32", "uint8", "bool"):
+        x = values((3, 4, 5), dtype)
+        yield Case("reshape", [x], {"shape": (4, 15)})
+        for axes in ((0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1), (1, 0, 2)):
+            yield Case("transpose", [x], {"axes": axes})
+        yield Case("transpose", [values((70, 45), dtype)], {"axes": (1, 0)})
+        yield Case("broadcast_to", [values((4, 1), dtype)], {"shape": (2, 4, 3)})
+        yield Case("broadcast_to", [values((), dtype)], {"shape": (2, 0)})
+        yield Case("slice", [x], {"starts": (0, 1, 4), "stops": (3, 4, 0), "steps": (2, 1, -2)})
+        yield Case("slice", [x], {"starts": (1, 0, 2), "stops": (1, 4, 5), "steps": (1, 3, 1)})
+        yield Case("pad", [x], {"pads": ((1, 0), (0, 2), (3, 1)), "value": 1.0})
+        yield Case("concat", [x, values((3, 1, 5), dtype, seed=1), values((3, 0, 5), dtype)], {"axis": 1})
+        yield Case("concat", [values((i, 2), dtype, seed=i) for i in range(8)], {"axis": 0})
+        for axis in range(3):
+            yield Case("take", [x, indices], {"axis": axis})
+        yield Case("take_along", [x, np.array([[[0, 1, 2, 3, 4]]] * 3) % 3], {"axis": 1})
+    for dtype in FLOATS:
+        for axis, shape in ((0, (2, 2, 4, 5)), (1, (3, 2, 2, 5)), (2, (3, 4, 2, 2))):
+            yield Case("take_grad", [values(shape, dtype), indices], {"axis": axis, "size": 5})
+    yield Case("one_hot", [np.array([[0, 3], [2, 2]])], {"depth": 4})
+    yield Case("uniform", [np.array([2**40 + 5, 7], np.uint64)], {"shape": (3, 7), "stream": 9})
+    yield Case("uniform", [np.array([2**40 + 5, 2**33 + 1], np.uint64)], {"shape": (5000,), "stream": 0})
+
+
+def network_cases() -> Iterator[Case]:
+    for dtype in FLOATS:
+        tolerance = 1e-5 if dtype == "float32" else 1e-13
+        for left, right in MATMULS:
+            a, b = values(left, dtype), values(right, dtype, seed=1)
+            for ta in (False, True):
+                for tb in (False, True):
+                    x = np.ascontiguousarray(a.swapaxes(-1, -2)) if ta else a
+                    y = np.ascontiguousarray(b.swapaxes(-1, -2)) if tb else b
+                    yield Case("matmul", [x, y], {"transpose_a": ta, "transpose_b": tb}, tolerance=tolerance)
+        for xs, ws, stride, padding, dilation, groups in CONVS:
+            attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+            x, w = values(xs, dtype), values(ws, dtype, seed=1)
+            forward = Case("conv2d", [x, w], attrs, tolerance=tolerance)
+            g = values(forward.expected().shape, dtype, seed=2)
+            yield forward
+            yield Case("conv2d_grad_input", [g, w], {**attrs, "input_shape": xs}, tolerance=tolerance)
+            yield Case("conv2d_grad_weight", [g, x], {**attrs, "weight_shape": ws}, tolerance=tolerance)
+        for xs, kernel, stride, padding in POOLS:
+            attrs = {"kernel": kernel, "stride": stride, "padding": padding}
+            x = np.round(values(xs, dtype))  # ties: the first one counts
+            forward = Case("max_pool2d", [x], attrs)
+            g = values(forward.expected().shape, dtype, seed=2)
+            yield forward
+            yield Case("max_pool2d_grad", [g, x], attrs, tolerance=tolerance)
+            yield Case("avg_pool2d", [x], attrs, tolerance=tolerance)
+            yield Case("avg_pool2d_grad", [g], {**attrs, "input_shape": xs}, tolerance=tolerance)
+    for left, right in MATMULS[:4]:
+        for dtype in ("int64", "int32", "uint8"):
+            yield Case(
+                "matmul",
+                [values(left, dtype), values(right, dtype)],
+                {"transpose_a": False, "transpose_b": False},
+            )
+
+
+def optimizer_cases() -> Iterator[Case]:
+    for dtype in FLOATS:
+        tolerance = 1e-6 if dtype == "float32" else 1e-14
+        p, g, b, v = (values((5, 23), dtype, seed=i) for i in range(4))
+        lr, step = np.array(0.01, dtype), np.array(3.0, "float32")
+        for decay in (0.0, 0.1):
+            yield Case("sgd_update", [p, g, lr], {"weight_decay": decay}, tolerance=tolerance)
+            yield Case("momentum", [b, g, p], {"momentum": 0.9, "weight_decay": decay}, tolerance=tolerance)
+            yield Case(
+                "nesterov_update",
+                [p, g, b, lr],
+                {"momentum": 0.9, "weight_decay": decay},
+                tolerance=tolerance,
+            )
+            yield Case("adam_m", [b, g, p], {"beta": 0.9, "weight_decay": decay}, tolerance=tolerance)
+            yield Case(
+                "adam_v", [np.abs(v), g, p], {"beta": 0.999, "weight_decay": decay}, tolerance=tolerance
+            )
+            attrs = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decoupled_weight_decay": decay}
+            yield Case(
+                "adam_update", [p, b, np.abs(v), lr, step], attrs, out_dtype=dtype, tolerance=tolerance
+            )
+        yield Case("axpy_update", [p, b, lr], tolerance=tolerance)
+
+
+GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
+    "elementwise": elementwise_cases,
+    "reduction": reduction_cases,
+    "movement": movement_cases,
+    "network": network_cases,
+    "optimizer": optimizer_cases,
+}
+CASES: dict[str, list[Case]] = {}
+for _make in GROUPS.values():
+    with np.errstate(all="ignore"):
+        for _case in _make():
+            CASES.setdefault(_case.op, []).append(_case)
+
+# the same operations on sizes that threads share, and with every odd value, for the promise about bits
+BIG = [
+    Case("exp", [values((300, 1001))]),
+    Case("add", [values((300, 1001)), values((1001,), seed=1)]),
+    Case("div", [values((300, 1001)), values((300, 1), seed=1)]),
+    Case("sum", [values((400_000,))], {"axes": (0,), "keepdims": False}),
+    Case("sum", [values((9000, 70))], {"axes": (0,), "keepdims": False}),
+    Case("mean", [values((16, 24, 30, 30))], {"axes": (0, 2, 3), "keepdims": True}),
+    Case("max", [values((9000, 70))], {"axes": (0,), "keepdims": False}),
+    Case("softmax", [values((700, 130))], {"axis": 1}),
+    Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
+    Case("matmul", [values((130, 600)), values((600, 90))], {"transpose_a": False, "transpose_b": False}),
+    Case("matmul", [values((600, 130)), values((90, 600))], {"transpose_a": True, "transpose_b": True}),
+    Case("matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}),
+    Case("matmul", [values((3, 700)), values((700, 900))], {"transpose_a": False, "transpose_b": False}),
+    Case("conv2d", [values((4, 20, 14, 15)), values((30, 20, 3, 3))],
+         {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}),
+    Case("conv2d_grad_input", [values((4, 30, 14, 15)), values((30, 20, 3, 3))],
+         {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "input_shape": (4, 20, 14, 15)}),
+    Case("conv2d_grad_weight", [values((4, 30, 14, 15)), values((4, 20, 14, 15))],
+         {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "weight_shape": (30, 20, 3, 3)}),
+    Case("take_grad", [values((3000, 64)), np.arange(3000) ** 2 % 50], {"axis": 0, "size": 50}),
+    Case("uniform", [np.array([1, 2], np.uint64)], {"shape": (100_003,), "stream": 4}),
+    Case("max_pool2d", [values((8, 16, 33, 34))], {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}),
+]  # fmt: skip
+ODD = [Case(op, [special(dtype)]) for op in (*ROUNDED_UNARY, *EXACT_UNARY) for dtype in FLOATS] + [
+    Case(op, [special(dtype)[:, None], special(dtype)[None, :13]])
+    for op in (*ARITHMETIC, "div", "pow", *COMPARE)
+    for dtype in FLOATS
+]
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    """Whatever a test chooses, the next one starts from the machine's own."""
+    threads, isa = cpu.get_num_threads(), cpu.isa()
+    yield
+    cpu.set_num_threads(threads)
+    cpu.set_isa(isa)
+
+
+def machine_isas() -> list[str]:
+    """The instruction sets this machine has."""
+    own, found = cpu.isa(), []
+    for name in ("avx512", "avx2", "portable"):
+        try:
+            cpu.set_isa(name)
+            found.append(name)
+        except ValueError:
+            continue
+    cpu.set_isa(own)
+    return found
+
+
+ISAS = machine_isas()
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal byte for byte, except that a NaN is a NaN: IEEE leaves its payload to the processor."""
+    if a.dtype.kind == "f":
+        a, b = (np.where(np.isnan(x), np.array(math.nan, x.dtype), x) for x in (a, b))
+    return a.tobytes() == b.tobytes()
+
+
+def test_every_operation_of_the_table_has_a_case() -> None:
+    assert set(CASES) == cpu.ops()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", sorted(CASES))
+def test_a_kernel_agrees_with_numpy(op: str, isa: str) -> None:
+    cpu.set_isa(isa)
+    for case in CASES[op]:
+        with np.errstate(all="ignore"):
+            expected, got = case.expected(), case.run()
+        described = f"{[(x.shape, x.dtype.name) for x in case.inputs]} {case.attrs}"
+        if case.tolerance == 0.0:
+            np.testing.assert_array_equal(got, expected, err_msg=described)
+        else:
+            scale = float(np.nanmax(np.abs(expected), initial=0.0))
+            np.testing.assert_allclose(
+                got, expected, rtol=case.tolerance, atol=case.tolerance * scale, err_msg=described
+            )
+
+
+@pytest.mark.parametrize("op", sorted(CASES))
+def test_bits_do_not_depend_on_the_instruction_set(op: str) -> None:
+    for case in [*CASES[op], *(c for c in (*BIG, *ODD) if c.op == op)]:
+        with np.errstate(all="ignore"):
+            cpu.set_isa(ISAS[0])
+            first = case.run()
+            for isa in ISAS[1:]:
+                cpu.set_isa(isa)
+                assert same_bits(first, case.run()), (
+                    isa,
+                    [(x.shape, x.dtype.name) for x in case.inputs],
+                    case.attrs,
+                )
+
+
+@pytest.mark.parametrize(
+    "case", BIG, ids=lambda case: f"{case.op}-{'x'.join(map(str, case.inputs[0].shape))}"
+)
+def test_bits_do_not_depend_on_the_number_of_threads(case: Case) -> None:
+    cpu.set_num_threads(1)
+    alone = case.run()
+    for threads in (2, 3):
+        cpu.set_num_threads(threads)
+        assert same_bits(alone, case.run())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", [*EXACT_UNARY, *ARITHMETIC, "div", *COMPARE])
+def test_nan_infinity_and_signed_zero_are_treated_as_numpy_does(op: str, dtype: str) -> None:
+    x = special(dtype)
+    inputs = [x] if op in EXACT_UNARY else [np.repeat(x, len(SPECIALS)), np.tile(x[: len(SPECIALS)], len(x))]
+    case = Case(op, inputs)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(case.run(), case.expected())
+
+
+# accuracy -------------------------------------------------------------------------------------------------
+
+DENSE = {"exp": 88.0, "log": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "sin": 1e5, "cos": 1e5}
+
+
+def exactly(op: str, x: Array) -> Array:
+    """The true value to more digits than x has: float64 for float32, x87 extended for float64."""
+    wide = x.astype(np.float64 if x.dtype == np.float32 else np.longdouble)
+    if op == "sigmoid":
+        return np.asarray(1 / (1 + np.exp(-wide)))
+    if op == "erf":
+        return np.array([math.erf(v) for v in wide])
+    return np.asarray({"exp": np.exp, "log": np.log, "tanh": np.tanh, "sin": np.sin, "cos": np.cos}[op](wide))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", sorted(DENSE))
+def test_a_transcendental_function_is_within_two_units_in_the_last_place(op: str, dtype: str) -> None:
+    if dtype == "float64" and np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("needs extended precision to judge float64")
+    rng = np.random.default_rng(11)
+    if op == "log":
+        x = np.exp(rng.uniform(-87, 88, 40_000)).astype(dtype)
+    else:
+        x = np.concatenate([rng.uniform(-DENSE[op], DENSE[op], 20_000), rng.normal(0, 1, 20_000)]).astype(
+            dtype
+        )
+    got = np.empty_like(x)
+    cpu.call(op, got, [x], {})
+    true = exactly(op, x)
+    units = np.abs(got.astype(true.dtype) - true) / np.spacing(np.abs(true).astype(dtype)).astype(true.dtype)
+    allowed = 2.0 if op != "erf" or dtype == "float32" else 3.0  # math.erf itself is off by one in float64
+    assert float(units.max()) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "true"),
+    [
+        ("sin", 1e22, -0.8522008497671888),
+        ("cos", 1e22, 0.5232147853951389),
+        ("sin", 2.0**1000, -0.15920170308624246),
+        ("sin", math.pi, 1.2246467991473532e-16),
+        ("cos", math.pi / 2, 6.123233995736766e-17),
+        ("exp", 709.0, 8.218407461554972e307),
+        ("exp", -745.0, 5e-324),
+        ("log", 5e-324, -744.4400719213812),
+        ("erf", 1e-300, 1.1283791670955126e-300),
+    ],
+)
+def test_a_known_value_far_out_is_met(op: str, x: float, true: float) -> None:
+    got = np.empty(1)
+    cpu.call(op, got, [np.array([x])], {})
+    assert got[0] == pytest.approx(true, rel=3e-16)
+
+
+POWERS = [(2.0, 0.5), (-2.0, 3.0), (-2.0, 2.5), (0.0, -1.0), (-0.0, -3.0), (1.0, math.nan), (math.nan, 0.0), (-1.0, math.inf),
+          (0.5, -math.inf), (math.inf, -2.0), (-math.inf, 3.0), (1.0000001, 1e7), (10.0, 300.0), (10.0, 400.0), (3.7, -500.5)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "exponent"), POWERS)
+def test_a_power_is_what_c_says(base: float, exponent: float) -> None:
+    got = np.empty(1)
+    cpu.call("pow", got, [np.array([base]), np.array([exponent])], {})
+    with np.errstate(all="ignore"):
+        true = np.power(np.float64(base), np.float64(exponent))
+    np.testing.assert_allclose(got[0], true, rtol=2.3e-16)
+
+
+def test_a_long_sum_in_float32_keeps_six_digits() -> None:
+    x = np.full(2_000_000, 0.1, np.float32)
+    out = np.empty((), np.float32)
+    cpu.call("sum", out, [x], {"axes": (0,), "keepdims": False})
+    assert float(out) == pytest.approx(float(x.astype(np.float64).sum()), rel=1e-6)
+
+
+# Philox ---------------------------------------------------------------------------------------------------
+
+# Random123 1.14, kat_vectors: philox4x32 10: counter (4 words), key (2 words), result (4 words)
+PHILOX = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+]  # fmt: skip
+
+
+def test_random_numbers_are_philox_with_its_published_answer() -> None:
+    counter, key, words = PHILOX[0]
+    out = np.empty(4, np.float32)
+    cpu.call("uniform", out, [np.array([0, 0], np.uint64)], {"shape": (4,), "stream": 0})
+    assert (counter, key) == ((0, 0, 0, 0), (0, 0))
+    np.testing.assert_array_equal(out, np.array([w >> 8 for w in words], np.float32) * np.float32(2**-24))
+
+
+def test_key_stream_and_step_are_where_the_definition_puts_them() -> None:
+    seed, step, stream = 0x299F31D0_A4093822, 0x03707344_13198A2E, 0x85A308D3
+    out = np.empty((1 << 16) + 4, np.float32)
+    cpu.call("uniform", out, [np.array([seed, step], np.uint64)], {"shape": out.shape, "stream": stream})
+    from cyxcore.kernels.philox import philox4x32
+
+    counter = np.array([1 << 14, stream, step & 0xFFFFFFFF, step >> 32], np.uint32)
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    np.testing.assert_array_equal(out[-4:], (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24))
+    answer = philox4x32(np.array(PHILOX[1][0], np.uint32), PHILOX[1][1])
+    assert tuple(int(w) for w in answer) == PHILOX[1][2]
+
+
+# programs -------------------------------------------------------------------------------------------------
+
+
+def test_a_program_runs_its_calls_in_order_on_what_the_arrays_hold_now() -> None:
+    x, y, total = np.ones((4, 5), np.float32), np.empty((4, 5), np.float32), np.empty((), np.float32)
+    program = cpu.Program()
+    program.add("exp", y, [x], {})
+    program.add("sum", total, [y], {"axes": (0, 1), "keepdims": False})
+    program.run()
+    first = float(total)
+    x[:] = 0
+    program.run()
+    assert (first, float(total), len(program)) == (pytest.approx(20 * math.e), 20.0, 2)
+
+
+def test_a_program_of_many_calls_keeps_its_records_when_it_grows() -> None:
+    x = np.zeros(3, np.float32)
+    one = np.ones(3, np.float32)
+    program = cpu.Program()
+    for _ in range(1000):
+        program.add("add", x, [x, one], {})
+    program.run()
+    np.testing.assert_array_equal(x, np.full(3, 1000, np.float32))
+
+
+def test_a_program_keeps_its_arrays_alive() -> None:
+    out = np.empty(1000, np.float32)
+    program = cpu.Program()
+    program.add("neg", out, [np.arange(1000, dtype=np.float32)], {})
+    np.empty(1000, np.float32).fill(7)
+    program.run()
+    np.testing.assert_array_equal(out, -np.arange(1000, dtype=np.float32))
+
+
+@pytest.mark.parametrize("op", ["sgd_update", "momentum", "adam_m", "adam_update", "add", "relu"])
+def test_an_output_may_be_the_first_input(op: str) -> None:
+    for case in (Case("add", [values((9, 40)), values((40,), seed=1)]), *CASES[op]):
+        if case.inputs[0].shape != case.expected().shape or case.expected().dtype != case.inputs[0].dtype:
+            continue
+        apart, x = case.run(), case.inputs[0].copy()
+        cpu.call(case.op, x, [x, *case.inputs[1:]], case.attrs)
+        assert same_bits(apart, x)
+
+
+def test_a_forked_child_can_compute() -> None:
+    cpu.set_num_threads(2)
+    a = values((200, 200))
+    here = np.empty_like(a)
+    attrs = {"transpose_a": False, "transpose_b": False}
+    cpu.call("matmul", here, [a, a], attrs)  # starts the threads the child will not have
+    child = os.fork()
+    if child == 0:
+        there = np.empty_like(a)
+        cpu.call("matmul", there, [a, a], attrs)
+        os._exit(0 if same_bits(here, there) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# refusals -------------------------------------------------------------------------------------------------
+
+F = np.zeros((2, 3), np.float32)
+BAD_CALLS: dict[str, tuple[str, Any, list[Any], dict[str, Any], type[CyxError]]] = {
+    "an unknown operation": ("frobnicate", F, [F], {}, KernelError),
+    "too few inputs": ("add", F, [F], {}, ShapeError),
+    "a list instead of an array": ("neg", F, [[1.0]], {}, DtypeError),
+    "shapes that do not broadcast": ("add", F, [F, np.zeros(2, np.float32)], {}, ShapeError),
+    "an output of the wrong shape": ("add", np.zeros(3, np.float32), [F, F], {}, ShapeError),
+    "mixed types": ("add", F, [F, F.astype(np.float64)], {}, KernelError),
+    "a type without a kernel": ("exp", np.zeros(2, np.int64), [np.zeros(2, np.int64)], {}, KernelError),
+    "an output of the wrong type": ("less", F, [F, F], {}, DtypeError),
+    "a foreign type": ("neg", F, [F.astype(np.complex64)], {}, KernelError),
+    "a foreign byte order": ("neg", F, [F.astype(">f4")], {}, KernelError),
+    "a strided input": ("neg", np.zeros((3, 2), np.float32), [F.T], {}, ShapeError),
+    "an unknown attribute": ("neg", F, [F], {"axis": 1}, GraphError),
+    "a missing attribute": ("sum", F, [F], {"axes": (0,)}, GraphError),
+    "an attribute of the wrong kind": ("sum", F, [F], {"axes": "no", "keepdims": True}, GraphError),
+    "an axis out of range": ("sum", np.zeros(2, np.float32), [F], {"axes": (2,), "keepdims": False}, GraphError),
+    "an enormous axis": ("argmax", np.zeros(2, np.int64), [F], {"axis": 10**30}, GraphError),
+    "nothing to find a maximum in": ("max", np.zeros(0, np.float32), [np.zeros((0, 0), np.float32)],
+                                     {"axes": (1,), "keepdims": False}, ShapeError),
+    "matrices that do not fit": ("matmul", F, [F, F], {"transpose_a": False, "transpose_b": False}, ShapeError),
+    "a slice outside": ("slice", F, [F], {"starts": (0, 0), "stops": (2, 4), "steps": (1, 1)}, GraphError),
+    "a step of zero": ("slice", F, [F], {"starts": (0, 0), "stops": (2, 3), "steps": (1, 0)}, GraphError),
+    "axes that are no permutation": ("transpose", F, [F], {"axes": (0, 0)}, GraphError),
+    "negative padding": ("pad", F, [F], {"pads": ((0, 0), (-1, 1)), "value": 0.0}, GraphError),
+    "an index out of range": ("take", F, [F, np.array([0, 2])], {"axis": 0}, DataError),
+    "a label out of range": ("cross_entropy", np.zeros(2, np.float32), [F, np.array([0, 3])], {}, DataError),
+    "a negative label": ("cross_entropy", np.zeros(2, np.float32), [F, np.array([0, -1])], {}, DataError),
+    "a class out of range": ("one_hot", np.zeros((1, 3), np.float32), [np.array([5])], {"depth": 3}, DataError),
+    "a convolution with groups that do not divide": (
+        "conv2d", np.zeros((1, 3, 1, 1), np.float32),
+        [np.zeros((1, 4, 1, 1), np.float32), np.zeros((3, 2, 1, 1), np.float32)],
+        {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 2}, ShapeError),
+    "a stride of zero": (
+        "max_pool2d", np.zeros((1, 1, 2, 2), np.float32), [np.zeros((1, 1, 4, 4), np.float32)],
+        {"kernel": (2, 2), "stride": (0, 2), "padding": (0, 0)}, GraphError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", sorted(BAD_CALLS))
+def test_a_bad_call_is_refused_with_a_typed_error(what: str) -> None:
+    op, out, inputs, attrs, error = BAD_CALLS[what]
+    with pytest.raises(error, match=op):
+        cpu.call(op, out, inputs, attrs)
+    program = cpu.Program()
+    if error is DataError:
+        program.add(op, out, inputs, attrs)
+        with pytest.raises(error, match=op):
+            program.run()
+    else:
+        with pytest.raises(error, match=op):
+            program.add(op, out, inputs, attrs)
+
+
+def test_a_read_only_output_is_refused() -> None:
+    out = np.zeros(2, np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ShapeError, match="read-only"):
+        cpu.call("neg", out, [np.zeros(2, np.float32)], {})
+
+
+def test_random_attributes_never_crash_a_kernel() -> None:
+    rng = np.random.default_rng(5)
+    ops = sorted(CASES)
+    refused = 0
+    for _ in range(6000):
+        case = CASES[ops[rng.integers(len(ops))]]
+        one = case[rng.integers(len(case))]
+        attrs = {k: _mutated(v, rng) if rng.random() < 0.5 else v for k, v in one.attrs.items()}
+        inputs = [
+            x if rng.random() < 0.8 else values(tuple(rng.integers(0, 6, rng.integers(0, 5))), x.dtype.name)
+            for x in one.inputs
+        ]
+        shape = tuple(rng.integers(0, 6, rng.integers(0, 5))) if rng.random() < 0.2 else one.inputs[0].shape
+        out = np.zeros(shape, one.inputs[0].dtype if rng.random() < 0.8 else np.int64)
+        try:
+            cpu.call(one.op, out, inputs, attrs)
+        except CyxError:
+            refused += 1
+    assert refused > 3000
+
+
+def _mutated(value: Any, rng: np.random.Generator) -> Any:
+    if isinstance(value, tuple):
+        return (
+            tuple(_mutated(v, rng) for v in value)[: rng.integers(0, len(value) + 1)]
+            if rng.random() < 0.3
+            else tuple(_mutated(v, rng) for v in value)
+        )
+    if isinstance(value, int | float) and rng.random() < 0.5:
+        return [0, -1, 1, 2, 2**31, -(2**31), 2**62, -(2**62), 7][rng.integers(9)]
+    return value
+
+
+@pytest.mark.parametrize(("op", "dtypes", "has"), [
+    ("add", ("float32", "float32"), True), ("add", ("float32", "float64"), False), ("add", ("float32",), False),
+    ("exp", ("int64",), False), ("where", ("bool", "uint8", "uint8"), True), ("take", ("bool", "int64"), True),
+    ("matmul", ("complex64", "complex64"), False), ("nothing", ("float32",), False), ("concat", ("float64",) * 9, True),
+])  # fmt: skip
+def test_supports_says_which_types_have_a_kernel(op: str, dtypes: tuple[str, ...], has: bool) -> None:
+    assert cpu.supports(op, dtypes) is has
+
+
+def test_an_instruction_set_the_machine_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="mmx"):
+        cpu.set_isa("mmx")
+
+
+def test_a_number_of_threads_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="0"):
+        cpu.set_num_threads(0)

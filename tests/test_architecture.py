@@ -1,0 +1,164 @@
+"""The architecture, as a test. ORDER, read like a book, is the whole dependency graph."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("cyxcore", "cyxnet", "cyxnode", "cyxcentral")
+TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
+
+# A module may import only modules listed before it, inside functions too. What stands under `if TYPE_CHECKING` is for
+# readers. `cyxcore` itself is a lazy door to all of its modules: who has come that far may use it.
+VOCABULARY = """
+cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.ops cyxcore.graph
+cyxcore.values cyxcore.indexing cyxcore.functional cyxcore.symbols cyxcore.layers
+""".split()
+READING_DATA = """
+cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split
+cyxcore.data.sources cyxcore.data.tables cyxcore.data.dataset cyxcore.data.images cyxcore.data
+""".split()
+ORDER = [
+    *VOCABULARY,
+    *READING_DATA,
+    *"""
+cyxcore.kernels.philox cyxcore.kernels.reference cyxcore.kernels cyxcore.device cyxcore.random cyxcore.grad
+cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn cyxcore.optim
+cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.training cyxcore.safetensors
+cyxcore.cyxmodel cyxcore.model cyxcore
+
+cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
+cyxnet.config cyxnet.lifetime cyxnet.bus cyxnet.artifacts cyxnet.broker cyxnet.local
+cyxnet.amounts cyxnet.jobfile cyxnet.follow cyxnet.client cyxnet.blocking cyxnet
+cyxnet.display cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train
+cyxnet.cli cyxnet.__main__
+
+cyxnode.errors cyxnode.events cyxnode.state cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.pipe cyxnode.sandbox
+cyxnode.train cyxnode.process cyxnode.telemetry cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
+
+cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views cyxcentral.intake
+cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch cyxcentral.payments
+cyxcentral.telemetry cyxcentral.api cyxcentral.central
+cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
+""".split(),
+]
+
+# Each outside system has one door. DuckDB is two systems to us: a reader of tables and a database. solders is the
+# vocabulary of transactions for who builds them, and the chain itself for who is one.
+DOORS = {
+    "nats": {"cyxnet.bus"},
+    "duckdb": {"cyxcore.data.tables", "cyxcentral.ledger"},
+    "redis": {"cyxcentral.cache"},
+    "solana": {"cyxnet.solana"},
+    "solders": {"cyxnet.escrow", "cyxnet.solana", "cyxcentral.localvm", "cyxcentral.localrpc"},
+}
+
+# What of cyxcore the network packages may know: what a model is and how data is read, not how a model is run. Tracing a
+# user's module, and opening the file that came back, need the rest; they ask the lazy door for it by name.
+KNOWN_TO_NETWORK = {*VOCABULARY, *READING_DATA}
+THROUGH_THE_DOOR = {"cyxnet.jobfile", "cyxnet.cli.models", "cyxnet.blocking"}
+
+# Pure modules decide. They get the time, the dice and the data as arguments.
+PURE = {
+    "cyxcore.ops",
+    "cyxcore.graph",
+    "cyxcore.grad",
+    "cyxcore.passes",
+    "cyxnode.state",
+    "cyxcentral.jobs",
+    "cyxcentral.money",
+    "cyxcentral.nodes",
+    "cyxcentral.schedule",
+    "cyxcentral.views",
+    "cyxcentral.world",
+}
+IMPURE = {"time", "random", "secrets", "asyncio", "socket", "threading", "uuid", "os", "subprocess"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+
+
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker reads."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from statements(child)
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in statements(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the full name, not a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else str(node.module)
+
+
+def complaints(name: str) -> Iterator[str]:
+    if name not in ORDER:
+        yield f"{name} is not in ORDER: say where it belongs"
+        return
+    before, package = ORDER[: ORDER.index(name)], name.split(".")[0]
+    for target in imports(MODULES[name]):
+        root = target.split(".")[0]
+        if target in MODULES and target != name and target not in before:
+            yield f"{name} imports {target}, which comes later in ORDER"
+        if root == "cyxcore" and package in ("cyxnet", "cyxcentral") and target not in KNOWN_TO_NETWORK:
+            if not (target == "cyxcore" and name in THROUGH_THE_DOOR):
+                yield f"{name} imports {target}: {package} knows what a model is, not how to run one"
+        if {root, package} == {"cyxnode", "cyxcentral"}:
+            yield f"{name} imports {target}: node and central meet only in cyxnet.messages"
+        if package == "cyxcore" and root in PACKAGES and root != "cyxcore":
+            yield f"{name} imports {target}: cyxcore knows no network"
+        if package == "cyxnet" and root in ("cyxnode", "cyxcentral"):
+            yield f"{name} imports {target}: cyxnet is below both"
+        if root in DOORS and name not in DOORS[root]:
+            yield f"{name} imports {root}: only {', '.join(sorted(DOORS[root]))} may"
+        if root in IMPURE and name in PURE:
+            yield f"{name} imports {root}: a pure module gets it as an argument"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_one_way(name: str) -> None:
+    assert list(complaints(name)) == []
+
+
+def test_the_order_names_only_modules_that_are_there() -> None:
+    assert sorted(set(ORDER) - set(MODULES)) == []
+
+
+def test_only_the_agreed_top_level_packages_exist() -> None:
+    found = {path.parent.name for path in ROOT.glob("*/*.py")}
+    assert found <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("start", ["cyxnet.messages", "cyxcentral.central", "cyxnet.client", "cyxnet.cli"])
+def test_the_network_side_starts_without_numpy_or_a_kernel(start: str) -> None:
+    code = f"import sys, {start}; print([m for m in sys.modules if m == 'numpy' or m.startswith('cyxcore.kernels')])"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_no_test_sleeps() -> None:
+    sleeping = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "sleep"
+        and not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0)
+    ]
+    assert sleeping == []
