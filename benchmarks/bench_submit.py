@@ -65,7 +65,9 @@ def main() -> int:
     if options.json:
         print(json.dumps(figures))
         return 0
-    print(f"warm submit → first training step, {len(found['total'])} jobs, {platform.processor() or platform.machine()}")
+    print(
+        f"warm submit → first training step, {len(found['total'])} jobs, {platform.processor() or platform.machine()}"
+    )
     for stage, figure in figures.items():
         label = stage if stage != "total" else f"total (target p50 < {TARGET_MS:g})"
         print(f"  {label:<28} p50 {figure['p50_ms']:>7.1f} ms   max {figure['max_ms']:>7.1f} ms")

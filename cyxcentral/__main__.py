@@ -57,7 +57,9 @@ async def run(options: argparse.Namespace) -> int:
     network = read_network(options.dir)
     if options.redis:
         network.redis_url = options.redis
-    central = await Central.start(Settings(network=network, keys=options.dir, state=options.state or options.dir / "central"))
+    central = await Central.start(
+        Settings(network=network, keys=options.dir, state=options.state or options.dir / "central")
+    )
     ready_ms = round((time.monotonic() - started) * 1000, 1)
     said = {
         "ready": True,

@@ -5,6 +5,7 @@ at any time. What a node was last heard saying is the only memory; losing it cos
 """
 
 import asyncio
+import functools
 import logging
 import time
 
@@ -117,7 +118,7 @@ class Dispatch:
         if not waiting:
             return
         for choice in schedule.assign(waiting, self.candidates(), self._weights, _wall_ms()):
-            await self._events.record(subjects.job_event(choice.job_id), lambda choice=choice: self._lease(choice))
+            await self._events.record(subjects.job_event(choice.job_id), functools.partial(self._lease, choice))
 
     def _lease(self, choice: schedule.Assignment) -> m.Leased | None:
         job, node = self._world.jobs[choice.job_id], self._world.nodes[choice.node_id]
@@ -143,7 +144,10 @@ class Dispatch:
                 key = (job_id, attempt.number)
                 task = asyncio.create_task(self._deliver(job_id, attempt))
                 self._delivering[key] = task
-                task.add_done_callback(lambda _, key=key: self._delivering.pop(key, None))
+                task.add_done_callback(functools.partial(self._delivered, key))
+
+    def _delivered(self, key: tuple[str, int], _: "asyncio.Task[None]") -> None:
+        self._delivering.pop(key, None)
 
     async def _deliver(self, job_id: str, attempt: jobs.Attempt) -> None:
         command = m.Assign(

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import duckdb
 import msgspec
@@ -152,7 +152,7 @@ class Ledger:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _append(self, table: str, rows: list[tuple[Any, ...]], action: str) -> None:
+    def _append(self, table: str, rows: list[tuple[Any, ...]], action: Literal["insert", "upsert"]) -> None:
         if rows:
             appender = self._db.appender(table, action=action)
             appender.append_rows(rows)

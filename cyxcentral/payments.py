@@ -4,6 +4,7 @@ starts next reads the log and goes on from there.
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import secrets
@@ -57,9 +58,9 @@ class Payments:
         """Make sure somebody works on this job's money, if it waits for the chain."""
         job = self._events.world.jobs[job_id]
         if job.status == "funding":
-            self._work(f"fund {job_id}", lambda: self._fund(job_id))
+            self._work(f"fund {job_id}", functools.partial(self._fund, job_id))
         elif job.status == "settling":
-            self._work(f"settle {job_id}", lambda: self._settle(job_id))
+            self._work(f"settle {job_id}", functools.partial(self._settle, job_id))
 
     def resume(self) -> None:
         """After a start: everything the log left open."""
@@ -67,7 +68,7 @@ class Payments:
             self.reconcile(job_id)
         for mint in self._events.world.mints.values():
             if mint.ended is None:
-                self._work(f"mint {mint.mint_id}", lambda mint_id=mint.mint_id: self._finish_mint(mint_id))
+                self._work(f"mint {mint.mint_id}", functools.partial(self._finish_mint, mint.mint_id))
 
     async def close(self) -> None:
         for task in self._working.values():

@@ -41,7 +41,8 @@ class Telemetry:
         """A node reports: take what is well-formed and comes from who holds the lease."""
         try:
             _, _, _, node_id, verb = subject.split(".")
-            message = decode(subjects.NODE_TELEMETRY[verb], payload, headers.get("Content-Type", MSGPACK))
+            kind: type[m.Progress | m.HardwareMetrics] = subjects.NODE_TELEMETRY[verb]
+            message = decode(kind, payload, headers.get("Content-Type", MSGPACK))
             if message.node_id != node_id:
                 raise BadMessage(f"{message.node_id} spoke on the subject of another node")
             records = self._records(message)

@@ -28,9 +28,7 @@ class Attr(NamedTuple):
 
 def _refuse(where: str, expected: str, value: Any) -> GraphError:
     shown = repr(value)
-    return GraphError(
-        f"{where}: expected {expected}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
-    )
+    return GraphError(f"{where}: expected {expected}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
 
 
 def integer(where: str, value: Any) -> int:
@@ -183,17 +181,11 @@ INIT_RULES: dict[str, dict[str, Check]] = {
 
 def init_rule(where: str, value: Any) -> dict[str, Any]:
     """How a parameter gets its first value: {"kind": ..., and that rule's numbers}."""
-    if (
-        not isinstance(value, Mapping)
-        or not isinstance(value.get("kind"), str)
-        or value["kind"] not in INIT_RULES
-    ):
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str) or value["kind"] not in INIT_RULES:
         raise _refuse(where, f"{{'kind': one of {', '.join(INIT_RULES)}}}", value)
     fields = INIT_RULES[value["kind"]]
     if set(value) != {"kind", *fields}:
-        raise _refuse(
-            where, f"the fields kind, {', '.join(fields) or 'and no others'} for {value['kind']}", value
-        )
+        raise _refuse(where, f"the fields kind, {', '.join(fields) or 'and no others'} for {value['kind']}", value)
     return {
         "kind": value["kind"],
         **{key: check(f"{where}.{key}", value[key]) for key, check in fields.items()},

@@ -28,9 +28,7 @@ def to_bytes(parts: Mapping[str, bytes]) -> bytes:
     if set(parts) != set(PARTS):
         raise FormatError(f"cyxmodel: expected the parts {', '.join(PARTS)}, got {', '.join(sorted(parts))}")
     digests = {name: hashlib.sha256(parts[name]).hexdigest() for name in PARTS}
-    manifest = json.dumps(
-        {"format": FORMAT, "sha256": digests}, sort_keys=True, separators=(",", ":")
-    ).encode()
+    manifest = json.dumps({"format": FORMAT, "sha256": digests}, sort_keys=True, separators=(",", ":")).encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in (("manifest.json", manifest), *((name, parts[name]) for name in PARTS)):
@@ -61,9 +59,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, bytes]:
     for name, data in parts.items():
         digest = hashlib.sha256(data).hexdigest()
         if manifest.get(name) != digest:
-            raise FormatError(
-                f"{where}: {name} has SHA-256 {digest}, its manifest says {manifest.get(name)!r}"
-            )
+            raise FormatError(f"{where}: {name} has SHA-256 {digest}, its manifest says {manifest.get(name)!r}")
     return parts
 
 
@@ -79,14 +75,8 @@ def _check_entries(archive: zipfile.ZipFile, size_bytes: int, where: str) -> Non
     total = 0
     for entry in entries:
         total += entry.file_size
-        if (
-            entry.compress_type != zipfile.ZIP_STORED
-            or entry.file_size != entry.compress_size
-            or entry.flag_bits & 1
-        ):
-            raise FormatError(
-                f"{where}: {entry.filename[:80]!r} is compressed or encrypted; a .cyxmodel only stores"
-            )
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
+            raise FormatError(f"{where}: {entry.filename[:80]!r} is compressed or encrypted; a .cyxmodel only stores")
         if entry.filename.endswith(".json") and entry.file_size > MAX_JSON_BYTES:
             raise FormatError(f"{where}: {entry.filename[:80]!r} is over {MAX_JSON_BYTES} bytes")
     if total > size_bytes:

@@ -82,8 +82,7 @@ class Cpu:
             served = not self.kernels.supports(op, dtypes)
             if served and (op, dtypes[0]) not in SERVED_BY_REFERENCE:
                 raise KernelError(
-                    f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or "
-                    f"cyxcore.use_device('reference')"
+                    f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or cyxcore.use_device('reference')"
                 )
             self._served[op, dtypes] = served
         return served

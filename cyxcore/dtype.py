@@ -43,13 +43,9 @@ def dtype_name(dtype: object) -> str:
         return "int64"
     if dtype is float:
         return "float32"
-    name = (
-        dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
-    )
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
     if name not in DTYPES:
-        raise DtypeError(
-            f"dtype: expected one of {', '.join(ALL)}, got {dtype!r}; convert the array with astype first"
-        )
+        raise DtypeError(f"dtype: expected one of {', '.join(ALL)}, got {dtype!r}; convert the array with astype first")
     return str(name)
 
 
@@ -72,7 +68,5 @@ def promote(left: str, right: str) -> str:
     that no computation turns double by accident. Raises DtypeError for random keys.
     """
     if left not in _ORDER or right not in _ORDER:
-        raise DtypeError(
-            f"promotion: {left} and {right} have no common dtype; random keys take part in no arithmetic"
-        )
+        raise DtypeError(f"promotion: {left} and {right} have no common dtype; random keys take part in no arithmetic")
     return max(left, right, key=_ORDER.__getitem__)

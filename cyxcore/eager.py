@@ -113,9 +113,7 @@ class Tensor(Value):
             result = _wrap(tensors[0]._data.reshape(shape))
         else:
             result = _wrap(np.empty(shape, dtype))
-            devices.backend(devices.default_device()).call(
-                op, result._data, [t._data for t in tensors], normal
-            )
+            devices.backend(devices.default_device()).call(op, result._data, [t._data for t in tensors], normal)
         if _recording and op not in NO_GRADIENT and is_float(dtype) and any(t.requires_grad for t in tensors):
             result.requires_grad = True
             result._op = (op, tensors, normal)

@@ -24,9 +24,7 @@ def checked_inputs(graph: Graph, x: Any) -> Array:
     """Samples as a contiguous array of the model's input dtype. Raises ShapeError naming both shapes."""
     array = np.ascontiguousarray(x, dtype=graph.nodes[graph.input].attrs["dtype"])
     if array.ndim < 1 or array.shape[1:] != graph.input_shape:
-        raise ShapeError(
-            f"model: expected inputs (rows, {', '.join(map(str, graph.input_shape))}), got {array.shape}"
-        )
+        raise ShapeError(f"model: expected inputs (rows, {', '.join(map(str, graph.input_shape))}), got {array.shape}")
     return array
 
 
@@ -72,8 +70,7 @@ class Evaluator:
         for param in graph.all_parameters:
             if param.name not in weights:
                 raise GraphError(
-                    f"weights: parameter {param.name!r} is missing; got "
-                    f"{', '.join(sorted(weights)) or 'none'}"
+                    f"weights: parameter {param.name!r} is missing; got {', '.join(sorted(weights)) or 'none'}"
                 )
             self.weights[param.name] = np.ascontiguousarray(weights[param.name])
         self._plans: dict[tuple[int, str | None], Plan] = {}
@@ -81,9 +78,7 @@ class Evaluator:
     def _plan(self, rows: int, loss: str | None) -> Plan:
         known = self._plans.get((rows, loss))
         if known is None:
-            if (
-                len(self._plans) >= 8
-            ):  # full and partial batches of a few datasets; not one per size ever seen
+            if len(self._plans) >= 8:  # full and partial batches of a few datasets; not one per size ever seen
                 self._plans.pop(next(iter(self._plans)))
             known = Plan(evaluation_step(self.graph, rows, loss), self.weights, self.device)
             self._plans[rows, loss] = known

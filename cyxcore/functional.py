@@ -23,9 +23,7 @@ def _axis(x: Value, axis: int) -> int:
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
     if x.ndim < 1 or x.shape[-1] != weight.shape[-1]:
-        raise ShapeError(
-            f"linear: expected x (..., {weight.shape[-1]}) for weight {weight.shape}, got {x.shape}"
-        )
+        raise ShapeError(f"linear: expected x (..., {weight.shape[-1]}) for weight {weight.shape}, got {x.shape}")
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     result = apply("matmul", rows, weight, transpose_b=True)
     if bias is not None:
@@ -122,9 +120,7 @@ def dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True) -> Any:
         raise SpecError(f"dropout: expected a probability 0 <= p < 1, got {p}")
     if p == 0.0:
         return x
-    return by_mode(
-        training, lambda: x * ((x._uniform(x.shape) >= p).astype(x.dtype) * (1.0 / (1.0 - p))), lambda: x
-    )
+    return by_mode(training, lambda: x * ((x._uniform(x.shape) >= p).astype(x.dtype) * (1.0 / (1.0 - p))), lambda: x)
 
 
 def batch_norm(
@@ -173,9 +169,7 @@ def layer_norm(
 ) -> Any:
     """(x - mean) / sqrt(var + eps) over the last axes, then * weight + bias of that shape."""
     if x.shape[x.ndim - len(normalized_shape) :] != tuple(normalized_shape):
-        raise ShapeError(
-            f"layer_norm: expected x (..., {', '.join(map(str, normalized_shape))}), got {x.shape}"
-        )
+        raise ShapeError(f"layer_norm: expected x (..., {', '.join(map(str, normalized_shape))}), got {x.shape}")
     axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
     centred = x - x.mean(axes, keepdims=True)
     result = centred / ((centred**2).mean(axes, keepdims=True) + eps).sqrt()
@@ -195,9 +189,7 @@ def one_hot(indices: Any, num_classes: int) -> Any:
 
 def cross_entropy(logits: Any, labels: Any, reduction: str = "mean") -> Any:
     """-log softmax(logits)[label] per row. logits: (N, C), labels: int64 (N,)."""
-    return _reduced(
-        apply("cross_entropy", logits, logits._check_indices(labels, logits.shape[-1])), reduction
-    )
+    return _reduced(apply("cross_entropy", logits, logits._check_indices(labels, logits.shape[-1])), reduction)
 
 
 def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Any:
@@ -252,9 +244,7 @@ def take_along_axis(x: Any, indices: Any, axis: int) -> Any:
 
 def _same(name: str, a: Any, b: Any) -> None:
     if a.shape != b.shape:
-        raise ShapeError(
-            f"{name}: expected two equal shapes, got {a.shape} and {b.shape}; reshape one of them"
-        )
+        raise ShapeError(f"{name}: expected two equal shapes, got {a.shape} and {b.shape}; reshape one of them")
 
 
 def _reduced(rows: Any, reduction: str) -> Any:

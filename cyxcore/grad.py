@@ -40,15 +40,11 @@ def fit(g: Any, shape: tuple[int, ...]) -> Any:
     if g.shape == shape:
         return g
     extra = g.ndim - len(shape)
-    axes = tuple(
-        axis for axis, size in enumerate(g.shape) if axis < extra or shape[axis - extra] == 1 and size != 1
-    )
+    axes = tuple(axis for axis, size in enumerate(g.shape) if axis < extra or shape[axis - extra] == 1 and size != 1)
     return (g.sum(axes) if axes else g).reshape(*shape)
 
 
-def input_gradients(
-    op: str, g: Any, inputs: Sequence[Any], output: Any, attrs: Mapping[str, Any]
-) -> list[Any]:
+def input_gradients(op: str, g: Any, inputs: Sequence[Any], output: Any, attrs: Mapping[str, Any]) -> list[Any]:
     """The gradient of each input, of that input's shape; None where there is none. Raises GradientError."""
     if op in NO_GRADIENT:
         raise GradientError(f"{op}: has no gradient; use detach() on its input, or another operation")
@@ -62,9 +58,7 @@ def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[S
     A value the loss does not depend on gets zeros. Raises GradientError for a loss that is no float scalar.
     """
     if loss.shape != () or not is_float(loss.dtype):
-        raise GradientError(
-            f"backward: expected a float scalar, got {loss.shape} {loss.dtype}; reduce it with mean()"
-        )
+        raise GradientError(f"backward: expected a float scalar, got {loss.shape} {loss.dtype}; reduce it with mean()")
     nodes = builder.nodes[: loss.node + 1]
     depends = {value.node for value in wanted}
     for place, node in enumerate(nodes):
@@ -113,9 +107,7 @@ RULES["by_mode"] = lambda g, x, y, a: (_in_mode(g, 0), _in_mode(g, 1))
 
 
 def _in_mode(g: Any, place: int) -> Any:
-    raise GradientError(
-        "by_mode: gradients are taken after a mode is chosen; embed the graph with training=True first"
-    )
+    raise GradientError("by_mode: gradients are taken after a mode is chosen; embed the graph with training=True first")
 
 
 @rule("div")
@@ -256,8 +248,7 @@ def _slice(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequen
             if g.shape[axis] > room:
                 g = _cut(g, (0,) * g.ndim, (*g.shape[:axis], room, *g.shape[axis + 1 :]))
     pads = tuple(
-        (start, size - start - have)
-        for start, size, have in zip(attrs["starts"], shape, g.shape, strict=True)
+        (start, size - start - have) for start, size, have in zip(attrs["starts"], shape, g.shape, strict=True)
     )
     return (apply("pad", g, pads=pads),)
 

@@ -72,9 +72,7 @@ class Graph:
     Made by trace, by layers.build or from JSON; `verify` tells whether it is a model.
     """
 
-    def __init__(
-        self, nodes: Iterable[Node], outputs: Sequence[int], updates: Iterable[tuple[int, int]] = ()
-    ) -> None:
+    def __init__(self, nodes: Iterable[Node], outputs: Sequence[int], updates: Iterable[tuple[int, int]] = ()) -> None:
         self.nodes: tuple[Node, ...] = tuple(nodes)
         self.outputs: tuple[int, ...] = tuple(outputs)
         self.updates: tuple[tuple[int, int], ...] = tuple(updates)
@@ -173,14 +171,10 @@ class Graph:
             raise GraphError(f"graph: expected 1..{MAX_NODES} nodes, got {len(self.nodes)}")
         inputs = [node for node in self.nodes if node.op == "input"]
         if len(inputs) != 1 or len(self.outputs) != 1:
-            raise GraphError(
-                f"graph: expected one input and one output, got {len(inputs)} and {len(self.outputs)}"
-            )
+            raise GraphError(f"graph: expected one input and one output, got {len(inputs)} and {len(self.outputs)}")
         shape = inputs[0].attrs["shape"]
         if not shape or shape[0] is not None or None in shape[1:]:
-            raise GraphError(
-                f"graph: expected an input shape that starts with null, the batch, got {list(shape)}"
-            )
+            raise GraphError(f"graph: expected an input shape that starts with null, the batch, got {list(shape)}")
         names = [param.name for param in self._params]
         if len(set(names)) != len(names):
             raise GraphError(f"graph: parameter names repeat: {_repeated(names)}")
@@ -193,9 +187,7 @@ class Graph:
     def _verify_at(self, batch_size: int, known: Inferred) -> None:
         out = known.shapes[self.outputs[0]]
         if not out or out[0] != batch_size:
-            raise ShapeError(
-                f"graph: expected an output with a row per sample ({batch_size}, ...), got {out}"
-            )
+            raise ShapeError(f"graph: expected an output with a row per sample ({batch_size}, ...), got {out}")
         if not is_float(known.dtypes[self.outputs[0]]):
             raise DtypeError(f"graph: expected a float output, got {known.dtypes[self.outputs[0]]}")
         buffers = {param.node for param in self._params if not param.trainable}
@@ -203,9 +195,7 @@ class Graph:
             raise GraphError("updates: a buffer is updated twice")
         for target, value in self.updates:
             if target not in buffers:
-                raise GraphError(
-                    f"updates: expected a buffer (a parameter that is not trainable), got node {target}"
-                )
+                raise GraphError(f"updates: expected a buffer (a parameter that is not trainable), got node {target}")
             if (known.shapes[target], known.dtypes[target]) != (known.shapes[value], known.dtypes[value]):
                 raise ShapeError(
                     f"updates: buffer {self.nodes[target].attrs['name']!r} is {known.shapes[target]}, "

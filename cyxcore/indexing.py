@@ -12,9 +12,7 @@ def _complete(value: Value, index: tuple[Any, ...]) -> list[Any]:
     missing = value.ndim - used
     dots = [place for place, part in enumerate(index) if part is Ellipsis]
     if missing < 0 or len(dots) > 1:
-        raise ShapeError(
-            f"index: expected at most {value.ndim} indices and one ..., got {used} for {value.shape}"
-        )
+        raise ShapeError(f"index: expected at most {value.ndim} indices and one ..., got {used} for {value.shape}")
     if not dots:
         return [*index, *[slice(None)] * missing]
     return [*index[: dots[0]], *[slice(None)] * missing, *index[dots[0] + 1 :]]
@@ -74,9 +72,7 @@ def _integer(part: Any, size: int, axis: int, shape: tuple[int, ...]) -> tuple[i
     try:
         place = part.__index__()
     except (AttributeError, TypeError):
-        raise ShapeError(
-            f"index: expected integers, slices, ..., None or one integer array, got {part!r}"
-        ) from None
+        raise ShapeError(f"index: expected integers, slices, ..., None or one integer array, got {part!r}") from None
     if not -size <= place < size:
         raise IndexError(f"index {place} is out of range for axis {axis} of shape {shape}")
     return place % size, place % size + 1
@@ -87,7 +83,5 @@ def take(value: Value, indices: Any, axis: int) -> Any:
     if not isinstance(indices, Value):
         indices = value._constant(indices, "int64")
     if indices.dtype == "bool":
-        raise ShapeError(
-            "index: boolean masks give results of unknown shape; use cx.where, or .numpy() first"
-        )
+        raise ShapeError("index: boolean masks give results of unknown shape; use cx.where, or .numpy() first")
     return apply("take", value, value._check_indices(indices.astype("int64"), value.shape[axis]), axis=axis)

@@ -21,9 +21,7 @@ def accept(op: str, dtypes: tuple[str, ...], allowed: tuple[str, ...]) -> str:
     """The one dtype all of `dtypes` share. Raises DtypeError when they differ or are not allowed."""
     for dtype in dtypes:
         if dtype not in allowed:
-            raise DtypeError(
-                f"{op}: expected {' or '.join(allowed)}, got {', '.join(dtypes)}; use astype to convert"
-            )
+            raise DtypeError(f"{op}: expected {' or '.join(allowed)}, got {', '.join(dtypes)}; use astype to convert")
         if dtype != dtypes[0]:
             raise DtypeError(f"{op}: expected equal dtypes, got {', '.join(dtypes)}; use astype to convert")
     return dtypes[0]
@@ -76,9 +74,7 @@ def by_mode(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: 
 
 def cast(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     if "uint64" in (dtypes[0], attrs["dtype"]):
-        raise DtypeError(
-            f"{op}: random keys (uint64) cannot be converted, got {dtypes[0]} to {attrs['dtype']}"
-        )
+        raise DtypeError(f"{op}: random keys (uint64) cannot be converted, got {dtypes[0]} to {attrs['dtype']}")
     return shapes[0], attrs["dtype"]
 
 
@@ -115,8 +111,7 @@ def matmul(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: A
     if inner != other:
         marks = "ᵀ" if attrs["transpose_a"] else "", "ᵀ" if attrs["transpose_b"] else ""
         raise ShapeError(
-            f"{op}: expected (..., M, K) @ (..., K, N), got {a}{marks[0]} @ {b}{marks[1]}: "
-            f"{inner} is not {other}"
+            f"{op}: expected (..., M, K) @ (..., K, N), got {a}{marks[0]} @ {b}{marks[1]}: {inner} is not {other}"
         )
     return (*broadcast(op, a[:-2], b[:-2]), rows, columns), dtype
 
@@ -126,9 +121,7 @@ def reshape(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: 
     known = math.prod(size for size in wanted if size != -1)
     if -1 in wanted:
         if known == 0 or have % known:
-            raise ShapeError(
-                f"{op}: {have} elements of {shapes[0]} do not fill {wanted}: -1 would be no whole number"
-            )
+            raise ShapeError(f"{op}: {have} elements of {shapes[0]} do not fill {wanted}: -1 would be no whole number")
         return tuple(have // known if size == -1 else size for size in wanted), dtypes[0]
     if have != known:
         raise ShapeError(f"{op}: expected {have} elements as in {shapes[0]}, got {known} in {wanted}")
@@ -157,22 +150,14 @@ def slice_(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: A
         )
     for axis, (start, stop, size) in enumerate(zip(starts, stops, shape, strict=True)):
         if not start <= stop <= size:
-            raise ShapeError(
-                f"{op}: expected start <= stop <= {size} on axis {axis} of {shape}, got {start}:{stop}"
-            )
-    return tuple(
-        -(-(stop - start) // step) for start, stop, step in zip(starts, stops, steps, strict=True)
-    ), dtypes[0]
+            raise ShapeError(f"{op}: expected start <= stop <= {size} on axis {axis} of {shape}, got {start}:{stop}")
+    return tuple(-(-(stop - start) // step) for start, stop, step in zip(starts, stops, steps, strict=True)), dtypes[0]
 
 
 def pad(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     if len(attrs["pads"]) != len(shapes[0]):
-        raise ShapeError(
-            f"{op}: expected {len(shapes[0])} (low, high) pairs for {shapes[0]}, got {attrs['pads']}"
-        )
-    return tuple(
-        size + low + high for size, (low, high) in zip(shapes[0], attrs["pads"], strict=True)
-    ), dtypes[0]
+        raise ShapeError(f"{op}: expected {len(shapes[0])} (low, high) pairs for {shapes[0]}, got {attrs['pads']}")
+    return tuple(size + low + high for size, (low, high) in zip(shapes[0], attrs["pads"], strict=True)), dtypes[0]
 
 
 def concat(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
@@ -185,9 +170,7 @@ def concat(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: A
         if len(shape) != len(shapes[0]) or any(
             a != b for place, (a, b) in enumerate(zip(shape, shapes[0], strict=True)) if place != axis
         ):
-            raise ShapeError(
-                f"{op}: expected equal shapes but for axis {axis}, got {', '.join(map(str, shapes))}"
-            )
+            raise ShapeError(f"{op}: expected equal shapes but for axis {axis}, got {', '.join(map(str, shapes))}")
     total = sum(shape[axis] for shape in shapes)
     return (*shapes[0][:axis], total, *shapes[0][axis + 1 :]), dtypes[0]
 

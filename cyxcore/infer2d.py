@@ -5,9 +5,7 @@ from cyxcore.errors import ShapeError
 from cyxcore.infer import Attrs, Shape, Typed, accept
 
 
-def window_count(
-    op: str, size: int, kernel: int, stride: int, padding: int, dilation: int, shape: Shape
-) -> int:
+def window_count(op: str, size: int, kernel: int, stride: int, padding: int, dilation: int, shape: Shape) -> int:
     """How many windows fit: floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1."""
     span = dilation * (kernel - 1) + 1
     if size + 2 * padding < span:

@@ -24,9 +24,7 @@ class Scope(NamedTuple):
     builder: Builder
     prefix: str  # "2." for the third layer
 
-    def param(
-        self, name: str, shape: Sequence[int], init: Mapping[str, Any], trainable: bool = True
-    ) -> Symbol:
+    def param(self, name: str, shape: Sequence[int], init: Mapping[str, Any], trainable: bool = True) -> Symbol:
         return self.builder.param(self.prefix + name, shape, init, trainable)
 
 
@@ -119,9 +117,7 @@ def _conv2d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
     _image("Conv2d", x)
     groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
     if x.shape[1] % groups or outputs % groups:
-        raise SpecError(
-            f"Conv2d: groups={groups} must divide the {x.shape[1]} input and {outputs} output channels"
-        )
+        raise SpecError(f"Conv2d: groups={groups} must divide the {x.shape[1]} input and {outputs} output channels")
     fan_in = x.shape[1] // groups * kernel[0] * kernel[1]
     weight = scope.param("weight", (outputs, x.shape[1] // groups, *kernel), _fan(fan_in))
     bias = scope.param("bias", (outputs,), _fan(fan_in)) if options["bias"] else None
@@ -147,8 +143,7 @@ def _batch_norm(kind: str, ranks: tuple[int, ...]) -> Callable[[Scope, Symbol, M
     def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
         if x.ndim not in ranks:
             raise ShapeError(
-                f"{kind}: expected {' or '.join(str(r - 1) for r in ranks)} axes per sample, got "
-                f"{x.shape[1:]}"
+                f"{kind}: expected {' or '.join(str(r - 1) for r in ranks)} axes per sample, got {x.shape[1:]}"
             )
         size = (x.shape[1],)
         weight = scope.param("weight", size, {"kind": "ones"}) if options["affine"] else None
@@ -262,9 +257,7 @@ LAYERS: dict[str, Layer] = {
     "Flatten": Layer({}, _flatten),
     "Reshape": Layer({"shape": Option(_sizes)}, _reshape),
     "ReLU": Layer({}, _function(F.relu)),
-    "LeakyReLU": Layer(
-        {"negative_slope": Option(_number(0.0, 10.0), 0.01)}, _function(F.leaky_relu, "negative_slope")
-    ),
+    "LeakyReLU": Layer({"negative_slope": Option(_number(0.0, 10.0), 0.01)}, _function(F.leaky_relu, "negative_slope")),
     "GELU": Layer({}, _function(F.gelu)),
     "Tanh": Layer({}, _function(F.tanh)),
     "Sigmoid": Layer({}, _function(F.sigmoid)),
@@ -291,9 +284,7 @@ def _checked(index: int, layer: Any) -> tuple[str, dict[str, Any]]:
     schema, options = LAYERS[kind].options, {}
     for name in layer:
         if name != "kind" and name not in schema:
-            raise SpecError(
-                f"layer {index}: {kind} has no option {name!r}{_nearest(name, list(schema) or ['none'])}"
-            )
+            raise SpecError(f"layer {index}: {kind} has no option {name!r}{_nearest(name, list(schema) or ['none'])}")
     for name, option in schema.items():
         if name not in layer:
             if option.default is REQUIRED:

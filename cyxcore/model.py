@@ -83,9 +83,7 @@ class Model:
         """
         chosen = loss or self.facts.loss
         if chosen is None:
-            raise SpecError(
-                "evaluate: the model does not say its loss; pass loss='cross_entropy', 'mse' or 'bce'"
-            )
+            raise SpecError("evaluate: the model does not say its loss; pass loss='cross_entropy', 'mse' or 'bce'")
         return self._evaluator.evaluate(x, y, chosen)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -195,13 +193,9 @@ def _checked_weights(graph: Graph, weights: Mapping[str, Array], where: str) -> 
     wanted = {param.name: param for param in graph.all_parameters}
     if set(wanted) != set(weights):
         missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
-        raise FormatError(
-            f"{where}: weights and graph differ: missing {missing or 'none'}, extra {extra or 'none'}"
-        )
+        raise FormatError(f"{where}: weights and graph differ: missing {missing or 'none'}, extra {extra or 'none'}")
     for name, param in wanted.items():
         array = weights[name]
         if array.shape != param.shape or array.dtype.name != param.dtype:
-            raise FormatError(
-                f"{where}: {name}: expected {param.dtype} {param.shape}, got {array.dtype} {array.shape}"
-            )
+            raise FormatError(f"{where}: {name}: expected {param.dtype} {param.shape}, got {array.dtype} {array.shape}")
     return dict(weights)

@@ -42,14 +42,8 @@ class Op(NamedTuple):
             wanted = "at least 1" if self.arity is None else self.arity
             raise GraphError(f"{self.name}: expected {wanted} inputs, got {len(shapes)}")
         shape, dtype = self.rule(self.name, shapes, dtypes, attrs)
-        if (
-            len(shape) > kind.MAX_RANK
-            or any(size > kind.MAX_DIM for size in shape)
-            or math.prod(shape) > MAX_ELEMENTS
-        ):
-            raise ShapeError(
-                f"{self.name}: a result of shape {shape} is beyond {MAX_ELEMENTS} elements or rank 16"
-            )
+        if len(shape) > kind.MAX_RANK or any(size > kind.MAX_DIM for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+            raise ShapeError(f"{self.name}: a result of shape {shape} is beyond {MAX_ELEMENTS} elements or rank 16")
         return shape, dtype
 
     def cost(self, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> tuple[int, int]:
@@ -127,9 +121,7 @@ _ADAM = {key: Attr(kind.finite) for key in ("beta1", "beta2", "eps", "decoupled_
 
 
 def _rows() -> list[Op]:
-    def row(
-        name: str, group: str, arity: int | None, rule: Rule, flops: int | Flops = 0, /, **attrs: Attr
-    ) -> Op:
+    def row(name: str, group: str, arity: int | None, rule: Rule, flops: int | Flops = 0, /, **attrs: Attr) -> Op:
         return Op(name, group, arity, attrs, rule, flops if callable(flops) else _per_output(flops))
 
     cheap = ("neg", "abs", "relu", "square", "sign", "floor")

@@ -72,9 +72,7 @@ class SGD(Optimizer):
         buffer = self.buffers.setdefault(index, np.zeros_like(p))
         self._call("momentum", buffer, g, p, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.nesterov:
-            self._call(
-                "nesterov_update", p, g, buffer, lr, momentum=self.momentum, weight_decay=self.weight_decay
-            )
+            self._call("nesterov_update", p, g, buffer, lr, momentum=self.momentum, weight_decay=self.weight_decay)
         else:
             self._call("axpy_update", p, buffer, lr)
 

@@ -37,9 +37,7 @@ def rewrite(graph: Graph, rules: list[Rewrite]) -> Graph:
     for node in graph.nodes:
         builder.layer = node.layer
         inputs = [copies[i] for i in node.inputs]
-        replaced = next(
-            (new for new in (rule(builder, node, inputs) for rule in rules) if new is not None), None
-        )
+        replaced = next((new for new in (rule(builder, node, inputs) for rule in rules) if new is not None), None)
         copies.append(builder.apply(node.op, inputs, node.attrs) if replaced is None else replaced)
     for target, value in graph.updates:
         builder.updates[copies[target].node] = copies[value].node
@@ -55,9 +53,7 @@ def dead_code(graph: Graph) -> Graph:
         if place in needed or node.op in ("input", "param"):
             places[place] = len(nodes)
             nodes.append(node._replace(inputs=tuple(places[i] for i in node.inputs)))
-    return Graph(
-        nodes, [places[i] for i in graph.outputs], [(places[a], places[b]) for a, b in graph.updates]
-    )
+    return Graph(nodes, [places[i] for i in graph.outputs], [(places[a], places[b]) for a, b in graph.updates])
 
 
 def _producer(value: Symbol) -> Node:

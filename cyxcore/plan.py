@@ -96,9 +96,7 @@ def schedule(graph: Graph) -> Schedule:
         if OPS[node.op].group == "update" and node.inputs[0] == target and value not in target_of:
             target_of[value] = target
         elif graph.nodes[alias.get(value, value)].op == "param" and alias.get(value, value) != target:
-            raise GraphError(
-                f"plan: {graph.nodes[target].attrs['name']!r} cannot become another parameter in place"
-            )
+            raise GraphError(f"plan: {graph.nodes[target].attrs['name']!r} cannot become another parameter in place")
         else:
             copies.append((target, value))
     late = _after(graph, set(target_of))
@@ -136,9 +134,7 @@ class Plan:
         optimised: bool = True,
     ) -> None:
         if any(node.op == "by_mode" for node in graph.nodes):
-            raise GraphError(
-                "plan: the graph still holds both modes; embed it with training=True or False first"
-            )
+            raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
         self.graph = graph = optimise(graph) if optimised else graph
         self.device = devices.default_device() if device is None else device
         known = graph.infer(1)
@@ -197,14 +193,11 @@ class Plan:
 
 def _state_array(name: str, shape: Shape, dtype: str, state: Mapping[str, Array]) -> Array:
     if name not in state:
-        raise GraphError(
-            f"plan: expected the array of parameter {name!r} in state, got {', '.join(state) or 'none'}"
-        )
+        raise GraphError(f"plan: expected the array of parameter {name!r} in state, got {', '.join(state) or 'none'}")
     array = state[name]
     if array.shape != shape or array.dtype.name != dtype or not array.flags.c_contiguous:
         raise ShapeError(
-            f"plan: parameter {name!r}: expected a contiguous {dtype} array {shape}, got "
-            f"{array.dtype} {array.shape}"
+            f"plan: parameter {name!r}: expected a contiguous {dtype} array {shape}, got {array.dtype} {array.shape}"
         )
     return array
 

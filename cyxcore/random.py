@@ -43,9 +43,7 @@ def initial(rule: Mapping[str, Any], shape: tuple[int, ...], dtype: str, seed: i
     return drawn(rule, shape, dtype, seed, INIT_STEP, index)
 
 
-def drawn(
-    rule: Mapping[str, Any], shape: tuple[int, ...], dtype: str, seed: int, step: int, stream: int
-) -> Array:
+def drawn(rule: Mapping[str, Any], shape: tuple[int, ...], dtype: str, seed: int, step: int, stream: int) -> Array:
     """Values by an init rule (cyxcore/attrs.py, INIT_RULES).
 
     Rules filled from data (input_*, target_*) start neutral: shift 0, scale 1.

@@ -67,15 +67,11 @@ def to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = 
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise FormatError(
-            f"safetensors: a header of {len(text)} bytes is over the limit of {MAX_HEADER_BYTES}"
-        )
+        raise FormatError(f"safetensors: a header of {len(text)} bytes is over the limit of {MAX_HEADER_BYTES}")
     return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
 
 
-def save(
-    path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None
-) -> None:
+def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
     """Write a file, complete or not at all."""
     write_atomically(path, to_bytes(tensors, metadata))
 
@@ -110,17 +106,13 @@ def load_from(file: BinaryIO, size_bytes: int, name: str) -> tuple[dict[str, Arr
         raise FormatError(f"{where}: expected at least 8 bytes, got {size_bytes}")
     header_bytes = int.from_bytes(file.read(8), "little")
     if header_bytes > min(MAX_HEADER_BYTES, size_bytes - 8):
-        raise FormatError(
-            f"{where}: the header claims {header_bytes} bytes, the file has {size_bytes - 8} left"
-        )
+        raise FormatError(f"{where}: the header claims {header_bytes} bytes, the file has {size_bytes - 8} left")
     entries, metadata = _header(file.read(header_bytes), size_bytes - 8 - header_bytes, where)
     tensors = {}
     for entry in entries:  # in file order, without gaps
         raw = file.read(entry.stop - entry.start)
         if len(raw) != entry.stop - entry.start:
-            raise FormatError(
-                f"{where}: {entry.name!r} ends early: {len(raw)} of {entry.stop - entry.start} bytes"
-            )
+            raise FormatError(f"{where}: {entry.name!r} ends early: {len(raw)} of {entry.stop - entry.start} bytes")
         if entry.dtype == "bool" and raw.strip(b"\x00\x01"):
             raise FormatError(f"{where}: {entry.name!r} is BOOL but holds bytes other than 0 and 1")
         array = np.frombuffer(bytearray(raw), np.dtype(entry.dtype).newbyteorder("<"))
@@ -142,9 +134,7 @@ def _no_constant(text: str) -> Any:
 def _header(raw: bytes, data_bytes: int, where: str) -> tuple[list[Entry], dict[str, str]]:
     """Entries in file order, covering the data exactly, and the metadata."""
     try:
-        header = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the header is no JSON: {error}") from None
     if not isinstance(header, dict):
@@ -152,15 +142,11 @@ def _header(raw: bytes, data_bytes: int, where: str) -> tuple[list[Entry], dict[
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{where}: expected __metadata__ to map strings to strings")
-    entries = sorted(
-        (_entry(name, value, where) for name, value in header.items()), key=lambda e: (e.start, e.stop)
-    )
+    entries = sorted((_entry(name, value, where) for name, value in header.items()), key=lambda e: (e.start, e.stop))
     end = 0
     for entry in entries:
         if entry.start != end:
-            raise FormatError(
-                f"{where}: {entry.name!r} starts at {entry.start}, expected {end}: a gap or an overlap"
-            )
+            raise FormatError(f"{where}: {entry.name!r} starts at {entry.start}, expected {end}: a gap or an overlap")
         end = entry.stop
     if end != data_bytes:
         raise FormatError(f"{where}: tensors take {end} bytes, the file holds {data_bytes}")
@@ -176,9 +162,7 @@ def _entry(name: str, value: Any, where: str) -> Entry:
         raise FormatError(f"{where}: {name[:80]!r}: expected dtype, shape and data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(code, str) or code not in NAMES:
-        raise FormatError(
-            f"{where}: {name[:80]!r}: expected a dtype of {', '.join(NAMES)}, got {str(code)[:20]!r}"
-        )
+        raise FormatError(f"{where}: {name[:80]!r}: expected a dtype of {', '.join(NAMES)}, got {str(code)[:20]!r}")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_natural, shape)):
         raise FormatError(f"{where}: {name[:80]!r}: expected at most {MAX_RANK} natural sizes as shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
@@ -186,7 +170,6 @@ def _entry(name: str, value: Any, where: str) -> Entry:
     needed = math.prod(shape) * np.dtype(NAMES[code]).itemsize
     if offsets[1] - offsets[0] != needed:
         raise FormatError(
-            f"{where}: {name[:80]!r}: {code} {shape} takes {needed} bytes, its offsets span "
-            f"{offsets[1] - offsets[0]}"
+            f"{where}: {name[:80]!r}: {code} {shape} takes {needed} bytes, its offsets span {offsets[1] - offsets[0]}"
         )
     return Entry(name, NAMES[code], tuple(shape), offsets[0], offsets[1])

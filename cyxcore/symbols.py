@@ -157,15 +157,7 @@ class Builder:
             shape, flat = _flatten(value)
         if dtype is None:
             kinds = {type(entry) for entry in flat}
-            dtype = (
-                "float32"
-                if float in kinds
-                else "int64"
-                if int in kinds
-                else "bool"
-                if bool in kinds
-                else "float32"
-            )
+            dtype = "float32" if float in kinds else "int64" if int in kinds else "bool" if bool in kinds else "float32"
         if len(flat) > MAX_CONST_ELEMENTS:
             raise GraphError(
                 f"trace: a constant of {len(flat)} elements is too large for a graph (at most "
@@ -296,9 +288,7 @@ def tidy(graph: Graph) -> Graph:
             put(place, node.layer)
     for place in sorted(needed - set(places)):  # outputs and buffers no op reads
         put(place, graph.nodes[place].layer)
-    return Graph(
-        nodes, [places[i] for i in graph.outputs], sorted((places[a], places[b]) for a, b in graph.updates)
-    )
+    return Graph(nodes, [places[i] for i in graph.outputs], sorted((places[a], places[b]) for a, b in graph.updates))
 
 
 def _tied(why: str) -> str:
@@ -315,9 +305,7 @@ def _free(node: Node, key: str, second: Any) -> Any:
         return first
     sizes = PROBE_BATCH_SIZES
     if isinstance(first, tuple) and len(first) == len(second) and key in ("shape", "stops"):
-        entries = [
-            a if a == b else None if (a, b) == sizes else -1 for a, b in zip(first, second, strict=True)
-        ]
+        entries = [a if a == b else None if (a, b) == sizes else -1 for a, b in zip(first, second, strict=True)]
         multiples = all(
             entry != -1 or a % sizes[0] == 0 and a // sizes[0] * sizes[1] == b
             for entry, a, b in zip(entries, first, second, strict=True)
@@ -326,10 +314,7 @@ def _free(node: Node, key: str, second: Any) -> Any:
             return tuple(entries)
     place = f"layer {node.layer}: " if node.layer else ""
     raise GraphError(
-        _tied(
-            f"{place}{node.op}.{key} is {_brief(first)} for {sizes[0]} rows and {_brief(second)} "
-            f"for {sizes[1]}"
-        )
+        _tied(f"{place}{node.op}.{key} is {_brief(first)} for {sizes[0]} rows and {_brief(second)} for {sizes[1]}")
     )
 
 

@@ -40,9 +40,7 @@ def symbolic(module: "Module", builder: Builder) -> Iterator[None]:
         known: dict[int, Symbol] = {}
         for prefix, part in module.named_modules():
             put(part.__dict__, "training", TRACED)
-            put(
-                part.__dict__, "_label", f"{prefix}: {type(part).__name__}" if prefix else type(part).__name__
-            )
+            put(part.__dict__, "_label", f"{prefix}: {type(part).__name__}" if prefix else type(part).__name__)
             for table, trainable in ((part._parameters, True), (part._buffers, False)):
                 for name, tensor in table.items():
                     if id(tensor) not in known:
@@ -56,9 +54,7 @@ def symbolic(module: "Module", builder: Builder) -> Iterator[None]:
             holder[name] = value
 
 
-def trace(
-    model: "Module | Callable[[Any], Any]", input_shape: Sequence[int], dtype: str = "float32"
-) -> Traced:
+def trace(model: "Module | Callable[[Any], Any]", input_shape: Sequence[int], dtype: str = "float32") -> Traced:
     """The graph and weights of a module (or of a function of one tensor).
 
     input_shape is the shape of one sample. Raises GraphError for code a graph cannot hold: a

@@ -67,9 +67,7 @@ def data_statistic(param: Param, x: Array, y: Array) -> Array | None:
     sample = rows.shape[1:]
     padded = (1,) * (len(sample) - len(param.shape)) + tuple(param.shape)
     if len(padded) != len(sample) or any(p not in (1, s) for p, s in zip(padded, sample, strict=True)):
-        raise ShapeError(
-            f"{param.name}: expected a shape that {source} rows {sample} share, got {param.shape}"
-        )
+        raise ShapeError(f"{param.name}: expected a shape that {source} rows {sample} share, got {param.shape}")
     kept = [axis + 1 for axis, (p, s) in enumerate(zip(padded, sample, strict=True)) if p == s and s != 1]
     gone = [axis for axis in range(1, rows.ndim) if axis not in kept]
     values = rows.transpose(0, *gone, *kept).reshape(-1, math.prod(param.shape))
@@ -97,9 +95,7 @@ class Trainer:
             raise DataError("training: expected at least one training row, got none")
         held_out = dataset.x_val is not None and len(dataset.x_val) > 0
         self.x_val = checked_inputs(graph, dataset.x_val) if held_out else self.x[:0]
-        self.y_val = (
-            checked_targets(graph, spec.loss, dataset.y_val, len(self.x_val)) if held_out else self.y[:0]
-        )
+        self.y_val = checked_targets(graph, spec.loss, dataset.y_val, len(self.x_val)) if held_out else self.y[:0]
         self.state = initial_weights(graph, spec.seed) if weights is None else _own(graph, weights)
         if weights is None:
             for param in graph.buffers:
@@ -163,9 +159,7 @@ class Trainer:
             if better:
                 best, best_epoch = judged, epoch
             if better or self.spec.keep == "last":
-                self.weights = {
-                    param.name: self.state[param.name].copy() for param in self.graph.all_parameters
-                }
+                self.weights = {param.name: self.state[param.name].copy() for param in self.graph.all_parameters}
                 self.delivered_epoch = epoch
             self.history.append(metrics)
             yield metrics

@@ -35,9 +35,7 @@ def apply(op: str, *inputs: Any, **attrs: Any) -> Any:
         if isinstance(value, Value) and (chosen is None or value._rank > chosen._rank):
             chosen = value
     if chosen is None:
-        raise DtypeError(
-            f"{op}: expected at least one tensor, got {', '.join(type(v).__name__ for v in inputs)}"
-        )
+        raise DtypeError(f"{op}: expected at least one tensor, got {', '.join(type(v).__name__ for v in inputs)}")
     return chosen._apply(op, inputs, attrs)
 
 
@@ -66,8 +64,7 @@ def together(*values: Any) -> list["Value"]:
     """Values (numbers allowed) converted to one dtype; the highest-ranked class lifts the others."""
     chosen = max((value for value in values if isinstance(value, Value)), key=lambda value: value._rank)
     lifted = [
-        v if isinstance(v, (bool, int, float)) else v if isinstance(v, Value) else chosen._constant(v)
-        for v in values
+        v if isinstance(v, (bool, int, float)) else v if isinstance(v, Value) else chosen._constant(v) for v in values
     ]
     dtype: str | None = None
     for value in lifted:
@@ -275,9 +272,7 @@ class Value:
 
     def _axis(self, axis: int) -> int:
         if not -self.ndim <= axis < self.ndim:
-            raise ShapeError(
-                f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}"
-            )
+            raise ShapeError(f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}")
         return axis % self.ndim
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:

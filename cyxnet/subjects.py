@@ -67,7 +67,10 @@ NODE_VERBS = {
     "completed": (m.RunCompleted, m.ReportReply),
     "goodbye": (m.Goodbye, m.ReportReply),
 }
-NODE_TELEMETRY = {"progress": m.Progress, "hardware": m.HardwareMetrics}
+NODE_TELEMETRY: dict[str, type[m.Progress | m.HardwareMetrics]] = {
+    "progress": m.Progress,
+    "hardware": m.HardwareMetrics,
+}
 
 
 def api(caller: str, verb: str) -> str:

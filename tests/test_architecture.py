@@ -33,12 +33,12 @@ cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
 cyxnet.config cyxnet.lifetime cyxnet.bus cyxnet.artifacts cyxnet.broker cyxnet.local
-cyxnet.amounts cyxnet.jobfile cyxnet.follow cyxnet.client cyxnet.blocking cyxnet
-cyxnet.display cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train
+cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.client cyxnet.blocking cyxnet
+cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train
 cyxnet.cli cyxnet.__main__
 
-cyxnode.errors cyxnode.events cyxnode.state cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.pipe cyxnode.sandbox
-cyxnode.train cyxnode.process cyxnode.telemetry cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
+cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.train cyxnode.home cyxnode.cache
+cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
 
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views cyxcentral.intake
 cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch cyxcentral.payments
@@ -68,6 +68,7 @@ PURE = {
     "cyxcore.graph",
     "cyxcore.grad",
     "cyxcore.passes",
+    "cyxnode.events",
     "cyxnode.state",
     "cyxcentral.jobs",
     "cyxcentral.money",

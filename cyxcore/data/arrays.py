@@ -51,9 +51,7 @@ class Archive:
         """The array itself. Check its header against the memory there is before."""
         member = self._member(name)
         with self._archive.open(member) as stream:
-            return read_array(
-                self._path, name, stream, read_header(self._path, name, stream, member.file_size)
-            )
+            return read_array(self._path, name, stream, read_header(self._path, name, stream, member.file_size))
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         member = self._members[name]
@@ -73,9 +71,7 @@ class Archive:
         return member
 
 
-def read_arrays(
-    path: Path, spec: DataSpec, task: Task, limit_bytes: int
-) -> tuple[ndarray, ndarray, list[str] | None]:
+def read_arrays(path: Path, spec: DataSpec, task: Task, limit_bytes: int) -> tuple[ndarray, ndarray, list[str] | None]:
     """Inputs (N, …) float32; int64 class indices (N,) or float32 targets (N, K); the class names.
 
     Inputs are the array "x", or the one named in data.features. The target is the array data.target, or
@@ -114,9 +110,7 @@ def _chosen(path: Path, spec: DataSpec, names: list[str]) -> tuple[str, str]:
     return x_name, y_name
 
 
-def _check_shapes(
-    path: Path, x_name: str, y_name: str, x_shape: tuple[int, ...], y_shape: tuple[int, ...]
-) -> None:
+def _check_shapes(path: Path, x_name: str, y_name: str, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> None:
     if len(x_shape) < 2 or 0 in x_shape[1:]:
         remedy = "use x.reshape(-1, 1) for a single number per row"
         raise defect(path, "inputs of shape (N, …)", f"shape {x_shape}", remedy, array=x_name)
@@ -164,9 +158,7 @@ def _class_names(path: Path, archive: Archive, limit_bytes: int) -> list[str]:
     return names
 
 
-def _class_indices(
-    path: Path, name: str, target: ndarray, names: list[str] | None
-) -> tuple[ndarray, list[str]]:
+def _class_indices(path: Path, name: str, target: ndarray, names: list[str] | None) -> tuple[ndarray, list[str]]:
     """Class indices (N,) int64 and the names of all classes up to the largest index."""
     import numpy as np
 
@@ -200,9 +192,7 @@ def _class_indices(
     )
     indices = labels.astype(np.int64)
     if indices.min() == indices.max():
-        raise defect(
-            path, "at least 2 classes", f"only {indices[0]}", "add rows of another class", array=name
-        )
+        raise defect(path, "at least 2 classes", f"only {indices[0]}", "add rows of another class", array=name)
     return indices, names or [str(index) for index in range(int(indices.max()) + 1)]
 
 
@@ -225,9 +215,7 @@ def pack(path_x: Path, path_y: Path, out_path: Path, *, limit_bytes: int = MAX_B
     for name, path in (("x", path_x), ("y", path_y)):
         start = read_start(path)
         if not start.startswith(b"\x93NUMPY"):
-            raise defect(
-                path, "an NPY file", f"a file that starts with {start!r}", "write it with numpy.save"
-            )
+            raise defect(path, "an NPY file", f"a file that starts with {start!r}", "write it with numpy.save")
         with damage_told(path, "NPY"), open(path, "rb") as stream:
             header = read_header(path, name, stream, os.path.getsize(path))
             check_budget(path, 2 * header.data_bytes, limit_bytes, f"the array {name!r}")

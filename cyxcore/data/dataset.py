@@ -91,9 +91,7 @@ def task_of(spec: DataSpec, loss: str | None = None) -> Task:
     return implied
 
 
-def inspect(
-    path: Path, spec: DataSpec, *, loss: str | None = None, limit_bytes: int = MAX_BYTES
-) -> DatasetInfo:
+def inspect(path: Path, spec: DataSpec, *, loss: str | None = None, limit_bytes: int = MAX_BYTES) -> DatasetInfo:
     """What is in the file, once all of it has been read and found fit to train on.
 
     Raises DataError as `load` does, also if no rows can be held out.

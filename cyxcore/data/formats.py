@@ -78,9 +78,7 @@ def check_start(path: Path, data_format: DataFormat) -> None:
     found = next((entry for entry in MAGIC if first.startswith(entry[0])), None)
     if found is not None and found[2] != data_format:
         _, what, actual = found
-        remedy = (
-            f'set data.format = "{actual}"' if actual else "convert it to CSV, Parquet, JSON lines or NPZ"
-        )
+        remedy = f'set data.format = "{actual}"' if actual else "convert it to CSV, Parquet, JSON lines or NPZ"
         raise defect(path, f"{data_format} data", what, remedy)
     if found is None and data_format in BINARY:
         raise defect(path, f"{data_format} data", f"a file that starts with {first!r}", "check data.format")

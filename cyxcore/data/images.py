@@ -47,9 +47,7 @@ def pack_images(
     pillow = _pillow()
     classes = _classes(folder)
     images = [
-        _seen(pillow, path, label)
-        for label, name in enumerate(classes)
-        for path in _files(os.path.join(folder, name))
+        _seen(pillow, path, label) for label, name in enumerate(classes) for path in _files(os.path.join(folder, name))
     ]
     width, height = _common_size(images, size)
     channels = 1 if all(image.mode in _GREY for image in images) else 3
@@ -80,9 +78,7 @@ def _classes(folder: Path) -> list[str]:
     if stray:
         raise defect(folder, "only sub-folders, one per class", f"the file {shown(stray[0])}", "move it away")
     if len(names) < 2:
-        raise defect(
-            folder, "at least 2 sub-folders", listed(names) or "none", "make one sub-folder per class"
-        )
+        raise defect(folder, "at least 2 sub-folders", listed(names) or "none", "make one sub-folder per class")
     for row, name in enumerate(names, 1):
         check_label(folder, "classes", row, name)
     return names
@@ -125,9 +121,7 @@ def _seen(pillow: Any, path: str, label: int) -> Image:
 def _common_size(images: list[Image], size: tuple[int, int] | None) -> tuple[int, int]:
     if size is not None:
         if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-            raise defect(
-                images[0].path, "a size of at least 1 x 1", f"{size[0]} x {size[1]}", "choose another"
-            )
+            raise defect(images[0].path, "a size of at least 1 x 1", f"{size[0]} x {size[1]}", "choose another")
         return size
     first = images[0]
     other = next((image for image in images if image.size != first.size), None)

@@ -66,9 +66,7 @@ def _names(
         labels.append((label, row))
     if len(kinds) > 1:
         (first, _), (other, row) = list(kinds.items())[:2]
-        raise defect(
-            path, f"{first} as in row 1", other, "use one type for all labels", column=column, row=row
-        )
+        raise defect(path, f"{first} as in row 1", other, "use one type for all labels", column=column, row=row)
     return _whole_if_numbers(path, column, labels)
 
 

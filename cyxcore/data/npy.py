@@ -76,9 +76,7 @@ def read_header(path: Path, name: str, stream: IO[bytes], file_bytes: int) -> He
     header_bytes = int.from_bytes(stream.read(length_bytes), "little")
     if header_bytes > MAX_HEADER_BYTES:
         got = f"{header_bytes:,} bytes"
-        raise defect(
-            path, f"a header of at most {MAX_HEADER_BYTES:,} bytes", got, "save it with NumPy", array=name
-        )
+        raise defect(path, f"a header of at most {MAX_HEADER_BYTES:,} bytes", got, "save it with NumPy", array=name)
     text = stream.read(header_bytes).decode("latin-1")
     found = _HEADER.match(text)
     if found is None:
@@ -90,9 +88,7 @@ def read_header(path: Path, name: str, stream: IO[bytes], file_bytes: int) -> He
     actual_bytes = file_bytes - 8 - length_bytes - header_bytes
     if data_bytes != actual_bytes:
         expected = f"{data_bytes:,} bytes for shape {shape} of {kind}"
-        raise defect(
-            path, expected, f"{actual_bytes:,}", "the file is cut off or damaged: write it again", array=name
-        )
+        raise defect(path, expected, f"{actual_bytes:,}", "the file is cut off or damaged: write it again", array=name)
     return Header(kind, found["fortran"] == "True", shape, data_bytes)
 
 
@@ -105,9 +101,7 @@ def _dtype(path: Path, name: str, code: str) -> dtype:
     except (TypeError, ValueError):
         kind = None
     if kind is None or most_bytes is None or not 0 < kind.itemsize <= most_bytes:
-        remedy = (
-            "objects, bytes, dates and complex numbers are never read; convert it, e.g. x.astype('float32')"
-        )
+        remedy = "objects, bytes, dates and complex numbers are never read; convert it, e.g. x.astype('float32')"
         raise defect(path, "booleans, integers, floats or text", f"dtype {code!r}", remedy, array=name)
     return kind
 
@@ -115,11 +109,7 @@ def _dtype(path: Path, name: str, code: str) -> dtype:
 def _shape(path: Path, name: str, text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     sizes = [part for part in parts if part]
-    if (
-        not sizes
-        or len(sizes) > MAX_DIMENSIONS
-        or not all(size.isdigit() and len(size) < 16 for size in sizes)
-    ):
+    if not sizes or len(sizes) > MAX_DIMENSIONS or not all(size.isdigit() and len(size) < 16 for size in sizes):
         expected = f"an array of 1 to {MAX_DIMENSIONS} dimensions"
         raise defect(path, expected, f"shape ({text})", "save one array with all rows", array=name)
     return tuple(int(size) for size in sizes)
@@ -135,9 +125,7 @@ def read_array(path: Path, name: str, stream: IO[bytes], header: Header) -> ndar
         chunk = stream.read(min(_CHUNK_BYTES, header.data_bytes - filled))
         if not chunk:
             got = f"{filled:,} bytes"
-            raise defect(
-                path, f"{header.data_bytes:,} bytes", got, "the file is cut off: write it again", array=name
-            )
+            raise defect(path, f"{header.data_bytes:,} bytes", got, "the file is cut off: write it again", array=name)
         view[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
     stream.read(1)  # at the end the zip reader compares the checksum

@@ -60,9 +60,7 @@ def check_columns(path: Path, names: list[str], *, fold_case: bool) -> None:
     seen: dict[str, str] = {}
     for number, name in enumerate(names, 1):
         if not name or not name.isprintable():
-            raise defect(
-                path, f"a name for column {number:,}", shown(name), "name every column in the header"
-            )
+            raise defect(path, f"a name for column {number:,}", shown(name), "name every column in the header")
         key = name.casefold() if fold_case else name
         if key in seen:
             got = f"{shown(seen[key])} and {shown(name)}" if seen[key] != name else f"{shown(name)} twice"
@@ -130,9 +128,7 @@ def _line(path: Path, file: IO[bytes], number: int) -> bytes:
     line = file.readline(MAX_LINE_BYTES + 1)
     if len(line) > MAX_LINE_BYTES:
         got = f"a longer one (line {number:,})"
-        raise defect(
-            path, f"lines of at most {MAX_LINE_BYTES:,} bytes", got, "check for a missing quote or newline"
-        )
+        raise defect(path, f"lines of at most {MAX_LINE_BYTES:,} bytes", got, "check for a missing quote or newline")
     if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
         got = f"a lone carriage return in line {number:,}"
         raise defect(path, "lines ending in \\n or \\r\\n", got, "save the file with ordinary line ends")
@@ -182,9 +178,7 @@ def open_parquet(path: Path, run: Query) -> Source:
     described = run(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {sql})")
     names = [str(name) for name in described["column_name"]]
     check_columns(path, names, fold_case=True)
-    return Source(
-        sql, [_parquet_column(*pair) for pair in zip(names, described["column_type"], strict=True)], False
-    )
+    return Source(sql, [_parquet_column(*pair) for pair in zip(names, described["column_type"], strict=True)], False)
 
 
 def _parquet_column(name: str, type_name: str) -> Column:
@@ -247,9 +241,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             row += 1
             try:
-                record = json.loads(
-                    line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_pairs
-                )
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_pairs)
             except UnicodeDecodeError as error:
                 got = f"the byte 0x{error.object[error.start]:02x}"
                 raise defect(path, "UTF-8 text", got, "save the file as UTF-8", row=row) from None
@@ -276,9 +268,7 @@ def _explain_jsonl(path: Path, names: list[str] | None) -> DataError | None:
             extra = [key for key in record if names is not None and key not in names]
             if extra:
                 remedy = f"give every object the same keys ({nearest(extra[0], names or [])})"
-                return defect(
-                    path, "the keys of the first object", f"the new key {shown(extra[0])}", remedy, row=row
-                )
+                return defect(path, "the keys of the first object", f"the new key {shown(extra[0])}", remedy, row=row)
     except DataError as error:
         return error
     return None

@@ -24,9 +24,7 @@ def shuffled(rows: int, seed: int) -> ndarray:
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
-def split(
-    path: Path, rows: int, labels: ndarray | None, validation: float, seed: int
-) -> tuple[ndarray, ndarray]:
+def split(path: Path, rows: int, labels: ndarray | None, validation: float, seed: int) -> tuple[ndarray, ndarray]:
     """Row numbers (0-based, ascending, int64) to train on and to hold out.
 
     With labels (N,) each class gives its share, and every class keeps a row to train on: a class with

@@ -33,7 +33,7 @@ def read_table(
 
     The target is (N, 1) float32 for regression, else N cells of text. Raises DataError.
     """
-    with _connection(path, limit_bytes) as run:
+    with confined(path, limit_bytes) as run:
         source = OPENERS[spec.format](path, run)
         run.explain = source.explain
         by_name = {column.name: column for column in source.columns}
@@ -51,9 +51,7 @@ def read_table(
             raise defect(path, "at least 2 rows", got, "add data to the file")
         inputs = _matrix(path, source, run, [(f"f{i}", column) for i, column in enumerate(features)], columns)
         outputs: ndarray | list[str | None] = (
-            _matrix(path, source, run, [("y", target)], columns)
-            if task == "regression"
-            else _cells(columns["y"])
+            _matrix(path, source, run, [("y", target)], columns) if task == "regression" else _cells(columns["y"])
         )
     return inputs, outputs, [column.name for column in features], source.decode_label
 
@@ -132,9 +130,7 @@ def _check_size(path: Path, source: Source, features: int, run: Run, limit_bytes
     if source.is_text and os.path.getsize(path) // 2 * _NUMBER_BYTES <= budget_bytes(limit_bytes):
         return
     rows = int(run(f"SELECT count(*) AS n FROM {source.sql}")["n"][0])
-    check_budget(
-        path, rows * (features + 1) * _NUMBER_BYTES, limit_bytes, f"{rows:,} rows x {features:,} features"
-    )
+    check_budget(path, rows * (features + 1) * _NUMBER_BYTES, limit_bytes, f"{rows:,} rows x {features:,} features")
 
 
 def _fetch(source: Source, run: Run, wanted: dict[str, str | None]) -> dict[str, Any]:
@@ -142,9 +138,7 @@ def _fetch(source: Source, run: Run, wanted: dict[str, str | None]) -> dict[str,
     return run(f"SELECT {expressions} FROM {source.sql}")
 
 
-def _matrix(
-    path: Path, source: Source, run: Run, wanted: list[tuple[str, Column]], columns: dict[str, Any]
-) -> ndarray:
+def _matrix(path: Path, source: Source, run: Run, wanted: list[tuple[str, Column]], columns: dict[str, Any]) -> ndarray:
     """Columns side by side: (N, len(wanted)) float32, each cell checked. Empties `columns` as it goes."""
     import numpy as np
 
@@ -181,11 +175,7 @@ def _described(cell: str | None) -> str:
         value = float(cell)
     except ValueError:
         return shown(cell)
-    return (
-        cell
-        if value != value or abs(value) == float("inf")
-        else f"{shown(cell)}, too large for a 32-bit float"
-    )
+    return cell if value != value or abs(value) == float("inf") else f"{shown(cell)}, too large for a 32-bit float"
 
 
 def _cells(values: Any) -> list[str | None]:
@@ -210,21 +200,17 @@ class Run:
         try:
             return dict(self._connection.execute(sql).fetchnumpy())
         except MemoryError:
-            raise defect(
-                self._path, "data that fits in memory", "too much", "use fewer rows or columns"
-            ) from None
+            raise defect(self._path, "data that fits in memory", "too much", "use fewer rows or columns") from None
         except self._failures as error:
             explained = self.explain()
             if explained is not None:
                 raise explained from None
             first_line = re.sub(r"\s+", " ", str(error).split("\n\n")[0])[:200]
-            raise defect(
-                self._path, "a readable table", first_line, "check the file and data.format"
-            ) from None
+            raise defect(self._path, "a readable table", first_line, "check the file and data.format") from None
 
 
 @contextmanager
-def _connection(path: Path, limit_bytes: int) -> Iterator[Run]:
+def confined(path: Path, limit_bytes: int) -> Iterator[Run]:
     """A private in-memory DuckDB that can open this one path: no network, no extensions, no other file."""
     import duckdb
 
@@ -234,6 +220,7 @@ def _connection(path: Path, limit_bytes: int) -> Iterator[Run]:
             "autoload_known_extensions = false",
             "autoinstall_known_extensions = false",
             "temp_directory = ''",
+            "enable_progress_bar = false",
             "preserve_insertion_order = true",
             f"threads = {min(8, os.cpu_count() or 1)}",
             f"memory_limit = '{max(64, budget_bytes(limit_bytes) // 2**20)}MiB'",
@@ -248,7 +235,5 @@ def private_name(path: Path) -> str:
     """The name DuckDB is given: absolute, so never a URL, and free of its patterns. Raises DataError."""
     name = os.path.realpath(path)
     if any(character in name for character in "*?[") or not name.isprintable():
-        raise defect(
-            path, "a path without * ? [ or control characters", shown(name), "rename the file or folder"
-        )
+        raise defect(path, "a path without * ? [ or control characters", shown(name), "rename the file or folder")
     return name

@@ -138,18 +138,14 @@ def _padded(x: Array, padding: tuple[int, int], value: float = 0.0) -> Array:
     return np.pad(x, ((0, 0), (0, 0), (high, high), (wide, wide)), constant_values=value)
 
 
-def _windows(
-    x: Array, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int] = (1, 1)
-) -> Array:
+def _windows(x: Array, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> Array:
     """(N, C, H, W) -> (N, C, H', W', KH, KW), a view."""
     span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     view = sliding_window_view(x, span, axis=(2, 3))
     return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
-def _spread(
-    parts: Array, shape: tuple[int, ...], attrs: Mapping[str, Any], dilation: tuple[int, int]
-) -> Array:
+def _spread(parts: Array, shape: tuple[int, ...], attrs: Mapping[str, Any], dilation: tuple[int, int]) -> Array:
     """The transpose of _windows: (N, C, H', W', KH, KW) added up into an image of `shape`, padding
     removed.
     """
@@ -160,9 +156,9 @@ def _spread(
     for i in range(parts.shape[4]):
         for j in range(parts.shape[5]):
             top, left = i * dilation[0], j * dilation[1]
-            image[:, :, top : top + sh * (rows - 1) + 1 : sh, left : left + sw * (columns - 1) + 1 : sw] += (
-                parts[..., i, j]
-            )
+            image[:, :, top : top + sh * (rows - 1) + 1 : sh, left : left + sw * (columns - 1) + 1 : sw] += parts[
+                ..., i, j
+            ]
     return image[:, :, ph : ph + h, pw : pw + w]
 
 
@@ -193,9 +189,7 @@ def _conv2d_grad_weight(attrs: Mapping[str, Any], g: Array, x: Array) -> Any:
 def _conv2d_grad_input(attrs: Mapping[str, Any], g: Array, w: Array) -> Any:
     groups = attrs["groups"]
     parts = [
-        np.tensordot(part, weights, axes=((1,), (0,))).transpose(
-            0, 3, 1, 2, 4, 5
-        )  # (N, C/groups, H', W', KH, KW)
+        np.tensordot(part, weights, axes=((1,), (0,))).transpose(0, 3, 1, 2, 4, 5)  # (N, C/groups, H', W', KH, KW)
         for part, weights in zip(np.split(g, groups, 1), np.split(w, groups, 0), strict=True)
     ]
     return _spread(np.concatenate(parts, 1), attrs["input_shape"], attrs, attrs["dilation"])
@@ -308,6 +302,4 @@ def _adam_update(attrs: Mapping[str, Any], p: Array, m: Array, v: Array, lr: Arr
     real = p.dtype.type
     m_hat = m / real(1.0 - attrs["beta1"] ** float(step))
     v_hat = v / real(1.0 - attrs["beta2"] ** float(step))
-    return p * (1 - lr * real(attrs["decoupled_weight_decay"])) - lr * m_hat / (
-        np.sqrt(v_hat) + real(attrs["eps"])
-    )
+    return p * (1 - lr * real(attrs["decoupled_weight_decay"])) - lr * m_hat / (np.sqrt(v_hat) + real(attrs["eps"]))

@@ -113,9 +113,7 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Every parameter and buffer by its dotted name: the arrays themselves, not copies."""
-        return {
-            name: value.numpy() for table in ("_parameters", "_buffers") for name, value in self._named(table)
-        }
+        return {name: value.numpy() for table in ("_parameters", "_buffers") for name, value in self._named(table)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy arrays in by name. Raises SpecError for missing or unknown names, ShapeError for other shapes.
@@ -123,16 +121,10 @@ class Module:
         torch's num_batches_tracked counters are passed over: nothing here reads them.
         """
         own = self.state_dict()
-        given = {
-            name: np.asarray(value)
-            for name, value in state.items()
-            if not name.endswith("num_batches_tracked")
-        }
+        given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
         missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
         if missing or unknown:
-            raise SpecError(
-                f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
-            )
+            raise SpecError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
         for name, array in own.items():
             if given[name].shape != array.shape:
                 raise ShapeError(f"load_state_dict: {name}: expected {array.shape}, got {given[name].shape}")

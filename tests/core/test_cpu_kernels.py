@@ -89,15 +89,42 @@ COMPARE = [
     "logical_and",
     "logical_or",
 ]
-AXES = [((), ()), ((9,), (0,)), ((4, 33), (1,)), ((40, 7), (0,)), ((3, 5, 7), (0, 2)), ((3, 5, 7), (1,)), ((2, 3, 4, 5), (0, 2, 3)),
-        ((1, 300), (1,)), ((3000, 3), (0,)), ((5, 1, 4), (1,)), ((3, 5), ())]  # fmt: skip
-MATMULS = [((3, 4), (4, 5)), ((1, 1), (1, 1)), ((65, 300), (300, 33)), ((12, 64), (64, 32)), ((13, 7), (7, 70)), ((0, 3), (3, 2)),
-           ((2, 0), (0, 3)), ((2, 5, 4), (2, 4, 3)), ((3, 1, 5, 4), (2, 4, 6)), ((6, 20, 9), (9, 8)), ((100, 17), (17, 1))]  # fmt: skip
+AXES = [
+    ((), ()),
+    ((9,), (0,)),
+    ((4, 33), (1,)),
+    ((40, 7), (0,)),
+    ((3, 5, 7), (0, 2)),
+    ((3, 5, 7), (1,)),
+    ((2, 3, 4, 5), (0, 2, 3)),
+    ((1, 300), (1,)),
+    ((3000, 3), (0,)),
+    ((5, 1, 4), (1,)),
+    ((3, 5), ()),
+]
+MATMULS = [
+    ((3, 4), (4, 5)),
+    ((1, 1), (1, 1)),
+    ((65, 300), (300, 33)),
+    ((12, 64), (64, 32)),
+    ((13, 7), (7, 70)),
+    ((0, 3), (3, 2)),
+    ((2, 0), (0, 3)),
+    ((2, 5, 4), (2, 4, 3)),
+    ((3, 1, 5, 4), (2, 4, 6)),
+    ((6, 20, 9), (9, 8)),
+    ((100, 17), (17, 1)),
+]
 # (N, C, H, W), (O, C / groups, KH, KW), stride, padding, dilation, groups
-CONVS = [((2, 3, 8, 9), (4, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1), ((1, 2, 7, 7), (5, 2, 3, 2), (2, 1), (0, 1), (1, 1), 1),
-         ((2, 4, 9, 8), (6, 2, 3, 3), (2, 2), (2, 1), (2, 1), 2), ((1, 6, 5, 5), (6, 1, 3, 3), (1, 1), (1, 1), (1, 1), 6),
-         ((3, 1, 6, 6), (2, 1, 1, 1), (1, 1), (0, 0), (1, 1), 1), ((1, 40, 6, 6), (13, 40, 3, 3), (1, 1), (1, 1), (1, 1), 1),
-         ((0, 2, 5, 5), (3, 2, 3, 3), (1, 1), (0, 0), (1, 1), 1)]  # fmt: skip
+CONVS = [
+    ((2, 3, 8, 9), (4, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 2, 7, 7), (5, 2, 3, 2), (2, 1), (0, 1), (1, 1), 1),
+    ((2, 4, 9, 8), (6, 2, 3, 3), (2, 2), (2, 1), (2, 1), 2),
+    ((1, 6, 5, 5), (6, 1, 3, 3), (1, 1), (1, 1), (1, 1), 6),
+    ((3, 1, 6, 6), (2, 1, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+    ((1, 40, 6, 6), (13, 40, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((0, 2, 5, 5), (3, 2, 3, 3), (1, 1), (0, 0), (1, 1), 1),
+]
 POOLS = [
     ((2, 3, 8, 8), (2, 2), (2, 2), (0, 0)),
     ((1, 2, 7, 9), (3, 2), (2, 1), (1, 1)),
@@ -292,18 +319,41 @@ BIG = [
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
     Case("matmul", [values((130, 600)), values((600, 90))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((600, 130)), values((90, 600))], {"transpose_a": True, "transpose_b": True}),
-    Case("matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}),
+    Case(
+        "matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}
+    ),
     Case("matmul", [values((3, 700)), values((700, 900))], {"transpose_a": False, "transpose_b": False}),
-    Case("conv2d", [values((4, 20, 14, 15)), values((30, 20, 3, 3))],
-         {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}),
-    Case("conv2d_grad_input", [values((4, 30, 14, 15)), values((30, 20, 3, 3))],
-         {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "input_shape": (4, 20, 14, 15)}),
-    Case("conv2d_grad_weight", [values((4, 30, 14, 15)), values((4, 20, 14, 15))],
-         {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "weight_shape": (30, 20, 3, 3)}),
+    Case(
+        "conv2d",
+        [values((4, 20, 14, 15)), values((30, 20, 3, 3))],
+        {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1},
+    ),
+    Case(
+        "conv2d_grad_input",
+        [values((4, 30, 14, 15)), values((30, 20, 3, 3))],
+        {
+            "stride": (1, 1),
+            "padding": (1, 1),
+            "dilation": (1, 1),
+            "groups": 1,
+            "input_shape": (4, 20, 14, 15),
+        },
+    ),
+    Case(
+        "conv2d_grad_weight",
+        [values((4, 30, 14, 15)), values((4, 20, 14, 15))],
+        {
+            "stride": (1, 1),
+            "padding": (1, 1),
+            "dilation": (1, 1),
+            "groups": 1,
+            "weight_shape": (30, 20, 3, 3),
+        },
+    ),
     Case("take_grad", [values((3000, 64)), np.arange(3000) ** 2 % 50], {"axis": 0, "size": 50}),
     Case("uniform", [np.array([1, 2], np.uint64)], {"shape": (100_003,), "stream": 4}),
     Case("max_pool2d", [values((8, 16, 33, 34))], {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}),
-]  # fmt: skip
+]
 ODD = [Case(op, [special(dtype)]) for op in (*ROUNDED_UNARY, *EXACT_UNARY) for dtype in FLOATS] + [
     Case(op, [special(dtype)[:, None], special(dtype)[None, :13]])
     for op in (*ARITHMETIC, "div", "pow", *COMPARE)
@@ -455,8 +505,23 @@ def test_a_known_value_far_out_is_met(op: str, x: float, true: float) -> None:
     assert got[0] == pytest.approx(true, rel=3e-16)
 
 
-POWERS = [(2.0, 0.5), (-2.0, 3.0), (-2.0, 2.5), (0.0, -1.0), (-0.0, -3.0), (1.0, math.nan), (math.nan, 0.0), (-1.0, math.inf),
-          (0.5, -math.inf), (math.inf, -2.0), (-math.inf, 3.0), (1.0000001, 1e7), (10.0, 300.0), (10.0, 400.0), (3.7, -500.5)]  # fmt: skip
+POWERS = [
+    (2.0, 0.5),
+    (-2.0, 3.0),
+    (-2.0, 2.5),
+    (0.0, -1.0),
+    (-0.0, -3.0),
+    (1.0, math.nan),
+    (math.nan, 0.0),
+    (-1.0, math.inf),
+    (0.5, -math.inf),
+    (math.inf, -2.0),
+    (-math.inf, 3.0),
+    (1.0000001, 1e7),
+    (10.0, 300.0),
+    (10.0, 400.0),
+    (3.7, -500.5),
+]
 
 
 @pytest.mark.parametrize(("base", "exponent"), POWERS)
@@ -480,8 +545,12 @@ def test_a_long_sum_in_float32_keeps_six_digits() -> None:
 # Random123 1.14, kat_vectors: philox4x32 10: counter (4 words), key (2 words), result (4 words)
 PHILOX = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
-]  # fmt: skip
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
 
 
 def test_random_numbers_are_philox_with_its_published_answer() -> None:
@@ -581,11 +650,28 @@ BAD_CALLS: dict[str, tuple[str, Any, list[Any], dict[str, Any], type[CyxError]]]
     "an unknown attribute": ("neg", F, [F], {"axis": 1}, GraphError),
     "a missing attribute": ("sum", F, [F], {"axes": (0,)}, GraphError),
     "an attribute of the wrong kind": ("sum", F, [F], {"axes": "no", "keepdims": True}, GraphError),
-    "an axis out of range": ("sum", np.zeros(2, np.float32), [F], {"axes": (2,), "keepdims": False}, GraphError),
+    "an axis out of range": (
+        "sum",
+        np.zeros(2, np.float32),
+        [F],
+        {"axes": (2,), "keepdims": False},
+        GraphError,
+    ),
     "an enormous axis": ("argmax", np.zeros(2, np.int64), [F], {"axis": 10**30}, GraphError),
-    "nothing to find a maximum in": ("max", np.zeros(0, np.float32), [np.zeros((0, 0), np.float32)],
-                                     {"axes": (1,), "keepdims": False}, ShapeError),
-    "matrices that do not fit": ("matmul", F, [F, F], {"transpose_a": False, "transpose_b": False}, ShapeError),
+    "nothing to find a maximum in": (
+        "max",
+        np.zeros(0, np.float32),
+        [np.zeros((0, 0), np.float32)],
+        {"axes": (1,), "keepdims": False},
+        ShapeError,
+    ),
+    "matrices that do not fit": (
+        "matmul",
+        F,
+        [F, F],
+        {"transpose_a": False, "transpose_b": False},
+        ShapeError,
+    ),
     "a slice outside": ("slice", F, [F], {"starts": (0, 0), "stops": (2, 4), "steps": (1, 1)}, GraphError),
     "a step of zero": ("slice", F, [F], {"starts": (0, 0), "stops": (2, 3), "steps": (1, 0)}, GraphError),
     "axes that are no permutation": ("transpose", F, [F], {"axes": (0, 0)}, GraphError),
@@ -593,15 +679,28 @@ BAD_CALLS: dict[str, tuple[str, Any, list[Any], dict[str, Any], type[CyxError]]]
     "an index out of range": ("take", F, [F, np.array([0, 2])], {"axis": 0}, DataError),
     "a label out of range": ("cross_entropy", np.zeros(2, np.float32), [F, np.array([0, 3])], {}, DataError),
     "a negative label": ("cross_entropy", np.zeros(2, np.float32), [F, np.array([0, -1])], {}, DataError),
-    "a class out of range": ("one_hot", np.zeros((1, 3), np.float32), [np.array([5])], {"depth": 3}, DataError),
+    "a class out of range": (
+        "one_hot",
+        np.zeros((1, 3), np.float32),
+        [np.array([5])],
+        {"depth": 3},
+        DataError,
+    ),
     "a convolution with groups that do not divide": (
-        "conv2d", np.zeros((1, 3, 1, 1), np.float32),
+        "conv2d",
+        np.zeros((1, 3, 1, 1), np.float32),
         [np.zeros((1, 4, 1, 1), np.float32), np.zeros((3, 2, 1, 1), np.float32)],
-        {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 2}, ShapeError),
+        {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 2},
+        ShapeError,
+    ),
     "a stride of zero": (
-        "max_pool2d", np.zeros((1, 1, 2, 2), np.float32), [np.zeros((1, 1, 4, 4), np.float32)],
-        {"kernel": (2, 2), "stride": (0, 2), "padding": (0, 0)}, GraphError),
-}  # fmt: skip
+        "max_pool2d",
+        np.zeros((1, 1, 2, 2), np.float32),
+        [np.zeros((1, 1, 4, 4), np.float32)],
+        {"kernel": (2, 2), "stride": (0, 2), "padding": (0, 0)},
+        GraphError,
+    ),
+}
 
 
 @pytest.mark.parametrize("what", sorted(BAD_CALLS))
@@ -659,11 +758,20 @@ def _mutated(value: Any, rng: np.random.Generator) -> Any:
     return value
 
 
-@pytest.mark.parametrize(("op", "dtypes", "has"), [
-    ("add", ("float32", "float32"), True), ("add", ("float32", "float64"), False), ("add", ("float32",), False),
-    ("exp", ("int64",), False), ("where", ("bool", "uint8", "uint8"), True), ("take", ("bool", "int64"), True),
-    ("matmul", ("complex64", "complex64"), False), ("nothing", ("float32",), False), ("concat", ("float64",) * 9, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("op", "dtypes", "has"),
+    [
+        ("add", ("float32", "float32"), True),
+        ("add", ("float32", "float64"), False),
+        ("add", ("float32",), False),
+        ("exp", ("int64",), False),
+        ("where", ("bool", "uint8", "uint8"), True),
+        ("take", ("bool", "int64"), True),
+        ("matmul", ("complex64", "complex64"), False),
+        ("nothing", ("float32",), False),
+        ("concat", ("float64",) * 9, True),
+    ],
+)
 def test_supports_says_which_types_have_a_kernel(op: str, dtypes: tuple[str, ...], has: bool) -> None:
     assert cpu.supports(op, dtypes) is has
 

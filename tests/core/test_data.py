@@ -19,6 +19,7 @@ from PIL import Image
 
 from cyxcore.data import check_labels, detect_format, inspect, load, pack, pack_images, task_of
 from cyxcore.data.split import shuffled, split
+from cyxcore.data.tables import confined
 from cyxcore.errors import DataError, MissingExtra, SpecError
 from cyxcore.spec import DataSpec
 
@@ -47,9 +48,7 @@ def npz_file(folder: Path, **arrays: Any) -> Path:
     return folder / "data.npz"
 
 
-def raw_npz(
-    folder: Path, members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED
-) -> Path:
+def raw_npz(folder: Path, members: Sequence[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(folder / "raw.npz", "w", compression) as archive:
         for name, content in members:
             archive.writestr(name, content)
@@ -110,9 +109,7 @@ def same_table(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Da
         "label": [row[2] for row in ROWS],
     }
     write: dict[str, Callable[[], Path]] = {
-        "csv": lambda: csv_file(
-            tmp_path, "u,v,label\n" + "".join(f"{u},{v},{label}\n" for u, v, label in ROWS)
-        ),
+        "csv": lambda: csv_file(tmp_path, "u,v,label\n" + "".join(f"{u},{v},{label}\n" for u, v, label in ROWS)),
         "jsonl": lambda: jsonl_file(tmp_path, *({"u": u, "v": v, "label": label} for u, v, label in ROWS)),
         "parquet": lambda: parquet_file(tmp_path, columns),
     }
@@ -194,9 +191,7 @@ def test_a_name_with_a_quote_is_read_and_not_run(tmp_path: Path) -> None:
     assert inspect(path, DataSpec(validation=0.0)).rows == 2
 
 
-def test_a_folder_named_like_a_column_adds_no_column(
-    same_table: tuple[Path, DataSpec], tmp_path: Path
-) -> None:
+def test_a_folder_named_like_a_column_adds_no_column(same_table: tuple[Path, DataSpec], tmp_path: Path) -> None:
     path, spec = same_table
     folder = tmp_path / "label=z"
     folder.mkdir()
@@ -209,9 +204,7 @@ def test_importing_the_data_module_loads_no_numpy_duckdb_or_kernel() -> None:
         "import sys, cyxcore.data; heavy = ('numpy', 'duckdb', 'PIL', 'psutil', 'cyxcore.kernels');"
         "print([name for name in heavy if name in sys.modules])"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=EXAMPLES.parent, capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES.parent, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 
 
@@ -331,9 +324,7 @@ def test_an_image_cut_off_in_the_middle_is_named(tmp_path: Path) -> None:
         Image.fromarray(noise).save(tmp_path / name / "1.png")
     whole = (tmp_path / "b" / "1.png").read_bytes()
     (tmp_path / "b" / "1.png").write_bytes(whole[: len(whole) // 2])
-    assert "b/1.png: expected an undamaged image" in told(
-        lambda: pack_images(tmp_path, None, tmp_path / "o.npz")
-    )
+    assert "b/1.png: expected an undamaged image" in told(lambda: pack_images(tmp_path, None, tmp_path / "o.npz"))
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -342,9 +333,7 @@ def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path:
     assert "64,000,000 pixels" in told(lambda: pack_images(tmp_path, (2, 2), tmp_path / "out.npz"))
 
 
-def test_without_pillow_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pillow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtra, match=r"pip install 'cyx\[images\]'"):
         pack_images(tmp_path, None, tmp_path / "out.npz")
@@ -504,6 +493,33 @@ def test_a_pattern_never_reads_the_files_it_would_match(tmp_path: Path, name: st
     assert "a path without * ? [" in told(lambda: load(path, DataSpec()))
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM read_csv('{other}')",
+        "SELECT * FROM read_text('{other}')",
+        "SELECT * FROM glob('/*')",
+        "COPY (SELECT 1) TO '{other}'",
+        "ATTACH '{other}'",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+        "SELECT * FROM read_csv('http://127.0.0.1:9/a.csv')",
+    ],
+)
+def test_the_reader_can_reach_no_other_file_and_no_network(tmp_path: Path, statement: str) -> None:
+    path = csv_file(tmp_path, "u,label\n1,a\n2,b\n")
+    other = csv_file(tmp_path, "secret\n1\n", "other.csv")
+    with confined(path, 2**30) as run:
+        assert run(f"SELECT count(*) AS n FROM read_csv('{path}')")["n"].tolist() == [2]
+        told(lambda: run(statement.format(other=other)))
+    assert other.read_text() == "secret\n1\n"
+
+
+def test_the_reader_prints_no_progress(tmp_path: Path) -> None:
+    with confined(csv_file(tmp_path, ""), 2**30) as run:
+        assert run("SELECT current_setting('enable_progress_bar') AS shown")["shown"].tolist() == [False]
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.csv", "s3://bucket/a.csv", "file:///etc/hostname"])
 def test_a_url_is_only_a_name_of_a_file_that_is_not_there(url: str) -> None:
     assert "nothing by this name" in told(lambda: load(url, DataSpec()))
@@ -556,9 +572,7 @@ def test_a_defect_of_json_lines_is_told_with_its_row(tmp_path: Path, rows: list[
         ({"u": pa.array([], pa.float64()), "label": pa.array([], pa.string())}, "a header and no rows"),
     ],
 )
-def test_a_defect_of_parquet_is_told_with_its_column(
-    tmp_path: Path, columns: dict[str, Any], words: str
-) -> None:
+def test_a_defect_of_parquet_is_told_with_its_column(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
     path = parquet_file(tmp_path, columns)
     assert words in told(lambda: load(path, DataSpec(format="parquet")))
 
@@ -631,10 +645,7 @@ def test_a_header_is_never_believed(tmp_path: Path, x: bytes, words: str) -> Non
 
 def test_the_archive_these_tests_damage_is_sound(tmp_path: Path) -> None:
     assert (
-        inspect(
-            raw_npz(tmp_path, [("x.npy", X_2), ("y.npy", Y_2)]), DataSpec(format="npz", validation=0.0)
-        ).rows
-        == 2
+        inspect(raw_npz(tmp_path, [("x.npy", X_2), ("y.npy", Y_2)]), DataSpec(format="npz", validation=0.0)).rows == 2
     )
 
 
@@ -685,9 +696,7 @@ def test_the_name_tells_the_format(tmp_path: Path, name: str, found: str) -> Non
     assert detect_format(csv_file(tmp_path, "x", name)) == found
 
 
-@pytest.mark.parametrize(
-    ("start", "found"), [(b"PAR1", "parquet"), (b'{"a": 1}', "jsonl"), (b"PK\x03\x04", "npz")]
-)
+@pytest.mark.parametrize(("start", "found"), [(b"PAR1", "parquet"), (b'{"a": 1}', "jsonl"), (b"PK\x03\x04", "npz")])
 def test_a_name_without_an_ending_leaves_the_first_bytes(tmp_path: Path, start: bytes, found: str) -> None:
     assert detect_format(csv_file(tmp_path, start, "data")) == found
 

@@ -47,9 +47,7 @@ def parquet_bytes() -> bytes:
 
 WHOLE: dict[DataFormat, bytes] = {
     "csv": b'u,v,label\n1,2.5,a\n-3,"4",b\n5e3,6,a\n7,8,b\n',
-    "jsonl": b"".join(
-        json.dumps({"u": i, "v": i / 2, "label": "ab"[i % 2]}).encode() + b"\n" for i in range(4)
-    ),
+    "jsonl": b"".join(json.dumps({"u": i, "v": i / 2, "label": "ab"[i % 2]}).encode() + b"\n" for i in range(4)),
     "parquet": parquet_bytes(),
     "npz": npz_bytes(),
 }
@@ -60,9 +58,7 @@ def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
     place = st.integers(0, len(whole))
     piece = st.one_of(
         st.binary(max_size=6),
-        st.sampled_from(
-            [b"\n", b",", b'"', b"\0", b"{", b"]", b"nan", b"1e999", b"-1", b"\xff" * 4, b"\x7f" * 8]
-        ),
+        st.sampled_from([b"\n", b",", b'"', b"\0", b"{", b"]", b"nan", b"1e999", b"-1", b"\xff" * 4, b"\x7f" * 8]),
     )
     edits = st.lists(st.tuples(place, st.integers(0, 8), piece, st.integers(1, 3)), min_size=1, max_size=4)
 

@@ -49,17 +49,13 @@ BOTH = pytest.mark.parametrize("extension", [".safetensors", ".cyxmodel"])
 
 
 def saved(path: Path) -> Path:
-    save_model(
-        path, GRAPH, WEIGHTS, history=HISTORY, classes=["x", "y", "z"], loss="cross_entropy", summary=SUMMARY
-    )
+    save_model(path, GRAPH, WEIGHTS, history=HISTORY, classes=["x", "y", "z"], loss="cross_entropy", summary=SUMMARY)
     return path
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(
-        a[name].tobytes() == b[name].tobytes()
-        and a[name].shape == b[name].shape
-        and a[name].dtype == b[name].dtype
+        a[name].tobytes() == b[name].tobytes() and a[name].shape == b[name].shape and a[name].dtype == b[name].dtype
         for name in a
     )
 
@@ -162,9 +158,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     own.save(path, {"a": np.zeros(2, np.float32)})
     with pytest.raises(FormatError):
         own.save(path, {"a": np.zeros(2, np.complex64)})
-    assert own.load(path)[0]["a"].tolist() == [0.0, 0.0] and [p.name for p in tmp_path.iterdir()] == [
-        "t.safetensors"
-    ]
+    assert own.load(path)[0]["a"].tolist() == [0.0, 0.0] and [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
 
 
 # models -------------------------------------------------------------------------------------------
@@ -188,9 +182,7 @@ def test_a_loaded_model_answers(tmp_path: Path, extension: str) -> None:
     x = np.ones((2, 4), np.float32)
     assert model.predict(x).tobytes() == cx.predict(GRAPH, WEIGHTS, x, device="reference").tobytes()
     assert model.predict_classes(x) == [["x", "y", "z"][i] for i in model.predict(x).argmax(1)]
-    assert model.evaluate(x, [0, 1]) == cx.evaluate(
-        GRAPH, WEIGHTS, x, [0, 1], "cross_entropy", device="reference"
-    )
+    assert model.evaluate(x, [0, 1]) == cx.evaluate(GRAPH, WEIGHTS, x, [0, 1], "cross_entropy", device="reference")
 
 
 @BOTH
@@ -224,9 +216,7 @@ def test_weights_without_a_graph_are_no_model(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_belong_to_the_graph_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"missing \['0.bias'\]"):
-        save_model(
-            tmp_path / "m.cyxmodel", GRAPH, {name: w for name, w in WEIGHTS.items() if name != "0.bias"}
-        )
+        save_model(tmp_path / "m.cyxmodel", GRAPH, {name: w for name, w in WEIGHTS.items() if name != "0.bias"})
     with pytest.raises(FormatError, match="0.bias: expected float32"):
         save_model(tmp_path / "m.cyxmodel", GRAPH, {**WEIGHTS, "0.bias": np.zeros(4, np.float32)})
 
@@ -240,9 +230,7 @@ def test_a_model_that_does_not_say_its_loss_asks_for_it(tmp_path: Path) -> None:
         model.predict_classes(np.ones((1, 4)))
 
 
-def rezipped(
-    path: Path, target: Path, compress: int = zipfile.ZIP_STORED, twice: bool = False, **parts: bytes
-) -> Path:
+def rezipped(path: Path, target: Path, compress: int = zipfile.ZIP_STORED, twice: bool = False, **parts: bytes) -> Path:
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w", compress) as archive:
         for name in source.namelist():
             key = name.partition(".")[0]

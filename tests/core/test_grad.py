@@ -96,9 +96,7 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
 ]
 
 
-def numeric(
-    op: str, inputs: list[np.ndarray], attrs: dict[str, Any], weight: np.ndarray, place: int
-) -> np.ndarray:
+def numeric(op: str, inputs: list[np.ndarray], attrs: dict[str, Any], weight: np.ndarray, place: int) -> np.ndarray:
     step, x = 1e-6, inputs[place]
     result = np.zeros_like(x)
     for at in np.ndindex(*x.shape):
@@ -112,9 +110,7 @@ def numeric(
     return result
 
 
-@pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case[0]}-{'x'.join(str(i.shape) for i in case[1])}"
-)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{'x'.join(str(i.shape) for i in case[1])}")
 def test_a_gradient_is_the_slope(case: tuple[str, list[np.ndarray], dict[str, Any]]) -> None:
     op, inputs, attrs = case
     tensors = [Tensor(x, requires_grad=x.dtype == np.float64) for x in inputs]

@@ -48,15 +48,11 @@ def test_a_graph_survives_json() -> None:
         ],
     )
     again = Graph.from_json(graph.to_bytes())
-    assert (
-        again == graph and again.to_bytes() == graph.to_bytes() and Graph.from_json(graph.to_json()) == graph
-    )
+    assert again == graph and again.to_bytes() == graph.to_bytes() and Graph.from_json(graph.to_json()) == graph
 
 
 def test_the_id_of_a_graph_is_pinned() -> None:
-    assert (
-        Graph.from_json(LINEAR).sha256 == "1fe449fed92ab0f83ac2054112b2861a409c05d0d6617468538433dbe7408602"
-    )
+    assert Graph.from_json(LINEAR).sha256 == "1fe449fed92ab0f83ac2054112b2861a409c05d0d6617468538433dbe7408602"
 
 
 def test_canonical_bytes_are_sorted_and_tight() -> None:

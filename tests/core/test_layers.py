@@ -48,17 +48,12 @@ IMAGE = [3, 8, 10]
         ({"kind": "Flatten"}, IMAGE, (240,)),
         ({"kind": "Reshape", "shape": [1, -1, 2]}, [8], (1, 4, 2)),
         ({"kind": "LeakyReLU", "negative_slope": 0.2}, [4], (4,)),
-        *(
-            ({"kind": kind}, [4], (4,))
-            for kind in ("ReLU", "GELU", "Tanh", "Sigmoid", "SiLU", "Softmax", "Normalize")
-        ),
+        *(({"kind": kind}, [4], (4,)) for kind in ("ReLU", "GELU", "Tanh", "Sigmoid", "SiLU", "Softmax", "Normalize")),
         ({"kind": "Normalize", "method": "minmax"}, IMAGE, (3, 8, 10)),
         ({"kind": "Denormalize"}, [1], (1,)),
     ],
 )
-def test_a_layer_infers_its_sizes(
-    layer: dict[str, Any], input_shape: list[int], expected: tuple[int, ...]
-) -> None:
+def test_a_layer_infers_its_sizes(layer: dict[str, Any], input_shape: list[int], expected: tuple[int, ...]) -> None:
     assert shape_of(input_shape, layer) == expected
 
 
@@ -92,9 +87,7 @@ def test_parameters_have_torchs_names_and_layouts() -> None:
 
 
 def test_a_spec_with_layers_is_built() -> None:
-    assert (
-        cx.build(ModelSpec(input=[4], layers=[{"kind": "Linear", "out_features": 2}])).parameter_count == 10
-    )
+    assert cx.build(ModelSpec(input=[4], layers=[{"kind": "Linear", "out_features": 2}])).parameter_count == 10
 
 
 def test_a_spec_with_a_graph_is_that_graph() -> None:
@@ -115,9 +108,7 @@ def test_scaling_is_put_around_the_layers_without_renaming_them() -> None:
 
 def test_own_scaling_is_not_doubled() -> None:
     layers = [{"kind": "Normalize"}, {"kind": "Linear", "out_features": 1}]
-    assert cx.build(input_shape=[4], layers=layers, normalize="minmax") == cx.build(
-        input_shape=[4], layers=layers
-    )
+    assert cx.build(input_shape=[4], layers=layers, normalize="minmax") == cx.build(input_shape=[4], layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +156,7 @@ def test_a_bad_description_says_which_layer(layers: Any, message: str) -> None:
         ([4], {"kind": "LayerNorm", "normalized_shape": [5]}, "layer_norm: expected x (..., 5)"),
     ],
 )
-def test_a_layer_that_does_not_fit_is_named(
-    input_shape: list[int], layer: dict[str, Any], message: str
-) -> None:
+def test_a_layer_that_does_not_fit_is_named(input_shape: list[int], layer: dict[str, Any], message: str) -> None:
     with pytest.raises(ShapeError) as caught:
         cx.build(input_shape=input_shape, layers=[{"kind": "Tanh"}, layer])
     assert message in str(caught.value) and f"layer 1: {layer['kind']}" in str(caught.value)

@@ -214,9 +214,7 @@ def test_train_and_eval_reach_every_part() -> None:
 def test_a_parameter_can_be_replaced_by_a_plain_value() -> None:
     layer = nn.Linear(2, 1)
     layer.bias = None
-    assert [name for name, _ in layer.named_parameters()] == ["weight"] and layer(
-        cx.zeros(1, 2)
-    ).tolist() == [[0.0]]
+    assert [name for name, _ in layer.named_parameters()] == ["weight"] and layer(cx.zeros(1, 2)).tolist() == [[0.0]]
 
 
 def test_module_lists_hold_parameters() -> None:

@@ -30,9 +30,7 @@ LAYERS = [
 
 
 def step_graph(optimizer: OptimizerSpec | None = None) -> Graph:
-    return training_step(
-        build(input_shape=[1, 6, 6], layers=LAYERS), 5, "cross_entropy", optimizer or OptimizerSpec()
-    )
+    return training_step(build(input_shape=[1, 6, 6], layers=LAYERS), 5, "cross_entropy", optimizer or OptimizerSpec())
 
 
 def run_step(graph: Graph, device: str, optimised: bool, steps: int = 2) -> dict[str, np.ndarray]:
@@ -126,9 +124,7 @@ def test_a_transpose_before_a_matmul_becomes_a_flag() -> None:
     builder = Builder()
     a, b = builder.input("a", (2, 3)), builder.input("b", (4, 3))
     graph = optimise(builder.graph(a @ b.T))
-    assert [node.op for node in graph.nodes] == ["input", "input", "matmul"] and graph.nodes[2].attrs[
-        "transpose_b"
-    ]
+    assert [node.op for node in graph.nodes] == ["input", "input", "matmul"] and graph.nodes[2].attrs["transpose_b"]
 
 
 def test_dead_code_goes_and_inputs_stay() -> None:
@@ -161,8 +157,7 @@ def test_the_arena_never_hands_out_a_byte_twice(actions: list[tuple[bool, int, i
             slot = arena.take(size)
             assert slot.offset % 64 == 0 and slot.bytes >= size and slot.offset + slot.bytes <= arena.end
             assert all(
-                slot.offset + slot.bytes <= other.offset or other.offset + other.bytes <= slot.offset
-                for other in held
+                slot.offset + slot.bytes <= other.offset or other.offset + other.bytes <= slot.offset for other in held
             )
             held.append(slot)
         else:
@@ -250,9 +245,7 @@ def random_graph(data: st.DataObject) -> Graph:
     for _ in range(data.draw(st.integers(1, 12))):
         a, b = data.draw(st.sampled_from(values)), data.draw(st.sampled_from(values))
         kind = data.draw(
-            st.sampled_from(
-                ["unary", "add", "mul", "sub", "maximum", "reshape", "transpose", "sum", "identity"]
-            )
+            st.sampled_from(["unary", "add", "mul", "sub", "maximum", "reshape", "transpose", "sum", "identity"])
         )
         if kind == "unary":
             values.append(apply(data.draw(st.sampled_from(unary)), a))

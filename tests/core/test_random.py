@@ -20,17 +20,13 @@ from cyxcore.kernels.philox import philox4x32, uniform_words
         ),
     ],
 )
-def test_philox_gives_the_published_words(
-    counter: list[int], key: tuple[int, int], expected: list[int]
-) -> None:
+def test_philox_gives_the_published_words(counter: list[int], key: tuple[int, int], expected: list[int]) -> None:
     assert philox4x32(np.array(counter, np.uint32), key).tolist() == expected
 
 
 def test_the_uniform_op_counts_blocks_streams_and_steps() -> None:
     out = np.empty((2, 3), np.float32)
-    reference.call(
-        "uniform", out, [np.array([2**32 + 5, 2**33 + 9], np.uint64)], {"shape": (2, 3), "stream": 4}
-    )
+    reference.call("uniform", out, [np.array([2**32 + 5, 2**33 + 9], np.uint64)], {"shape": (2, 3), "stream": 4})
     words = [philox4x32(np.array([block, 4, 9, 2], np.uint32), (5, 1)) for block in (0, 1)]
     assert out.reshape(-1).tolist() == [(int(w) >> 8) / 2**24 for w in np.concatenate(words)[:6]]
 
@@ -55,10 +51,7 @@ def test_kaiming_uniform_stays_within_its_bound() -> None:
 
 def test_parameters_of_one_seed_differ() -> None:
     rule = {"kind": "uniform", "bound": 1.0}
-    assert (
-        random.initial(rule, (4,), "float32", 0, 0).tolist()
-        != random.initial(rule, (4,), "float32", 0, 1).tolist()
-    )
+    assert random.initial(rule, (4,), "float32", 0, 0).tolist() != random.initial(rule, (4,), "float32", 0, 1).tolist()
 
 
 def test_words_do_not_depend_on_how_many_are_drawn() -> None:

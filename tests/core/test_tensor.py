@@ -69,9 +69,7 @@ def test_a_tensor_computes_what_numpy_computes(compute: Callable[[Any, Any], Any
     np.testing.assert_allclose(got.numpy(), expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["exp", "log", "sqrt", "tanh", "sin", "cos", "floor", "sign", "square", "abs"]
-)
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "tanh", "sin", "cos", "floor", "sign", "square", "abs"])
 def test_a_function_of_a_tensor_is_numpys(name: str) -> None:
     x = np.linspace(0.1, 3, 17, dtype=np.float32)
     np.testing.assert_allclose(getattr(cx.tensor(x), name)().numpy(), getattr(np, name)(x), rtol=3e-6)

@@ -68,9 +68,7 @@ def finish(trainer: Trainer) -> TrainingSummary:
 
 
 def spec(**options: Any) -> TrainingSpec:
-    return TrainingSpec(
-        **{"epochs": 2, "optimizer": OptimizerSpec(learning_rate=0.002), "seed": 7, **options}
-    )
+    return TrainingSpec(**{"epochs": 2, "optimizer": OptimizerSpec(learning_rate=0.002), "seed": 7, **options})
 
 
 def test_an_mlp_reads_97_percent_of_the_digits(digits: Rows) -> None:
@@ -101,9 +99,7 @@ def test_another_seed_gives_other_weights(each_device: str, digits: Rows) -> Non
 
 
 def test_evaluating_the_delivered_weights_gives_the_reported_numbers(each_device: str, digits: Rows) -> None:
-    rows = Rows(
-        digits.x_train[:200], digits.y_train[:200], digits.x_val, digits.y_val
-    )  # validation in two batches
+    rows = Rows(digits.x_train[:200], digits.y_train[:200], digits.x_val, digits.y_val)  # validation in two batches
     trainer = Trainer(model(CNN), rows, spec(epochs=3))
     summary = finish(trainer)
     again = cx.evaluate(trainer.graph, trainer.weights, rows.x_val, rows.y_val, "cross_entropy")
@@ -153,11 +149,7 @@ def test_the_best_epoch_is_delivered(reference: None, digits: Rows) -> None:
     trainer = Trainer(model(), few(digits, 60), spec(epochs=12, optimizer=OptimizerSpec(learning_rate=0.02)))
     summary = finish(trainer)
     losses = [m.validation_loss for m in trainer.history]
-    assert (
-        summary.delivered_epoch
-        == summary.best_epoch
-        == losses.index(min(x for x in losses if x is not None)) + 1
-    )
+    assert summary.delivered_epoch == summary.best_epoch == losses.index(min(x for x in losses if x is not None)) + 1
     assert summary.delivered_epoch < 12
     held = cx.evaluate(trainer.graph, trainer.weights, trainer.x_val, trainer.y_val, "cross_entropy")
     assert held["loss"] == summary.validation_loss == min(x for x in losses if x is not None)
@@ -207,14 +199,9 @@ def test_a_regression_answers_in_raw_units(each_device: str) -> None:
     rows = line()
     trainer = Trainer(graph, rows, spec(epochs=60, loss="mse", optimizer=OptimizerSpec(learning_rate=0.02)))
     summary = finish(trainer)
-    assert (
-        summary.validation_r2 is not None and summary.validation_r2 > 0.999 and summary.final_accuracy is None
-    )
+    assert summary.validation_r2 is not None and summary.validation_r2 > 0.999 and summary.final_accuracy is None
     np.testing.assert_allclose(cx.predict(graph, trainer.weights, rows.x_val), rows.y_val, atol=3)
-    assert (
-        cx.evaluate(graph, trainer.weights, rows.x_val, rows.y_val[:, 0], "mse")["r2"]
-        == summary.validation_r2
-    )
+    assert cx.evaluate(graph, trainer.weights, rows.x_val, rows.y_val[:, 0], "mse")["r2"] == summary.validation_r2
 
 
 def test_binary_labels_train_with_bce(each_device: str) -> None:
@@ -222,9 +209,7 @@ def test_binary_labels_train_with_bce(each_device: str) -> None:
     labels = [(y[:, 0] > 70).astype(np.int64) for y in (rows.y_train, rows.y_val)]
     graph = cx.build(input_shape=[3], layers=[{"kind": "Linear", "out_features": 1}], normalize="standard")
     binary = replace(rows, y_train=labels[0], y_val=labels[1])
-    summary = finish(
-        Trainer(graph, binary, spec(epochs=30, loss="bce", optimizer=OptimizerSpec(learning_rate=0.05)))
-    )
+    summary = finish(Trainer(graph, binary, spec(epochs=30, loss="bce", optimizer=OptimizerSpec(learning_rate=0.05))))
     assert summary.validation_accuracy is not None and summary.validation_accuracy > 0.95
 
 
@@ -268,9 +253,7 @@ def test_a_traced_module_trains_like_its_layer_list(reference: None, digits: Row
 def test_a_run_that_diverges_says_where(reference: None) -> None:
     rows = line()
     graph = cx.build(input_shape=[3], layers=[{"kind": "Linear", "out_features": 1}])
-    trainer = Trainer(
-        graph, rows, spec(epochs=50, loss="mse", optimizer=OptimizerSpec(name="sgd", learning_rate=50.0))
-    )
+    trainer = Trainer(graph, rows, spec(epochs=50, loss="mse", optimizer=OptimizerSpec(name="sgd", learning_rate=50.0)))
     with pytest.raises(DivergedError, match=r"became (inf|nan) at step \d+; try a learning_rate below 50.0"):
         finish(trainer)
 
@@ -294,9 +277,7 @@ def test_a_run_that_diverges_says_where(reference: None) -> None:
         ),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_rows_that_do_not_fit_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     rows = replace(Rows(np.zeros((5, 64), np.float32), np.zeros(5, np.int64), None, None), **change)
     with pytest.raises(error, match=message):
         Trainer(model(), rows, spec(), device="reference")
@@ -310,9 +291,7 @@ def test_cross_entropy_needs_one_axis_of_outputs() -> None:
 
 def test_nesterov_without_momentum_is_refused(digits: Rows) -> None:
     with pytest.raises(SpecError, match="momentum above 0"):
-        Trainer(
-            model(), few(digits), spec(optimizer=OptimizerSpec(name="sgd", nesterov=True)), device="reference"
-        )
+        Trainer(model(), few(digits), spec(optimizer=OptimizerSpec(name="sgd", nesterov=True)), device="reference")
 
 
 def test_predictions_do_not_depend_on_the_other_rows(each_device: str, digits: Rows) -> None:
@@ -334,9 +313,7 @@ def eager_epochs(net: nn.Module, rows: Rows) -> Iterator[float]:
     for epoch in range(1, 4):
         for start in range(0, len(rows.x_train), 64):
             chosen = random.permutation(0, epoch, len(rows.x_train))[start : start + 64]
-            loss = nn.CrossEntropyLoss()(
-                net(cx.tensor(rows.x_train[chosen] / 16)), cx.tensor(rows.y_train[chosen])
-            )
+            loss = nn.CrossEntropyLoss()(net(cx.tensor(rows.x_train[chosen] / 16)), cx.tensor(rows.y_train[chosen]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

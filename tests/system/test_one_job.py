@@ -88,7 +88,9 @@ async def test_a_module_from_python_is_traced_and_trained(client, network, tmp_p
         def forward(self, x):
             return self.out(self.hidden(x).relu())
 
-    submitted = await client.submit_module(Small(), data=EXAMPLES / "digits.csv", amount="1.5", training=TrainingSpec(epochs=5))
+    submitted = await client.submit_module(
+        Small(), data=EXAMPLES / "digits.csv", amount="1.5", training=TrainingSpec(epochs=5)
+    )
     view = await client.wait(submitted.job_id)
     assert view.status == "completed", view.error
     assert view.summary.validation_accuracy > 0.9

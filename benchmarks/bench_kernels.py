@@ -1,0 +1,195 @@
+"""CPU kernels against NumPy, side by side in one process: time of each, and how many times faster ours is.
+
+    python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT]
+
+Rounds of the two alternate, so that a busy machine slows both; each figure is the median. NumPy's matrix product uses its
+BLAS with as many threads as it likes: set OPENBLAS_NUM_THREADS=1 to compare one thread with one thread.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from cyxcore.kernels import cpu, reference
+
+Array = np.ndarray[Any, Any]
+Row = tuple[str, str, Array, list[Array], dict[str, Any], Callable[[], object], float]
+
+
+def f32(*shape: int) -> Array:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def elementwise() -> Iterator[Row]:
+    x, y, row, column = f32(1024, 1024), f32(1024, 1024), f32(1024), f32(1024, 1)
+    out, truth = np.empty_like(x), np.empty(x.shape, bool)
+    target = np.empty_like(x)
+    for op, function in (("add", np.add), ("mul", np.multiply), ("div", np.divide), ("maximum", np.maximum)):
+        yield f"{op} 1M", op, out, [x, y], {}, lambda f=function: f(x, y, out=target), 0.0
+    yield "add 1M + row", "add", out, [x, row], {}, lambda: np.add(x, row, out=target), 0.0
+    yield "add 1M + column", "add", out, [x, column], {}, lambda: np.add(x, column, out=target), 0.0
+    small, result = f32(64), np.empty(64, np.float32)
+    yield (
+        "add 64",
+        "add",
+        np.empty(64, np.float32),
+        [small, small],
+        {},
+        lambda: np.add(small, small, out=result),
+        0.0,
+    )
+    yield "less 1M", "less", truth, [x, y], {}, lambda: np.less(x, y), 0.0
+    for op, function in (("exp", np.exp), ("tanh", np.tanh), ("sqrt", np.sqrt), ("sin", np.sin)):
+        yield f"{op} 1M", op, out, [np.abs(x)], {}, lambda f=function: f(np.abs(x), out=target), 0.0
+    yield "log 1M", "log", out, [np.abs(x)], {}, lambda: np.log(np.abs(x), out=target), 0.0
+    yield "transpose 1M", "transpose", out, [x], {"axes": (1, 0)}, lambda: np.copyto(target, x.T), 0.0
+
+
+def reductions() -> Iterator[Row]:
+    x = f32(2048, 1024)
+    labels = np.arange(2048) % 1024
+    for name, axes in (("all", (0, 1)), ("last axis", (1,)), ("first axis", (0,))):
+        out = np.empty(x.sum(axes).shape, np.float32)
+        yield (
+            f"sum {name} 2M",
+            "sum",
+            out,
+            [x],
+            {"axes": axes, "keepdims": False},
+            lambda a=axes: x.sum(a),
+            0.0,
+        )
+    out = np.empty(1024, np.float32)
+    yield "max first axis 2M", "max", out, [x], {"axes": (0,), "keepdims": False}, lambda: x.max(0), 0.0
+    for op in ("softmax", "log_softmax"):
+        attrs = {"axis": 1}
+        yield (
+            f"{op} 2048x1024",
+            op,
+            np.empty_like(x),
+            [x],
+            attrs,
+            lambda o=op, a=attrs: reference.KERNELS[o](a, x),
+            0.0,
+        )
+    yield "cross_entropy 2048x1024", "cross_entropy", np.empty(2048, np.float32), [x, labels], {}, (
+        lambda: reference.KERNELS["cross_entropy"]({}, x, labels)
+    ), 0.0  # fmt: skip
+
+
+def products(sizes: tuple[int, ...]) -> Iterator[Row]:
+    for n in sizes:
+        for ta, tb in ((False, False), (False, True), (True, False)):
+            if n > 1024 and (ta or tb):
+                continue
+            a, b = f32(n, n), f32(n, n)
+            out, target = np.empty((n, n), np.float32), np.empty((n, n), np.float32)
+            attrs = {"transpose_a": ta, "transpose_b": tb}
+            x, y = a.T if ta else a, b.T if tb else b
+            name = f"matmul {n} {'T' if ta else 'N'}{'T' if tb else 'N'}"
+            yield (
+                name,
+                "matmul",
+                out,
+                [a, b],
+                attrs,
+                lambda x=x, y=y, t=target: np.matmul(x, y, out=t),
+                2.0 * n**3,
+            )
+    for m, k, n in ((64, 64, 128), (256, 784, 1024), (64, 9216, 128), (1, 784, 1024)):
+        a, b = f32(m, k), f32(n, k)
+        out, target = np.empty((m, n), np.float32), np.empty((m, n), np.float32)
+        attrs = {"transpose_a": False, "transpose_b": True}
+        yield f"linear {m}x{k} -> {n}", "matmul", out, [a, b], attrs, (
+            lambda x=a, y=b.T, t=target: np.matmul(x, y, out=t)
+        ), 2.0 * m * n * k  # fmt: skip
+
+
+def networks() -> Iterator[Row]:
+    one = {"stride": (1, 1), "dilation": (1, 1), "groups": 1}
+    for name, x, w, padding in (
+        ("3x3 1->32 28x28", f32(64, 1, 28, 28), f32(32, 1, 3, 3), 0),
+        ("3x3 32->64 26x26", f32(64, 32, 26, 26), f32(64, 32, 3, 3), 0),
+        ("3x3 64->64 32x32", f32(32, 64, 32, 32), f32(64, 64, 3, 3), 1),
+    ):
+        attrs = {**one, "padding": (padding, padding)}
+        side = x.shape[2] + 2 * padding - 2
+        g = f32(x.shape[0], w.shape[0], side, side)
+        work = 2.0 * g.size * w[0].size
+        for op, out, inputs, more in (
+            ("conv2d", np.empty_like(g), [x, w], {}),
+            ("conv2d_grad_input", np.empty_like(x), [g, w], {"input_shape": x.shape}),
+            ("conv2d_grad_weight", np.empty_like(w), [g, x], {"weight_shape": w.shape}),
+        ):
+            full = {**attrs, **more}
+            yield f"{op} {name}", op, out, inputs, full, (
+                lambda o=op, i=inputs, a=full: reference.KERNELS[o](a, *i)
+            ), work  # fmt: skip
+    x = f32(64, 64, 24, 24)
+    pool = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}
+    g = f32(64, 64, 12, 12)
+    yield "max_pool2d 2x2", "max_pool2d", np.empty_like(g), [x], pool, (
+        lambda: reference.KERNELS["max_pool2d"](pool, x)
+    ), 0.0  # fmt: skip
+    yield "max_pool2d_grad 2x2", "max_pool2d_grad", np.empty_like(x), [g, x], pool, (
+        lambda: reference.KERNELS["max_pool2d_grad"](pool, g, x)
+    ), 0.0  # fmt: skip
+    p, m, v = f32(1_000_000), f32(1_000_000), np.abs(f32(1_000_000))
+    lr, step = np.array(0.001, np.float32), np.array(7.0, np.float32)
+    adam = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decoupled_weight_decay": 0.01}
+    yield "adam_update 1M", "adam_update", np.empty_like(p), [p, m, v, lr, step], adam, (
+        lambda: reference.KERNELS["adam_update"](adam, p, m, v, lr, step)
+    ), 0.0  # fmt: skip
+
+
+def seconds(function: Callable[[], object], budget: float) -> float:
+    """Mean time of a burst that fills about `budget` seconds."""
+    started, count = time.perf_counter(), 0
+    while True:
+        function()
+        count += 1
+        spent = time.perf_counter() - started
+        if spent > budget:
+            return spent / count
+
+
+def measure(row: Row, rounds: int, budget: float) -> tuple[float, float]:
+    """Median seconds of ours and of NumPy's, in alternating bursts."""
+    _, op, out, inputs, attrs, theirs, _ = row
+    ours = [0.0] * rounds
+    others = [0.0] * rounds
+    for i in range(rounds):
+        ours[i] = seconds(lambda: cpu.call(op, out, inputs, attrs), budget)
+        others[i] = seconds(theirs, budget)
+    return statistics.median(ours), statistics.median(others)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--threads", type=int, default=1, help="threads of our kernels (default 1)")
+    parser.add_argument("--isa", default=cpu.isa(), help="avx512, avx2 or portable")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    options = parser.parse_args()
+    cpu.set_num_threads(options.threads)
+    cpu.set_isa(options.isa)
+    rounds, budget = (3, 0.01) if options.quick else (7, 0.05)
+    print(f"{cpu.isa()}, {cpu.get_num_threads()} thread(s); numpy {np.__version__}")
+    print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'GFLOP/s':>9}{'ratio':>8}")
+    sizes = (64, 128, 256, 512, 1024) if options.quick else (16, 32, 64, 128, 256, 512, 1024, 2048)
+    for row in (*elementwise(), *reductions(), *products(sizes), *networks()):
+        if options.only not in row[0]:
+            continue
+        ours, theirs = measure(row, rounds, budget)
+        rate = f"{row[6] / ours / 1e9:9.1f}" if row[6] else " " * 9
+        print(f"{row[0]:34}{ours * 1e6:10.1f}{theirs * 1e6:11.1f}{rate}{theirs / ours:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
