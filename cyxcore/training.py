@@ -108,8 +108,7 @@ class Trainer:
         self.weights: dict[str, Array] = {}
         self.delivered_epoch = 0
         self._learning_rate = spec.optimizer.learning_rate
-        for rows in self._batch_rows():
-            self._plan(rows)
+        self._plan(self._batch_rows()[0])  # here, so that a graph that cannot be trained is refused at once
 
     def _batch_rows(self) -> list[int]:
         """How many rows each batch of an epoch has; the last may have fewer."""

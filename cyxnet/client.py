@@ -34,6 +34,7 @@ from cyxnet.follow import ENDED, SOURCES, Merge
 
 if TYPE_CHECKING:
     from cyxnet.jobfile import LoadedJob
+    from cyxnet.solana import Settlement
     from cyxnet.wallet import Wallet
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ class AsyncClient:
         self.retry_delays_s: tuple[float, ...] = RETRY_DELAYS_S
         self.on_retry: OnRetry | None = None
         self._info: m.NetworkInfo | None = None
+        self._settlement: Settlement | None = None  # opened on the first payment: it loads a large library
 
     @classmethod
     async def connect(
@@ -101,6 +103,8 @@ class AsyncClient:
         return cls(bus, keys, caller or f"c-{keys.short_id}")
 
     async def close(self) -> None:
+        if self._settlement is not None:
+            await self._settlement.close()
         await self.bus.close()
 
     async def __aenter__(self) -> "AsyncClient":
@@ -235,9 +239,10 @@ class AsyncClient:
         """The deposit for these terms, built and signed here. Its blockhash comes from the network's chain."""
         from cyxnet.solana import Settlement
 
-        info = self._info = self._info or await self.info()
-        async with Settlement(info.chain_url) as settlement:
-            deposit = await settlement.deposit_transaction(self.purse, terms)
+        if self._settlement is None:
+            info = self._info = self._info or await self.info()
+            self._settlement = Settlement(info.chain_url)
+        deposit = await self._settlement.deposit_transaction(self.purse, terms)
         return m.Payment(client=self.purse.address, deposit=deposit)
 
     # -- following --------------------------------------------------------------------------------

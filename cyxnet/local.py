@@ -29,7 +29,7 @@ READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CRASHES_PER_MINUTE = 10
-QUICK_CHAIN = ("--slot-ms", "4", "--slots-per-block", "100")  # final after 16 ms; blockhashes still last a minute
+QUICK_CHAIN = ("--slot-ms", "2", "--slots-per-block", "200")  # final after 8 ms; blockhashes still last a minute
 
 OnReady = Callable[[str, str, float], None]  # (part, what it said of itself, ms it took)
 OnEvent = Callable[[str], None]

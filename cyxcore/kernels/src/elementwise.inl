@@ -14,8 +14,6 @@
     CYX_UNARY(sign_##S, T, T, x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x)                                                 \
     CYX_UNARY(floor_##S, T, T, __builtin_floor##F(x))                                                                  \
     CYX_UNARY(logical_not_##S, T, uint8_t, x == 0)                                                                     \
-    CYX_UNARY(sin_##S, T, T, cyx_sin(x))                                                                               \
-    CYX_UNARY(cos_##S, T, T, cyx_cos(x))                                                                               \
     CYX_BINARY(add_##S, T, T, x + y)                                                                                   \
     CYX_BINARY(sub_##S, T, T, x - y)                                                                                   \
     CYX_BINARY(mul_##S, T, T, x *y)                                                                                    \
@@ -33,6 +31,32 @@
     CYX_BINARY(logical_or_##S, T, uint8_t, x != 0 || y != 0)
 
 FLOAT_OPS(float, f32, f)
+CYX_UNARY(sin_f64, double, double, cyx_sin(x))
+CYX_UNARY(cos_f64, double, double, cyx_cos(x))
+
+/* A chunk at a time as vectors; a chunk with an element beyond 2**20 (or infinite, or NaN) mends those one by one. */
+#define TRIGONOMETRY(NAME, SHIFT, BEYOND)                                                                              \
+    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                               \
+        const cyx_call *call = ((const cyx_rows *)context)->call;                                                      \
+        const float *x = call->in[0].data;                                                                             \
+        float *out = call->out.data;                                                                                   \
+        for (int64_t at = begin; at < end; at += 64) {                                                                 \
+            float own[64], y[64];                                                                                      \
+            int64_t n = end - at < 64 ? end - at : 64;                                                                 \
+            int beyond = 0;                                                                                            \
+            memset(own, 0, sizeof own);                                                                                \
+            memcpy(own, x + at, sizeof(float) * (size_t)n);                                                            \
+            for (int i = 0; i < 64; i++) beyond |= !(__builtin_fabsf(own[i]) < 0x1p20f);                               \
+            INDEPENDENT for (int i = 0; i < 64; i++) y[i] = sine_f32(own[i], SHIFT);                                   \
+            for (int i = 0; beyond && i < 64; i++)                                                                     \
+                if (!(__builtin_fabsf(own[i]) < 0x1p20f)) y[i] = (float)BEYOND(own[i]);                                \
+            memcpy(out + at, y, sizeof(float) * (size_t)n);                                                            \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
+TRIGONOMETRY(sin_f32, 0, cyx_sin)
+TRIGONOMETRY(cos_f32, 1, cyx_cos)
+
 FLOAT_OPS(double, f64, )
 
 #define FILL_FLOAT_OPS(D, S)                                                                                           \

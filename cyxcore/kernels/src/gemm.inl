@@ -8,7 +8,7 @@
 #define GEMM_ONCE
 typedef int32_t integer_f32;
 typedef int64_t integer_f64;
-enum { BLOCK_K = 256, BLOCK_M = 240, BLOCK_N = 2048, DIRECT_B_ROWS = 48, DIRECT_A_COLUMNS = 64 };
+enum { BLOCK_K = 256, BLOCK_M = 240, BLOCK_N = 2048, DIRECT_B_ROWS = 48, DIRECT_A_COLUMNS = 64, TRANSPOSED_A_ROWS = 128 };
 #endif
 
 #undef NR
@@ -140,7 +140,10 @@ static void NAME(pack_panel)(const T *b, int64_t b_row, int transposed, T *panel
         NAME(transpose)(b, b_row, panel, NR, columns, count);
         return;
     }
-    for (int64_t k = 0; k < count; k++) memcpy(panel + k * NR, b + k * b_row, sizeof(T) * (size_t)columns);
+    if (columns == NR)
+        for (int64_t k = 0; k < count; k++) memcpy(panel + k * NR, b + k * b_row, sizeof(T) * NR);
+    else
+        for (int64_t k = 0; k < count; k++) memcpy(panel + k * NR, b + k * b_row, sizeof(T) * (size_t)columns);
 }
 
 typedef struct {
@@ -164,11 +167,19 @@ static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
+/* `count` <= MR neighbours of each of k rows, as [k][MR]. */
+static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_count, int64_t count) {
+    if (count == MR)
+        for (int64_t k = 0; k < k_count; k++) memcpy(packed + k * MR, a + k * a_row, sizeof(T) * MR);
+    else
+        for (int64_t k = 0; k < k_count; k++) memcpy(packed + k * MR, a + k * a_row, sizeof(T) * (size_t)count);
+}
+
 /* One task: rows [m0, m0 + m_block) by a group of panels. */
 static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
-    int pack_a = p->a_transposed ? p->n_count > 2 * NR && p->m > 512 : p->n_count > DIRECT_A_COLUMNS;
+    int pack_a = p->n_count > DIRECT_A_COLUMNS && (!p->a_transposed || p->m > TRANSPOSED_A_ROWS);
     T *packed = pack_a ? cyx_scratch(1, sizeof(T) * (size_t)((p->m_block + MR) * p->k_count)) : NULL;
     if (pack_a && !packed) {
         p->no_memory = 1;
@@ -182,8 +193,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         for (int64_t r = 0; pack_a && r < rows; r += MR) {
             int64_t count = rows - r < MR ? rows - r : MR;
             if (p->a_transposed)
-                for (int64_t k = 0; k < p->k_count; k++)
-                    memcpy(packed + r * p->k_count + k * MR, a + k * p->a_row + r, sizeof(T) * (size_t)count);
+                NAME(pack_rows)(a + r, p->a_row, packed + r * p->k_count, p->k_count, count);
             else
                 NAME(transpose)(a + r * p->a_row, p->a_row, packed + r * p->k_count, MR, count, p->k_count);
         }

@@ -257,6 +257,27 @@ MATH double erf_f64(double x) {
     return __builtin_copysign(a < 1.0 ? small : large, x);
 }
 
+/* sin (shift 0) and cos (shift 1) of float32 in float64, whose two-part pi / 2 is ample for |x| < 2**20. */
+MATH float sine_f32(float given, int shift) {
+    double x = given;
+    double shifted = FMA64(x, 0x1.45f306dc9c883p-1, 0x1.8p52), k = shifted - 0x1.8p52;
+    uint32_t quadrant = (uint32_t)bits_of_f64(shifted) + (uint32_t)shift;
+    double r = FMA64(k, -0x1.1a62633145c07p-54, FMA64(k, -0x1.921fb54442d18p+0, x)), z = r * r;
+    double s = -0x1.ae6453ecab5c4p-26; /* (sin(r) / r - 1) / r**2, |r| <= pi / 4 */
+    s = FMA64(s, z, 0x1.71de3a544a6cep-19);
+    s = FMA64(s, z, -0x1.a01a01a019880p-13);
+    s = FMA64(s, z, 0x1.1111111111110p-7);
+    s = FMA64(s, z, -0x1.5555555555555p-3);
+    double c = 0x1.1eed8ddaa538ep-29; /* (cos(r) - 1 + r**2 / 2) / r**4 */
+    c = FMA64(c, z, -0x1.27e4fb7708fb2p-22);
+    c = FMA64(c, z, 0x1.a01a01a019cb8p-16);
+    c = FMA64(c, z, -0x1.6c16c16c16c16p-10);
+    c = FMA64(c, z, 0x1.5555555555555p-5);
+    double sine = FMA64(r * z, s, r), cosine = FMA64(z * z, c, FMA64(-0.5, z, 1.0));
+    float y = (float)(quadrant & 1 ? cosine : sine);
+    return quadrant & 2 ? -y : y;
+}
+
 /* The rest goes one element at a time: scalar_math.c. */
 double cyx_sin(double x);
 double cyx_cos(double x);

@@ -4,7 +4,7 @@
 #include "elementwise.h"
 #include "tables.h"
 
-enum { TRANSPOSE_TILE = 32 };
+enum { TRANSPOSE_TILE = 8 };
 
 /* out, contiguous, from an input seen through strides: transpose, broadcast_to and slice are this. */
 typedef struct {
@@ -41,8 +41,8 @@ static void strided_copy_body(void *context, int64_t begin, int64_t end) {
 }
 
 #define TRANSPOSE_MATRIX(T)                                                                                            \
-    for (int64_t r0 = 0; r0 < rows; r0 += TRANSPOSE_TILE)                                                              \
-        for (int64_t c0 = 0; c0 < columns; c0 += TRANSPOSE_TILE)                                                       \
+    for (int64_t c0 = 0; c0 < columns; c0 += TRANSPOSE_TILE)                                                           \
+        for (int64_t r0 = 0; r0 < rows; r0 += TRANSPOSE_TILE)                                                          \
             for (int64_t r = r0; r < rows && r < r0 + TRANSPOSE_TILE; r++)                                             \
                 for (int64_t c = c0; c < columns && c < c0 + TRANSPOSE_TILE; c++)                                      \
                     ((T *)out)[r * columns + c] = ((const T *)from)[r + c * stride]

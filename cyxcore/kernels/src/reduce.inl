@@ -87,20 +87,46 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         }                                                                                                              \
     }
 
+/* `rows` rows, `stride` apart, folded in order into n columns: a few vectors of columns stay in registers throughout. */
+#define FOLD_BLOCK(NAME_, JOIN_S, JOIN_V)                                                                              \
+    static void NAME(NAME_##_block)(T *into, const T *x, int64_t stride, int64_t rows, int64_t n) {                    \
+        int64_t j = 0;                                                                                                 \
+        for (; j + 4 * VN <= n; j += 4 * VN) {                                                                         \
+            V a[4];                                                                                                    \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) a[v] = *(const V *)(x + j + v * VN);                   \
+            for (int64_t r = 1; r < rows; r++)                                                                         \
+                _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {                                                  \
+                    V next = *(const V *)(x + r * stride + j + v * VN);                                                \
+                    a[v] = JOIN_V(a[v], next);                                                                         \
+                }                                                                                                      \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) *(V *)(into + j + v * VN) = a[v];                      \
+        }                                                                                                              \
+        if (j == n) return;                                                                                            \
+        memcpy(into + j, x + j, sizeof(T) * (size_t)(n - j));                                                          \
+        for (int64_t r = 1; r < rows; r++) NAME(NAME_##_columns)(into + j, x + r * stride + j, n - j);                 \
+    }
+
 FOLD(sum, ADD_S, ADD_V, 0)
 FOLD(max, MAX_S, MAX_V, -INF)
 FOLD(min, MIN_S, MIN_V, INF)
+FOLD_BLOCK(sum, ADD_S, ADD_V)
+FOLD_BLOCK(max, MAX_S, MAX_V)
+FOLD_BLOCK(min, MIN_S, MIN_V)
 
 typedef struct {
     T (*run)(const T *x, int64_t n);
     int (*push)(T *tree, int height, int64_t count, T value);
     T (*finish)(const T *tree, int height);
     void (*columns)(T *into, const T *next, int64_t n);
+    void (*block)(T *into, const T *x, int64_t stride, int64_t rows, int64_t n);
 } NAME(fold);
 
-static const NAME(fold) NAME(fold_sum) = {NAME(sum_run), NAME(sum_push), NAME(sum_finish), NAME(sum_columns)};
-static const NAME(fold) NAME(fold_max) = {NAME(max_run), NAME(max_push), NAME(max_finish), NAME(max_columns)};
-static const NAME(fold) NAME(fold_min) = {NAME(min_run), NAME(min_push), NAME(min_finish), NAME(min_columns)};
+static const NAME(fold) NAME(fold_sum) = {NAME(sum_run), NAME(sum_push), NAME(sum_finish), NAME(sum_columns),
+                                     NAME(sum_block)};
+static const NAME(fold) NAME(fold_max) = {NAME(max_run), NAME(max_push), NAME(max_finish), NAME(max_columns),
+                                     NAME(max_block)};
+static const NAME(fold) NAME(fold_min) = {NAME(min_run), NAME(min_push), NAME(min_finish), NAME(min_columns),
+                                     NAME(min_block)};
 
 typedef struct {
     const NAME(fold) * fold;
@@ -140,6 +166,16 @@ static void NAME(reduce_groups)(void *context, int64_t begin, int64_t end) {
     }
 }
 
+/* Rows of several reduced dimensions, which do not lie one stride apart. */
+static void NAME(fold_scattered)(const NAME(reduction) * r, const T *x, int64_t first, int64_t rows, int64_t n, T *into) {
+    const cyx_reduce_plan *plan = &r->plan;
+    for (int64_t t = 0; t < rows; t++) {
+        const T *row = x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride);
+        if (t) r->fold->columns(into, row, n);
+        else memcpy(into, row, sizeof(T) * (size_t)n);
+    }
+}
+
 /* A tile of columns, one group of rows: the fold goes into `into`. `tree` has room for TREE_DEPTH tiles. */
 static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t first, int64_t count, int64_t n, T *tree, T *into) {
     const cyx_reduce_plan *plan = &r->plan;
@@ -147,9 +183,13 @@ static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t fir
     for (int64_t t = 0, blocks = 0; t < count; blocks++) {
         T *block = tree + height * TILE;
         int64_t stop = t + BLOCK_ROWS < count ? t + BLOCK_ROWS : count;
-        memcpy(block, x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride), sizeof(T) * (size_t)n);
-        while (++t < stop)
-            r->fold->columns(block, x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride), n);
+        if (plan->reduced_count == 1) {
+            int64_t stride = plan->reduced_stride[0];
+            r->fold->block(block, x + (first + t) * stride, stride, stop - t, n);
+        } else {
+            NAME(fold_scattered)(r, x, first + t, stop - t, n, block);
+        }
+        t = stop;
         for (int64_t carry = blocks; carry & 1; carry >>= 1, height--)
             r->fold->columns(tree + (height - 1) * TILE, tree + height * TILE, n);
         height++;
