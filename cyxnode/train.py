@@ -72,7 +72,14 @@ def train(order: Order) -> Iterator[Said]:
 
     _set_up_device(order.device, order.threads)
     loss, scaling = order.training.loss, order.data.normalize
-    dataset = data.load(Path(order.data_path), order.data, loss=loss, seed=order.training.seed)
+    dataset = data.load(
+        Path(order.data_path),
+        order.data,
+        loss=loss,
+        seed=order.training.seed,
+        limit_bytes=order.memory_bytes or data.MAX_BYTES,
+        kept_in=Path(order.data_path).parent,
+    )
     check_facts(order, len(dataset.x_train) + len(dataset.x_val), list(dataset.x_train.shape[1:]))
     regression = dataset.task == "regression" and scaling != "none"
     graph = layers.build(order.model, normalize=scaling, denormalize=regression)

@@ -3,7 +3,7 @@
     cyx up                                                   # in another terminal
     python examples/plain_nats.py .cyx/network.json examples/digits.csv
 
-The network keeps a wallet for a caller that brings none (local networks do), so the faucet is asked for test money first.
+A local network keeps a wallet for a caller that brings none, so the faucet is asked for test money first.
 """
 
 import asyncio

@@ -19,7 +19,7 @@ cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.in
 cyxcore.values cyxcore.indexing cyxcore.functional cyxcore.symbols cyxcore.layers
 """.split()
 READING_DATA = """
-cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split
+cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split
 cyxcore.data.sources cyxcore.data.tables cyxcore.data.dataset cyxcore.data.images cyxcore.data
 """.split()
 ORDER = [
@@ -28,20 +28,20 @@ ORDER = [
     *"""
 cyxcore.kernels.philox cyxcore.kernels.reference cyxcore.kernels cyxcore.device cyxcore.random cyxcore.grad
 cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn cyxcore.optim
-cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.training cyxcore.safetensors
+cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
 cyxnet.config cyxnet.lifetime cyxnet.bus cyxnet.artifacts cyxnet.broker cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.client cyxnet.blocking cyxnet
-cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train
-cyxnet.cli cyxnet.__main__
+cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
+cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train cyxnet.cli cyxnet.__main__
 
 cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.train cyxnode.home cyxnode.cache
 cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
 
-cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views cyxcentral.intake
-cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch cyxcentral.payments
+cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views
+cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch cyxcentral.payments
 cyxcentral.telemetry cyxcentral.api cyxcentral.central
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),

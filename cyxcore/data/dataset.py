@@ -7,13 +7,14 @@ a defect is found before anything is paid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from cyxcore.data.arrays import read_arrays
 from cyxcore.data.checks import MAX_BYTES, Path
 from cyxcore.data.formats import check_start
+from cyxcore.data.kept import Reading, keep, place, recall
 from cyxcore.data.labels import check_classes, encode
 from cyxcore.data.split import split
 from cyxcore.data.tables import read_table
@@ -65,14 +66,6 @@ class Dataset:
     task: Task
 
 
-class _Read(NamedTuple):
-    x: ndarray
-    y: ndarray
-    classes: list[str] | None
-    feature_names: list[str]
-    task: Task
-
-
 def task_of(spec: DataSpec, loss: str | None = None) -> Task:
     """data.task, or what the loss implies; classification if neither says.
 
@@ -111,15 +104,22 @@ def inspect(path: Path, spec: DataSpec, *, loss: str | None = None, limit_bytes:
 
 
 def load(
-    path: Path, spec: DataSpec, *, loss: str | None = None, seed: int = 0, limit_bytes: int = MAX_BYTES
+    path: Path,
+    spec: DataSpec,
+    *,
+    loss: str | None = None,
+    seed: int = 0,
+    limit_bytes: int = MAX_BYTES,
+    kept_in: Path | None = None,
 ) -> Dataset:
     """The dataset in memory, with data.validation of its rows held out, chosen by the seed.
 
     loss: the job's, which says the task where data.task does not. limit_bytes: refuse what would take
-    more memory than this (or than the machine has free). Raises DataError for every defect of the file,
-    SpecError if loss and data.task contradict each other.
+    more memory than this (or than the machine has free). kept_in: a folder where the arrays of a table are
+    kept for the next call. Raises DataError for every defect of the file, SpecError if loss and data.task
+    contradict each other.
     """
-    read = _read(path, spec, loss, limit_bytes)
+    read = _read_once(path, spec, loss, limit_bytes, kept_in)
     train, held = split(path, len(read.x), None if read.classes is None else read.y, spec.validation, seed)
     return Dataset(
         x_train=read.x[train] if len(held) else read.x,
@@ -132,7 +132,19 @@ def load(
     )
 
 
-def _read(path: Path, spec: DataSpec, loss: str | None, limit_bytes: int) -> _Read:
+def _read_once(path: Path, spec: DataSpec, loss: str | None, limit_bytes: int, kept_in: Path | None) -> Reading:
+    """_read, or what it gave the last time. NPZ is arrays already."""
+    if kept_in is None or spec.format == "npz" or not path.is_file():
+        return _read(path, spec, loss, limit_bytes)
+    where = place(kept_in, path, [spec.format, spec.target, spec.features, spec.ignore, task_of(spec, loss), loss])
+    reading = recall(where)
+    if reading is None:
+        reading = _read(path, spec, loss, limit_bytes)
+        keep(where, reading)
+    return reading
+
+
+def _read(path: Path, spec: DataSpec, loss: str | None, limit_bytes: int) -> Reading:
     task = task_of(spec, loss)
     check_start(path, spec.format)
     feature_names: list[str] = []
@@ -143,7 +155,7 @@ def _read(path: Path, spec: DataSpec, loss: str | None, limit_bytes: int) -> _Re
         y, classes = encode(path, spec.target, target, decode) if isinstance(target, list) else (target, None)
     if classes is not None:
         check_classes(path, spec.target, classes, loss)
-    return _Read(x, y, classes, feature_names, task)
+    return Reading(x, y, classes, feature_names, task)
 
 
 def check_labels(info: DatasetInfo, outputs: int, *, loss: str | None = None) -> None:

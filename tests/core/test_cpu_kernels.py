@@ -533,6 +533,14 @@ def test_a_power_is_what_c_says(base: float, exponent: float) -> None:
     np.testing.assert_allclose(got[0], true, rtol=2.3e-16)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", ["sin", "tanh", "erf", "sqrt", "neg", "abs", "floor"])
+def test_zero_keeps_the_sign_numpy_gives_it(op: str, dtype: str) -> None:
+    case = Case(op, [np.array([0.0, -0.0] * 20, dtype)])
+    expected = case.inputs[0] if op == "erf" else case.expected()
+    np.testing.assert_array_equal(np.signbit(case.run()), np.signbit(expected))
+
+
 def test_a_long_sum_in_float32_keeps_six_digits() -> None:
     x = np.full(2_000_000, 0.1, np.float32)
     out = np.empty((), np.float32)

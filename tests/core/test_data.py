@@ -758,3 +758,49 @@ def test_pickled_arrays_are_not_unpickled(tmp_path: Path) -> None:
     path = raw_npz(tmp_path, [("x.npy", stream.getvalue()), ("y.npy", Y_2)])
     assert "dtype '|O'" in told(lambda: load(path, DataSpec(format="npz")))
     assert not marker.exists()
+
+
+# -- readings that are kept
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,label\n" + "".join(f"{n},{n * n},{'xyz'[n % 3]}\n" for n in range(12)))
+    return path
+
+
+def kept_files(folder):
+    return sorted(folder.glob("reading-*.safetensors"))
+
+
+def test_a_kept_reading_gives_the_same_dataset(table, tmp_path):
+    plain = load(table, DataSpec())
+    for _ in range(2):  # read and kept, then recalled
+        again = load(table, DataSpec(), kept_in=tmp_path)
+        for name in ("x_train", "y_train", "x_val", "y_val"):
+            assert np.array_equal(getattr(again, name), getattr(plain, name))
+        assert (again.classes, again.feature_names, again.task) == (plain.classes, plain.feature_names, plain.task)
+    assert len(kept_files(tmp_path)) == 1
+
+
+def test_a_changed_file_or_another_way_to_read_it_is_read_again(table, tmp_path):
+    load(table, DataSpec(), kept_in=tmp_path)
+    load(table, DataSpec(ignore=["b"]), kept_in=tmp_path)
+    table.write_text(table.read_text() + "12,144,x\n")
+    assert len(load(table, DataSpec(validation=0.0), kept_in=tmp_path).x_train) == 13
+    assert len(kept_files(tmp_path)) == 3
+
+
+def test_a_damaged_reading_is_read_again(table, tmp_path):
+    expected = load(table, DataSpec(), kept_in=tmp_path)
+    [kept] = kept_files(tmp_path)
+    whole = kept.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"\xff" * 100):
+        kept.write_bytes(damaged)
+        assert np.array_equal(load(table, DataSpec(), kept_in=tmp_path).x_train, expected.x_train)
+        assert kept.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_keep_anything_only_costs_time(table, tmp_path):
+    assert len(load(table, DataSpec(validation=0.0), kept_in=tmp_path / "not" / "there").x_train) == 12

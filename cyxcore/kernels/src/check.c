@@ -1,5 +1,5 @@
-/* Is a call sound? One rule per kind of operation; the table at the end says which operation follows which. What passes
- * cannot make a kernel touch memory outside its arrays, whoever wrote the graph. */
+/* Is a call sound? One rule per kind of operation; the table at the end says which operation follows which.
+ * What passes cannot make a kernel touch memory outside its arrays, whoever wrote the graph. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,13 +31,14 @@ static cyx_status bad_inputs(const cyx_call *call, const char *rule) {
         if (i < call->in_count) shape_text(&call->in[i], all[i]);
     }
     return cyx_fail(CYX_BAD_SHAPE, "%s: expected %s, got inputs of shape %s %s %s and an output of shape %s",
-                    cyx_op_names[call->op], rule, all[0], all[1], all[2], shape_text(&call->out, (char[TEXT]){0}));
+                    cyx_op_names[call->op], rule, all[0], all[1], all[2],
+                    shape_text(&call->out, (char[TEXT]){0}));
 }
 
 static cyx_status bad_attribute(const cyx_call *call, const char *rule) {
     char in[TEXT];
-    return cyx_fail(CYX_BAD_ATTRIBUTE, "%s: expected %s for an input of shape %s", cyx_op_names[call->op], rule,
-                    shape_text(&call->in[0], in));
+    return cyx_fail(CYX_BAD_ATTRIBUTE, "%s: expected %s for an input of shape %s", cyx_op_names[call->op],
+                    rule, shape_text(&call->in[0], in));
 }
 
 static int same_shape(const cyx_array *a, const cyx_array *b) {
@@ -76,7 +77,9 @@ static cyx_status check_broadcast(cyx_call *call) {
 
 /* Arrays of the output's shape, then scalars. */
 static cyx_status check_update(cyx_call *call) {
-    int scalars = call->op == CYX_OP_adam_update ? 2 : call->op == CYX_OP_momentum || call->op == CYX_OP_adam_m || call->op == CYX_OP_adam_v ? 0 : 1;
+    int scalars = call->op == CYX_OP_adam_update                                                          ? 2
+                  : call->op == CYX_OP_momentum || call->op == CYX_OP_adam_m || call->op == CYX_OP_adam_v ? 0
+                                                                                                          : 1;
     for (int i = 0; i < call->in_count; i++) {
         int scalar = i >= call->in_count - scalars;
         if (scalar ? call->in[i].size != 1 : !same_shape(&call->in[i], &call->out))
@@ -99,8 +102,10 @@ static cyx_status check_reduce(cyx_call *call) {
         int reduced = next < count && call->ints[1 + next] == d;
         next += reduced;
         empty |= reduced && !x->shape[d];
-        if (!reduced) shape[ndim++] = x->shape[d];
-        else if (call->ints[1 + count]) shape[ndim++] = 1;
+        if (!reduced)
+            shape[ndim++] = x->shape[d];
+        else if (call->ints[1 + count])
+            shape[ndim++] = 1;
     }
     cyx_status status = want_shape(call, ndim, shape);
     if (status == CYX_OK && empty && (call->op == CYX_OP_max || call->op == CYX_OP_min))
@@ -124,7 +129,8 @@ static cyx_status check_matmul(cyx_call *call) {
     if (a->ndim < 2 || b->ndim < 2) return bad_inputs(call, "at least two dimensions each");
     int64_t m = a->shape[a->ndim - (call->ints[0] ? 1 : 2)], k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)];
     int64_t n = b->shape[b->ndim - (call->ints[1] ? 2 : 1)];
-    if (b->shape[b->ndim - (call->ints[1] ? 1 : 2)] != k) return bad_inputs(call, "(..., M, K) times (..., K, N)");
+    if (b->shape[b->ndim - (call->ints[1] ? 1 : 2)] != k)
+        return bad_inputs(call, "(..., M, K) times (..., K, N)");
     int ndim = a->ndim > b->ndim ? a->ndim : b->ndim;
     int64_t shape[CYX_MAX_NDIM];
     for (int d = 0; d < ndim - 2; d++) {
@@ -139,7 +145,8 @@ static cyx_status check_matmul(cyx_call *call) {
 }
 
 static cyx_status check_reshape(cyx_call *call) {
-    return call->in[0].size == call->out.size ? CYX_OK : bad_inputs(call, "as many elements as the input has");
+    return call->in[0].size == call->out.size ? CYX_OK
+                                              : bad_inputs(call, "as many elements as the input has");
 }
 
 static cyx_status check_transpose(cyx_call *call) {
@@ -149,7 +156,8 @@ static cyx_status check_transpose(cyx_call *call) {
     if (call->ints[0] != x->ndim) return bad_attribute(call, "one axis per dimension");
     for (int d = 0; d < x->ndim; d++) {
         int64_t axis = call->ints[1 + d];
-        if (axis < 0 || axis >= x->ndim || seen >> axis & 1) return bad_attribute(call, "a permutation of the axes");
+        if (axis < 0 || axis >= x->ndim || seen >> axis & 1)
+            return bad_attribute(call, "a permutation of the axes");
         seen |= 1u << axis;
         shape[d] = x->shape[axis];
     }
@@ -159,20 +167,24 @@ static cyx_status check_transpose(cyx_call *call) {
 static cyx_status check_broadcast_to(cyx_call *call) {
     const cyx_array *x = &call->in[0], *out = &call->out;
     int missing = out->ndim - x->ndim, fits = missing >= 0;
-    for (int d = 0; fits && d < x->ndim; d++) fits = x->shape[d] == 1 || x->shape[d] == out->shape[d + missing];
+    for (int d = 0; fits && d < x->ndim; d++)
+        fits = x->shape[d] == 1 || x->shape[d] == out->shape[d + missing];
     return fits ? CYX_OK : bad_inputs(call, "an output shape the input broadcasts to");
 }
 
-/* ints: three lists of ndim each. A step may be negative; then the slice runs down from start, and may stop at -1. */
+/* ints: three lists of ndim each. A step may be negative; then the slice runs down from start, and may stop
+ * at -1. */
 static cyx_status check_slice(cyx_call *call) {
     const cyx_array *x = &call->in[0];
     const int64_t *starts = call->ints, *stops = starts + 1 + x->ndim, *steps = stops + 1 + x->ndim;
     int64_t shape[CYX_MAX_NDIM];
-    if (call->int_count != 3 * (1 + x->ndim) || starts[0] != x->ndim || stops[0] != x->ndim || steps[0] != x->ndim)
+    if (call->int_count != 3 * (1 + x->ndim) || starts[0] != x->ndim || stops[0] != x->ndim ||
+        steps[0] != x->ndim)
         return bad_attribute(call, "one start, stop and step per dimension");
     for (int d = 0; d < x->ndim; d++) {
         int64_t start = starts[1 + d], stop = stops[1 + d], step = steps[1 + d], extent = x->shape[d];
-        if (step == 0 || start < -1 || start > extent || stop < -1 || stop > extent || step > extent + 1 || step < -extent - 1)
+        if (step == 0 || start < -1 || start > extent || stop < -1 || stop > extent || step > extent + 1 ||
+            step < -extent - 1)
             return bad_attribute(call, "starts and stops inside the dimension and steps other than 0");
         int64_t length = step > 0 ? (stop - start + step - 1) / step : (start - stop - step - 1) / -step;
         if (step > 0 ? stop <= start : start <= stop) length = 0;
@@ -190,7 +202,8 @@ static cyx_status check_pad(cyx_call *call) {
     if (call->ints[0] != x->ndim) return bad_attribute(call, "one (low, high) pair per dimension");
     for (int d = 0; d < x->ndim; d++) {
         int64_t low = call->ints[1 + 2 * d], high = call->ints[2 + 2 * d];
-        if (low < 0 || high < 0 || low > INT32_MAX || high > INT32_MAX) return bad_attribute(call, "padding from 0 to 2**31");
+        if (low < 0 || high < 0 || low > INT32_MAX || high > INT32_MAX)
+            return bad_attribute(call, "padding from 0 to 2**31");
         shape[d] = low + x->shape[d] + high;
     }
     return want_shape(call, x->ndim, shape);
@@ -213,12 +226,14 @@ static cyx_status check_concat(cyx_call *call) {
 }
 
 /* The shape of x with the axis replaced by another array's dimensions. */
-static cyx_status replace_axis(const cyx_call *call, const cyx_array *x, int64_t axis, const cyx_array *by, cyx_array *result) {
+static cyx_status replace_axis(const cyx_call *call, const cyx_array *x, int64_t axis, const cyx_array *by,
+                               cyx_array *result) {
     if (axis < 0 || axis >= x->ndim) return bad_attribute(call, "an axis within the dimensions");
     if (x->ndim - 1 + by->ndim > CYX_MAX_NDIM) return bad_inputs(call, "at most 8 dimensions in the result");
     result->ndim = 0;
     for (int d = 0; d < x->ndim; d++) {
-        if (d != axis) result->shape[result->ndim++] = x->shape[d];
+        if (d != axis)
+            result->shape[result->ndim++] = x->shape[d];
         else
             for (int e = 0; e < by->ndim; e++) result->shape[result->ndim++] = by->shape[e];
     }
@@ -236,8 +251,10 @@ static cyx_status check_take_grad(cyx_call *call) {
     cyx_array expected;
     cyx_status status = replace_axis(call, &call->out, call->ints[0], &call->in[1], &expected);
     if (status != CYX_OK) return status;
-    if (call->out.shape[call->ints[0]] != call->ints[1]) return bad_attribute(call, "size equal to the output's axis");
-    return same_shape(&expected, &call->in[0]) ? CYX_OK : bad_inputs(call, "a gradient of the shape take gives");
+    if (call->out.shape[call->ints[0]] != call->ints[1])
+        return bad_attribute(call, "size equal to the output's axis");
+    return same_shape(&expected, &call->in[0]) ? CYX_OK
+                                               : bad_inputs(call, "a gradient of the shape take gives");
 }
 
 static cyx_status check_take_along(cyx_call *call) {
@@ -246,13 +263,15 @@ static cyx_status check_take_along(cyx_call *call) {
     if (axis < 0 || axis >= x->ndim) return bad_attribute(call, "an axis within the dimensions");
     if (indices->ndim != x->ndim) return bad_inputs(call, "as many dimensions in the indices");
     for (int d = 0; d < x->ndim; d++)
-        if (d != axis && indices->shape[d] != x->shape[d]) return bad_inputs(call, "indices alike but for the axis");
+        if (d != axis && indices->shape[d] != x->shape[d])
+            return bad_inputs(call, "indices alike but for the axis");
     return same_shape(indices, &call->out) ? CYX_OK : bad_out(call, indices);
 }
 
 static cyx_status check_one_hot(cyx_call *call) {
     const cyx_array *x = &call->in[0];
-    if (x->ndim + 1 > CYX_MAX_NDIM || call->ints[0] < 0) return bad_attribute(call, "a depth of at least 0 and 7 dimensions at most");
+    if (x->ndim + 1 > CYX_MAX_NDIM || call->ints[0] < 0)
+        return bad_attribute(call, "a depth of at least 0 and 7 dimensions at most");
     int64_t shape[CYX_MAX_NDIM];
     memcpy(shape, x->shape, sizeof(int64_t) * (size_t)x->ndim);
     shape[x->ndim] = call->ints[0];
@@ -272,17 +291,21 @@ static int between(const int64_t *values, int count, int64_t low, int64_t high) 
 
 /* ints: stride (2), padding (2), dilation (2), groups; then input_shape or weight_shape, counted */
 static cyx_status check_conv2d(cyx_call *call) {
-    const cyx_array *x = call->op == CYX_OP_conv2d ? &call->in[0] : call->op == CYX_OP_conv2d_grad_input ? &call->out : &call->in[1];
+    const cyx_array *x = call->op == CYX_OP_conv2d              ? &call->in[0]
+                         : call->op == CYX_OP_conv2d_grad_input ? &call->out
+                                                                : &call->in[1];
     const cyx_array *w = call->op == CYX_OP_conv2d_grad_weight ? &call->out : &call->in[1];
     const cyx_array *y = call->op == CYX_OP_conv2d ? &call->out : &call->in[0];
     const int64_t *i = call->ints;
     int64_t groups = i[6];
     if (x->ndim != 4 || w->ndim != 4 || y->ndim != 4) return bad_inputs(call, "four dimensions each");
-    if (!between(i, 2, 1, INT32_MAX) || !between(i + 2, 2, 0, INT32_MAX) || !between(i + 4, 2, 1, INT32_MAX) || groups < 1)
+    if (!between(i, 2, 1, INT32_MAX) || !between(i + 2, 2, 0, INT32_MAX) ||
+        !between(i + 4, 2, 1, INT32_MAX) || groups < 1)
         return bad_attribute(call, "stride and dilation from 1, padding from 0, groups from 1");
     if (call->op != CYX_OP_conv2d) {
         const cyx_array *named = call->op == CYX_OP_conv2d_grad_input ? x : w;
-        if (i[7] != 4 || memcmp(i + 8, named->shape, 4 * sizeof(int64_t))) return bad_attribute(call, "the shape attribute to be the output's");
+        if (i[7] != 4 || memcmp(i + 8, named->shape, 4 * sizeof(int64_t)))
+            return bad_attribute(call, "the shape attribute to be the output's");
     }
     if (x->shape[1] != w->shape[1] * groups || w->shape[0] % groups)
         return bad_inputs(call, "x (N, C, H, W) and w (O, C / groups, KH, KW) with O a multiple of groups");
@@ -292,6 +315,9 @@ static cyx_status check_conv2d(cyx_call *call) {
         y->shape[2] != window_count(x->shape[2], w->shape[2], i[0], i[2], i[4]) ||
         y->shape[3] != window_count(x->shape[3], w->shape[3], i[1], i[3], i[5]))
         return bad_inputs(call, "a result of shape (N, O, OH, OW) that these windows give");
+    double canvas = 4.0 * (double)(x->shape[2] + i[2]) * (double)(x->shape[3] + i[3]) *
+                    (double)(w->shape[0] + x->shape[1]);
+    if (canvas > 1e12) return bad_attribute(call, "an image and padding that fit in memory");
     call->work = 2.0 * (double)y->size * (double)(w->shape[1] * w->shape[2] * w->shape[3]) / 8.0;
     return CYX_OK;
 }
@@ -299,7 +325,9 @@ static cyx_status check_conv2d(cyx_call *call) {
 /* ints: kernel (2), stride (2), padding (2); then input_shape, counted, for avg_pool2d_grad */
 static cyx_status check_pool2d(cyx_call *call) {
     int forward = call->op == CYX_OP_max_pool2d || call->op == CYX_OP_avg_pool2d;
-    const cyx_array *x = forward ? &call->in[0] : call->op == CYX_OP_max_pool2d_grad ? &call->in[1] : &call->out;
+    const cyx_array *x = forward                              ? &call->in[0]
+                         : call->op == CYX_OP_max_pool2d_grad ? &call->in[1]
+                                                              : &call->out;
     const cyx_array *y = forward ? &call->out : &call->in[0];
     const int64_t *i = call->ints;
     if (x->ndim != 4 || y->ndim != 4) return bad_inputs(call, "four dimensions each");
@@ -308,14 +336,16 @@ static cyx_status check_pool2d(cyx_call *call) {
     if (call->op == CYX_OP_avg_pool2d_grad && (i[6] != 4 || memcmp(i + 7, x->shape, 4 * sizeof(int64_t))))
         return bad_attribute(call, "input_shape to be the output's");
     if (call->op == CYX_OP_max_pool2d_grad && !same_shape(x, &call->out)) return bad_out(call, x);
-    if (y->shape[0] != x->shape[0] || y->shape[1] != x->shape[1] || y->shape[2] != window_count(x->shape[2], i[0], i[2], i[4], 1) ||
+    if (y->shape[0] != x->shape[0] || y->shape[1] != x->shape[1] ||
+        y->shape[2] != window_count(x->shape[2], i[0], i[2], i[4], 1) ||
         y->shape[3] != window_count(x->shape[3], i[1], i[3], i[5], 1))
         return bad_inputs(call, "a result of shape (N, C, OH, OW) that these windows give");
     return CYX_OK;
 }
 
 static cyx_status check_softmax(cyx_call *call) {
-    if (call->ints[0] < 0 || call->ints[0] >= call->in[0].ndim) return bad_attribute(call, "an axis within the dimensions");
+    if (call->ints[0] < 0 || call->ints[0] >= call->in[0].ndim)
+        return bad_attribute(call, "an axis within the dimensions");
     call->work *= 12;
     return check_same(call);
 }
@@ -324,8 +354,8 @@ static cyx_status check_loss(cyx_call *call) {
     int gradient = call->op == CYX_OP_cross_entropy_grad;
     const cyx_array *logits = &call->in[gradient], *labels = &call->in[1 + gradient];
     const cyx_array *rows = gradient ? &call->in[0] : &call->out;
-    if (logits->ndim != 2 || labels->ndim != 1 || labels->shape[0] != logits->shape[0] || !same_shape(rows, labels) ||
-        (gradient && !same_shape(&call->out, logits)))
+    if (logits->ndim != 2 || labels->ndim != 1 || labels->shape[0] != logits->shape[0] ||
+        !same_shape(rows, labels) || (gradient && !same_shape(&call->out, logits)))
         return bad_inputs(call, "logits (N, C), labels (N,) and one loss per row");
     call->work = 12.0 * (double)logits->size;
     return CYX_OK;
@@ -372,15 +402,20 @@ static rule rule_of(int op) {
     }
 }
 
-/* Which input gives the type an operation computes in, and the type every other input must have: the same, unless said. */
+/* Which input gives the type an operation computes in, and the type every other input must have: the same,
+ * unless said. */
 int cyx_compute_dtype(int op, const int *dtypes, int count) {
     int main_input = op == CYX_OP_where ? 1 : 0, dtype = dtypes[main_input];
     for (int i = 0; i < count; i++) {
         int expected = dtype;
         if (op == CYX_OP_where && i == 0) expected = CYX_BOOL;
-        if ((op == CYX_OP_take || op == CYX_OP_take_grad || op == CYX_OP_take_along || op == CYX_OP_cross_entropy) && i == 1) expected = CYX_I64;
+        if ((op == CYX_OP_take || op == CYX_OP_take_grad || op == CYX_OP_take_along ||
+             op == CYX_OP_cross_entropy) &&
+            i == 1)
+            expected = CYX_I64;
         if (op == CYX_OP_cross_entropy_grad && i == 2) expected = CYX_I64;
-        if (op == CYX_OP_adam_update && i == 4 && dtypes[i] == CYX_F32) expected = CYX_F32; /* step, else the type of all */
+        if (op == CYX_OP_adam_update && i == 4 && dtypes[i] == CYX_F32)
+            expected = CYX_F32; /* step, else the type of all */
         if (dtypes[i] != expected) return -1;
     }
     return dtype;
@@ -400,9 +435,17 @@ static int output_dtype_fits(const cyx_call *call) {
 /* Operations per element beyond moving it, for those that do much more. */
 static double cost_of(int op) {
     switch (op) {
-    case CYX_OP_exp: case CYX_OP_log: case CYX_OP_tanh: case CYX_OP_sigmoid: case CYX_OP_erf: case CYX_OP_div: case CYX_OP_sqrt:
+    case CYX_OP_exp:
+    case CYX_OP_log:
+    case CYX_OP_tanh:
+    case CYX_OP_sigmoid:
+    case CYX_OP_erf:
+    case CYX_OP_div:
+    case CYX_OP_sqrt:
     case CYX_OP_adam_update: return 6;
-    case CYX_OP_sin: case CYX_OP_cos: case CYX_OP_uniform: return 20;
+    case CYX_OP_sin:
+    case CYX_OP_cos:
+    case CYX_OP_uniform: return 20;
     case CYX_OP_pow: return 80;
     default: return 1;
     }
@@ -414,15 +457,19 @@ cyx_status cyx_prepare(cyx_call *call, cyx_message *message) {
     cyx_status status = CYX_OK;
     for (int i = 0; i < call->in_count && i < CYX_INLINE_INPUTS; i++) dtypes[i] = call->in[i].dtype;
     for (int i = CYX_INLINE_INPUTS; i < call->in_count; i++)
-        if (call->in[i].dtype != dtypes[0]) status = cyx_fail(CYX_BAD_DTYPE, "%s: expected inputs of one type", name);
-    call->dtype = cyx_compute_dtype(call->op, dtypes, call->in_count < CYX_INLINE_INPUTS ? call->in_count : CYX_INLINE_INPUTS);
+        if (call->in[i].dtype != dtypes[0])
+            status = cyx_fail(CYX_BAD_DTYPE, "%s: expected inputs of one type", name);
+    call->dtype = cyx_compute_dtype(call->op, dtypes,
+                                    call->in_count < CYX_INLINE_INPUTS ? call->in_count : CYX_INLINE_INPUTS);
     if (status == CYX_OK && (call->dtype < 0 || !cyx_has_kernel(call->op, call->dtype)))
-        status = cyx_fail(CYX_NO_KERNEL, "%s: the cpu has no kernel for inputs of type %s, %s, %s", name, cyx_dtype_names[dtypes[0]],
-                          call->in_count > 1 ? cyx_dtype_names[dtypes[1]] : "-", call->in_count > 2 ? cyx_dtype_names[dtypes[2]] : "-");
+        status = cyx_fail(CYX_NO_KERNEL, "%s: the cpu has no kernel for inputs of type %s, %s, %s", name,
+                          cyx_dtype_names[dtypes[0]], call->in_count > 1 ? cyx_dtype_names[dtypes[1]] : "-",
+                          call->in_count > 2 ? cyx_dtype_names[dtypes[2]] : "-");
     if (status == CYX_OK && !output_dtype_fits(call))
-        status = cyx_fail(CYX_BAD_DTYPE, "%s: inputs of type %s cannot give an output of type %s", name, cyx_dtype_names[dtypes[0]],
-                          cyx_dtype_names[call->out.dtype]);
-    call->work = (double)(call->in[0].size > call->out.size ? call->in[0].size : call->out.size) * cost_of(call->op);
+        status = cyx_fail(CYX_BAD_DTYPE, "%s: inputs of type %s cannot give an output of type %s", name,
+                          cyx_dtype_names[dtypes[0]], cyx_dtype_names[call->out.dtype]);
+    call->work =
+        (double)(call->in[0].size > call->out.size ? call->in[0].size : call->out.size) * cost_of(call->op);
     if (status == CYX_OK) status = rule_of(call->op)(call);
     if (status != CYX_OK) *message = cyx_last_failure;
     return status;

@@ -3,34 +3,38 @@
 enum { CANVAS_BYTES = 4 << 20 };
 #endif
 
-/* Convolution as matmul without writing the unfolded image: its columns are made a panel at a time, in the panel's
- * layout, and used at once. Every output is the chain of fused multiply-adds of the plain definition, zeros around the image
- * included: over (channel, kh, kw) forward, (output channel, kh, kw) for the input, (image, oh, ow) for the weight. */
+/* Convolution as matmul without writing the unfolded image: its columns are made a panel at a time, in the
+ * panel's layout, and used at once. Every output is the chain of fused multiply-adds of the plain definition,
+ * zeros around the image included: over (channel, kh, kw) forward, (output channel, kh, kw) for the input,
+ * (image, oh, ow) for the weight. */
 
-/* The unfolded matrix reads a canvas: each plane of the image on a field of zeros as large as the windows reach, its pixels
- * `spacing` apart. Row (plane, kh, kw), column (y, x) is then canvas[y * y_step + kh' ][x * x_step + kw' ], with kh' = kh * kh_step
- * counted from the smallest, and no edge to look at. */
+/* The unfolded matrix reads a canvas: each plane of the image on a field of zeros as large as the windows
+ * reach, its pixels `spacing` apart. Row (plane, kh, kw), column (y, x) is then canvas[y * y_step + kh' ][x *
+ * x_step + kw' ], with kh' = kh * kh_step counted from the smallest, and no edge to look at. */
 typedef struct {
-    int64_t planes, h, w;                      /* of one image, or one group of one */
-    int64_t y_spacing, x_spacing;              /* between its pixels on the canvas */
-    int64_t top, left;                         /* of its first pixel; may lie outside */
+    int64_t planes, h, w;         /* of one image, or one group of one */
+    int64_t y_spacing, x_spacing; /* between its pixels on the canvas */
+    int64_t top, left;            /* of its first pixel; may lie outside */
     int64_t canvas_h, canvas_w;
     int64_t kh, kw, y_step, x_step, kh_step, kw_step, kh_first, kw_first;
-    int64_t columns_w;                         /* x runs over [0, columns_w) */
+    int64_t columns_w; /* x runs over [0, columns_w) */
 } NAME(unfolding);
 
 enum { NAME(SLACK) = 4 * NV * VN }; /* elements behind a canvas or a panel that whole vectors may touch */
 
-/* One axis: outputs at `step` apart, windows of `k` pixels `k_step` apart from `origin` on; n image pixels `spacing` apart. */
-#define LAY_OUT(outputs, step, k, k_step, origin, size, first, start)                                                  \
-    do {                                                                                                               \
-        int64_t reach = ((k) - 1) * (k_step);                                                                          \
-        (first) = reach < 0 ? -reach : 0;                                                                              \
-        (start) = (first) - (origin);                                                                                  \
-        (size) = ((outputs) - 1) * (step) + (reach < 0 ? -reach : reach) + 1;                                          \
+/* One axis: outputs at `step` apart, windows of `k` pixels `k_step` apart from `origin` on; n image pixels
+ * `spacing` apart. */
+#define LAY_OUT(outputs, step, k, k_step, origin, size, first, start)                                        \
+    do {                                                                                                     \
+        int64_t reach = ((k) - 1) * (k_step);                                                                \
+        (first) = reach < 0 ? -reach : 0;                                                                    \
+        (start) = (first) - (origin);                                                                        \
+        (size) = ((outputs) - 1) * (step) + (reach < 0 ? -reach : reach) + 1;                                \
     } while (0)
 
-static inline int64_t NAME(canvas_size)(const NAME(unfolding) * u) { return u->planes * u->canvas_h * u->canvas_w; }
+static inline int64_t NAME(canvas_size)(const NAME(unfolding) * u) {
+    return u->planes * u->canvas_h * u->canvas_w;
+}
 
 /* One image onto its canvas. */
 static void NAME(paint)(const NAME(unfolding) * u, const T *image, T *canvas) {
@@ -41,7 +45,8 @@ static void NAME(paint)(const NAME(unfolding) * u, const T *image, T *canvas) {
             if (row < 0 || row >= u->canvas_h) continue;
             const T *from = image + (plane * u->h + y) * u->w;
             T *to = canvas + (plane * u->canvas_h + row) * u->canvas_w;
-            int64_t x = u->left < 0 ? (-u->left + u->x_spacing - 1) / u->x_spacing : 0, at = u->left + x * u->x_spacing;
+            int64_t x = u->left < 0 ? (-u->left + u->x_spacing - 1) / u->x_spacing : 0,
+                    at = u->left + x * u->x_spacing;
             if (u->x_spacing == 1 && at < u->canvas_w && x < u->w) {
                 int64_t count = u->w - x < u->canvas_w - at ? u->w - x : u->canvas_w - at;
                 memcpy(to + at, from + x, sizeof(T) * (size_t)count);
@@ -75,22 +80,25 @@ static int64_t NAME(canvases_at_once)(const NAME(unfolding) * u, int64_t count) 
     return fit < 1 ? 1 : fit < count ? fit : count;
 }
 
-/* Columns [first, first + columns) of rows [k0, k0 + k_count): row k at to + (k - k0) * to_row. Writes up to SLACK elements
- * behind each row's end, before the next row; the caller has room for that behind the last one. */
-static void NAME(unfold)(const NAME(unfolding) * u, const T *canvas, int64_t k0, int64_t k_count, int64_t first,
-                         int64_t columns, T *to, int64_t to_row) {
+/* Columns [first, first + columns) of rows [k0, k0 + k_count): row k at to + (k - k0) * to_row. Writes up to
+ * SLACK elements behind each row's end, before the next row; the caller has room for that behind the last
+ * one. */
+static void NAME(unfold)(const NAME(unfolding) * u, const T *canvas, int64_t k0, int64_t k_count,
+                         int64_t first, int64_t columns, T *to, int64_t to_row) {
     int64_t kw = k0 % u->kw, kh = k0 / u->kw % u->kh, plane = k0 / u->kw / u->kh;
+    const int64_t first_x = first % u->columns_w, first_row = first / u->columns_w * u->y_step * u->canvas_w;
+    const int64_t x_step = u->x_step, next_row = u->y_step * u->canvas_w;
     for (int64_t k = 0; k < k_count; k++, to += to_row) {
-        const T *origin = canvas + (plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w + u->kw_first + kw * u->kw_step;
-        int64_t x = first % u->columns_w;
-        const T *row = origin + first / u->columns_w * u->y_step * u->canvas_w;
-        for (int64_t done = 0; done < columns; x = 0, row += u->y_step * u->canvas_w) {
+        const T *origin = canvas + (plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w +
+                          u->kw_first + kw * u->kw_step;
+        const T *row = origin + first_row;
+        for (int64_t done = 0, x = first_x; done < columns; x = 0, row += next_row) {
             int64_t run = u->columns_w - x < columns - done ? u->columns_w - x : columns - done;
-            const T *from = row + x * u->x_step;
-            if (u->x_step == 1)
+            const T *from = row + x * x_step;
+            if (x_step == 1)
                 for (int64_t i = 0; i < run; i += VN) *(V *)(to + done + i) = *(const V *)(from + i);
             else
-                for (int64_t i = 0; i < run; i++) to[done + i] = from[i * u->x_step];
+                for (int64_t i = 0; i < run; i++) to[done + i] = from[i * x_step];
             done += run;
         }
         if (++kw == u->kw) {
@@ -129,20 +137,24 @@ static void NAME(image_product_body)(void *context, int64_t begin, int64_t end) 
             int64_t k_count = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
             NAME(unfold)(&p->unfolding, canvas, k0, k_count, first, columns, panel, NR);
             for (int64_t r = 0; r < p->rows; r += MR)
-                NAME(run_block)(NAME(packed_kernels), p->rows - r < MR ? p->rows - r : MR, columns, weight + r * p->k + k0 * MR,
-                                MR, panel, NR, out + r * p->pixels, p->pixels, k_count, k0 > 0);
+                NAME(run_block)(NAME(packed_kernels), p->rows - r < MR ? p->rows - r : MR, columns,
+                                weight + r * p->k + k0 * MR, MR, panel, NR, out + r * p->pixels, p->pixels,
+                                k_count, k0 > 0);
         }
     }
 }
 
 /* `packed` follows the canvases in one piece of memory; fill_weight writes it. */
-static cyx_status NAME(run_image_product)(NAME(image_product) * p, const T *image, int64_t images, const T *weight,
-                                          void (*fill_weight)(const NAME(image_product) * p, const T *weight, T *packed)) {
+static cyx_status
+NAME(run_image_product)(NAME(image_product) * p, const T *image, int64_t images, const T *weight,
+                        void (*fill_weight)(const NAME(image_product) * p, const T *weight, T *packed)) {
     const NAME(unfolding) *u = &p->unfolding;
     int64_t pairs = images * p->groups, at_once = NAME(canvases_at_once)(u, pairs);
     at_once = (at_once + p->groups - 1) / p->groups * p->groups; /* whole images */
-    int64_t padded_rows = (p->rows + MR - 1) / MR * MR, canvases = at_once * NAME(canvas_size)(u) + NAME(SLACK);
-    T *canvas = cyx_scratch(0, sizeof(T) * (size_t)(canvases + p->groups * padded_rows * p->k)), *packed = canvas + canvases;
+    int64_t padded_rows = (p->rows + MR - 1) / MR * MR,
+            canvases = at_once * NAME(canvas_size)(u) + NAME(SLACK);
+    T *canvas = cyx_scratch(0, sizeof(T) * (size_t)(canvases + p->groups * padded_rows * p->k)),
+      *packed = canvas + canvases;
     if (!canvas) return CYX_NO_MEMORY;
     fill_weight(p, weight, packed);
     p->canvas = canvas;
@@ -153,7 +165,8 @@ static cyx_status NAME(run_image_product)(NAME(image_product) * p, const T *imag
         int64_t count = pairs - first < at_once ? pairs - first : at_once, tasks = count * p->panels;
         NAME(paint_all)(u, image + first * u->planes * u->h * u->w, canvas, count);
         p->out = out + first * p->rows * p->pixels;
-        cyx_parallel(tasks, cyx_grain(tasks, (double)(p->rows * p->k * NR) / 8.0, 100000), NAME(image_product_body), p);
+        cyx_parallel(tasks, cyx_grain(tasks, (double)(p->rows * p->k * NR) / 8.0, 100000),
+                     NAME(image_product_body), p);
         if (p->no_memory) return CYX_NO_MEMORY;
     }
     return CYX_OK;
@@ -164,8 +177,8 @@ static void NAME(fill_weight)(const NAME(image_product) * p, const T *weight, T 
     int64_t padded_rows = (p->rows + MR - 1) / MR * MR;
     for (int64_t g = 0; g < p->groups; g++)
         for (int64_t r = 0; r < p->rows; r += MR)
-            NAME(transpose)(weight + (g * p->rows + r) * p->k, p->k, packed + (g * padded_rows + r) * p->k, MR,
-                            p->rows - r < MR ? p->rows - r : MR, p->k);
+            NAME(transpose)(weight + (g * p->rows + r) * p->k, p->k, packed + (g * padded_rows + r) * p->k,
+                            MR, p->rows - r < MR ? p->rows - r : MR, p->k);
 }
 
 /* The same with the roles turned round: rows are input channels, k runs over (output channel, kh, kw). */
@@ -175,14 +188,27 @@ static void NAME(fill_weight_turned)(const NAME(image_product) * p, const T *wei
         for (int64_t o = 0; o < p->unfolding.planes; o++)
             for (int64_t c = 0; c < p->rows; c++)
                 for (int64_t a = 0; a < area; a++)
-                    packed[group * padded_rows * p->k + c / MR * MR * p->k + (o * area + a) * MR + c % MR] = *weight++;
+                    packed[group * padded_rows * p->k + c / MR * MR * p->k + (o * area + a) * MR + c % MR] =
+                        *weight++;
 }
 
-/* How a convolution's forward pass, and its weight's gradient, unfold x. ints: stride (2), padding (2), dilation (2), groups */
-static NAME(unfolding) NAME(unfold_input)(const int64_t *i, const cyx_array *x, const cyx_array *w, const cyx_array *y) {
-    NAME(unfolding) u = {.planes = w->shape[1], .h = x->shape[2], .w = x->shape[3], .y_spacing = 1, .x_spacing = 1,
-                         .kh = w->shape[2], .kw = w->shape[3], .y_step = i[0], .x_step = i[1], .kh_step = i[4], .kw_step = i[5],
-                         .columns_w = y->shape[3]};
+/* How a convolution's forward pass, and its weight's gradient, unfold x. ints: stride (2), padding (2),
+ * dilation (2), groups */
+static NAME(unfolding)
+    NAME(unfold_input)(const int64_t *i, const cyx_array *x, const cyx_array *w, const cyx_array *y) {
+    NAME(unfolding)
+    u = {.planes = w->shape[1],
+         .h = x->shape[2],
+         .w = x->shape[3],
+         .y_spacing = 1,
+         .x_spacing = 1,
+         .kh = w->shape[2],
+         .kw = w->shape[3],
+         .y_step = i[0],
+         .x_step = i[1],
+         .kh_step = i[4],
+         .kw_step = i[5],
+         .columns_w = y->shape[3]};
     LAY_OUT(y->shape[2], i[0], u.kh, i[4], -i[2], u.canvas_h, u.kh_first, u.top);
     LAY_OUT(y->shape[3], i[1], u.kw, i[5], -i[3], u.canvas_w, u.kw_first, u.left);
     return u;
@@ -191,9 +217,13 @@ static NAME(unfolding) NAME(unfold_input)(const int64_t *i, const cyx_array *x, 
 static cyx_status NAME(conv2d)(const cyx_call *call) {
     const cyx_array *x = &call->in[0], *w = &call->in[1], *y = &call->out;
     if (!y->size) return CYX_OK;
-    NAME(image_product) p = {.unfolding = NAME(unfold_input)(call->ints, x, w, y), .out = y->data, .groups = call->ints[6],
-                             .rows = w->shape[0] / call->ints[6], .k = w->shape[1] * w->shape[2] * w->shape[3],
-                             .pixels = y->shape[2] * y->shape[3]};
+    NAME(image_product)
+    p = {.unfolding = NAME(unfold_input)(call->ints, x, w, y),
+         .out = y->data,
+         .groups = call->ints[6],
+         .rows = w->shape[0] / call->ints[6],
+         .k = w->shape[1] * w->shape[2] * w->shape[3],
+         .pixels = y->shape[2] * y->shape[3]};
     if (!p.k) {
         memset(y->data, 0, sizeof(T) * (size_t)y->size);
         return CYX_OK;
@@ -201,7 +231,8 @@ static cyx_status NAME(conv2d)(const cyx_call *call) {
     return NAME(run_image_product)(&p, x->data, x->shape[0], w->data, NAME(fill_weight));
 }
 
-/* A pixel of the input meets the pixels of the output whose window held it: g on a canvas, its pixels `stride` apart. */
+/* A pixel of the input meets the pixels of the output whose window held it: g on a canvas, its pixels
+ * `stride` apart. */
 static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
     const cyx_array *g = &call->in[0], *w = &call->in[1], *x = &call->out;
     const int64_t *i = call->ints;
@@ -210,18 +241,34 @@ static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
         memset(x->data, 0, sizeof(T) * (size_t)x->size);
         return CYX_OK;
     }
-    NAME(unfolding) u = {.planes = w->shape[0] / i[6], .h = g->shape[2], .w = g->shape[3], .y_spacing = i[0], .x_spacing = i[1],
-                         .kh = w->shape[2], .kw = w->shape[3], .y_step = 1, .x_step = 1, .kh_step = -i[4], .kw_step = -i[5],
-                         .columns_w = x->shape[3]};
+    NAME(unfolding)
+    u = {.planes = w->shape[0] / i[6],
+         .h = g->shape[2],
+         .w = g->shape[3],
+         .y_spacing = i[0],
+         .x_spacing = i[1],
+         .kh = w->shape[2],
+         .kw = w->shape[3],
+         .y_step = 1,
+         .x_step = 1,
+         .kh_step = -i[4],
+         .kw_step = -i[5],
+         .columns_w = x->shape[3]};
     LAY_OUT(x->shape[2], 1, u.kh, -i[4], i[2], u.canvas_h, u.kh_first, u.top);
     LAY_OUT(x->shape[3], 1, u.kw, -i[5], i[3], u.canvas_w, u.kw_first, u.left);
-    NAME(image_product) p = {.unfolding = u, .out = x->data, .groups = i[6], .rows = w->shape[1],
-                             .k = u.planes * u.kh * u.kw, .pixels = x->shape[2] * x->shape[3]};
+    NAME(image_product)
+    p = {.unfolding = u,
+         .out = x->data,
+         .groups = i[6],
+         .rows = w->shape[1],
+         .k = u.planes * u.kh * u.kw,
+         .pixels = x->shape[2] * x->shape[3]};
     return NAME(run_image_product)(&p, g->data, x->shape[0], w->data, NAME(fill_weight_turned));
 }
 
-/* The weight's gradient, transposed: rows are (channel, kh, kw) of the unfolded image as they come, columns are output
- * channels of g turned into panels [pixel][NR]. Sums are kept across batches of images, in the order of the images. */
+/* The weight's gradient, transposed: rows are (channel, kh, kw) of the unfolded image as they come, columns
+ * are output channels of g turned into panels [pixel][NR]. Sums are kept across batches of images, in the
+ * order of the images. */
 typedef struct {
     NAME(unfolding) unfolding;
     const T *canvas, *g;
@@ -233,9 +280,11 @@ typedef struct {
 static void NAME(pack_gradient_body)(void *context, int64_t begin, int64_t end) {
     NAME(weight_product) *p = context;
     for (int64_t task = begin; task < end; task++) {
-        int64_t first = task % p->output_panels * NR, count = p->outputs - first < NR ? p->outputs - first : NR;
+        int64_t first = task % p->output_panels * NR,
+                count = p->outputs - first < NR ? p->outputs - first : NR;
         int64_t channel = (task / p->output_panels * p->groups + p->group) * p->outputs + first;
-        NAME(pack_panel)(p->g + channel * p->pixels, p->pixels, 1, p->panels + task * p->pixels * NR, p->pixels, count);
+        NAME(pack_panel)(p->g + channel * p->pixels, p->pixels, 1, p->panels + task * p->pixels * NR,
+                         p->pixels, count);
     }
 }
 
@@ -248,17 +297,20 @@ static void NAME(weight_product_body)(void *context, int64_t begin, int64_t end)
         return;
     }
     for (int64_t task = begin; task < end; task++) {
-        int64_t k0 = task * p->rows_per_task, rows = p->k - k0 < p->rows_per_task ? p->k - k0 : p->rows_per_task;
+        int64_t k0 = task * p->rows_per_task,
+                rows = p->k - k0 < p->rows_per_task ? p->k - k0 : p->rows_per_task;
         for (int64_t step = 0; step < p->images * p->pixels;) {
             int64_t n = step / p->pixels, pixel = step % p->pixels;
             int64_t count = p->pixels - pixel < BLOCK_K ? p->pixels - pixel : BLOCK_K;
-            NAME(unfold)(&p->unfolding, p->canvas + n * NAME(canvas_size)(&p->unfolding), k0, rows, pixel, count, unfolded, BLOCK_K);
+            NAME(unfold)(&p->unfolding, p->canvas + n * NAME(canvas_size)(&p->unfolding), k0, rows, pixel,
+                         count, unfolded, BLOCK_K);
             for (int64_t column = 0; column < p->width; column += NR) {
                 const T *panel = p->panels + ((n * p->width + column) * p->pixels + pixel * NR);
                 int64_t columns = p->outputs - column < NR ? (p->outputs - column + VN - 1) / VN * VN : NR;
                 for (int64_t r = 0; r < rows; r += MR)
-                    NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns, unfolded + r * BLOCK_K, BLOCK_K,
-                                    panel, NR, p->sums + (k0 + r) * p->width + column, p->width, count, 1);
+                    NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns,
+                                    unfolded + r * BLOCK_K, BLOCK_K, panel, NR,
+                                    p->sums + (k0 + r) * p->width + column, p->width, count, 1);
             }
             step += count;
         }
@@ -266,7 +318,8 @@ static void NAME(weight_product_body)(void *context, int64_t begin, int64_t end)
 }
 
 /* All images of one group, a cacheful at a time. */
-static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T *g, int64_t images, int64_t at_once, T *canvas) {
+static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T *g, int64_t images,
+                                  int64_t at_once, T *canvas) {
     const NAME(unfolding) *u = &p->unfolding;
     int64_t image = u->planes * u->h * u->w;
     memset(p->sums, 0, sizeof(T) * (size_t)(p->k * p->width));
@@ -274,9 +327,11 @@ static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T 
         p->images = images - first < at_once ? images - first : at_once;
         p->g = g + first * p->groups * p->outputs * p->pixels;
         for (int64_t n = 0; p->groups > 1 && n < p->images; n++)
-            NAME(paint)(u, x + ((first + n) * p->groups + p->group) * image, canvas + n * NAME(canvas_size)(u));
+            NAME(paint)(u, x + ((first + n) * p->groups + p->group) * image,
+                        canvas + n * NAME(canvas_size)(u));
         if (p->groups == 1) NAME(paint_all)(u, x + first * image, canvas, p->images);
-        int64_t packs = p->images * p->output_panels, blocks = (p->k + p->rows_per_task - 1) / p->rows_per_task;
+        int64_t packs = p->images * p->output_panels,
+                blocks = (p->k + p->rows_per_task - 1) / p->rows_per_task;
         cyx_parallel(packs, cyx_grain(packs, (double)(p->pixels * NR), 100000), NAME(pack_gradient_body), p);
         double work = (double)(p->rows_per_task * p->outputs) * (double)(p->images * p->pixels) / 8.0;
         cyx_parallel(blocks, cyx_grain(blocks, work, 100000), NAME(weight_product_body), p);
@@ -293,15 +348,19 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
         return CYX_OK;
     }
     int64_t groups = call->ints[6], images = x->shape[0];
-    NAME(weight_product) p = {.unfolding = NAME(unfold_input)(call->ints, x, w, g), .groups = groups,
-                              .k = w->shape[1] * w->shape[2] * w->shape[3], .outputs = w->shape[0] / groups,
-                              .pixels = g->shape[2] * g->shape[3]};
+    NAME(weight_product)
+    p = {.unfolding = NAME(unfold_input)(call->ints, x, w, g),
+         .groups = groups,
+         .k = w->shape[1] * w->shape[2] * w->shape[3],
+         .outputs = w->shape[0] / groups,
+         .pixels = g->shape[2] * g->shape[3]};
     p.output_panels = (p.outputs + NR - 1) / NR;
     p.width = p.output_panels * NR;
     int64_t share = (p.k + 2 * cyx_threads() - 1) / (2 * cyx_threads());
     p.rows_per_task = share < 4 * MR ? share : 4 * MR;
     int64_t at_once = NAME(canvases_at_once)(&p.unfolding, images);
-    int64_t canvases = at_once * NAME(canvas_size)(&p.unfolding) + NAME(SLACK), panels = at_once * p.width * p.pixels;
+    int64_t canvases = at_once * NAME(canvas_size)(&p.unfolding) + NAME(SLACK),
+            panels = at_once * p.width * p.pixels;
     T *memory = cyx_scratch(0, sizeof(T) * (size_t)(canvases + panels + p.k * p.width));
     if (!memory) return CYX_NO_MEMORY;
     p.canvas = memory;
@@ -316,6 +375,7 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
 }
 
 static void NAME(fill_conv2d)(cyx_table table) {
-    table[CYX_OP_conv2d][DTYPE] = NAME(conv2d), table[CYX_OP_conv2d_grad_input][DTYPE] = NAME(conv2d_grad_input);
+    table[CYX_OP_conv2d][DTYPE] = NAME(conv2d),
+    table[CYX_OP_conv2d_grad_input][DTYPE] = NAME(conv2d_grad_input);
     table[CYX_OP_conv2d_grad_weight][DTYPE] = NAME(conv2d_grad_weight);
 }

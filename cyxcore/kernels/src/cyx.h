@@ -1,7 +1,8 @@
 /* The call record every kernel takes, and the doors of the C side.
  *
- * A call is checked once by cyx_prepare and may then be run any number of times. A kernel is a function of one call;
- * it finds its instruction set's version through the table, so the same record runs on any of them. */
+ * A call is checked once by cyx_prepare and may then be run any number of times. A kernel is a function of
+ * one call; it finds its instruction set's version through the table, so the same record runs on any of them.
+ */
 #ifndef CYX_H
 #define CYX_H
 
@@ -12,21 +13,27 @@ enum { CYX_MAX_NDIM = 8, CYX_MAX_INTS = 40, CYX_MAX_FLOATS = 6, CYX_INLINE_INPUT
 
 typedef enum { CYX_F32, CYX_F64, CYX_I64, CYX_I32, CYX_BOOL, CYX_U8, CYX_U64, CYX_DTYPE_COUNT } cyx_dtype;
 
-/* One list of operations: X(name, smallest number of inputs, largest). The Cython side reads names from it too. */
-#define CYX_OPS(X)                                                                                                     \
-    X(neg, 1, 1) X(abs, 1, 1) X(exp, 1, 1) X(log, 1, 1) X(sqrt, 1, 1) X(tanh, 1, 1) X(sigmoid, 1, 1) X(relu, 1, 1)      \
-    X(erf, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1) X(cos, 1, 1)            \
-    X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2) X(div, 2, 2) X(pow, 2, 2) X(maximum, 2, 2) X(minimum, 2, 2)                  \
-    X(equal, 2, 2) X(not_equal, 2, 2) X(less, 2, 2) X(less_equal, 2, 2) X(greater, 2, 2) X(greater_equal, 2, 2)         \
-    X(logical_and, 2, 2) X(logical_or, 2, 2) X(where, 3, 3) X(cast, 1, 1)                                              \
-    X(sum, 1, 1) X(mean, 1, 1) X(max, 1, 1) X(min, 1, 1) X(argmax, 1, 1) X(matmul, 2, 2)                                \
-    X(reshape, 1, 1) X(transpose, 1, 1) X(broadcast_to, 1, 1) X(slice, 1, 1) X(pad, 1, 1) X(concat, 1, 4096)            \
-    X(take, 2, 2) X(take_grad, 2, 2) X(take_along, 2, 2) X(one_hot, 1, 1)                                              \
-    X(conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2)                                             \
-    X(max_pool2d, 1, 1) X(max_pool2d_grad, 2, 2) X(avg_pool2d, 1, 1) X(avg_pool2d_grad, 1, 1)                           \
-    X(softmax, 1, 1) X(log_softmax, 1, 1) X(cross_entropy, 2, 2) X(cross_entropy_grad, 3, 3) X(uniform, 1, 1)           \
-    X(sgd_update, 3, 3) X(momentum, 3, 3) X(nesterov_update, 4, 4) X(axpy_update, 3, 3)                                \
-    X(adam_m, 3, 3) X(adam_v, 3, 3) X(adam_update, 5, 5)
+/* One list of operations: X(name, smallest number of inputs, largest). The Cython side reads names from it
+ * too. */
+#define CYX_OPS(X)                                                                                           \
+    X(neg, 1, 1)                                                                                             \
+    X(abs, 1, 1) X(exp, 1, 1) X(log, 1, 1) X(sqrt, 1, 1) X(tanh, 1, 1) X(sigmoid, 1, 1) X(relu, 1, 1)        \
+        X(erf, 1, 1) X(square, 1, 1) X(sign, 1, 1) X(floor, 1, 1) X(logical_not, 1, 1) X(sin, 1, 1)          \
+            X(cos, 1, 1) X(add, 2, 2) X(sub, 2, 2) X(mul, 2, 2) X(div, 2, 2) X(pow, 2, 2) X(maximum, 2, 2)   \
+                X(minimum, 2, 2) X(equal, 2, 2) X(not_equal, 2, 2) X(less, 2, 2) X(less_equal, 2, 2)         \
+                    X(greater, 2, 2) X(greater_equal, 2, 2) X(logical_and, 2, 2) X(logical_or, 2, 2)         \
+                        X(where, 3, 3) X(cast, 1, 1) X(sum, 1, 1) X(mean, 1, 1) X(max, 1, 1) X(min, 1, 1)    \
+                            X(argmax, 1, 1) X(matmul, 2, 2) X(reshape, 1, 1) X(transpose, 1, 1)              \
+                                X(broadcast_to, 1, 1) X(slice, 1, 1) X(pad, 1, 1) X(concat, 1, 4096)         \
+                                    X(take, 2, 2) X(take_grad, 2, 2) X(take_along, 2, 2) X(one_hot, 1, 1) X( \
+                                        conv2d, 2, 2) X(conv2d_grad_input, 2, 2) X(conv2d_grad_weight, 2, 2) \
+                                        X(max_pool2d, 1, 1) X(max_pool2d_grad, 2, 2) X(avg_pool2d, 1, 1)     \
+                                            X(avg_pool2d_grad, 1, 1) X(softmax, 1, 1) X(log_softmax, 1, 1)   \
+                                                X(cross_entropy, 2, 2) X(cross_entropy_grad, 3, 3)           \
+                                                    X(uniform, 1, 1) X(sgd_update, 3, 3) X(momentum, 3, 3)   \
+                                                        X(nesterov_update, 4, 4) X(axpy_update, 3, 3)        \
+                                                            X(adam_m, 3, 3) X(adam_v, 3, 3)                  \
+                                                                X(adam_update, 5, 5)
 
 #define CYX_ENUM(name, low, high) CYX_OP_##name,
 typedef enum { CYX_OPS(CYX_ENUM) CYX_OP_COUNT } cyx_op;
@@ -46,14 +53,23 @@ typedef struct cyx_call {
     int32_t dtype; /* the type the kernel computes in; selects the column of the table */
     int32_t in_count;
     int32_t int_count;
-    int64_t ints[CYX_MAX_INTS]; /* attributes in the order of the op's schema; a list is its length, then its items */
+    int64_t ints[CYX_MAX_INTS]; /* attributes in the order of the op's schema; a list is its length, then its
+                                   items */
     double floats[CYX_MAX_FLOATS];
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];
 } cyx_call;
 
-typedef enum { CYX_OK, CYX_BAD_SHAPE, CYX_BAD_DTYPE, CYX_BAD_ATTRIBUTE, CYX_NO_KERNEL, CYX_BAD_DATA, CYX_NO_MEMORY } cyx_status;
+typedef enum {
+    CYX_OK,
+    CYX_BAD_SHAPE,
+    CYX_BAD_DTYPE,
+    CYX_BAD_ATTRIBUTE,
+    CYX_NO_KERNEL,
+    CYX_BAD_DATA,
+    CYX_NO_MEMORY
+} cyx_status;
 
 typedef cyx_status (*cyx_kernel)(const cyx_call *call);
 typedef cyx_kernel cyx_table[CYX_OP_COUNT][CYX_DTYPE_COUNT];
@@ -74,7 +90,8 @@ void cyx_setup(void);
 int cyx_has_kernel(int op, int dtype);
 cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message);
 
-/* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its arrays. */
+/* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its
+ * arrays. */
 cyx_status cyx_prepare(cyx_call *call, cyx_message *message);
 int cyx_compute_dtype(int op, const int *dtypes, int count); /* -1 where the op does not take these types */
 

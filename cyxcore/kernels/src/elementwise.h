@@ -1,8 +1,9 @@
-/* How an element-wise kernel is made from one expression: a body that walks rows, an inner loop per stride pattern.
+/* How an element-wise kernel is made from one expression: a body that walks rows, an inner loop per stride
+ * pattern.
  *
- * CYX_UNARY(name, IN, OUT, expression of x), CYX_BINARY(name, IN, OUT, expression of x, y) and CYX_TERNARY define the
- * kernel `name`. An output may be the very memory of an input of the same shape, so no pointer is `restrict`; the
- * loops tell the compiler instead that iterations do not depend on each other. */
+ * CYX_UNARY(name, IN, OUT, expression of x), CYX_BINARY(name, IN, OUT, expression of x, y) and CYX_TERNARY
+ * define the kernel `name`. An output may be the very memory of an input of the same shape, so no pointer is
+ * `restrict`; the loops tell the compiler instead that iterations do not depend on each other. */
 #ifndef CYX_ELEMENTWISE_H
 #define CYX_ELEMENTWISE_H
 
@@ -31,79 +32,85 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
 }
 
 /* Runs the given block, with `at`, `first` and `n`, for each piece of an inner row within [begin, end). */
-#define CYX_FOR_ROWS(COUNT, ...)                                                                                       \
-    const cyx_rows *rows = context;                                                                                    \
-    const cyx_walk *walk = &rows->walk;                                                                                \
-    int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS];                                                         \
-    int64_t inner = walk->shape[walk->ndim - 1];                                                                       \
-    cyx_walk_seek(walk, COUNT, begin, coordinate, offset);                                                             \
-    for (int64_t at = begin; at < end;) {                                                                              \
-        int64_t first = coordinate[walk->ndim - 1];                                                                    \
-        int64_t n = inner - first < end - at ? inner - first : end - at;                                               \
-        __VA_ARGS__;                                                                                                           \
-        at += n;                                                                                                       \
-        if (at < end) cyx_walk_next_row(walk, COUNT, coordinate, offset);                                              \
+#define CYX_FOR_ROWS(COUNT, ...)                                                                             \
+    const cyx_rows *rows = context;                                                                          \
+    const cyx_walk *walk = &rows->walk;                                                                      \
+    int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS];                                               \
+    int64_t inner = walk->shape[walk->ndim - 1];                                                             \
+    cyx_walk_seek(walk, COUNT, begin, coordinate, offset);                                                   \
+    for (int64_t at = begin; at < end;) {                                                                    \
+        int64_t first = coordinate[walk->ndim - 1];                                                          \
+        int64_t n = inner - first < end - at ? inner - first : end - at;                                     \
+        __VA_ARGS__;                                                                                         \
+        at += n;                                                                                             \
+        if (at < end) cyx_walk_next_row(walk, COUNT, coordinate, offset);                                    \
     }
 
-#define CYX_UNARY(NAME, IN, OUT, EXPRESSION)                                                                           \
-    static inline __attribute__((always_inline)) void NAME##_loop(OUT *o, const IN *a, int64_t sa, int64_t n) {        \
-        INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                                  \
-            IN x = a[i * sa];                                                                                          \
-            o[i] = (OUT)(EXPRESSION);                                                                                  \
-        }                                                                                                              \
-    }                                                                                                                  \
-    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                               \
-        const cyx_rows *rows = context;                                                                                \
-        NAME##_loop((OUT *)rows->call->out.data + begin, (const IN *)rows->call->in[0].data + begin, 1, end - begin);  \
-    }                                                                                                                  \
+#define CYX_UNARY(NAME, IN, OUT, EXPRESSION)                                                                 \
+    static inline __attribute__((always_inline)) void NAME##_loop(OUT *o, const IN *a, int64_t sa,           \
+                                                                  int64_t n) {                               \
+        INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                        \
+            IN x = a[i * sa];                                                                                \
+            o[i] = (OUT)(EXPRESSION);                                                                        \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
+        const cyx_rows *rows = context;                                                                      \
+        NAME##_loop((OUT *)rows->call->out.data + begin, (const IN *)rows->call->in[0].data + begin, 1,      \
+                    end - begin);                                                                            \
+    }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
 
-#define CYX_BINARY(NAME, IN, OUT, EXPRESSION)                                                                          \
-    static inline __attribute__((always_inline)) void NAME##_loop(OUT *o, const IN *a, int64_t sa, const IN *b,        \
-                                                                  int64_t sb, int64_t n) {                             \
-        INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                                  \
-            IN x = a[i * sa], y = b[i * sb];                                                                           \
-            o[i] = (OUT)(EXPRESSION);                                                                                  \
-        }                                                                                                              \
-    }                                                                                                                  \
-    static void NAME##_row(OUT *o, const IN *a, int64_t sa, const IN *b, int64_t sb, int64_t n) {                      \
-        /* Both broadcast means one element. */ \
-        if (sa && sb) NAME##_loop(o, a, 1, b, 1, n);                                                                   \
-        else if (sa) NAME##_loop(o, a, 1, b, 0, n);                                                                    \
-        else NAME##_loop(o, a, 0, b, 1, n);                                                                            \
-    }                                                                                                                  \
-    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                               \
-        CYX_FOR_ROWS(2, {                                                                                              \
-            int64_t sa = walk->stride[0][walk->ndim - 1], sb = walk->stride[1][walk->ndim - 1];                        \
-            NAME##_row((OUT *)rows->call->out.data + at, (const IN *)rows->call->in[0].data + offset[0] + first * sa,  \
-                       sa, (const IN *)rows->call->in[1].data + offset[1] + first * sb, sb, n);                        \
-        })                                                                                                             \
-    }                                                                                                                  \
+#define CYX_BINARY(NAME, IN, OUT, EXPRESSION)                                                                \
+    static inline __attribute__((always_inline)) void NAME##_loop(OUT *o, const IN *a, int64_t sa,           \
+                                                                  const IN *b, int64_t sb, int64_t n) {      \
+        INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                        \
+            IN x = a[i * sa], y = b[i * sb];                                                                 \
+            o[i] = (OUT)(EXPRESSION);                                                                        \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void NAME##_row(OUT *o, const IN *a, int64_t sa, const IN *b, int64_t sb, int64_t n) {            \
+        /* Both broadcast means one element. */                                                              \
+        if (sa && sb)                                                                                        \
+            NAME##_loop(o, a, 1, b, 1, n);                                                                   \
+        else if (sa)                                                                                         \
+            NAME##_loop(o, a, 1, b, 0, n);                                                                   \
+        else                                                                                                 \
+            NAME##_loop(o, a, 0, b, 1, n);                                                                   \
+    }                                                                                                        \
+    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
+        CYX_FOR_ROWS(2, {                                                                                    \
+            int64_t sa = walk->stride[0][walk->ndim - 1], sb = walk->stride[1][walk->ndim - 1];              \
+            NAME##_row((OUT *)rows->call->out.data + at,                                                     \
+                       (const IN *)rows->call->in[0].data + offset[0] + first * sa, sa,                      \
+                       (const IN *)rows->call->in[1].data + offset[1] + first * sb, sb, n);                  \
+        })                                                                                                   \
+    }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
 
 /* where: the condition is one byte per element, the choices are T. */
-#define CYX_WHERE(NAME, T)                                                                                             \
-    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                               \
-        CYX_FOR_ROWS(3, {                                                                                              \
-            int64_t sc = walk->stride[0][walk->ndim - 1], sa = walk->stride[1][walk->ndim - 1],                        \
-                    sb = walk->stride[2][walk->ndim - 1];                                                              \
-            T *o = (T *)rows->call->out.data + at;                                                                     \
-            const uint8_t *c = (const uint8_t *)rows->call->in[0].data + offset[0] + first * sc;                       \
-            const T *a = (const T *)rows->call->in[1].data + offset[1] + first * sa;                                   \
-            const T *b = (const T *)rows->call->in[2].data + offset[2] + first * sb;                                   \
-            if (sc && sa && sb) {                                                                                      \
-                INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                          \
-                    T x = a[i], y = b[i];                                                                              \
-                    o[i] = c[i] ? x : y;                                                                               \
-                }                                                                                                      \
-            } else {                                                                                                   \
-                INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                          \
-                    T x = a[i * sa], y = b[i * sb];                                                                    \
-                    o[i] = c[i * sc] ? x : y;                                                                          \
-                }                                                                                                      \
-            }                                                                                                          \
-        })                                                                                                             \
-    }                                                                                                                  \
+#define CYX_WHERE(NAME, T)                                                                                   \
+    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
+        CYX_FOR_ROWS(3, {                                                                                    \
+            int64_t sc = walk->stride[0][walk->ndim - 1], sa = walk->stride[1][walk->ndim - 1],              \
+                    sb = walk->stride[2][walk->ndim - 1];                                                    \
+            T *o = (T *)rows->call->out.data + at;                                                           \
+            const uint8_t *c = (const uint8_t *)rows->call->in[0].data + offset[0] + first * sc;             \
+            const T *a = (const T *)rows->call->in[1].data + offset[1] + first * sa;                         \
+            const T *b = (const T *)rows->call->in[2].data + offset[2] + first * sb;                         \
+            if (sc && sa && sb) {                                                                            \
+                INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                \
+                    T x = a[i], y = b[i];                                                                    \
+                    o[i] = c[i] ? x : y;                                                                     \
+                }                                                                                            \
+            } else {                                                                                         \
+                INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                \
+                    T x = a[i * sa], y = b[i * sb];                                                          \
+                    o[i] = c[i * sc] ? x : y;                                                                \
+                }                                                                                            \
+            }                                                                                                \
+        })                                                                                                   \
+    }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
 
 #endif

@@ -1,76 +1,81 @@
 /* Element-wise kernels of float32 and float64. A NaN that goes in comes out. */
 
-#define FLOAT_OPS(T, S, F)                                                                                             \
-    CYX_UNARY(neg_##S, T, T, -x)                                                                                       \
-    CYX_UNARY(abs_##S, T, T, __builtin_fabs##F(x))                                                                     \
-    CYX_UNARY(exp_op_##S, T, T, exp_##S(x))                                                                            \
-    CYX_UNARY(log_op_##S, T, T, log_##S(x))                                                                            \
-    CYX_UNARY(sqrt_##S, T, T, __builtin_sqrt##F(x))                                                                    \
-    CYX_UNARY(tanh_op_##S, T, T, tanh_##S(x))                                                                          \
-    CYX_UNARY(sigmoid_op_##S, T, T, sigmoid_##S(x))                                                                    \
-    CYX_UNARY(relu_##S, T, T, x < 0 ? 0 : x)                                                                           \
-    CYX_UNARY(erf_op_##S, T, T, erf_##S(x))                                                                            \
-    CYX_UNARY(square_##S, T, T, x *x)                                                                                  \
-    CYX_UNARY(sign_##S, T, T, x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x)                                                 \
-    CYX_UNARY(floor_##S, T, T, __builtin_floor##F(x))                                                                  \
-    CYX_UNARY(logical_not_##S, T, uint8_t, x == 0)                                                                     \
-    CYX_BINARY(add_##S, T, T, x + y)                                                                                   \
-    CYX_BINARY(sub_##S, T, T, x - y)                                                                                   \
-    CYX_BINARY(mul_##S, T, T, x *y)                                                                                    \
-    CYX_BINARY(div_##S, T, T, x / y)                                                                                   \
-    CYX_BINARY(pow_##S, T, T, cyx_pow(x, y))                                                                           \
-    CYX_BINARY(maximum_##S, T, T, x >= y || x != x ? x : y)                                                            \
-    CYX_BINARY(minimum_##S, T, T, x <= y || x != x ? x : y)                                                            \
-    CYX_BINARY(equal_##S, T, uint8_t, x == y)                                                                          \
-    CYX_BINARY(not_equal_##S, T, uint8_t, x != y)                                                                      \
-    CYX_BINARY(less_##S, T, uint8_t, x < y)                                                                            \
-    CYX_BINARY(less_equal_##S, T, uint8_t, x <= y)                                                                     \
-    CYX_BINARY(greater_##S, T, uint8_t, x > y)                                                                         \
-    CYX_BINARY(greater_equal_##S, T, uint8_t, x >= y)                                                                  \
-    CYX_BINARY(logical_and_##S, T, uint8_t, x != 0 && y != 0)                                                          \
+#define FLOAT_OPS(T, S, F)                                                                                   \
+    CYX_UNARY(neg_##S, T, T, -x)                                                                             \
+    CYX_UNARY(abs_##S, T, T, __builtin_fabs##F(x))                                                           \
+    CYX_UNARY(exp_op_##S, T, T, exp_##S(x))                                                                  \
+    CYX_UNARY(log_op_##S, T, T, log_##S(x))                                                                  \
+    CYX_UNARY(sqrt_##S, T, T, __builtin_sqrt##F(x))                                                          \
+    CYX_UNARY(tanh_op_##S, T, T, tanh_##S(x))                                                                \
+    CYX_UNARY(sigmoid_op_##S, T, T, sigmoid_##S(x))                                                          \
+    CYX_UNARY(relu_##S, T, T, x < 0 ? 0 : x)                                                                 \
+    CYX_UNARY(erf_op_##S, T, T, erf_##S(x))                                                                  \
+    CYX_UNARY(square_##S, T, T, x *x)                                                                        \
+    CYX_UNARY(sign_##S, T, T, x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x)                                       \
+    CYX_UNARY(floor_##S, T, T, __builtin_floor##F(x))                                                        \
+    CYX_UNARY(logical_not_##S, T, uint8_t, x == 0)                                                           \
+    CYX_BINARY(add_##S, T, T, x + y)                                                                         \
+    CYX_BINARY(sub_##S, T, T, x - y)                                                                         \
+    CYX_BINARY(mul_##S, T, T, x *y)                                                                          \
+    CYX_BINARY(div_##S, T, T, x / y)                                                                         \
+    CYX_BINARY(pow_##S, T, T, cyx_pow(x, y))                                                                 \
+    CYX_BINARY(maximum_##S, T, T, x >= y || x != x ? x : y)                                                  \
+    CYX_BINARY(minimum_##S, T, T, x <= y || x != x ? x : y)                                                  \
+    CYX_BINARY(equal_##S, T, uint8_t, x == y)                                                                \
+    CYX_BINARY(not_equal_##S, T, uint8_t, x != y)                                                            \
+    CYX_BINARY(less_##S, T, uint8_t, x < y)                                                                  \
+    CYX_BINARY(less_equal_##S, T, uint8_t, x <= y)                                                           \
+    CYX_BINARY(greater_##S, T, uint8_t, x > y)                                                               \
+    CYX_BINARY(greater_equal_##S, T, uint8_t, x >= y)                                                        \
+    CYX_BINARY(logical_and_##S, T, uint8_t, x != 0 && y != 0)                                                \
     CYX_BINARY(logical_or_##S, T, uint8_t, x != 0 || y != 0)
 
 FLOAT_OPS(float, f32, f)
 CYX_UNARY(sin_f64, double, double, cyx_sin(x))
 CYX_UNARY(cos_f64, double, double, cyx_cos(x))
 
-/* A chunk at a time as vectors; a chunk with an element beyond 2**20 (or infinite, or NaN) mends those one by one. */
-#define TRIGONOMETRY(NAME, SHIFT, BEYOND)                                                                              \
-    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                               \
-        const cyx_call *call = ((const cyx_rows *)context)->call;                                                      \
-        const float *x = call->in[0].data;                                                                             \
-        float *out = call->out.data;                                                                                   \
-        for (int64_t at = begin; at < end; at += 64) {                                                                 \
-            float own[64], y[64];                                                                                      \
-            int64_t n = end - at < 64 ? end - at : 64;                                                                 \
-            int beyond = 0;                                                                                            \
-            memset(own, 0, sizeof own);                                                                                \
-            memcpy(own, x + at, sizeof(float) * (size_t)n);                                                            \
-            for (int i = 0; i < 64; i++) beyond |= !(__builtin_fabsf(own[i]) < 0x1p20f);                               \
-            INDEPENDENT for (int i = 0; i < 64; i++) y[i] = sine_f32(own[i], SHIFT);                                   \
-            for (int i = 0; beyond && i < 64; i++)                                                                     \
-                if (!(__builtin_fabsf(own[i]) < 0x1p20f)) y[i] = (float)BEYOND(own[i]);                                \
-            memcpy(out + at, y, sizeof(float) * (size_t)n);                                                            \
-        }                                                                                                              \
-    }                                                                                                                  \
+/* A chunk at a time as vectors; a chunk with an element beyond 2**20 (or infinite, or NaN) mends those one by
+ * one. */
+#define TRIGONOMETRY(NAME, SHIFT, BEYOND)                                                                    \
+    static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
+        const cyx_call *call = ((const cyx_rows *)context)->call;                                            \
+        const float *x = call->in[0].data;                                                                   \
+        float *out = call->out.data;                                                                         \
+        for (int64_t at = begin; at < end; at += 64) {                                                       \
+            float own[64], y[64];                                                                            \
+            int64_t n = end - at < 64 ? end - at : 64;                                                       \
+            int beyond = 0;                                                                                  \
+            memset(own, 0, sizeof own);                                                                      \
+            memcpy(own, x + at, sizeof(float) * (size_t)n);                                                  \
+            for (int i = 0; i < 64; i++) beyond |= !(__builtin_fabsf(own[i]) < 0x1p20f);                     \
+            INDEPENDENT for (int i = 0; i < 64; i++) y[i] = sine_f32(own[i], SHIFT);                         \
+            for (int i = 0; beyond && i < 64; i++)                                                           \
+                if (!(__builtin_fabsf(own[i]) < 0x1p20f)) y[i] = (float)BEYOND(own[i]);                      \
+            memcpy(out + at, y, sizeof(float) * (size_t)n);                                                  \
+        }                                                                                                    \
+    }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
 TRIGONOMETRY(sin_f32, 0, cyx_sin)
 TRIGONOMETRY(cos_f32, 1, cyx_cos)
 
 FLOAT_OPS(double, f64, )
 
-#define FILL_FLOAT_OPS(D, S)                                                                                           \
-    table[CYX_OP_neg][D] = neg_##S, table[CYX_OP_abs][D] = abs_##S, table[CYX_OP_exp][D] = exp_op_##S;                 \
-    table[CYX_OP_log][D] = log_op_##S, table[CYX_OP_sqrt][D] = sqrt_##S, table[CYX_OP_tanh][D] = tanh_op_##S;          \
-    table[CYX_OP_sigmoid][D] = sigmoid_op_##S, table[CYX_OP_relu][D] = relu_##S, table[CYX_OP_erf][D] = erf_op_##S;    \
-    table[CYX_OP_square][D] = square_##S, table[CYX_OP_sign][D] = sign_##S, table[CYX_OP_floor][D] = floor_##S;        \
-    table[CYX_OP_logical_not][D] = logical_not_##S, table[CYX_OP_sin][D] = sin_##S, table[CYX_OP_cos][D] = cos_##S;    \
-    table[CYX_OP_add][D] = add_##S, table[CYX_OP_sub][D] = sub_##S, table[CYX_OP_mul][D] = mul_##S;                    \
-    table[CYX_OP_div][D] = div_##S, table[CYX_OP_pow][D] = pow_##S, table[CYX_OP_maximum][D] = maximum_##S;            \
-    table[CYX_OP_minimum][D] = minimum_##S, table[CYX_OP_equal][D] = equal_##S;                                        \
-    table[CYX_OP_not_equal][D] = not_equal_##S, table[CYX_OP_less][D] = less_##S;                                      \
-    table[CYX_OP_less_equal][D] = less_equal_##S, table[CYX_OP_greater][D] = greater_##S;                              \
-    table[CYX_OP_greater_equal][D] = greater_equal_##S, table[CYX_OP_logical_and][D] = logical_and_##S;                \
+#define FILL_FLOAT_OPS(D, S)                                                                                 \
+    table[CYX_OP_neg][D] = neg_##S, table[CYX_OP_abs][D] = abs_##S, table[CYX_OP_exp][D] = exp_op_##S;       \
+    table[CYX_OP_log][D] = log_op_##S, table[CYX_OP_sqrt][D] = sqrt_##S,                                     \
+    table[CYX_OP_tanh][D] = tanh_op_##S;                                                                     \
+    table[CYX_OP_sigmoid][D] = sigmoid_op_##S, table[CYX_OP_relu][D] = relu_##S,                             \
+    table[CYX_OP_erf][D] = erf_op_##S;                                                                       \
+    table[CYX_OP_square][D] = square_##S, table[CYX_OP_sign][D] = sign_##S,                                  \
+    table[CYX_OP_floor][D] = floor_##S;                                                                      \
+    table[CYX_OP_logical_not][D] = logical_not_##S, table[CYX_OP_sin][D] = sin_##S,                          \
+    table[CYX_OP_cos][D] = cos_##S;                                                                          \
+    table[CYX_OP_add][D] = add_##S, table[CYX_OP_sub][D] = sub_##S, table[CYX_OP_mul][D] = mul_##S;          \
+    table[CYX_OP_div][D] = div_##S, table[CYX_OP_pow][D] = pow_##S, table[CYX_OP_maximum][D] = maximum_##S;  \
+    table[CYX_OP_minimum][D] = minimum_##S, table[CYX_OP_equal][D] = equal_##S;                              \
+    table[CYX_OP_not_equal][D] = not_equal_##S, table[CYX_OP_less][D] = less_##S;                            \
+    table[CYX_OP_less_equal][D] = less_equal_##S, table[CYX_OP_greater][D] = greater_##S;                    \
+    table[CYX_OP_greater_equal][D] = greater_equal_##S, table[CYX_OP_logical_and][D] = logical_and_##S;      \
     table[CYX_OP_logical_or][D] = logical_or_##S
 
 static void fill_elementwise(cyx_table table) {

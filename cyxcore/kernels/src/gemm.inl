@@ -1,27 +1,37 @@
-/* matmul. Every output is one chain of fused multiply-adds over k in ascending order, starting from zero: vectors lie
- * along output columns, blocks of k go through memory without rounding, threads take different outputs.
+/* matmul. Every output is one chain of fused multiply-adds over k in ascending order, starting from zero:
+ * vectors lie along output columns, blocks of k go through memory without rounding, threads take different
+ * outputs.
  *
- * Blocks of MR rows by NR columns are held in registers. Columns of B are packed into panels [k][NR], rows of A into
- * panels [k][MR]; both can also be read where they lie when there is too little reuse to pay for a copy. */
+ * Blocks of MR rows by NR columns are held in registers. Columns of B are packed into panels [k][NR], rows of
+ * A into panels [k][MR]; both can also be read where they lie when there is too little reuse to pay for a
+ * copy. */
 
 #ifndef GEMM_ONCE
 #define GEMM_ONCE
 typedef int32_t integer_f32;
 typedef int64_t integer_f64;
-enum { BLOCK_K = 256, BLOCK_M = 240, BLOCK_N = 2048, DIRECT_B_ROWS = 48, DIRECT_A_COLUMNS = 64, TRANSPOSED_A_ROWS = 128 };
+enum {
+    BLOCK_K = 256,
+    BLOCK_M = 240,
+    BLOCK_N = 2048,
+    DIRECT_B_ROWS = 48,
+    DIRECT_B_SIZE = 8192,
+    DIRECT_A_COLUMNS = 64,
+    TRANSPOSED_A_ROWS = 128
+};
 #endif
 
 #undef NR
 #define NR (NV * VN)
 
 /* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. */
-static inline __attribute__((always_inline)) void NAME(block)(const int R, const int W, const T *a, int64_t a_row, int64_t a_k,
-                                                              const T *b, int64_t b_k, T *c, int64_t c_row, int64_t count,
+static inline __attribute__((always_inline)) void NAME(block)(const int R, const int W, const T *a,
+                                                              int64_t a_row, int64_t a_k, const T *b,
+                                                              int64_t b_k, T *c, int64_t c_row, int64_t count,
                                                               int add) {
     V sum[MR][NV];
-    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
-        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
-            sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
+    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
+        sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
     for (int64_t k = 0; k < count; k++, a += a_k, b += b_k) {
         V column[NV];
         _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) column[w] = *(const V *)(b + w * VN);
@@ -30,22 +40,23 @@ static inline __attribute__((always_inline)) void NAME(block)(const int R, const
             _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
         }
     }
-    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
-        _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) *(V *)(c + r * c_row + w * VN) = sum[r][w];
+    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) *
+        (V *)(c + r * c_row + w * VN) = sum[r][w];
 }
 
 typedef void (*NAME(block_kernel))(const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
                                    int64_t count, int add);
 
-/* Two of each size: rows next to each other (packed or transposed A), and k next to each other (A as it lies). */
-#define BLOCK_KERNEL(R, W)                                                                                             \
-    static void NAME(packed_##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c, int64_t c_row,          \
-                                       int64_t count, int add) {                                                       \
-        NAME(block)(R, W, a, 1, a_k, b, b_k, c, c_row, count, add);                                                    \
-    }                                                                                                                  \
-    static void NAME(rows_##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c, int64_t c_row,          \
-                                     int64_t count, int add) {                                                         \
-        NAME(block)(R, W, a, a_row, 1, b, b_k, c, c_row, count, add);                                                  \
+/* Two of each size: rows next to each other (packed or transposed A), and k next to each other (A as it
+ * lies). */
+#define BLOCK_KERNEL(R, W)                                                                                   \
+    static void NAME(packed_##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c,               \
+                                       int64_t c_row, int64_t count, int add) {                              \
+        NAME(block)(R, W, a, 1, a_k, b, b_k, c, c_row, count, add);                                          \
+    }                                                                                                        \
+    static void NAME(rows_##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c,               \
+                                     int64_t c_row, int64_t count, int add) {                                \
+        NAME(block)(R, W, a, a_row, 1, b, b_k, c, c_row, count, add);                                        \
     }
 #if NV == 4
 #define FOR_WIDTHS(X, R) X(R, 1) X(R, 2) X(R, 3) X(R, 4)
@@ -71,8 +82,8 @@ FOR_WIDTHS(BLOCK_KERNEL, 11)
 FOR_WIDTHS(BLOCK_KERNEL, 12)
 #endif
 #if MR >= 12
-#define HEIGHTS(K)                                                                                                     \
-    {WIDTHS(K, 1), WIDTHS(K, 2), WIDTHS(K, 3), WIDTHS(K, 4),  WIDTHS(K, 5),  WIDTHS(K, 6),                             \
+#define HEIGHTS(K)                                                                                           \
+    {WIDTHS(K, 1), WIDTHS(K, 2), WIDTHS(K, 3), WIDTHS(K, 4),  WIDTHS(K, 5),  WIDTHS(K, 6),                   \
      WIDTHS(K, 7), WIDTHS(K, 8), WIDTHS(K, 9), WIDTHS(K, 10), WIDTHS(K, 11), WIDTHS(K, 12)}
 #elif MR >= 6
 #define HEIGHTS(K) {WIDTHS(K, 1), WIDTHS(K, 2), WIDTHS(K, 3), WIDTHS(K, 4), WIDTHS(K, 5), WIDTHS(K, 6)}
@@ -82,9 +93,11 @@ FOR_WIDTHS(BLOCK_KERNEL, 12)
 static const NAME(block_kernel) NAME(packed_kernels)[MR][NV] = HEIGHTS(packed_);
 static const NAME(block_kernel) NAME(rows_kernels)[MR][NV] = HEIGHTS(rows_);
 
-/* One block whose `columns` <= NR need not fill its vectors: b must be readable up to the vector's end, c need not. */
-static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int64_t rows, int64_t columns, const T *a,
-                                   int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row, int64_t count, int add) {
+/* One block whose `columns` <= NR need not fill its vectors: b must be readable up to the vector's end, c
+ * need not. */
+static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int64_t rows, int64_t columns,
+                                   const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
+                                   int64_t count, int add) {
     int64_t vectors = (columns + VN - 1) / VN;
     NAME(block_kernel) kernel = kernels[rows - 1][vectors - 1];
     if (columns == vectors * VN) {
@@ -109,14 +122,18 @@ typedef NAME(integer) NAME(four_index) __attribute__((vector_size(4 * sizeof(T))
 #endif
 
 /* to[c * to_row + r] = from[r * from_row + c] */
-static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows, int64_t columns) {
+static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows,
+                            int64_t columns) {
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4) {
         int64_t c = 0;
         const T *f0 = from + r * from_row, *f1 = f0 + from_row, *f2 = f1 + from_row, *f3 = f2 + from_row;
         for (; c + 4 <= columns; c += 4) {
             T *t = to + c * to_row + r;
-            NAME(four) a = *(const NAME(four) *)(f0 + c), b = *(const NAME(four) *)(f1 + c), d = *(const NAME(four) *)(f2 + c), e = *(const NAME(four) *)(f3 + c);
+            NAME(four)
+            a = *(const NAME(four) *)(f0 + c),
+            b = *(const NAME(four) *)(f1 + c), d = *(const NAME(four) *)(f2 + c),
+            e = *(const NAME(four) *)(f3 + c);
             NAME(four) ab_low = SHUFFLE(a, b, 0, 4, 1, 5), ab_high = SHUFFLE(a, b, 2, 6, 3, 7);
             NAME(four) de_low = SHUFFLE(d, e, 0, 4, 1, 5), de_high = SHUFFLE(d, e, 2, 6, 3, 7);
             *(NAME(four) *)t = SHUFFLE(ab_low, de_low, 0, 1, 4, 5);
@@ -133,8 +150,10 @@ static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_r
         for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
 }
 
-/* Rows [k, k + count) of `columns` columns of B, from b, as a panel [count][NR]; missing columns become zero. */
-static void NAME(pack_panel)(const T *b, int64_t b_row, int transposed, T *panel, int64_t count, int64_t columns) {
+/* Rows [k, k + count) of `columns` columns of B, from b, as a panel [count][NR]; missing columns become zero.
+ */
+static void NAME(pack_panel)(const T *b, int64_t b_row, int transposed, T *panel, int64_t count,
+                             int64_t columns) {
     if (columns < NR) memset(panel, 0, sizeof(T) * (size_t)(count * NR));
     if (transposed) {
         NAME(transpose)(b, b_row, panel, NR, columns, count);
@@ -143,7 +162,8 @@ static void NAME(pack_panel)(const T *b, int64_t b_row, int transposed, T *panel
     if (columns == NR)
         for (int64_t k = 0; k < count; k++) memcpy(panel + k * NR, b + k * b_row, sizeof(T) * NR);
     else
-        for (int64_t k = 0; k < count; k++) memcpy(panel + k * NR, b + k * b_row, sizeof(T) * (size_t)columns);
+        for (int64_t k = 0; k < count; k++)
+            memcpy(panel + k * NR, b + k * b_row, sizeof(T) * (size_t)columns);
 }
 
 typedef struct {
@@ -163,7 +183,8 @@ static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; panel++) {
         int64_t column = p->n0 + panel * NR, left = p->n0 + p->n_count - column;
         const T *b = p->b + (p->b_transposed ? column * p->b_row + p->k0 : p->k0 * p->b_row + column);
-        NAME(pack_panel)(b, p->b_row, p->b_transposed, p->panels + panel * NR * p->k_count, p->k_count, left < NR ? left : NR);
+        NAME(pack_panel)(b, p->b_row, p->b_transposed, p->panels + panel * NR * p->k_count, p->k_count,
+                         left < NR ? left : NR);
     }
 }
 
@@ -172,7 +193,8 @@ static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_coun
     if (count == MR)
         for (int64_t k = 0; k < k_count; k++) memcpy(packed + k * MR, a + k * a_row, sizeof(T) * MR);
     else
-        for (int64_t k = 0; k < k_count; k++) memcpy(packed + k * MR, a + k * a_row, sizeof(T) * (size_t)count);
+        for (int64_t k = 0; k < k_count; k++)
+            memcpy(packed + k * MR, a + k * a_row, sizeof(T) * (size_t)count);
 }
 
 /* One task: rows [m0, m0 + m_block) by a group of panels. */
@@ -199,16 +221,17 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         }
         for (int64_t column = first; column < stop; column += NR) {
             int64_t columns = stop - column < NR ? stop - column : NR;
-            const T *b = p->panels ? p->panels + column * p->k_count
-                                   : p->b + p->k0 * p->b_row + p->n0 + column;
+            const T *b =
+                p->panels ? p->panels + column * p->k_count : p->b + p->k0 * p->b_row + p->n0 + column;
             int64_t b_k = p->panels ? NR : p->b_row;
             if (!p->panels && columns % VN) b = p->last, b_k = NR;
             T *c = p->c + m0 * p->n + p->n0 + column;
             for (int64_t r = 0; r < rows; r += MR) {
                 int64_t count = rows - r < MR ? rows - r : MR;
                 const T *own_a = pack_a ? packed + r * p->k_count : a + (p->a_transposed ? r : r * p->a_row);
-                NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count, columns, own_a,
-                                pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n, p->k_count, p->k0 > 0);
+                NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
+                                columns, own_a, pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n,
+                                p->k_count, p->k0 > 0);
             }
         }
     }
@@ -237,7 +260,7 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
         memset(p->c, 0, sizeof(T) * (size_t)(p->m * p->n));
         return CYX_OK;
     }
-    int direct_b = !p->b_transposed && p->m <= DIRECT_B_ROWS;
+    int direct_b = !p->b_transposed && (p->m <= DIRECT_B_ROWS || p->k * p->n <= DIRECT_B_SIZE);
     for (p->n0 = 0; p->n0 < p->n; p->n0 += BLOCK_N)
         for (p->k0 = 0; p->k0 < p->k; p->k0 += BLOCK_K) {
             p->n_count = p->n - p->n0 < BLOCK_N ? p->n - p->n0 : BLOCK_N;
@@ -249,9 +272,13 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
             p->panels = direct_b ? NULL : memory;
             p->last = memory;
             if (direct_b && (p->n_count - whole) % VN)
-                NAME(pack_panel)(p->b + p->k0 * p->b_row + p->n0 + whole, p->b_row, 0, memory, p->k_count, p->n_count - whole);
-            if (!direct_b) cyx_parallel(panels, cyx_grain(panels, (double)(NR * p->k_count), 100000), NAME(pack_b_body), p);
-            int64_t tasks = (p->m + p->m_block - 1) / p->m_block * ((p->n_count + p->n_block - 1) / p->n_block);
+                NAME(pack_panel)(p->b + p->k0 * p->b_row + p->n0 + whole, p->b_row, 0, memory, p->k_count,
+                                 p->n_count - whole);
+            if (!direct_b)
+                cyx_parallel(panels, cyx_grain(panels, (double)(NR * p->k_count), 100000), NAME(pack_b_body),
+                             p);
+            int64_t tasks =
+                (p->m + p->m_block - 1) / p->m_block * ((p->n_count + p->n_block - 1) / p->n_block);
             cyx_parallel(tasks, 1, NAME(product_body), p);
             if (p->no_memory) return CYX_NO_MEMORY;
         }
@@ -293,9 +320,17 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
     const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
     int64_t m = out->shape[out->ndim - 2], n = out->shape[out->ndim - 1];
     int64_t k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)];
-    NAME(product) p = {.a = a->data, .b = b->data, .c = out->data, .m = m, .n = n, .k = k,
-                       .a_row = call->ints[0] ? m : k, .b_row = call->ints[1] ? k : n,
-                       .a_transposed = (int)call->ints[0], .b_transposed = (int)call->ints[1]};
+    NAME(product)
+    p = {.a = a->data,
+         .b = b->data,
+         .c = out->data,
+         .m = m,
+         .n = n,
+         .k = k,
+         .a_row = call->ints[0] ? m : k,
+         .b_row = call->ints[1] ? k : n,
+         .a_transposed = (int)call->ints[0],
+         .b_transposed = (int)call->ints[1]};
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (!out->size) return CYX_OK;
     if (stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed) {
@@ -304,8 +339,10 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
     }
     NAME(batch) batch = {.call = call, .one = p, .walk = cyx_broadcast_walk(&results, stacks, 2)};
     int64_t grain = cyx_grain(results.size, (double)m * (double)n * (double)k / 8.0, 20000);
-    if (results.size < 2 * cyx_threads()) NAME(batch_body)(&batch, 0, results.size);
-    else cyx_parallel(results.size, grain, NAME(batch_body), &batch);
+    if (results.size < 2 * cyx_threads())
+        NAME(batch_body)(&batch, 0, results.size);
+    else
+        cyx_parallel(results.size, grain, NAME(batch_body), &batch);
     return (cyx_status)batch.status;
 }
 

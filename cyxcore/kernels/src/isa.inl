@@ -1,6 +1,7 @@
-/* Everything that is compiled once per instruction set. The including file has defined LANES (float32 elements in a
- * vector), MR and NV (rows and vectors of a matmul block) and the fused multiply-adds of its vectors. Files that need
- * the element type are read twice, with T, its vector V of VN elements, and NAME(x) for x_f32 or x_f64. */
+/* Everything that is compiled once per instruction set. The including file has defined LANES (float32
+ * elements in a vector), MR and NV (rows and vectors of a matmul block) and the fused multiply-adds of its
+ * vectors. Files that need the element type are read twice, with T, its vector V of VN elements, and NAME(x)
+ * for x_f32 or x_f64. */
 #include "elementwise.inl"
 #include "optimizer.inl"
 

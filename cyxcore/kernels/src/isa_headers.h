@@ -1,5 +1,5 @@
-/* Headers a per-instruction-set file needs, read before its target pragma so that nothing outside this project is
- * compiled for a processor that may not be there. */
+/* Headers a per-instruction-set file needs, read before its target pragma so that nothing outside this
+ * project is compiled for a processor that may not be there. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -1,4 +1,5 @@
-/* Any processor: plain C, with fused multiply-add from the C library where the processor has none (slow but exact). */
+/* Any processor: plain C, with fused multiply-add from the C library where the processor has none (slow but
+ * exact). */
 #include "isa_headers.h"
 #include "math.inl"
 

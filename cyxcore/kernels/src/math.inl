@@ -1,8 +1,9 @@
 /* exp, log, tanh, sigmoid, erf, sin, cos, pow: at most 2 units in the last place, the same bits everywhere.
  *
- * Every step is an IEEE operation or a fused multiply-add written as such, so a compiler can only choose how many
- * elements go at once. No branch in the functions that matter for speed: the loops around them vectorise.
- * Coefficients are Chebyshev fits made for this file with 50-digit arithmetic, over the interval named at each. */
+ * Every step is an IEEE operation or a fused multiply-add written as such, so a compiler can only choose how
+ * many elements go at once. No branch in the functions that matter for speed: the loops around them
+ * vectorise. Coefficients are Chebyshev fits made for this file with 50-digit arithmetic, over the interval
+ * named at each. */
 
 static inline uint32_t bits_of_f32(float x) {
     uint32_t bits;
@@ -31,12 +32,13 @@ static inline double f64_of_bits(uint64_t bits) {
 
 /* ---- float32 ---- */
 
-/* e**x = 2**n e**r with |r| <= ln 2 / 2. The power of two is applied in two halves, so that results below the normal
- * numbers round once and those above become infinity. */
+/* e**x = 2**n e**r with |r| <= ln 2 / 2. The power of two is applied in two halves, so that results below the
+ * normal numbers round once and those above become infinity. */
 MATH float exp_f32(float x) {
     float c = x > 89.0f ? 89.0f : x;
     c = c < -104.0f ? -104.0f : c;
-    float shifted = FMA32(c, 0x1.715476p+0f, 0x1.8p23f); /* adding 1.5 * 2**23 leaves the nearest integer in the low bits */
+    float shifted = FMA32(c, 0x1.715476p+0f,
+                          0x1.8p23f); /* adding 1.5 * 2**23 leaves the nearest integer in the low bits */
     int32_t n = (int32_t)(bits_of_f32(shifted) - 0x4b400000u);
     float k = shifted - 0x1.8p23f;
     float high = FMA32(k, -0x1.62e4p-1f, c);
@@ -133,7 +135,8 @@ MATH float erf_f32(float x) {
 /* 2**n (1 + value) for |n| <= 2046, rounded once. The shift is logical: AVX2 has no other on 64 bits. */
 MATH double scale_f64(double value, int64_t n) {
     int64_t half = (int64_t)((uint64_t)(n + 4096) >> 1) - 2048;
-    return value * f64_of_bits((uint64_t)(half + 1023) << 52) * f64_of_bits((uint64_t)(n - half + 1023) << 52);
+    return value * f64_of_bits((uint64_t)(half + 1023) << 52) *
+           f64_of_bits((uint64_t)(n - half + 1023) << 52);
 }
 
 /* e**(x + low) for |low| far below x. */
@@ -219,7 +222,8 @@ MATH double sigmoid_f64(double x) {
     return top * reciprocal_f64(1.0, z);
 }
 
-/* A polynomial below 1; above it 1 - e**(-a**2) g(t), where g is e**(a**2) erfc(a) in t = (a - 2) / (a + 2). */
+/* A polynomial below 1; above it 1 - e**(-a**2) g(t), where g is e**(a**2) erfc(a) in t = (a - 2) / (a + 2).
+ */
 MATH double erf_f64(double x) {
     double a = __builtin_fabs(x), z = a * a;
     double p = 0x1.05ffd737fb32ep-34; /* erf(a) / a - 1 */
@@ -275,7 +279,8 @@ MATH float sine_f32(float given, int shift) {
     c = FMA64(c, z, 0x1.5555555555555p-5);
     double sine = FMA64(r * z, s, r), cosine = FMA64(z * z, c, FMA64(-0.5, z, 1.0));
     float y = (float)(quadrant & 1 ? cosine : sine);
-    return quadrant & 2 ? -y : y;
+    y = quadrant & 2 ? -y : y;
+    return given == 0.0f && !shift ? given : y; /* the sign of zero */
 }
 
 /* The rest goes one element at a time: scalar_math.c. */

@@ -14,18 +14,22 @@ typedef struct {
     cyx_walk walk;
 } strided_copy;
 
-#define COPY_ROW(T)                                                                                                    \
-    do {                                                                                                               \
-        const T *from_row = (const T *)from;                                                                           \
-        T *out_row = (T *)out;                                                                                         \
-        for (int64_t i = 0; i < n; i++) out_row[i] = from_row[i * stride];                                             \
+#define COPY_ROW(T)                                                                                          \
+    do {                                                                                                     \
+        const T *from_row = (const T *)from;                                                                 \
+        T *out_row = (T *)out;                                                                               \
+        for (int64_t i = 0; i < n; i++) out_row[i] = from_row[i * stride];                                   \
     } while (0)
 
 static void copy_row(char *out, const char *from, int64_t stride, int64_t n, int bytes) {
-    if (stride == 1) memcpy(out, from, (size_t)(n * bytes));
-    else if (bytes == 4) COPY_ROW(uint32_t);
-    else if (bytes == 8) COPY_ROW(uint64_t);
-    else COPY_ROW(uint8_t);
+    if (stride == 1)
+        memcpy(out, from, (size_t)(n * bytes));
+    else if (bytes == 4)
+        COPY_ROW(uint32_t);
+    else if (bytes == 8)
+        COPY_ROW(uint64_t);
+    else
+        COPY_ROW(uint8_t);
 }
 
 static void strided_copy_body(void *context, int64_t begin, int64_t end) {
@@ -35,32 +39,37 @@ static void strided_copy_body(void *context, int64_t begin, int64_t end) {
     int64_t inner = walk->shape[walk->ndim - 1], stride = walk->stride[0][walk->ndim - 1];
     cyx_walk_seek(walk, 1, begin * inner, coordinate, offset);
     for (int64_t row = begin; row < end; row++) {
-        copy_row(copy->out + row * inner * copy->bytes, copy->from + offset[0] * copy->bytes, stride, inner, copy->bytes);
+        copy_row(copy->out + row * inner * copy->bytes, copy->from + offset[0] * copy->bytes, stride, inner,
+                 copy->bytes);
         if (row + 1 < end) cyx_walk_next_row(walk, 1, coordinate, offset);
     }
 }
 
-#define TRANSPOSE_MATRIX(T)                                                                                            \
-    for (int64_t c0 = 0; c0 < columns; c0 += TRANSPOSE_TILE)                                                           \
-        for (int64_t r0 = 0; r0 < rows; r0 += TRANSPOSE_TILE)                                                          \
-            for (int64_t r = r0; r < rows && r < r0 + TRANSPOSE_TILE; r++)                                             \
-                for (int64_t c = c0; c < columns && c < c0 + TRANSPOSE_TILE; c++)                                      \
-                    ((T *)out)[r * columns + c] = ((const T *)from)[r + c * stride]
+#define TRANSPOSE_MATRIX(T)                                                                                  \
+    for (int64_t c0 = 0; c0 < columns; c0 += TRANSPOSE_TILE)                                                 \
+        for (int64_t r0 = 0; r0 < rows; r0 += TRANSPOSE_TILE)                                                \
+            for (int64_t r = r0; r < rows && r < r0 + TRANSPOSE_TILE; r++)                                   \
+                for (int64_t c = c0; c < columns && c < c0 + TRANSPOSE_TILE; c++)                            \
+    ((T *)out)[r * columns + c] = ((const T *)from)[r + c * stride]
 
 /* The last two dimensions swapped: in tiles, so that both sides stay in cache. */
 static void transpose_body(void *context, int64_t begin, int64_t end) {
     const strided_copy *copy = context;
     cyx_walk walk = copy->walk;
-    int64_t rows = walk.shape[walk.ndim - 2], columns = walk.shape[walk.ndim - 1], stride = walk.stride[0][walk.ndim - 1];
+    int64_t rows = walk.shape[walk.ndim - 2], columns = walk.shape[walk.ndim - 1],
+            stride = walk.stride[0][walk.ndim - 1];
     int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS];
     walk.ndim -= 1;
     for (int64_t matrix = begin; matrix < end; matrix++) {
         cyx_walk_seek(&walk, 1, matrix * rows, coordinate, offset);
         char *out = copy->out + matrix * rows * columns * copy->bytes;
         const char *from = copy->from + offset[0] * copy->bytes;
-        if (copy->bytes == 4) TRANSPOSE_MATRIX(uint32_t);
-        else if (copy->bytes == 8) TRANSPOSE_MATRIX(uint64_t);
-        else TRANSPOSE_MATRIX(uint8_t);
+        if (copy->bytes == 4)
+            TRANSPOSE_MATRIX(uint32_t);
+        else if (copy->bytes == 8)
+            TRANSPOSE_MATRIX(uint64_t);
+        else
+            TRANSPOSE_MATRIX(uint8_t);
     }
 }
 
@@ -82,10 +91,12 @@ static cyx_status run_strided_copy(const cyx_call *call, const int64_t *stride, 
     }
     if (!walk->ndim) walk->shape[0] = 1, walk->stride[0][0] = 1, walk->ndim = 1;
     int64_t inner = walk->shape[walk->ndim - 1], rows = out->size / inner;
-    int swapped = walk->ndim >= 2 && walk->stride[0][walk->ndim - 1] > 1 && walk->stride[0][walk->ndim - 2] == 1;
+    int swapped =
+        walk->ndim >= 2 && walk->stride[0][walk->ndim - 1] > 1 && walk->stride[0][walk->ndim - 2] == 1;
     if (swapped) {
         int64_t matrix = inner * walk->shape[walk->ndim - 2];
-        cyx_parallel(out->size / matrix, cyx_grain(out->size / matrix, (double)matrix, CYX_LEAST_WORK), transpose_body, &copy);
+        cyx_parallel(out->size / matrix, cyx_grain(out->size / matrix, (double)matrix, CYX_LEAST_WORK),
+                     transpose_body, &copy);
     } else {
         cyx_parallel(rows, cyx_grain(rows, (double)inner, CYX_LEAST_WORK), strided_copy_body, &copy);
     }
@@ -99,7 +110,8 @@ static void strides_of(const cyx_array *x, int64_t *stride) {
 
 static cyx_status reshape(const cyx_call *call) {
     if (call->out.data != call->in[0].data)
-        memmove(call->out.data, call->in[0].data, (size_t)(call->out.size * cyx_dtype_bytes[call->out.dtype]));
+        memmove(call->out.data, call->in[0].data,
+                (size_t)(call->out.size * cyx_dtype_bytes[call->out.dtype]));
     return CYX_OK;
 }
 
@@ -116,7 +128,8 @@ static cyx_status broadcast_to(const cyx_call *call) {
     int64_t own[CYX_MAX_NDIM], stride[CYX_MAX_NDIM];
     int missing = call->out.ndim - x->ndim;
     strides_of(x, own);
-    for (int d = 0; d < call->out.ndim; d++) stride[d] = d < missing || x->shape[d - missing] == 1 ? 0 : own[d - missing];
+    for (int d = 0; d < call->out.ndim; d++)
+        stride[d] = d < missing || x->shape[d - missing] == 1 ? 0 : own[d - missing];
     return run_strided_copy(call, stride, 0);
 }
 
@@ -146,15 +159,16 @@ static void copy_into_box(const cyx_array *x, const cyx_array *out, const int64_
     for (int64_t row = 0; row < x->size / inner; row++) {
         int64_t offset = origin[x->ndim - 1];
         for (int d = 0; d < x->ndim - 1; d++) offset += (origin[d] + at[d]) * stride[d];
-        memcpy((char *)out->data + offset * bytes, (const char *)x->data + row * inner * bytes, (size_t)(inner * bytes));
+        memcpy((char *)out->data + offset * bytes, (const char *)x->data + row * inner * bytes,
+               (size_t)(inner * bytes));
         for (int d = x->ndim - 2; d >= 0 && ++at[d] == x->shape[d]; d--) at[d] = 0;
     }
 }
 
-#define FILL(T)                                                                                                        \
-    do {                                                                                                               \
-        T value = (T)call->floats[0], *out = call->out.data;                                                           \
-        for (int64_t i = 0; i < call->out.size; i++) out[i] = value;                                                   \
+#define FILL(T)                                                                                              \
+    do {                                                                                                     \
+        T value = (T)call->floats[0], *out = call->out.data;                                                 \
+        for (int64_t i = 0; i < call->out.size; i++) out[i] = value;                                         \
     } while (0)
 
 /* ints: count, then lo and hi of each dimension; floats: value */

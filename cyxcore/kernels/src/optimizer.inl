@@ -1,106 +1,109 @@
-/* Update rules, element by element, in the order of operations of the formulas in each comment. The output may be the
- * first input. Scalars (lr, step) are arrays of one element. A weight decay of zero adds nothing, not even a NaN. */
+/* Update rules, element by element, in the order of operations of the formulas in each comment. The output
+ * may be the first input. Scalars (lr, step) are arrays of one element. A weight decay of zero adds nothing,
+ * not even a NaN. */
 
-#define OPTIMIZER_OPS(T, S, F)                                                                                         \
-    typedef struct {                                                                                                   \
-        T *out;                                                                                                        \
-        const T *in[3];                                                                                                \
-        T c[5];                                                                                                        \
-    } update_##S;                                                                                                      \
-    MATH T decayed_##S(T g, T p, T wd) { return wd != 0 ? g + wd * p : g; }                                            \
-    /* c: lr, weight_decay */                                                                                          \
-    static void sgd_update_##S##_body(void *context, int64_t begin, int64_t end) {                                     \
-        update_##S u = *(update_##S *)context;                                                                         \
-        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                            \
-            T p = u.in[0][i];                                                                                          \
-            u.out[i] = p - u.c[0] * decayed_##S(u.in[1][i], p, u.c[1]);                                                \
-        }                                                                                                              \
-    }                                                                                                                  \
-    /* c: momentum, weight_decay */                                                                                    \
-    static void momentum_##S##_body(void *context, int64_t begin, int64_t end) {                                       \
-        update_##S u = *(update_##S *)context;                                                                         \
-        INDEPENDENT for (int64_t i = begin; i < end; i++)                                                              \
-            u.out[i] = u.c[0] * u.in[0][i] + decayed_##S(u.in[1][i], u.in[2][i], u.c[1]);                              \
-    }                                                                                                                  \
-    /* c: lr, momentum, weight_decay */                                                                                \
-    static void nesterov_update_##S##_body(void *context, int64_t begin, int64_t end) {                                \
-        update_##S u = *(update_##S *)context;                                                                         \
-        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                            \
-            T p = u.in[0][i];                                                                                          \
-            u.out[i] = p - u.c[0] * (decayed_##S(u.in[1][i], p, u.c[2]) + u.c[1] * u.in[2][i]);                        \
-        }                                                                                                              \
-    }                                                                                                                  \
-    /* c: lr */                                                                                                        \
-    static void axpy_update_##S##_body(void *context, int64_t begin, int64_t end) {                                    \
-        update_##S u = *(update_##S *)context;                                                                         \
-        INDEPENDENT for (int64_t i = begin; i < end; i++) u.out[i] = u.in[0][i] - u.c[0] * u.in[1][i];                 \
-    }                                                                                                                  \
-    /* c: beta, 1 - beta, weight_decay */                                                                              \
-    static void adam_m_##S##_body(void *context, int64_t begin, int64_t end) {                                         \
-        update_##S u = *(update_##S *)context;                                                                         \
-        INDEPENDENT for (int64_t i = begin; i < end; i++)                                                              \
-            u.out[i] = u.c[0] * u.in[0][i] + u.c[1] * decayed_##S(u.in[1][i], u.in[2][i], u.c[2]);                     \
-    }                                                                                                                  \
-    static void adam_v_##S##_body(void *context, int64_t begin, int64_t end) {                                         \
-        update_##S u = *(update_##S *)context;                                                                         \
-        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                            \
-            T g = decayed_##S(u.in[1][i], u.in[2][i], u.c[2]);                                                         \
-            u.out[i] = u.c[0] * u.in[0][i] + u.c[1] * (g * g);                                                         \
-        }                                                                                                              \
-    }                                                                                                                  \
-    /* c: 1 - lr weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps */                                   \
-    static void adam_update_##S##_body(void *context, int64_t begin, int64_t end) {                                    \
-        update_##S u = *(update_##S *)context;                                                                         \
-        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                            \
-            T root = __builtin_sqrt##F(u.in[2][i] * u.c[2]) + u.c[3];                                                  \
-            u.out[i] = u.in[0][i] * u.c[0] - u.c[1] * u.in[1][i] / root;                                               \
-        }                                                                                                              \
-    }                                                                                                                  \
-    static cyx_status run_update_##S(const cyx_call *call, cyx_body body, const T *constants, int count) {             \
-        update_##S u = {.out = call->out.data};                                                                        \
-        for (int i = 0; i < 3 && i < call->in_count; i++) u.in[i] = call->in[i].data;                                  \
-        memcpy(u.c, constants, sizeof(T) * (size_t)count);                                                             \
-        cyx_parallel(call->out.size, cyx_grain(call->out.size, 4, CYX_LEAST_WORK), body, &u);                          \
-        return CYX_OK;                                                                                                 \
-    }                                                                                                                  \
-    static T scalar_##S(const cyx_call *call, int index) { return *(const T *)call->in[index].data; }                  \
-    static cyx_status sgd_update_##S(const cyx_call *call) {                                                           \
-        T c[] = {scalar_##S(call, 2), (T)call->floats[0]};                                                             \
-        return run_update_##S(call, sgd_update_##S##_body, c, 2);                                                      \
-    }                                                                                                                  \
-    static cyx_status momentum_##S(const cyx_call *call) {                                                             \
-        T c[] = {(T)call->floats[0], (T)call->floats[1]};                                                              \
-        return run_update_##S(call, momentum_##S##_body, c, 2);                                                        \
-    }                                                                                                                  \
-    static cyx_status nesterov_update_##S(const cyx_call *call) {                                                      \
-        T c[] = {scalar_##S(call, 3), (T)call->floats[0], (T)call->floats[1]};                                         \
-        return run_update_##S(call, nesterov_update_##S##_body, c, 3);                                                 \
-    }                                                                                                                  \
-    static cyx_status axpy_update_##S(const cyx_call *call) {                                                          \
-        T c[] = {scalar_##S(call, 2)};                                                                                 \
-        return run_update_##S(call, axpy_update_##S##_body, c, 1);                                                     \
-    }                                                                                                                  \
-    static cyx_status adam_m_##S(const cyx_call *call) {                                                               \
-        T c[] = {(T)call->floats[0], (T)(1.0 - call->floats[0]), (T)call->floats[1]};                                  \
-        return run_update_##S(call, adam_m_##S##_body, c, 3);                                                          \
-    }                                                                                                                  \
-    static cyx_status adam_v_##S(const cyx_call *call) {                                                               \
-        T c[] = {(T)call->floats[0], (T)(1.0 - call->floats[0]), (T)call->floats[1]};                                  \
-        return run_update_##S(call, adam_v_##S##_body, c, 3);                                                          \
-    }                                                                                                                  \
-    /* floats: beta1, beta2, eps, decoupled_weight_decay */                                                            \
-    static cyx_status adam_update_##S(const cyx_call *call) {                                                          \
-        double lr = scalar_##S(call, 3);                                                                               \
-        double step = call->in[4].dtype == CYX_F32 ? *(const float *)call->in[4].data : scalar_##S(call, 4);           \
-        double first = 1.0 - whole_power(call->floats[0], step), second = 1.0 - whole_power(call->floats[1], step);    \
-        T c[] = {(T)(1.0 - lr * call->floats[3]), (T)(lr / first), (T)(1.0 / second), (T)call->floats[2]};             \
-        return run_update_##S(call, adam_update_##S##_body, c, 4);                                                     \
+#define OPTIMIZER_OPS(T, S, F)                                                                               \
+    typedef struct {                                                                                         \
+        T *out;                                                                                              \
+        const T *in[3];                                                                                      \
+        T c[5];                                                                                              \
+    } update_##S;                                                                                            \
+    MATH T decayed_##S(T g, T p, T wd) { return wd != 0 ? g + wd * p : g; }                                  \
+    /* c: lr, weight_decay */                                                                                \
+    static void sgd_update_##S##_body(void *context, int64_t begin, int64_t end) {                           \
+        update_##S u = *(update_##S *)context;                                                               \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
+            T p = u.in[0][i];                                                                                \
+            u.out[i] = p - u.c[0] * decayed_##S(u.in[1][i], p, u.c[1]);                                      \
+        }                                                                                                    \
+    }                                                                                                        \
+    /* c: momentum, weight_decay */                                                                          \
+    static void momentum_##S##_body(void *context, int64_t begin, int64_t end) {                             \
+        update_##S u = *(update_##S *)context;                                                               \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) u.out[i] =                                         \
+            u.c[0] * u.in[0][i] + decayed_##S(u.in[1][i], u.in[2][i], u.c[1]);                               \
+    }                                                                                                        \
+    /* c: lr, momentum, weight_decay */                                                                      \
+    static void nesterov_update_##S##_body(void *context, int64_t begin, int64_t end) {                      \
+        update_##S u = *(update_##S *)context;                                                               \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
+            T p = u.in[0][i];                                                                                \
+            u.out[i] = p - u.c[0] * (decayed_##S(u.in[1][i], p, u.c[2]) + u.c[1] * u.in[2][i]);              \
+        }                                                                                                    \
+    }                                                                                                        \
+    /* c: lr */                                                                                              \
+    static void axpy_update_##S##_body(void *context, int64_t begin, int64_t end) {                          \
+        update_##S u = *(update_##S *)context;                                                               \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) u.out[i] = u.in[0][i] - u.c[0] * u.in[1][i];       \
+    }                                                                                                        \
+    /* c: beta, 1 - beta, weight_decay */                                                                    \
+    static void adam_m_##S##_body(void *context, int64_t begin, int64_t end) {                               \
+        update_##S u = *(update_##S *)context;                                                               \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) u.out[i] =                                         \
+            u.c[0] * u.in[0][i] + u.c[1] * decayed_##S(u.in[1][i], u.in[2][i], u.c[2]);                      \
+    }                                                                                                        \
+    static void adam_v_##S##_body(void *context, int64_t begin, int64_t end) {                               \
+        update_##S u = *(update_##S *)context;                                                               \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
+            T g = decayed_##S(u.in[1][i], u.in[2][i], u.c[2]);                                               \
+            u.out[i] = u.c[0] * u.in[0][i] + u.c[1] * (g * g);                                               \
+        }                                                                                                    \
+    }                                                                                                        \
+    /* c: 1 - lr weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps */                         \
+    static void adam_update_##S##_body(void *context, int64_t begin, int64_t end) {                          \
+        update_##S u = *(update_##S *)context;                                                               \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
+            T root = __builtin_sqrt##F(u.in[2][i] * u.c[2]) + u.c[3];                                        \
+            u.out[i] = u.in[0][i] * u.c[0] - u.c[1] * u.in[1][i] / root;                                     \
+        }                                                                                                    \
+    }                                                                                                        \
+    static cyx_status run_update_##S(const cyx_call *call, cyx_body body, const T *constants, int count) {   \
+        update_##S u = {.out = call->out.data};                                                              \
+        for (int i = 0; i < 3 && i < call->in_count; i++) u.in[i] = call->in[i].data;                        \
+        memcpy(u.c, constants, sizeof(T) * (size_t)count);                                                   \
+        cyx_parallel(call->out.size, cyx_grain(call->out.size, 4, CYX_LEAST_WORK), body, &u);                \
+        return CYX_OK;                                                                                       \
+    }                                                                                                        \
+    static T scalar_##S(const cyx_call *call, int index) { return *(const T *)call->in[index].data; }        \
+    static cyx_status sgd_update_##S(const cyx_call *call) {                                                 \
+        T c[] = {scalar_##S(call, 2), (T)call->floats[0]};                                                   \
+        return run_update_##S(call, sgd_update_##S##_body, c, 2);                                            \
+    }                                                                                                        \
+    static cyx_status momentum_##S(const cyx_call *call) {                                                   \
+        T c[] = {(T)call->floats[0], (T)call->floats[1]};                                                    \
+        return run_update_##S(call, momentum_##S##_body, c, 2);                                              \
+    }                                                                                                        \
+    static cyx_status nesterov_update_##S(const cyx_call *call) {                                            \
+        T c[] = {scalar_##S(call, 3), (T)call->floats[0], (T)call->floats[1]};                               \
+        return run_update_##S(call, nesterov_update_##S##_body, c, 3);                                       \
+    }                                                                                                        \
+    static cyx_status axpy_update_##S(const cyx_call *call) {                                                \
+        T c[] = {scalar_##S(call, 2)};                                                                       \
+        return run_update_##S(call, axpy_update_##S##_body, c, 1);                                           \
+    }                                                                                                        \
+    static cyx_status adam_m_##S(const cyx_call *call) {                                                     \
+        T c[] = {(T)call->floats[0], (T)(1.0 - call->floats[0]), (T)call->floats[1]};                        \
+        return run_update_##S(call, adam_m_##S##_body, c, 3);                                                \
+    }                                                                                                        \
+    static cyx_status adam_v_##S(const cyx_call *call) {                                                     \
+        T c[] = {(T)call->floats[0], (T)(1.0 - call->floats[0]), (T)call->floats[1]};                        \
+        return run_update_##S(call, adam_v_##S##_body, c, 3);                                                \
+    }                                                                                                        \
+    /* floats: beta1, beta2, eps, decoupled_weight_decay */                                                  \
+    static cyx_status adam_update_##S(const cyx_call *call) {                                                \
+        double lr = scalar_##S(call, 3);                                                                     \
+        double step = call->in[4].dtype == CYX_F32 ? *(const float *)call->in[4].data : scalar_##S(call, 4); \
+        double first = 1.0 - whole_power(call->floats[0], step),                                             \
+               second = 1.0 - whole_power(call->floats[1], step);                                            \
+        T c[] = {(T)(1.0 - lr * call->floats[3]), (T)(lr / first), (T)(1.0 / second), (T)call->floats[2]};   \
+        return run_update_##S(call, adam_update_##S##_body, c, 4);                                           \
     }
 
 /* base**exponent for a whole number 0 <= exponent < 2**53, by squaring. */
 static double whole_power(double base, double exponent) {
     double result = 1.0;
-    for (uint64_t left = exponent > 0 && exponent < 0x1p53 ? (uint64_t)exponent : 0; left; left >>= 1, base *= base)
+    for (uint64_t left = exponent > 0 && exponent < 0x1p53 ? (uint64_t)exponent : 0; left;
+         left >>= 1, base *= base)
         if (left & 1) result *= base;
     return result;
 }
@@ -108,10 +111,10 @@ static double whole_power(double base, double exponent) {
 OPTIMIZER_OPS(float, f32, f)
 OPTIMIZER_OPS(double, f64, )
 
-#define FILL_OPTIMIZER(D, S)                                                                                           \
-    table[CYX_OP_sgd_update][D] = sgd_update_##S, table[CYX_OP_momentum][D] = momentum_##S;                            \
-    table[CYX_OP_nesterov_update][D] = nesterov_update_##S, table[CYX_OP_axpy_update][D] = axpy_update_##S;            \
-    table[CYX_OP_adam_m][D] = adam_m_##S, table[CYX_OP_adam_v][D] = adam_v_##S;                                        \
+#define FILL_OPTIMIZER(D, S)                                                                                 \
+    table[CYX_OP_sgd_update][D] = sgd_update_##S, table[CYX_OP_momentum][D] = momentum_##S;                  \
+    table[CYX_OP_nesterov_update][D] = nesterov_update_##S, table[CYX_OP_axpy_update][D] = axpy_update_##S;  \
+    table[CYX_OP_adam_m][D] = adam_m_##S, table[CYX_OP_adam_v][D] = adam_v_##S;                              \
     table[CYX_OP_adam_update][D] = adam_update_##S
 
 static void fill_optimizer(cyx_table table) {

@@ -37,8 +37,9 @@ void cyx_float_mode_restore(uint64_t saved) { (void)saved; }
 
 enum { MAX_THREADS = 256, SCRATCH_SLOTS = 3, SPIN_ROUNDS = 2000 };
 
-/* The current job. `claims` holds (generation << 32 | pieces not yet taken): taking a piece is one compare-and-swap,
- * and a worker that wakes late finds either nothing left or a job whose caller is still waiting for that very piece. */
+/* The current job. `claims` holds (generation << 32 | pieces not yet taken): taking a piece is one
+ * compare-and-swap, and a worker that wakes late finds either nothing left or a job whose caller is still
+ * waiting for that very piece. */
 static struct {
     _Atomic uint64_t claims;
     _Atomic int64_t done;
@@ -80,7 +81,8 @@ static void wait_for_work(void) {
     }
     pthread_mutex_lock(&sleep_lock);
     atomic_fetch_add(&sleepers, 1);
-    while (!(uint32_t)atomic_load(&job.claims) && !atomic_load(&stopping)) pthread_cond_wait(&wake, &sleep_lock);
+    while (!(uint32_t)atomic_load(&job.claims) && !atomic_load(&stopping))
+        pthread_cond_wait(&wake, &sleep_lock);
     atomic_fetch_sub(&sleepers, 1);
     pthread_mutex_unlock(&sleep_lock);
 }
@@ -115,7 +117,8 @@ static void start_workers(void) {
     static int fork_handler_set;
     if (!fork_handler_set) fork_handler_set = !pthread_atfork(NULL, NULL, after_fork_in_child);
     while (started_workers < wanted_threads - 1) {
-        if (pthread_create(&workers[started_workers], NULL, worker, NULL)) break; /* fewer threads, same results */
+        if (pthread_create(&workers[started_workers], NULL, worker, NULL))
+            break; /* fewer threads, same results */
         started_workers++;
     }
 }
@@ -172,8 +175,10 @@ void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context) {
     while (take_piece()) {
     }
     for (int spins = 0; (uint64_t)atomic_load_explicit(&job.done, memory_order_acquire) < pieces; spins++) {
-        if (spins < SPIN_ROUNDS) cpu_relax();
-        else sched_yield();
+        if (spins < SPIN_ROUNDS)
+            cpu_relax();
+        else
+            sched_yield();
     }
     pthread_mutex_unlock(&owner);
 }

@@ -1,4 +1,5 @@
-/* One private pool of threads. Work is split only across output elements, so how it is split never shows in a result. */
+/* One private pool of threads. Work is split only across output elements, so how it is split never shows in a
+ * result. */
 #ifndef CYX_POOL_H
 #define CYX_POOL_H
 
@@ -7,8 +8,8 @@
 
 typedef void (*cyx_body)(void *context, int64_t begin, int64_t end);
 
-/* Runs body over [0, count) in pieces of `grain`; returns when all are done. Called inside a body, or while another
- * thread has the pool, it runs everything here. */
+/* Runs body over [0, count) in pieces of `grain`; returns when all are done. Called inside a body, or while
+ * another thread has the pool, it runs everything here. */
 void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context);
 
 /* The grain that gives every thread a few pieces of at least `least_work` operations each. */
@@ -18,8 +19,8 @@ int cyx_threads(void);
 void cyx_set_threads(int count);
 void cyx_stop_threads(void);
 
-/* Memory of the calling thread, kept between calls: 64-byte aligned, NULL when there is none left. Slot 0 belongs to the
- * kernel, slot 1 to a body, slot 2 to matmul. The content is undefined. */
+/* Memory of the calling thread, kept between calls: 64-byte aligned, NULL when there is none left. Slot 0
+ * belongs to the kernel, slot 1 to a body, slot 2 to matmul. The content is undefined. */
 void *cyx_scratch(int slot, size_t bytes);
 
 /* Rounding to nearest, denormals kept: what exact results assume. Returns what was set before. */

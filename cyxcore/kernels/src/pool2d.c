@@ -14,7 +14,17 @@ typedef struct {
 
 static pooling pooling_of(const cyx_call *call, const cyx_array *image, const cyx_array *pooled) {
     const int64_t *i = call->ints;
-    return (pooling){call, image->shape[2], image->shape[3], pooled->shape[2], pooled->shape[3], i[0], i[1], i[2], i[3], i[4], i[5]};
+    return (pooling){call,
+                     image->shape[2],
+                     image->shape[3],
+                     pooled->shape[2],
+                     pooled->shape[3],
+                     i[0],
+                     i[1],
+                     i[2],
+                     i[3],
+                     i[4],
+                     i[5]};
 }
 
 typedef struct {
@@ -23,117 +33,120 @@ typedef struct {
 
 static inline window window_at(const pooling *p, int64_t oh, int64_t ow) {
     int64_t top = oh * p->sh - p->ph, left = ow * p->sw - p->pw, bottom = top + p->kh, right = left + p->kw;
-    return (window){top < 0 ? 0 : top, bottom > p->h ? p->h : bottom, left < 0 ? 0 : left, right > p->w ? p->w : right};
+    return (window){top < 0 ? 0 : top, bottom > p->h ? p->h : bottom, left < 0 ? 0 : left,
+                    right > p->w ? p->w : right};
 }
 
-#define POOLING(T, TAG)                                                                                                \
-    /* Whole 2 x 2 windows in steps of 2: what most networks use, and it vectorises. */                                \
-    static void max_halves_##TAG(const pooling *p, const T *x, T *out) {                                               \
-        for (int64_t oh = 0; oh < p->out_h; oh++) {                                                                    \
-            const T *upper = x + 2 * oh * p->w, *lower = upper + p->w;                                                 \
-            for (int64_t ow = 0; ow < p->out_w; ow++) {                                                                \
-                T a = upper[2 * ow], b = upper[2 * ow + 1], c = lower[2 * ow], d = lower[2 * ow + 1];                  \
-                a = a >= b || a != a ? a : b;                                                                          \
-                a = a >= c || a != a ? a : c;                                                                          \
-                out[oh * p->out_w + ow] = a >= d || a != a ? a : d;                                                    \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-    static void max_pool2d_##TAG##_body(void *context, int64_t begin, int64_t end) {                                   \
-        const pooling *p = context;                                                                                    \
-        int halves = p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && !p->ph && !p->pw;                         \
-        for (int64_t plane = begin; plane < end; plane++) {                                                            \
-            const T *x = (const T *)p->call->in[0].data + plane * p->h * p->w;                                         \
-            T *out = (T *)p->call->out.data + plane * p->out_h * p->out_w;                                             \
-            if (halves) {                                                                                              \
-                max_halves_##TAG(p, x, out);                                                                           \
-                continue;                                                                                              \
-            }                                                                                                          \
-            for (int64_t oh = 0; oh < p->out_h; oh++)                                                                  \
-                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                            \
-                    window at = window_at(p, oh, ow);                                                                  \
-                    T best = -(T)INFINITY;                                                                             \
-                    for (int64_t r = at.top; r < at.bottom; r++)                                                       \
-                        for (int64_t c = at.left; c < at.right; c++) {                                                 \
-                            T next = x[r * p->w + c];                                                                  \
-                            best = best >= next || best != best ? best : next;                                         \
-                        }                                                                                              \
-                    out[oh * p->out_w + ow] = best;                                                                    \
-                }                                                                                                      \
-        }                                                                                                              \
-    }                                                                                                                  \
-    /* The gradient goes to the first greatest element of each window (the first NaN, where there is one). */          \
-    static void max_pool2d_grad_##TAG##_body(void *context, int64_t begin, int64_t end) {                              \
-        const pooling *p = context;                                                                                    \
-        for (int64_t plane = begin; plane < end; plane++) {                                                            \
-            const T *g = (const T *)p->call->in[0].data + plane * p->out_h * p->out_w;                                 \
-            const T *x = (const T *)p->call->in[1].data + plane * p->h * p->w;                                         \
-            T *out = (T *)p->call->out.data + plane * p->h * p->w;                                                     \
-            memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));                                                         \
-            for (int64_t oh = 0; oh < p->out_h; oh++)                                                                  \
-                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                            \
-                    window at = window_at(p, oh, ow);                                                                  \
-                    if (at.top >= at.bottom || at.left >= at.right) continue;                                          \
-                    int64_t best = at.top * p->w + at.left;                                                            \
-                    T greatest = x[best];                                                                              \
-                    for (int64_t r = at.top; r < at.bottom; r++)                                                       \
-                        for (int64_t c = at.left; c < at.right; c++) {                                                 \
-                            T next = x[r * p->w + c];                                                                  \
-                            int better = !(next <= greatest) && greatest == greatest;                                  \
-                            best = better ? r * p->w + c : best;                                                       \
-                            greatest = better ? next : greatest;                                                       \
-                        }                                                                                              \
-                    out[best] += g[oh * p->out_w + ow];                                                                \
-                }                                                                                                      \
-        }                                                                                                              \
-    }                                                                                                                  \
-    static void avg_pool2d_##TAG##_body(void *context, int64_t begin, int64_t end) {                                   \
-        const pooling *p = context;                                                                                    \
-        T area = (T)(p->kh * p->kw);                                                                                   \
-        for (int64_t plane = begin; plane < end; plane++) {                                                            \
-            const T *x = (const T *)p->call->in[0].data + plane * p->h * p->w;                                         \
-            T *out = (T *)p->call->out.data + plane * p->out_h * p->out_w;                                             \
-            for (int64_t oh = 0; oh < p->out_h; oh++)                                                                  \
-                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                            \
-                    window at = window_at(p, oh, ow);                                                                  \
-                    T sum = 0;                                                                                         \
-                    for (int64_t r = at.top; r < at.bottom; r++)                                                       \
-                        for (int64_t c = at.left; c < at.right; c++) sum += x[r * p->w + c];                           \
-                    out[oh * p->out_w + ow] = sum / area;                                                              \
-                }                                                                                                      \
-        }                                                                                                              \
-    }                                                                                                                  \
-    static void avg_pool2d_grad_##TAG##_body(void *context, int64_t begin, int64_t end) {                              \
-        const pooling *p = context;                                                                                    \
-        T area = (T)(p->kh * p->kw);                                                                                   \
-        for (int64_t plane = begin; plane < end; plane++) {                                                            \
-            const T *g = (const T *)p->call->in[0].data + plane * p->out_h * p->out_w;                                 \
-            T *out = (T *)p->call->out.data + plane * p->h * p->w;                                                     \
-            memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));                                                         \
-            for (int64_t oh = 0; oh < p->out_h; oh++)                                                                  \
-                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                            \
-                    window at = window_at(p, oh, ow);                                                                  \
-                    T share = g[oh * p->out_w + ow] / area;                                                            \
-                    for (int64_t r = at.top; r < at.bottom; r++)                                                       \
-                        for (int64_t c = at.left; c < at.right; c++) out[r * p->w + c] += share;                       \
-                }                                                                                                      \
-        }                                                                                                              \
-    }                                                                                                                  \
-    static cyx_status max_pool2d_##TAG(const cyx_call *call) {                                                         \
-        return run_pooling(call, &call->in[0], &call->out, max_pool2d_##TAG##_body);                                   \
-    }                                                                                                                  \
-    static cyx_status max_pool2d_grad_##TAG(const cyx_call *call) {                                                    \
-        return run_pooling(call, &call->in[1], &call->in[0], max_pool2d_grad_##TAG##_body);                            \
-    }                                                                                                                  \
-    static cyx_status avg_pool2d_##TAG(const cyx_call *call) {                                                         \
-        return run_pooling(call, &call->in[0], &call->out, avg_pool2d_##TAG##_body);                                   \
-    }                                                                                                                  \
-    static cyx_status avg_pool2d_grad_##TAG(const cyx_call *call) {                                                    \
-        return run_pooling(call, &call->out, &call->in[0], avg_pool2d_grad_##TAG##_body);                              \
+#define POOLING(T, TAG)                                                                                      \
+    /* Whole 2 x 2 windows in steps of 2: what most networks use, and it vectorises. */                      \
+    static void max_halves_##TAG(const pooling *p, const T *x, T *out) {                                     \
+        for (int64_t oh = 0; oh < p->out_h; oh++) {                                                          \
+            const T *upper = x + 2 * oh * p->w, *lower = upper + p->w;                                       \
+            for (int64_t ow = 0; ow < p->out_w; ow++) {                                                      \
+                T a = upper[2 * ow], b = upper[2 * ow + 1], c = lower[2 * ow], d = lower[2 * ow + 1];        \
+                a = a >= b || a != a ? a : b;                                                                \
+                a = a >= c || a != a ? a : c;                                                                \
+                out[oh * p->out_w + ow] = a >= d || a != a ? a : d;                                          \
+            }                                                                                                \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void max_pool2d_##TAG##_body(void *context, int64_t begin, int64_t end) {                         \
+        const pooling *p = context;                                                                          \
+        int halves = p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && !p->ph && !p->pw;               \
+        for (int64_t plane = begin; plane < end; plane++) {                                                  \
+            const T *x = (const T *)p->call->in[0].data + plane * p->h * p->w;                               \
+            T *out = (T *)p->call->out.data + plane * p->out_h * p->out_w;                                   \
+            if (halves) {                                                                                    \
+                max_halves_##TAG(p, x, out);                                                                 \
+                continue;                                                                                    \
+            }                                                                                                \
+            for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
+                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                  \
+                    window at = window_at(p, oh, ow);                                                        \
+                    T best = -(T)INFINITY;                                                                   \
+                    for (int64_t r = at.top; r < at.bottom; r++)                                             \
+                        for (int64_t c = at.left; c < at.right; c++) {                                       \
+                            T next = x[r * p->w + c];                                                        \
+                            best = best >= next || best != best ? best : next;                               \
+                        }                                                                                    \
+                    out[oh * p->out_w + ow] = best;                                                          \
+                }                                                                                            \
+        }                                                                                                    \
+    }                                                                                                        \
+    /* The gradient goes to the first greatest element of each window (the first NaN, where there is one).   \
+     */                                                                                                      \
+    static void max_pool2d_grad_##TAG##_body(void *context, int64_t begin, int64_t end) {                    \
+        const pooling *p = context;                                                                          \
+        for (int64_t plane = begin; plane < end; plane++) {                                                  \
+            const T *g = (const T *)p->call->in[0].data + plane * p->out_h * p->out_w;                       \
+            const T *x = (const T *)p->call->in[1].data + plane * p->h * p->w;                               \
+            T *out = (T *)p->call->out.data + plane * p->h * p->w;                                           \
+            memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));                                               \
+            for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
+                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                  \
+                    window at = window_at(p, oh, ow);                                                        \
+                    if (at.top >= at.bottom || at.left >= at.right) continue;                                \
+                    int64_t best = at.top * p->w + at.left;                                                  \
+                    T greatest = x[best];                                                                    \
+                    for (int64_t r = at.top; r < at.bottom; r++)                                             \
+                        for (int64_t c = at.left; c < at.right; c++) {                                       \
+                            T next = x[r * p->w + c];                                                        \
+                            int better = !(next <= greatest) && greatest == greatest;                        \
+                            best = better ? r * p->w + c : best;                                             \
+                            greatest = better ? next : greatest;                                             \
+                        }                                                                                    \
+                    out[best] += g[oh * p->out_w + ow];                                                      \
+                }                                                                                            \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void avg_pool2d_##TAG##_body(void *context, int64_t begin, int64_t end) {                         \
+        const pooling *p = context;                                                                          \
+        T area = (T)(p->kh * p->kw);                                                                         \
+        for (int64_t plane = begin; plane < end; plane++) {                                                  \
+            const T *x = (const T *)p->call->in[0].data + plane * p->h * p->w;                               \
+            T *out = (T *)p->call->out.data + plane * p->out_h * p->out_w;                                   \
+            for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
+                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                  \
+                    window at = window_at(p, oh, ow);                                                        \
+                    T sum = 0;                                                                               \
+                    for (int64_t r = at.top; r < at.bottom; r++)                                             \
+                        for (int64_t c = at.left; c < at.right; c++) sum += x[r * p->w + c];                 \
+                    out[oh * p->out_w + ow] = sum / area;                                                    \
+                }                                                                                            \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void avg_pool2d_grad_##TAG##_body(void *context, int64_t begin, int64_t end) {                    \
+        const pooling *p = context;                                                                          \
+        T area = (T)(p->kh * p->kw);                                                                         \
+        for (int64_t plane = begin; plane < end; plane++) {                                                  \
+            const T *g = (const T *)p->call->in[0].data + plane * p->out_h * p->out_w;                       \
+            T *out = (T *)p->call->out.data + plane * p->h * p->w;                                           \
+            memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));                                               \
+            for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
+                for (int64_t ow = 0; ow < p->out_w; ow++) {                                                  \
+                    window at = window_at(p, oh, ow);                                                        \
+                    T share = g[oh * p->out_w + ow] / area;                                                  \
+                    for (int64_t r = at.top; r < at.bottom; r++)                                             \
+                        for (int64_t c = at.left; c < at.right; c++) out[r * p->w + c] += share;             \
+                }                                                                                            \
+        }                                                                                                    \
+    }                                                                                                        \
+    static cyx_status max_pool2d_##TAG(const cyx_call *call) {                                               \
+        return run_pooling(call, &call->in[0], &call->out, max_pool2d_##TAG##_body);                         \
+    }                                                                                                        \
+    static cyx_status max_pool2d_grad_##TAG(const cyx_call *call) {                                          \
+        return run_pooling(call, &call->in[1], &call->in[0], max_pool2d_grad_##TAG##_body);                  \
+    }                                                                                                        \
+    static cyx_status avg_pool2d_##TAG(const cyx_call *call) {                                               \
+        return run_pooling(call, &call->in[0], &call->out, avg_pool2d_##TAG##_body);                         \
+    }                                                                                                        \
+    static cyx_status avg_pool2d_grad_##TAG(const cyx_call *call) {                                          \
+        return run_pooling(call, &call->out, &call->in[0], avg_pool2d_grad_##TAG##_body);                    \
     }
 
 /* Threads take whole planes: everything that meets lies in one. */
-static cyx_status run_pooling(const cyx_call *call, const cyx_array *image, const cyx_array *pooled, cyx_body body) {
+static cyx_status run_pooling(const cyx_call *call, const cyx_array *image, const cyx_array *pooled,
+                              cyx_body body) {
     pooling p = pooling_of(call, image, pooled);
     int64_t planes = image->shape[0] * image->shape[1];
     double work = (double)(p.out_h * p.out_w * p.kh * p.kw + p.h * p.w);
@@ -144,8 +157,8 @@ static cyx_status run_pooling(const cyx_call *call, const cyx_array *image, cons
 POOLING(float, f32)
 POOLING(double, f64)
 
-#define FILL_POOLING(D, S)                                                                                             \
-    table[CYX_OP_max_pool2d][D] = max_pool2d_##S, table[CYX_OP_max_pool2d_grad][D] = max_pool2d_grad_##S;              \
+#define FILL_POOLING(D, S)                                                                                   \
+    table[CYX_OP_max_pool2d][D] = max_pool2d_##S, table[CYX_OP_max_pool2d_grad][D] = max_pool2d_grad_##S;    \
     table[CYX_OP_avg_pool2d][D] = avg_pool2d_##S, table[CYX_OP_avg_pool2d_grad][D] = avg_pool2d_grad_##S
 
 void cyx_fill_pool2d(cyx_table table) {

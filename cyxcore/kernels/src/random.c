@@ -1,5 +1,5 @@
-/* Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011): element i of a
- * stream depends on the key and on i alone, so any thread can make any part of it. */
+/* Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011): element i
+ * of a stream depends on the key and on i alone, so any thread can make any part of it. */
 #include "elementwise.h"
 #include "tables.h"
 

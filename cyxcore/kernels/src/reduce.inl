@@ -1,9 +1,9 @@
 /* sum, mean, max, min. The order in which terms meet is a tree fixed by their index alone:
  *
- * along contiguous memory: blocks of 1024 terms; in a block term i goes to lane i % 64, the lanes are then folded in
- *     halves (a run of at most 128 terms is one block of 16 lanes);
- * across rows: blocks of 32 rows, added in order;
- * blocks meet like the carries of a binary counter: equal powers of two first, what is left from the right.
+ * along contiguous memory: blocks of 1024 terms; in a block term i goes to lane i % 64, the lanes are then
+ * folded in halves (a run of at most 128 terms is one block of 16 lanes); across rows: blocks of 32 rows,
+ * added in order; blocks meet like the carries of a binary counter: equal powers of two first, what is left
+ * from the right.
  *
  * A group of 2**k blocks is a complete subtree, so threads may take such groups without changing a bit. */
 
@@ -21,89 +21,89 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
 #define MIN_V(a, b) SELECT(((a) <= (b)) | ((a) != (a)), a, b)
 
 /* One block of a run of memory: n <= RUN_BLOCK terms in WIDTH lanes. */
-#define BLOCK(FOLD, WIDTH, JOIN_S, JOIN_V, START)                                                                      \
-    static T NAME(FOLD##_block##WIDTH)(const T *x, int64_t n) {                                                        \
-        enum { VECTORS = WIDTH / VN };                                                                                 \
-        V lanes[VECTORS];                                                                                              \
-        T last[VN];                                                                                                    \
-        for (int v = 0; v < VECTORS; v++) lanes[v] = (V){} + (T)(START);                                               \
-        int64_t i = 0;                                                                                                 \
-        for (; i + WIDTH <= n; i += WIDTH)                                                                             \
-            _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                                               \
-                V next = *(const V *)(x + i + v * VN);                                                                 \
-                lanes[v] = JOIN_V(lanes[v], next);                                                                     \
-            }                                                                                                          \
-        if (i < n) {                                                                                                   \
-            T rest[WIDTH];                                                                                             \
-            for (int j = 0; j < WIDTH; j++) rest[j] = (T)(START);                                                      \
-            memcpy(rest, x + i, sizeof(T) * (size_t)(n - i));                                                          \
-            _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                                               \
-                V next = *(const V *)(rest + v * VN);                                                                  \
-                lanes[v] = JOIN_V(lanes[v], next);                                                                     \
-            }                                                                                                          \
-        }                                                                                                              \
-        _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                          \
-            _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] = JOIN_V(lanes[v], lanes[v + half]);      \
-        *(V *)last = lanes[0];                                                                                         \
-        for (int half = VN / 2; half; half /= 2)                                                                       \
-            for (int j = 0; j < half; j++) last[j] = JOIN_S(last[j], last[j + half]);                                  \
-        return last[0];                                                                                                \
+#define BLOCK(FOLD, WIDTH, JOIN_S, JOIN_V, START)                                                            \
+    static T NAME(FOLD##_block##WIDTH)(const T *x, int64_t n) {                                              \
+        enum { VECTORS = WIDTH / VN };                                                                       \
+        V lanes[VECTORS];                                                                                    \
+        T last[VN];                                                                                          \
+        for (int v = 0; v < VECTORS; v++) lanes[v] = (V){} + (T)(START);                                     \
+        int64_t i = 0;                                                                                       \
+        for (; i + WIDTH <= n; i += WIDTH) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {      \
+                V next = *(const V *)(x + i + v * VN);                                                       \
+                lanes[v] = JOIN_V(lanes[v], next);                                                           \
+            }                                                                                                \
+        if (i < n) {                                                                                         \
+            T rest[WIDTH];                                                                                   \
+            for (int j = 0; j < WIDTH; j++) rest[j] = (T)(START);                                            \
+            memcpy(rest, x + i, sizeof(T) * (size_t)(n - i));                                                \
+            _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                                     \
+                V next = *(const V *)(rest + v * VN);                                                        \
+                lanes[v] = JOIN_V(lanes[v], next);                                                           \
+            }                                                                                                \
+        }                                                                                                    \
+        _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
+            _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] =                               \
+                JOIN_V(lanes[v], lanes[v + half]);                                                           \
+        *(V *)last = lanes[0];                                                                               \
+        for (int half = VN / 2; half; half /= 2)                                                             \
+            for (int j = 0; j < half; j++) last[j] = JOIN_S(last[j], last[j + half]);                        \
+        return last[0];                                                                                      \
     }
 
-#define FOLD(NAME_, JOIN_S, JOIN_V, START)                                                                             \
-    BLOCK(NAME_, 16, JOIN_S, JOIN_V, START)                                                                            \
-    BLOCK(NAME_, 64, JOIN_S, JOIN_V, START)                                                                            \
-    /* A counter's carries: `count` values were pushed before this one. Returns the new height. */                     \
-    static int NAME(NAME_##_push)(T *tree, int height, int64_t count, T value) {                                       \
-        for (; count & 1; count >>= 1) {                                                                               \
-            T left = tree[--height];                                                                                   \
-            value = JOIN_S(left, value);                                                                               \
-        }                                                                                                              \
-        tree[height] = value;                                                                                          \
-        return height + 1;                                                                                             \
-    }                                                                                                                  \
-    static T NAME(NAME_##_finish)(const T *tree, int height) {                                                         \
-        T value = tree[--height];                                                                                      \
-        while (height) {                                                                                               \
-            T left = tree[--height];                                                                                   \
-            value = JOIN_S(left, value);                                                                               \
-        }                                                                                                              \
-        return value;                                                                                                  \
-    }                                                                                                                  \
-    static T NAME(NAME_##_run)(const T *x, int64_t n) {                                                                \
-        if (n <= 128) return NAME(NAME_##_block16)(x, n);                                                              \
-        T tree[TREE_DEPTH];                                                                                            \
-        int height = 0;                                                                                                \
-        for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++)                                                 \
-            height = NAME(NAME_##_push)(tree, height, count,                                                           \
-                                        NAME(NAME_##_block64)(x + i, n - i < RUN_BLOCK ? n - i : RUN_BLOCK));          \
-        return NAME(NAME_##_finish)(tree, height);                                                                     \
-    }                                                                                                                  \
-    /* `into` meets `next`, element by element, in n columns. */                                                       \
-    static void NAME(NAME_##_columns)(T *into, const T *next, int64_t n) {                                             \
-        INDEPENDENT for (int64_t j = 0; j < n; j++) {                                                                  \
-            T a = into[j], b = next[j];                                                                                \
-            into[j] = JOIN_S(a, b);                                                                                    \
-        }                                                                                                              \
+#define FOLD(NAME_, JOIN_S, JOIN_V, START)                                                                   \
+    BLOCK(NAME_, 16, JOIN_S, JOIN_V, START)                                                                  \
+    BLOCK(NAME_, 64, JOIN_S, JOIN_V, START)                                                                  \
+    /* A counter's carries: `count` values were pushed before this one. Returns the new height. */           \
+    static int NAME(NAME_##_push)(T * tree, int height, int64_t count, T value) {                            \
+        for (; count & 1; count >>= 1) {                                                                     \
+            T left = tree[--height];                                                                         \
+            value = JOIN_S(left, value);                                                                     \
+        }                                                                                                    \
+        tree[height] = value;                                                                                \
+        return height + 1;                                                                                   \
+    }                                                                                                        \
+    static T NAME(NAME_##_finish)(const T *tree, int height) {                                               \
+        T value = tree[--height];                                                                            \
+        while (height) {                                                                                     \
+            T left = tree[--height];                                                                         \
+            value = JOIN_S(left, value);                                                                     \
+        }                                                                                                    \
+        return value;                                                                                        \
+    }                                                                                                        \
+    static T NAME(NAME_##_run)(const T *x, int64_t n) {                                                      \
+        if (n <= 128) return NAME(NAME_##_block16)(x, n);                                                    \
+        T tree[TREE_DEPTH];                                                                                  \
+        int height = 0;                                                                                      \
+        for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++)                                       \
+            height = NAME(NAME_##_push)(                                                                     \
+                tree, height, count, NAME(NAME_##_block64)(x + i, n - i < RUN_BLOCK ? n - i : RUN_BLOCK));   \
+        return NAME(NAME_##_finish)(tree, height);                                                           \
+    }                                                                                                        \
+    /* `into` meets `next`, element by element, in n columns. */                                             \
+    static void NAME(NAME_##_columns)(T * into, const T *next, int64_t n) {                                  \
+        INDEPENDENT for (int64_t j = 0; j < n; j++) {                                                        \
+            T a = into[j], b = next[j];                                                                      \
+            into[j] = JOIN_S(a, b);                                                                          \
+        }                                                                                                    \
     }
 
-/* `rows` rows, `stride` apart, folded in order into n columns: a few vectors of columns stay in registers throughout. */
-#define FOLD_BLOCK(NAME_, JOIN_S, JOIN_V)                                                                              \
-    static void NAME(NAME_##_block)(T *into, const T *x, int64_t stride, int64_t rows, int64_t n) {                    \
-        int64_t j = 0;                                                                                                 \
-        for (; j + 4 * VN <= n; j += 4 * VN) {                                                                         \
-            V a[4];                                                                                                    \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) a[v] = *(const V *)(x + j + v * VN);                   \
-            for (int64_t r = 1; r < rows; r++)                                                                         \
-                _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {                                                  \
-                    V next = *(const V *)(x + r * stride + j + v * VN);                                                \
-                    a[v] = JOIN_V(a[v], next);                                                                         \
-                }                                                                                                      \
-            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) *(V *)(into + j + v * VN) = a[v];                      \
-        }                                                                                                              \
-        if (j == n) return;                                                                                            \
-        memcpy(into + j, x + j, sizeof(T) * (size_t)(n - j));                                                          \
-        for (int64_t r = 1; r < rows; r++) NAME(NAME_##_columns)(into + j, x + r * stride + j, n - j);                 \
+/* `rows` rows, `stride` apart, folded in order into n columns: a few vectors of columns stay in registers
+ * throughout. */
+#define FOLD_BLOCK(NAME_, JOIN_S, JOIN_V)                                                                    \
+    static void NAME(NAME_##_block)(T * into, const T *x, int64_t stride, int64_t rows, int64_t n) {         \
+        int64_t j = 0;                                                                                       \
+        for (; j + 4 * VN <= n; j += 4 * VN) {                                                               \
+            V a[4];                                                                                          \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) a[v] = *(const V *)(x + j + v * VN);         \
+            for (int64_t r = 1; r < rows; r++) _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {         \
+                    V next = *(const V *)(x + r * stride + j + v * VN);                                      \
+                    a[v] = JOIN_V(a[v], next);                                                               \
+                }                                                                                            \
+            _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) * (V *)(into + j + v * VN) = a[v];           \
+        }                                                                                                    \
+        if (j == n) return;                                                                                  \
+        memcpy(into + j, x + j, sizeof(T) * (size_t)(n - j));                                                \
+        for (int64_t r = 1; r < rows; r++) NAME(NAME_##_columns)(into + j, x + r * stride + j, n - j);       \
     }
 
 FOLD(sum, ADD_S, ADD_V, 0)
@@ -121,21 +121,21 @@ typedef struct {
     void (*block)(T *into, const T *x, int64_t stride, int64_t rows, int64_t n);
 } NAME(fold);
 
-static const NAME(fold) NAME(fold_sum) = {NAME(sum_run), NAME(sum_push), NAME(sum_finish), NAME(sum_columns),
-                                     NAME(sum_block)};
-static const NAME(fold) NAME(fold_max) = {NAME(max_run), NAME(max_push), NAME(max_finish), NAME(max_columns),
-                                     NAME(max_block)};
-static const NAME(fold) NAME(fold_min) = {NAME(min_run), NAME(min_push), NAME(min_finish), NAME(min_columns),
-                                     NAME(min_block)};
+static const NAME(fold)
+    NAME(fold_sum) = {NAME(sum_run), NAME(sum_push), NAME(sum_finish), NAME(sum_columns), NAME(sum_block)};
+static const NAME(fold)
+    NAME(fold_max) = {NAME(max_run), NAME(max_push), NAME(max_finish), NAME(max_columns), NAME(max_block)};
+static const NAME(fold)
+    NAME(fold_min) = {NAME(min_run), NAME(min_push), NAME(min_finish), NAME(min_columns), NAME(min_block)};
 
 typedef struct {
     const NAME(fold) * fold;
     cyx_reduce_plan plan;
     const T *x;
     T *out;
-    T *partial;     /* one per group, where a reduction is cut into groups; else NULL */
+    T *partial; /* one per group, where a reduction is cut into groups; else NULL */
     int64_t groups;
-    T divisor;      /* of a mean; else 1 */
+    T divisor; /* of a mean; else 1 */
     _Atomic int no_memory;
 } NAME(reduction);
 
@@ -167,17 +167,21 @@ static void NAME(reduce_groups)(void *context, int64_t begin, int64_t end) {
 }
 
 /* Rows of several reduced dimensions, which do not lie one stride apart. */
-static void NAME(fold_scattered)(const NAME(reduction) * r, const T *x, int64_t first, int64_t rows, int64_t n, T *into) {
+static void NAME(fold_scattered)(const NAME(reduction) * r, const T *x, int64_t first, int64_t rows,
+                                 int64_t n, T *into) {
     const cyx_reduce_plan *plan = &r->plan;
     for (int64_t t = 0; t < rows; t++) {
         const T *row = x + cyx_offset_of(first + t, plan->reduced_count, plan->reduced, plan->reduced_stride);
-        if (t) r->fold->columns(into, row, n);
-        else memcpy(into, row, sizeof(T) * (size_t)n);
+        if (t)
+            r->fold->columns(into, row, n);
+        else
+            memcpy(into, row, sizeof(T) * (size_t)n);
     }
 }
 
 /* A tile of columns, one group of rows: the fold goes into `into`. `tree` has room for TREE_DEPTH tiles. */
-static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t first, int64_t count, int64_t n, T *tree, T *into) {
+static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t first, int64_t count, int64_t n,
+                              T *tree, T *into) {
     const cyx_reduce_plan *plan = &r->plan;
     int height = 0;
     for (int64_t t = 0, blocks = 0; t < count; blocks++) {
@@ -248,7 +252,8 @@ static cyx_status NAME(reduce_along_run)(NAME(reduction) * r) {
         r->out[0] = r->divisor == 1 ? value : value / r->divisor;
         return CYX_OK;
     }
-    cyx_parallel(plan->outputs, cyx_grain(plan->outputs, (double)plan->total_terms, 100000), NAME(reduce_runs), r);
+    cyx_parallel(plan->outputs, cyx_grain(plan->outputs, (double)plan->total_terms, 100000),
+                 NAME(reduce_runs), r);
     return CYX_OK;
 }
 
@@ -272,7 +277,12 @@ static cyx_status NAME(reduce_across_rows)(NAME(reduction) * r) {
 }
 
 static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, int is_mean) {
-    NAME(reduction) r = {.fold = fold, .plan = cyx_plan_reduction(call), .x = call->in[0].data, .out = call->out.data, .divisor = 1};
+    NAME(reduction)
+    r = {.fold = fold,
+         .plan = cyx_plan_reduction(call),
+         .x = call->in[0].data,
+         .out = call->out.data,
+         .divisor = 1};
     if (!call->out.size) return CYX_OK;
     if (!call->in[0].size) { /* only sums get here: the greatest of nothing is refused earlier */
         for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : 0;

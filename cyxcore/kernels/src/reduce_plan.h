@@ -1,4 +1,5 @@
-/* A reduction as alternating kept and reduced dimensions, size-1 dimensions gone and neighbours of one kind merged. */
+/* A reduction as alternating kept and reduced dimensions, size-1 dimensions gone and neighbours of one kind
+ * merged. */
 #ifndef CYX_REDUCE_PLAN_H
 #define CYX_REDUCE_PLAN_H
 
@@ -8,11 +9,11 @@ typedef struct {
     int kept_count, reduced_count; /* dimensions outside the innermost one */
     int64_t kept[CYX_MAX_NDIM], kept_stride[CYX_MAX_NDIM];
     int64_t reduced[CYX_MAX_NDIM], reduced_stride[CYX_MAX_NDIM];
-    int64_t inner;         /* length of the innermost, contiguous dimension */
+    int64_t inner; /* length of the innermost, contiguous dimension */
     int inner_is_reduced;
-    int64_t outputs;       /* product of kept */
-    int64_t terms;         /* product of reduced */
-    int64_t total_terms;   /* elements behind one output */
+    int64_t outputs;     /* product of kept */
+    int64_t terms;       /* product of reduced */
+    int64_t total_terms; /* elements behind one output */
 } cyx_reduce_plan;
 
 /* ints of a reduction call: number of axes, axes..., keepdims. */
@@ -32,7 +33,8 @@ static inline cyx_reduce_plan cyx_plan_reduction(const cyx_call *call) {
         }
     }
     if (!ndim) shape[0] = 1, is_reduced[0] = 1, ndim = 1;
-    cyx_reduce_plan plan = {.inner = shape[ndim - 1], .inner_is_reduced = is_reduced[ndim - 1], .outputs = 1, .terms = 1};
+    cyx_reduce_plan plan = {
+        .inner = shape[ndim - 1], .inner_is_reduced = is_reduced[ndim - 1], .outputs = 1, .terms = 1};
     int64_t stride = plan.inner;
     for (int d = ndim - 2; d >= 0; d--) { /* innermost first */
         if (is_reduced[d]) {

@@ -10,7 +10,8 @@
 const char *const cyx_op_names[CYX_OP_COUNT] = {CYX_OPS(CYX_NAME)};
 #define CYX_INPUTS(name, low, high) {low, high},
 const int cyx_op_inputs[CYX_OP_COUNT][2] = {CYX_OPS(CYX_INPUTS)};
-const char *const cyx_dtype_names[CYX_DTYPE_COUNT] = {"float32", "float64", "int64", "int32", "bool", "uint8", "uint64"};
+const char *const cyx_dtype_names[CYX_DTYPE_COUNT] = {"float32", "float64", "int64", "int32",
+                                                      "bool",    "uint8",   "uint64"};
 const int cyx_dtype_bytes[CYX_DTYPE_COUNT] = {4, 8, 8, 4, 1, 1, 8};
 
 __thread cyx_message cyx_last_failure;
@@ -38,8 +39,9 @@ void cyx_setup(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     isas[1].present = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    isas[2].present = isas[1].present && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    isas[2].present = isas[1].present && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl");
 #endif
     for (int i = 0; i < ISA_COUNT; i++) {
         if (!isas[i].present) continue;
@@ -82,7 +84,8 @@ cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_me
         status = chosen->table[calls[i].op][calls[i].dtype](&calls[i]);
         if (status != CYX_OK) {
             *failed = i;
-            if (status == CYX_NO_MEMORY) cyx_fail(status, "%s: no memory left for scratch space", cyx_op_names[calls[i].op]);
+            if (status == CYX_NO_MEMORY)
+                cyx_fail(status, "%s: no memory left for scratch space", cyx_op_names[calls[i].op]);
             *message = cyx_last_failure;
             break;
         }

@@ -1,4 +1,5 @@
-/* sin, cos and pow of float64, one element at a time. float32 goes through them: one rounding of a result good to 1e-16. */
+/* sin, cos and pow of float64, one element at a time. float32 goes through them: one rounding of a result
+ * good to 1e-16. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -7,10 +8,26 @@
 
 /* The bits of 2 / pi after the point, behind one word of zeros. */
 static const uint64_t two_over_pi[] = {
-    0,                  0xa2f9836e4e441529, 0xfc2757d1f534ddc0, 0xdb6295993c439041, 0xfe5163abdebbc561,
-    0xb7246e3a424dd2e0, 0x06492eea09d1921c, 0xfe1deb1cb129a73e, 0xe88235f52ebb4484, 0xe99c7026b45f7e41,
-    0x3991d639835339f4, 0x9c845f8bbdf9283b, 0x1ff897ffde05980f, 0xef2f118b5a0a6d1f, 0x6d367ecf27cb09b7,
-    0x4f463f669e5fea2d, 0x7527bac7ebe5f17b, 0x3d0739f78a5292ea, 0x6bfb5fb11f8d5d08, 0x56033046fc7b6bab,
+    0,
+    0xa2f9836e4e441529,
+    0xfc2757d1f534ddc0,
+    0xdb6295993c439041,
+    0xfe5163abdebbc561,
+    0xb7246e3a424dd2e0,
+    0x06492eea09d1921c,
+    0xfe1deb1cb129a73e,
+    0xe88235f52ebb4484,
+    0xe99c7026b45f7e41,
+    0x3991d639835339f4,
+    0x9c845f8bbdf9283b,
+    0x1ff897ffde05980f,
+    0xef2f118b5a0a6d1f,
+    0x6d367ecf27cb09b7,
+    0x4f463f669e5fea2d,
+    0x7527bac7ebe5f17b,
+    0x3d0739f78a5292ea,
+    0x6bfb5fb11f8d5d08,
+    0x56033046fc7b6bab,
     0xf0cfbc209af4361d,
 };
 
@@ -25,11 +42,13 @@ static pair two_difference(double a, double b) {
 
 static pair two_sum(double a, double b) { return two_difference(a, -b); }
 
-/* x minus the nearest multiple of pi / 2 for |x| >= 2**20, with 2 / pi to as many bits as it takes (Payne and Hanek). */
+/* x minus the nearest multiple of pi / 2 for |x| >= 2**20, with 2 / pi to as many bits as it takes (Payne and
+ * Hanek). */
 static pair reduce_large(double x, int *quadrant) {
     uint64_t bits = bits_of_f64(x), mantissa = (bits & 0xfffffffffffff) | 1ull << 52;
     int exponent = (int)(bits >> 52 & 2047) - 1075;
-    /* Bits of 2 / pi worth a multiple of four turns are skipped; the first one kept is number exponent - 1. */
+    /* Bits of 2 / pi worth a multiple of four turns are skipped; the first one kept is number exponent - 1.
+     */
     int first = exponent - 1 - 1 + 64, word = first / 64, shift = first % 64;
     uint64_t window[3];
     for (int i = 0; i < 3; i++) {
@@ -48,7 +67,8 @@ static pair reduce_large(double x, int *quadrant) {
     double rest = (double)(turn - (__int128)value);
     value *= 0x1p-128, rest *= 0x1p-128;
     double product = value * 0x1.921fb54442d18p+0;
-    double lost = FMA64(value, 0x1.921fb54442d18p+0, -product) + value * 0x1.1a62633145c07p-54 + rest * 0x1.921fb54442d18p+0;
+    double lost = FMA64(value, 0x1.921fb54442d18p+0, -product) + value * 0x1.1a62633145c07p-54 +
+                  rest * 0x1.921fb54442d18p+0;
     if (bits >> 63) {
         *quadrant = -*quadrant;
         product = -product, lost = -lost;
@@ -57,7 +77,8 @@ static pair reduce_large(double x, int *quadrant) {
     return (pair){sum, (product - sum) + lost};
 }
 
-/* x minus the nearest multiple of pi / 2, which is taken off in four parts, the first three exactly (Cody and Waite). */
+/* x minus the nearest multiple of pi / 2, which is taken off in four parts, the first three exactly (Cody and
+ * Waite). */
 static pair reduce(double x, int *quadrant) {
     if (__builtin_fabs(x) >= 0x1p20) return reduce_large(x, quadrant);
     double shifted = FMA64(x, 0x1.45f306dc9c883p-1, 0x1.8p52), k = shifted - 0x1.8p52;
@@ -122,7 +143,8 @@ static pair log_pair(double x) {
     double z = s * s, z_rest = FMA64(s, s, -z) + 2.0 * s * s_rest;
     double cube = s * z, cube_rest = FMA64(s, z, -cube) + s * z_rest + s_rest * z;
     double third = cube * 0x1.5555555555555p-2;
-    double third_rest = FMA64(cube, 0x1.5555555555555p-2, -third) + cube * 0x1.5555555555555p-56 + cube_rest * 0x1.5555555555555p-2;
+    double third_rest = FMA64(cube, 0x1.5555555555555p-2, -third) + cube * 0x1.5555555555555p-56 +
+                        cube_rest * 0x1.5555555555555p-2;
     double p = 0x1.b8d8d842612f1p-5; /* (atanh(s) / s - 1 - s**2 / 3) / s**4 */
     p = FMA64(p, z, 0x1.ac4a068982d9cp-5);
     p = FMA64(p, z, 0x1.e1f8005103106p-5);
@@ -158,13 +180,17 @@ double cyx_pow(double x, double y) {
     int negative = bits_of_f64(x) >> 63 && whole && is_odd(y);
     double result;
     if (__builtin_fabs(y) == INFINITY) return a == 1.0 ? 1.0 : (a > 1.0) == (y > 0.0) ? INFINITY : 0.0;
-    if (a == 0.0 || a == INFINITY) result = (a == 0.0) == (y > 0.0) ? 0.0 : INFINITY;
-    else if (x < 0.0 && !whole) return NAN;
-    else if (y == 0.5) result = __builtin_sqrt(a);
+    if (a == 0.0 || a == INFINITY)
+        result = (a == 0.0) == (y > 0.0) ? 0.0 : INFINITY;
+    else if (x < 0.0 && !whole)
+        return NAN;
+    else if (y == 0.5)
+        result = __builtin_sqrt(a);
     else {
         pair log_a = log_pair(a);
         double product = y * log_a.value;
-        double rest = __builtin_fabs(product) < 800.0 ? FMA64(y, log_a.value, -product) + y * log_a.rest : 0.0;
+        double rest =
+            __builtin_fabs(product) < 800.0 ? FMA64(y, log_a.value, -product) + y * log_a.rest : 0.0;
         result = exp_sum_f64(product, rest);
     }
     return negative ? -result : result;

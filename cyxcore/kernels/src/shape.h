@@ -8,16 +8,16 @@
 
 enum { CYX_WALK_INPUTS = 4 };
 
-/* An iteration space and the element stride of each input in it (0 where that input is broadcast). The last dimension
- * is the inner loop. */
+/* An iteration space and the element stride of each input in it (0 where that input is broadcast). The last
+ * dimension is the inner loop. */
 typedef struct {
     int ndim;
     int64_t shape[CYX_MAX_NDIM];
     int64_t stride[CYX_WALK_INPUTS][CYX_MAX_NDIM];
 } cyx_walk;
 
-/* The space of `out` with `count` inputs broadcast into it by NumPy's rules. Neighbouring dimensions that all inputs cross
- * with one stride become one. Cannot fail: cyx_prepare saw that the shapes fit. */
+/* The space of `out` with `count` inputs broadcast into it by NumPy's rules. Neighbouring dimensions that all
+ * inputs cross with one stride become one. Cannot fail: cyx_prepare saw that the shapes fit. */
 static inline cyx_walk cyx_broadcast_walk(const cyx_array *out, const cyx_array *in, int count) {
     int64_t stride[CYX_WALK_INPUTS][CYX_MAX_NDIM];
     for (int k = 0; k < count; k++) {
@@ -33,8 +33,7 @@ static inline cyx_walk cyx_broadcast_walk(const cyx_array *out, const cyx_array 
     for (int d = 0; d < out->ndim; d++) {
         if (out->shape[d] == 1) continue;
         int last = walk.ndim - 1, merge = walk.ndim > 0;
-        for (int k = 0; merge && k < count; k++)
-            merge = walk.stride[k][last] == stride[k][d] * out->shape[d];
+        for (int k = 0; merge && k < count; k++) merge = walk.stride[k][last] == stride[k][d] * out->shape[d];
         if (!merge) walk.shape[last = walk.ndim++] = 1;
         walk.shape[last] *= out->shape[d];
         for (int k = 0; k < count; k++) walk.stride[k][last] = stride[k][d];
@@ -47,8 +46,10 @@ static inline cyx_walk cyx_broadcast_walk(const cyx_array *out, const cyx_array 
     return walk;
 }
 
-/* Where the flat index `at` of the walk lies: coordinates and, per input, the offset of its inner row's start. */
-static inline void cyx_walk_seek(const cyx_walk *walk, int count, int64_t at, int64_t *coordinate, int64_t *offset) {
+/* Where the flat index `at` of the walk lies: coordinates and, per input, the offset of its inner row's
+ * start. */
+static inline void cyx_walk_seek(const cyx_walk *walk, int count, int64_t at, int64_t *coordinate,
+                                 int64_t *offset) {
     for (int k = 0; k < count; k++) offset[k] = 0;
     for (int d = walk->ndim - 1; d >= 0; d--) {
         coordinate[d] = at % walk->shape[d];

@@ -1,6 +1,7 @@
 /* softmax, log_softmax, and the cross-entropy of class labels with its gradient, a row at a time. */
 
-/* out = e**(x - shift). Whole chunks of 16, the last one padded: a row of ten costs one vector, not ten scalars. */
+/* out = e**(x - shift). Whole chunks of 16, the last one padded: a row of ten costs one vector, not ten
+ * scalars. */
 static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16)
@@ -67,7 +68,9 @@ static cyx_status NAME(run_softmax)(const cyx_call *call, void (*row)(T *, const
 }
 
 static cyx_status NAME(softmax)(const cyx_call *call) { return NAME(run_softmax)(call, NAME(softmax_row)); }
-static cyx_status NAME(log_softmax)(const cyx_call *call) { return NAME(run_softmax)(call, NAME(log_softmax_row)); }
+static cyx_status NAME(log_softmax)(const cyx_call *call) {
+    return NAME(run_softmax)(call, NAME(log_softmax_row));
+}
 
 /* One loss per row: log(sum(e**(x - max))) - (x[label] - max). */
 static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
@@ -101,13 +104,14 @@ static void NAME(loss_grad_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
-static cyx_status NAME(run_loss)(const cyx_call *call, const cyx_array *logits, const cyx_array *labels, cyx_body body) {
+static cyx_status NAME(run_loss)(const cyx_call *call, const cyx_array *logits, const cyx_array *labels,
+                                 cyx_body body) {
     int64_t n = logits->shape[1];
     const int64_t *label = labels->data;
     for (int64_t i = 0; i < labels->size; i++)
         if (label[i] < 0 || label[i] >= n)
-            return cyx_fail(CYX_BAD_DATA, "%s: expected labels from 0 to %lld, got %lld in row %lld", cyx_op_names[call->op],
-                            (long long)n - 1, (long long)label[i], (long long)i);
+            return cyx_fail(CYX_BAD_DATA, "%s: expected labels from 0 to %lld, got %lld in row %lld",
+                            cyx_op_names[call->op], (long long)n - 1, (long long)label[i], (long long)i);
     NAME(rows) rows = {.call = call, .n = n};
     cyx_parallel(labels->size, cyx_grain(labels->size, 12.0 * (double)n, 100000), body, &rows);
     return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;

@@ -4,7 +4,8 @@
 
 #include "cyx.h"
 
-/* Kernels whose bits no instruction set could change: integers, moving data, indexing, pooling, random numbers. */
+/* Kernels whose bits no instruction set could change: integers, moving data, indexing, pooling, random
+ * numbers. */
 void cyx_fill_integer(cyx_table table);
 void cyx_fill_movement(cyx_table table);
 void cyx_fill_indexing(cyx_table table);
