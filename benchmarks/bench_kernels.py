@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT]
 
-Rounds of the two alternate, so that a busy machine slows both; each figure is the median. NumPy's matrix product uses its
-BLAS with as many threads as it likes: set OPENBLAS_NUM_THREADS=1 to compare one thread with one thread.
+Rounds of the two alternate, so that a busy machine slows both; each figure is the median. NumPy's matrix
+product uses its BLAS with as many threads as it likes: set OPENBLAS_NUM_THREADS=1 to compare one thread with
+one thread.
 """
 
 import argparse
@@ -169,9 +170,7 @@ def measure(row: Row, rounds: int, budget: float) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--threads", type=int, default=1, help="threads of our kernels (default 1)")
     parser.add_argument("--isa", default=cpu.isa(), help="avx512, avx2 or portable")

@@ -1,6 +1,7 @@
 """The loop of a node: hears the broker, the clock and its runs, asks cyxnode/state.py what to do, and does it."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -84,6 +85,7 @@ class Agent:
         self._state = State(node_id=home.node_id, session=self.session, max_runs=settings.max_runs)
         self._limits = hardware.cgroup_limits()
         self._meter = hardware.Meter(home.node_id, self.session)
+        self._run_began = asyncio.Event()
         self._telemetry = Telemetry(bus, home.node_id, self.session)
         self._woken = asyncio.Event()
         self._exit: e.Exit | None = None
@@ -152,17 +154,23 @@ class Agent:
         event: e.Event = e.Assigned(command) if isinstance(command, Assign) else e.StopAsked(command)
         for action in self.tell(event):
             if isinstance(action, e.Answer):
-                if not action.reply.accepted:
+                if action.reply.accepted:
+                    self._run_began.set()
+                else:
                     log.warning("refused %s: %s", type(command).__name__, action.reply.reason)
                 return action.reply
         raise AssertionError("a command has exactly one answer")
 
     async def _watch_hardware(self) -> None:
+        """Tell the hardware's metrics every few seconds, and at once when a run begins."""
         while True:
+            self._run_began.clear()
             runs = [RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in self._state.runs]
             if self._state.registered:
                 await self._telemetry.hardware(await asyncio.to_thread(self._meter.read, runs))
-            await asyncio.sleep(HARDWARE_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HARDWARE_INTERVAL_S):
+                    await self._run_began.wait()
 
     # -- doing ------------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.in
 cyxcore.values cyxcore.indexing cyxcore.functional cyxcore.symbols cyxcore.layers
 """.split()
 READING_DATA = """
-cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split
-cyxcore.data.sources cyxcore.data.tables cyxcore.data.dataset cyxcore.data.images cyxcore.data
+cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
+cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split cyxcore.data.sources cyxcore.data.tables cyxcore.data.dataset cyxcore.data.images cyxcore.data
 """.split()
 ORDER = [
     *VOCABULARY,
@@ -41,8 +41,8 @@ cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode
 cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
 
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views
-cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch cyxcentral.payments
-cyxcentral.telemetry cyxcentral.api cyxcentral.central
+cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch
+cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),
 ]

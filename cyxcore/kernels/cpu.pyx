@@ -107,7 +107,9 @@ _SCHEMAS = {
     "nesterov_update": (("momentum", "float"), ("weight_decay", "float")),
     "adam_m": (("beta", "float"), ("weight_decay", "float")),
     "adam_v": (("beta", "float"), ("weight_decay", "float")),
-    "adam_update": (("beta1", "float"), ("beta2", "float"), ("eps", "float"), ("decoupled_weight_decay", "float")),
+    "adam_update": (
+        ("beta1", "float"), ("beta2", "float"), ("eps", "float"), ("decoupled_weight_decay", "float")
+    ),
 }  # fmt: skip
 
 
@@ -170,7 +172,9 @@ cdef int _describe(cyx_array *to, object given, str op_name, str role) except -1
     if to.dtype < 0 or not array.dtype.isnative:
         raise KernelError(f"{op_name}: the cpu has no kernel for {role} of type {array.dtype}")
     if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISALIGNED(array):
-        raise ShapeError(f"{op_name}: expected {role} to be C-contiguous and aligned; copy it with numpy.ascontiguousarray")
+        raise ShapeError(
+            f"{op_name}: expected {role} to be C-contiguous and aligned; copy it with numpy.ascontiguousarray"
+        )
     to.ndim = cnp.PyArray_NDIM(array)
     if to.ndim > CYX_MAX_NDIM:
         raise ShapeError(f"{op_name}: expected at most {CYX_MAX_NDIM} dimensions, got {role} of shape {given.shape}")

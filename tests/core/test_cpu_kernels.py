@@ -45,9 +45,9 @@ class Case:
 def values(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0, low: float = -3.0) -> Array:
     """Numbers in [low, 3), whole and small where the type is an integer."""
     numbers = np.random.default_rng(seed).uniform(low, 3.0, shape)
-    return np.asarray(
-        numbers > 0 if dtype == "bool" else np.abs(numbers) if dtype == "uint8" else numbers
-    ).astype(dtype)
+    return np.asarray(numbers > 0 if dtype == "bool" else np.abs(numbers) if dtype == "uint8" else numbers).astype(
+        dtype
+    )
 
 
 def special(dtype: str) -> Array:
@@ -201,9 +201,7 @@ def reduction_cases() -> Iterator[Case]:
         for dtype in FLOATS:
             logits, tolerance = values((rows, classes), dtype), 1e-6 if dtype == "float32" else 1e-14
             yield Case("cross_entropy", [logits, labels], tolerance=tolerance)
-            yield Case(
-                "cross_entropy_grad", [values((rows,), dtype, seed=1), logits, labels], tolerance=tolerance
-            )
+            yield Case("cross_entropy_grad", [values((rows,), dtype, seed=1), logits, labels], tolerance=tolerance)
 
 
 def movement_cases() -> Iterator[Case]:
@@ -283,13 +281,9 @@ def optimizer_cases() -> Iterator[Case]:
                 tolerance=tolerance,
             )
             yield Case("adam_m", [b, g, p], {"beta": 0.9, "weight_decay": decay}, tolerance=tolerance)
-            yield Case(
-                "adam_v", [np.abs(v), g, p], {"beta": 0.999, "weight_decay": decay}, tolerance=tolerance
-            )
+            yield Case("adam_v", [np.abs(v), g, p], {"beta": 0.999, "weight_decay": decay}, tolerance=tolerance)
             attrs = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "decoupled_weight_decay": decay}
-            yield Case(
-                "adam_update", [p, b, np.abs(v), lr, step], attrs, out_dtype=dtype, tolerance=tolerance
-            )
+            yield Case("adam_update", [p, b, np.abs(v), lr, step], attrs, out_dtype=dtype, tolerance=tolerance)
         yield Case("axpy_update", [p, b, lr], tolerance=tolerance)
 
 
@@ -319,9 +313,7 @@ BIG = [
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
     Case("matmul", [values((130, 600)), values((600, 90))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((600, 130)), values((90, 600))], {"transpose_a": True, "transpose_b": True}),
-    Case(
-        "matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}
-    ),
+    Case("matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((3, 700)), values((700, 900))], {"transpose_a": False, "transpose_b": False}),
     Case(
         "conv2d",
@@ -429,9 +421,7 @@ def test_bits_do_not_depend_on_the_instruction_set(op: str) -> None:
                 )
 
 
-@pytest.mark.parametrize(
-    "case", BIG, ids=lambda case: f"{case.op}-{'x'.join(map(str, case.inputs[0].shape))}"
-)
+@pytest.mark.parametrize("case", BIG, ids=lambda case: f"{case.op}-{'x'.join(map(str, case.inputs[0].shape))}")
 def test_bits_do_not_depend_on_the_number_of_threads(case: Case) -> None:
     cpu.set_num_threads(1)
     alone = case.run()
@@ -474,9 +464,7 @@ def test_a_transcendental_function_is_within_two_units_in_the_last_place(op: str
     if op == "log":
         x = np.exp(rng.uniform(-87, 88, 40_000)).astype(dtype)
     else:
-        x = np.concatenate([rng.uniform(-DENSE[op], DENSE[op], 20_000), rng.normal(0, 1, 20_000)]).astype(
-            dtype
-        )
+        x = np.concatenate([rng.uniform(-DENSE[op], DENSE[op], 20_000), rng.normal(0, 1, 20_000)]).astype(dtype)
     got = np.empty_like(x)
     cpu.call(op, got, [x], {})
     true = exactly(op, x)
