@@ -11,6 +11,7 @@ import pytest
 
 from cyxcore.errors import CyxError, DataError, DtypeError, GraphError, KernelError, ShapeError
 from cyxcore.kernels import cpu, reference
+from cyxcore.kernels.philox import philox4x32
 
 Array = np.ndarray[Any, Any]
 
@@ -561,8 +562,6 @@ def test_key_stream_and_step_are_where_the_definition_puts_them() -> None:
     seed, step, stream = 0x299F31D0_A4093822, 0x03707344_13198A2E, 0x85A308D3
     out = np.empty((1 << 16) + 4, np.float32)
     cpu.call("uniform", out, [np.array([seed, step], np.uint64)], {"shape": out.shape, "stream": stream})
-    from cyxcore.kernels.philox import philox4x32
-
     counter = np.array([1 << 14, stream, step & 0xFFFFFFFF, step >> 32], np.uint32)
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
     np.testing.assert_array_equal(out[-4:], (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24))

@@ -1,0 +1,62 @@
+"""What the documents show is run: every Python block of README, docs and decisions, and the commands they name."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cyxnet.local import LocalNetwork
+from cyxnet.subjects import VERBS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "decisions").glob("*.md")])
+BLOCK = re.compile(r"(?P<note><!--.*?-->\n)?```python\n(?P<code>.*?)```", re.S)
+BLOCKS = [
+    pytest.param(match["code"], "needs a network" in (match["note"] or ""), id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, match in enumerate(BLOCK.finditer(page.read_text()))
+]
+
+
+@pytest.mark.parametrize("code, needs_network", BLOCKS)
+async def test_a_python_block_runs_as_it_is_printed(code, needs_network, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    if not needs_network:
+        run(code, tmp_path)
+        return
+    async with LocalNetwork(tmp_path / ".cyx"):
+        await asyncio.to_thread(run, code, tmp_path)
+
+
+def run(code: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_cyx_command_of_the_documents_exists():
+    known = set(re.findall(r"^\s{2,}([a-z]+)\s", cyx_help(), re.M))
+    for page in PAGES:
+        for command in re.findall(r"^cyx ([a-z]+)", page.read_text(), re.M):
+            assert command in known, f"{page.name}: cyx {command}"
+
+
+def cyx_help() -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "cyxnet", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_every_relative_link_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_api_page_lists_exactly_the_verbs_there_are():
+    listed = re.findall(r"^\| `([a-z.]+)` \|", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert listed == list(VERBS)
