@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def elementwise() -> Iterator[Row]:
     out, truth = np.empty_like(x), np.empty(x.shape, bool)
     target = np.empty_like(x)
     for op, function in (("add", np.add), ("mul", np.multiply), ("div", np.divide), ("maximum", np.maximum)):
-        yield f"{op} 1M", op, out, [x, y], {}, lambda f=function: f(x, y, out=target), 0.0
+        yield f"{op} 1M", op, out, [x, y], {}, partial(function, x, y, out=target), 0.0
     yield "add 1M + row", "add", out, [x, row], {}, lambda: np.add(x, row, out=target), 0.0
     yield "add 1M + column", "add", out, [x, column], {}, lambda: np.add(x, column, out=target), 0.0
     small, result = f32(64), np.empty(64, np.float32)
@@ -44,8 +45,8 @@ def elementwise() -> Iterator[Row]:
         0.0,
     )
     yield "less 1M", "less", truth, [x, y], {}, lambda: np.less(x, y), 0.0
-    for op, function in (("exp", np.exp), ("tanh", np.tanh), ("sqrt", np.sqrt), ("sin", np.sin)):
-        yield f"{op} 1M", op, out, [np.abs(x)], {}, lambda f=function: f(np.abs(x), out=target), 0.0
+    for op, unary in (("exp", np.exp), ("tanh", np.tanh), ("sqrt", np.sqrt), ("sin", np.sin)):
+        yield f"{op} 1M", op, out, [np.abs(x)], {}, partial(unary, np.abs(x), out=target), 0.0
     yield "log 1M", "log", out, [np.abs(x)], {}, lambda: np.log(np.abs(x), out=target), 0.0
     yield "transpose 1M", "transpose", out, [x], {"axes": (1, 0)}, lambda: np.copyto(target, x.T), 0.0
 
@@ -61,7 +62,7 @@ def reductions() -> Iterator[Row]:
             out,
             [x],
             {"axes": axes, "keepdims": False},
-            lambda a=axes: x.sum(a),
+            partial(np.sum, x, axis=axes),
             0.0,
         )
     out = np.empty(1024, np.float32)
@@ -74,7 +75,7 @@ def reductions() -> Iterator[Row]:
             np.empty_like(x),
             [x],
             attrs,
-            lambda o=op, a=attrs: reference.KERNELS[o](a, x),
+            partial(reference.KERNELS[op], attrs, x),
             0.0,
         )
     yield "cross_entropy 2048x1024", "cross_entropy", np.empty(2048, np.float32), [x, labels], {}, (
@@ -98,7 +99,7 @@ def products(sizes: tuple[int, ...]) -> Iterator[Row]:
                 out,
                 [a, b],
                 attrs,
-                lambda x=x, y=y, t=target: np.matmul(x, y, out=t),
+                partial(np.matmul, x, y, out=target),
                 2.0 * n**3,
             )
     for m, k, n in ((64, 64, 128), (256, 784, 1024), (64, 9216, 128), (1, 784, 1024)):
@@ -106,7 +107,7 @@ def products(sizes: tuple[int, ...]) -> Iterator[Row]:
         out, target = np.empty((m, n), np.float32), np.empty((m, n), np.float32)
         attrs = {"transpose_a": False, "transpose_b": True}
         yield f"linear {m}x{k} -> {n}", "matmul", out, [a, b], attrs, (
-            lambda x=a, y=b.T, t=target: np.matmul(x, y, out=t)
+            partial(np.matmul, a, b.T, out=target)
         ), 2.0 * m * n * k  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def networks() -> Iterator[Row]:
         ):
             full = {**attrs, **more}
             yield f"{op} {name}", op, out, inputs, full, (
-                lambda o=op, i=inputs, a=full: reference.KERNELS[o](a, *i)
+                partial(reference.KERNELS[op], full, *inputs)
             ), work  # fmt: skip
     x = f32(64, 64, 24, 24)
     pool = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}

@@ -68,9 +68,14 @@ async def run(options: argparse.Namespace) -> int:
         "ready_ms": ready_ms,
     }
     print(json.dumps(said), flush=True)
+    stopped, failed = asyncio.create_task(until_stopped(options.guard_stdin)), asyncio.create_task(central.failed())
     try:
-        await until_stopped(options.guard_stdin)
+        done, _ = await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
+        stopped.cancel()
+        failed.cancel()
         await central.close()
     return 0
 

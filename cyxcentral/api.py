@@ -146,7 +146,8 @@ class Api:
         job = self._world.jobs.get(job_id)
         if job is None:
             return None
-        if job.job != ask.job or job.caller != caller:
+        other_payer = ask.payment is not None and ask.payment.client != job.terms.client
+        if job.job != ask.job or job.caller != caller or other_payer:
             raise ApiError("job_id_taken", f"job id {job_id} stands for another job; choose a new one", 409)
         return m.SubmitReply(job_id=job_id, status=job.status, terms=job.terms, duplicate=True)
 
@@ -159,8 +160,11 @@ class Api:
             )
         return self._central.custodial_wallet(caller)
 
-    def _find(self, prefix: str) -> jobs.Job:
+    async def _find(self, prefix: str) -> jobs.Job:
         found = self._world.job_by_prefix(prefix)
+        if not found:
+            await self._central.events.catch_up()  # another central may have taken it a moment ago
+            found = self._world.job_by_prefix(prefix)
         if len(found) == 1:
             return self._world.jobs[found[0]]
         if not found:
@@ -187,28 +191,32 @@ class Api:
         return _dict(await self._central.cache.get(keys.latest_metrics(job_id)))
 
     async def _status(self, caller: str, ask: m.JobRef) -> m.JobView:
-        return await self._view(self._find(ask.job_id))
+        return await self._view(await self._find(ask.job_id))
 
     async def _list(self, caller: str, ask: m.JobListRequest) -> m.JobList:
         matching = [job for job in self._world.jobs.values() if ask.status is None or job.status == ask.status]
         matching.sort(key=lambda job: (job.submitted_at_ms, job.job_id), reverse=True)
         page = [job for job in matching if ask.before is None or job.submitted_at_ms < ask.before]
-        return m.JobList(jobs=[await self._view(job) for job in page[: ask.limit]], total=len(matching))
+        if len(page) > ask.limit:  # the next page begins before a millisecond, so this one ends with a whole one
+            last_ms = page[ask.limit - 1].submitted_at_ms
+            page = [job for job in page if job.submitted_at_ms >= last_ms]
+        return m.JobList(jobs=[await self._view(job) for job in page], total=len(matching))
 
     async def _updates(self, caller: str, ask: m.UpdatesRequest) -> m.Updates:
-        job = self._find(ask.job_id)
-        found = await self._central.ledger.updates(job.job_id, ask.after_event, ask.after_telemetry, ask.limit)
-        by_source = {source: [u for u in found if u.source == source] for source in ("event", "telemetry")}
-        more = any(len(updates) >= ask.limit for updates in by_source.values())
+        job = await self._find(ask.job_id)
+        found, more = await self._central.ledger.updates(job.job_id, ask.after_event, ask.after_telemetry, ask.limit)
         return m.Updates(updates=found, more=more, status=self._world.jobs[job.job_id].status)
 
     async def _cancel(self, caller: str, ask: m.CancelRequest) -> m.JobView:
-        job = self._find(ask.job_id)
+        job = await self._find(ask.job_id)
         if job.caller != caller:
             raise ApiError("not_yours", f"job {job.job_id} was submitted by another caller", 403)
         event = m.CancelRequested(reason=ask.reason, caller=caller)
 
-        def decide() -> m.CancelRequested:
+        def decide() -> m.CancelRequested | None:
+            now = self._world.jobs[job.job_id]
+            if now.cancel_requested and now.status not in jobs.ENDED:
+                return None  # asked again, because the answer was lost
             why_not = jobs.illegal(self._world.jobs[job.job_id], event)
             if why_not:
                 raise ApiError("too_late", f"job {job.job_id} cannot be cancelled: {why_not}", 409)
@@ -218,8 +226,9 @@ class Api:
         return await self._view(self._world.jobs[job.job_id])
 
     async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:
+        job = await self._find(ask.job_id)
         candidates = list(self._central.dispatch.candidates().values())
-        return views.explanation(self._find(ask.job_id), candidates, time.time_ns() // 1_000_000)
+        return views.explanation(job, candidates, time.time_ns() // 1_000_000)
 
     # -- nodes, money, ledger ------------------------------------------------------------------------
 

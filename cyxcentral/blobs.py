@@ -4,17 +4,20 @@ A chunk's subject is its digest and holds one message, so storing it twice is st
 last, after every chunk was read back and the whole digest checked: what has a manifest is complete.
 """
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 
 import msgspec
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
+from cyxnet.artifacts import CHUNK_BYTES, MAX_ARTIFACT_BYTES
 from cyxnet.bus import AppendUnknown, Bus, Conflict
 from cyxnet.messages import ArtifactManifest, ArtifactRef, ArtifactStatReply, ChunkReply
 
-CHUNK_BYTES = 512 * 1024
-MAX_ARTIFACT_BYTES = 16 * 2**30
+READ_AHEAD = 8  # chunks
+LOOKUPS_IN_FLIGHT = 64
 
 
 class BlobError(CyxError):
@@ -33,13 +36,17 @@ class Blobs:
     async def stat(self, manifest: ArtifactManifest) -> ArtifactStatReply:
         """Which chunks of an artifact must still be sent."""
         self._check(manifest)
-        if await self._core.last(subjects.BLOBS, subjects.manifest(manifest.sha256)):
+        if await self._core.holds(subjects.BLOBS, subjects.manifest(manifest.sha256)):
             return ArtifactStatReply(complete=True, missing=[])
-        missing = [
-            digest
-            for digest in dict.fromkeys(manifest.chunks)
-            if not await self._core.last(subjects.BLOBS, subjects.chunk(digest), any_replica=True)
-        ]
+        gate = asyncio.Semaphore(LOOKUPS_IN_FLIGHT)
+
+        async def stored(digest: str) -> bool:
+            async with gate:
+                return await self._core.holds(subjects.BLOBS, subjects.chunk(digest))
+
+        digests = list(dict.fromkeys(manifest.chunks))
+        there = await asyncio.gather(*map(stored, digests))
+        missing = [digest for digest, found in zip(digests, there, strict=True) if not found]
         return ArtifactStatReply(complete=False, missing=missing)
 
     async def put(self, block: bytes) -> ChunkReply:
@@ -53,10 +60,12 @@ class Blobs:
     async def commit(self, manifest: ArtifactManifest) -> ArtifactRef:
         """Declare an artifact whole, after reading back every chunk and checking size and digest."""
         self._check(manifest)
+        ref = ArtifactRef(sha256=manifest.sha256, size=manifest.size)
+        if await self._core.holds(subjects.BLOBS, subjects.manifest(manifest.sha256)):
+            return ref  # a repeated commit, or another uploader of the same bytes
         whole, size = hashlib.sha256(), 0
-        for digest in manifest.chunks:
-            block = await self.chunk(digest)
-            whole.update(block)
+        async for block in self._blocks(manifest.chunks):
+            await asyncio.to_thread(whole.update, block)
             size += len(block)
         if whole.hexdigest() != manifest.sha256 or size != manifest.size:
             raise BlobError(
@@ -64,7 +73,22 @@ class Blobs:
                 f"expected {manifest.size} bytes with the digest named"
             )
         await self._store_once(subjects.manifest(manifest.sha256), msgspec.json.encode(manifest))
-        return ArtifactRef(sha256=manifest.sha256, size=manifest.size)
+        return ref
+
+    async def _blocks(self, digests: list[str]) -> AsyncIterator[bytes]:
+        """The chunks in order, some of them read ahead."""
+        ahead: list[asyncio.Task[bytes]] = []
+        try:
+            for digest in digests:
+                ahead.append(asyncio.create_task(self.chunk(digest)))
+                if len(ahead) == READ_AHEAD:
+                    yield await ahead.pop(0)
+            while ahead:
+                yield await ahead.pop(0)
+        finally:
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
 
     async def manifest(self, sha256: str) -> ArtifactManifest:
         stored = await self._core.last(subjects.BLOBS, subjects.manifest(sha256))

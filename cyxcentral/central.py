@@ -64,7 +64,9 @@ class Central:
         self.world = World()
         self.events = EventLog(core, self.central_id, self.world)
         self.blobs = Blobs(core)
-        self.dispatch = Dispatch(self.events, edge, settings.weights, network.heartbeat_ms, network.lease_ms)
+        self.dispatch = Dispatch(
+            self.events, edge, self.blobs, settings.weights, network.heartbeat_ms, network.lease_ms
+        )
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache)
         self.wallet = Wallet(self._identity.child("wallet"))
         self.platform = Wallet(self._identity.child("platform"))
@@ -148,9 +150,11 @@ class Central:
         """New records only: tell watchers, wake whoever has something to do now."""
         about, event = subjects.last_token(stored.subject), record.event
         self.dispatch.wake()
+        assert self.payments is not None
+        if isinstance(event, m.MintSigned):
+            self.payments.reconcile_mint(about)
         if not isinstance(event, m.JobEvent):
             return
-        assert self.payments is not None
         self.payments.reconcile(about)
         self._later(self._tell(about, stored.seq, record))
         job = self.world.jobs[about]
@@ -181,7 +185,13 @@ class Central:
         """On networks that keep wallets for callers: the one of this caller."""
         return Wallet(self._identity.child(f"custody:{caller}"))
 
+    async def failed(self) -> None:
+        """Wait until this central cannot go on. Raises StartError: a new start reads the log afresh."""
+        done, _ = await asyncio.wait({self.events.broken, self.ledger.broken}, return_when=asyncio.FIRST_COMPLETED)
+        raise StartError(f"{done.pop().result()}; this central ends")
+
     async def close(self) -> None:
+        """Stop hearing, deciding and writing, in this order."""
         await self._edge.close()
         await self.dispatch.close()
         if self.payments:

@@ -8,8 +8,10 @@ import asyncio
 import functools
 import logging
 import time
+from collections.abc import Callable
 
 from cyxcentral import jobs, nodes, schedule
+from cyxcentral.blobs import Blobs
 from cyxcentral.eventlog import EventLog
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
@@ -26,17 +28,25 @@ COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
 
 
 class Dispatch:
-    def __init__(self, events: EventLog, edge: Bus, weights: schedule.Weights, heartbeat_ms: int, lease_ms: int):
+    def __init__(
+        self,
+        events: EventLog,
+        edge: Bus,
+        blobs: Blobs,
+        weights: schedule.Weights,
+        heartbeat_ms: int,
+        lease_ms: int,
+    ):
         self._events = events
         self._world = events.world
         self._edge = edge
+        self._blobs = blobs
         self._weights = weights
         self._heartbeat_ms = heartbeat_ms
         self.lease_ms = lease_ms
         self._wake = asyncio.Event()
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
         self.seen_at_ms: dict[str, int] = {}  # the same on the wall clock, for people
-        self._memory_free: dict[str, int] = {}
         self._unnamed: dict[tuple[str, int], int] = {}  # delivered run -> heartbeats that did not name it
         self._delivering: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._loop_task: asyncio.Task[None] | None = None
@@ -44,8 +54,6 @@ class Dispatch:
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        now = _monotonic_ms()
-        self._heard_ms = {node_id: now for node_id in self._world.nodes}  # a full fresh lease for everyone
         handlers = {
             "register": self._register,
             "heartbeat": self._heartbeat,
@@ -106,12 +114,15 @@ class Dispatch:
         for node in self._world.nodes.values():
             if not node.online:
                 continue
-            runs = self._world.runs_of(node.node_id)
-            promised = sum(job.memory_bytes for job in runs)
-            found[node.node_id] = schedule.Candidate(
-                node=node, active_runs=len(runs), memory_free_bytes=node.hardware.memory_bytes - promised
-            )
+            found[node.node_id] = self._candidate(node)
         return found
+
+    def _candidate(self, node: nodes.Node) -> schedule.Candidate:
+        runs = self._world.runs_of(node.node_id)
+        promised = sum(job.memory_bytes for job in runs)
+        return schedule.Candidate(
+            node=node, active_runs=len(runs), memory_free_bytes=node.hardware.memory_bytes - promised
+        )
 
     async def _assign_waiting(self) -> None:
         waiting = [job for job in map(self._world.jobs.get, self._world.active) if job and job.status == "queued"]
@@ -130,24 +141,27 @@ class Dispatch:
             lease_ms=self.lease_ms,
             explanation=choice.explanation,
         )
-        return None if not node.online or jobs.illegal(job, event) else event
+        # asked again, because another central may have filled the node since it was chosen
+        taken = schedule.refusal(job, self._candidate(node))
+        return None if taken or jobs.illegal(job, event) else event
 
     # -- delivery ------------------------------------------------------------------------------------
 
     def _deliver_leases(self) -> None:
         """See that every lease holder knows of its lease; a node that knows it says so again."""
-        for job_id in self._world.active:
-            attempt = self._world.jobs[job_id].current
-            if attempt is None or (job_id, attempt.number) in self._delivering:
-                continue
-            if (job_id, attempt.number) not in self._unnamed:
-                key = (job_id, attempt.number)
-                task = asyncio.create_task(self._deliver(job_id, attempt))
+        leased = {(job.job_id, job.attempt): job for job in self._world.leased()}
+        for over in self._unnamed.keys() - leased.keys():
+            del self._unnamed[over]
+        for key, job in leased.items():
+            if job.current and key not in self._unnamed and key not in self._delivering:
+                task = asyncio.create_task(self._deliver(job.job_id, job.current))
                 self._delivering[key] = task
                 task.add_done_callback(functools.partial(self._delivered, key))
 
-    def _delivered(self, key: tuple[str, int], _: "asyncio.Task[None]") -> None:
+    def _delivered(self, key: tuple[str, int], task: "asyncio.Task[None]") -> None:
         self._delivering.pop(key, None)
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("%s/%d: not handed out: %s; will be tried again", *key, error)
 
     async def _deliver(self, job_id: str, attempt: jobs.Attempt) -> None:
         command = m.Assign(
@@ -171,7 +185,7 @@ class Dispatch:
             if reply.accepted:
                 self._unnamed.setdefault((job_id, attempt.number), 0)
             else:
-                await self._lose(job_id, attempt.number, "refused", f"the node refused it: {reply.reason}")
+                await self._lose(job_id, attempt.number, jobs.REFUSED, f"the node refused it: {reply.reason}")
             return
 
     # -- loss ----------------------------------------------------------------------------------------
@@ -179,22 +193,21 @@ class Dispatch:
     async def _sweep(self) -> None:
         """Nodes not heard of for a whole lease are lost, and with them their leases."""
         now = _monotonic_ms()
+        for node_id in self._world.nodes:  # a full fresh lease for everyone who was not heard yet
+            self._heard_ms.setdefault(node_id, now)
         for node_id in nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now):
-            await self._lose_node(node_id, f"no heartbeat for {self.lease_ms} ms")
-        for job_id in list(self._world.active):
-            attempt = self._world.jobs[job_id].current
-            if attempt is None:
-                continue
-            node = self._world.nodes.get(attempt.node_id)
-            if node is None or not node.online or node.session != attempt.session:
-                await self._lose(job_id, attempt.number, "node_lost", "the node that held the lease is gone")
+            session = self._world.nodes[node_id].session
+            await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms")
+        for job in self._world.leased():
+            attempt = job.current
+            if attempt and not self.session_is_current(attempt.node_id, attempt.session):
+                await self._lose(job.job_id, attempt.number, "node_lost", "the node that held the lease is gone")
 
-    async def _lose_node(self, node_id: str, reason: str) -> None:
+    async def _lose_node(self, node_id: str, session: str, reason: str) -> None:
         def decide() -> m.NodeLost | None:
-            node = self._world.nodes[node_id]
-            if not node.online:
+            if not self.session_is_current(node_id, session):  # it came back in another session, or is lost already
                 return None
-            return m.NodeLost(node_id=node_id, session=node.session, reason=reason)
+            return m.NodeLost(node_id=node_id, session=session, reason=reason)
 
         await self._events.record(subjects.node_event(node_id), decide)
 
@@ -204,7 +217,6 @@ class Dispatch:
             subjects.job_event(job_id),
             lambda: None if jobs.illegal(self._world.jobs[job_id], event) else event,
         )
-        self._unnamed.pop((job_id, attempt), None)
 
     async def stop_run(self, job: jobs.Job, reason: str) -> None:
         """Tell the node of a job's last attempt to stop; it also learns it from its next heartbeat."""
@@ -242,22 +254,26 @@ class Dispatch:
             raise ApiError("wrong_key", f"{said.node_id} is not the id of this public key", 403)
         if not verify(said.public_key, m.registration_bytes(said), said.signature):
             raise ApiError("bad_signature", "the registration is not signed by its public key", 403)
+        self._hear(said.node_id)  # first: an old silence must not count against the new registration
         event = m.NodeRegistered(**{name: getattr(said, name) for name in m.NodeRegistered.__struct_fields__})
-        before = self._world.nodes.get(said.node_id)
-        if not (before and before.online and before.session == said.session):
-            await self._events.record(subjects.node_event(said.node_id), lambda: event)
-        self._hear(said.node_id)
-        self._memory_free[said.node_id] = said.hardware.memory_free_bytes
+        await self._events.record(
+            subjects.node_event(said.node_id),
+            lambda: None if self.session_is_current(said.node_id, said.session) else event,
+        )
         self.wake()
         return m.RegisterReply(heartbeat_ms=self._heartbeat_ms, lease_ms=self.lease_ms)
 
     async def _heartbeat(self, said: m.Heartbeat) -> m.HeartbeatReply:
+        def unheld() -> list[m.RunRef]:
+            return [run for run in said.runs if not self.holds(said.node_id, said.session, run.job_id, run.attempt)]
+
+        if unheld() or not self.session_is_current(said.node_id, said.session):
+            await self._events.catch_up()
         if not self.session_is_current(said.node_id, said.session):
             return m.HeartbeatReply(known=False)
         self._hear(said.node_id)
-        self._memory_free[said.node_id] = said.memory_free_bytes
         named = {(run.job_id, run.attempt) for run in said.runs}
-        stop = [run for run in said.runs if not self.holds(said.node_id, said.session, run.job_id, run.attempt)]
+        stop = unheld()
         for job in self._world.runs_of(said.node_id):
             key = (job.job_id, job.attempt)
             if key in named:
@@ -279,61 +295,73 @@ class Dispatch:
             and current.session == session
         )
 
-    def _fence(self, said: m.RunStarted | m.RunFailed | m.RunCompleted) -> m.ReportReply | None:
-        self._hear(said.node_id)
-        if self.holds(said.node_id, said.session, said.job_id, said.attempt):
-            return None
-        return m.ReportReply(accepted=False, fenced=True, reason="this attempt does not hold the lease")
-
     async def _started(self, said: m.RunStarted) -> m.ReportReply:
-        if fenced := self._fence(said):
-            return fenced
-        if self._world.jobs[said.job_id].attempts[-1].started_at_ms is None:
-            await self._record_for(said.job_id, m.Started(attempt=said.attempt))
-        return m.ReportReply(accepted=True)
+        event = m.Started(attempt=said.attempt)
+        return await self._report(said, event, lambda job: job.attempts[said.attempt - 1].started_at_ms is not None)
 
     async def _failed(self, said: m.RunFailed) -> m.ReportReply:
-        if fenced := self._fence(said):
-            return fenced
-        await self._lose(said.job_id, said.attempt, said.code, said.message, said.deterministic)
-        return m.ReportReply(accepted=True)
+        code = "failed" if said.code == jobs.REFUSED else said.code  # it took the lease; that counts
+        lost = m.LeaseLost(attempt=said.attempt, code=code, reason=said.message, deterministic=said.deterministic)
+        return await self._report(said, lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
 
     async def _completed(self, said: m.RunCompleted) -> m.ReportReply:
-        job = self._world.jobs.get(said.job_id)
-        if job and job.completed and job.completed.signature == said.signature:
-            return m.ReportReply(accepted=True, reason="known already")
-        if fenced := self._fence(said):
-            return fenced
-        node = self._world.nodes[said.node_id]
-        if not verify(node.public_key, m.completion_bytes(said), said.signature):
-            raise ApiError("bad_signature", "the completion is not signed by the node's key", 403)
-        await self._record_for(
-            said.job_id,
-            m.Completed(
-                attempt=said.attempt,
-                node_id=said.node_id,
-                model=said.model,
-                graph_sha256=said.graph_sha256,
-                summary=said.summary,
-                signature=said.signature,
-            ),
+        if self.holds(said.node_id, said.session, said.job_id, said.attempt):
+            if not verify(self._world.nodes[said.node_id].public_key, m.completion_bytes(said), said.signature):
+                raise ApiError("bad_signature", "the completion is not signed by the node's key", 403)
+            stored = await self._blobs.manifest(said.model.sha256)  # no model, no pay
+            if stored.size != said.model.size:
+                raise ApiError("bad_model", f"the model has {stored.size} bytes, not {said.model.size}", 409)
+        event = m.Completed(
+            attempt=said.attempt,
+            node_id=said.node_id,
+            model=said.model,
+            graph_sha256=said.graph_sha256,
+            summary=said.summary,
+            signature=said.signature,
         )
-        return m.ReportReply(accepted=True)
+        return await self._report(said, event, lambda job: job.completed == event)
+
+    async def _report(
+        self,
+        said: m.RunStarted | m.RunFailed | m.RunCompleted,
+        event: m.Started | m.LeaseLost | m.Completed,
+        known: Callable[[jobs.Job], bool],
+    ) -> m.ReportReply:
+        """Record what the holder of a lease reports. `known` tells a report that is recorded already.
+
+        A node repeats a report until it is answered, and every central hears it: saying it again is no mistake.
+        """
+        if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
+            await self._events.catch_up()
+        job = self._world.jobs.get(said.job_id)
+        reply = m.ReportReply(accepted=False, fenced=True, reason="this attempt does not hold the lease")
+        if job is None or not self._had(job, said):
+            return reply
+        self._hear(said.node_id)
+
+        def decide() -> m.Started | m.LeaseLost | m.Completed | None:
+            nonlocal reply
+            job = self._world.jobs[said.job_id]
+            if known(job):
+                reply = m.ReportReply(accepted=True, reason="known already")
+            elif self.holds(said.node_id, said.session, said.job_id, said.attempt):
+                reply = m.ReportReply(accepted=True)
+                return event
+            return None
+
+        await self._events.record(subjects.job_event(said.job_id), decide)
+        return reply
+
+    @staticmethod
+    def _had(job: jobs.Job, said: m.RunStarted | m.RunFailed | m.RunCompleted) -> bool:
+        """Whether this session of the node was ever given this attempt."""
+        given = job.attempts[said.attempt - 1] if said.attempt <= job.attempt else None
+        return given is not None and (given.node_id, given.session) == (said.node_id, said.session)
 
     async def _goodbye(self, said: m.Goodbye) -> m.ReportReply:
-        if self.session_is_current(said.node_id, said.session):
-            await self._lose_node(said.node_id, said.reason)
-            await self._sweep()
+        await self._lose_node(said.node_id, said.session, said.reason)
+        await self._sweep()
         return m.ReportReply(accepted=True)
-
-    async def _record_for(self, job_id: str, event: m.JobEvent) -> None:
-        def decide() -> m.JobEvent:
-            why_not = jobs.illegal(self._world.jobs[job_id], event)
-            if why_not:
-                raise ApiError("fenced", why_not, 409)
-            return event
-
-        await self._events.record(subjects.job_event(job_id), decide)
 
 
 def _monotonic_ms() -> float:

@@ -11,8 +11,8 @@ from typing import TypeVar
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import AppendUnknown, Bus, Conflict, Stored
-from cyxnet.codec import MSGPACK, BadMessage, decode, encode
+from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, Stored
+from cyxnet.codec import MSGPACK, decode, encode
 from cyxnet.messages import AnyEvent, Record
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ UNKNOWN_RETRIES = 5
 REMEMBERED_COMMANDS = 10_000
 
 
-class LogError(CyxError):
-    """The event log cannot be trusted or does not move."""
+class LogError(BusError):
+    """The event log cannot be trusted or does not move. Whoever asked may ask again, perhaps another central."""
 
     code = "event_log"
 
@@ -32,7 +32,8 @@ class LogError(CyxError):
 class EventLog:
     """The EVENTS stream and the World it folds to.
 
-    `applied` callbacks see each record after the world took it in.
+    `applied` callbacks see each record after the world took it in. `broken` is done when a record cannot be taken
+    in: deciding on would be deciding on a state that never was, so this central has to end.
     """
 
     def __init__(self, core: Bus, central_id: str, world: World):
@@ -41,7 +42,7 @@ class EventLog:
         self.world = world
         self.applied: list[Callable[[Stored, Record], None]] = []
         self._progress = asyncio.Event()
-        self._broken: str | None = None
+        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commands: OrderedDict[str, int] = OrderedDict()  # recent command ids and where they lie
 
     async def open(self, known_seq: int) -> None:
@@ -53,38 +54,62 @@ class EventLog:
                 f"the event log ends at {last_seq}, but the ledger has seen {known_seq}: events were lost. "
                 "Restore the broker's store from a backup; nothing is appended until then"
             )
-        await self._core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, self._apply)
+        await self._core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, self._apply, self._rewound)
         await self._reached(last_seq, timeout_s=600.0)
 
     async def _apply(self, stored: Stored) -> None:
-        if self._broken:
+        if self.broken.done():
             return
         try:
+            # nothing is ever deleted from this stream: a sequence that is missing is an event that is missing
+            assert stored.seq == self.world.seq + 1, f"expected event {self.world.seq + 1}; the store is damaged"
             record = decode(Record, stored.payload, MSGPACK, max_bytes=2**31)
             self.world.apply(stored.seq, stored.subject, record)
-        except (BadMessage, AssertionError) as error:
-            # Going on would decide on a state that never was.
-            self._broken = f"event {stored.seq} ({stored.subject}) cannot be read: {error}"
-            log.critical("%s; this central stops deciding", self._broken)
-            self._wake()
-            return
-        self._commands[record.command_id] = stored.seq
-        if len(self._commands) > REMEMBERED_COMMANDS:
-            self._commands.popitem(last=False)
-        for callback in self.applied:
-            callback(stored, record)
+            self._commands[record.command_id] = stored.seq
+            if len(self._commands) > REMEMBERED_COMMANDS:
+                self._commands.popitem(last=False)
+            for callback in self.applied:
+                callback(stored, record)
+        except Exception as error:
+            log.debug("event %d", stored.seq, exc_info=error)
+            self._break(f"event {stored.seq} ({stored.subject}) cannot be taken in: {error or type(error).__name__}")
         self._wake()
+
+    def _rewound(self, last_seq: int) -> None:
+        self._break(f"the event log ends at {last_seq}, this central has seen {self.world.seq}: events were lost")
+
+    def _break(self, why: str) -> None:
+        if not self.broken.done():
+            log.critical("%s; this central stops deciding", why)
+            self.broken.set_result(why)
+        self._wake()
+
+    def _refuse_when_broken(self) -> None:
+        if self.broken.done():
+            raise LogError(self.broken.result())
 
     def _wake(self) -> None:
         self._progress.set()
         self._progress = asyncio.Event()
 
     async def _reached(self, seq: int, timeout_s: float = APPLY_TIMEOUT_S) -> None:
-        async with asyncio.timeout(timeout_s):
-            while self.world.seq < seq:
-                if self._broken:
-                    raise LogError(self._broken)
-                await self._progress.wait()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.world.seq < seq:
+                    self._refuse_when_broken()
+                    await self._progress.wait()
+        except TimeoutError:
+            raise LogError(
+                f"event {seq} did not arrive within {timeout_s:g} s; the log is read up to {self.world.seq}"
+            ) from None
+
+    async def catch_up(self) -> None:
+        """Take in everything that is stored now. What is not in the world after this did not happen before it.
+
+        Whoever is about to say no (there is no such job, this attempt is not the current one) calls it first: with
+        several centrals, another one may have said yes a moment ago.
+        """
+        await self._reached(await self._core.last_seq(subjects.EVENTS))
 
     async def record(self, subject: str, decide: Callable[[], E | None]) -> E | None:
         """Append what `decide()` returns, on the state it saw, and wait until the world took it in.
@@ -94,8 +119,7 @@ class EventLog:
         """
         unknown = 0
         while True:
-            if self._broken:
-                raise LogError(self._broken)
+            self._refuse_when_broken()
             event = decide()
             if event is None:
                 return None

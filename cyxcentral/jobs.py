@@ -22,6 +22,8 @@ from cyxcentral import money
 from cyxnet import messages as m
 
 BACKOFF_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)
+REFUSED = "refused"  # code of a lease that its node did not take: nothing was tried
+MAX_LEASES = 100  # refused ones included: no job goes round for ever
 Outcome = Literal["completed", "failed", "cancelled"]
 ENDED = ("completed", "failed", "cancelled")
 
@@ -153,7 +155,8 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
         case m.LeaseLost():
             last = replace(job.attempts[-1], lost=event)
             lost = replace(job, attempts=(*job.attempts[:-1], last), error=event.reason)
-            if event.deterministic or job.attempt >= job.job.max_attempts:
+            tried = sum(attempt.lost is None or attempt.lost.code != REFUSED for attempt in lost.attempts)
+            if event.deterministic or tried >= job.job.max_attempts or job.attempt >= MAX_LEASES:
                 return _refund(lost, "failed", event.reason)
             backoff = BACKOFF_MS[min(job.attempt - 1, len(BACKOFF_MS) - 1)]
             return replace(lost, status="queued", not_before_ms=at_ms + backoff)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,15 @@ import msgspec
 from cyxcentral import jobs, money, nodes
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
+from cyxnet.subjects import TELEMETRY
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FLUSH_AFTER_S = 0.1
+RETRY_AFTER_S = 1.0
+MAX_WAITING_ROWS = 1_000_000  # that could not be written; more would fill the memory
+PAGE_BYTES = 400_000  # of each source in one page of updates: two of them fit a message with room to spare
 QUERY_TIMEOUT_S = 3.0  # below what a caller waits for an answer
 MEMORY_LIMIT = "512MB"
 
@@ -56,31 +61,55 @@ class LedgerError(CyxError):
     code = "bad_ledger"
 
 
+class Batch:
+    """What waits to be written: all of it in one transaction, or none."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES if table not in UPSERTED}
+        self.upserts: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in UPSERTED}
+        self.positions: dict[str, int] = {}
+        self.forget_after: int | None = None  # metrics beyond this sequence are no longer in the stream
+
+    def followed_by(self, later: "Batch") -> "Batch":
+        """Both as one, when this one could not be written before the other began."""
+        if later.forget_after is not None:
+            self.rows["metrics"] = [row for row in self.rows["metrics"] if row[0] <= later.forget_after]
+            limits = [later.forget_after, self.forget_after]
+            self.forget_after = min(limit for limit in limits if limit is not None)
+        for table, rows in later.rows.items():
+            self.rows[table] += rows
+        for table, changed in later.upserts.items():
+            self.upserts[table] |= changed
+        self.positions |= later.positions
+        return self
+
+
 class Ledger:
     """Tables nodes, jobs, events, metrics and entries in one DuckDB file."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._db = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": 1})
-        except duckdb.Error as error:
-            first = str(error).splitlines()[0]
-            raise LedgerError(f"{path}: cannot be opened ({first}); is another central using it?") from None
-        for table, columns in TABLES.items():
-            self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-        self._db.execute("CREATE TABLE IF NOT EXISTS position (stream VARCHAR PRIMARY KEY, seq BIGINT)")
-        # Questions come from outside: no file, no extension, no setting may be reached by SQL.
-        self._db.execute("SET enable_external_access = false")
-        self._db.execute("SET lock_configuration = true")
+            for table, columns in TABLES.items():
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+            self._db.execute("CREATE TABLE IF NOT EXISTS position (stream VARCHAR PRIMARY KEY, seq BIGINT)")
+            # Questions come from outside: no file, no extension, no setting may be reached by SQL.
+            self._db.execute("SET enable_external_access = false")
+            self._db.execute("SET lock_configuration = true")
+        except (duckdb.Error, OSError) as error:
+            raise LedgerError(
+                f"{path}: cannot be opened ({_first_line(error)}); is another central using it? "
+                "If it is damaged, delete it: it is rebuilt from the log"
+            ) from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._askers = ThreadPoolExecutor(2, thread_name_prefix="ledger-query")  # a slow question delays no write
-        self._rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES if table not in UPSERTED}
-        self._upserts: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in UPSERTED}
-        self._positions: dict[str, int] = {}
+        self._waiting = Batch()
         self._flush_due: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()
+        self.broken: asyncio.Future[str] = asyncio.Future()  # done when it cannot be written for long
 
     def position(self, stream: str) -> int:
         """Sequence of the last message of `stream` that is stored here. Call it before the loop starts."""
@@ -93,59 +122,82 @@ class Ledger:
         data = msgspec.json.encode(record.event).decode()
         about = subject.rsplit(".", 1)[-1]
         kind = type(record.event).__name__
-        self._rows["events"].append((seq, subject, about, kind, record.at_ms, record.by, data))
+        self._waiting.rows["events"].append((seq, subject, about, kind, record.at_ms, record.by, data))
         self._moved(stream, seq)
 
     def add_entries(self, seq: int, job_id: str, entries: list[money.Entry], at_ms: int) -> None:
         assert sum(entry.amount_base_units for entry in entries) == 0, f"event {seq} does not balance"
         for line, entry in enumerate(entries):
-            self._rows["entries"].append((seq, line, job_id, entry.account, entry.amount_base_units, at_ms))
+            self._waiting.rows["entries"].append((seq, line, job_id, entry.account, entry.amount_base_units, at_ms))
 
     def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord) -> None:
-        self._rows["metrics"].append(_metrics_row(seq, record))
+        self._waiting.rows["metrics"].append(_metrics_row(seq, record))
         self._moved(stream, seq)
 
+    def telemetry_rewound(self, last_seq: int) -> None:
+        """The stream ends at `last_seq`: the broker lost what came after it, and gives its sequences to others."""
+        waiting = self._waiting
+        waiting.rows["metrics"] = [row for row in waiting.rows["metrics"] if row[0] <= last_seq]
+        waiting.forget_after = last_seq if waiting.forget_after is None else min(waiting.forget_after, last_seq)
+        self._moved(TELEMETRY, last_seq)
+
     def put_job(self, job: jobs.Job) -> None:
-        self._upserts["jobs"][job.job_id] = _job_row(job)
+        self._waiting.upserts["jobs"][job.job_id] = _job_row(job)
 
     def put_node(self, node: nodes.Node) -> None:
-        self._upserts["nodes"][node.node_id] = _node_row(node)
+        self._waiting.upserts["nodes"][node.node_id] = _node_row(node)
 
     def _moved(self, stream: str, seq: int) -> None:
-        self._positions[stream] = seq
+        self._waiting.positions[stream] = seq
+        self._flush_in(FLUSH_AFTER_S)
+
+    def _flush_in(self, delay_s: float) -> None:
         if self._flush_due is None:
-            self._flush_due = asyncio.get_running_loop().call_later(FLUSH_AFTER_S, self._start_flush)
+            self._flush_due = asyncio.get_running_loop().call_later(delay_s, self._start_flush)
 
     def _start_flush(self) -> None:
-        task = asyncio.get_running_loop().create_task(self.flush())
+        async def try_to_flush() -> None:
+            try:
+                await self.flush()
+            except LedgerError as error:
+                log.warning("%s; will try again in %g s", error, RETRY_AFTER_S)
+
+        task = asyncio.get_running_loop().create_task(try_to_flush())
         self._flushing.add(task)
         task.add_done_callback(self._flushing.discard)
 
     async def flush(self) -> None:
-        """Write what was added before the call, and wait for writes that are under way."""
+        """Write what was added before the call, and wait for writes that are under way.
+
+        Raises LedgerError when DuckDB refuses: then nothing was written, and all of it is written later.
+        """
         if self._flush_due is not None:
             self._flush_due.cancel()
             self._flush_due = None
         async with self._writing:
-            rows, self._rows = self._rows, {table: [] for table in self._rows}
-            upserts, self._upserts = self._upserts, {table: {} for table in self._upserts}
-            positions, self._positions = self._positions, {}
-            if positions:
-                await self._run(lambda: self._write(rows, upserts, positions))
+            batch, self._waiting = self._waiting, Batch()
+            if not batch.positions:
+                return
+            try:
+                await self._run(lambda: self._write(batch))
+            except duckdb.Error as error:
+                self._waiting = batch.followed_by(self._waiting)
+                why = f"the ledger {self.path} cannot be written: {_first_line(error)}"
+                if sum(map(len, self._waiting.rows.values())) > MAX_WAITING_ROWS and not self.broken.done():
+                    self.broken.set_result(why)
+                self._flush_in(RETRY_AFTER_S)
+                raise LedgerError(why) from None
 
-    def _write(
-        self,
-        rows: dict[str, list[tuple[Any, ...]]],
-        upserts: dict[str, dict[str, tuple[Any, ...]]],
-        positions: dict[str, int],
-    ) -> None:
+    def _write(self, batch: "Batch") -> None:
+        if batch.forget_after is not None:  # apart, because DuckDB checks keys against rows deleted together
+            self._db.execute("DELETE FROM metrics WHERE seq > ?", [batch.forget_after])
         self._db.execute("BEGIN")
         try:
-            for table, added in rows.items():
+            for table, added in batch.rows.items():
                 self._append(table, added, "insert")
-            for table, changed in upserts.items():
+            for table, changed in batch.upserts.items():
                 self._append(table, list(changed.values()), "upsert")
-            self._append("position", list(positions.items()), "upsert")
+            self._append("position", list(batch.positions.items()), "upsert")
             self._db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(duckdb.Error):
@@ -186,25 +238,37 @@ class Ledger:
         plain = [[_plain(value) for value in row] for row in rows[:limit]]
         return m.LedgerReply(columns=columns, rows=plain, truncated=len(rows) > limit)
 
-    async def updates(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> list[m.Update]:
-        """What happened to a job after two positions, oldest first, at most `limit` of each source."""
+    async def updates(
+        self, job_id: str, after_event: int, after_telemetry: int, limit: int
+    ) -> tuple[list[m.Update], bool]:
+        """What happened to a job after two positions, oldest first, and whether there is more.
+
+        Of each source at most `limit` updates and, but for a single larger one, PAGE_BYTES.
+        """
         await self.flush()
         return await self._run(lambda: self._updates(job_id, after_event, after_telemetry, limit))
 
-    def _updates(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> list[m.Update]:
-        found = self._db.execute(
-            f"""(SELECT 'event' AS source, seq, at_ms, kind, data FROM events
-                 WHERE about = $job AND subject LIKE '%.event.job.%' AND seq > $event ORDER BY seq LIMIT {limit})
-                UNION ALL
-                (SELECT 'telemetry', seq, at_ms, kind, data FROM metrics
-                 WHERE job_id = $job AND seq > $telemetry ORDER BY seq LIMIT {limit})
-                ORDER BY at_ms, source, seq""",
-            {"job": job_id, "event": after_event, "telemetry": after_telemetry},
-        ).fetchall()
-        return [
-            m.Update(job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=json.loads(data))
-            for source, seq, at_ms, kind, data in found
-        ]
+    def _updates(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> tuple[list[m.Update], bool]:
+        of_job: dict[Literal["event", "telemetry"], tuple[str, int]] = {
+            "event": ("events WHERE about = ? AND subject LIKE '%.event.job.%'", after_event),
+            "telemetry": ("metrics WHERE job_id = ?", after_telemetry),
+        }
+        updates: list[m.Update] = []
+        more = False
+        for source, (rows, after_seq) in of_job.items():
+            found = self._db.execute(
+                f"SELECT seq, at_ms, kind, data FROM {rows} AND seq > ? ORDER BY seq LIMIT {limit + 1}",
+                [job_id, after_seq],
+            ).fetchall()
+            size = 0
+            for count, (seq, at_ms, kind, data) in enumerate(found):
+                size += len(data)
+                if count == limit or (count and size > PAGE_BYTES):
+                    more = True
+                    break
+                what = json.loads(data)
+                updates.append(m.Update(job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=what))
+        return sorted(updates, key=lambda update: (update.at_ms, update.source, update.seq)), more
 
     async def content_hash(self) -> str:
         """SHA-256 over every row of every table, in key order: equal ledgers have equal hashes."""
@@ -221,7 +285,12 @@ class Ledger:
         return digest.hexdigest()
 
     async def close(self) -> None:
-        await self.flush()
+        try:
+            await self.flush()
+        except LedgerError as error:
+            log.warning("%s; the next start reads it from the log again", error)
+        if self._flush_due is not None:
+            self._flush_due.cancel()
         self._askers.shutdown()
         await self._run(self._db.close)
         self._thread.shutdown()
@@ -231,8 +300,16 @@ class Ledger:
 
 
 def _plain(value: Any) -> Any:
-    """A DuckDB value as something JSON can hold."""
-    return value if isinstance(value, (type(None), bool, int, float, str)) else str(value)
+    """A DuckDB value as something JSON and MessagePack can hold: not NaN, and no integer beyond 64 bits."""
+    if isinstance(value, (type(None), bool, str)):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**64 or isinstance(value, float) and math.isfinite(value):
+        return value
+    return str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _job_row(job: jobs.Job) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ after a restart every node gets a full fresh lease (`heard` of the moment it was
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cyxcentral.jobs import REFUSED
 from cyxnet import messages as m
 
 START_REPUTATION = 75.0  # of 100
@@ -76,7 +77,7 @@ def judged(node: Node, event: m.JobEvent) -> Node:
                 jobs_completed=node.jobs_completed + 1,
                 reputation=min(100.0, node.reputation + SUCCESS_GAIN),
             )
-        case m.LeaseLost(deterministic=False):
+        case m.LeaseLost(deterministic=False) if event.code != REFUSED:
             return replace(node, jobs_failed=node.jobs_failed + 1, reputation=max(0.0, node.reputation - FAILURE_LOSS))
     return node
 

@@ -66,9 +66,13 @@ class Payments:
         """After a start: everything the log left open."""
         for job_id in list(self._events.world.active):
             self.reconcile(job_id)
-        for mint in self._events.world.mints.values():
-            if mint.ended is None:
-                self._work(f"mint {mint.mint_id}", functools.partial(self._finish_mint, mint.mint_id))
+        for mint_id in list(self._events.world.mints):
+            self.reconcile_mint(mint_id)
+
+    def reconcile_mint(self, mint_id: str) -> None:
+        """Make sure somebody works on this faucet payment, if it has not ended."""
+        if self._events.world.mints[mint_id].ended is None:
+            self._work(f"mint {mint_id}", functools.partial(self._finish_mint, mint_id))
 
     async def close(self) -> None:
         for task in self._working.values():
@@ -85,7 +89,9 @@ class Payments:
                     return await work()
                 except CyxError as error:
                     log.warning("%s: %s; will try again in %g s", key, error, delay_s)
-                    await asyncio.sleep(delay_s)
+                except Exception:  # whatever it is, money that waits for the chain is not left alone
+                    log.exception("%s failed; will try again in %g s", key, delay_s)
+                await asyncio.sleep(delay_s)
 
         task = asyncio.get_running_loop().create_task(keep_at_it())
         self._working[key] = task
@@ -105,7 +111,7 @@ class Payments:
             await self._say(job_id, m.FundFailed(reason=f"the deposit did not land: {outcome.reason}"))
 
     async def _settle(self, job_id: str) -> None:
-        while True:
+        for delay_s in itertools.chain(TROUBLE_DELAYS_S, itertools.repeat(TROUBLE_DELAYS_S[-1])):
             job = self._events.world.jobs[job_id]
             if job.status != "settling":
                 return
@@ -127,7 +133,7 @@ class Payments:
                 return
             log.warning("settlement of %s: %s (%s); signing again", job_id, outcome.kind, outcome.reason)
             if outcome.kind == Outcome.FAILED:
-                await asyncio.sleep(TROUBLE_DELAYS_S[0])
+                await asyncio.sleep(delay_s)  # each failure costs a fee
             await self._sign_settlement(job)
 
     async def _sign_settlement(self, job: jobs.Job) -> m.SignedTransaction:
@@ -162,7 +168,9 @@ class Payments:
         signed = await self._settlement.faucet_transaction(self._wallet, self.mint, address, amount_base_units)
         event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
         await self._events.record(subjects.mint_event(mint_id), lambda: event)
-        await self._finish_mint(mint_id)
+        self.reconcile_mint(mint_id)
+        if work := self._working.get(f"mint {mint_id}"):
+            await asyncio.shield(work)  # it goes on when the caller gives up: the payment may still land
         ended = self._events.world.mints[mint_id].ended
         if not isinstance(ended, m.Minted):
             raise ApiError("faucet_failed", f"the faucet payment did not land: {ended.reason if ended else '?'}", 502)

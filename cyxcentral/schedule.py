@@ -113,6 +113,8 @@ def assign(
     room = dict(candidates)
     chosen: list[Assignment] = []
     for job in sorted(waiting, key=lambda job: (job.submitted_at_ms, job.job_id)):
+        if all(candidate.active_runs >= candidate.node.max_runs for candidate in room.values()):
+            break  # the usual case under load: ten thousand jobs wait for the one slot that will be free next
         if job.not_before_ms > now_ms:
             continue
         node_id, explanation = choose(job, room.values(), weights)

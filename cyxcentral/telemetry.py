@@ -33,9 +33,11 @@ class Telemetry:
 
     async def start(self, after_seq: int) -> None:
         await self._core.ensure_stream(subjects.TELEMETRY, [subjects.TELEMETRY_SUBJECTS], persist_mode="async")
-        await self._core.follow(subjects.TELEMETRY, subjects.TELEMETRY_SUBJECTS, after_seq, self._stored)
-        for verb in subjects.NODE_TELEMETRY:
-            await self._edge.subscribe(subjects.node("*", verb), self._said)
+        await self._core.follow(
+            subjects.TELEMETRY, subjects.TELEMETRY_SUBJECTS, after_seq, self._stored, self._ledger.telemetry_rewound
+        )
+        for verb in subjects.NODE_TELEMETRY:  # one of several centrals stores each metric
+            await self._edge.subscribe(subjects.node("*", verb), self._said, queue="central")
 
     async def _said(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """A node reports: take what is well-formed and comes from who holds the lease."""
@@ -45,13 +47,11 @@ class Telemetry:
             message = decode(kind, payload, headers.get("Content-Type", MSGPACK))
             if message.node_id != node_id:
                 raise BadMessage(f"{message.node_id} spoke on the subject of another node")
-            records = self._records(message)
+            for record in self._records(message):
+                await self._core.publish(subjects.telemetry(node_id), encode(record))
         except (CyxError, ValueError) as error:
             self.refused += 1
-            log.info("metrics on %s refused: %s", subject, error)
-            return
-        for record in records:
-            await self._core.publish(subjects.telemetry(node_id), encode(record))
+            log.info("metrics on %s not stored: %s", subject, error)
 
     def _records(self, said: m.Progress | m.HardwareMetrics) -> list[m.TelemetryRecord]:
         now = time.time_ns() // 1_000_000

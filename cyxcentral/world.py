@@ -30,6 +30,7 @@ class World:
         self.last_seq: dict[str, int] = {}
         self.seq = 0
         self.active: set[str] = set()  # jobs that have not ended
+        self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
 
     def apply(self, seq: int, subject: str, record: m.Record) -> None:
         """Take in the next record of the log."""
@@ -45,7 +46,12 @@ class World:
             self._job(about, event, record.at_ms)
 
     def _job(self, job_id: str, event: m.JobEvent, at_ms: int) -> None:
-        job = self.jobs[job_id] = jobs.evolve(self.jobs.get(job_id), event, at_ms)
+        before = self.jobs.get(job_id)
+        if before and before.current:
+            self.held[before.current.node_id].discard(job_id)
+        job = self.jobs[job_id] = jobs.evolve(before, event, at_ms)
+        if job.current:
+            self.held.setdefault(job.current.node_id, set()).add(job_id)
         if job.status in jobs.ENDED:
             self.active.discard(job_id)
         else:
@@ -71,8 +77,11 @@ class World:
 
     def runs_of(self, node_id: str) -> list[jobs.Job]:
         """The jobs whose lease a node holds."""
-        held = (self.jobs[job_id] for job_id in self.active)
-        return [job for job in held if job.current and job.current.node_id == node_id]
+        return [self.jobs[job_id] for job_id in sorted(self.held.get(node_id, ()))]
+
+    def leased(self) -> list[jobs.Job]:
+        """Every job whose lease a node holds."""
+        return [self.jobs[job_id] for held in self.held.values() for job_id in held]
 
     def job_by_prefix(self, prefix: str) -> list[str]:
         """Ids of the jobs that start with `prefix`; a whole id wins over longer ones."""

@@ -6,6 +6,7 @@ appears under its name only when it is whole.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
@@ -23,6 +24,7 @@ from cyxnet.messages import (
 )
 
 CHUNK_BYTES = 512 * 1024  # below the broker's max_payload, large enough to be worth a round trip
+MAX_ARTIFACT_BYTES = 6 * 2**30  # its manifest, 67 bytes a chunk, has to fit a message
 CHUNKS_IN_FLIGHT = 8
 Advance = Callable[[int, int], None]  # (bytes done, bytes in all)
 
@@ -46,6 +48,8 @@ def describe(path: Path) -> ArtifactManifest:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
     if not chunks:
         raise ArtifactError(f"{path}: expected some bytes, got an empty file")
+    if size > MAX_ARTIFACT_BYTES:
+        raise ArtifactError(f"{path}: expected at most {MAX_ARTIFACT_BYTES} bytes, got {size}; split it")
     return ArtifactManifest(sha256=whole.hexdigest(), size=size, chunks=chunks)
 
 
@@ -107,11 +111,11 @@ async def get(
     )
     if manifest.size > max_bytes:
         raise ArtifactError(f"artifact {sha256}: expected at most {max_bytes} bytes, it has {manifest.size}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     whole, done = hashlib.sha256(), 0
     pending: list[asyncio.Task[bytes]] = []
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             chunks = iter(manifest.chunks)
             while True:
@@ -132,10 +136,13 @@ async def get(
         if whole.hexdigest() != sha256 or done != manifest.size:
             raise ArtifactError(f"artifact {sha256}: the bytes received have another digest; fetch it again")
         os.replace(draft, path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         for task in pending:
             task.cancel()
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
     return ArtifactRef(sha256=sha256, size=manifest.size)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import re
 import secrets
@@ -14,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from msgspec import Struct
 
@@ -22,6 +24,7 @@ from cyxnet.subjects import EDGE_PERMISSIONS
 
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 READY_TIMEOUT_S = 10.0
+LOCK_TIMEOUT_S = 5.0
 
 
 class BrokerError(CyxError):
@@ -59,28 +62,31 @@ class Broker:
     ) -> "Broker":
         """Start nats-server on loopback and wait until it is healthy. Port 0 takes a free one.
 
-        Raises BrokerError with the server's own words (port in use, store directory locked, …).
+        Raises BrokerError with the server's own words (port in use, …), and when a server still uses the folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock_of(folder)
         for old in folder.glob("nats-server_*.ports"):
             old.unlink()
         config = folder / "nats.conf"
         config.touch(mode=0o600)
         config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1))
         log = log or folder / "nats.log"
-        with log.open("ab") as output:
+        with lock, log.open("ab") as output:
+            log_start = output.tell()
             process = subprocess.Popen(
                 [binary(), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                pass_fds=[lock.fileno()],  # the lock is held for as long as the server lives, whoever started it
                 preexec_fn=die_with_parent(),
                 start_new_session=True,  # Ctrl-C in the terminal reaches `cyx up`, which stops the parts in order
             )
         try:
-            ports = _wait_for_ports(folder, process, log)
+            ports = _wait_for_ports(folder, process, log, log_start)
             broker = cls(process, ports["nats"], ports["monitoring"], passwords)
-            broker._wait_until_healthy(log)
+            broker._wait_until_healthy(log, log_start)
             return broker
         except BaseException:
             process.kill()
@@ -104,11 +110,11 @@ class Broker:
                 self.process.kill()
         self.process.wait()
 
-    def _wait_until_healthy(self, log: Path) -> None:
+    def _wait_until_healthy(self, log: Path, log_start: int) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise BrokerError(_last_words(log))
+                raise BrokerError(_last_words(log, log_start))
             with contextlib.suppress(OSError):
                 with urllib.request.urlopen(f"{self.monitor_url}/healthz", timeout=1) as answer:
                     if answer.status == 200:
@@ -193,12 +199,27 @@ def die_with_parent() -> Callable[[], None] | None:
     return ask_kernel
 
 
-def _wait_for_ports(folder: Path, process: "subprocess.Popen[bytes]", log: Path) -> dict[str, int]:
+def _lock_of(folder: Path) -> IO[bytes]:
+    """The lock of a store, which two servers would ruin. A server whose parent was just killed needs a moment."""
+    lock = (folder / "lock").open("ab")
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError:
+            if time.monotonic() >= deadline:
+                lock.close()
+                raise BrokerError(f"another nats-server still uses {folder}; stop it first") from None
+        time.sleep(0.02)
+
+
+def _wait_for_ports(folder: Path, process: "subprocess.Popen[bytes]", log: Path, log_start: int) -> dict[str, int]:
     path = folder / f"nats-server_{process.pid}.ports"
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise BrokerError(_last_words(log))
+            raise BrokerError(_last_words(log, log_start))
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
             said = json.loads(path.read_text())
             return {name: int(said[name][0].rsplit(":", 1)[1]) for name in ("nats", "monitoring")}
@@ -206,9 +227,10 @@ def _wait_for_ports(folder: Path, process: "subprocess.Popen[bytes]", log: Path)
     raise BrokerError(f"nats-server named no port within {READY_TIMEOUT_S:g} s; see {log}")
 
 
-def _last_words(log: Path) -> str:
-    """The fatal line of the server's log, in one line."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if "[FTL]" in line or "rror" in line]
+def _last_words(log: Path, log_start: int) -> str:
+    """The fatal line of the server's log since `log_start`, in one line."""
+    said_since = log.read_bytes()[log_start:].decode(errors="replace")
+    lines = [line for line in said_since.splitlines() if "[FTL]" in line or "rror" in line]
     said = re.sub(r"^.*?\[(FTL|ERR)\] ", "", lines[-1]) if lines else "no reason given"
     hint = "; another program uses this port: choose one with --port" if "address already in use" in said else ""
     return f"nats-server did not start: {said}{hint}"

@@ -32,6 +32,7 @@ Handler = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
 CONNECT_TIMEOUT_S = 5.0
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
+RENEW_PAUSE_S = 0.2
 MAX_REQUESTS_IN_FLIGHT = 512
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
 
@@ -80,6 +81,8 @@ class Bus:
         self._js = connection.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
+        self._followers: list[_Follower] = []
+        self._renewing: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(cls, url: str, *, name: str, inbox: str = "_INBOX") -> "Bus":
@@ -93,11 +96,18 @@ class Bus:
             failed.set()
             log.debug("broker: %s", error)
 
+        async def on_reconnect() -> None:
+            if bus:
+                bus._renew_followers()
+
+        bus: Bus | None = None
+        connection: Any = None
         connecting = asyncio.ensure_future(
             nats.connect(
                 url,
                 name=name,
                 error_cb=on_error,
+                reconnected_cb=on_reconnect,
                 inbox_prefix=inbox,
                 pending_size=0,
                 ping_interval=5,
@@ -112,15 +122,20 @@ class Bus:
             connection = await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S)
             await connection.flush(timeout=2)
         except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
+            if connection is not None:
+                await connection.close()
             why = last_error[0] if last_error else str(error) or type(error).__name__
             raise BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?") from None
-        return cls(connection)
+        bus = cls(connection)
+        return bus
 
     @property
     def connected(self) -> bool:
         return bool(self._nc.is_connected)
 
     async def close(self) -> None:
+        if self._renewing:
+            self._renewing.cancel()
         for task in self._tasks:
             task.cancel()
         for service in self._services:
@@ -189,23 +204,27 @@ class Bus:
         return decode(reply, data, headers.get("Content-Type", content_type), max_bytes=16_000_000)
 
     async def answer(self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]]) -> None:
-        """Serve a plain request subject: decode as `kinds`, call handler(subject, message), encode its reply."""
-        gate = asyncio.Semaphore(MAX_REQUESTS_IN_FLIGHT)
+        """Serve a plain request subject: decode as `kinds`, call handler(subject, message), encode its reply.
+
+        Every subject served has its own limit of requests in flight: a flood on one of them starves no other.
+        """
+        in_flight: set[asyncio.Task[None]] = set()
 
         async def work(message: Msg) -> None:
-            async with gate:
-                content_type = _content_type(message)
-                try:
-                    reply = await handler(message.subject, decode(kinds, message.data, content_type))
-                    await self._nc.publish(
-                        message.reply, encode(reply, content_type), headers={"Content-Type": content_type}
-                    )
-                except Exception as error:
-                    await self._refuse(message.reply, error, message.subject)
+            content_type = _content_type(message)
+            try:
+                reply = await handler(message.subject, decode(kinds, message.data, content_type))
+                await self._nc.publish(
+                    message.reply, encode(reply, content_type), headers={"Content-Type": content_type}
+                )
+            except Exception as error:
+                await self._refuse(message.reply, error, message.subject)
 
         async def deliver(message: Msg) -> None:
-            if message.reply:
-                self._spawn(work(message))
+            if message.reply and len(in_flight) >= MAX_REQUESTS_IN_FLIGHT:
+                await self._refuse(message.reply, _busy(), message.subject)
+            elif message.reply:
+                self._spawn(work(message), in_flight)
 
         await self._nc.subscribe(subject, cb=deliver)
         await self._nc.flush()
@@ -220,6 +239,7 @@ class Bus:
         nats-py runs the requests of one endpoint one after another, so each is given a task of its own, at most
         MAX_REQUESTS_IN_FLIGHT at a time; one more is refused with 429.
         """
+        in_flight: set[asyncio.Task[None]] = set()
         service = await nats.micro.add_service(
             self._nc, name=subjects.SERVICE_NAME, version=version, description=description
         )
@@ -229,12 +249,14 @@ class Bus:
             await service.add_endpoint(
                 name=name.replace(".", "-"),
                 subject=subjects.api("*", name),
-                handler=self._endpoint(verb, handler),
+                handler=self._endpoint(verb, handler, in_flight),
                 metadata=_describe(verb),
             )
         await self._nc.flush()  # else an early caller meets NoResponders
 
-    def _endpoint(self, verb: subjects.Verb, handler: Callable[[str, Any], Awaitable[Any]]) -> Any:
+    def _endpoint(
+        self, verb: subjects.Verb, handler: Callable[[str, Any], Awaitable[Any]], in_flight: "set[asyncio.Task[None]]"
+    ) -> Any:
         async def work(request: Any) -> None:
             content_type = _content_type(request)
             caller = request.subject.split(".")[3]
@@ -243,19 +265,24 @@ class Bus:
                     request.data if verb.raw_request else decode(verb.request, request.data or b"{}", content_type)
                 )
                 reply = await handler(caller, message)
-                if verb.raw_reply:
-                    await request.respond(reply, {"Content-Type": "application/octet-stream"})
-                else:
-                    await request.respond(encode(reply, content_type), {"Content-Type": content_type})
+                if not verb.raw_reply:
+                    reply = encode(reply, content_type)
+                if len(reply) > self._nc.max_payload:
+                    raise ApiError(
+                        "reply_too_large",
+                        f"the answer has {len(reply)} bytes, a message at most {self._nc.max_payload}; ask for less",
+                        413,
+                    )
+                reply_type = "application/octet-stream" if verb.raw_reply else content_type
+                await request.respond(reply, {"Content-Type": reply_type})
             except Exception as error:
                 await self._refuse(request._msg.reply, error, request.subject)
 
         async def start(request: Any) -> None:
-            if len(self._tasks) >= MAX_REQUESTS_IN_FLIGHT:
-                busy = ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
-                await self._refuse(request._msg.reply, busy, request.subject)
+            if len(in_flight) >= MAX_REQUESTS_IN_FLIGHT:
+                await self._refuse(request._msg.reply, _busy(), request.subject)
             elif request._msg.reply:
-                self._spawn(work(request))
+                self._spawn(work(request), in_flight)
 
         return start
 
@@ -280,10 +307,11 @@ class Bus:
         with contextlib.suppress(Exception):
             await self._nc.publish(reply, encode(body, JSON), headers=headers)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any, in_flight: "set[asyncio.Task[None]]") -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for tasks in (self._tasks, in_flight):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     # -- streams --------------------------------------------------------------------------------------
 
@@ -293,9 +321,12 @@ class Bus:
             name=name, subjects=stream_subjects, storage=api.StorageType.FILE, allow_direct=True, **options
         )
         try:
-            await self._js.add_stream(config)
-        except nats.js.errors.BadRequestError:
-            await self._js.update_stream(config)
+            try:
+                await self._js.add_stream(config)
+            except nats.js.errors.BadRequestError:  # it exists, with other options
+                await self._js.update_stream(config)
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"cannot create the stream {name}: {error or type(error).__name__}") from None
 
     async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
         """Store a message and return its stream sequence.
@@ -331,27 +362,109 @@ class Bus:
             raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
         return Stored(found.subject or subject, found.seq or 0, found.data or b"")
 
+    async def holds(self, stream: str, subject: str) -> bool:
+        """Whether the stream has a message on `subject`, without fetching it."""
+        return bool((await self._state(stream, subjects_filter=subject)).subjects)
+
     async def last_seq(self, stream: str) -> int:
+        return int((await self._state(stream)).last_seq)
+
+    async def _state(self, stream: str, subjects_filter: str | None = None) -> Any:
         try:
-            return int((await self._js.stream_info(stream)).state.last_seq)
+            return (await self._js.stream_info(stream, subjects_filter=subjects_filter)).state
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"cannot read the state of {stream}: {error or type(error).__name__}") from None
 
     async def follow(
-        self, stream: str, subject: str, after_seq: int, handler: Callable[[Stored], Awaitable[None]]
+        self,
+        stream: str,
+        subject: str,
+        after_seq: int,
+        handler: Callable[[Stored], Awaitable[None]],
+        rewound: Callable[[int], None],
     ) -> None:
-        """Call handler for every message after `after_seq`, in order and without gaps, now and in future."""
+        """Call handler for every message after `after_seq`, in order and each once, now and in future.
 
-        async def deliver(message: Msg) -> None:
-            try:
-                await handler(Stored(message.subject, message.metadata.sequence.stream, message.data))
-            except Exception:
-                log.exception("follower of %s failed", message.subject)
+        rewound(last_seq) is called, instead of waiting for ever, when the stream ends before what was seen of it:
+        the broker lost its newest messages, and will give their sequences to others.
+        """
+        follower = _Follower(self, stream, subject, after_seq, handler, rewound)
+        await follower.renew()
+        self._followers.append(follower)
 
-        config = api.ConsumerConfig(deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after_seq + 1)
-        await self._js.subscribe(
-            subject, stream=stream, ordered_consumer=True, cb=deliver, config=config, idle_heartbeat=2.0
-        )
+    def _renew_followers(self) -> None:
+        async def renew() -> None:
+            for follower in self._followers:
+                while True:
+                    try:
+                        await follower.renew()
+                        break
+                    except BusError as error:
+                        log.info("following again is held up: %s", error)
+                        await asyncio.sleep(RENEW_PAUSE_S)
+
+        if self._renewing:
+            self._renewing.cancel()
+        self._renewing = asyncio.get_running_loop().create_task(renew())
+
+
+class _Follower:
+    """A place in a stream, and the subscription that moves it.
+
+    nats-py's ordered consumer alone is not enough: after a broker came back it takes eight seconds to notice, and one
+    that had not received anything yet begins again at the first message of the stream.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        subject: str,
+        after_seq: int,
+        handler: Callable[[Stored], Awaitable[None]],
+        rewound: Callable[[int], None],
+    ):
+        self._bus = bus
+        self._stream = stream
+        self._subject = subject
+        self._seen_seq = after_seq
+        self._handler = handler
+        self._rewound = rewound
+        self._subscription: Any = None
+
+    async def renew(self) -> None:
+        """Follow from what was seen last. Raises BusError."""
+        last_seq = await self._bus.last_seq(self._stream)
+        if last_seq < self._seen_seq:
+            self._seen_seq = last_seq
+            self._rewound(last_seq)
+        try:
+            old, self._subscription = self._subscription, None
+            if old:
+                await old.unsubscribe()
+            start = api.ConsumerConfig(
+                deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._seen_seq + 1
+            )
+            self._subscription = await self._bus._js.subscribe(
+                self._subject,
+                stream=self._stream,
+                ordered_consumer=True,
+                cb=self._deliver,
+                config=start,
+                idle_heartbeat=2.0,
+            )
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"cannot follow {self._stream}: {error or type(error).__name__}") from None
+
+    async def _deliver(self, message: Msg) -> None:
+        seq = message.metadata.sequence.stream
+        if seq <= self._seen_seq:
+            return
+        self._seen_seq = seq
+        try:
+            await self._handler(Stored(message.subject, seq, message.data))
+        except Exception:
+            log.exception("follower of %s failed", message.subject)
 
 
 async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event, timeout_s: float) -> None:
@@ -361,6 +474,10 @@ async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event,
         await asyncio.wait({connecting, failure}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         failure.cancel()
+
+
+def _busy() -> ApiError:
+    return ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
 
 
 def _content_type(message: Any) -> str:

@@ -83,10 +83,13 @@ def load_or_create(path: Path) -> Identity:
 
 
 def _create(path: Path) -> Identity:
-    path.parent.mkdir(parents=True, exist_ok=True)
     seed = secrets.token_bytes(32)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise IdentityError(f"{path}: a new key cannot be kept there ({error.strerror})") from None
     with os.fdopen(descriptor, "w") as file:
         file.write(seed.hex() + "\n")
         file.flush()

@@ -8,13 +8,14 @@ pipe from here, and it stops when that closes.
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,12 +60,14 @@ class Part:
         self.command = command
         self.log = log
         self.said: dict[str, Any] = {}
+        self._log_start = 0  # of the present process
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> float:
         """Start and wait until it is ready; returns the milliseconds it took. Raises StartError."""
         begun = time.monotonic()
         with self.log.open("ab") as output:
+            self._log_start = output.tell()
             self.process = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.PIPE,
@@ -83,7 +86,7 @@ class Part:
         return (time.monotonic() - begun) * 1000
 
     def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = self.log.read_bytes()[self._log_start :].decode(errors="replace").strip().splitlines()
         return f"{lines[-1] if lines else 'it said nothing'} (see {self.log})"
 
     async def ended(self) -> int:
@@ -142,7 +145,6 @@ class LocalNetwork:
         self._broker: Broker | None = None
         self.parts: dict[str, Part] = {}
         self._watchers: list[asyncio.Task[None]] = []
-        self._stopping = False
         self._failed: asyncio.Future[None] | None = None
         self.file: NetworkFile
 
@@ -199,21 +201,17 @@ class LocalNetwork:
 
     async def _start(self) -> None:
         kept = self._read_kept()
-        chain = self._part(
-            "chain", "cyxcentral", "chain", "--dir", self.folder / "chain", "--port", kept.chain_port, *QUICK_CHAIN
-        )
-        chain_starting = asyncio.create_task(chain.start())
+        chain_starting = asyncio.create_task(self._start_chain(kept))
         try:
-            self._broker, broker_ms = await self._start_broker(kept)
-            self._on_ready("broker", f"nats-server, JetStream, fsync always, port {self._broker.port}", broker_ms)
+            broker_ms = await self._start_first_broker(kept)
+            self._on_ready("broker", f"nats-server, JetStream, fsync always, port {kept.broker_port}", broker_ms)
             chain_ms = await chain_starting
         finally:
-            if not chain_starting.done():
-                chain_starting.cancel()
-        chain_url = chain.said["url"]
+            chain_starting.cancel()
+            await asyncio.gather(chain_starting, return_exceptions=True)
+        assert self._broker is not None
+        chain_url = self.parts["chain"].said["url"]
         self._on_ready("chain", f"LiteSVM behind Solana JSON-RPC, {chain_url}", chain_ms)
-        kept.broker_port, kept.monitor_port = self._broker.port, self._broker.monitor_port
-        kept.chain_port = int(chain_url.rsplit(":", 1)[1])
         write_atomically(self.folder / "kept.json", msgspec.json.encode(kept), 0o600)
         self.file = NetworkFile(
             network_id=kept.network_id,
@@ -235,8 +233,31 @@ class LocalNetwork:
             for n in range(1, self._nodes + 1)
         ]
         await asyncio.gather(*(self._bring_up(part) for part in (central, *nodes)))
-        self._watchers = [asyncio.create_task(self._watch(part)) for part in self.parts.values()]
-        self._watchers.append(asyncio.create_task(self._watch_broker(kept)))
+        self._watchers = [
+            asyncio.create_task(self._watch(part.name, part.ended, functools.partial(self._bring_up, part)))
+            for part in self.parts.values()
+        ]
+        self._watchers.append(
+            asyncio.create_task(
+                self._watch("broker", self._broker_ended, functools.partial(self._bring_up_broker, kept))
+            )
+        )
+
+    async def _start_chain(self, kept: Kept) -> float:
+        """Start the chain at its last port, or at another when that is taken; it keeps the port from then on."""
+        for port in dict.fromkeys((kept.chain_port, 0)):
+            options = ("--dir", self.folder / "chain", *QUICK_CHAIN, "--port")
+            chain = self._part("chain", "cyxcentral", "chain", *options, port)
+            try:
+                chain_ms = await chain.start()
+            except StartError:
+                if port == 0:
+                    raise
+                continue
+            kept.chain_port = int(chain.said["url"].rsplit(":", 1)[1])
+            chain.command[-2] = str(kept.chain_port)
+            return chain_ms
+        raise AssertionError("unreachable")
 
     def _part(self, name: str, module: str, *arguments: object) -> Part:
         command = [sys.executable, "-P", "-m", module, *map(str, arguments), "--guard-stdin"]
@@ -247,19 +268,40 @@ class LocalNetwork:
         ready_ms = await part.start()
         self._on_ready(part.name, str(part.said.get("node_id") or part.said.get("central_id") or ""), ready_ms)
 
-    async def _start_broker(self, kept: Kept) -> tuple[Broker, float]:
+    async def _start_first_broker(self, kept: Kept) -> float:
+        """Start the broker at its last ports, or at others when those are taken; it keeps them from then on."""
         begun = time.monotonic()
-        log = self.folder / "logs" / "broker.log"
-        port = self._port or kept.broker_port
         try:
-            broker = await asyncio.to_thread(
-                Broker.start, self.folder / "broker", kept.passwords, port, kept.monitor_port, log
-            )
+            await self._start_broker(kept.passwords, self._port or kept.broker_port, kept.monitor_port)
         except CyxError:
-            if self._port or not kept.broker_port:
+            if not kept.broker_port:
                 raise
-            broker = await asyncio.to_thread(Broker.start, self.folder / "broker", kept.passwords, 0, 0, log)
-        return broker, (time.monotonic() - begun) * 1000
+            await self._start_broker(kept.passwords, self._port, 0)
+        assert self._broker is not None
+        kept.broker_port, kept.monitor_port = self._broker.port, self._broker.monitor_port
+        return (time.monotonic() - begun) * 1000
+
+    async def _start_broker(self, passwords: Passwords, port: int, monitor_port: int) -> None:
+        log = self.folder / "logs" / "broker.log"
+        starting = asyncio.create_task(
+            asyncio.to_thread(Broker.start, self.folder / "broker", passwords, port, monitor_port, log)
+        )
+        try:
+            self._broker = await asyncio.shield(starting)
+        except asyncio.CancelledError:  # the thread goes on: what it starts has to be stopped too
+            with contextlib.suppress(CyxError):
+                self._broker = await starting
+            raise
+
+    async def _bring_up_broker(self, kept: Kept) -> None:
+        """After its end: at the same ports, because everybody knows it by these."""
+        begun = time.monotonic()
+        await self._start_broker(kept.passwords, kept.broker_port, kept.monitor_port)
+        self._on_ready("broker", f"port {kept.broker_port}", (time.monotonic() - begun) * 1000)
+
+    async def _broker_ended(self) -> int:
+        assert self._broker is not None
+        return await asyncio.to_thread(self._broker.process.wait)
 
     def _read_kept(self) -> Kept:
         path = self.folder / "kept.json"
@@ -272,37 +314,25 @@ class LocalNetwork:
 
     # -- supervision -----------------------------------------------------------------------------------
 
-    async def _watch(self, part: Part) -> None:
+    async def _watch(
+        self, name: str, ended: Callable[[], Awaitable[int]], bring_up: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Start a part again whenever it ends; give up when it ends all the time."""
         crashes: list[float] = []
         while True:
-            code = await part.ended()
-            if self._stopping:
-                return
+            code = await ended()
             now = time.monotonic()
             crashes = [at for at in crashes if now - at < 60] + [now]
-            self._on_event(f"{part.name} ended ({_how(code)}); restarting it")
+            self._on_event(f"{name} ended ({_how(code)}); restarting it")
             if len(crashes) > CRASHES_PER_MINUTE:
-                self._give_up(f"{part.name} keeps ending: {part.last_words()}")
+                why = self.parts[name].last_words() if name in self.parts else "see its log"
+                self._give_up(f"{name} keeps ending: {why}")
                 return
             await asyncio.sleep(RESTART_DELAYS_S[min(len(crashes), len(RESTART_DELAYS_S)) - 1])
             try:
-                await self._bring_up(part)
-            except StartError as error:
-                self._on_event(str(error))
-
-    async def _watch_broker(self, kept: Kept) -> None:
-        while True:
-            assert self._broker is not None
-            code = await asyncio.to_thread(self._broker.process.wait)
-            if self._stopping:
-                return
-            self._on_event(f"broker ended ({_how(code)}); restarting it")
-            try:
-                self._broker, ready_ms = await self._start_broker(kept)
+                await bring_up()
             except CyxError as error:
-                self._give_up(str(error))
-                return
-            self._on_ready("broker", f"port {self._broker.port}", ready_ms)
+                self._on_event(str(error))
 
     def _give_up(self, why: str) -> None:
         if self._failed and not self._failed.done():
@@ -310,7 +340,9 @@ class LocalNetwork:
 
     async def close(self) -> None:
         """Stop every part, nodes first, and give the folder back."""
-        self._stopping = True
+        for watcher in self._watchers:  # first: what ends from here on is not to be started again
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
         for names in (
             [name for name in self.parts if name.startswith("node")],
             ["central"],
@@ -319,9 +351,6 @@ class LocalNetwork:
             await asyncio.gather(*(self.parts[name].stop() for name in names if name in self.parts))
         if self._broker is not None:
             await asyncio.to_thread(self._broker.stop)
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
         if self._failed and not self._failed.done():
             self._failed.cancel()
         network_path(self.folder).unlink(missing_ok=True)

@@ -9,8 +9,6 @@ instruction set. A NaN is a NaN; which of its bit patterns comes out is not part
 import atexit
 import os
 
-import numpy as np
-
 from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, ShapeError
 
 cimport numpy as cnp
@@ -164,12 +162,12 @@ cdef int _dtype_of(cnp.ndarray array) except -2:
 
 cdef int _describe(cyx_array *to, object given, str op_name, str role) except -1:
     """Fills a C descriptor from a NumPy array that can be used where it lies."""
-    if not isinstance(given, np.ndarray):
+    if not cnp.PyArray_Check(given):
         raise DtypeError(f"{op_name}: expected {role} to be a numpy.ndarray, got {type(given).__name__}")
     cdef cnp.ndarray array = <cnp.ndarray>given
     cdef int d
     to.dtype = _dtype_of(array)
-    if to.dtype < 0 or not array.dtype.isnative:
+    if to.dtype < 0 or not cnp.PyArray_ISNOTSWAPPED(array):
         raise KernelError(f"{op_name}: the cpu has no kernel for {role} of type {array.dtype}")
     if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISALIGNED(array):
         raise ShapeError(

@@ -25,9 +25,23 @@ typedef struct {
 enum { CYX_LEAST_WORK = 40000 }; /* operations that outweigh waking a thread */
 
 static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
-    cyx_rows rows = {.call = call, .walk = cyx_broadcast_walk(&call->out, call->in, call->in_count)};
-    double each = call->work / (double)(call->out.size ? call->out.size : 1);
-    cyx_parallel(call->out.size, cyx_grain(call->out.size, each, CYX_LEAST_WORK), body, &rows);
+    cyx_rows rows;
+    int64_t size = call->out.size;
+    int alike = 1;
+    for (int k = 0; k < call->in_count; k++) alike &= call->in[k].size == size;
+    rows.call = call;
+    if (alike) { /* nothing is broadcast: one long row */
+        rows.walk.ndim = 1;
+        rows.walk.shape[0] = size;
+        for (int k = 0; k < call->in_count; k++) rows.walk.stride[k][0] = 1;
+    } else {
+        rows.walk = cyx_broadcast_walk(&call->out, call->in, call->in_count);
+    }
+    if (call->work < CYX_LEAST_WORK && size)
+        body(&rows, 0, size);
+    else
+        cyx_parallel(size, cyx_grain(size, call->work / (double)(size ? size : 1), CYX_LEAST_WORK), body,
+                     &rows);
     return CYX_OK;
 }
 
