@@ -1,7 +1,7 @@
 """Where ops run: the only place a device is chosen.
 
 A device is a name in DEVICES: "cpu" (compiled kernels) or "reference" (NumPy, the definition). There
-is no fallback: an op without a cpu kernel is a KernelError, unless SERVED_BY_REFERENCE names it.
+is no fallback: an op without a cpu kernel is a KernelError.
 To add a device: a class with `call` and `program`, and a row in DEVICES.
 """
 
@@ -41,10 +41,6 @@ class Backend(Protocol):
         """A function that makes all calls in order; arrays may be refilled between runs."""
 
 
-# (op, dtype of its first input) the cpu device leaves to NumPy on purpose: nothing a model spends time in.
-SERVED_BY_REFERENCE: frozenset[tuple[str, str]] = frozenset({("matmul", "uint8"), ("adam_update", "float64")})
-
-
 class Reference:
     """Every op in NumPy."""
 
@@ -72,46 +68,30 @@ class Cpu:
                 "tree (a C compiler is needed), or choose the slow NumPy device: "
                 'cyxcore.use_device("reference")'
             ) from None
-        self._served: dict[tuple[str, tuple[str, ...]], bool] = {}
+        self._supported: set[tuple[str, tuple[str, ...]]] = set()
 
-    def _by_reference(self, op: str, inputs: Sequence[Array]) -> bool:
-        """Whether NumPy serves this call. Raises KernelError when nobody does."""
+    def _check(self, op: str, inputs: Sequence[Array]) -> None:
+        """Raises KernelError when there is no kernel for these element types."""
         dtypes = tuple([DTYPE_NAMES[x.dtype] for x in inputs])
-        served = self._served.get((op, dtypes))
-        if served is None:
-            served = not self.kernels.supports(op, dtypes)
-            if served and (op, dtypes[0]) not in SERVED_BY_REFERENCE:
-                raise KernelError(
-                    f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or cyxcore.use_device('reference')"
-                )
-            self._served[op, dtypes] = served
-        return served
+        if (op, dtypes) in self._supported:
+            return
+        if not self.kernels.supports(op, dtypes):
+            raise KernelError(
+                f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or cyxcore.use_device('reference')"
+            )
+        self._supported.add((op, dtypes))
 
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
-        target = reference if self._by_reference(op, inputs) else self.kernels
-        target.call(op, out, inputs, attrs)
+        self._check(op, inputs)
+        self.kernels.call(op, out, inputs, attrs)
 
     def program(self, calls: Sequence[Call]) -> Callable[[], None]:
-        """Runs of compiled calls are one C loop each; calls served by NumPy stand between them."""
-        parts: list[Callable[[], None]] = []
-        current: Any = None
+        """The calls as one loop in C."""
+        program = self.kernels.Program()
         for one in calls:
-            if self._by_reference(one.op, one.inputs):
-                parts.append(Reference().program([one]))
-                current = None
-                continue
-            if current is None:
-                current = self.kernels.Program()
-                parts.append(current.run)
-            current.add(one.op, one.out, list(one.inputs), dict(one.attrs))
-        if len(parts) == 1:
-            return parts[0]
-
-        def run() -> None:
-            for part in parts:
-                part()
-
-        return run
+            self._check(one.op, one.inputs)
+            program.add(one.op, one.out, list(one.inputs), dict(one.attrs))
+        return program.run
 
 
 DEVICES: dict[str, Callable[[], Backend]] = {"cpu": Cpu, "reference": Reference}

@@ -255,7 +255,7 @@ class LocalNetwork:
                     raise
                 continue
             kept.chain_port = int(chain.said["url"].rsplit(":", 1)[1])
-            chain.command[-2] = str(kept.chain_port)
+            chain.command[chain.command.index("--port") + 1] = str(kept.chain_port)  # central knows it by this one
             return chain_ms
         raise AssertionError("unreachable")
 

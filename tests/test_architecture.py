@@ -20,7 +20,8 @@ cyxcore.values cyxcore.indexing cyxcore.functional cyxcore.symbols cyxcore.layer
 """.split()
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
-cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split cyxcore.data.sources cyxcore.data.tables cyxcore.data.dataset cyxcore.data.images cyxcore.data
+cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split cyxcore.data.sources
+cyxcore.data.tables cyxcore.data.dataset cyxcore.data.images cyxcore.data
 """.split()
 ORDER = [
     *VOCABULARY,

@@ -6,6 +6,7 @@ a defect is found before anything is paid.
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,9 +135,12 @@ def load(
 
 def _read_once(path: Path, spec: DataSpec, loss: str | None, limit_bytes: int, kept_in: Path | None) -> Reading:
     """_read, or what it gave the last time. NPZ is arrays already."""
-    if kept_in is None or spec.format == "npz" or not path.is_file():
+    file = pathlib.Path(path)
+    if kept_in is None or spec.format == "npz" or not file.is_file():
         return _read(path, spec, loss, limit_bytes)
-    where = place(kept_in, path, [spec.format, spec.target, spec.features, spec.ignore, task_of(spec, loss), loss])
+    where = place(
+        pathlib.Path(kept_in), file, [spec.format, spec.target, spec.features, spec.ignore, task_of(spec, loss), loss]
+    )
     reading = recall(where)
     if reading is None:
         reading = _read(path, spec, loss, limit_bytes)

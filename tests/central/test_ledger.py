@@ -1,9 +1,12 @@
 """The ledger: a projection that answers questions and never more than that."""
 
+import duckdb
+import msgspec
 import pytest
 
 from cyxcentral import jobs
 from cyxcentral.ledger import Ledger, LedgerError
+from cyxcore.spec import BatchMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
 from tests.central import facts as f
@@ -63,11 +66,93 @@ async def test_a_ledger_built_in_pieces_is_the_ledger_built_at_once(tmp_path):
 
 async def test_the_history_of_a_job_can_be_read_from_any_point(ledger):
     write(ledger)
-    kinds = [update.kind for update in await ledger.updates("job-1", 0, 0, 100)]
+    kinds = [update.kind for update in (await ledger.updates("job-1", 0, 0, 100))[0]]
     assert kinds == ["Submitted", "Funded", "Leased", "Started", "Completed", "TransactionSigned", "Settled"]
-    assert [update.seq for update in await ledger.updates("job-1", 5, 0, 100)] == [6, 7]
-    assert len(await ledger.updates("job-1", 0, 0, 2)) == 2
-    assert await ledger.updates("job", 0, 0, 100) == []
+    assert [update.seq for update in (await ledger.updates("job-1", 5, 0, 100))[0]] == [6, 7]
+    assert len((await ledger.updates("job-1", 0, 0, 2))[0]) == 2
+    assert await ledger.updates("job", 0, 0, 100) == ([], False)
+
+
+async def test_pages_are_cut_by_count_and_by_bytes_and_miss_nothing(ledger, monkeypatch):
+    # a page of 1000 updates from a machine of 200 cores did not fit a message: its watchers never got on
+    monkeypatch.setattr("cyxcentral.ledger.PAGE_BYTES", 400)
+    write(ledger)
+    for limit in (2, 100):
+        seen, more, pages = [], True, 0
+        while more:
+            page, more = await ledger.updates("job-1", seen[-1] if seen else 0, 0, limit)
+            seen += [update.seq for update in page]
+            pages += 1
+        assert seen == [1, 2, 3, 4, 5, 6, 7]
+        assert pages > 2
+
+
+def telemetry(ledger, *seqs, loss=0.5):
+    for seq in seqs:
+        batch = BatchMetrics(
+            epoch=1,
+            epochs=2,
+            batch=1,
+            batches=9,
+            step=seq,
+            batch_loss=loss,
+            batch_time_ms=1.0,
+            learning_rate=0.1,
+            samples_per_s=1.0,
+        )
+        record = m.TelemetryRecord(at_ms=seq, node_id="node-a", job_id="job-1", attempt=1, batch=batch)
+        ledger.add_telemetry(subjects.TELEMETRY, seq, record)
+
+
+async def test_metrics_that_the_broker_lost_make_room_for_those_that_took_their_places(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.duckdb")
+    telemetry(ledger, 1, 2, 3, 4)
+    await ledger.flush()
+    telemetry(ledger, 5)
+    ledger.telemetry_rewound(2)
+    telemetry(ledger, 3, 4, loss=0.25)
+    rows = (await ledger.query("select seq, loss from metrics order by seq", 10)).rows
+    assert rows == [[1, 0.5], [2, 0.5], [3, 0.25], [4, 0.25]]
+    await ledger.close()
+    again = Ledger(tmp_path / "ledger.duckdb")
+    assert again.position(subjects.TELEMETRY) == 4
+    await again.close()
+
+
+async def test_what_could_not_be_written_is_written_later(ledger, monkeypatch):
+    # the rows of a failed write were dropped, and the next one moved the position over the hole
+    real_append, failures = Ledger._append, []
+
+    def full_disk(self, table, rows, action):
+        if table == "events" and not failures:
+            failures.append(table)
+            raise duckdb.IOException("no space left on device")
+        real_append(self, table, rows, action)
+
+    monkeypatch.setattr(Ledger, "_append", full_disk)
+    write(ledger, HISTORY[:3])
+    with pytest.raises(LedgerError, match="no space left"):
+        await ledger.flush()
+    assert (await ledger.query("select count(*) from events", 10)).rows == [[3]]
+    assert failures == ["events"]
+
+
+@pytest.mark.parametrize("sql, value", [("select 'nan'::double", "nan"), ("select 2::hugeint ** 100", None)])
+async def test_numbers_that_no_message_can_hold_become_text_or_plain_floats(ledger, sql, value):
+    [[answer]] = (await ledger.query(sql, 10)).rows
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(answer)) == answer
+    assert value is None or answer == value
+
+
+def test_a_damaged_ledger_is_one_clear_error(tmp_path):
+    (tmp_path / "ledger.duckdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(LedgerError, match="delete it: it is rebuilt from the log"):
+        Ledger(tmp_path / "ledger.duckdb")
+
+
+async def test_text_with_strange_characters_does_not_stop_the_ledger(ledger):
+    write(ledger, [f.submitted(name="a\x00b\u202e'; drop table jobs;--")])
+    assert (await ledger.query("select name from jobs", 10)).rows == [["a\x00b\u202e'; drop table jobs;--"]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -72,10 +73,94 @@ async def test_a_follower_sees_what_was_and_what_comes_in_order(core):
 
     for number in range(3):
         await core.append(subjects.job_event("abc"), b"%d" % number)
-    await core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, handler)
+    await core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, handler, never)
     await core.append(subjects.job_event("abc"), b"3")
     await asyncio.wait_for(enough.wait(), 10)
     assert seen == [(1, b"0"), (2, b"1"), (3, b"2"), (4, b"3")]
+
+
+def never(last_seq):
+    raise AssertionError("nothing was lost")
+
+
+def restarted(broker):
+    """The broker after kill -9, at the same ports and on the same store."""
+    broker.process.kill()
+    broker.process.wait()
+    folder = Path(broker.process.args[-1]).parent
+    return Broker.start(folder, broker._passwords, broker.port, broker.monitor_port)
+
+
+@pytest.fixture
+async def mortal(tmp_path):
+    """A broker that a test may kill, and one connection to it."""
+    running = [Broker.start(tmp_path / "mortal", Passwords.fresh())]
+    bus = await Bus.connect(running[0].url("core"), name="test-mortal")
+    await bus.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS])
+    yield running, bus
+    await bus.close()
+    running[-1].stop()
+
+
+async def test_a_follower_goes_on_at_once_when_a_killed_broker_is_back(mortal):
+    # nats-py's ordered consumer noticed after eight seconds; every decision waited for it
+    running, bus = mortal
+    seen, three = [], asyncio.Event()
+
+    async def handler(stored):
+        seen.append(stored.seq)
+        if len(seen) == 3:
+            three.set()
+
+    await bus.append(subjects.job_event("abc"), b"1")
+    await bus.append(subjects.job_event("abc"), b"2")
+    await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, handler, never)
+    running.append(await asyncio.to_thread(restarted, running[-1]))
+    await append_when_possible(bus, subjects.job_event("abc"))
+    await asyncio.wait_for(three.wait(), 3)
+    assert seen == [1, 2, 3]
+
+
+async def test_a_follower_that_heard_nothing_yet_does_not_begin_again_at_the_first_message(mortal):
+    # it did: the ledger was given every old metric again, refused the keys, and lost events written with them
+    running, bus = mortal
+    seen, heard = [], asyncio.Event()
+
+    async def handler(stored):
+        seen.append(stored.seq)
+        heard.set()
+
+    for number in range(3):
+        await bus.append(subjects.job_event("abc"), b"%d" % number)
+    await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 3, handler, never)
+    jsi = bus._followers[0]._subscription._sub._jsi
+    await jsi.reset_ordered_consumer(jsi._sseq + 1)  # what nats-py does when heartbeats were missed
+    await bus.append(subjects.job_event("abc"), b"4")
+    await asyncio.wait_for(heard.wait(), 10)
+    assert seen == [4]
+
+
+async def test_a_follower_is_told_when_the_stream_lost_what_it_has_seen(core):
+    lost, seen, heard = [], [], asyncio.Event()
+
+    async def handler(stored):
+        seen.append(stored.seq)
+        heard.set()
+
+    await core.append(subjects.job_event("abc"), b"1")
+    await core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 7, handler, lost.append)
+    await core.append(subjects.job_event("abc"), b"2")
+    await asyncio.wait_for(heard.wait(), 10)
+    assert (lost, seen) == ([1], [2])
+
+
+async def append_when_possible(bus, subject):
+    """Append as soon as the connection is back."""
+    while True:
+        try:
+            return await bus.append(subject, b"x")
+        except BusError:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_client_of_the_edge_cannot_reach_the_log(core, client):
@@ -145,6 +230,47 @@ async def test_slow_requests_of_one_verb_run_side_by_side(edge, client):
     asks = [client.request(subjects.api(f"c{n}", "job.status"), b'{"job_id": "abc"}') for n in range(5)]
     await asyncio.gather(*asks)
     assert len(arrived) == 5
+
+
+async def test_an_answer_that_is_too_large_is_refused_with_what_to_do(edge, client):
+    async def status(caller, ask):
+        return {"text": "x" * 3_000_000}
+
+    await edge.serve("1.0.0", "test", {"job.status": status})
+    with pytest.raises(ApiError, match="ask for less") as refused:
+        await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
+    assert (refused.value.code, refused.value.status) == ("reply_too_large", 413)
+
+
+async def test_a_flood_on_one_subject_is_refused_and_starves_no_other(edge, monkeypatch):
+    monkeypatch.setattr("cyxnet.bus.MAX_REQUESTS_IN_FLIGHT", 2)
+    flooded, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(subject, said):
+        flooded.set()
+        await go.wait()
+        return {}
+
+    async def quick(subject, said):
+        return {"quick": True}
+
+    await edge.answer(subjects.node("*", "completed"), dict, slow)
+    await edge.answer(subjects.node("*", "heartbeat"), dict, quick)
+    waiting = [asyncio.create_task(edge.ask(subjects.node("a", "completed"), {}, dict)) for _ in range(2)]
+    await asyncio.wait_for(flooded.wait(), 10)
+    with pytest.raises(ApiError, match="too many requests"):
+        await edge.ask(subjects.node("a", "completed"), {}, dict)
+    assert await edge.ask(subjects.node("a", "heartbeat"), {}, dict) == {"quick": True}
+    go.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_a_second_server_on_the_same_store_is_refused(broker, monkeypatch):
+    # an orphan of a killed `cyx up` and its successor would both write there
+    monkeypatch.setattr("cyxnet.broker.LOCK_TIMEOUT_S", 0.05)
+    folder = Path(broker.process.args[-1]).parent
+    with pytest.raises(BrokerError, match="another nats-server still uses"):
+        await asyncio.to_thread(Broker.start, folder, Passwords.fresh())
 
 
 async def test_nobody_serving_is_said_at_once(client):
