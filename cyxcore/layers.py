@@ -5,6 +5,7 @@ in torch's Sequential, so weights travel between the two. To add a layer: a row 
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -346,7 +347,7 @@ def build(
             try:
                 value = LAYERS[kind].build(Scope(builder, prefix), value, options)
             except CyxError as error:
-                text = str(error)
+                text = re.sub(rf"\b{batch_size}\b", "batch", str(error).removeprefix(f"{kind}: "))  # a probe, not theirs
                 named = text if text.startswith("layer ") else f"layer {label}: {text}"
                 inputs = f" (its input is {list(value.shape[1:])} per sample)"
                 raise type(error)(named + inputs) from None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, DataError
 from cyxcore.spec import DataSpec, TrainingSpec
 from cyxnet import artifacts, identity, subjects
 from cyxnet import messages as m
@@ -189,7 +189,9 @@ class AsyncClient:
                 f"the job costs {format_cyx(amount)} CYX, the wallet {self.purse.address} holds"
                 f" {format_cyx(balance)} CYX; {remedy}"
             )
-        await self.upload(prepared.data_path, on_upload)
+        uploaded = await self.upload(prepared.data_path, on_upload)
+        if uploaded != prepared.job.dataset:
+            raise DataError(f"{prepared.data_path}: it changed after it was checked; nothing was paid, submit again")
         if prepared.payment is None:
             prepared.payment = await self._sign_deposit(prepared.quote.terms)
         request = m.SubmitRequest(job=prepared.job, job_id=prepared.job_id, payment=prepared.payment)
@@ -289,7 +291,8 @@ class AsyncClient:
                 quiet += 1
                 while (pause_s := min(QUIET_S[min(quiet, len(QUIET_S)) - 1], deadline_s - _now_s())) > 0:
                     try:
-                        update = await asyncio.wait_for(arrived.get(), pause_s)
+                        async with asyncio.timeout(pause_s):  # wait_for of 3.11 drops a cancel that meets an update
+                            update = await arrived.get()
                     except TimeoutError:
                         break
                     quiet = 1
@@ -336,10 +339,18 @@ class AsyncClient:
         return await (self._persist(ask) if retry else ask())
 
     async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work`, again after each pause while there is no answer or central is too busy for one."""
+        """Do `work`, again after each pause while there is no answer or central is too busy for one.
+
+        The wait_for inside nats-py (Python 3.11) drops a cancel that meets an answer: it is raised here then.
+        """
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         for delay_s in (*self.retry_delays_s, None):
             try:
-                return await work()
+                answer = await work()
+                if task and task.cancelling() > cancels:
+                    raise asyncio.CancelledError
+                return answer
             except* CyxError as group:  # a transfer in several tasks fails as a group
                 error = first_of(group)
             pause_s = None if delay_s is None else retry_pause_s(error, delay_s)

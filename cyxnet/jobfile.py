@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cyxcore.data import DatasetInfo
     from cyxcore.graph import Graph
 
+OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2}  # arrays as large as the weights; momentum's is left out
 MAX_MESSAGE_JOB_BYTES = 900_000  # a job travels in one message; the broker and codec stop at 1 MB
 
 
@@ -148,6 +149,12 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
     size = len(msgspec.json.encode(job.request(ArtifactRef(sha256="0" * 64, size=1))))
     if size > MAX_MESSAGE_JOB_BYTES:
         raise SpecError(f"{where}: expected a job of at most {MAX_MESSAGE_JOB_BYTES} bytes, its model takes {size}")
+    least = graph.parameter_bytes * (2 + OPTIMIZER_SLOTS[job.training.optimizer.name])
+    if 0 < job.needs.memory_bytes < least:
+        raise SpecError(
+            f"{where}: needs.memory: expected at least {least // 10**6 + 1} MB, for weights, gradients and optimizer of"
+            f" {job.parameters:,} parameters, got {job.needs.memory_bytes // 10**6} MB; raise it or leave it out"
+        )
     return msgspec.structs.replace(job, warnings=_check_fit(info, graph, job.training, where))
 
 
@@ -164,8 +171,10 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
     """The one file that travels, and the section that describes it: packed when the source is not one file."""
     from cyxcore import data
 
+    if not section.path or "://" in section.path:
+        raise DataError(f"{path}: data.path: expected a file or folder of this machine, got {section.path!r}")
     source = path.parent / section.path
-    if not section.path or not source.exists():
+    if not source.exists():
         near = difflib.get_close_matches(source.name, [p.name for p in source.parent.glob("*")], 1)
         hint = f"; did you mean {near[0]}?" if near else " (paths are relative to the job file)"
         raise DataError(f"{path}: data.path: there is no {source}{hint}")
@@ -175,7 +184,7 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
     ]:
         if given is not None and not wanted:
             raise SpecError(f"{path}: data.{key} does not go with data.path = {section.path!r}")
-    if source.is_file() and source.suffix != ".npy":
+    if not source.is_dir() and source.suffix != ".npy":
         return source, section
     folder = work_folder or Path(tempfile.mkdtemp(prefix="cyx-packed-"))
     folder.mkdir(parents=True, exist_ok=True)

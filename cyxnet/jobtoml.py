@@ -1,9 +1,11 @@
 """A job file as TOML: its sections, and one line for whatever is wrong with it. Reads no data, builds no model."""
 
 import difflib
+import json
 import math
 import re
 import tomllib
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -99,6 +101,8 @@ SECTIONS: dict[tuple[Any, str], Any] = {
     (TrainingSpec, "optimizer"): OptimizerSpec,
 }
 
+USUAL_NAMES = {"lr": "learning_rate", "label": "target", "file": "path", "price": "amount", "ram": "memory"}
+
 
 def _unknown_keys(table: dict[str, Any], kind: Any, prefix: str) -> Iterator[str]:
     """A sentence for each key that `kind` does not have, with the nearest one it has."""
@@ -112,6 +116,8 @@ def _unknown_keys(table: dict[str, Any], kind: Any, prefix: str) -> Iterator[str
 
 def _suggestion(key: str, kind: Any, prefix: str) -> str:
     known = list(kind.__struct_fields__)
+    if (usual := USUAL_NAMES.get(key)) in known:
+        return f"; did you mean {prefix}{usual}?"
     if near := difflib.get_close_matches(key.lower(), known, 1, 0.6):
         return f"; did you mean {prefix}{near[0]}?"
     for (section, name), inner in SECTIONS.items():  # the right word in the wrong section
@@ -131,14 +137,40 @@ def _non_finite(value: Any, place: str) -> Iterator[str]:
             yield from _non_finite(item, f"{place}[{index}]")
 
 
-def _retell(said: str) -> str:
-    """msgspec's sentence in ours: "Expected `int`, got `str` - at `$.training.epochs`" → "training.epochs: …"."""
+WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list"}
+
+
+def _retell(said: str, table: dict[str, Any]) -> str:
+    """msgspec's sentence in ours: "Expected `int`, got `str` - at `$.training.epochs`" → "training.epochs: expected
+    a whole number, got "x"".
+    """
     text, _, place = said.partition(" - at ")
     place = place.strip("`").removeprefix("$").lstrip(".")
     if missing := re.search(r"missing required field `(\w+)`", text):
         return f"{f'{place}.' if place else ''}{missing[1]} is missing"
-    text = text.replace("`", "")
-    return f"{place}: {text[:1].lower()}{text[1:]}" if place else text
+    kind, value = _at(place, table)
+    wanted = text.replace("`", "").partition(", got ")[0].removeprefix("Expected ")
+    wanted = re.sub(r"\b(int|float|str|bool|array)\b", lambda word: WORDS[word[0]], wanted)
+    if text.startswith("Invalid enum value"):
+        wanted = f"one of {', '.join(_choices(kind))}"
+    return f"{place or 'the file'}: expected {wanted}, got {json.dumps(value, default=str, ensure_ascii=False)[:60]}"
+
+
+def _at(place: str, table: dict[str, Any]) -> tuple[Any, Any]:
+    """(declared type, value) of a place such as "training.optimizer.betas[0]"."""
+    kind, value = JobFile, table
+    for key, index in re.findall(r"(\w+)|\[(\d+)\]", place):
+        if key:
+            kind = typing.get_type_hints(kind).get(key) if isinstance(kind, type) else None
+        value = value[key or int(index)]
+    return kind, value
+
+
+def _choices(kind: Any) -> list[str]:
+    """The values of a Literal, also of one inside a union."""
+    if typing.get_origin(kind) is Literal:
+        return [str(value) for value in typing.get_args(kind)]
+    return [choice for inner in typing.get_args(kind) for choice in _choices(inner)]
 
 
 def one_line(error: BaseException) -> str:
@@ -160,7 +192,7 @@ def parse(text: str, path: Path) -> JobFile:
     try:
         return msgspec.convert(table, JobFile)
     except msgspec.ValidationError as error:
-        raise SpecError(f"{path}: {_retell(str(error))}") from None
+        raise SpecError(f"{path}: {_retell(str(error), table)}") from None
 
 
 def parse_bytes(value: str | int, what: str) -> int:

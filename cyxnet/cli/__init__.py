@@ -7,12 +7,13 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from cyxnet.cli.exits import BAD_INPUT, DONE
+from cyxnet.cli.exits import BAD_INPUT, DONE, INTERRUPTED
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
 STATUSES = ["funding", "queued", "leased", "settling", "completed", "failed", "cancelled"]
@@ -27,7 +28,7 @@ class Command(NamedTuple):
 
 
 def _job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB", help="the job's id, or a beginning of it that no other job has")
+    parser.add_argument("job", type=_job_id, metavar="JOB", help="the job's id, or a beginning of it that no other job has")
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +79,12 @@ def _cancel(parser: argparse.ArgumentParser) -> None:
 
 
 def _wallet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", nargs="?", metavar="ADDRESS", help="another wallet to look at")
+    parser.add_argument("address", nargs="?", type=_address, metavar="ADDRESS", help="another wallet to look at")
     parser.add_argument("--faucet", metavar="AMOUNT", help="take this much test CYX (local networks only)")
 
 
 def _ledger(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sql", metavar="SQL", help="one SELECT over nodes, jobs, events, metrics, entries")
+    parser.add_argument("sql", type=_sql, metavar="SQL", help="one SELECT over nodes, jobs, events, metrics, entries")
     parser.add_argument("--limit", type=_count, default=1000, metavar="N", help="at most N rows (default 1000)")
 
 
@@ -182,6 +183,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _job_id(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
+        raise argparse.ArgumentTypeError(f"expected an id of letters a-z, digits and dashes, got {text[:40]!r}")
+    return text
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[1-9A-HJ-NP-Za-km-z]{32,44}", text):
+        raise argparse.ArgumentTypeError(f"expected a Solana address of 32 to 44 base58 letters, got {text[:50]!r}")
+    return text
+
+
+def _sql(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a SELECT statement, got nothing")
+    return text
+
+
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text[:40]!r}")
@@ -191,12 +210,14 @@ def _port(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = parser().parse_args(argv)
-    from cyxnet.cli import running  # after parsing: --help stays fast
-
-    module, function = args.run.split(":")
-    command = getattr(importlib.import_module(f"cyxnet.cli.{module}"), function)
     try:
-        return running.run(command, args)
+        from cyxnet.cli import running  # after parsing: --help stays fast
+
+        module, function = args.run.split(":")
+        return running.run(getattr(importlib.import_module(f"cyxnet.cli.{module}"), function), args)
+    except KeyboardInterrupt:  # while modules were read
+        print("cyx: stopped", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough: `cyx jobs | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -1,6 +1,7 @@
 """Commands about jobs: submit, watch, jobs, job, get, cancel, explain."""
 
 import argparse
+import asyncio
 import contextlib
 from typing import Any
 
@@ -39,9 +40,14 @@ async def watch(args: argparse.Namespace, screen: Screen) -> int:
 
 
 async def _follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
-    async with contextlib.aclosing(client.watch(job_id)) as updates:
-        async for update in updates:
-            screen.update(update)
+    try:
+        async with contextlib.aclosing(client.watch(job_id)) as updates:
+            async for update in updates:
+                screen.update(update)
+    except asyncio.CancelledError:
+        screen.close()
+        screen.say("goes on", f"{job_id} is not stopped by this; stop it with: cyx cancel {job_id}", kind="hint")
+        raise
     return tell_end(await client.job(job_id), screen)
 
 

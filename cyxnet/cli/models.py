@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cyxcore.errors import SpecError
-from cyxnet.artifacts import Advance, describe
+from cyxnet.artifacts import Advance, ArtifactError, describe
 from cyxnet.client import AsyncClient
 
 SUFFIXES = (".safetensors", ".cyxmodel")
@@ -45,7 +45,7 @@ async def fetch_model(
     """Fetch a job's model to `out_path`, converted when its suffix asks for it.
 
     The archive is checked against the SHA-256 that the node signed. Returns path, size, sha256 of the file and
-    artifact_sha256 of the archive.
+    artifact_sha256 of the archive. Raises ArtifactError when there is no room for it; the network keeps its copy.
     """
     if out_path.suffix == ".cyxmodel":
         artifact = await client.download(job_id, out_path, advance)
@@ -54,6 +54,8 @@ async def fetch_model(
         try:
             artifact = await client.download(job_id, archive, advance)
             await asyncio.to_thread(convert, archive, out_path)
+        except OSError as error:
+            raise ArtifactError(f"{out_path}: cannot be written ({error.strerror})") from None
         finally:
             archive.unlink(missing_ok=True)
     file = await asyncio.to_thread(describe, out_path)

@@ -46,12 +46,15 @@ async def started(folder: Path, screen: Screen, *, nodes: int = 1, port: int = 0
         screen.say("network", text, kind="network")
 
     network = LocalNetwork(folder, nodes=nodes, port=port, on_ready=on_ready, on_event=on_event)
+    was_up = False
     try:
         async with network:
+            was_up = True
             yield network
     finally:
         screen.close()
-    screen.say("network", "stopped: every part has ended", kind="stopped")
+        if was_up:
+            screen.say("network", "stopped: every part has ended", kind="stopped")
 
 
 @contextlib.asynccontextmanager

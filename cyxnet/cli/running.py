@@ -22,31 +22,28 @@ def run(command: Run, args: argparse.Namespace) -> int:
     """The exit code of `command`. No error of a user or of the world shows a traceback without --debug."""
     color = not (args.no_color or os.environ.get("NO_COLOR"))
     screen = open_screen(as_json=args.json, quiet=args.quiet, color=color)
-    terminated = False
+    stopped_by = INTERRUPTED
 
     async def work() -> int:
-        nonlocal terminated
-
         task = asyncio.current_task()
         assert task is not None
 
-        def terminate(task: asyncio.Task[int] = task) -> None:
-            nonlocal terminated
-            terminated = True
+        def stop(code: int, task: asyncio.Task[int] = task) -> None:
+            nonlocal stopped_by
+            stopped_by = code
             task.cancel()
 
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # no signals off the main thread
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+            for number, code in ((signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)):
+                asyncio.get_running_loop().add_signal_handler(number, stop, code)
         return await command(args, screen)
 
     try:
         return asyncio.run(work())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         screen.close()
         print("cyx: stopped", file=sys.stderr)
-        return INTERRUPTED
-    except asyncio.CancelledError:
-        return TERMINATED if terminated else INTERRUPTED
+        return stopped_by
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -62,7 +59,9 @@ def run(command: Run, args: argparse.Namespace) -> int:
 def complain(error: Exception, screen: Screen, *, as_json: bool) -> int:
     """Say what went wrong in one line on stderr (and as a JSON line when asked for); return the exit code."""
     known = isinstance(error, CyxError)
-    text = " ".join(str(error).split()) if known or isinstance(error, OSError) else ""
+    text = " ".join(str(error).split()) if known else ""
+    if isinstance(error, OSError) and not known:
+        text = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     text = text or f"unexpected {type(error).__name__}: {error}; run it again with --debug and report this"
     code = error.code if isinstance(error, CyxError) else "internal"
     if as_json:

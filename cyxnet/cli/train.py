@@ -92,7 +92,8 @@ async def _cancel(client: AsyncClient, job_id: str, screen: Screen) -> None:
         screen.say("cancel", f"no refund within {CANCEL_WAIT_S:g} s; see it later with: cyx watch {job_id}")
         return
     except CyxError as error:
-        screen.say("cancel", f"could not cancel: {error}", kind="cancel_failed", job_id=job_id)
+        later = f"; with the network up, see it with: cyx job {job_id}, and fetch a model with: cyx get {job_id}"
+        screen.say("cancel", f"could not cancel: {error}{later}", kind="cancel_failed", job_id=job_id)
         return
     back = cyx(view.client_base_units or 0)
     signature = f"; {view.settle_signature}" if view.settle_signature else ""

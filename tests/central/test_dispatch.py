@@ -190,7 +190,7 @@ async def test_a_central_that_lags_does_not_stop_a_run_that_another_one_has_just
     go_on = await behind(other, central)
     await central.say(subjects.job_event("job-1"), leased())
     asking = asyncio.create_task(other.dispatch._heartbeat(heartbeat(("job-1", 1))))
-    await asyncio.sleep(0)
+    await other.edge._nc.flush()
     await go_on()
     reply = await asking
     assert (reply.known, reply.stop) == (True, [])
@@ -202,7 +202,7 @@ async def test_a_central_that_lags_does_not_fence_the_holder_of_a_new_lease(cent
     go_on = await behind(other, central)
     await central.say(subjects.job_event("job-1"), leased())
     asking = asyncio.create_task(other.dispatch._started(started()))
-    await asyncio.sleep(0)
+    await other.edge._nc.flush()
     await go_on()
     assert (await asking).accepted
 
@@ -252,7 +252,7 @@ async def test_the_loss_of_an_old_session_does_not_touch_the_new_one(central, ot
     go_on = await behind(other, central)
     await central.dispatch._register(register(NEXT_SESSION))
     losing = asyncio.create_task(other.dispatch._lose_node(NODE, SESSION, "silent"))
-    await asyncio.sleep(0)
+    await other.edge._nc.flush()
     await go_on()
     await losing
     await central.log.catch_up()

@@ -1,13 +1,16 @@
 """Artifacts through a real broker and central's real store."""
 
+import asyncio
 import hashlib
 
 import pytest
 
-from cyxcentral.blobs import Blobs
+from cyxcentral.blobs import BlobError, Blobs
 from cyxnet import artifacts, subjects
 from cyxnet.artifacts import ArtifactError
 from cyxnet.bus import ApiError, Bus
+from cyxnet.codec import JSON, MSGPACK, decode, encode
+from cyxnet.messages import ArtifactManifest
 
 
 @pytest.fixture
@@ -102,3 +105,54 @@ def test_an_empty_file_is_no_artifact(tmp_path):
     (tmp_path / "empty").touch()
     with pytest.raises(ArtifactError, match="empty file"):
         artifacts.describe(tmp_path / "empty")
+
+
+async def test_what_is_missing_of_many_chunks_is_found_without_fetching_those_that_are_there(store, tmp_path):
+    # each lookup brought the whole chunk: asking what was missing read all that had arrived
+    _, blobs = store
+    block = b"x" * artifacts.CHUNK_BYTES
+    there = hashlib.sha256(block).hexdigest()
+    await blobs.put(block)
+    absent = [f"{number:064x}" for number in range(300)]
+    manifest = ArtifactManifest(sha256="e" * 64, size=301 * artifacts.CHUNK_BYTES, chunks=[there, *absent])
+    before = blobs._core._nc.stats["in_bytes"]
+    assert (await blobs.stat(manifest)).missing == absent
+    assert blobs._core._nc.stats["in_bytes"] - before < artifacts.CHUNK_BYTES
+
+
+async def test_two_uploaders_of_the_same_file_at_once_both_succeed(store, tmp_path):
+    client, blobs = store
+    path = file_of(tmp_path, 3 * artifacts.CHUNK_BYTES)
+    first, second = await asyncio.gather(artifacts.put(client, "a", path), artifacts.put(client, "b", path))
+    assert first == second
+    assert await blobs.commit(artifacts.describe(path)) == first
+
+
+async def test_a_damaged_chunk_is_found_by_the_commit(store, tmp_path):
+    _, blobs = store
+    path = file_of(tmp_path, 2 * artifacts.CHUNK_BYTES)
+    manifest = artifacts.describe(path)
+    await blobs.put(path.read_bytes()[: artifacts.CHUNK_BYTES])
+    await blobs._core.append(subjects.chunk(manifest.chunks[1]), b"bit rot", expected_seq=0)
+    with pytest.raises(BlobError, match="damaged"):
+        await blobs.commit(manifest)
+
+
+async def test_a_place_that_cannot_be_written_is_one_clear_error(store, tmp_path):
+    client, _ = store
+    ref = await artifacts.put(client, "me", file_of(tmp_path, 10))
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        await artifacts.get(client, "me", ref.sha256, tmp_path / "data.bin" / "inside-a-file")
+
+
+def test_a_file_whose_manifest_fits_no_message_is_refused_before_it_is_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr("cyxnet.artifacts.MAX_ARTIFACT_BYTES", 10)
+    with pytest.raises(ArtifactError, match="at most 10 bytes"):
+        artifacts.describe(file_of(tmp_path, 11))
+
+
+def test_the_largest_manifest_fits_a_message():
+    count = -(-artifacts.MAX_ARTIFACT_BYTES // artifacts.CHUNK_BYTES)
+    manifest = ArtifactManifest(sha256="e" * 64, size=artifacts.MAX_ARTIFACT_BYTES, chunks=["e" * 64] * count)
+    for content_type in (JSON, MSGPACK):
+        assert decode(ArtifactManifest, encode(manifest, content_type), content_type) == manifest

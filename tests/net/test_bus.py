@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cyxcentral.eventlog import retry
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -116,7 +117,7 @@ async def test_a_follower_goes_on_at_once_when_a_killed_broker_is_back(mortal):
     await bus.append(subjects.job_event("abc"), b"2")
     await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, handler, never)
     running.append(await asyncio.to_thread(restarted, running[-1]))
-    await append_when_possible(bus, subjects.job_event("abc"))
+    await retry(lambda: bus.append(subjects.job_event("abc"), b"3"))
     await asyncio.wait_for(three.wait(), 3)
     assert seen == [1, 2, 3]
 
@@ -152,15 +153,6 @@ async def test_a_follower_is_told_when_the_stream_lost_what_it_has_seen(core):
     await core.append(subjects.job_event("abc"), b"2")
     await asyncio.wait_for(heard.wait(), 10)
     assert (lost, seen) == ([1], [2])
-
-
-async def append_when_possible(bus, subject):
-    """Append as soon as the connection is back."""
-    while True:
-        try:
-            return await bus.append(subject, b"x")
-        except BusError:
-            await asyncio.sleep(0.02)
 
 
 async def test_a_client_of_the_edge_cannot_reach_the_log(core, client):

@@ -44,3 +44,9 @@ def test_a_damaged_key_file_is_refused_and_left_alone(tmp_path, content):
     with pytest.raises(IdentityError, match=str(path)):
         load_or_create(path)
     assert path.read_bytes() == content
+
+
+def test_a_key_that_cannot_be_kept_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(IdentityError, match="cannot be"):
+        load_or_create(tmp_path / "file" / "key")

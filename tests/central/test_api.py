@@ -1,0 +1,117 @@
+"""What callers are answered, from the real pieces of a central that these verbs use."""
+
+from types import SimpleNamespace
+
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral import jobs
+from cyxcentral.api import Api
+from cyxcentral.cache import MemoryCache
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError
+from tests.central import facts as f
+from tests.central.test_dispatch import SmallCentral
+
+
+@pytest.fixture
+async def central(broker):
+    running = await SmallCentral.start(broker, "central-a")
+    yield running
+    await running.close()
+
+
+def api_of(central):
+    return Api(
+        SimpleNamespace(
+            world=central.world,
+            events=central.log,
+            dispatch=central.dispatch,
+            cache=MemoryCache(),
+            settings=SimpleNamespace(network=None),
+        )
+    )
+
+
+async def test_pages_of_jobs_miss_none_that_were_submitted_in_the_same_millisecond(central):
+    world = central.world
+    for number, at_ms in enumerate([1, 5, 5, 5, 5, 9]):
+        world.jobs[f"job-{number}"] = jobs.evolve(None, f.submitted(f"job-{number}"), at_ms)
+    api, seen, before = api_of(central), [], None
+    while page := (await api._list("me", m.JobListRequest(limit=2, before=before))).jobs:
+        seen += [view.job_id for view in page]
+        before = page[-1].submitted_at_ms
+    assert sorted(seen) == [f"job-{number}" for number in range(6)]
+
+
+async def test_a_cancel_that_is_repeated_because_its_answer_was_lost_is_no_error(central):
+    await central.job("job-1")
+    api, ask = api_of(central), m.CancelRequest(job_id="job-1", reason="changed my mind")
+    for _ in range(2):
+        assert (await api._cancel("alice", ask)).error == "changed my mind"
+    await central.say(subjects.job_event("job-1"), f.FUND_FAILED)
+    with pytest.raises(ApiError, match="cannot be cancelled"):
+        await api._cancel("alice", ask)
+
+
+async def test_a_stranger_cannot_cancel(central):
+    await central.job("job-1")
+    with pytest.raises(ApiError, match="another caller"):
+        await api_of(central)._cancel("bob", m.CancelRequest(job_id="job-1"))
+
+
+@pytest.mark.parametrize("payer, known", [(None, True), (f.CLIENT, True), ("D" * 43, False)])
+async def test_the_same_job_id_with_another_payer_is_another_job(central, payer, known):
+    await central.job("job-1")
+    payment = m.Payment(client=payer, deposit=f.signed(b"another")) if payer else None
+    submit = api_of(central)._submit("alice", m.SubmitRequest(job=f.job_request(), job_id="job-1", payment=payment))
+    if known:
+        assert (await submit).duplicate
+    else:
+        with pytest.raises(ApiError, match="stands for another job"):
+            await submit
+
+
+async def test_a_job_that_another_central_has_just_taken_is_found(central, broker):
+    # with two centrals, a client that submitted through one was told by the other that there is no such job
+    other = await SmallCentral.start(broker, "central-b")
+    taken = []
+
+    async def later(stored):
+        taken.append(stored)
+
+    real = other.log._apply
+    other.core._followers[0]._handler = later
+    await central.job("job-1")
+    last_seq, ask = other.core.last_seq, m.JobRef(job_id="job-1")
+
+    async def then_go_on(stream):
+        seq = await last_seq(stream)
+        await other.until(lambda: taken)
+        for stored in taken:
+            await real(stored)
+        return seq
+
+    other.core.last_seq = then_go_on
+    assert (await api_of(other)._status("me", ask)).job_id == "job-1"
+    await other.close()
+
+
+async def test_a_prefix_of_two_jobs_is_refused_and_a_whole_id_is_not(central):
+    for job_id in ("job-1", "job-11"):
+        await central.job(job_id)
+    api = api_of(central)
+    assert (await api._status("me", m.JobRef(job_id="job-1"))).job_id == "job-1"
+    with pytest.raises(ApiError, match="2 jobs start with"):
+        await api._status("me", m.JobRef(job_id="job"))
+    with pytest.raises(ApiError, match="no job is called"):
+        await api._status("me", m.JobRef(job_id="nothing"))
+
+
+async def test_a_cached_view_of_an_earlier_state_is_not_shown(central):
+    await central.job("job-1")
+    api = api_of(central)
+    assert (await api._status("me", m.JobRef(job_id="job-1"))).status == "funding"
+    central.world.jobs["job-1"] = replace(central.world.jobs["job-1"], status="queued")
+    assert (await api._status("me", m.JobRef(job_id="job-1"))).status == "queued"

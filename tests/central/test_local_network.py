@@ -1,0 +1,81 @@
+"""`cyx up` on real processes: what dies comes back where everybody knows it, and nothing outlives its owner."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from cyxnet.bus import Bus
+from cyxnet.config import ConfigError, read_network
+from cyxnet.local import LocalNetwork
+from cyxnet.solana import Settlement
+
+UP = """
+import asyncio, sys
+from pathlib import Path
+from cyxnet.local import LocalNetwork
+
+async def main():
+    async with LocalNetwork(Path(sys.argv[1]), nodes=1) as network:
+        pids = [part.process.pid for part in network.parts.values()] + [network._broker.process.pid]
+        print(*pids, flush=True)
+        await network.wait()
+
+asyncio.run(main())
+"""
+
+
+class Watched(LocalNetwork):
+    """A local network that says which part got ready again."""
+
+    def __init__(self, folder):
+        self.again = asyncio.Queue()
+        super().__init__(folder, nodes=0, on_ready=lambda part, detail, ms: self.again.put_nowait(part))
+
+    async def until_ready(self, name):
+        async with asyncio.timeout(30):
+            while await self.again.get() != name:
+                pass
+
+
+async def test_what_dies_in_a_new_network_comes_back_at_the_same_address(tmp_path):
+    # the chain of a folder's first run came back at another port: nothing was ever paid again
+    async with Watched(tmp_path / "net") as network:
+        await network.until_ready("central")
+        os.kill(network.parts["chain"].process.pid, signal.SIGKILL)
+        await network.until_ready("chain")
+        async with Settlement(network.file.chain_url) as chain:
+            assert await chain.genesis_hash()
+        network._broker.process.kill()
+        await network.until_ready("broker")
+        bus = await Bus.connect(network.file.client_url, name="test", inbox="_INBOX_client")
+        await bus.close()
+
+
+async def test_a_second_up_on_the_same_folder_is_refused(tmp_path):
+    async with Watched(tmp_path / "net"):
+        with pytest.raises(ConfigError, match=f"is up already .process {os.getpid()}."):
+            await Watched(tmp_path / "net").__aenter__()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the broker ends with its parent on Linux only")
+def test_nothing_outlives_a_killed_up_and_the_next_one_starts(tmp_path):
+    folder = tmp_path / "net"
+    with subprocess.Popen([sys.executable, "-c", UP, str(folder)], stdout=subprocess.PIPE, text=True) as up:
+        family = [psutil.Process(int(pid)) for pid in up.stdout.readline().split()]
+        for process in list(family):
+            family += process.children(recursive=True)
+        up.kill()
+    _, left = psutil.wait_procs([process for process in family if process.is_running()], timeout=15)
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert read_network(folder)  # what the killed one left does not hinder the next
+
+    async def again():
+        async with Watched(folder) as network:
+            assert LocalNetwork.running(folder).network_id == network.file.network_id
+
+    asyncio.run(again())

@@ -1,0 +1,191 @@
+"""The payment saga on the embedded chain: it goes on from wherever a crash left it, and pays once."""
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral.localchain import Fault, Server
+from cyxcentral.localvm import Chain, ChainOptions
+from cyxcentral.payments import Payments
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.escrow import escrow_terms
+from cyxnet.solana import Settlement, SettlementError
+from cyxnet.wallet import Wallet
+from tests.central import facts as f
+from tests.central.test_dispatch import SmallCentral, kinds_of
+
+CENTRAL, PLATFORM, CLIENT, NODE = (Wallet(bytes([seed]) * 32) for seed in (1, 2, 3, 4))
+
+
+class Lab:
+    """A chain with faults to plan, a central's log, and its payments."""
+
+    def fail(self, method, times):
+        """The next calls of this method are refused."""
+        first = self.server.calls.get(method, 0)
+        fault = Fault(http_status=503)
+        self.plan = lambda name, earlier: fault if name == method and earlier < first + times else Fault()
+
+    def payments(self, central=None):
+        """A central's payments, as after its start: they hear every new event."""
+        central = central or self.central
+        made = Payments(central.log, self.chain, CENTRAL, PLATFORM.address, self.mint)
+
+        def react(stored, record):
+            about = subjects.last_token(stored.subject)
+            if isinstance(record.event, m.MintSigned):
+                made.reconcile_mint(about)
+            elif isinstance(record.event, m.JobEvent):
+                made.reconcile(about)
+
+        central.log.applied.append(react)
+        self.started.append(made)
+        return made
+
+    async def submitted(self):
+        """A submitted job whose deposit is signed and not sent."""
+        terms = escrow_terms(
+            job_id="job-1",
+            mint=self.mint,
+            authority=CENTRAL.address,
+            client=CLIENT.address,
+            platform=PLATFORM.address,
+            amount_base_units=f.AMOUNT,
+            fee_basis_points=1000,
+        )
+        event = replace(f.submitted(), terms=terms, deposit=await self.chain.deposit_transaction(CLIENT, terms))
+        await self.say(event)
+        return event
+
+    async def say(self, event):
+        assert await self.central.log.record(subjects.job_event("job-1"), lambda: event)
+
+    async def delivered(self):
+        """A job that is paid for and delivered, and not settled."""
+        event = await self.submitted()
+        await self.chain.finish(event.deposit)
+        await self.say(f.FUNDED)
+        await self.say(replace(f.leased(), wallet=NODE.address))
+        await self.say(f.completed())
+        return event.terms
+
+    async def until(self, status, central=None):
+        world = (central or self.central).world
+        await (central or self.central).until(lambda: world.jobs["job-1"].status == status)
+
+    async def held(self):
+        wallets = (NODE, PLATFORM, CLIENT)
+        return [await self.chain.token_balance(wallet.address, self.mint) for wallet in wallets]
+
+
+@pytest.fixture
+async def lab(broker, tmp_path):
+    result = Lab()
+    result.plan = lambda method, earlier: Fault()
+    chain = Chain(tmp_path / "chain.db", ChainOptions(slot_ms=4, slots_per_block=100))
+    result.server = Server(chain, lambda method, earlier: result.plan(method, earlier))
+    await result.server.start()
+    result.chain = Settlement(result.server.url, attempts=2)
+    for wallet in (CENTRAL, CLIENT):
+        await result.chain.airdrop(wallet.address, 10**10)
+    result.mint = await result.chain.create_mint(CENTRAL)
+    await result.chain.faucet(CENTRAL, result.mint, CLIENT.address, f.AMOUNT)
+    result.central = await SmallCentral.start(broker, "central-a")
+    result.started = []
+    yield result
+    for payments in result.started:
+        await payments.close()
+    await result.central.close()
+    await result.chain.close()
+    await result.server.stop()
+    chain.close()
+
+
+async def test_a_deposit_that_landed_before_the_crash_funds_the_job(lab):
+    event = await lab.submitted()
+    await lab.chain.finish(event.deposit)
+    lab.payments().resume()
+    await lab.until("queued")
+    assert await kinds_of(lab.central) == ["Submitted", "Funded"]
+
+
+async def test_a_settlement_that_landed_before_the_crash_is_not_signed_again(lab):
+    terms = await lab.delivered()
+    signed = await lab.chain.settle_transaction(CENTRAL, terms, NODE.address, f.AMOUNT)
+    await lab.say(m.TransactionSigned(purpose="settle", signed=signed, pay_base_units=f.AMOUNT))
+    await lab.chain.finish(signed)
+    lab.payments().resume()
+    await lab.until("completed")
+    assert (await kinds_of(lab.central))[-2:] == ["TransactionSigned", "Settled"]
+    assert await lab.held() == [f.AMOUNT * 9 // 10, f.AMOUNT // 10, 0]
+
+
+async def test_two_centrals_that_settle_at_once_pay_once(lab, broker):
+    await lab.delivered()
+    other = await SmallCentral.start(broker, "central-b")
+    first, second = lab.payments(), lab.payments(other)
+    first.resume()
+    second.resume()
+    await lab.until("completed")
+    await lab.until("completed", other)
+    assert (await kinds_of(lab.central))[-2:] == ["TransactionSigned", "Settled"]
+    assert await lab.held() == [f.AMOUNT * 9 // 10, f.AMOUNT // 10, 0]
+    await second.close()
+    await other.close()
+
+
+async def test_a_cancelled_job_whose_deposit_lands_later_is_refunded_whole(lab):
+    await lab.submitted()
+    await lab.say(f.CANCELLED)
+    lab.payments().resume()
+    await lab.until("cancelled")
+    assert await lab.held() == [0, 0, f.AMOUNT]
+
+
+async def test_money_is_not_left_alone_after_an_error_nobody_foresaw(lab, monkeypatch):
+    # a TimeoutError ended the work on this job: it stayed in funding until central was started again
+    monkeypatch.setattr("cyxcentral.payments.TROUBLE_DELAYS_S", (0.01,))
+    real, calls = lab.chain.verify_escrow, []
+
+    async def once_wrong(terms):
+        calls.append(terms)
+        if len(calls) == 1:
+            raise TimeoutError("not ours")
+        return await real(terms)
+
+    monkeypatch.setattr(lab.chain, "verify_escrow", once_wrong)
+    await lab.submitted()
+    lab.payments().resume()
+    await lab.until("queued")
+
+
+async def test_a_faucet_payment_whose_chain_was_away_is_still_recorded(lab, monkeypatch):
+    # the money was made and the ledger never heard of it: supply on the chain and in the ledger differed
+    monkeypatch.setattr("cyxcentral.payments.TROUBLE_DELAYS_S", (0.01,))
+    payments = lab.payments()
+    lab.fail("getSignatureStatuses", times=6)
+    await payments.mint_to(CLIENT.address, 5)
+    [mint] = lab.central.world.mints.values()
+    assert isinstance(mint.ended, m.Minted)
+    assert await lab.chain.token_supply(lab.mint) == f.AMOUNT + 5
+
+
+async def test_a_second_deposit_for_the_same_job_is_refused_before_it_is_signed(lab):
+    event = await lab.submitted()
+    await lab.chain.finish(event.deposit)
+    with pytest.raises(SettlementError, match="pay once per job"):
+        await lab.chain.deposit_transaction(CLIENT, event.terms)
+
+
+async def test_a_deposit_the_client_made_impossible_fails_the_job_and_takes_nothing(lab):
+    event = await lab.submitted()
+    drained = replace(event.deposit, last_valid_block_height=0)  # its blocks are over, it can never land
+    lab.fail("sendTransaction", times=10**6)
+    job = lab.central.world.jobs["job-1"]
+    lab.central.world.jobs["job-1"] = replace(job, unsettled=drained)
+    async with asyncio.timeout(20):
+        lab.payments().resume()
+        await lab.until("failed")
+    assert await lab.held() == [0, 0, f.AMOUNT]
