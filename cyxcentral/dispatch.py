@@ -334,19 +334,21 @@ class Dispatch:
         if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
             await self._events.catch_up()
         job = self._world.jobs.get(said.job_id)
-        reply = m.ReportReply(accepted=False, fenced=True, reason="this attempt does not hold the lease")
+        fenced = reply = m.ReportReply(accepted=False, fenced=True, reason="this attempt does not hold the lease")
         if job is None or not self._had(job, said):
-            return reply
+            return fenced
         self._hear(said.node_id)
 
         def decide() -> m.Started | m.LeaseLost | m.Completed | None:
+            """Runs again after a conflict: each time decides the reply too."""
             nonlocal reply
-            job = self._world.jobs[said.job_id]
-            if known(job):
+            if known(self._world.jobs[said.job_id]):
                 reply = m.ReportReply(accepted=True, reason="known already")
             elif self.holds(said.node_id, said.session, said.job_id, said.attempt):
                 reply = m.ReportReply(accepted=True)
                 return event
+            else:
+                reply = fenced
             return None
 
         await self._events.record(subjects.job_event(said.job_id), decide)

@@ -4,6 +4,7 @@ Each term of the score lies in [0, 1]; 1 is best. The weights are configuration.
 job at all (`refusal`); among those that can, the highest weighted sum wins, the node id breaks ties.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
@@ -11,7 +12,7 @@ from msgspec import Struct
 from cyxcentral.jobs import Job
 from cyxcentral.nodes import Node
 
-FULL_SPEED_FLOPS = 1e12  # a node this fast or faster gets the whole device term
+SLOW_FLOPS, FAST_FLOPS = 1e9, 1e12  # where the device term begins and where it is full; logarithmic between them
 
 
 class Weights(Struct, frozen=True, kw_only=True):
@@ -68,7 +69,7 @@ def terms(job: Job, candidate: Candidate, dearest_base_units: int) -> dict[str, 
     node = candidate.node
     gpu_wanted = job.job.needs.device == "cuda"
     return {
-        "device": 1.0 if gpu_wanted else min(1.0, node.hardware.flops_per_s / FULL_SPEED_FLOPS),
+        "device": 1.0 if gpu_wanted else _speed(node.hardware.flops_per_s),
         "memory": min(1.0, max(0.0, 1.0 - job.memory_bytes / max(1, candidate.memory_free_bytes))),
         "reputation": node.reputation / 100.0,
         "location": 1.0 if node.region else 0.5,
@@ -128,6 +129,12 @@ def assign(
             memory_free_bytes=taken.memory_free_bytes - job.memory_bytes,
         )
     return chosen
+
+
+def _speed(flops_per_s: float) -> float:
+    """0 at SLOW_FLOPS or below, 1 at FAST_FLOPS or above: twice as fast counts the same wherever it starts."""
+    span = math.log(FAST_FLOPS / SLOW_FLOPS)
+    return min(1.0, math.log(max(flops_per_s, SLOW_FLOPS) / SLOW_FLOPS) / span)
 
 
 def _mib(count: int) -> int:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handler = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
 
+TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same request may be answered later
 CONNECT_TIMEOUT_S = 5.0
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
@@ -293,7 +294,7 @@ class Bus:
         elif isinstance(error, BusError):
             status, code, text = 503, error.code, str(error)
         elif isinstance(error, CyxError):
-            status, code, text = 400, error.code, str(error)
+            status, code, text = 503 if error.code in TEMPORARY_CODES else 400, error.code, str(error)
         else:
             log.error("%s failed", subject, exc_info=error)
             status, code, text = 500, "internal", "central failed on this request; its log says why"

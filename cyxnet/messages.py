@@ -373,10 +373,7 @@ class Hardware(Struct, kw_only=True):
 
 
 class Register(Request, kw_only=True, frozen=True):
-    """A node says who it is. A new session ends the leases of the one before.
-
-    running: the runs that this session still holds, so that a central that comes back keeps them.
-    """
+    """A node says who it is. A new session ends the leases of the one before."""
 
     node_id: NodeId
     session: SessionId

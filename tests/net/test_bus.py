@@ -12,6 +12,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, BrokerError, Passwords, syncs_always
 from cyxnet.bus import ApiError, Bus, BusError, Conflict
+from cyxnet.escrow import SettlementError
 
 
 @pytest.fixture
@@ -268,3 +269,13 @@ async def test_a_second_server_on_the_same_store_is_refused(broker, monkeypatch)
 async def test_nobody_serving_is_said_at_once(client):
     with pytest.raises(BusError, match="nobody serves"):
         await client.request(subjects.api("me", "job.list"), b"{}")
+
+
+async def test_a_chain_that_is_away_is_answered_as_try_again(edge, client):
+    async def away(caller, ask):
+        raise SettlementError("chain_unreachable", "nobody answers there")
+
+    await edge.serve("1.0.0", "test", {"job.status": away})
+    with pytest.raises(ApiError) as refused:
+        await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
+    assert (refused.value.code, refused.value.status) == ("chain_unreachable", 503)
