@@ -347,7 +347,8 @@ def build(
             try:
                 value = LAYERS[kind].build(Scope(builder, prefix), value, options)
             except CyxError as error:
-                text = re.sub(rf"\b{batch_size}\b", "batch", str(error).removeprefix(f"{kind}: "))  # a probe, not theirs
+                text = str(error).removeprefix(f"{kind}: ")
+                text = re.sub(rf"\b{batch_size}\b", "batch", text)  # a size of ours, to find where batches go
                 named = text if text.startswith("layer ") else f"layer {label}: {text}"
                 inputs = f" (its input is {list(value.shape[1:])} per sample)"
                 raise type(error)(named + inputs) from None

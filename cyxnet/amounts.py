@@ -23,7 +23,7 @@ def parse(value: object, what: str = "amount") -> int:
     Raises AmountError for anything that is not a positive plain decimal of at most 9 decimals.
     """
     if isinstance(value, float):
-        raise AmountError(f'{what}: expected CYX in quotes, so that no digit is lost: "{value!r}", got it without')
+        raise AmountError(f'{what}: write it in quotes, "{value!r}", so that no digit is lost')
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise AmountError(f'{what}: expected CYX such as "2.5", got {type(value).__name__}')
     text = str(value) if isinstance(value, str) or value.bit_length() < 200 else "a very large number"

@@ -79,11 +79,18 @@ def _leased(data: Fields) -> str:
 
 
 def _epoch(data: Fields) -> str:
+    return "  ".join([*_epoch_parts(data), *validation(data), _speed(data)])
+
+
+def _speed(data: Fields) -> str:
+    return f"{data['samples_per_s']:,.0f} samples/s"
+
+
+def _epoch_parts(data: Fields) -> list[str]:
     parts = [f"{data['epoch']:>{len(str(data['epochs']))}}/{data['epochs']}", f"loss {data['epoch_loss']:.4f}"]
     if data.get("epoch_accuracy") is not None:
         parts.append(f"accuracy {percent(data['epoch_accuracy'])}")
-    parts += validation(data)
-    return "  ".join([*parts, f"{data['samples_per_s']:,.0f} samples/s"])
+    return parts
 
 
 def validation(data: Fields) -> list[str]:
@@ -126,7 +133,7 @@ def _lost(data: Fields) -> str:
 
 TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "Submitted": ("submitted", _submitted),
-    "TransactionSigned": ("signed", lambda d: f"{d['purpose']} {d['signed']['signature']}"),
+    "TransactionSigned": ("signed", lambda d: f"{d['purpose']} transaction {d['signed']['signature'][:8]}…"),
     "Funded": ("funded", lambda d: f"the amount is in escrow; {d['signature']}"),
     "FundFailed": ("not paid", lambda d: f"the deposit failed: {d['reason']}; nothing was taken"),
     "Leased": ("node", _leased),
@@ -184,6 +191,12 @@ class Tally:
             self.epochs = sorted([*self.epochs, data], key=lambda epoch: epoch["epoch"])
 
     @property
+    def course(self) -> list[float]:
+        """The losses to draw: of the batches that were told, or of the epochs where those are more."""
+        by_epoch = [float(epoch["epoch_loss"]) for epoch in self.epochs]
+        return by_epoch if len(by_epoch) > len(self.losses) else self.losses
+
+    @property
     def fraction(self) -> float:
         """How much of the training is done, 0..1."""
         done = float(self.epochs[-1]["epoch"]) if self.epochs else 0.0
@@ -205,7 +218,7 @@ class Tally:
         """The present moment in one line: epoch, batch, loss, accuracy, speed, time left."""
         now, last = self.batch, self.epochs[-1] if self.epochs else None
         if last and (not now or now["epoch"] <= last["epoch"]):
-            return f"epoch {_epoch(last)}"
+            return f"epoch {'  '.join([*_epoch_parts(last), _speed(last)])}"
         if not now:
             return "waiting for the first step"
         parts = [
@@ -215,7 +228,7 @@ class Tally:
         ]
         if now.get("batch_accuracy") is not None:
             parts.append(f"accuracy {percent(now['batch_accuracy'])}")
-        parts.append(f"{now['samples_per_s']:,.0f} samples/s")
+        parts.append(_speed(now))
         if self.remaining_s is not None:
             parts.append(f"{human_duration(self.remaining_s)} left")
         return "  ".join(parts)

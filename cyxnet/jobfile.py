@@ -149,7 +149,7 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
     size = len(msgspec.json.encode(job.request(ArtifactRef(sha256="0" * 64, size=1))))
     if size > MAX_MESSAGE_JOB_BYTES:
         raise SpecError(f"{where}: expected a job of at most {MAX_MESSAGE_JOB_BYTES} bytes, its model takes {size}")
-    least = graph.parameter_bytes * (2 + OPTIMIZER_SLOTS[job.training.optimizer.name])
+    least = 4 * graph.parameter_count * (2 + OPTIMIZER_SLOTS[job.training.optimizer.name])
     if 0 < job.needs.memory_bytes < least:
         raise SpecError(
             f"{where}: needs.memory: expected at least {least // 10**6 + 1} MB, for weights, gradients and optimizer of"

@@ -158,7 +158,8 @@ def _retell(said: str, table: dict[str, Any]) -> str:
 
 def _at(place: str, table: dict[str, Any]) -> tuple[Any, Any]:
     """(declared type, value) of a place such as "training.optimizer.betas[0]"."""
-    kind, value = JobFile, table
+    kind: Any = JobFile
+    value: Any = table
     for key, index in re.findall(r"(\w+)|\[(\d+)\]", place):
         if key:
             kind = typing.get_type_hints(kind).get(key) if isinstance(kind, type) else None

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from cyxcore.errors import CyxError
 from cyxnet import amounts, config
@@ -69,8 +70,15 @@ def parse_runs(text: str) -> int:
     return int(text)
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"cyxnode: error: {message} (see python -m cyxnode --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="cyxnode",
         description="Lend this machine to a Cyx network: take training runs, train them, be paid for the models.",
         epilog=EXAMPLE,

@@ -109,7 +109,8 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 return
             except UnicodeDecodeError as error:
                 got = f"the byte 0x{error.object[error.start]:02x}"
-                raise defect(path, "UTF-8 text", got, "save the file as UTF-8", row=row + 1) from None
+                place = row + 1 or None  # no row: the header
+                raise defect(path, "UTF-8 text", got, "save the file as UTF-8", row=place) from None
             except csv.Error as error:
                 raise defect(path, "CSV by RFC 4180", str(error), "check the quotes", row=row + 1) from None
             if record:

@@ -28,7 +28,9 @@ class Command(NamedTuple):
 
 
 def _job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", type=_job_id, metavar="JOB", help="the job's id, or a beginning of it that no other job has")
+    parser.add_argument(
+        "job", type=_job_id, metavar="JOB", help="the job's id, or a beginning of it that no other job has"
+    )
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +77,7 @@ def _get(parser: argparse.ArgumentParser) -> None:
 
 def _cancel(parser: argparse.ArgumentParser) -> None:
     _job(parser)
-    parser.add_argument("--reason", default="cancelled by the client", help="kept in the job's history")
+    parser.add_argument("--reason", type=_reason, default="cancelled by the client", help="kept in the job's history")
 
 
 def _wallet(parser: argparse.ArgumentParser) -> None:
@@ -192,6 +194,12 @@ def _job_id(text: str) -> str:
 def _address(text: str) -> str:
     if not re.fullmatch(r"[1-9A-HJ-NP-Za-km-z]{32,44}", text):
         raise argparse.ArgumentTypeError(f"expected a Solana address of 32 to 44 base58 letters, got {text[:50]!r}")
+    return text
+
+
+def _reason(text: str) -> str:
+    if len(text) > 2000:
+        raise argparse.ArgumentTypeError(f"expected at most 2000 letters, got {len(text)}")
     return text
 
 

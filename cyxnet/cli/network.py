@@ -35,7 +35,10 @@ async def up(args: argparse.Namespace, screen: Screen) -> int:
 
 @contextlib.asynccontextmanager
 async def started(folder: Path, screen: Screen, *, nodes: int = 1, port: int = 0) -> AsyncIterator["LocalNetwork"]:
-    """A network of our own, told part by part, stopped at the end whatever happens."""
+    """A network of our own, told part by part, stopped at the end whatever happens.
+
+    It lives in a task that no signal cancels: a second Ctrl-C while it stops must not leave half of it behind.
+    """
     from cyxnet.local import LocalNetwork
 
     def on_ready(part: str, detail: str, ms: float) -> None:
@@ -46,14 +49,26 @@ async def started(folder: Path, screen: Screen, *, nodes: int = 1, port: int = 0
         screen.say("network", text, kind="network")
 
     network = LocalNetwork(folder, nodes=nodes, port=port, on_ready=on_ready, on_event=on_event)
-    was_up = False
-    try:
+    up, enough = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+    async def live() -> None:
         async with network:
-            was_up = True
-            yield network
+            up.set_result(None)
+            await enough.wait()
+
+    life = asyncio.create_task(live())
+    try:
+        await asyncio.wait({life, up}, return_when=asyncio.FIRST_COMPLETED)
+        if life.done():
+            life.result()  # raises why it did not start
+        yield network
     finally:
         screen.close()
-        if was_up:
+        enough.set() if up.done() else life.cancel()
+        while not life.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({life})
+        if up.done():
             screen.say("network", "stopped: every part has ended", kind="stopped")
 
 

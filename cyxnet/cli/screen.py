@@ -1,7 +1,9 @@
 """Where a command's words go: JSON lines, plain lines, or a live terminal. One interface, three forms."""
 
+import io
 import math
 import sys
+import textwrap
 from typing import IO, Any, Protocol
 
 import msgspec
@@ -121,7 +123,15 @@ class LiveScreen:
     def say(self, label: str, text: str, kind: str = "", **data: Any) -> None:
         from rich.text import Text
 
-        self.console.print(Text.assemble((f"{clean(label):<{LABEL_WIDTH}}", "bold cyan"), clean(text)), soft_wrap=True)
+        first, *rest = self._lines(clean(text), LABEL_WIDTH)
+        self.console.print(Text.assemble((f"{clean(label):<{LABEL_WIDTH}}", "bold cyan"), first), soft_wrap=True)
+        for line in rest:
+            self.console.print(Text(" " * LABEL_WIDTH + line), soft_wrap=True)
+
+    def _lines(self, text: str, indent: int) -> list[str]:
+        """`text` broken between words. A signature longer than a line stays whole, so that it can be copied."""
+        width = max(20, self.console.width - indent)
+        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
     def update(self, update: Update) -> None:
         self.tally.add(update)
@@ -137,7 +147,8 @@ class LiveScreen:
         from rich.text import Text
 
         self._stop()
-        self.console.print(Text(clean(text), "bold"), soft_wrap=True)
+        for line in self._lines(clean(text), 0):
+            self.console.print(Text(line, "bold"), soft_wrap=True)
 
     def table(self, columns: list[str], rows: list[list[str]], data: Any) -> None:
         from rich.table import Table
@@ -165,8 +176,8 @@ class LiveScreen:
         if self._transfer:
             return Text(self._transfer)
         parts: list[Any] = [self._epochs()] if self.tally.epochs else []
-        if len(self.tally.losses) > 1:
-            logs = [math.log10(max(loss, SMALLEST_LOSS)) for loss in self.tally.losses]  # a loss falls by factors
+        if len(losses := self.tally.course) > 1:
+            logs = [math.log10(max(loss, SMALLEST_LOSS)) for loss in losses]  # a loss falls by factors
             parts.append(Text(f"{'log loss':<{LABEL_WIDTH}}{sparkline(logs, BAR_WIDTH)}"))
         done = round(self.tally.fraction * BAR_WIDTH)
         bar = Text.assemble(
@@ -220,7 +231,9 @@ def clean(text: str) -> str:
 
 
 def open_screen(*, as_json: bool, quiet: bool, color: bool, out: IO[str] | None = None) -> Screen:
-    out = out or sys.stdout
+    out = out or sys.stdout or io.StringIO()  # no stdout at all: `cyx … >&-`
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="replace")  # a terminal of ASCII gets ? for a letter it lacks, not an error
     if as_json:
         return JsonScreen(out)
     if quiet or not out.isatty():

@@ -448,7 +448,8 @@ DENSE = {"exp": 88.0, "log": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "si
 
 def exactly(op: str, x: Array) -> Array:
     """The true value to more digits than x has: float64 for float32, x87 extended for float64."""
-    wide: Any = x.astype(np.float64 if x.dtype == np.float32 else np.longdouble)
+    with np.errstate(invalid="ignore"):  # the x87 unit may say so when it meets a NaN
+        wide: Any = x.astype(np.float64 if x.dtype == np.float32 else np.longdouble)
     if op == "sigmoid":
         return np.asarray(1 / (1 + np.exp(-wide)))
     if op == "erf":

@@ -142,6 +142,14 @@ def test_a_bad_description_says_which_layer(layers: Any, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_an_error_in_a_layer_names_the_layer_once_and_no_batch_size_of_ours() -> None:
+    with pytest.raises(ShapeError) as caught:
+        cx.build(input_shape=[1, 2, 2], layers=[{"kind": "Conv2d", "out_channels": 2, "kernel_size": 3}])
+    assert "image (batch, 1, 2, 2)" in str(caught.value)
+    with pytest.raises(ShapeError, match=r"^layer 0: Conv2d: expected an image"):
+        cx.build(input_shape=[4], layers=[{"kind": "Conv2d", "out_channels": 2, "kernel_size": 3}])
+
+
 @pytest.mark.parametrize(
     ("input_shape", "layer", "message"),
     [

@@ -48,7 +48,7 @@ def test_a_plain_decimal_becomes_base_units(written: object, base_units: int) ->
         ("5.", "plain decimal"),
         ("٣", "plain decimal"),
         ("0x10", "plain decimal"),
-        (2.5, "write it in quotes"),
+        (2.5, 'amount: write it in quotes, "2.5", so that'),
         (float("nan"), "write it in quotes"),
         (True, "got bool"),
         (None, "got NoneType"),

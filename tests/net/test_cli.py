@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.cli import COMMANDS, main, parser
 from cyxnet.cli import models as model_files
+from cyxnet.cli.network import started
 from cyxnet.cli.running import exit_code
 from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
 from cyxnet.client import InsufficientFunds
@@ -148,6 +150,25 @@ def test_a_terminal_shows_the_newest_epochs_the_loss_and_the_moment() -> None:
     assert all(words in shown for words in ["validation loss", "0.5120", "█▁", "70.0 %", moment])
 
 
+def test_a_terminal_breaks_lines_between_words_and_keeps_signatures_whole() -> None:
+    out = io.StringIO()
+    LiveScreen(out, color=False, width=40).say("settled", f"2.25 CYX to the node, 0.25 to the platform; {SIGNATURE}")
+    lines = [re.sub("\x1b\\[[0-9]*m", "", line).rstrip() for line in out.getvalue().splitlines()]
+    assert lines == [
+        "settled   2.25 CYX to the node, 0.25 to",
+        "          the platform;",
+        f"          {SIGNATURE}",
+    ]
+
+
+def test_epochs_that_are_faster_than_batches_are_told_draw_the_loss() -> None:
+    tally = Tally()
+    for number in (1, 2, 3):
+        data = {"attempt": 1, "epoch": number, "epochs": 3, "epoch_loss": 1.0 / number}
+        tally.add(Update(job_id=JOB, source="telemetry", seq=number, at_ms=number, kind="epoch", data=data))
+    assert tally.course == [1.0, 1.0 / 2, 1.0 / 3]
+
+
 def test_a_pipe_gets_no_control_codes() -> None:
     out = io.StringIO()
     screen = open_screen(as_json=False, quiet=False, color=True, out=out)
@@ -248,6 +269,10 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["up", "--port", "70000"], "expected a port from 0 to 65535, got '70000'"),
         (["jobs", "--status", "done"], "invalid choice"),
         (["watch", "a", "b"], "unrecognized arguments: b"),
+        (["job", "../x"], "expected an id of letters a-z, digits and dashes, got '../x'"),
+        (["wallet", "me"], "expected a Solana address of 32 to 44 base58 letters, got 'me'"),
+        (["cancel", "a", "--reason", "x" * 2001], "expected at most 2000 letters, got 2001"),
+        (["ledger", " "], "expected a SELECT statement, got nothing"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -497,9 +522,71 @@ async def test_terminating_a_command_ends_it_quickly(central: FakeCentral, tmp_p
         await asked.wait()
         begun = time.monotonic()
         process.send_signal(2)
-        _, err = await process.communicate()
+        out, err = await process.communicate()
     assert (process.returncode, err.decode()) == (130, "cyx: stopped\n")
+    assert out.decode() == f"goes on   {JOB} is not stopped by this; stop it with: cyx cancel {JOB}\n"
     assert time.monotonic() - begun < 3
+
+
+def test_no_stdout_at_all_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["version"]) == 0
+
+
+def test_a_letter_that_the_terminal_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    open_screen(as_json=False, quiet=False, color=False, out=out).result("2 × 3", None)
+    assert out.buffer.getvalue() == b"2 ? 3\n"  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_while_modules_are_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert (main(["version"]), capsys.readouterr().err) == (130, "cyx: stopped\n")
+
+
+class SlowNetwork:
+    """A network whose end takes a while: the part of LocalNetwork that `started` uses."""
+
+    ended = False
+
+    def __init__(self, folder: Path, **_: Any):
+        self.may_end = asyncio.Event()
+
+    async def __aenter__(self) -> "SlowNetwork":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.may_end.wait()
+        SlowNetwork.ended = True
+
+
+async def test_a_second_ctrl_c_does_not_leave_half_a_network_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cyxnet.local.LocalNetwork", SlowNetwork)
+    networks: list[Any] = []
+
+    async def use() -> None:
+        async with started(tmp_path, PlainScreen(io.StringIO())) as network:
+            networks.append(network)
+            await asyncio.Event().wait()
+
+    using = asyncio.create_task(use())
+    while not networks:
+        await asyncio.sleep(0)
+    for _ in range(2):
+        using.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    networks[0].may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert SlowNetwork.ended
 
 
 def test_arguments_reach_their_command() -> None:

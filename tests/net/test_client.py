@@ -7,18 +7,21 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import cyxnet
+from cyxcore.errors import DataError
 from cyxcore.spec import ModelSpec
 from cyxnet import artifacts
 from cyxnet import messages as m
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.client import AsyncClient, InsufficientFunds, NoModel, TermsMismatch, new_job_id, retry_pause_s
+from cyxnet.codec import decode
 from cyxnet.config import ConfigError
 from cyxnet.escrow import check_deposit
 from cyxnet.follow import Merge
@@ -222,6 +225,49 @@ async def test_watching_an_unknown_job_is_refused(central: FakeCentral, client: 
     assert caught.value.code == "unknown_job"
 
 
+async def test_a_cancel_that_meets_an_update_is_not_lost(
+    central: FakeCentral, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    central.add_job(JOB)
+    await central.emit(JOB, "Funded", {"signature": "s"})
+    told = asyncio.Event()
+
+    async def follow() -> None:
+        async for _ in client.watch(JOB):
+            told.set()
+
+    watching = asyncio.create_task(follow())
+    await told.wait()
+    told.clear()
+    await central.emit(JOB, "Leased", {"attempt": 1})
+    await told.wait()  # told live: it waits for the next one now
+
+    def decode_and_cancel(*arguments: Any) -> Any:
+        asyncio.get_running_loop().call_soon(watching.cancel)  # right behind the update that this returns
+        return decode(*arguments)
+
+    monkeypatch.setattr("cyxnet.client.decode", decode_and_cancel)
+    await central.emit(JOB, "Started", {"attempt": 1})
+    await asyncio.wait({watching}, timeout=5)
+    assert watching.cancelled()
+
+
+async def test_a_cancel_that_a_request_has_dropped_is_raised(client: AsyncClient) -> None:
+    asked = asyncio.Event()
+
+    async def deaf() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            asked.set()
+            await asyncio.Event().wait()
+        return "an answer"
+
+    asking = asyncio.create_task(client._persist(deaf))
+    await asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
 async def test_wait_returns_the_job_as_it_ended(central: FakeCentral, client: AsyncClient) -> None:
     central.add_job(JOB)
     await central.end(JOB, "failed")
@@ -286,6 +332,16 @@ async def test_a_job_that_costs_more_than_the_wallet_holds_is_stopped_before_the
     with pytest.raises(InsufficientFunds, match=r"costs 5\.000000001 CYX.*holds 5 CYX; run: cyx wallet --faucet"):
         await client.submit(request_for(data_path, 5 * CYX + 1), data_path)
     assert not paying.chunks
+
+
+async def test_data_that_changed_after_the_check_is_not_paid_for(
+    paying: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    prepared = await client.prepare(request_for(data_path), data_path)
+    data_path.write_text("a,label\n3,1\n4,0\n")
+    with pytest.raises(DataError, match="changed after it was checked"):
+        await client.place(prepared)
+    assert prepared.payment is None and not paying.submitted
 
 
 async def test_terms_that_differ_from_the_networks_are_not_signed(
