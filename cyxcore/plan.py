@@ -101,13 +101,12 @@ def schedule(graph: Graph) -> Schedule:
             copies.append((target, value))
     late = _after(graph, set(target_of))
     order = [place for place in order if place not in late] + [place for place in order if place in late]
+    position = {place: index for index, place in enumerate(order)}
+    last_read = {alias.get(i, i): position[place] for place in order for i in graph.nodes[place].inputs}
+    results = {alias.get(place, place) for place in graph.outputs}
     in_place = {}
     for value, target in target_of.items():
-        position = order.index(value)
-        reads_later = any(
-            target in (alias.get(i, i) for i in graph.nodes[place].inputs) for place in order[position + 1 :]
-        )
-        if reads_later or target in (alias.get(place, place) for place in graph.outputs):
+        if last_read.get(target, -1) > position[value] or target in results:
             copies.append((target, value))
         else:
             in_place[value] = target

@@ -450,7 +450,7 @@ DENSE = {"exp": 88.0, "log": 3e38, "tanh": 9.5, "sigmoid": 90.0, "erf": 4.2, "si
 
 @pytest.fixture(scope="module")
 def fresh_process() -> Iterator[Executor]:
-    """Where extended precision can be trusted: an embedded chain leaves the x87 registers of its process in disorder."""
+    """Where extended precision can be trusted: an embedded chain leaves its process' x87 registers in disorder."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
 
