@@ -4,9 +4,10 @@
     python -m benchmarks.bench_submit --quick    # 5 jobs
 
 Target: p50 < 50 ms beyond process start. The network is warm and idle (a pause between jobs lets the node start its
-next training process), and it has seen the dataset before. The clock starts when the client asks for a quote; it covers
-the quote, the check of the dataset, the signed deposit, the submit, the deposit's finality on the chain, scheduling, and
-all that the node does until it reports the first training step. The stages are the times of the job's events.
+next training process), and it has seen the dataset before. The clock starts when the client asks for a quote; it
+covers the quote, the check of the dataset, the signed deposit, the submit, the deposit's finality on the chain,
+scheduling, and all that the node does until it reports the first training step. The stages are the times of the
+job's events.
 """
 
 import argparse
