@@ -2,13 +2,14 @@
 
     python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT]
 
-Rounds of the two alternate, so that a busy machine slows both; each figure is the median. NumPy's matrix
-product uses its BLAS with as many threads as it likes: set OPENBLAS_NUM_THREADS=1 to compare one thread with
-one thread.
+Rounds of the two alternate, so that a busy machine slows both; each figure is the median. NumPy's BLAS gets as many
+threads as we do: the program starts itself again with OPENBLAS_NUM_THREADS set, because it is read at import.
 """
 
 import argparse
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -177,6 +178,9 @@ def main() -> None:
     parser.add_argument("--isa", default=cpu.isa(), help="avx512, avx2 or portable")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     options = parser.parse_args()
+    if os.environ.get("OPENBLAS_NUM_THREADS") != str(options.threads):
+        os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.bench_kernels", *sys.argv[1:]])
     cpu.set_num_threads(options.threads)
     cpu.set_isa(options.isa)
     rounds, budget = (3, 0.01) if options.quick else (7, 0.05)

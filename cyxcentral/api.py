@@ -1,5 +1,6 @@
 """What callers may ask of central: one handler per verb of cyxnet.subjects."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -82,13 +83,10 @@ class Api:
             fee_basis_points=self._network.fee_basis_points,
         )
 
-    async def _examined(
-        self, caller: str, job: m.JobRequest, job_id: str, client: str | None
-    ) -> tuple[intake.Plan, m.EscrowTerms, int, int]:
-        """Everything that can be wrong with a job, found before anything is stored."""
+    def _draft(self, caller: str, job: m.JobRequest, job_id: str, client: str | None) -> tuple[intake.Plan, jobs.Job]:
+        """The job as it would be. Raises for all that is wrong with it by itself and on this network's nodes."""
         plan = intake.examine(job)
-        payer = client or self._custodial(caller).address
-        terms = self._terms(job, job_id, payer)
+        terms = self._terms(job, job_id, client or self._custodial(caller).address)
         draft = jobs.Job(
             job_id=job_id,
             job=job,
@@ -99,47 +97,57 @@ class Api:
             changed_at_ms=0,
         )
         intake.refuse_unfit(draft, list(self._world.nodes.values()))
-        eligible = sum(node.online and schedule.ever_fits(draft, node) for node in self._world.nodes.values())
-        balance = await self._central.settlement.token_balance(payer, terms.mint)
+        return plan, draft
+
+    async def _balance_for(self, terms: m.EscrowTerms) -> int:
+        """What the payer holds. Raises ApiError when that is less than the amount."""
+        balance = await self._central.settlement.token_balance(terms.client, terms.mint)
         intake.refuse_unaffordable(terms, balance)
-        return plan, terms, balance, eligible
+        return balance
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
         job_id = ask.job_id or intake.job_id_for(ask.job.name)
-        plan, terms, balance, eligible = await self._examined(caller, ask.job, job_id, ask.client)
+        plan, draft = self._draft(caller, ask.job, job_id, ask.client)
+        terms = draft.terms
         shares = money.divide(terms.amount_base_units, terms.amount_base_units, terms.fee_basis_points)
         return m.Quote(
             job_id=job_id,
             terms=terms,
             node_base_units=shares.node_base_units,
             platform_base_units=shares.platform_base_units,
-            balance_base_units=balance,
+            balance_base_units=await self._balance_for(terms),
             memory_bytes=plan.memory_bytes,
             flops_per_epoch=plan.flops_per_epoch,
             parameters=plan.parameters,
-            eligible_nodes=eligible,
+            eligible_nodes=sum(node.online and schedule.ever_fits(draft, node) for node in self._world.nodes.values()),
         )
 
     async def _submit(self, caller: str, ask: m.SubmitRequest) -> m.SubmitReply:
         job_id = ask.job_id or intake.job_id_for(ask.job.name)
         if known := self._known(job_id, ask, caller):
             return known
-        payer = ask.payment.client if ask.payment else None
-        plan, terms, _, _ = await self._examined(caller, ask.job, job_id, payer)
-        await self._central.blobs.manifest(ask.job.dataset.sha256)
-        if ask.job.model.weights:
-            await self._central.blobs.manifest(ask.job.model.weights)
-        if ask.payment:
-            deposit = await self._central.settlement.accept_deposit(ask.payment.deposit.transaction, terms)
-        else:
-            deposit = await self._central.settlement.deposit_transaction(self._custodial(caller), terms)
-        event = m.Submitted(job=ask.job, terms=terms, caller=caller, memory_bytes=plan.memory_bytes, deposit=deposit)
+        _, draft = self._draft(caller, ask.job, job_id, ask.payment.client if ask.payment else None)
+        needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
+        deposit, _, _ = await asyncio.gather(
+            self._deposit(caller, ask.payment, draft.terms),
+            self._balance_for(draft.terms),
+            asyncio.gather(*map(self._central.blobs.manifest, needed)),
+        )
+        event = m.Submitted(
+            job=ask.job, terms=draft.terms, caller=caller, memory_bytes=draft.memory_bytes, deposit=deposit
+        )
         stored = await self._central.events.record(
             subjects.job_event(job_id), lambda: None if job_id in self._world.jobs else event
         )
         if stored is None and (known := self._known(job_id, ask, caller)):
             return known
-        return m.SubmitReply(job_id=job_id, status=self._world.jobs[job_id].status, terms=terms)
+        return m.SubmitReply(job_id=job_id, status=self._world.jobs[job_id].status, terms=draft.terms)
+
+    async def _deposit(self, caller: str, payment: m.Payment | None, terms: m.EscrowTerms) -> m.SignedTransaction:
+        """The caller's deposit, checked; or one from the wallet that is kept for the caller. Nothing is sent yet."""
+        if payment:
+            return await self._central.settlement.accept_deposit(payment.deposit.transaction, terms)
+        return await self._central.settlement.deposit_transaction(self._custodial(caller), terms)
 
     def _known(self, job_id: str, ask: m.SubmitRequest, caller: str) -> m.SubmitReply | None:
         """The answer to a repeated submit. The same id with another job is a mistake."""

@@ -1,8 +1,10 @@
 """What a submitted job must be before central takes it. Says no with the reason; stores nothing. Pure."""
 
+import functools
 import re
 import secrets
 
+import msgspec
 from msgspec import Struct
 
 from cyxcentral import schedule
@@ -34,7 +36,16 @@ def job_id_for(name: str) -> str:
 
 
 def examine(job: m.JobRequest) -> Plan:
-    """Check the model and estimate its needs. Raises SpecError, ShapeError or GraphError."""
+    """Check the model and estimate its needs. Raises SpecError, ShapeError or GraphError.
+
+    A job is examined for its quote and again for its submit: the last plans are remembered.
+    """
+    return _examine(msgspec.msgpack.encode(job))
+
+
+@functools.lru_cache(maxsize=256)
+def _examine(encoded: bytes) -> Plan:
+    job = msgspec.msgpack.decode(encoded, type=m.JobRequest)
     graph = graph_of(job)
     batch = job.training.batch_size
     rows = job.facts.rows if job.facts else 0

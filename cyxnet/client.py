@@ -189,11 +189,16 @@ class AsyncClient:
                 f"the job costs {format_cyx(amount)} CYX, the wallet {self.purse.address} holds"
                 f" {format_cyx(balance)} CYX; {remedy}"
             )
-        uploaded = await self.upload(prepared.data_path, on_upload)
-        if uploaded != prepared.job.dataset:
-            raise DataError(f"{prepared.data_path}: it changed after it was checked; nothing was paid, submit again")
-        if prepared.payment is None:
-            prepared.payment = await self._sign_deposit(prepared.quote.terms)
+        signing = asyncio.create_task(self._paid(prepared))  # while the data is on its way; kept only if it arrived
+        try:
+            uploaded = await self.upload(prepared.data_path, on_upload)
+            if uploaded != prepared.job.dataset:
+                raise DataError(
+                    f"{prepared.data_path}: it changed after it was checked; nothing was paid, submit again"
+                )
+            prepared.payment = await signing
+        finally:
+            signing.cancel()
         request = m.SubmitRequest(job=prepared.job, job_id=prepared.job_id, payment=prepared.payment)
         return await self._ask("job.submit", request, m.SubmitReply, timeout_s=15)
 
@@ -236,6 +241,10 @@ class AsyncClient:
             )
             await self.upload(weights)
             return await self.submit(job, on_upload=on_upload)
+
+    async def _paid(self, prepared: Prepared) -> m.Payment:
+        """The payment that was signed before, or a new one: a repeated submit sends the same deposit."""
+        return prepared.payment or await self._sign_deposit(prepared.quote.terms)
 
     async def _sign_deposit(self, terms: m.EscrowTerms) -> m.Payment:
         """The deposit for these terms, built and signed here. Its blockhash comes from the network's chain."""

@@ -48,6 +48,8 @@ def read_network(folder: Path) -> NetworkFile:
         return msgspec.json.decode(path.read_bytes(), type=NetworkFile)
     except FileNotFoundError:
         raise ConfigError(f"no network in {folder}: start one with `cyx up`, or name its folder with --dir") from None
+    except NotADirectoryError:
+        raise ConfigError(f"{folder}: expected the folder of a network, got a file; name another with --dir") from None
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(
             f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"

@@ -89,4 +89,6 @@ async def main(network_file: str, data_file: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python examples/plain_nats.py NETWORK_JSON DATA_CSV")
     asyncio.run(main(*sys.argv[1:]))
