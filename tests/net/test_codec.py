@@ -52,10 +52,8 @@ def test_too_many_bytes_are_refused_before_parsing():
 def test_deep_nesting_is_refused():
     with pytest.raises(BadMessage):
         decode(m.ModelSpec, b'{"layers": ' + b"[" * 100_000, JSON)
-    deep = b'{"layers": [{"a": ' + b"[" * 900 + b"]" * 900 + b"}]}"
     with pytest.raises(BadMessage, match="too deep"):
         decode(m.ModelSpec, b'{"layers": [{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}]}", JSON)
-    assert len(deep) < 1_000_000
 
 
 def test_an_unknown_content_type_is_refused():
