@@ -2,18 +2,24 @@
 
     Submitted         Funded          Leased          Completed           Settled
   ────────────▶ funding ─────▶ queued ─────▶ leased ─────────────▶ settling ─────▶ completed
-                   │             ▲   LeaseLost │                   (pay node 90 %)
-                   │ FundFailed  └─────────────┤ attempts are used up, or the job itself is at fault
-                   ▼                           ▼
-                failed / cancelled         settling (refund) ─────▶ failed
-                                               ▲
-              CancelRequested in any of the first three ─▶ settling (refund) ─▶ cancelled
+                   │            ▲  ▲  LeaseLost │                  (pay whose steps they were)
+                   │ FundFailed │  └────────────┤ attempts are used up, or the job itself is at fault
+                   ▼            │               ▼
+           failed / cancelled   │          settling (pay checkpointed steps, refund the rest) ─────▶ failed
+                                │               ▲
+       ResumeRequested ┌────────┘               │
+                    paused ◀── PauseRequested   └── CancelRequested in any of them ─────▶ cancelled
 
-`evolve` folds events into a Job and never refuses one that is legal; `illegal` says why an event must not be
-appended. Whoever wants to append asks it first, with the state the append is conditional on.
+Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
+that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards.
+
+`RULES` says in which states an event may happen; a pair that is not there cannot happen. `illegal` asks it, and
+the guards, before anything is appended, with the state the append is conditional on. `evolve` folds events that
+happened into a Job.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -23,7 +29,9 @@ from cyxnet import messages as m
 
 BACKOFF_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)
 REFUSED = "refused"  # code of a lease that its node did not take: nothing was tried
-MAX_LEASES = 100  # refused ones included: no job goes round for ever
+PAUSED, NODE_STOPPED = "paused", "node_stopped"  # codes of runs that ended because somebody asked
+UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
+MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
 Outcome = Literal["completed", "failed", "cancelled"]
 ENDED = ("completed", "failed", "cancelled")
 
@@ -38,8 +46,15 @@ class Attempt(Struct, frozen=True, kw_only=True):
     lease_ms: int
     leased_at_ms: int
     explanation: dict[str, object]
+    resume: m.Checkpoint | None = None  # where it went on from
+    checkpoint: m.Checkpoint | None = None  # the newest it stored
     started_at_ms: int | None = None
     lost: m.LeaseLost | None = None
+
+    @property
+    def first_step(self) -> int:
+        """Steps that were behind the job when this attempt began."""
+        return self.resume.step if self.resume else 0
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -53,16 +68,18 @@ class Job(Struct, frozen=True, kw_only=True):
     submitted_at_ms: int
     changed_at_ms: int
     status: m.JobStatus = "funding"
+    funded: bool = False  # the deposit is final on the chain
     unsettled: m.SignedTransaction | None = None  # signed, not yet known to be final
     deposit_signature: str | None = None
     settle_signature: str | None = None
     attempts: tuple[Attempt, ...] = ()
     not_before_ms: int = 0  # of the next lease
     outcome: Outcome | None = None  # where settling leads to
-    pay_base_units: int = 0
     completed: m.Completed | None = None
     error: str | None = None
     cancel_requested: bool = False
+    pause_requested: bool = False
+    payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
     shares: money.Shares | None = None
     ended_at_ms: int | None = None
 
@@ -75,6 +92,109 @@ class Job(Struct, frozen=True, kw_only=True):
         """The attempt that holds the lease."""
         return self.attempts[-1] if self.status == "leased" else None
 
+    @property
+    def checkpoint(self) -> m.Checkpoint | None:
+        """The newest state that is stored: the next attempt goes on from it."""
+        for attempt in reversed(self.attempts):
+            if newest := attempt.checkpoint or attempt.resume:
+                return newest
+        return None
+
+    @property
+    def pay_base_units(self) -> int:
+        """What of the amount is paid for work; the rest goes back to the client."""
+        return sum(payee.pay_base_units for payee in self.payees)
+
+
+# -- what can happen -------------------------------------------------------------------------------------
+
+
+def _if_unfunded(job: Job, event: m.JobEvent) -> str | None:
+    return "the deposit is final already" if job.funded else None
+
+
+def _if_funded(job: Job) -> str | None:
+    return None if job.funded else "the deposit is not final yet"
+
+
+def _transaction(job: Job, event: m.TransactionSigned) -> str | None:
+    if (event.purpose == "settle") != (job.status == "settling"):
+        return f"the job is {job.status}: no {event.purpose} is signed now"
+    return _if_unfunded(job, event) if event.purpose == "deposit" else None
+
+
+def _lease(job: Job, event: m.Leased) -> str | None:
+    if job.cancel_requested:
+        return "it is cancelled already"
+    if event.resume != job.checkpoint:
+        return "not from the newest checkpoint"
+    return None if event.attempt == job.attempt + 1 else "not the next attempt"
+
+
+def _of_attempt(job: Job, event: Any) -> str | None:
+    """The fence: only the current attempt can say anything."""
+    if event.attempt != job.attempt:
+        return f"attempt {event.attempt} is over; the current one is {job.attempt}"
+    return None
+
+
+def _started(job: Job, event: m.Started) -> str | None:
+    return _of_attempt(job, event) or _if_funded(job)
+
+
+def _by_holder(job: Job, event: m.Checkpointed | m.Completed) -> str | None:
+    if why_not := _of_attempt(job, event) or _if_funded(job):
+        return why_not
+    return None if event.node_id == job.attempts[-1].node_id else "another node holds the lease"
+
+
+def _checkpointed(job: Job, event: m.Checkpointed) -> str | None:
+    if why_not := _by_holder(job, event):
+        return why_not
+    said, newest = event.checkpoint, job.checkpoint
+    if not 0 < said.step <= said.steps:
+        return f"step {said.step} of {said.steps} does not exist"
+    if newest and said.steps != newest.steps:
+        return f"the job has {newest.steps} steps, not {said.steps}"
+    if newest and said.step <= newest.step:
+        return f"a checkpoint of step {newest.step} is stored already"
+    return None
+
+
+def _cancel(job: Job, event: m.CancelRequested) -> str | None:
+    return "it is cancelled already" if job.cancel_requested else None
+
+
+def _pause(job: Job, event: m.PauseRequested) -> str | None:
+    return _if_funded(job) or ("it is being paused already" if job.pause_requested else None)
+
+
+def _resume(job: Job, event: m.ResumeRequested) -> str | None:
+    return None if job.status == "paused" or job.pause_requested else "it is not paused"
+
+
+class Rule(NamedTuple):
+    """In which states an event may happen, and what else must hold: the guard says why not, or None."""
+
+    states: tuple[m.JobStatus, ...]
+    guard: Callable[[Job, Any], str | None] = lambda job, event: None
+
+
+RULES: dict[type, Rule] = {
+    m.TransactionSigned: Rule(("funding", "leased", "settling"), _transaction),
+    m.Funded: Rule(("funding", "leased"), _if_unfunded),
+    m.FundFailed: Rule(("funding", "leased"), _if_unfunded),
+    m.Leased: Rule(("funding", "queued"), _lease),
+    m.Started: Rule(("leased",), _started),
+    m.Checkpointed: Rule(("leased",), _checkpointed),
+    m.LeaseLost: Rule(("leased",), _of_attempt),
+    m.Completed: Rule(("leased",), _by_holder),
+    m.CancelRequested: Rule(("funding", "queued", "leased", "paused"), _cancel),
+    m.PauseRequested: Rule(("queued", "leased"), _pause),
+    m.ResumeRequested: Rule(("leased", "paused"), _resume),
+    m.Settled: Rule(("settling",)),
+}
+
 
 def illegal(job: Job | None, event: m.JobEvent) -> str | None:
     """Why `event` cannot happen to `job` now; None when it can."""
@@ -82,33 +202,13 @@ def illegal(job: Job | None, event: m.JobEvent) -> str | None:
         return None if job is None else "there is a job with this id already"
     if job is None:
         return "there is no such job"
-    match event:
-        case m.CancelRequested():
-            if job.status in ENDED:
-                return f"the job is {job.status} already"
-            if job.status == "settling" or job.cancel_requested:
-                return "the job is being settled already" if job.status == "settling" else "it is cancelled already"
-            return None
-        case m.TransactionSigned():
-            expected = {"deposit": "funding", "settle": "settling"}[event.purpose]
-            return None if job.status == expected else f"the job is {job.status}, not {expected}"
-        case m.Funded() | m.FundFailed():
-            return None if job.status == "funding" else f"the job is {job.status}, not funding"
-        case m.Leased():
-            if job.status != "queued":
-                return f"the job is {job.status}, not queued"
-            return None if event.attempt == job.attempt + 1 else "not the next attempt"
-        case m.Started() | m.LeaseLost() | m.Completed():
-            if job.status != "leased":
-                return f"the job is {job.status}, not leased"
-            if event.attempt != job.attempt:
-                return f"attempt {event.attempt} is over; the current one is {job.attempt}"
-            if isinstance(event, m.Completed) and event.node_id != job.attempts[-1].node_id:
-                return "another node holds the lease"
-            return None
-        case m.Settled():
-            return None if job.status == "settling" else f"the job is {job.status}, not settling"
-    raise AssertionError(f"no rule for {type(event).__name__}")
+    rule = RULES[type(event)]
+    if job.status not in rule.states:
+        return f"the job is {job.status}, not {' or '.join(rule.states)}"
+    return rule.guard(job, event)
+
+
+# -- what it does ----------------------------------------------------------------------------------------
 
 
 def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
@@ -133,46 +233,31 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
         case m.TransactionSigned():
             return replace(job, unsettled=event.signed)
         case m.Funded():
-            funded = replace(job, status="queued", unsettled=None, deposit_signature=event.signature)
-            return _refund(funded, "cancelled", job.error or "cancelled") if job.cancel_requested else funded
+            status = "queued" if job.status == "funding" else job.status
+            job = replace(job, status=status, funded=True, unsettled=None, deposit_signature=event.signature)
+            return _settle(job, "cancelled", job.error or "cancelled") if job.cancel_requested else job
         case m.FundFailed():
             outcome: Outcome = "cancelled" if job.cancel_requested else "failed"
+            if job.current:
+                job = _ended(job, m.LeaseLost(attempt=job.attempt, code="unfunded", reason=event.reason))
             return replace(job, status=outcome, unsettled=None, error=event.reason, ended_at_ms=at_ms)
         case m.Leased():
-            attempt = Attempt(
-                number=event.attempt,
-                node_id=event.node_id,
-                session=event.session,
-                wallet=event.wallet,
-                lease_ms=event.lease_ms,
-                leased_at_ms=at_ms,
-                explanation=event.explanation,
-            )
-            return replace(job, status="leased", attempts=(*job.attempts, attempt))
+            return _leased(job, event, at_ms)
         case m.Started():
-            last = replace(job.attempts[-1], started_at_ms=at_ms)
-            return replace(job, attempts=(*job.attempts[:-1], last))
+            return _attempt(job, started_at_ms=at_ms)
+        case m.Checkpointed():
+            return _attempt(job, checkpoint=event.checkpoint)
         case m.LeaseLost():
-            last = replace(job.attempts[-1], lost=event)
-            lost = replace(job, attempts=(*job.attempts[:-1], last), error=event.reason)
-            tried = sum(attempt.lost is None or attempt.lost.code != REFUSED for attempt in lost.attempts)
-            if event.deterministic or tried >= job.job.max_attempts or job.attempt >= MAX_LEASES:
-                return _refund(lost, "failed", event.reason)
-            backoff = BACKOFF_MS[min(job.attempt - 1, len(BACKOFF_MS) - 1)]
-            return replace(lost, status="queued", not_before_ms=at_ms + backoff)
+            return _lost(job, event, at_ms)
         case m.Completed():
-            return replace(
-                job,
-                status="settling",
-                outcome="completed",
-                completed=event,
-                error=None,
-                pay_base_units=job.terms.amount_base_units,
-            )
+            return _settle(replace(job, completed=event), "completed", None)
         case m.CancelRequested():
-            if job.status == "funding":  # the deposit may still land: find out first
-                return replace(job, cancel_requested=True, error=event.reason)
-            return _refund(replace(job, cancel_requested=True), "cancelled", event.reason)
+            return _cancelled(replace(job, cancel_requested=True), event)
+        case m.PauseRequested():
+            return replace(job, pause_requested=True, status="paused" if job.status == "queued" else job.status)
+        case m.ResumeRequested():
+            job = replace(job, pause_requested=False)
+            return replace(job, status="queued", not_before_ms=at_ms) if job.status == "paused" else job
         case m.Settled():
             assert job.outcome is not None
             shares = money.Shares(event.node_base_units, event.platform_base_units, event.client_base_units)
@@ -187,13 +272,91 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
     raise AssertionError(f"no rule for {type(event).__name__}")
 
 
-def _refund(job: Job, outcome: Outcome, error: str) -> Job:
-    return replace(job, status="settling", outcome=outcome, pay_base_units=0, error=error)
+def _leased(job: Job, event: m.Leased, at_ms: int) -> Job:
+    attempt = Attempt(
+        number=event.attempt,
+        node_id=event.node_id,
+        session=event.session,
+        wallet=event.wallet,
+        lease_ms=event.lease_ms,
+        leased_at_ms=at_ms,
+        explanation=event.explanation,
+        resume=event.resume,
+    )
+    return replace(job, status="leased", attempts=(*job.attempts, attempt))
 
 
-def paid_wallet(job: Job) -> str | None:
-    """The wallet of the node that earned the payment."""
-    return job.attempts[-1].wallet if job.completed else None
+def _attempt(job: Job, **changes: Any) -> Job:
+    return replace(job, attempts=(*job.attempts[:-1], replace(job.attempts[-1], **changes)))
+
+
+def _ended(job: Job, lost: m.LeaseLost) -> Job:
+    """The attempt is over: nobody holds the lease."""
+    return replace(_attempt(job, lost=lost), status="queued" if job.funded else "funding")
+
+
+def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
+    fatal = event.deterministic and (event.sole or confirmed(job, event))
+    job = replace(_ended(job, event), error=event.reason)
+    tried = sum(attempt.lost is None or attempt.lost.code not in UNCOUNTED for attempt in job.attempts)
+    if fatal or tried >= job.job.max_attempts or job.attempt >= MAX_LEASES:
+        if job.funded:
+            return _settle(job, "failed", event.reason)
+        job = replace(job, cancel_requested=True)  # the deposit may still land: then all of it goes back
+    if job.pause_requested:
+        return replace(job, status="paused")
+    asked_for = event.code in (PAUSED, NODE_STOPPED)
+    backoff = 0 if asked_for else BACKOFF_MS[min(job.attempt - 1, len(BACKOFF_MS) - 1)]
+    return replace(job, not_before_ms=at_ms + backoff)
+
+
+def confirmed(job: Job, event: m.LeaseLost) -> bool:
+    """Whether another node failed on this job in the same way before: then it is the job's own fault."""
+    node_id = job.attempts[-1].node_id
+    return any(
+        attempt.lost is not None
+        and attempt.lost.deterministic
+        and attempt.lost.code == event.code
+        and attempt.node_id != node_id
+        for attempt in job.attempts
+    )
+
+
+def _cancelled(job: Job, event: m.CancelRequested) -> Job:
+    if job.funded:
+        return _settle(job, "cancelled", event.reason)
+    if job.current:
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code="cancelled", reason=event.reason))
+    return replace(job, error=event.reason)  # the deposit may still land: find out first
+
+
+def _settle(job: Job, outcome: Outcome, error: str | None) -> Job:
+    return replace(
+        job, status="settling", outcome=outcome, error=error, pause_requested=False, payees=_earned(job)
+    )
+
+
+def _earned(job: Job) -> tuple[m.Payee, ...]:
+    """Who is paid what: each attempt for the steps between its start and its newest checkpoint, to the base unit below.
+
+    When the job is completed, whoever completed it has made all the steps that no earlier checkpoint holds.
+    """
+    amount, newest = job.terms.amount_base_units, job.checkpoint
+    earned: dict[str, m.Payee] = {}
+    for attempt in job.attempts:
+        if attempt.checkpoint and newest:
+            steps = attempt.checkpoint.step - attempt.first_step
+            _add(earned, attempt, amount * steps // newest.steps)
+    if job.completed:
+        paid = sum(payee.pay_base_units for payee in earned.values())
+        _add(earned, job.attempts[-1], amount - paid)
+    return tuple(payee for payee in earned.values() if payee.pay_base_units)
+
+
+def _add(earned: dict[str, m.Payee], attempt: Attempt, base_units: int) -> None:
+    before = earned.get(attempt.wallet)
+    total = base_units + (before.pay_base_units if before else 0)
+    earned[attempt.wallet] = m.Payee(wallet=attempt.wallet, pay_base_units=total, attempt=attempt.number)
 
 
 def entries(job: Job, event: m.JobEvent) -> list[money.Entry]:
@@ -202,5 +365,9 @@ def entries(job: Job, event: m.JobEvent) -> list[money.Entry]:
         case m.Funded():
             return money.deposit(job.terms)
         case m.Settled():
-            return money.settlement(job.terms, paid_wallet(job), event)
+            payees = event.payees or [
+                m.Payee(wallet=payee.wallet, pay_base_units=event.node_base_units + event.platform_base_units)
+                for payee in job.payees[-1:]
+            ]
+            return money.settlement(job.terms, payees, event)
     return []

@@ -35,7 +35,7 @@ Gauge = Annotated[float, Meta(ge=0.0, le=1e18)]
 
 Device = Literal["cpu", "cuda"]
 JobStatus = Literal[
-    "funding", "queued", "leased", "settling", "completed", "failed", "cancelled"
+    "funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"
 ]  # of a job: cyxcentral/jobs.py
 
 
@@ -60,6 +60,17 @@ class Needs(Request, kw_only=True, frozen=True):
     device: Literal["cpu", "cuda", "any"] = "any"
     memory_bytes: U63 = 0
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
+    region: Annotated[str, Meta(max_length=64)] = ""  # where it should run; empty: anywhere
+
+
+class CheckpointPolicy(Request, kw_only=True, frozen=True):
+    """When a run stores its whole state (weights, optimiser, position): whichever is due first.
+
+    every_steps: training steps, 0: not by steps. every_s: seconds, 0: not by time.
+    """
+
+    every_steps: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    every_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 60.0
 
 
 class DatasetFacts(Request, kw_only=True, frozen=True):
@@ -82,6 +93,8 @@ class JobRequest(Request, kw_only=True, frozen=True):
     needs: Needs = Needs()
     amount_base_units: Amount
     max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    priority: Annotated[int, Meta(ge=0, le=9)] = 0  # a level counts like ten minutes of waiting
+    checkpoints: CheckpointPolicy = CheckpointPolicy()
 
 
 class SignedTransaction(Struct, kw_only=True, omit_defaults=True):
@@ -184,6 +197,22 @@ class CancelRequest(Request, kw_only=True, frozen=True):
     reason: Text = "cancelled by the client"
 
 
+class Checkpoint(Struct, kw_only=True, frozen=True):
+    """The state of a run after `step` of `steps` training steps, stored whole."""
+
+    step: U63
+    steps: U63
+    state: ArtifactRef
+
+
+class Payee(Struct, kw_only=True, frozen=True):
+    """One node's part of a settlement: what is paid for its steps, before the platform's share."""
+
+    wallet: str
+    pay_base_units: int
+    attempt: int = 0
+
+
 class JobView(Struct, kw_only=True, omit_defaults=True):
     """A job as a reader sees it."""
 
@@ -209,12 +238,22 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     node_base_units: int | None = None
     platform_base_units: int | None = None
     client_base_units: int | None = None
+    priority: int = 0
+    pause_requested: bool = False
+    checkpoint: Checkpoint | None = None  # the newest; a retry goes on from it
+    payees: list[Payee] = []
 
 
 class JobListRequest(Request, kw_only=True, frozen=True):
-    """Newest first. `before` is the submitted_at_ms of the last job of the page before."""
+    """Newest first. `before` is the submitted_at_ms of the last job of the page before.
+
+    name, node_id: only jobs whose name contains this text, whose last attempt was on this node. mine: only the caller's.
+    """
 
     status: JobStatus | None = None
+    name: Annotated[str, Meta(max_length=100)] | None = None
+    node_id: NodeId | None = None
+    mine: bool = False
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
     before: U63 | None = None
 
@@ -393,9 +432,13 @@ class RegisterReply(Struct, kw_only=True):
     lease_ms: int
 
 
-class RunRef(Struct, kw_only=True):
+class RunRef(Struct, kw_only=True, omit_defaults=True):
+    """A run. Heartbeats tell how far it is: phase as in cyxnode.state, step of the training so far."""
+
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
+    phase: Annotated[str, Meta(max_length=16)] = ""
+    step: U63 = 0
 
 
 class Heartbeat(Request, kw_only=True, frozen=True):
@@ -405,11 +448,16 @@ class Heartbeat(Request, kw_only=True, frozen=True):
     memory_free_bytes: U63 = 0
 
 
-class HeartbeatReply(Struct, kw_only=True):
-    """known is False when central has no such session: register again. stop lists fenced runs."""
+class HeartbeatReply(Struct, kw_only=True, omit_defaults=True):
+    """known is False when central has no such session: register again. stop lists fenced runs.
+
+    begin and pause repeat commands that a run does not show to have heard.
+    """
 
     known: bool
     stop: list[RunRef] = []
+    begin: list[RunRef] = []
+    pause: list[RunRef] = []
 
 
 class CpuMetrics(Struct, kw_only=True):
@@ -464,8 +512,22 @@ class RunStarted(Request, kw_only=True, frozen=True):
     attempt: Annotated[int, Meta(ge=1, le=1000)]
 
 
+class RunCheckpoint(Request, kw_only=True, frozen=True):
+    """The run's state is stored as an artifact. signature: Ed25519 by the node over checkpoint_bytes()."""
+
+    node_id: NodeId
+    session: SessionId
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    checkpoint: Checkpoint
+    signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+
+
 class RunFailed(Request, kw_only=True, frozen=True):
-    """The run ended without a model. deterministic: the same job fails the same way anywhere."""
+    """The run ended without a model. deterministic: the same job fails the same way anywhere.
+
+    code "paused": as asked, after its checkpoint; "node_stopped": the operator stops the node. Neither counts as a try.
+    """
 
     node_id: NodeId
     session: SessionId
@@ -515,6 +577,24 @@ class Assign(Request, kw_only=True, frozen=True, tag="assign", tag_field="do"):
     session: SessionId
     job: JobRequest
     lease_ms: U63
+    resume: Checkpoint | None = None  # where to go on from; None: from the beginning
+    funded: bool = True  # False: prepare everything, and wait for Begin before the first step
+
+
+class Begin(Request, kw_only=True, frozen=True, tag="begin", tag_field="do"):
+    """The deposit is final: a prepared run may train."""
+
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    session: SessionId
+
+
+class Pause(Request, kw_only=True, frozen=True, tag="pause", tag_field="do"):
+    """Store a checkpoint, then end the run with code "paused"."""
+
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=1, le=1000)]
+    session: SessionId
 
 
 class Stop(Request, kw_only=True, frozen=True, tag="stop", tag_field="do"):
@@ -524,7 +604,7 @@ class Stop(Request, kw_only=True, frozen=True, tag="stop", tag_field="do"):
     reason: Text = ""
 
 
-Command = Assign | Stop
+Command = Assign | Begin | Pause | Stop
 
 
 class CommandReply(Struct, kw_only=True):
@@ -579,19 +659,33 @@ class Leased(Event, kw_only=True):
     wallet: str
     lease_ms: int
     explanation: dict[str, Any] = {}
+    resume: Checkpoint | None = None  # where the attempt goes on from
 
 
 class Started(Event, kw_only=True):
     attempt: int
 
 
+class Checkpointed(Event, kw_only=True):
+    """The holder of the lease stored its state; central found the artifact whole and the signature good."""
+
+    attempt: int
+    node_id: str
+    checkpoint: Checkpoint
+    signature: str
+
+
 class LeaseLost(Event, kw_only=True):
-    """The attempt ended without a model."""
+    """The attempt ended without a model.
+
+    deterministic: the job itself seems to be at fault. sole: no other node could confirm that.
+    """
 
     attempt: int
     code: str
     reason: str
     deterministic: bool = False
+    sole: bool = False
 
 
 class Completed(Event, kw_only=True):
@@ -610,13 +704,29 @@ class CancelRequested(Event, kw_only=True):
     caller: str
 
 
+class PauseRequested(Event, kw_only=True):
+    """No step is made from here on; a run under way stores a checkpoint first."""
+
+    caller: str
+
+
+class ResumeRequested(Event, kw_only=True):
+    """A paused job waits for a node again."""
+
+    caller: str
+
+
 class Settled(Event, kw_only=True):
-    """The escrow account was emptied and closed, finally. The three parts sum to the amount."""
+    """The escrow account was emptied and closed, finally. The three parts sum to the amount.
+
+    payees: whose steps were paid; absent in old events, where node_base_units went to the last attempt's node.
+    """
 
     signature: str
     node_base_units: int
     platform_base_units: int
     client_base_units: int
+    payees: list[Payee] = []
 
 
 class NodeRegistered(Event, kw_only=True):
@@ -665,9 +775,12 @@ JobEvent = (
     | FundFailed
     | Leased
     | Started
+    | Checkpointed
     | LeaseLost
     | Completed
     | CancelRequested
+    | PauseRequested
+    | ResumeRequested
     | Settled
 )
 NodeEvent = NodeRegistered | NodeLost
@@ -716,6 +829,24 @@ def completion_bytes(done: RunCompleted) -> bytes:
             done.model.sha256,
             str(done.model.size),
             done.graph_sha256,
+        ]
+    ).encode()
+
+
+def checkpoint_bytes(said: RunCheckpoint) -> bytes:
+    """What a node signs when it stores its state: another domain than a completion, the same binding."""
+    stored = said.checkpoint
+    return "\n".join(
+        [
+            "cyx/v1/checkpoint",
+            said.node_id,
+            said.session,
+            said.job_id,
+            str(said.attempt),
+            str(stored.step),
+            str(stored.steps),
+            stored.state.sha256,
+            str(stored.state.size),
         ]
     ).encode()
 
