@@ -37,6 +37,8 @@ class Api:
             "job.list": self._list,
             "job.updates": self._updates,
             "job.cancel": self._cancel,
+            "job.pause": self._pause,
+            "job.resume": self._resume,
             "job.explain": self._explain,
             "node.list": self._nodes,
             "wallet.balance": self._balance,
@@ -109,7 +111,7 @@ class Api:
         job_id = ask.job_id or intake.job_id_for(ask.job.name)
         plan, draft = self._draft(caller, ask.job, job_id, ask.client)
         terms = draft.terms
-        shares = money.divide(terms.amount_base_units, terms.amount_base_units, terms.fee_basis_points)
+        shares = money.divide(terms.amount_base_units, [terms.amount_base_units], terms.fee_basis_points)
         return m.Quote(
             job_id=job_id,
             terms=terms,
@@ -186,7 +188,7 @@ class Api:
         if cached is not None:
             try:
                 view = msgspec.json.decode(cached, type=m.JobView)
-                if view.job_id == job.job_id and view.status == job.status and view.attempt == job.attempt:
+                if views.is_fresh(view, job):
                     return view
             except (msgspec.MsgspecError, ValueError):
                 pass  # garbage in the cache costs this recomputation
@@ -202,7 +204,7 @@ class Api:
         return await self._view(await self._find(ask.job_id))
 
     async def _list(self, caller: str, ask: m.JobListRequest) -> m.JobList:
-        matching = [job for job in self._world.jobs.values() if ask.status is None or job.status == ask.status]
+        matching = [job for job in self._world.jobs.values() if _wanted(job, ask, caller)]
         matching.sort(key=lambda job: (job.submitted_at_ms, job.job_id), reverse=True)
         page = [job for job in matching if ask.before is None or job.submitted_at_ms < ask.before]
         if len(page) > ask.limit:  # the next page begins before a millisecond, so this one ends with a whole one
@@ -216,18 +218,38 @@ class Api:
         return m.Updates(updates=found, more=more, status=self._world.jobs[job.job_id].status)
 
     async def _cancel(self, caller: str, ask: m.CancelRequest) -> m.JobView:
-        job = await self._find(ask.job_id)
+        return await self._steer(
+            caller,
+            ask.job_id,
+            m.CancelRequested(reason=ask.reason, caller=caller),
+            lambda job: job.cancel_requested and job.status not in jobs.ENDED,
+        )
+
+    async def _pause(self, caller: str, ask: m.JobRef) -> m.JobView:
+        return await self._steer(caller, ask.job_id, m.PauseRequested(caller=caller), lambda job: job.pause_requested)
+
+    async def _resume(self, caller: str, ask: m.JobRef) -> m.JobView:
+        return await self._steer(caller, ask.job_id, m.ResumeRequested(caller=caller), lambda job: jobs.waits(job))
+
+    async def _steer(
+        self,
+        caller: str,
+        prefix: str,
+        event: m.CancelRequested | m.PauseRequested | m.ResumeRequested,
+        done: Callable[[jobs.Job], bool],
+    ) -> m.JobView:
+        """What the owner of a job wants of it. `done` tells a request that is repeated because its answer was lost."""
+        job = await self._find(prefix)
         if job.caller != caller:
             raise ApiError("not_yours", f"job {job.job_id} was submitted by another caller", 403)
-        event = m.CancelRequested(reason=ask.reason, caller=caller)
 
-        def decide() -> m.CancelRequested | None:
+        def decide() -> m.JobEvent | None:
             now = self._world.jobs[job.job_id]
-            if now.cancel_requested and now.status not in jobs.ENDED:
-                return None  # asked again, because the answer was lost
-            why_not = jobs.illegal(self._world.jobs[job.job_id], event)
-            if why_not:
-                raise ApiError("too_late", f"job {job.job_id} cannot be cancelled: {why_not}", 409)
+            if done(now):
+                return None
+            if why_not := jobs.illegal(now, event):
+                what = {m.CancelRequested: "cancelled", m.PauseRequested: "paused"}.get(type(event), "resumed")
+                raise ApiError("too_late", f"job {job.job_id} cannot be {what}: {why_not}", 409)
             return event
 
         await self._central.events.record(subjects.job_event(job.job_id), decide)
@@ -276,6 +298,15 @@ class Api:
 
     async def _ledger(self, caller: str, ask: m.LedgerRequest) -> m.LedgerReply:
         return await self._central.ledger.query(ask.sql, ask.limit)
+
+
+def _wanted(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:
+    return (
+        (ask.status is None or job.status == ask.status)
+        and (ask.name is None or ask.name in job.job.name)
+        and (ask.node_id is None or bool(job.attempts) and job.attempts[-1].node_id == ask.node_id)
+        and (not ask.mine or job.caller == caller)
+    )
 
 
 def _dict(payload: bytes | None) -> dict[str, Any] | None:

@@ -65,7 +65,13 @@ class Central:
         self.events = EventLog(core, self.central_id, self.world)
         self.blobs = Blobs(core)
         self.dispatch = Dispatch(
-            self.events, edge, self.blobs, settings.weights, network.heartbeat_ms, network.lease_ms
+            self.events,
+            edge,
+            self.blobs,
+            settings.weights,
+            network.heartbeat_ms,
+            network.lease_ms,
+            network.progress_ms,
         )
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache)
         self.wallet = Wallet(self._identity.child("wallet"))
@@ -158,7 +164,7 @@ class Central:
         self.payments.reconcile(about)
         self._later(self._tell(about, stored.seq, record))
         job = self.world.jobs[about]
-        if isinstance(event, m.CancelRequested) and job.attempts and job.status == "settling":
+        if isinstance(event, m.CancelRequested | m.FundFailed) and job.attempts:
             self._later(self.dispatch.stop_run(job, event.reason))
 
     async def _tell(self, job_id: str, seq: int, record: m.Record) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from cyxcentral import jobs, nodes, schedule
+from cyxcentral import intake, jobs, nodes, schedule
 from cyxcentral.blobs import Blobs
 from cyxcentral.eventlog import EventLog
 from cyxcore.errors import CyxError
@@ -20,9 +20,13 @@ from cyxnet.bus import ApiError, Bus
 from cyxnet.identity import key_id, verify
 
 log = logging.getLogger(__name__)
+RunKey = tuple[str, int]  # job id, attempt
+NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted
 
 SAFETY_NET_S = 5.0  # decisions follow events at once; this only catches what was missed
+OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that central itself ends
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
+PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state
 COMMAND_TIMEOUT_S = 3.0
 COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
 
@@ -36,6 +40,7 @@ class Dispatch:
         weights: schedule.Weights,
         heartbeat_ms: int,
         lease_ms: int,
+        progress_ms: int,
     ):
         self._events = events
         self._world = events.world
@@ -44,11 +49,14 @@ class Dispatch:
         self._weights = weights
         self._heartbeat_ms = heartbeat_ms
         self.lease_ms = lease_ms
+        self._progress_ms = progress_ms
         self._wake = asyncio.Event()
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
         self.seen_at_ms: dict[str, int] = {}  # the same on the wall clock, for people
-        self._unnamed: dict[tuple[str, int], int] = {}  # delivered run -> heartbeats that did not name it
-        self._delivering: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._unnamed: dict[RunKey, int] = {}  # delivered run -> heartbeats that did not name it
+        self._told: dict[RunKey, set[str]] = {}  # run -> commands that its node has heard from here
+        self._telling: dict[RunKey, asyncio.Task[None]] = {}
+        self._advanced: dict[RunKey, tuple[object, float]] = {}  # run -> where it was last, and since when
         self._loop_task: asyncio.Task[None] | None = None
 
     # -- life ----------------------------------------------------------------------------------------
@@ -58,6 +66,7 @@ class Dispatch:
             "register": self._register,
             "heartbeat": self._heartbeat,
             "started": self._started,
+            "checkpoint": self._checkpoint,
             "failed": self._failed,
             "completed": self._completed,
             "goodbye": self._goodbye,
@@ -68,7 +77,7 @@ class Dispatch:
         self._loop_task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        tasks = [*self._delivering.values(), *([self._loop_task] if self._loop_task else [])]
+        tasks = [*self._telling.values(), *([self._loop_task] if self._loop_task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -82,7 +91,7 @@ class Dispatch:
             try:
                 await self._sweep()
                 await self._assign_waiting()
-                self._deliver_leases()
+                self._tell_holders()
             except CyxError as error:
                 log.warning("scheduling is held up: %s", error)
                 await asyncio.sleep(0.5)
@@ -125,7 +134,7 @@ class Dispatch:
         )
 
     async def _assign_waiting(self) -> None:
-        waiting = [job for job in map(self._world.jobs.get, self._world.active) if job and job.status == "queued"]
+        waiting = [job for job in map(self._world.jobs.get, self._world.active) if job and jobs.waits(job)]
         if not waiting:
             return
         for choice in schedule.assign(waiting, self.candidates(), self._weights, _wall_ms()):
@@ -140,6 +149,7 @@ class Dispatch:
             wallet=node.wallet,
             lease_ms=self.lease_ms,
             explanation=choice.explanation,
+            resume=job.checkpoint,
         )
         # asked again, because another central may have filled the node since it was chosen
         taken = schedule.refusal(job, self._candidate(node))
@@ -147,46 +157,76 @@ class Dispatch:
 
     # -- delivery ------------------------------------------------------------------------------------
 
-    def _deliver_leases(self) -> None:
-        """See that every lease holder knows of its lease; a node that knows it says so again."""
+    def _tell_holders(self) -> None:
+        """See that every lease holder has heard what concerns its run; a node says by itself what it knows already."""
         leased = {(job.job_id, job.attempt): job for job in self._world.leased()}
-        for over in self._unnamed.keys() - leased.keys():
-            del self._unnamed[over]
+        for memory in (self._unnamed, self._told, self._advanced):
+            for over in memory.keys() - leased.keys():
+                del memory[over]
         for key, job in leased.items():
-            if job.current and key not in self._unnamed and key not in self._delivering:
-                task = asyncio.create_task(self._deliver(job.job_id, job.current))
-                self._delivering[key] = task
-                task.add_done_callback(functools.partial(self._delivered, key))
+            if key not in self._telling and self._untold(job):
+                task = asyncio.create_task(self._tell(job.job_id, job.attempts[-1]))
+                self._telling[key] = task
+                task.add_done_callback(functools.partial(self._tell_ended, key))
 
-    def _delivered(self, key: tuple[str, int], task: "asyncio.Task[None]") -> None:
-        self._delivering.pop(key, None)
-        if not task.cancelled() and (error := task.exception()):
-            log.warning("%s/%d: not handed out: %s; will be tried again", *key, error)
+    def _untold(self, job: jobs.Job) -> list[str]:
+        """The commands that the holder of a job's lease has not heard from this central, in order."""
+        due = ["assign", *(["begin"] if job.funded else []), *(["pause"] if job.pause_requested else [])]
+        told = self._told.get((job.job_id, job.attempt), ())
+        return [command for command in due if command not in told]
 
-    async def _deliver(self, job_id: str, attempt: jobs.Attempt) -> None:
-        command = m.Assign(
-            job_id=job_id,
+    def _tell_ended(self, key: RunKey, task: "asyncio.Task[None]") -> None:
+        self._telling.pop(key, None)
+        if task.cancelled():
+            return
+        if error := task.exception():
+            log.warning("%s/%d: not told: %s; will be tried again", *key, error)
+        else:
+            self.wake()  # something more may have become due meanwhile
+
+    def _command(self, what: str, job: jobs.Job) -> m.Command:
+        attempt = job.attempts[-1]
+        match what:
+            case "begin":
+                return m.Begin(job_id=job.job_id, attempt=attempt.number, session=attempt.session)
+            case "pause":
+                return m.Pause(job_id=job.job_id, attempt=attempt.number, session=attempt.session)
+        return m.Assign(
+            job_id=job.job_id,
             attempt=attempt.number,
             session=attempt.session,
-            job=self._world.jobs[job_id].job,
+            job=job.job,
             lease_ms=attempt.lease_ms,
+            resume=attempt.resume,
+            funded=job.funded,
         )
-        tries = 0
-        while self._world.jobs[job_id].current == attempt:
+
+    async def _tell(self, job_id: str, attempt: jobs.Attempt) -> None:
+        """Say everything that is due to the holder of a lease, until it has heard it or lost the lease."""
+        key, tries = (job_id, attempt.number), 0
+        while (job := self._world.jobs[job_id]).current and job.attempt == attempt.number:
+            due = self._untold(job)
+            if not due:
+                return
+            command = self._command(due[0], job)
             try:
                 reply = await self._edge.ask(
                     subjects.command(attempt.node_id), command, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S
                 )
             except CyxError as error:
-                log.info("cannot hand %s to %s: %s", job_id, attempt.node_id, error)
+                log.info("cannot tell %s about %s: %s", attempt.node_id, job_id, error)
                 await asyncio.sleep(COMMAND_DELAYS_S[min(tries, len(COMMAND_DELAYS_S) - 1)])
                 tries += 1
                 continue
-            if reply.accepted:
-                self._unnamed.setdefault((job_id, attempt.number), 0)
-            else:
+            if isinstance(command, m.Assign) and not reply.accepted:
                 await self._lose(job_id, attempt.number, jobs.REFUSED, f"the node refused it: {reply.reason}")
-            return
+                return
+            told = self._told.setdefault(key, set())
+            told.add(due[0])
+            if isinstance(command, m.Assign):
+                self._unnamed.setdefault(key, 0)
+                if command.funded:
+                    told.add("begin")
 
     # -- loss ----------------------------------------------------------------------------------------
 
@@ -200,8 +240,35 @@ class Dispatch:
             await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms")
         for job in self._world.leased():
             attempt = job.current
-            if attempt and not self.session_is_current(attempt.node_id, attempt.session):
+            if attempt is None:
+                continue
+            if not self.session_is_current(attempt.node_id, attempt.session):
                 await self._lose(job.job_id, attempt.number, "node_lost", "the node that held the lease is gone")
+            elif why := self._stuck(job, now):
+                await self._lose(job.job_id, attempt.number, *why)
+                await self.stop_run(self._world.jobs[job.job_id], why[1])
+
+    def advanced(self, job_id: str, attempt: int, where: object) -> None:
+        """A run was seen at `where`; standing at the same place is no progress. Telemetry and reports call it."""
+        key = (job_id, attempt)
+        if key not in self._advanced or self._advanced[key][0] != where:
+            self._advanced[key] = (where, _monotonic_ms())
+
+    def _stuck(self, job: jobs.Job, now_ms: float) -> tuple[str, str] | None:
+        """(code, reason) when a run must lose its lease although its node is alive."""
+        key = (job.job_id, job.attempt)
+        if not job.funded:
+            self._advanced.pop(key, None)  # it waits for the chain, not the other way round
+            return None
+        if job.pause_requested:
+            self.advanced(*key, "pausing")
+            if now_ms - self._advanced[key][1] > PAUSE_GRACE_MS:
+                return jobs.PAUSED, f"the node did not store its state within {PAUSE_GRACE_MS} ms"
+            return None
+        _, since_ms = self._advanced.setdefault(key, (None, now_ms))
+        if now_ms - since_ms > self._progress_ms:
+            return "no_progress", f"the node is alive, but the run made no progress for {self._progress_ms} ms"
+        return None
 
     async def _lose_node(self, node_id: str, session: str, reason: str) -> None:
         def decide() -> m.NodeLost | None:
@@ -211,8 +278,8 @@ class Dispatch:
 
         await self._events.record(subjects.node_event(node_id), decide)
 
-    async def _lose(self, job_id: str, attempt: int, code: str, reason: str, deterministic: bool = False) -> None:
-        event = m.LeaseLost(attempt=attempt, code=code, reason=reason, deterministic=deterministic)
+    async def _lose(self, job_id: str, attempt: int, code: str, reason: str) -> None:
+        event = m.LeaseLost(attempt=attempt, code=code, reason=reason)
         await self._events.record(
             subjects.job_event(job_id),
             lambda: None if jobs.illegal(self._world.jobs[job_id], event) else event,
@@ -274,6 +341,17 @@ class Dispatch:
         self._hear(said.node_id)
         named = {(run.job_id, run.attempt) for run in said.runs}
         stop = unheld()
+        begin, pause = [], []
+        for run in said.runs:
+            if run in stop:
+                continue
+            job = self._world.jobs[run.job_id]
+            if job.pause_requested:
+                pause.append(run)
+            elif job.funded and run.phase == "ready":
+                begin.append(run)
+            if run.phase and not job.pause_requested:
+                self.advanced(run.job_id, run.attempt, (run.phase, run.step))
         for job in self._world.runs_of(said.node_id):
             key = (job.job_id, job.attempt)
             if key in named:
@@ -282,7 +360,7 @@ class Dispatch:
                 self._unnamed[key] += 1
                 if self._unnamed[key] >= MISSING_HEARTBEATS:
                     await self._lose(*key, "run_missing", "the node no longer names the run")
-        return m.HeartbeatReply(known=True, stop=stop)
+        return m.HeartbeatReply(known=True, stop=stop, begin=begin, pause=pause)
 
     def holds(self, node_id: str, session: str, job_id: str, attempt: int) -> bool:
         """Whether this session of the node holds the lease of this attempt: the fence."""
@@ -299,18 +377,58 @@ class Dispatch:
         event = m.Started(attempt=said.attempt)
         return await self._report(said, event, lambda job: job.attempts[said.attempt - 1].started_at_ms is not None)
 
+    async def _checkpoint(self, said: m.RunCheckpoint) -> m.ReportReply:
+        stored = said.checkpoint
+        if self.holds(said.node_id, said.session, said.job_id, said.attempt):
+            self._check_signature(said, m.checkpoint_bytes(said))
+            await self._check_stored(stored.state)
+            possible = intake.possible_steps(self._world.jobs[said.job_id].job)
+            if possible is not None and stored.steps not in possible:
+                raise ApiError(
+                    "bad_checkpoint",
+                    f"the job has {possible.start} to {possible.stop - 1} steps, not {stored.steps}",
+                    409,
+                )
+            self.advanced(said.job_id, said.attempt, ("stored", stored.step))
+        event = m.Checkpointed(attempt=said.attempt, node_id=said.node_id, checkpoint=stored, signature=said.signature)
+
+        def known(job: jobs.Job) -> bool:
+            newest = job.attempts[said.attempt - 1].checkpoint
+            return newest is not None and newest.step >= stored.step
+
+        return await self._report(said, event, known)
+
     async def _failed(self, said: m.RunFailed) -> m.ReportReply:
-        code = "failed" if said.code == jobs.REFUSED else said.code  # it took the lease; that counts
-        lost = m.LeaseLost(attempt=said.attempt, code=code, reason=said.message, deterministic=said.deterministic)
+        code = "failed" if said.code in OUR_CODES else said.code  # it took the lease; that counts
+        lost = m.LeaseLost(
+            attempt=said.attempt,
+            code=code,
+            reason=said.message,
+            deterministic=said.deterministic,
+            sole=said.deterministic and self._is_sole(said),
+        )
         return await self._report(said, lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
+
+    def _is_sole(self, said: m.RunFailed) -> bool:
+        """Whether no other node that is here could confirm what this one found wrong with its job."""
+        job = self._world.jobs.get(said.job_id)
+        others = [node for node in self._world.nodes.values() if node.online and node.node_id != said.node_id]
+        return job is not None and not any(schedule.ever_fits(job, node) for node in others)
+
+    def _check_signature(self, said: m.RunCheckpoint | m.RunCompleted, signed: bytes) -> None:
+        if not verify(self._world.nodes[said.node_id].public_key, signed, said.signature):
+            raise ApiError("bad_signature", "the report is not signed by the node's key", 403)
+
+    async def _check_stored(self, ref: m.ArtifactRef) -> None:
+        """No pay for what is not there. Raises ApiError unless the artifact is stored whole."""
+        stored = await self._blobs.manifest(ref.sha256)
+        if stored.size != ref.size:
+            raise ApiError("bad_artifact", f"{ref.sha256[:12]}… has {stored.size} bytes, not {ref.size}", 409)
 
     async def _completed(self, said: m.RunCompleted) -> m.ReportReply:
         if self.holds(said.node_id, said.session, said.job_id, said.attempt):
-            if not verify(self._world.nodes[said.node_id].public_key, m.completion_bytes(said), said.signature):
-                raise ApiError("bad_signature", "the completion is not signed by the node's key", 403)
-            stored = await self._blobs.manifest(said.model.sha256)  # no model, no pay
-            if stored.size != said.model.size:
-                raise ApiError("bad_model", f"the model has {stored.size} bytes, not {said.model.size}", 409)
+            self._check_signature(said, m.completion_bytes(said))
+            await self._check_stored(said.model)
         event = m.Completed(
             attempt=said.attempt,
             node_id=said.node_id,
@@ -323,8 +441,8 @@ class Dispatch:
 
     async def _report(
         self,
-        said: m.RunStarted | m.RunFailed | m.RunCompleted,
-        event: m.Started | m.LeaseLost | m.Completed,
+        said: NodeReport,
+        event: m.Started | m.Checkpointed | m.LeaseLost | m.Completed,
         known: Callable[[jobs.Job], bool],
     ) -> m.ReportReply:
         """Record what the holder of a lease reports. `known` tells a report that is recorded already.
@@ -339,23 +457,26 @@ class Dispatch:
             return fenced
         self._hear(said.node_id)
 
-        def decide() -> m.Started | m.LeaseLost | m.Completed | None:
+        def decide() -> m.Started | m.Checkpointed | m.LeaseLost | m.Completed | None:
             """Runs again after a conflict: each time decides the reply too."""
             nonlocal reply
-            if known(self._world.jobs[said.job_id]):
+            now = self._world.jobs[said.job_id]
+            if known(now):
                 reply = m.ReportReply(accepted=True, reason="known already")
-            elif self.holds(said.node_id, said.session, said.job_id, said.attempt):
+            elif not self.holds(said.node_id, said.session, said.job_id, said.attempt):
+                reply = fenced
+            elif why_not := jobs.illegal(now, event):
+                raise ApiError("illegal", why_not, 409)
+            else:
                 reply = m.ReportReply(accepted=True)
                 return event
-            else:
-                reply = fenced
             return None
 
         await self._events.record(subjects.job_event(said.job_id), decide)
         return reply
 
     @staticmethod
-    def _had(job: jobs.Job, said: m.RunStarted | m.RunFailed | m.RunCompleted) -> bool:
+    def _had(job: jobs.Job, said: NodeReport) -> bool:
         """Whether this session of the node was ever given this attempt."""
         given = job.attempts[said.attempt - 1] if said.attempt <= job.attempt else None
         return given is not None and (given.node_id, given.session) == (said.node_id, said.session)

@@ -1,6 +1,7 @@
 """What a submitted job must be before central takes it. Says no with the reason; stores nothing. Pure."""
 
 import functools
+import math
 import re
 import secrets
 
@@ -63,6 +64,19 @@ def _examine(encoded: bytes) -> Plan:
         flops_per_epoch=3 * graph.flops(1) * rows,  # backward costs about twice the forward pass
         parameters=graph.parameter_count,
     )
+
+
+def possible_steps(job: m.JobRequest) -> range | None:
+    """How many training steps the job can have; None when its submitter did not say how many rows there are.
+
+    At most the wanted share of the rows is held out, and less where classes are too small to give theirs.
+    """
+    if job.facts is None:
+        return None
+    rows, share, batch = job.facts.rows, job.data.validation, job.training.batch_size
+    held = min(max(1, round(rows * share)), rows - 1) if share else 0
+    fewest, most = (job.training.epochs * math.ceil(kept / batch) for kept in (rows - held, rows))
+    return range(fewest, most + 1)
 
 
 def graph_of(job: m.JobRequest) -> Graph:

@@ -30,8 +30,10 @@ from cyxnet import messages as m
 BACKOFF_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)
 REFUSED = "refused"  # code of a lease that its node did not take: nothing was tried
 PAUSED, NODE_STOPPED = "paused", "node_stopped"  # codes of runs that ended because somebody asked
+UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
+MAX_PAYEES = 4  # as many recipients fit into one settlement transaction
 Outcome = Literal["completed", "failed", "cancelled"]
 ENDED = ("completed", "failed", "cancelled")
 
@@ -124,8 +126,8 @@ def _transaction(job: Job, event: m.TransactionSigned) -> str | None:
 
 
 def _lease(job: Job, event: m.Leased) -> str | None:
-    if job.cancel_requested:
-        return "it is cancelled already"
+    if job.outcome:
+        return f"it waits for the chain to be {job.outcome}"
     if event.resume != job.checkpoint:
         return "not from the newest checkpoint"
     return None if event.attempt == job.attempt + 1 else "not the next attempt"
@@ -211,6 +213,11 @@ def illegal(job: Job | None, event: m.JobEvent) -> str | None:
 # -- what it does ----------------------------------------------------------------------------------------
 
 
+def waits(job: Job) -> bool:
+    """Whether the job may be given to a node (once its back-off is over)."""
+    return job.status == "queued" and job.outcome is None
+
+
 def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
     """The job after `event`. Events are facts: the caller made sure with `illegal` before it appended."""
     if isinstance(event, m.Submitted):
@@ -235,12 +242,12 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
         case m.Funded():
             status = "queued" if job.status == "funding" else job.status
             job = replace(job, status=status, funded=True, unsettled=None, deposit_signature=event.signature)
-            return _settle(job, "cancelled", job.error or "cancelled") if job.cancel_requested else job
+            return _settle(job, job.outcome, job.error) if job.outcome else job
         case m.FundFailed():
-            outcome: Outcome = "cancelled" if job.cancel_requested else "failed"
             if job.current:
-                job = _ended(job, m.LeaseLost(attempt=job.attempt, code="unfunded", reason=event.reason))
-            return replace(job, status=outcome, unsettled=None, error=event.reason, ended_at_ms=at_ms)
+                job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=event.reason))
+            outcome = job.outcome or "failed"
+            return replace(job, status=outcome, outcome=outcome, unsettled=None, error=event.reason, ended_at_ms=at_ms)
         case m.Leased():
             return _leased(job, event, at_ms)
         case m.Started():
@@ -302,7 +309,7 @@ def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
     if fatal or tried >= job.job.max_attempts or job.attempt >= MAX_LEASES:
         if job.funded:
             return _settle(job, "failed", event.reason)
-        job = replace(job, cancel_requested=True)  # the deposit may still land: then all of it goes back
+        return replace(job, outcome="failed")  # the deposit may still land: then all of it goes back
     if job.pause_requested:
         return replace(job, status="paused")
     asked_for = event.code in (PAUSED, NODE_STOPPED)
@@ -326,37 +333,37 @@ def _cancelled(job: Job, event: m.CancelRequested) -> Job:
     if job.funded:
         return _settle(job, "cancelled", event.reason)
     if job.current:
-        job = _ended(job, m.LeaseLost(attempt=job.attempt, code="cancelled", reason=event.reason))
-    return replace(job, error=event.reason)  # the deposit may still land: find out first
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=CANCELLED, reason=event.reason))
+    return replace(job, outcome="cancelled", error=event.reason)  # the deposit may still land: find out first
 
 
 def _settle(job: Job, outcome: Outcome, error: str | None) -> Job:
-    return replace(
-        job, status="settling", outcome=outcome, error=error, pause_requested=False, payees=_earned(job)
-    )
+    return replace(job, status="settling", outcome=outcome, error=error, pause_requested=False, payees=_earned(job))
 
 
 def _earned(job: Job) -> tuple[m.Payee, ...]:
-    """Who is paid what: each attempt for the steps between its start and its newest checkpoint, to the base unit below.
+    """Who is paid what: each wallet for the steps between its attempts' starts and their newest checkpoints.
 
-    When the job is completed, whoever completed it has made all the steps that no earlier checkpoint holds.
+    Rounded down to base units; what remains goes back to the client. When the job is completed, whoever completed it
+    made all the steps that no paid checkpoint holds, and nothing remains.
     """
     amount, newest = job.terms.amount_base_units, job.checkpoint
-    earned: dict[str, m.Payee] = {}
-    for attempt in job.attempts:
+    pay: dict[str, int] = {}
+    for attempt in job.attempts if newest else ():
         if attempt.checkpoint and newest:
             steps = attempt.checkpoint.step - attempt.first_step
-            _add(earned, attempt, amount * steps // newest.steps)
-    if job.completed:
-        paid = sum(payee.pay_base_units for payee in earned.values())
-        _add(earned, job.attempts[-1], amount - paid)
-    return tuple(payee for payee in earned.values() if payee.pay_base_units)
-
-
-def _add(earned: dict[str, m.Payee], attempt: Attempt, base_units: int) -> None:
-    before = earned.get(attempt.wallet)
-    total = base_units + (before.pay_base_units if before else 0)
-    earned[attempt.wallet] = m.Payee(wallet=attempt.wallet, pay_base_units=total, attempt=attempt.number)
+            pay[attempt.wallet] = pay.get(attempt.wallet, 0) + amount * steps // newest.steps
+    last = {attempt.wallet: attempt.number for attempt in job.attempts}  # of each wallet
+    winner = job.attempts[-1].wallet if job.completed else None
+    most = sorted((wallet for wallet in pay if wallet != winner), key=lambda wallet: (-pay[wallet], wallet))
+    paid = {wallet: pay[wallet] for wallet in most[: MAX_PAYEES - 1 if winner else MAX_PAYEES]}
+    if winner:
+        paid[winner] = amount - sum(paid.values())
+    return tuple(
+        m.Payee(wallet=wallet, pay_base_units=base_units, attempt=last[wallet])
+        for wallet, base_units in paid.items()
+        if base_units
+    )
 
 
 def entries(job: Job, event: m.JobEvent) -> list[money.Entry]:

@@ -3,6 +3,8 @@
 Accounts:  supply (minted so far, negative) · wallet:<address> · escrow:<job_id>
 """
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from cyxnet import messages as m
@@ -24,12 +26,13 @@ class Shares(Struct, frozen=True):
     client_base_units: int
 
 
-def divide(amount_base_units: int, pay_base_units: int, fee_basis_points: int) -> Shares:
-    """Split an escrow when `pay` of `amount` was earned. The fee is rounded down, in the node's favour."""
-    if not 0 <= pay_base_units <= amount_base_units:
-        raise ValueError(f"expected a payment in [0, {amount_base_units}], got {pay_base_units}")
-    node, platform = split(pay_base_units, fee_basis_points)
-    return Shares(node, platform, amount_base_units - pay_base_units)
+def divide(amount_base_units: int, pays_base_units: Sequence[int], fee_basis_points: int) -> Shares:
+    """Split an escrow of which each node earned its pay. Each one's fee is rounded down, in the node's favour."""
+    paid = sum(pays_base_units)
+    if min(pays_base_units, default=0) < 0 or paid > amount_base_units:
+        raise ValueError(f"expected payments in [0, {amount_base_units}], got {list(pays_base_units)}")
+    fees = sum(split(pay, fee_basis_points)[1] for pay in pays_base_units)
+    return Shares(paid - fees, fees, amount_base_units - paid)
 
 
 def deposit(terms: m.EscrowTerms) -> list[Entry]:
@@ -40,10 +43,10 @@ def deposit(terms: m.EscrowTerms) -> list[Entry]:
     ]
 
 
-def settlement(terms: m.EscrowTerms, node_wallet: str | None, settled: m.Settled) -> list[Entry]:
-    """The escrow of the job is emptied: to the node, to the platform, back to the client."""
+def settlement(terms: m.EscrowTerms, payees: Sequence[m.Payee], settled: m.Settled) -> list[Entry]:
+    """The escrow of the job is emptied: to the nodes, to the platform, back to the client."""
     parts = [
-        (f"wallet:{node_wallet}", settled.node_base_units),
+        *((f"wallet:{p.wallet}", split(p.pay_base_units, terms.fee_basis_points)[0]) for p in payees),
         (f"wallet:{terms.platform}", settled.platform_base_units),
         (f"wallet:{terms.client}", settled.client_base_units),
     ]

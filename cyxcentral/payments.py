@@ -57,7 +57,7 @@ class Payments:
     def reconcile(self, job_id: str) -> None:
         """Make sure somebody works on this job's money, if it waits for the chain."""
         job = self._events.world.jobs[job_id]
-        if job.status == "funding":
+        if not job.funded and job.status not in jobs.ENDED:
             self._work(f"fund {job_id}", functools.partial(self._fund, job_id))
         elif job.status == "settling":
             self._work(f"settle {job_id}", functools.partial(self._settle, job_id))
@@ -101,7 +101,7 @@ class Payments:
 
     async def _fund(self, job_id: str) -> None:
         job = self._events.world.jobs[job_id]
-        if job.status != "funding" or job.unsettled is None:
+        if job.funded or job.status in jobs.ENDED or job.unsettled is None:
             return
         outcome = await self._land(job.unsettled)
         if outcome.kind == Outcome.FINAL:
@@ -120,7 +120,8 @@ class Payments:
                 signed = await self._sign_settlement(job)
             outcome = await self._land(signed)
             if outcome.kind == Outcome.FINAL:
-                shares = money.divide(job.terms.amount_base_units, job.pay_base_units, job.terms.fee_basis_points)
+                pays = [payee.pay_base_units for payee in job.payees]
+                shares = money.divide(job.terms.amount_base_units, pays, job.terms.fee_basis_points)
                 await self._say(
                     job_id,
                     m.Settled(
@@ -128,6 +129,7 @@ class Payments:
                         node_base_units=shares.node_base_units,
                         platform_base_units=shares.platform_base_units,
                         client_base_units=shares.client_base_units,
+                        payees=list(job.payees),
                     ),
                 )
                 return
@@ -138,9 +140,7 @@ class Payments:
 
     async def _sign_settlement(self, job: jobs.Job) -> m.SignedTransaction:
         """Sign, and put the bytes into the log before anybody can send them."""
-        signed = await self._settlement.settle_transaction(
-            self._wallet, job.terms, jobs.paid_wallet(job), job.pay_base_units
-        )
+        signed = await self._settlement.settle_transaction(self._wallet, job.terms, job.payees)
         event = m.TransactionSigned(purpose="settle", signed=signed, pay_base_units=job.pay_base_units)
         replaced = job.unsettled
 

@@ -14,6 +14,7 @@ from cyxcentral.cache import Cache
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.ledger import Ledger, telemetry_kind
 from cyxcore.errors import CyxError
+from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import Bus, Stored
@@ -88,6 +89,8 @@ class Telemetry:
             return
         self._ledger.add_telemetry(subjects.TELEMETRY, stored.seq, record)
         what = record.batch or record.epoch or record.hardware
+        if isinstance(what, BatchMetrics | EpochMetrics):
+            self._dispatch.advanced(record.job_id, record.attempt, ("training", what.step))
         data = msgspec.to_builtins(what) | {"attempt": record.attempt}
         if record.hardware:
             await self._cache.set(keys.node_info(record.node_id), msgspec.json.encode(data), keys.NODE_INFO_TTL_S)

@@ -34,6 +34,21 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         node_base_units=shares.node_base_units if shares else None,
         platform_base_units=shares.platform_base_units if shares else None,
         client_base_units=shares.client_base_units if shares else None,
+        priority=job.job.priority,
+        pause_requested=job.pause_requested,
+        checkpoint=job.checkpoint,
+        payees=list(job.payees) if shares else [],
+    )
+
+
+def is_fresh(view: m.JobView, job: jobs.Job) -> bool:
+    """Whether a view that was kept still tells the state of the job."""
+    return (view.job_id, view.status, view.attempt, view.pause_requested, view.checkpoint) == (
+        job.job_id,
+        job.status,
+        job.attempt,
+        job.pause_requested,
+        job.checkpoint,
     )
 
 
@@ -92,6 +107,8 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
     match job.status:
         case "funding":
             return "the deposit to be final on the chain"
+        case "paused":
+            return "its owner to resume it: cyx resume " + job.job_id
         case "queued" if job.not_before_ms > now_ms:
             return f"{job.not_before_ms - now_ms} ms of back-off after attempt {job.attempt} was lost"
         case "queued" if not candidates:
@@ -99,6 +116,10 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
         case "queued":
             why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
             return "a free node (" + "; ".join(why) + ")"
+        case "leased" if not job.funded:
+            return f"the deposit to be final on the chain; node {job.attempts[-1].node_id} prepares the job meanwhile"
+        case "leased" if job.pause_requested:
+            return f"node {job.attempts[-1].node_id} to store its state and stop"
         case "leased":
             return f"node {job.attempts[-1].node_id} to deliver attempt {job.attempt}"
         case "settling":

@@ -30,6 +30,7 @@ class NetworkFile(Struct, kw_only=True):
     mint: str = ""  # the token of a public chain; on a local one central makes it
     heartbeat_ms: int = 10_000
     lease_ms: int = 40_000
+    progress_ms: int = 600_000  # a run that stands still for so long loses its lease, alive or not
     redis_url: str = ""  # empty: the in-memory cache
     faucet: bool = True
     custodial_wallets: bool = True

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
 from cyxcore.errors import CyxError, MissingExtra
-from cyxnet.messages import EscrowTerms, SignedTransaction
+from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.wallet import Wallet
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ def check_deposit(transaction: bytes, terms: EscrowTerms) -> str:
 
 
 def build_settle(
-    central: Wallet, terms: EscrowTerms, *, node_owner: str | None, pay_base_units: int,
+    central: Wallet, terms: EscrowTerms, *, payees: Sequence[Payee],
     balance_base_units: int, blockhash: str, last_valid_block_height: int,
     moved_accounts: frozenset[str] = frozenset(),
 ) -> SignedTransaction:  # fmt: skip
@@ -324,7 +325,7 @@ def build_settle(
     an account that still holds dust cannot be closed. moved_accounts: recipient accounts whose owner gave
     them away; they are paid as they are, where re-creating them would fail and block everybody's payment.
     """
-    check_pay(terms, node_owner, pay_base_units)
+    pay_base_units = check_pay(terms, payees)
     if central.address != terms.authority:
         raise SettlementError("bad_terms", f"settle: expected the wallet {terms.authority}, got {central.address}")
     if balance_base_units < terms.amount_base_units:
@@ -335,15 +336,15 @@ def build_settle(
         )
     lib = solders()
     authority, client, mint, escrow = map(public_key, (terms.authority, terms.client, terms.mint, terms.escrow))
-    node_share, fee = split(pay_base_units, terms.fee_basis_points)
+    parts = [split(payee.pay_base_units, terms.fee_basis_points) for payee in payees]
     shares = [
-        (node_owner, node_share),
-        (terms.platform, fee),
+        *((payee.wallet, node_share) for payee, (node_share, _) in zip(payees, parts, strict=True)),
+        (terms.platform, sum(fee for _, fee in parts)),
         (terms.client, balance_base_units - pay_base_units),
     ]
     instructions = []
     for owner, amount in shares:
-        if owner is None or amount == 0:
+        if amount == 0:
             continue
         account = lib.associated(public_key(owner), mint)
         if str(account) not in moved_accounts:
@@ -386,15 +387,19 @@ def build_faucet(
     )
 
 
-def check_pay(terms: EscrowTerms, node_owner: str | None, pay_base_units: int) -> None:
+def check_pay(terms: EscrowTerms, payees: Sequence[Payee]) -> int:
+    """What the payees get together, before the fee. Raises SettlementError bad_terms."""
     check_terms(terms)
-    if not 0 <= pay_base_units <= terms.amount_base_units:
+    pay_base_units = sum(payee.pay_base_units for payee in payees)
+    if min((payee.pay_base_units for payee in payees), default=1) < 1 or pay_base_units > terms.amount_base_units:
         raise SettlementError(
             "bad_terms",
-            f"settle: expected a pay of 0 to {terms.amount_base_units} base units, got {pay_base_units}",
+            f"settle: expected payments of 1 to {terms.amount_base_units} base units together, got "
+            f"{[payee.pay_base_units for payee in payees]}",
         )
-    if pay_base_units and node_owner is None:
-        raise SettlementError("bad_terms", f"settle: expected a node to pay {pay_base_units} base units to, got none")
+    if len({payee.wallet for payee in payees}) != len(payees):
+        raise SettlementError("bad_terms", "settle: expected each wallet once among those who are paid")
+    return pay_base_units
 
 
 def check_escrow(terms: EscrowTerms, account: Account | None, state: Any) -> EscrowState:

@@ -247,7 +247,8 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
 class JobListRequest(Request, kw_only=True, frozen=True):
     """Newest first. `before` is the submitted_at_ms of the last job of the page before.
 
-    name, node_id: only jobs whose name contains this text, whose last attempt was on this node. mine: only the caller's.
+    name, node_id: only jobs whose name contains this text, whose last attempt was on this node.
+    mine: only the caller's own.
     """
 
     status: JobStatus | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ from cyxnet.escrow import (
     split,
     token_account,
 )
-from cyxnet.messages import EscrowTerms, SignedTransaction
+from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.wallet import Wallet, WalletError, sign, verify
 
 if TYPE_CHECKING:
@@ -227,15 +228,15 @@ class Settlement:
         )
 
     async def settle_transaction(
-        self, central: Wallet, terms: EscrowTerms, node_owner: str | None, pay_base_units: int
+        self, central: Wallet, terms: EscrowTerms, payees: Sequence[Payee]
     ) -> SignedTransaction:
-        """Pay the node and the platform, return the rest, close the escrow: one transaction, all or nothing.
+        """Pay the nodes and the platform, return the rest, close the escrow: one transaction, all or nothing.
 
-        pay_base_units: 0 (a refund; node_owner may be None) to the amount. Raises SettlementError
-        bad_terms, escrow_missing, escrow_mismatch.
+        payees: each node's pay before the platform's share, together at most the amount; none is a refund.
+        Raises SettlementError bad_terms, escrow_missing, escrow_mismatch.
         """
-        check_pay(terms, node_owner, pay_base_units)
-        owners = [terms.client, terms.platform, *([node_owner] if node_owner else [])]
+        check_pay(terms, payees)
+        owners = [terms.client, terms.platform, *(payee.wallet for payee in payees)]
         recipients = {associated_address(owner, terms.mint): owner for owner in owners}
         (escrow, *accounts), (blockhash, last_valid) = await asyncio.gather(
             self._accounts([terms.escrow, *recipients]), self.latest_blockhash()
@@ -249,8 +250,7 @@ class Settlement:
         return build_settle(
             central,
             terms,
-            node_owner=node_owner,
-            pay_base_units=pay_base_units,
+            payees=payees,
             balance_base_units=state.balance_base_units,
             blockhash=blockhash,
             last_valid_block_height=last_valid,

@@ -57,17 +57,31 @@ def submitted(job_id="job-1", **changes):
 
 FUNDED = m.Funded(signature=SIGNATURE)
 FUND_FAILED = m.FundFailed(reason="expired")
+PAUSED = m.PauseRequested(caller="alice")
+RESUMED = m.ResumeRequested(caller="alice")
 CANCELLED = m.CancelRequested(reason="changed my mind", caller="alice")
 STARTED = m.Started(attempt=1)
 SIGNED_SETTLE = m.TransactionSigned(purpose="settle", signed=signed(b"settle"), pay_base_units=AMOUNT)
 
 
-def leased(attempt=1, node_id="node-a"):
-    return m.Leased(attempt=attempt, node_id=node_id, session="0" * 32, wallet=NODE_WALLET, lease_ms=40_000)
+def payee(base_units=AMOUNT, wallet=NODE_WALLET, attempt=1):
+    return m.Payee(wallet=wallet, pay_base_units=base_units, attempt=attempt)
 
 
-def lost(attempt=1, deterministic=False):
-    return m.LeaseLost(attempt=attempt, code="died", reason="it died", deterministic=deterministic)
+def leased(attempt=1, node_id="node-a", wallet=NODE_WALLET, resume=None):
+    return m.Leased(attempt=attempt, node_id=node_id, session="0" * 32, wallet=wallet, lease_ms=40_000, resume=resume)
+
+
+def checkpoint(step=50, steps=100):
+    return m.Checkpoint(step=step, steps=steps, state=m.ArtifactRef(sha256="f" * 64, size=77))
+
+
+def checkpointed(attempt=1, step=50, node_id="node-a", steps=100):
+    return m.Checkpointed(attempt=attempt, node_id=node_id, checkpoint=checkpoint(step, steps), signature="d" * 128)
+
+
+def lost(attempt=1, deterministic=False, code="died", sole=False):
+    return m.LeaseLost(attempt=attempt, code=code, reason="it died", deterministic=deterministic, sole=sole)
 
 
 def completed(attempt=1, node_id="node-a"):

@@ -10,6 +10,7 @@ from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.world import World
+from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.artifacts import describe
@@ -22,6 +23,7 @@ KEY = Identity(b"k" * 32)
 NODE = f"node-a-{KEY.short_id}"
 SESSION, NEXT_SESSION = "0" * 32, "1" * 32
 LEASE_MS = 60_000
+PROGRESS_MS = 600_000
 
 
 class SmallCentral:
@@ -37,7 +39,7 @@ class SmallCentral:
         self.blobs = Blobs(self.core)
         await self.blobs.open()
         await self.log.open(0)
-        self.dispatch = Dispatch(self.log, self.edge, self.blobs, schedule.Weights(), 10_000, LEASE_MS)
+        self.dispatch = Dispatch(self.log, self.edge, self.blobs, schedule.Weights(), 10_000, LEASE_MS, PROGRESS_MS)
         if scheduling:
             self.log.applied.append(lambda stored, record: self.dispatch.wake())
             await self.dispatch.start()
@@ -134,9 +136,10 @@ def completed(model, attempt=1):
 
 
 def heartbeat(*runs, session=SESSION):
-    return m.Heartbeat(
-        node_id=NODE, session=session, runs=[m.RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in runs]
-    )
+    """runs: (job id, attempt) and, if wanted, phase and step."""
+    names = ("job_id", "attempt", "phase", "step")
+    named = [m.RunRef(**dict(zip(names, run, strict=False))) for run in runs]
+    return m.Heartbeat(node_id=NODE, session=session, runs=named)
 
 
 async def stored_model(blobs, tmp_path):
@@ -293,6 +296,8 @@ async def test_a_node_that_is_merely_busy_costs_the_job_no_attempt(scheduling, n
     asked, taken = [], asyncio.Event()
 
     async def answer(subject, command):
+        if not isinstance(command, m.Assign):
+            return m.CommandReply(accepted=True)
         asked.append(command.attempt)
         if len(asked) < 5:
             return m.CommandReply(accepted=False, reason="no free slot: 1 of 1 runs are busy")
@@ -326,7 +331,8 @@ async def test_a_run_that_heartbeats_no_longer_name_goes_to_the_next_attempt(sch
     attempts, again = [], asyncio.Event()
 
     async def answer(subject, command):
-        attempts.append(command.attempt)
+        if isinstance(command, m.Assign):
+            attempts.append(command.attempt)
         if command.attempt == 2:
             again.set()
         return m.CommandReply(accepted=True)
@@ -404,3 +410,136 @@ async def test_an_event_that_does_not_arrive_is_an_error_that_callers_retry(cent
     # a bare TimeoutError ended whoever waited: a payment was left alone until the next restart
     with pytest.raises(BusError, match="did not arrive within"):
         await central.log._reached(99, timeout_s=0.01)
+
+
+# -- what the holder of a lease has to hear -------------------------------------------------------------
+
+
+async def commands_of(node):
+    """What the node is told from now on, in order."""
+    heard = asyncio.Queue()
+
+    async def answer(subject, command):
+        heard.put_nowait(command)
+        return m.CommandReply(accepted=True)
+
+    await node.answer(subjects.command(NODE), m.Command, answer)
+    return lambda: asyncio.wait_for(heard.get(), 10)
+
+
+async def test_a_run_that_missed_its_begin_hears_it_with_its_next_heartbeat(central):
+    await central.dispatch._register(register())
+    await central.job("job-1", leased(), f.FUNDED)
+    reply = await central.dispatch._heartbeat(heartbeat(("job-1", 1, "ready")))
+    assert [run.job_id for run in reply.begin] == ["job-1"]
+    assert not (await central.dispatch._heartbeat(heartbeat(("job-1", 1, "training")))).begin
+
+
+async def test_a_pause_reaches_the_run_and_is_repeated_with_heartbeats(scheduling, node):
+    told = await commands_of(node)
+    await scheduling.dispatch._register(register())
+    await scheduling.job("job-1", f.FUNDED)
+    while not isinstance(await told(), m.Assign):
+        pass
+    await scheduling.until(lambda: scheduling.world.jobs["job-1"].status == "leased")
+    await scheduling.say(subjects.job_event("job-1"), f.PAUSED)
+    while not isinstance(await told(), m.Pause):
+        pass
+    reply = await scheduling.dispatch._heartbeat(heartbeat(("job-1", 1, "training")))
+    assert [run.job_id for run in reply.pause] == ["job-1"]
+
+
+async def test_a_run_that_does_not_stop_when_paused_loses_its_lease(central, monkeypatch):
+    monkeypatch.setattr("cyxcentral.dispatch.PAUSE_GRACE_MS", -1)
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased(), f.PAUSED)
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].status == "paused"
+    assert central.world.jobs["job-1"].attempts[-1].lost.code == "paused"
+
+
+async def test_a_run_that_stands_still_loses_its_lease_although_its_node_is_alive(central):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    central.dispatch._progress_ms = 1e9
+    await central.dispatch._heartbeat(heartbeat(("job-1", 1, "training", 5)))
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].status == "leased"
+    central.dispatch._progress_ms = -1
+    await central.dispatch._heartbeat(heartbeat(("job-1", 1, "training", 5)))
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].attempts[-1].lost.code == "no_progress"
+
+
+async def test_waiting_for_the_chain_is_not_standing_still(central):
+    central.dispatch._progress_ms = -1
+    await central.dispatch._register(register())
+    await central.job("job-1", leased())
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].status == "leased"
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------
+
+
+def stored_state(state, step=50, steps=100, attempt=1, signed_step=None):
+    said = m.RunCheckpoint(
+        node_id=NODE,
+        session=SESSION,
+        job_id="job-1",
+        attempt=attempt,
+        checkpoint=m.Checkpoint(step=signed_step or step, steps=steps, state=state),
+        signature="0" * 128,
+    )
+    signature = KEY.sign(m.checkpoint_bytes(said))
+    return replace(said, checkpoint=replace(said.checkpoint, step=step), signature=signature)
+
+
+async def test_a_checkpoint_is_recorded_once_and_the_next_attempt_goes_on_from_it(central, tmp_path):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    said = stored_state(await stored_model(central.blobs, tmp_path))
+    assert (await central.dispatch._checkpoint(said)).accepted
+    assert (await central.dispatch._checkpoint(said)).accepted
+    assert (await kinds_of(central)).count("Checkpointed") == 1
+    await central.dispatch._failed(failed())
+    choice = schedule.Assignment(job_id="job-1", node_id=NODE, explanation={})
+    assert central.dispatch._lease(choice).resume == said.checkpoint
+
+
+async def test_a_checkpoint_that_is_not_stored_not_signed_or_not_possible_is_refused(central, tmp_path):
+    await central.dispatch._register(register())
+    facts = m.DatasetFacts(rows=100, input_shape=[4], classes=3)
+    await central.job("job-1", f.FUNDED, leased(), facts=facts)  # 10 epochs of 3 or 4 batches
+    state = await stored_model(central.blobs, tmp_path)
+    nowhere = m.ArtifactRef(sha256="9" * 64, size=5)
+    for said in (
+        stored_state(nowhere, 5, 30),
+        stored_state(replace(state, size=state.size + 1), 5, 30),
+        stored_state(state, 5, 30, signed_step=4),
+        stored_state(state, 5, 100),
+        stored_state(state, 31, 30),
+        stored_state(state, 0, 30),
+    ):
+        with pytest.raises(CyxError):
+            await central.dispatch._checkpoint(said)
+    assert "Checkpointed" not in await kinds_of(central)
+
+
+async def test_a_checkpoint_of_an_attempt_that_is_over_is_fenced(central, tmp_path):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    await central.dispatch._failed(failed())
+    reply = await central.dispatch._checkpoint(stored_state(await stored_model(central.blobs, tmp_path)))
+    assert reply.fenced
+
+
+async def test_a_fault_of_the_job_is_believed_at_once_only_where_nobody_else_could_confirm_it(central):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    await central.dispatch._failed(replace(failed(), deterministic=True))
+    assert central.world.jobs["job-1"].outcome == "failed"
+    await central.say(subjects.node_event("node-b"), f.registered("node-b"))
+    await central.job("job-2", f.FUNDED, leased())
+    await central.dispatch._failed(replace(failed(), job_id="job-2", deterministic=True))
+    assert central.world.jobs["job-2"].status == "queued"

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cyxcentral import jobs
+from cyxcentral import jobs, money
 from cyxnet import messages as m
 from tests.central import facts as f
 
@@ -13,8 +13,11 @@ STATES = {
     "none": None,
     "funding": f.job_after(),
     "funding, cancel wanted": f.job_after(f.CANCELLED),
+    "leased, not funded": f.job_after(f.leased()),
     "queued": f.job_after(f.FUNDED),
     "leased": f.job_after(f.FUNDED, f.leased()),
+    "leased, pause wanted": f.job_after(f.FUNDED, f.leased(), f.PAUSED),
+    "paused": f.job_after(f.FUNDED, f.PAUSED),
     "settling": f.job_after(f.FUNDED, f.leased(), f.completed()),
     "completed": f.job_after(f.FUNDED, f.leased(), f.completed(), f.SIGNED_SETTLE, f.settled()),
     "failed": f.job_after(f.FUND_FAILED),
@@ -29,17 +32,24 @@ EVENTS = {
     "FundFailed": f.FUND_FAILED,
     "Leased": f.leased(),
     "Started": f.STARTED,
+    "Checkpointed": f.checkpointed(),
     "LeaseLost": f.lost(),
     "Completed": f.completed(),
     "CancelRequested": f.CANCELLED,
+    "PauseRequested": f.PAUSED,
+    "ResumeRequested": f.RESUMED,
     "Settled": f.settled(),
 }
+HELD = {"Started", "Checkpointed", "LeaseLost", "Completed", "CancelRequested"}
 LEGAL = {
     "none": {"Submitted"},
-    "funding": {"SignedDeposit", "Funded", "FundFailed", "CancelRequested"},
+    "funding": {"SignedDeposit", "Funded", "FundFailed", "Leased", "CancelRequested"},
     "funding, cancel wanted": {"SignedDeposit", "Funded", "FundFailed"},
-    "queued": {"Leased", "CancelRequested"},
-    "leased": {"Started", "LeaseLost", "Completed", "CancelRequested"},
+    "leased, not funded": {"SignedDeposit", "Funded", "FundFailed", "LeaseLost", "CancelRequested"},
+    "queued": {"Leased", "CancelRequested", "PauseRequested"},
+    "leased": HELD | {"PauseRequested"},
+    "leased, pause wanted": HELD | {"ResumeRequested"},
+    "paused": {"CancelRequested", "ResumeRequested"},
     "settling": {"SignedSettle", "Settled"},
     "completed": set(),
     "failed": set(),
@@ -56,7 +66,7 @@ def test_each_event_is_legal_in_exactly_the_states_of_the_table(state, event):
 def test_a_job_that_goes_well_pays_its_whole_amount():
     job = f.job_after(f.FUNDED, f.leased(), f.STARTED, f.completed())
     assert (job.status, job.outcome, job.pay_base_units) == ("settling", "completed", f.AMOUNT)
-    assert jobs.paid_wallet(job) == f.NODE_WALLET
+    assert job.payees == (f.payee(),)
 
 
 def test_a_lost_lease_goes_back_to_the_queue_with_a_growing_back_off():
@@ -72,12 +82,111 @@ def test_the_last_attempt_lost_is_a_refund():
         events += [f.leased(attempt), f.lost(attempt)]
     job = f.job_after(*events)
     assert (job.status, job.outcome, job.pay_base_units, job.error) == ("settling", "failed", 0, "it died")
-    assert jobs.paid_wallet(job) is None
+    assert job.payees == ()
 
 
-def test_a_fault_of_the_job_itself_is_not_tried_again():
-    job = f.job_after(f.FUNDED, f.leased(), f.lost(deterministic=True))
+def test_a_fault_that_two_nodes_find_is_the_jobs_own_and_not_tried_again():
+    first = f.job_after(f.FUNDED, f.leased(), f.lost(deterministic=True))
+    assert (first.status, first.outcome) == ("queued", None)
+    events = [f.FUNDED, f.leased(), f.lost(deterministic=True), f.leased(2, "node-b")]
+    job = f.job_after(*events, f.lost(2, deterministic=True))
     assert (job.status, job.outcome) == ("settling", "failed")
+    assert f.job_after(*events, f.lost(2, deterministic=True, code="another")).status == "queued"
+
+
+def test_one_node_cannot_confirm_itself():
+    events = [f.FUNDED, f.leased(), f.lost(deterministic=True), f.leased(2), f.lost(2, deterministic=True)]
+    assert f.job_after(*events).status == "queued"
+
+
+def test_where_no_other_node_could_confirm_a_fault_one_is_believed():
+    job = f.job_after(f.FUNDED, f.leased(), f.lost(deterministic=True, sole=True))
+    assert (job.status, job.outcome) == ("settling", "failed")
+
+
+def test_a_job_leased_before_its_deposit_is_final_goes_on_when_it_is():
+    job = f.job_after(f.leased(), f.FUNDED)
+    assert (job.status, job.funded) == ("leased", True)
+    assert f.job_after(f.leased(), f.lost()).status == "funding"
+    assert f.job_after(f.leased(), f.lost(), f.FUNDED).status == "queued"
+
+
+def test_a_deposit_that_fails_ends_the_lease_too():
+    job = f.job_after(f.leased(), f.FUND_FAILED)
+    assert (job.status, job.current, job.attempts[-1].lost.code) == ("failed", None, "unfunded")
+
+
+def test_a_job_that_failed_before_its_deposit_landed_is_refunded_when_it_lands():
+    job = f.job_after(f.leased(), f.lost(deterministic=True, sole=True))
+    assert job.status == "funding"
+    assert jobs.illegal(job, f.leased(2))
+    refunded = jobs.evolve(job, f.FUNDED, 9_000)
+    assert (refunded.status, refunded.outcome, refunded.pay_base_units) == ("settling", "failed", 0)
+
+
+def test_the_next_attempt_goes_on_from_the_newest_checkpoint():
+    job = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=30), f.checkpointed(step=50), f.lost())
+    assert job.checkpoint == f.checkpoint(50)
+    assert "newest" in jobs.illegal(job, f.leased(2))
+    resumed = jobs.evolve(job, f.leased(2, "node-b", resume=f.checkpoint(50)), 9_000)
+    assert resumed.checkpoint == f.checkpoint(50)
+    assert "stored already" in jobs.illegal(resumed, f.checkpointed(2, 50, "node-b"))
+    assert jobs.illegal(resumed, f.checkpointed(2, 60, "node-b")) is None
+    assert "100 steps" in jobs.illegal(resumed, f.checkpointed(2, 60, "node-b", steps=200))
+
+
+def test_a_job_that_fails_pays_for_the_steps_that_are_stored():
+    events = [f.FUNDED, f.leased(), f.checkpointed(step=40), f.lost()]
+    events += [f.leased(2, "node-b", "B" * 43, f.checkpoint(40)), f.checkpointed(2, 70, "node-b"), f.lost(2)]
+    job = f.job_after(*events, f.leased(3, "node-c", "D" * 43, f.checkpoint(70)), f.lost(3))
+    assert (job.status, job.outcome) == ("settling", "failed")
+    assert job.payees == (
+        f.payee(f.AMOUNT * 40 // 100),
+        f.payee(f.AMOUNT * 30 // 100, "B" * 43, 2),
+    )
+
+
+def test_a_job_that_is_completed_on_another_node_pays_both_for_their_steps():
+    events = [f.FUNDED, f.leased(), f.checkpointed(step=33), f.lost()]
+    job = f.job_after(*events, f.leased(2, "node-b", "B" * 43, f.checkpoint(33)), f.completed(2, "node-b"))
+    first = f.AMOUNT * 33 // 100
+    assert job.payees == (f.payee(first), f.payee(f.AMOUNT - first, "B" * 43, 2))
+
+
+def test_a_settlement_pays_no_more_wallets_than_fit_into_one_transaction():
+    wallets = [letter * 43 for letter in "BDEFGHJ"]
+    events, step = [f.FUNDED], 0
+    for number, wallet in enumerate(wallets, 1):
+        resume = f.checkpoint(step) if step else None
+        events += [f.leased(number, f"node-{number}", wallet, resume)]
+        step += number
+        events += [f.checkpointed(number, step, f"node-{number}"), f.lost(number, code="node_stopped")]
+    job = f.job_after(*events, f.CANCELLED)
+    assert [payee.wallet for payee in job.payees] == wallets[:2:-1]
+    done = f.job_after(*events, f.leased(8, "node-8", "K" * 43, f.checkpoint(step)), f.completed(8, "node-8"))
+    assert [payee.wallet for payee in done.payees] == [*wallets[:3:-1], "K" * 43]
+    assert done.pay_base_units == f.AMOUNT
+
+
+def test_a_pause_stores_a_checkpoint_and_does_not_count_as_a_try():
+    events = [f.FUNDED, f.leased(), f.PAUSED, f.checkpointed(), f.lost(code="paused")]
+    paused = f.job_after(*events)
+    assert (paused.status, paused.checkpoint) == ("paused", f.checkpoint())
+    again = f.job_after(*events, f.RESUMED)
+    assert (again.status, again.not_before_ms) == ("queued", 6_000)
+    for attempt in (2, 3):
+        events += [f.RESUMED, f.leased(attempt, resume=f.checkpoint()), f.PAUSED, f.lost(attempt, code="paused")]
+    assert f.job_after(*events).status == "paused"
+
+
+def test_a_pause_taken_back_before_the_run_stopped_lets_the_job_wait_for_a_node_at_once():
+    job = f.job_after(f.FUNDED, f.leased(), f.PAUSED, f.RESUMED, f.lost(code="paused"))
+    assert (job.status, job.not_before_ms) == ("queued", 5_000)
+
+
+def test_a_paused_job_can_be_cancelled():
+    job = f.job_after(f.FUNDED, f.PAUSED, f.CANCELLED)
+    assert (job.status, job.outcome) == ("settling", "cancelled")
 
 
 def test_a_cancel_while_the_deposit_is_under_way_waits_for_the_chain():
@@ -101,12 +210,19 @@ def test_whatever_is_tried_money_leaves_the_escrow_once_and_the_end_is_the_end(n
     attempts = 0
     for name in names:
         event = EVENTS[name]
-        if name in ("Leased", "LeaseLost", "Started", "Completed"):
+        if name in ("Leased", "LeaseLost", "Started", "Completed", "Checkpointed"):
             number = job.attempt + (name == "Leased")
             event = replace(event, attempt=number)
+        if name == "Leased":
+            event = replace(event, resume=job.checkpoint)
+        if name == "Checkpointed":
+            event = replace(event, checkpoint=f.checkpoint(7 + (job.checkpoint.step if job.checkpoint else 0)))
         if name == "Settled":
-            shares = f.settled() if job.pay_base_units else f.settled(0, 0, f.AMOUNT)
-            event = shares
+            shares = money.divide(f.AMOUNT, [payee.pay_base_units for payee in job.payees], 1000)
+            event = replace(
+                f.settled(shares.node_base_units, shares.platform_base_units, shares.client_base_units),
+                payees=list(job.payees),
+            )
         if jobs.illegal(job, event):
             continue
         ended = job.status in jobs.ENDED

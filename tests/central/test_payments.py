@@ -113,7 +113,7 @@ async def test_a_deposit_that_landed_before_the_crash_funds_the_job(lab):
 
 async def test_a_settlement_that_landed_before_the_crash_is_not_signed_again(lab):
     terms = await lab.delivered()
-    signed = await lab.chain.settle_transaction(CENTRAL, terms, NODE.address, f.AMOUNT)
+    signed = await lab.chain.settle_transaction(CENTRAL, terms, [f.payee(f.AMOUNT, NODE.address)])
     await lab.say(m.TransactionSigned(purpose="settle", signed=signed, pay_base_units=f.AMOUNT))
     await lab.chain.finish(signed)
     lab.payments().resume()

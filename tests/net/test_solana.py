@@ -23,10 +23,11 @@ from solders.transaction import VersionedTransaction
 from spl.token import instructions as spl
 from spl.token import models
 
+from cyxcentral.jobs import MAX_PAYEES
 from cyxcentral.localchain import Fault, FaultPlan, Server
 from cyxcentral.localvm import Chain
 from cyxnet import escrow
-from cyxnet.messages import EscrowTerms, SignedTransaction
+from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.solana import (
     Settlement,
     SettlementError,
@@ -318,14 +319,22 @@ def test_an_escrow_that_holds_too_little_is_not_settled() -> None:
 
 def test_a_settlement_with_every_recipient_missing_fits_a_packet() -> None:
     terms = offline_terms(STRANGER, job_id="j" * 64)
-    assert len(settle_offline(terms=terms, pay_base_units=UNIT).transaction) <= 1232
+    assert len(settle_offline(terms=terms, payees=paid(NODE, UNIT)).transaction) <= 1232
+
+
+def test_a_settlement_with_as_many_nodes_as_a_job_can_pay_fits_a_packet() -> None:
+    payees = [Payee(wallet=Wallet.create().address, pay_base_units=UNIT) for _ in range(MAX_PAYEES)]
+    assert len(settle_offline(terms=offline_terms(STRANGER, job_id="j" * 64), payees=payees).transaction) <= 1232
+
+
+def paid(node: Wallet, pay_base_units: int) -> list[Payee]:
+    return [Payee(wallet=node.address, pay_base_units=pay_base_units)] if pay_base_units else []
 
 
 def settle_offline(**changes: Any) -> SignedTransaction:
     values: dict[str, Any] = {
         "terms": offline_terms(),
-        "node_owner": NODE.address,
-        "pay_base_units": 100 * UNIT,
+        "payees": paid(NODE, 100 * UNIT),
         "balance_base_units": 100 * UNIT,
         "blockhash": BLOCKHASH,
         "last_valid_block_height": 1,
@@ -372,7 +381,7 @@ class World:
         return terms
 
     async def settled(self, terms: EscrowTerms, pay_base_units: int) -> SignedTransaction:
-        signed = await self.settlement.settle_transaction(CENTRAL, terms, self.node.address, pay_base_units)
+        signed = await self.settlement.settle_transaction(CENTRAL, terms, paid(self.node, pay_base_units))
         assert (await self.settlement.finish(signed, finalized=False)).err is None
         return signed
 
@@ -408,7 +417,7 @@ async def test_a_part_pay_returns_the_rest_to_the_client(world: World) -> None:
 
 async def test_a_refund_returns_everything_and_needs_no_node(world: World) -> None:
     terms = await world.deposited(world.terms())
-    signed = await world.settlement.settle_transaction(CENTRAL, terms, None, 0)
+    signed = await world.settlement.settle_transaction(CENTRAL, terms, [])
     assert (await world.settlement.finish(signed)).err is None
     assert await world.balances() == [1_000 * UNIT, 0, 0]
 
@@ -466,21 +475,21 @@ async def test_a_second_deposit_signed_all_the_same_is_refused_by_the_chain(worl
 
 async def test_a_settled_job_cannot_be_settled_again(world: World) -> None:
     terms = await world.deposited(world.terms())
-    first = await world.settlement.settle_transaction(CENTRAL, terms, world.node.address, 100 * UNIT)
-    second = await world.settlement.settle_transaction(CENTRAL, terms, world.node.address, 50 * UNIT)
+    first = await world.settlement.settle_transaction(CENTRAL, terms, paid(world.node, 100 * UNIT))
+    second = await world.settlement.settle_transaction(CENTRAL, terms, paid(world.node, 50 * UNIT))
     await world.settlement.finish(first, finalized=False)
     await world.settlement.send(second.transaction, preflight=False)
     status = await world.settlement.status(second.signature, second.last_valid_block_height)
     assert status.err is not None
     with pytest.raises(SettlementError) as refused:
-        await world.settlement.settle_transaction(CENTRAL, terms, world.node.address, 100 * UNIT)
+        await world.settlement.settle_transaction(CENTRAL, terms, paid(world.node, 100 * UNIT))
     assert refused.value.code == "escrow_missing"
     assert await world.balances() == [900 * UNIT, 90 * UNIT, 10 * UNIT]
 
 
 async def test_the_same_bytes_sent_five_times_pay_once(world: World) -> None:
     terms = await world.deposited(world.terms())
-    signed = await world.settlement.settle_transaction(CENTRAL, terms, world.node.address, 100 * UNIT)
+    signed = await world.settlement.settle_transaction(CENTRAL, terms, paid(world.node, 100 * UNIT))
     signatures = {await world.settlement.send(signed.transaction) for _ in range(5)}
     assert signatures == {signed.signature}
     assert await world.balances() == [900 * UNIT, 90 * UNIT, 10 * UNIT]
@@ -526,7 +535,7 @@ async def test_dust_in_the_escrow_goes_to_the_client(world: World) -> None:
 
 async def test_dust_after_signing_fails_that_settlement_whole_and_the_next_one_pays(world: World) -> None:
     terms = await world.deposited(world.terms())
-    early = await world.settlement.settle_transaction(CENTRAL, terms, world.node.address, 100 * UNIT)
+    early = await world.settlement.settle_transaction(CENTRAL, terms, paid(world.node, 100 * UNIT))
     await dust(world, terms)
     await world.settlement.send(early.transaction, preflight=False)
     status = await world.settlement.status(early.signature, early.last_valid_block_height)
