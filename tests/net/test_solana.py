@@ -307,8 +307,8 @@ def test_only_the_client_named_in_the_terms_can_build_the_deposit() -> None:
 
 @pytest.mark.parametrize("pay", [-1, 100 * UNIT + 1])
 def test_a_pay_outside_the_amount_is_refused(pay: int) -> None:
-    with pytest.raises(SettlementError, match="expected a pay of 0 to"):
-        settle_offline(pay_base_units=pay)
+    with pytest.raises(SettlementError, match="expected payments of 1 to"):
+        settle_offline(payees=paid(NODE, pay))
 
 
 def test_an_escrow_that_holds_too_little_is_not_settled() -> None:
@@ -325,6 +325,11 @@ def test_a_settlement_with_every_recipient_missing_fits_a_packet() -> None:
 def test_a_settlement_with_as_many_nodes_as_a_job_can_pay_fits_a_packet() -> None:
     payees = [Payee(wallet=Wallet.create().address, pay_base_units=UNIT) for _ in range(MAX_PAYEES)]
     assert len(settle_offline(terms=offline_terms(STRANGER, job_id="j" * 64), payees=payees).transaction) <= 1232
+
+
+def test_a_wallet_is_paid_once_in_a_settlement() -> None:
+    with pytest.raises(SettlementError, match="each wallet once"):
+        settle_offline(payees=[*paid(NODE, UNIT), *paid(NODE, UNIT)])
 
 
 def paid(node: Wallet, pay_base_units: int) -> list[Payee]:
