@@ -1,7 +1,6 @@
 """What callers may ask of central: one handler per verb of cyxnet.subjects."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ class Api:
     def __init__(self, central: "Central"):
         self._central = central
         self._world = central.world
+        self._machine = central.events.machine
         self._network = central.settings.network
 
     def handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
@@ -108,7 +108,7 @@ class Api:
         return balance
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
-        job_id = ask.job_id or intake.job_id_for(ask.job.name)
+        job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
         plan, draft = self._draft(caller, ask.job, job_id, ask.client)
         terms = draft.terms
         shares = money.divide(terms.amount_base_units, [terms.amount_base_units], terms.fee_basis_points)
@@ -125,7 +125,7 @@ class Api:
         )
 
     async def _submit(self, caller: str, ask: m.SubmitRequest) -> m.SubmitReply:
-        job_id = ask.job_id or intake.job_id_for(ask.job.name)
+        job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
         if known := self._known(job_id, ask, caller):
             return known
         _, draft = self._draft(caller, ask.job, job_id, ask.payment.client if ask.payment else None)
@@ -258,7 +258,7 @@ class Api:
     async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:
         job = await self._find(ask.job_id)
         candidates = list(self._central.dispatch.candidates().values())
-        return views.explanation(job, candidates, time.time_ns() // 1_000_000)
+        return views.explanation(job, candidates, self._machine.wall_ms())
 
     # -- nodes, money, ledger ------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ at any time. What a node was last heard saying is the only memory; losing it cos
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import Callable
 
 from cyxcentral import intake, jobs, nodes, schedule
@@ -44,6 +43,7 @@ class Dispatch:
     ):
         self._events = events
         self._world = events.world
+        self._machine = events.machine
         self._edge = edge
         self._blobs = blobs
         self._weights = weights
@@ -107,7 +107,7 @@ class Dispatch:
 
     def _until_next_ms(self) -> float:
         """When something can become due without any event: a back-off or a lease."""
-        now = _wall_ms()
+        now = self._machine.wall_ms()
         soonest = min(SAFETY_NET_S * 1000, self.lease_ms / 8)
         for job_id in self._world.active:
             job = self._world.jobs[job_id]
@@ -137,7 +137,7 @@ class Dispatch:
         waiting = [job for job in map(self._world.jobs.get, self._world.active) if job and jobs.waits(job)]
         if not waiting:
             return
-        for choice in schedule.assign(waiting, self.candidates(), self._weights, _wall_ms()):
+        for choice in schedule.assign(waiting, self.candidates(), self._weights, self._machine.wall_ms()):
             await self._events.record(subjects.job_event(choice.job_id), functools.partial(self._lease, choice))
 
     def _lease(self, choice: schedule.Assignment) -> m.Leased | None:
@@ -232,7 +232,7 @@ class Dispatch:
 
     async def _sweep(self) -> None:
         """Nodes not heard of for a whole lease are lost, and with them their leases."""
-        now = _monotonic_ms()
+        now = self._machine.monotonic_ms()
         for node_id in self._world.nodes:  # a full fresh lease for everyone who was not heard yet
             self._heard_ms.setdefault(node_id, now)
         for node_id in nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now):
@@ -309,8 +309,8 @@ class Dispatch:
         return checked
 
     def _hear(self, node_id: str) -> None:
-        self._heard_ms[node_id] = _monotonic_ms()
-        self.seen_at_ms[node_id] = _wall_ms()
+        self._heard_ms[node_id] = self._machine.monotonic_ms()
+        self.seen_at_ms[node_id] = self._machine.wall_ms()
 
     def session_is_current(self, node_id: str, session: str) -> bool:
         node = self._world.nodes.get(node_id)
@@ -485,11 +485,3 @@ class Dispatch:
         await self._lose_node(said.node_id, said.session, said.reason)
         await self._sweep()
         return m.ReportReply(accepted=True)
-
-
-def _monotonic_ms() -> float:
-    return time.monotonic() * 1000
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
@@ -36,10 +35,11 @@ class EventLog:
     in: deciding on would be deciding on a state that never was, so this central has to end.
     """
 
-    def __init__(self, core: Bus, central_id: str, world: World):
+    def __init__(self, core: Bus, central_id: str, world: World, machine: Machine = MACHINE):
         self._core = core
         self._central_id = central_id
         self.world = world
+        self.machine = machine
         self.applied: list[Callable[[Stored, Record], None]] = []
         self._progress = asyncio.Event()
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -124,8 +124,8 @@ class EventLog:
             if event is None:
                 return None
             record = Record(
-                command_id=uuid.uuid4().hex,
-                at_ms=time.time_ns() // 1_000_000,
+                command_id=self.machine.token_hex(16),
+                at_ms=self.machine.wall_ms(),
                 by=self._central_id,
                 event=event,
             )

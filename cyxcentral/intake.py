@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-import secrets
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
@@ -30,10 +30,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     parameters: int
 
 
-def job_id_for(name: str) -> str:
+def job_id_for(name: str, token_hex: Callable[[int], str]) -> str:
     """A readable id that nobody else has: slug of the name and ten random hex digits."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "job"
-    return f"{slug}-{secrets.token_hex(5)}"
+    return f"{slug}-{token_hex(5)}"
 
 
 def examine(job: m.JobRequest) -> Plan:

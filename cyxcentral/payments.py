@@ -7,7 +7,6 @@ import asyncio
 import functools
 import itertools
 import logging
-import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -164,7 +163,7 @@ class Payments:
 
     async def mint_to(self, address: str, amount_base_units: int) -> str:
         """Pay test money and return the signature once it is final."""
-        mint_id = secrets.token_hex(8)
+        mint_id = self._events.machine.token_hex(8)
         signed = await self._settlement.faucet_transaction(self._wallet, self.mint, address, amount_base_units)
         event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
         await self._events.record(subjects.mint_event(mint_id), lambda: event)

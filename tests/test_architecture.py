@@ -41,6 +41,7 @@ cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train cyxnet.cli cyxnet.__main__
 cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.train cyxnode.home cyxnode.cache
 cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
 
+cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views
 cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
