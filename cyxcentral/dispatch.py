@@ -252,7 +252,7 @@ class Dispatch:
         """A run was seen at `where`; standing at the same place is no progress. Telemetry and reports call it."""
         key = (job_id, attempt)
         if key not in self._advanced or self._advanced[key][0] != where:
-            self._advanced[key] = (where, _monotonic_ms())
+            self._advanced[key] = (where, self._machine.monotonic_ms())
 
     def _stuck(self, job: jobs.Job, now_ms: float) -> tuple[str, str] | None:
         """(code, reason) when a run must lose its lease although its node is alive."""
