@@ -102,14 +102,20 @@ class Client:
     def job(self, job_id: str) -> m.JobView:
         return self._run(self._client.job(job_id))
 
-    def jobs(self, status: m.JobStatus | None = None, limit: int = 50) -> m.JobList:
-        return self._run(self._client.jobs(status, limit))
+    def jobs(self, status: m.JobStatus | None = None, limit: int = 50, **filters: Any) -> m.JobList:
+        return self._run(self._client.jobs(status, limit, **filters))
 
     def explain(self, job_id: str) -> m.ExplainReply:
         return self._run(self._client.explain(job_id))
 
     def cancel(self, job_id: str, reason: str = "cancelled by the client") -> m.JobView:
         return self._run(self._client.cancel(job_id, reason))
+
+    def pause(self, job_id: str) -> m.JobView:
+        return self._run(self._client.pause(job_id))
+
+    def resume(self, job_id: str) -> m.JobView:
+        return self._run(self._client.resume(job_id))
 
     def watch(self, job_id: str) -> Iterator[m.Update]:
         """Every update of a job, from its first event to its end."""
@@ -165,6 +171,12 @@ class Job:
 
     def cancel(self, reason: str = "cancelled by the client") -> m.JobView:
         return self.client.cancel(self.id, reason)
+
+    def pause(self) -> m.JobView:
+        return self.client.pause(self.id)
+
+    def resume(self) -> m.JobView:
+        return self.client.resume(self.id)
 
     def model(self) -> Any:
         """Wait for the end and open the delivered model (cyxcore.load_model). Raises NoModel when there is none."""

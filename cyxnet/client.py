@@ -163,7 +163,9 @@ class AsyncClient:
         """
         return await self.place(await self.prepare(job, data_path), on_upload)
 
-    async def prepare(self, job: "LoadedJob | m.JobRequest", data_path: Path | None = None) -> Prepared:
+    async def prepare(
+        self, job: "LoadedJob | m.JobRequest", data_path: Path | None = None, job_id: str | None = None
+    ) -> Prepared:
         """Ask for terms and check them. Raises TermsMismatch or ApiError. Nothing is stored or paid."""
         if isinstance(job, m.JobRequest):
             if data_path is None:
@@ -173,7 +175,7 @@ class AsyncClient:
             data_path = job.data_path
             found = await asyncio.to_thread(artifacts.describe, data_path)
             request = job.request(m.ArtifactRef(sha256=found.sha256, size=found.size))
-        job_id = new_job_id(request.name)
+        job_id = job_id or new_job_id(request.name)
         info = self._info = self._info or await self.info()
         quote = await self.quote(request, job_id)
         check_terms(quote.terms, request, job_id, self.purse.address, info)
@@ -262,14 +264,23 @@ class AsyncClient:
         """One job, by its id or a prefix that only one job has."""
         return await self._ask("job.status", m.JobRef(job_id=job_id), m.JobView)
 
-    async def jobs(self, status: m.JobStatus | None = None, limit: int = 50) -> m.JobList:
-        return await self._ask("job.list", m.JobListRequest(status=status, limit=limit), m.JobList)
+    async def jobs(self, status: m.JobStatus | None = None, limit: int = 50, **filters: Any) -> m.JobList:
+        """Newest first. filters: name, node_id, mine and before, as in JobListRequest."""
+        return await self._ask("job.list", m.JobListRequest(status=status, limit=limit, **filters), m.JobList)
 
     async def explain(self, job_id: str) -> m.ExplainReply:
         return await self._ask("job.explain", m.JobRef(job_id=job_id), m.ExplainReply)
 
     async def cancel(self, job_id: str, reason: str = "cancelled by the client") -> m.JobView:
         return await self._ask("job.cancel", m.CancelRequest(job_id=job_id, reason=reason), m.JobView)
+
+    async def pause(self, job_id: str) -> m.JobView:
+        """Store a checkpoint and stop; the job waits, paid for, until resume() or cancel()."""
+        return await self._ask("job.pause", m.JobRef(job_id=job_id), m.JobView)
+
+    async def resume(self, job_id: str) -> m.JobView:
+        """Let a paused job go on from its checkpoint, on whatever node is best now."""
+        return await self._ask("job.resume", m.JobRef(job_id=job_id), m.JobView)
 
     async def watch(self, job_id: str) -> AsyncGenerator[m.Update, None]:
         """Everything that happened to a job from its first event on, then live, until the job has ended.

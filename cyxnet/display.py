@@ -118,7 +118,9 @@ def _completed(data: Fields) -> str:
 def _settled(data: Fields) -> str:
     node, platform, client = (data[f"{who}_base_units"] for who in ("node", "platform", "client"))
     back = f", {cyx(client)} back to the client" if client else ""
-    return f"{cyx(node)} to the node, {cyx(platform)} to the platform{back}; {data['signature']}"
+    payees = data.get("payees") or []
+    nodes = f"{len(payees)} nodes, by their steps" if len(payees) > 1 else "the node"
+    return f"{cyx(node)} to {nodes}, {cyx(platform)} to the platform{back}; {data['signature']}"
 
 
 def _submitted(data: Fields) -> str:
@@ -126,8 +128,17 @@ def _submitted(data: Fields) -> str:
     return f"{data['job']['name']} for {cyx(terms['amount_base_units'])}, escrow {terms['escrow']}"
 
 
+def _checkpointed(data: Fields) -> str:
+    stored = data["checkpoint"]
+    return f"checkpoint of step {stored['step']:,} of {stored['steps']:,}, {human_bytes(stored['state']['size'])}"
+
+
 def _lost(data: Fields) -> str:
-    again = "the same would happen elsewhere" if data.get("deterministic") else "another node may try"
+    if data["code"] in ("paused", "node_stopped"):
+        return f"attempt {data['attempt']} stopped as asked: {data['reason']}"
+    again = "another node may try"
+    if data.get("deterministic"):
+        again = "the same would happen elsewhere" if data.get("sole") else "another node has to confirm it"
     return f"attempt {data['attempt']} ended without a model ({data['code']}): {data['reason']}; {again}"
 
 
@@ -138,7 +149,10 @@ TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "FundFailed": ("not paid", lambda d: f"the deposit failed: {d['reason']}; nothing was taken"),
     "Leased": ("node", _leased),
     "Started": ("training", lambda d: f"attempt {d['attempt']} made its first step"),
+    "Checkpointed": ("stored", _checkpointed),
     "LeaseLost": ("lost", _lost),
+    "PauseRequested": ("pause", lambda d: "no step is made until it is resumed"),
+    "ResumeRequested": ("resume", lambda d: "it waits for a node again"),
     "Completed": ("trained", _completed),
     "CancelRequested": ("cancel", lambda d: d["reason"]),
     "Settled": ("settled", _settled),

@@ -28,7 +28,7 @@ from cyxcore.errors import CyxError, DataError, SpecError
 from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec
 from cyxnet import amounts
 from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse, parse_bytes, read_text
-from cyxnet.messages import ArtifactRef, DatasetFacts, JobRequest, Needs
+from cyxnet.messages import ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
 
 if TYPE_CHECKING:
     from cyxcore.data import DatasetInfo
@@ -51,6 +51,8 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     needs: Needs
     max_attempts: int
     parameters: int
+    priority: int = 0
+    checkpoints: CheckpointPolicy = CheckpointPolicy()
     warnings: list[str] = []
 
     def request(self, dataset: ArtifactRef) -> JobRequest:
@@ -65,6 +67,8 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
             needs=self.needs,
             amount_base_units=self.amount_base_units,
             max_attempts=self.max_attempts,
+            priority=self.priority,
+            checkpoints=self.checkpoints,
         )
 
 
@@ -95,6 +99,8 @@ def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
             training=file.training,
             needs=needs,
             max_attempts=file.max_attempts,
+            priority=file.priority,
+            checkpoints=file.checkpoints,
             parameters=graph.parameter_count,
         ),
         info,
@@ -164,7 +170,7 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
 
 def _needs(section: NeedsSection, path: Path) -> Needs:
     memory_bytes = parse_bytes(section.memory, f"{path}: needs.memory")
-    return Needs(device=section.device, memory_bytes=memory_bytes, cores=section.cores)
+    return Needs(device=section.device, memory_bytes=memory_bytes, cores=section.cores, region=section.region)
 
 
 def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tuple[Path, DataSection]:

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from cyxcore.errors import SpecError
 from cyxcore.spec import DataFormat, DataSpec, OptimizerSpec, Positive, TrainingSpec
-from cyxnet.messages import Name
+from cyxnet.messages import CheckpointPolicy, Name
 
 MAX_FILE_BYTES = 4_000_000
 BYTES_PER_UNIT = {
@@ -59,6 +59,7 @@ class NeedsSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     device: Literal["cpu", "cuda", "any"] = "any"
     memory: str | int = 0
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
+    region: Annotated[str, Meta(max_length=64)] = ""
 
 
 class JobFile(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +72,8 @@ class JobFile(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     training: TrainingSpec = TrainingSpec()
     needs: NeedsSection = NeedsSection()
     max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
+    priority: Annotated[int, Meta(ge=0, le=9)] = 0
+    checkpoints: CheckpointPolicy = CheckpointPolicy()
 
 
 def read_text(path: Path) -> str:
@@ -98,6 +101,7 @@ SECTIONS: dict[tuple[Any, str], Any] = {
     (JobFile, "model"): ModelSection,
     (JobFile, "training"): TrainingSpec,
     (JobFile, "needs"): NeedsSection,
+    (JobFile, "checkpoints"): CheckpointPolicy,
     (TrainingSpec, "optimizer"): OptimizerSpec,
 }
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 from cyxnet.cli.exits import BAD_INPUT, DONE, INTERRUPTED
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
-STATUSES = ["funding", "queued", "leased", "settling", "completed", "failed", "cancelled"]
+STATUSES = ["funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"]
 
 
 class Command(NamedTuple):
@@ -63,10 +63,19 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _submit(parser: argparse.ArgumentParser) -> None:
     _file(parser)
     parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
+    parser.add_argument(
+        "--priority",
+        type=_priority,
+        metavar="0-9",
+        help="instead of the file's: each level counts like ten minutes of waiting",
+    )
 
 
 def _jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", choices=STATUSES, help="only jobs that are in this state")
+    parser.add_argument("--name", metavar="TEXT", help="only jobs whose name contains this text")
+    parser.add_argument("--node", type=_job_id, metavar="NODE", help="only jobs whose last attempt was on this node")
+    parser.add_argument("--mine", action="store_true", help="only jobs that were submitted from this folder")
     parser.add_argument("--limit", type=_count, default=50, metavar="N", help="how many (default 50)")
 
 
@@ -78,6 +87,11 @@ def _get(parser: argparse.ArgumentParser) -> None:
 def _cancel(parser: argparse.ArgumentParser) -> None:
     _job(parser)
     parser.add_argument("--reason", type=_reason, default="cancelled by the client", help="kept in the job's history")
+
+
+def _outbox(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--send", action="store_true", help="submit them now, the oldest first")
+    parser.add_argument("--forget", type=_job_id, metavar="JOB", help="do not submit this one any more")
 
 
 def _wallet(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +125,17 @@ COMMANDS = [
     Command("job", "show one job", "cyx job digits-3f", "jobs:job", _job),
     Command("get", "fetch the model of a job", "cyx get digits-3f -o digits.safetensors", "jobs:get", _get),
     Command("cancel", "stop a job; what was not earned comes back", "cyx cancel digits-3f", "jobs:cancel", _cancel),
+    Command(
+        "pause", "store a checkpoint and stop; the job waits to be resumed", "cyx pause digits-3f", "jobs:pause", _job
+    ),
+    Command("resume", "let a paused job go on from its checkpoint", "cyx resume digits-3f", "jobs:resume", _job),
+    Command(
+        "outbox",
+        "the jobs that could not be submitted, because nobody answered",
+        "cyx outbox --send",
+        "jobs:sent_later",
+        _outbox,
+    ),
     Command("explain", "why a job is where it is", "cyx explain digits-3f", "jobs:explain", _job),
     Command("nodes", "list the nodes", "cyx nodes", "network:nodes"),
     Command("wallet", "show the wallet, or take test money", "cyx wallet --faucet 100", "network:wallet", _wallet),
@@ -182,6 +207,12 @@ def _add_globals(parser: argparse.ArgumentParser, before: bool) -> None:
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 10000, got {text[:40]!r}")
+    return int(text)
+
+
+def _priority(text: str) -> int:
+    if not re.fullmatch(r"[0-9]", text):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 9, got {text[:40]!r}")
     return int(text)
 
 

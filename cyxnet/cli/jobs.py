@@ -1,13 +1,18 @@
-"""Commands about jobs: submit, watch, jobs, job, get, cancel, explain."""
+"""Commands about jobs: submit, watch, jobs, job, get, cancel, pause, resume, outbox, explain."""
 
 import argparse
 import asyncio
 import contextlib
+import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cyxcore.errors import DataError
 from cyxnet import messages as m
+from cyxnet import outbox
+from cyxnet.bus import ApiError, BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.running import connected
@@ -21,17 +26,82 @@ FIRST_USE_BASE_UNITS = 100 * 10**9
 
 async def submit(args: argparse.Namespace, screen: Screen) -> int:
     job = load(args.file, args.dir / "packed")
+    if args.priority is not None:
+        job = msgspec.structs.replace(job, priority=args.priority)
     tell_job(job, screen)
     async with connected(args) as client:
         await first_money(client, screen)
         prepared = await client.prepare(job)
         tell_quote(prepared, screen)
-        reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
+        try:
+            reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
+        except BusError as error:  # the pauses of the client are used up
+            raise _kept(args.dir, prepared, error) from None
         if not args.wait:
             screen.result(f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}", reply)
             return DONE
         screen.say("job", reply.job_id, kind="job", job_id=reply.job_id)
         return await _follow(client, reply.job_id, screen)
+
+
+class KeptForLater(BusError):
+    """Nobody answered for so long that the job was put into the outbox."""
+
+    code = "kept_for_later"
+
+
+def _kept(folder: Path, prepared: Prepared, error: BusError) -> KeptForLater:
+    job_id = prepared.job_id
+    outbox.keep(
+        folder,
+        outbox.Kept(
+            job_id=job_id,
+            job=prepared.job,
+            data_path=str(prepared.data_path.absolute()),
+            kept_at_ms=time.time_ns() // 1_000_000,
+            reason=str(error),
+        ),
+    )
+    return KeptForLater(f"{error}; {job_id} is kept, not lost: cyx outbox --send submits it, once at most")
+
+
+async def sent_later(args: argparse.Namespace, screen: Screen) -> int:
+    if args.forget:
+        outbox.forget(args.dir, args.forget)
+    kept = outbox.waiting(args.dir)
+    if not args.send:
+        rows = [
+            [each.job_id, cyx(each.job.amount_base_units), human_age(each.kept_at_ms), each.reason] for each in kept
+        ]
+        if rows or args.json:
+            screen.table(["job", "amount", "kept", "because"], rows, kept)
+        else:
+            screen.result("no job waits to be submitted", kept)
+        return DONE
+    async with connected(args) as client:
+        for each in kept:
+            reply = await _send(client, each, screen)
+            outbox.forget(args.dir, each.job_id)
+            screen.result(f"{each.job_id} is submitted; follow it with: cyx watch {each.job_id}", reply)
+    if not kept:
+        screen.result("no job waits to be submitted", kept)
+    return DONE
+
+
+async def _send(client: AsyncClient, kept: outbox.Kept, screen: Screen) -> m.JobView | m.SubmitReply:
+    """Submit a kept job, unless central has it: then only the answer was lost."""
+    try:
+        return await client.job(kept.job_id)
+    except ApiError as error:
+        if error.code != "unknown_job":
+            raise
+    data_path = Path(kept.data_path)
+    if not data_path.is_file():
+        raise DataError(
+            f"{data_path}: the data of {kept.job_id} is gone; bring it back, or: cyx outbox --forget {kept.job_id}"
+        )
+    prepared = await client.prepare(kept.job, data_path, kept.job_id)
+    return await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
 
 
 async def watch(args: argparse.Namespace, screen: Screen) -> int:
@@ -53,7 +123,7 @@ async def _follow(client: AsyncClient, job_id: str, screen: Screen) -> int:
 
 async def jobs(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
-        reply = await client.jobs(args.status, args.limit)
+        reply = await client.jobs(args.status, args.limit, name=args.name, node_id=args.node, mine=args.mine)
     rows = [
         [
             view.job_id,
@@ -70,7 +140,8 @@ async def jobs(args: argparse.Namespace, screen: Screen) -> int:
         if reply.total > len(rows):
             screen.say("more", f"{reply.total - len(rows)} older jobs; see them with --limit {reply.total}")
     else:
-        what = f"no job is {args.status}" if args.status else "no jobs yet; submit one: cyx submit FILE"
+        asked = args.status or args.name or args.node or args.mine
+        what = "no such job" if asked else "no jobs yet; submit one: cyx submit FILE"
         screen.result(what, reply)
     return DONE
 
@@ -95,6 +166,8 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("attempt", attempt if view.attempt else None),
         ("node", view.node_name or view.node_id),
         ("progress", percent(view.progress) if view.status == "leased" else None),
+        ("priority", view.priority),
+        ("checkpoint", view.checkpoint and _checkpoint(view.checkpoint)),
         ("error", view.error),
         ("model", view.model and f"{human_bytes(view.model.size)}, SHA-256 {view.model.sha256}"),
         ("metrics", view.summary and ", ".join(validation(msgspec.to_builtins(view.summary)))),
@@ -106,6 +179,11 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("to the client", view.client_base_units is not None and cyx(view.client_base_units)),
     ]
     return [[label, str(value)] for label, value in facts if value]
+
+
+def _checkpoint(stored: m.Checkpoint) -> str:
+    share = percent(stored.step / max(1, stored.steps))
+    return f"step {stored.step:,} of {stored.steps:,} ({share}), {human_bytes(stored.state.size)}"
 
 
 async def get(args: argparse.Namespace, screen: Screen) -> int:
@@ -125,6 +203,22 @@ async def cancel(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         view = await client.cancel(args.job, args.reason)
     screen.result(f"{view.job_id} is {view.status}; watch the refund with: cyx watch {view.job_id}", view)
+    return DONE
+
+
+async def pause(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        view = await client.pause(args.job)
+    how = "is paused" if view.status == "paused" else "stores its state and stops"
+    screen.result(f"{view.job_id} {how}; let it go on with: cyx resume {view.job_id}", view)
+    return DONE
+
+
+async def resume(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        view = await client.resume(args.job)
+    start = f" from step {view.checkpoint.step} of {view.checkpoint.steps}" if view.checkpoint else ""
+    screen.result(f"{view.job_id} goes on{start}; follow it with: cyx watch {view.job_id}", view)
     return DONE
 
 

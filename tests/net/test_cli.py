@@ -16,7 +16,9 @@ import msgspec
 import pytest
 
 from cyxcore.errors import DataError, SpecError
+from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
+from cyxnet import outbox
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.cli import COMMANDS, main, parser
@@ -24,12 +26,13 @@ from cyxnet.cli import models as model_files
 from cyxnet.cli.network import started
 from cyxnet.cli.running import exit_code
 from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
-from cyxnet.client import InsufficientFunds
+from cyxnet.client import AsyncClient, InsufficientFunds, Prepared
 from cyxnet.config import ConfigError, NetworkFile, write_network
 from cyxnet.display import Tally, human_age, human_bytes, human_duration, sparkline, tell
 from cyxnet.messages import Update
 from tests.net.fake_api import NODE, FakeCentral
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 JOB = "digits-0123456789"
 SIGNATURE = "5" * 88
 SUMMARY = {
@@ -271,6 +274,7 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["watch", "a", "b"], "unrecognized arguments: b"),
         (["job", "../x"], "expected an id of letters a-z, digits and dashes, got '../x'"),
         (["wallet", "me"], "expected a Solana address of 32 to 44 base58 letters, got 'me'"),
+        (["submit", "a.toml", "--priority", "10"], "expected a number from 0 to 9, got '10'"),
         (["cancel", "a", "--reason", "x" * 2001], "expected at most 2000 letters, got 2001"),
         (["ledger", " "], "expected a SELECT statement, got nothing"),
     ],
@@ -593,3 +597,51 @@ def test_arguments_reach_their_command() -> None:
     args = parser().parse_args(["train", "a.toml", "-o", "b.safetensors", "--keep-up"])
     expected = argparse.Namespace(**vars(args) | {"file": Path("a.toml"), "output": Path("b.safetensors")})
     assert args == expected and args.keep_up and args.run == "train:train"
+
+
+# -- later -----------------------------------------------------------------------------------------------
+
+
+async def test_a_job_whose_submit_nobody_answers_is_kept_and_sent_later_under_its_id(
+    central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[str] = []
+
+    async def place(client: AsyncClient, prepared: Prepared, on_upload: object = None) -> m.SubmitReply:
+        placed.append(prepared.job_id)
+        if len(placed) == 1:
+            raise BusError("no answer")
+        return m.SubmitReply(job_id=prepared.job_id, status="funding", terms=prepared.quote.terms)
+
+    monkeypatch.setattr(AsyncClient, "place", place)
+    code, _, said = await cyx("submit", str(EXAMPLES / "diabetes.toml"))
+    assert code == 1 and "is kept, not lost" in said
+    code, listed, _ = await cyx("outbox")
+    assert code == 0 and placed[0] in listed
+    code, sent, _ = await cyx("outbox", "--send")
+    assert code == 0 and f"{placed[0]} is submitted" in sent
+    assert placed == [placed[0]] * 2
+    assert "no job waits" in (await cyx("outbox"))[1]
+
+
+async def test_a_kept_job_that_central_has_already_is_not_sent_again(
+    central: FakeCentral, cyx: Run, tmp_path: Path
+) -> None:
+    central.updates[JOB], central.status[JOB] = updates(), "completed"
+    request = m.JobRequest(
+        name="digits",
+        model=ModelSpec(input=[4], layers=[{"kind": "ReLU"}]),
+        dataset=m.ArtifactRef(sha256="a" * 64, size=1),
+        amount_base_units=1,
+    )
+    kept = outbox.Kept(job_id="digits-0123456789", job=request, data_path="/gone", kept_at_ms=1, reason="no answer")
+    outbox.keep(tmp_path, kept)
+    assert (await cyx("outbox", "--send"))[0] == 0
+    assert outbox.waiting(tmp_path) == []
+
+
+def test_a_damaged_outbox_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "x.json").write_text("{")
+    with pytest.raises(ConfigError, match="x.json"):
+        outbox.waiting(tmp_path)
