@@ -1,6 +1,8 @@
 """What callers may ask of central: one handler per verb of cyxnet.subjects."""
 
 import asyncio
+import math
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,14 @@ from cyxcentral.blobs import CHUNK_BYTES
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
-from cyxnet.escrow import escrow_terms
+from cyxnet.escrow import Funds, escrow_terms
 
 if TYPE_CHECKING:
     from cyxcentral.central import Central
 
 VERSION = "0.1.0"
+WALLETS_REMEMBERED = 10_000
+FUNDS_TRUSTED_MS = 5_000.0
 
 
 class Api:
@@ -26,6 +30,7 @@ class Api:
         self._world = central.world
         self._machine = central.events.machine
         self._network = central.settings.network
+        self._held: OrderedDict[str, tuple[int, float]] = OrderedDict()  # wallet -> base units, seen at
 
     def handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
         blobs = self._central.blobs
@@ -101,23 +106,42 @@ class Api:
         intake.refuse_unfit(draft, list(self._world.nodes.values()))
         return plan, draft
 
-    async def _balance_for(self, terms: m.EscrowTerms) -> int:
+    async def _funds(self, terms: m.EscrowTerms) -> Funds:
         """What the payer holds. Raises ApiError when that is less than the amount."""
-        balance = await self._central.settlement.token_balance(terms.client, terms.mint)
-        intake.refuse_unaffordable(terms, balance)
-        return balance
+        funds = await self._central.settlement.funds(terms)
+        intake.refuse_unaffordable(terms, funds.base_units)
+        self._held[terms.client] = (funds.base_units, self._machine.monotonic_ms())
+        if len(self._held) > WALLETS_REMEMBERED:
+            self._held.popitem(last=False)
+        return funds
+
+    async def _afford(self, terms: m.EscrowTerms) -> None:
+        """Refuse a payer who has too little. What a quote found a moment ago, less what was submitted since, will do:
+
+        the deposit itself is the proof, and one that cannot land fails the job before it costs anybody anything.
+        """
+        base_units, at_ms = self._held.get(terms.client, (0, -math.inf))
+        if self._machine.monotonic_ms() - at_ms > FUNDS_TRUSTED_MS or base_units < terms.amount_base_units:
+            base_units, at_ms = (await self._funds(terms)).base_units, self._machine.monotonic_ms()
+        self._held[terms.client] = (base_units - terms.amount_base_units, at_ms)
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
         plan, draft = self._draft(caller, ask.job, job_id, ask.client)
         terms = draft.terms
+        funds, (blockhash, last_valid) = await asyncio.gather(
+            self._funds(terms), self._central.settlement.recent_blockhash()
+        )
         shares = money.divide(terms.amount_base_units, [terms.amount_base_units], terms.fee_basis_points)
         return m.Quote(
             job_id=job_id,
             terms=terms,
             node_base_units=shares.node_base_units,
             platform_base_units=shares.platform_base_units,
-            balance_base_units=await self._balance_for(terms),
+            balance_base_units=funds.base_units,
+            lamports=funds.lamports,
+            blockhash=blockhash,
+            last_valid_block_height=last_valid,
             memory_bytes=plan.memory_bytes,
             flops_per_epoch=plan.flops_per_epoch,
             parameters=plan.parameters,
@@ -132,7 +156,7 @@ class Api:
         needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
         deposit, _, _ = await asyncio.gather(
             self._deposit(caller, ask.payment, draft.terms),
-            self._balance_for(draft.terms),
+            self._afford(draft.terms),
             asyncio.gather(*map(self._central.blobs.manifest, needed)),
         )
         event = m.Submitted(

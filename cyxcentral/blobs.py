@@ -6,6 +6,7 @@ last, after every chunk was read back and the whole digest checked: what has a m
 
 import asyncio
 import hashlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -18,6 +19,7 @@ from cyxnet.messages import ArtifactManifest, ArtifactRef, ArtifactStatReply, Ch
 
 READ_AHEAD = 8  # chunks
 LOOKUPS_IN_FLIGHT = 64
+MANIFESTS_REMEMBERED, SMALL_MANIFEST_CHUNKS = 4096, 1000
 
 
 class BlobError(CyxError):
@@ -29,6 +31,7 @@ class BlobError(CyxError):
 class Blobs:
     def __init__(self, core: Bus):
         self._core = core
+        self._manifests: OrderedDict[str, ArtifactManifest] = OrderedDict()  # of artifacts that are whole
 
     async def open(self) -> None:
         await self._core.ensure_stream(subjects.BLOBS, [subjects.BLOB_SUBJECTS], max_msgs_per_subject=1)
@@ -36,7 +39,7 @@ class Blobs:
     async def stat(self, manifest: ArtifactManifest) -> ArtifactStatReply:
         """Which chunks of an artifact must still be sent."""
         self._check(manifest)
-        if await self._core.holds(subjects.BLOBS, subjects.manifest(manifest.sha256)):
+        if manifest.sha256 in self._manifests or await self._is_whole(manifest.sha256):
             return ArtifactStatReply(complete=True, missing=[])
         gate = asyncio.Semaphore(LOOKUPS_IN_FLIGHT)
 
@@ -48,6 +51,9 @@ class Blobs:
         there = await asyncio.gather(*map(stored, digests))
         missing = [digest for digest, found in zip(digests, there, strict=True) if not found]
         return ArtifactStatReply(complete=False, missing=missing)
+
+    async def _is_whole(self, sha256: str) -> bool:
+        return await self._core.holds(subjects.BLOBS, subjects.manifest(sha256))
 
     async def put(self, block: bytes) -> ChunkReply:
         """Store one chunk under its digest."""
@@ -61,7 +67,7 @@ class Blobs:
         """Declare an artifact whole, after reading back every chunk and checking size and digest."""
         self._check(manifest)
         ref = ArtifactRef(sha256=manifest.sha256, size=manifest.size)
-        if await self._core.holds(subjects.BLOBS, subjects.manifest(manifest.sha256)):
+        if await self._is_whole(manifest.sha256):
             return ref  # a repeated commit, or another uploader of the same bytes
         whole, size = hashlib.sha256(), 0
         async for block in self._blocks(manifest.chunks):
@@ -91,6 +97,17 @@ class Blobs:
             await asyncio.gather(*ahead, return_exceptions=True)
 
     async def manifest(self, sha256: str) -> ArtifactManifest:
+        """The chunks of an artifact that is whole. Nothing stored is ever deleted, so the small ones are remembered."""
+        if known := self._manifests.get(sha256):
+            return known
+        found = await self._manifest(sha256)
+        if len(found.chunks) <= SMALL_MANIFEST_CHUNKS:
+            self._manifests[sha256] = found
+            if len(self._manifests) > MANIFESTS_REMEMBERED:
+                self._manifests.popitem(last=False)
+        return found
+
+    async def _manifest(self, sha256: str) -> ArtifactManifest:
         stored = await self._core.last(subjects.BLOBS, subjects.manifest(sha256))
         if stored is None:
             raise BlobError(f"no artifact {sha256} is stored here")

@@ -195,17 +195,17 @@ class Payments:
         clock = asyncio.get_running_loop().time
         pause_s, next_send, refusal = FIRST_POLL_S, clock(), ""
         while True:
-            status = await self._settlement.status(signed.signature, signed.last_valid_block_height)
-            if status.state == "landed" and status.finalized:
-                return Outcome(Outcome.FAILED, status.err) if status.err else Outcome(Outcome.FINAL)
-            if status.state == "dead":
-                return Outcome(Outcome.DEAD, refusal or "no block took it before it expired")
-            if status.state == "pending" and clock() >= next_send:
+            if clock() >= next_send:  # at once too: to send what landed already changes nothing
                 next_send = clock() + RESEND_EVERY_S
                 try:
                     await self._settlement.send(signed.transaction)
                 except SettlementError as error:
                     refusal = str(error)
                     log.info("%s… was not taken: %s", signed.signature[:12], error)
+            status = await self._settlement.status(signed.signature, signed.last_valid_block_height)
+            if status.state == "landed" and status.finalized:
+                return Outcome(Outcome.FAILED, status.err) if status.err else Outcome(Outcome.FINAL)
+            if status.state == "dead":
+                return Outcome(Outcome.DEAD, refusal or "no block took it before it expired")
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_POLL_S)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RETRY_DELAYS_S = (0.1, 1.0, 2.0, 4.0, 8.0, 16.0)
+QUOTE_FRESH_S = 15.0  # so long its blockhash is signed with
 RECONCILE_S = 5.0  # while updates arrive live, the log is compared this often
 QUIET_S = (2.0, 4.0, 8.0, 10.0)  # and this often while nothing arrives
 OnRetry = Callable[[str, float], None]  # (what went wrong, seconds until the next try)
@@ -69,6 +70,7 @@ class Prepared(Struct, kw_only=True):
     job: m.JobRequest
     data_path: Path
     quote: m.Quote
+    quoted_at_s: float  # of the event loop
     payment: m.Payment | None = None
 
 
@@ -179,7 +181,7 @@ class AsyncClient:
         info = self._info = self._info or await self.info()
         quote = await self.quote(request, job_id)
         check_terms(quote.terms, request, job_id, self.purse.address, info)
-        return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote)
+        return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=_now_s())
 
     async def place(self, prepared: Prepared, on_upload: Advance | None = None) -> m.SubmitReply:
         """Upload the data, sign the deposit, submit. Safe to call again: the same id, the same deposit."""
@@ -246,10 +248,20 @@ class AsyncClient:
 
     async def _paid(self, prepared: Prepared) -> m.Payment:
         """The payment that was signed before, or a new one: a repeated submit sends the same deposit."""
-        return prepared.payment or await self._sign_deposit(prepared.quote.terms)
+        return prepared.payment or await self._sign_deposit(prepared)
 
-    async def _sign_deposit(self, terms: m.EscrowTerms) -> m.Payment:
-        """The deposit for these terms, built and signed here. Its blockhash comes from the network's chain."""
+    async def _sign_deposit(self, prepared: Prepared) -> m.Payment:
+        """The deposit for the quoted terms, built and signed here.
+
+        Its blockhash is that of a fresh quote (a wrong one would make a deposit that no chain takes), else the chain's.
+        """
+        from cyxnet.escrow import build_deposit, check_funds
+
+        quote, terms = prepared.quote, prepared.quote.terms
+        if quote.blockhash and _now_s() - prepared.quoted_at_s < QUOTE_FRESH_S:
+            check_funds(terms, quote.balance_base_units, quote.lamports)
+            deposit = build_deposit(self.purse, terms, quote.blockhash, quote.last_valid_block_height)
+            return m.Payment(client=self.purse.address, deposit=deposit)
         from cyxnet.solana import Settlement
 
         if self._settlement is None:

@@ -52,6 +52,14 @@ class SettlementError(CyxError):
         self.code = code
 
 
+class Funds(Struct, frozen=True, kw_only=True):
+    """What a client's wallet holds, and whether the job was paid for before."""
+
+    base_units: int
+    lamports: int
+    escrow_exists: bool
+
+
 class EscrowState(Struct, frozen=True, kw_only=True):
     """An escrow account that matches its terms. The balance can exceed the amount: anyone may send dust."""
 
@@ -278,6 +286,23 @@ def build_deposit(
     if client.address != terms.client:
         raise SettlementError("bad_terms", f"deposit: expected the wallet {terms.client}, got {client.address}")
     return sign_message(client, _deposit_message(terms, to_blockhash(blockhash)), last_valid_block_height)
+
+
+def check_funds(terms: EscrowTerms, held_base_units: int, held_lamports: int) -> None:
+    """Raises SettlementError insufficient_funds when a client's wallet cannot make the deposit."""
+    if held_base_units < terms.amount_base_units:
+        raise SettlementError(
+            "insufficient_funds",
+            f"deposit: expected {terms.amount_base_units} base units in {terms.client}, "
+            f"got {held_base_units}; add tokens (cyx faucet on a local network) or offer less",
+        )
+    needed_lamports = TOKEN_ACCOUNT_RENT_LAMPORTS + LAMPORTS_PER_SIGNATURE + WALLET_RENT_LAMPORTS
+    if held_lamports < needed_lamports:
+        raise SettlementError(
+            "insufficient_funds",
+            f"deposit: expected {needed_lamports} lamports in {terms.client} for fee and rent, "
+            f"got {held_lamports}; add SOL; the rent comes back when the job is settled",
+        )
 
 
 def check_deposit(transaction: bytes, terms: EscrowTerms) -> str:

@@ -169,6 +169,9 @@ class Quote(Struct, kw_only=True):
     flops_per_epoch: int
     parameters: int
     eligible_nodes: int
+    lamports: int = 0  # of the payer, for the chain's own fee and rent
+    blockhash: str = ""  # to sign the deposit with, at once; "" from a central that gives none
+    last_valid_block_height: int = 0
 
 
 class SubmitRequest(Request, kw_only=True, frozen=True):

@@ -7,7 +7,10 @@ built in cyxnet/escrow.py. The packages are loaded on first use, because they ta
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -18,11 +21,9 @@ from msgspec import Struct
 from cyxcore.errors import MissingExtra
 from cyxnet.escrow import (
     DECIMALS,
-    LAMPORTS_PER_SIGNATURE,
-    TOKEN_ACCOUNT_RENT_LAMPORTS,
-    WALLET_RENT_LAMPORTS,
     ErrorCode,
     EscrowState,
+    Funds,
     SettlementError,
     associated_address,
     build_deposit,
@@ -31,6 +32,7 @@ from cyxnet.escrow import (
     build_settle,
     check_deposit,
     check_escrow,
+    check_funds,
     check_pay,
     check_terms,
     escrow_address,
@@ -57,6 +59,9 @@ PUBLIC_GENESIS = {  # base-58 genesis hash -> cluster
     "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d": "mainnet-beta",
     "EtWTRABZaYq6iMfeYKouRu166VU2xqa1wcaWoxPkrZBG": "devnet",
 }
+BLOCKHASHES_REMEMBERED = 256
+BLOCKHASH_REUSED_S = 0.4  # a new block is as old
+BLOCKHASH_TRUSTED_S = 20.0  # of the minute that a blockhash lives
 MACHINE_LAG_BLOCKS = 32  # how far the machines behind one URL may be apart
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
@@ -105,6 +110,7 @@ class Settlement:
             for each in (url, *witness_urls)
         ]
         self._genesis: str | None = None
+        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()  # blockhash -> last valid height, seen at
 
     async def __aenter__(self) -> Settlement:
         return self
@@ -142,10 +148,40 @@ class Settlement:
         """All base units there are."""
         return int((await self._ask("get_token_supply", public_key(mint))).value.amount)
 
+    async def funds(self, terms: EscrowTerms) -> Funds:
+        """What the client of these terms could pay with. Raises SettlementError bad_terms."""
+        check_terms(terms)
+        wallet, tokens, escrow = await self._accounts(
+            [terms.client, associated_address(terms.client, terms.mint), terms.escrow]
+        )
+        state = token_account(tokens)
+        return Funds(
+            base_units=0 if state is None else int(state.amount),
+            lamports=0 if wallet is None else int(wallet.lamports),
+            escrow_exists=token_account(escrow) is not None,
+        )
+
     async def latest_blockhash(self) -> tuple[str, int]:
         """(blockhash, last block height at which a transaction naming it can land)."""
         value = (await self._ask("get_latest_blockhash")).value
-        return str(value.blockhash), int(value.last_valid_block_height)
+        blockhash, last_valid = str(value.blockhash), int(value.last_valid_block_height)
+        self._seen[blockhash] = (last_valid, time.monotonic())
+        if len(self._seen) > BLOCKHASHES_REMEMBERED:
+            self._seen.popitem(last=False)
+        return blockhash, last_valid
+
+    async def recent_blockhash(self) -> tuple[str, int]:
+        """latest_blockhash(), at most BLOCKHASH_REUSED_S old: who quotes a hundred times a second asks once."""
+        if self._seen:
+            blockhash, (last_valid, seen_s) = next(reversed(self._seen.items()))
+            if time.monotonic() - seen_s < BLOCKHASH_REUSED_S:
+                return blockhash, last_valid
+        return await self.latest_blockhash()
+
+    def _seen_lately(self, blockhash: str) -> int | None:
+        """The last valid height of a blockhash that the chain told us itself a moment ago."""
+        last_valid, seen_s = self._seen.get(blockhash, (0, -math.inf))
+        return last_valid if time.monotonic() - seen_s < BLOCKHASH_TRUSTED_S else None
 
     async def verify_escrow(self, terms: EscrowTerms) -> EscrowState:
         """The escrow account, finalized, when it is exactly what the terms promise.
@@ -180,30 +216,13 @@ class Settlement:
 
         Raises SettlementError insufficient_funds (tokens, or SOL for fee and rent) and escrow_exists.
         """
-        check_terms(terms)
-        addresses = [terms.client, associated_address(terms.client, terms.mint), terms.escrow]
-        wallet, tokens, escrow = await self._accounts(addresses)
-        if token_account(escrow) is not None:
+        funds = await self.funds(terms)
+        if funds.escrow_exists:
             raise SettlementError(
                 "escrow_exists",
                 f"deposit: job {terms.job_id} already has its escrow {terms.escrow}; pay once per job",
             )
-        state = token_account(tokens)
-        held_base_units = 0 if state is None else state.amount
-        if held_base_units < terms.amount_base_units:
-            raise SettlementError(
-                "insufficient_funds",
-                f"deposit: expected {terms.amount_base_units} base units in {terms.client}, "
-                f"got {held_base_units}; add tokens (cyx faucet on a local network) or offer less",
-            )
-        needed_lamports = TOKEN_ACCOUNT_RENT_LAMPORTS + LAMPORTS_PER_SIGNATURE + WALLET_RENT_LAMPORTS
-        held_lamports = 0 if wallet is None else wallet.lamports
-        if held_lamports < needed_lamports:
-            raise SettlementError(
-                "insufficient_funds",
-                f"deposit: expected {needed_lamports} lamports in {terms.client} for fee and rent, "
-                f"got {held_lamports}; add SOL; the rent comes back when the job is settled",
-            )
+        check_funds(terms, funds.base_units, funds.lamports)
         return build_deposit(client, terms, *await self.latest_blockhash())
 
     async def accept_deposit(self, transaction: bytes, terms: EscrowTerms) -> SignedTransaction:
@@ -217,6 +236,13 @@ class Settlement:
 
         signature = check_deposit(transaction, terms)
         message = solders().VersionedTransaction.from_bytes(transaction).message
+        known = self._seen_lately(str(message.recent_blockhash))
+        if known is not None:
+            return SignedTransaction(
+                transaction=transaction,
+                signature=signature,
+                last_valid_block_height=known + MACHINE_LAG_BLOCKS,
+            )
         fee = (await self._ask("get_fee_for_message", message, Processed)).value
         if fee is None:  # how RPC says that the blockhash is not, or no longer, valid
             raise SettlementError("expired", f"deposit {signature}: its blockhash is not valid; sign it again")

@@ -917,3 +917,33 @@ async def test_tokens_are_not_made_on_a_chain_that_calls_itself_mainnet(
     with pytest.raises(SettlementError) as refused:
         await attempt(settlement)
     assert refused.value.code == "not_local"
+
+
+async def test_a_deposit_on_a_blockhash_that_was_quoted_is_checked_without_asking_the_chain(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = world.terms()
+    blockhash, last_valid = await world.settlement.recent_blockhash()
+    deposit = build_deposit(world.client, terms, blockhash, last_valid)
+
+    async def nobody(*_: object, **__: object) -> None:
+        raise AssertionError("the chain was asked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.settlement, "_ask", nobody)
+        accepted = await world.settlement.accept_deposit(deposit.transaction, terms)
+        assert await world.settlement.recent_blockhash() == (blockhash, last_valid)
+    assert accepted.last_valid_block_height >= last_valid
+    assert (await world.settlement.finish(accepted, finalized=False)).err is None
+
+
+async def test_a_blockhash_that_was_seen_too_long_ago_is_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.settlement.recent_blockhash()
+    monkeypatch.setattr("cyxnet.solana.BLOCKHASH_REUSED_S", -1.0)
+    monkeypatch.setattr("cyxnet.solana.BLOCKHASH_TRUSTED_S", -1.0)
+    first = len(world.settlement._seen)
+    blockhash, _ = await world.settlement.recent_blockhash()
+    assert len(world.settlement._seen) >= first
+    assert world.settlement._seen_lately(blockhash) is None
