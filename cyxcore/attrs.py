@@ -197,6 +197,8 @@ def normalise(op: str, schema: Mapping[str, Attr], given: Mapping[str, Any]) -> 
 
     Raises GraphError for an unknown, missing or bad attribute.
     """
+    if not schema and not given:  # most ops have none
+        return {}
     for key in given:
         if key not in schema:
             known = ", ".join(schema) or "none"

@@ -26,6 +26,7 @@ from cyxcore.ops import OPS
 FORMAT = "cyx-graph/1"
 MAX_NODES = 100_000
 MAX_BYTES = 64 * 2**20
+SIZES = ("shape", "stops")  # the attributes in which a null may stand for the batch size; no op has both
 
 
 class Node(NamedTuple):
@@ -58,10 +59,10 @@ class Inferred(NamedTuple):
 
 def at_batch(attrs: Mapping[str, Any], batch_size: int) -> Mapping[str, Any]:
     """Attributes with every null replaced by the batch size."""
-    free = [key for key, value in attrs.items() if isinstance(value, tuple) and None in value]
-    if not free:
-        return attrs
-    return {**attrs, **{key: tuple([batch_size if entry is None else entry for entry in attrs[key]]) for key in free}}
+    for key in SIZES:
+        if None in attrs.get(key, ()):
+            return {**attrs, key: tuple([batch_size if entry is None else entry for entry in attrs[key]])}
+    return attrs
 
 
 class Graph:

@@ -42,6 +42,8 @@ class Op(NamedTuple):
             wanted = "at least 1" if self.arity is None else self.arity
             raise GraphError(f"{self.name}: expected {wanted} inputs, got {len(shapes)}")
         shape, dtype = self.rule(self.name, shapes, dtypes, attrs)
+        if shape in shapes:  # as large as what is there already
+            return shape, dtype
         if len(shape) > kind.MAX_RANK or max(shape, default=0) > kind.MAX_DIM or math.prod(shape) > MAX_ELEMENTS:
             raise ShapeError(f"{self.name}: a result of shape {shape} is beyond {MAX_ELEMENTS} elements or rank 16")
         return shape, dtype

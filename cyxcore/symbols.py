@@ -11,7 +11,7 @@ from typing import Any
 from cyxcore import indexing
 from cyxcore.attrs import MAX_CONST_ELEMENTS
 from cyxcore.errors import CyxError, GraphError
-from cyxcore.graph import Graph, Inferred, Node, at_batch, at_layer
+from cyxcore.graph import SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
 from cyxcore.ops import OPS, normal_attrs
 from cyxcore.values import Value
@@ -129,13 +129,14 @@ class Builder:
             raise at_layer(error, self.layer) from None
         return self._add(op, tuple([value.node for value in inputs]), normal)
 
-    def copy(self, node: Node, inputs: Sequence[Symbol], typed: Typed | None = None) -> Symbol:
-        """The call a node of another graph makes, on inputs of this builder. Its attributes are in normal form.
+    def copy(
+        self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any], typed: Typed | None = None
+    ) -> Symbol:
+        """The call of a node of another graph, whose attributes are in normal form.
 
         typed: its shape and dtype, where the caller knows them; otherwise they are inferred.
         """
-        self.layer = node.layer
-        return self._add(node.op, tuple([value.node for value in inputs]), at_batch(node.attrs, self.batch_size), typed)
+        return self._add(op, tuple([value.node for value in inputs]), attrs, typed)
 
     def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Symbol:
         return self.apply("input", (), {"name": name, "shape": tuple(shape), "dtype": dtype})
@@ -226,7 +227,9 @@ class Builder:
             elif node.op == "by_mode":
                 copies[place] = copies[node.inputs[0 if training else 1]]
             else:
-                copies[place] = self.copy(node, [copies[i] for i in node.inputs])
+                self.layer = node.layer
+                inner = [copies[i] for i in node.inputs]
+                copies[place] = self.copy(node.op, inner, at_batch(node.attrs, self.batch_size))
         self.layer = ""
         if training:
             for target, value in graph.updates:
@@ -319,7 +322,7 @@ def _free(node: Node, key: str, second: Any) -> Any:
     if first == second:
         return first
     sizes = PROBE_BATCH_SIZES
-    if isinstance(first, tuple) and len(first) == len(second) and key in ("shape", "stops"):
+    if isinstance(first, tuple) and len(first) == len(second) and key in SIZES:
         entries = [a if a == b else None if (a, b) == sizes else -1 for a, b in zip(first, second, strict=True)]
         multiples = all(
             entry != -1 or a % sizes[0] == 0 and a // sizes[0] * sizes[1] == b
