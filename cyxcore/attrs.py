@@ -82,7 +82,7 @@ def name(where: str, value: Any) -> str:
 def _row(where: str, value: Any, check: Check, most: int = MAX_RANK) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > most:
         raise _refuse(where, f"a list of at most {most} entries", value)
-    return tuple(check(where, entry) for entry in value)
+    return tuple([check(where, entry) for entry in value])
 
 
 def naturals(where: str, value: Any) -> tuple[int, ...]:
@@ -197,6 +197,8 @@ def normalise(op: str, schema: Mapping[str, Attr], given: Mapping[str, Any]) -> 
 
     Raises GraphError for an unknown, missing or bad attribute.
     """
+    if not schema and not given:  # most ops have none
+        return {}
     for key in given:
         if key not in schema:
             known = ", ".join(schema) or "none"

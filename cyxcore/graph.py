@@ -26,12 +26,13 @@ from cyxcore.ops import OPS
 FORMAT = "cyx-graph/1"
 MAX_NODES = 100_000
 MAX_BYTES = 64 * 2**20
+SIZES = ("shape", "stops")  # the attributes in which a null may stand for the batch size; no op has both
 
 
 class Node(NamedTuple):
     op: str
     inputs: tuple[int, ...]
-    attrs: Mapping[str, Any]
+    attrs: Mapping[str, Any]  # in normal form (cyxcore/attrs.py)
     layer: str = ""  # the layer of the model it came from, e.g. "2: Conv2d"
 
 
@@ -56,14 +57,12 @@ class Inferred(NamedTuple):
         return math.prod(self.shapes[node]) * item_bytes(self.dtypes[node])
 
 
-def at_batch(attrs: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+def at_batch(attrs: Mapping[str, Any], batch_size: int) -> Mapping[str, Any]:
     """Attributes with every null replaced by the batch size."""
-    return {
-        key: tuple(batch_size if entry is None else entry for entry in value)
-        if isinstance(value, tuple) and None in value
-        else value
-        for key, value in attrs.items()
-    }
+    for key in SIZES:
+        if None in attrs.get(key, ()):
+            return {**attrs, key: tuple([batch_size if entry is None else entry for entry in attrs[key]])}
+    return attrs
 
 
 class Graph:
@@ -72,10 +71,20 @@ class Graph:
     Made by trace, by layers.build or from JSON; `verify` tells whether it is a model.
     """
 
-    def __init__(self, nodes: Iterable[Node], outputs: Sequence[int], updates: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        outputs: Sequence[int],
+        updates: Iterable[tuple[int, int]] = (),
+        fixed: Inferred | None = None,
+    ) -> None:
+        """fixed: shapes and dtypes of a graph without nulls, which are the same at any batch size, from a maker
+        that inferred them node by node.
+        """
         self.nodes: tuple[Node, ...] = tuple(nodes)
         self.outputs: tuple[int, ...] = tuple(outputs)
         self.updates: tuple[tuple[int, int], ...] = tuple(updates)
+        self._fixed = fixed
         self._inferred: dict[int, Inferred] = {}
 
     # bytes ------------------------------------------------------------------------------------
@@ -143,7 +152,7 @@ class Graph:
 
     def infer(self, batch_size: int) -> Inferred:
         """Shapes and dtypes of every node. Raises ShapeError or DtypeError naming the layer."""
-        known = self._inferred.get(batch_size)
+        known = self._fixed or self._inferred.get(batch_size)
         if known is None:
             if len(self._inferred) >= 8:
                 self._inferred.clear()
@@ -154,9 +163,9 @@ class Graph:
         shapes: list[Shape] = []
         dtypes: list[str] = []
         for place, node in enumerate(self.nodes):
-            inputs = tuple(shapes[i] for i in node.inputs), tuple(dtypes[i] for i in node.inputs)
+            given, given_dtypes = tuple([shapes[i] for i in node.inputs]), tuple([dtypes[i] for i in node.inputs])
             try:
-                shape, dtype = OPS[node.op].infer(*inputs, at_batch(node.attrs, batch_size))
+                shape, dtype = OPS[node.op].infer(given, given_dtypes, at_batch(node.attrs, batch_size))
             except CyxError as error:
                 raise at_layer(error, node.layer or f"node {place}") from None
             shapes.append(shape)

@@ -29,16 +29,18 @@ def accept(op: str, dtypes: tuple[str, ...], allowed: tuple[str, ...]) -> str:
 
 def broadcast(op: str, *shapes: Shape) -> Shape:
     """The shape `shapes` broadcast to (NumPy's rule). Raises ShapeError when they do not."""
-    rank = max(len(shape) for shape in shapes)
-    result = []
-    for place in range(-rank, 0):
-        sizes = {shape[place] for shape in shapes if len(shape) >= -place} - {1}
-        if len(sizes) > 1:
+    result = shapes[0]
+    for shape in shapes[1:]:
+        if shape == result:  # nearly always
+            continue
+        rank = max(len(result), len(shape))
+        pairs = list(zip((1,) * (rank - len(result)) + result, (1,) * (rank - len(shape)) + shape, strict=True))
+        if any(a != b and a != 1 and b != 1 for a, b in pairs):
             raise ShapeError(
                 f"{op}: shapes {' and '.join(map(str, shapes))} do not broadcast: sizes must be equal or 1"
             )
-        result.append(sizes.pop() if sizes else 1)
-    return tuple(result)
+        result = tuple([b if a == 1 else a for a, b in pairs])
+    return result
 
 
 def check_axis(op: str, axis: int, shape: Shape) -> None:

@@ -38,11 +38,13 @@ class Op(NamedTuple):
 
         Raises ShapeError, DtypeError or (wrong number of inputs) GraphError.
         """
-        if self.arity is None and not shapes or self.arity is not None and len(shapes) != self.arity:
+        if len(shapes) != self.arity and (self.arity is not None or not shapes):
             wanted = "at least 1" if self.arity is None else self.arity
             raise GraphError(f"{self.name}: expected {wanted} inputs, got {len(shapes)}")
         shape, dtype = self.rule(self.name, shapes, dtypes, attrs)
-        if len(shape) > kind.MAX_RANK or any(size > kind.MAX_DIM for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+        if shape in shapes:  # as large as what is there already
+            return shape, dtype
+        if len(shape) > kind.MAX_RANK or max(shape, default=0) > kind.MAX_DIM or math.prod(shape) > MAX_ELEMENTS:
             raise ShapeError(f"{self.name}: a result of shape {shape} is beyond {MAX_ELEMENTS} elements or rank 16")
         return shape, dtype
 
@@ -222,6 +224,14 @@ OPS: dict[str, Op] = {op.name: op for op in _rows()}
 KERNEL_OPS: tuple[str, ...] = tuple(op.name for op in OPS.values() if op.group not in ("source", "mode"))
 
 
+def normal_attrs(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of one op call in normal form. Raises GraphError for an unknown op or attribute."""
+    op = OPS.get(name)
+    if op is None:
+        raise GraphError(f"unknown op {name!r}; the op table is cyxcore/ops.py")
+    return kind.normalise(name, op.attrs, given)
+
+
 def infer_op(
     name: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], given: Mapping[str, Any]
 ) -> tuple[Typed, dict[str, Any]]:
@@ -229,8 +239,5 @@ def infer_op(
 
     Raises GraphError for an unknown op or attribute.
     """
-    op = OPS.get(name)
-    if op is None:
-        raise GraphError(f"unknown op {name!r}; the op table is cyxcore/ops.py")
-    attrs = kind.normalise(name, op.attrs, given)
-    return op.infer(shapes, dtypes, attrs), attrs
+    attrs = normal_attrs(name, given)
+    return OPS[name].infer(shapes, dtypes, attrs), attrs

@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cyxcore.graph import Graph, Node
+from cyxcore.graph import Graph, Inferred, Node
+from cyxcore.infer import Shape
 from cyxcore.symbols import Builder, Symbol
 
 MAX_FOLDED_ELEMENTS = 4096
@@ -22,23 +23,31 @@ _EXACT = frozenset(
     "concat take one_hot".split()
 )
 
-Rewrite = Callable[[Builder, Node, list[Symbol]], Symbol | None]
+# (builder, node, its inputs in the builder, its shape) -> what stands for it; None: nothing simpler is known
+Rewrite = Callable[[Builder, Node, list[Symbol], Shape], Symbol | None]
 
 
 def optimise(graph: Graph) -> Graph:
     """Simplified, constants folded, equal calls merged (by the builder), dead code gone."""
-    return dead_code(rewrite(graph, [_redundant_movement, _identity, _folded]))
+    return dead_code(simplify(graph))
 
 
-def rewrite(graph: Graph, rules: list[Rewrite]) -> Graph:
-    """A copy in which the first rule that answers replaces a node. Equal calls become one node."""
+def simplify(graph: Graph) -> Graph:
+    """A copy in which the op's rule, or folding, replaces a node. Equal calls become one node.
+
+    What replaces a value has its shape and dtype, so those of the copy are known without inferring them again.
+    """
     builder = Builder()
+    known = graph.infer(builder.batch_size)
     copies: list[Symbol] = []
-    for node in graph.nodes:
+    for node, shape, dtype in zip(graph.nodes, known.shapes, known.dtypes, strict=True):
         builder.layer = node.layer
         inputs = [copies[i] for i in node.inputs]
-        replaced = next((new for new in (rule(builder, node, inputs) for rule in rules) if new is not None), None)
-        copies.append(builder.apply(node.op, inputs, node.attrs) if replaced is None else replaced)
+        simpler = RULES.get(node.op)
+        new = simpler(builder, node, inputs, shape) if simpler else None
+        if new is None:
+            new = _folded(builder, node, inputs, shape, dtype)
+        copies.append(builder.copy(node.op, inputs, node.attrs, (shape, dtype)) if new is None else new)
     for target, value in graph.updates:
         builder.updates[copies[target].node] = copies[value].node
     return builder.graph(*(copies[place] for place in graph.outputs))
@@ -46,49 +55,58 @@ def rewrite(graph: Graph, rules: list[Rewrite]) -> Graph:
 
 def dead_code(graph: Graph) -> Graph:
     """Only what outputs and updates need; inputs and parameters stay, they are the graph's interface."""
-    needed = graph.reachable(training=True)
-    places: dict[int, int] = {}
-    nodes: list[Node] = []
-    for place, node in enumerate(graph.nodes):
-        if place in needed or node.op in ("input", "param"):
-            places[place] = len(nodes)
-            nodes.append(node._replace(inputs=tuple(places[i] for i in node.inputs)))
-    return Graph(nodes, [places[i] for i in graph.outputs], [(places[a], places[b]) for a, b in graph.updates])
+    needed, known = graph.reachable(training=True), graph.infer(1)
+    kept = [place for place, node in enumerate(graph.nodes) if place in needed or node.op in ("input", "param")]
+    places = {old: new for new, old in enumerate(kept)}
+    nodes = [
+        Node(op, tuple([places[i] for i in inputs]), attrs, layer)
+        for op, inputs, attrs, layer in (graph.nodes[place] for place in kept)
+    ]
+    return Graph(
+        nodes,
+        [places[i] for i in graph.outputs],
+        [(places[a], places[b]) for a, b in graph.updates],
+        Inferred(tuple([known.shapes[i] for i in kept]), tuple([known.dtypes[i] for i in kept])),
+    )
 
 
 def _producer(value: Symbol) -> Node:
     return value.builder.nodes[value.node]
 
 
-def _redundant_movement(builder: Builder, node: Node, inputs: list[Symbol]) -> Symbol | None:
-    """Reshapes of reshapes, transposes of transposes, transposes a matmul can do itself, and copies of
-    nothing.
-    """
-    if node.op == "reshape":
-        x = inputs[0]
-        shape = builder.shapes[builder.apply("reshape", [x], node.attrs).node]
-        if _producer(x).op == "reshape":
-            x = Symbol(builder, _producer(x).inputs[0])
-        return x if x.shape == shape else builder.apply("reshape", [x], {"shape": shape})
-    if node.op == "transpose":
-        x, axes = inputs[0], node.attrs["axes"]
-        inner = _producer(x)
-        if inner.op == "transpose":
-            axes = tuple(inner.attrs["axes"][axis] for axis in axes)
-            x = Symbol(builder, inner.inputs[0])
-        return x if axes == tuple(range(len(axes))) else builder.apply("transpose", [x], {"axes": axes})
-    if node.op == "broadcast_to" and inputs[0].shape == node.attrs["shape"]:
-        return inputs[0]
-    if node.op == "cast" and inputs[0].dtype == node.attrs["dtype"]:
-        return inputs[0]
-    if node.op in ("sum", "mean", "max", "min") and not node.attrs["axes"]:
-        return inputs[0]
-    if node.op == "matmul":
-        return _absorb_transposes(builder, node, inputs)
-    return None
+def _reshape(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """Of a reshape; to the shape it has."""
+    x = inputs[0]
+    if _producer(x).op == "reshape":
+        x = Symbol(builder, _producer(x).inputs[0])
+    return x if x.shape == shape else builder.apply("reshape", [x], {"shape": shape})
 
 
-def _absorb_transposes(builder: Builder, node: Node, inputs: list[Symbol]) -> Symbol | None:
+def _transpose(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """Of a transpose; to the order it has."""
+    x, axes = inputs[0], node.attrs["axes"]
+    inner = _producer(x)
+    if inner.op == "transpose":
+        axes = tuple(inner.attrs["axes"][axis] for axis in axes)
+        x = Symbol(builder, inner.inputs[0])
+    return x if axes == tuple(range(len(axes))) else builder.apply("transpose", [x], {"axes": axes})
+
+
+def _broadcast(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    return inputs[0] if inputs[0].shape == shape else None
+
+
+def _cast(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    return inputs[0] if inputs[0].dtype == node.attrs["dtype"] else None
+
+
+def _reduce(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """Over no axis."""
+    return None if node.attrs["axes"] else inputs[0]
+
+
+def _matmul(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """Of matrices whose last two axes are exchanged, which it can do itself."""
     attrs, operands = dict(node.attrs), list(inputs)
     for place, flag in enumerate(("transpose_a", "transpose_b")):
         inner, rank = _producer(operands[place]), operands[place].ndim
@@ -105,16 +123,38 @@ def _number(value: Symbol) -> float | None:
     return float(numbers[0]) if numbers and all(repr(n) == repr(numbers[0]) for n in numbers) else None
 
 
-def _identity(builder: Builder, node: Node, inputs: list[Symbol]) -> Symbol | None:
-    """x * 1, 1 * x, x / 1, x - 0 are x, bit for bit."""
-    if node.op in ("mul", "div", "sub"):
-        shape = builder.apply(node.op, inputs, node.attrs).shape
-        neutral = 0.0 if node.op == "sub" else 1.0
-        if repr(_number(inputs[1])) == repr(neutral) and inputs[0].shape == shape:
-            return inputs[0]
-        if node.op == "mul" and _number(inputs[0]) == 1.0 and inputs[1].shape == shape:
-            return inputs[1]
+def _mul(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """x * 1 and 1 * x are x, bit for bit."""
+    for x, factor in (inputs, inputs[::-1]):
+        if _number(factor) == 1.0 and x.shape == shape:
+            return x
     return None
+
+
+def _div(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """x / 1 is x."""
+    return inputs[0] if _number(inputs[1]) == 1.0 and inputs[0].shape == shape else None
+
+
+def _sub(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """x - 0 is x; x - -0.0 is not, where x is -0.0."""
+    return inputs[0] if repr(_number(inputs[1])) == "0.0" and inputs[0].shape == shape else None
+
+
+RULES: dict[str, Rewrite] = {
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "broadcast_to": _broadcast,
+    "cast": _cast,
+    "sum": _reduce,
+    "mean": _reduce,
+    "max": _reduce,
+    "min": _reduce,
+    "matmul": _matmul,
+    "mul": _mul,
+    "div": _div,
+    "sub": _sub,
+}
 
 
 def _whole(numbers: tuple[float, ...]) -> bool:
@@ -122,9 +162,9 @@ def _whole(numbers: tuple[float, ...]) -> bool:
     return all(float(n).is_integer() for n in numbers) and sum(abs(n) for n in numbers) < 2**24
 
 
-def _folded(builder: Builder, node: Node, inputs: list[Symbol]) -> Symbol | None:
+def _folded(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape, dtype: str) -> Symbol | None:
     """The result itself, where every input is a constant and the result is small and finite."""
-    if not inputs or any(_producer(value).op != "const" for value in inputs):
+    if not inputs or any(_producer(x).op != "const" for x in inputs) or math.prod(shape) > MAX_FOLDED_ELEMENTS:
         return None
     if node.op not in _EXACT and not (node.op == "sum" and _whole(_producer(inputs[0]).attrs["value"])):
         return None
@@ -132,13 +172,10 @@ def _folded(builder: Builder, node: Node, inputs: list[Symbol]) -> Symbol | None
 
     from cyxcore.kernels import reference
 
-    result = builder.apply(node.op, inputs, node.attrs)
-    if math.prod(result.shape) > MAX_FOLDED_ELEMENTS:
-        return result
     arrays: list[Any] = []
     for value in inputs:
         attrs = _producer(value).attrs
         arrays.append(np.array(attrs["value"], dtype=attrs["dtype"]).reshape(attrs["shape"]))
-    out = np.empty(result.shape, result.dtype)
+    out = np.empty(shape, dtype)
     reference.call(node.op, out, arrays, node.attrs)
-    return builder.constant(out) if np.isfinite(out).all() else result
+    return builder.constant(out) if np.isfinite(out).all() else None

@@ -10,6 +10,7 @@ The graph has one batch size (no nulls) and no by_mode nodes. Parameters live in
 and a partial batch) can share them.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,13 +59,16 @@ class Arena:
         return Slot(offset, size)
 
     def give(self, slot: Slot) -> None:
-        merged: list[tuple[int, int]] = []
-        for offset, size in sorted([*self.free, slot]):
-            if merged and sum(merged[-1]) == offset:
-                merged[-1] = (merged[-1][0], merged[-1][1] + size)
-            else:
-                merged.append((offset, size))
-        self.free = merged
+        offset, size = slot
+        place = bisect_left(self.free, slot)
+        first, last = place, place
+        if place > 0 and sum(self.free[place - 1]) == offset:  # the gap before it ends where it begins
+            first = place - 1
+            offset, size = self.free[first][0], size + self.free[first][1]
+        if place < len(self.free) and self.free[place][0] == sum(slot):  # and the gap behind begins where it ends
+            last = place + 1
+            size += self.free[place][1]
+        self.free[first:last] = [(offset, size)]
 
 
 class Schedule(NamedTuple):
@@ -179,9 +183,7 @@ class Plan:
             return self.arrays[decided.alias[place]].reshape(shape)
         if place in decided.in_place:
             return self.arrays[decided.in_place[place]]
-        slot = slots[place]
-        count = known.bytes_of(place)
-        return arena[slot.offset : slot.offset + count].view(dtype).reshape(shape)
+        return np.ndarray(shape, dtype, arena, slots[place].offset)
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -203,7 +205,7 @@ def _state_array(name: str, shape: Shape, dtype: str, state: Mapping[str, Array]
 
 def _aligned(count: int) -> Array:
     raw = np.empty(count + ALIGN_BYTES, np.uint8)
-    start = -raw.ctypes.data % ALIGN_BYTES
+    start = -raw.__array_interface__["data"][0] % ALIGN_BYTES
     return raw[start : start + count]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from cyxcore import indexing
 from cyxcore.attrs import MAX_CONST_ELEMENTS
 from cyxcore.errors import CyxError, GraphError
-from cyxcore.graph import Graph, Node, at_batch, at_layer
-from cyxcore.infer import Shape
-from cyxcore.ops import infer_op
+from cyxcore.graph import SIZES, Graph, Inferred, Node, at_batch, at_layer
+from cyxcore.infer import Shape, Typed
+from cyxcore.ops import OPS, normal_attrs
 from cyxcore.values import Value
 
 # Two batch sizes no layer is likely to use as a size of its own.
@@ -100,28 +100,46 @@ class Builder:
         self._known: dict[tuple[Any, ...], int] = {}
         self._streams = 0
 
-    def _add(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any]) -> Symbol:
-        try:
-            (shape, dtype), normal = infer_op(
-                op, tuple(self.shapes[i] for i in inputs), tuple(self.dtypes[i] for i in inputs), attrs
-            )
-        except CyxError as error:
-            raise at_layer(error, self.layer) from None
-        # repr tells 0.0 from -0.0 and 1 from True, which == does not
-        call = (op, inputs, repr(sorted(normal.items())))
+    def _add(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any], typed: Typed | None = None) -> Symbol:
+        """The node of a call: the one that is there, or a new one. attrs: in normal form."""
+        # repr tells 0.0 from -0.0 and 1 from True, which == does not; the normal form has one order of keys
+        call = (op, inputs, repr(attrs) if attrs else "")
         place = self._known.get(call)
         if place is None:
+            shape, dtype = typed or self._infer(op, inputs, attrs)
             place = self._known[call] = len(self.nodes)
-            self.nodes.append(Node(op, inputs, normal, self.layer))
+            self.nodes.append(Node(op, inputs, attrs, self.layer))
             self.shapes.append(shape)
             self.dtypes.append(dtype)
         return Symbol(self, place)
 
+    def _infer(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any]) -> Typed:
+        try:
+            return OPS[op].infer(
+                tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs
+            )
+        except CyxError as error:
+            raise at_layer(error, self.layer) from None
+
     def apply(self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any]) -> Symbol:
-        return self._add(op, tuple(value.node for value in inputs), attrs)
+        """One op call. Raises GraphError, ShapeError or DtypeError naming the layer."""
+        try:
+            normal = normal_attrs(op, attrs)
+        except CyxError as error:
+            raise at_layer(error, self.layer) from None
+        return self._add(op, tuple([value.node for value in inputs]), normal)
+
+    def copy(
+        self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any], typed: Typed | None = None
+    ) -> Symbol:
+        """The call of a node of another graph, whose attributes are in normal form.
+
+        typed: its shape and dtype, where the caller knows them; otherwise they are inferred.
+        """
+        return self._add(op, tuple([value.node for value in inputs]), attrs, typed)
 
     def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Symbol:
-        return self._add("input", (), {"name": name, "shape": tuple(shape), "dtype": dtype})
+        return self.apply("input", (), {"name": name, "shape": tuple(shape), "dtype": dtype})
 
     def param(
         self,
@@ -138,11 +156,11 @@ class Builder:
             "init": dict(init),
             "trainable": trainable,
         }
-        return self._add("param", (), attrs)
+        return self.apply("param", (), attrs)
 
     def key(self) -> Symbol:
         """The (seed, step) pair of the random ops."""
-        return self._add("key", (), {})
+        return self.apply("key", (), {})
 
     def uniform(self, shape: tuple[int, ...]) -> Symbol:
         self._streams += 1
@@ -165,8 +183,8 @@ class Builder:
                 "make it an nn.Parameter or a buffer of the module"
             )
         as_kind = _CONVERSIONS[dtype]
-        return self._add(
-            "const", (), {"shape": shape, "dtype": dtype, "value": tuple(as_kind(entry) for entry in flat)}
+        return self.apply(
+            "const", (), {"shape": shape, "dtype": dtype, "value": tuple([as_kind(entry) for entry in flat])}
         )
 
     def lift(self, value: Any) -> Symbol:
@@ -191,7 +209,8 @@ class Builder:
         self.updates[buffer.node] = value.node
 
     def graph(self, *outputs: Symbol) -> Graph:
-        return Graph(self.nodes, [value.node for value in outputs], sorted(self.updates.items()))
+        fixed = Inferred(tuple(self.shapes), tuple(self.dtypes))
+        return Graph(self.nodes, [value.node for value in outputs], sorted(self.updates.items()), fixed)
 
     def embed(self, graph: Graph, inputs: Mapping[str, Symbol], training: bool) -> list[Symbol]:
         """A copy of `graph` in one mode, at this builder's batch size. Returns its outputs.
@@ -209,9 +228,8 @@ class Builder:
                 copies[place] = copies[node.inputs[0 if training else 1]]
             else:
                 self.layer = node.layer
-                copies[place] = self.apply(
-                    node.op, [copies[i] for i in node.inputs], at_batch(node.attrs, self.batch_size)
-                )
+                inner = [copies[i] for i in node.inputs]
+                copies[place] = self.copy(node.op, inner, at_batch(node.attrs, self.batch_size))
         self.layer = ""
         if training:
             for target, value in graph.updates:
@@ -304,7 +322,7 @@ def _free(node: Node, key: str, second: Any) -> Any:
     if first == second:
         return first
     sizes = PROBE_BATCH_SIZES
-    if isinstance(first, tuple) and len(first) == len(second) and key in ("shape", "stops"):
+    if isinstance(first, tuple) and len(first) == len(second) and key in SIZES:
         entries = [a if a == b else None if (a, b) == sizes else -1 for a, b in zip(first, second, strict=True)]
         multiples = all(
             entry != -1 or a % sizes[0] == 0 and a // sizes[0] * sizes[1] == b

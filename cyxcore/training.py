@@ -40,10 +40,10 @@ class Rows(Protocol):
     def y_val(self) -> Any: ...
 
 
-def initial_weights(graph: Graph, seed: int) -> dict[str, Array]:
-    """First values of every parameter and buffer, by the graph's init rules."""
+def initial_weights(graph: Graph, seed: int, device: str | None = None) -> dict[str, Array]:
+    """First values of every parameter and buffer, by the graph's init rules. Every device draws the same."""
     return {
-        param.name: random.initial(param.init, param.shape, param.dtype, seed, index)
+        param.name: random.initial(param.init, param.shape, param.dtype, seed, index, device)
         for index, param in enumerate(graph.all_parameters)
     }
 
@@ -96,7 +96,7 @@ class Trainer:
         held_out = dataset.x_val is not None and len(dataset.x_val) > 0
         self.x_val = checked_inputs(graph, dataset.x_val) if held_out else self.x[:0]
         self.y_val = checked_targets(graph, spec.loss, dataset.y_val, len(self.x_val)) if held_out else self.y[:0]
-        self.state = initial_weights(graph, spec.seed) if weights is None else _own(graph, weights)
+        self.state = initial_weights(graph, spec.seed, device) if weights is None else _own(graph, weights)
         if weights is None:
             for param in graph.buffers:
                 value = data_statistic(param, self.x, self.y)

@@ -54,5 +54,20 @@ def test_parameters_of_one_seed_differ() -> None:
     assert random.initial(rule, (4,), "float32", 0, 0).tolist() != random.initial(rule, (4,), "float32", 0, 1).tolist()
 
 
+@pytest.mark.parametrize("rule", [{"kind": "kaiming_uniform", "fan_in": 3}, {"kind": "normal", "std": 0.02}])
+def test_every_device_draws_the_same_weights(rule: dict[str, object]) -> None:
+    cpu, reference = (random.initial(rule, (7, 3), "float32", 2**31 - 1, 5, name) for name in ("cpu", "reference"))
+    assert cpu.tobytes() == reference.tobytes()
+
+
+def test_a_parameter_without_elements_is_drawn() -> None:
+    assert random.initial({"kind": "uniform", "bound": 1.0}, (0, 4), "float32", 0, 0).shape == (0, 4)
+
+
+def test_the_first_weights_are_pinned() -> None:
+    values = random.initial({"kind": "uniform", "bound": 2.0**23}, (4,), "float32", 7, 1)
+    assert values.tolist() == [-7244210.0, -2247165.0, 3403390.0, -2905653.0]
+
+
 def test_words_do_not_depend_on_how_many_are_drawn() -> None:
     assert uniform_words(1, 2, 3, 5).tolist() == uniform_words(1, 2, 3, 50)[:5].tolist()
