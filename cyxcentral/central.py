@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from cyxcentral.cache import job_status, open_cache
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.ledger import Ledger
+from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.payments import Payments
 from cyxcentral.telemetry import Telemetry, broadcast
 from cyxcentral.world import World
@@ -51,9 +51,17 @@ class Settings(Struct, frozen=True, kw_only=True):
 class Central:
     """Start with `await Central.start(settings)`, end with `await close()`."""
 
-    def __init__(self, settings: Settings, core: Bus, edge: Bus, ledger: Ledger, settlement: Settlement):
+    def __init__(
+        self,
+        settings: Settings,
+        core: Bus,
+        edge: Bus,
+        ledger: Ledger,
+        settlement: Settlement,
+        machine: Machine = MACHINE,
+    ):
         self.settings = settings
-        self.central_id = f"central-{secrets.token_hex(4)}"
+        self.central_id = f"central-{machine.token_hex(4)}"
         network = settings.network
         self._identity = load_or_create(settings.keys / "central.key")
         self._core = core
@@ -62,7 +70,7 @@ class Central:
         self.settlement = settlement
         self.cache = open_cache(network.redis_url)
         self.world = World()
-        self.events = EventLog(core, self.central_id, self.world)
+        self.events = EventLog(core, self.central_id, self.world, machine)
         self.blobs = Blobs(core)
         self.dispatch = Dispatch(
             self.events,
@@ -73,7 +81,7 @@ class Central:
             network.lease_ms,
             network.progress_ms,
         )
-        self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache)
+        self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine)
         self.wallet = Wallet(self._identity.child("wallet"))
         self.platform = Wallet(self._identity.child("platform"))
         self.payments: Payments | None = None

@@ -5,7 +5,6 @@ watcher that lost its connection asks for what came after the last one it saw.
 """
 
 import logging
-import time
 
 import msgspec
 
@@ -13,6 +12,7 @@ from cyxcentral import cache as keys
 from cyxcentral.cache import Cache
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.ledger import Ledger, telemetry_kind
+from cyxcentral.machine import Machine
 from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Telemetry:
-    def __init__(self, core: Bus, edge: Bus, dispatch: Dispatch, ledger: Ledger, cache: Cache):
+    def __init__(self, core: Bus, edge: Bus, dispatch: Dispatch, ledger: Ledger, cache: Cache, machine: Machine):
         self._core = core
         self._edge = edge
         self._dispatch = dispatch
         self._ledger = ledger
         self._cache = cache
+        self._machine = machine
         self.refused = 0
 
     async def start(self, after_seq: int) -> None:
@@ -55,7 +56,7 @@ class Telemetry:
             log.info("metrics on %s not stored: %s", subject, error)
 
     def _records(self, said: m.Progress | m.HardwareMetrics) -> list[m.TelemetryRecord]:
-        now = time.time_ns() // 1_000_000
+        now = self._machine.wall_ms()
         if isinstance(said, m.Progress):
             if (said.batch is None) == (said.epoch is None):
                 raise BadMessage("expected either batch or epoch metrics")

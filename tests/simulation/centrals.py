@@ -1,0 +1,147 @@
+"""A central: production's whole Central, on the simulated broker and chain, with a ledger in memory."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cyxcentral.central import Central, Settings
+from cyxcentral.machine import Machine
+from cyxcore.errors import CyxError
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.config import NetworkFile
+from tests.simulation.chain import SimSettlement
+from tests.simulation.faults import HOUR_MS
+from tests.simulation.loop import ProcessLoop
+from tests.simulation.wire import Process, SimBus
+
+CENTRAL_SEED = bytes(range(32))
+FIRST_WALL_MS = 1_800_000_000_000
+HEARTBEAT_MS, LEASE_MS, PROGRESS_MS = 2_000, 8_000, 20_000
+PLATFORM_FEE_BASIS_POINTS = 1000
+
+
+def settings(folder: Path) -> Settings:
+    """The settings of every central; their key lies in `folder`."""
+    key = folder / "central.key"
+    if not key.exists():
+        key.write_text(CENTRAL_SEED.hex() + "\n")
+        key.chmod(0o600)
+    network = NetworkFile(
+        network_id="simulated",
+        client_url="",
+        node_url="",
+        edge_url="",
+        core_url="",
+        monitor_url="",
+        chain_url="http://127.0.0.1:8899",
+        heartbeat_ms=HEARTBEAT_MS,
+        lease_ms=LEASE_MS,
+        progress_ms=PROGRESS_MS,
+        custodial_wallets=False,
+        fee_basis_points=PLATFORM_FEE_BASIS_POINTS,
+    )
+    return Settings(network=network, keys=folder, state=folder)
+
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="cyx-simulation-")
+SETTINGS = settings(Path(_FOLDER.name))
+
+
+class MemoryLedger:
+    """What central writes down for readers, in memory: made anew from the log at each start."""
+
+    def __init__(self) -> None:
+        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.balances: dict[str, int] = {}
+        self._updates: dict[str, list[m.Update]] = {}
+
+    def position(self, stream: str) -> int:
+        return 0
+
+    def add_event(self, stream: str, seq: int, subject: str, record: m.Record) -> None:
+        if isinstance(record.event, m.JobEvent):
+            job_id = subjects.last_token(subject)
+            self._add("event", job_id, seq, record.at_ms, type(record.event).__name__, record.event)
+
+    def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord) -> None:
+        if record.job_id and record.epoch:
+            self._add("telemetry", record.job_id, seq, record.at_ms, "epoch", record.epoch)
+
+    def _add(self, source: Any, job_id: str, seq: int, at_ms: int, kind: str, what: Any) -> None:
+        update = m.Update(
+            job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=msgspec.to_builtins(what)
+        )
+        self._updates.setdefault(job_id, []).append(update)
+
+    def add_entries(self, seq: int, job_id: str, entries: Any, at_ms: int) -> None:
+        assert sum(entry.amount_base_units for entry in entries) == 0, f"event {seq}: its entries do not sum to zero"
+        for entry in entries:
+            self.balances[entry.account] = self.balances.get(entry.account, 0) + entry.amount_base_units
+
+    def put_job(self, job: Any) -> None:
+        pass
+
+    def put_node(self, node: Any) -> None:
+        pass
+
+    def telemetry_rewound(self, last_seq: int) -> None:
+        raise AssertionError("the simulated telemetry is never rewound")
+
+    async def updates(
+        self, job_id: str, after_event: int, after_telemetry: int, limit: int
+    ) -> tuple[list[m.Update], bool]:
+        after = {"event": after_event, "telemetry": after_telemetry}
+        found = [each for each in self._updates.get(job_id, ()) if each.seq > after[each.source]]
+        return found[:limit], len(found) > limit
+
+    async def close(self) -> None:
+        pass
+
+
+class CentralProcess(Process):
+    """One life of one central. Its wall clock may be an hour off and may jump; its monotonic clock drifts."""
+
+    def __init__(self, loop: ProcessLoop, network: Any):
+        super().__init__(loop)
+        self.network = network
+        self.started_s = network.scheduler.now_s
+        self.wall_error_ms = int(network.scheduler.dice.uniform(-HOUR_MS, HOUR_MS))
+        self.central: Central | None = None
+        self.ready = False
+
+    def crash(self, why: str) -> None:
+        if self.loop.alive:
+            self.loop.kill()
+            self.network.faults.count("central_crash")
+            self.network.trace("crash", f"{self.name} {why}")
+            self.network.restart_central(self.name)
+
+    def wall_ms(self) -> int:
+        return FIRST_WALL_MS + self.wall_error_ms + int(self.network.scheduler.now_s * 1000)
+
+    async def main(self) -> None:
+        dice = self.network.scheduler.dice
+        machine = Machine(
+            wall_ms=self.wall_ms,
+            monotonic_ms=lambda: self.loop.time() * 1000,
+            token_hex=lambda count: dice.getrandbits(8 * count).to_bytes(count, "big").hex(),
+        )
+        core = SimBus(self, self.network.edge, self.network.core)
+        edge = SimBus(self, self.network.edge)
+        ledger: Any = MemoryLedger()
+        arguments: Any = (SETTINGS, core, edge, ledger, SimSettlement(self, self.network.chain), machine)
+        self.central = Central(*arguments)
+        try:
+            await self.central._open()
+        except CyxError as error:  # a start that meets a broker without a leader ends, and is tried again
+            self.crash(f"did not start: {error}")
+            return
+        self.ready = True
+        try:
+            await self.central.failed()
+        except CyxError as error:
+            self.network.scheduler.fail(f"{self.name} gave up: {error}")

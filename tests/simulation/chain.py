@@ -1,0 +1,304 @@
+"""A chain in virtual time: blocks, accounts, real transactions, and an RPC endpoint with several machines behind it.
+
+What runs on it is what cyxnet.escrow builds and signs; the few instructions those need are carried out here, all of a
+transaction or none. Production's Settlement talks to it through RpcClient in place of the solana package's client.
+"""
+
+import asyncio
+import json
+from bisect import bisect_right
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from msgspec import Struct
+from solana.exceptions import SolanaRpcException
+
+from cyxnet.escrow import DECIMALS, associated_address, mint_address, solders
+from cyxnet.solana import Settlement
+from tests.simulation.faults import Faults
+from tests.simulation.loop import ProcessLoop, Scheduler
+from tests.simulation.wire import Process
+
+BLOCK_S = 0.25
+FINAL_BLOCKS = 8
+VALID_BLOCKS = 60  # a blockhash is good for so long
+FIRST_SLOT = 5_000  # slots and block heights are different numbers
+RICH_LAMPORTS = 10**12
+
+
+class TokenAccount(Struct, frozen=True):
+    owner: str
+    mint: str
+    amount: int
+
+
+class Landed(Struct):
+    """A transaction in a block. fork_until_s: the block is on a fork that is given up then."""
+
+    height: int
+    error: Any
+    fork_until_s: float | None = None
+
+
+Accounts = dict[str, TokenAccount]
+
+
+class Chain:
+    """The truth of the chain: what landed where, and every account after every block."""
+
+    def __init__(self, scheduler: Scheduler, faults: Faults, authority: str):
+        self.scheduler = scheduler
+        self.faults = faults
+        self.loop = ProcessLoop(scheduler, "chain")
+        self.mint, self.authority = mint_address(authority), authority
+        self.landed: dict[str, Landed] = {}
+        self.received: Callable[[str], None] = lambda signature: None  # told when bytes reach the chain
+        self.executed: Callable[[str, Accounts, Accounts], None] = lambda signature, before, after: None
+        self._heights: list[int] = [0]
+        self._states: list[Accounts] = [{}]
+
+    def give(self, owner: str, amount: int) -> None:
+        account = associated_address(owner, self.mint)
+        self._states[-1][account] = TokenAccount(owner, self.mint, amount)
+
+    @property
+    def height(self) -> int:
+        return int(self.scheduler.now_s / BLOCK_S)
+
+    @property
+    def accounts(self) -> Accounts:
+        return self._states[-1]
+
+    def accounts_at(self, height: int) -> Accounts:
+        return self._states[max(0, bisect_right(self._heights, height) - 1)]
+
+    def is_final(self, signature: str) -> bool:
+        found = self.landed.get(signature)
+        return (
+            found is not None
+            and found.fork_until_s is None
+            and found.error is None
+            and self.height - found.height >= FINAL_BLOCKS
+        )
+
+    def can_land(self, signature: str, last_valid_block_height: int) -> bool:
+        """Whether these bytes are on the chain or may still get there."""
+        return signature in self.landed or self.height <= last_valid_block_height
+
+    def blockhash(self, height: int) -> Any:
+        from solders.hash import Hash
+
+        return Hash(height.to_bytes(8, "big") * 4)
+
+    def send(self, transaction: bytes) -> str:
+        """The bytes reached a machine. They land soon, late, or never."""
+        parsed = solders().VersionedTransaction.from_bytes(transaction)
+        signature = str(parsed.signatures[0])
+        self.received(signature)
+        if self.faults.hit("dropped"):
+            return signature
+        late = self.faults.active and self.scheduler.dice.random() < 0.1
+        delay_s = self.scheduler.dice.expovariate(1 / 8.0) if late else self.scheduler.dice.uniform(0.1, 0.8)
+        self.scheduler.at(self.loop, self.scheduler.now_s + delay_s, self._land, signature, parsed.message)
+        return signature
+
+    def _land(self, signature: str, message: Any) -> None:
+        height = self.height
+        named = int.from_bytes(bytes(message.recent_blockhash)[:8], "big")
+        if signature in self.landed or height > named + VALID_BLOCKS:
+            return
+        if self.faults.active and self.scheduler.dice.random() < 0.05:  # a block that others do not build on
+            self.faults.count("fork")
+            until_s = self.scheduler.now_s + FINAL_BLOCKS * BLOCK_S * 0.7
+            self.landed[signature] = Landed(height, None, until_s)
+            self.scheduler.at(self.loop, until_s, self.landed.pop, signature)
+            return
+        before = self._states[-1]
+        after = dict(before)
+        error = None
+        try:
+            Interpreter(after).run(message)
+        except ExecutionError as failure:
+            after, error = before, failure.args[0]
+        self.landed[signature] = Landed(height, error)
+        self._heights.append(height)
+        self._states.append(after)
+        self.executed(signature, before, after)
+
+
+class ExecutionError(Exception):
+    """An instruction failed: nothing of the transaction happens but the fee."""
+
+
+class Interpreter:
+    """The instructions of the system, token and associated-token programs that an escrow needs."""
+
+    def __init__(self, accounts: Accounts):
+        self.accounts = accounts
+
+    def run(self, message: Any) -> None:
+        lib = solders()
+        keys = [str(key) for key in message.account_keys]
+        programs = {str(lib.TOKEN): self._token, str(lib.ASSOCIATED): self._associated}
+        for number, instruction in enumerate(message.instructions):
+            program = programs.get(keys[instruction.program_id_index])
+            if program is None:  # system and memo: lamports and words are not what is simulated
+                continue
+            try:
+                program(bytes(instruction.data), [keys[index] for index in bytes(instruction.accounts)])
+            except ExecutionError as error:
+                raise ExecutionError({"InstructionError": [number, {"Custom": error.args[0]}]}) from None
+
+    def _token(self, data: bytes, keys: list[str]) -> None:
+        match data[0]:
+            case 0x12:  # InitializeAccount3
+                account, mint = keys
+                if account in self.accounts:
+                    raise ExecutionError(6)
+                self.accounts[account] = TokenAccount(_address(data[1:33]), mint, 0)
+            case 0x0C:  # TransferChecked
+                source, mint, target, owner = keys
+                self._transfer(source, mint, target, owner, int.from_bytes(data[1:9], "little"))
+                assert data[9] == DECIMALS
+            case 0x09:  # CloseAccount
+                account, _, owner = keys
+                found = self.accounts.get(account)
+                if found is None or found.amount or found.owner != owner:
+                    raise ExecutionError(11)
+                del self.accounts[account]
+            case other:
+                raise AssertionError(f"the simulated chain does not know token instruction {other}")
+
+    def _transfer(self, source: str, mint: str, target: str, owner: str, amount: int) -> None:
+        from_, to = self.accounts.get(source), self.accounts.get(target)
+        if from_ is None or to is None or from_.mint != mint or to.mint != mint or from_.owner != owner:
+            raise ExecutionError(4)
+        if from_.amount < amount:
+            raise ExecutionError(1)
+        self.accounts[source] = TokenAccount(from_.owner, mint, from_.amount - amount)
+        to = self.accounts[target]
+        self.accounts[target] = TokenAccount(to.owner, mint, to.amount + amount)
+
+    def _associated(self, data: bytes, keys: list[str]) -> None:
+        assert data == b"\x01", "only CreateIdempotent is known"
+        _, account, owner, mint = keys[:4]
+        self.accounts.setdefault(account, TokenAccount(owner, mint, 0))
+
+
+def _address(key: bytes) -> str:
+    return str(solders().Pubkey.from_bytes(key))
+
+
+class RpcClient:
+    """What production calls on solana's AsyncClient. Each question may be answered by another machine, which lags."""
+
+    def __init__(self, process: Process, chain: Chain):
+        self._process = process
+        self._chain = chain
+        self._faults = chain.faults
+
+    async def close(self) -> None:
+        pass
+
+    async def _machine(self, method: str) -> int:
+        """Ask: the block height of the machine that answers. Raises what the real client raises."""
+        if self._faults.hit("crash_at_io"):
+            self._process.crash("at a question to the chain")
+        await asyncio.sleep(self._faults.delay_s())
+        if self._faults.hit("rpc_error"):
+            error = SolanaRpcException(TimeoutError("no answer"), _machine_of, self, method)
+            raise error from TimeoutError("no answer")
+        lag = 0
+        if self._faults.active and self._faults.rpc_lag_blocks:
+            lag = self._chain.scheduler.dice.randrange(self._faults.rpc_lag_blocks)
+            self._faults.counts["rpc_lag"] += lag > 0
+        return max(0, self._chain.height - lag)
+
+    async def _answered(self) -> None:
+        if self._faults.hit("crash_at_io"):
+            self._process.crash("at an answer of the chain")
+        await asyncio.sleep(self._faults.delay_s())
+
+    async def get_genesis_hash(self) -> Any:
+        return SimpleNamespace(value="simulated")
+
+    async def get_balance(self, address: Any) -> Any:
+        await self._machine("getBalance")
+        return SimpleNamespace(value=RICH_LAMPORTS)
+
+    async def get_latest_blockhash(self, commitment: Any = None) -> Any:
+        height = await self._machine("getLatestBlockhash")
+        await self._answered()
+        value = SimpleNamespace(
+            blockhash=self._chain.blockhash(height), last_valid_block_height=height + VALID_BLOCKS
+        )
+        return SimpleNamespace(value=value)
+
+    async def get_fee_for_message(self, message: Any, commitment: Any = None) -> Any:
+        height = await self._machine("getFeeForMessage")
+        named = int.from_bytes(bytes(message.recent_blockhash)[:8], "big")
+        return SimpleNamespace(value=5000 if height - VALID_BLOCKS <= named <= height + 64 else None)
+
+    async def get_multiple_accounts(self, keys: list[Any], commitment: Any = None) -> Any:
+        height = await self._machine("getMultipleAccounts")
+        if "finalized" in str(commitment).lower():
+            height = max(0, height - FINAL_BLOCKS)
+        accounts = self._chain.accounts_at(height)
+        found = [self._account(str(key), accounts) for key in keys]
+        await self._answered()
+        return SimpleNamespace(value=found)
+
+    def _account(self, address: str, accounts: Accounts) -> Any:
+        lib = solders()
+        if address == self._chain.mint:
+            authority = bytes(lib.Pubkey.from_string(self._chain.authority))
+            data = b"\x01\0\0\0" + authority + bytes(8) + bytes([DECIMALS, 1]) + bytes(36)
+            return SimpleNamespace(owner=lib.TOKEN, data=data, lamports=1)
+        token = accounts.get(address)
+        if token is not None:
+            key = lib.Pubkey.from_string
+            data = bytes(key(token.mint)) + bytes(key(token.owner)) + token.amount.to_bytes(8, "little")
+            data += bytes(36) + b"\x01" + bytes(56)
+            return SimpleNamespace(owner=lib.TOKEN, data=data, lamports=2_039_280)
+        return SimpleNamespace(owner=lib.system.ID, data=b"", lamports=RICH_LAMPORTS) if address[0] != "\0" else None
+
+    async def get_signature_statuses(self, signatures: list[Any], search_transaction_history: bool = False) -> Any:
+        height = await self._machine("getSignatureStatuses")
+        found = self._chain.landed.get(str(signatures[0]))
+        value = None
+        if found is not None and found.height <= height:
+            depth = height - found.height
+            final = depth >= FINAL_BLOCKS and found.fork_until_s is None
+            status = "finalized" if final else "confirmed" if depth else "processed"
+            said = json.dumps(
+                {"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status}
+            )
+            value = SimpleNamespace(to_json=lambda: said)
+        await self._answered()
+        return SimpleNamespace(value=[value], context=SimpleNamespace(slot=height + FIRST_SLOT))
+
+    async def get_epoch_info(self, commitment: Any = None) -> Any:
+        height = max(0, await self._machine("getEpochInfo") - FINAL_BLOCKS)
+        await self._answered()
+        return SimpleNamespace(value=SimpleNamespace(block_height=height, absolute_slot=height + FIRST_SLOT))
+
+    async def send_raw_transaction(self, transaction: bytes, options: Any) -> Any:
+        await self._machine("sendTransaction")
+        signature = self._chain.send(transaction)
+        await self._answered()
+        return SimpleNamespace(value=signature)
+
+
+def _machine_of() -> None:
+    """A name for the function that failed, which SolanaRpcException wants to know."""
+
+
+class SimSettlement(Settlement):
+    """Production's Settlement on the simulated chain."""
+
+    def __init__(self, process: Process, chain: Chain):
+        self.url = "http://127.0.0.1:8899"
+        self.attempts = 4
+        self._clients = [RpcClient(process, chain)]
+        self._genesis = None

@@ -1,0 +1,381 @@
+"""What must hold after every event, whatever went wrong: an independent, small model of the network.
+
+Nothing here asks production what is right: the model reads the events as they are stored and the true state of the
+chain and of the artifacts. Numbers in the messages are those of the invariants:
+
+  I1 only possible events are stored     I2 attempts count up, one lease at a time     I3 a completion is its holder's
+  I4 an end is the end                   I5 acknowledged jobs end                      I6 one job per id and wish
+  I7 sums are kept                       I8 an escrow is emptied once                  I9 paid means final on the chain
+  I10 no cancel after a completion       I11 every world is the fold of the log        I12 a node is not overbooked
+  I13 what is referred to is stored      I15 the hash chain is whole                   R12 clocks do not end leases
+"""
+
+import hashlib
+from typing import Any
+
+from msgspec import Struct
+
+from cyxcentral import jobs
+from cyxcentral.world import World
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import Stored
+from cyxnet.codec import MSGPACK, decode
+from tests.simulation.centrals import LEASE_MS
+from tests.simulation.nodes import digest, model_of, state_after, steps_of
+
+ENDS = ("completed", "failed", "cancelled")
+FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
+
+
+class Lease(Struct):
+    attempt: int
+    node_id: str
+    session: str
+    live: bool = True
+    checkpoint: int = 0  # steps
+
+
+class JobModel(Struct):
+    """What is known of one job from its events alone."""
+
+    name: str
+    terms: m.EscrowTerms
+    steps: int
+    deposit: m.SignedTransaction
+    leases: list[Lease]
+    funded: bool = False
+    ended: bool = False
+    settled: bool = False
+    completed: bool = False
+    cancelled: bool = False
+    checkpoint: m.Checkpoint | None = None
+    settlements: list[m.SignedTransaction] = []
+
+    @property
+    def lease(self) -> Lease | None:
+        return self.leases[-1] if self.leases and self.leases[-1].live else None
+
+
+class Checks:
+    """Told of every stored event, every transaction that reaches the chain, and every message a central hears."""
+
+    def __init__(self, network: Any):
+        self.network = network
+        self.jobs: dict[str, JobModel] = {}
+        self.sessions: dict[str, str | None] = {}  # node id -> session that is registered
+        self.names: dict[str, str] = {}  # the wish of a client -> the job id it became
+        self.moved: dict[str, dict[str, int]] = {}  # signature -> what each wallet gained
+        self.written: set[str] = set()  # signatures whose bytes are in the log
+        self.last_payload: dict[str, bytes] = {}
+        self.chained: set[str] = set()
+        self.kinds: dict[str, int] = {}
+        self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
+
+    def fail(self, why: str) -> None:
+        self.network.scheduler.fail(why)
+
+    def expect(self, holds: bool, why: str) -> None:
+        if not holds:
+            self.fail(why)
+
+    # -- what happens --------------------------------------------------------------------------------
+
+    def heard(self, central: str, subject: str) -> None:
+        """A central heard a node, at this true time."""
+        tokens = subject.split(".")
+        if tokens[2] != "node":
+            return
+        now_s = self.network.scheduler.now_s
+        last_s, silences = self._gaps.get((central, tokens[3]), (-1e9, []))
+        if now_s - last_s >= FEWEST_SILENT_S:
+            silences = [*silences[-3:], (last_s, now_s)]
+        self._gaps[central, tokens[3]] = (now_s, silences)
+
+    def stored(self, stored: Stored) -> None:
+        record = decode(m.Record, stored.payload, MSGPACK, max_bytes=2**31)
+        self._chain_of_hashes(stored, record)
+        about, event = subjects.last_token(stored.subject), record.event
+        kind = type(event).__name__
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        self.network.trace("event", f"{stored.seq} {about} {kind} by {record.by}", stored.payload)
+        rule = RULES.get(type(event))
+        if isinstance(event, m.Submitted):
+            self._submitted(about, event)
+        elif isinstance(event, m.NodeEvent):
+            self._node(about, event, record.by)
+        elif rule is not None:
+            job = self.jobs.get(about)
+            if job is None:
+                self.fail(f"I1: {kind} of {about}, which was never submitted")
+            elif job.ended:
+                self.fail(f"I4: {kind} of {about}, which has ended")
+            else:
+                rule(self, about, job, event)
+
+    def _chain_of_hashes(self, stored: Stored, record: m.Record) -> None:
+        said = getattr(record, "prev", "")
+        before = self.last_payload.get(stored.subject)
+        self.last_payload[stored.subject] = stored.payload
+        if said:
+            self.chained.add(stored.subject)
+            whole = before is not None and hashlib.sha256(before).hexdigest().startswith(said)
+            self.expect(whole, f"I15: event {stored.seq} names another predecessor than it has")
+        elif before is not None and stored.subject in self.chained:
+            self.fail(f"I15: event {stored.seq} names no predecessor, those before it did")
+
+    def _submitted(self, job_id: str, event: m.Submitted) -> None:
+        name = event.job.name
+        self.expect(job_id not in self.jobs, f"I6: {job_id} was submitted twice")
+        self.expect(self.names.setdefault(name, job_id) == job_id, f"I6: the wish {name} became two jobs")
+        self.jobs[job_id] = JobModel(
+            name=name,
+            terms=event.terms,
+            steps=steps_of(event.job),
+            deposit=event.deposit,
+            leases=[],
+        )
+        self.written.add(event.deposit.signature)
+        self._artifact(event.job.dataset, None, "the dataset")
+
+    def _signed(self, job_id: str, job: JobModel, event: m.TransactionSigned) -> None:
+        chain = self.network.chain
+        self.written.add(event.signed.signature)
+        if event.purpose != "settle":
+            return
+        self.expect(job.funded, f"I8: a settlement of {job_id} is signed before it is funded")
+        for earlier in job.settlements:
+            landed = chain.landed.get(earlier.signature)
+            dead = landed.error is not None if landed else chain.height > earlier.last_valid_block_height
+            self.expect(dead, f"I8: {job_id}: {earlier.signature[:8]} may still land, and another one is signed")
+        job.settlements = [*job.settlements, event.signed]
+
+    def _funded(self, job_id: str, job: JobModel, event: m.Funded) -> None:
+        final = self.network.chain.is_final(job.deposit.signature)
+        self.expect(final and not job.funded, f"I9: {job_id} is called funded; final on the chain: {final}")
+        job.funded = True
+
+    def _fund_failed(self, job_id: str, job: JobModel, event: m.FundFailed) -> None:
+        chain, deposit = self.network.chain, job.deposit
+        landed = chain.landed.get(deposit.signature)
+        alive = landed.error is None if landed else chain.height <= deposit.last_valid_block_height
+        self.expect(not alive and not job.funded, f"I9: {job_id}: its deposit is called failed and may still land")
+        self._end_lease(job)
+        job.ended = True
+
+    def _leased(self, job_id: str, job: JobModel, event: m.Leased) -> None:
+        self.expect(event.attempt == len(job.leases) + 1, f"I2: {job_id}: attempt {event.attempt} after {len(job.leases)}")
+        self.expect(job.lease is None, f"I2: {job_id} is leased twice at once")
+        self.expect(not job.completed, f"I1: {job_id} is leased after its completion")
+        self.expect(not job.cancelled, f"I1: {job_id} is leased after it was cancelled")
+        self.expect(
+            event.resume == job.checkpoint,
+            f"I13: {job_id}/{event.attempt} goes on from {event.resume}, the newest stored is {job.checkpoint}",
+        )
+        job.leases.append(Lease(event.attempt, event.node_id, event.session))
+
+    def _of_lease(self, job_id: str, job: JobModel, event: Any) -> Lease | None:
+        kind = type(event).__name__
+        lease = job.lease
+        if lease is None or lease.attempt != event.attempt:
+            self.fail(f"I3: {kind} of {job_id}/{event.attempt}, which does not hold the lease ({lease})")
+        return lease
+
+    def _by_holder(self, job_id: str, job: JobModel, event: Any) -> Lease | None:
+        lease = self._of_lease(job_id, job, event)
+        kind = type(event).__name__
+        if lease is not None:
+            self.expect(event.node_id == lease.node_id, f"I3: {kind} of {job_id} by {event.node_id}, not the holder")
+            self.expect(job.funded, f"I3: {kind} of {job_id}, which is not paid for")
+        return lease
+
+    def _started(self, job_id: str, job: JobModel, event: m.Started) -> None:
+        self._of_lease(job_id, job, event)
+        self.expect(job.funded, f"I3: {job_id} started before it was paid for")
+
+    def _checkpointed(self, job_id: str, job: JobModel, event: m.Checkpointed) -> None:
+        self._by_holder(job_id, job, event)
+        said, newest = event.checkpoint, job.checkpoint
+        forward = newest is None or said.step > newest.step
+        self.expect(forward and 0 < said.step <= job.steps, f"I13: {job_id}: a checkpoint of step {said.step}")
+        self._artifact(said.state, state_after(job.name, said.step), f"the checkpoint of {job_id} at {said.step}")
+        job.checkpoint = said
+
+    def _lost(self, job_id: str, job: JobModel, event: m.LeaseLost) -> None:
+        self._of_lease(job_id, job, event)
+        self._end_lease(job)
+
+    def _completed(self, job_id: str, job: JobModel, event: m.Completed) -> None:
+        self._by_holder(job_id, job, event)
+        self._artifact(event.model, model_of(job.name, job.steps), f"the model of {job_id}")
+        self._end_lease(job)
+        job.completed = True
+
+    def _cancelled(self, job_id: str, job: JobModel, event: m.CancelRequested) -> None:
+        self.expect(not job.completed, f"I10: {job_id} is cancelled after it was completed")
+        self.expect(not job.cancelled, f"I1: {job_id} is cancelled twice")
+        job.cancelled = True
+        self._end_lease(job)
+
+    def _steered(self, job_id: str, job: JobModel, event: Any) -> None:
+        self.expect(not job.completed, f"I10: {type(event).__name__} of {job_id} after it was completed")
+
+    def _settled(self, job_id: str, job: JobModel, event: m.Settled) -> None:
+        terms = job.terms
+        final = self.network.chain.is_final(event.signature)
+        self.expect(final, f"I9: {job_id} is called settled by {event.signature[:8]}, which is not final")
+        self.expect(not job.settled, f"I8: {job_id} is settled twice")
+        parts = (event.node_base_units, event.platform_base_units, event.client_base_units)
+        whole = min(parts) >= 0 and sum(parts) == terms.amount_base_units
+        self.expect(whole, f"I7: {job_id}: the parts {parts} do not make {terms.amount_base_units}")
+        moved = self.moved.get(event.signature, {})
+        self.expect(
+            moved.get(terms.platform, 0) == event.platform_base_units
+            and moved.get(terms.client, 0) == event.client_base_units
+            and sum(moved.values()) == terms.amount_base_units,
+            f"I9: {job_id}: the log says {parts}, the chain moved {moved}",
+        )
+        paid = event.node_base_units + event.platform_base_units
+        most = sum(p.pay_base_units * terms.fee_basis_points // 10_000 for p in event.payees)
+        self.expect(event.platform_base_units <= most, f"I7: {job_id}: the fee {event.platform_base_units} is over {most}")
+        self.expect(paid == sum(p.pay_base_units for p in event.payees), f"I7: {job_id}: the payees do not add up")
+        if job.completed:
+            self.expect(event.client_base_units == 0, f"I8: {job_id} was completed and is refunded")
+        elif job.checkpoint is None:
+            self.expect(paid == 0, f"I13: {job_id} pays {paid} for steps that nobody stored")
+        else:
+            earned = terms.amount_base_units * job.checkpoint.step // job.checkpoint.steps
+            self.expect(paid <= earned, f"I13: {job_id} pays {paid}, its stored steps earned {earned}")
+        job.settled = job.ended = True
+
+    def _end_lease(self, job: JobModel) -> None:
+        if job.lease:
+            job.lease.live = False
+
+    def _artifact(self, ref: m.ArtifactRef, content: bytes | None, what: str) -> None:
+        """I13: the manifest and the chunk are in the store, and are the bytes that the work makes."""
+        stored = self.network.core.streams[subjects.BLOBS].last
+        if subjects.manifest(ref.sha256) not in stored or subjects.chunk(ref.sha256) not in stored:
+            self.fail(f"I13: {what} is not stored")
+        elif digest(stored[subjects.chunk(ref.sha256)].payload) != ref.sha256:
+            self.fail(f"I13: {what} is stored damaged")
+        elif content is not None and digest(content) != ref.sha256:
+            self.fail(f"I13: {what} is not what its steps make")
+
+    def _node(self, node_id: str, event: m.NodeEvent, by: str) -> None:
+        if isinstance(event, m.NodeRegistered):
+            self.sessions[node_id] = event.session
+        elif isinstance(event, m.NodeLost):
+            self.expect(
+                self.sessions.get(node_id) == event.session, f"I1: {node_id} lost in a session it is not in"
+            )
+            self.sessions[node_id] = None
+            if "no heartbeat" in event.reason:
+                self._was_silent(node_id, by)
+
+    def _was_silent(self, node_id: str, by: str) -> None:
+        """R12: who declares a node silent has truly not heard it for a lease, by no clock but the true one."""
+        central = self.network.central_called(by)
+        if central is None:
+            return
+        now_s = self.network.scheduler.now_s
+        last_s, silences = self._gaps.get((central.name, node_id), (-1e9, []))
+        since_s = [max(last_s, central.started_s)]
+        long_enough = any(now_s - s >= FEWEST_SILENT_S for s in since_s) or any(
+            end - max(begin, central.started_s) >= FEWEST_SILENT_S and now_s - end < 30 for begin, end in silences
+        )
+        self.expect(long_enough, f"R12: {central.name} declared {node_id} silent, but heard it at {last_s:.3f} s")
+
+    # -- the chain -----------------------------------------------------------------------------------
+
+    def received(self, signature: str) -> None:
+        """I8: no transaction of central's reaches the chain before its bytes are in the log."""
+        self.expect(signature in self.written, f"I8: the bytes of {signature[:8]} are sent and not in the log")
+
+    def executed(self, signature: str, before: Any, after: Any) -> None:
+        if before is after:
+            return
+        total_before, total_after = (sum(a.amount for a in each.values()) for each in (before, after))
+        self.expect(total_before == total_after, f"I7: the supply went from {total_before} to {total_after}")
+        moved: dict[str, int] = {}
+        for address in sorted(before.keys() | after.keys()):
+            account = after.get(address) or before[address]
+            change = (after[address].amount if address in after else 0) - (
+                before[address].amount if address in before else 0
+            )
+            if change > 0 and account.owner != self.network.chain.authority:
+                moved[account.owner] = moved.get(account.owner, 0) + change
+        self.moved[signature] = moved
+
+    # -- at the end ----------------------------------------------------------------------------------
+
+    def open_jobs(self) -> list[str]:
+        return [job_id for job_id, job in self.jobs.items() if not job.ended]
+
+    def at_the_end(self) -> None:
+        """I5, I7, I8, I11 and what a client was told, once everything is quiet."""
+        chain = self.network.chain
+        for client in self.network.clients:
+            if client.refused and client.job_id in self.jobs:
+                self.fail(f"I5: {client.job_id} exists and its client was told no: {client.refused}")
+            if client.acknowledged and client.job_id not in self.jobs:
+                self.fail(f"I5: {client.job_id} was acknowledged and is lost")
+            if client.seen:
+                self._watched(client)
+        for job_id, job in self.jobs.items():
+            escrow = chain.accounts.get(job.terms.escrow)
+            self.expect(escrow is None, f"I8: {job_id} has ended and its escrow holds {escrow}")
+            landed = [s for s in job.settlements if s.signature in chain.landed and not chain.landed[s.signature].error]
+            self.expect(len(landed) == int(job.settled), f"I8: {job_id} was paid {len(landed)} times")
+        held = {
+            owner: sum(a.amount for a in chain.accounts.values() if a.owner == owner)
+            for owner in {a.owner for a in chain.accounts.values()}
+        }
+        fold, records = World(), self.network.core.streams[subjects.EVENTS].messages
+        ledger: dict[str, int] = {}
+        for stored in records:
+            record = decode(m.Record, stored.payload, MSGPACK, max_bytes=2**31)
+            apply(fold, stored, record)
+            if isinstance(record.event, m.JobEvent):
+                about = subjects.last_token(stored.subject)
+                for entry in jobs.entries(fold.jobs[about], record.event):
+                    ledger[entry.account] = ledger.get(entry.account, 0) + entry.amount_base_units
+        for owner, amount in sorted(held.items()):
+            gained = amount - self.network.given.get(owner, 0)
+            said = ledger.get(f"wallet:{owner}", 0)
+            self.expect(gained == said, f"I7: {owner[:8]} gained {gained} on the chain and {said} in the ledger")
+        for central in self.network.live_centrals():
+            for what in ("jobs", "nodes", "mints", "last_seq", "active", "seq"):
+                mine, its = getattr(fold, what), getattr(central.central.world, what)
+                self.expect(mine == its, f"I11: {central.name}: its {what} are not the fold of the log")
+            balances = {k: v for k, v in central.central.ledger.balances.items() if v}
+            self.expect(balances == {k: v for k, v in ledger.items() if v}, f"I11: {central.name}: its ledger differs")
+
+    def _watched(self, client: Any) -> None:
+        wanted = [
+            stored.seq
+            for stored in self.network.core.streams[subjects.EVENTS].messages
+            if stored.subject == subjects.job_event(client.job_id)
+        ]
+        seen = [seq for source, seq in client.seen if source == "event"]
+        self.expect(sorted(seen) == wanted, f"I11: who watched {client.job_id} saw {seen}, the log has {wanted}")
+
+
+def apply(world: World, stored: Stored, record: m.Record) -> None:
+    world.apply(stored.seq, stored.subject, record)
+
+
+RULES: dict[type, Any] = {
+    m.TransactionSigned: Checks._signed,
+    m.Funded: Checks._funded,
+    m.FundFailed: Checks._fund_failed,
+    m.Leased: Checks._leased,
+    m.Started: Checks._started,
+    m.Checkpointed: Checks._checkpointed,
+    m.LeaseLost: Checks._lost,
+    m.Completed: Checks._completed,
+    m.CancelRequested: Checks._cancelled,
+    m.PauseRequested: Checks._steered,
+    m.ResumeRequested: Checks._steered,
+    m.Settled: Checks._settled,
+}

@@ -1,0 +1,136 @@
+"""Clients: production's AsyncClient asks, with its retries; what each of them wants is drawn by the seed."""
+
+import asyncio
+import functools
+from typing import Any
+
+from cyxcore.errors import CyxError
+from cyxcore.spec import ModelSpec, TrainingSpec
+from cyxnet import messages as m
+from cyxnet.bus import ApiError, BusError
+from cyxnet.client import AsyncClient
+from tests.simulation.chain import SimSettlement
+from tests.simulation.loop import ProcessLoop
+from tests.simulation.nodes import digest, identity
+from tests.simulation.wire import Process, SimBus
+
+DATASET = b"some rows"
+MODEL = ModelSpec(input=[4], layers=[{"kind": "Linear", "out_features": 3}])
+
+
+@functools.lru_cache(maxsize=256)
+def job_request(name: str, steps: int, every_steps: int, amount: int, max_attempts: int) -> m.JobRequest:
+    return m.JobRequest(
+        name=name,
+        model=MODEL,
+        dataset=m.ArtifactRef(sha256=digest(DATASET), size=len(DATASET)),
+        facts=m.DatasetFacts(rows=steps * 8, input_shape=[4], classes=3),
+        training=TrainingSpec(epochs=1, batch_size=8),
+        amount_base_units=amount,
+        max_attempts=max_attempts,
+        checkpoints=m.CheckpointPolicy(every_steps=every_steps, every_s=0.0),
+    )
+
+
+class Client(Process):
+    """A caller with a wallet and one job. Until it has an acknowledgement it asks again, with the same id."""
+
+    def __init__(self, loop: ProcessLoop, network: Any, number: int):
+        super().__init__(loop)
+        self.network = network
+        self.number = number
+        dice = network.scheduler.dice
+        kind = dice.choices(["job", "faulty"], [9, 1])[0]
+        self.job = job_request(
+            f"{kind}-{number}",
+            dice.choice([4, 8, 12]),
+            dice.choice([0, 2, 3]),
+            dice.choice([1, 7, 1_000_003, 2_500_000_000]),
+            dice.choice([1, 2, 3, 5]),
+        )
+        self.job_id = f"{kind}-{number}"
+        self.wish = dice.choices(["wait", "watch", "cancel", "pause"], [3, 1, 3, 3])[0]
+        self.keys = identity(500 + number)
+        self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
+        self.settlement = SimSettlement(self, network.chain)
+        self.acknowledged = False
+        self.refused: str | None = None
+        self.done = False
+        self.seen: list[tuple[str, int]] = []
+
+    async def main(self) -> None:
+        dice = self.network.scheduler.dice
+        await asyncio.sleep(dice.random() * 8)
+        await self._submit()
+        if self.acknowledged:
+            await getattr(self, f"_{self.wish}")()
+        self.done = True
+
+    async def _submit(self) -> None:
+        payment: m.Payment | None = None
+        for _ in range(1000):
+            try:
+                if payment is None:
+                    quote = await self.client.quote(self.job, self.job_id)
+                    deposit = await self.settlement.deposit_transaction(self.client.purse, quote.terms)
+                    payment = m.Payment(client=self.client.purse.address, deposit=deposit)
+                request = m.SubmitRequest(job=self.job, job_id=self.job_id, payment=payment)
+                reply = await self.client._ask("job.submit", request, m.SubmitReply, timeout_s=15)
+                assert reply.job_id == self.job_id, f"submitted {self.job_id}, got {reply.job_id}"
+                self.acknowledged = True
+                return
+            except ApiError as error:
+                if error.code not in ("expired", "chain_unreachable", "escrow_exists"):
+                    self.refused = f"{error.code}: {error}"
+                    return
+                payment = None if error.code == "expired" else payment  # its blockhash is too old: a new deposit
+            except CyxError as error:
+                if error.code == "escrow_exists":  # an answer was lost: the deposit is there, so the job is
+                    payment = payment or await self._status_says_known()
+                elif not isinstance(error, BusError) and error.code != "chain_unreachable":
+                    self.refused = f"{error.code}: {error}"
+                    return
+            await asyncio.sleep(1.0)
+
+    async def _status_says_known(self) -> None:
+        view = await self.client.job(self.job_id)
+        self.acknowledged = view.job_id == self.job_id
+
+    async def _until_said(self, verb: str, message: Any) -> bool:
+        """Ask until there is an answer; whether it was yes."""
+        while True:
+            try:
+                await self.client._ask(verb, message, m.JobView)
+                return True
+            except ApiError as error:
+                if error.status != 503:
+                    return False
+            except BusError:
+                pass
+            await asyncio.sleep(1.0)
+
+    async def _wait(self) -> None:
+        pass
+
+    async def _cancel(self) -> None:
+        await asyncio.sleep(self.network.scheduler.dice.expovariate(1 / 5))
+        await self._until_said("job.cancel", m.CancelRequest(job_id=self.job_id))
+
+    async def _pause(self) -> None:
+        dice = self.network.scheduler.dice
+        await asyncio.sleep(dice.expovariate(1 / 4))
+        await self._until_said("job.pause", m.JobRef(job_id=self.job_id))
+        await asyncio.sleep(dice.expovariate(1 / 5))
+        await self._until_said("job.resume", m.JobRef(job_id=self.job_id))
+
+    async def _watch(self) -> None:
+        while True:
+            seen: list[tuple[str, int]] = []
+            try:
+                async for update in self.client.watch(self.job_id):
+                    seen.append((update.source, update.seq))
+            except CyxError:  # it gave up, as a person's would; start again
+                await asyncio.sleep(1.0)
+                continue
+            self.seen = seen
+            return

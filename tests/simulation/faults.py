@@ -1,0 +1,51 @@
+"""What goes wrong, how often, and until when. Every fault that is injected is counted."""
+
+from collections import Counter
+from random import Random
+
+from tests.simulation.loop import Scheduler
+
+HOUR_MS = 3_600_000
+
+
+class Faults:
+    """The dice of one seed. Each rate is drawn once, so that seeds differ in what they are bad at."""
+
+    def __init__(self, dice: Random, scheduler: Scheduler, until_s: float):
+        self._dice = dice
+        self._scheduler = scheduler
+        self.until_s = until_s
+        self.counts: Counter[str] = Counter()
+        self.lost = dice.choice([0.0, 0.03, 0.12])  # of messages between processes
+        self.doubled = dice.choice([0.0, 0.05, 0.2])
+        self.slow = dice.choice([0.01, 0.05, 0.1])
+        self.unknown = dice.choice([0.02, 0.08, 0.25])  # of appends: no answer comes
+        self.unreadable = dice.choice([0.0, 0.03, 0.1])  # of reads of the log
+        self.crash_at_io = dice.choice([0.0, 0.002, 0.01])  # of central, at each of its waits
+        self.stalled = dice.choice([0.0, 0.02, 0.08])  # of deliveries to a follower
+        self.dropped = dice.choice([0.0, 0.1, 0.4])  # of transactions sent
+        self.rpc_error = dice.choice([0.0, 0.03, 0.1])
+        self.rpc_lag_blocks = dice.choice([0, 3, 30])
+        self.run_dies = dice.choice([0.0, 0.1, 0.3])  # of training runs
+        self.run_hangs = dice.choice([0.0, 0.0, 0.05])
+
+    @property
+    def active(self) -> bool:
+        return self._scheduler.now_s < self.until_s
+
+    def hit(self, kind: str) -> bool:
+        """Whether the fault named by one of the rates happens here and now."""
+        if self._scheduler.now_s < self.until_s and self._dice.random() < getattr(self, kind):
+            self.counts[kind] += 1
+            return True
+        return False
+
+    def count(self, kind: str) -> None:
+        self.counts[kind] += 1
+
+    def delay_s(self) -> float:
+        """How long one hop takes: about a millisecond, now and then seconds."""
+        if self._scheduler.now_s < self.until_s and self._dice.random() < self.slow:
+            self.counts["slow"] += 1
+            return self._dice.expovariate(1 / 1.5)
+        return 0.0005 + self._dice.random() * 0.002

@@ -1,0 +1,396 @@
+"""The broker: EDGE, where messages get lost, and CORE, whose log loses nothing but may leave its callers in the dark.
+
+SimBus has the verbs of cyxnet.bus.Bus that central, nodes and clients use, with its errors and its promises: an append
+has three outcomes, a follower brings every message in order and once, a request has one answer or none.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+from cyxcore.errors import CyxError
+from cyxnet import subjects
+from cyxnet.bus import TEMPORARY_CODES, ApiError, AppendUnknown, BusError, Conflict, Stored
+from cyxnet.codec import JSON, MSGPACK, decode, encode
+from tests.simulation.faults import Faults
+from tests.simulation.loop import ProcessLoop, Scheduler
+
+ANSWER_TIMEOUT_S = 5.0
+Route = Callable[[str, bytes, str, "Reply | None"], None]
+
+
+class Process:
+    """Something that runs and can be killed. crash() is called by faults inside its own I/O."""
+
+    def __init__(self, loop: ProcessLoop):
+        self.loop = loop
+        self.name = loop.name
+        self.deaf = False  # nothing reaches it
+        self.mute = False  # nothing leaves it
+
+    def crash(self, why: str) -> None:
+        self.loop.kill()
+
+
+class Reply:
+    """Where the answer to a request goes. Only the first one counts."""
+
+    def __init__(self, process: Process, future: "asyncio.Future[tuple[str, bytes, str]]"):
+        self.process = process
+        self.future = future
+
+
+class Subscription:
+    def __init__(self, edge: "Edge", process: Process, subject: str, route: Route, queue: str):
+        self.edge, self.process, self.subject, self.route, self.queue = edge, process, subject, route, queue
+
+    async def unsubscribe(self) -> None:
+        self.edge.subscriptions[self.subject].remove(self)
+
+
+class Edge:
+    """The account where everybody meets. Messages are lost, doubled, late and out of order."""
+
+    def __init__(self, scheduler: Scheduler, faults: Faults):
+        self.scheduler = scheduler
+        self.faults = faults
+        self.subscriptions: dict[str, list[Subscription]] = {}
+        self.heard: Callable[[str, str], None] = lambda process, subject: None
+
+    def subscribe(self, subscription: Subscription) -> None:
+        self.subscriptions.setdefault(subscription.subject, []).append(subscription)
+
+    def listeners(self, subject: str) -> list[Subscription]:
+        tokens = subject.split(".")
+        general = ".".join([*tokens[:3], "*", *tokens[4:]])
+        found: list[Subscription] = []
+        queues: dict[str, list[Subscription]] = {}
+        for name in (subject, general):
+            for each in self.subscriptions.get(name, ()):
+                if not each.process.loop.alive:
+                    continue
+                if each.queue:
+                    queues.setdefault(each.queue, []).append(each)
+                else:
+                    found.append(each)
+        return found + [self.scheduler.dice.choice(group) for group in queues.values()]
+
+    def send(self, sender: Process, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
+        """Hand a message to the broker, and from there to everybody who listens."""
+        if sender.mute or self.faults.hit("lost"):
+            return
+        at_s = self.scheduler.now_s + self.faults.delay_s()
+        self.scheduler.at(_BROKER, at_s, self._route, subject, payload, content_type, reply)
+        if self.faults.hit("doubled"):
+            again_s = at_s + self.faults.delay_s()
+            self.scheduler.at(_BROKER, again_s, self._route, subject, payload, content_type, reply)
+
+    def _route(self, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
+        found = self.listeners(subject)
+        if not found and reply is not None:
+            self.answer(None, reply, "no responders", b"", JSON)
+        for each in found:
+            at_s = self.scheduler.now_s + self.faults.delay_s()
+            self.scheduler.at(each.process.loop, at_s, self._deliver, each, subject, payload, content_type, reply)
+
+    def _deliver(
+        self, to: Subscription, subject: str, payload: bytes, content_type: str, reply: Reply | None
+    ) -> None:
+        if to.process.deaf or self.faults.hit("lost"):
+            return
+        self.heard(to.process.name, subject)
+        to.route(subject, payload, content_type, reply)
+
+    def answer(self, sender: Process | None, reply: Reply, status: str, payload: bytes, content_type: str) -> None:
+        if sender is not None and (sender.mute or self.faults.hit("lost")):
+            return
+        at_s = self.scheduler.now_s + self.faults.delay_s()
+        self.scheduler.at(reply.process.loop, at_s, self._answered, reply, status, payload, content_type)
+
+    @staticmethod
+    def _answered(reply: Reply, status: str, payload: bytes, content_type: str) -> None:
+        if not reply.process.deaf and not reply.future.done():
+            reply.future.set_result((status, payload, content_type))
+
+
+class Stream:
+    """Messages for ever, and the last of each subject."""
+
+    def __init__(self) -> None:
+        self.messages: list[Stored] = []
+        self.last: dict[str, Stored] = {}
+        self.waiting: list[asyncio.Future[None]] = []
+
+
+class Core:
+    """The account of the log: one leader, compare and swap per subject, written to disk before it is acknowledged."""
+
+    def __init__(self, scheduler: Scheduler, faults: Faults):
+        self.scheduler = scheduler
+        self.faults = faults
+        self.streams = {name: Stream() for name in (subjects.EVENTS, subjects.TELEMETRY, subjects.BLOBS)}
+        self.stored: Callable[[Stored], None] = lambda stored: None  # told of every event
+        self.away_until_s = 0.0  # the stream elects a leader: nobody answers
+
+    def stream_of(self, subject: str) -> str:
+        kind = subject.split(".")[2]
+        return {"event": subjects.EVENTS, "telemetry": subjects.TELEMETRY, "blob": subjects.BLOBS}[kind]
+
+    def store(self, messages: list[tuple[str, bytes, int | None]]) -> list[int]:
+        """All of them or none. Raises Conflict."""
+        stream = self.streams[self.stream_of(messages[0][0])]
+        for subject, _, expected_seq in messages:
+            last = stream.last.get(subject)
+            if expected_seq is not None and expected_seq != (last.seq if last else 0):
+                raise Conflict(f"{subject}: wrong last sequence")
+        placed = []
+        for subject, payload, _ in messages:
+            stored = Stored(subject, len(stream.messages) + 1, payload)
+            stream.messages.append(stored)
+            stream.last[subject] = stored
+            placed.append(stored.seq)
+            if stream is self.streams[subjects.EVENTS]:
+                self.stored(stored)
+        waiting, stream.waiting = stream.waiting, []
+        for future in waiting:
+            loop = future.get_loop()
+            assert isinstance(loop, ProcessLoop)
+            self.scheduler.at(loop, self.scheduler.now_s, _wake, future)
+        return placed
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class SimBus:
+    """cyxnet.bus.Bus for one process. A central has two of them, one in each account."""
+
+    connected = True
+
+    def __init__(self, process: Process, edge: Edge, core: Core | None = None):
+        self._process = process
+        self._edge = edge
+        self._core_or_none = core
+        self._faults = edge.faults
+        self._scheduler = edge.scheduler
+
+    async def close(self) -> None:
+        for listeners in self._edge.subscriptions.values():
+            listeners[:] = [each for each in listeners if each.process is not self._process]
+
+    # -- plain messages ------------------------------------------------------------------------------
+
+    async def publish(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
+        if subject.startswith(f"{subjects.ROOT}.telemetry."):
+            self._core.store([(subject, payload, None)])
+        else:
+            self._edge.send(self._process, subject, payload, content_type, None)
+
+    async def subscribe(self, subject: str, handler: Any, *, queue: str = "", max_pending: int = 65_536) -> Any:
+        messages: asyncio.Queue[tuple[str, bytes, dict[str, str]]] = asyncio.Queue()
+
+        async def pump() -> None:
+            while True:
+                await handler(*await messages.get())
+
+        self._process.loop.create_task(pump())
+        return self._listen(subject, lambda s, p, c, _: messages.put_nowait((s, p, {"Content-Type": c})), queue)
+
+    def _listen(self, subject: str, route: Route, queue: str = "") -> Subscription:
+        subscription = Subscription(self._edge, self._process, subject, route, queue)
+        self._edge.subscribe(subscription)
+        return subscription
+
+    async def request(
+        self, subject: str, payload: bytes, *, content_type: str = JSON, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> tuple[bytes, dict[str, str]]:
+        reply = Reply(self._process, self._process.loop.create_future())
+        self._edge.send(self._process, subject, payload, content_type, reply)
+        try:
+            async with asyncio.timeout(timeout_s):
+                status, data, answer_type = await reply.future
+        except TimeoutError:
+            raise BusError(f"no answer to {subject} within {timeout_s:g} s") from None
+        if status == "no responders":
+            raise BusError(f"nobody serves {subject}")
+        if status:
+            number, code, message = status.split("|", 2)
+            raise ApiError(code, message, int(number))
+        return data, {"Content-Type": answer_type}
+
+    async def ask(
+        self, subject: str, message: Any, reply: Any, *, content_type: str = MSGPACK, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> Any:
+        data, headers = await self.request(
+            subject, encode(message, content_type), content_type=content_type, timeout_s=timeout_s
+        )
+        return decode(reply, data, headers["Content-Type"], max_bytes=16_000_000)
+
+    async def answer(self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]]) -> None:
+        def route(said_on: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
+            async def work() -> bytes:
+                return encode(await handler(said_on, decode(kinds, payload, content_type)), content_type)
+
+            if reply is not None:
+                self._work(work(), content_type, reply)
+
+        self._listen(subject, route)
+
+    async def serve(
+        self, version: str, description: str, handlers: dict[str, Callable[[str, Any], Awaitable[Any]]]
+    ) -> None:
+        for name, handler in handlers.items():
+            self._listen(subjects.api("*", name), self._endpoint(subjects.VERBS[name], handler), queue="service")
+
+    def _endpoint(self, verb: subjects.Verb, handler: Callable[[str, Any], Awaitable[Any]]) -> Route:
+        def route(said_on: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
+            async def work() -> bytes:
+                message = payload if verb.raw_request else decode(verb.request, payload or b"{}", content_type)
+                answer = await handler(said_on.split(".")[3], message)
+                return answer if verb.raw_reply else encode(answer, content_type)
+
+            if reply is not None:
+                self._work(work(), content_type, reply)
+
+        return route
+
+    def _work(self, answering: Awaitable[bytes], content_type: str, reply: Reply) -> None:
+        async def work() -> None:
+            try:
+                self._edge.answer(self._process, reply, "", await answering, content_type)
+            except Exception as error:
+                self._edge.answer(self._process, reply, self._refusal(error), b"", JSON)
+
+        self._process.loop.create_task(work())
+
+    def _refusal(self, error: Exception) -> str:
+        """The status a caller sees, as the bus makes it."""
+        if isinstance(error, ApiError):
+            return f"{error.status}|{error.code}|{error}"
+        if isinstance(error, BusError):
+            return f"503|{error.code}|{error}"
+        if isinstance(error, CyxError):
+            return f"{503 if error.code in TEMPORARY_CODES else 400}|{error.code}|{error}"
+        self._scheduler.fail(f"{self._process.name}: a request met {type(error).__name__}: {error}")
+        return "500|internal|a bug"
+
+    # -- streams -------------------------------------------------------------------------------------
+
+    @property
+    def _core(self) -> Core:
+        assert self._core_or_none is not None, "only central is in the CORE account"
+        return self._core_or_none
+
+    async def _hop(self) -> None:
+        """One way to the broker or back; a process may die at any of them."""
+        if self._faults.hit("crash_at_io"):
+            self._process.crash("at an I/O boundary")
+        await asyncio.sleep(self._faults.delay_s())
+
+    async def _leader(self) -> None:
+        """On the way to the leader of the stream. Raises BusError when there is none, or no answer comes."""
+        await self._hop()
+        if self._scheduler.now_s < self._core.away_until_s or self._faults.hit("unreadable"):
+            await asyncio.sleep(min(ANSWER_TIMEOUT_S, 0.2 + self._scheduler.dice.expovariate(1.0)))
+            raise BusError("no answer from the leader of the stream")
+
+    async def ensure_stream(self, name: str, stream_subjects: list[str], **options: Any) -> Any:
+        return SimpleNamespace(name=name, subjects=stream_subjects, **options)
+
+    async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
+        [seq] = await self._append([(subject, payload, expected_seq)])
+        return seq
+
+    async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
+        return await self._append([*messages])
+
+    async def _append(self, messages: list[tuple[str, bytes, int | None]]) -> list[int]:
+        await self._hop()
+        core = self._core
+        if self._scheduler.now_s < core.away_until_s or self._faults.hit("unknown"):
+            self._some_time(messages)
+            wait_s = ANSWER_TIMEOUT_S if self._scheduler.dice.random() < 0.3 else 0.3
+            await asyncio.sleep(wait_s)  # the time limit, or the link breaks and says so at once
+            raise AppendUnknown(f"no answer to the append to {messages[0][0]}")
+        seqs = core.store(messages)
+        await self._hop()
+        return seqs
+
+    def _some_time(self, messages: list[tuple[str, bytes, int | None]]) -> None:
+        """No answer comes: the message never arrived, was stored at once, or is stored when nobody expects it."""
+        fate = self._scheduler.dice.random()
+        if fate < 0.35:
+            return
+        at_s = self._scheduler.now_s + (0.0 if fate < 0.75 else self._scheduler.dice.uniform(0.1, 9.0))
+
+        def arrive() -> None:
+            try:
+                self._core.store(messages)
+            except Conflict:
+                pass
+
+        self._scheduler.at(_BROKER, max(at_s, self._core.away_until_s), arrive)
+
+    async def last(self, stream: str, subject: str, *, any_replica: bool = False) -> Stored | None:
+        await self._leader()
+        found = self._core.streams[stream].last.get(subject)
+        await self._hop()
+        return found
+
+    async def at(self, stream: str, seq: int) -> Stored | None:
+        await self._leader()
+        messages = self._core.streams[stream].messages
+        return messages[seq - 1] if 0 < seq <= len(messages) else None
+
+    async def holds(self, stream: str, subject: str) -> bool:
+        return await self.last(stream, subject) is not None
+
+    async def last_seq(self, stream: str) -> int:
+        await self._leader()
+        found = len(self._core.streams[stream].messages)
+        await self._hop()
+        return found
+
+    async def follow(
+        self,
+        stream: str,
+        subject: str,
+        after_seq: int,
+        handler: Callable[[Stored], Awaitable[None]],
+        rewound: Callable[[int], None],
+        **options: Any,
+    ) -> None:
+        found = self._core.streams[stream]
+
+        async def pump() -> None:
+            seen = after_seq
+            while True:
+                while seen < len(found.messages):
+                    if self._faults.hit("stalled"):
+                        await asyncio.sleep(self._scheduler.dice.expovariate(1 / 4))
+                    await asyncio.sleep(self._faults.delay_s())
+                    for stored in found.messages[seen:]:
+                        seen = stored.seq
+                        await handler(stored)
+                future: asyncio.Future[None] = self._process.loop.create_future()
+                found.waiting.append(future)
+                await future
+
+        self._process.loop.create_task(pump())
+
+
+def fingerprint(payload: bytes) -> int:
+    """A number for the trace that is the same in every run and under every hash seed."""
+    return zlib.crc32(payload)
+
+
+_BROKER: Any = None  # the process of the broker, set by open_broker()
+
+
+def open_broker(scheduler: Scheduler) -> None:
+    global _BROKER
+    _BROKER = ProcessLoop(scheduler, "broker")
