@@ -23,6 +23,7 @@ from nats.js import api
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
+from cyxnet.config import addresses
 from cyxnet.messages import ErrorBody
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,11 @@ class Bus:
 
     @classmethod
     async def connect(cls, url: str, *, name: str, inbox: str = "_INBOX") -> "Bus":
-        """Connect to `url` (nats://user:password@host:port). Raises BusError when nobody answers there."""
-        shown = url.rsplit("@", 1)[-1]
+        """Connect to `url` (nats://user:password@host:port, or several with commas between: any of them will do).
+
+        Raises BusError when nobody answers there.
+        """
+        urls, shown = url.split(","), addresses(url)
         last_error: list[str] = []
         failed = asyncio.Event()
 
@@ -105,7 +109,7 @@ class Bus:
         connection: Any = None
         connecting = asyncio.ensure_future(
             nats.connect(
-                url,
+                urls,
                 name=name,
                 error_cb=on_error,
                 reconnected_cb=on_reconnect,
@@ -120,7 +124,7 @@ class Bus:
         )
         try:
             await _until_first(connecting, failed, CONNECT_TIMEOUT_S)
-            connection = await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S)
+            connection = await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S * len(urls))
             await connection.flush(timeout=2)
         except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
             if connection is not None:
@@ -316,10 +320,15 @@ class Bus:
 
     # -- streams --------------------------------------------------------------------------------------
 
-    async def ensure_stream(self, name: str, stream_subjects: list[str], **options: Any) -> None:
-        """Create a stream, or bring an existing one to these options."""
+    async def ensure_stream(self, name: str, stream_subjects: list[str], *, replicas: int = 1, **options: Any) -> None:
+        """Create a stream, or bring an existing one to these options. replicas: on how many brokers it is stored."""
         config = api.StreamConfig(
-            name=name, subjects=stream_subjects, storage=api.StorageType.FILE, allow_direct=True, **options
+            name=name,
+            subjects=stream_subjects,
+            storage=api.StorageType.FILE,
+            allow_direct=True,
+            num_replicas=replicas,
+            **options,
         )
         try:
             try:
