@@ -35,6 +35,7 @@ CONNECT_TIMEOUT_S = 5.0
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 RENEW_PAUSE_S = 0.2
+STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 10.0
 MAX_REQUESTS_IN_FLIGHT = 512
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
 
@@ -335,8 +336,19 @@ class Bus:
                 await self._js.add_stream(config)
             except nats.js.errors.BadRequestError:  # it exists, with other options
                 await self._js.update_stream(config)
+            await self._until_known(name)
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"cannot create the stream {name}: {error or type(error).__name__}") from None
+
+    async def _until_known(self, name: str) -> None:
+        """A stream that another central made a moment ago is not known to every broker of a cluster yet."""
+        asking = self._nc.jetstream(timeout=STREAM_PATIENCE_S / 5)
+        async with asyncio.timeout(STREAM_PATIENCE_S):
+            while True:
+                with contextlib.suppress(TimeoutError, nats.js.errors.NotFoundError):
+                    await asking.stream_info(name)
+                    return
+                await asyncio.sleep(STREAM_PAUSE_S)
 
     async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
         """Store a message and return its stream sequence.
