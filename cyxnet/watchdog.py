@@ -15,7 +15,7 @@ from msgspec import Struct
 
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 2.0
-ROOM_TO_WRITE_BYTES = 64 * 2**20
+ROOM_TO_WRITE_BYTES = 16 * 2**20
 
 HEALTHY, SILENT, CANNOT_WRITE, NOT_READY = "healthy", "answers nothing", "cannot write", "not ready"
 PATIENCE_S = {SILENT: 5.0, CANNOT_WRITE: 1.0, NOT_READY: 120.0}  # how long it may be so before it is started again
