@@ -33,8 +33,10 @@ class Blobs:
         self._core = core
         self._manifests: OrderedDict[str, ArtifactManifest] = OrderedDict()  # of artifacts that are whole
 
-    async def open(self) -> None:
-        await self._core.ensure_stream(subjects.BLOBS, [subjects.BLOB_SUBJECTS], max_msgs_per_subject=1)
+    async def open(self, replicas: int = 1) -> None:
+        await self._core.ensure_stream(
+            subjects.BLOBS, [subjects.BLOB_SUBJECTS], replicas=replicas, max_msgs_per_subject=1
+        )
 
     async def stat(self, manifest: ArtifactManifest) -> ArtifactStatReply:
         """Which chunks of an artifact must still be sent."""

@@ -21,7 +21,7 @@ from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.broker import syncs_always
+from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile
 from cyxnet.identity import load_or_create
@@ -31,6 +31,7 @@ from cyxnet.wallet import Wallet
 log = logging.getLogger(__name__)
 CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
 LOW_LAMPORTS = 10_000_000_000
+CHECK_BROKERS_EVERY_S = 60.0
 
 
 class StartError(CyxError):
@@ -85,6 +86,7 @@ class Central:
         self.wallet = Wallet(self._identity.child("wallet"))
         self.platform = Wallet(self._identity.child("platform"))
         self.payments: Payments | None = None
+        self._unsafe: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._background: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -94,10 +96,7 @@ class Central:
         Raises StartError, BusError, LedgerError, LogError or SettlementError: one line each, nothing half-started.
         """
         network = settings.network
-        if not await asyncio.to_thread(syncs_always, network.monitor_url):
-            raise StartError(
-                "the broker acknowledges before it writes to disk: set jetstream.sync_interval to always and restart it"
-            )
+        await _check_brokers(network.monitor_url)
         ledger = Ledger(settings.state / "ledger.duckdb")
         core = edge = central = None
         settlement = Settlement(network.chain_url)
@@ -119,16 +118,17 @@ class Central:
             raise
 
     async def _open(self) -> None:
-        known_seq = self.ledger.position(subjects.EVENTS)
+        network, known_seq = self.settings.network, self.ledger.position(subjects.EVENTS)
         self.events.applied.append(lambda stored, record: self._project(stored, record, known_seq))
         mint = await self._chain_ready()
         self.payments = Payments(self.events, self.settlement, self.wallet, self.platform.address, mint)
-        await self.events.open(known_seq)
+        await self.events.open(known_seq, network.replicas)
         self.events.applied.append(self._react)
-        await self.blobs.open()
-        await self.telemetry.start(self.ledger.position(subjects.TELEMETRY))
+        await self.blobs.open(network.replicas)
+        await self.telemetry.start(self.ledger.position(subjects.TELEMETRY), network.replicas)
         await self.dispatch.start()
         self.payments.resume()
+        self._later(self._keep_checking_brokers())
         api = Api(self)
         await self._edge.serve("0.1.0", "Cyx: train and serve models on other people's machines", api.handlers())
 
@@ -195,13 +195,26 @@ class Central:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def _keep_checking_brokers(self) -> None:
+        """One that was away at the start, or came back with another configuration, is found too."""
+        while True:
+            await asyncio.sleep(CHECK_BROKERS_EVERY_S)
+            try:
+                await _check_brokers(self.settings.network.monitor_url)
+            except StartError as error:
+                self._unsafe.set_result(str(error))
+                return
+            except BrokerError as error:
+                log.warning("%s", error)
+
     def custodial_wallet(self, caller: str) -> Wallet:
         """On networks that keep wallets for callers: the one of this caller."""
         return Wallet(self._identity.child(f"custody:{caller}"))
 
     async def failed(self) -> None:
         """Wait until this central cannot go on. Raises StartError: a new start reads the log afresh."""
-        done, _ = await asyncio.wait({self.events.broken, self.ledger.broken}, return_when=asyncio.FIRST_COMPLETED)
+        ends = {self.events.broken, self.ledger.broken, self._unsafe}
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         raise StartError(f"{done.pop().result()}; this central ends")
 
     async def close(self) -> None:
@@ -216,3 +229,23 @@ class Central:
         await self.ledger.close()
         await self.cache.close()
         await self.settlement.close()
+
+
+async def _check_brokers(monitor_url: str) -> None:
+    """Every broker that answers must write to disk before it acknowledges.
+
+    Raises StartError naming one that does not, BrokerError when none answers. Of a cluster, some may be away.
+    """
+    urls = monitor_url.split(",")
+    found = await asyncio.gather(*(asyncio.to_thread(syncs_always, url) for url in urls), return_exceptions=True)
+    for url, answer in zip(urls, found, strict=True):
+        if answer is False:
+            raise StartError(
+                f"the broker at {url} acknowledges before it writes to disk: "
+                "set jetstream.sync_interval to always and restart it"
+            )
+    silent = [answer for answer in found if isinstance(answer, BaseException)]
+    if len(silent) == len(urls):
+        raise silent[0]
+    for error in silent:
+        log.warning("%s; it is checked when it is back", error)

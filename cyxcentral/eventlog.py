@@ -45,9 +45,11 @@ class EventLog:
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commands: OrderedDict[str, int] = OrderedDict()  # recent command ids and where they lie
 
-    async def open(self, known_seq: int) -> None:
+    async def open(self, known_seq: int, replicas: int = 1) -> None:
         """Create the stream if needed and read it to its end. known_seq: how far the ledger has seen it."""
-        await self._core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS], deny_delete=True, deny_purge=True)
+        await self._core.ensure_stream(
+            subjects.EVENTS, [subjects.EVENT_SUBJECTS], replicas=replicas, deny_delete=True, deny_purge=True
+        )
         last_seq = await self._core.last_seq(subjects.EVENTS)
         if last_seq < known_seq:
             raise LogError(

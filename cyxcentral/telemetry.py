@@ -5,6 +5,7 @@ watcher that lost its connection asks for what came after the last one it saw.
 """
 
 import logging
+from typing import Any
 
 import msgspec
 
@@ -33,8 +34,9 @@ class Telemetry:
         self._machine = machine
         self.refused = 0
 
-    async def start(self, after_seq: int) -> None:
-        await self._core.ensure_stream(subjects.TELEMETRY, [subjects.TELEMETRY_SUBJECTS], persist_mode="async")
+    async def start(self, after_seq: int, replicas: int = 1) -> None:
+        options: dict[str, Any] = {"persist_mode": "async"} if replicas == 1 else {}
+        await self._core.ensure_stream(subjects.TELEMETRY, [subjects.TELEMETRY_SUBJECTS], replicas=replicas, **options)
         await self._core.follow(
             subjects.TELEMETRY, subjects.TELEMETRY_SUBJECTS, after_seq, self._stored, self._ledger.telemetry_rewound
         )

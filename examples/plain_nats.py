@@ -20,7 +20,7 @@ CHUNK_BYTES = 512 * 1024
 
 async def main(network_file: str, data_file: str) -> None:
     network = json.loads(Path(network_file).read_text())
-    connection = await nats.connect(network["client_url"], inbox_prefix="_INBOX_client")
+    connection = await nats.connect(network["client_url"].split(","), inbox_prefix="_INBOX_client")
 
     async def ask(verb: str, payload: object) -> dict:
         body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()

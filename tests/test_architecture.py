@@ -33,8 +33,10 @@ cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.t
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
-cyxnet.config cyxnet.lifetime cyxnet.bus cyxnet.artifacts cyxnet.broker cyxnet.local
-cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client cyxnet.blocking cyxnet
+cyxnet.config cyxnet.lifetime cyxnet.bus cyxnet.artifacts cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
+cyxnet.local
+cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
+cyxnet.blocking cyxnet
 cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train cyxnet.cli cyxnet.__main__
 

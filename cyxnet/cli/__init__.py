@@ -51,7 +51,18 @@ def _file(parser: argparse.ArgumentParser) -> None:
 
 def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=_count, default=1, metavar="N", help="how many nodes (default 1)")
-    parser.add_argument("--port", type=_port, default=0, metavar="P", help="the broker's port (default: a free one)")
+    parser.add_argument("--centrals", type=_count, default=1, metavar="N", help="how many centrals (default 1)")
+    parser.add_argument(
+        "--cluster",
+        type=int,
+        choices=(1, 3, 5),
+        metavar="N",
+        help="how many brokers, each holding everything: 3 outlive the loss of one, 5 of two"
+        " (default: as many as the folder has, 1 in a new one)",
+    )
+    parser.add_argument(
+        "--port", type=_port, default=0, metavar="P", help="the (first) broker's port (default: a free one)"
+    )
 
 
 def _train(parser: argparse.ArgumentParser) -> None:

@@ -7,12 +7,13 @@ import importlib.metadata
 import platform
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cyxnet import amounts
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
+from cyxnet.config import addresses
 from cyxnet.display import cyx, human_age, human_bytes, human_duration
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ LAMPORTS_PER_SOL = 10**9
 
 
 async def up(args: argparse.Namespace, screen: Screen) -> int:
-    async with started(args.dir, screen, nodes=args.nodes, port=args.port) as network:
-        address = network.file.client_url.rsplit("@", 1)[-1]
+    wanted = {"nodes": args.nodes, "centrals": args.centrals, "cluster": args.cluster, "port": args.port}
+    async with started(args.dir, screen, **wanted) as network:
+        address = addresses(network.file.client_url)
         option = "" if args.dir == Path(".cyx") else f" --dir {args.dir}"
         screen.say("up", f"{address}, folder {args.dir.resolve()}", address=address, folder=str(args.dir.resolve()))
         for example in ("train examples/digits.toml", "nodes", "jobs"):
@@ -34,8 +36,8 @@ async def up(args: argparse.Namespace, screen: Screen) -> int:
 
 
 @contextlib.asynccontextmanager
-async def started(folder: Path, screen: Screen, *, nodes: int = 1, port: int = 0) -> AsyncIterator["LocalNetwork"]:
-    """A network of our own, told part by part, stopped at the end whatever happens.
+async def started(folder: Path, screen: Screen, **wanted: Any) -> AsyncIterator["LocalNetwork"]:
+    """A network of our own, told part by part, stopped at the end whatever happens. wanted: as for LocalNetwork.
 
     It lives in a task that no signal cancels: a second Ctrl-C while it stops must not leave half of it behind.
     """
@@ -48,7 +50,7 @@ async def started(folder: Path, screen: Screen, *, nodes: int = 1, port: int = 0
     def on_event(text: str) -> None:
         screen.say("network", text, kind="network")
 
-    network = LocalNetwork(folder, nodes=nodes, port=port, on_ready=on_ready, on_event=on_event)
+    network = LocalNetwork(folder, **wanted, on_ready=on_ready, on_event=on_event)
     up, enough = asyncio.get_running_loop().create_future(), asyncio.Event()
 
     async def live() -> None:
@@ -78,7 +80,7 @@ async def joined(folder: Path, screen: Screen) -> AsyncIterator["LocalNetwork | 
     from cyxnet.local import LocalNetwork
 
     if (running := LocalNetwork.running(folder)) is not None:
-        address = running.client_url.rsplit("@", 1)[-1]
+        address = addresses(running.client_url)
         screen.say("network", f"joined the one at {address}", kind="joined", address=address)
         yield None
         return

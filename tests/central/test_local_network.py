@@ -21,8 +21,7 @@ from cyxnet.local import LocalNetwork
 
 async def main():
     async with LocalNetwork(Path(sys.argv[1]), nodes=1) as network:
-        pids = [part.process.pid for part in network.parts.values()] + [network._broker.process.pid]
-        print(*pids, flush=True)
+        print(*network.process_ids.values(), flush=True)
         await network.wait()
 
 asyncio.run(main())
@@ -46,11 +45,11 @@ async def test_what_dies_in_a_new_network_comes_back_at_the_same_address(tmp_pat
     # the chain of a folder's first run came back at another port: nothing was ever paid again
     async with Watched(tmp_path / "net") as network:
         await network.until_ready("central")
-        os.kill(network.parts["chain"].process.pid, signal.SIGKILL)
+        os.kill(network.process_ids["chain"], signal.SIGKILL)
         await network.until_ready("chain")
         async with Settlement(network.file.chain_url) as chain:
             assert await chain.genesis_hash()
-        network._broker.process.kill()
+        os.kill(network.process_ids["broker"], signal.SIGKILL)
         await network.until_ready("broker")
         bus = await Bus.connect(network.file.client_url, name="test", inbox="_INBOX_client")
         await bus.close()

@@ -30,9 +30,7 @@ def process_of(network, victim):
     """The process id of a part of the network, or of the run that is training."""
     if victim == "training process":
         return training_processes(network)[0].pid
-    if victim == "broker":
-        return network._broker.process.pid
-    return network.parts[victim].process.pid
+    return network.process_ids[victim]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +49,7 @@ async def test_a_job_outlives_a_kill_and_is_paid_once(client, network, long_job,
 
 async def test_no_process_is_left_behind(tmp_path):
     async with LocalNetwork(tmp_path / "net", nodes=2) as network:
-        pids = [part.process.pid for part in network.parts.values()] + [network._broker.process.pid]
+        pids = list(network.process_ids.values())
         family = [p.pid for pid in pids for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]]
         assert len(family) > len(pids)  # the warm training processes
     left = [pid for pid in family if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]

@@ -1,0 +1,141 @@
+"""Three real nats-servers on one machine: what one of them holds, all hold, and one may go."""
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import pytest
+
+from cyxnet.broker import Passwords, syncs_always
+from cyxnet.brokers import Brokers, Ports
+from cyxnet.bus import AppendUnknown, Bus, BusError
+from tests.net.streams import in_sync, leader_of
+
+STREAM, WRITERS = "LOG", 8
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    (tmp_path / "logs").mkdir()
+    brokers = Brokers(tmp_path, Passwords.fresh(), [Ports() for _ in range(3)], on_ready=lambda part, detail, ms: None)
+    await brokers.start()
+    yield brokers
+    await brokers.stop()
+
+
+@pytest.fixture
+async def core(cluster):
+    bus = await Bus.connect(cluster.url("core"), name="test-core")
+    await bus.ensure_stream(STREAM, ["log.>"], replicas=3, deny_delete=True, deny_purge=True)
+    yield bus
+    await bus.close()
+
+
+async def test_each_of_three_servers_syncs_before_it_acknowledges_and_holds_a_replica(cluster, core):
+    assert [syncs_always(url) for url in cluster.monitor_url.split(",")] == [True] * 3
+    async with asyncio.timeout(30):
+        await in_sync(core, STREAM, 3)
+
+
+async def test_who_makes_a_stream_at_the_same_time_as_others_finds_it(cluster):
+    buses = [await Bus.connect(cluster.url("core"), name=f"test-{n}") for n in range(4)]
+
+    async def make(bus, name):
+        await bus.ensure_stream(name, [f"{name}.>"], replicas=3)
+        return await bus.last_seq(name)
+
+    for round_ in range(10):
+        assert await asyncio.gather(*(make(bus, f"S{round_}") for bus in buses)) == [0] * 4
+    for bus in buses:
+        await bus.close()
+
+
+async def test_a_route_without_the_password_is_refused(cluster):
+    reader, writer = await asyncio.open_connection("127.0.0.1", cluster.ports[0].route)
+    async with asyncio.timeout(10):
+        await reader.readline()
+        writer.write(b'CONNECT {"verbose":false,"user":"route","pass":"guess","name":"stranger"}\r\nPING\r\n')
+        assert b"Authorization Violation" in await reader.read(10_000)
+    writer.close()
+
+
+async def test_no_acknowledged_append_is_lost_when_the_leader_is_killed(cluster, core):
+    acked: dict[str, int] = {}
+    before, after, killed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    since_kill: set[int] = set()
+
+    async def write(writer: int) -> None:
+        """Compare-and-swap on a subject of its own; an append without an answer is looked for in the stream."""
+        subject, number, last_seq = f"log.{writer}", 0, 0
+        while not after.is_set():
+            payload = f"{writer}/{number}"
+            try:
+                seq = await core.append(subject, payload.encode(), last_seq)
+            except BusError as error:
+                assert isinstance(error, AppendUnknown)
+                seq = await found(subject, payload, last_seq)
+                if seq is None:
+                    continue
+            acked[payload], last_seq, number = seq, seq, number + 1
+            if len(acked) >= 200:
+                before.set()
+            if killed.is_set():
+                since_kill.add(writer)
+            if len(since_kill) == WRITERS:
+                after.set()
+
+    async def found(subject, payload, last_seq):
+        while True:
+            try:
+                last = await core.last(STREAM, subject)
+            except BusError:
+                continue
+            return last.seq if last and last.payload == payload.encode() and last.seq > last_seq else None
+
+    async with asyncio.timeout(100):
+        writers = [asyncio.create_task(write(n)) for n in range(WRITERS)]
+        await before.wait()
+        victim = await leader_of(core, STREAM)
+        os.kill(cluster.running[victim].process.pid, signal.SIGKILL)
+        await cluster.ended(victim)
+        killed.set()
+        await cluster.bring_up(victim)
+        await asyncio.gather(*writers)
+        await in_sync(core, STREAM, 3)
+        stored = await everything_in(core)
+    assert {payload: stored.get(payload) for payload in acked} == acked
+
+
+async def everything_in(core):
+    """Payload -> sequence of the whole stream."""
+    stored: dict[str, int] = {}
+    complete = asyncio.Event()
+    last_seq = await core.last_seq(STREAM)
+
+    async def read(message):
+        stored[message.payload.decode()] = message.seq
+        if message.seq == last_seq:
+            complete.set()
+
+    following = False
+    while not following:  # while the servers elect who places consumers, a request for one is lost
+        with contextlib.suppress(BusError):
+            await core.follow(STREAM, "log.>", 0, read, lambda seq: None)
+            following = True
+    await complete.wait()
+    return stored
+
+
+async def test_a_frozen_server_does_not_hinder_who_joins(cluster):
+    first = cluster.names[0]
+    stuck = cluster.running[first].process
+    rest = ",".join(cluster.running[name].url("client") for name in cluster.names[1:])
+    os.kill(stuck.pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(30):
+            bus = await Bus.connect(f"{cluster.running[first].url('client')},{rest}", name="t", inbox="_INBOX_client")
+            assert bus.connected
+            await bus.close()
+    finally:
+        os.kill(stuck.pid, signal.SIGCONT)
