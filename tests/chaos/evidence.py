@@ -156,7 +156,7 @@ async def read_ledgers(fleet: Fleet, bus: Bus) -> dict[str, LedgerFacts]:
     places = {name: fleet.folder / name / "central" for name in ("central-a", "central-b")}
     for name, state in (*places.items(), ("rebuilt", fleet.folder / "rebuilt")):
         await fleet.run_alone(name, state, lambda: _caught_up(fleet, bus))
-        found[name] = await asyncio.to_thread(asyncio.run, _facts(state / "ledger.duckdb"))
+        found[name] = await asyncio.to_thread(lambda path: asyncio.run(_facts(path)), state / "ledger.duckdb")
     return found
 
 

@@ -27,7 +27,7 @@ from tests.chaos.proxy import Link, pause
 
 HEARTBEAT_MS, LEASE_MS = 400, 2_400
 RETRY_S = 0.2
-ROLES = {"core": "central", "edge": "central-edge", "node": "node", "client": "client"}
+REFUSALS = ("cyxcentral: ", "cyxnode: error: ", "chain: ", "nats-server")  # how the programs begin a refusal to start
 OnEvent = Callable[[str], None]
 
 
@@ -197,11 +197,18 @@ class Fleet:
                     break
                 except CyxError as error:
                     self._on_event(str(error))
+                    if not any(word in str(error) for word in REFUSALS):
+                        self._note_crash(member.name, str(error))
                     await pause(RETRY_S, self._over)
             restart = Restart(
                 name=member.name, ended_at_ms=ended_at_ms, ready_at_ms=_wall_ms(), killed=killed, said=said
             )
             self.restarts.append(restart)
+
+    def _note_crash(self, name: str, said: str) -> None:
+        """Something ended, or did not start, without a reason in one line: a traceback is never an answer."""
+        now_ms = _wall_ms()
+        self.restarts.append(Restart(name=name, ended_at_ms=now_ms, ready_at_ms=now_ms, killed=False, said=said))
 
     async def stop(self, *names: str) -> None:
         """End these parts in order, for good."""
@@ -212,12 +219,13 @@ class Fleet:
         await asyncio.gather(*(self.members[name].stop() for name in names))
 
     async def run_alone(self, name: str, state: Path, work: Callable[[], Awaitable[None]]) -> None:
-        """Start a central on this ledger, do `work` while it is the only one, end it. Raises StartError."""
-        command = ["cyxcentral", "--dir", self.folder, "--state", state]
-        member = self._part(f"{name}-alone", *map(str, command))
+        """Start a central on this ledger, do `work` while it is the only one, end it. A failure is noted as a crash."""
+        member = self._part(f"{name}-alone", "cyxcentral", "--dir", self.folder, "--state", state)
         try:
             await member.start()
             await work()
+        except (CyxError, TimeoutError) as error:
+            self._note_crash(member.name, f"{type(error).__name__} {error!s}")
         finally:
             await member.stop()
 
