@@ -24,6 +24,7 @@ NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted
 
 SAFETY_NET_S = 5.0  # decisions follow events at once; this only catches what was missed
 OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that central itself ends
+LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
 PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state
 COMMAND_TIMEOUT_S = 3.0
@@ -52,6 +53,7 @@ class Dispatch:
         self._progress_ms = progress_ms
         self._wake = asyncio.Event()
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
+        self._listened_ms = self._machine.monotonic_ms()  # when the broker answered last
         self.seen_at_ms: dict[str, int] = {}  # the same on the wall clock, for people
         self._unnamed: dict[RunKey, int] = {}  # delivered run -> heartbeats that did not name it
         self._told: dict[RunKey, set[str]] = {}  # run -> commands that its node has heard from here
@@ -108,7 +110,7 @@ class Dispatch:
     def _until_next_ms(self) -> float:
         """When something can become due without any event: a back-off or a lease."""
         now = self._machine.wall_ms()
-        soonest = min(SAFETY_NET_S * 1000, self.lease_ms / 8)
+        soonest = min(SAFETY_NET_S * 1000, self.lease_ms / LISTENS_PER_LEASE)
         for job_id in self._world.active:
             job = self._world.jobs[job_id]
             if job.status == "queued" and job.not_before_ms > now:
@@ -230,8 +232,23 @@ class Dispatch:
 
     # -- loss ----------------------------------------------------------------------------------------
 
+    async def _listen(self) -> None:
+        """Make sure that nodes can be heard. Raises BusError when the broker does not answer.
+
+        Silence counts only while we listened. After a time when we could not (the broker or our link was down, this
+        process was stopped) every node gets a full fresh lease: else all of them would be lost at once.
+        """
+        if self._machine.monotonic_ms() - self._listened_ms < self.lease_ms / LISTENS_PER_LEASE:
+            return
+        await self._edge.round_trip()
+        now = self._machine.monotonic_ms()
+        if now - self._listened_ms > self.lease_ms / 2:
+            self._heard_ms = dict.fromkeys(self._heard_ms, now)
+        self._listened_ms = now
+
     async def _sweep(self) -> None:
         """Nodes not heard of for a whole lease are lost, and with them their leases."""
+        await self._listen()
         now = self._machine.monotonic_ms()
         for node_id in self._world.nodes:  # a full fresh lease for everyone who was not heard yet
             self._heard_ms.setdefault(node_id, now)

@@ -112,8 +112,9 @@ class Ledger:
         self.broken: asyncio.Future[str] = asyncio.Future()  # done when it cannot be written for long
 
     def position(self, stream: str) -> int:
-        """Sequence of the last message of `stream` that is stored here. Call it before the loop starts."""
-        row = self._db.execute("SELECT seq FROM position WHERE stream = ?", [stream]).fetchone()
+        """Sequence of the last message of `stream` that is stored here. Rows may be on their way meanwhile."""
+        with self._db.cursor() as cursor:  # the connection itself refuses while its thread writes
+            row = cursor.execute("SELECT seq FROM position WHERE stream = ?", [stream]).fetchone()
         return int(row[0]) if row else 0
 
     # -- writing -------------------------------------------------------------------------------------

@@ -150,6 +150,14 @@ class Bus:
         with contextlib.suppress(Exception):
             await self._nc.close()
 
+    async def round_trip(self, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        """Hear from the broker: whatever it had sent before has arrived then. Raises BusError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._nc.flush()
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"the broker does not answer: {error or type(error).__name__}") from None
+
     # -- plain messages ---------------------------------------------------------------------------
 
     async def publish(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:

@@ -9,6 +9,7 @@ from cyxcentral import schedule
 from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
+from cyxcentral.machine import Machine
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
@@ -246,6 +247,41 @@ async def test_a_node_that_comes_back_after_a_long_silence_is_not_lost_again_at_
     await scheduling.dispatch._register(register(NEXT_SESSION))
     await scheduling.dispatch._sweep()
     assert scheduling.world.nodes[NODE].online
+
+
+async def stands_still(central, ms=2 * LEASE_MS):
+    """As if the process, or its link to the broker, had done nothing for a while."""
+    after = central.dispatch._machine.monotonic_ms() + ms
+    central.dispatch._machine = Machine(monotonic_ms=lambda: after)
+
+
+async def test_a_central_that_could_not_hear_for_a_lease_declares_nobody_lost(central):
+    # stopped, or cut off from the broker: all nodes looked silent, and every run on them was given away
+    await central.dispatch._register(register())
+    await central.dispatch._sweep()
+    await stands_still(central)
+    await central.dispatch._sweep()
+    assert central.world.nodes[NODE].online
+
+
+async def test_a_node_that_stays_silent_while_central_listens_is_lost_a_lease_later(central):
+    await central.dispatch._register(register())
+    await central.dispatch._sweep()
+    await stands_still(central)
+    for _ in range(4):
+        await central.dispatch._sweep()
+        await stands_still(central, LEASE_MS * 2 / 5)
+    assert not central.world.nodes[NODE].online
+
+
+async def test_a_central_without_its_broker_declares_nobody_lost(central, broker):
+    await central.dispatch._register(register())
+    await central.dispatch._sweep()
+    await stands_still(central)
+    broker.stop()
+    with pytest.raises(BusError):
+        await central.dispatch._sweep()
+    assert central.world.nodes[NODE].online
 
 
 async def test_the_loss_of_an_old_session_does_not_touch_the_new_one(central, other):

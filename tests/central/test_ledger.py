@@ -1,5 +1,8 @@
 """The ledger: a projection that answers questions and never more than that."""
 
+import asyncio
+import threading
+
 import duckdb
 import msgspec
 import pytest
@@ -42,6 +45,27 @@ async def test_a_job_and_its_money_can_be_asked_for(ledger):
         f"wallet:{f.NODE_WALLET}": 2_250_000_000,
         f"wallet:{f.PLATFORM}": 250_000_000,
     }
+
+
+async def test_a_position_can_be_asked_for_while_rows_are_written(ledger):
+    """A central asks how far its telemetry is while the events of a long log are on their way into the ledger."""
+    write(ledger)
+    await ledger.flush()
+    busy, leave = threading.Event(), threading.Event()
+
+    def wait(number: int) -> int:
+        busy.set()
+        leave.wait(10)
+        return number
+
+    ledger._db.create_function("wait", wait, ["BIGINT"], "BIGINT")
+    writing = asyncio.ensure_future(ledger._run(lambda: ledger._db.execute("select wait(1)").fetchall()))
+    await asyncio.to_thread(busy.wait, 10)
+    try:
+        assert ledger.position(subjects.EVENTS) == len(HISTORY)
+    finally:
+        leave.set()
+        await writing
 
 
 async def test_a_ledger_built_in_pieces_is_the_ledger_built_at_once(tmp_path):

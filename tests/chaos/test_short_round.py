@@ -1,0 +1,23 @@
+"""A short round of chaos in every run of the tests: a dozen kills under two dozen jobs, one network, a fixed seed."""
+
+import os
+
+import pytest
+
+from tests.chaos import report
+from tests.chaos.chaos import Options, play
+
+SHORT = Options(seed=20, kills=12, jobs=24, nodes=3, clients=3, mean_gap_s=0.8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_nothing_is_lost_doubled_or_stuck_when_a_dozen_processes_are_killed(tmp_path):
+    timeline = []
+    outcome, evidence = await play(tmp_path, SHORT, timeline.append)
+    said = [f"seed {SHORT.seed}, {os.cpu_count()} processors", *timeline]
+    said += [report.evidence_of(violation, evidence) for violation in outcome.violations]
+    said += [report.table(outcome), f"replay: {outcome.replay}"]
+    assert outcome.violations == [], "\n".join(said)
+    assert sum(outcome.kills.values()) == SHORT.kills, "\n".join(said)
+    assert outcome.statuses["completed"] >= SHORT.jobs // 2, "\n".join(said)  # it was work, not only waiting
