@@ -135,6 +135,15 @@ def _fdatasync_ms(count: int = 200) -> float:
     return statistics.median(took)
 
 
+def _commit() -> str:
+    """The commit of this checkout, with a + when files differ from it."""
+    try:
+        command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, cwd=child.ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def measure_all(names: list[str], results: tables.Results, logs: Path, console: Console) -> bool:
     """Run every step and put its reports into `results`. False when a step failed; the others are run all the same."""
     steps = [(name, "speed") for _ in range(results.scale.rounds) for name in names]
@@ -207,6 +216,7 @@ def main() -> int:
     results = tables.Results(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         command=" ".join(["python -m benchmarks.bench_control", *sys.argv[1:]]),
+        commit=_commit(),
         seed=args.seed,
         scale=report.QUICK if args.quick else report.FULL,
         machine=this_machine(load_before),

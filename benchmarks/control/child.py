@@ -114,7 +114,7 @@ class Struck(Struct):
 
 
 def kill_while_it_works(cluster: Cluster, faults: list[Fault], wanted: int, struck: Struck) -> Iterator[Progress]:
-    """Perform the faults at their moments, as long as there is work; then wait for the rest, at most STUCK_AFTER_S."""
+    """Perform the faults at their moments, as long as there is work; then wait until all is done or nothing moves."""
     for number, fault in enumerate(faults, 1):
         time.sleep(fault.pause_s)
         cluster.tend()
@@ -125,14 +125,15 @@ def kill_while_it_works(cluster: Cluster, faults: list[Fault], wanted: int, stru
         while not (hit := cluster.strike(fault.victim)) and time.monotonic() < deadline:
             time.sleep(0.02)
         struck.faults[fault.victim] += hit
-    begun = time.monotonic()
+    begun = moved = time.monotonic()
     count = cluster.done()
-    while count < wanted and (waited_s := time.monotonic() - begun) < STUCK_AFTER_S:
-        yield Progress(f"{count} of {wanted} done, waiting {STUCK_AFTER_S - waited_s:.0f} s at most")
+    while count < wanted and (still_s := time.monotonic() - moved) < STUCK_AFTER_S:
+        yield Progress(f"{count} of {wanted} done, nothing new for {still_s:.0f} s")
         cluster.tend()
         time.sleep(0.2)
         if (now := cluster.done()) != count:
-            count, struck.last_s = now, time.monotonic() - begun
+            count, moved = now, time.monotonic()
+            struck.last_s = moved - begun
 
 
 def missing(modules: dict[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-STUCK_AFTER_S = 60.0  # since the last fault; the promise of DESIGN: nothing is stuck then
+STUCK_AFTER_S = 60.0  # since the last fault or the last task that ended: who moves for so long no more is stuck
 
 
 class Scale(Struct, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class Kills(Struct, frozen=True, kw_only=True, tag="kills"):
     acknowledged: int
     faults: dict[str, int]  # victim -> kill -9
     lost: int  # not executed, and nobody holds them any more
-    stuck: int  # not executed `STUCK_AFTER_S` after the last fault, and still held somewhere
+    stuck: int  # not executed and still held somewhere, when nothing had moved for STUCK_AFTER_S after the last fault
     repeated: int  # their effect happened more than once
     extra: int  # effects beyond the first of each
     last_effect_s: float  # after the last fault; 0 when all was done before it

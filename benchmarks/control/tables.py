@@ -1,5 +1,6 @@
 """What was measured, put together: medians of all rounds, as tables for a terminal and for a Markdown page."""
 
+import math
 import statistics
 
 from msgspec import Struct
@@ -31,6 +32,7 @@ class Results(Struct, kw_only=True):
 
     date: str
     command: str
+    commit: str  # of Cyx
     seed: int
     scale: Scale
     machine: Machine
@@ -42,11 +44,12 @@ class Results(Struct, kw_only=True):
 
 
 class Sheet(Struct, frozen=True):
-    """A table: its title, the names of its columns, its rows."""
+    """A table: its title, the names of its columns, its rows, and what has to be known of each system."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
+    notes: list[str]
 
 
 def median_rates(rates: list[Rate]) -> dict[str, float]:
@@ -59,7 +62,7 @@ def median_rates(rates: list[Rate]) -> dict[str, float]:
 def percentile(values: list[float], percent: float) -> float:
     """The smallest value that at least `percent` of them do not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100).__int__() - 1)]
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -69,14 +72,14 @@ def sheets(results: Results) -> list[Sheet]:
 def _rates(results: Results) -> Sheet:
     medians = median_rates(results.rates)
     first = {rate.system: rate for rate in reversed(results.rates)}
+    order = sorted(medians, key=lambda system: (not first[system].durable, -medians[system]))
     rows = []
-    for system, per_s in sorted(medians.items(), key=lambda pair: (not first[pair[0]].durable, -pair[1])):
+    for system in order:
         rounds = [rate.per_s for rate in results.rates if rate.system == system]
-        spread = f"{min(rounds):,.0f}-{max(rounds):,.0f}"
-        durable = "yes" if first[system].durable else "not durable"
-        rows.append([system, f"{per_s:,.0f}", spread, durable, first[system].means])
-    columns = ["system", "per second", "rounds", "durable", "what an acknowledgement means"]
-    return Sheet("Submissions that one client sees acknowledged", columns, rows)
+        spread = f"{min(rounds):,.0f} to {max(rounds):,.0f}"
+        rows.append([system, f"{medians[system]:,.0f}", spread, "yes" if first[system].durable else "not durable"])
+    notes = [f"{system}: {first[system].means}" for system in order]
+    return Sheet("Submissions that one client sees acknowledged", ["", "per second", "rounds", "durable"], rows, notes)
 
 
 def _starts(results: Results) -> Sheet:
@@ -84,30 +87,33 @@ def _starts(results: Results) -> Sheet:
     for start in results.starts:
         pooled.setdefault(start.system, []).extend(start.values_ms)
     means = {start.system: start.means for start in results.starts}
-    rows = [
-        [system, f"{statistics.median(values):,.1f}", f"{percentile(values, 99):,.1f}", str(len(values)), means[system]]
-        for system, values in sorted(pooled.items(), key=lambda pair: statistics.median(pair[1]))
-    ]
-    columns = ["system", "p50 ms", "p99 ms", "samples", "what stands between submit and start"]
-    return Sheet("From submit to start, warm and idle", columns, rows)
+    order = sorted(pooled, key=lambda system: statistics.median(pooled[system]))
+    rows = []
+    for system in order:
+        values = pooled[system]
+        p50, p99 = statistics.median(values), percentile(values, 99)
+        rows.append([system, f"{p50:,.1f}", f"{p99:,.1f}", str(len(values))])
+    notes = [f"{system}: {means[system]}" for system in order]
+    return Sheet("From submit to start, warm and idle", ["", "p50 ms", "p99 ms", "samples"], rows, notes)
 
 
 def _kills(results: Results) -> Sheet:
-    rows = []
+    rows, notes = [], []
     for run in results.kills:
-        faults = ", ".join(f"{count} × {victim}" for victim, count in sorted(run.faults.items()))
+        kills = str(sum(run.faults.values()))
         repeated = f"{run.repeated} ({run.extra} extra)" if run.repeated else "0"
+        last = f"{run.last_effect_s:.0f} s"
         rows.append(
-            [
-                run.system, f"{run.acknowledged} {run.unit}", faults, str(run.lost), repeated, str(run.stuck),
-                f"{run.last_effect_s:.0f} s", run.means,
-            ]
-        )  # fmt: skip
-    columns = [
-        "system", "acknowledged", "kill -9", "never executed, gone", "executed more than once",
-        f"stuck {STUCK_AFTER_S:.0f} s after", "last one after", "settings",
-    ]  # fmt: skip
-    return Sheet("kill -9 while it works", columns, rows)
+            [run.system, f"{run.acknowledged} {run.unit}", kills, str(run.lost), repeated, str(run.stuck), last]
+        )
+        faults = ", ".join(f"{count} × {victim}" for victim, count in sorted(run.faults.items()))
+        notes.append(f"{run.system}: {faults}; {run.means}")
+    columns = ["", "acknowledged", "kill -9", "lost", "more than once", "stuck", "last one after"]
+    notes.append(
+        "lost: never executed, and nobody has it any more; more than once: its effect happened again;"
+        f" stuck: nothing had moved for {STUCK_AFTER_S:.0f} s; last one after: the last fault"
+    )
+    return Sheet("kill -9 while it works", columns, rows, notes if rows else [])
 
 
 def promises(results: Results) -> list[str]:
@@ -134,13 +140,13 @@ def about(results: Results) -> list[str]:
     """Lines that say where, when and with what."""
     machine = results.machine
     return [
-        f"{results.date}, `{results.command}`, seed {results.seed}, {results.scale.rounds} interleaved rounds, medians",
+        f"{results.date}, commit {results.commit}, `{results.command}`, seed {results.seed}, {results.scale.rounds} interleaved rounds, medians",
         f"{machine.name}, {machine.cores} cores, {machine.memory_gb:.0f} GB, {machine.system}, Python {machine.python}",
         f"load {machine.load_before:.1f} before and {machine.load_after:.1f} after; one durable 1.5 kB append"
         f" {machine.fdatasync_ms:.2f} ms",
-        ", ".join(f"{name} {version}" for name, version in sorted(results.packages.items())),
+        "packages: " + ", ".join(f"{name} {version}" for name, version in sorted(results.packages.items())),
         "A Cyx job carries a model, a payment and the choice of a node; a Celery, Dask or Ray task is a function call."
-        " Read the last column of each table.",
+        " The lines below each table say what is compared.",
         *(f"not measured: {name}: {why}" for name, why in results.skipped.items()),
     ]
 
@@ -149,20 +155,23 @@ def show(results: Results, console: Console) -> None:
     for sheet in sheets(results):
         table = Table(title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD)
         for number, column in enumerate(sheet.columns):
-            prose = number in (0, len(sheet.columns) - 1)
-            table.add_column(column, justify="left" if prose else "right", overflow="fold")
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
         for row in sheet.rows:
             table.add_row(*row)
         console.print(table)
+        for note in sheet.notes:
+            console.print(f"  {note}", highlight=False, markup=False, style="dim")
+    console.print()
     for line in (*promises(results), *about(results)):
         console.print(line, highlight=False, markup=False)
 
 
 def markdown(results: Results) -> str:
     """The same as a page."""
-    parts = ["# Control plane, side by side\n", "\n".join(f"- {line}" for line in about(results))]
+    parts = ["# Control plane, side by side", "\n".join(f"- {line}" for line in about(results))]
     parts.append("\n".join(f"- {line}" for line in promises(results)))
     for sheet in sheets(results):
         lines = [sheet.columns, ["---"] * len(sheet.columns), *sheet.rows]
         parts.append(f"## {sheet.title}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-    return "\n\n".join(parts) + "\n"
+        parts.append("\n".join(f"- {note}" for note in sheet.notes))
+    return "\n\n".join(part for part in parts if part) + "\n"
