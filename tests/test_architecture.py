@@ -38,8 +38,9 @@ cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.
 cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train cyxnet.cli cyxnet.__main__
 
-cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.train cyxnode.home cyxnode.cache
-cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
+cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
+cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads cyxnode.runs cyxnode.agent
+cyxnode cyxnode.__main__
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views
