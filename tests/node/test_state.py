@@ -500,8 +500,8 @@ def test_a_node_that_never_registered_exits_without_a_goodbye() -> None:
     assert actions(NEW, e.ShutdownAsked("SIGTERM")) == [e.Exit(0, "SIGTERM")]
 
 
-def test_a_second_request_to_stop_ends_at_once() -> None:
-    assert actions(STOPPING, e.ShutdownAsked("SIGINT")) == [e.Exit(0, "stopped at once")]
+def test_a_second_request_to_stop_kills_the_runs_and_ends_at_once() -> None:
+    assert actions(STOPPING, e.ShutdownAsked("SIGINT")) == [e.KillRun(KEY, "SIGTERM"), e.Exit(0, "stopped at once")]
 
 
 def test_a_stopping_node_refuses_work() -> None:
