@@ -46,6 +46,12 @@ class FormatError(CyxError, ValueError):
     code = "bad_file"
 
 
+class CheckpointError(FormatError):
+    """A checkpoint is damaged, or belongs to another job. The message names what differs."""
+
+    code = "bad_checkpoint"
+
+
 class GradientError(CyxError, RuntimeError):
     """A gradient was asked for where there is none."""
 

@@ -4,10 +4,11 @@ https://huggingface.co/docs/safetensors. Written deterministically; everything a
 checked against the file before memory is taken for it.
 """
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -46,45 +47,76 @@ class Entry(NamedTuple):
     stop: int
 
 
-def to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The file's bytes: equal inputs give equal bytes. Wide elements come first so that all lie aligned."""
+def in_file_order(tensors: Mapping[str, Array]) -> Iterator[tuple[str, memoryview]]:
+    """Names and raw little-endian bytes as they lie in a file, not copied where that is how they lie in memory."""
+    for name in _order(tensors):
+        array = tensors[name]
+        little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        yield name, little.reshape(-1).view(np.uint8).data
+
+
+def _order(tensors: Mapping[str, Array]) -> list[str]:
+    """Wide elements come first so that all lie aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def _head(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None) -> bytes:
+    """Length and header. Raises FormatError for what the format cannot hold."""
     header: dict[str, Any] = {}
     if metadata:
         header["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
-    chunks, offset = [], 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+    offset = 0
+    for name in _order(tensors):
         array = tensors[name]
         if array.dtype.name not in _CODES or name == "__metadata__":
             raise FormatError(f"safetensors: cannot store {name!r} of dtype {array.dtype}; use astype first")
-        raw = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).tobytes()
         header[name] = {
             "dtype": _CODES[array.dtype.name],
             "shape": list(array.shape),
-            "data_offsets": [offset, offset + len(raw)],
+            "data_offsets": [offset, offset + array.nbytes],
         }
-        chunks.append(raw)
-        offset += len(raw)
+        offset += array.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise FormatError(f"safetensors: a header of {len(text)} bytes is over the limit of {MAX_HEADER_BYTES}")
-    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+    return len(text).to_bytes(8, "little") + text
 
 
-def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file, complete or not at all."""
-    write_atomically(path, to_bytes(tensors, metadata))
+def to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The file's bytes: equal inputs give equal bytes."""
+    return b"".join([_head(tensors, metadata), *(raw for _, raw in in_file_order(tensors))])
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    synced: bool = True,
+) -> None:
+    """Write a file, complete or not at all, without a second copy of the tensors in memory.
+
+    synced: whether it is on the disk itself when this returns, and so outlives a loss of power.
+    """
+    head = _head(tensors, metadata)
+    _write_atomically(path, itertools.chain([head], (raw for _, raw in in_file_order(tensors))), synced)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file by `data`; a crash leaves the old one."""
+    _write_atomically(path, [data], synced=True)
+
+
+def _write_atomically(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], synced: bool) -> None:
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            for data in parts:
+                file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -6,17 +6,26 @@
     trainer.weights                    # of the delivered epoch
 
 Same graph, rows and spec give the same bits: data order is a permutation keyed by (seed, epoch),
-dropout is keyed by (seed, step), initial weights by (seed, parameter).
+dropout is keyed by (seed, step), initial weights by (seed, parameter). Interrupted or not:
+
+    trainer.checkpoint(path)           # whenever run() has just yielded
+    Trainer(graph, dataset, spec, resume=path).run()    # yields what is left, to the bit
 """
 
+import functools
 import math
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
+from cyxcore import checkpoint as checkpoints
+from cyxcore import device as devices
 from cyxcore import random
+from cyxcore.checkpoint import Checkpoint, Identity, Position
 from cyxcore.errors import DataError, DivergedError, ShapeError
 from cyxcore.evaluation import Evaluator, checked_inputs, checked_targets
 from cyxcore.graph import Graph, Param
@@ -25,6 +34,8 @@ from cyxcore.plan import Plan
 from cyxcore.spec import BatchMetrics, EpochMetrics, TrainingSpec, TrainingSummary
 
 Array = np.ndarray[Any, Any]
+
+NUMERICS = {"cpu": "cyx-exact/1"}  # of devices whose bits are defined; any other device is its own class
 
 
 class Rows(Protocol):
@@ -78,6 +89,8 @@ class Trainer:
     """One training run. Raises ShapeError or DataError at once when graph, rows and loss do not fit.
 
     weights: values to start from (fine-tuning); then no statistics are taken from the rows.
+    resume: the file of a checkpoint to go on from. Raises CheckpointError when it is damaged, or when its graph,
+    rows, spec or numerics are not these. `epoch`, `batch` and `step` tell how far the run is.
     """
 
     def __init__(
@@ -87,6 +100,7 @@ class Trainer:
         spec: TrainingSpec,
         weights: Mapping[str, Array] | None = None,
         device: str | None = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> None:
         self.graph, self.spec, self.device = graph, spec, device
         self.x = checked_inputs(graph, dataset.x_train)
@@ -96,19 +110,80 @@ class Trainer:
         held_out = dataset.x_val is not None and len(dataset.x_val) > 0
         self.x_val = checked_inputs(graph, dataset.x_val) if held_out else self.x[:0]
         self.y_val = checked_targets(graph, spec.loss, dataset.y_val, len(self.x_val)) if held_out else self.y[:0]
-        self.state = initial_weights(graph, spec.seed, device) if weights is None else _own(graph, weights)
-        if weights is None:
-            for param in graph.buffers:
-                value = data_statistic(param, self.x, self.y)
-                if value is not None:
-                    self.state[param.name] = value
-        self._plans: dict[int, Plan] = {}
-        self._evaluator = Evaluator(graph, self.state, device)
         self.history: list[EpochMetrics] = []
         self.weights: dict[str, Array] = {}
         self.delivered_epoch = 0
+        self.epoch, self.batch, self.step = 1, 0, 0  # the epoch under way, its batches done, steps in all
+        self._best_epoch = 0
+        self._losses: list[float] = []  # of each batch of the epoch under way, sums over its rows
+        self._right: list[float] = []
         self._learning_rate = spec.optimizer.learning_rate
+        self._plans: dict[int, Plan] = {}
+        self._resumed = resume is not None
+        self.state = self._first_state(weights) if resume is None else self._restored(checkpoints.load(resume))
+        self._evaluator = Evaluator(graph, self.state, device)
         self._plan(self._batch_rows()[0])  # here, so that a graph that cannot be trained is refused at once
+
+    def _first_state(self, weights: Mapping[str, Array] | None) -> dict[str, Array]:
+        if weights is not None:
+            return _own(self.graph, weights)
+        state = initial_weights(self.graph, self.spec.seed, self.device)
+        for param in self.graph.buffers:
+            value = data_statistic(param, self.x, self.y)
+            if value is not None:
+                state[param.name] = value
+        return state
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.spec.epochs * len(self._batch_rows())
+
+    @functools.cached_property
+    def _identity(self) -> Identity:
+        """What a checkpoint must have in common with this run."""
+        device = self.device or devices.default_device()
+        return Identity(
+            graph_sha256=self.graph.sha256,
+            training=msgspec.json.encode(self.spec, order="sorted").decode(),
+            rows_sha256=checkpoints.rows_sha256([self.x, self.y, self.x_val, self.y_val]),
+            numerics=NUMERICS.get(device, device),
+        )
+
+    def checkpoint(self, path: str | os.PathLike[str], synced: bool = True) -> None:
+        """Write all that the rest of the run depends on; call it when run() has just yielded.
+
+        The same run at the same point gives the same bytes on every machine, resumed before or not. (The last
+        batch of an epoch and the EpochMetrics after it are two points of one step.) Timings are left out: in a
+        resumed run, epochs that ended before have epoch_time_ms and samples_per_s 0.0, and the epoch that was
+        under way counts from the resume. synced: see safetensors.save. Raises OSError when it cannot be written.
+        """
+        now = Checkpoint(
+            identity=self._identity,
+            position=Position(epoch=self.epoch, batch=self.batch, step=self.step, best_epoch=self._best_epoch),
+            state=self.state,
+            delivered=self.weights,
+            losses=self._losses,
+            right=self._right,
+            history=self.history,
+        )
+        checkpoints.save(path, now, synced)
+
+    def _restored(self, found: Checkpoint) -> dict[str, Array]:
+        """Take a checkpoint's position over. Returns its state, whose arrays _plan checks."""
+        checkpoints.check_identity(found.identity, self._identity)
+        position, batches = found.position, len(self._batch_rows())
+        checkpoints.check_position(position, batches, self.spec.epochs)
+        checkpoints.check_arrays(found.delivered, self.graph.all_parameters if found.history else [], "delivered")
+        self.epoch, self.batch, self.step = position.epoch, position.batch, position.step
+        self._best_epoch, self._losses, self._right = position.best_epoch, found.losses, found.right
+        self.history = [
+            msgspec.structs.replace(metrics, epochs=self.spec.epochs, step=metrics.epoch * batches)
+            for metrics in found.history
+        ]
+        self.delivered_epoch = len(self.history) if self.spec.keep == "last" else self._best_epoch
+        self.weights = dict(found.delivered)
+        return dict(found.state)
 
     def _batch_rows(self) -> list[int]:
         """How many rows each batch of an epoch has; the last may have fewer."""
@@ -121,6 +196,8 @@ class Trainer:
         known = self._plans.get(rows)
         if known is None:
             step = training_step(self.graph, rows, self.spec.loss, self.spec.optimizer)
+            if self._resumed:
+                checkpoints.check_arrays(self.state, step.all_parameters, "state")
             for param in step.all_parameters:
                 self.state.setdefault(param.name, np.zeros(param.shape, param.dtype))
             known = self._plans[rows] = Plan(step, self.state, self.device)
@@ -147,45 +224,49 @@ class Trainer:
         return loss, float(plan.outputs[1]) if objective(self.spec.loss).right else None
 
     def run(self) -> Iterator[BatchMetrics | EpochMetrics | TrainingSummary]:
-        """Train. Yields after every batch, after every epoch, and once at the end."""
-        started, step, best = time.perf_counter(), 0, math.inf
-        best_epoch = 0
-        for epoch in range(1, self.spec.epochs + 1):
-            metrics = yield from self._epoch(epoch, step)
-            step = metrics.step
-            judged = metrics.epoch_loss if metrics.validation_loss is None else metrics.validation_loss
-            better = judged < best or best_epoch == 0
-            if better:
-                best, best_epoch = judged, epoch
-            if better or self.spec.keep == "last":
-                self.weights = {param.name: self.state[param.name].copy() for param in self.graph.all_parameters}
-                self.delivered_epoch = epoch
-            self.history.append(metrics)
-            yield metrics
-        yield self._summary((time.perf_counter() - started) * 1000.0, best_epoch)
+        """Train. Yields after every batch, after every epoch, and once at the end.
 
-    def _epoch(self, epoch: int, step: int) -> Generator[BatchMetrics, None, EpochMetrics]:
+        total_time_ms of the summary counts from this call: in a resumed run, from the resume.
+        """
+        started = time.perf_counter()
+        while self.epoch <= self.spec.epochs:
+            metrics = yield from self._epoch()
+            self._close_epoch(metrics)
+            yield metrics
+        yield self._summary((time.perf_counter() - started) * 1000.0)
+
+    def _close_epoch(self, metrics: EpochMetrics) -> None:
+        best = checkpoints.best_so_far(self.history, self._best_epoch)
+        better = self._best_epoch == 0 or checkpoints.judged(metrics) < best
+        if better:
+            self._best_epoch = self.epoch
+        if better or self.spec.keep == "last":
+            self.weights = {param.name: self.state[param.name].copy() for param in self.graph.all_parameters}
+            self.delivered_epoch = self.epoch
+        self.history.append(metrics)
+        self.epoch, self.batch, self._losses, self._right = self.epoch + 1, 0, [], []
+
+    def _epoch(self) -> Generator[BatchMetrics, None, EpochMetrics]:
+        """What is left of the epoch under way."""
         began = time.perf_counter()
-        order = random.permutation(self.spec.seed, epoch, len(self.x))
+        order = random.permutation(self.spec.seed, self.epoch, len(self.x))
         batch_rows = self._batch_rows()
-        losses: list[float] = []
-        right: list[float] = []
-        start = 0
-        for batch, count in enumerate(batch_rows, 1):
-            step += 1
+        start = skipped = sum(batch_rows[: self.batch])
+        for count in batch_rows[self.batch :]:
             before = time.perf_counter()
-            loss, accuracy = self._step(order[start : start + count], step)
+            loss, accuracy = self._step(order[start : start + count], self.step + 1)
             seconds = time.perf_counter() - before
             start += count
-            losses.append(loss * count)
+            self.batch, self.step = self.batch + 1, self.step + 1
+            self._losses.append(loss * count)
             if accuracy is not None:
-                right.append(accuracy * count)
+                self._right.append(accuracy * count)
             yield BatchMetrics(
-                epoch=epoch,
+                epoch=self.epoch,
                 epochs=self.spec.epochs,
-                batch=batch,
+                batch=self.batch,
                 batches=len(batch_rows),
-                step=step,
+                step=self.step,
                 batch_loss=loss,
                 batch_accuracy=accuracy,
                 batch_time_ms=seconds * 1000.0,
@@ -195,26 +276,26 @@ class Trainer:
         held = self._evaluator.evaluate(self.x_val, self.y_val, self.spec.loss) if len(self.x_val) else {}
         seconds = time.perf_counter() - began
         return EpochMetrics(
-            epoch=epoch,
+            epoch=self.epoch,
             epochs=self.spec.epochs,
-            step=step,
-            epoch_loss=math.fsum(losses) / len(self.x),
-            epoch_accuracy=math.fsum(right) / len(self.x) if right else None,
+            step=self.step,
+            epoch_loss=math.fsum(self._losses) / len(self.x),
+            epoch_accuracy=math.fsum(self._right) / len(self.x) if self._right else None,
             validation_loss=held.get("loss"),
             validation_accuracy=held.get("accuracy"),
             validation_r2=held.get("r2"),
             epoch_time_ms=seconds * 1000.0,
-            samples_per_s=len(self.x) / max(seconds, 1e-9),
+            samples_per_s=(len(self.x) - skipped) / max(seconds, 1e-9),
         )
 
-    def _summary(self, total_ms: float, best_epoch: int) -> TrainingSummary:
+    def _summary(self, total_ms: float) -> TrainingSummary:
         last, delivered = self.history[-1], self.history[self.delivered_epoch - 1]
         return TrainingSummary(
             total_time_ms=total_ms,
             steps=last.step,
             final_loss=last.epoch_loss,
             final_accuracy=last.epoch_accuracy,
-            best_epoch=best_epoch,
+            best_epoch=self._best_epoch,
             delivered_epoch=self.delivered_epoch,
             validation_loss=delivered.validation_loss,
             validation_accuracy=delivered.validation_accuracy,

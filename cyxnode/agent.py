@@ -19,19 +19,23 @@ from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import BadMessage
 from cyxnet.messages import (
     Assign,
+    Begin,
     Command,
     CommandReply,
     Goodbye,
     Hardware,
     Heartbeat,
     HeartbeatReply,
+    Pause,
     Register,
     RegisterReply,
     ReportReply,
+    RunCheckpoint,
     RunCompleted,
     RunFailed,
     RunRef,
     RunStarted,
+    Stop,
     registration_bytes,
 )
 from cyxnode import events as e
@@ -51,7 +55,18 @@ GOODBYE_TIMEOUT_S = 2.0
 SHORTEST_HEARTBEAT_MS = 100  # whatever central says, a node does not flood it
 MEMORY_SHARE = 0.9  # of the memory is lent: the rest is the agent's, the warm process's and the system's
 
-REPORT_VERBS: dict[type, str] = {RunStarted: "started", RunFailed: "failed", RunCompleted: "completed"}
+REPORT_VERBS: dict[type, str] = {
+    RunStarted: "started",
+    RunCheckpoint: "checkpoint",
+    RunFailed: "failed",
+    RunCompleted: "completed",
+}
+COMMANDS: dict[type, Callable[[Any], e.Event]] = {
+    Assign: e.Assigned,
+    Begin: e.BeginAsked,
+    Pause: e.PauseAsked,
+    Stop: e.StopAsked,
+}
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -127,7 +142,7 @@ class Agent:
         return self._exit.code
 
     def stop(self, reason: str) -> None:
-        """Stop the runs, say goodbye, end. A second call ends at once."""
+        """Have the runs store a checkpoint, say goodbye, end. A second call ends at once."""
         self.tell(e.ShutdownAsked(reason))
 
     def tell(self, event: e.Event) -> list[e.Action]:
@@ -151,12 +166,9 @@ class Agent:
             pass
 
     async def _on_command(self, subject: str, command: Any) -> CommandReply:
-        event: e.Event = e.Assigned(command) if isinstance(command, Assign) else e.StopAsked(command)
-        for action in self.tell(event):
+        for action in self.tell(COMMANDS[type(command)](command)):
             if isinstance(action, e.Answer):
-                if action.reply.accepted:
-                    self._run_began.set()
-                else:
+                if not action.reply.accepted:
                     log.warning("refused %s: %s", type(command).__name__, action.reply.reason)
                 return action.reply
         raise AssertionError("a command has exactly one answer")
@@ -221,7 +233,10 @@ class Agent:
     async def _heartbeat(self, runs: tuple[RunRef, ...]) -> None:
         free_bytes = hardware.memory(self._limits, self._settings.offer_bytes)[1]
         heartbeat = Heartbeat(
-            node_id=self._home.node_id, session=self.session, runs=list(runs), memory_free_bytes=free_bytes
+            node_id=self._home.node_id,
+            session=self.session,
+            runs=[replace(run, step=self._runs.step((run.job_id, run.attempt))) for run in runs],
+            memory_free_bytes=free_bytes,
         )
         timeout_s = min(REQUEST_TIMEOUT_S, self._state.heartbeat_ms / 1000)
         try:
@@ -229,8 +244,7 @@ class Agent:
         except CyxError:
             self.tell(e.HeartbeatUnanswered())
             return
-        stop = tuple((ref.job_id, ref.attempt) for ref in reply.stop)
-        self.tell(e.HeartbeatAnswered(reply.known, stop))
+        self.tell(e.HeartbeatAnswered(reply.known, _keys(reply.stop), _keys(reply.begin), _keys(reply.pause)))
         await self._telemetry.link_is_back()
 
     def _send_report(self, action: e.SendReport) -> None:
@@ -258,6 +272,14 @@ class Agent:
     def _start_run(self, action: e.StartRun) -> None:
         log.info("run %s/%d: %s", action.assign.job_id, action.assign.attempt, action.assign.job.name)
         self._runs.start(action.assign)
+        self._run_began.set()
+
+    def _begin_run(self, action: e.BeginRun) -> None:
+        self._runs.begin(action.key)
+
+    def _halt_run(self, action: e.HaltRun) -> None:
+        log.info("run %s/%d is halted (%s); its state is stored first", *action.key, action.code)
+        self._runs.halt(action.key, action.code)
 
     def _kill_run(self, action: e.KillRun) -> None:
         log.info("run %s/%d is discarded: %s", *action.key, action.reason)
@@ -292,6 +314,8 @@ _DOERS: dict[type, Callable[[Agent, Any], None]] = {
     e.SendHeartbeat: Agent._send_heartbeat,
     e.SendReport: Agent._send_report,
     e.StartRun: Agent._start_run,
+    e.BeginRun: Agent._begin_run,
+    e.HaltRun: Agent._halt_run,
     e.KillRun: Agent._kill_run,
     e.Answer: Agent._answer,
     e.SayReady: Agent._say_ready,
@@ -299,6 +323,10 @@ _DOERS: dict[type, Callable[[Agent, Any], None]] = {
     e.Exit: Agent._end,
     e.Note: Agent._note,
 }
+
+
+def _keys(refs: list[RunRef]) -> tuple[e.RunKey, ...]:
+    return tuple((ref.job_id, ref.attempt) for ref in refs)
 
 
 def _now_ms() -> int:

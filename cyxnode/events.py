@@ -4,10 +4,22 @@ from typing import Literal
 
 from msgspec import Struct
 
-from cyxnet.messages import Assign, CommandReply, RunCompleted, RunFailed, RunRef, RunStarted, Stop
+from cyxnet.messages import (
+    Assign,
+    Begin,
+    CommandReply,
+    Pause,
+    RunCheckpoint,
+    RunCompleted,
+    RunFailed,
+    RunRef,
+    RunStarted,
+    Stop,
+)
 
 RunKey = tuple[str, int]  # (job_id, attempt)
-Report = RunStarted | RunFailed | RunCompleted
+Report = RunStarted | RunCheckpoint | RunFailed | RunCompleted
+HaltCode = Literal["paused", "node_stopped"]  # of the RunFailed that follows the last checkpoint
 
 
 # -- what happens ---------------------------------------------------------------------------------------
@@ -32,6 +44,8 @@ class RegisterUnanswered(Struct, frozen=True):
 class HeartbeatAnswered(Struct, frozen=True):
     known: bool
     stop: tuple[RunKey, ...] = ()
+    begin: tuple[RunKey, ...] = ()
+    pause: tuple[RunKey, ...] = ()
 
 
 class HeartbeatUnanswered(Struct, frozen=True):
@@ -42,19 +56,34 @@ class Assigned(Struct, frozen=True):
     assign: Assign
 
 
+class BeginAsked(Struct, frozen=True):
+    begin: Begin
+
+
+class PauseAsked(Struct, frozen=True):
+    pause: Pause
+
+
 class StopAsked(Struct, frozen=True):
     stop: Stop
 
 
 class Advanced(Struct, frozen=True):
-    """The run is now training, or its model is being uploaded."""
+    """The run is ready to make its first step, or its model is being uploaded."""
 
     key: RunKey
-    phase: Literal["training", "uploading"]
+    phase: Literal["ready", "uploading"]
 
 
 class FirstBatch(Struct, frozen=True):
     key: RunKey
+
+
+class CheckpointStored(Struct, frozen=True):
+    """The run's state is an artifact now; central does not know that it is this run's."""
+
+    key: RunKey
+    report: RunCheckpoint
 
 
 class RunEnded(Struct, frozen=True):
@@ -91,9 +120,12 @@ Event = (
     | HeartbeatAnswered
     | HeartbeatUnanswered
     | Assigned
+    | BeginAsked
+    | PauseAsked
     | StopAsked
     | Advanced
     | FirstBatch
+    | CheckpointStored
     | RunEnded
     | ReportAnswered
     | ReportUnanswered
@@ -120,6 +152,19 @@ class SendReport(Struct, frozen=True):
 
 class StartRun(Struct, frozen=True):
     assign: Assign
+
+
+class BeginRun(Struct, frozen=True):
+    """Let it make its first step as soon as it is ready."""
+
+    key: RunKey
+
+
+class HaltRun(Struct, frozen=True):
+    """Have it store a checkpoint and end; it comes back as RunEnded with this code."""
+
+    key: RunKey
+    code: HaltCode
 
 
 class KillRun(Struct, frozen=True):
@@ -154,4 +199,17 @@ class Note(Struct, frozen=True):
     text: str
 
 
-Action = SendRegister | SendHeartbeat | SendReport | StartRun | KillRun | Answer | SayReady | SayGoodbye | Exit | Note
+Action = (
+    SendRegister
+    | SendHeartbeat
+    | SendReport
+    | StartRun
+    | BeginRun
+    | HaltRun
+    | KillRun
+    | Answer
+    | SayReady
+    | SayGoodbye
+    | Exit
+    | Note
+)

@@ -1,11 +1,13 @@
 """What the agent and a training process say to each other, and how it lies on a pipe.
 
-A frame is four bytes of length, big-endian, and that many bytes of MessagePack. The process says Ready once it
-is warm; the agent sends one Order; the process says Batch and Epoch while it trains, and last Done or Failed.
+A frame is four bytes of length, big-endian, and that many bytes of MessagePack. The process says Ready once it is
+warm; the agent sends one Order; the process says Prepared and waits for Go; then it says Batch, Epoch and Saved
+while it trains, and last Done, Failed or, when it was told to Halt, Halted.
 """
 
 import asyncio
 import os
+import select
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -25,10 +27,15 @@ MAX_FRAME_BYTES = 16_000_000  # an Order carries a whole graph
 LENGTH_BYTES = 4
 
 
-class Order(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+class ToProcess(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag=True, tag_field="t"):
+    """What the agent says."""
+
+
+class Order(ToProcess, kw_only=True, frozen=True):
     """Train this. Paths and limits are the agent's own; nothing in them comes from the network.
 
     expected_rows and expected_input_shape: what the submitter read in the same bytes; a difference is refused.
+    resume_path: the checkpoint to go on from. every_steps, every_s: when a checkpoint is due; 0: not by that measure.
     """
 
     model: ModelSpec
@@ -43,6 +50,20 @@ class Order(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     file_bytes: int  # the largest file it may write
     expected_rows: int | None = None
     expected_input_shape: list[int] | None = None
+    resume_path: str | None = None
+    every_steps: int = 0
+    every_s: float = 0.0
+
+
+class Go(ToProcess, kw_only=True, frozen=True):
+    """Make the first step."""
+
+
+class Halt(ToProcess, kw_only=True, frozen=True):
+    """Store a checkpoint if a step was made, then end. A run that is about to be done is done instead."""
+
+
+Told = Order | Go | Halt
 
 
 class FromProcess(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag=True, tag_field="t"):
@@ -57,12 +78,44 @@ class Ready(FromProcess, kw_only=True, frozen=True):
     isa: str = ""
 
 
+class Prepared(FromProcess, kw_only=True, frozen=True):
+    """All that comes before the first step is done. step: how many are behind it, of a run that goes on."""
+
+    step: int
+    steps: int
+    data_ms: float = 0.0
+    graph_ms: float = 0.0
+    plan_ms: float = 0.0
+
+
 class Batch(FromProcess, kw_only=True, frozen=True):
     metrics: BatchMetrics
 
 
 class Epoch(FromProcess, kw_only=True, frozen=True):
     metrics: EpochMetrics
+
+
+class Saved(FromProcess, kw_only=True, frozen=True):
+    """A checkpoint lies whole in the process's folder. The next one is not written before this one is gone from it."""
+
+    step: int
+    steps: int
+    file: Annotated[str, Meta(pattern=r"\Acheckpoint-[0-9]{1,16}\Z")]
+    write_ms: float = 0.0
+
+
+class NotSaved(FromProcess, kw_only=True, frozen=True):
+    """A checkpoint could not be written; training goes on."""
+
+    message: Annotated[str, Meta(max_length=2000)]
+
+
+class Halted(FromProcess, kw_only=True, frozen=True):
+    """It ends here, as told. The newest Saved says where the run can go on."""
+
+    step: int
+    steps: int
 
 
 class Done(FromProcess, kw_only=True, frozen=True):
@@ -80,7 +133,7 @@ class Failed(FromProcess, kw_only=True, frozen=True):
     deterministic: bool
 
 
-Said = Ready | Batch | Epoch | Done | Failed
+Said = Ready | Prepared | Batch | Epoch | Saved | NotSaved | Halted | Done | Failed
 
 
 def frame(message: Any) -> bytes:
@@ -114,8 +167,10 @@ class Channel:
     """The training process's end: two file descriptors that nothing else in the process uses."""
 
     def __init__(self, read_fd: int, write_fd: int):
-        self._in = os.fdopen(read_fd, "rb")
+        self._in_fd = read_fd  # read without a buffer: what poll() does not see must not exist
         self._out_fd = write_fd
+        self._poll = select.poll()
+        self._poll.register(read_fd, select.POLLIN)
 
     def send(self, message: Said) -> None:
         """Raises BrokenPipeError when the agent is gone."""
@@ -123,9 +178,31 @@ class Channel:
         while rest:
             rest = rest[os.write(self._out_fd, rest) :]
 
-    def receive(self) -> Order | None:
-        """The order, or None when the agent closed the pipe: there is nothing to do."""
-        head = self._in.read(LENGTH_BYTES)
+    def receive(self) -> Told | None:
+        """The next message, or None when the agent closed the pipe. Waits for it."""
+        head = self._read(LENGTH_BYTES)
         if len(head) < LENGTH_BYTES:
             return None
-        return decode(Order, self._in.read(_length(head)), MSGPACK, MAX_FRAME_BYTES)
+        told: Told = decode(Told, self._read(_length(head)), MSGPACK, MAX_FRAME_BYTES)  # type: ignore[arg-type]
+        return told
+
+    def wait_go(self) -> bool:
+        """Until the agent says Go; False when it says anything else, or nothing any more."""
+        return isinstance(self.receive(), Go)
+
+    def halt_asked(self) -> bool:
+        """Whether the agent told to halt. Does not wait. Raises BrokenPipeError when the agent is gone."""
+        if not self._poll.poll(0):
+            return False
+        told = self.receive()
+        if told is None:
+            raise BrokenPipeError("the agent closed the pipe")
+        return isinstance(told, Halt)
+
+    def _read(self, count: int) -> bytes:
+        """That many bytes, fewer only at the end of the pipe."""
+        parts = []
+        while count and (part := os.read(self._in_fd, count)):
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)

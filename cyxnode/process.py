@@ -1,4 +1,4 @@
-"""The agent's side of training processes: keep one warm, give it an order, hear what it says, know how it died."""
+"""The agent's side of training processes: keep one warm, tell it what to do, hear what it says, know how it died."""
 
 import asyncio
 import collections
@@ -17,7 +17,7 @@ from msgspec import Struct
 import cyxcore
 from cyxnet.codec import BadMessage
 from cyxnode.errors import NodeError
-from cyxnode.pipe import MAX_FRAME_BYTES, Done, Failed, Order, Ready, Said, frame, read_said
+from cyxnode.pipe import MAX_FRAME_BYTES, Done, Failed, Halted, Ready, Said, Told, frame, read_said
 
 log = logging.getLogger(__name__)
 
@@ -96,18 +96,18 @@ class TrainingProcess:
         why = said.message if isinstance(said, Failed) else f"it said {type(said).__name__} first"
         raise NodeError(f"training does not work on this node: {why}")
 
-    async def train(self, order: Order) -> AsyncIterator[Said]:
-        """All that the process says about the order. The last message is Done or Failed, whatever happens."""
+    def tell(self, message: Told) -> None:
+        """Send it; to a dead process it is not sent: what it says next tells how it died."""
         assert self._process.stdin
-        try:
-            self._process.stdin.write(frame(order))
-            await self._process.stdin.drain()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it is dead: the next read says how
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(frame(message))
+
+    async def said(self) -> AsyncIterator[Said]:
+        """All that the process says about its order. The last message is Done, Halted or Failed, whatever happens."""
         while True:
             said = await self._next()
             yield said
-            if isinstance(said, (Done, Failed)):
+            if isinstance(said, (Done, Halted, Failed)):
                 return
 
     async def wait_end(self) -> int:

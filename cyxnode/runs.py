@@ -1,10 +1,11 @@
-"""One run from assignment to report: fetch the data, train in a process, store the model, sign for it."""
+"""One run from assignment to report: fetch the data, train in a process, store its states and the model, and sign."""
 
 import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,19 +16,29 @@ from cyxcore.errors import CyxError
 from cyxnet import artifacts
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.identity import Identity
-from cyxnet.messages import Assign, RunCompleted, RunFailed, completion_bytes
+from cyxnet.messages import (
+    Assign,
+    Checkpoint,
+    RunCheckpoint,
+    RunCompleted,
+    RunFailed,
+    checkpoint_bytes,
+    completion_bytes,
+)
 from cyxnode.cache import ArtifactCache
-from cyxnode.events import Advanced, Event, FirstBatch, RunEnded, RunKey
-from cyxnode.pipe import Batch, Done, Epoch, Failed, Order, Ready
+from cyxnode.events import Advanced, CheckpointStored, Event, FirstBatch, HaltCode, RunEnded, RunKey
+from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Halt, Halted, NotSaved, Order, Prepared, Ready, Saved
 from cyxnode.process import Pool, TrainingProcess
 from cyxnode.state import retry_delay_ms
 from cyxnode.telemetry import Telemetry
+from cyxnode.uploads import Uploads
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MODEL_FILE = "model.cyxmodel"
 MAX_MODEL_BYTES = 16 * 2**30
+HALTED = {"paused": "paused as asked", "node_stopped": "the node stops"}
 DEVICES = {"any": "cpu", "cpu": "cpu", "cuda": "cuda"}  # what a job needs -> where it is trained
 
 
@@ -36,6 +47,20 @@ class Share(Struct, frozen=True, kw_only=True):
 
     threads: int
     memory_bytes: int
+
+
+@dataclass(slots=True)
+class Work:
+    """A run under way. step: the newest that is known here; saved_step: of the newest checkpoint of its own."""
+
+    begun: bool  # it may make its first step
+    received_s: float = field(default_factory=time.monotonic)
+    task: "asyncio.Task[None] | None" = None
+    process: TrainingProcess | None = None  # once it has its order
+    training: bool = False  # it made a step here and has not ended
+    halting: HaltCode = "paused"  # why it halts, when it does
+    step: int = 0
+    saved_step: int = 0
 
 
 class Runs:
@@ -62,90 +87,170 @@ class Runs:
         self._telemetry = telemetry
         self._share = share
         self._tell = tell
-        self._tasks: dict[RunKey, asyncio.Task[None]] = {}
-        self._processes: dict[RunKey, TrainingProcess] = {}
+        self._works: dict[RunKey, Work] = {}
 
     def start(self, assign: Assign) -> None:
         key = (assign.job_id, assign.attempt)
-        task = asyncio.create_task(self._perform(key, assign))
-        self._tasks[key] = task
-        task.add_done_callback(lambda done: self._gone(key, done))
+        work = self._works[key] = Work(begun=assign.funded)
+        work.task = asyncio.create_task(self._perform(key, assign, work))
+        work.task.add_done_callback(lambda _: self._gone(key, work))
+
+    def begin(self, key: RunKey) -> None:
+        """It may train: at once when it is ready, else as soon as it is."""
+        if work := self._works.get(key):
+            work.begun = True
+            if work.process:
+                work.process.tell(Go())
+
+    def halt(self, key: RunKey, code: HaltCode) -> None:
+        """Have it store a checkpoint and end; one that made no step here has nothing to store."""
+        work = self._works.get(key)
+        if work is None:
+            return
+        work.halting = code
+        if work.training and work.process:
+            work.process.tell(Halt())
+        else:
+            self.kill(key)
+            asyncio.get_running_loop().call_soon(self._tell, RunEnded(key, self._halted(key, work)))
+
+    def step(self, key: RunKey) -> int:
+        """The newest step of its training that is known here."""
+        return work.step if (work := self._works.get(key)) else 0
 
     def kill(self, key: RunKey) -> None:
         """Its process is dead when this returns; the rest is cleared up by its task."""
-        if process := self._processes.get(key):
-            process.kill()
-        if (task := self._tasks.get(key)) and not task.cancelling():  # once: the second would cut its clearing up
-            task.cancel()
+        if work := self._works.get(key):
+            if work.process:
+                work.process.kill()
+            if work.task and not work.task.cancelling():  # once: the second would cut its clearing up
+                work.task.cancel()
         self._telemetry.forget(key)
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for key in list(self._tasks):
+        tasks = [work.task for work in self._works.values() if work.task]
+        for key in list(self._works):
             self.kill(key)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _gone(self, key: RunKey, task: "asyncio.Task[None]") -> None:
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
+    def _gone(self, key: RunKey, work: Work) -> None:
+        if self._works.get(key) is work:
+            del self._works[key]
 
-    async def _perform(self, key: RunKey, assign: Assign) -> None:
+    async def _perform(self, key: RunKey, assign: Assign, work: Work) -> None:
         try:
-            report: RunCompleted | RunFailed = await self._train(key, assign)
+            report: RunCompleted | RunFailed = await self._train(key, assign, work)
         except CyxError as error:
             report = self._failed(key, error.code, str(error))
         except Exception as error:
             log.exception("run %s/%d failed in the node itself", *key)
             report = self._failed(key, "node_error", f"{type(error).__name__} in the node; its log says where")
         if isinstance(report, RunFailed):
-            log.warning("run %s/%d failed (%s): %s", *key, report.code, report.message)
+            log.warning("run %s/%d ended (%s): %s", *key, report.code, report.message)
         self._telemetry.forget(key)
         self._tell(RunEnded(key, report))
 
-    async def _train(self, key: RunKey, assign: Assign) -> RunCompleted | RunFailed:
-        job = assign.job
+    async def _train(self, key: RunKey, assign: Assign, work: Work) -> RunCompleted | RunFailed:
+        self._pool.warm_up()  # if none is: while the data comes
         async with contextlib.AsyncExitStack() as stack:
 
             async def fetch(sha256: str, size: int | None) -> Path:
-                return await stack.enter_async_context(self._cache.hold(sha256, size))
+                path = await self._insist(lambda: stack.enter_async_context(self._cache.hold(sha256, size)))
+                return path.absolute()
 
-            data_path = await self._insist(lambda: fetch(job.dataset.sha256, job.dataset.size))
-            weights_path = None
-            if (weights := job.model.weights) is not None:
-                weights_path = await self._insist(lambda: fetch(weights, None))
+            data_path = await fetch(assign.job.dataset.sha256, assign.job.dataset.size)
+            weights, resume = assign.job.model.weights, assign.resume
+            weights_path = await fetch(weights, None) if weights and not resume else None
+            resume_path = await fetch(resume.state.sha256, resume.state.size) if resume else None
+            fetched_s = time.monotonic()
             process = await self._pool.take()
-            self._processes[key] = process
             try:
-                order = self._order(assign, data_path, weights_path, process.folder / MODEL_FILE)
-                end = await self._listen(key, process, order)
-                if isinstance(end, Failed):
-                    return self._failed(key, end.code, end.message, end.deterministic)
-                self._pool.warm_up()  # the machine is free again
-                self._tell(Advanced(key, "uploading"))
-                return await self._deliver(key, end, Path(order.out_path))
+                model_path = process.folder.absolute() / MODEL_FILE
+                order = self._order(assign, data_path, weights_path, resume_path, model_path)
+                _log_time(key, "data here", work, fetched_s)
+                _log_time(key, "process here", work, time.monotonic())
+                return await self._supervise(key, process, order, work)
             finally:
-                del self._processes[key]
+                work.process = None
                 await process.close()
 
-    async def _listen(self, key: RunKey, process: TrainingProcess, order: Order) -> Done | Failed:
-        self._tell(Advanced(key, "training"))
-        begun_s, first = time.monotonic(), True
-        async for said in process.train(order):
+    async def _supervise(
+        self, key: RunKey, process: TrainingProcess, order: Order, work: Work
+    ) -> RunCompleted | RunFailed:
+        """Until the process has ended and all that it left is stored."""
+        uploads = Uploads(
+            lambda path: self._insist(lambda: artifacts.put(self._bus, self._node_id, path)),
+            lambda checkpoint: self._checkpointed(key, checkpoint, work),
+        )
+        try:
+            end = await self._listen(key, process, order, work, uploads)
+            work.training = False
+            self._pool.warm_up()  # the machine is free again
+            if isinstance(end, Done):
+                self._tell(Advanced(key, "uploading"))
+                await uploads.close()  # the model says more
+                return await self._deliver(key, end, Path(order.out_path))
+            await uploads.settle()  # the next attempt goes on from there
+            if isinstance(end, Failed):
+                return self._failed(key, end.code, end.message, end.deterministic)
+            return self._halted(key, work)
+        finally:
+            await uploads.close()
+
+    async def _listen(
+        self, key: RunKey, process: TrainingProcess, order: Order, work: Work, uploads: Uploads
+    ) -> Done | Halted | Failed:
+        process.tell(order)
+        work.process = process
+        if work.begun:
+            process.tell(Go())
+        async for said in process.said():
             match said:
+                case Prepared():
+                    self._prepared(key, said, work)
                 case Batch(metrics=metrics):
-                    await self._telemetry.batch(key, metrics)
-                    if first:
-                        first = False
-                        log.info("run %s/%d: first step after %.0f ms", *key, (time.monotonic() - begun_s) * 1000)
+                    work.step = metrics.step
+                    if not work.training:
+                        work.training = True
                         self._tell(FirstBatch(key))
+                        since_s = time.monotonic() - work.received_s
+                        log.info("run %s/%d: first step after %.0f ms", *key, since_s * 1000)
+                    await self._telemetry.batch(key, metrics)
                 case Epoch(metrics=epoch):
+                    work.step = epoch.step
                     await self._telemetry.epoch(key, epoch)
-                case Done() | Failed():
+                case Saved(step=step, write_ms=write_ms):
+                    log.debug("run %s/%d: checkpoint of step %d written in %.1f ms", *key, step, write_ms)
+                    uploads.offer(said, process.folder / said.file)
+                case NotSaved(message=message):
+                    log.warning("run %s/%d: %s", *key, message)
+                case Done() | Halted() | Failed():
                     return said
                 case Ready():
                     break
         process.kill()
         return Failed(code="process_garbled", message="the training process said Ready twice", deterministic=False)
+
+    def _prepared(self, key: RunKey, said: Prepared, work: Work) -> None:
+        work.step = said.step
+        _log_time(key, "prepared", work, time.monotonic())
+        parts = (said.data_ms, said.graph_ms, said.plan_ms)
+        log.debug("run %s/%d: of that, data %.1f ms, graph %.1f ms, plan %.1f ms", *key, *parts)
+        self._tell(Advanced(key, "ready"))
+
+    def _checkpointed(self, key: RunKey, checkpoint: Checkpoint, work: Work) -> None:
+        job_id, attempt = key
+        report = RunCheckpoint(
+            node_id=self._node_id,
+            session=self._session,
+            job_id=job_id,
+            attempt=attempt,
+            checkpoint=checkpoint,
+            signature="0" * 128,
+        )
+        work.saved_step = checkpoint.step
+        report = replace(report, signature=self._key.sign(checkpoint_bytes(report)))
+        self._tell(CheckpointStored(key, report))
 
     async def _deliver(self, key: RunKey, done: Done, path: Path) -> RunCompleted | RunFailed:
         if not path.is_file() or not path.stat().st_size:
@@ -179,23 +284,35 @@ class Runs:
             await asyncio.sleep(retry_delay_ms(self._session, tries) / 1000)
             tries += 1
 
-    def _order(self, assign: Assign, data_path: Path, weights_path: Path | None, out_path: Path) -> Order:
+    def _order(
+        self, assign: Assign, data_path: Path, weights_path: Path | None, resume_path: Path | None, out_path: Path
+    ) -> Order:
         job = assign.job
         memory_bytes = min(job.needs.memory_bytes or self._share.memory_bytes, self._share.memory_bytes)
         return Order(
             model=job.model,
             data=job.data,
             training=job.training,
-            data_path=str(data_path.absolute()),
-            weights_path=str(weights_path.absolute()) if weights_path else None,
-            out_path=str(out_path.absolute()),
+            data_path=str(data_path),
+            weights_path=str(weights_path) if weights_path else None,
+            resume_path=str(resume_path) if resume_path else None,
+            out_path=str(out_path),
             device=DEVICES[job.needs.device],
             threads=self._share.threads,
             memory_bytes=memory_bytes,
             file_bytes=MAX_MODEL_BYTES,
             expected_rows=job.facts.rows if job.facts else None,
             expected_input_shape=list(job.facts.input_shape) if job.facts else None,
+            every_steps=job.checkpoints.every_steps,
+            every_s=job.checkpoints.every_s,
         )
+
+    def _halted(self, key: RunKey, work: Work) -> RunFailed:
+        if work.saved_step:
+            where = f"the checkpoint of step {work.saved_step} is stored"
+        else:
+            where = f"at step {work.step}; no checkpoint was stored here"
+        return self._failed(key, work.halting, f"{HALTED[work.halting]}; {where}")
 
     def _failed(self, key: RunKey, code: str, message: str, deterministic: bool = False) -> RunFailed:
         job_id, attempt = key
@@ -208,3 +325,7 @@ class Runs:
             message=message[:2000],
             deterministic=deterministic,
         )
+
+
+def _log_time(key: RunKey, what: str, work: Work, at_s: float) -> None:
+    log.debug("run %s/%d: %s after %.1f ms", *key, what, (at_s - work.received_s) * 1000)

@@ -1,12 +1,15 @@
 """What a node knows and does next: (state, event, now) -> (state, actions). No clock, no I/O, no dice.
 
     register ──answered──▶ heartbeat every heartbeat_ms ──known: false──▶ register again, same session
-    Assign ──▶ Run: fetching ─▶ training ─▶ uploading ─▶ reporting ──answered──▶ forgotten
-                       └───────────┴────────────┴── failed ──▶ reporting
+    Assign ──▶ Run: fetching ─▶ ready ──Begin──▶ training ─▶ uploading ─▶ reporting ──answered──▶ forgotten
+                       └──────────┴────────────────┴────────────┴── failed, halted ──▶ reporting
+    Pause ──▶ halted: a checkpoint is stored, then the run is reported as paused
     fenced, Stop, or named in a heartbeat's stop list ──▶ killed and forgotten
+    node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or 10 s──▶ leaving ──▶ exit
 
-A run outlives the loss of central and broker: it goes on, and its reports are repeated until somebody
-answers. Every request that an action sends comes back as exactly one event: answered, refused or unanswered.
+A funded Assign is its own Begin. A run outlives the loss of central and broker: it goes on, and its reports are
+repeated until somebody answers. Every request that an action sends comes back as exactly one event: answered, refused
+or unanswered.
 """
 
 from collections.abc import Callable
@@ -15,20 +18,36 @@ from typing import Any, Literal, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cyxnet.messages import Assign, CommandReply, RunRef, RunStarted
+from cyxnet.messages import (
+    Assign,
+    Begin,
+    CommandReply,
+    Pause,
+    RunCheckpoint,
+    RunCompleted,
+    RunFailed,
+    RunRef,
+    RunStarted,
+)
 from cyxnode.events import (
     Action,
     Advanced,
     Answer,
     Assigned,
+    BeginAsked,
+    BeginRun,
+    CheckpointStored,
     Event,
     Exit,
     FirstBatch,
     GoodbyeDone,
+    HaltCode,
+    HaltRun,
     HeartbeatAnswered,
     HeartbeatUnanswered,
     KillRun,
     Note,
+    PauseAsked,
     Registered,
     RegisterRefused,
     RegisterUnanswered,
@@ -50,15 +69,21 @@ from cyxnode.events import (
 
 RETRY_MS = (100, 200, 400, 1000, 2000, 4000, 8000, 16_000)
 ENDED_REMEMBERED = 256
+STOP_GRACE_MS = 10_000  # for the checkpoints of a node that is asked to stop
 
-Phase = Literal["fetching", "training", "uploading", "reporting"]
+Phase = Literal["fetching", "ready", "training", "uploading", "reporting"]
 
 
 class Run(Struct, frozen=True):
-    """One attempt at one job. The head of `outbox` is the report that central must answer next."""
+    """One attempt at one job. The head of `outbox` is the report that central must answer next.
+
+    begun: it may train. halting: it was told to store a checkpoint and end, with this code.
+    """
 
     assign: Assign
     phase: Phase = "fetching"
+    begun: bool = True
+    halting: HaltCode | None = None
     outbox: tuple[Report, ...] = ()
     in_flight: bool = False
     tries: int = 0
@@ -79,7 +104,9 @@ class State(Struct, frozen=True, kw_only=True):
     heartbeat_misses: int = 0
     runs: dict[RunKey, Run] = {}
     ended: tuple[RunKey, ...] = ()  # the newest runs that are over here: they are not begun again
-    stopping: bool = False
+    life: Literal["working", "halting", "leaving"] = "working"
+    halt_by_ms: int | None = None  # when a halting node stops waiting for its runs
+    stop_reason: str = ""
 
 
 Step = tuple[State, list[Action]]
@@ -87,14 +114,18 @@ Step = tuple[State, list[Action]]
 
 def step(state: State, event: Event, now_ms: int) -> Step:
     """The next state and what to do. Defined for every pair; what no longer concerns us changes nothing."""
-    handlers = _WHILE_STOPPING if state.stopping else _HANDLERS
-    handler = handlers.get(type(event), _nothing)
-    return handler(state, event, now_ms)
+    handler = _TABLES[state.life].get(type(event), _nothing)
+    state, actions = handler(state, event, now_ms)
+    if state.life == "halting" and (not state.runs or _due(state.halt_by_ms, now_ms)):
+        state, more = _leave(state)
+        actions = [*actions, *more]
+    return state, actions
 
 
 def next_wake_ms(state: State) -> int | None:
     """When the next Tick is needed; None when nothing waits for time."""
-    due = [state.register_at_ms, state.heartbeat_at_ms] + [run.report_at_ms for run in state.runs.values()]
+    due = [state.register_at_ms, state.heartbeat_at_ms, state.halt_by_ms]
+    due += [run.report_at_ms for run in state.runs.values()]
     return min((at_ms for at_ms in due if at_ms is not None), default=None)
 
 
@@ -114,8 +145,10 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
         actions.append(SendRegister())
     if _due(state.heartbeat_at_ms, now_ms):
         state = replace(state, heartbeat_at_ms=None)
-        refs = tuple(RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in state.runs)
-        actions.append(SendHeartbeat(refs))
+        refs = (
+            RunRef(job_id=job_id, attempt=attempt, phase=run.phase) for (job_id, attempt), run in state.runs.items()
+        )
+        actions.append(SendHeartbeat(tuple(refs)))
     for key, run in state.runs.items():
         if _due(run.report_at_ms, now_ms):
             state = _with(state, key, replace(run, in_flight=True, report_at_ms=None))
@@ -141,7 +174,7 @@ def _on_registered(state: State, event: Registered, now_ms: int) -> Step:
 
 def _on_register_refused(state: State, event: RegisterRefused, now_ms: int) -> Step:
     if state.heartbeat_ms == 0:  # it was never taken here: an operator must look at it
-        return replace(state, stopping=True, register_at_ms=None), [
+        return replace(state, life="leaving", register_at_ms=None), [
             Exit(1, f"central refused the registration: {event.reason}")
         ]
     state, actions = _on_register_unanswered(state, RegisterUnanswered(), now_ms)
@@ -159,6 +192,12 @@ def _on_heartbeat_answered(state: State, event: HeartbeatAnswered, now_ms: int) 
     actions: list[Action] = []
     for key in event.stop:
         state, more = _kill(state, key, "central gave the job to somebody else")
+        actions += more
+    for key in event.begin:
+        state, more = _begin(state, key)
+        actions += more
+    for key in event.pause:
+        state, more = _halt(state, key, "paused")
         actions += more
     if event.known:
         return replace(state, heartbeat_at_ms=now_ms + state.heartbeat_ms, heartbeat_misses=0), actions
@@ -180,21 +219,38 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
     key = (assign.job_id, assign.attempt)
     if assign.session != state.session:
         return state, [_no(f"expected session {state.session}, got {assign.session}: the node was restarted")]
-    if key in state.runs:
-        return state, [_yes()]  # the first answer was lost: the same command again is no second run
+    if key in state.runs:  # the first answer was lost: the same command again is no second run
+        state, actions = _begin(state, key) if assign.funded else (state, [])
+        return state, [*actions, _yes()]
     if key in state.ended:
         return state, [_no(f"attempt {assign.attempt} of {assign.job_id} is over on this node")]
     held = [attempt for job_id, attempt in state.runs if job_id == assign.job_id]
     if held and max(held) > assign.attempt:
         return state, [_no(f"attempt {max(held)} of {assign.job_id} runs here, {assign.attempt} is older")]
-    actions: list[Action] = []
+    actions = []
     for attempt in held:  # a newer attempt exists, so central fenced this one
         state, more = _kill(state, (assign.job_id, attempt), f"attempt {assign.attempt} takes its place")
         actions += more
     busy = [key for key, run in state.runs.items() if run.phase != "reporting"]
     if len(busy) >= state.max_runs:
         return state, [*actions, _no(f"no free slot: {len(busy)} of {state.max_runs} runs are busy")]
-    return _with(state, key, Run(assign)), [*actions, _yes(), StartRun(assign)]
+    return _with(state, key, Run(assign, begun=assign.funded)), [*actions, _yes(), StartRun(assign)]
+
+
+def _on_begin_asked(state: State, event: BeginAsked, now_ms: int) -> Step:
+    refusal = _not_here(state, event.begin)
+    if refusal:
+        return state, [refusal]
+    state, actions = _begin(state, (event.begin.job_id, event.begin.attempt))
+    return state, [*actions, _yes()]
+
+
+def _on_pause_asked(state: State, event: PauseAsked, now_ms: int) -> Step:
+    refusal = _not_here(state, event.pause)
+    if refusal:
+        return state, [refusal]
+    state, actions = _halt(state, (event.pause.job_id, event.pause.attempt), "paused")
+    return state, [*actions, _yes()]
 
 
 def _on_stop_asked(state: State, event: StopAsked, now_ms: int) -> Step:
@@ -209,7 +265,8 @@ def _on_advanced(state: State, event: Advanced, now_ms: int) -> Step:
     run = state.runs.get(event.key)
     if run is None or run.phase == "reporting":
         return state, []
-    return _with(state, event.key, replace(run, phase=event.phase)), []
+    phase: Phase = "training" if event.phase == "ready" and run.begun else event.phase
+    return _with(state, event.key, replace(run, phase=phase)), []
 
 
 def _on_first_batch(state: State, event: FirstBatch, now_ms: int) -> Step:
@@ -218,7 +275,14 @@ def _on_first_batch(state: State, event: FirstBatch, now_ms: int) -> Step:
         return state, []
     job_id, attempt = event.key
     started = RunStarted(node_id=state.node_id, session=state.session, job_id=job_id, attempt=attempt)
-    return _post(state, event.key, replace(run, phase="training"), started)
+    return _post(state, event.key, replace(run, phase="training", begun=True), started)
+
+
+def _on_checkpoint_stored(state: State, event: CheckpointStored, now_ms: int) -> Step:
+    run = state.runs.get(event.key)
+    if run is None or run.phase == "reporting":
+        return state, []
+    return _post(state, event.key, run, event.report)
 
 
 def _on_run_ended(state: State, event: RunEnded, now_ms: int) -> Step:
@@ -232,16 +296,19 @@ def _on_report_answered(state: State, event: ReportAnswered, now_ms: int) -> Ste
     run = state.runs.get(event.key)
     if run is None or not run.in_flight:
         return state, []
-    if event.fenced or not event.accepted:
+    if event.fenced or not (event.accepted or isinstance(run.outbox[0], RunCheckpoint)):
         return _kill(state, event.key, event.reason or "central no longer wants this attempt")
-    return _send_next(state, event.key, run)
+    state, actions = _send_next(state, event.key, run)
+    if not event.accepted:  # the run is as good as before, only not as safe
+        actions = [Note(f"central did not take a checkpoint of {event.key[0]}: {event.reason}"), *actions]
+    return state, actions
 
 
 def _on_report_unanswered(state: State, event: ReportUnanswered, now_ms: int) -> Step:
     run = state.runs.get(event.key)
     if run is None or not run.in_flight:
         return state, []
-    if len(run.outbox) > 1:  # the end says more than the beginning: no need to repeat that it started
+    if any(_supersedes(later, run.outbox[0]) for later in run.outbox[1:]):
         return _send_next(state, event.key, run)
     delay_ms = retry_delay_ms(state.session, run.tries)
     run = replace(run, in_flight=False, tries=run.tries + 1, report_at_ms=now_ms + delay_ms)
@@ -249,19 +316,36 @@ def _on_report_unanswered(state: State, event: ReportUnanswered, now_ms: int) ->
 
 
 def _on_shutdown_asked(state: State, event: ShutdownAsked, now_ms: int) -> Step:
-    if state.stopping:
-        return state, [Exit(0, "stopped at once")]
-    kills: list[Action] = [KillRun(key, event.reason) for key in state.runs]
-    last: Action = SayGoodbye(event.reason) if state.heartbeat_ms else Exit(0, event.reason)
-    state = replace(state, stopping=True, runs={}, register_at_ms=None, heartbeat_at_ms=None)
-    return state, [*kills, last]
+    if not state.heartbeat_ms:  # central never knew it
+        return replace(state, life="leaving", register_at_ms=None), [Exit(0, event.reason)]
+    state = replace(state, life="halting", halt_by_ms=now_ms + STOP_GRACE_MS, stop_reason=event.reason)
+    actions: list[Action] = [Note(f"{event.reason}: stopping; its runs store a checkpoint first")] if state.runs else []
+    for key in state.runs:
+        state, more = _halt(state, key, "node_stopped")
+        actions += more
+    return state, actions
+
+
+def _on_shutdown_asked_again(state: State, _: ShutdownAsked, now_ms: int) -> Step:
+    state, actions = _leave(state)
+    return state, [*actions[:-1], Exit(0, "stopped at once")]
 
 
 def _on_goodbye_done(state: State, _: GoodbyeDone, now_ms: int) -> Step:
-    return state, [Exit(0, "stopped")] if state.stopping else []
+    return state, [Exit(0, "stopped")]
 
 
-_HANDLERS: dict[type, Callable[[State, Any, int], Step]] = {
+def _nothing(state: State, _: Any, now_ms: int) -> Step:
+    return state, []
+
+
+def _refuse(state: State, _: Any, now_ms: int) -> Step:
+    return state, [_no("the node is stopping")]
+
+
+Table = dict[type, Callable[[State, Any, int], Step]]
+
+_WORKING: Table = {
     Tick: _on_tick,
     Registered: _on_registered,
     RegisterRefused: _on_register_refused,
@@ -269,30 +353,28 @@ _HANDLERS: dict[type, Callable[[State, Any, int], Step]] = {
     HeartbeatAnswered: _on_heartbeat_answered,
     HeartbeatUnanswered: _on_heartbeat_unanswered,
     Assigned: _on_assigned,
+    BeginAsked: _on_begin_asked,
+    PauseAsked: _on_pause_asked,
     StopAsked: _on_stop_asked,
     Advanced: _on_advanced,
     FirstBatch: _on_first_batch,
+    CheckpointStored: _on_checkpoint_stored,
     RunEnded: _on_run_ended,
     ReportAnswered: _on_report_answered,
     ReportUnanswered: _on_report_unanswered,
     ShutdownAsked: _on_shutdown_asked,
-    GoodbyeDone: _on_goodbye_done,
 }
-
-
-def _nothing(state: State, _: Any, now_ms: int) -> Step:
-    return state, []
-
-
-def _refuse_while_stopping(state: State, _: Any, now_ms: int) -> Step:
-    return state, [_no("the node is stopping")]
-
-
-_WHILE_STOPPING: dict[type, Callable[[State, Any, int], Step]] = {
-    Assigned: _refuse_while_stopping,
-    StopAsked: _refuse_while_stopping,
-    ShutdownAsked: _on_shutdown_asked,
-    GoodbyeDone: _on_goodbye_done,
+_TABLES: dict[str, Table] = {
+    "working": _WORKING,
+    "halting": _WORKING | {Assigned: _refuse, BeginAsked: _refuse, ShutdownAsked: _on_shutdown_asked_again},
+    "leaving": {
+        Assigned: _refuse,
+        BeginAsked: _refuse,
+        PauseAsked: _refuse,
+        StopAsked: _refuse,
+        ShutdownAsked: _on_shutdown_asked_again,
+        GoodbyeDone: _on_goodbye_done,
+    },
 }
 
 
@@ -324,13 +406,58 @@ def _kill(state: State, key: RunKey, reason: str) -> Step:
     return (_forget(state, key), [KillRun(key, reason)]) if key in state.runs else (state, [])
 
 
+def _not_here(state: State, command: Begin | Pause) -> Answer | None:
+    """The refusal of a command about a run that this session does not have."""
+    if command.session != state.session:
+        return _no(f"expected session {state.session}, got {command.session}: the node was restarted")
+    if (command.job_id, command.attempt) not in state.runs:
+        return _no(f"attempt {command.attempt} of {command.job_id} is not on this node")
+    return None
+
+
+def _begin(state: State, key: RunKey) -> Step:
+    run = state.runs.get(key)
+    if run is None or run.begun or run.halting:
+        return state, []
+    phase: Phase = "training" if run.phase == "ready" else run.phase
+    return _with(state, key, replace(run, begun=True, phase=phase)), [BeginRun(key)]
+
+
+def _halt(state: State, key: RunKey, code: HaltCode) -> Step:
+    """A run that is delivered or reported already is as good as over, and goes on to its end."""
+    run = state.runs.get(key)
+    if run is None or run.halting or run.phase in ("uploading", "reporting"):
+        return state, []
+    return _with(state, key, replace(run, halting=code)), [HaltRun(key, code)]
+
+
+def _leave(state: State) -> Step:
+    kills: list[Action] = [KillRun(key, state.stop_reason) for key in state.runs]
+    state = replace(state, life="leaving", runs={}, register_at_ms=None, heartbeat_at_ms=None, halt_by_ms=None)
+    return state, [*kills, SayGoodbye(state.stop_reason)]
+
+
+def _supersedes(later: Report, earlier: Report) -> bool:
+    """Whether `earlier` need not be said any more once `later` is to be said."""
+    if isinstance(earlier, RunCheckpoint):
+        return isinstance(later, (RunCheckpoint, RunCompleted))
+    return isinstance(earlier, RunStarted) and isinstance(later, (RunFailed, RunCompleted))
+
+
 def _post(state: State, key: RunKey, run: Run, report: Report) -> Step:
-    """Put a report in the run's outbox. It goes at once unless one before it is still unanswered."""
+    """Put a report at the end of the run's outbox, in place of what it supersedes.
+
+    What is on its way stays the head until it is answered or not; else the head is sent, whatever it waited for.
+    """
+    on_its_way = run.outbox[:1] if run.in_flight else ()
+    waiting = run.outbox[len(on_its_way) :]
+    kept = tuple(earlier for earlier in waiting if not _supersedes(report, earlier))
+    outbox = (*on_its_way, *kept, report)
     if run.in_flight:
-        return _with(state, key, replace(run, outbox=(*run.outbox, report))), []
-    # a report that waits for its next try is older news than this one
-    run = replace(run, outbox=(report,), in_flight=True, tries=0, report_at_ms=None)
-    return _with(state, key, run), [SendReport(key, report)]
+        return _with(state, key, replace(run, outbox=outbox)), []
+    tries = run.tries if outbox[:1] == run.outbox[:1] else 0
+    run = replace(run, outbox=outbox, in_flight=True, tries=tries, report_at_ms=None)
+    return _with(state, key, run), [SendReport(key, outbox[0])]
 
 
 def _send_next(state: State, key: RunKey, run: Run) -> Step:

@@ -1,7 +1,8 @@
 """The training process: `python -m cyxnode.train`, started by the agent and spoken to through its pipes.
 
 It is started before there is a job and makes itself warm: imports, kernels, and one tiny model trained to the
-end, so that the first step of a real job comes at once. Then it trains exactly one job and ends.
+end, so that the first step of a real job comes at once. Then it prepares exactly one job, waits for the word to
+begin, trains it, and ends. Between two steps it listens: told to halt, it leaves a checkpoint.
 """
 
 import math
@@ -10,20 +11,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from cyxcore.errors import CyxError, DataError, DivergedError, KernelError, MissingExtra
+from cyxcore.errors import CheckpointError, CyxError, DataError, DivergedError, KernelError, MissingExtra
 from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec, TrainingSummary
 from cyxnode import sandbox
-from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Order, Ready, Said
+from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Halted, Order, Prepared, Ready, Said
 
 BATCH_INTERVAL_S = 0.25  # at most four batches a second are told, besides the very first
-OF_THIS_NODE = (KernelError, MissingExtra)  # another node may well have the kernel or the package
+OF_THIS_NODE = (KernelError, MissingExtra, CheckpointError)  # not the job's fault: it may succeed elsewhere
 
 Metrics = BatchMetrics | EpochMetrics
-Train = Callable[[Order], Iterator[Said]]
+
+
+class Ear(Protocol):
+    """What training hears while it works; pipe.Channel is one."""
+
+    def wait_go(self) -> bool:
+        """Until it may begin; False: it never will."""
+
+    def halt_asked(self) -> bool:
+        """Whether it shall halt; does not wait."""
+
+
+Train = Callable[[Order, Ear], Iterator[Said]]
 
 
 def main() -> int:
@@ -51,11 +64,11 @@ def serve(channel: Channel, train: Train) -> int:
     Errors of the world become Failed; a bug of ours ends it with a traceback, which the agent reports.
     """
     order = channel.receive()
-    if order is None:
+    if not isinstance(order, Order):
         return 0
     try:
         sandbox.limit(order.memory_bytes, order.file_bytes)
-        for said in throttle(train(order), time.monotonic):
+        for said in throttle(train(order, channel), time.monotonic):
             channel.send(said)
     except CyxError as error:
         channel.send(_failure(error))
@@ -66,44 +79,96 @@ def serve(channel: Channel, train: Train) -> int:
     return 0
 
 
-def train(order: Order) -> Iterator[Said]:
-    """Read the data, make the graph, train, save the model. Yields all that happens, Done last."""
-    from cyxcore import data, layers, model, training
+class Job(NamedTuple):
+    """An order made ready to train."""
+
+    dataset: Any
+    trainer: Any
+    prepared: Prepared
+
+
+def prepare(order: Order) -> Job:
+    """Everything before the first step: the data, the graph, the compiled step, the state to go on from."""
+    from cyxcore import data, layers, training
 
     _set_up_device(order.device, order.threads)
-    loss, scaling = order.training.loss, order.data.normalize
+    scaling, begun_s = order.data.normalize, time.perf_counter()
     dataset = data.load(
         Path(order.data_path),
         order.data,
-        loss=loss,
+        loss=order.training.loss,
         seed=order.training.seed,
         limit_bytes=order.memory_bytes or data.MAX_BYTES,
         kept_in=Path(order.data_path).parent,
     )
     check_facts(order, len(dataset.x_train) + len(dataset.x_val), list(dataset.x_train.shape[1:]))
+    read_s = time.perf_counter()
     regression = dataset.task == "regression" and scaling != "none"
     graph = layers.build(order.model, normalize=scaling, denormalize=regression)
-    trainer = training.Trainer(graph, dataset, order.training, weights=initial_weights(order), device=order.device)
+    built_s = time.perf_counter()
+    trainer = training.Trainer(
+        graph,
+        dataset,
+        order.training,
+        weights=None if order.resume_path else initial_weights(order),
+        device=order.device,
+        resume=order.resume_path,
+    )
+    prepared = Prepared(
+        step=trainer.step,
+        steps=trainer.steps,
+        data_ms=(read_s - begun_s) * 1000,
+        graph_ms=(built_s - read_s) * 1000,
+        plan_ms=(time.perf_counter() - built_s) * 1000,
+    )
+    return Job(dataset, trainer, prepared)
+
+
+def train(order: Order, ear: Ear) -> Iterator[Said]:
+    """Prepare, wait for the word to begin, train, save the model. Yields all that happens, last Done or Halted."""
+    from cyxnode.saving import Saver
+
+    job = prepare(order)
+    trainer = job.trainer
+    yield job.prepared
+    if not ear.wait_go():
+        yield Halted(step=trainer.step, steps=trainer.steps)
+        return
+    saver = Saver(trainer, Path(order.out_path).parent, order.every_steps, order.every_s)
     summary = None
     for said in trainer.run():
         if isinstance(said, TrainingSummary):
             summary = finite(said)
-        elif isinstance(said, EpochMetrics):
-            yield Epoch(metrics=finite(said))
-        else:
-            yield Batch(metrics=finite(said))
+            continue
+        yield Epoch(metrics=finite(said)) if isinstance(said, EpochMetrics) else Batch(metrics=finite(said))
+        if trainer.step == trainer.steps or (isinstance(said, BatchMetrics) and said.batch == said.batches):
+            continue  # all but done; or the epoch's own metrics come first: a step has one checkpoint only
+        if ear.halt_asked():
+            yield from saver.save()
+            yield Halted(step=trainer.step, steps=trainer.steps)
+            return
+        if saver.due():
+            yield from saver.save()
     assert summary is not None, "the trainer ended without a summary"
+    save_model(order, job, summary)
+    yield Done(summary=summary, graph_sha256=trainer.graph.sha256)
+
+
+def save_model(order: Order, job: Job, summary: TrainingSummary) -> None:
+    """Write the model. Its bytes depend on the job alone, not on who trained it, how fast, or in how many parts."""
+    from cyxcore import checkpoint, model
+
+    trainer, dataset = job.trainer, job.dataset
     model.save_model(
         order.out_path,
-        graph,
+        trainer.graph,
         trainer.weights,
-        history=trainer.history,
+        history=[checkpoint.untimed(metrics) for metrics in trainer.history],
         classes=dataset.classes,
         feature_names=dataset.feature_names,
-        loss=loss,
-        summary=summary,
+        loss=order.training.loss,
+        summary=msgspec.structs.replace(summary, total_time_ms=0.0),
     )
-    yield Done(summary=summary, graph_sha256=graph.sha256)
 
 
 def initial_weights(order: Order) -> Any:
@@ -151,6 +216,16 @@ def finite(metrics: Any) -> Any:
     return msgspec.structs.replace(metrics, **changes) if changes else metrics
 
 
+class Unattended:
+    """The ear of a rehearsal: begin at once, never halt."""
+
+    def wait_go(self) -> bool:
+        return True
+
+    def halt_asked(self) -> bool:
+        return False
+
+
 def rehearse(folder: Path = Path(), device: str = "cpu") -> str:
     """Train a tiny model in `folder`, so that a real job meets nothing cold. Returns the kernels' ISA."""
     table, model = folder / "rehearsal.csv", folder / "rehearsal.cyxmodel"
@@ -173,7 +248,7 @@ def rehearse(folder: Path = Path(), device: str = "cpu") -> str:
         file_bytes=0,
     )
     try:
-        for _ in train(order):
+        for _ in train(order, Unattended()):
             pass
     finally:
         table.unlink(missing_ok=True)

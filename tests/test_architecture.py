@@ -29,7 +29,7 @@ ORDER = [
     *"""
 cyxcore.kernels.philox cyxcore.kernels.reference cyxcore.kernels cyxcore.device cyxcore.random cyxcore.grad
 cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn cyxcore.optim
-cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.training
+cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
@@ -40,8 +40,9 @@ cyxnet.blocking cyxnet
 cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train cyxnet.cli cyxnet.__main__
 
-cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.train cyxnode.home cyxnode.cache
-cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
+cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
+cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads cyxnode.runs cyxnode.agent
+cyxnode cyxnode.__main__
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views

@@ -15,7 +15,7 @@ from cyxnet.config import NetworkFile, write_network
 from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import Home, open_home
-from cyxnode.process import Launch, Pool
+from cyxnode.process import TRAIN_COMMAND, Launch, Pool
 from tests.node.fake_central import FakeCentral, Store
 
 STANDIN = str(Path(__file__).with_name("standin.py"))
@@ -51,7 +51,7 @@ def network(broker: Broker, tmp_path: Path) -> Path:
 
 
 class Node:
-    """An agent in this process; its training processes are real, their training is the stand-in's."""
+    """An agent in this process; its training processes are real, their training is the stand-in's unless asked."""
 
     def __init__(self, agent: Agent, home: Home, task: "asyncio.Task[int]", ready: asyncio.Event):
         self.agent = agent
@@ -62,16 +62,16 @@ class Node:
 
 @pytest.fixture
 async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """start_node(behaviour) gives a Node that is about to register. All are stopped at the end."""
+    """start_node(behaviour) gives a Node about to register; "train" is no stand-in. All are stopped at the end."""
     async with contextlib.AsyncExitStack() as stack:
         facts = hardware.measure()
 
-        async def start(behaviour: str = "learn", url: str | None = None) -> Node:
-            home = open_home(tmp_path / "cyx", "desk")
+        async def start(behaviour: str = "learn", url: str | None = None, name: str = "desk") -> Node:
+            home = open_home(tmp_path / "cyx", name)
             stack.callback(home.close)
             bus = await Bus.connect(url or broker.url("node"), name=home.node_id, inbox="_INBOX_node")
             stack.push_async_callback(bus.close)
-            command = (sys.executable, "-P", STANDIN, behaviour)
+            command = TRAIN_COMMAND if behaviour == "train" else (sys.executable, "-P", STANDIN, behaviour)
             pool = Pool(Launch(work_folder=home.work_folder, command=command))
             stack.push_async_callback(pool.close)
             pool.warm_up()

@@ -43,6 +43,8 @@ class FakeCentral:
         self.heard: list[tuple[str, Any]] = []
         self.known: set[str] = set()
         self.stop: list[m.RunRef] = []
+        self.begin: list[m.RunRef] = []
+        self.pause: list[m.RunRef] = []
         self.heartbeat_ms = 200
         self.report_reply = m.ReportReply(accepted=True)
         self.register_error: ApiError | None = None
@@ -94,7 +96,8 @@ class FakeCentral:
         return m.RegisterReply(heartbeat_ms=self.heartbeat_ms, lease_ms=4 * self.heartbeat_ms)
 
     def _heartbeat(self, message: m.Heartbeat) -> m.HeartbeatReply:
-        return m.HeartbeatReply(known=message.session in self.known, stop=self.stop)
+        known = message.session in self.known
+        return m.HeartbeatReply(known=known, stop=self.stop, begin=self.begin, pause=self.pause)
 
     def _report(self, message: Any) -> m.ReportReply:
         return self.report_reply
@@ -137,6 +140,8 @@ def make_assign(
     job_id: str = "job-1",
     attempt: int = 1,
     layers: list[dict[str, Any]] | None = None,
+    resume: m.Checkpoint | None = None,
+    funded: bool = True,
     **job: Any,
 ) -> m.Assign:
     layers = layers or [{"kind": "Linear", "out_features": 2}]
@@ -149,4 +154,12 @@ def make_assign(
         amount_base_units=1,
         **job,
     )
-    return m.Assign(job_id=job_id, attempt=attempt, session=register.session, job=request, lease_ms=4000)
+    return m.Assign(
+        job_id=job_id,
+        attempt=attempt,
+        session=register.session,
+        job=request,
+        lease_ms=4000,
+        resume=resume,
+        funded=funded,
+    )

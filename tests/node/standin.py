@@ -13,8 +13,8 @@ from pathlib import Path
 from cyxcore.errors import DataError
 from cyxcore.spec import BatchMetrics, EpochMetrics, TrainingSummary
 from cyxnode import sandbox
-from cyxnode.pipe import Batch, Done, Epoch, Failed, Order, Ready, Said
-from cyxnode.train import serve, take_pipes
+from cyxnode.pipe import Batch, Done, Epoch, Failed, Halt, Halted, Order, Prepared, Ready, Said, Saved
+from cyxnode.train import Ear, serve, take_pipes
 
 GRAPH_SHA256 = "ab" * 32
 
@@ -64,6 +64,29 @@ def learn(order: Order) -> Iterator[Said]:
 def hang(order: Order) -> Iterator[Said]:
     yield batch(1)
     signal.pause()
+
+
+def save(order: Order, step: int) -> Saved:
+    path = Path(order.out_path).with_name(f"checkpoint-{step}")
+    path.write_bytes(b"state %d of " % step + Path(order.data_path).read_bytes())
+    return Saved(step=step, steps=9, file=path.name)
+
+
+def learn_until_told_to_halt(order: Order) -> Iterator[Said]:
+    """A step, its checkpoint, another step; then it listens as real training does between two steps."""
+    yield batch(1)
+    yield save(order, 1)
+    yield batch(2)
+    told = CHANNEL.receive()
+    assert isinstance(told, Halt), told
+    yield save(order, 2)
+    yield Halted(step=2, steps=9)
+
+
+def save_then_die(order: Order) -> Iterator[Said]:
+    yield batch(1)
+    yield save(order, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def learn_when_told(order: Order) -> Iterator[Said]:
@@ -137,12 +160,21 @@ def call_out(order: Order) -> Iterator[Said]:
         yield Failed(code="connected", message="", deterministic=False)
 
 
+def prepared(order: Order, ear: Ear) -> Iterator[Said]:
+    """What every behaviour begins with: it is prepared, and waits for the word."""
+    yield Prepared(step=0, steps=9)
+    if not ear.wait_go():
+        yield Halted(step=0, steps=9)
+        return
+    yield from globals()[sys.argv[1]](order)
+
+
 if __name__ == "__main__":
-    channel = take_pipes()
+    channel = CHANNEL = take_pipes()
     CHANNEL_FD = channel._out_fd
     if sys.argv[1] == "never_ready":
         channel.send(Failed(code="no_kernel", message="the kernels are not built", deterministic=False))
         sys.exit(1)
     isolated = sandbox.isolate(parent_pid=int(sys.argv[2]))
     channel.send(Ready(isolated=isolated, warm_ms=1.0))
-    sys.exit(serve(channel, globals()[sys.argv[1]]))
+    sys.exit(serve(channel, prepared))

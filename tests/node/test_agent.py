@@ -11,9 +11,12 @@ from cyxnet import identity
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError
 from cyxnet.messages import (
+    Begin,
+    Pause,
     ReportReply,
     RunRef,
     Stop,
+    checkpoint_bytes,
     completion_bytes,
     registration_bytes,
 )
@@ -121,7 +124,7 @@ async def test_stop_kills_the_training_process(central: FakeCentral, start_node:
 
 async def test_a_run_in_the_stop_list_of_a_heartbeat_is_killed(central: FakeCentral, start_node: Start) -> None:
     await begin(await start_node("hang"), central)
-    await central.wait_for("heartbeat", lambda beat: beat.runs == [RunRef(job_id="job-1", attempt=1)])
+    await central.wait_for("heartbeat", lambda beat: [(run.job_id, run.attempt) for run in beat.runs] == [("job-1", 1)])
     central.stop = [RunRef(job_id="job-1", attempt=1)]
     central.heard.clear()
     await central.wait_for("heartbeat", lambda beat: not beat.runs)
@@ -145,7 +148,7 @@ async def test_a_session_that_central_forgot_registers_again_and_keeps_its_run(
     central.heard.clear()
     assert (await central.wait_for("register")).session == register.session
     beat = await central.wait_for("heartbeat", lambda beat: bool(beat.runs))
-    assert beat.runs == [RunRef(job_id="job-1", attempt=1)]
+    assert beat.runs == [RunRef(job_id="job-1", attempt=1, phase="training", step=1)]
 
 
 async def test_a_run_that_ends_while_central_is_away_is_reported_when_it_is_back(
@@ -208,13 +211,121 @@ async def test_a_busy_central_is_asked_again(central: FakeCentral, start_node: S
     await asyncio.wait_for(node.ready.wait(), WAIT_S)
 
 
-async def test_a_node_that_is_stopped_says_goodbye_and_leaves_no_process(
+# -- prepared before it is funded ---------------------------------------------------------------------------
+
+
+async def test_an_unfunded_run_is_prepared_and_makes_no_step_before_it_is_begun(
     central: FakeCentral, start_node: Start
 ) -> None:
-    node = await start_node("hang")
+    register = await begin(await start_node(), central, funded=False)
+    await central.wait_for("heartbeat", lambda beat: [run.phase for run in beat.runs] == ["ready"])
+    assert central.count("started") == central.count("progress") == 0
+    reply = await central.command(register.node_id, Begin(job_id="job-1", attempt=1, session=register.session))
+    assert reply.accepted
+    await central.wait_for("completed")
+
+
+async def test_a_begin_that_was_lost_comes_with_the_answer_to_a_heartbeat(
+    central: FakeCentral, start_node: Start
+) -> None:
+    await begin(await start_node(), central, funded=False)
+    await central.wait_for("heartbeat", lambda beat: [run.phase for run in beat.runs] == ["ready"])
+    central.begin = [RunRef(job_id="job-1", attempt=1)]
+    await central.wait_for("completed")
+
+
+async def test_a_begin_that_comes_before_the_run_is_prepared_counts(central: FakeCentral, start_node: Start) -> None:
+    register = await begin(await start_node(), central, funded=False)
+    await central.command(register.node_id, Begin(job_id="job-1", attempt=1, session=register.session))
+    await central.wait_for("completed")
+
+
+# -- checkpoints, pauses and the end ------------------------------------------------------------------------
+
+
+async def test_a_checkpoint_is_stored_and_signed_for_while_the_run_goes_on(
+    central: FakeCentral, start_node: Start
+) -> None:
+    register = await begin(await start_node("learn_until_told_to_halt"), central)
+    said = await central.wait_for("checkpoint")
+    assert (said.checkpoint.step, said.checkpoint.steps) == (1, 9)
+    assert central.store.read(said.checkpoint.state.sha256) == b"state 1 of rows"
+    assert identity.verify(register.public_key, checkpoint_bytes(said), said.signature)
+    await central.wait_for("heartbeat", lambda beat: [(run.phase, run.step) for run in beat.runs] == [("training", 1)])
+
+
+async def test_a_paused_run_reports_its_newest_state_and_then_that_it_is_paused(
+    central: FakeCentral, start_node: Start
+) -> None:
+    node = await start_node("learn_until_told_to_halt")
+    register = await begin(node, central)
+    await central.wait_for("started")
+    pause = Pause(job_id="job-1", attempt=1, session=register.session)
+    assert (await central.command(register.node_id, pause)).accepted
+    ended = await central.wait_for("failed")
+    assert (ended.code, ended.deterministic, ended.message) == (
+        "paused",
+        False,
+        "paused as asked; the checkpoint of step 2 is stored",
+    )
+    reports = [(verb, message) for verb, message in central.heard if verb in ("checkpoint", "failed")]
+    assert reports[-1][0] == "failed" and reports[-2][1].checkpoint.step == 2
+    assert central.store.read(reports[-2][1].checkpoint.state.sha256) == b"state 2 of rows"
+
+
+async def test_a_pause_that_was_lost_comes_with_the_answer_to_a_heartbeat(
+    central: FakeCentral, start_node: Start
+) -> None:
+    await begin(await start_node("learn_until_told_to_halt"), central)
+    await central.wait_for("started")
+    central.pause = [RunRef(job_id="job-1", attempt=1)]
+    assert (await central.wait_for("failed")).code == "paused"
+
+
+async def test_a_run_that_made_no_step_is_paused_without_a_checkpoint(central: FakeCentral, start_node: Start) -> None:
+    register = await begin(await start_node(), central, funded=False)
+    await central.wait_for("heartbeat", lambda beat: [run.phase for run in beat.runs] == ["ready"])
+    await central.command(register.node_id, Pause(job_id="job-1", attempt=1, session=register.session))
+    assert (await central.wait_for("failed")).message == "paused as asked; at step 0; no checkpoint was stored here"
+    assert central.count("checkpoint") == 0
+
+
+async def test_a_checkpoint_answered_as_fenced_ends_the_run(central: FakeCentral, start_node: Start) -> None:
+    node = await start_node("learn_until_told_to_halt")
+    await begin(node, central)
+    central.report_reply = ReportReply(accepted=False, fenced=True, reason="attempt 2 is the current one")
+    await central.wait_for("heartbeat", lambda beat: not beat.runs)
+    assert central.count("failed") == 0
+
+
+async def test_the_last_checkpoint_of_a_process_that_died_is_stored_before_its_end_is_told(
+    central: FakeCentral, start_node: Start
+) -> None:
+    await begin(await start_node("save_then_die"), central)
+    assert (await central.wait_for("failed")).code == "process_died"
+    assert [verb for verb, _ in central.heard if verb in ("checkpoint", "failed")] == ["checkpoint", "failed"]
+
+
+async def test_a_node_that_is_stopped_stores_its_runs_says_goodbye_and_leaves_no_process(
+    central: FakeCentral, start_node: Start
+) -> None:
+    node = await start_node("learn_until_told_to_halt")
     register = await begin(node, central)
     await central.wait_for("started")
     node.agent.stop("SIGTERM")
     assert (await central.wait_for("goodbye")).session == register.session
     assert await asyncio.wait_for(node.task, WAIT_S) == 0
+    reports = [message for verb, message in central.heard if verb in ("checkpoint", "failed", "goodbye")]
+    assert reports[-3].checkpoint.step == 2
+    assert (reports[-2].code, reports[-2].deterministic) == ("node_stopped", False)
     assert not [path for path in node.home.work_folder.iterdir() if list(path.iterdir())]
+
+
+async def test_a_second_request_to_stop_waits_for_no_run(central: FakeCentral, start_node: Start) -> None:
+    node = await start_node("hang")
+    await begin(node, central)
+    await central.wait_for("started")
+    node.agent.stop("SIGTERM")
+    node.agent.stop("SIGTERM")
+    assert await asyncio.wait_for(node.task, WAIT_S) == 0
+    assert central.count("goodbye") == 0 and training_processes() == []

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec
 from cyxnode.errors import NodeError
-from cyxnode.pipe import Batch, Done, Epoch, Failed, Order, Said
+from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Halt, Halted, Order, Prepared, Said
 from cyxnode.process import Launch, Pool, TrainingProcess, describe_end
 from cyxnode.sandbox import works_in_a_copy
 
@@ -54,7 +54,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Starter]:
 
 
 async def all_said(process: TrainingProcess, order: Order = ORDER) -> list[Said]:
-    return [said async for said in process.train(order)]
+    process.tell(order)
+    process.tell(Go())
+    return [said async for said in process.said()]
 
 
 async def end_of(process: TrainingProcess, order: Order = ORDER) -> Failed:
@@ -66,13 +68,25 @@ async def end_of(process: TrainingProcess, order: Order = ORDER) -> Failed:
 async def test_batches_epochs_and_the_end_arrive_in_order(start: Starter, tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"rows")
     order = replace(ORDER, data_path=str(tmp_path / "data"))
-    assert [type(said) for said in await all_said(await start("learn"), order)] == [Batch, Epoch, Done]
+    assert [type(said) for said in await all_said(await start("learn"), order)] == [*(Prepared, Batch, Epoch, Done)]
+
+
+async def test_a_prepared_process_waits_for_the_word_and_ends_when_it_is_halt(start: Starter) -> None:
+    process = await start("learn")
+    process.tell(ORDER)
+    saying = process.said()
+    assert isinstance(await anext(saying), Prepared)
+    process.tell(Halt())
+    assert await anext(saying) == Halted(step=0, steps=9)
+    assert await process.wait_end() == 0
 
 
 async def test_a_process_killed_from_outside_is_known_dead_within_a_second(start: Starter) -> None:
     process = await start("hang")
-    saying = process.train(ORDER)
-    assert isinstance(await anext(saying), Batch)
+    saying = process.said()
+    process.tell(ORDER)
+    process.tell(Go())
+    assert [type(await anext(saying)) for _ in range(2)] == [Prepared, Batch]
     os.kill(process.pid, signal.SIGKILL)
     async with asyncio.timeout(1):
         end = await anext(saying)

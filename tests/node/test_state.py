@@ -10,8 +10,12 @@ from cyxcore.spec import ModelSpec, TrainingSummary
 from cyxnet.messages import (
     ArtifactRef,
     Assign,
+    Begin,
+    Checkpoint,
     CommandReply,
     JobRequest,
+    Pause,
+    RunCheckpoint,
     RunCompleted,
     RunFailed,
     RunRef,
@@ -19,7 +23,7 @@ from cyxnet.messages import (
     Stop,
 )
 from cyxnode import events as e
-from cyxnode.state import RETRY_MS, State, next_wake_ms, retry_delay_ms, step
+from cyxnode.state import RETRY_MS, STOP_GRACE_MS, State, next_wake_ms, retry_delay_ms, step
 
 SESSION = "00" * 16
 JOB = JobRequest(
@@ -43,8 +47,27 @@ SUMMARY = TrainingSummary(
 )
 
 
-def assign(job_id: str = "job-1", attempt: int = 1, session: str = SESSION) -> Assign:
-    return Assign(job_id=job_id, attempt=attempt, session=session, job=JOB, lease_ms=4000)
+def assign(job_id: str = "job-1", attempt: int = 1, session: str = SESSION, funded: bool = True) -> Assign:
+    return Assign(job_id=job_id, attempt=attempt, session=session, job=JOB, lease_ms=4000, funded=funded)
+
+
+def begin(job_id: str = "job-1", session: str = SESSION) -> Begin:
+    return Begin(job_id=job_id, attempt=1, session=session)
+
+
+def pause(job_id: str = "job-1", session: str = SESSION) -> Pause:
+    return Pause(job_id=job_id, attempt=1, session=session)
+
+
+def stored(step: int = 4) -> RunCheckpoint:
+    return RunCheckpoint(
+        node_id="node-a",
+        session=SESSION,
+        job_id="job-1",
+        attempt=1,
+        checkpoint=Checkpoint(step=step, steps=9, state=ArtifactRef(sha256="dd" * 32, size=7)),
+        signature="0" * 128,
+    )
 
 
 def stop(job_id: str = "job-1", attempt: int = 1, session: str = SESSION) -> Stop:
@@ -64,8 +87,8 @@ def completed(job_id: str = "job-1", attempt: int = 1) -> RunCompleted:
     )
 
 
-def failed() -> RunFailed:
-    return RunFailed(node_id="node-a", session=SESSION, job_id="job-1", attempt=1, code="bad_data", message="no rows")
+def failed(code: str = "bad_data") -> RunFailed:
+    return RunFailed(node_id="node-a", session=SESSION, job_id="job-1", attempt=1, code=code, message="no rows")
 
 
 def after(state: State, *happened: Any, now_ms: int = 10) -> State:
@@ -84,9 +107,13 @@ def answer(state: State, event: Any) -> CommandReply:
 
 
 HELD = after(JOINED, e.Assigned(assign()))
-TRAINING = after(HELD, e.Advanced(KEY, "training"), e.FirstBatch(KEY), e.ReportAnswered(KEY, accepted=True))
+UNFUNDED = after(JOINED, e.Assigned(assign(funded=False)))
+READY = after(UNFUNDED, e.Advanced(KEY, "ready"))
+TRAINING = after(HELD, e.Advanced(KEY, "ready"), e.FirstBatch(KEY), e.ReportAnswered(KEY, accepted=True))
+SAVED = after(TRAINING, e.CheckpointStored(KEY, stored()))
+PAUSING = after(TRAINING, e.PauseAsked(pause()))
 ENDED = after(TRAINING, e.RunEnded(KEY, completed()))
-STOPPING = after(HELD, e.ShutdownAsked("SIGTERM"))
+STOPPING = after(TRAINING, e.ShutdownAsked("SIGTERM"))
 STATES = {
     "new": NEW,
     "registering": after(NEW, e.Tick()),
@@ -94,13 +121,22 @@ STATES = {
     "heartbeat on its way": after(JOINED, e.Tick(), now_ms=2000),
     "forgotten by central": after(HELD, e.HeartbeatAnswered(known=False)),
     "fetching": HELD,
+    "fetching, unfunded": UNFUNDED,
+    "ready": READY,
     "started, unanswered": after(HELD, e.FirstBatch(KEY)),
     "training": TRAINING,
+    "checkpoint, unanswered": SAVED,
+    "checkpoint waits": after(SAVED, e.ReportUnanswered(KEY)),
+    "pausing": PAUSING,
+    "paused, unanswered": after(PAUSING, e.CheckpointStored(KEY, stored()), e.RunEnded(KEY, failed("paused"))),
+    "uploading": after(TRAINING, e.Advanced(KEY, "uploading")),
     "reporting": ENDED,
     "report waits": after(ENDED, e.ReportUnanswered(KEY)),
     "over": after(ENDED, e.ReportAnswered(KEY, accepted=True)),
     "stopping": STOPPING,
-    "stopped": after(STOPPING, e.GoodbyeDone()),
+    "stopping, reporting": after(STOPPING, e.RunEnded(KEY, failed("node_stopped"))),
+    "leaving": after(JOINED, e.ShutdownAsked("SIGTERM")),
+    "left": after(JOINED, e.ShutdownAsked("SIGTERM"), e.GoodbyeDone()),
 }
 EVENTS = [
     e.Tick(),
@@ -110,48 +146,74 @@ EVENTS = [
     e.HeartbeatAnswered(known=True),
     e.HeartbeatAnswered(known=False),
     e.HeartbeatAnswered(known=True, stop=(KEY,)),
+    e.HeartbeatAnswered(known=True, begin=(KEY,), pause=(KEY,)),
     e.HeartbeatUnanswered(),
     e.Assigned(assign()),
+    e.Assigned(assign(funded=False)),
     e.Assigned(assign(attempt=2)),
     e.Assigned(assign("job-2")),
     e.Assigned(assign(session="11" * 16)),
+    e.BeginAsked(begin()),
+    e.BeginAsked(begin("job-2")),
+    e.BeginAsked(begin(session="11" * 16)),
+    e.PauseAsked(pause()),
+    e.PauseAsked(pause("job-2")),
     e.StopAsked(stop()),
     e.StopAsked(stop("job-2")),
-    e.Advanced(KEY, "training"),
+    e.Advanced(KEY, "ready"),
     e.Advanced(KEY, "uploading"),
     e.FirstBatch(KEY),
+    e.CheckpointStored(KEY, stored()),
+    e.CheckpointStored(KEY, stored(5)),
     e.RunEnded(KEY, completed()),
     e.RunEnded(KEY, failed()),
     e.ReportAnswered(KEY, accepted=True),
+    e.ReportAnswered(KEY, accepted=False, reason="no"),
     e.ReportAnswered(KEY, accepted=False, fenced=True),
     e.ReportUnanswered(KEY),
     e.ShutdownAsked("SIGINT"),
     e.GoodbyeDone(),
 ]
+COMMANDS = (e.Assigned, e.BeginAsked, e.PauseAsked, e.StopAsked)
+
+
+def check(state: State, done: list[Any], now_ms: int) -> None:
+    """What holds after any event."""
+    runs = state.runs.values()
+    assert len([run for run in runs if run.phase != "reporting"]) <= state.max_runs
+    assert all((action.assign.job_id, action.assign.attempt) in state.runs for action in done if is_start(action))
+    assert all(action.key not in state.runs for action in done if isinstance(action, e.KillRun))
+    assert all(action.key in state.runs for action in done if isinstance(action, (e.BeginRun, e.HaltRun)))
+    assert all(run.outbox for run in runs if run.phase == "reporting" or run.in_flight or run.report_at_ms is not None)
+    assert all(run.in_flight or run.report_at_ms is not None for run in runs if run.outbox)
+    assert all(len([report for report in run.outbox if isinstance(report, RunCheckpoint)]) <= 2 for run in runs)
+    assert all(run.begun for run in runs if run.phase == "training") and (state.life != "leaving" or not state.runs)
+    assert state.life != "halting" or (state.runs and state.halt_by_ms is not None and state.halt_by_ms > now_ms)
+
+
+def is_start(action: Any) -> bool:
+    return isinstance(action, e.StartRun)
 
 
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("event", EVENTS, ids=[f"{n}-{type(event).__name__}" for n, event in enumerate(EVENTS)])
 def test_every_pair_of_state_and_event_is_defined_and_keeps_the_invariants(name: str, event: Any) -> None:
     state, done = step(STATES[name], event, 3000)
-    starts = [action for action in done if isinstance(action, e.StartRun)]
     answers = [action for action in done if isinstance(action, e.Answer)]
-    assert len(answers) == isinstance(event, (e.Assigned, e.StopAsked))
-    assert len([run for run in state.runs.values() if run.phase != "reporting"]) <= state.max_runs
-    assert all((start.assign.job_id, start.assign.attempt) in state.runs for start in starts)
-    assert all(action.key not in state.runs for action in done if isinstance(action, e.KillRun))
-    assert all(run.outbox for run in state.runs.values() if run.phase == "reporting")
-    assert all(run.outbox for run in state.runs.values() if run.in_flight or run.report_at_ms is not None)
+    assert len(answers) == isinstance(event, COMMANDS)
+    check(state, done, 3000)
 
 
 def test_every_kind_of_event_is_among_those_tried() -> None:
     assert {type(event) for event in EVENTS} == set(e.Event.__args__)  # type: ignore[attr-defined]
 
 
-def test_any_order_of_any_four_events_ends_in_a_sound_state() -> None:
-    for happened in itertools.product(EVENTS[:21:2], repeat=4):
-        state = after(JOINED, *happened)
-        assert len(state.runs) <= 2  # one busy, one whose report is not answered
+def test_any_order_of_any_three_events_leads_from_one_sound_state_to_the_next() -> None:
+    for happened in itertools.product(EVENTS, repeat=3):
+        state = TRAINING
+        for event in happened:
+            state, done = step(state, event, 10)
+            check(state, done, 10)
 
 
 def test_a_new_node_registers_at_once() -> None:
@@ -191,7 +253,7 @@ def test_nodes_with_other_sessions_do_not_retry_in_step() -> None:
 
 def test_a_heartbeat_is_sent_every_heartbeat_ms_and_names_the_runs() -> None:
     assert next_wake_ms(JOINED) == 1000
-    assert actions(HELD, e.Tick(), 1000) == [e.SendHeartbeat((RunRef(job_id="job-1", attempt=1),))]
+    assert actions(HELD, e.Tick(), 1000) == [e.SendHeartbeat((RunRef(job_id="job-1", attempt=1, phase="fetching"),))]
     assert next_wake_ms(after(HELD, e.Tick(), e.HeartbeatAnswered(known=True), now_ms=1000)) == 2000
 
 
@@ -304,18 +366,142 @@ def test_what_a_killed_run_still_says_is_ignored() -> None:
     assert step(gone, e.FirstBatch(KEY), 10) == (gone, [])
 
 
-def test_shutdown_kills_the_runs_then_says_goodbye_then_exits() -> None:
+# -- prepared before it is funded ---------------------------------------------------------------------------
+
+
+def test_an_unfunded_run_is_begun_when_central_says_so() -> None:
+    state, done = step(READY, e.BeginAsked(begin()), 10)
+    assert done == [e.BeginRun(KEY), e.Answer(CommandReply(accepted=True))]
+    assert (READY.runs[KEY].phase, state.runs[KEY].phase) == ("ready", "training")
+
+
+def test_begin_before_the_run_is_ready_counts() -> None:
+    state = after(UNFUNDED, e.BeginAsked(begin()))
+    assert state.runs[KEY].phase == "fetching"
+    assert after(state, e.Advanced(KEY, "ready")).runs[KEY].phase == "training"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [e.BeginAsked(begin()), e.HeartbeatAnswered(known=True, begin=(KEY,)), e.Assigned(assign())],
+)
+def test_begin_is_heard_once_whichever_way_it_comes(again: Any) -> None:
+    state, done = step(READY, again, 10)
+    assert e.BeginRun(KEY) in done
+    assert e.BeginRun(KEY) not in actions(state, again)
+
+
+def test_begin_of_a_run_that_is_not_here_is_refused() -> None:
+    assert "not on this node" in answer(JOINED, e.BeginAsked(begin())).reason
+    assert "restarted" in answer(READY, e.BeginAsked(begin(session="11" * 16))).reason
+
+
+def test_a_funded_run_needs_no_begin() -> None:
+    assert after(HELD, e.Advanced(KEY, "ready")).runs[KEY].phase == "training"
+    assert actions(HELD, e.BeginAsked(begin())) == [e.Answer(CommandReply(accepted=True))]
+
+
+def test_heartbeats_name_the_phase_of_each_run() -> None:
+    (beat,) = actions(READY, e.Tick(), 1000)
+    assert [run.phase for run in beat.runs] == ["ready"]
+
+
+# -- checkpoints and pauses ---------------------------------------------------------------------------------
+
+
+def test_a_stored_checkpoint_is_reported() -> None:
+    assert actions(TRAINING, e.CheckpointStored(KEY, stored())) == [e.SendReport(KEY, stored())]
+
+
+def test_a_newer_checkpoint_takes_the_place_of_one_that_was_not_sent_yet() -> None:
+    state = after(SAVED, e.CheckpointStored(KEY, stored(5)), e.CheckpointStored(KEY, stored(6)))
+    assert state.runs[KEY].outbox == (stored(4), stored(6))
+    assert actions(state, e.ReportUnanswered(KEY)) == [e.SendReport(KEY, stored(6))]
+
+
+def test_an_unanswered_checkpoint_is_said_again_before_the_failure_that_followed_it() -> None:
+    state = after(SAVED, e.RunEnded(KEY, failed()), e.ReportUnanswered(KEY), now_ms=0)
+    wake_ms = state.runs[KEY].report_at_ms
+    assert wake_ms is not None
+    state, done = step(state, e.Tick(), wake_ms)
+    assert e.SendReport(KEY, stored()) in done
+    assert actions(state, e.ReportAnswered(KEY, accepted=True)) == [e.SendReport(KEY, failed())]
+
+
+def test_a_failure_does_not_overtake_a_checkpoint_that_waits_for_its_next_try() -> None:
+    state = after(SAVED, e.ReportUnanswered(KEY))
+    assert actions(state, e.RunEnded(KEY, failed())) == [e.SendReport(KEY, stored())]
+
+
+def test_a_checkpoint_gives_way_to_the_completion() -> None:
+    state = after(SAVED, e.RunEnded(KEY, completed()))
+    assert actions(state, e.ReportUnanswered(KEY)) == [e.SendReport(KEY, completed())]
+
+
+def test_a_checkpoint_that_central_refuses_costs_the_run_nothing() -> None:
+    state, done = step(SAVED, e.ReportAnswered(KEY, accepted=False, reason="no such artifact"), 10)
+    assert KEY in state.runs and [type(action) for action in done] == [e.Note]
+
+
+def test_a_checkpoint_answered_as_fenced_kills_the_run() -> None:
+    state, done = step(SAVED, e.ReportAnswered(KEY, accepted=False, fenced=True), 10)
+    assert not state.runs and isinstance(done[0], e.KillRun)
+
+
+@pytest.mark.parametrize("ask", [e.PauseAsked(pause()), e.HeartbeatAnswered(known=True, pause=(KEY,))])
+def test_a_pause_halts_the_run_once_whichever_way_it_comes(ask: Any) -> None:
+    state, done = step(TRAINING, ask, 10)
+    assert e.HaltRun(KEY, "paused") in done
+    assert e.HaltRun(KEY, "paused") not in actions(state, ask)
+
+
+def test_a_run_that_is_being_delivered_is_not_halted_any_more() -> None:
+    assert actions(STATES["uploading"], e.PauseAsked(pause())) == [e.Answer(CommandReply(accepted=True))]
+
+
+def test_pause_of_a_run_that_is_not_here_is_refused() -> None:
+    assert "not on this node" in answer(JOINED, e.PauseAsked(pause())).reason
+
+
+# -- the end ------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_asked_to_stop_halts_its_runs_and_says_goodbye_when_all_are_reported() -> None:
     state, done = step(TRAINING, e.ShutdownAsked("SIGTERM"), 10)
-    assert done == [e.KillRun(KEY, "SIGTERM"), e.SayGoodbye("SIGTERM")]
+    assert e.HaltRun(KEY, "node_stopped") in done and not any(isinstance(action, e.SayGoodbye) for action in done)
+    state = after(state, e.CheckpointStored(KEY, stored()), e.RunEnded(KEY, failed("node_stopped")))
+    state, done = step(state, e.ReportAnswered(KEY, accepted=True), 20)
+    assert done == [e.SendReport(KEY, failed("node_stopped"))]
+    state, done = step(state, e.ReportAnswered(KEY, accepted=True), 30)
+    assert done == [e.SayGoodbye("SIGTERM")]
     assert actions(state, e.GoodbyeDone()) == [e.Exit(0, "stopped")]
+
+
+def test_a_node_without_runs_says_goodbye_at_once() -> None:
+    assert actions(JOINED, e.ShutdownAsked("SIGTERM")) == [e.SayGoodbye("SIGTERM")]
+
+
+def test_a_stopping_node_keeps_its_leases_by_heartbeats() -> None:
+    assert any(isinstance(action, e.SendHeartbeat) for action in actions(STOPPING, e.Tick(), 1000))
+
+
+def test_a_run_that_cannot_be_stored_in_time_is_killed_when_the_node_stops() -> None:
+    assert next_wake_ms(replace(STOPPING, heartbeat_at_ms=None)) == 10 + STOP_GRACE_MS
+    state, done = step(STOPPING, e.Tick(), 10 + STOP_GRACE_MS)
+    assert done[-2:] == [e.KillRun(KEY, "SIGTERM"), e.SayGoodbye("SIGTERM")] and not state.runs
+
+
+def test_a_model_that_is_being_delivered_is_waited_for_when_the_node_stops() -> None:
+    state = after(STATES["uploading"], e.ShutdownAsked("SIGTERM"), e.RunEnded(KEY, completed()))
+    assert actions(state, e.ReportAnswered(KEY, accepted=True)) == [e.SayGoodbye("SIGTERM")]
 
 
 def test_a_node_that_never_registered_exits_without_a_goodbye() -> None:
     assert actions(NEW, e.ShutdownAsked("SIGTERM")) == [e.Exit(0, "SIGTERM")]
 
 
-def test_a_second_request_to_stop_ends_at_once() -> None:
-    assert actions(STOPPING, e.ShutdownAsked("SIGINT")) == [e.Exit(0, "stopped at once")]
+def test_a_second_request_to_stop_kills_the_runs_and_ends_at_once() -> None:
+    assert actions(STOPPING, e.ShutdownAsked("SIGINT")) == [e.KillRun(KEY, "SIGTERM"), e.Exit(0, "stopped at once")]
 
 
 def test_a_stopping_node_refuses_work() -> None:

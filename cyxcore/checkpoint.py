@@ -1,0 +1,236 @@
+"""A checkpoint: all that the next training step depends on, as one safetensors file.
+
+Data order and dropout are keyed by (seed, epoch) and (seed, step), so a position takes the place of a generator's
+state. The bytes say nothing of when or where they were written: the same job at the same point has one digest.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from cyxcore import safetensors
+from cyxcore.errors import CheckpointError, FormatError
+from cyxcore.graph import Param
+from cyxcore.spec import EpochMetrics
+
+Array = np.ndarray[Any, Any]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+
+FORMAT = "cyx-checkpoint/1"
+HISTORY_COLUMNS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validation_accuracy", "validation_r2")
+STATE, DELIVERED, HISTORY = "state.", "delivered.", "history."  # how the names of the tensors begin
+LOSSES, RIGHT = "epoch.losses", "epoch.right"
+
+
+class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place between two steps: `batch` batches of epoch `epoch` (1-based) are done, `step` steps in all.
+
+    best_epoch: the best of the epochs that ended, 0 before the first did.
+    """
+
+    epoch: Count
+    batch: Count
+    step: Count
+    best_epoch: Count
+
+
+class Identity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a checkpoint belongs to. training: the TrainingSpec in canonical JSON."""
+
+    graph_sha256: str
+    training: str
+    rows_sha256: str
+    numerics: str
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """state: parameters, buffers and the optimiser's own arrays. delivered: what would be delivered now.
+
+    losses, right: of each batch of the epoch under way, sums over its rows. history holds no timings: epochs that
+    ended before a checkpoint have epoch_time_ms and samples_per_s 0.0.
+    """
+
+    identity: Identity
+    position: Position
+    state: Mapping[str, Array]
+    delivered: Mapping[str, Array]
+    losses: list[float]
+    right: list[float]
+    history: list[EpochMetrics]
+
+
+def rows_sha256(arrays: Iterable[Array]) -> str:
+    """A digest of dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def untimed(metrics: EpochMetrics) -> EpochMetrics:
+    """The same epoch without its timings: what is equal on every machine."""
+    return msgspec.structs.replace(metrics, epoch_time_ms=0.0, samples_per_s=0.0)
+
+
+def save(path: str | os.PathLike[str], checkpoint: Checkpoint, synced: bool = True) -> None:
+    """Write it, complete or not at all. Raises OSError when the disk cannot take it."""
+    tensors = {
+        **{STATE + name: array for name, array in checkpoint.state.items()},
+        **{DELIVERED + name: array for name, array in checkpoint.delivered.items()},
+        **_history_tensors(checkpoint.history),
+        LOSSES: np.array(checkpoint.losses, np.float64),
+        RIGHT: np.array(checkpoint.right, np.float64),
+    }
+    metadata = {
+        "format": FORMAT,
+        "identity": _json(checkpoint.identity),
+        "position": _json(checkpoint.position),
+        "data_sha256": _data_sha256(tensors),
+    }
+    safetensors.save(path, tensors, metadata, synced)
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read and check a file. Raises CheckpointError for one that is missing, damaged or no checkpoint."""
+    where = f"checkpoint {path}"
+    try:
+        tensors, metadata = safetensors.load(path)
+    except OSError as error:
+        raise CheckpointError(f"{where}: cannot be read ({error.strerror})") from None
+    except FormatError as error:
+        raise CheckpointError(f"{where}: the file is damaged or no checkpoint: {error}") from None
+    if metadata.get("format") != FORMAT:
+        got = metadata.get("format", "none")[:40]
+        raise CheckpointError(f"{where}: expected the format {FORMAT!r} in its metadata, got {got!r}")
+    if metadata.get("data_sha256") != _data_sha256(tensors):
+        raise CheckpointError(f"{where}: its arrays have another digest than its metadata says: the file is damaged")
+    try:
+        identity = msgspec.json.decode(metadata.get("identity", ""), type=Identity)
+        position = msgspec.json.decode(metadata.get("position", ""), type=Position)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"{where}: its metadata is unreadable: {error}") from None
+    losses, right = _column(tensors, LOSSES, position.batch, where), tensors.get(RIGHT, np.zeros(0))
+    return Checkpoint(
+        identity=identity,
+        position=position,
+        state={name[len(STATE) :]: array for name, array in tensors.items() if name.startswith(STATE)},
+        delivered={name[len(DELIVERED) :]: array for name, array in tensors.items() if name.startswith(DELIVERED)},
+        losses=losses,
+        right=_column(tensors, RIGHT, position.batch, where) if right.size else [],
+        history=_history(tensors, position, where),
+    )
+
+
+def check_identity(found: Identity, wanted: Identity) -> None:
+    """Raises CheckpointError that names all in which a checkpoint differs from the run that is to go on from it."""
+    differences = []
+    for field, what in (("graph_sha256", "graph"), ("rows_sha256", "rows"), ("numerics", "numerics")):
+        if getattr(found, field) != getattr(wanted, field):
+            differences.append(f"{what}: expected {getattr(wanted, field)[:16]}, got {getattr(found, field)[:16]}")
+    if found.training != wanted.training:
+        differences.append(_training_difference(found.training, wanted.training))
+    if differences:
+        raise CheckpointError(
+            f"checkpoint: it belongs to another run ({'; '.join(differences)}); "
+            "go on from a checkpoint of this one, or from the beginning"
+        )
+
+
+def check_arrays(arrays: Mapping[str, Array], wanted: Iterable[Param], what: str) -> None:
+    """Exactly the wanted arrays must be there. Raises CheckpointError naming what is off."""
+    params = {param.name: param for param in wanted}
+    if set(params) != set(arrays):
+        missing, extra = sorted(set(params) - set(arrays)), sorted(set(arrays) - set(params))
+        raise CheckpointError(f"checkpoint: {what}: missing {missing or 'none'}, not known {extra or 'none'}")
+    for name, param in params.items():
+        array = arrays[name]
+        if array.shape != param.shape or array.dtype.name != param.dtype:
+            raise CheckpointError(
+                f"checkpoint: {what}: {name}: expected {param.dtype} {param.shape}, got {array.dtype} {array.shape}"
+            )
+
+
+def check_position(position: Position, batches: int, epochs: int) -> None:
+    """Raises CheckpointError for a position that a run of this length never has."""
+    epoch, batch = position.epoch, position.batch
+    ended = epoch == epochs + 1 and batch == 0
+    if not (ended or (1 <= epoch <= epochs and batch <= batches)):
+        raise CheckpointError(
+            f"checkpoint: batch {batch} of epoch {epoch} is not in a run of {epochs} epochs with {batches} batches"
+        )
+    if position.step != (epoch - 1) * batches + batch:
+        raise CheckpointError(f"checkpoint: batch {batch} of epoch {epoch} does not follow {position.step} steps")
+    if not min(1, epoch - 1) <= position.best_epoch <= epoch - 1:
+        raise CheckpointError(f"checkpoint: epoch {position.best_epoch} cannot be the best before epoch {epoch}")
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def _training_difference(found: str, wanted: str) -> str:
+    """Which fields of the training differ."""
+    try:
+        have, want = msgspec.json.decode(found), msgspec.json.decode(wanted)
+        names = sorted(name for name in {*have, *want} if have.get(name) != want.get(name))
+        return "; ".join(f"training.{name}: expected {want.get(name)}, got {have.get(name)}" for name in names)[:400]
+    except (msgspec.MsgspecError, RecursionError, TypeError, AttributeError):
+        return "training: not comparable"
+
+
+def _data_sha256(tensors: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for _, raw in safetensors.in_file_order(tensors):
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def _history_tensors(history: list[EpochMetrics]) -> dict[str, Array]:
+    """One float64 column per number; a number that the epochs do not have has none."""
+    columns = {}
+    for column in HISTORY_COLUMNS:
+        values = [getattr(metrics, column) for metrics in history]
+        if values and values[0] is not None:
+            columns[HISTORY + column] = np.array(values, np.float64)
+    return columns
+
+
+def _history(tensors: Mapping[str, Array], position: Position, where: str) -> list[EpochMetrics]:
+    ended = position.epoch - 1
+    if ended < 0 or (ended and HISTORY + "epoch_loss" not in tensors):
+        raise CheckpointError(f"{where}: expected the losses of {ended} epochs, got none")
+    columns = {
+        column: _column(tensors, HISTORY + column, ended, where)
+        for column in HISTORY_COLUMNS
+        if HISTORY + column in tensors
+    }
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        EpochMetrics(epoch=epoch, epochs=0, step=0, epoch_time_ms=0.0, samples_per_s=0.0, **row)
+        for epoch, row in enumerate(rows, 1)
+    ]
+
+
+def _column(tensors: Mapping[str, Array], name: str, length: int, where: str) -> list[float]:
+    array = tensors.get(name)
+    if array is None or array.dtype != np.float64 or array.shape != (length,):
+        got = "nothing" if array is None else f"{array.dtype} {array.shape}"
+        raise CheckpointError(f"{where}: {name}: expected float64 ({length},), got {got}")
+    return [float(value) for value in array]
+
+
+def best_so_far(history: list[EpochMetrics], best_epoch: int) -> float:
+    """The loss by which the best epoch was chosen; infinite before there is one."""
+    return judged(history[best_epoch - 1]) if best_epoch else math.inf
+
+
+def judged(metrics: EpochMetrics) -> float:
+    """The loss by which epochs are compared: of the held-out rows where there are any."""
+    return metrics.epoch_loss if metrics.validation_loss is None else metrics.validation_loss
