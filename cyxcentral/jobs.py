@@ -215,7 +215,7 @@ def illegal(job: Job | None, event: m.JobEvent) -> str | None:
 
 def waits(job: Job) -> bool:
     """Whether the job may be given to a node (once its back-off is over)."""
-    return job.status == "queued" and job.outcome is None
+    return job.status in ("funding", "queued") and job.outcome is None
 
 
 def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:

@@ -463,6 +463,17 @@ async def commands_of(node):
     return lambda: asyncio.wait_for(heard.get(), 10)
 
 
+async def test_a_node_prepares_while_the_deposit_lands_and_is_told_when_it_has(scheduling, node):
+    told = await commands_of(node)
+    await scheduling.dispatch._register(register())
+    await scheduling.job("job-1")
+    assign = await told()
+    assert (type(assign), assign.funded) == (m.Assign, False)
+    assert not (await scheduling.dispatch._heartbeat(heartbeat(("job-1", 1, "ready")))).begin
+    await scheduling.say(subjects.job_event("job-1"), f.FUNDED)
+    assert isinstance(await told(), m.Begin)
+
+
 async def test_a_run_that_missed_its_begin_hears_it_with_its_next_heartbeat(central):
     await central.dispatch._register(register())
     await central.job("job-1", leased(), f.FUNDED)

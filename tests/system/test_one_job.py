@@ -41,7 +41,9 @@ async def test_an_example_trains_is_paid_and_its_model_reproduces_its_metrics(
     assert getattr(view.summary, metric) >= at_least
 
     events = [kind for kind in kinds if kind[0].isupper()]
-    assert events == ["Submitted", "Funded", "Leased", "Started", "Completed", "TransactionSigned", "Settled"]
+    assert events[0] == "Submitted"
+    assert set(events[1:3]) == {"Leased", "Funded"}  # a node prepares while the deposit becomes final
+    assert events[3:] == ["Started", "Completed", "TransactionSigned", "Settled"]
     assert kinds.count("epoch") == job.training.epochs
     assert "batch" in kinds and "hardware" in kinds
 
