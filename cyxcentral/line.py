@@ -50,6 +50,7 @@ class Line:
         self._trees: dict[Needs, tree.Tree] = {}  # those that may start now
         self._ready: set[str] = set()  # ids of the jobs in the trees
         self._resting: list[tuple[int, str]] = []  # heap of (not_before_ms, job_id); outdated ones are skipped
+        self._now_ms = 0  # of the last `advance`
 
     def __len__(self) -> int:
         return len(self._spots)
@@ -61,7 +62,14 @@ class Line:
             return
         self.leave(job.job_id)
         self._spots[job.job_id] = spot
-        heapq.heappush(self._resting, (spot.not_before_ms, job.job_id))
+        if spot.not_before_ms <= self._now_ms:
+            self._stand(job.job_id, spot)
+        else:
+            heapq.heappush(self._resting, (spot.not_before_ms, job.job_id))
+
+    def _stand(self, job_id: str, spot: Spot) -> None:
+        self._ready.add(job_id)
+        self._trees[spot.needs] = tree.put(self._trees.get(spot.needs), spot.key, None, _earliest)
 
     def enter_all(self, jobs: Iterable[Job]) -> None:
         """The same for many jobs that may start at once, into an empty line: linear once they are sorted."""
@@ -90,12 +98,12 @@ class Line:
 
     def advance(self, now_ms: int) -> None:
         """Let jobs whose back-off is over stand with the others."""
+        self._now_ms = max(self._now_ms, now_ms)
         while self._resting and self._resting[0][0] <= now_ms:
             not_before_ms, job_id = heapq.heappop(self._resting)
             spot = self._spots.get(job_id)
             if spot is not None and spot.not_before_ms == not_before_ms and job_id not in self._ready:
-                self._ready.add(job_id)
-                self._trees[spot.needs] = tree.put(self._trees.get(spot.needs), spot.key, None, _earliest)
+                self._stand(job_id, spot)
 
     def next_due_ms(self) -> int | None:
         """When the next back-off ends; None when nobody rests."""
