@@ -292,7 +292,7 @@ class Api:
         for node in sorted(self._world.nodes.values(), key=lambda node: (not node.online, node.node_id)):
             metrics = _dict(await self._central.cache.get(keys.node_info(node.node_id)))
             last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
-            now = nodes.at(node, time.time_ns() // 1_000_000)  # its ban may be over
+            now = nodes.at(node, self._machine.wall_ms())  # its ban may be over
             found.append(views.node_view(now, self._world.runs_of(node.node_id), last_seen_ms, metrics))
         return m.NodeList(nodes=found)
 
