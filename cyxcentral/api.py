@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cyxcentral import cache as keys
-from cyxcentral import intake, jobs, money, schedule, views
+from cyxcentral import intake, jobs, money, nodes, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -292,7 +292,8 @@ class Api:
         for node in sorted(self._world.nodes.values(), key=lambda node: (not node.online, node.node_id)):
             metrics = _dict(await self._central.cache.get(keys.node_info(node.node_id)))
             last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
-            found.append(views.node_view(node, self._world.runs_of(node.node_id), last_seen_ms, metrics))
+            now = nodes.at(node, self._machine.wall_ms())  # its ban may be over
+            found.append(views.node_view(now, self._world.runs_of(node.node_id), last_seen_ms, metrics))
         return m.NodeList(nodes=found)
 
     async def _balance(self, caller: str, ask: m.WalletRequest) -> m.WalletReply:

@@ -46,7 +46,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     network: NetworkFile
     keys: Path
     state: Path
-    weights: schedule.Weights = schedule.Weights()
+
+
+def configured_weights(network: NetworkFile) -> schedule.Weights:
+    """The weights of network.json. Raises StartError when they cannot be used."""
+    try:
+        return schedule.weights_of(network.weights)
+    except schedule.WeightsError as error:
+        raise StartError(f"network.json: {error}; correct it and start again") from None
 
 
 class Central:
@@ -70,17 +77,17 @@ class Central:
         self.ledger = ledger
         self.settlement = settlement
         self.cache = open_cache(network.redis_url)
-        self.world = World()
+        self.world = World(configured_weights(network))
         self.events = EventLog(core, self.central_id, self.world, machine)
         self.blobs = Blobs(core)
         self.dispatch = Dispatch(
             self.events,
             edge,
             self.blobs,
-            settings.weights,
             network.heartbeat_ms,
             network.lease_ms,
             network.progress_ms,
+            network.bans,
         )
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine)
         self.wallet = Wallet(self._identity.child("wallet"))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from cyxcentral import intake, jobs, nodes, schedule
 from cyxcentral.blobs import Blobs
 from cyxcentral.eventlog import EventLog
+from cyxcentral.matching import MAX_PLANNED
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -37,17 +38,17 @@ class Dispatch:
         events: EventLog,
         edge: Bus,
         blobs: Blobs,
-        weights: schedule.Weights,
         heartbeat_ms: int,
         lease_ms: int,
         progress_ms: int,
+        bans: bool = True,
     ):
         self._events = events
         self._world = events.world
         self._machine = events.machine
         self._edge = edge
         self._blobs = blobs
-        self._weights = weights
+        self._bans = bans
         self._heartbeat_ms = heartbeat_ms
         self.lease_ms = lease_ms
         self._progress_ms = progress_ms
@@ -92,6 +93,7 @@ class Dispatch:
         while True:
             try:
                 await self._sweep()
+                await self._ban_suspects()
                 await self._assign_waiting()
                 self._tell_holders()
             except CyxError as error:
@@ -109,38 +111,28 @@ class Dispatch:
 
     def _until_next_ms(self) -> float:
         """When something can become due without any event: a back-off or a lease."""
-        now = self._machine.wall_ms()
         soonest = min(SAFETY_NET_S * 1000, self.lease_ms / LISTENS_PER_LEASE)
-        for job_id in self._world.active:
-            job = self._world.jobs[job_id]
-            if job.status == "queued" and job.not_before_ms > now:
-                soonest = min(soonest, job.not_before_ms - now)
+        if (due_ms := self._world.matching.next_due_ms()) is not None:
+            soonest = min(soonest, due_ms - self._machine.wall_ms())
         return max(soonest, 1.0)
 
     # -- scheduling ----------------------------------------------------------------------------------
 
     def candidates(self) -> dict[str, schedule.Candidate]:
         """Every online node with the room it has now."""
-        found = {}
-        for node in self._world.nodes.values():
-            if not node.online:
-                continue
-            found[node.node_id] = self._candidate(node)
-        return found
-
-    def _candidate(self, node: nodes.Node) -> schedule.Candidate:
-        runs = self._world.runs_of(node.node_id)
-        promised = sum(job.memory_bytes for job in runs)
-        return schedule.Candidate(
-            node=node, active_runs=len(runs), memory_free_bytes=node.hardware.memory_bytes - promised
-        )
+        now_ms = self._machine.wall_ms()
+        return {
+            node.node_id: self._world.candidate(node.node_id, now_ms)
+            for node in self._world.nodes.values()
+            if node.online
+        }
 
     async def _assign_waiting(self) -> None:
-        waiting = [job for job in map(self._world.jobs.get, self._world.active) if job and jobs.waits(job)]
-        if not waiting:
-            return
-        for choice in schedule.assign(waiting, self.candidates(), self._weights, self._machine.wall_ms()):
+        planned = self._world.matching.plan(self._machine.wall_ms())
+        for choice in planned:
             await self._events.record(subjects.job_event(choice.job_id), functools.partial(self._lease, choice))
+        if len(planned) == MAX_PLANNED:
+            self.wake()
 
     def _lease(self, choice: schedule.Assignment) -> m.Leased | None:
         job, node = self._world.jobs[choice.job_id], self._world.nodes[choice.node_id]
@@ -154,7 +146,7 @@ class Dispatch:
             resume=job.checkpoint,
         )
         # asked again, because another central may have filled the node since it was chosen
-        taken = schedule.refusal(job, self._candidate(node))
+        taken = schedule.refusal(job, self._world.candidate(node.node_id, self._machine.wall_ms()))
         return None if taken or jobs.illegal(job, event) else event
 
     # -- delivery ------------------------------------------------------------------------------------
@@ -287,11 +279,19 @@ class Dispatch:
             return "no_progress", f"the node is alive, but the run made no progress for {self._progress_ms} ms"
         return None
 
-    async def _lose_node(self, node_id: str, session: str, reason: str) -> None:
+    async def _ban_suspects(self) -> None:
+        """Nodes that have earned a ban get it, where this network bans."""
+        for node_id in sorted(self._world.suspects) if self._bans else ():
+            await self._events.record(subjects.node_event(node_id), functools.partial(self._ban, node_id))
+
+    def _ban(self, node_id: str) -> m.NodeBanned | None:
+        return nodes.ban_due(self._world.nodes[node_id], self._machine.wall_ms())
+
+    async def _lose_node(self, node_id: str, session: str, reason: str, graceful: bool = False) -> None:
         def decide() -> m.NodeLost | None:
             if not self.session_is_current(node_id, session):  # it came back in another session, or is lost already
                 return None
-            return m.NodeLost(node_id=node_id, session=session, reason=reason)
+            return m.NodeLost(node_id=node_id, session=session, reason=reason, graceful=graceful)
 
         await self._events.record(subjects.node_event(node_id), decide)
 
@@ -499,6 +499,6 @@ class Dispatch:
         return given is not None and (given.node_id, given.session) == (said.node_id, said.session)
 
     async def _goodbye(self, said: m.Goodbye) -> m.ReportReply:
-        await self._lose_node(said.node_id, said.session, said.reason)
+        await self._lose_node(said.node_id, said.session, said.reason, graceful=True)
         await self._sweep()
         return m.ReportReply(accepted=True)

@@ -1,21 +1,73 @@
-"""Who is alive, what they have, how they behave. Pure: the loop passes the observer's monotonic clock.
+"""The life of a node, as facts that happened to it: who is there, what they have, how they behave. Pure.
 
-What a node is comes from the log (NodeRegistered, NodeLost). When it was last heard is memory of one central only:
-after a restart every node gets a full fresh lease (`heard` of the moment it was loaded).
+         NodeRegistered              NodeLost
+   new ────────────────▶ online ◀──────────────▶ offline
+                           │    NodeRegistered      │
+                 NodeBanned│                        │NodeBanned
+                           ▼                        ▼
+                         banned (whatever it says: it registers, it is heard, it stays banned)
+                           │
+                           └── time (banned_until_ms) or NodePardoned ──▶ online or offline, as it is connected
+
+`STATES` says what each event does in each state. How a node behaves follows from what happened to the jobs it held
+(`judged`, `blamed`): reputation with its reasons, and strikes. Central bans a node that has too many (`ban_due`); the
+ban is an event with its end in it, so what is a banned node is the same for every central, whatever its settings.
+
+When a node was last heard is memory of one central only: after a restart every node gets a full fresh lease.
 """
+
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cyxcentral.jobs import REFUSED
+from cyxcentral.jobs import CANCELLED, NODE_STOPPED, PAUSED, REFUSED, UNFUNDED
 from cyxnet import messages as m
 
+State = Literal["new", "online", "offline", "banned", "banned_offline"]
+
 START_REPUTATION = 75.0  # of 100
-SUCCESS_GAIN, FAILURE_LOSS = 1.0, 2.0
+UNBANNED_REPUTATION = 25.0  # of a node whose ban is over
+TIERS = ((80.0, "premium"), (50.0, "normal"), (25.0, "probation"), (0.0, "banned"))  # from this reputation
+SUCCESS_GAIN = 1.0
+FAILURE_LOSS = 2.0  # an attempt that ended without a model
+SILENCE_LOSS = 2.0  # lost while it held nothing
+DISCONNECT_LOSS = 5.0  # lost with leases in its hands
+
+STRIKES_TO_BAN = 3
+BAN_MS = tuple(hours * 3_600_000 for hours in (24, 48, 168))  # the first, the second, every later one
+STRIKE_FADES_MS = 7 * 24 * 3_600_000  # one strike is forgiven for each week without another
+CHANGES_KEPT = 20
+
+NODE_LOST, RUN_MISSING = "node_lost", "run_missing"  # codes of leases that central took back
+NOT_ITS_FAULT = (REFUSED, PAUSED, NODE_STOPPED, UNFUNDED, CANCELLED, NODE_LOST)  # the last was counted with the node
+AT_ONCE = (RUN_MISSING,)  # failures that no job can cause: a strike without waiting for another node's success
+
+_UNMOVED: dict[State, State | None] = {
+    "new": None,
+    "online": "online",
+    "offline": "offline",
+    "banned": "banned",
+    "banned_offline": "banned_offline",
+}
+STATES: dict[type, dict[State, State | None]] = {  # None: it cannot happen
+    m.NodeRegistered: {
+        "new": "online",
+        "online": "online",
+        "offline": "online",
+        "banned": "banned",
+        "banned_offline": "banned",
+    },
+    m.NodeLost: _UNMOVED | {"online": "offline", "offline": None, "banned": "banned_offline", "banned_offline": None},
+    m.NodeBanned: _UNMOVED | {"online": "banned", "offline": "banned_offline"},
+    m.NodePardoned: _UNMOVED | {"banned": "online", "banned_offline": "offline"},
+    m.Completed: _UNMOVED,
+    m.LeaseLost: _UNMOVED,
+}
 
 
 class Node(Struct, frozen=True, kw_only=True):
-    """One node: the fold of its events."""
+    """One node: the fold of its events. online: a session of it is connected; a banned node may be online too."""
 
     node_id: str
     session: str
@@ -33,53 +85,157 @@ class Node(Struct, frozen=True, kw_only=True):
     jobs_completed: int = 0
     jobs_failed: int = 0
     reputation: float = START_REPUTATION
+    strikes: int = 0
+    struck_at_ms: int = 0  # the last strike, or the last that was forgiven
+    bans: int = 0  # so far
+    banned_until_ms: int = 0  # 0: not banned
+    changes: tuple[m.StandingChange, ...] = ()  # the newest last
 
 
-def evolve(node: Node | None, event: m.NodeEvent, at_ms: int) -> Node:
-    """The node after `event`."""
+def state(node: Node | None) -> State:
+    """Which row of `STATES` a node is in. Ask `at` first when time may have passed."""
+    if node is None:
+        return "new"
+    if node.banned_until_ms:
+        return "banned" if node.online else "banned_offline"
+    return "online" if node.online else "offline"
+
+
+def tier(node: Node) -> str:
+    """What a node's reputation is called."""
+    return "banned" if node.banned_until_ms else next(name for least, name in TIERS if node.reputation >= least)
+
+
+def at(node: Node, now_ms: int) -> Node:
+    """The node once time has passed until `now_ms`: bans end, strikes fade. Time never runs backwards here."""
+    if node.banned_until_ms and now_ms >= node.banned_until_ms:
+        over = replace(node, banned_until_ms=0, strikes=0)
+        change = UNBANNED_REPUTATION - node.reputation
+        node = _changed(over, change, "the ban is over", node.banned_until_ms)
+    weeks = min(node.strikes, (now_ms - node.struck_at_ms) // STRIKE_FADES_MS) if node.strikes else 0
+    if weeks > 0:
+        since_ms = node.struck_at_ms + weeks * STRIKE_FADES_MS
+        faded = replace(node, strikes=node.strikes - weeks, struck_at_ms=since_ms)
+        node = _changed(faded, 0.0, f"{weeks} of {node.strikes} strikes forgiven with time", since_ms)
+    return node
+
+
+# -- what happens to it ------------------------------------------------------------------------------------
+
+
+def illegal(node: Node | None, event: m.NodeEvent) -> str | None:
+    """Why `event` cannot happen to `node`, which is as of now; None when it can."""
+    now = state(node)
+    if STATES[type(event)][now] is None:
+        return "there is no such node" if node is None else "the node is not connected"
+    if isinstance(event, m.NodeLost) and node is not None and event.session != node.session:
+        return "another session of the node is connected"
+    return None
+
+
+def evolve(node: Node | None, event: m.NodeEvent, at_ms: int, leases: int = 0) -> Node:
+    """The node after `event`. leases: how many it held. Events are facts: `illegal` was asked before the append."""
+    if node is None:
+        assert isinstance(event, m.NodeRegistered), f"{type(event).__name__} before NodeRegistered"
+        return _registered(None, event, at_ms)
+    node = at(node, at_ms)
     match event:
         case m.NodeRegistered():
-            fresh = Node(
-                node_id=event.node_id,
-                session=event.session,
-                name=event.name,
-                public_key=event.public_key,
-                wallet=event.wallet,
-                hardware=event.hardware,
-                max_runs=event.max_runs,
-                region=event.region,
-                price_per_hour_base_units=event.price_per_hour_base_units,
-                version=event.version,
-                online=True,
-                registered_at_ms=node.registered_at_ms if node else at_ms,
-                changed_at_ms=at_ms,
-            )
-            if node is None:
-                return fresh
-            return replace(
-                fresh,
-                jobs_completed=node.jobs_completed,
-                jobs_failed=node.jobs_failed,
-                reputation=node.reputation,
-            )
+            if node.online and leases and event.session != node.session:
+                node = _disconnected(node, f"came back as a new session and dropped {_leases(leases)}", at_ms)
+            return _registered(node, event, at_ms)
         case m.NodeLost():
-            assert node is not None, "NodeLost before NodeRegistered"
-            return replace(node, online=False, changed_at_ms=at_ms)
+            gone = replace(node, online=False, changed_at_ms=at_ms)
+            if event.graceful:
+                return gone
+            if leases:
+                return _disconnected(gone, f"was lost with {_leases(leases)}", at_ms)
+            return _changed(gone, -SILENCE_LOSS, "fell silent", at_ms)
+        case m.NodeBanned():
+            bans = node.bans + (not node.banned_until_ms)
+            banned = replace(node, banned_until_ms=event.until_ms, bans=bans, changed_at_ms=at_ms)
+            return _changed(banned, 0.0, f"banned: {event.reason}", at_ms)
+        case m.NodePardoned():
+            free = replace(node, banned_until_ms=0, strikes=0, changed_at_ms=at_ms)
+            return _changed(free, max(0.0, UNBANNED_REPUTATION - node.reputation), f"pardoned: {event.reason}", at_ms)
     raise AssertionError(f"no rule for {type(event).__name__}")
 
 
-def judged(node: Node, event: m.JobEvent) -> Node:
-    """The node after something happened to a job it held: its record and its reputation."""
-    match event:
-        case m.Completed():
-            return replace(
-                node,
-                jobs_completed=node.jobs_completed + 1,
-                reputation=min(100.0, node.reputation + SUCCESS_GAIN),
-            )
-        case m.LeaseLost(deterministic=False) if event.code != REFUSED:
-            return replace(node, jobs_failed=node.jobs_failed + 1, reputation=max(0.0, node.reputation - FAILURE_LOSS))
-    return node
+def _registered(node: Node | None, event: m.NodeRegistered, at_ms: int) -> Node:
+    """What it says of itself is new; its record is not: registering again washes nothing off."""
+    said = {name: getattr(event, name) for name in m.NodeRegistered.__struct_fields__}
+    if node is not None:
+        return replace(node, online=True, changed_at_ms=at_ms, **said)
+    return Node(online=True, registered_at_ms=at_ms, changed_at_ms=at_ms, **said)
+
+
+# -- how it behaves ----------------------------------------------------------------------------------------
+
+
+def judged(node: Node, job_id: str, event: m.Completed | m.LeaseLost, at_ms: int) -> Node:
+    """The node after an attempt of it ended: its record and its reputation.
+
+    A job that fails may be at fault itself, and clients could ruin nodes with such jobs. So a failure costs reputation,
+    but it is a strike only once another node has completed the job (`blamed`). A failure that the node puts down to
+    the job costs nothing until then.
+    """
+    node = at(node, at_ms)
+    if isinstance(event, m.Completed):
+        done = replace(node, jobs_completed=node.jobs_completed + 1, strikes=max(0, node.strikes - 1))
+        return _changed(done, SUCCESS_GAIN, f"completed {job_id}", at_ms)
+    if event.code in NOT_ITS_FAULT:
+        return replace(node, jobs_failed=node.jobs_failed + 1) if event.code == NODE_LOST else node
+    if event.deterministic:
+        return node
+    failed = replace(node, jobs_failed=node.jobs_failed + 1)
+    failed = _changed(failed, -FAILURE_LOSS, f"lost {job_id} ({event.code})", at_ms)
+    return _struck(failed, at_ms) if event.code in AT_ONCE else failed
+
+
+def blamed(node: Node, job_id: str, lost: m.LeaseLost, at_ms: int) -> Node:
+    """The node after another one completed a job that this one had failed at: it was not the job."""
+    if lost.code in NOT_ITS_FAULT or lost.code in AT_ONCE:
+        return node
+    node = _struck(at(node, at_ms), at_ms)
+    change = -FAILURE_LOSS if lost.deterministic else 0.0
+    return _changed(node, change, f"a strike: another node completed {job_id}, lost here ({lost.code})", at_ms)
+
+
+def ban_due(node: Node, now_ms: int) -> m.NodeBanned | None:
+    """The ban that a node has earned; None when it has not, or is banned already."""
+    node = at(node, now_ms)
+    if node.banned_until_ms:
+        return None
+    if node.strikes >= STRIKES_TO_BAN:
+        reason = f"{node.strikes} strikes"
+    elif node.reputation < UNBANNED_REPUTATION:
+        reason = f"a reputation of {node.reputation:g}"
+    else:
+        return None
+    return m.NodeBanned(until_ms=now_ms + BAN_MS[min(node.bans, len(BAN_MS) - 1)], reason=reason)
+
+
+def _disconnected(node: Node, what: str, at_ms: int) -> Node:
+    """One strike, however many leases it held: it was one incident."""
+    return _changed(_struck(node, at_ms), -DISCONNECT_LOSS, what, at_ms)
+
+
+def _struck(node: Node, at_ms: int) -> Node:
+    """While it is banned, what it loses is what it held before: no new strikes for old leases."""
+    return node if node.banned_until_ms else replace(node, strikes=node.strikes + 1, struck_at_ms=at_ms)
+
+
+def _changed(node: Node, change: float, reason: str, at_ms: int) -> Node:
+    """The node with another reputation, within 0 to 100, and the reason of it."""
+    reputation = min(100.0, max(0.0, node.reputation + change))
+    entry = m.StandingChange(
+        at_ms=at_ms, change=reputation - node.reputation, reputation=reputation, strikes=node.strikes, reason=reason
+    )
+    return replace(node, reputation=reputation, changes=(*node.changes[-CHANGES_KEPT + 1 :], entry))
+
+
+def _leases(count: int) -> str:
+    return f"{count} lease{'' if count == 1 else 's'} in its hands"
 
 
 def silent(heard_ms: dict[str, float], nodes: dict[str, Node], lease_ms: int, now_ms: float) -> list[str]:

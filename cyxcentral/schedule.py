@@ -1,18 +1,33 @@
-"""Jobs × nodes → assignments. Pure: one decision depends on its arguments and nothing else.
+"""What makes a node the right one for a job. Pure: one decision depends on its arguments and nothing else.
 
 Each term of the score lies in [0, 1]; 1 is best. The weights are configuration. A node must first be able to run the
-job at all (`refusal`); among those that can, the highest weighted sum wins, the node id breaks ties.
+job at all (`refusal`); among those that can, the highest weighted sum wins. `choose` and `assign` are this said in the
+plainest way, by looking at everyone; cyxcentral.matching comes to the same decisions without looking at everyone.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
 
+import msgspec
 from msgspec import Struct
 
 from cyxcentral.jobs import Job
 from cyxcentral.nodes import Node
+from cyxcore.errors import CyxError
 
 SLOW_FLOPS, FAST_FLOPS = 1e9, 1e12  # where the device term begins and where it is full; logarithmic between them
+HALF_PRICE_BASE_UNITS = 1_000_000_000  # per hour: the price term of it is one half (1 CYX)
+AGING_MS = 600_000  # a level of priority is worth ten minutes of waiting, so nobody waits for ever
+SHOWN = 20  # an explanation names every node of a network of so many,
+SHOWN_OF_MANY = 5  # and of a larger one the best
+
+
+class WeightsError(CyxError):
+    """The weights of a configuration cannot be used."""
+
+    code = "bad_weights"
 
 
 class Weights(Struct, frozen=True, kw_only=True):
@@ -24,6 +39,26 @@ class Weights(Struct, frozen=True, kw_only=True):
     location: float = 0.05
     queue: float = 0.20
     price: float = 0.10
+
+
+def weights_of(configured: Mapping[str, float]) -> Weights:
+    """The weights of a configuration, divided by their sum; a term that is not named keeps its default.
+
+    Raises WeightsError for an unknown term, a weight below zero or not finite, or weights that are all zero.
+    """
+    known = msgspec.structs.asdict(Weights())
+    for name, weight in configured.items():
+        if name not in known:
+            raise WeightsError(f"weights: expected some of {', '.join(known)}, got {name}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise WeightsError(f"weights.{name}: expected a number from 0, got {weight}")
+    if not configured:
+        return Weights()
+    merged = known | dict(configured)
+    total = sum(merged.values())
+    if not 0 < total < math.inf:
+        raise WeightsError(f"weights: expected at least one above 0 and a finite sum, got a sum of {total:g}")
+    return Weights(**{name: weight / total for name, weight in merged.items()})
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -40,17 +75,23 @@ class Assignment(Struct, frozen=True, kw_only=True):
     explanation: dict[str, object]
 
 
+def place(job: Job) -> tuple[int, str]:
+    """Where a job stands in the line: less is earlier. Never changes while it waits."""
+    return job.submitted_at_ms - job.job.priority * AGING_MS, job.job_id
+
+
+# -- who can -----------------------------------------------------------------------------------------------
+
+
 def refusal(job: Job, candidate: Candidate) -> str | None:
     """Why this node cannot take this job now; None when it can."""
-    node, needs = candidate.node, job.job.needs
+    node = candidate.node
     if not node.online:
         return "offline"
-    if needs.device == "cuda" and not node.hardware.gpus:
-        return "no CUDA GPU"
-    if node.hardware.cores < needs.cores:
-        return f"{node.hardware.cores} cores, {needs.cores} needed"
-    if node.hardware.memory_bytes < job.memory_bytes:
-        return f"{_mib(node.hardware.memory_bytes)} MiB of memory, {_mib(job.memory_bytes)} MiB needed"
+    if node.banned_until_ms:
+        return f"banned until {datetime.fromtimestamp(node.banned_until_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    if why_not := _unfit(job, node):
+        return why_not
     if candidate.active_runs >= node.max_runs:
         return f"busy with {candidate.active_runs} of {node.max_runs} runs"
     if candidate.memory_free_bytes < job.memory_bytes:
@@ -58,83 +99,204 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
     return None
 
 
+def _unfit(job: Job, node: Node) -> str | None:
+    """Why the node could not even run it when idle."""
+    needs = job.job.needs
+    if needs.device == "cuda" and not node.hardware.gpus:
+        return "no CUDA GPU"
+    if node.hardware.cores < needs.cores:
+        return f"{node.hardware.cores} cores, {needs.cores} needed"
+    if node.hardware.memory_bytes < job.memory_bytes:
+        return f"{_mib(node.hardware.memory_bytes)} MiB of memory, {_mib(job.memory_bytes)} MiB needed"
+    return None
+
+
 def ever_fits(job: Job, node: Node) -> bool:
-    """Whether the node could run the job when idle."""
-    idle = Candidate(node=node, active_runs=0, memory_free_bytes=node.hardware.memory_bytes)
-    return refusal(job, idle) is None
+    """Whether the node, which is online, could run the job when idle. A ban ends; it is no reason to refuse a job."""
+    return node.online and _unfit(job, node) is None
 
 
-def terms(job: Job, candidate: Candidate, dearest_base_units: int) -> dict[str, float]:
-    """The six terms of the score, each in [0, 1]."""
+def away(candidate: Candidate) -> str | None:
+    """Why a node can take no job at all now, in one word; None when it has a free run."""
+    if not candidate.node.online:
+        return "offline"
+    if candidate.node.banned_until_ms:
+        return "banned"
+    return "busy" if candidate.active_runs >= candidate.node.max_runs else None
+
+
+def lacking(job: Job, candidate: Candidate) -> list[str]:
+    """What a node lacks for a job, each as one phrase to count by; empty when it can take it."""
+    if out := away(candidate):
+        return [out]
+    needs, found = job.job.needs, []
+    if needs.device == "cuda" and not candidate.node.hardware.gpus:
+        found.append(NO_GPU)
+    if candidate.node.hardware.cores < needs.cores:
+        found.append(FEW_CORES)
+    if candidate.memory_free_bytes < job.memory_bytes:
+        found.append(LITTLE_MEMORY)
+    return found
+
+
+NO_GPU, FEW_CORES, LITTLE_MEMORY = "no CUDA GPU", "too few cores", "too little memory free"
+
+
+# -- who is best -------------------------------------------------------------------------------------------
+
+
+def terms(job: Job, candidate: Candidate) -> dict[str, float]:
+    """The six terms of the score, each in [0, 1]. None depends on another node, so none can distort another's."""
     node = candidate.node
-    gpu_wanted = job.job.needs.device == "cuda"
     return {
-        "device": 1.0 if gpu_wanted else _speed(node.hardware.flops_per_s),
-        "memory": min(1.0, max(0.0, 1.0 - job.memory_bytes / max(1, candidate.memory_free_bytes))),
+        "device": _device(node, job.job.needs.device == "cuda"),
+        "memory": memory_term(job.memory_bytes, candidate.memory_free_bytes),
         "reputation": node.reputation / 100.0,
-        "location": 1.0 if node.region else 0.5,
+        "location": location_term(job.job.needs.region, node.region),
         "queue": 1.0 - candidate.active_runs / max(1, node.max_runs),
-        "price": 1.0 - node.price_per_hour_base_units / dearest_base_units if dearest_base_units else 1.0,
+        "price": price_term(node.price_per_hour_base_units),
     }
 
 
+def memory_term(needed_bytes: int, free_bytes: int) -> float:
+    """The share of the free memory that stays free. Grows with free_bytes."""
+    return min(1.0, max(0.0, 1.0 - needed_bytes / max(1, free_bytes)))
+
+
+def location_term(wanted: str, region: str) -> float:
+    """1 in the wanted region, 0 in another, one half where either is unknown."""
+    return (1.0 if wanted == region else 0.0) if wanted and region else 0.5
+
+
+def price_term(price_per_hour_base_units: int) -> float:
+    """1 for nothing, one half for HALF_PRICE_BASE_UNITS, towards 0 beyond.
+
+    Not a share of the dearest node's price: one absurd price would make all others look alike.
+    """
+    return HALF_PRICE_BASE_UNITS / (HALF_PRICE_BASE_UNITS + price_per_hour_base_units)
+
+
+def _device(node: Node, gpu_wanted: bool) -> float:
+    """Measured speed: 0 at SLOW_FLOPS or below, 1 at FAST_FLOPS or above, twice as fast counts the same anywhere.
+
+    Only the CPU is measured: any GPU counts 1 for who wants one.
+    """
+    if gpu_wanted:
+        return 1.0
+    span = math.log(FAST_FLOPS / SLOW_FLOPS)
+    return min(1.0, math.log(max(node.hardware.flops_per_s, SLOW_FLOPS) / SLOW_FLOPS) / span)
+
+
+def standing(candidate: Candidate, weights: Weights, gpu_wanted: bool) -> float:
+    """The part of the score that is the same for all jobs that want a GPU, or for all that do not."""
+    node = candidate.node
+    return (
+        weights.device * _device(node, gpu_wanted)
+        + weights.reputation * (node.reputation / 100.0)
+        + weights.queue * (1.0 - candidate.active_runs / max(1, node.max_runs))
+        + weights.price * price_term(node.price_per_hour_base_units)
+    )
+
+
+def score(standing: float, memory: float, location: float, weights: Weights) -> float:
+    """The weighted sum. Rounded sums keep the order of their parts: a bound of the parts bounds the score."""
+    return standing + weights.memory * memory + weights.location * location
+
+
+def full_score(job: Job, candidate: Candidate, weights: Weights) -> float:
+    return score(
+        standing(candidate, weights, job.job.needs.device == "cuda"),
+        memory_term(job.memory_bytes, candidate.memory_free_bytes),
+        location_term(job.job.needs.region, candidate.node.region),
+        weights,
+    )
+
+
+def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, float, int, str]:
+    """What to sort candidates by, best first: a node that lost this job before is the last resort."""
+    node_id = candidate.node.node_id
+    lost_before = any(attempt.node_id == node_id for attempt in job.attempts)
+    return lost_before, -full_score(job, candidate, weights), -candidate.memory_free_bytes, node_id
+
+
 def choose(job: Job, candidates: Iterable[Candidate], weights: Weights) -> tuple[str | None, dict[str, object]]:
-    """The best node for one job, and why: every candidate with its terms or its refusal."""
+    """The best node for one job, and why."""
     everyone = list(candidates)
-    dearest = max((c.node.price_per_hour_base_units for c in everyone), default=0)
-    previous = {attempt.node_id for attempt in job.attempts}
-    able: list[tuple[bool, float, str, dict[str, object]]] = []
-    shown: list[dict[str, object]] = []
-    for candidate in everyone:
-        node = candidate.node
-        line: dict[str, object] = {"node_id": node.node_id, "name": node.name}
-        why_not = refusal(job, candidate)
-        if why_not is None:
-            values = terms(job, candidate, dearest)
-            weighted = {
-                name: {"value": round(value, 4), "weight": getattr(weights, name)} for name, value in values.items()
-            }
-            score = sum(value * getattr(weights, name) for name, value in values.items())
-            line |= {"score": round(score, 4), "terms": weighted}
-            # a node that failed this job before is the last resort
-            able.append((node.node_id not in previous, score, node.node_id, line))
-        else:
-            line |= {"refused": why_not}
-        shown.append(line)
-    if not able:
-        return None, {"candidates": shown}
-    _, score, node_id, best = max(able, key=lambda item: (item[0], item[1], item[2]))
-    return node_id, {"score": round(score, 4), "terms": best["terms"], "candidates": shown[:20]}
+    able = [candidate for candidate in everyone if refusal(job, candidate) is None]
+    able.sort(key=lambda candidate: preference(job, candidate, weights))
+    refused = Counter(reason for candidate in everyone for reason in lacking(job, candidate))
+    free = sum(away(candidate) is None for candidate in everyone)
+    why = explanation(job, able[: shown(len(everyone))], everyone, weights, refused, free)
+    return (able[0].node.node_id if able else None), why
+
+
+def shown(nodes: int) -> int:
+    """How many candidates an explanation shows on a network of so many nodes."""
+    return SHOWN if nodes <= SHOWN else SHOWN_OF_MANY
+
+
+def explanation(
+    job: Job,
+    best: list[Candidate],
+    everyone: Collection[Candidate],
+    weights: Weights,
+    refused: Mapping[str, int],
+    free_nodes: int,
+) -> dict[str, object]:
+    """A decision in numbers: the best candidates by their scores, and how many nodes lack what.
+
+    `everyone` is looked at only when they are few. A node that lacks several things is counted under each of them;
+    one that is offline, banned or busy only under that.
+    """
+    lines = [_line(job, candidate, weights) for candidate in best]
+    for candidate in everyone if len(everyone) <= SHOWN else ():
+        if why_not := refusal(job, candidate):
+            lines.append({"node_id": candidate.node.node_id, "name": candidate.node.name, "refused": why_not})
+    why: dict[str, object] = {"candidates": lines, "free_nodes": free_nodes, "refused": dict(refused)}
+    if best:
+        why = {"score": lines[0]["score"], "terms": lines[0]["terms"], **why}
+    return why
+
+
+def _line(job: Job, candidate: Candidate, weights: Weights) -> dict[str, object]:
+    node = candidate.node
+    line: dict[str, object] = {"node_id": node.node_id, "name": node.name}
+    if any(attempt.node_id == node.node_id for attempt in job.attempts):
+        line["lost_before"] = True
+    line["score"] = round(full_score(job, candidate, weights), 4)
+    line["terms"] = {
+        name: {"value": round(value, 4), "weight": getattr(weights, name)}
+        for name, value in terms(job, candidate).items()
+    }
+    return line
 
 
 def assign(
     waiting: Iterable[Job], candidates: Mapping[str, Candidate], weights: Weights, now_ms: int
 ) -> list[Assignment]:
-    """Assign as many waiting jobs as fit, oldest first; each assignment takes room from the next."""
+    """Assign as many waiting jobs as fit, in the order of the line; each assignment takes room from the next."""
     room = dict(candidates)
     chosen: list[Assignment] = []
-    for job in sorted(waiting, key=lambda job: (job.submitted_at_ms, job.job_id)):
-        if all(candidate.active_runs >= candidate.node.max_runs for candidate in room.values()):
-            break  # the usual case under load: ten thousand jobs wait for the one slot that will be free next
+    for job in sorted(waiting, key=place):
         if job.not_before_ms > now_ms:
             continue
-        node_id, explanation = choose(job, room.values(), weights)
+        if all(away(candidate) for candidate in room.values()):
+            break
+        node_id, why = choose(job, room.values(), weights)
         if node_id is None:
             continue
-        chosen.append(Assignment(job_id=job.job_id, node_id=node_id, explanation=explanation))
-        taken = room[node_id]
-        room[node_id] = Candidate(
-            node=taken.node,
-            active_runs=taken.active_runs + 1,
-            memory_free_bytes=taken.memory_free_bytes - job.memory_bytes,
-        )
+        chosen.append(Assignment(job_id=job.job_id, node_id=node_id, explanation=why))
+        room[node_id] = with_run(room[node_id], job)
     return chosen
 
 
-def _speed(flops_per_s: float) -> float:
-    """0 at SLOW_FLOPS or below, 1 at FAST_FLOPS or above: twice as fast counts the same wherever it starts."""
-    span = math.log(FAST_FLOPS / SLOW_FLOPS)
-    return min(1.0, math.log(max(flops_per_s, SLOW_FLOPS) / SLOW_FLOPS) / span)
+def with_run(candidate: Candidate, job: Job) -> Candidate:
+    """The node once it has this job too."""
+    return msgspec.structs.replace(
+        candidate,
+        active_runs=candidate.active_runs + 1,
+        memory_free_bytes=candidate.memory_free_bytes - job.memory_bytes,
+    )
 
 
 def _mib(count: int) -> int:

@@ -79,7 +79,21 @@ def node_view(node: nodes.Node, runs: list[jobs.Job], last_seen_ms: int, metrics
         region=node.region,
         price_per_hour_base_units=node.price_per_hour_base_units,
         metrics=metrics,
+        state=node_state(node, len(runs)),
+        tier=nodes.tier(node),
+        strikes=node.strikes,
+        banned_until_ms=node.banned_until_ms,
+        changes=list(node.changes),
     )
+
+
+def node_state(node: nodes.Node, runs: int) -> str:
+    """online, busy, offline or banned: what an operator wants to know first."""
+    if node.banned_until_ms:
+        return "banned"
+    if not node.online:
+        return "offline"
+    return "busy" if runs >= node.max_runs else "online"
 
 
 def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int) -> m.ExplainReply:

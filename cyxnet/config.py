@@ -39,6 +39,8 @@ class NetworkFile(Struct, kw_only=True):
     faucet: bool = True
     custodial_wallets: bool = True
     fee_basis_points: int = 1000
+    weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
+    bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     pid: int = 0  # of the `cyx up` that serves it
 
 

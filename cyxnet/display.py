@@ -70,7 +70,7 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 
 def _leased(data: Fields) -> str:
     explanation = data.get("explanation") or {}
-    candidates = len(explanation.get("candidates") or []) or 1
+    candidates = explanation.get("free_nodes") or len(explanation.get("candidates") or []) or 1
     terms = ", ".join(
         f"{name} {term['value']:.2f} × {term['weight']:g}" for name, term in (explanation.get("terms") or {}).items()
     )

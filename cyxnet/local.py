@@ -164,6 +164,7 @@ class LocalNetwork:
             lease_ms=self._lease_ms,
             redis_url=self._redis_url,
             pid=os.getpid(),
+            bans=False,  # every node is the owner's own
         )
         write_network(self.folder, self.file)
         await asyncio.gather(*(self._bring_up(part) for part in (*self._central_parts(), *self._node_parts())))

@@ -297,6 +297,16 @@ class NodeListRequest(Request, kw_only=True, frozen=True):
     """Which nodes are there?"""
 
 
+class StandingChange(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Why a node's reputation is what it is: one thing that changed it. reputation and strikes: after it."""
+
+    at_ms: int
+    change: float
+    reputation: float
+    strikes: int = 0
+    reason: str
+
+
 class NodeView(Struct, kw_only=True, omit_defaults=True):
     node_id: str
     name: str
@@ -311,6 +321,11 @@ class NodeView(Struct, kw_only=True, omit_defaults=True):
     region: str = ""
     price_per_hour_base_units: int = 0
     metrics: dict[str, Any] | None = None
+    state: str = ""  # online, busy, offline or banned
+    tier: str = ""  # of its reputation: premium, normal, probation or banned
+    strikes: int = 0  # towards a ban
+    banned_until_ms: int = 0  # 0: not banned
+    changes: list[StandingChange] = []  # of its reputation, the newest last
 
 
 class NodeList(Struct, kw_only=True):
@@ -752,6 +767,20 @@ class NodeLost(Event, kw_only=True):
     node_id: str
     session: str
     reason: str
+    graceful: bool = False  # it said goodbye
+
+
+class NodeBanned(Event, kw_only=True):
+    """The node gets no work until then, whatever it says. Central bans; so may an operator."""
+
+    until_ms: int
+    reason: str
+
+
+class NodePardoned(Event, kw_only=True):
+    """An operator ends a ban, or forgives strikes."""
+
+    reason: str
 
 
 class MintSigned(Event, kw_only=True):
@@ -787,7 +816,7 @@ JobEvent = (
     | ResumeRequested
     | Settled
 )
-NodeEvent = NodeRegistered | NodeLost
+NodeEvent = NodeRegistered | NodeLost | NodeBanned | NodePardoned
 MintEvent = MintSigned | Minted | MintFailed
 AnyEvent = JobEvent | NodeEvent | MintEvent
 

@@ -45,7 +45,8 @@ cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cy
 cyxnode cyxnode.__main__
 
 cyxcentral.machine
-cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views
+cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
+cyxcentral.matching cyxcentral.world cyxcentral.views
 cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
@@ -76,9 +77,13 @@ PURE = {
     "cyxnode.events",
     "cyxnode.state",
     "cyxcentral.jobs",
+    "cyxcentral.line",
+    "cyxcentral.matching",
     "cyxcentral.money",
     "cyxcentral.nodes",
+    "cyxcentral.room",
     "cyxcentral.schedule",
+    "cyxcentral.tree",
     "cyxcentral.views",
     "cyxcentral.world",
 }

@@ -40,7 +40,7 @@ class SmallCentral:
         self.blobs = Blobs(self.core)
         await self.blobs.open()
         await self.log.open(0)
-        self.dispatch = Dispatch(self.log, self.edge, self.blobs, schedule.Weights(), 10_000, LEASE_MS, PROGRESS_MS)
+        self.dispatch = Dispatch(self.log, self.edge, self.blobs, 10_000, LEASE_MS, PROGRESS_MS)
         if scheduling:
             self.log.applied.append(lambda stored, record: self.dispatch.wake())
             await self.dispatch.start()
@@ -321,6 +321,51 @@ async def test_the_goodbye_of_an_old_session_changes_nothing(central):
     await central.dispatch._register(register(NEXT_SESSION))
     await central.dispatch._goodbye(m.Goodbye(node_id=NODE, session=SESSION))
     assert central.world.nodes[NODE].online
+
+
+# -- bans ------------------------------------------------------------------------------------------------
+
+
+async def strike_three_times(central):
+    for number in (1, 2, 3):
+        await central.job(f"job-{number}", f.FUNDED, leased())
+        lost = m.LeaseLost(attempt=1, code="run_missing", reason="forgotten")
+        await central.say(subjects.job_event(f"job-{number}"), lost)
+        await central.say(subjects.job_event(f"job-{number}"), f.CANCELLED)
+
+
+async def test_the_third_strike_is_a_ban_that_no_word_of_the_node_ends(central):
+    await central.dispatch._register(register())
+    await strike_three_times(central)
+    await central.dispatch._ban_suspects()
+    assert central.world.nodes[NODE].banned_until_ms
+    await central.dispatch._register(register(NEXT_SESSION))
+    assert (await central.dispatch._heartbeat(m.Heartbeat(node_id=NODE, session=NEXT_SESSION))).known
+    await central.job("job-4", f.FUNDED)
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-4"].status == "queued"
+    await central.say(subjects.node_event(NODE), m.NodePardoned(reason="repaired"))
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-4"].status == "leased"
+
+
+async def test_two_centrals_ban_a_node_once(central, other):
+    await central.dispatch._register(register())
+    await strike_three_times(central)
+    await other.log.catch_up()
+    await asyncio.gather(central.dispatch._ban_suspects(), other.dispatch._ban_suspects())
+    assert central.world.nodes[NODE].bans == 1
+
+
+async def test_a_network_that_does_not_ban_goes_on_with_the_node(central):
+    central.dispatch._bans = False
+    await central.dispatch._register(register())
+    await strike_three_times(central)
+    await central.dispatch._ban_suspects()
+    assert central.world.suspects == {NODE}
+    await central.job("job-4", f.FUNDED)
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-4"].status == "leased"
 
 
 # -- delivery --------------------------------------------------------------------------------------------

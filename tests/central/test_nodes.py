@@ -1,34 +1,278 @@
+"""The life of a node, and how it comes to its reputation."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
 from cyxcentral import nodes
 from cyxnet import messages as m
 from tests.central import facts as f
 
+HOUR_MS, WEEK_MS = 3_600_000, 7 * 24 * 3_600_000
+AGAIN = "1" * 32  # the session after a restart
+BANNED = m.NodeBanned(until_ms=24 * HOUR_MS, reason="3 strikes")
+PARDONED = m.NodePardoned(reason="the disk was replaced")
 
-def node_after(*events):
+
+def node_after(*events, leases=0):
+    """A node after these events, one second apart; `leases` in its hands each time."""
     node = None
     for second, event in enumerate(events):
-        node = nodes.evolve(node, event, second * 1000)
+        assert nodes.illegal(node, event) is None, event
+        node = nodes.evolve(node, event, second * 1000, leases)
     return node
 
 
-LOST = m.NodeLost(node_id="node-a", session="0" * 32, reason="silent")
+STATES = {
+    "new": None,
+    "online": node_after(f.registered()),
+    "offline": node_after(f.registered(), f.node_lost()),
+    "banned": node_after(f.registered(), BANNED),
+    "banned_offline": node_after(f.registered(), BANNED, f.node_lost()),
+}
+NODE_EVENTS = {
+    "NodeRegistered": f.registered(session=AGAIN),
+    "NodeLost": f.node_lost(),
+    "NodeBanned": BANNED,
+    "NodePardoned": PARDONED,
+}
+JOB_EVENTS = {"Completed": f.completed(), "LeaseLost": f.lost()}
+NEXT = {  # state -> event -> state; what is not here cannot happen
+    "new": {"NodeRegistered": "online"},
+    "online": {
+        "NodeRegistered": "online",
+        "NodeLost": "offline",
+        "NodeBanned": "banned",
+        "NodePardoned": "online",
+        "Completed": "online",
+        "LeaseLost": "online",
+    },
+    "offline": {
+        "NodeRegistered": "online",
+        "NodeBanned": "banned_offline",
+        "NodePardoned": "offline",
+        "Completed": "offline",
+        "LeaseLost": "offline",
+    },
+    "banned": {
+        "NodeRegistered": "banned",
+        "NodeLost": "banned_offline",
+        "NodeBanned": "banned",
+        "NodePardoned": "online",
+        "Completed": "banned",
+        "LeaseLost": "banned",
+    },
+    "banned_offline": {
+        "NodeRegistered": "banned",
+        "NodeBanned": "banned_offline",
+        "NodePardoned": "offline",
+        "Completed": "banned_offline",
+        "LeaseLost": "banned_offline",
+    },
+}
 
 
-def test_a_node_comes_and_goes():
-    assert node_after(f.registered()).online
-    assert not node_after(f.registered(), LOST).online
+@pytest.mark.parametrize("state", STATES)
+def test_each_state_is_what_it_is_called(state):
+    assert nodes.state(STATES[state]) == state
 
 
-def test_registering_again_keeps_the_record_and_the_reputation():
-    node = nodes.judged(node_after(f.registered()), f.completed())
-    again = nodes.evolve(node, f.registered(session="1" * 32), 9000)
+@pytest.mark.parametrize("event", [*NODE_EVENTS, *JOB_EVENTS])
+@pytest.mark.parametrize("state", STATES)
+def test_every_pair_of_state_and_event_is_defined(state, event):
+    kind = type((NODE_EVENTS | JOB_EVENTS)[event])
+    assert nodes.STATES[kind][state] == NEXT[state].get(event)
+
+
+@pytest.mark.parametrize("event", NODE_EVENTS)
+@pytest.mark.parametrize("state", STATES)
+def test_a_node_event_is_legal_and_leads_where_the_table_says(state, event):
+    expected = NEXT[state].get(event)
+    assert (nodes.illegal(STATES[state], NODE_EVENTS[event]) is None) == (expected is not None)
+    if expected:
+        assert nodes.state(nodes.evolve(STATES[state], NODE_EVENTS[event], 9_000)) == expected
+
+
+@pytest.mark.parametrize("event", JOB_EVENTS)
+@pytest.mark.parametrize("state", sorted(set(STATES) - {"new"}))
+def test_what_happens_to_its_jobs_moves_no_node(state, event):
+    judged = nodes.judged(STATES[state], "job-1", JOB_EVENTS[event], 9_000)
+    assert nodes.state(judged) == NEXT[state][event]
+
+
+def test_the_loss_of_another_session_is_not_the_loss_of_this_one():
+    assert nodes.illegal(STATES["online"], f.node_lost(session=AGAIN)) == "another session of the node is connected"
+
+
+# -- bans --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["NodeRegistered", "NodeLost", *JOB_EVENTS]), st.integers(0, 3)), max_size=30)
+)
+def test_whatever_a_banned_node_does_it_stays_banned_until_its_time_is_over(said):
+    node = STATES["banned"]
+    for step, (name, leases) in enumerate(said):
+        if name in JOB_EVENTS:
+            node = nodes.judged(node, "job-1", JOB_EVENTS[name], 9_000 + step)
+        else:
+            event = NODE_EVENTS[name]
+            if name == "NodeLost":
+                event = replace(event, session=node.session)
+            if nodes.illegal(node, event) is None:
+                node = nodes.evolve(node, event, 9_000 + step, leases)
+        assert nodes.state(nodes.at(node, BANNED.until_ms - 1)).startswith("banned")
+    free = nodes.at(node, BANNED.until_ms)
+    assert (free.banned_until_ms, free.strikes, free.reputation) == (0, 0, 25.0)
+
+
+def struck(times, node=None, at_ms=9_000):
+    node = node or STATES["online"]
+    for number in range(times):
+        node = nodes.blamed(node, f"job-{number}", f.lost(), at_ms)
+    return node
+
+
+def test_three_strikes_earn_a_ban_and_two_do_not():
+    assert nodes.ban_due(struck(2), 9_000) is None
+    assert nodes.ban_due(struck(3), 9_000) == m.NodeBanned(until_ms=9_000 + 24 * HOUR_MS, reason="3 strikes")
+
+
+def test_each_ban_is_longer_up_to_a_week():
+    lengths, node, now_ms = [], STATES["online"], 9_000
+    for _ in range(4):
+        ban = nodes.ban_due(struck(3, node, now_ms), now_ms)
+        lengths.append((ban.until_ms - now_ms) // HOUR_MS)
+        node, now_ms = nodes.at(nodes.evolve(node, ban, now_ms), ban.until_ms), ban.until_ms
+    assert lengths == [24, 48, 168, 168]
+
+
+def test_a_reputation_below_25_is_a_ban_too():
+    low = replace(STATES["online"], reputation=24.5)
+    assert nodes.ban_due(low, 9_000).reason == "a reputation of 24.5"
+    assert nodes.ban_due(replace(low, reputation=25.0), 9_000) is None
+
+
+def test_a_banned_node_is_not_banned_again_and_gets_no_strikes_for_what_it_held():
+    node = struck(3, nodes.evolve(struck(3), BANNED, 9_000))
+    assert nodes.ban_due(node, 9_500) is None
+    assert node.strikes == 3
+    assert nodes.at(node, BANNED.until_ms).strikes == 0
+
+
+def test_an_operator_may_ban_for_longer_and_it_counts_as_the_same_ban():
+    longer = nodes.evolve(STATES["banned"], replace(BANNED, until_ms=WEEK_MS), 9_000)
+    assert (longer.banned_until_ms, longer.bans) == (WEEK_MS, 1)
+
+
+def test_a_pardon_ends_the_ban_and_leaves_a_reputation_to_work_with():
+    ruined = replace(STATES["banned"], reputation=3.0, strikes=3)
+    pardoned = nodes.evolve(ruined, PARDONED, 9_000)
+    assert (pardoned.banned_until_ms, pardoned.strikes, pardoned.reputation) == (0, 0, 25.0)
+    assert nodes.ban_due(pardoned, 9_000) is None
+    assert nodes.evolve(STATES["banned"], PARDONED, 9_000).reputation == 75.0
+
+
+# -- reputation --------------------------------------------------------------------------------------------
+
+
+def reputation_after(event, leases=0):
+    return nodes.evolve(STATES["online"], event, 9_000, leases).reputation
+
+
+def test_a_success_is_worth_one_and_takes_a_strike_away():
+    node = nodes.judged(struck(2), "job-9", f.completed(), 9_000)
+    assert (node.reputation, node.strikes, node.jobs_completed) == (76.0, 1, 1)
+
+
+def test_a_loss_with_leases_costs_five_and_one_strike_however_many_they_are():
+    lost = nodes.evolve(STATES["online"], f.node_lost(), 9_000, leases=8)
+    assert (lost.reputation, lost.strikes) == (70.0, 1)
+
+
+def test_a_silence_without_leases_costs_two_and_no_strike():
+    lost = nodes.evolve(STATES["online"], f.node_lost(), 9_000)
+    assert (lost.reputation, lost.strikes) == (73.0, 0)
+
+
+def test_a_goodbye_costs_nothing():
+    assert reputation_after(f.node_lost(graceful=True), leases=2) == 75.0
+
+
+def test_coming_back_as_a_new_session_with_leases_is_a_disconnect_and_saying_the_same_again_is_not():
+    assert reputation_after(f.registered(session=AGAIN), leases=1) == 70.0
+    assert reputation_after(f.registered(session=AGAIN)) == 75.0
+    assert reputation_after(f.registered(), leases=1) == 75.0
+
+
+def test_a_failure_costs_two_and_is_a_strike_only_when_another_node_completes_the_job():
+    failed = nodes.judged(STATES["online"], "job-1", f.lost(), 9_000)
+    assert (failed.reputation, failed.strikes, failed.jobs_failed) == (73.0, 0, 1)
+    blamed = nodes.blamed(failed, "job-1", f.lost(), 9_000)
+    assert (blamed.reputation, blamed.strikes) == (73.0, 1)
+
+
+def test_a_failure_put_down_to_the_job_costs_nothing_until_another_node_completes_it():
+    blaming = f.lost(deterministic=True)
+    assert nodes.judged(STATES["online"], "job-1", blaming, 9_000) == STATES["online"]
+    blamed = nodes.blamed(STATES["online"], "job-1", blaming, 9_000)
+    assert (blamed.reputation, blamed.strikes) == (73.0, 1)
+
+
+@pytest.mark.parametrize("code", ["refused", "paused", "node_stopped"])
+def test_what_is_not_the_nodes_fault_costs_it_nothing(code):
+    lost = replace(f.lost(), code=code)
+    assert nodes.judged(STATES["online"], "job-1", lost, 9_000) == STATES["online"]
+    assert nodes.blamed(STATES["online"], "job-1", lost, 9_000) == STATES["online"]
+
+
+def test_a_lease_that_ended_with_its_node_was_counted_when_the_node_was_lost():
+    node = nodes.judged(STATES["offline"], "job-1", replace(f.lost(), code="node_lost"), 9_000)
+    assert (node.reputation, node.strikes, node.jobs_failed) == (STATES["offline"].reputation, 0, 1)
+
+
+def test_a_run_that_the_node_forgot_is_a_strike_at_once_and_only_one():
+    missing = replace(f.lost(), code="run_missing")
+    node = nodes.judged(STATES["online"], "job-1", missing, 9_000)
+    assert (node.reputation, node.strikes) == (73.0, 1)
+    assert nodes.blamed(node, "job-1", missing, 9_000) == node
+
+
+def test_a_strike_fades_with_each_week_without_another():
+    node = struck(2)
+    assert nodes.at(node, 9_000 + WEEK_MS - 1).strikes == 2
+    assert nodes.at(node, 9_000 + WEEK_MS).strikes == 1
+    assert nodes.at(nodes.at(node, 9_000 + WEEK_MS), 9_000 + 2 * WEEK_MS).strikes == 0
+    assert nodes.at(node, 9_000 + 5 * WEEK_MS).strikes == 0
+
+
+def test_a_clock_that_is_behind_changes_nothing():
+    node = struck(2)
+    assert nodes.at(node, 0) == node
+    assert nodes.at(STATES["banned"], 0) == STATES["banned"]
+
+
+def test_registering_again_keeps_the_record_and_takes_the_news():
+    node = nodes.judged(struck(1), "job-1", f.completed(), 5_000)
+    again = nodes.evolve(node, f.registered(session=AGAIN, region="eu"), 9_000)
     assert (again.jobs_completed, again.reputation, again.registered_at_ms) == (1, 76.0, 0)
-    assert again.session == "1" * 32
+    assert (again.session, again.region, again.changes) == (AGAIN, "eu", node.changes)
 
 
-def test_a_failure_costs_reputation_unless_it_was_the_job():
-    node = node_after(f.registered())
-    assert nodes.judged(node, f.lost()).reputation == 73.0
-    assert nodes.judged(node, f.lost(deterministic=True)) == node
+def test_every_change_has_its_reason_and_the_last_twenty_are_kept():
+    node = STATES["online"]
+    for number in range(30):
+        node = nodes.judged(node, f"job-{number}", f.completed(), number)
+    assert [change.reason for change in node.changes] == [f"completed job-{number}" for number in range(10, 30)]
+    assert node.changes[-1] == m.StandingChange(at_ms=29, change=0.0, reputation=100.0, reason="completed job-29")
+
+
+def test_tiers_are_named_by_reputation():
+    named = [nodes.tier(replace(STATES["online"], reputation=value)) for value in (100, 80, 79.5, 50, 49, 25, 24.9, 0)]
+    assert named == ["premium", "premium", "normal", "normal", "probation", "probation", "banned", "banned"]
+    assert nodes.tier(STATES["banned"]) == "banned"
 
 
 def test_silence_of_a_whole_lease_is_loss_and_an_unheard_node_gets_a_fresh_one():

@@ -1,9 +1,13 @@
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cyxcentral import nodes, schedule
+from cyxcentral.central import StartError, configured_weights
 from cyxnet import messages as m
+from cyxnet.config import NetworkFile
 from tests.central import facts as f
 
 WEIGHTS = schedule.Weights()
@@ -37,9 +41,9 @@ def test_a_node_that_cannot_run_the_job_is_never_chosen_and_says_why():
 def test_the_faster_the_better_known_and_the_cheaper_node_wins():
     assert choose(candidate("slow", hardware={"flops_per_s": 1e9}), candidate("fast")) == "fast"
     assert choose(candidate("dear", price_per_hour_base_units=9), candidate("cheap")) == "cheap"
-    trusted = candidate("b")
+    trusted = candidate("c")
     doubted = replace(candidate("a"), node=replace(candidate("a").node, reputation=10.0))
-    assert choose(doubted, trusted) == "b"
+    assert choose(doubted, trusted) == "c"
 
 
 def test_a_node_that_lost_the_job_before_is_the_last_resort():
@@ -61,7 +65,7 @@ def test_a_job_in_back_off_waits():
     assert len(schedule.assign([job], {"node-a": candidate()}, WEIGHTS, job.not_before_ms)) == 1
 
 
-def test_the_explanation_names_every_candidate_with_terms_or_refusal():
+def test_a_small_network_is_explained_node_by_node_with_terms_or_refusal():
     _, why = schedule.choose(JOB, [candidate("a"), candidate("b", active_runs=1)], WEIGHTS)
     able, busy = why["candidates"]
     assert set(able["terms"]) == {"device", "memory", "reputation", "location", "queue", "price"}
@@ -80,5 +84,57 @@ def test_each_term_lies_between_zero_and_one(flops, memory, reputation, runs, pr
         hardware={"flops_per_s": flops, "memory_bytes": memory}, price_per_hour_base_units=price, max_runs=5
     )
     one = replace(base, active_runs=runs, node=replace(base.node, reputation=reputation))
-    for value in schedule.terms(JOB, one, max(price, 1)).values():
+    for value in schedule.terms(JOB, one).values():
         assert 0.0 <= value <= 1.0
+
+
+def test_an_absurd_price_of_one_node_does_not_blind_the_price_term_of_the_others():
+    cheap, fair = candidate("a", price_per_hour_base_units=10**8), candidate("b", price_per_hour_base_units=10**9)
+    absurd = candidate("c", price_per_hour_base_units=2**62)
+    prices = [schedule.terms(JOB, each)["price"] for each in (cheap, fair, absurd)]
+    assert prices[0] - prices[1] > 0.4
+    assert prices[2] < 1e-6
+
+
+def test_a_banned_node_is_refused_with_the_end_of_its_ban():
+    banned = candidate()
+    banned = replace(banned, node=replace(banned.node, banned_until_ms=1_800_000_000_000))
+    assert schedule.refusal(JOB, banned) == "banned until 2027-01-15 08:00 UTC"
+    assert choose(banned) is None
+
+
+def test_equal_scores_are_decided_by_free_memory_and_then_by_the_name():
+    no_memory = schedule.Weights(memory=0.0)
+    small, large = candidate("a", hardware={"memory_bytes": 2**33}), candidate("b", hardware={"memory_bytes": 2**34})
+    assert schedule.choose(JOB, [small, large], no_memory)[0] == "b"
+    assert choose(candidate("b"), candidate("a")) == "a"
+
+
+def test_configured_weights_are_divided_by_their_sum_and_the_others_keep_their_defaults():
+    weights = schedule.weights_of({"price": 1.1})
+    assert (weights.price, weights.device) == (pytest.approx(0.55), pytest.approx(0.125))
+    assert schedule.weights_of({}) == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("configured", "said"),
+    [
+        ({"speed": 1.0}, "weights: expected some of device, memory, reputation, location, queue, price, got speed"),
+        ({"price": -0.1}, "weights.price: expected a number from 0, got -0.1"),
+        ({"price": float("nan")}, "weights.price: expected a number from 0, got nan"),
+        (dict.fromkeys(msgspec.structs.asdict(WEIGHTS), 0.0), "weights: expected at least one above 0"),
+        (dict.fromkeys(msgspec.structs.asdict(WEIGHTS), 1e308), "weights: expected at least one above 0"),
+    ],
+    ids=["unknown", "negative", "not a number", "all zero", "infinite sum"],
+)
+def test_weights_that_cannot_be_used_are_refused_with_the_reason(configured, said):
+    with pytest.raises(schedule.WeightsError) as refused:
+        schedule.weights_of(configured)
+    assert str(refused.value).startswith(said)
+
+
+def test_central_does_not_start_with_weights_that_cannot_be_used():
+    roles = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url", "chain_url"), "")
+    network = NetworkFile(network_id="n", weights={"speed": 1.0}, **roles)
+    with pytest.raises(StartError, match=r"network\.json: weights: expected some of .*, got speed; correct it"):
+        configured_weights(network)

@@ -1,0 +1,151 @@
+"""The waiting line: which job is next among those that fit into so much room. Pure.
+
+Jobs that need the same device and cores stand in one tree, sorted by the memory they need; every subtree knows its
+earliest place. "The first that needs at most so many bytes" is then a walk from the root to a leaf, however many
+jobs stand before it that need more. Jobs in back-off wait aside until their time.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from cyxcentral import tree
+from cyxcentral.jobs import Job
+from cyxcentral.schedule import place
+
+Place = tuple[int, str]
+
+
+class Needs(NamedTuple):
+    """What jobs of one group need, besides memory."""
+
+    cuda: bool
+    cores: int
+
+
+class Spot(NamedTuple):
+    """Where a waiting job stands."""
+
+    needs: Needs
+    key: tuple[int, Place]  # memory_bytes and place
+    not_before_ms: int
+
+
+def _earliest(value: Any, key: tuple[int, Place], before: Place | None, after: Place | None) -> Place:
+    first = key[1]
+    if before is not None and before < first:
+        first = before
+    return first if after is None or first < after else after
+
+
+def needs_of(job: Job) -> Needs:
+    return Needs(job.job.needs.device == "cuda", job.job.needs.cores)
+
+
+class Line:
+    """Waiting jobs, in order of their place. Each operation costs O(log n)."""
+
+    def __init__(self) -> None:
+        self._spots: dict[str, Spot] = {}
+        self._trees: dict[Needs, tree.Tree] = {}  # those that may start now
+        self._ready: set[str] = set()  # ids of the jobs in the trees
+        self._resting: list[tuple[int, str]] = []  # heap of (not_before_ms, job_id); outdated ones are skipped
+        self._now_ms = 0  # of the last `advance`
+
+    def __len__(self) -> int:
+        return len(self._spots)
+
+    def enter(self, job: Job) -> None:
+        """A job waits, from its not_before_ms on. One that is in the line already takes its new place."""
+        spot = Spot(needs_of(job), (job.memory_bytes, place(job)), job.not_before_ms)
+        if self._spots.get(job.job_id) == spot:
+            return
+        self.leave(job.job_id)
+        self._spots[job.job_id] = spot
+        if spot.not_before_ms <= self._now_ms:
+            self._stand(job.job_id, spot)
+        else:
+            heapq.heappush(self._resting, (spot.not_before_ms, job.job_id))
+
+    def _stand(self, job_id: str, spot: Spot) -> None:
+        self._ready.add(job_id)
+        self._trees[spot.needs] = tree.put(self._trees.get(spot.needs), spot.key, None, _earliest)
+
+    def enter_all(self, jobs: Iterable[Job]) -> None:
+        """The same for many jobs that may start at once, into an empty line: linear once they are sorted."""
+        assert not self._spots, "expected an empty line"
+        groups: dict[Needs, list[tuple[tuple[int, Place], None]]] = {}
+        for job in jobs:
+            spot = Spot(needs_of(job), (job.memory_bytes, place(job)), 0)
+            self._spots[job.job_id] = spot
+            self._ready.add(job.job_id)
+            groups.setdefault(spot.needs, []).append((spot.key, None))
+        for needs, items in groups.items():
+            if built := tree.built(sorted(items), _earliest):
+                self._trees[needs] = built
+
+    def leave(self, job_id: str) -> None:
+        """A job waits no longer; nothing happens when it does not wait."""
+        spot = self._spots.pop(job_id, None)
+        if spot is None or job_id not in self._ready:
+            return
+        self._ready.discard(job_id)
+        rest = tree.drop(self._trees[spot.needs], spot.key, _earliest)
+        if rest is None:
+            del self._trees[spot.needs]
+        else:
+            self._trees[spot.needs] = rest
+
+    def advance(self, now_ms: int) -> None:
+        """Let jobs whose back-off is over stand with the others."""
+        self._now_ms = max(self._now_ms, now_ms)
+        while self._resting and self._resting[0][0] <= now_ms:
+            not_before_ms, job_id = heapq.heappop(self._resting)
+            spot = self._spots.get(job_id)
+            if spot is not None and spot.not_before_ms == not_before_ms and job_id not in self._ready:
+                self._stand(job_id, spot)
+
+    def next_due_ms(self) -> int | None:
+        """When the next back-off ends; None when nobody rests."""
+        while self._resting:
+            not_before_ms, job_id = self._resting[0]
+            spot = self._spots.get(job_id)
+            if spot is not None and spot.not_before_ms == not_before_ms and job_id not in self._ready:
+                return not_before_ms
+            heapq.heappop(self._resting)
+        return None
+
+    def first(self, largest_free_bytes: Callable[[Needs], int | None]) -> str | None:
+        """The id of the first job that some node has room for.
+
+        largest_free_bytes: the most memory that is free on one node with such a device and cores; None without one.
+        """
+        best: Place | None = None
+        for needs, group in self._trees.items():
+            if best is not None and best < group.summary:
+                continue  # nobody in this group stands earlier
+            free_bytes = largest_free_bytes(needs)
+            found = None if free_bytes is None else _first_within(group, free_bytes)
+            if found is not None and (best is None or found < best):
+                best = found
+        return best[1] if best else None
+
+    def counts(self) -> Mapping[Needs, int]:
+        """How many jobs that may start now wait, by their needs."""
+        return {needs: group.size for needs, group in self._trees.items()}
+
+
+def _first_within(group: tree.Tree | None, memory_bytes: int) -> Place | None:
+    """The earliest place among the jobs that need at most `memory_bytes`."""
+    best: Place | None = None
+    while group is not None:
+        if group.key[0] > memory_bytes:
+            group = group.before
+            continue
+        own: Place = group.key[1]
+        if best is None or own < best:
+            best = own
+        if group.before is not None and group.before.summary < best:
+            best = group.before.summary
+        group = group.after
+    return best

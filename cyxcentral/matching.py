@@ -1,0 +1,97 @@
+"""Which waiting job goes to which node next: the line and the room together. Pure.
+
+The decisions are those of `schedule.assign`, which looks at every job and every node; here nothing is looked at twice
+that did not change, and a decision costs about log(jobs) + log(nodes).
+"""
+
+from itertools import islice
+
+from cyxcentral import schedule
+from cyxcentral.jobs import Job
+from cyxcentral.line import Line, Needs
+from cyxcentral.room import Room
+from cyxcentral.schedule import Assignment, Candidate, Weights
+
+MAX_PLANNED = 256  # assignments of one plan: the log takes them one by one, and the world changes meanwhile
+
+
+class Matching:
+    """Fed with what changes, by World; asked for a plan, by the dispatch loop."""
+
+    def __init__(self, weights: Weights | None = None):
+        self.weights = weights or Weights()
+        self.line = Line()
+        self.room = Room(self.weights)
+        self._waiting: dict[str, Job] = {}
+
+    def waits(self, job: Job) -> None:
+        """A job wants a node, from its not_before_ms on."""
+        self._waiting[job.job_id] = job
+        self.line.enter(job)
+
+    def waits_no_more(self, job_id: str) -> None:
+        if self._waiting.pop(job_id, None):
+            self.line.leave(job_id)
+
+    def has_room(self, candidate: Candidate) -> None:
+        """A node is like this now, with or without room."""
+        self.room.put(candidate)
+
+    def fill(self, jobs: list[Job], candidates: list[Candidate]) -> None:
+        """Take in a whole world at once; what was there before must have been nothing."""
+        self._waiting = {job.job_id: job for job in jobs}
+        self.line.enter_all(jobs)
+        self.room.put_all(candidates)
+
+    def next(self, now_ms: int) -> Assignment | None:
+        """The first job in the line that some node can take, and the best node for it; None when there is none."""
+        self.line.advance(now_ms)
+        self.room.advance(now_ms)
+        job_id = self.line.first(self._largest_free_bytes)
+        if job_id is None:
+            return None
+        job = self._waiting[job_id]
+        best = self._best(job)
+        return Assignment(job_id=job_id, node_id=best[0].node.node_id, explanation=self._explain(job, best))
+
+    def plan(self, now_ms: int, limit: int = MAX_PLANNED) -> list[Assignment]:
+        """Up to `limit` assignments that can all be made, each taking room from the next. Nothing is changed by it."""
+        planned: list[Assignment] = []
+        jobs: dict[str, Job] = {}
+        before: dict[str, Candidate] = {}
+        try:
+            while len(planned) < limit and (choice := self.next(now_ms)):
+                planned.append(choice)
+                jobs[choice.job_id] = job = self._waiting[choice.job_id]
+                candidate = self.room.candidates[choice.node_id]
+                before.setdefault(choice.node_id, candidate)
+                self.line.leave(choice.job_id)
+                self.room.put(schedule.with_run(candidate, job))
+        finally:  # what is only planned has not happened
+            for job in jobs.values():
+                self.line.enter(job)
+            for candidate in before.values():
+                self.room.put(candidate)
+        return planned
+
+    def explain(self, job: Job, now_ms: int) -> dict[str, object]:
+        """What a decision about this job would see now: the best nodes, and how many lack what."""
+        self.room.advance(now_ms)
+        return self._explain(job, self._best(job))
+
+    def next_due_ms(self) -> int | None:
+        """When a back-off or a ban ends, so that a decision may be possible without any event; None without one."""
+        due = [at_ms for at_ms in (self.line.next_due_ms(), self.room.next_due_ms()) if at_ms is not None]
+        return min(due, default=None)
+
+    def _largest_free_bytes(self, needs: Needs) -> int | None:
+        return self.room.largest_free_bytes(needs.cuda, needs.cores)
+
+    def _best(self, job: Job) -> list[Candidate]:
+        return list(islice(self.room.ranked(job), schedule.shown(len(self.room.candidates))))
+
+    def _explain(self, job: Job, best: list[Candidate]) -> dict[str, object]:
+        room = self.room
+        return schedule.explanation(
+            job, best, room.candidates.values(), self.weights, room.refused(job), room.free_nodes
+        )

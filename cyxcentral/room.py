@@ -1,0 +1,260 @@
+"""Where there is room: the nodes with a free run, sorted so that the best for a job is found without asking all. Pure.
+
+A node's score is its standing, which no job changes, plus a term that grows with its free memory, plus one for its
+region. Nodes stand in trees sorted by free memory; every subtree knows its best standing and its most cores. From both
+follows an upper bound of the scores in it, and the search opens the subtree with the highest bound first: what it
+meets first is the best, exactly, and most of the tree is never opened.
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any, NamedTuple
+
+from cyxcentral import nodes, schedule, tree
+from cyxcentral.jobs import Job
+from cyxcentral.schedule import Candidate, Weights
+
+Key = tuple[int, str]  # (-free memory in bytes, node id): the most memory comes first
+Shelf = tuple[bool, str | None]  # (nodes that have a GPU, region or None for all regions)
+
+
+class Standing(NamedTuple):
+    """What the search asks of one node."""
+
+    standing: float
+    cores: int
+    region: str
+
+
+class Best(NamedTuple):
+    """What a subtree offers at most, and the key it begins with."""
+
+    standing: float
+    cores: int
+    first: Key
+
+
+def _best(own: Standing, key: Key, before: Best | None, after: Best | None) -> Best:
+    standing, cores, _ = own
+    first = key
+    if before is not None:
+        first = before[2]
+        if before[0] > standing:
+            standing = before[0]
+        if before[1] > cores:
+            cores = before[1]
+    if after is not None:
+        if after[0] > standing:
+            standing = after[0]
+        if after[1] > cores:
+            cores = after[1]
+    return Best(standing, cores, first)
+
+
+class Room:
+    """Every known node, and for those with a free run the trees. A change costs O(log n), at the next question.
+
+    Changes are kept until somebody asks: a node that changes five times between two decisions is sorted in once.
+    """
+
+    def __init__(self, weights: Weights):
+        self._weights = weights
+        self.candidates: dict[str, Candidate] = {}
+        self._trees: dict[Shelf, tree.Tree] = {}
+        self._placed: dict[str, tuple[Key, list[tuple[Shelf, Standing]]]] = {}  # where a node stands in the trees
+        self._away: dict[str, str] = {}  # node id -> why it can take nothing
+        self._away_counts: Counter[str] = Counter()
+        self._cores: Counter[int] = Counter()  # of the nodes in the trees
+        self._changed: set[str] = set()
+        self._bans: list[tuple[int, str]] = []  # heap of (banned_until_ms, node id); outdated ones are skipped
+
+    def put(self, candidate: Candidate) -> None:
+        """A node is like this now."""
+        node = candidate.node
+        self.candidates[node.node_id] = candidate
+        self._changed.add(node.node_id)
+        if node.banned_until_ms:
+            heapq.heappush(self._bans, (node.banned_until_ms, node.node_id))
+
+    def advance(self, now_ms: int) -> None:
+        """Take in what changed, and the bans that are over."""
+        while self._bans and self._bans[0][0] <= now_ms:
+            until_ms, node_id = heapq.heappop(self._bans)
+            candidate = self.candidates[node_id]
+            if candidate.node.banned_until_ms == until_ms:
+                self.candidates[node_id] = _lapsed(candidate, now_ms)
+                self._changed.add(node_id)
+        for node_id in self._changed:
+            self._sort_in(self.candidates[node_id])
+        self._changed.clear()
+
+    def next_due_ms(self) -> int | None:
+        """When the next ban ends; None without one."""
+        while self._bans:
+            until_ms, node_id = self._bans[0]
+            if self.candidates[node_id].node.banned_until_ms == until_ms:
+                return until_ms
+            heapq.heappop(self._bans)
+        return None
+
+    # -- questions; they answer for the moment of the last `advance` ----------------------------------------
+
+    @property
+    def free_nodes(self) -> int:
+        return len(self._placed)
+
+    def largest_free_bytes(self, cuda: bool, cores: int) -> int | None:
+        """The most memory that is free on one node with a free run and so many cores; None when there is none."""
+        at = self._trees.get((cuda, None))
+        if at is None or at.summary.cores < cores:
+            return None
+        while True:
+            if at.before is not None and at.before.summary.cores >= cores:
+                at = at.before
+            elif at.value.cores >= cores:
+                return -at.key[0]
+            else:
+                assert at.after is not None, "the summary of a subtree named cores that nothing in it has"
+                at = at.after
+
+    def ranked(self, job: Job) -> Iterator[Candidate]:
+        """The nodes that can take the job, best first; those that lost it before come last."""
+        before = {attempt.node_id for attempt in job.attempts}
+        for node_id in self._by_score(job):
+            if node_id not in before:
+                yield self.candidates[node_id]
+        last = [self.candidates[node_id] for node_id in before if node_id in self._placed]
+        able = [candidate for candidate in last if schedule.refusal(job, candidate) is None]
+        yield from sorted(able, key=lambda candidate: schedule.preference(job, candidate, self._weights))
+
+    def refused(self, job: Job) -> dict[str, int]:
+        """How many nodes cannot take the job, by what they lack; as schedule.lacking counts them."""
+        needs = job.job.needs
+        cuda = needs.device == "cuda"
+        without_gpu = len(self._placed) - tree.size(self._trees.get((True, None))) if cuda else 0
+        every = self._trees.get((False, None))
+        counts = {
+            **self._away_counts,
+            schedule.NO_GPU: without_gpu,
+            schedule.FEW_CORES: sum(n for cores, n in self._cores.items() if cores < needs.cores),
+            schedule.LITTLE_MEMORY: tree.size(every) - tree.count_below(every, (-job.memory_bytes + 1, "")),
+        }
+        return {reason: number for reason, number in counts.items() if number}
+
+    # -- the search -----------------------------------------------------------------------------------------
+
+    def _by_score(self, job: Job) -> Iterator[str]:
+        """Ids of the nodes that can take the job, the highest score first, then the most memory, then the id.
+
+        The heap holds subtrees under the bound of what is in them, and nodes under their score. When a node comes
+        out, nothing that is left can be better.
+        """
+        needed_bytes, cores = job.memory_bytes, job.job.needs.cores
+        memory_weight, location_weight = self._weights.memory, self._weights.location
+        heap: list[tuple[float, Key, int, Any, float, tuple[str, ...]]] = []
+        ticket = count()  # two trees may hold the same node: never compare further
+        for shelf, location, elsewhere in self._shelves(job):
+            if (at := self._trees.get(shelf)) is not None:
+                heap.append((-math.inf, at.summary.first, next(ticket), at, location_weight * location, elsewhere))
+        heapq.heapify(heap)
+        while heap:
+            _, _, _, found, located, elsewhere = heapq.heappop(heap)
+            if isinstance(found, str):
+                yield found
+                continue
+            # below: schedule.score, written out, because this is where a decision spends its time
+            for below in (found.before, found.after):
+                if below is None:
+                    continue
+                standing, most_cores, first = below.summary
+                free_bytes = -first[0]
+                if most_cores >= cores and free_bytes >= needed_bytes:
+                    bound = standing + memory_weight * (1.0 - needed_bytes / (free_bytes or 1)) + located
+                    heapq.heappush(heap, (-bound, first, next(ticket), below, located, elsewhere))
+            standing, own_cores, region = found.value
+            free_bytes = -found.key[0]
+            if own_cores >= cores and free_bytes >= needed_bytes and region not in elsewhere:
+                value = standing + memory_weight * (1.0 - needed_bytes / (free_bytes or 1)) + located
+                heapq.heappush(heap, (-value, found.key, next(ticket), found.key[1], located, elsewhere))
+
+    def _shelves(self, job: Job) -> list[tuple[Shelf, float, tuple[str, ...]]]:
+        """Trees to search, each with its location term and the regions that another of them answers for."""
+        cuda, wanted = job.job.needs.device == "cuda", job.job.needs.region
+        if not wanted:
+            return [((cuda, None), schedule.location_term("", ""), ())]
+        return [
+            ((cuda, wanted), schedule.location_term(wanted, wanted), ()),
+            ((cuda, ""), schedule.location_term(wanted, ""), ()),
+            ((cuda, None), 0.0, (wanted, "")),
+        ]
+
+    def _sort_in(self, candidate: Candidate) -> None:
+        node = candidate.node
+        out = schedule.away(candidate)
+        shelves = [] if out else self._shelves_of(candidate)
+        key = (-candidate.memory_free_bytes, node.node_id)
+        if not out and self._placed.get(node.node_id) == (key, shelves):
+            return
+        self._take_out(node.node_id)
+        if out:
+            self._away[node.node_id] = out
+            self._away_counts[out] += 1
+            return
+        self._placed[node.node_id] = key, shelves
+        self._cores[node.hardware.cores] += 1
+        for shelf, own in shelves:
+            self._trees[shelf] = tree.put(self._trees.get(shelf), key, own, _best)
+
+    def _shelves_of(self, candidate: Candidate) -> list[tuple[Shelf, Standing]]:
+        node, found = candidate.node, []
+        for cuda in (False, True) if node.hardware.gpus else (False,):
+            own = Standing(schedule.standing(candidate, self._weights, cuda), node.hardware.cores, node.region)
+            found += [((cuda, None), own), ((cuda, node.region), own)]
+        return found
+
+    def _take_out(self, node_id: str) -> None:
+        if out := self._away.pop(node_id, None):
+            self._away_counts[out] -= 1
+        if node_id not in self._placed:
+            return
+        key, shelves = self._placed.pop(node_id)
+        cores = shelves[0][1].cores
+        self._cores[cores] -= 1
+        if not self._cores[cores]:
+            del self._cores[cores]
+        for shelf, _ in shelves:
+            rest = tree.drop(self._trees[shelf], key, _best)
+            if rest is None:
+                del self._trees[shelf]
+            else:
+                self._trees[shelf] = rest
+
+    def put_all(self, candidates: Iterable[Candidate]) -> None:
+        """The same as `put` for many nodes, into empty trees: linear once they are sorted."""
+        assert not self.candidates, "expected an empty room"
+        items: dict[Shelf, list[tuple[Key, Standing]]] = {}
+        for candidate in candidates:
+            self.put(candidate)
+            if schedule.away(candidate):
+                continue
+            key = (-candidate.memory_free_bytes, candidate.node.node_id)
+            shelves = self._shelves_of(candidate)
+            self._changed.discard(candidate.node.node_id)
+            self._placed[candidate.node.node_id] = key, shelves
+            self._cores[candidate.node.hardware.cores] += 1
+            for shelf, own in shelves:
+                items.setdefault(shelf, []).append((key, own))
+        for shelf, pairs in items.items():
+            if built := tree.built(sorted(pairs, key=lambda pair: pair[0]), _best):
+                self._trees[shelf] = built
+
+
+def _lapsed(candidate: Candidate, now_ms: int) -> Candidate:
+    return Candidate(
+        node=nodes.at(candidate.node, now_ms),
+        active_runs=candidate.active_runs,
+        memory_free_bytes=candidate.memory_free_bytes,
+    )

@@ -1,0 +1,158 @@
+"""The index decides what looking at everyone decides, and it does not look at everyone."""
+
+import random
+
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral import schedule
+from cyxcentral.matching import Matching
+from cyxcentral.schedule import Weights
+from cyxnet import messages as m
+from tests.central import facts as f
+from tests.central import worlds
+from tests.central.worlds import NOW_MS
+
+OTHER_WEIGHTS = Weights(device=0.0, memory=0.5, reputation=0.1, location=0.4, queue=0.0, price=0.0)
+NO_LOCATION = Weights(location=0.0, memory=0.0)
+
+
+def node(node_id="node-a", **changes):
+    made = worlds.candidate(random.Random(0), 0)
+    registered = f.registered(node_id, **changes)
+    fields = {name: getattr(registered, name) for name in ("node_id", "hardware", "max_runs", "region")}
+    idle = replace(made.node, online=True, banned_until_ms=0, price_per_hour_base_units=0, **fields)
+    return schedule.Candidate(node=idle, active_runs=0, memory_free_bytes=idle.hardware.memory_bytes)
+
+
+def matching_of(jobs, candidates, weights=None):
+    made = Matching(weights)
+    for job in jobs:
+        made.waits(job)
+    for candidate in candidates:
+        made.has_room(candidate)
+    return made
+
+
+def job(job_id="job-1", at_ms=0, **changes):
+    return replace(
+        f.job_after(f.FUNDED), job_id=job_id, job=f.job_request(**changes), submitted_at_ms=at_ms, memory_bytes=2**28
+    )
+
+
+@pytest.mark.parametrize("weights", [Weights(), OTHER_WEIGHTS, NO_LOCATION], ids=["default", "other", "no location"])
+@pytest.mark.parametrize("nodes", [12, 60])
+def test_a_plan_is_what_looking_at_everyone_finds(nodes, weights):
+    dice = random.Random(nodes)
+    assigned = 0
+    for _ in range(120 if nodes == 12 else 35):
+        waiting = [worlds.job(dice, number, nodes) for number in range(dice.randint(0, 15))]
+        candidates = {f"node-{i}": worlds.candidate(dice, i) for i in range(dice.randint(0, nodes))}
+        expected = schedule.assign(waiting, worlds.as_of(candidates, NOW_MS), weights, NOW_MS)
+        assert matching_of(waiting, candidates.values(), weights).plan(NOW_MS) == expected
+        assigned += len(expected)
+    assert assigned > 100
+
+
+def test_it_stays_so_whatever_changes():
+    dice = random.Random(7)
+    made, waiting, candidates = Matching(), {}, {}
+    for step in range(300):
+        now_ms = step * 100  # back-offs and bans end on the way
+        match dice.randrange(4):
+            case 0:
+                new = worlds.job(dice, dice.randrange(20))
+                waiting[new.job_id] = new
+                made.waits(new)
+            case 1 if waiting:
+                gone = dice.choice(sorted(waiting))
+                del waiting[gone]
+                made.waits_no_more(gone)
+            case _:
+                changed = worlds.candidate(dice, dice.randrange(15))
+                candidates[changed.node.node_id] = changed
+                made.has_room(changed)
+        expected = schedule.assign(waiting.values(), worlds.as_of(candidates, now_ms), Weights(), now_ms)
+        assert made.plan(now_ms) == expected
+
+
+def test_a_world_taken_in_at_once_is_the_world_taken_in_one_by_one():
+    dice = random.Random(3)
+    waiting = [replace(worlds.job(dice, number), not_before_ms=0) for number in range(40)]
+    candidates = [worlds.candidate(dice, number) for number in range(30)]
+    filled = Matching()
+    filled.fill(waiting, candidates)
+    assert filled.plan(NOW_MS) == matching_of(waiting, candidates).plan(NOW_MS) != []
+
+
+def test_planning_changes_nothing():
+    dice = random.Random(5)
+    waiting = [worlds.job(dice, number) for number in range(10)]
+    made = matching_of(waiting, [worlds.candidate(dice, number) for number in range(20)])
+    assert made.plan(NOW_MS) == made.plan(NOW_MS) != []
+
+
+def test_a_plan_has_an_end():
+    jobs = [job(f"job-{number}") for number in range(5)]
+    made = matching_of(jobs, [node(max_runs=8)])
+    assert len(made.plan(NOW_MS, limit=3)) == 3
+
+
+def test_a_level_of_priority_is_worth_ten_minutes_of_waiting():
+    early, urgent = job("early", at_ms=0), job("urgent", at_ms=599_999, priority=1)
+    assert matching_of([early, urgent], [node()]).next(NOW_MS).job_id == "urgent"
+    late = job("urgent", at_ms=600_001, priority=1)
+    assert matching_of([early, late], [node()]).next(NOW_MS).job_id == "early"
+
+
+def test_a_job_that_nobody_can_take_holds_up_nobody():
+    huge, small = replace(job("huge"), memory_bytes=2**60), job("small", at_ms=1)
+    assert matching_of([huge, small], [node()]).next(NOW_MS).job_id == "small"
+
+
+def test_a_thousand_jobs_that_do_not_fit_are_not_looked_at_again(monkeypatch):
+    seen = []
+    refusal = schedule.refusal
+    monkeypatch.setattr(schedule, "refusal", lambda job, candidate: seen.append(job) or refusal(job, candidate))
+    waiting = [job(f"job-{number}", needs=m.Needs(device="cuda")) for number in range(1000)]
+    made = matching_of(waiting, [node(f"node-{number}") for number in range(30)])
+    assert made.next(NOW_MS) is None
+    assert seen == []
+
+
+def test_a_busy_network_is_told_by_counts_and_a_large_one_shows_its_best_five():
+    nodes = [node(f"node-{number:02}") for number in range(30)]
+    busy = [replace(each, active_runs=1) for each in nodes[:10]]
+    offline = [replace(each, node=replace(each.node, online=False)) for each in nodes[10:13]]
+    why = matching_of([job()], [*busy, *offline, *nodes[13:]]).next(NOW_MS).explanation
+    assert (why["refused"], why["free_nodes"]) == ({"busy": 10, "offline": 3}, 17)
+    assert [line["node_id"] for line in why["candidates"]] == [f"node-{number}" for number in range(13, 18)]
+
+
+def test_a_wanted_region_is_better_than_an_unknown_one_and_that_than_another():
+    nodes = [node("node-other", region="us"), node("node-unknown"), node("node-same", region="eu")]
+    made = matching_of([], nodes)
+    wanted = job(needs=m.Needs(region="eu"))
+    best = made.explain(wanted, NOW_MS)["candidates"]
+    assert [line["node_id"] for line in best] == ["node-same", "node-unknown", "node-other"]
+    assert [line["terms"]["location"]["value"] for line in best] == [1.0, 0.5, 0.0]
+
+
+def test_a_banned_node_is_free_again_when_its_time_is_over():
+    made = matching_of([job()], [replace(node(), node=replace(node().node, banned_until_ms=5_000))])
+    assert made.next(4_999) is None
+    assert made.next_due_ms() == 5_000
+    assert made.next(5_000).node_id == "node-a"
+
+
+def test_the_end_of_a_back_off_is_due():
+    made = matching_of([replace(job(), not_before_ms=7_000)], [node()])
+    assert made.next(6_999) is None
+    assert made.next_due_ms() == 7_000
+    assert made.next(7_000).job_id == "job-1"
+
+
+def test_a_job_that_left_is_not_due():
+    made = matching_of([replace(job(), not_before_ms=7_000)], [node()])
+    made.waits_no_more("job-1")
+    assert made.next_due_ms() is None

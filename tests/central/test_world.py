@@ -1,0 +1,96 @@
+"""The fold of the whole log: what one subject's events mean for another."""
+
+from msgspec.structs import replace
+
+from cyxcentral import nodes
+from cyxcentral.world import World
+from cyxnet import messages as m
+from cyxnet import subjects
+from tests.central import facts as f
+
+WAITING = (f.submitted(), f.FUNDED)
+
+
+class Log:
+    """A world, fed by the second."""
+
+    def __init__(self):
+        self.world = World()
+
+    def job(self, *events, job_id="job-1"):
+        for event in events:
+            self._say(subjects.job_event(job_id), event)
+        return self
+
+    def node(self, *events, node_id="node-a"):
+        for event in events:
+            self._say(subjects.node_event(node_id), event)
+        return self
+
+    def _say(self, subject, event):
+        seq = self.world.seq + 1
+        self.world.apply(seq, subject, m.Record(command_id=f"{seq:032x}", at_ms=seq * 1000, by="c", event=event))
+
+
+def planned(log, now_ms=10**9):
+    return [(choice.job_id, choice.node_id) for choice in log.world.matching.plan(now_ms)]
+
+
+def test_a_queued_job_is_planned_and_a_leased_one_is_not():
+    log = Log().node(f.registered()).job(*WAITING)
+    assert planned(log) == [("job-1", "node-a")]
+    assert planned(log.job(f.leased())) == []
+
+
+def test_a_lease_takes_room_and_its_end_gives_it_back():
+    log = Log().node(f.registered()).job(*WAITING, f.leased())
+    log.job(f.submitted("job-2"), f.FUNDED, job_id="job-2")
+    assert planned(log) == []
+    held = log.world.candidate("node-a")
+    assert (held.active_runs, held.node.hardware.memory_bytes - held.memory_free_bytes) == (1, 2**28)
+    assert planned(log.job(f.lost(deterministic=True))) == [("job-1", "node-a")]
+    assert log.world.candidate("node-a").memory_free_bytes == held.node.hardware.memory_bytes
+
+
+def test_a_lost_node_gets_nothing_until_it_is_back():
+    log = Log().node(f.registered(), f.node_lost()).job(*WAITING)
+    assert planned(log) == []
+    assert planned(log.node(f.registered(session="1" * 32))) == [("job-1", "node-a")]
+
+
+def test_a_banned_node_gets_nothing_whatever_it_says_until_its_time_is_over():
+    log = Log().node(f.registered(), m.NodeBanned(until_ms=500_000, reason="3 strikes")).job(*WAITING)
+    log.node(f.registered(session="1" * 32))
+    assert planned(log, 499_999) == []
+    assert planned(log, 500_000) == [("job-1", "node-a")]
+
+
+def test_a_node_that_is_lost_with_a_lease_is_struck_once():
+    log = Log().node(f.registered()).job(*WAITING, f.leased()).node(f.node_lost())
+    log.job(replace(f.lost(), code="node_lost"))
+    node = log.world.nodes["node-a"]
+    assert (node.reputation, node.strikes, node.jobs_failed) == (70.0, 1, 1)
+
+
+def test_a_success_elsewhere_blames_the_nodes_that_failed_before_and_not_the_one_that_tried_again():
+    log = Log().node(f.registered()).node(f.registered("node-b"), node_id="node-b")
+    log.job(*WAITING, f.leased(1, "node-a"), f.lost(1), f.leased(2, "node-b"), f.lost(2))
+    assert [node.strikes for node in log.world.nodes.values()] == [0, 0]
+    log.job(f.leased(3, "node-b"), f.completed(3, "node-b"))
+    assert {node_id: node.strikes for node_id, node in log.world.nodes.items()} == {"node-a": 1, "node-b": 0}
+
+
+def test_a_job_that_fails_everywhere_strikes_nobody():
+    log = Log().node(f.registered()).node(f.registered("node-b"), node_id="node-b")
+    log.job(*WAITING, f.leased(1, "node-a"), f.lost(1), f.leased(2, "node-b"), f.lost(2), f.leased(3), f.lost(3))
+    assert [node.strikes for node in log.world.nodes.values()] == [0, 0]
+
+
+def test_a_node_with_three_strikes_is_a_suspect_until_it_is_banned():
+    log = Log().node(f.registered())
+    for _ in range(3):
+        log.job(*WAITING, f.leased(1), replace(f.lost(1), code="run_missing"))
+        log.world.jobs.clear()  # the same id again
+    assert log.world.suspects == {"node-a"}
+    ban = nodes.ban_due(log.world.nodes["node-a"], 10_000)
+    assert log.node(ban).world.suspects == set()

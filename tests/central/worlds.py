@@ -1,0 +1,65 @@
+"""Random waiting jobs and random nodes: small numbers of values, so that ties and near misses are common."""
+
+from msgspec.structs import replace
+
+from cyxcentral import jobs, nodes, schedule
+from cyxnet import messages as m
+from tests.central import facts as f
+
+NOW_MS = 10_000
+GPU = m.Gpu(name="gpu", memory_bytes=2**34)
+
+
+def candidate(dice, number):
+    event = f.registered(
+        f"node-{number}",
+        max_runs=dice.choice([1, 1, 2, 4]),
+        region=dice.choice(["", "eu", "us"]),
+        price_per_hour_base_units=dice.choice([0, 0, 10**9, 5 * 10**9]),
+        hardware={
+            "cores": dice.choice([2, 4, 8]),
+            "memory_bytes": dice.choice([1, 2, 4, 8]) * 2**30,
+            "flops_per_s": dice.choice([1e9, 1e10, 1e11]),
+            "gpus": dice.choice([[], [], [GPU]]),
+        },
+    )
+    node = replace(
+        nodes.evolve(None, event, 0),
+        reputation=dice.choice([75.0, 75.0, 30.0, 90.5]),
+        online=dice.random() > 0.1,
+        banned_until_ms=dice.choice([0, 0, 0, 0, NOW_MS // 2, NOW_MS * 2]),
+    )
+    runs = dice.randint(0, node.max_runs)
+    return schedule.Candidate(
+        node=node, active_runs=runs, memory_free_bytes=node.hardware.memory_bytes - runs * dice.choice([2**27, 2**28])
+    )
+
+
+def job(dice, number, nodes=12):
+    needs = m.Needs(
+        device=dice.choice(["cpu", "any", "cuda"]),
+        cores=dice.choice([1, 2, 4, 16]),
+        region=dice.choice(["", "", "eu", "asia"]),
+    )
+    event = f.submitted(f"job-{number}", priority=dice.choice([0, 0, 1, 9]), needs=needs)
+    made = replace(
+        jobs.evolve(None, event, dice.choice([0, 1_000, 600_000])),
+        memory_bytes=dice.choice([0, 2**28, 2**30, 3 * 2**30]),
+        status="queued",
+        not_before_ms=dice.choice([0, 0, NOW_MS // 2, NOW_MS * 2]),
+    )
+    if dice.random() < 0.3:
+        lost = [lost_on(f"node-{dice.randrange(nodes)}") for _ in range(2)]
+        made = replace(made, attempts=tuple(lost))
+    return made
+
+
+def lost_on(node_id):
+    return jobs.Attempt(
+        number=1, node_id=node_id, session="0" * 32, wallet="w", lease_ms=1, leased_at_ms=0, explanation={}
+    )
+
+
+def as_of(candidates, now_ms):
+    """The same nodes once time has passed."""
+    return {node_id: replace(each, node=nodes.at(each.node, now_ms)) for node_id, each in candidates.items()}
