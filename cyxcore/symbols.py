@@ -131,9 +131,7 @@ class Builder:
         except CyxError as error:
             raise at_layer(error, self.layer) from None
 
-    def copy(
-        self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any], typed: Typed | None = None
-    ) -> Symbol:
+    def copy(self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any], typed: Typed | None = None) -> Symbol:
         """The call of a node of another graph, whose attributes are in normal form.
 
         typed: its shape and dtype, where the caller knows them; otherwise they are inferred.
