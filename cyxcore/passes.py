@@ -47,7 +47,9 @@ def simplify(graph: Graph) -> Graph:
         new = simpler(builder, node, inputs, shape) if simpler else None
         if new is None:
             new = _folded(builder, node, inputs, shape, dtype)
-        copies.append(builder.copy(node.op, inputs, node.attrs, (shape, dtype)) if new is None else new)
+        if new is None:
+            new = builder.copy(node.op, inputs, node.attrs, (shape, dtype))
+        copies.append(new)
     for target, value in graph.updates:
         builder.updates[copies[target].node] = copies[value].node
     return builder.graph(*(copies[place] for place in graph.outputs))
@@ -164,7 +166,10 @@ def _whole(numbers: tuple[float, ...]) -> bool:
 
 def _folded(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape, dtype: str) -> Symbol | None:
     """The result itself, where every input is a constant and the result is small and finite."""
-    if not inputs or any(_producer(x).op != "const" for x in inputs) or math.prod(shape) > MAX_FOLDED_ELEMENTS:
+    for x in inputs:
+        if x.builder.nodes[x.node].op != "const":
+            return None
+    if not inputs or math.prod(shape) > MAX_FOLDED_ELEMENTS:
         return None
     if node.op not in _EXACT and not (node.op == "sum" and _whole(_producer(inputs[0]).attrs["value"])):
         return None

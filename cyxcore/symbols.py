@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cyxcore import indexing
-from cyxcore.attrs import MAX_CONST_ELEMENTS
+from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
 from cyxcore.errors import CyxError, GraphError
 from cyxcore.graph import SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
@@ -32,7 +32,9 @@ class Symbol(Value):
         self.dtype = builder.dtypes[node]
 
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
-        return self.builder.apply(op, [self.builder.lift(value) for value in inputs], attrs)
+        builder = self.builder
+        lifted = [x if type(x) is Symbol and x.builder is builder else builder.lift(x) for x in inputs]
+        return builder.apply(op, lifted, attrs)
 
     def __getitem__(self, index: Any) -> "Symbol":
         result: Symbol = indexing.get(self, index)
@@ -87,6 +89,13 @@ class Symbol(Value):
         raise GraphError("trace: .detach() has no meaning in a model graph; leave it out of forward()")
 
 
+# Ops whose attributes are integers, flags and names, equal only if they are the same. Elsewhere there are floats, of
+# which 0.0 == -0.0, and only their text tells. The normal form has one order of keys.
+_EQUAL_IF_SAME = frozenset(
+    op.name for op in OPS.values() if not {attr.check for attr in op.attrs.values()} & {finite, numbers, init_rule}
+)
+
+
 class Builder:
     """Collects nodes. Equal calls give the same node, so common subexpressions never arise."""
 
@@ -98,45 +107,39 @@ class Builder:
         self.updates: dict[int, int] = {}
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
+        self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number
         self._streams = 0
 
     def _add(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any], typed: Typed | None = None) -> Symbol:
         """The node of a call: the one that is there, or a new one. attrs: in normal form."""
-        # repr tells 0.0 from -0.0 and 1 from True, which == does not; the normal form has one order of keys
-        call = (op, inputs, repr(attrs) if attrs else "")
+        call = (op, inputs, tuple(attrs.values()) if op in _EQUAL_IF_SAME else repr(attrs))
         place = self._known.get(call)
         if place is None:
-            shape, dtype = typed or self._infer(op, inputs, attrs)
+            shape, dtype = typed or OPS[op].infer(
+                tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs
+            )
             place = self._known[call] = len(self.nodes)
             self.nodes.append(Node(op, inputs, attrs, self.layer))
             self.shapes.append(shape)
             self.dtypes.append(dtype)
         return Symbol(self, place)
 
-    def _infer(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any]) -> Typed:
-        try:
-            return OPS[op].infer(
-                tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs
-            )
-        except CyxError as error:
-            raise at_layer(error, self.layer) from None
-
     def apply(self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any]) -> Symbol:
         """One op call. Raises GraphError, ShapeError or DtypeError naming the layer."""
         try:
-            normal = normal_attrs(op, attrs)
+            return self._add(op, tuple([value.node for value in inputs]), normal_attrs(op, attrs))
         except CyxError as error:
             raise at_layer(error, self.layer) from None
-        return self._add(op, tuple([value.node for value in inputs]), normal)
 
-    def copy(
-        self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any], typed: Typed | None = None
-    ) -> Symbol:
+    def copy(self, op: str, inputs: Sequence[Symbol], attrs: Mapping[str, Any], typed: Typed | None = None) -> Symbol:
         """The call of a node of another graph, whose attributes are in normal form.
 
         typed: its shape and dtype, where the caller knows them; otherwise they are inferred.
         """
-        return self._add(op, tuple([value.node for value in inputs]), attrs, typed)
+        try:
+            return self._add(op, tuple([value.node for value in inputs]), attrs, typed)
+        except CyxError as error:
+            raise at_layer(error, self.layer) from None
 
     def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> Symbol:
         return self.apply("input", (), {"name": name, "shape": tuple(shape), "dtype": dtype})
@@ -168,6 +171,14 @@ class Builder:
 
     def constant(self, value: Any, dtype: str | None = None) -> Symbol:
         """A value written into the graph: a number, nested lists of numbers, or an array."""
+        if type(value) not in (bool, int, float):
+            return self._constant(value, dtype)
+        number = (dtype, repr(value))
+        if number not in self._numbers:
+            self._numbers[number] = self._constant(value, dtype).node
+        return Symbol(self, self._numbers[number])
+
+    def _constant(self, value: Any, dtype: str | None) -> Symbol:
         if hasattr(value, "tolist"):
             dtype = dtype or str(value.dtype)
             shape, flat = tuple(value.shape), value.reshape(-1).tolist() if value.shape else [value.tolist()]

@@ -13,6 +13,7 @@ from cyxcore.errors import DtypeError, GraphError, ShapeError
 
 Number = bool | int | float
 V = TypeVar("V", bound="Value")
+_NUMBERS = (bool, int, float)
 
 
 class TracedMode:
@@ -30,10 +31,10 @@ TRACED = TracedMode()
 
 def apply(op: str, *inputs: Any, **attrs: Any) -> Any:
     """One op on values; a symbol among the inputs makes the result a symbol."""
-    chosen: Value | None = None
+    chosen, rank = None, -1
     for value in inputs:
-        if isinstance(value, Value) and (chosen is None or value._rank > chosen._rank):
-            chosen = value
+        if isinstance(value, Value) and value._rank > rank:
+            chosen, rank = value, value._rank
     if chosen is None:
         raise DtypeError(f"{op}: expected at least one tensor, got {', '.join(type(v).__name__ for v in inputs)}")
     return chosen._apply(op, inputs, attrs)
@@ -77,10 +78,21 @@ def together(*values: Any) -> list["Value"]:
     return [v.astype(dtype) if isinstance(v, Value) else chosen._constant(v, dtype) for v in lifted]
 
 
+def _both(left: Any, right: Any) -> Sequence[Any]:
+    """Two operands as values of one dtype: `together`, after the two cases that nearly always hold."""
+    if isinstance(left, Value):
+        if isinstance(right, Value):
+            if left.dtype == right.dtype:
+                return left, right
+        elif type(right) in _NUMBERS and _scalar_dtype(right, left.dtype) == left.dtype:
+            return left, left._constant(right, left.dtype)
+    elif type(left) in _NUMBERS and _scalar_dtype(left, right.dtype) == right.dtype:
+        return right._constant(left, right.dtype), right
+    return together(left, right)
+
+
 def _binary(op: str, left: Any, right: Any) -> Any:
-    if isinstance(left, Value) and isinstance(right, Value) and left.dtype == right.dtype:
-        return apply(op, left, right)
-    return apply(op, *together(left, right))
+    return apply(op, *_both(left, right))
 
 
 def _to_float(value: Any) -> Any:
@@ -157,10 +169,10 @@ class Value:
         return _binary("mul", other, self)
 
     def __truediv__(self, other: Any) -> Self:
-        return apply("div", *map(_to_float, together(self, other)))
+        return apply("div", *map(_to_float, _both(self, other)))
 
     def __rtruediv__(self, other: Any) -> Self:
-        return apply("div", *map(_to_float, together(other, self)))
+        return apply("div", *map(_to_float, _both(other, self)))
 
     def __pow__(self, other: Any) -> Self:
         if isinstance(other, int) and other == 2:

@@ -1,8 +1,9 @@
 """What was read of a table, kept for the next run on the same bytes.
 
 Reading a table costs far more than reading arrays, and people train on one dataset many times. A kept reading is named
-by the digest of the file, how it was read and the version of this reader; it holds a digest of its own arrays. One that
-is missing, damaged or of another version is simply read again.
+by the digest of the file, how it was read and the version of this reader; it holds a checksum of its own arrays, which
+guards against a damaged disk and no more: who can write here needs no collision. One that is missing, damaged or of
+another version is simply read again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +40,7 @@ class Reading(NamedTuple):
 
 def place(folder: Path, path: Path, how: Sequence[object]) -> Path:
     """Where the reading of the file `path`, made as `how` says, is kept in `folder`."""
-    digest = hashlib.sha256()
+    digest = hashlib.blake2b(digest_size=32)  # faster than SHA-256 where the processor has no instructions for that
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
@@ -53,7 +55,7 @@ def recall(place: Path) -> Reading | None:
     try:
         arrays, metadata = safetensors.load(place)
         facts = json.loads(metadata["facts"])
-        if metadata["sha256"] != _digest(arrays["x"], arrays["y"]):
+        if metadata["crc32"] != _checksum(arrays["x"], arrays["y"]):
             return None
         os.utime(place)
         return Reading(arrays["x"], arrays["y"], facts["classes"], facts["feature_names"], facts["task"])
@@ -66,7 +68,7 @@ def keep(place: Path, reading: Reading) -> None:
     from cyxcore import safetensors
 
     facts = {"classes": reading.classes, "feature_names": reading.feature_names, "task": reading.task}
-    metadata = {"facts": json.dumps(facts), "sha256": _digest(reading.x, reading.y)}
+    metadata = {"facts": json.dumps(facts), "crc32": _checksum(reading.x, reading.y)}
     draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
         try:
@@ -76,10 +78,10 @@ def keep(place: Path, reading: Reading) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _digest(*arrays: ndarray) -> str:
+def _checksum(*arrays: ndarray) -> str:
     import numpy as np
 
-    digest = hashlib.sha256()
+    total = 0
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        total = zlib.crc32(np.ascontiguousarray(array).data, total)
+    return f"{total:08x}"

@@ -140,6 +140,18 @@ def test_equal_calls_are_one_node() -> None:
     assert x.exp().node == x.exp().node and (x * 0.0).node != (x * -0.0).node
 
 
+def test_calls_that_differ_in_the_sign_of_a_zero_are_two_nodes() -> None:
+    builder = Builder()
+    x = builder.input("x", (2,))
+    padded = [apply("pad", x, pads=((1, 0),), value=value) for value in (0.0, -0.0, 0.0)]
+    assert padded[0].node == padded[2].node != padded[1].node
+
+
+def test_the_shapes_the_passes_hand_on_are_those_of_the_graph() -> None:
+    graph = optimise(step_graph())
+    assert graph.infer(1) == Graph(graph.nodes, graph.outputs, graph.updates).infer(1)
+
+
 def test_the_arena_is_smaller_than_the_sum_of_its_parts() -> None:
     graph = optimise(step_graph())
     known = graph.infer(1)
