@@ -213,8 +213,8 @@ def kills(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
         repeated=found.repeated,
         extra=found.extra,
         last_effect_s=struck.last_s,
-        means="default settings of `cyx up`, which starts again what ends; a job is a training; its effect is that the node was paid, in the ledger and equally on the chain;"
-        " a job that failed and was refunded counts as lost",
+        means="default settings of `cyx up`, which starts again what ends; a job is a training, its effect that the"
+        " node was paid, in the ledger and equally on the chain; failed and refunded counts as lost",
     )
 
 
