@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,8 @@ def run_step(
             start_new_session=True,  # Ctrl-C reaches this process only, which ends the others in order
         )
     assert process.stdout is not None
+    too_long = threading.Timer(LIMIT_S, process.kill)
+    too_long.start()
     try:
         for line in process.stdout:
             said = msgspec.json.decode(line, type=report.Report)
@@ -82,10 +85,11 @@ def run_step(
                 say(said.text)
             else:
                 yield said
-        if process.wait(LIMIT_S) != 0:
+        if process.wait() != 0:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise StepFailed(f"{measure}: {lines[-1] if lines else f'exit code {process.returncode}'} (see {log})")
     finally:
+        too_long.cancel()
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

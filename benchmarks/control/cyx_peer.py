@@ -179,15 +179,18 @@ class Network:
         return sum(self.client.jobs(status=status, limit=1).total for status in ENDED_STATUSES)
 
     def payments(self) -> list[str]:
-        """The job ids of the payments to nodes: one entry each. The chain must have paid exactly as often."""
-        paid = "select j.job_id, j.node_base_units from jobs j join events e on e.about = j.job_id"
-        rows = self.client.ledger(f"{paid} where e.kind = 'Settled' and j.node_base_units > 0", limit=10_000).rows
+        """The job of each settlement that paid a node for a completed training.
+
+        Raises RuntimeError unless the chain paid the nodes exactly what the ledger says, failed trainings included.
+        """
+        asked = "select j.job_id, j.status, j.node_base_units from jobs j join events e on e.about = j.job_id"
+        rows = self.client.ledger(f"{asked} where e.kind = 'Settled' and j.node_base_units > 0", limit=10_000).rows
         wallets = self.client.ledger("select distinct wallet from nodes").rows
         on_chain = sum(self.client.wallet(wallet).token_base_units for [wallet] in wallets)
-        in_ledger = sum(amount for _, amount in rows)
+        in_ledger = sum(amount for _, _, amount in rows)
         if on_chain != in_ledger:
             raise RuntimeError(f"the chain paid nodes {on_chain} base units, the ledger says {in_ledger}")
-        return [job_id for job_id, _ in rows]
+        return [job_id for job_id, status, _ in rows if status == "completed"]
 
 
 def kills(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
@@ -213,8 +216,8 @@ def kills(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
         repeated=found.repeated,
         extra=found.extra,
         last_effect_s=struck.last_s,
-        means="default settings of `cyx up`, which starts again what ends; a job is a training; its effect is that the node was paid, in the ledger and equally on the chain;"
-        " a job that failed and was refunded counts as lost",
+        means="default settings of `cyx up`, which starts again what ends; a job is a training, its effect that the"
+        " node was paid, in the ledger and equally on the chain; failed and refunded counts as lost",
     )
 
 

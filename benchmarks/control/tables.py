@@ -140,7 +140,8 @@ def about(results: Results) -> list[str]:
     """Lines that say where, when and with what."""
     machine = results.machine
     return [
-        f"{results.date}, commit {results.commit}, `{results.command}`, seed {results.seed}, {results.scale.rounds} interleaved rounds, medians",
+        f"{results.date}, commit {results.commit}, `{results.command}`, seed {results.seed},"
+        f" {results.scale.rounds} interleaved rounds, medians",
         f"{machine.name}, {machine.cores} cores, {machine.memory_gb:.0f} GB, {machine.system}, Python {machine.python}",
         f"load {machine.load_before:.1f} before and {machine.load_after:.1f} after; one durable 1.5 kB append"
         f" {machine.fdatasync_ms:.2f} ms",
