@@ -65,8 +65,8 @@ def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed):
         attempt = job.attempt if job else 0
         holder = job.attempts[-1].node_id if attempt else node_id
         if dice.random() < 0.3:
-            ban = m.NodeBanned(until_ms=dice.randrange(500_000), reason="a test")
-            event = dice.choice([f.registered(node_id, max_runs=2), f.node_lost(node_id), ban])
+            ban = m.NodeBanned(until_ms=world.seq * 1000 + dice.randrange(20_000), reason="a test")
+            event = dice.choice([*[f.registered(node_id, max_runs=3)] * 3, f.node_lost(node_id), ban])
             if nodes.illegal(world.nodes.get(node_id), event) is None:
                 log.node(event, node_id=node_id)
         else:
