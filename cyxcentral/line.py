@@ -72,11 +72,14 @@ class Line:
         self._trees[spot.needs] = tree.put(self._trees.get(spot.needs), spot.key, None, _earliest)
 
     def enter_all(self, jobs: Iterable[Job]) -> None:
-        """The same for many jobs that may start at once, into an empty line: linear once they are sorted."""
+        """The same for many jobs, into an empty line: linear once they are sorted."""
         assert not self._spots, "expected an empty line"
         groups: dict[Needs, list[tuple[tuple[int, Place], None]]] = {}
         for job in jobs:
-            spot = Spot(needs_of(job), (job.memory_bytes, place(job)), 0)
+            if job.not_before_ms > self._now_ms:
+                self.enter(job)
+                continue
+            spot = Spot(needs_of(job), (job.memory_bytes, place(job)), job.not_before_ms)
             self._spots[job.job_id] = spot
             self._ready.add(job.job_id)
             groups.setdefault(spot.needs, []).append((spot.key, None))

@@ -38,7 +38,7 @@ class Matching:
         self.room.put(candidate)
 
     def fill(self, jobs: list[Job], candidates: list[Candidate]) -> None:
-        """Take in a whole world at once; what was there before must have been nothing."""
+        """Take in a whole world at once; before, there was nothing."""
         self._waiting = {job.job_id: job for job in jobs}
         self.line.enter_all(jobs)
         self.room.put_all(candidates)

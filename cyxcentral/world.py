@@ -38,7 +38,31 @@ class World:
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
-        self.matching = Matching(weights)  # who waits, and where there is room
+        self._weights = weights
+        self._matching: Matching | None = None
+        self._changed_jobs: set[str] = set()  # since the matching was asked for
+        self._changed_nodes: set[str] = set()
+
+    @property
+    def matching(self) -> Matching:
+        """Who waits, and where there is room. Made when it is first asked for, so that reading a long log stays cheap;
+        from then on it takes in what changed since it was last asked for.
+        """
+        if self._matching is None:
+            self._matching = Matching(self._weights)
+            waiting = [self.jobs[job_id] for job_id in self.active if jobs.waits(self.jobs[job_id])]
+            self._matching.fill(waiting, [self.candidate(node_id) for node_id in self.nodes])
+        else:
+            for job_id in self._changed_jobs:
+                if jobs.waits(self.jobs[job_id]):
+                    self._matching.waits(self.jobs[job_id])
+                else:
+                    self._matching.waits_no_more(job_id)
+            for node_id in self._changed_nodes:
+                self._matching.has_room(self.candidate(node_id))
+        self._changed_jobs.clear()
+        self._changed_nodes.clear()
+        return self._matching
 
     def apply(self, seq: int, subject: str, record: m.Record) -> None:
         """Take in the next record of the log."""
@@ -60,7 +84,7 @@ class World:
             self.suspects.add(node.node_id)
         else:
             self.suspects.discard(node.node_id)
-        self.matching.has_room(self.candidate(node.node_id))
+        self._changed_nodes.add(node.node_id)
 
     def _job(self, job_id: str, event: m.JobEvent, at_ms: int) -> None:
         before = self.jobs.get(job_id)
@@ -73,10 +97,7 @@ class World:
             self.active.discard(job_id)
         else:
             self.active.add(job_id)
-        if jobs.waits(job):
-            self.matching.waits(job)
-        else:
-            self.matching.waits_no_more(job_id)
+        self._changed_jobs.add(job_id)
         if isinstance(event, m.Completed | m.LeaseLost):
             self._judge(job, event, at_ms)
 
@@ -91,7 +112,7 @@ class World:
         change = job.memory_bytes if held else -job.memory_bytes
         self.promised_bytes[node_id] = self.promised_bytes.get(node_id, 0) + change
         if node_id in self.nodes:
-            self.matching.has_room(self.candidate(node_id))
+            self._changed_nodes.add(node_id)
 
     def _judge(self, job: jobs.Job, event: m.Completed | m.LeaseLost, at_ms: int) -> None:
         """What the end of an attempt says about its node, and a success about the nodes that failed before."""

@@ -783,6 +783,52 @@ class NodePardoned(Event, kw_only=True):
     reason: str
 
 
+class SlotAssigned(Event, kw_only=True):
+    """A place of a deployment was given to a node: load this model and serve it."""
+
+    attempt: int
+    deployment_id: str
+    node_id: str
+    session: str
+    model: ArtifactRef
+    lease_ms: int
+
+
+class SlotReady(Event, kw_only=True):
+    """The model is loaded and answers."""
+
+    attempt: int
+
+
+class SlotDraining(Event, kw_only=True):
+    """It takes no new requests; those it has are answered."""
+
+    attempt: int
+    reason: str
+
+
+class SlotDrained(Event, kw_only=True):
+    """The last request is answered and the model is unloaded."""
+
+    attempt: int
+
+
+class SlotFailed(Event, kw_only=True):
+    """The model did not load, or what served it died. deterministic: it would not load anywhere."""
+
+    attempt: int
+    code: str
+    reason: str
+    deterministic: bool = False
+
+
+class SlotLost(Event, kw_only=True):
+    """The node is gone, with all it served."""
+
+    attempt: int
+    reason: str
+
+
 class MintSigned(Event, kw_only=True):
     """A faucet payment, signed and not yet known to have landed."""
 
@@ -817,6 +863,7 @@ JobEvent = (
     | Settled
 )
 NodeEvent = NodeRegistered | NodeLost | NodeBanned | NodePardoned
+SlotEvent = SlotAssigned | SlotReady | SlotDraining | SlotDrained | SlotFailed | SlotLost  # not in the log yet
 MintEvent = MintSigned | Minted | MintFailed
 AnyEvent = JobEvent | NodeEvent | MintEvent
 

@@ -46,7 +46,7 @@ cyxnode cyxnode.__main__
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
-cyxcentral.matching cyxcentral.world cyxcentral.views
+cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.views
 cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
@@ -83,6 +83,7 @@ PURE = {
     "cyxcentral.nodes",
     "cyxcentral.room",
     "cyxcentral.schedule",
+    "cyxcentral.slots",
     "cyxcentral.tree",
     "cyxcentral.views",
     "cyxcentral.world",

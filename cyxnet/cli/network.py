@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from cyxnet.display import cyx, human_age, human_bytes, human_duration
 
 if TYPE_CHECKING:
     from cyxnet.local import LocalNetwork
+    from cyxnet.messages import NodeView
 
 LAMPORTS_PER_SOL = 10**9
 
@@ -94,14 +96,20 @@ async def joined(folder: Path, screen: Screen) -> AsyncIterator["LocalNetwork | 
                 await supervision
 
 
+def _state(view: "NodeView") -> str:
+    if view.banned_until_ms:
+        return f"banned until {datetime.fromtimestamp(view.banned_until_ms / 1000):%Y-%m-%d %H:%M}"
+    return "online" if view.online else f"lost {human_age(view.last_seen_ms)}"
+
+
 async def nodes(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         views = await client.nodes()
     rows = [
         [
             view.node_id,
-            "online" if view.online else f"lost {human_age(view.last_seen_ms)}",
-            f"{view.reputation:.2f}",
+            _state(view),
+            f"{view.reputation:.2f} {view.tier}".rstrip(),
             f"{view.hardware.cores} cores",
             human_bytes(view.hardware.memory_bytes),
             ", ".join(gpu.name for gpu in view.hardware.gpus) or "none",

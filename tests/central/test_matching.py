@@ -78,7 +78,7 @@ def test_it_stays_so_whatever_changes():
 
 def test_a_world_taken_in_at_once_is_the_world_taken_in_one_by_one():
     dice = random.Random(3)
-    waiting = [replace(worlds.job(dice, number), not_before_ms=0) for number in range(40)]
+    waiting = [worlds.job(dice, number) for number in range(40)]
     candidates = [worlds.candidate(dice, number) for number in range(30)]
     filled = Matching()
     filled.fill(waiting, candidates)

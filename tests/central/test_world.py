@@ -1,8 +1,11 @@
 """The fold of the whole log: what one subject's events mean for another."""
 
+import random
+
+import pytest
 from msgspec.structs import replace
 
-from cyxcentral import nodes
+from cyxcentral import jobs, nodes, schedule
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -50,6 +53,34 @@ def test_a_lease_takes_room_and_its_end_gives_it_back():
     assert (held.active_runs, held.node.hardware.memory_bytes - held.memory_free_bytes) == (1, 2**28)
     assert planned(log.job(f.lost(deterministic=True))) == [("job-1", "node-a")]
     assert log.world.candidate("node-a").memory_free_bytes == held.node.hardware.memory_bytes
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed):
+    dice, log = random.Random(seed), Log()
+    world, planned_at_all = log.world, 0
+    for _ in range(250):
+        node_id, job_id = f"node-{dice.randrange(4)}", f"job-{dice.randrange(12)}"
+        job = world.jobs.get(job_id)
+        attempt = job.attempt if job else 0
+        holder = job.attempts[-1].node_id if attempt else node_id
+        if dice.random() < 0.3:
+            ban = m.NodeBanned(until_ms=world.seq * 1000 + dice.randrange(20_000), reason="a test")
+            event = dice.choice([*[f.registered(node_id, max_runs=3)] * 3, f.node_lost(node_id), ban])
+            if nodes.illegal(world.nodes.get(node_id), event) is None:
+                log.node(event, node_id=node_id)
+        else:
+            lease, end = f.leased(attempt + 1, node_id), f.completed(attempt, holder)
+            event = dice.choice([f.submitted(job_id), f.FUNDED, lease, lease, f.lost(attempt), end, f.CANCELLED])
+            if jobs.illegal(job, event) is None:
+                log.job(event, job_id=job_id)
+        now_ms = world.seq * 1000
+        waiting = [job for job in world.jobs.values() if jobs.waits(job)]
+        online = {each: world.candidate(each, now_ms) for each in world.nodes}
+        expected = schedule.assign(waiting, online, schedule.Weights(), now_ms)
+        assert world.matching.plan(now_ms) == expected
+        planned_at_all += len(expected)
+    assert planned_at_all > 20
 
 
 def test_a_lost_node_gets_nothing_until_it_is_back():

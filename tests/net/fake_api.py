@@ -54,6 +54,7 @@ class FakeCentral:
         self.page_limit = 1000
         self.fee_offered = FEE_BASIS_POINTS
         self.balance_base_units = 0  # without a chain
+        self.node = NODE
         self.before_page: Callable[[str], Awaitable[None]] | None = None
         self.answers_lost: Counter[str] = Counter()  # verb -> how many answers never arrive
         self._seq = Counter({"event": 100, "telemetry": 5000})  # positions of a stream with other jobs in it
@@ -224,7 +225,7 @@ class FakeCentral:
         return m.ExplainReply(job_id=ask.job_id, status="leased", decisions=[decision], waiting_for="node-1")
 
     async def _nodes(self, _: m.NodeListRequest) -> m.NodeList:
-        return m.NodeList(nodes=[NODE])
+        return m.NodeList(nodes=[self.node])
 
     async def _tokens(self, address: str) -> int:
         if self.settlement is None:

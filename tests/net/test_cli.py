@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from cyxcore.errors import DataError, SpecError
 from cyxcore.spec import ModelSpec
@@ -465,6 +466,12 @@ async def test_jobs_as_json_is_the_raw_reply(central: FakeCentral, cyx: Run) -> 
     central.add_job(JOB)
     _, out, _ = await cyx("jobs", "--json")
     assert [view.job_id for view in msgspec.json.decode(out, type=m.JobList).jobs] == [JOB]
+
+
+async def test_nodes_show_who_is_banned_and_until_when(cyx: Run, central: FakeCentral) -> None:
+    central.node = replace(NODE, banned_until_ms=1_800_000_000_000, tier="banned")
+    _, out, _ = await cyx("nodes")
+    assert "banned until 2027-01-15" in out and "50.00 banned" in out
 
 
 async def test_nodes_show_their_hardware(cyx: Run) -> None:

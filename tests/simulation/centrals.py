@@ -41,6 +41,7 @@ def settings(folder: Path) -> Settings:
         heartbeat_ms=HEARTBEAT_MS,
         lease_ms=LEASE_MS,
         progress_ms=PROGRESS_MS,
+        bans=False,  # a day without any node would be a long trial
         custodial_wallets=False,
         fee_basis_points=PLATFORM_FEE_BASIS_POINTS,
     )
