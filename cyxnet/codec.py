@@ -1,6 +1,7 @@
 """Bytes to Structs and back. One decode() for everything that comes from outside."""
 
 import math
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,12 +41,17 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
         decoder = _DECODERS[content_type, kind] = module.Decoder(kind)
     try:
         message = decoder.decode(payload)
-        _refuse_non_finite(message, "$")
+        if content_type == MSGPACK and _MAYBE_NON_FINITE.search(payload):  # JSON has no such numbers
+            _refuse_non_finite(message, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(str(error)[:500]) from None
     except RecursionError:
         raise BadMessage("nested too deep") from None
     return message
+
+
+# A MessagePack float whose exponent is all ones, or other bytes that look like one: rare enough to look at each value.
+_MAYBE_NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]|\xca[\x7f\xff][\x80-\xff]", re.DOTALL)
 
 
 def _refuse_non_finite(value: Any, path: str) -> None:

@@ -102,7 +102,9 @@ def solders() -> _Solders:
     return _Solders()
 
 
+@functools.lru_cache(maxsize=4096)
 def public_key(address: str) -> Pubkey:
+    """The key of an address. Remembered, like the accounts below: one job names the same few again and again."""
     try:
         return solders().Pubkey.from_string(address)
     except ValueError:
@@ -135,9 +137,14 @@ def mint_address(authority: str) -> str:
     return str(lib.Pubkey.create_with_seed(public_key(authority), derive_seed("cyx-mint/1", "CYX"), lib.TOKEN))
 
 
+@functools.lru_cache(maxsize=4096)
+def associated_account(owner: Pubkey, mint: Pubkey) -> Pubkey:
+    return solders().associated(owner, mint)
+
+
 def associated_address(owner: str, mint: str) -> str:
     """Where an owner's tokens of this mint are kept."""
-    return str(solders().associated(public_key(owner), public_key(mint)))
+    return str(associated_account(public_key(owner), public_key(mint)))
 
 
 def escrow_terms(
@@ -212,7 +219,7 @@ def create_associated(payer: Pubkey, owner: Pubkey, mint: Pubkey) -> Instruction
     lib = solders()
     accounts = [
         (payer, "ws"),
-        (lib.associated(owner, mint), "w"),
+        (associated_account(owner, mint), "w"),
         (owner, ""),
         (mint, ""),
         (lib.system.ID, ""),
@@ -272,7 +279,7 @@ def _deposit_message(terms: EscrowTerms, blockhash: Hash) -> MessageV0:
     instructions = [
         *open_account(client, escrow, seed, TOKEN_ACCOUNT_BYTES, TOKEN_ACCOUNT_RENT_LAMPORTS),
         initialize_account(escrow, mint, public_key(terms.authority)),
-        transfer_checked(solders().associated(client, mint), mint, escrow, client, terms.amount_base_units),
+        transfer_checked(associated_account(client, mint), mint, escrow, client, terms.amount_base_units),
         _memo(client, memo),
     ]
     return compile_message(client, instructions, blockhash)
@@ -371,7 +378,7 @@ def build_settle(
     for owner, amount in shares:
         if amount == 0:
             continue
-        account = lib.associated(public_key(owner), mint)
+        account = associated_account(public_key(owner), mint)
         if str(account) not in moved_accounts:
             instructions.append(create_associated(authority, public_key(owner), mint))
         instructions.append(transfer_checked(escrow, mint, account, authority, amount))
@@ -402,7 +409,7 @@ def build_faucet(
     if not 0 < amount_base_units < 2**63:
         raise SettlementError("bad_terms", f"faucet: expected 1 to 2^63-1 base units, got {amount_base_units}")
     owner, target, token = public_key(authority.address), public_key(to_address), public_key(mint)
-    account = solders().associated(target, token)
+    account = associated_account(target, token)
     instructions = [
         create_associated(owner, target, token),
         mint_to(token, account, owner, amount_base_units),
