@@ -1,12 +1,13 @@
 """A checkpoint: all that the next training step depends on, as one safetensors file.
 
 Data order and dropout are keyed by (seed, epoch) and (seed, step), so a position takes the place of a generator's
-state. The bytes say nothing of when or where they were written: the same job at the same point has one digest.
+state. The bytes say nothing of when or where they were written: the same job at the same point has one digest. A
+CRC-32 (eight times faster here than SHA-256) finds damage; who fetches a checkpoint from others knows its SHA-256.
 """
 
-import hashlib
 import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -41,11 +42,11 @@ class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Identity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a checkpoint belongs to. training: the TrainingSpec in canonical JSON."""
+    """What a checkpoint belongs to. training: the TrainingSpec in canonical JSON. rows: see describe_rows."""
 
     graph_sha256: str
     training: str
-    rows_sha256: str
+    rows: str
     numerics: str
 
 
@@ -65,13 +66,9 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     history: list[EpochMetrics]
 
 
-def rows_sha256(arrays: Iterable[Array]) -> str:
-    """A digest of dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+def describe_rows(arrays: Iterable[Array]) -> str:
+    """Shape, dtype and CRC-32 of each array."""
+    return ", ".join(f"{array.shape} {array.dtype.name} {_crc32([_raw(array)])}" for array in arrays)
 
 
 def untimed(metrics: EpochMetrics) -> EpochMetrics:
@@ -92,7 +89,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, synced: bool = Tr
         "format": FORMAT,
         "identity": _json(checkpoint.identity),
         "position": _json(checkpoint.position),
-        "data_sha256": _data_sha256(tensors),
+        "data_crc32": _data_crc32(tensors),
     }
     safetensors.save(path, tensors, metadata, synced)
 
@@ -109,8 +106,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     if metadata.get("format") != FORMAT:
         got = metadata.get("format", "none")[:40]
         raise CheckpointError(f"{where}: expected the format {FORMAT!r} in its metadata, got {got!r}")
-    if metadata.get("data_sha256") != _data_sha256(tensors):
-        raise CheckpointError(f"{where}: its arrays have another digest than its metadata says: the file is damaged")
+    if metadata.get("data_crc32") != _data_crc32(tensors):
+        raise CheckpointError(f"{where}: its arrays have another CRC-32 than its metadata says: the file is damaged")
     try:
         identity = msgspec.json.decode(metadata.get("identity", ""), type=Identity)
         position = msgspec.json.decode(metadata.get("position", ""), type=Position)
@@ -131,9 +128,10 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 def check_identity(found: Identity, wanted: Identity) -> None:
     """Raises CheckpointError that names all in which a checkpoint differs from the run that is to go on from it."""
     differences = []
-    for field, what in (("graph_sha256", "graph"), ("rows_sha256", "rows"), ("numerics", "numerics")):
-        if getattr(found, field) != getattr(wanted, field):
-            differences.append(f"{what}: expected {getattr(wanted, field)[:16]}, got {getattr(found, field)[:16]}")
+    for name in ("graph_sha256", "rows", "numerics"):
+        have, want = getattr(found, name), getattr(wanted, name)
+        if have != want:
+            differences.append(f"{name}: expected {want[:400]}, got {have[:400]}")
     if found.training != wanted.training:
         differences.append(_training_difference(found.training, wanted.training))
     if differences:
@@ -185,11 +183,19 @@ def _training_difference(found: str, wanted: str) -> str:
         return "training: not comparable"
 
 
-def _data_sha256(tensors: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256()
-    for _, raw in safetensors.in_file_order(tensors):
-        digest.update(raw)
-    return digest.hexdigest()
+def _data_crc32(tensors: Mapping[str, Array]) -> str:
+    return _crc32(raw for _, raw in safetensors.in_file_order(tensors))
+
+
+def _crc32(parts: Iterable[memoryview]) -> str:
+    value = 0
+    for raw in parts:
+        value = zlib.crc32(raw, value)
+    return f"{value:08x}"
+
+
+def _raw(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _history_tensors(history: list[EpochMetrics]) -> dict[str, Array]:

@@ -146,7 +146,7 @@ class Trainer:
         return Identity(
             graph_sha256=self.graph.sha256,
             training=msgspec.json.encode(self.spec, order="sorted").decode(),
-            rows_sha256=checkpoints.rows_sha256([self.x, self.y, self.x_val, self.y_val]),
+            rows=checkpoints.describe_rows([self.x, self.y, self.x_val, self.y_val]),
             numerics=NUMERICS.get(device, device),
         )
 

@@ -1,12 +1,18 @@
 """`python -m cyxnode`: read the network's folder, measure the machine, join, work until stopped."""
 
+import signal
+
+if __name__ == "__main__":
+    # until it can stop in order there is nothing to put in order: Ctrl-C ends it without a word, not with the
+    # traceback of whatever module is just being read
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import asyncio
 import json
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import time

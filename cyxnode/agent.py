@@ -174,7 +174,7 @@ class Agent:
         raise AssertionError("a command has exactly one answer")
 
     async def _watch_hardware(self) -> None:
-        """Tell the hardware's metrics every few seconds, and at once when a run begins."""
+        """Tell the hardware's metrics every few seconds, and at once when a run has made its first step."""
         while True:
             self._run_began.clear()
             runs = [RunRef(job_id=job_id, attempt=attempt) for job_id, attempt in self._state.runs]
@@ -248,6 +248,8 @@ class Agent:
         await self._telemetry.link_is_back()
 
     def _send_report(self, action: e.SendReport) -> None:
+        if isinstance(action.report, RunStarted):
+            self._run_began.set()
         self._spawn(self._report(action.key, action.report))
 
     async def _report(self, key: e.RunKey, report: e.Report) -> None:
@@ -272,7 +274,6 @@ class Agent:
     def _start_run(self, action: e.StartRun) -> None:
         log.info("run %s/%d: %s", action.assign.job_id, action.assign.attempt, action.assign.job.name)
         self._runs.start(action.assign)
-        self._run_began.set()
 
     def _begin_run(self, action: e.BeginRun) -> None:
         self._runs.begin(action.key)

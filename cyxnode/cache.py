@@ -5,23 +5,38 @@ import collections
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cyxcore.errors import CyxError
 from cyxnode.errors import NodeError
 
 Fetch = Callable[[str, Path], Awaitable[object]]  # fetch(sha256, path): the file appears whole and verified
 READ_BYTES = 1 << 20
+TRUSTED_S = 3600.0  # so long a file that was verified is not hashed again: a disk does not rot that fast
+
+
+class Stamp(NamedTuple):
+    """What changes when anybody writes a file. The kernel sets mtime and ctime then, and nobody else can set ctime."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    at_s: float  # when it was verified, on the monotonic clock
 
 
 class ArtifactCache:
     """Files named by their SHA-256 in `folder`. One per node: the node's lock keeps others out."""
 
-    def __init__(self, folder: Path, max_bytes: int, fetch: Fetch):
+    def __init__(self, folder: Path, max_bytes: int, fetch: Fetch, clock: Callable[[], float] = time.monotonic):
         self._folder = folder
         self._max_bytes = max_bytes
         self._fetch = fetch
+        self._clock = clock
+        self._verified: dict[str, Stamp] = {}
         self._locks: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
         self._in_use: collections.Counter[str] = collections.Counter()
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,14 +47,17 @@ class ArtifactCache:
     async def hold(self, sha256: str, size: int | None) -> AsyncIterator[Path]:
         """The artifact as a file that stays while it is held. `size`: bytes it must have, if that is known.
 
-        A file that is there is hashed again: a disk may have changed it. Raises NodeError when it cannot fit,
-        CyxError when it cannot be fetched.
+        A file that is there is hashed again, because a disk may have changed it, unless this process verified it
+        within TRUSTED_S and its stamp is the same. Raises NodeError when it cannot fit, CyxError when it cannot be
+        fetched.
         """
         path = self._folder / sha256
         self._in_use[sha256] += 1
         try:
             async with self._locks[sha256]:  # two runs on one dataset fetch it once
-                if not await asyncio.to_thread(_is_whole, path, sha256, size):
+                if not self._is_trusted(path, sha256, size) and not await asyncio.to_thread(
+                    _is_whole, path, sha256, size
+                ):
                     await asyncio.to_thread(self._make_room, size or 0)
                     try:
                         await self._fetch(sha256, path)
@@ -49,13 +67,32 @@ class ArtifactCache:
                     if size is not None and got != size:
                         path.unlink()
                         raise CyxError(f"artifact {sha256}: expected {size} bytes, got {got}")
-                os.utime(path)
+                self._use(path, sha256)
             yield path
         finally:
             self._in_use[sha256] -= 1
             if not self._in_use[sha256]:
                 del self._in_use[sha256]
                 del self._locks[sha256]
+
+    def _is_trusted(self, path: Path, sha256: str, size: int | None) -> bool:
+        known = self._verified.get(sha256)
+        if known is None or self._clock() - known.at_s > TRUSTED_S or size not in (None, known.size):
+            return False
+        try:
+            return _stamp(path, known.at_s) == known
+        except FileNotFoundError:
+            return False
+
+    def _use(self, path: Path, sha256: str) -> None:
+        """Mark a verified file as the most recently used one, and remember how it looks."""
+        known = self._verified.get(sha256)
+        trusted = known is not None and self._is_trusted(path, sha256, known.size)
+        at_s = known.at_s if known and trusted else self._clock()
+        # a time to the nanosecond: the kernel's own clock ticks, so a write in the same tick sets another one
+        now_ns = time.time_ns()
+        os.utime(path, ns=(now_ns, now_ns))
+        self._verified[sha256] = _stamp(path, at_s)
 
     def _make_room(self, needed_bytes: int) -> None:
         kept = [path for path in self._folder.iterdir() if not path.name.startswith(".")]
@@ -66,11 +103,17 @@ class ArtifactCache:
                 break
             used_bytes -= path.stat().st_size
             path.unlink()
+            self._verified.pop(path.name, None)
         if used_bytes + needed_bytes > self._max_bytes:
             raise NodeError(
                 f"the artifact of {needed_bytes} bytes does not fit in this node's cache of {self._max_bytes} "
                 f"bytes ({used_bytes} in use); start the node with a larger --cache"
             )
+
+
+def _stamp(path: Path, at_s: float) -> Stamp:
+    found = path.stat()
+    return Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, at_s)
 
 
 def _is_whole(path: Path, sha256: str, size: int | None) -> bool:

@@ -42,6 +42,7 @@ class Order(ToProcess, kw_only=True, frozen=True):
     data: DataSpec
     training: TrainingSpec
     data_path: str
+    data_sha256: Digest | None = None  # of the file at data_path, which the agent verified
     weights_path: str | None = None
     out_path: str
     device: str = "cpu"

@@ -294,6 +294,7 @@ class Runs:
             data=job.data,
             training=job.training,
             data_path=str(data_path),
+            data_sha256=job.dataset.sha256,
             weights_path=str(weights_path) if weights_path else None,
             resume_path=str(resume_path) if resume_path else None,
             out_path=str(out_path),

@@ -100,6 +100,7 @@ def prepare(order: Order) -> Job:
         seed=order.training.seed,
         limit_bytes=order.memory_bytes or data.MAX_BYTES,
         kept_in=Path(order.data_path).parent,
+        sha256=order.data_sha256,
     )
     check_facts(order, len(dataset.x_train) + len(dataset.x_val), list(dataset.x_train.shape[1:]))
     read_s = time.perf_counter()

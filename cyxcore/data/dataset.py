@@ -112,15 +112,16 @@ def load(
     seed: int = 0,
     limit_bytes: int = MAX_BYTES,
     kept_in: Path | None = None,
+    sha256: str | None = None,
 ) -> Dataset:
     """The dataset in memory, with data.validation of its rows held out, chosen by the seed.
 
     loss: the job's, which says the task where data.task does not. limit_bytes: refuse what would take
     more memory than this (or than the machine has free). kept_in: a folder where the arrays of a table are
-    kept for the next call. Raises DataError for every defect of the file, SpecError if loss and data.task
-    contradict each other.
+    kept for the next call. sha256: of the file, when the caller has just verified it. Raises DataError for every
+    defect of the file, SpecError if loss and data.task contradict each other.
     """
-    read = _read_once(path, spec, loss, limit_bytes, kept_in)
+    read = _read_once(path, spec, loss, limit_bytes, kept_in, sha256)
     train, held = split(path, len(read.x), None if read.classes is None else read.y, spec.validation, seed)
     return Dataset(
         x_train=read.x[train] if len(held) else read.x,
@@ -133,14 +134,15 @@ def load(
     )
 
 
-def _read_once(path: Path, spec: DataSpec, loss: str | None, limit_bytes: int, kept_in: Path | None) -> Reading:
+def _read_once(
+    path: Path, spec: DataSpec, loss: str | None, limit_bytes: int, kept_in: Path | None, sha256: str | None
+) -> Reading:
     """_read, or what it gave the last time. NPZ is arrays already."""
     file = pathlib.Path(path)
     if kept_in is None or spec.format == "npz" or not file.is_file():
         return _read(path, spec, loss, limit_bytes)
-    where = place(
-        pathlib.Path(kept_in), file, [spec.format, spec.target, spec.features, spec.ignore, task_of(spec, loss), loss]
-    )
+    how = [spec.format, spec.target, spec.features, spec.ignore, task_of(spec, loss), loss]
+    where = place(pathlib.Path(kept_in), file, how, sha256)
     reading = recall(where)
     if reading is None:
         reading = _read(path, spec, loss, limit_bytes)

@@ -38,12 +38,18 @@ class Reading(NamedTuple):
     task: Task
 
 
-def place(folder: Path, path: Path, how: Sequence[object]) -> Path:
-    """Where the reading of the file `path`, made as `how` says, is kept in `folder`."""
+def place(folder: Path, path: Path, how: Sequence[object], sha256: str | None = None) -> Path:
+    """Where the reading of the file `path`, made as `how` says, is kept in `folder`.
+
+    sha256: of the file, from a caller who has verified it; it is not read for another digest then.
+    """
     digest = hashlib.blake2b(digest_size=32)  # faster than SHA-256 where the processor has no instructions for that
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
+    if sha256:
+        digest.update(b"sha256 " + bytes.fromhex(sha256))
+    else:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
     digest.update(json.dumps([READER_VERSION, *how]).encode())
     return folder / f"reading-{digest.hexdigest()}.safetensors"
 

@@ -195,10 +195,10 @@ def stored(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"layers": CNN}, "graph: expected"),
+        ({"layers": CNN}, "graph_sha256: expected"),
         ({"spec": spec(seed=12)}, "training.seed: expected 12, got 11"),
         ({"spec": spec(epochs=4)}, "training.epochs: expected 4, got 3"),
-        ({"rows": rows(seed=4)}, "rows: expected"),
+        ({"rows": rows(seed=4)}, r"rows: expected \(30, 16\) float32 "),
         ({"device": "reference"}, "numerics: expected reference, got cyx-exact/1"),
     ],
 )

@@ -1,5 +1,6 @@
 """Datasets: what loads, how rows are held out, and how each defect is told."""
 
+import hashlib
 import io
 import json
 import os
@@ -773,6 +774,14 @@ def table(tmp_path):
 
 def kept_files(folder):
     return sorted(folder.glob("reading-*.safetensors"))
+
+
+def test_a_file_whose_digest_is_known_is_not_hashed_again(table, tmp_path, monkeypatch):
+    sha256 = hashlib.sha256(table.read_bytes()).hexdigest()
+    first = load(table, DataSpec(), kept_in=tmp_path, sha256=sha256)
+    monkeypatch.setattr(Path, "open", None)
+    again = load(table, DataSpec(), kept_in=tmp_path, sha256=sha256)
+    assert np.array_equal(first.x_train, again.x_train) and len(kept_files(tmp_path)) == 1
 
 
 def test_a_kept_reading_gives_the_same_dataset(table, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cyxcore.errors import CyxError
-from cyxnode.cache import ArtifactCache
+from cyxnode.cache import TRUSTED_S, ArtifactCache
 from cyxnode.errors import NodeError
 
 
@@ -47,6 +47,37 @@ async def test_a_file_that_changed_on_disk_is_fetched_again(tmp_path: Path) -> N
     (tmp_path / digest(b"rows")).write_bytes(b"rowz")
     await hold(cache, b"rows")
     assert len(source.fetched) == 2
+
+
+async def test_a_file_that_is_trusted_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, read = 0.0, []
+    cache = ArtifactCache(tmp_path, 100, Source(b"rows"), clock=lambda: now_s)
+    await hold(cache, b"rows")
+    monkeypatch.setattr("cyxnode.cache._is_whole", lambda path, sha256, size: not read.append(sha256))
+    await hold(cache, b"rows")
+    assert read == []
+    now_s = TRUSTED_S + 1
+    await hold(cache, b"rows")
+    assert read == [digest(b"rows")]
+
+
+async def test_a_change_that_hides_its_time_is_noticed(tmp_path: Path) -> None:
+    source = Source(b"rows")
+    cache, path = ArtifactCache(tmp_path, 100, source), tmp_path / digest(b"rows")
+    await hold(cache, b"rows")
+    before = path.stat()
+    path.unlink()
+    path.write_bytes(b"rowz")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    await hold(cache, b"rows")
+    assert len(source.fetched) == 2
+
+
+async def test_a_new_process_trusts_no_file_it_finds(tmp_path: Path) -> None:
+    source = Source(b"rows")
+    (tmp_path / digest(b"rows")).write_bytes(b"rowz")
+    await hold(ArtifactCache(tmp_path, 100, source), b"rows")
+    assert len(source.fetched) == 1
 
 
 async def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import cyxcore
+from cyxcore.spec import TrainingSpec
 from cyxnet import identity
 from cyxnet.messages import completion_bytes
 from cyxnode.__main__ import main, parse_bytes, parse_price, say_ready
@@ -27,9 +28,9 @@ async def run_node(network: Path) -> AsyncIterator[Start]:
     """run_node(*options) starts `python -m cyxnode`; what still runs at the end is killed."""
     started: list[asyncio.subprocess.Process] = []
 
-    async def start(*options: str) -> asyncio.subprocess.Process:
+    async def start(*options: str, python: tuple[str, ...] = ()) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cyxnode", "--dir", str(network), *options),
+            *(sys.executable, *python, "-m", "cyxnode", "--dir", str(network), *options),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -75,6 +76,21 @@ async def test_a_node_says_ready_takes_a_job_delivers_and_says_goodbye(
     assert [child for child in children if child.is_running()] == []
 
 
+async def test_a_node_that_gets_sigterm_stores_its_run_before_it_ends(central: FakeCentral, run_node: Start) -> None:
+    process = await run_node()
+    await ready_line(process)
+    register = await central.wait_for("register")
+    table = "a,b,label\n" + "".join(f"{a},{b},{int(a > b)}\n" for a in range(8) for b in range(8))
+    assign = make_assign(register, central.store.add(table.encode()), training=TrainingSpec(epochs=100_000))
+    assert (await central.command(register.node_id, assign)).accepted
+    await central.wait_for("started")
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), WAIT_S) == 0
+    reports = [verb for verb, _ in central.heard if verb in ("checkpoint", "failed", "goodbye")]
+    assert reports == ["checkpoint", "failed", "goodbye"]
+    assert (await central.wait_for("failed")).code == "node_stopped"
+
+
 async def test_a_second_node_of_the_same_name_is_refused_in_one_line(central: FakeCentral, run_node: Start) -> None:
     first = await run_node("--name", "desk")
     await ready_line(first)
@@ -112,6 +128,17 @@ async def test_a_signal_while_the_node_is_still_starting_ends_it_in_order(run_no
             break
     process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(process.wait(), WAIT_S) == 0
+
+
+@pytest.mark.parametrize("module", ["cyxcore.errors", "cyxnet.messages", "asyncio"])
+async def test_ctrl_c_while_modules_are_read_shows_no_traceback(run_node: Start, module: str) -> None:
+    process = await run_node(python=("-X", "importtime"))
+    async for line in process.stderr:
+        if line.split()[-1:] == [module.encode()]:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert b"Traceback" not in errors and process.returncode in (-signal.SIGINT, 0)
 
 
 async def test_without_a_broker_the_error_is_one_line_and_status_1(run_node: Start) -> None:
