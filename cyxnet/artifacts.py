@@ -53,13 +53,18 @@ def describe(path: Path) -> ArtifactManifest:
     return ArtifactManifest(sha256=whole.hexdigest(), size=size, chunks=chunks)
 
 
-async def put(bus: Bus, caller: str, path: Path, advance: Advance | None = None) -> ArtifactRef:
-    """Store a file through central and return its reference. Chunks that are there already are not sent."""
+async def put(
+    bus: Bus, caller: str, path: Path, advance: Advance | None = None, in_flight: int = CHUNKS_IN_FLIGHT
+) -> ArtifactRef:
+    """Store a file through central and return its reference. Chunks that are there already are not sent.
+
+    in_flight: chunks on their way at a time. Other messages of this connection wait behind these.
+    """
     manifest = await asyncio.to_thread(describe, path)
     stat = await bus.ask(subjects.api(caller, "artifact.stat"), manifest, ArtifactStatReply, timeout_s=30)
     missing = set(stat.missing)
     sent = 0 if not stat.complete else manifest.size
-    gate = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+    gate = asyncio.Semaphore(in_flight)
 
     async def send(index: int, digest: str) -> None:
         nonlocal sent

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 MODEL_FILE = "model.cyxmodel"
 MAX_MODEL_BYTES = 16 * 2**30
+CHECKPOINT_CHUNKS_IN_FLIGHT = 1  # heartbeats and metrics go over the same connection, and are worth more
 HALTED = {"paused": "paused as asked", "node_stopped": "the node stops"}
 DEVICES = {"any": "cpu", "cpu": "cpu", "cuda": "cuda"}  # what a job needs -> where it is trained
 
@@ -53,8 +54,8 @@ class Share(Struct, frozen=True, kw_only=True):
 class Work:
     """A run under way. step: the newest that is known here; saved_step: of the newest checkpoint of its own."""
 
-    begun: bool  # it may make its first step
-    received_s: float = field(default_factory=time.monotonic)
+    begun_s: float | None  # when it was allowed to make its first step
+    received_s: float
     task: "asyncio.Task[None] | None" = None
     process: TrainingProcess | None = None  # once it has its order
     training: bool = False  # it made a step here and has not ended
@@ -91,14 +92,15 @@ class Runs:
 
     def start(self, assign: Assign) -> None:
         key = (assign.job_id, assign.attempt)
-        work = self._works[key] = Work(begun=assign.funded)
+        now_s = time.monotonic()
+        work = self._works[key] = Work(begun_s=now_s if assign.funded else None, received_s=now_s)
         work.task = asyncio.create_task(self._perform(key, assign, work))
         work.task.add_done_callback(lambda _: self._gone(key, work))
 
     def begin(self, key: RunKey) -> None:
         """It may train: at once when it is ready, else as soon as it is."""
         if work := self._works.get(key):
-            work.begun = True
+            work.begun_s = time.monotonic()
             if work.process:
                 work.process.tell(Go())
 
@@ -179,7 +181,9 @@ class Runs:
     ) -> RunCompleted | RunFailed:
         """Until the process has ended and all that it left is stored."""
         uploads = Uploads(
-            lambda path: self._insist(lambda: artifacts.put(self._bus, self._node_id, path)),
+            lambda path: self._insist(
+                lambda: artifacts.put(self._bus, self._node_id, path, in_flight=CHECKPOINT_CHUNKS_IN_FLIGHT)
+            ),
             lambda checkpoint: self._checkpointed(key, checkpoint, work),
         )
         try:
@@ -202,7 +206,7 @@ class Runs:
     ) -> Done | Halted | Failed:
         process.tell(order)
         work.process = process
-        if work.begun:
+        if work.begun_s is not None:
             process.tell(Go())
         async for said in process.said():
             match said:
@@ -213,8 +217,9 @@ class Runs:
                     if not work.training:
                         work.training = True
                         self._tell(FirstBatch(key))
-                        since_s = time.monotonic() - work.received_s
-                        log.info("run %s/%d: first step after %.0f ms", *key, since_s * 1000)
+                        now_s = time.monotonic()
+                        log.debug("run %s/%d: begun %.1f ms ago", *key, (now_s - (work.begun_s or now_s)) * 1000)
+                        log.info("run %s/%d: first step after %.0f ms", *key, (now_s - work.received_s) * 1000)
                     await self._telemetry.batch(key, metrics)
                 case Epoch(metrics=epoch):
                     work.step = epoch.step
