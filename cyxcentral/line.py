@@ -28,7 +28,8 @@ class Spot(NamedTuple):
 
     needs: Needs
     key: tuple[int, Place]  # memory_bytes and place
-    not_before_ms: int
+    not_before_ms: int  # on the clock of the central that made it wait
+    rest_ms: int  # how long that was
 
 
 def _earliest(value: Any, key: tuple[int, Place], before: Place | None, after: Place | None) -> Place:
@@ -42,14 +43,25 @@ def needs_of(job: Job) -> Needs:
     return Needs(job.job.needs.device == "cuda", job.job.needs.cores)
 
 
+def _spot(job: Job) -> Spot:
+    rest_ms = max(0, job.not_before_ms - job.changed_at_ms)
+    return Spot(needs_of(job), (job.memory_bytes, place(job)), job.not_before_ms, rest_ms)
+
+
 class Line:
-    """Waiting jobs, in order of their place. Each operation costs O(log n)."""
+    """Waiting jobs, in order of their place. Each operation costs O(log n).
+
+    A back-off ends at its not_before_ms, but never later here than its length after it was first seen: the central that
+    wrote it may have had a clock that is hours ahead.
+    """
 
     def __init__(self) -> None:
         self._spots: dict[str, Spot] = {}
         self._trees: dict[Needs, tree.Tree] = {}  # those that may start now
         self._ready: set[str] = set()  # ids of the jobs in the trees
-        self._resting: list[tuple[int, str]] = []  # heap of (not_before_ms, job_id); outdated ones are skipped
+        self._new: list[str] = []  # ids of jobs in back-off that wait for the next `advance` to tell the time
+        self._due_ms: dict[str, int] = {}  # of the jobs in back-off
+        self._resting: list[tuple[int, str]] = []  # heap of (due_ms, job_id); outdated ones are skipped
         self._now_ms = 0  # of the last `advance`
 
     def __len__(self) -> int:
@@ -57,15 +69,15 @@ class Line:
 
     def enter(self, job: Job) -> None:
         """A job waits, from its not_before_ms on. One that is in the line already takes its new place."""
-        spot = Spot(needs_of(job), (job.memory_bytes, place(job)), job.not_before_ms)
-        if self._spots.get(job.job_id) == spot:
+        spot, known = _spot(job), self._spots.get(job.job_id)
+        if known is not None and known[:3] == spot[:3]:
             return
         self.leave(job.job_id)
         self._spots[job.job_id] = spot
         if spot.not_before_ms <= self._now_ms:
             self._stand(job.job_id, spot)
         else:
-            heapq.heappush(self._resting, (spot.not_before_ms, job.job_id))
+            self._new.append(job.job_id)
 
     def _stand(self, job_id: str, spot: Spot) -> None:
         self._ready.add(job_id)
@@ -79,8 +91,7 @@ class Line:
             if job.not_before_ms > self._now_ms:
                 self.enter(job)
                 continue
-            spot = Spot(needs_of(job), (job.memory_bytes, place(job)), job.not_before_ms)
-            self._spots[job.job_id] = spot
+            spot = self._spots[job.job_id] = _spot(job)
             self._ready.add(job.job_id)
             groups.setdefault(spot.needs, []).append((spot.key, None))
         for needs, items in groups.items():
@@ -90,6 +101,7 @@ class Line:
     def leave(self, job_id: str) -> None:
         """A job waits no longer; nothing happens when it does not wait."""
         spot = self._spots.pop(job_id, None)
+        self._due_ms.pop(job_id, None)
         if spot is None or job_id not in self._ready:
             return
         self._ready.discard(job_id)
@@ -101,20 +113,27 @@ class Line:
 
     def advance(self, now_ms: int) -> None:
         """Let jobs whose back-off is over stand with the others."""
-        self._now_ms = max(self._now_ms, now_ms)
-        while self._resting and self._resting[0][0] <= now_ms:
-            not_before_ms, job_id = heapq.heappop(self._resting)
+        if now_ms < self._now_ms:  # the clock was set back: nobody waits longer for that
+            self._new += self._due_ms
+        self._now_ms = now_ms
+        for job_id in self._new:
             spot = self._spots.get(job_id)
-            if spot is not None and spot.not_before_ms == not_before_ms and job_id not in self._ready:
-                self._stand(job_id, spot)
+            if spot is not None and job_id not in self._ready:
+                due_ms = self._due_ms[job_id] = min(spot.not_before_ms, now_ms + spot.rest_ms)
+                heapq.heappush(self._resting, (due_ms, job_id))
+        self._new.clear()
+        while self._resting and self._resting[0][0] <= now_ms:
+            due_ms, job_id = heapq.heappop(self._resting)
+            if self._due_ms.get(job_id) == due_ms:
+                del self._due_ms[job_id]
+                self._stand(job_id, self._spots[job_id])
 
     def next_due_ms(self) -> int | None:
-        """When the next back-off ends; None when nobody rests."""
+        """When the next back-off ends, as of the last `advance`; None when nobody rests."""
         while self._resting:
-            not_before_ms, job_id = self._resting[0]
-            spot = self._spots.get(job_id)
-            if spot is not None and spot.not_before_ms == not_before_ms and job_id not in self._ready:
-                return not_before_ms
+            due_ms, job_id = self._resting[0]
+            if self._due_ms.get(job_id) == due_ms:
+                return due_ms
             heapq.heappop(self._resting)
         return None
 

@@ -152,7 +152,23 @@ def test_the_end_of_a_back_off_is_due():
     assert made.next(7_000).job_id == "job-1"
 
 
+def test_a_back_off_written_by_a_clock_that_is_hours_ahead_lasts_as_long_as_it_was_meant():
+    hours = 10 * 3_600_000
+    made = matching_of([replace(job(), changed_at_ms=hours, not_before_ms=hours + 2_000)], [node()])
+    assert made.next(1_000) is None
+    assert made.next_due_ms() == 3_000
+    assert made.next(3_000).job_id == "job-1"
+
+
+def test_a_back_off_ends_though_the_clock_is_set_back():
+    made = matching_of([replace(job(), changed_at_ms=50_000, not_before_ms=52_000)], [node()])
+    assert made.next(51_000) is None
+    assert made.next(1_000) is None
+    assert made.next(3_000).job_id == "job-1"
+
+
 def test_a_job_that_left_is_not_due():
     made = matching_of([replace(job(), not_before_ms=7_000)], [node()])
+    assert made.next(0) is None
     made.waits_no_more("job-1")
     assert made.next_due_ms() is None

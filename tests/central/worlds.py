@@ -46,6 +46,7 @@ def job(dice, number, nodes=12):
         jobs.evolve(None, event, dice.choice([0, 1_000, 600_000])),
         memory_bytes=dice.choice([0, 2**28, 2**30, 3 * 2**30]),
         status="queued",
+        changed_at_ms=0,
         not_before_ms=dice.choice([0, 0, NOW_MS // 2, NOW_MS * 2]),
     )
     if dice.random() < 0.3:
