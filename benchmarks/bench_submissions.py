@@ -1,0 +1,212 @@
+"""What one central takes: durable submissions per second, and how soon an idle network gives a job to a node.
+
+    python -m benchmarks.bench_submissions            # 5,000 jobs, 300 assignments
+    python -m benchmarks.bench_submissions --quick    # 500 jobs, 30 assignments
+    python -m benchmarks.bench_submissions --centrals 2
+
+Targets: 5,000 durable submissions a second through one central (the broker syncs every write), more with two; from
+the submit of a job to its durable lease p50 < 2 ms, p99 < 10 ms.
+
+A submission here is what it is for a user: a request with a whole job and a deposit that the client signed. Central
+checks the job, the terms, the deposit's bytes and its signature, stores the event, and only then answers. The deposits
+are signed before the clock starts, because that is the clients' work; everything else runs on this machine too:
+broker, chain, central and the client that asks. The peer in the same run is the broker alone: the same bytes appended
+with compare-and-swap, one at a time and with as many in flight.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from cyxnet import jobfile, subjects
+from cyxnet import messages as m
+from cyxnet.bus import Bus
+from cyxnet.client import AsyncClient, new_job_id
+from cyxnet.codec import MSGPACK, decode, encode
+from cyxnet.escrow import build_deposit
+from cyxnet.identity import Identity
+from cyxnet.local import LocalNetwork
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.toml"
+IN_FLIGHT = 256
+LAMPORTS_PER_JOB = 3_000_000
+SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
+
+
+async def requests_of(client: AsyncClient, job: m.JobRequest, count: int) -> list[tuple[str, bytes]]:
+    """(job id, the encoded submit) of `count` jobs, paid by the client."""
+    made = []
+    quote = await client.quote(job, new_job_id(job.name))
+    for _ in range(count):
+        job_id = new_job_id(job.name)
+        terms = replace(quote.terms, job_id=job_id, escrow=_escrow(client, job_id))
+        deposit = build_deposit(client.purse, terms, quote.blockhash, quote.last_valid_block_height)
+        payment = m.Payment(client=client.purse.address, deposit=deposit)
+        made.append((job_id, encode(m.SubmitRequest(job=job, job_id=job_id, payment=payment), MSGPACK)))
+    return made
+
+
+def _escrow(client: AsyncClient, job_id: str) -> str:
+    from cyxnet.escrow import escrow_address
+
+    return escrow_address(client.purse.address, job_id)
+
+
+async def rate(work: Callable[[int], Awaitable[Any]], count: int, in_flight: int) -> tuple[float, list[float]]:
+    """(per second, milliseconds each) of work(0) … work(count - 1), so many at a time."""
+    took_ms = [0.0] * count
+    numbers = iter(range(count))
+
+    async def worker() -> None:
+        for number in numbers:
+            begun = time.perf_counter()
+            await work(number)
+            took_ms[number] = (time.perf_counter() - begun) * 1000
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(in_flight)))
+    return count / (time.perf_counter() - begun), took_ms
+
+
+async def submissions(network: LocalNetwork, jobs: int) -> dict[str, float]:
+    async with await AsyncClient.connect(network.folder) as client:
+        job = await ready_job(client, jobs * 2)
+        asked = await requests_of(client, job, jobs)
+
+        async def submit(number: int) -> None:
+            answer, headers = await client.bus.request(
+                subjects.api(client.caller, "job.submit"), asked[number][1], content_type=MSGPACK, timeout_s=60
+            )
+            reply = decode(m.SubmitReply, answer, headers.get("Content-Type", MSGPACK))
+            assert reply.job_id == asked[number][0] and not reply.duplicate
+
+        per_s, took_ms = await rate(submit, jobs, IN_FLIGHT)
+        stored = await client.jobs(limit=1)
+        assert stored.total >= jobs, f"{stored.total} of {jobs} acknowledged jobs are there"
+    return {"submissions/s": per_s, "p50 ms": statistics.median(took_ms), "p99 ms": percentile(took_ms, 0.99)}
+
+
+async def appends(network: LocalNetwork, count: int, payload: bytes) -> dict[str, float]:
+    """The same bytes into a stream of their own, with compare-and-swap and nothing else."""
+    bus = await Bus.connect(network.file.core_url, name="bench")
+    try:
+        await bus.ensure_stream("BENCH", ["bench.>"])
+
+        async def append(number: int) -> None:
+            await bus.append(f"bench.{time.perf_counter_ns()}.{number}", payload, 0)
+
+        alone, _ = await rate(append, count // 5, 1)
+        together, _ = await rate(append, count, IN_FLIGHT)
+    finally:
+        await bus.close()
+    return {"one at a time /s": alone, f"{IN_FLIGHT} in flight /s": together}
+
+
+class Takes:
+    """A node that takes every job and never trains: central's part of an assignment is what is measured."""
+
+    def __init__(self, bus: Bus):
+        self._bus = bus
+        self._key = Identity(b"benchmark-node-key-of-32-bytes!!")
+        self.node_id = f"bench-{self._key.short_id}"
+        self._session = "0" * 32
+
+    async def register(self) -> None:
+        async def take(subject: str, command: Any) -> m.CommandReply:
+            return m.CommandReply(accepted=True)
+
+        await self._bus.answer(subjects.command(self.node_id), m.Command, take)
+        said = m.Register(
+            node_id=self.node_id,
+            session=self._session,
+            name="bench",
+            public_key=self._key.public_key,
+            wallet="1" * 32,
+            hardware=m.Hardware(cores=64, memory_bytes=2**50, memory_free_bytes=2**50, flops_per_s=1e11),
+            max_runs=1024,
+            signature="0" * 128,
+        )
+        said = replace(said, signature=self._key.sign(m.registration_bytes(said)))
+        await self._bus.ask(subjects.node(self.node_id, "register"), said, m.RegisterReply)
+
+
+async def assignments(network: LocalNetwork, count: int) -> dict[str, float]:
+    """One job at a time: from the submit to the word that its lease is stored."""
+    node_bus = await Bus.connect(network.file.node_url, name="bench-node", inbox="_INBOX_node")
+    took_ms: list[float] = []
+    try:
+        await Takes(node_bus).register()
+        async with await AsyncClient.connect(network.folder) as client:
+            job = await ready_job(client, count * 2)
+            leased: dict[str, asyncio.Future[float]] = {}
+
+            async def heard(subject: str, payload: bytes, headers: dict[str, str]) -> None:
+                now = time.perf_counter()
+                if b'"Leased"' in payload and not (done := leased[subjects.last_token(subject)]).done():
+                    done.set_result(now)
+
+            await client.bus.subscribe(subjects.update("*"), heard)
+            for job_id, asked in await requests_of(client, job, count):
+                leased[job_id] = asyncio.get_running_loop().create_future()
+                begun = time.perf_counter()
+                await client.bus.request(subjects.api(client.caller, "job.submit"), asked, content_type=MSGPACK)
+                took_ms.append((await asyncio.wait_for(leased[job_id], 30) - begun) * 1000)
+                await client.cancel(job_id)
+    finally:
+        await node_bus.close()
+    return {"p50 ms": statistics.median(took_ms), "p99 ms": percentile(took_ms, 0.99)}
+
+
+async def ready_job(client: AsyncClient, jobs: int) -> m.JobRequest:
+    """A job whose data is stored, and a wallet that can pay it so many times."""
+    for _ in range(1 + jobs * LAMPORTS_PER_JOB // 10**10):
+        await client.faucet(10**12, 10**10)
+    loaded = jobfile.load(EXAMPLE)
+    ref = await client.upload(loaded.data_path)
+    return replace(loaded.request(ref), amount_base_units=1_000)
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+async def measure(jobs: int, assigned: int, centrals: int) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        async with LocalNetwork(Path(folder) / "idle", nodes=0, centrals=centrals) as network:
+            found["submit → assigned"] = await assignments(network, assigned)
+        async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
+            found["the broker alone"] = await appends(network, jobs, b"x" * 1500)
+            found[f"durable submissions, {centrals} central(s)"] = await submissions(network, jobs)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="500 jobs and 30 assignments")
+    parser.add_argument("--centrals", type=int, default=1, help="how many centrals share the work")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    options = parser.parse_args()
+    jobs, assigned = (500, 30) if options.quick else (SIGNED_AT_ONCE, 300)
+    found = asyncio.run(measure(jobs, assigned, options.centrals))
+    if options.json:
+        print(json.dumps({what: {name: round(value, 2) for name, value in row.items()} for what, row in found.items()}))
+        return 0
+    print(f"{jobs} submissions, {assigned} assignments, {platform.processor() or platform.machine()}")
+    for what, row in found.items():
+        print(f"  {what:<34}" + "   ".join(f"{name} {value:>9,.1f}" for name, value in row.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
