@@ -366,7 +366,6 @@ def build_settle(
             f"settle: expected at least {terms.amount_base_units} base units in escrow {terms.escrow}, "
             f"got {balance_base_units}",
         )
-    lib = solders()
     authority, client, mint, escrow = map(public_key, (terms.authority, terms.client, terms.mint, terms.escrow))
     parts = [split(payee.pay_base_units, terms.fee_basis_points) for payee in payees]
     shares = [
