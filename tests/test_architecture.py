@@ -33,7 +33,8 @@ cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.c
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
-cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.bus cyxnet.artifacts cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
+cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.bus cyxnet.artifacts
+cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
 cyxnet.blocking cyxnet
