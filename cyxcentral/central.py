@@ -29,6 +29,7 @@ from cyxnet.solana import Settlement
 from cyxnet.wallet import Wallet
 
 log = logging.getLogger(__name__)
+MANY_REQUESTS = 16  # in flight: then payments let callers go first
 CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
 LOW_LAMPORTS = 10_000_000_000
 CHECK_BROKERS_EVERY_S = 60.0
@@ -128,7 +129,14 @@ class Central:
         network, known_seq = self.settings.network, self.ledger.position(subjects.EVENTS)
         self.events.applied.append(lambda stored, record: self._project(stored, record, known_seq))
         mint = await self._chain_ready()
-        self.payments = Payments(self.events, self.settlement, self.wallet, self.platform.address, mint)
+        self.payments = Payments(
+            self.events,
+            self.settlement,
+            self.wallet,
+            self.platform.address,
+            mint,
+            busy=lambda: self._edge.requests_in_flight > MANY_REQUESTS,
+        )
         await self.events.open(known_seq, network.replicas)
         self.events.applied.append(self._react)
         await self.blobs.open(network.replicas)

@@ -12,6 +12,7 @@ from typing import Any
 
 from cyxcentral import jobs, money
 from cyxcentral.eventlog import EventLog
+from cyxcentral.landings import Landings
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -21,8 +22,9 @@ from cyxnet.wallet import Wallet
 
 log = logging.getLogger(__name__)
 
-FIRST_POLL_S, LONGEST_POLL_S = 0.002, 1.0
-RESEND_EVERY_S = 2.0
+RESEND_AFTER_S = (2.0, 4.0, 8.0, 16.0)  # and ask then whether the transaction is dead
+SENDS_AT_ONCE = 8
+MAKE_WAY_S, MAKE_WAY_TIMES = 0.02, 25
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -45,12 +47,24 @@ class Outcome:
 class Payments:
     """Brings every job that is funding or settling, and every faucet payment, to its end."""
 
-    def __init__(self, events: EventLog, settlement: Settlement, wallet: Wallet, platform: str, mint: str):
+    def __init__(
+        self,
+        events: EventLog,
+        settlement: Settlement,
+        wallet: Wallet,
+        platform: str,
+        mint: str,
+        busy: Callable[[], bool] = lambda: False,
+    ):
+        """busy: whether so many callers wait for answers that payments should let them pass."""
         self._events = events
         self._settlement = settlement
         self._wallet = wallet
         self.platform = platform
         self.mint = mint
+        self._busy = busy
+        self._landings = Landings(settlement)
+        self._sending = asyncio.Semaphore(SENDS_AT_ONCE)
         self._working: dict[str, asyncio.Task[None]] = {}
 
     def reconcile(self, job_id: str) -> None:
@@ -77,6 +91,7 @@ class Payments:
         for task in self._working.values():
             task.cancel()
         await asyncio.gather(*self._working.values(), return_exceptions=True)
+        await self._landings.close()
 
     def _work(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if key in self._working:
@@ -192,20 +207,29 @@ class Payments:
 
     async def _land(self, signed: m.SignedTransaction) -> Outcome:
         """Send the same bytes until the chain has finally decided. A refusal to take them proves nothing."""
-        clock = asyncio.get_running_loop().time
-        pause_s, next_send, refusal = FIRST_POLL_S, clock(), ""
-        while True:
-            if clock() >= next_send:  # at once too: to send what landed already changes nothing
-                next_send = clock() + RESEND_EVERY_S
-                try:
-                    await self._settlement.send(signed.transaction)
-                except SettlementError as error:
-                    refusal = str(error)
-                    log.info("%s… was not taken: %s", signed.signature[:12], error)
-            status = await self._settlement.status(signed.signature, signed.last_valid_block_height)
+        refusal = ""
+        for patience_s in itertools.chain(RESEND_AFTER_S, itertools.repeat(RESEND_AFTER_S[-1])):
+            try:
+                async with self._sending:
+                    await self._make_way()
+                    await self._settlement.send(signed.transaction)  # to send what landed already changes nothing
+            except SettlementError as error:
+                refusal = str(error)
+                log.info("%s… was not taken: %s", signed.signature[:12], error)
+            try:
+                async with asyncio.timeout(patience_s):
+                    status = await self._landings.final(signed.signature)
+            except TimeoutError:
+                status = await self._settlement.status(signed.signature, signed.last_valid_block_height)
             if status.state == "landed" and status.finalized:
                 return Outcome(Outcome.FAILED, status.err) if status.err else Outcome(Outcome.FINAL)
             if status.state == "dead":
                 return Outcome(Outcome.DEAD, refusal or "no block took it before it expired")
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
+        raise AssertionError("unreachable")
+
+    async def _make_way(self) -> None:
+        """Callers wait for an answer, the chain does not: while many ask, they go first, for a while."""
+        for _ in range(MAKE_WAY_TIMES):
+            if not self._busy():
+                return
+            await asyncio.sleep(MAKE_WAY_S)

@@ -139,6 +139,11 @@ class Bus:
     def connected(self) -> bool:
         return bool(self._nc.is_connected)
 
+    @property
+    def requests_in_flight(self) -> int:
+        """How many requests are being answered here now."""
+        return len(self._tasks)
+
     async def close(self) -> None:
         if self._renewing:
             self._renewing.cancel()

@@ -59,6 +59,7 @@ PUBLIC_GENESIS = {  # base-58 genesis hash -> cluster
     "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d": "mainnet-beta",
     "EtWTRABZaYq6iMfeYKouRu166VU2xqa1wcaWoxPkrZBG": "devnet",
 }
+STATUSES_AT_ONCE = 256  # the most that one question may name
 BLOCKHASHES_REMEMBERED = 256
 BLOCKHASH_REUSED_S = 0.4  # a new block is as old
 BLOCKHASH_TRUSTED_S = 20.0  # of the minute that a blockhash lives
@@ -301,6 +302,15 @@ class Settlement:
         except _AlreadyLanded:
             return str(solders().VersionedTransaction.from_bytes(transaction).signatures[0])
 
+    async def landings(self, signatures: Sequence[str]) -> list[TransactionStatus | None]:
+        """The landing of each of at most STATUSES_AT_ONCE transactions; None for what this endpoint has not seen.
+
+        Cheap, and proves nothing about what it has not seen: that is what status() is for.
+        """
+        wanted = [solders().Signature.from_string(signature) for signature in signatures]
+        answer = await self._ask("get_signature_statuses", wanted, search_transaction_history=True)
+        return [None if value is None else _landed(value) for value in answer.value]
+
     async def status(self, signature: str, last_valid_block_height: int) -> TransactionStatus:
         """Whether it landed, may still land, or is dead: too old, and landed in no endpoint's view."""
         views = []
@@ -334,11 +344,7 @@ class Settlement:
         slot, value = int(answer.context.slot), answer.value[0]
         if value is None:
             return slot, None
-        found = msgspec.json.decode(value.to_json())
-        return slot, TransactionStatus(
-            state="landed", slot=found["slot"], err=_json_error(found["err"]),
-            finalized=found["confirmationStatus"] == "finalized",
-        )  # fmt: skip
+        return slot, _landed(value)
 
     async def finish(self, signed: SignedTransaction, *, finalized: bool = True) -> TransactionStatus:
         """Send, and resend the same bytes, until it is landed (and finalized) or dead.
@@ -467,6 +473,16 @@ class Settlement:
 
 class _AlreadyLanded(Exception):
     """Preflight's way of saying that the transaction is on the chain."""
+
+
+def _landed(value: Any) -> TransactionStatus:
+    found = msgspec.json.decode(value.to_json())
+    return TransactionStatus(
+        state="landed",
+        slot=found["slot"],
+        err=_json_error(found["err"]),
+        finalized=found["confirmationStatus"] == "finalized",
+    )
 
 
 def _json_error(error: Any) -> str | None:

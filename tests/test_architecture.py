@@ -49,6 +49,7 @@ cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.views
 cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch
+cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),

@@ -73,9 +73,7 @@ class MemoryLedger:
             self._add("telemetry", record.job_id, seq, record.at_ms, "epoch", record.epoch)
 
     def _add(self, source: Any, job_id: str, seq: int, at_ms: int, kind: str, what: Any) -> None:
-        update = m.Update(
-            job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=msgspec.to_builtins(what)
-        )
+        update = m.Update(job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=msgspec.to_builtins(what))
         self._updates.setdefault(job_id, []).append(update)
 
     def add_entries(self, seq: int, job_id: str, entries: Any, at_ms: int) -> None:

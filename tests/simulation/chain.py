@@ -230,9 +230,7 @@ class RpcClient:
     async def get_latest_blockhash(self, commitment: Any = None) -> Any:
         height = await self._machine("getLatestBlockhash")
         await self._answered()
-        value = SimpleNamespace(
-            blockhash=self._chain.blockhash(height), last_valid_block_height=height + VALID_BLOCKS
-        )
+        value = SimpleNamespace(blockhash=self._chain.blockhash(height), last_valid_block_height=height + VALID_BLOCKS)
         return SimpleNamespace(value=value)
 
     async def get_fee_for_message(self, message: Any, commitment: Any = None) -> Any:
@@ -271,9 +269,7 @@ class RpcClient:
             depth = height - found.height
             final = depth >= FINAL_BLOCKS and found.fork_until_s is None
             status = "finalized" if final else "confirmed" if depth else "processed"
-            said = json.dumps(
-                {"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status}
-            )
+            said = json.dumps({"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status})
             value = SimpleNamespace(to_json=lambda: said)
         await self._answered()
         return SimpleNamespace(value=[value], context=SimpleNamespace(slot=height + FIRST_SLOT))

@@ -164,7 +164,9 @@ class Checks:
         job.ended = True
 
     def _leased(self, job_id: str, job: JobModel, event: m.Leased) -> None:
-        self.expect(event.attempt == len(job.leases) + 1, f"I2: {job_id}: attempt {event.attempt} after {len(job.leases)}")
+        self.expect(
+            event.attempt == len(job.leases) + 1, f"I2: {job_id}: attempt {event.attempt} after {len(job.leases)}"
+        )
         self.expect(job.lease is None, f"I2: {job_id} is leased twice at once")
         self.expect(not job.completed, f"I1: {job_id} is leased after its completion")
         self.expect(not job.cancelled, f"I1: {job_id} is leased after it was cancelled")
@@ -237,7 +239,9 @@ class Checks:
         )
         paid = event.node_base_units + event.platform_base_units
         most = sum(p.pay_base_units * terms.fee_basis_points // 10_000 for p in event.payees)
-        self.expect(event.platform_base_units <= most, f"I7: {job_id}: the fee {event.platform_base_units} is over {most}")
+        self.expect(
+            event.platform_base_units <= most, f"I7: {job_id}: the fee {event.platform_base_units} is over {most}"
+        )
         self.expect(paid == sum(p.pay_base_units for p in event.payees), f"I7: {job_id}: the payees do not add up")
         if job.completed:
             self.expect(event.client_base_units == 0, f"I8: {job_id} was completed and is refunded")
@@ -266,9 +270,7 @@ class Checks:
         if isinstance(event, m.NodeRegistered):
             self.sessions[node_id] = event.session
         elif isinstance(event, m.NodeLost):
-            self.expect(
-                self.sessions.get(node_id) == event.session, f"I1: {node_id} lost in a session it is not in"
-            )
+            self.expect(self.sessions.get(node_id) == event.session, f"I1: {node_id} lost in a session it is not in")
             self.sessions[node_id] = None
             if "no heartbeat" in event.reason:
                 self._was_silent(node_id, by)

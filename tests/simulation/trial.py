@@ -219,7 +219,9 @@ class Network:
         for central in self.live_centrals():
             assert central.central is not None
             world = central.central.world
-            states += [f"{job_id} is {world.jobs[job_id].status}" for job_id in self.checks.open_jobs() if job_id in world.jobs]
+            states += [
+                f"{job_id} is {world.jobs[job_id].status}" for job_id in self.checks.open_jobs() if job_id in world.jobs
+            ]
         return (
             f"not everything ended within {ENDS_WITHIN_S:g} s after the last fault: clients that wait {waiting}, "
             f"open jobs {self.checks.open_jobs()}, centrals {[c.name for c in self.live_centrals()]}; {sorted(set(states))}"

@@ -95,9 +95,7 @@ class Edge:
             at_s = self.scheduler.now_s + self.faults.delay_s()
             self.scheduler.at(each.process.loop, at_s, self._deliver, each, subject, payload, content_type, reply)
 
-    def _deliver(
-        self, to: Subscription, subject: str, payload: bytes, content_type: str, reply: Reply | None
-    ) -> None:
+    def _deliver(self, to: Subscription, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
         if to.process.deaf or self.faults.hit("lost"):
             return
         self.heard(to.process.name, subject)
@@ -223,7 +221,13 @@ class SimBus:
         return data, {"Content-Type": answer_type}
 
     async def ask(
-        self, subject: str, message: Any, reply: Any, *, content_type: str = MSGPACK, timeout_s: float = ANSWER_TIMEOUT_S
+        self,
+        subject: str,
+        message: Any,
+        reply: Any,
+        *,
+        content_type: str = MSGPACK,
+        timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Any:
         data, headers = await self.request(
             subject, encode(message, content_type), content_type=content_type, timeout_s=timeout_s
