@@ -5,7 +5,7 @@
                        └──────────┴────────────────┴────────────┴── failed, halted ──▶ reporting
     Pause ──▶ halted: a checkpoint is stored, then the run is reported as paused
     fenced, Stop, or named in a heartbeat's stop list ──▶ killed and forgotten
-    node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or 10 s──▶ leaving ──▶ exit
+    node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or 8 s──▶ leaving ──▶ exit
 
 A funded Assign is its own Begin. A run outlives the loss of central and broker: it goes on, and its reports are
 repeated until somebody answers. Every request that an action sends comes back as exactly one event: answered, refused
@@ -60,7 +60,7 @@ from cyxnode.outbox import Outbox
 
 RETRY_MS = (100, 200, 400, 1000, 2000, 4000, 8000, 16_000)
 ENDED_REMEMBERED = 256
-STOP_GRACE_MS = 10_000  # for the checkpoints of a node that is asked to stop
+STOP_GRACE_MS = 8000  # for the checkpoints of a node that is asked to stop: supervisors usually kill after 10 s
 
 Phase = Literal["fetching", "ready", "training", "uploading", "reporting"]
 
