@@ -5,7 +5,7 @@
                        └──────────┴────────────────┴────────────┴── failed, halted ──▶ reporting
     Pause ──▶ halted: a checkpoint is stored, then the run is reported as paused
     fenced, Stop, or named in a heartbeat's stop list ──▶ killed and forgotten
-    node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or 10 s──▶ leaving ──▶ exit
+    node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or 8 s──▶ leaving ──▶ exit
 
 A funded Assign is its own Begin. A run outlives the loss of central and broker: it goes on, and its reports are
 repeated until somebody answers. Every request that an action sends comes back as exactly one event: answered, refused
@@ -18,17 +18,8 @@ from typing import Any, Literal, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cyxnet.messages import (
-    Assign,
-    Begin,
-    CommandReply,
-    Pause,
-    RunCheckpoint,
-    RunCompleted,
-    RunFailed,
-    RunRef,
-    RunStarted,
-)
+from cyxnet.messages import Assign, Begin, CommandReply, Pause, RunCheckpoint, RunRef, RunStarted
+from cyxnode import outbox
 from cyxnode.events import (
     Action,
     Advanced,
@@ -51,7 +42,6 @@ from cyxnode.events import (
     Registered,
     RegisterRefused,
     RegisterUnanswered,
-    Report,
     ReportAnswered,
     ReportUnanswered,
     RunEnded,
@@ -66,16 +56,17 @@ from cyxnode.events import (
     StopAsked,
     Tick,
 )
+from cyxnode.outbox import Outbox
 
 RETRY_MS = (100, 200, 400, 1000, 2000, 4000, 8000, 16_000)
 ENDED_REMEMBERED = 256
-STOP_GRACE_MS = 10_000  # for the checkpoints of a node that is asked to stop
+STOP_GRACE_MS = 8000  # for the checkpoints of a node that is asked to stop: supervisors usually kill after 10 s
 
 Phase = Literal["fetching", "ready", "training", "uploading", "reporting"]
 
 
 class Run(Struct, frozen=True):
-    """One attempt at one job. The head of `outbox` is the report that central must answer next.
+    """One attempt at one job.
 
     begun: it may train. halting: it was told to store a checkpoint and end, with this code.
     """
@@ -84,10 +75,7 @@ class Run(Struct, frozen=True):
     phase: Phase = "fetching"
     begun: bool = True
     halting: HaltCode | None = None
-    outbox: tuple[Report, ...] = ()
-    in_flight: bool = False
-    tries: int = 0
-    report_at_ms: int | None = None
+    outbox: Outbox = Outbox()
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -125,7 +113,7 @@ def step(state: State, event: Event, now_ms: int) -> Step:
 def next_wake_ms(state: State) -> int | None:
     """When the next Tick is needed; None when nothing waits for time."""
     due = [state.register_at_ms, state.heartbeat_at_ms, state.halt_by_ms]
-    due += [run.report_at_ms for run in state.runs.values()]
+    due += [run.outbox.retry_at_ms for run in state.runs.values()]
     return min((at_ms for at_ms in due if at_ms is not None), default=None)
 
 
@@ -150,9 +138,9 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
         )
         actions.append(SendHeartbeat(tuple(refs)))
     for key, run in state.runs.items():
-        if _due(run.report_at_ms, now_ms):
-            state = _with(state, key, replace(run, in_flight=True, report_at_ms=None))
-            actions.append(SendReport(key, run.outbox[0]))
+        if _due(run.outbox.retry_at_ms, now_ms):
+            state, more = _say(state, key, run, outbox.again(run.outbox))
+            actions += more
     return state, actions
 
 
@@ -275,30 +263,30 @@ def _on_first_batch(state: State, event: FirstBatch, now_ms: int) -> Step:
         return state, []
     job_id, attempt = event.key
     started = RunStarted(node_id=state.node_id, session=state.session, job_id=job_id, attempt=attempt)
-    return _post(state, event.key, replace(run, phase="training", begun=True), started)
+    return _say(state, event.key, replace(run, phase="training", begun=True), outbox.post(run.outbox, started))
 
 
 def _on_checkpoint_stored(state: State, event: CheckpointStored, now_ms: int) -> Step:
     run = state.runs.get(event.key)
     if run is None or run.phase == "reporting":
         return state, []
-    return _post(state, event.key, run, event.report)
+    return _say(state, event.key, run, outbox.post(run.outbox, event.report))
 
 
 def _on_run_ended(state: State, event: RunEnded, now_ms: int) -> Step:
     run = state.runs.get(event.key)
     if run is None or run.phase == "reporting":
         return state, []
-    return _post(state, event.key, replace(run, phase="reporting"), event.report)
+    return _say(state, event.key, replace(run, phase="reporting"), outbox.post(run.outbox, event.report))
 
 
 def _on_report_answered(state: State, event: ReportAnswered, now_ms: int) -> Step:
     run = state.runs.get(event.key)
-    if run is None or not run.in_flight:
+    if run is None or not run.outbox.in_flight:
         return state, []
-    if event.fenced or not (event.accepted or isinstance(run.outbox[0], RunCheckpoint)):
+    if event.fenced or not (event.accepted or isinstance(run.outbox.reports[0], RunCheckpoint)):
         return _kill(state, event.key, event.reason or "central no longer wants this attempt")
-    state, actions = _send_next(state, event.key, run)
+    state, actions = _say(state, event.key, run, outbox.answered(run.outbox))
     if not event.accepted:  # the run is as good as before, only not as safe
         actions = [Note(f"central did not take a checkpoint of {event.key[0]}: {event.reason}"), *actions]
     return state, actions
@@ -306,13 +294,10 @@ def _on_report_answered(state: State, event: ReportAnswered, now_ms: int) -> Ste
 
 def _on_report_unanswered(state: State, event: ReportUnanswered, now_ms: int) -> Step:
     run = state.runs.get(event.key)
-    if run is None or not run.in_flight:
+    if run is None or not run.outbox.in_flight:
         return state, []
-    if any(_supersedes(later, run.outbox[0]) for later in run.outbox[1:]):
-        return _send_next(state, event.key, run)
-    delay_ms = retry_delay_ms(state.session, run.tries)
-    run = replace(run, in_flight=False, tries=run.tries + 1, report_at_ms=now_ms + delay_ms)
-    return _with(state, event.key, run), []
+    retry_at_ms = now_ms + retry_delay_ms(state.session, run.outbox.tries)
+    return _say(state, event.key, run, outbox.unanswered(run.outbox, retry_at_ms))
 
 
 def _on_shutdown_asked(state: State, event: ShutdownAsked, now_ms: int) -> Step:
@@ -437,35 +422,9 @@ def _leave(state: State) -> Step:
     return state, [*kills, SayGoodbye(state.stop_reason)]
 
 
-def _supersedes(later: Report, earlier: Report) -> bool:
-    """Whether `earlier` need not be said any more once `later` is to be said."""
-    if isinstance(earlier, RunCheckpoint):
-        return isinstance(later, (RunCheckpoint, RunCompleted))
-    return isinstance(earlier, RunStarted) and isinstance(later, (RunFailed, RunCompleted))
-
-
-def _post(state: State, key: RunKey, run: Run, report: Report) -> Step:
-    """Put a report at the end of the run's outbox, in place of what it supersedes.
-
-    What is on its way stays the head until it is answered or not; else the head is sent, whatever it waited for.
-    """
-    on_its_way = run.outbox[:1] if run.in_flight else ()
-    waiting = run.outbox[len(on_its_way) :]
-    kept = tuple(earlier for earlier in waiting if not _supersedes(report, earlier))
-    outbox = (*on_its_way, *kept, report)
-    if run.in_flight:
-        return _with(state, key, replace(run, outbox=outbox)), []
-    tries = run.tries if outbox[:1] == run.outbox[:1] else 0
-    run = replace(run, outbox=outbox, in_flight=True, tries=tries, report_at_ms=None)
-    return _with(state, key, run), [SendReport(key, outbox[0])]
-
-
-def _send_next(state: State, key: RunKey, run: Run) -> Step:
-    """The head of the outbox is done with: send the next one, or forget a run that has said its last word."""
-    rest = run.outbox[1:]
-    if rest:
-        run = replace(run, outbox=rest, tries=0)
-        return _with(state, key, run), [SendReport(key, rest[0])]
-    if run.phase == "reporting":
+def _say(state: State, key: RunKey, run: Run, sent: outbox.Sent) -> Step:
+    """The run with its new outbox; one that has said its last word is forgotten."""
+    box, report = sent
+    if run.phase == "reporting" and not box.reports:
         return _forget(state, key), []
-    return _with(state, key, replace(run, outbox=(), in_flight=False, tries=0)), []
+    return _with(state, key, replace(run, outbox=box)), [SendReport(key, report)] if report else []

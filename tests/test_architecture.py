@@ -41,7 +41,7 @@ cyxnet.blocking cyxnet
 cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train cyxnet.cli cyxnet.__main__
 
-cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
+cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
 cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads cyxnode.runs cyxnode.agent
 cyxnode cyxnode.__main__
 
@@ -77,6 +77,7 @@ PURE = {
     "cyxcore.grad",
     "cyxcore.passes",
     "cyxnode.events",
+    "cyxnode.outbox",
     "cyxnode.state",
     "cyxcentral.jobs",
     "cyxcentral.line",

@@ -184,9 +184,10 @@ def check(state: State, done: list[Any], now_ms: int) -> None:
     assert all((action.assign.job_id, action.assign.attempt) in state.runs for action in done if is_start(action))
     assert all(action.key not in state.runs for action in done if isinstance(action, e.KillRun))
     assert all(action.key in state.runs for action in done if isinstance(action, (e.BeginRun, e.HaltRun)))
-    assert all(run.outbox for run in runs if run.phase == "reporting" or run.in_flight or run.report_at_ms is not None)
-    assert all(run.in_flight or run.report_at_ms is not None for run in runs if run.outbox)
-    assert all(len([report for report in run.outbox if isinstance(report, RunCheckpoint)]) <= 2 for run in runs)
+    boxes = [run.outbox for run in runs]
+    assert all(run.outbox.reports for run in runs if run.phase == "reporting")
+    assert all(bool(box.reports) == (box.in_flight or box.retry_at_ms is not None) for box in boxes)
+    assert all(len([report for report in box.reports if isinstance(report, RunCheckpoint)]) <= 2 for box in boxes)
     assert all(run.begun for run in runs if run.phase == "training") and (state.life != "leaving" or not state.runs)
     assert state.life != "halting" or (state.runs and state.halt_by_ms is not None and state.halt_by_ms > now_ms)
 
@@ -345,7 +346,7 @@ def test_a_started_that_nobody_answers_gives_way_to_the_completion() -> None:
 
 def test_an_unanswered_completion_is_sent_again_until_it_is_answered() -> None:
     state = after(ENDED, e.ReportUnanswered(KEY), now_ms=0)
-    wake_ms = state.runs[KEY].report_at_ms
+    wake_ms = state.runs[KEY].outbox.retry_at_ms
     assert wake_ms is not None
     assert e.SendReport(KEY, completed()) in actions(state, e.Tick(), wake_ms)
 
@@ -415,13 +416,13 @@ def test_a_stored_checkpoint_is_reported() -> None:
 
 def test_a_newer_checkpoint_takes_the_place_of_one_that_was_not_sent_yet() -> None:
     state = after(SAVED, e.CheckpointStored(KEY, stored(5)), e.CheckpointStored(KEY, stored(6)))
-    assert state.runs[KEY].outbox == (stored(4), stored(6))
+    assert state.runs[KEY].outbox.reports == (stored(4), stored(6))
     assert actions(state, e.ReportUnanswered(KEY)) == [e.SendReport(KEY, stored(6))]
 
 
 def test_an_unanswered_checkpoint_is_said_again_before_the_failure_that_followed_it() -> None:
     state = after(SAVED, e.RunEnded(KEY, failed()), e.ReportUnanswered(KEY), now_ms=0)
-    wake_ms = state.runs[KEY].report_at_ms
+    wake_ms = state.runs[KEY].outbox.retry_at_ms
     assert wake_ms is not None
     state, done = step(state, e.Tick(), wake_ms)
     assert e.SendReport(KEY, stored()) in done
