@@ -73,6 +73,13 @@ def test_the_page_names_what_was_not_measured():
     assert "not measured: ray: ray[default] not installed" in markdown(found)
 
 
+def test_a_page_warns_of_a_busy_machine():
+    quiet, busy = results(), results()
+    busy.machine = msgspec.structs.replace(quiet.machine, load_before=9.0)
+    assert "the machine was busy" in markdown(busy)
+    assert "the machine was busy" not in markdown(quiet)
+
+
 def test_a_report_keeps_its_kind_on_its_way():
     for said in (Progress("x"), rate("a", 1.5), kills()):
         assert msgspec.json.decode(msgspec.json.encode(said), type=Report) == said

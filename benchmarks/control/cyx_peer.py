@@ -19,9 +19,8 @@ from cyxnet import jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.blocking import Client
 from cyxnet.client import AsyncClient, new_job_id
-from cyxnet.escrow import build_deposit, escrow_terms
+from cyxnet.escrow import build_deposit, escrow_address
 from cyxnet.local import LocalNetwork
-from cyxnet.solana import Settlement
 
 PACKAGES: dict[str, str] = {}
 EXAMPLE = child.ROOT / "examples" / "digits.toml"
@@ -56,17 +55,13 @@ async def _fund(client: AsyncClient, jobs: int) -> None:
 
 
 async def _signed(client: AsyncClient, job: m.JobRequest, count: int) -> list[m.SubmitRequest]:
-    """Submits with deposits that are signed already: what a client's own machine does beforehand."""
-    info, wallet, requests = await client.info(), client.purse, []
-    async with Settlement(info.chain_url) as chain:
-        blockhash, last_valid = await chain.latest_blockhash()
+    """Submits with deposits that are signed already, on the terms of one quote: what clients do beforehand."""
+    quote, wallet, requests = await client.quote(job, new_job_id(job.name)), client.purse, []
     for _ in range(count):
         job_id = new_job_id(job.name)
-        terms = escrow_terms(
-            job_id=job_id, mint=info.mint, authority=info.authority, client=wallet.address, platform=info.platform,
-            amount_base_units=job.amount_base_units, fee_basis_points=info.fee_basis_points,
-        )  # fmt: skip
-        payment = m.Payment(client=wallet.address, deposit=build_deposit(wallet, terms, blockhash, last_valid))
+        terms = replace(quote.terms, job_id=job_id, escrow=escrow_address(wallet.address, job_id))
+        deposit = build_deposit(wallet, terms, quote.blockhash, quote.last_valid_block_height)
+        payment = m.Payment(client=wallet.address, deposit=deposit)
         requests.append(m.SubmitRequest(job=job, job_id=job_id, payment=payment))
     return requests
 
@@ -90,19 +85,12 @@ async def _rate(system: str, means: str, in_flight: int, submits: Iterator[Calla
     )
 
 
-async def _submission_rates(scale: Scale, folder: Path) -> AsyncIterator[Report]:
+async def _prepared_rate(scale: Scale, folder: Path) -> AsyncIterator[Report]:
     """With no node, so that central, broker and chain have only the submitted jobs to serve."""
-    job, count, whole = _tiny_job(), scale.submissions, scale.submissions // 10
+    job, count = _tiny_job(), scale.submissions
     async with LocalNetwork(folder, nodes=0), await AsyncClient.connect(folder) as client:
-        await _fund(client, count + whole)
+        await _fund(client, count)
         dataset = await client.upload(job.data_path)
-        yield Progress(f"{whole} whole submissions, {WHOLE_IN_FLIGHT} in flight")
-        yield await _rate(
-            "Cyx, client.submit() whole",
-            "as Cyx's other figure, and the client hashed its data, had a quote, checked it and signed the deposit",
-            WHOLE_IN_FLIGHT,
-            (functools.partial(client.submit, job) for _ in range(whole)),
-        )
         yield Progress(f"signing {count} deposits")
         requests = await _signed(client, job.request(dataset), count)
         yield Progress(f"{count} submissions, {IN_FLIGHT} in flight")
@@ -112,6 +100,20 @@ async def _submission_rates(scale: Scale, folder: Path) -> AsyncIterator[Report]
             "job checked, its deposit checked byte for byte, both on the broker's disk (sync always)",
             IN_FLIGHT,
             (functools.partial(client.bus.ask, subject, each, m.SubmitReply, timeout_s=60) for each in requests),
+        )
+
+
+async def _whole_rate(scale: Scale, folder: Path) -> AsyncIterator[Report]:
+    """The same on a network of its own, which has not the jobs of the other rate to pay for."""
+    job, count = _tiny_job(), scale.submissions // 10
+    async with LocalNetwork(folder, nodes=0), await AsyncClient.connect(folder) as client:
+        await _fund(client, count)
+        yield Progress(f"{count} whole submissions, {WHOLE_IN_FLIGHT} in flight")
+        yield await _rate(
+            "Cyx, client.submit() whole",
+            "as Cyx's other figure, and the client hashed its data, had a quote, checked it and signed the deposit",
+            WHOLE_IN_FLIGHT,
+            (functools.partial(client.submit, job) for _ in range(count)),
         )
 
 
@@ -129,7 +131,8 @@ def _collected(reports: AsyncIterator[Report]) -> Iterator[Report]:
 
 
 def speed(scale: Scale, seed: int, folder: Path) -> Iterator[Report]:
-    yield from _collected(_submission_rates(scale, folder / "net"))
+    yield from _collected(_prepared_rate(scale, folder / "prepared"))
+    yield from _collected(_whole_rate(scale, folder / "whole"))
     yield Progress("starts of jobs")
     found = asyncio.run(measure(scale.slow_starts * 2))
     leased = [

@@ -139,12 +139,14 @@ def promises(results: Results) -> list[str]:
 def about(results: Results) -> list[str]:
     """Lines that say where, when and with what."""
     machine = results.machine
+    busy = machine.load_before > machine.cores / 2
     return [
         f"{results.date}, commit {results.commit}, `{results.command}`, seed {results.seed},"
         f" {results.scale.rounds} interleaved rounds, medians",
         f"{machine.name}, {machine.cores} cores, {machine.memory_gb:.0f} GB, {machine.system}, Python {machine.python}",
         f"load {machine.load_before:.1f} before and {machine.load_after:.1f} after; one durable 1.5 kB append"
         f" {machine.fdatasync_ms:.2f} ms",
+        *(["the machine was busy with other work: read ratios, and with care"] if busy else []),
         "packages: " + ", ".join(f"{name} {version}" for name, version in sorted(results.packages.items())),
         "A Cyx job carries a model, a payment and the choice of a node; a Celery, Dask or Ray task is a function call."
         " The lines below each table say what is compared.",
