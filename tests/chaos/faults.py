@@ -10,6 +10,8 @@ CENTRALS = ("central-a", "central-b")
 TRAINING = "training"  # the process of a run on some node: which one is found when the time has come
 NETWORK_MODES = ("delay", "hold-up", "hold-down", "lose-up", "lose-down", "half-open", "reset")
 
+TOGETHER_SHARE = 0.15  # of the faults come at the same moment as the one before
+
 
 class Fault(Struct, frozen=True, kw_only=True):
     """One thing that goes wrong.
@@ -72,7 +74,8 @@ def groups(nodes: int) -> dict[str, list[str]]:
 def plan(seed: int, kills: int, nodes: int, mean_gap_s: float) -> list[Fault]:
     """Faults until `kills` of them are kills. Every victim of a kill has been killed once before one is again twice.
 
-    The gaps are exponential, so that some faults meet: a broker dies while a central is still coming up.
+    The gaps are exponential, and some are nothing at all, so that faults meet: a broker and a central die together, as
+    on a host that loses power, or one dies while another is still coming up.
     """
     rng = random.Random(f"faults {seed}")
     members = groups(nodes)
@@ -85,7 +88,7 @@ def plan(seed: int, kills: int, nodes: int, mean_gap_s: float) -> list[Fault]:
         victim = rng.choice(among)
         faults.append(
             Fault(
-                wait_s=min(rng.expovariate(1 / mean_gap_s), 4 * mean_gap_s),
+                wait_s=0.0 if rng.random() < TOGETHER_SHARE else min(rng.expovariate(1 / mean_gap_s), 4 * mean_gap_s),
                 deed=row.deed,
                 victim=victim,
                 lasts_s=rng.uniform(row.shortest_s, row.longest_s),
