@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ import msgspec
 from tests.chaos import report
 from tests.chaos.chaos import Options, play
 from tests.chaos.report import Outcome
+
+DISK = "size=192m"
 
 
 def main() -> int:
@@ -27,8 +30,12 @@ def main() -> int:
     parser.add_argument("--gap", type=float, default=defaults.mean_gap_s, help="seconds between faults, mean (1.2)")
     parser.add_argument("--seed", type=int, help="of the plan; default: a new one each time")
     parser.add_argument("--keep", type=Path, help="folder to work in, kept afterwards")
+    parser.add_argument("--full-disk", action="store_true", help="also fill the broker's disk, a small one of its own")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # the disk may be mounted
     asked = parser.parse_args()
+    if asked.full_disk and not asked.inside:
+        os.execvp("unshare", ["unshare", "-rm", sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--inside"])
     options = Options(
         seed=secrets.randbelow(10**6) if asked.seed is None else asked.seed,
         kills=asked.kills,
@@ -36,9 +43,13 @@ def main() -> int:
         nodes=asked.nodes,
         clients=asked.clients,
         mean_gap_s=asked.gap,
+        full_disk=asked.full_disk,
     )
     folder = (asked.keep or Path(tempfile.mkdtemp(prefix="cyx-chaos-"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    if asked.full_disk:
+        (folder / "broker").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", str(folder / "broker")], check=True)
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     shown = sys.stderr if asked.json else sys.stdout
     print(f"seed {options.seed}, {os.cpu_count()} processors, in {folder}", file=shown, flush=True)
@@ -52,6 +63,8 @@ def main() -> int:
         print(f"replay: {outcome.replay}; logs and stores are in {folder}", file=shown)
         return 1
     if asked.keep is None:
+        if asked.full_disk:
+            subprocess.run(["umount", str(folder / "broker")], check=True)
         shutil.rmtree(folder)
     return 0
 

@@ -34,6 +34,7 @@ class Options(Struct, frozen=True, kw_only=True):
     nodes: int = 4
     clients: int = 4
     mean_gap_s: float = 1.2
+    full_disk: bool = False  # the folder's broker/ is a small disk of its own
 
 
 class Round:
@@ -61,8 +62,9 @@ class Round:
 
     async def _hit(self, fault: Fault) -> list[str] | None:
         """Do it; returns the jobs whose lease the victim held, or None when there was no victim for too long."""
-        if fault.deed == "network":
-            self._last(self._fleet.spoil(fault))
+        if fault.deed in ("network", "fill"):
+            lasting = self._fleet.spoil(fault) if fault.deed == "network" else self._fleet.fill_disk(fault.lasts_s)
+            self._last(lasting)
             return []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(VICTIM_PATIENCE_S):
@@ -110,7 +112,7 @@ async def play(folder: Path, options: Options, say: Callable[[str], None]) -> tu
         say(f"{time.monotonic() - begun_s:7.1f} s  {text:<52} {jobs}")
 
     load = Load(folder, options.seed, options.clients, options.jobs)
-    faults = plan(options.seed, options.kills, options.nodes, options.mean_gap_s)
+    faults = plan(options.seed, options.kills, options.nodes, options.mean_gap_s, options.full_disk)
     fleet = Fleet(folder, nodes=options.nodes, on_event=lambda text: tell(f"    {text}"))
     try:
         async with fleet:
@@ -121,9 +123,9 @@ async def play(folder: Path, options: Options, say: Callable[[str], None]) -> tu
             loading = asyncio.create_task(load.run())
             done = Round(fleet, watcher, tell)
             await done.do(faults)
-            seconds = time.monotonic() - begun_load_s
             fleet.calm()
             settle_s = await _come_to_rest(fleet, load, watcher, loading)
+            seconds = time.monotonic() - begun_load_s
             tell(f"at rest after {settle_s:.1f} s")
             names = {str(member.said.get("node_id")): name for name, member in fleet.members.items()}
             evidence = await witness.gather(fleet, load, watcher)
@@ -132,14 +134,19 @@ async def play(folder: Path, options: Options, say: Callable[[str], None]) -> tu
     finally:
         await load.close()
     evidence.left_behind = await witness.left_behind(fleet)
-    outcome = _outcome(options, evidence, done.harms, names, seconds + settle_s, settle_s, len(load.acknowledged))
+    outcome = _outcome(options, evidence, done.harms, names, seconds, settle_s, len(load.acknowledged))
     return outcome, evidence
 
 
 async def _come_to_rest(fleet: Fleet, load: Load, watcher: Watcher, loading: "asyncio.Task[None]") -> float:
-    """Wait until every job has ended and every client knows; SETTLE_S at the longest. Returns the seconds it took."""
-    begun_s = time.monotonic()
+    """Wait until every job has ended and every client knows; SETTLE_S at the longest. Returns the seconds it took.
+
+    A round of few faults may end before enough jobs were begun: those come first, and are no part of that time.
+    """
     load.enough.set()
+    while not load.all_begun and not loading.done():
+        await pause(0.1, load.over)
+    begun_s = time.monotonic()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
             await asyncio.shield(loading)
@@ -172,6 +179,7 @@ def _outcome(
         kills=Counter(report.group_of(harm.fault.victim) for harm in harms if harm.fault.deed == "kill"),
         pauses=deeds["stop"],
         network_faults=deeds["network"],
+        full_disks=deeds["fill"],
         violations=violations(evidence),
         recovery_ms=report.recoveries(evidence, harms),
         up_again_ms=dict(up_again),

@@ -207,15 +207,28 @@ def _has_checkpoint(events: list[m.AnyEvent]) -> bool:
 
 
 def _money_is_conserved(evidence: Evidence) -> Broken:
+    locked = _locked(evidence)
     for name, ledger in evidence.ledgers.items():
         if total := sum(ledger.balances.values()):
             yield name, f"its entries sum to {total}"
         for account, balance in ledger.balances.items():
-            expected = 0 if account.startswith("escrow:") else evidence.balances.get(account)
+            expected = locked.get(account, 0) if account.startswith("escrow:") else evidence.balances.get(account)
             if balance != expected:
-                yield name, f"{account} holds {balance} in the ledger and {expected} on the chain"
-    if total := sum(evidence.balances.values()):
-        yield "chain", f"its wallets and its supply differ by {total}"
+                yield name, f"{account} holds {balance} in the ledger, and {expected} by the chain and the log"
+    if total := sum(evidence.balances.values()) + sum(locked.values()):
+        yield "chain", f"its wallets, its open escrows and its supply differ by {total}"
+
+
+def _locked(evidence: Evidence) -> dict[str, int]:
+    """What the escrows of jobs that have not ended hold. In a round that came to rest there are none."""
+    held = {}
+    for about, history in histories(evidence):
+        events = [event_of(entry) for entry in history]
+        first = events[0]
+        if isinstance(first, m.Submitted) and any(isinstance(e, m.Funded) for e in events):
+            if not isinstance(events[-1], ENDS):
+                held[f"escrow:{about}"] = first.terms.amount_base_units
+    return held
 
 
 # -- projections, artifacts, processes ---------------------------------------------------------------------

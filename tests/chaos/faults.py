@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-Deed = Literal["kill", "stop", "network"]
+Deed = Literal["kill", "stop", "network", "fill"]
 CENTRALS = ("central-a", "central-b")
 TRAINING = "training"  # the process of a run on some node: which one is found when the time has come
 NETWORK_MODES = ("delay", "hold-up", "hold-down", "lose-up", "lose-down", "half-open", "reset")
@@ -17,7 +17,8 @@ class Fault(Struct, frozen=True, kw_only=True):
     """One thing that goes wrong.
 
     wait_s: after the one before it. lasts_s: how long a killed part stays down at least, how long a process stays
-    stopped, how long a link is bad. pick: which of several training processes. mode: of a network fault.
+    stopped, how long a link is bad or the broker's disk is full. pick: which of several training processes. mode: of
+    a network fault.
     """
 
     wait_s: float
@@ -71,7 +72,10 @@ def groups(nodes: int) -> dict[str, list[str]]:
     }
 
 
-def plan(seed: int, kills: int, nodes: int, mean_gap_s: float) -> list[Fault]:
+FULL_DISK = Choice("fill", "broker", 8, 1.0, 6.0)  # only where the broker has a disk of its own
+
+
+def plan(seed: int, kills: int, nodes: int, mean_gap_s: float, full_disk: bool = False) -> list[Fault]:
     """Faults until `kills` of them are kills. Every victim of a kill has been killed once before one is again twice.
 
     The gaps are exponential, and some are nothing at all, so that faults meet: a broker and a central die together, as
@@ -79,10 +83,11 @@ def plan(seed: int, kills: int, nodes: int, mean_gap_s: float) -> list[Fault]:
     """
     rng = random.Random(f"faults {seed}")
     members = groups(nodes)
+    table = [*TABLE, FULL_DISK] if full_disk else TABLE
     faults: list[Fault] = []
     killed: dict[str, int] = {}
     while sum(killed.values()) < kills:
-        row = rng.choices(TABLE, [choice.weight for choice in TABLE])[0]
+        row = rng.choices(table, [choice.weight for choice in table])[0]
         fewest = min(killed.get(name, 0) for name in members[row.victims]) if row.deed == "kill" else 0
         among = [n for n in members[row.victims] if row.deed != "kill" or killed.get(n, 0) <= fewest + 1]
         victim = rng.choice(among)

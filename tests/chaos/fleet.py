@@ -263,6 +263,18 @@ class Fleet:
         await pause(fault.lasts_s if fault.mode != "reset" else 0.0, self._over)
         link.end()
 
+    async def fill_disk(self, seconds: float) -> None:
+        """Leave no byte free where the broker stores, for a while.
+
+        nats-server does not come to itself when there is room again: it has to be started anew.
+        """
+        filler = self.folder / "broker" / "filler"
+        await asyncio.to_thread(_fill, filler)
+        await pause(seconds, self._over)
+        filler.unlink(missing_ok=True)  # two faults may have filled it
+        while not self.kill("broker", 0.0) and not self._over.is_set():  # it may be coming up just now
+            await pause(RETRY_S, self._over)
+
     def calm(self) -> None:
         """End every harm that goes on."""
         for link in self.links.values():
@@ -299,6 +311,12 @@ class Fleet:
                     if where.startswith(f"{self.folder}/") or f"{self.folder}/" in " ".join(process.cmdline()) + "/":
                         found.append(process)
         return found
+
+
+def _fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(65_536))
 
 
 def _wall_ms() -> int:

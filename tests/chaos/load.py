@@ -105,6 +105,11 @@ class Load:
         return {told.job_id for told in self.told if told.what == "submitted"}
 
     @property
+    def all_begun(self) -> bool:
+        """No client begins another job."""
+        return self.enough.is_set() and self._begun >= self.jobs
+
+    @property
     def open_jobs(self) -> int:
         return len(self.acknowledged - self._ended)
 
@@ -116,7 +121,7 @@ class Load:
                     tasks.create_task(self._one_after_another(client))
 
     async def _one_after_another(self, client: AsyncClient) -> None:
-        while not self.over.is_set() and not (self.enough.is_set() and self._begun >= self.jobs):
+        while not self.over.is_set() and not self.all_begun:
             self._begun += 1
             await self._one(client, self._begun)
 

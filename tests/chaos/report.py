@@ -28,6 +28,7 @@ class Outcome(Struct, kw_only=True):
     kills: Counter[str]
     pauses: int
     network_faults: int
+    full_disks: int
     violations: list[Violation]
     recovery_ms: dict[str, list[int]]
     up_again_ms: dict[str, list[int]]
@@ -128,7 +129,8 @@ def table(outcome: Outcome) -> str:
     lines += [
         "",
         f"{sum(outcome.kills.values())} kills, {outcome.pauses} pauses, {outcome.network_faults} network faults "
-        f"in {outcome.seconds:.0f} s; all jobs had ended {outcome.settle_s:.1f} s after the last",
+        f"and {outcome.full_disks} full disks in {outcome.seconds:.0f} s",
+        f"all jobs had ended {outcome.settle_s:.1f} s after the last",
         f"{outcome.acknowledged} jobs acknowledged: {ends}; {outcome.leases} leases, {outcome.goodput:.2f} completed/s",
         f"nodes declared lost without a reason: {outcome.false_losses}",
         f"lost acknowledged jobs: {lost}   double payments: {doubled}   stuck jobs: {stuck}   "
