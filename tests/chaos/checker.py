@@ -14,6 +14,7 @@ from cyxnet.identity import verify
 from tests.chaos.evidence import Entry, Evidence
 
 ENDS = (m.Settled, m.FundFailed)
+REPORTS = (m.Started, m.Checkpointed, m.Completed)
 ENDED = ("completed", "failed", "cancelled")
 LOSES_LEASE = (m.LeaseLost, m.Completed, m.CancelRequested, m.FundFailed)
 
@@ -103,7 +104,7 @@ def _one_lease_at_a_time(evidence: Evidence) -> Broken:
                 live = False
 
 
-def _completed_by_the_holder(evidence: Evidence) -> Broken:
+def _reported_by_the_holder(evidence: Evidence) -> Broken:
     keys = {
         (event.node_id, event.session): event.public_key
         for entry in evidence.log
@@ -113,31 +114,49 @@ def _completed_by_the_holder(evidence: Evidence) -> Broken:
         lease: m.Leased | None = None
         for entry in history:
             event = event_of(entry)
-            if isinstance(event, m.Started | m.Completed) and (lease is None or event.attempt != lease.attempt):
-                yield about, f"{type(event).__name__} at {entry.seq} of attempt {event.attempt}, which holds no lease"
-            elif isinstance(event, m.Completed) and lease:
+            kind = type(event).__name__
+            if isinstance(event, REPORTS) and (lease is None or event.attempt != lease.attempt):
+                yield about, f"{kind} at {entry.seq} of attempt {event.attempt}, which holds no lease"
+            elif isinstance(event, m.Completed | m.Checkpointed) and lease:
                 if event.node_id != lease.node_id or not _signed(about, event, lease, keys):
-                    yield about, f"the completion at {entry.seq} is not signed by the holder of the lease"
+                    yield about, f"{kind} at {entry.seq} is not signed by the holder of the lease"
             if isinstance(event, m.Leased):
                 lease = event
             elif isinstance(event, LOSES_LEASE):
                 lease = None
 
 
-def _signed(job_id: str, done: m.Completed, lease: m.Leased, keys: dict[tuple[str, str], str]) -> bool:
-    """Whether the session that held the lease signed for this model."""
-    said = m.RunCompleted(
-        node_id=done.node_id,
-        session=lease.session,
-        job_id=job_id,
-        attempt=done.attempt,
-        model=done.model,
-        graph_sha256=done.graph_sha256,
-        summary=done.summary,
-        signature=done.signature,
-    )
+def _signed(
+    job_id: str, event: m.Completed | m.Checkpointed, lease: m.Leased, keys: dict[tuple[str, str], str]
+) -> bool:
+    """Whether the session that held the lease signed for this model or this state."""
+    who = {"node_id": event.node_id, "session": lease.session, "job_id": job_id, "attempt": event.attempt}
+    if isinstance(event, m.Completed):
+        said = m.RunCompleted(
+            **who,
+            model=event.model,
+            graph_sha256=event.graph_sha256,
+            summary=event.summary,
+            signature=event.signature,
+        )
+        signed = m.completion_bytes(said)
+    else:
+        signed = m.checkpoint_bytes(m.RunCheckpoint(**who, checkpoint=event.checkpoint, signature=event.signature))
     key = keys.get((lease.node_id, lease.session))
-    return key is not None and verify(key, m.completion_bytes(said), done.signature)
+    return key is not None and verify(key, signed, event.signature)
+
+
+def _goes_on(evidence: Evidence) -> Broken:
+    for about, history in histories(evidence):
+        newest: m.Checkpoint | None = None
+        for entry in history:
+            event = event_of(entry)
+            if isinstance(event, m.Checkpointed):
+                if newest and event.checkpoint.step <= newest.step:
+                    yield about, f"the checkpoint at {entry.seq} is older than the one before"
+                newest = event.checkpoint
+            elif isinstance(event, m.Leased) and event.resume != newest:
+                yield about, f"the lease at {entry.seq} does not go on from the newest checkpoint"
 
 
 def _the_end_is_the_end(evidence: Evidence) -> Broken:
@@ -161,7 +180,7 @@ def _clients_were_told_the_truth(evidence: Evidence) -> Broken:
         status = statuses.get(told.job_id)
         if told.what == "ended" and told.status != status:
             yield told.job_id, f"{told.client} was told it is {told.status}; it is {status}"
-        if told.what == "cancelled" and status not in ("cancelled", None):
+        if told.what == "cancel accepted" and status not in ("cancelled", None):
             yield told.job_id, f"{told.client} was told it is cancelled; it is {status}"
 
 
@@ -269,7 +288,8 @@ RULES: dict[str, Callable[[Evidence], Broken]] = {
     "a job ends": _jobs_end,
     "an id is one job": _one_job_per_id,
     "one lease at a time, attempts count up": _one_lease_at_a_time,
-    "only the holder of the lease completes": _completed_by_the_holder,
+    "only the holder of the lease reports": _reported_by_the_holder,
+    "an attempt goes on from the newest checkpoint": _goes_on,
     "an ended job does not change": _the_end_is_the_end,
     "clients were told the truth": _clients_were_told_the_truth,
     "a job is paid once": _settled_once,

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from cyxcore.errors import CyxError
 from cyxnet import jobfile
 from cyxnet import messages as m
-from cyxnet.bus import ApiError, BusError
+from cyxnet.bus import ApiError
 from cyxnet.client import AsyncClient, Prepared
 from tests.chaos.proxy import pause
 
@@ -21,7 +21,8 @@ PURSE_BASE_UNITS = 10**15
 LAMPORTS = 10**10
 OPEN_PER_CLIENT = 3  # a client submits its next job when one of its open ones has ended
 PATIENCE_S = (0.1, 0.3, 1.0, 1.0)
-CANCELLED_SHARE, TWICE_SHARE, HOPELESS_SHARE = 0.08, 0.15, 0.05
+CANCELLED_SHARE, PAUSED_SHARE, TWICE_SHARE, HOPELESS_SHARE = 0.08, 0.08, 0.15, 0.05
+CHECKPOINT_STEPS = (0, 20, 70)  # 0: none within so short a job
 
 JOB = """\
 name = "chaos"
@@ -52,7 +53,7 @@ learning_rate = 0.05
 class Told(Struct, frozen=True, kw_only=True):
     """What central answered to a client, as it was written down. An error is an answer too, but no promise."""
 
-    what: str  # submitted, cancelled, ended, refused
+    what: str  # submitted, cancel accepted, pause accepted, resume accepted, ended, refused
     job_id: str
     client: str
     at_ms: int
@@ -130,9 +131,14 @@ class Load:
         job_id = await self._submit(client, number, rng)
         if job_id is None:
             return
-        if rng.random() < CANCELLED_SHARE:
+        die = rng.random()
+        if die < CANCELLED_SHARE + PAUSED_SHARE:
             await pause(rng.uniform(0, 1.5), self.over)
-            await self._cancel(client, job_id)
+            if die < CANCELLED_SHARE:
+                await self._steer(client, job_id, "cancel")
+            elif await self._steer(client, job_id, "pause"):
+                await pause(rng.uniform(0, 1.5), self.over)
+                await self._steer(client, job_id, "resume")
         await self._wait(client, job_id)
 
     # -- three conversations, each until there is an answer ---------------------------------------------
@@ -146,6 +152,8 @@ class Load:
             training=training,
             amount_base_units=AMOUNT_BASE_UNITS + number,
             max_attempts=attempts,
+            priority=rng.randrange(3),
+            checkpoints=m.CheckpointPolicy(every_steps=rng.choice(CHECKPOINT_STEPS)),
         )
         times = 2 if rng.random() < TWICE_SHARE else 1
         prepared: Prepared | None = None
@@ -187,20 +195,21 @@ class Load:
         await pause(0.2, self.over)
         return True
 
-    async def _cancel(self, client: AsyncClient, job_id: str) -> None:
+    async def _steer(self, client: AsyncClient, job_id: str, what: str) -> bool:
+        """Cancel, pause or resume, until there is an answer. False when it came too late."""
         asked_at_ms = _wall_ms()
+        ask = getattr(client, what)
         while not self.over.is_set():
             try:
-                view = await client.cancel(job_id, "the client changed its mind")
-                self._tell("cancelled", client, job_id, asked_at_ms, status=view.status)
-                return
-            except ApiError as error:
+                view = await ask(job_id)
+                self._tell(f"{what} accepted", client, job_id, asked_at_ms, status=view.status)
+                return True
+            except CyxError as error:
                 if error.code == "too_late":
-                    return
+                    return False
                 self._tell("refused", client, job_id, asked_at_ms, error=f"{error.code}: {error}")
-            except BusError:
-                pass
             await pause(0.2, self.over)
+        return False
 
     async def _wait(self, client: AsyncClient, job_id: str) -> None:
         asked_at_ms = _wall_ms()

@@ -56,6 +56,20 @@ def log_of(events):
     return entries
 
 
+def stored(job_id, attempt=1, step=50, key=NODE):
+    """A checkpoint, signed by the node."""
+    event = facts.checkpointed(attempt, step)
+    said = m.RunCheckpoint(
+        node_id="node-a",
+        session=SESSION,
+        job_id=job_id,
+        attempt=attempt,
+        checkpoint=event.checkpoint,
+        signature="0" * 128,
+    )
+    return replace(event, signature=key.sign(m.checkpoint_bytes(said)))
+
+
 DONE, FAILED, CANCELLED = "job-done", "job-failed", "job-cancelled"
 EVENTS = [
     ("node.node-a", facts.registered(public_key=NODE.public_key)),
@@ -72,8 +86,9 @@ EVENTS = [
     (f"job.{FAILED}", settlement(FAILED, 0, 0, AMOUNT)),
     (f"job.{DONE}", facts.leased()),
     (f"job.{DONE}", facts.STARTED),
+    (f"job.{DONE}", stored(DONE)),
     (f"job.{DONE}", facts.lost()),
-    (f"job.{DONE}", facts.leased(2)),
+    (f"job.{DONE}", facts.leased(2, resume=facts.checkpoint())),
     (f"job.{DONE}", completion(DONE, 2)),
     (f"job.{DONE}", settlement(DONE)),
 ]
@@ -161,21 +176,28 @@ FORGERIES = [
     ("an id is one job", lambda: truth(without(DONE, m.Submitted))),
     ("one lease at a time, attempts count up", lambda: truth(without(DONE, m.LeaseLost))),
     ("one lease at a time, attempts count up", lambda: truth(with_event(m.Leased, facts.leased(2)))),
-    ("only the holder of the lease completes", lambda: truth(with_event(m.Completed, completion(DONE, 1)))),
+    ("only the holder of the lease reports", lambda: truth(with_event(m.Completed, completion(DONE, 1)))),
     (
-        "only the holder of the lease completes",
+        "only the holder of the lease reports",
         lambda: truth(with_event(m.Completed, completion(DONE, 2, session=OTHER_SESSION))),
     ),
     (
-        "only the holder of the lease completes",
+        "only the holder of the lease reports",
         lambda: truth(with_event(m.Completed, completion(DONE, 2, key=Identity(b"x" * 32)))),
     ),
-    ("only the holder of the lease completes", lambda: truth(before(DONE, m.Leased, facts.STARTED))),
+    ("only the holder of the lease reports", lambda: truth(before(DONE, m.Leased, facts.STARTED))),
+    (
+        "only the holder of the lease reports",
+        lambda: truth(with_event(m.Checkpointed, stored(DONE, key=Identity(b"x" * 32)))),
+    ),
+    ("only the holder of the lease reports", lambda: truth(before(DONE, m.Completed, stored(DONE, 1, 60)))),
+    ("an attempt goes on from the newest checkpoint", lambda: truth(without(DONE, m.Checkpointed))),
+    ("an attempt goes on from the newest checkpoint", lambda: truth(before(DONE, m.Completed, stored(DONE, 2, 50)))),
     ("an ended job does not change", lambda: truth(after_all(DONE, facts.CANCELLED))),
     ("an ended job does not change", lambda: truth(after_all(CANCELLED, funded(CANCELLED)))),
     ("an ended job does not change", lambda: truth(before(DONE, m.Settled, facts.CANCELLED))),
     ("clients were told the truth", lambda: truth(told=[told("ended", FAILED, "completed")])),
-    ("clients were told the truth", lambda: truth(told=[told("cancelled", DONE, "settling")])),
+    ("clients were told the truth", lambda: truth(told=[told("cancel accepted", DONE, "settling")])),
     ("a job is paid once", lambda: truth(escrows={DONE: [landed("in-job-done")]})),
     (
         "a job is paid once",
