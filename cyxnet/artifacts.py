@@ -26,6 +26,8 @@ from cyxnet.messages import (
 CHUNK_BYTES = 512 * 1024  # below the broker's max_payload, large enough to be worth a round trip
 MAX_ARTIFACT_BYTES = 6 * 2**30  # its manifest, 67 bytes a chunk, has to fit a message
 CHUNKS_IN_FLIGHT = 8
+ANSWER_S = 10.0  # for a question about an artifact; a chunk on a slow link may take longer
+SLOWEST_READ_BYTES_PER_S = 25e6
 Advance = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
@@ -53,6 +55,14 @@ def describe(path: Path) -> ArtifactManifest:
     return ArtifactManifest(sha256=whole.hexdigest(), size=size, chunks=chunks)
 
 
+def patience_s(size: int) -> float:
+    """How long the answer about `size` bytes may take: for a commit, central reads all of them back.
+
+    Not longer than needed: a central that was killed over it never answers, and the next one does at once.
+    """
+    return ANSWER_S + size / SLOWEST_READ_BYTES_PER_S
+
+
 async def put(
     bus: Bus, caller: str, path: Path, advance: Advance | None = None, in_flight: int = CHUNKS_IN_FLIGHT
 ) -> ArtifactRef:
@@ -61,7 +71,9 @@ async def put(
     in_flight: chunks on their way at a time. Other messages of this connection wait behind these.
     """
     manifest = await asyncio.to_thread(describe, path)
-    stat = await bus.ask(subjects.api(caller, "artifact.stat"), manifest, ArtifactStatReply, timeout_s=30)
+    stat = await bus.ask(
+        subjects.api(caller, "artifact.stat"), manifest, ArtifactStatReply, timeout_s=patience_s(manifest.size)
+    )
     missing = set(stat.missing)
     sent = 0 if not stat.complete else manifest.size
     gate = asyncio.Semaphore(in_flight)
@@ -93,7 +105,8 @@ async def put(
         finally:
             for task in sending:
                 task.cancel()
-        await bus.ask(subjects.api(caller, "artifact.commit"), manifest, ArtifactRef, timeout_s=120)
+        commit = subjects.api(caller, "artifact.commit")
+        await bus.ask(commit, manifest, ArtifactRef, timeout_s=patience_s(manifest.size))
     if advance:
         advance(manifest.size, manifest.size)
     return ArtifactRef(sha256=manifest.sha256, size=manifest.size)
@@ -112,7 +125,7 @@ async def get(
         subjects.api(caller, "artifact.manifest"),
         ArtifactRefRequest(sha256=sha256),
         ArtifactManifest,
-        timeout_s=30,
+        timeout_s=ANSWER_S,
     )
     if manifest.size > max_bytes:
         raise ArtifactError(f"artifact {sha256}: expected at most {max_bytes} bytes, it has {manifest.size}")

@@ -8,9 +8,9 @@ import pytest
 from cyxcentral.blobs import BlobError, Blobs
 from cyxnet import artifacts, subjects
 from cyxnet.artifacts import ArtifactError
-from cyxnet.bus import ApiError, Bus
+from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import JSON, MSGPACK, decode, encode
-from cyxnet.messages import ArtifactManifest
+from cyxnet.messages import ArtifactManifest, ArtifactStatReply
 
 
 @pytest.fixture
@@ -156,3 +156,30 @@ def test_the_largest_manifest_fits_a_message():
     manifest = ArtifactManifest(sha256="e" * 64, size=artifacts.MAX_ARTIFACT_BYTES, chunks=["e" * 64] * count)
     for content_type in (JSON, MSGPACK):
         assert decode(ArtifactManifest, encode(manifest, content_type), content_type) == manifest
+
+
+async def test_a_commit_whose_central_died_is_given_up_after_seconds(broker, tmp_path, monkeypatch):
+    # it was waited for for two minutes, and with it the job whose model it was
+    monkeypatch.setattr(artifacts, "ANSWER_S", 0.2)
+    edge = await Bus.connect(broker.url("edge"), name="edge")
+    client = await Bus.connect(broker.url("client"), name="client", inbox="_INBOX_client")
+    never = asyncio.Event()
+
+    async def dies(caller, manifest):
+        await never.wait()
+
+    async def stat(caller, manifest):
+        return ArtifactStatReply(complete=False, missing=[])
+
+    await edge.serve("1.0.0", "test", {"artifact.stat": stat, "artifact.commit": dies})
+    async with asyncio.timeout(10):
+        with pytest.raises(BusError):
+            await artifacts.put(client, "me", file_of(tmp_path, 1))
+    never.set()
+    for bus in (client, edge):
+        await bus.close()
+
+
+def test_the_patience_with_a_commit_grows_with_what_has_to_be_read_back():
+    assert artifacts.patience_s(1) < 15
+    assert artifacts.patience_s(artifacts.MAX_ARTIFACT_BYTES) > 200
