@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tests.chaos import evidence as witness
 from tests.chaos import report
@@ -187,7 +187,13 @@ def _outcome(
         statuses=statuses,
         leases=leases,
         false_losses=report.false_losses(evidence, harms, names, EXPLAINS_MS),
+        other_metrics=report.other_metrics(evidence),
         seconds=seconds,
         settle_s=settle_s,
-        replay=report.REPLAY.format(seed=options.seed, kills=options.kills, jobs=options.jobs, nodes=options.nodes),
+        replay=_replay(options),
     )
+
+
+def _replay(options: Options) -> str:
+    said = report.REPLAY.format(**structs.asdict(options), gap=options.mean_gap_s)
+    return f"{said} --full-disk" if options.full_disk else said

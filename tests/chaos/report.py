@@ -10,7 +10,10 @@ from tests.chaos.checker import Violation, event_of, histories, status_of
 from tests.chaos.evidence import Evidence
 from tests.chaos.faults import Fault
 
-REPLAY = "python -m tests.chaos --seed {seed} --kills {kills} --jobs {jobs} --nodes {nodes}"
+REPLAY = (
+    "python -m tests.chaos --seed {seed} --kills {kills} --jobs {jobs} --nodes {nodes} "
+    "--clients {clients} --gap {gap:g}"
+)
 
 
 class Harm(Struct, frozen=True, kw_only=True):
@@ -36,6 +39,7 @@ class Outcome(Struct, kw_only=True):
     statuses: Counter[str]
     leases: int
     false_losses: int
+    other_metrics: int
     seconds: float
     settle_s: float
     replay: str
@@ -95,6 +99,12 @@ def false_losses(evidence: Evidence, harms: list[Harm], names: dict[str, str], m
     return count
 
 
+def other_metrics(evidence: Evidence) -> int:
+    """Ledgers with a metric that the broker lost in a kill before it was on disk: no promise, but worth a number."""
+    rebuilt = evidence.ledgers["rebuilt"]
+    return sum(ledger.metrics_hash != rebuilt.metrics_hash for ledger in evidence.ledgers.values())
+
+
 def percentile(values: list[int], share: float) -> int:
     """The smallest value that `share` of all values do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
@@ -132,7 +142,8 @@ def table(outcome: Outcome) -> str:
         f"and {outcome.full_disks} full disks in {outcome.seconds:.0f} s",
         f"all jobs had ended {outcome.settle_s:.1f} s after the last",
         f"{outcome.acknowledged} jobs acknowledged: {ends}; {outcome.leases} leases, {outcome.goodput:.2f} completed/s",
-        f"nodes declared lost without a reason: {outcome.false_losses}",
+        f"nodes declared lost without a reason: {outcome.false_losses}   "
+        f"ledgers with metrics that the broker lost: {outcome.other_metrics}",
         f"lost acknowledged jobs: {lost}   double payments: {doubled}   stuck jobs: {stuck}   "
         f"broken promises: {len(outcome.violations)}",
     ]

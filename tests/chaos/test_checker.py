@@ -112,7 +112,9 @@ def landed(signature, **changes):
 def truth(events=EVENTS, **changes):
     """Evidence of a network that kept every promise, but for `changes`."""
     log = log_of(events)
-    ledger = LedgerFacts(content_hash="h", balances=WALLETS | {f"escrow:{DONE}": 0}, statuses=STATUSES)
+    ledger = LedgerFacts(
+        content_hash="h", metrics_hash="m", balances=WALLETS | {f"escrow:{DONE}": 0}, statuses=STATUSES
+    )
     fields = {
         "log": log,
         "watched": {entry.seq: entry.sha256 for entry in log},
