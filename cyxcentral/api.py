@@ -12,6 +12,7 @@ import msgspec
 from cyxcentral import cache as keys
 from cyxcentral import intake, jobs, money, nodes, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
+from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -155,6 +156,23 @@ class Api:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
         if known := self._known(job_id, ask, caller):
             return known
+        try:
+            event = await self._submitted(caller, ask, job_id)
+        except CyxError:
+            # a repeated submit may look wrong (its deposit too old, the wallet empty) just because the first was taken
+            await self._central.events.catch_up()
+            if known := self._known(job_id, ask, caller):
+                return known
+            raise
+        stored = await self._central.events.record(
+            subjects.job_event(job_id), lambda: None if job_id in self._world.jobs else event
+        )
+        if stored is None and (known := self._known(job_id, ask, caller)):
+            return known
+        return m.SubmitReply(job_id=job_id, status=self._world.jobs[job_id].status, terms=event.terms)
+
+    async def _submitted(self, caller: str, ask: m.SubmitRequest, job_id: str) -> m.Submitted:
+        """The event of a job that may be taken. Raises CyxError for everything that is wrong with it."""
         _, draft = self._draft(caller, ask.job, job_id, ask.payment.client if ask.payment else None)
         needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
         deposit, _, _ = await asyncio.gather(
@@ -162,15 +180,9 @@ class Api:
             self._afford(draft.terms),
             asyncio.gather(*map(self._central.blobs.manifest, needed)),
         )
-        event = m.Submitted(
+        return m.Submitted(
             job=ask.job, terms=draft.terms, caller=caller, memory_bytes=draft.memory_bytes, deposit=deposit
         )
-        stored = await self._central.events.record(
-            subjects.job_event(job_id), lambda: None if job_id in self._world.jobs else event
-        )
-        if stored is None and (known := self._known(job_id, ask, caller)):
-            return known
-        return m.SubmitReply(job_id=job_id, status=self._world.jobs[job_id].status, terms=draft.terms)
 
     async def _deposit(self, caller: str, payment: m.Payment | None, terms: m.EscrowTerms) -> m.SignedTransaction:
         """The caller's deposit, checked; or one from the wallet that is kept for the caller. Nothing is sent yet."""

@@ -55,6 +55,7 @@ class Dispatch:
         self._wake = asyncio.Event()
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
         self._listened_ms = self._machine.monotonic_ms()  # when the broker answered last
+        self._read_seq: dict[str, int] = {}  # node id -> the event of its that was read last
         self.seen_at_ms: dict[str, int] = {}  # the same on the wall clock, for people
         self._unnamed: dict[RunKey, int] = {}  # delivered run -> heartbeats that did not name it
         self._told: dict[RunKey, set[str]] = {}  # run -> commands that its node has heard from here
@@ -242,11 +243,13 @@ class Dispatch:
         """Nodes not heard of for a whole lease are lost, and with them their leases."""
         await self._listen()
         now = self._machine.monotonic_ms()
-        for node_id in self._world.nodes:  # a full fresh lease for everyone who was not heard yet
-            self._heard_ms.setdefault(node_id, now)
+        for node_id in self._world.nodes:
+            self._read_of(node_id, now)
         for node_id in nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now):
             session = self._world.nodes[node_id].session
-            await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms")
+            # asked again before each append: it may have been heard while the one before was under way
+            why, still = f"no heartbeat for {self.lease_ms} ms", functools.partial(self._is_silent, node_id)
+            await self._lose_node(node_id, session, why, still=still)
         for job in self._world.leased():
             attempt = job.current
             if attempt is None:
@@ -256,6 +259,17 @@ class Dispatch:
             elif why := self._stuck(job, now):
                 await self._lose(job.job_id, attempt.number, *why)
                 await self.stop_run(self._world.jobs[job.job_id], why[1])
+
+    def _is_silent(self, node_id: str) -> bool:
+        now_ms = self._machine.monotonic_ms()
+        return bool(nodes.silent(self._heard_ms, {node_id: self._world.nodes[node_id]}, self.lease_ms, now_ms))
+
+    def _read_of(self, node_id: str, now_ms: float) -> None:
+        """A full fresh lease for who was not heard yet, and for who has registered at another central meanwhile."""
+        seq = self._world.last_seq[subjects.node_event(node_id)]
+        if self._read_seq.get(node_id) != seq:
+            self._read_seq[node_id] = seq
+            self._heard_ms[node_id] = now_ms
 
     def advanced(self, job_id: str, attempt: int, where: object) -> None:
         """A run was seen at `where`; standing at the same place is no progress. Telemetry and reports call it."""
@@ -287,9 +301,18 @@ class Dispatch:
     def _ban(self, node_id: str) -> m.NodeBanned | None:
         return nodes.ban_due(self._world.nodes[node_id], self._machine.wall_ms())
 
-    async def _lose_node(self, node_id: str, session: str, reason: str, graceful: bool = False) -> None:
+    async def _lose_node(
+        self,
+        node_id: str,
+        session: str,
+        reason: str,
+        graceful: bool = False,
+        still: Callable[[], bool] = lambda: True,
+    ) -> None:
         def decide() -> m.NodeLost | None:
             if not self.session_is_current(node_id, session):  # it came back in another session, or is lost already
+                return None
+            if not still():
                 return None
             return m.NodeLost(node_id=node_id, session=session, reason=reason, graceful=graceful)
 

@@ -77,7 +77,7 @@ class Payments:
 
     def resume(self) -> None:
         """After a start: everything the log left open."""
-        for job_id in list(self._events.world.active):
+        for job_id in sorted(self._events.world.active):
             self.reconcile(job_id)
         for mint_id in list(self._events.world.mints):
             self.reconcile_mint(mint_id)

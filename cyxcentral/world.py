@@ -155,7 +155,7 @@ class World:
 
     def leased(self) -> list[jobs.Job]:
         """Every job whose lease a node holds."""
-        return [self.jobs[job_id] for held in self.held.values() for job_id in held]
+        return [self.jobs[job_id] for held in self.held.values() for job_id in sorted(held)]
 
     def job_by_prefix(self, prefix: str) -> list[str]:
         """Ids of the jobs that start with `prefix`; a whole id wins over longer ones."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,7 +165,7 @@ class Settlement:
         """(blockhash, last block height at which a transaction naming it can land)."""
         value = (await self._ask("get_latest_blockhash")).value
         blockhash, last_valid = str(value.blockhash), int(value.last_valid_block_height)
-        self._seen[blockhash] = (last_valid, time.monotonic())
+        self._seen[blockhash] = (last_valid, _now_s())
         if len(self._seen) > BLOCKHASHES_REMEMBERED:
             self._seen.popitem(last=False)
         return blockhash, last_valid
@@ -175,14 +174,14 @@ class Settlement:
         """latest_blockhash(), at most BLOCKHASH_REUSED_S old: who quotes a hundred times a second asks once."""
         if self._seen:
             blockhash, (last_valid, seen_s) = next(reversed(self._seen.items()))
-            if time.monotonic() - seen_s < BLOCKHASH_REUSED_S:
+            if _now_s() - seen_s < BLOCKHASH_REUSED_S:
                 return blockhash, last_valid
         return await self.latest_blockhash()
 
     def _seen_lately(self, blockhash: str) -> int | None:
         """The last valid height of a blockhash that the chain told us itself a moment ago."""
         last_valid, seen_s = self._seen.get(blockhash, (0, -math.inf))
-        return last_valid if time.monotonic() - seen_s < BLOCKHASH_TRUSTED_S else None
+        return last_valid if _now_s() - seen_s < BLOCKHASH_TRUSTED_S else None
 
     async def verify_escrow(self, terms: EscrowTerms) -> EscrowState:
         """The escrow account, finalized, when it is exactly what the terms promise.
@@ -469,6 +468,10 @@ class Settlement:
             f"{method}: no answer from {self.url} after {self.attempts} tries "
             f"({type(cause).__name__}: {cause!s:.200}); is the chain running?",
         )
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class _AlreadyLanded(Exception):

@@ -1,5 +1,6 @@
 """What callers are answered, from the real pieces of a central that these verbs use."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -8,16 +9,25 @@ from msgspec.structs import replace
 from cyxcentral import jobs
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
+from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
 from tests.central import facts as f
-from tests.central.test_dispatch import SmallCentral
+from tests.central.test_dispatch import SmallCentral, behind
 
 
 @pytest.fixture
 async def central(broker):
     running = await SmallCentral.start(broker, "central-a")
+    yield running
+    await running.close()
+
+
+@pytest.fixture
+async def other(broker, central):
+    """A second central of the same log."""
+    running = await SmallCentral.start(broker, "central-b")
     yield running
     await running.close()
 
@@ -115,3 +125,15 @@ async def test_a_cached_view_of_an_earlier_state_is_not_shown(central):
     assert (await api._status("me", m.JobRef(job_id="job-1"))).status == "funding"
     central.world.jobs["job-1"] = replace(central.world.jobs["job-1"], status="queued")
     assert (await api._status("me", m.JobRef(job_id="job-1"))).status == "queued"
+
+
+async def test_a_repeated_submit_is_known_even_where_it_looks_wrong_because_the_first_was_taken(central, other):
+    # another central had taken it; the one that lagged found its deposit too old, and its submitter signed another
+    strange = ModelSpec(input=[4], layers=[{"kind": "no layer"}])  # stands for whatever is wrong by now
+    go_on = await behind(other, central)
+    await central.job("job-1", model=strange)
+    request = m.SubmitRequest(job=f.job_request(model=strange), job_id="job-1")
+    asking = asyncio.create_task(api_of(other)._submit("alice", request))
+    await other.edge._nc.flush()
+    await go_on()
+    assert (await asking).duplicate

@@ -284,6 +284,35 @@ async def test_a_central_without_its_broker_declares_nobody_lost(central, broker
     assert central.world.nodes[NODE].online
 
 
+async def test_a_node_that_registers_at_another_central_has_a_full_lease_at_this_one(central, other):
+    # this central counted the silence before the registration that it had only read of, and lost the node at once
+    await central.dispatch._register(register())
+    await central.dispatch._sweep()
+    central.dispatch._heard_ms[NODE] -= 2 * LEASE_MS
+    await other.log.catch_up()
+    await other.dispatch._goodbye(m.Goodbye(node_id=NODE, session=SESSION))
+    await other.dispatch._register(register(NEXT_SESSION))
+    await central.log.catch_up()
+    await central.dispatch._sweep()
+    assert central.world.nodes[NODE].online
+
+
+async def test_a_node_that_is_heard_while_its_loss_is_being_appended_is_not_lost(central, monkeypatch):
+    # the append took long (no leader), or others were lost first: what had been heard meanwhile did not count
+    await central.dispatch._register(register())
+    central.dispatch._heard_ms[NODE] -= 2 * LEASE_MS
+    record = central.log.record
+
+    async def slow_record(subject, decide):
+        central.dispatch._hear(NODE)
+        return await record(subject, decide)
+
+    monkeypatch.setattr(central.log, "record", slow_record)
+    central.dispatch._read_seq[NODE] = central.world.last_seq[subjects.node_event(NODE)]
+    await central.dispatch._sweep()
+    assert central.world.nodes[NODE].online
+
+
 async def test_the_loss_of_an_old_session_does_not_touch_the_new_one(central, other):
     # the append of the loss met the new registration, and the second try lost that one
     await central.dispatch._register(register())

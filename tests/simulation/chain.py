@@ -10,9 +10,11 @@ from bisect import bisect_right
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from msgspec import Struct
 from solana.exceptions import SolanaRpcException
+from solana.rpc import async_api
 
 from cyxnet.escrow import DECIMALS, associated_address, mint_address, solders
 from cyxnet.solana import Settlement
@@ -22,7 +24,7 @@ from tests.simulation.wire import Process
 
 BLOCK_S = 0.25
 FINAL_BLOCKS = 8
-VALID_BLOCKS = 60  # a blockhash is good for so long
+VALID_BLOCKS = 40  # a blockhash is good for so long: ten seconds, where a real chain's is good for a minute
 FIRST_SLOT = 5_000  # slots and block heights are different numbers
 RICH_LAMPORTS = 10**12
 
@@ -52,6 +54,7 @@ class Chain:
         self.faults = faults
         self.loop = ProcessLoop(scheduler, "chain")
         self.mint, self.authority = mint_address(authority), authority
+        self.wallets = {authority}
         self.landed: dict[str, Landed] = {}
         self.received: Callable[[str], None] = lambda signature: None  # told when bytes reach the chain
         self.executed: Callable[[str, Accounts, Accounts], None] = lambda signature, before, after: None
@@ -59,6 +62,7 @@ class Chain:
         self._states: list[Accounts] = [{}]
 
     def give(self, owner: str, amount: int) -> None:
+        self.wallets.add(owner)
         account = associated_address(owner, self.mint)
         self._states[-1][account] = TokenAccount(owner, self.mint, amount)
 
@@ -98,7 +102,7 @@ class Chain:
         self.received(signature)
         if self.faults.hit("dropped"):
             return signature
-        late = self.faults.active and self.scheduler.dice.random() < 0.1
+        late = self.faults.chain_active and self.scheduler.dice.random() < 0.1
         delay_s = self.scheduler.dice.expovariate(1 / 8.0) if late else self.scheduler.dice.uniform(0.1, 0.8)
         self.scheduler.at(self.loop, self.scheduler.now_s + delay_s, self._land, signature, parsed.message)
         return signature
@@ -108,7 +112,7 @@ class Chain:
         named = int.from_bytes(bytes(message.recent_blockhash)[:8], "big")
         if signature in self.landed or height > named + VALID_BLOCKS:
             return
-        if self.faults.active and self.scheduler.dice.random() < 0.05:  # a block that others do not build on
+        if self.faults.chain_active and self.scheduler.dice.random() < 0.05:  # a block that others do not build on
             self.faults.count("fork")
             until_s = self.scheduler.now_s + FINAL_BLOCKS * BLOCK_S * 0.7
             self.landed[signature] = Landed(height, None, until_s)
@@ -210,9 +214,8 @@ class RpcClient:
             error = SolanaRpcException(TimeoutError("no answer"), _machine_of, self, method)
             raise error from TimeoutError("no answer")
         lag = 0
-        if self._faults.active and self._faults.rpc_lag_blocks:
+        if self._faults.chain_active and self._faults.rpc_lag_blocks:
             lag = self._chain.scheduler.dice.randrange(self._faults.rpc_lag_blocks)
-            self._faults.counts["rpc_lag"] += lag > 0
         return max(0, self._chain.height - lag)
 
     async def _answered(self) -> None:
@@ -236,7 +239,7 @@ class RpcClient:
     async def get_fee_for_message(self, message: Any, commitment: Any = None) -> Any:
         height = await self._machine("getFeeForMessage")
         named = int.from_bytes(bytes(message.recent_blockhash)[:8], "big")
-        return SimpleNamespace(value=5000 if height - VALID_BLOCKS <= named <= height + 64 else None)
+        return SimpleNamespace(value=5000 if named <= height <= named + VALID_BLOCKS else None)
 
     async def get_multiple_accounts(self, keys: list[Any], commitment: Any = None) -> Any:
         height = await self._machine("getMultipleAccounts")
@@ -259,7 +262,11 @@ class RpcClient:
             data = bytes(key(token.mint)) + bytes(key(token.owner)) + token.amount.to_bytes(8, "little")
             data += bytes(36) + b"\x01" + bytes(56)
             return SimpleNamespace(owner=lib.TOKEN, data=data, lamports=2_039_280)
-        return SimpleNamespace(owner=lib.system.ID, data=b"", lamports=RICH_LAMPORTS) if address[0] != "\0" else None
+        return (
+            SimpleNamespace(owner=lib.system.ID, data=b"", lamports=RICH_LAMPORTS)
+            if address in self._chain.wallets
+            else None
+        )
 
     async def get_signature_statuses(self, signatures: list[Any], search_transaction_history: bool = False) -> Any:
         height = await self._machine("getSignatureStatuses")
@@ -294,7 +301,5 @@ class SimSettlement(Settlement):
     """Production's Settlement on the simulated chain."""
 
     def __init__(self, process: Process, chain: Chain):
-        self.url = "http://127.0.0.1:8899"
-        self.attempts = 4
-        self._clients = [RpcClient(process, chain)]
-        self._genesis = None
+        with mock.patch.object(async_api, "AsyncClient", lambda *_, **__: RpcClient(process, chain)):
+            super().__init__("http://127.0.0.1:8899", attempts=4)

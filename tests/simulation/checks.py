@@ -24,7 +24,7 @@ from cyxnet.codec import MSGPACK, decode
 from tests.simulation.centrals import LEASE_MS
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
 
-ENDS = ("completed", "failed", "cancelled")
+BAN_HEARD_WITHIN_S = 10.0  # another central may not have read of it yet
 FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
 
 
@@ -70,6 +70,7 @@ class Checks:
         self.last_payload: dict[str, bytes] = {}
         self.chained: set[str] = set()
         self.kinds: dict[str, int] = {}
+        self.banned_at_s: dict[str, float] = {}
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
     def fail(self, why: str) -> None:
@@ -81,12 +82,11 @@ class Checks:
 
     # -- what happens --------------------------------------------------------------------------------
 
-    def heard(self, central: str, subject: str) -> None:
-        """A central heard a node, at this true time."""
+    def heard(self, central: str, subject: str, now_s: float) -> None:
+        """A central heard a node that it knows, at this true time."""
         tokens = subject.split(".")
         if tokens[2] != "node":
             return
-        now_s = self.network.scheduler.now_s
         last_s, silences = self._gaps.get((central, tokens[3]), (-1e9, []))
         if now_s - last_s >= FEWEST_SILENT_S:
             silences = [*silences[-3:], (last_s, now_s)]
@@ -174,6 +174,9 @@ class Checks:
             event.resume == job.checkpoint,
             f"I13: {job_id}/{event.attempt} goes on from {event.resume}, the newest stored is {job.checkpoint}",
         )
+        banned_s = self.banned_at_s.get(event.node_id)
+        if banned_s is not None and self.network.scheduler.now_s - banned_s > BAN_HEARD_WITHIN_S:
+            self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned for a day at {banned_s:.1f} s")
         job.leases.append(Lease(event.attempt, event.node_id, event.session))
 
     def _of_lease(self, job_id: str, job: JobModel, event: Any) -> Lease | None:
@@ -267,7 +270,9 @@ class Checks:
             self.fail(f"I13: {what} is not what its steps make")
 
     def _node(self, node_id: str, event: m.NodeEvent, by: str) -> None:
-        if isinstance(event, m.NodeRegistered):
+        if isinstance(event, m.NodeBanned):
+            self.banned_at_s.setdefault(node_id, self.network.scheduler.now_s)
+        elif isinstance(event, m.NodeRegistered):
             self.sessions[node_id] = event.session
         elif isinstance(event, m.NodeLost):
             self.expect(self.sessions.get(node_id) == event.session, f"I1: {node_id} lost in a session it is not in")

@@ -2,19 +2,25 @@
 
 import asyncio
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from cyxcore.errors import CyxError
 from cyxcore.spec import ModelSpec, TrainingSpec
 from cyxnet import messages as m
-from cyxnet.bus import ApiError, BusError
-from cyxnet.client import AsyncClient
+from cyxnet.bus import TEMPORARY_CODES, ApiError, BusError
+from cyxnet.client import AsyncClient, Prepared
+from cyxnet.follow import ENDED
 from tests.simulation.chain import SimSettlement
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.nodes import digest, identity
 from tests.simulation.wire import Process, SimBus
 
 DATASET = b"some rows"
+_FOLDER = tempfile.TemporaryDirectory(prefix="cyx-simulation-")
+DATASET_PATH = Path(_FOLDER.name) / "rows.csv"
+DATASET_PATH.write_bytes(DATASET)
 MODEL = ModelSpec(input=[4], layers=[{"kind": "Linear", "out_features": 3}])
 
 
@@ -52,7 +58,7 @@ class Client(Process):
         self.wish = dice.choices(["wait", "watch", "cancel", "pause"], [3, 1, 3, 3])[0]
         self.keys = identity(500 + number)
         self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
-        self.settlement = SimSettlement(self, network.chain)
+        self.client._settlement = SimSettlement(self, network.chain)
         self.acknowledged = False
         self.refused: str | None = None
         self.done = False
@@ -60,41 +66,27 @@ class Client(Process):
 
     async def main(self) -> None:
         dice = self.network.scheduler.dice
-        await asyncio.sleep(dice.random() * 8)
+        await asyncio.sleep(dice.random() * 6)
         await self._submit()
         if self.acknowledged:
             await getattr(self, f"_{self.wish}")()
         self.done = True
 
     async def _submit(self) -> None:
-        payment: m.Payment | None = None
-        for _ in range(1000):
+        """Until central has said yes, or no for good. The id stays; a deposit that is too old is signed anew."""
+        prepared: Prepared | None = None
+        while not self.acknowledged:
             try:
-                if payment is None:
-                    quote = await self.client.quote(self.job, self.job_id)
-                    deposit = await self.settlement.deposit_transaction(self.client.purse, quote.terms)
-                    payment = m.Payment(client=self.client.purse.address, deposit=deposit)
-                request = m.SubmitRequest(job=self.job, job_id=self.job_id, payment=payment)
-                reply = await self.client._ask("job.submit", request, m.SubmitReply, timeout_s=15)
-                assert reply.job_id == self.job_id, f"submitted {self.job_id}, got {reply.job_id}"
-                self.acknowledged = True
-                return
-            except ApiError as error:
-                if error.code not in ("expired", "chain_unreachable", "escrow_exists"):
-                    self.refused = f"{error.code}: {error}"
-                    return
-                payment = None if error.code == "expired" else payment  # its blockhash is too old: a new deposit
+                prepared = prepared or await self.client.prepare(self.job, DATASET_PATH, self.job_id)
+                reply = await self.client.place(prepared)
+                self.job_id, self.acknowledged = reply.job_id, True
             except CyxError as error:
-                if error.code == "escrow_exists":  # an answer was lost: the deposit is there, so the job is
-                    payment = payment or await self._status_says_known()
-                elif not isinstance(error, BusError) and error.code != "chain_unreachable":
+                if error.code == "expired":
+                    prepared = None
+                elif not isinstance(error, BusError) and error.code not in TEMPORARY_CODES:
                     self.refused = f"{error.code}: {error}"
                     return
-            await asyncio.sleep(1.0)
-
-    async def _status_says_known(self) -> None:
-        view = await self.client.job(self.job_id)
-        self.acknowledged = view.job_id == self.job_id
+                await asyncio.sleep(1.0)
 
     async def _until_said(self, verb: str, message: Any) -> bool:
         """Ask until there is an answer; whether it was yes."""
@@ -122,6 +114,20 @@ class Client(Process):
         await self._until_said("job.pause", m.JobRef(job_id=self.job_id))
         await asyncio.sleep(dice.expovariate(1 / 5))
         await self._until_said("job.resume", m.JobRef(job_id=self.job_id))
+        while True:  # the first try of the pause may come late, after the resume: a person looks and asks again
+            await asyncio.sleep(3.0)
+            view = await self._view()
+            if view.status in ENDED:
+                return
+            if view.pause_requested:
+                await self._until_said("job.resume", m.JobRef(job_id=self.job_id))
+
+    async def _view(self) -> m.JobView:
+        while True:
+            try:
+                return await self.client.job(self.job_id)
+            except (ApiError, BusError):
+                await asyncio.sleep(1.0)
 
     async def _watch(self) -> None:
         while True:

@@ -6,6 +6,8 @@ from random import Random
 from tests.simulation.loop import Scheduler
 
 HOUR_MS = 3_600_000
+CHAIN_LONGER_S = 12.0  # the chain is bad for longer: what it is asked for late must see it too
+OF_CHAIN = ("dropped", "rpc_error")
 
 
 class Faults:
@@ -15,6 +17,7 @@ class Faults:
         self._dice = dice
         self._scheduler = scheduler
         self.until_s = until_s
+        self.chain_until_s = until_s + CHAIN_LONGER_S
         self.counts: Counter[str] = Counter()
         self.lost = dice.choice([0.0, 0.03, 0.12])  # of messages between processes
         self.doubled = dice.choice([0.0, 0.05, 0.2])
@@ -23,7 +26,7 @@ class Faults:
         self.unreadable = dice.choice([0.0, 0.03, 0.1])  # of reads of the log
         self.crash_at_io = dice.choice([0.0, 0.002, 0.01])  # of central, at each of its waits
         self.stalled = dice.choice([0.0, 0.02, 0.08])  # of deliveries to a follower
-        self.dropped = dice.choice([0.0, 0.1, 0.4])  # of transactions sent
+        self.dropped = dice.choice([0.0, 0.1, 0.4, 0.8])  # of transactions sent
         self.rpc_error = dice.choice([0.0, 0.03, 0.1])
         self.rpc_lag_blocks = dice.choice([0, 3, 30])
         self.run_dies = dice.choice([0.0, 0.1, 0.3])  # of training runs
@@ -33,9 +36,14 @@ class Faults:
     def active(self) -> bool:
         return self._scheduler.now_s < self.until_s
 
+    @property
+    def chain_active(self) -> bool:
+        return self._scheduler.now_s < self.chain_until_s
+
     def hit(self, kind: str) -> bool:
         """Whether the fault named by one of the rates happens here and now."""
-        if self._scheduler.now_s < self.until_s and self._dice.random() < getattr(self, kind):
+        until_s = self.chain_until_s if kind in OF_CHAIN else self.until_s
+        if self._scheduler.now_s < until_s and self._dice.random() < getattr(self, kind):
             self.counts[kind] += 1
             return True
         return False

@@ -5,6 +5,7 @@ alone: callbacks of one process keep asyncio's order, timers of the same instant
 """
 
 import asyncio
+import contextlib
 import heapq
 from asyncio import events
 from collections import deque
@@ -42,6 +43,7 @@ class Scheduler:
         self.now_s = 0.0
         self.dice = dice
         self.steps = 0
+        self.stopped = False
         self.failure: str | None = None  # the first invariant that did not hold; it ends the run
         self._ready: deque[Handle] = deque()
         self._timers: list[tuple[float, float, int, Handle]] = []
@@ -65,15 +67,15 @@ class Scheduler:
         """Call back in the process of `loop` at a true time. What crosses processes goes through here."""
         self.later(Handle(loop, callback, args, at_s), at_s)
 
-    def run_until(self, until_s: float, done: Callable[[], bool] = lambda: False) -> None:
-        """Run what is due up to `until_s`, an invariant that fails, or the instant at which done() is true."""
+    def run_until(self, until_s: float) -> None:
+        """Run what is due up to `until_s`, an invariant that fails, or stop()."""
         ready, timers = self._ready, self._timers
         before = events._get_running_loop()
         try:
-            while self.failure is None:
+            while self.failure is None and not self.stopped:
                 if ready:
                     self._run(ready.popleft())
-                elif timers and timers[0][0] <= until_s and not done():
+                elif timers and timers[0][0] <= until_s:
                     self.now_s, _, _, handle = heapq.heappop(timers)
                     self._run(handle)
                 else:
@@ -122,8 +124,15 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     def kill(self) -> None:
         self.alive = False
+
+    def bury(self) -> None:
+        """After the run: let go of what the dead process left half-done, now and not when memory is next tidied."""
+        self.alive = False
         for task in self._tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with contextlib.suppress(Exception):  # its finally blocks meet a world that is no more
+                    task.get_coro().close()  # type: ignore[union-attr]
 
     def pause(self, seconds: float) -> None:
         """SIGSTOP for so long: messages and timers pile up."""

@@ -1,5 +1,6 @@
 """One seed: a network of two centrals, five nodes and some clients, everything that goes wrong with it, and its end."""
 
+import contextlib
 import gc
 import hashlib
 import logging
@@ -9,11 +10,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
+from cyxnet.identity import Identity
 from cyxnet.wallet import Wallet
+from cyxnode import events as e
 from tests.simulation import wire
-from tests.simulation.centrals import CENTRAL_SEED, HEARTBEAT_MS, CentralProcess
+from tests.simulation.centrals import CENTRAL_SEED, HEARTBEAT_MS, CentralProcess, shrink
 from tests.simulation.chain import Chain
 from tests.simulation.checks import Checks
 from tests.simulation.clients import DATASET, Client
@@ -23,7 +27,8 @@ from tests.simulation.nodes import Node, digest, identity
 from tests.simulation.wire import Core, Edge, Process
 
 CENTRALS, NODES, CLIENTS = 2, 5, 4
-FAULTS_UNTIL_S = 30.0
+CLOCK_JUMPS_MS = (-HOUR_MS, HOUR_MS, -30_000, 30_000, 3_500, 3_500)  # someone sets it, or NTP does
+FAULTS_UNTIL_S = 20.0
 ENDS_WITHIN_S = 300.0  # after the last fault every job must have ended
 MONEY = 10**10
 
@@ -78,7 +83,7 @@ class Network:
             self.chain.give(address, MONEY)
             self._begin(client, client.main())
         self.chaos = ProcessLoop(self.scheduler, "chaos")
-        self.scheduler.at(self.chaos, dice.uniform(1, 5), self._misfortune)
+        self.scheduler.at(self.chaos, dice.uniform(1, 4), self._misfortune)
 
     def trace(self, kind: str, text: str, payload: bytes = b"") -> None:
         line = f"{self.scheduler.now_s:10.4f} {kind:6} {text} {wire.fingerprint(payload):08x}"
@@ -93,7 +98,13 @@ class Network:
         return ProcessLoop(self.scheduler, name, dice.uniform(0.995, 1.005), dice.uniform(0, 1e6))
 
     def _begin(self, process: Process, main: Any) -> None:
-        self.scheduler.at(process.loop, self.scheduler.now_s, process.loop.create_task, main)
+        async def watched() -> None:
+            try:
+                await main
+            except Exception as error:
+                self.scheduler.fail(f"{process.name}: {type(error).__name__}: {error}")
+
+        self.scheduler.at(process.loop, self.scheduler.now_s, process.loop.create_task, watched())
 
     def start_central(self, name: str) -> None:
         central = CentralProcess(self._loop(name), self)
@@ -149,7 +160,7 @@ class Network:
         faults.count(kind)
         self.trace("chaos", kind)
         MISFORTUNES[kind][1](self)
-        self.scheduler.at(self.chaos, self.scheduler.now_s + dice.expovariate(1 / 2.5), self._misfortune)
+        self.scheduler.at(self.chaos, self.scheduler.now_s + dice.expovariate(1 / 2), self._misfortune)
 
     def _some_central(self) -> CentralProcess:
         return self.scheduler.dice.choice(list(self.centrals.values()))
@@ -184,11 +195,24 @@ class Network:
         self.core.away_until_s = self.scheduler.now_s + self.scheduler.dice.expovariate(1 / 1.5)
 
     def _jump_clock(self) -> None:
-        self._some_central().wall_error_ms += int(self.scheduler.dice.choice([-HOUR_MS, HOUR_MS, 30_000, -30_000]))
+        self._some_central().wall_error_ms += int(self.scheduler.dice.choice(CLOCK_JUMPS_MS))
+
+    def _ban(self) -> None:
+        """An operator bans a node for a day; at most two, so that somebody is left to work."""
+        central, node = self._some_central(), self._some_node()
+        if not central.ready or central.central is None or len(self.checks.banned_at_s) >= 2:
+            return
+        until_ms = central.wall_ms() + 24 * HOUR_MS
+        event = m.NodeBanned(until_ms=until_ms, reason="the operator bans it")
+        log, node_id = central.central.events, node.node_id
+
+        async def say() -> None:
+            with contextlib.suppress(CyxError):  # an operator asks again, or does not
+                await log.record(subjects.node_event(node_id), lambda: event if node_id in log.world.nodes else None)
+
+        self.scheduler.at(central.loop, self.scheduler.now_s, lambda: central.loop.create_task(say()))
 
     def _stop_node_gracefully(self) -> None:
-        from cyxnode import events as e
-
         node = self._some_node()
         if node.loop.alive and node.state.heartbeat_ms:
             self.scheduler.at(node.loop, self.scheduler.now_s, node.tell, e.ShutdownAsked("the operator stops it"))
@@ -206,30 +230,36 @@ class Network:
             and all(each.central and each.central.world.seq == events for each in self.live_centrals())
         )
 
+    def _stop_when_quiet(self) -> None:
+        self.scheduler.stopped = self.quiet()
+        self.scheduler.at(self.chaos, self.scheduler.now_s + 0.25, self._stop_when_quiet)
+
     def run(self) -> None:
-        self.scheduler.run_until(FAULTS_UNTIL_S + ENDS_WITHIN_S, self.quiet)
+        self.scheduler.at(self.chaos, FAULTS_UNTIL_S, self._stop_when_quiet)
+        self.scheduler.run_until(FAULTS_UNTIL_S + ENDS_WITHIN_S)
         if self.scheduler.failure is None and not self.quiet():
             self.scheduler.fail(f"I5: {self._stuck()}")
         if self.scheduler.failure is None:
             self.checks.at_the_end()
 
     def _stuck(self) -> str:
+        """Who waits, and for what, when the time for everything to end is over."""
+        found = self.checks.open_jobs()
+        states = set()
+        for process in self.live_centrals():
+            assert process.central is not None
+            world = process.central.world
+            states |= {f"{job_id} is {world.jobs[job_id].status}" for job_id in found if job_id in world.jobs}
         waiting = [client.job_id for client in self.clients if not client.done]
-        states = []
-        for central in self.live_centrals():
-            assert central.central is not None
-            world = central.central.world
-            states += [
-                f"{job_id} is {world.jobs[job_id].status}" for job_id in self.checks.open_jobs() if job_id in world.jobs
-            ]
+        centrals = [process.name for process in self.live_centrals()]
         return (
-            f"not everything ended within {ENDS_WITHIN_S:g} s after the last fault: clients that wait {waiting}, "
-            f"open jobs {self.checks.open_jobs()}, centrals {[c.name for c in self.live_centrals()]}; {sorted(set(states))}"
+            f"not everything ended within {ENDS_WITHIN_S:g} s after the last fault: open jobs {found} "
+            f"({sorted(states)}), clients that wait {waiting}, centrals {centrals}"
         )
 
     def close(self) -> None:
         for process in (*self.graveyard, *self.clients):
-            process.loop.kill()
+            process.loop.bury()
 
 
 MISFORTUNES: dict[str, tuple[int, Any]] = {
@@ -238,8 +268,9 @@ MISFORTUNES: dict[str, tuple[int, Any]] = {
     "cut_off": (4, Network._cut_off),
     "stop_for_a_while": (3, Network._stop_for_a_while),
     "leader_change": (2, Network._elect),
-    "clock_jump": (2, Network._jump_clock),
+    "clock_jump": (3, Network._jump_clock),
     "graceful_stop": (1, Network._stop_node_gracefully),
+    "ban": (1, Network._ban),
 }
 
 
@@ -248,8 +279,6 @@ def wallet_address(number: int) -> str:
 
 
 def _authority() -> str:
-    from cyxnet.identity import Identity
-
     return Wallet(Identity(CENTRAL_SEED).child("wallet")).address
 
 
@@ -262,11 +291,12 @@ def trial(seed: int, keep_trace: bool = False) -> Result:
     was_collecting = gc.isenabled()
     gc.disable()  # what dead processes leave is collected between seeds, not at some point within one
     try:
-        network = Network(seed, keep_trace)
-        try:
-            network.run()
-        finally:
-            network.close()
+        with shrink():
+            network = Network(seed, keep_trace)
+            try:
+                network.run()
+            finally:
+                network.close()
         ends: dict[str, int] = {}
         for central in list(network.centrals.values())[:1]:
             if central.central:

@@ -57,7 +57,7 @@ class Edge:
         self.scheduler = scheduler
         self.faults = faults
         self.subscriptions: dict[str, list[Subscription]] = {}
-        self.heard: Callable[[str, str], None] = lambda process, subject: None
+        self.heard: Callable[[str, str, float], None] = lambda process, subject, at_s: None
 
     def subscribe(self, subscription: Subscription) -> None:
         self.subscriptions.setdefault(subscription.subject, []).append(subscription)
@@ -98,7 +98,6 @@ class Edge:
     def _deliver(self, to: Subscription, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
         if to.process.deaf or self.faults.hit("lost"):
             return
-        self.heard(to.process.name, subject)
         to.route(subject, payload, content_type, reply)
 
     def answer(self, sender: Process | None, reply: Reply, status: str, payload: bytes, content_type: str) -> None:
@@ -180,6 +179,13 @@ class SimBus:
         for listeners in self._edge.subscriptions.values():
             listeners[:] = [each for each in listeners if each.process is not self._process]
 
+    async def round_trip(self) -> None:
+        """There and back. Raises BusError when the link does not work in either direction."""
+        await asyncio.sleep(self._faults.delay_s() + self._faults.delay_s())
+        if self._process.deaf or self._process.mute:
+            await asyncio.sleep(2.0)
+            raise BusError("the broker does not answer")
+
     # -- plain messages ------------------------------------------------------------------------------
 
     async def publish(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
@@ -236,8 +242,13 @@ class SimBus:
 
     async def answer(self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]]) -> None:
         def route(said_on: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
+            at_s = self._scheduler.now_s
+
             async def work() -> bytes:
-                return encode(await handler(said_on, decode(kinds, payload, content_type)), content_type)
+                answer = await handler(said_on, decode(kinds, payload, content_type))
+                if getattr(answer, "known", True):
+                    self._edge.heard(self._process.name, said_on, at_s)
+                return encode(answer, content_type)
 
             if reply is not None:
                 self._work(work(), content_type, reply)

@@ -1,0 +1,249 @@
+"""Histories that are kept for ever: logs as they were written, and the state that they fold to.
+
+    python -m tests.central.histories      writes what is new in HISTORIES; what is there already is never written again
+
+A file holds the bytes of every record, so that a change of a message that an old log cannot survive is seen, and the
+SHA-256 of the state, so that a change of a rule that gives an old log another meaning is seen too. Fields that have
+their default do not count: a new field with a default changes nothing that happened.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cyxcentral.world import World
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import Stored
+from cyxnet.codec import MSGPACK, decode, encode
+from tests.central import facts as f
+
+FOLDER = Path(__file__).parents[1] / "golden" / "histories"
+FIRST_MS = 1_700_000_000_000
+JOB, NODE_A, NODE_B = subjects.job_event("job-1"), subjects.node_event("node-a"), subjects.node_event("node-b")
+MINT = subjects.mint_event("mint-1")
+DAY_MS = 86_400_000
+Said = tuple[str, Any]
+
+
+def checkpoint(step: int, steps: int = 10) -> m.Checkpoint:
+    return m.Checkpoint(step=step, steps=steps, state=m.ArtifactRef(sha256="e" * 64, size=step))
+
+
+def checkpointed(step: int, attempt: int = 1, node_id: str = "node-a") -> m.Checkpointed:
+    return m.Checkpointed(attempt=attempt, node_id=node_id, checkpoint=checkpoint(step), signature="d" * 128)
+
+
+def lease(attempt: int, node_id: str = "node-a", step: int = 0) -> m.Leased:
+    return m.Leased(
+        attempt=attempt,
+        node_id=node_id,
+        session="0" * 32,
+        wallet=f.NODE_WALLET if node_id == "node-a" else "Q" * 43,
+        lease_ms=40_000,
+        resume=checkpoint(step) if step else None,
+    )
+
+
+def settled(node: int, platform: int, client: int, *payees: m.Payee) -> m.Settled:
+    return m.Settled(
+        signature=f.SIGNATURE,
+        node_base_units=node,
+        platform_base_units=platform,
+        client_base_units=client,
+        payees=list(payees),
+    )
+
+
+A, B = (NODE_A, f.registered("node-a")), (NODE_B, f.registered("node-b"))
+LOST = m.NodeLost(node_id="node-a", session="0" * 32, reason="no heartbeat for 40000 ms")
+PAUSE, RESUME = m.PauseRequested(caller="alice"), m.ResumeRequested(caller="alice")
+HALF = f.AMOUNT // 2
+WHOLE = settled(
+    f.AMOUNT * 9 // 10, f.AMOUNT // 10, 0, m.Payee(wallet=f.NODE_WALLET, pay_base_units=f.AMOUNT, attempt=1)
+)
+
+
+def job(*events: Any) -> list[Said]:
+    return [(JOB, f.submitted()), *((JOB, event) for event in events)]
+
+
+HISTORIES: dict[str, list[Said]] = {
+    "a job that went well": [A, *job(f.FUNDED, lease(1), f.STARTED, f.completed(), f.SIGNED_SETTLE, WHOLE)],
+    "a settlement as it was before nodes were paid by steps": [
+        A,
+        *job(f.FUNDED, lease(1), f.STARTED, f.completed(), f.SIGNED_SETTLE, f.settled()),
+    ],
+    "a retry on another node goes on from the checkpoint and both are paid": [
+        A,
+        B,
+        *job(
+            f.FUNDED,
+            lease(1),
+            f.STARTED,
+            checkpointed(5),
+            f.lost(),
+            lease(2, "node-b", step=5),
+            m.Started(attempt=2),
+            f.completed(attempt=2, node_id="node-b"),
+            m.TransactionSigned(purpose="settle", signed=f.signed(b"settle"), pay_base_units=f.AMOUNT),
+            settled(
+                f.AMOUNT * 9 // 10,
+                f.AMOUNT // 10,
+                0,
+                m.Payee(wallet=f.NODE_WALLET, pay_base_units=HALF, attempt=1),
+                m.Payee(wallet="Q" * 43, pay_base_units=HALF, attempt=2),
+            ),
+        ),
+    ],
+    "a cancel while the deposit was on its way": [
+        A,
+        *job(f.CANCELLED, f.FUNDED, f.SIGNED_SETTLE, settled(0, 0, f.AMOUNT)),
+    ],
+    "a cancel of a deposit that never landed": [A, *job(f.CANCELLED, f.FUND_FAILED)],
+    "a pause and a resume": [
+        A,
+        *job(
+            f.FUNDED,
+            lease(1),
+            f.STARTED,
+            PAUSE,
+            checkpointed(4),
+            m.LeaseLost(attempt=1, code="paused", reason="as asked"),
+            RESUME,
+            lease(2, step=4),
+            m.Started(attempt=2),
+            f.completed(attempt=2),
+            f.SIGNED_SETTLE,
+            WHOLE,
+        ),
+    ],
+    "a job whose attempts are used up pays the steps that were stored": [
+        A,
+        *job(
+            f.FUNDED,
+            lease(1),
+            f.STARTED,
+            checkpointed(2),
+            f.lost(),
+            lease(2, step=2),
+            f.lost(attempt=2),
+            lease(3, step=2),
+            f.lost(attempt=3),
+            f.SIGNED_SETTLE,
+            settled(
+                f.AMOUNT * 18 // 100,
+                f.AMOUNT * 2 // 100,
+                f.AMOUNT * 8 // 10,
+                m.Payee(wallet=f.NODE_WALLET, pay_base_units=f.AMOUNT // 5, attempt=1),
+            ),
+        ),
+    ],
+    "a job that is itself at fault": [
+        A,
+        B,
+        *job(
+            f.FUNDED,
+            lease(1),
+            f.lost(deterministic=True),
+            lease(2, "node-b"),
+            f.lost(attempt=2, deterministic=True),
+            f.SIGNED_SETTLE,
+            settled(0, 0, f.AMOUNT),
+        ),
+    ],
+    "a lease before the deposit was final": [
+        A,
+        *job(lease(1), f.FUNDED, f.STARTED, f.completed(), f.SIGNED_SETTLE, WHOLE),
+    ],
+    "a settlement that had to be signed twice": [
+        A,
+        *job(f.FUNDED, lease(1), f.completed(), f.SIGNED_SETTLE, f.SIGNED_SETTLE, WHOLE),
+    ],
+    "a node that is lost, comes back, is banned and pardoned": [
+        A,
+        *job(f.FUNDED, lease(1), f.STARTED),
+        (NODE_A, LOST),
+        (JOB, m.LeaseLost(attempt=1, code="node_lost", reason="the node that held the lease is gone")),
+        (NODE_A, f.registered("node-a", session="1" * 32)),
+        (NODE_A, m.NodeBanned(until_ms=FIRST_MS + DAY_MS, reason="three strikes")),
+        (NODE_A, f.registered("node-a", session="2" * 32)),
+        (NODE_A, m.NodePardoned(reason="it was the power cut")),
+    ],
+    "a faucet that paid and one that could not": [
+        (MINT, m.MintSigned(to=f.CLIENT, amount_base_units=5, signed=f.signed())),
+        (MINT, m.Minted(to=f.CLIENT, amount_base_units=5, signature=f.SIGNATURE)),
+        (f"{MINT}b", m.MintSigned(to=f.CLIENT, amount_base_units=7, signed=f.signed())),
+        (f"{MINT}b", m.MintFailed(reason="expired")),
+    ],
+}
+
+
+def records_of(said: list[Said]) -> list[Stored]:
+    """The records as a central would have written them, a second apart."""
+    stored = []
+    for number, (subject, event) in enumerate(said, start=1):
+        at_ms = FIRST_MS + number * 1000
+        record = m.Record(command_id=f"{number:032x}", at_ms=at_ms, by="central-a", event=event)
+        stored.append(Stored(subject, number, encode(record, MSGPACK)))
+    return stored
+
+
+def fold(stored: list[Stored]) -> World:
+    world = World()
+    for each in stored:
+        world.apply(each.seq, each.subject, decode(m.Record, each.payload, MSGPACK))
+    return world
+
+
+def plain(value: Any) -> Any:
+    """Structs as dicts without the fields that have their default."""
+    if isinstance(value, msgspec.Struct):
+        kept = {}
+        for field in msgspec.structs.fields(value):
+            found = getattr(value, field.name)
+            default = field.default if field.default is not msgspec.NODEFAULT else None
+            if field.default_factory is not msgspec.NODEFAULT:
+                default = field.default_factory()
+            if field.required or found != default:
+                kept[field.name] = plain(found)
+        return {"type": type(value).__name__, **kept}
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def state_of(world: World) -> str:
+    """The SHA-256 of all that a world knows."""
+    state = {what: plain(getattr(world, what)) for what in ("jobs", "nodes", "mints", "last_seq", "seq")}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / (name.replace(",", "").replace(" ", "-") + ".json")
+
+
+def write_new() -> list[Path]:
+    """Write every history that has no file yet. Those that have one are what they are."""
+    FOLDER.mkdir(exist_ok=True)
+    written = []
+    for name, said in HISTORIES.items():
+        path = path_of(name)
+        if path.exists():
+            continue
+        stored = records_of(said)
+        lines = [{"subject": each.subject, "payload": each.payload.hex()} for each in stored]
+        kept = {"about": name, "state_sha256": state_of(fold(stored)), "records": lines}
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+        written.append(path)
+    return written
+
+
+if __name__ == "__main__":
+    for path in write_new():
+        print(path.name)

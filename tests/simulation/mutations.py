@@ -1,0 +1,299 @@
+"""Bugs planted on purpose, each by replacing a piece of production. The simulation must find every one of them."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from msgspec.structs import replace
+
+import cyxcentral.nodes
+from cyxcentral import jobs, money
+from cyxcentral.dispatch import Dispatch
+from cyxcentral.eventlog import EventLog
+from cyxcentral.payments import Payments
+from cyxnet import client, escrow, solana
+from cyxnet import messages as m
+from cyxnet.codec import MSGPACK, decode
+from cyxnet.solana import Settlement, TransactionStatus
+from tests.simulation import nodes
+from tests.simulation.wire import SimBus
+
+Mutation = Callable[[], contextlib.AbstractContextManager[object]]
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def planted(make: Callable[[], Iterator[Any]]) -> Mutation:
+    """A generator of patches becomes a mutation of its name: all patches at once."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for patch in make():
+                stack.enter_context(patch)
+            yield
+
+    MUTATIONS[make.__name__] = plant
+    return plant
+
+
+def rule(event: type, **changes: Any) -> Any:
+    """Another row of the table of what may happen to a job."""
+    return mock.patch.dict(jobs.RULES, {event: jobs.RULES[event]._replace(**changes)})
+
+
+def anything(*_: Any) -> None:
+    """A guard that lets everything pass."""
+
+
+# -- the log ---------------------------------------------------------------------------------------------
+
+
+@planted
+def no_cas() -> Iterator[Any]:
+    """Appends do not name the sequence they were decided on."""
+    real = SimBus._append
+
+    async def append(bus: SimBus, messages: Any) -> list[int]:
+        return await real(bus, [(subject, payload, None) for subject, payload, _ in messages])
+
+    yield mock.patch.object(SimBus, "_append", append)
+
+
+@planted
+def blind_retry_on_unknown() -> Iterator[Any]:
+    """What was decided once is appended until an answer comes, whatever happened meanwhile."""
+    real = EventLog.record
+
+    async def record(log: EventLog, subject: str, decide: Callable[[], Any]) -> Any:
+        return await real(log, subject, functools.cache(decide))
+
+    yield mock.patch.object(EventLog, "record", record)
+
+
+@planted
+def dedupe_by_msg_id() -> Iterator[Any]:
+    """Exactly-once by predictable message ids: the broker drops the second message of a name and says stored."""
+    real = SimBus._append
+
+    async def append(bus: SimBus, messages: Any) -> list[int]:
+        subject, payload, expected = messages[0]
+        seen = bus._core.__dict__.setdefault("seen_ids", {})
+        if ".event.job." not in subject:
+            return await real(bus, messages)
+        name = (subject, type(decode(m.Record, payload, MSGPACK).event).__name__)
+        if name in seen:
+            return [seen[name]]
+        [seq] = await real(bus, messages)
+        seen[name] = seq
+        return [seq]
+
+    yield mock.patch.object(SimBus, "_append", append)
+
+
+# -- leases ----------------------------------------------------------------------------------------------
+
+
+@planted
+def no_fence() -> Iterator[Any]:
+    """Whoever was ever given a job may report on it."""
+
+    def holds(dispatch: Dispatch, node_id: str, session: str, job_id: str, attempt: int) -> bool:
+        job = dispatch._world.jobs.get(job_id)
+        return job is not None and job.current is not None
+
+    yield mock.patch.object(Dispatch, "holds", holds)
+    for event in (m.Started, m.Checkpointed, m.LeaseLost, m.Completed):
+        yield rule(event, guard=anything)
+
+
+@planted
+def attempt_reused() -> Iterator[Any]:
+    """The second lease of a job has the number of the first."""
+    real = Dispatch._lease
+
+    def lease(dispatch: Dispatch, choice: Any) -> m.Leased | None:
+        event = real(dispatch, choice)
+        return event and replace(event, attempt=max(1, event.attempt - 1))
+
+    yield mock.patch.object(Dispatch, "_lease", lease)
+    yield rule(m.Leased, guard=anything)
+
+
+@planted
+def lease_by_wall_clock() -> Iterator[Any]:
+    """Silence is measured on the clock that people set."""
+    real = Dispatch.__init__
+
+    def init(dispatch: Dispatch, *arguments: Any, **named: Any) -> None:
+        real(dispatch, *arguments, **named)
+        dispatch._machine = replace(dispatch._machine, monotonic_ms=dispatch._machine.wall_ms)
+
+    yield mock.patch.object(Dispatch, "__init__", init)
+
+
+@planted
+def ban_undone_by_registration() -> Iterator[Any]:
+    """A banned node is as good as new when it registers again."""
+    real = cyxcentral.nodes._registered
+
+    def registered(node: Any, event: m.NodeRegistered, at_ms: int) -> Any:
+        return replace(real(node, event, at_ms), banned_until_ms=0)
+
+    yield mock.patch.object(cyxcentral.nodes, "_registered", registered)
+
+
+@planted
+def resume_from_unstored_checkpoint() -> Iterator[Any]:
+    """A node says that it stored its state before it did, and central believes it."""
+    real = nodes.Run._upload
+
+    async def upload(run: nodes.Run, content: bytes) -> m.ArtifactRef:
+        if content.startswith(b"model "):
+            return await real(run, content)
+        return m.ArtifactRef(sha256=nodes.digest(content), size=len(content))
+
+    async def believe(dispatch: Dispatch, ref: m.ArtifactRef) -> None:
+        return None
+
+    yield mock.patch.object(nodes.Run, "_upload", upload)
+    yield mock.patch.object(Dispatch, "_check_stored", believe)
+
+
+# -- what owners want ------------------------------------------------------------------------------------
+
+
+@planted
+def cancel_after_completion() -> Iterator[Any]:
+    """A client may cancel what is delivered and not yet paid."""
+    states = (*jobs.RULES[m.CancelRequested].states, "settling")
+    yield rule(m.CancelRequested, states=states)
+
+
+@planted
+def drop_cancel_wanted() -> Iterator[Any]:
+    """A cancel that comes before the deposit is final is forgotten when it is."""
+    real = jobs._after
+
+    def after(job: jobs.Job, event: Any, at_ms: int) -> jobs.Job:
+        if isinstance(event, m.Funded):
+            job = replace(job, outcome=None)
+        return real(job, event, at_ms)
+
+    yield mock.patch.object(jobs, "_after", after)
+
+
+@planted
+def random_job_id() -> Iterator[Any]:
+    """A submit that is tried again is another job."""
+    real, count = client.AsyncClient.prepare, iter(range(10**9))
+
+    async def prepare(caller: Any, job: Any, data_path: Any = None, job_id: str | None = None) -> Any:
+        return await real(caller, job, data_path, f"{job_id}-{next(count)}")
+
+    async def place(caller: Any, prepared: Any, on_upload: Any = None) -> Any:
+        prepared = await caller.prepare(prepared.job, prepared.data_path, prepared.job_id)
+        return await place_once(caller, prepared, on_upload)
+
+    place_once = client.AsyncClient.place
+    yield mock.patch.object(client.AsyncClient, "prepare", prepare)
+    yield mock.patch.object(client.AsyncClient, "place", place)
+    yield mock.patch.object(client, "RETRY_DELAYS_S", ())
+
+
+# -- money -----------------------------------------------------------------------------------------------
+
+
+@planted
+def early_resign() -> Iterator[Any]:
+    """A transaction that is not seen on the chain is taken for dead."""
+    real = Settlement.status
+
+    async def status(settlement: Settlement, signature: str, last_valid_block_height: int) -> TransactionStatus:
+        return await real(settlement, signature, last_valid_block_height - 1000)
+
+    yield mock.patch.object(Settlement, "status", status)
+
+
+@planted
+def two_views() -> Iterator[Any]:
+    """Dead by the height of one machine and the silence of another."""
+
+    async def status_at(settlement: Any, rpc: Any, signature: str, last_valid: int) -> TransactionStatus:
+        _, landed = await settlement._landing(rpc, signature)
+        if landed is not None:
+            return landed
+        epoch = (await settlement._ask("get_epoch_info", client=rpc)).value
+        return TransactionStatus(state="dead" if epoch.block_height > last_valid else "pending")
+
+    yield mock.patch.object(Settlement, "_status_at", status_at)
+
+
+@planted
+def settle_on_processed() -> Iterator[Any]:
+    """Seen once on the chain is paid."""
+    real = Settlement.status
+
+    async def status(settlement: Settlement, signature: str, last_valid_block_height: int) -> TransactionStatus:
+        found = await real(settlement, signature, last_valid_block_height)
+        return replace(found, finalized=found.state == "landed")
+
+    yield mock.patch.object(Settlement, "status", status)
+
+
+@planted
+def no_write_ahead() -> Iterator[Any]:
+    """The settlement is sent as soon as it is signed."""
+    real = Settlement.settle_transaction
+
+    async def settle(settlement: Settlement, *arguments: Any) -> m.SignedTransaction:
+        signed = await real(settlement, *arguments)
+        await settlement.send(signed.transaction)
+        return signed
+
+    yield mock.patch.object(Settlement, "settle_transaction", settle)
+
+
+@planted
+def no_redrive() -> Iterator[Any]:
+    """A central that starts does not go on with the payments that the last one left."""
+    yield mock.patch.object(Payments, "resume", lambda payments: None)
+
+
+@planted
+def fee_rounded_up() -> Iterator[Any]:
+    """The platform's share is rounded in its own favour."""
+
+    def split(pay_base_units: int, fee_basis_points: int) -> tuple[int, int]:
+        fee = -(-pay_base_units * fee_basis_points // 10_000)
+        return pay_base_units - fee, fee
+
+    for module in (escrow, solana, money):
+        yield mock.patch.object(module, "split", split)
+
+
+@planted
+def split_not_total() -> Iterator[Any]:
+    """The log says of a refund that a base unit less was paid back."""
+    real = money.divide
+
+    def divide(*arguments: Any) -> money.Shares:
+        shares = real(*arguments)
+        return replace(shares, client_base_units=max(0, shares.client_base_units - 1))
+
+    yield mock.patch.object(money, "divide", divide)
+
+
+@planted
+def pay_for_unstored_steps() -> Iterator[Any]:
+    """Who lost a run is paid as if its steps had been stored."""
+    real = jobs._earned
+
+    def earned(job: jobs.Job) -> tuple[m.Payee, ...]:
+        if job.completed or not job.attempts:
+            return real(job)
+        half = m.Payee(wallet=job.attempts[-1].wallet, pay_base_units=job.terms.amount_base_units // 2 + 1)
+        return (half,)
+
+    yield mock.patch.object(jobs, "_earned", earned)
