@@ -218,6 +218,11 @@ class RpcClient:
             lag = self._chain.scheduler.dice.randrange(self._faults.rpc_lag_blocks)
         return max(0, self._chain.height - lag)
 
+    @staticmethod
+    def _at(height: int, commitment: Any) -> int:
+        """The block that a machine at `height` speaks of."""
+        return max(0, height - FINAL_BLOCKS) if "finalized" in str(commitment).lower() else height
+
     async def _answered(self) -> None:
         if self._faults.hit("crash_at_io"):
             self._process.crash("at an answer of the chain")
@@ -243,9 +248,7 @@ class RpcClient:
 
     async def get_multiple_accounts(self, keys: list[Any], commitment: Any = None) -> Any:
         height = await self._machine("getMultipleAccounts")
-        if "finalized" in str(commitment).lower():
-            height = max(0, height - FINAL_BLOCKS)
-        accounts = self._chain.accounts_at(height)
+        accounts = self._chain.accounts_at(self._at(height, commitment))
         found = [self._account(str(key), accounts) for key in keys]
         await self._answered()
         return SimpleNamespace(value=found)
@@ -282,7 +285,7 @@ class RpcClient:
         return SimpleNamespace(value=[value], context=SimpleNamespace(slot=height + FIRST_SLOT))
 
     async def get_epoch_info(self, commitment: Any = None) -> Any:
-        height = max(0, await self._machine("getEpochInfo") - FINAL_BLOCKS)
+        height = self._at(await self._machine("getEpochInfo"), commitment)
         await self._answered()
         return SimpleNamespace(value=SimpleNamespace(block_height=height, absolute_slot=height + FIRST_SLOT))
 
