@@ -10,7 +10,7 @@ from unittest import mock
 
 import msgspec
 
-from cyxcentral import dispatch, payments
+from cyxcentral import dispatch, landings
 from cyxcentral.central import Central, Settings
 from cyxcentral.machine import Machine
 from cyxcore.errors import CyxError
@@ -59,7 +59,7 @@ SETTINGS = settings(Path(_FOLDER.name))
 def shrink() -> "contextlib.ExitStack":
     """What makes a seed small: a chain six times as fast with slower first polls, and no signature checked twice."""
     stack = contextlib.ExitStack()
-    stack.enter_context(mock.patch.object(payments, "FIRST_POLL_S", 0.1))
+    stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 0.1))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
     stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))
     stack.enter_context(mock.patch.object(dispatch, "verify", VERIFY))

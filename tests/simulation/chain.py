@@ -273,16 +273,20 @@ class RpcClient:
 
     async def get_signature_statuses(self, signatures: list[Any], search_transaction_history: bool = False) -> Any:
         height = await self._machine("getSignatureStatuses")
-        found = self._chain.landed.get(str(signatures[0]))
-        value = None
-        if found is not None and found.height <= height:
-            depth = height - found.height
-            final = depth >= FINAL_BLOCKS and found.fork_until_s is None
-            status = "finalized" if final else "confirmed" if depth else "processed"
-            said = json.dumps({"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status})
-            value = SimpleNamespace(to_json=lambda: said)
+        found = [self._landing(str(signature), height) for signature in signatures]
         await self._answered()
-        return SimpleNamespace(value=[value], context=SimpleNamespace(slot=height + FIRST_SLOT))
+        return SimpleNamespace(value=found, context=SimpleNamespace(slot=height + FIRST_SLOT))
+
+    def _landing(self, signature: str, height: int) -> Any:
+        """What a machine at `height` knows of a transaction."""
+        found = self._chain.landed.get(signature)
+        if found is None or found.height > height:
+            return None
+        depth = height - found.height
+        final = depth >= FINAL_BLOCKS and found.fork_until_s is None
+        status = "finalized" if final else "confirmed" if depth else "processed"
+        said = json.dumps({"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status})
+        return SimpleNamespace(to_json=lambda: said)
 
     async def get_epoch_info(self, commitment: Any = None) -> Any:
         height = self._at(await self._machine("getEpochInfo"), commitment)
