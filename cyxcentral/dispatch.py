@@ -248,8 +248,8 @@ class Dispatch:
         for node_id in nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now):
             session = self._world.nodes[node_id].session
             # asked again before each append: it may have been heard while the one before was under way
-            why, still = f"no heartbeat for {self.lease_ms} ms", functools.partial(self._is_silent, node_id)
-            await self._lose_node(node_id, session, why, still=still)
+            still = functools.partial(self._is_silent, node_id)
+            await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms", still=still)
         for job in self._world.leased():
             attempt = job.current
             if attempt is None:
