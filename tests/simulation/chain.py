@@ -218,6 +218,11 @@ class RpcClient:
             lag = self._chain.scheduler.dice.randrange(self._faults.rpc_lag_blocks)
         return max(0, self._chain.height - lag)
 
+    @staticmethod
+    def _at(height: int, commitment: Any) -> int:
+        """The block that a machine at `height` speaks of."""
+        return max(0, height - FINAL_BLOCKS) if "finalized" in str(commitment).lower() else height
+
     async def _answered(self) -> None:
         if self._faults.hit("crash_at_io"):
             self._process.crash("at an answer of the chain")
@@ -243,9 +248,7 @@ class RpcClient:
 
     async def get_multiple_accounts(self, keys: list[Any], commitment: Any = None) -> Any:
         height = await self._machine("getMultipleAccounts")
-        if "finalized" in str(commitment).lower():
-            height = max(0, height - FINAL_BLOCKS)
-        accounts = self._chain.accounts_at(height)
+        accounts = self._chain.accounts_at(self._at(height, commitment))
         found = [self._account(str(key), accounts) for key in keys]
         await self._answered()
         return SimpleNamespace(value=found)
@@ -270,19 +273,23 @@ class RpcClient:
 
     async def get_signature_statuses(self, signatures: list[Any], search_transaction_history: bool = False) -> Any:
         height = await self._machine("getSignatureStatuses")
-        found = self._chain.landed.get(str(signatures[0]))
-        value = None
-        if found is not None and found.height <= height:
-            depth = height - found.height
-            final = depth >= FINAL_BLOCKS and found.fork_until_s is None
-            status = "finalized" if final else "confirmed" if depth else "processed"
-            said = json.dumps({"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status})
-            value = SimpleNamespace(to_json=lambda: said)
+        found = [self._landing(str(signature), height) for signature in signatures]
         await self._answered()
-        return SimpleNamespace(value=[value], context=SimpleNamespace(slot=height + FIRST_SLOT))
+        return SimpleNamespace(value=found, context=SimpleNamespace(slot=height + FIRST_SLOT))
+
+    def _landing(self, signature: str, height: int) -> Any:
+        """What a machine at `height` knows of a transaction."""
+        found = self._chain.landed.get(signature)
+        if found is None or found.height > height:
+            return None
+        depth = height - found.height
+        final = depth >= FINAL_BLOCKS and found.fork_until_s is None
+        status = "finalized" if final else "confirmed" if depth else "processed"
+        said = json.dumps({"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status})
+        return SimpleNamespace(to_json=lambda: said)
 
     async def get_epoch_info(self, commitment: Any = None) -> Any:
-        height = max(0, await self._machine("getEpochInfo") - FINAL_BLOCKS)
+        height = self._at(await self._machine("getEpochInfo"), commitment)
         await self._answered()
         return SimpleNamespace(value=SimpleNamespace(block_height=height, absolute_slot=height + FIRST_SLOT))
 

@@ -233,13 +233,8 @@ def two_views() -> Iterator[Any]:
 @planted
 def settle_on_processed() -> Iterator[Any]:
     """Seen once on the chain is paid."""
-    real = Settlement.status
-
-    async def status(settlement: Settlement, signature: str, last_valid_block_height: int) -> TransactionStatus:
-        found = await real(settlement, signature, last_valid_block_height)
-        return replace(found, finalized=found.state == "landed")
-
-    yield mock.patch.object(Settlement, "status", status)
+    real = solana._landed
+    yield mock.patch.object(solana, "_landed", lambda value: replace(real(value), finalized=True))
 
 
 @planted

@@ -14,7 +14,7 @@ from tests.simulation.loop import ProcessLoop, Scheduler
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.trial import trial
 
-SEEDS = 2_000
+SEEDS = 800  # about a minute on two idle cores; python -m tests.simulation runs as many as you like
 FEWEST_FAULTS = 30  # of one seed, on average
 MUTATION_SEEDS = 100  # within so many seeds a planted bug is found
 # Where each was found last: the search begins there. A change of central moves them, and costs only time.
@@ -37,7 +37,7 @@ def test_every_invariant_holds_in_a_few_seeds():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_invariant_holds_in_two_thousand_seeds():
+def test_every_invariant_holds_in_hundreds_of_seeds():
     found = explore(range(SEEDS), processes=2)
     print(found.text())
     assert not found.failures, complaint(found)

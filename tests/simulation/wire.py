@@ -167,7 +167,7 @@ class SimBus:
     """cyxnet.bus.Bus for one process. A central has two of them, one in each account."""
 
     connected = True
-    requests_in_flight = 0  # nobody floods a simulated central
+    requests_in_flight = 0
 
     def __init__(self, process: Process, edge: Edge, core: Core | None = None):
         self._process = process
