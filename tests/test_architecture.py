@@ -33,7 +33,8 @@ cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.t
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
-cyxnet.config cyxnet.lifetime cyxnet.bus cyxnet.artifacts cyxnet.broker cyxnet.local
+cyxnet.config cyxnet.lifetime cyxnet.outcomes cyxnet.mux cyxnet.follower cyxnet.bus
+cyxnet.artifacts cyxnet.broker cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.client cyxnet.blocking cyxnet
 cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.train cyxnet.cli cyxnet.__main__
@@ -42,8 +43,8 @@ cyxnode.errors cyxnode.events cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode
 cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.runs cyxnode.agent cyxnode cyxnode.__main__
 
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.world cyxcentral.views
-cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.eventlog cyxcentral.dispatch
-cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
+cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.groupcommit cyxcentral.eventlog
+cyxcentral.dispatch cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),
 ]

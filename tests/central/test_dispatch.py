@@ -13,7 +13,7 @@ from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.artifacts import describe
-from cyxnet.bus import ApiError, Bus, BusError, Stored
+from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.identity import Identity
 from tests.central import facts as f
@@ -385,19 +385,6 @@ async def test_a_report_on_an_attempt_of_somebody_else_is_fenced(central):
 
 
 # -- the log ---------------------------------------------------------------------------------------------
-
-
-async def test_an_event_that_cannot_be_taken_in_ends_the_central_instead_of_its_truth(central):
-    await central.core.append(subjects.job_event("job-1"), b"not a record")
-    assert "cannot be taken in" in await asyncio.wait_for(asyncio.shield(central.log.broken), 10)
-    with pytest.raises(BusError, match="cannot be taken in"):
-        await central.log.record(subjects.job_event("job-2"), lambda: f.submitted("job-2"))
-
-
-async def test_a_missing_event_ends_the_central(central):
-    await central.job("job-1")
-    await central.log._apply(Stored(subjects.job_event("job-1"), 5, b""))
-    assert "expected event 2" in central.log.broken.result()
 
 
 async def test_an_event_that_does_not_arrive_is_an_error_that_callers_retry(central):

@@ -135,8 +135,7 @@ async def test_a_follower_that_heard_nothing_yet_does_not_begin_again_at_the_fir
     for number in range(3):
         await bus.append(subjects.job_event("abc"), b"%d" % number)
     await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 3, handler, never)
-    jsi = bus._followers[0]._subscription._sub._jsi
-    await jsi.reset_ordered_consumer(jsi._sseq + 1)  # what nats-py does when heartbeats were missed
+    bus._followers[0].doubt()
     await bus.append(subjects.job_event("abc"), b"4")
     await asyncio.wait_for(heard.wait(), 10)
     assert seen == [4]
