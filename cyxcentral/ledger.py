@@ -280,7 +280,10 @@ class Ledger:
 
     def _updates(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> tuple[list[m.Update], bool]:
         of_job: dict[Literal["event", "telemetry"], tuple[str, int]] = {
-            "event": (f"events WHERE about = ? AND subject LIKE '%.event.job.%' AND kind <> '{QUARANTINED}'", after_event),
+            "event": (
+                f"events WHERE about = ? AND subject LIKE '%.event.job.%' AND kind <> '{QUARANTINED}'",
+                after_event,
+            ),
             "telemetry": ("metrics WHERE job_id = ?", after_telemetry),
         }
         updates: list[m.Update] = []
