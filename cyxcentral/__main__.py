@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from cyxcore.errors import CyxError
+from cyxnet import lifetime
 from cyxnet.config import DEFAULT_FOLDER, read_network
-from cyxnet.lifetime import until_stopped
 
 EXAMPLE = """examples:
   python -m cyxcentral --dir .cyx          a central for the network of this folder
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
-        return asyncio.run(run(options))
+        return lifetime.run(run(options))
     except CyxError as error:
         print(f"cyxcentral: {error}", file=sys.stderr)
         return 1
@@ -66,9 +66,13 @@ async def run(options: argparse.Namespace) -> int:
         "central_id": central.central_id,
         "events": central.world.seq,
         "ready_ms": ready_ms,
+        "loop": type(asyncio.get_running_loop()).__module__.split(".")[0],
     }
     print(json.dumps(said), flush=True)
-    stopped, failed = asyncio.create_task(until_stopped(options.guard_stdin)), asyncio.create_task(central.failed())
+    stopped, failed = (
+        asyncio.create_task(lifetime.until_stopped(options.guard_stdin)),
+        asyncio.create_task(central.failed()),
+    )
     try:
         done, _ = await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

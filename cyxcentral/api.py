@@ -79,6 +79,8 @@ class Api:
             custodial_wallets=self._network.custodial_wallets,
             chunk_bytes=CHUNK_BYTES,
             nodes_online=sum(node.online for node in self._world.nodes.values()),
+            quarantined_events=self._world.quarantined,
+            damaged_subjects=len(self._world.damaged),
         )
 
     # -- jobs ----------------------------------------------------------------------------------------

@@ -126,8 +126,10 @@ class Central:
             raise
 
     async def _open(self) -> None:
-        network, known_seq = self.settings.network, self.ledger.position(subjects.EVENTS)
+        network = self.settings.network
+        known_seq, known_sha256 = self.ledger.place(subjects.EVENTS)
         self.events.applied.append(lambda stored, record: self._project(stored, record, known_seq))
+        self.events.quarantined.append(lambda stored, why: self._note(stored, why, known_seq))
         mint = await self._chain_ready()
         self.payments = Payments(
             self.events,
@@ -137,7 +139,7 @@ class Central:
             mint,
             busy=lambda: self._edge.requests_in_flight > MANY_REQUESTS,
         )
-        await self.events.open(known_seq, network.replicas)
+        await self.events.open(known_seq, known_sha256, network.replicas)
         self.events.applied.append(self._react)
         await self.blobs.open(network.replicas)
         await self.telemetry.start(self.ledger.position(subjects.TELEMETRY), network.replicas)
@@ -163,7 +165,8 @@ class Central:
         if stored.seq <= known_seq:
             return
         about, event = subjects.last_token(stored.subject), record.event
-        self.ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record)
+        sha256 = self.world.last_sha256[stored.subject].hex()
+        self.ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record, sha256)
         if isinstance(event, m.JobEvent):
             job = self.world.jobs[about]
             self.ledger.put_job(job)
@@ -174,6 +177,11 @@ class Central:
             self.ledger.put_node(self.world.nodes[about])
         elif isinstance(event, m.Minted):
             self.ledger.add_entries(stored.seq, "", money.mint(event), record.at_ms)
+
+    def _note(self, stored: Stored, why: str, known_seq: int) -> None:
+        """Every message in quarantine, old and new, unless the ledger has it."""
+        if stored.seq > known_seq:
+            self.ledger.add_quarantined(subjects.EVENTS, stored.seq, stored.subject, why, stored.sha256)
 
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""

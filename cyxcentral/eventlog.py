@@ -1,25 +1,43 @@
-"""The event log: append with compare-and-swap, follow, and know what came of an append without an answer."""
+"""The event log: append with compare-and-swap, follow, and know what came of an append without an answer.
+
+What may be wrong with the log, and what follows:
+
+  the message is no record, or cannot have happened     quarantine: it counts for nothing (see cyxcentral.world)
+  a record does not name its predecessor                its subject is damaged: nothing is decided on it any more
+  a sequence is missing, the log ends before what was   this central stops deciding, and ends: what it would decide on
+  seen, or holds something else than was acknowledged   never was. The message says what to restore
+"""
 
 import asyncio
+import hashlib
+import heapq
+import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import re
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
+import msgspec
+
+from cyxcentral.groupcommit import GroupCommit
 from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, Stored
-from cyxnet.codec import MSGPACK, decode, encode
+from cyxnet.codec import MSGPACK, BadMessage, decode, encode
 from cyxnet.messages import AnyEvent, Record
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=AnyEvent)
+Decide = Callable[[], E | None]
 
 APPLY_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 600.0  # of the whole log, at the start
 UNKNOWN_RETRIES = 5
-REMEMBERED_COMMANDS = 10_000
+LARGEST = 2**63 - 1  # that the ledger can hold
+_MAYBE_TOO_LARGE = re.compile(rb"\xcf[\x80-\xff]", re.DOTALL)  # where the integer is one, see cyxnet.codec
 
 
 class LogError(BusError):
@@ -31,8 +49,12 @@ class LogError(BusError):
 class EventLog:
     """The EVENTS stream and the World it folds to.
 
-    `applied` callbacks see each record after the world took it in. `broken` is done when a record cannot be taken
-    in: deciding on would be deciding on a state that never was, so this central has to end.
+    `applied` callbacks see each record after the world took it in, `quarantined` ones each message that counts for
+    nothing, with the reason. `broken` is done when deciding on would be deciding on a state that never was, so this
+    central has to end.
+
+    A record of our own is taken in as soon as it is acknowledged and all before it are in: the acknowledgement names
+    its place. The follower brings the records of other centrals, and everything a second time: it must be the same.
     """
 
     def __init__(self, core: Bus, central_id: str, world: World, machine: Machine = MACHINE):
@@ -41,41 +63,106 @@ class EventLog:
         self.world = world
         self.machine = machine
         self.applied: list[Callable[[Stored, Record], None]] = []
-        self._progress = asyncio.Event()
+        self.quarantined: list[Callable[[Stored, str], None]] = []
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._commands: OrderedDict[str, int] = OrderedDict()  # recent command ids and where they lie
+        self._commits = GroupCommit(core)
+        self._followed_seq = 0  # what the follower has brought
+        self._early: dict[int, Stored] = {}  # acknowledged, waiting for what is before them
+        self._unconfirmed: dict[int, bytes] = {}  # payloads taken in that the follower has not brought yet
+        self._commands: dict[str, int] = {}  # our command ids under way, and where they lie (0: not seen)
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap by sequence
+        self._ticket = itertools.count()
 
-    async def open(self, known_seq: int, replicas: int = 1) -> None:
-        """Create the stream if needed and read it to its end. known_seq: how far the ledger has seen it."""
-        await self._core.ensure_stream(
-            subjects.EVENTS, [subjects.EVENT_SUBJECTS], replicas=replicas, deny_delete=True, deny_purge=True
+    async def open(self, known_seq: int, known_sha256: str = "", replicas: int = 1) -> None:
+        """Create the stream if needed, check it, and read it to its end. Raises LogError.
+
+        known_seq, known_sha256: how far the ledger has seen it, and the hash of the event there.
+        """
+        config = await self._core.ensure_stream(
+            subjects.EVENTS,
+            [subjects.EVENT_SUBJECTS],
+            replicas=replicas,
+            deny_delete=True,
+            deny_purge=True,
+            allow_atomic=True,
         )
+        if wrong := unsafe(config):
+            raise LogError(
+                f"the stream {subjects.EVENTS} may lose events: {wrong}. Restore these settings of the stream; "
+                "nothing is appended until then"
+            )
         last_seq = await self._core.last_seq(subjects.EVENTS)
         if last_seq < known_seq:
             raise LogError(
                 f"the event log ends at {last_seq}, but the ledger has seen {known_seq}: events were lost. "
                 "Restore the broker's store from a backup; nothing is appended until then"
             )
+        if known_seq and known_sha256:
+            await self._check_place(known_seq, known_sha256)
         await self._core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, self._apply, self._rewound)
-        await self._reached(last_seq, timeout_s=600.0)
+        await self._reached(last_seq, READ_TIMEOUT_S)
+
+    async def _check_place(self, seq: int, sha256: str) -> None:
+        stored = await self._core.at(subjects.EVENTS, seq)
+        if stored is None or stored.sha256 != sha256:
+            found = "is gone" if stored is None else "is another"
+            raise LogError(
+                f"event {seq}, the last one the ledger has seen, {found} in the event log: this is not the log the "
+                "ledger was made from. Restore the broker's store from a backup, or delete the ledger if this log is "
+                "the true one; nothing is appended until then"
+            )
+
+    # -- reading ---------------------------------------------------------------------------------------
 
     async def _apply(self, stored: Stored) -> None:
+        """What the follower brings."""
         if self.broken.done():
             return
-        try:
+        if stored.seq != self._followed_seq + 1:
             # nothing is ever deleted from this stream: a sequence that is missing is an event that is missing
-            assert stored.seq == self.world.seq + 1, f"expected event {self.world.seq + 1}; the store is damaged"
-            record = decode(Record, stored.payload, MSGPACK, max_bytes=2**31)
-            self.world.apply(stored.seq, stored.subject, record)
-            self._commands[record.command_id] = stored.seq
-            if len(self._commands) > REMEMBERED_COMMANDS:
-                self._commands.popitem(last=False)
-            for callback in self.applied:
-                callback(stored, record)
+            self._break(f"event {stored.seq} came, expected event {self._followed_seq + 1}: the store is damaged")
+            return
+        self._followed_seq = stored.seq
+        if stored.seq <= self.world.seq:
+            if self._unconfirmed.pop(stored.seq) != stored.payload:
+                self._break(f"event {stored.seq} is not what the broker acknowledged there: events were lost")
+            return
+        self._early.pop(stored.seq, None)
+        self._take(stored)
+        self._take_early()
+        self._wake()
+
+    def _acknowledged(self, stored: Stored) -> None:
+        """A record of ours is stored, and here is where."""
+        if stored.seq > self.world.seq and not self.broken.done():
+            self._early[stored.seq] = stored
+            self._take_early()
+            self._wake()
+
+    def _take_early(self) -> None:
+        while not self.broken.done() and (stored := self._early.pop(self.world.seq + 1, None)) is not None:
+            self._unconfirmed[stored.seq] = stored.payload
+            self._take(stored)
+
+    def _take(self, stored: Stored) -> None:
+        try:
+            sha256 = hashlib.sha256(stored.payload).digest()
+            record = read(stored.payload)
+            why = self.world.apply(stored.seq, stored.subject, record, sha256)
+            if isinstance(record, Record) and record.command_id in self._commands:
+                self._commands[record.command_id] = stored.seq
+            if why is None:
+                assert isinstance(record, Record)
+                for callback in self.applied:
+                    callback(stored, record)
+            else:
+                log.error("event %d (%s) is in quarantine: %s", stored.seq, stored.subject, why)
+                for note in self.quarantined:
+                    note(stored, why)
         except Exception as error:
             log.debug("event %d", stored.seq, exc_info=error)
             self._break(f"event {stored.seq} ({stored.subject}) cannot be taken in: {error or type(error).__name__}")
-        self._wake()
 
     def _rewound(self, last_seq: int) -> None:
         self._break(f"the event log ends at {last_seq}, this central has seen {self.world.seq}: events were lost")
@@ -91,19 +178,26 @@ class EventLog:
             raise LogError(self.broken.result())
 
     def _wake(self) -> None:
-        self._progress.set()
-        self._progress = asyncio.Event()
+        """Tell those who wait for what is in now; all of them when nothing will come any more."""
+        while self._waiters and (self._waiters[0][0] <= self.world.seq or self.broken.done()):
+            _, _, waiter = heapq.heappop(self._waiters)
+            if not waiter.done():
+                waiter.set_result(None)
 
-    async def _reached(self, seq: int, timeout_s: float = APPLY_TIMEOUT_S) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self.world.seq < seq:
-                    self._refuse_when_broken()
-                    await self._progress.wait()
-        except TimeoutError:
-            raise LogError(
-                f"event {seq} did not arrive within {timeout_s:g} s; the log is read up to {self.world.seq}"
-            ) from None
+    async def _reached(self, seq: int, timeout_s: float | None = None) -> None:
+        if self.world.seq < seq and not self.broken.done():
+            timeout_s = APPLY_TIMEOUT_S if timeout_s is None else timeout_s
+            waiter = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiters, (seq, next(self._ticket), waiter))
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await waiter
+            except TimeoutError:
+                raise LogError(
+                    f"event {seq} did not arrive within {timeout_s:g} s; the log is read up to {self.world.seq}"
+                ) from None
+        if self.world.seq < seq:
+            self._refuse_when_broken()
 
     async def catch_up(self) -> None:
         """Take in everything that is stored now. What is not in the world after this did not happen before it.
@@ -113,53 +207,166 @@ class EventLog:
         """
         await self._reached(await self._core.last_seq(subjects.EVENTS))
 
-    async def record(self, subject: str, decide: Callable[[], E | None]) -> E | None:
+    # -- appending -------------------------------------------------------------------------------------
+
+    async def record(self, subject: str, decide: Decide[E]) -> E | None:
         """Append what `decide()` returns, on the state it saw, and wait until the world took it in.
 
         `decide` reads the world and returns the event, None for nothing to do, or raises; it runs again whenever
         somebody else was faster. Returns the event stored.
         """
-        unknown = 0
-        while True:
-            self._refuse_when_broken()
-            event = decide()
-            if event is None:
-                return None
-            record = Record(
-                command_id=self.machine.token_hex(16),
+        turn = self._turns.get(subject)
+        if turn is None:
+            turn = self._turns[subject] = asyncio.Lock()
+        async with turn:  # two of ours on one subject would only conflict with each other
+            [event] = await self._record([(subject, decide)])
+        return event
+
+    async def record_all(self, parts: Sequence[tuple[str, Decide[Any]]]) -> list[Any]:
+        """record() about several subjects, each named once: all of the events are stored, or none.
+
+        All decide on the same state, and all again when one of them meets a conflict. Returns an event or None each.
+        """
+        named = sorted({subject for subject, _ in parts})
+        assert len(named) == len(parts), "record_all takes each subject once"
+        turns = [self._turns.setdefault(subject, asyncio.Lock()) for subject in named]
+        held: list[asyncio.Lock] = []
+        try:
+            for turn in turns:  # in one order for everybody: nobody waits for who waits for him
+                await turn.acquire()
+                held.append(turn)
+            return await self._record(parts)
+        finally:
+            for turn in held:
+                turn.release()
+
+    async def _record(self, parts: Sequence[tuple[str, Decide[E]]]) -> list[E | None]:
+        tried: dict[str, list[E | None]] = {}  # command id -> the events of that try
+        try:
+            while True:
+                events = self._decide(parts)
+                if not any(event is not None for event in events):
+                    return events
+                command_id = self.machine.token_hex(16)
+                tried[command_id] = events
+                self._commands[command_id] = 0
+                done = await self._try(parts, events, command_id, tried)
+                if done is not None:
+                    return done
+        finally:
+            for command_id in tried:
+                del self._commands[command_id]
+
+    def _decide(self, parts: Sequence[tuple[str, Decide[E]]]) -> list[E | None]:
+        self._refuse_when_broken()
+        for subject, _ in parts:
+            if subject in self.world.damaged:
+                raise LogError(
+                    f"the history of {subject} was altered: event {self.world.damaged[subject]} does not name the one "
+                    "before it. Nothing is decided on it; restore the broker's store from a backup"
+                )
+        return [decide() for _, decide in parts]
+
+    async def _try(
+        self,
+        parts: Sequence[tuple[str, Decide[E]]],
+        events: list[E | None],
+        command_id: str,
+        tried: dict[str, list[E | None]],
+    ) -> list[E | None] | None:
+        """Append one set of events; they, or None to decide again. Raises AppendUnknown after many without answer."""
+        messages = [
+            (subject, self._encoded(subject, command_id, event), self.world.last_seq.get(subject, 0))
+            for (subject, _), event in zip(parts, events, strict=True)
+            if event is not None
+        ]
+        unknown: AppendUnknown | None = None
+        try:
+            seqs = await self._append(messages)
+        except AppendUnknown as error:
+            unknown = error
+        except Conflict:
+            pass
+        else:
+            for (subject, payload, _), seq in zip(messages, seqs, strict=True):
+                self._acknowledged(Stored(subject, seq, payload))
+            if self.world.seq < seqs[-1]:
+                await self._reached(seqs[-1])
+            return events
+        await self._reload([subject for subject, _, _ in messages], patiently=unknown is not None)
+        for earlier, theirs in tried.items():  # it may be one that was given up, and arrived after all
+            if self._commands[earlier]:
+                return theirs
+        if unknown and len(tried) >= UNKNOWN_RETRIES:
+            raise unknown
+        return None
+
+    async def _append(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
+        if len(messages) == 1:
+            return [await self._commits.append(*messages[0])]
+        return await self._core.append_all(messages)
+
+    def _encoded(self, subject: str, command_id: str, event: AnyEvent) -> bytes:
+        return encode(
+            Record(
+                command_id=command_id,
                 at_ms=self.machine.wall_ms(),
                 by=self._central_id,
                 event=event,
+                prev=self.world.prev(subject),
             )
-            expected = self.world.last_seq.get(subject, 0)
-            try:
-                seq = await self._core.append(subject, encode(record), expected)
-            except Conflict:
-                await self._reload(subject)
-                continue
-            except AppendUnknown:
-                stored = await self._find(subject, record.command_id)
-                if stored is None:
-                    unknown += 1
-                    if unknown >= UNKNOWN_RETRIES:
-                        raise
-                    continue
-                seq = stored
-            await self._reached(seq)
-            return event
+        )
 
-    async def _reload(self, subject: str) -> None:
-        """Catch up with what made the append fail."""
-        last = await self._core.last(subjects.EVENTS, subject)
-        if last is not None:
-            await self._reached(last.seq)
+    async def _reload(self, about: list[str], patiently: bool) -> None:
+        """Catch up with what is stored on these subjects: it made an append fail, or may be the append itself."""
+        for subject in about:
+            if patiently:
+                last = await retry(lambda subject=subject: self._core.last(subjects.EVENTS, subject))  # type: ignore[misc]
+            else:
+                last = await self._core.last(subjects.EVENTS, subject)
+            if last is not None:
+                await self._reached(last.seq)
 
-    async def _find(self, subject: str, command_id: str) -> int | None:
-        """The sequence of our command if the log has it, once everything on its subject was read."""
-        last = await retry(lambda: self._core.last(subjects.EVENTS, subject))
-        if last is not None:
-            await self._reached(last.seq)
-        return self._commands.get(command_id)
+
+def read(payload: bytes) -> Record | BadMessage:
+    """A message of the log as a record, or what is wrong with it."""
+    try:
+        record = decode(Record, payload, MSGPACK, max_bytes=2**31)
+        if _MAYBE_TOO_LARGE.search(payload):
+            _refuse_too_large(msgspec.msgpack.decode(payload))
+        return record
+    except BadMessage as error:
+        return error
+
+
+def _refuse_too_large(value: Any) -> None:
+    if isinstance(value, int) and value > LARGEST:
+        raise BadMessage(f"expected integers up to {LARGEST}, got {value}")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_too_large(item)
+
+
+def unsafe(config: Any) -> str:
+    """What of a stream's configuration would let an event disappear; empty when nothing does."""
+    wrong = [
+        f"{name} is {getattr(config, name)!r}"
+        for name, right in (
+            ("deny_delete", (True,)),
+            ("deny_purge", (True,)),
+            ("allow_atomic", (True,)),
+            ("allow_rollup_hdrs", (False, None)),
+            ("allow_msg_ttl", (False, None)),
+            ("max_age", (0, None)),
+            ("max_msgs", (-1, 0, None)),
+            ("max_msgs_per_subject", (-1, 0, None)),
+            ("retention", ("limits", None)),
+            ("storage", ("file", None)),
+        )
+        if getattr(config, name) not in right
+    ]
+    if (config.max_bytes or -1) > 0 and config.discard != "new":
+        wrong.append(f"max_bytes is {config.max_bytes} and discard is not 'new'")
+    return ", ".join(wrong)
 
 
 T = TypeVar("T")

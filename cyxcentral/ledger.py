@@ -22,7 +22,7 @@ import msgspec
 from cyxcentral import jobs, money, nodes
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
-from cyxnet.subjects import TELEMETRY
+from cyxnet.subjects import TELEMETRY, last_token
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +53,8 @@ TABLES = {
         PRIMARY KEY (seq, line)""",
 }
 UPSERTED = ("nodes", "jobs")
+POSITION = "stream VARCHAR PRIMARY KEY, seq BIGINT, sha256 VARCHAR"
+QUARANTINED = "Quarantined"  # kind of a row of events that counts for nothing
 
 
 class LedgerError(CyxError):
@@ -67,7 +69,7 @@ class Batch:
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES if table not in UPSERTED}
         self.upserts: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in UPSERTED}
-        self.positions: dict[str, int] = {}
+        self.positions: dict[str, tuple[int, str]] = {}  # by stream: sequence and hash of its last message
         self.forget_after: int | None = None  # metrics beyond this sequence are no longer in the stream
 
     def followed_by(self, later: "Batch") -> "Batch":
@@ -92,9 +94,7 @@ class Ledger:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": 1})
-            for table, columns in TABLES.items():
-                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-            self._db.execute("CREATE TABLE IF NOT EXISTS position (stream VARCHAR PRIMARY KEY, seq BIGINT)")
+            self._create_tables()
             # Questions come from outside: no file, no extension, no setting may be reached by SQL.
             self._db.execute("SET enable_external_access = false")
             self._db.execute("SET lock_configuration = true")
@@ -111,20 +111,49 @@ class Ledger:
         self._writing = asyncio.Lock()
         self.broken: asyncio.Future[str] = asyncio.Future()  # done when it cannot be written for long
 
+    def _create_tables(self) -> None:
+        """Make the tables. A file whose tables have another shape is emptied: it is rebuilt from the streams."""
+        tables = TABLES | {"position": POSITION, "shape": "sha256 VARCHAR"}
+        shape = hashlib.sha256(repr(sorted(tables.items())).encode()).hexdigest()
+        there = {row[0] for row in self._db.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        if there and ("shape" not in there or self._db.execute("FROM shape").fetchall() != [(shape,)]):
+            log.warning("%s has tables of another version: it is rebuilt from the log", self.path)
+            for table in there:
+                self._db.execute(f'DROP TABLE "{table}"')
+            there = set()
+        if not there:
+            self._db.execute("BEGIN")
+            for table, columns in tables.items():
+                self._db.execute(f"CREATE TABLE {table} ({columns})")
+            self._db.execute("INSERT INTO shape VALUES (?)", [shape])
+            self._db.execute("COMMIT")
+
     def position(self, stream: str) -> int:
         """Sequence of the last message of `stream` that is stored here. Rows may be on their way meanwhile."""
+        return self.place(stream)[0]
+
+    def place(self, stream: str) -> tuple[int, str]:
+        """position(), and the SHA-256 (hex) of the message there (empty where none is kept)."""
         with self._db.cursor() as cursor:  # the connection itself refuses while its thread writes
-            row = cursor.execute("SELECT seq FROM position WHERE stream = ?", [stream]).fetchone()
-        return int(row[0]) if row else 0
+            row = cursor.execute("SELECT seq, sha256 FROM position WHERE stream = ?", [stream]).fetchone()
+        return (int(row[0]), row[1]) if row else (0, "")
 
     # -- writing -------------------------------------------------------------------------------------
 
-    def add_event(self, stream: str, seq: int, subject: str, record: m.Record) -> None:
+    def add_event(self, stream: str, seq: int, subject: str, record: m.Record, sha256: str = "") -> None:
+        """sha256: of the message, for the next start to compare with."""
         data = msgspec.json.encode(record.event).decode()
-        about = subject.rsplit(".", 1)[-1]
         kind = type(record.event).__name__
-        self._waiting.rows["events"].append((seq, subject, about, kind, record.at_ms, record.by, data))
-        self._moved(stream, seq)
+        self._add_row(stream, (seq, subject, last_token(subject), kind, record.at_ms, record.by, data), sha256)
+
+    def add_quarantined(self, stream: str, seq: int, subject: str, why: str, sha256: str) -> None:
+        """A message that counts for nothing: what was wrong with it is all that is kept of it here."""
+        data = json.dumps({"reason": why, "sha256": sha256})
+        self._add_row(stream, (seq, subject, last_token(subject), QUARANTINED, 0, "", data), sha256)
+
+    def _add_row(self, stream: str, row: tuple[Any, ...], sha256: str) -> None:
+        self._waiting.rows["events"].append(row)
+        self._moved(stream, row[0], sha256)
 
     def add_entries(self, seq: int, job_id: str, entries: list[money.Entry], at_ms: int) -> None:
         assert sum(entry.amount_base_units for entry in entries) == 0, f"event {seq} does not balance"
@@ -148,8 +177,8 @@ class Ledger:
     def put_node(self, node: nodes.Node) -> None:
         self._waiting.upserts["nodes"][node.node_id] = _node_row(node)
 
-    def _moved(self, stream: str, seq: int) -> None:
-        self._waiting.positions[stream] = seq
+    def _moved(self, stream: str, seq: int, sha256: str = "") -> None:
+        self._waiting.positions[stream] = (seq, sha256)
         self._flush_in(FLUSH_AFTER_S)
 
     def _flush_in(self, delay_s: float) -> None:
@@ -198,7 +227,8 @@ class Ledger:
                 self._append(table, added, "insert")
             for table, changed in batch.upserts.items():
                 self._append(table, list(changed.values()), "upsert")
-            self._append("position", list(batch.positions.items()), "upsert")
+            positions = [(stream, *place) for stream, place in batch.positions.items()]
+            self._append("position", positions, "upsert")
             self._db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(duckdb.Error):
@@ -251,7 +281,10 @@ class Ledger:
 
     def _updates(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> tuple[list[m.Update], bool]:
         of_job: dict[Literal["event", "telemetry"], tuple[str, int]] = {
-            "event": ("events WHERE about = ? AND subject LIKE '%.event.job.%'", after_event),
+            "event": (
+                f"events WHERE about = ? AND subject LIKE '%.event.job.%' AND kind <> '{QUARANTINED}'",
+                after_event,
+            ),
             "telemetry": ("metrics WHERE job_id = ?", after_telemetry),
         }
         updates: list[m.Update] = []

@@ -9,7 +9,7 @@ from cyxcentral import jobs, nodes
 from cyxcentral.matching import Matching
 from cyxcentral.schedule import Candidate, Weights
 from cyxnet import messages as m
-from cyxnet import subjects
+from cyxnet.codec import BadMessage
 
 
 class Mint(Struct, frozen=True, kw_only=True):
@@ -22,8 +22,16 @@ class Mint(Struct, frozen=True, kw_only=True):
     ended: m.Minted | m.MintFailed | None = None
 
 
+# What an event of the log may be about: the fourth token of its subject, and what is said there.
+SAID_ON = {"job": m.JobEvent, "node": m.NodeEvent, "mint": m.MintEvent}
+FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
 class World:
-    """Jobs, nodes and mints by id; for each subject the sequence that an append must expect.
+    """Jobs, nodes and mints by id; for each subject the sequence and the hash that an append must name.
+
+    A message that cannot have happened is put into quarantine: it changes nothing but its subject's sequence and hash.
+    Which messages these are follows from the messages before them alone, so every central comes to the same.
 
     weights are this central's own opinion of the terms of a score: they change what it decides, not what happened.
     """
@@ -33,7 +41,11 @@ class World:
         self.nodes: dict[str, nodes.Node] = {}
         self.mints: dict[str, Mint] = {}
         self.last_seq: dict[str, int] = {}
+        self.last_sha256: dict[str, bytes] = {}  # of the message at last_seq
         self.seq = 0
+        self.quarantined = 0
+        self.damaged: dict[str, int] = {}  # subject -> sequence at which its history does not fit together
+        self._chained: set[str] = set()  # subjects whose records name their predecessors
         self.active: set[str] = set()  # jobs that have not ended
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
@@ -64,19 +76,56 @@ class World:
         self._changed_nodes.clear()
         return self._matching
 
-    def apply(self, seq: int, subject: str, record: m.Record) -> None:
-        """Take in the next record of the log."""
-        assert seq > self.seq, f"record {seq} after {self.seq}: the log is read in order"
-        self.seq = seq
-        self.last_seq[subject] = seq
-        about, event = subjects.last_token(subject), record.event
-        if isinstance(event, m.NodeEvent):
-            leases = len(self.held.get(about, ()))
-            self._node(nodes.evolve(self.nodes.get(about), event, record.at_ms, leases), record.at_ms)
-        elif isinstance(event, m.MintSigned | m.Minted | m.MintFailed):
-            self._mint(about, event)
-        else:
-            self._job(about, event, record.at_ms)
+    def apply(self, seq: int, subject: str, record: m.Record | BadMessage, sha256: bytes = b"") -> str | None:
+        """Take in the next message of the log: a record, or what was wrong with its bytes.
+
+        sha256: of its bytes. Returns why it is in quarantine, None when it happened.
+        """
+        assert seq == self.seq + 1, f"message {seq} after {self.seq}: the log is read in order"
+        why = self._take(seq, subject, record)
+        self.seq = self.last_seq[subject] = seq
+        self.last_sha256[subject] = sha256
+        if why is not None:
+            self.quarantined += 1
+        return why
+
+    def prev(self, subject: str) -> str:
+        """What the next record of a subject has to name as its predecessor."""
+        last = self.last_sha256.get(subject)
+        return last.hex() if last else ""
+
+    def _take(self, seq: int, subject: str, record: m.Record | BadMessage) -> str | None:
+        if isinstance(record, BadMessage):
+            return f"it is no record: {record}"
+        if subject in self.damaged:
+            return f"the history of its subject does not fit together since {self.damaged[subject]}"
+        if record.prev:
+            self._chained.add(subject)
+        if subject in self._chained and record.prev != self.prev(subject):
+            self.damaged[subject] = seq
+            return "it does not name the message before it: one of the two was altered"
+        try:
+            return self._happen(subject, record)
+        except FOLD_ERRORS as error:
+            return f"it cannot happen: {error or type(error).__name__}"
+
+    def _happen(self, subject: str, record: m.Record) -> str | None:
+        """Change the world, or say why not and leave it as it is."""
+        _, kind, about = subject.rsplit(".", 2)
+        event = record.event
+        if not isinstance(event, SAID_ON[kind]):
+            return f"{type(event).__name__} is nothing that is said of a {kind}"
+        if isinstance(event, m.JobEvent):
+            return self._job(about, event, record.at_ms)
+        if isinstance(event, m.MintEvent):
+            return self._mint(about, event)
+        if isinstance(event, m.NodeRegistered | m.NodeLost) and event.node_id != about:
+            return f"it is about {event.node_id}"
+        before = self.nodes.get(about)
+        if why_not := nodes.illegal(nodes.at(before, record.at_ms) if before else None, event):
+            return why_not
+        self._node(nodes.evolve(before, event, record.at_ms, len(self.held.get(about, ()))), record.at_ms)
+        return None
 
     def _node(self, node: nodes.Node, at_ms: int) -> None:
         self.nodes[node.node_id] = node
@@ -86,8 +135,10 @@ class World:
             self.suspects.discard(node.node_id)
         self._changed_nodes.add(node.node_id)
 
-    def _job(self, job_id: str, event: m.JobEvent, at_ms: int) -> None:
+    def _job(self, job_id: str, event: m.JobEvent, at_ms: int) -> str | None:
         before = self.jobs.get(job_id)
+        if why_not := jobs.illegal(before, event) or _other_job(before, job_id, event):
+            return why_not
         job = self.jobs[job_id] = jobs.evolve(before, event, at_ms)
         holder = before.current.node_id if before and before.current else None
         if holder != (now := job.current.node_id if job.current else None):
@@ -100,6 +151,7 @@ class World:
         self._changed_jobs.add(job_id)
         if isinstance(event, m.Completed | m.LeaseLost):
             self._judge(job, event, at_ms)
+        return None
 
     def _holds(self, node_id: str | None, job: jobs.Job, held: bool) -> None:
         """A node was given the lease of a job, or has it no longer."""
@@ -126,9 +178,12 @@ class World:
             if node := self.nodes.get(node_id):
                 self._node(nodes.blamed(node, job.job_id, lost, at_ms), at_ms)
 
-    def _mint(self, mint_id: str, event: m.MintEvent) -> None:
+    def _mint(self, mint_id: str, event: m.MintEvent) -> str | None:
+        mint = self.mints.get(mint_id)
         match event:
             case m.MintSigned():
+                if mint is not None:
+                    return "there is a mint with this id already"
                 self.mints[mint_id] = Mint(
                     mint_id=mint_id,
                     to=event.to,
@@ -136,9 +191,17 @@ class World:
                     signed=event.signed,
                 )
             case m.Minted() | m.MintFailed():
-                self.mints[mint_id] = msgspec.structs.replace(self.mints[mint_id], ended=event)
+                if mint is None or mint.ended is not None:
+                    return "there is no mint with this id that has not ended"
+                if isinstance(event, m.Minted) and (event.to, event.amount_base_units) != (
+                    mint.to,
+                    mint.amount_base_units,
+                ):
+                    return "it is not what was signed"
+                self.mints[mint_id] = msgspec.structs.replace(mint, ended=event)
             case _ as never:
                 assert_never(never)
+        return None
 
     def candidate(self, node_id: str, now_ms: int = 0) -> Candidate:
         """A node with the room it has; at now_ms, when its ban may be over."""
@@ -162,3 +225,17 @@ class World:
         if prefix in self.jobs:
             return [prefix]
         return sorted(job_id for job_id in self.jobs if job_id.startswith(prefix))
+
+
+def _other_job(job: jobs.Job | None, job_id: str, event: m.JobEvent) -> str | None:
+    """Why a legal event cannot be this job's: names and sums that do not fit it."""
+    match event:
+        case m.Submitted() if event.terms.job_id != job_id:
+            return f"its terms are those of {event.terms.job_id}"
+        case m.Settled() if job is not None:
+            shares = (event.node_base_units, event.platform_base_units, event.client_base_units)
+            if min(shares) < 0 or sum(shares) != job.terms.amount_base_units:
+                return f"its parts make {sum(shares)}, not {job.terms.amount_base_units}"
+            if event.payees and sum(payee.pay_base_units for payee in event.payees) != sum(shares[:2]):
+                return "what its payees are paid is not what leaves the escrow for them and the platform"
+    return None

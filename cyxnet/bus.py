@@ -24,7 +24,10 @@ from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
+from cyxnet.follower import STALL_S, Follower
 from cyxnet.messages import ErrorBody
+from cyxnet.mux import Mux
+from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, StorageFull, Stored
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,46 +37,13 @@ TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same re
 CONNECT_TIMEOUT_S = 5.0
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
-RENEW_PAUSE_S = 0.2
 STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 10.0
 MAX_REQUESTS_IN_FLIGHT = 512
+MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
-
-
-class BusError(CyxError):
-    """The broker cannot be reached, or did not answer in time."""
-
-    code = "broker_unreachable"
-
-
-class Conflict(CyxError):
-    """Somebody else appended to this subject first. Reload and decide again."""
-
-    code = "conflict"
-
-
-class AppendUnknown(BusError):
-    """No answer to an append: it may be stored or not. Read the subject's tail to find out."""
-
-    code = "append_unknown"
-
-
-class ApiError(CyxError):
-    """Central refused a request. `code` is stable; `status` is the HTTP-like number."""
-
-    def __init__(self, code: str, message: str, status: int = 400, retry_after_ms: int | None = None):
-        super().__init__(message)
-        self.code = code
-        self.status = status
-        self.retry_after_ms = retry_after_ms
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """A message of a stream: where it lies and what it holds."""
-
-    subject: str
-    seq: int
-    payload: bytes
+# No room: of the whole store, of the account, of this stream (or of the disk, which the store finds out).
+_STORAGE_FULL = {10023, 10047, 10077}
+_EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
 
 
 class Bus:
@@ -84,8 +54,8 @@ class Bus:
         self._js = connection.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
-        self._followers: list[_Follower] = []
-        self._renewing: asyncio.Task[None] | None = None
+        self._followers: list[Follower] = []
+        self._mux = Mux(connection, REQUEST_TIMEOUT_S)
 
     @classmethod
     async def connect(cls, url: str, *, name: str, inbox: str = "_INBOX") -> "Bus":
@@ -102,9 +72,14 @@ class Bus:
             failed.set()
             log.debug("broker: %s", error)
 
+        async def on_disconnect() -> None:
+            if bus:
+                bus._mux.lost("the link to the broker broke")
+
         async def on_reconnect() -> None:
             if bus:
-                bus._renew_followers()
+                for follower in bus._followers:
+                    follower.doubt()
 
         bus: Bus | None = None
         connection: Any = None
@@ -113,6 +88,7 @@ class Bus:
                 urls,
                 name=name,
                 error_cb=on_error,
+                disconnected_cb=on_disconnect,
                 reconnected_cb=on_reconnect,
                 inbox_prefix=inbox,
                 pending_size=0,
@@ -145,8 +121,9 @@ class Bus:
         return len(self._tasks)
 
     async def close(self) -> None:
-        if self._renewing:
-            self._renewing.cancel()
+        for follower in self._followers:
+            follower.close()
+        self._mux.close()
         for task in self._tasks:
             task.cancel()
         for service in self._services:
@@ -310,7 +287,7 @@ class Bus:
         if isinstance(error, ApiError):
             status, code, text = error.status, error.code, str(error)
         elif isinstance(error, BusError):
-            status, code, text = 503, error.code, str(error)
+            status, code, text = getattr(error, "status", 503), error.code, str(error)
         elif isinstance(error, CyxError):
             status, code, text = 503 if error.code in TEMPORARY_CODES else 400, error.code, str(error)
         else:
@@ -334,8 +311,8 @@ class Bus:
 
     # -- streams --------------------------------------------------------------------------------------
 
-    async def ensure_stream(self, name: str, stream_subjects: list[str], *, replicas: int = 1, **options: Any) -> None:
-        """Create a stream, or bring an existing one to these options. replicas: on how many brokers it is stored."""
+    async def ensure_stream(self, name: str, stream_subjects: list[str], *, replicas: int = 1, **options: Any) -> Any:
+        """Create a stream, or bring an existing one to these options. Returns the configuration it has now."""
         config = api.StreamConfig(
             name=name,
             subjects=stream_subjects,
@@ -346,10 +323,11 @@ class Bus:
         )
         try:
             try:
-                await self._js.add_stream(config)
+                made = await self._js.add_stream(config)
             except nats.js.errors.BadRequestError:  # it exists, with other options
-                await self._js.update_stream(config)
+                made = await self._js.update_stream(config)
             await self._until_known(name)
+            return made.config
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"cannot create the stream {name}: {error or type(error).__name__}") from None
 
@@ -367,25 +345,57 @@ class Bus:
         """Store a message and return its stream sequence.
 
         expected_seq: sequence of the subject's last message (0: none yet). Raises Conflict when it is another,
-        AppendUnknown when no answer came, BusError when the broker refused for another reason.
+        AppendUnknown when no answer came, StorageFull when there is no room, BusError when the broker refused for
+        another reason.
         """
-        headers = {} if expected_seq is None else {"Nats-Expected-Last-Subject-Sequence": str(expected_seq)}
+        headers = None if expected_seq is None else {_EXPECTED_SEQ: str(expected_seq)}
+        return await self._store(subject, payload, headers)
+
+    async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
+        """Store (subject, payload, expected_seq) messages of different subjects in one atomic batch: all or none.
+
+        Returns their stream sequences. At most MAX_BATCH_MESSAGES. Raises as append() does, for all of them
+        together; a Conflict does not say whose it is.
+        """
+        assert 0 < len(messages) <= MAX_BATCH_MESSAGES, f"a batch holds 1 to {MAX_BATCH_MESSAGES} messages"
+        batch = self._nc._nuid.next().decode()
+        last = len(messages)
         try:
-            message = await self._nc.request(subject, payload, timeout=REQUEST_TIMEOUT_S, headers=headers or None)
+            for number, (subject, payload, expected_seq) in enumerate(messages[:-1], start=1):
+                headers = {
+                    "Nats-Batch-Id": batch,
+                    "Nats-Batch-Sequence": str(number),
+                    _EXPECTED_SEQ: str(expected_seq),
+                }
+                await self._nc.publish(subject, payload, headers=headers)
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise AppendUnknown(f"the link broke within a batch: {error or type(error).__name__}") from None
+        subject, payload, expected_seq = messages[-1]
+        headers = {
+            "Nats-Batch-Id": batch,
+            "Nats-Batch-Sequence": str(last),
+            "Nats-Batch-Commit": "1",
+            _EXPECTED_SEQ: str(expected_seq),
+        }
+        last_seq = await self._store(subject, payload, headers)
+        return list(range(last_seq - last + 1, last_seq + 1))
+
+    async def _store(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> int:
+        try:
+            answer = await self._mux.ask(subject, payload, headers)
+        except AppendUnknown as error:
+            raise AppendUnknown(f"no answer to the append to {subject}: {error}") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise AppendUnknown(f"no answer to the append to {subject}: {error or type(error).__name__}") from None
         try:
-            ack = json.loads(message.data)
-        except ValueError:
+            ack = _ACK.decode(answer)
+        except msgspec.MsgspecError:
             raise AppendUnknown(f"unreadable answer to the append to {subject}") from None
-        if "error" in ack:
-            failure = ack["error"]
-            if failure.get("err_code") in _WRONG_LAST_SEQUENCE:
-                raise Conflict(f"{subject}: {failure.get('description')}")
-            raise BusError(f"the broker refused to store {subject}: {failure.get('description')}")
-        if ack.get("duplicate"):
+        if ack.error is not None:
+            raise _refused_append(subject, ack.error)
+        if ack.duplicate:
             raise BusError(f"the broker took {subject} for a duplicate; nothing was stored")
-        return int(ack["seq"])
+        return ack.seq
 
     async def last(self, stream: str, subject: str, *, any_replica: bool = False) -> Stored | None:
         """The newest message on `subject`: from the stream's leader, or faster from a replica that may lag."""
@@ -396,6 +406,16 @@ class Bus:
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
         return Stored(found.subject or subject, found.seq or 0, found.data or b"")
+
+    async def at(self, stream: str, seq: int) -> Stored | None:
+        """The message at a sequence, from the stream's leader."""
+        try:
+            found = await self._js.get_msg(stream, seq)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"cannot read message {seq} of {stream}: {error or type(error).__name__}") from None
+        return Stored(found.subject or "", found.seq or 0, found.data or b"")
 
     async def holds(self, stream: str, subject: str) -> bool:
         """Whether the stream has a message on `subject`, without fetching it."""
@@ -417,89 +437,74 @@ class Bus:
         after_seq: int,
         handler: Callable[[Stored], Awaitable[None]],
         rewound: Callable[[int], None],
+        stall_s: float = STALL_S,
     ) -> None:
         """Call handler for every message after `after_seq`, in order and each once, now and in future.
 
-        rewound(last_seq) is called, instead of waiting for ever, when the stream ends before what was seen of it:
-        the broker lost its newest messages, and will give their sequences to others.
+        See cyxnet.follower for `rewound` and for what happens when nothing comes for `stall_s`.
         """
-        follower = _Follower(self, stream, subject, after_seq, handler, rewound)
-        await follower.renew()
+        follower = Follower(self, stream, subject, after_seq, handler, rewound, stall_s)
+        await follower.start()
         self._followers.append(follower)
 
-    def _renew_followers(self) -> None:
-        async def renew() -> None:
-            for follower in self._followers:
-                while True:
-                    try:
-                        await follower.renew()
-                        break
-                    except BusError as error:
-                        log.info("following again is held up: %s", error)
-                        await asyncio.sleep(RENEW_PAUSE_S)
-
-        if self._renewing:
-            self._renewing.cancel()
-        self._renewing = asyncio.get_running_loop().create_task(renew())
-
-
-class _Follower:
-    """A place in a stream, and the subscription that moves it.
-
-    nats-py's ordered consumer alone is not enough: after a broker came back it takes eight seconds to notice, and one
-    that had not received anything yet begins again at the first message of the stream.
-    """
-
-    def __init__(
-        self,
-        bus: Bus,
-        stream: str,
-        subject: str,
-        after_seq: int,
-        handler: Callable[[Stored], Awaitable[None]],
-        rewound: Callable[[int], None],
-    ):
-        self._bus = bus
-        self._stream = stream
-        self._subject = subject
-        self._seen_seq = after_seq
-        self._handler = handler
-        self._rewound = rewound
-        self._subscription: Any = None
-
-    async def renew(self) -> None:
-        """Follow from what was seen last. Raises BusError."""
-        last_seq = await self._bus.last_seq(self._stream)
-        if last_seq < self._seen_seq:
-            self._seen_seq = last_seq
-            self._rewound(last_seq)
+    async def consume(self, stream: str, subject: str, first_seq: int, deliver: Any, heartbeat_s: float) -> Any:
+        """Have the broker push every message from `first_seq` on to `deliver`, once and unasked. For followers."""
+        inbox = self._nc.new_inbox()
+        config = api.ConsumerConfig(
+            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=first_seq,
+            deliver_subject=inbox,
+            filter_subject=subject,
+            ack_policy=api.AckPolicy.NONE,
+            max_deliver=1,
+            flow_control=True,
+            idle_heartbeat=heartbeat_s,
+            num_replicas=1,
+            mem_storage=True,
+        )
+        subscription = None
         try:
-            old, self._subscription = self._subscription, None
-            if old:
-                await old.unsubscribe()
-            start = api.ConsumerConfig(
-                deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=self._seen_seq + 1
-            )
-            self._subscription = await self._bus._js.subscribe(
-                self._subject,
-                stream=self._stream,
-                ordered_consumer=True,
-                cb=self._deliver,
-                config=start,
-                idle_heartbeat=2.0,
-            )
+            subscription = await self._nc.subscribe(inbox, cb=deliver)
+            await self._js.add_consumer(stream, config)
+            return subscription
         except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise BusError(f"cannot follow {self._stream}: {error or type(error).__name__}") from None
+            if subscription is not None:
+                with contextlib.suppress(Exception):
+                    await subscription.unsubscribe()
+            raise BusError(f"cannot follow {stream}: {error or type(error).__name__}") from None
 
-    async def _deliver(self, message: Msg) -> None:
-        seq = message.metadata.sequence.stream
-        if seq <= self._seen_seq:
-            return
-        self._seen_seq = seq
-        try:
-            await self._handler(Stored(message.subject, seq, message.data))
-        except Exception:
-            log.exception("follower of %s failed", message.subject)
+    async def reply(self, subject: str) -> None:
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._nc.publish(subject, b"")
+
+
+class _Failure(msgspec.Struct):
+    """Why JetStream did not do what it was asked to."""
+
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    """JetStream's answer to an append."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: _Failure | None = None
+
+
+_ACK = msgspec.json.Decoder(_Ack)
+
+
+def _refused_append(subject: str, failure: _Failure) -> CyxError:
+    if failure.err_code in _WRONG_LAST_SEQUENCE:
+        return Conflict(f"{subject}: {failure.description}")
+    if failure.err_code in _STORAGE_FULL:
+        return StorageFull(
+            f"the broker has no room to store {subject} ({failure.description}); nothing was stored. "
+            "Free disk space, or raise max_file in the broker's configuration"
+        )
+    return BusError(f"the broker refused to store {subject}: {failure.description}")
 
 
 async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event, timeout_s: float) -> None:

@@ -1,10 +1,29 @@
-"""How a process of Cyx ends: by a signal, or with the parent that guards it."""
+"""How a process of Cyx runs its loop, and how it ends: by a signal, or with the parent that guards it."""
 
 import asyncio
 import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run() on the fastest event loop that is installed."""
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        return runner.run(main)
+
+
+def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where `pip install 'cyx[fast]'` was run; None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 async def until_stopped(guard_stdin: bool) -> None:

@@ -149,6 +149,8 @@ class NetworkInfo(Struct, kw_only=True):
     custodial_wallets: bool
     chunk_bytes: int
     nodes_online: int
+    quarantined_events: int = 0  # messages of the event log that count for nothing
+    damaged_subjects: int = 0  # histories that were altered; nothing is decided on them
 
 
 class QuoteRequest(Request, kw_only=True, frozen=True):
@@ -869,12 +871,16 @@ AnyEvent = JobEvent | NodeEvent | MintEvent
 
 
 class Record(Struct, kw_only=True):
-    """An event as it lies in the log. command_id tells a retry from a second command."""
+    """An event as it lies in the log. command_id tells a retry from a second command.
+
+    prev: SHA-256 (hex) of the message before it on the same subject, as it lies there; empty for the first one.
+    """
 
     command_id: str
     at_ms: int
     by: str
     event: AnyEvent
+    prev: str = ""
 
 
 class TelemetryRecord(Struct, kw_only=True, omit_defaults=True):

@@ -15,7 +15,7 @@ from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.artifacts import describe
-from cyxnet.bus import ApiError, Bus, BusError, Stored
+from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.identity import Identity
 from tests.central import facts as f
@@ -241,6 +241,7 @@ async def test_a_node_that_another_central_filled_meanwhile_is_not_leased_again(
 async def test_a_node_that_comes_back_after_a_long_silence_is_not_lost_again_at_once(scheduling):
     # its old silence was counted against the new registration, which then was lost before its first heartbeat
     await scheduling.dispatch._register(register())
+    await scheduling.dispatch._sweep()  # it has a full lease from here on
     scheduling.dispatch._heard_ms[NODE] -= 2 * LEASE_MS
     await scheduling.dispatch._sweep()
     assert not scheduling.world.nodes[NODE].online
@@ -501,19 +502,6 @@ async def test_a_report_on_an_attempt_of_somebody_else_is_fenced(central):
 
 
 # -- the log ---------------------------------------------------------------------------------------------
-
-
-async def test_an_event_that_cannot_be_taken_in_ends_the_central_instead_of_its_truth(central):
-    await central.core.append(subjects.job_event("job-1"), b"not a record")
-    assert "cannot be taken in" in await asyncio.wait_for(asyncio.shield(central.log.broken), 10)
-    with pytest.raises(BusError, match="cannot be taken in"):
-        await central.log.record(subjects.job_event("job-2"), lambda: f.submitted("job-2"))
-
-
-async def test_a_missing_event_ends_the_central(central):
-    await central.job("job-1")
-    await central.log._apply(Stored(subjects.job_event("job-1"), 5, b""))
-    assert "expected event 2" in central.log.broken.result()
 
 
 async def test_an_event_that_does_not_arrive_is_an_error_that_callers_retry(central):

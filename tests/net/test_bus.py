@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, BrokerError, Passwords, syncs_always
-from cyxnet.bus import ApiError, Bus, BusError, Conflict
+from cyxnet.bus import ApiError, AppendUnknown, Bus, BusError, Conflict
 from cyxnet.escrow import SettlementError
+from cyxnet.follower import Follower, place_of
 
 
 @pytest.fixture
@@ -135,11 +138,115 @@ async def test_a_follower_that_heard_nothing_yet_does_not_begin_again_at_the_fir
     for number in range(3):
         await bus.append(subjects.job_event("abc"), b"%d" % number)
     await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 3, handler, never)
-    jsi = bus._followers[0]._subscription._sub._jsi
-    await jsi.reset_ordered_consumer(jsi._sseq + 1)  # what nats-py does when heartbeats were missed
+    bus._followers[0].doubt()
     await bus.append(subjects.job_event("abc"), b"4")
     await asyncio.wait_for(heard.wait(), 10)
     assert seen == [4]
+
+
+async def test_a_follower_whose_consumer_was_taken_away_goes_on_where_it_was(core, monkeypatch):
+    monkeypatch.setattr("cyxnet.follower.HEARTBEAT_S", 0.2)
+    seen, two = [], asyncio.Event()
+
+    async def handler(stored):
+        seen.append(stored.seq)
+        if len(seen) == 2:
+            two.set()
+
+    await core.append(subjects.job_event("abc"), b"1")
+    await core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, handler, never)
+    [consumer] = await core._js.consumers_info(subjects.EVENTS)
+    await core._js.delete_consumer(subjects.EVENTS, consumer.name)
+    await core.append(subjects.job_event("abc"), b"2")
+    await asyncio.wait_for(two.wait(), 10)
+    assert seen == [1, 2]
+
+
+class Deaf:
+    """A link whose first consumer delivers nothing, though it seems alive."""
+
+    connected = True
+
+    def __init__(self):
+        self.asked = []
+        self.again = asyncio.Event()
+
+    async def last_seq(self, stream):
+        return 7
+
+    async def consume(self, stream, subject, first_seq, deliver, heartbeat_s):
+        self.asked.append(first_seq)
+        if len(self.asked) == 2:
+            self.again.set()
+
+    async def reply(self, subject):
+        pass
+
+
+async def test_the_watchdog_replaces_a_consumer_that_brings_nothing_though_the_stream_has_grown():
+    link = Deaf()
+    follower = Follower(link, subjects.EVENTS, subjects.EVENT_SUBJECTS, 4, never, never, stall_s=0.05)
+    await follower.start()
+    await asyncio.wait_for(link.again.wait(), 10)
+    follower.close()
+    assert link.asked == [5, 5]
+
+
+async def test_a_delivery_that_was_dropped_is_asked_for_again(core):
+    seen, three = [], asyncio.Event()
+
+    async def handler(stored):
+        seen.append(stored.seq)
+        if stored.seq == 3:
+            three.set()
+
+    await core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, handler, never)
+    [follower] = core._followers
+    real, dropped = follower._deliver, []
+
+    async def lossy(renewal, message):
+        if message.reply.startswith("$JS.ACK") and not dropped:
+            dropped.append(message.reply)
+        else:
+            await real(renewal, message)
+
+    follower._deliver = lossy
+    await follower._renew()
+    for number in range(3):
+        await core.append(subjects.job_event("abc"), b"%d" % number)
+    await asyncio.wait_for(three.wait(), 10)
+    assert (len(dropped), seen) == (1, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["$JS.ACK.S.C.1.42.7.1700.0", "$JS.ACK.hub.ABC.S.C.1.42.7.1700.0.x"],
+)
+def test_the_place_of_a_delivery_is_read_with_and_without_domains(reply):
+    assert place_of(reply) == (42, 7)
+
+
+async def test_appends_under_way_when_the_broker_dies_are_unknown_at_once(mortal):
+    # they waited for their whole timeout, five seconds
+    running, bus = mortal
+    await bus.append(subjects.job_event("abc"), b"1")
+    os.kill(running[-1].process.pid, signal.SIGSTOP)  # it takes the append and answers nothing
+    waiting = asyncio.create_task(bus.append(subjects.job_event("abc"), b"2"))
+    await asyncio.sleep(0)
+    running.append(await asyncio.to_thread(restarted, running[-1]))
+    with pytest.raises(AppendUnknown, match="broke"):
+        await asyncio.wait_for(waiting, 4)
+
+
+async def test_an_append_that_nobody_answers_ends_in_time(mortal):
+    running, bus = mortal
+    await bus.append(subjects.job_event("abc"), b"1")
+    bus._mux._timeout_s = 0.1
+    os.kill(running[-1].process.pid, signal.SIGSTOP)
+    with pytest.raises(AppendUnknown, match="within 0.1 s"):
+        await bus.append(subjects.job_event("abc"), b"2")
+    assert bus._mux._waiting == {}
+    os.kill(running[-1].process.pid, signal.SIGCONT)
 
 
 async def test_a_follower_is_told_when_the_stream_lost_what_it_has_seen(core):

@@ -44,6 +44,30 @@ def test_a_number_that_is_not_finite_is_refused_with_its_place(number):
         decode(m.ModelSpec, msgspec.msgpack.encode({"layers": [{"kind": "Dropout", "p": number}]}), MSGPACK)
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [b"\x81\xa1p\xca\x7f\x80\x00\x00", b"\x81\xa1p\xca\xff\xc0\x00\x00", b"\x81\xa1p\xcb\xff\xf0" + b"\x00" * 6],
+)
+def test_no_encoding_of_a_number_that_is_not_finite_gets_through(payload):
+    with pytest.raises(BadMessage, match="finite"):
+        decode(dict, payload, MSGPACK)
+
+
+@given(value=st.floats(), before=st.binary(max_size=8))
+def test_numbers_are_refused_exactly_when_they_are_not_finite(value, before):
+    payload = msgspec.msgpack.encode([before, value])
+    try:
+        assert decode(list, payload, MSGPACK) == [before, value]
+    except BadMessage:
+        assert not math.isfinite(value)
+
+
+@pytest.mark.parametrize("text", [b'{"p": 1e999}', b'{"p": [-1e999]}', b'{"p": NaN}', b'{"p": Infinity}'])
+def test_no_json_makes_a_number_that_is_not_finite(text):
+    with pytest.raises(BadMessage):
+        decode(dict, text, JSON)
+
+
 def test_too_many_bytes_are_refused_before_parsing():
     with pytest.raises(BadMessage, match="at most 1000000 bytes, got 1000001"):
         decode(m.JobRef, b" " * 1_000_001)

@@ -1,0 +1,175 @@
+"""A place in a stream, and the consumer that moves it.
+
+A consumer of the broker is only a means: it is made anew, from the place that was reached, whenever it may have stopped
+or skipped. That is when the link broke, when a delivery or a heartbeat is missing, and (the watchdog) when the stream
+has grown and nothing came for `stall_s`. nats-py's own ordered consumer takes eight seconds to notice a broker that
+came back, and one that had received nothing yet begins again at the first message.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from cyxnet.outcomes import BusError, Stored
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 2.0  # the broker says that often that it has nothing to say
+MISSED_HEARTBEATS = 2.5
+STALL_S = 10.0
+RENEW_PAUSE_S = 0.2
+
+
+class Link(Protocol):
+    """What a follower needs of a bus."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def last_seq(self, stream: str) -> int: ...
+
+    async def consume(self, stream: str, subject: str, first_seq: int, deliver: Any, heartbeat_s: float) -> Any:
+        """Have every message from `first_seq` on given to `deliver`; returns the subscription. Raises BusError."""
+
+    async def reply(self, subject: str) -> None:
+        """An empty message: the answer to flow control."""
+
+
+class Follower:
+    """Calls handler for every message after `after_seq`, in order and each once.
+
+    rewound(last_seq) is called when the stream ends before what was seen of it: the broker lost its newest messages,
+    and will give their sequences to others.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        stream: str,
+        subject: str,
+        after_seq: int,
+        handler: Callable[[Stored], Awaitable[None]],
+        rewound: Callable[[int], None],
+        stall_s: float = STALL_S,
+    ):
+        self._link = link
+        self._stream = stream
+        self._subject = subject
+        self.seen_seq = after_seq
+        self.renewals = 0
+        self._handler = handler
+        self._rewound = rewound
+        self._stall_s = stall_s
+        self._subscription: Any = None
+        self._consumer_seq = 0  # deliveries of the present consumer
+        self._heard_s = 0.0  # loop time of its last sign of life
+        self._checked = (0.0, after_seq)  # the watchdog's last look: loop time, seen_seq
+        self._doubt = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to follow. Raises BusError when that cannot even begin."""
+        await self._renew()
+        self._keeping = asyncio.get_running_loop().create_task(self._keep())
+
+    def doubt(self) -> None:
+        """The present consumer may not be trusted any more: replace it soon."""
+        self._doubt.set()
+
+    def close(self) -> None:
+        if self._keeping:
+            self._keeping.cancel()
+
+    async def _keep(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(HEARTBEAT_S, self._stall_s) / 2):
+                    await self._doubt.wait()
+            if not self._link.connected:
+                continue  # the reconnect raises the doubt
+            try:
+                if self._doubt.is_set() or self._silent() or await self._stalled():
+                    self._doubt.clear()
+                    await self._renew()
+            except BusError as error:
+                log.info("following %s again is held up: %s", self._stream, error)
+                self._doubt.set()
+                await asyncio.sleep(RENEW_PAUSE_S)
+
+    def _silent(self) -> bool:
+        silence_s = asyncio.get_running_loop().time() - self._heard_s
+        return silence_s > MISSED_HEARTBEATS * HEARTBEAT_S
+
+    async def _stalled(self) -> bool:
+        """The watchdog: whether the stream is ahead of us and we have not moved since the last look."""
+        now, (looked_s, seen_then) = asyncio.get_running_loop().time(), self._checked
+        if now - looked_s < self._stall_s:
+            return False
+        last_seq = await self._link.last_seq(self._stream)
+        self._checked = (now, self.seen_seq)
+        stuck = self.seen_seq == seen_then and last_seq != self.seen_seq
+        if stuck:
+            log.warning(
+                "%s ends at %d, and nothing came after %d: following anew", self._stream, last_seq, self.seen_seq
+            )
+        return stuck
+
+    async def _renew(self) -> None:
+        """Follow from what was seen last. Raises BusError."""
+        last_seq = await self._link.last_seq(self._stream)
+        if last_seq < self.seen_seq:
+            self.seen_seq = last_seq
+            self._rewound(last_seq)
+        old, self._subscription = self._subscription, None
+        self.renewals += 1
+        self._consumer_seq = 0
+        if old:
+            with contextlib.suppress(Exception):
+                await old.unsubscribe()
+        deliver = functools.partial(self._deliver, self.renewals)
+        self._subscription = await self._link.consume(
+            self._stream, self._subject, self.seen_seq + 1, deliver, HEARTBEAT_S
+        )
+        self._heard_s = asyncio.get_running_loop().time()
+
+    async def _deliver(self, renewal: int, message: Any) -> None:
+        if renewal != self.renewals:
+            return  # a late word of a consumer that was replaced
+        self._heard_s = asyncio.get_running_loop().time()
+        if message.headers and "Status" in message.headers:
+            await self._control(message)
+            return
+        seq, consumer_seq = place_of(message.reply)
+        self._consumer_seq += 1
+        if consumer_seq != self._consumer_seq:
+            self._consumer_seq = -1  # whatever comes now comes after a hole
+            self.doubt()
+        elif seq > self.seen_seq:
+            self.seen_seq = seq
+            try:
+                await self._handler(Stored(message.subject, seq, message.data))
+            except Exception:
+                log.exception("follower of %s failed", message.subject)
+
+    async def _control(self, message: Any) -> None:
+        """A heartbeat, or flow control: the broker waits with more until what it sent was taken."""
+        stalled = message.headers.get("Nats-Consumer-Stalled") or message.reply
+        if stalled:
+            await self._link.reply(stalled)
+        delivered = message.headers.get("Nats-Last-Consumer")
+        if delivered is not None and int(delivered) != self._consumer_seq:
+            self.doubt()
+
+
+def place_of(reply: str) -> tuple[int, int]:
+    """(stream sequence, consumer sequence) from the reply subject of a delivery.
+
+    $JS.ACK.<stream>.<consumer>.<tries>.<stream seq>.<consumer seq>.<time>.<pending>, with <domain>.<account> before
+    <stream> and a last token more where JetStream has domains.
+    """
+    tokens = reply.split(".")
+    at = 5 if len(tokens) == 9 else 7
+    return int(tokens[at]), int(tokens[at + 1])

@@ -1,0 +1,57 @@
+"""What can come of asking the broker: a stored message, or one of these errors."""
+
+import hashlib
+
+import msgspec
+
+from cyxcore.errors import CyxError
+
+STORAGE_RETRY_MS = 2_000
+
+
+class BusError(CyxError):
+    """The broker cannot be reached, or did not answer in time."""
+
+    code = "broker_unreachable"
+
+
+class Conflict(CyxError):
+    """Somebody else appended to this subject first. Reload and decide again."""
+
+    code = "conflict"
+
+
+class AppendUnknown(BusError):
+    """No answer to an append: it may be stored or not. Read the subject's tail to find out."""
+
+    code = "append_unknown"
+
+
+class StorageFull(BusError):
+    """The broker has no room for another message. Nothing was stored; ask again when there is room."""
+
+    code = "storage_full"
+    status = 507
+    retry_after_ms = STORAGE_RETRY_MS
+
+
+class ApiError(CyxError):
+    """Central refused a request. `code` is stable; `status` is the HTTP-like number."""
+
+    def __init__(self, code: str, message: str, status: int = 400, retry_after_ms: int | None = None):
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.retry_after_ms = retry_after_ms
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A message of a stream: where it lies and what it holds."""
+
+    subject: str
+    seq: int
+    payload: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.payload).hexdigest()
