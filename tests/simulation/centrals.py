@@ -80,7 +80,13 @@ class MemoryLedger:
     def position(self, stream: str) -> int:
         return 0
 
-    def add_event(self, stream: str, seq: int, subject: str, record: m.Record) -> None:
+    def place(self, stream: str) -> tuple[int, str]:
+        return 0, ""
+
+    def add_quarantined(self, stream: str, seq: int, subject: str, why: str, sha256: str) -> None:
+        raise AssertionError(f"event {seq} ({subject}) is in quarantine: {why}")
+
+    def add_event(self, stream: str, seq: int, subject: str, record: m.Record, sha256: str) -> None:
         if isinstance(record.event, m.JobEvent):
             job_id = subjects.last_token(subject)
             self._add("event", job_id, seq, record.at_ms, type(record.event).__name__, record.event)

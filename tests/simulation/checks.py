@@ -369,7 +369,7 @@ class Checks:
 
 
 def apply(world: World, stored: Stored, record: m.Record) -> None:
-    world.apply(stored.seq, stored.subject, record)
+    world.apply(stored.seq, stored.subject, record, hashlib.sha256(stored.payload).digest())
 
 
 RULES: dict[type, Any] = {

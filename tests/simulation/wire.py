@@ -7,8 +7,9 @@ has three outcomes, a follower brings every message in order and once, a request
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
+
+from nats.js.api import StreamConfig
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
@@ -315,7 +316,9 @@ class SimBus:
             raise BusError("no answer from the leader of the stream")
 
     async def ensure_stream(self, name: str, stream_subjects: list[str], **options: Any) -> Any:
-        return SimpleNamespace(name=name, subjects=stream_subjects, **options)
+        return StreamConfig(
+            name=name, subjects=stream_subjects, **{k: v for k, v in options.items() if k != "replicas"}
+        )
 
     async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
         [seq] = await self._append([(subject, payload, expected_seq)])
