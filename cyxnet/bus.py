@@ -132,10 +132,10 @@ class Bus:
         with contextlib.suppress(Exception):
             await self._nc.close()
 
-    async def round_trip(self, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    async def round_trip(self) -> None:
         """Hear from the broker: whatever it had sent before has arrived then. Raises BusError."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await self._nc.flush()
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"the broker does not answer: {error or type(error).__name__}") from None
@@ -159,7 +159,7 @@ class Bus:
                 log.exception("handler of %s failed", message.subject)
 
         subscription = await self._nc.subscribe(subject, queue=queue, cb=deliver, pending_msgs_limit=max_pending)
-        await self._nc.flush()
+        await self.round_trip()
         return subscription
 
     async def request(
@@ -223,7 +223,7 @@ class Bus:
                 self._spawn(work(message), in_flight)
 
         await self._nc.subscribe(subject, cb=deliver)
-        await self._nc.flush()
+        await self.round_trip()
 
     # -- micro services (ADR-32) ----------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class Bus:
                 handler=self._endpoint(verb, handler, in_flight),
                 metadata=_describe(verb),
             )
-        await self._nc.flush()  # else an early caller meets NoResponders
+        await self.round_trip()  # else an early caller meets NoResponders
 
     def _endpoint(
         self, verb: subjects.Verb, handler: Callable[[str, Any], Awaitable[Any]], in_flight: "set[asyncio.Task[None]]"

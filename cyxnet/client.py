@@ -341,7 +341,11 @@ class AsyncClient:
         async with contextlib.aclosing(self.watch(job_id)) as updates:
             async for _ in updates:
                 pass
-        return await self.job(job_id)
+        pause_s = 0.05
+        while (view := await self.job(job_id)).status not in ENDED:  # of a central that lags behind who told the end
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+        return view
 
     async def download(self, job_id: str, out_path: Path, progress: Advance | None = None) -> m.ArtifactRef:
         """Fetch the delivered .cyxmodel; every byte is checked against its SHA-256. Raises NoModel."""

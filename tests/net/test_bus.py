@@ -59,6 +59,26 @@ async def test_a_wrong_password_is_one_clear_error(broker):
         await Bus.connect(f"nats://client:wrong@127.0.0.1:{broker.port}", name="test")
 
 
+async def test_a_broker_that_stands_still_is_an_error_of_ours_to_whoever_begins_to_serve(broker, edge, monkeypatch):
+    # it was one of nats-py's, which nobody expects: a node ended with a traceback
+    monkeypatch.setattr("cyxnet.bus.REQUEST_TIMEOUT_S", 0.2)
+
+    async def handler(*_):
+        """Nothing is ever said to it."""
+
+    os.kill(broker.process.pid, signal.SIGSTOP)
+    try:
+        for begin in (
+            edge.answer(subjects.node("*", "heartbeat"), m.Heartbeat, handler),
+            edge.subscribe(subjects.node("*", "progress"), handler),
+            edge.round_trip(),
+        ):
+            with pytest.raises(BusError, match="does not answer"):
+                await begin
+    finally:
+        os.kill(broker.process.pid, signal.SIGCONT)
+
+
 async def test_an_append_needs_the_last_sequence_of_its_subject(core):
     first = await core.append(subjects.job_event("abc"), b"one", expected_seq=0)
     assert await core.append(subjects.job_event("abc"), b"two", expected_seq=first) == first + 1

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import cyxnet
 from cyxcore.errors import DataError
@@ -272,6 +273,21 @@ async def test_wait_returns_the_job_as_it_ended(central: FakeCentral, client: As
     central.add_job(JOB)
     await central.end(JOB, "failed")
     assert (await client.wait(JOB)).status == "failed"
+
+
+async def test_wait_asks_again_when_a_central_answers_that_lags_behind(central, client, monkeypatch) -> None:
+    # one central told the end, another, which was stopped for a moment, still said leased
+    central.add_job(JOB)
+    await central.end(JOB, "completed")
+    answer, asked = client.job, []
+
+    async def job(job_id: str) -> m.JobView:
+        view = await answer(job_id)
+        asked.append(view.status)
+        return replace(view, status="leased") if len(asked) == 2 else view
+
+    monkeypatch.setattr(client, "job", job)
+    assert (await client.wait(JOB)).status == "completed"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["event", "telemetry"]), st.booleans(), st.booleans()), max_size=40))
