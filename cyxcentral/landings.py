@@ -8,7 +8,7 @@ from cyxcore.errors import CyxError
 from cyxnet.solana import STATUSES_AT_ONCE, Settlement, TransactionStatus
 
 log = logging.getLogger(__name__)
-FIRST_POLL_S, LONGEST_POLL_S, POLL_GROWTH = 0.002, 1.0, 1.5
+FIRST_POLL_S, LONGEST_POLL_S, POLL_GROWTH = 0.008, 1.0, 1.5
 SHARE_OF_TIME = 4  # asking takes at most one part in so many
 
 
