@@ -352,6 +352,11 @@ class Dispatch:
         self._heard_ms[node_id] = self._machine.monotonic_ms()
         self.seen_at_ms[node_id] = self._machine.wall_ms()
 
+    def _hear_current(self, said: m.Heartbeat | NodeReport) -> None:
+        """Before anything that takes time: a node is not silent because we are slow to read the log."""
+        if self.session_is_current(said.node_id, said.session):
+            self._hear(said.node_id)
+
     def session_is_current(self, node_id: str, session: str) -> bool:
         node = self._world.nodes.get(node_id)
         return node is not None and node.online and node.session == session
@@ -374,6 +379,7 @@ class Dispatch:
         def unheld() -> list[m.RunRef]:
             return [run for run in said.runs if not self.holds(said.node_id, said.session, run.job_id, run.attempt)]
 
+        self._hear_current(said)
         if unheld() or not self.session_is_current(said.node_id, said.session):
             await self._events.catch_up()
         if not self.session_is_current(said.node_id, said.session):
@@ -489,6 +495,7 @@ class Dispatch:
 
         A node repeats a report until it is answered, and every central hears it: saying it again is no mistake.
         """
+        self._hear_current(said)
         if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
             await self._events.catch_up()
         job = self._world.jobs.get(said.job_id)

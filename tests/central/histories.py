@@ -10,7 +10,7 @@ their default do not count: a new field with a default changes nothing that happ
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,12 @@ JOB, NODE_A, NODE_B = subjects.job_event("job-1"), subjects.node_event("node-a")
 MINT = subjects.mint_event("mint-1")
 DAY_MS = 86_400_000
 Said = tuple[str, Any]
+
+
+class Unchained(NamedTuple):
+    """An event whose record does not name the message before it."""
+
+    event: Any
 
 
 def checkpoint(step: int, steps: int = 10) -> m.Checkpoint:
@@ -174,6 +180,24 @@ HISTORIES: dict[str, list[Said]] = {
         (NODE_A, f.registered("node-a", session="2" * 32)),
         (NODE_A, m.NodePardoned(reason="it was the power cut")),
     ],
+    "quarantine of what is no record and of what cannot have happened": [
+        A,
+        (JOB, b"written by somebody else"),
+        *job(f.FUNDED, lease(1), f.STARTED),
+        (JOB, lease(3)),
+        (JOB, f.submitted()),
+        (JOB, f.completed()),
+        (JOB, f.SIGNED_SETTLE),
+        (JOB, settled(1, 2, 3)),
+        (JOB, WHOLE),
+    ],
+    "quarantine of a subject whose chain was broken": [
+        A,
+        *job(f.FUNDED, lease(1)),
+        (JOB, Unchained(f.STARTED)),
+        (JOB, f.completed()),
+        (NODE_A, LOST),
+    ],
     "a faucet that paid and one that could not": [
         (MINT, m.MintSigned(to=f.CLIENT, amount_base_units=5, signed=f.signed())),
         (MINT, m.Minted(to=f.CLIENT, amount_base_units=5, signature=f.SIGNATURE)),
@@ -184,13 +208,21 @@ HISTORIES: dict[str, list[Said]] = {
 
 
 def records_of(said: list[Said]) -> list[Stored]:
-    """The records as a central would have written them, a second apart."""
-    stored = []
+    """The records as a central would have written them, a second apart; bytes are what somebody else wrote."""
+    stored: list[Stored] = []
+    last: dict[str, str] = {}  # subject -> SHA-256 of its last message
     for number, (subject, event) in enumerate(said, start=1):
-        at_ms = FIRST_MS + number * 1000
-        record = m.Record(command_id=f"{number:032x}", at_ms=at_ms, by="central-a", event=event)
-        stored.append(Stored(subject, number, encode(record, MSGPACK)))
+        prev = "" if isinstance(event, Unchained) else last.get(subject, "")
+        payload = event if isinstance(event, bytes) else encode(record_of(number, event, prev), MSGPACK)
+        last[subject] = hashlib.sha256(payload).hexdigest()
+        stored.append(Stored(subject, number, payload))
     return stored
+
+
+def record_of(number: int, event: Any, prev: str) -> m.Record:
+    fact = event.event if isinstance(event, Unchained) else event
+    at_ms = FIRST_MS + number * 1000
+    return m.Record(command_id=f"{number:032x}", at_ms=at_ms, by="central-a", event=fact, prev=prev)
 
 
 def fold(stored: list[Stored]) -> World:
@@ -222,6 +254,8 @@ def plain(value: Any) -> Any:
 def state_of(world: World) -> str:
     """The SHA-256 of all that a world knows."""
     state = {what: plain(getattr(world, what)) for what in ("jobs", "nodes", "mints", "last_seq", "seq")}
+    if world.quarantined:
+        state |= {"quarantined": world.quarantined, "damaged": plain(world.damaged)}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

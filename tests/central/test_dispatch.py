@@ -314,6 +314,24 @@ async def test_a_node_that_is_heard_while_its_loss_is_being_appended_is_not_lost
     assert central.world.nodes[NODE].online
 
 
+async def test_a_node_is_heard_even_while_this_central_is_slow_to_read_the_log(central, other):
+    # the heartbeat named a run that was not read of yet; it counted only once it was, and the node was lost before
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED)
+    await other.log.catch_up()
+    await other.dispatch._sweep()
+    other.dispatch._heard_ms[NODE] -= 2 * LEASE_MS
+    go_on = await behind(other, central)
+    await central.say(subjects.job_event("job-1"), leased())
+    asking = asyncio.create_task(other.dispatch._heartbeat(heartbeat(("job-1", 1))))
+    await other.edge._nc.flush()
+    await other.dispatch._sweep()
+    await go_on()
+    await asking
+    await central.log.catch_up()
+    assert central.world.nodes[NODE].online
+
+
 async def test_the_loss_of_an_old_session_does_not_touch_the_new_one(central, other):
     # the append of the loss met the new registration, and the second try lost that one
     await central.dispatch._register(register())

@@ -25,7 +25,7 @@ def test_a_history_still_folds_to_its_state(path):
     assert state_of(fold(stored)) == kept["state_sha256"]
 
 
-@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in KEPT if "quarantine" not in path.name], ids=lambda path: path.stem)
 def test_every_event_of_a_history_is_still_possible_where_it_stands(path):
     _, stored = read(path)
     for before, each in enumerate(stored):

@@ -26,9 +26,9 @@ class Faults:
         self.unreadable = dice.choice([0.0, 0.03, 0.1])  # of reads of the log
         self.crash_at_io = dice.choice([0.0, 0.002, 0.01])  # of central, at each of its waits
         self.stalled = dice.choice([0.0, 0.02, 0.08])  # of deliveries to a follower
-        self.dropped = dice.choice([0.0, 0.1, 0.4, 0.8])  # of transactions sent
+        self.dropped = dice.choice([0.0, 0.1, 0.4, 0.8, 0.9])  # of transactions sent
         self.rpc_error = dice.choice([0.0, 0.03, 0.1])
-        self.rpc_lag_blocks = dice.choice([0, 3, 30])
+        self.rpc_lag_blocks = dice.choice([0, 3, 30, 30])
         self.run_dies = dice.choice([0.0, 0.1, 0.3])  # of training runs
         self.run_hangs = dice.choice([0.0, 0.0, 0.05])
 

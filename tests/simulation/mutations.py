@@ -9,7 +9,7 @@ from unittest import mock
 from msgspec.structs import replace
 
 import cyxcentral.nodes
-from cyxcentral import jobs, money
+from cyxcentral import jobs, money, payments
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
@@ -228,6 +228,7 @@ def two_views() -> Iterator[Any]:
         return TransactionStatus(state="dead" if epoch.block_height > last_valid else "pending")
 
     yield mock.patch.object(Settlement, "_status_at", status_at)
+    yield mock.patch.object(payments, "RESEND_AFTER_S", (0.5,))  # and asks often
 
 
 @planted

@@ -27,7 +27,8 @@ from tests.simulation.nodes import Node, digest, identity
 from tests.simulation.wire import Core, Edge, Process
 
 CENTRALS, NODES, CLIENTS = 2, 5, 4
-CLOCK_JUMPS_MS = (-HOUR_MS, HOUR_MS, -30_000, 30_000, 3_500, 3_500)  # someone sets it, or NTP does
+CLOCK_JUMPS_MS = (-HOUR_MS, HOUR_MS, -30_000, 30_000)  # somebody sets it
+CLOCK_SLEW_MS, CLOCK_SLEW_STEPS = 2_500, 5  # or it is put right in steps, each too small to look like a pause
 FAULTS_UNTIL_S = 20.0
 ENDS_WITHIN_S = 300.0  # after the last fault every job must have ended
 MONEY = 10**10
@@ -195,7 +196,16 @@ class Network:
         self.core.away_until_s = self.scheduler.now_s + self.scheduler.dice.expovariate(1 / 1.5)
 
     def _jump_clock(self) -> None:
-        self._some_central().wall_error_ms += int(self.scheduler.dice.choice(CLOCK_JUMPS_MS))
+        central = self._some_central()
+        if self.scheduler.dice.random() < 0.5:
+            self._slew(central, CLOCK_SLEW_STEPS)
+        else:
+            central.wall_error_ms += self.scheduler.dice.choice(CLOCK_JUMPS_MS)
+
+    def _slew(self, central: CentralProcess, steps: int) -> None:
+        central.wall_error_ms += CLOCK_SLEW_MS
+        if steps > 1:
+            self.scheduler.at(self.chaos, self.scheduler.now_s + 1.3, self._slew, central, steps - 1)
 
     def _ban(self) -> None:
         """An operator bans a node for a day; at most two, so that somebody is left to work."""
