@@ -13,7 +13,6 @@ import hashlib
 import heapq
 import itertools
 import logging
-import re
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -26,7 +25,7 @@ from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, Stored
-from cyxnet.codec import MSGPACK, BadMessage, decode, encode
+from cyxnet.codec import MSGPACK, BadMessage, decode, encode, occurs
 from cyxnet.messages import AnyEvent, Record
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ APPLY_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0  # of the whole log, at the start
 UNKNOWN_RETRIES = 5
 LARGEST = 2**63 - 1  # that the ledger can hold
-_MAYBE_TOO_LARGE = re.compile(rb"\xcf[\x80-\xff]", re.DOTALL)  # where the integer is one, see cyxnet.codec
+_UINT64, _LARGER = b"\xcf", frozenset(range(0x80, 0x100))  # how a larger integer begins in MessagePack
 
 
 class LogError(BusError):
@@ -332,7 +331,7 @@ def read(payload: bytes) -> Record | BadMessage:
     """A message of the log as a record, or what is wrong with it."""
     try:
         record = decode(Record, payload, MSGPACK, max_bytes=2**31)
-        if _MAYBE_TOO_LARGE.search(payload):
+        if occurs(payload, _UINT64, _LARGER):
             _refuse_too_large(msgspec.msgpack.decode(payload))
         return record
     except BadMessage as error:

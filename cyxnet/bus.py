@@ -46,6 +46,20 @@ _STORAGE_FULL = {10023, 10047, 10077}
 _EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
 
 
+class _Connection(nats.NATS):
+    """nats-py with a quicker reader of headers: every record that is followed has three, and its own takes 15 µs."""
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        headers = {}
+        for line in raw.decode("utf-8", "replace").split("\r\n"):
+            name, colon, value = line.partition(":")
+            name = name.strip()
+            if colon and name.isascii() and name.isprintable() and " " not in name:
+                headers[name] = value.strip()
+        return headers
+
+
 class Bus:
     """One connection to the broker, in one account."""
 
@@ -82,9 +96,9 @@ class Bus:
                     follower.doubt()
 
         bus: Bus | None = None
-        connection: Any = None
+        connection = _Connection()
         connecting = asyncio.ensure_future(
-            nats.connect(
+            connection.connect(
                 urls,
                 name=name,
                 error_cb=on_error,
@@ -101,10 +115,10 @@ class Bus:
         )
         try:
             await _until_first(connecting, failed, CONNECT_TIMEOUT_S)
-            connection = await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S * len(urls))
+            await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S * len(urls))
             await connection.flush(timeout=2)
         except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
-            if connection is not None:
+            with contextlib.suppress(Exception):
                 await connection.close()
             why = last_error[0] if last_error else str(error) or type(error).__name__
             raise BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?") from None

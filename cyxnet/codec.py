@@ -1,7 +1,6 @@
 """Bytes to Structs and back. One decode() for everything that comes from outside."""
 
 import math
-import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,9 +11,10 @@ T = TypeVar("T")
 JSON, MSGPACK = "application/json", "application/msgpack"
 MAX_MESSAGE_BYTES = 1_000_000
 
-# What a float32 or float64 that is not finite looks like in MessagePack. Elsewhere the same bytes are harmless, so only
-# where they occur is the message walked through, which costs more than decoding it. (msgspec refuses them in JSON.)
-_MAYBE_NOT_FINITE = re.compile(rb"\xca[\x7f\xff][\x80-\xff]|\xcb[\x7f\xff][\xf0-\xff]", re.DOTALL)
+# The first two bytes of a float32 or float64 that is not finite, in MessagePack. Elsewhere the same bytes are harmless,
+# so only where they occur is the message walked through, which costs more than decoding it. (msgspec refuses such
+# numbers in JSON.)
+_FLOATS, _NOT_FINITE = (b"\xca", b"\xcb"), frozenset(b"\x7f\xff")
 _DECODERS: dict[tuple[str, Any], Any] = {}
 
 
@@ -44,13 +44,23 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
         decoder = _DECODERS[content_type, kind] = module.Decoder(kind)
     try:
         message = decoder.decode(payload)
-        if content_type == MSGPACK and _MAYBE_NOT_FINITE.search(payload):
+        if content_type == MSGPACK and any(occurs(payload, first, _NOT_FINITE) for first in _FLOATS):
             _refuse_non_finite(message, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(str(error)[:500]) from None
     except RecursionError:
         raise BadMessage("nested too deep") from None
     return message
+
+
+def occurs(payload: bytes, first: bytes, seconds: frozenset[int]) -> bool:
+    """Whether the byte `first` is followed by one of `seconds` anywhere: faster than a regular expression."""
+    at = payload.find(first)
+    while 0 <= at < len(payload) - 1:
+        if payload[at + 1] in seconds:
+            return True
+        at = payload.find(first, at + 1)
+    return False
 
 
 def _refuse_non_finite(value: Any, path: str) -> None:

@@ -66,13 +66,14 @@ class Follower:
         self._subscription: Any = None
         self._consumer_seq = 0  # deliveries of the present consumer
         self._heard_s = 0.0  # loop time of its last sign of life
-        self._checked = (0.0, after_seq)  # the watchdog's last look: loop time, seen_seq
+        self._looked = (0.0, after_seq, after_seq)  # the watchdog's last look: loop time, seen_seq, end of the stream
         self._doubt = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to follow. Raises BusError when that cannot even begin."""
         await self._renew()
+        self._looked = (asyncio.get_running_loop().time(), self.seen_seq, self.seen_seq)
         self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
     def doubt(self) -> None:
@@ -86,7 +87,7 @@ class Follower:
     async def _keep(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(HEARTBEAT_S, self._stall_s) / 2):
+                async with asyncio.timeout(min(HEARTBEAT_S, self._stall_s / 2) / 2):
                     await self._doubt.wait()
             if not self._link.connected:
                 continue  # the reconnect raises the doubt
@@ -104,16 +105,15 @@ class Follower:
         return silence_s > MISSED_HEARTBEATS * HEARTBEAT_S
 
     async def _stalled(self) -> bool:
-        """The watchdog: whether the stream is ahead of us and we have not moved since the last look."""
-        now, (looked_s, seen_then) = asyncio.get_running_loop().time(), self._checked
-        if now - looked_s < self._stall_s:
+        """The watchdog: whether nothing came since the last look, although there was more to come already then."""
+        now, (looked_s, seen_then, last_then) = asyncio.get_running_loop().time(), self._looked
+        if now - looked_s < self._stall_s / 2:
             return False
-        last_seq = await self._link.last_seq(self._stream)
-        self._checked = (now, self.seen_seq)
-        stuck = self.seen_seq == seen_then and last_seq != self.seen_seq
+        self._looked = (now, self.seen_seq, await self._link.last_seq(self._stream))
+        stuck = self.seen_seq == seen_then < last_then
         if stuck:
             log.warning(
-                "%s ends at %d, and nothing came after %d: following anew", self._stream, last_seq, self.seen_seq
+                "%s ended at %d, and nothing came after %d: following anew", self._stream, last_then, self.seen_seq
             )
         return stuck
 
