@@ -12,7 +12,7 @@ from cyxcore.errors import CyxError
 from cyxnet import lifetime
 from cyxnet.config import DEFAULT_FOLDER, read_network
 
-SWITCH_INTERVAL_S = 0.0005  # while the ledger's thread makes rows, the loop waits so long for its turn: not Python's 5 ms
+SWITCH_INTERVAL_S = 0.0005  # so long the loop waits while the ledger's thread makes rows; by default 5 ms
 EXAMPLE = """examples:
   python -m cyxcentral --dir .cyx          a central for the network of this folder
   python -m cyxcentral chain --dir chain   only the embedded chain

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RESEND_AFTER_S = (2.0, 4.0, 8.0, 16.0)  # and ask then whether the transaction is dead
 SENDS_AT_ONCE = 8
+ANSWER_FIRST_S = 0.001  # who asked hears that it is stored before the chain does
 MAKE_WAY_S, MAKE_WAY_TIMES = 0.02, 25
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -98,6 +99,7 @@ class Payments:
             return
 
         async def keep_at_it() -> None:
+            await asyncio.sleep(ANSWER_FIRST_S)
             for delay_s in itertools.chain(TROUBLE_DELAYS_S, itertools.repeat(TROUBLE_DELAYS_S[-1])):
                 try:
                     return await work()

@@ -31,7 +31,7 @@ from cyxnet.parts import Part, StartError
 
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CRASHES_PER_MINUTE = 10
-QUICK_CHAIN = ("--slot-ms", "2", "--slots-per-block", "200")  # final after 8 ms; blockhashes still last a minute
+QUICK_CHAIN = ("--slot-ms", "1", "--slots-per-block", "400")  # final after 4 ms; blockhashes still last a minute
 
 OnEvent = Callable[[str], None]
 

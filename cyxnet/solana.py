@@ -60,8 +60,8 @@ PUBLIC_GENESIS = {  # base-58 genesis hash -> cluster
 }
 STATUSES_AT_ONCE = 256  # the most that one question may name
 BLOCKHASHES_REMEMBERED = 256
-BLOCKHASH_REUSED_S = 0.4  # a new block is as old
-BLOCKHASH_TRUSTED_S = 20.0  # of the minute that a blockhash lives
+BLOCKHASH_REUSED_S = 5.0
+BLOCKHASH_TRUSTED_S = 25.0  # of the minute that a blockhash lives
 MACHINE_LAG_BLOCKS = 32  # how far the machines behind one URL may be apart
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
