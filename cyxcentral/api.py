@@ -253,7 +253,9 @@ class Api:
 
     async def _updates(self, caller: str, ask: m.UpdatesRequest) -> m.Updates:
         job = await self._find(ask.job_id)
-        found, more = await self._central.ledger.updates(job.job_id, ask.after_event, ask.after_telemetry, ask.limit)
+        place = (job.job_id, ask.after_event, ask.after_telemetry, ask.limit)
+        lately = self._central.recent.after(*place)
+        found, more = (lately, False) if lately is not None else await self._central.ledger.updates(*place)
         return m.Updates(updates=found, more=more, status=self._world.jobs[job.job_id].status)
 
     async def _cancel(self, caller: str, ask: m.CancelRequest) -> m.JobView:

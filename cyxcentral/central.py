@@ -16,6 +16,7 @@ from cyxcentral.eventlog import EventLog
 from cyxcentral.ledger import Ledger
 from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.payments import Payments
+from cyxcentral.recent import Recent
 from cyxcentral.telemetry import Telemetry, broadcast
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
@@ -90,7 +91,8 @@ class Central:
             network.progress_ms,
             network.bans,
         )
-        self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine)
+        self.recent = Recent()
+        self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine, self.recent)
         self.wallet = Wallet(self._identity.child("wallet"))
         self.platform = Wallet(self._identity.child("platform"))
         self.payments: Payments | None = None
@@ -193,25 +195,26 @@ class Central:
         if not isinstance(event, m.JobEvent):
             return
         self.payments.reconcile(about)
-        self._later(self._tell(about, stored.seq, record))
+        update = m.Update(
+            job_id=about,
+            source="event",
+            seq=stored.seq,
+            at_ms=record.at_ms,
+            kind=type(event).__name__,
+            data=msgspec.to_builtins(event),
+        )
+        if isinstance(event, m.Submitted):
+            self.recent.begin(update, len(stored.payload))
+        else:
+            self.recent.add(update)
+        self._later(self._tell(update))
         job = self.world.jobs[about]
         if isinstance(event, m.CancelRequested | m.FundFailed) and job.attempts:
             self._later(self.dispatch.stop_run(job, event.reason))
 
-    async def _tell(self, job_id: str, seq: int, record: m.Record) -> None:
-        await self.cache.delete(job_status(job_id))
-        event = msgspec.to_builtins(record.event)
-        await broadcast(
-            self._edge,
-            m.Update(
-                job_id=job_id,
-                source="event",
-                seq=seq,
-                at_ms=record.at_ms,
-                kind=type(record.event).__name__,
-                data=event,
-            ),
-        )
+    async def _tell(self, update: m.Update) -> None:
+        await self.cache.delete(job_status(update.job_id))
+        await broadcast(self._edge, update)
 
     def _later(self, work) -> None:  # type: ignore[no-untyped-def]
         task = asyncio.get_running_loop().create_task(work)

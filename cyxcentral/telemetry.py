@@ -14,6 +14,7 @@ from cyxcentral.cache import Cache
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.ledger import Ledger, telemetry_kind
 from cyxcentral.machine import Machine
+from cyxcentral.recent import Recent
 from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
@@ -25,23 +26,36 @@ log = logging.getLogger(__name__)
 
 
 class Telemetry:
-    def __init__(self, core: Bus, edge: Bus, dispatch: Dispatch, ledger: Ledger, cache: Cache, machine: Machine):
+    def __init__(
+        self,
+        core: Bus,
+        edge: Bus,
+        dispatch: Dispatch,
+        ledger: Ledger,
+        cache: Cache,
+        machine: Machine,
+        recent: Recent,
+    ):
         self._core = core
         self._edge = edge
         self._dispatch = dispatch
         self._ledger = ledger
         self._cache = cache
         self._machine = machine
+        self._recent = recent
         self.refused = 0
 
     async def start(self, after_seq: int, replicas: int = 1) -> None:
         options: dict[str, Any] = {"persist_mode": "async"} if replicas == 1 else {}
         await self._core.ensure_stream(subjects.TELEMETRY, [subjects.TELEMETRY_SUBJECTS], replicas=replicas, **options)
-        await self._core.follow(
-            subjects.TELEMETRY, subjects.TELEMETRY_SUBJECTS, after_seq, self._stored, self._ledger.telemetry_rewound
-        )
+        await self._core.follow(subjects.TELEMETRY, subjects.TELEMETRY_SUBJECTS, after_seq, self._stored, self._rewound)
         for verb in subjects.NODE_TELEMETRY:  # one of several centrals stores each metric
             await self._edge.subscribe(subjects.node("*", verb), self._said, queue="central")
+
+    def _rewound(self, last_seq: int) -> None:
+        """The broker lost its newest metrics, and gives their sequences to others."""
+        self._ledger.telemetry_rewound(last_seq)
+        self._recent.clear()
 
     async def _said(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """A node reports: take what is well-formed and comes from who holds the lease."""
@@ -101,17 +115,16 @@ class Telemetry:
             await self._cache.set(keys.latest_metrics(record.job_id), msgspec.json.encode(data))
             await self._cache.delete(keys.job_status(record.job_id))
         if record.job_id:
-            await broadcast(
-                self._edge,
-                m.Update(
-                    job_id=record.job_id,
-                    source="telemetry",
-                    seq=stored.seq,
-                    at_ms=record.at_ms,
-                    kind=telemetry_kind(record),
-                    data=data,
-                ),
+            update = m.Update(
+                job_id=record.job_id,
+                source="telemetry",
+                seq=stored.seq,
+                at_ms=record.at_ms,
+                kind=telemetry_kind(record),
+                data=data,
             )
+            self._recent.add(update)
+            await broadcast(self._edge, update)
 
 
 async def broadcast(edge: Bus, update: m.Update) -> None:

@@ -48,7 +48,7 @@ cyxnode cyxnode.__main__
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.views
-cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.blobs cyxcentral.groupcommit
+cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.recent cyxcentral.blobs cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
@@ -90,6 +90,7 @@ PURE = {
     "cyxcentral.slots",
     "cyxcentral.tree",
     "cyxcentral.views",
+    "cyxcentral.recent",
     "cyxcentral.world",
 }
 IMPURE = {"time", "random", "secrets", "asyncio", "socket", "threading", "uuid", "os", "subprocess"}
