@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class Api:
         self._world = central.world
         self._machine = central.events.machine
         self._network = central.settings.network
+        self._asking: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._held: OrderedDict[str, tuple[int, float]] = OrderedDict()  # wallet -> base units, seen at
 
     def handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
@@ -126,10 +128,14 @@ class Api:
 
         the deposit itself is the proof, and one that cannot land fails the job before it costs anybody anything.
         """
-        base_units, at_ms = self._held.get(terms.client, (0, -math.inf))
-        if self._machine.monotonic_ms() - at_ms > FUNDS_TRUSTED_MS or base_units < terms.amount_base_units:
-            base_units, at_ms = (await self._funds(terms)).base_units, self._machine.monotonic_ms()
-        self._held[terms.client] = (base_units - terms.amount_base_units, at_ms)
+        turn = self._asking.get(terms.client)
+        if turn is None:
+            turn = self._asking[terms.client] = asyncio.Lock()
+        async with turn:  # a hundred submits at once ask the chain once
+            base_units, at_ms = self._held.get(terms.client, (0, -math.inf))
+            if self._machine.monotonic_ms() - at_ms > FUNDS_TRUSTED_MS or base_units < terms.amount_base_units:
+                base_units, at_ms = (await self._funds(terms)).base_units, self._machine.monotonic_ms()
+            self._held[terms.client] = (base_units - terms.amount_base_units, at_ms)
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)

@@ -31,6 +31,7 @@ class BlobError(CyxError):
 class Blobs:
     def __init__(self, core: Bus):
         self._core = core
+        self._reading: dict[str, asyncio.Future[ArtifactManifest]] = {}
         self._manifests: OrderedDict[str, ArtifactManifest] = OrderedDict()  # of artifacts that are whole
 
     async def open(self, replicas: int = 1) -> None:
@@ -102,7 +103,11 @@ class Blobs:
         """The chunks of an artifact that is whole. Nothing stored is ever deleted, so the small ones are remembered."""
         if known := self._manifests.get(sha256):
             return known
-        found = await self._manifest(sha256)
+        reading = self._reading.get(sha256)
+        if reading is None:  # a hundred jobs on one dataset read it once
+            reading = self._reading[sha256] = asyncio.ensure_future(self._manifest(sha256))
+            reading.add_done_callback(lambda _: self._reading.pop(sha256, None))
+        found = await asyncio.shield(reading)
         if len(found.chunks) <= SMALL_MANIFEST_CHUNKS:
             self._manifests[sha256] = found
             if len(self._manifests) > MANIFESTS_REMEMBERED:
