@@ -24,7 +24,7 @@ from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, Stored
+from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode, occurs
 from cyxnet.messages import AnyEvent, Record
 
@@ -63,6 +63,7 @@ class EventLog:
         self.machine = machine
         self.applied: list[Callable[[Stored, Record], None]] = []
         self.quarantined: list[Callable[[Stored, str], None]] = []
+        self.why_silent: Callable[[], Awaitable[str]] | None = None  # why the broker answers no append; "" for no idea
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commits = GroupCommit(core)
         self._followed_seq = 0  # what the follower has brought
@@ -296,9 +297,17 @@ class EventLog:
         for earlier, theirs in tried.items():  # it may be one that was given up, and arrived after all
             if self._commands[earlier]:
                 return theirs
-        if unknown and len(tried) >= UNKNOWN_RETRIES:
-            raise unknown
+        if unknown:
+            await self._refuse_when_full(messages[0][0])
+            if len(tried) >= UNKNOWN_RETRIES:
+                raise unknown
         return None
+
+    async def _refuse_when_full(self, subject: str) -> None:
+        """A broker whose disk is full answers no append, and no later one either until it is started again."""
+        why = await self.why_silent() if self.why_silent else ""
+        if why:
+            raise StorageFull(f"the broker cannot store {subject} ({why}); ask again when its disk has room")
 
     async def _append(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
         if len(messages) == 1:

@@ -1,8 +1,11 @@
 """The event log: many at once, three outcomes, a chain, a quarantine, and when to stop."""
 
 import asyncio
+import functools
 import hashlib
 import random
+import resource
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -11,7 +14,8 @@ import pytest
 from cyxcentral.eventlog import EventLog, LogError, read, unsafe
 from cyxcentral.world import World
 from cyxnet import messages as m
-from cyxnet import subjects
+from cyxnet import subjects, watchdog
+from cyxnet.broker import Broker
 from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
 from cyxnet.codec import BadMessage, encode
 from tests.central import facts as f
@@ -486,3 +490,35 @@ async def test_a_full_store_is_said_at_once_and_appends_go_on_when_there_is_room
         await core.append_all([(job("a"), payload, 0), (job("b"), payload, 0)])
     await core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS], max_bytes=100_000, **room)
     assert await core.append(job("c"), payload, 0) == stored + 1
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets limits of another process")
+async def test_a_full_disk_is_said_within_five_seconds_and_loses_nothing(broker):
+    # nats-server answers no append any more once a write failed, until its next start
+    core = await Bus.connect(broker.url("core"), name="test")
+    log = await opened(core, "central-a")
+    log.why_silent = functools.partial(asyncio.to_thread, watchdog.full, broker.monitor_url)
+    resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    acknowledged = []
+    with pytest.raises(StorageFull, match="write error.*ask again when its disk has room"):
+        for number in range(100):
+            begun_s = asyncio.get_running_loop().time()
+            await log.record(job(number), lambda number=number: f.submitted(f"job-{number}"))
+            acknowledged.append(f"job-{number}")
+    assert asyncio.get_running_loop().time() - begun_s < 5.0
+    await core.close()
+    broker.stop()
+    folder = Path(broker.process.args[-1]).parent
+    again = Broker.start(folder, broker._passwords)  # what a supervisor does, see cyxnet.watchdog
+    try:
+        core = await Bus.connect(again.url("core"), name="test")
+        other = await opened(core)
+        assert set(acknowledged) <= set(other.world.jobs) and acknowledged
+        assert await other.record(job("after"), lambda: f.submitted("job-after"))
+        await core.close()
+    finally:
+        again.stop()
+
+
+async def test_a_broker_that_writes_is_not_called_full(broker):
+    assert watchdog.full(broker.monitor_url) == ""
