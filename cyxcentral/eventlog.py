@@ -3,7 +3,8 @@
 What may be wrong with the log, and what follows:
 
   the message is no record, or cannot have happened     quarantine: it counts for nothing (see cyxcentral.world)
-  a record does not name its predecessor                its subject is damaged: nothing is decided on it any more
+  a record does not name its predecessor, or is of a    its history is not known any more: nothing is decided on that
+  version newer than this                               subject, and what follows on it is in quarantine
   a sequence is missing, the log ends before what was   this central stops deciding, and ends: what it would decide on
   seen, or holds something else than was acknowledged   never was. The message says what to restore
 """
@@ -15,13 +16,13 @@ import itertools
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from cyxcentral.groupcommit import GroupCommit
 from cyxcentral.machine import MACHINE, Machine
-from cyxcentral.world import World
+from cyxcentral.world import UnknownEvent, World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
@@ -262,8 +263,7 @@ class EventLog:
         for subject, _ in parts:
             if subject in self.world.damaged:
                 raise LogError(
-                    f"the history of {subject} was altered: event {self.world.damaged[subject]} does not name the one "
-                    "before it. Nothing is decided on it; restore the broker's store from a backup"
+                    f"nothing is decided on {subject}, its history is not known: {self.world.damaged[subject]}"
                 )
         return [decide() for _, decide in parts]
 
@@ -344,7 +344,30 @@ def read(payload: bytes) -> Record | BadMessage:
             _refuse_too_large(msgspec.msgpack.decode(payload))
         return record
     except BadMessage as error:
-        return error
+        return _newer(payload) or error
+
+
+class _Kind(msgspec.Struct):
+    t: str
+
+
+class _Peek(msgspec.Struct):
+    """What every version of a record has."""
+
+    command_id: str
+    event: _Kind
+
+
+KINDS = frozenset(kind.__name__ for kind in get_args(AnyEvent))
+_PEEK = msgspec.msgpack.Decoder(_Peek)
+
+
+def _newer(payload: bytes) -> UnknownEvent | None:
+    try:
+        kind = _PEEK.decode(payload).event.t
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if kind in KINDS else UnknownEvent(f"this version knows no event {kind[:80]!r}")
 
 
 def _refuse_too_large(value: Any) -> None:
