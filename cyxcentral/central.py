@@ -1,6 +1,7 @@
 """One central: wires the log, the world, the loops and the API together, and takes them apart again."""
 
 import asyncio
+import functools
 import logging
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cyxcentral.telemetry import Telemetry, broadcast
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
-from cyxnet import subjects
+from cyxnet import subjects, watchdog
 from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile
@@ -81,6 +82,7 @@ class Central:
         self.cache = open_cache(network.redis_url)
         self.world = World(configured_weights(network))
         self.events = EventLog(core, self.central_id, self.world, machine)
+        self.events.why_silent = functools.partial(asyncio.to_thread, watchdog.full, network.monitor_url)
         self.blobs = Blobs(core)
         self.dispatch = Dispatch(
             self.events,

@@ -3,7 +3,8 @@
 What may be wrong with the log, and what follows:
 
   the message is no record, or cannot have happened     quarantine: it counts for nothing (see cyxcentral.world)
-  a record does not name its predecessor                its subject is damaged: nothing is decided on it any more
+  a record does not name its predecessor, or is of a    its history is not known any more: nothing is decided on that
+  version newer than this                               subject, and what follows on it is in quarantine
   a sequence is missing, the log ends before what was   this central stops deciding, and ends: what it would decide on
   seen, or holds something else than was acknowledged   never was. The message says what to restore
 """
@@ -15,16 +16,16 @@ import itertools
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from cyxcentral.groupcommit import GroupCommit
 from cyxcentral.machine import MACHINE, Machine
-from cyxcentral.world import World
+from cyxcentral.world import UnknownEvent, World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, Stored
+from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode, occurs
 from cyxnet.messages import AnyEvent, Record
 
@@ -63,6 +64,7 @@ class EventLog:
         self.machine = machine
         self.applied: list[Callable[[Stored, Record], None]] = []
         self.quarantined: list[Callable[[Stored, str], None]] = []
+        self.why_silent: Callable[[], Awaitable[str]] | None = None  # why the broker answers no append; "" for no idea
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commits = GroupCommit(core)
         self._followed_seq = 0  # what the follower has brought
@@ -261,8 +263,7 @@ class EventLog:
         for subject, _ in parts:
             if subject in self.world.damaged:
                 raise LogError(
-                    f"the history of {subject} was altered: event {self.world.damaged[subject]} does not name the one "
-                    "before it. Nothing is decided on it; restore the broker's store from a backup"
+                    f"nothing is decided on {subject}, its history is not known: {self.world.damaged[subject]}"
                 )
         return [decide() for _, decide in parts]
 
@@ -296,9 +297,17 @@ class EventLog:
         for earlier, theirs in tried.items():  # it may be one that was given up, and arrived after all
             if self._commands[earlier]:
                 return theirs
-        if unknown and len(tried) >= UNKNOWN_RETRIES:
-            raise unknown
+        if unknown:
+            await self._refuse_when_full(messages[0][0])
+            if len(tried) >= UNKNOWN_RETRIES:
+                raise unknown
         return None
+
+    async def _refuse_when_full(self, subject: str) -> None:
+        """A broker whose disk is full answers no append, and no later one either until it is started again."""
+        why = await self.why_silent() if self.why_silent else ""
+        if why:
+            raise StorageFull(f"the broker cannot store {subject} ({why}); ask again when its disk has room")
 
     async def _append(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
         if len(messages) == 1:
@@ -335,7 +344,30 @@ def read(payload: bytes) -> Record | BadMessage:
             _refuse_too_large(msgspec.msgpack.decode(payload))
         return record
     except BadMessage as error:
-        return error
+        return _newer(payload) or error
+
+
+class _Kind(msgspec.Struct):
+    t: str
+
+
+class _Peek(msgspec.Struct):
+    """What every version of a record has."""
+
+    command_id: str
+    event: _Kind
+
+
+KINDS = frozenset(kind.__name__ for kind in get_args(AnyEvent))
+_PEEK = msgspec.msgpack.Decoder(_Peek)
+
+
+def _newer(payload: bytes) -> UnknownEvent | None:
+    try:
+        kind = _PEEK.decode(payload).event.t
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if kind in KINDS else UnknownEvent(f"this version knows no event {kind[:80]!r}")
 
 
 def _refuse_too_large(value: Any) -> None:

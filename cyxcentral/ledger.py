@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import duckdb
 import msgspec
@@ -114,7 +114,8 @@ class Ledger:
     def _create_tables(self) -> None:
         """Make the tables. A file whose tables have another shape is emptied: it is rebuilt from the streams."""
         tables = TABLES | {"position": POSITION, "shape": "sha256 VARCHAR"}
-        shape = hashlib.sha256(repr(sorted(tables.items())).encode()).hexdigest()
+        kinds = sorted(kind.__name__ for kind in get_args(m.AnyEvent))  # a newer version may take in what was unknown
+        shape = hashlib.sha256(repr((sorted(tables.items()), kinds)).encode()).hexdigest()
         there = {row[0] for row in self._db.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         if there and ("shape" not in there or self._db.execute("FROM shape").fetchall() != [(shape,)]):
             log.warning("%s has tables of another version: it is rebuilt from the log", self.path)

@@ -27,6 +27,10 @@ SAID_ON = {"job": m.JobEvent, "node": m.NodeEvent, "mint": m.MintEvent}
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
+class UnknownEvent(BadMessage):
+    """A record with an event that this version does not know. A newer central decided on it, and may again."""
+
+
 class World:
     """Jobs, nodes and mints by id; for each subject the sequence and the hash that an append must name.
 
@@ -44,7 +48,7 @@ class World:
         self.last_sha256: dict[str, bytes] = {}  # of the message at last_seq
         self.seq = 0
         self.quarantined = 0
-        self.damaged: dict[str, int] = {}  # subject -> sequence at which its history does not fit together
+        self.damaged: dict[str, str] = {}  # subjects whose history is not known any more, and why
         self._chained: set[str] = set()  # subjects whose records name their predecessors
         self.active: set[str] = set()  # jobs that have not ended
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
@@ -95,14 +99,17 @@ class World:
         return last.hex() if last else ""
 
     def _take(self, seq: int, subject: str, record: m.Record | BadMessage) -> str | None:
+        if subject in self.damaged:
+            return f"the history of its subject is not known: {self.damaged[subject]}"
+        if isinstance(record, UnknownEvent):
+            self.damaged[subject] = f"event {seq} is of a version newer than this central: upgrade it"
+            return str(record)
         if isinstance(record, BadMessage):
             return f"it is no record: {record}"
-        if subject in self.damaged:
-            return f"the history of its subject does not fit together since {self.damaged[subject]}"
         if record.prev:
             self._chained.add(subject)
         if subject in self._chained and record.prev != self.prev(subject):
-            self.damaged[subject] = seq
+            self.damaged[subject] = f"event {seq} does not name the one before it: restore the broker's store"
             return "it does not name the message before it: one of the two was altered"
         try:
             return self._happen(subject, record)

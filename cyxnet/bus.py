@@ -37,6 +37,7 @@ TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same re
 CONNECT_TIMEOUT_S = 5.0
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
+APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
 STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 10.0
 MAX_REQUESTS_IN_FLIGHT = 512
 MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
@@ -69,7 +70,7 @@ class Bus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
         self._followers: list[Follower] = []
-        self._mux = Mux(connection, REQUEST_TIMEOUT_S)
+        self._mux = Mux(connection, APPEND_TIMEOUT_S)
 
     @classmethod
     async def connect(cls, url: str, *, name: str, inbox: str = "_INBOX") -> "Bus":
@@ -96,7 +97,7 @@ class Bus:
                     follower.doubt()
 
         bus: Bus | None = None
-        connection = _Connection()
+        connection: Any = _Connection()
         connecting = asyncio.ensure_future(
             connection.connect(
                 urls,

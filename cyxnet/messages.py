@@ -150,7 +150,7 @@ class NetworkInfo(Struct, kw_only=True):
     chunk_bytes: int
     nodes_online: int
     quarantined_events: int = 0  # messages of the event log that count for nothing
-    damaged_subjects: int = 0  # histories that were altered; nothing is decided on them
+    damaged_subjects: int = 0  # histories that are not known any more; nothing is decided on them
 
 
 class QuoteRequest(Request, kw_only=True, frozen=True):

@@ -55,6 +55,16 @@ def probe(monitor_url: str) -> Health:
         return Health(SILENT, str(error))
 
 
+def full(monitor_url: str) -> str:
+    """The words of a broker that cannot write, when most of those named (with commas between) cannot; else empty.
+
+    Blocks for at most PROBE_TIMEOUT_S for each.
+    """
+    urls = monitor_url.split(",")
+    stuck = [health.said for health in map(probe, urls) if health.state == CANNOT_WRITE]
+    return stuck[0] if 2 * len(stuck) > len(urls) else ""
+
+
 def judge(dog: Watchdog, health: Health, free_bytes: int, now_s: float) -> Verdict:
     """Take in what a probe found at `now_s` and decide. free_bytes: of the disk the server writes to."""
     if health.state != dog.state:

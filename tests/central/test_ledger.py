@@ -168,6 +168,40 @@ async def test_numbers_that_no_message_can_hold_become_text_or_plain_floats(ledg
     assert value is None or answer == value
 
 
+async def test_the_ledger_remembers_the_hash_of_the_last_event_it_saw(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.duckdb")
+    record = m.Record(command_id="c" * 32, at_ms=1, by="central-1", event=f.submitted())
+    ledger.add_event(subjects.EVENTS, 1, subjects.job_event("job-1"), record, "ab" * 32)
+    await ledger.close()
+    again = Ledger(tmp_path / "ledger.duckdb")
+    assert again.place(subjects.EVENTS) == (1, "ab" * 32)
+    assert again.place(subjects.TELEMETRY) == (0, "")
+    await again.close()
+
+
+async def test_a_ledger_of_another_version_is_rebuilt_from_the_log(tmp_path):
+    path = tmp_path / "ledger.duckdb"
+    with duckdb.connect(str(path)) as old:
+        old.execute("CREATE TABLE position (stream VARCHAR PRIMARY KEY, seq BIGINT)")
+        old.execute("CREATE TABLE events (seq BIGINT PRIMARY KEY)")
+        old.execute("INSERT INTO position VALUES (?, 7)", [subjects.EVENTS])
+        old.execute("INSERT INTO events VALUES (7)")
+    ledger = Ledger(path)
+    assert ledger.position(subjects.EVENTS) == 0
+    write(ledger)
+    assert (await ledger.query("select count(*) from events", 10)).rows == [[7]]
+    await ledger.close()
+
+
+async def test_a_message_in_quarantine_is_a_row_with_its_reason_and_no_update_of_its_job(ledger):
+    write(ledger)
+    ledger.add_quarantined(subjects.EVENTS, 8, subjects.job_event("job-1"), "it is no record", "ab" * 32)
+    rows = (await ledger.query("select seq, about, data from events where kind = 'Quarantined'", 10)).rows
+    assert rows == [[8, "job-1", '{"reason": "it is no record", "sha256": "' + "ab" * 32 + '"}']]
+    assert [update.seq for update in (await ledger.updates("job-1", 6, 0, 10))[0]] == [7]
+    assert ledger.place(subjects.EVENTS) == (8, "ab" * 32)
+
+
 def test_a_damaged_ledger_is_one_clear_error(tmp_path):
     (tmp_path / "ledger.duckdb").write_bytes(b"not a database" * 1000)
     with pytest.raises(LedgerError, match="delete it: it is rebuilt from the log"):
