@@ -27,6 +27,7 @@ from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile
 from cyxnet.identity import load_or_create
+from cyxnet.ratelimit import Rate
 from cyxnet.solana import Settlement
 from cyxnet.wallet import Wallet
 
@@ -147,6 +148,7 @@ class Central:
         self.events.applied.append(self._react)
         await self.blobs.open(network.replicas)
         await self.telemetry.start(self.ledger.position(subjects.TELEMETRY), network.replicas)
+        self._edge.limit(Rate(per_s=network.requests_per_s, burst=2 * network.requests_per_s))
         await self.dispatch.start()
         self.payments.resume()
         self._later(self._keep_checking_brokers())

@@ -61,6 +61,9 @@ class Telemetry:
         """A node reports: take what is well-formed and comes from who holds the lease."""
         try:
             _, _, _, node_id, verb = subject.split(".")
+            if self._edge.over_limit_ms(node_id):
+                self.refused += 1
+                return
             kind: type[m.Progress | m.HardwareMetrics] = subjects.NODE_TELEMETRY[verb]
             message = decode(kind, payload, headers.get("Content-Type", MSGPACK))
             if message.node_id != node_id:

@@ -28,6 +28,7 @@ from cyxnet.follower import STALL_S, Follower
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Mux
 from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, StorageFull, Stored
+from cyxnet.ratelimit import Rate, RateLimiter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Bus:
         self._js = connection.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
+        self._limiter: RateLimiter | None = None
         self._followers: list[Follower] = []
         self._mux = Mux(connection, APPEND_TIMEOUT_S)
 
@@ -109,7 +111,7 @@ class Bus:
                 pending_size=0,
                 ping_interval=5,
                 max_outstanding_pings=2,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]
+                reconnect_time_wait=0.2,
                 max_reconnect_attempts=-1,
                 connect_timeout=2,
             )
@@ -134,6 +136,14 @@ class Bus:
     def requests_in_flight(self) -> int:
         """How many requests are being answered here now."""
         return len(self._tasks)
+
+    def limit(self, rate: Rate) -> None:
+        """From now on, each sender (the fourth token of a subject) is answered at most at this rate."""
+        self._limiter = RateLimiter(rate)
+
+    def over_limit_ms(self, identity: str) -> int:
+        """0 when this sender may go on (and is charged for it), else how long it has to wait."""
+        return self._limiter.wait_ms(identity, asyncio.get_running_loop().time()) if self._limiter else 0
 
     async def close(self) -> None:
         for follower in self._followers:
@@ -232,8 +242,8 @@ class Bus:
                 await self._refuse(message.reply, error, message.subject)
 
         async def deliver(message: Msg) -> None:
-            if message.reply and len(in_flight) >= MAX_REQUESTS_IN_FLIGHT:
-                await self._refuse(message.reply, _busy(), message.subject)
+            if message.reply and (why_not := self._no_room(message.subject, in_flight)):
+                await self._refuse(message.reply, why_not, message.subject)
             elif message.reply:
                 self._spawn(work(message), in_flight)
 
@@ -290,12 +300,21 @@ class Bus:
                 await self._refuse(request._msg.reply, error, request.subject)
 
         async def start(request: Any) -> None:
-            if len(in_flight) >= MAX_REQUESTS_IN_FLIGHT:
-                await self._refuse(request._msg.reply, _busy(), request.subject)
+            if why_not := self._no_room(request.subject, in_flight):
+                await self._refuse(request._msg.reply, why_not, request.subject)
             elif request._msg.reply:
                 self._spawn(work(request), in_flight)
 
         return start
+
+    def _no_room(self, subject: str, in_flight: "set[asyncio.Task[None]]") -> ApiError | None:
+        """Why a request is not even looked at now: its sender asks too much, or all do together."""
+        identity = subject.split(".")[3]
+        if wait_ms := self.over_limit_ms(identity):
+            return ApiError("rate_limited", f"{identity} asks too often; again in {wait_ms} ms", 429, wait_ms)
+        if len(in_flight) >= MAX_REQUESTS_IN_FLIGHT:
+            return ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
+        return None
 
     async def _refuse(self, reply: str, error: Exception, subject: str) -> None:
         """Tell the caller why, in the headers any NATS client knows and in a JSON body."""
@@ -529,10 +548,6 @@ async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event,
         await asyncio.wait({connecting, failure}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         failure.cancel()
-
-
-def _busy() -> ApiError:
-    return ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
 
 
 def _content_type(message: Any) -> str:

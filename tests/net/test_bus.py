@@ -16,6 +16,7 @@ from cyxnet.broker import Broker, BrokerError, Passwords, syncs_always
 from cyxnet.bus import ApiError, AppendUnknown, Bus, BusError, Conflict
 from cyxnet.escrow import SettlementError
 from cyxnet.follower import Follower, place_of
+from cyxnet.ratelimit import Rate
 
 
 @pytest.fixture
@@ -406,3 +407,29 @@ async def test_a_chain_that_is_away_is_answered_as_try_again(edge, client):
     with pytest.raises(ApiError) as refused:
         await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
     assert (refused.value.code, refused.value.status) == ("chain_unreachable", 503)
+
+
+async def test_who_asks_too_often_is_told_when_to_ask_again_and_nobody_else_is(broker):
+    central = await Bus.connect(broker.url("edge"), name="central")
+    client = await Bus.connect(broker.url("client"), name="client", inbox="_INBOX_client")
+    try:
+
+        async def info(caller, request):
+            return m.JobList(jobs=[], total=0)
+
+        central.limit(Rate(per_s=1, burst=2))
+        await central.serve("0.1.0", "test", {"job.list": info})
+
+        async def ask(caller):
+            return await client.ask(subjects.api(caller, "job.list"), m.JobListRequest(), m.JobList)
+
+        for _ in range(2):
+            assert (await ask("flood")).total == 0
+        with pytest.raises(ApiError) as refused:
+            await ask("flood")
+        assert (refused.value.code, refused.value.status) == ("rate_limited", 429)
+        assert 0 < refused.value.retry_after_ms <= 1001
+        assert (await ask("honest")).total == 0
+    finally:
+        await client.close()
+        await central.close()

@@ -177,6 +177,12 @@ class SimBus:
         self._faults = edge.faults
         self._scheduler = edge.scheduler
 
+    def limit(self, rate: Any) -> None:
+        pass
+
+    def over_limit_ms(self, identity: str) -> int:
+        return 0
+
     async def close(self) -> None:
         for listeners in self._edge.subscriptions.values():
             listeners[:] = [each for each in listeners if each.process is not self._process]
