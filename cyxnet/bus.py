@@ -109,7 +109,7 @@ class Bus:
                 pending_size=0,
                 ping_interval=5,
                 max_outstanding_pings=2,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]
+                reconnect_time_wait=0.2,
                 max_reconnect_attempts=-1,
                 connect_timeout=2,
             )
