@@ -5,9 +5,10 @@ last, after every chunk was read back and the whole digest checked: what has a m
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -73,9 +74,10 @@ class Blobs:
         if await self._is_whole(manifest.sha256):
             return ref  # a repeated commit, or another uploader of the same bytes
         whole, size = hashlib.sha256(), 0
-        async for block in self._blocks(manifest.chunks):
-            await asyncio.to_thread(whole.update, block)
-            size += len(block)
+        async with contextlib.aclosing(self._blocks(manifest.chunks)) as blocks:  # it ends with us
+            async for block in blocks:
+                await asyncio.to_thread(whole.update, block)
+                size += len(block)
         if whole.hexdigest() != manifest.sha256 or size != manifest.size:
             raise BlobError(
                 f"artifact {manifest.sha256}: the chunks make {size} bytes with digest {whole.hexdigest()}, "
@@ -84,7 +86,7 @@ class Blobs:
         await self._store_once(subjects.manifest(manifest.sha256), msgspec.json.encode(manifest))
         return ref
 
-    async def _blocks(self, digests: list[str]) -> AsyncIterator[bytes]:
+    async def _blocks(self, digests: list[str]) -> AsyncGenerator[bytes, None]:
         """The chunks in order, some of them read ahead."""
         ahead: list[asyncio.Task[bytes]] = []
         try:

@@ -83,7 +83,8 @@ class Central:
         self.cache = open_cache(network.redis_url)
         self.world = World(configured_weights(network))
         self.events = EventLog(core, self.central_id, self.world, machine)
-        self.events.why_silent = functools.partial(asyncio.to_thread, watchdog.full, network.monitor_url)
+        if network.monitor_url:
+            self.events.why_silent = functools.partial(asyncio.to_thread, watchdog.full, network.monitor_url)
         self.blobs = Blobs(core)
         self.dispatch = Dispatch(
             self.events,

@@ -263,7 +263,7 @@ class EventLog:
         for subject, _ in parts:
             if subject in self.world.damaged:
                 raise LogError(
-                    f"nothing is decided on {subject}, its history is not known: {self.world.damaged[subject]}"
+                    f"nothing is decided on {subject}, its history is not known: {self.world.why_damaged[subject]}"
                 )
         return [decide() for _, decide in parts]
 

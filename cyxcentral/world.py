@@ -48,7 +48,8 @@ class World:
         self.last_sha256: dict[str, bytes] = {}  # of the message at last_seq
         self.seq = 0
         self.quarantined = 0
-        self.damaged: dict[str, str] = {}  # subjects whose history is not known any more, and why
+        self.damaged: dict[str, int] = {}  # subject -> sequence from which on its history is not known
+        self.why_damaged: dict[str, str] = {}  # the same in words, with what to do
         self._chained: set[str] = set()  # subjects whose records name their predecessors
         self.active: set[str] = set()  # jobs that have not ended
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
@@ -100,21 +101,26 @@ class World:
 
     def _take(self, seq: int, subject: str, record: m.Record | BadMessage) -> str | None:
         if subject in self.damaged:
-            return f"the history of its subject is not known: {self.damaged[subject]}"
+            return f"the history of its subject is not known: {self.why_damaged[subject]}"
         if isinstance(record, UnknownEvent):
-            self.damaged[subject] = f"event {seq} is of a version newer than this central: upgrade it"
-            return str(record)
+            return self._damage(seq, subject, "is of a version newer than this central: upgrade it", str(record))
         if isinstance(record, BadMessage):
             return f"it is no record: {record}"
         if record.prev:
             self._chained.add(subject)
         if subject in self._chained and record.prev != self.prev(subject):
-            self.damaged[subject] = f"event {seq} does not name the one before it: restore the broker's store"
-            return "it does not name the message before it: one of the two was altered"
+            what = "does not name the one before it: restore the broker's store"
+            return self._damage(
+                seq, subject, what, "it does not name the message before it: one of the two was altered"
+            )
         try:
             return self._happen(subject, record)
         except FOLD_ERRORS as error:
             return f"it cannot happen: {error or type(error).__name__}"
+
+    def _damage(self, seq: int, subject: str, what: str, why: str) -> str:
+        self.damaged[subject], self.why_damaged[subject] = seq, f"event {seq} {what}"
+        return why
 
     def _happen(self, subject: str, record: m.Record) -> str | None:
         """Change the world, or say why not and leave it as it is."""

@@ -313,7 +313,7 @@ def test_a_chain_that_began_may_not_stop():
     world.apply(1, job(1), read(record_of(f.submitted("job-1"))), b"1" * 32)
     world.apply(2, job(1), read(record_of(f.FUNDED, prev=world.prev(job(1)))), b"2" * 32)
     assert "does not name" in world.apply(3, job(1), read(record_of(f.leased())), b"3" * 32)
-    assert "event 3 does not name" in world.damaged[job(1)]
+    assert "event 3 does not name" in world.why_damaged[job(1)]
 
 
 def of_the_future():
