@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import jobs, money, schedule
+from cyxcentral import schedule
 from cyxcentral.api import Api
 from cyxcentral.blobs import Blobs
 from cyxcentral.cache import job_status, open_cache
@@ -17,6 +17,7 @@ from cyxcentral.eventlog import EventLog
 from cyxcentral.ledger import Ledger
 from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.payments import Payments
+from cyxcentral.projection import note, project
 from cyxcentral.recent import Recent
 from cyxcentral.telemetry import Telemetry, broadcast
 from cyxcentral.world import World
@@ -134,8 +135,8 @@ class Central:
     async def _open(self) -> None:
         network = self.settings.network
         known_seq, known_sha256 = self.ledger.place(subjects.EVENTS)
-        self.events.applied.append(lambda stored, record: self._project(stored, record, known_seq))
-        self.events.quarantined.append(lambda stored, why: self._note(stored, why, known_seq))
+        self.events.applied.append(lambda stored, record: project(self.world, self.ledger, known_seq, stored, record))
+        self.events.quarantined.append(lambda stored, why: note(self.ledger, known_seq, stored, why))
         mint = await self._chain_ready()
         self.payments = Payments(
             self.events,
@@ -166,29 +167,6 @@ class Central:
         if await self.settlement.sol_balance(self.wallet.address) < LOW_LAMPORTS:
             await self.settlement.airdrop(self.wallet.address, CENTRAL_LAMPORTS)
         return await self.settlement.create_mint(self.wallet)
-
-    def _project(self, stored: Stored, record: m.Record, known_seq: int) -> None:
-        """Every record, old and new: the rows that the ledger does not have yet."""
-        if stored.seq <= known_seq:
-            return
-        about, event = subjects.last_token(stored.subject), record.event
-        sha256 = self.world.last_sha256[stored.subject].hex()
-        self.ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record, sha256)
-        if isinstance(event, m.JobEvent):
-            job = self.world.jobs[about]
-            self.ledger.put_job(job)
-            self.ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
-            if job.attempts and job.attempts[-1].node_id in self.world.nodes:
-                self.ledger.put_node(self.world.nodes[job.attempts[-1].node_id])
-        elif isinstance(event, m.NodeEvent):
-            self.ledger.put_node(self.world.nodes[about])
-        elif isinstance(event, m.Minted):
-            self.ledger.add_entries(stored.seq, "", money.mint(event), record.at_ms)
-
-    def _note(self, stored: Stored, why: str, known_seq: int) -> None:
-        """Every message in quarantine, old and new, unless the ledger has it."""
-        if stored.seq > known_seq:
-            self.ledger.add_quarantined(subjects.EVENTS, stored.seq, stored.subject, why, stored.sha256)
 
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""

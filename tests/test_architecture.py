@@ -48,7 +48,8 @@ cyxnode cyxnode.__main__
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.views
-cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.recent cyxcentral.blobs cyxcentral.groupcommit
+cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
+cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central

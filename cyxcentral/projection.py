@@ -1,0 +1,32 @@
+"""What the ledger writes down of each message of the event log, once. Pure but for the ledger it fills."""
+
+from cyxcentral import jobs, money
+from cyxcentral.ledger import Ledger
+from cyxcentral.world import World
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.outcomes import Stored
+
+
+def project(world: World, ledger: Ledger, known_seq: int, stored: Stored, record: m.Record) -> None:
+    """The rows of a record that the world has just taken in. known_seq: what the ledger had when this central began."""
+    if stored.seq <= known_seq:
+        return
+    about, event = subjects.last_token(stored.subject), record.event
+    ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record, world.last_sha256[stored.subject].hex())
+    if isinstance(event, m.JobEvent):
+        job = world.jobs[about]
+        ledger.put_job(job)
+        ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
+        if job.attempts and job.attempts[-1].node_id in world.nodes:
+            ledger.put_node(world.nodes[job.attempts[-1].node_id])
+    elif isinstance(event, m.NodeEvent):
+        ledger.put_node(world.nodes[about])
+    elif isinstance(event, m.Minted):
+        ledger.add_entries(stored.seq, "", money.mint(event), record.at_ms)
+
+
+def note(ledger: Ledger, known_seq: int, stored: Stored, why: str) -> None:
+    """A message in quarantine is written down too, with the reason."""
+    if stored.seq > known_seq:
+        ledger.add_quarantined(subjects.EVENTS, stored.seq, stored.subject, why, stored.sha256)
