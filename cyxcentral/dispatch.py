@@ -28,6 +28,8 @@ OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that cent
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
 PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state
+NODE_GONE = "the node that held the lease is gone"
+MOST_LEASES_AT_ONCE = 500  # that are lost together with their node
 COMMAND_TIMEOUT_S = 3.0
 COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
 
@@ -255,7 +257,7 @@ class Dispatch:
             if attempt is None:
                 continue
             if not self.session_is_current(attempt.node_id, attempt.session):
-                await self._lose(job.job_id, attempt.number, "node_lost", "the node that held the lease is gone")
+                await self._lose(job.job_id, attempt.number, nodes.NODE_LOST, NODE_GONE)
             elif why := self._stuck(job, now):
                 await self._lose(job.job_id, attempt.number, *why)
                 await self.stop_run(self._world.jobs[job.job_id], why[1])
@@ -309,14 +311,24 @@ class Dispatch:
         graceful: bool = False,
         still: Callable[[], bool] = lambda: True,
     ) -> None:
-        def decide() -> m.NodeLost | None:
-            if not self.session_is_current(node_id, session):  # it came back in another session, or is lost already
-                return None
-            if not still():
-                return None
-            return m.NodeLost(node_id=node_id, session=session, reason=reason, graceful=graceful)
+        """The loss of a node, and with it of the leases it holds: one fact about all of them, stored together."""
 
-        await self._events.record(subjects.node_event(node_id), decide)
+        def gone() -> bool:
+            """False when it came back in another session, is lost already, or was heard after all."""
+            return self.session_is_current(node_id, session) and still()
+
+        def node_lost() -> m.NodeLost | None:
+            return m.NodeLost(node_id=node_id, session=session, reason=reason, graceful=graceful) if gone() else None
+
+        def lease_lost(job_id: str) -> m.LeaseLost | None:
+            lease = self._world.jobs[job_id].current
+            if lease is None or (lease.node_id, lease.session) != (node_id, session) or not gone():
+                return None
+            return m.LeaseLost(attempt=lease.number, code=nodes.NODE_LOST, reason=NODE_GONE)
+
+        held = [job.job_id for job in self._world.runs_of(node_id)][:MOST_LEASES_AT_ONCE]  # the next sweep has the rest
+        of_jobs = [(subjects.job_event(job_id), functools.partial(lease_lost, job_id)) for job_id in held]
+        await self._events.record_all([(subjects.node_event(node_id), node_lost), *of_jobs])
 
     async def _lose(self, job_id: str, attempt: int, code: str, reason: str) -> None:
         event = m.LeaseLost(attempt=attempt, code=code, reason=reason)

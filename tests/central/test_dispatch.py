@@ -302,13 +302,13 @@ async def test_a_node_that_is_heard_while_its_loss_is_being_appended_is_not_lost
     # the append took long (no leader), or others were lost first: what had been heard meanwhile did not count
     await central.dispatch._register(register())
     central.dispatch._heard_ms[NODE] -= 2 * LEASE_MS
-    record = central.log.record
+    record_all = central.log.record_all
 
-    async def slow_record(subject, decide):
+    async def slow_record(parts):
         central.dispatch._hear(NODE)
-        return await record(subject, decide)
+        return await record_all(parts)
 
-    monkeypatch.setattr(central.log, "record", slow_record)
+    monkeypatch.setattr(central.log, "record_all", slow_record)
     central.dispatch._read_seq[NODE] = central.world.last_seq[subjects.node_event(NODE)]
     await central.dispatch._sweep()
     assert central.world.nodes[NODE].online
@@ -670,3 +670,19 @@ async def test_a_fault_of_the_job_is_believed_at_once_only_where_nobody_else_cou
     await central.job("job-2", f.FUNDED, leased())
     await central.dispatch._failed(replace(failed(), job_id="job-2", deterministic=True))
     assert central.world.jobs["job-2"].status == "queued"
+
+
+async def test_a_node_is_lost_together_with_its_leases_or_not_at_all(central, other):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    await other.log.catch_up()
+    await central.dispatch._lose_node(NODE, SESSION, "silent")
+    lost, lease_lost = (
+        central.world.last_seq[subjects.node_event(NODE)],
+        central.world.last_seq[subjects.job_event("job-1")],
+    )
+    assert lease_lost == lost + 1
+    assert central.world.jobs["job-1"].attempts[-1].lost.code == "node_lost"
+    await other.dispatch._lose_node(NODE, SESSION, "silent")  # it has not read that yet, and meets a conflict
+    await central.log.catch_up()
+    assert (await kinds_of(central)).count("LeaseLost") == 1
