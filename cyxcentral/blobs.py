@@ -5,10 +5,9 @@ last, after every chunk was read back and the whole digest checked: what has a m
 """
 
 import asyncio
-import contextlib
 import hashlib
-from collections import OrderedDict
-from collections.abc import AsyncGenerator
+import itertools
+from collections import OrderedDict, deque
 
 import msgspec
 
@@ -73,29 +72,27 @@ class Blobs:
         ref = ArtifactRef(sha256=manifest.sha256, size=manifest.size)
         if await self._is_whole(manifest.sha256):
             return ref  # a repeated commit, or another uploader of the same bytes
-        whole, size = hashlib.sha256(), 0
-        async with contextlib.aclosing(self._blocks(manifest.chunks)) as blocks:  # it ends with us
-            async for block in blocks:
-                await asyncio.to_thread(whole.update, block)
-                size += len(block)
-        if whole.hexdigest() != manifest.sha256 or size != manifest.size:
+        digest, size = await self._read_back(manifest.chunks)
+        if digest != manifest.sha256 or size != manifest.size:
             raise BlobError(
-                f"artifact {manifest.sha256}: the chunks make {size} bytes with digest {whole.hexdigest()}, "
+                f"artifact {manifest.sha256}: the chunks make {size} bytes with digest {digest}, "
                 f"expected {manifest.size} bytes with the digest named"
             )
         await self._store_once(subjects.manifest(manifest.sha256), msgspec.json.encode(manifest))
         return ref
 
-    async def _blocks(self, digests: list[str]) -> AsyncGenerator[bytes, None]:
-        """The chunks in order, some of them read ahead."""
-        ahead: list[asyncio.Task[bytes]] = []
+    async def _read_back(self, digests: list[str]) -> tuple[str, int]:
+        """SHA-256 and size of the chunks in order, some of them read ahead."""
+        whole, size = hashlib.sha256(), 0
+        coming = iter(digests)
+        ahead = deque(asyncio.create_task(self.chunk(digest)) for digest in itertools.islice(coming, READ_AHEAD))
         try:
-            for digest in digests:
-                ahead.append(asyncio.create_task(self.chunk(digest)))
-                if len(ahead) == READ_AHEAD:
-                    yield await ahead.pop(0)
             while ahead:
-                yield await ahead.pop(0)
+                block = await ahead.popleft()
+                ahead.extend(asyncio.create_task(self.chunk(digest)) for digest in itertools.islice(coming, 1))
+                await asyncio.to_thread(whole.update, block)
+                size += len(block)
+            return whole.hexdigest(), size
         finally:
             for task in ahead:
                 task.cancel()
