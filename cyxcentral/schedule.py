@@ -252,7 +252,7 @@ def explanation(
     for candidate in everyone if len(everyone) <= SHOWN else ():
         if why_not := refusal(job, candidate):
             lines.append({"node_id": candidate.node.node_id, "name": candidate.node.name, "refused": why_not})
-    why: dict[str, object] = {"candidates": lines, "free_nodes": free_nodes, "refused": dict(refused)}
+    why: dict[str, object] = {"candidates": lines, "free_nodes": free_nodes, "refused": dict(sorted(refused.items()))}
     if best:
         why = {"score": lines[0]["score"], "terms": lines[0]["terms"], **why}
     return why

@@ -70,12 +70,12 @@ class World:
             waiting = [self.jobs[job_id] for job_id in self.active if jobs.waits(self.jobs[job_id])]
             self._matching.fill(waiting, [self.candidate(node_id) for node_id in self.nodes])
         else:
-            for job_id in self._changed_jobs:
+            for job_id in sorted(self._changed_jobs):  # the same in every process
                 if jobs.waits(self.jobs[job_id]):
                     self._matching.waits(self.jobs[job_id])
                 else:
                     self._matching.waits_no_more(job_id)
-            for node_id in self._changed_nodes:
+            for node_id in sorted(self._changed_nodes):
                 self._matching.has_room(self.candidate(node_id))
         self._changed_jobs.clear()
         self._changed_nodes.clear()
