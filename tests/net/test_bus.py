@@ -259,6 +259,40 @@ async def test_appends_under_way_when_the_broker_dies_are_unknown_at_once(mortal
         await asyncio.wait_for(waiting, 4)
 
 
+@pytest.mark.parametrize("verb", ["publish", "request", "append", "last", "last_seq"])
+async def test_who_repeats_a_call_while_the_link_is_down_lets_others_run(mortal, verb):
+    # nothing else ran: the loop that would have brought the link back stood still, for ever
+    running, bus = mortal
+    subject = subjects.job_event("abc")
+    calls = {
+        "publish": lambda: bus.publish("x", b""),
+        "request": lambda: bus.request("x", b""),
+        "append": lambda: bus.append(subject, b"1"),
+        "last": lambda: bus.last(subjects.EVENTS, subject),
+        "last_seq": lambda: bus.last_seq(subjects.EVENTS),
+    }
+    await bus.last_seq(subjects.EVENTS)
+    await bus.append(subject, b"0")
+    running[-1].process.kill()
+    async with asyncio.timeout(10):
+        while bus.connected:
+            await asyncio.sleep(0)
+    turns = 0
+
+    async def another():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(another())
+    for _ in range(5):
+        with pytest.raises(BusError):
+            await calls[verb]()
+    beside.cancel()
+    assert turns >= 5
+
+
 async def test_an_append_that_nobody_answers_ends_in_time(mortal):
     running, bus = mortal
     await bus.append(subjects.job_event("abc"), b"1")
