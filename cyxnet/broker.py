@@ -5,6 +5,7 @@ It stands alone, or is a member of a cluster on this machine; the accounts and w
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import re
@@ -17,7 +18,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -30,12 +31,19 @@ MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 READY_TIMEOUT_S = 10.0
 CLUSTER_READY_TIMEOUT_S = 40.0  # members wait for each other, and an election takes up to nine seconds
 LOCK_TIMEOUT_S = 5.0
+LEAST_GROWTH_BYTES = 2**30  # a store may grow by so much, however full the disk is when its server starts
 
 
 class BrokerError(CyxError):
     """The broker could not be started. The message holds what nats-server said."""
 
     code = "broker_failed"
+
+
+class DiskFull(CyxError):
+    """Something could not be started because there is no room for its files. It can be, once there is."""
+
+    code = "disk_full"
 
 
 class Passwords(Struct, kw_only=True):
@@ -85,17 +93,33 @@ class Broker:
 
         A member of a cluster is healthy once the members have found each other: start all of them side by side. One
         that comes back (`again`) only has to answer: how long it needs to catch up is for its watchdog to judge.
-        Raises BrokerError with the server's own words (port in use, …), and when a server still uses the folder.
+        Raises BrokerError with the server's own words (port in use, …), and when a server still uses the folder;
+        DiskFull when there is no room for its files.
         """
+        with using(folder, BrokerError):
+            return cls._start(folder, passwords, port, monitor_port, log or folder / "nats.log", member, again)
+
+    @classmethod
+    def _start(
+        cls,
+        folder: Path,
+        passwords: Passwords,
+        port: int,
+        monitor_port: int,
+        log: Path,
+        member: Member | None,
+        again: bool,
+    ) -> "Broker":
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(folder)
-        for old in folder.glob("nats-server_*.ports"):
-            old.unlink()
-        config = folder / "nats.conf"
-        config.touch(mode=0o600)
-        config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1, member))
-        log = log or folder / "nats.log"
-        with lock, log.open("ab") as output:
+        with contextlib.ExitStack() as open_files:
+            open_files.enter_context(lock)
+            for old in folder.glob("nats-server_*.ports"):
+                old.unlink()
+            config = folder / "nats.conf"
+            config.touch(mode=0o600)
+            config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1, member))
+            output = open_files.enter_context(log.open("ab"))
             log_start = output.tell()
             process = subprocess.Popen(
                 [binary(), "--config", str(config)],
@@ -148,6 +172,18 @@ class Broker:
         raise BrokerError(f"nats-server is not healthy after {timeout_s:g} s; see {log}")
 
 
+@contextlib.contextmanager
+def using(folder: Path, error_type: type[CyxError]) -> Iterator[None]:
+    """What the system refuses while a program is started, as one error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        said = f"{error.filename or folder}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{said}; free some space on its disk") from None
+        raise error_type(f"{said}; nothing can be started in {folder} until this is put right") from None
+
+
 def syncs_always(monitor_url: str) -> bool:
     """Whether the server fsyncs before it acknowledges. Without it an acknowledged event can be lost.
 
@@ -184,7 +220,10 @@ def configuration(
     """nats.conf: account CORE holds the event log, EDGE is where nodes and clients live; central is in both.
 
     JetStream stays below the free space of the disk: a full disk gives publishers timeouts, a full store an error.
+    What the store holds already is not counted against it, nor is it bound for ever by a disk that was full just now.
     """
+    store = folder / "jetstream"
+    held_bytes = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
 
     def users(role: str) -> str:
         permissions = EDGE_PERMISSIONS[role]
@@ -203,9 +242,9 @@ http: "127.0.0.1:{monitor_port}"
 ports_file_dir: {json.dumps(str(folder))}
 max_payload: {MAX_PAYLOAD_BYTES}
 jetstream {{
-  store_dir: {json.dumps(str(folder / "jetstream"))}
+  store_dir: {json.dumps(str(store))}
   max_mem: 256MB
-  max_file: {shutil.disk_usage(folder).free * 4 // 5 // servers}
+  max_file: {held_bytes + max(shutil.disk_usage(folder).free * 4 // 5 // servers, LEAST_GROWTH_BYTES)}
   sync_interval: always
 }}
 accounts {{
@@ -276,14 +315,22 @@ def _wait_for_ports(folder: Path, process: "subprocess.Popen[bytes]", log: Path,
         with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
             said = json.loads(path.read_text())
             return {name: int(said[name][0].rsplit(":", 1)[1]) for name in ("nats", "monitoring")}
+        if "Error writing ports file" in (words := _said_since(log, log_start)):
+            refused = DiskFull if "no space left" in words else BrokerError
+            raise refused(_last_words(log, log_start) + "; free some space on its disk" * (refused is DiskFull))
         time.sleep(0.005)
     raise BrokerError(f"nats-server named no port within {READY_TIMEOUT_S:g} s; see {log}")
 
 
 def _last_words(log: Path, log_start: int) -> str:
     """The fatal line of the server's log since `log_start`, in one line."""
-    said_since = log.read_bytes()[log_start:].decode(errors="replace")
-    lines = [line for line in said_since.splitlines() if "[FTL]" in line or "rror" in line]
+    lines = [line for line in _said_since(log, log_start).splitlines() if "[FTL]" in line or "rror" in line]
     said = re.sub(r"^.*?\[(FTL|ERR)\] ", "", lines[-1]) if lines else "no reason given"
     hint = "; another program uses this port: choose one with --port" if "address already in use" in said else ""
     return f"nats-server did not start: {said}{hint}"
+
+
+def _said_since(log: Path, log_start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(log_start)
+        return file.read().decode(errors="replace")

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError
 from cyxnet import watchdog
-from cyxnet.broker import Passwords
+from cyxnet.broker import DiskFull, Passwords
 from cyxnet.brokers import CLUSTER_SIZES, Brokers, OnReady, Ports
 from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_atomically, write_network
 from cyxnet.parts import Part, StartError
@@ -265,22 +265,33 @@ class LocalNetwork:
     async def _watch(
         self, name: str, ended: Callable[[], Awaitable[int]], bring_up: Callable[[], Awaitable[None]]
     ) -> None:
-        """Start a part again whenever it ends; give up when it ends all the time."""
+        """Start a part again whenever it ends; give up when it ends all the time, unless the disk is full."""
         crashes: list[float] = []
+        waited, said = 0, ""  # starts in a row that found no room, and what the last one that failed said
         while True:
             code = await ended()
             now = time.monotonic()
             crashes = [at for at in crashes if now - at < 60] + [now]
-            self._on_event(f"{name} ended ({_how(code)}); restarting it")
+            if not said:
+                self._on_event(f"{name} ended ({_how(code)}); restarting it")
             if len(crashes) > CRASHES_PER_MINUTE:
                 why = self.parts[name].last_words() if name in self.parts else "see its log"
                 self._give_up(f"{name} keeps ending: {why}")
                 return
-            await asyncio.sleep(RESTART_DELAYS_S[min(len(crashes), len(RESTART_DELAYS_S)) - 1])
+            await asyncio.sleep(RESTART_DELAYS_S[min(len(crashes) + waited, len(RESTART_DELAYS_S)) - 1])
             try:
                 await bring_up()
+                waited, said = 0, ""
             except CyxError as error:
-                self._on_event(str(error))
+                if said != str(error):  # once, however often it is tried
+                    self._on_event(f"{name} cannot be started: {error}")
+                said = str(error)
+                if isinstance(error, DiskFull) or self._disk_is_full():
+                    waited += 1
+                    crashes.pop()  # no reason to give up
+
+    def _disk_is_full(self) -> bool:
+        return shutil.disk_usage(self.folder).free < watchdog.ROOM_TO_WRITE_BYTES
 
     def _give_up(self, why: str) -> None:
         if self._failed and not self._failed.done():

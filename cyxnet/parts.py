@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cyxcore.errors import CyxError
+from cyxnet.broker import using
 
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -33,9 +34,9 @@ class Part:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> float:
-        """Start and wait until it is ready; returns the milliseconds it took. Raises StartError."""
+        """Start and wait until it is ready; returns the milliseconds it took. Raises StartError or DiskFull."""
         begun = time.monotonic()
-        with self.log.open("ab") as output:
+        with using(self.log.parent, StartError), self.log.open("ab") as output:
             self._log_start = output.tell()
             self.process = await asyncio.create_subprocess_exec(
                 *self.command,

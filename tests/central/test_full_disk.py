@@ -1,17 +1,25 @@
 """A disk that was full, on a small file system of its own: the network works again by itself once there is room."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from cyxnet.broker import Broker, BrokerError, DiskFull, Passwords, configuration
+
 SMALL_BYTES = 200 * 2**20
 FULL_DISK = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pathlib import Path
+from cyxnet import local
+from cyxnet.brokers import Brokers
 from cyxnet.bus import Bus, BusError
 from cyxnet.local import LocalNetwork
+
+local.CRASHES_PER_MINUTE = 1  # a disk that stays full is no reason to give up
 
 async def main(folder):
     told = asyncio.Queue()
@@ -21,6 +29,15 @@ async def main(folder):
             while words not in await told.get():
                 pass
 
+    bring_up, tried = Brokers.bring_up, asyncio.Event()
+
+    async def try_again(brokers, name):
+        try:
+            await bring_up(brokers, name)
+        finally:
+            tried.set()
+
+    Brokers.bring_up = try_again
     async with LocalNetwork(folder / "net", nodes=0, on_event=told.put_nowait) as network:
         core = await Bus.connect(network.file.core_url, name="test")
         await core.ensure_stream("TEST", ["test"])
@@ -38,8 +55,11 @@ async def main(folder):
             except BusError:
                 break
         await until("the disk is full")
+        os.kill(network.process_ids["broker"], signal.SIGKILL)  # and whoever starts it again finds it full
+        for _ in range(2):
+            tried.clear()
+            await tried.wait()
         ballast.unlink()
-        await until("cannot write")
         while True:
             try:
                 after = await core.append("test", b"after")
@@ -68,3 +88,31 @@ def test_a_broker_that_met_a_full_disk_works_again_when_there_is_room(tmp_path):
     mount = f'mount -t tmpfs -o size={SMALL_BYTES} none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
     done = subprocess.run(["unshare", "-rm", "sh", "-c", mount, FULL_DISK], capture_output=True, text=True, timeout=110)
     assert done.stdout == "went on\n", done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
+def test_a_broker_that_finds_no_room_says_so_in_one_line_and_starts_once_there_is(tmp_path):
+    config = tmp_path / "nats.conf"
+    config.symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match="No space left on device; free some space"):
+        Broker.start(tmp_path, Passwords.fresh())
+    config.unlink()
+    Broker.start(tmp_path, Passwords.fresh()).stop()  # the lock was given back
+
+
+def test_a_folder_that_cannot_be_used_is_one_error_of_the_broker(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BrokerError, match="Not a directory; nothing can be started"):
+        Broker.start(tmp_path / "file" / "broker", Passwords.fresh())
+
+
+def test_what_a_store_holds_already_does_not_count_against_its_limit(tmp_path):
+    # a network that started with less room than its log has could not open it again
+    def limit():
+        return int(re.search(r"max_file: (\d+)", configuration(tmp_path, Passwords.fresh(), -1, -1))[1])
+
+    small = limit()
+    (tmp_path / "jetstream").mkdir()
+    with (tmp_path / "jetstream" / "messages").open("wb") as log:
+        log.truncate(2**42)  # a hole: as large as one likes, and no room taken
+    assert limit() - small > 2**41
