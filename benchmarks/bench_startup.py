@@ -33,7 +33,7 @@ from cyxcore.kernels import cpu
 from cyxcore.objectives import training_step
 from cyxcore.passes import optimise
 from cyxcore.plan import Plan
-from cyxcore.spec import OptimizerSpec
+from cyxcore.spec import OptimizerSpec, TrainingSpec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STAGES = ("build", "weights", "step", "passes", "plan", "ready", "first step")
@@ -76,7 +76,7 @@ def ours(work: Workload) -> dict[str, float]:
     batch = work.batch_size
     graph = timed(found, "build", lambda: layers.build(input_shape=[64], layers=work.layers, normalize=work.normalize))
     state = timed(found, "weights", lambda: training.initial_weights(graph, 7))
-    step = timed(found, "step", lambda: training_step(graph, batch, "cross_entropy", OPTIMIZER))
+    step = timed(found, "step", lambda: training_step(graph, batch, TrainingSpec(optimizer=OPTIMIZER)))
     for param in step.all_parameters:
         state.setdefault(param.name, np.zeros(param.shape, param.dtype))
     smaller = timed(found, "passes", lambda: optimise(step))

@@ -43,7 +43,7 @@ _NAMES: dict[str, str] = {
     "save_model": "model",
     "load_model": "model",
 }
-_MODULES = ("nn", "optim", "functional", "errors", "spec", "data", "device")
+_MODULES = ("nn", "optim", "lr_scheduler", "functional", "errors", "spec", "data", "device")
 _DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 
 __all__ = [*_NAMES, *_MODULES, "__version__"]  # noqa: PLE0604
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from cyxcore import device as device
     from cyxcore import errors as errors
     from cyxcore import functional as functional
+    from cyxcore import lr_scheduler as lr_scheduler
     from cyxcore import nn as nn
     from cyxcore import optim as optim
     from cyxcore import spec as spec

@@ -132,6 +132,11 @@ class Tensor(Value):
     def _assign(self, value: Any) -> None:
         self._data[...] = value._data
 
+    def _next(self, op: str, *others: Any, **attrs: Any) -> "Tensor":
+        inputs = [self._data, *(other._data for other in others)]
+        devices.backend(devices.default_device()).call(op, self._data, inputs, attrs)
+        return self
+
     def _check_indices(self, indices: Any, size: int) -> Any:
         if not isinstance(indices, Tensor):
             return indices

@@ -187,9 +187,56 @@ def one_hot(indices: Any, num_classes: int) -> Any:
     return apply("one_hot", indices.astype("int64"), depth=num_classes)
 
 
-def cross_entropy(logits: Any, labels: Any, reduction: str = "mean") -> Any:
-    """-log softmax(logits)[label] per row. logits: (N, C), labels: int64 (N,)."""
-    return _reduced(apply("cross_entropy", logits, logits._check_indices(labels, logits.shape[-1])), reduction)
+def cross_entropy(
+    logits: Any,
+    labels: Any,
+    reduction: str = "mean",
+    *,
+    weight: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Any:
+    """-log softmax(logits)[label] per row. logits: (N, C) or (N, C, ...), labels: int64 (N,) or (N, ...).
+
+    weight: (C,), of each class; the mean is then over the weights of the labels, as in torch. ignore_index: rows of
+    this label count nothing. label_smoothing: this share of a label is spread evenly over all classes.
+    """
+    if logits.ndim > 2:  # (N, C, ...) -> (N * ..., C)
+        shape = labels.shape
+        rows = logits.transpose(0, *range(2, logits.ndim), 1).reshape(-1, logits.shape[1])
+        options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        result = cross_entropy(rows, labels.reshape(-1), reduction, **options)
+        return result.reshape(*shape) if reduction == "none" else result
+    if weight is None and ignore_index is None and not label_smoothing:
+        return _reduced(apply("cross_entropy", logits, logits._check_indices(labels, logits.shape[-1])), reduction)
+    if not 0.0 <= label_smoothing < 1.0:
+        raise SpecError(f"cross_entropy: expected 0 <= label_smoothing < 1, got {label_smoothing}")
+    counted = None if ignore_index is None else labels != ignore_index
+    known = labels if counted is None else where(counted, labels, 0)
+    known = logits._check_indices(known, logits.shape[-1])
+    rows = apply("cross_entropy", logits, known)
+    own = None if weight is None else apply("take", weight, known, axis=0)
+    rows = rows if own is None else rows * own
+    if label_smoothing:
+        spread = -log_softmax(logits, 1)
+        spread = (spread if weight is None else spread * weight).mean(1)
+        rows = rows * (1.0 - label_smoothing) + spread * label_smoothing
+    if counted is not None:
+        counted = counted.astype(rows.dtype)
+        rows = rows * counted
+        own = counted if own is None else own * counted
+    return _reduced(rows, reduction) if own is None or reduction != "mean" else rows.sum() / own.sum()
+
+
+def clip_scale(squares: Any, max_norm: float) -> Any:
+    """What gradients are multiplied with so that their 2-norm is at most max_norm.
+
+    squares: the sum of squares of each gradient.
+    """
+    total = squares[0]
+    for each in squares[1:]:
+        total = total + each
+    return minimum(max_norm / (total.sqrt() + 1e-6), 1.0)
 
 
 def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Any:

@@ -1,14 +1,15 @@
-"""The losses and update rules of a training step, as graph nodes: one table each."""
+"""The losses of a training step, and the whole step as a graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cyxcore import functional as F
+from cyxcore import updates
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.grad import backward
 from cyxcore.graph import Graph
 from cyxcore.infer import Shape
-from cyxcore.spec import OptimizerSpec
+from cyxcore.spec import TrainingSpec
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.values import apply
 
@@ -52,6 +53,10 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def _smoothed_rows(output: Any, target: Any, share: float) -> Any:
+    return F.cross_entropy(output, target, "none", label_smoothing=share)
+
+
 def objective(loss: str) -> Objective:
     if loss not in OBJECTIVES:
         raise SpecError(f"loss: expected one of {', '.join(OBJECTIVES)}, got {loss!r}")
@@ -67,80 +72,52 @@ def target_shape(loss: str, output: Shape, batch_size: int) -> Shape:
     return (batch_size,)
 
 
-def _slot(kind: str, p: Symbol) -> Symbol:
-    """State an update rule keeps per parameter; starts at zero."""
-    name = f"optimizer.{kind}.{p.builder.nodes[p.node].attrs['name']}"
-    return p.builder.param(name, p.shape, {"kind": "zeros"}, trainable=False)
+def _slots(p: Symbol) -> updates.Slot:
+    """State of one parameter, as buffers that travel with the step."""
+    name = p.builder.nodes[p.node].attrs["name"]
+
+    def slot(kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Symbol:
+        first = {"kind": "constant", "value": start} if start else {"kind": "zeros"}
+        return p.builder.param(f"optimizer.{kind}.{name}", p.shape if shape is None else shape, first, trainable=False)
+
+    return slot
 
 
-def _sgd(p: Symbol, g: Symbol, lr: Symbol, step: Symbol, spec: OptimizerSpec) -> dict[Symbol, Symbol]:
-    decay = spec.weight_decay
-    if spec.momentum == 0.0:
-        return {p: apply("sgd_update", p, g, lr, weight_decay=decay)}
-    old = _slot("momentum", p)
-    new = apply("momentum", old, g, p, momentum=spec.momentum, weight_decay=decay)
-    if spec.nesterov:
-        return {
-            old: new,
-            p: apply("nesterov_update", p, g, new, lr, momentum=spec.momentum, weight_decay=decay),
-        }
-    return {old: new, p: apply("axpy_update", p, new, lr)}
+def _clipped(gradients: list[Symbol], spec: TrainingSpec) -> list[Symbol]:
+    """Gradients within clip_value, then scaled so that their 2-norm over all together is at most clip_norm."""
+    if spec.clip_value is not None:
+        limit = spec.clip_value
+        gradients = [F.maximum(F.minimum(g, limit), -limit) for g in gradients]
+    if spec.clip_norm is not None:
+        scale = F.clip_scale([g.square().sum() for g in gradients], spec.clip_norm)
+        gradients = [g * scale for g in gradients]
+    return gradients
 
 
-def _adam(decoupled: bool) -> Callable[..., dict[Symbol, Symbol]]:
-    def update(p: Symbol, g: Symbol, lr: Symbol, step: Symbol, spec: OptimizerSpec) -> dict[Symbol, Symbol]:
-        beta1, beta2 = spec.betas
-        decay = 0.0 if decoupled else spec.weight_decay
-        m, v = _slot("adam_m", p), _slot("adam_v", p)
-        new_m = apply("adam_m", m, g, p, beta=beta1, weight_decay=decay)
-        new_v = apply("adam_v", v, g, p, beta=beta2, weight_decay=decay)
-        own = spec.weight_decay if decoupled else 0.0
-        new = apply(
-            "adam_update",
-            p,
-            new_m,
-            new_v,
-            lr,
-            step,
-            beta1=beta1,
-            beta2=beta2,
-            eps=spec.eps,
-            decoupled_weight_decay=own,
-        )
-        return {m: new_m, v: new_v, p: new}
-
-    return update
-
-
-UPDATES: Mapping[str, Callable[..., dict[Symbol, Symbol]]] = {
-    "sgd": _sgd,
-    "adam": _adam(False),
-    "adamw": _adam(True),
-}
-
-
-def training_step(model: Graph, batch_size: int, loss: str, optimizer: OptimizerSpec) -> Graph:
+def training_step(model: Graph, batch_size: int, spec: TrainingSpec) -> Graph:
     """Forward, loss, backward and update as one graph.
 
     Inputs: the model's own, "target", "learning_rate" and "step" (both float32 scalars, the step
     1-based). Outputs: the mean loss, then (for classifiers) the share of right answers.
     """
-    if optimizer.nesterov and optimizer.momentum == 0.0:
-        raise SpecError("optimizer: nesterov needs a momentum above 0")
-    goal, builder = objective(loss), Builder(batch_size)
+    updates.check(spec.optimizer)
+    if spec.label_smoothing and spec.loss != "cross_entropy":
+        raise SpecError(f"training: label_smoothing goes with cross_entropy, the loss is {spec.loss}")
+    loss, goal, builder = spec.loss, objective(spec.loss), Builder(batch_size)
     source = model.nodes[model.input].attrs
     x = builder.input(source["name"], (batch_size, *model.input_shape), source["dtype"])
     lr, step = builder.input("learning_rate", ()), builder.input("step", ())
     (output,) = builder.embed(model, {source["name"]: x}, training=True)
     target = builder.input("target", target_shape(loss, output.shape[1:], batch_size), goal.target_dtype)
-    mean_loss = goal.rows(output, target).mean()
+    rows = _smoothed_rows(output, target, spec.label_smoothing) if spec.label_smoothing else goal.rows(output, target)
+    mean_loss = rows.mean()
     trained = [
         Symbol(builder, place)
         for place, node in enumerate(builder.nodes)
         if node.op == "param" and node.attrs["trainable"]
     ]
-    for p, g in zip(trained, backward(builder, mean_loss, trained), strict=True):
-        for old, new in UPDATES[optimizer.name](p, g, lr, step, optimizer).items():
+    for p, g in zip(trained, _clipped(backward(builder, mean_loss, trained), spec), strict=True):
+        for old, new in updates.next_values(p, g, _slots(p), lr, step, spec.optimizer).items():
             builder.update(old, new)
     return builder.graph(mean_loss, *([goal.right(output, target).mean()] if goal.right else []))
 

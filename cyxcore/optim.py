@@ -1,33 +1,126 @@
-"""Optimisers over tensors: step() changes the parameters in place. Formulas and defaults are torch's.
+"""Optimisers over tensors: step() changes the parameters in place. Names, formulas and defaults are torch's.
 
-A training job applies the same ops from inside its plan (training.py).
+A training job applies the same rules (cyxcore/updates.py) from inside its plan.
+
+    optimizer = cx.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=3e-4)
+    schedule = cx.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
 """
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from cyxcore import device as devices
-from cyxcore.eager import Tensor
-from cyxcore.errors import SpecError
+from cyxcore import updates
+from cyxcore.eager import Tensor, no_grad
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional import clip_scale, maximum, minimum
+from cyxcore.spec import OptimizerSpec
 
 Array = np.ndarray[Any, Any]
+Group = dict[str, Any]
+Parameters = Iterable[Tensor] | Iterable[Group]
 
 
-def _scalar(value: float, like: Array) -> Array:
-    return np.array(value, like.dtype)
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients so that their 2-norm, taken together, is at most max_norm. Returns the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    with no_grad():
+        squares = [g.square().sum() for g in gradients]
+        scale = clip_scale(squares, max_norm)
+        for gradient in gradients:
+            gradient._assign(gradient * scale)
+        return math.sqrt(sum(square.item() for square in squares))
+
+
+def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
+    """Keep each element of each gradient within -clip_value … clip_value."""
+    with no_grad():
+        for p in parameters:
+            if p.grad is not None:
+                p.grad._assign(maximum(minimum(p.grad, clip_value), -clip_value))
+
+
+class ExponentialMovingAverage:
+    """Averages of parameters: update() after each step, swap() to use them."""
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise SpecError(f"ExponentialMovingAverage: expected 0 <= decay < 1, got {decay}")
+        self.parameters, self.decay = list(parameters), decay
+        self.averages = [p.numpy().copy() for p in self.parameters]
+
+    def update(self) -> None:
+        """average = decay * average + (1 - decay) * parameter"""
+        for average, p in zip(self.averages, self.parameters, strict=True):
+            average *= self.decay
+            average += (1.0 - self.decay) * p.numpy()
+
+    def swap(self) -> None:
+        """Exchange averages and parameters: before an evaluation, and again after it."""
+        for average, p in zip(self.averages, self.parameters, strict=True):
+            own = p.numpy().copy()
+            p.numpy()[...] = average
+            average[...] = own
 
 
 class Optimizer:
-    """Holds the parameters and, per parameter, the arrays an update rule needs."""
+    """Holds groups of parameters with their options, and per parameter the state of its update rule.
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
-        self.parameters = list(parameters)
-        self.lr = lr
+    parameters: tensors, or groups {"params": tensors, option: value, …} whose options go before those of the
+    optimiser. `param_groups` may be changed between steps, as schedulers do with "lr".
+    """
+
+    rule: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = {}  # name here -> field of OptimizerSpec
+
+    def __init__(self, parameters: Parameters, **defaults: Any) -> None:
+        self.defaults = defaults
+        self.param_groups: list[Group] = []
+        self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
         self.steps = 0
-        if not self.parameters:
+        given: list[Any] = list(parameters)
+        if not given:
             raise SpecError(f"{type(self).__name__}: expected at least one parameter, got none")
+        for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Raises SpecError for an option this optimiser lacks, and for a parameter that is in a group already."""
+        name = type(self).__name__
+        if unknown := sorted(set(group) - {"params", *self.defaults}):
+            raise SpecError(f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}")
+        given = group.get("params", ())
+        added = {**self.defaults, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
+        known = {id(p) for p in self.parameters}
+        for parameter in added["params"]:
+            if not isinstance(parameter, Tensor):
+                raise SpecError(f"{name}: expected tensors, got {type(parameter).__name__}")
+            if id(parameter) in known:
+                raise SpecError(f"{name}: a parameter of shape {parameter.shape} is in two groups")
+            known.add(id(parameter))
+        if not added["params"]:
+            raise SpecError(f"{name}: expected at least one parameter in each group")
+        self._spec(added)
+        self.param_groups.append(added)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of all groups, in order."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @property
+    def lr(self) -> float:
+        """Of the first group; setting it sets that of every group."""
+        return float(self.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = value
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -36,94 +129,181 @@ class Optimizer:
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         self.steps += 1
-        for index, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                self._update(index, parameter.numpy(), parameter.grad.numpy())
+        place = 0
+        with no_grad():
+            for group in self.param_groups:
+                spec = self._spec(group)
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update(place, parameter, spec)
+                    place += 1
 
-    def _update(self, index: int, p: Array, g: Array) -> None:
-        raise NotImplementedError
+    def _spec(self, group: Group) -> OptimizerSpec:
+        named = {self.options.get(key, key): value for key, value in group.items() if key not in ("params", "lr")}
+        spec = OptimizerSpec(name=self.rule, learning_rate=group["lr"], **named)  # type: ignore[arg-type]
+        updates.check(spec)
+        return spec
 
-    @staticmethod
-    def _call(op: str, out: Array, *others: Array, **attrs: float) -> None:
-        """An optimiser op whose result replaces its first input."""
-        devices.backend(devices.default_device()).call(op, out, [out, *others], attrs)
+    def _update(self, place: int, p: Tensor, spec: OptimizerSpec) -> None:
+        state = self.state.setdefault(place, {})
+
+        def slot(kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Tensor:
+            if kind not in state:
+                state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype))
+            return state[kind]
+
+        lr, step = Tensor(np.array(spec.learning_rate, p.dtype)), Tensor(np.array(self.steps, p.dtype))
+        for old, new in updates.next_values(p, p.grad, slot, lr, step, spec).items():
+            if new is not old:
+                old._assign(new)
+
+    # state ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that step() depends on besides the parameters: {"steps", "state", "param_groups"}; arrays, not copies."""
+        groups, first = [], 0
+        for group in self.param_groups:
+            count = len(group["params"])
+            groups.append({**group, "params": list(range(first, first + count))})
+            first += count
+        state = {place: {name: value.numpy() for name, value in own.items()} for place, own in self.state.items()}
+        return {"steps": self.steps, "state": state, "param_groups": groups}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
+        sizes = [len(group["params"]) for group in state["param_groups"]]
+        own = [len(group["params"]) for group in self.param_groups]
+        if sizes != own:
+            raise SpecError(f"load_state_dict: expected groups of {own} parameters, got {sizes}")
+        parameters = self.parameters
+        taken: dict[int, dict[str, Tensor]] = {}
+        for place, arrays in state["state"].items():
+            p = parameters[int(place)]
+            for name, array in arrays.items():
+                if array.shape not in (p.shape, ()):
+                    raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
+            taken[int(place)] = {name: Tensor(np.array(array, p.dtype)) for name, array in arrays.items()}
+        for group, given in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({key: value for key, value in given.items() if key != "params"})
+        self.steps, self.state = int(state["steps"]), taken
 
 
 class SGD(Optimizer):
+    rule = "sgd"
+
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 0.001,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(parameters, lr)
-        if nesterov and momentum == 0.0:
-            raise SpecError("SGD: nesterov needs a momentum above 0")
-        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
-        self.buffers: dict[int, Array] = {}
-
-    def _update(self, index: int, p: Array, g: Array) -> None:
-        lr = _scalar(self.lr, p)
-        if self.momentum == 0.0:
-            self._call("sgd_update", p, g, lr, weight_decay=self.weight_decay)
-            return
-        buffer = self.buffers.setdefault(index, np.zeros_like(p))
-        self._call("momentum", buffer, g, p, momentum=self.momentum, weight_decay=self.weight_decay)
-        if self.nesterov:
-            self._call("nesterov_update", p, g, buffer, lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        else:
-            self._call("axpy_update", p, buffer, lr)
+        super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
 class Adam(Optimizer):
     """Decay is added to the gradient."""
 
-    decoupled = False
+    rule = "adam"
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, lr)
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.moments: dict[int, tuple[Array, Array]] = {}
-
-    def _update(self, index: int, p: Array, g: Array) -> None:
-        m, v = self.moments.setdefault(index, (np.zeros_like(p), np.zeros_like(p)))
-        decay = 0.0 if self.decoupled else self.weight_decay
-        self._call("adam_m", m, g, p, beta=self.betas[0], weight_decay=decay)
-        self._call("adam_v", v, g, p, beta=self.betas[1], weight_decay=decay)
-        self._call(
-            "adam_update",
-            p,
-            m,
-            v,
-            _scalar(self.lr, p),
-            _scalar(self.steps, p),
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            decoupled_weight_decay=self.weight_decay if self.decoupled else 0.0,
-        )
+        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
 class AdamW(Adam):
     """Decay shrinks the parameter itself."""
 
-    decoupled = True
+    rule = "adamw"
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(parameters, lr, betas, eps, weight_decay)
+
+
+class NAdam(Optimizer):
+    """Adam with Nesterov's look ahead."""
+
+    rule = "nadam"
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 0.004,
+    ) -> None:
+        super().__init__(
+            parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay
+        )
+
+
+class RMSprop(Optimizer):
+    rule = "rmsprop"
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+    ) -> None:
+        super().__init__(
+            parameters, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
+        )
+
+
+class Adagrad(Optimizer):
+    rule = "adagrad"
+    options = {"initial_accumulator_value": "initial_accumulator"}
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+    ) -> None:
+        super().__init__(
+            parameters,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+        )
+
+
+class Lion(Optimizer):
+    """Moves by the sign of an interpolated momentum; its learning rate is about a tenth of AdamW's."""
+
+    rule = "lion"
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay)

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
+Weight = Annotated[float, Meta(ge=0.0, le=100.0)]
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, lower-case hex
 
 DataFormat = Literal["csv", "parquet", "jsonl", "npz"]
@@ -54,24 +55,64 @@ class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, om
 
 
 class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An update rule. Defaults are those of the usual libraries for each name."""
+    """An update rule (cyxcore/updates.py).
 
-    name: Literal["sgd", "adam", "adamw"] = "adam"
+    betas, eps: of adam, adamw, nadam, rmsprop (eps), adagrad (eps) and lion (betas); absent, each rule has its own.
+    momentum: of sgd and rmsprop. nesterov: of sgd. alpha, centered: of rmsprop. lr_decay, initial_accumulator: of
+    adagrad. momentum_decay: of nadam.
+    weight_decay: shrinks the parameter itself in adamw and lion, is added to the gradient (L2) in the others.
+    l1: weight of |p| in what is minimised; with weight_decay this is the elastic net.
+    """
+
+    name: Literal["sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lion"] = "adam"
     learning_rate: Annotated[float, Meta(gt=0.0, le=100.0)] = 0.001
     momentum: Fraction = 0.0
     nesterov: bool = False
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: Annotated[float, Meta(gt=0.0, le=1.0)] = 1e-8
-    weight_decay: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0
+    betas: tuple[Fraction, Fraction] | None = None
+    eps: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    weight_decay: Weight = 0.0
+    l1: Weight = 0.0
+    alpha: Fraction = 0.99
+    centered: bool = False
+    lr_decay: Weight = 0.0
+    initial_accumulator: Weight = 0.0
+    momentum_decay: Weight = 0.004
+
+
+class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the learning rate changes during a run (cyxcore/schedules.py); the optimiser's is the highest it reaches.
+
+    constant. step: times `factor` after every `period` epochs. exponential: times `factor` after every epoch.
+    cosine, linear: down to `final` times the learning rate at the last step. one_cycle: up for the first 30 % of the
+    steps, from a 25th, and down to a 250,000th. plateau: times `factor` whenever the loss that picks the best epoch has
+    not gone down by a ten-thousandth for more than `patience` epochs.
+    warmup_steps: before all that, up from nothing in equal parts.
+    """
+
+    name: Literal["constant", "step", "exponential", "cosine", "linear", "one_cycle", "plateau"] = "constant"
+    factor: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
+    period: Positive = 30
+    final: Fraction = 0.0
+    patience: Natural = 10
+    warmup_steps: Natural = 0
 
 
 class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How to train. `keep` says which epoch's weights are delivered (best by validation loss)."""
+    """How to train. `keep` says which epoch's weights are delivered (best by validation loss).
+
+    clip_norm: gradients whose 2-norm, over all parameters together, is larger are scaled down to it.
+    clip_value: each element of a gradient is kept within -clip_value … clip_value, before the norm is taken.
+    label_smoothing: of cross_entropy; this share of each label is spread over all classes.
+    """
 
     epochs: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
     batch_size: Annotated[int, Meta(ge=1, le=1_048_576)] = 32
     loss: Literal["cross_entropy", "mse", "bce"] = "cross_entropy"
     optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    clip_norm: Annotated[float, Meta(gt=0.0, le=1e9)] | None = None
+    clip_value: Annotated[float, Meta(gt=0.0, le=1e9)] | None = None
+    label_smoothing: Fraction = 0.0
     seed: Natural = 0
     keep: Literal["best", "last"] = "best"
     numerics: Literal["exact"] = "exact"

@@ -24,7 +24,7 @@ import numpy as np
 
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
-from cyxcore import random
+from cyxcore import random, schedules
 from cyxcore.checkpoint import Checkpoint, Identity, Position
 from cyxcore.errors import DataError, DivergedError, ShapeError
 from cyxcore.evaluation import Evaluator, checked_inputs, checked_targets
@@ -195,13 +195,13 @@ class Trainer:
         """The compiled step for a number of rows; all share the parameters and the optimiser's state."""
         known = self._plans.get(rows)
         if known is None:
-            step = training_step(self.graph, rows, self.spec.loss, self.spec.optimizer)
+            step = training_step(self.graph, rows, self.spec)
             if self._resumed:
                 checkpoints.check_arrays(self.state, step.all_parameters, "state")
             for param in step.all_parameters:
-                self.state.setdefault(param.name, np.zeros(param.shape, param.dtype))
+                if param.name not in self.state:  # of the optimiser: filled with one number
+                    self.state[param.name] = random.initial(param.init, param.shape, param.dtype, self.spec.seed, 0)
             known = self._plans[rows] = Plan(step, self.state, self.device)
-            known.inputs["learning_rate"][...] = self._learning_rate
             known.key[0] = self.spec.seed
         return known
 
@@ -211,6 +211,7 @@ class Trainer:
         name = self.graph.nodes[self.graph.input].attrs["name"]
         np.take(self.x, rows, axis=0, out=plan.inputs[name], mode="clip")
         np.take(self.y, rows, axis=0, out=plan.inputs["target"], mode="clip")
+        plan.inputs["learning_rate"][...] = self._learning_rate
         plan.inputs["step"][...] = step
         plan.key[1] = step
         plan.run()
@@ -252,8 +253,11 @@ class Trainer:
         order = random.permutation(self.spec.seed, self.epoch, len(self.x))
         batch_rows = self._batch_rows()
         start = skipped = sum(batch_rows[: self.batch])
+        judged, steps = [checkpoints.judged(metrics) for metrics in self.history], self.spec.epochs * len(batch_rows)
         for count in batch_rows[self.batch :]:
             before = time.perf_counter()
+            share = schedules.factor(self.spec.schedule, self.step, steps, len(batch_rows), judged)
+            self._learning_rate = self.spec.optimizer.learning_rate * share
             loss, accuracy = self._step(order[start : start + count], self.step + 1)
             seconds = time.perf_counter() - before
             start += count

@@ -122,6 +122,10 @@ class Value:
         """Make a buffer hold `value` from the next step on."""
         raise NotImplementedError
 
+    def _next(self, op: str, *others: Any, **attrs: Any) -> Any:
+        """An update op, whose result takes the place of this value: a tensor is written in place."""
+        return apply(op, self, *others, **attrs)
+
     def _check_indices(self, indices: Any, size: int) -> Any:
         """Indices made non-negative; a tensor also checks that each is in range."""
         return indices

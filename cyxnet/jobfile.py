@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from cyxcore.data import DatasetInfo
     from cyxcore.graph import Graph
 
-OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2}  # arrays as large as the weights; momentum's is left out
+# Arrays as large as the weights, at the least: those of momentum and of a centred rmsprop are left out.
+OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "lion": 1}
 MAX_MESSAGE_JOB_BYTES = 900_000  # a job travels in one message; the broker and codec stop at 1 MB
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cyxcore.errors import SpecError
-from cyxcore.spec import DataFormat, DataSpec, OptimizerSpec, Positive, TrainingSpec
+from cyxcore.spec import DataFormat, DataSpec, OptimizerSpec, Positive, ScheduleSpec, TrainingSpec
 from cyxnet.messages import CheckpointPolicy, Name
 
 MAX_FILE_BYTES = 4_000_000
@@ -103,6 +103,7 @@ SECTIONS: dict[tuple[Any, str], Any] = {
     (JobFile, "needs"): NeedsSection,
     (JobFile, "checkpoints"): CheckpointPolicy,
     (TrainingSpec, "optimizer"): OptimizerSpec,
+    (TrainingSpec, "schedule"): ScheduleSpec,
 }
 
 USUAL_NAMES = {"lr": "learning_rate", "label": "target", "file": "path", "price": "amount", "ram": "memory"}

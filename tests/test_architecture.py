@@ -28,8 +28,9 @@ ORDER = [
     *READING_DATA,
     *"""
 cyxcore.kernels.philox cyxcore.kernels.reference cyxcore.kernels cyxcore.device cyxcore.random cyxcore.grad
-cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn cyxcore.optim
-cyxcore.objectives cyxcore.tracing cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
+cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn
+cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing
+cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana

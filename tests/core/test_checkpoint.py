@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import cyxcore as cx
 from cyxcore import checkpoint, safetensors
 from cyxcore.errors import CheckpointError
-from cyxcore.spec import BatchMetrics, EpochMetrics, OptimizerSpec, TrainingSpec, TrainingSummary
+from cyxcore.spec import BatchMetrics, EpochMetrics, OptimizerSpec, ScheduleSpec, TrainingSpec, TrainingSummary
 from cyxcore.training import Trainer
 
 MLP = [{"kind": "Linear", "out_features": 8}, {"kind": "Dropout", "p": 0.3}, {"kind": "Linear", "out_features": 3}]
@@ -39,6 +39,25 @@ CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
     "batch norm, plain sgd, whole batches": (
         CNN,
         {"optimizer": OptimizerSpec(name="sgd", learning_rate=0.1), "batch_size": 10},
+        12,
+    ),
+    "nadam, plateau, clipped norm": (
+        MLP,
+        {
+            "optimizer": OptimizerSpec(name="nadam", learning_rate=0.05),
+            "schedule": ScheduleSpec(name="plateau", patience=0, factor=0.5),
+            "clip_norm": 0.5,
+        },
+        12,
+    ),
+    "centred rmsprop, cosine after a warm-up, smoothed labels": (
+        MLP,
+        {
+            "optimizer": OptimizerSpec(name="rmsprop", learning_rate=0.01, centered=True, momentum=0.9, l1=1e-3),
+            "schedule": ScheduleSpec(name="cosine", warmup_steps=3, final=0.1),
+            "label_smoothing": 0.1,
+            "clip_value": 0.1,
+        },
         12,
     ),
 }

@@ -10,7 +10,8 @@ from cyxcore import nn, optim
 from cyxcore.errors import SpecError
 from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
-from cyxcore.spec import OptimizerSpec
+from cyxcore.spec import OptimizerSpec, TrainingSpec
+from cyxcore.training import initial_weights
 
 pytestmark = pytest.mark.usefixtures("each_device")
 
@@ -39,6 +40,14 @@ def adam(lr: float, decay: float, decoupled: bool) -> np.ndarray:
     return p
 
 
+def lion(lr: float, decay: float) -> np.ndarray:
+    p, m = START.copy(), np.zeros(3)
+    for g in GRADIENTS:
+        p = p - lr * (np.sign(0.9 * m + 0.1 * g) + decay * p)
+        m = 0.99 * m + 0.01 * g
+    return p
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -52,6 +61,7 @@ def adam(lr: float, decay: float, decoupled: bool) -> np.ndarray:
         (lambda p: optim.Adam(p, 0.1), adam(0.1, 0, False)),
         (lambda p: optim.Adam(p, 0.1, weight_decay=0.2), adam(0.1, 0.2, False)),
         (lambda p: optim.AdamW(p, 0.1, weight_decay=0.2), adam(0.1, 0.2, True)),
+        (lambda p: optim.Lion(p, 0.1, weight_decay=0.2), lion(0.1, 0.2)),
     ],
 )
 def test_three_steps_follow_the_formula(make: Any, expected: np.ndarray) -> None:
@@ -99,14 +109,27 @@ def test_nesterov_needs_momentum() -> None:
             OptimizerSpec(name="adamw", learning_rate=0.01, weight_decay=0.1),
             lambda p: optim.AdamW(p, 0.01, weight_decay=0.1),
         ),
+        (OptimizerSpec(name="nadam", learning_rate=0.01), lambda p: optim.NAdam(p, 0.01)),
+        (
+            OptimizerSpec(name="rmsprop", learning_rate=0.01, centered=True, momentum=0.5),
+            lambda p: optim.RMSprop(p, 0.01, centered=True, momentum=0.5),
+        ),
+        (
+            OptimizerSpec(name="adagrad", learning_rate=0.1, initial_accumulator=0.5),
+            lambda p: optim.Adagrad(p, 0.1, initial_accumulator_value=0.5),
+        ),
+        (
+            OptimizerSpec(name="lion", learning_rate=0.01, weight_decay=0.1),
+            lambda p: optim.Lion(p, 0.01, weight_decay=0.1),
+        ),
     ],
 )
 def test_a_planned_step_is_the_eager_step(spec: OptimizerSpec, make: Any) -> None:
     cx.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     graph, weights = cx.trace(net, (4,))
-    step = training_step(graph, 6, "cross_entropy", spec)
-    state = {p.name: weights.get(p.name, np.zeros(p.shape, p.dtype)) for p in step.all_parameters}
+    step = training_step(graph, 6, TrainingSpec(optimizer=spec))
+    state = initial_weights(step, 0) | weights
     plan, optimizer = Plan(step, state), make(net.parameters())
     plan.inputs["learning_rate"][...] = spec.learning_rate
     rng = np.random.default_rng(0)
@@ -119,3 +142,74 @@ def test_a_planned_step_is_the_eager_step(spec: OptimizerSpec, make: Any) -> Non
         optimizer.step()
     for name, value in net.state_dict().items():
         np.testing.assert_allclose(state[name], value, rtol=2e-5, atol=2e-6)
+
+
+def two_groups() -> tuple[list[cx.Tensor], optim.Optimizer]:
+    own = [cx.tensor([1.0, 2.0], requires_grad=True), cx.tensor([3.0], requires_grad=True)]
+    return own, optim.Adam([{"params": [own[0]], "lr": 0.1}, {"params": own[1], "weight_decay": 0.5}], lr=0.01)
+
+
+def steps(own: list[cx.Tensor], optimizer: optim.Optimizer, count: int) -> None:
+    for _ in range(count):
+        for p in own:
+            p.grad = p.detach() * 0.5
+        optimizer.step()
+
+
+def test_each_group_has_its_own_options() -> None:
+    own, optimizer = two_groups()
+    steps(own, optimizer, 3)
+    alone = [cx.tensor([1.0, 2.0], requires_grad=True), cx.tensor([3.0], requires_grad=True)]
+    steps(alone[:1], optim.Adam(alone[:1], lr=0.1), 3)
+    steps(alone[1:], optim.Adam(alone[1:], lr=0.01, weight_decay=0.5), 3)
+    assert [p.tolist() for p in own] == [p.tolist() for p in alone]
+
+
+def test_an_optimiser_goes_on_from_its_state() -> None:
+    own, optimizer = two_groups()
+    steps(own, optimizer, 2)
+    later, resumed = two_groups()
+    for p, q in zip(later, own, strict=True):
+        p.numpy()[...] = q.numpy()
+    resumed.load_state_dict(optimizer.state_dict())
+    steps(own, optimizer, 2)
+    steps(later, resumed, 2)
+    assert [p.tolist() for p in own] == [p.tolist() for p in later]
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ([{"params": []}], "at least one parameter in each group"),
+        ([{"params": [cx.zeros(1)], "rate": 1.0}], "unknown options \\['rate'\\]"),
+        ([{"params": [1.0]}], "expected tensors, got float"),
+        ([{"params": [ONE := cx.zeros(1)]}, {"params": [ONE]}], "in two groups"),
+    ],
+)
+def test_groups_that_make_no_sense_are_refused(groups: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        optim.Adam(groups)
+
+
+def test_state_of_other_parameters_is_refused() -> None:
+    own, optimizer = two_groups()
+    with pytest.raises(SpecError, match="groups of \\[1\\] parameters, got \\[1, 1\\]"):
+        optim.Adam(own[:1]).load_state_dict(optimizer.state_dict())
+
+
+def test_averages_follow_and_are_swapped_in() -> None:
+    p = cx.tensor([0.0], requires_grad=True)
+    average = optim.ExponentialMovingAverage([p], decay=0.75)
+    p.numpy()[...] = 4.0
+    average.update()
+    average.swap()
+    assert p.tolist() == [1.0]
+    average.swap()
+    assert p.tolist() == [4.0]
+
+
+def test_clipping_by_value() -> None:
+    p = cx.zeros(3, requires_grad=True)
+    p.grad = cx.tensor([-5.0, 0.5, 5.0])
+    optim.clip_grad_value_([p], 1.0)
+    assert p.grad.tolist() == [-1.0, 0.5, 1.0]

@@ -12,7 +12,7 @@ from cyxcore.layers import build
 from cyxcore.objectives import training_step
 from cyxcore.passes import dead_code, optimise
 from cyxcore.plan import Arena, Plan, schedule
-from cyxcore.spec import OptimizerSpec
+from cyxcore.spec import OptimizerSpec, TrainingSpec
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.training import initial_weights
 from cyxcore.values import apply
@@ -30,7 +30,9 @@ LAYERS = [
 
 
 def step_graph(optimizer: OptimizerSpec | None = None) -> Graph:
-    return training_step(build(input_shape=[1, 6, 6], layers=LAYERS), 5, "cross_entropy", optimizer or OptimizerSpec())
+    return training_step(
+        build(input_shape=[1, 6, 6], layers=LAYERS), 5, TrainingSpec(optimizer=optimizer or OptimizerSpec())
+    )
 
 
 def run_step(graph: Graph, device: str, optimised: bool, steps: int = 2) -> dict[str, np.ndarray]:

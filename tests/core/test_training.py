@@ -12,7 +12,8 @@ import cyxcore as cx
 from cyxcore import nn, optim, random
 from cyxcore.errors import DataError, DivergedError, ShapeError, SpecError
 from cyxcore.evaluation import Evaluator
-from cyxcore.spec import BatchMetrics, EpochMetrics, OptimizerSpec, TrainingSpec, TrainingSummary
+from cyxcore.objectives import training_step
+from cyxcore.spec import BatchMetrics, EpochMetrics, OptimizerSpec, ScheduleSpec, TrainingSpec, TrainingSummary
 from cyxcore.training import Trainer
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.csv"
@@ -325,3 +326,19 @@ def test_a_loop_written_by_hand_learns_the_digits(each_device: str, digits: Rows
     cx.manual_seed(0)
     accuracies = list(eager_epochs(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), digits))
     assert accuracies[-1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["step", "exponential", "cosine", "linear", "one_cycle", "plateau"])
+def test_a_schedule_changes_the_learning_rate_that_is_reported(reference: None, digits: Rows, name: Any) -> None:
+    schedule = ScheduleSpec(name=name, period=1, patience=0, warmup_steps=2)
+    spec = TrainingSpec(epochs=4, batch_size=75, optimizer=OptimizerSpec(learning_rate=0.5), schedule=schedule)
+    said = [
+        entry.learning_rate for entry in Trainer(model(), few(digits), spec).run() if isinstance(entry, BatchMetrics)
+    ]
+    assert said[:2] == pytest.approx([0.5 / 3, 1.0 / 3])
+    assert len(said) == 8 and said[-1] < 0.26
+
+
+def test_label_smoothing_goes_with_cross_entropy_only(digits: Rows) -> None:
+    with pytest.raises(SpecError, match="label_smoothing goes with cross_entropy, the loss is mse"):
+        training_step(model(), 4, TrainingSpec(loss="mse", label_smoothing=0.1))

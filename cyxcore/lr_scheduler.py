@@ -1,0 +1,194 @@
+"""Learning-rate schedulers over optimisers, with torch's names: call step() after each epoch (or batch, where said).
+
+A training job names its schedule instead (cyxcore/spec.py, ScheduleSpec). Both use cyxcore/schedules.py.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cyxcore import schedules
+from cyxcore.errors import SpecError
+from cyxcore.optim import Optimizer
+
+
+class LRScheduler:
+    """Sets each group's "lr" to its first one times factor(t), t being the number of step() calls so far."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self.last_epoch = 0
+        self._set()
+
+    def factor(self, t: int) -> float:
+        raise NotImplementedError
+
+    def step(self) -> None:
+        self.last_epoch += 1
+        self._set()
+
+    def _set(self) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * self.factor(self.last_epoch)
+
+    def get_last_lr(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base_lrs": list(self.base_lrs), "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.base_lrs, self.last_epoch = list(state["base_lrs"]), int(state["last_epoch"])
+        self._set()
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise SpecError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+class LambdaLR(LRScheduler):
+    """factor(t) is a function of yours."""
+
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
+        self.factor = lr_lambda  # type: ignore[method-assign, assignment]
+        super().__init__(optimizer)
+
+
+class StepLR(LRScheduler):
+    """Times gamma after every step_size."""
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+        self.step_size, self.gamma = _positive("StepLR: step_size", step_size), gamma
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return schedules.steps(t, self.step_size, self.gamma)
+
+
+class MultiStepLR(LRScheduler):
+    """Times gamma at each of the milestones."""
+
+    def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> None:
+        self.milestones, self.gamma = sorted(milestones), gamma
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return float(self.gamma ** bisect_right(self.milestones, t))
+
+
+class ExponentialLR(LRScheduler):
+    """Times gamma each time."""
+
+    def __init__(self, optimizer: Optimizer, gamma: float) -> None:
+        self.gamma = gamma
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return schedules.steps(t, 1, self.gamma)
+
+
+class LinearLR(LRScheduler):
+    """Warm-up: from start_factor to end_factor in total_iters equal parts."""
+
+    def __init__(
+        self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+    ) -> None:
+        self.start, self.end = start_factor, end_factor
+        self.total = _positive("LinearLR: total_iters", total_iters)
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return schedules.linear(t, self.total, self.start, self.end)
+
+
+class PolynomialLR(LRScheduler):
+    """(1 - t / total_iters) ** power."""
+
+    def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0) -> None:
+        self.total, self.power = _positive("PolynomialLR: total_iters", total_iters), power
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return schedules.polynomial(t, self.total, self.power)
+
+
+class CosineAnnealingLR(LRScheduler):
+    """Half a wave down to eta_min in T_max, and up again."""
+
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
+        self.T_max, self.eta_min = _positive("CosineAnnealingLR: T_max", T_max), eta_min
+        super().__init__(optimizer)
+
+    def _set(self) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * schedules.cosine(self.last_epoch, self.T_max, self.eta_min / base)
+
+
+class OneCycleLR(LRScheduler):
+    """Smith's one cycle; step() after each batch. max_lr takes the place of each group's lr."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float,
+        total_steps: int,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        self.total, self.rise = _positive("OneCycleLR: total_steps", total_steps), pct_start
+        self.start, self.end = 1.0 / div_factor, 1.0 / (div_factor * final_div_factor)
+        optimizer.lr = max_lr
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return schedules.one_cycle(t, self.total, self.rise, self.start, self.end)
+
+
+class SequentialLR:
+    """One scheduler after another: schedulers[i] begins when step() was called milestones[i - 1] times."""
+
+    def __init__(self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int]) -> None:
+        if len(milestones) != len(schedulers) - 1 or list(milestones) != sorted(set(milestones)):
+            raise SpecError(
+                f"SequentialLR: expected {len(schedulers) - 1} ascending milestones for {len(schedulers)} schedulers, "
+                f"got {list(milestones)}"
+            )
+        self.schedulers, self.milestones, self.last_epoch = list(schedulers), list(milestones), 0
+        base = self.schedulers[0].base_lrs
+        for scheduler in self.schedulers:  # each found what the one before had set
+            scheduler.base_lrs = list(base)
+        self.schedulers[0]._set()
+
+    def step(self) -> None:
+        self.last_epoch += 1
+        place = bisect_right(self.milestones, self.last_epoch)
+        if place and self.milestones[place - 1] == self.last_epoch:
+            self.schedulers[place]._set()
+        else:
+            self.schedulers[place].step()
+
+
+class ReduceLROnPlateau:
+    """Times factor when the loss given to step() has not gone down for more than `patience` calls."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = schedules.PLATEAU_THRESHOLD,
+        min_lr: float = 0.0,
+    ) -> None:
+        if not 0.0 < factor < 1.0:
+            raise SpecError(f"ReduceLROnPlateau: expected a factor between 0 and 1, got {factor}")
+        self.optimizer, self.factor, self.min_lr = optimizer, factor, min_lr
+        self.plateau = schedules.Plateau(patience, threshold)
+
+    def step(self, loss: float) -> None:
+        if self.plateau.see(float(loss)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = max(group["lr"] * self.factor, self.min_lr)
