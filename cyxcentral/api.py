@@ -268,15 +268,17 @@ class Api:
         return await self._steer(
             caller,
             ask.job_id,
-            m.CancelRequested(reason=ask.reason, caller=caller),
+            m.CancelRequested(reason=ask.reason, caller=caller, request_id=ask.request_id),
             lambda job: job.cancel_requested and job.status not in jobs.ENDED,
         )
 
     async def _pause(self, caller: str, ask: m.JobRef) -> m.JobView:
-        return await self._steer(caller, ask.job_id, m.PauseRequested(caller=caller), lambda job: job.pause_requested)
+        event = m.PauseRequested(caller=caller, request_id=ask.request_id)
+        return await self._steer(caller, ask.job_id, event, lambda job: job.pause_requested)
 
     async def _resume(self, caller: str, ask: m.JobRef) -> m.JobView:
-        return await self._steer(caller, ask.job_id, m.ResumeRequested(caller=caller), lambda job: jobs.waits(job))
+        event = m.ResumeRequested(caller=caller, request_id=ask.request_id)
+        return await self._steer(caller, ask.job_id, event, lambda job: jobs.waits(job))
 
     async def _steer(
         self,
@@ -285,21 +287,32 @@ class Api:
         event: m.CancelRequested | m.PauseRequested | m.ResumeRequested,
         done: Callable[[jobs.Job], bool],
     ) -> m.JobView:
-        """What the owner of a job wants of it. `done` tells a request that is repeated because its answer was lost."""
+        """What the owner of a job wants of it. `done` tells a request that is repeated because its answer was lost.
+
+        A repetition may also come late, when the owner has asked for the opposite since: its request_id gives it away.
+        """
         job = await self._find(prefix)
         if job.caller != caller:
             raise ApiError("not_yours", f"job {job.job_id} was submitted by another caller", 403)
 
         def decide() -> m.JobEvent | None:
             now = self._world.jobs[job.job_id]
-            if done(now):
+            if jobs.granted(now, event.request_id) or done(now):
                 return None
             if why_not := jobs.illegal(now, event):
                 what = {m.CancelRequested: "cancelled", m.PauseRequested: "paused"}.get(type(event), "resumed")
                 raise ApiError("too_late", f"job {job.job_id} cannot be {what}: {why_not}", 409)
             return event
 
-        await self._central.events.record(subjects.job_event(job.job_id), decide)
+        async def record() -> m.AnyEvent | None:
+            return await self._central.events.record(subjects.job_event(job.job_id), decide)
+
+        stored = None
+        with contextlib.suppress(ApiError):
+            stored = await record()
+        if stored is None:  # "done already" and "too late" are said of what is, not of what this central has read
+            await self._central.events.catch_up()
+            await record()
         return await self._view(self._world.jobs[job.job_id])
 
     async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:

@@ -33,6 +33,7 @@ PAUSED, NODE_STOPPED = "paused", "node_stopped"  # codes of runs that ended beca
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
+REQUESTS_KEPT = 32  # of the owner's wishes, to know a late repetition of each
 MAX_PAYEES = 4  # as many recipients fit into one settlement transaction
 Outcome = Literal["completed", "failed", "cancelled"]
 ENDED = ("completed", "failed", "cancelled")
@@ -81,6 +82,7 @@ class Job(Struct, frozen=True, kw_only=True):
     error: str | None = None
     cancel_requested: bool = False
     pause_requested: bool = False
+    requests: tuple[str, ...] = ()  # ids of what its owner asked for and got, the newest last
     payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
     shares: money.Shares | None = None
     ended_at_ms: int | None = None
@@ -232,7 +234,14 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             unsettled=event.deposit,
         )
     assert job is not None, f"{type(event).__name__} before Submitted"
+    if isinstance(event, m.CancelRequested | m.PauseRequested | m.ResumeRequested) and event.request_id:
+        job = replace(job, requests=(*job.requests, event.request_id)[-REQUESTS_KEPT:])
     return replace(_after(job, event, at_ms), changed_at_ms=at_ms)
+
+
+def granted(job: Job, request_id: str) -> bool:
+    """Whether the owner's wish of this id was carried out already: then this is a repetition of it, come late."""
+    return bool(request_id) and request_id in job.requests
 
 
 def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:

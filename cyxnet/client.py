@@ -284,15 +284,16 @@ class AsyncClient:
         return await self._ask("job.explain", m.JobRef(job_id=job_id), m.ExplainReply)
 
     async def cancel(self, job_id: str, reason: str = "cancelled by the client") -> m.JobView:
-        return await self._ask("job.cancel", m.CancelRequest(job_id=job_id, reason=reason), m.JobView)
+        request = m.CancelRequest(job_id=job_id, reason=reason, request_id=new_request_id())
+        return await self._ask("job.cancel", request, m.JobView)
 
     async def pause(self, job_id: str) -> m.JobView:
         """Store a checkpoint and stop; the job waits, paid for, until resume() or cancel()."""
-        return await self._ask("job.pause", m.JobRef(job_id=job_id), m.JobView)
+        return await self._ask("job.pause", m.JobRef(job_id=job_id, request_id=new_request_id()), m.JobView)
 
     async def resume(self, job_id: str) -> m.JobView:
         """Let a paused job go on from its checkpoint, on whatever node is best now."""
-        return await self._ask("job.resume", m.JobRef(job_id=job_id), m.JobView)
+        return await self._ask("job.resume", m.JobRef(job_id=job_id, request_id=new_request_id()), m.JobView)
 
     async def watch(self, job_id: str) -> AsyncGenerator[m.Update, None]:
         """Everything that happened to a job from its first event on, then live, until the job has ended.
@@ -414,6 +415,11 @@ def new_job_id(name: str) -> str:
     """A readable, unguessable id: the name's letters and ten random hex digits."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "job"
     return f"{slug}-{secrets.token_hex(5)}"
+
+
+def new_request_id() -> str:
+    """One for each wish, the same in all its tries: central carries it out once."""
+    return secrets.token_hex(8)
 
 
 def check_terms(terms: m.EscrowTerms, job: m.JobRequest, job_id: str, client: str, info: m.NetworkInfo) -> None:

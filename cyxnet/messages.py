@@ -28,6 +28,7 @@ SessionId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Address = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{32,44}\Z")]  # Solana account, base58
 Signature = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{64,88}\Z")]  # Solana transaction, base58
 PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # Ed25519, hex
+RequestId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{0,64}\Z")]
 Text = Annotated[str, Meta(max_length=2000)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Percent = Annotated[float, Meta(ge=0.0, le=100.0)]
@@ -192,14 +193,19 @@ class SubmitReply(Struct, kw_only=True):
 
 
 class JobRef(Request, kw_only=True, frozen=True):
-    """A job by its id or by a prefix that only one job has."""
+    """A job by its id or by a prefix that only one job has.
+
+    request_id: of a pause or resume, chosen by the caller and the same in every try: a late one changes nothing then.
+    """
 
     job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
+    request_id: RequestId = ""
 
 
 class CancelRequest(Request, kw_only=True, frozen=True):
     job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
     reason: Text = "cancelled by the client"
+    request_id: RequestId = ""  # as of JobRef
 
 
 class Checkpoint(Struct, kw_only=True, frozen=True):
@@ -723,18 +729,21 @@ class Completed(Event, kw_only=True):
 class CancelRequested(Event, kw_only=True):
     reason: str
     caller: str
+    request_id: str = ""
 
 
 class PauseRequested(Event, kw_only=True):
     """No step is made from here on; a run under way stores a checkpoint first."""
 
     caller: str
+    request_id: str = ""
 
 
 class ResumeRequested(Event, kw_only=True):
     """A paused job waits for a node again."""
 
     caller: str
+    request_id: str = ""
 
 
 class Settled(Event, kw_only=True):

@@ -65,6 +65,43 @@ async def test_a_cancel_that_is_repeated_because_its_answer_was_lost_is_no_error
         await api._cancel("alice", ask)
 
 
+async def test_a_repetition_that_comes_after_the_opposite_wish_changes_nothing(central):
+    # the first try of a pause was held up somewhere, its second was answered, the job was resumed: then it came
+    api = api_of(central)
+    await central.say(subjects.node_event("node-a"), f.registered())
+    await central.job("job-1", f.FUNDED, f.leased())
+    pause, resume = (m.JobRef(job_id="job-1", request_id=name) for name in ("first", "second"))
+    assert (await api._pause("alice", pause)).pause_requested
+    assert not (await api._resume("alice", resume)).pause_requested
+    assert not (await api._pause("alice", pause)).pause_requested
+    assert (await api._pause("alice", replace(pause, request_id="third"))).pause_requested
+    assert (await api._resume("alice", resume)).pause_requested
+    cancel = m.CancelRequest(job_id="job-1", request_id="fourth")
+    assert (await api._cancel("alice", cancel)).status == "settling"
+    assert (await api._cancel("alice", cancel)).status == "settling"
+
+
+async def test_the_wishes_that_are_remembered_are_bounded(central):
+    job = f.job_after(f.FUNDED, f.leased())
+    for number in range(100):
+        job = jobs.evolve(job, m.PauseRequested(caller="alice", request_id=f"pause-{number}"), number)
+        job = jobs.evolve(job, m.ResumeRequested(caller="alice", request_id=f"resume-{number}"), number)
+    assert len(job.requests) == jobs.REQUESTS_KEPT and jobs.granted(job, "resume-99")
+
+
+async def test_a_resume_at_a_central_that_has_not_read_of_the_pause_is_no_empty_word(central, other):
+    # it saw a job that was not paused, said "done", and the job stayed paused
+    await central.job("job-1", f.FUNDED)
+    go_on = await behind(other, central)
+    await central.say(subjects.job_event("job-1"), f.PAUSED)
+    asking = asyncio.create_task(api_of(other)._resume("alice", m.JobRef(job_id="job-1")))
+    await other.edge._nc.flush()
+    await go_on()
+    await asking
+    await central.log.catch_up()
+    assert central.world.jobs["job-1"].status == "queued"
+
+
 async def test_a_stranger_cannot_cancel(central):
     await central.job("job-1")
     with pytest.raises(ApiError, match="another caller"):

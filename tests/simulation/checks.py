@@ -51,6 +51,7 @@ class JobModel(Struct):
     cancelled: bool = False
     checkpoint: m.Checkpoint | None = None
     settlements: list[m.SignedTransaction] = []
+    requests: list[str] = []  # that its owner made
 
     @property
     def lease(self) -> Lease | None:
@@ -220,10 +221,16 @@ class Checks:
         self.expect(not job.completed, f"I10: {job_id} is cancelled after it was completed")
         self.expect(not job.cancelled, f"I1: {job_id} is cancelled twice")
         job.cancelled = True
+        self._once(job_id, job, event)
         self._end_lease(job)
 
     def _steered(self, job_id: str, job: JobModel, event: Any) -> None:
         self.expect(not job.completed, f"I10: {type(event).__name__} of {job_id} after it was completed")
+        self._once(job_id, job, event)
+
+    def _once(self, job_id: str, job: JobModel, event: Any) -> None:
+        self.expect(event.request_id not in job.requests, f"I6: {job_id}: {event.request_id} is carried out twice")
+        job.requests = [*job.requests, event.request_id]
 
     def _settled(self, job_id: str, job: JobModel, event: m.Settled) -> None:
         terms = job.terms

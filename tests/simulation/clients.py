@@ -11,7 +11,6 @@ from cyxcore.spec import ModelSpec, TrainingSpec
 from cyxnet import messages as m
 from cyxnet.bus import TEMPORARY_CODES, ApiError, BusError
 from cyxnet.client import AsyncClient, Prepared
-from cyxnet.follow import ENDED
 from tests.simulation.chain import SimSettlement
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.nodes import digest, identity
@@ -106,28 +105,17 @@ class Client(Process):
 
     async def _cancel(self) -> None:
         await asyncio.sleep(self.network.scheduler.dice.expovariate(1 / 5))
-        await self._until_said("job.cancel", m.CancelRequest(job_id=self.job_id))
+        await self._until_said("job.cancel", m.CancelRequest(job_id=self.job_id, request_id="cancel"))
 
     async def _pause(self) -> None:
         dice = self.network.scheduler.dice
         await asyncio.sleep(dice.expovariate(1 / 4))
-        await self._until_said("job.pause", m.JobRef(job_id=self.job_id))
+        pause = m.JobRef(job_id=self.job_id, request_id="pause")
+        paused = await self._until_said("job.pause", pause)
         await asyncio.sleep(dice.expovariate(1 / 5))
-        await self._until_said("job.resume", m.JobRef(job_id=self.job_id))
-        while True:  # the first try of the pause may come late, after the resume: a person looks and asks again
-            await asyncio.sleep(3.0)
-            view = await self._view()
-            if view.status in ENDED:
-                return
-            if view.pause_requested:
-                await self._until_said("job.resume", m.JobRef(job_id=self.job_id))
-
-    async def _view(self) -> m.JobView:
-        while True:
-            try:
-                return await self.client.job(self.job_id)
-            except (ApiError, BusError):
-                await asyncio.sleep(1.0)
+        await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="resume"))
+        if paused and dice.random() < 0.5:  # a try of the pause that was held up on its way
+            await self._until_said("job.pause", pause)
 
     async def _watch(self) -> None:
         while True:

@@ -165,6 +165,12 @@ def resume_from_unstored_checkpoint() -> Iterator[Any]:
 
 
 @planted
+def wish_carried_out_twice() -> Iterator[Any]:
+    """A late repetition of what an owner asked for is taken for a new wish."""
+    yield mock.patch.object(jobs, "granted", lambda job, request_id: False)
+
+
+@planted
 def cancel_after_completion() -> Iterator[Any]:
     """A client may cancel what is delivered and not yet paid."""
     states = (*jobs.RULES[m.CancelRequested].states, "settling")
