@@ -378,12 +378,19 @@ class Dispatch:
             raise ApiError("wrong_key", f"{said.node_id} is not the id of this public key", 403)
         if not verify(said.public_key, m.registration_bytes(said), said.signature):
             raise ApiError("bad_signature", "the registration is not signed by its public key", 403)
-        self._hear(said.node_id)  # first: an old silence must not count against the new registration
+        node = self._world.nodes.get(said.node_id)
+        if node is None or said.began_ms >= node.began_ms:
+            self._hear(said.node_id)  # first: an old silence must not count against the new registration
         event = m.NodeRegistered(**{name: getattr(said, name) for name in m.NodeRegistered.__struct_fields__})
-        await self._events.record(
-            subjects.node_event(said.node_id),
-            lambda: None if self.session_is_current(said.node_id, said.session) else event,
-        )
+
+        def decide() -> m.NodeRegistered | None:
+            if self.session_is_current(said.node_id, said.session):
+                return None
+            if why_not := nodes.illegal(self._world.nodes.get(said.node_id), event):
+                raise ApiError("old_session", why_not, 409)
+            return event
+
+        await self._events.record(subjects.node_event(said.node_id), decide)
         self.wake()
         return m.RegisterReply(heartbeat_ms=self._heartbeat_ms, lease_ms=self.lease_ms)
 

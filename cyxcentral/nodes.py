@@ -79,6 +79,7 @@ class Node(Struct, frozen=True, kw_only=True):
     region: str
     price_per_hour_base_units: int
     version: str
+    began_ms: int = 0  # of its session; the next one's is larger
     online: bool
     registered_at_ms: int
     changed_at_ms: int
@@ -130,6 +131,8 @@ def illegal(node: Node | None, event: m.NodeEvent) -> str | None:
         return "there is no such node" if node is None else "the node is not connected"
     if isinstance(event, m.NodeLost) and node is not None and event.session != node.session:
         return "another session of the node is connected"
+    if isinstance(event, m.NodeRegistered) and node is not None and 0 < event.began_ms < node.began_ms:
+        return "a later session of the node is registered: this one is over, or two processes use one key"
     return None
 
 

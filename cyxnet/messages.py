@@ -439,7 +439,11 @@ class Hardware(Struct, kw_only=True):
 
 
 class Register(Request, kw_only=True, frozen=True):
-    """A node says who it is. A new session ends the leases of the one before."""
+    """A node says who it is. A new session ends the leases of the one before.
+
+    began_ms: when the session began by the node's own count, which only grows; a session that began before the one
+    that is registered is refused. 0 from nodes that do not count.
+    """
 
     node_id: NodeId
     session: SessionId
@@ -451,6 +455,7 @@ class Register(Request, kw_only=True, frozen=True):
     region: Annotated[str, Meta(max_length=64)] = ""
     price_per_hour_base_units: U63 = 0
     version: Annotated[str, Meta(max_length=32)] = ""
+    began_ms: U63 = 0
     signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
 
 
@@ -770,6 +775,7 @@ class NodeRegistered(Event, kw_only=True):
     region: str = ""
     price_per_hour_base_units: int = 0
     version: str = ""
+    began_ms: int = 0
 
 
 class NodeLost(Event, kw_only=True):
@@ -948,4 +954,5 @@ def checkpoint_bytes(said: RunCheckpoint) -> bytes:
 
 def registration_bytes(node: Register) -> bytes:
     """What a node signs when it registers: its key owns the id, the session and the wallet."""
-    return "\n".join(["cyx/v1/register", node.node_id, node.session, node.public_key, node.wallet]).encode()
+    began = [str(node.began_ms)] if node.began_ms else []  # older nodes neither say nor sign it
+    return "\n".join(["cyx/v1/register", node.node_id, node.session, node.public_key, node.wallet, *began]).encode()

@@ -92,6 +92,7 @@ class Agent:
         on_ready: Callable[[], None],
     ):
         self.session = secrets.token_hex(16)
+        self._began_ms = home.next_session_ms()
         self._home = home
         self._bus = bus
         self._facts = facts
@@ -215,6 +216,7 @@ class Agent:
             region=settings.region,
             price_per_hour_base_units=settings.price_per_hour_base_units,
             version=_version(),
+            began_ms=self._began_ms,
             signature="0" * 128,
         )
         register = replace(register, signature=home.key.sign(registration_bytes(register)))

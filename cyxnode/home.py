@@ -4,9 +4,11 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from cyxnet import identity
+from cyxnet.config import write_atomically
 from cyxnet.wallet import Wallet
 from cyxnode.errors import NodeError
 
@@ -26,6 +28,23 @@ class Home:
         self.cache_folder = folder / "cache"
         self.work_folder = folder / "work"
         shutil.rmtree(self.work_folder, ignore_errors=True)  # what a killed node left
+
+    def next_session_ms(self) -> int:
+        """A number for the session that begins now, larger than that of any session before it.
+
+        The time, unless the clock was set back. Raises NodeError when it cannot be kept for the next one.
+        """
+        path = self.folder / "session"
+        try:
+            before = int(path.read_text())
+        except (OSError, ValueError):
+            before = 0
+        now_ms = max(before + 1, time.time_ns() // 1_000_000)
+        try:
+            write_atomically(path, str(now_ms).encode(), 0o600)
+        except OSError as error:
+            raise NodeError(f"{path}: cannot be written ({error.strerror}); free some space on its disk") from None
+        return now_ms
 
     def close(self) -> None:
         os.close(self._lock_fd)

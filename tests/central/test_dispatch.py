@@ -371,6 +371,31 @@ async def test_the_goodbye_of_an_old_session_changes_nothing(central):
     assert central.world.nodes[NODE].online
 
 
+async def test_a_registration_of_an_old_session_that_comes_late_does_not_replace_the_new_one(central, other):
+    # delayed on its way, it ended the new session's leases, and the node was unknown until it registered again
+    await central.dispatch._register(register(SESSION, began_ms=1))
+    await central.dispatch._register(register(NEXT_SESSION, began_ms=2))
+    await central.job("job-1", f.FUNDED, leased(session=NEXT_SESSION))
+    for each in (central, other):  # the other one may not have read of the new session yet
+        with pytest.raises(ApiError, match="a later session of the node is registered"):
+            await each.dispatch._register(register(SESSION, began_ms=1))
+    assert central.world.nodes[NODE].session == NEXT_SESSION
+    assert (await central.dispatch._started(started(session=NEXT_SESSION))).accepted
+
+
+async def test_a_session_that_was_lost_may_register_again(central):
+    await central.dispatch._register(register(SESSION, began_ms=5))
+    await central.dispatch._lose_node(NODE, SESSION, "silent")
+    await central.dispatch._register(register(SESSION, began_ms=5))
+    assert central.world.nodes[NODE].online
+
+
+async def test_the_number_of_a_session_is_signed_for(central):
+    said = replace(register(SESSION, began_ms=1), began_ms=9)
+    with pytest.raises(ApiError, match="not signed"):
+        await central.dispatch._register(said)
+
+
 # -- bans ------------------------------------------------------------------------------------------------
 
 

@@ -55,3 +55,18 @@ def test_a_name_never_leaves_the_folder_of_nodes(tmp_path: Path, name: str) -> N
 def test_a_name_without_a_letter_or_digit_is_refused(name: str) -> None:
     with pytest.raises(NodeError, match="expected a name"):
         slug(name)
+
+
+def test_sessions_are_counted_whatever_the_clock_says_and_whatever_happened_to_the_file(tmp_path: Path) -> None:
+    home = open_home(tmp_path, "desk")
+    numbers = [home.next_session_ms() for _ in range(3)]
+    assert numbers == sorted(set(numbers))
+    kept = home.folder / "session"
+    kept.write_text(str(2**53))  # the clock was years ahead
+    assert home.next_session_ms() == 2**53 + 1
+    kept.write_text("garbage")
+    assert home.next_session_ms() > numbers[-1] - 1
+    kept.unlink()
+    kept.mkdir()
+    with pytest.raises(NodeError, match="cannot be written"):
+        home.next_session_ms()

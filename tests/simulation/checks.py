@@ -65,6 +65,7 @@ class Checks:
         self.network = network
         self.jobs: dict[str, JobModel] = {}
         self.sessions: dict[str, str | None] = {}  # node id -> session that is registered
+        self.began_ms: dict[str, int] = {}  # of that session
         self.names: dict[str, str] = {}  # the wish of a client -> the job id it became
         self.moved: dict[str, dict[str, int]] = {}  # signature -> what each wallet gained
         self.written: set[str] = set()  # signatures whose bytes are in the log
@@ -280,6 +281,9 @@ class Checks:
         if isinstance(event, m.NodeBanned):
             self.banned_at_s.setdefault(node_id, self.network.scheduler.now_s)
         elif isinstance(event, m.NodeRegistered):
+            newest = self.began_ms.get(node_id, 0)
+            self.expect(event.began_ms >= newest, f"I2: an older session of {node_id} is registered again")
+            self.began_ms[node_id] = event.began_ms
             self.sessions[node_id] = event.session
         elif isinstance(event, m.NodeLost):
             self.expect(self.sessions.get(node_id) == event.session, f"I1: {node_id} lost in a session it is not in")

@@ -145,6 +145,17 @@ def ban_undone_by_registration() -> Iterator[Any]:
 
 
 @planted
+def old_session_returns() -> Iterator[Any]:
+    """A registration that comes late replaces the session that came after it."""
+    real = cyxcentral.nodes.illegal
+
+    def illegal(node: Any, event: m.NodeEvent) -> str | None:
+        return real(node, replace(event, began_ms=0) if isinstance(event, m.NodeRegistered) else event)
+
+    yield mock.patch.object(cyxcentral.nodes, "illegal", illegal)
+
+
+@planted
 def resume_from_unstored_checkpoint() -> Iterator[Any]:
     """A node says that it stored its state before it did, and central believes it."""
     real = nodes.Run._upload

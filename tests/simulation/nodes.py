@@ -148,6 +148,7 @@ class Node(Process):
             wallet=self.wallet,
             hardware=m.Hardware(cores=4, memory_bytes=2**33, memory_free_bytes=2**33, flops_per_s=1e11),
             max_runs=self.max_runs,
+            began_ms=int(self.session[2:], 16),
             signature="0" * 128,
         )
         said = replace(said, signature=self.sign(m.registration_bytes(said)))
