@@ -11,6 +11,7 @@ A deposit is built and signed here, from terms that were checked here: central n
 
 import asyncio
 import contextlib
+import functools
 import re
 import secrets
 import tempfile
@@ -117,7 +118,7 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    @property
+    @functools.cached_property
     def purse(self) -> "Wallet":
         """The wallet of this client; its key never leaves this process."""
         from cyxnet.wallet import Wallet

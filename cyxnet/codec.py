@@ -14,7 +14,7 @@ MAX_MESSAGE_BYTES = 1_000_000
 # The first two bytes of a float32 or float64 that is not finite, in MessagePack. Elsewhere the same bytes are harmless,
 # so only where they occur is the message walked through, which costs more than decoding it. (msgspec refuses such
 # numbers in JSON.)
-_FLOATS, _NOT_FINITE = (b"\xca", b"\xcb"), frozenset(b"\x7f\xff")
+_FLOAT32, _FLOAT64, _NOT_FINITE = b"\xca", b"\xcb", frozenset(b"\x7f\xff")
 _DECODERS: dict[tuple[str, Any], Any] = {}
 
 
@@ -44,7 +44,9 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
         decoder = _DECODERS[content_type, kind] = module.Decoder(kind)
     try:
         message = decoder.decode(payload)
-        if content_type == MSGPACK and any(occurs(payload, first, _NOT_FINITE) for first in _FLOATS):
+        if content_type == MSGPACK and (
+            occurs(payload, _FLOAT32, _NOT_FINITE) or occurs(payload, _FLOAT64, _NOT_FINITE)
+        ):
             _refuse_non_finite(message, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(str(error)[:500]) from None

@@ -253,10 +253,13 @@ def open_account(base: Pubkey, address: Pubkey, seed: str, space_bytes: int, ren
 
 def sign_message(wallet: Wallet, message: MessageV0, last_valid_block_height: int) -> SignedTransaction:
     lib = solders()
-    transaction = lib.VersionedTransaction(message, [lib.Keypair.from_seed(wallet.seed)])
+    header, payer = message.header, bytes(message.account_keys[0])
+    assert header.num_required_signatures == 1 and payer == wallet.public_key, "one wallet signs and pays"
+    signature = lib.Signature(wallet.sign(lib.to_bytes_versioned(message)))
+    transaction = lib.VersionedTransaction.populate(message, [signature])
     return SignedTransaction(
         transaction=bytes(transaction),
-        signature=str(transaction.signatures[0]),
+        signature=str(signature),
         last_valid_block_height=last_valid_block_height,
     )
 

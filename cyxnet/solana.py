@@ -7,11 +7,12 @@ built in cyxnet/escrow.py. The packages are loaded on first use, because they ta
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -440,23 +441,20 @@ class Settlement:
 
     async def _ask(self, method: str, *arguments: Any, client: Any = None, **options: Any) -> Any:
         """One RPC call, retried on a busy or unreachable endpoint: the library itself resends once."""
-        from solana.exceptions import SolanaRpcException
-        from solana.rpc.core import RPCException
-        from solders.errors import SerdeJSONError
-
+        errors = _rpc_errors()
         call = getattr(client or self._clients[0], method)
         for attempt in range(self.attempts):
             try:
                 return await call(*arguments, **options)
-            except RPCException as error:
+            except errors.refused as error:
                 if not _is_node_behind(error):
                     raise _refusal(method, error) from None
                 cause: BaseException | None = error
-            except SolanaRpcException as error:
+            except errors.unanswered as error:
                 cause = error.__cause__ or error
                 if not _is_temporary(cause):
                     break
-            except (SerdeJSONError, ValueError) as error:
+            except errors.unreadable as error:
                 raise SettlementError(
                     "chain_refused",
                     f"{method}: expected a Solana RPC answer from {self.url}, got: {error!s:.200}",
@@ -472,6 +470,23 @@ class Settlement:
 
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
+
+
+class _RpcErrors(NamedTuple):
+    """What the packages raise, by what it means."""
+
+    refused: type[Exception]
+    unanswered: type[Exception]
+    unreadable: tuple[type[Exception], ...]
+
+
+@functools.cache
+def _rpc_errors() -> _RpcErrors:
+    from solana.exceptions import SolanaRpcException
+    from solana.rpc.core import RPCException
+    from solders.errors import SerdeJSONError
+
+    return _RpcErrors(RPCException, SolanaRpcException, (SerdeJSONError, ValueError))
 
 
 class _AlreadyLanded(Exception):

@@ -70,15 +70,15 @@ class Wallet:
         if len(seed) != 32:
             raise WalletError(f"expected a wallet seed of 32 bytes, got {len(seed)}")
         self.seed = seed
-        public = Ed25519PrivateKey.from_private_bytes(seed).public_key()
-        self.public_key = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)  # half the cost of a signature is to derive it
+        self.public_key = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         self.address = base58_encode(self.public_key)
 
     def __repr__(self) -> str:
         return f"Wallet({self.address})"
 
     def sign(self, message: bytes) -> bytes:
-        return sign(self.seed, message)
+        return self._key.sign(message)
 
     @staticmethod
     def create() -> "Wallet":

@@ -19,7 +19,7 @@ from cyxnet import messages as m
 from cyxnet.config import NetworkFile
 from tests.simulation.chain import SimSettlement
 from tests.simulation.faults import HOUR_MS
-from tests.simulation.loop import ProcessLoop
+from tests.simulation.loop import ProcessLoop, sleep
 from tests.simulation.wire import Process, SimBus
 
 CENTRAL_SEED = bytes(range(32))
@@ -59,6 +59,7 @@ SETTINGS = settings(Path(_FOLDER.name))
 def shrink() -> "contextlib.ExitStack":
     """What makes a seed small: a chain six times as fast with slower first polls, and no signature checked twice."""
     stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(asyncio, "sleep", sleep))
     stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 0.1))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
     stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))

@@ -4,7 +4,6 @@ What runs on it is what cyxnet.escrow builds and signs; the few instructions tho
 transaction or none. Production's Settlement talks to it through RpcClient in place of the solana package's client.
 """
 
-import asyncio
 import json
 from bisect import bisect_right
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from solana.rpc import async_api
 from cyxnet.escrow import DECIMALS, associated_address, mint_address, solders
 from cyxnet.solana import Settlement
 from tests.simulation.faults import Faults
-from tests.simulation.loop import ProcessLoop, Scheduler
+from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 from tests.simulation.wire import Process
 
 BLOCK_S = 0.25
@@ -209,7 +208,7 @@ class RpcClient:
         """Ask: the block height of the machine that answers. Raises what the real client raises."""
         if self._faults.hit("crash_at_io"):
             self._process.crash("at a question to the chain")
-        await asyncio.sleep(self._faults.delay_s())
+        await Nap(self._process.loop, self._faults.delay_s())
         if self._faults.hit("rpc_error"):
             error = SolanaRpcException(TimeoutError("no answer"), _machine_of, self, method)
             raise error from TimeoutError("no answer")
@@ -226,7 +225,7 @@ class RpcClient:
     async def _answered(self) -> None:
         if self._faults.hit("crash_at_io"):
             self._process.crash("at an answer of the chain")
-        await asyncio.sleep(self._faults.delay_s())
+        await Nap(self._process.loop, self._faults.delay_s())
 
     async def get_genesis_hash(self) -> Any:
         return SimpleNamespace(value="simulated")

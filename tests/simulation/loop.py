@@ -7,9 +7,10 @@ alone: callbacks of one process keep asyncio's order, timers of the same instant
 import asyncio
 import contextlib
 import heapq
+import types
 from asyncio import events
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -36,6 +37,62 @@ class Handle:
         return self.loop.local_s(self.at_s)
 
 
+class Nap(Handle):
+    """What a sleeping task waits for: its timer wakes it by itself, where a future would do so a moment later.
+
+    In that moment nothing else could run, for timers run when nobody is ready: no history is another one by it.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_broken_off")
+
+    def __init__(self, loop: "ProcessLoop", delay_s: float):
+        scheduler = loop.scheduler
+        self.loop = loop
+        self.callback = None
+        self.args = (self,)
+        self.at_s = scheduler.now_s + delay_s / loop.rate
+        self._asyncio_future_blocking = True  # how a task knows a future
+        self._broken_off = False
+        scheduler.later(self, self.at_s)
+
+    def __await__(self) -> Iterator["Nap"]:
+        return iter((self,))
+
+    def get_loop(self) -> "ProcessLoop":
+        return self.loop
+
+    def add_done_callback(self, wake: Callable[..., object], *, context: Any = None) -> None:
+        self.callback = wake
+
+    def result(self) -> None:
+        """The task asks for it when it is woken."""
+        self.args = ()  # no cycle is left to be collected
+        if self._broken_off:
+            raise asyncio.CancelledError
+
+    def cancel(self, msg: Any = None) -> bool:  # type: ignore[override]
+        wake, self.callback = self.callback, None
+        if wake is None:
+            return False
+        self._broken_off = True
+        self.loop.call_soon(wake, self)
+        return True
+
+
+async def sleep(delay: float, result: Any = None) -> Any:
+    """asyncio.sleep() on the virtual clock of the process that calls it."""
+    if delay > 0:
+        await Nap(events._get_running_loop(), delay)  # type: ignore[arg-type]
+    else:
+        await _turn()
+    return result
+
+
+@types.coroutine
+def _turn() -> Iterator[None]:
+    yield
+
+
 class Scheduler:
     """The one queue of everything that is going to happen. now_s: true virtual seconds."""
 
@@ -48,20 +105,22 @@ class Scheduler:
         self._ready: deque[Handle] = deque()
         self._timers: list[tuple[float, float, int, Handle]] = []
         self._count = 0
-        self._running: ProcessLoop | None = None
 
     def fail(self, why: str) -> None:
         """An invariant does not hold. Recorded, not raised: production code catches what it did not foresee."""
         if self.failure is None:
             self.failure = f"at {self.now_s:.3f} s: {why}"
 
-    def soon(self, handle: Handle) -> None:
-        self._ready.append(handle)
-
     def later(self, handle: Handle, at_s: float, tie: float | None = None) -> None:
         self._count += 1
-        tie = self.dice.random() if tie is None else tie
-        heapq.heappush(self._timers, (max(at_s, self.now_s), tie, self._count, handle))
+        if tie is None:
+            tie = self.dice.random()
+        heapq.heappush(self._timers, (at_s if at_s > self.now_s else self.now_s, tie, self._count, handle))
+
+    def forget(self) -> None:
+        """Nothing more is going to happen."""
+        self._ready.clear()
+        self._timers.clear()
 
     def at(self, loop: "ProcessLoop", at_s: float, callback: Callable[..., object], *args: Any) -> None:
         """Call back in the process of `loop` at a true time. What crosses processes goes through here."""
@@ -71,34 +130,31 @@ class Scheduler:
         """Run what is due up to `until_s`, an invariant that fails, or stop()."""
         ready, timers = self._ready, self._timers
         before = events._get_running_loop()
+        running: ProcessLoop | None = None
         try:
             while self.failure is None and not self.stopped:
                 if ready:
-                    self._run(ready.popleft())
+                    handle = ready.popleft()
                 elif timers and timers[0][0] <= until_s:
                     self.now_s, _, _, handle = heapq.heappop(timers)
-                    self._run(handle)
                 else:
                     break
+                loop, callback = handle.loop, handle.callback
+                if callback is None or not loop.alive:
+                    continue
+                if loop.paused_until_s > self.now_s:
+                    self.later(handle, loop.paused_until_s, tie=-1.0)  # in the order in which they would have run
+                    continue
+                if loop is not running:
+                    events._set_running_loop(loop)
+                    running = loop
+                self.steps += 1
+                try:
+                    callback(*handle.args)
+                except Exception as error:
+                    self.fail(f"{loop.name}: {type(error).__name__} in a callback: {error}")
         finally:
             events._set_running_loop(before)
-            self._running = None
-
-    def _run(self, handle: Handle) -> None:
-        loop, callback = handle.loop, handle.callback
-        if callback is None or not loop.alive:
-            return
-        if loop.paused_until_s > self.now_s:
-            self.later(handle, loop.paused_until_s, tie=-1.0)  # in the order in which they would have run
-            return
-        if loop is not self._running:
-            events._set_running_loop(loop)
-            self._running = loop
-        self.steps += 1
-        try:
-            callback(*handle.args)
-        except Exception as error:
-            self.fail(f"{loop.name}: {type(error).__name__} in a callback: {error}")
 
 
 class ProcessLoop(asyncio.AbstractEventLoop):
@@ -112,15 +168,15 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self.name = name
         self.alive = True
         self.paused_until_s = 0.0
-        self._rate = rate
+        self.rate = rate
         self._offset_s = offset_s
         self._tasks: list[asyncio.Task[Any]] = []
 
     def local_s(self, true_s: float) -> float:
-        return self._offset_s + true_s * self._rate
+        return self._offset_s + true_s * self.rate
 
     def time(self) -> float:
-        return self._offset_s + self.scheduler.now_s * self._rate
+        return self._offset_s + self.scheduler.now_s * self.rate
 
     def kill(self) -> None:
         self.alive = False
@@ -133,6 +189,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(Exception):  # its finally blocks meet a world that is no more
                     task.get_coro().close()  # type: ignore[union-attr]
+        self._tasks.clear()
 
     def pause(self, seconds: float) -> None:
         """SIGSTOP for so long: messages and timers pile up."""
@@ -148,10 +205,10 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     call_soon_threadsafe = call_soon
 
     def call_later(self, delay, callback, *args, context=None):  # type: ignore[no-untyped-def, override]
-        return self._at(self.scheduler.now_s + delay / self._rate, callback, args)
+        return self._at(self.scheduler.now_s + delay / self.rate, callback, args)
 
     def call_at(self, when, callback, *args, context=None):  # type: ignore[no-untyped-def, override]
-        return self._at((when - self._offset_s) / self._rate, callback, args)
+        return self._at((when - self._offset_s) / self.rate, callback, args)
 
     def _at(self, at_s: float, callback: Callable[..., object], args: tuple[Any, ...]) -> Handle:
         handle = Handle(self, callback, args, at_s)

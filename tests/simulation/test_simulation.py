@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from tests.simulation.explore import explore, replay_command, run_one
-from tests.simulation.loop import ProcessLoop, Scheduler
+from tests.simulation.loop import ProcessLoop, Scheduler, sleep
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.trial import trial
 
@@ -95,6 +95,26 @@ def test_an_hour_passes_at_once_and_on_the_clock_of_the_process(scheduler):
     loop.create_task(work())
     scheduler.run_until(10_000)
     assert (scheduler.now_s, seen) == (1800.0, [3700.0])
+
+
+@pytest.mark.parametrize("nap", [asyncio.sleep, sleep])
+def test_who_sleeps_can_be_woken_by_a_time_limit(scheduler, nap):
+    loop = ProcessLoop(scheduler, "process")
+    seen = []
+
+    async def work():
+        try:
+            async with asyncio.timeout(10):
+                await nap(3600)
+        except TimeoutError:
+            seen.append(scheduler.now_s)
+        seen.append(await nap(5, "rested"))
+        await nap(0)
+        seen.append(scheduler.now_s)
+
+    loop.create_task(work())
+    scheduler.run_until(10_000)
+    assert seen == [10.0, "rested", 15.0]
 
 
 def test_a_killed_process_does_nothing_more_not_even_its_finally(scheduler):

@@ -1,10 +1,12 @@
 """One seed: a network of two centrals, five nodes and some clients, everything that goes wrong with it, and its end."""
 
 import contextlib
+import functools
 import gc
 import hashlib
 import logging
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -270,6 +272,7 @@ class Network:
     def close(self) -> None:
         for process in (*self.graveyard, *self.clients):
             process.loop.bury()
+        self.scheduler.forget()
 
 
 MISFORTUNES: dict[str, tuple[int, Any]] = {
@@ -284,6 +287,7 @@ MISFORTUNES: dict[str, tuple[int, Any]] = {
 }
 
 
+@functools.cache
 def wallet_address(number: int) -> str:
     return Wallet(identity(number).child("wallet")).address
 
@@ -297,33 +301,51 @@ AUTHORITY = _authority()
 
 def trial(seed: int, keep_trace: bool = False) -> Result:
     """Run one seed. The same seed gives the same trace_hash, in any process."""
-    logging.disable(logging.CRITICAL)
     was_collecting = gc.isenabled()
     gc.disable()  # what dead processes leave is collected between seeds, not at some point within one
     try:
-        with shrink():
-            network = Network(seed, keep_trace)
-            try:
-                network.run()
-            finally:
-                network.close()
-        ends: dict[str, int] = {}
-        for central in list(network.centrals.values())[:1]:
-            if central.central:
-                for job in central.central.world.jobs.values():
-                    ends[job.status] = ends.get(job.status, 0) + 1
-        return Result(
-            seed=seed,
-            failure=network.scheduler.failure,
-            trace_hash=network.hash.hexdigest(),
-            steps=network.scheduler.steps,
-            virtual_s=network.scheduler.now_s,
-            faults=dict(network.faults.counts),
-            events=network.checks.kinds,
-            trace=network.lines or [],
-            ends=ends,
-        )
+        with silence():
+            return _trial(seed, keep_trace)
     finally:
-        logging.disable(logging.NOTSET)
+        gc.collect(0)  # all that this seed made is young, and nobody has it any more
         if was_collecting:
             gc.enable()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Without production's log. To say so costs as much as a hundred steps: who runs many seeds says it once."""
+    before = logging.root.manager.disable
+    if before >= logging.CRITICAL:
+        yield
+        return
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _trial(seed: int, keep_trace: bool) -> Result:
+    with shrink():
+        network = Network(seed, keep_trace)
+        try:
+            network.run()
+        finally:
+            network.close()
+    ends: dict[str, int] = {}
+    for central in list(network.centrals.values())[:1]:
+        if central.central:
+            for job in central.central.world.jobs.values():
+                ends[job.status] = ends.get(job.status, 0) + 1
+    return Result(
+        seed=seed,
+        failure=network.scheduler.failure,
+        trace_hash=network.hash.hexdigest(),
+        steps=network.scheduler.steps,
+        virtual_s=network.scheduler.now_s,
+        faults=dict(network.faults.counts),
+        events=network.checks.kinds,
+        trace=network.lines or [],
+        ends=ends,
+    )

@@ -16,7 +16,7 @@ from cyxnet import subjects
 from cyxnet.bus import TEMPORARY_CODES, ApiError, AppendUnknown, BusError, Conflict, Stored
 from cyxnet.codec import JSON, MSGPACK, decode, encode
 from tests.simulation.faults import Faults
-from tests.simulation.loop import ProcessLoop, Scheduler
+from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 
 ANSWER_TIMEOUT_S = 5.0
 Route = Callable[[str, bytes, str, "Reply | None"], None]
@@ -41,6 +41,11 @@ class Reply:
     def __init__(self, process: Process, future: "asyncio.Future[tuple[str, bytes, str]]"):
         self.process = process
         self.future = future
+
+
+def _give_up(reply: Reply, subject: str, timeout_s: float) -> None:
+    if not reply.future.done():
+        reply.future.set_exception(BusError(f"no answer to {subject} within {timeout_s:g} s"))
 
 
 class Subscription:
@@ -172,6 +177,7 @@ class SimBus:
 
     def __init__(self, process: Process, edge: Edge, core: Core | None = None):
         self._process = process
+        self._loop = process.loop
         self._edge = edge
         self._core_or_none = core
         self._faults = edge.faults
@@ -189,9 +195,9 @@ class SimBus:
 
     async def round_trip(self) -> None:
         """There and back. Raises BusError when the link does not work in either direction."""
-        await asyncio.sleep(self._faults.delay_s() + self._faults.delay_s())
+        await Nap(self._loop, self._faults.delay_s() + self._faults.delay_s())
         if self._process.deaf or self._process.mute:
-            await asyncio.sleep(2.0)
+            await Nap(self._loop, 2.0)
             raise BusError("the broker does not answer")
 
     # -- plain messages ------------------------------------------------------------------------------
@@ -209,7 +215,7 @@ class SimBus:
             while True:
                 await handler(*await messages.get())
 
-        self._process.loop.create_task(pump())
+        self._loop.create_task(pump())
         return self._listen(subject, lambda s, p, c, _: messages.put_nowait((s, p, {"Content-Type": c})), queue)
 
     def _listen(self, subject: str, route: Route, queue: str = "") -> Subscription:
@@ -220,13 +226,13 @@ class SimBus:
     async def request(
         self, subject: str, payload: bytes, *, content_type: str = JSON, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> tuple[bytes, dict[str, str]]:
-        reply = Reply(self._process, self._process.loop.create_future())
+        reply = Reply(self._process, self._loop.create_future())
         self._edge.send(self._process, subject, payload, content_type, reply)
+        limit = self._loop.call_at(self._loop.time() + timeout_s, _give_up, reply, subject, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                status, data, answer_type = await reply.future
-        except TimeoutError:
-            raise BusError(f"no answer to {subject} within {timeout_s:g} s") from None
+            status, data, answer_type = await reply.future
+        finally:
+            limit.cancel()
         if status == "no responders":
             raise BusError(f"nobody serves {subject}")
         if status:
@@ -288,7 +294,7 @@ class SimBus:
             except Exception as error:
                 self._edge.answer(self._process, reply, self._refusal(error), b"", JSON)
 
-        self._process.loop.create_task(work())
+        self._loop.create_task(work())
 
     def _refusal(self, error: Exception) -> str:
         """The status a caller sees, as the bus makes it."""
@@ -312,13 +318,13 @@ class SimBus:
         """One way to the broker or back; a process may die at any of them."""
         if self._faults.hit("crash_at_io"):
             self._process.crash("at an I/O boundary")
-        await asyncio.sleep(self._faults.delay_s())
+        await Nap(self._loop, self._faults.delay_s())
 
     async def _leader(self) -> None:
         """On the way to the leader of the stream. Raises BusError when there is none, or no answer comes."""
         await self._hop()
         if self._scheduler.now_s < self._core.away_until_s or self._faults.hit("unreadable"):
-            await asyncio.sleep(min(ANSWER_TIMEOUT_S, 0.2 + self._scheduler.dice.expovariate(1.0)))
+            await Nap(self._loop, min(ANSWER_TIMEOUT_S, 0.2 + self._scheduler.dice.expovariate(1.0)))
             raise BusError("no answer from the leader of the stream")
 
     async def ensure_stream(self, name: str, stream_subjects: list[str], **options: Any) -> Any:
@@ -339,7 +345,7 @@ class SimBus:
         if self._scheduler.now_s < core.away_until_s or self._faults.hit("unknown"):
             self._some_time(messages)
             wait_s = ANSWER_TIMEOUT_S if self._scheduler.dice.random() < 0.3 else 0.3
-            await asyncio.sleep(wait_s)  # the time limit, or the link breaks and says so at once
+            await Nap(self._loop, wait_s)  # the time limit, or the link breaks and says so at once
             raise AppendUnknown(f"no answer to the append to {messages[0][0]}")
         seqs = core.store(messages)
         await self._hop()
@@ -396,16 +402,16 @@ class SimBus:
             while True:
                 while seen < len(found.messages):
                     if self._faults.hit("stalled"):
-                        await asyncio.sleep(self._scheduler.dice.expovariate(1 / 4))
-                    await asyncio.sleep(self._faults.delay_s())
+                        await Nap(self._loop, self._scheduler.dice.expovariate(1 / 4))
+                    await Nap(self._loop, self._faults.delay_s())
                     for stored in found.messages[seen:]:
                         seen = stored.seq
                         await handler(stored)
-                future: asyncio.Future[None] = self._process.loop.create_future()
+                future: asyncio.Future[None] = self._loop.create_future()
                 found.waiting.append(future)
                 await future
 
-        self._process.loop.create_task(pump())
+        self._loop.create_task(pump())
 
 
 def fingerprint(payload: bytes) -> int:
