@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cyxcentral import tree
-from cyxcentral.jobs import Job
+from cyxcentral.jobs import BACKOFF_MS, Job
 from cyxcentral.schedule import place
 
 Place = tuple[int, str]
@@ -44,7 +44,8 @@ def needs_of(job: Job) -> Needs:
 
 
 def _spot(job: Job) -> Spot:
-    rest_ms = max(0, job.not_before_ms - job.changed_at_ms)
+    # what happened to the job since (its deposit became final) has the time of another central: no rest is longer
+    rest_ms = min(max(0, job.not_before_ms - job.changed_at_ms), BACKOFF_MS[-1])
     return Spot(needs_of(job), (job.memory_bytes, place(job)), job.not_before_ms, rest_ms)
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import schedule
+from cyxcentral import jobs, schedule
 from cyxcentral.matching import Matching
 from cyxcentral.schedule import Weights
 from cyxnet import messages as m
@@ -158,6 +158,14 @@ def test_a_back_off_written_by_a_clock_that_is_hours_ahead_lasts_as_long_as_it_w
     assert made.next(1_000) is None
     assert made.next_due_ms() == 3_000
     assert made.next(3_000).job_id == "job-1"
+
+
+def test_a_back_off_by_a_fast_clock_stays_short_when_a_central_with_another_clock_tells_of_the_job():
+    # a node that was stopped gave back a job whose deposit became final later: it waited for an hour
+    hour = 3_600_000
+    made = matching_of([replace(job(), changed_at_ms=1_000, not_before_ms=hour)], [node()])
+    assert made.next(1_000) is None
+    assert made.next(1_000 + jobs.BACKOFF_MS[-1]).job_id == "job-1"
 
 
 def test_a_back_off_ends_though_the_clock_is_set_back():
