@@ -18,6 +18,7 @@ the guards, before anything is appended, with the state the append is conditiona
 happened into a Job.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -314,16 +315,31 @@ def _ended(job: Job, lost: m.LeaseLost) -> Job:
 def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
     fatal = event.deterministic and (event.sole or confirmed(job, event))
     job = replace(_ended(job, event), error=event.reason)
-    tried = sum(attempt.lost is None or attempt.lost.code not in UNCOUNTED for attempt in job.attempts)
-    if fatal or tried >= job.job.max_attempts or job.attempt >= MAX_LEASES:
+    if fatal or tried(job) >= job.job.max_attempts or job.attempt >= MAX_LEASES:
         if job.funded:
             return _settle(job, "failed", event.reason)
         return replace(job, outcome="failed")  # the deposit may still land: then all of it goes back
     if job.pause_requested:
         return replace(job, status="paused")
-    asked_for = event.code in (PAUSED, NODE_STOPPED)
-    backoff = 0 if asked_for else BACKOFF_MS[min(job.attempt - 1, len(BACKOFF_MS) - 1)]
-    return replace(job, not_before_ms=at_ms + backoff)
+    return replace(job, not_before_ms=at_ms + _rest_ms(job, event.code))
+
+
+def tried(job: Job) -> int:
+    """How many attempts count: those that did not end because somebody asked, or before they began."""
+    return sum(attempt.lost is None or attempt.lost.code not in UNCOUNTED for attempt in job.attempts)
+
+
+def _rest_ms(job: Job, code: str) -> int:
+    """How long the job rests after its last attempt was lost with this code.
+
+    The first refusal costs nothing: two centrals gave one node two jobs at once, and there may be another node. Only
+    refusals in a row grow longer: whoever refuses again would be asked again at once.
+    """
+    if code in (PAUSED, NODE_STOPPED):
+        return 0
+    codes = [attempt.lost.code if attempt.lost else "" for attempt in job.attempts]
+    in_a_row = len(list(itertools.takewhile(lambda lost: lost == REFUSED, reversed(codes))))
+    return BACKOFF_MS[min(in_a_row or tried(job), len(BACKOFF_MS)) - 1]
 
 
 def confirmed(job: Job, event: m.LeaseLost) -> bool:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import schedule
+from cyxcentral import jobs, schedule
 from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -466,6 +466,53 @@ async def test_a_node_that_is_merely_busy_costs_the_job_no_attempt(scheduling, n
     assert asked == [1, 2, 3, 4, 5]
     assert scheduling.world.jobs["job-1"].status == "leased"
     assert scheduling.world.nodes[NODE].reputation == reputation
+
+
+async def test_of_two_jobs_that_two_centrals_gave_one_node_the_refused_one_goes_elsewhere_at_once(broker, node):
+    # each central saw the node free; the compare-and-swap is on the jobs, so both leases are stored
+    key_b = Identity(b"b" * 32)
+    node_b = f"node-b-{key_b.short_id}"
+    held, elsewhere = [], asyncio.Event()
+
+    async def only_one(subject, command):
+        if isinstance(command, m.Assign) and command.job_id not in held and held:
+            return m.CommandReply(accepted=False, reason="no free slot: 1 of 1 runs are busy")
+        held.append(command.job_id)
+        return m.CommandReply(accepted=True)
+
+    async def the_other(subject, command):
+        elsewhere.set()
+        return m.CommandReply(accepted=True)
+
+    await node.answer(subjects.command(NODE), m.Command, only_one)
+    await node.answer(subjects.command(node_b), m.Command, the_other)
+    a, b = [await SmallCentral.start(broker, f"central-{name}") for name in "ab"]
+    await a.dispatch._register(register())
+    for job_id in ("job-1", "job-2"):
+        await a.job(job_id, f.FUNDED, max_attempts=1)
+    await b.log.catch_up()
+    choices = [schedule.Assignment(job_id=job_id, node_id=NODE, explanation={}) for job_id in ("job-1", "job-2")]
+    leases = [each.dispatch._lease(choice) for each, choice in zip((a, b), choices, strict=True)]
+    assert None not in leases
+    for each, choice, lease in zip((a, b), choices, leases, strict=True):
+        await each.say(subjects.job_event(choice.job_id), lease)
+    await a.say(subjects.node_event(node_b), f.registered(node_b, public_key=key_b.public_key))
+    times = {}
+    a.log.applied.append(lambda stored, record: times.update({type(record.event).__name__: record.at_ms}))
+    for each in (a, b):
+        each.log.applied.append(lambda stored, record, each=each: each.dispatch.wake())
+        await each.dispatch.start()
+    await asyncio.wait_for(elsewhere.wait(), 10)
+    await a.log.catch_up()
+    [refused] = [job for job in a.world.jobs.values() if job.attempt == 2]
+    assert refused.attempts[0].lost.code == "refused"
+    assert refused.attempts[1].node_id == node_b
+    # it may have one attempt only, and has it now; it rested not a millisecond
+    assert (refused.status, jobs.tried(refused)) == ("leased", 1)
+    assert refused.not_before_ms == times["LeaseLost"]
+    print(f"leased again {times['Leased'] - times['LeaseLost']} ms after the refusal")
+    for each in (a, b):
+        await each.close()
 
 
 async def test_nothing_is_remembered_of_runs_that_are_over(scheduling, node, tmp_path):

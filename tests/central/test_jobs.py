@@ -94,6 +94,22 @@ def test_a_fault_that_two_nodes_find_is_the_jobs_own_and_not_tried_again():
     assert f.job_after(*events, f.lost(2, deterministic=True, code="another")).status == "queued"
 
 
+def test_a_refused_lease_costs_neither_an_attempt_nor_time():
+    job = f.job_after(f.FUNDED, f.leased(), f.lost(code="refused"))
+    assert (job.status, job.not_before_ms, jobs.tried(job)) == ("queued", job.changed_at_ms, 0)
+    again = f.job_after(f.FUNDED, f.leased(), f.lost(code="refused"), f.leased(2, "node-b"), f.lost(2))
+    assert again.not_before_ms == again.changed_at_ms  # the first real loss, as without the refusal
+
+
+def test_refusals_in_a_row_rest_longer_and_longer():
+    events, rests = [f.FUNDED], []
+    for number in range(1, 5):
+        events += [f.leased(number), f.lost(number, code="refused")]
+        job = f.job_after(*events)
+        rests.append(job.not_before_ms - job.changed_at_ms)
+    assert rests == list(jobs.BACKOFF_MS[:4])
+
+
 def test_one_node_cannot_confirm_itself():
     events = [f.FUNDED, f.leased(), f.lost(deterministic=True), f.leased(2), f.lost(2, deterministic=True)]
     assert f.job_after(*events).status == "queued"
