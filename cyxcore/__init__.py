@@ -9,9 +9,24 @@ kernels and needs no NumPy.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cyxcore.dtype import DTYPES
+
 __version__ = "0.1.0"
+__array_api_version__ = "2025.12"
 
 _NAMES: dict[str, str] = {
+    "__array_namespace_info__": "inspection",
+    **dict.fromkeys(("finfo", "iinfo", "can_cast", "isdtype", "result_type"), "dtype"),
+    **dict.fromkeys(
+        (
+            "abs acos acosh add asin asinh astype atan atan2 atanh bitwise_and bitwise_invert bitwise_left_shift "
+            "bitwise_or bitwise_right_shift bitwise_xor ceil clip conj copysign cos cosh divide equal exp expm1 floor "
+            "floor_divide greater greater_equal hypot imag isfinite isinf isnan less less_equal log log10 log1p log2 "
+            "logaddexp logical_and logical_not logical_or logical_xor multiply negative nextafter not_equal positive "
+            "pow real reciprocal remainder round sign signbit sin sinh sqrt square subtract tan tanh trunc"
+        ).split(),
+        "elementwise",
+    ),
     "Graph": "graph",
     "build": "layers",
     "trace": "tracing",
@@ -44,9 +59,8 @@ _NAMES: dict[str, str] = {
     "load_model": "model",
 }
 _MODULES = ("nn", "optim", "lr_scheduler", "functional", "errors", "spec", "data", "device")
-_DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 
-__all__ = [*_NAMES, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_NAMES, *_MODULES, *DTYPES, "__version__", "__array_api_version__"]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from cyxcore import data as data
@@ -72,6 +86,7 @@ if TYPE_CHECKING:
     from cyxcore.eager import randn as randn
     from cyxcore.eager import tensor as tensor
     from cyxcore.eager import zeros as zeros
+    from cyxcore.elementwise import *  # noqa: F403
     from cyxcore.evaluation import evaluate as evaluate
     from cyxcore.evaluation import predict as predict
     from cyxcore.functional import concat as concat
@@ -94,7 +109,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"cyxcore.{_NAMES[name]}"), name)
     elif name in _MODULES:
         value = importlib.import_module(f"cyxcore.{name}")
-    elif name in _DTYPES:
+    elif name in DTYPES:
         value = name
     else:
         raise AttributeError(f"cyxcore has no {name!r}; it has: {', '.join(sorted(__all__))}")
@@ -103,4 +118,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_DTYPES})
+    return sorted({*globals(), *__all__})

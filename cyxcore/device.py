@@ -1,7 +1,8 @@
 """Where ops run: the only place a device is chosen.
 
-A device is a name in DEVICES: "cpu" (compiled kernels) or "reference" (NumPy, the definition). There
-is no fallback: an op without a cpu kernel is a KernelError.
+A device is a name in DEVICES: "cpu" (compiled kernels) or "reference" (NumPy, the definition). On the
+cpu an op or dtype without a compiled kernel runs by its definition, but only at once: a program holds
+nothing else than compiled kernels, whose bits are the same on every machine; the rest is a KernelError.
 To add a device: a class with `call` and `program`, and a row in DEVICES.
 """
 
@@ -13,15 +14,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cyxcore.dtype import DTYPES
 from cyxcore.errors import KernelError, SpecError
 from cyxcore.kernels import reference
+from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
 
 Array = np.ndarray[Any, Any]
 
 
 # ndarray.dtype.name takes microseconds; this takes none.
-DTYPE_NAMES: dict[Any, str] = {np.dtype(name): name for name in DTYPES}
+DTYPE_NAMES: dict[Any, str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 
 
 class Call(NamedTuple):
@@ -68,28 +69,37 @@ class Cpu:
                 "tree (a C compiler is needed), or choose the slow NumPy device: "
                 'cyxcore.use_device("reference")'
             ) from None
-        self._supported: set[tuple[str, tuple[str, ...]]] = set()
+        self._known: dict[tuple[Any, ...], bool] = {}
 
-    def _check(self, op: str, inputs: Sequence[Array]) -> None:
-        """Raises KernelError when there is no kernel for these element types."""
-        dtypes = tuple([DTYPE_NAMES[x.dtype] for x in inputs])
-        if (op, dtypes) in self._supported:
-            return
-        if not self.kernels.supports(op, dtypes):
+    def _check(self, op: str, out: Array, inputs: Sequence[Array]) -> None:
+        """Raises KernelError when there is no compiled kernel for these element types."""
+        if not self._has(op, out, inputs):
+            dtypes = [DTYPE_NAMES[x.dtype] for x in inputs]
             raise KernelError(
                 f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or cyxcore.use_device('reference')"
             )
-        self._supported.add((op, dtypes))
+
+    def _has(self, op: str, out: Array, inputs: Sequence[Array]) -> bool:
+        key = (op, out.dtype, *[x.dtype for x in inputs])
+        known = self._known.get(key)
+        if known is None:
+            known = self.kernels.supports(op, tuple([DTYPE_NAMES[x.dtype] for x in inputs]))
+            if op == "cast":  # the one op whose result has a dtype of its own
+                known = known and self.kernels.supports(op, (DTYPE_NAMES[out.dtype],))
+            self._known[key] = known
+        return known
 
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
-        self._check(op, inputs)
-        self.kernels.call(op, out, inputs, attrs)
+        if self._has(op, out, inputs):
+            self.kernels.call(op, out, inputs, attrs)
+        else:
+            reference.call(op, out, inputs, attrs)
 
     def program(self, calls: Sequence[Call]) -> Callable[[], None]:
         """The calls as one loop in C."""
         program = self.kernels.Program()
         for one in calls:
-            self._check(one.op, one.inputs)
+            self._check(one.op, one.out, one.inputs)
             program.add(one.op, one.out, list(one.inputs), dict(one.attrs))
         return program.run
 

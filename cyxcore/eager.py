@@ -4,6 +4,7 @@ An op runs at once on the current device (device.py); when a gradient may be ask
 remembers the op and its inputs, and `backward` walks back with the rules of grad.py.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,14 +15,18 @@ import numpy as np
 from cyxcore import device as devices
 from cyxcore import indexing, random
 from cyxcore.device import DTYPE_NAMES
-from cyxcore.dtype import dtype_name, is_float
-from cyxcore.errors import DtypeError, GradientError, ShapeError
+from cyxcore.dtype import DEFAULTS, INTEGERS, REAL, dtype_name, iinfo, is_float
+from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
 from cyxcore.grad import NO_GRADIENT, input_gradients
 from cyxcore.infer import Shape, Typed
+from cyxcore.kernels import reference
+from cyxcore.kernels.bfloat16 import NUMPY_DTYPES, widened
 from cyxcore.ops import infer_op
 from cyxcore.values import Value
 
 Array = np.ndarray[Any, Any]
+
+API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the array API standard; the last is ours
 
 _recording = True
 
@@ -71,19 +76,44 @@ def next_key() -> Array:
 
 
 def _array(data: Any, dtype: Any = None) -> Array:
-    """A C-contiguous array of one of our dtypes; Python floats become float32."""
+    """A C-contiguous array of one of our dtypes; Python floats become float32, complex numbers complex64.
+
+    Raises DtypeError for what is no number, and for numbers the dtype cannot hold.
+    """
     if isinstance(data, Tensor):
         data = data._data
     wanted = None if dtype is None else dtype_name(dtype)
     plain = not isinstance(data, (np.ndarray, np.generic)) and not hasattr(data, "__array__")
     array = np.asarray(data)
-    if wanted is None and plain and array.dtype == np.float64:
-        wanted = "float32"
-    if array.dtype not in DTYPE_NAMES and wanted is None:
-        dtype_name(array.dtype)  # says which dtypes there are
-    if wanted is not None and array.dtype.kind not in "biuf":
-        raise DtypeError(f"tensor: expected numbers, got {array.dtype}")
+    if wanted is None and plain:
+        wanted = _NARROWER.get(array.dtype)
+    have = DTYPE_NAMES.get(array.dtype)
+    if have is None:
+        if wanted is None:
+            dtype_name(array.dtype)  # says which dtypes there are
+        if array.dtype.kind not in "biufc":
+            raise DtypeError(f"tensor: expected numbers, got {array.dtype}")
+    if have == "bfloat16" or wanted == "bfloat16":
+        array = array if have == wanted or wanted is None else _converted(array, str(wanted))
+        wanted = None
+    elif wanted in REAL and array.dtype.kind == "c":
+        raise DtypeError(f"tensor: {wanted} cannot hold complex numbers; take real(x), imag(x) or abs(x) first")
+    elif plain and wanted in INTEGERS and array.dtype.kind in "iu" and array.size:
+        low, high = iinfo(wanted)[2:0:-1]
+        if not (low <= int(array.min()) and int(array.max()) <= high):
+            raise DtypeError(f"tensor: {wanted} holds {low}..{high}, got {array.min()}..{array.max()}")
     result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+    return result
+
+
+# What Python's own numbers become: NumPy would take the double of it.
+_NARROWER = {np.dtype(np.float64): "float32", np.dtype(np.complex128): "complex64"}
+
+
+def _converted(array: Array, dtype: str) -> Array:
+    """An array cast as the op `cast` does, bfloat16 being nothing NumPy can cast."""
+    result: Array = np.empty(array.shape, NUMPY_DTYPES[dtype])
+    reference.call("cast", result, [array], {"dtype": dtype})
     return result
 
 
@@ -112,7 +142,7 @@ class Tensor(Value):
         if op == "reshape":
             result = _wrap(tensors[0]._data.reshape(shape))
         else:
-            result = _wrap(np.empty(shape, dtype))
+            result = _wrap(np.empty(shape, NUMPY_DTYPES[dtype]))
             devices.backend(devices.default_device()).call(op, result._data, [t._data for t in tensors], normal)
         if _recording and op not in NO_GRADIENT and is_float(dtype) and any(t.requires_grad for t in tensors):
             result.requires_grad = True
@@ -123,8 +153,17 @@ class Tensor(Value):
         result: Tensor = indexing.get(self, index)
         return result
 
+    def copy(self) -> "Tensor":
+        return self._apply("cast", [self], {"dtype": self.dtype})
+
     def _constant(self, value: Any, dtype: str | None = None) -> "Tensor":
-        return Tensor(value, dtype)
+        if dtype is None or dtype == "bfloat16" or type(value) not in DEFAULTS:
+            return Tensor(value, dtype)
+        try:  # the short way for numbers, which stand beside a tensor in every other expression
+            return _wrap(np.array(value, NUMPY_DTYPES[dtype]))
+        except OverflowError:
+            low, high = iinfo(dtype)[2:0:-1]
+            raise DtypeError(f"{dtype} holds {low}..{high}, got {value}; use astype on the tensor") from None
 
     def _uniform(self, shape: tuple[int, ...]) -> "Tensor":
         return self._apply("uniform", [_wrap(next_key())], {"shape": shape, "stream": 0})
@@ -187,12 +226,21 @@ class Tensor(Value):
 
     def numpy(self) -> Array:
         """The array itself, not a copy."""
+        if self.dtype == "bfloat16":
+            raise DtypeError("numpy: NumPy has no bfloat16; use astype('float32') first, which loses nothing")
         return self._data
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        if dtype is None or np.dtype(dtype) == self._data.dtype:
-            return self._data.copy() if copy else self._data
-        return self._data.astype(dtype)
+        """The array itself, or a copy where `dtype` or `copy` ask for one.
+
+        Raises ValueError for copy=False with another dtype.
+        """
+        array = self.numpy()
+        if dtype is None or np.dtype(dtype) == array.dtype:
+            return array.copy() if copy else array
+        if copy is False:
+            raise ValueError(f"__array__: {self.dtype} as {np.dtype(dtype)} is a copy; leave copy=False out")
+        return array.astype(dtype)
 
     def __dlpack__(self, **options: Any) -> Any:
         return self._data.__dlpack__(**options)
@@ -200,14 +248,28 @@ class Tensor(Value):
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._data.__dlpack_device__()
 
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        """The module with the array API standard's functions. Raises SpecError for a version it does not have."""
+        if api_version not in (None, *API_VERSIONS):
+            raise SpecError(f"__array_namespace__: expected one of {', '.join(API_VERSIONS)}, got {api_version!r}")
+        return importlib.import_module("cyxcore")
+
+    @property
+    def _readable(self) -> Array:
+        """The numbers in a dtype NumPy knows."""
+        return widened(self._data) if self.dtype == "bfloat16" else self._data
+
     def item(self) -> Any:
         """The one element as a Python number."""
         if self.size != 1:
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
-        return self._data.item()
+        return self._readable.item()
 
     def tolist(self) -> Any:
-        return self._data.tolist()
+        return self._readable.tolist()
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
 
     def __float__(self) -> float:
         return float(self.item())
@@ -227,7 +289,7 @@ class Tensor(Value):
         return (self[row] for row in range(len(self)))
 
     def __repr__(self) -> str:
-        text = np.array2string(self._data, separator=", ", prefix="Tensor(", threshold=100)
+        text = np.array2string(self._readable, separator=", ", prefix="Tensor(", threshold=100)
         gradient = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{gradient})"
 

@@ -23,6 +23,8 @@ NO_GRADIENT = frozenset(
     "greater_equal logical_and "
     "logical_or argmax one_hot uniform max_pool2d_grad cross_entropy_grad sgd_update momentum "
     "nesterov_update "
+    "ceil trunc round conj real imag signbit nextafter floor_divide integer_pow "
+    "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
     "axpy_update adam_m adam_v adam_update".split()
 )
 
@@ -108,6 +110,31 @@ RULES["by_mode"] = lambda g, x, y, a: (_in_mode(g, 0), _in_mode(g, 1))
 
 def _in_mode(g: Any, place: int) -> Any:
     raise GradientError("by_mode: gradients are taken after a mode is chosen; embed the graph with training=True first")
+
+
+RULES["tan"] = lambda g, x, y, a: (g * (y * y + 1.0),)
+RULES["asin"] = lambda g, x, y, a: (g / (1.0 - x[0] * x[0]).sqrt(),)
+RULES["acos"] = lambda g, x, y, a: (-(g / (1.0 - x[0] * x[0]).sqrt()),)
+RULES["atan"] = lambda g, x, y, a: (g / (x[0] * x[0] + 1.0),)
+RULES["sinh"] = lambda g, x, y, a: (g * apply("cosh", x[0]),)
+RULES["cosh"] = lambda g, x, y, a: (g * apply("sinh", x[0]),)
+RULES["asinh"] = lambda g, x, y, a: (g / (x[0] * x[0] + 1.0).sqrt(),)
+RULES["acosh"] = lambda g, x, y, a: (g / (x[0] * x[0] - 1.0).sqrt(),)
+RULES["atanh"] = lambda g, x, y, a: (g / (1.0 - x[0] * x[0]),)
+RULES["expm1"] = lambda g, x, y, a: (g * (y + 1.0),)
+RULES["log1p"] = lambda g, x, y, a: (g / (x[0] + 1.0),)
+RULES["log2"] = lambda g, x, y, a: (g / (x[0] * math.log(2.0)),)
+RULES["log10"] = lambda g, x, y, a: (g / (x[0] * math.log(10.0)),)
+RULES["hypot"] = lambda g, x, y, a: (g * x[0] / y, g * x[1] / y)
+RULES["logaddexp"] = lambda g, x, y, a: (g * (x[0] - y).exp(), g * (x[1] - y).exp())
+RULES["remainder"] = lambda g, x, y, a: (g, -(g * (x[0] / x[1]).floor()))
+RULES["copysign"] = lambda g, x, y, a: (g * (x[0] * y).sign(), g._constant(0.0, g.dtype).broadcast_to(x[1].shape))
+
+
+@rule("atan2")
+def _atan2(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    over = g / (x[0] * x[0] + x[1] * x[1])
+    return over * x[1], -(over * x[0])
 
 
 @rule("div")

@@ -165,7 +165,7 @@ class Graph:
         for place, node in enumerate(self.nodes):
             given, given_dtypes = tuple([shapes[i] for i in node.inputs]), tuple([dtypes[i] for i in node.inputs])
             try:
-                shape, dtype = OPS[node.op].infer(given, given_dtypes, at_batch(node.attrs, batch_size))
+                shape, dtype = OPS[node.op].infer_in_graph(given, given_dtypes, at_batch(node.attrs, batch_size))
             except CyxError as error:
                 raise at_layer(error, node.layer or f"node {place}") from None
             shapes.append(shape)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cyxcore.dtype import FLOATS, INDICES, NUMBERS
+from cyxcore.dtype import ALL, COMPLEX, FLOATS, INDICES, NUMBERS, REAL, described, real_dtype
 from cyxcore.errors import DtypeError, ShapeError
 
 Shape = tuple[int, ...]
@@ -21,7 +21,7 @@ def accept(op: str, dtypes: tuple[str, ...], allowed: tuple[str, ...]) -> str:
     """The one dtype all of `dtypes` share. Raises DtypeError when they differ or are not allowed."""
     for dtype in dtypes:
         if dtype not in allowed:
-            raise DtypeError(f"{op}: expected {' or '.join(allowed)}, got {', '.join(dtypes)}; use astype to convert")
+            raise DtypeError(f"{op}: expected {described(allowed)}, got {', '.join(dtypes)}; use astype to convert")
         if dtype != dtypes[0]:
             raise DtypeError(f"{op}: expected equal dtypes, got {', '.join(dtypes)}; use astype to convert")
     return dtypes[0]
@@ -48,11 +48,17 @@ def check_axis(op: str, axis: int, shape: Shape) -> None:
         raise ShapeError(f"{op}: expected an axis 0..{len(shape) - 1}, got {axis} for shape {shape}")
 
 
-def unary(allowed: tuple[str, ...]) -> Rule:
+def unary(allowed: tuple[str, ...], result: str | None = None) -> Rule:
     def rule(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
-        return shapes[0], accept(op, dtypes, allowed)
+        dtype = accept(op, dtypes, allowed)
+        return shapes[0], result or dtype
 
     return rule
+
+
+def magnitude(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """A real number of each element, which may be complex."""
+    return shapes[0], real_dtype(accept(op, dtypes, NUMBERS))
 
 
 def binary(allowed: tuple[str, ...], result: str | None = None) -> Rule:
@@ -65,7 +71,7 @@ def binary(allowed: tuple[str, ...], result: str | None = None) -> Rule:
 
 def where(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     accept(op, dtypes[:1], ("bool",))
-    return broadcast(op, *shapes), accept(op, dtypes[1:], ("bool", *NUMBERS))
+    return broadcast(op, *shapes), accept(op, dtypes[1:], ALL)
 
 
 def by_mode(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
@@ -75,8 +81,8 @@ def by_mode(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: 
 
 
 def cast(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
-    if "uint64" in (dtypes[0], attrs["dtype"]):
-        raise DtypeError(f"{op}: random keys (uint64) cannot be converted, got {dtypes[0]} to {attrs['dtype']}")
+    if dtypes[0] in COMPLEX and attrs["dtype"] in REAL:
+        raise DtypeError(f"{op}: {attrs['dtype']} cannot hold {dtypes[0]}; take real(x), imag(x) or abs(x) first")
     return shapes[0], attrs["dtype"]
 
 
@@ -96,7 +102,7 @@ def reduce(allowed: tuple[str, ...], of_empty: bool) -> Rule:
 
 def argmax(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     shape, axis = shapes[0], attrs["axis"]
-    accept(op, dtypes, NUMBERS)
+    accept(op, dtypes, REAL)
     check_axis(op, axis, shape)
     if shape[axis] == 0:
         raise ShapeError(f"{op}: no {op} of an empty axis: axis {axis} of shape {shape}")

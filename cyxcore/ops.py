@@ -4,6 +4,9 @@ A row says the op's name, how many inputs it takes, its attributes, the shape an
 output and what it costs. To add an op: a row here, a reference kernel (kernels/reference.py), a
 gradient rule (grad.py, or an entry in its NO_GRADIENT). A fast kernel is optional.
 
+The rows of group "standard" are there for the array API standard: they run on tensors alone, by their
+reference kernel where a device has none of its own, and no graph holds them.
+
 The rows of group "source" make values out of nothing (inputs, parameters, constants, the random
 key) and have no kernel. `by_mode` has none either: its first input is what training sees, its
 second what inference sees; a plan is always made for one of the two.
@@ -16,8 +19,8 @@ from typing import Any, NamedTuple
 from cyxcore import attrs as kind
 from cyxcore import infer, infer2d
 from cyxcore.attrs import Attr
-from cyxcore.dtype import ALL, FLOATS, NUMBERS, item_bytes
-from cyxcore.errors import GraphError, ShapeError
+from cyxcore.dtype import ALL, FLOATS, IN_GRAPHS, INEXACT, INTEGERS, NUMBERS, REAL, item_bytes
+from cyxcore.errors import DtypeError, GraphError, ShapeError
 from cyxcore.infer import Attrs, Rule, Shape, Typed
 
 MAX_ELEMENTS = 2**40
@@ -27,7 +30,7 @@ Flops = Callable[[tuple[Shape, ...], Shape, Attrs], int]
 
 class Op(NamedTuple):
     name: str
-    group: str  # source, mode, elementwise, reduce, matmul, movement, nn, random or update
+    group: str  # source, mode, elementwise, reduce, matmul, movement, nn, random, update or standard
     arity: int | None  # None: one or more
     attrs: Mapping[str, Attr]
     rule: Rule
@@ -46,6 +49,24 @@ class Op(NamedTuple):
             return shape, dtype
         if len(shape) > kind.MAX_RANK or max(shape, default=0) > kind.MAX_DIM or math.prod(shape) > MAX_ELEMENTS:
             raise ShapeError(f"{self.name}: a result of shape {shape} is beyond {MAX_ELEMENTS} elements or rank 16")
+        return shape, dtype
+
+    def infer_in_graph(self, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+        """`infer` of a call in a graph, which holds only what every device computes to the same bits.
+
+        Raises what infer raises, GraphError for an op that only runs eagerly, DtypeError for a dtype
+        no graph holds.
+        """
+        if self.group == "standard":
+            raise GraphError(
+                f"{self.name}: runs on tensors only, a graph cannot hold it; compose it of other operations"
+            )
+        shape, dtype = self.infer(shapes, dtypes, attrs)
+        made_of_key = "uint64" in dtypes
+        if dtype not in IN_GRAPHS or made_of_key and self.group not in ("movement", "random"):
+            raise DtypeError(f"{self.name}: a graph holds no {dtype} made of {', '.join(dtypes)}; use astype before")
+        if dtype == "uint64" and self.name != "key" and not made_of_key:
+            raise DtypeError(f"{self.name}: in a graph uint64 is only for random keys; use astype('int64') before")
         return shape, dtype
 
     def cost(self, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> tuple[int, int]:
@@ -126,9 +147,8 @@ def _rows() -> list[Op]:
     def row(name: str, group: str, arity: int | None, rule: Rule, flops: int | Flops = 0, /, **attrs: Attr) -> Op:
         return Op(name, group, arity, attrs, rule, flops if callable(flops) else _per_output(flops))
 
-    cheap = ("neg", "abs", "relu", "square", "sign", "floor")
-    costly = ("exp", "log", "sqrt", "tanh", "sigmoid", "erf", "sin", "cos")
-    compares = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
+    costly = ("exp", "log", "sqrt", "tanh", "sin", "cos")
+    orders = ("less", "less_equal", "greater", "greater_equal")
     return [
         row(
             "input",
@@ -143,23 +163,25 @@ def _rows() -> list[Op]:
         row("const", "source", 0, _const, **_CONST),
         row("key", "source", 0, _key),
         row("by_mode", "mode", 2, infer.by_mode),
-        *(row(name, "elementwise", 1, infer.unary(NUMBERS), 1) for name in cheap),
-        *(row(name, "elementwise", 1, infer.unary(FLOATS), 10) for name in costly),
+        *(row(name, "elementwise", 1, infer.unary(NUMBERS), 1) for name in ("neg", "square", "sign")),
+        *(row(name, "elementwise", 1, infer.unary(REAL), 1) for name in ("relu", "floor")),
+        row("abs", "elementwise", 1, infer.magnitude, 1),
+        *(row(name, "elementwise", 1, infer.unary(INEXACT), 10) for name in costly),
+        *(row(name, "elementwise", 1, infer.unary(FLOATS), 10) for name in ("sigmoid", "erf")),
         row("logical_not", "elementwise", 1, infer.unary(("bool",)), 1),
-        *(
-            row(name, "elementwise", 2, infer.binary(NUMBERS), 1)
-            for name in ("add", "sub", "mul", "maximum", "minimum")
-        ),
-        row("div", "elementwise", 2, infer.binary(FLOATS), 4),
-        row("pow", "elementwise", 2, infer.binary(FLOATS), 20),
-        *(row(name, "elementwise", 2, infer.binary(ALL, "bool"), 1) for name in compares),
+        *(row(name, "elementwise", 2, infer.binary(NUMBERS), 1) for name in ("add", "sub", "mul")),
+        *(row(name, "elementwise", 2, infer.binary(REAL), 1) for name in ("maximum", "minimum")),
+        row("div", "elementwise", 2, infer.binary(INEXACT), 4),
+        row("pow", "elementwise", 2, infer.binary(INEXACT), 20),
+        *(row(name, "elementwise", 2, infer.binary(ALL, "bool"), 1) for name in ("equal", "not_equal")),
+        *(row(name, "elementwise", 2, infer.binary(("bool", *REAL), "bool"), 1) for name in orders),
         *(row(name, "elementwise", 2, infer.binary(("bool",)), 1) for name in ("logical_and", "logical_or")),
         row("where", "elementwise", 3, infer.where, 1),
         row("cast", "elementwise", 1, infer.cast, 1, dtype=Attr(kind.dtype)),
         row("sum", "reduce", 1, infer.reduce(NUMBERS, of_empty=True), _per_input(1), **_REDUCE),
-        row("mean", "reduce", 1, infer.reduce(FLOATS, of_empty=False), _per_input(1), **_REDUCE),
-        row("max", "reduce", 1, infer.reduce(NUMBERS, of_empty=False), _per_input(1), **_REDUCE),
-        row("min", "reduce", 1, infer.reduce(NUMBERS, of_empty=False), _per_input(1), **_REDUCE),
+        row("mean", "reduce", 1, infer.reduce(INEXACT, of_empty=False), _per_input(1), **_REDUCE),
+        row("max", "reduce", 1, infer.reduce(REAL, of_empty=False), _per_input(1), **_REDUCE),
+        row("min", "reduce", 1, infer.reduce(REAL, of_empty=False), _per_input(1), **_REDUCE),
         row("argmax", "reduce", 1, infer.argmax, _per_input(1), **_AXIS),
         row("matmul", "matmul", 2, infer.matmul, _matmul_flops, **_MATMUL),
         row("reshape", "movement", 1, infer.reshape, shape=Attr(kind.new_shape)),
@@ -218,7 +240,30 @@ def _rows() -> list[Op]:
     ]
 
 
-OPS: dict[str, Op] = {op.name: op for op in _rows()}
+def _standard_rows() -> list[Op]:
+    """What only the array API standard asks for."""
+
+    def row(name: str, arity: int | None, rule: Rule, flops: int | Flops = 1, /, **attrs: Attr) -> Op:
+        return Op(name, "standard", arity, attrs, rule, flops if callable(flops) else _per_output(flops))
+
+    costly = "tan asin acos atan sinh cosh asinh acosh atanh expm1 log1p log2 log10".split()
+    bits = "bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift".split()
+    return [
+        *(row(name, 1, infer.unary(INEXACT), 10) for name in costly),
+        *(row(name, 1, infer.unary(REAL)) for name in ("ceil", "trunc")),
+        *(row(name, 1, infer.unary(NUMBERS)) for name in ("round", "conj")),
+        *(row(name, 1, infer.magnitude) for name in ("real", "imag")),
+        row("signbit", 1, infer.unary(FLOATS, "bool")),
+        *(row(name, 2, infer.binary(FLOATS), 10) for name in ("atan2", "hypot", "logaddexp")),
+        row("copysign", 2, infer.binary(FLOATS)),
+        row("nextafter", 2, infer.binary(("float16", "float32", "float64"))),
+        *(row(name, 2, infer.binary(REAL), 4) for name in ("floor_divide", "remainder")),
+        *(row(name, 2, infer.binary(INTEGERS)) for name in (*bits, "integer_pow")),
+        row("bitwise_invert", 1, infer.unary(INTEGERS)),
+    ]
+
+
+OPS: dict[str, Op] = {op.name: op for op in (*_rows(), *_standard_rows())}
 
 # What a backend has kernels for; the others are resolved when a plan is made.
 KERNEL_OPS: tuple[str, ...] = tuple(op.name for op in OPS.values() if op.group not in ("source", "mode"))

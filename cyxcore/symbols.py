@@ -10,7 +10,7 @@ from typing import Any
 
 from cyxcore import indexing
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
-from cyxcore.errors import CyxError, GraphError
+from cyxcore.errors import CyxError, DtypeError, GraphError
 from cyxcore.graph import SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
 from cyxcore.ops import OPS, normal_attrs
@@ -115,7 +115,7 @@ class Builder:
         call = (op, inputs, tuple(attrs.values()) if op in _EQUAL_IF_SAME else repr(attrs))
         place = self._known.get(call)
         if place is None:
-            shape, dtype = typed or OPS[op].infer(
+            shape, dtype = typed or OPS[op].infer_in_graph(
                 tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs
             )
             place = self._known[call] = len(self.nodes)
@@ -187,6 +187,8 @@ class Builder:
         if dtype is None:
             kinds = {type(entry) for entry in flat}
             dtype = "float32" if float in kinds else "int64" if int in kinds else "bool" if bool in kinds else "float32"
+        if dtype not in _CONVERSIONS:
+            raise DtypeError(f"trace: a graph holds {', '.join(_CONVERSIONS)}, got a constant of {dtype}")
         if len(flat) > MAX_CONST_ELEMENTS:
             raise GraphError(
                 f"trace: a constant of {len(flat)} elements is too large for a graph (at most "

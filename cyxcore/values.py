@@ -8,12 +8,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from cyxcore.dtype import dtype_name, is_float, promote
+from cyxcore.dtype import DTYPES, INEXACT, dtype_name, promote, scalar_dtype
 from cyxcore.errors import DtypeError, GraphError, ShapeError
 
-Number = bool | int | float
 V = TypeVar("V", bound="Value")
-_NUMBERS = (bool, int, float)
+_NUMBERS = (bool, int, float, complex)
 
 
 class TracedMode:
@@ -50,23 +49,10 @@ def by_mode(training: bool | TracedMode, when_training: Callable[[], V], otherwi
     return value
 
 
-def _scalar_dtype(number: Number, beside: str) -> str:
-    """A plain number takes the dtype of the array beside it, unless that cannot hold its kind."""
-    if is_float(beside):
-        return beside
-    if isinstance(number, float):
-        return "float32"
-    if beside == "bool" and not isinstance(number, bool):
-        return "int64"
-    return beside
-
-
 def together(*values: Any) -> list["Value"]:
     """Values (numbers allowed) converted to one dtype; the highest-ranked class lifts the others."""
     chosen = max((value for value in values if isinstance(value, Value)), key=lambda value: value._rank)
-    lifted = [
-        v if isinstance(v, (bool, int, float)) else v if isinstance(v, Value) else chosen._constant(v) for v in values
-    ]
+    lifted = [v if isinstance(v, _NUMBERS) else v if isinstance(v, Value) else chosen._constant(v) for v in values]
     dtype: str | None = None
     for value in lifted:
         if isinstance(value, Value):
@@ -74,29 +60,54 @@ def together(*values: Any) -> list["Value"]:
     assert dtype is not None
     for value in lifted:
         if not isinstance(value, Value):
-            dtype = _scalar_dtype(value, dtype)
+            dtype = scalar_dtype(value, dtype)
     return [v.astype(dtype) if isinstance(v, Value) else chosen._constant(v, dtype) for v in lifted]
 
 
-def _both(left: Any, right: Any) -> Sequence[Any]:
+def of_one_dtype(left: Any, right: Any) -> Sequence[Any]:
     """Two operands as values of one dtype: `together`, after the two cases that nearly always hold."""
     if isinstance(left, Value):
         if isinstance(right, Value):
             if left.dtype == right.dtype:
                 return left, right
-        elif type(right) in _NUMBERS and _scalar_dtype(right, left.dtype) == left.dtype:
+        elif type(right) in _NUMBERS and scalar_dtype(right, left.dtype) == left.dtype:
             return left, left._constant(right, left.dtype)
-    elif type(left) in _NUMBERS and _scalar_dtype(left, right.dtype) == right.dtype:
+    elif type(left) in _NUMBERS and scalar_dtype(left, right.dtype) == right.dtype:
         return right._constant(left, right.dtype), right
     return together(left, right)
 
 
 def _binary(op: str, left: Any, right: Any) -> Any:
-    return apply(op, *_both(left, right))
+    return apply(op, *of_one_dtype(left, right))
 
 
-def _to_float(value: Any) -> Any:
-    return value if is_float(value.dtype) else value.astype("float32")
+def power(base: Any, exponent: Any) -> Any:
+    return apply("pow" if base.dtype in INEXACT else "integer_pow", base, exponent)
+
+
+def sum_dtype(dtype: str) -> str:
+    """What elements of a dtype are added up in."""
+    if dtype in INEXACT:
+        return dtype
+    return "uint64" if DTYPES[dtype].kind == "unsigned integer" else "int64"
+
+
+_LOGIC = {
+    "bitwise_and": "logical_and",
+    "bitwise_or": "logical_or",
+    "bitwise_xor": "not_equal",
+    "bitwise_invert": "logical_not",
+}
+
+
+def logic_or_bits(op: str, *values: Any) -> Any:
+    """A bitwise op on values of one dtype: on bools the logical one."""
+    return apply(_LOGIC[op] if values[0].dtype == "bool" else op, *values)
+
+
+def to_inexact(value: Any) -> Any:
+    """The value as floats (or complex numbers): integers and bools become float32."""
+    return value if value.dtype in INEXACT else value.astype("float32")
 
 
 class Value:
@@ -130,6 +141,10 @@ class Value:
         """Indices made non-negative; a tensor also checks that each is in range."""
         return indices
 
+    def copy(self) -> Self:
+        """The same values in memory of their own; a symbol has none and is its own copy."""
+        return self
+
     @property
     def ndim(self) -> int:
         return len(self.shape)
@@ -149,7 +164,7 @@ class Value:
         return apply("neg", self)
 
     def __pos__(self) -> Self:
-        return self
+        return self.copy()
 
     def __abs__(self) -> Self:
         return apply("abs", self)
@@ -173,20 +188,32 @@ class Value:
         return _binary("mul", other, self)
 
     def __truediv__(self, other: Any) -> Self:
-        return apply("div", *map(_to_float, _both(self, other)))
+        return apply("div", *map(to_inexact, of_one_dtype(self, other)))
 
     def __rtruediv__(self, other: Any) -> Self:
-        return apply("div", *map(_to_float, _both(other, self)))
+        return apply("div", *map(to_inexact, of_one_dtype(other, self)))
 
     def __pow__(self, other: Any) -> Self:
         if isinstance(other, int) and other == 2:
             return apply("square", self)
         if isinstance(other, float) and other == 0.5:
-            return apply("sqrt", _to_float(self))
-        return _binary("pow", self, other)
+            return apply("sqrt", to_inexact(self))
+        return power(*of_one_dtype(self, other))
 
     def __rpow__(self, other: Any) -> Self:
-        return _binary("pow", other, self)
+        return power(*of_one_dtype(other, self))
+
+    def __floordiv__(self, other: Any) -> Self:
+        return _binary("floor_divide", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Self:
+        return _binary("floor_divide", other, self)
+
+    def __mod__(self, other: Any) -> Self:
+        return _binary("remainder", self, other)
+
+    def __rmod__(self, other: Any) -> Self:
+        return _binary("remainder", other, self)
 
     def __matmul__(self, other: Any) -> Self:
         """Matrix product with NumPy's rule for vectors."""
@@ -227,39 +254,63 @@ class Value:
         return _binary("greater_equal", self, other)
 
     def __invert__(self) -> Self:
-        return apply("logical_not", self)
+        return logic_or_bits("bitwise_invert", self)
 
     def __and__(self, other: Any) -> Self:
-        return _binary("logical_and", self, other)
+        return logic_or_bits("bitwise_and", *of_one_dtype(self, other))
+
+    def __rand__(self, other: Any) -> Self:
+        return logic_or_bits("bitwise_and", *of_one_dtype(other, self))
 
     def __or__(self, other: Any) -> Self:
-        return _binary("logical_or", self, other)
+        return logic_or_bits("bitwise_or", *of_one_dtype(self, other))
+
+    def __ror__(self, other: Any) -> Self:
+        return logic_or_bits("bitwise_or", *of_one_dtype(other, self))
+
+    def __xor__(self, other: Any) -> Self:
+        return logic_or_bits("bitwise_xor", *of_one_dtype(self, other))
+
+    def __rxor__(self, other: Any) -> Self:
+        return logic_or_bits("bitwise_xor", *of_one_dtype(other, self))
+
+    def __lshift__(self, other: Any) -> Self:
+        return _binary("bitwise_left_shift", self, other)
+
+    def __rlshift__(self, other: Any) -> Self:
+        return _binary("bitwise_left_shift", other, self)
+
+    def __rshift__(self, other: Any) -> Self:
+        return _binary("bitwise_right_shift", self, other)
+
+    def __rrshift__(self, other: Any) -> Self:
+        return _binary("bitwise_right_shift", other, self)
 
     # element-wise -----------------------------------------------------------------------------
 
     def exp(self) -> Self:
-        return apply("exp", _to_float(self))
+        return apply("exp", to_inexact(self))
 
     def log(self) -> Self:
-        return apply("log", _to_float(self))
+        return apply("log", to_inexact(self))
 
     def sqrt(self) -> Self:
-        return apply("sqrt", _to_float(self))
+        return apply("sqrt", to_inexact(self))
 
     def tanh(self) -> Self:
-        return apply("tanh", _to_float(self))
+        return apply("tanh", to_inexact(self))
 
     def sigmoid(self) -> Self:
-        return apply("sigmoid", _to_float(self))
+        return apply("sigmoid", to_inexact(self))
 
     def erf(self) -> Self:
-        return apply("erf", _to_float(self))
+        return apply("erf", to_inexact(self))
 
     def sin(self) -> Self:
-        return apply("sin", _to_float(self))
+        return apply("sin", to_inexact(self))
 
     def cos(self) -> Self:
-        return apply("cos", _to_float(self))
+        return apply("cos", to_inexact(self))
 
     def relu(self) -> Self:
         return apply("relu", self)
@@ -292,16 +343,15 @@ class Value:
         return axis % self.ndim
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
-        """The sum; integers and bools are summed as int64, as in NumPy."""
-        value = self if is_float(self.dtype) else self.astype("int64")
-        return apply("sum", value, axes=self._axes(axis), keepdims=keepdims)
+        """The sum; integers and bools are summed as int64, unsigned ones as uint64, as in NumPy."""
+        return apply("sum", self.astype(sum_dtype(self.dtype)), axes=self._axes(axis), keepdims=keepdims)
 
     def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
-        return apply("mean", _to_float(self), axes=self._axes(axis), keepdims=keepdims)
+        return apply("mean", to_inexact(self), axes=self._axes(axis), keepdims=keepdims)
 
     def var(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
         """The population variance: mean((x - mean(x))**2)."""
-        value = _to_float(self)
+        value = to_inexact(self)
         centred = value - value.mean(axis, keepdims=True)
         return (centred**2).mean(axis, keepdims=keepdims)
 

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cyxcore.errors import KernelError
+from cyxcore.kernels import standard
+from cyxcore.kernels.bfloat16 import BFLOAT16, narrowed, widened
 from cyxcore.kernels.philox import uniform_words
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]
 
-KERNELS: dict[str, Kernel] = {}
+KERNELS: dict[str, Kernel] = dict(standard.KERNELS)
 
 
 def kernel(*names: str) -> Callable[[Kernel], Kernel]:
@@ -34,7 +36,11 @@ def call(op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any])
         raise KernelError(f"reference: no kernel for {op!r}; add one in cyxcore/kernels/reference.py")
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        out[...] = KERNELS[op](attrs, *inputs)
+        if out.dtype == BFLOAT16 or any(x.dtype == BFLOAT16 for x in inputs):
+            result = KERNELS[op](attrs, *(widened(x) if x.dtype == BFLOAT16 else x for x in inputs))
+            out[...] = narrowed(np.asarray(result)) if out.dtype == BFLOAT16 else result
+        else:
+            out[...] = KERNELS[op](attrs, *inputs)
 
 
 def _plain(function: Callable[..., Any]) -> Kernel:
@@ -77,7 +83,7 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 
 KERNELS["relu"] = lambda a, x: np.maximum(x, x.dtype.type(0))
 KERNELS["erf"] = lambda a, x: np.asarray(_erf(x)).astype(x.dtype)
-KERNELS["cast"] = lambda a, x: x.astype(a["dtype"])
+KERNELS["cast"] = lambda a, x: x if a["dtype"] == "bfloat16" else x.astype(a["dtype"])
 
 
 @kernel("sigmoid")

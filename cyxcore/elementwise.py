@@ -1,0 +1,377 @@
+"""The array API standard's element-wise functions and astype, on tensors and Python numbers.
+
+What a graph can hold is composed of its ops, so those functions work while tracing too. Arguments
+broadcast; dtypes meet by cyxcore/dtype.py; functions defined on floats take integers as float32.
+Shapes that do not broadcast are a ShapeError, dtypes a function is not defined for a DtypeError.
+"""
+
+import math
+from typing import Any
+
+from cyxcore.dtype import COMPLEX, dtype_name, is_complex, is_float
+from cyxcore.errors import DtypeError
+from cyxcore.values import Value, apply, logic_or_bits, of_one_dtype, power, to_inexact
+
+__all__ = (  # also in cyxcore/__init__.py
+    "abs acos acosh add asin asinh astype atan atan2 atanh bitwise_and bitwise_invert bitwise_left_shift bitwise_or "
+    "bitwise_right_shift bitwise_xor ceil clip conj copysign cos cosh divide equal exp expm1 floor floor_divide "
+    "greater greater_equal hypot imag isfinite isinf isnan less less_equal log log10 log1p log2 logaddexp logical_and "
+    "logical_not logical_or logical_xor multiply negative nextafter not_equal positive pow real reciprocal remainder "
+    "round sign signbit sin sinh sqrt square subtract tan tanh trunc"
+).split()
+
+
+def value_of(name: str, x: Any) -> Any:
+    """x, which must be a tensor. Raises DtypeError."""
+    if not isinstance(x, Value):
+        raise DtypeError(f"{name}: expected a tensor, got {type(x).__name__}; make one with cx.asarray")
+    return x
+
+
+def astype(x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:
+    """x converted to a dtype; a copy even if it has that dtype, unless copy is false.
+
+    Floats lose their fraction on the way to integers. Raises DtypeError for complex to real.
+    """
+    value, wanted = value_of("astype", x), dtype_name(dtype)
+    if device is not None:
+        value = value.to_device(device)
+    if wanted == value.dtype:
+        return value.copy() if copy else value
+    return value.astype(wanted)
+
+
+def _unary(op: str, x: Any) -> Any:
+    return apply(op, value_of(op, x))
+
+
+def _inexact(op: str, x: Any) -> Any:
+    return apply(op, to_inexact(value_of(op, x)))
+
+
+def _pair(name: str, x1: Any, x2: Any) -> Any:
+    if not isinstance(x1, Value) and not isinstance(x2, Value):
+        raise DtypeError(f"{name}: expected at least one tensor, got {type(x1).__name__} and {type(x2).__name__}")
+    return of_one_dtype(x1, x2)
+
+
+def _binary(op: str, x1: Any, x2: Any) -> Any:
+    return apply(op, *_pair(op, x1, x2))
+
+
+def _inexact_binary(op: str, x1: Any, x2: Any) -> Any:
+    return apply(op, *map(to_inexact, _pair(op, x1, x2)))
+
+
+# arithmetic ---------------------------------------------------------------------------------------
+
+
+def add(x1: Any, x2: Any, /) -> Any:
+    return _binary("add", x1, x2)
+
+
+def subtract(x1: Any, x2: Any, /) -> Any:
+    return _binary("sub", x1, x2)
+
+
+def multiply(x1: Any, x2: Any, /) -> Any:
+    return _binary("mul", x1, x2)
+
+
+def divide(x1: Any, x2: Any, /) -> Any:
+    """x1 / x2; integers divide to float32."""
+    return _inexact_binary("div", x1, x2)
+
+
+def floor_divide(x1: Any, x2: Any, /) -> Any:
+    """The whole number below x1 / x2. Integers divided by zero give 0."""
+    return _binary("floor_divide", x1, x2)
+
+
+def remainder(x1: Any, x2: Any, /) -> Any:
+    """x1 - floor_divide(x1, x2) * x2, of the sign of x2."""
+    return _binary("remainder", x1, x2)
+
+
+def pow(x1: Any, x2: Any, /) -> Any:
+    """x1 to the power x2. Raises DataError for an integer to a negative integer power."""
+    return power(*_pair("pow", x1, x2))
+
+
+def negative(x: Any, /) -> Any:
+    return _unary("neg", x)
+
+
+def positive(x: Any, /) -> Any:
+    """A copy of x."""
+    return value_of("positive", x).copy()
+
+
+def abs(x: Any, /) -> Any:
+    """The magnitude; of complex numbers, real."""
+    return _unary("abs", x)
+
+
+def square(x: Any, /) -> Any:
+    return _unary("square", x)
+
+
+def sign(x: Any, /) -> Any:
+    """-1, 0 or 1, NaN of NaN; x / |x| of complex numbers."""
+    return _unary("sign", x)
+
+
+def reciprocal(x: Any, /) -> Any:
+    return divide(1, value_of("reciprocal", x))
+
+
+def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
+    """x, but nothing below min or above max (numbers or tensors), in x's dtype. NaN stays NaN."""
+    value = value_of("clip", x)
+    for op, bound in (("maximum", min), ("minimum", max)):
+        if bound is not None:
+            left, right = _pair("clip", value, bound)
+            if left.dtype != value.dtype:
+                raise DtypeError(f"clip: a bound of {right.dtype} does not fit {value.dtype}; use astype on x or it")
+            value = apply(op, left, right)
+    return value.copy() if value is x else value
+
+
+def hypot(x1: Any, x2: Any, /) -> Any:
+    """sqrt(x1² + x2²) without overflow on the way."""
+    return _inexact_binary("hypot", x1, x2)
+
+
+def copysign(x1: Any, x2: Any, /) -> Any:
+    """|x1| with the sign of x2."""
+    return _inexact_binary("copysign", x1, x2)
+
+
+def nextafter(x1: Any, x2: Any, /) -> Any:
+    """The float next to x1 towards x2."""
+    return _inexact_binary("nextafter", x1, x2)
+
+
+# rounding -----------------------------------------------------------------------------------------
+
+
+def floor(x: Any, /) -> Any:
+    return _unary("floor", x)
+
+
+def ceil(x: Any, /) -> Any:
+    return _unary("ceil", x)
+
+
+def trunc(x: Any, /) -> Any:
+    return _unary("trunc", x)
+
+
+def round(x: Any, /) -> Any:
+    """The nearest whole number, the even one between two."""
+    return _unary("round", x)
+
+
+# exponentials and trigonometry --------------------------------------------------------------------
+
+
+def exp(x: Any, /) -> Any:
+    return _inexact("exp", x)
+
+
+def expm1(x: Any, /) -> Any:
+    """exp(x) - 1, precise near 0."""
+    return _inexact("expm1", x)
+
+
+def log(x: Any, /) -> Any:
+    return _inexact("log", x)
+
+
+def log1p(x: Any, /) -> Any:
+    """log(1 + x), precise near 0."""
+    return _inexact("log1p", x)
+
+
+def log2(x: Any, /) -> Any:
+    return _inexact("log2", x)
+
+
+def log10(x: Any, /) -> Any:
+    return _inexact("log10", x)
+
+
+def logaddexp(x1: Any, x2: Any, /) -> Any:
+    """log(exp(x1) + exp(x2)) without overflow."""
+    return _inexact_binary("logaddexp", x1, x2)
+
+
+def sqrt(x: Any, /) -> Any:
+    return _inexact("sqrt", x)
+
+
+def sin(x: Any, /) -> Any:
+    return _inexact("sin", x)
+
+
+def cos(x: Any, /) -> Any:
+    return _inexact("cos", x)
+
+
+def tan(x: Any, /) -> Any:
+    return _inexact("tan", x)
+
+
+def asin(x: Any, /) -> Any:
+    return _inexact("asin", x)
+
+
+def acos(x: Any, /) -> Any:
+    return _inexact("acos", x)
+
+
+def atan(x: Any, /) -> Any:
+    return _inexact("atan", x)
+
+
+def atan2(x1: Any, x2: Any, /) -> Any:
+    """The angle of the point (x2, x1), in radians."""
+    return _inexact_binary("atan2", x1, x2)
+
+
+def sinh(x: Any, /) -> Any:
+    return _inexact("sinh", x)
+
+
+def cosh(x: Any, /) -> Any:
+    return _inexact("cosh", x)
+
+
+def tanh(x: Any, /) -> Any:
+    return _inexact("tanh", x)
+
+
+def asinh(x: Any, /) -> Any:
+    return _inexact("asinh", x)
+
+
+def acosh(x: Any, /) -> Any:
+    return _inexact("acosh", x)
+
+
+def atanh(x: Any, /) -> Any:
+    return _inexact("atanh", x)
+
+
+# complex numbers ----------------------------------------------------------------------------------
+
+
+def real(x: Any, /) -> Any:
+    return _unary("real", x) if value_of("real", x).dtype in COMPLEX else x.copy()
+
+
+def imag(x: Any, /) -> Any:
+    """The imaginary part; zeros of real numbers."""
+    return _unary("imag", x)
+
+
+def conj(x: Any, /) -> Any:
+    return _unary("conj", x) if value_of("conj", x).dtype in COMPLEX else x.copy()
+
+
+# comparison and logic -----------------------------------------------------------------------------
+
+
+def equal(x1: Any, x2: Any, /) -> Any:
+    return _binary("equal", x1, x2)
+
+
+def not_equal(x1: Any, x2: Any, /) -> Any:
+    return _binary("not_equal", x1, x2)
+
+
+def less(x1: Any, x2: Any, /) -> Any:
+    return _binary("less", x1, x2)
+
+
+def less_equal(x1: Any, x2: Any, /) -> Any:
+    return _binary("less_equal", x1, x2)
+
+
+def greater(x1: Any, x2: Any, /) -> Any:
+    return _binary("greater", x1, x2)
+
+
+def greater_equal(x1: Any, x2: Any, /) -> Any:
+    return _binary("greater_equal", x1, x2)
+
+
+def logical_not(x: Any, /) -> Any:
+    return _unary("logical_not", x)
+
+
+def logical_and(x1: Any, x2: Any, /) -> Any:
+    return _binary("logical_and", x1, x2)
+
+
+def logical_or(x1: Any, x2: Any, /) -> Any:
+    return _binary("logical_or", x1, x2)
+
+
+def logical_xor(x1: Any, x2: Any, /) -> Any:
+    left, right = _pair("logical_xor", x1, x2)
+    if left.dtype != "bool":
+        raise DtypeError(f"logical_xor: expected bool, got {left.dtype}; use astype to convert")
+    return apply("not_equal", left, right)
+
+
+def bitwise_and(x1: Any, x2: Any, /) -> Any:
+    """Bit by bit on integers, logical_and on bools."""
+    return logic_or_bits("bitwise_and", *_pair("bitwise_and", x1, x2))
+
+
+def bitwise_or(x1: Any, x2: Any, /) -> Any:
+    """Bit by bit on integers, logical_or on bools."""
+    return logic_or_bits("bitwise_or", *_pair("bitwise_or", x1, x2))
+
+
+def bitwise_xor(x1: Any, x2: Any, /) -> Any:
+    """Bit by bit on integers, logical_xor on bools."""
+    return logic_or_bits("bitwise_xor", *_pair("bitwise_xor", x1, x2))
+
+
+def bitwise_invert(x: Any, /) -> Any:
+    """Every bit of integers turned, logical_not of bools."""
+    return logic_or_bits("bitwise_invert", value_of("bitwise_invert", x))
+
+
+def bitwise_left_shift(x1: Any, x2: Any, /) -> Any:
+    return _binary("bitwise_left_shift", x1, x2)
+
+
+def bitwise_right_shift(x1: Any, x2: Any, /) -> Any:
+    """Signed numbers keep their sign."""
+    return _binary("bitwise_right_shift", x1, x2)
+
+
+def isnan(x: Any, /) -> Any:
+    return apply("not_equal", value_of("isnan", x), x)
+
+
+def isinf(x: Any, /) -> Any:
+    value = value_of("isinf", x)
+    if is_complex(value.dtype):
+        return isinf(real(value)) | isinf(imag(value))
+    return abs(value) == math.inf if is_float(value.dtype) else apply("not_equal", value, value)
+
+
+def isfinite(x: Any, /) -> Any:
+    value = value_of("isfinite", x)
+    if is_complex(value.dtype):
+        return isfinite(real(value)) & isfinite(imag(value))
+    return abs(value) < math.inf if is_float(value.dtype) else apply("equal", value, value)
+
+
+def signbit(x: Any, /) -> Any:
+    """Whether the sign is minus, of zeros and NaNs too."""
+    return _unary("signbit", x)

@@ -1,0 +1,46 @@
+"""What this namespace can do, asked the way the array API standard says: `cx.__array_namespace_info__()`."""
+
+from typing import Any
+
+from cyxcore.device import DEVICES, default_device
+from cyxcore.dtype import DEFAULTS, DTYPES, isdtype
+from cyxcore.errors import SpecError
+
+# The compiled kernels address at most this many axes (CYX_MAX_NDIM).
+MAX_DIMENSIONS = 8
+
+
+def _check(device: str | None) -> None:
+    if device not in (None, *DEVICES):
+        raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
+
+
+class NamespaceInfo:
+    """Every device has the same dtypes and defaults. Raises SpecError for a device that is not there."""
+
+    def capabilities(self) -> dict[str, Any]:
+        return {"boolean indexing": True, "data-dependent shapes": True, "max dimensions": MAX_DIMENSIONS}
+
+    def default_device(self) -> str:
+        return default_device()
+
+    def devices(self) -> list[str]:
+        return list(DEVICES)
+
+    def default_dtypes(self, *, device: str | None = None) -> dict[str, str]:
+        _check(device)
+        return {
+            "real floating": DEFAULTS[float],
+            "complex floating": DEFAULTS[complex],
+            "integral": DEFAULTS[int],
+            "indexing": DEFAULTS[int],
+        }
+
+    def dtypes(self, *, device: str | None = None, kind: str | tuple[str, ...] | None = None) -> dict[str, str]:
+        """The dtypes of a kind (of isdtype's), all without one. float16 and bfloat16 are beyond the standard."""
+        _check(device)
+        return {name: name for name in DTYPES if kind is None or isdtype(name, kind)}
+
+
+def __array_namespace_info__() -> NamespaceInfo:
+    return NamespaceInfo()

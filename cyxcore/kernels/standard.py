@@ -1,0 +1,70 @@
+"""What the ops of the group "standard" mean, in NumPy. cyxcore/kernels/reference.py takes them over."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cyxcore.errors import DataError
+
+Array = np.ndarray[Any, Any]
+Kernel = Callable[..., Any]
+Attrs = Mapping[str, Any]
+
+
+def _plain(function: Callable[..., Any]) -> Kernel:
+    return lambda attrs, *inputs: function(*inputs)
+
+
+_PLAIN: dict[str, Callable[..., Any]] = {
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "expm1": np.expm1,
+    "log1p": np.log1p,
+    "log2": np.log2,
+    "log10": np.log10,
+    "ceil": np.ceil,
+    "trunc": np.trunc,
+    "round": np.round,
+    "conj": np.conj,
+    "real": np.real,
+    "imag": np.imag,
+    "signbit": np.signbit,
+    "atan2": np.arctan2,
+    "hypot": np.hypot,
+    "logaddexp": np.logaddexp,
+    "copysign": np.copysign,
+    "nextafter": np.nextafter,
+    "floor_divide": np.floor_divide,
+    "remainder": np.remainder,
+    "bitwise_and": np.bitwise_and,
+    "bitwise_or": np.bitwise_or,
+    "bitwise_xor": np.bitwise_xor,
+    "bitwise_left_shift": np.left_shift,
+    "bitwise_right_shift": np.right_shift,
+    "bitwise_invert": np.invert,
+}
+
+KERNELS: dict[str, Kernel] = {name: _plain(function) for name, function in _PLAIN.items()}
+
+
+def kernel(*names: str) -> Callable[[Kernel], Kernel]:
+    def register(function: Kernel) -> Kernel:
+        KERNELS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@kernel("integer_pow")
+def _integer_pow(attrs: Attrs, x: Array, y: Array) -> Any:
+    if y.size and y.min() < 0:
+        raise DataError(f"pow: expected integer powers >= 0, got {y.min()}; convert the base to floats with astype")
+    return np.power(x, y)

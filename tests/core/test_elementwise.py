@@ -1,0 +1,143 @@
+"""The standard's element-wise functions, on every dtype and odd value, against array-api-strict."""
+
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import elementwise
+from cyxcore.errors import DataError, DtypeError
+from tests.core.oracle import ALL, COMPLEX, FLOATS, INTEGERS, NUMBERS, REAL, agree, signature_differences, specials
+
+INEXACT = FLOATS + COMPLEX
+UNARY = {
+    **dict.fromkeys("abs negative positive sign square conj isfinite isinf isnan round".split(), NUMBERS),
+    **dict.fromkeys("ceil floor trunc".split(), REAL),
+    **dict.fromkeys("acos acosh asin asinh atan atanh cos cosh sin sinh tan tanh".split(), INEXACT),
+    **dict.fromkeys("exp expm1 log log1p log2 log10 reciprocal sqrt".split(), INEXACT),
+    **dict.fromkeys("real imag".split(), COMPLEX),
+    "signbit": FLOATS,
+    "bitwise_invert": ("bool", *INTEGERS),
+    "logical_not": ("bool",),
+}
+BINARY = {
+    **dict.fromkeys("add subtract multiply".split(), NUMBERS),
+    **dict.fromkeys("equal not_equal".split(), ALL),
+    **dict.fromkeys("greater greater_equal less less_equal maximum minimum".split(), REAL),
+    **dict.fromkeys("atan2 copysign hypot logaddexp nextafter".split(), FLOATS),
+    **dict.fromkeys("floor_divide remainder".split(), REAL),
+    **dict.fromkeys("bitwise_and bitwise_or bitwise_xor".split(), ("bool", *INTEGERS)),
+    **dict.fromkeys("logical_and logical_or logical_xor".split(), ("bool",)),
+    "divide": INEXACT,
+    "pow": FLOATS,
+}
+
+
+def test_every_function_is_tried() -> None:
+    others = {"astype", "clip", "bitwise_left_shift", "bitwise_right_shift"}
+    assert set(UNARY) | set(BINARY) | others == {*elementwise.__all__, "maximum", "minimum"}
+
+
+@pytest.mark.parametrize("name", [*elementwise.__all__, "maximum", "minimum"])
+def test_the_parameters_are_the_standards(name: str) -> None:
+    assert signature_differences(name) == []
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, dtypes in UNARY.items() for dtype in dtypes])
+def test_a_function_of_one_tensor(name: str, dtype: str) -> None:
+    agree(name, specials(dtype))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, dtypes in BINARY.items() for dtype in dtypes])
+def test_a_function_of_two_tensors(name: str, dtype: str) -> None:
+    x = specials(dtype)
+    agree(name, x[:, None], x)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_to_integer_powers_and_shifted(dtype: str) -> None:
+    bases, small = specials(dtype), np.arange(5).astype(dtype)
+    for name in ("pow", "bitwise_left_shift", "bitwise_right_shift"):
+        agree(name, bases[:, None], small)
+
+
+@pytest.mark.parametrize("dtype", COMPLEX)
+def test_powers_of_complex_numbers(dtype: str) -> None:
+    x = specials(dtype)
+    agree("pow", x[x != 0][:, None], x[:9], scale=20)
+
+
+def test_a_negative_power_of_an_integer_is_refused() -> None:
+    with pytest.raises(DataError, match="pow: expected integer powers >= 0, got -1"):
+        cx.pow(cx.tensor([2]), cx.tensor([-1]))
+
+
+@pytest.mark.parametrize(("low", "high"), [(None, None), (-1, None), (None, 2), (-1, 2)])
+@pytest.mark.parametrize("dtype", ["int8", "int64", "float32", "float64"])
+def test_clip(dtype: str, low: int | None, high: int | None) -> None:
+    x = specials(dtype)
+    agree("clip", x, low, high)
+    as_arrays = [None if bound is None else np.full((2, 1), bound, dtype) for bound in (low, high)]
+    agree("clip", x, *as_arrays)
+
+
+def test_a_bound_that_would_change_the_dtype_is_refused() -> None:
+    with pytest.raises(DtypeError, match="clip: a bound of float32 does not fit int64"):
+        cx.clip(cx.tensor([1]), 0.5)
+
+
+OPERATORS = "add sub mul truediv floordiv mod pow and_ or_ xor lshift rshift eq ne lt le gt ge".split()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in OPERATORS
+        for dtype in ("int8", "uint16", "int64", "float32", "float64")
+        if (dtype not in INTEGERS if name == "truediv" else dtype in INTEGERS or name not in OPERATORS[7:12])
+    ],
+)
+def test_an_operator_is_its_function_either_way_round(name: str, dtype: str) -> None:
+    compute = getattr(operator, name)
+    x = np.array([1, 2, 5], dtype)
+    for left, right in ((x, 3), (3, x), (x, x[:1])):
+        got = compute(*(cx.asarray(v) if isinstance(v, np.ndarray) else v for v in (left, right)))
+        wanted = compute(left, right)
+        assert got.dtype == wanted.dtype.name and got.tolist() == pytest.approx(wanted.tolist())
+
+
+def test_bools_combine_bit_by_bit_and_unary_operators() -> None:
+    x, y = cx.tensor([True, False]), cx.tensor([True, True])
+    assert ((x & y).tolist(), (x ^ y).tolist(), (~x).tolist()) == ([1, 0], [0, 1], [0, 1])
+    z = cx.tensor([1, -2])
+    assert ((-z).tolist(), (~z).tolist(), abs(z).tolist(), (+z).tolist()) == ([-1, 2], [-2, 1], [1, 2], [1, -2])
+    assert +z is not z
+
+
+@pytest.mark.parametrize("to", ALL)
+@pytest.mark.parametrize("dtype", ALL)
+def test_astype(dtype: str, to: str) -> None:
+    if dtype in COMPLEX and to not in COMPLEX:
+        return  # refused: test_dtypes.py
+    x = np.array([0, 1, 3], dtype)
+    agree("astype", x, to)
+
+
+def test_astype_copies_unless_told_not_to() -> None:
+    x = cx.zeros(2)
+    assert cx.astype(x, "float32") is not x and cx.astype(x, "float32", copy=False) is x
+
+
+@pytest.mark.parametrize("name", ["exp", "isnan", "abs", "clip", "astype"])
+def test_what_is_no_tensor_is_refused(name: str) -> None:
+    arguments: Any = ["float32"] if name == "astype" else []
+    with pytest.raises(DtypeError, match="expected a tensor, got float"):
+        getattr(cx, name)(1.0, *arguments)
+
+
+def test_two_numbers_are_no_tensor() -> None:
+    with pytest.raises(DtypeError, match="add: expected at least one tensor, got int and float"):
+        cx.add(1, 2.0)
