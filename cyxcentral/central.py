@@ -149,7 +149,7 @@ class Central:
         await self.events.open(known_seq, known_sha256, network.replicas)
         self.events.applied.append(self._react)
         await self.blobs.open(network.replicas)
-        await self.telemetry.start(self.ledger.position(subjects.TELEMETRY), network.replicas)
+        await self.telemetry.start(*self.ledger.place(subjects.TELEMETRY), network.replicas)
         self._edge.limit(Rate(per_s=network.requests_per_s, burst=2 * network.requests_per_s))
         await self.dispatch.start()
         self.payments.resume()

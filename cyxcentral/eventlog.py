@@ -165,8 +165,10 @@ class EventLog:
             log.debug("event %d", stored.seq, exc_info=error)
             self._break(f"event {stored.seq} ({stored.subject}) cannot be taken in: {error or type(error).__name__}")
 
-    def _rewound(self, last_seq: int) -> None:
-        self._break(f"the event log ends at {last_seq}, this central has seen {self.world.seq}: events were lost")
+    def _rewound(self, same_until: int) -> None:
+        self._break(
+            f"the event log is what this central has seen only up to {same_until} of {self.world.seq}: events were lost"
+        )
 
     def _break(self, why: str) -> None:
         if not self.broken.done():

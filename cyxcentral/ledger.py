@@ -161,12 +161,13 @@ class Ledger:
         for line, entry in enumerate(entries):
             self._waiting.rows["entries"].append((seq, line, job_id, entry.account, entry.amount_base_units, at_ms))
 
-    def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord) -> None:
+    def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord, sha256: str = "") -> None:
+        """sha256: of the message, for the next start to compare with."""
         self._waiting.rows["metrics"].append(_metrics_row(seq, record))
-        self._moved(stream, seq)
+        self._moved(stream, seq, sha256)
 
     def telemetry_rewound(self, last_seq: int) -> None:
-        """The stream ends at `last_seq`: the broker lost what came after it, and gives its sequences to others."""
+        """The broker lost what came after `last_seq`, and gives its sequences to others, or has done so."""
         waiting = self._waiting
         waiting.rows["metrics"] = [row for row in waiting.rows["metrics"] if row[0] <= last_seq]
         waiting.forget_after = last_seq if waiting.forget_after is None else min(waiting.forget_after, last_seq)

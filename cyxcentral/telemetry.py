@@ -45,16 +45,24 @@ class Telemetry:
         self._recent = recent
         self.refused = 0
 
-    async def start(self, after_seq: int, replicas: int = 1) -> None:
+    async def start(self, after_seq: int, after_sha256: str = "", replicas: int = 1) -> None:
+        """Follow the stream from the ledger's place in it: a sequence, and the hash of the message there."""
         options: dict[str, Any] = {"persist_mode": "async"} if replicas == 1 else {}
         await self._core.ensure_stream(subjects.TELEMETRY, [subjects.TELEMETRY_SUBJECTS], replicas=replicas, **options)
-        await self._core.follow(subjects.TELEMETRY, subjects.TELEMETRY_SUBJECTS, after_seq, self._stored, self._rewound)
+        await self._core.follow(
+            subjects.TELEMETRY,
+            subjects.TELEMETRY_SUBJECTS,
+            after_seq,
+            self._stored,
+            self._rewound,
+            after_sha256=after_sha256,
+        )
         for verb in subjects.NODE_TELEMETRY:  # one of several centrals stores each metric
             await self._edge.subscribe(subjects.node("*", verb), self._said, queue="central")
 
-    def _rewound(self, last_seq: int) -> None:
+    def _rewound(self, same_until: int) -> None:
         """The broker lost its newest metrics, and gives their sequences to others."""
-        self._ledger.telemetry_rewound(last_seq)
+        self._ledger.telemetry_rewound(same_until)
         self._recent.clear()
 
     async def _said(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
@@ -107,7 +115,7 @@ class Telemetry:
         except BadMessage as error:
             log.warning("telemetry %d cannot be read: %s", stored.seq, error)
             return
-        self._ledger.add_telemetry(subjects.TELEMETRY, stored.seq, record)
+        self._ledger.add_telemetry(subjects.TELEMETRY, stored.seq, record, stored.sha256)
         what = record.batch or record.epoch or record.hardware
         if isinstance(what, BatchMetrics | EpochMetrics):
             self._dispatch.advanced(record.job_id, record.attempt, ("training", what.step))

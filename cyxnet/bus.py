@@ -486,12 +486,13 @@ class Bus:
         handler: Callable[[Stored], Awaitable[None]],
         rewound: Callable[[int], None],
         stall_s: float = STALL_S,
+        after_sha256: str = "",
     ) -> None:
         """Call handler for every message after `after_seq`, in order and each once, now and in future.
 
-        See cyxnet.follower for `rewound` and for what happens when nothing comes for `stall_s`.
+        See cyxnet.follower for `rewound`, `after_sha256` and for what happens when nothing comes for `stall_s`.
         """
-        follower = Follower(self, stream, subject, after_seq, handler, rewound, stall_s)
+        follower = Follower(self, stream, subject, after_seq, handler, rewound, stall_s, after_sha256)
         await follower.start()
         self._followers.append(follower)
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ HEARTBEAT_S = 2.0  # the broker says that often that it has nothing to say
 MISSED_HEARTBEATS = 2.5
 STALL_S = 10.0
 RENEW_PAUSE_S = 0.2
+REMEMBERED = 64  # messages to compare with the stream after a break
 
 
 class Link(Protocol):
@@ -30,6 +32,9 @@ class Link(Protocol):
     def connected(self) -> bool: ...
 
     async def last_seq(self, stream: str) -> int: ...
+
+    async def at(self, stream: str, seq: int) -> Stored | None:
+        """The message at a sequence, None when it is not kept. Raises BusError."""
 
     async def consume(self, stream: str, subject: str, first_seq: int, deliver: Any, heartbeat_s: float) -> Any:
         """Have every message from `first_seq` on given to `deliver`; returns the subscription. Raises BusError."""
@@ -41,8 +46,9 @@ class Link(Protocol):
 class Follower:
     """Calls handler for every message after `after_seq`, in order and each once.
 
-    rewound(last_seq) is called when the stream ends before what was seen of it: the broker lost its newest messages,
-    and will give their sequences to others.
+    rewound(seq) is called when the stream is no longer what was seen of it, but only up to `seq`: the broker lost its
+    newest messages, and gives their sequences to others. That is looked for whenever a consumer is made anew, by one
+    message if all is well. after_sha256: of the message at `after_seq` (hex), if it is known.
     """
 
     def __init__(
@@ -54,11 +60,14 @@ class Follower:
         handler: Callable[[Stored], Awaitable[None]],
         rewound: Callable[[int], None],
         stall_s: float = STALL_S,
+        after_sha256: str = "",
     ):
         self._link = link
         self._stream = stream
         self._subject = subject
         self.seen_seq = after_seq
+        self._after = (after_seq, after_sha256)
+        self._remembered: deque[Stored] = deque(maxlen=REMEMBERED)  # the newest that were seen
         self.renewals = 0
         self._handler = handler
         self._rewound = rewound
@@ -119,10 +128,12 @@ class Follower:
 
     async def _renew(self) -> None:
         """Follow from what was seen last. Raises BusError."""
-        last_seq = await self._link.last_seq(self._stream)
-        if last_seq < self.seen_seq:
-            self.seen_seq = last_seq
-            self._rewound(last_seq)
+        same_until = await self._same_until(min(self.seen_seq, await self._link.last_seq(self._stream)))
+        if same_until < self.seen_seq:
+            self.seen_seq = same_until
+            while self._remembered and self._remembered[-1].seq > same_until:
+                self._remembered.pop()
+            self._rewound(same_until)
         old, self._subscription = self._subscription, None
         self.renewals += 1
         self._consumer_seq = 0
@@ -134,6 +145,27 @@ class Follower:
             self._stream, self._subject, self.seen_seq + 1, deliver, HEARTBEAT_S
         )
         self._heard_s = asyncio.get_running_loop().time()
+
+    async def _same_until(self, seq: int) -> int:
+        """Up to where the stream is what was seen of it, as far as `seq`. Raises BusError."""
+        places = [(stored.seq, stored.sha256) for stored in self._remembered if stored.seq <= seq]
+        if self._after[1] and self._after[0] <= seq:
+            places.insert(0, self._after)
+        if not places or await self._is_at(*places[-1]):
+            return seq
+        same, other = -1, len(places) - 1  # what was lost was at the end: halve what is between
+        while other - same > 1:
+            middle = (same + other) // 2
+            if await self._is_at(*places[middle]):
+                same = middle
+            else:
+                other = middle
+        return places[same][0] if same >= 0 else 0
+
+    async def _is_at(self, seq: int, sha256: str) -> bool:
+        """What is not kept any more is no proof of another."""
+        found = await self._link.at(self._stream, seq)
+        return found is None or found.sha256 == sha256
 
     async def _deliver(self, renewal: int, message: Any) -> None:
         if renewal != self.renewals:
@@ -149,8 +181,10 @@ class Follower:
             self.doubt()
         elif seq > self.seen_seq:
             self.seen_seq = seq
+            stored = Stored(message.subject, seq, message.data)
+            self._remembered.append(stored)
             try:
-                await self._handler(Stored(message.subject, seq, message.data))
+                await self._handler(stored)
             except Exception:
                 log.exception("follower of %s failed", message.subject)
 

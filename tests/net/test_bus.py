@@ -318,6 +318,51 @@ async def test_a_follower_is_told_when_the_stream_lost_what_it_has_seen(core):
     assert (lost, seen) == ([1], [2])
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3, 5])
+async def test_a_follower_notices_that_lost_messages_were_replaced_before_it_looked(core, kept):
+    # the stream was as long as before, so nothing seemed lost; metrics of both lives stayed in one ledger
+    stream, name = subjects.TELEMETRY, subjects.telemetry("node-a")
+
+    async def written(payloads):
+        await core.ensure_stream(stream, [subjects.TELEMETRY_SUBJECTS])
+        for payload in payloads:
+            await core.append(name, payload)
+
+    heard, same = asyncio.Queue(), []
+
+    async def handler(stored):
+        heard.put_nowait((stored.seq, stored.payload))
+
+    async def next_ones(count):
+        return [await asyncio.wait_for(heard.get(), 10) for _ in range(count)]
+
+    old = [b"old %d" % number for number in range(1, 6)]
+    await written(old)
+    await core.follow(stream, subjects.TELEMETRY_SUBJECTS, 0, handler, same.append)
+    await next_ones(5)
+    await core.request(f"$JS.API.STREAM.DELETE.{stream}", b"")
+    await written([*old[:kept], *[b"new %d" % number for number in range(kept + 1, 8)]])
+    core._followers[-1].doubt()
+    assert await next_ones(7 - kept) == [(number, b"new %d" % number) for number in range(kept + 1, 8)]
+    assert same == ([kept] if kept < 5 else [])
+
+
+async def test_a_follower_compares_the_place_it_begins_at_with_what_its_owner_saw_there(core):
+    stream, same, seen, last = subjects.TELEMETRY, [], [], asyncio.Event()
+    await core.ensure_stream(stream, [subjects.TELEMETRY_SUBJECTS])
+    for payload in (b"1", b"2", b"3"):
+        stored_at = await core.append(subjects.telemetry("node-a"), payload)
+
+    async def handler(stored):
+        seen.append(stored.seq)
+        if stored.seq == stored_at:
+            last.set()
+
+    await core.follow(stream, subjects.TELEMETRY_SUBJECTS, 2, handler, same.append, after_sha256="0" * 64)
+    await asyncio.wait_for(last.wait(), 10)
+    assert (same, seen) == ([0], [1, 2, 3])
+
+
 async def test_a_client_of_the_edge_cannot_reach_the_log(core, client):
     with pytest.raises(CyxError):
         await client.append(subjects.job_event("forged"), b"x", expected_seq=0)

@@ -92,7 +92,7 @@ class MemoryLedger:
             job_id = subjects.last_token(subject)
             self._add("event", job_id, seq, record.at_ms, type(record.event).__name__, record.event)
 
-    def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord) -> None:
+    def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord, sha256: str) -> None:
         if record.job_id and record.epoch:
             self._add("telemetry", record.job_id, seq, record.at_ms, "epoch", record.epoch)
 
