@@ -26,7 +26,7 @@ from cyxcore.ops import OPS
 FORMAT = "cyx-graph/1"
 MAX_NODES = 100_000
 MAX_BYTES = 64 * 2**20
-SIZES = ("shape", "stops")  # the attributes in which a null may stand for the batch size; no op has both
+SIZES = ("shape", "stops", "input_shape")  # where a null may stand for the batch size; no op has two of them
 
 
 class Node(NamedTuple):

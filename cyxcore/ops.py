@@ -202,7 +202,7 @@ def _rows() -> list[Op]:
             infer2d.conv2d_grad_input,
             _conv_flops,
             **_CONV,
-            input_shape=Attr(kind.naturals),
+            input_shape=Attr(kind.shape),
         ),
         row(
             "conv2d_grad_weight",

@@ -22,7 +22,7 @@ class ModelSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, o
     """A model, either as a list of layers or as a graph. Exactly one of the two is given.
 
     input: shape of one sample, without the batch, e.g. [64] or [1, 28, 28].
-    layers: e.g. {"kind": "Linear", "out_features": 10}; see cyxcore/layers.py for every kind.
+    layers: e.g. {"kind": "Linear", "out_features": 10}; see cyxcore/layertable.py for every kind.
     graph: the canonical JSON object of a cyxcore.graph.Graph.
     weights: digest of a safetensors artifact with the initial parameters; without it they are
         drawn from the graph's initialisers and the job's seed.

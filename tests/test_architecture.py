@@ -16,7 +16,9 @@ TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
 # readers. `cyxcore` itself is a lazy door to all of its modules: who has come that far may use it.
 VOCABULARY = """
 cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.ops cyxcore.graph
-cyxcore.values cyxcore.indexing cyxcore.functional cyxcore.elementwise cyxcore.symbols cyxcore.layers
+cyxcore.values cyxcore.indexing cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
+cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
+cyxcore.functional cyxcore.elementwise cyxcore.symbols cyxcore.layertable cyxcore.layers
 """.split()
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
@@ -29,7 +31,8 @@ ORDER = [
     *"""
 cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.standard cyxcore.kernels.reference cyxcore.kernels
 cyxcore.device cyxcore.inspection cyxcore.random cyxcore.grad
-cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn
+cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers cyxcore.nn.losses
+cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing
 cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore

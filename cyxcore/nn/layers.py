@@ -30,7 +30,23 @@ class Linear(Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class Conv2d(Module):
+class _Conv(Module):
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+
+    def _draw(self, per_group: int, outputs: int, kernel: tuple[int, ...], bias: bool) -> None:
+        fan_in = per_group * math.prod(kernel)
+        self.weight = Parameter.drawn((outputs, per_group, *kernel), _fan(fan_in))
+        self.bias = Parameter.drawn((outputs,), _fan(fan_in)) if bias else None
+
+    def extra_repr(self) -> str:
+        out_channels, per_group, *kernel = self.weight.shape
+        return f"{per_group * self.groups}, {out_channels}, kernel_size={tuple(kernel)}, stride={self.stride}"
+
+
+class Conv2d(_Conv):
     """Cross-correlation of images (N, C, H, W). weight: (out, in/groups, height, width)."""
 
     def __init__(
@@ -52,16 +68,122 @@ class Conv2d(Module):
             pair(dilation),
             groups,
         )
-        fan_in = in_channels // groups * math.prod(kernel)
-        self.weight = Parameter.drawn((out_channels, in_channels // groups, *kernel), _fan(fan_in))
-        self.bias = Parameter.drawn((out_channels,), _fan(fan_in)) if bias else None
+        self._draw(in_channels // groups, out_channels, kernel, bias)
 
     def forward(self, x: Any) -> Any:
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def extra_repr(self) -> str:
-        out_channels, per_group, *kernel = self.weight.shape
-        return f"{per_group * self.groups}, {out_channels}, kernel_size={tuple(kernel)}, stride={self.stride}"
+
+class Conv1d(_Conv):
+    """Cross-correlation of sequences (N, C, L). weight: (out, in/groups, length)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self._draw(in_channels // groups, out_channels, (kernel_size,), bias)
+
+    def forward(self, x: Any) -> Any:
+        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Conv3d(_Conv):
+    """Cross-correlation of volumes (N, C, D, H, W). weight: (out, in/groups, depth, height, width)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: F.Triple,
+        stride: F.Triple = 1,
+        padding: F.Triple = 0,
+        dilation: F.Triple = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self._draw(in_channels // groups, out_channels, F.triple(kernel_size), bias)
+
+    def forward(self, x: Any) -> Any:
+        return F.conv3d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class DepthwiseConv2d(Conv2d):
+    """Each channel by itself, `depth_multiplier` results of each."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        depth_multiplier: int = 1,
+        bias: bool = True,
+    ) -> None:
+        outputs = in_channels * depth_multiplier
+        super().__init__(in_channels, outputs, kernel_size, stride, padding, dilation, in_channels, bias)
+
+
+class ConvTranspose2d(Module):
+    """Makes images (N, C, H, W) larger. weight: (in, out/groups, height, width)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        output_padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Pair = 1,
+    ) -> None:
+        super().__init__()
+        self.options = (stride, padding, output_padding, groups, dilation)
+        kernel = pair(kernel_size)
+        fan = _fan(out_channels // groups * math.prod(kernel))
+        self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
+        self.bias = Parameter.drawn((out_channels,), fan) if bias else None
+
+    def forward(self, x: Any) -> Any:
+        return F.conv_transpose2d(x, self.weight, self.bias, *self.options)
+
+
+class ConvTranspose1d(Module):
+    """Makes sequences (N, C, L) longer. weight: (in, out/groups, length)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        output_padding: int = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        self.options = (stride, padding, output_padding, groups, dilation)
+        fan = _fan(out_channels // groups * kernel_size)
+        self.weight = Parameter.drawn((in_channels, out_channels // groups, kernel_size), fan)
+        self.bias = Parameter.drawn((out_channels,), fan) if bias else None
+
+    def forward(self, x: Any) -> Any:
+        return F.conv_transpose1d(x, self.weight, self.bias, *self.options)
 
 
 class _Pool(Module):
@@ -82,6 +204,74 @@ class MaxPool2d(_Pool):
 class AvgPool2d(_Pool):
     def forward(self, x: Any) -> Any:
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class _Pool1d(Module):
+    def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+
+class MaxPool1d(_Pool1d):
+    def forward(self, x: Any) -> Any:
+        return F.max_pool1d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool1d(_Pool1d):
+    def forward(self, x: Any) -> Any:
+        return F.avg_pool1d(x, self.kernel_size, self.stride, self.padding)
+
+
+class _AdaptivePool(Module):
+    def __init__(self, output_size: Any) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class AdaptiveAvgPool1d(_AdaptivePool):
+    """(N, C, L) -> (N, C, output_size)"""
+
+    def forward(self, x: Any) -> Any:
+        return F.adaptive_avg_pool1d(x, self.output_size)
+
+
+class AdaptiveAvgPool2d(_AdaptivePool):
+    """(N, C, H, W) -> (N, C, *output_size)"""
+
+    def forward(self, x: Any) -> Any:
+        return F.adaptive_avg_pool2d(x, self.output_size)
+
+
+class GlobalMaxPool2d(Module):
+    """(N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Any) -> Any:
+        return F.global_max_pool2d(x)
+
+
+class PixelShuffle(Module):
+    """(N, C r^2, H, W) -> (N, C, H r, W r)"""
+
+    def __init__(self, upscale_factor: int) -> None:
+        super().__init__()
+        self.upscale_factor = upscale_factor
+
+    def forward(self, x: Any) -> Any:
+        return F.pixel_shuffle(x, self.upscale_factor)
+
+
+class UpsamplingNearest2d(Module):
+    """(N, C, H, W) -> (N, C, H s, W s)"""
+
+    def __init__(self, scale_factor: int) -> None:
+        super().__init__()
+        self.scale_factor = scale_factor
+
+    def forward(self, x: Any) -> Any:
+        return F.upsample_nearest2d(x, self.scale_factor)
 
 
 class GlobalAvgPool2d(Module):
@@ -116,6 +306,10 @@ class _BatchNorm(Module):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
 
 
+class BatchNorm3d(_BatchNorm):
+    """Per channel of (N, C, D, H, W)."""
+
+
 class BatchNorm1d(_BatchNorm):
     """Per feature of (N, C) or channel of (N, C, L)."""
 
@@ -141,6 +335,62 @@ class LayerNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}"
+
+
+class RMSNorm(Module):
+    """Over the last axes, without taking the mean off."""
+
+    def __init__(
+        self, normalized_shape: int | Sequence[int], eps: float = 1e-6, elementwise_affine: bool = True
+    ) -> None:
+        super().__init__()
+        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.eps = eps
+        self.weight = Parameter.drawn(self.normalized_shape, {"kind": "ones"}) if elementwise_affine else None
+
+    def forward(self, x: Any) -> Any:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}"
+
+
+class GroupNorm(Module):
+    """Over each group of channels of each row of (N, C, ...)."""
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.num_groups, self.eps = num_groups, eps
+        self.weight = Parameter.drawn((num_channels,), {"kind": "ones"}) if affine else None
+        self.bias = Parameter.drawn((num_channels,), {"kind": "zeros"}) if affine else None
+
+    def forward(self, x: Any) -> Any:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, eps={self.eps}"
+
+
+class _InstanceNorm(Module):
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        self.weight = Parameter.drawn((num_features,), {"kind": "ones"}) if affine else None
+        self.bias = Parameter.drawn((num_features,), {"kind": "zeros"}) if affine else None
+
+    def forward(self, x: Any) -> Any:
+        return F.instance_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Each channel of each row of (N, C, L)."""
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Each channel of each row of (N, C, H, W)."""
 
 
 class Embedding(Module):
@@ -169,6 +419,17 @@ class Dropout(Module):
         return f"p={self.p}"
 
 
+class Dropout1d(Dropout):
+    """Whole channels of (N, C, L) at once; Dropout2d: of (N, C, H, W)."""
+
+    def forward(self, x: Any) -> Any:
+        return F.channel_dropout(x, self.p, self.training)
+
+
+class Dropout2d(Dropout1d):
+    """Whole channels of (N, C, H, W) at once."""
+
+
 class Flatten(Module):
     """All axes of a sample as one."""
 
@@ -190,44 +451,27 @@ class Reshape(Module):
         return str(self.shape)
 
 
-class ReLU(Module):
-    def forward(self, x: Any) -> Any:
-        return F.relu(x)
+class Permute(Module):
+    """The axes of a sample in another order: 0 is its first axis, the batch stays in front."""
 
-
-class LeakyReLU(Module):
-    def __init__(self, negative_slope: float = 0.01) -> None:
+    def __init__(self, *dims: int) -> None:
         super().__init__()
-        self.negative_slope = negative_slope
+        self.dims = dims
 
     def forward(self, x: Any) -> Any:
-        return F.leaky_relu(x, self.negative_slope)
+        return x.transpose(0, *(dim + 1 for dim in self.dims))
+
+    def extra_repr(self) -> str:
+        return str(self.dims)
 
 
-class GELU(Module):
-    def forward(self, x: Any) -> Any:
-        return F.gelu(x)
+class TimeDistributed(Module):
+    """A module on each step of (N, T, ...) by itself."""
 
-
-class SiLU(Module):
-    def forward(self, x: Any) -> Any:
-        return F.silu(x)
-
-
-class Tanh(Module):
-    def forward(self, x: Any) -> Any:
-        return F.tanh(x)
-
-
-class Sigmoid(Module):
-    def forward(self, x: Any) -> Any:
-        return F.sigmoid(x)
-
-
-class Softmax(Module):
-    def __init__(self, dim: int = -1) -> None:
+    def __init__(self, module: Module) -> None:
         super().__init__()
-        self.dim = dim
+        self.module = module
 
     def forward(self, x: Any) -> Any:
-        return F.softmax(x, self.dim)
+        rows = self.module(x.reshape(-1, *x.shape[2:]))
+        return rows.reshape(x.shape[0], x.shape[1], *rows.shape[1:])

@@ -1,4 +1,4 @@
-"""The losses as modules."""
+"""The losses as modules: torch's names and options around cyxcore.functional."""
 
 from typing import Any
 
@@ -12,11 +12,54 @@ class _Loss(Module):
         self.reduction = reduction
 
 
-class CrossEntropyLoss(_Loss):
-    """Of logits (N, C) and class indices (N,)."""
+class _ByClass(_Loss):
+    """weight: (C,), what each class counts; a buffer, so it goes where the module goes."""
+
+    def __init__(self, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.ignore_index = ignore_index
+        if weight is None:
+            self.weight = None
+        else:
+            self.register_buffer("weight", weight)
+
+
+class CrossEntropyLoss(_ByClass):
+    """Of logits (N, C, ...) and class indices (N, ...); rows of ignore_index count nothing."""
+
+    def __init__(
+        self,
+        weight: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weight, ignore_index, reduction)
+        self.label_smoothing = label_smoothing
 
     def forward(self, logits: Any, labels: Any) -> Any:
-        return F.cross_entropy(logits, labels, self.reduction)
+        return F.cross_entropy(
+            logits,
+            labels,
+            self.reduction,
+            weight=self.weight,
+            ignore_index=_ignored(labels, self.ignore_index),
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class NLLLoss(_ByClass):
+    """Of log probabilities (N, C, ...) and class indices (N, ...)."""
+
+    def forward(self, log_probabilities: Any, labels: Any) -> Any:
+        ignored = _ignored(labels, self.ignore_index)
+        return F.nll_loss(log_probabilities, labels, self.reduction, weight=self.weight, ignore_index=ignored)
+
+
+def _ignored(labels: Any, index: int) -> int | None:
+    """None where no label of an existing tensor is the ignored one: the plain loss is one kernel."""
+    held = getattr(labels, "_data", None)
+    return index if held is None or (held == index).any() else None
 
 
 class MSELoss(_Loss):
@@ -24,6 +67,102 @@ class MSELoss(_Loss):
         return F.mse_loss(prediction, target, self.reduction)
 
 
+class L1Loss(_Loss):
+    def forward(self, prediction: Any, target: Any) -> Any:
+        return F.l1_loss(prediction, target, self.reduction)
+
+
+class SmoothL1Loss(_Loss):
+    def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
+        super().__init__(reduction)
+        self.beta = beta
+
+    def forward(self, prediction: Any, target: Any) -> Any:
+        return F.smooth_l1_loss(prediction, target, self.reduction, self.beta)
+
+
+class HuberLoss(_Loss):
+    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
+        super().__init__(reduction)
+        self.delta = delta
+
+    def forward(self, prediction: Any, target: Any) -> Any:
+        return F.huber_loss(prediction, target, self.reduction, self.delta)
+
+
+class BCELoss(_Loss):
+    """Of probabilities."""
+
+    def forward(self, probabilities: Any, target: Any) -> Any:
+        return F.binary_cross_entropy(probabilities, target, self.reduction)
+
+
 class BCEWithLogitsLoss(_Loss):
+    """pos_weight: what a target of 1 counts, for each output."""
+
+    def __init__(self, reduction: str = "mean", pos_weight: Any = None) -> None:
+        super().__init__(reduction)
+        if pos_weight is None:
+            self.pos_weight = None
+        else:
+            self.register_buffer("pos_weight", pos_weight)
+
     def forward(self, logits: Any, target: Any) -> Any:
-        return F.binary_cross_entropy_with_logits(logits, target, self.reduction)
+        return F.binary_cross_entropy_with_logits(logits, target, self.reduction, None, self.pos_weight)
+
+
+class KLDivLoss(_Loss):
+    """Of log probabilities and probabilities (or their logarithms)."""
+
+    def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
+        super().__init__(reduction)
+        self.log_target = log_target
+
+    def forward(self, log_probabilities: Any, target: Any) -> Any:
+        return F.kl_div(log_probabilities, target, self.reduction, self.log_target)
+
+
+class CosineEmbeddingLoss(_Loss):
+    def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = margin
+
+    def forward(self, a: Any, b: Any, target: Any) -> Any:
+        return F.cosine_embedding_loss(a, b, target, self.reduction, self.margin)
+
+
+class HingeEmbeddingLoss(_Loss):
+    def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = margin
+
+    def forward(self, x: Any, target: Any) -> Any:
+        return F.hinge_embedding_loss(x, target, self.reduction, self.margin)
+
+
+class MarginRankingLoss(_Loss):
+    def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = margin
+
+    def forward(self, a: Any, b: Any, target: Any) -> Any:
+        return F.margin_ranking_loss(a, b, target, self.reduction, self.margin)
+
+
+class TripletMarginLoss(_Loss):
+    def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.margin = margin
+
+    def forward(self, anchor: Any, positive: Any, negative: Any) -> Any:
+        return F.triplet_margin_loss(anchor, positive, negative, self.reduction, self.margin)
+
+
+class PoissonNLLLoss(_Loss):
+    def forward(self, log_rate: Any, target: Any) -> Any:
+        return F.poisson_nll_loss(log_rate, target, self.reduction)
+
+
+class GaussianNLLLoss(_Loss):
+    def forward(self, mean: Any, target: Any, variance: Any) -> Any:
+        return F.gaussian_nll_loss(mean, target, variance, self.reduction)

@@ -40,16 +40,16 @@ class Module:
         self.__dict__["_buffers"] = {}
         self.__dict__["_modules"] = {}
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} needs a forward method")
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         if not inputs or not isinstance(inputs[0], Symbol):
-            return self.forward(*inputs)
+            return self.forward(*inputs, **options)
         builder = inputs[0].builder
         before, builder.layer = builder.layer, self.__dict__.get("_label", "")
         try:
-            return self.forward(*inputs)
+            return self.forward(*inputs, **options)
         except CyxError as error:
             raise at_layer(error, builder.layer) from None
         finally:
@@ -165,8 +165,7 @@ class Sequential(Module):
         for index, part in enumerate(parts):
             self._modules[str(index)] = part
 
-    def forward(self, *inputs: Any) -> Any:
-        (x,) = inputs
+    def forward(self, x: Any) -> Any:
         for part in self._modules.values():
             x = part(x)
         return x

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore import nn
 from cyxcore.errors import CyxError, GraphError, ShapeError, SpecError
 from cyxcore.layers import LAYERS
 from cyxcore.spec import ModelSpec
@@ -51,6 +53,33 @@ IMAGE = [3, 8, 10]
         *(({"kind": kind}, [4], (4,)) for kind in ("ReLU", "GELU", "Tanh", "Sigmoid", "SiLU", "Softmax", "Normalize")),
         ({"kind": "Normalize", "method": "minmax"}, IMAGE, (3, 8, 10)),
         ({"kind": "Denormalize"}, [1], (1,)),
+        ({"kind": "Conv1d", "out_channels": 6, "kernel_size": 3, "padding": 1}, [4, 9], (6, 9)),
+        ({"kind": "DepthwiseConv2d", "kernel_size": 3, "depth_multiplier": 2}, IMAGE, (6, 6, 8)),
+        ({"kind": "ConvTranspose2d", "out_channels": 2, "kernel_size": 2, "stride": 2}, IMAGE, (2, 16, 20)),
+        ({"kind": "MaxPool1d", "kernel_size": 2}, [4, 9], (4, 4)),
+        ({"kind": "AvgPool1d", "kernel_size": 3, "stride": 2, "padding": 1}, [4, 9], (4, 5)),
+        ({"kind": "AdaptiveAvgPool2d", "output_size": [3, 1]}, IMAGE, (3, 3, 1)),
+        ({"kind": "GlobalMaxPool2d"}, IMAGE, (3,)),
+        ({"kind": "GlobalAvgPool1d"}, [7, 4], (4,)),
+        ({"kind": "GroupNorm", "num_groups": 3}, IMAGE, (3, 8, 10)),
+        ({"kind": "InstanceNorm"}, IMAGE, (3, 8, 10)),
+        ({"kind": "RMSNorm"}, [7, 4], (7, 4)),
+        ({"kind": "Embedding", "num_embeddings": 10, "embedding_dim": 3}, [7], (7, 3)),
+        ({"kind": "RNN", "hidden_size": 5, "nonlinearity": "relu"}, [7, 4], (5,)),
+        ({"kind": "LSTM", "hidden_size": 5, "num_layers": 2, "bidirectional": True}, [7, 4], (10,)),
+        ({"kind": "GRU", "hidden_size": 5, "return_sequences": True}, [7, 4], (7, 5)),
+        ({"kind": "SelfAttention", "num_heads": 2}, [7, 4], (7, 4)),
+        ({"kind": "TransformerEncoderLayer", "num_heads": 2, "dim_feedforward": 8}, [7, 4], (7, 4)),
+        ({"kind": "PositionalEncoding", "learned": True}, [7, 4], (7, 4)),
+        ({"kind": "Permute", "dims": [1, 0]}, [7, 4], (4, 7)),
+        ({"kind": "PReLU"}, [4], (4,)),
+        *(
+            ({"kind": kind}, [4], (4,))
+            for kind in ("ELU", "CELU", "SELU", "Mish", "Softplus", "Softsign", "Hardtanh", "Hardswish", "Hardsigmoid")
+        ),
+        ({"kind": "ReLU6"}, [4], (4,)),
+        ({"kind": "LogSoftmax"}, [4], (4,)),
+        ({"kind": "GLU"}, [4], (2,)),
     ],
 )
 def test_a_layer_infers_its_sizes(layer: dict[str, Any], input_shape: list[int], expected: tuple[int, ...]) -> None:
@@ -60,6 +89,56 @@ def test_a_layer_infers_its_sizes(layer: dict[str, Any], input_shape: list[int],
 def test_every_kind_is_built_in_a_test() -> None:
     marks = test_a_layer_infers_its_sizes.pytestmark  # type: ignore[attr-defined]
     assert {case[0]["kind"] for case in marks[0].args[1]} == set(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "module", "shape"),
+    [
+        (
+            {
+                "kind": "TransformerEncoderLayer",
+                "num_heads": 2,
+                "dim_feedforward": 8,
+                "dropout": 0.0,
+                "norm_first": True,
+            },
+            lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True, norm_first=True),
+            [7, 4],
+        ),
+        (
+            {"kind": "GRU", "hidden_size": 5, "num_layers": 2, "bidirectional": True, "return_sequences": True},
+            lambda: Outputs(nn.GRU(4, 5, 2, batch_first=True, bidirectional=True)),
+            [7, 4],
+        ),
+        (
+            {"kind": "Conv1d", "out_channels": 6, "kernel_size": 3, "groups": 2},
+            lambda: nn.Conv1d(4, 6, 3, groups=2),
+            [4, 9],
+        ),
+        (
+            {"kind": "ConvTranspose2d", "out_channels": 6, "kernel_size": 3, "stride": 2, "output_padding": 1},
+            lambda: nn.ConvTranspose2d(3, 6, 3, 2, 0, 1),
+            IMAGE,
+        ),
+    ],
+)
+def test_a_listed_layer_computes_what_its_module_does(layer: dict[str, Any], module: Any, shape: list[int]) -> None:
+    net = module().eval()
+    graph = cx.build(input_shape=shape, layers=[layer])
+    weights = {f"0.{name.removeprefix('inner.')}": value for name, value in net.state_dict().items()}
+    x = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    assert (np.asarray(cx.predict(graph, weights, x)) == net(cx.tensor(x)).numpy()).all()
+
+
+class Outputs(nn.Module):
+    """The first of a module's results."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x)[0]
 
 
 def test_parameters_have_torchs_names_and_layouts() -> None:

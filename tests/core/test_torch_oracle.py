@@ -107,3 +107,215 @@ def test_cross_entropy_and_its_gradient(extra: tuple[int, ...], options: dict[st
     one.sum().backward()
     other.sum().backward()
     np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+# modules ------------------------------------------------------------------------------------------
+
+
+def floats(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def agree(ours: Any, theirs: Any, *arrays: np.ndarray, **options: Any) -> None:
+    """Same weights by the same names; then the same outputs, and the same gradients of a weighted sum of them."""
+    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    ours.load_state_dict(state)
+    one_in = [cx.tensor(array, requires_grad=True) for array in arrays]
+    other_in = [torch.tensor(array, requires_grad=True) for array in arrays]
+    lifted = {
+        key: (cx.tensor(v), torch.tensor(v)) if isinstance(v, np.ndarray) else (v, v) for key, v in options.items()
+    }
+    one = ours(*one_in, **{key: here for key, (here, _) in lifted.items()})
+    other = theirs(*other_in, **{key: there for key, (_, there) in lifted.items()})
+    ones, others = (one, other) if isinstance(one, tuple) else ((one,), (other,))
+    for mine, its in zip(ones[:1], others[:1], strict=True):
+        np.testing.assert_allclose(mine.numpy(), its.detach().numpy(), rtol=1e-5, atol=2e-6)
+    weights = floats(*ones[0].shape, seed=9)
+    (ones[0] * cx.tensor(weights)).sum().backward()
+    (others[0] * torch.tensor(weights)).sum().backward()
+    named = dict(theirs.named_parameters())
+    pairs = [(p.grad, named[name].grad) for name, p in ours.named_parameters()]
+    for mine, its in (*pairs, *((x.grad, y.grad) for x, y in zip(one_in, other_in, strict=True))):
+        scale = float(its.abs().max()) + 1e-6
+        np.testing.assert_allclose(mine.numpy() / scale, its.numpy() / scale, rtol=0, atol=1e-4)
+
+
+ACTIVATIONS: list[tuple[str, dict[str, Any]]] = [
+    ("ReLU", {}),
+    ("LeakyReLU", {}),
+    ("ELU", {"alpha": 0.7}),
+    ("CELU", {"alpha": 0.7}),
+    ("SELU", {}),
+    ("GELU", {}),
+    ("GELU", {"approximate": "tanh"}),
+    ("SiLU", {}),
+    ("Mish", {}),
+    ("Softplus", {"beta": 2.0}),
+    ("Softsign", {}),
+    ("Tanh", {}),
+    ("Tanhshrink", {}),
+    ("Hardtanh", {}),
+    ("Sigmoid", {}),
+    ("LogSigmoid", {}),
+    ("Hardsigmoid", {}),
+    ("Hardswish", {}),
+    ("GLU", {}),
+    ("ReLU6", {}),
+    ("PReLU", {"num_parameters": 4}),
+    ("PReLU", {}),
+    ("Softmax", {"dim": -1}),
+    ("LogSoftmax", {"dim": 1}),
+    ("Threshold", {"threshold": 0.1, "value": -2.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ACTIVATIONS)
+def test_an_activation(name: str, options: dict[str, Any]) -> None:
+    agree(getattr(cx.nn, name)(**options), getattr(torch.nn, name)(**options), floats(3, 4, 6))
+
+
+LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
+    ("Linear", (6, 5), {}, (3, 4, 6)),
+    ("Conv1d", (4, 6, 3, 2, 1, 2, 2), {}, (3, 4, 20)),
+    ("Conv2d", (4, 6, (3, 2), 2, 1, 1, 2), {}, (3, 4, 9, 8)),
+    ("Conv3d", (4, 6, 3, 2, 1, 1, 2), {}, (2, 4, 7, 8, 9)),
+    ("Conv3d", (2, 3, (2, 3, 2), (1, 2, 1), (0, 1, 1), (2, 1, 2)), {}, (2, 2, 7, 8, 9)),
+    ("ConvTranspose1d", (4, 6, 3, 2, 1, 1, 2), {}, (2, 4, 5)),
+    ("ConvTranspose2d", (4, 6, 3, 2, 1, 1, 2), {}, (2, 4, 5, 6)),
+    ("MaxPool1d", (3, 2, 1), {}, (2, 4, 9)),
+    ("AvgPool1d", (3, 2, 1), {}, (2, 4, 9)),
+    ("MaxPool2d", (3, 2, 1), {}, (2, 4, 9, 8)),
+    ("AvgPool2d", (3, 2, 1), {}, (2, 4, 9, 8)),
+    ("AdaptiveAvgPool1d", (3,), {}, (2, 4, 7)),
+    ("AdaptiveAvgPool2d", ((3, 2),), {}, (2, 4, 7, 5)),
+    ("PixelShuffle", (2,), {}, (2, 8, 3, 4)),
+    ("BatchNorm1d", (4,), {}, (6, 4, 3)),
+    ("BatchNorm2d", (4,), {}, (3, 4, 5, 6)),
+    ("BatchNorm3d", (4,), {}, (3, 4, 2, 5, 6)),
+    ("LayerNorm", ((4, 6),), {}, (3, 4, 6)),
+    ("RMSNorm", (6,), {"eps": 1e-6}, (3, 4, 6)),
+    ("GroupNorm", (2, 4), {}, (3, 4, 5, 6)),
+    ("InstanceNorm1d", (4,), {"affine": True}, (3, 4, 5)),
+    ("InstanceNorm2d", (4,), {"affine": True}, (3, 4, 5, 6)),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "options", "shape"), LAYERS)
+def test_a_layer(name: str, given: tuple[Any, ...], options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    agree(getattr(cx.nn, name)(*given, **options), getattr(torch.nn, name)(*given, **options), floats(*shape))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"), [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("LSTM", {}), ("GRU", {})]
+)
+def test_a_recurrent_layer(name: str, options: dict[str, Any], batch_first: bool, bidirectional: bool) -> None:
+    shared = {**options, "batch_first": batch_first, "bidirectional": bidirectional}
+    agree(getattr(cx.nn, name)(5, 7, 2, **shared), getattr(torch.nn, name)(5, 7, 2, **shared), floats(3, 6, 5))
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_rows_of_different_lengths_are_torchs_packed_sequences(name: str) -> None:
+    lengths, x = np.array([4, 6, 1]), floats(3, 6, 5)
+    theirs = getattr(torch.nn, name)(5, 7, 2, batch_first=True, bidirectional=True)
+    ours = getattr(cx.nn, name)(5, 7, 2, batch_first=True, bidirectional=True)
+    ours.load_state_dict({key: value.numpy() for key, value in theirs.state_dict().items()})
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.tensor(x), lengths, batch_first=True, enforce_sorted=False)
+    out, last = theirs(packed)
+    padded, _ = torch.nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
+    mine, ended = ours(cx.tensor(x), lengths=cx.tensor(lengths))
+    np.testing.assert_allclose(mine.numpy(), padded.detach().numpy(), atol=2e-6)
+    for one, other in zip(ended if name == "LSTM" else [ended], last if name == "LSTM" else [last], strict=True):
+        np.testing.assert_allclose(one.numpy(), other.detach().numpy(), atol=2e-6)
+
+
+PADDED = np.array([[False] * 4 + [True] * 2, [False] * 6, [False] * 6])
+CAUSAL = np.triu(np.ones((5, 5), bool), 1)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options"),
+    [
+        ([(3, 5, 8), (3, 6, 8), (3, 6, 8)], {}),
+        ([(3, 5, 8), (3, 6, 8), (3, 6, 8)], {"key_padding_mask": PADDED}),
+        ([(3, 5, 8)] * 3, {"attn_mask": CAUSAL}),
+        ([(3, 5, 8)] * 3, {"attn_mask": np.where(CAUSAL, -np.inf, 0.5).astype(np.float32)}),
+    ],
+)
+def test_multi_head_attention(shapes: list[tuple[int, ...]], options: dict[str, Any]) -> None:
+    both = [module(8, 2, batch_first=True) for module in (cx.nn.MultiheadAttention, torch.nn.MultiheadAttention)]
+    agree(*both, *(floats(*shape, seed=n) for n, shape in enumerate(shapes)), **options)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_transformer_encoder(activation: str, norm_first: bool) -> None:
+    def made(nn: Any) -> Any:
+        options = {"activation": activation, "batch_first": True, "norm_first": norm_first}
+        return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, **options), 2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = made(torch.nn)
+    agree(made(cx.nn), theirs, floats(3, 5, 8))
+
+
+def test_a_transformer_decoder() -> None:
+    def made(nn: Any) -> Any:
+        return nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, 0.0), 2)
+
+    agree(made(cx.nn), made(torch.nn), floats(5, 3, 8), floats(6, 3, 8, seed=1))
+
+
+LOSS_PAIRS: list[tuple[str, dict[str, Any]]] = [
+    ("mse_loss", {}),
+    ("l1_loss", {}),
+    ("huber_loss", {"delta": 0.5}),
+    ("smooth_l1_loss", {"beta": 0.5}),
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("name", "options"), LOSS_PAIRS)
+def test_a_loss_of_two_arrays(name: str, options: dict[str, Any], reduction: str) -> None:
+    a, b = floats(4, 5), floats(4, 5, seed=1)
+    one = getattr(F, name)(cx.tensor(a), cx.tensor(b), reduction, **options)
+    other = getattr(torch.nn.functional, name)(torch.tensor(a), torch.tensor(b), reduction=reduction, **options)
+    np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5)
+
+
+def test_the_losses_of_probabilities() -> None:
+    tf = torch.nn.functional
+    x, t = 1 / (1 + np.exp(-floats(4, 5))), np.random.default_rng(2).dirichlet(np.ones(5), 4).astype(np.float32)
+    logs, side = np.log(x), np.array([1, -1, 1, -1])
+    c, r = cx.tensor, torch.tensor
+    a, b, n = floats(4, 5, seed=3), floats(4, 5, seed=4), floats(4, 5, seed=5)
+    labels, positive = np.array([0, 4, 2, 2]), np.full(5, 3.0, np.float32)
+    pairs = [
+        (F.binary_cross_entropy(c(x), c(t)), tf.binary_cross_entropy(r(x), r(t))),
+        (
+            F.binary_cross_entropy_with_logits(c(a), c(t), pos_weight=c(positive)),
+            tf.binary_cross_entropy_with_logits(r(a), r(t), pos_weight=r(positive)),
+        ),
+        (F.kl_div(c(logs), c(t), "batchmean"), tf.kl_div(r(logs), r(t), reduction="batchmean")),
+        (F.nll_loss(c(logs), c(labels)), tf.nll_loss(r(logs), r(labels))),
+        (F.cosine_embedding_loss(c(a), c(b), c(side)), tf.cosine_embedding_loss(r(a), r(b), r(side))),
+        (F.triplet_margin_loss(c(a), c(b), c(n)), tf.triplet_margin_loss(r(a), r(b), r(n))),
+        (F.margin_ranking_loss(c(a), c(b), c(np.sign(n))), tf.margin_ranking_loss(r(a), r(b), r(np.sign(n)))),
+        (F.hinge_embedding_loss(c(a), c(np.sign(n))), tf.hinge_embedding_loss(r(a), r(np.sign(n)))),
+        (F.poisson_nll_loss(c(a), c(t)), tf.poisson_nll_loss(r(a), r(t))),
+        (F.gaussian_nll_loss(c(a), c(b), c(x)), tf.gaussian_nll_loss(r(a), r(b), r(x))),
+    ]
+    for one, other in pairs:
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_", "orthogonal_"]
+)
+def test_an_initialiser_has_torchs_spread(name: str) -> None:
+    one, other = cx.zeros(64, 16, 3, 3), torch.zeros(64, 16, 3, 3)
+    getattr(cx.nn.init, name)(one)
+    getattr(torch.nn.init, name)(other)
+    assert float(one.numpy().std()) == pytest.approx(float(other.std()), rel=0.05)

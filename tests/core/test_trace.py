@@ -143,3 +143,42 @@ def test_compile_gives_the_same_results_and_sees_new_weights() -> None:
 def test_compile_takes_functions_of_several_tensors() -> None:
     total, product = cx.compile(lambda a, b: (a + b, a * b))(cx.tensor([1.0, 2.0]), cx.tensor([3.0, 4.0]))
     assert total.tolist() == [4.0, 6.0] and product.tolist() == [3.0, 8.0]
+
+
+class First(nn.Module):
+    """The first result of a module that returns several."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x)[0]
+
+
+MODULES: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Conv1d(4, 6, 3, 2, 1, 2, 2), (4, 20)),
+    (nn.Conv3d(4, 6, 3, 2, 1, 1, 2), (4, 7, 8, 9)),
+    (nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2), (4, 5, 6)),
+    (nn.AdaptiveAvgPool2d((3, 2)), (4, 7, 5)),
+    (nn.GroupNorm(2, 4), (4, 5, 6)),
+    (nn.RMSNorm(6), (4, 6)),
+    (nn.PixelShuffle(2), (8, 3, 4)),
+    (nn.UpsamplingNearest2d(2), (3, 4, 5)),
+    (nn.TransformerEncoderLayer(8, 2, 16, 0.1, batch_first=True), (5, 8)),
+    (nn.TimeDistributed(nn.Linear(8, 3)), (5, 8)),
+    (nn.PositionalEncoding(), (5, 8)),
+    (nn.LinearAttention(8, 2), (5, 8)),
+    (nn.RotaryEmbedding(), (5, 8)),
+    (nn.Dropout2d(0.5), (4, 5, 6)),
+    *((First(kind(5, 7, 2, batch_first=True, bidirectional=True)), (6, 5)) for kind in (nn.RNN, nn.LSTM, nn.GRU)),
+]
+
+
+@pytest.mark.parametrize(("module", "shape"), MODULES, ids=lambda value: type(value).__name__)
+def test_a_layer_is_traced_for_any_number_of_rows(module: nn.Module, shape: tuple[int, ...]) -> None:
+    module.eval()
+    graph, weights = cx.trace(module, shape)
+    for rows in (1, 3):
+        x = np.random.default_rng(rows).normal(size=(rows, *shape)).astype(np.float32)
+        assert (np.asarray(predict(graph, weights, x)) == module(cx.tensor(x)).numpy()).all()

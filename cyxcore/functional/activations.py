@@ -1,0 +1,104 @@
+"""Activations. Names, arguments and formulas are torch.nn.functional's; x is of any shape."""
+
+import math
+from typing import Any
+
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.basic import maximum, minimum, where
+
+# Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+
+def elu(x: Any, alpha: float = 1.0) -> Any:
+    """x above 0, alpha (e^x - 1) below."""
+    return x.relu() + (minimum(x, 0.0).exp() - 1.0) * alpha
+
+
+def selu(x: Any) -> Any:
+    return elu(x, SELU_ALPHA) * SELU_SCALE
+
+
+def celu(x: Any, alpha: float = 1.0) -> Any:
+    """x above 0, alpha (e^(x / alpha) - 1) below."""
+    return x.relu() + ((minimum(x, 0.0) / alpha).exp() - 1.0) * alpha
+
+
+def gelu(x: Any, approximate: str = "none") -> Any:
+    """x Φ(x), Φ the normal distribution function; "tanh": Hendrycks and Gimpel's approximation of it."""
+    if approximate == "none":
+        return x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1.0)
+    if approximate == "tanh":
+        return x * 0.5 * (((x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)).tanh() + 1.0)
+    raise SpecError(f"gelu: expected approximate to be none or tanh, got {approximate!r}")
+
+
+def silu(x: Any) -> Any:
+    """x σ(x), also called swish."""
+    return x * x.sigmoid()
+
+
+def softplus(x: Any, beta: float = 1.0) -> Any:
+    """log(1 + e^(beta x)) / beta without overflow: max(x, 0) + log(1 + e^-|beta x|) / beta."""
+    if beta == 1.0:
+        return x.relu() + ((-x.abs()).exp() + 1.0).log()
+    return softplus(x * beta) * (1.0 / beta)
+
+
+def logsigmoid(x: Any) -> Any:
+    """log σ(x)"""
+    return -softplus(-x)
+
+
+def mish(x: Any) -> Any:
+    """x tanh(log(1 + e^x))"""
+    return x * softplus(x).tanh()
+
+
+def softsign(x: Any) -> Any:
+    return x / (x.abs() + 1.0)
+
+
+def tanhshrink(x: Any) -> Any:
+    return x - x.tanh()
+
+
+def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+    """x kept within min_val … max_val."""
+    return minimum(maximum(x, min_val), max_val)
+
+
+def relu6(x: Any) -> Any:
+    return hardtanh(x, 0.0, 6.0)
+
+
+def hardsigmoid(x: Any) -> Any:
+    """(x + 3) / 6 kept within 0 … 1."""
+    return relu6(x + 3.0) * (1.0 / 6.0)
+
+
+def hardswish(x: Any) -> Any:
+    return x * hardsigmoid(x)
+
+
+def threshold(x: Any, threshold: float, value: float) -> Any:
+    """x above the threshold, `value` elsewhere."""
+    return where(x > threshold, x, value)
+
+
+def prelu(x: Any, weight: Any) -> Any:
+    """x above 0, weight x below. weight: (1,), or one per channel (axis 1)."""
+    if weight.shape != (1,) and (x.ndim < 2 or weight.shape != (x.shape[1],)):
+        raise ShapeError(f"prelu: expected a weight (1,) or one per channel of x {x.shape}, got {weight.shape}")
+    slope = weight if weight.shape == (1,) or x.ndim == 2 else weight.reshape(1, -1, *(1,) * (x.ndim - 2))
+    return x.relu() + minimum(x, 0.0) * slope
+
+
+def glu(x: Any, dim: int = -1) -> Any:
+    """The first half along an axis times σ of the second."""
+    axis = x._axis(dim)
+    if x.shape[axis] % 2:
+        raise ShapeError(f"glu: expected an even size along axis {dim}, got {x.shape}")
+    half = x.shape[axis] // 2
+    before = (slice(None),) * axis
+    return x[(*before, slice(None, half))] * x[(*before, slice(half, None))].sigmoid()

@@ -1,0 +1,179 @@
+"""Convolution and pooling over one and three axes, transposed convolution and adaptive pooling, out of the 2-d ops.
+
+Names, arguments and weight layouts are torch.nn.functional's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.basic import Pair, avg_pool2d, conv2d, max_pool2d, pad, pair
+from cyxcore.values import apply
+
+Triple = int | tuple[int, int, int]
+
+
+def triple(value: Any) -> tuple[int, int, int]:
+    return (value, value, value) if isinstance(value, int) else (int(value[0]), int(value[1]), int(value[2]))
+
+
+def _rank(name: str, x: Any, rank: int, axes: str) -> None:
+    if x.ndim != rank:
+        raise ShapeError(f"{name}: expected x {axes}, got {x.shape}")
+
+
+def conv1d(
+    x: Any, weight: Any, bias: Any = None, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Any:
+    """Cross-correlation. x: (N, C, L), weight: (O, C/groups, K), bias: (O,). Returns (N, O, L')."""
+    _rank("conv1d", x, 3, "(N, C, L)")
+    flat, kernel = x.expand_dims(2), weight.expand_dims(2)
+    result = conv2d(flat, kernel, bias, (1, stride), (0, padding), (1, dilation), groups)
+    return result.squeeze(2)
+
+
+def conv3d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Triple = 1,
+    padding: Triple = 0,
+    dilation: Triple = 1,
+    groups: int = 1,
+) -> Any:
+    """Cross-correlation. x: (N, C, D, H, W), weight: (O, C/groups, KD, KH, KW). Returns (N, O, D', H', W').
+
+    One 2-d convolution per slice of the kernel's depth, over all depths of x at once, and their sum.
+    """
+    _rank("conv3d", x, 5, "(N, C, D, H, W)")
+    steps, pads, spread = triple(stride), triple(padding), triple(dilation)
+    count, channels, _, height, width = x.shape
+    outputs, _, depth, *_ = weight.shape
+    padded = pad(x, ((0, 0), (0, 0), (pads[0], pads[0]), (0, 0), (0, 0))) if pads[0] else x
+    kept = (padded.shape[2] - spread[0] * (depth - 1) - 1) // steps[0] + 1
+    if kept < 1:
+        raise ShapeError(f"conv3d: a kernel of depth {depth} does not fit into x {x.shape}")
+    total = None
+    for k in range(depth):
+        first = k * spread[0]
+        slices = padded[:, :, first : first + steps[0] * (kept - 1) + 1 : steps[0]]
+        images = slices.transpose(0, 2, 1, 3, 4).reshape(-1, channels, height, width)
+        part = conv2d(images, weight[:, :, k], None, steps[1:], pads[1:], spread[1:], groups)
+        total = part if total is None else total + part
+    assert total is not None
+    result = total.reshape(count, kept, outputs, *total.shape[2:]).transpose(0, 2, 1, 3, 4)
+    return result if bias is None else result + bias.reshape(1, -1, 1, 1, 1)
+
+
+def conv_transpose2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+) -> Any:
+    """The gradient of a convolution with respect to its input: makes images larger.
+
+    x: (N, C, H, W), weight: (C, O/groups, KH, KW), bias: (O,). Returns (N, O, H', W') with
+    H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1.
+    """
+    _rank("conv_transpose2d", x, 4, "(N, C, H, W)")
+    steps, pads, extra, spread = pair(stride), pair(padding), pair(output_padding), pair(dilation)
+    if any(e >= max(s, d) for e, s, d in zip(extra, steps, spread, strict=True)):
+        raise SpecError(f"conv_transpose2d: output_padding {extra} must be below stride {steps} or dilation {spread}")
+    sizes = [
+        (size - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for size, s, p, d, k, e in zip(x.shape[2:], steps, pads, spread, weight.shape[2:], extra, strict=True)
+    ]
+    if min(sizes) < 1:
+        raise ShapeError(f"conv_transpose2d: x {x.shape} and weight {weight.shape} leave an image of {sizes}")
+    shape = (x.shape[0], weight.shape[1] * groups, *sizes)
+    conv = {"stride": steps, "padding": pads, "dilation": spread, "groups": groups}
+    result = apply("conv2d_grad_input", x, weight, **conv, input_shape=shape)
+    return result if bias is None else result + bias.reshape(1, -1, 1, 1)
+
+
+def conv_transpose1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    groups: int = 1,
+    dilation: int = 1,
+) -> Any:
+    """x: (N, C, L), weight: (C, O/groups, K). Returns (N, O, L'); see conv_transpose2d."""
+    _rank("conv_transpose1d", x, 3, "(N, C, L)")
+    options = ((1, stride), (0, padding), (0, output_padding), groups, (1, dilation))
+    return conv_transpose2d(x.expand_dims(2), weight.expand_dims(2), bias, *options).squeeze(2)
+
+
+def max_pool1d(x: Any, kernel_size: int, stride: int | None = None, padding: int = 0) -> Any:
+    """The largest of each window of x (N, C, L)."""
+    _rank("max_pool1d", x, 3, "(N, C, L)")
+    step = kernel_size if stride is None else stride
+    return max_pool2d(x.expand_dims(2), (1, kernel_size), (1, step), (0, padding)).squeeze(2)
+
+
+def avg_pool1d(x: Any, kernel_size: int, stride: int | None = None, padding: int = 0) -> Any:
+    """The mean of each window of x (N, C, L); padding counts as zeros."""
+    _rank("avg_pool1d", x, 3, "(N, C, L)")
+    step = kernel_size if stride is None else stride
+    return avg_pool2d(x.expand_dims(2), (1, kernel_size), (1, step), (0, padding)).squeeze(2)
+
+
+def global_max_pool2d(x: Any) -> Any:
+    """(N, C, H, W) -> (N, C): the largest of each channel."""
+    _rank("global_max_pool2d", x, 4, "(N, C, H, W)")
+    return x.max((2, 3))
+
+
+def adaptive_avg_pool1d(x: Any, output_size: int) -> Any:
+    """(N, C, L) -> (N, C, output_size); window i is from floor(i L / n) to ceil((i + 1) L / n), as in torch."""
+    _rank("adaptive_avg_pool1d", x, 3, "(N, C, L)")
+    return _adaptive(x, [output_size])
+
+
+def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Any:
+    """(N, C, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    _rank("adaptive_avg_pool2d", x, 4, "(N, C, H, W)")
+    return _adaptive(x, pair(output_size))
+
+
+def _adaptive(x: Any, sizes: Sequence[int]) -> Any:
+    for axis, (size, wanted) in enumerate(zip(x.shape[2:], sizes, strict=True), start=2):
+        if not 1 <= wanted:
+            raise SpecError(f"adaptive pooling: expected sizes of at least 1, got {tuple(sizes)}")
+        if wanted == size:
+            continue
+        windows = [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
+        weights = [[1.0 / (stop - start) if start <= k < stop else 0.0 for k in range(size)] for start, stop in windows]
+        order = [a for a in range(x.ndim) if a != axis] + [axis]
+        back = [order.index(a) for a in range(x.ndim)]
+        pooled = x.transpose(*order) @ x._constant(weights, x.dtype).transpose(1, 0)
+        x = pooled.transpose(*back)
+    return x
+
+
+def pixel_shuffle(x: Any, upscale_factor: int) -> Any:
+    """(N, C r^2, H, W) -> (N, C, H r, W r)"""
+    _rank("pixel_shuffle", x, 4, "(N, C, H, W)")
+    count, channels, height, width = x.shape
+    r = upscale_factor
+    if channels % (r * r):
+        raise ShapeError(f"pixel_shuffle: expected channels divisible by {r * r}, got {x.shape}")
+    parts = x.reshape(count, channels // (r * r), r, r, height, width).transpose(0, 1, 4, 2, 5, 3)
+    return parts.reshape(count, channels // (r * r), height * r, width * r)
+
+
+def upsample_nearest2d(x: Any, scale_factor: int) -> Any:
+    """(N, C, H, W) -> (N, C, H s, W s): each element s by s times."""
+    _rank("upsample_nearest2d", x, 4, "(N, C, H, W)")
+    count, channels, height, width = x.shape
+    s = scale_factor
+    grown = x.reshape(count, channels, height, 1, width, 1).broadcast_to(count, channels, height, s, width, s)
+    return grown.reshape(count, channels, height * s, width * s)

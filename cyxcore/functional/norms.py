@@ -1,0 +1,92 @@
+"""Normalisations. Names, arguments and formulas are torch.nn.functional's."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cyxcore.errors import ShapeError
+from cyxcore.functional.basic import maximum
+from cyxcore.values import TracedMode, by_mode
+
+
+def batch_norm(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool | TracedMode = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """(x - mean) / sqrt(var + eps) * weight + bias per channel (axis 1). x: (N, C) or (N, C, H, W).
+
+    Training uses the batch's mean and population variance and moves the running ones towards them
+    (the variance unbiased, as in torch); inference uses the running ones.
+    """
+    if x.ndim < 2 or x.shape[1] != running_mean.shape[0]:
+        raise ShapeError(f"batch_norm: expected x (N, {running_mean.shape[0]}, ...), got {x.shape}")
+    axes = (0, *range(2, x.ndim))
+    column = (1, -1, *(1,) * (x.ndim - 2))
+
+    def with_batch() -> Any:
+        mean = x.mean(axes, keepdims=True)
+        centred = x - mean
+        var = (centred**2).mean(axes, keepdims=True)
+        # The row count as a sum of ones: as a number it would tie a traced graph to one batch size.
+        rows = x._constant(1.0, x.dtype).broadcast_to(x.shape[0]).sum()
+        count = rows * float(math.prod(x.shape[2:]))
+        unbiased = var * (count / maximum(count - 1.0, 1.0))
+        running_mean._assign(running_mean * (1.0 - momentum) + mean.reshape(-1) * momentum)
+        running_var._assign(running_var * (1.0 - momentum) + unbiased.reshape(-1) * momentum)
+        return centred / (var + eps).sqrt()
+
+    def with_running() -> Any:
+        return (x - running_mean.reshape(*column)) / (running_var.reshape(*column) + eps).sqrt()
+
+    result = by_mode(training, with_batch, with_running)
+    if weight is not None:
+        result = result * weight.reshape(*column)
+    return result if bias is None else result + bias.reshape(*column)
+
+
+def layer_norm(
+    x: Any, normalized_shape: tuple[int, ...], weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
+    """(x - mean) / sqrt(var + eps) over the last axes, then * weight + bias of that shape."""
+    if x.shape[x.ndim - len(normalized_shape) :] != tuple(normalized_shape):
+        raise ShapeError(f"layer_norm: expected x (..., {', '.join(map(str, normalized_shape))}), got {x.shape}")
+    axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
+    centred = x - x.mean(axes, keepdims=True)
+    result = centred / ((centred**2).mean(axes, keepdims=True) + eps).sqrt()
+    if weight is not None:
+        result = result * weight
+    return result if bias is None else result + bias
+
+
+def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    """(x - mean) / sqrt(var + eps) over each group of channels of each row. x: (N, C, ...); weight, bias: (C,)."""
+    if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
+        raise ShapeError(f"group_norm: expected x (N, C, ...) with {num_groups} groups dividing C, got {x.shape}")
+    parts = x.reshape(x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups)
+    centred = parts - parts.mean(2, keepdims=True)
+    result = (centred / ((centred**2).mean(2, keepdims=True) + eps).sqrt()).reshape(*x.shape)
+    column = (1, -1, *(1,) * (x.ndim - 2))
+    if weight is not None:
+        result = result * weight.reshape(*column)
+    return result if bias is None else result + bias.reshape(*column)
+
+
+def instance_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    """Each channel of each row by itself. x: (N, C, ...)"""
+    return group_norm(x, x.shape[1], weight, bias, eps)
+
+
+def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float = 1e-6) -> Any:
+    """x / sqrt(mean(x^2) + eps) over the last axes, times weight (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+    shape = tuple(normalized_shape)
+    if x.shape[x.ndim - len(shape) :] != shape:
+        raise ShapeError(f"rms_norm: expected x (..., {', '.join(map(str, shape))}), got {x.shape}")
+    axes = tuple(range(x.ndim - len(shape), x.ndim))
+    result = x / (x.square().mean(axes, keepdims=True) + eps).sqrt()
+    return result if weight is None else result * weight

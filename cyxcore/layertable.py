@@ -1,0 +1,546 @@
+"""Every kind of layer a list of layers may name: its options, and how it is built. To add one: a row in LAYERS.
+
+Kinds, options and defaults are torch's; input sizes are inferred.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cyxcore import functional as F
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.symbols import Builder, Symbol
+from cyxcore.values import TRACED
+
+REQUIRED = object()
+
+
+class Scope(NamedTuple):
+    """Where a layer's parameters go."""
+
+    builder: Builder
+    prefix: str  # "2." for the third layer
+
+    def param(self, name: str, shape: Sequence[int], init: Mapping[str, Any], trainable: bool = True) -> Symbol:
+        return self.builder.param(self.prefix + name, shape, init, trainable)
+
+
+class Option(NamedTuple):
+    check: Callable[[Any], Any]  # returns the normal form or raises ValueError(what was expected)
+    default: Any = REQUIRED
+
+
+class Layer(NamedTuple):
+    options: Mapping[str, Option]
+    build: Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]
+
+
+# options ------------------------------------------------------------------------------------------
+
+
+def _natural(least: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+            raise ValueError(f"an integer of at least {least}")
+        return value
+
+    return check
+
+
+def _pair(least: int) -> Callable[[Any], tuple[int, int]]:
+    def check(value: Any) -> tuple[int, int]:
+        both = [value, value] if isinstance(value, int) else value
+        if not isinstance(both, (list, tuple)) or len(both) != 2:
+            raise ValueError("an integer or [height, width]")
+        return _natural(least)(both[0]), _natural(least)(both[1])
+
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
+            raise ValueError(f"a number from {low} to below {high}")
+        return float(value)
+
+    return check
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 15 or list(value).count(-1) > 1:
+        raise ValueError("a list of 1 to 15 sizes, at most one of them -1")
+    return tuple(-1 if size == -1 else _natural(1)(size) for size in value)
+
+
+def _choice(*names: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return str(value)
+
+    return check
+
+
+# layers -------------------------------------------------------------------------------------------
+
+
+def _fan(fan_in: int) -> dict[str, Any]:
+    return {"kind": "kaiming_uniform", "fan_in": fan_in}
+
+
+def _linear(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    if x.ndim < 2:
+        raise ShapeError(f"Linear: expected at least one feature per sample, got {x.shape[1:]}")
+    inputs, outputs = x.shape[-1], options["out_features"]
+    weight = scope.param("weight", (outputs, inputs), _fan(inputs))
+    return F.linear(x, weight, scope.param("bias", (outputs,), _fan(inputs)) if options["bias"] else None)
+
+
+def _image(kind: str, x: Symbol) -> None:
+    if x.ndim != 4:
+        raise ShapeError(
+            f"{kind}: expected an image (channels, height, width) per sample, got {x.shape[1:]}; "
+            f"put a Reshape before it"
+        )
+
+
+def _conv2d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _image("Conv2d", x)
+    groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
+    if x.shape[1] % groups or outputs % groups:
+        raise SpecError(f"Conv2d: groups={groups} must divide the {x.shape[1]} input and {outputs} output channels")
+    fan_in = x.shape[1] // groups * kernel[0] * kernel[1]
+    weight = scope.param("weight", (outputs, x.shape[1] // groups, *kernel), _fan(fan_in))
+    bias = scope.param("bias", (outputs,), _fan(fan_in)) if options["bias"] else None
+    return F.conv2d(x, weight, bias, options["stride"], options["padding"], options["dilation"], groups)
+
+
+def _pool(kind: str, pool: Callable[..., Any]) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+    def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+        _image(kind, x)
+        result: Symbol = pool(x, options["kernel_size"], options["stride"], options["padding"])
+        return result
+
+    return build
+
+
+def _global_pool(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _image("GlobalAvgPool2d", x)
+    result: Symbol = F.global_avg_pool2d(x)
+    return result
+
+
+def _batch_norm(kind: str, ranks: tuple[int, ...]) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+    def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+        if x.ndim not in ranks:
+            raise ShapeError(
+                f"{kind}: expected {' or '.join(str(r - 1) for r in ranks)} axes per sample, got {x.shape[1:]}"
+            )
+        size = (x.shape[1],)
+        weight = scope.param("weight", size, {"kind": "ones"}) if options["affine"] else None
+        bias = scope.param("bias", size, {"kind": "zeros"}) if options["affine"] else None
+        mean = scope.param("running_mean", size, {"kind": "zeros"}, trainable=False)
+        var = scope.param("running_var", size, {"kind": "ones"}, trainable=False)
+        result: Symbol = F.batch_norm(x, mean, var, weight, bias, TRACED, options["momentum"], options["eps"])
+        return result
+
+    return build
+
+
+def _layer_norm(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    """Over the last axis, or over the last axes named by normalized_shape."""
+    shape = options["normalized_shape"] or x.shape[-1:]
+    weight = scope.param("weight", shape, {"kind": "ones"}) if options["affine"] else None
+    bias = scope.param("bias", shape, {"kind": "zeros"}) if options["affine"] else None
+    result: Symbol = F.layer_norm(x, shape, weight, bias, options["eps"])
+    return result
+
+
+def _flatten(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    return x.flatten(1)
+
+
+def _reshape(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    wanted, have = options["shape"], x.size // x.shape[0]
+    known = 1
+    for size in wanted:
+        known *= size if size != -1 else 1
+    if have % known or (-1 not in wanted and have != known):
+        raise ShapeError(f"Reshape: the {have} elements of {x.shape[1:]} do not fill {wanted}")
+    return x.reshape(x.shape[0], *(have // known if size == -1 else size for size in wanted))
+
+
+def statistic_shape(sample: Sequence[int]) -> tuple[int, ...]:
+    """What shares a mean when inputs are scaled: each feature (F,), (T, F); each channel of an image (C,
+    H, W).
+    """
+    if len(sample) == 3:
+        return sample[0], 1, 1
+    return (sample[-1],) if 1 <= len(sample) <= 2 else ()
+
+
+def _normalize(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    """(x - mean) / std, or (x - min) / range; filled from the training rows, constant features stay 0."""
+    if x.builder.nodes[x.node].op != "input":
+        raise SpecError("Normalize: its statistics are those of the raw input, so it must be the first layer")
+    shift, scale = ("mean", "std") if options["method"] == "standard" else ("min", "range")
+    shape = statistic_shape(x.shape[1:])
+    low = scope.param(shift, shape, {"kind": f"input_{shift}"}, trainable=False)
+    return (x - low) / scope.param(scale, shape, {"kind": f"input_{scale}"}, trainable=False)
+
+
+def _denormalize(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    """x * std + mean of the training targets: a regression model computes in scaled units, answers in raw
+    ones.
+    """
+    mean = scope.param("mean", x.shape[1:], {"kind": "target_mean"}, trainable=False)
+    return x * scope.param("std", x.shape[1:], {"kind": "target_std"}, trainable=False) + mean
+
+
+def _function(call: Callable[..., Any], *names: str) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+    def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+        result: Symbol = call(x, *(options[name] for name in names))
+        return result
+
+    return build
+
+
+def _dropout(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    result: Symbol = F.dropout(x, options["p"], TRACED)
+    return result
+
+
+def _conv1d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _sequence("Conv1d", x)
+    groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
+    if x.shape[1] % groups or outputs % groups:
+        raise SpecError(f"Conv1d: groups={groups} must divide the {x.shape[1]} input and {outputs} output channels")
+    fan = _fan(x.shape[1] // groups * kernel)
+    weight = scope.param("weight", (outputs, x.shape[1] // groups, kernel), fan)
+    bias = scope.param("bias", (outputs,), fan) if options["bias"] else None
+    result: Symbol = F.conv1d(x, weight, bias, options["stride"], options["padding"], options["dilation"], groups)
+    return result
+
+
+def _depthwise(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _image("DepthwiseConv2d", x)
+    channels, kernel = x.shape[1], options["kernel_size"]
+    outputs, fan = channels * options["depth_multiplier"], _fan(kernel[0] * kernel[1])
+    weight = scope.param("weight", (outputs, 1, *kernel), fan)
+    bias = scope.param("bias", (outputs,), fan) if options["bias"] else None
+    result: Symbol = F.conv2d(x, weight, bias, options["stride"], options["padding"], options["dilation"], channels)
+    return result
+
+
+def _conv_transpose2d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _image("ConvTranspose2d", x)
+    groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
+    if x.shape[1] % groups or outputs % groups:
+        raise SpecError(f"ConvTranspose2d: groups={groups} must divide the {x.shape[1]} input and {outputs} outputs")
+    fan = _fan(outputs // groups * kernel[0] * kernel[1])
+    weight = scope.param("weight", (x.shape[1], outputs // groups, *kernel), fan)
+    bias = scope.param("bias", (outputs,), fan) if options["bias"] else None
+    places = (options["stride"], options["padding"], options["output_padding"], groups, options["dilation"])
+    result: Symbol = F.conv_transpose2d(x, weight, bias, *places)
+    return result
+
+
+def _sequence(kind: str, x: Symbol) -> None:
+    if x.ndim != 3:
+        raise ShapeError(
+            f"{kind}: expected a sequence of two axes per sample, got {x.shape[1:]}; put a Reshape before it"
+        )
+
+
+def _pool1d(kind: str, pool: Callable[..., Any]) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+    def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+        _sequence(kind, x)
+        result: Symbol = pool(x, options["kernel_size"], options["stride"], options["padding"])
+        return result
+
+    return build
+
+
+def _adaptive_pool(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _image("AdaptiveAvgPool2d", x)
+    result: Symbol = F.adaptive_avg_pool2d(x, options["output_size"])
+    return result
+
+
+def _global_max_pool(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _image("GlobalMaxPool2d", x)
+    result: Symbol = F.global_max_pool2d(x)
+    return result
+
+
+def _channel_norm(kind: str) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+    """Group and instance norm."""
+
+    def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+        if x.ndim < 2 or (kind != "GroupNorm" and x.ndim < 3):
+            raise ShapeError(f"{kind}: expected channels in front of each sample, got {x.shape[1:]}")
+        size = (x.shape[1],)
+        weight = scope.param("weight", size, {"kind": "ones"}) if options["affine"] else None
+        bias = scope.param("bias", size, {"kind": "zeros"}) if options["affine"] else None
+        result: Symbol = F.group_norm(x, options.get("num_groups", x.shape[1]), weight, bias, options["eps"])
+        return result
+
+    return build
+
+
+def _rms_norm(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    shape = options["normalized_shape"] or x.shape[-1:]
+    weight = scope.param("weight", shape, {"kind": "ones"}) if options["affine"] else None
+    result: Symbol = F.rms_norm(x, shape, weight, options["eps"])
+    return result
+
+
+def _embedding(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    """Numbers of a sample as indices."""
+    shape = (options["num_embeddings"], options["embedding_dim"])
+    result: Symbol = F.embedding(x, scope.param("weight", shape, {"kind": "normal", "std": 1.0}))
+    return result
+
+
+def _recurrent(kind: str) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+    def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+        """(T, C) -> (T, H), or the last states of the last layer (H): both directions' side by side."""
+        cell = f"rnn_{options['nonlinearity']}" if kind == "RNN" else kind.lower()
+        _sequence(kind, x)
+        size, directions = options["hidden_size"], ("", "_reverse") if options["bidirectional"] else ("",)
+        rows, fan = F.CELLS[cell].gates * size, _fan(size)
+        for layer in range(options["num_layers"]):
+            if layer:
+                x = F.dropout(x, options["dropout"], TRACED)
+            outputs, ended = [], []
+            for suffix in directions:
+                name = f"l{layer}{suffix}"
+                parts = [
+                    scope.param(f"weight_ih_{name}", (rows, x.shape[2]), fan),
+                    scope.param(f"weight_hh_{name}", (rows, size), fan),
+                ]
+                if options["bias"]:
+                    parts += [scope.param(f"bias_{which}_{name}", (rows,), fan) for which in ("ih", "hh")]
+                found, state = F.recur(cell, x, F.Weights(*parts), reverse=bool(suffix))
+                outputs.append(found)
+                ended.append(state[0])
+            x = F.concat(outputs, 2) if len(outputs) > 1 else outputs[0]
+        if options["return_sequences"]:
+            return x
+        result: Symbol = F.concat(ended, 1) if len(ended) > 1 else ended[0]
+        return result
+
+    return build
+
+
+def _self_attention(scope: Scope, x: Symbol, options: Mapping[str, Any], prefix: str = "") -> Symbol:
+    _sequence("SelfAttention", x)
+    size, heads = x.shape[2], options["num_heads"]
+    if size % heads:
+        raise SpecError(f"SelfAttention: num_heads={heads} must divide the {size} features")
+    result, _ = F.multi_head_attention(
+        x,
+        x,
+        x,
+        heads,
+        scope.param(f"{prefix}in_proj_weight", (3 * size, size), {"kind": "uniform", "bound": (1.5 / size) ** 0.5}),
+        scope.param(f"{prefix}in_proj_bias", (3 * size,), {"kind": "zeros"}),
+        scope.param(f"{prefix}out_proj.weight", (size, size), _fan(size)),
+        scope.param(f"{prefix}out_proj.bias", (size,), {"kind": "zeros"}),
+        is_causal=options["causal"],
+        dropout_p=options["dropout"],
+        training=TRACED,
+    )
+    return result
+
+
+def _encoder_layer(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    """torch's TransformerEncoderLayer with batch_first, by the same parameter names."""
+    _sequence("TransformerEncoderLayer", x)
+    size, wide, p = x.shape[2], options["dim_feedforward"], options["dropout"]
+
+    def norm(number: int, value: Symbol) -> Symbol:
+        weight = scope.param(f"norm{number}.weight", (size,), {"kind": "ones"})
+        bias = scope.param(f"norm{number}.bias", (size,), {"kind": "zeros"})
+        result: Symbol = F.layer_norm(value, (size,), weight, bias, options["eps"])
+        return result
+
+    def dense(number: int, value: Symbol, inputs: int, outputs: int) -> Symbol:
+        weight = scope.param(f"linear{number}.weight", (outputs, inputs), _fan(inputs))
+        result: Symbol = F.linear(value, weight, scope.param(f"linear{number}.bias", (outputs,), _fan(inputs)))
+        return result
+
+    def feed_forward(value: Symbol) -> Symbol:
+        inner = dense(1, value, size, wide)
+        inner = F.gelu(inner) if options["activation"] == "gelu" else F.relu(inner)
+        return dense(2, F.dropout(inner, p, TRACED), wide, size)
+
+    def attend(value: Symbol) -> Symbol:
+        return _self_attention(scope, value, options, "self_attn.")
+
+    for number, part in ((1, attend), (2, feed_forward)):
+        if options["norm_first"]:
+            x = x + F.dropout(part(norm(number, x)), p, TRACED)
+        else:
+            x = norm(number, x + F.dropout(part(x), p, TRACED))
+    return x
+
+
+def _positions(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _sequence("PositionalEncoding", x)
+    place = F.sinusoidal_positions(x, x.shape[1], x.shape[2])
+    if options["learned"]:
+        place = scope.param("weight", x.shape[1:], {"kind": "normal", "std": 0.02})
+    result: Symbol = F.dropout(x + place, options["dropout"], TRACED)
+    return result
+
+
+def _prelu(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    shape = (options["num_parameters"],)
+    result: Symbol = F.prelu(x, scope.param("weight", shape, {"kind": "constant", "value": options["init"]}))
+    return result
+
+
+def _permute(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    dims = options["dims"]
+    if sorted(dims) != list(range(x.ndim - 1)):
+        raise ShapeError(f"Permute: expected each axis 0..{x.ndim - 2} of {x.shape[1:]} once, got {list(dims)}")
+    return x.transpose(0, *(dim + 1 for dim in dims))
+
+
+def _mean_over(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    """(T, C) -> (C): the mean of all steps."""
+    _sequence("GlobalAvgPool1d", x)
+    return x.mean(1)
+
+
+def _axes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 15:
+        raise ValueError("a list of 1 to 15 axes")
+    return tuple(_natural(0)(axis) for axis in value)
+
+
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+_BIAS = Option(_flag, True)
+_EPS = Option(_number(0.0, 1.0), 1e-5)
+_POOL = {
+    "kernel_size": Option(_pair(1)),
+    "stride": Option(_optional(_pair(1)), None),
+    "padding": Option(_pair(0), (0, 0)),
+}
+_CONV = {
+    "out_channels": Option(_natural(1)),
+    "kernel_size": Option(_pair(1)),
+    "stride": Option(_pair(1), (1, 1)),
+    "padding": Option(_pair(0), (0, 0)),
+    "dilation": Option(_pair(1), (1, 1)),
+    "groups": Option(_natural(1), 1),
+    "bias": _BIAS,
+}
+_NORM = {"eps": _EPS, "momentum": Option(_number(0.0, 1.0), 0.1), "affine": Option(_flag, True)}
+
+_POOL_1D = {
+    "kernel_size": Option(_natural(1)),
+    "stride": Option(_optional(_natural(1)), None),
+    "padding": Option(_natural(0), 0),
+}
+_CONV_1D = {
+    "out_channels": Option(_natural(1)),
+    "kernel_size": Option(_natural(1)),
+    "stride": Option(_natural(1), 1),
+    "padding": Option(_natural(0), 0),
+    "dilation": Option(_natural(1), 1),
+    "groups": Option(_natural(1), 1),
+    "bias": _BIAS,
+}
+_DEPTHWISE = {key: option for key, option in _CONV.items() if key not in ("out_channels", "groups")}
+_SHAPED = {"normalized_shape": Option(_optional(_sizes), None), "affine": Option(_flag, True)}
+_DROP = Option(_number(0.0, 1.0), 0.0)
+_RECURRENT = {
+    "hidden_size": Option(_natural(1)),
+    "num_layers": Option(_natural(1), 1),
+    "bidirectional": Option(_flag, False),
+    "bias": _BIAS,
+    "dropout": _DROP,
+    "return_sequences": Option(_flag, False),
+}
+_ATTENTION = {"num_heads": Option(_natural(1)), "dropout": _DROP, "causal": Option(_flag, False)}
+_ALPHA = {"alpha": Option(_number(0.0, 1000.0), 1.0)}
+
+LAYERS: dict[str, Layer] = {
+    "Linear": Layer({"out_features": Option(_natural(1)), "bias": _BIAS}, _linear),
+    "Conv2d": Layer(_CONV, _conv2d),
+    "MaxPool2d": Layer(_POOL, _pool("MaxPool2d", F.max_pool2d)),
+    "AvgPool2d": Layer(_POOL, _pool("AvgPool2d", F.avg_pool2d)),
+    "GlobalAvgPool2d": Layer({}, _global_pool),
+    "BatchNorm1d": Layer(_NORM, _batch_norm("BatchNorm1d", (2, 3))),
+    "BatchNorm2d": Layer(_NORM, _batch_norm("BatchNorm2d", (4,))),
+    "LayerNorm": Layer(
+        {"normalized_shape": Option(_optional(_sizes), None), "eps": _EPS, "affine": Option(_flag, True)},
+        _layer_norm,
+    ),
+    "Dropout": Layer({"p": Option(_number(0.0, 1.0), 0.5)}, _dropout),
+    "Flatten": Layer({}, _flatten),
+    "Reshape": Layer({"shape": Option(_sizes)}, _reshape),
+    "ReLU": Layer({}, _function(F.relu)),
+    "LeakyReLU": Layer({"negative_slope": Option(_number(0.0, 10.0), 0.01)}, _function(F.leaky_relu, "negative_slope")),
+    "GELU": Layer({"approximate": Option(_choice("none", "tanh"), "none")}, _function(F.gelu, "approximate")),
+    "Tanh": Layer({}, _function(F.tanh)),
+    "Sigmoid": Layer({}, _function(F.sigmoid)),
+    "SiLU": Layer({}, _function(F.silu)),
+    "Softmax": Layer({}, _function(F.softmax)),
+    "Conv1d": Layer(_CONV_1D, _conv1d),
+    "DepthwiseConv2d": Layer({**_DEPTHWISE, "depth_multiplier": Option(_natural(1), 1)}, _depthwise),
+    "ConvTranspose2d": Layer({**_CONV, "output_padding": Option(_pair(0), (0, 0))}, _conv_transpose2d),
+    "MaxPool1d": Layer(_POOL_1D, _pool1d("MaxPool1d", F.max_pool1d)),
+    "AvgPool1d": Layer(_POOL_1D, _pool1d("AvgPool1d", F.avg_pool1d)),
+    "AdaptiveAvgPool2d": Layer({"output_size": Option(_pair(1))}, _adaptive_pool),
+    "GlobalMaxPool2d": Layer({}, _global_max_pool),
+    "GlobalAvgPool1d": Layer({}, _mean_over),
+    "GroupNorm": Layer(
+        {"num_groups": Option(_natural(1)), "eps": _EPS, "affine": Option(_flag, True)}, _channel_norm("GroupNorm")
+    ),
+    "InstanceNorm": Layer({"eps": _EPS, "affine": Option(_flag, False)}, _channel_norm("InstanceNorm")),
+    "RMSNorm": Layer({**_SHAPED, "eps": Option(_number(0.0, 1.0), 1e-6)}, _rms_norm),
+    "Embedding": Layer({"num_embeddings": Option(_natural(1)), "embedding_dim": Option(_natural(1))}, _embedding),
+    "RNN": Layer({**_RECURRENT, "nonlinearity": Option(_choice("tanh", "relu"), "tanh")}, _recurrent("RNN")),
+    "LSTM": Layer(_RECURRENT, _recurrent("LSTM")),
+    "GRU": Layer(_RECURRENT, _recurrent("GRU")),
+    "SelfAttention": Layer(_ATTENTION, _self_attention),
+    "TransformerEncoderLayer": Layer(
+        {
+            **_ATTENTION,
+            "dropout": Option(_number(0.0, 1.0), 0.1),
+            "dim_feedforward": Option(_natural(1), 2048),
+            "activation": Option(_choice("relu", "gelu"), "relu"),
+            "norm_first": Option(_flag, False),
+            "eps": _EPS,
+        },
+        _encoder_layer,
+    ),
+    "PositionalEncoding": Layer({"learned": Option(_flag, False), "dropout": _DROP}, _positions),
+    "Permute": Layer({"dims": Option(_axes)}, _permute),
+    "PReLU": Layer({"num_parameters": Option(_natural(1), 1), "init": Option(_number(-10.0, 10.0), 0.25)}, _prelu),
+    "ELU": Layer(_ALPHA, _function(F.elu, "alpha")),
+    "CELU": Layer(_ALPHA, _function(F.celu, "alpha")),
+    "SELU": Layer({}, _function(F.selu)),
+    "Mish": Layer({}, _function(F.mish)),
+    "Softplus": Layer({}, _function(F.softplus)),
+    "Softsign": Layer({}, _function(F.softsign)),
+    "Hardtanh": Layer({}, _function(F.hardtanh)),
+    "Hardswish": Layer({}, _function(F.hardswish)),
+    "Hardsigmoid": Layer({}, _function(F.hardsigmoid)),
+    "ReLU6": Layer({}, _function(F.relu6)),
+    "LogSoftmax": Layer({}, _function(F.log_softmax)),
+    "GLU": Layer({}, _function(F.glu)),
+    "Normalize": Layer({"method": Option(_choice("standard", "minmax"), "standard")}, _normalize),
+    "Denormalize": Layer({}, _denormalize),
+}

@@ -1,0 +1,220 @@
+"""Attention and transformer modules: torch's constructors, parameter names and results; and encodings of positions."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+from cyxcore import functional as F
+from cyxcore.errors import SpecError
+from cyxcore.nn.layers import Dropout, LayerNorm, Linear
+from cyxcore.nn.module import Module, ModuleList, Parameter
+
+
+class MultiheadAttention(Module):
+    """Heads of scaled dot-product attention: returns (result, None), or with need_weights their mean over the heads.
+
+    query: (T, N, E), key and value: (S, N, E); with batch_first (N, T, E) and (N, S, E). In masks True (or -inf) is not
+    to be seen, as in torch.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, batch_first: bool = False
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise SpecError(f"MultiheadAttention: {num_heads} heads do not divide {embed_dim} features")
+        self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
+        bound = math.sqrt(6.0 / (4 * embed_dim))  # Xavier's of a (3 E, E) matrix, as in torch
+        self.in_proj_weight = Parameter.drawn((3 * embed_dim, embed_dim), {"kind": "uniform", "bound": bound})
+        self.in_proj_bias = Parameter.drawn((3 * embed_dim,), {"kind": "zeros"}) if bias else None
+        self.out_proj = Linear(embed_dim, embed_dim, bias)
+        if self.out_proj.bias is not None:
+            self.out_proj.bias = Parameter.drawn((embed_dim,), {"kind": "zeros"})
+
+    def forward(
+        self,
+        query: Any,
+        key: Any = None,
+        value: Any = None,
+        key_padding_mask: Any = None,
+        need_weights: bool = False,
+        attn_mask: Any = None,
+        is_causal: bool = False,
+    ) -> tuple[Any, Any]:
+        """Without key and value: self-attention."""
+        key = query if key is None else key
+        value = key if value is None else value
+        if not self.batch_first:
+            query, key, value = (x.transpose(1, 0, 2) for x in (query, key, value))
+        result, weights = F.multi_head_attention(
+            query,
+            key,
+            value,
+            self.num_heads,
+            self.in_proj_weight,
+            self.in_proj_bias,
+            self.out_proj.weight,
+            self.out_proj.bias,
+            attn_mask=attn_mask,
+            key_padding_mask=key_padding_mask,
+            is_causal=is_causal,
+            dropout_p=self.dropout,
+            training=self.training,
+        )
+        if not self.batch_first:
+            result = result.transpose(1, 0, 2)
+        return result, weights.mean(1) if need_weights else None
+
+    def extra_repr(self) -> str:
+        return f"{self.embed_dim}, {self.num_heads}, batch_first={self.batch_first}"
+
+
+class LinearAttention(Module):
+    """Self-attention in time linear in T: φ(q) (φ(k)ᵀ v), φ = elu + 1. x: (N, T, E)."""
+
+    def __init__(self, embed_dim: int, num_heads: int, bias: bool = True) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise SpecError(f"LinearAttention: {num_heads} heads do not divide {embed_dim} features")
+        self.num_heads = num_heads
+        self.in_proj = Linear(embed_dim, 3 * embed_dim, bias)
+        self.out_proj = Linear(embed_dim, embed_dim, bias)
+
+    def forward(self, x: Any) -> Any:
+        size = x.shape[-1]
+        both = self.in_proj(x)
+        q, k, v = (F.split_heads(both[:, :, n * size : (n + 1) * size], self.num_heads) for n in range(3))
+        return self.out_proj(F.join_heads(F.linear_attention(q, k, v)))
+
+
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class _TransformerLayer(Module):
+    """What an encoder's and a decoder's layer share: self-attention and a feed-forward part, each with a norm."""
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise SpecError(f"transformer: expected activation {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        self.activation, self.norm_first, self.batch_first = activation, norm_first, batch_first
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first)
+        self.linear1 = Linear(d_model, dim_feedforward, bias)
+        self.dropout = Dropout(dropout)
+        self.linear2 = Linear(dim_feedforward, d_model, bias)
+        self.norm1, self.norm2 = LayerNorm(d_model, layer_norm_eps), LayerNorm(d_model, layer_norm_eps)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
+
+    def _feed_forward(self, x: Any) -> Any:
+        return self.linear2(self.dropout(_ACTIVATIONS[self.activation](self.linear1(x))))
+
+    def _around(self, x: Any, part: Callable[[Any], Any], norm: Module, drop: Module) -> Any:
+        """A part with its residual: normalised before (norm_first) or after the sum."""
+        return x + drop(part(norm(x))) if self.norm_first else norm(x + drop(part(x)))
+
+
+class TransformerEncoderLayer(_TransformerLayer):
+    """Self-attention, then two linear layers (Vaswani 2017, arXiv 1706.03762)."""
+
+    def forward(self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False) -> Any:
+        def attend(x: Any) -> Any:
+            options = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
+            return self.self_attn(x, x, x, **options)[0]
+
+        x = self._around(src, attend, self.norm1, self.dropout1)
+        return self._around(x, self._feed_forward, self.norm2, self.dropout2)
+
+
+class TransformerDecoderLayer(_TransformerLayer):
+    """Self-attention, attention to `memory`, then two linear layers."""
+
+    def __init__(
+        self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1, **options: Any
+    ) -> None:
+        super().__init__(d_model, nhead, dim_feedforward, dropout, **options)
+        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, options.get("bias", True), self.batch_first)
+        self.norm3, self.dropout3 = LayerNorm(d_model, options.get("layer_norm_eps", 1e-5)), Dropout(dropout)
+
+    def forward(
+        self,
+        tgt: Any,
+        memory: Any,
+        tgt_mask: Any = None,
+        memory_mask: Any = None,
+        tgt_key_padding_mask: Any = None,
+        memory_key_padding_mask: Any = None,
+        tgt_is_causal: bool = False,
+    ) -> Any:
+        def attend(x: Any) -> Any:
+            options = {"key_padding_mask": tgt_key_padding_mask, "attn_mask": tgt_mask, "is_causal": tgt_is_causal}
+            return self.self_attn(x, x, x, **options)[0]
+
+        def look(x: Any) -> Any:
+            options = {"key_padding_mask": memory_key_padding_mask, "attn_mask": memory_mask}
+            return self.multihead_attn(x, memory, memory, **options)[0]
+
+        x = self._around(tgt, attend, self.norm1, self.dropout1)
+        x = self._around(x, look, self.norm2, self.dropout2)
+        return self._around(x, self._feed_forward, self.norm3, self.dropout3)
+
+
+class TransformerEncoder(Module):
+    """Copies of a layer one after another, and a last norm where one is given."""
+
+    def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
+        super().__init__()
+        self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
+        self.norm = norm
+
+    def forward(self, src: Any, mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False) -> Any:
+        for layer in self.layers:
+            src = layer(src, mask, src_key_padding_mask, is_causal)
+        return src if self.norm is None else self.norm(src)
+
+
+class TransformerDecoder(Module):
+    """Copies of a layer one after another, each looking at `memory`, and a last norm where one is given."""
+
+    def __init__(self, decoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
+        super().__init__()
+        self.layers = ModuleList(copy.deepcopy(decoder_layer) for _ in range(num_layers))
+        self.norm = norm
+
+    def forward(self, tgt: Any, memory: Any, tgt_mask: Any = None, memory_mask: Any = None, **masks: Any) -> Any:
+        for layer in self.layers:
+            tgt = layer(tgt, memory, tgt_mask, memory_mask, **masks)
+        return tgt if self.norm is None else self.norm(tgt)
+
+
+class PositionalEncoding(Module):
+    """x (N, T, E) plus sines and cosines of the position, then dropout."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.p = dropout
+
+    def forward(self, x: Any) -> Any:
+        return F.dropout(x + F.sinusoidal_positions(x, x.shape[1], x.shape[2]), self.p, self.training)
+
+
+class RotaryEmbedding(Module):
+    """x (..., T, E) with pairs of features turned by the position; for queries and keys of attention."""
+
+    def __init__(self, base: float = 10000.0) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Any) -> Any:
+        return F.rotary(x, self.base)

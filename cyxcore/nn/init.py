@@ -1,0 +1,118 @@
+"""Initialisers: fill a parameter in place, with torch's names and formulas. Values come from cyxcore.manual_seed.
+
+fan_in is the number of inputs of one output, fan_out the number of outputs of one input: of a weight (out, in, *kernel)
+in * kernel and out * kernel.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cyxcore import random
+from cyxcore.eager import Tensor, next_key
+from cyxcore.errors import ShapeError, SpecError
+
+Array = np.ndarray[Any, Any]
+
+
+def _fill(tensor: Tensor, values: Array | float) -> Tensor:
+    tensor.numpy()[...] = values
+    return tensor
+
+
+def _uniform(shape: tuple[int, ...]) -> Array:
+    seed, step = next_key().tolist()
+    return random.uniform(seed, step, 0, shape)
+
+
+def _normal(shape: tuple[int, ...]) -> Array:
+    seed, step = next_key().tolist()
+    return random.normal(seed, step, 0, shape)
+
+
+def fans(tensor: Tensor) -> tuple[int, int]:
+    """(fan_in, fan_out)"""
+    if tensor.ndim < 2:
+        raise ShapeError(f"init: expected a weight of at least two axes, got {tensor.shape}")
+    kernel = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * kernel, tensor.shape[0] * kernel
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """What keeps the variance through an activation."""
+    gains = {"linear": 1.0, "conv2d": 1.0, "sigmoid": 1.0, "tanh": 5.0 / 3.0, "relu": math.sqrt(2.0), "selu": 0.75}
+    if nonlinearity == "leaky_relu":
+        return math.sqrt(2.0 / (1.0 + (0.01 if param is None else param) ** 2))
+    if nonlinearity not in gains:
+        raise SpecError(f"init: expected one of {', '.join([*gains, 'leaky_relu'])}, got {nonlinearity!r}")
+    return gains[nonlinearity]
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    return _fill(tensor, 0.0)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    return _fill(tensor, 1.0)
+
+
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    return _fill(tensor, val)
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    return _fill(tensor, np.eye(tensor.shape[0], tensor.shape[1]))
+
+
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    return _fill(tensor, a + (b - a) * _uniform(tensor.shape))
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return _fill(tensor, mean + std * _normal(tensor.shape))
+
+
+def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
+    """Normal numbers, drawn again while they are outside a … b."""
+    values = mean + std * _normal(tensor.shape)
+    while (outside := (values < a) | (values > b)).any():
+        values[outside] = mean + std * _normal((int(outside.sum()),))
+    return _fill(tensor, values)
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    bound = gain * math.sqrt(6.0 / sum(fans(tensor)))
+    return uniform_(tensor, -bound, bound)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(fans(tensor))))
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise SpecError(f"init: expected mode fan_in or fan_out, got {mode!r}")
+    return calculate_gain(nonlinearity, a) / math.sqrt(fans(tensor)[mode == "fan_out"])
+
+
+def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    """U(-b, b), b = sqrt(3) gain / sqrt(fan) (He et al. 2015)."""
+    bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
+    return uniform_(tensor, -bound, bound)
+
+
+def kaiming_normal_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
+    return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity))
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2013); axes after the first count as one."""
+    if tensor.ndim < 2:
+        raise ShapeError(f"init: expected a weight of at least two axes, got {tensor.shape}")
+    rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
+    drawn = _normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(drawn)
+    q = q * np.sign(np.diag(r))
+    return _fill(tensor, gain * (q if rows >= columns else q.T).reshape(tensor.shape))

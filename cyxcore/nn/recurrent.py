@@ -1,0 +1,95 @@
+"""Recurrent modules: torch's constructors, parameter names and results around cyxcore.functional.recur."""
+
+from typing import Any
+
+from cyxcore import functional as F
+from cyxcore.errors import SpecError
+from cyxcore.nn.module import Module, Parameter
+
+
+class _Recurrent(Module):
+    """Layers of one kind of cell, each in one or both directions.
+
+    x: (T, N, C), or (N, T, C) with batch_first. Returns (outputs of the last layer, last states of every layer and
+    direction (layers * directions, N, H), a pair of them for LSTM). lengths: (N,), of rows shorter than T.
+    """
+
+    kind: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise SpecError(f"{type(self).__name__}: expected at least one layer, got {num_layers}")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.batch_first, self.dropout, self.bidirectional = batch_first, dropout, bidirectional
+        self.directions = ("", "_reverse") if bidirectional else ("",)
+        init = {"kind": "kaiming_uniform", "fan_in": hidden_size}
+        rows = F.CELLS[self.kind].gates * hidden_size
+        for layer in range(num_layers):
+            columns = input_size if layer == 0 else hidden_size * len(self.directions)
+            for suffix in self.directions:
+                name = f"l{layer}{suffix}"
+                setattr(self, f"weight_ih_{name}", Parameter.drawn((rows, columns), init))
+                setattr(self, f"weight_hh_{name}", Parameter.drawn((rows, hidden_size), init))
+                for which in ("ih", "hh"):
+                    setattr(self, f"bias_{which}_{name}", Parameter.drawn((rows,), init) if bias else None)
+
+    def _weights(self, layer: int, suffix: str) -> F.Weights:
+        name = f"l{layer}{suffix}"
+        parts = [f"{what}_{which}_{name}" for what in ("weight", "bias") for which in ("ih", "hh")]
+        return F.Weights(*(getattr(self, part) for part in parts))
+
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
+        steps = x if self.batch_first else x.transpose(1, 0, 2)
+        states = F.CELLS[self.kind].states
+        given = None if state is None else (state if states > 1 else (state,))
+        last: list[tuple[Any, ...]] = []
+        for layer in range(self.num_layers):
+            if layer:
+                steps = F.dropout(steps, self.dropout, self.training)
+            outputs = []
+            for suffix in self.directions:
+                start = None if given is None else [part[len(last)] for part in given]
+                weights = self._weights(layer, suffix)
+                found, ended = F.recur(self.kind, steps, weights, start, lengths, reverse=bool(suffix))
+                outputs.append(found)
+                last.append(ended)
+            steps = outputs[0] if len(outputs) == 1 else F.concat(outputs, 2)
+        ends = tuple(F.stack([ended[part] for ended in last], 0) for part in range(states))
+        return (steps if self.batch_first else steps.transpose(1, 0, 2)), (ends if states > 1 else ends[0])
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bidirectional={self.bidirectional}"
+        )
+
+
+class RNN(_Recurrent):
+    """h' = tanh(W x + b + U h + c), or ReLU of it."""
+
+    kind = "rnn_tanh"
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", **options: Any
+    ):
+        if nonlinearity not in ("tanh", "relu"):
+            raise SpecError(f"RNN: expected nonlinearity tanh or relu, got {nonlinearity!r}")
+        self.__dict__["kind"] = f"rnn_{nonlinearity}"
+        super().__init__(input_size, hidden_size, num_layers, **options)
+
+
+class LSTM(_Recurrent):
+    kind = "lstm"
+
+
+class GRU(_Recurrent):
+    kind = "gru"
