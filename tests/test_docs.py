@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cyxcore.layertable import LAYERS
 from cyxnet.local import LocalNetwork
 from cyxnet.subjects import VERBS
 
@@ -60,3 +61,9 @@ def test_every_relative_link_leads_somewhere():
 def test_the_api_page_lists_exactly_the_verbs_there_are():
     listed = re.findall(r"^\| `([a-z.]+)` \|", (ROOT / "docs" / "api.md").read_text(), re.M)
     assert listed == list(VERBS)
+
+
+def test_the_page_of_layers_lists_every_kind_with_its_options():
+    listed = re.findall(r"^\| (\w+) \| (.*) \|$", (ROOT / "docs" / "layers.md").read_text(), re.M)
+    options = {kind: re.findall(r"(\w+)(?:\*\*| =)", text) for kind, text in listed if kind != "kind"}
+    assert options == {kind: list(layer.options) for kind, layer in LAYERS.items()}
