@@ -58,6 +58,7 @@ cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
+cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),
 ]
@@ -91,6 +92,7 @@ PURE = {
     "cyxcentral.matching",
     "cyxcentral.money",
     "cyxcentral.nodes",
+    "cyxcentral.program.link",
     "cyxcentral.room",
     "cyxcentral.schedule",
     "cyxcentral.slots",
