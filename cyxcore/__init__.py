@@ -46,6 +46,15 @@ _NAMES: dict[str, str] = {
     "randn": "eager",
     "manual_seed": "eager",
     "no_grad": "eager",
+    "enable_grad": "eager",
+    "grad": "autograd",
+    "value_and_grad": "autograd",
+    "vjp": "autograd",
+    "jvp": "autograd",
+    "jacobian": "autograd",
+    "hessian": "autograd",
+    "Function": "autograd",
+    "remat": "autograd",
     "where": "functional",
     "maximum": "functional",
     "minimum": "functional",
@@ -71,12 +80,21 @@ if TYPE_CHECKING:
     from cyxcore import nn as nn
     from cyxcore import optim as optim
     from cyxcore import spec as spec
+    from cyxcore.autograd import Function as Function
+    from cyxcore.autograd import grad as grad
+    from cyxcore.autograd import hessian as hessian
+    from cyxcore.autograd import jacobian as jacobian
+    from cyxcore.autograd import jvp as jvp
+    from cyxcore.autograd import remat as remat
+    from cyxcore.autograd import value_and_grad as value_and_grad
+    from cyxcore.autograd import vjp as vjp
     from cyxcore.compiled import compile as compile
     from cyxcore.device import default_device as default_device
     from cyxcore.device import use_device as use_device
     from cyxcore.eager import Tensor as Tensor
     from cyxcore.eager import arange as arange
     from cyxcore.eager import asarray as asarray
+    from cyxcore.eager import enable_grad as enable_grad
     from cyxcore.eager import from_numpy as from_numpy
     from cyxcore.eager import full as full
     from cyxcore.eager import manual_seed as manual_seed

@@ -1,11 +1,11 @@
 """Tensor: what a user types. Eager, NumPy semantics, gradients by `backward()`.
 
 An op runs at once on the current device (device.py); when a gradient may be asked for, the result
-remembers the op and its inputs, and `backward` walks back with the rules of grad.py.
+remembers the op and its inputs, and `backward` walks back with the rules of gradients.py.
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from cyxcore import indexing, random
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import DEFAULTS, INTEGERS, REAL, dtype_name, iinfo, is_float
 from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
-from cyxcore.grad import NO_GRADIENT, input_gradients
+from cyxcore.gradients import NO_GRADIENT, input_gradients
 from cyxcore.infer import Shape, Typed
 from cyxcore.kernels import reference
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES, widened
@@ -36,6 +36,17 @@ def no_grad() -> Iterator[None]:
     """Within the block results remember nothing and need no gradient."""
     global _recording
     before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+@contextmanager
+def enable_grad() -> Iterator[None]:
+    """Within the block results remember what they came from again, also inside no_grad()."""
+    global _recording
+    before, _recording = _recording, True
     try:
         yield
     finally:
@@ -68,6 +79,15 @@ def manual_seed(seed: int) -> None:
     if not 0 <= seed < 2**64:
         raise ShapeError(f"manual_seed: expected 0 <= seed < 2**64, got {seed}")
     _generator.seed, _generator.step = seed, 0
+
+
+def generator_state() -> tuple[int, int]:
+    """(seed, step) of the eager generator, for set_generator_state."""
+    return _generator.seed, _generator.step
+
+
+def set_generator_state(state: tuple[int, int]) -> None:
+    _generator.seed, _generator.step = state
 
 
 def next_key() -> Array:
@@ -121,7 +141,8 @@ class Tensor(Value):
     """An array and, where one was asked for, its gradient. Made by tensor(), zeros(), ... or from_numpy()."""
 
     _rank = 1
-    __slots__ = ("_data", "_op", "grad", "init", "requires_grad", "shape", "dtype")
+    __slots__ = ("_data", "_hooks", "_op", "grad", "init", "requires_grad", "shape", "dtype")
+    _hooks: "list[Callable[[Tensor], Tensor | None]]"  # set by register_hook: most tensors never have any
 
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
         self._data = _array(data, dtype)
@@ -129,7 +150,7 @@ class Tensor(Value):
         self.dtype: str = DTYPE_NAMES[self._data.dtype]
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
-        self._op: tuple[str, tuple[Tensor, ...], dict[str, Any]] | None = None
+        self._op: tuple[Any, tuple[Tensor, ...], dict[str, Any]] | None = None  # an op's name, or a Function
         if requires_grad and not is_float(self.dtype):
             raise GradientError(f"tensor: only float tensors have gradients, got {self.dtype}")
 
@@ -186,33 +207,43 @@ class Tensor(Value):
 
     # gradients --------------------------------------------------------------------------------
 
-    def backward(self, gradient: Any = None) -> None:
+    def backward(self, gradient: Any = None, create_graph: bool = False) -> None:
         """Add the gradient of this tensor to `.grad` of every leaf it depends on.
 
-        gradient: of this tensor's shape; may be left out for a scalar. Raises GradientError.
+        gradient: of this tensor's shape; may be left out for a scalar. create_graph: the gradients remember how they
+        were computed, so that they have gradients themselves. Raises GradientError.
         """
+        for leaf, g in pull(self, self._start(gradient), create_graph):
+            if leaf._op is None:
+                leaf.grad = g if leaf.grad is None else leaf.grad + g
+
+    def _start(self, gradient: Any) -> "Tensor":
+        """The gradient a walk back from here begins with."""
         if not self.requires_grad:
             raise GradientError("backward: this tensor depends on nothing that requires a gradient")
         if gradient is None and self.shape != ():
             raise GradientError(
                 f"backward: expected a scalar, got {self.shape}; reduce it with mean() or pass a gradient"
             )
-        start = Tensor(1.0 if gradient is None else gradient, self.dtype)
+        if isinstance(gradient, Tensor) and gradient.dtype == self.dtype:
+            start = gradient
+        else:
+            start = Tensor(1.0 if gradient is None else gradient, self.dtype)
         if start.shape != self.shape:
             raise ShapeError(f"backward: expected a gradient of shape {self.shape}, got {start.shape}")
-        pending = {id(self): start}
-        with no_grad():
-            for tensor in _newest_first(self):
-                g = pending.pop(id(tensor), None)
-                if g is None:
-                    continue
-                if tensor._op is None:
-                    tensor.grad = g if tensor.grad is None else tensor.grad + g
-                    continue
-                op, inputs, attrs = tensor._op
-                for x, new in zip(inputs, input_gradients(op, g, inputs, tensor, attrs), strict=True):
-                    if new is not None and x.requires_grad:
-                        pending[id(x)] = pending[id(x)] + new if id(x) in pending else new
+        return start
+
+    def register_hook(self, hook: "Callable[[Tensor], Tensor | None]") -> Callable[[], None]:
+        """Call hook(gradient) whenever a backward pass knows the gradient of this tensor; what it returns replaces it.
+
+        Returns a function that takes the hook off again. Raises GradientError where no gradient will come.
+        """
+        if not self.requires_grad:
+            raise GradientError("register_hook: this tensor requires no gradient")
+        if not hasattr(self, "_hooks"):
+            self._hooks = []
+        self._hooks.append(hook)
+        return lambda: self._hooks.remove(hook)
 
     def detach(self) -> "Tensor":
         """The same data without a past."""
@@ -304,6 +335,46 @@ def _wrap(data: Array) -> Tensor:
     tensor.requires_grad = False
     tensor._op = None
     return tensor
+
+
+def alias(x: Tensor) -> Tensor:
+    """The same data as a leaf that requires a gradient."""
+    result = _wrap(x._data)
+    result.requires_grad = True
+    return result
+
+
+def recorded(result: Tensor, op: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+    """`result` (a leaf) as what op made of the inputs, where somebody may ask for their gradients."""
+    if _recording and is_float(result.dtype) and any(x.requires_grad for x in inputs):
+        result = result.detach()
+        result.requires_grad, result._op = True, (op, inputs, {})
+    return result
+
+
+def pull(root: Tensor, start: Tensor, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
+    global _recording
+    pending = {id(root): start}
+    for tensor in _newest_first(root):
+        g = pending.pop(id(tensor), None)
+        if g is None:
+            continue
+        for hook in getattr(tensor, "_hooks", ()):
+            changed = hook(g)
+            g = g if changed is None else changed
+        yield tensor, g
+        if tensor._op is None:
+            continue
+        op, inputs, attrs = tensor._op
+        before, _recording = _recording, _recording and create_graph
+        try:
+            rule = input_gradients if type(op) is str else op.input_gradients
+            for x, new in zip(inputs, rule(op, g, inputs, tensor, attrs), strict=True):
+                if new is not None and x.requires_grad:
+                    pending[id(x)] = pending[id(x)] + new if id(x) in pending else new
+        finally:
+            _recording = before
 
 
 def _newest_first(root: Tensor) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from cyxcore import functional as F
 from cyxcore import updates
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.grad import backward
+from cyxcore.gradients import backward
 from cyxcore.graph import Graph
 from cyxcore.infer import Shape
 from cyxcore.spec import TrainingSpec

@@ -2,7 +2,7 @@
 
 A row says the op's name, how many inputs it takes, its attributes, the shape and dtype of its one
 output and what it costs. To add an op: a row here, a reference kernel (kernels/reference.py), a
-gradient rule (grad.py, or an entry in its NO_GRADIENT). A fast kernel is optional.
+gradient rule (gradients.py, or an entry in its NO_GRADIENT). A fast kernel is optional.
 
 The rows of group "standard" are there for the array API standard: they run on tensors alone, by their
 reference kernel where a device has none of its own, and no graph holds them.

@@ -30,9 +30,9 @@ ORDER = [
     *READING_DATA,
     *"""
 cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.standard cyxcore.kernels.reference cyxcore.kernels
-cyxcore.device cyxcore.inspection cyxcore.random cyxcore.grad
-cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers cyxcore.nn.losses
-cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
+cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
+cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
+cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing
 cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
@@ -82,7 +82,7 @@ THROUGH_THE_DOOR = {"cyxnet.jobfile", "cyxnet.cli.models", "cyxnet.blocking"}
 PURE = {
     "cyxcore.ops",
     "cyxcore.graph",
-    "cyxcore.grad",
+    "cyxcore.gradients",
     "cyxcore.passes",
     "cyxnode.events",
     "cyxnode.outbox",

@@ -9,7 +9,7 @@ import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore.eager import Tensor
 from cyxcore.errors import GradientError, ShapeError
-from cyxcore.grad import NO_GRADIENT, RULES, backward
+from cyxcore.gradients import NO_GRADIENT, RULES, backward
 from cyxcore.ops import OPS
 from cyxcore.plan import Plan
 from cyxcore.symbols import Builder
@@ -97,6 +97,7 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     ("avg_pool2d_grad", [real(2, 2, 3, 3)], {**POOL, "input_shape": (2, 2, 5, 6)}),
     *((op, [real(2, 3, 4)], {"axis": axis}) for op in ("softmax", "log_softmax") for axis in (0, 1, 2)),
     ("cross_entropy", [real(4, 3), np.array([2, 0, 1, 1])], {}),
+    ("cross_entropy_grad", [real(3), real(3, 4), np.array([1, 0, 3])], {}),
 ]
 
 

@@ -13,7 +13,7 @@ def run(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "spec", "dtype", "ops", "graph", "functional", "layers", "symbols", "grad"]
+    "module", ["errors", "spec", "dtype", "ops", "graph", "functional", "layers", "symbols", "gradients"]
 )
 def test_the_vocabulary_loads_no_numpy_and_no_kernels(module: str) -> None:
     heavy = "[m for m in sys.modules if m == 'numpy' or m.startswith('cyxcore.kernels')]"

@@ -21,7 +21,7 @@ RULES: dict[str, Rule] = {}
 NO_GRADIENT = frozenset(
     "input param const key sign floor logical_not equal not_equal less less_equal greater "
     "greater_equal logical_and "
-    "logical_or argmax one_hot uniform max_pool2d_grad cross_entropy_grad sgd_update momentum "
+    "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
     "ceil trunc round conj real imag signbit nextafter floor_divide integer_pow "
     "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
@@ -313,4 +313,16 @@ def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> S
 
 RULES["softmax"] = lambda g, x, y, a: (y * (g - (g * y).sum(a["axis"], keepdims=True)),)
 RULES["log_softmax"] = lambda g, x, y, a: (g - y.exp() * g.sum(a["axis"], keepdims=True),)
+
+
+@rule("cross_entropy_grad")
+def _cross_entropy_grad(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Of f (softmax(logits) - one_hot(label)) per row, f being the gradient of the row's loss."""
+    factor, logits, labels = x
+    share = apply("softmax", logits, axis=1)
+    weighted = g * factor.expand_dims(1)
+    of_factor = (g * (share - apply("one_hot", labels, depth=logits.shape[1]).astype(g.dtype))).sum(1)
+    return of_factor, share * (weighted - (weighted * share).sum(1, keepdims=True)), None
+
+
 RULES["cross_entropy"] = lambda g, x, y, a: (apply("cross_entropy_grad", g, x[0], x[1]), None)

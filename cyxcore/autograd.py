@@ -1,0 +1,269 @@
+"""Gradients as functions of functions, custom gradients, and recomputing instead of remembering.
+
+    cx.grad(loss)(w)                      # d loss / d w
+    cx.grad(cx.grad(f))(x)                # a second derivative
+    value, pull = cx.vjp(f, x, y)         # pull(g) -> the gradients of x and y
+    value, change = cx.jvp(f, (x,), (v,)) # the derivative along v
+    cx.hessian(f)(x)
+
+Names are those of torch.func. The functions take and return tensors; inside cx.compile and cx.trace, symbols.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cyxcore import eager
+from cyxcore import gradients as rules
+from cyxcore.dtype import is_float
+from cyxcore.eager import Tensor, enable_grad, no_grad
+from cyxcore.errors import GradientError
+from cyxcore.functional import stack
+from cyxcore.symbols import Symbol
+
+_depth = 0  # of transformed functions around each other: the outermost one gives results without a past
+
+
+def _places(argnums: int | Sequence[int], count: int, name: str) -> tuple[int, ...]:
+    places = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if any(not -count <= place < count for place in places):
+        raise GradientError(f"{name}: argnums {argnums} of a call with {count} arguments")
+    return tuple(place % count for place in places)
+
+
+class _Watched:
+    """A call of f whose arguments at `places` are followed."""
+
+    def __init__(self, name: str, f: Callable[..., Any], args: Sequence[Any], places: Sequence[int]) -> None:
+        global _depth
+        for place in places:
+            given = args[place]
+            if not isinstance(given, (Tensor, Symbol)) or not is_float(given.dtype):
+                raise GradientError(f"{name}: expected a float tensor as argument {place}, got {_described(given)}")
+        self.name, self.inner = name, _depth > 0
+        followed = {place: _followed(args[place]) for place in places}
+        self.inputs = list(followed.values())
+        self.outer = any(isinstance(args[place], Tensor) and args[place].requires_grad for place in places)
+        _depth += 1
+        try:
+            with enable_grad():
+                self.output = f(*(followed.get(place, arg) for place, arg in enumerate(args)))
+        finally:
+            _depth -= 1
+
+    def gradients(self, output: Any, gradient: Any) -> tuple[Any, ...]:
+        """Of each input, for the gradient of the output (None: 1 for a scalar); zeros where there is no dependence."""
+        if isinstance(output, Symbol):
+            total = output if gradient is None else (output * gradient).sum()
+            return tuple(rules.backward(output.builder, total, self.inputs))
+        if not isinstance(output, Tensor):
+            raise GradientError(f"{self.name}: expected the function to return a tensor, got {_described(output)}")
+        found: dict[int, Tensor] = {}
+        wanted = {id(x) for x in self.inputs}
+        keep = self.inner or self.outer
+        if output.requires_grad:
+            start = output._start(gradient)
+            with enable_grad():
+                found = {id(x): g for x, g in eager.pull(output, start, keep) if id(x) in wanted}
+        elif output.shape != () and gradient is None:
+            output._start(gradient)
+        zeros = (found.get(id(x), None) for x in self.inputs)
+        return tuple(x.detach() * 0.0 if g is None else g for x, g in zip(self.inputs, zeros, strict=True))
+
+    def result(self, value: Any) -> Any:
+        """A value to hand out: without a past, unless somebody outside follows it."""
+        return value.detach() if isinstance(value, Tensor) and not (self.inner or self.outer) else value
+
+
+def _described(value: Any) -> str:
+    return f"a tensor {value.shape} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _followed(x: Any) -> Any:
+    """x as an input of its own, which remembers x where somebody outside follows that."""
+    if isinstance(x, Symbol):
+        return x
+    if x.requires_grad:
+        with enable_grad():
+            return x._apply("reshape", [x], {"shape": x.shape})
+    return eager.alias(x)
+
+
+def value_and_grad(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """A function with f's arguments that returns (f's value, its gradient with respect to argument `argnums`).
+
+    f returns a scalar, with has_aux (scalar, whatever else). For several argnums the gradient is a tuple.
+    """
+
+    def call(*args: Any) -> Any:
+        watched = _Watched("value_and_grad", f, args, _places(argnums, len(args), "value_and_grad"))
+        value = watched.output[0] if has_aux else watched.output
+        gradients = tuple(watched.result(g) for g in watched.gradients(value, None))
+        shown = (watched.result(value), watched.output[1]) if has_aux else watched.result(value)
+        return shown, gradients[0] if isinstance(argnums, int) else gradients
+
+    return call
+
+
+def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """A function with f's arguments that returns its gradient, with has_aux (gradient, aux); see value_and_grad."""
+    both = value_and_grad(f, argnums, has_aux)
+
+    def call(*args: Any) -> Any:
+        value, gradient = both(*args)
+        return (gradient, value[1]) if has_aux else gradient
+
+    return call
+
+
+def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """(f(*args), pull): pull(g) is gᵀ J for each argument (a tuple for several), g of the value's shape."""
+    watched = _Watched("vjp", f, args, range(len(args)))
+
+    def pull(gradient: Any) -> Any:
+        found = tuple(watched.result(g) for g in watched.gradients(watched.output, gradient))
+        return found[0] if len(found) == 1 else found
+
+    return watched.result(watched.output), pull
+
+
+def jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """(f(*primals), J v): its value, and how it changes along the tangents.
+
+    Forward mode by reversing twice: u ↦ uᵀ J is linear in u, and its own transpose is v ↦ J v.
+    """
+    if len(primals) != len(tangents) or any(p.shape != v.shape for p, v in zip(primals, tangents, strict=False)):
+        shapes = [p.shape for p in primals], [v.shape for v in tangents]
+        raise GradientError(f"jvp: expected a tangent for each primal, of its shape; got {shapes[0]} and {shapes[1]}")
+    value = f(*primals)
+
+    def along(u: Any) -> Any:
+        watched = _Watched("jvp", f, primals, range(len(primals)))
+        parts = watched.gradients(watched.output, u)
+        total = (parts[0] * tangents[0]).sum()
+        for g, v in zip(parts[1:], tangents[1:], strict=True):
+            total = total + (g * v).sum()
+        return total
+
+    return value, grad(along)(value * 0.0)
+
+
+def jacobian(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of x that returns d f(x) / d x, of shape (*f(x).shape, *x.shape): one walk back per output element."""
+
+    def call(x: Any) -> Any:
+        watched = _Watched("jacobian", f, (x,), (0,))
+        output = watched.output
+        rows = []
+        for place in range(output.size):
+            unit = [0.0] * output.size
+            unit[place] = 1.0
+            one = output._constant(unit, output.dtype).reshape(*output.shape)
+            rows.append(watched.result(watched.gradients(output, one)[0]))
+        if not rows:
+            return watched.result((x * 0.0).sum()).broadcast_to(*output.shape, *x.shape)
+        return stack(rows, 0).reshape(*output.shape, *x.shape)
+
+    return call
+
+
+def hessian(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of x that returns the second derivatives of a scalar f, of shape (*x.shape, *x.shape)."""
+    return jacobian(grad(f))
+
+
+class Function:
+    """An operation with a gradient of your own: override both, call apply().
+
+    class Clamp(cx.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return cx.minimum(x, 1.0)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return cx.where(x < 1.0, g, 0.0)
+
+    backward returns a gradient (or None) for each argument of forward. ctx is an object to keep things on.
+    """
+
+    saved_tensors: tuple[Any, ...] = ()
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        raise NotImplementedError("a cyxcore.Function needs a forward")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        raise NotImplementedError("a cyxcore.Function needs a backward")
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if any(isinstance(arg, Symbol) for arg in args):
+            raise GradientError(
+                f"{cls.__name__}: a graph holds only known operations, and this one has Python code for a gradient; "
+                "use it on tensors, or write it from operations that have their gradients"
+            )
+        call = cls()
+        with no_grad():
+            result = cls.forward(call, *args)
+        if not isinstance(result, Tensor):
+            raise GradientError(f"{cls.__name__}.forward: expected a tensor, got {_described(result)}")
+        call._args = args  # type: ignore[attr-defined]
+        inputs = tuple(arg for arg in args if isinstance(arg, Tensor))
+        return eager.recorded(result, call, inputs)
+
+    def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
+        """What cyxcore.eager.pull asks: a gradient for each tensor argument."""
+        name, args = type(self).__name__, self._args  # type: ignore[attr-defined]
+        found = self.backward(self, g)
+        found = found if isinstance(found, (tuple, list)) else (found,)
+        if len(found) != len(args):
+            raise GradientError(f"{name}.backward: expected {len(args)} gradients, one per argument, got {len(found)}")
+        pairs = [(arg, new) for arg, new in zip(args, found, strict=True) if isinstance(arg, Tensor)]
+        for arg, new in pairs:
+            if new is not None and new.shape != arg.shape:
+                raise GradientError(f"{name}.backward: expected a gradient of shape {arg.shape}, got {new.shape}")
+        return [new for _, new in pairs]
+
+
+class _Recomputed(Function):
+    @staticmethod
+    def forward(ctx: Any, f: Callable[..., Any], *args: Any) -> Any:
+        ctx.f, ctx.given, ctx.generator = f, args, eager.generator_state()
+        return f(*args)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        now = eager.generator_state()
+        eager.set_generator_state(ctx.generator)  # so that dropout drops the same again
+        try:
+            given = [eager.alias(arg) if isinstance(arg, Tensor) and is_float(arg.dtype) else arg for arg in ctx.given]
+            with enable_grad():
+                output = ctx.f(*given)
+        finally:
+            eager.set_generator_state(now)
+        wanted = {id(arg): place for place, arg in enumerate(given) if isinstance(arg, Tensor)}
+        found: list[Any] = [None] * len(given)
+        for tensor, g in eager.pull(output, gradient, create_graph=False):
+            if id(tensor) in wanted:
+                found[wanted[id(tensor)]] = g
+            elif tensor._op is None:  # a parameter that f uses without being given it
+                tensor.grad = g if tensor.grad is None else tensor.grad + g
+        return (None, *found)
+
+
+def remat(f: Callable[..., Any], *args: Any) -> Any:
+    """f(*args), remembering only the arguments: the backward pass runs f again. Takes less memory and more time.
+
+    In a graph it is f(*args): a plan decides by itself what it keeps.
+    """
+    if any(isinstance(arg, Symbol) for arg in args):
+        return f(*args)
+    return _Recomputed.apply(f, *args)

@@ -1,0 +1,195 @@
+"""Gradients as functions: derivatives of derivatives, along directions, of one's own making, and recomputed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import nn
+from cyxcore.errors import GradientError
+
+pytestmark = pytest.mark.usefixtures("each_device")
+
+X = cx.tensor([0.3, -1.2, 2.0])
+MATRIX = cx.tensor([[1.0, 2.0, 0.5], [-1.0, 0.3, 2.0]])
+
+
+def cubes(x: Any) -> Any:
+    return (x**3).sum()
+
+
+def two(x: Any, y: Any) -> Any:
+    return x * y + x.sin()
+
+
+def close(a: Any, b: Any) -> None:
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=1e-6)
+
+
+def test_a_gradient_and_its_gradient() -> None:
+    close(cx.grad(cubes)(X), 3 * X.numpy() ** 2)
+    close(cx.grad(lambda x: cx.grad(cubes)(x).sum())(X), 6 * X.numpy())
+    close(cx.grad(lambda x: cx.grad(lambda y: cx.grad(cubes)(y).sum())(x).sum())(X), [6.0, 6.0, 6.0])
+
+
+def test_the_value_and_several_gradients_at_once() -> None:
+    value, (of_x, of_y) = cx.value_and_grad(lambda x, y: two(x, y).sum(), (0, 1))(X, X + 1.0)
+    close(value, np.sum(X.numpy() * (X.numpy() + 1) + np.sin(X.numpy())))
+    close(of_x, X.numpy() + 1 + np.cos(X.numpy()))
+    close(of_y, X)
+
+
+def test_what_is_returned_beside_the_loss() -> None:
+    gradient, shown = cx.grad(lambda x: (cubes(x), "beside"), has_aux=True)(X)
+    assert shown == "beside"
+    close(gradient, 3 * X.numpy() ** 2)
+
+
+def test_a_result_remembers_nothing_unless_somebody_follows_its_argument() -> None:
+    assert not cx.grad(cubes)(X).requires_grad
+    followed = cx.tensor([2.0], requires_grad=True)
+    cx.grad(cubes)(followed).sum().backward()
+    close(followed.grad, [12.0])
+
+
+def test_an_argument_that_does_not_count_has_a_gradient_of_zeros() -> None:
+    close(cx.grad(lambda x, y: y.sum(), 0)(X, X), [0.0, 0.0, 0.0])
+
+
+def test_rows_and_columns_of_the_jacobian() -> None:
+    value, pull = cx.vjp(two, X, X + 1.0)
+    close(value, two(X, X + 1.0))
+    of_x, of_y = pull(cx.ones(3))
+    close(of_x, X.numpy() + 1 + np.cos(X.numpy()))
+    close(of_y, X)
+    value, change = cx.jvp(two, (X, X + 1.0), (cx.ones(3), X))
+    close(change, (X + 1.0 + X.cos()) + X * X)
+    close(cx.jacobian(lambda x: MATRIX @ x)(X), MATRIX)
+
+
+def test_the_hessian_of_a_network_is_that_of_finite_differences() -> None:
+    cx.manual_seed(1)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+    for p in net.parameters():
+        p.numpy()[...] = p.numpy().astype(np.float32)
+
+    def loss(x: Any) -> Any:
+        return cx.functional.cross_entropy(net(x.reshape(1, 3)), cx.tensor([2]))
+
+    h, step = cx.hessian(loss)(X).numpy(), 1e-2
+    for place in range(3):
+        moved = np.zeros(3, np.float32)
+        moved[place] = step
+        above, below = (cx.grad(loss)(X + cx.tensor(sign * moved)).numpy() for sign in (1, -1))
+        np.testing.assert_allclose(h[place], (above - below) / (2 * step), rtol=2e-2, atol=2e-3)
+    close(h, h.T)
+
+
+def test_a_backward_pass_that_can_be_differentiated_again() -> None:
+    w = cx.tensor([2.0], requires_grad=True)
+    cubes(w).backward(create_graph=True)
+    first, w.grad = w.grad, None
+    first.sum().backward()
+    close(w.grad, [12.0])
+
+
+def test_gradients_inside_a_compiled_function() -> None:
+    @cx.compile
+    def newton(x: Any) -> Any:
+        return x - cx.grad(cubes)(x) / cx.grad(lambda y: cx.grad(cubes)(y).sum())(x)
+
+    close(newton(X), X.numpy() / 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: cx.grad(lambda x: x)(X), "expected a scalar, got \\(3,\\)"),
+        (lambda: cx.grad(cubes)(cx.tensor([1])), "expected a float tensor as argument 0, got a tensor \\(1,\\) int64"),
+        (lambda: cx.grad(cubes)(1.0), "expected a float tensor as argument 0, got float"),
+        (lambda: cx.grad(cubes, 1)(X), "argnums 1 of a call with 1 arguments"),
+        (lambda: cx.grad(lambda x: 1.0)(X), "expected the function to return a tensor, got float"),
+        (lambda: cx.jvp(cubes, (X,), (cx.ones(2),)), "a tangent for each primal, of its shape"),
+        (lambda: X.register_hook(print), "requires no gradient"),
+    ],
+)
+def test_what_has_no_gradient_is_said(call: Any, said: str) -> None:
+    with pytest.raises(GradientError, match=said):
+        call()
+
+
+def test_a_hook_sees_and_changes_a_gradient_and_goes_when_it_is_told() -> None:
+    x, seen = cx.tensor([1.0, 2.0], requires_grad=True), []
+    middle = x * 3.0
+
+    def halve(g: Any) -> Any:
+        seen.append(g.tolist())
+        return g * 0.5
+
+    take_off = middle.register_hook(halve)
+    middle.sum().backward()
+    assert (seen, x.grad.tolist()) == ([[1.0, 1.0]], [1.5, 1.5])
+    take_off()
+    x.grad = None
+    middle.sum().backward()
+    assert x.grad.tolist() == [3.0, 3.0]
+
+
+class Doubled(cx.Function):
+    """Half of the truth: its gradient is twice what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, factor: float) -> Any:
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        assert x.shape == g.shape
+        return g * (2.0 * ctx.factor), None
+
+
+def test_a_function_with_its_own_gradient() -> None:
+    x = cx.tensor([1.0, 2.0], requires_grad=True)
+    y = Doubled.apply(x * 1.0, 3.0)
+    y.sum().backward()
+    assert (y.tolist(), x.grad.tolist()) == ([3.0, 6.0], [6.0, 6.0])
+    assert not Doubled.apply(cx.ones(2), 3.0).requires_grad
+
+
+def test_a_function_with_its_own_gradient_goes_into_no_graph() -> None:
+    with pytest.raises(GradientError, match="Doubled: a graph holds only known operations"):
+        cx.trace(lambda x: Doubled.apply(x, 2.0), (3,))
+
+
+class Wrong(Doubled):
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g.sum(), None
+
+
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    x = cx.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(GradientError, match="Wrong.backward: expected a gradient of shape \\(2,\\), got \\(\\)"):
+        Wrong.apply(x, 1.0).sum().backward()
+
+
+def test_recomputing_changes_no_bit_also_of_what_is_random() -> None:
+    def gradients(recomputed: bool) -> list[Any]:
+        cx.manual_seed(3)
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+        x = cx.tensor(np.arange(12.0, dtype=np.float32).reshape(3, 4) / 7, requires_grad=True)
+        out = cx.remat(net, x * 1.0) if recomputed else net(x * 1.0)
+        (out * out).sum().backward()
+        return [p.grad.tolist() for p in (x, *net.parameters())] + [cx.rand(2).tolist()]
+
+    assert gradients(True) == gradients(False)
+
+
+def test_recomputing_forgets_what_is_between() -> None:
+    x = cx.tensor([1.0], requires_grad=True)
+    y = cx.remat(lambda v: ((v * 2.0).exp() + 1.0).log(), x)
+    assert y._op[1] == (x,)
