@@ -83,7 +83,9 @@ class Model:
         """
         chosen = loss or self.facts.loss
         if chosen is None:
-            raise SpecError("evaluate: the model does not say its loss; pass loss='cross_entropy', 'mse' or 'bce'")
+            raise SpecError(
+                "evaluate: the model does not say its loss; pass loss='cross_entropy', 'bce', 'mse', 'l1' or 'huber'"
+            )
         return self._evaluator.evaluate(x, y, chosen)
 
     def save(self, path: str | os.PathLike[str]) -> None:

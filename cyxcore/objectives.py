@@ -34,8 +34,8 @@ def _mean_per_row(values: Any) -> Any:
     return values.reshape(values.shape[0], -1 if values.shape[0] else 1).mean(1)
 
 
-def _squares(output: Any, target: Any) -> Any:
-    return _mean_per_row((output - target) ** 2)
+def _distance(loss: Callable[[Any, Any, str], Any]) -> Callable[[Any, Any], Any]:
+    return lambda output, target: _mean_per_row(loss(output, target, "none"))
 
 
 def _binary_rows(output: Any, target: Any) -> Any:
@@ -48,7 +48,9 @@ def _right_side(output: Any, target: Any) -> Any:
 
 OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": Objective("int64", _cross_entropy_rows, _right_class),
-    "mse": Objective("float32", _squares, None),
+    "mse": Objective("float32", _distance(F.mse_loss), None),
+    "l1": Objective("float32", _distance(F.l1_loss), None),
+    "huber": Objective("float32", _distance(F.huber_loss), None),
     "bce": Objective("float32", _binary_rows, _right_side),
 }
 

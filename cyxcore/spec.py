@@ -98,7 +98,7 @@ class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How to train. `keep` says which epoch's weights are delivered (best by validation loss).
+    """How to train. huber is quadratic up to a distance of 1 (smooth L1) and linear beyond. `keep` says which epoch's weights are delivered (best by validation loss).
 
     clip_norm: gradients whose 2-norm, over all parameters together, is larger are scaled down to it.
     clip_value: each element of a gradient is kept within -clip_value … clip_value, before the norm is taken.
@@ -107,7 +107,7 @@ class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
     epochs: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
     batch_size: Annotated[int, Meta(ge=1, le=1_048_576)] = 32
-    loss: Literal["cross_entropy", "mse", "bce"] = "cross_entropy"
+    loss: Literal["cross_entropy", "mse", "bce", "l1", "huber"] = "cross_entropy"
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     clip_norm: Annotated[float, Meta(gt=0.0, le=1e9)] | None = None

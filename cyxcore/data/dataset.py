@@ -29,6 +29,8 @@ TASK_OF_LOSS: dict[str, Task] = {
     "cross_entropy": "classification",
     "bce": "classification",
     "mse": "regression",
+    "l1": "regression",
+    "huber": "regression",
 }
 
 

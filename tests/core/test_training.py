@@ -205,6 +205,15 @@ def test_a_regression_answers_in_raw_units(each_device: str) -> None:
     assert cx.evaluate(graph, trainer.weights, rows.x_val, rows.y_val[:, 0], "mse")["r2"] == summary.validation_r2
 
 
+@pytest.mark.parametrize("loss", ["l1", "huber"])
+def test_the_other_distances_learn_a_line_too(reference: None, loss: Any) -> None:
+    graph = cx.build(
+        input_shape=[3], layers=[{"kind": "Linear", "out_features": 1}], normalize="standard", denormalize=True
+    )
+    summary = finish(Trainer(graph, line(), spec(epochs=60, loss=loss, optimizer=OptimizerSpec(learning_rate=0.02))))
+    assert summary.validation_r2 is not None and summary.validation_r2 > 0.99
+
+
 def test_binary_labels_train_with_bce(each_device: str) -> None:
     rows = line()
     labels = [(y[:, 0] > 70).astype(np.int64) for y in (rows.y_train, rows.y_val)]
