@@ -60,6 +60,8 @@ _NAMES: dict[str, str] = {
     "minimum": "functional",
     "concat": "functional",
     "stack": "functional",
+    "summary": "overview",
+    "flops": "overview",
     "Trainer": "training",
     "evaluate": "evaluation",
     "predict": "evaluation",
@@ -117,6 +119,8 @@ if TYPE_CHECKING:
     from cyxcore.model import Model as Model
     from cyxcore.model import load_model as load_model
     from cyxcore.model import save_model as save_model
+    from cyxcore.overview import flops as flops
+    from cyxcore.overview import summary as summary
     from cyxcore.plan import Plan as Plan
     from cyxcore.tracing import trace as trace
     from cyxcore.training import Trainer as Trainer

@@ -98,8 +98,10 @@ class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How to train. huber is quadratic up to a distance of 1 (smooth L1) and linear beyond. `keep` says which epoch's weights are delivered (best by validation loss).
+    """How to train.
 
+    loss: huber is quadratic up to a distance of 1 (smooth L1) and linear beyond. keep: which epoch's weights are
+    delivered, the best by validation loss or the last.
     clip_norm: gradients whose 2-norm, over all parameters together, is larger are scaled down to it.
     clip_value: each element of a gradient is kept within -clip_value … clip_value, before the norm is taken.
     label_smoothing: of cross_entropy; this share of each label is spread over all classes.

@@ -1,0 +1,54 @@
+"""What a summary counts, by hand."""
+
+import pytest
+
+import cyxcore as cx
+from cyxcore import nn
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.overview import short
+
+NET = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_each_layer_has_its_shape_parameters_and_arithmetic() -> None:
+    said = cx.summary(NET, (4,), batch_size=2)
+    assert [(row.layer, row.output_shape, row.parameters) for row in said.rows] == [
+        ("0: Linear", (8,), 40),
+        ("1: BatchNorm1d", (8,), 16),
+        ("2: ReLU", (8,), 0),
+        ("3: Linear", (3,), 27),
+    ]
+    assert said.rows[0].flops == 2 * 2 * 4 * 8 + 2 * 8
+    assert said.rows[2].activation_bytes == 2 * 8 * 4
+    assert (said.parameters, said.buffers, said.flops) == (83, 16, sum(row.flops for row in said.rows))
+    assert cx.flops(NET, (4,), 2) == said.flops
+
+
+def test_the_table_says_it_in_words() -> None:
+    text = str(cx.summary(cx.trace(NET, (4,)).graph))
+    assert text.splitlines()[2].split() == ["0:", "Linear", "8", "40", "72", "64", "B"]
+    assert "83 parameters, 16 in buffers; for 1 row of 4: " in text
+
+
+def test_a_shared_parameter_counts_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: cx.Tensor) -> cx.Tensor:
+            return self.one(self.one(x))
+
+    assert sum(row.parameters for row in cx.summary(Tied(), (4,)).rows) == 16
+
+
+def test_a_module_alone_does_not_say_its_input() -> None:
+    with pytest.raises(SpecError, match="expected input_shape"):
+        cx.summary(NET)
+    with pytest.raises(ShapeError, match="0: Linear"):
+        cx.summary(NET, (5,))
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 "), (999, "999 "), (999.6, "1 k"), (1234567, "1.23 M")])
+def test_numbers_are_said_with_three_digits(number: float, text: str) -> None:
+    assert short(number) == text
