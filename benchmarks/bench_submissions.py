@@ -17,6 +17,7 @@ with compare-and-swap, one at a time and with as many in flight.
 import argparse
 import asyncio
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
@@ -26,6 +27,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import nats
+import psutil
+from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxnet import jobfile, subjects
@@ -35,8 +39,10 @@ from cyxnet.client import AsyncClient, new_job_id
 from cyxnet.codec import MSGPACK, decode, encode
 from cyxnet.escrow import build_deposit
 from cyxnet.identity import Identity
+from cyxnet.lifetime import run
 from cyxnet.local import LocalNetwork
 
+Row = dict[str, float]
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.toml"
 IN_FLIGHT = 256
 LAMPORTS_PER_JOB = 3_000_000
@@ -78,25 +84,90 @@ async def rate(work: Callable[[int], Awaitable[Any]], count: int, in_flight: int
     return count / (time.perf_counter() - begun), took_ms
 
 
-async def submissions(network: LocalNetwork, jobs: int) -> dict[str, float]:
-    async with await AsyncClient.connect(network.folder) as client:
-        job = await ready_job(client, jobs * 2)
-        asked = await requests_of(client, job, jobs)
+class Asked(Struct):
+    """What the load generator is told: where to ask, as whom, and what; and how many requests may wait at a time."""
+
+    url: str
+    caller: str
+    asked: list[tuple[str, bytes]]
+    in_flight: int
+
+
+class Answered(Struct):
+    """What it found: milliseconds of each answer, requests a second, and its own processor time in seconds."""
+
+    per_s: float
+    took_ms: list[float]
+    cpu_s: float
+
+
+def generator(pipe: Any) -> None:
+    """A process that does nothing but ask: it is told what to ask first, and asks when it is told to."""
+
+    async def main() -> None:
+        told: Asked = pipe.recv()
+        connection = await nats.connect(told.url, inbox_prefix="_INBOX_client")
+        inbox, waiting = connection.new_inbox(), {}
+        headers = {"Content-Type": MSGPACK}
+        subject = subjects.api(told.caller, "job.submit")
+
+        async def answered(message: Any) -> None:
+            number = int(subjects.last_token(message.subject))
+            waiting[number].set_result(message)
 
         async def submit(number: int) -> None:
-            answer, headers = await client.bus.request(
-                subjects.api(client.caller, "job.submit"), asked[number][1], content_type=MSGPACK, timeout_s=60
-            )
-            reply = decode(m.SubmitReply, answer, headers.get("Content-Type", MSGPACK))
-            assert reply.job_id == asked[number][0] and not reply.duplicate
+            job_id, payload = told.asked[number]
+            answer = waiting[number] = asyncio.get_running_loop().create_future()
+            await connection.publish(subject, payload, reply=f"{inbox}.{number}", headers=headers)
+            message = await answer
+            assert "Nats-Service-Error" not in message.headers, message.headers
+            reply = decode(m.SubmitReply, message.data, MSGPACK)
+            assert reply.job_id == job_id and not reply.duplicate
 
-        per_s, took_ms = await rate(submit, jobs, IN_FLIGHT)
+        await connection.subscribe(f"{inbox}.*", cb=answered)
+        await connection.flush()
+        pipe.send("ready")
+        await asyncio.to_thread(pipe.recv)
+        begun_s = time.process_time()
+        per_s, took_ms = await rate(submit, len(told.asked), told.in_flight)
+        pipe.send(Answered(per_s, took_ms, time.process_time() - begun_s))
+        await connection.close()
+
+    run(main())
+
+
+def cpu_s_of(network: LocalNetwork) -> Row:
+    """Seconds of processor that each part of a network has used so far."""
+    return {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in network.process_ids.items()}
+
+
+async def submissions(network: LocalNetwork, jobs: int) -> tuple[Row, Row]:
+    """The rate, and microseconds of processor per submission that each process took while it lasted."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    async with await AsyncClient.connect(network.folder) as client:
+        job = await ready_job(client, jobs * 2)
+        child = context.Process(target=generator, args=(theirs,))
+        child.start()
+        asked = await requests_of(client, job, jobs)
+        ours.send(Asked(network.file.client_url, client.caller, asked, IN_FLIGHT))
+        assert await asyncio.to_thread(ours.recv) == "ready"
+        before = cpu_s_of(network)
+        ours.send("go")
+        found: Answered = await asyncio.to_thread(ours.recv)
+        spent = {name: used - before[name] for name, used in cpu_s_of(network).items()} | {"generator": found.cpu_s}
+        child.join()
         stored = await client.jobs(limit=1)
         assert stored.total >= jobs, f"{stored.total} of {jobs} acknowledged jobs are there"
-    return {"submissions/s": per_s, "p50 ms": statistics.median(took_ms), "p99 ms": percentile(took_ms, 0.99)}
+    row = {
+        "submissions/s": found.per_s,
+        "p50 ms": statistics.median(found.took_ms),
+        "p99 ms": percentile(found.took_ms, 0.99),
+    }
+    return row, {f"{name} µs": used / jobs * 1e6 for name, used in spent.items()}
 
 
-async def appends(network: LocalNetwork, count: int, payload: bytes) -> dict[str, float]:
+async def appends(network: LocalNetwork, count: int, payload: bytes) -> Row:
     """The same bytes into a stream of their own, with compare-and-swap and nothing else."""
     bus = await Bus.connect(network.file.core_url, name="bench")
     try:
@@ -140,7 +211,7 @@ class Takes:
         await self._bus.ask(subjects.node(self.node_id, "register"), said, m.RegisterReply)
 
 
-async def assignments(network: LocalNetwork, count: int) -> dict[str, float]:
+async def assignments(network: LocalNetwork, count: int) -> Row:
     """One job at a time: from the submit to the word that its lease is stored."""
     node_bus = await Bus.connect(network.file.node_url, name="bench-node", inbox="_INBOX_node")
     took_ms: list[float] = []
@@ -180,14 +251,15 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-async def measure(jobs: int, assigned: int, centrals: int) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+async def measure(jobs: int, assigned: int, centrals: int) -> dict[str, Row]:
+    found: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with LocalNetwork(Path(folder) / "idle", nodes=0, centrals=centrals) as network:
             found["submit → assigned"] = await assignments(network, assigned)
         async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
             found["the broker alone"] = await appends(network, jobs, b"x" * 1500)
-            found[f"durable submissions, {centrals} central(s)"] = await submissions(network, jobs)
+            row, spent = await submissions(network, jobs)
+            found[f"durable submissions, {centrals} central(s)"], found["processor per submission"] = row, spent
     return found
 
 
@@ -198,7 +270,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     options = parser.parse_args()
     jobs, assigned = (500, 30) if options.quick else (SIGNED_AT_ONCE, 300)
-    found = asyncio.run(measure(jobs, assigned, options.centrals))
+    found = run(measure(jobs, assigned, options.centrals))
     if options.json:
         print(json.dumps({what: {name: round(value, 2) for name, value in row.items()} for what, row in found.items()}))
         return 0

@@ -9,14 +9,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
-import nats
 import nats.errors
 import nats.js.errors
-import nats.micro
 from nats.aio.msg import Msg
 from nats.js import api
 
@@ -24,11 +23,13 @@ from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
+from cyxnet.connection import LINK_DOWN_PAUSE_S, Connection, Message, Take, block_of
 from cyxnet.follower import STALL_S, Follower
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Mux
 from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, StorageFull, Stored
 from cyxnet.ratelimit import Rate, RateLimiter
+from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +37,6 @@ Handler = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
 
 TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same request may be answered later
 CONNECT_TIMEOUT_S = 5.0
-LINK_DOWN_PAUSE_S = 0.01
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
@@ -47,33 +47,7 @@ _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is
 # No room: of the whole store, of the account, of this stream (or of the disk, which the store finds out).
 _STORAGE_FULL = {10023, 10047, 10077}
 _EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
-
-
-class _Connection(nats.NATS):
-    """nats-py, mended in two places."""
-
-    async def publish(self, *args: Any, **options: Any) -> None:
-        """Everything that is sent goes through here.
-
-        Without a link it fails at once, having let nothing else run: who tries again in a loop would keep the link
-        down for ever.
-        """
-        try:
-            await super().publish(*args, **options)
-        except (nats.errors.Error, OSError):
-            await asyncio.sleep(LINK_DOWN_PAUSE_S)
-            raise
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """Quicker: every record that is followed has three headers, and the original takes 15 µs for them."""
-        headers = {}
-        for line in raw.decode("utf-8", "replace").split("\r\n"):
-            name, colon, value = line.partition(":")
-            name = name.strip()
-            if colon and name.isascii() and name.isprintable() and " " not in name:
-                headers[name] = value.strip()
-        return headers
+_CONTENT = {kind: block_of({"Content-Type": kind}) for kind in (MSGPACK, JSON, "application/octet-stream")}
 
 
 class Bus:
@@ -104,6 +78,7 @@ class Bus:
             log.debug("broker: %s", error)
 
         async def on_disconnect() -> None:
+            connection.drop_unsent()
             if bus:
                 bus._mux.lost("the link to the broker broke")
 
@@ -113,7 +88,7 @@ class Bus:
                     follower.doubt()
 
         bus: Bus | None = None
-        connection: Any = _Connection()
+        connection = Connection()
         connecting = asyncio.ensure_future(
             connection.connect(
                 urls,
@@ -125,7 +100,7 @@ class Bus:
                 pending_size=0,
                 ping_interval=5,
                 max_outstanding_pings=2,
-                reconnect_time_wait=0.2,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]
                 max_reconnect_attempts=-1,
                 connect_timeout=2,
             )
@@ -165,9 +140,9 @@ class Bus:
         self._mux.close()
         for task in self._tasks:
             task.cancel()
-        for service in self._services:
+        for subscription in self._services:
             with contextlib.suppress(Exception):
-                await service.stop()
+                await subscription.unsubscribe()
         with contextlib.suppress(Exception):
             await self._nc.close()
 
@@ -184,7 +159,7 @@ class Bus:
     async def publish(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
         """Send and forget. Raises BusError when the link is down: nothing is kept for later."""
         try:
-            await self._nc.publish(subject, payload, headers={"Content-Type": content_type})
+            await self._nc.publish(subject, payload, block=_CONTENT[content_type])
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
 
@@ -245,23 +220,21 @@ class Bus:
         """
         in_flight: set[asyncio.Task[None]] = set()
 
-        async def work(message: Msg) -> None:
-            content_type = _content_type(message)
+        async def work(message: Message) -> None:
             try:
+                content_type = _content_type(message)
                 reply = await handler(message.subject, decode(kinds, message.data, content_type))
-                await self._nc.publish(
-                    message.reply, encode(reply, content_type), headers={"Content-Type": content_type}
-                )
+                await self._nc.publish(message.reply, encode(reply, content_type), block=_CONTENT[content_type])
             except Exception as error:
-                await self._refuse(message.reply, error, message.subject)
+                self._refuse(message, error)
 
-        async def deliver(message: Msg) -> None:
+        def take(message: Message) -> None:
             if message.reply and (why_not := self._no_room(message.subject, in_flight)):
-                await self._refuse(message.reply, why_not, message.subject)
+                self._refuse(message, why_not)
             elif message.reply:
                 self._spawn(work(message), in_flight)
 
-        await self._nc.subscribe(subject, cb=deliver)
+        await self._nc.listen(subject, take)
         await self.round_trip()
 
     # -- micro services (ADR-32) ----------------------------------------------------------------------
@@ -271,35 +244,49 @@ class Bus:
     ) -> None:
         """Offer the verbs of cyxnet.subjects to callers; each handler gets (caller, request).
 
-        nats-py runs the requests of one endpoint one after another, so each is given a task of its own, at most
-        MAX_REQUESTS_IN_FLIGHT at a time; one more is refused with 429.
+        Each request is a task of its own, at most MAX_REQUESTS_IN_FLIGHT at a time; one more is refused with 429.
         """
         in_flight: set[asyncio.Task[None]] = set()
-        service = await nats.micro.add_service(
-            self._nc, name=subjects.SERVICE_NAME, version=version, description=description
+        service = Service(
+            id=self._nc._nuid.next().decode(),
+            name=subjects.SERVICE_NAME,
+            version=version,
+            description=description,
+            started=now(),
         )
-        self._services.append(service)
         for name, handler in handlers.items():
             verb = subjects.VERBS[name]
-            await service.add_endpoint(
-                name=name.replace(".", "-"),
-                subject=subjects.api("*", name),
-                handler=self._endpoint(verb, handler, in_flight),
-                metadata=_describe(verb),
-            )
+            endpoint = Endpoint(name=name.replace(".", "-"), subject=subjects.api("*", name), metadata=_describe(verb))
+            service.endpoints.append(endpoint)
+            take = self._endpoint(verb, handler, endpoint, in_flight)
+            self._services.append(await self._nc.listen(endpoint.subject, take, QUEUE))
+        for question in TYPES:
+            for subject in service.subjects(question):
+                self._services.append(await self._nc.listen(subject, self._discovery(service, question)))
         await self.round_trip()  # else an early caller meets NoResponders
 
+    def _discovery(self, service: Service, question: str) -> Take:
+        def take(message: Message) -> None:
+            if message.reply:
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    self._nc.send(message.reply, service.answer(question))
+
+        return take
+
     def _endpoint(
-        self, verb: subjects.Verb, handler: Callable[[str, Any], Awaitable[Any]], in_flight: "set[asyncio.Task[None]]"
-    ) -> Any:
-        async def work(request: Any) -> None:
-            content_type = _content_type(request)
-            caller = request.subject.split(".")[3]
+        self,
+        verb: subjects.Verb,
+        handler: Callable[[str, Any], Awaitable[Any]],
+        endpoint: Endpoint,
+        in_flight: "set[asyncio.Task[None]]",
+    ) -> Take:
+        async def work(message: Message) -> None:
+            begun_ns = time.perf_counter_ns()
             try:
-                message = (
-                    request.data if verb.raw_request else decode(verb.request, request.data or b"{}", content_type)
-                )
-                reply = await handler(caller, message)
+                content_type = _content_type(message)
+                caller = message.subject.split(".")[3]
+                asked = message.data if verb.raw_request else decode(verb.request, message.data or b"{}", content_type)
+                reply = await handler(caller, asked)
                 if not verb.raw_reply:
                     reply = encode(reply, content_type)
                 if len(reply) > self._nc.max_payload:
@@ -308,18 +295,23 @@ class Bus:
                         f"the answer has {len(reply)} bytes, a message at most {self._nc.max_payload}; ask for less",
                         413,
                     )
-                reply_type = "application/octet-stream" if verb.raw_reply else content_type
-                await request.respond(reply, {"Content-Type": reply_type})
+                block = _CONTENT["application/octet-stream" if verb.raw_reply else content_type]
+                await self._nc.publish(message.reply, reply, block=block)
+                endpoint.ended(time.perf_counter_ns() - begun_ns)
             except Exception as error:
-                await self._refuse(request._msg.reply, error, request.subject)
+                self._refuse(message, error)
+                endpoint.ended(time.perf_counter_ns() - begun_ns, error)
 
-        async def start(request: Any) -> None:
-            if why_not := self._no_room(request.subject, in_flight):
-                await self._refuse(request._msg.reply, why_not, request.subject)
-            elif request._msg.reply:
-                self._spawn(work(request), in_flight)
+        def take(message: Message) -> None:
+            if not message.reply:
+                return
+            if why_not := self._no_room(message.subject, in_flight):
+                self._refuse(message, why_not)
+                endpoint.ended(0, why_not)
+            else:
+                self._spawn(work(message), in_flight)
 
-        return start
+        return take
 
     def _no_room(self, subject: str, in_flight: "set[asyncio.Task[None]]") -> ApiError | None:
         """Why a request is not even looked at now: its sender asks too much, or all do together."""
@@ -330,7 +322,7 @@ class Bus:
             return ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
         return None
 
-    async def _refuse(self, reply: str, error: Exception, subject: str) -> None:
+    def _refuse(self, message: Message, error: Exception) -> None:
         """Tell the caller why, in the headers any NATS client knows and in a JSON body."""
         if isinstance(error, ApiError):
             status, code, text = error.status, error.code, str(error)
@@ -339,7 +331,7 @@ class Bus:
         elif isinstance(error, CyxError):
             status, code, text = 503 if error.code in TEMPORARY_CODES else 400, error.code, str(error)
         else:
-            log.error("%s failed", subject, exc_info=error)
+            log.error("%s failed", message.subject, exc_info=error)
             status, code, text = 500, "internal", "central failed on this request; its log says why"
         body = ErrorBody(err_code=code, message=text, retry_after_ms=getattr(error, "retry_after_ms", None))
         one_line = " ".join(text.split())[:400]
@@ -349,13 +341,18 @@ class Bus:
             "Content-Type": JSON,
         }
         with contextlib.suppress(Exception):
-            await self._nc.publish(reply, encode(body, JSON), headers=headers)
+            self._nc.send(message.reply, encode(body, JSON), block=block_of(headers))
 
     def _spawn(self, work: Any, in_flight: "set[asyncio.Task[None]]") -> None:
         task = asyncio.get_running_loop().create_task(work)
-        for tasks in (self._tasks, in_flight):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+        self._tasks.add(task)
+        in_flight.add(task)
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            self._tasks.discard(task)
+            in_flight.discard(task)
+
+        task.add_done_callback(ended)
 
     # -- streams --------------------------------------------------------------------------------------
 
@@ -396,8 +393,8 @@ class Bus:
         AppendUnknown when no answer came, StorageFull when there is no room, BusError when the broker refused for
         another reason.
         """
-        headers = None if expected_seq is None else {_EXPECTED_SEQ: str(expected_seq)}
-        return await self._store(subject, payload, headers)
+        block = b"" if expected_seq is None else f"NATS/1.0\r\n{_EXPECTED_SEQ}: {expected_seq}\r\n\r\n".encode()
+        return await self._store(subject, payload, block)
 
     async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
         """Store (subject, payload, expected_seq) messages of different subjects in one atomic batch: all or none.
@@ -408,29 +405,24 @@ class Bus:
         assert 0 < len(messages) <= MAX_BATCH_MESSAGES, f"a batch holds 1 to {MAX_BATCH_MESSAGES} messages"
         batch = self._nc._nuid.next().decode()
         last = len(messages)
+        blocks = [
+            f"NATS/1.0\r\nNats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n{_EXPECTED_SEQ}: {seq}\r\n"
+            for number, (_, _, seq) in enumerate(messages, start=1)
+        ]
         try:
-            for number, (subject, payload, expected_seq) in enumerate(messages[:-1], start=1):
-                headers = {
-                    "Nats-Batch-Id": batch,
-                    "Nats-Batch-Sequence": str(number),
-                    _EXPECTED_SEQ: str(expected_seq),
-                }
-                await self._nc.publish(subject, payload, headers=headers)
-        except (TimeoutError, nats.errors.Error, OSError) as error:
+            for (subject, payload, _), lines in zip(messages[:-1], blocks, strict=False):
+                self._nc.send(subject, payload, block=f"{lines}\r\n".encode())
+        except (nats.errors.Error, OSError) as error:
+            await asyncio.sleep(LINK_DOWN_PAUSE_S)
             raise AppendUnknown(f"the link broke within a batch: {error or type(error).__name__}") from None
-        subject, payload, expected_seq = messages[-1]
-        headers = {
-            "Nats-Batch-Id": batch,
-            "Nats-Batch-Sequence": str(last),
-            "Nats-Batch-Commit": "1",
-            _EXPECTED_SEQ: str(expected_seq),
-        }
-        last_seq = await self._store(subject, payload, headers)
+        subject, payload, _ = messages[-1]
+        block = f"{blocks[-1]}Nats-Batch-Commit: 1\r\n\r\n".encode()
+        last_seq = await self._store(subject, payload, block)
         return list(range(last_seq - last + 1, last_seq + 1))
 
-    async def _store(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> int:
+    async def _store(self, subject: str, payload: bytes, block: bytes) -> int:
         try:
-            answer = await self._mux.ask(subject, payload, headers)
+            answer = await self._mux.ask(subject, payload, block)
         except AppendUnknown as error:
             raise AppendUnknown(f"no answer to the append to {subject}: {error}") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
@@ -513,7 +505,7 @@ class Bus:
         )
         subscription = None
         try:
-            subscription = await self._nc.subscribe(inbox, cb=deliver)
+            subscription = await self._nc.listen(inbox, deliver)
             await self._js.add_consumer(stream, config)
             return subscription
         except (TimeoutError, nats.errors.Error, OSError) as error:
@@ -565,8 +557,11 @@ async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event,
         failure.cancel()
 
 
-def _content_type(message: Any) -> str:
-    return (message.headers or {}).get("Content-Type", JSON)
+def _content_type(message: Message) -> str:
+    for kind, block in _CONTENT.items():  # of nearly every message it is the only header
+        if message.block == block:
+            return kind
+    return message.headers.get("Content-Type", JSON)
 
 
 def _refusal(status: str, headers: dict[str, str], data: bytes) -> ApiError:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from cyxnet.connection import Message
 from cyxnet.outcomes import BusError, Stored
 
 log = logging.getLogger(__name__)
@@ -77,21 +78,23 @@ class Follower:
         self._heard_s = 0.0  # loop time of its last sign of life
         self._looked = (0.0, after_seq, after_seq)  # the watchdog's last look: loop time, seen_seq, end of the stream
         self._doubt = asyncio.Event()
-        self._keeping: asyncio.Task[None] | None = None
+        self._arrived: deque[tuple[int, Message]] = deque()  # with the renewal whose consumer brought it
+        self._some = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to follow. Raises BusError when that cannot even begin."""
         await self._renew()
         self._looked = (asyncio.get_running_loop().time(), self.seen_seq, self.seen_seq)
-        self._keeping = asyncio.get_running_loop().create_task(self._keep())
+        self._tasks = [asyncio.get_running_loop().create_task(work()) for work in (self._keep, self._take)]
 
     def doubt(self) -> None:
         """The present consumer may not be trusted any more: replace it soon."""
         self._doubt.set()
 
     def close(self) -> None:
-        if self._keeping:
-            self._keeping.cancel()
+        for task in self._tasks:
+            task.cancel()
 
     async def _keep(self) -> None:
         while True:
@@ -128,8 +131,9 @@ class Follower:
 
     async def _renew(self) -> None:
         """Follow from what was seen last. Raises BusError."""
-        same_until = await self._same_until(min(self.seen_seq, await self._link.last_seq(self._stream)))
-        if same_until < self.seen_seq:
+        seen_seq = self.seen_seq  # the present consumer may bring more while the stream is asked
+        same_until = await self._same_until(min(seen_seq, await self._link.last_seq(self._stream)))
+        if same_until < seen_seq:
             self.seen_seq = same_until
             while self._remembered and self._remembered[-1].seq > same_until:
                 self._remembered.pop()
@@ -167,13 +171,27 @@ class Follower:
         found = await self._link.at(self._stream, seq)
         return found is None or found.sha256 == sha256
 
-    async def _deliver(self, renewal: int, message: Any) -> None:
-        if renewal != self.renewals:
-            return  # a late word of a consumer that was replaced
-        self._heard_s = asyncio.get_running_loop().time()
-        if message.headers and "Status" in message.headers:
-            await self._control(message)
-            return
+    def _deliver(self, renewal: int, message: Message) -> None:
+        if renewal == self.renewals:  # else it is a late word of a consumer that was replaced
+            self._heard_s = asyncio.get_running_loop().time()
+            self._arrived.append((renewal, message))
+            self._some.set()
+
+    async def _take(self) -> None:
+        """Work off what arrived, in order."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            while self._arrived:
+                renewal, message = self._arrived.popleft()
+                if renewal != self.renewals:
+                    continue
+                try:
+                    await (self._control(message) if message.status else self._next(message))
+                except Exception:
+                    log.exception("follower of %s failed", message.subject)
+
+    async def _next(self, message: Message) -> None:
         seq, consumer_seq = place_of(message.reply)
         self._consumer_seq += 1
         if consumer_seq != self._consumer_seq:
@@ -183,12 +201,9 @@ class Follower:
             self.seen_seq = seq
             stored = Stored(message.subject, seq, message.data)
             self._remembered.append(stored)
-            try:
-                await self._handler(stored)
-            except Exception:
-                log.exception("follower of %s failed", message.subject)
+            await self._handler(stored)
 
-    async def _control(self, message: Any) -> None:
+    async def _control(self, message: Message) -> None:
         """A heartbeat, or flow control: the broker waits with more until what it sent was taken."""
         stalled = message.headers.get("Nats-Consumer-Stalled") or message.reply
         if stalled:

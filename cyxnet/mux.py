@@ -4,8 +4,8 @@ nats-py's own request() makes a task, a timer and a random inbox per call, which
 """
 
 import asyncio
-from typing import Any
 
+from cyxnet.connection import Connection, Message
 from cyxnet.outcomes import AppendUnknown
 
 SWEEPS_PER_TIMEOUT = 10
@@ -14,7 +14,7 @@ SWEEPS_PER_TIMEOUT = 10
 class Mux:
     """Requests whose answers come to one inbox, told apart by a number. Every one ends within `timeout_s`."""
 
-    def __init__(self, connection: Any, timeout_s: float):
+    def __init__(self, connection: Connection, timeout_s: float):
         self._nc = connection
         self._timeout_s = timeout_s
         self._inbox = ""
@@ -23,8 +23,11 @@ class Mux:
         self._waiting: dict[str, tuple[float, asyncio.Future[bytes]]] = {}  # token -> when it is over; oldest first
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def ask(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> bytes:
-        """The answer's bytes. Raises AppendUnknown when none came; what the connection raises if nothing was sent."""
+    async def ask(self, subject: str, payload: bytes, block: bytes) -> bytes:
+        """The answer's bytes. block: headers, as on the wire.
+
+        Raises AppendUnknown when none came; what the connection raises if nothing was sent.
+        """
         if not self._inbox:
             await self._open()
         self._last_token += 1
@@ -34,7 +37,7 @@ class Mux:
         if self._sweep is None:
             self._sweep_later()
         try:
-            await self._nc.publish(subject, payload, reply=f"{self._inbox}.{token}", headers=headers)
+            await self._nc.publish(subject, payload, reply=f"{self._inbox}.{token}", block=block)
             return await answer
         finally:
             self._waiting.pop(token, None)
@@ -43,14 +46,14 @@ class Mux:
         async with self._opening:
             if not self._inbox:
                 inbox = self._nc.new_inbox()
-                await self._nc.subscribe(f"{inbox}.*", cb=self._answered)
+                await self._nc.listen(f"{inbox}.*", self._answered)
                 self._inbox = inbox
 
-    async def _answered(self, message: Any) -> None:
+    def _answered(self, message: Message) -> None:
         waiting = self._waiting.pop(message.subject.rsplit(".", 1)[-1], None)
         if waiting is None or waiting[1].done():
             return
-        if message.headers and message.headers.get("Status") == "503":
+        if message.status == "503":
             waiting[1].set_exception(AppendUnknown(f"no stream takes {message.subject} now"))
         else:
             waiting[1].set_result(message.data)

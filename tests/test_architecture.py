@@ -38,7 +38,7 @@ cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
-cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.mux cyxnet.follower cyxnet.bus cyxnet.artifacts
+cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection cyxnet.service cyxnet.mux cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
@@ -66,7 +66,7 @@ cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentr
 # Each outside system has one door. DuckDB is two systems to us: a reader of tables and a database. solders is the
 # vocabulary of transactions for who builds them, and the chain itself for who is one.
 DOORS = {
-    "nats": {"cyxnet.bus"},
+    "nats": {"cyxnet.bus", "cyxnet.connection"},
     "duckdb": {"cyxcore.data.tables", "cyxcentral.ledger"},
     "redis": {"cyxcentral.cache"},
     "solana": {"cyxnet.solana"},

@@ -225,11 +225,11 @@ async def test_a_delivery_that_was_dropped_is_asked_for_again(core):
     [follower] = core._followers
     real, dropped = follower._deliver, []
 
-    async def lossy(renewal, message):
+    def lossy(renewal, message):
         if message.reply.startswith("$JS.ACK") and not dropped:
             dropped.append(message.reply)
         else:
-            await real(renewal, message)
+            real(renewal, message)
 
     follower._deliver = lossy
     await follower._renew()
