@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, MissingExtra
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
@@ -166,16 +167,18 @@ def check_terms(terms: EscrowTerms) -> None:
     for address in (terms.mint, terms.authority, terms.platform):
         public_key(address)
     expected = escrow_address(terms.client, terms.job_id)
-    rules = {
-        f"escrow {expected}, got {terms.escrow}": terms.escrow == expected,
-        f"amount 1 to 2^63-1 base units, got {terms.amount_base_units}": 0 < terms.amount_base_units < 2**63,
-        f"fee 0 to 10000 basis points, got {terms.fee_basis_points}": 0 <= terms.fee_basis_points <= 10_000,
-        f"a job id of 1 to 64 printable ASCII characters, got {terms.job_id!r:.80}":
-            0 < len(terms.job_id) <= 64 and terms.job_id.isascii() and terms.job_id.isprintable(),
-    }  # fmt: skip
-    for expectation, holds in rules.items():
-        if not holds:
-            raise SettlementError("bad_terms", f"escrow terms: expected {expectation}")
+    if terms.escrow != expected:
+        raise _bad_terms(f"escrow {expected}, got {terms.escrow}")
+    if not 0 < terms.amount_base_units < 2**63:
+        raise _bad_terms(f"amount 1 to 2^63-1 base units, got {terms.amount_base_units}")
+    if not 0 <= terms.fee_basis_points <= 10_000:
+        raise _bad_terms(f"fee 0 to 10000 basis points, got {terms.fee_basis_points}")
+    if not (0 < len(terms.job_id) <= 64 and terms.job_id.isascii() and terms.job_id.isprintable()):
+        raise _bad_terms(f"a job id of 1 to 64 printable ASCII characters, got {terms.job_id!r:.80}")
+
+
+def _bad_terms(expectation: str) -> SettlementError:
+    return SettlementError("bad_terms", f"escrow terms: expected {expectation}")
 
 
 # Instructions. Layouts: the instruction enums of the SPL Token and Associated Token Account programs.
@@ -315,38 +318,99 @@ def check_funds(terms: EscrowTerms, held_base_units: int, held_lamports: int) ->
         )
 
 
+class _Template(NamedTuple):
+    """A deposit's message without what differs from job to job: escrow address, blockhash, seed, amount, job id."""
+
+    to_escrow: bytes
+    to_blockhash: bytes
+    to_seed: bytes
+    to_seed_again: bytes
+    to_amount: bytes
+    to_job_id: bytes
+    rest: bytes
+
+    def message(self, terms: EscrowTerms, escrow: Pubkey, blockhash: bytes) -> bytes:
+        seed = derive_seed("cyx-escrow/1", terms.job_id).encode()
+        filled = bytes(escrow), blockhash, seed, seed, _u64(terms.amount_base_units), terms.job_id.encode()
+        pairs = zip(self, filled, strict=False)
+        return b"".join([part for pair in pairs for part in pair]) + self.rest
+
+    def blockhash(self, message: bytes) -> bytes:
+        at = len(self.to_escrow) + 32 + len(self.to_blockhash)
+        return message[at : at + 32]
+
+
+@functools.lru_cache(maxsize=1024)
+def _deposit_template(sample: EscrowTerms, escrow: bytes) -> _Template:
+    """Made by compiling a sample of the message and cutting out what is the sample's own.
+
+    escrow: an address that sorts before or after the client's token account as the real one does, because a compiled
+    message lists its accounts in order.
+    """
+    lib, blockhash = solders(), b"\xa5" * 32
+    seed = derive_seed("cyx-escrow/1", sample.job_id).encode()
+    terms = replace(sample, escrow=str(lib.Pubkey.from_bytes(escrow)))
+    left = lib.to_bytes_versioned(_deposit_message(terms, to_blockhash(str(lib.Pubkey.from_bytes(blockhash)))))
+    parts = []
+    for value in (escrow, blockhash, seed, seed, _u64(terms.amount_base_units), f"job={terms.job_id}".encode()):
+        part, found, left = left.partition(value)
+        assert found, f"a deposit's message without {value!r}"
+        parts.append(part)
+    parts[-1] += b"job="
+    return _Template(*parts, rest=left)
+
+
+_SAMPLE_AMOUNT = 0x123456789ABCDEF0 >> 1  # eight bytes that occur nowhere else
+_FIRST_ADDRESS, _LAST_ADDRESS = b"\x00" * 31 + b"\x01", b"\xff" * 32
+
+
+def _template_of(terms: EscrowTerms, escrow: Pubkey) -> _Template:
+    before = bytes(escrow) < bytes(associated_account(public_key(terms.client), public_key(terms.mint)))
+    sample = EscrowTerms(
+        job_id="j" * len(terms.job_id), mint=terms.mint, authority=terms.authority, client=terms.client,
+        platform=terms.platform, amount_base_units=_SAMPLE_AMOUNT, fee_basis_points=terms.fee_basis_points, escrow="",
+    )  # fmt: skip
+    return _deposit_template(sample, _FIRST_ADDRESS if before else _LAST_ADDRESS)
+
+
 def check_deposit(transaction: bytes, terms: EscrowTerms) -> str:
     """The signature of a deposit that does exactly what the terms say and nothing else.
 
-    The expected message is rebuilt around the given blockhash and compared byte for byte, so central
+    The expected message is made again around the given blockhash and compared byte for byte, so central
     never forwards what it does not understand. Raises SettlementError bad_transaction.
     """
     lib = solders()
     check_terms(terms)
-    if len(transaction) > TRANSACTION_LIMIT_BYTES:
-        raise SettlementError(
-            "bad_transaction",
-            f"deposit: expected at most {TRANSACTION_LIMIT_BYTES} bytes, got {len(transaction)}",
-        )
-    try:
-        given = lib.VersionedTransaction.from_bytes(transaction)
-        given.sanitize()
-    except (ValueError, lib.SanitizeError) as error:
-        raise SettlementError("bad_transaction", f"deposit: expected a Solana transaction, got: {error}") from None
-    expected = _deposit_message(terms, given.message.recent_blockhash)
-    if lib.to_bytes_versioned(given.message) != lib.to_bytes_versioned(expected) or bytes(given) != transaction:
-        raise SettlementError(
-            "bad_transaction",
-            f"deposit: expected {terms.amount_base_units} base units from {terms.client} into escrow "
-            f"{terms.escrow} for job {terms.job_id} and nothing else, got another message; "
-            "sign exactly the quoted terms",
-        )
-    if not all(given.verify_with_results()):
+    escrow = public_key(terms.escrow)
+    template = _template_of(terms, escrow)
+    message = transaction[65:]  # after one signature and their number
+    if transaction[:1] != b"\x01" or message != template.message(terms, escrow, template.blockhash(message)):
+        raise _not_the_deposit(transaction, terms)
+    signature = lib.Signature.from_bytes(transaction[1:65])
+    if not signature.verify(public_key(terms.client), message):
         raise SettlementError(
             "bad_transaction",
             f"deposit: the signature is not that of the client {terms.client}; sign it again",
         )
-    return str(given.signatures[0])
+    return str(signature)
+
+
+def _not_the_deposit(transaction: bytes, terms: EscrowTerms) -> SettlementError:
+    """What is wrong with bytes that are not the deposit of these terms."""
+    lib = solders()
+    if len(transaction) > TRANSACTION_LIMIT_BYTES:
+        what = f"expected at most {TRANSACTION_LIMIT_BYTES} bytes, got {len(transaction)}"
+        return SettlementError("bad_transaction", f"deposit: {what}")
+    try:
+        lib.VersionedTransaction.from_bytes(transaction).sanitize()
+    except (ValueError, lib.SanitizeError) as error:
+        return SettlementError("bad_transaction", f"deposit: expected a Solana transaction, got: {error}")
+    return SettlementError(
+        "bad_transaction",
+        f"deposit: expected {terms.amount_base_units} base units from {terms.client} into escrow "
+        f"{terms.escrow} for job {terms.job_id} and nothing else, got another message; "
+        "sign exactly the quoted terms",
+    )
 
 
 def build_settle(

@@ -38,7 +38,8 @@ cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
-cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection cyxnet.service cyxnet.mux cyxnet.follower cyxnet.bus cyxnet.artifacts
+cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection cyxnet.service cyxnet.mux
+cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client

@@ -273,6 +273,18 @@ def test_no_changed_byte_of_a_deposit_is_accepted() -> None:
         assert refused.value.code == "bad_transaction"
 
 
+def test_the_expected_deposit_is_the_compiled_one_whatever_the_names_and_the_order_of_the_accounts() -> None:
+    """The check fills a template; the message that a client signs is compiled. Ids make both orders of addresses."""
+    orders = set()
+    for number in range(64):
+        terms = offline_terms(job_id="x" * number + "j", amount_base_units=1 + number * 10**15)
+        signed = build_deposit(NODE, terms, BLOCKHASH, 1)
+        assert check_deposit(signed.transaction, terms) == signed.signature
+        accounts = VersionedTransaction.from_bytes(signed.transaction).message.account_keys
+        orders.add(accounts.index(Pubkey.from_string(terms.escrow)))
+    assert len(orders) == 2
+
+
 @pytest.mark.parametrize("raw", [b"", b"\x00", b"x" * 700, bytes(1232), b"x" * 5_000])
 def test_bytes_that_are_no_transaction_are_refused(raw: bytes) -> None:
     with pytest.raises(SettlementError) as refused:

@@ -1,0 +1,110 @@
+"""The connection below the bus: bytes that come in any pieces, and what may be sent."""
+
+import json
+
+import nats.errors
+import pytest
+
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError, Bus
+from cyxnet.connection import Connection, Message, block_of
+
+WIRE = (
+    b"MSG a.b 7 5\r\nhello\r\n"
+    b"PING\r\n"
+    b"MSG a.b 7 _INBOX.1 0\r\n\r\n"
+    b"HMSG a.c 7 _INBOX.2 40 46\r\nNATS/1.0\r\nContent-Type: text/x-thing\r\n\r\nMSG \r\n\r\n"
+    b"MSG other 8 3\r\nxyz\r\n"
+    b"+OK\r\n"
+    b"HMSG a.d 7 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"
+)
+HEARD = [
+    ("a.b", "", b"hello", "", {}),
+    ("a.b", "_INBOX.1", b"", "", {}),
+    ("a.c", "_INBOX.2", b"MSG \r\n", "", {"Content-Type": "text/x-thing"}),
+    ("a.d", "", b"", "503", {}),
+]
+
+
+class Fed(Connection):
+    """A connection that is given bytes instead of a socket."""
+
+    def __init__(self):
+        super().__init__()
+        self.pinged, self.heard = 0, []
+
+        def take(message):
+            self.heard.append((message.subject, message.reply, message.data, message.status, message.headers))
+
+        self._takers[7] = take
+
+    async def _process_ping(self):
+        self.pinged += 1
+
+
+@pytest.mark.parametrize("size", [*range(1, 70), len(WIRE)])
+async def test_messages_are_the_same_in_whatever_pieces_they_come(size):
+    connection = Fed()
+    for at in range(0, len(WIRE), size):
+        await connection._ps.parse(WIRE[at : at + size])
+    assert (connection.heard, connection.pinged, bytes(connection._ps.buf)) == (HEARD, 1, b"")
+
+
+@pytest.mark.parametrize("wire", [b"MSG a.b x 5\r\nhello\r\n", b"HMSG a 7 b\r\n\r\n", b"NONSENSE\r\n"])
+async def test_bytes_that_are_no_protocol_are_an_error_of_the_protocol(wire):
+    with pytest.raises(nats.errors.ProtocolError):
+        await Fed()._ps.parse(wire)
+
+
+async def test_who_takes_a_message_and_fails_does_not_stop_the_others(caplog):
+    connection, seen = Fed(), []
+
+    def fails_once(message):
+        seen.append(message.data)
+        if len(seen) == 1:
+            raise RuntimeError("bad luck")
+
+    connection._takers[7] = fails_once
+    await connection._ps.parse(b"MSG a 7 1\r\n1\r\nMSG a 7 1\r\n2\r\n")
+    assert seen == [b"1", b"2"] and "bad luck" in caplog.text
+
+
+def test_headers_are_read_as_they_were_written():
+    headers = {"Content-Type": "application/json", "Nats-Service-Error": "a: b"}
+    assert Message("s", "", b"", block_of(headers)).headers == headers
+
+
+def test_a_line_break_in_a_header_is_refused():
+    with pytest.raises(nats.errors.BadHeaderError):
+        block_of({"Nats-Service-Error": "x\r\nNats-Expected-Last-Subject-Sequence: 0"})
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB c 0\r\n", "a\tb"])
+async def test_a_subject_that_would_be_a_command_is_refused(broker, subject):
+    bus = await Bus.connect(broker.url("core"), name="test")
+    with pytest.raises(nats.errors.BadSubjectError):
+        bus._nc.send(subject, b"")
+    await bus.close()
+
+
+async def test_a_service_says_how_often_it_was_asked_and_what_went_wrong(broker):
+    edge = await Bus.connect(broker.url("edge"), name="test-edge")
+
+    async def status(caller, ask):
+        if ask.job_id == "nope":
+            raise ApiError("unknown_job", "no such job", 404)
+        return {}
+
+    await edge.serve("1.2.3", "a test", {"job.status": status})
+    subject = subjects.api("alice", "job.status")
+    await edge.ask(subject, m.JobRef(job_id="abc"), dict)
+    with pytest.raises(ApiError):
+        await edge.ask(subject, m.JobRef(job_id="nope"), dict)
+    ping = json.loads((await edge.request("$SRV.PING", b""))[0])
+    stats = json.loads((await edge.request(f"$SRV.STATS.cyx.{ping['id']}", b""))[0])
+    [endpoint] = stats["endpoints"]
+    assert (ping["type"], ping["name"], ping["version"]) == ("io.nats.micro.v1.ping_response", "cyx", "1.2.3")
+    assert (endpoint["num_requests"], endpoint["num_errors"]) == (2, 1)
+    assert endpoint["last_error"] == "ApiError: no such job" and endpoint["processing_time"] > 0
+    await edge.close()
