@@ -107,7 +107,8 @@ def generator(pipe: Any) -> None:
     async def main() -> None:
         told: Asked = pipe.recv()
         connection = await nats.connect(told.url, inbox_prefix="_INBOX_client")
-        inbox, waiting = connection.new_inbox(), {}
+        inbox = connection.new_inbox()
+        waiting: dict[int, asyncio.Future[Any]] = {}
         headers = {"Content-Type": MSGPACK}
         subject = subjects.api(told.caller, "job.submit")
 

@@ -111,7 +111,7 @@ class Api:
             submitted_at_ms=0,
             changed_at_ms=0,
         )
-        intake.refuse_unfit(draft, list(self._world.nodes.values()))
+        intake.refuse_unfit(draft, self._world.nodes.values())
         return plan, draft
 
     async def _funds(self, terms: m.EscrowTerms) -> Funds:
@@ -123,19 +123,27 @@ class Api:
             self._held.popitem(last=False)
         return funds
 
-    async def _afford(self, terms: m.EscrowTerms) -> None:
-        """Refuse a payer who has too little. What a quote found a moment ago, less what was submitted since, will do:
+    def _afforded(self, terms: m.EscrowTerms) -> bool:
+        """Whether a payer has enough, by what was found a moment ago less what was submitted since. Charges it then.
 
-        the deposit itself is the proof, and one that cannot land fails the job before it costs anybody anything.
+        That will do: the deposit itself is the proof, and one that cannot land fails the job before it costs anybody
+        anything.
         """
+        base_units, at_ms = self._held.get(terms.client, (0, -math.inf))
+        if self._machine.monotonic_ms() - at_ms > FUNDS_TRUSTED_MS or base_units < terms.amount_base_units:
+            return False
+        self._held[terms.client] = (base_units - terms.amount_base_units, at_ms)
+        return True
+
+    async def _afford(self, terms: m.EscrowTerms) -> None:
+        """Refuse a payer who has too little; asks the chain when that is not known."""
         turn = self._asking.get(terms.client)
         if turn is None:
             turn = self._asking[terms.client] = asyncio.Lock()
         async with turn:  # a hundred submits at once ask the chain once
-            base_units, at_ms = self._held.get(terms.client, (0, -math.inf))
-            if self._machine.monotonic_ms() - at_ms > FUNDS_TRUSTED_MS or base_units < terms.amount_base_units:
-                base_units, at_ms = (await self._funds(terms)).base_units, self._machine.monotonic_ms()
-            self._held[terms.client] = (base_units - terms.amount_base_units, at_ms)
+            if not self._afforded(terms):
+                base_units = (await self._funds(terms)).base_units
+                self._held[terms.client] = (base_units - terms.amount_base_units, self._machine.monotonic_ms())
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
@@ -183,13 +191,16 @@ class Api:
         """The event of a job that may be taken. Raises CyxError for everything that is wrong with it."""
         _, draft = self._draft(caller, ask.job, job_id, ask.payment.client if ask.payment else None)
         needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
-        deposit, _, _ = await asyncio.gather(
-            self._deposit(caller, ask.payment, draft.terms),
-            self._afford(draft.terms),
-            asyncio.gather(*map(self._central.blobs.manifest, needed)),
-        )
+        deposit = self._deposit(caller, ask.payment, draft.terms)
+        # What is not known is asked for side by side; for a job like the one before, everything is known.
+        unknown: list[Awaitable[Any]] = [
+            self._central.blobs.manifest(sha256) for sha256 in needed if not self._central.blobs.knows(sha256)
+        ]
+        if not self._afforded(draft.terms):
+            unknown.append(self._afford(draft.terms))
+        signed = (await asyncio.gather(deposit, *unknown))[0] if unknown else await deposit
         return m.Submitted(
-            job=ask.job, terms=draft.terms, caller=caller, memory_bytes=draft.memory_bytes, deposit=deposit
+            job=ask.job, terms=draft.terms, caller=caller, memory_bytes=draft.memory_bytes, deposit=signed
         )
 
     async def _deposit(self, caller: str, payment: m.Payment | None, terms: m.EscrowTerms) -> m.SignedTransaction:

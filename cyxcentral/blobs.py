@@ -98,6 +98,10 @@ class Blobs:
                 task.cancel()
             await asyncio.gather(*ahead, return_exceptions=True)
 
+    def knows(self, sha256: str) -> bool:
+        """Whether an artifact is known to be whole without asking the store."""
+        return sha256 in self._manifests
+
     async def manifest(self, sha256: str) -> ArtifactManifest:
         """The chunks of an artifact that is whole. Nothing stored is ever deleted, so the small ones are remembered."""
         if known := self._manifests.get(sha256):

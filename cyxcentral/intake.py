@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 from msgspec import Struct
@@ -92,10 +92,12 @@ def graph_of(job: m.JobRequest) -> Graph:
     return build(model)
 
 
-def refuse_unfit(job: Job, nodes: list[Node]) -> None:
+def refuse_unfit(job: Job, nodes: Collection[Node]) -> None:
     """Refuse a job that no online node could run even when idle. With no node at all it may wait for one."""
+    if any(schedule.ever_fits(job, node) for node in nodes):
+        return
     online = [node for node in nodes if node.online]
-    if not online or any(schedule.ever_fits(job, node) for node in online):
+    if not online:
         return
     idle = [
         schedule.Candidate(node=node, active_runs=0, memory_free_bytes=node.hardware.memory_bytes) for node in online

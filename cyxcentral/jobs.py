@@ -40,7 +40,7 @@ Outcome = Literal["completed", "failed", "cancelled"]
 ENDED = ("completed", "failed", "cancelled")
 
 
-class Attempt(Struct, frozen=True, kw_only=True):
+class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     """One try of a job on one node."""
 
     number: int
@@ -61,7 +61,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
         return self.resume.step if self.resume else 0
 
 
-class Job(Struct, frozen=True, kw_only=True):
+class Job(Struct, frozen=True, kw_only=True, gc=False):
     """The state of one job: the fold of its events."""
 
     job_id: str

@@ -18,7 +18,7 @@ DataFormat = Literal["csv", "parquet", "jsonl", "npz"]
 Task = Literal["classification", "regression"]
 
 
-class ModelSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class ModelSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A model, either as a list of layers or as a graph. Exactly one of the two is given.
 
     input: shape of one sample, without the batch, e.g. [64] or [1, 28, 28].
@@ -34,7 +34,7 @@ class ModelSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, o
     weights: Digest | None = None
 
 
-class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """How to read a dataset.
 
     target: column (tables) or array name (NPZ) with the label or value to predict.
@@ -54,7 +54,7 @@ class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, om
     task: Task | None = None
 
 
-class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """An update rule (cyxcore/updates.py).
 
     betas, eps: of adam, adamw, nadam, rmsprop (eps), adagrad (eps) and lion (betas); absent, each rule has its own.
@@ -79,7 +79,7 @@ class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     momentum_decay: Weight = 0.004
 
 
-class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """How the learning rate changes during a run (cyxcore/schedules.py); the optimiser's is the highest it reaches.
 
     constant. step: times `factor` after every `period` epochs. exponential: times `factor` after every epoch.
@@ -97,7 +97,7 @@ class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     warmup_steps: Natural = 0
 
 
-class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """How to train.
 
     loss: huber is quadratic up to a distance of 1 (smooth L1) and linear beyond. keep: which epoch's weights are

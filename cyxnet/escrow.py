@@ -357,7 +357,7 @@ def _deposit_template(sample: EscrowTerms, escrow: bytes) -> _Template:
         assert found, f"a deposit's message without {value!r}"
         parts.append(part)
     parts[-1] += b"job="
-    return _Template(*parts, rest=left)
+    return _Template._make([*parts, left])
 
 
 _SAMPLE_AMOUNT = 0x123456789ABCDEF0 >> 1  # eight bytes that occur nowhere else

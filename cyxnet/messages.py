@@ -3,6 +3,7 @@
 Requests and replies are JSON (or MessagePack by Content-Type); events and telemetry are MessagePack.
 A field is never renamed or retyped; new fields have defaults; tests/golden/ pins the bytes.
 Money is an integer in base units (10**-9 CYX). Times are Unix milliseconds. Digests are SHA-256 in hex.
+gc=False: a message is a tree, so the collector of cycles need not look at the many that central keeps.
 """
 
 from typing import Annotated, Any, Literal
@@ -40,7 +41,7 @@ JobStatus = Literal[
 ]  # of a job: cyxcentral/jobs.py
 
 
-class Request(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Request(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """The base of what a caller asks: unknown fields are refused, so a typo is never ignored."""
 
 
@@ -98,7 +99,7 @@ class JobRequest(Request, kw_only=True, frozen=True):
     checkpoints: CheckpointPolicy = CheckpointPolicy()
 
 
-class SignedTransaction(Struct, kw_only=True, omit_defaults=True):
+class SignedTransaction(Struct, kw_only=True, omit_defaults=True, gc=False):
     """A Solana transaction, signed and not yet known to have landed."""
 
     transaction: bytes
@@ -106,7 +107,7 @@ class SignedTransaction(Struct, kw_only=True, omit_defaults=True):
     last_valid_block_height: U63
 
 
-class EscrowTerms(Struct, kw_only=True, frozen=True):
+class EscrowTerms(Struct, kw_only=True, frozen=True, gc=False):
     """What a deposit pays for and who may get it. Both sides rebuild the transaction from this."""
 
     job_id: str
@@ -185,7 +186,7 @@ class SubmitRequest(Request, kw_only=True, frozen=True):
     payment: Payment | None = None
 
 
-class SubmitReply(Struct, kw_only=True):
+class SubmitReply(Struct, kw_only=True, gc=False):
     job_id: str
     status: JobStatus
     terms: EscrowTerms
@@ -284,7 +285,7 @@ class UpdatesRequest(Request, kw_only=True, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=5000)] = 1000
 
 
-class Update(Struct, kw_only=True, omit_defaults=True):
+class Update(Struct, kw_only=True, omit_defaults=True, gc=False):
     """One thing that happened to a job. `seq` grows within its `source`; gaps belong to other jobs."""
 
     job_id: str
@@ -648,7 +649,7 @@ class CommandReply(Struct, kw_only=True):
 # Events: facts in the log, cyx.v1.event.<kind>.<id>
 
 
-class Event(Struct, kw_only=True, omit_defaults=True, tag=True, tag_field="t"):
+class Event(Struct, kw_only=True, omit_defaults=True, tag=True, tag_field="t", gc=False):
     """A fact about one job, node or mint. Never changed once stored."""
 
 
@@ -885,7 +886,7 @@ MintEvent = MintSigned | Minted | MintFailed
 AnyEvent = JobEvent | NodeEvent | MintEvent
 
 
-class Record(Struct, kw_only=True):
+class Record(Struct, kw_only=True, gc=False):
     """An event as it lies in the log. command_id tells a retry from a second command.
 
     prev: SHA-256 (hex) of the message before it on the same subject, as it lies there; empty for the first one.

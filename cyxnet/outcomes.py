@@ -45,7 +45,7 @@ class ApiError(CyxError):
         self.retry_after_ms = retry_after_ms
 
 
-class Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A message of a stream: where it lies and what it holds."""
 
     subject: str
