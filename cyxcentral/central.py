@@ -186,18 +186,19 @@ class Central:
             kind=type(event).__name__,
             data=msgspec.to_builtins(event),
         )
-        if isinstance(event, m.Submitted):
+        if isinstance(event, m.Submitted):  # nobody has anything of this job in a cache yet
             self.recent.begin(update, len(stored.payload))
+            broadcast(self._edge, update)
         else:
             self.recent.add(update)
-        self._later(self._tell(update))
+            self._later(self._tell(update))
         job = self.world.jobs[about]
         if isinstance(event, m.CancelRequested | m.FundFailed) and job.attempts:
             self._later(self.dispatch.stop_run(job, event.reason))
 
     async def _tell(self, update: m.Update) -> None:
         await self.cache.delete(job_status(update.job_id))
-        await broadcast(self._edge, update)
+        broadcast(self._edge, update)
 
     def _later(self, work) -> None:  # type: ignore[no-untyped-def]
         task = asyncio.get_running_loop().create_task(work)

@@ -20,7 +20,7 @@ from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import Bus, Stored
-from cyxnet.codec import MSGPACK, BadMessage, decode, encode
+from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +135,12 @@ class Telemetry:
                 data=data,
             )
             self._recent.add(update)
-            await broadcast(self._edge, update)
+            broadcast(self._edge, update)
 
 
-async def broadcast(edge: Bus, update: m.Update) -> None:
+def broadcast(edge: Bus, update: m.Update) -> None:
     """Tell whoever watches; who misses it reads it later from the ledger."""
     try:
-        await edge.publish(subjects.update(update.job_id), encode(update, "application/json"), "application/json")
+        edge.say(subjects.update(update.job_id), encode(update, JSON), JSON)
     except CyxError as error:
         log.info("update of %s not sent: %s", update.job_id, error)

@@ -163,6 +163,13 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
 
+    def say(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
+        """publish() that does not wait; not for who would try it again and again."""
+        try:
+            self._nc.send(subject, payload, block=_CONTENT[content_type])
+        except (nats.errors.Error, OSError) as error:
+            raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
+
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "", max_pending: int = 65_536) -> Any:
         """Call handler(subject, payload, headers) for each message, in order. An exception there is logged."""
 

@@ -14,6 +14,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, BrokerError, Passwords, syncs_always
 from cyxnet.bus import ApiError, AppendUnknown, Bus, BusError, Conflict
+from cyxnet.connection import Message
 from cyxnet.escrow import SettlementError
 from cyxnet.follower import Follower, place_of
 from cyxnet.ratelimit import Rate
@@ -211,6 +212,40 @@ async def test_the_watchdog_replaces_a_consumer_that_brings_nothing_though_the_s
     await asyncio.wait_for(link.again.wait(), 10)
     follower.close()
     assert link.asked == [5, 5]
+
+
+class Talks(Deaf):
+    """A link whose consumer brings one more message while the stream is asked how long it is."""
+
+    deliver = follower = None
+
+    async def last_seq(self, stream):
+        if self.deliver:
+            self.deliver(Message(subjects.job_event("abc"), "$JS.ACK.S.C.1.5.1.1700.0", b"5", b""))
+            while self.follower.seen_seq < 5:
+                await asyncio.sleep(0)
+        return 4
+
+    async def at(self, stream, seq):
+        return None
+
+    async def consume(self, stream, subject, first_seq, deliver, heartbeat_s):
+        await super().consume(stream, subject, first_seq, deliver, heartbeat_s)
+        self.deliver = deliver
+
+
+async def test_what_comes_while_a_follower_asks_anew_is_not_taken_for_lost():
+    # an answer that was older than what had come meanwhile ended central: the log seemed to be rewound
+    async def handler(stored):
+        seen.append(stored.seq)
+
+    link, seen, lost = Talks(), [], []
+    link.follower = Follower(link, subjects.EVENTS, subjects.EVENT_SUBJECTS, 4, handler, lost.append)
+    await link.follower.start()
+    link.follower.doubt()
+    await asyncio.wait_for(link.again.wait(), 10)
+    link.follower.close()
+    assert (seen, lost, link.asked) == ([5], [], [5, 6])
 
 
 async def test_a_delivery_that_was_dropped_is_asked_for_again(core):

@@ -208,6 +208,9 @@ class SimBus:
         else:
             self._edge.send(self._process, subject, payload, content_type, None)
 
+    def say(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
+        self._edge.send(self._process, subject, payload, content_type, None)
+
     async def subscribe(self, subject: str, handler: Any, *, queue: str = "", max_pending: int = 65_536) -> Any:
         messages: asyncio.Queue[tuple[str, bytes, dict[str, str]]] = asyncio.Queue()
 
