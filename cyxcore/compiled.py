@@ -1,6 +1,6 @@
 """compile: a function or module of tensors, planned once per input shape and replayed.
 
-For inference: results carry no gradient. Training jobs compile their whole step in training.py.
+Results carry no gradient. A training step goes to steps.py; jobs compile theirs in training.py.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from cyxcore.errors import GraphError
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
+from cyxcore.steps import CompiledStep, used
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
 
@@ -51,6 +52,13 @@ class Compiled:
         return results if several else results[0]
 
 
-def compile(function: "Module | Callable[..., Any]", device: str | None = None) -> Compiled:
-    """A faster callable with the same results, in inference mode."""
+def compile(function: "Module | Callable[..., Any]", device: str | None = None) -> "Compiled | CompiledStep":
+    """A faster callable with the same results: of a module or function in inference mode, or of a training step.
+
+    A function that uses an optimiser is a training step (cyxcore/steps.py): its gradients and updates are in the plan.
+    """
+    if not isinstance(function, Module):
+        modules, optimizers = used(function)
+        if optimizers:
+            return CompiledStep(function, modules, optimizers, device)
     return Compiled(function, device)

@@ -6,7 +6,7 @@ A training job applies the same rules (cyxcore/updates.py) from inside its plan.
     schedule = cx.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
 """
 
-import math
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 from cyxcore import updates
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional import clip_scale, maximum, minimum
+from cyxcore.functional import clip_scale, maximum, minimum, total_norm
 from cyxcore.spec import OptimizerSpec
 
 Array = np.ndarray[Any, Any]
@@ -23,17 +23,18 @@ Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group]
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Any:
     """Scale all gradients so that their 2-norm, taken together, is at most max_norm. Returns the norm before."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    held = [p for p in parameters if p.grad is not None]
+    gradients: list[Any] = [p.grad for p in held]
     if not gradients:
         return 0.0
     with no_grad():
         squares = [g.square().sum() for g in gradients]
         scale = clip_scale(squares, max_norm)
-        for gradient in gradients:
-            gradient._assign(gradient * scale)
-        return math.sqrt(sum(square.item() for square in squares))
+        for p, gradient in zip(held, gradients, strict=True):
+            p.grad = gradient * scale
+        return total_norm(squares)
 
 
 def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
@@ -41,7 +42,7 @@ def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
     with no_grad():
         for p in parameters:
             if p.grad is not None:
-                p.grad._assign(maximum(minimum(p.grad, clip_value), -clip_value))
+                p.grad = maximum(minimum(p.grad, clip_value), -clip_value)
 
 
 class ExponentialMovingAverage:
@@ -131,31 +132,34 @@ class Optimizer:
         self.steps += 1
         place = 0
         with no_grad():
-            for group in self.param_groups:
+            for number, group in enumerate(self.param_groups):
                 spec = self._spec(group)
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._update(place, parameter, spec)
+                for p in group["params"]:
+                    if p.grad is not None:
+                        lr, step = self.scalars(number, p)
+                        slot = functools.partial(self.slot, place, p)
+                        for old, new in updates.next_values(p, p.grad, slot, lr, step, spec).items():
+                            if new is not old:
+                                old._assign(new)
                     place += 1
+
+    def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
+        """(learning rate of a group, number of this step), of p's dtype."""
+        lr = self.param_groups[group]["lr"]
+        return Tensor(np.array(lr, p.dtype)), Tensor(np.array(self.steps, p.dtype))
+
+    def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
+        """State of one parameter; see cyxcore.updates.Slot."""
+        state = self.state.setdefault(place, {})
+        if kind not in state:
+            state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype))
+        return state[kind]
 
     def _spec(self, group: Group) -> OptimizerSpec:
         named = {self.options.get(key, key): value for key, value in group.items() if key not in ("params", "lr")}
         spec = OptimizerSpec(name=self.rule, learning_rate=group["lr"], **named)  # type: ignore[arg-type]
         updates.check(spec)
         return spec
-
-    def _update(self, place: int, p: Tensor, spec: OptimizerSpec) -> None:
-        state = self.state.setdefault(place, {})
-
-        def slot(kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Tensor:
-            if kind not in state:
-                state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype))
-            return state[kind]
-
-        lr, step = Tensor(np.array(spec.learning_rate, p.dtype)), Tensor(np.array(self.steps, p.dtype))
-        for old, new in updates.next_values(p, p.grad, slot, lr, step, spec).items():
-            if new is not old:
-                old._assign(new)
 
     # state ------------------------------------------------------------------------------------
 

@@ -82,8 +82,31 @@ class Symbol(Value):
     def tolist(self) -> Any:
         raise self._no_value(".tolist()")
 
+    @property
+    def grad(self) -> "Symbol | None":
+        """What backward() found, as a tensor's `grad`."""
+        return self.builder.gradients.get(self.node)
+
+    @grad.setter
+    def grad(self, value: "Symbol | None") -> None:
+        if value is None:
+            self.builder.gradients.pop(self.node, None)
+        else:
+            self.builder.gradients[self.node] = value
+
+    @property
+    def requires_grad(self) -> bool:
+        node = self.builder.nodes[self.node]
+        return node.op == "param" and bool(node.attrs["trainable"])
+
     def backward(self) -> None:
-        raise self._no_value(".backward()")
+        """Add the gradient of this scalar to `.grad` of every trained parameter, as in a compiled training step."""
+        builder, differentiate = self.builder, self.builder.differentiate
+        if differentiate is None:
+            raise self._no_value(".backward()")
+        trained = [value for value in map(builder.at, range(len(builder.nodes))) if value.requires_grad]
+        for p, g in zip(trained, differentiate(builder, self, trained), strict=True):
+            p.grad = g if p.grad is None else p.grad + g
 
     def detach(self) -> "Symbol":
         raise GraphError("trace: .detach() has no meaning in a model graph; leave it out of forward()")
@@ -105,6 +128,8 @@ class Builder:
         self.shapes: list[Shape] = []
         self.dtypes: list[str] = []
         self.updates: dict[int, int] = {}
+        self.gradients: dict[int, Symbol] = {}  # of a compiled training step: of a parameter's node, so far
+        self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol]] | None = None
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
         self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number
@@ -160,6 +185,9 @@ class Builder:
             "trainable": trainable,
         }
         return self.apply("param", (), attrs)
+
+    def at(self, node: int) -> Symbol:
+        return Symbol(self, node)
 
     def key(self) -> Symbol:
         """The (seed, step) pair of the random ops."""

@@ -28,8 +28,14 @@ class Traced(NamedTuple):
 
 
 @contextmanager
-def symbolic(module: "Module", builder: Builder) -> Iterator[None]:
-    """Within the block the module's parameters and buffers are symbols and it is in both modes at once."""
+def symbolic(
+    module: "Module", builder: Builder, names: str = "", both_modes: bool = True
+) -> Iterator[dict[int, Symbol]]:
+    """Within the block the module's parameters and buffers are symbols, and it is in both modes at once.
+
+    names: put before the names of the parameters. both_modes: False leaves the module in the mode it is in. Yields the
+    symbol of each tensor, by the tensor's id.
+    """
     changed: list[tuple[dict[str, Any], str, Any]] = []
 
     def put(holder: dict[str, Any], name: str, value: Any) -> None:
@@ -39,16 +45,17 @@ def symbolic(module: "Module", builder: Builder) -> Iterator[None]:
     try:
         known: dict[int, Symbol] = {}
         for prefix, part in module.named_modules():
-            put(part.__dict__, "training", TRACED)
+            if both_modes:
+                put(part.__dict__, "training", TRACED)
             put(part.__dict__, "_label", f"{prefix}: {type(part).__name__}" if prefix else type(part).__name__)
             for table, trainable in ((part._parameters, True), (part._buffers, False)):
                 for name, tensor in table.items():
                     if id(tensor) not in known:
                         init = getattr(tensor, "init", None) or {"kind": "zeros"}
-                        full = f"{prefix}.{name}" if prefix else name
+                        full = names + (f"{prefix}.{name}" if prefix else name)
                         known[id(tensor)] = builder.param(full, tensor.shape, init, trainable, tensor.dtype)
                     put(table, name, known[id(tensor)])
-        yield
+        yield known
     finally:
         for holder, name, value in reversed(changed):
             holder[name] = value

@@ -34,7 +34,7 @@ cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
 cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
-cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
+cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana

@@ -58,6 +58,7 @@ from cyxcore.functional.basic import (
     stack,
     take_along_axis,
     tanh,
+    total_norm,
     where,
 )
 from cyxcore.functional.convolutions import (
@@ -181,6 +182,7 @@ __all__ = [
     "tanh",
     "tanhshrink",
     "threshold",
+    "total_norm",
     "triple",
     "triplet_margin_loss",
     "upsample_nearest2d",

@@ -126,10 +126,15 @@ def clip_scale(squares: Any, max_norm: float) -> Any:
 
     squares: the sum of squares of each gradient.
     """
+    return minimum(max_norm / (total_norm(squares) + 1e-6), 1.0)
+
+
+def total_norm(squares: Any) -> Any:
+    """The 2-norm of arrays together. squares: the sum of squares of each."""
     total = squares[0]
     for each in squares[1:]:
         total = total + each
-    return minimum(max_norm / (total.sqrt() + 1e-6), 1.0)
+    return total.sqrt()
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:

@@ -77,7 +77,7 @@ def test_clipping_by_norm() -> None:
     theirs = [torch.zeros(*v.shape, requires_grad=True) for v in values]
     for p, q, v in zip(ours, theirs, values, strict=True):
         p.grad, q.grad = cx.tensor(v), torch.tensor(v)
-    norm = cx.optim.clip_grad_norm_(ours, 1.0)
+    norm = float(cx.optim.clip_grad_norm_(ours, 1.0))
     assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs, 1.0)))
     for p, q in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-6)

@@ -1,0 +1,173 @@
+"""compile of a training step: forward, loss, backward and update as one plan.
+
+    @cx.compile
+    def step(x, y):
+        loss = cx.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+The function runs once per shape of its arguments, on symbols; then its plan is replayed. Modules and optimisers are
+found among the variables it uses. Parameters and the optimiser's state stay where they are and are written in place,
+so compiled and plain steps may alternate. Learning rates are read before each step; other options belong to the plan.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cyxcore.eager import Tensor, next_key
+from cyxcore.errors import GraphError
+from cyxcore.gradients import backward
+from cyxcore.nn.module import Module
+from cyxcore.optim import Optimizer
+from cyxcore.plan import Plan
+from cyxcore.symbols import Builder, Symbol
+from cyxcore.tracing import symbolic
+
+Array = np.ndarray[Any, Any]
+
+
+def used(function: Callable[..., Any]) -> tuple[list[Module], list[Optimizer]]:
+    """The modules and optimisers among the variables of a function (and in lists of them)."""
+    found = inspect.getclosurevars(inspect.unwrap(function))
+    values: list[Any] = [*found.nonlocals.values(), *found.globals.values()]
+    if inspect.ismethod(function):
+        values += [function.__self__, *vars(function.__self__).values()]
+    for value in list(values):
+        if isinstance(value, (list, tuple)):
+            values += value
+    modules = [value for value in values if isinstance(value, Module)]
+    inner = {id(part) for module in modules for part in module.modules() if part is not module}
+    unique = {id(value): value for value in values if isinstance(value, (Module, Optimizer)) and id(value) not in inner}
+    return (
+        [value for value in unique.values() if isinstance(value, Module)],
+        [value for value in unique.values() if isinstance(value, Optimizer)],
+    )
+
+
+class _Traced(NamedTuple):
+    plan: Plan
+    several: bool
+    stepped: list[int]  # the optimisers that make a step, by place
+
+
+class CompiledStep:
+    """Calls like the original, and returns the same tensors, without gradients."""
+
+    def __init__(
+        self, function: Callable[..., Any], modules: list[Module], optimizers: list[Optimizer], device: str | None
+    ) -> None:
+        self.function, self.modules, self.optimizers, self.device = function, modules, optimizers, device
+        self._plans: dict[tuple[Any, ...], _Traced] = {}
+
+    def __call__(self, *inputs: Any) -> Any:
+        tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs]
+        key = (
+            *((x.shape, x.dtype) for x in tensors),
+            *(bool(module.training) for module in self.modules),
+            *(_options(group) for optimizer in self.optimizers for group in optimizer.param_groups),
+        )
+        traced = self._plans.get(key)
+        if traced is None:
+            traced = self._plans[key] = self._trace(tensors)
+        plan = traced.plan
+        for place, x in enumerate(tensors):
+            plan.inputs[f"argument.{place}"][...] = x._data
+        for place in traced.stepped:
+            optimizer = self.optimizers[place]
+            optimizer.steps += 1
+            plan.inputs[f"optimizer.{place}.step"][...] = optimizer.steps
+            for number, group in enumerate(optimizer.param_groups):
+                if (lr := plan.inputs.get(f"optimizer.{place}.{number}.lr")) is not None:
+                    lr[...] = group["lr"]
+        plan.key[:] = next_key()
+        plan.run()
+        results = tuple(Tensor(array.copy()) for array in plan.outputs)
+        return results if traced.several else results[0]
+
+    def _trace(self, inputs: list[Tensor]) -> _Traced:
+        builder = Builder()
+        builder.differentiate = backward
+        arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]
+        held: dict[str, Array] = {}
+        with ExitStack() as stack:
+            known: dict[int, Symbol] = {}
+            tensors = {id(t): t for module in self.modules for t in (*module.parameters(), *_buffers(module))}
+            for place, module in enumerate(self.modules):
+                known |= stack.enter_context(symbolic(module, builder, f"{place}.", both_modes=False))
+            for identity, symbol in known.items():
+                held[builder.nodes[symbol.node].attrs["name"]] = tensors[identity]._data
+            steppers = [
+                stack.enter_context(_symbolic_optimizer(optimizer, place, builder, known, held))
+                for place, optimizer in enumerate(self.optimizers)
+            ]
+            result = self.function(*arguments)
+        several = isinstance(result, tuple)
+        outputs = result if several else (result,)
+        if not all(isinstance(value, Symbol) for value in outputs):
+            raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
+        plan = Plan(builder.graph(*outputs), held, self.device)
+        return _Traced(plan, several, [place for place, stepper in enumerate(steppers) if stepper.steps])
+
+
+def _buffers(module: Module) -> Iterator[Tensor]:
+    return (tensor for _, tensor in module.named_buffers())
+
+
+def _options(group: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(value for name, value in group.items() if name not in ("params", "lr"))
+
+
+class _Stepper:
+    """What an optimiser asks for while it is traced, in place of its own scalars() and slot()."""
+
+    def __init__(self, optimizer: Optimizer, place: int, builder: Builder, held: dict[str, Array]) -> None:
+        self.optimizer, self.name, self.builder, self.held = optimizer, f"optimizer.{place}", builder, held
+        self.steps = 0
+        self._make_slot = optimizer.slot
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps > 1:
+            raise GraphError("compile: an optimiser makes at most one step in a compiled function; call it twice")
+        type(self.optimizer).step(self.optimizer)
+        self.optimizer.steps -= 1  # nothing was updated yet
+
+    def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
+        return self.builder.input(f"{self.name}.{group}.lr", ()), self.builder.input(f"{self.name}.step", ())
+
+    def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
+        state = self._make_slot(place, p, kind, start, shape)
+        name = f"{self.name}.{place}.{kind}"
+        self.held[name] = state._data
+        return self.builder.param(name, state.shape, {"kind": "constant", "value": start}, trainable=False)
+
+
+@contextmanager
+def _symbolic_optimizer(
+    optimizer: Optimizer, place: int, builder: Builder, known: dict[int, Symbol], held: dict[str, Array]
+) -> Iterator[_Stepper]:
+    """Within the block the optimiser's parameters are symbols, and step() adds its updates to the graph."""
+    stepper = _Stepper(optimizer, place, builder, held)
+    own = [group["params"] for group in optimizer.param_groups]
+    if any(id(p) not in known for parameters in own for p in parameters):
+        raise GraphError(
+            "compile: the optimiser has parameters of no module that the step uses; name the module in the step, or "
+            "step() outside of it"
+        )
+    try:
+        for group, parameters in zip(optimizer.param_groups, own, strict=True):
+            group["params"] = [known[id(p)] for p in parameters]
+        for verb in ("step", "scalars", "slot"):
+            setattr(optimizer, verb, getattr(stepper, verb))
+        yield stepper
+    finally:
+        for verb in ("step", "scalars", "slot"):
+            optimizer.__dict__.pop(verb, None)
+        for group, parameters in zip(optimizer.param_groups, own, strict=True):
+            group["params"] = parameters

@@ -1,0 +1,151 @@
+"""Compiled training steps: to the last bit the plain ones, and one may follow the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import functional as F
+from cyxcore import nn, optim
+from cyxcore.errors import GraphError
+
+pytestmark = pytest.mark.usefixtures("each_device")
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def batch(number: int) -> tuple[cx.Tensor, cx.Tensor]:
+    rng = np.random.default_rng(number)
+    return cx.tensor(rng.normal(size=(6, 8)).astype(np.float32)), cx.tensor(rng.integers(0, 3, 6))
+
+
+def training_step(model: nn.Module, optimizer: optim.Optimizer, clip: bool = True) -> Callable[..., Any]:
+    def step(x: cx.Tensor, y: cx.Tensor) -> cx.Tensor:
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        if clip:
+            optim.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def trained(make: Any, choose: Callable[[Any, int], Any]) -> tuple[list[float], dict[str, Any]]:
+    """Six steps; choose(step, number) says which callable makes it."""
+    cx.manual_seed(0)
+    model = net()
+    optimizer = make(model.parameters())
+    step = training_step(model, optimizer)
+    both = (step, cx.compile(step))
+    losses = []
+    for number in range(6):
+        losses.append(choose(both, number)(*batch(number)).item())
+        if number == 3:
+            optimizer.lr *= 0.5
+    assert optimizer.steps == 6
+    return losses, {name: value.tolist() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "RMSprop", "Adagrad", "Lion"])
+def test_a_compiled_step_is_the_plain_one_to_the_last_bit(name: str) -> None:
+    make = getattr(optim, name)
+    plain = trained(make, lambda both, number: both[0])
+    assert trained(make, lambda both, number: both[1]) == plain
+    assert trained(make, lambda both, number: both[number % 2]) == plain
+
+
+def test_groups_keep_their_own_learning_rates() -> None:
+    def weights(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
+        groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[1].parameters(), "weight_decay": 0.1}]
+        step = training_step(model, optim.AdamW(groups, lr=0.01), clip=False)
+        step = cx.compile(step) if compiled else step
+        for number in range(3):
+            step(*batch(number))
+        return [value.tolist() for value in model.state_dict().values()]
+
+    assert weights(True) == weights(False)
+
+
+def test_dropout_draws_anew_in_each_step_and_eval_draws_nothing() -> None:
+    cx.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 3))
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    step = cx.compile(training_step(model, optimizer, clip=False))
+    x, y = batch(0)
+    assert step(x, y).item() != step(x, y).item()
+    model.eval()
+    assert step(x, y).item() == step(x, y).item() == F.cross_entropy(model(x), y).item()
+
+
+def test_another_shape_is_another_plan_of_the_same_state() -> None:
+    cx.manual_seed(0)
+    model = nn.Linear(8, 3)
+    optimizer = optim.Adam(model.parameters())
+    step = cx.compile(training_step(model, optimizer, clip=False))
+    for rows in (6, 2, 6):
+        x, y = batch(rows)
+        step(x[:rows], y[:rows])
+    assert optimizer.steps == 3
+
+
+def test_a_step_returns_what_was_asked_for() -> None:
+    model = nn.Linear(8, 3)
+    optimizer = optim.SGD(model.parameters())
+
+    @cx.compile
+    def step(x: Any, y: Any) -> Any:
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss, logits.argmax(1)
+
+    loss, places = step(*batch(0))
+    assert loss.shape == () and places.shape == (6,) and not loss.requires_grad
+
+
+def test_what_cannot_be_compiled_is_said() -> None:
+    model, other = nn.Linear(8, 3), nn.Linear(8, 3)
+    stray = optim.SGD(other.parameters())
+
+    def of_another(x: Any, y: Any) -> Any:
+        F.cross_entropy(model(x), y).backward()
+        stray.step()
+
+    own = optim.SGD(model.parameters())
+
+    def twice(x: Any, y: Any) -> Any:
+        F.cross_entropy(model(x), y).backward()
+        own.step()
+        own.step()
+
+    def nothing(x: Any, y: Any) -> Any:
+        F.cross_entropy(model(x), y).backward()
+        own.step()
+
+    def looks(x: Any, y: Any) -> Any:
+        loss = F.cross_entropy(model(x), y)
+        own.step()
+        return loss.item()
+
+    for function, said in (
+        (of_another, "parameters of no module that the step uses"),
+        (twice, "at most one step"),
+        (nothing, "expected the step to return tensors"),
+        (looks, "item"),
+    ):
+        with pytest.raises(GraphError, match=said):
+            cx.compile(function)(*batch(0))
+    assert own.steps == 0 and isinstance(own.param_groups[0]["params"][0], cx.Tensor)
+    own.zero_grad()
+    F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
+    own.step()
