@@ -33,6 +33,7 @@ class Blobs:
         self._core = core
         self._reading: dict[str, asyncio.Future[ArtifactManifest]] = {}
         self._manifests: OrderedDict[str, ArtifactManifest] = OrderedDict()  # of artifacts that are whole
+        self._damaged: set[str] = set()  # digests of artifacts and chunks that are not what they were any more
 
     async def open(self, replicas: int = 1) -> None:
         await self._core.ensure_stream(
@@ -48,7 +49,7 @@ class Blobs:
 
         async def stored(digest: str) -> bool:
             async with gate:
-                return await self._core.holds(subjects.BLOBS, subjects.chunk(digest))
+                return digest not in self._damaged and await self._core.holds(subjects.BLOBS, subjects.chunk(digest))
 
         digests = list(dict.fromkeys(manifest.chunks))
         there = await asyncio.gather(*map(stored, digests))
@@ -56,14 +57,18 @@ class Blobs:
         return ArtifactStatReply(complete=False, missing=missing)
 
     async def _is_whole(self, sha256: str) -> bool:
-        return await self._core.holds(subjects.BLOBS, subjects.manifest(sha256))
+        return sha256 not in self._damaged and await self._core.holds(subjects.BLOBS, subjects.manifest(sha256))
 
     async def put(self, block: bytes) -> ChunkReply:
         """Store one chunk under its digest."""
         if not 0 < len(block) <= CHUNK_BYTES:
             raise BlobError(f"expected a chunk of 1 to {CHUNK_BYTES} bytes, got {len(block)}")
         digest = hashlib.sha256(block).hexdigest()
-        await self._store_once(subjects.chunk(digest), block)
+        if digest in self._damaged:
+            await self._core.append(subjects.chunk(digest), block)  # in the place of what is there
+            self._damaged.discard(digest)
+        else:
+            await self._store_once(subjects.chunk(digest), block)
         return ChunkReply(sha256=digest, size=len(block))
 
     async def commit(self, manifest: ArtifactManifest) -> ArtifactRef:
@@ -79,7 +84,26 @@ class Blobs:
                 f"expected {manifest.size} bytes with the digest named"
             )
         await self._store_once(subjects.manifest(manifest.sha256), msgspec.json.encode(manifest))
+        self._damaged.discard(manifest.sha256)
         return ref
+
+    async def damage(self, ref: ArtifactRef) -> str | None:
+        """Read an artifact back, all of it: what is wrong with what is stored, None when it is whole.
+
+        What is found damaged can be stored anew, through this central. Raises BusError when it cannot be read now.
+        """
+        try:
+            manifest = await self.manifest(ref.sha256)
+            digest, size = await self._read_back(manifest.chunks)
+        except BlobError as error:
+            why = str(error)
+        else:
+            if (digest, size) == (ref.sha256, ref.size):
+                return None
+            why = f"artifact {ref.sha256}: {size} bytes with digest {digest} are stored"
+        self._damaged.add(ref.sha256)
+        self._manifests.pop(ref.sha256, None)
+        return why
 
     async def _read_back(self, digests: list[str]) -> tuple[str, int]:
         """SHA-256 and size of the chunks in order, some of them read ahead."""
@@ -119,7 +143,7 @@ class Blobs:
 
     async def _manifest(self, sha256: str) -> ArtifactManifest:
         stored = await self._core.last(subjects.BLOBS, subjects.manifest(sha256))
-        if stored is None:
+        if stored is None or sha256 in self._damaged:
             raise BlobError(f"no artifact {sha256} is stored here")
         return msgspec.json.decode(stored.payload, type=ArtifactManifest)
 
@@ -128,6 +152,7 @@ class Blobs:
         if stored is None:
             raise BlobError(f"chunk {digest} is not stored here; send it with artifact.put")
         if hashlib.sha256(stored.payload).hexdigest() != digest:
+            self._damaged.add(digest)
             raise BlobError(f"chunk {digest} is damaged in the store")
         return stored.payload
 

@@ -25,6 +25,7 @@ NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted
 
 SAFETY_NET_S = 5.0  # decisions follow events at once; this only catches what was missed
 OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that central itself ends
+NO_STATE = (jobs.BAD_CHECKPOINT, "bad_artifact")  # codes of runs that may have found their checkpoint unusable
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
 PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state
@@ -146,7 +147,7 @@ class Dispatch:
             wallet=node.wallet,
             lease_ms=self.lease_ms,
             explanation=choice.explanation,
-            resume=job.checkpoint,
+            resume=job.checkpoint,  # the newest that can be used
         )
         # asked again, because another central may have filled the node since it was chosen
         taken = schedule.refusal(job, self._world.candidate(node.node_id, self._machine.wall_ms()))
@@ -465,14 +466,41 @@ class Dispatch:
 
     async def _failed(self, said: m.RunFailed) -> m.ReportReply:
         code = "failed" if said.code in OUR_CODES else said.code  # it took the lease; that counts
+        discards, why = await self._unusable(said)
         lost = m.LeaseLost(
             attempt=said.attempt,
             code=code,
-            reason=said.message,
+            reason=f"{said.message}; {why}" if discards else said.message,
             deterministic=said.deterministic,
             sole=said.deterministic and self._is_sole(said),
+            discards=discards,
         )
         return await self._report(said, lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
+
+    async def _unusable(self, said: m.RunFailed) -> tuple[m.Checkpoint | None, str]:
+        """The state that the run could not go on from, if it is to blame, and why it is given up.
+
+        What is missing or damaged in the store is seen here. That good bytes cannot be read is believed of two nodes,
+        or of one where no other could say so: a single broken node must not cost a job its work.
+        """
+        if said.code not in NO_STATE:
+            return None, ""
+        if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
+            await self._events.catch_up()
+            if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
+                return None, ""
+        job = self._world.jobs[said.job_id]
+        state = job.attempts[-1].resume
+        if state is None:
+            return None, ""
+        damage = await self._blobs.damage(state.state)
+        believed = jobs.confirmed_unusable(job, state) or self._is_sole(said)
+        if damage is None and not (said.code == jobs.BAD_CHECKPOINT and believed):
+            return None, ""
+        return (
+            state,
+            f"the checkpoint of step {state.step} is given up for the one before it ({damage or 'unreadable'})",
+        )
 
     def _is_sole(self, said: m.RunFailed) -> bool:
         """Whether no other node that is here could confirm what this one found wrong with its job."""

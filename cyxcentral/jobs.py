@@ -31,6 +31,7 @@ from cyxnet import messages as m
 BACKOFF_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)
 REFUSED = "refused"  # code of a lease that its node did not take: nothing was tried
 PAUSED, NODE_STOPPED = "paused", "node_stopped"  # codes of runs that ended because somebody asked
+BAD_CHECKPOINT = "bad_checkpoint"  # code of a run that could not go on from the state it was given
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
@@ -52,6 +53,7 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     explanation: dict[str, object]
     resume: m.Checkpoint | None = None  # where it went on from
     checkpoint: m.Checkpoint | None = None  # the newest it stored
+    earlier: m.Checkpoint | None = None  # the one before that
     started_at_ms: int | None = None
     lost: m.LeaseLost | None = None
 
@@ -99,16 +101,28 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
-        """The newest state that is stored: the next attempt goes on from it."""
-        for attempt in reversed(self.attempts):
-            if newest := attempt.checkpoint or attempt.resume:
-                return newest
-        return None
+        """The newest state that is stored and can be used: the next attempt goes on from it."""
+        return next((state for each in reversed(usable(self)) for state in each if state), None)
 
     @property
     def pay_base_units(self) -> int:
         """What of the amount is paid for work; the rest goes back to the client."""
         return sum(payee.pay_base_units for payee in self.payees)
+
+
+def usable(job: Job) -> list[tuple[m.Checkpoint | None, m.Checkpoint | None]]:
+    """For each attempt the newest state that it stored, and the one it began from; None for what cannot be used.
+
+    A state is as good as it was until a later attempt (or, of the one it began from, the same) could not go on from it.
+    """
+    found: list[tuple[m.Checkpoint | None, m.Checkpoint | None]] = []
+    bad: list[m.Checkpoint] = []
+    for attempt in reversed(job.attempts):
+        stored = next((each for each in (attempt.checkpoint, attempt.earlier) if each not in bad), None)
+        if attempt.lost and attempt.lost.discards:
+            bad.append(attempt.lost.discards)
+        found.append((stored, None if attempt.resume in bad else attempt.resume))
+    return found[::-1]
 
 
 # -- what can happen -------------------------------------------------------------------------------------
@@ -140,6 +154,14 @@ def _of_attempt(job: Job, event: Any) -> str | None:
     """The fence: only the current attempt can say anything."""
     if event.attempt != job.attempt:
         return f"attempt {event.attempt} is over; the current one is {job.attempt}"
+    return None
+
+
+def _lease_lost(job: Job, event: m.LeaseLost) -> str | None:
+    if why_not := _of_attempt(job, event):
+        return why_not
+    if event.discards not in (None, job.attempts[-1].resume):
+        return "it discards another state than the attempt began from"
     return None
 
 
@@ -192,7 +214,7 @@ RULES: dict[type, Rule] = {
     m.Leased: Rule(("funding", "queued"), _lease),
     m.Started: Rule(("leased",), _started),
     m.Checkpointed: Rule(("leased",), _checkpointed),
-    m.LeaseLost: Rule(("leased",), _of_attempt),
+    m.LeaseLost: Rule(("leased",), _lease_lost),
     m.Completed: Rule(("leased",), _by_holder),
     m.CancelRequested: Rule(("funding", "queued", "leased", "paused"), _cancel),
     m.PauseRequested: Rule(("queued", "leased"), _pause),
@@ -263,7 +285,7 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
         case m.Started():
             return _attempt(job, started_at_ms=at_ms)
         case m.Checkpointed():
-            return _attempt(job, checkpoint=event.checkpoint)
+            return _attempt(job, checkpoint=event.checkpoint, earlier=job.attempts[-1].checkpoint)
         case m.LeaseLost():
             return _lost(job, event, at_ms)
         case m.Completed():
@@ -321,21 +343,24 @@ def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
         return replace(job, outcome="failed")  # the deposit may still land: then all of it goes back
     if job.pause_requested:
         return replace(job, status="paused")
-    return replace(job, not_before_ms=at_ms + _rest_ms(job, event.code))
+    return replace(job, not_before_ms=at_ms + _rest_ms(job, event))
 
 
 def tried(job: Job) -> int:
-    """How many attempts count: those that did not end because somebody asked, or before they began."""
-    return sum(attempt.lost is None or attempt.lost.code not in UNCOUNTED for attempt in job.attempts)
+    """How many attempts count: not those that ended because somebody asked, or before they began."""
+    return sum(
+        attempt.lost is None or not (attempt.lost.code in UNCOUNTED or attempt.lost.discards)
+        for attempt in job.attempts
+    )
 
 
-def _rest_ms(job: Job, code: str) -> int:
-    """How long the job rests after its last attempt was lost with this code.
+def _rest_ms(job: Job, lost: m.LeaseLost) -> int:
+    """How long the job rests after its last attempt was lost.
 
     The first refusal costs nothing: two centrals gave one node two jobs at once, and there may be another node. Only
     refusals in a row grow longer: whoever refuses again would be asked again at once.
     """
-    if code in (PAUSED, NODE_STOPPED):
+    if lost.code in (PAUSED, NODE_STOPPED) or lost.discards:
         return 0
     codes = [attempt.lost.code if attempt.lost else "" for attempt in job.attempts]
     in_a_row = len(list(itertools.takewhile(lambda lost: lost == REFUSED, reversed(codes))))
@@ -349,6 +374,18 @@ def confirmed(job: Job, event: m.LeaseLost) -> bool:
         attempt.lost is not None
         and attempt.lost.deterministic
         and attempt.lost.code == event.code
+        and attempt.node_id != node_id
+        for attempt in job.attempts
+    )
+
+
+def confirmed_unusable(job: Job, state: m.Checkpoint) -> bool:
+    """Whether another node than the holder could not go on from this state before."""
+    node_id = job.attempts[-1].node_id
+    return any(
+        attempt.lost is not None
+        and attempt.lost.code == BAD_CHECKPOINT
+        and attempt.resume == state
         and attempt.node_id != node_id
         for attempt in job.attempts
     )
@@ -374,9 +411,9 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
     """
     amount, newest = job.terms.amount_base_units, job.checkpoint
     pay: dict[str, int] = {}
-    for attempt in job.attempts if newest else ():
-        if attempt.checkpoint and newest:
-            steps = attempt.checkpoint.step - attempt.first_step
+    for attempt, (stored, _) in zip(job.attempts, usable(job), strict=True) if newest else ():
+        if stored and newest:
+            steps = stored.step - attempt.first_step
             pay[attempt.wallet] = pay.get(attempt.wallet, 0) + amount * steps // newest.steps
     last = {attempt.wallet: attempt.number for attempt in job.attempts}  # of each wallet
     winner = job.attempts[-1].wallet if job.completed else None

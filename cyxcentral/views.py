@@ -106,6 +106,8 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
             "node_id": attempt.node_id,
             **attempt.explanation,
         }
+        if attempt.resume:
+            decision["first_step"] = attempt.first_step
         if attempt.lost:
             decision["lost"] = msgspec.to_builtins(attempt.lost)
         decisions.append(decision)

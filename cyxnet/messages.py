@@ -712,6 +712,7 @@ class LeaseLost(Event, kw_only=True):
     """The attempt ended without a model.
 
     deterministic: the job itself seems to be at fault. sole: no other node could confirm that.
+    discards: the checkpoint it was to go on from, which cannot be used: the next attempt goes on from the one before.
     """
 
     attempt: int
@@ -719,6 +720,7 @@ class LeaseLost(Event, kw_only=True):
     reason: str
     deterministic: bool = False
     sole: bool = False
+    discards: Checkpoint | None = None
 
 
 class Completed(Event, kw_only=True):

@@ -237,7 +237,8 @@ async def explain(args: argparse.Namespace, screen: Screen) -> int:
 
 def _explain(decision: dict[str, Any], screen: Screen) -> None:
     """One decision: who was chosen, and for every candidate its score by terms, or why it could not be."""
-    screen.result(f"attempt {decision.get('attempt')} went to {decision.get('node_id')}", decision)
+    since = f" from step {step}" if (step := decision.get("first_step")) else ""
+    screen.result(f"attempt {decision.get('attempt')} went to {decision.get('node_id')}{since}", decision)
     for candidate in decision.get("candidates") or [decision]:
         score = f"score {candidate['score']:.3f}" if "score" in candidate else candidate.get("refused", "no score")
         screen.result(f"    {candidate.get('node_id')}: {score}", candidate)

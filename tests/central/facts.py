@@ -80,8 +80,10 @@ def checkpointed(attempt=1, step=50, node_id="node-a", steps=100):
     return m.Checkpointed(attempt=attempt, node_id=node_id, checkpoint=checkpoint(step, steps), signature="d" * 128)
 
 
-def lost(attempt=1, deterministic=False, code="died", sole=False):
-    return m.LeaseLost(attempt=attempt, code=code, reason="it died", deterministic=deterministic, sole=sole)
+def lost(attempt=1, deterministic=False, code="died", sole=False, discards=None):
+    return m.LeaseLost(
+        attempt=attempt, code=code, reason="it died", deterministic=deterministic, sole=sole, discards=discards
+    )
 
 
 def completed(attempt=1, node_id="node-a"):

@@ -1,6 +1,7 @@
 """Leases against a real broker: one or two centrals of one log, and a node made of its words alone."""
 
 import asyncio
+import hashlib
 
 import pytest
 from msgspec.structs import replace
@@ -731,6 +732,78 @@ async def test_a_checkpoint_of_an_attempt_that_is_over_is_fenced(central, tmp_pa
     await central.dispatch._failed(failed())
     reply = await central.dispatch._checkpoint(stored_state(await stored_model(central.blobs, tmp_path)))
     assert reply.fenced
+
+
+async def job_to_resume(central, tmp_path, attempt=2):
+    """A job of two stored states whose next attempt was to go on from the newer one; and that one's bytes."""
+    states = []
+    for content in (b"the state of step 40", b"the state of step 50"):
+        path = tmp_path / "state"
+        path.write_bytes(content)
+        await central.blobs.put(content)
+        states.append(await central.blobs.commit(describe(path)))
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    for step, state in zip((40, 50), states, strict=True):
+        assert (await central.dispatch._checkpoint(stored_state(state, step))).accepted
+    await central.dispatch._failed(failed())
+    await central.say(subjects.job_event("job-1"), replace(leased(2), resume=central.world.jobs["job-1"].checkpoint))
+    return content
+
+
+async def erase(central, content):
+    """The store loses a chunk, as a disk may."""
+    stored = await central.core.last(subjects.BLOBS, subjects.chunk(hashlib.sha256(content).hexdigest()))
+    ask = f"$JS.API.STREAM.MSG.DELETE.{subjects.BLOBS}"
+    await central.core.request(ask, b'{"seq":%d}' % stored.seq)
+
+
+@pytest.mark.parametrize("damage", ["missing", "other bytes"])
+async def test_a_checkpoint_that_is_no_longer_in_the_store_is_given_up_for_the_one_before(central, tmp_path, damage):
+    content = await job_to_resume(central, tmp_path)
+    await central.say(subjects.node_event("node-b"), f.registered("node-b"))
+    reputation = central.world.nodes[NODE].reputation
+    if damage == "missing":
+        await erase(central, content)
+    else:
+        await central.core.append(subjects.chunk(hashlib.sha256(content).hexdigest()), b"rot")
+    said = failed(2, code="bad_artifact")
+    assert (await central.dispatch._failed(said)).accepted
+    job = central.world.jobs["job-1"]
+    assert (job.status, job.checkpoint.step, jobs.tried(job)) == ("queued", 40, 1)
+    assert "step 50 is given up for the one before it (chunk" in job.error
+    assert central.world.nodes[NODE].reputation == reputation
+    stat = await central.blobs.stat(describe(tmp_path / "state"))
+    assert not stat.complete and stat.missing  # and can be stored anew
+    await central.blobs.put(content)
+    assert (await central.blobs.commit(describe(tmp_path / "state"))).size == len(content)
+    assert await central.blobs.chunk(hashlib.sha256(content).hexdigest()) == content
+
+
+async def test_that_good_bytes_are_no_checkpoint_is_believed_of_two_nodes_not_of_one(central, tmp_path):
+    await job_to_resume(central, tmp_path)
+    await central.say(subjects.node_event("node-b"), f.registered("node-b"))
+    await central.dispatch._failed(failed(2, code="bad_checkpoint"))
+    job = central.world.jobs["job-1"]
+    assert (job.checkpoint.step, jobs.tried(job)) == (50, 2)
+    second = replace(f.leased(3, "node-b"), resume=job.checkpoint)
+    await central.say(subjects.job_event("job-1"), second)
+    said = replace(failed(3, code="bad_checkpoint"), node_id="node-b")
+    await central.dispatch._failed(said)
+    job = central.world.jobs["job-1"]
+    assert (job.status, job.checkpoint.step, jobs.tried(job)) == ("queued", 40, 2)
+
+
+async def test_where_no_other_node_could_say_so_one_is_believed_that_a_checkpoint_is_bad(central, tmp_path):
+    await job_to_resume(central, tmp_path)
+    await central.dispatch._failed(failed(2, code="bad_checkpoint"))
+    assert central.world.jobs["job-1"].checkpoint.step == 40
+
+
+async def test_a_fetch_that_failed_for_another_reason_discards_nothing(central, tmp_path):
+    await job_to_resume(central, tmp_path)
+    await central.dispatch._failed(failed(2, code="bad_artifact"))
+    assert central.world.jobs["job-1"].checkpoint.step == 50
 
 
 async def test_a_fault_of_the_job_is_believed_at_once_only_where_nobody_else_could_confirm_it(central):

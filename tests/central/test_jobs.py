@@ -151,6 +151,40 @@ def test_the_next_attempt_goes_on_from_the_newest_checkpoint():
     assert "100 steps" in jobs.illegal(resumed, f.checkpointed(2, 60, "node-b", steps=200))
 
 
+BAD_50 = [
+    *[f.FUNDED, f.leased(), f.checkpointed(step=30), f.checkpointed(step=40), f.checkpointed(step=50), f.lost()],
+    *[f.leased(2, "node-b", "B" * 43, f.checkpoint(50)), f.lost(2, code="bad_checkpoint", discards=f.checkpoint(50))],
+]
+
+
+def test_from_a_checkpoint_that_cannot_be_used_the_job_goes_back_to_the_one_before_and_then_to_the_start():
+    job = f.job_after(*BAD_50)
+    assert (job.status, job.checkpoint, jobs.tried(job)) == ("queued", f.checkpoint(40), 1)
+    assert job.not_before_ms == job.changed_at_ms
+    third = f.leased(3, "node-b", "B" * 43, f.checkpoint(40))
+    job = f.job_after(*BAD_50, third, f.lost(3, code="bad_checkpoint", discards=f.checkpoint(40)))
+    assert (job.status, job.checkpoint, jobs.tried(job)) == ("queued", None, 1)
+
+
+def test_only_what_an_attempt_began_from_can_be_discarded():
+    job = f.job_after(*BAD_50[:-1])
+    assert "another state" in jobs.illegal(job, f.lost(2, discards=f.checkpoint(40)))
+
+
+def test_who_makes_the_steps_of_a_lost_checkpoint_again_is_paid_for_them():
+    third = [f.leased(3, "node-b", "B" * 43, f.checkpoint(40)), f.checkpointed(3, 50, "node-b"), f.CANCELLED]
+    job = f.job_after(*BAD_50, *third)
+    assert job.checkpoint == f.checkpoint(50)  # the same state as the one that was bad, stored anew
+    assert job.payees == (f.payee(f.AMOUNT * 40 // 100), f.payee(f.AMOUNT * 10 // 100, "B" * 43, 3))
+
+
+def test_a_state_is_bad_for_every_attempt_that_began_from_it():
+    paused = f.lost(2, code="paused")
+    again = f.leased(3, "node-c", "D" * 43, f.checkpoint(50))
+    job = f.job_after(*BAD_50[:-1], paused, again, f.lost(3, code="bad_checkpoint", discards=f.checkpoint(50)))
+    assert job.checkpoint == f.checkpoint(40)
+
+
 def test_a_job_that_fails_pays_for_the_steps_that_are_stored():
     events = [f.FUNDED, f.leased(), f.checkpointed(step=40), f.lost()]
     events += [f.leased(2, "node-b", "B" * 43, f.checkpoint(40)), f.checkpointed(2, 70, "node-b"), f.lost(2)]

@@ -49,9 +49,13 @@ class JobModel(Struct):
     settled: bool = False
     completed: bool = False
     cancelled: bool = False
-    checkpoint: m.Checkpoint | None = None
+    states: list[tuple[int, m.Checkpoint]] = []  # attempts and what they stored, the last two of each
     settlements: list[m.SignedTransaction] = []
     requests: list[str] = []  # that its owner made
+
+    @property
+    def checkpoint(self) -> m.Checkpoint | None:
+        return self.states[-1][1] if self.states else None
 
     @property
     def lease(self) -> Lease | None:
@@ -206,11 +210,16 @@ class Checks:
         forward = newest is None or said.step > newest.step
         self.expect(forward and 0 < said.step <= job.steps, f"I13: {job_id}: a checkpoint of step {said.step}")
         self._artifact(said.state, state_after(job.name, said.step), f"the checkpoint of {job_id} at {said.step}")
-        job.checkpoint = said
+        own = [state for state in job.states if state[0] == event.attempt]
+        job.states = [*(state for state in job.states if state not in own[:-1]), (event.attempt, said)]
 
     def _lost(self, job_id: str, job: JobModel, event: m.LeaseLost) -> None:
         self._of_lease(job_id, job, event)
         self._end_lease(job)
+        if event.discards:
+            newest = f"the newest stored is {job.checkpoint}"
+            self.expect(event.discards == job.checkpoint, f"I13: {job_id} discards {event.discards}, {newest}")
+            job.states = job.states[:-1]
 
     def _completed(self, job_id: str, job: JobModel, event: m.Completed) -> None:
         self._by_holder(job_id, job, event)

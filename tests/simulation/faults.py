@@ -31,6 +31,8 @@ class Faults:
         self.rpc_lag_blocks = dice.choice([0, 3, 30, 30])
         self.run_dies = dice.choice([0.0, 0.1, 0.3])  # of training runs
         self.run_hangs = dice.choice([0.0, 0.0, 0.05])
+        self.bad_state = dice.choice([0.0, 0.2, 0.6])  # of checkpoints, whenever the first run goes on from them
+        self._states: dict[str, bool] = {}
 
     @property
     def active(self) -> bool:
@@ -47,6 +49,13 @@ class Faults:
             self.counts[kind] += 1
             return True
         return False
+
+    def is_bad(self, state: str) -> bool:
+        """Whether a checkpoint cannot be read, by no node and however often it is stored."""
+        if state not in self._states:
+            self._states[state] = self._dice.random() < self.bad_state
+        self.counts["bad_state"] += self._states[state]
+        return self._states[state]
 
     def count(self, kind: str) -> None:
         self.counts[kind] += 1

@@ -172,6 +172,16 @@ def resume_from_unstored_checkpoint() -> Iterator[Any]:
     yield mock.patch.object(Dispatch, "_check_stored", believe)
 
 
+@planted
+def bad_checkpoint_used_again() -> Iterator[Any]:
+    """A state that two nodes could not go on from is given to the next one too."""
+
+    def usable(job: jobs.Job) -> Any:
+        return [(attempt.checkpoint, attempt.resume) for attempt in job.attempts]
+
+    yield mock.patch.object(jobs, "usable", usable)
+
+
 # -- what owners want ------------------------------------------------------------------------------------
 
 

@@ -272,6 +272,8 @@ class Run:
         state = state_after(job.name, 0)
         if self.assign.resume:
             state = await self._fetch(self.assign.resume.state.sha256)
+            if faults.is_bad(self.assign.resume.state.sha256):
+                return self._failed("bad_checkpoint", "no state can be read in it")
         self.node.tell(e.Advanced(self.key, "ready"))
         await self.begun.wait()
         first = self.step
