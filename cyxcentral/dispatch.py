@@ -325,7 +325,8 @@ class Dispatch:
             lease = self._world.jobs[job_id].current
             if lease is None or (lease.node_id, lease.session) != (node_id, session) or not gone():
                 return None
-            return m.LeaseLost(attempt=lease.number, code=nodes.NODE_LOST, reason=NODE_GONE)
+            code = jobs.NODE_STOPPED if graceful else nodes.NODE_LOST  # somebody asked for it: that is no failed try
+            return m.LeaseLost(attempt=lease.number, code=code, reason=NODE_GONE)
 
         held = [job.job_id for job in self._world.runs_of(node_id)][:MOST_LEASES_AT_ONCE]  # the next sweep has the rest
         of_jobs = [(subjects.job_event(job_id), functools.partial(lease_lost, job_id)) for job_id in held]
@@ -405,6 +406,8 @@ class Dispatch:
         if not self.session_is_current(said.node_id, said.session):
             return m.HeartbeatReply(known=False)
         self._hear(said.node_id)
+        if said.draining != self._world.nodes[said.node_id].draining:
+            await self._events.record(subjects.node_event(said.node_id), functools.partial(self._drained, said))
         named = {(run.job_id, run.attempt) for run in said.runs}
         stop = unheld()
         begin, pause = [], []
@@ -427,6 +430,11 @@ class Dispatch:
                 if self._unnamed[key] >= MISSING_HEARTBEATS:
                     await self._lose(*key, "run_missing", "the node no longer names the run")
         return m.HeartbeatReply(known=True, stop=stop, begin=begin, pause=pause)
+
+    def _drained(self, said: m.Heartbeat) -> m.NodeDraining | m.NodeUndrained | None:
+        """What a heartbeat says of its node's readiness, where that is news; a banned node may say what it likes."""
+        event = (m.NodeDraining if said.draining else m.NodeUndrained)(session=said.session)
+        return None if nodes.illegal(self._world.nodes[said.node_id], event) else event
 
     def holds(self, node_id: str, session: str, job_id: str, attempt: int) -> bool:
         """Whether this session of the node holds the lease of this attempt: the fence."""

@@ -9,6 +9,8 @@
                            │
                            └── time (banned_until_ms) or NodePardoned ──▶ online or offline, as it is connected
 
+A node that its operator drains is online and takes nothing new (`draining`), until NodeUndrained or its next session.
+
 `STATES` says what each event does in each state. How a node behaves follows from what happened to the jobs it held
 (`judged`, `blamed`): reputation with its reasons, and strikes. Central bans a node that has too many (`ban_due`); the
 ban is an event with its end in it, so what is a banned node is the same for every central, whatever its settings.
@@ -24,7 +26,7 @@ from msgspec.structs import replace
 from cyxcentral.jobs import CANCELLED, NODE_STOPPED, PAUSED, REFUSED, UNFUNDED
 from cyxnet import messages as m
 
-State = Literal["new", "online", "offline", "banned", "banned_offline"]
+State = Literal["new", "online", "draining", "offline", "banned", "banned_offline"]
 
 START_REPUTATION = 75.0  # of 100
 UNBANNED_REPUTATION = 25.0  # of a node whose ban is over
@@ -46,20 +48,26 @@ AT_ONCE = (RUN_MISSING,)  # failures that no job can cause: a strike without wai
 _UNMOVED: dict[State, State | None] = {
     "new": None,
     "online": "online",
+    "draining": "draining",
     "offline": "offline",
     "banned": "banned",
     "banned_offline": "banned_offline",
 }
+_NOWHERE: dict[State, State | None] = dict.fromkeys(_UNMOVED)
 STATES: dict[type, dict[State, State | None]] = {  # None: it cannot happen
     m.NodeRegistered: {
         "new": "online",
         "online": "online",
+        "draining": "online",
         "offline": "online",
         "banned": "banned",
         "banned_offline": "banned",
     },
-    m.NodeLost: _UNMOVED | {"online": "offline", "offline": None, "banned": "banned_offline", "banned_offline": None},
-    m.NodeBanned: _UNMOVED | {"online": "banned", "offline": "banned_offline"},
+    m.NodeLost: _UNMOVED
+    | {"online": "offline", "draining": "offline", "offline": None, "banned": "banned_offline", "banned_offline": None},
+    m.NodeDraining: _NOWHERE | {"online": "draining"},
+    m.NodeUndrained: _NOWHERE | {"draining": "online"},
+    m.NodeBanned: _UNMOVED | {"online": "banned", "draining": "banned", "offline": "banned_offline"},
     m.NodePardoned: _UNMOVED | {"banned": "online", "banned_offline": "offline"},
     m.Completed: _UNMOVED,
     m.LeaseLost: _UNMOVED,
@@ -81,6 +89,7 @@ class Node(Struct, frozen=True, kw_only=True):
     version: str
     began_ms: int = 0  # of its session; the next one's is larger
     online: bool
+    draining: bool = False
     registered_at_ms: int
     changed_at_ms: int
     jobs_completed: int = 0
@@ -99,7 +108,9 @@ def state(node: Node | None) -> State:
         return "new"
     if node.banned_until_ms:
         return "banned" if node.online else "banned_offline"
-    return "online" if node.online else "offline"
+    if not node.online:
+        return "offline"
+    return "draining" if node.draining else "online"
 
 
 def tier(node: Node) -> str:
@@ -128,8 +139,12 @@ def illegal(node: Node | None, event: m.NodeEvent) -> str | None:
     """Why `event` cannot happen to `node`, which is as of now; None when it can."""
     now = state(node)
     if STATES[type(event)][now] is None:
-        return "there is no such node" if node is None else "the node is not connected"
-    if isinstance(event, m.NodeLost) and node is not None and event.session != node.session:
+        return "there is no such node" if node is None else f"the node is {now.replace('banned_', 'banned and ')}"
+    if (
+        isinstance(event, m.NodeLost | m.NodeDraining | m.NodeUndrained)
+        and node is not None
+        and event.session != node.session
+    ):
         return "another session of the node is connected"
     if isinstance(event, m.NodeRegistered) and node is not None and 0 < event.began_ms < node.began_ms:
         return "a later session of the node is registered: this one is over, or two processes use one key"
@@ -148,15 +163,17 @@ def evolve(node: Node | None, event: m.NodeEvent, at_ms: int, leases: int = 0) -
                 node = _disconnected(node, f"came back as a new session and dropped {_leases(leases)}", at_ms)
             return _registered(node, event, at_ms)
         case m.NodeLost():
-            gone = replace(node, online=False, changed_at_ms=at_ms)
+            gone = replace(node, online=False, draining=False, changed_at_ms=at_ms)
             if event.graceful:
                 return gone
             if leases:
                 return _disconnected(gone, f"was lost with {_leases(leases)}", at_ms)
             return _changed(gone, -SILENCE_LOSS, "fell silent", at_ms)
+        case m.NodeDraining() | m.NodeUndrained():
+            return replace(node, draining=isinstance(event, m.NodeDraining), changed_at_ms=at_ms)
         case m.NodeBanned():
             bans = node.bans + (not node.banned_until_ms)
-            banned = replace(node, banned_until_ms=event.until_ms, bans=bans, changed_at_ms=at_ms)
+            banned = replace(node, banned_until_ms=event.until_ms, bans=bans, draining=False, changed_at_ms=at_ms)
             return _changed(banned, 0.0, f"banned: {event.reason}", at_ms)
         case m.NodePardoned():
             free = replace(node, banned_until_ms=0, strikes=0, changed_at_ms=at_ms)
@@ -168,7 +185,7 @@ def _registered(node: Node | None, event: m.NodeRegistered, at_ms: int) -> Node:
     """What it says of itself is new; its record is not: registering again washes nothing off."""
     said = {name: getattr(event, name) for name in m.NodeRegistered.__struct_fields__}
     if node is not None:
-        return replace(node, online=True, changed_at_ms=at_ms, **said)
+        return replace(node, online=True, draining=False, changed_at_ms=at_ms, **said)
     return Node(online=True, registered_at_ms=at_ms, changed_at_ms=at_ms, **said)
 
 

@@ -90,6 +90,8 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
         return "offline"
     if node.banned_until_ms:
         return f"banned until {datetime.fromtimestamp(node.banned_until_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    if node.draining:
+        return "draining: its operator lets it take no new runs"
     if why_not := _unfit(job, node):
         return why_not
     if candidate.active_runs >= node.max_runs:
@@ -122,6 +124,8 @@ def away(candidate: Candidate) -> str | None:
         return "offline"
     if candidate.node.banned_until_ms:
         return "banned"
+    if candidate.node.draining:
+        return "draining"
     return "busy" if candidate.active_runs >= candidate.node.max_runs else None
 
 

@@ -88,11 +88,13 @@ def node_view(node: nodes.Node, runs: list[jobs.Job], last_seen_ms: int, metrics
 
 
 def node_state(node: nodes.Node, runs: int) -> str:
-    """online, busy, offline or banned: what an operator wants to know first."""
+    """online, busy, draining, drained (nothing runs there any more), offline or banned: in one word."""
     if node.banned_until_ms:
         return "banned"
     if not node.online:
         return "offline"
+    if node.draining:
+        return "draining" if runs else "drained"
     return "busy" if runs >= node.max_runs else "online"
 
 

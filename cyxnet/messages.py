@@ -330,7 +330,7 @@ class NodeView(Struct, kw_only=True, omit_defaults=True):
     region: str = ""
     price_per_hour_base_units: int = 0
     metrics: dict[str, Any] | None = None
-    state: str = ""  # online, busy, offline or banned
+    state: str = ""  # online, busy, draining, drained, offline or banned
     tier: str = ""  # of its reputation: premium, normal, probation or banned
     strikes: int = 0  # towards a ban
     banned_until_ms: int = 0  # 0: not banned
@@ -479,6 +479,7 @@ class Heartbeat(Request, kw_only=True, frozen=True):
     session: SessionId
     runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
     memory_free_bytes: U63 = 0
+    draining: bool = False  # its operator wants it to take no new runs
 
 
 class HeartbeatReply(Struct, kw_only=True, omit_defaults=True):
@@ -790,6 +791,18 @@ class NodeLost(Event, kw_only=True):
     graceful: bool = False  # it said goodbye
 
 
+class NodeDraining(Event, kw_only=True):
+    """The node takes no new runs, because its operator wants to look after it; those it has go on to their end."""
+
+    session: str
+
+
+class NodeUndrained(Event, kw_only=True):
+    """A draining node takes runs again."""
+
+    session: str
+
+
 class NodeBanned(Event, kw_only=True):
     """The node gets no work until then, whatever it says. Central bans; so may an operator."""
 
@@ -882,7 +895,7 @@ JobEvent = (
     | ResumeRequested
     | Settled
 )
-NodeEvent = NodeRegistered | NodeLost | NodeBanned | NodePardoned
+NodeEvent = NodeRegistered | NodeLost | NodeDraining | NodeUndrained | NodeBanned | NodePardoned
 SlotEvent = SlotAssigned | SlotReady | SlotDraining | SlotDrained | SlotFailed | SlotLost  # not in the log yet
 MintEvent = MintSigned | Minted | MintFailed
 AnyEvent = JobEvent | NodeEvent | MintEvent

@@ -25,13 +25,14 @@ from cyxnet import amounts, config
 from cyxnet.bus import Bus
 from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
-from cyxnode.home import Home, open_home, slug
+from cyxnode.home import Home, open_home, running, slug
 from cyxnode.process import Launch, Pool
 
 EXAMPLE = """example:
   cyx up --nodes 0                                 a network on this machine, without a node
   python -m cyxnode --name desk --memory 8GB       a node that lends it 8 GB of memory
 """
+DRAIN, UNDRAIN = signal.SIGUSR1, signal.SIGUSR2
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 SMALLEST_MEMORY_BYTES = 64 * 10**6
@@ -100,6 +101,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", type=parse_bytes, default=10 * 10**9, metavar="SIZE", help="of data (10GB)")
     made.add_argument("--nice", type=int, default=0, choices=range(20), metavar="0-19", help="of training (0)")
     made.add_argument("--guard-stdin", action="store_true", help="end when standard input ends")
+    drains = made.add_mutually_exclusive_group()
+    drains.add_argument("--drain", action="store_true", help="have the running node (--name) take no new runs, and end")
+    drains.add_argument("--undrain", action="store_true", help="have it take runs again, and end")
     made.add_argument("--json", action="store_true", help="say ready in JSON on a terminal too")
     made.add_argument("--verbose", action="store_true", help="log what training processes write to stderr")
     return made
@@ -107,6 +111,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if args.drain or args.undrain:
+        return drain(args)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if args.verbose else logging.INFO,
@@ -114,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # the agent says itself when the broker is away
     begun_s = time.perf_counter()
+    for number in (DRAIN, UNDRAIN):
+        signal.signal(number, signal.SIG_IGN)  # until there is something to drain, it must not end the node
     try:
         home = open_home(args.dir, args.name)
         try:
@@ -127,11 +135,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def drain(args: argparse.Namespace) -> int:
+    """Tell a running node of this machine to drain, or to take runs again. Returns the exit status."""
+    try:
+        name, pid = running(args.dir, args.name)
+        os.kill(pid, DRAIN if args.drain else UNDRAIN)
+    except (CyxError, OSError) as error:
+        print(f"cyxnode: error: {error}", file=sys.stderr)
+        return 1
+    what = "takes no new runs; what it runs goes on to its end" if args.drain else "takes runs again"
+    print(f"{name} (process {pid}) {what}")
+    return 0
+
+
 class Stopper:
     """Ends the node on request: in order once the agent works, by giving up before that."""
 
     def __init__(self) -> None:
         self.agent: Agent | None = None
+        self.drain_first = False  # asked for before the agent works
         self._starting = asyncio.current_task()
 
     def stop(self, reason: str) -> None:
@@ -140,12 +162,20 @@ class Stopper:
         elif self._starting:
             self._starting.cancel(reason)
 
+    def drain(self, drain: bool) -> None:
+        if self.agent:
+            self.agent.drain(drain)
+        else:
+            self.drain_first = drain
+
 
 async def serve(args: argparse.Namespace, home: Home, begun_s: float) -> int:
     """Work until a signal, or the end of stdin when that is guarded. Returns the exit status."""
     loop, stopper = asyncio.get_running_loop(), Stopper()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopper.stop, f"the node got {number.name}")
+    loop.add_signal_handler(DRAIN, stopper.drain, True)
+    loop.add_signal_handler(UNDRAIN, stopper.drain, False)
     if args.guard_stdin:
         threading.Thread(target=guard_stdin, args=(loop, stopper), daemon=True).start()
     try:
@@ -180,6 +210,7 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
             )
             agent = Agent(home, bus, pool, facts, settings, lambda: say_ready(args.json, home, begun_s))
             stopper.agent = agent
+            agent.drain(stopper.drain_first)
             return await agent.run()
         finally:
             await bus.close()

@@ -146,6 +146,10 @@ class Agent:
         """Have the runs store a checkpoint, say goodbye, end. A second call ends at once."""
         self.tell(e.ShutdownAsked(reason))
 
+    def drain(self, drain: bool) -> None:
+        """Take no new runs from here on, or (False) take them again."""
+        self.tell(e.DrainAsked(drain))
+
     def tell(self, event: e.Event) -> list[e.Action]:
         """Something happened: decide and do. Returns the actions, of which Answer is the caller's to give."""
         self._state, actions = step(self._state, event, _now_ms())
@@ -230,15 +234,16 @@ class Agent:
             self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))
 
     def _send_heartbeat(self, action: e.SendHeartbeat) -> None:
-        self._spawn(self._heartbeat(action.runs))
+        self._spawn(self._heartbeat(action.runs, action.draining))
 
-    async def _heartbeat(self, runs: tuple[RunRef, ...]) -> None:
+    async def _heartbeat(self, runs: tuple[RunRef, ...], draining: bool) -> None:
         free_bytes = hardware.memory(self._limits, self._settings.offer_bytes)[1]
         heartbeat = Heartbeat(
             node_id=self._home.node_id,
             session=self.session,
             runs=[replace(run, step=self._runs.step((run.job_id, run.attempt))) for run in runs],
             memory_free_bytes=free_bytes,
+            draining=draining,
         )
         timeout_s = min(REQUEST_TIMEOUT_S, self._state.heartbeat_ms / 1000)
         try:

@@ -108,6 +108,12 @@ class ShutdownAsked(Struct, frozen=True):
     reason: str
 
 
+class DrainAsked(Struct, frozen=True):
+    """Its operator wants the node to take no new runs, or (drain False) to take them again."""
+
+    drain: bool
+
+
 class GoodbyeDone(Struct, frozen=True):
     """The goodbye was answered, or nobody was there to hear it."""
 
@@ -130,6 +136,7 @@ Event = (
     | ReportAnswered
     | ReportUnanswered
     | ShutdownAsked
+    | DrainAsked
     | GoodbyeDone
 )
 
@@ -143,6 +150,7 @@ class SendRegister(Struct, frozen=True):
 
 class SendHeartbeat(Struct, frozen=True):
     runs: tuple[RunRef, ...]
+    draining: bool = False
 
 
 class SendReport(Struct, frozen=True):

@@ -71,6 +71,30 @@ def open_home(network_folder: Path, name: str | None) -> Home:
     return Home(nodes / f"node-{number}", f"node-{number}", lock_fd)
 
 
+def running(network_folder: Path, name: str | None) -> tuple[str, int]:
+    """The folder name and process id of the node that runs there under this name, or of the only one that does.
+
+    Raises NodeError when there is none, or several and none was named.
+    """
+    nodes = network_folder / "nodes"
+    folders = [nodes / slug(name)] if name is not None else sorted(nodes.glob("*/"))
+    found = {folder.name: _owner(folder) for folder in folders if (folder / "lock").exists() and _is_locked(folder)}
+    if len(found) != 1:
+        which = f"no node named {name!r} runs" if name is not None else f"expected one running node, got {len(found)}"
+        names = f" ({', '.join(found)}): choose one with --name" if found else f" in {network_folder}"
+        raise NodeError(which + names)
+    [(label, owner)] = found.items()
+    return label, int(owner)
+
+
+def _is_locked(folder: Path) -> bool:
+    descriptor = _lock(folder, claim=False)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
 def slug(name: str) -> str:
     """A name as a part of ids, subjects and paths: lower-case letters, digits and single dashes."""
     text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:NAME_BYTES].rstrip("-")
@@ -79,8 +103,8 @@ def slug(name: str) -> str:
     return text
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None when another process has it."""
+def _lock(folder: Path, claim: bool = True) -> int | None:
+    """A descriptor that holds the folder's lock; None when another process has it. claim: write whose it is now."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -91,8 +115,9 @@ def _lock(folder: Path) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    if claim:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
 
 

@@ -5,6 +5,7 @@
                        └──────────┴────────────────┴────────────┴── failed, halted ──▶ reporting
     Pause ──▶ halted: a checkpoint is stored, then the run is reported as paused
     fenced, Stop, or named in a heartbeat's stop list ──▶ killed and forgotten
+    node: working ──asked to drain──▶ no new run is taken; what runs goes on ──asked again──▶ as before
     node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or 8 s──▶ leaving ──▶ exit
 
 A funded Assign is its own Begin. A run outlives the loss of central and broker: it goes on, and its reports are
@@ -28,6 +29,7 @@ from cyxnode.events import (
     BeginAsked,
     BeginRun,
     CheckpointStored,
+    DrainAsked,
     Event,
     Exit,
     FirstBatch,
@@ -92,6 +94,7 @@ class State(Struct, frozen=True, kw_only=True):
     heartbeat_misses: int = 0
     runs: dict[RunKey, Run] = {}
     ended: tuple[RunKey, ...] = ()  # the newest runs that are over here: they are not begun again
+    draining: bool = False
     life: Literal["working", "halting", "leaving"] = "working"
     halt_by_ms: int | None = None  # when a halting node stops waiting for its runs
     stop_reason: str = ""
@@ -136,7 +139,7 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
         refs = (
             RunRef(job_id=job_id, attempt=attempt, phase=run.phase) for (job_id, attempt), run in state.runs.items()
         )
-        actions.append(SendHeartbeat(tuple(refs)))
+        actions.append(SendHeartbeat(tuple(refs), state.draining))
     for key, run in state.runs.items():
         if _due(run.outbox.retry_at_ms, now_ms):
             state, more = _say(state, key, run, outbox.again(run.outbox))
@@ -147,7 +150,7 @@ def _on_tick(state: State, _: Tick, now_ms: int) -> Step:
 def _on_registered(state: State, event: Registered, now_ms: int) -> Step:
     first = state.heartbeat_ms == 0
     # runs that central has forgotten are named at once, before it gives them to somebody else
-    heartbeat_at_ms = now_ms if state.runs else now_ms + event.heartbeat_ms
+    heartbeat_at_ms = now_ms if state.runs or state.draining else now_ms + event.heartbeat_ms
     state = replace(
         state,
         registered=True,
@@ -212,6 +215,8 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
         return state, [*actions, _yes()]
     if key in state.ended:
         return state, [_no(f"attempt {assign.attempt} of {assign.job_id} is over on this node")]
+    if state.draining:
+        return state, [_no("the node is draining: it takes no new runs")]
     held = [attempt for job_id, attempt in state.runs if job_id == assign.job_id]
     if held and max(held) > assign.attempt:
         return state, [_no(f"attempt {max(held)} of {assign.job_id} runs here, {assign.attempt} is older")]
@@ -311,6 +316,15 @@ def _on_shutdown_asked(state: State, event: ShutdownAsked, now_ms: int) -> Step:
     return state, actions
 
 
+def _on_drain_asked(state: State, event: DrainAsked, now_ms: int) -> Step:
+    if event.drain == state.draining:
+        return state, []
+    if state.heartbeat_at_ms is not None:  # central shall know it now, not at the next beat
+        state = replace(state, heartbeat_at_ms=now_ms)
+    note = "draining: no new run is taken" if event.drain else "taking runs again"
+    return replace(state, draining=event.drain), [Note(note)]
+
+
 def _on_shutdown_asked_again(state: State, _: ShutdownAsked, now_ms: int) -> Step:
     state, actions = _leave(state)
     return state, [*actions[:-1], Exit(0, "stopped at once")]
@@ -348,6 +362,7 @@ _WORKING: Table = {
     ReportAnswered: _on_report_answered,
     ReportUnanswered: _on_report_unanswered,
     ShutdownAsked: _on_shutdown_asked,
+    DrainAsked: _on_drain_asked,
 }
 _TABLES: dict[str, Table] = {
     "working": _WORKING,

@@ -101,6 +101,10 @@ def settled(node=AMOUNT * 9 // 10, platform=AMOUNT // 10, client=0):
     return m.Settled(signature=SIGNATURE, node_base_units=node, platform_base_units=platform, client_base_units=client)
 
 
+def draining(session="0" * 32):
+    return m.NodeDraining(session=session)
+
+
 def node_lost(node_id="node-a", session="0" * 32, graceful=False):
     return m.NodeLost(node_id=node_id, session=session, reason="silent", graceful=graceful)
 

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import jobs, schedule
+from cyxcentral import jobs, nodes, schedule
 from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -395,6 +395,42 @@ async def test_the_number_of_a_session_is_signed_for(central):
     said = replace(register(SESSION, began_ms=1), began_ms=9)
     with pytest.raises(ApiError, match="not signed"):
         await central.dispatch._register(said)
+
+
+async def test_a_node_that_drains_gets_nothing_new_until_it_says_otherwise(central, other):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    says = heartbeat(("job-1", 1))
+    for each in (central, other, central):  # both hear it, and one of them stores it
+        await each.dispatch._heartbeat(replace(says, draining=True))
+    await central.job("job-2", f.FUNDED)
+    await central.say(subjects.job_event("job-1"), f.CANCELLED)
+    await central.dispatch._assign_waiting()
+    assert (central.world.jobs["job-2"].status, nodes.state(central.world.nodes[NODE])) == ("queued", "draining")
+    await other.dispatch._heartbeat(heartbeat())
+    await central.log.catch_up()
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-2"].status == "leased"
+
+
+async def test_a_drained_node_that_is_banned_says_it_again_when_the_ban_is_over(central):
+    await central.dispatch._register(register())
+    await central.say(subjects.node_event(NODE), m.NodeBanned(until_ms=2**50, reason="3 strikes"))
+    assert (await central.dispatch._heartbeat(replace(heartbeat(), draining=True))).known
+    await central.say(subjects.node_event(NODE), m.NodePardoned(reason="repaired"))
+    await central.dispatch._heartbeat(replace(heartbeat(), draining=True))
+    assert nodes.state(central.world.nodes[NODE]) == "draining"
+
+
+async def test_a_node_that_says_goodbye_in_the_middle_of_a_run_costs_the_job_no_attempt(central):
+    # what could not be stored in time was killed: the steps since the last checkpoint are lost, nothing else
+    await central.dispatch._register(register())
+    reputation = central.world.nodes[NODE].reputation
+    await central.job("job-1", f.FUNDED, leased(), max_attempts=1)
+    await central.dispatch._goodbye(m.Goodbye(node_id=NODE, session=SESSION))
+    job = central.world.jobs["job-1"]
+    assert (job.status, jobs.tried(job), job.not_before_ms) == ("queued", 0, job.changed_at_ms)
+    assert central.world.nodes[NODE].reputation == reputation
 
 
 # -- bans ------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ def node_after(*events, leases=0):
 STATES = {
     "new": None,
     "online": node_after(f.registered()),
+    "draining": node_after(f.registered(), f.draining()),
     "offline": node_after(f.registered(), f.node_lost()),
     "banned": node_after(f.registered(), BANNED),
     "banned_offline": node_after(f.registered(), BANNED, f.node_lost()),
@@ -34,6 +35,8 @@ STATES = {
 NODE_EVENTS = {
     "NodeRegistered": f.registered(session=AGAIN),
     "NodeLost": f.node_lost(),
+    "NodeDraining": f.draining(),
+    "NodeUndrained": m.NodeUndrained(session="0" * 32),
     "NodeBanned": BANNED,
     "NodePardoned": PARDONED,
 }
@@ -43,10 +46,20 @@ NEXT = {  # state -> event -> state; what is not here cannot happen
     "online": {
         "NodeRegistered": "online",
         "NodeLost": "offline",
+        "NodeDraining": "draining",
         "NodeBanned": "banned",
         "NodePardoned": "online",
         "Completed": "online",
         "LeaseLost": "online",
+    },
+    "draining": {
+        "NodeRegistered": "online",
+        "NodeLost": "offline",
+        "NodeUndrained": "online",
+        "NodeBanned": "banned",
+        "NodePardoned": "draining",
+        "Completed": "draining",
+        "LeaseLost": "draining",
     },
     "offline": {
         "NodeRegistered": "online",

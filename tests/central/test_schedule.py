@@ -96,6 +96,12 @@ def test_an_absurd_price_of_one_node_does_not_blind_the_price_term_of_the_others
     assert prices[2] < 1e-6
 
 
+def test_a_draining_node_is_refused_and_counted_as_that():
+    draining = replace(candidate(), node=replace(candidate().node, draining=True))
+    assert schedule.refusal(JOB, draining).startswith("draining")
+    assert (choose(draining), schedule.away(draining)) == (None, "draining")
+
+
 def test_a_banned_node_is_refused_with_the_end_of_its_ban():
     banned = candidate()
     banned = replace(banned, node=replace(banned.node, banned_until_ms=1_800_000_000_000))

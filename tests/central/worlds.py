@@ -27,6 +27,7 @@ def candidate(dice, number):
         nodes.evolve(None, event, 0),
         reputation=dice.choice([75.0, 75.0, 30.0, 90.5]),
         online=dice.random() > 0.1,
+        draining=dice.random() > 0.9,
         banned_until_ms=dice.choice([0, 0, 0, 0, NOW_MS // 2, NOW_MS * 2]),
     )
     runs = dice.randint(0, node.max_runs)

@@ -135,6 +135,8 @@ STATES = {
     "over": after(ENDED, e.ReportAnswered(KEY, accepted=True)),
     "stopping": STOPPING,
     "stopping, reporting": after(STOPPING, e.RunEnded(KEY, failed("node_stopped"))),
+    "draining": after(TRAINING, e.DrainAsked(True)),
+    "drained": after(JOINED, e.DrainAsked(True)),
     "leaving": after(JOINED, e.ShutdownAsked("SIGTERM")),
     "left": after(JOINED, e.ShutdownAsked("SIGTERM"), e.GoodbyeDone()),
 }
@@ -172,6 +174,8 @@ EVENTS = [
     e.ReportAnswered(KEY, accepted=False, fenced=True),
     e.ReportUnanswered(KEY),
     e.ShutdownAsked("SIGINT"),
+    e.DrainAsked(True),
+    e.DrainAsked(False),
     e.GoodbyeDone(),
 ]
 COMMANDS = (e.Assigned, e.BeginAsked, e.PauseAsked, e.StopAsked)
@@ -507,3 +511,21 @@ def test_a_second_request_to_stop_kills_the_runs_and_ends_at_once() -> None:
 
 def test_a_stopping_node_refuses_work() -> None:
     assert "stopping" in answer(STOPPING, e.Assigned(assign("job-2"))).reason
+
+
+# -- draining -----------------------------------------------------------------------------------------------
+
+
+def test_a_draining_node_takes_nothing_new_and_goes_on_with_what_it_has() -> None:
+    draining = after(TRAINING, e.DrainAsked(True))
+    assert not answer(draining, e.Assigned(assign("job-2"))).accepted
+    assert answer(draining, e.Assigned(assign())).accepted  # the same command again is no new run
+    assert draining.runs == TRAINING.runs
+    assert answer(after(replace(draining, runs={}), e.DrainAsked(False)), e.Assigned(assign("job-2"))).accepted
+
+
+def test_central_hears_at_once_that_a_node_drains_and_with_every_beat() -> None:
+    draining = after(JOINED, e.DrainAsked(True), now_ms=100)
+    assert next_wake_ms(draining) == 100
+    assert actions(draining, e.Tick(), 100) == [e.SendHeartbeat((), draining=True)]
+    assert actions(after(draining, e.DrainAsked(False), now_ms=100), e.Tick(), 100) == [e.SendHeartbeat(())]

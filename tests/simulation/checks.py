@@ -77,6 +77,7 @@ class Checks:
         self.chained: set[str] = set()
         self.kinds: dict[str, int] = {}
         self.banned_at_s: dict[str, float] = {}
+        self.drained_at_s: dict[str, float] = {}
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
     def fail(self, why: str) -> None:
@@ -180,6 +181,9 @@ class Checks:
             event.resume == job.checkpoint,
             f"I13: {job_id}/{event.attempt} goes on from {event.resume}, the newest stored is {job.checkpoint}",
         )
+        drained_s = self.drained_at_s.get(event.node_id)
+        if drained_s is not None and self.network.scheduler.now_s - drained_s > BAN_HEARD_WITHIN_S:
+            self.fail(f"I12: {job_id} is leased to {event.node_id}, which is draining since {drained_s:.1f} s")
         banned_s = self.banned_at_s.get(event.node_id)
         if banned_s is not None and self.network.scheduler.now_s - banned_s > BAN_HEARD_WITHIN_S:
             self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned for a day at {banned_s:.1f} s")
@@ -287,6 +291,12 @@ class Checks:
             self.fail(f"I13: {what} is not what its steps make")
 
     def _node(self, node_id: str, event: m.NodeEvent, by: str) -> None:
+        if isinstance(event, m.NodeDraining):
+            self.drained_at_s[node_id] = self.network.scheduler.now_s
+        else:
+            self.drained_at_s.pop(node_id, None)
+        if isinstance(event, m.NodeDraining | m.NodeUndrained):
+            self.expect(self.sessions.get(node_id) == event.session, f"I1: {node_id} drained in a session it is not in")
         if isinstance(event, m.NodeBanned):
             self.banned_at_s.setdefault(node_id, self.network.scheduler.now_s)
         elif isinstance(event, m.NodeRegistered):

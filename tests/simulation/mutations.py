@@ -156,6 +156,18 @@ def old_session_returns() -> Iterator[Any]:
 
 
 @planted
+def draining_node_leased() -> Iterator[Any]:
+    """What an operator wants of his node does not reach the scheduler."""
+    real = cyxcentral.nodes.evolve
+
+    def evolve(node: Any, event: m.NodeEvent, *arguments: Any) -> Any:
+        after = real(node, event, *arguments)
+        return replace(after, draining=False) if isinstance(event, m.NodeDraining) else after
+
+    yield mock.patch.object(cyxcentral.nodes, "evolve", evolve)
+
+
+@planted
 def resume_from_unstored_checkpoint() -> Iterator[Any]:
     """A node says that it stored its state before it did, and central believes it."""
     real = nodes.Run._upload

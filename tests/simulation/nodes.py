@@ -161,9 +161,9 @@ class Node(Process):
         else:
             self.tell(e.Registered(reply.heartbeat_ms))
 
-    async def _heartbeat(self, runs: tuple[m.RunRef, ...]) -> None:
-        refs = [replace(ref, step=run.step) if (run := self._runs.get(_key(ref))) else ref for ref in runs]
-        said = m.Heartbeat(node_id=self.node_id, session=self.session, runs=refs)
+    async def _heartbeat(self, action: e.SendHeartbeat) -> None:
+        refs = [replace(ref, step=run.step) if (run := self._runs.get(_key(ref))) else ref for ref in action.runs]
+        said = m.Heartbeat(node_id=self.node_id, session=self.session, runs=refs, draining=action.draining)
         try:
             reply = await self._ask(
                 "heartbeat", said, m.HeartbeatReply, min(REQUEST_TIMEOUT_S, self.state.heartbeat_ms / 1000)
@@ -223,7 +223,7 @@ def _key(ref: m.RunRef) -> e.RunKey:
 
 DOERS: dict[type, Any] = {
     e.SendRegister: lambda node, action: node._spawn(node._register()),
-    e.SendHeartbeat: lambda node, action: node._spawn(node._heartbeat(action.runs)),
+    e.SendHeartbeat: lambda node, action: node._spawn(node._heartbeat(action)),
     e.SendReport: lambda node, action: node._spawn(node._report(action.key, action.report)),
     e.StartRun: Node._start_run,
     e.BeginRun: Node._begin_run,

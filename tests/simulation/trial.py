@@ -224,6 +224,16 @@ class Network:
 
         self.scheduler.at(central.loop, self.scheduler.now_s, lambda: central.loop.create_task(say()))
 
+    def _drain_node(self) -> None:
+        """An operator looks after a node for a while, or for the rest of its life."""
+        node = self._some_node()
+        if not node.loop.alive:
+            return
+        self.scheduler.at(node.loop, self.scheduler.now_s, node.tell, e.DrainAsked(True))
+        if self.scheduler.dice.random() < 0.8 or node.number == 0:  # somebody is left to work
+            back_s = self.scheduler.now_s + self.scheduler.dice.expovariate(1 / 8)
+            self.scheduler.at(node.loop, back_s, node.tell, e.DrainAsked(False))
+
     def _stop_node_gracefully(self) -> None:
         node = self._some_node()
         if node.loop.alive and node.state.heartbeat_ms:
@@ -283,6 +293,7 @@ MISFORTUNES: dict[str, tuple[int, Any]] = {
     "leader_change": (2, Network._elect),
     "clock_jump": (3, Network._jump_clock),
     "graceful_stop": (1, Network._stop_node_gracefully),
+    "drain": (2, Network._drain_node),
     "ban": (1, Network._ban),
 }
 

@@ -1,0 +1,46 @@
+"""An operator looks after a node: it takes nothing new, finishes what it has, and works again when told."""
+
+import asyncio
+import sys
+
+from msgspec.structs import replace
+
+from cyxnet import jobfile
+from tests.system.conftest import EXAMPLES, until
+
+
+async def cyxnode(network, *arguments):
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "cyxnode", "--dir", str(network.folder), *arguments],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, error = await process.communicate()
+    return process.returncode, (said + error).decode()
+
+
+async def until_node_is(client, state):
+    async with asyncio.timeout(30):
+        while [view.state for view in await client.nodes()] != [state]:
+            pass
+
+
+async def test_a_node_is_drained_and_taken_back(client, network):
+    job = jobfile.load(EXAMPLES / "digits.toml")
+    long = await client.submit(replace(job, training=replace(job.training, epochs=100)))
+    await until(client, long.job_id, "Started")
+    code, said = await cyxnode(network, "--drain")
+    assert (code, "node-1 (process" in said) == (0, True), said
+    await until_node_is(client, "draining")
+    waiting = await client.submit(job)
+    assert ((await client.wait(long.job_id)).status, (await client.job(long.job_id)).attempt) == ("completed", 1)
+    await until_node_is(client, "drained")
+    assert "draining: its operator" in (await client.explain(waiting.job_id)).waiting_for
+    assert (await cyxnode(network, "--undrain", "--name", "node-1"))[0] == 0
+    view = await client.wait(waiting.job_id)
+    assert (view.status, view.attempt) == ("completed", 1)
+
+
+async def test_who_drains_a_node_that_does_not_run_is_told_so_in_one_line(network):
+    code, said = await cyxnode(network, "--drain", "--name", "nobody")
+    assert (code, said) == (1, "cyxnode: error: no node named 'nobody' runs in " + f"{network.folder}\n")
