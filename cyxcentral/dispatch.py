@@ -197,6 +197,7 @@ class Dispatch:
             lease_ms=attempt.lease_ms,
             resume=attempt.resume,
             funded=job.funded,
+            memory_bytes=job.memory_bytes if any(past.lost and past.lost.memory_bytes for past in job.attempts) else 0,
         )
 
     async def _tell(self, job_id: str, attempt: jobs.Attempt) -> None:
@@ -475,13 +476,18 @@ class Dispatch:
     async def _failed(self, said: m.RunFailed) -> m.ReportReply:
         code = "failed" if said.code in OUR_CODES else said.code  # it took the lease; that counts
         discards, why = await self._unusable(said)
+        seen_bytes = said.memory_bytes if code == "out_of_memory" else 0
+        if seen_bytes:
+            why = f"it had {seen_bytes >> 20} MiB: from now on only nodes with more are asked, and not this one"
+        sole = (said.deterministic or bool(seen_bytes)) and self._is_sole(said)
         lost = m.LeaseLost(
             attempt=said.attempt,
             code=code,
-            reason=f"{said.message}; {why}" if discards else said.message,
-            deterministic=said.deterministic,
-            sole=said.deterministic and self._is_sole(said),
+            reason=f"{said.message}; {why}" if why else said.message,
+            deterministic=said.deterministic or bool(seen_bytes and sole),  # no node here could do it
+            sole=sole,
             discards=discards,
+            memory_bytes=seen_bytes,
         )
         return await self._report(said, lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
 
@@ -513,6 +519,8 @@ class Dispatch:
     def _is_sole(self, said: m.RunFailed) -> bool:
         """Whether no other node that is here could confirm what this one found wrong with its job."""
         job = self._world.jobs.get(said.job_id)
+        if job is not None and said.memory_bytes:
+            job = jobs.with_memory_beyond(job, said.memory_bytes)
         others = [node for node in self._world.nodes.values() if node.online and node.node_id != said.node_id]
         return job is not None and not any(schedule.ever_fits(job, node) for node in others)
 

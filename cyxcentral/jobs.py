@@ -32,6 +32,7 @@ BACKOFF_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)
 REFUSED = "refused"  # code of a lease that its node did not take: nothing was tried
 PAUSED, NODE_STOPPED = "paused", "node_stopped"  # codes of runs that ended because somebody asked
 BAD_CHECKPOINT = "bad_checkpoint"  # code of a run that could not go on from the state it was given
+MEMORY_MARGIN = 4  # after running out of memory a job asks for a quarter more than it had
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
@@ -337,6 +338,8 @@ def _ended(job: Job, lost: m.LeaseLost) -> Job:
 def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
     fatal = event.deterministic and (event.sole or confirmed(job, event))
     job = replace(_ended(job, event), error=event.reason)
+    if event.memory_bytes:
+        job = with_memory_beyond(job, event.memory_bytes)
     if fatal or tried(job) >= job.job.max_attempts or job.attempt >= MAX_LEASES:
         if job.funded:
             return _settle(job, "failed", event.reason)
@@ -365,6 +368,19 @@ def _rest_ms(job: Job, lost: m.LeaseLost) -> int:
     codes = [attempt.lost.code if attempt.lost else "" for attempt in job.attempts]
     in_a_row = len(list(itertools.takewhile(lambda lost: lost == REFUSED, reversed(codes))))
     return BACKOFF_MS[min(in_a_row or tried(job), len(BACKOFF_MS)) - 1]
+
+
+def with_memory_beyond(job: Job, seen_bytes: int) -> Job:
+    """The job once it is known that so much memory is not enough for it."""
+    return replace(job, memory_bytes=max(job.memory_bytes, seen_bytes + seen_bytes // MEMORY_MARGIN))
+
+
+def ran_out_on(job: Job, node_id: str) -> bool:
+    """Whether the job ran out of memory on this node: it would again."""
+    return any(
+        attempt.lost is not None and attempt.lost.memory_bytes and attempt.node_id == node_id
+        for attempt in job.attempts
+    )
 
 
 def confirmed(job: Job, event: m.LeaseLost) -> bool:

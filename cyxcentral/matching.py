@@ -47,12 +47,18 @@ class Matching:
         """The first job in the line that some node can take, and the best node for it; None when there is none."""
         self.line.advance(now_ms)
         self.room.advance(now_ms)
-        job_id = self.line.first(self._largest_free_bytes)
-        if job_id is None:
+        aside: list[Job] = []
+        try:
+            while (job_id := self.line.first(self._largest_free_bytes)) is not None:
+                job = self._waiting[job_id]
+                if best := self._best(job):
+                    return Assignment(job_id=job_id, node_id=best[0].node.node_id, explanation=self._explain(job, best))
+                aside.append(job)  # the nodes with room are those where it ran out of memory: the next one's turn
+                self.line.leave(job_id)
             return None
-        job = self._waiting[job_id]
-        best = self._best(job)
-        return Assignment(job_id=job_id, node_id=best[0].node.node_id, explanation=self._explain(job, best))
+        finally:
+            for job in aside:
+                self.line.enter(job)
 
     def plan(self, now_ms: int, limit: int = MAX_PLANNED) -> list[Assignment]:
         """Up to `limit` assignments that can all be made, each taking room from the next. Nothing is changed by it."""

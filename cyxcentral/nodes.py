@@ -203,7 +203,7 @@ def judged(node: Node, job_id: str, event: m.Completed | m.LeaseLost, at_ms: int
     if isinstance(event, m.Completed):
         done = replace(node, jobs_completed=node.jobs_completed + 1, strikes=max(0, node.strikes - 1))
         return _changed(done, SUCCESS_GAIN, f"completed {job_id}", at_ms)
-    if event.discards:  # what was stored was bad, or not there
+    if event.discards or event.memory_bytes:  # what was stored was bad; the job needs more than was thought
         return node
     if event.code in NOT_ITS_FAULT:
         return replace(node, jobs_failed=node.jobs_failed + 1) if event.code == NODE_LOST else node
@@ -216,7 +216,7 @@ def judged(node: Node, job_id: str, event: m.Completed | m.LeaseLost, at_ms: int
 
 def blamed(node: Node, job_id: str, lost: m.LeaseLost, at_ms: int) -> Node:
     """The node after another one completed a job that this one had failed at: it was not the job."""
-    if lost.code in NOT_ITS_FAULT or lost.code in AT_ONCE or lost.discards:
+    if lost.code in NOT_ITS_FAULT or lost.code in AT_ONCE or lost.discards or lost.memory_bytes:
         return node
     node = _struck(at(node, at_ms), at_ms)
     change = -FAILURE_LOSS if lost.deterministic else 0.0

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from cyxcentral.jobs import Job
+from cyxcentral.jobs import Job, ran_out_on
 from cyxcentral.nodes import Node
 from cyxcore.errors import CyxError
 
@@ -104,6 +104,8 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
 def _unfit(job: Job, node: Node) -> str | None:
     """Why the node could not even run it when idle."""
     needs = job.job.needs
+    if ran_out_on(job, node.node_id):
+        return "it ran out of memory here"
     if needs.device == "cuda" and not node.hardware.gpus:
         return "no CUDA GPU"
     if node.hardware.cores < needs.cores:

@@ -155,7 +155,7 @@ class World:
         job = self.jobs[job_id] = jobs.evolve(before, event, at_ms)
         holder = before.current.node_id if before and before.current else None
         if holder != (now := job.current.node_id if job.current else None):
-            self._holds(holder, job, held=False)
+            self._holds(holder, before or job, held=False)  # what it was promised then
             self._holds(now, job, held=True)
         if job.status in jobs.ENDED:
             self.active.discard(job_id)

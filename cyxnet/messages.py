@@ -561,6 +561,7 @@ class RunFailed(Request, kw_only=True, frozen=True):
     """The run ended without a model. deterministic: the same job fails the same way anywhere.
 
     code "paused": as asked, after its checkpoint; "node_stopped": the operator stops the node. Neither counts as a try.
+    memory_bytes: of a run that ran out of memory, what it was allowed to have.
     """
 
     node_id: NodeId
@@ -570,6 +571,7 @@ class RunFailed(Request, kw_only=True, frozen=True):
     code: Annotated[str, Meta(max_length=64)]
     message: Text
     deterministic: bool = False
+    memory_bytes: U63 = 0
 
 
 class RunCompleted(Request, kw_only=True, frozen=True):
@@ -613,6 +615,7 @@ class Assign(Request, kw_only=True, frozen=True, tag="assign", tag_field="do"):
     lease_ms: U63
     resume: Checkpoint | None = None  # where to go on from; None: from the beginning
     funded: bool = True  # False: prepare everything, and wait for Begin before the first step
+    memory_bytes: U63 = 0  # at least so much of it, whatever the job says: with less it ran out elsewhere
 
 
 class Begin(Request, kw_only=True, frozen=True, tag="begin", tag_field="do"):
@@ -713,6 +716,7 @@ class LeaseLost(Event, kw_only=True):
     """The attempt ended without a model.
 
     deterministic: the job itself seems to be at fault. sole: no other node could confirm that.
+    memory_bytes: what it had when that was not enough: the job goes to no node where it ran out, and to none with less.
     discards: the checkpoint it was to go on from, which cannot be used: the next attempt goes on from the one before.
     """
 
@@ -722,6 +726,7 @@ class LeaseLost(Event, kw_only=True):
     deterministic: bool = False
     sole: bool = False
     discards: Checkpoint | None = None
+    memory_bytes: int = 0
 
 
 class Completed(Event, kw_only=True):

@@ -196,7 +196,8 @@ class Runs:
                 return await self._deliver(key, end, Path(order.out_path))
             await uploads.settle()  # the next attempt goes on from there
             if isinstance(end, Failed):
-                return self._failed(key, end.code, end.message, end.deterministic)
+                seen_bytes = order.memory_bytes if end.code == "out_of_memory" else 0
+                return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
             return self._halted(key, work)
         finally:
             await uploads.close()
@@ -293,7 +294,8 @@ class Runs:
         self, assign: Assign, data_path: Path, weights_path: Path | None, resume_path: Path | None, out_path: Path
     ) -> Order:
         job = assign.job
-        memory_bytes = min(job.needs.memory_bytes or self._share.memory_bytes, self._share.memory_bytes)
+        wanted_bytes = max(job.needs.memory_bytes, assign.memory_bytes) if job.needs.memory_bytes else 0
+        memory_bytes = min(wanted_bytes or self._share.memory_bytes, self._share.memory_bytes)
         return Order(
             model=job.model,
             data=job.data,
@@ -320,7 +322,9 @@ class Runs:
             where = f"at step {work.step}; no checkpoint was stored here"
         return self._failed(key, work.halting, f"{HALTED[work.halting]}; {where}")
 
-    def _failed(self, key: RunKey, code: str, message: str, deterministic: bool = False) -> RunFailed:
+    def _failed(
+        self, key: RunKey, code: str, message: str, deterministic: bool = False, memory_bytes: int = 0
+    ) -> RunFailed:
         job_id, attempt = key
         return RunFailed(
             node_id=self._node_id,
@@ -330,6 +334,7 @@ class Runs:
             code=code[:64],
             message=message[:2000],
             deterministic=deterministic,
+            memory_bytes=memory_bytes,
         )
 
 

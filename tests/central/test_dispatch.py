@@ -842,6 +842,34 @@ async def test_a_fetch_that_failed_for_another_reason_discards_nothing(central, 
     assert central.world.jobs["job-1"].checkpoint.step == 50
 
 
+async def test_out_of_memory_goes_to_a_larger_node_and_never_back(central):
+    await central.dispatch._register(register())
+    large = f.registered("node-b", hardware={"memory_bytes": 2**40})
+    await central.say(subjects.node_event("node-b"), large)
+    await central.job("job-1", f.FUNDED, leased())
+    said = replace(failed(code="out_of_memory"), memory_bytes=2**30)
+    assert (await central.dispatch._failed(said)).accepted
+    job = central.world.jobs["job-1"]
+    assert (job.status, job.memory_bytes) == ("queued", 2**30 + 2**28)
+    assert "it had 1024 MiB: from now on only nodes with more are asked, and not this one" in job.error
+    refusal = schedule.refusal(job, central.world.candidate(NODE))
+    assert refusal == "it ran out of memory here"
+    choice = schedule.Assignment(job_id="job-1", node_id="node-b", explanation={})
+    await central.say(subjects.job_event("job-1"), central.dispatch._lease(choice))
+    assign = central.dispatch._command("assign", central.world.jobs["job-1"])
+    assert assign.memory_bytes == 2**30 + 2**28
+
+
+async def test_out_of_memory_where_no_other_node_has_more_is_the_end_of_the_job(central):
+    # it was tried on the same node until its attempts were used up
+    await central.dispatch._register(register())
+    await central.say(subjects.node_event("node-b"), f.registered("node-b"))  # 8 GiB
+    await central.job("job-1", f.FUNDED, leased())
+    await central.dispatch._failed(replace(failed(code="out_of_memory"), memory_bytes=7 * 2**30))
+    job = central.world.jobs["job-1"]
+    assert (job.status, job.outcome, job.attempt) == ("settling", "failed", 1)
+
+
 async def test_a_fault_of_the_job_is_believed_at_once_only_where_nobody_else_could_confirm_it(central):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())

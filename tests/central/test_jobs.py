@@ -151,6 +151,15 @@ def test_the_next_attempt_goes_on_from_the_newest_checkpoint():
     assert "100 steps" in jobs.illegal(resumed, f.checkpointed(2, 60, "node-b", steps=200))
 
 
+def test_a_job_that_ran_out_of_memory_asks_for_a_quarter_more_than_it_had_and_never_for_less_than_before():
+    out = m.LeaseLost(attempt=1, code="out_of_memory", reason="too little", memory_bytes=2**30)
+    job = f.job_after(f.FUNDED, f.leased(), out)
+    assert (job.memory_bytes, jobs.tried(job)) == (2**30 + 2**28, 1)
+    assert jobs.ran_out_on(job, "node-a") and not jobs.ran_out_on(job, "node-b")
+    again = f.job_after(f.FUNDED, f.leased(), out, f.leased(2, "node-b"), replace(out, attempt=2, memory_bytes=2**20))
+    assert again.memory_bytes == 2**30 + 2**28
+
+
 BAD_50 = [
     *[f.FUNDED, f.leased(), f.checkpointed(step=30), f.checkpointed(step=40), f.checkpointed(step=50), f.lost()],
     *[f.leased(2, "node-b", "B" * 43, f.checkpoint(50)), f.lost(2, code="bad_checkpoint", discards=f.checkpoint(50))],

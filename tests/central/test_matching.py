@@ -175,6 +175,19 @@ def test_a_back_off_ends_though_the_clock_is_set_back():
     assert made.next(3_000).job_id == "job-1"
 
 
+def test_a_job_goes_to_no_node_where_it_ran_out_of_memory_and_lets_the_next_one_pass():
+    out = m.LeaseLost(attempt=1, code="out_of_memory", reason="too little", memory_bytes=2**20)
+    lost = replace(worlds.lost_on("node-a"), lost=out)
+    first = replace(job(), attempts=(lost,))
+    second = replace(job(), job_id="job-2", submitted_at_ms=5)
+    made = matching_of([first, second], [node()])
+    assert [(each.job_id, each.node_id) for each in made.plan(NOW_MS)] == [("job-2", "node-a")]
+    made = matching_of([first, second], [node(), node("node-b")])
+    assert [(each.job_id, each.node_id) for each in made.plan(NOW_MS)] == [("job-1", "node-b"), ("job-2", "node-a")]
+    why = made.plan(NOW_MS)[0].explanation["candidates"]
+    assert (why[-1]["node_id"], why[-1]["refused"]) == ("node-a", "it ran out of memory here")
+
+
 def test_a_job_that_left_is_not_due():
     made = matching_of([replace(job(), not_before_ms=7_000)], [node()])
     assert made.next(0) is None

@@ -39,6 +39,14 @@ def planned(log, now_ms=10**9):
     return [(choice.job_id, choice.node_id) for choice in log.world.matching.plan(now_ms)]
 
 
+def test_the_room_that_a_job_was_promised_is_free_again_though_it_asks_for_more_now():
+    log = Log().node(f.registered()).job(*WAITING, f.leased())
+    free = log.world.candidate("node-a").memory_free_bytes
+    log.job(m.LeaseLost(attempt=1, code="out_of_memory", reason="too little", memory_bytes=2**30))
+    assert log.world.candidate("node-a").memory_free_bytes == free + 2**28
+    assert log.world.jobs["job-1"].memory_bytes == 2**30 + 2**28
+
+
 def test_a_queued_job_is_planned_and_a_leased_one_is_not():
     log = Log().node(f.registered()).job(*WAITING)
     assert planned(log) == [("job-1", "node-a")]

@@ -142,6 +142,7 @@ def make_assign(
     layers: list[dict[str, Any]] | None = None,
     resume: m.Checkpoint | None = None,
     funded: bool = True,
+    memory_bytes: int = 0,
     **job: Any,
 ) -> m.Assign:
     layers = layers or [{"kind": "Linear", "out_features": 2}]
@@ -157,6 +158,7 @@ def make_assign(
     return m.Assign(
         job_id=job_id,
         attempt=attempt,
+        memory_bytes=memory_bytes,
         session=register.session,
         job=request,
         lease_ms=4000,

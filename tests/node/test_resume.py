@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from cyxcore.errors import CheckpointError
 from cyxcore.spec import DataSpec, ModelSpec, OptimizerSpec, TrainingSpec
-from cyxnet.messages import CheckpointPolicy, Pause, RunCheckpoint
+from cyxnet.messages import CheckpointPolicy, Needs, Pause, RunCheckpoint
 from cyxnode.pipe import Done, Failed, Go, Halt, Halted, NotSaved, Order, Prepared, Said, Saved
 from cyxnode.process import Launch, TrainingProcess
 from cyxnode.saving import Saver
@@ -200,6 +200,21 @@ def process_of_run(node: Any) -> psutil.Process:
     """The training process of the node's only run: not the one that is kept warm."""
     (work,) = node.agent._runs._works.values()
     return psutil.Process(work.process.pid)
+
+
+async def test_a_run_that_runs_out_of_memory_says_what_it_had_and_gets_more_elsewhere(
+    central: FakeCentral, start_node: Start
+) -> None:
+    small = {
+        "needs": Needs(memory_bytes=2**20),
+        "training": replace(TRAINING, epochs=1),
+        "layers": [{"kind": "Linear", "out_features": 2000}, {"kind": "Linear", "out_features": 2000}, LAYERS[-1]],
+    }
+    await take(await start_node("train", name="first"), central, **small)
+    failed = await central.wait_for("failed")
+    assert (failed.code, failed.memory_bytes) == ("out_of_memory", 2**20)
+    await take(await start_node("train", name="second"), central, attempt=2, memory_bytes=2**30, **small)
+    assert (await central.wait_for("completed")).attempt == 2
 
 
 @pytest.mark.parametrize("end", ["killed", "paused", "stopped"])

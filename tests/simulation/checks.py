@@ -51,6 +51,7 @@ class JobModel(Struct):
     cancelled: bool = False
     states: list[tuple[int, m.Checkpoint]] = []  # attempts and what they stored, the last two of each
     settlements: list[m.SignedTransaction] = []
+    ran_out: list[str] = []  # ids of nodes that had too little memory for it
     requests: list[str] = []  # that its owner made
 
     @property
@@ -181,6 +182,7 @@ class Checks:
             event.resume == job.checkpoint,
             f"I13: {job_id}/{event.attempt} goes on from {event.resume}, the newest stored is {job.checkpoint}",
         )
+        self.expect(event.node_id not in job.ran_out, f"I12: {job_id} ran out of memory on {event.node_id} before")
         drained_s = self.drained_at_s.get(event.node_id)
         if drained_s is not None and self.network.scheduler.now_s - drained_s > BAN_HEARD_WITHIN_S:
             self.fail(f"I12: {job_id} is leased to {event.node_id}, which is draining since {drained_s:.1f} s")
@@ -220,6 +222,8 @@ class Checks:
     def _lost(self, job_id: str, job: JobModel, event: m.LeaseLost) -> None:
         self._of_lease(job_id, job, event)
         self._end_lease(job)
+        if event.memory_bytes:
+            job.ran_out = [*job.ran_out, job.leases[-1].node_id]
         if event.discards:
             newest = f"the newest stored is {job.checkpoint}"
             self.expect(event.discards == job.checkpoint, f"I13: {job_id} discards {event.discards}, {newest}")

@@ -31,6 +31,7 @@ class Faults:
         self.rpc_lag_blocks = dice.choice([0, 3, 30, 30])
         self.run_dies = dice.choice([0.0, 0.1, 0.3])  # of training runs
         self.run_hangs = dice.choice([0.0, 0.0, 0.05])
+        self.run_is_too_large = dice.choice([0.0, 0.0, 0.2])  # for the memory of its node
         self.bad_state = dice.choice([0.0, 0.2, 0.6])  # of checkpoints, whenever the first run goes on from them
         self._states: dict[str, bool] = {}
 

@@ -9,7 +9,7 @@ from unittest import mock
 from msgspec.structs import replace
 
 import cyxcentral.nodes
-from cyxcentral import jobs, money, payments
+from cyxcentral import jobs, money, payments, room, schedule
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
@@ -153,6 +153,16 @@ def old_session_returns() -> Iterator[Any]:
         return real(node, replace(event, began_ms=0) if isinstance(event, m.NodeRegistered) else event)
 
     yield mock.patch.object(cyxcentral.nodes, "illegal", illegal)
+
+
+@planted
+def memory_forgotten() -> Iterator[Any]:
+    """A job goes back to the node on which it ran out of memory."""
+    yield mock.patch.object(schedule, "ran_out_on", lambda job, node_id: False)
+    yield mock.patch.object(schedule, "preference", lambda job, candidate, weights: candidate.node.node_id)
+    yield mock.patch.object(
+        room.Room, "ranked", lambda found, job: (found.candidates[node_id] for node_id in found._by_score(job))
+    )
 
 
 @planted

@@ -274,6 +274,8 @@ class Run:
             state = await self._fetch(self.assign.resume.state.sha256)
             if faults.is_bad(self.assign.resume.state.sha256):
                 return self._failed("bad_checkpoint", "no state can be read in it")
+        if faults.hit("run_is_too_large"):
+            return self._failed("out_of_memory", "too little", memory_bytes=2**29)
         self.node.tell(e.Advanced(self.key, "ready"))
         await self.begun.wait()
         first = self.step
@@ -366,7 +368,7 @@ class Run:
         [chunk] = manifest.chunks
         return await self._insist("artifact.chunk", msgspec.json.encode(m.ArtifactRefRequest(sha256=chunk)))
 
-    def _failed(self, code: str, message: str, deterministic: bool = False) -> m.RunFailed:
+    def _failed(self, code: str, message: str, deterministic: bool = False, memory_bytes: int = 0) -> m.RunFailed:
         return m.RunFailed(
             node_id=self.node.node_id,
             session=self.node.session,
@@ -375,6 +377,7 @@ class Run:
             code=code,
             message=message,
             deterministic=deterministic,
+            memory_bytes=memory_bytes,
         )
 
     def _completed(self, model: m.ArtifactRef, steps: int) -> m.RunCompleted:
