@@ -44,7 +44,7 @@ from cyxnet.local import LocalNetwork
 
 Row = dict[str, float]
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.toml"
-IN_FLIGHT = 256
+IN_FLIGHT = 480  # below the 512 that a central works on at a time
 LAMPORTS_PER_JOB = 3_000_000
 SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
 

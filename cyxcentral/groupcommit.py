@@ -53,6 +53,14 @@ class GroupCommit:
     async def append(self, subject: str, payload: bytes, expected_seq: int) -> int:
         """The sequence it was stored at. Raises Conflict, AppendUnknown, StorageFull or BusError: its own outcome."""
         loop = asyncio.get_running_loop()
+        if not (self._waiting or self._singles or self._batches):  # nobody to share with: by the shortest way
+            self._singles += 1
+            try:
+                return await self._core.append(subject, payload, expected_seq)
+            finally:
+                self._singles -= 1
+                if self._waiting:
+                    self._pump()
         append = _Append(subject, payload, expected_seq, loop.create_future())
         self._waiting.append(append)
         if not self._pump_due:  # after everybody else who is ready now: they may share a batch

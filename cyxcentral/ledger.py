@@ -27,7 +27,7 @@ from cyxnet.subjects import TELEMETRY, last_token
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FLUSH_AFTER_S = 0.1
+FLUSH_AFTER_S = 0.5
 RETRY_AFTER_S = 1.0
 MAX_WAITING_ROWS = 1_000_000  # that could not be written; more would fill the memory
 PAGE_BYTES = 400_000  # of each source in one page of updates: two of them fit a message with room to spare

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 RESEND_AFTER_S = (2.0, 4.0, 8.0, 16.0)  # and ask then whether the transaction is dead
 SENDS_AT_ONCE = 8
-ANSWER_FIRST_S = 0.001  # who asked hears that it is stored before the chain does
-MAKE_WAY_S, MAKE_WAY_TIMES = 0.02, 25
+ANSWER_FIRST_S = 0.004  # who asked hears that it is stored, and a free node is given the job, before the chain is asked
+MAKE_WAY_S, MAKE_WAY_TIMES = 0.02, 50
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
