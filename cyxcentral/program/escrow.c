@@ -56,7 +56,7 @@ typedef struct {
 
 enum { OPEN, ASSIGN, SETTLE, RELEASE, REFUND, GIVE_UP };
 
-/* Errors, as Custom(number). cyxnet/escrow.py has the words. Numbers below 1000 are those of the programs we call. */
+/* Errors, as Custom(number). Numbers below 1000 are those of the programs we call. */
 enum {
   BAD_DATA = 1000,  /* the data is none of the instructions above */
   BAD_ACCOUNTS,     /* too few or too many accounts */
