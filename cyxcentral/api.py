@@ -242,15 +242,18 @@ class Api:
 
     async def _view(self, job: jobs.Job) -> m.JobView:
         key = keys.job_status(job.job_id)
+        node = self._world.nodes.get(job.attempts[-1].node_id) if job.attempts else None
         cached = await self._central.cache.get(key)
         if cached is not None:
             with contextlib.suppress(BadMessage):  # garbage in the cache costs this recomputation
                 view = decode(m.JobView, cached, JSON)
-                if views.is_fresh(view, job):
+                if views.is_fresh(view, job, node):
                     return view
-        node = self._world.nodes.get(job.attempts[-1].node_id) if job.attempts else None
-        view = views.job_view(job, node, await self._latest(job.job_id))
+        latest = await self._latest(job.job_id)
+        view = views.job_view(job, node, latest)
         await self._central.cache.set(key, msgspec.json.encode(view), keys.JOB_STATUS_TTL_S)
+        if await self._latest(job.job_id) != latest:  # newer metrics came, and deleted what was there before this
+            await self._central.cache.delete(key)
         return view
 
     async def _latest(self, job_id: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 Nothing here is the truth: a value that is missing, stale or garbage costs a recomputation and never an error.
 Keys and lifetimes:
 
-    job:{id}:status      60 s    the JobView of a job
+    job:{id}:status      60 s    the JobView of a job; shown only while events have not made it untrue
     node:{id}:info       30 s    the newest hardware metrics of a node
     session:{token}       1 h    who a session token stands for
     metrics:{id}:latest   kept   the newest metrics of a job

