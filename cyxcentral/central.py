@@ -20,6 +20,7 @@ from cyxcentral.payments import Payments
 from cyxcentral.projection import note, project
 from cyxcentral.recent import Recent
 from cyxcentral.telemetry import Telemetry, broadcast
+from cyxcentral.verifier import Verifier
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
@@ -33,7 +34,7 @@ from cyxnet.solana import Settlement
 from cyxnet.wallet import Wallet
 
 log = logging.getLogger(__name__)
-MANY_REQUESTS = 16  # in flight: then payments let callers go first
+MANY_REQUESTS = 16  # in flight: then payments let callers go first, and signatures are checked beside
 CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
 LOW_LAMPORTS = 10_000_000_000
 CHECK_BROKERS_EVERY_S = 60.0
@@ -81,6 +82,8 @@ class Central:
         self._edge = edge
         self.ledger = ledger
         self.settlement = settlement
+        self.verifier = Verifier(self._many_ask)
+        settlement.verify = self.verifier.signed_by
         self.cache = open_cache(network.redis_url)
         self.world = World(configured_weights(network))
         self.events = EventLog(core, self.central_id, self.world, machine)
@@ -144,7 +147,7 @@ class Central:
             self.wallet,
             self.platform.address,
             mint,
-            busy=lambda: self._edge.requests_in_flight > MANY_REQUESTS,
+            busy=self._many_ask,
         )
         await self.events.open(known_seq, known_sha256, network.replicas)
         self.events.applied.append(self._react)
@@ -156,6 +159,9 @@ class Central:
         self._later(self._keep_checking_brokers())
         api = Api(self)
         await self._edge.serve("0.1.0", "Cyx: train and serve models on other people's machines", api.handlers())
+
+    def _many_ask(self) -> bool:
+        return self._edge.requests_in_flight > MANY_REQUESTS
 
     async def _chain_ready(self) -> str:
         """The mint of this network; on a local chain it is made, and central gets lamports for fees."""
@@ -233,6 +239,7 @@ class Central:
         await self.dispatch.close()
         if self.payments:
             await self.payments.close()
+        await self.verifier.close()
         for task in self._background:
             task.cancel()
         await self._core.close()

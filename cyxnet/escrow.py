@@ -379,20 +379,36 @@ def check_deposit(transaction: bytes, terms: EscrowTerms) -> str:
     The expected message is made again around the given blockhash and compared byte for byte, so central
     never forwards what it does not understand. Raises SettlementError bad_transaction.
     """
-    lib = solders()
+    signature, message = deposit_parts(transaction, terms)
+    if not signed_by(bytes(public_key(terms.client)), signature, message):
+        raise bad_signature(terms)
+    return str(solders().Signature.from_bytes(signature))
+
+
+def deposit_parts(transaction: bytes, terms: EscrowTerms) -> tuple[bytes, bytes]:
+    """The first part of check_deposit: (signature, message) of a deposit for these terms, signature unchecked.
+
+    Raises SettlementError bad_transaction.
+    """
     check_terms(terms)
     escrow = public_key(terms.escrow)
     template = _template_of(terms, escrow)
     message = transaction[65:]  # after one signature and their number
     if transaction[:1] != b"\x01" or message != template.message(terms, escrow, template.blockhash(message)):
         raise _not_the_deposit(transaction, terms)
-    signature = lib.Signature.from_bytes(transaction[1:65])
-    if not signature.verify(public_key(terms.client), message):
-        raise SettlementError(
-            "bad_transaction",
-            f"deposit: the signature is not that of the client {terms.client}; sign it again",
-        )
-    return str(signature)
+    return transaction[1:65], message
+
+
+def signed_by(key: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether this Ed25519 signature (64 bytes) of the message is that of the public key (32 bytes)."""
+    lib = solders()
+    return bool(lib.Signature.from_bytes(signature).verify(lib.Pubkey.from_bytes(key), message))
+
+
+def bad_signature(terms: EscrowTerms) -> SettlementError:
+    return SettlementError(
+        "bad_transaction", f"deposit: the signature is not that of the client {terms.client}; sign it again"
+    )
 
 
 def _not_the_deposit(transaction: bytes, terms: EscrowTerms) -> SettlementError:

@@ -11,7 +11,7 @@ import functools
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ from cyxnet.escrow import (
     Funds,
     SettlementError,
     associated_address,
+    bad_signature,
     build_deposit,
     build_faucet,
     build_mint,
@@ -35,10 +36,12 @@ from cyxnet.escrow import (
     check_funds,
     check_pay,
     check_terms,
+    deposit_parts,
     escrow_address,
     escrow_terms,
     mint_address,
     public_key,
+    signed_by,
     solders,
     split,
     token_account,
@@ -65,6 +68,7 @@ BLOCKHASH_REUSED_S = 5.0
 BLOCKHASH_TRUSTED_S = 25.0  # of the minute that a blockhash lives
 MACHINE_LAG_BLOCKS = 32  # how far the machines behind one URL may be apart
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
+Verify = Callable[[bytes, bytes, bytes], Awaitable[bool]]  # public key, signature, message
 RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -91,6 +95,10 @@ class HistoryEntry(Struct, frozen=True, kw_only=True):
     finalized: bool
 
 
+async def _verify(key: bytes, signature: bytes, message: bytes) -> bool:
+    return signed_by(key, signature, message)
+
+
 class Settlement:
     """Payments on one chain. Every call retries what can be retried and raises SettlementError otherwise.
 
@@ -110,6 +118,7 @@ class Settlement:
             AsyncClient(each, commitment=Confirmed, timeout=timeout_s, http2=each.startswith("https:"))
             for each in (url, *witness_urls)
         ]
+        self.verify: Verify = _verify  # a deposit's signature; whoever gets many may have it done elsewhere
         self._genesis: str | None = None
         self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()  # blockhash -> last valid height, seen at
 
@@ -235,7 +244,10 @@ class Settlement:
         """
         from solana.rpc.commitment import Processed
 
-        signature = check_deposit(transaction, terms)
+        signed, text = deposit_parts(transaction, terms)
+        if not await self.verify(bytes(public_key(terms.client)), signed, text):
+            raise bad_signature(terms)
+        signature = str(solders().Signature.from_bytes(signed))
         message = solders().VersionedTransaction.from_bytes(transaction).message
         known = self._seen_lately(str(message.recent_blockhash))
         if known is not None:

@@ -58,7 +58,7 @@ cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxce
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.landings
-cyxcentral.payments cyxcentral.telemetry cyxcentral.api cyxcentral.central
+cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.api cyxcentral.central
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),

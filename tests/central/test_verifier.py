@@ -1,0 +1,84 @@
+"""Signatures checked in a process beside central: the same answers, whatever becomes of that process."""
+
+import asyncio
+import io
+import os
+import signal
+
+import pytest
+
+from cyxcentral import verifier
+from cyxcentral.verifier import FEWEST, Verifier, frame, serve
+from cyxnet.wallet import Wallet
+
+SIGNERS = [Wallet(bytes([n]) * 32) for n in range(4)]
+
+
+def checks(count):
+    """(check, whether it is good): every third is of another message, every fifth by somebody else."""
+    from cyxnet.escrow import public_key, solders
+
+    lib, made = solders(), []
+    for number in range(count):
+        signer, other = SIGNERS[number % 4], SIGNERS[(number + 1) % 4]
+        message = b"message %d " % number * 20
+        signed = bytes(lib.Keypair.from_seed(signer.seed).sign_message(message))
+        good = number % 3 != 0 and number % 5 != 0
+        shown = message if number % 3 else message + b"!"
+        key = bytes(public_key((other if number % 5 == 0 else signer).address))
+        made.append(((key, signed, shown), good))
+    return made
+
+
+@pytest.fixture
+async def beside():
+    made = Verifier(lambda: True)
+    yield made
+    await made.close()
+
+
+async def asked(made, those):
+    answers = await asyncio.gather(*(made.signed_by(*check) for check, _ in those))
+    return answers == [good for _, good in those]
+
+
+async def until_it_runs(made):
+    """Ask until the process is there: before that, the checks are made here."""
+    async with asyncio.timeout(30):
+        while made._child is None:
+            assert await asked(made, checks(FEWEST))
+
+
+async def test_many_are_answered_by_the_process_each_with_its_own_answer(beside):
+    await until_it_runs(beside)
+    many = asyncio.ensure_future(asked(beside, checks(100)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(beside._asked) == 1  # they went to the process
+    assert await many
+
+
+async def test_few_are_checked_here_and_start_nothing():
+    made = Verifier(lambda: False)
+    assert await asked(made, checks(10))
+    assert made._task is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_process_that_dies_or_stands_still_leaves_no_question_open(beside, monkeypatch, number):
+    monkeypatch.setattr(verifier, "ANSWER_WITHIN_S", 0.2)
+    await until_it_runs(beside)
+    os.kill(beside._child.pid, number)
+    async with asyncio.timeout(20):
+        assert await asked(beside, checks(100))
+        while beside._child is not None:
+            assert await asked(beside, checks(FEWEST))
+        assert await asked(beside, checks(100))
+
+
+def test_the_process_answers_frame_by_frame_until_its_input_ends():
+    those = checks(40)
+    answers = io.BytesIO()
+    serve(io.BytesIO(frame([c for c, _ in those[:25]]) + frame([c for c, _ in those[25:]])), answers)
+    assert answers.getvalue() == bytes([1, *(good for _, good in those)])
