@@ -223,31 +223,62 @@ class Takes:
         await self._bus.ask(subjects.node(self.node_id, "register"), said, m.RegisterReply)
 
 
-async def assignments(network: LocalNetwork, count: int) -> Row:
-    """One job at a time: from the submit to the word that its lease is stored."""
+async def assignments(network: LocalNetwork, count: int) -> dict[str, Row]:
+    """One job at a time, from the submit to the word that its lease is stored; each is cancelled then.
+
+    idle: the one before has ended, with its deposit and refund final. back to back: it has not. And what such a network
+    needs for its parts: a request that does nothing, and one durable append; an assignment has one and two of them.
+    """
     node_bus = await Bus.connect(network.file.node_url, name="bench-node", inbox="_INBOX_node")
-    took_ms: list[float] = []
+    rows: dict[str, Row] = {}
     try:
         await Takes(node_bus).register()
         async with await AsyncClient.connect(network.folder) as client:
-            job = await ready_job(client, count * 2)
+            job = await ready_job(client, count * 4)
             leased: dict[str, asyncio.Future[float]] = {}
+            ended: dict[str, asyncio.Event] = {}
 
             async def heard(subject: str, payload: bytes, headers: dict[str, str]) -> None:
-                now = time.perf_counter()
-                if b'"Leased"' in payload and not (done := leased[subjects.last_token(subject)]).done():
-                    done.set_result(now)
+                now, job_id = time.perf_counter(), subjects.last_token(subject)
+                if b'"Leased"' in payload and not leased[job_id].done():
+                    leased[job_id].set_result(now)
+                elif b'"Settled"' in payload or b'"FundFailed"' in payload:
+                    ended[job_id].set()
 
             await client.bus.subscribe(subjects.update("*"), heard)
-            for job_id, asked in await requests_of(client, job, count):
-                leased[job_id] = asyncio.get_running_loop().create_future()
-                begun = time.perf_counter()
-                await client.bus.request(subjects.api(client.caller, "job.submit"), asked, content_type=MSGPACK)
-                took_ms.append((await asyncio.wait_for(leased[job_id], 30) - begun) * 1000)
-                await client.cancel(job_id)
+            for what, idle in (("submit → assigned, idle", True), ("submit → assigned, back to back", False)):
+                took_ms = []
+                for job_id, asked in await requests_of(client, job, count):
+                    leased[job_id], ended[job_id] = asyncio.get_running_loop().create_future(), asyncio.Event()
+                    begun = time.perf_counter()
+                    await client.bus.request(subjects.api(client.caller, "job.submit"), asked, content_type=MSGPACK)
+                    took_ms.append((await asyncio.wait_for(leased[job_id], 30) - begun) * 1000)
+                    await client.cancel(job_id)
+                    if idle:
+                        await asyncio.wait_for(ended[job_id].wait(), 60)
+                rows[what] = {"p50 ms": statistics.median(took_ms), "p99 ms": percentile(took_ms, 0.99)}
+            await asyncio.gather(*(asyncio.wait_for(each.wait(), 60) for each in ended.values()))
+            rows["the same network's parts"] = await parts(network, client, count)
     finally:
         await node_bus.close()
-    return {"p50 ms": statistics.median(took_ms), "p99 ms": percentile(took_ms, 0.99)}
+    return rows
+
+
+async def parts(network: LocalNetwork, client: AsyncClient, count: int) -> Row:
+    core = await Bus.connect(network.file.core_url, name="bench")
+    found: Row = {}
+    try:
+        await core.ensure_stream("BENCH", ["bench.>"])
+        works: dict[str, Callable[[int], Awaitable[Any]]] = {
+            "empty request p50 ms": lambda n: client.bus.request(subjects.api(client.caller, "network.info"), b"{}"),
+            "append p50 ms": lambda n: core.append(f"bench.alone.{n}", b"x" * 1500, 0),
+        }
+        for what, work in works.items():
+            _, took_ms = await rate(work, count, 1)
+            found[what] = statistics.median(took_ms)
+    finally:
+        await core.close()
+    return found
 
 
 async def ready_job(client: AsyncClient, jobs: int) -> m.JobRequest:
@@ -267,7 +298,7 @@ async def measure(jobs: int, assigned: int, centrals: int) -> dict[str, Row]:
     found: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with LocalNetwork(Path(folder) / "idle", nodes=0, centrals=centrals) as network:
-            found["submit → assigned"] = await assignments(network, assigned)
+            found |= await assignments(network, assigned)
         async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
             found["the broker alone"] = await appends(network, jobs, b"x" * 1500)
             row, spent = await submissions(network, jobs)
