@@ -1,0 +1,295 @@
+"""One training step of six models beside PyTorch: time, and how many times faster ours is.
+
+    pip install torch                             # the peer; without it only our own times are shown
+    python -m benchmarks.bench_train              # 1 and 2 threads
+    python -m benchmarks.bench_train --quick --only mlp_small,cnn --threads 1
+    python -m benchmarks.bench_train --json
+
+A step is forward, cross-entropy, backward and the optimiser's update, float32, the batch as given in MODELS. Ours is
+compiled (`cx.compile(step)`), in the exact class, whose bits depend on no thread count and no instruction set. PyTorch
+runs eagerly, as it comes and with its fused optimiser, and with --compile through torch.compile. Rounds alternate
+between them, so that a busy machine slows all; figures are medians. Before anything is timed, both run the same first
+steps from the same weights, and their losses must agree.
+
+Target: never slower than the fastest of them; in the geometric mean 1.6 times faster on one thread, 1.8 times on two.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import cyxcore as cx
+from cyxcore import functional as F
+from cyxcore.kernels import cpu
+
+Array = np.ndarray[Any, Any]
+STEPS_COMPARED, LOSS_TOLERANCE = 3, 1e-3
+
+
+class Case(NamedTuple):
+    """make(nn): the model out of cyxcore.nn or torch.nn; optimizer: its name and options in both."""
+
+    make: Callable[[Any], Any]
+    inputs: Callable[[Any], tuple[Array, Array]]
+    optimizer: str
+    options: dict[str, Any]
+
+
+def _mlp(nn: Any, *sizes: int) -> Any:
+    layers: list[Any] = []
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _cnn(nn: Any) -> Any:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(9216, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+
+def _resnet(nn: Any) -> Any:
+    blocks: list[Any] = []
+    for _ in range(4):
+        blocks += [nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def gpt(nn: Any, vocabulary: int = 256, length: int = 128, width: int = 128, heads: int = 4, blocks: int = 4) -> Any:
+    """Pre-norm blocks with learned positions and an untied head. tokens (N, T) -> logits (N, T, vocabulary)."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            self.gelu = nn.GELU(approximate="tanh")
+
+        def forward(self, x: Any) -> Any:
+            rows, steps = x.shape[0], x.shape[1]
+            both = self.qkv(self.norm1(x)).reshape(rows, steps, 3, heads, width // heads)
+            q, k, v = (_swap(both[:, :, place]) for place in range(3))
+            mixed = _attention(q, k, v)
+            x = x + self.out(_swap(mixed).reshape(rows, steps, width))
+            return x + self.down(self.gelu(self.up(self.norm2(x))))
+
+    class Gpt(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+            self.blocks = nn.Sequential(*(Block() for _ in range(blocks)))
+            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.norm(self.blocks(self.tokens(x) + self.positions.weight)))
+
+    return Gpt()
+
+
+def _swap(x: Any) -> Any:
+    """Axes 1 and 2 exchanged: steps and heads."""
+    return x.permute(0, 2, 1, 3) if hasattr(x, "permute") else x.transpose(0, 2, 1, 3)
+
+
+def _attention(q: Any, k: Any, v: Any) -> Any:
+    if hasattr(q, "permute"):
+        import torch
+
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def _lstm(nn: Any) -> Any:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(64, 128, batch_first=True), nn.Linear(128, 10)
+
+        def forward(self, x: Any) -> Any:
+            return self.out(self.lstm(x)[0][:, -1])
+
+    return Last()
+
+
+def _images(*shape: int, classes: int = 10) -> Callable[[Any], tuple[Array, Array]]:
+    return lambda rng: (rng.normal(size=shape).astype(np.float32), rng.integers(0, classes, shape[0]))
+
+
+def _tokens(rng: Any) -> tuple[Array, Array]:
+    drawn = rng.integers(0, 256, (16, 129))
+    return drawn[:, :-1].copy(), drawn[:, 1:].copy()
+
+
+MODELS: dict[str, Case] = {
+    "mlp_small": Case(lambda nn: _mlp(nn, 64, 128, 64, 10), _images(64, 64), "Adam", {}),
+    "mlp_large": Case(lambda nn: _mlp(nn, 784, 1024, 1024, 10), _images(256, 784), "AdamW", {}),
+    "cnn": Case(_cnn, _images(64, 1, 28, 28), "SGD", {"lr": 0.01, "momentum": 0.9}),
+    "resnet": Case(_resnet, _images(32, 64, 32, 32), "SGD", {"lr": 0.01, "momentum": 0.9}),
+    "gpt": Case(gpt, _tokens, "AdamW", {}),
+    "lstm": Case(_lstm, _images(32, 64, 64), "Adam", {}),
+}
+
+
+def ours(case: Case, weights: dict[str, Array] | None, batch: tuple[Array, Array]) -> tuple[Any, Callable[[], float]]:
+    """(the model, a compiled step that returns the loss)."""
+    model = case.make(cx.nn)
+    if weights:
+        model.load_state_dict(weights)
+    optimizer = getattr(cx.optim, case.optimizer)(model.parameters(), **case.options)
+    x, y = cx.tensor(batch[0]), cx.tensor(batch[1])
+
+    def step(x: Any, y: Any) -> Any:
+        logits = model(x)
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    compiled = cx.compile(step)
+    return model, lambda: float(compiled(x, y).item())
+
+
+def theirs(case: Case, state: Any, batch: tuple[Array, Array], fused: bool, compiled: bool) -> Callable[[], float]:
+    import torch
+
+    model = case.make(torch.nn)
+    model.load_state_dict(state)
+    optimizer = getattr(torch.optim, case.optimizer)(model.parameters(), fused=fused or None, **case.options)
+    x, y = torch.tensor(batch[0]), torch.tensor(batch[1])
+
+    def forward(x: Any, y: Any) -> Any:
+        logits = model(x)
+        return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
+
+    loss_of = torch.compile(forward) if compiled else forward
+
+    def step() -> float:
+        loss = loss_of(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def peers(case: Case, batch: tuple[Array, Array], with_compile: bool) -> Iterator[tuple[str, Any, Callable[[], float]]]:
+    """(name, its first weights, its step) of each way to run PyTorch here."""
+    import torch
+
+    torch.manual_seed(0)
+    state = case.make(torch.nn).state_dict()
+    weights = {name: value.numpy().copy() for name, value in state.items()}
+    for name, fused, compiled in (("eager", False, False), ("fused", True, False), ("compile", True, True)):
+        if compiled <= with_compile:
+            fresh = {key: torch.tensor(value) for key, value in weights.items()}
+            yield name, weights, theirs(case, fresh, batch, fused, compiled)
+
+
+def measure(name: str, threads: int, rounds: int, budget_s: float, with_compile: bool) -> dict[str, float]:
+    """Median milliseconds of a step by each, and the seconds our plan took."""
+    case = MODELS[name]
+    batch = case.inputs(np.random.default_rng(0))
+    cpu.set_num_threads(threads)
+    steps: dict[str, Callable[[], float]] = {}
+    weights = None
+    if torch_is_here():
+        import torch
+
+        torch.set_num_threads(threads)
+        for peer, first, step in peers(case, batch, with_compile):
+            steps[f"torch {peer}"], weights = step, first
+    cx.manual_seed(0)
+    _, steps["cyx"] = ours(case, weights, batch)
+    losses = {}
+    for who, step in steps.items():
+        begun = time.perf_counter()
+        losses[who] = [step()]
+        if who == "cyx":
+            plan_s = time.perf_counter() - begun
+        losses[who] += [step() for _ in range(STEPS_COMPARED - 1)]
+    for who, found in losses.items():
+        if not np.allclose(found, losses["cyx"], rtol=LOSS_TOLERANCE):
+            raise SystemExit(f"{name}: {who} lost {found}, cyx {losses['cyx']}: not the same training")
+    took: dict[str, list[float]] = {who: [] for who in steps}
+    for _ in range(rounds):
+        for who, step in steps.items():
+            begun, count = time.perf_counter(), 0
+            while time.perf_counter() - begun < budget_s or not count:
+                step()
+                count += 1
+            took[who].append((time.perf_counter() - begun) / count * 1000)
+    return {**{who: statistics.median(each) for who, each in took.items()}, "plan_s": plan_s}
+
+
+def torch_is_here() -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--threads", default="1,2", help="thread counts, with commas between (default 1,2)")
+    parser.add_argument("--only", default="", help=f"some of {', '.join(MODELS)}, with commas between")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to warm up")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    options = parser.parse_args()
+    names = [name for name in options.only.split(",") if name] or list(MODELS)
+    if unknown := sorted(set(names) - set(MODELS)):
+        parser.error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(MODELS)}")
+    rounds, budget_s = (3, 0.05) if options.quick else (9, 0.5)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for threads in map(int, options.threads.split(",")):
+        rows = found[str(threads)] = {}
+        for name in names:
+            rows[name] = measure(name, threads, rounds, budget_s, options.compile)
+            if not options.json:
+                show(name, threads, rows[name])
+        ratios = [ratio for row in rows.values() if (ratio := times_faster(row))]
+        if ratios and not options.json:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            print(f"{threads} thread(s): geometric mean {mean:.2f} × the fastest of torch, least {min(ratios):.2f} ×")
+    if options.json:
+        print(json.dumps({"machine": platform.processor() or platform.machine(), "isa": cpu.isa(), "threads": found}))
+    return 0
+
+
+def times_faster(row: dict[str, float]) -> float:
+    """Than the fastest of the others; 0 without any."""
+    others = [ms for who, ms in row.items() if who.startswith("torch")]
+    return min(others) / row["cyx"] if others else 0.0
+
+
+def show(name: str, threads: int, row: dict[str, float]) -> None:
+    times = "  ".join(f"{who} {ms:9.3f} ms" for who, ms in row.items() if who != "plan_s")
+    ratio = f"  {times_faster(row):5.2f} ×" if times_faster(row) else ""
+    print(f"{name:10} {threads} thread(s)  {times}{ratio}  (planned in {row['plan_s']:.2f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
