@@ -6,7 +6,7 @@ remembers the op and its inputs, and `backward` walks back with the rules of gra
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from cyxcore import indexing, random
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import DEFAULTS, INTEGERS, REAL, dtype_name, iinfo, is_float
 from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
-from cyxcore.gradients import NO_GRADIENT, input_gradients
+from cyxcore.gradients import NO_GRADIENT, Sum, input_gradients
 from cyxcore.infer import Shape, Typed
 from cyxcore.kernels import reference
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES, widened
@@ -31,26 +31,32 @@ API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the
 _recording = True
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+class recording(ContextDecorator):
+    """Within the block results remember what they came from, or do not."""
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+
+    def _recreate_cm(self) -> "recording":
+        return recording(self._on)
+
+    def __enter__(self) -> None:
+        global _recording
+        self._before, _recording = _recording, self._on
+
+    def __exit__(self, *error: object) -> None:
+        global _recording
+        _recording = self._before
+
+
+def no_grad() -> recording:
     """Within the block results remember nothing and need no gradient."""
-    global _recording
-    before, _recording = _recording, False
-    try:
-        yield
-    finally:
-        _recording = before
+    return recording(False)
 
 
-@contextmanager
-def enable_grad() -> Iterator[None]:
+def enable_grad() -> recording:
     """Within the block results remember what they came from again, also inside no_grad()."""
-    global _recording
-    before, _recording = _recording, True
-    try:
-        yield
-    finally:
-        _recording = before
+    return recording(True)
 
 
 @lru_cache(4096)
@@ -354,12 +360,14 @@ def recorded(result: Tensor, op: Any, inputs: tuple[Tensor, ...]) -> Tensor:
 
 def pull(root: Tensor, start: Tensor, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
-    global _recording
-    pending = {id(root): start}
+    pending = {id(root): Sum()}
+    pending[id(root)].add(start)
     for tensor in _newest_first(root):
-        g = pending.pop(id(tensor), None)
-        if g is None:
+        so_far = pending.pop(id(tensor), None)
+        if so_far is None:
             continue
+        with recording(_recording and create_graph):
+            g = so_far.value(tensor.shape)
         for hook in getattr(tensor, "_hooks", ()):
             changed = hook(g)
             g = g if changed is None else changed
@@ -367,14 +375,11 @@ def pull(root: Tensor, start: Tensor, create_graph: bool) -> Iterator[tuple[Tens
         if tensor._op is None:
             continue
         op, inputs, attrs = tensor._op
-        before, _recording = _recording, _recording and create_graph
-        try:
+        with recording(_recording and create_graph):
             rule = input_gradients if type(op) is str else op.input_gradients
             for x, new in zip(inputs, rule(op, g, inputs, tensor, attrs), strict=True):
                 if new is not None and x.requires_grad:
-                    pending[id(x)] = pending[id(x)] + new if id(x) in pending else new
-        finally:
-            _recording = before
+                    pending.setdefault(id(x), Sum()).add(new)
 
 
 def _newest_first(root: Tensor) -> list[Tensor]:

@@ -6,7 +6,7 @@ gradient (or None) per input. Broadcast inputs are reduced back by the caller (`
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cyxcore.dtype import is_float
 from cyxcore.errors import GradientError
@@ -46,12 +46,64 @@ def fit(g: Any, shape: tuple[int, ...]) -> Any:
     return (g.sum(axes) if axes else g).reshape(*shape)
 
 
+class Piece(NamedTuple):
+    """A gradient that is 0 outside a box: what a slice gives back."""
+
+    g: Any
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+
+    def padded(self, shape: tuple[int, ...]) -> Any:
+        pads = tuple((start, size - stop) for start, stop, size in zip(self.starts, self.stops, shape, strict=True))
+        return apply("pad", self.g, pads=pads)
+
+
+class Sum:
+    """The gradient of one value while contributions come in. Pieces that tile it are joined, not padded and added."""
+
+    def __init__(self) -> None:
+        self._whole: Any = None
+        self._pieces: list[Piece] = []
+
+    def add(self, new: Any) -> None:
+        if isinstance(new, Piece):
+            self._pieces.append(new)
+        else:
+            self._whole = new if self._whole is None else self._whole + new
+
+    def value(self, shape: tuple[int, ...]) -> Any:
+        if not self._pieces:
+            return self._whole
+        joined = _joined(self._pieces, shape)
+        return joined if self._whole is None else self._whole + joined
+
+
+def _joined(pieces: list[Piece], shape: tuple[int, ...]) -> Any:
+    """The sum of pieces: a concatenation where they lie next to each other along one axis and leave nothing out."""
+    cut = [axis for axis, size in enumerate(shape) if any(p.stops[axis] - p.starts[axis] != size for p in pieces)]
+    if len(cut) == 1 and len(pieces) > 1:
+        row = sorted(pieces, key=lambda piece: piece.starts[cut[0]])
+        edges = [0, *(piece.stops[cut[0]] for piece in row)]
+        if [piece.starts[cut[0]] for piece in row] == edges[:-1] and edges[-1] == shape[cut[0]]:
+            return apply("concat", *(piece.g for piece in row), axis=cut[0])
+    total = pieces[0].padded(shape)
+    for piece in pieces[1:]:
+        total = total + piece.padded(shape)
+    return total
+
+
 def input_gradients(op: str, g: Any, inputs: Sequence[Any], output: Any, attrs: Mapping[str, Any]) -> list[Any]:
-    """The gradient of each input, of that input's shape; None where there is none. Raises GradientError."""
+    """The gradient of each input: of that input's shape, or a Piece of it; None where there is none.
+
+    Raises GradientError.
+    """
     if op in NO_GRADIENT:
         raise GradientError(f"{op}: has no gradient; use detach() on its input, or another operation")
     found = RULES[op](g, inputs, output, attrs)
-    return [None if new is None else fit(new, x.shape) for new, x in zip(found, inputs, strict=True)]
+    return [
+        new if new is None or isinstance(new, Piece) else fit(new, x.shape)
+        for new, x in zip(found, inputs, strict=True)
+    ]
 
 
 def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Symbol]:
@@ -66,20 +118,28 @@ def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[S
     for place, node in enumerate(nodes):
         if node.op not in NO_GRADIENT and any(source in depends for source in node.inputs):
             depends.add(place)
-    gradients: dict[int, Symbol] = {loss.node: builder.constant(1.0, loss.dtype)}
+    sums: dict[int, Sum] = {loss.node: Sum()}
+    sums[loss.node].add(builder.constant(1.0, loss.dtype))
+    kept = {value.node for value in wanted}
+    gradients: dict[int, Symbol] = {}
     for place in range(loss.node, -1, -1):
         node = nodes[place]
-        if place not in depends or place not in gradients or not node.inputs:
+        if place not in depends or place not in sums:
             continue
         builder.layer = node.layer
+        own = sums.pop(place).value(builder.shapes[place])
+        if place in kept:
+            gradients[place] = own
+        if not node.inputs:
+            continue
         inputs = [Symbol(builder, source) for source in node.inputs]
         for x, g in zip(
             inputs,
-            input_gradients(node.op, gradients[place], inputs, Symbol(builder, place), node.attrs),
+            input_gradients(node.op, own, inputs, Symbol(builder, place), node.attrs),
             strict=True,
         ):
             if g is not None and x.node in depends:
-                gradients[x.node] = gradients[x.node] + g if x.node in gradients else g
+                sums.setdefault(x.node, Sum()).add(g)
     builder.layer = ""
     return [
         gradients[x.node] if x.node in gradients else builder.constant(0.0, x.dtype).broadcast_to(x.shape)
@@ -262,6 +322,8 @@ def _cut(x: Any, starts: Sequence[int], stops: Sequence[int]) -> Any:
 def _slice(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
     """Zeros around g; for a step also step-1 zeros behind every element."""
     shape, steps = x[0].shape, attrs["steps"]
+    if set(steps) <= {1}:
+        return (Piece(g, attrs["starts"], tuple(a + b for a, b in zip(attrs["starts"], g.shape, strict=True))),)
     for axis, step in enumerate(steps):
         if step > 1 and g.size:
             before, after = g.shape[: axis + 1], g.shape[axis + 1 :]

@@ -4,6 +4,7 @@
  * for x_f32 or x_f64. */
 #include "elementwise.inl"
 #include "optimizer.inl"
+#include "pool2d.inl"
 
 #define T float
 #define V vf32
@@ -45,6 +46,7 @@
 static void fill_isa(cyx_table table) {
     fill_elementwise(table);
     fill_optimizer(table);
+    fill_pool2d(table);
     fill_reduce_f32(table), fill_reduce_f64(table);
     fill_softmax_f32(table), fill_softmax_f64(table);
     fill_gemm_f32(table), fill_gemm_f64(table);

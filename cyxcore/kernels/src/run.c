@@ -48,7 +48,6 @@ void cyx_setup(void) {
         cyx_fill_integer(isas[i].table);
         cyx_fill_movement(isas[i].table);
         cyx_fill_indexing(isas[i].table);
-        cyx_fill_pool2d(isas[i].table);
         cyx_fill_random(isas[i].table);
         isas[i].fill(isas[i].table);
         active = &isas[i];

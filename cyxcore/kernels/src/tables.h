@@ -4,12 +4,11 @@
 
 #include "cyx.h"
 
-/* Kernels whose bits no instruction set could change: integers, moving data, indexing, pooling, random
+/* Kernels whose bits no instruction set could change: integers, moving data, indexing, random
  * numbers. */
 void cyx_fill_integer(cyx_table table);
 void cyx_fill_movement(cyx_table table);
 void cyx_fill_indexing(cyx_table table);
-void cyx_fill_pool2d(cyx_table table);
 void cyx_fill_random(cyx_table table);
 
 /* Floating point, the same sources (*.inl) compiled once per instruction set. */

@@ -1,9 +1,4 @@
 /* Pooling over (N, C, H, W): windows never leave the image for max, and count as zeros outside it for avg. */
-#include <math.h>
-#include <string.h>
-
-#include "elementwise.h"
-#include "tables.h"
 
 /* ints: kernel (2), stride (2), padding (2), and for avg_pool2d_grad the count and input shape */
 typedef struct {
@@ -37,6 +32,26 @@ static inline window window_at(const pooling *p, int64_t oh, int64_t ow) {
                     right > p->w ? p->w : right};
 }
 
+/* Threads take whole planes: everything that meets lies in one. */
+static cyx_status run_pooling(const cyx_call *call, const cyx_array *image, const cyx_array *pooled,
+                              cyx_body body) {
+    pooling p = pooling_of(call, image, pooled);
+    int64_t planes = image->shape[0] * image->shape[1];
+    double work = (double)(p.out_h * p.out_w * p.kh * p.kw + p.h * p.w);
+    cyx_parallel(planes, cyx_grain(planes, work, CYX_LEAST_WORK), body, &p);
+    return CYX_OK;
+}
+
+/* keep ? a : b without a branch, which random data would mispredict half of the time. */
+#define CHOOSE(T, TAG, BITS)                                                                                 \
+    static inline __attribute__((always_inline)) T choose_##TAG(int keep, T a, T b) {                        \
+        BITS mask = (BITS)0 - (BITS)keep;                                                                    \
+        return TAG##_of_bits((bits_of_##TAG(a) & mask) | (bits_of_##TAG(b) & ~mask));                        \
+    }
+
+CHOOSE(float, f32, uint32_t)
+CHOOSE(double, f64, uint64_t)
+
 #define POOLING(T, TAG)                                                                                      \
     /* Whole 2 x 2 windows in steps of 2: what most networks use, and it vectorises. */                      \
     static void max_halves_##TAG(const pooling *p, const T *x, T *out) {                                     \
@@ -44,15 +59,38 @@ static inline window window_at(const pooling *p, int64_t oh, int64_t ow) {
             const T *upper = x + 2 * oh * p->w, *lower = upper + p->w;                                       \
             for (int64_t ow = 0; ow < p->out_w; ow++) {                                                      \
                 T a = upper[2 * ow], b = upper[2 * ow + 1], c = lower[2 * ow], d = lower[2 * ow + 1];        \
-                a = a >= b || a != a ? a : b;                                                                \
-                a = a >= c || a != a ? a : c;                                                                \
-                out[oh * p->out_w + ow] = a >= d || a != a ? a : d;                                          \
+                a = choose_##TAG((a >= b) | (a != a), a, b);                                                 \
+                a = choose_##TAG((a >= c) | (a != a), a, c);                                                 \
+                out[oh * p->out_w + ow] = choose_##TAG((a >= d) | (a != a), a, d);                           \
             }                                                                                                \
         }                                                                                                    \
     }                                                                                                        \
+    /* Its gradient, written once: nothing is added up where windows do not overlap. 0 + g: a sum has no -0. */ \
+    static void max_halves_grad_##TAG(const pooling *p, const T *g, const T *x, T *out) {                    \
+        for (int64_t oh = 0; oh < p->out_h; oh++) {                                                          \
+            const T *upper = x + 2 * oh * p->w, *lower = upper + p->w, *given = g + oh * p->out_w;           \
+            T *up = out + 2 * oh * p->w, *low = up + p->w;                                                   \
+            INDEPENDENT for (int64_t ow = 0; ow < p->out_w; ow++) {                                          \
+                T a = upper[2 * ow], b = upper[2 * ow + 1], c = lower[2 * ow], d = lower[2 * ow + 1];        \
+                T add = (T)0 + given[ow];                                                                    \
+                int second = !(b <= a) & (a == a);                                                           \
+                a = choose_##TAG(second, b, a);                                                              \
+                int third = !(c <= a) & (a == a);                                                            \
+                a = choose_##TAG(third, c, a);                                                               \
+                int fourth = !(d <= a) & (a == a);                                                           \
+                up[2 * ow] = choose_##TAG(second | third | fourth, 0, add);                                  \
+                up[2 * ow + 1] = choose_##TAG(second & !(third | fourth), add, 0);                           \
+                low[2 * ow] = choose_##TAG(third & !fourth, add, 0);                                         \
+                low[2 * ow + 1] = choose_##TAG(fourth, add, 0);                                              \
+            }                                                                                                \
+        }                                                                                                    \
+    }                                                                                                        \
+    static int in_halves_##TAG(const pooling *p) {                                                           \
+        return p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && !p->ph && !p->pw;                     \
+    }                                                                                                        \
     static void max_pool2d_##TAG##_body(void *context, int64_t begin, int64_t end) {                         \
         const pooling *p = context;                                                                          \
-        int halves = p->kh == 2 && p->kw == 2 && p->sh == 2 && p->sw == 2 && !p->ph && !p->pw;               \
+        int halves = in_halves_##TAG(p);                                                                     \
         for (int64_t plane = begin; plane < end; plane++) {                                                  \
             const T *x = (const T *)p->call->in[0].data + plane * p->h * p->w;                               \
             T *out = (T *)p->call->out.data + plane * p->out_h * p->out_w;                                   \
@@ -81,7 +119,12 @@ static inline window window_at(const pooling *p, int64_t oh, int64_t ow) {
             const T *g = (const T *)p->call->in[0].data + plane * p->out_h * p->out_w;                       \
             const T *x = (const T *)p->call->in[1].data + plane * p->h * p->w;                               \
             T *out = (T *)p->call->out.data + plane * p->h * p->w;                                           \
-            memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));                                               \
+            int halves = in_halves_##TAG(p);                                                                 \
+            if (!halves || p->h % 2 || p->w % 2) memset(out, 0, sizeof(T) * (size_t)(p->h * p->w));          \
+            if (halves) {                                                                                    \
+                max_halves_grad_##TAG(p, g, x, out);                                                         \
+                continue;                                                                                    \
+            }                                                                                                \
             for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
                 for (int64_t ow = 0; ow < p->out_w; ow++) {                                                  \
                     window at = window_at(p, oh, ow);                                                        \
@@ -144,16 +187,6 @@ static inline window window_at(const pooling *p, int64_t oh, int64_t ow) {
         return run_pooling(call, &call->out, &call->in[0], avg_pool2d_grad_##TAG##_body);                    \
     }
 
-/* Threads take whole planes: everything that meets lies in one. */
-static cyx_status run_pooling(const cyx_call *call, const cyx_array *image, const cyx_array *pooled,
-                              cyx_body body) {
-    pooling p = pooling_of(call, image, pooled);
-    int64_t planes = image->shape[0] * image->shape[1];
-    double work = (double)(p.out_h * p.out_w * p.kh * p.kw + p.h * p.w);
-    cyx_parallel(planes, cyx_grain(planes, work, CYX_LEAST_WORK), body, &p);
-    return CYX_OK;
-}
-
 POOLING(float, f32)
 POOLING(double, f64)
 
@@ -161,7 +194,7 @@ POOLING(double, f64)
     table[CYX_OP_max_pool2d][D] = max_pool2d_##S, table[CYX_OP_max_pool2d_grad][D] = max_pool2d_grad_##S;    \
     table[CYX_OP_avg_pool2d][D] = avg_pool2d_##S, table[CYX_OP_avg_pool2d_grad][D] = avg_pool2d_grad_##S
 
-void cyx_fill_pool2d(cyx_table table) {
+static void fill_pool2d(cyx_table table) {
     FILL_POOLING(CYX_F32, f32);
     FILL_POOLING(CYX_F64, f64);
 }
