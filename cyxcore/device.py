@@ -38,8 +38,13 @@ class Backend(Protocol):
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
         """One op at once."""
 
-    def program(self, calls: Sequence[Call]) -> Callable[[], None]:
-        """A function that makes all calls in order; arrays may be refilled between runs."""
+    def program(
+        self, calls: Sequence[Call], scratch: Array | None = None, results: Sequence[Array] = ()
+    ) -> Callable[[], None]:
+        """A function that makes all calls in order; arrays may be refilled between runs.
+
+        scratch: memory of which only `results` must be whole after a run.
+        """
 
 
 class Reference:
@@ -48,7 +53,9 @@ class Reference:
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
         reference.call(op, out, inputs, attrs)
 
-    def program(self, calls: Sequence[Call]) -> Callable[[], None]:
+    def program(
+        self, calls: Sequence[Call], scratch: Array | None = None, results: Sequence[Array] = ()
+    ) -> Callable[[], None]:
         def run() -> None:
             for op, out, inputs, attrs in calls:
                 reference.call(op, out, inputs, attrs)
@@ -95,12 +102,15 @@ class Cpu:
         else:
             reference.call(op, out, inputs, attrs)
 
-    def program(self, calls: Sequence[Call]) -> Callable[[], None]:
-        """The calls as one loop in C."""
+    def program(
+        self, calls: Sequence[Call], scratch: Array | None = None, results: Sequence[Array] = ()
+    ) -> Callable[[], None]:
+        """The calls as one loop in C, chains of element-wise ones tile by tile."""
         program = self.kernels.Program()
         for one in calls:
             self._check(one.op, one.out, one.inputs)
             program.add(one.op, one.out, list(one.inputs), dict(one.attrs))
+        program.fuse(scratch, results)
         return program.run
 
 

@@ -158,8 +158,8 @@ class Plan:
             array = self.arrays[target]
             calls.append(Call("reshape", array, (self.arrays[value],), {"shape": array.shape}))
         self.calls: Sequence[Call] = calls
-        self.run = devices.backend(self.device).program(calls)
         self.outputs = [self.arrays[place] for place in graph.outputs]
+        self.run = devices.backend(self.device).program(calls, scratch=arena, results=self.outputs)
 
     def _array(
         self,

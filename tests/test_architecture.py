@@ -29,8 +29,8 @@ ORDER = [
     *VOCABULARY,
     *READING_DATA,
     *"""
-cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.standard cyxcore.kernels.reference cyxcore.kernels
-cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
+cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.standard cyxcore.kernels.reference
+cyxcore.kernels cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
 cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview

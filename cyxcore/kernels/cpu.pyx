@@ -25,6 +25,7 @@ cdef extern from "cyx.h" nogil:
         CYX_INLINE_INPUTS
         CYX_OP_COUNT
         CYX_DTYPE_COUNT
+        CYX_MAX_GROUP
     ctypedef enum cyx_dtype:
         CYX_F32
         CYX_F64
@@ -54,6 +55,8 @@ cdef extern from "cyx.h" nogil:
         int32_t int_count
         int64_t ints[40]
         double floats[6]
+        int32_t group
+        int32_t elided
         double work
         cyx_array out
         cyx_array own_in[5]
@@ -62,12 +65,14 @@ cdef extern from "cyx.h" nogil:
     const char *cyx_op_names[]
     const char *cyx_dtype_names[]
     const int cyx_op_inputs[][2]
+    const int cyx_dtype_bytes[]
     int cyx_set_isa(const char *name)
     const char *cyx_isa()
     void cyx_setup()
     int cyx_has_kernel(int op, int dtype)
     int cyx_compute_dtype(int op, const int *dtypes, int count)
     cyx_status cyx_prepare(cyx_call *call, cyx_message *message)
+    int cyx_call_is_fusible(const cyx_call *call)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
 
 cdef extern from "pool.h" nogil:
@@ -330,6 +335,43 @@ def call(str op, out, inputs, dict attrs) -> None:
         _release(&record)
 
 
+LEAST_FUSED = 256  # elements; below it a call costs what it costs, not what it moves
+
+
+cdef bint _disturbs(const cyx_array *written, const cyx_array *other, const int *bytes_of) noexcept nogil:
+    """Whether writing one tile by tile may change what is read of, or written to, the other at another place."""
+    cdef size_t a = <size_t>written.data, b = <size_t>other.data
+    cdef size_t a_bytes = <size_t>(written.size * bytes_of[written.dtype])
+    cdef size_t b_bytes = <size_t>(other.size * bytes_of[other.dtype])
+    if a + a_bytes <= b or b + b_bytes <= a:
+        return False
+    return a != b or written.size != other.size or bytes_of[written.dtype] != bytes_of[other.dtype]
+
+
+cdef bint _joins(const cyx_call *calls, int64_t first, int64_t place) noexcept nogil:
+    """Whether a call can be made together with the calls [first, place)."""
+    cdef const cyx_call *new = &calls[place]
+    cdef const cyx_call *earlier
+    cdef int64_t k
+    cdef int i
+    if new.out.size != calls[first].out.size:
+        return False
+    for i in range(new.in_count):
+        if _disturbs(&new.out, &new.inputs[i], cyx_dtype_bytes):
+            return False
+    for k in range(first, place):
+        earlier = &calls[k]
+        if _disturbs(&earlier.out, &new.out, cyx_dtype_bytes):
+            return False
+        for i in range(new.in_count):
+            if _disturbs(&earlier.out, &new.inputs[i], cyx_dtype_bytes):
+                return False
+        for i in range(earlier.in_count):
+            if _disturbs(&new.out, &earlier.inputs[i], cyx_dtype_bytes):
+                return False
+    return True
+
+
 cdef class Program:
     """A list of calls on arrays that stay where they are; changing what the arrays hold feeds new data."""
 
@@ -375,6 +417,55 @@ cdef class Program:
             raise
         self._arrays.append((out, tuple(inputs)))
         self._count += 1
+
+    def fuse(self, scratch=None, results=()) -> list:
+        """Lets neighbouring element-wise calls be made together, tile by tile (fused.c). Call it once, at the end.
+
+        scratch: an array whose memory nobody needs after the run, but for the arrays `results`; what only a group
+        itself reads there is never stored. No bit changes, and no order. Returns (first call, for each call of the
+        group whether its output is stored) of every group.
+        """
+        cdef int64_t first = 0, end, place
+        cdef size_t low = 0, high = 0, start
+        cdef list groups = [], last_read = self._last_reads(results)
+        if scratch is not None:
+            low = <size_t>cnp.PyArray_DATA(<cnp.ndarray>scratch)
+            high = low + cnp.PyArray_NBYTES(<cnp.ndarray>scratch)
+        while first < self._count:
+            end = first
+            if self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]):
+                end = first + 1
+                while (
+                    end < self._count and end - first < CYX_MAX_GROUP and _joins(self._calls, first, end)
+                    and cyx_call_is_fusible(&self._calls[end])
+                ):
+                    end += 1
+            if end - first > 1:
+                self._calls[first].group = <int32_t>(end - first)
+                for place in range(first, end):
+                    start = <size_t>self._calls[place].out.data
+                    self._calls[place].elided = low <= start < high and <int64_t>last_read[place] < end
+                groups.append((first, [not self._calls[place].elided for place in range(first, end)]))
+            first = max(end, first + 1)
+        return groups
+
+    cdef list _last_reads(self, results):
+        """For each call the last place where its output is read, before something else is written there."""
+        cdef list last = [-1] * self._count
+        cdef dict writer = {}
+        cdef int64_t place
+        cdef int i
+        for place in range(self._count):
+            for i in range(self._calls[place].in_count):
+                found = writer.get(<size_t>self._calls[place].inputs[i].data)
+                if found is not None:
+                    last[found] = place
+            writer[<size_t>self._calls[place].out.data] = place
+        for array in results:
+            found = writer.get(<size_t>cnp.PyArray_DATA(<cnp.ndarray>array))
+            if found is not None:
+                last[found] = self._count
+        return last
 
     def run(self) -> None:
         """Runs every call in order without the interpreter lock. Raises DataError where the data is out of range."""

@@ -56,6 +56,8 @@ typedef struct cyx_call {
     int64_t ints[CYX_MAX_INTS]; /* attributes in the order of the op's schema; a list is its length, then its
                                    items */
     double floats[CYX_MAX_FLOATS];
+    int32_t group;  /* this many calls from here on are element-wise and made together; 0 or 1: this one alone */
+    int32_t elided; /* nobody outside the group reads the output: it is never stored */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];
@@ -89,6 +91,13 @@ const char *cyx_isa(void);
 void cyx_setup(void);
 int cyx_has_kernel(int op, int dtype);
 cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message);
+int cyx_call_is_fusible(const cyx_call *call);
+
+/* fused.c: calls [0, calls->group) tile by tile, so that what one writes the next finds in the cache. The bits are
+ * those of one call after the other. */
+cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table);
+int cyx_fusible(const cyx_call *call, const cyx_table table);
+enum { CYX_MAX_GROUP = 16 };
 
 /* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its
  * arrays. */

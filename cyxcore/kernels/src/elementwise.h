@@ -22,6 +22,13 @@ typedef struct {
     cyx_walk walk;
 } cyx_rows;
 
+/* Where a kernel that is asked for its loop, instead of being run, leaves it: see fused.c. */
+typedef struct {
+    cyx_walk walk;
+    cyx_body body; /* NULL: the kernel is not one of these */
+} cyx_loop;
+extern __thread cyx_loop *cyx_asked;
+
 enum { CYX_LEAST_WORK = 40000 }; /* operations that outweigh waking a thread */
 
 static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
@@ -36,6 +43,10 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
         for (int k = 0; k < call->in_count; k++) rows.walk.stride[k][0] = 1;
     } else {
         rows.walk = cyx_broadcast_walk(&call->out, call->in, call->in_count);
+    }
+    if (__builtin_expect(cyx_asked != NULL, 0)) {
+        *cyx_asked = (cyx_loop){rows.walk, body};
+        return CYX_OK;
     }
     if (call->work < CYX_LEAST_WORK && size)
         body(&rows, 0, size);

@@ -75,12 +75,15 @@ cyx_status cyx_fail(cyx_status status, const char *format, ...) {
     return status;
 }
 
+int cyx_call_is_fusible(const cyx_call *call) { return cyx_fusible(call, active->table); }
+
 cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message) {
     uint64_t mode = cyx_float_mode_set();
     cyx_status status = CYX_OK;
     const isa *chosen = active;
-    for (int64_t i = 0; i < count; i++) {
-        status = chosen->table[calls[i].op][calls[i].dtype](&calls[i]);
+    for (int64_t i = 0; i < count; i += calls[i].group > 1 ? calls[i].group : 1) {
+        status = calls[i].group > 1 ? cyx_run_group(calls + i, chosen->table)
+                                    : chosen->table[calls[i].op][calls[i].dtype](&calls[i]);
         if (status != CYX_OK) {
             *failed = i;
             if (status == CYX_NO_MEMORY)

@@ -1,0 +1,83 @@
+/* Element-wise calls made together. Every kernel of elementwise.h is a loop over a range of its output, so a group of
+ * them can be run over one tile after another: each tile is read, changed by every call and written while it is in
+ * the cache, and a result that only the group itself reads never leaves it. Each element goes through the same
+ * operations in the same order as in separate calls. */
+#include "elementwise.h"
+
+enum { TILE = 2048 }; /* elements; sixteen tiles of float32 take 128 kB of the second-level cache */
+
+__thread cyx_loop *cyx_asked;
+
+typedef struct {
+    const cyx_call *calls;
+    int count;
+    cyx_loop loops[CYX_MAX_GROUP];
+    int made_by[CYX_MAX_GROUP][CYX_INLINE_INPUTS]; /* which elided call of the group an input comes from, or -1 */
+    _Atomic int no_memory;
+} group;
+
+static cyx_loop loop_of(const cyx_call *call, const cyx_table table) {
+    cyx_loop loop = {.body = NULL};
+    cyx_asked = &loop;
+    table[call->op][call->dtype](call);
+    cyx_asked = NULL;
+    return loop;
+}
+
+int cyx_fusible(const cyx_call *call, const cyx_table table) {
+    cyx_call nothing = *call; /* a kernel of another kind, which runs instead of answering, has nothing to do */
+    if (call->in_count > CYX_INLINE_INPUTS || !table[call->op][call->dtype]) return 0;
+    nothing.in = nothing.own_in;
+    nothing.out.size = 0;
+    return loop_of(&nothing, table).body != NULL;
+}
+
+static void group_body(void *context, int64_t begin, int64_t end) {
+    group *g = context;
+    cyx_call own[CYX_MAX_GROUP];
+    cyx_rows rows[CYX_MAX_GROUP];
+    char *tiles = cyx_scratch(1, (size_t)g->count * TILE * sizeof(double));
+    if (!tiles) {
+        g->no_memory = 1;
+        return;
+    }
+    for (int k = 0; k < g->count; k++) {
+        own[k] = g->calls[k];
+        own[k].in = own[k].own_in;
+        rows[k] = (cyx_rows){&own[k], g->loops[k].walk};
+    }
+    for (int64_t at = begin; at < end; at += TILE) {
+        int64_t stop = end - at < TILE ? end : at + TILE;
+        for (int k = 0; k < g->count; k++) {
+            /* Loops count from the start of the whole array: element `at` is the tile's first. */
+            if (own[k].elided)
+                own[k].out.data = tiles + (size_t)k * TILE * sizeof(double) - at * cyx_dtype_bytes[own[k].out.dtype];
+            for (int i = 0; i < own[k].in_count; i++)
+                if (g->made_by[k][i] >= 0) own[k].in[i].data = own[g->made_by[k][i]].out.data;
+            g->loops[k].body(&rows[k], at, stop);
+        }
+    }
+}
+
+cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
+    group g = {.calls = calls, .count = calls->group};
+    double work = 0;
+    for (int k = 0; k < g.count; k++) {
+        g.loops[k] = loop_of(&calls[k], table);
+        work += calls[k].work;
+        for (int i = 0; i < calls[k].in_count; i++) {
+            g.made_by[k][i] = -1;
+            for (int earlier = 0; earlier < k; earlier++)
+                if (calls[earlier].out.data == calls[k].in[i].data)
+                    g.made_by[k][i] = calls[earlier].elided ? earlier : -1;
+        }
+    }
+    int64_t size = calls->out.size;
+    if (!size) return CYX_OK;
+    if (work < CYX_LEAST_WORK)
+        group_body(&g, 0, size);
+    else
+        cyx_parallel(size, (cyx_grain(size, work / (double)size, CYX_LEAST_WORK) + TILE - 1) / TILE * TILE, group_body,
+                     &g);
+    return g.no_memory ? CYX_NO_MEMORY : CYX_OK;
+}

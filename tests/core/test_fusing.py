@@ -1,0 +1,131 @@
+"""Element-wise calls made together: which ones, and that no bit changes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cyxcore as cx
+from cyxcore.kernels import cpu
+from cyxcore.plan import Plan
+from cyxcore.symbols import Builder
+
+SIZE = 5000
+MEMORY = np.zeros(8 * SIZE, np.float32)
+OUTSIDE, NUMBER = np.zeros(SIZE, np.float32), np.zeros(1, np.float32)
+
+
+def slot(place: int, size: int = SIZE, shift: int = 0) -> Any:
+    start = place * SIZE + shift
+    return MEMORY[start : start + size]
+
+
+def found(*calls: tuple[Any, ...], results: Any = ()) -> list[tuple[int, list[bool]]]:
+    """The groups of calls (output, input, input or nothing), and which of their outputs are stored."""
+    program = cpu.Program()
+    for out, *inputs in calls:
+        if out.size == inputs[0].size or len(inputs) > 1:
+            program.add("add" if len(inputs) > 1 else "neg", out, inputs, {})
+        else:
+            program.add("sum", out, inputs, {"axes": (0,), "keepdims": True})
+    return program.fuse(MEMORY, results)
+
+
+def test_what_only_the_group_reads_is_not_stored() -> None:
+    chain = [(slot(0), OUTSIDE, NUMBER), (slot(1), slot(0), slot(0)), (slot(2), slot(1), OUTSIDE)]
+    assert found(*chain, results=[slot(2)]) == [(0, [False, False, True])]
+    assert found(*chain, results=[slot(2), slot(0)]) == [(0, [True, False, True])]
+
+
+def test_what_is_read_later_is_stored() -> None:
+    chain = [(slot(0), OUTSIDE), (slot(1), slot(0)), (slot(2, 1), slot(0))]
+    assert found(*chain, results=[slot(1), slot(2, 1)]) == [(0, [True, True])]
+
+
+def test_memory_used_again_belongs_to_its_last_writer() -> None:
+    chain = [(slot(0), OUTSIDE), (slot(1), slot(0)), (slot(2, 1), slot(1)), (slot(0), OUTSIDE)]
+    assert found(*chain, results=[slot(0)]) == [(0, [False, True])]
+
+
+def test_what_is_not_in_the_arena_is_always_stored() -> None:
+    own = np.zeros(SIZE, np.float32)
+    assert found((own, slot(0)), (slot(1), own), results=[slot(1)]) == [(0, [True, True])]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        (slot(1, SIZE - 1), slot(0, SIZE - 1)),  # another size
+        (slot(2, shift=7), slot(0)),  # its output lies across what the first reads
+        (slot(1), slot(0, shift=3)),  # it reads across what the first writes
+        (slot(1), slot(1, shift=3)),  # it reads across what it writes itself
+        (slot(0, shift=3), OUTSIDE),  # both write, at different places
+    ],
+)
+def test_what_would_disturb_the_others_is_made_alone(second: tuple[Any, ...]) -> None:
+    assert found((slot(0), slot(2)), second, results=[second[0]]) == []
+
+
+def test_an_output_in_the_place_of_an_input_is_no_disturbance() -> None:
+    assert found((slot(0), slot(0)), (slot(0), slot(0)), results=[slot(0)]) == [(0, [False, True])]
+
+
+def test_other_kernels_divide_groups_and_none_is_too_long() -> None:
+    chain = [(slot(place % 2), slot((place + 1) % 2)) for place in range(20)]
+    assert [len(stored) for _, stored in found(*chain)] == [16, 4]
+    assert [first for first, _ in found(*chain[:5], (slot(3, 1), slot(1)), *chain[5:])] == [0, 6]
+
+
+def test_small_calls_are_made_alone() -> None:
+    assert found((slot(0, 100), slot(1, 100)), (slot(2, 100), slot(0, 100))) == []
+
+
+UNARY = ("neg", "abs", "exp", "tanh", "sigmoid", "relu", "square", "sign", "floor", "sin", "erf")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
+SHAPES = [(33, 70), (70,), (33, 1), (), (1, 70)]
+
+
+@st.composite
+def graphs(draw: Any) -> Any:
+    """A graph of element-wise operations on a matrix, its row, its column and a number."""
+    builder = Builder()
+    values = [builder.input(f"x{place}", shape) for place, shape in enumerate(SHAPES)]
+    for _ in range(draw(st.integers(2, 24))):
+        one = values[draw(st.integers(0, len(values) - 1))]
+        if draw(st.booleans()):
+            values.append(builder.apply(draw(st.sampled_from(UNARY)), [one], {}))
+            continue
+        other = values[draw(st.integers(0, len(values) - 1))]
+        if draw(st.integers(0, 5)) == 0:
+            chosen = builder.apply("less", [one, other], {})
+            values.append(builder.apply("where", [chosen, one, other], {}))
+            values.append(builder.apply("cast", [chosen], {"dtype": "float32"}))
+        else:
+            values.append(builder.apply(draw(st.sampled_from(BINARY)), [one, other], {}))
+    last = draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=3))
+    return builder.graph(*(values[place] * 1.5 for place in last))
+
+
+@settings(max_examples=150, deadline=None)
+@given(graphs(), st.integers(1, 3), st.sampled_from(["portable", cpu.isa()]))
+def test_a_plan_computes_the_bits_of_its_calls_one_by_one(graph: cx.Graph, threads: int, isa: str) -> None:
+    before = cpu.isa(), cpu.get_num_threads()
+    cpu.set_isa(isa)
+    cpu.set_num_threads(threads)
+    try:
+        plan, alone = Plan(graph, device="cpu"), Plan(graph, device="cpu")
+        rng = np.random.default_rng(0)
+        for place, shape in enumerate(SHAPES):
+            if f"x{place}" in plan.inputs:
+                drawn = rng.normal(size=shape).astype(np.float32)
+                plan.inputs[f"x{place}"][...] = alone.inputs[f"x{place}"][...] = drawn
+        plan.run()
+        for op, out, inputs, attrs in alone.calls:
+            cpu.call(op, out, list(inputs), dict(attrs))
+        for one, other in zip(plan.outputs, alone.outputs, strict=True):
+            assert one.tobytes() == other.tobytes()
+    finally:
+        cpu.set_isa(before[0])
+        cpu.set_num_threads(before[1])
