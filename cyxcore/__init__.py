@@ -35,15 +35,13 @@ _NAMES: dict[str, str] = {
     "use_device": "device",
     "default_device": "device",
     "Tensor": "eager",
-    "tensor": "eager",
-    "asarray": "eager",
-    "from_numpy": "eager",
-    "zeros": "eager",
-    "ones": "eager",
-    "full": "eager",
-    "arange": "eager",
-    "rand": "eager",
-    "randn": "eager",
+    **dict.fromkeys(
+        (
+            "arange asarray empty empty_like eye from_dlpack from_numpy full full_like linspace meshgrid ones "
+            "ones_like rand randn tensor tril triu zeros zeros_like"
+        ).split(),
+        "creation",
+    ),
     "manual_seed": "eager",
     "no_grad": "eager",
     "enable_grad": "eager",
@@ -62,6 +60,14 @@ _NAMES: dict[str, str] = {
     "stack": "functional",
     "summary": "overview",
     "flops": "overview",
+    "take_along_axis": "functional",
+    **dict.fromkeys(
+        (
+            "broadcast_arrays broadcast_shapes broadcast_to expand_dims flip moveaxis permute_dims repeat reshape roll "
+            "squeeze take tile unstack"
+        ).split(),
+        "manipulation",
+    ),
     "Trainer": "training",
     "evaluate": "evaluation",
     "predict": "evaluation",
@@ -91,21 +97,13 @@ if TYPE_CHECKING:
     from cyxcore.autograd import value_and_grad as value_and_grad
     from cyxcore.autograd import vjp as vjp
     from cyxcore.compiled import compile as compile
+    from cyxcore.creation import *  # noqa: F403
     from cyxcore.device import default_device as default_device
     from cyxcore.device import use_device as use_device
     from cyxcore.eager import Tensor as Tensor
-    from cyxcore.eager import arange as arange
-    from cyxcore.eager import asarray as asarray
     from cyxcore.eager import enable_grad as enable_grad
-    from cyxcore.eager import from_numpy as from_numpy
-    from cyxcore.eager import full as full
     from cyxcore.eager import manual_seed as manual_seed
     from cyxcore.eager import no_grad as no_grad
-    from cyxcore.eager import ones as ones
-    from cyxcore.eager import rand as rand
-    from cyxcore.eager import randn as randn
-    from cyxcore.eager import tensor as tensor
-    from cyxcore.eager import zeros as zeros
     from cyxcore.elementwise import *  # noqa: F403
     from cyxcore.evaluation import evaluate as evaluate
     from cyxcore.evaluation import predict as predict
@@ -113,9 +111,11 @@ if TYPE_CHECKING:
     from cyxcore.functional import maximum as maximum
     from cyxcore.functional import minimum as minimum
     from cyxcore.functional import stack as stack
+    from cyxcore.functional import take_along_axis as take_along_axis
     from cyxcore.functional import where as where
     from cyxcore.graph import Graph as Graph
     from cyxcore.layers import build as build
+    from cyxcore.manipulation import *  # noqa: F403
     from cyxcore.model import Model as Model
     from cyxcore.model import load_model as load_model
     from cyxcore.model import save_model as save_model

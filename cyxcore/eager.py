@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import indexing, random
+from cyxcore import indexing
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import DEFAULTS, INTEGERS, REAL, dtype_name, iinfo, is_float
 from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
@@ -101,7 +101,7 @@ def next_key() -> Array:
     return _generator.next_key()
 
 
-def _array(data: Any, dtype: Any = None) -> Array:
+def as_array(data: Any, dtype: Any = None) -> Array:
     """A C-contiguous array of one of our dtypes; Python floats become float32, complex numbers complex64.
 
     Raises DtypeError for what is no number, and for numbers the dtype cannot hold.
@@ -151,7 +151,7 @@ class Tensor(Value):
     _hooks: "list[Callable[[Tensor], Tensor | None]]"  # set by register_hook: most tensors never have any
 
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
-        self._data = _array(data, dtype)
+        self._data = as_array(data, dtype)
         self.shape: tuple[int, ...] = self._data.shape
         self.dtype: str = DTYPE_NAMES[self._data.dtype]
         self.grad: Tensor | None = None
@@ -167,9 +167,9 @@ class Tensor(Value):
         shapes, dtypes = tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors])
         (shape, dtype), normal = infer_op(op, shapes, dtypes, attrs) if attrs else _infer(op, shapes, dtypes)
         if op == "reshape":
-            result = _wrap(tensors[0]._data.reshape(shape))
+            result = wrap(tensors[0]._data.reshape(shape))
         else:
-            result = _wrap(np.empty(shape, NUMPY_DTYPES[dtype]))
+            result = wrap(np.empty(shape, NUMPY_DTYPES[dtype]))
             devices.backend(devices.default_device()).call(op, result._data, [t._data for t in tensors], normal)
         if _recording and op not in NO_GRADIENT and is_float(dtype) and any(t.requires_grad for t in tensors):
             result.requires_grad = True
@@ -183,17 +183,20 @@ class Tensor(Value):
     def copy(self) -> "Tensor":
         return self._apply("cast", [self], {"dtype": self.dtype})
 
+    def shares_memory(self, other: Any) -> bool:
+        return isinstance(other, Tensor) and np.may_share_memory(self._data, other._data)
+
     def _constant(self, value: Any, dtype: str | None = None) -> "Tensor":
         if dtype is None or dtype == "bfloat16" or type(value) not in DEFAULTS:
             return Tensor(value, dtype)
         try:  # the short way for numbers, which stand beside a tensor in every other expression
-            return _wrap(np.array(value, NUMPY_DTYPES[dtype]))
+            return wrap(np.array(value, NUMPY_DTYPES[dtype]))
         except OverflowError:
             low, high = iinfo(dtype)[2:0:-1]
             raise DtypeError(f"{dtype} holds {low}..{high}, got {value}; use astype on the tensor") from None
 
     def _uniform(self, shape: tuple[int, ...]) -> "Tensor":
-        return self._apply("uniform", [_wrap(next_key())], {"shape": shape, "stream": 0})
+        return self._apply("uniform", [wrap(next_key())], {"shape": shape, "stream": 0})
 
     def _assign(self, value: Any) -> None:
         self._data[...] = value._data
@@ -253,7 +256,7 @@ class Tensor(Value):
 
     def detach(self) -> "Tensor":
         """The same data without a past."""
-        return _wrap(self._data)
+        return wrap(self._data)
 
     @property
     def is_leaf(self) -> bool:
@@ -331,7 +334,7 @@ class Tensor(Value):
         return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{gradient})"
 
 
-def _wrap(data: Array) -> Tensor:
+def wrap(data: Array) -> Tensor:
     """A tensor around an array that is already contiguous and of our dtypes."""
     tensor = Tensor.__new__(Tensor)
     tensor._data = data
@@ -345,7 +348,7 @@ def _wrap(data: Array) -> Tensor:
 
 def alias(x: Tensor) -> Tensor:
     """The same data as a leaf that requires a gradient."""
-    result = _wrap(x._data)
+    result = wrap(x._data)
     result.requires_grad = True
     return result
 
@@ -397,54 +400,3 @@ def _newest_first(root: Tensor) -> list[Tensor]:
             if tensor._op is not None:
                 waiting += [(x, False) for x in tensor._op[1] if x.requires_grad]
     return order[::-1]
-
-
-# making tensors -----------------------------------------------------------------------------------
-
-
-def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A tensor with a copy of `data` (numbers, nested lists, an array). Python floats become float32."""
-    return Tensor(np.array(_array(data, dtype)), requires_grad=requires_grad)
-
-
-asarray = tensor
-
-
-def from_numpy(array: Array) -> Tensor:
-    """A tensor around the array itself, without a copy where it is contiguous."""
-    return Tensor(array)
-
-
-def _shape(shape: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-
-
-def zeros(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
-    return Tensor(np.zeros(_shape(shape), dtype_name(dtype)), requires_grad=requires_grad)
-
-
-def ones(*shape: Any, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
-    return Tensor(np.ones(_shape(shape), dtype_name(dtype)), requires_grad=requires_grad)
-
-
-def full(shape: Any, value: float, dtype: Any = None) -> Tensor:
-    return Tensor(np.full(shape, value, dtype_name(type(value) if dtype is None else dtype)))
-
-
-def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:
-    """Numbers from start (0 when only one is given) to below stop."""
-    first, last = (0, start) if stop is None else (start, stop)
-    whole = all(isinstance(n, int) for n in (first, last, step))
-    return Tensor(np.arange(first, last, step), dtype=dtype or ("int64" if whole else "float32"))
-
-
-def rand(*shape: Any, requires_grad: bool = False) -> Tensor:
-    """Uniform float32 numbers in [0, 1) of the generator manual_seed sets."""
-    seed, step = next_key().tolist()
-    return Tensor(random.uniform(seed, step, 0, _shape(shape)), "float32", requires_grad)
-
-
-def randn(*shape: Any, requires_grad: bool = False) -> Tensor:
-    """About normal float32 numbers (cyxcore.random.normal) of the generator manual_seed sets."""
-    seed, step = next_key().tolist()
-    return Tensor(random.normal(seed, step, 0, _shape(shape)), "float32", requires_grad)

@@ -16,6 +16,10 @@ class ShapeError(CyxError, ValueError):
     code = "shape_mismatch"
 
 
+class AxisError(ShapeError, IndexError):
+    """An axis a tensor does not have."""
+
+
 class DtypeError(CyxError, TypeError):
     """An operation was given an element type it does not take."""
 

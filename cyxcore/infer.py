@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cyxcore.dtype import ALL, COMPLEX, FLOATS, INDICES, NUMBERS, REAL, described, real_dtype
-from cyxcore.errors import DtypeError, ShapeError
+from cyxcore.errors import AxisError, DtypeError, ShapeError
 
 Shape = tuple[int, ...]
 Typed = tuple[Shape, str]
@@ -45,7 +45,7 @@ def broadcast(op: str, *shapes: Shape) -> Shape:
 
 def check_axis(op: str, axis: int, shape: Shape) -> None:
     if not 0 <= axis < len(shape):
-        raise ShapeError(f"{op}: expected an axis 0..{len(shape) - 1}, got {axis} for shape {shape}")
+        raise AxisError(f"{op}: expected an axis 0..{len(shape) - 1}, got {axis} for shape {shape}")
 
 
 def unary(allowed: tuple[str, ...], result: str | None = None) -> Rule:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from cyxcore.dtype import DTYPES, INEXACT, dtype_name, promote, scalar_dtype
-from cyxcore.errors import DtypeError, GraphError, ShapeError
+from cyxcore.errors import AxisError, DtypeError, GraphError, ShapeError
 
 V = TypeVar("V", bound="Value")
 _NUMBERS = (bool, int, float, complex)
@@ -144,6 +144,10 @@ class Value:
     def copy(self) -> Self:
         """The same values in memory of their own; a symbol has none and is its own copy."""
         return self
+
+    def shares_memory(self, other: Any) -> bool:
+        """Whether writing to one may change the other."""
+        return False
 
     @property
     def ndim(self) -> int:
@@ -339,7 +343,7 @@ class Value:
 
     def _axis(self, axis: int) -> int:
         if not -self.ndim <= axis < self.ndim:
-            raise ShapeError(f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}")
+            raise AxisError(f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}")
         return axis % self.ndim
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
@@ -404,15 +408,23 @@ class Value:
         wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
         return self if tuple(wanted) == self.shape else apply("broadcast_to", self, shape=tuple(wanted))
 
-    def expand_dims(self, axis: int) -> Self:
-        place = axis % (self.ndim + 1)
-        return self.reshape(*self.shape[:place], 1, *self.shape[place:])
+    def expand_dims(self, axis: int | Sequence[int]) -> Self:
+        """With an axis of size 1 at each given place of the result."""
+        given = (axis,) if isinstance(axis, int) else tuple(axis)
+        rank = self.ndim + len(given)
+        if not all(-rank <= place < rank for place in given) or len({place % rank for place in given}) < len(given):
+            raise AxisError(f"expand_dims: expected different axes {-rank}..{rank - 1} for {self.shape}, got {axis}")
+        places = {place % rank for place in given}
+        sizes = iter(self.shape)
+        return self.reshape(*(1 if place in places else next(sizes) for place in range(rank)))
 
-    def squeeze(self, axis: int) -> Self:
-        place = self._axis(axis)
-        if self.shape[place] != 1:
-            raise ShapeError(f"squeeze: axis {axis} of shape {self.shape} is not 1")
-        return self.reshape(*self.shape[:place], *self.shape[place + 1 :])
+    def squeeze(self, axis: int | Sequence[int]) -> Self:
+        """Without axes, each of which must be of size 1."""
+        places = self._axes(axis)
+        for place in places:
+            if self.shape[place] != 1:
+                raise ShapeError(f"squeeze: axis {place} of shape {self.shape} is not 1")
+        return self.reshape(*(size for place, size in enumerate(self.shape) if place not in places))
 
     def __getitem__(self, index: Any) -> Self:
         """Integers, slices, ..., None and one integer array: cyxcore/indexing.py."""

@@ -18,7 +18,7 @@ VOCABULARY = """
 cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.ops cyxcore.graph
 cyxcore.values cyxcore.indexing cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
-cyxcore.functional cyxcore.elementwise cyxcore.symbols cyxcore.layertable cyxcore.layers
+cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.symbols cyxcore.layertable cyxcore.layers
 """.split()
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
@@ -31,7 +31,8 @@ ORDER = [
     *"""
 cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.standard cyxcore.kernels.reference
 cyxcore.kernels cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
-cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
+cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.creation
+cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training

@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
+from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import ShapeError, SpecError
+from cyxcore.infer import broadcast
 from cyxcore.values import TracedMode, Value, apply, by_mode, together
 
 Pair = int | tuple[int, int]
@@ -137,32 +139,38 @@ def total_norm(squares: Any) -> Any:
     return total.sqrt()
 
 
-def where(condition: Any, a: Any, b: Any) -> Any:
-    """a where condition holds, else b (numbers allowed)."""
-    left, right = together(a, b) if isinstance(a, Value) or isinstance(b, Value) else (a, b)
+def where(condition: Any, x1: Any, x2: Any, /) -> Any:
+    """x1 where condition holds, else x2 (numbers allowed)."""
+    left, right = together(x1, x2) if isinstance(x1, Value) or isinstance(x2, Value) else (x1, x2)
     if not isinstance(left, Value):
-        dtype = "float32" if float in (type(a), type(b)) else "int64"
-        left, right = condition._constant(a, dtype), condition._constant(b, dtype)
+        dtype = result_type(*(DEFAULTS[type(number)] for number in (x1, x2)))
+        left, right = condition._constant(x1, dtype), condition._constant(x2, dtype)
     return apply("where", condition, left, right)
 
 
-def maximum(a: Any, b: Any) -> Any:
-    return apply("maximum", *together(a, b))
+def maximum(x1: Any, x2: Any, /) -> Any:
+    return apply("maximum", *together(x1, x2))
 
 
-def minimum(a: Any, b: Any) -> Any:
-    return apply("minimum", *together(a, b))
+def minimum(x1: Any, x2: Any, /) -> Any:
+    return apply("minimum", *together(x1, x2))
 
 
-def concat(values: Any, axis: int = 0) -> Any:
-    """Tensors joined along an axis they already have."""
-    values = together(*values)
+def concat(arrays: Any, /, axis: int | None = 0) -> Any:
+    """Tensors joined along an axis they already have; flattened first where it is None."""
+    values = together(*arrays)
+    if axis is None:
+        return concat([value.reshape(-1) for value in values])
     return apply("concat", *values, axis=values[0]._axis(axis))
 
 
-def stack(values: Any, axis: int = 0) -> Any:
+def stack(arrays: Any, /, axis: int = 0) -> Any:
     """Tensors of one shape joined along a new axis."""
-    return concat([value.expand_dims(axis) for value in values], axis)
+    shapes = [value.shape for value in arrays]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ShapeError(f"stack: expected equal shapes, got {', '.join(map(str, shapes))}")
+    rows = [value.expand_dims(axis) for value in arrays]
+    return concat(rows, axis % rows[0].ndim)
 
 
 def pad(x: Any, pads: Any, value: float = 0.0) -> Any:
@@ -170,6 +178,11 @@ def pad(x: Any, pads: Any, value: float = 0.0) -> Any:
     return apply("pad", x, pads=tuple((int(low), int(high)) for low, high in pads), value=float(value))
 
 
-def take_along_axis(x: Any, indices: Any, axis: int) -> Any:
+def take_along_axis(x: Any, indices: Any, /, axis: int = -1) -> Any:
+    """The elements of x each index names along an axis. The other axes broadcast."""
     place = x._axis(axis)
+    if x.ndim == indices.ndim:
+        others = [(*v.shape[:place], 1, *v.shape[place + 1 :]) for v in (x, indices)]
+        shape = broadcast("take_along_axis", *others)
+        x, indices = (v.broadcast_to(*shape[:place], v.shape[place], *shape[place + 1 :]) for v in (x, indices))
     return apply("take_along", x, x._check_indices(indices.astype("int64"), x.shape[place]), axis=place)

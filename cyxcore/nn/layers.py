@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cyxcore import functional as F
-from cyxcore.eager import ones, zeros
+from cyxcore.creation import ones, zeros
 from cyxcore.functional import Pair, pair
 from cyxcore.nn.module import Module, Parameter
 

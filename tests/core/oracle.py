@@ -87,15 +87,15 @@ def signature_differences(path: str) -> list[str]:
 
 def numbers(dtype: str, *shape: int, seed: int = 0) -> Array:
     """Ordinary values of a dtype, few enough kinds that some are equal."""
-    drawn = np.random.default_rng(seed).integers(-9, 10, shape)
+    drawn = np.asarray(np.random.default_rng(seed).integers(-9, 10, shape))
     if dtype == "bool":
-        return drawn > 0
+        return np.asarray(drawn > 0)
     if dtype.startswith("uint"):
-        return np.abs(drawn).astype(dtype)
+        return np.asarray(np.abs(drawn)).astype(dtype)
     if dtype.startswith("int"):
         return drawn.astype(dtype)
     part = drawn / 4
-    return (part + 1j * np.roll(part, 1) if dtype.startswith("complex") else part).astype(dtype)
+    return np.asarray(part + 1j * np.roll(part, 1) if dtype.startswith("complex") else part).astype(dtype)
 
 
 def specials(dtype: str) -> Array:

@@ -1,0 +1,226 @@
+"""Making tensors: the array API standard's creation functions, random ones, and those from NumPy.
+
+A shape is an integer or a tuple of them. Without a dtype floats are float32 and integers int64.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cyxcore import random
+from cyxcore.device import DEVICES
+from cyxcore.dtype import DEFAULTS, dtype_name
+from cyxcore.eager import Tensor, as_array, next_key, wrap
+from cyxcore.elementwise import value_of
+from cyxcore.errors import DtypeError, ShapeError, SpecError
+from cyxcore.functional.basic import where
+from cyxcore.infer import Shape
+from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
+
+__all__ = (  # also in cyxcore/__init__.py
+    "arange asarray empty empty_like eye from_dlpack from_numpy full full_like linspace meshgrid ones ones_like rand "
+    "randn tensor tril triu zeros zeros_like"
+).split()
+
+Array = np.ndarray[Any, Any]
+
+
+def _on(device: Any) -> None:
+    """Raises SpecError for a device that is not there. Those that are share the host's memory."""
+    if device not in (None, *DEVICES):
+        raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
+
+
+def _shape(shape: Any, more: tuple[Any, ...] = ()) -> Shape:
+    """Sizes given as an integer, as a tuple, or one by one."""
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) and not more else (shape, *more)
+    try:
+        whole = tuple(size.__index__() for size in sizes)
+    except (AttributeError, TypeError):
+        raise ShapeError(f"shape: expected integers, got {sizes}") from None
+    if any(size < 0 for size in whole):
+        raise ShapeError(f"shape: expected sizes >= 0, got {whole}")
+    return whole
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of `data` (numbers, nested lists, an array). Python floats become float32."""
+    return Tensor(np.array(as_array(data, dtype)), requires_grad=requires_grad)
+
+
+def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Tensor:
+    """obj as a tensor: itself if it is one of that dtype, around its memory where that can be, else a copy.
+
+    obj: a tensor, numbers, nested lists, an array or a buffer. copy: True always copies; False raises
+    ValueError where it would have to.
+    """
+    _on(device)
+    if isinstance(obj, Tensor):
+        if dtype is None or dtype_name(dtype) == obj.dtype:
+            return obj.copy() if copy else obj
+        if copy is False:
+            raise ValueError(f"asarray: {obj.dtype} as {dtype_name(dtype)} is a copy; leave copy=False out")
+        return obj.astype(dtype)
+    if isinstance(obj, (list, tuple)):
+        obj = _nested(obj)
+    source = memoryview(obj) if isinstance(obj, (bytearray, bytes)) else obj
+    result = Tensor(source, dtype)
+    held = np.asarray(source) if isinstance(source, (np.ndarray, memoryview)) else None
+    shared = held is not None and np.shares_memory(held, result._data)
+    if copy is False and not shared:
+        raise ValueError("asarray: this needs a copy; leave copy=False out")
+    return result.copy() if copy and shared else result
+
+
+def _nested(obj: Any) -> Any:
+    """Nested lists with tensors in them as nested lists of arrays NumPy can read."""
+    if isinstance(obj, Tensor):
+        return obj._readable
+    return [_nested(entry) for entry in obj] if isinstance(obj, (list, tuple)) else obj
+
+
+def from_numpy(array: Array) -> Tensor:
+    """A tensor around the array itself, without a copy where it is contiguous."""
+    return Tensor(array)
+
+
+def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> Tensor:
+    """A tensor around memory of another library, by DLPack, or a copy of it where `copy` is true.
+
+    Raises BufferError (copy=False) where the memory cannot be shared.
+    """
+    _on(device)
+    array = np.from_dlpack(x, copy=copy)
+    if copy is False and not array.flags.c_contiguous:
+        raise BufferError("from_dlpack: expected C-contiguous memory to share; leave copy=False out")
+    return Tensor(array)
+
+
+def _filled(make: Callable[..., Array], shape: Shape, dtype: Any, device: Any, requires_grad: bool = False) -> Tensor:
+    _on(device)
+    name = "float32" if dtype is None else dtype_name(dtype)
+    if name == "bfloat16":
+        return Tensor(make(shape, np.float32), name, requires_grad)
+    return Tensor(make(shape, name), requires_grad=requires_grad)
+
+
+def zeros(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Zeros. The sizes may also be given one by one, as in torch."""
+    return _filled(np.zeros, _shape(shape, more), dtype, device, requires_grad)
+
+
+def ones(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones. The sizes may also be given one by one, as in torch."""
+    return _filled(np.ones, _shape(shape, more), dtype, device, requires_grad)
+
+
+def empty(shape: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """Whatever the memory held before: to be written to."""
+    _on(device)
+    return wrap(np.empty(_shape(shape), NUMPY_DTYPES["float32" if dtype is None else dtype_name(dtype)]))
+
+
+def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """One number everywhere; its kind gives the dtype."""
+    _on(device)
+    if type(fill_value) not in DEFAULTS:
+        raise DtypeError(f"full: expected a number, got {type(fill_value).__name__}")
+    return Tensor(fill_value, dtype).broadcast_to(_shape(shape)).copy()
+
+
+def zeros_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+    return zeros(value_of("zeros_like", x).shape, dtype=dtype or x.dtype, device=device)
+
+
+def ones_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+    return ones(value_of("ones_like", x).shape, dtype=dtype or x.dtype, device=device)
+
+
+def empty_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+    return empty(value_of("empty_like", x).shape, dtype=dtype or x.dtype, device=device)
+
+
+def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+    return full(value_of("full_like", x).shape, fill_value, dtype=dtype or x.dtype, device=device)
+
+
+def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """Numbers from start (0 when only one is given) to below stop."""
+    _on(device)
+    first, last = (0, start) if stop is None else (start, stop)
+    if step == 0:
+        raise ShapeError("arange: expected a step other than 0")
+    whole = all(isinstance(n, int) for n in (first, last, step))
+    return Tensor(np.arange(first, last, step), dtype=dtype or ("int64" if whole else "float32"))
+
+
+def linspace(
+    start: Any, stop: Any, /, num: int, *, dtype: Any = None, device: Any = None, endpoint: bool = True
+) -> Tensor:
+    """num numbers at equal distances from start to stop, without stop itself unless `endpoint`."""
+    _on(device)
+    if num < 0:
+        raise ShapeError(f"linspace: expected num >= 0, got {num}")
+    found = np.linspace(start, stop, num, endpoint=endpoint)
+    return Tensor(found, dtype or ("complex64" if found.dtype.kind == "c" else "float32"))
+
+
+def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: Any = None) -> Tensor:
+    """Ones on a diagonal (k above the main one), zeros elsewhere."""
+    sizes = _shape((n_rows, n_rows if n_cols is None else n_cols))
+    return _filled(lambda shape, name: np.eye(shape[0], shape[1], k, name), sizes, dtype, device)
+
+
+def _triangle(name: str, x: Any, k: int, lower: bool) -> Any:
+    value = value_of(name, x)
+    if value.ndim < 2:
+        raise ShapeError(f"{name}: expected at least 2 axes, got {value.shape}")
+    rows, columns = value.shape[-2:]
+    kept = np.tri(rows, columns, k if lower else k - 1, dtype=np.bool_)
+    return where(Tensor(kept if lower else ~kept), value, value._constant(0, value.dtype))
+
+
+def tril(x: Any, /, *, k: int = 0) -> Any:
+    """x (..., M, N) with zeros above the diagonal k."""
+    return _triangle("tril", x, k, lower=True)
+
+
+def triu(x: Any, /, *, k: int = 0) -> Any:
+    """x (..., M, N) with zeros below the diagonal k."""
+    return _triangle("triu", x, k, lower=False)
+
+
+def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Any, ...]:
+    """The coordinates of a grid, one tensor for each vector.
+
+    indexing: "ij" for axes in the order of the vectors, "xy" for the first two exchanged.
+    """
+    if indexing not in ("xy", "ij"):
+        raise SpecError(f'meshgrid: expected indexing "xy" or "ij", got {indexing!r}')
+    if any(value_of("meshgrid", x).ndim != 1 for x in arrays) or len({x.dtype for x in arrays}) > 1:
+        raise ShapeError(f"meshgrid: expected vectors of one dtype, got {[(x.shape, x.dtype) for x in arrays]}")
+    order = list(range(len(arrays)))
+    if indexing == "xy" and len(arrays) > 1:
+        order[:2] = 1, 0
+    shape = tuple(arrays[place].size for place in order)
+    rows = (
+        x.reshape(*(-1 if order[axis] == place else 1 for axis in range(len(order)))) for place, x in enumerate(arrays)
+    )
+    return tuple(row.broadcast_to(shape).copy() for row in rows)
+
+
+def rand(*shape: Any, requires_grad: bool = False) -> Tensor:
+    """Uniform float32 numbers in [0, 1) of the generator manual_seed sets."""
+    seed, step = next_key().tolist()
+    return Tensor(random.uniform(seed, step, 0, _sizes(shape)), "float32", requires_grad)
+
+
+def randn(*shape: Any, requires_grad: bool = False) -> Tensor:
+    """About normal float32 numbers (cyxcore.random.normal) of the generator manual_seed sets."""
+    seed, step = next_key().tolist()
+    return Tensor(random.normal(seed, step, 0, _sizes(shape)), "float32", requires_grad)
+
+
+def _sizes(shape: tuple[Any, ...]) -> Shape:
+    return _shape(shape[0], shape[1:]) if shape else ()
