@@ -45,7 +45,10 @@ class Brokers:
         self._on_ready = on_ready
 
     async def start(self) -> None:
-        """Start all, at their last ports or at others when those are taken. Raises BrokerError."""
+        """Start all, at their last ports or at others when those are taken. Raises BrokerError.
+
+        The members of a cluster have to know each other's ports before they take them: somebody may be faster.
+        """
         wished = [
             Ports(client=self._first_port + n, monitor=ports.monitor, route=ports.route) if self._first_port else ports
             for n, ports in enumerate(self.ports)
@@ -55,7 +58,7 @@ class Brokers:
         try:
             await self._start_at(wished)
         except CyxError:
-            if not had_ports:
+            if not had_ports and len(self.ports) == 1:  # what it was to take, or any: there is nothing else to try
                 raise
             await self._start_at(fresh)
 

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 
 import pytest
 
-from cyxnet.broker import Passwords, syncs_always
+from cyxnet.broker import Passwords, free_ports, syncs_always
 from cyxnet.brokers import Brokers, Ports
 from cyxnet.bus import AppendUnknown, Bus, BusError
 from tests.net.streams import in_sync, leader_of
@@ -49,6 +50,17 @@ async def test_who_makes_a_stream_at_the_same_time_as_others_finds_it(cluster):
         assert await asyncio.gather(*(make(bus, f"S{round_}") for bus in buses)) == [0] * 4
     for bus in buses:
         await bus.close()
+
+
+async def test_a_route_port_that_somebody_else_took_a_moment_ago_is_not_the_end(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        chosen = [[taken.getsockname()[1], *free_ports(2)]]
+        monkeypatch.setattr("cyxnet.brokers.free_ports", lambda count: chosen.pop() if chosen else free_ports(count))
+        brokers = Brokers(tmp_path, Passwords.fresh(), [Ports() for _ in range(3)], on_ready=lambda *_: None)
+        await brokers.start()
+        assert len(brokers.running) == 3
+        await brokers.stop()
 
 
 async def test_a_route_without_the_password_is_refused(cluster):
