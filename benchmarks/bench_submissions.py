@@ -11,7 +11,7 @@ A submission here is what it is for a user: a request with a whole job and a dep
 checks the job, the terms, the deposit's bytes and its signature, stores the event, and only then answers. The deposits
 are signed before the clock starts, because that is the clients' work; everything else runs on this machine too:
 broker, chain, central and the client that asks. The peer in the same run is the broker alone: the same bytes appended
-with compare-and-swap, one at a time and with as many in flight.
+with compare-and-swap, a sync of the disk each, one at a time and from 64 tasks.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from cyxnet.local import LocalNetwork
 Row = dict[str, float]
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.toml"
 IN_FLIGHT = 480  # below the 512 that a central works on at a time
+ALONE_IN_FLIGHT = 64  # each waits for a sync of its own: on a busy disk more would not be answered in time
 LAMPORTS_PER_JOB = 3_000_000
 SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
 
@@ -189,10 +190,10 @@ async def appends(network: LocalNetwork, count: int, payload: bytes) -> Row:
             await bus.append(f"bench.{time.perf_counter_ns()}.{number}", payload, 0)
 
         alone, _ = await rate(append, count // 5, 1)
-        together, _ = await rate(append, count, IN_FLIGHT)
+        together, _ = await rate(append, count, ALONE_IN_FLIGHT)
     finally:
         await bus.close()
-    return {"one at a time /s": alone, f"{IN_FLIGHT} in flight /s": together}
+    return {"one at a time /s": alone, f"{ALONE_IN_FLIGHT} in flight /s": together}
 
 
 class Takes:
