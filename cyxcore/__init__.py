@@ -7,12 +7,15 @@ kernels and needs no NumPy.
 """
 
 import importlib
+import math
 from typing import TYPE_CHECKING, Any
 
 from cyxcore.dtype import DTYPES
 
 __version__ = "0.1.0"
 __array_api_version__ = "2025.12"
+
+e, inf, nan, pi, newaxis = math.e, math.inf, math.nan, math.pi, None
 
 _NAMES: dict[str, str] = {
     "__array_namespace_info__": "inspection",
@@ -68,6 +71,16 @@ _NAMES: dict[str, str] = {
         ).split(),
         "manipulation",
     ),
+    **dict.fromkeys(
+        ("all any count_nonzero cumulative_prod cumulative_sum diff max mean min prod std sum var").split(),
+        "statistics",
+    ),
+    **dict.fromkeys(
+        (
+            "argmax argmin argsort isin nonzero searchsorted sort unique_all unique_counts unique_inverse unique_values"
+        ).split(),
+        "searching",
+    ),
     "Trainer": "training",
     "evaluate": "evaluation",
     "predict": "evaluation",
@@ -77,7 +90,7 @@ _NAMES: dict[str, str] = {
 }
 _MODULES = ("nn", "optim", "lr_scheduler", "functional", "errors", "spec", "data", "device")
 
-__all__ = [*_NAMES, *_MODULES, *DTYPES, "__version__", "__array_api_version__"]  # noqa: PLE0604
+__all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from cyxcore import data as data
@@ -122,6 +135,8 @@ if TYPE_CHECKING:
     from cyxcore.overview import flops as flops
     from cyxcore.overview import summary as summary
     from cyxcore.plan import Plan as Plan
+    from cyxcore.searching import *  # noqa: F403
+    from cyxcore.statistics import *  # noqa: F403
     from cyxcore.tracing import trace as trace
     from cyxcore.training import Trainer as Trainer
 

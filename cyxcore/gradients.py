@@ -23,6 +23,7 @@ NO_GRADIENT = frozenset(
     "greater_equal logical_and "
     "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
+    "all any argmin argsort searchsorted nonzero cumulative_prod "
     "ceil trunc round conj real imag signbit nextafter floor_divide integer_pow "
     "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
     "axpy_update adam_m adam_v adam_update".split()
@@ -243,6 +244,33 @@ RULES["sum"] = lambda g, x, y, a: (_stretched(g, x[0], a),)
 def _mean(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
     count = math.prod(x[0].shape[axis] for axis in attrs["axes"])
     return (_stretched(g / float(count), x[0], attrs),)
+
+
+@rule("prod")
+def _prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """The product of all others, from the products of those before and after: right where elements are 0."""
+    value, axes = x[0], attrs["axes"]
+    kept = [axis for axis in range(value.ndim) if axis not in axes]
+    order = (*kept, *axes)
+    rows = value.transpose(*order).reshape(*(value.shape[axis] for axis in kept), -1) if order else value.reshape(1)
+    last = rows.ndim - 1
+
+    def before(values: Any) -> Any:
+        """The product of what stands in front of each."""
+        ones = values._constant(1.0, values.dtype).broadcast_to(*values.shape[:-1], 1)
+        running = apply("cumulative_prod", apply("concat", ones, values, axis=last), axis=last)
+        return running[..., : values.shape[-1]]
+
+    others = before(rows) * before(rows[..., ::-1])[..., ::-1]
+    moved = others.reshape(*(value.shape[axis] for axis in order))
+    back = moved.transpose(*(order.index(axis) for axis in range(value.ndim))) if order else moved.reshape(())
+    return (_stretched(g, value, attrs) * back,)
+
+
+@rule("cumulative_sum")
+def _cumulative_sum(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    backwards = (slice(None),) * attrs["axis"] + (slice(None, None, -1),)
+    return (apply("cumulative_sum", g[backwards], axis=attrs["axis"])[backwards],)
 
 
 @rule("max", "min")

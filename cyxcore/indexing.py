@@ -1,5 +1,6 @@
 """NumPy's basic indexing (integers, slices, ..., None) and one integer array, as ops."""
 
+import math
 from typing import Any
 
 from cyxcore.errors import ShapeError
@@ -24,6 +25,8 @@ def _is_array(part: Any) -> bool:
 
 def get(value: Value, index: Any) -> Any:
     """value[index]. Raises ShapeError for what has no meaning and IndexError for an integer out of range."""
+    if getattr(index, "dtype", None) == "bool" and getattr(index, "shape", ()) != ():
+        return _masked(value, index if isinstance(index, Value) else value._constant(index, "bool"))
     parts = _complete(value, index if isinstance(index, tuple) else (index,))
     arrays = [part for part in parts if _is_array(part)]
     if len(arrays) > 1:
@@ -68,6 +71,16 @@ def get(value: Value, index: Any) -> Any:
     return result
 
 
+def _masked(value: Value, mask: Value) -> Any:
+    """The elements (or rows) where a mask over the leading axes is true: (count, *the other axes)."""
+    if mask.shape != value.shape[: mask.ndim]:
+        raise ShapeError(f"index: expected a mask of the leading sizes of {value.shape}, got {mask.shape}")
+    rows = value.reshape(math.prod(mask.shape), *value.shape[mask.ndim :])
+    flat: Any = mask.reshape(-1)
+    places = apply("nonzero", flat, count=int(flat.sum().item())).reshape(-1)
+    return apply("take", rows, places, axis=0)
+
+
 def _integer(part: Any, size: int, axis: int, shape: tuple[int, ...]) -> tuple[int, int]:
     try:
         place = part.__index__()
@@ -83,5 +96,5 @@ def take(value: Value, indices: Any, axis: int) -> Any:
     if not isinstance(indices, Value):
         indices = value._constant(indices, "int64")
     if indices.dtype == "bool":
-        raise ShapeError("index: boolean masks give results of unknown shape; use cx.where, or .numpy() first")
+        raise ShapeError("index: a boolean mask stands alone; use x[mask], or cx.nonzero(mask) beside other indices")
     return apply("take", value, value._check_indices(indices.astype("int64"), value.shape[axis]), axis=axis)

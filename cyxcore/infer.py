@@ -109,6 +109,31 @@ def argmax(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: A
     return shape[:axis] + shape[axis + 1 :], "int64"
 
 
+def along(allowed: tuple[str, ...], result: str | None = None) -> Rule:
+    """One result for each element, made along an axis."""
+
+    def rule(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+        dtype = accept(op, dtypes, allowed)
+        if shapes[0]:
+            check_axis(op, attrs["axis"], shapes[0])
+        return shapes[0], result or dtype
+
+    return rule
+
+
+def searchsorted(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    accept(op, dtypes, ALL)
+    if len(shapes[0]) != 1:
+        raise ShapeError(f"{op}: expected a sorted vector, got {shapes[0]}")
+    return shapes[1], "int64"
+
+
+def nonzero(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """The count depends on the values: who asks has counted."""
+    accept(op, dtypes, ("bool",))
+    return (len(shapes[0]), attrs["count"]), "int64"
+
+
 def matmul(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     a, b = shapes
     dtype = accept(op, dtypes, NUMBERS)

@@ -260,6 +260,13 @@ def _standard_rows() -> list[Op]:
         *(row(name, 2, infer.binary(REAL), 4) for name in ("floor_divide", "remainder")),
         *(row(name, 2, infer.binary(INTEGERS)) for name in (*bits, "integer_pow")),
         row("bitwise_invert", 1, infer.unary(INTEGERS)),
+        row("prod", 1, infer.reduce(NUMBERS, of_empty=True), _per_input(1), **_REDUCE),
+        *(row(name, 1, infer.reduce(("bool",), of_empty=True), _per_input(1), **_REDUCE) for name in ("all", "any")),
+        *(row(name, 1, infer.along(NUMBERS), **_AXIS) for name in ("cumulative_sum", "cumulative_prod")),
+        row("argmin", 1, infer.argmax, _per_input(1), **_AXIS),
+        row("argsort", 1, infer.along(ALL, "int64"), 20, **_AXIS, descending=Attr(kind.flag, False)),
+        row("searchsorted", 2, infer.searchsorted, 20, right=Attr(kind.flag, False)),
+        row("nonzero", 1, infer.nonzero, _per_input(1), count=Attr(kind.natural)),
     ]
 
 

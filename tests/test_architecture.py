@@ -18,7 +18,8 @@ VOCABULARY = """
 cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.ops cyxcore.graph
 cyxcore.values cyxcore.indexing cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
-cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.symbols cyxcore.layertable cyxcore.layers
+cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
+cyxcore.searching cyxcore.symbols cyxcore.layertable cyxcore.layers
 """.split()
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels

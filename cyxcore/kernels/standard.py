@@ -68,3 +68,25 @@ def _integer_pow(attrs: Attrs, x: Array, y: Array) -> Any:
     if y.size and y.min() < 0:
         raise DataError(f"pow: expected integer powers >= 0, got {y.min()}; convert the base to floats with astype")
     return np.power(x, y)
+
+
+# reductions, sorting and searching ----------------------------------------------------------------
+
+KERNELS["prod"] = lambda a, x: x.prod(axis=a["axes"], keepdims=a["keepdims"], dtype=x.dtype)
+KERNELS["all"] = lambda a, x: x.all(axis=a["axes"], keepdims=a["keepdims"])
+KERNELS["any"] = lambda a, x: x.any(axis=a["axes"], keepdims=a["keepdims"])
+KERNELS["cumulative_sum"] = lambda a, x: np.cumsum(x, axis=a["axis"], dtype=x.dtype)
+KERNELS["cumulative_prod"] = lambda a, x: np.cumprod(x, axis=a["axis"], dtype=x.dtype)
+KERNELS["argmin"] = lambda a, x: x.argmin(axis=a["axis"])
+KERNELS["searchsorted"] = lambda a, row, x: np.searchsorted(row, x, side="right" if a["right"] else "left")
+KERNELS["nonzero"] = lambda a, x: np.stack(np.nonzero(x))
+
+
+@kernel("argsort")
+def _argsort(attrs: Attrs, x: Array) -> Any:
+    """Stable both ways: the descending order is the ascending one of the reversed row, read backwards."""
+    axis = attrs["axis"]
+    if not attrs["descending"]:
+        return np.argsort(x, axis=axis, kind="stable")
+    backwards = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
+    return x.shape[axis] - 1 - np.flip(backwards, axis)

@@ -58,6 +58,9 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
         for op in ("sum", "mean", "max", "min")
         for axes, keep in (((), False), ((1,), True), ((0, 2), False), ((0, 1, 2), False))
     ),
+    ("prod", [np.array([[2.0, 0.0, 3.0], [1.5, -2.0, 0.5]])], {"axes": (1,), "keepdims": False}),
+    ("prod", [real(2, 3, 2)], {"axes": (0, 2), "keepdims": True}),
+    ("cumulative_sum", [real(2, 3)], {"axis": 1}),
     ("sum", [real(0, 3)], {"axes": (0,), "keepdims": False}),
     *(
         (

@@ -1,5 +1,6 @@
 """What importing costs and loads."""
 
+import math
 import subprocess
 import sys
 
@@ -42,3 +43,8 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 def test_dtypes_are_names() -> None:
     assert cyxcore.float32 == "float32"
+
+
+def test_the_constants_are_the_standards() -> None:
+    assert (cyxcore.e, cyxcore.pi, cyxcore.inf) == (math.e, math.pi, math.inf) and math.isnan(cyxcore.nan)
+    assert cyxcore.newaxis is None

@@ -172,9 +172,18 @@ def test_an_index_out_of_range_is_an_index_error() -> None:
         cx.zeros(3)[[0, 5]]
 
 
-def test_a_boolean_mask_is_refused_with_advice() -> None:
-    with pytest.raises(ShapeError, match="cx.where"):
-        cx.zeros(3)[cx.zeros(3) > 0]
+def test_a_boolean_mask_picks_elements_or_rows_and_their_gradients() -> None:
+    x = cx.tensor([[1.0, -2.0], [3.0, 4.0]], requires_grad=True)
+    assert x[cx.tensor([False, True])].tolist() == [[3.0, 4.0]] and x[np.array([False, False])].shape == (0, 2)
+    x[x > 0].sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+
+
+def test_a_mask_that_does_not_fit_or_stands_beside_others_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"a mask of the leading sizes of \(3,\), got \(2,\)"):
+        cx.zeros(3)[cx.zeros(2) > 0]
+    with pytest.raises(ShapeError, match="stands alone"):
+        cx.zeros(3, 2)[cx.zeros(3) > 0, 0]
 
 
 def test_the_maximum_of_nothing_is_refused() -> None:

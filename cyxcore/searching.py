@@ -1,0 +1,131 @@
+"""The array API standard's searching, sorting and set functions.
+
+The shape of `nonzero` and of the unique_ functions depends on values, so tensors have them and a trace
+does not. Sorting is stable and takes the gradient along; NaNs come last.
+"""
+
+from typing import Any, NamedTuple
+
+from cyxcore.dtype import COMPLEX
+from cyxcore.elementwise import logical_not, value_of
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.basic import concat, take_along_axis
+from cyxcore.indexing import take
+from cyxcore.values import apply, together
+
+__all__ = (  # also in cyxcore/__init__.py
+    "argmax argmin argsort isin nonzero searchsorted sort unique_all unique_counts unique_inverse unique_values"
+).split()
+
+
+def _place(op: str, x: Any, axis: int | None, keepdims: bool) -> Any:
+    value = value_of(op, x)
+    if axis is not None:
+        result = apply(op, value, axis=value._axis(axis))
+        return result.expand_dims(value._axis(axis)) if keepdims else result
+    result = apply(op, value.reshape(-1), axis=0)
+    return result.reshape((1,) * value.ndim) if keepdims else result
+
+
+def argmax(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
+    """Place of the largest, the first among equals; of the flattened x without an axis. int64."""
+    return _place("argmax", x, axis, keepdims)
+
+
+def argmin(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
+    """Place of the smallest, the first among equals; of the flattened x without an axis. int64."""
+    return _place("argmin", x, axis, keepdims)
+
+
+def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
+    """The places that sort x along an axis, equals in their order (whatever `stable` says). int64."""
+    value = value_of("argsort", x)
+    return apply("argsort", value, axis=value._axis(axis), descending=bool(descending))
+
+
+def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
+    """x sorted along an axis."""
+    return take_along_axis(value_of("sort", x), argsort(x, axis=axis, descending=descending), axis)
+
+
+def nonzero(x: Any, /) -> tuple[Any, ...]:
+    """The places of what is not zero: int64 (count,) for each axis, in row-major order."""
+    value = value_of("nonzero", x)
+    if value.ndim == 0:
+        raise ShapeError("nonzero: expected at least one axis, got a 0-d tensor")
+    mask = value.astype("bool")
+    places = apply("nonzero", mask, count=int(mask.sum().item()))
+    return tuple(places[axis] for axis in range(value.ndim))
+
+
+def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None) -> Any:
+    """Where each of x2 belongs in the sorted vector x1: before its equals ("left") or after. int64."""
+    if side not in ("left", "right"):
+        raise SpecError(f'searchsorted: expected side "left" or "right", got {side!r}')
+    row = value_of("searchsorted", x1)
+    if row.ndim != 1:
+        raise ShapeError(f"searchsorted: expected a vector, got {row.shape}")
+    row, wanted = together(row if sorter is None else take(row, sorter, 0), x2)
+    return apply("searchsorted", row, wanted, right=side == "right")
+
+
+def isin(x1: Any, x2: Any, /, *, invert: bool = False) -> Any:
+    """Of each element of x1 whether x2 has it (with invert: has it not)."""
+    left, right = together(x1, x2)
+    row = sort(right.reshape(-1))
+    if row.size == 0:
+        found = apply("less", left, left) if left.dtype not in COMPLEX else left.astype("bool") & ~left.astype("bool")
+    else:
+        place = apply("searchsorted", row, left, right=False)
+        last = place._constant(row.size - 1, "int64")
+        found = take(row, apply("minimum", place, last), 0) == left
+    return logical_not(found) if invert else found
+
+
+class UniqueAll(NamedTuple):
+    values: Any
+    indices: Any
+    inverse_indices: Any
+    counts: Any
+
+
+class UniqueCounts(NamedTuple):
+    values: Any
+    counts: Any
+
+
+class UniqueInverse(NamedTuple):
+    values: Any
+    inverse_indices: Any
+
+
+def unique_all(x: Any, /) -> UniqueAll:
+    """The different elements in ascending order, where each is first, which of them each element is, how often.
+
+    Each NaN is different from every other.
+    """
+    flat = value_of("unique_all", x).reshape(-1)
+    order = argsort(flat)
+    row = take(flat, order, 0)
+    first = concat([row[:1] == row[:1], row[1:] != row[:-1]]) if row.size else row.astype("bool")
+    if row.size and flat.dtype != "bool":
+        first = first | (row != row)  # a NaN in front too
+    starts = nonzero(first)[0]
+    ends = concat([starts[1:], starts._constant([row.size], "int64")]) if starts.size else starts
+    group = apply("cumulative_sum", first.astype("int64"), axis=0) - 1
+    inverse = take(group, argsort(order), 0).reshape(x.shape)
+    return UniqueAll(take(row, starts, 0), take(order, starts, 0), inverse, ends - starts)
+
+
+def unique_counts(x: Any, /) -> UniqueCounts:
+    found = unique_all(x)
+    return UniqueCounts(found.values, found.counts)
+
+
+def unique_inverse(x: Any, /) -> UniqueInverse:
+    found = unique_all(x)
+    return UniqueInverse(found.values, found.inverse_indices)
+
+
+def unique_values(x: Any, /) -> Any:
+    return unique_all(x).values

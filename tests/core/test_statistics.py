@@ -1,0 +1,129 @@
+"""The standard's statistics, searching, sorting and set functions against array-api-strict."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import searching, statistics
+from cyxcore.errors import AxisError, ShapeError, SpecError
+from tests.core.oracle import ALL, COMPLEX, FLOATS, NUMBERS, REAL, agree, numbers, same, signature_differences
+
+SHAPES = [((), None), ((5,), None), ((5,), 0), ((2, 3), None), ((2, 3), -1), ((2, 3, 2), (0, 2)), ((0, 3), 0)]
+
+
+@pytest.mark.parametrize("name", [*statistics.__all__, *searching.__all__])
+def test_the_parameters_are_the_standards(name: str) -> None:
+    assert signature_differences(name) == []
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ALL)
+def test_reductions(dtype: str, shape: tuple[int, ...], axis: Any) -> None:
+    x = numbers(dtype, *shape)
+    for keepdims in (False, True):
+        options = {"axis": axis, "keepdims": keepdims}
+        for name in ("all", "any", "count_nonzero"):
+            agree(name, x, **options)
+        if dtype in NUMBERS:
+            agree("sum", x, **options)
+            agree("prod", x, **options)
+        if dtype in REAL and 0 not in shape:
+            agree("max", x, **options)
+            agree("min", x, **options)
+        if dtype in FLOATS + COMPLEX and 0 not in shape:
+            agree("mean", x, **options)
+        if dtype in FLOATS and 0 not in shape:
+            for correction in (0.0, 0.5) if x.size > 1 else (0.0,):
+                agree("var", x, correction=correction, scale=10, **options)
+                agree("std", x, correction=correction, scale=10, **options)
+
+
+def test_a_sum_has_the_dtype_asked_for() -> None:
+    for name in ("sum", "prod", "cumulative_sum", "cumulative_prod"):
+        agree(name, numbers("int8", 4), dtype="int16")
+        agree(name, numbers("float32", 4), dtype="float64")
+
+
+@pytest.mark.parametrize("include_initial", [False, True])
+@pytest.mark.parametrize(("shape", "axis"), [((5,), None), ((2, 3), 0), ((2, 3), -1), ((0, 3), 0)])
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_running_sums_and_products(dtype: str, shape: tuple[int, ...], axis: Any, include_initial: bool) -> None:
+    for name in ("cumulative_sum", "cumulative_prod"):
+        agree(name, numbers(dtype, *shape), axis=axis, include_initial=include_initial)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_differences(dtype: str) -> None:
+    x = numbers(dtype, 3, 4)
+    for options in ({}, {"axis": 0}, {"n": 2}, {"n": 0}, {"n": 5}, {"prepend": x, "append": x[:, :1]}):
+        agree("diff", x, **options)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dtype", REAL)
+def test_sorting_is_stable(dtype: str, descending: bool) -> None:
+    for x, axis in ((numbers(dtype, 30), -1), (numbers(dtype, 4, 5), 0), (numbers(dtype, 0), 0)):
+        agree("sort", x, axis=axis, descending=descending)
+        agree("argsort", x, axis=axis, descending=descending)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_searching(dtype: str) -> None:
+    x = numbers(dtype, 3, 5)
+    for options in ({}, {"axis": 0}, {"axis": -1, "keepdims": True}, {"keepdims": True}):
+        agree("argmax", x, **options)
+        agree("argmin", x, **options)
+    agree("nonzero", x)
+    row, places = np.sort(x[0]), np.argsort(x[0])
+    for side in ("left", "right"):
+        agree("searchsorted", row, x, side=side)
+        agree("searchsorted", x[0], x, side=side, sorter=places)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+def test_sets(dtype: str) -> None:
+    for x in (numbers(dtype, 20), numbers(dtype, 3, 4), numbers(dtype, 1), numbers(dtype, 0)):
+        for name in ("unique_counts", "unique_inverse", "unique_values"):
+            agree(name, x)
+        found = cx.unique_all(cx.asarray(x))
+        wanted = np.unique(x, return_index=True)
+        assert found.values.tolist() == wanted[0].tolist() and found.indices.tolist() == wanted[1].tolist()
+
+
+def test_each_nan_is_unique() -> None:
+    found = cx.unique_all(cx.asarray([np.nan, 1.0, np.nan]))
+    assert found.counts.tolist() == [1, 1, 1] and found.values.shape == (3,)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("dtype", [d for d in ALL if d.startswith(("int", "uint"))])
+def test_isin(dtype: str, invert: bool) -> None:
+    """Against NumPy: array-api-strict 2.6 does not look at `invert`."""
+    x = numbers(dtype, 3, 5)
+    for among in (numbers(dtype, 4, seed=1), numbers(dtype, 0)):
+        got = cx.isin(cx.asarray(x), cx.asarray(among), invert=invert)
+        same(got, np.isin(x, among, invert=invert))
+
+
+def test_sorting_takes_the_gradient_along() -> None:
+    x = cx.tensor([3.0, 1.0, 2.0], requires_grad=True)
+    (cx.sort(x) * cx.tensor([1.0, 10.0, 100.0])).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [100.0, 1.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda x: cx.sum(x, axis=2), AxisError, "axis: expected -2..1"),
+        (lambda x: cx.cumulative_sum(x), AxisError, "cumulative_sum: expected an axis"),
+        (lambda x: cx.diff(x, n=-1), ShapeError, "n >= 0"),
+        (lambda x: cx.nonzero(x[0, 0]), ShapeError, "a 0-d tensor"),
+        (lambda x: cx.searchsorted(x, x), ShapeError, "expected a vector"),
+        (lambda x: cx.searchsorted(x[0], x, side="up"), SpecError, 'side "left" or "right"'),
+    ],
+)
+def test_a_bad_argument_is_one_clear_error(call: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        call(cx.zeros(2, 3))
