@@ -4,6 +4,7 @@ An op runs at once on the current device (device.py); when a gradient may be ask
 remembers the op and its inputs, and `backward` walks back with the rules of gradients.py.
 """
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
@@ -283,7 +284,42 @@ class Tensor(Value):
         return array.astype(dtype)
 
     def __dlpack__(self, **options: Any) -> Any:
+        """The memory itself for another library. Raises BufferError for bfloat16 and what has a gradient."""
+        if self.requires_grad or self.dtype == "bfloat16":
+            what = "a tensor that requires a gradient" if self.requires_grad else "bfloat16"
+            advice = "detach() it" if self.requires_grad else "astype('float32')"
+            raise BufferError(f"__dlpack__: {what} cannot be shared; {advice} first")
         return self._data.__dlpack__(**options)
+
+    @property
+    def device(self) -> str:
+        """Where ops on it run: the default device, all of which share the host's memory."""
+        return devices.default_device()
+
+    def to_device(self, device: str, /, *, stream: Any = None) -> "Tensor":
+        """The tensor itself. Raises SpecError for a device that is not there or a stream, which none has."""
+        devices.backend(device)
+        if stream is not None:
+            raise SpecError(f"to_device: expected no stream on {device}, got {stream!r}")
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("pickle: a tensor is not pickled, a pickle can run code; use cx.save_model, or .numpy()")
+
+    def __copy__(self) -> "Tensor":
+        return self.detach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
+        """A leaf of the same class with memory of its own. Raises GradientError for a result with a past."""
+        if self._op is not None:
+            raise GradientError("deepcopy: a result that remembers its inputs is not copied; detach() it first")
+        result = memo[id(self)] = type(self).__new__(type(self))
+        for slot in Tensor.__slots__:
+            if hasattr(self, slot):
+                setattr(result, slot, getattr(self, slot))
+        result._data, result.grad = self._data.copy(), copy.deepcopy(self.grad, memo)
+        vars(result).update(vars(self))
+        return result
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._data.__dlpack_device__()

@@ -1,5 +1,7 @@
 """What a user types: NumPy's semantics, on every device."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore.errors import DtypeError, GradientError, ShapeError
+from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
 
 pytestmark = pytest.mark.usefixtures("each_device")
 
@@ -219,3 +221,37 @@ def test_cross_entropy_checks_its_labels() -> None:
 def test_a_silent_broadcast_in_a_loss_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"\(4, 1\) and \(4,\)"):
         cx.functional.mse_loss(cx.zeros(4, 1), cx.zeros(4))
+
+
+def test_a_deep_copy_has_its_own_memory_and_class() -> None:
+    x = cx.nn.Parameter([1.0, 2.0])
+    (x * x).sum().backward()
+    y = copy.deepcopy({"a": x, "b": x})
+    assert y["a"] is y["b"] and type(y["a"]) is cx.nn.Parameter and y["a"].requires_grad and y["a"].init == x.init
+    assert y["a"].grad is not x.grad and y["a"].grad is not None and y["a"].grad.tolist() == [2.0, 4.0]
+    y["a"].numpy()[0] = 7
+    assert x.tolist() == [1.0, 2.0]
+    with pytest.raises(GradientError, match="deepcopy"):
+        copy.deepcopy(x * 2.0)
+
+
+def test_a_tensor_is_not_pickled() -> None:
+    with pytest.raises(TypeError, match="use cx.save_model"):
+        pickle.dumps(cx.zeros(1))
+
+
+def test_dlpack_shares_memory_both_ways_and_refuses_what_it_cannot() -> None:
+    x = cx.zeros(2)
+    np.from_dlpack(x)
+    assert cx.from_dlpack(x).shares_memory(x)
+    with pytest.raises(BufferError, match="detach"):
+        cx.ones(1, requires_grad=True).__dlpack__()
+    with pytest.raises(BufferError, match="bfloat16"):
+        cx.ones(1, dtype="bfloat16").__dlpack__()
+
+
+def test_a_tensor_knows_its_device() -> None:
+    x = cx.zeros(1)
+    assert x.to_device(x.device) is x and cx.astype(x, "int8", device=x.device).dtype == "int8"
+    with pytest.raises(SpecError, match="device: expected one of"):
+        x.to_device("tpu")
