@@ -6,19 +6,28 @@
 Target: 1,000,000 events in < 30 s, with the content hash of the ledger that was written as the events happened. The
 events are those of jobs that were trained and paid, as central writes them, with their hash chains, on a real broker.
 The peer in the same run is the reading alone: the same messages, followed by the same code that does nothing with them.
+Beside it, what a start costs whose ledger is whole: the world is made of the log all the same.
 """
 
 import argparse
 import asyncio
+import gc
 import hashlib
 import json
+import multiprocessing
+import os
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import psutil
+
+from cyxcentral.__main__ import COLLECT_AFTER, SWITCH_INTERVAL_S
 from cyxcentral.eventlog import EventLog
 from cyxcentral.ledger import Ledger
 from cyxcentral.projection import project
@@ -117,6 +126,7 @@ async def write(core: Bus, jobs: int, ledger: Ledger) -> int:
     for subject, event in history(jobs):
         if subject in batch or len(batch) == BATCH:  # a batch names each subject once
             await core.append_all(list(batch.values()))
+            await ledger.room()
             batch = {}
         expected, prev = last.get(subject, (0, ""))
         seq += 1
@@ -138,6 +148,7 @@ async def rebuild(core: Bus, ledger: Ledger | None) -> float:
     world = World()
     events = EventLog(core, "bench", world)
     if ledger is not None:
+        events.room = ledger.room
         events.applied.append(lambda stored, record: project(world, ledger, 0, stored, record))
     await events.open(0)
     if ledger is not None:
@@ -157,27 +168,56 @@ async def read_only(core: Bus, last_seq: int) -> float:
     return time.perf_counter() - begun
 
 
-async def measure(events: int, say) -> dict[str, float | int | bool]:  # type: ignore[no-untyped-def]
-    with tempfile.TemporaryDirectory() as folder:
+STEPS = ("reading", "world", "rebuild")
+
+
+def step(name: str, url: str, last_seq: int, path: Path) -> dict[str, float | str]:
+    """One of STEPS in a process of its own, which is set up as central's is."""
+    gc.set_threshold(*COLLECT_AFTER)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+    async def work() -> dict[str, float | str]:
+        bus = await Bus.connect(url, name="bench")
+        ledger = Ledger(path) if name == "rebuild" else None
+        before_bytes, cpu_s = psutil.Process().memory_info().rss, time.process_time()
+        took_s = await (read_only(bus, last_seq) if name == "reading" else rebuild(bus, ledger))
+        found: dict[str, float | str] = {
+            f"{name}_s": took_s,
+            f"{name}_cpu_s": time.process_time() - cpu_s,
+            f"{name}_before_mb": before_bytes / 1e6,
+            f"{name}_after_mb": psutil.Process().memory_info().rss / 1e6,
+        }
+        await bus.close()
+        if ledger is not None:
+            found["content_hash"] = await ledger.content_hash()
+            await ledger.close()
+        return found
+
+    return asyncio.run(work())
+
+
+async def measure(events: int, say) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+    alone = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    with tempfile.TemporaryDirectory() as folder, alone:
         broker = await asyncio.to_thread(Broker.start, Path(folder) / "broker", Passwords.fresh())
-        buses = [await Bus.connect(broker.url("core"), name="bench") for _ in range(3)]
-        before, after = Ledger(Path(folder) / "before.duckdb"), Ledger(Path(folder) / "after.duckdb")
+        bus = await Bus.connect(broker.url("core"), name="bench")
+        before = Ledger(Path(folder) / "before.duckdb")
+        found: dict[str, Any] = {}
         try:
-            await EventLog(buses[0], "bench", World()).open(0)  # makes the stream as central does
+            await EventLog(bus, "bench", World()).open(0)  # makes the stream as central does
             say(f"writing {events:,} events …")
-            last_seq = await write(buses[0], (events - NODES) // EVENTS_PER_JOB, before)
-            say("reading them alone …")
-            alone_s = await read_only(buses[1], last_seq)
-            say("rebuilding the ledger …")
-            rebuilt_s = await rebuild(buses[2], after)
-            same = await before.content_hash() == await after.content_hash()
+            found["events"] = await write(bus, (events - NODES) // EVENTS_PER_JOB, before)
+            content_hash = await before.content_hash()
+            for name in STEPS:
+                say(f"{name} …")
+                arguments = (name, broker.url("core"), found["events"], Path(folder) / "after.duckdb")
+                found |= await asyncio.get_running_loop().run_in_executor(alone, step, *arguments)
+            found["same_content_hash"] = found.pop("content_hash") == content_hash
         finally:
-            for bus in buses:
-                await bus.close()
+            await bus.close()
             await before.close()
-            await after.close()
             await asyncio.to_thread(broker.stop)
-    return {"events": last_seq, "reading_s": alone_s, "rebuild_s": rebuilt_s, "same_content_hash": same}
+    return found
 
 
 def main() -> int:
@@ -190,17 +230,18 @@ def main() -> int:
         if not options.json:
             print(text, file=sys.stderr)
 
+    load = os.getloadavg()
     found = asyncio.run(measure(20_000 if options.quick else 1_000_000, say))
     if options.json:
         print(json.dumps(found))
     else:
-        each_us = found["rebuild_s"] / found["events"] * 1e6
-        print(f"{found['events']:,} events, {platform.processor() or platform.machine()}")
-        print(f"  reading them alone   {found['reading_s']:7.1f} s")
-        print(
-            f"  rebuilt ledger       {found['rebuild_s']:7.1f} s   {each_us:.0f} µs each (target: a million in < 30 s)"
-        )
-        print(f"  same content hash    {found['same_content_hash']}")
+        print(f"{found['events']:,} events, {platform.processor() or platform.machine()}, load {load[0]:.1f} before")
+        print("                          wall  processor  each (wall)   memory before and after")
+        for name, what in zip(STEPS, ("reading them alone", "a start, ledger whole", "rebuilt ledger"), strict=True):
+            took_s, cpu_s = found[f"{name}_s"], found[f"{name}_cpu_s"]
+            memory = f"{found[f'{name}_before_mb']:.0f} → {found[f'{name}_after_mb']:.0f} MB"
+            print(f"  {what:22}{took_s:6.1f} s {cpu_s:8.1f} s {took_s / found['events'] * 1e6:9.1f} µs   {memory}")
+        print(f"  same content hash    {found['same_content_hash']}   (target: a million in < 30 s)")
     return 0 if found["same_content_hash"] else 1
 
 

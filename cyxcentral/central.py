@@ -140,6 +140,7 @@ class Central:
         known_seq, known_sha256 = self.ledger.place(subjects.EVENTS)
         self.events.applied.append(lambda stored, record: project(self.world, self.ledger, known_seq, stored, record))
         self.events.quarantined.append(lambda stored, why: note(self.ledger, known_seq, stored, why))
+        self.events.room = self.ledger.room
         mint = await self._chain_ready()
         self.payments = Payments(
             self.events,

@@ -63,6 +63,7 @@ class EventLog:
         self.machine = machine
         self.applied: list[Callable[[Stored, Record], None]] = []
         self.quarantined: list[Callable[[Stored, str], None]] = []
+        self.room: Callable[[], Awaitable[None]] | None = None  # waits until more of the stream may be taken in
         self.why_silent: Callable[[], Awaitable[str]] | None = None  # why the broker answers no append; "" for no idea
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commits = GroupCommit(core)
@@ -132,6 +133,8 @@ class EventLog:
         self._take(stored)
         self._take_early()
         self._wake()
+        if self.room:
+            await self.room()
 
     def _acknowledged(self, stored: Stored) -> None:
         """A record of ours is stored, and here is where."""

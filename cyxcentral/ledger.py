@@ -27,9 +27,12 @@ from cyxnet.subjects import TELEMETRY, last_token
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FLUSH_AFTER_S = 0.5
+FLUSH_AFTER_S = 1.0
 RETRY_AFTER_S = 1.0
-MAX_WAITING_ROWS = 1_000_000  # that could not be written; more would fill the memory
+BATCH_MESSAGES = 20_000  # waiting: then they are written at once
+MAX_WAITING_MESSAGES = 2 * BATCH_MESSAGES  # then whoever reads a long log waits until a batch is written
+ROWS_AT_ONCE = 1_000  # made and handed over to DuckDB, which lets nothing else run meanwhile
+MAX_UNWRITTEN_MESSAGES = 1_000_000  # while DuckDB refuses them; more would fill the memory
 PAGE_BYTES = 400_000  # of each source in one page of updates: two of them fit a message with room to spare
 QUERY_TIMEOUT_S = 3.0  # below what a caller waits for an answer
 MEMORY_LIMIT = "512MB"
@@ -64,25 +67,30 @@ class LedgerError(CyxError):
 
 
 class Batch:
-    """What waits to be written: all of it in one transaction, or none."""
+    """What waits to be written: all of it in one transaction, or none.
+
+    Of most things it holds what their rows are made of; the rows are made when they are written (see MAKE).
+    """
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES if table not in UPSERTED}
-        self.upserts: dict[str, dict[str, tuple[Any, ...]]] = {table: {} for table in UPSERTED}
+        self.added: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES if table not in UPSERTED}
+        self.changed: dict[str, dict[str, Any]] = {table: {} for table in UPSERTED}  # by key: its newest state
         self.positions: dict[str, tuple[int, str]] = {}  # by stream: sequence and hash of its last message
+        self.messages = 0
         self.forget_after: int | None = None  # metrics beyond this sequence are no longer in the stream
 
     def followed_by(self, later: "Batch") -> "Batch":
         """Both as one, when this one could not be written before the other began."""
         if later.forget_after is not None:
-            self.rows["metrics"] = [row for row in self.rows["metrics"] if row[0] <= later.forget_after]
+            self.added["metrics"] = [metric for metric in self.added["metrics"] if metric[0] <= later.forget_after]
             limits = [later.forget_after, self.forget_after]
             self.forget_after = min(limit for limit in limits if limit is not None)
-        for table, rows in later.rows.items():
-            self.rows[table] += rows
-        for table, changed in later.upserts.items():
-            self.upserts[table] |= changed
+        for table, added in later.added.items():
+            self.added[table] += added
+        for table, changed in later.changed.items():
+            self.changed[table] |= changed
         self.positions |= later.positions
+        self.messages += later.messages
         return self
 
 
@@ -95,6 +103,7 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": 1})
             self._create_tables()
+            self._db.execute("SET enable_progress_bar = false")  # it would be drawn over what central prints
             # Questions come from outside: no file, no extension, no setting may be reached by SQL.
             self._db.execute("SET enable_external_access = false")
             self._db.execute("SET lock_configuration = true")
@@ -108,6 +117,7 @@ class Ledger:
         self._waiting = Batch()
         self._flush_due: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
+        self._refused = False  # by DuckDB, the last time
         self._writing = asyncio.Lock()
         self.broken: asyncio.Future[str] = asyncio.Future()  # done when it cannot be written for long
 
@@ -143,45 +153,54 @@ class Ledger:
 
     def add_event(self, stream: str, seq: int, subject: str, record: m.Record, sha256: str = "") -> None:
         """sha256: of the message, for the next start to compare with."""
-        data = msgspec.json.encode(record.event).decode()
         kind = type(record.event).__name__
-        self._add_row(stream, (seq, subject, last_token(subject), kind, record.at_ms, record.by, data), sha256)
+        self._waiting.added["events"].append((seq, subject, kind, record.at_ms, record.by, record.event))
+        self._moved(stream, seq, sha256)
 
     def add_quarantined(self, stream: str, seq: int, subject: str, why: str, sha256: str) -> None:
         """A message that counts for nothing: what was wrong with it is all that is kept of it here."""
         data = json.dumps({"reason": why, "sha256": sha256})
-        self._add_row(stream, (seq, subject, last_token(subject), QUARANTINED, 0, "", data), sha256)
-
-    def _add_row(self, stream: str, row: tuple[Any, ...], sha256: str) -> None:
-        self._waiting.rows["events"].append(row)
-        self._moved(stream, row[0], sha256)
+        self._waiting.added["events"].append((seq, subject, QUARANTINED, 0, "", data))
+        self._moved(stream, seq, sha256)
 
     def add_entries(self, seq: int, job_id: str, entries: list[money.Entry], at_ms: int) -> None:
         assert sum(entry.amount_base_units for entry in entries) == 0, f"event {seq} does not balance"
         for line, entry in enumerate(entries):
-            self._waiting.rows["entries"].append((seq, line, job_id, entry.account, entry.amount_base_units, at_ms))
+            self._waiting.added["entries"].append((seq, line, job_id, entry.account, entry.amount_base_units, at_ms))
 
     def add_telemetry(self, stream: str, seq: int, record: m.TelemetryRecord, sha256: str = "") -> None:
         """sha256: of the message, for the next start to compare with."""
-        self._waiting.rows["metrics"].append(_metrics_row(seq, record))
+        self._waiting.added["metrics"].append((seq, record))
         self._moved(stream, seq, sha256)
 
     def telemetry_rewound(self, last_seq: int) -> None:
         """The broker lost what came after `last_seq`, and gives its sequences to others, or has done so."""
         waiting = self._waiting
-        waiting.rows["metrics"] = [row for row in waiting.rows["metrics"] if row[0] <= last_seq]
+        waiting.added["metrics"] = [metric for metric in waiting.added["metrics"] if metric[0] <= last_seq]
         waiting.forget_after = last_seq if waiting.forget_after is None else min(waiting.forget_after, last_seq)
         self._moved(TELEMETRY, last_seq)
 
     def put_job(self, job: jobs.Job) -> None:
-        self._waiting.upserts["jobs"][job.job_id] = _job_row(job)
+        self._waiting.changed["jobs"][job.job_id] = job
 
     def put_node(self, node: nodes.Node) -> None:
-        self._waiting.upserts["nodes"][node.node_id] = _node_row(node)
+        self._waiting.changed["nodes"][node.node_id] = node
 
     def _moved(self, stream: str, seq: int, sha256: str = "") -> None:
-        self._waiting.positions[stream] = (seq, sha256)
-        self._flush_in(FLUSH_AFTER_S)
+        waiting = self._waiting
+        waiting.positions[stream] = (seq, sha256)
+        waiting.messages += 1
+        if self._flush_due is None:
+            self._flush_in(FLUSH_AFTER_S)
+        elif waiting.messages == BATCH_MESSAGES:
+            self._flush_due.cancel()
+            self._start_flush()
+
+    async def room(self) -> None:
+        """Wait while as much waits to be written as the memory should hold. Not for a disk that refuses it."""
+        while self._waiting.messages >= MAX_WAITING_MESSAGES and not self._refused:
+            with contextlib.suppress(LedgerError):  # it is tried again, and said then
+                await self.flush()
 
     def _flush_in(self, delay_s: float) -> None:
         if self._flush_due is None:
@@ -212,10 +231,13 @@ class Ledger:
                 return
             try:
                 await self._run(lambda: self._write(batch))
-            except duckdb.Error as error:
+                self._refused = False
+            except Exception as error:
+                self._refused = True
                 self._waiting = batch.followed_by(self._waiting)
                 why = f"the ledger {self.path} cannot be written: {_first_line(error)}"
-                if sum(map(len, self._waiting.rows.values())) > MAX_WAITING_ROWS and not self.broken.done():
+                hopeless = not isinstance(error, duckdb.Error) or self._waiting.messages > MAX_UNWRITTEN_MESSAGES
+                if hopeless and not self.broken.done():
                     self.broken.set_result(why)
                 self._flush_in(RETRY_AFTER_S)
                 raise LedgerError(why) from None
@@ -225,9 +247,9 @@ class Ledger:
             self._db.execute("DELETE FROM metrics WHERE seq > ?", [batch.forget_after])
         self._db.execute("BEGIN")
         try:
-            for table, added in batch.rows.items():
+            for table, added in batch.added.items():
                 self._append(table, added, "insert")
-            for table, changed in batch.upserts.items():
+            for table, changed in batch.changed.items():
                 self._append(table, list(changed.values()), "upsert")
             positions = [(stream, *place) for stream, place in batch.positions.items()]
             self._append("position", positions, "upsert")
@@ -237,11 +259,15 @@ class Ledger:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _append(self, table: str, rows: list[tuple[Any, ...]], action: Literal["insert", "upsert"]) -> None:
-        if rows:
-            appender = self._db.appender(table, action=action)
-            appender.append_rows(rows)
-            appender.flush()
+    def _append(self, table: str, added: list[Any], action: Literal["insert", "upsert"]) -> None:
+        if not added:
+            return
+        appender = self._db.appender(table, action=action)
+        make = MAKE.get(table)
+        for first in range(0, len(added), ROWS_AT_ONCE):
+            some = added[first : first + ROWS_AT_ONCE]
+            appender.append_rows([make(each) for each in some] if make else some)
+        appender.flush()
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -348,6 +374,12 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _event_row(event: tuple[int, str, str, int, str, Any]) -> tuple[Any, ...]:
+    seq, subject, kind, at_ms, by, what = event
+    data = what if isinstance(what, str) else msgspec.json.encode(what).decode()
+    return seq, subject, last_token(subject), kind, at_ms, by, data
+
+
 def _job_row(job: jobs.Job) -> tuple[Any, ...]:
     done, shares = job.completed, job.shares
     summary = done.summary if done else None
@@ -405,7 +437,8 @@ def telemetry_kind(record: m.TelemetryRecord) -> str:
     return "batch" if record.batch else "epoch" if record.epoch else "hardware"
 
 
-def _metrics_row(seq: int, record: m.TelemetryRecord) -> tuple[Any, ...]:
+def _metrics_row(metric: tuple[int, m.TelemetryRecord]) -> tuple[Any, ...]:
+    seq, record = metric
     kind = telemetry_kind(record)
     what = record.batch or record.epoch or record.hardware
     data = msgspec.to_builtins(what) | {"attempt": record.attempt}
@@ -427,3 +460,11 @@ def _metrics_row(seq: int, record: m.TelemetryRecord) -> tuple[Any, ...]:
         data.get("samples_per_s"),
         json.dumps(data, separators=(",", ":")),
     )
+
+
+MAKE: dict[str, Callable[[Any], tuple[Any, ...]]] = {  # a row of a table, out of what a Batch holds of it
+    "nodes": _node_row,
+    "jobs": _job_row,
+    "events": _event_row,
+    "metrics": _metrics_row,
+}

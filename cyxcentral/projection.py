@@ -1,5 +1,7 @@
 """What the ledger writes down of each message of the event log, once. Pure but for the ledger it fills."""
 
+from typing import Any
+
 from cyxcentral import jobs, money
 from cyxcentral.ledger import Ledger
 from cyxcentral.world import World
@@ -12,15 +14,16 @@ def project(world: World, ledger: Ledger, known_seq: int, stored: Stored, record
     """The rows of a record that the world has just taken in. known_seq: what the ledger had when this central began."""
     if stored.seq <= known_seq:
         return
-    about, event = subjects.last_token(stored.subject), record.event
+    _, kind, about = stored.subject.rsplit(".", 2)
+    event: Any = record.event  # one of those that are said of this kind
     ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record, world.last_sha256[stored.subject].hex())
-    if isinstance(event, m.JobEvent):
+    if kind == "job":
         job = world.jobs[about]
         ledger.put_job(job)
         ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
         if job.attempts and job.attempts[-1].node_id in world.nodes:
             ledger.put_node(world.nodes[job.attempts[-1].node_id])
-    elif isinstance(event, m.NodeEvent):
+    elif kind == "node":
         ledger.put_node(world.nodes[about])
     elif isinstance(event, m.Minted):
         ledger.add_entries(stored.seq, "", money.mint(event), record.at_ms)

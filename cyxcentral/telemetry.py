@@ -116,6 +116,7 @@ class Telemetry:
             log.warning("telemetry %d cannot be read: %s", stored.seq, error)
             return
         self._ledger.add_telemetry(subjects.TELEMETRY, stored.seq, record, stored.sha256)
+        await self._ledger.room()
         what = record.batch or record.epoch or record.hardware
         if isinstance(what, BatchMetrics | EpochMetrics):
             self._dispatch.advanced(record.job_id, record.attempt, ("training", what.step))

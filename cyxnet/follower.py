@@ -9,6 +9,7 @@ came back, and one that had received nothing yet begins again at the first messa
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ HEARTBEAT_S = 2.0  # the broker says that often that it has nothing to say
 MISSED_HEARTBEATS = 2.5
 STALL_S = 10.0
 RENEW_PAUSE_S = 0.2
+AT_ONCE = 64  # messages of those that arrived; then everybody else has a turn
 REMEMBERED = 64  # messages to compare with the stream after a break
 
 
@@ -182,7 +184,11 @@ class Follower:
         while True:
             await self._some.wait()
             self._some.clear()
-            while self._arrived:
+            for count in itertools.count(1):
+                if not self._arrived:
+                    break
+                if count % AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 renewal, message = self._arrived.popleft()
                 if renewal != self.renewals:
                     continue

@@ -160,6 +160,25 @@ async def test_who_gives_up_waiting_leaves_no_hole(core, log):
     assert {f"job-{n}" for n in range(1, 100, 2)} <= set(log.world.jobs)
 
 
+async def test_the_log_is_read_no_faster_than_there_is_room_for(core, log):
+    for n in range(3):
+        await log.record(job(n), lambda n=n: f.submitted(f"job-{n}"))
+    full, free = asyncio.Event(), asyncio.Event()
+
+    async def room():
+        full.set()
+        await free.wait()
+
+    other = EventLog(core, "central-b", World())
+    other.room = room
+    opening = asyncio.create_task(other.open(0))
+    await asyncio.wait_for(full.wait(), 10)
+    assert other.world.seq == 1
+    free.set()
+    await opening
+    assert same(log.world, other.world)
+
+
 # -- three outcomes ----------------------------------------------------------------------------------------
 
 

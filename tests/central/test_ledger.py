@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cyxcentral import jobs
-from cyxcentral.ledger import Ledger, LedgerError
+from cyxcentral.ledger import MAKE, Ledger, LedgerError
 from cyxcore.spec import BatchMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -147,11 +147,11 @@ async def test_what_could_not_be_written_is_written_later(ledger, monkeypatch):
     # the rows of a failed write were dropped, and the next one moved the position over the hole
     real_append, failures = Ledger._append, []
 
-    def full_disk(self, table, rows, action):
+    def full_disk(self, table, added, action):
         if table == "events" and not failures:
             failures.append(table)
             raise duckdb.IOException("no space left on device")
-        real_append(self, table, rows, action)
+        real_append(self, table, added, action)
 
     monkeypatch.setattr(Ledger, "_append", full_disk)
     write(ledger, HISTORY[:3])
@@ -159,6 +159,53 @@ async def test_what_could_not_be_written_is_written_later(ledger, monkeypatch):
         await ledger.flush()
     assert (await ledger.query("select count(*) from events", 10)).rows == [[3]]
     assert failures == ["events"]
+
+
+async def test_a_long_log_is_written_in_batches_and_waits_for_them(ledger, monkeypatch):
+    # a rebuild held every row that was not yet written in memory, however many, and wrote a thousand at a time
+    monkeypatch.setattr("cyxcentral.ledger.BATCH_MESSAGES", 4)
+    monkeypatch.setattr("cyxcentral.ledger.MAX_WAITING_MESSAGES", 8)
+    monkeypatch.setattr("cyxcentral.ledger.ROWS_AT_ONCE", 3)
+    real, sizes, most = ledger._write, [], 0
+    monkeypatch.setattr(ledger, "_write", lambda batch: (sizes.append(batch.messages), real(batch)))
+    record = m.Record(command_id="c" * 32, at_ms=1, by="central-1", event=f.submitted())
+    for seq in range(1, 101):
+        ledger.add_event(subjects.EVENTS, seq, subjects.job_event("job-1"), record)
+        most = max(most, ledger._waiting.messages)
+        await ledger.room()
+    assert most <= 8
+    assert (await ledger.query("select count(*), max(seq) from events", 10)).rows == [[100, 100]]
+    assert max(sizes) <= 8 and len(sizes) < 100
+    assert ledger.position(subjects.EVENTS) == 100
+
+
+async def test_a_disk_that_refuses_is_not_waited_for(ledger, monkeypatch):
+    monkeypatch.setattr("cyxcentral.ledger.MAX_WAITING_MESSAGES", 3)
+    monkeypatch.setattr("cyxcentral.ledger.RETRY_AFTER_S", 1000)
+    real = ledger._write
+
+    def refuse(batch):
+        raise duckdb.IOException("no space left on device")
+
+    monkeypatch.setattr(ledger, "_write", refuse)
+    write(ledger)
+    await ledger.room()  # tries once
+    await ledger.room()
+    assert ledger._waiting.messages == len(HISTORY)
+    monkeypatch.setattr(ledger, "_write", real)
+    assert (await ledger.query("select count(*) from events", 10)).rows == [[len(HISTORY)]]
+
+
+async def test_a_row_that_cannot_be_made_loses_nothing_and_ends_the_central(ledger, monkeypatch):
+    # rows are made when they are written: the position must not move over one that could not be
+    monkeypatch.setitem(MAKE, "events", lambda event: 1 / 0)
+    write(ledger, HISTORY[:2])
+    with pytest.raises(LedgerError, match="division by zero"):
+        await ledger.flush()
+    assert "division by zero" in ledger.broken.result()
+    assert ledger.position(subjects.EVENTS) == 0
+    monkeypatch.undo()
+    assert (await ledger.query("select count(*) from events", 10)).rows == [[2]]
 
 
 @pytest.mark.parametrize("sql, value", [("select 'nan'::double", "nan"), ("select 2::hugeint ** 100", None)])
@@ -254,7 +301,7 @@ async def test_a_second_central_on_the_same_file_is_refused(ledger, tmp_path):
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from cyxcentral.ledger import Ledger, LedgerError\n"
+        "import sys; from pathlib import Path; from cyxcentral.ledger import MAKE, Ledger, LedgerError\n"
         "try: Ledger(Path(sys.argv[1]))\nexcept LedgerError as error: print(error)"
     )
     said = subprocess.run(

@@ -111,6 +111,9 @@ class MemoryLedger:
     def put_node(self, node: Any) -> None:
         pass
 
+    async def room(self) -> None:
+        pass
+
     def telemetry_rewound(self, last_seq: int) -> None:
         raise AssertionError("the simulated telemetry is never rewound")
 
