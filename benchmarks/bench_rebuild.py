@@ -223,6 +223,7 @@ async def measure(events: int, say) -> dict[str, Any]:  # type: ignore[no-untype
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20,000 events")
+    parser.add_argument("--events", type=int, default=1_000_000, help="how many (default 1,000,000)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     options = parser.parse_args()
 
@@ -231,7 +232,7 @@ def main() -> int:
             print(text, file=sys.stderr)
 
     load = os.getloadavg()
-    found = asyncio.run(measure(20_000 if options.quick else 1_000_000, say))
+    found = asyncio.run(measure(20_000 if options.quick else options.events, say))
     if options.json:
         print(json.dumps(found))
     else:

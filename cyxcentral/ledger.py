@@ -35,7 +35,13 @@ ROWS_AT_ONCE = 1_000  # made and handed over to DuckDB, which lets nothing else 
 MAX_UNWRITTEN_MESSAGES = 1_000_000  # while DuckDB refuses them; more would fill the memory
 PAGE_BYTES = 400_000  # of each source in one page of updates: two of them fit a message with room to spare
 QUERY_TIMEOUT_S = 3.0  # below what a caller waits for an answer
-MEMORY_LIMIT = "512MB"
+DATABASE: dict[str, Any] = {
+    "memory_limit": "512MB",
+    "threads": 1,
+    # A checkpoint writes every index anew, however little has changed. So long its own log may grow before that; after
+    # kill -9 the next start reads as much of it again, which takes half a second.
+    "checkpoint_threshold": "128MB",
+}
 
 TABLES = {
     "nodes": """node_id VARCHAR PRIMARY KEY, name VARCHAR, online BOOLEAN, wallet VARCHAR, public_key VARCHAR,
@@ -101,7 +107,7 @@ class Ledger:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": 1})
+            self._db = duckdb.connect(str(path), config=DATABASE)
             self._create_tables()
             self._db.execute("SET enable_progress_bar = false")  # it would be drawn over what central prints
             # Questions come from outside: no file, no extension, no setting may be reached by SQL.
