@@ -11,6 +11,7 @@ from cyxcore.spec import ModelSpec, TrainingSpec
 from cyxnet import messages as m
 from cyxnet.bus import TEMPORARY_CODES, ApiError, BusError
 from cyxnet.client import AsyncClient, Prepared
+from cyxnet.follow import ENDED
 from tests.simulation.chain import SimSettlement
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.nodes import digest, identity
@@ -116,6 +117,21 @@ class Client(Process):
         await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="resume"))
         if paused and dice.random() < 0.5:  # a try of the pause that was held up on its way
             await self._until_said("job.pause", pause)
+        while not paused:  # one that was refused is not remembered: an earlier try of it may come later, and be granted
+            await asyncio.sleep(3.0)
+            view = await self._view()
+            if view.status in ENDED:
+                return
+            if view.pause_requested:
+                await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="resume again"))
+                return
+
+    async def _view(self) -> m.JobView:
+        while True:
+            try:
+                return await self.client.job(self.job_id)
+            except (ApiError, BusError):
+                await asyncio.sleep(1.0)
 
     async def _watch(self) -> None:
         while True:
