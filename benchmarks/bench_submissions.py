@@ -46,7 +46,7 @@ Row = dict[str, float]
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.toml"
 IN_FLIGHT = 480  # below the 512 that a central works on at a time
 ALONE_IN_FLIGHT = 64  # each waits for a sync of its own: on a busy disk more would not be answered in time
-LAMPORTS_PER_JOB = 3_000_000
+LAMPORTS_PER_JOB = 6_000_000
 SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
 
 
@@ -56,17 +56,17 @@ async def requests_of(client: AsyncClient, job: m.JobRequest, count: int) -> lis
     quote = await client.quote(job, new_job_id(job.name))
     for _ in range(count):
         job_id = new_job_id(job.name)
-        terms = replace(quote.terms, job_id=job_id, escrow=_escrow(client, job_id))
+        terms = replace(quote.terms, job_id=job_id, escrow=_escrow(client, job_id, quote.terms.program))
         deposit = build_deposit(client.purse, terms, quote.blockhash, quote.last_valid_block_height)
         payment = m.Payment(client=client.purse.address, deposit=deposit)
         made.append((job_id, encode(m.SubmitRequest(job=job, job_id=job_id, payment=payment), MSGPACK)))
     return made
 
 
-def _escrow(client: AsyncClient, job_id: str) -> str:
+def _escrow(client: AsyncClient, job_id: str, program: str) -> str:
     from cyxnet.escrow import escrow_address
 
-    return escrow_address(client.purse.address, job_id)
+    return escrow_address(client.purse.address, job_id, program)
 
 
 async def rate(work: Callable[[int], Awaitable[Any]], count: int, in_flight: int) -> tuple[float, list[float]]:

@@ -19,7 +19,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
 from cyxnet.codec import JSON, BadMessage, decode
-from cyxnet.escrow import Funds, escrow_terms
+from cyxnet.escrow import DEADLINE_S, Funds, escrow_terms, with_signed_deadline
 
 if TYPE_CHECKING:
     from cyxcentral.central import Central
@@ -83,12 +83,15 @@ class Api:
             nodes_online=sum(node.online for node in self._world.nodes.values()),
             quarantined_events=self._world.quarantined,
             damaged_subjects=len(self._world.damaged),
+            program=self._payments.program,
         )
 
     # -- jobs ----------------------------------------------------------------------------------------
 
-    def _terms(self, job: m.JobRequest, job_id: str, client: str) -> m.EscrowTerms:
-        return escrow_terms(
+    def _terms(self, job: m.JobRequest, job_id: str, client: str, deposit: bytes) -> m.EscrowTerms:
+        """What this network asks for the job, with the deadline that the client signed, if it did and it will do."""
+        now_s = self._machine.wall_ms() // 1000
+        terms = escrow_terms(
             job_id=job_id,
             mint=self._payments.mint,
             authority=self._central.wallet.address,
@@ -96,12 +99,17 @@ class Api:
             platform=self._payments.platform,
             amount_base_units=job.amount_base_units,
             fee_basis_points=self._network.fee_basis_points,
+            deadline_s=now_s + DEADLINE_S,
+            program=self._payments.program,
         )
+        return with_signed_deadline(terms, deposit, now_s) if deposit else terms
 
-    def _draft(self, caller: str, job: m.JobRequest, job_id: str, client: str | None) -> tuple[intake.Plan, jobs.Job]:
+    def _draft(
+        self, caller: str, job: m.JobRequest, job_id: str, client: str | None, deposit: bytes = b""
+    ) -> tuple[intake.Plan, jobs.Job]:
         """The job as it would be. Raises for all that is wrong with it by itself and on this network's nodes."""
         plan = intake.examine(job)
-        terms = self._terms(job, job_id, client or self._custodial(caller).address)
+        terms = self._terms(job, job_id, client or self._custodial(caller).address, deposit)
         draft = jobs.Job(
             job_id=job_id,
             job=job,
@@ -189,7 +197,8 @@ class Api:
 
     async def _submitted(self, caller: str, ask: m.SubmitRequest, job_id: str) -> m.Submitted:
         """The event of a job that may be taken. Raises CyxError for everything that is wrong with it."""
-        _, draft = self._draft(caller, ask.job, job_id, ask.payment.client if ask.payment else None)
+        client, bytes_ = (ask.payment.client, ask.payment.deposit.transaction) if ask.payment else (None, b"")
+        _, draft = self._draft(caller, ask.job, job_id, client, bytes_)
         needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
         deposit = self._deposit(caller, ask.payment, draft.terms)
         # What is not known is asked for side by side; for a job like the one before, everything is known.

@@ -28,6 +28,7 @@ from cyxnet import subjects, watchdog
 from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile
+from cyxnet.escrow import LOCAL_PROGRAM
 from cyxnet.identity import load_or_create
 from cyxnet.ratelimit import Rate
 from cyxnet.solana import Settlement
@@ -148,6 +149,7 @@ class Central:
             self.wallet,
             self.platform.address,
             mint,
+            network.escrow_program or LOCAL_PROGRAM,
             busy=self._many_ask,
         )
         await self.events.open(known_seq, known_sha256, network.replicas)
@@ -168,8 +170,12 @@ class Central:
         """The mint of this network; on a local chain it is made, and central gets lamports for fees."""
         network = self.settings.network
         if not await self.settlement.is_local():
-            if not network.mint:
-                raise StartError(f"{network.chain_url} is a public chain: name its token as mint in network.json")
+            if not (network.mint and network.escrow_program):
+                raise StartError(
+                    f"{network.chain_url} is a public chain: name its token as mint, and where it has the escrow "
+                    "program as escrow_program, in network.json"
+                )
+            await self.settlement.verify_program(network.escrow_program)
             return network.mint
         if await self.settlement.sol_balance(self.wallet.address) < LOW_LAMPORTS:
             await self.settlement.airdrop(self.wallet.address, CENTRAL_LAMPORTS)

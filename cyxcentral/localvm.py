@@ -8,6 +8,7 @@ a clock, and state that survives `kill -9`. cyxcentral/localchain.py puts it beh
   150 blocks = 60 s, as long as on a real cluster. Both come from the clock; no thread ticks.
 * Durability. A transaction, its status and every account it wrote are one SQLite commit
   (WAL, synchronous=FULL), made before the answer leaves.
+* The escrow program is deployed at the genesis.
 * Left out: forks (account reads are of the newest state whatever commitment is asked), durable nonces,
   address lookup tables, priority fees.
 """
@@ -30,12 +31,14 @@ from solders.system_program import ID as SYSTEM_PROGRAM
 from solders.transaction import SanitizeError, VersionedTransaction
 from solders.transaction_metadata import FailedTransactionMetadata, TransactionMetadata
 
+from cyxcentral.program import program
 from cyxcore.errors import CyxError
-from cyxnet.escrow import LAMPORTS_PER_SIGNATURE, MEMO_PROGRAM
+from cyxnet.escrow import LAMPORTS_PER_SIGNATURE, LOCAL_PROGRAM, MEMO_PROGRAM
 from cyxnet.wallet import base58_encode
 
 TRANSACTION_LIMIT_BYTES = 1232  # one IPv6 packet
 SLOT_RESERVE_MS = 2_000
+UPGRADEABLE_LOADER = Pubkey.from_string("BPFLoaderUpgradeab1e11111111111111111111111")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -132,6 +135,16 @@ class Chain:
         # Executable accounts last: the machine loads a program from its data account.
         for address, state in self.database.execute("SELECT address, state FROM account ORDER BY executable"):
             self.svm.set_account(Pubkey.from_bytes(address), Account.from_bytes(state))
+        self._have_program()
+
+    def _have_program(self) -> None:
+        """The escrow program is there from the beginning; one of an earlier version of ours stays beside it."""
+        address = Pubkey.from_string(LOCAL_PROGRAM)
+        if self.svm.get_account(address) is None:
+            self.svm.add_program(address, program())
+            code, _ = Pubkey.find_program_address([bytes(address)], UPGRADEABLE_LOADER)
+            with self._commit():
+                self.save_accounts([address, code])
 
     def close(self) -> None:
         """Release the folder."""

@@ -17,6 +17,7 @@ from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
+from cyxnet.escrow import LOCAL_PROGRAM
 from cyxnet.solana import Settlement, SettlementError
 from cyxnet.wallet import Wallet
 
@@ -55,6 +56,7 @@ class Payments:
         wallet: Wallet,
         platform: str,
         mint: str,
+        program: str = LOCAL_PROGRAM,
         busy: Callable[[], bool] = lambda: False,
     ):
         """busy: whether so many callers wait for answers that payments should let them pass."""
@@ -63,6 +65,7 @@ class Payments:
         self._wallet = wallet
         self.platform = platform
         self.mint = mint
+        self.program = program
         self._busy = busy
         self._landings = Landings(settlement)
         self._sending = asyncio.Semaphore(SENDS_AT_ONCE)

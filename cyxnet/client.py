@@ -89,6 +89,7 @@ class AsyncClient:
         self.retry_delays_s: tuple[float, ...] = RETRY_DELAYS_S
         self.on_retry: OnRetry | None = None
         self._info: m.NetworkInfo | None = None
+        self._program = ""  # that the chain was asked about
         self._settlement: Settlement | None = None  # opened on the first payment: it loads a large library
 
     @classmethod
@@ -182,6 +183,7 @@ class AsyncClient:
         info = self._info = self._info or await self.info()
         quote = await self.quote(request, job_id)
         check_terms(quote.terms, request, job_id, self.purse.address, info)
+        await self._check_program(quote.terms.program)
         return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=_now_s())
 
     async def place(self, prepared: Prepared, on_upload: Advance | None = None) -> m.SubmitReply:
@@ -263,13 +265,27 @@ class AsyncClient:
             check_funds(terms, quote.balance_base_units, quote.lamports)
             deposit = build_deposit(self.purse, terms, quote.blockhash, quote.last_valid_block_height)
             return m.Payment(client=self.purse.address, deposit=deposit)
+        deposit = await (await self._chain()).deposit_transaction(self.purse, terms)
+        return m.Payment(client=self.purse.address, deposit=deposit)
+
+    async def _check_program(self, program: str) -> None:
+        """Ask the chain once whether that is the escrow program: whoever controls another could take what is paid.
+
+        The one of a local chain has an address that comes from its bytes, where nothing else can be.
+        """
+        from cyxnet.escrow import LOCAL_PROGRAM
+
+        if program not in (LOCAL_PROGRAM, self._program):
+            await (await self._chain()).verify_program(program)
+            self._program = program
+
+    async def _chain(self) -> "Settlement":
         from cyxnet.solana import Settlement
 
         if self._settlement is None:
             info = self._info = self._info or await self.info()
             self._settlement = Settlement(info.chain_url)
-        deposit = await self._settlement.deposit_transaction(self.purse, terms)
-        return m.Payment(client=self.purse.address, deposit=deposit)
+        return self._settlement
 
     # -- following --------------------------------------------------------------------------------
 
@@ -433,6 +449,7 @@ def check_terms(terms: m.EscrowTerms, job: m.JobRequest, job_id: str, client: st
         ("authority", terms.authority, info.authority),
         ("platform", terms.platform, info.platform),
         ("fee_basis_points", terms.fee_basis_points, info.fee_basis_points),
+        ("program", terms.program, info.program),
     ]:
         if offered != expected:
             raise TermsMismatch(f"the terms of job {job_id} name {what} {offered!r}, expected {expected!r}")

@@ -31,6 +31,7 @@ class NetworkFile(Struct, kw_only=True):
     monitor_url: str  # of each broker, with commas between: where /varz and /healthz are
     chain_url: str
     mint: str = ""  # the token of a public chain; on a local one central makes it
+    escrow_program: str = ""  # where a public chain has the escrow program; a local one has it at a known place
     heartbeat_ms: int = 10_000
     lease_ms: int = 40_000
     progress_ms: int = 600_000  # a run that stands still for so long loses its lease, alive or not

@@ -1,56 +1,74 @@
-"""Escrow version 1 as transactions: pure functions from terms to signed bytes, and the checks of both sides.
+"""A job's escrow as transactions: pure functions from terms to signed bytes, and the checks of both sides.
 
-A job's money waits in a token account of its own (docs/settlement.md):
+A job's money waits in the vault of the escrow program (docs/escrow.md, docs/settlement.md):
 
-    client ATA --deposit, signed by the client--> escrow --settle, signed by central--> node, platform, client
+    client ATA --open, signed by the client--> vault --settle, signed by central--> nodes, platform, client
 
 Addresses and signatures are base-58 strings, transactions are bytes, money is an integer in base units.
-solders is loaded on first use: a command that pays nothing should not spend 0.1 s and 35 MB on it.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+import struct
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cyxcore.errors import CyxError, MissingExtra
+from cyxnet.instructions import (
+    DECIMALS,
+    LAMPORTS_PER_SIGNATURE,
+    MEMO_PROGRAM,
+    MINT_BYTES,
+    MINT_RENT_LAMPORTS,
+    TOKEN_ACCOUNT_BYTES,
+    TOKEN_ACCOUNT_RENT_LAMPORTS,
+    TRANSACTION_LIMIT_BYTES,
+    WALLET_RENT_LAMPORTS,
+    ErrorCode,
+    SettlementError,
+    associated_account,
+    associated_address,
+    compile_message,
+    create_associated,
+    derive_seed,
+    initialize_mint,
+    instruction,
+    memo,
+    mint_to,
+    open_account,
+    public_key,
+    sign_bytes,
+    sign_message,
+    solders,
+    to_blockhash,
+)
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
-from cyxnet.wallet import Wallet
+from cyxnet.wallet import Wallet, base58_encode
 
 if TYPE_CHECKING:
     from solders.account import Account
-    from solders.hash import Hash
-    from solders.instruction import Instruction
-    from solders.message import MessageV0
     from solders.pubkey import Pubkey
 
-DECIMALS = 9
-LAMPORTS_PER_SIGNATURE = 5_000
-TOKEN_ACCOUNT_BYTES = 165
-TOKEN_ACCOUNT_RENT_LAMPORTS = 2_039_280
-MINT_BYTES = 82
-MINT_RENT_LAMPORTS = 1_461_600
-WALLET_RENT_LAMPORTS = 890_880  # below this a wallet cannot be left with anything but zero
-TRANSACTION_LIMIT_BYTES = 1232  # one IPv6 packet
-MEMO_PROGRAM = "MemoSq4gqABAXKb96qnH8TysNcWxMyWCqXgDLGmfcHr"
-
-ErrorCode = Literal[
-    "insufficient_funds", "bad_transaction", "bad_terms", "bad_address", "chain_unreachable", "chain_refused",
-    "escrow_mismatch", "escrow_missing", "escrow_exists", "expired", "transaction_failed", "not_local",
+__all__ = [
+    "DECIMALS", "LAMPORTS_PER_SIGNATURE", "MEMO_PROGRAM", "ErrorCode", "associated_address", "to_blockhash",
 ]  # fmt: skip
 
-
-class SettlementError(CyxError):
-    """A payment cannot be made as asked. `code` says which kind."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+PROGRAM_SHA256 = "6582a8fc73b8507902a606dc9a8cb7b42016d5a5205f18b3b95b0c6b4aaa2a7f"
+PROGRAM_SIZE_BYTES = 11_600
+# Where a local chain has the program from its beginning. It comes from the program's bytes and not from a key: on any
+# other chain nobody can put something else there.
+LOCAL_PROGRAM = base58_encode(hashlib.sha256(b"cyx-escrow-program|" + bytes.fromhex(PROGRAM_SHA256)).digest())
+OPEN, ASSIGN, SETTLE = b"\x00", b"\x01", b"\x02"
+STATE_BYTES = 376
+STATE_RENT_LAMPORTS = 3_507_840
+ESCROW_RENT_LAMPORTS = STATE_RENT_LAMPORTS + TOKEN_ACCOUNT_RENT_LAMPORTS  # lent until the escrow is settled
+DAY_S = 86_400
+DEADLINE_S = 30 * DAY_S  # that a quote proposes
+EARLIEST_DEADLINE_S, LATEST_DEADLINE_S = 7 * DAY_S, 365 * DAY_S  # that central accepts; the program: 400 days
 
 
 class Funds(Struct, frozen=True, kw_only=True):
@@ -69,49 +87,6 @@ class EscrowState(Struct, frozen=True, kw_only=True):
     lamports: int
 
 
-class _Solders:
-    """The names of solders that are used here, loaded together."""
-
-    def __init__(self) -> None:
-        try:
-            from solders import system_program
-            from solders.instruction import AccountMeta, Instruction
-            from solders.keypair import Keypair
-            from solders.message import MessageV0, to_bytes_versioned
-            from solders.pubkey import Pubkey
-            from solders.signature import Signature
-            from solders.token import ID as TOKEN_PROGRAM
-            from solders.token.associated import get_associated_token_address
-            from solders.token.state import Mint, TokenAccount
-            from solders.transaction import SanitizeError, VersionedTransaction
-        except ImportError as error:
-            raise MissingExtra(f"payments need the package solders ({error}); pip install solders solana") from None
-        self.system = system_program
-        self.AccountMeta, self.Instruction, self.Keypair = AccountMeta, Instruction, Keypair
-        self.MessageV0, self.to_bytes_versioned = MessageV0, to_bytes_versioned
-        self.Pubkey, self.Signature, self.VersionedTransaction = Pubkey, Signature, VersionedTransaction
-        self.SanitizeError = SanitizeError
-        self.Mint, self.TokenAccount = Mint, TokenAccount
-        self.associated = get_associated_token_address
-        self.TOKEN = TOKEN_PROGRAM
-        self.MEMO = Pubkey.from_string(MEMO_PROGRAM)
-        self.ASSOCIATED = Pubkey.from_string("ATokenGPvbdGVxr1b2hvZbsiqW5xWH25efTNsLJA8knL")
-
-
-@functools.cache
-def solders() -> _Solders:
-    return _Solders()
-
-
-@functools.lru_cache(maxsize=4096)
-def public_key(address: str) -> Pubkey:
-    """The key of an address. Remembered, like the accounts below: one job names the same few again and again."""
-    try:
-        return solders().Pubkey.from_string(address)
-    except ValueError:
-        raise SettlementError("bad_address", f"expected a base-58 address of 32 bytes, got {address!r:.60}") from None
-
-
 # Amounts and addresses: arithmetic, no chain.
 
 
@@ -121,15 +96,17 @@ def split(pay_base_units: int, fee_basis_points: int) -> tuple[int, int]:
     return pay_base_units - fee, fee
 
 
-def derive_seed(tag: str, text: str) -> str:
-    """A seed for create_with_seed, which takes 32 characters: 128 bits of SHA-256 in hex."""
-    return hashlib.sha256(f"{tag}|{text}".encode()).hexdigest()[:32]
+@functools.lru_cache(maxsize=4096)
+def escrow_account(client: str, job_id: str, program: str) -> tuple[Pubkey, Pubkey, int]:
+    """The addresses of a job's state and vault, and the vault's bump. Only the client's signature can open them."""
+    find, code = solders().Pubkey.find_program_address, public_key(program)
+    state, _ = find([b"escrow", bytes(public_key(client)), _job_key(job_id)], code)
+    return state, *find([b"vault", bytes(state)], code)
 
 
-def escrow_address(client: str, job_id: str) -> str:
-    """The one account that can hold this job's money. Only the client's signature can open it."""
-    lib = solders()
-    return str(lib.Pubkey.create_with_seed(public_key(client), derive_seed("cyx-escrow/1", job_id), lib.TOKEN))
+def escrow_address(client: str, job_id: str, program: str = LOCAL_PROGRAM) -> str:
+    """The one state account that can stand for this job's money."""
+    return str(escrow_account(client, job_id, program)[0])
 
 
 def mint_address(authority: str) -> str:
@@ -138,25 +115,15 @@ def mint_address(authority: str) -> str:
     return str(lib.Pubkey.create_with_seed(public_key(authority), derive_seed("cyx-mint/1", "CYX"), lib.TOKEN))
 
 
-@functools.lru_cache(maxsize=4096)
-def associated_account(owner: Pubkey, mint: Pubkey) -> Pubkey:
-    return solders().associated(owner, mint)
-
-
-def associated_address(owner: str, mint: str) -> str:
-    """Where an owner's tokens of this mint are kept."""
-    return str(associated_account(public_key(owner), public_key(mint)))
-
-
 def escrow_terms(
     *, job_id: str, mint: str, authority: str, client: str, platform: str,
-    amount_base_units: int, fee_basis_points: int,
+    amount_base_units: int, fee_basis_points: int, deadline_s: int, program: str = LOCAL_PROGRAM,
 ) -> EscrowTerms:  # fmt: skip
     """Checked terms with the escrow address they imply. Raises SettlementError bad_terms, bad_address."""
     terms = EscrowTerms(
         job_id=job_id, mint=mint, authority=authority, client=client, platform=platform,
         amount_base_units=amount_base_units, fee_basis_points=fee_basis_points,
-        escrow=escrow_address(client, job_id),
+        escrow=escrow_address(client, job_id, program), program=program, deadline_s=deadline_s,
     )  # fmt: skip
     check_terms(terms)
     return terms
@@ -164,15 +131,19 @@ def escrow_terms(
 
 def check_terms(terms: EscrowTerms) -> None:
     """Raises SettlementError bad_terms or bad_address unless a deposit for these terms can be built."""
+    if not terms.program:
+        raise _bad_terms("an escrow program, got none: these are terms of a version whose escrows central owned")
     for address in (terms.mint, terms.authority, terms.platform):
         public_key(address)
-    expected = escrow_address(terms.client, terms.job_id)
+    expected = escrow_address(terms.client, terms.job_id, terms.program)
     if terms.escrow != expected:
         raise _bad_terms(f"escrow {expected}, got {terms.escrow}")
     if not 0 < terms.amount_base_units < 2**63:
         raise _bad_terms(f"amount 1 to 2^63-1 base units, got {terms.amount_base_units}")
     if not 0 <= terms.fee_basis_points <= 10_000:
         raise _bad_terms(f"fee 0 to 10000 basis points, got {terms.fee_basis_points}")
+    if not 0 < terms.deadline_s < 2**63:
+        raise _bad_terms(f"a deadline in seconds since 1970, got {terms.deadline_s}")
     if not (0 < len(terms.job_id) <= 64 and terms.job_id.isascii() and terms.job_id.isprintable()):
         raise _bad_terms(f"a job id of 1 to 64 printable ASCII characters, got {terms.job_id!r:.80}")
 
@@ -181,114 +152,71 @@ def _bad_terms(expectation: str) -> SettlementError:
     return SettlementError("bad_terms", f"escrow terms: expected {expectation}")
 
 
-# Instructions. Layouts: the instruction enums of the SPL Token and Associated Token Account programs.
-
-
-def _instruction(program: Pubkey, data: bytes, accounts: list[tuple[Pubkey, str]]) -> Instruction:
-    """accounts: (address, flags), flags of "w" writable and "s" signer."""
-    lib = solders()
-    metas = [lib.AccountMeta(key, is_signer="s" in flags, is_writable="w" in flags) for key, flags in accounts]
-    return lib.Instruction(program, data, metas)
-
-
-def _u64(value: int) -> bytes:
-    return value.to_bytes(8, "little")
-
-
-def transfer_checked(source: Pubkey, mint: Pubkey, target: Pubkey, owner: Pubkey, amount: int) -> Instruction:
-    data = b"\x0c" + _u64(amount) + bytes([DECIMALS])  # TransferChecked
-    return _instruction(solders().TOKEN, data, [(source, "w"), (mint, ""), (target, "w"), (owner, "s")])
-
-
-def mint_to(mint: Pubkey, target: Pubkey, authority: Pubkey, amount: int) -> Instruction:
-    data = b"\x0e" + _u64(amount) + bytes([DECIMALS])  # MintToChecked
-    return _instruction(solders().TOKEN, data, [(mint, "w"), (target, "w"), (authority, "s")])
-
-
-def close_account(account: Pubkey, rent_to: Pubkey, owner: Pubkey) -> Instruction:
-    return _instruction(solders().TOKEN, b"\x09", [(account, "w"), (rent_to, "w"), (owner, "s")])
-
-
-def initialize_account(account: Pubkey, mint: Pubkey, owner: Pubkey) -> Instruction:
-    return _instruction(solders().TOKEN, b"\x12" + bytes(owner), [(account, "w"), (mint, "")])  # 3rd version
-
-
-def initialize_mint(mint: Pubkey, authority: Pubkey) -> Instruction:
-    data = b"\x14" + bytes([DECIMALS]) + bytes(authority) + b"\x00"  # 2nd version, nobody can freeze
-    return _instruction(solders().TOKEN, data, [(mint, "w")])
-
-
-def create_associated(payer: Pubkey, owner: Pubkey, mint: Pubkey) -> Instruction:
-    lib = solders()
-    accounts = [
-        (payer, "ws"),
-        (associated_account(owner, mint), "w"),
-        (owner, ""),
-        (mint, ""),
-        (lib.system.ID, ""),
-        (lib.TOKEN, ""),
-    ]
-    return _instruction(lib.ASSOCIATED, b"\x01", accounts)  # CreateIdempotent
-
-
-def _memo(signer: Pubkey, text: str) -> Instruction:
-    return _instruction(solders().MEMO, text.encode(), [(signer, "s")])
-
-
-def open_account(base: Pubkey, address: Pubkey, seed: str, space_bytes: int, rent_lamports: int) -> list[Instruction]:
-    """Open an account at a seeded address, for the token program.
-
-    In three steps because the usual one, create_account, fails for ever once a stranger has sent the
-    predictable address a lamport. The full rent is sent whatever is there: closing returns all of it.
-    """
-    system, owner = solders().system, solders().TOKEN
-    return [
-        system.transfer(system.TransferParams(from_pubkey=base, to_pubkey=address, lamports=rent_lamports)),
-        system.allocate_with_seed(
-            system.AllocateWithSeedParams(address=address, base=base, seed=seed, space=space_bytes, owner=owner)
-        ),
-        system.assign_with_seed(system.AssignWithSeedParams(address=address, base=base, seed=seed, owner=owner)),
-    ]
+def expected_state(terms: EscrowTerms) -> bytes:
+    """The state account of an escrow that was opened on these terms, with no node assigned yet: `State` in escrow.c."""
+    client, mint, authority = map(public_key, (terms.client, terms.mint, terms.authority))
+    bump = escrow_account(terms.client, terms.job_id, terms.program)[2]
+    head = struct.pack("<BBB3xHQq", 1, bump, 0, terms.fee_basis_points, terms.amount_base_units, terms.deadline_s)
+    tokens = associated_account(public_key(terms.platform), mint), associated_account(client, mint)
+    keys = (client, client, authority, authority, mint, *tokens)  # the client pays the rent, central names the nodes
+    return (head + b"".join(map(bytes, keys))).ljust(STATE_BYTES, b"\0")
 
 
 # Transactions: pure functions of their arguments, so that both sides can rebuild and compare them.
 
 
-def sign_message(wallet: Wallet, message: MessageV0, last_valid_block_height: int) -> SignedTransaction:
-    lib = solders()
-    header, payer = message.header, bytes(message.account_keys[0])
-    assert header.num_required_signatures == 1 and payer == wallet.public_key, "one wallet signs and pays"
-    signature = lib.Signature(wallet.sign(lib.to_bytes_versioned(message)))
-    transaction = lib.VersionedTransaction.populate(message, [signature])
-    return SignedTransaction(
-        transaction=bytes(transaction),
-        signature=str(signature),
-        last_valid_block_height=last_valid_block_height,
+def _compiled(payer: bytes, blockhash: bytes, calls: Iterable[tuple[bytes, bytes, list[tuple[bytes, str]]]]) -> bytes:
+    """A version-0 message: accounts in the order of their first mention in each class, as its signature covers them.
+
+    calls: (program, data of less than 128 bytes, accounts with flags). Only the payer signs. solders would sort the
+    accounts by address, and then a message could not be made of parts.
+    """
+    calls = list(calls)
+    writable = {payer: None} | {key: None for _, _, keys in calls for key, flags in keys if "w" in flags}
+    readonly = {key: None for _, _, keys in calls for key, _ in keys} | {program: None for program, _, _ in calls}
+    keys = [*writable, *(key for key in readonly if key not in writable)]
+    place = {key: at for at, key in enumerate(keys)}
+    parts = [b"\x80\x01\x00", bytes([len(keys) - len(writable), len(keys)]), *keys, blockhash, bytes([len(calls)])]
+    for program, data, accounts in calls:
+        parts += bytes([place[program], len(accounts), *(place[key] for key, _ in accounts), len(data)]), data
+    return b"".join([*parts, b"\x00"])
+
+
+def _job_key(job_id: str) -> bytes:
+    return hashlib.sha256(f"cyx-escrow/2|{job_id}".encode()).digest()
+
+
+def _deposit_message(terms: EscrowTerms, blockhash: bytes) -> bytes:
+    state, vault, _ = escrow_account(terms.client, terms.job_id, terms.program)
+    before, between, to_amount, to_note = _deposit_frame(
+        terms.client, terms.mint, terms.authority, terms.platform, terms.program, terms.fee_basis_points
     )
+    what = struct.pack("<Qq", terms.amount_base_units, terms.deadline_s) + _job_key(terms.job_id)
+    note = f"cyx/2 deposit job={terms.job_id}".encode()  # for people: the program knows the job by its hash
+    parts = (before, bytes(state), bytes(vault), between, blockhash, to_amount, what, to_note, bytes([len(note)]), note)
+    return b"".join(parts) + b"\x00"
 
 
-def compile_message(payer: Pubkey, instructions: list[Instruction], blockhash: Hash) -> MessageV0:
-    return solders().MessageV0.try_compile(payer, instructions, [], blockhash)
-
-
-def to_blockhash(text: str) -> Hash:
-    from solders.hash import Hash
-
-    return Hash.from_string(text)
-
-
-def _deposit_message(terms: EscrowTerms, blockhash: Hash) -> MessageV0:
-    client, mint, escrow = public_key(terms.client), public_key(terms.mint), public_key(terms.escrow)
-    # The memo makes the client's signature cover what the accounts alone do not say.
-    memo = f"cyx/1 deposit job={terms.job_id} fee_bps={terms.fee_basis_points} platform={terms.platform}"
-    seed = derive_seed("cyx-escrow/1", terms.job_id)
-    instructions = [
-        *open_account(client, escrow, seed, TOKEN_ACCOUNT_BYTES, TOKEN_ACCOUNT_RENT_LAMPORTS),
-        initialize_account(escrow, mint, public_key(terms.authority)),
-        transfer_checked(associated_account(client, mint), mint, escrow, client, terms.amount_base_units),
-        _memo(client, memo),
-    ]
-    return compile_message(client, instructions, blockhash)
+@functools.lru_cache(maxsize=1024)
+def _deposit_frame(
+    client: str, mint: str, authority: str, platform: str, program: str, fee_basis_points: int
+) -> tuple[bytes, bytes, bytes, bytes]:
+    """What the deposits of one client have in common: before the state's address, after the vault's, after the
+    blockhash, after the job. Central makes a message for every submit, so it is not compiled for each."""
+    lib = solders()
+    state, vault, blockhash, what = b"\xf1" * 32, b"\xf2" * 32, b"\xf3" * 32, b"\xf4" * 48
+    payer, token, central, owner = (bytes(public_key(each)) for each in (client, mint, authority, platform))
+    mine = bytes(associated_account(public_key(client), public_key(mint)))
+    accounts = [
+        (payer, "ws"), (payer, "ws"), (state, "w"), (vault, "w"), (mine, "w"), (token, ""), (central, ""),
+        (central, ""), (owner, ""), (bytes(lib.TOKEN), ""), (bytes(lib.system.ID), ""),
+    ]  # fmt: skip
+    opening = OPEN + struct.pack("<H", fee_basis_points) + what
+    calls = [(bytes(public_key(program)), opening, accounts), (bytes(lib.MEMO), b"", [(payer, "s")])]
+    before, rest = _compiled(payer, blockhash, calls).split(state + vault)
+    between, rest = rest.split(blockhash)
+    to_amount, rest = rest.split(what)
+    return before, between, to_amount, rest[:-2]  # without the length of an empty note, and the end
 
 
 def build_deposit(
@@ -298,7 +226,25 @@ def build_deposit(
     check_terms(terms)
     if client.address != terms.client:
         raise SettlementError("bad_terms", f"deposit: expected the wallet {terms.client}, got {client.address}")
-    return sign_message(client, _deposit_message(terms, to_blockhash(blockhash)), last_valid_block_height)
+    return sign_bytes(client, _deposit_message(terms, bytes(to_blockhash(blockhash))), last_valid_block_height)
+
+
+def _place_of_blockhash(message: bytes) -> int:
+    """Where a version-0 message has its blockhash: after the version, three counts, and the keys."""
+    return 5 + 32 * (message[4] if len(message) > 4 else 0)
+
+
+def with_signed_deadline(terms: EscrowTerms, transaction: bytes, now_s: int) -> EscrowTerms:
+    """The terms with the deadline that a deposit names, where that is one to accept; else as they are.
+
+    A quote proposes a deadline, and what is signed later need not be the proposal of the same second.
+    """
+    message = transaction[65:]
+    at = _place_of_blockhash(message) + 32 + 1 + 2 + 11 + 1 + 11  # counts, eleven accounts, tag, fee and amount
+    deadline_s = int.from_bytes(message[at : at + 8], "little")
+    if now_s + EARLIEST_DEADLINE_S <= deadline_s <= now_s + LATEST_DEADLINE_S:
+        return replace(terms, deadline_s=deadline_s)
+    return terms
 
 
 def check_funds(terms: EscrowTerms, held_base_units: int, held_lamports: int) -> None:
@@ -309,68 +255,13 @@ def check_funds(terms: EscrowTerms, held_base_units: int, held_lamports: int) ->
             f"deposit: expected {terms.amount_base_units} base units in {terms.client}, "
             f"got {held_base_units}; add tokens (cyx faucet on a local network) or offer less",
         )
-    needed_lamports = TOKEN_ACCOUNT_RENT_LAMPORTS + LAMPORTS_PER_SIGNATURE + WALLET_RENT_LAMPORTS
+    needed_lamports = ESCROW_RENT_LAMPORTS + LAMPORTS_PER_SIGNATURE + WALLET_RENT_LAMPORTS
     if held_lamports < needed_lamports:
         raise SettlementError(
             "insufficient_funds",
             f"deposit: expected {needed_lamports} lamports in {terms.client} for fee and rent, "
             f"got {held_lamports}; add SOL; the rent comes back when the job is settled",
         )
-
-
-class _Template(NamedTuple):
-    """A deposit's message without what differs from job to job: escrow address, blockhash, seed, amount, job id."""
-
-    to_escrow: bytes
-    to_blockhash: bytes
-    to_seed: bytes
-    to_seed_again: bytes
-    to_amount: bytes
-    to_job_id: bytes
-    rest: bytes
-
-    def message(self, terms: EscrowTerms, escrow: Pubkey, blockhash: bytes) -> bytes:
-        seed = derive_seed("cyx-escrow/1", terms.job_id).encode()
-        filled = bytes(escrow), blockhash, seed, seed, _u64(terms.amount_base_units), terms.job_id.encode()
-        pairs = zip(self, filled, strict=False)
-        return b"".join([part for pair in pairs for part in pair]) + self.rest
-
-    def blockhash(self, message: bytes) -> bytes:
-        at = len(self.to_escrow) + 32 + len(self.to_blockhash)
-        return message[at : at + 32]
-
-
-@functools.lru_cache(maxsize=1024)
-def _deposit_template(sample: EscrowTerms, escrow: bytes) -> _Template:
-    """Made by compiling a sample of the message and cutting out what is the sample's own.
-
-    escrow: an address that sorts before or after the client's token account as the real one does, because a compiled
-    message lists its accounts in order.
-    """
-    lib, blockhash = solders(), b"\xa5" * 32
-    seed = derive_seed("cyx-escrow/1", sample.job_id).encode()
-    terms = replace(sample, escrow=str(lib.Pubkey.from_bytes(escrow)))
-    left = lib.to_bytes_versioned(_deposit_message(terms, to_blockhash(str(lib.Pubkey.from_bytes(blockhash)))))
-    parts = []
-    for value in (escrow, blockhash, seed, seed, _u64(terms.amount_base_units), f"job={terms.job_id}".encode()):
-        part, found, left = left.partition(value)
-        assert found, f"a deposit's message without {value!r}"
-        parts.append(part)
-    parts[-1] += b"job="
-    return _Template._make([*parts, left])
-
-
-_SAMPLE_AMOUNT = 0x123456789ABCDEF0 >> 1  # eight bytes that occur nowhere else
-_FIRST_ADDRESS, _LAST_ADDRESS = b"\x00" * 31 + b"\x01", b"\xff" * 32
-
-
-def _template_of(terms: EscrowTerms, escrow: Pubkey) -> _Template:
-    before = bytes(escrow) < bytes(associated_account(public_key(terms.client), public_key(terms.mint)))
-    sample = EscrowTerms(
-        job_id="j" * len(terms.job_id), mint=terms.mint, authority=terms.authority, client=terms.client,
-        platform=terms.platform, amount_base_units=_SAMPLE_AMOUNT, fee_basis_points=terms.fee_basis_points, escrow="",
-    )  # fmt: skip
-    return _deposit_template(sample, _FIRST_ADDRESS if before else _LAST_ADDRESS)
 
 
 def check_deposit(transaction: bytes, terms: EscrowTerms) -> str:
@@ -391,10 +282,9 @@ def deposit_parts(transaction: bytes, terms: EscrowTerms) -> tuple[bytes, bytes]
     Raises SettlementError bad_transaction.
     """
     check_terms(terms)
-    escrow = public_key(terms.escrow)
-    template = _template_of(terms, escrow)
     message = transaction[65:]  # after one signature and their number
-    if transaction[:1] != b"\x01" or message != template.message(terms, escrow, template.blockhash(message)):
+    at = _place_of_blockhash(message)
+    if transaction[:1] != b"\x01" or message != _deposit_message(terms, message[at : at + 32]):
         raise _not_the_deposit(transaction, terms)
     return transaction[1:65], message
 
@@ -424,7 +314,7 @@ def _not_the_deposit(transaction: bytes, terms: EscrowTerms) -> SettlementError:
     return SettlementError(
         "bad_transaction",
         f"deposit: expected {terms.amount_base_units} base units from {terms.client} into escrow "
-        f"{terms.escrow} for job {terms.job_id} and nothing else, got another message; "
+        f"{terms.escrow} for job {terms.job_id} until {terms.deadline_s} and nothing else, got another message; "
         "sign exactly the quoted terms",
     )
 
@@ -436,9 +326,9 @@ def build_settle(
 ) -> SignedTransaction:  # fmt: skip
     """The settlement, signed by central, who pays the fee and any missing recipient account.
 
-    balance_base_units: what the escrow really holds; all beyond the pay goes back to the client, because
-    an account that still holds dust cannot be closed. moved_accounts: recipient accounts whose owner gave
-    them away; they are paid as they are, where re-creating them would fail and block everybody's payment.
+    balance_base_units: what the vault really holds; the program gives all beyond the pay back to the client.
+    moved_accounts: recipient accounts whose owner gave them away; they are paid as they are, where re-creating them
+    would fail and block everybody's payment.
     """
     pay_base_units = check_pay(terms, payees)
     if central.address != terms.authority:
@@ -449,23 +339,28 @@ def build_settle(
             f"settle: expected at least {terms.amount_base_units} base units in escrow {terms.escrow}, "
             f"got {balance_base_units}",
         )
-    authority, client, mint, escrow = map(public_key, (terms.authority, terms.client, terms.mint, terms.escrow))
-    parts = [split(payee.pay_base_units, terms.fee_basis_points) for payee in payees]
-    shares = [
-        *((payee.wallet, node_share) for payee, (node_share, _) in zip(payees, parts, strict=True)),
-        (terms.platform, sum(fee for _, fee in parts)),
-        (terms.client, balance_base_units - pay_base_units),
+    authority, client, mint, program = map(public_key, (terms.authority, terms.client, terms.mint, terms.program))
+    state, vault, _ = escrow_account(terms.client, terms.job_id, terms.program)
+    nodes = [public_key(payee.wallet) for payee in payees]
+    platform = public_key(terms.platform)
+    fees = sum(split(payee.pay_base_units, terms.fee_basis_points)[1] for payee in payees)
+    paid = [*nodes, *([platform] if fees else []), *([client] if balance_base_units > pay_base_units else [])]
+    instructions = [
+        create_associated(authority, owner, mint)
+        for owner in dict.fromkeys(paid)
+        if str(associated_account(owner, mint)) not in moved_accounts
     ]
-    instructions = []
-    for owner, amount in shares:
-        if amount == 0:
-            continue
-        account = associated_account(public_key(owner), mint)
-        if str(account) not in moved_accounts:
-            instructions.append(create_associated(authority, public_key(owner), mint))
-        instructions.append(transfer_checked(escrow, mint, account, authority, amount))
-    memo = f"cyx/1 settle job={terms.job_id} pay={pay_base_units} of={terms.amount_base_units}"
-    instructions += [close_account(escrow, client, authority), _memo(authority, memo)]
+    if nodes:
+        accounts = [(authority, "s"), (state, "w"), *((node, "") for node in nodes)]
+        instructions.append(instruction(program, ASSIGN, accounts))
+    accounts = [
+        (authority, "s"), (state, "w"), (vault, "w"), (mint, ""), (associated_account(platform, mint), "w"),
+        (associated_account(client, mint), "w"), (client, "w"), (solders().TOKEN, ""),
+        *((associated_account(node, mint), "w") for node in nodes),
+    ]  # fmt: skip
+    pays = b"".join(payee.pay_base_units.to_bytes(8, "little") for payee in payees)
+    note = f"cyx/2 settle job={terms.job_id} pay={pay_base_units} of={terms.amount_base_units}"
+    instructions += [instruction(program, SETTLE + pays, accounts), memo(authority, note)]
     return sign_message(
         central, compile_message(authority, instructions, to_blockhash(blockhash)), last_valid_block_height
     )
@@ -516,32 +411,25 @@ def check_pay(terms: EscrowTerms, payees: Sequence[Payee]) -> int:
     return pay_base_units
 
 
-def check_escrow(terms: EscrowTerms, account: Account | None, state: Any) -> EscrowState:
+def check_escrow(terms: EscrowTerms, account: Account | None, vault: Any) -> EscrowState:
+    """account: the state. vault: its token account, parsed. Raises SettlementError escrow_missing, escrow_mismatch."""
     if account is None:
         raise SettlementError(
             "escrow_missing", f"job {terms.job_id}: expected an escrow account at {terms.escrow}, got none"
         )
-    if state is None:
+    if str(account.owner) != terms.program or bytes(account.data) != expected_state(terms):
         raise SettlementError(
             "escrow_mismatch",
-            f"escrow {terms.escrow}: expected a token account, got {len(account.data)} bytes of {account.owner}",
+            f"escrow {terms.escrow}: expected what the terms say, under the program {terms.program}, got "
+            f"{len(account.data)} other bytes of {account.owner}",
         )
-    differences = [
-        f"{name}: expected {expected}, got {got}"
-        for name, expected, got in (
-            ("mint", terms.mint, str(state.mint)),
-            ("owner", terms.authority, str(state.owner)),
-            ("delegate", None, state.delegate),
-            ("close authority", None, state.close_authority),
-            ("state", 1, int(state.state)),  # initialised and not frozen
+    held = 0 if vault is None else int(vault.amount)
+    if held < terms.amount_base_units:
+        raise SettlementError(
+            "escrow_mismatch",
+            f"escrow {terms.escrow}: expected at least {terms.amount_base_units} base units in its vault, got {held}",
         )
-        if expected != got
-    ]
-    if state.amount < terms.amount_base_units:
-        differences.append(f"balance: expected at least {terms.amount_base_units} base units, got {state.amount}")
-    if differences:
-        raise SettlementError("escrow_mismatch", f"escrow {terms.escrow}: {'; '.join(differences)}")
-    return EscrowState(address=terms.escrow, balance_base_units=state.amount, lamports=account.lamports)
+    return EscrowState(address=terms.escrow, balance_base_units=held, lamports=account.lamports)
 
 
 def token_account(account: Account | None) -> Any:

@@ -107,17 +107,19 @@ class SignedTransaction(Struct, kw_only=True, omit_defaults=True, gc=False):
     last_valid_block_height: U63
 
 
-class EscrowTerms(Struct, kw_only=True, frozen=True, gc=False):
+class EscrowTerms(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     """What a deposit pays for and who may get it. Both sides rebuild the transaction from this."""
 
     job_id: str
     mint: str
-    authority: str  # central: owns the escrow account
+    authority: str  # central: settles, and names the nodes
     client: str  # pays, and gets back what is not earned
     platform: str
     amount_base_units: int
     fee_basis_points: int
-    escrow: str  # the token account, derived from client and job_id
+    escrow: str  # the account of its state, derived from client, job_id and program
+    program: str = ""  # the escrow program; "": version 1, a token account of central's
+    deadline_s: int = 0  # Unix seconds; from then on anybody may have everything sent back to the client
 
 
 class Payment(Request, kw_only=True, frozen=True):
@@ -153,6 +155,7 @@ class NetworkInfo(Struct, kw_only=True):
     nodes_online: int
     quarantined_events: int = 0  # messages of the event log that count for nothing
     damaged_subjects: int = 0  # histories that are not known any more; nothing is decided on them
+    program: str = ""  # the escrow program that payments go to
 
 
 class QuoteRequest(Request, kw_only=True, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import math
 import random
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from msgspec import Struct
 from cyxcore.errors import MissingExtra
 from cyxnet.escrow import (
     DECIMALS,
+    PROGRAM_SHA256,
+    PROGRAM_SIZE_BYTES,
     ErrorCode,
     EscrowState,
     Funds,
@@ -37,6 +40,7 @@ from cyxnet.escrow import (
     check_pay,
     check_terms,
     deposit_parts,
+    escrow_account,
     escrow_address,
     escrow_terms,
     mint_address,
@@ -62,6 +66,7 @@ PUBLIC_GENESIS = {  # base-58 genesis hash -> cluster
     "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d": "mainnet-beta",
     "EtWTRABZaYq6iMfeYKouRu166VU2xqa1wcaWoxPkrZBG": "devnet",
 }
+UPGRADEABLE_LOADER = "BPFLoaderUpgradeab1e11111111111111111111111"
 STATUSES_AT_ONCE = 256  # the most that one question may name
 BLOCKHASHES_REMEMBERED = 256
 BLOCKHASH_REUSED_S = 5.0
@@ -168,7 +173,7 @@ class Settlement:
         return Funds(
             base_units=0 if state is None else int(state.amount),
             lamports=0 if wallet is None else int(wallet.lamports),
-            escrow_exists=token_account(escrow) is not None,
+            escrow_exists=escrow is not None and str(escrow.owner) == terms.program,
         )
 
     async def latest_blockhash(self) -> tuple[str, int]:
@@ -196,13 +201,34 @@ class Settlement:
     async def verify_escrow(self, terms: EscrowTerms) -> EscrowState:
         """The escrow account, finalized, when it is exactly what the terms promise.
 
-        Raises SettlementError escrow_missing, or escrow_mismatch with every difference: a client could have
-        opened the account itself, with a delegate or a close authority of its own.
+        Raises SettlementError escrow_missing, or escrow_mismatch: a client could have opened it on other terms.
         """
         from solana.rpc.commitment import Finalized
 
-        [account] = await self._accounts([terms.escrow], commitment=Finalized)
-        return check_escrow(terms, account, token_account(account))
+        state, vault = await self._accounts(_escrow_accounts(terms), commitment=Finalized)
+        return check_escrow(terms, state, token_account(vault))
+
+    async def verify_program(self, program: str) -> None:
+        """Raises SettlementError bad_program unless the escrow program that we know is there, and for ever."""
+        [account] = await self._accounts([program])
+        head = b"" if account is None or str(account.owner) != UPGRADEABLE_LOADER else bytes(account.data)
+        if len(head) != 36 or head[0] != 2:  # the loader's record of a program: its kind, and where its code is
+            raise SettlementError(
+                "bad_program", f"expected the escrow program at {program}, got no program that we know"
+            )
+        [code] = await self._accounts([str(solders().Pubkey.from_bytes(head[4:]))])
+        data = b"" if code is None else bytes(code.data)  # its kind, slot and authority in 45 bytes, then the program
+        rest = data[45 + PROGRAM_SIZE_BYTES :]  # room for a longer one, if anything
+        found = hashlib.sha256(data[45:] if any(rest) else data[45 : len(data) - len(rest)]).hexdigest()
+        if found != PROGRAM_SHA256:
+            raise SettlementError(
+                "bad_program",
+                f"expected the escrow program {PROGRAM_SHA256} at {program}, got {found}; do not pay into it",
+            )
+        if data[12]:
+            raise SettlementError(
+                "bad_program", f"expected a final program at {program}, got one that {data[13:45].hex()} can replace"
+            )
 
     async def escrow_history(self, terms: EscrowTerms) -> list[HistoryEntry]:
         """The newest 100 transactions that named the escrow account, newest first."""
@@ -277,10 +303,10 @@ class Settlement:
         check_pay(terms, payees)
         owners = [terms.client, terms.platform, *(payee.wallet for payee in payees)]
         recipients = {associated_address(owner, terms.mint): owner for owner in owners}
-        (escrow, *accounts), (blockhash, last_valid) = await asyncio.gather(
-            self._accounts([terms.escrow, *recipients]), self.latest_blockhash()
+        (escrow, vault, *accounts), (blockhash, last_valid) = await asyncio.gather(
+            self._accounts([*_escrow_accounts(terms), *recipients]), self.latest_blockhash()
         )
-        state = check_escrow(terms, escrow, token_account(escrow))
+        state = check_escrow(terms, escrow, token_account(vault))
         moved = {
             address
             for (address, owner), account in zip(recipients.items(), accounts, strict=True)
@@ -478,6 +504,11 @@ class Settlement:
             f"{method}: no answer from {self.url} after {self.attempts} tries "
             f"({type(cause).__name__}: {cause!s:.200}); is the chain running?",
         )
+
+
+def _escrow_accounts(terms: EscrowTerms) -> list[str]:
+    state, vault, _ = escrow_account(terms.client, terms.job_id, terms.program)
+    return [str(state), str(vault)]
 
 
 def _now_s() -> float:

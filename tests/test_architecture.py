@@ -39,8 +39,8 @@ cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.obj
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
-cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.escrow cyxnet.solana
-cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection cyxnet.service cyxnet.mux
+cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.instructions cyxnet.escrow
+cyxnet.solana cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection cyxnet.service cyxnet.mux
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
@@ -73,7 +73,7 @@ DOORS = {
     "duckdb": {"cyxcore.data.tables", "cyxcentral.ledger"},
     "redis": {"cyxcentral.cache"},
     "solana": {"cyxnet.solana"},
-    "solders": {"cyxnet.escrow", "cyxnet.solana", "cyxcentral.localvm", "cyxcentral.localrpc"},
+    "solders": {"cyxnet.instructions", "cyxnet.escrow", "cyxnet.solana", "cyxcentral.localvm", "cyxcentral.localrpc"},
 }
 
 # What of cyxcore the network packages may know: what a model is and how data is read, not how a model is run. Tracing a

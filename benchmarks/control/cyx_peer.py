@@ -28,7 +28,7 @@ IN_FLIGHT = 256  # of job.submit requests
 WHOLE_IN_FLIGHT = 32  # of whole client.submit calls
 SUBMIT_AT_MOST_S = 20.0  # on a slow machine: a signed deposit can be used for a minute
 FAUCET_BASE_UNITS, FAUCET_LAMPORTS = 10**15, 10**10  # the most of one call
-JOBS_PER_FAUCET = 4000  # lamports for that many deposits; what an escrow lends comes back later
+JOBS_PER_FAUCET = 1600  # lamports for that many deposits; what an escrow lends comes back later
 KILL_EPOCHS = 5
 READY_TIMEOUT_S = 60.0
 ENDED_STATUSES: tuple[m.JobStatus, ...] = ("completed", "failed", "cancelled")
@@ -59,7 +59,7 @@ async def _signed(client: AsyncClient, job: m.JobRequest, count: int) -> list[m.
     quote, wallet, requests = await client.quote(job, new_job_id(job.name)), client.purse, []
     for _ in range(count):
         job_id = new_job_id(job.name)
-        terms = replace(quote.terms, job_id=job_id, escrow=escrow_address(wallet.address, job_id))
+        terms = replace(quote.terms, job_id=job_id, escrow=escrow_address(wallet.address, job_id, quote.terms.program))
         deposit = build_deposit(wallet, terms, quote.blockhash, quote.last_valid_block_height)
         payment = m.Payment(client=wallet.address, deposit=deposit)
         requests.append(m.SubmitRequest(job=job, job_id=job_id, payment=payment))

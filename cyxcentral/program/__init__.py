@@ -1,15 +1,17 @@
 """The escrow program: its source (escrow.c), the linker that makes it (link.py), and the built program itself.
 
-`python -m cyxcentral.program` builds it again. The bytes are part of what a client trusts, so they are pinned here.
+`python -m cyxcentral.program` builds it again. The bytes are part of what a client trusts, so they are
+pinned in cyxnet/escrow.py.
 """
 
 import hashlib
 from pathlib import Path
 
 from cyxcore.errors import CyxError
+from cyxnet.escrow import PROGRAM_SHA256
 
 FOLDER = Path(__file__).parent
-SHA256 = "6582a8fc73b8507902a606dc9a8cb7b42016d5a5205f18b3b95b0c6b4aaa2a7f"
+SHA256 = PROGRAM_SHA256
 
 
 class ProgramError(CyxError):

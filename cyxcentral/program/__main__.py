@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not arguments.check:
         (FOLDER / "escrow.so").write_bytes(made)
-    print(f"{found}  {len(made)} bytes" + ("" if found == SHA256 else "; pin it in cyxcentral/program/__init__.py"))
+    print(f"{found}  {len(made)} bytes" + ("" if found == SHA256 else "; pin it in cyxnet/escrow.py"))
     return 0
 
 

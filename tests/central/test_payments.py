@@ -1,6 +1,7 @@
 """The payment saga on the embedded chain: it goes on from wherever a crash left it, and pays once."""
 
 import asyncio
+import time
 
 import pytest
 from msgspec.structs import replace
@@ -10,7 +11,7 @@ from cyxcentral.localvm import Chain, ChainOptions
 from cyxcentral.payments import Payments
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.escrow import escrow_terms
+from cyxnet.escrow import DEADLINE_S, escrow_terms
 from cyxnet.solana import Settlement, SettlementError
 from cyxnet.wallet import Wallet
 from tests.central import facts as f
@@ -54,6 +55,7 @@ class Lab:
             platform=PLATFORM.address,
             amount_base_units=f.AMOUNT,
             fee_basis_points=1000,
+            deadline_s=int(time.time()) + DEADLINE_S,
         )
         event = replace(f.submitted(), terms=terms, deposit=await self.chain.deposit_transaction(CLIENT, terms))
         await self.say(event)

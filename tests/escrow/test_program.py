@@ -10,6 +10,7 @@ from solders.pubkey import Pubkey
 from cyxcentral.program import FOLDER, SHA256, ProgramError, program
 from cyxcentral.program.__main__ import build, find_clang, main
 from cyxcentral.program.link import LinkError, link
+from cyxnet.escrow import PROGRAM_SIZE_BYTES
 from tests.escrow.machine import LOADER, TOKEN_RENT_LAMPORTS, Machine, Refused
 from tests.escrow.scene import AMOUNT, RICH_BASE_UNITS, Scene
 
@@ -35,7 +36,8 @@ def scene() -> Scene:
 
 
 def test_the_program_that_ships_is_the_one_that_is_pinned() -> None:
-    assert hashlib.sha256((FOLDER / "escrow.so").read_bytes()).hexdigest() == SHA256
+    shipped = (FOLDER / "escrow.so").read_bytes()
+    assert (hashlib.sha256(shipped).hexdigest(), len(shipped)) == (SHA256, PROGRAM_SIZE_BYTES)
 
 
 @needs_clang

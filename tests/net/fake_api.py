@@ -16,7 +16,7 @@ from cyxnet import subjects
 from cyxnet.artifacts import CHUNK_BYTES
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import JSON, encode
-from cyxnet.escrow import escrow_terms, split
+from cyxnet.escrow import LOCAL_PROGRAM, escrow_terms, split
 from cyxnet.solana import Settlement
 from cyxnet.wallet import Wallet
 
@@ -53,6 +53,7 @@ class FakeCentral:
         self.asked: Counter[str] = Counter()
         self.page_limit = 1000
         self.fee_offered = FEE_BASIS_POINTS
+        self.program = LOCAL_PROGRAM
         self.balance_base_units = 0  # without a chain
         self.node = NODE
         self.before_page: Callable[[str], Awaitable[None]] | None = None
@@ -148,6 +149,7 @@ class FakeCentral:
             custodial_wallets=False,
             chunk_bytes=CHUNK_BYTES,
             nodes_online=1,
+            program=self.program,
         )
 
     async def _quote(self, ask: m.QuoteRequest) -> m.Quote:
@@ -160,6 +162,8 @@ class FakeCentral:
             platform=self.platform,
             amount_base_units=ask.job.amount_base_units,
             fee_basis_points=self.fee_offered,
+            program=self.program,
+            deadline_s=2_000_000_000,
         )
         node, platform = split(ask.job.amount_base_units, FEE_BASIS_POINTS)
         return m.Quote(

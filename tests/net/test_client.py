@@ -26,11 +26,12 @@ from cyxnet.codec import decode
 from cyxnet.config import ConfigError
 from cyxnet.escrow import check_deposit
 from cyxnet.follow import Merge
-from cyxnet.solana import Settlement
+from cyxnet.solana import Settlement, SettlementError
 from tests.net.fake_api import FakeCentral
 
 JOB = "digits-0123456789"
 CYX = 10**9
+TOKEN_PROGRAM = "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +368,15 @@ async def test_terms_that_differ_from_the_networks_are_not_signed(
     with pytest.raises(TermsMismatch, match="fee_basis_points 9000, expected 1000"):
         await client.submit(request_for(data_path), data_path)
     assert not central.submitted
+
+
+async def test_nothing_is_paid_into_a_program_that_is_not_the_escrow_program(
+    paying: FakeCentral, client: AsyncClient, data_path: Path
+) -> None:
+    paying.program = TOKEN_PROGRAM
+    with pytest.raises(SettlementError, match=f"expected the escrow program .*at {TOKEN_PROGRAM}"):
+        await client.submit(request_for(data_path), data_path)
+    assert not paying.submitted
 
 
 async def test_an_upload_that_broke_goes_on_with_what_is_missing(

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from solders.hash import Hash
 from solders.keypair import Keypair
 from solders.message import MessageV0
@@ -27,6 +29,7 @@ from cyxcentral.jobs import MAX_PAYEES
 from cyxcentral.localchain import Fault, FaultPlan, Server
 from cyxcentral.localvm import Chain
 from cyxnet import escrow
+from cyxnet.escrow import build_faucet, build_mint
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.solana import (
     Settlement,
@@ -37,6 +40,7 @@ from cyxnet.solana import (
     build_deposit,
     build_settle,
     check_deposit,
+    check_terms,
     escrow_address,
     escrow_terms,
     sign,
@@ -49,6 +53,7 @@ CENTRAL = Wallet(b"c" * 32)
 PLATFORM = Wallet(b"f" * 32)
 NODE = Wallet(b"n" * 32)
 STRANGER = Wallet(b"x" * 32)
+DEADLINE_S = 2_000_000_000
 BLOCKHASH = "9" * 43 + "8"
 UNIT = 10**9
 SOL = 10**9
@@ -169,6 +174,7 @@ def offline_terms(client: Wallet = NODE, **changes: Any) -> EscrowTerms:
         "platform": PLATFORM.address,
         "amount_base_units": 100 * UNIT,
         "fee_basis_points": 1000,
+        "deadline_s": DEADLINE_S,
     }
     return escrow_terms(**(values | changes))
 
@@ -207,28 +213,14 @@ def test_each_client_and_job_has_its_own_escrow_address() -> None:
 
 
 def test_token_instructions_are_encoded_as_the_spl_library_does() -> None:
-    a, b, c, d = (Pubkey.from_bytes(bytes([n]) * 32) for n in range(1, 5))
+    a, b, c = (Pubkey.from_bytes(bytes([n]) * 32) for n in range(1, 4))
     token: Any = {"program_id": TOKEN_PROGRAM}
     pairs = [
-        (
-            escrow.transfer_checked(a, b, c, d, 77),
-            spl.transfer_checked(
-                models.TransferCheckedParams(**token, source=a, mint=b, dest=c, owner=d, amount=77, decimals=9)
-            ),
-        ),
         (
             escrow.mint_to(a, b, c, 5),
             spl.mint_to_checked(
                 models.MintToCheckedParams(**token, mint=a, dest=b, mint_authority=c, amount=5, decimals=9)
             ),
-        ),
-        (
-            escrow.close_account(a, b, c),
-            spl.close_account(models.CloseAccountParams(**token, account=a, dest=b, owner=c)),
-        ),
-        (
-            escrow.initialize_account(a, b, c),
-            spl.initialize_account3(models.InitializeAccount3Params(**token, account=a, mint=b, owner=c)),
         ),
         (
             escrow.create_associated(a, b, c),
@@ -273,16 +265,46 @@ def test_no_changed_byte_of_a_deposit_is_accepted() -> None:
         assert refused.value.code == "bad_transaction"
 
 
-def test_the_expected_deposit_is_the_compiled_one_whatever_the_names_and_the_order_of_the_accounts() -> None:
-    """The check fills a template; the message that a client signs is compiled. Ids make both orders of addresses."""
-    orders = set()
-    for number in range(64):
-        terms = offline_terms(job_id="x" * number + "j", amount_base_units=1 + number * 10**15)
-        signed = build_deposit(NODE, terms, BLOCKHASH, 1)
-        assert check_deposit(signed.transaction, terms) == signed.signature
-        accounts = VersionedTransaction.from_bytes(signed.transaction).message.account_keys
-        orders.add(accounts.index(Pubkey.from_string(terms.escrow)))
-    assert len(orders) == 2
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"platform": NODE.address}, {"authority": NODE.address}, {"platform": CENTRAL.address}, {"job_id": "j" * 64}],
+)
+def test_a_deposit_is_a_message_that_solana_reads_whoever_plays_two_parts(changes: dict[str, Any]) -> None:
+    terms = offline_terms(**changes)
+    transaction = VersionedTransaction.from_bytes(build_deposit(NODE, terms, BLOCKHASH, 1).transaction)
+    transaction.sanitize()
+    assert transaction.verify_with_results() == [True]
+    message = transaction.message
+    keys = [str(key) for key in message.account_keys]
+    assert len(set(keys)) == len(keys)
+    opening = message.instructions[0]
+    assert keys[opening.program_id_index] == terms.program
+    mine = associated_address(NODE.address, terms.mint)
+    named = [keys[at] for at in opening.accounts]
+    assert named[:3] == [NODE.address, NODE.address, terms.escrow]
+    assert named[4:9] == [mine, terms.mint, terms.authority, terms.authority, terms.platform]
+    writable = [message.is_maybe_writable(at) for at in opening.accounts]
+    assert writable[:5] == [True] * 5 and not writable[5] and not any(writable[9:])
+
+
+@pytest.mark.parametrize(
+    ("days", "accepted"), [(7, True), (30, True), (365, True), (6.9, False), (366, False), (-1, False)]
+)
+def test_a_client_may_choose_a_deadline_between_a_week_and_a_year(days: float, accepted: bool) -> None:
+    now_s, proposed = 1_800_000_000, offline_terms()
+    signed = offline_terms(deadline_s=now_s + round(days * 86_400))
+    deposit = build_deposit(NODE, signed, BLOCKHASH, 1).transaction
+    assert escrow.with_signed_deadline(proposed, deposit, now_s) == (signed if accepted else proposed)
+
+
+@pytest.mark.parametrize("raw", [b"", bytes(70), b"\xff" * 1232])
+def test_bytes_that_are_no_deposit_name_no_deadline(raw: bytes) -> None:
+    assert escrow.with_signed_deadline(offline_terms(), raw, 1_800_000_000) == offline_terms()
+
+
+def test_terms_of_a_version_without_a_program_are_refused() -> None:
+    with pytest.raises(SettlementError, match="expected an escrow program, got none"):
+        check_terms(replace(offline_terms(), program=""))
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x00", b"x" * 700, bytes(1232), b"x" * 5_000])
@@ -390,6 +412,7 @@ class World:
             platform=self.platform.address,
             amount_base_units=amount_base_units,
             fee_basis_points=fee_basis_points,
+            deadline_s=int(time.time()) + escrow.DEADLINE_S,
         )
 
     async def deposited(self, terms: EscrowTerms) -> EscrowTerms:
@@ -536,29 +559,26 @@ def signed_by(wallet: Wallet, instruction: Any, blockhash: str) -> bytes:
 
 
 async def dust(world: World, terms: EscrowTerms) -> None:
-    """One base unit from somebody to the escrow account."""
+    """One base unit from somebody to the vault."""
     owner = Pubkey.from_string(CENTRAL.address)
-    instruction = escrow.mint_to(Pubkey.from_string(world.mint), Pubkey.from_string(terms.escrow), owner, 1)
+    _, vault, _ = escrow.escrow_account(terms.client, terms.job_id, terms.program)
+    instruction = escrow.mint_to(Pubkey.from_string(world.mint), vault, owner, 1)
     blockhash, _ = await world.settlement.latest_blockhash()
     await world.settlement.send(signed_by(CENTRAL, instruction, blockhash))
 
 
-async def test_dust_in_the_escrow_goes_to_the_client(world: World) -> None:
+async def test_dust_in_the_vault_goes_to_the_client(world: World) -> None:
     terms = await world.deposited(world.terms())
     await dust(world, terms)
     await world.settled(terms, 100 * UNIT)
     assert await world.balances() == [900 * UNIT + 1, 90 * UNIT, 10 * UNIT]
 
 
-async def test_dust_after_signing_fails_that_settlement_whole_and_the_next_one_pays(world: World) -> None:
+async def test_dust_after_signing_stops_nothing(world: World) -> None:
     terms = await world.deposited(world.terms())
     early = await world.settlement.settle_transaction(CENTRAL, terms, paid(world.node, 100 * UNIT))
     await dust(world, terms)
-    await world.settlement.send(early.transaction, preflight=False)
-    status = await world.settlement.status(early.signature, early.last_valid_block_height)
-    assert status.err is not None
-    assert await world.balances() == [900 * UNIT, 0, 0]
-    await world.settled(terms, 100 * UNIT)
+    assert (await world.settlement.finish(early, finalized=False)).err is None
     assert await world.balances() == [900 * UNIT + 1, 90 * UNIT, 10 * UNIT]
 
 
@@ -580,22 +600,56 @@ async def test_a_client_that_gave_its_token_account_away_cannot_block_the_nodes_
     assert await world.balances() == [950 * UNIT, 45 * UNIT, 5 * UNIT]
 
 
-async def test_an_escrow_the_client_opened_its_own_way_is_a_mismatch(world: World) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"fee_basis_points": 0}, {"authority": STRANGER.address}, {"amount_base_units": UNIT}, {"deadline_s": 1}],
+)
+async def test_an_escrow_the_client_opened_on_other_terms_is_a_mismatch(world: World, changes: dict[str, Any]) -> None:
     terms = world.terms()
-    client, address = (Pubkey.from_string(each) for each in (world.client.address, terms.escrow))
-    mint = Pubkey.from_string(world.mint)
-    seed = escrow.derive_seed("cyx-escrow/1", terms.job_id)
-    instructions = [
-        *escrow.open_account(client, address, seed, 165, 2_039_280),
-        escrow.initialize_account(address, mint, client),
-    ]
-    blockhash, _ = await world.settlement.latest_blockhash()
-    message = MessageV0.try_compile(client, instructions, [], Hash.from_string(blockhash))
-    raw = bytes(VersionedTransaction(message, [Keypair.from_seed(world.client.seed)]))
-    await world.settlement.send(raw)
-    with pytest.raises(SettlementError, match=r"owner: expected .* balance: expected at least") as refused:
+    other = replace(terms, **changes)
+    if "deadline_s" in changes:
+        other = replace(terms, deadline_s=terms.deadline_s + 1)
+    await world.settlement.finish(await world.settlement.deposit_transaction(world.client, other))
+    with pytest.raises(SettlementError, match="expected what the terms say") as refused:
         await world.settlement.verify_escrow(terms)
     assert refused.value.code == "escrow_mismatch"
+
+
+async def test_after_the_deadline_a_stranger_gives_the_client_its_money_back(
+    lab: "Lab", settlement: Settlement
+) -> None:
+    """Central is gone for ever; nobody but the chain is needed."""
+    client = Wallet.create()
+    for wallet in (CENTRAL, client, STRANGER):
+        lab.chain.airdrop(Pubkey.from_string(wallet.address), SOL)
+    lab.land(build_mint(CENTRAL, lab.blockhash(), 1).transaction)
+    mint = escrow.mint_address(CENTRAL.address)
+    lab.land(build_faucet(CENTRAL, mint, client.address, UNIT, lab.blockhash(), 1).transaction)
+    now_s = lab.clock.now_ms // 1000
+    terms = offline_terms(client, mint=mint, amount_base_units=UNIT, deadline_s=now_s + 10)
+    lab.land(build_deposit(client, terms, lab.blockhash(), 1).transaction)
+    state, vault, _ = escrow.escrow_account(client.address, terms.job_id, terms.program)
+    tokens = [Pubkey.from_string(associated_address(each, mint)) for each in (terms.platform, client.address)]
+    keys = map(Pubkey.from_string, (STRANGER.address, mint, client.address, terms.program))
+    who, token, payer, program = keys
+    accounts = [(who, ""), (state, "w"), (vault, "w"), (token, ""), *((each, "w") for each in tokens)]
+    refund = escrow.instruction(program, b"\x04", [*accounts, (payer, "w"), (TOKEN_PROGRAM, "")])
+    with pytest.raises(SettlementError, match="1013"):
+        await settlement.send(signed_by(STRANGER, refund, lab.blockhash()))
+    lab.clock.now_ms += 10_000
+    await settlement.send(signed_by(STRANGER, refund, lab.blockhash()))
+    assert await settlement.token_balance(client.address, mint) == UNIT
+
+
+async def test_the_program_of_a_local_chain_is_ours_and_final(world: World) -> None:
+    await world.settlement.verify_program(escrow.LOCAL_PROGRAM)
+
+
+@pytest.mark.parametrize("program", [str(TOKEN_PROGRAM), STRANGER.address])
+async def test_another_program_is_not_taken_for_ours(world: World, program: str) -> None:
+    with pytest.raises(SettlementError, match="expected the escrow program") as refused:
+        await world.settlement.verify_program(program)
+    assert refused.value.code == "bad_program"
 
 
 async def test_too_few_tokens_are_told_before_anything_is_signed(world: World) -> None:
@@ -653,7 +707,7 @@ async def test_the_history_of_an_escrow_names_both_transactions_and_their_job(wo
     settle, deposit = await world.settlement.escrow_history(terms)
     assert settle.signature == signed.signature
     assert settle.memo is not None and f"settle job={terms.job_id} pay={40 * UNIT}" in settle.memo
-    assert deposit.memo is not None and f"deposit job={terms.job_id} fee_bps=1000" in deposit.memo
+    assert deposit.memo is not None and f"deposit job={terms.job_id}" in deposit.memo
 
 
 async def test_an_account_that_does_not_exist_holds_nothing(world: World) -> None:
@@ -731,6 +785,13 @@ class Lab:
         raw = signed_by(NODE, instruction, self.chain.blockhash(height))
         signature = str(VersionedTransaction.from_bytes(raw).signatures[0])
         return SignedTransaction(transaction=raw, signature=signature, last_valid_block_height=height + 150)
+
+    def blockhash(self) -> str:
+        self.chain.advance()
+        return self.chain.blockhash(self.chain.height("processed"))
+
+    def land(self, transaction: bytes) -> None:
+        self.chain.send(transaction, skip_preflight=False)
 
     def start_of_block(self, height: int) -> None:
         """Move time to the first slot of a block."""

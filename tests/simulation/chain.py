@@ -5,6 +5,7 @@ transaction or none. Production's Settlement talks to it through RpcClient in pl
 """
 
 import json
+import struct
 from bisect import bisect_right
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,10 +13,11 @@ from typing import Any
 from unittest import mock
 
 from msgspec import Struct
+from msgspec.structs import replace
 from solana.exceptions import SolanaRpcException
 from solana.rpc import async_api
 
-from cyxnet.escrow import DECIMALS, associated_address, mint_address, solders
+from cyxnet.escrow import DECIMALS, LOCAL_PROGRAM, STATE_BYTES, associated_address, mint_address, public_key, solders
 from cyxnet.solana import Settlement
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
@@ -34,6 +36,18 @@ class TokenAccount(Struct, frozen=True):
     amount: int
 
 
+class EscrowState(Struct, frozen=True):
+    """An escrow that is open: what its account holds, and the accounts that its vault can be emptied into."""
+
+    data: bytes
+    vault: str
+    client_token: str
+    platform_token: str
+    nodes: tuple[str, ...] = ()
+    owner: str = ""
+    amount: int = 0  # the money is in the vault
+
+
 class Landed(Struct):
     """A transaction in a block. fork_until_s: the block is on a fork that is given up then."""
 
@@ -42,7 +56,7 @@ class Landed(Struct):
     fork_until_s: float | None = None
 
 
-Accounts = dict[str, TokenAccount]
+Accounts = dict[str, TokenAccount | EscrowState]
 
 
 class Chain:
@@ -135,7 +149,7 @@ class ExecutionError(Exception):
 
 
 class Interpreter:
-    """The instructions of the system, token and associated-token programs that an escrow needs."""
+    """The instructions of the escrow and the associated-token program that a payment needs."""
 
     def __init__(self, accounts: Accounts):
         self.accounts = accounts
@@ -143,54 +157,80 @@ class Interpreter:
     def run(self, message: Any) -> None:
         lib = solders()
         keys = [str(key) for key in message.account_keys]
-        programs = {str(lib.TOKEN): self._token, str(lib.ASSOCIATED): self._associated}
+        programs = {LOCAL_PROGRAM: self._escrow, str(lib.ASSOCIATED): self._associated}
         for number, instruction in enumerate(message.instructions):
             program = programs.get(keys[instruction.program_id_index])
-            if program is None:  # system and memo: lamports and words are not what is simulated
+            if program is None:  # memo: words are not what is simulated
                 continue
             try:
                 program(bytes(instruction.data), [keys[index] for index in bytes(instruction.accounts)])
             except ExecutionError as error:
                 raise ExecutionError({"InstructionError": [number, {"Custom": error.args[0]}]}) from None
 
-    def _token(self, data: bytes, keys: list[str]) -> None:
-        match data[0]:
-            case 0x12:  # InitializeAccount3
-                account, mint = keys
-                if account in self.accounts:
-                    raise ExecutionError(6)
-                self.accounts[account] = TokenAccount(_address(data[1:33]), mint, 0)
-            case 0x0C:  # TransferChecked
-                source, mint, target, owner = keys
-                self._transfer(source, mint, target, owner, int.from_bytes(data[1:9], "little"))
-                assert data[9] == DECIMALS
-            case 0x09:  # CloseAccount
-                account, _, owner = keys
-                found = self.accounts.get(account)
-                if found is None or found.amount or found.owner != owner:
-                    raise ExecutionError(11)
-                del self.accounts[account]
-            case other:
-                raise AssertionError(f"the simulated chain does not know token instruction {other}")
+    def _escrow(self, data: bytes, keys: list[str]) -> None:
+        rule = {0: self._open, 1: self._assign, 2: self._settle}[data[0]]
+        rule(data, keys)
 
-    def _transfer(self, source: str, mint: str, target: str, owner: str, amount: int) -> None:
+    def _open(self, data: bytes, keys: list[str]) -> None:
+        client, state, vault, client_token, mint, authority, assigner, platform = keys[1:9]
+        fee, amount, deadline_s = struct.unpack_from("<HQq", data, 1)
+        if state in self.accounts:
+            raise ExecutionError(0)
+        lib = solders()
+        bump = lib.Pubkey.find_program_address([b"vault", bytes(public_key(state))], public_key(LOCAL_PROGRAM))[1]
+        platform_token = associated_address(platform, mint)
+        head = struct.pack("<BBB3xHQq", 1, bump, 0, fee, amount, deadline_s)
+        said = [client, client, authority, assigner, mint, platform_token, client_token]
+        bytes_ = (head + b"".join(bytes(public_key(key)) for key in said)).ljust(STATE_BYTES, b"\0")
+        self.accounts[vault] = TokenAccount(vault, mint, 0)
+        self.accounts[state] = EscrowState(bytes_, vault, client_token, platform_token)
+        self._transfer(client_token, vault, client, amount)
+
+    def _assign(self, data: bytes, keys: list[str]) -> None:
+        state = self._state(keys[1])
+        mint = str(solders().Pubkey.from_bytes(state.data[152:184]))
+        nodes = tuple(associated_address(wallet, mint) for wallet in keys[2:])
+        self.accounts[keys[1]] = replace(state, nodes=(*state.nodes, *nodes))
+
+    def _settle(self, data: bytes, keys: list[str]) -> None:
+        state, vault = self._state(keys[1]), keys[2]
+        pays = [int.from_bytes(data[at : at + 8], "little") for at in range(1, len(data), 8)]
+        fee, amount = struct.unpack_from("<HQ", state.data, 6)
+        named = keys[0], keys[4], keys[5], tuple(keys[8:])
+        authority = str(solders().Pubkey.from_bytes(state.data[88:120]))
+        if named != (authority, state.platform_token, state.client_token, state.nodes) or len(pays) != len(state.nodes):
+            raise ExecutionError(1009)
+        if sum(pays) > amount:
+            raise ExecutionError(1011)
+        fees = [pay * fee // 10_000 for pay in pays]
+        for node, pay, part in zip(state.nodes, pays, fees, strict=True):
+            self._transfer(vault, node, vault, pay - part)
+        self._transfer(vault, state.platform_token, vault, sum(fees))
+        self._transfer(vault, state.client_token, vault, self.accounts[vault].amount)
+        del self.accounts[vault], self.accounts[keys[1]]
+
+    def _state(self, address: str) -> EscrowState:
+        state = self.accounts.get(address)
+        if not isinstance(state, EscrowState):
+            raise ExecutionError(1008)
+        return state
+
+    def _transfer(self, source: str, target: str, owner: str, amount: int) -> None:
+        if amount == 0:
+            return
         from_, to = self.accounts.get(source), self.accounts.get(target)
-        if from_ is None or to is None or from_.mint != mint or to.mint != mint or from_.owner != owner:
+        if not (isinstance(from_, TokenAccount) and isinstance(to, TokenAccount)) or from_.owner != owner:
             raise ExecutionError(4)
         if from_.amount < amount:
             raise ExecutionError(1)
-        self.accounts[source] = TokenAccount(from_.owner, mint, from_.amount - amount)
+        self.accounts[source] = replace(from_, amount=from_.amount - amount)
         to = self.accounts[target]
-        self.accounts[target] = TokenAccount(to.owner, mint, to.amount + amount)
+        self.accounts[target] = replace(to, amount=to.amount + amount)
 
     def _associated(self, data: bytes, keys: list[str]) -> None:
         assert data == b"\x01", "only CreateIdempotent is known"
         _, account, owner, mint = keys[:4]
         self.accounts.setdefault(account, TokenAccount(owner, mint, 0))
-
-
-def _address(key: bytes) -> str:
-    return str(solders().Pubkey.from_bytes(key))
 
 
 class RpcClient:
@@ -259,6 +299,8 @@ class RpcClient:
             data = b"\x01\0\0\0" + authority + bytes(8) + bytes([DECIMALS, 1]) + bytes(36)
             return SimpleNamespace(owner=lib.TOKEN, data=data, lamports=1)
         token = accounts.get(address)
+        if isinstance(token, EscrowState):
+            return SimpleNamespace(owner=lib.Pubkey.from_string(LOCAL_PROGRAM), data=token.data, lamports=3_507_840)
         if token is not None:
             key = lib.Pubkey.from_string
             data = bytes(key(token.mint)) + bytes(key(token.owner)) + token.amount.to_bytes(8, "little")

@@ -344,7 +344,7 @@ class Checks:
             change = (after[address].amount if address in after else 0) - (
                 before[address].amount if address in before else 0
             )
-            if change > 0 and account.owner != self.network.chain.authority:
+            if change > 0 and account.owner != address:  # a vault is its own owner
                 moved[account.owner] = moved.get(account.owner, 0) + change
         self.moved[signature] = moved
 
