@@ -1,4 +1,4 @@
-"""compile: a function or module of tensors, planned once per input shape and replayed.
+"""compile: a function or module of tensors, planned once per input shape and device, and replayed.
 
 Results carry no gradient. A training step goes to steps.py; jobs compile theirs in training.py.
 """
@@ -6,7 +6,8 @@ Results carry no gradient. A training step goes to steps.py; jobs compile theirs
 from collections.abc import Callable
 from typing import Any
 
-from cyxcore.eager import Tensor
+from cyxcore import device as devices
+from cyxcore.eager import Tensor, wrap
 from cyxcore.errors import GraphError
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
@@ -17,38 +18,45 @@ from cyxcore.tracing import symbolic
 
 
 class Compiled:
-    """Calls like the original; parameters are read in place, so training goes on beside it."""
+    """Calls like the original; parameters are read in place, so training goes on beside it.
+
+    device: None runs where the inputs are. On a device with its own memory parameters must be there too, or the plan
+    works on copies made when it is compiled.
+    """
 
     def __init__(self, function: "Module | Callable[..., Any]", device: str | None = None) -> None:
         self.function, self.device = function, device
         self._plans: dict[tuple[Any, ...], tuple[Plan, bool]] = {}
 
-    def _compile(self, inputs: tuple[Tensor, ...]) -> tuple[Plan, bool]:
+    def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool]:
         builder = Builder()
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         state = {}
         if isinstance(self.function, Module):
             with symbolic(self.function, builder):
                 result = self.function(*symbols)
-            state = self.function.state_dict()
+            state = self.function.arrays()
         else:
             result = self.function(*symbols)
         several = isinstance(result, tuple)
         outputs = result if several else (result,)
         if not all(isinstance(value, Symbol) for value in outputs):
             raise GraphError("compile: expected the function to return tensors computed from its arguments")
-        return Plan(evaluation_graph(builder.graph(*outputs)), state, self.device), several
+        names = [str(place) for place in range(len(inputs))]
+        graph = evaluation_graph(builder.graph(*outputs))
+        return Plan(graph, state, device, resident=names, fetch=False), several
 
     def __call__(self, *inputs: Any) -> Any:
         tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs)
-        shapes = tuple((x.shape, x.dtype) for x in tensors)
-        if shapes not in self._plans:
-            self._plans[shapes] = self._compile(tensors)
-        plan, several = self._plans[shapes]
+        device = self.device or (tensors[0].device if tensors else devices.default_device())
+        key = (device, *((x.shape, x.dtype) for x in tensors))
+        if key not in self._plans:
+            self._plans[key] = self._compile(tensors, device)
+        plan, several = self._plans[key]
         for place, x in enumerate(tensors):
-            plan.inputs[str(place)][...] = x.numpy()
+            plan.backend.assign(plan.inputs[str(place)], devices.put(x._data, device))
         plan.run()
-        results = tuple(Tensor(array.copy()) for array in plan.outputs)
+        results = tuple(wrap(array.copy()) for array in plan.outputs)
         return results if several else results[0]
 
 

@@ -3,13 +3,14 @@
 A shape is an integer or a tuple of them. Without a dtype floats are float32 and integers int64.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cyxcore import random
-from cyxcore.device import DEVICES
+from cyxcore.device import DEVICES, OWN_MEMORY, default_device
 from cyxcore.dtype import DEFAULTS, dtype_name
 from cyxcore.eager import Tensor, as_array, next_key, wrap
 from cyxcore.elementwise import value_of
@@ -26,8 +27,24 @@ __all__ = (  # also in cyxcore/__init__.py
 Array = np.ndarray[Any, Any]
 
 
+Make = TypeVar("Make", bound=Callable[..., Tensor])
+
+
+def placed(make: Make) -> Make:
+    """What `make` makes, on the device it is asked for (None: the default one)."""
+
+    @functools.wraps(make)
+    def on_device(*args: Any, **options: Any) -> Tensor:
+        made, name = make(*args, **options), options.get("device")
+        if name is None and default_device() in OWN_MEMORY:
+            name = default_device()
+        return made if name is None or not {name, made.device} & {*OWN_MEMORY} else made.to(name)
+
+    return on_device  # type: ignore[return-value]
+
+
 def _on(device: Any) -> None:
-    """Raises SpecError for a device that is not there. Those that are share the host's memory."""
+    """Raises SpecError for a device that is not there."""
     if device not in (None, *DEVICES):
         raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
 
@@ -44,11 +61,13 @@ def _shape(shape: Any, more: tuple[Any, ...] = ()) -> Shape:
     return whole
 
 
-def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+@placed
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, *, device: Any = None) -> Tensor:
     """A tensor with a copy of `data` (numbers, nested lists, an array). Python floats become float32."""
     return Tensor(np.array(as_array(data, dtype)), requires_grad=requires_grad)
 
 
+@placed
 def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Tensor:
     """obj as a tensor: itself if it is one of that dtype, around its memory where that can be, else a copy.
 
@@ -105,22 +124,26 @@ def _filled(make: Callable[..., Array], shape: Shape, dtype: Any, device: Any, r
     return Tensor(make(shape, name), requires_grad=requires_grad)
 
 
+@placed
 def zeros(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros. The sizes may also be given one by one, as in torch."""
     return _filled(np.zeros, _shape(shape, more), dtype, device, requires_grad)
 
 
+@placed
 def ones(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones. The sizes may also be given one by one, as in torch."""
     return _filled(np.ones, _shape(shape, more), dtype, device, requires_grad)
 
 
+@placed
 def empty(shape: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Whatever the memory held before: to be written to."""
     _on(device)
     return wrap(np.empty(_shape(shape), NUMPY_DTYPES["float32" if dtype is None else dtype_name(dtype)]))
 
 
+@placed
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
     """One number everywhere; its kind gives the dtype."""
     _on(device)
@@ -130,21 +153,24 @@ def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) 
 
 
 def zeros_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
-    return zeros(value_of("zeros_like", x).shape, dtype=dtype or x.dtype, device=device)
+    return zeros(value_of("zeros_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
 
 
 def ones_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
-    return ones(value_of("ones_like", x).shape, dtype=dtype or x.dtype, device=device)
+    return ones(value_of("ones_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
 
 
 def empty_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
-    return empty(value_of("empty_like", x).shape, dtype=dtype or x.dtype, device=device)
+    return empty(value_of("empty_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
 
 
 def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
-    return full(value_of("full_like", x).shape, fill_value, dtype=dtype or x.dtype, device=device)
+    return full(
+        value_of("full_like", x).shape, fill_value, dtype=dtype or x.dtype, device=device or getattr(x, "device", None)
+    )
 
 
+@placed
 def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Numbers from start (0 when only one is given) to below stop."""
     _on(device)
@@ -155,6 +181,7 @@ def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None,
     return Tensor(np.arange(first, last, step), dtype=dtype or ("int64" if whole else "float32"))
 
 
+@placed
 def linspace(
     start: Any, stop: Any, /, num: int, *, dtype: Any = None, device: Any = None, endpoint: bool = True
 ) -> Tensor:
@@ -166,6 +193,7 @@ def linspace(
     return Tensor(found, dtype or ("complex64" if found.dtype.kind == "c" else "float32"))
 
 
+@placed
 def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: Any = None) -> Tensor:
     """Ones on a diagonal (k above the main one), zeros elsewhere."""
     sizes = _shape((n_rows, n_rows if n_cols is None else n_cols))
@@ -210,13 +238,15 @@ def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Any, ...]:
     return tuple(row.broadcast_to(shape).copy() for row in rows)
 
 
-def rand(*shape: Any, requires_grad: bool = False) -> Tensor:
+@placed
+def rand(*shape: Any, requires_grad: bool = False, device: Any = None) -> Tensor:
     """Uniform float32 numbers in [0, 1) of the generator manual_seed sets."""
     seed, step = next_key().tolist()
     return Tensor(random.uniform(seed, step, 0, _sizes(shape)), "float32", requires_grad)
 
 
-def randn(*shape: Any, requires_grad: bool = False) -> Tensor:
+@placed
+def randn(*shape: Any, requires_grad: bool = False, device: Any = None) -> Tensor:
     """About normal float32 numbers (cyxcore.random.normal) of the generator manual_seed sets."""
     seed, step = next_key().tolist()
     return Tensor(random.normal(seed, step, 0, _sizes(shape)), "float32", requires_grad)

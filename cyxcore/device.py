@@ -1,12 +1,14 @@
 """Where ops run: the only place a device is chosen.
 
-A device is a name in DEVICES: "cpu" (compiled kernels) or "reference" (NumPy, the definition). On the
-cpu an op or dtype without a compiled kernel runs by its definition, but only at once: a program holds
-nothing else than compiled kernels, whose bits are the same on every machine; the rest is a KernelError.
-To add a device: a class with `call` and `program`, and a row in DEVICES.
+A device is a name in DEVICES: "cpu" (compiled kernels), "reference" (NumPy, the definition), "cuda" (an NVIDIA
+device) or "cuda-tf32" (the same with float32 products of 10-bit mantissas). On the cpu an op or dtype without a
+compiled kernel runs by its definition, but only at once: a program holds nothing else than compiled kernels, whose
+bits are the same on every machine; the rest is a KernelError, as everything without a kernel is on the others.
+To add a device: a class like Backend, and a row in DEVICES.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,12 +16,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cyxcore.errors import KernelError, SpecError
+from cyxcore.errors import CyxError, KernelError, MissingExtra, SpecError
 from cyxcore.kernels import reference
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
 
+ALIGN_BYTES = 64  # a cache line, and the widest vector load
 
 # ndarray.dtype.name takes microseconds; this takes none.
 DTYPE_NAMES: dict[Any, str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
@@ -39,22 +42,76 @@ class Backend(Protocol):
         """One op at once."""
 
     def program(
-        self, calls: Sequence[Call], scratch: Array | None = None, results: Sequence[Array] = ()
+        self,
+        calls: Sequence[Call],
+        sends: Sequence[tuple[Array, Array]] = (),
+        fetches: Sequence[tuple[Array, Array]] = (),
+        scratch: Any = None,
+        results: Sequence[Array] = (),
     ) -> Callable[[], None]:
         """A function that makes all calls in order; arrays may be refilled between runs.
 
-        scratch: memory of which only `results` must be whole after a run.
+        sends: (device array, host array) copied before; fetches: (host array, device array) copied after. scratch:
+        the arena; of what is in it, only `results` must be whole after a run. A device whose memory is the host's
+        gets none of these.
         """
 
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array: ...
 
-class Reference:
+    def put(self, array: Array) -> Array:
+        """The array where this device computes, contiguous: itself if it is there already."""
+
+    def assign(self, target: Array, source: Array) -> None:
+        """target[...] = source, both where this device computes."""
+
+    def memory(self, size_bytes: int) -> Array:
+        """Bytes to place arrays in, aligned to ALIGN_BYTES."""
+
+    def view(self, memory: Array, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """An array at an offset in bytes of `memory`."""
+
+    def staging(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """A zeroed host array for what goes to the device or comes from it."""
+
+
+class HostMemory:
+    """The memory half of a backend that computes in the host's memory."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return np.empty(shape, NUMPY_DTYPES[dtype])
+
+    def put(self, array: Array) -> Array:
+        held = host(array)
+        return held if held.flags.c_contiguous else np.ascontiguousarray(held)
+
+    def assign(self, target: Array, source: Array) -> None:
+        target[...] = source
+
+    def memory(self, size_bytes: int) -> Array:
+        raw = np.empty(size_bytes + ALIGN_BYTES, np.uint8)
+        start = -raw.__array_interface__["data"][0] % ALIGN_BYTES
+        return raw[start : start + size_bytes]
+
+    def view(self, memory: Array, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
+        return np.ndarray(shape, dtype, memory, offset)
+
+    def staging(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return np.zeros(shape, dtype)
+
+
+class Reference(HostMemory):
     """Every op in NumPy."""
 
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
         reference.call(op, out, inputs, attrs)
 
     def program(
-        self, calls: Sequence[Call], scratch: Array | None = None, results: Sequence[Array] = ()
+        self,
+        calls: Sequence[Call],
+        sends: Sequence[tuple[Array, Array]] = (),
+        fetches: Sequence[tuple[Array, Array]] = (),
+        scratch: Any = None,
+        results: Sequence[Array] = (),
     ) -> Callable[[], None]:
         def run() -> None:
             for op, out, inputs, attrs in calls:
@@ -63,7 +120,7 @@ class Reference:
         return run
 
 
-class Cpu:
+class Cpu(HostMemory):
     """The compiled kernels. Raises KernelError when they are not built."""
 
     def __init__(self) -> None:
@@ -103,7 +160,12 @@ class Cpu:
             reference.call(op, out, inputs, attrs)
 
     def program(
-        self, calls: Sequence[Call], scratch: Array | None = None, results: Sequence[Array] = ()
+        self,
+        calls: Sequence[Call],
+        sends: Sequence[tuple[Array, Array]] = (),
+        fetches: Sequence[tuple[Array, Array]] = (),
+        scratch: Any = None,
+        results: Sequence[Array] = (),
     ) -> Callable[[], None]:
         """The calls as one loop in C, chains of element-wise ones tile by tile."""
         program = self.kernels.Program()
@@ -114,17 +176,78 @@ class Cpu:
         return program.run
 
 
-DEVICES: dict[str, Callable[[], Backend]] = {"cpu": Cpu, "reference": Reference}
+def _cuda(precision: str) -> Backend:
+    """Raises MissingExtra without its packages, KernelError without a driver or a device."""
+    for package in ("cupy", "triton"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(
+                f"cuda: the package {package} is missing; install Cyx with its extra cuda13 (driver 580 or later) or "
+                "cuda12: pip install 'cyx[cuda13]'"
+            )
+    found: Backend = importlib.import_module("cyxcore.kernels.gpu.cuda").Cuda(precision)
+    return found
+
+
+DEVICES: dict[str, Callable[[], Backend]] = {
+    "cpu": Cpu,
+    "reference": Reference,
+    "cuda": lambda: _cuda("ieee"),
+    "cuda-tf32": lambda: _cuda("tf32"),
+}
+OWN_MEMORY = ("cuda", "cuda-tf32")  # devices whose arrays are not NumPy's
+
+# The numeric class of each device: results are the same bits on every machine (cyx-exact), or from run to run on one
+# kind of card (cuda). NumPy's depend on its version and build.
+NUMERICS = {"cpu": "cyx-exact/1", "reference": "reference", "cuda": "cuda/1", "cuda-tf32": "cuda-tf32/1"}
 
 _default = "cpu"
+
+
+def check_name(name: str) -> str:
+    if name not in DEVICES:
+        raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {name!r}")
+    return name
 
 
 @cache
 def backend(name: str) -> Backend:
     """The backend of a device. Raises SpecError for an unknown name, KernelError when it cannot run here."""
-    if name not in DEVICES:
-        raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {name!r}")
-    return DEVICES[name]()
+    return DEVICES[check_name(name)]()
+
+
+def name_of(array: Array) -> str:
+    """The device that computes with an array: the default one, unless that has another memory than the array."""
+    if isinstance(array, np.ndarray):
+        return "cpu" if _default in OWN_MEMORY else _default
+    return _default if _default in OWN_MEMORY else "cuda"
+
+
+def put(array: Array, device: str | None = None) -> Array:
+    """The array where a device (None: the default) computes, contiguous: itself if it is there already."""
+    name = check_name(_default if device is None else device)
+    return backend(name).put(array) if name in OWN_MEMORY else HostMemory().put(array)
+
+
+def constant(array: Array, device: str) -> Array:
+    """A host array, never to be written to, on a device with its own memory, which keeps the scalars it has seen."""
+    found: Any = backend(device)
+    return found.put(array) if array.ndim else found.scalar(array)
+
+
+def host(array: Array) -> Array:
+    """The array as NumPy's: itself if it is, otherwise a copy."""
+    if isinstance(array, np.ndarray):
+        return array
+    return array.get() if hasattr(array, "__cuda_array_interface__") else np.asarray(array)
+
+
+def missing(name: str) -> str:
+    """Why a device does not run here; empty if it does."""
+    try:
+        backend(name)
+    except CyxError as error:
+        return str(error)
+    return ""
 
 
 def default_device() -> str:

@@ -1,6 +1,6 @@
 """Tensor: what a user types. Eager, NumPy semantics, gradients by `backward()`.
 
-An op runs at once on the current device (device.py); when a gradient may be asked for, the result
+An op runs at once where its tensors are (device.py); when a gradient may be asked for, the result
 remembers the op and its inputs, and `backward` walks back with the rules of gradients.py.
 """
 
@@ -25,7 +25,7 @@ from cyxcore.kernels.bfloat16 import NUMPY_DTYPES, widened
 from cyxcore.ops import infer_op
 from cyxcore.values import Value
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its own memory
 
 API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the array API standard; the last is ours
 
@@ -110,6 +110,8 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     if isinstance(data, Tensor):
         data = data._data
     wanted = None if dtype is None else dtype_name(dtype)
+    if not isinstance(data, np.ndarray) and hasattr(data, "__cuda_array_interface__"):
+        return devices.put(data if wanted is None else data.astype(wanted), devices.name_of(data))
     plain = not isinstance(data, (np.ndarray, np.generic)) and not hasattr(data, "__array__")
     array = np.asarray(data)
     if wanted is None and plain:
@@ -170,8 +172,10 @@ class Tensor(Value):
         if op == "reshape":
             result = wrap(tensors[0]._data.reshape(shape))
         else:
-            result = wrap(np.empty(shape, NUMPY_DTYPES[dtype]))
-            devices.backend(devices.default_device()).call(op, result._data, [t._data for t in tensors], normal)
+            arrays = [t._data for t in tensors]
+            backend = _backend(op, arrays)
+            result = wrap(backend.empty(shape, dtype))
+            backend.call(op, result._data, arrays, normal)
         if _recording and op not in NO_GRADIENT and is_float(dtype) and any(t.requires_grad for t in tensors):
             result.requires_grad = True
             result._op = (op, tensors, normal)
@@ -189,31 +193,33 @@ class Tensor(Value):
 
     def _constant(self, value: Any, dtype: str | None = None) -> "Tensor":
         if dtype is None or dtype == "bfloat16" or type(value) not in DEFAULTS:
-            return Tensor(value, dtype)
+            made = Tensor(value, dtype)
+            return made if type(self._data) is np.ndarray else wrap(devices.constant(made._data, self.device))
         try:  # the short way for numbers, which stand beside a tensor in every other expression
-            return wrap(np.array(value, NUMPY_DTYPES[dtype]))
+            number = np.array(value, NUMPY_DTYPES[dtype])
+            return wrap(number if type(self._data) is np.ndarray else devices.constant(number, self.device))
         except OverflowError:
             low, high = iinfo(dtype)[2:0:-1]
             raise DtypeError(f"{dtype} holds {low}..{high}, got {value}; use astype on the tensor") from None
 
     def _uniform(self, shape: tuple[int, ...]) -> "Tensor":
-        return self._apply("uniform", [wrap(next_key())], {"shape": shape, "stream": 0})
+        return self._apply("uniform", [wrap(devices.put(next_key(), self.device))], {"shape": shape, "stream": 0})
 
     def _assign(self, value: Any) -> None:
         self._data[...] = value._data
 
     def _next(self, op: str, *others: Any, **attrs: Any) -> "Tensor":
         inputs = [self._data, *(other._data for other in others)]
-        devices.backend(devices.default_device()).call(op, self._data, inputs, attrs)
+        _backend(op, inputs).call(op, self._data, inputs, attrs)
         return self
 
     def _check_indices(self, indices: Any, size: int) -> Any:
         if not isinstance(indices, Tensor):
             return indices
-        held = indices._data
+        held = devices.host(indices._data)
         if held.size and (held.min() < -size or held.max() >= size):
             raise IndexError(f"index: expected {-size}..{size - 1}, got {held.min()}..{held.max()}")
-        return Tensor(np.where(held < 0, held + size, held)) if held.size and held.min() < 0 else indices
+        return indices._constant(np.where(held < 0, held + size, held)) if held.size and held.min() < 0 else indices
 
     # gradients --------------------------------------------------------------------------------
 
@@ -236,9 +242,9 @@ class Tensor(Value):
                 f"backward: expected a scalar, got {self.shape}; reduce it with mean() or pass a gradient"
             )
         if isinstance(gradient, Tensor) and gradient.dtype == self.dtype:
-            start = gradient
+            start = gradient.to(self.device)
         else:
-            start = Tensor(1.0 if gradient is None else gradient, self.dtype)
+            start = Tensor(1.0 if gradient is None else gradient, self.dtype).to(self.device)
         if start.shape != self.shape:
             raise ShapeError(f"backward: expected a gradient of shape {self.shape}, got {start.shape}")
         return start
@@ -263,13 +269,32 @@ class Tensor(Value):
     def is_leaf(self) -> bool:
         return self._op is None
 
+    # where it is ------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> str:
+        """Where ops of this tensor run: a name of cyxcore.device.DEVICES."""
+        return devices.name_of(self._data)
+
+    def to(self, device: str) -> "Tensor":
+        """This tensor on a device: itself if it is there, otherwise a copy without a past.
+
+        Raises SpecError for an unknown device, KernelError or MissingExtra for one that does not run here.
+        """
+        moved = devices.put(self._data, device)
+        if moved is self._data or (type(moved) is np.ndarray and type(self._data) is np.ndarray):
+            return self
+        result = wrap(moved)
+        result.requires_grad = self.requires_grad
+        return result
+
     # out of the tensor world ------------------------------------------------------------------
 
-    def numpy(self) -> Array:
-        """The array itself, not a copy."""
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The array itself, not a copy, where it is in the host's memory; otherwise a copy."""
         if self.dtype == "bfloat16":
             raise DtypeError("numpy: NumPy has no bfloat16; use astype('float32') first, which loses nothing")
-        return self._data
+        return devices.host(self._data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """The array itself, or a copy where `dtype` or `copy` ask for one.
@@ -291,17 +316,11 @@ class Tensor(Value):
             raise BufferError(f"__dlpack__: {what} cannot be shared; {advice} first")
         return self._data.__dlpack__(**options)
 
-    @property
-    def device(self) -> str:
-        """Where ops on it run: the default device, all of which share the host's memory."""
-        return devices.default_device()
-
     def to_device(self, device: str, /, *, stream: Any = None) -> "Tensor":
-        """The tensor itself. Raises SpecError for a device that is not there or a stream, which none has."""
-        devices.backend(device)
+        """`to` by the standard's name. Raises SpecError for a device that is not there or a stream, which none has."""
         if stream is not None:
             raise SpecError(f"to_device: expected no stream on {device}, got {stream!r}")
-        return self
+        return self.to(device)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("pickle: a tensor is not pickled, a pickle can run code; use cx.save_model, or .numpy()")
@@ -333,7 +352,8 @@ class Tensor(Value):
     @property
     def _readable(self) -> Array:
         """The numbers in a dtype NumPy knows."""
-        return widened(self._data) if self.dtype == "bfloat16" else self._data
+        held = devices.host(self._data)
+        return widened(held) if self.dtype == "bfloat16" else held
 
     def item(self) -> Any:
         """The one element as a Python number."""
@@ -359,7 +379,7 @@ class Tensor(Value):
     def __index__(self) -> int:
         if self.shape != () or is_float(self.dtype) or self.dtype == "bool":
             raise TypeError(f"index: expected an integer scalar, got {self.shape} {self.dtype}")
-        return int(self._data)
+        return int(self._data.item())
 
     def __iter__(self) -> Iterator["Tensor"]:
         return (self[row] for row in range(len(self)))
@@ -367,7 +387,8 @@ class Tensor(Value):
     def __repr__(self) -> str:
         text = np.array2string(self._readable, separator=", ", prefix="Tensor(", threshold=100)
         gradient = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{gradient})"
+        place = "" if type(self._data) is np.ndarray else f", device={self.device}"
+        return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{place}{gradient})"
 
 
 def wrap(data: Array) -> Tensor:
@@ -419,6 +440,19 @@ def pull(root: Tensor, start: Tensor, create_graph: bool) -> Iterator[tuple[Tens
             for x, new in zip(inputs, rule(op, g, inputs, tensor, attrs), strict=True):
                 if new is not None and x.requires_grad:
                     pending.setdefault(id(x), Sum()).add(new)
+
+
+def _backend(op: str, arrays: Sequence[Array]) -> devices.Backend:
+    """Of the device these arrays are on. Scalars may be anywhere; the rest is for the caller to move."""
+    for x in arrays:
+        if type(x) is not np.ndarray:
+            break
+    else:
+        return devices.backend(devices.name_of(arrays[0]))
+    if any(x.ndim for x in arrays if type(x) is np.ndarray):
+        places = ", ".join(devices.name_of(x) for x in arrays)
+        raise SpecError(f"{op}: expected tensors on one device, got {places}; move them with .to(device)")
+    return devices.backend(devices.name_of(x))
 
 
 def _newest_first(root: Tensor) -> list[Tensor]:

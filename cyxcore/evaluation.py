@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cyxcore import device as devices
 from cyxcore.errors import DataError, GraphError, ShapeError
 from cyxcore.graph import Graph
 from cyxcore.objectives import evaluation_step, objective, target_shape
@@ -53,7 +54,8 @@ def checked_targets(graph: Graph, loss: str, y: Any, rows: int) -> Array:
 
 
 class Evaluator:
-    """A model ready for inference on a device. Weights are read in place: change them, and results change.
+    """A model ready for inference on a device. Weights are read in place: change them, and results change. (A device
+    with its own memory reads the copies made here, unless the weights are there already.)
 
     Plans are compiled once per batch size. Raises GraphError for missing weights.
     """
@@ -72,7 +74,7 @@ class Evaluator:
                 raise GraphError(
                     f"weights: parameter {param.name!r} is missing; got {', '.join(sorted(weights)) or 'none'}"
                 )
-            self.weights[param.name] = np.ascontiguousarray(weights[param.name])
+            self.weights[param.name] = devices.put(weights[param.name], device)
         self._plans: dict[tuple[int, str | None], Plan] = {}
 
     def _plan(self, rows: int, loss: str | None) -> Plan:

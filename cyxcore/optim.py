@@ -18,7 +18,6 @@ from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional import clip_scale, maximum, minimum, total_norm
 from cyxcore.spec import OptimizerSpec
 
-Array = np.ndarray[Any, Any]
 Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group]
 
@@ -64,7 +63,7 @@ class ExponentialMovingAverage:
         """Exchange averages and parameters: before an evaluation, and again after it."""
         for average, p in zip(self.averages, self.parameters, strict=True):
             own = p.numpy().copy()
-            p.numpy()[...] = average
+            p._assign(Tensor(average).to(p.device))
             average[...] = own
 
 
@@ -152,7 +151,7 @@ class Optimizer:
         """State of one parameter; see cyxcore.updates.Slot."""
         state = self.state.setdefault(place, {})
         if kind not in state:
-            state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype))
+            state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype)).to(p.device)
         return state[kind]
 
     def _spec(self, group: Group) -> OptimizerSpec:
@@ -186,7 +185,7 @@ class Optimizer:
             for name, array in arrays.items():
                 if array.shape not in (p.shape, ()):
                     raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
-            taken[int(place)] = {name: Tensor(np.array(array, p.dtype)) for name, array in arrays.items()}
+            taken[int(place)] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({key: value for key, value in given.items() if key != "params"})
         self.steps, self.state = int(state["steps"]), taken

@@ -7,26 +7,26 @@
 
 The graph has one batch size (no nulls) and no by_mode nodes. Parameters live in the caller's
 `state` arrays, which the plan reads in place and its updates write in place: two plans (a full
-and a partial batch) can share them.
+and a partial batch) can share them. On a device with its own memory they must be there already
+(device.put), or the plan reads copies; inputs and outputs are host arrays that a run copies in
+and out, unless the plan is made resident.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore.device import Call
+from cyxcore.device import ALIGN_BYTES, Call
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
 from cyxcore.ops import OPS
 from cyxcore.passes import optimise
 
-Array = np.ndarray[Any, Any]
-
-ALIGN_BYTES = 64  # a cache line, and the widest vector load
+Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
 
 class Slot(NamedTuple):
@@ -135,7 +135,12 @@ class Plan:
         state: Mapping[str, Array] | None = None,
         device: str | None = None,
         optimised: bool = True,
+        resident: Collection[str] = (),
+        fetch: bool = True,
     ) -> None:
+        """resident: the inputs that are arrays of the device. fetch: whether outputs are copied to the host; otherwise
+        they are arrays of the device. No difference where that is the host.
+        """
         if any(node.op == "by_mode" for node in graph.nodes):
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
         self.graph = graph = optimise(graph) if optimised else graph
@@ -143,12 +148,20 @@ class Plan:
         known = graph.infer(1)
         decided = schedule(graph)
         slots, self.arena_bytes = _place(graph, known, decided)
-        arena = _aligned(self.arena_bytes)
+        self.backend = devices.backend(self.device)
+        arena = self.backend.memory(self.arena_bytes)
+        self._sends: list[tuple[Array, Array]] = []  # (device, host)
         self.inputs: dict[str, Array] = {}
-        self.key = np.zeros(2, np.uint64)  # (seed, step) of the random ops
+        self.key: Array
+        self._device_key: Array
+        drawn = any(node.op == "key" for node in graph.nodes)
+        self.key, self._device_key = (
+            self._fed((2,), "uint64", resident=False) if drawn else (np.zeros(2, np.uint64),) * 2
+        )
+        self._device_inputs: dict[str, Array] = {}
         self.arrays: list[Array] = []
         for place in range(len(graph.nodes)):
-            self.arrays.append(self._array(place, known, decided, slots, arena, state or {}))
+            self.arrays.append(self._array(place, known, decided, slots, arena, state or {}, resident))
         calls = [
             Call(node.op, self.arrays[place], tuple(self.arrays[i] for i in node.inputs), node.attrs)
             for place in decided.order
@@ -158,8 +171,22 @@ class Plan:
             array = self.arrays[target]
             calls.append(Call("reshape", array, (self.arrays[value],), {"shape": array.shape}))
         self.calls: Sequence[Call] = calls
-        self.outputs = [self.arrays[place] for place in graph.outputs]
-        self.run = devices.backend(self.device).program(calls, scratch=arena, results=self.outputs)
+        results = [self.arrays[place] for place in graph.outputs]
+        own = self.device in devices.OWN_MEMORY and fetch
+        self.outputs = [self.backend.staging(array.shape, array.dtype.name) for array in results] if own else results
+        fetches = list(zip(self.outputs, results, strict=True)) if own else []
+        self.run = self.backend.program(calls, self._sends, fetches, arena, results)
+
+    def _fed(self, shape: Shape, dtype: str, resident: bool) -> tuple[Array, Array]:
+        """(what the caller fills, what the kernels read): two arrays where the device cannot read the host's."""
+        host = self.backend.staging(shape, dtype)
+        if self.device not in devices.OWN_MEMORY:
+            return host, host
+        there = self.backend.put(host)
+        if resident:
+            return there, there
+        self._sends.append((there, host))
+        return host, there
 
     def _array(
         self,
@@ -169,21 +196,33 @@ class Plan:
         slots: Mapping[int, Slot],
         arena: Array,
         state: Mapping[str, Array],
+        resident: Collection[str],
     ) -> Array:
         node, shape, dtype = self.graph.nodes[place], known.shapes[place], known.dtypes[place]
         if node.op == "param":
-            return _state_array(node.attrs["name"], shape, dtype, state)
+            array = _state_array(node.attrs["name"], shape, dtype, state)
+            if self.device not in devices.OWN_MEMORY:
+                return array
+            if isinstance(array, np.ndarray) and place in {target for target, _ in self.graph.updates}:
+                raise GraphError(
+                    f"plan: {node.attrs['name']!r} is updated on {self.device}, but its array is the host's, which "
+                    f"would not change; give the plan cyxcore.device.put(array, {self.device!r})"
+                )
+            return self.backend.put(array)
         if node.op == "const":
-            return np.array(node.attrs["value"], dtype=dtype).reshape(shape)
+            return self.backend.put(np.array(node.attrs["value"], dtype=dtype).reshape(shape))
         if node.op == "key":
-            return self.key
+            return self._device_key
         if node.op == "input":
-            return self.inputs.setdefault(node.attrs["name"], np.zeros(shape, dtype))
+            name = node.attrs["name"]
+            if name not in self.inputs:
+                self.inputs[name], self._device_inputs[name] = self._fed(shape, dtype, name in resident)
+            return self._device_inputs[name]
         if place in decided.alias:
             return self.arrays[decided.alias[place]].reshape(shape)
         if place in decided.in_place:
             return self.arrays[decided.in_place[place]]
-        return np.ndarray(shape, dtype, arena, slots[place].offset)
+        return self.backend.view(arena, slots[place].offset, shape, dtype)
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -201,12 +240,6 @@ def _state_array(name: str, shape: Shape, dtype: str, state: Mapping[str, Array]
             f"plan: parameter {name!r}: expected a contiguous {dtype} array {shape}, got {array.dtype} {array.shape}"
         )
     return array
-
-
-def _aligned(count: int) -> Array:
-    raw = np.empty(count + ALIGN_BYTES, np.uint8)
-    start = -raw.__array_interface__["data"][0] % ALIGN_BYTES
-    return raw[start : start + count]
 
 
 def _place(graph: Graph, known: Inferred, decided: Schedule) -> tuple[dict[int, Slot], int]:

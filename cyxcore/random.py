@@ -23,7 +23,7 @@ ORDER_STEP = 2**63
 def uniform(seed: int, step: int, stream: int, shape: tuple[int, ...], device: str | None = None) -> Array:
     """float64 multiples of 2**-24 in [0, 1), drawn by the op `uniform`. Every device draws the same."""
     backend = devices.backend(devices.default_device() if device is None else device)
-    drawn = np.empty(math.prod(shape), np.float32)  # holds them exactly
+    drawn = np.empty(math.prod(shape), np.float32)  # of the host, whatever the device; holds them exactly
     backend.call("uniform", drawn, [np.array([seed, step], np.uint64)], {"shape": drawn.shape, "stream": stream})
     return drawn.astype(np.float64).reshape(shape)
 

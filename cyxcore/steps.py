@@ -10,7 +10,8 @@
 
 The function runs once per shape of its arguments, on symbols; then its plan is replayed. Modules and optimisers are
 found among the variables it uses. Parameters and the optimiser's state stay where they are and are written in place,
-so compiled and plain steps may alternate. Learning rates are read before each step; other options belong to the plan.
+so compiled and plain steps may alternate, on the device where the parameters are.
+Learning rates are read before each step; other options belong to the plan.
 """
 
 import inspect
@@ -20,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cyxcore.eager import Tensor, next_key
+from cyxcore import device as devices
+from cyxcore.eager import Tensor, next_key, wrap
 from cyxcore.errors import GraphError
 from cyxcore.gradients import backward
 from cyxcore.nn.module import Module
@@ -67,17 +69,19 @@ class CompiledStep:
 
     def __call__(self, *inputs: Any) -> Any:
         tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs]
+        device = self.device or next((p.device for module in self.modules for p in module.parameters()), None)
         key = (
+            device,
             *((x.shape, x.dtype) for x in tensors),
             *(bool(module.training) for module in self.modules),
             *(_options(group) for optimizer in self.optimizers for group in optimizer.param_groups),
         )
         traced = self._plans.get(key)
         if traced is None:
-            traced = self._plans[key] = self._trace(tensors)
+            traced = self._plans[key] = self._trace(tensors, device)
         plan = traced.plan
         for place, x in enumerate(tensors):
-            plan.inputs[f"argument.{place}"][...] = x._data
+            plan.backend.assign(plan.inputs[f"argument.{place}"], devices.put(x._data, plan.device))
         for place in traced.stepped:
             optimizer = self.optimizers[place]
             optimizer.steps += 1
@@ -87,10 +91,10 @@ class CompiledStep:
                     lr[...] = group["lr"]
         plan.key[:] = next_key()
         plan.run()
-        results = tuple(Tensor(array.copy()) for array in plan.outputs)
+        results = tuple(wrap(array.copy()) for array in plan.outputs)
         return results if traced.several else results[0]
 
-    def _trace(self, inputs: list[Tensor]) -> _Traced:
+    def _trace(self, inputs: list[Tensor], device: str | None) -> _Traced:
         builder = Builder()
         builder.differentiate = backward
         arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]
@@ -111,7 +115,8 @@ class CompiledStep:
         outputs = result if several else (result,)
         if not all(isinstance(value, Symbol) for value in outputs):
             raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
-        plan = Plan(builder.graph(*outputs), held, self.device)
+        names = [f"argument.{place}" for place in range(len(inputs))]
+        plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False)
         return _Traced(plan, several, [place for place, stepper in enumerate(steppers) if stepper.steps])
 
 
@@ -128,6 +133,7 @@ class _Stepper:
 
     def __init__(self, optimizer: Optimizer, place: int, builder: Builder, held: dict[str, Array]) -> None:
         self.optimizer, self.name, self.builder, self.held = optimizer, f"optimizer.{place}", builder, held
+        self.parameters = optimizer.parameters  # the tensors; while it is traced the optimiser has symbols
         self.steps = 0
         self._make_slot = optimizer.slot
 
@@ -142,7 +148,7 @@ class _Stepper:
         return self.builder.input(f"{self.name}.{group}.lr", ()), self.builder.input(f"{self.name}.step", ())
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
-        state = self._make_slot(place, p, kind, start, shape)
+        state = self._make_slot(place, self.parameters[place], kind, start, shape)
         name = f"{self.name}.{place}.{kind}"
         self.held[name] = state._data
         return self.builder.param(name, state.shape, {"kind": "constant", "value": start}, trainable=False)

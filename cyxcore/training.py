@@ -33,9 +33,7 @@ from cyxcore.objectives import objective, training_step
 from cyxcore.plan import Plan
 from cyxcore.spec import BatchMetrics, EpochMetrics, TrainingSpec, TrainingSummary
 
-Array = np.ndarray[Any, Any]
-
-NUMERICS = {"cpu": "cyx-exact/1"}  # of devices whose bits are defined; any other device is its own class
+Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
 
 
 class Rows(Protocol):
@@ -120,14 +118,15 @@ class Trainer:
         self._learning_rate = spec.optimizer.learning_rate
         self._plans: dict[int, Plan] = {}
         self._resumed = resume is not None
-        self.state = self._first_state(weights) if resume is None else self._restored(checkpoints.load(resume))
+        state = self._first_state(weights) if resume is None else self._restored(checkpoints.load(resume))
+        self.state = {name: devices.put(array, device) for name, array in state.items()}
         self._evaluator = Evaluator(graph, self.state, device)
         self._plan(self._batch_rows()[0])  # here, so that a graph that cannot be trained is refused at once
 
     def _first_state(self, weights: Mapping[str, Array] | None) -> dict[str, Array]:
         if weights is not None:
             return _own(self.graph, weights)
-        state = initial_weights(self.graph, self.spec.seed, self.device)
+        state: dict[str, Array] = initial_weights(self.graph, self.spec.seed, self.device)
         for param in self.graph.buffers:
             value = data_statistic(param, self.x, self.y)
             if value is not None:
@@ -147,7 +146,7 @@ class Trainer:
             graph_sha256=self.graph.sha256,
             training=msgspec.json.encode(self.spec, order="sorted").decode(),
             rows=checkpoints.describe_rows([self.x, self.y, self.x_val, self.y_val]),
-            numerics=NUMERICS.get(device, device),
+            numerics=devices.NUMERICS[device],
         )
 
     def checkpoint(self, path: str | os.PathLike[str], synced: bool = True) -> None:
@@ -161,7 +160,7 @@ class Trainer:
         now = Checkpoint(
             identity=self._identity,
             position=Position(epoch=self.epoch, batch=self.batch, step=self.step, best_epoch=self._best_epoch),
-            state=self.state,
+            state={name: devices.host(array) for name, array in self.state.items()},
             delivered=self.weights,
             losses=self._losses,
             right=self._right,
@@ -200,7 +199,8 @@ class Trainer:
                 checkpoints.check_arrays(self.state, step.all_parameters, "state")
             for param in step.all_parameters:
                 if param.name not in self.state:  # of the optimiser: filled with one number
-                    self.state[param.name] = random.initial(param.init, param.shape, param.dtype, self.spec.seed, 0)
+                    first = random.initial(param.init, param.shape, param.dtype, self.spec.seed, 0)
+                    self.state[param.name] = devices.put(first, self.device)
             known = self._plans[rows] = Plan(step, self.state, self.device)
             known.key[0] = self.spec.seed
         return known
@@ -242,7 +242,9 @@ class Trainer:
         if better:
             self._best_epoch = self.epoch
         if better or self.spec.keep == "last":
-            self.weights = {param.name: self.state[param.name].copy() for param in self.graph.all_parameters}
+            self.weights = {
+                param.name: np.array(devices.host(self.state[param.name])) for param in self.graph.all_parameters
+            }
             self.delivered_epoch = self.epoch
         self.history.append(metrics)
         self.epoch, self.batch, self._losses, self._right = self.epoch + 1, 0, [], []
@@ -307,6 +309,7 @@ class Trainer:
             train_rows=len(self.x),
             validation_rows=len(self.x_val),
             parameters=self.graph.parameter_count,
+            numerics=self._identity.numerics,
         )
 
 

@@ -21,6 +21,7 @@ from cyxnode import sandbox
 from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Halted, Order, Prepared, Ready, Said
 
 BATCH_INTERVAL_S = 0.25  # at most four batches a second are told, besides the very first
+DEVICE_HOST_BYTES = 4 * 2**30  # what a driver and the compiler of its kernels take of the host's memory at most
 OF_THIS_NODE = (KernelError, MissingExtra, CheckpointError)  # not the job's fault: it may succeed elsewhere
 
 Metrics = BatchMetrics | EpochMetrics
@@ -67,7 +68,8 @@ def serve(channel: Channel, train: Train) -> int:
     if not isinstance(order, Order):
         return 0
     try:
-        sandbox.limit(order.memory_bytes, order.file_bytes)
+        own = 0 if order.device == "cpu" else DEVICE_HOST_BYTES
+        sandbox.limit(order.memory_bytes and order.memory_bytes + own, order.file_bytes)
         for said in throttle(train(order, channel), time.monotonic):
             channel.send(said)
     except CyxError as error:

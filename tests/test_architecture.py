@@ -31,7 +31,11 @@ ORDER = [
     *READING_DATA,
     *"""
 cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.standard cyxcore.kernels.reference
-cyxcore.kernels cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
+cyxcore.kernels
+cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxcore.kernels.gpu.compiling
+cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
+cyxcore.kernels.gpu.cuda
+cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
 cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.creation
 cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 def _fill(tensor: Tensor, values: Array | float) -> Tensor:
-    tensor.numpy()[...] = values
+    tensor._assign(Tensor(np.broadcast_to(np.asarray(values, tensor.dtype), tensor.shape)).to(tensor.device))
     return tensor
 
 

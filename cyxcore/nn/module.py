@@ -5,8 +5,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from cyxcore import device as devices
 from cyxcore import random
-from cyxcore.eager import Tensor, next_key
+from cyxcore.eager import Tensor, as_array, next_key
 from cyxcore.errors import CyxError, ShapeError, SpecError
 from cyxcore.graph import at_layer
 from cyxcore.symbols import Symbol
@@ -19,7 +20,7 @@ class Parameter(Tensor):
     """A tensor that a module trains. `init` is the rule its first values came from, kept in traced graphs."""
 
     def __init__(self, data: Any, init: Mapping[str, Any] | None = None) -> None:
-        super().__init__(data, requires_grad=True)
+        super().__init__(devices.put(as_array(data)), requires_grad=True)
         self.init: Mapping[str, Any] = init or {"kind": "zeros"}
 
     @classmethod
@@ -111,16 +112,34 @@ class Module:
 
     # state ------------------------------------------------------------------------------------
 
+    def arrays(self) -> dict[str, Any]:
+        """Every parameter and buffer by its dotted name: the arrays themselves, wherever they are."""
+        return {name: value._data for table in ("_parameters", "_buffers") for name, value in self._named(table)}
+
     def state_dict(self) -> dict[str, Array]:
-        """Every parameter and buffer by its dotted name: the arrays themselves, not copies."""
-        return {name: value.numpy() for table in ("_parameters", "_buffers") for name, value in self._named(table)}
+        """Every parameter and buffer by its dotted name, as NumPy arrays: the arrays themselves, not copies, unless
+        the module is on a device with its own memory.
+        """
+        return {name: devices.host(array) for name, array in self.arrays().items()}
+
+    def to(self, device: str) -> Self:
+        """Move every parameter, buffer and gradient; optimisers made before go on with them.
+
+        Raises SpecError for an unknown device, KernelError or MissingExtra for one that does not run here.
+        """
+        for table in ("_parameters", "_buffers"):
+            for _, value in self._named(table):
+                value._data = devices.put(value._data, device)
+                if value.grad is not None:
+                    value.grad = value.grad.to(device)
+        return self
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy arrays in by name. Raises SpecError for missing or unknown names, ShapeError for other shapes.
 
         torch's num_batches_tracked counters are passed over: nothing here reads them.
         """
-        own = self.state_dict()
+        own = self.arrays()
         given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
         missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
         if missing or unknown:
@@ -129,7 +148,7 @@ class Module:
             if given[name].shape != array.shape:
                 raise ShapeError(f"load_state_dict: {name}: expected {array.shape}, got {given[name].shape}")
         for name, array in own.items():
-            array[...] = given[name]
+            array[...] = devices.put(given[name].astype(array.dtype), devices.name_of(array))
 
     def train(self, mode: bool = True) -> Self:
         """Dropout drops and batch norm learns."""

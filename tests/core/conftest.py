@@ -4,18 +4,28 @@ from collections.abc import Iterator
 
 import pytest
 
-from cyxcore.device import DEVICES, use_device
+from cyxcore import device
 
 
-@pytest.fixture(params=sorted(DEVICES))
+@pytest.fixture
+def gpu() -> None:
+    """Skips the test where the device cuda does not run."""
+    reason = device.missing("cuda")
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=["cpu", "reference", pytest.param("cuda", marks=pytest.mark.gpu)])
 def each_device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test on every device, as the default one."""
-    with use_device(request.param):
+    """Runs the test on every device whose float32 is float32, as the default one."""
+    if request.param in device.OWN_MEMORY:
+        request.getfixturevalue("gpu")
+    with device.use_device(request.param):
         yield request.param
 
 
 @pytest.fixture
 def reference() -> Iterator[None]:
     """Runs the test on NumPy."""
-    with use_device("reference"):
+    with device.use_device("reference"):
         yield

@@ -60,10 +60,10 @@ def test_an_argument_that_does_not_count_has_a_gradient_of_zeros() -> None:
 def test_rows_and_columns_of_the_jacobian() -> None:
     value, pull = cx.vjp(two, X, X + 1.0)
     close(value, two(X, X + 1.0))
-    of_x, of_y = pull(cx.ones(3))
+    of_x, of_y = pull(cx.ones(3, device=X.device))
     close(of_x, X.numpy() + 1 + np.cos(X.numpy()))
     close(of_y, X)
-    value, change = cx.jvp(two, (X, X + 1.0), (cx.ones(3), X))
+    value, change = cx.jvp(two, (X, X + 1.0), (cx.ones(3, device=X.device), X))
     close(change, (X + 1.0 + X.cos()) + X * X)
     close(cx.jacobian(lambda x: MATRIX @ x)(X), MATRIX)
 
@@ -73,15 +73,16 @@ def test_the_hessian_of_a_network_is_that_of_finite_differences() -> None:
     net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
     for p in net.parameters():
         p.numpy()[...] = p.numpy().astype(np.float32)
+    net.to(X.device)
 
     def loss(x: Any) -> Any:
-        return cx.functional.cross_entropy(net(x.reshape(1, 3)), cx.tensor([2]))
+        return cx.functional.cross_entropy(net(x.reshape(1, 3)), cx.tensor([2], device=X.device))
 
     h, step = cx.hessian(loss)(X).numpy(), 1e-2
     for place in range(3):
         moved = np.zeros(3, np.float32)
         moved[place] = step
-        above, below = (cx.grad(loss)(X + cx.tensor(sign * moved)).numpy() for sign in (1, -1))
+        above, below = (cx.grad(loss)(X + cx.tensor(sign * moved, device=X.device)).numpy() for sign in (1, -1))
         np.testing.assert_allclose(h[place], (above - below) / (2 * step), rtol=2e-2, atol=2e-3)
     close(h, h.T)
 

@@ -36,7 +36,7 @@ def step_graph(optimizer: OptimizerSpec | None = None) -> Graph:
 
 
 def run_step(graph: Graph, device: str, optimised: bool, steps: int = 2) -> dict[str, np.ndarray]:
-    state = initial_weights(graph, seed=1)
+    state = {name: cx.device.put(array, device) for name, array in initial_weights(graph, seed=1).items()}
     plan = Plan(graph, state, device, optimised)
     rng = np.random.default_rng(0)
     plan.inputs["learning_rate"][...] = 0.1
@@ -46,7 +46,8 @@ def run_step(graph: Graph, device: str, optimised: bool, steps: int = 2) -> dict
         plan.inputs["step"][...] = step
         plan.key[:] = 3, step
         plan.run()
-    return {**state, **{f"output {place}": array.copy() for place, array in enumerate(plan.outputs)}}
+    kept = {name: cx.device.host(array) for name, array in state.items()}
+    return {**kept, **{f"output {place}": array.copy() for place, array in enumerate(plan.outputs)}}
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -198,7 +199,7 @@ def test_an_old_value_read_after_its_update_is_kept(each_device: str) -> None:
     p = builder.param("p", (2,), {"kind": "zeros"})
     new = apply("sgd_update", p, g, lr)
     builder.update(p, new)
-    state = {"p": np.array([1.0, 2.0], np.float32)}
+    state = {"p": cx.device.put(np.array([1.0, 2.0], np.float32), each_device)}
     plan = Plan(builder.graph(new - p, p), state, each_device)
     plan.inputs["lr"][...], plan.inputs["g"][...] = 0.5, [2.0, 4.0]
     plan.run()
@@ -230,7 +231,7 @@ def test_missing_and_misshapen_state_is_named() -> None:
 
 
 def test_an_unknown_device_is_named() -> None:
-    with pytest.raises(SpecError, match="expected one of cpu, reference, got 'tpu'"):
+    with pytest.raises(SpecError, match="expected one of cpu, reference, cuda, cuda-tf32, got 'tpu'"):
         Plan(Builder().graph(), device="tpu")
 
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 import cyxcore
-from cyxcore.errors import CyxError, DataError, DivergedError, KernelError, SpecError
+from cyxcore.errors import CyxError, DataError, DivergedError, KernelError, MissingExtra, SpecError
 from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec
 from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Order, Prepared, Said
 from cyxnode.process import Launch, TrainingProcess
@@ -139,8 +139,21 @@ def test_a_graph_trains_like_the_layers_it_was_made_from(order: Order) -> None:
 
 
 def test_a_device_that_this_node_has_not_is_for_another_node(order: Order) -> None:
-    with pytest.raises(KernelError, match="the job needs cuda"):
+    with pytest.raises(KernelError, match="the job needs tpu"):
+        end_of(replace(order, device="tpu"))
+
+
+@pytest.mark.skipif(cyxcore.device.missing("cuda") == "", reason="this machine has an NVIDIA device")
+def test_a_node_without_a_gpu_says_why_it_cannot_train_on_one(order: Order) -> None:
+    with pytest.raises((KernelError, MissingExtra), match="cuda: (no NVIDIA driver answers|the package .* is missing)"):
         end_of(replace(order, device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cyxcore.device.missing("cuda") != "", reason=cyxcore.device.missing("cuda"))
+def test_a_job_that_asks_for_cuda_is_trained_there_and_says_so(order: Order) -> None:
+    end = end_of(replace(order, device="cuda"))
+    assert end.summary.numerics == "cuda/1"
 
 
 def test_a_graph_that_is_none_is_refused(order: Order) -> None:

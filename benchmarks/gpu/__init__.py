@@ -1,0 +1,1 @@
+"""The device `cuda` beside torch on one card: `python -m benchmarks.gpu`."""
