@@ -8,15 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from cyxcore import device
 from cyxcore.layertable import LAYERS
 from cyxnet.local import LocalNetwork
 from cyxnet.subjects import VERBS
+
+NO_GPU = device.missing("cuda")
+NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(NO_GPU != "", reason=NO_GPU))
+
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "decisions").glob("*.md")])
 BLOCK = re.compile(r"(?P<note><!--.*?-->\n)?```python\n(?P<code>.*?)```", re.S)
 BLOCKS = [
-    pytest.param(match["code"], "needs a network" in (match["note"] or ""), id=f"{page.stem}-{number}")
+    pytest.param(
+        match["code"],
+        "needs a network" in (match["note"] or ""),
+        id=f"{page.stem}-{number}",
+        marks=NEEDS_GPU if "needs an NVIDIA device" in (match["note"] or "") else (),
+    )
     for page in PAGES
     for number, match in enumerate(BLOCK.finditer(page.read_text()))
 ]
