@@ -103,8 +103,9 @@ class Follower:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(HEARTBEAT_S, self._stall_s / 2) / 2):
                     await self._doubt.wait()
-            if not self._link.connected:
-                continue  # the reconnect raises the doubt
+            if not self._link.connected:  # the reconnect raises the doubt, or finds it raised
+                await asyncio.sleep(RENEW_PAUSE_S)  # a doubt is not waited for: without this nothing else would run
+                continue
             try:
                 if self._doubt.is_set() or self._silent() or await self._stalled():
                     self._doubt.clear()

@@ -248,6 +248,31 @@ async def test_what_comes_while_a_follower_asks_anew_is_not_taken_for_lost():
     assert (seen, lost, link.asked) == ([5], [], [5, 6])
 
 
+class Away(Deaf):
+    """A link that is down whenever it is looked at, and counts how often that is."""
+
+    looks = 0
+
+    @property
+    def connected(self):
+        self.looks += 1
+        if self.looks > 1_000:
+            raise AssertionError("looked a thousand times, and let nobody else run")
+        return False
+
+
+async def test_a_follower_in_doubt_lets_others_run_while_the_link_is_down():
+    # the link broke while a consumer was made anew: the follower looked for it for ever, and nothing else ran
+    link = Away()
+    follower = Follower(link, subjects.EVENTS, subjects.EVENT_SUBJECTS, 4, never, never)
+    await follower.start()
+    follower.doubt()
+    while not link.looks:
+        await asyncio.sleep(0)
+    follower.close()
+    assert link.looks == 1
+
+
 async def test_a_delivery_that_was_dropped_is_asked_for_again(core):
     seen, three = [], asyncio.Event()
 
