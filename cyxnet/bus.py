@@ -296,13 +296,14 @@ class Bus:
                 reply = await handler(caller, asked)
                 if not verb.raw_reply:
                     reply = encode(reply, content_type)
-                if len(reply) > self._nc.max_payload:
+                block = _CONTENT["application/octet-stream" if verb.raw_reply else content_type]
+                room = self._nc.max_payload - len(block)
+                if len(reply) > room:
                     raise ApiError(
                         "reply_too_large",
-                        f"the answer has {len(reply)} bytes, a message at most {self._nc.max_payload}; ask for less",
+                        f"the answer has {len(reply)} bytes, a message has room for {room}; ask for less",
                         413,
                     )
-                block = _CONTENT["application/octet-stream" if verb.raw_reply else content_type]
                 await self._nc.publish(message.reply, reply, block=block)
                 endpoint.ended(time.perf_counter_ns() - begun_ns)
             except Exception as error:

@@ -78,7 +78,7 @@ class Connection(nats.NATS):
         """Send a message; block: its headers, from block_of. Raises nats.errors.Error when it cannot be sent now."""
         if not self.is_connected or self.is_draining_pubs:
             raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.OutboundBufferLimitError
-        if len(payload) > self._max_payload:
+        if len(block) + len(payload) > self._max_payload:  # the broker counts both, and would end the connection
             raise nats.errors.MaxPayloadError
         # white space in a subject would be a command of its own to the broker
         if not subject or not subject.isprintable() or not reply.isprintable() or " " in subject or " " in reply:

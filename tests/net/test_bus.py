@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import nats.errors
 import pytest
 
 from cyxcentral.eventlog import retry
@@ -14,7 +15,8 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, BrokerError, Passwords, syncs_always
 from cyxnet.bus import ApiError, AppendUnknown, Bus, BusError, Conflict
-from cyxnet.connection import Message
+from cyxnet.codec import JSON
+from cyxnet.connection import Message, block_of
 from cyxnet.escrow import SettlementError
 from cyxnet.follower import Follower, place_of
 from cyxnet.ratelimit import Rate
@@ -500,6 +502,27 @@ async def test_an_answer_that_is_too_large_is_refused_with_what_to_do(edge, clie
     with pytest.raises(ApiError, match="ask for less") as refused:
         await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
     assert (refused.value.code, refused.value.status) == ("reply_too_large", 413)
+
+
+async def test_an_answer_that_just_fits_arrives_and_one_that_its_headers_make_too_large_is_refused(edge, client):
+    # the broker counts the headers too, and ended the connection of who had not: central was deaf from then on
+    async def status(caller, ask):
+        return "x" * (sizes.pop() - len('""'))
+
+    room = edge._nc.max_payload - len(block_of({"Content-Type": JSON}))
+    sizes = [room, room + 1]
+    await edge.serve("1.0.0", "test", {"job.status": status})
+    with pytest.raises(ApiError, match="ask for less"):
+        await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
+    answer, _ = await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
+    assert len(answer) == room
+
+
+async def test_what_is_too_large_with_its_headers_is_refused_before_it_is_sent(core):
+    block = block_of({"Name": "value"})
+    with pytest.raises(nats.errors.MaxPayloadError):
+        core._nc.send("a", bytes(core._nc.max_payload - len(block) + 1), block=block)
+    await core.round_trip()
 
 
 async def test_a_flood_on_one_subject_is_refused_and_starves_no_other(edge, monkeypatch):
