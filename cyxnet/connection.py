@@ -144,6 +144,13 @@ class Connection(nats.NATS):
         self._takers.pop(sid, None)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        try:
+            names = subject.decode(), reply.decode()
+        except UnicodeDecodeError:
+            names = "", "\0"
+        if not names[1].isprintable():  # whoever sent it could not be answered either
+            log.debug("a message on %r with reply %r is passed over: they are no text", subject, reply)
+            return
         take = self._takers.get(sid)
         if take is None:
             await super()._process_msg(sid, subject, reply, data, headers or b"")
@@ -151,7 +158,7 @@ class Connection(nats.NATS):
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
         try:
-            take(Message(subject.decode(), reply.decode(), data, headers or b""))
+            take(Message(*names, data, headers or b""))
         except Exception:  # else nothing would be read any more
             log.exception("a message on %s was not taken", subject.decode("utf-8", "replace"))
 

@@ -4,6 +4,7 @@ import json
 
 import nats.errors
 import pytest
+from nats.aio.subscription import Subscription
 
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -38,6 +39,7 @@ class Fed(Connection):
             self.heard.append((message.subject, message.reply, message.data, message.status, message.headers))
 
         self._takers[7] = take
+        self._subs[8] = Subscription(self, 8, "a.*")  # one of nats-py's own
 
     async def _process_ping(self):
         self.pinged += 1
@@ -68,6 +70,17 @@ async def test_who_takes_a_message_and_fails_does_not_stop_the_others(caplog):
     connection._takers[7] = fails_once
     await connection._ps.parse(b"MSG a 7 1\r\n1\r\nMSG a 7 1\r\n2\r\n")
     assert seen == [b"1", b"2"] and "bad luck" in caplog.text
+
+
+@pytest.mark.parametrize("sid", [7, 8])
+@pytest.mark.parametrize("names", [b"a.\xff", b"a.b \xff", b"a.b \x1b[2J"])
+async def test_a_message_with_a_subject_that_is_no_text_is_passed_over(sid, names, caplog):
+    # anybody can send one: central's link broke and was made anew each time, or its log had a traceback of it
+    connection = Fed()
+    subject, _, reply = names.partition(b" ")
+    await connection._ps.parse(b"MSG %b %d %b 2\r\nhi\r\nMSG a.b 7 2\r\nyo\r\n" % (subject, sid, reply))
+    assert connection.heard == [("a.b", "", b"yo", "", {})]
+    assert "Traceback" not in caplog.text
 
 
 def test_headers_are_read_as_they_were_written():
