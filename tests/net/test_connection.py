@@ -83,6 +83,15 @@ async def test_a_message_with_a_subject_that_is_no_text_is_passed_over(sid, name
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("block", [b"\r\n", b"NATS/1.0", b"NATS/1.0 \xff\xff\r\n\r\n", b"NATS/1.0 200 \xff\r\n\r\n"])
+async def test_headers_that_are_none_do_not_break_the_link(block):
+    connection = Fed()
+    for sid in (8, 7):
+        wire = b"HMSG a.b %d %d %d\r\n%bhi\r\n" % (sid, len(block), len(block) + 2, block)
+        await connection._ps.parse(wire)
+    assert [heard[:3] for heard in connection.heard] == [("a.b", "", b"hi")]
+
+
 def test_headers_are_read_as_they_were_written():
     headers = {"Content-Type": "application/json", "Nats-Service-Error": "a: b"}
     assert Message("s", "", b"", block_of(headers)).headers == headers
