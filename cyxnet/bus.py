@@ -292,7 +292,11 @@ class Bus:
             try:
                 content_type = _content_type(message)
                 caller = message.subject.split(".")[3]
-                asked = message.data if verb.raw_request else decode(verb.request, message.data or b"{}", content_type)
+                if verb.raw_request:
+                    asked = message.data
+                    content_type = content_type if content_type in _CONTENT else JSON  # bytes of any type will do
+                else:
+                    asked = decode(verb.request, message.data or b"{}", content_type)
                 reply = await handler(caller, asked)
                 if not verb.raw_reply:
                     reply = encode(reply, content_type)

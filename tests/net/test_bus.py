@@ -494,6 +494,17 @@ async def test_slow_requests_of_one_verb_run_side_by_side(edge, client):
     assert len(arrived) == 5
 
 
+@pytest.mark.parametrize("content_type", ["", "text/plain", "image/png"])
+async def test_bytes_of_whatever_content_type_are_taken_and_answered_as_json(edge, client, content_type):
+    # the bytes were stored, and the caller was told that central had failed
+    async def put(caller, block):
+        return {"size": len(block)}
+
+    await edge.serve("1.0.0", "test", {"artifact.put": put})
+    answer, headers = await client.request(subjects.api("me", "artifact.put"), b"12345", content_type=content_type)
+    assert (json.loads(answer), headers["Content-Type"]) == ({"size": 5}, JSON)
+
+
 async def test_an_answer_that_is_too_large_is_refused_with_what_to_do(edge, client):
     async def status(caller, ask):
         return {"text": "x" * 3_000_000}
