@@ -76,9 +76,9 @@ def _masked(value: Value, mask: Value) -> Any:
     if mask.shape != value.shape[: mask.ndim]:
         raise ShapeError(f"index: expected a mask of the leading sizes of {value.shape}, got {mask.shape}")
     rows = value.reshape(math.prod(mask.shape), *value.shape[mask.ndim :])
-    flat: Any = mask.reshape(-1)
+    flat = mask.reshape(-1).to("cpu")  # type: ignore[attr-defined]  # how many there are is a question to the host
     places = apply("nonzero", flat, count=int(flat.sum().item())).reshape(-1)
-    return apply("take", rows, places, axis=0)
+    return apply("take", rows, places.to(value.device), axis=0)  # type: ignore[attr-defined]
 
 
 def _integer(part: Any, size: int, axis: int, shape: tuple[int, ...]) -> tuple[int, int]:
