@@ -206,8 +206,8 @@ class Central:
             self.recent.add(update)
             self._later(self._tell(update))
         job = self.world.jobs[about]
-        if isinstance(event, m.CancelRequested | m.FundFailed) and job.attempts:
-            self._later(self.dispatch.stop_run(job, event.reason))
+        if isinstance(event, m.CancelRequested | m.FundFailed | m.Refunded) and job.attempts:
+            self._later(self.dispatch.stop_run(job, job.error or ""))
 
     async def _tell(self, update: m.Update) -> None:
         await self.cache.delete(job_status(update.job_id))

@@ -10,6 +10,8 @@
        ResumeRequested ┌────────┘               │
                     paused ◀── PauseRequested   └── CancelRequested in any of them ─────▶ cancelled
 
+Whoever refunds the escrow after its deadline ends the job, if central had not settled it: `Refunded`.
+
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
 that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards.
 
@@ -33,6 +35,7 @@ REFUSED = "refused"  # code of a lease that its node did not take: nothing was t
 PAUSED, NODE_STOPPED = "paused", "node_stopped"  # codes of runs that ended because somebody asked
 BAD_CHECKPOINT = "bad_checkpoint"  # code of a run that could not go on from the state it was given
 MEMORY_MARGIN = 4  # after running out of memory a job asks for a quarter more than it had
+REFUNDED = "its escrow was refunded to the client after the deadline, before it was settled; nobody was paid"
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
@@ -201,6 +204,10 @@ def _resume(job: Job, event: m.ResumeRequested) -> str | None:
     return None if job.status == "paused" or job.pause_requested else "it is not paused"
 
 
+def _refunded(job: Job, event: m.Refunded) -> str | None:
+    return _if_unfunded(job, event) if job.status != "settling" else None
+
+
 class Rule(NamedTuple):
     """In which states an event may happen, and what else must hold: the guard says why not, or None."""
 
@@ -221,6 +228,7 @@ RULES: dict[type, Rule] = {
     m.PauseRequested: Rule(("queued", "leased"), _pause),
     m.ResumeRequested: Rule(("leased", "paused"), _resume),
     m.Settled: Rule(("settling",)),
+    m.Refunded: Rule(("funding", "leased", "settling"), _refunded),
 }
 
 
@@ -307,6 +315,21 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
                 unsettled=None,
                 settle_signature=event.signature,
                 shares=shares,
+                ended_at_ms=at_ms,
+            )
+        case m.Refunded():
+            if job.current:
+                job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=REFUNDED))
+            outcome = "cancelled" if job.cancel_requested else "failed"  # of delivered work too: it is unpaid
+            return replace(
+                job,
+                status=outcome,
+                outcome=outcome,
+                unsettled=None,
+                settle_signature=event.signature,
+                payees=(),
+                shares=money.Shares(0, 0, event.client_base_units),
+                error=REFUNDED,
                 ended_at_ms=at_ms,
             )
     raise AssertionError(f"no rule for {type(event).__name__}")
@@ -455,4 +478,6 @@ def entries(job: Job, event: m.JobEvent) -> list[money.Entry]:
                 for payee in job.payees[-1:]
             ]
             return money.settlement(job.terms, payees, event)
+        case m.Refunded() if job.funded:  # else the ledger never saw the deposit either
+            return money.refund(job.terms)
     return []

@@ -55,6 +55,11 @@ def settlement(terms: m.EscrowTerms, payees: Sequence[m.Payee], settled: m.Settl
     return entries + [Entry(account, amount) for account, amount in parts if amount]
 
 
+def refund(terms: m.EscrowTerms) -> list[Entry]:
+    """The amount moves out of the escrow of the job, back to the client."""
+    return [Entry(entry.account, -entry.amount_base_units) for entry in reversed(deposit(terms))]
+
+
 def mint(minted: m.Minted) -> list[Entry]:
     """A faucet made new money."""
     return [

@@ -26,14 +26,9 @@ log = logging.getLogger(__name__)
 RESEND_AFTER_S = (2.0, 4.0, 8.0, 16.0)  # and ask then whether the transaction is dead
 SENDS_AT_ONCE = 8
 ANSWER_FIRST_S = 0.004  # who asked hears that it is stored, and a free node is given the job, before the chain is asked
+NOT_THERE = ("escrow_missing", "escrow_mismatch")  # refunded, perhaps opened again on other terms; or the chain lags
 MAKE_WAY_S, MAKE_WAY_TIMES = 0.02, 50
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
-
-
-class Superseded(CyxError):
-    """Another central did the same work first."""
-
-    code = "superseded"
 
 
 class Outcome:
@@ -124,8 +119,12 @@ class Payments:
             return
         outcome = await self._land(job.unsettled)
         if outcome.kind == Outcome.FINAL:
-            await self._settlement.verify_escrow(job.terms)
-            await self._say(job_id, m.Funded(signature=job.unsettled.signature))
+            event: m.JobEvent = m.Funded(signature=job.unsettled.signature)
+            try:
+                await self._settlement.verify_escrow(job.terms)
+            except SettlementError as error:
+                event = await self._refunded(job.terms, job.unsettled.signature, error)
+            await self._say(job_id, event)
         else:
             await self._say(job_id, m.FundFailed(reason=f"the deposit did not land: {outcome.reason}"))
 
@@ -137,6 +136,8 @@ class Payments:
             signed = job.unsettled
             if signed is None:
                 signed = await self._sign_settlement(job)
+            if signed is None:
+                return
             outcome = await self._land(signed)
             if outcome.kind == Outcome.FINAL:
                 pays = [payee.pay_base_units for payee in job.payees]
@@ -157,21 +158,34 @@ class Payments:
                 await asyncio.sleep(delay_s)  # each failure costs a fee
             await self._sign_settlement(job)
 
-    async def _sign_settlement(self, job: jobs.Job) -> m.SignedTransaction:
-        """Sign, and put the bytes into the log before anybody can send them."""
-        signed = await self._settlement.settle_transaction(self._wallet, job.terms, job.payees)
-        event = m.TransactionSigned(purpose="settle", signed=signed, pay_base_units=job.pay_base_units)
+    async def _sign_settlement(self, job: jobs.Job) -> m.SignedTransaction | None:
+        """Sign, and put the bytes into the log before anybody can send them. None when the job has ended.
+
+        What was signed before is dead or has failed: an escrow that is gone was not emptied by it.
+        """
+        event: m.JobEvent
+        try:
+            signed = await self._settlement.settle_transaction(self._wallet, job.terms, job.payees)
+            event = m.TransactionSigned(purpose="settle", signed=signed, pay_base_units=job.pay_base_units)
+        except SettlementError as error:
+            event = await self._refunded(job.terms, job.deposit_signature or "", error)
         replaced = job.unsettled
 
-        def decide() -> m.TransactionSigned | None:
+        def decide() -> m.JobEvent | None:
             now = self._events.world.jobs[job.job_id]
             return event if now.status == "settling" and now.unsettled == replaced else None
 
         await self._events.record(subjects.job_event(job.job_id), decide)
-        stored = self._events.world.jobs[job.job_id].unsettled
-        if stored is None:
-            raise Superseded(f"the settlement of {job.job_id} was finished by another central")
-        return stored  # another central's, if it was faster
+        return self._events.world.jobs[job.job_id].unsettled  # another central's, if it was faster
+
+    async def _refunded(self, terms: m.EscrowTerms, deposit_signature: str, error: SettlementError) -> m.Refunded:
+        """That somebody refunded the escrow, where the chain's history proves it; else `error` is raised again."""
+        found = None
+        if error.code in NOT_THERE:
+            found = await self._settlement.refund_of(terms, deposit_signature)
+        if found is None:
+            raise error
+        return m.Refunded(signature=found, client_base_units=terms.amount_base_units)
 
     async def _say(self, job_id: str, event: m.JobEvent) -> None:
         def decide() -> m.JobEvent | None:

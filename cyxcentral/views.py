@@ -114,6 +114,7 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
         status=job.status,
         decisions=decisions,
         waiting_for=_waiting_for(job, candidates, now_ms),
+        error=job.error if job.status in jobs.ENDED else None,
     )
 
 

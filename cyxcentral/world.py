@@ -260,4 +260,6 @@ def _other_job(job: jobs.Job | None, job_id: str, event: m.JobEvent) -> str | No
                 return f"its parts make {sum(shares)}, not {job.terms.amount_base_units}"
             if event.payees and sum(payee.pay_base_units for payee in event.payees) != sum(shares[:2]):
                 return "what its payees are paid is not what leaves the escrow for them and the platform"
+        case m.Refunded() if job is not None and event.client_base_units != job.terms.amount_base_units:
+            return f"it gives back {event.client_base_units}, not {job.terms.amount_base_units}"
     return None

@@ -416,7 +416,7 @@ class AsyncClient:
         raise AssertionError("unreachable")
 
 
-LAST_KINDS = frozenset({"Settled", "FundFailed"})  # after these a job has ended; the log is asked at once
+LAST_KINDS = frozenset({"Settled", "FundFailed", "Refunded"})  # after these a job has ended; the log is asked at once
 
 
 def retry_pause_s(error: BaseException, delay_s: float) -> float | None:

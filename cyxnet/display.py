@@ -123,6 +123,13 @@ def _settled(data: Fields) -> str:
     return f"{cyx(node)} to {nodes}, {cyx(platform)} to the platform{back}; {data['signature']}"
 
 
+def _refunded(data: Fields) -> str:
+    back = cyx(data["client_base_units"])
+    return (
+        f"the escrow was refunded after its deadline: {back} back to the client, nobody was paid; {data['signature']}"
+    )
+
+
 def _submitted(data: Fields) -> str:
     terms = data["terms"]
     return f"{data['job']['name']} for {cyx(terms['amount_base_units'])}, escrow {terms['escrow']}"
@@ -156,6 +163,7 @@ TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "Completed": ("trained", _completed),
     "CancelRequested": ("cancel", lambda d: d["reason"]),
     "Settled": ("settled", _settled),
+    "Refunded": ("refunded", _refunded),
     "epoch": ("epoch", _epoch),
 }
 QUIET_KINDS = frozenset({"batch", "hardware"})  # too many to print one by one

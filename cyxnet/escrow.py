@@ -62,7 +62,7 @@ PROGRAM_SIZE_BYTES = 11_600
 # Where a local chain has the program from its beginning. It comes from the program's bytes and not from a key: on any
 # other chain nobody can put something else there.
 LOCAL_PROGRAM = base58_encode(hashlib.sha256(b"cyx-escrow-program|" + bytes.fromhex(PROGRAM_SHA256)).digest())
-OPEN, ASSIGN, SETTLE = b"\x00", b"\x01", b"\x02"
+OPEN, ASSIGN, SETTLE, REFUND = b"\x00", b"\x01", b"\x02", b"\x04"
 STATE_BYTES = 376
 STATE_RENT_LAMPORTS = 3_507_840
 ESCROW_RENT_LAMPORTS = STATE_RENT_LAMPORTS + TOKEN_ACCOUNT_RENT_LAMPORTS  # lent until the escrow is settled
@@ -430,6 +430,19 @@ def check_escrow(terms: EscrowTerms, account: Account | None, vault: Any) -> Esc
             f"escrow {terms.escrow}: expected at least {terms.amount_base_units} base units in its vault, got {held}",
         )
     return EscrowState(address=terms.escrow, balance_base_units=held, lamports=account.lamports)
+
+
+def is_refund(terms: EscrowTerms, keys: Sequence[str], calls: Iterable[tuple[int, bytes, bytes]]) -> bool:
+    """Whether a transaction that landed without an error refunded the escrow of these terms.
+
+    keys: the addresses that it names. calls: of each instruction, those that programs made too, the place of the
+    program among the keys, the data, and the places of the accounts. The program refunds all or fails: no amount is
+    read.
+    """
+    return any(
+        keys[program] == terms.program and data == REFUND and len(places) > 1 and keys[places[1]] == terms.escrow
+        for program, data, places in calls
+    )
 
 
 def token_account(account: Account | None) -> Any:

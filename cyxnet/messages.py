@@ -351,6 +351,7 @@ class ExplainReply(Struct, kw_only=True):
     status: JobStatus
     decisions: list[dict[str, Any]]
     waiting_for: str | None = None
+    error: str | None = None  # why it failed
 
 
 class WalletRequest(Request, kw_only=True, frozen=True):
@@ -776,6 +777,16 @@ class Settled(Event, kw_only=True):
     payees: list[Payee] = []
 
 
+class Refunded(Event, kw_only=True):
+    """Somebody sent the escrow program's refund after the deadline: it is final, the client has the whole amount.
+
+    Nobody is paid, and no node is to blame for it. signature: of the refund, which need not be central's.
+    """
+
+    signature: str
+    client_base_units: int
+
+
 class NodeRegistered(Event, kw_only=True):
     node_id: str
     session: str
@@ -902,6 +913,7 @@ JobEvent = (
     | PauseRequested
     | ResumeRequested
     | Settled
+    | Refunded
 )
 NodeEvent = NodeRegistered | NodeLost | NodeDraining | NodeUndrained | NodeBanned | NodePardoned
 SlotEvent = SlotAssigned | SlotReady | SlotDraining | SlotDrained | SlotFailed | SlotLost  # not in the log yet

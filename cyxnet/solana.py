@@ -43,6 +43,7 @@ from cyxnet.escrow import (
     escrow_account,
     escrow_address,
     escrow_terms,
+    is_refund,
     mint_address,
     public_key,
     signed_by,
@@ -51,10 +52,11 @@ from cyxnet.escrow import (
     token_account,
 )
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
-from cyxnet.wallet import Wallet, WalletError, sign, verify
+from cyxnet.wallet import Wallet, WalletError, base58_decode, sign, verify
 
 if TYPE_CHECKING:
     from solders.account import Account
+    from solders.signature import Signature
 
 __all__ = [
     "DECIMALS", "EscrowState", "HistoryEntry", "Settlement", "SettlementError", "TransactionStatus", "Wallet",
@@ -67,6 +69,7 @@ PUBLIC_GENESIS = {  # base-58 genesis hash -> cluster
     "EtWTRABZaYq6iMfeYKouRu166VU2xqa1wcaWoxPkrZBG": "devnet",
 }
 UPGRADEABLE_LOADER = "BPFLoaderUpgradeab1e11111111111111111111111"
+HISTORY_PAGE = 1000  # the most that one answer holds
 STATUSES_AT_ONCE = 256  # the most that one question may name
 BLOCKHASHES_REMEMBERED = 256
 BLOCKHASH_REUSED_S = 5.0
@@ -244,6 +247,38 @@ class Settlement:
             )
             for entry in entries
         ]
+
+    async def refund_of(self, terms: EscrowTerms, deposit_signature: str) -> str | None:
+        """The signature of the final transaction that refunded this escrow; None when none is known.
+
+        Only what came after the deposit counts: the client may have opened and refunded the same address before.
+        An endpoint that lags, or has no history so far back, knows of none; so None proves nothing.
+        """
+        from solana.rpc.commitment import Finalized
+
+        escrow = public_key(terms.escrow)
+        later: list[Signature] = []  # than the deposit, newest first
+        while True:
+            options = {"before": later[-1] if later else None, "limit": HISTORY_PAGE, "commitment": Finalized}
+            page = (await self._ask("get_signatures_for_address", escrow, **options)).value
+            for entry in page:
+                if str(entry.signature) == deposit_signature:
+                    return await self._first_refund(terms, later[::-1])
+                later.append(entry.signature)
+            if len(page) < HISTORY_PAGE:
+                return None
+
+    async def _first_refund(self, terms: EscrowTerms, signatures: list[Signature]) -> str | None:
+        from solana.rpc.commitment import Finalized
+
+        for signature in signatures:
+            found = (await self._ask("get_transaction", signature, "base64", Finalized, 0)).value
+            if found is None or found.transaction.meta is None or found.transaction.meta.err is not None:
+                continue
+            if is_refund(terms, *_calls_of(found.transaction)):
+                [status] = await self.landings([str(signature)])  # the embedded chain shows newer ones too
+                return str(signature) if status and status.finalized else None
+        return None
 
     # Building and signing.
 
@@ -509,6 +544,18 @@ class Settlement:
 def _escrow_accounts(terms: EscrowTerms) -> list[str]:
     state, vault, _ = escrow_account(terms.client, terms.job_id, terms.program)
     return [str(state), str(vault)]
+
+
+def _calls_of(landed: Any) -> tuple[list[str], list[tuple[int, bytes, bytes]]]:
+    """(addresses, calls) of a transaction and its meta, as is_refund takes them."""
+    message, meta = landed.transaction.message, landed.meta
+    keys = [str(key) for key in message.account_keys]
+    if (looked_up := meta.loaded_addresses) is not None:
+        keys += [str(key) for key in (*looked_up.writable, *looked_up.readonly)]
+    calls = [(each.program_id_index, bytes(each.data), bytes(each.accounts)) for each in message.instructions]
+    for inner in meta.inner_instructions or ():
+        calls += [(e.program_id_index, base58_decode(e.data), bytes(e.accounts)) for e in inner.instructions]
+    return keys, calls
 
 
 def _now_s() -> float:

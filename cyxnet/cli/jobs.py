@@ -231,7 +231,8 @@ async def explain(args: argparse.Namespace, screen: Screen) -> int:
     for decision in reply.decisions:
         _explain(decision, screen)
     waiting = f"; it waits for {reply.waiting_for}" if reply.waiting_for else ""
-    screen.result(f"{reply.job_id} is {reply.status}{waiting}", reply)
+    error = f": {reply.error}" if reply.error else ""
+    screen.result(f"{reply.job_id} is {reply.status}{waiting}{error}", reply)
     return DONE
 
 

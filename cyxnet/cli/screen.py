@@ -15,7 +15,7 @@ LABEL_WIDTH = 10
 EPOCHS_SHOWN = 8
 BAR_WIDTH = 40
 SMALLEST_LOSS = 1e-8
-LIVE_ENDS = frozenset({"Completed", "LeaseLost", "FundFailed", "CancelRequested", "Settled"})
+LIVE_ENDS = frozenset({"Completed", "LeaseLost", "FundFailed", "CancelRequested", "Settled", "Refunded"})
 
 
 class Screen(Protocol):

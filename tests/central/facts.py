@@ -101,6 +101,9 @@ def settled(node=AMOUNT * 9 // 10, platform=AMOUNT // 10, client=0):
     return m.Settled(signature=SIGNATURE, node_base_units=node, platform_base_units=platform, client_base_units=client)
 
 
+REFUNDED = m.Refunded(signature=SIGNATURE, client_base_units=AMOUNT)
+
+
 def draining(session="0" * 32):
     return m.NodeDraining(session=session)
 

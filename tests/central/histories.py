@@ -111,6 +111,15 @@ HISTORIES: dict[str, list[Said]] = {
         *job(f.CANCELLED, f.FUNDED, f.SIGNED_SETTLE, settled(0, 0, f.AMOUNT)),
     ],
     "a cancel of a deposit that never landed": [A, *job(f.CANCELLED, f.FUND_FAILED)],
+    "a job that was delivered and refunded by somebody after the deadline": [
+        A,
+        *job(f.FUNDED, lease(1), f.STARTED, f.completed(), f.SIGNED_SETTLE, f.REFUNDED),
+    ],
+    "a refund before it was known that the deposit had landed": [A, *job(lease(1), f.REFUNDED)],
+    "a refund that gives back another sum, in quarantine": [
+        A,
+        *job(f.FUNDED, lease(1), f.completed(), m.Refunded(signature=f.SIGNATURE, client_base_units=1)),
+    ],
     "a pause and a resume": [
         A,
         *job(

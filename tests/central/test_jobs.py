@@ -39,18 +39,19 @@ EVENTS = {
     "PauseRequested": f.PAUSED,
     "ResumeRequested": f.RESUMED,
     "Settled": f.settled(),
+    "Refunded": f.REFUNDED,
 }
 HELD = {"Started", "Checkpointed", "LeaseLost", "Completed", "CancelRequested"}
 LEGAL = {
     "none": {"Submitted"},
-    "funding": {"SignedDeposit", "Funded", "FundFailed", "Leased", "CancelRequested"},
-    "funding, cancel wanted": {"SignedDeposit", "Funded", "FundFailed"},
-    "leased, not funded": {"SignedDeposit", "Funded", "FundFailed", "LeaseLost", "CancelRequested"},
+    "funding": {"SignedDeposit", "Funded", "FundFailed", "Leased", "CancelRequested", "Refunded"},
+    "funding, cancel wanted": {"SignedDeposit", "Funded", "FundFailed", "Refunded"},
+    "leased, not funded": {"SignedDeposit", "Funded", "FundFailed", "LeaseLost", "CancelRequested", "Refunded"},
     "queued": {"Leased", "CancelRequested", "PauseRequested"},
     "leased": HELD | {"PauseRequested"},
     "leased, pause wanted": HELD | {"ResumeRequested"},
     "paused": {"CancelRequested", "ResumeRequested"},
-    "settling": {"SignedSettle", "Settled"},
+    "settling": {"SignedSettle", "Settled", "Refunded"},
     "completed": set(),
     "failed": set(),
     "cancelled": set(),
@@ -260,6 +261,31 @@ def test_a_message_of_an_old_attempt_is_fenced():
     assert "attempt 1 is over" in jobs.illegal(job, f.completed(1))
     assert "another node" in jobs.illegal(job, f.completed(2, "node-a"))
     assert jobs.illegal(job, f.completed(2, "node-b")) is None
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([f.FUNDED, f.leased(), f.completed()], "failed"),
+        ([f.FUNDED, f.leased(), f.checkpointed(), f.CANCELLED], "cancelled"),
+        ([f.FUNDED, f.leased(), f.completed(), f.SIGNED_SETTLE], "failed"),
+    ],
+)
+def test_a_refund_by_somebody_ends_the_job_and_pays_nobody(events, status):
+    before, job = f.job_after(*events), f.job_after(*events, f.REFUNDED)
+    assert (job.status, job.payees, job.unsettled) == (status, (), None)
+    assert job.shares == money.Shares(0, 0, f.AMOUNT)
+    assert "refunded to the client after the deadline" in job.error
+    assert job.completed == before.completed  # the model that was delivered stays
+    assert jobs.entries(job, f.REFUNDED) == [
+        money.Entry("escrow:job-1", -f.AMOUNT),
+        money.Entry(f"wallet:{f.CLIENT}", f.AMOUNT),
+    ]
+
+
+def test_a_refund_of_a_deposit_that_the_ledger_never_saw_moves_nothing_in_it():
+    job = f.job_after(f.leased(), f.REFUNDED)
+    assert (job.status, jobs.entries(job, f.REFUNDED), job.attempts[0].lost.code) == ("failed", [], "unfunded")
 
 
 @settings(max_examples=300, deadline=None)

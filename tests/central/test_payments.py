@@ -7,17 +7,26 @@ import pytest
 from msgspec.structs import replace
 
 from cyxcentral.localchain import Fault, Server
-from cyxcentral.localvm import Chain, ChainOptions
+from cyxcentral.localvm import Chain, ChainOptions, SystemClock
 from cyxcentral.payments import Payments
+from cyxnet import escrow, subjects
 from cyxnet import messages as m
-from cyxnet import subjects
 from cyxnet.escrow import DEADLINE_S, escrow_terms
 from cyxnet.solana import Settlement, SettlementError
 from cyxnet.wallet import Wallet
 from tests.central import facts as f
 from tests.central.test_dispatch import SmallCentral, kinds_of
 
-CENTRAL, PLATFORM, CLIENT, NODE = (Wallet(bytes([seed]) * 32) for seed in (1, 2, 3, 4))
+CENTRAL, PLATFORM, CLIENT, NODE, STRANGER = (Wallet(bytes([seed]) * 32) for seed in (1, 2, 3, 4, 5))
+
+
+class WallClock(SystemClock):
+    """A date that a test chooses; time passes as it does."""
+
+    ahead_ms = 0
+
+    def wall_ms(self):
+        return super().wall_ms() + self.ahead_ms
 
 
 class Lab:
@@ -68,10 +77,27 @@ class Lab:
         """A job that is paid for and delivered, and not settled."""
         event = await self.submitted()
         await self.chain.finish(event.deposit)
-        await self.say(f.FUNDED)
+        await self.say(m.Funded(signature=event.deposit.signature))
         await self.say(replace(f.leased(), wallet=NODE.address))
         await self.say(f.completed())
         return event.terms
+
+    async def refunded(self, terms, sender=STRANGER):
+        """Somebody sends the program's refund, and it is final."""
+        state, vault, _ = escrow.escrow_account(terms.client, terms.job_id, terms.program)
+        key = escrow.public_key
+        tokens = [key(escrow.associated_address(each, terms.mint)) for each in (terms.platform, terms.client)]
+        accounts = [(key(sender.address), "s"), (state, "w"), (vault, "w"), (key(terms.mint), "")]
+        accounts += [*((each, "w") for each in tokens), (key(terms.client), "w"), (escrow.solders().TOKEN, "")]
+        refund = escrow.instruction(key(terms.program), b"\x04", accounts)
+        blockhash, last_valid = await self.chain.latest_blockhash()
+        message = escrow.compile_message(key(sender.address), [refund], escrow.to_blockhash(blockhash))
+        signed = escrow.sign_message(sender, message, last_valid)
+        assert (await self.chain.finish(signed)).err is None
+        return signed.signature
+
+    def after_the_deadline(self):
+        self.clock.ahead_ms += DEADLINE_S * 1000 + 60_000
 
     async def until(self, status, central=None):
         world = (central or self.central).world
@@ -86,11 +112,12 @@ class Lab:
 async def lab(broker, tmp_path):
     result = Lab()
     result.plan = lambda method, earlier: Fault()
-    chain = Chain(tmp_path / "chain.db", ChainOptions(slot_ms=4, slots_per_block=100))
+    result.clock = WallClock()
+    chain = Chain(tmp_path / "chain.db", ChainOptions(slot_ms=4, slots_per_block=100), result.clock)
     result.server = Server(chain, lambda method, earlier: result.plan(method, earlier))
     await result.server.start()
     result.chain = Settlement(result.server.url, attempts=2)
-    for wallet in (CENTRAL, CLIENT):
+    for wallet in (CENTRAL, CLIENT, STRANGER):
         await result.chain.airdrop(wallet.address, 10**10)
     result.mint = await result.chain.create_mint(CENTRAL)
     await result.chain.faucet(CENTRAL, result.mint, CLIENT.address, f.AMOUNT)
@@ -191,3 +218,88 @@ async def test_a_deposit_the_client_made_impossible_fails_the_job_and_takes_noth
         lab.payments().resume()
         await lab.until("failed")
     assert await lab.held() == [0, 0, f.AMOUNT]
+
+
+async def test_a_job_that_somebody_refunded_after_the_deadline_ends(lab):
+    # it was asked for its missing escrow for ever
+    terms = await lab.delivered()
+    lab.after_the_deadline()
+    signature = await lab.refunded(terms)
+    lab.payments().resume()
+    await lab.until("failed")
+    assert (await kinds_of(lab.central))[-1] == "Refunded"
+    job = lab.central.world.jobs["job-1"]
+    assert (job.settle_signature, job.payees) == (signature, ())
+    assert await lab.held() == [0, 0, f.AMOUNT]
+    assert lab.central.world.active == set()
+
+
+async def test_a_settlement_that_a_refund_overtook_is_given_up_for_it(lab, monkeypatch):
+    terms = await lab.delivered()
+    signed = await lab.chain.settle_transaction(CENTRAL, terms, [f.payee(f.AMOUNT, NODE.address)])
+    dead = replace(signed, last_valid_block_height=0)
+    await lab.say(m.TransactionSigned(purpose="settle", signed=dead, pay_base_units=f.AMOUNT))
+    lab.after_the_deadline()
+    await lab.refunded(terms)
+    monkeypatch.setattr("cyxcentral.payments.RESEND_AFTER_S", (0.01,))
+    lab.payments().resume()
+    await lab.until("failed")
+    assert (await kinds_of(lab.central))[-2:] == ["TransactionSigned", "Refunded"]
+    assert await lab.held() == [0, 0, f.AMOUNT]
+
+
+async def test_two_centrals_find_a_refund_and_say_it_once(lab, broker):
+    terms = await lab.delivered()
+    lab.after_the_deadline()
+    await lab.refunded(terms)
+    other = await SmallCentral.start(broker, "central-b")
+    first, second = lab.payments(), lab.payments(other)
+    first.resume()
+    second.resume()
+    await lab.until("failed")
+    await lab.until("failed", other)
+    assert (await kinds_of(lab.central)).count("Refunded") == 1
+    await second.close()
+    await other.close()
+
+
+async def test_a_refund_before_the_deposit_was_known_to_be_final_ends_the_job_too(lab):
+    event = await lab.submitted()
+    await lab.chain.finish(event.deposit)
+    lab.after_the_deadline()
+    await lab.refunded(event.terms)
+    lab.payments().resume()
+    await lab.until("failed")
+    assert await kinds_of(lab.central) == ["Submitted", "Refunded"]
+
+
+async def test_an_escrow_that_was_refunded_and_opened_again_on_other_terms_was_refunded(lab):
+    terms = await lab.delivered()
+    lab.after_the_deadline()
+    await lab.refunded(terms)
+    later = replace(terms, deadline_s=terms.deadline_s + DEADLINE_S)
+    await lab.chain.finish(await lab.chain.deposit_transaction(CLIENT, later))
+    lab.payments().resume()
+    await lab.until("failed")
+    assert (await kinds_of(lab.central))[-1] == "Refunded"
+
+
+async def test_only_a_refund_after_the_deposit_counts(lab):
+    """The client may have opened and refunded the same address before it paid the job."""
+    event = await lab.submitted()
+    short = replace(event.terms, deadline_s=int(time.time()) + 3600)
+    await lab.chain.finish(await lab.chain.deposit_transaction(CLIENT, short))
+    lab.clock.ahead_ms += 3_700_000
+    await lab.refunded(short)
+    await lab.chain.finish(event.deposit)
+    assert await lab.chain.refund_of(event.terms, event.deposit.signature) is None
+
+
+async def test_neither_a_settlement_nor_a_history_without_the_deposit_is_a_refund(lab):
+    terms = await lab.delivered()
+    deposit = lab.central.world.jobs["job-1"].deposit_signature
+    assert await lab.chain.refund_of(terms, deposit) is None
+    signed = await lab.chain.settle_transaction(CENTRAL, terms, [f.payee(f.AMOUNT, NODE.address)])
+    await lab.chain.finish(signed)
+    assert await lab.chain.refund_of(terms, deposit) is None
+    assert await lab.chain.refund_of(terms, "1" * 64) is None

@@ -13,7 +13,7 @@ from cyxnet import messages as m
 from cyxnet.identity import verify
 from tests.chaos.evidence import Entry, Evidence
 
-ENDS = (m.Settled, m.FundFailed)
+ENDS = (m.Settled, m.FundFailed, m.Refunded)
 REPORTS = (m.Started, m.Checkpointed, m.Completed)
 ENDED = ("completed", "failed", "cancelled")
 LOSES_LEASE = (m.LeaseLost, m.Completed, m.CancelRequested, m.FundFailed)
@@ -192,7 +192,7 @@ def _settled_once(evidence: Evidence) -> Broken:
         if not isinstance(event_of(history[-1]), ENDS):
             continue
         landed = [each for each in evidence.escrows.get(about, []) if each.err is None]
-        of_log = [e.signature for e in map(event_of, history) if isinstance(e, m.Funded | m.Settled)]
+        of_log = [e.signature for e in map(event_of, history) if isinstance(e, m.Funded | m.Settled | m.Refunded)]
         if sorted(each.signature for each in landed) != sorted(of_log):
             yield about, f"the chain has {len(landed)} payments of its escrow, the log says {len(of_log)}"
         if any(not each.finalized for each in landed):
@@ -326,4 +326,6 @@ def status_of(history: list[Entry]) -> str:
         return "open"
     if any(isinstance(event, m.CancelRequested) for event in events):
         return "cancelled"
+    if isinstance(events[-1], m.Refunded):
+        return "failed"
     return "completed" if any(isinstance(event, m.Completed) for event in events) else "failed"

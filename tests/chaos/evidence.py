@@ -92,7 +92,7 @@ class Watcher:
             self.live.pop(entry.about, None)
         if isinstance(event, m.Submitted):
             self.open.add(entry.about)
-        elif isinstance(event, m.Settled | m.FundFailed):
+        elif isinstance(event, m.Settled | m.FundFailed | m.Refunded):
             self.open.discard(entry.about)
         self.grew.set()
 

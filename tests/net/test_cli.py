@@ -104,6 +104,14 @@ settled   2.25 CYX to the node, 0.25 CYX to the platform; {SIGNATURE}
 # -- what a person reads --------------------------------------------------------------------------------
 
 
+def test_a_refund_by_somebody_is_told_in_words() -> None:
+    out = io.StringIO()
+    data = {"signature": SIGNATURE, "client_base_units": 2_500_000_000}
+    PlainScreen(out).update(Update(job_id=JOB, source="event", seq=1, at_ms=1, kind="Refunded", data=data))
+    said = "the escrow was refunded after its deadline: 2.5 CYX back to the client, nobody was paid"
+    assert out.getvalue() == f"refunded  {said}; {SIGNATURE}\n"
+
+
 def test_a_job_in_a_pipe_is_one_plain_line_for_each_thing_that_happened() -> None:
     out = io.StringIO()
     screen = PlainScreen(out)

@@ -19,6 +19,7 @@ from solders.hash import Hash
 from solders.keypair import Keypair
 from solders.message import MessageV0
 from solders.pubkey import Pubkey
+from solders.signature import Signature
 from solders.system_program import TransferParams, transfer
 from solders.token import ID as TOKEN_PROGRAM
 from solders.transaction import VersionedTransaction
@@ -34,6 +35,7 @@ from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.solana import (
     Settlement,
     SettlementError,
+    TransactionStatus,
     Wallet,
     WalletError,
     associated_address,
@@ -639,6 +641,45 @@ async def test_after_the_deadline_a_stranger_gives_the_client_its_money_back(
     lab.clock.now_ms += 10_000
     await settlement.send(signed_by(STRANGER, refund, lab.blockhash()))
     assert await settlement.token_balance(client.address, mint) == UNIT
+
+
+async def test_a_refund_that_another_program_sent_is_found_and_one_that_failed_is_not(
+    settlement: Settlement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a public chain answers: the call inside another program's, its accounts from a lookup table."""
+    from solders.rpc.responses import GetSignaturesForAddressResp, GetTransactionResp
+
+    terms, (deposit, failed, sent) = offline_terms(), (base58_encode(bytes([n]) * 64) for n in (1, 2, 3))
+    message = MessageV0.try_compile(Pubkey.from_string(STRANGER.address), [], [], Hash.default())
+    raw = base58_encode(bytes(VersionedTransaction.populate(message, [Signature.default()])))
+    inner = {"programIdIndex": 2, "accounts": [0, 1], "data": base58_encode(b"\x04"), "stackHeight": 2}
+    empty: dict[str, Any] = {"fee": 5000, "preBalances": [], "postBalances": []}
+
+    def landed(error: Any) -> Any:
+        meta = empty | {"err": error, "status": {"Ok": None} if error is None else {"Err": error}}
+        meta["innerInstructions"] = [{"index": 0, "instructions": [inner]}]
+        meta["loadedAddresses"] = {"writable": [terms.escrow], "readonly": [terms.program]}
+        found = {"slot": 9, "blockTime": 9, "transaction": [raw, "base58"], "meta": meta, "version": 0}
+        return GetTransactionResp.from_json(json.dumps({"jsonrpc": "2.0", "id": 0, "result": found}))
+
+    entries = [
+        {"signature": each, "slot": 9, "err": None, "memo": None, "blockTime": 9, "confirmationStatus": "finalized"}
+        for each in (sent, failed, deposit)
+    ]
+    history = GetSignaturesForAddressResp.from_json(json.dumps({"jsonrpc": "2.0", "id": 0, "result": entries}))
+    answers = {failed: landed({"InstructionError": [0, {"Custom": 1013}]}), sent: landed(None)}
+
+    async def ask(method: str, *arguments: Any, **_: Any) -> Any:
+        return history if method == "get_signatures_for_address" else answers[str(arguments[0])]
+
+    async def landings(signatures: list[str]) -> list[TransactionStatus]:
+        return [TransactionStatus(state="landed", finalized=True)] * len(signatures)
+
+    monkeypatch.setattr(settlement, "_ask", ask)
+    monkeypatch.setattr(settlement, "landings", landings)
+    assert await settlement.refund_of(terms, deposit) == sent
+    answers[sent] = answers[failed]
+    assert await settlement.refund_of(terms, deposit) is None
 
 
 async def test_the_program_of_a_local_chain_is_ours_and_final(world: World) -> None:

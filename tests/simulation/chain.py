@@ -54,6 +54,7 @@ class Landed(Struct):
     height: int
     error: Any
     fork_until_s: float | None = None
+    message: Any = None
 
 
 Accounts = dict[str, TokenAccount | EscrowState]
@@ -138,7 +139,7 @@ class Chain:
             Interpreter(after).run(message)
         except ExecutionError as failure:
             after, error = before, failure.args[0]
-        self.landed[signature] = Landed(height, error)
+        self.landed[signature] = Landed(height, error, message=message)
         self._heights.append(height)
         self._states.append(after)
         self.executed(signature, before, after)
@@ -328,6 +329,29 @@ class RpcClient:
         status = "finalized" if final else "confirmed" if depth else "processed"
         said = json.dumps({"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status})
         return SimpleNamespace(to_json=lambda: said)
+
+    async def get_signatures_for_address(
+        self, address: Any, before: Any = None, limit: int = 1000, commitment: Any = None
+    ) -> Any:
+        assert before is None and len(self._chain.landed) < limit, "one page holds all that is simulated"
+        height = self._at(await self._machine("getSignaturesForAddress"), commitment)
+        found = [
+            SimpleNamespace(signature=solders().Signature.from_string(signature))
+            for signature, landed in reversed(self._chain.landed.items())
+            if landed.height <= height and landed.message and address in landed.message.account_keys
+        ]
+        await self._answered()
+        return SimpleNamespace(value=found)
+
+    async def get_transaction(self, signature: Any, encoding: str, commitment: Any, max_version: int) -> Any:
+        height = self._at(await self._machine("getTransaction"), commitment)
+        landed = self._chain.landed.get(str(signature))
+        await self._answered()
+        if landed is None or landed.height > height or landed.message is None:
+            return SimpleNamespace(value=None)
+        meta = SimpleNamespace(err=landed.error, loaded_addresses=None, inner_instructions=None)
+        parts = SimpleNamespace(transaction=SimpleNamespace(message=landed.message), meta=meta)
+        return SimpleNamespace(value=SimpleNamespace(transaction=parts))
 
     async def get_epoch_info(self, commitment: Any = None) -> Any:
         height = self._at(await self._machine("getEpochInfo"), commitment)
