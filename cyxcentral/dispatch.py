@@ -106,11 +106,12 @@ class Dispatch:
             except Exception:
                 log.exception("scheduling failed; going on")
                 await asyncio.sleep(0.5)
+            loop = asyncio.get_running_loop()
+            due = loop.call_at(loop.time() + self._until_next_ms() / 1000, self._wake.set)
             try:
-                async with asyncio.timeout(self._until_next_ms() / 1000):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+                await self._wake.wait()
+            finally:
+                due.cancel()
             self._wake.clear()
 
     def _until_next_ms(self) -> float:

@@ -14,6 +14,7 @@ from cyxcentral.nodes import Node
 from cyxcore.errors import SpecError
 from cyxcore.graph import Graph
 from cyxcore.layers import build
+from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.bus import ApiError
@@ -47,7 +48,7 @@ def examine(job: m.JobRequest) -> Plan:
 @functools.lru_cache(maxsize=256)
 def _examine(encoded: bytes) -> Plan:
     job = msgspec.msgpack.decode(encoded, type=m.JobRequest)
-    graph = graph_of(job)
+    graph = graph_of(job.model)
     batch = job.training.batch_size
     rows = job.facts.rows if job.facts else 0
     if job.facts and list(graph.input_shape) != list(job.facts.input_shape):
@@ -79,8 +80,14 @@ def possible_steps(job: m.JobRequest) -> range | None:
     return range(fewest, most + 1)
 
 
-def graph_of(job: m.JobRequest) -> Graph:
-    model = job.model
+def graph_of(model: ModelSpec) -> Graph:
+    """The model as a graph, checked. A graph never changes: the last ones are remembered."""
+    return _graph(msgspec.msgpack.encode(model))
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(encoded: bytes) -> Graph:
+    model = msgspec.msgpack.decode(encoded, type=ModelSpec)
     if (model.layers is None) == (model.graph is None):
         raise SpecError("model: expected either layers or graph, got " + ("both" if model.layers else "neither"))
     if model.graph is not None:

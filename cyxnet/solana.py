@@ -112,20 +112,21 @@ class Settlement:
 
     url: the RPC endpoint. witness_urls: further endpoints of the same chain; a transaction counts as dead
     only when all of them agree. attempts: tries per call; the waits between them double from 50 ms to 2 s.
+    clients: what talks to the endpoints, by default one AsyncClient of the package solana each.
     """
 
-    def __init__(self, url: str, witness_urls: tuple[str, ...] = (), *, timeout_s: float = 10.0, attempts: int = 6):
-        try:
-            from solana.rpc.async_api import AsyncClient
-            from solana.rpc.commitment import Confirmed
-        except ImportError as error:
-            raise MissingExtra(f"payments need the package solana ({error}); pip install solana") from None
+    def __init__(
+        self,
+        url: str,
+        witness_urls: tuple[str, ...] = (),
+        *,
+        timeout_s: float = 10.0,
+        attempts: int = 6,
+        clients: Sequence[Any] = (),
+    ):
         self.url = url
         self.attempts = attempts
-        self._clients: list[Any] = [
-            AsyncClient(each, commitment=Confirmed, timeout=timeout_s, http2=each.startswith("https:"))
-            for each in (url, *witness_urls)
-        ]
+        self._clients = list(clients) or _connect((url, *witness_urls), timeout_s)
         self.verify: Verify = _verify  # a deposit's signature; whoever gets many may have it done elsewhere
         self._genesis: str | None = None
         self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()  # blockhash -> last valid height, seen at
@@ -556,6 +557,15 @@ def _calls_of(landed: Any) -> tuple[list[str], list[tuple[int, bytes, bytes]]]:
     for inner in meta.inner_instructions or ():
         calls += [(e.program_id_index, base58_decode(e.data), bytes(e.accounts)) for e in inner.instructions]
     return keys, calls
+
+
+def _connect(urls: Sequence[str], timeout_s: float) -> list[Any]:
+    try:
+        from solana.rpc.async_api import AsyncClient
+        from solana.rpc.commitment import Confirmed
+    except ImportError as error:
+        raise MissingExtra(f"payments need the package solana ({error}); pip install solana") from None
+    return [AsyncClient(url, commitment=Confirmed, timeout=timeout_s, http2=url.startswith("https:")) for url in urls]
 
 
 def _now_s() -> float:

@@ -3,20 +3,21 @@
 import asyncio
 import contextlib
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import msgspec
 
-from cyxcentral import dispatch, landings
+from cyxcentral import central, dispatch, landings
 from cyxcentral.central import Central, Settings
 from cyxcentral.machine import Machine
 from cyxcore.errors import CyxError
 from cyxnet import client, solana, subjects
 from cyxnet import messages as m
 from cyxnet.config import NetworkFile
+from cyxnet.identity import Identity
+from cyxnet.wallet import Wallet
 from tests.simulation.chain import SimSettlement
 from tests.simulation.faults import HOUR_MS
 from tests.simulation.loop import ProcessLoop, sleep
@@ -28,13 +29,8 @@ HEARTBEAT_MS, LEASE_MS, PROGRESS_MS = 2_000, 8_000, 20_000
 PLATFORM_FEE_BASIS_POINTS = 1000
 
 
-def settings(folder: Path) -> Settings:
-    """The settings of every central; their key lies in `folder`."""
-    key = folder / "central.key"
-    if not key.exists():
-        key.write_text(CENTRAL_SEED.hex() + "\n")
-        key.chmod(0o600)
-    network = NetworkFile(
+SETTINGS = Settings(
+    network=NetworkFile(
         network_id="simulated",
         client_url="",
         node_url="",
@@ -48,25 +44,31 @@ def settings(folder: Path) -> Settings:
         bans=False,  # a day without any node would be a long trial
         custodial_wallets=False,
         fee_basis_points=PLATFORM_FEE_BASIS_POINTS,
-    )
-    return Settings(network=network, keys=folder, state=folder)
-
-
-_FOLDER = tempfile.TemporaryDirectory(prefix="cyx-simulation-")
-SETTINGS = settings(Path(_FOLDER.name))
+    ),
+    keys=Path("simulated"),  # nobody looks there
+    state=Path("simulated"),
+)
 
 
 def shrink() -> "contextlib.ExitStack":
-    """What makes a seed small: a chain six times as fast with slower first polls, and no signature checked twice."""
+    """What makes a seed small: virtual sleep, a chain six times as fast, no key derived or signature checked twice.
+
+    The first polls are slower than production's: what is asked twice within a block is answered the same.
+    """
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(asyncio, "sleep", sleep))
+    stack.enter_context(mock.patch.object(central, "load_or_create", lambda path: CENTRAL_KEYS))
+    stack.enter_context(mock.patch.object(central, "Wallet", WALLET))
     stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 0.1))
+    stack.enter_context(mock.patch.object(landings, "NEXT_POLL_S", 0.05))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
     stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))
     stack.enter_context(mock.patch.object(dispatch, "verify", VERIFY))
     return stack
 
 
+CENTRAL_KEYS = Identity(CENTRAL_SEED)
+WALLET = functools.lru_cache(maxsize=64)(Wallet)
 VERIFY = functools.lru_cache(maxsize=1 << 16)(dispatch.verify)  # a pure function
 
 

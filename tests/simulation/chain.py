@@ -4,18 +4,16 @@ What runs on it is what cyxnet.escrow builds and signs; the few instructions tho
 transaction or none. Production's Settlement talks to it through RpcClient in place of the solana package's client.
 """
 
-import json
 import struct
 from bisect import bisect_right
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from solana.exceptions import SolanaRpcException
-from solana.rpc import async_api
 
 from cyxnet.escrow import DECIMALS, LOCAL_PROGRAM, STATE_BYTES, associated_address, mint_address, public_key, solders
 from cyxnet.solana import Settlement
@@ -116,8 +114,11 @@ class Chain:
         self.received(signature)
         if self.faults.hit("dropped"):
             return signature
-        late = self.faults.chain_active and self.scheduler.dice.random() < 0.1
-        delay_s = self.scheduler.dice.expovariate(1 / 8.0) if late else self.scheduler.dice.uniform(0.1, 0.8)
+        delay_s = (
+            self.scheduler.dice.expovariate(1 / 8.0)
+            if self.faults.hit("late")
+            else self.scheduler.dice.uniform(0.1, 0.8)
+        )
         self.scheduler.at(self.loop, self.scheduler.now_s + delay_s, self._land, signature, parsed.message)
         return signature
 
@@ -327,8 +328,8 @@ class RpcClient:
         depth = height - found.height
         final = depth >= FINAL_BLOCKS and found.fork_until_s is None
         status = "finalized" if final else "confirmed" if depth else "processed"
-        said = json.dumps({"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status})
-        return SimpleNamespace(to_json=lambda: said)
+        said = {"slot": found.height + FIRST_SLOT, "err": found.error, "confirmationStatus": status}
+        return SimpleNamespace(to_json=lambda: msgspec.json.encode(said))
 
     async def get_signatures_for_address(
         self, address: Any, before: Any = None, limit: int = 1000, commitment: Any = None
@@ -373,5 +374,4 @@ class SimSettlement(Settlement):
     """Production's Settlement on the simulated chain."""
 
     def __init__(self, process: Process, chain: Chain):
-        with mock.patch.object(async_api, "AsyncClient", lambda *_, **__: RpcClient(process, chain)):
-            super().__init__("http://127.0.0.1:8899", attempts=4)
+        super().__init__("http://127.0.0.1:8899", attempts=4, clients=[RpcClient(process, chain)])

@@ -71,6 +71,7 @@ class Checks:
         self.jobs: dict[str, JobModel] = {}
         self.sessions: dict[str, str | None] = {}  # node id -> session that is registered
         self.began_ms: dict[str, int] = {}  # of that session
+        self.turns: dict[str, int] = {}  # how often that changed
         self.names: dict[str, str] = {}  # the wish of a client -> the job id it became
         self.moved: dict[str, dict[str, int]] = {}  # signature -> what each wallet gained
         self.written: set[str] = set()  # signatures whose bytes are in the log
@@ -87,6 +88,24 @@ class Checks:
     def expect(self, holds: bool, why: str) -> None:
         if not holds:
             self.fail(why)
+
+    # -- what central says ---------------------------------------------------------------------------
+
+    def registered(self, node_id: str, session: str) -> int | None:
+        """A number for the time since this session is the node's; None when it is not."""
+        return self.turns[node_id] if self.sessions.get(node_id) == session else None
+
+    def held(self, node_id: str, session: str, job_id: str, attempt: int) -> Lease | None:
+        """The lease of this run, while its holder's session is the node's."""
+        lease = self.jobs[job_id].lease if job_id in self.jobs else None
+        if lease is None or self.registered(node_id, session) is None:
+            return None
+        return lease if (lease.attempt, lease.node_id, lease.session) == (attempt, node_id, session) else None
+
+    def told_no(self, about: str, before: Any, now: Any) -> None:
+        """No is said only of what was so at some moment of the question: who says it has read all that is stored."""
+        if before and before is now:
+            self.fail(f"no was said and is not true: {about}")
 
     # -- what happens --------------------------------------------------------------------------------
 
@@ -308,9 +327,11 @@ class Checks:
             self.expect(event.began_ms >= newest, f"I2: an older session of {node_id} is registered again")
             self.began_ms[node_id] = event.began_ms
             self.sessions[node_id] = event.session
+            self.turns[node_id] = self.turns.get(node_id, 0) + 1
         elif isinstance(event, m.NodeLost):
             self.expect(self.sessions.get(node_id) == event.session, f"I1: {node_id} lost in a session it is not in")
             self.sessions[node_id] = None
+            self.turns[node_id] += 1
             if "no heartbeat" in event.reason:
                 self._was_silent(node_id, by)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ class Client(Process):
                 await self.client._ask(verb, message, m.JobView)
                 return True
             except ApiError as error:
+                if error.status == 404:
+                    self.network.checks.told_no(f"there is no job {self.job_id}", self.acknowledged, True)
                 if error.status != 503:
                     return False
             except BusError:
@@ -115,16 +118,21 @@ class Client(Process):
         paused = await self._until_said("job.pause", pause)
         await asyncio.sleep(dice.expovariate(1 / 5))
         await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="resume"))
-        if paused and dice.random() < 0.5:  # a try of the pause that was held up on its way
+        if not paused:
+            await self._undo_late_pause()
+        elif dice.random() < 0.5:  # a try of the pause that was held up on its way
             await self._until_said("job.pause", pause)
-        while not paused:  # one that was refused is not remembered: an earlier try of it may come later, and be granted
+
+    async def _undo_late_pause(self) -> None:
+        """What is refused is not written down: a try that was held up may be granted later. A person looks again."""
+        for number in itertools.count():
             await asyncio.sleep(3.0)
             view = await self._view()
             if view.status in ENDED:
                 return
             if view.pause_requested:
-                await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="resume again"))
-                return
+                again = m.JobRef(job_id=self.job_id, request_id=f"resume-{number}")
+                await self._until_said("job.resume", again)
 
     async def _view(self) -> m.JobView:
         while True:

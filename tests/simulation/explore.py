@@ -1,5 +1,6 @@
 """Many seeds on several processes, and what they came to together."""
 
+import logging
 import multiprocessing
 import time
 from collections import Counter
@@ -77,8 +78,12 @@ def results(tasks: Iterator[tuple[int, str | None]], processes: int) -> Iterator
     if processes == 1:
         yield from map(run_one, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, be_silent) as pool:
         yield from pool.imap_unordered(run_one, tasks, chunksize=4)
+
+
+def be_silent() -> None:
+    logging.disable(logging.CRITICAL)
 
 
 def replay_command(result: Result, mutation: str | None = None) -> str:

@@ -7,7 +7,7 @@ from tests.simulation.loop import Scheduler
 
 HOUR_MS = 3_600_000
 CHAIN_LONGER_S = 12.0  # the chain is bad for longer: what it is asked for late must see it too
-OF_CHAIN = ("dropped", "rpc_error")
+OF_CHAIN = ("dropped", "late", "rpc_error")
 
 
 class Faults:
@@ -24,10 +24,11 @@ class Faults:
         self.slow = dice.choice([0.01, 0.05, 0.1])
         self.unknown = dice.choice([0.02, 0.08, 0.25])  # of appends: no answer comes
         self.unreadable = dice.choice([0.0, 0.03, 0.1])  # of reads of the log
-        self.crash_at_io = dice.choice([0.0, 0.002, 0.01])  # of central, at each of its waits
+        self.crash_at_io = dice.choice([0.0, 0.0025, 0.012])  # of central, at each of its waits
         self.stalled = dice.choice([0.0, 0.02, 0.08])  # of deliveries to a follower
         self.dropped = dice.choice([0.0, 0.1, 0.4, 0.8, 0.9])  # of transactions sent
-        self.rpc_error = dice.choice([0.0, 0.03, 0.1])
+        self.late = dice.choice([0.05, 0.1, 0.4])  # of those that land
+        self.rpc_error = dice.choice([0.0, 0.04, 0.13])
         self.rpc_lag_blocks = dice.choice([0, 3, 30, 30])
         self.run_dies = dice.choice([0.0, 0.1, 0.3])  # of training runs
         self.run_hangs = dice.choice([0.0, 0.0, 0.05])

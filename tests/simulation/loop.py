@@ -55,11 +55,10 @@ class Nap(Handle):
         self._broken_off = False
         scheduler.later(self, self.at_s)
 
+    _loop = Handle.loop  # where a task looks for the loop of a future
+
     def __await__(self) -> Iterator["Nap"]:
         return iter((self,))
-
-    def get_loop(self) -> "ProcessLoop":
-        return self.loop
 
     def add_done_callback(self, wake: Callable[..., object], *, context: Any = None) -> None:
         self.callback = wake

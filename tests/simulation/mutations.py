@@ -92,6 +92,27 @@ def dedupe_by_msg_id() -> Iterator[Any]:
     yield mock.patch.object(SimBus, "_append", append)
 
 
+@planted
+def no_catch_up() -> Iterator[Any]:
+    """A central says no from what it happens to have read."""
+
+    async def catch_up(log: EventLog) -> None:
+        return None
+
+    yield mock.patch.object(EventLog, "catch_up", catch_up)
+
+
+@planted
+def read_from_lagging_replica() -> Iterator[Any]:
+    """The end of the log is asked of a replica that does not have the newest events yet."""
+    real = SimBus.last_seq
+
+    async def last_seq(bus: SimBus, stream: str) -> int:
+        return max(0, await real(bus, stream) - 3)
+
+    yield mock.patch.object(SimBus, "last_seq", last_seq)
+
+
 # -- leases ----------------------------------------------------------------------------------------------
 
 

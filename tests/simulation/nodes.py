@@ -164,6 +164,9 @@ class Node(Process):
     async def _heartbeat(self, action: e.SendHeartbeat) -> None:
         refs = [replace(ref, step=run.step) if (run := self._runs.get(_key(ref))) else ref for ref in action.runs]
         said = m.Heartbeat(node_id=self.node_id, session=self.session, runs=refs, draining=action.draining)
+        checks = self.network.checks
+        registered = checks.registered(self.node_id, self.session)
+        held = {_key(ref): checks.held(self.node_id, self.session, *_key(ref)) for ref in refs}
         try:
             reply = await self._ask(
                 "heartbeat", said, m.HeartbeatReply, min(REQUEST_TIMEOUT_S, self.state.heartbeat_ms / 1000)
@@ -171,10 +174,17 @@ class Node(Process):
         except CyxError:
             self.tell(e.HeartbeatUnanswered())
             return
+        if not reply.known:
+            checks.told_no(f"{self.node_id} is unknown", registered, checks.registered(self.node_id, self.session))
+        for key in map(_key, reply.stop):
+            now = checks.held(self.node_id, self.session, *key)
+            checks.told_no(f"{self.node_id} does not hold {key}", held[key], now)
         lists = (tuple(map(_key, refs)) for refs in (reply.stop, reply.begin, reply.pause))
         self.tell(e.HeartbeatAnswered(reply.known, *lists))
 
     async def _report(self, key: e.RunKey, report: e.Report) -> None:
+        checks = self.network.checks
+        held = checks.held(self.node_id, self.session, *key)
         try:
             reply = await self._ask(VERBS[type(report)], report, m.ReportReply)
         except ApiError as error:
@@ -182,6 +192,9 @@ class Node(Process):
         except (BusError, BadMessage):
             self.tell(e.ReportUnanswered(key))
         else:
+            if reply.fenced:
+                now = checks.held(self.node_id, self.session, *key)
+                checks.told_no(f"{self.node_id} does not hold {key}", held, now)
             self.tell(e.ReportAnswered(key, reply.accepted, reply.fenced, reply.reason))
 
     async def _goodbye(self, reason: str) -> None:

@@ -5,6 +5,7 @@ has three outcomes, a follower brings every message in order and once, a request
 """
 
 import asyncio
+import functools
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -56,6 +57,13 @@ class Subscription:
         self.edge.subscriptions[self.subject].remove(self)
 
 
+@functools.lru_cache(maxsize=4096)
+def general(subject: str) -> str:
+    """The subject that listens to everybody's `subject`."""
+    tokens = subject.split(".")
+    return ".".join([*tokens[:3], "*", *tokens[4:]])
+
+
 class Edge:
     """The account where everybody meets. Messages are lost, doubled, late and out of order."""
 
@@ -69,11 +77,9 @@ class Edge:
         self.subscriptions.setdefault(subscription.subject, []).append(subscription)
 
     def listeners(self, subject: str) -> list[Subscription]:
-        tokens = subject.split(".")
-        general = ".".join([*tokens[:3], "*", *tokens[4:]])
         found: list[Subscription] = []
         queues: dict[str, list[Subscription]] = {}
-        for name in (subject, general):
+        for name in (subject, general(subject)):
             for each in self.subscriptions.get(name, ()):
                 if not each.process.loop.alive:
                     continue
