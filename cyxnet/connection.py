@@ -17,6 +17,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 log = logging.getLogger(__name__)
 
 LINK_DOWN_PAUSE_S = 0.01
+CLOSE_WITHIN_S = 2.0
 _STATUS_LINE = b"NATS/1.0 "  # followed by a number: the broker itself speaks
 _NO_HEADERS: dict[str, str] = {}
 
@@ -124,6 +125,33 @@ class Connection(nats.NATS):
             return
         self._pongs.append(future or asyncio.get_running_loop().create_future())
         self._put(b"PING\r\n")
+
+    async def _process_op_err(self, e: Exception) -> None:
+        """The link broke. Without the abort a broker that stands still keeps us from going to another one."""
+        if self.is_connected:
+            self._abort()
+        await super()._process_op_err(e)
+
+    async def _process_connect_init(self) -> None:
+        """A broker that takes the connection and says nothing is given up; nats-py would forget the socket, open."""
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            self._abort()
+            raise
+
+    async def close(self) -> None:
+        """Send what is left and end the connection, within CLOSE_WITHIN_S."""
+        too_late = asyncio.get_running_loop().call_later(CLOSE_WITHIN_S, self._abort)
+        try:
+            await super().close()
+        finally:
+            too_late.cancel()
+
+    def _abort(self) -> None:
+        """End the socket at once. Else the bytes it still holds are waited for, and leave when their sender gave up."""
+        if (writer := getattr(self._transport, "_io_writer", None)) is not None:
+            writer.transport.abort()
 
     def drop_unsent(self) -> None:
         """The link broke: what did not leave yet must not leave later, when its sender has given up."""

@@ -309,6 +309,46 @@ def test_the_place_of_a_delivery_is_read_with_and_without_domains(reply):
     assert place_of(reply) == (42, 7)
 
 
+async def full(bus):
+    """Send until the socket takes no more."""
+    for _ in range(40):
+        await bus.publish("a", bytes(1_000_000))
+        await asyncio.sleep(0)  # the bytes go to the socket
+
+
+async def test_a_connection_whose_broker_stands_still_is_closed_all_the_same(broker, monkeypatch):
+    monkeypatch.setattr("cyxnet.connection.CLOSE_WITHIN_S", 0.1)
+    bus = await Bus.connect(broker.url("core"), name="test")
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        await full(bus)
+        await asyncio.wait_for(bus.close(), 10)
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_broker_that_stands_still_with_bytes_under_way_to_it_is_left_for_another(tmp_path):
+    # the bytes were waited for, as long as it stood still; and then they left, when their sender had given up
+    passwords = Passwords.fresh()
+    brokers = [Broker.start(tmp_path / name, passwords) for name in "ab"]
+    bus = await Bus.connect(",".join(broker.url("core") for broker in brokers), name="test")
+    [frozen] = [broker for broker in brokers if broker.url("core").endswith(f":{bus._nc.connected_url.port}")]
+    frozen.process.send_signal(signal.SIGSTOP)
+    try:
+        await full(bus)
+        await bus._nc._process_op_err(nats.errors.StaleConnectionError())  # what ten seconds without a PONG lead to
+        async with asyncio.timeout(10):
+            while not bus.connected:
+                await asyncio.sleep(0)
+        await bus.round_trip()
+        assert not frozen.url("core").endswith(f":{bus._nc.connected_url.port}")
+    finally:
+        frozen.process.send_signal(signal.SIGCONT)
+    await bus.close()
+    for broker in brokers:
+        broker.stop()
+
+
 async def test_appends_under_way_when_the_broker_dies_are_unknown_at_once(mortal):
     # they waited for their whole timeout, five seconds
     running, bus = mortal
