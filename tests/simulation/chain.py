@@ -4,6 +4,7 @@ What runs on it is what cyxnet.escrow builds and signs; the few instructions tho
 transaction or none. Production's Settlement talks to it through RpcClient in place of the solana package's client.
 """
 
+import hashlib
 import struct
 from bisect import bisect_right
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 from solana.exceptions import SolanaRpcException
 
+from cyxnet import instructions
 from cyxnet.escrow import DECIMALS, LOCAL_PROGRAM, STATE_BYTES, associated_address, mint_address, public_key, solders
 from cyxnet.solana import Settlement
+from cyxnet.wallet import base58_encode
 from tests.simulation.faults import Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 from tests.simulation.wire import Process
@@ -70,6 +73,7 @@ class Chain:
         self.landed: dict[str, Landed] = {}
         self.received: Callable[[str], None] = lambda signature: None  # told when bytes reach the chain
         self.executed: Callable[[str, Accounts, Accounts], None] = lambda signature, before, after: None
+        self.refunds: dict[str, str] = {}  # signatures of what somebody sent after a deadline -> the escrow
         self._heights: list[int] = [0]
         self._states: list[Accounts] = [{}]
 
@@ -144,6 +148,22 @@ class Chain:
         self._heights.append(height)
         self._states.append(after)
         self.executed(signature, before, after)
+        for escrow in sorted(after.keys() - before.keys()):
+            after_s = self.faults.refund_after_s() if isinstance(after[escrow], EscrowState) else None
+            if after_s is not None:
+                self.scheduler.at(self.loop, self.scheduler.now_s + after_s, self._refund, escrow)
+
+    def _refund(self, escrow: str) -> None:
+        """A stranger's refund of an escrow. Its deadline is when the dice say so: no seed lasts for a month."""
+        if escrow not in self.accounts:
+            return
+        key = public_key(self.authority)  # who sends it does not matter
+        call = instructions.instruction(public_key(LOCAL_PROGRAM), b"\x04", [(key, "s"), (public_key(escrow), "w")])
+        message = instructions.compile_message(key, [call], self.blockhash(self.height))
+        signature = base58_encode(hashlib.sha512(escrow.encode()).digest())
+        self.refunds[signature] = escrow
+        self.faults.count("refunded")
+        self._land(signature, message)
 
 
 class ExecutionError(Exception):
@@ -170,7 +190,7 @@ class Interpreter:
                 raise ExecutionError({"InstructionError": [number, {"Custom": error.args[0]}]}) from None
 
     def _escrow(self, data: bytes, keys: list[str]) -> None:
-        rule = {0: self._open, 1: self._assign, 2: self._settle}[data[0]]
+        rule = {0: self._open, 1: self._assign, 2: self._settle, 4: self._refund}[data[0]]
         rule(data, keys)
 
     def _open(self, data: bytes, keys: list[str]) -> None:
@@ -210,6 +230,11 @@ class Interpreter:
         self._transfer(vault, state.platform_token, vault, sum(fees))
         self._transfer(vault, state.client_token, vault, self.accounts[vault].amount)
         del self.accounts[vault], self.accounts[keys[1]]
+
+    def _refund(self, data: bytes, keys: list[str]) -> None:
+        state = self._state(keys[1])
+        self._transfer(state.vault, state.client_token, state.vault, self.accounts[state.vault].amount)
+        del self.accounts[state.vault], self.accounts[keys[1]]
 
     def _state(self, address: str) -> EscrowState:
         state = self.accounts.get(address)

@@ -299,6 +299,17 @@ class Checks:
             self.expect(paid <= earned, f"I13: {job_id} pays {paid}, its stored steps earned {earned}")
         job.settled = job.ended = True
 
+    def _refunded(self, job_id: str, job: JobModel, event: m.Refunded) -> None:
+        chain, terms = self.network.chain, job.terms
+        proven = chain.refunds.get(event.signature) == terms.escrow and chain.is_final(event.signature)
+        self.expect(proven, f"I9: {job_id} is called refunded by {event.signature[:8]}, which is no final refund")
+        moved = self.moved.get(event.signature, {})
+        whole = {terms.client: terms.amount_base_units}
+        self.expect(moved == whole, f"I9: {job_id}: it is called refunded, the chain moved {moved}")
+        self.expect(event.client_base_units == terms.amount_base_units, f"I7: {job_id}: {event.client_base_units}")
+        self._end_lease(job)
+        job.ended = True
+
     def _end_lease(self, job: JobModel) -> None:
         if job.lease:
             job.lease.live = False
@@ -440,4 +451,5 @@ RULES: dict[type, Any] = {
     m.PauseRequested: Checks._steered,
     m.ResumeRequested: Checks._steered,
     m.Settled: Checks._settled,
+    m.Refunded: Checks._refunded,
 }

@@ -35,6 +35,8 @@ class Faults:
         self.run_is_too_large = dice.choice([0.0, 0.0, 0.2])  # for the memory of its node
         self.bad_state = dice.choice([0.0, 0.2, 0.6])  # of checkpoints, whenever the first run goes on from them
         self._states: dict[str, bool] = {}
+        self._refunds = Random(repr(dice.getstate()))  # dice of its own: what else a seed does stays as it was
+        self.refunded = self._refunds.choice([0.0, 0.0, 0.3])  # of escrows: their deadline comes, and somebody refunds
 
     @property
     def active(self) -> bool:
@@ -58,6 +60,10 @@ class Faults:
             self._states[state] = self._dice.random() < self.bad_state
         self.counts["bad_state"] += self._states[state]
         return self._states[state]
+
+    def refund_after_s(self) -> float | None:
+        """How long after it was opened an escrow is refunded, if it is still open then; None for most."""
+        return self._refunds.uniform(0.0, 20.0) if self._refunds.random() < self.refunded else None
 
     def count(self, kind: str) -> None:
         self.counts[kind] += 1

@@ -363,3 +363,23 @@ def pay_for_unstored_steps() -> Iterator[Any]:
         return (half,)
 
     yield mock.patch.object(jobs, "_earned", earned)
+
+
+@planted
+def no_refund_is_found() -> Iterator[Any]:
+    """A missing escrow is asked for, for ever."""
+
+    async def none(*_: Any) -> None:
+        return None
+
+    yield mock.patch.object(Settlement, "refund_of", none)
+
+
+@planted
+def a_missing_escrow_was_refunded() -> Iterator[Any]:
+    """What one machine of the chain does not see is believed to be gone."""
+
+    async def at_once(_: Any, terms: m.EscrowTerms, deposit_signature: str) -> str:
+        return deposit_signature
+
+    yield mock.patch.object(Settlement, "refund_of", at_once)
