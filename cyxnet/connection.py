@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 LINK_DOWN_PAUSE_S = 0.01
 CLOSE_WITHIN_S = 2.0
 _STATUS_LINE = b"NATS/1.0 "  # followed by a number: the broker itself speaks
+_LINK_STAYS = ("permissions violation", "maximum subscriptions exceeded")  # though the broker says -ERR
 _NO_HEADERS: dict[str, str] = {}
 
 Take = Callable[["Message"], None]
@@ -125,6 +126,17 @@ class Connection(nats.NATS):
             return
         self._pongs.append(future or asyncio.get_running_loop().create_future())
         self._put(b"PING\r\n")
+
+    async def _process_err(self, err_msg: str) -> None:
+        """What the broker says in -ERR. It ends the link upon most of it; nats-py would never connect again."""
+        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        if any(harmless in err_msg for harmless in _LINK_STAYS):
+            await self._error_cb(error)
+        elif self.is_connected:
+            await self._error_cb(error)
+            await self._process_op_err(error)
+        else:
+            await super()._process_err(err_msg)
 
     async def _process_op_err(self, e: Exception) -> None:
         """The link broke. Without the abort a broker that stands still keeps us from going to another one."""

@@ -1,5 +1,6 @@
 """The connection below the bus: bytes that come in any pieces, and what may be sent."""
 
+import asyncio
 import json
 
 import nats.errors
@@ -107,6 +108,27 @@ async def test_a_subject_that_would_be_a_command_is_refused(broker, subject):
     bus = await Bus.connect(broker.url("core"), name="test")
     with pytest.raises(nats.errors.BadSubjectError):
         bus._nc.send(subject, b"")
+    await bus.close()
+
+
+@pytest.mark.parametrize("said", ["Maximum Payload Violation", "User Authentication Expired", "Server Shutdown"])
+async def test_a_link_that_the_broker_ends_with_an_error_is_made_anew(broker, said):
+    # nats-py closed it for ever: a central went on without ever hearing a node again
+    bus = await Bus.connect(broker.url("core"), name="test")
+    await bus._nc._ps.parse(b"-ERR '%b'\r\n" % said.encode())
+    async with asyncio.timeout(10):
+        while not (bus.connected and bus._nc.stats["reconnects"]):
+            await asyncio.sleep(0)
+    await bus.round_trip()
+    await bus.close()
+
+
+@pytest.mark.parametrize("said", ['Permissions Violation for Publish to "a"', "maximum subscriptions exceeded"])
+async def test_an_error_that_leaves_the_link_as_it_is_changes_nothing(broker, said):
+    bus = await Bus.connect(broker.url("core"), name="test")
+    await bus._nc._ps.parse(b"-ERR '%b'\r\n" % said.encode())
+    await bus.round_trip()
+    assert bus.connected and not bus._nc.stats["reconnects"]
     await bus.close()
 
 
