@@ -6,6 +6,7 @@ import time
 import pytest
 from msgspec.structs import replace
 
+from cyxcentral import views
 from cyxcentral.localchain import Fault, Server
 from cyxcentral.localvm import Chain, ChainOptions, SystemClock
 from cyxcentral.payments import Payments
@@ -232,6 +233,7 @@ async def test_a_job_that_somebody_refunded_after_the_deadline_ends(lab):
     assert (job.settle_signature, job.payees) == (signature, ())
     assert await lab.held() == [0, 0, f.AMOUNT]
     assert lab.central.world.active == set()
+    assert "refunded to the client after the deadline" in views.explanation(job, [], 0).error
 
 
 async def test_a_settlement_that_a_refund_overtook_is_given_up_for_it(lab, monkeypatch):

@@ -39,6 +39,7 @@ class FakeCentral:
     """Jobs by id: what was submitted, what happened, and how it stands."""
 
     def __init__(self, bus: Bus, settlement: Settlement | None = None, mint: str = ""):
+        self.explained: m.ExplainReply | None = None
         self.bus = bus
         self.settlement = settlement
         self.authority = Wallet(bytes([1]) * 32)
@@ -226,7 +227,8 @@ class FakeCentral:
     async def _explain(self, ask: m.JobRef) -> m.ExplainReply:
         terms = {"queue": {"value": 1.0, "weight": 0.25}}
         decision = {"attempt": 1, "node_id": NODE.node_id, "score": 0.25, "terms": terms}
-        return m.ExplainReply(job_id=ask.job_id, status="leased", decisions=[decision], waiting_for="node-1")
+        said = m.ExplainReply(job_id=ask.job_id, status="leased", decisions=[decision], waiting_for="node-1")
+        return self.explained or said
 
     async def _nodes(self, _: m.NodeListRequest) -> m.NodeList:
         return m.NodeList(nodes=[self.node])

@@ -30,7 +30,7 @@ from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_s
 from cyxnet.client import AsyncClient, InsufficientFunds, Prepared
 from cyxnet.config import ConfigError, NetworkFile, write_network
 from cyxnet.display import Tally, human_age, human_bytes, human_duration, sparkline, tell
-from cyxnet.messages import Update
+from cyxnet.messages import ExplainReply, Update
 from tests.net.fake_api import NODE, FakeCentral
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -495,6 +495,12 @@ async def test_the_ledger_answers_in_a_table(cyx: Run) -> None:
 async def test_a_decision_is_explained_with_each_term(cyx: Run) -> None:
     _, out, _ = await cyx("explain", JOB)
     assert "queue" in out and "1.000 × 0.25" in out and "it waits for node-1" in out
+
+
+async def test_why_a_job_failed_is_explained(central: FakeCentral, cyx: Run) -> None:
+    central.explained = ExplainReply(job_id=JOB, status="failed", decisions=[], error="its escrow was refunded")
+    _, out, _ = await cyx("explain", JOB)
+    assert out == f"{JOB} is failed: its escrow was refunded\n"
 
 
 async def test_the_wallet_shows_what_it_holds(central: FakeCentral, cyx: Run) -> None:
