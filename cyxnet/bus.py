@@ -46,6 +46,7 @@ MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
 # No room: of the whole store, of the account, of this stream (or of the disk, which the store finds out).
 _STORAGE_FULL = {10023, 10047, 10077}
+_BATCH_END_BYTES = 32  # of the headers that end a batch
 _EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
 _CONTENT = {kind: block_of({"Content-Type": kind}) for kind in (MSGPACK, JSON, "application/octet-stream")}
 
@@ -421,6 +422,9 @@ class Bus:
             f"NATS/1.0\r\nNats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n{_EXPECTED_SEQ}: {seq}\r\n"
             for number, (_, _, seq) in enumerate(messages, start=1)
         ]
+        for (subject, payload, _), lines in zip(messages, blocks, strict=True):  # before any of them is sent
+            if len(payload) + len(lines) + _BATCH_END_BYTES > self._nc.max_payload:
+                raise _too_large(subject, len(payload))
         try:
             for (subject, payload, _), lines in zip(messages[:-1], blocks, strict=False):
                 self._nc.send(subject, payload, block=f"{lines}\r\n".encode())
@@ -437,6 +441,8 @@ class Bus:
             answer = await self._mux.ask(subject, payload, block)
         except AppendUnknown as error:
             raise AppendUnknown(f"no answer to the append to {subject}: {error}") from None
+        except nats.errors.MaxPayloadError:
+            raise _too_large(subject, len(payload)) from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise AppendUnknown(f"no answer to the append to {subject}: {error or type(error).__name__}") from None
         try:
@@ -547,6 +553,10 @@ class _Ack(msgspec.Struct):
 
 
 _ACK = msgspec.json.Decoder(_Ack)
+
+
+def _too_large(subject: str, size: int) -> BusError:
+    return BusError(f"the {size} bytes for {subject} are more than a message of the broker holds; nothing was stored")
 
 
 def _refused_append(subject: str, failure: _Failure) -> CyxError:

@@ -83,6 +83,19 @@ async def test_a_broker_that_stands_still_is_an_error_of_ours_to_whoever_begins_
         os.kill(broker.process.pid, signal.SIGCONT)
 
 
+async def test_an_event_that_is_too_large_is_no_unknown_append_and_nothing_is_stored(core):
+    # it was tried five times more, and every append that shared its batch with it
+    large, small = (subjects.job_event("large"), bytes(core._nc.max_payload)), (subjects.job_event("small"), b"1")
+    with pytest.raises(BusError, match="nothing was stored") as refused:
+        await core.append(*large, 0)
+    assert not isinstance(refused.value, AppendUnknown)
+    for messages in ([(*small, 0), (*large, 0)], [(*large, 0), (*small, 0)]):
+        with pytest.raises(BusError, match="nothing was stored") as refused:
+            await core.append_all(messages)
+        assert not isinstance(refused.value, AppendUnknown)
+    assert await core.last_seq(subjects.EVENTS) == 0
+
+
 async def test_an_append_needs_the_last_sequence_of_its_subject(core):
     first = await core.append(subjects.job_event("abc"), b"one", expected_seq=0)
     assert await core.append(subjects.job_event("abc"), b"two", expected_seq=first) == first + 1
