@@ -297,11 +297,11 @@ class Api:
 
     async def _pause(self, caller: str, ask: m.JobRef) -> m.JobView:
         event = m.PauseRequested(caller=caller, request_id=ask.request_id)
-        return await self._steer(caller, ask.job_id, event, lambda job: job.pause_requested)
+        return await self._steer(caller, ask.job_id, event, lambda job: not ask.request_id and job.pause_requested)
 
     async def _resume(self, caller: str, ask: m.JobRef) -> m.JobView:
         event = m.ResumeRequested(caller=caller, request_id=ask.request_id)
-        return await self._steer(caller, ask.job_id, event, lambda job: jobs.waits(job))
+        return await self._steer(caller, ask.job_id, event, lambda job: not ask.request_id and jobs.waits(job))
 
     async def _steer(
         self,

@@ -13,7 +13,11 @@
 Whoever refunds the escrow after its deadline ends the job, if central had not settled it: `Refunded`.
 
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
-that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards.
+that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards. One that is
+paused before that gets no lease, and is paused as soon as it is funded.
+
+A wish of the owner is refused only when it is too late for it, which it then stays: one that was refused for being
+early could be carried out when a try of it comes later. So a pause or resume that changes nothing is an event too.
 
 `RULES` says in which states an event may happen; a pair that is not there cannot happen. `illegal` asks it, and
 the guards, before anything is appended, with the state the append is conditional on. `evolve` folds events that
@@ -149,6 +153,8 @@ def _transaction(job: Job, event: m.TransactionSigned) -> str | None:
 def _lease(job: Job, event: m.Leased) -> str | None:
     if job.outcome:
         return f"it waits for the chain to be {job.outcome}"
+    if job.pause_requested:
+        return "its owner paused it"
     if event.resume != job.checkpoint:
         return "not from the newest checkpoint"
     return None if event.attempt == job.attempt + 1 else "not the next attempt"
@@ -196,12 +202,8 @@ def _cancel(job: Job, event: m.CancelRequested) -> str | None:
     return "it is cancelled already" if job.cancel_requested else None
 
 
-def _pause(job: Job, event: m.PauseRequested) -> str | None:
-    return _if_funded(job) or ("it is being paused already" if job.pause_requested else None)
-
-
-def _resume(job: Job, event: m.ResumeRequested) -> str | None:
-    return None if job.status == "paused" or job.pause_requested else "it is not paused"
+def _steered(job: Job, event: m.PauseRequested | m.ResumeRequested) -> str | None:
+    return f"it waits for the chain to be {job.outcome}" if job.outcome else None
 
 
 def _refunded(job: Job, event: m.Refunded) -> str | None:
@@ -215,6 +217,8 @@ class Rule(NamedTuple):
     guard: Callable[[Job, Any], str | None] = lambda job, event: None
 
 
+STEERED: tuple[m.JobStatus, ...] = ("funding", "queued", "leased", "paused")  # the owner has a say
+
 RULES: dict[type, Rule] = {
     m.TransactionSigned: Rule(("funding", "leased", "settling"), _transaction),
     m.Funded: Rule(("funding", "leased"), _if_unfunded),
@@ -224,9 +228,9 @@ RULES: dict[type, Rule] = {
     m.Checkpointed: Rule(("leased",), _checkpointed),
     m.LeaseLost: Rule(("leased",), _lease_lost),
     m.Completed: Rule(("leased",), _by_holder),
-    m.CancelRequested: Rule(("funding", "queued", "leased", "paused"), _cancel),
-    m.PauseRequested: Rule(("queued", "leased"), _pause),
-    m.ResumeRequested: Rule(("leased", "paused"), _resume),
+    m.CancelRequested: Rule(STEERED, _cancel),
+    m.PauseRequested: Rule(STEERED, _steered),
+    m.ResumeRequested: Rule(STEERED, _steered),
     m.Settled: Rule(("settling",)),
     m.Refunded: Rule(("funding", "leased", "settling"), _refunded),
 }
@@ -249,7 +253,7 @@ def illegal(job: Job | None, event: m.JobEvent) -> str | None:
 
 def waits(job: Job) -> bool:
     """Whether the job may be given to a node (once its back-off is over)."""
-    return job.status in ("funding", "queued") and job.outcome is None
+    return job.status in ("funding", "queued") and job.outcome is None and not job.pause_requested
 
 
 def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
@@ -281,14 +285,15 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
         case m.TransactionSigned():
             return replace(job, unsettled=event.signed)
         case m.Funded():
-            status = "queued" if job.status == "funding" else job.status
-            job = replace(job, status=status, funded=True, unsettled=None, deposit_signature=event.signature)
-            return _settle(job, job.outcome, job.error) if job.outcome else job
+            job = replace(job, funded=True, unsettled=None, deposit_signature=event.signature)
+            if job.outcome:
+                return _settle(job, job.outcome, job.error)
+            return job if job.status == "leased" else replace(job, status=_idle(job))
         case m.FundFailed():
             if job.current:
                 job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=event.reason))
-            outcome = job.outcome or "failed"
-            return replace(job, status=outcome, outcome=outcome, unsettled=None, error=event.reason, ended_at_ms=at_ms)
+            job = _decided(job, job.outcome or "failed", event.reason)
+            return replace(job, status=job.outcome, unsettled=None, ended_at_ms=at_ms)
         case m.Leased():
             return _leased(job, event, at_ms)
         case m.Started():
@@ -302,7 +307,8 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
         case m.CancelRequested():
             return _cancelled(replace(job, cancel_requested=True), event)
         case m.PauseRequested():
-            return replace(job, pause_requested=True, status="paused" if job.status == "queued" else job.status)
+            job = replace(job, pause_requested=True)
+            return job if job.status == "leased" else replace(job, status=_idle(job))
         case m.ResumeRequested():
             job = replace(job, pause_requested=False)
             return replace(job, status="queued", not_before_ms=at_ms) if job.status == "paused" else job
@@ -320,16 +326,14 @@ def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
         case m.Refunded():
             if job.current:
                 job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=REFUNDED))
-            outcome = "cancelled" if job.cancel_requested else "failed"  # of delivered work too: it is unpaid
+            outcome: Outcome = "cancelled" if job.cancel_requested else "failed"  # of delivered work too: it is unpaid
             return replace(
-                job,
+                _decided(job, outcome, REFUNDED),
                 status=outcome,
-                outcome=outcome,
                 unsettled=None,
                 settle_signature=event.signature,
                 payees=(),
                 shares=money.Shares(0, 0, event.client_base_units),
-                error=REFUNDED,
                 ended_at_ms=at_ms,
             )
     raise AssertionError(f"no rule for {type(event).__name__}")
@@ -355,7 +359,19 @@ def _attempt(job: Job, **changes: Any) -> Job:
 
 def _ended(job: Job, lost: m.LeaseLost) -> Job:
     """The attempt is over: nobody holds the lease."""
-    return replace(_attempt(job, lost=lost), status="queued" if job.funded else "funding")
+    return replace(_attempt(job, lost=lost), status=_idle(job))
+
+
+def _idle(job: Job) -> m.JobStatus:
+    """The status of a job that nobody holds the lease of."""
+    if not job.funded:
+        return "funding"
+    return "paused" if job.pause_requested else "queued"
+
+
+def _decided(job: Job, outcome: Outcome, error: str | None) -> Job:
+    """How the job ends is known; the chain is still to be asked, or told."""
+    return replace(job, outcome=outcome, error=error, pause_requested=False)
 
 
 def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
@@ -366,9 +382,9 @@ def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
     if fatal or tried(job) >= job.job.max_attempts or job.attempt >= MAX_LEASES:
         if job.funded:
             return _settle(job, "failed", event.reason)
-        return replace(job, outcome="failed")  # the deposit may still land: then all of it goes back
+        return _decided(job, "failed", event.reason)  # the deposit may still land: then all of it goes back
     if job.pause_requested:
-        return replace(job, status="paused")
+        return job
     return replace(job, not_before_ms=at_ms + _rest_ms(job, event))
 
 
@@ -435,11 +451,11 @@ def _cancelled(job: Job, event: m.CancelRequested) -> Job:
         return _settle(job, "cancelled", event.reason)
     if job.current:
         job = _ended(job, m.LeaseLost(attempt=job.attempt, code=CANCELLED, reason=event.reason))
-    return replace(job, outcome="cancelled", error=event.reason)  # the deposit may still land: find out first
+    return _decided(job, "cancelled", event.reason)  # the deposit may still land: find out first
 
 
 def _settle(job: Job, outcome: Outcome, error: str | None) -> Job:
-    return replace(job, status="settling", outcome=outcome, error=error, pause_requested=False, payees=_earned(job))
+    return replace(_decided(job, outcome, error), status="settling", payees=_earned(job))
 
 
 def _earned(job: Job) -> tuple[m.Payee, ...]:

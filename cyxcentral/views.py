@@ -120,6 +120,8 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
 
 def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int) -> str | None:
     match job.status:
+        case "funding" if job.pause_requested:
+            return "the deposit to be final on the chain, then its owner to resume it: cyx resume " + job.job_id
         case "funding":
             return "the deposit to be final on the chain"
         case "paused":
@@ -131,10 +133,10 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
         case "queued":
             why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
             return "a free node (" + "; ".join(why) + ")"
-        case "leased" if not job.funded:
-            return f"the deposit to be final on the chain; node {job.attempts[-1].node_id} prepares the job meanwhile"
         case "leased" if job.pause_requested:
             return f"node {job.attempts[-1].node_id} to store its state and stop"
+        case "leased" if not job.funded:
+            return f"the deposit to be final on the chain; node {job.attempts[-1].node_id} prepares the job meanwhile"
         case "leased":
             return f"node {job.attempts[-1].node_id} to deliver attempt {job.attempt}"
         case "settling":

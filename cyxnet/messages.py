@@ -751,14 +751,14 @@ class CancelRequested(Event, kw_only=True):
 
 
 class PauseRequested(Event, kw_only=True):
-    """No step is made from here on; a run under way stores a checkpoint first."""
+    """No step is made from here on; a run under way stores a checkpoint first. It may come before Funded."""
 
     caller: str
     request_id: str = ""
 
 
 class ResumeRequested(Event, kw_only=True):
-    """A paused job waits for a node again."""
+    """A paused job waits for a node again; of one that is not paused it changes nothing."""
 
     caller: str
     request_id: str = ""

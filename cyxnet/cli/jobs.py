@@ -209,7 +209,8 @@ async def cancel(args: argparse.Namespace, screen: Screen) -> int:
 async def pause(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         view = await client.pause(args.job)
-    how = "is paused" if view.status == "paused" else "stores its state and stops"
+    hows = {"paused": "is paused", "funding": "is paused as soon as its deposit is final"}
+    how = hows.get(view.status, "stores its state and stops")
     screen.result(f"{view.job_id} {how}; let it go on with: cyx resume {view.job_id}", view)
     return DONE
 

@@ -83,6 +83,32 @@ async def test_a_repetition_that_comes_after_the_opposite_wish_changes_nothing(c
     assert (await api._cancel("alice", cancel)).status == "settling"
 
 
+async def test_a_pause_that_comes_before_the_deposit_is_final_is_granted_and_its_late_try_changes_nothing(central):
+    # it was refused, and a try of it that came after Funded was granted: the owner had been told no
+    api = api_of(central)
+    await central.job("job-1")
+    pause, resume = (m.JobRef(job_id="job-1", request_id=name) for name in ("first", "second"))
+    view = await api._pause("alice", pause)
+    assert (view.status, view.pause_requested) == ("funding", True)
+    await central.say(subjects.job_event("job-1"), f.FUNDED)
+    assert (await api._status("alice", m.JobRef(job_id="job-1"))).status == "paused"
+    assert (await api._resume("alice", resume)).status == "queued"
+    assert (await api._pause("alice", pause)).status == "queued"
+
+
+async def test_a_wish_that_changed_nothing_changes_nothing_later_either(central):
+    api = api_of(central)
+    await central.say(subjects.node_event("node-a"), f.registered())
+    await central.job("job-1", f.FUNDED, f.leased())
+    early, pause, again, resume = (m.JobRef(job_id="job-1", request_id=name) for name in "abcd")
+    assert not (await api._resume("alice", early)).pause_requested
+    assert (await api._pause("alice", pause)).pause_requested
+    assert (await api._pause("alice", again)).pause_requested
+    assert (await api._resume("alice", early)).pause_requested  # a late try
+    assert not (await api._resume("alice", resume)).pause_requested
+    assert not (await api._pause("alice", again)).pause_requested
+
+
 async def test_the_wishes_that_are_remembered_are_bounded(central):
     job = f.job_after(f.FUNDED, f.leased())
     for number in range(100):

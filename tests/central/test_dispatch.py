@@ -685,6 +685,22 @@ async def test_a_pause_reaches_the_run_and_is_repeated_with_heartbeats(schedulin
     assert [run.job_id for run in reply.pause] == ["job-1"]
 
 
+async def test_a_pause_before_the_deposit_is_final_frees_the_node_and_gives_no_lease(scheduling, node):
+    told = await commands_of(node)
+    await scheduling.dispatch._register(register())
+    await scheduling.job("job-1")
+    assert isinstance(await told(), m.Assign)
+    await scheduling.until(lambda: scheduling.world.jobs["job-1"].status == "leased")
+    await scheduling.say(subjects.job_event("job-1"), f.PAUSED)
+    assert isinstance(await told(), m.Pause)
+    await scheduling.say(subjects.job_event("job-1"), f.lost(code="paused"))
+    assert "its owner paused it" in jobs.illegal(scheduling.world.jobs["job-1"], leased(2))
+    await scheduling.job("job-2")  # the next lease goes to it
+    assert (await told()).job_id == "job-2"
+    await scheduling.say(subjects.job_event("job-1"), f.FUNDED)
+    assert scheduling.world.jobs["job-1"].status == "paused"
+
+
 async def test_a_run_that_does_not_stop_when_paused_loses_its_lease(central, monkeypatch):
     monkeypatch.setattr("cyxcentral.dispatch.PAUSE_GRACE_MS", -1)
     await central.dispatch._register(register())

@@ -14,6 +14,8 @@ STATES = {
     "funding": f.job_after(),
     "funding, cancel wanted": f.job_after(f.CANCELLED),
     "leased, not funded": f.job_after(f.leased()),
+    "funding, pause wanted": f.job_after(f.PAUSED),
+    "leased, not funded, pause wanted": f.job_after(f.leased(), f.PAUSED),
     "queued": f.job_after(f.FUNDED),
     "leased": f.job_after(f.FUNDED, f.leased()),
     "leased, pause wanted": f.job_after(f.FUNDED, f.leased(), f.PAUSED),
@@ -41,16 +43,19 @@ EVENTS = {
     "Settled": f.settled(),
     "Refunded": f.REFUNDED,
 }
-HELD = {"Started", "Checkpointed", "LeaseLost", "Completed", "CancelRequested"}
+STEERED = {"CancelRequested", "PauseRequested", "ResumeRequested"}
+HELD = {"Started", "Checkpointed", "LeaseLost", "Completed"} | STEERED
 LEGAL = {
     "none": {"Submitted"},
-    "funding": {"SignedDeposit", "Funded", "FundFailed", "Leased", "CancelRequested", "Refunded"},
+    "funding": {"SignedDeposit", "Funded", "FundFailed", "Leased", "Refunded"} | STEERED,
     "funding, cancel wanted": {"SignedDeposit", "Funded", "FundFailed", "Refunded"},
-    "leased, not funded": {"SignedDeposit", "Funded", "FundFailed", "LeaseLost", "CancelRequested", "Refunded"},
-    "queued": {"Leased", "CancelRequested", "PauseRequested"},
-    "leased": HELD | {"PauseRequested"},
-    "leased, pause wanted": HELD | {"ResumeRequested"},
-    "paused": {"CancelRequested", "ResumeRequested"},
+    "funding, pause wanted": {"SignedDeposit", "Funded", "FundFailed", "Refunded"} | STEERED,
+    "leased, not funded": {"SignedDeposit", "Funded", "FundFailed", "LeaseLost", "Refunded"} | STEERED,
+    "leased, not funded, pause wanted": {"SignedDeposit", "Funded", "FundFailed", "LeaseLost", "Refunded"} | STEERED,
+    "queued": {"Leased"} | STEERED,
+    "leased": HELD,
+    "leased, pause wanted": HELD,
+    "paused": STEERED,
     "settling": {"SignedSettle", "Settled", "Refunded"},
     "completed": set(),
     "failed": set(),
@@ -242,6 +247,39 @@ def test_a_pause_stores_a_checkpoint_and_does_not_count_as_a_try():
 def test_a_pause_taken_back_before_the_run_stopped_lets_the_job_wait_for_a_node_at_once():
     job = f.job_after(f.FUNDED, f.leased(), f.PAUSED, f.RESUMED, f.lost(code="paused"))
     assert (job.status, job.not_before_ms) == ("queued", 5_000)
+
+
+@pytest.mark.parametrize(
+    "events, status",
+    [
+        ([f.PAUSED], "funding"),
+        ([f.PAUSED, f.FUNDED], "paused"),
+        ([f.PAUSED, f.FUNDED, f.PAUSED], "paused"),
+        ([f.PAUSED, f.FUNDED, f.RESUMED], "queued"),
+        ([f.PAUSED, f.RESUMED, f.FUNDED], "queued"),
+        ([f.leased(), f.PAUSED, f.FUNDED], "leased"),
+        ([f.leased(), f.PAUSED, f.FUNDED, f.lost(code="paused")], "paused"),
+        ([f.leased(), f.PAUSED, f.lost(code="paused")], "funding"),
+        ([f.leased(), f.PAUSED, f.lost(code="paused"), f.FUNDED], "paused"),
+        ([f.PAUSED, f.CANCELLED, f.FUNDED], "settling"),
+    ],
+)
+def test_a_job_paused_before_its_deposit_is_final_is_paused_when_it_is(events, status):
+    job = f.job_after(*events)
+    assert job.status == status
+    assert jobs.waits(job) == (status == "queued")
+    assert job.pause_requested == (status in ("funding", "leased", "paused"))
+    failed = jobs.evolve(job, f.FUND_FAILED, 99_000)
+    assert job.funded or (failed.status, failed.pause_requested) == ("failed", False)
+    refunded = jobs.evolve(job, f.REFUNDED, 99_000)
+    assert job.funded or (refunded.status, refunded.pause_requested) == ("failed", False)
+
+
+def test_a_resume_of_a_job_that_is_not_paused_changes_nothing_but_what_is_remembered():
+    rests = [f.FUNDED, f.leased(), f.lost()]
+    before, after = f.job_after(*rests), f.job_after(*rests, m.ResumeRequested(caller="alice", request_id="a"))
+    assert replace(after, requests=(), changed_at_ms=before.changed_at_ms) == before
+    assert jobs.granted(after, "a")
 
 
 def test_a_paused_job_can_be_cancelled():

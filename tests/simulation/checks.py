@@ -53,6 +53,7 @@ class JobModel(Struct):
     settlements: list[m.SignedTransaction] = []
     ran_out: list[str] = []  # ids of nodes that had too little memory for it
     requests: list[str] = []  # that its owner made
+    denied: list[str] = []  # those that the owner was told no about
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
@@ -106,6 +107,14 @@ class Checks:
         """No is said only of what was so at some moment of the question: who says it has read all that is stored."""
         if before and before is now:
             self.fail(f"no was said and is not true: {about}")
+
+    def answered(self, job_id: str, request_id: str, yes: bool) -> None:
+        """A yes to a wish is in the log, so that a try that comes late is known; a no is a no for ever."""
+        job = self.jobs[job_id]
+        said = "yes" if yes else "no"
+        self.expect((request_id in job.requests) == yes, f"I6: {job_id}: {said} was said of {request_id!r}")
+        if not yes:
+            job.denied = [*job.denied, request_id]
 
     # -- what happens --------------------------------------------------------------------------------
 
@@ -267,6 +276,7 @@ class Checks:
 
     def _once(self, job_id: str, job: JobModel, event: Any) -> None:
         self.expect(event.request_id not in job.requests, f"I6: {job_id}: {event.request_id} is carried out twice")
+        self.expect(event.request_id not in job.denied, f"I6: {job_id}: {event.request_id} was refused, and happens")
         job.requests = [*job.requests, event.request_id]
 
     def _settled(self, job_id: str, job: JobModel, event: m.Settled) -> None:

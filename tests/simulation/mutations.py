@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 import cyxcentral.nodes
 from cyxcentral import jobs, money, payments, room, schedule
+from cyxcentral.api import Api
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
@@ -226,6 +227,23 @@ def bad_checkpoint_used_again() -> Iterator[Any]:
 
 
 # -- what owners want ------------------------------------------------------------------------------------
+
+
+@planted
+def early_pause_refused() -> Iterator[Any]:
+    """A pause is refused while the deposit is not final, and granted to a try of it that comes later."""
+    yield rule(m.PauseRequested, guard=lambda job, event: None if job.funded else "not yet")
+
+
+@planted
+def no_op_forgotten() -> Iterator[Any]:
+    """A wish that changes nothing is not written down."""
+
+    async def resume(api: Api, caller: str, ask: m.JobRef) -> m.JobView:
+        event = m.ResumeRequested(caller=caller, request_id=ask.request_id)
+        return await api._steer(caller, ask.job_id, event, lambda job: not job.pause_requested)
+
+    yield mock.patch.object(Api, "_resume", resume)
 
 
 @planted
