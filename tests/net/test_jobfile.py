@@ -148,7 +148,11 @@ def test_a_key_written_twice_is_an_error(tmp_path: Path) -> None:
         ("training", "epochs = 0", "training.epochs: expected a whole number >= 1, got 0"),
         ("training", "epochs = 1.5", "training.epochs: expected a whole number, got 1.5"),
         ("training", "epochs = true", "training.epochs: expected a whole number, got true"),
-        ("training", 'loss = "hinge"', 'training.loss: expected one of cross_entropy, mse, bce, got "hinge"'),
+        (
+            "training",
+            'loss = "hinge"',
+            'training.loss: expected one of cross_entropy, mse, bce, l1, huber, got "hinge"',
+        ),
         (
             "training",
             "[training.optimizer]\nlearning_rate = nan",

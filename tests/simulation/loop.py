@@ -183,11 +183,13 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def bury(self) -> None:
         """After the run: let go of what the dead process left half-done, now and not when memory is next tidied."""
         self.alive = False
+        found = self.scheduler.failure  # what the dead say when they are let go of is no failure
         for task in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(Exception):  # its finally blocks meet a world that is no more
                     task.get_coro().close()  # type: ignore[union-attr]
+        self.scheduler.failure = found
         self._tasks.clear()
 
     def pause(self, seconds: float) -> None:

@@ -157,6 +157,22 @@ def test_a_killed_process_does_nothing_more_not_even_its_finally(scheduler):
     loop.bury()
 
 
+def test_what_the_dead_say_when_they_are_let_go_of_is_no_failure(scheduler):
+    # a request that was cut off met "no current event loop" after the run, where earlier tests had used asyncio
+    loop = ProcessLoop(scheduler, "process")
+
+    async def work():
+        try:
+            await asyncio.sleep(10)
+        finally:
+            scheduler.fail("said after the end")
+
+    loop.create_task(work())
+    scheduler.run_until(1)
+    loop.bury()
+    assert scheduler.failure is None
+
+
 def test_a_stopped_process_catches_up_in_order(scheduler):
     loop, seen = ProcessLoop(scheduler, "process"), []
     for number in range(5):
