@@ -32,7 +32,7 @@ import psutil
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cyxnet import jobfile, subjects
+from cyxnet import credentials, jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.bus import Bus
 from cyxnet.client import AsyncClient, new_job_id
@@ -90,6 +90,7 @@ class Asked(Struct):
 
     url: str
     caller: str
+    nkey_seed: str
     asked: list[tuple[str, bytes]]
     warm_up: int  # of them, before the clock starts
     in_flight: int
@@ -108,7 +109,9 @@ def generator(pipe: Any) -> None:
 
     async def main() -> None:
         told: Asked = pipe.recv()
-        connection = await nats.connect(told.url, inbox_prefix="_INBOX_client")
+        connection = await nats.connect(
+            told.url, nkeys_seed_str=told.nkey_seed, inbox_prefix=subjects.inbox(told.caller)
+        )
         inbox = connection.new_inbox()
         waiting: dict[int, asyncio.Future[Any]] = {}
         headers = {"Content-Type": MSGPACK}
@@ -161,7 +164,8 @@ async def submissions(network: LocalNetwork, jobs: int) -> tuple[Row, Row]:
         child = context.Process(target=generator, args=(theirs,))
         child.start()
         asked = await requests_of(client, job, jobs + warm_up)
-        ours.send(Asked(network.file.client_url, client.caller, asked, warm_up, IN_FLIGHT))
+        seed = credentials.nkey_seed(credentials.USER, client.keys.child("nats"))
+        ours.send(Asked(network.file.client_url, client.caller, seed, asked, warm_up, IN_FLIGHT))
         assert await asyncio.to_thread(ours.recv) == "ready"
         before = cpu_s_of(network)
         ours.send("go")
@@ -199,9 +203,9 @@ async def appends(network: LocalNetwork, count: int, payload: bytes) -> Row:
 class Takes:
     """A node that takes every job and never trains: central's part of an assignment is what is measured."""
 
-    def __init__(self, bus: Bus):
+    def __init__(self, bus: Bus, key: Identity):
         self._bus = bus
-        self._key = Identity(b"benchmark-node-key-of-32-bytes!!")
+        self._key = key
         self.node_id = f"bench-{self._key.short_id}"
         self._session = "0" * 32
 
@@ -230,10 +234,12 @@ async def assignments(network: LocalNetwork, count: int) -> dict[str, Row]:
     idle: the one before has ended, with its deposit and refund final. back to back: it has not. And what such a network
     needs for its parts: a request that does nothing, and one durable append; an assignment has one and two of them.
     """
-    node_bus = await Bus.connect(network.file.node_url, name="bench-node", inbox="_INBOX_node")
+    key = Identity(b"benchmark-node-key-of-32-bytes!!")
+    who = credentials.as_node(key, f"bench-{key.short_id}")
+    node_bus = await Bus.connect(network.file.node_url, name="bench-node", credentials=who)
     rows: dict[str, Row] = {}
     try:
-        await Takes(node_bus).register()
+        await Takes(node_bus, key).register()
         async with await AsyncClient.connect(network.folder) as client:
             job = await ready_job(client, count * 4)
             leased: dict[str, asyncio.Future[float]] = {}

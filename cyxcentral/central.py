@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import schedule
+from cyxcentral import admission, schedule
 from cyxcentral.api import Api
 from cyxcentral.blobs import Blobs
 from cyxcentral.cache import job_status, open_cache
 from cyxcentral.dispatch import Dispatch
+from cyxcentral.door import Door
 from cyxcentral.eventlog import EventLog
 from cyxcentral.ledger import Ledger
 from cyxcentral.machine import MACHINE, Machine
@@ -27,7 +28,8 @@ from cyxnet import messages as m
 from cyxnet import subjects, watchdog
 from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
-from cyxnet.config import NetworkFile
+from cyxnet.config import NetworkFile, without_passwords
+from cyxnet.credentials import as_system
 from cyxnet.escrow import LOCAL_PROGRAM
 from cyxnet.identity import load_or_create
 from cyxnet.ratelimit import Rate
@@ -81,6 +83,8 @@ class Central:
         self._identity = load_or_create(settings.keys / "central.key")
         self._core = core
         self._edge = edge
+        self._system: Bus | None = None
+        self.door: Door | None = None  # without one, nobody is let in by this central
         self.ledger = ledger
         self.settlement = settlement
         self.verifier = Verifier(self._many_ask)
@@ -123,6 +127,7 @@ class Central:
             core = await Bus.connect(network.core_url, name="cyx-central-core")
             edge = await Bus.connect(network.edge_url, name="cyx-central-edge")
             central = cls(settings, core, edge, ledger, settlement)
+            await central._build_door()
             await central._open()
             return central
         except BaseException:
@@ -154,6 +159,8 @@ class Central:
         )
         await self.events.open(known_seq, known_sha256, network.replicas)
         self.events.applied.append(self._react)
+        if self.door:
+            self.door.open()  # it is known who is banned; who comes in now finds the rest ready in a moment
         await self.blobs.open(network.replicas)
         await self.telemetry.start(*self.ledger.place(subjects.TELEMETRY), network.replicas)
         self._edge.limit(Rate(per_s=network.requests_per_s, burst=2 * network.requests_per_s))
@@ -181,6 +188,18 @@ class Central:
             await self.settlement.airdrop(self.wallet.address, CENTRAL_LAMPORTS)
         return await self.settlement.create_mint(self.wallet)
 
+    async def _build_door(self) -> None:
+        """Hear from now on who wants to come in: they are answered once the log has been read."""
+        urls = without_passwords(self.settings.network.core_url)
+        self._system = await Bus.connect(urls, name="cyx-central-door", credentials=as_system(self._identity))
+        machine = self.events.machine
+        self.door = Door(self._system, self._identity, self._admit, lambda: machine.wall_ms() // 1000)
+        await self.door.start()
+
+    def _admit(self, proof: admission.Proof) -> admission.Admitted | admission.Refused:
+        network, now_ms = self.settings.network, self.events.machine.wall_ms()
+        return admission.decide(proof, self.world.nodes.get, network.operators, network.session_s, now_ms)
+
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""
         about, event = subjects.last_token(stored.subject), record.event
@@ -188,6 +207,8 @@ class Central:
         assert self.payments is not None
         if isinstance(event, m.MintSigned):
             self.payments.reconcile_mint(about)
+        if isinstance(event, m.NodeBanned) and self.door:
+            self._later(self.door.throw_out(about))
         if not isinstance(event, m.JobEvent):
             return
         self.payments.reconcile(about)
@@ -242,6 +263,8 @@ class Central:
 
     async def close(self) -> None:
         """Stop hearing, deciding and writing, in this order."""
+        if self._system:
+            await self._system.close()
         await self._edge.close()
         await self.dispatch.close()
         if self.payments:

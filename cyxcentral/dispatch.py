@@ -80,7 +80,7 @@ class Dispatch:
         }
         for verb, handler in handlers.items():
             kind, _ = subjects.NODE_VERBS[verb]
-            await self._edge.answer(subjects.node("*", verb), kind, self._from_node(handler))
+            await self._edge.answer(subjects.node("*", verb), kind, self._from_node(handler), strangers=True)
         self._loop_task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

@@ -23,14 +23,17 @@ from pathlib import Path
 from typing import IO
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cyxcore.errors import CyxError
-from cyxnet.subjects import EDGE_PERMISSIONS
+from cyxnet.credentials import broker_nkeys
+from cyxnet.identity import Identity
 
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 READY_TIMEOUT_S = 10.0
 CLUSTER_READY_TIMEOUT_S = 40.0  # members wait for each other, and an election takes up to nine seconds
 LOCK_TIMEOUT_S = 5.0
+ADMISSION_TIMEOUT_S = 4  # so long central may take to say who may come in; longer than one who comes waits at a time
 LEAST_GROWTH_BYTES = 2**30  # a store may grow by so much, however full the disk is when its server starts
 
 
@@ -47,18 +50,27 @@ class DiskFull(CyxError):
 
 
 class Passwords(Struct, kw_only=True):
-    """One per role; made once per network folder."""
+    """Of central in its two accounts and between the brokers of a cluster; made once per network folder.
+
+    issuer, system: public nkeys of central (see admits()). Everybody else is let in by central, by a key of his own.
+    """
 
     core: str
     edge: str
-    node: str
-    client: str
-    system: str
-    route: str = ""  # between the members of a cluster
+    route: str = ""
+    issuer: str = ""
+    system: str = ""
 
     @classmethod
-    def fresh(cls) -> "Passwords":
-        return cls(**{name: secrets.token_urlsafe(24) for name in cls.__struct_fields__})
+    def fresh(cls, central: Identity | None = None) -> "Passwords":
+        """central: who will say who may come in; None: somebody unknown, so nobody ever may."""
+        made = cls(**{name: secrets.token_urlsafe(24) for name in ("core", "edge", "route")})
+        return made.admits(central or Identity(secrets.token_bytes(32)))
+
+    def admits(self, central: Identity) -> "Passwords":
+        """The same with the nkeys of this central, whom the broker asks about everybody else."""
+        issuer, system = broker_nkeys(central)
+        return replace(self, issuer=issuer, system=system)
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -141,8 +153,9 @@ class Broker:
             raise
 
     def url(self, role: str) -> str:
-        user = {"core": "central", "edge": "central-edge"}.get(role, role)
-        return f"nats://{user}:{getattr(self._passwords, role)}@127.0.0.1:{self.port}"
+        """For central in one of its accounts ("core", "edge"), or for everybody else ("client", "node")."""
+        user = {"core": f"central:{self._passwords.core}@", "edge": f"central-edge:{self._passwords.edge}@"}
+        return f"nats://{user.get(role, '')}127.0.0.1:{self.port}"
 
     @property
     def monitor_url(self) -> str:
@@ -219,20 +232,12 @@ def configuration(
 ) -> str:
     """nats.conf: account CORE holds the event log, EDGE is where nodes and clients live; central is in both.
 
+    Nobody but central is named: whoever else connects, the broker asks central (auth callout), in the system account.
     JetStream stays below the free space of the disk: a full disk gives publishers timeouts, a full store an error.
     What the store holds already is not counted against it, nor is it bound for ever by a disk that was full just now.
     """
     store = folder / "jetstream"
     held_bytes = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-
-    def users(role: str) -> str:
-        permissions = EDGE_PERMISSIONS[role]
-        return (
-            f'{{ user: "{role}", password: "{getattr(passwords, role)}", permissions: {{\n'
-            f"        publish: {{ allow: {json.dumps(permissions['publish'])} }}\n"
-            f"        subscribe: {{ allow: {json.dumps(permissions['subscribe'])} }}\n"
-            f'        allow_responses: {{ max: 1, expires: "1m" }} }} }}'
-        )
 
     servers = 1 + len(member.peer_ports) if member else 1
     return f"""\
@@ -253,15 +258,19 @@ accounts {{
     users: [ {{ user: "central", password: "{passwords.core}" }} ]
   }}
   EDGE {{
-    users: [
-      {{ user: "central-edge", password: "{passwords.edge}" }}
-      {users("node")}
-      {users("client")}
-    ]
+    users: [ {{ user: "central-edge", password: "{passwords.edge}" }} ]
   }}
-  SYS {{ users: [ {{ user: "system", password: "{passwords.system}" }} ] }}
+  SYS {{ users: [ {{ nkey: "{passwords.system}" }} ] }}
 }}
 system_account: SYS
+authorization {{
+  timeout: {ADMISSION_TIMEOUT_S}
+  auth_callout {{
+    issuer: "{passwords.issuer}"
+    account: SYS
+    auth_users: [ "central", "central-edge", "{passwords.system}" ]
+  }}
+}}
 {_cluster(member, passwords.route) if member else ""}"""
 
 

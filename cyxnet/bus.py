@@ -23,11 +23,12 @@ from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
-from cyxnet.connection import LINK_DOWN_PAUSE_S, Connection, Message, Take, block_of
+from cyxnet.connection import LINK_DOWN_PAUSE_S, Connection, Message, Take, block_of, is_refusal
+from cyxnet.credentials import Credentials
 from cyxnet.follower import STALL_S, Follower
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Mux
-from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, StorageFull, Stored
+from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, NotAdmitted, StorageFull, Stored
 from cyxnet.ratelimit import Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
 
@@ -37,6 +38,8 @@ Handler = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
 
 TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same request may be answered later
 CONNECT_TIMEOUT_S = 5.0
+RENEW_AT, RENEW_LATEST = 2 / 3, 0.9  # of the time a connection is let in for: when it is quiet, and in any case
+QUIET_CHECK_S = 0.05
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
@@ -60,22 +63,39 @@ class Bus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
         self._limiter: RateLimiter | None = None
+        self._asking = 0  # requests that wait for their answer
+        self._renewing: asyncio.Task[None] | None = None
+        self.foreign_replies = 0  # requests whose answer would have gone to somebody else
         self._followers: list[Follower] = []
         self._mux = Mux(connection, APPEND_TIMEOUT_S)
 
     @classmethod
-    async def connect(cls, url: str, *, name: str, inbox: str = "_INBOX") -> "Bus":
-        """Connect to `url` (nats://user:password@host:port, or several with commas between: any of them will do).
+    async def connect(
+        cls,
+        url: str,
+        *,
+        name: str,
+        inbox: str = "_INBOX",
+        credentials: Credentials | None = None,
+        session_s: float | None = None,
+        patience_s: float = CONNECT_TIMEOUT_S,
+    ) -> "Bus":
+        """Connect to `url` (nats://host:port, or several with commas between: any of them will do).
 
-        Raises BusError when nobody answers there.
+        credentials: who connects; their inbox is used then. None: the URL says it (nats://user:password@host:port).
+        session_s: so long one is let in; the connection comes again before that. patience_s: how long to wait for a
+        central that lets anybody in. Raises BusError when nobody answers there, NotAdmitted when one is refused.
         """
         urls, shown = url.split(","), addresses(url)
         last_error: list[str] = []
         failed = asyncio.Event()
 
         async def on_error(error: Exception) -> None:
-            last_error[:] = [str(error)]
-            failed.set()
+            if not is_refusal(last_error):  # which says more than whatever comes after it
+                last_error[:] = [str(error) or type(error).__name__]
+            # who is refused may see the link break before the reason comes: the next try tells
+            if credentials is None or not isinstance(error, TimeoutError | ConnectionResetError):
+                failed.set()
             log.debug("broker: %s", error)
 
         async def on_disconnect() -> None:
@@ -89,7 +109,11 @@ class Bus:
                     follower.doubt()
 
         bus: Bus | None = None
-        connection = Connection()
+        connection = Connection(credentials.nkey if credentials else None)
+        who: dict[str, Any] = {}
+        if credentials:
+            inbox = credentials.inbox
+            who = {"signature_cb": credentials.sign, "token": credentials.token}
         connecting = asyncio.ensure_future(
             connection.connect(
                 urls,
@@ -104,19 +128,41 @@ class Bus:
                 reconnect_time_wait=0.2,  # type: ignore[arg-type]
                 max_reconnect_attempts=-1,
                 connect_timeout=2,
+                **who,
             )
         )
         try:
-            await _until_first(connecting, failed, CONNECT_TIMEOUT_S)
+            await _until_first(connecting, failed, patience_s)
             await asyncio.wait_for(connecting, FIRST_ERROR_GRACE_S * len(urls))
             await connection.flush(timeout=2)
         except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
             with contextlib.suppress(Exception):
                 await connection.close()
             why = last_error[0] if last_error else str(error) or type(error).__name__
+            if credentials and is_refusal(why):
+                raise NotAdmitted(
+                    f"{shown} does not let {credentials.id} in: it is banned, or this is not the key it is known by"
+                ) from None
+            if credentials and "timeout" in why.lower():
+                why = "no central lets anybody in"
             raise BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?") from None
         bus = cls(connection)
+        if session_s is not None:
+            bus._renewing = asyncio.create_task(bus._renew(session_s))
         return bus
+
+    async def _renew(self, session_s: float) -> None:
+        """Connect again before the time is over, at a moment when nothing is under way."""
+        loop = asyncio.get_running_loop()
+        while True:
+            begun, reconnects = loop.time(), self._nc.stats["reconnects"]
+            await asyncio.sleep(session_s * RENEW_AT)
+            while (self._asking or self._tasks) and loop.time() < begun + session_s * RENEW_LATEST:
+                await asyncio.sleep(QUIET_CHECK_S)
+            if self._nc.stats["reconnects"] == reconnects:
+                with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
+                    await self._nc.flush(timeout=REQUEST_TIMEOUT_S)
+                await self._nc.force_reconnect()
 
     @property
     def connected(self) -> bool:
@@ -136,6 +182,8 @@ class Bus:
         return self._limiter.wait_ms(identity, asyncio.get_running_loop().time()) if self._limiter else 0
 
     async def close(self) -> None:
+        if self._renewing:
+            self._renewing.cancel()
         for follower in self._followers:
             follower.close()
         self._mux.close()
@@ -146,6 +194,9 @@ class Bus:
                 await subscription.unsubscribe()
         with contextlib.suppress(Exception):
             await self._nc.close()
+        if (reconnecting := self._nc._reconnection_task) and not reconnecting.done():
+            reconnecting.cancel()  # nats-py waits for its end too short a while
+            await asyncio.wait({reconnecting}, timeout=CONNECT_TIMEOUT_S)
 
     async def round_trip(self) -> None:
         """Hear from the broker: whatever it had sent before has arrived then. Raises BusError."""
@@ -157,10 +208,10 @@ class Bus:
 
     # -- plain messages ---------------------------------------------------------------------------
 
-    async def publish(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
+    async def publish(self, subject: str, payload: bytes, content_type: str = MSGPACK, reply: str = "") -> None:
         """Send and forget. Raises BusError when the link is down: nothing is kept for later."""
         try:
-            await self._nc.publish(subject, payload, block=_CONTENT[content_type])
+            await self._nc.publish(subject, payload, reply, block=_CONTENT[content_type] if content_type else b"")
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
 
@@ -194,12 +245,15 @@ class Bus:
     ) -> tuple[bytes, dict[str, str]]:
         """Ask and wait for one answer. Raises ApiError when it is a refusal, BusError when there is none."""
         headers = {"Content-Type": content_type}
+        self._asking += 1
         try:
             message = await self._nc.request(subject, payload, timeout=timeout_s, headers=headers)
         except nats.errors.NoRespondersError:
             raise BusError(f"nobody serves {subject}; is the other side running?") from None
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"no answer to {subject} within {timeout_s:g} s ({error or type(error).__name__})") from None
+        finally:
+            self._asking -= 1
         answer_headers = dict(message.headers or {})
         status = answer_headers.get("Nats-Service-Error-Code")
         if status is not None:
@@ -221,9 +275,12 @@ class Bus:
         )
         return decode(reply, data, headers.get("Content-Type", content_type), max_bytes=16_000_000)
 
-    async def answer(self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]]) -> None:
+    async def answer(
+        self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]], *, strangers: bool = False
+    ) -> None:
         """Serve a plain request subject: decode as `kinds`, call handler(subject, message), encode its reply.
 
+        strangers: many may ask here, and each is answered in its own inbox only.
         Every subject served has its own limit of requests in flight: a flood on one of them starves no other.
         """
         in_flight: set[asyncio.Task[None]] = set()
@@ -237,12 +294,25 @@ class Bus:
                 self._refuse(message, error)
 
         def take(message: Message) -> None:
+            if strangers and not self._own_inbox(message):
+                return
             if message.reply and (why_not := self._no_room(message.subject, in_flight)):
                 self._refuse(message, why_not)
             elif message.reply:
                 self._spawn(work(message), in_flight)
 
         await self._nc.listen(subject, take)
+        await self.round_trip()
+
+    async def answer_raw(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]], *, queue: str = "") -> None:
+        """Serve a subject whose requests and answers are bytes of another protocol. An empty answer is not sent."""
+
+        async def deliver(message: Msg) -> None:
+            if answer := await handler(message.data):
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await self._nc.publish(message.reply, answer)
+
+        await self._nc.subscribe(subject, queue=queue, cb=deliver)
         await self.round_trip()
 
     # -- micro services (ADR-32) ----------------------------------------------------------------------
@@ -275,7 +345,7 @@ class Bus:
 
     def _discovery(self, service: Service, question: str) -> Take:
         def take(message: Message) -> None:
-            if message.reply:
+            if message.reply.startswith(subjects.inbox("")):  # see _own_inbox
                 with contextlib.suppress(nats.errors.Error, OSError):
                     self._nc.send(message.reply, service.answer(question))
 
@@ -316,7 +386,7 @@ class Bus:
                 endpoint.ended(time.perf_counter_ns() - begun_ns, error)
 
         def take(message: Message) -> None:
-            if not message.reply:
+            if not message.reply or not self._own_inbox(message):
                 return
             if why_not := self._no_room(message.subject, in_flight):
                 self._refuse(message, why_not)
@@ -325,6 +395,18 @@ class Bus:
                 self._spawn(work(message), in_flight)
 
         return take
+
+    def _own_inbox(self, message: Message) -> bool:
+        """Whether the answer goes to who asked. The broker lets one name any reply subject, and we may publish on all:
+
+        with the subject of another's command there, what we answer would be taken for a command of ours.
+        """
+        asker = message.subject.split(".")[3]
+        if not message.reply or message.reply.startswith(f"{subjects.inbox(asker)}."):
+            return True
+        self.foreign_replies += 1
+        log.warning("%s is not answered: the answer would go to %s", message.subject, message.reply)
+        return False
 
     def _no_room(self, subject: str, in_flight: "set[asyncio.Task[None]]") -> ApiError | None:
         """Why a request is not even looked at now: its sender asks too much, or all do together."""

@@ -30,7 +30,8 @@ from cyxnet.amounts import format_cyx
 from cyxnet.artifacts import Advance
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, decode
-from cyxnet.config import DEFAULT_FOLDER, read_network
+from cyxnet.config import DEFAULT_FOLDER, SESSION_S, read_network
+from cyxnet.credentials import as_client
 from cyxnet.follow import ENDED, SOURCES, Merge
 
 if TYPE_CHECKING:
@@ -93,18 +94,21 @@ class AsyncClient:
         self._settlement: Settlement | None = None  # opened on the first payment: it loads a large library
 
     @classmethod
-    async def connect(
-        cls, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None, caller: str | None = None
-    ) -> "AsyncClient":
+    async def connect(cls, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None) -> "AsyncClient":
         """Join the network of `folder`, or the broker at `url`. The key is kept in folder/client.key.
 
-        Raises ConfigError when the folder has no network, BusError when nobody answers.
+        Raises ConfigError when the folder has no network, BusError when nobody answers, NotAdmitted when this key is
+        not let in.
         """
         folder = Path(folder)
-        url = url or read_network(folder).client_url
+        session_s = SESSION_S
+        if url is None:
+            network = read_network(folder)
+            url, session_s = network.client_url, network.session_s
         keys = identity.load_or_create(folder / "client.key")
-        bus = await Bus.connect(url, name="cyx-client", inbox="_INBOX_client")
-        return cls(bus, keys, caller or f"c-{keys.short_id}")
+        who = as_client(keys)
+        bus = await Bus.connect(url, name="cyx-client", credentials=who, session_s=session_s)
+        return cls(bus, keys, who.id)
 
     async def close(self) -> None:
         if self._settlement is not None:

@@ -1,6 +1,7 @@
 """The folder of a network: where its broker, chain and keys are. `cyx up` writes it, everyone else reads it."""
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError
 
+SESSION_S = 900
 DEFAULT_FOLDER = Path(".cyx")
 
 
@@ -18,16 +20,16 @@ class ConfigError(CyxError):
 
 
 class NetworkFile(Struct, kw_only=True):
-    """network.json: readable by its owner only, because the URLs carry the passwords of the roles.
+    """network.json: readable by its owner only, because the URLs of central carry its passwords.
 
     With several brokers each URL is a list of theirs, with commas between: "nats://user:password@a:4222,nats://…".
     """
 
     network_id: str
-    client_url: str  # account EDGE, role client
-    node_url: str  # account EDGE, role node
-    edge_url: str  # account EDGE, role central
-    core_url: str  # account CORE, role central
+    client_url: str  # account EDGE, for clients; who they are says their key
+    node_url: str  # account EDGE, for nodes; likewise
+    edge_url: str  # account EDGE, for central
+    core_url: str  # account CORE, for central
     monitor_url: str  # of each broker, with commas between: where /varz and /healthz are
     chain_url: str
     mint: str = ""  # the token of a public chain; on a local one central makes it
@@ -43,12 +45,19 @@ class NetworkFile(Struct, kw_only=True):
     fee_basis_points: int = 1000
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
+    session_s: int = SESSION_S  # so long a connection is let in; it comes again before that
+    operators: list[str] = []  # callers (c-…) that may use verbs of operators; no verb is one yet
     pid: int = 0  # of the `cyx up` that serves it
 
 
 def addresses(urls: str) -> str:
     """The hosts and ports of a list of URLs, without who connects there and with which password: for people."""
     return ", ".join(url.rsplit("@", 1)[-1] for url in urls.split(","))
+
+
+def without_passwords(urls: str) -> str:
+    """The same brokers, for who connects with a key."""
+    return ",".join(re.sub(r"//[^@/]*@", "//", url) for url in urls.split(","))
 
 
 def network_path(folder: Path) -> Path:

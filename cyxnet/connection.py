@@ -18,6 +18,11 @@ log = logging.getLogger(__name__)
 
 LINK_DOWN_PAUSE_S = 0.01
 CLOSE_WITHIN_S = 2.0
+# So long one try to connect waits to be let in, over and over. Most are short, because a request that no central heard
+# is lost and has to be made again; some are long, for a central that is slow.
+ADMISSION_TRIES_S = (0.15, 0.15, 0.15, 0.6, 0.15, 0.15, 0.15, 2.0)
+UNANSWERED_PAUSE_S = 0.03
+RECONNECT_PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0)  # of who is refused
 _STATUS_LINE = b"NATS/1.0 "  # followed by a number: the broker itself speaks
 _LINK_STAYS = ("permissions violation", "maximum subscriptions exceeded")  # though the broker says -ERR
 _NO_HEADERS: dict[str, str] = {}
@@ -69,12 +74,53 @@ def block_of(headers: Mapping[str, str]) -> bytes:
 
 
 class Connection(nats.NATS):
-    """nats-py's, with `send` and `listen`, the quick ways out and in."""
+    """nats-py's, with `send` and `listen`, the quick ways out and in. Whatever ends it, it is made again.
 
-    def __init__(self) -> None:
+    nkey: the public key it connects with, when it does so with a key.
+    """
+
+    def __init__(self, nkey: str | None = None) -> None:
         super().__init__()
+        self._public_nkey = nkey
+        self._failures = 0  # to come in, in a row
+        self._hung_up = 0  # of these, how often the broker hung up without a word
         self._ps = _Parser(self)
         self._takers: dict[int, Take] = {}  # by the number of the subscription
+
+    async def _process_connect_init(self) -> None:
+        """Again and again: soon while nobody answers, later and later while one is refused."""
+        if self._public_nkey:
+            self.options["connect_timeout"] = ADMISSION_TRIES_S[self._failures % len(ADMISSION_TRIES_S)]
+        try:
+            await self._connect_once()
+        except BaseException as error:
+            self._abort()  # a broker that takes the connection and says nothing: nats-py would forget the socket, open
+            if isinstance(error, TimeoutError | nats.errors.Error | OSError):
+                pause = min(self._failures, len(RECONNECT_PAUSES_S) - 1) if is_refusal(error) else 0
+                unanswered = self._public_nkey and isinstance(error, TimeoutError)
+                self.options["reconnect_time_wait"] = UNANSWERED_PAUSE_S if unanswered else RECONNECT_PAUSES_S[pause]
+                self._failures += 1
+            raise
+        self._failures = 0
+        self.options["reconnect_time_wait"] = RECONNECT_PAUSES_S[0]
+
+    async def _connect_once(self) -> None:
+        """One try. A broker that refuses says so and hangs up; the second may come first: twice in a row is a no."""
+        try:
+            await super()._process_connect_init()
+            if not self.is_connected:  # nats-py takes the end of the stream for an answer
+                for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+                    if task:
+                        task.cancel()
+                raise ConnectionResetError("the broker hung up")
+        except ConnectionResetError:
+            self._hung_up += 1
+            if self._public_nkey and self._hung_up > 1:
+                raise nats.errors.Error("nats: 'Authorization Violation' (the broker hung up)") from None
+            raise
+        finally:
+            if self.is_connected:
+                self._hung_up = 0
 
     def send(self, subject: str, payload: bytes, reply: str = "", block: bytes = b"") -> None:
         """Send a message; block: its headers, from block_of. Raises nats.errors.Error when it cannot be sent now."""
@@ -132,25 +178,16 @@ class Connection(nats.NATS):
         error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
         if any(harmless in err_msg for harmless in _LINK_STAYS):
             await self._error_cb(error)
-        elif self.is_connected:
+            return
+        if self.is_connected:
             await self._error_cb(error)
-            await self._process_op_err(error)
-        else:
-            await super()._process_err(err_msg)
+        await self._process_op_err(error)
 
     async def _process_op_err(self, e: Exception) -> None:
         """The link broke. Without the abort a broker that stands still keeps us from going to another one."""
         if self.is_connected:
             self._abort()
         await super()._process_op_err(e)
-
-    async def _process_connect_init(self) -> None:
-        """A broker that takes the connection and says nothing is given up; nats-py would forget the socket, open."""
-        try:
-            await super()._process_connect_init()
-        except BaseException:
-            self._abort()
-            raise
 
     async def close(self) -> None:
         """Send what is left and end the connection, within CLOSE_WITHIN_S."""
@@ -208,6 +245,11 @@ class Connection(nats.NATS):
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         return headers_of(raw)
+
+
+def is_refusal(error: object) -> bool:
+    """Whether the broker does not let one in."""
+    return "authorization violation" in str(error).lower()
 
 
 class _Parser(Parser):

@@ -27,6 +27,8 @@ from cyxnet import watchdog
 from cyxnet.broker import DiskFull, Passwords
 from cyxnet.brokers import CLUSTER_SIZES, Brokers, OnReady, Ports
 from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_atomically, write_network
+from cyxnet.credentials import as_client
+from cyxnet.identity import load_or_create
 from cyxnet.parts import Part, StartError
 
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -138,6 +140,8 @@ class LocalNetwork:
 
     async def _start(self) -> None:
         kept = self._read_kept()
+        kept.passwords = kept.passwords.admits(load_or_create(self.folder / "central.key"))
+        owner = load_or_create(self.folder / "client.key")
         self._brokers = Brokers(
             self.folder, kept.passwords, kept.brokers, first_port=self._port, on_ready=self._on_ready
         )
@@ -163,6 +167,7 @@ class LocalNetwork:
             heartbeat_ms=self._heartbeat_ms,
             lease_ms=self._lease_ms,
             redis_url=self._redis_url,
+            operators=[as_client(owner).id],
             pid=os.getpid(),
             bans=False,  # every node is the owner's own
         )

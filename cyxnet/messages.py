@@ -29,6 +29,7 @@ SessionId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Address = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{32,44}\Z")]  # Solana account, base58
 Signature = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{64,88}\Z")]  # Solana transaction, base58
 PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # Ed25519, hex
+SeedSignature = Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]  # Ed25519, hex
 RequestId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{0,64}\Z")]
 Text = Annotated[str, Meta(max_length=2000)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]

@@ -15,6 +15,12 @@ class BusError(CyxError):
     code = "broker_unreachable"
 
 
+class NotAdmitted(BusError):
+    """The broker does not let this identity in. Asking again helps only when central changes its mind."""
+
+    code = "not_admitted"
+
+
 class Conflict(CyxError):
     """Somebody else appended to this subject first. Reload and decide again."""
 

@@ -11,6 +11,8 @@ CORE     cyx.v1.blob.chunk.<sha256>           central             chunk bytes: s
 CORE     cyx.v1.blob.manifest.<sha256>        central             ArtifactManifest: stream BLOBS
 """
 
+from typing import Literal
+
 from msgspec import Struct
 
 from cyxnet import messages as m
@@ -34,6 +36,7 @@ class Verb(Struct, frozen=True):
     about: str
     raw_request: bool = False  # the payload is plain bytes, not a message
     raw_reply: bool = False
+    operator: bool = False  # only an operator of the platform may ask
 
 
 VERBS = {
@@ -121,16 +124,36 @@ def last_token(subject: str) -> str:
     return subject.rsplit(".", 1)[-1]
 
 
-# What each role may do in the EDGE account: allow-lists only; central has everything there.
-# (The broker holds a role to its row; holding a single caller to its own <caller> token needs the
-# per-connection permissions of an auth callout.)
-EDGE_PERMISSIONS = {
-    "client": {
-        "publish": [f"{ROOT}.api.>", "$SRV.>"],
-        "subscribe": [f"{ROOT}.update.>", "_INBOX_client.>"],
-    },
-    "node": {
-        "publish": [f"{ROOT}.node.>", f"{ROOT}.api.>"],
-        "subscribe": [f"{ROOT}.cmd.>", "_INBOX_node.>"],
-    },
-}
+Role = Literal["client", "operator", "node"]
+DISCOVERY = ["$SRV.PING", "$SRV.PING.>", "$SRV.INFO", "$SRV.INFO.>", "$SRV.STATS", "$SRV.STATS.>"]
+
+
+class Permissions(Struct, frozen=True, kw_only=True):
+    """What one connection may do in the EDGE account: nothing but this.
+
+    subscriptions: at a time. answers: whether it may answer a message it was sent, once, to the reply subject in it.
+    """
+
+    publish: list[str]
+    subscribe: list[str]
+    subscriptions: int
+    answers: bool = False
+
+
+def inbox(identity: str) -> str:
+    """The prefix of the inboxes of a connection. No other connection but central's may listen there."""
+    return f"_INBOX_{identity}"
+
+
+def permissions(role: Role, identity: str) -> Permissions:
+    """What a client, operator or node may do: its own id is in every subject it speaks on, and in its inboxes."""
+    if role == "node":
+        verbs = [*NODE_VERBS, *NODE_TELEMETRY]
+        own = [node(identity, verb) for verb in verbs] + [
+            api(identity, name) for name in VERBS if name.startswith("artifact.")
+        ]
+        return Permissions(
+            publish=own, subscribe=[command(identity), f"{inbox(identity)}.>"], subscriptions=64, answers=True
+        )
+    asked = [api(identity, verb.name) for verb in VERBS.values() if role == "operator" or not verb.operator]
+    return Permissions(publish=asked + DISCOVERY, subscribe=[update("*"), f"{inbox(identity)}.>"], subscriptions=1024)

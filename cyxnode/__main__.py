@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from typing import NoReturn
 from cyxcore.errors import CyxError
 from cyxnet import amounts, config
 from cyxnet.bus import Bus
+from cyxnet.credentials import as_node
 from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import Home, open_home, running, slug
@@ -93,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dir", type=Path, default=config.DEFAULT_FOLDER, help="the network's folder (.cyx)")
     made.add_argument("--name", type=parse_name, help="of this node; default: the first free of node-1, node-2, …")
-    made.add_argument("--url", help="nats://user:password@host:port of the broker, instead of the folder's")
+    made.add_argument("--url", help="nats://host:port of the broker, instead of the folder's")
     made.add_argument("--max-runs", type=parse_runs, default=1, metavar="N", help="runs at a time (1)")
     made.add_argument("--region", default="", help="where this machine is, e.g. eu-west")
     made.add_argument("--price-per-hour", type=parse_price, default=0, metavar="CYX", help="asked for (0)")
@@ -187,11 +189,20 @@ async def serve(args: argparse.Namespace, home: Home, begun_s: float) -> int:
 
 async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: float) -> int:
     """Join the network and work. Connecting, measuring and warming up go on at the same time."""
-    url = args.url or config.read_network(args.dir).node_url
+    url, session_s = args.url, config.SESSION_S
+    if url is None:
+        network = config.read_network(args.dir)
+        url, session_s = network.node_url, network.session_s
     pool = Pool(Launch(work_folder=home.work_folder, niceness=args.nice))
     try:
         pool.warm_up()
-        bus = await Bus.connect(url, name=home.node_id, inbox="_INBOX_node")
+        bus = await Bus.connect(
+            url,
+            name=home.node_id,
+            credentials=as_node(home.key, home.node_id),
+            session_s=session_s,
+            patience_s=math.inf,  # a node has nothing to do but wait for a central
+        )
         try:
             facts = await asyncio.to_thread(hardware.measure, args.memory)
             ready = (await pool.wait_warm()).ready

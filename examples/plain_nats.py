@@ -3,28 +3,47 @@
     cyx up                                                   # in another terminal
     python examples/plain_nats.py .cyx/network.json examples/digits.csv
 
+Whoever connects is known by an nkey, which this program makes for itself once and keeps in plain_nats.nk. The id of the
+caller, which stands in every subject and in the inbox, follows from the public key.
+
 A local network keeps a wallet for a caller that brings none, so the faucet is asked for test money first.
 """
 
 import asyncio
 import hashlib
 import json
+import os
+import secrets
 import sys
 from pathlib import Path
 
 import nats
+import nkeys
 
-CALLER = "plain-nats"  # a name of your own; it is part of every subject you speak on
 CHUNK_BYTES = 512 * 1024
+
+
+def kept_seed(path: Path) -> bytes:
+    """The seed of our nkey; it is made at the first time, readable by nobody else."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER))
+    return path.read_bytes().strip()
 
 
 async def main(network_file: str, data_file: str) -> None:
     network = json.loads(Path(network_file).read_text())
-    connection = await nats.connect(network["client_url"].split(","), inbox_prefix="_INBOX_client")
+    seed = kept_seed(Path("plain_nats.nk"))
+    public_key = nkeys.from_seed(bytearray(seed)).public_key
+    caller = "c-" + hashlib.sha256(public_key).hexdigest()[:32]
+    connection = await nats.connect(
+        network["client_url"].split(","), nkeys_seed_str=seed.decode(), inbox_prefix=f"_INBOX_{caller}"
+    )
 
     async def ask(verb: str, payload: object) -> dict:
         body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        reply = await connection.request(f"cyx.v1.api.{CALLER}.{verb}", body, timeout=10)
+        reply = await connection.request(f"cyx.v1.api.{caller}.{verb}", body, timeout=10)
         answer = json.loads(reply.data)
         if (reply.headers or {}).get("Nats-Service-Error-Code"):
             raise SystemExit(f"{verb}: {answer['err_code']}: {answer['message']}")

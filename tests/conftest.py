@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from cyxnet.broker import Broker, Passwords
+from tests.doorkeeper import CENTRAL, door_of
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    """A nats-server with the accounts and permissions of a local network."""
-    running = Broker.start(tmp_path / "broker", Passwords.fresh())
-    yield running
+    """A nats-server with the accounts of a local network, and a door that lets everybody in as who he is."""
+    running = Broker.start(tmp_path / "broker", Passwords.fresh(CENTRAL))
+    with door_of(running.url("client")):
+        yield running
     running.stop()

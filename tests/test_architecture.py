@@ -43,7 +43,8 @@ cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.obj
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model cyxcore
 
-cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.wallet cyxnet.instructions cyxnet.escrow
+cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.identity cyxnet.credentials
+cyxnet.wallet cyxnet.instructions cyxnet.escrow
 cyxnet.solana cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection cyxnet.service cyxnet.mux
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
@@ -64,7 +65,8 @@ cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxce
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.dispatch
 cyxcentral.landings
-cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.api cyxcentral.central
+cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.door
+cyxcentral.api cyxcentral.central
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),
@@ -94,6 +96,7 @@ PURE = {
     "cyxnode.events",
     "cyxnode.outbox",
     "cyxnode.state",
+    "cyxcentral.admission",
     "cyxcentral.jobs",
     "cyxcentral.line",
     "cyxcentral.matching",

@@ -18,6 +18,7 @@ from cyxnet import subjects
 from cyxnet.artifacts import describe
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, decode
+from cyxnet.credentials import as_node
 from cyxnet.identity import Identity
 from tests.central import facts as f
 
@@ -92,7 +93,7 @@ async def scheduling(broker):
 @pytest.fixture
 async def node(broker):
     """The connection of a node."""
-    bus = await Bus.connect(broker.url("node"), name="node", inbox="_INBOX_node")
+    bus = await Bus.connect(broker.url("node"), name="node", credentials=as_node(KEY, NODE))
     yield bus
     await bus.close()
 
@@ -522,7 +523,8 @@ async def test_of_two_jobs_that_two_centrals_gave_one_node_the_refused_one_goes_
         return m.CommandReply(accepted=True)
 
     await node.answer(subjects.command(NODE), m.Command, only_one)
-    await node.answer(subjects.command(node_b), m.Command, the_other)
+    bus_b = await Bus.connect(broker.url("node"), name="node-b", credentials=as_node(key_b, node_b))
+    await bus_b.answer(subjects.command(node_b), m.Command, the_other)
     a, b = [await SmallCentral.start(broker, f"central-{name}") for name in "ab"]
     await a.dispatch._register(register())
     for job_id in ("job-1", "job-2"):
@@ -548,7 +550,7 @@ async def test_of_two_jobs_that_two_centrals_gave_one_node_the_refused_one_goes_
     assert (refused.status, jobs.tried(refused)) == ("leased", 1)
     assert refused.not_before_ms == times["LeaseLost"]
     print(f"leased again {times['Leased'] - times['LeaseLost']} ms after the refusal")
-    for each in (a, b):
+    for each in (a, b, bus_b):
         await each.close()
 
 

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from cyxnet.bus import Bus
+from cyxnet.client import AsyncClient
 from cyxnet.config import ConfigError, read_network
 from cyxnet.local import LocalNetwork
 from cyxnet.solana import Settlement
@@ -51,8 +51,8 @@ async def test_what_dies_in_a_new_network_comes_back_at_the_same_address(tmp_pat
             assert await chain.genesis_hash()
         os.kill(network.process_ids["broker"], signal.SIGKILL)
         await network.until_ready("broker")
-        bus = await Bus.connect(network.file.client_url, name="test", inbox="_INBOX_client")
-        await bus.close()
+        async with await AsyncClient.connect(network.folder):
+            pass
 
 
 async def test_a_second_up_on_the_same_folder_is_refused(tmp_path):

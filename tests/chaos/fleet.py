@@ -72,7 +72,7 @@ class Fleet:
         self._on_event = on_event
         self._over = asyncio.Event()
         self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._passwords = Passwords.fresh()
+        self._passwords = Passwords.fresh(identity.load_or_create(folder / "central.key"))
         self._broker: Broker | None = None
         self._parts: dict[str, Part] = {}
 
@@ -112,7 +112,6 @@ class Fleet:
             lease_ms=LEASE_MS,
         )
         write_network(self.folder, self.file)
-        identity.load_or_create(self.folder / "central.key")
         for name in CENTRALS:
             self.members[name] = await self._central(name)
         for n in range(1, self._nodes + 1):

@@ -10,7 +10,11 @@ from cyxnet import artifacts, subjects
 from cyxnet.artifacts import ArtifactError
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import JSON, MSGPACK, decode, encode
+from cyxnet.credentials import as_client
+from cyxnet.identity import Identity
 from cyxnet.messages import ArtifactManifest, ArtifactStatReply
+
+ME = as_client(Identity(b"m" * 32))
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ async def store(broker):
     """(client bus, blobs): a client whose artifact verbs are served as central serves them."""
     core = await Bus.connect(broker.url("core"), name="core")
     edge = await Bus.connect(broker.url("edge"), name="edge")
-    client = await Bus.connect(broker.url("client"), name="client", inbox="_INBOX_client")
+    client = await Bus.connect(broker.url("client"), name="client", credentials=ME)
     blobs = Blobs(core)
     await blobs.open()
     handlers = {
@@ -44,10 +48,10 @@ def file_of(tmp_path, size):
 async def test_a_file_comes_back_as_it_went(store, tmp_path, size):
     client, _ = store
     path, seen = file_of(tmp_path, size), []
-    ref = await artifacts.put(client, "me", path, lambda done, total: seen.append((done, total)))
+    ref = await artifacts.put(client, ME.id, path, lambda done, total: seen.append((done, total)))
     assert (ref.sha256, ref.size) == (hashlib.sha256(path.read_bytes()).hexdigest(), size)
     assert seen[-1] == (size, size)
-    await artifacts.get(client, "me", ref.sha256, tmp_path / "back.bin")
+    await artifacts.get(client, ME.id, ref.sha256, tmp_path / "back.bin")
     assert (tmp_path / "back.bin").read_bytes() == path.read_bytes()
 
 
@@ -57,7 +61,7 @@ async def test_an_interrupted_upload_goes_on_with_what_is_missing(store, tmp_pat
     manifest = artifacts.describe(path)
     await blobs.put(path.read_bytes()[: artifacts.CHUNK_BYTES])
     assert (await blobs.stat(manifest)).missing == manifest.chunks[1:]
-    await artifacts.put(client, "me", path)
+    await artifacts.put(client, ME.id, path)
     assert (await blobs.stat(manifest)).complete
 
 
@@ -65,8 +69,8 @@ async def test_equal_chunks_are_stored_once(store, tmp_path):
     client, _ = store
     path = tmp_path / "zeros"
     path.write_bytes(bytes(5 * artifacts.CHUNK_BYTES))
-    ref = await artifacts.put(client, "me", path)
-    await artifacts.get(client, "me", ref.sha256, tmp_path / "back")
+    ref = await artifacts.put(client, ME.id, path)
+    await artifacts.get(client, ME.id, ref.sha256, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == path.read_bytes()
 
 
@@ -77,28 +81,28 @@ async def test_a_manifest_that_lies_about_its_digest_is_refused(store, tmp_path)
     await blobs.put(path.read_bytes())
     lie = artifacts.ArtifactManifest(sha256="0" * 64, size=manifest.size, chunks=manifest.chunks)
     with pytest.raises(ApiError, match="expected 1000 bytes with the digest named"):
-        await client.ask(subjects.api("me", "artifact.commit"), lie, artifacts.ArtifactRef)
+        await client.ask(subjects.api(ME.id, "artifact.commit"), lie, artifacts.ArtifactRef)
 
 
 async def test_a_commit_before_its_chunks_is_refused(store, tmp_path):
     client, _ = store
     manifest = artifacts.describe(file_of(tmp_path, 1000))
     with pytest.raises(ApiError, match="not stored here"):
-        await client.ask(subjects.api("me", "artifact.commit"), manifest, artifacts.ArtifactRef)
+        await client.ask(subjects.api(ME.id, "artifact.commit"), manifest, artifacts.ArtifactRef)
 
 
 async def test_an_unknown_artifact_leaves_no_file_behind(store, tmp_path):
     client, _ = store
     with pytest.raises(ApiError, match="no artifact"):
-        await artifacts.get(client, "me", "0" * 64, tmp_path / "model")
+        await artifacts.get(client, ME.id, "0" * 64, tmp_path / "model")
     assert list(tmp_path.glob("*model*")) == []
 
 
 async def test_an_artifact_larger_than_allowed_is_not_fetched(store, tmp_path):
     client, _ = store
-    ref = await artifacts.put(client, "me", file_of(tmp_path, 5000))
+    ref = await artifacts.put(client, ME.id, file_of(tmp_path, 5000))
     with pytest.raises(ArtifactError, match="at most 10 bytes, it has 5000"):
-        await artifacts.get(client, "me", ref.sha256, tmp_path / "model", max_bytes=10)
+        await artifacts.get(client, ME.id, ref.sha256, tmp_path / "model", max_bytes=10)
 
 
 def test_an_empty_file_is_no_artifact(tmp_path):
@@ -123,7 +127,7 @@ async def test_what_is_missing_of_many_chunks_is_found_without_fetching_those_th
 async def test_two_uploaders_of_the_same_file_at_once_both_succeed(store, tmp_path):
     client, blobs = store
     path = file_of(tmp_path, 3 * artifacts.CHUNK_BYTES)
-    first, second = await asyncio.gather(artifacts.put(client, "a", path), artifacts.put(client, "b", path))
+    first, second = await asyncio.gather(artifacts.put(client, ME.id, path), artifacts.put(client, ME.id, path))
     assert first == second
     assert await blobs.commit(artifacts.describe(path)) == first
 
@@ -140,9 +144,9 @@ async def test_a_damaged_chunk_is_found_by_the_commit(store, tmp_path):
 
 async def test_a_place_that_cannot_be_written_is_one_clear_error(store, tmp_path):
     client, _ = store
-    ref = await artifacts.put(client, "me", file_of(tmp_path, 10))
+    ref = await artifacts.put(client, ME.id, file_of(tmp_path, 10))
     with pytest.raises(ArtifactError, match="cannot be written"):
-        await artifacts.get(client, "me", ref.sha256, tmp_path / "data.bin" / "inside-a-file")
+        await artifacts.get(client, ME.id, ref.sha256, tmp_path / "data.bin" / "inside-a-file")
 
 
 def test_a_file_whose_manifest_fits_no_message_is_refused_before_it_is_sent(tmp_path, monkeypatch):
@@ -162,7 +166,7 @@ async def test_a_commit_whose_central_died_is_given_up_after_seconds(broker, tmp
     # it was waited for for two minutes, and with it the job whose model it was
     monkeypatch.setattr(artifacts, "ANSWER_S", 0.2)
     edge = await Bus.connect(broker.url("edge"), name="edge")
-    client = await Bus.connect(broker.url("client"), name="client", inbox="_INBOX_client")
+    client = await Bus.connect(broker.url("client"), name="client", credentials=ME)
     never = asyncio.Event()
 
     async def dies(caller, manifest):
@@ -174,7 +178,7 @@ async def test_a_commit_whose_central_died_is_given_up_after_seconds(broker, tmp
     await edge.serve("1.0.0", "test", {"artifact.stat": stat, "artifact.commit": dies})
     async with asyncio.timeout(10):
         with pytest.raises(BusError):
-            await artifacts.put(client, "me", file_of(tmp_path, 1))
+            await artifacts.put(client, ME.id, file_of(tmp_path, 1))
     never.set()
     for bus in (client, edge):
         await bus.close()

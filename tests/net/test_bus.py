@@ -17,9 +17,13 @@ from cyxnet.broker import Broker, BrokerError, Passwords, syncs_always
 from cyxnet.bus import ApiError, AppendUnknown, Bus, BusError, Conflict
 from cyxnet.codec import JSON
 from cyxnet.connection import Message, block_of
+from cyxnet.credentials import as_client
 from cyxnet.escrow import SettlementError
 from cyxnet.follower import Follower, place_of
+from cyxnet.identity import Identity
 from cyxnet.ratelimit import Rate
+
+ME = as_client(Identity(b"m" * 32))
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ async def edge(broker):
 
 @pytest.fixture
 async def client(broker):
-    bus = await Bus.connect(broker.url("client"), name="test-client", inbox="_INBOX_client")
+    bus = await Bus.connect(broker.url("client"), name="test-client", credentials=ME)
     yield bus
     await bus.close()
 
@@ -60,7 +64,7 @@ async def test_nobody_at_the_address_is_one_clear_error():
 
 async def test_a_wrong_password_is_one_clear_error(broker):
     with pytest.raises(BusError, match="no Cyx broker answers"):
-        await Bus.connect(f"nats://client:wrong@127.0.0.1:{broker.port}", name="test")
+        await Bus.connect(f"nats://central-edge:wrong@127.0.0.1:{broker.port}", name="test")
 
 
 async def test_a_broker_that_stands_still_is_an_error_of_ours_to_whoever_begins_to_serve(broker, edge, monkeypatch):
@@ -499,8 +503,8 @@ async def test_a_client_cannot_speak_as_a_node(edge, client):
     async def seen(subject, payload, headers):
         allowed.set()
 
-    await edge.subscribe(subjects.api("me", "job.status"), seen)
-    await client.publish(subjects.api("me", "job.status"), b"x")
+    await edge.subscribe(subjects.api(ME.id, "job.status"), seen)
+    await client.publish(subjects.api(ME.id, "job.status"), b"x")
     await asyncio.wait_for(allowed.wait(), 10)
     assert not heard.is_set()
 
@@ -514,16 +518,16 @@ async def test_verbs_are_served_to_any_caller_and_discoverable(edge, client):
         return {"caller": caller, "job_id": ask.job_id}
 
     await edge.serve("1.2.3", "test", {"job.status": status})
-    payload, _ = await client.request(subjects.api("alice", "job.status"), b'{"job_id": "abc"}')
-    assert json.loads(payload) == {"caller": "alice", "job_id": "abc"}
+    payload, _ = await client.request(subjects.api(ME.id, "job.status"), b'{"job_id": "abc"}')
+    assert json.loads(payload) == {"caller": ME.id, "job_id": "abc"}
     with pytest.raises(ApiError) as refused:
-        await client.ask(subjects.api("alice", "job.status"), m.JobRef(job_id="nope"), dict)
+        await client.ask(subjects.api(ME.id, "job.status"), m.JobRef(job_id="nope"), dict)
     assert (refused.value.code, refused.value.status) == ("unknown_job", 404)
     with pytest.raises(ApiError) as failed:
-        await client.ask(subjects.api("alice", "job.status"), m.JobRef(job_id="bug"), dict)
+        await client.ask(subjects.api(ME.id, "job.status"), m.JobRef(job_id="bug"), dict)
     assert failed.value.code == "internal" and "secret" not in str(failed.value)
     with pytest.raises(ApiError) as bad:
-        await client.request(subjects.api("alice", "job.status"), b'{"job": 1}')
+        await client.request(subjects.api(ME.id, "job.status"), b'{"job": 1}')
     assert bad.value.code == "bad_message"
     info = json.loads((await client.request("$SRV.INFO.cyx", b""))[0])
     [endpoint] = info["endpoints"]
@@ -542,7 +546,7 @@ async def test_slow_requests_of_one_verb_run_side_by_side(edge, client):
         return {}
 
     await edge.serve("1.0.0", "test", {"job.status": slow})
-    asks = [client.request(subjects.api(f"c{n}", "job.status"), b'{"job_id": "abc"}') for n in range(5)]
+    asks = [client.request(subjects.api(ME.id, "job.status"), b'{"job_id": "abc"}') for _ in range(5)]
     await asyncio.gather(*asks)
     assert len(arrived) == 5
 
@@ -554,7 +558,7 @@ async def test_bytes_of_whatever_content_type_are_taken_and_answered_as_json(edg
         return {"size": len(block)}
 
     await edge.serve("1.0.0", "test", {"artifact.put": put})
-    answer, headers = await client.request(subjects.api("me", "artifact.put"), b"12345", content_type=content_type)
+    answer, headers = await client.request(subjects.api(ME.id, "artifact.put"), b"12345", content_type=content_type)
     assert (json.loads(answer), headers["Content-Type"]) == ({"size": 5}, JSON)
 
 
@@ -564,7 +568,7 @@ async def test_an_answer_that_is_too_large_is_refused_with_what_to_do(edge, clie
 
     await edge.serve("1.0.0", "test", {"job.status": status})
     with pytest.raises(ApiError, match="ask for less") as refused:
-        await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
+        await client.request(subjects.api(ME.id, "job.status"), b'{"job_id": "abc"}')
     assert (refused.value.code, refused.value.status) == ("reply_too_large", 413)
 
 
@@ -577,8 +581,8 @@ async def test_an_answer_that_just_fits_arrives_and_one_that_its_headers_make_to
     sizes = [room, room + 1]
     await edge.serve("1.0.0", "test", {"job.status": status})
     with pytest.raises(ApiError, match="ask for less"):
-        await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
-    answer, _ = await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
+        await client.request(subjects.api(ME.id, "job.status"), b'{"job_id": "abc"}')
+    answer, _ = await client.request(subjects.api(ME.id, "job.status"), b'{"job_id": "abc"}')
     assert len(answer) == room
 
 
@@ -622,7 +626,7 @@ async def test_a_second_server_on_the_same_store_is_refused(broker, monkeypatch)
 
 async def test_nobody_serving_is_said_at_once(client):
     with pytest.raises(BusError, match="nobody serves"):
-        await client.request(subjects.api("me", "job.list"), b"{}")
+        await client.request(subjects.api(ME.id, "job.list"), b"{}")
 
 
 async def test_a_chain_that_is_away_is_answered_as_try_again(edge, client):
@@ -631,13 +635,15 @@ async def test_a_chain_that_is_away_is_answered_as_try_again(edge, client):
 
     await edge.serve("1.0.0", "test", {"job.status": away})
     with pytest.raises(ApiError) as refused:
-        await client.request(subjects.api("me", "job.status"), b'{"job_id": "abc"}')
+        await client.request(subjects.api(ME.id, "job.status"), b'{"job_id": "abc"}')
     assert (refused.value.code, refused.value.status) == ("chain_unreachable", 503)
 
 
 async def test_who_asks_too_often_is_told_when_to_ask_again_and_nobody_else_is(broker):
     central = await Bus.connect(broker.url("edge"), name="central")
-    client = await Bus.connect(broker.url("client"), name="client", inbox="_INBOX_client")
+    clients = [as_client(Identity(letter * 32)) for letter in (b"f", b"h")]
+    buses = {who.id: await Bus.connect(broker.url("client"), name="c", credentials=who) for who in clients}
+    flood, honest = buses
     try:
 
         async def info(caller, request):
@@ -647,15 +653,15 @@ async def test_who_asks_too_often_is_told_when_to_ask_again_and_nobody_else_is(b
         await central.serve("0.1.0", "test", {"job.list": info})
 
         async def ask(caller):
-            return await client.ask(subjects.api(caller, "job.list"), m.JobListRequest(), m.JobList)
+            return await buses[caller].ask(subjects.api(caller, "job.list"), m.JobListRequest(), m.JobList)
 
         for _ in range(2):
-            assert (await ask("flood")).total == 0
+            assert (await ask(flood)).total == 0
         with pytest.raises(ApiError) as refused:
-            await ask("flood")
+            await ask(flood)
         assert (refused.value.code, refused.value.status) == ("rate_limited", 429)
         assert 0 < refused.value.retry_after_ms <= 1001
-        assert (await ask("honest")).total == 0
+        assert (await ask(honest)).total == 0
     finally:
-        await client.close()
-        await central.close()
+        for bus in (*buses.values(), central):
+            await bus.close()

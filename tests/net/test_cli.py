@@ -31,6 +31,7 @@ from cyxnet.client import AsyncClient, InsufficientFunds, Prepared
 from cyxnet.config import ConfigError, NetworkFile, write_network
 from cyxnet.display import Tally, human_age, human_bytes, human_duration, sparkline, tell
 from cyxnet.messages import ExplainReply, Update
+from tests.doorkeeper import CENTRAL, door_of
 from tests.net.fake_api import NODE, FakeCentral
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -398,8 +399,9 @@ def test_force_replaces_a_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    running = Broker.start(tmp_path_factory.mktemp("broker"), Passwords.fresh())
-    yield running
+    running = Broker.start(tmp_path_factory.mktemp("broker"), Passwords.fresh(CENTRAL))
+    with door_of(running.url("client")):
+        yield running
     running.stop()
 
 

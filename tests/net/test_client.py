@@ -27,6 +27,7 @@ from cyxnet.config import ConfigError
 from cyxnet.escrow import check_deposit
 from cyxnet.follow import Merge
 from cyxnet.solana import Settlement, SettlementError
+from tests.doorkeeper import CENTRAL, door_of, opened
 from tests.net.fake_api import FakeCentral
 
 JOB = "digits-0123456789"
@@ -36,8 +37,9 @@ TOKEN_PROGRAM = "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    running = Broker.start(tmp_path_factory.mktemp("broker"), Passwords.fresh())
-    yield running
+    running = Broker.start(tmp_path_factory.mktemp("broker"), Passwords.fresh(CENTRAL))
+    with door_of(running.url("client")):
+        yield running
     running.stop()
 
 
@@ -190,8 +192,9 @@ async def test_a_status_that_runs_ahead_of_the_log_loses_nothing(central: FakeCe
 
 
 async def test_watching_goes_on_after_the_broker_was_restarted(tmp_path: Path) -> None:
-    passwords = Passwords.fresh()
+    passwords = Passwords.fresh(CENTRAL)
     first = Broker.start(tmp_path / "broker", passwords)
+    system, _ = await opened(first.url("client"))
     core = await Bus.connect(first.url("edge"), name="fake-central")
     central = FakeCentral(core)
     await central.serve()
@@ -212,6 +215,7 @@ async def test_watching_goes_on_after_the_broker_was_restarted(tmp_path: Path) -
                 assert [update.kind async for update in watching] == ["Settled"]
     finally:
         await core.close()
+        await system.close()
         first.stop()
 
 

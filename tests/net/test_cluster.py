@@ -142,11 +142,11 @@ async def everything_in(core):
 async def test_a_frozen_server_does_not_hinder_who_joins(cluster):
     first = cluster.names[0]
     stuck = cluster.running[first].process
-    rest = ",".join(cluster.running[name].url("client") for name in cluster.names[1:])
+    rest = ",".join(cluster.running[name].url("core") for name in cluster.names[1:])
     os.kill(stuck.pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(30):
-            bus = await Bus.connect(f"{cluster.running[first].url('client')},{rest}", name="t", inbox="_INBOX_client")
+            bus = await Bus.connect(f"{cluster.running[first].url('core')},{rest}", name="t")
             assert bus.connected
             await bus.close()
     finally:

@@ -133,7 +133,7 @@ async def test_an_error_that_leaves_the_link_as_it_is_changes_nothing(broker, sa
 
 
 async def test_a_service_says_how_often_it_was_asked_and_what_went_wrong(broker):
-    edge = await Bus.connect(broker.url("edge"), name="test-edge")
+    edge = await Bus.connect(broker.url("edge"), name="test-edge", inbox="_INBOX_alice")
 
     async def status(caller, ask):
         if ask.job_id == "nope":

@@ -12,6 +12,7 @@ import pytest
 from cyxnet.broker import Broker
 from cyxnet.bus import Bus
 from cyxnet.config import NetworkFile, write_network
+from cyxnet.credentials import as_node
 from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import Home, open_home
@@ -69,7 +70,8 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
         async def start(behaviour: str = "learn", url: str | None = None, name: str = "desk") -> Node:
             home = open_home(tmp_path / "cyx", name)
             stack.callback(home.close)
-            bus = await Bus.connect(url or broker.url("node"), name=home.node_id, inbox="_INBOX_node")
+            who = as_node(home.key, home.node_id)
+            bus = await Bus.connect(url or broker.url("node"), name=home.node_id, credentials=who)
             stack.push_async_callback(bus.close)
             command = TRAIN_COMMAND if behaviour == "train" else (sys.executable, "-P", STANDIN, behaviour)
             pool = Pool(Launch(work_folder=home.work_folder, command=command))

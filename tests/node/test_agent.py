@@ -20,6 +20,7 @@ from cyxnet.messages import (
     completion_bytes,
     registration_bytes,
 )
+from tests.doorkeeper import CENTRAL, opened
 from tests.node.fake_central import FakeCentral, Store, make_assign
 from tests.node.standin import GRAPH_SHA256
 
@@ -172,8 +173,9 @@ async def test_a_run_that_ends_while_central_is_away_is_reported_when_it_is_back
 async def test_a_run_outlives_the_broker_and_its_newest_epoch_is_told_again(
     tmp_path: Path, store: Store, start_node: Start
 ) -> None:
-    folder, passwords = tmp_path / "broker-of-its-own", Passwords.fresh()
+    folder, passwords = tmp_path / "broker-of-its-own", Passwords.fresh(CENTRAL)
     broker = await asyncio.to_thread(Broker.start, folder, passwords)
+    system, _ = await opened(broker.url("node"))
     try:
         central = await FakeCentral.start(broker.url("edge"), store)
         node = await start_node("learn_when_told", url=broker.url("node"))
@@ -192,6 +194,7 @@ async def test_a_run_outlives_the_broker_and_its_newest_epoch_is_told_again(
         await asyncio.wait_for(node.task, WAIT_S)
         await central.close()
     finally:
+        await system.close()
         await asyncio.to_thread(broker.stop)
 
 

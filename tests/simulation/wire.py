@@ -263,7 +263,9 @@ class SimBus:
         )
         return decode(reply, data, headers["Content-Type"], max_bytes=16_000_000)
 
-    async def answer(self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]]) -> None:
+    async def answer(
+        self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]], *, strangers: bool = False
+    ) -> None:
         def route(said_on: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
             at_s = self._scheduler.now_s
 

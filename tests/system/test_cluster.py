@@ -90,8 +90,10 @@ async def stats(client, endpoint, centrals):
         if len(found) == centrals:
             complete.set()
 
-    await client.bus.subscribe("_INBOX_client.stats", take)
-    await client.bus._nc.publish(f"$SRV.STATS.{subjects.SERVICE_NAME}", b"", reply="_INBOX_client.stats")
+    await client.bus.subscribe(f"{subjects.inbox(client.caller)}.stats", take)
+    await client.bus._nc.publish(
+        f"$SRV.STATS.{subjects.SERVICE_NAME}", b"", reply=f"{subjects.inbox(client.caller)}.stats"
+    )
     async with asyncio.timeout(10):
         await complete.wait()
     return found

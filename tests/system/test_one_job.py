@@ -110,6 +110,7 @@ async def test_a_script_without_any_cyx_import_submits_and_follows_a_job(network
         str(network.folder / "network.json"),
         str(EXAMPLES / "digits.csv"),
         stdout=asyncio.subprocess.PIPE,
+        cwd=network.folder,  # its key is kept there
     )
     async with asyncio.timeout(60):
         said, _ = await script.communicate()

@@ -1,0 +1,84 @@
+"""Who may come in, and as whom: decided from what a connection proves and what the log says of nodes. Pure.
+
+| who connects with | is | and may come in unless |
+|---|---|---|
+| an nkey and nothing else | a client, or an operator where the network names it as one | |
+| an nkey and a node's token | that node | it is banned, or is registered with another key |
+
+The broker asks and obeys; it checks no signature itself.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Collection
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from msgspec import Struct
+
+from cyxcentral import nodes
+from cyxnet.credentials import USER, bound_node, caller_id, nkey_bytes
+from cyxnet.subjects import Role
+
+
+class Proof(Struct, frozen=True, kw_only=True):
+    """What a connection shows. nonce: drawn by the broker for this connection; sig: over its letters, base 64."""
+
+    nkey: str = ""
+    sig: str = ""
+    auth_token: str = ""
+    nonce: str = ""
+
+
+class Admitted(Struct, frozen=True, kw_only=True):
+    """A connection that may come in, for `lasts_s`."""
+
+    role: Role
+    identity: str
+    lasts_s: int
+
+
+class Refused(Struct, frozen=True, kw_only=True):
+    reason: str
+
+
+def decide(
+    proof: Proof,
+    node_of: Callable[[str], nodes.Node | None],
+    operators: Collection[str],
+    session_s: int,
+    now_ms: int,
+) -> Admitted | Refused:
+    """Let the connection in as whoever it has proved to be. node_of: a node as the log knows it."""
+    if why_not := _unproved(proof):
+        return Refused(reason=why_not)
+    if not proof.auth_token:
+        caller = caller_id(proof.nkey)
+        return Admitted(role="operator" if caller in operators else "client", identity=caller, lasts_s=session_s)
+    try:
+        said = bound_node(proof.auth_token, proof.nkey)
+    except ValueError as error:
+        return Refused(reason=str(error))
+    known = node_of(said.node_id)
+    if known is not None and known.public_key != said.public_key:
+        return Refused(reason=f"{said.node_id} is registered with another key")
+    if known is not None and (until_ms := nodes.at(known, now_ms).banned_until_ms):
+        return Refused(reason=f"{said.node_id} is banned until {until_ms} ms after 1970")
+    return Admitted(role="node", identity=said.node_id, lasts_s=session_s)
+
+
+def _unproved(proof: Proof) -> str | None:
+    """Why the connection has not shown that it holds the key it names; None when it has."""
+    if not proof.nkey or not proof.nonce:
+        return "no nkey was shown: connect with a key, not with a name and password"
+    try:
+        key = Ed25519PublicKey.from_public_bytes(nkey_bytes(USER, proof.nkey))
+        key.verify(base64.b64decode(_padded(proof.sig), validate=True), proof.nonce.encode())
+    except (ValueError, binascii.Error, InvalidSignature):
+        return f"the nonce is not signed by {proof.nkey[:60]}"
+    return None
+
+
+def _padded(sig: str) -> str:
+    """Clients write base 64 as they please: with - and _, without padding."""
+    return sig.replace("-", "+").replace("_", "/") + "=" * (-len(sig) % 4)

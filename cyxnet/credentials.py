@@ -1,0 +1,128 @@
+"""Who a connection is to the broker: its nkey, what it signs to get in, and what a node says of itself.
+
+An nkey is an Ed25519 key as NATS writes it: base 32 of a kind, the key and a checksum. The one of a connection is a
+child of the identity's seed that does nothing but sign the nonces of brokers, so whatever a broker makes it sign is
+worth nothing anywhere else. Central lets the connection in under an id that belongs to that key.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import Struct
+
+from cyxnet.identity import Identity, key_id, verify
+from cyxnet.messages import NodeId, PublicKey, SeedSignature
+
+USER, ACCOUNT = 20 << 3, 0  # the kinds: their nkeys begin with U and A, their seeds with SU and SA
+_SEED = 18 << 3
+LONGEST_TOKEN = 1024
+
+
+class NodeToken(Struct, frozen=True, kw_only=True):
+    """What a node says of itself when it connects: that the nkey it connects with speaks for this node."""
+
+    node_id: NodeId
+    public_key: PublicKey  # of the signing key; the node id ends with its digest
+    signature: SeedSignature  # of binding_bytes()
+
+
+class Credentials(Struct, frozen=True, kw_only=True):
+    """What it takes to connect as somebody. sign: a nonce to its signature, both as they travel."""
+
+    id: str  # the caller or node in the subjects
+    nkey: str
+    sign: Callable[[str], bytes]
+    inbox: str  # prefix of the only inboxes this connection may listen on
+    token: str | None = None
+
+
+def nkey(kind: int, public_key: bytes) -> str:
+    """32 bytes of an Ed25519 public key as NATS writes it."""
+    return _checked(bytes([kind]) + public_key)
+
+
+def nkey_seed(kind: int, seed: bytes) -> str:
+    """32 bytes of an Ed25519 seed as NATS writes it: a secret."""
+    return _checked(bytes([_SEED | kind >> 5, (kind & 31) << 3]) + seed)
+
+
+def nkey_bytes(kind: int, text: str) -> bytes:
+    """The inverse of nkey(). Raises ValueError when the kind, the length or the checksum is another."""
+    try:
+        raw = base64.b32decode(text + "=" * (-len(text) % 8))
+    except (ValueError, binascii.Error):
+        raise ValueError("expected base 32") from None
+    if len(raw) != 35 or raw[0] != kind or _checked(raw[:-2]) != text:
+        raise ValueError("expected an nkey of 56 letters with its checksum")
+    return raw[1:-2]
+
+
+def _checked(raw: bytes) -> str:
+    return base64.b32encode(raw + binascii.crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def public_nkey(kind: int, seed: bytes) -> str:
+    """The public nkey of a seed."""
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key()
+    return nkey(kind, public.public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def caller_id(user_nkey: str) -> str:
+    """The caller that an nkey speaks for. 128 bits of its digest: nobody finds another key with the same ones."""
+    return "c-" + hashlib.sha256(user_nkey.encode()).hexdigest()[:32]
+
+
+def as_client(keys: Identity) -> Credentials:
+    return _credentials(keys.child("nats"), None)
+
+
+def as_node(keys: Identity, node_id: str) -> Credentials:
+    """node_id ends with the digest of the signing key, which vouches for the nkey."""
+    user_nkey = public_nkey(USER, keys.child("nats"))
+    signature = keys.sign(binding_bytes(user_nkey, node_id))
+    token = NodeToken(node_id=node_id, public_key=keys.public_key, signature=signature)
+    return _credentials(keys.child("nats"), node_id, msgspec.json.encode(token).decode())
+
+
+def as_system(central: Identity) -> Credentials:
+    """central in the broker's system account, where it is asked who may come in and has others thrown out."""
+    return msgspec.structs.replace(_credentials(central.child("nats-system"), "central"), inbox="_INBOX")
+
+
+def _credentials(seed: bytes, known_as: str | None, token: str | None = None) -> Credentials:
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    user_nkey = public_nkey(USER, seed)
+    identity = known_as or caller_id(user_nkey)
+
+    def sign(nonce: str) -> bytes:
+        return base64.b64encode(key.sign(nonce.encode()))
+
+    return Credentials(id=identity, nkey=user_nkey, sign=sign, token=token, inbox=f"_INBOX_{identity}")
+
+
+def binding_bytes(user_nkey: str, node_id: str) -> bytes:
+    """What the signing key of a node signs, once: it is the same for every broker and every connection."""
+    return f"cyx/v1/nats-binding\n{user_nkey}\n{node_id}".encode()
+
+
+def bound_node(token: str, user_nkey: str) -> NodeToken:
+    """The node that an nkey may speak for by this token. Raises ValueError, saying why, when there is none."""
+    try:
+        said = msgspec.json.decode(token[:LONGEST_TOKEN], type=NodeToken)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise ValueError("the token is not that of a node") from None
+    if not said.node_id.endswith(f"-{key_id(said.public_key)}"):
+        raise ValueError(f"{said.node_id} is not the id of the key in its token")
+    if not verify(said.public_key, binding_bytes(user_nkey, said.node_id), said.signature):
+        raise ValueError(f"the key of {said.node_id} has not signed for this connection")
+    return said
+
+
+def broker_nkeys(central: Identity) -> tuple[str, str]:
+    """(issuer, system): the public nkeys of central that the broker's configuration names."""
+    return public_nkey(ACCOUNT, central.child("nats-issuer")), public_nkey(USER, central.child("nats-system"))

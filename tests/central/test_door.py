@@ -1,0 +1,416 @@
+"""Who may come in and what they may do then: on a real broker whose door is central's."""
+
+import asyncio
+import base64
+import contextlib
+import time
+
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral.admission import Admitted, Proof, Refused, decide
+from cyxcentral.nodes import evolve
+from cyxnet import credentials as c
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.broker import Broker, Passwords
+from cyxnet.bus import Bus, BusError, NotAdmitted
+from cyxnet.codec import MSGPACK, encode
+from cyxnet.identity import Identity
+from tests.central import facts as f
+from tests.doorkeeper import CENTRAL, opened
+
+ALICE, MALLORY = c.as_client(Identity(b"a" * 32)), c.as_client(Identity(b"m" * 32))
+KEYS = {name: Identity(name.encode().ljust(32)) for name in ("one", "two")}
+ONE, TWO = (c.as_node(keys, f"{name}-{keys.short_id}") for name, keys in KEYS.items())
+OPERATOR = c.as_client(Identity(b"o" * 32))
+ROLES = {"client": ALICE, "node": ONE, "operator": OPERATOR}
+
+
+class Gate:
+    """What admission knows: which nodes there are. `lasts_s`: of a connection."""
+
+    def __init__(self):
+        self.nodes = {}
+        self.lasts_s = 900
+
+    def __call__(self, proof):
+        return decide(proof, self.nodes.get, [OPERATOR.id], self.lasts_s, time.time_ns() // 1_000_000)
+
+
+@pytest.fixture
+def gate():
+    return Gate()
+
+
+@pytest.fixture
+async def network(tmp_path, gate):
+    """(broker, door, central's bus in EDGE)"""
+    broker = await asyncio.to_thread(Broker.start, tmp_path / "broker", Passwords.fresh(CENTRAL))
+    system, door = await opened(broker.url("client"), gate)
+    edge = await Bus.connect(broker.url("edge"), name="central")
+    yield broker, door, edge
+    for bus in (edge, system):
+        await bus.close()
+    await asyncio.to_thread(broker.stop)
+
+
+@pytest.fixture
+async def join(network):
+    """join(credentials) is a connection of theirs."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def join(who, **options):
+            bus = await Bus.connect(network[0].url("client"), name=who.id, credentials=who, **options)
+            stack.push_async_callback(bus.close)
+            return bus
+
+        yield join
+
+
+class Ears:
+    """Central, hearing all that is said."""
+
+    def __init__(self, edge):
+        self.edge, self.heard = edge, []
+
+    @classmethod
+    async def open(cls, edge):
+        ears = cls(edge)
+        await edge.subscribe(">", ears._take)
+        return ears
+
+    async def _take(self, subject, payload, headers):
+        self.heard.append((subject, payload))
+
+    async def settle(self, bus):
+        """Everything that this connection said before has been heard."""
+        await bus.round_trip()
+        await self.edge.round_trip()
+        await self.edge.publish("settled", b"")
+        async with asyncio.timeout(10):
+            while not any(subject == "settled" for subject, _ in self.heard):
+                await self.edge.round_trip()
+        heard = [subject for subject, _ in self.heard if not subject.startswith("settled")]
+        self.heard.clear()
+        return heard
+
+
+# -- the table of all there is to say and to hear --------------------------------------------------------------
+
+OWN = {"client": ALICE.id, "node": ONE.id, "operator": OPERATOR.id}
+
+
+def spoken(role):
+    """subject -> whether this role may publish there."""
+    me, other = OWN[role], MALLORY.id
+    table = {}
+    for name, verb in subjects.VERBS.items():
+        allowed = name.startswith("artifact.") if role == "node" else role == "operator" or not verb.operator
+        table[subjects.api(me, name)] = allowed
+        table[subjects.api(other, name)] = False
+    for verb in [*subjects.NODE_VERBS, *subjects.NODE_TELEMETRY]:
+        table[subjects.node(me, verb)] = role == "node"
+        table[subjects.node(TWO.id, verb)] = False
+    table |= dict.fromkeys([f"$SRV.{verb}{name}" for verb in ("PING", "INFO", "STATS") for name in ("", ".cyx")], True)
+    if role == "node":
+        table |= {subject: False for subject in table if subject.startswith("$SRV")}
+    never = [
+        subjects.command(me),
+        subjects.command(TWO.id),
+        subjects.update("job-1"),
+        subjects.job_event("job-1"),
+        subjects.node_event(me),
+        subjects.telemetry(me),
+        subjects.chunk("0" * 64),
+        f"_INBOX_{other}.x",
+        f"_INBOX_{me}.x",
+        "_INBOX.x",
+        "$JS.API.INFO",
+        "$JS.API.STREAM.INFO.CYX_EVENTS",
+        "$KV.x.y",
+        "$O.x.y",
+        "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.USER.AUTH",
+        "anything",
+    ]
+    return table | dict.fromkeys(never, False)
+
+
+def listened(role):
+    """subject -> whether this role may subscribe there."""
+    me = OWN[role]
+    return {
+        f"_INBOX_{me}.>": True,
+        f"_INBOX_{me}.x": True,
+        subjects.update("*"): role != "node",
+        subjects.update("job-1"): role != "node",
+        subjects.command(me): role == "node",
+    } | dict.fromkeys(
+        [
+            ">",
+            "*",
+            "_INBOX.>",
+            f"_INBOX_{MALLORY.id}.>",
+            "cyx.v1.>",
+            subjects.command("*"),
+            subjects.command(TWO.id),
+            subjects.api("*", "job.submit"),
+            subjects.api(me, "job.submit"),
+            subjects.node("*", "heartbeat"),
+            subjects.EVENT_SUBJECTS,
+            subjects.TELEMETRY_SUBJECTS,
+            subjects.BLOB_SUBJECTS,
+            "$JS.>",
+            "$SYS.>",
+            "$SRV.>",
+        ],
+        False,
+    )
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_role_may_publish_exactly_what_the_table_says(network, join, role):
+    bus = await join(ROLES[role])
+    ears = await Ears.open(network[2])
+    for subject in (table := spoken(role)):
+        await bus.publish(subject, b"x")
+    assert sorted(set(await ears.settle(bus))) == sorted(subject for subject, allowed in table.items() if allowed)
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_role_may_request_exactly_what_the_table_says(network, join, role):
+    bus = await join(ROLES[role])
+    ears = await Ears.open(network[2])
+    for subject in (table := spoken(role)):
+        await bus.publish(subject, b"x", reply=f"_INBOX_{OWN[role]}.1")
+    assert sorted(set(await ears.settle(bus))) == sorted(subject for subject, allowed in table.items() if allowed)
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_role_may_subscribe_to_exactly_what_the_table_says(network, join, role):
+    bus, edge = await join(ROLES[role]), network[2]
+    for subject, allowed in listened(role).items():
+        heard = []
+
+        async def take(said_on, payload, headers, heard=heard):
+            heard.append(said_on)
+
+        subscription = await bus.subscribe(subject, take)
+        await edge.publish(subject.replace("*", "x").replace(">", "x.y"), b"x")
+        await edge.round_trip()
+        await bus.round_trip()
+        await asyncio.sleep(0)  # the callback's turn
+        assert bool(heard) == allowed, subject
+        await subscription.unsubscribe()
+
+
+# -- attacks ---------------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_of_central_is_not_laundered_into_a_command_for_another_node(network, join):
+    """The bytes of a chunk come from the attacker, and central may publish everywhere."""
+    edge = network[2]
+    forged = encode(m.Stop(job_id="job-1", attempt=1, session="0" * 32, reason="forged"), MSGPACK)
+
+    async def chunk(caller, ask):
+        return forged
+
+    await edge.serve("0.1.0", "test", {"artifact.chunk": chunk})
+    victim, attacker, commands = await join(TWO), await join(ONE), []
+
+    async def take(subject, payload, headers):
+        commands.append(payload)
+
+    await victim.subscribe(subjects.command(TWO.id), take)
+    asked = encode(m.ArtifactRefRequest(sha256="0" * 64), MSGPACK)
+    subject = subjects.api(ONE.id, "artifact.chunk")
+    await attacker.publish(subject, asked, reply=subjects.command(TWO.id))
+    got, _ = await attacker.request(subject, asked, content_type=MSGPACK)  # asked after it, and in its own inbox
+    await victim.round_trip()
+    assert (got, commands, edge.foreign_replies) == (forged, [], 1)
+
+
+async def test_an_answer_of_central_to_a_node_is_not_laundered_into_another_nodes_words(network, join):
+    edge, heard = network[2], []
+
+    async def answer(subject, said):
+        heard.append(subject)
+        return {}
+
+    await edge.answer(subjects.node("*", "heartbeat"), dict, answer, strangers=True)
+    attacker = await join(ONE)
+    mine = subjects.node(ONE.id, "heartbeat")
+    await attacker.publish(mine, encode({}, MSGPACK), reply=subjects.node(TWO.id, "heartbeat"))
+    await attacker.ask(mine, {}, dict)
+    assert heard == [mine]
+
+
+async def test_discovery_answers_into_inboxes_only(network, join):
+    edge = network[2]
+    await edge.serve("0.1.0", "test", {})
+    ears, attacker = await Ears.open(edge), await join(MALLORY)
+    await attacker.publish("$SRV.PING", b"", reply=subjects.command(TWO.id))
+    assert await ears.settle(attacker) == ["$SRV.PING"]
+
+
+async def test_a_reply_subject_reaches_no_stream_of_core(network, join):
+    broker, _, _ = network
+    core = await Bus.connect(broker.url("core"), name="core")
+    await core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS])
+    attacker = await join(ONE)
+    for subject in (subjects.node(ONE.id, "heartbeat"), "$JS.API.STREAM.INFO.CYX_EVENTS"):
+        await attacker.publish(subject, b"x", reply=subjects.job_event("forged"))
+    await attacker.round_trip()
+    assert await core.last_seq(subjects.EVENTS) == 0
+    await core.close()
+
+
+async def test_a_message_id_of_a_stranger_keeps_no_event_out(network, join):
+    broker, _, _ = network
+    core = await Bus.connect(broker.url("core"), name="core")
+    await core.ensure_stream(subjects.EVENTS, [subjects.EVENT_SUBJECTS])
+    attacker = await join(ONE)
+    poison = {"Nats-Msg-Id": "job-1:1"}
+    await attacker._nc.publish(subjects.node(ONE.id, "progress"), b"x", headers=poison)
+    await attacker._nc.publish(subjects.job_event("job-1"), b"x", headers=poison)
+    await attacker.round_trip()
+    assert await core.append(subjects.job_event("job-1"), b"true", expected_seq=0) == 1
+    await core.close()
+
+
+@pytest.mark.parametrize("wild", ["*", ">", f"{ONE.id}.>"])
+async def test_a_literal_wildcard_is_nobodys_subject(network, join, wild):
+    attacker = await join(ONE)
+    ears = await Ears.open(network[2])
+    await attacker.publish(f"cyx.v1.node.{wild}", b"x")
+    assert await ears.settle(attacker) == []
+
+
+# -- at the door -----------------------------------------------------------------------------------------------
+
+
+def proof(who, nonce="n-1", **changes):
+    return replace(
+        Proof(nkey=who.nkey, sig=who.sign(nonce).decode(), auth_token=who.token or "", nonce=nonce), **changes
+    )
+
+
+def admitted(shown, nodes=None):
+    return decide(shown, (nodes or {}).get, [OPERATOR.id], 900, now_ms=1)
+
+
+def test_who_shows_a_key_is_who_the_key_stands_for():
+    assert admitted(proof(ALICE)) == Admitted(role="client", identity=ALICE.id, lasts_s=900)
+    assert admitted(proof(OPERATOR)) == Admitted(role="operator", identity=OPERATOR.id, lasts_s=900)
+    assert admitted(proof(ONE)) == Admitted(role="node", identity=ONE.id, lasts_s=900)
+
+
+STOLEN = proof(ALICE, nonce="n-2")
+WRONG = {
+    "no key": Proof(nonce="n-1"),
+    "no nonce": proof(ALICE, nonce=""),
+    "no signature": proof(ALICE, sig=""),
+    "another nonce's signature": proof(ALICE, sig=STOLEN.sig),
+    "another key's signature": proof(ALICE, sig=proof(MALLORY).sig),
+    "a signature with one bit flipped": proof(
+        ALICE, sig=base64.b64encode(bytes([1 ^ (raw := base64.b64decode(proof(ALICE).sig))[0]]) + raw[1:]).decode()
+    ),
+    "no base 64": proof(ALICE, sig="ä"),
+    "an account's key": proof(ALICE, nkey=c.nkey(c.ACCOUNT, c.nkey_bytes(c.USER, ALICE.nkey))),
+    "a key with a typo": proof(ALICE, nkey=ALICE.nkey[:-1] + ("A" if ALICE.nkey[-1] != "A" else "B")),
+    "another node's token": proof(ONE, auth_token=TWO.token),
+    "a token that is none": proof(ONE, auth_token="{}"),
+    "a token too deep": proof(ONE, auth_token="[" * 100_000),
+    "another node's id": proof(ONE, auth_token=ONE.token.replace(ONE.id, TWO.id)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_who_proves_nothing_is_refused(what):
+    assert isinstance(admitted(WRONG[what]), Refused)
+
+
+def test_a_node_that_is_registered_with_another_key_is_refused():
+    node = evolve(None, replace(f.registered(), node_id=ONE.id, public_key="ab" * 32), 0)
+    assert "another key" in admitted(proof(ONE), {ONE.id: node}).reason
+
+
+async def test_a_wrong_key_is_told_so_at_once(network, join):
+    with pytest.raises(NotAdmitted, match="does not let .* in"):
+        await join(replace(ALICE, sign=MALLORY.sign))
+
+
+async def test_without_a_central_nobody_comes_in_and_who_is_in_stays(network, join):
+    _, door, edge = network
+    inside = await join(ALICE)
+    await door._system.close()
+    with pytest.raises(BusError, match="no central lets anybody in"):
+        await join(MALLORY, patience_s=0.5)
+    ears = await Ears.open(edge)
+    await inside.publish(mine := subjects.api(ALICE.id, "job.list"), b"x")
+    assert await ears.settle(inside) == [mine]
+
+
+async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardoned(network, join, gate):
+    _, door, edge = network
+    node = await join(ONE)
+    known = evolve(None, replace(f.registered(), node_id=ONE.id, public_key=KEYS["one"].public_key), 0)
+    gate.nodes[ONE.id] = evolve(known, m.NodeBanned(until_ms=2**53, reason="test"), 1)
+    await door.throw_out(ONE.id)
+    async with asyncio.timeout(10):
+        while node.connected:
+            await edge.round_trip()
+    with pytest.raises(NotAdmitted):
+        await join(ONE)
+    gate.nodes[ONE.id] = known
+    async with asyncio.timeout(20):
+        while not node.connected:
+            await edge.round_trip()
+
+
+async def test_a_connection_whose_time_is_over_comes_again_and_hears_on(network, join, gate):
+    # nats-py closed it for good
+    edge = network[2]
+    gate.lasts_s = 1
+    node, heard = await join(ONE), asyncio.Event()
+
+    async def take(subject, payload, headers):
+        heard.set()
+
+    await node.subscribe(subjects.command(ONE.id), take)
+    async with asyncio.timeout(20):
+        while node._nc.stats["reconnects"] < 2:
+            await edge.round_trip()
+        while not heard.is_set():
+            await edge.publish(subjects.command(ONE.id), b"x")
+            await edge.round_trip()
+
+
+async def test_a_connection_is_renewed_before_its_time_is_over(network, join):
+    node = await join(ONE, session_s=0.3)
+    async with asyncio.timeout(20):
+        while node._nc.stats["reconnects"] < 3:
+            await network[2].round_trip()
+
+
+def test_the_keys_of_a_seed_are_pinned():
+    """Whoever changes one of them takes away everybody's name, money or connection."""
+    keys = Identity(bytes(range(32)))
+    assert keys.public_key == "68f378b19a223e1d5d1e3fc7804d5d3efbcc2598095376932e2293aca4a50cc0"
+    assert keys.child("wallet").hex() == "966a3b404fdbb4892d6d760cb44d99923504589d291f5ae5ef28a70612396595"
+    who = c.as_client(keys)
+    assert who.nkey == "UD5H4TEPFKGD3BDNELD6KFRC5N7GH7Y6S7GTVWSGN65OZMMPZZDLU46A"
+    assert who.id == "c-4744f3169ac44d4b8a7417cdf937fdc4"
+    assert c.broker_nkeys(keys) == (
+        "ABDLE4UMIC7EKEY6XTJASZKZC3TJJAXXDLD3TDCLJBWE5UZ44Z2I3IDR",
+        "UABQHV54Z2UHMT3JK657DDX7E7KX23MFRUV2Q7CEXRNWTHDFLWYZUIPX",
+    )
+
+
+def test_nkeys_are_those_of_nats():
+    nkeys = pytest.importorskip("nkeys")
+    for seed in (bytes(range(32)), bytes(32), b"\xff" * 32):
+        pair = nkeys.from_seed(bytearray(nkeys.encode_seed(seed, nkeys.PREFIX_BYTE_USER)))
+        assert c.public_nkey(c.USER, seed) == pair.public_key.decode()
+        assert c.nkey_seed(c.USER, seed) == pair.seed.decode()
