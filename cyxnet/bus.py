@@ -43,7 +43,7 @@ QUIET_CHECK_S = 0.05
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
-STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 10.0
+STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 25.0  # an election takes up to nine seconds
 MAX_REQUESTS_IN_FLIGHT = 512
 MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
@@ -452,7 +452,10 @@ class Bus:
     # -- streams --------------------------------------------------------------------------------------
 
     async def ensure_stream(self, name: str, stream_subjects: list[str], *, replicas: int = 1, **options: Any) -> Any:
-        """Create a stream, or bring an existing one to these options. Returns the configuration it has now."""
+        """Create a stream, or bring an existing one to these options. Returns the configuration it has now.
+
+        Brokers that are still electing who leads them do not answer at first: they are asked again for a while.
+        """
         config = api.StreamConfig(
             name=name,
             subjects=stream_subjects,
@@ -462,24 +465,32 @@ class Bus:
             **options,
         )
         try:
-            try:
-                made = await self._js.add_stream(config)
-            except nats.js.errors.BadRequestError:  # it exists, with other options
-                made = await self._js.update_stream(config)
-            await self._until_known(name)
+            async with asyncio.timeout(STREAM_PATIENCE_S):
+                made = await self._until_made(config)
+                await self._until_known(name)
             return made.config
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise BusError(f"cannot create the stream {name}: {error or type(error).__name__}") from None
 
+    async def _until_made(self, config: Any) -> Any:
+        asking = self._nc.jetstream(timeout=REQUEST_TIMEOUT_S)
+        while True:
+            try:
+                return await asking.add_stream(config)
+            except nats.js.errors.BadRequestError:  # it exists, with other options
+                return await asking.update_stream(config)
+            except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
+                log.info("the stream %s is not made yet: %s", config.name, error or type(error).__name__)
+            await asyncio.sleep(STREAM_PAUSE_S)
+
     async def _until_known(self, name: str) -> None:
         """A stream that another central made a moment ago is not known to every broker of a cluster yet."""
-        asking = self._nc.jetstream(timeout=STREAM_PATIENCE_S / 5)
-        async with asyncio.timeout(STREAM_PATIENCE_S):
-            while True:
-                with contextlib.suppress(TimeoutError, nats.js.errors.NotFoundError):
-                    await asking.stream_info(name)
-                    return
-                await asyncio.sleep(STREAM_PAUSE_S)
+        asking = self._nc.jetstream(timeout=REQUEST_TIMEOUT_S / 2)
+        while True:
+            with contextlib.suppress(TimeoutError, nats.js.errors.NotFoundError):
+                await asking.stream_info(name)
+                return
+            await asyncio.sleep(STREAM_PAUSE_S)
 
     async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
         """Store a message and return its stream sequence.

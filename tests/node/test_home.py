@@ -65,7 +65,7 @@ def test_sessions_are_counted_whatever_the_clock_says_and_whatever_happened_to_t
     kept.write_text(str(2**53))  # the clock was years ahead
     assert home.next_session_ms() == 2**53 + 1
     kept.write_text("garbage")
-    assert home.next_session_ms() > numbers[-1] - 1
+    assert home.next_session_ms() >= numbers[0]  # the clock's: the others may be a few milliseconds ahead of it
     kept.unlink()
     kept.mkdir()
     with pytest.raises(NodeError, match="cannot be written"):
