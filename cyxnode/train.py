@@ -74,10 +74,12 @@ def serve(channel: Channel, train: Train) -> int:
             channel.send(said)
     except CyxError as error:
         channel.send(_failure(error))
-    except MemoryError:
-        channel.send(_out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
     except BrokenPipeError:  # the agent is gone, and with it everyone who wants to know
         return 0
+    except Exception as error:
+        if not _ran_out_of_memory(error):
+            raise
+        channel.send(_out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
     return 0
 
 

@@ -13,7 +13,7 @@ from cyxcore.errors import CyxError, DataError, DivergedError, KernelError, Miss
 from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec
 from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Order, Prepared, Said
 from cyxnode.process import Launch, TrainingProcess
-from cyxnode.train import BATCH_INTERVAL_S, Unattended, check_facts, finite, throttle, train
+from cyxnode.train import BATCH_INTERVAL_S, Unattended, check_facts, finite, serve, throttle, train
 from tests.node import standin
 
 LAYERS: list[dict[str, Any]] = [
@@ -188,3 +188,45 @@ def test_a_loss_that_is_no_number_is_divergence(value: float) -> None:
 def test_a_score_that_is_no_number_is_left_out() -> None:
     metrics: EpochMetrics = replace(standin.epoch().metrics, validation_r2=float("-inf"), samples_per_s=1e400)
     assert (finite(metrics).validation_r2, finite(metrics).samples_per_s) == (None, 0.0)
+
+
+class OutOfMemoryException(Exception):
+    """Named as DuckDB's class, which is no MemoryError."""
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryException("failed to allocate a block")])
+def test_a_reader_without_memory_makes_a_run_without_memory(
+    order: Order, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # it ended the process with a traceback, and the job went to a node that was as small
+    monkeypatch.setattr("cyxnode.train.sandbox.limit", lambda *limits: None)
+    said: list[Any] = []
+
+    class Pipe:
+        def receive(self) -> Order:
+            return order
+
+        def send(self, message: Any) -> None:
+            said.append(message)
+
+    def fails(*given: Any) -> Any:
+        raise error
+        yield
+
+    assert serve(Pipe(), fails) == 0  # type: ignore[arg-type]
+    assert [message.code for message in said] == ["out_of_memory"]
+
+
+def test_a_bug_of_ours_still_ends_with_its_traceback(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cyxnode.train.sandbox.limit", lambda *limits: None)
+
+    class Pipe:
+        def receive(self) -> Order:
+            return order
+
+    def fails(*given: Any) -> Any:
+        raise ZeroDivisionError
+        yield
+
+    with pytest.raises(ZeroDivisionError):
+        serve(Pipe(), fails)  # type: ignore[arg-type]
