@@ -109,30 +109,40 @@ def _image(kind: str, x: Symbol) -> None:
         )
 
 
-def _conv2d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-    _image("Conv2d", x)
-    groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
+def _sequence(kind: str, x: Symbol) -> None:
+    if x.ndim != 3:
+        raise ShapeError(
+            f"{kind}: expected a sequence of two axes per sample, got {x.shape[1:]}; put a Reshape before it"
+        )
+
+
+def _grouped(kind: str, x: Symbol, options: Mapping[str, Any]) -> None:
+    groups, outputs = options["groups"], options["out_channels"]
     if x.shape[1] % groups or outputs % groups:
-        raise SpecError(f"Conv2d: groups={groups} must divide the {x.shape[1]} input and {outputs} output channels")
-    fan_in = x.shape[1] // groups * kernel[0] * kernel[1]
-    weight = scope.param("weight", (outputs, x.shape[1] // groups, *kernel), _fan(fan_in))
-    bias = scope.param("bias", (outputs,), _fan(fan_in)) if options["bias"] else None
-    return F.conv2d(x, weight, bias, options["stride"], options["padding"], options["dilation"], groups)
+        raise SpecError(f"{kind}: groups={groups} must divide the {x.shape[1]} input and {outputs} output channels")
 
 
-def _pool(kind: str, pool: Callable[..., Any]) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+def _fitting(
+    kind: str, check: Callable[[str, Symbol], None], call: Callable[..., Any], *names: str
+) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
+    """A function of samples that have the right axes, and of some options."""
+
     def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-        _image(kind, x)
-        result: Symbol = pool(x, options["kernel_size"], options["stride"], options["padding"])
+        check(kind, x)
+        result: Symbol = call(x, *(options[name] for name in names))
         return result
 
     return build
 
 
-def _global_pool(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-    _image("GlobalAvgPool2d", x)
-    result: Symbol = F.global_avg_pool2d(x)
-    return result
+def _conv2d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    _image("Conv2d", x)
+    groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
+    _grouped("Conv2d", x, options)
+    fan_in = x.shape[1] // groups * kernel[0] * kernel[1]
+    weight = scope.param("weight", (outputs, x.shape[1] // groups, *kernel), _fan(fan_in))
+    bias = scope.param("bias", (outputs,), _fan(fan_in)) if options["bias"] else None
+    return F.conv2d(x, weight, bias, options["stride"], options["padding"], options["dilation"], groups)
 
 
 def _batch_norm(kind: str, ranks: tuple[int, ...]) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
@@ -218,8 +228,7 @@ def _dropout(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
 def _conv1d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
     _sequence("Conv1d", x)
     groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
-    if x.shape[1] % groups or outputs % groups:
-        raise SpecError(f"Conv1d: groups={groups} must divide the {x.shape[1]} input and {outputs} output channels")
+    _grouped("Conv1d", x, options)
     fan = _fan(x.shape[1] // groups * kernel)
     weight = scope.param("weight", (outputs, x.shape[1] // groups, kernel), fan)
     bias = scope.param("bias", (outputs,), fan) if options["bias"] else None
@@ -240,41 +249,12 @@ def _depthwise(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
 def _conv_transpose2d(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
     _image("ConvTranspose2d", x)
     groups, outputs, kernel = options["groups"], options["out_channels"], options["kernel_size"]
-    if x.shape[1] % groups or outputs % groups:
-        raise SpecError(f"ConvTranspose2d: groups={groups} must divide the {x.shape[1]} input and {outputs} outputs")
+    _grouped("ConvTranspose2d", x, options)
     fan = _fan(outputs // groups * kernel[0] * kernel[1])
     weight = scope.param("weight", (x.shape[1], outputs // groups, *kernel), fan)
     bias = scope.param("bias", (outputs,), fan) if options["bias"] else None
     places = (options["stride"], options["padding"], options["output_padding"], groups, options["dilation"])
     result: Symbol = F.conv_transpose2d(x, weight, bias, *places)
-    return result
-
-
-def _sequence(kind: str, x: Symbol) -> None:
-    if x.ndim != 3:
-        raise ShapeError(
-            f"{kind}: expected a sequence of two axes per sample, got {x.shape[1:]}; put a Reshape before it"
-        )
-
-
-def _pool1d(kind: str, pool: Callable[..., Any]) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
-    def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-        _sequence(kind, x)
-        result: Symbol = pool(x, options["kernel_size"], options["stride"], options["padding"])
-        return result
-
-    return build
-
-
-def _adaptive_pool(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-    _image("AdaptiveAvgPool2d", x)
-    result: Symbol = F.adaptive_avg_pool2d(x, options["output_size"])
-    return result
-
-
-def _global_max_pool(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-    _image("GlobalMaxPool2d", x)
-    result: Symbol = F.global_max_pool2d(x)
     return result
 
 
@@ -413,12 +393,6 @@ def _permute(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
     return x.transpose(0, *(dim + 1 for dim in dims))
 
 
-def _mean_over(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-    """(T, C) -> (C): the mean of all steps."""
-    _sequence("GlobalAvgPool1d", x)
-    return x.mean(1)
-
-
 def _axes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 15:
         raise ValueError("a list of 1 to 15 axes")
@@ -431,6 +405,7 @@ def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _BIAS = Option(_flag, True)
 _EPS = Option(_number(0.0, 1.0), 1e-5)
+_WINDOW = ("kernel_size", "stride", "padding")
 _POOL = {
     "kernel_size": Option(_pair(1)),
     "stride": Option(_optional(_pair(1)), None),
@@ -478,9 +453,9 @@ _ALPHA = {"alpha": Option(_number(0.0, 1000.0), 1.0)}
 LAYERS: dict[str, Layer] = {
     "Linear": Layer({"out_features": Option(_natural(1)), "bias": _BIAS}, _linear),
     "Conv2d": Layer(_CONV, _conv2d),
-    "MaxPool2d": Layer(_POOL, _pool("MaxPool2d", F.max_pool2d)),
-    "AvgPool2d": Layer(_POOL, _pool("AvgPool2d", F.avg_pool2d)),
-    "GlobalAvgPool2d": Layer({}, _global_pool),
+    "MaxPool2d": Layer(_POOL, _fitting("MaxPool2d", _image, F.max_pool2d, *_WINDOW)),
+    "AvgPool2d": Layer(_POOL, _fitting("AvgPool2d", _image, F.avg_pool2d, *_WINDOW)),
+    "GlobalAvgPool2d": Layer({}, _fitting("GlobalAvgPool2d", _image, F.global_avg_pool2d)),
     "BatchNorm1d": Layer(_NORM, _batch_norm("BatchNorm1d", (2, 3))),
     "BatchNorm2d": Layer(_NORM, _batch_norm("BatchNorm2d", (4,))),
     "LayerNorm": Layer(
@@ -500,11 +475,13 @@ LAYERS: dict[str, Layer] = {
     "Conv1d": Layer(_CONV_1D, _conv1d),
     "DepthwiseConv2d": Layer({**_DEPTHWISE, "depth_multiplier": Option(_natural(1), 1)}, _depthwise),
     "ConvTranspose2d": Layer({**_CONV, "output_padding": Option(_pair(0), (0, 0))}, _conv_transpose2d),
-    "MaxPool1d": Layer(_POOL_1D, _pool1d("MaxPool1d", F.max_pool1d)),
-    "AvgPool1d": Layer(_POOL_1D, _pool1d("AvgPool1d", F.avg_pool1d)),
-    "AdaptiveAvgPool2d": Layer({"output_size": Option(_pair(1))}, _adaptive_pool),
-    "GlobalMaxPool2d": Layer({}, _global_max_pool),
-    "GlobalAvgPool1d": Layer({}, _mean_over),
+    "MaxPool1d": Layer(_POOL_1D, _fitting("MaxPool1d", _sequence, F.max_pool1d, *_WINDOW)),
+    "AvgPool1d": Layer(_POOL_1D, _fitting("AvgPool1d", _sequence, F.avg_pool1d, *_WINDOW)),
+    "AdaptiveAvgPool2d": Layer(
+        {"output_size": Option(_pair(1))}, _fitting("AdaptiveAvgPool2d", _image, F.adaptive_avg_pool2d, "output_size")
+    ),
+    "GlobalMaxPool2d": Layer({}, _fitting("GlobalMaxPool2d", _image, F.global_max_pool2d)),
+    "GlobalAvgPool1d": Layer({}, _fitting("GlobalAvgPool1d", _sequence, lambda x: x.mean(1))),
     "GroupNorm": Layer(
         {"num_groups": Option(_natural(1)), "eps": _EPS, "affine": Option(_flag, True)}, _channel_norm("GroupNorm")
     ),
