@@ -474,14 +474,17 @@ class Bus:
 
     async def _until_made(self, config: Any) -> Any:
         asking = self._nc.jetstream(timeout=REQUEST_TIMEOUT_S)
+        make = asking.add_stream
         while True:
             try:
-                return await asking.add_stream(config)
-            except nats.js.errors.BadRequestError:  # it exists, with other options
-                return await asking.update_stream(config)
+                return await make(config)
+            except nats.js.errors.BadRequestError:
+                if make == asking.update_stream:
+                    raise
+                make = asking.update_stream  # it exists, with other options
             except (TimeoutError, nats.js.errors.ServiceUnavailableError) as error:
                 log.info("the stream %s is not made yet: %s", config.name, error or type(error).__name__)
-            await asyncio.sleep(STREAM_PAUSE_S)
+                await asyncio.sleep(STREAM_PAUSE_S)
 
     async def _until_known(self, name: str) -> None:
         """A stream that another central made a moment ago is not known to every broker of a cluster yet."""
