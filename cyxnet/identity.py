@@ -6,7 +6,6 @@ for the other's.
 
 import hashlib
 import os
-import re
 import secrets
 from pathlib import Path
 
@@ -16,21 +15,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cyxcore.errors import CyxError
+from cyxnet import sealing
+from cyxnet.sealing import SEED_BYTES, IdentityError
 
-
-class IdentityError(CyxError):
-    """A key file cannot be used. The message says which and how to mend it."""
-
-    code = "bad_identity"
+__all__ = ["Identity", "IdentityError", "keep", "key_id", "load", "load_or_create", "put_aside", "verify"]
 
 
 class Identity:
     """A seed and the keys derived from it."""
 
     def __init__(self, seed: bytes):
-        if len(seed) != 32:
-            raise IdentityError(f"expected a seed of 32 bytes, got {len(seed)}")
+        if len(seed) != SEED_BYTES:
+            raise IdentityError(f"expected a seed of {SEED_BYTES} bytes, got {len(seed)}")
         self.seed = seed
         self._signing = Ed25519PrivateKey.from_private_bytes(self.child("sign"))
 
@@ -68,36 +64,61 @@ def verify(public_key: str, message: bytes, signature: str) -> bool:
 
 
 def load_or_create(path: Path) -> Identity:
-    """The identity kept in `path` (64 hex digits, mode 0600), made on first use."""
+    """The identity kept in `path` (cyxnet.sealing says how, mode 0600), made on first use."""
     try:
-        text = path.read_text().strip()
+        return load(path)
     except FileNotFoundError:
-        return _create(path)
+        try:
+            return keep(path, Identity(secrets.token_bytes(SEED_BYTES)))
+        except FileExistsError:  # another process made it first: theirs counts
+            return load(path)
+
+
+def load(path: Path) -> Identity:
+    """The identity kept in `path`. Raises FileNotFoundError without one, IdentityError for what cannot be used."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise IdentityError(f"{path}: cannot be read as a key file ({error})") from None
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise IdentityError(f"{path}: expected 64 hex digits, got {len(text)} characters; restore it from a backup")
     if path.stat().st_mode & 0o077:
         raise IdentityError(f"{path}: others may read this key; run: chmod 600 {path}")
-    return Identity(bytes.fromhex(text))
+    return Identity(sealing.read(text, path))
 
 
-def _create(path: Path) -> Identity:
-    seed = secrets.token_bytes(32)
+def keep(path: Path, keys: Identity, passphrase: str | None = None, *, replace: bool = False) -> Identity:
+    """Write a key file, as a whole or not at all. passphrase: to seal it with.
+
+    Raises FileExistsError when there is one and it is not to be replaced.
+    """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise IdentityError(f"{path}: a new key cannot be kept there ({error.strerror})") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(seed.hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     try:
-        os.link(draft, path)  # fails when another process made it first: theirs counts
-    except FileExistsError:
-        return load_or_create(path)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(sealing.written(keys.seed, passphrase))
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(draft, path)
+        else:
+            os.link(draft, path)
     finally:
-        draft.unlink()
-    return Identity(seed)
+        draft.unlink(missing_ok=True)
+    return keys
+
+
+def put_aside(path: Path) -> Path:
+    """Give the file at `path` a second name, so that replacing it loses no key. Returns that name."""
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.name}.old-{number}")
+        try:
+            os.link(path, aside)
+            return aside
+        except FileExistsError:
+            number += 1

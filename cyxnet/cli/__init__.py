@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from cyxnet.cli.exits import BAD_INPUT, DONE, INTERRUPTED
 
@@ -110,6 +110,37 @@ def _wallet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faucet", metavar="AMOUNT", help="take this much test CYX (local networks only)")
 
 
+ID_ACTIONS = {  # what stands behind `cyx id`: in words, and with which options
+    "show": ("print ids, addresses and where the key lies", ()),
+    "new": ("make a key, and show its backup once", ("--force", "--passphrase")),
+    "export": ("print the backup of a key: 24 words to write down", ()),
+    "import": ("make the key of a backup, typed here or read from standard input", ("--force", "--passphrase")),
+    "passphrase": ("seal the key with a passphrase, or with another one", ("--remove",)),
+    "nats": ("write a context with which the `nats` tool connects as this client", ("--name", "--force")),
+}
+ID_OPTIONS: dict[str, dict[str, Any]] = {
+    "--force": {"action": "store_true", "help": "though there is one already: a key is kept beside it, as NAME.old-1"},
+    "--passphrase": {
+        "action": "store_true",
+        "help": "seal it with a passphrase: typed, or in CYX_PASSPHRASE, or in the file that CYX_PASSPHRASE_FILE names",
+    },
+    "--remove": {"action": "store_true", "help": "keep it without a passphrase from now on"},
+    "--name": {"metavar": "NAME", "help": "of the context (default cyx)", "default": "cyx"},
+}
+
+
+def _id(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    for name, (about, options) in ID_ACTIONS.items():
+        sub = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        whose = sub.add_mutually_exclusive_group()
+        whose.add_argument("--node", type=_job_id, metavar="NAME", help="the node of this name in the network's folder")
+        whose.add_argument("--central", action="store_true", help="the platform")
+        for option in options:
+            sub.add_argument(option, **ID_OPTIONS[option])
+        _add_globals(sub, before=False)
+
+
 def _ledger(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sql", type=_sql, metavar="SQL", help="one SELECT over nodes, jobs, events, metrics, entries")
     parser.add_argument("--limit", type=_count, default=1000, metavar="N", help="at most N rows (default 1000)")
@@ -157,6 +188,7 @@ COMMANDS = [
         "network:ledger",
         _ledger,
     ),
+    Command("id", "make, show, back up and bring back keys", "cyx id show", "keys:keys", _id),
     Command("version", "print the version", "cyx version", "network:version"),
 ]
 

@@ -271,9 +271,12 @@ def tell_job(job: LoadedJob, screen: Screen) -> None:
 
 
 async def first_money(client: AsyncClient, screen: Screen) -> None:
-    """On the very first use of a network with test money, take some. Never again by itself."""
+    """On the very first use of a network: think of a backup; with test money, take some. Never again by itself."""
     info, wallet = await client.info(), await client.wallet()
-    if not info.faucet or wallet.token_base_units or wallet.lamports:
+    if wallet.token_base_units or wallet.lamports:
+        return
+    screen.say("key", "this wallet is new: back its key up with `cyx id export`", kind="hint")
+    if not info.faucet:
         return
     given = await client.faucet(FIRST_USE_BASE_UNITS)
     screen.say(
