@@ -11,6 +11,7 @@ Beside it, what a start costs whose ledger is whole: the world is made of the lo
 
 import argparse
 import asyncio
+import functools
 import gc
 import hashlib
 import json
@@ -27,7 +28,8 @@ from typing import Any
 
 import psutil
 
-from cyxcentral.__main__ import COLLECT_AFTER, SWITCH_INTERVAL_S
+from cyxcentral import readahead
+from cyxcentral.__main__ import COLLECT_AFTER
 from cyxcentral.eventlog import EventLog
 from cyxcentral.ledger import Ledger
 from cyxcentral.projection import project
@@ -142,7 +144,7 @@ async def write(core: Bus, jobs: int, ledger: Ledger) -> int:
     return seq
 
 
-async def rebuild(core: Bus, ledger: Ledger | None) -> float:
+async def rebuild(core: Bus, url: str, ledger: Ledger | None) -> float:
     """Seconds from an empty world to one that knows the whole log, and to a ledger on disk when one is given."""
     begun = time.perf_counter()
     world = World()
@@ -150,6 +152,7 @@ async def rebuild(core: Bus, ledger: Ledger | None) -> float:
     if ledger is not None:
         events.room = ledger.room
         events.applied.append(lambda stored, record: project(world, ledger, 0, stored, record))
+    events.read_ahead = functools.partial(readahead.blocks, url)
     await events.open(0)
     if ledger is not None:
         await ledger.flush()
@@ -174,13 +177,12 @@ STEPS = ("reading", "world", "rebuild")
 def step(name: str, url: str, last_seq: int, path: Path) -> dict[str, float | str]:
     """One of STEPS in a process of its own, which is set up as central's is."""
     gc.set_threshold(*COLLECT_AFTER)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def work() -> dict[str, float | str]:
         bus = await Bus.connect(url, name="bench")
         ledger = Ledger(path) if name == "rebuild" else None
         before_bytes, cpu_s = psutil.Process().memory_info().rss, time.process_time()
-        took_s = await (read_only(bus, last_seq) if name == "reading" else rebuild(bus, ledger))
+        took_s = await (read_only(bus, last_seq) if name == "reading" else rebuild(bus, url, ledger))
         found: dict[str, float | str] = {
             f"{name}_s": took_s,
             f"{name}_cpu_s": time.process_time() - cpu_s,

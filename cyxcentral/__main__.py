@@ -45,7 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(*COLLECT_AFTER)
     try:
         return lifetime.run(run(options))
@@ -67,6 +66,7 @@ async def run(options: argparse.Namespace) -> int:
     central = await Central.start(
         Settings(network=network, keys=options.dir, state=options.state or options.dir / "central")
     )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # from here on: while a long log is read, nobody waits for the loop
     gc.freeze()  # what the log told stays for ever: no use in looking through it again and again
     ready_ms = round((time.monotonic() - started) * 1000, 1)
     said = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import admission, schedule
+from cyxcentral import admission, readahead, schedule
 from cyxcentral.api import Api
 from cyxcentral.blobs import Blobs
 from cyxcentral.cache import job_status, open_cache
@@ -92,6 +92,7 @@ class Central:
         self.cache = open_cache(network.redis_url)
         self.world = World(configured_weights(network))
         self.events = EventLog(core, self.central_id, self.world, machine)
+        self.events.read_ahead = functools.partial(readahead.blocks, network.core_url)
         if network.monitor_url:
             self.events.why_silent = functools.partial(asyncio.to_thread, watchdog.full, network.monitor_url)
         self.blobs = Blobs(core)

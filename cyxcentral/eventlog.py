@@ -10,11 +10,12 @@ What may be wrong with the log, and what follows:
 """
 
 import asyncio
+import contextlib
 import hashlib
 import heapq
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -25,16 +26,20 @@ from cyxcentral.world import UnknownEvent, World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
-from cyxnet.codec import MSGPACK, BadMessage, decode, encode, occurs
+from cyxnet.codec import MSGPACK, BadMessage, decode, encode, may_hold_non_finite, occurs
 from cyxnet.messages import AnyEvent, Record
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=AnyEvent)
 Decide = Callable[[], E | None]
 
+# (first sequence, last sequence) -> blocks of (subject, payload, SHA-256, is_plain of the payload), without a gap
+ReadAhead = Callable[[int, int], AsyncGenerator[Sequence[tuple[str, bytes, bytes, bool]], None]]
+
 APPLY_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0  # of the whole log, at the start
 UNKNOWN_RETRIES = 5
+LONG = 20_000  # events to read: then it is worth a process of its own
 LARGEST = 2**63 - 1  # that the ledger can hold
 _UINT64, _LARGER = b"\xcf", frozenset(range(0x80, 0x100))  # how a larger integer begins in MessagePack
 
@@ -64,10 +69,12 @@ class EventLog:
         self.applied: list[Callable[[Stored, Record], None]] = []
         self.quarantined: list[Callable[[Stored, str], None]] = []
         self.room: Callable[[], Awaitable[None]] | None = None  # waits until more of the stream may be taken in
+        self.read_ahead: ReadAhead | None = None  # for a long log at the start
         self.why_silent: Callable[[], Awaitable[str]] | None = None  # why the broker answers no append; "" for no idea
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commits = GroupCommit(core)
         self._followed_seq = 0  # what the follower has brought
+        self._last_sha256 = b""  # of the last message that was taken in
         self._early: dict[int, Stored] = {}  # acknowledged, waiting for what is before them
         self._unconfirmed: dict[int, bytes] = {}  # payloads taken in that the follower has not brought yet
         self._commands: dict[str, int] = {}  # our command ids under way, and where they lie (0: not seen)
@@ -101,8 +108,34 @@ class EventLog:
             )
         if known_seq and known_sha256:
             await self._check_place(known_seq, known_sha256)
-        await self._core.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, 0, self._apply, self._rewound)
+        if self.read_ahead and last_seq - self.world.seq >= LONG:
+            await self._take_ahead(self.read_ahead, last_seq)
+        self._followed_seq = self.world.seq
+        await self._core.follow(
+            subjects.EVENTS,
+            subjects.EVENT_SUBJECTS,
+            self._followed_seq,
+            self._apply,
+            self._rewound,
+            after_sha256=self._last_sha256.hex(),
+        )
         await self._reached(last_seq, READ_TIMEOUT_S)
+
+    async def _take_ahead(self, read_ahead: ReadAhead, last_seq: int) -> None:
+        """Take in what a process of its own reads; where that fails, the follower goes on."""
+        blocks = read_ahead(self.world.seq + 1, last_seq)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S), contextlib.aclosing(blocks):
+                async for block in blocks:
+                    for subject, payload, sha256, plain in block:
+                        self._take(Stored(subject, self.world.seq + 1, payload), sha256, plain)
+                        self._refuse_when_broken()
+                    if self.room:
+                        await self.room()
+        except (OSError, TimeoutError, msgspec.MsgspecError) as error:
+            log.warning("reading the log ahead failed: %r", error)
+        if self.world.seq < last_seq:
+            log.warning("the log was read ahead up to %d of %d only; the rest is followed", self.world.seq, last_seq)
 
     async def _check_place(self, seq: int, sha256: str) -> None:
         stored = await self._core.at(subjects.EVENTS, seq)
@@ -131,8 +164,10 @@ class EventLog:
             return
         self._early.pop(stored.seq, None)
         self._take(stored)
-        self._take_early()
-        self._wake()
+        if self._early:
+            self._take_early()
+        if self._waiters:
+            self._wake()
         if self.room:
             await self.room()
 
@@ -148,11 +183,13 @@ class EventLog:
             self._unconfirmed[stored.seq] = stored.payload
             self._take(stored)
 
-    def _take(self, stored: Stored) -> None:
+    def _take(self, stored: Stored, sha256: bytes | None = None, plain: bool | None = None) -> None:
+        """sha256, plain: of the payload, where somebody has found out already."""
         try:
-            sha256 = hashlib.sha256(stored.payload).digest()
-            record = read(stored.payload)
+            sha256 = sha256 or hashlib.sha256(stored.payload).digest()
+            record = read(stored.payload, plain)
             why = self.world.apply(stored.seq, stored.subject, record, sha256)
+            self._last_sha256 = sha256
             if isinstance(record, Record) and record.command_id in self._commands:
                 self._commands[record.command_id] = stored.seq
             if why is None:
@@ -352,8 +389,11 @@ class EventLog:
                 await self._reached(last.seq)
 
 
-def read(payload: bytes) -> Record | BadMessage:
-    """A message of the log as a record, or what is wrong with it."""
+def read(payload: bytes, plain: bool | None = None) -> Record | BadMessage:
+    """A message of the log as a record, or what is wrong with it. plain: what is_plain says, where that is known."""
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # said below
+        if plain or (plain is None and is_plain(payload)):
+            return _RECORDS.decode(payload)
     try:
         record = decode(Record, payload, MSGPACK, max_bytes=2**31)
         if occurs(payload, _UINT64, _LARGER) and occurs(_without_bytes(payload, record), _UINT64, _LARGER):
@@ -361,6 +401,11 @@ def read(payload: bytes) -> Record | BadMessage:
         return record
     except BadMessage as error:
         return _newer(payload) or error
+
+
+def is_plain(payload: bytes) -> bool:
+    """Whether a message needs no second look once it is decoded: no bytes look like what msgspec lets through."""
+    return not (may_hold_non_finite(payload) or occurs(payload, _UINT64, _LARGER))
 
 
 def _without_bytes(payload: bytes, record: Record) -> bytes:
@@ -381,6 +426,7 @@ class _Peek(msgspec.Struct):
     event: _Kind
 
 
+_RECORDS = msgspec.msgpack.Decoder(Record)
 KINDS = frozenset(kind.__name__ for kind in get_args(AnyEvent))
 _PEEK = msgspec.msgpack.Decoder(_Peek)
 

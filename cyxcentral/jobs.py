@@ -123,6 +123,8 @@ def usable(job: Job) -> list[tuple[m.Checkpoint | None, m.Checkpoint | None]]:
 
     A state is as good as it was until a later attempt (or, of the one it began from, the same) could not go on from it.
     """
+    if not any(attempt.lost and attempt.lost.discards for attempt in job.attempts):  # as most jobs are
+        return [(attempt.checkpoint, attempt.resume) for attempt in job.attempts]
     found: list[tuple[m.Checkpoint | None, m.Checkpoint | None]] = []
     bad: list[m.Checkpoint] = []
     for attempt in reversed(job.attempts):
@@ -272,7 +274,7 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
     assert job is not None, f"{type(event).__name__} before Submitted"
     if isinstance(event, m.CancelRequested | m.PauseRequested | m.ResumeRequested) and event.request_id:
         job = replace(job, requests=(*job.requests, event.request_id)[-REQUESTS_KEPT:])
-    return replace(_after(job, event, at_ms), changed_at_ms=at_ms)
+    return replace(AFTER[type(event)](job, event, at_ms), changed_at_ms=at_ms)
 
 
 def granted(job: Job, request_id: str) -> bool:
@@ -280,63 +282,59 @@ def granted(job: Job, request_id: str) -> bool:
     return bool(request_id) and request_id in job.requests
 
 
-def _after(job: Job, event: m.JobEvent, at_ms: int) -> Job:
-    match event:
-        case m.TransactionSigned():
-            return replace(job, unsettled=event.signed)
-        case m.Funded():
-            job = replace(job, funded=True, unsettled=None, deposit_signature=event.signature)
-            if job.outcome:
-                return _settle(job, job.outcome, job.error)
-            return job if job.status == "leased" else replace(job, status=_idle(job))
-        case m.FundFailed():
-            if job.current:
-                job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=event.reason))
-            job = _decided(job, job.outcome or "failed", event.reason)
-            return replace(job, status=job.outcome, unsettled=None, ended_at_ms=at_ms)
-        case m.Leased():
-            return _leased(job, event, at_ms)
-        case m.Started():
-            return _attempt(job, started_at_ms=at_ms)
-        case m.Checkpointed():
-            return _attempt(job, checkpoint=event.checkpoint, earlier=job.attempts[-1].checkpoint)
-        case m.LeaseLost():
-            return _lost(job, event, at_ms)
-        case m.Completed():
-            return _settle(replace(job, completed=event), "completed", None)
-        case m.CancelRequested():
-            return _cancelled(replace(job, cancel_requested=True), event)
-        case m.PauseRequested():
-            job = replace(job, pause_requested=True)
-            return job if job.status == "leased" else replace(job, status=_idle(job))
-        case m.ResumeRequested():
-            job = replace(job, pause_requested=False)
-            return replace(job, status="queued", not_before_ms=at_ms) if job.status == "paused" else job
-        case m.Settled():
-            assert job.outcome is not None
-            shares = money.Shares(event.node_base_units, event.platform_base_units, event.client_base_units)
-            return replace(
-                job,
-                status=job.outcome,
-                unsettled=None,
-                settle_signature=event.signature,
-                shares=shares,
-                ended_at_ms=at_ms,
-            )
-        case m.Refunded():
-            if job.current:
-                job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=REFUNDED))
-            outcome: Outcome = "cancelled" if job.cancel_requested else "failed"  # of delivered work too: it is unpaid
-            return replace(
-                _decided(job, outcome, REFUNDED),
-                status=outcome,
-                unsettled=None,
-                settle_signature=event.signature,
-                payees=(),
-                shares=money.Shares(0, 0, event.client_base_units),
-                ended_at_ms=at_ms,
-            )
-    raise AssertionError(f"no rule for {type(event).__name__}")
+def _transaction_signed(job: Job, event: m.TransactionSigned, at_ms: int) -> Job:
+    return replace(job, unsettled=event.signed)
+
+
+def _funded(job: Job, event: m.Funded, at_ms: int) -> Job:
+    job = replace(job, funded=True, unsettled=None, deposit_signature=event.signature)
+    if job.outcome:
+        return _settle(job, job.outcome, job.error)
+    return job if job.status == "leased" else replace(job, status=_idle(job))
+
+
+def _fund_failed(job: Job, event: m.FundFailed, at_ms: int) -> Job:
+    if job.current:
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=event.reason))
+    job = _decided(job, job.outcome or "failed", event.reason)
+    return replace(job, status=job.outcome, unsettled=None, ended_at_ms=at_ms)
+
+
+def _pause_requested(job: Job, event: m.PauseRequested, at_ms: int) -> Job:
+    job = replace(job, pause_requested=True)
+    return job if job.status == "leased" else replace(job, status=_idle(job))
+
+
+def _resume_requested(job: Job, event: m.ResumeRequested, at_ms: int) -> Job:
+    job = replace(job, pause_requested=False)
+    return replace(job, status="queued", not_before_ms=at_ms) if job.status == "paused" else job
+
+
+def _settled(job: Job, event: m.Settled, at_ms: int) -> Job:
+    assert job.outcome is not None
+    return replace(
+        job,
+        status=job.outcome,
+        unsettled=None,
+        settle_signature=event.signature,
+        shares=money.Shares(event.node_base_units, event.platform_base_units, event.client_base_units),
+        ended_at_ms=at_ms,
+    )
+
+
+def _refund_found(job: Job, event: m.Refunded, at_ms: int) -> Job:
+    if job.current:
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=REFUNDED))
+    outcome: Outcome = "cancelled" if job.cancel_requested else "failed"  # of delivered work too: it is unpaid
+    return replace(
+        _decided(job, outcome, REFUNDED),
+        status=outcome,
+        unsettled=None,
+        settle_signature=event.signature,
+        payees=(),
+        shares=money.Shares(0, 0, event.client_base_units),
+        ended_at_ms=at_ms,
+    )
 
 
 def _leased(job: Job, event: m.Leased, at_ms: int) -> Job:
@@ -446,7 +444,8 @@ def confirmed_unusable(job: Job, state: m.Checkpoint) -> bool:
     )
 
 
-def _cancelled(job: Job, event: m.CancelRequested) -> Job:
+def _cancelled(job: Job, event: m.CancelRequested, at_ms: int) -> Job:
+    job = replace(job, cancel_requested=True)
     if job.funded:
         return _settle(job, "cancelled", event.reason)
     if job.current:
@@ -464,14 +463,16 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
     Rounded down to base units; what remains goes back to the client. When the job is completed, whoever completed it
     made all the steps that no paid checkpoint holds, and nothing remains.
     """
-    amount, newest = job.terms.amount_base_units, job.checkpoint
+    amount, last = job.terms.amount_base_units, {attempt.wallet: attempt.number for attempt in job.attempts}
+    winner = job.attempts[-1].wallet if job.completed else None
+    if winner and len(last) == 1:  # as most jobs are: nobody to share with
+        return (m.Payee(wallet=winner, pay_base_units=amount, attempt=job.attempt),)
+    newest = job.checkpoint
     pay: dict[str, int] = {}
     for attempt, (stored, _) in zip(job.attempts, usable(job), strict=True) if newest else ():
         if stored and newest:
             steps = stored.step - attempt.first_step
             pay[attempt.wallet] = pay.get(attempt.wallet, 0) + amount * steps // newest.steps
-    last = {attempt.wallet: attempt.number for attempt in job.attempts}  # of each wallet
-    winner = job.attempts[-1].wallet if job.completed else None
     most = sorted((wallet for wallet in pay if wallet != winner), key=lambda wallet: (-pay[wallet], wallet))
     paid = {wallet: pay[wallet] for wallet in most[: MAX_PAYEES - 1 if winner else MAX_PAYEES]}
     if winner:
@@ -481,6 +482,26 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
         for wallet, base_units in paid.items()
         if base_units
     )
+
+
+AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this happened to it, at that time
+    m.TransactionSigned: _transaction_signed,
+    m.Funded: _funded,
+    m.FundFailed: _fund_failed,
+    m.Leased: _leased,
+    m.Started: lambda job, event, at_ms: _attempt(job, started_at_ms=at_ms),
+    m.Checkpointed: lambda job, event, at_ms: _attempt(
+        job, checkpoint=event.checkpoint, earlier=job.attempts[-1].checkpoint
+    ),
+    m.LeaseLost: _lost,
+    m.Completed: lambda job, event, at_ms: _settle(replace(job, completed=event), "completed", None),
+    m.CancelRequested: _cancelled,
+    m.PauseRequested: _pause_requested,
+    m.ResumeRequested: _resume_requested,
+    m.Settled: _settled,
+    m.Refunded: _refund_found,
+}
+MOVES_MONEY = frozenset({m.Funded, m.Settled, m.Refunded})  # of what else `entries` knows nothing to write down
 
 
 def entries(job: Job, event: m.JobEvent) -> list[money.Entry]:

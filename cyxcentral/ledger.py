@@ -159,14 +159,15 @@ class Ledger:
 
     def add_event(self, stream: str, seq: int, subject: str, record: m.Record, sha256: str = "") -> None:
         """sha256: of the message, for the next start to compare with."""
-        kind = type(record.event).__name__
-        self._waiting.added["events"].append((seq, subject, kind, record.at_ms, record.by, record.event))
+        event = record.event
+        row = (seq, subject, last_token(subject), type(event).__name__, record.at_ms, record.by, event)
+        self._waiting.added["events"].append(row)
         self._moved(stream, seq, sha256)
 
     def add_quarantined(self, stream: str, seq: int, subject: str, why: str, sha256: str) -> None:
         """A message that counts for nothing: what was wrong with it is all that is kept of it here."""
         data = json.dumps({"reason": why, "sha256": sha256})
-        self._waiting.added["events"].append((seq, subject, QUARANTINED, 0, "", data))
+        self._waiting.added["events"].append((seq, subject, last_token(subject), QUARANTINED, 0, "", data))
         self._moved(stream, seq, sha256)
 
     def add_entries(self, seq: int, job_id: str, entries: list[money.Entry], at_ms: int) -> None:
@@ -380,10 +381,10 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _event_row(event: tuple[int, str, str, int, str, Any]) -> tuple[Any, ...]:
-    seq, subject, kind, at_ms, by, what = event
-    data = what if isinstance(what, str) else msgspec.json.encode(what).decode()
-    return seq, subject, last_token(subject), kind, at_ms, by, data
+def _event_row(event: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The last column is the event itself, or what is to be said of a message that is none."""
+    *others, what = event
+    return event if isinstance(what, str) else (*others, _JSON.encode(what).decode())
 
 
 def _job_row(job: jobs.Job) -> tuple[Any, ...]:
@@ -437,6 +438,9 @@ def _node_row(node: nodes.Node) -> tuple[Any, ...]:
         node.registered_at_ms,
         node.changed_at_ms,
     )
+
+
+_JSON = msgspec.json.Encoder()
 
 
 def telemetry_kind(record: m.TelemetryRecord) -> str:

@@ -20,9 +20,12 @@ def project(world: World, ledger: Ledger, known_seq: int, stored: Stored, record
     if kind == "job":
         job = world.jobs[about]
         ledger.put_job(job)
-        ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
-        if job.attempts and job.attempts[-1].node_id in world.nodes:
-            ledger.put_node(world.nodes[job.attempts[-1].node_id])
+        if type(event) in jobs.MOVES_MONEY:
+            ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
+        if isinstance(event, m.Completed | m.LeaseLost):  # its nodes are judged by it, also those that failed before
+            for attempt in job.attempts:
+                if node := world.nodes.get(attempt.node_id):
+                    ledger.put_node(node)
     elif kind == "node":
         ledger.put_node(world.nodes[about])
     elif isinstance(event, m.Minted):

@@ -162,8 +162,9 @@ class World:
         if why_not := jobs.illegal(before, event) or _other_job(before, job_id, event):
             return why_not
         job = self.jobs[job_id] = jobs.evolve(before, event, at_ms)
-        holder = before.current.node_id if before and before.current else None
-        if holder != (now := job.current.node_id if job.current else None):
+        held, holds = before.current if before else None, job.current
+        holder, now = held.node_id if held else None, holds.node_id if holds else None
+        if holder != now:
             self._holds(holder, before or job, held=False)  # what it was promised then
             self._holds(now, job, held=True)
         if job.status in jobs.ENDED:

@@ -44,15 +44,18 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
         decoder = _DECODERS[content_type, kind] = module.Decoder(kind)
     try:
         message = decoder.decode(payload)
-        if content_type == MSGPACK and (
-            occurs(payload, _FLOAT32, _NOT_FINITE) or occurs(payload, _FLOAT64, _NOT_FINITE)
-        ):
+        if content_type == MSGPACK and may_hold_non_finite(payload):
             _refuse_non_finite(message, "$")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadMessage(str(error)[:500]) from None
     except RecursionError:
         raise BadMessage("nested too deep") from None
     return message
+
+
+def may_hold_non_finite(payload: bytes) -> bool:
+    """False where no float of a MessagePack message is infinite or no number."""
+    return occurs(payload, _FLOAT32, _NOT_FINITE) or occurs(payload, _FLOAT64, _NOT_FINITE)
 
 
 def occurs(payload: bytes, first: bytes, seconds: frozenset[int]) -> bool:

@@ -63,7 +63,7 @@ cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.views
 cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
-cyxcentral.eventlog cyxcentral.dispatch
+cyxcentral.eventlog cyxcentral.readahead cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.door
 cyxcentral.api cyxcentral.central

@@ -95,7 +95,7 @@ class MemoryLog:
         assert (name, stream_subjects) == (subjects.EVENTS, [subjects.EVENT_SUBJECTS])
         return self.config
 
-    async def follow(self, stream, subject, after_seq, handler, rewound):
+    async def follow(self, stream, subject, after_seq, handler, rewound, **options):
         queue = asyncio.Queue()
         for stored in self.messages[after_seq:]:
             queue.put_nowait(stored)

@@ -262,14 +262,12 @@ def cancel_after_completion() -> Iterator[Any]:
 @planted
 def drop_cancel_wanted() -> Iterator[Any]:
     """A cancel that comes before the deposit is final is forgotten when it is."""
-    real = jobs._after
+    real = jobs.AFTER[m.Funded]
 
-    def after(job: jobs.Job, event: Any, at_ms: int) -> jobs.Job:
-        if isinstance(event, m.Funded):
-            job = replace(job, outcome=None)
-        return real(job, event, at_ms)
+    def funded(job: jobs.Job, event: m.Funded, at_ms: int) -> jobs.Job:
+        return real(replace(job, outcome=None), event, at_ms)
 
-    yield mock.patch.object(jobs, "_after", after)
+    yield mock.patch.dict(jobs.AFTER, {m.Funded: funded})
 
 
 @planted

@@ -1,0 +1,127 @@
+"""A long event log, read in a process of its own: the broker's messages are taken apart and hashed beside the fold.
+
+    python -m cyxcentral.readahead      central starts it; the Asked comes on standard input
+
+What comes over the pipe is a length (4 bytes, big-endian) and a block of so many bytes: a MessagePack list of messages
+in the order of the log, without a gap. The end of the pipe is the end of what was asked for, or a failure: whoever
+reads counts what came.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import sys
+from collections.abc import AsyncGenerator
+from typing import IO, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from cyxcentral.eventlog import is_plain
+from cyxcore.errors import CyxError
+from cyxnet import subjects
+from cyxnet.bus import Bus, BusError, Stored
+
+BLOCK_MESSAGES = 256
+LARGEST_BLOCK = 2**31
+LENGTH_BYTES = 4
+PIPE_BYTES = 2**22  # read ahead of who asked
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """The arguments of blocks()."""
+
+    core_url: str
+    first_seq: int
+    last_seq: int
+
+
+class Read(NamedTuple):
+    """A message of the log. plain: its bytes hold nothing that decoding has to look for (see eventlog.is_plain)."""
+
+    subject: str
+    payload: bytes
+    sha256: bytes
+    plain: bool
+
+
+_BLOCKS = msgspec.msgpack.Decoder(list[Read])
+
+
+async def blocks(core_url: str, first_seq: int, last_seq: int) -> AsyncGenerator[list[Read], None]:
+    """The messages of the event log between two sequences, both included, block by block.
+
+    It ends early when the process that reads them fails. core_url may hold a password.
+    """
+    asked = Asked(core_url=core_url, first_seq=first_seq, last_seq=last_seq)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "cyxcentral.readahead"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=PIPE_BYTES,
+        start_new_session=True,  # Ctrl-C is for who asked
+    )
+    assert process.stdin and process.stdout
+    try:
+        process.stdin.write(msgspec.json.encode(asked))
+        process.stdin.close()
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                length = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
+                yield _BLOCKS.decode(await process.stdout.readexactly(length))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def read(asked: Asked, out: IO[bytes]) -> None:
+    """Write the blocks. Raises BusError when the log cannot be read, or has a gap."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    block: list[Read] = []
+    due = asked.first_seq
+
+    async def take(stored: Stored) -> None:
+        nonlocal due, block
+        if done.done() or stored.seq > asked.last_seq:
+            return
+        if stored.seq != due:
+            done.set_exception(BusError(f"event {stored.seq} came, expected event {due}"))
+            return
+        due += 1
+        payload = stored.payload
+        block.append(Read(stored.subject, payload, hashlib.sha256(payload).digest(), is_plain(payload)))
+        if len(block) == BLOCK_MESSAGES or stored.seq == asked.last_seq:
+            full, block = msgspec.msgpack.encode(block), []
+            try:
+                out.write(len(full).to_bytes(LENGTH_BYTES, "big") + full)  # nobody waits for this loop meanwhile
+            except OSError as error:  # who asked is gone
+                done.set_exception(error)
+                return
+            if stored.seq == asked.last_seq:
+                done.set_result(None)
+
+    def rewound(same_until: int) -> None:
+        if not done.done():
+            done.set_exception(BusError(f"the event log is what it was only up to {same_until}"))
+
+    bus = await Bus.connect(asked.core_url, name="cyx-central-readahead")
+    try:
+        await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, asked.first_seq - 1, take, rewound)
+        await done
+    finally:
+        await bus.close()
+
+
+def main() -> int:
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+    try:
+        asyncio.run(read(asked, open(sys.stdout.fileno(), "wb", buffering=0)))
+    except (CyxError, OSError) as error:
+        print(f"reading the event log ahead: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
