@@ -81,6 +81,7 @@ _NAMES: dict[str, str] = {
         ).split(),
         "searching",
     ),
+    **dict.fromkeys("matmul matrix_transpose tensordot vecdot".split(), "linalg"),
     "Trainer": "training",
     "evaluate": "evaluation",
     "predict": "evaluation",
@@ -88,7 +89,7 @@ _NAMES: dict[str, str] = {
     "save_model": "model",
     "load_model": "model",
 }
-_MODULES = ("nn", "optim", "lr_scheduler", "functional", "errors", "spec", "data", "device")
+_MODULES = ("nn", "optim", "lr_scheduler", "functional", "linalg", "errors", "spec", "data", "device")
 
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
 
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from cyxcore import device as device
     from cyxcore import errors as errors
     from cyxcore import functional as functional
+    from cyxcore import linalg as linalg
     from cyxcore import lr_scheduler as lr_scheduler
     from cyxcore import nn as nn
     from cyxcore import optim as optim
@@ -128,6 +130,10 @@ if TYPE_CHECKING:
     from cyxcore.functional import where as where
     from cyxcore.graph import Graph as Graph
     from cyxcore.layers import build as build
+    from cyxcore.linalg import matmul as matmul
+    from cyxcore.linalg import matrix_transpose as matrix_transpose
+    from cyxcore.linalg import tensordot as tensordot
+    from cyxcore.linalg import vecdot as vecdot
     from cyxcore.manipulation import *  # noqa: F403
     from cyxcore.model import Model as Model
     from cyxcore.model import load_model as load_model

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cyxcore import matrixgradients
 from cyxcore.dtype import is_float
 from cyxcore.errors import GradientError
 from cyxcore.symbols import Builder, Symbol
@@ -15,7 +16,7 @@ from cyxcore.values import apply
 
 Rule = Callable[[Any, Sequence[Any], Any, Mapping[str, Any]], Sequence[Any]]
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Rule] = dict(matrixgradients.RULES)
 
 # Ops that are constant almost everywhere, give no floats, or stand at the end of a backward pass.
 NO_GRADIENT = frozenset(
@@ -25,7 +26,7 @@ NO_GRADIENT = frozenset(
     "nesterov_update "
     "all any argmin argsort searchsorted nonzero cumulative_prod "
     "ceil trunc round conj real imag signbit nextafter floor_divide integer_pow "
-    "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
+    "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift eig eigvals "
     "axpy_update adam_m adam_v adam_update".split()
 )
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from cyxcore import attrs as kind
-from cyxcore import infer, infer2d
+from cyxcore import infer, infer2d, infermatrix
 from cyxcore.attrs import Attr
 from cyxcore.dtype import ALL, FLOATS, IN_GRAPHS, INEXACT, INTEGERS, NUMBERS, REAL, item_bytes
 from cyxcore.errors import DtypeError, GraphError, ShapeError
@@ -98,6 +98,11 @@ def _conv_flops(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
 
 def _pool_flops(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
     return math.prod(min(out, shapes[0], key=math.prod)) * math.prod(attrs["kernel"])
+
+
+def _cubic(shapes: tuple[Shape, ...], out: Shape, attrs: Attrs) -> int:
+    """The order of what a factorization of (..., M, N) takes; its constant is LAPACK's."""
+    return math.prod(shapes[0]) * min(shapes[0][-2:])
 
 
 def _source(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
@@ -267,6 +272,17 @@ def _standard_rows() -> list[Op]:
         row("argsort", 1, infer.along(ALL, "int64"), 20, **_AXIS, descending=Attr(kind.flag, False)),
         row("searchsorted", 2, infer.searchsorted, 20, right=Attr(kind.flag, False)),
         row("nonzero", 1, infer.nonzero, _per_input(1), count=Attr(kind.natural)),
+        row("inv", 1, infermatrix.same(square=True), _cubic),
+        row("cholesky", 1, infermatrix.same(square=True), _cubic),
+        row("pinv", 2, infermatrix.same(square=False), _cubic),
+        row("solve", 2, infermatrix.solve, _cubic),
+        row("det", 1, infermatrix.det, _cubic),
+        *(row(name, 1, infermatrix.packed(square=True), _cubic) for name in ("slogdet", "eigh", "eig")),
+        *(
+            row(name, 1, infermatrix.packed(square=False), _cubic, full=Attr(kind.flag, False))
+            for name in ("svd", "qr")
+        ),
+        *(row(name, 1, infermatrix.values, _cubic) for name in ("eigvalsh", "eigvals", "svdvals")),
     ]
 
 

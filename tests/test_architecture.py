@@ -15,11 +15,12 @@ TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
 # A module may import only modules listed before it, inside functions too. What stands under `if TYPE_CHECKING` is for
 # readers. `cyxcore` itself is a lazy door to all of its modules: who has come that far may use it.
 VOCABULARY = """
-cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.ops cyxcore.graph
+cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
+cyxcore.graph
 cyxcore.values cyxcore.indexing cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
 cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
-cyxcore.searching cyxcore.symbols cyxcore.layertable cyxcore.layers
+cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.layertable cyxcore.layers
 """.split()
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
@@ -30,8 +31,8 @@ ORDER = [
     *VOCABULARY,
     *READING_DATA,
     *"""
-cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.standard cyxcore.kernels.reference
-cyxcore.kernels
+cyxcore.kernels.philox cyxcore.kernels.bfloat16 cyxcore.kernels.lapack cyxcore.kernels.standard
+cyxcore.kernels.reference cyxcore.kernels
 cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxcore.kernels.gpu.compiling
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda

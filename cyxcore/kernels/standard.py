@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore.errors import DataError
+from cyxcore.kernels import lapack
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]
@@ -52,7 +53,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "bitwise_invert": np.invert,
 }
 
-KERNELS: dict[str, Kernel] = {name: _plain(function) for name, function in _PLAIN.items()}
+KERNELS: dict[str, Kernel] = {**{name: _plain(function) for name, function in _PLAIN.items()}, **lapack.KERNELS}
 
 
 def kernel(*names: str) -> Callable[[Kernel], Kernel]:

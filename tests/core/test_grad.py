@@ -101,7 +101,18 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     *((op, [real(2, 3, 4)], {"axis": axis}) for op in ("softmax", "log_softmax") for axis in (0, 1, 2)),
     ("cross_entropy", [real(4, 3), np.array([2, 0, 1, 1])], {}),
     ("cross_entropy_grad", [real(3), real(3, 4), np.array([1, 0, 3])], {}),
+    *((op, [apart(2, 3, 3)], {}) for op in ("inv", "det", "slogdet", "svdvals")),
+    *((op, [real(3, 3)], {"full": True}) for op in ("svd", "qr")),
+    *((op, [real(2, 4, 3)], {"full": False}) for op in ("svd", "qr")),
+    ("svd", [apart(2, 3)], {"full": False}),
+    *(("svdvals", [apart(*shape)], {}) for shape in ((2, 4), (4, 2), (0, 2, 2))),
+    *(("pinv", [apart(*shape), np.array(1e-9, np.float32)], {}) for shape in ((3, 2), (2, 3))),
+    ("det", [np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 0.5, -1.0]])], {}),
+    ("solve", [apart(2, 3, 3), real(3, 2)], {}),
 ]
+
+# Of these only the lower triangle is read, and what comes back is symmetric: they are checked of x + its transpose.
+SYMMETRIC = ("cholesky", "eigh", "eigvalsh")
 
 
 def numeric(op: str, inputs: list[np.ndarray], attrs: dict[str, Any], weight: np.ndarray, place: int) -> np.ndarray:
@@ -137,8 +148,26 @@ def test_every_op_has_a_gradient_rule_or_says_it_has_none() -> None:
     assert not set(RULES) & NO_GRADIENT
 
 
+@pytest.mark.parametrize("op", SYMMETRIC)
+def test_the_gradient_of_a_function_of_symmetric_matrices_is_the_slope(op: str) -> None:
+    def f(x: Any) -> Any:
+        return apply(op, x @ x.mT if op == "cholesky" else x + x.mT)
+
+    start = apart(2, 3, 3)
+    x = Tensor(start, requires_grad=True)
+    weight = real(*f(x).shape)
+    (f(x) * weight).sum().backward()
+    slope = np.zeros_like(start)
+    for at in np.ndindex(*start.shape):
+        step = np.zeros_like(start)
+        step[at] = 1e-6
+        slope[at] = ((f(Tensor(start + step)) - f(Tensor(start - step))) * weight).sum().item() / 2e-6
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), slope, rtol=1e-5, atol=1e-6)
+
+
 def test_every_rule_is_checked() -> None:
-    assert set(RULES) - {case[0] for case in CASES} == {"by_mode"}
+    assert set(RULES) - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC}
 
 
 def test_equal_elements_share_the_gradient_of_max() -> None:
