@@ -167,6 +167,7 @@ class Central:
         self._edge.limit(Rate(per_s=network.requests_per_s, burst=2 * network.requests_per_s))
         await self.dispatch.start()
         self.payments.resume()
+        self._later(self.payments.keep_deadlines())
         self._later(self._keep_checking_brokers())
         api = Api(self)
         await self._edge.serve("0.1.0", "Cyx: train and serve models on other people's machines", api.handlers())
@@ -228,7 +229,8 @@ class Central:
             self.recent.add(update)
             self._later(self._tell(update))
         job = self.world.jobs[about]
-        if isinstance(event, m.CancelRequested | m.FundFailed | m.Refunded) and job.attempts:
+        ends = m.CancelRequested | m.FundFailed | m.Refunded | m.DeadlineNear
+        if isinstance(event, ends) and job.attempts and not job.current:
             self._later(self.dispatch.stop_run(job, job.error or ""))
 
     async def _tell(self, update: m.Update) -> None:

@@ -10,7 +10,9 @@
        ResumeRequested ┌────────┘               │
                     paused ◀── PauseRequested   └── CancelRequested in any of them ─────▶ cancelled
 
-Whoever refunds the escrow after its deadline ends the job, if central had not settled it: `Refunded`.
+A day before its escrow's deadline the job ends, whatever its owner wants (`DeadlineNear`): whoever works on it stores
+its state, and what is stored is paid. Whoever refunds the escrow after its deadline ends a job that central could not
+settle by then: `Refunded`.
 
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
 that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards. One that is
@@ -40,6 +42,8 @@ PAUSED, NODE_STOPPED = "paused", "node_stopped"  # codes of runs that ended beca
 BAD_CHECKPOINT = "bad_checkpoint"  # code of a run that could not go on from the state it was given
 MEMORY_MARGIN = 4  # after running out of memory a job asks for a quarter more than it had
 REFUNDED = "its escrow was refunded to the client after the deadline, before it was settled; nobody was paid"
+DEADLINE_MARGIN_S = 86_400  # so long before an escrow may be refunded its job ends: for clocks, and for the chain
+DEADLINE_NEAR = "its escrow's deadline was near, after which anybody could refund it: what was stored is paid"
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
@@ -93,6 +97,7 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     error: str | None = None
     cancel_requested: bool = False
     pause_requested: bool = False
+    deadline_near: bool = False  # of its escrow: it goes on no more
     requests: tuple[str, ...] = ()  # ids of what its owner asked for and got, the newest last
     payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
     shares: money.Shares | None = None
@@ -205,6 +210,16 @@ def _cancel(job: Job, event: m.CancelRequested) -> str | None:
 
 
 def _steered(job: Job, event: m.PauseRequested | m.ResumeRequested) -> str | None:
+    if job.deadline_near:
+        return "it ends: its escrow's deadline is near"
+    return f"it waits for the chain to be {job.outcome}" if job.outcome else None
+
+
+def _deadline(job: Job, event: m.DeadlineNear) -> str | None:
+    if event.deadline_s != job.terms.deadline_s:
+        return f"its deadline is {job.terms.deadline_s}"
+    if job.deadline_near:
+        return "that is known already"
     return f"it waits for the chain to be {job.outcome}" if job.outcome else None
 
 
@@ -233,6 +248,7 @@ RULES: dict[type, Rule] = {
     m.CancelRequested: Rule(STEERED, _cancel),
     m.PauseRequested: Rule(STEERED, _steered),
     m.ResumeRequested: Rule(STEERED, _steered),
+    m.DeadlineNear: Rule(STEERED, _deadline),
     m.Settled: Rule(("settling",)),
     m.Refunded: Rule(("funding", "leased", "settling"), _refunded),
 }
@@ -248,6 +264,15 @@ def illegal(job: Job | None, event: m.JobEvent) -> str | None:
     if job.status not in rule.states:
         return f"the job is {job.status}, not {' or '.join(rule.states)}"
     return rule.guard(job, event)
+
+
+def deadline_due(job: Job, now_ms: int) -> m.DeadlineNear | None:
+    """The end of a job whose escrow may soon be refunded by anybody; None when there is time, or it ends already."""
+    deadline_s = job.terms.deadline_s
+    if not deadline_s or now_ms < (deadline_s - DEADLINE_MARGIN_S) * 1000:  # 0: of a version without deadlines
+        return None
+    event = m.DeadlineNear(deadline_s=deadline_s)
+    return None if illegal(job, event) else event
 
 
 # -- what it does ----------------------------------------------------------------------------------------
@@ -381,6 +406,8 @@ def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
         if job.funded:
             return _settle(job, "failed", event.reason)
         return _decided(job, "failed", event.reason)  # the deposit may still land: then all of it goes back
+    if job.deadline_near:
+        return _settle(job, "failed", DEADLINE_NEAR)
     if job.pause_requested:
         return job
     return replace(job, not_before_ms=at_ms + _rest_ms(job, event))
@@ -453,6 +480,15 @@ def _cancelled(job: Job, event: m.CancelRequested, at_ms: int) -> Job:
     return _decided(job, "cancelled", event.reason)  # the deposit may still land: find out first
 
 
+def _out_of_time(job: Job) -> Job:
+    """No step is made any more; but who works on it stores what it has first, as for a pause, and is paid for it."""
+    if job.funded:
+        return replace(job, pause_requested=True) if job.current else _settle(job, "failed", DEADLINE_NEAR)
+    if job.current:
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=DEADLINE_NEAR))
+    return _decided(job, "failed", DEADLINE_NEAR)  # the deposit may still land: then all of it goes back
+
+
 def _settle(job: Job, outcome: Outcome, error: str | None) -> Job:
     return replace(_decided(job, outcome, error), status="settling", payees=_earned(job))
 
@@ -498,6 +534,7 @@ AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this
     m.CancelRequested: _cancelled,
     m.PauseRequested: _pause_requested,
     m.ResumeRequested: _resume_requested,
+    m.DeadlineNear: lambda job, event, at_ms: _out_of_time(replace(job, deadline_near=True)),
     m.Settled: _settled,
     m.Refunded: _refund_found,
 }

@@ -28,6 +28,7 @@ SENDS_AT_ONCE = 8
 ANSWER_FIRST_S = 0.004  # who asked hears that it is stored, and a free node is given the job, before the chain is asked
 NOT_THERE = ("escrow_missing", "escrow_mismatch")  # refunded, perhaps opened again on other terms; or the chain lags
 MAKE_WAY_S, MAKE_WAY_TIMES = 0.02, 50
+DEADLINES_EVERY_S = 30.0  # of the day that there is for it
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -85,6 +86,24 @@ class Payments:
         """Make sure somebody works on this faucet payment, if it has not ended."""
         if self._events.world.mints[mint_id].ended is None:
             self._work(f"mint {mint_id}", functools.partial(self._finish_mint, mint_id))
+
+    async def keep_deadlines(self) -> None:
+        """For ever: end every job before anybody may have its escrow refunded."""
+        while True:
+            try:
+                await self._end_before_deadlines()
+            except CyxError as error:
+                log.warning("deadlines: %s; will try again in %g s", error, DEADLINES_EVERY_S)
+            await asyncio.sleep(DEADLINES_EVERY_S)
+
+    async def _end_before_deadlines(self) -> None:
+        world, now_ms = self._events.world, self._events.machine.wall_ms()
+        for job_id in sorted(each for each in world.active if jobs.deadline_due(world.jobs[each], now_ms)):
+            decide = functools.partial(self._deadline_due, job_id)
+            await self._events.record(subjects.job_event(job_id), decide)
+
+    def _deadline_due(self, job_id: str) -> m.DeadlineNear | None:
+        return jobs.deadline_due(self._events.world.jobs[job_id], self._events.machine.wall_ms())
 
     async def close(self) -> None:
         for task in self._working.values():

@@ -162,6 +162,7 @@ TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "ResumeRequested": ("resume", lambda d: "it waits for a node again"),
     "Completed": ("trained", _completed),
     "CancelRequested": ("cancel", lambda d: d["reason"]),
+    "DeadlineNear": ("deadline", lambda d: "the escrow could soon be refunded: the job ends, what is stored is paid"),
     "Settled": ("settled", _settled),
     "Refunded": ("refunded", _refunded),
     "epoch": ("epoch", _epoch),

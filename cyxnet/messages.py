@@ -765,6 +765,15 @@ class ResumeRequested(Event, kw_only=True):
     request_id: str = ""
 
 
+class DeadlineNear(Event, kw_only=True):
+    """Soon anybody may have the escrow refunded: no more steps are made, and those that are stored are paid.
+
+    deadline_s: that of the escrow's terms, Unix seconds.
+    """
+
+    deadline_s: int
+
+
 class Settled(Event, kw_only=True):
     """The escrow account was emptied and closed, finally. The three parts sum to the amount.
 
@@ -913,6 +922,7 @@ JobEvent = (
     | CancelRequested
     | PauseRequested
     | ResumeRequested
+    | DeadlineNear
     | Settled
     | Refunded
 )

@@ -52,6 +52,7 @@ from cyxnet.escrow import (
     token_account,
 )
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
+from cyxnet.refund import OpenEscrow, build_refund, read_escrow
 from cyxnet.wallet import Wallet, WalletError, base58_decode, sign, verify
 
 if TYPE_CHECKING:
@@ -281,7 +282,25 @@ class Settlement:
                 return str(signature) if status and status.finalized else None
         return None
 
+    async def open_escrow(self, client: str, job_id: str, program: str) -> OpenEscrow:
+        """What the chain says of a job's escrow. Raises SettlementError escrow_missing when none is open."""
+        address = escrow_address(client, job_id, program)
+        [account] = await self._accounts([address])
+        ours = account is not None and str(account.owner) == program
+        found = read_escrow(address, program, bytes(account.data)) if account is not None and ours else None
+        if found is None:
+            raise SettlementError(
+                "escrow_missing",
+                f"job {job_id} of {client} has no open escrow on {self.url} (at {address}): it was settled or refunded "
+                "already, or never paid; names must be exact here, a beginning will not do",
+            )
+        return found
+
     # Building and signing.
+
+    async def refund_transaction(self, sender: Wallet, escrow: OpenEscrow) -> SignedTransaction:
+        """The refund of an escrow whose deadline is past, ready to send by anybody who has SOL for the fee."""
+        return build_refund(sender, escrow, *await self.latest_blockhash())
 
     async def deposit_transaction(self, client: Wallet, terms: EscrowTerms) -> SignedTransaction:
         """The client's deposit, ready to send.
@@ -436,7 +455,8 @@ class Settlement:
             if status.state == "pending" and polls % 8 == 0:
                 await self.send(signed.transaction, preflight=False)
 
-    async def _succeed(self, signed: SignedTransaction, what: str) -> None:
+    async def succeed(self, signed: SignedTransaction, what: str) -> None:
+        """finish(), which must have worked. Raises SettlementError expired or transaction_failed."""
         status = await self.finish(signed)
         if status.state == "dead":
             raise SettlementError("expired", f"{what}: {signed.signature} was never taken into a block; try again")
@@ -467,7 +487,7 @@ class Settlement:
         if not await self._is_our_mint(mint, authority.address):
             signed = build_mint(authority, *await self.latest_blockhash())
             try:
-                await self._succeed(signed, "create mint")
+                await self.succeed(signed, "create mint")
             except SettlementError:
                 if not await self._is_our_mint(mint, authority.address):  # else another process was first
                     raise
@@ -497,7 +517,7 @@ class Settlement:
     async def faucet(self, authority: Wallet, mint: str, to_address: str, amount_base_units: int) -> str:
         """New tokens for an address; returns the signature when they are there for ever."""
         signed = await self.faucet_transaction(authority, mint, to_address, amount_base_units)
-        await self._succeed(signed, "faucet")
+        await self.succeed(signed, "faucet")
         return signed.signature
 
     async def _require_local(self, what: str) -> None:

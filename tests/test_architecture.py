@@ -45,7 +45,7 @@ cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.tra
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials
-cyxnet.wallet cyxnet.instructions cyxnet.escrow
+cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund
 cyxnet.solana cyxnet.config cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection cyxnet.service cyxnet.mux
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
@@ -53,7 +53,7 @@ cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
-cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.train cyxnet.cli cyxnet.__main__
+cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.money cyxnet.cli.train cyxnet.cli cyxnet.__main__
 
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
 cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads cyxnode.runs cyxnode.agent

@@ -100,6 +100,13 @@ def _cancel(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", type=_reason, default="cancelled by the client", help="kept in the job's history")
 
 
+def _refund(parser: argparse.ArgumentParser) -> None:
+    _job(parser)
+    parser.add_argument("--client", type=_address, metavar="ADDRESS", help="who paid for it (default: this wallet)")
+    parser.add_argument("--chain", metavar="URL", help="ask the chain there, and no central")
+    parser.add_argument("--program", type=_address, metavar="ADDRESS", help="the escrow program (the network's)")
+
+
 def _outbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--send", action="store_true", help="submit them now, the oldest first")
     parser.add_argument("--forget", type=_job_id, metavar="JOB", help="do not submit this one any more")
@@ -167,6 +174,13 @@ COMMANDS = [
     Command("job", "show one job", "cyx job digits-3f", "jobs:job", _job),
     Command("get", "fetch the model of a job", "cyx get digits-3f -o digits.safetensors", "jobs:get", _get),
     Command("cancel", "stop a job; what was not earned comes back", "cyx cancel digits-3f", "jobs:cancel", _cancel),
+    Command(
+        "refund",
+        "have an escrow sent back whose deadline is past, with or without a central",
+        "cyx refund digits-3f",
+        "money:refund",
+        _refund,
+    ),
     Command(
         "pause", "store a checkpoint and stop; the job waits to be resumed", "cyx pause digits-3f", "jobs:pause", _job
     ),

@@ -104,6 +104,9 @@ def settled(node=AMOUNT * 9 // 10, platform=AMOUNT // 10, client=0):
 REFUNDED = m.Refunded(signature=SIGNATURE, client_base_units=AMOUNT)
 
 
+DEADLINE_NEAR = m.DeadlineNear(deadline_s=0)
+
+
 def draining(session="0" * 32):
     return m.NodeDraining(session=session)
 

@@ -137,6 +137,31 @@ HISTORIES: dict[str, list[Said]] = {
             WHOLE,
         ),
     ],
+    "a job paused until its deadline was near pays the steps that were stored": [
+        A,
+        *job(
+            f.FUNDED,
+            lease(1),
+            f.STARTED,
+            PAUSE,
+            checkpointed(5),
+            m.LeaseLost(attempt=1, code="paused", reason="as asked"),
+            f.DEADLINE_NEAR,
+            f.SIGNED_SETTLE,
+            settled(HALF * 9 // 10, HALF // 10, HALF, m.Payee(wallet=f.NODE_WALLET, pay_base_units=HALF, attempt=1)),
+        ),
+    ],
+    "a run that stored its state when the deadline was near, and then ended": [
+        A,
+        *job(
+            f.FUNDED,
+            lease(1),
+            checkpointed(2),
+            f.DEADLINE_NEAR,
+            checkpointed(5),
+            m.LeaseLost(attempt=1, code="paused", reason="as asked"),
+        ),
+    ],
     "a job whose attempts are used up pays the steps that were stored": [
         A,
         *job(

@@ -19,6 +19,7 @@ STATES = {
     "queued": f.job_after(f.FUNDED),
     "leased": f.job_after(f.FUNDED, f.leased()),
     "leased, pause wanted": f.job_after(f.FUNDED, f.leased(), f.PAUSED),
+    "leased, deadline near": f.job_after(f.FUNDED, f.leased(), f.DEADLINE_NEAR),
     "paused": f.job_after(f.FUNDED, f.PAUSED),
     "settling": f.job_after(f.FUNDED, f.leased(), f.completed()),
     "completed": f.job_after(f.FUNDED, f.leased(), f.completed(), f.SIGNED_SETTLE, f.settled()),
@@ -40,10 +41,11 @@ EVENTS = {
     "CancelRequested": f.CANCELLED,
     "PauseRequested": f.PAUSED,
     "ResumeRequested": f.RESUMED,
+    "DeadlineNear": f.DEADLINE_NEAR,
     "Settled": f.settled(),
     "Refunded": f.REFUNDED,
 }
-STEERED = {"CancelRequested", "PauseRequested", "ResumeRequested"}
+STEERED = {"CancelRequested", "PauseRequested", "ResumeRequested", "DeadlineNear"}
 HELD = {"Started", "Checkpointed", "LeaseLost", "Completed"} | STEERED
 LEGAL = {
     "none": {"Submitted"},
@@ -55,6 +57,7 @@ LEGAL = {
     "queued": {"Leased"} | STEERED,
     "leased": HELD,
     "leased, pause wanted": HELD,
+    "leased, deadline near": HELD - {"PauseRequested", "ResumeRequested", "DeadlineNear"},
     "paused": STEERED,
     "settling": {"SignedSettle", "Settled", "Refunded"},
     "completed": set(),
@@ -324,6 +327,44 @@ def test_a_refund_by_somebody_ends_the_job_and_pays_nobody(events, status):
 def test_a_refund_of_a_deposit_that_the_ledger_never_saw_moves_nothing_in_it():
     job = f.job_after(f.leased(), f.REFUNDED)
     assert (job.status, jobs.entries(job, f.REFUNDED), job.attempts[0].lost.code) == ("failed", [], "unfunded")
+
+
+def test_a_day_before_its_deadline_a_job_is_paid_for_what_is_stored_although_its_owner_paused_it():
+    paused = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=25), f.PAUSED, f.lost(code="paused"))
+    paused = replace(paused, terms=replace(paused.terms, deadline_s=100 * jobs.DEADLINE_MARGIN_S))
+    due_ms = 99 * jobs.DEADLINE_MARGIN_S * 1000
+    assert jobs.deadline_due(paused, due_ms - 1) is None
+    event = jobs.deadline_due(paused, due_ms)
+    job = jobs.evolve(paused, event, due_ms)
+    assert (job.status, job.outcome, job.payees) == ("settling", "failed", (f.payee(f.AMOUNT // 4),))
+    assert "deadline was near" in job.error
+    assert jobs.deadline_due(job, due_ms + 1) is None
+
+
+def test_near_the_deadline_a_run_stores_its_state_first_and_is_paid_for_it():
+    near = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=25), f.DEADLINE_NEAR)
+    assert (near.status, near.pause_requested) == ("leased", True)
+    assert "deadline is near" in jobs.illegal(near, f.RESUMED)
+    stored = jobs.evolve(near, f.checkpointed(step=60), 1)
+    job = jobs.evolve(stored, f.lost(code="paused"), 2)
+    assert (job.status, job.outcome, job.payees) == ("settling", "failed", (f.payee(f.AMOUNT * 60 // 100),))
+
+
+def test_a_run_that_completes_near_the_deadline_has_completed():
+    job = f.job_after(f.FUNDED, f.leased(), f.DEADLINE_NEAR, f.completed())
+    assert (job.status, job.outcome, job.payees) == ("settling", "completed", (f.payee(),))
+
+
+@pytest.mark.parametrize("events", [[], [f.leased()]])
+def test_a_deposit_that_is_not_final_when_the_deadline_is_near_goes_back_whole_if_it_lands(events):
+    job = f.job_after(*events, f.DEADLINE_NEAR)
+    assert (job.status, job.outcome, jobs.waits(job)) == ("funding", "failed", False)
+    job = jobs.evolve(job, f.FUNDED, 1)
+    assert (job.status, job.payees) == ("settling", ())
+
+
+def test_terms_without_a_deadline_are_never_due():
+    assert jobs.deadline_due(f.job_after(f.FUNDED), 2**62) is None
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,18 +1,24 @@
 """The payment saga on the embedded chain: it goes on from wherever a crash left it, and pays once."""
 
 import asyncio
+import io
 import time
 
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import views
+from cyxcentral import jobs, views
 from cyxcentral.localchain import Fault, Server
 from cyxcentral.localvm import Chain, ChainOptions, SystemClock
+from cyxcentral.machine import Machine
 from cyxcentral.payments import Payments
 from cyxnet import escrow, subjects
 from cyxnet import messages as m
+from cyxnet.cli import money as cli_money
+from cyxnet.cli import parser
+from cyxnet.cli.screen import JsonScreen
 from cyxnet.escrow import DEADLINE_S, escrow_terms
+from cyxnet.identity import load_or_create
 from cyxnet.solana import Settlement, SettlementError
 from cyxnet.wallet import Wallet
 from tests.central import facts as f
@@ -234,6 +240,70 @@ async def test_a_job_that_somebody_refunded_after_the_deadline_ends(lab):
     assert await lab.held() == [0, 0, f.AMOUNT]
     assert lab.central.world.active == set()
     assert "refunded to the client after the deadline" in views.explanation(job, [], 0).error
+
+
+async def test_a_job_that_is_paused_until_its_deadline_is_paid_for_what_is_stored_and_no_refund_comes_before(lab):
+    # it waited until somebody refunded what its node had earned
+    terms = (event := await lab.submitted()).terms
+    await lab.chain.finish(event.deposit)
+    await lab.say(m.Funded(signature=event.deposit.signature))
+    for event in (replace(f.leased(), wallet=NODE.address), f.checkpointed(step=50), f.PAUSED, f.lost(code="paused")):
+        await lab.say(event)
+    lab.clock.ahead_ms = (DEADLINE_S - jobs.DEADLINE_MARGIN_S // 2) * 1000
+    soon = Machine(wall_ms=lambda: lab.clock.wall_ms())
+    lab.central.log.machine = soon
+    payments = lab.payments()
+    keeper = asyncio.create_task(payments.keep_deadlines())
+    await lab.until("failed")
+    keeper.cancel()
+    assert await lab.held() == [f.AMOUNT // 2 * 9 // 10, f.AMOUNT // 2 // 10, f.AMOUNT // 2]
+    assert (await kinds_of(lab.central))[-3:] == ["DeadlineNear", "TransactionSigned", "Settled"]
+    lab.after_the_deadline()
+    with pytest.raises((AssertionError, SettlementError)):  # there is nothing left that could be refunded
+        await lab.refunded(terms)
+
+
+async def funded(lab):
+    event = await lab.submitted()
+    await lab.chain.finish(event.deposit)
+    return event.terms
+
+
+async def test_after_the_deadline_a_stranger_refunds_an_escrow_by_what_the_chain_says_alone(lab):
+    terms = await funded(lab)
+    found = await lab.chain.open_escrow(terms.client, terms.job_id, terms.program)
+    assert (found.address, found.client, found.deadline_s) == (terms.escrow, CLIENT.address, terms.deadline_s)
+    early = await lab.chain.refund_transaction(STRANGER, found)
+    with pytest.raises(SettlementError, match="would refuse"):
+        await lab.chain.send(early.transaction)
+    lab.after_the_deadline()
+    await lab.chain.succeed(await lab.chain.refund_transaction(STRANGER, found), "refund")
+    assert await lab.held() == [0, 0, f.AMOUNT]
+    with pytest.raises(SettlementError, match="no open escrow"):
+        await lab.chain.open_escrow(terms.client, terms.job_id, terms.program)
+
+
+async def test_cyx_refund_needs_no_central(lab, tmp_path, monkeypatch):
+    said = []
+
+    async def run(*more):
+        line = ["refund", "job-1", "--dir", str(tmp_path), "--chain", lab.server.url, "--json", *more]
+        out = io.StringIO()
+        said.append(out)
+        return await cli_money.refund(parser().parse_args(line), JsonScreen(out))
+
+    sender = Wallet(load_or_create(tmp_path / "client.key").child("wallet"))
+    await lab.chain.airdrop(sender.address, 10**9)
+    await funded(lab)
+    with pytest.raises(SettlementError, match="no open escrow"):  # this wallet paid for no job of that name
+        await run()
+    with pytest.raises(SettlementError, match="cyx cancel job-1"):
+        await run("--client", CLIENT.address)
+    lab.after_the_deadline()
+    monkeypatch.setattr("cyxnet.cli.money.time.time", lambda: lab.clock.wall_ms() / 1000)
+    assert await run("--client", CLIENT.address) == 0
+    assert CLIENT.address in said[-1].getvalue()
+    assert await lab.held() == [0, 0, f.AMOUNT]
 
 
 async def test_a_settlement_that_a_refund_overtook_is_given_up_for_it(lab, monkeypatch):

@@ -9,7 +9,7 @@ from unittest import mock
 
 import msgspec
 
-from cyxcentral import central, dispatch, landings
+from cyxcentral import central, dispatch, landings, payments
 from cyxcentral.central import Central, Settings
 from cyxcentral.machine import Machine
 from cyxcore.errors import CyxError
@@ -19,12 +19,11 @@ from cyxnet.config import NetworkFile
 from cyxnet.identity import Identity
 from cyxnet.wallet import Wallet
 from tests.simulation.chain import SimSettlement
-from tests.simulation.faults import HOUR_MS
+from tests.simulation.faults import FIRST_WALL_MS, HOUR_MS
 from tests.simulation.loop import ProcessLoop, sleep
 from tests.simulation.wire import Process, SimBus
 
 CENTRAL_SEED = bytes(range(32))
-FIRST_WALL_MS = 1_800_000_000_000
 HEARTBEAT_MS, LEASE_MS, PROGRESS_MS = 2_000, 8_000, 20_000
 PLATFORM_FEE_BASIS_POINTS = 1000
 
@@ -61,6 +60,8 @@ def shrink() -> "contextlib.ExitStack":
     stack.enter_context(mock.patch.object(central, "Wallet", WALLET))
     stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 0.1))
     stack.enter_context(mock.patch.object(landings, "NEXT_POLL_S", 0.05))
+    stack.enter_context(mock.patch.object(payments, "DEADLINES_EVERY_S", 1.0))
+    stack.enter_context(mock.patch.object(dispatch, "PAUSE_GRACE_MS", dispatch.PAUSE_GRACE_MS // 6))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
     stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))
     stack.enter_context(mock.patch.object(dispatch, "verify", VERIFY))
@@ -149,7 +150,7 @@ class CentralProcess(Process):
             self.network.restart_central(self.name)
 
     def wall_ms(self) -> int:
-        return FIRST_WALL_MS + self.wall_error_ms + int(self.network.scheduler.now_s * 1000)
+        return FIRST_WALL_MS + self.wall_error_ms + self.network.faults.date_ms(self.network.scheduler.now_s)
 
     async def main(self) -> None:
         dice = self.network.scheduler.dice

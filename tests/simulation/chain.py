@@ -20,7 +20,7 @@ from cyxnet import instructions
 from cyxnet.escrow import DECIMALS, LOCAL_PROGRAM, STATE_BYTES, associated_address, mint_address, public_key, solders
 from cyxnet.solana import Settlement
 from cyxnet.wallet import base58_encode
-from tests.simulation.faults import Faults
+from tests.simulation.faults import FIRST_WALL_MS, Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 from tests.simulation.wire import Process
 
@@ -152,6 +152,19 @@ class Chain:
             after_s = self.faults.refund_after_s() if isinstance(after[escrow], EscrowState) else None
             if after_s is not None:
                 self.scheduler.at(self.loop, self.scheduler.now_s + after_s, self._refund, escrow)
+            elif self.faults.weeks_pass_at_s is not None and isinstance(after[escrow], EscrowState):
+                self._await_deadline(escrow)
+
+    def _await_deadline(self, escrow: str) -> None:
+        """Who wants its money back tries every second whether the deadline is past."""
+        state = self.accounts.get(escrow)
+        if not isinstance(state, EscrowState):
+            return
+        now_ms = FIRST_WALL_MS + self.faults.date_ms(self.scheduler.now_s) - self.faults.chain_late_ms
+        if now_ms >= 1000 * struct.unpack_from("<q", state.data, 16)[0]:
+            self._refund(escrow)
+        else:
+            self.scheduler.at(self.loop, self.scheduler.now_s + 1.0, self._await_deadline, escrow)
 
     def _refund(self, escrow: str) -> None:
         """A stranger's refund of an escrow. Its deadline is when the dice say so: no seed lasts for a month."""

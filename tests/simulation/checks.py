@@ -7,7 +7,8 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I4 an end is the end                   I5 acknowledged jobs end                      I6 one job per id and wish
   I7 sums are kept                       I8 an escrow is emptied once                  I9 paid means final on the chain
   I10 no cancel after a completion       I11 every world is the fold of the log        I12 a node is not overbooked
-  I13 what is referred to is stored      I15 the hash chain is whole                   R12 clocks do not end leases
+  I13 what is referred to is stored      I14 stored work is paid before a deadline    I15 the hash chain is whole
+  R12 clocks do not end leases
 """
 
 import hashlib
@@ -22,9 +23,11 @@ from cyxnet import subjects
 from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
 from tests.simulation.centrals import LEASE_MS
+from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
 
 BAN_HEARD_WITHIN_S = 10.0  # another central may not have read of it yet
+CLOCKS_WRONG_MS = 8 * HOUR_MS  # the clock of a central is an hour wrong, and somebody sets it some times
 FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
 
 
@@ -49,6 +52,7 @@ class JobModel(Struct):
     settled: bool = False
     completed: bool = False
     cancelled: bool = False
+    near: bool = False  # its escrow's deadline
     states: list[tuple[int, m.Checkpoint]] = []  # attempts and what they stored, the last two of each
     settlements: list[m.SignedTransaction] = []
     ran_out: list[str] = []  # ids of nodes that had too little memory for it
@@ -274,6 +278,16 @@ class Checks:
         self.expect(not job.completed, f"I10: {type(event).__name__} of {job_id} after it was completed")
         self._once(job_id, job, event)
 
+    def _near(self, job_id: str, job: JobModel, event: m.DeadlineNear) -> None:
+        faults, now_s = self.network.faults, self.network.scheduler.now_s
+        left_ms = 1000 * job.terms.deadline_s - (FIRST_WALL_MS + faults.date_ms(now_s))
+        self.expect(event.deadline_s == job.terms.deadline_s, f"I14: {job_id} ends for another deadline than its own")
+        self.expect(left_ms <= DAY_MS + CLOCKS_WRONG_MS, f"I14: {job_id} ends {left_ms} ms before its deadline")
+        self.expect(not job.near and not job.completed, f"I14: {job_id} ends for its deadline, and ended before")
+        job.near = True
+        if not job.funded:  # a run is let store its state; a preparation has none
+            self._end_lease(job)
+
     def _once(self, job_id: str, job: JobModel, event: Any) -> None:
         self.expect(event.request_id not in job.requests, f"I6: {job_id}: {event.request_id} is carried out twice")
         self.expect(event.request_id not in job.denied, f"I6: {job_id}: {event.request_id} was refused, and happens")
@@ -319,6 +333,8 @@ class Checks:
         self.expect(event.client_base_units == terms.amount_base_units, f"I7: {job_id}: {event.client_base_units}")
         self._end_lease(job)
         job.ended = True
+        if self.network.faults.weeks_pass_at_s is not None:  # central had a day for it
+            self.expect(not job.checkpoint and not job.completed, f"I14: {job_id} is refunded, and it has stored work")
 
     def _end_lease(self, job: JobModel) -> None:
         if job.lease:
@@ -460,6 +476,7 @@ RULES: dict[type, Any] = {
     m.CancelRequested: Checks._cancelled,
     m.PauseRequested: Checks._steered,
     m.ResumeRequested: Checks._steered,
+    m.DeadlineNear: Checks._near,
     m.Settled: Checks._settled,
     m.Refunded: Checks._refunded,
 }

@@ -55,6 +55,8 @@ class Client(Process):
         )
         self.job_id = f"{kind}-{number}"
         self.wish = dice.choices(["wait", "watch", "cancel", "pause"], [3, 1, 3, 3])[0]
+        if network.faults.stalls():
+            self.wish = "stall"
         self.keys = identity(500 + number)
         self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
         self.client._settlement = SimSettlement(self, network.chain)
@@ -121,6 +123,18 @@ class Client(Process):
         await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id="resume"))
         if dice.random() < 0.5:  # a try of the pause that was held up on its way
             await self._until_said("job.pause", pause)
+
+    async def _stall(self) -> None:
+        """Pause until the deadline, and have a node work now and then: what is stored would be had for nothing."""
+        dice, checks = self.network.scheduler.dice, self.network.checks
+        await asyncio.sleep(dice.expovariate(1 / 3))
+        for number in range(6):
+            await self._until_said("job.pause", m.JobRef(job_id=self.job_id, request_id=f"pause-{number}"))
+            await asyncio.sleep(5 + dice.expovariate(1 / 10))
+            if checks.jobs[self.job_id].ended:
+                return
+            await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id=f"resume-{number}"))
+            await asyncio.sleep(dice.random())
 
     async def _watch(self) -> None:
         while True:

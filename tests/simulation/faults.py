@@ -5,7 +5,11 @@ from random import Random
 
 from tests.simulation.loop import Scheduler
 
+FIRST_WALL_MS = 1_800_000_000_000
 HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+WEEKS_MS = int(28.6 * DAY_MS)  # that pass at once in some seeds, shortly before central is to end what it has
+HOURS_PER_S = 0.5  # from then on: the day before the deadline is most of a minute
 CHAIN_LONGER_S = 12.0  # the chain is bad for longer: what it is asked for late must see it too
 OF_CHAIN = ("dropped", "late", "rpc_error")
 
@@ -37,6 +41,10 @@ class Faults:
         self._states: dict[str, bool] = {}
         self._refunds = Random(repr(dice.getstate()))  # dice of its own: what else a seed does stays as it was
         self.refunded = self._refunds.choice([0.0, 0.0, 0.3])  # of escrows: their deadline comes, and somebody refunds
+        self.weeks_pass_at_s: float | None = None  # then the date alone comes near the deadlines, and not by the dice
+        if self._refunds.random() < 0.15:
+            self.weeks_pass_at_s, self.refunded = self._refunds.uniform(6.0, 10.0), 0.0
+        self.chain_late_ms = int(self._refunds.uniform(-HOUR_MS / 2, HOUR_MS / 2))  # the clock that a deadline is by
 
     @property
     def active(self) -> bool:
@@ -60,6 +68,15 @@ class Faults:
             self._states[state] = self._dice.random() < self.bad_state
         self.counts["bad_state"] += self._states[state]
         return self._states[state]
+
+    def date_ms(self, at_s: float) -> int:
+        """How much later than at its beginning it is at a true time of the seed, by a calendar."""
+        jumped_s = at_s - self.weeks_pass_at_s if self.weeks_pass_at_s is not None else -1.0
+        return int(at_s * 1000) + (WEEKS_MS + int(jumped_s * HOURS_PER_S * HOUR_MS) if jumped_s >= 0 else 0)
+
+    def stalls(self) -> bool:
+        """Whether a client pauses its job until the deadline, where that will come."""
+        return self.weeks_pass_at_s is not None and self._refunds.random() < 0.7
 
     def refund_after_s(self) -> float | None:
         """How long after it was opened an escrow is refunded, if it is still open then; None for most."""

@@ -382,6 +382,18 @@ def pay_for_unstored_steps() -> Iterator[Any]:
 
 
 @planted
+def no_deadline_is_kept() -> Iterator[Any]:
+    """A job goes on, or waits, whatever the date is."""
+    yield mock.patch.object(jobs, "deadline_due", lambda job, now_ms: None)
+
+
+@planted
+def deadline_kept_without_margin() -> Iterator[Any]:
+    """A job is settled when its deadline comes, and not before."""
+    yield mock.patch.object(jobs, "DEADLINE_MARGIN_S", 0)
+
+
+@planted
 def no_refund_is_found() -> Iterator[Any]:
     """A missing escrow is asked for, for ever."""
 
