@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import weakref
 from collections import OrderedDict
@@ -13,6 +14,7 @@ import msgspec
 from cyxcentral import cache as keys
 from cyxcentral import intake, jobs, money, nodes, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
+from cyxcentral.operators import Operators
 from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
@@ -38,6 +40,10 @@ class Api:
         self._asking: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._held: OrderedDict[str, tuple[int, float]] = OrderedDict()  # wallet -> base units, seen at
 
+    @functools.cached_property
+    def _operators(self) -> Operators:
+        return Operators(self._central.events, self._world, self._central.dispatch, self._network.operators)
+
     def handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
         blobs = self._central.blobs
         return {
@@ -52,6 +58,8 @@ class Api:
             "job.resume": self._resume,
             "job.explain": self._explain,
             "node.list": self._nodes,
+            "node.ban": self._operators.ban,
+            "node.pardon": self._operators.pardon,
             "wallet.balance": self._balance,
             "wallet.faucet": self._faucet,
             "ledger.query": self._ledger,
@@ -84,6 +92,7 @@ class Api:
             quarantined_events=self._world.quarantined,
             damaged_subjects=len(self._world.damaged),
             program=self._payments.program,
+            operator=caller in self._network.operators,
         )
 
     # -- jobs ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """One central: wires the log, the world, the loops and the API together, and takes them apart again."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -210,7 +211,7 @@ class Central:
         if isinstance(event, m.MintSigned):
             self.payments.reconcile_mint(about)
         if isinstance(event, m.NodeBanned) and self.door:
-            self._later(self.door.throw_out(about))
+            self._later(self._shut_out(self.door, about))
         if not isinstance(event, m.JobEvent):
             return
         self.payments.reconcile(about)
@@ -232,6 +233,11 @@ class Central:
         ends = m.CancelRequested | m.FundFailed | m.Refunded | m.DeadlineNear
         if isinstance(event, ends) and job.attempts and not job.current:
             self._later(self.dispatch.stop_run(job, job.error or ""))
+
+    async def _shut_out(self, door: Door, node_id: str) -> None:
+        await door.throw_out(node_id)
+        with contextlib.suppress(CyxError):  # else its leases end when it has been silent for long
+            await self.dispatch.shut_out(node_id)
 
     async def _tell(self, update: m.Update) -> None:
         await self.cache.delete(job_status(update.job_id))

@@ -40,6 +40,7 @@ STRIKES_TO_BAN = 3
 BAN_MS = tuple(hours * 3_600_000 for hours in (24, 48, 168))  # the first, the second, every later one
 STRIKE_FADES_MS = 7 * 24 * 3_600_000  # one strike is forgiven for each week without another
 CHANGES_KEPT = 20
+REQUESTS_KEPT = 8
 
 NODE_LOST, RUN_MISSING = "node_lost", "run_missing"  # codes of leases that central took back
 NOT_ITS_FAULT = (REFUSED, PAUSED, NODE_STOPPED, UNFUNDED, CANCELLED, NODE_LOST)  # the last was counted with the node
@@ -100,6 +101,7 @@ class Node(Struct, frozen=True, kw_only=True):
     bans: int = 0  # so far
     banned_until_ms: int = 0  # 0: not banned
     changes: tuple[m.StandingChange, ...] = ()  # the newest last
+    requests: tuple[str, ...] = ()  # ids of what operators asked for and got, the newest last
 
 
 def state(node: Node | None) -> State:
@@ -157,6 +159,8 @@ def evolve(node: Node | None, event: m.NodeEvent, at_ms: int, leases: int = 0) -
         assert isinstance(event, m.NodeRegistered), f"{type(event).__name__} before NodeRegistered"
         return _registered(None, event, at_ms)
     node = at(node, at_ms)
+    if isinstance(event, m.NodeBanned | m.NodePardoned) and event.request_id:
+        node = replace(node, requests=(*node.requests, event.request_id)[-REQUESTS_KEPT:])
     match event:
         case m.NodeRegistered():
             if node.online and leases and event.session != node.session:
@@ -223,6 +227,17 @@ def blamed(node: Node, job_id: str, lost: m.LeaseLost, at_ms: int) -> Node:
     return _changed(node, change, f"a strike: another node completed {job_id}, lost here ({lost.code})", at_ms)
 
 
+def granted(node: Node, request_id: str) -> bool:
+    """Whether an operator's wish of this id was carried out already: then this is a repetition of it."""
+    return bool(request_id) and request_id in node.requests
+
+
+def next_ban_ms(node: Node) -> int:
+    """How long the next ban of a node lasts, unless somebody says otherwise; one that it has now counts as that one."""
+    earlier = node.bans - bool(node.banned_until_ms)
+    return BAN_MS[min(earlier, len(BAN_MS) - 1)]
+
+
 def ban_due(node: Node, now_ms: int) -> m.NodeBanned | None:
     """The ban that a node has earned; None when it has not, or is banned already."""
     node = at(node, now_ms)
@@ -234,7 +249,7 @@ def ban_due(node: Node, now_ms: int) -> m.NodeBanned | None:
         reason = f"a reputation of {node.reputation:g}"
     else:
         return None
-    return m.NodeBanned(until_ms=now_ms + BAN_MS[min(node.bans, len(BAN_MS) - 1)], reason=reason)
+    return m.NodeBanned(until_ms=now_ms + next_ban_ms(node), reason=reason)
 
 
 def _disconnected(node: Node, what: str, at_ms: int) -> Node:

@@ -60,6 +60,12 @@ class Client:
     def nodes(self) -> list[m.NodeView]:
         return self._run(self._client.nodes())
 
+    def ban(self, node_id: str, reason: str, for_s: int | None = None) -> m.NodeView:
+        return self._run(self._client.ban(node_id, reason, for_s))
+
+    def pardon(self, node_id: str, reason: str = "pardoned by an operator") -> m.NodeView:
+        return self._run(self._client.pardon(node_id, reason))
+
     def wallet(self, address: str | None = None) -> m.WalletReply:
         return self._run(self._client.wallet(address))
 

@@ -138,6 +138,25 @@ class AsyncClient:
     async def nodes(self) -> list[m.NodeView]:
         return (await self._ask("node.list", m.NodeListRequest(), m.NodeList)).nodes
 
+    async def ban(self, node_id: str, reason: str, for_s: int | None = None) -> m.NodeView:
+        """Shut a node out at once, for so long; for None as long as central would. For operators only."""
+        await self._be_operator()
+        request = m.NodeBanRequest(node_id=node_id, reason=reason, for_s=for_s, request_id=new_request_id())
+        return await self._ask("node.ban", request, m.NodeView)
+
+    async def pardon(self, node_id: str, reason: str = "pardoned by an operator") -> m.NodeView:
+        """End a node's ban and forgive its strikes. For operators only."""
+        await self._be_operator()
+        request = m.NodePardonRequest(node_id=node_id, reason=reason, request_id=new_request_id())
+        return await self._ask("node.pardon", request, m.NodeView)
+
+    async def _be_operator(self) -> None:
+        """The broker would pass over the request of somebody else without an answer: better to know before."""
+        if not (await self.info()).operator:
+            raise ApiError(
+                "not_operator", f"{self.caller} is no operator of this network (operators in network.json)", 403
+            )
+
     async def wallet(self, address: str | None = None) -> m.WalletReply:
         """The balances of an address; of this client's wallet when None."""
         request = m.WalletRequest(address=address or self.purse.address)

@@ -46,7 +46,7 @@ class NetworkFile(Struct, kw_only=True):
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     session_s: int = SESSION_S  # so long a connection is let in; it comes again before that
-    operators: list[str] = []  # callers (c-…) that may use verbs of operators; no verb is one yet
+    operators: list[str] = []  # callers (c-…) that may ban and pardon nodes
     pid: int = 0  # of the `cyx up` that serves it
 
 

@@ -157,6 +157,7 @@ class NetworkInfo(Struct, kw_only=True):
     quarantined_events: int = 0  # messages of the event log that count for nothing
     damaged_subjects: int = 0  # histories that are not known any more; nothing is decided on them
     program: str = ""  # the escrow program that payments go to
+    operator: bool = False  # whether who asks is one
 
 
 class QuoteRequest(Request, kw_only=True, frozen=True):
@@ -308,6 +309,23 @@ class Updates(Struct, kw_only=True):
 
 class NodeListRequest(Request, kw_only=True, frozen=True):
     """Which nodes are there?"""
+
+
+class NodeBanRequest(Request, kw_only=True, frozen=True):
+    """Shut a node out. node_id: or a beginning that no other node has. for_s None: longer each time, from a day on."""
+
+    node_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
+    reason: Annotated[str, Meta(min_length=1, max_length=2000)]
+    for_s: Annotated[int, Meta(ge=1, le=10 * 366 * 86_400)] | None = None
+    request_id: RequestId = ""  # as of JobRef
+
+
+class NodePardonRequest(Request, kw_only=True, frozen=True):
+    """End a node's ban, and forgive its strikes."""
+
+    node_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
+    reason: Annotated[str, Meta(min_length=1, max_length=2000)] = "pardoned by an operator"
+    request_id: RequestId = ""
 
 
 class StandingChange(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -833,16 +851,20 @@ class NodeUndrained(Event, kw_only=True):
 
 
 class NodeBanned(Event, kw_only=True):
-    """The node gets no work until then, whatever it says. Central bans; so may an operator."""
+    """The node gets no work until then, whatever it says. Central bans; so may an operator, who is the caller then."""
 
     until_ms: int
     reason: str
+    caller: str = ""
+    request_id: str = ""
 
 
 class NodePardoned(Event, kw_only=True):
     """An operator ends a ban, or forgives strikes."""
 
     reason: str
+    caller: str = ""
+    request_id: str = ""
 
 
 class SlotAssigned(Event, kw_only=True):

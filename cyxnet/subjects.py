@@ -53,6 +53,8 @@ VERBS = {
         Verb("job.resume", m.JobRef, m.JobView, "let a paused job go on"),
         Verb("job.explain", m.JobRef, m.ExplainReply, "why a job is where it is"),
         Verb("node.list", m.NodeListRequest, m.NodeList, "nodes with hardware, load and reputation"),
+        Verb("node.ban", m.NodeBanRequest, m.NodeView, "shut a node out, for operators", operator=True),
+        Verb("node.pardon", m.NodePardonRequest, m.NodeView, "end a node's ban, for operators", operator=True),
         Verb("wallet.balance", m.WalletRequest, m.WalletReply, "balances of an address"),
         Verb("wallet.faucet", m.FaucetRequest, m.FaucetReply, "test money, on local networks only"),
         Verb("ledger.query", m.LedgerRequest, m.LedgerReply, "one read-only SELECT over the ledger"),

@@ -67,7 +67,7 @@ cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.readahead cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.door
-cyxcentral.api cyxcentral.central
+cyxcentral.operators cyxcentral.api cyxcentral.central
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),

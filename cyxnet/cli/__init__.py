@@ -112,6 +112,27 @@ def _outbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--forget", type=_job_id, metavar="JOB", help="do not submit this one any more")
 
 
+def _node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", type=_job_id, metavar="NODE", help="its id, or a beginning that no other node has")
+
+
+def _ban(parser: argparse.ArgumentParser) -> None:
+    _node(parser)
+    parser.add_argument("--reason", type=_said, required=True, help="kept in the node's history")
+    parser.add_argument(
+        "--for",
+        type=_duration,
+        dest="for_s",
+        metavar="TIME",
+        help="how long: 30m, 12h, 7d, 2w (default: 24h, then 48h, then a week)",
+    )
+
+
+def _pardon(parser: argparse.ArgumentParser) -> None:
+    _node(parser)
+    parser.add_argument("--reason", type=_said, default="pardoned by an operator", help="kept in the node's history")
+
+
 def _wallet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", nargs="?", type=_address, metavar="ADDRESS", help="another wallet to look at")
     parser.add_argument("--faucet", metavar="AMOUNT", help="take this much test CYX (local networks only)")
@@ -194,6 +215,14 @@ COMMANDS = [
     ),
     Command("explain", "why a job is where it is", "cyx explain digits-3f", "jobs:explain", _job),
     Command("nodes", "list the nodes", "cyx nodes", "network:nodes"),
+    Command(
+        "ban",
+        "shut a node out at once (operators only)",
+        'cyx ban node-1 --reason "wrong models" --for 7d',
+        "network:ban",
+        _ban,
+    ),
+    Command("pardon", "end a node's ban (operators only)", "cyx pardon node-1", "network:pardon", _pardon),
     Command("wallet", "show the wallet, or take test money", "cyx wallet --faucet 100", "network:wallet", _wallet),
     Command(
         "ledger",
@@ -289,6 +318,23 @@ def _reason(text: str) -> str:
     if len(text) > 2000:
         raise argparse.ArgumentTypeError(f"expected at most 2000 letters, got {len(text)}")
     return text
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected words, got nothing")
+    return _reason(text)
+
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def _duration(text: str) -> int:
+    """Seconds in a time as people write it."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhdw])", text)
+    if match is None or (seconds := int(match[1]) * SECONDS[match[2]]) > 10 * 366 * 86_400:
+        raise argparse.ArgumentTypeError(f"expected a time up to ten years, such as 12h or 7d, got {text[:40]!r}")
+    return seconds
 
 
 def _sql(text: str) -> str:

@@ -126,6 +126,20 @@ async def nodes(args: argparse.Namespace, screen: Screen) -> int:
     return DONE
 
 
+async def ban(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        view = await client.ban(args.node, args.reason, args.for_s)
+    screen.result(f"{view.node_id} is {_state(view)}", view)
+    return DONE
+
+
+async def pardon(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        view = await client.pardon(args.node, args.reason)
+    screen.result(f"{view.node_id} may come in; its reputation is {view.reputation:g}", view)
+    return DONE
+
+
 async def wallet(args: argparse.Namespace, screen: Screen) -> int:
     wanted = None if args.faucet is None else amounts.parse(args.faucet, "--faucet")
     async with connected(args) as client:

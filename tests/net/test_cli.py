@@ -280,6 +280,12 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["train"], "the following arguments are required: FILE"),
         (["up", "--nodes", "0"], "expected a number from 1 to 10000, got '0'"),
         (["up", "--port", "70000"], "expected a port from 0 to 65535, got '70000'"),
+        (
+            ["ban", "node-1", "--reason", "x", "--for", "7"],
+            "expected a time up to ten years, such as 12h or 7d, got '7'",
+        ),
+        (["ban", "node-1", "--reason", " "], "expected words, got nothing"),
+        (["ban", "node-1"], "the following arguments are required: --reason"),
         (["jobs", "--status", "done"], "invalid choice"),
         (["watch", "a", "b"], "unrecognized arguments: b"),
         (["job", "../x"], "expected an id of letters a-z, digits and dashes, got '../x'"),

@@ -1,0 +1,70 @@
+"""What an operator of the platform may do to nodes: ban them, and take that back.
+
+The broker lets nobody else speak on these verbs; that it is one who asks is looked at here again.
+"""
+
+from collections.abc import Collection
+
+from cyxcentral import nodes, views
+from cyxcentral.dispatch import Dispatch
+from cyxcentral.eventlog import EventLog
+from cyxcentral.world import World
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError
+
+
+class Operators:
+    """operators: the callers who are one."""
+
+    def __init__(self, events: EventLog, world: World, dispatch: Dispatch, operators: Collection[str]):
+        self._events = events
+        self._world = world
+        self._dispatch = dispatch
+        self._operators = operators
+
+    async def ban(self, caller: str, ask: m.NodeBanRequest) -> m.NodeView:
+        """Shut a node out from now on. A second ban replaces the end of the first."""
+
+        def event(node: nodes.Node, now_ms: int) -> m.NodeBanned:
+            until_ms = now_ms + (nodes.next_ban_ms(node) if ask.for_s is None else ask.for_s * 1000)
+            return m.NodeBanned(until_ms=until_ms, reason=ask.reason, caller=caller, request_id=ask.request_id)
+
+        return await self._say(caller, ask, event)
+
+    async def pardon(self, caller: str, ask: m.NodePardonRequest) -> m.NodeView:
+        """End a ban and forgive strikes. Of a node that has neither nothing changes."""
+
+        def event(node: nodes.Node, now_ms: int) -> m.NodePardoned | None:
+            if not (node.banned_until_ms or node.strikes):
+                return None
+            return m.NodePardoned(reason=ask.reason, caller=caller, request_id=ask.request_id)
+
+        return await self._say(caller, ask, event)
+
+    async def _say(self, caller, ask, event_of) -> m.NodeView:  # type: ignore[no-untyped-def]
+        if caller not in self._operators:
+            raise ApiError("not_operator", f"{caller} is no operator of this network (operators in network.json)", 403)
+        await self._events.catch_up()  # another central may have heard of the node, or of this very request, just now
+        node_id = self._find(ask.node_id)
+
+        def decide() -> m.NodeBanned | m.NodePardoned | None:
+            now_ms = self._events.machine.wall_ms()
+            node = nodes.at(self._world.nodes[node_id], now_ms)
+            return None if nodes.granted(node, ask.request_id) else event_of(node, now_ms)
+
+        await self._events.record(subjects.node_event(node_id), decide)
+        node = nodes.at(self._world.nodes[node_id], self._events.machine.wall_ms())
+        seen_ms = self._dispatch.seen_at_ms.get(node_id, node.changed_at_ms)
+        return views.node_view(node, self._world.runs_of(node_id), seen_ms, None)
+
+    def _find(self, prefix: str) -> str:
+        found = (
+            [prefix] if prefix in self._world.nodes else sorted(n for n in self._world.nodes if n.startswith(prefix))
+        )
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise ApiError("unknown_node", f"no node is called {prefix} or starts with it; see: cyx nodes", 404)
+        some = ", ".join(found[:5])
+        raise ApiError("ambiguous_node", f"{len(found)} nodes start with {prefix}: {some}; give more letters", 409)

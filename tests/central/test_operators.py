@@ -1,0 +1,107 @@
+"""What an operator may do to nodes, and nobody else."""
+
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral import nodes
+from cyxcentral.operators import Operators
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError
+from tests.central import facts as f
+from tests.central.test_dispatch import NODE, SESSION, SmallCentral, leased, register
+
+HOUR_MS = 3_600_000
+ME = "c-operator"
+
+
+@pytest.fixture
+async def central(broker):
+    running = await SmallCentral.start(broker, "central-a")
+    await running.dispatch._register(register())
+    yield running
+    await running.close()
+
+
+@pytest.fixture
+def operators(central):
+    return Operators(central.log, central.world, central.dispatch, [ME])
+
+
+def ban(**changes):
+    return replace(m.NodeBanRequest(node_id=NODE, reason="wrong models"), **changes)
+
+
+def history(central):
+    return [change.reason for change in central.world.nodes[NODE].changes]
+
+
+async def test_a_ban_lasts_as_long_as_the_operator_says_and_names_its_reason(central, operators):
+    before_ms = central.log.machine.wall_ms()
+    view = await operators.ban(ME, ban(for_s=60))
+    assert 60_000 <= view.banned_until_ms - before_ms <= 60_000 + (central.log.machine.wall_ms() - before_ms)
+    assert (view.state, view.tier, view.changes[-1].reason) == ("banned", "banned", "banned: wrong models")
+
+
+async def test_a_ban_without_an_end_lasts_longer_each_time(central, operators):
+    lasting = []
+    for _ in range(3):
+        before_ms = central.log.machine.wall_ms()
+        lasting.append(((await operators.ban(ME, ban())).banned_until_ms - before_ms) // HOUR_MS)
+        await operators.pardon(ME, m.NodePardonRequest(node_id=NODE))
+    assert lasting == [24, 48, 168]
+
+
+async def test_a_second_ban_replaces_the_end_of_the_first_and_counts_as_the_same(central, operators):
+    long = await operators.ban(ME, ban(for_s=86_400))
+    short = await operators.ban(ME, ban(for_s=60))
+    assert short.banned_until_ms < long.banned_until_ms
+    assert central.world.nodes[NODE].bans == 1
+
+
+async def test_a_request_that_is_repeated_changes_nothing_also_after_the_opposite(central, operators):
+    asked = ban(request_id="first")
+    await operators.ban(ME, asked)
+    await operators.ban(ME, asked)
+    await operators.pardon(ME, m.NodePardonRequest(node_id=NODE, request_id="second"))
+    assert (await operators.ban(ME, asked)).banned_until_ms == 0
+    assert len(history(central)) == 2
+
+
+async def test_no_word_of_the_node_ends_a_ban(central, operators):
+    await operators.ban(ME, ban())
+    await central.dispatch._heartbeat(m.Heartbeat(node_id=NODE, session=SESSION))
+    await central.dispatch._register(register("f" * 32))
+    assert nodes.state(central.world.nodes[NODE]) == "banned"
+
+
+async def test_the_leases_of_a_node_that_is_shut_out_go_to_others_at_once(central, operators):
+    await central.job("job-1", f.FUNDED, leased())
+    await operators.ban(ME, ban())
+    await central.dispatch.shut_out(NODE)
+    job = central.world.jobs["job-1"]
+    assert (job.status, job.current, nodes.state(central.world.nodes[NODE])) == ("queued", None, "banned_offline")
+
+
+async def test_a_pardon_of_a_node_that_is_not_banned_changes_nothing(central, operators):
+    await operators.pardon(ME, m.NodePardonRequest(node_id=NODE))
+    assert history(central) == []
+
+
+@pytest.mark.parametrize("verb", ["ban", "pardon"])
+async def test_who_is_no_operator_is_refused(central, operators, verb):
+    ask = ban() if verb == "ban" else m.NodePardonRequest(node_id=NODE)
+    with pytest.raises(ApiError, match="c-mallory is no operator") as refused:
+        await getattr(operators, verb)("c-mallory", ask)
+    assert (refused.value.code, refused.value.status) == ("not_operator", 403)
+    assert history(central) == []
+
+
+async def test_a_node_is_named_by_a_beginning_that_only_it_has(central, operators):
+    other = replace(f.registered(), node_id=f"{NODE[:-1]}x")
+    await central.say(subjects.node_event(other.node_id), other)
+    assert (await operators.ban(ME, ban())).node_id == NODE
+    with pytest.raises(ApiError, match="2 nodes start with"):
+        await operators.ban(ME, ban(node_id=NODE[:-1]))
+    with pytest.raises(ApiError, match="no node is called nobody"):
+        await operators.ban(ME, ban(node_id="nobody"))

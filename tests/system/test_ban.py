@@ -1,0 +1,47 @@
+"""An operator bans a node in the middle of a run, and pardons it: on a whole network."""
+
+import asyncio
+import json
+
+import nats
+import pytest
+from msgspec.structs import replace
+
+from cyxnet import credentials, jobfile, subjects
+from cyxnet.bus import ApiError
+from cyxnet.client import AsyncClient
+from tests.system.conftest import EXAMPLES, until
+
+
+async def test_a_ban_throws_a_node_out_gives_its_job_back_and_ends_with_a_pardon(client, network, tmp_path):
+    job = jobfile.load(EXAMPLES / "digits.toml")
+    long = await client.submit(replace(job, training=replace(job.training, epochs=2_000)))
+    started = await until(client, long.job_id, "Started")
+    node_id = next(each.data["node_id"] for each in started if each.kind == "Leased")
+
+    async with await AsyncClient.connect(tmp_path, url=network.file.client_url) as stranger:
+        with pytest.raises(ApiError, match="is no operator of this network") as refused:
+            await stranger.ban("node-1", "I want its jobs")
+        assert (refused.value.code, refused.value.status) == ("not_operator", 403)
+        assert (await client.job(long.job_id)).status == "leased"
+
+    assert (await client.ban("node-1", "wrong models", for_s=3600)).banned_until_ms
+    lost = (await until(client, long.job_id, "LeaseLost"))[-1]
+    assert (lost.data["attempt"], lost.data["code"]) == (1, "node_lost")
+    async with asyncio.timeout(30):
+        while (view := (await client.nodes())[0]).state != "banned" or view.online:
+            pass
+    assert (await client.job(long.job_id)).status == "queued"
+    await client.cancel(long.job_id)
+
+    # the same verb from any NATS client
+    who = credentials.as_client(client.keys)
+    seed = credentials.nkey_seed(credentials.USER, client.keys.child("nats"))
+    plain = await nats.connect(network.file.client_url, nkeys_seed_str=seed, inbox_prefix=who.inbox)
+    asked = json.dumps({"node_id": node_id, "reason": "repaired"}).encode()
+    answer = await plain.request(subjects.api(who.id, "node.pardon"), asked, timeout=10)
+    assert json.loads(answer.data)["changes"][-1]["reason"] == "pardoned: repaired"
+    await plain.close()
+
+    again = await client.submit(job)
+    assert (await client.wait(again.job_id)).status == "completed"
