@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import admission, readahead, schedule
+from cyxcentral import admission, readahead, schedule, snapshot
 from cyxcentral.api import Api
 from cyxcentral.blobs import Blobs
 from cyxcentral.cache import job_status, open_cache
@@ -111,6 +111,7 @@ class Central:
         self.wallet = Wallet(self._identity.child("wallet"))
         self.platform = Wallet(self._identity.child("platform"))
         self.payments: Payments | None = None
+        self.keeper: snapshot.Keeper | None = None
         self._unsafe: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -159,7 +160,11 @@ class Central:
             network.escrow_program or LOCAL_PROGRAM,
             busy=self._many_ask,
         )
-        await self.events.open(known_seq, known_sha256, network.replicas)
+        path = self.settings.state / "world.snapshot"
+        kept = await asyncio.to_thread(snapshot.read, path, known_seq) if known_seq else None
+        self.keeper = snapshot.Keeper(path, self.world, self.ledger.flush)
+        self.keeper.kept_seq = await self.events.open(known_seq, known_sha256, network.replicas, kept)
+        self.keeper.look()
         self.events.applied.append(self._react)
         if self.door:
             self.door.open()  # it is known who is banned; who comes in now finds the rest ready in a moment
@@ -207,7 +212,8 @@ class Central:
         """New records only: tell watchers, wake whoever has something to do now."""
         about, event = subjects.last_token(stored.subject), record.event
         self.dispatch.wake()
-        assert self.payments is not None
+        assert self.payments and self.keeper
+        self.keeper.look()
         if isinstance(event, m.MintSigned):
             self.payments.reconcile_mint(about)
         if isinstance(event, m.NodeBanned) and self.door:
@@ -278,6 +284,8 @@ class Central:
         await self.dispatch.close()
         if self.payments:
             await self.payments.close()
+        if self.keeper:
+            await self.keeper.close()
         await self.verifier.close()
         for task in self._background:
             task.cancel()

@@ -22,6 +22,7 @@ import msgspec
 
 from cyxcentral.groupcommit import GroupCommit
 from cyxcentral.machine import MACHINE, Machine
+from cyxcentral.snapshot import NOT_USED, Snapshot, Unusable
 from cyxcentral.world import UnknownEvent, World
 from cyxcore.errors import CyxError
 from cyxnet import subjects
@@ -74,7 +75,6 @@ class EventLog:
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commits = GroupCommit(core)
         self._followed_seq = 0  # what the follower has brought
-        self._last_sha256 = b""  # of the last message that was taken in
         self._early: dict[int, Stored] = {}  # acknowledged, waiting for what is before them
         self._unconfirmed: dict[int, bytes] = {}  # payloads taken in that the follower has not brought yet
         self._commands: dict[str, int] = {}  # our command ids under way, and where they lie (0: not seen)
@@ -82,10 +82,13 @@ class EventLog:
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap by sequence
         self._ticket = itertools.count()
 
-    async def open(self, known_seq: int, known_sha256: str = "", replicas: int = 1) -> None:
+    async def open(
+        self, known_seq: int, known_sha256: str = "", replicas: int = 1, snapshot: Snapshot | None = None
+    ) -> int:
         """Create the stream if needed, check it, and read it to its end. Raises LogError.
 
-        known_seq, known_sha256: how far the ledger has seen it, and the hash of the event there.
+        known_seq, known_sha256: how far the ledger has seen it, and the hash of the event there. snapshot: a world that
+        is no newer than the ledger. Returns after which event was read: that of the snapshot, if it was of use, or 0.
         """
         config = await self._core.ensure_stream(
             subjects.EVENTS,
@@ -108,6 +111,9 @@ class EventLog:
             )
         if known_seq and known_sha256:
             await self._check_place(known_seq, known_sha256)
+        if snapshot:
+            await self._begin_with(snapshot)
+        begun_seq = self.world.seq
         if self.read_ahead and last_seq - self.world.seq >= LONG:
             await self._take_ahead(self.read_ahead, last_seq)
         self._followed_seq = self.world.seq
@@ -117,9 +123,20 @@ class EventLog:
             self._followed_seq,
             self._apply,
             self._rewound,
-            after_sha256=self._last_sha256.hex(),
+            after_sha256=self.world.sha256.hex(),
         )
         await self._reached(last_seq, READ_TIMEOUT_S)
+        return begun_seq
+
+    async def _begin_with(self, snapshot: Snapshot) -> None:
+        """Make the empty world the one that was kept, if the log holds the event it was made after."""
+        try:
+            stored = await self._core.at(subjects.EVENTS, snapshot.head.seq)
+            if stored is None or stored.sha256 != snapshot.head.sha256.hex():
+                raise Unusable(f"event {snapshot.head.seq} of the log is not the one it was made after")
+            snapshot.fill(self.world)
+        except Unusable as error:
+            log.warning("%s: %s", snapshot.path, NOT_USED.format(error))
 
     async def _take_ahead(self, read_ahead: ReadAhead, last_seq: int) -> None:
         """Take in what a process of its own reads; where that fails, the follower goes on."""
@@ -189,7 +206,6 @@ class EventLog:
             sha256 = sha256 or hashlib.sha256(stored.payload).digest()
             record = read(stored.payload, plain)
             why = self.world.apply(stored.seq, stored.subject, record, sha256)
-            self._last_sha256 = sha256
             if isinstance(record, Record) and record.command_id in self._commands:
                 self._commands[record.command_id] = stored.seq
             if why is None:

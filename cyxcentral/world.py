@@ -1,6 +1,6 @@
 """Everything central knows, as the fold of the event log. Pure: fed record by record, in the order of the log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, assert_never, get_args
 
 import msgspec
@@ -22,6 +22,8 @@ class Mint(Struct, frozen=True, kw_only=True):
     signed: m.SignedTransaction
     ended: m.Minted | m.MintFailed | None = None
 
+
+Place = tuple[str, int, bytes, bool]  # of a subject: its last sequence, the hash there, and whether it is chained
 
 # What an event of the log may be about: the fourth token of its subject, and what is said there. As sets of types,
 # because asking isinstance() of a union of so many costs a microsecond, several times for every event.
@@ -52,6 +54,7 @@ class World:
         self.last_seq: dict[str, int] = {}
         self.last_sha256: dict[str, bytes] = {}  # of the message at last_seq
         self.seq = 0
+        self.sha256 = b""  # of the message at seq
         self.quarantined = 0
         self.damaged: dict[str, int] = {}  # subject -> sequence from which on its history is not known
         self.why_damaged: dict[str, str] = {}  # the same in words, with what to do
@@ -69,6 +72,35 @@ class World:
             "node": self._to_node,
             "mint": self._to_mint,
         }
+
+    def copy(self) -> "World":
+        """This world as it is now, to be looked at later: what is folded, not what is made of it."""
+        other = World(self._weights)
+        for name in ("jobs", "nodes", "mints", "last_seq", "last_sha256", "damaged", "why_damaged"):
+            setattr(other, name, dict(getattr(self, name)))
+        other._chained, other.suspects = set(self._chained), set(self.suspects)
+        other.seq, other.sha256, other.quarantined = self.seq, self.sha256, self.quarantined
+        return other
+
+    def places(self) -> Iterator[Place]:
+        """Where each subject stands."""
+        for subject, seq in self.last_seq.items():
+            yield subject, seq, self.last_sha256[subject], subject in self._chained
+
+    def take_places(self, places: list[Place]) -> None:
+        """The opposite of places(), for a world that is filled."""
+        self.last_seq.update((subject, seq) for subject, seq, _, _ in places)
+        self.last_sha256.update((subject, sha256) for subject, _, sha256, _ in places)
+        self._chained.update(subject for subject, _, _, chained in places if chained)
+
+    def take_jobs(self, found: list[jobs.Job]) -> None:
+        """Jobs as they were, for a world that is filled, with what follows from them."""
+        for job in found:
+            self.jobs[job.job_id] = job
+            if job.status not in jobs.ENDED:
+                self.active.add(job.job_id)
+            if job.current:
+                self._holds(job.current.node_id, job, held=True)
 
     @property
     def matching(self) -> Matching:
@@ -99,7 +131,7 @@ class World:
         assert seq == self.seq + 1, f"message {seq} after {self.seq}: the log is read in order"
         why = self._take(seq, subject, record)
         self.seq = self.last_seq[subject] = seq
-        self.last_sha256[subject] = sha256
+        self.last_sha256[subject] = self.sha256 = sha256
         if why is not None:
             self.quarantined += 1
         return why

@@ -117,6 +117,9 @@ class MemoryLedger:
     async def room(self) -> None:
         pass
 
+    async def flush(self) -> None:
+        pass
+
     def telemetry_rewound(self, last_seq: int) -> None:
         raise AssertionError("the simulated telemetry is never rewound")
 
