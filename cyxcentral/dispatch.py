@@ -14,9 +14,11 @@ from cyxcentral.blobs import Blobs
 from cyxcentral.eventlog import EventLog
 from cyxcentral.matching import MAX_PLANNED
 from cyxcore.errors import CyxError
+from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
+from cyxnet.codec import BadMessage
 from cyxnet.identity import key_id, verify
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its
 NODE_GONE = "the node that held the lease is gone"
 MOST_LEASES_AT_ONCE = 500  # that are lost together with their node
 COMMAND_TIMEOUT_S = 3.0
+LONGEST_TEXT_CHARS = 200  # of what a node says of itself; everybody who lists the nodes or jobs is told it
+LONGEST_REASON_CHARS = 500
 COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
 
 
@@ -219,7 +223,8 @@ class Dispatch:
                 tries += 1
                 continue
             if isinstance(command, m.Assign) and not reply.accepted:
-                await self._lose(job_id, attempt.number, jobs.REFUSED, f"the node refused it: {reply.reason}")
+                why = reply.reason[:LONGEST_REASON_CHARS]
+                await self._lose(job_id, attempt.number, jobs.REFUSED, f"the node refused it: {why}")
                 return
             told = self._told.setdefault(key, set())
             told.add(due[0])
@@ -387,6 +392,7 @@ class Dispatch:
             raise ApiError("wrong_key", f"{said.node_id} is not the id of this public key", 403)
         if not verify(said.public_key, m.registration_bytes(said), said.signature):
             raise ApiError("bad_signature", "the registration is not signed by its public key", 403)
+        _refuse_long_texts(said.hardware)
         node = self._world.nodes.get(said.node_id)
         if node is None or said.began_ms >= node.began_ms:
             self._hear(said.node_id)  # first: an old silence must not count against the new registration
@@ -543,6 +549,7 @@ class Dispatch:
     async def _completed(self, said: m.RunCompleted) -> m.ReportReply:
         if self.holds(said.node_id, said.session, said.job_id, said.attempt):
             self._check_signature(said, m.completion_bytes(said))
+            _refuse_long_texts(said.summary)
             await self._check_stored(said.model)
         event = m.Completed(
             attempt=said.attempt,
@@ -601,3 +608,12 @@ class Dispatch:
         await self._lose_node(said.node_id, said.session, said.reason, graceful=True)
         await self._sweep()
         return m.ReportReply(accepted=True)
+
+
+def _refuse_long_texts(said: m.Hardware | TrainingSummary) -> None:
+    """Everybody's list would be too large for an answer. (In the types it would make old events unreadable.)"""
+    for part in (said, *getattr(said, "gpus", ())):
+        for name in part.__struct_fields__:
+            text = getattr(part, name)
+            if isinstance(text, str) and len(text) > LONGEST_TEXT_CHARS:
+                raise BadMessage(f"{name}: expected at most {LONGEST_TEXT_CHARS} characters, got {len(text)}")

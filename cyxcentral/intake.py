@@ -20,6 +20,8 @@ from cyxnet.amounts import format_cyx
 from cyxnet.bus import ApiError
 
 BASE_MEMORY_BYTES = 192 * 2**20  # of a training process before the first tensor
+LARGEST_COUNT = 2**63 - 1  # that the log and the ledger can hold
+LARGEST_REMEMBERED_BYTES = 32_768  # of a description; strangers must not be able to fill the memory with large ones
 DATA_COPIES = 3  # the file, its columns and the arrays made of them
 
 
@@ -42,7 +44,13 @@ def examine(job: m.JobRequest) -> Plan:
 
     A job is examined for its quote and again for its submit: the last plans are remembered.
     """
-    return _examine(msgspec.msgpack.encode(job))
+    try:
+        encoded = msgspec.msgpack.encode(job)
+    except OverflowError:  # layers and graphs are checked below; this would be too late there
+        raise SpecError("model: expected integers of at most 64 bits") from None
+    if len(encoded) > LARGEST_REMEMBERED_BYTES:
+        return _examine.__wrapped__(encoded)
+    return _examine(encoded)
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,11 +68,15 @@ def _examine(encoded: bytes) -> Plan:
         if outputs != job.facts.classes:
             raise SpecError(f"the model ends in {outputs} outputs, the data has {job.facts.classes} classes")
     estimate = BASE_MEMORY_BYTES + graph.memory_bytes(batch, training=True) + DATA_COPIES * job.dataset.size
-    return Plan(
+    plan = Plan(
         memory_bytes=max(job.needs.memory_bytes, estimate),
         flops_per_epoch=3 * graph.flops(1) * rows,  # backward costs about twice the forward pass
         parameters=graph.parameter_count,
     )
+    for what, count in msgspec.structs.asdict(plan).items():
+        if count > LARGEST_COUNT:
+            raise SpecError(f"{what}: the job comes to {count}, more than any machine has or can count")
+    return plan
 
 
 def possible_steps(job: m.JobRequest) -> range | None:
@@ -82,7 +94,8 @@ def possible_steps(job: m.JobRequest) -> range | None:
 
 def graph_of(model: ModelSpec) -> Graph:
     """The model as a graph, checked. A graph never changes: the last ones are remembered."""
-    return _graph(msgspec.msgpack.encode(model))
+    encoded = msgspec.msgpack.encode(model)
+    return _graph.__wrapped__(encoded) if len(encoded) > LARGEST_REMEMBERED_BYTES else _graph(encoded)
 
 
 @functools.lru_cache(maxsize=64)

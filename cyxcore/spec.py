@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what every store can hold
 Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Meta(ge=0.0, le=100.0)]
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, lower-case hex
@@ -123,11 +124,11 @@ class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 class BatchMetrics(Struct, kw_only=True):
     """Said after a training batch. accuracy is absent for regression."""
 
-    epoch: int  # 1-based
-    epochs: int
-    batch: int  # 1-based, within the epoch
-    batches: int
-    step: int  # 1-based, over the whole run
+    epoch: Int64  # 1-based
+    epochs: Int64
+    batch: Int64  # 1-based, within the epoch
+    batches: Int64
+    step: Int64  # 1-based, over the whole run
     batch_loss: float
     batch_accuracy: float | None = None
     batch_time_ms: float
@@ -138,9 +139,9 @@ class BatchMetrics(Struct, kw_only=True):
 class EpochMetrics(Struct, kw_only=True):
     """Said after an epoch; validation fields are absent when nothing is held out."""
 
-    epoch: int
-    epochs: int
-    step: int
+    epoch: Int64
+    epochs: Int64
+    step: Int64
     epoch_loss: float
     epoch_accuracy: float | None = None
     validation_loss: float | None = None
@@ -154,15 +155,15 @@ class TrainingSummary(Struct, kw_only=True):
     """Said once at the end. The delivered weights are those of `delivered_epoch`."""
 
     total_time_ms: float
-    steps: int
+    steps: Int64
     final_loss: float
     final_accuracy: float | None = None
-    best_epoch: int
-    delivered_epoch: int
+    best_epoch: Int64
+    delivered_epoch: Int64
     validation_loss: float | None = None  # of the delivered weights
     validation_accuracy: float | None = None
     validation_r2: float | None = None
-    train_rows: int
-    validation_rows: int
-    parameters: int
+    train_rows: Int64
+    validation_rows: Int64
+    parameters: Int64
     numerics: str = "cyx-exact/1"

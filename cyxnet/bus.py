@@ -405,7 +405,13 @@ class Bus:
         if not message.reply or message.reply.startswith(f"{subjects.inbox(asker)}."):
             return True
         self.foreign_replies += 1
-        log.warning("%s is not answered: the answer would go to %s", message.subject, message.reply)
+        if self.foreign_replies.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …: a flood must not fill the disk
+            log.warning(
+                "%s is not answered: the answer would go to %s (%d such requests so far)",
+                message.subject,
+                message.reply[:200],
+                self.foreign_replies,
+            )
         return False
 
     def _no_room(self, subject: str, in_flight: "set[asyncio.Task[None]]") -> ApiError | None:

@@ -15,6 +15,7 @@ from cyxcore.spec import (
     DataSpec,
     Digest,
     EpochMetrics,
+    Int64,
     ModelSpec,
     TrainingSpec,
     TrainingSummary,
@@ -524,7 +525,7 @@ class CpuMetrics(Struct, kw_only=True):
 
 
 class GpuMetrics(Struct, kw_only=True):
-    index: int
+    index: Int64
     util_percent: Percent
     memory_used_bytes: U63
     memory_total_bytes: U63

@@ -17,7 +17,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.artifacts import describe
 from cyxnet.bus import ApiError, Bus, BusError
-from cyxnet.codec import MSGPACK, decode
+from cyxnet.codec import MSGPACK, BadMessage, decode
 from cyxnet.credentials import as_node
 from cyxnet.identity import Identity
 from tests.central import facts as f
@@ -235,6 +235,43 @@ async def test_a_node_that_another_central_filled_meanwhile_is_not_leased_again(
     await central.say(subjects.job_event("job-1"), leased())
     await other.log.catch_up()
     assert other.dispatch._lease(choice) is None
+
+
+# -- what nodes say of themselves ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cpu", "os", "isa"])
+async def test_a_node_whose_description_is_a_book_is_refused(central, name):
+    # it was in every list of the nodes then, which was too large to be sent to anybody
+    said = register()
+    with pytest.raises(BadMessage, match=f"{name}: expected at most 200 characters, got 400000"):
+        await central.dispatch._register(replace(said, hardware=replace(said.hardware, **{name: "x" * 400_000})))
+    gpu = m.Gpu(name="x" * 201, memory_bytes=1)
+    with pytest.raises(BadMessage, match="name: expected"):
+        await central.dispatch._register(replace(said, hardware=replace(said.hardware, gpus=[gpu])))
+
+
+async def test_a_summary_that_is_a_book_is_refused(central, tmp_path):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    said = completed(await stored_model(central.blobs, tmp_path))
+    with pytest.raises(BadMessage, match="numerics: expected at most 200 characters"):
+        await central.dispatch._completed(replace(said, summary=replace(said.summary, numerics="x" * 400_000)))
+
+
+async def test_a_refusal_that_is_a_book_is_kept_in_part(scheduling, node):
+    refused = asyncio.Event()
+
+    async def refuse(subject, command):
+        refused.set()
+        return m.CommandReply(accepted=False, reason="x" * 400_000)
+
+    await node.answer(subjects.command(NODE), m.Command, refuse)
+    await scheduling.dispatch._register(register())
+    await scheduling.job("job-1", f.FUNDED)
+    await asyncio.wait_for(refused.wait(), 10)
+    await scheduling.until(lambda: scheduling.world.jobs["job-1"].attempts[0].lost)
+    assert len(scheduling.world.jobs["job-1"].attempts[0].lost.reason) < 1000
 
 
 # -- sessions --------------------------------------------------------------------------------------------

@@ -100,3 +100,28 @@ def test_every_prefix_of_a_message_is_refused():
     for length in range(len(whole)):
         with pytest.raises(BadMessage):
             decode(m.Heartbeat, whole[:length], MSGPACK)
+
+
+def integers_in(kind, path, seen):
+    """(path, type) of every integer that a message may hold."""
+    match kind:
+        case msgspec.inspect.StructType() if kind.cls not in seen:
+            for field in kind.fields:
+                yield from integers_in(field.type, f"{path}.{field.name}", seen | {kind.cls})
+        case msgspec.inspect.UnionType():
+            for each in kind.types:
+                yield from integers_in(each, path, seen)
+        case msgspec.inspect.ListType() | msgspec.inspect.VarTupleType():
+            yield from integers_in(kind.item_type, f"{path}[]", seen)
+        case msgspec.inspect.DictType():
+            yield from integers_in(kind.value_type, f"{path}[]", seen)
+        case msgspec.inspect.IntType():
+            yield path, kind
+
+
+@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.__name__)
+def test_no_integer_of_a_request_is_larger_than_the_log_and_the_ledger_can_hold(kind):
+    # a summary with 2⁶⁴ - 1 steps was stored, and its event in quarantine then
+    found = list(integers_in(msgspec.inspect.type_info(kind), kind.__name__, frozenset()))
+    unbounded = [path for path, number in found if number.le is None or number.ge is None or number.le >= 2**63]
+    assert unbounded == []

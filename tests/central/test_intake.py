@@ -1,0 +1,47 @@
+"""What a job must be before central takes it."""
+
+import pytest
+
+from cyxcentral import intake
+from cyxcore.errors import SpecError
+from cyxcore.spec import ModelSpec
+from cyxnet import messages as m
+from tests.central import facts as f
+
+
+def linear(out_features):
+    return ModelSpec(input=[4], layers=[{"kind": "Linear", "out_features": out_features}])
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**100])
+@pytest.mark.parametrize(
+    "model", [linear, lambda number: ModelSpec(graph={"version": number, "nodes": []})], ids=["layers", "graph"]
+)
+def test_a_number_that_no_message_holds_is_refused(model, number):
+    # OverflowError, a traceback in central's log
+    with pytest.raises(SpecError, match="64 bits"):
+        intake.examine(f.job_request(model=model(number)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": m.ArtifactRef(sha256="a" * 64, size=2**62)},
+        {"facts": m.DatasetFacts(rows=2**62, input_shape=[4], classes=3)},
+    ],
+    ids=["bytes", "flops"],
+)
+def test_a_job_larger_than_can_be_counted_is_refused(changes):
+    # its event was stored and then in quarantine, because no ledger holds such a number; or no answer could say it
+    with pytest.raises(SpecError, match="more than any machine has"):
+        intake.examine(f.job_request(**changes))
+
+
+def test_large_descriptions_are_not_remembered():
+    # 256 of a megabyte each, and the graphs of 64: anybody could make central keep a gigabyte
+    intake._examine.cache_clear()
+    intake._graph.cache_clear()
+    layers = [{"kind": "Linear", "out_features": 4} for _ in range(2_000)]
+    intake.examine(f.job_request(model=ModelSpec(input=[4], layers=layers)))
+    assert (intake._examine.cache_info().currsize, intake._graph.cache_info().currsize) == (0, 0)
+    assert intake.examine(f.job_request()) is intake.examine(f.job_request())
