@@ -1,10 +1,11 @@
 #ifndef CONV_ONCE
 #define CONV_ONCE
-enum { CANVAS_BYTES = 4 << 20 };
+enum { CANVAS_BYTES = 1 << 20, PANELS_AT_ONCE = 4 };
 #endif
 
-/* Convolution as matmul without writing the unfolded image: its columns are made a panel at a time, in the
- * panel's layout, and used at once. Every output is the chain of fused multiply-adds of the plain definition,
+/* Convolution as matmul without writing the unfolded image: where windows are one pixel apart it is read where it
+ * lies (conv2d_blocks.inl), otherwise its columns are made a panel at a time, in the panel's layout, and used at
+ * once. Every output is the chain of fused multiply-adds of the plain definition,
  * zeros around the image included: over (channel, kh, kw) forward, (output channel, kh, kw) for the input,
  * (image, oh, ow) for the weight. */
 
@@ -114,9 +115,73 @@ typedef struct {
     const T *canvas;
     T *out;
     const T *weight; /* packed: [group][rows / MR][k][MR] */
+    const int32_t *offset; /* of each row of the unfolded matrix on the canvas; NULL: rows are written out */
     int64_t groups, rows, k, pixels, panels;
+    int64_t line_panels; /* panels of one line of output pixels, or 0: panels run over whole lines of the canvas */
     _Atomic int no_memory;
 } NAME(image_product);
+
+/* R rows of NR columns onto the output, where the columns are pixels of it: `first` is that of the first column on
+ * lines of canvas_w pixels, of which columns_w are the output's. */
+static void NAME(keep_pixels)(const NAME(image_product) * p, const T *block, int64_t rows, int64_t first, T *out) {
+    int64_t width = p->unfolding.canvas_w, kept = p->unfolding.columns_w, lines = p->pixels / kept;
+    for (int64_t y = first / width, column = -(first % width); column < NR && y < lines; y++, column += width) {
+        int64_t begin = column < 0 ? 0 : column, end = column + kept < NR ? column + kept : NR;
+        for (int64_t r = 0; begin < end && r < rows; r++)
+            memcpy(out + r * p->pixels + y * kept + begin - column, block + r * NR + begin,
+                   sizeof(T) * (size_t)(end - begin));
+    }
+}
+
+/* One task: a few panels of one group of one image, so that a block of weights is read for all of them. */
+static void NAME(seen_product_body)(void *context, int64_t begin, int64_t end) {
+    NAME(image_product) *p = context;
+    const NAME(unfolding) *u = &p->unfolding;
+    int64_t padded_rows = (p->rows + MR - 1) / MR * MR, tasks = (p->panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t pair = task / tasks, panel = task % tasks * PANELS_AT_ONCE;
+        int64_t stop = panel + PANELS_AT_ONCE < p->panels ? panel + PANELS_AT_ONCE : p->panels;
+        const T *canvas = p->canvas + pair * NAME(canvas_size)(u);
+        const T *weight = p->weight + pair % p->groups * padded_rows * p->k;
+        for (int64_t r = 0; r < p->rows; r += MR) {
+            int64_t rows = p->rows - r < MR ? p->rows - r : MR;
+            T *out = p->out + (pair * p->rows + r) * p->pixels, block[MR * NR];
+            for (int64_t at = panel; at < stop; at++) {
+                int64_t x = p->line_panels ? at % p->line_panels * NR : at * NR;
+                int64_t y = p->line_panels ? at / p->line_panels : 0, columns = u->columns_w - x;
+                const T *image = canvas + y * u->y_step * u->canvas_w + x;
+                T *own = out + y * u->columns_w + x;
+                if (p->line_panels && columns >= NR) {
+                    NAME(seen_kernels)[rows - 1](weight + r * p->k, image, p->offset, own, p->pixels, p->k);
+                    continue;
+                }
+                NAME(seen_kernels)[rows - 1](weight + r * p->k, image, p->offset, block, NR, p->k);
+                if (!p->line_panels) NAME(keep_pixels)(p, block, rows, x, out);
+                for (int64_t i = 0; p->line_panels && i < rows; i++)
+                    memcpy(own + i * p->pixels, block + i * NR, sizeof(T) * (size_t)columns);
+            }
+        }
+    }
+}
+
+/* Whether the canvas can be read where it lies, and how its pixels are cut into panels. */
+static int NAME(cut_panels)(NAME(image_product) * p) {
+    const NAME(unfolding) *u = &p->unfolding;
+    if (u->x_step != 1 || NAME(canvas_size)(u) > INT32_MAX) return 0;
+    int64_t lines = p->pixels / u->columns_w, line_panels = (u->columns_w + NR - 1) / NR;
+    int64_t flat = ((lines - 1) * u->canvas_w + u->columns_w + NR - 1) / NR;
+    p->line_panels = u->y_step != 1 || lines * line_panels <= flat ? line_panels : 0;
+    p->panels = p->line_panels ? lines * line_panels : flat;
+    return 1;
+}
+
+static void NAME(fill_offsets)(const NAME(unfolding) * u, int32_t *offset) {
+    for (int64_t plane = 0; plane < u->planes; plane++)
+        for (int64_t kh = 0; kh < u->kh; kh++)
+            for (int64_t kw = 0; kw < u->kw; kw++)
+                *offset++ = (int32_t)((plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w +
+                                      u->kw_first + kw * u->kw_step);
+}
 
 /* One task: one panel of NR pixels of one group of one image. */
 static void NAME(image_product_body)(void *context, int64_t begin, int64_t end) {
@@ -153,20 +218,30 @@ NAME(run_image_product)(NAME(image_product) * p, const T *image, int64_t images,
     at_once = (at_once + p->groups - 1) / p->groups * p->groups; /* whole images */
     int64_t padded_rows = (p->rows + MR - 1) / MR * MR,
             canvases = at_once * NAME(canvas_size)(u) + NAME(SLACK);
-    T *canvas = cyx_scratch(0, sizeof(T) * (size_t)(canvases + p->groups * padded_rows * p->k)),
+    int64_t weights = p->groups * padded_rows * p->k;
+    T *canvas = cyx_scratch(0, sizeof(T) * (size_t)(canvases + weights) + sizeof(int32_t) * (size_t)p->k),
       *packed = canvas + canvases;
     if (!canvas) return CYX_NO_MEMORY;
     fill_weight(p, weight, packed);
     p->canvas = canvas;
     p->weight = packed;
     p->panels = (p->pixels + NR - 1) / NR;
+    int64_t panels_of_task = 1;
+    if (NAME(cut_panels)(p)) {
+        int32_t *offset = (int32_t *)(packed + weights);
+        NAME(fill_offsets)(u, offset);
+        p->offset = offset;
+        panels_of_task = PANELS_AT_ONCE;
+    }
+    int64_t tasks_of_pair = (p->panels + panels_of_task - 1) / panels_of_task;
     T *out = p->out;
     for (int64_t first = 0; first < pairs; first += at_once) {
-        int64_t count = pairs - first < at_once ? pairs - first : at_once, tasks = count * p->panels;
+        int64_t count = pairs - first < at_once ? pairs - first : at_once, tasks = count * tasks_of_pair;
         NAME(paint_all)(u, image + first * u->planes * u->h * u->w, canvas, count);
         p->out = out + first * p->rows * p->pixels;
-        cyx_parallel(tasks, cyx_grain(tasks, (double)(p->rows * p->k * NR) / 8.0, 100000),
-                     NAME(image_product_body), p);
+        double work = (double)(p->rows * p->k * NR * panels_of_task) / 8.0;
+        cyx_parallel(tasks, cyx_grain(tasks, work, 100000),
+                     p->offset ? NAME(seen_product_body) : NAME(image_product_body), p);
         if (p->no_memory) return CYX_NO_MEMORY;
     }
     return CYX_OK;
@@ -274,8 +349,35 @@ typedef struct {
     const T *canvas, *g;
     T *sums, *panels; /* sums: [k][width]; panels: [image][channel panel][pixel][NR] */
     int64_t images, groups, group, k, outputs, pixels, output_panels, width, rows_per_task;
+    int by_taps;
     _Atomic int no_memory;
 } NAME(weight_product);
+
+/* The same task where the kernel is three neighbouring pixels wide: the rows are read where they lie. */
+static void NAME(taps_product_body)(void *context, int64_t begin, int64_t end) {
+    NAME(weight_product) *p = context;
+    const NAME(unfolding) *u = &p->unfolding;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t k0 = task * p->rows_per_task, left = p->k - k0;
+        int64_t stop = k0 + (left < p->rows_per_task ? left : p->rows_per_task);
+        for (int64_t n = 0; n < p->images; n++)
+            for (int64_t r = k0; r < stop; r += 3 * NAME(LINES)) {
+                int64_t lines = (stop - r) / 3 < NAME(LINES) ? (stop - r) / 3 : NAME(LINES);
+                int32_t line[NAME(LINES)];
+                for (int64_t i = 0; i < lines; i++) {
+                    int64_t kh = (r / 3 + i) % u->kh, plane = (r / 3 + i) / u->kh;
+                    line[i] = (int32_t)((plane * u->canvas_h + u->kh_first + kh * u->kh_step) * u->canvas_w);
+                }
+                for (int64_t column = 0; column < p->width; column += NR) {
+                    int64_t vectors = p->outputs - column < NR ? (p->outputs - column + VN - 1) / VN : NV;
+                    NAME(taps_kernels)[lines - 1][vectors - 1](
+                        p->canvas + n * NAME(canvas_size)(u), line, u->y_step * u->canvas_w,
+                        p->panels + (n * p->width + column) * p->pixels, p->sums + r * p->width + column, p->width,
+                        p->pixels / u->columns_w, u->columns_w);
+                }
+            }
+    }
+}
 
 static void NAME(pack_gradient_body)(void *context, int64_t begin, int64_t end) {
     NAME(weight_product) *p = context;
@@ -334,7 +436,8 @@ static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T 
                 blocks = (p->k + p->rows_per_task - 1) / p->rows_per_task;
         cyx_parallel(packs, cyx_grain(packs, (double)(p->pixels * NR), 100000), NAME(pack_gradient_body), p);
         double work = (double)(p->rows_per_task * p->outputs) * (double)(p->images * p->pixels) / 8.0;
-        cyx_parallel(blocks, cyx_grain(blocks, work, 100000), NAME(weight_product_body), p);
+        cyx_parallel(blocks, cyx_grain(blocks, work, 100000),
+                     p->by_taps ? NAME(taps_product_body) : NAME(weight_product_body), p);
         if (p->no_memory) return CYX_NO_MEMORY;
     }
     return CYX_OK;
@@ -358,6 +461,9 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
     p.width = p.output_panels * NR;
     int64_t share = (p.k + 2 * cyx_threads() - 1) / (2 * cyx_threads());
     p.rows_per_task = share < 4 * MR ? share : 4 * MR;
+    const NAME(unfolding) *u = &p.unfolding;
+    p.by_taps = u->kw == 3 && u->kw_step == 1 && u->x_step == 1 && NAME(canvas_size)(u) <= INT32_MAX;
+    if (p.by_taps) p.rows_per_task = (p.rows_per_task + 3 * NAME(LINES) - 1) / (3 * NAME(LINES)) * (3 * NAME(LINES));
     int64_t at_once = NAME(canvases_at_once)(&p.unfolding, images);
     int64_t canvases = at_once * NAME(canvas_size)(&p.unfolding) + NAME(SLACK),
             panels = at_once * p.width * p.pixels;

@@ -18,6 +18,7 @@
 #include "reduce.inl"
 #include "softmax.inl"
 #include "gemm.inl"
+#include "conv2d_blocks.inl"
 #include "conv2d.inl"
 #undef T
 #undef V
@@ -41,6 +42,7 @@
 #include "reduce.inl"
 #include "softmax.inl"
 #include "gemm.inl"
+#include "conv2d_blocks.inl"
 #include "conv2d.inl"
 
 static void fill_isa(cyx_table table) {
