@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore.graph import Graph, Inferred, Node
-from cyxcore.infer import Shape
+from cyxcore.infer import Shape, broadcast
+from cyxcore.ops import OPS
 from cyxcore.symbols import Builder, Symbol
 
 MAX_FOLDED_ELEMENTS = 4096
@@ -43,6 +44,8 @@ def simplify(graph: Graph) -> Graph:
     for node, shape, dtype in zip(graph.nodes, known.shapes, known.dtypes, strict=True):
         builder.layer = node.layer
         inputs = [copies[i] for i in node.inputs]
+        if len(inputs) > 1 and OPS[node.op].group == "elementwise":
+            inputs = _unstretched(inputs, shape)
         simpler = RULES.get(node.op)
         new = simpler(builder, node, inputs, shape) if simpler else None
         if new is None:
@@ -70,6 +73,18 @@ def dead_code(graph: Graph) -> Graph:
         [(places[a], places[b]) for a, b in graph.updates],
         Inferred(tuple([known.shapes[i] for i in kept]), tuple([known.dtypes[i] for i in kept])),
     )
+
+
+def _unstretched(inputs: list[Symbol], shape: Shape) -> list[Symbol]:
+    """Inputs of an element-wise op, which broadcasts them by itself: what was stretched only for it, as it was."""
+    found = list(inputs)
+    for place, x in enumerate(inputs):
+        if _producer(x).op == "broadcast_to":
+            short = Symbol(x.builder, _producer(x).inputs[0])
+            others = [found[i].shape for i in range(len(found)) if i != place]
+            if broadcast("broadcast", short.shape, *others) == shape:
+                found[place] = short
+    return found
 
 
 def _producer(value: Symbol) -> Node:

@@ -25,6 +25,7 @@ from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
 from cyxcore.ops import OPS
 from cyxcore.passes import optimise
+from cyxcore.recompute import recompute
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
@@ -145,6 +146,8 @@ class Plan:
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
         self.graph = graph = optimise(graph) if optimised else graph
         self.device = devices.default_device() if device is None else device
+        if optimised and self.device == "cpu":
+            self.graph = graph = recompute(graph)
         known = graph.infer(1)
         decided = schedule(graph)
         slots, self.arena_bytes = _place(graph, known, decided)

@@ -37,7 +37,7 @@ cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxco
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda
 cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
-cyxcore.passes cyxcore.plan cyxcore.eager cyxcore.creation
+cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation
 cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
@@ -94,6 +94,7 @@ PURE = {
     "cyxcore.graph",
     "cyxcore.gradients",
     "cyxcore.passes",
+    "cyxcore.recompute",
     "cyxnode.events",
     "cyxnode.outbox",
     "cyxnode.state",

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cyxcore as cx
+from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
+from cyxcore.passes import optimise
 from cyxcore.plan import Plan
+from cyxcore.recompute import recompute
 from cyxcore.symbols import Builder
 
 SIZE = 5000
@@ -73,9 +76,9 @@ def test_an_output_in_the_place_of_an_input_is_no_disturbance() -> None:
 
 
 def test_other_kernels_divide_groups_and_none_is_too_long() -> None:
-    chain = [(slot(place % 2), slot((place + 1) % 2)) for place in range(20)]
-    assert [len(stored) for _, stored in found(*chain)] == [16, 4]
-    assert [first for first, _ in found(*chain[:5], (slot(3, 1), slot(1)), *chain[5:])] == [0, 6]
+    chain = [(slot(place % 2), slot((place + 1) % 2)) for place in range(40)]
+    assert [len(stored) for _, stored in found(*chain)] == [32, 8]
+    assert [first for first, _ in found(*chain[:5], (slot(3, 1), slot(1)), *chain[5:20])] == [0, 6]
 
 
 def test_small_calls_are_made_alone() -> None:
@@ -106,6 +109,47 @@ def graphs(draw: Any) -> Any:
             values.append(builder.apply(draw(st.sampled_from(BINARY)), [one, other], {}))
     last = draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=3))
     return builder.graph(*(values[place] * 1.5 for place in last))
+
+
+def test_an_update_is_made_in_one_pass_in_place() -> None:
+    rng = np.random.default_rng(1)
+    first = {name: rng.uniform(0.1, 1, SIZE).astype(np.float32) for name in "pgmv"}
+    lr, step = np.full((), 0.1, np.float32), np.full((), 3, np.float32)
+    moments, adam = {"beta": 0.9, "weight_decay": 0.01}, {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8}
+    adam["decoupled_weight_decay"] = 0.02
+    results = []
+    for together in (False, True):
+        p, g, m, v = (first[name].copy() for name in "pgmv")
+        program = cpu.Program()
+        program.add("adam_m", m, [m, g, p], moments)
+        program.add("adam_v", v, [v, g, p], moments)
+        program.add("adam_update", p, [p, m, v, lr, step], adam)
+        if together:
+            assert program.fuse(MEMORY) == [(0, [True, True, True])]
+        for value in (3, 4):
+            step[...] = value
+            program.run()
+        results.append([x.tobytes() for x in (p, m, v)])
+    assert results[0] == results[1]
+
+
+def test_cheap_values_are_made_again_where_they_are_needed_late() -> None:
+    builder = Builder()
+    x, w = builder.input("x", (256, 256)), builder.input("w", (256, 256))
+    cheap, costly = (x @ w) * 2.0 + 1.0, (x @ w).tanh()
+    late = (cheap.relu() * costly) @ w
+    graph = optimise(builder.graph(late * cheap * costly))
+    again = recompute(graph)
+    ops = [node.op for node in again.nodes]
+    assert ops.count("tanh") == 1 and ops.count("matmul") == 2
+    assert ops.count("add") == 2  # cheap is made twice: it is never stored
+    assert again.infer(1).shapes == Graph(again.nodes, again.outputs).infer(1).shapes
+    plan, plain = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+    for name in ("x", "w"):
+        plan.inputs[name][...] = plain.inputs[name][...] = np.random.default_rng(2).normal(size=(256, 256))
+    plan.run()
+    plain.run()
+    assert plan.outputs[0].tobytes() == plain.outputs[0].tobytes()
 
 
 @settings(max_examples=150, deadline=None)

@@ -97,7 +97,7 @@ int cyx_call_is_fusible(const cyx_call *call);
  * those of one call after the other. */
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table);
 int cyx_fusible(const cyx_call *call, const cyx_table table);
-enum { CYX_MAX_GROUP = 16 };
+enum { CYX_MAX_GROUP = 32 };
 
 /* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its
  * arrays. */

@@ -17,15 +17,18 @@
 #define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
+enum { CYX_LOOP_CONSTANTS = 5 };
+
 typedef struct {
     const cyx_call *call;
     cyx_walk walk;
+    double constants[CYX_LOOP_CONSTANTS]; /* what the kernel made of its scalars, where it has any */
 } cyx_rows;
 
 /* Where a kernel that is asked for its loop, instead of being run, leaves it: see fused.c. */
 typedef struct {
-    cyx_walk walk;
     cyx_body body; /* NULL: the kernel is not one of these */
+    cyx_rows rows;
 } cyx_loop;
 extern __thread cyx_loop *cyx_asked;
 
@@ -45,7 +48,7 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
         rows.walk = cyx_broadcast_walk(&call->out, call->in, call->in_count);
     }
     if (__builtin_expect(cyx_asked != NULL, 0)) {
-        *cyx_asked = (cyx_loop){rows.walk, body};
+        *cyx_asked = (cyx_loop){body, rows};
         return CYX_OK;
     }
     if (call->work < CYX_LEAST_WORK && size)

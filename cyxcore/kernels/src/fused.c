@@ -4,7 +4,7 @@
  * operations in the same order as in separate calls. */
 #include "elementwise.h"
 
-enum { TILE = 2048 }; /* elements; sixteen tiles of float32 take 128 kB of the second-level cache */
+enum { TILE = 1024 }; /* elements; eight tiles of float32 take 32 kB of the first-level cache */
 
 __thread cyx_loop *cyx_asked;
 
@@ -13,6 +13,8 @@ typedef struct {
     int count;
     cyx_loop loops[CYX_MAX_GROUP];
     int made_by[CYX_MAX_GROUP][CYX_INLINE_INPUTS]; /* which elided call of the group an input comes from, or -1 */
+    int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
+    int tiles, element_bytes;
     _Atomic int no_memory;
 } group;
 
@@ -36,7 +38,8 @@ static void group_body(void *context, int64_t begin, int64_t end) {
     group *g = context;
     cyx_call own[CYX_MAX_GROUP];
     cyx_rows rows[CYX_MAX_GROUP];
-    char *tiles = cyx_scratch(1, (size_t)g->count * TILE * sizeof(double));
+    int64_t tile_bytes = (int64_t)TILE * g->element_bytes;
+    char *tiles = cyx_scratch(1, (size_t)(g->tiles * tile_bytes + 1));
     if (!tiles) {
         g->no_memory = 1;
         return;
@@ -44,18 +47,40 @@ static void group_body(void *context, int64_t begin, int64_t end) {
     for (int k = 0; k < g->count; k++) {
         own[k] = g->calls[k];
         own[k].in = own[k].own_in;
-        rows[k] = (cyx_rows){&own[k], g->loops[k].walk};
+        rows[k] = g->loops[k].rows;
+        rows[k].call = &own[k];
     }
     for (int64_t at = begin; at < end; at += TILE) {
         int64_t stop = end - at < TILE ? end : at + TILE;
         for (int k = 0; k < g->count; k++) {
             /* Loops count from the start of the whole array: element `at` is the tile's first. */
             if (own[k].elided)
-                own[k].out.data = tiles + (size_t)k * TILE * sizeof(double) - at * cyx_dtype_bytes[own[k].out.dtype];
+                own[k].out.data = tiles + g->tile[k] * tile_bytes - at * cyx_dtype_bytes[own[k].out.dtype];
             for (int i = 0; i < own[k].in_count; i++)
                 if (g->made_by[k][i] >= 0) own[k].in[i].data = own[g->made_by[k][i]].out.data;
             g->loops[k].body(&rows[k], at, stop);
         }
+    }
+}
+
+/* A tile for every elided call, taken again after its last reader: the fewer, the nearer they stay. */
+static void share_tiles(group *g) {
+    int last[CYX_MAX_GROUP], taken[CYX_MAX_GROUP] = {0};
+    for (int k = 0; k < g->count; k++) last[k] = k;
+    for (int k = 0; k < g->count; k++)
+        for (int i = 0; i < g->calls[k].in_count; i++)
+            if (g->made_by[k][i] >= 0) last[g->made_by[k][i]] = k;
+    for (int k = 0; k < g->count; k++) {
+        if (g->calls[k].elided) {
+            int tile = 0, bytes = cyx_dtype_bytes[g->calls[k].out.dtype];
+            while (taken[tile]) tile++;
+            taken[tile] = 1;
+            g->tile[k] = tile;
+            if (tile >= g->tiles) g->tiles = tile + 1;
+            if (bytes > g->element_bytes) g->element_bytes = bytes;
+        }
+        for (int made = 0; made <= k; made++) /* only now: nothing is written over what the same call reads */
+            if (g->calls[made].elided && last[made] == k) taken[g->tile[made]] = 0;
     }
 }
 
@@ -72,6 +97,7 @@ cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
                     g.made_by[k][i] = calls[earlier].elided ? earlier : -1;
         }
     }
+    share_tiles(&g);
     int64_t size = calls->out.size;
     if (!size) return CYX_OK;
     if (work < CYX_LEAST_WORK)

@@ -6,12 +6,18 @@
     typedef struct {                                                                                         \
         T *out;                                                                                              \
         const T *in[3];                                                                                      \
-        T c[5];                                                                                              \
+        T c[CYX_LOOP_CONSTANTS];                                                                             \
     } update_##S;                                                                                            \
+    static inline update_##S update_of_##S(const cyx_rows *rows) {                                           \
+        update_##S u = {.out = rows->call->out.data};                                                        \
+        for (int i = 0; i < 3 && i < rows->call->in_count; i++) u.in[i] = rows->call->in[i].data;            \
+        for (int i = 0; i < CYX_LOOP_CONSTANTS; i++) u.c[i] = (T)rows->constants[i];                         \
+        return u;                                                                                            \
+    }                                                                                                        \
     MATH T decayed_##S(T g, T p, T wd) { return wd != 0 ? g + wd * p : g; }                                  \
     /* c: lr, weight_decay */                                                                                \
     static void sgd_update_##S##_body(void *context, int64_t begin, int64_t end) {                           \
-        update_##S u = *(update_##S *)context;                                                               \
+        update_##S u = update_of_##S(context);                                                               \
         INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
             T p = u.in[0][i];                                                                                \
             u.out[i] = p - u.c[0] * decayed_##S(u.in[1][i], p, u.c[1]);                                      \
@@ -19,13 +25,13 @@
     }                                                                                                        \
     /* c: momentum, weight_decay */                                                                          \
     static void momentum_##S##_body(void *context, int64_t begin, int64_t end) {                             \
-        update_##S u = *(update_##S *)context;                                                               \
+        update_##S u = update_of_##S(context);                                                               \
         INDEPENDENT for (int64_t i = begin; i < end; i++) u.out[i] =                                         \
             u.c[0] * u.in[0][i] + decayed_##S(u.in[1][i], u.in[2][i], u.c[1]);                               \
     }                                                                                                        \
     /* c: lr, momentum, weight_decay */                                                                      \
     static void nesterov_update_##S##_body(void *context, int64_t begin, int64_t end) {                      \
-        update_##S u = *(update_##S *)context;                                                               \
+        update_##S u = update_of_##S(context);                                                               \
         INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
             T p = u.in[0][i];                                                                                \
             u.out[i] = p - u.c[0] * (decayed_##S(u.in[1][i], p, u.c[2]) + u.c[1] * u.in[2][i]);              \
@@ -33,17 +39,17 @@
     }                                                                                                        \
     /* c: lr */                                                                                              \
     static void axpy_update_##S##_body(void *context, int64_t begin, int64_t end) {                          \
-        update_##S u = *(update_##S *)context;                                                               \
+        update_##S u = update_of_##S(context);                                                               \
         INDEPENDENT for (int64_t i = begin; i < end; i++) u.out[i] = u.in[0][i] - u.c[0] * u.in[1][i];       \
     }                                                                                                        \
     /* c: beta, 1 - beta, weight_decay */                                                                    \
     static void adam_m_##S##_body(void *context, int64_t begin, int64_t end) {                               \
-        update_##S u = *(update_##S *)context;                                                               \
+        update_##S u = update_of_##S(context);                                                               \
         INDEPENDENT for (int64_t i = begin; i < end; i++) u.out[i] =                                         \
             u.c[0] * u.in[0][i] + u.c[1] * decayed_##S(u.in[1][i], u.in[2][i], u.c[2]);                      \
     }                                                                                                        \
     static void adam_v_##S##_body(void *context, int64_t begin, int64_t end) {                               \
-        update_##S u = *(update_##S *)context;                                                               \
+        update_##S u = update_of_##S(context);                                                               \
         INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
             T g = decayed_##S(u.in[1][i], u.in[2][i], u.c[2]);                                               \
             u.out[i] = u.c[0] * u.in[0][i] + u.c[1] * (g * g);                                               \
@@ -51,17 +57,19 @@
     }                                                                                                        \
     /* c: 1 - lr weight_decay, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps */                         \
     static void adam_update_##S##_body(void *context, int64_t begin, int64_t end) {                          \
-        update_##S u = *(update_##S *)context;                                                               \
+        update_##S u = update_of_##S(context);                                                               \
         INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
             T root = __builtin_sqrt##F(u.in[2][i] * u.c[2]) + u.c[3];                                        \
             u.out[i] = u.in[0][i] * u.c[0] - u.c[1] * u.in[1][i] / root;                                     \
         }                                                                                                    \
     }                                                                                                        \
     static cyx_status run_update_##S(const cyx_call *call, cyx_body body, const T *constants, int count) {   \
-        update_##S u = {.out = call->out.data};                                                              \
-        for (int i = 0; i < 3 && i < call->in_count; i++) u.in[i] = call->in[i].data;                        \
-        memcpy(u.c, constants, sizeof(T) * (size_t)count);                                                   \
-        cyx_parallel(call->out.size, cyx_grain(call->out.size, 4, CYX_LEAST_WORK), body, &u);                \
+        cyx_rows rows = {.call = call};                                                                      \
+        for (int i = 0; i < count; i++) rows.constants[i] = constants[i];                                    \
+        if (cyx_asked)                                                                                       \
+            *cyx_asked = (cyx_loop){body, rows};                                                             \
+        else                                                                                                 \
+            cyx_parallel(call->out.size, cyx_grain(call->out.size, 4, CYX_LEAST_WORK), body, &rows);         \
         return CYX_OK;                                                                                       \
     }                                                                                                        \
     static T scalar_##S(const cyx_call *call, int index) { return *(const T *)call->in[index].data; }        \
