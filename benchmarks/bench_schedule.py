@@ -101,6 +101,7 @@ def random_job(number: int, dice: random.Random, device: Literal["any", "cuda"] 
         submitted_at_ms=number,
         changed_at_ms=number,
         status="queued",
+        priority=request.priority,
     )
 
 

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 WALLETS_REMEMBERED = 10_000
 FUNDS_TRUSTED_MS = 5_000.0
+STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
+    m.CancelRequested: "cancelled",
+    m.PauseRequested: "paused",
+    m.ResumeRequested: "resumed",
+    m.PriorityChanged: "given another priority",
+}
 
 
 class Api:
@@ -56,6 +62,7 @@ class Api:
             "job.cancel": self._cancel,
             "job.pause": self._pause,
             "job.resume": self._resume,
+            "job.priority": self._priority,
             "job.explain": self._explain,
             "node.list": self._nodes,
             "node.ban": self._operators.ban,
@@ -312,11 +319,17 @@ class Api:
         event = m.ResumeRequested(caller=caller, request_id=ask.request_id)
         return await self._steer(caller, ask.job_id, event, lambda job: not ask.request_id and jobs.waits(job))
 
+    async def _priority(self, caller: str, ask: m.PriorityRequest) -> m.JobView:
+        event = m.PriorityChanged(priority=ask.priority, caller=caller, request_id=ask.request_id)
+        return await self._steer(
+            caller, ask.job_id, event, lambda job: not ask.request_id and job.priority == ask.priority
+        )
+
     async def _steer(
         self,
         caller: str,
         prefix: str,
-        event: m.CancelRequested | m.PauseRequested | m.ResumeRequested,
+        event: m.CancelRequested | m.PauseRequested | m.ResumeRequested | m.PriorityChanged,
         done: Callable[[jobs.Job], bool],
     ) -> m.JobView:
         """What the owner of a job wants of it. `done` tells a request that is repeated because its answer was lost.
@@ -332,7 +345,7 @@ class Api:
             if jobs.granted(now, event.request_id) or done(now):
                 return None
             if why_not := jobs.illegal(now, event):
-                what = {m.CancelRequested: "cancelled", m.PauseRequested: "paused"}.get(type(event), "resumed")
+                what = STEERED[type(event)]
                 raise ApiError("too_late", f"job {job.job_id} cannot be {what}: {why_not}", 409)
             return event
 

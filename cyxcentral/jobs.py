@@ -19,7 +19,8 @@ that, so that a node prepares while the chain decides; it starts, stores and com
 paused before that gets no lease, and is paused as soon as it is funded.
 
 A wish of the owner is refused only when it is too late for it, which it then stays: one that was refused for being
-early could be carried out when a try of it comes later. So a pause or resume that changes nothing is an event too.
+early could be carried out when a try of it comes later. So a pause or resume that changes nothing is an event too. A
+priority may be changed as long as the job may still wait for a node.
 
 `RULES` says in which states an event may happen; a pair that is not there cannot happen. `illegal` asks it, and
 the guards, before anything is appended, with the state the append is conditional on. `evolve` folds events that
@@ -50,6 +51,7 @@ MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
 REQUESTS_KEPT = 32  # of the owner's wishes, to know a late repetition of each
 MAX_PAYEES = 4  # as many recipients fit into one settlement transaction
 Outcome = Literal["completed", "failed", "cancelled"]
+WISHES = (m.CancelRequested, m.PauseRequested, m.ResumeRequested, m.PriorityChanged)  # of the owner
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -97,6 +99,7 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     error: str | None = None
     cancel_requested: bool = False
     pause_requested: bool = False
+    priority: int = 0  # of its place in the line
     deadline_near: bool = False  # of its escrow: it goes on no more
     requests: tuple[str, ...] = ()  # ids of what its owner asked for and got, the newest last
     payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
@@ -209,10 +212,16 @@ def _cancel(job: Job, event: m.CancelRequested) -> str | None:
     return "it is cancelled already" if job.cancel_requested else None
 
 
-def _steered(job: Job, event: m.PauseRequested | m.ResumeRequested) -> str | None:
+def _steered(job: Job, event: m.PauseRequested | m.ResumeRequested | m.PriorityChanged) -> str | None:
     if job.deadline_near:
         return "it ends: its escrow's deadline is near"
     return f"it waits for the chain to be {job.outcome}" if job.outcome else None
+
+
+def _priority(job: Job, event: m.PriorityChanged) -> str | None:
+    if not 0 <= event.priority <= 9:
+        return f"its priority is from 0 to 9, not {event.priority}"
+    return _steered(job, event)
 
 
 def _deadline(job: Job, event: m.DeadlineNear) -> str | None:
@@ -248,6 +257,7 @@ RULES: dict[type, Rule] = {
     m.CancelRequested: Rule(STEERED, _cancel),
     m.PauseRequested: Rule(STEERED, _steered),
     m.ResumeRequested: Rule(STEERED, _steered),
+    m.PriorityChanged: Rule(STEERED, _priority),
     m.DeadlineNear: Rule(STEERED, _deadline),
     m.Settled: Rule(("settling",)),
     m.Refunded: Rule(("funding", "leased", "settling"), _refunded),
@@ -295,9 +305,10 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             submitted_at_ms=at_ms,
             changed_at_ms=at_ms,
             unsettled=event.deposit,
+            priority=event.job.priority,
         )
     assert job is not None, f"{type(event).__name__} before Submitted"
-    if isinstance(event, m.CancelRequested | m.PauseRequested | m.ResumeRequested) and event.request_id:
+    if isinstance(event, WISHES) and event.request_id:
         job = replace(job, requests=(*job.requests, event.request_id)[-REQUESTS_KEPT:])
     return replace(AFTER[type(event)](job, event, at_ms), changed_at_ms=at_ms)
 
@@ -534,6 +545,7 @@ AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this
     m.CancelRequested: _cancelled,
     m.PauseRequested: _pause_requested,
     m.ResumeRequested: _resume_requested,
+    m.PriorityChanged: lambda job, event, at_ms: replace(job, priority=event.priority),
     m.DeadlineNear: lambda job, event, at_ms: _out_of_time(replace(job, deadline_near=True)),
     m.Settled: _settled,
     m.Refunded: _refund_found,

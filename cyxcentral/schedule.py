@@ -76,8 +76,8 @@ class Assignment(Struct, frozen=True, kw_only=True):
 
 
 def place(job: Job) -> tuple[int, str]:
-    """Where a job stands in the line: less is earlier. Never changes while it waits."""
-    return job.submitted_at_ms - job.job.priority * AGING_MS, job.job_id
+    """Where a job stands in the line: less is earlier. Only its owner changes it."""
+    return job.submitted_at_ms - job.priority * AGING_MS, job.job_id
 
 
 # -- who can -----------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         node_base_units=shares.node_base_units if shares else None,
         platform_base_units=shares.platform_base_units if shares else None,
         client_base_units=shares.client_base_units if shares else None,
-        priority=job.job.priority,
+        priority=job.priority,
         pause_requested=job.pause_requested,
         checkpoint=job.checkpoint,
         payees=list(job.payees) if shares else [],

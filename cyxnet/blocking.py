@@ -123,6 +123,9 @@ class Client:
     def resume(self, job_id: str) -> m.JobView:
         return self._run(self._client.resume(job_id))
 
+    def priority(self, job_id: str, priority: int) -> m.JobView:
+        return self._run(self._client.priority(job_id, priority))
+
     def watch(self, job_id: str) -> Iterator[m.Update]:
         """Every update of a job, from its first event to its end."""
         updates = self._client.watch(job_id)
@@ -183,6 +186,9 @@ class Job:
 
     def resume(self) -> m.JobView:
         return self.client.resume(self.id)
+
+    def priority(self, priority: int) -> m.JobView:
+        return self.client.priority(self.id, priority)
 
     def model(self) -> Any:
         """Wait for the end and open the delivered model (cyxcore.load_model). Raises NoModel when there is none."""

@@ -335,6 +335,11 @@ class AsyncClient:
         """Let a paused job go on from its checkpoint, on whatever node is best now."""
         return await self._ask("job.resume", m.JobRef(job_id=job_id, request_id=new_request_id()), m.JobView)
 
+    async def priority(self, job_id: str, priority: int) -> m.JobView:
+        """Give a job that has not ended another priority, 0 to 9: each level counts like ten minutes of waiting."""
+        request = m.PriorityRequest(job_id=job_id, priority=priority, request_id=new_request_id())
+        return await self._ask("job.priority", request, m.JobView)
+
     async def watch(self, job_id: str) -> AsyncGenerator[m.Update, None]:
         """Everything that happened to a job from its first event on, then live, until the job has ended.
 

@@ -160,6 +160,7 @@ TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "LeaseLost": ("lost", _lost),
     "PauseRequested": ("pause", lambda d: "no step is made until it is resumed"),
     "ResumeRequested": ("resume", lambda d: "it waits for a node again"),
+    "PriorityChanged": ("priority", lambda d: f"its priority is {d['priority']} from now on"),
     "Completed": ("trained", _completed),
     "CancelRequested": ("cancel", lambda d: d["reason"]),
     "DeadlineNear": ("deadline", lambda d: "the escrow could soon be refunded: the job ends, what is stored is paid"),

@@ -215,6 +215,14 @@ class CancelRequest(Request, kw_only=True, frozen=True):
     request_id: RequestId = ""  # as of JobRef
 
 
+class PriorityRequest(Request, kw_only=True, frozen=True):
+    """Another place in the line: each level counts like ten minutes of waiting. It is kept while the job runs too."""
+
+    job_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
+    priority: Annotated[int, Meta(ge=0, le=9)]
+    request_id: RequestId = ""  # as of JobRef
+
+
 class Checkpoint(Struct, kw_only=True, frozen=True):
     """The state of a run after `step` of `steps` training steps, stored whole."""
 
@@ -784,6 +792,14 @@ class ResumeRequested(Event, kw_only=True):
     request_id: str = ""
 
 
+class PriorityChanged(Event, kw_only=True):
+    """The owner gave the job another priority: it counts whenever the job waits for a node from here on."""
+
+    priority: int
+    caller: str
+    request_id: str = ""
+
+
 class DeadlineNear(Event, kw_only=True):
     """Soon anybody may have the escrow refunded: no more steps are made, and those that are stored are paid.
 
@@ -945,6 +961,7 @@ JobEvent = (
     | CancelRequested
     | PauseRequested
     | ResumeRequested
+    | PriorityChanged
     | DeadlineNear
     | Settled
     | Refunded

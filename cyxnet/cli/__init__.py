@@ -95,6 +95,11 @@ def _get(parser: argparse.ArgumentParser) -> None:
     _output(parser)
 
 
+def _job_priority(parser: argparse.ArgumentParser) -> None:
+    _job(parser)
+    parser.add_argument("priority", type=_priority, metavar="0-9", help="each level counts like ten minutes of waiting")
+
+
 def _cancel(parser: argparse.ArgumentParser) -> None:
     _job(parser)
     parser.add_argument("--reason", type=_reason, default="cancelled by the client", help="kept in the job's history")
@@ -206,6 +211,13 @@ COMMANDS = [
         "pause", "store a checkpoint and stop; the job waits to be resumed", "cyx pause digits-3f", "jobs:pause", _job
     ),
     Command("resume", "let a paused job go on from its checkpoint", "cyx resume digits-3f", "jobs:resume", _job),
+    Command(
+        "priority",
+        "give a job another place in the line, 0 to 9",
+        "cyx priority digits-3f 9",
+        "jobs:priority",
+        _job_priority,
+    ),
     Command(
         "outbox",
         "the jobs that could not be submitted, because nobody answered",

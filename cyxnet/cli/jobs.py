@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, watch, jobs, job, get, cancel, pause, resume, outbox, explain."""
+"""Commands about jobs: submit, watch, jobs, job, get, cancel, pause, resume, priority, outbox, explain."""
 
 import argparse
 import asyncio
@@ -220,6 +220,14 @@ async def resume(args: argparse.Namespace, screen: Screen) -> int:
         view = await client.resume(args.job)
     start = f" from step {view.checkpoint.step} of {view.checkpoint.steps}" if view.checkpoint else ""
     screen.result(f"{view.job_id} goes on{start}; follow it with: cyx watch {view.job_id}", view)
+    return DONE
+
+
+async def priority(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        view = await client.priority(args.job, args.priority)
+    when = "" if view.status == "queued" else f"; it is {view.status}, and the priority counts when it waits for a node"
+    screen.result(f"{view.job_id} has priority {view.priority}{when}", view)
     return DONE
 
 

@@ -104,6 +104,7 @@ def settled(node=AMOUNT * 9 // 10, platform=AMOUNT // 10, client=0):
 REFUNDED = m.Refunded(signature=SIGNATURE, client_base_units=AMOUNT)
 
 
+PRIORITY_CHANGED = m.PriorityChanged(priority=7, caller="alice")
 DEADLINE_NEAR = m.DeadlineNear(deadline_s=0)
 
 

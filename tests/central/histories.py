@@ -120,6 +120,15 @@ HISTORIES: dict[str, list[Said]] = {
         A,
         *job(f.FUNDED, lease(1), f.completed(), m.Refunded(signature=f.SIGNATURE, client_base_units=1)),
     ],
+    "a job whose priority was changed twice": [
+        A,
+        (JOB, f.submitted(priority=3)),
+        (JOB, f.FUNDED),
+        (JOB, m.PriorityChanged(priority=9, caller="alice", request_id="first")),
+        (JOB, lease(1)),
+        (JOB, m.PriorityChanged(priority=1, caller="alice", request_id="second")),
+        (JOB, f.lost()),
+    ],
     "a pause and a resume": [
         A,
         *job(

@@ -67,6 +67,19 @@ async def test_a_cancel_that_is_repeated_because_its_answer_was_lost_is_no_error
         await api._cancel("alice", ask)
 
 
+async def test_a_job_gets_the_priority_its_owner_asked_for_last_and_a_late_try_changes_nothing(central):
+    await central.job("job-1", f.FUNDED)
+    api, nine = api_of(central), m.PriorityRequest(job_id="job-1", priority=9, request_id="first")
+    assert (await api._priority("alice", nine)).priority == 9
+    assert (await api._priority("alice", replace(nine, priority=2, request_id="second"))).priority == 2
+    assert (await api._priority("alice", nine)).priority == 2
+    with pytest.raises(ApiError, match="submitted by another caller"):
+        await api._priority("bob", nine)
+    await api._cancel("alice", m.CancelRequest(job_id="job-1"))
+    with pytest.raises(ApiError, match="cannot be given another priority: the job is settling"):
+        await api._priority("alice", replace(nine, request_id="third"))
+
+
 async def test_a_repetition_that_comes_after_the_opposite_wish_changes_nothing(central):
     # the first try of a pause was held up somewhere, its second was answered, the job was resumed: then it came
     api = api_of(central)

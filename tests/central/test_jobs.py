@@ -41,11 +41,12 @@ EVENTS = {
     "CancelRequested": f.CANCELLED,
     "PauseRequested": f.PAUSED,
     "ResumeRequested": f.RESUMED,
+    "PriorityChanged": f.PRIORITY_CHANGED,
     "DeadlineNear": f.DEADLINE_NEAR,
     "Settled": f.settled(),
     "Refunded": f.REFUNDED,
 }
-STEERED = {"CancelRequested", "PauseRequested", "ResumeRequested", "DeadlineNear"}
+STEERED = {"CancelRequested", "PauseRequested", "ResumeRequested", "PriorityChanged", "DeadlineNear"}
 HELD = {"Started", "Checkpointed", "LeaseLost", "Completed"} | STEERED
 LEGAL = {
     "none": {"Submitted"},
@@ -57,7 +58,7 @@ LEGAL = {
     "queued": {"Leased"} | STEERED,
     "leased": HELD,
     "leased, pause wanted": HELD,
-    "leased, deadline near": HELD - {"PauseRequested", "ResumeRequested", "DeadlineNear"},
+    "leased, deadline near": HELD - {"PauseRequested", "ResumeRequested", "PriorityChanged", "DeadlineNear"},
     "paused": STEERED,
     "settling": {"SignedSettle", "Settled", "Refunded"},
     "completed": set(),
@@ -283,6 +284,12 @@ def test_a_resume_of_a_job_that_is_not_paused_changes_nothing_but_what_is_rememb
     before, after = f.job_after(*rests), f.job_after(*rests, m.ResumeRequested(caller="alice", request_id="a"))
     assert replace(after, requests=(), changed_at_ms=before.changed_at_ms) == before
     assert jobs.granted(after, "a")
+
+
+def test_a_changed_priority_is_of_the_job_not_of_what_was_submitted():
+    job = f.job_after(f.FUNDED, f.PRIORITY_CHANGED)
+    assert (job.priority, job.job.priority, job.status) == (7, 0, "queued")
+    assert jobs.illegal(job, replace(f.PRIORITY_CHANGED, priority=10)) == "its priority is from 0 to 9, not 10"
 
 
 def test_a_paused_job_can_be_cancelled():

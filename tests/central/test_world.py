@@ -79,7 +79,9 @@ def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed):
                 log.node(event, node_id=node_id)
         else:
             lease, end = f.leased(attempt + 1, node_id), f.completed(attempt, holder)
-            event = dice.choice([f.submitted(job_id), f.FUNDED, lease, lease, f.lost(attempt), end, f.CANCELLED])
+            level = m.PriorityChanged(priority=dice.randrange(10), caller="alice")
+            some = [f.submitted(job_id), f.FUNDED, lease, lease, f.lost(attempt), end, f.CANCELLED, level]
+            event = dice.choice(some)
             if jobs.illegal(job, event) is None:
                 log.job(event, job_id=job_id)
         now_ms = world.seq * 1000
@@ -89,6 +91,14 @@ def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed):
         assert world.matching.plan(now_ms) == expected
         planned_at_all += len(expected)
     assert planned_at_all > 20
+
+
+def test_a_waiting_job_that_becomes_urgent_is_the_next_one():
+    log = Log().node(f.registered()).job(*WAITING)
+    log.job(f.submitted("job-2"), f.FUNDED, job_id="job-2")
+    assert planned(log) == [("job-1", "node-a")]
+    assert planned(log.job(m.PriorityChanged(priority=1, caller="alice"), job_id="job-2")) == [("job-2", "node-a")]
+    assert planned(log.job(m.PriorityChanged(priority=0, caller="alice"), job_id="job-2")) == [("job-1", "node-a")]
 
 
 def test_a_lost_node_gets_nothing_until_it_is_back():

@@ -70,6 +70,7 @@ class FakeCentral:
             "job.list": self._jobs,
             "job.updates": self._updates,
             "job.cancel": self._job,
+            "job.priority": self._priority,
             "job.explain": self._explain,
             "node.list": self._nodes,
             "wallet.balance": self._balance,
@@ -198,6 +199,11 @@ class FakeCentral:
             code, status = ("unknown_job", 404) if not found else ("ambiguous_job", 409)
             raise ApiError(code, f"{len(found)} jobs start with {ask.job_id}; see: cyx jobs", status)
         return self.view(found[0])
+
+    async def _priority(self, ask: m.PriorityRequest) -> m.JobView:
+        view = await self._job(ask)
+        self.views[view.job_id] = msgspec.structs.replace(view, priority=ask.priority)
+        return self.view(view.job_id)
 
     def view(self, job_id: str) -> m.JobView:
         plain = m.JobView(

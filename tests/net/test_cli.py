@@ -500,6 +500,15 @@ async def test_the_ledger_answers_in_a_table(cyx: Run) -> None:
     assert out.splitlines() == ["job_id  loss", "a       0.5", "b"]
 
 
+async def test_a_job_is_given_another_priority(central: FakeCentral, cyx: Run) -> None:
+    central.add_job(JOB)
+    code, out, err = await cyx("priority", JOB, "9")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{JOB} has priority 9")
+    code, _, err = await cyx("priority", JOB, "10")
+    assert code == 2 and "expected a number from 0 to 9, got '10'" in err
+
+
 async def test_a_decision_is_explained_with_each_term(cyx: Run) -> None:
     _, out, _ = await cyx("explain", JOB)
     assert "queue" in out and "1.000 × 0.25" in out and "it waits for node-1" in out

@@ -476,6 +476,7 @@ RULES: dict[type, Any] = {
     m.CancelRequested: Checks._cancelled,
     m.PauseRequested: Checks._steered,
     m.ResumeRequested: Checks._steered,
+    m.PriorityChanged: Checks._steered,
     m.DeadlineNear: Checks._near,
     m.Settled: Checks._settled,
     m.Refunded: Checks._refunded,

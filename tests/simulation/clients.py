@@ -106,7 +106,13 @@ class Client(Process):
             await asyncio.sleep(1.0)
 
     async def _wait(self) -> None:
-        pass
+        """It changes its mind about how urgent it is, and tries each wish twice."""
+        if self.number % 2:
+            first, second = (
+                m.PriorityRequest(job_id=self.job_id, priority=level, request_id=f"level-{level}") for level in (9, 1)
+            )
+            for wish in (first, second, first):
+                await self._until_said("job.priority", wish)
 
     async def _cancel(self) -> None:
         await asyncio.sleep(self.network.scheduler.dice.expovariate(1 / 5))
