@@ -26,7 +26,7 @@ from cyxcentral.verifier import Verifier
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
-from cyxnet import subjects, watchdog
+from cyxnet import subjects, tls, watchdog
 from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile, without_passwords
@@ -93,9 +93,11 @@ class Central:
         self.cache = open_cache(network.redis_url)
         self.world = World(configured_weights(network))
         self.events = EventLog(core, self.central_id, self.world, machine)
-        self.events.read_ahead = functools.partial(readahead.blocks, network.core_url)
+        self.events.read_ahead = functools.partial(readahead.blocks, network.core_url, tls_ca=network.tls_ca)
         if network.monitor_url:
-            self.events.why_silent = functools.partial(asyncio.to_thread, watchdog.full, network.monitor_url)
+            self.events.why_silent = functools.partial(
+                asyncio.to_thread, watchdog.full, network.monitor_url, network.tls_ca
+            )
         self.blobs = Blobs(core)
         self.dispatch = Dispatch(
             self.events,
@@ -122,13 +124,14 @@ class Central:
         Raises StartError, BusError, LedgerError, LogError or SettlementError: one line each, nothing half-started.
         """
         network = settings.network
-        await _check_brokers(network.monitor_url)
+        _refuse_plain_text(network)
+        await _check_brokers(network)
         ledger = Ledger(settings.state / "ledger.duckdb")
         core = edge = central = None
         settlement = Settlement(network.chain_url)
         try:
-            core = await Bus.connect(network.core_url, name="cyx-central-core")
-            edge = await Bus.connect(network.edge_url, name="cyx-central-edge")
+            core = await Bus.connect(network.core_url, name="cyx-central-core", tls_ca=network.tls_ca)
+            edge = await Bus.connect(network.edge_url, name="cyx-central-edge", tls_ca=network.tls_ca)
             central = cls(settings, core, edge, ledger, settlement)
             await central._build_door()
             await central._open()
@@ -199,7 +202,9 @@ class Central:
     async def _build_door(self) -> None:
         """Hear from now on who wants to come in: they are answered once the log has been read."""
         urls = without_passwords(self.settings.network.core_url)
-        self._system = await Bus.connect(urls, name="cyx-central-door", credentials=as_system(self._identity))
+        self._system = await Bus.connect(
+            urls, name="cyx-central-door", credentials=as_system(self._identity), tls_ca=self.settings.network.tls_ca
+        )
         machine = self.events.machine
         self.door = Door(self._system, self._identity, self._admit, lambda: machine.wall_ms() // 1000)
         await self.door.start()
@@ -259,7 +264,7 @@ class Central:
         while True:
             await asyncio.sleep(CHECK_BROKERS_EVERY_S)
             try:
-                await _check_brokers(self.settings.network.monitor_url)
+                await _check_brokers(self.settings.network)
             except StartError as error:
                 self._unsafe.set_result(str(error))
                 return
@@ -295,13 +300,19 @@ class Central:
         await self.settlement.close()
 
 
-async def _check_brokers(monitor_url: str) -> None:
+def _refuse_plain_text(network: NetworkFile) -> None:
+    """Every address in network.json, before any of them hears a password. Raises TlsError."""
+    for name in ("core_url", "edge_url", "node_url", "client_url", "monitor_url", "chain_url", "redis_url"):
+        tls.refuse_plain_text(getattr(network, name), f"network.json: {name}")
+
+
+async def _check_brokers(network: NetworkFile) -> None:
     """Every broker that answers must write to disk before it acknowledges.
 
     Raises StartError naming one that does not, BrokerError when none answers. Of a cluster, some may be away.
     """
-    urls = monitor_url.split(",")
-    found = await asyncio.gather(*(asyncio.to_thread(syncs_always, url) for url in urls), return_exceptions=True)
+    urls, ca = network.monitor_url.split(","), network.tls_ca
+    found = await asyncio.gather(*(asyncio.to_thread(syncs_always, url, ca) for url in urls), return_exceptions=True)
     for url, answer in zip(urls, found, strict=True):
         if answer is False:
             raise StartError(

@@ -34,6 +34,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     core_url: str
     first_seq: int
     last_seq: int
+    tls_ca: str = ""
 
 
 class Read(NamedTuple):
@@ -48,12 +49,12 @@ class Read(NamedTuple):
 _BLOCKS = msgspec.msgpack.Decoder(list[Read])
 
 
-async def blocks(core_url: str, first_seq: int, last_seq: int) -> AsyncGenerator[list[Read], None]:
+async def blocks(core_url: str, first_seq: int, last_seq: int, tls_ca: str = "") -> AsyncGenerator[list[Read], None]:
     """The messages of the event log between two sequences, both included, block by block.
 
     It ends early when the process that reads them fails. core_url may hold a password.
     """
-    asked = Asked(core_url=core_url, first_seq=first_seq, last_seq=last_seq)
+    asked = Asked(core_url=core_url, tls_ca=tls_ca, first_seq=first_seq, last_seq=last_seq)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "cyxcentral.readahead"),
         stdin=asyncio.subprocess.PIPE,
@@ -105,7 +106,7 @@ async def read(asked: Asked, out: IO[bytes]) -> None:
         if not done.done():
             done.set_exception(BusError(f"the event log is what it was only up to {same_until}"))
 
-    bus = await Bus.connect(asked.core_url, name="cyx-central-readahead")
+    bus = await Bus.connect(asked.core_url, name="cyx-central-readahead", tls_ca=asked.tls_ca)
     try:
         await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, asked.first_seq - 1, take, rewound)
         await done

@@ -26,6 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxcore.errors import CyxError
+from cyxnet import tls
 from cyxnet.credentials import broker_nkeys
 from cyxnet.identity import Identity
 
@@ -73,6 +74,25 @@ class Passwords(Struct, kw_only=True):
         return replace(self, issuer=issuer, system=system)
 
 
+class Listening(Struct, frozen=True, kw_only=True):
+    """Where clients reach a server, and with which certificates; None: plain text, which is for loopback only.
+
+    name: under which other machines know it; "" where only this one asks.
+    """
+
+    address: str = "127.0.0.1"
+    certificates: tls.Files | None = None
+    name: str = ""
+
+    @property
+    def here(self) -> str:
+        """A host by which this machine reaches it."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
+
+
+LOOPBACK = Listening()
+
+
 class Member(Struct, frozen=True, kw_only=True):
     """The place of a server in a cluster on this machine."""
 
@@ -84,11 +104,19 @@ class Member(Struct, frozen=True, kw_only=True):
 class Broker:
     """A running nats-server with JetStream that fsyncs every message before it is acknowledged."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, monitor_port: int, passwords: Passwords):
+    def __init__(
+        self,
+        process: "subprocess.Popen[bytes]",
+        port: int,
+        monitor_port: int,
+        passwords: Passwords,
+        listening: Listening = LOOPBACK,
+    ):
         self.process = process
         self.port = port
         self.monitor_port = monitor_port
         self._passwords = passwords
+        self._listening = listening
 
     @classmethod
     def start(
@@ -100,16 +128,20 @@ class Broker:
         log: Path | None = None,
         member: Member | None = None,
         again: bool = False,
+        listening: Listening = LOOPBACK,
     ) -> "Broker":
-        """Start nats-server on loopback and wait until it is healthy. Port 0 takes a free one.
+        """Start nats-server and wait until it is healthy. Port 0 takes a free one.
 
         A member of a cluster is healthy once the members have found each other: start all of them side by side. One
         that comes back (`again`) only has to answer: how long it needs to catch up is for its watchdog to judge.
         Raises BrokerError with the server's own words (port in use, …), and when a server still uses the folder;
-        DiskFull when there is no room for its files.
+        DiskFull when there is no room for its files; TlsError when it would speak plain text to other machines.
         """
+        if listening.certificates is None:
+            tls.refuse_open_listener(listening.address, "the broker")
+        log = log or folder / "nats.log"
         with using(folder, BrokerError):
-            return cls._start(folder, passwords, port, monitor_port, log or folder / "nats.log", member, again)
+            return cls._start(folder, passwords, port, monitor_port, log, member, again, listening)
 
     @classmethod
     def _start(
@@ -121,6 +153,7 @@ class Broker:
         log: Path,
         member: Member | None,
         again: bool,
+        listening: Listening,
     ) -> "Broker":
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock_of(folder)
@@ -130,7 +163,7 @@ class Broker:
                 old.unlink()
             config = folder / "nats.conf"
             config.touch(mode=0o600)
-            config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1, member))
+            config.write_text(configuration(folder, passwords, port or -1, monitor_port or -1, member, listening))
             output = open_files.enter_context(log.open("ab"))
             log_start = output.tell()
             process = subprocess.Popen(
@@ -144,7 +177,7 @@ class Broker:
             )
         try:
             ports = _wait_for_ports(folder, process, log, log_start)
-            broker = cls(process, ports["nats"], ports["monitoring"], passwords)
+            broker = cls(process, ports["nats"], ports["monitoring"], passwords, listening)
             broker._wait_until_healthy(log, log_start, member, again)
             return broker
         except BaseException:
@@ -155,7 +188,9 @@ class Broker:
     def url(self, role: str) -> str:
         """For central in one of its accounts ("core", "edge"), or for everybody else ("client", "node")."""
         user = {"core": f"central:{self._passwords.core}@", "edge": f"central-edge:{self._passwords.edge}@"}
-        return f"nats://{user.get(role, '')}127.0.0.1:{self.port}"
+        host = self._listening.here if role in user else self._listening.name or self._listening.here
+        scheme = "tls" if self._listening.certificates else "nats"
+        return f"{scheme}://{user.get(role, '')}{_bracketed(host)}:{self.port}"
 
     @property
     def monitor_url(self) -> str:
@@ -197,13 +232,13 @@ def using(folder: Path, error_type: type[CyxError]) -> Iterator[None]:
         raise error_type(f"{said}; nothing can be started in {folder} until this is put right") from None
 
 
-def syncs_always(monitor_url: str) -> bool:
+def syncs_always(monitor_url: str, tls_ca: str = "") -> bool:
     """Whether the server fsyncs before it acknowledges. Without it an acknowledged event can be lost.
 
     Raises BrokerError when its monitor does not answer.
     """
     try:
-        with urllib.request.urlopen(f"{monitor_url}/varz", timeout=5) as answer:
+        with tls.get(f"{monitor_url}/varz", tls_ca, 5.0) as answer:
             varz = json.load(answer)
     except (OSError, ValueError) as error:
         raise BrokerError(f"the broker's monitor at {monitor_url} does not answer ({error})") from None
@@ -228,7 +263,12 @@ def binary() -> str:
 
 
 def configuration(
-    folder: Path, passwords: Passwords, port: int, monitor_port: int, member: Member | None = None
+    folder: Path,
+    passwords: Passwords,
+    port: int,
+    monitor_port: int,
+    member: Member | None = None,
+    listening: Listening = LOOPBACK,
 ) -> str:
     """nats.conf: account CORE holds the event log, EDGE is where nodes and clients live; central is in both.
 
@@ -242,8 +282,8 @@ def configuration(
     servers = 1 + len(member.peer_ports) if member else 1
     return f"""\
 server_name: "{member.name if member else "cyx-local"}"
-listen: "127.0.0.1:{port}"
-http: "127.0.0.1:{monitor_port}"
+listen: "{_bracketed(listening.address)}:{port}"
+{_tls(listening.certificates)}http: "127.0.0.1:{monitor_port}"
 ports_file_dir: {json.dumps(str(folder))}
 max_payload: {MAX_PAYLOAD_BYTES}
 jetstream {{
@@ -271,10 +311,29 @@ authorization {{
     auth_users: [ "central", "central-edge", "{passwords.system}" ]
   }}
 }}
-{_cluster(member, passwords.route) if member else ""}"""
+{_cluster(member, passwords.route, listening.certificates) if member else ""}"""
 
 
-def _cluster(member: Member, password: str) -> str:
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _tls(files: tls.Files | None, routes: bool = False) -> str:
+    """The block of a listener. Between brokers each shows its certificate and asks for the other's."""
+    if files is None:
+        return ""
+    asked = f"  ca_file: {json.dumps(str(files.ca))}\n  verify: true\n" if routes else ""
+    return f"""\
+tls {{
+  cert_file: {json.dumps(str(files.certificate))}
+  key_file: {json.dumps(str(files.key))}
+{asked}  min_version: "1.3"
+  timeout: {ADMISSION_TIMEOUT_S}
+}}
+"""
+
+
+def _cluster(member: Member, password: str, files: tls.Files | None) -> str:
     routes = ", ".join(f'"nats-route://route:{password}@127.0.0.1:{port}"' for port in member.peer_ports)
     return f"""\
 cluster {{
@@ -283,7 +342,7 @@ cluster {{
   authorization {{ user: "route", password: "{password}" }}
   routes: [{routes}]
   no_advertise: true
-}}
+{_tls(files, routes=True)}}}
 """
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from cyxcore.errors import CyxError
-from cyxnet.broker import Broker, Member, Passwords, free_ports
+from cyxnet.broker import LOOPBACK, Broker, Listening, Member, Passwords, free_ports
 
 CLUSTER_SIZES = (1, 3, 5)  # an even number outlives no more losses than the odd one below it
 OnReady = Callable[[str, str, float], None]  # (part, what it said of itself, ms it took)
@@ -34,7 +34,14 @@ class Brokers:
     """
 
     def __init__(
-        self, folder: Path, passwords: Passwords, ports: list[Ports], *, first_port: int = 0, on_ready: OnReady
+        self,
+        folder: Path,
+        passwords: Passwords,
+        ports: list[Ports],
+        *,
+        first_port: int = 0,
+        listening: Listening = LOOPBACK,
+        on_ready: OnReady,
     ):
         self.ports = ports
         self.names = ["broker"] if len(ports) == 1 else [f"broker-{n}" for n in range(1, len(ports) + 1)]
@@ -42,6 +49,7 @@ class Brokers:
         self._folder = folder
         self._passwords = passwords
         self._first_port = first_port
+        self._listening = listening
         self._on_ready = on_ready
 
     async def start(self) -> None:
@@ -95,6 +103,7 @@ class Brokers:
                 log,
                 self._member(index),
                 again,
+                self._listening,
             )
         )
         try:
@@ -106,7 +115,8 @@ class Brokers:
         self.running[name] = broker
         ports.client, ports.monitor = broker.port, broker.monitor_port
         cluster = f"{len(self.names)} replicas, " if len(self.names) > 1 else ""
-        about = f"nats-server, JetStream, {cluster}fsync always, port {broker.port}"
+        secret = "TLS, " if self._listening.certificates else ""
+        about = f"nats-server, JetStream, {cluster}{secret}fsync always, port {broker.port}"
         self._on_ready(name, f"port {broker.port}" if again else about, (time.monotonic() - begun) * 1000)
 
     def _member(self, index: int) -> Member | None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 
 from cyxcore.errors import CyxError
-from cyxnet import subjects
+from cyxnet import subjects, tls
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
 from cyxnet.connection import LINK_DOWN_PAUSE_S, Connection, Message, Take, block_of, is_refusal
@@ -28,7 +29,7 @@ from cyxnet.credentials import Credentials
 from cyxnet.follower import STALL_S, Follower
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Mux
-from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, NotAdmitted, StorageFull, Stored
+from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, NotAdmitted, NotTrusted, StorageFull, Stored
 from cyxnet.ratelimit import Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
 
@@ -77,20 +78,29 @@ class Bus:
         name: str,
         inbox: str = "_INBOX",
         credentials: Credentials | None = None,
+        tls_ca: str = "",
         session_s: float | None = None,
         patience_s: float = CONNECT_TIMEOUT_S,
     ) -> "Bus":
-        """Connect to `url` (nats://host:port, or several with commas between: any of them will do).
+        """Connect to `url` (tls://host:port, or several with commas between: any of them will do; on this machine also
+        nats://, which is plain text).
 
         credentials: who connects; their inbox is used then. None: the URL says it (nats://user:password@host:port).
+        tls_ca: the authority (PEM) that is trusted; empty: the system's are.
         session_s: so long one is let in; the connection comes again before that. patience_s: how long to wait for a
-        central that lets anybody in. Raises BusError when nobody answers there, NotAdmitted when one is refused.
+        central that lets anybody in. Raises BusError when nobody answers there, NotAdmitted when one is refused,
+        NotTrusted when the broker shows another certificate, TlsError for plain text to another machine.
         """
+        tls.refuse_plain_text(url, "the broker")
+        encrypted = "tls://" in url
         urls, shown = url.split(","), addresses(url)
         last_error: list[str] = []
+        untrusted: list[str] = []
         failed = asyncio.Event()
 
         async def on_error(error: Exception) -> None:
+            if isinstance(error, ssl.SSLError):
+                untrusted[:] = [getattr(error, "verify_message", "") or error.reason or str(error)]
             if not is_refusal(last_error):  # which says more than whatever comes after it
                 last_error[:] = [str(error) or type(error).__name__]
             # who is refused may see the link break before the reason comes: the next try tells
@@ -109,11 +119,11 @@ class Bus:
                     follower.doubt()
 
         bus: Bus | None = None
-        connection = Connection(credentials.nkey if credentials else None)
-        who: dict[str, Any] = {}
+        connection = Connection(credentials.nkey if credentials else None, encrypted)
+        who: dict[str, Any] = {"tls": tls.context(tls_ca)} if encrypted else {}
         if credentials:
             inbox = credentials.inbox
-            who = {"signature_cb": credentials.sign, "token": credentials.token}
+            who |= {"signature_cb": credentials.sign, "token": credentials.token}
         connecting = asyncio.ensure_future(
             connection.connect(
                 urls,
@@ -139,6 +149,10 @@ class Bus:
             with contextlib.suppress(Exception):
                 await connection.close()
             why = last_error[0] if last_error else str(error) or type(error).__name__
+            if untrusted:
+                raise NotTrusted(
+                    f"{shown}: its certificate is not trusted ({untrusted[0]}); is network.json that of this network?"
+                ) from None
             if credentials and is_refusal(why):
                 raise NotAdmitted(
                     f"{shown} does not let {credentials.id} in: it is banned, or this is not the key it is known by"

@@ -94,8 +94,12 @@ class AsyncClient:
         self._settlement: Settlement | None = None  # opened on the first payment: it loads a large library
 
     @classmethod
-    async def connect(cls, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None) -> "AsyncClient":
-        """Join the network of `folder`, or the broker at `url`. The key is kept in folder/client.key.
+    async def connect(
+        cls, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None, tls_ca: str = ""
+    ) -> "AsyncClient":
+        """Join the network of `folder`, or the broker at `url`, whose certificate `tls_ca` (PEM) has signed.
+
+        The key is kept in folder/client.key.
 
         Raises ConfigError when the folder has no network, BusError when nobody answers, NotAdmitted when this key is
         not let in.
@@ -104,10 +108,10 @@ class AsyncClient:
         session_s = SESSION_S
         if url is None:
             network = read_network(folder)
-            url, session_s = network.client_url, network.session_s
+            url, session_s, tls_ca = network.client_url, network.session_s, network.tls_ca
         keys = identity.load_or_create(folder / "client.key")
         who = as_client(keys)
-        bus = await Bus.connect(url, name="cyx-client", credentials=who, session_s=session_s)
+        bus = await Bus.connect(url, name="cyx-client", credentials=who, tls_ca=tls_ca, session_s=session_s)
         return cls(bus, keys, who.id)
 
     async def close(self) -> None:

@@ -46,6 +46,7 @@ class NetworkFile(Struct, kw_only=True):
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     session_s: int = SESSION_S  # so long a connection is let in; it comes again before that
+    tls_ca: str = ""  # the authority (PEM) that signed the brokers' certificates; empty: the system's are trusted
     operators: list[str] = []  # callers (c-…) that may ban and pardon nodes
     pid: int = 0  # of the `cyx up` that serves it
 

@@ -76,11 +76,12 @@ def block_of(headers: Mapping[str, str]) -> bytes:
 class Connection(nats.NATS):
     """nats-py's, with `send` and `listen`, the quick ways out and in. Whatever ends it, it is made again.
 
-    nkey: the public key it connects with, when it does so with a key.
+    nkey: the public key it connects with, when it does so with a key. encrypted: never speak in plain text.
     """
 
-    def __init__(self, nkey: str | None = None) -> None:
+    def __init__(self, nkey: str | None = None, encrypted: bool = False) -> None:
         super().__init__()
+        self._encrypted = encrypted
         self._public_nkey = nkey
         self._failures = 0  # to come in, in a row
         self._hung_up = 0  # of these, how often the broker hung up without a word
@@ -103,6 +104,14 @@ class Connection(nats.NATS):
             raise
         self._failures = 0
         self.options["reconnect_time_wait"] = RECONNECT_PAUSES_S[0]
+
+    def _connect_command(self) -> bytes:
+        """The first words of ours. nats-py would say them in plain text to a broker that does not ask for TLS."""
+        if self._encrypted and not self._server_info.get("tls_required"):
+            raise nats.errors.Error("nats: it speaks plain text, and TLS was expected")
+        if (writer := getattr(self._transport, "_io_writer", None)) is not None and self._encrypted:
+            writer._protocol._over_ssl = True  # nats-py forgets to: asyncio would complain at the end of each link
+        return super()._connect_command()
 
     async def _connect_once(self) -> None:
         """One try. A broker that refuses says so and hangs up; the second may come first: twice in a row is a no."""

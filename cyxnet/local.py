@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +23,8 @@ import msgspec
 from msgspec import Struct
 
 from cyxcore.errors import CyxError
-from cyxnet import watchdog
-from cyxnet.broker import DiskFull, Passwords
+from cyxnet import tls, watchdog
+from cyxnet.broker import DiskFull, Listening, Passwords
 from cyxnet.brokers import CLUSTER_SIZES, Brokers, OnReady, Ports
 from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_atomically, write_network
 from cyxnet.credentials import as_client
@@ -51,9 +51,11 @@ class LocalNetwork:
     """`async with LocalNetwork(folder) as network:` brings everything up and takes it down again.
 
     nodes, centrals: how many of each. cluster: how many brokers; None: as many as the folder has, one in a new one.
-    port: of the (first) broker; 0 keeps the last one or takes a free one. on_ready is called as each part gets
-    ready, on_event when a part is restarted. Raises ConfigError when the folder's network is up already or has
-    another number of brokers, BrokerError or StartError when a part does not start.
+    encrypt: with TLS and certificates of its own, for `hosts` too; the first of these is in the URLs of others.
+    listen: on which address the brokers do; another than loopback's needs TLS. port: of the (first) broker; 0 keeps
+    the last one or takes a free one. on_ready is called as each part gets ready, on_event when a part is restarted.
+    Raises ConfigError when the folder's network is up already or has another number of brokers, TlsError for plain
+    text where others could listen, BrokerError or StartError when a part does not start.
     """
 
     def __init__(
@@ -67,6 +69,9 @@ class LocalNetwork:
         heartbeat_ms: int = 10_000,
         lease_ms: int = 40_000,
         redis_url: str = "",
+        encrypt: bool = False,
+        listen: str = "127.0.0.1",
+        hosts: Sequence[str] = (),
         on_ready: OnReady | None = None,
         on_event: OnEvent | None = None,
     ):
@@ -78,6 +83,9 @@ class LocalNetwork:
         self._heartbeat_ms = heartbeat_ms
         self._lease_ms = lease_ms
         self._redis_url = redis_url
+        self._encrypt = encrypt
+        self._listen = listen
+        self._hosts = list(hosts)
         self._on_ready = on_ready or (lambda part, detail, ms: None)
         self._on_event = on_event or (lambda text: None)
         self._lock: IO[str] | None = None
@@ -138,12 +146,27 @@ class LocalNetwork:
         lock.flush()
         self._lock = lock
 
+    def _listening(self) -> Listening:
+        if not self._encrypt:
+            if self._hosts:
+                raise tls.TlsError("names of hosts are for certificates: use them with --tls")
+            tls.refuse_open_listener(self._listen, "the broker")
+            return Listening(address=self._listen)
+        others = [] if self._listen in ("0.0.0.0", "::") else [self._listen]
+        files = tls.make((self.folder / "tls").resolve(), [*others, *self._hosts])
+        return Listening(address=self._listen, certificates=files, name=self._hosts[0] if self._hosts else "")
+
     async def _start(self) -> None:
-        kept = self._read_kept()
+        kept, listening = self._read_kept(), self._listening()
         kept.passwords = kept.passwords.admits(load_or_create(self.folder / "central.key"))
         owner = load_or_create(self.folder / "client.key")
         self._brokers = Brokers(
-            self.folder, kept.passwords, kept.brokers, first_port=self._port, on_ready=self._on_ready
+            self.folder,
+            kept.passwords,
+            kept.brokers,
+            first_port=self._port,
+            listening=listening,
+            on_ready=self._on_ready,
         )
         chain_starting = asyncio.create_task(self._start_chain(kept))
         try:
@@ -167,6 +190,7 @@ class LocalNetwork:
             heartbeat_ms=self._heartbeat_ms,
             lease_ms=self._lease_ms,
             redis_url=self._redis_url,
+            tls_ca=listening.certificates.ca.read_text() if listening.certificates else "",
             operators=[as_client(owner).id],
             pid=os.getpid(),
             bans=False,  # every node is the owner's own

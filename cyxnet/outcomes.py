@@ -15,6 +15,12 @@ class BusError(CyxError):
     code = "broker_unreachable"
 
 
+class NotTrusted(BusError):
+    """The broker's certificate is not one that this network's authority has signed, or is for another host."""
+
+    code = "not_trusted"
+
+
 class NotAdmitted(BusError):
     """The broker does not let this identity in. Asking again helps only when central changes its mind."""
 

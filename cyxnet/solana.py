@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from cyxcore.errors import MissingExtra
+from cyxnet import tls
 from cyxnet.escrow import (
     DECIMALS,
     PROGRAM_SHA256,
@@ -125,6 +126,8 @@ class Settlement:
         attempts: int = 6,
         clients: Sequence[Any] = (),
     ):
+        for each in (url, *witness_urls):
+            tls.refuse_plain_text(each, "the chain at")
         self.url = url
         self.attempts = attempts
         self._clients = list(clients) or _connect((url, *witness_urls), timeout_s)

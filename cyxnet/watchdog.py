@@ -13,6 +13,8 @@ import urllib.request
 
 from msgspec import Struct
 
+from cyxnet import tls
+
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 2.0
 ROOM_TO_WRITE_BYTES = 16 * 2**20
@@ -41,10 +43,10 @@ class Verdict(Struct, frozen=True):
     note: str = ""
 
 
-def probe(monitor_url: str) -> Health:
-    """Ask a server how it is. Blocks for at most PROBE_TIMEOUT_S."""
+def probe(monitor_url: str, tls_ca: str = "") -> Health:
+    """Ask a server how it is. tls_ca: who signed its certificate. Blocks for at most PROBE_TIMEOUT_S."""
     try:
-        with urllib.request.urlopen(f"{monitor_url}/healthz", timeout=PROBE_TIMEOUT_S):
+        with tls.get(f"{monitor_url}/healthz", tls_ca, PROBE_TIMEOUT_S):
             return Health(HEALTHY)
     except urllib.error.HTTPError as error:
         said = ""
@@ -55,13 +57,13 @@ def probe(monitor_url: str) -> Health:
         return Health(SILENT, str(error))
 
 
-def full(monitor_url: str) -> str:
+def full(monitor_url: str, tls_ca: str = "") -> str:
     """The words of a broker that cannot write, when most of those named (with commas between) cannot; else empty.
 
     Blocks for at most PROBE_TIMEOUT_S for each.
     """
     urls = monitor_url.split(",")
-    stuck = [health.said for health in map(probe, urls) if health.state == CANNOT_WRITE]
+    stuck = [health.said for health in (probe(url, tls_ca) for url in urls) if health.state == CANNOT_WRITE]
     return stuck[0] if 2 * len(stuck) > len(urls) else ""
 
 

@@ -95,7 +95,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dir", type=Path, default=config.DEFAULT_FOLDER, help="the network's folder (.cyx)")
     made.add_argument("--name", type=parse_name, help="of this node; default: the first free of node-1, node-2, …")
-    made.add_argument("--url", help="nats://host:port of the broker, instead of the folder's")
+    made.add_argument("--url", help="tls://host:port of the broker, instead of the folder's")
+    made.add_argument("--ca", type=Path, metavar="FILE", help="who signed the broker's certificate (PEM)")
     made.add_argument("--max-runs", type=parse_runs, default=1, metavar="N", help="runs at a time (1)")
     made.add_argument("--region", default="", help="where this machine is, e.g. eu-west")
     made.add_argument("--price-per-hour", type=parse_price, default=0, metavar="CYX", help="asked for (0)")
@@ -189,10 +190,10 @@ async def serve(args: argparse.Namespace, home: Home, begun_s: float) -> int:
 
 async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: float) -> int:
     """Join the network and work. Connecting, measuring and warming up go on at the same time."""
-    url, session_s = args.url, config.SESSION_S
+    url, session_s, ca = args.url, config.SESSION_S, read_ca(args.ca)
     if url is None:
         network = config.read_network(args.dir)
-        url, session_s = network.node_url, network.session_s
+        url, session_s, ca = network.node_url, network.session_s, ca or network.tls_ca
     pool = Pool(Launch(work_folder=home.work_folder, niceness=args.nice))
     try:
         pool.warm_up()
@@ -200,6 +201,7 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
             url,
             name=home.node_id,
             credentials=as_node(home.key, home.node_id),
+            tls_ca=ca,
             session_s=session_s,
             patience_s=math.inf,  # a node has nothing to do but wait for a central
         )
@@ -227,6 +229,13 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
             await bus.close()
     finally:
         await pool.close()
+
+
+def read_ca(path: Path | None) -> str:
+    try:
+        return path.read_text() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise config.ConfigError(f"--ca: {path} cannot be read ({error})") from None
 
 
 def say_ready(as_json: bool, home: Home, begun_s: float) -> None:

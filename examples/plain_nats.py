@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import secrets
+import ssl
 import sys
 from pathlib import Path
 
@@ -38,7 +39,10 @@ async def main(network_file: str, data_file: str) -> None:
     public_key = nkeys.from_seed(bytearray(seed)).public_key
     caller = "c-" + hashlib.sha256(public_key).hexdigest()[:32]
     connection = await nats.connect(
-        network["client_url"].split(","), nkeys_seed_str=seed.decode(), inbox_prefix=f"_INBOX_{caller}"
+        network["client_url"].split(","),
+        nkeys_seed_str=seed.decode(),
+        inbox_prefix=f"_INBOX_{caller}",
+        tls=ssl.create_default_context(cadata=network.get("tls_ca") or None),  # used where the broker asks for TLS
     )
 
     async def ask(verb: str, payload: object) -> dict:

@@ -63,6 +63,23 @@ def _up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=_port, default=0, metavar="P", help="the (first) broker's port (default: a free one)"
     )
+    parser.add_argument(
+        "--tls", action="store_true", help="encrypt every connection, with certificates made here (in DIR/tls)"
+    )
+    parser.add_argument(
+        "--listen",
+        type=_ip_address,
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where the brokers listen (default 127.0.0.1); another than loopback needs --tls",
+    )
+    parser.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --tls: a name or address for the certificates; the first is what network.json tells others",
+    )
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -353,6 +370,15 @@ def _sql(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a SELECT statement, got nothing")
     return text
+
+
+def _ip_address(text: str) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an IP address such as 0.0.0.0, got {text[:60]!r}") from None
 
 
 def _port(text: str) -> int:

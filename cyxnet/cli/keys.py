@@ -159,9 +159,13 @@ async def nats(args: argparse.Namespace, screen: Screen) -> int:
         "nkey": str(nkey),
         "inbox_prefix": who.inbox,
     }
+    if network.tls_ca:
+        settings["ca"] = str(nkey.with_suffix(".pem"))
     for file in (context, nkey):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomically(nkey, credentials.nkey_seed(credentials.USER, mine.child("nats")).encode() + b"\n", 0o600)
+    if network.tls_ca:
+        write_atomically(Path(settings["ca"]), network.tls_ca.encode())
     write_atomically(context, json.dumps(settings, indent=2).encode() + b"\n", 0o600)
     screen.result(
         f"{context}; try: nats --context {args.name} request cyx.v1.api.{who.id}.network.info '{{}}'",

@@ -26,6 +26,7 @@ LAMPORTS_PER_SOL = 10**9
 
 async def up(args: argparse.Namespace, screen: Screen) -> int:
     wanted = {"nodes": args.nodes, "centrals": args.centrals, "cluster": args.cluster, "port": args.port}
+    wanted |= {"encrypt": args.tls, "listen": args.listen, "hosts": args.host}
     async with started(args.dir, screen, **wanted) as network:
         address = addresses(network.file.client_url)
         option = "" if args.dir == Path(".cyx") else f" --dir {args.dir}"

@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from cyxnet import tls
 from cyxnet.broker import binary, free_ports
 from cyxnet.client import AsyncClient
 from cyxnet.config import without_passwords
@@ -38,7 +38,7 @@ def on_this_machine(text, ports, folder):
         text = text.replace(host, address)
     for port, here in zip(("4222", "6222", "8222"), ports, strict=True):
         text = text.replace(f":{port}", f":{here}")
-    return text.replace("/var/lib/nats", str(folder))
+    return text.replace("/var/lib/nats", str(folder)).replace("/etc/cyx/tls", str(folder.parents[1] / "tls"))
 
 
 class Hosts:
@@ -47,13 +47,14 @@ class Hosts:
     def __init__(self, folder):
         self.folder = folder
         self.ports = free_ports(3)
+        self.ca = tls.make(folder / "tls", list(HOSTS.values())).ca.read_text()
         self.processes = {}
 
     def start(self, number):
         folder = self.folder / f"nats-{number}"
         folder.mkdir(exist_ok=True)
         text = on_this_machine(block("", "server_name"), self.ports, folder / "store")
-        for setting in ("server_name", "listen", "http"):  # what the page says differs from host to host
+        for setting in ("server_name", "listen", "https"):  # what the page says differs from host to host
             text = re.sub(rf'^( *{setting}: ")(cyx-|127.0.0.1)1', rf"\g<1>\g<2>{number}", text, flags=re.M)
         central = load_or_create(self.folder / "cyx" / "central.key")
         for placeholder, nkey in zip(("ISSUER_NKEY", "SYSTEM_NKEY"), broker_nkeys(central), strict=True):
@@ -74,10 +75,10 @@ class Hosts:
                     pass
 
     def _is_healthy(self, number):
-        address = f"http://127.0.0.1{number}:{self.ports[2]}/healthz"
+        address = f"https://127.0.0.1{number}:{self.ports[2]}/healthz"
         deadline = time.monotonic() + 1.0
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=1) as answer:
+            with contextlib.suppress(OSError), tls.get(address, self.ca, 1.0) as answer:
                 return answer.status == 200
         return False
 
@@ -108,7 +109,8 @@ async def test_the_network_of_the_page_works_and_its_backup_restores_it(hosts, t
     text = on_this_machine(block("json", "network_id"), hosts.ports, folder)
     network = json.loads(text.replace("CHAIN_URL", chain.said["url"]).replace("REDIS_URL", ""))
     url = without_passwords(network["edge_url"])
-    network |= {"node_url": url, "client_url": url, "faucet": True}
+    assert network["tls_ca"] == "CA_PEM"
+    network |= {"tls_ca": hosts.ca, "node_url": url, "client_url": url, "faucet": True}
     (folder / "network.json").write_text(json.dumps(network))
     await hosts.healthy()
     central = Part("central", command_of("Central", folder), folder / "central.log")
