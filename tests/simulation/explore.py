@@ -5,6 +5,7 @@ import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.pool import Pool
 
 from msgspec import Struct
 
@@ -78,8 +79,12 @@ def results(tasks: Iterator[tuple[int, str | None]], processes: int) -> Iterator
     if processes == 1:
         yield from map(run_one, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(processes, be_silent) as pool:
-        yield from pool.imap_unordered(run_one, tasks, chunksize=4)
+    with pool(processes) as workers:
+        yield from workers.imap_unordered(run_one, tasks, chunksize=4)
+
+
+def pool(processes: int) -> Pool:
+    return multiprocessing.get_context("spawn").Pool(processes, be_silent)
 
 
 def be_silent() -> None:

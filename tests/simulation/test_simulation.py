@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from tests.simulation import settlements
 from tests.simulation.__main__ import main
 from tests.simulation.explore import explore, replay_command, results, run_one
 from tests.simulation.loop import ProcessLoop, Scheduler, sleep
@@ -41,6 +42,15 @@ def test_every_invariant_holds_in_a_few_seeds():
     assert not found.failures, complaint(found)
     assert sum(found.faults.values()) / found.seeds >= FEWEST_FAULTS
     assert sum(found.events.values()) / found.seeds >= FEWEST_EVENTS
+
+
+@pytest.mark.timeout(300)
+def test_settlements_are_paid_once_on_a_chain_at_its_worst():
+    found = settlements.settle(100, 1)
+    assert not found.failures, found.failures
+    assert found.settled >= 100
+    assert found.signed > found.settled  # some had expired: nothing else would show that the chain was bad
+    assert found.faults["dropped"] > 50 and found.faults["central_crash"] > 5
 
 
 @pytest.mark.slow
