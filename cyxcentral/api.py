@@ -254,10 +254,9 @@ class Api:
         return self._central.custodial_wallet(caller)
 
     async def _find(self, prefix: str) -> jobs.Job:
+        if prefix not in self._world.jobs:  # another central may have taken it a moment ago, also where a longer id fits
+            await self._central.events.catch_up()
         found = self._world.job_by_prefix(prefix)
-        if not found:
-            await self._central.events.catch_up()  # another central may have taken it a moment ago
-            found = self._world.job_by_prefix(prefix)
         if len(found) == 1:
             return self._world.jobs[found[0]]
         if not found:
