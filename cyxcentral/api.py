@@ -43,6 +43,7 @@ class Api:
         self._world = central.world
         self._machine = central.events.machine
         self._network = central.settings.network
+        self._verifying = asyncio.Lock()  # it reads the whole log: one at a time
         self._asking: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._held: OrderedDict[str, tuple[int, float]] = OrderedDict()  # wallet -> base units, seen at
 
@@ -70,6 +71,9 @@ class Api:
             "wallet.balance": self._balance,
             "wallet.faucet": self._faucet,
             "ledger.query": self._ledger,
+            "ledger.verify": self._verify,
+            "payouts.freeze": self._operators.freeze,
+            "payouts.release": self._operators.release,
             "artifact.stat": lambda _, manifest: blobs.stat(manifest),
             "artifact.put": lambda _, block: blobs.put(block),
             "artifact.commit": lambda _, manifest: blobs.commit(manifest),
@@ -100,6 +104,7 @@ class Api:
             damaged_subjects=len(self._world.damaged),
             program=self._payments.program,
             operator=caller in self._network.operators,
+            payouts_frozen=self._world.payouts.why,
         )
 
     # -- jobs ----------------------------------------------------------------------------------------
@@ -254,7 +259,9 @@ class Api:
         return self._central.custodial_wallet(caller)
 
     async def _find(self, prefix: str) -> jobs.Job:
-        if prefix not in self._world.jobs:  # another central may have taken it a moment ago, also where a longer id fits
+        if (
+            prefix not in self._world.jobs
+        ):  # another central may have taken it a moment ago, also where a longer id fits
             await self._central.events.catch_up()
         found = self._world.job_by_prefix(prefix)
         if len(found) == 1:
@@ -362,7 +369,10 @@ class Api:
     async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:
         job = await self._find(ask.job_id)
         candidates = list(self._central.dispatch.candidates().values())
-        return views.explanation(job, candidates, self._machine.wall_ms())
+        reply = views.explanation(job, candidates, self._machine.wall_ms())
+        if job.status == "settling" and self._world.payouts.frozen:
+            reply.waiting_for = f"an operator to release payouts, which are frozen: {self._world.payouts.why}"
+        return reply
 
     # -- nodes, money, ledger ------------------------------------------------------------------------
 
@@ -403,6 +413,13 @@ class Api:
 
     async def _ledger(self, caller: str, ask: m.LedgerRequest) -> m.LedgerReply:
         return await self._central.ledger.query(ask.sql, ask.limit)
+
+    async def _verify(self, caller: str, _: m.AuditRequest) -> m.AuditReply:
+        self._operators.check(caller)
+        if self._verifying.locked():
+            raise ApiError("busy", "the ledger is being verified already; ask again when that is done", 429)
+        async with self._verifying:
+            return m.AuditReply(checks=await self._central.audit.verify(self._network.faucet))
 
 
 def _wanted(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:

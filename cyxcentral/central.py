@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import admission, readahead, schedule, snapshot
+from cyxcentral import admission, readahead, reconciliation, schedule, snapshot
 from cyxcentral.api import Api
+from cyxcentral.audit import Audit
 from cyxcentral.blobs import Blobs
 from cyxcentral.cache import job_status, open_cache
 from cyxcentral.dispatch import Dispatch
@@ -114,6 +115,8 @@ class Central:
         self.platform = Wallet(self._identity.child("platform"))
         self.payments: Payments | None = None
         self.keeper: snapshot.Keeper | None = None
+        blocks = functools.partial(readahead.blocks, network.core_url)
+        self.audit = Audit(self.world, ledger, settlement, blocks)
         self._unsafe: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -176,6 +179,8 @@ class Central:
         self._edge.limit(Rate(per_s=network.requests_per_s, burst=2 * network.requests_per_s))
         await self.dispatch.start()
         self.payments.resume()
+        self.audit.begin()
+        self._later(reconciliation.keep(self.events, self.audit))
         self._later(self.payments.keep_deadlines())
         self._later(self._keep_checking_brokers())
         api = Api(self)
@@ -221,6 +226,10 @@ class Central:
         self.keeper.look()
         if isinstance(event, m.MintSigned):
             self.payments.reconcile_mint(about)
+        if isinstance(event, m.PayoutsReleased):
+            self.payments.resume()
+        if isinstance(event, m.Settled | m.Refunded):
+            self.audit.ended(about)
         if isinstance(event, m.NodeBanned) and self.door:
             self._later(self._shut_out(self.door, about))
         if not isinstance(event, m.JobEvent):

@@ -567,3 +567,23 @@ def entries(job: Job, event: m.JobEvent) -> list[money.Entry]:
         case m.Refunded() if job.funded:  # else the ledger never saw the deposit either
             return money.refund(job.terms)
     return []
+
+
+def movements(job: Job) -> list[money.Entry]:
+    """All ledger entries of a job so far, by its state alone: what `entries` said, event by event."""
+    if not job.funded:
+        return []
+    found, shares = money.deposit(job.terms), job.shares
+    if shares is not None:
+        paid = shares.node_base_units + shares.platform_base_units
+        payees = list(job.payees)
+        if payees and job.pay_base_units != paid:  # an event from before nodes were paid by steps
+            payees = [m.Payee(wallet=payees[-1].wallet, pay_base_units=paid)]
+        settled = m.Settled(
+            signature=job.settle_signature or "",
+            node_base_units=shares.node_base_units,
+            platform_base_units=shares.platform_base_units,
+            client_base_units=shares.client_base_units,
+        )
+        found += money.settlement(job.terms, payees, settled)
+    return found

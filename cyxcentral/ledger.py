@@ -72,6 +72,16 @@ class LedgerError(CyxError):
     code = "bad_ledger"
 
 
+class Sums(msgspec.Struct, frozen=True):
+    """What the entries come to. accounts and overdrawn: only when all of them were asked for, without zeros."""
+
+    events: int  # that move money
+    unbalanced: list[tuple[int, int]]  # events whose entries do not sum to zero, and what they sum to
+    escrows: dict[str, int]  # escrow accounts that are not empty
+    accounts: dict[str, int] = {}
+    overdrawn: dict[str, int] = {}  # escrow accounts that were below zero at some time: the lowest
+
+
 class Batch:
     """What waits to be written: all of it in one transaction, or none.
 
@@ -303,6 +313,39 @@ class Ledger:
             cursor.close()
         plain = [[_plain(value) for value in row] for row in rows[:limit]]
         return m.LedgerReply(columns=columns, rows=plain, truncated=len(rows) > limit)
+
+    async def sums(self, whole: bool = False) -> Sums:
+        """The sums of all entries; with everything that happened before the call."""
+        await self.flush()
+        return await asyncio.get_running_loop().run_in_executor(self._askers, self._sums, whole)
+
+    def _sums(self, whole: bool) -> Sums:
+        with self._db.cursor() as cursor:
+            cursor.execute("BEGIN")  # one view for all of the questions
+
+            def rows(sql: str) -> list[tuple[Any, ...]]:
+                return cursor.execute(sql).fetchall()
+
+            by_account = "SELECT account, sum(amount_base_units) AS n FROM entries GROUP BY account HAVING n <> 0"
+            lowest = (
+                "SELECT account, min(n) FROM (SELECT account, sum(amount_base_units) OVER "
+                "(PARTITION BY account ORDER BY seq, line) AS n FROM entries WHERE account LIKE 'escrow:%') "
+                "WHERE n < 0 GROUP BY account"
+            )
+            found = Sums(
+                events=int(rows("SELECT count(DISTINCT seq) FROM entries")[0][0]),
+                unbalanced=[
+                    (int(seq), int(n))
+                    for seq, n in rows(
+                        "SELECT seq, sum(amount_base_units) AS n FROM entries GROUP BY seq HAVING n <> 0 ORDER BY seq"
+                    )
+                ],
+                escrows={each: int(n) for each, n in rows(f"{by_account} AND account LIKE 'escrow:%'")},
+                accounts={each: int(n) for each, n in rows(by_account)} if whole else {},
+                overdrawn={each: int(n) for each, n in rows(lowest)} if whole else {},
+            )
+            cursor.execute("ROLLBACK")
+        return found
 
     async def updates(
         self, job_id: str, after_event: int, after_telemetry: int, limit: int

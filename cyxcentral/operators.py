@@ -1,11 +1,11 @@
-"""What an operator of the platform may do to nodes: ban them, and take that back.
+"""What an operator of the platform may do: ban nodes and take that back, stop payments and let them go on.
 
 The broker lets nobody else speak on these verbs; that it is one who asks is looked at here again.
 """
 
 from collections.abc import Collection
 
-from cyxcentral import nodes, views
+from cyxcentral import nodes, reconciliation, views
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.world import World
@@ -42,9 +42,23 @@ class Operators:
 
         return await self._say(caller, ask, event)
 
-    async def _say(self, caller, ask, event_of) -> m.NodeView:  # type: ignore[no-untyped-def]
+    async def freeze(self, caller: str, ask: m.PayoutsRequest) -> m.PayoutsReply:
+        """Nothing is paid from now on."""
+        self.check(caller)
+        return await reconciliation.steer(self._events, m.PayoutsFrozen(reason=ask.reason, caller=caller))
+
+    async def release(self, caller: str, ask: m.PayoutsRequest) -> m.PayoutsReply:
+        """Payments go on; what was found to differ is accepted."""
+        self.check(caller)
+        return await reconciliation.steer(self._events, m.PayoutsReleased(reason=ask.reason, caller=caller))
+
+    def check(self, caller: str) -> None:
+        """Raises ApiError not_operator."""
         if caller not in self._operators:
             raise ApiError("not_operator", f"{caller} is no operator of this network (operators in network.json)", 403)
+
+    async def _say(self, caller, ask, event_of) -> m.NodeView:  # type: ignore[no-untyped-def]
+        self.check(caller)
         await self._events.catch_up()  # another central may have heard of the node, or of this very request, just now
         node_id = self._find(ask.node_id)
 

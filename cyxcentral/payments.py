@@ -72,11 +72,15 @@ class Payments:
         job = self._events.world.jobs[job_id]
         if not job.funded and job.status not in jobs.ENDED:
             self._work(f"fund {job_id}", functools.partial(self._fund, job_id))
-        elif job.status == "settling":
+        elif job.status == "settling" and not self._frozen():
             self._work(f"settle {job_id}", functools.partial(self._settle, job_id))
 
+    def _frozen(self) -> bool:
+        """Whether nothing may be paid. Deposits are brought to their end all the same."""
+        return self._events.world.payouts.frozen is not None
+
     def resume(self) -> None:
-        """After a start: everything the log left open."""
+        """After a start, or a release of payouts: everything the log left open."""
         for job_id in sorted(self._events.world.active):
             self.reconcile(job_id)
         for mint_id in list(self._events.world.mints):
@@ -150,14 +154,14 @@ class Payments:
     async def _settle(self, job_id: str) -> None:
         for delay_s in itertools.chain(TROUBLE_DELAYS_S, itertools.repeat(TROUBLE_DELAYS_S[-1])):
             job = self._events.world.jobs[job_id]
-            if job.status != "settling":
+            if job.status != "settling" or self._frozen():  # who releases payouts begins again with all of them
                 return
             signed = job.unsettled
             if signed is None:
                 signed = await self._sign_settlement(job)
             if signed is None:
                 return
-            outcome = await self._land(signed)
+            outcome = await self._land(signed, self._frozen)
             if outcome.kind == Outcome.FINAL:
                 pays = [payee.pay_base_units for payee in job.payees]
                 shares = money.divide(job.terms.amount_base_units, pays, job.terms.fee_basis_points)
@@ -175,6 +179,8 @@ class Payments:
             log.warning("settlement of %s: %s (%s); signing again", job_id, outcome.kind, outcome.reason)
             if outcome.kind == Outcome.FAILED:
                 await asyncio.sleep(delay_s)  # each failure costs a fee
+            if self._frozen():
+                return
             await self._sign_settlement(job)
 
     async def _sign_settlement(self, job: jobs.Job) -> m.SignedTransaction | None:
@@ -216,6 +222,8 @@ class Payments:
 
     async def mint_to(self, address: str, amount_base_units: int) -> str:
         """Pay test money and return the signature once it is final."""
+        if self._frozen():
+            raise ApiError("payouts_frozen", f"nothing is paid at present: {self._events.world.payouts.why}", 503)
         mint_id = self._events.machine.token_hex(8)
         signed = await self._settlement.faucet_transaction(self._wallet, self.mint, address, amount_base_units)
         event = m.MintSigned(to=address, amount_base_units=amount_base_units, signed=signed)
@@ -243,14 +251,18 @@ class Payments:
 
     # -- the chain -----------------------------------------------------------------------------------
 
-    async def _land(self, signed: m.SignedTransaction) -> Outcome:
-        """Send the same bytes until the chain has finally decided. A refusal to take them proves nothing."""
+    async def _land(self, signed: m.SignedTransaction, held: Callable[[], bool] = lambda: False) -> Outcome:
+        """Send the same bytes until the chain has finally decided. A refusal to take them proves nothing.
+
+        held: whether they must not be sent at present; they may have been sent before.
+        """
         refusal = ""
         for patience_s in itertools.chain(RESEND_AFTER_S, itertools.repeat(RESEND_AFTER_S[-1])):
             try:
                 async with self._sending:
                     await self._make_way()
-                    await self._settlement.send(signed.transaction)  # to send what landed already changes nothing
+                    if not held():
+                        await self._settlement.send(signed.transaction)  # to send what landed already changes nothing
             except SettlementError as error:
                 refusal = str(error)
                 log.info("%s… was not taken: %s", signed.signature[:12], error)

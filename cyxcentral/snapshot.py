@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from cyxcentral.jobs import Job
 from cyxcentral.nodes import Node
+from cyxcentral.payouts import Payouts
 from cyxcentral.world import Mint, Place, World
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ EVERY, SHARE = 20_000, 32  # a new one after so many events, or after one for so
 FOLDS = (  # what decides which world a log folds to
     *("cyxcore.spec", "cyxcore.attrs", "cyxnet.messages", "cyxnet.codec", "cyxnet.escrow"),
     *("cyxcentral.money", "cyxcentral.jobs", "cyxcentral.nodes", "cyxcentral.world", "cyxcentral.eventlog"),
-    "cyxcentral.snapshot",
+    *("cyxcentral.payouts", "cyxcentral.snapshot"),
 )
 
 
@@ -60,6 +61,7 @@ class Head(Struct, tag=True, array_like=True, frozen=True):
     quarantined: int
     suspects: list[str]
     damaged: dict[str, tuple[int, str]]
+    payouts: Payouts
 
 
 class Places(Struct, tag=True, array_like=True, frozen=True):
@@ -103,6 +105,7 @@ def _blocks(world: World) -> Iterator[Struct]:
         quarantined=world.quarantined,
         suspects=sorted(world.suspects),
         damaged={subject: (seq, world.why_damaged[subject]) for subject, seq in world.damaged.items()},
+        payouts=world.payouts,
     )
     for kind, found in ((Places, world.places()), (Jobs, world.jobs.values()), (Nodes, world.nodes.values())):
         yield from (kind(some) for some in _some(found))
@@ -188,6 +191,7 @@ class Snapshot:
             if collecting:
                 gc.enable()
         world.seq, world.sha256, world.quarantined = head.seq, head.sha256, head.quarantined
+        world.payouts = head.payouts
         world.suspects.update(head.suspects)
         world.damaged.update((subject, seq) for subject, (seq, _) in head.damaged.items())
         world.why_damaged.update((subject, why) for subject, (_, why) in head.damaged.items())

@@ -6,7 +6,7 @@ from typing import Any, assert_never, get_args
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import jobs, nodes
+from cyxcentral import jobs, nodes, payouts
 from cyxcentral.matching import Matching
 from cyxcentral.schedule import Candidate, Weights
 from cyxnet import messages as m
@@ -29,7 +29,12 @@ Place = tuple[str, int, bytes, bool]  # of a subject: its last sequence, the has
 # because asking isinstance() of a union of so many costs a microsecond, several times for every event.
 SAID_ON = {
     kind: frozenset(get_args(events))
-    for kind, events in (("job", m.JobEvent), ("node", m.NodeEvent), ("mint", m.MintEvent))
+    for kind, events in (
+        ("job", m.JobEvent),
+        ("node", m.NodeEvent),
+        ("mint", m.MintEvent),
+        ("payouts", m.PayoutsEvent),
+    )
 }
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -51,6 +56,7 @@ class World:
         self.jobs: dict[str, jobs.Job] = {}
         self.nodes: dict[str, nodes.Node] = {}
         self.mints: dict[str, Mint] = {}
+        self.payouts = payouts.Payouts()
         self.last_seq: dict[str, int] = {}
         self.last_sha256: dict[str, bytes] = {}  # of the message at last_seq
         self.seq = 0
@@ -71,6 +77,7 @@ class World:
             "job": self._to_job,
             "node": self._to_node,
             "mint": self._to_mint,
+            "payouts": self._to_payouts,
         }
 
     def copy(self) -> "World":
@@ -78,6 +85,7 @@ class World:
         other = World(self._weights)
         for name in ("jobs", "nodes", "mints", "last_seq", "last_sha256", "damaged", "why_damaged"):
             setattr(other, name, dict(getattr(self, name)))
+        other.payouts = self.payouts
         other._chained, other.suspects = set(self._chained), set(self.suspects)
         other.seq, other.sha256, other.quarantined = self.seq, self.sha256, self.quarantined
         return other
@@ -256,6 +264,12 @@ class World:
                 self.mints[mint_id] = msgspec.structs.replace(mint, ended=event)
             case _ as never:
                 assert_never(never)
+        return None
+
+    def _to_payouts(self, _: str, event: m.PayoutsEvent, at_ms: int) -> str | None:
+        if why_not := payouts.illegal(self.payouts, event):
+            return why_not
+        self.payouts = payouts.evolve(self.payouts, event, at_ms)
         return None
 
     def candidate(self, node_id: str, now_ms: int = 0) -> Candidate:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 RETRY_DELAYS_S = (0.1, 1.0, 2.0, 4.0, 8.0, 16.0)
 QUOTE_FRESH_S = 15.0  # so long its blockhash is signed with
+VERIFY_TIMEOUT_S = 900.0  # of a comparison that reads the whole log
 RECONCILE_S = 5.0  # while updates arrive live, the log is compared this often
 QUIET_S = (2.0, 4.0, 8.0, 10.0)  # and this often while nothing arrives
 OnRetry = Callable[[str, float], None]  # (what went wrong, seconds until the next try)
@@ -174,6 +175,22 @@ class AsyncClient:
     async def ledger(self, sql: str, limit: int = 1000) -> m.LedgerReply:
         """One read-only SELECT over the ledger."""
         return await self._ask("ledger.query", m.LedgerRequest(sql=sql, limit=limit), m.LedgerReply, timeout_s=30)
+
+    async def verify_ledger(self) -> list[m.AuditCheck]:
+        """Log, ledger and chain, compared in full. For operators; a long log takes minutes."""
+        await self._be_operator()
+        request = m.AuditRequest()
+        return (await self._ask("ledger.verify", request, m.AuditReply, timeout_s=VERIFY_TIMEOUT_S, retry=False)).checks
+
+    async def freeze_payouts(self, reason: str) -> m.PayoutsReply:
+        """Stop all payments; jobs are taken and trained as before. For operators."""
+        await self._be_operator()
+        return await self._ask("payouts.freeze", m.PayoutsRequest(reason=reason), m.PayoutsReply)
+
+    async def release_payouts(self, reason: str) -> m.PayoutsReply:
+        """Let payments go on. For operators."""
+        await self._be_operator()
+        return await self._ask("payouts.release", m.PayoutsRequest(reason=reason), m.PayoutsReply)
 
     # -- submitting -------------------------------------------------------------------------------
 

@@ -445,6 +445,26 @@ def is_refund(terms: EscrowTerms, keys: Sequence[str], calls: Iterable[tuple[int
     )
 
 
+def paid_by(transaction: bytes, terms: EscrowTerms) -> list[tuple[str, int]]:
+    """(wallet, pay before the fee) of a settlement of these terms, by its bytes alone; [] where it pays no node.
+
+    What landed are these bytes or none: the signature is over all of them.
+    """
+    message = solders().VersionedTransaction.from_bytes(transaction).message
+    keys = [str(key) for key in message.account_keys]
+    wallets: list[str] = []
+    pays: list[int] = []
+    for each in message.instructions:
+        data, places = bytes(each.data), bytes(each.accounts)
+        if keys[each.program_id_index] != terms.program or len(places) < 2 or keys[places[1]] != terms.escrow:
+            continue
+        if data == ASSIGN:
+            wallets = [keys[place] for place in places[2:]]
+        elif data[:1] == SETTLE:
+            pays = [int.from_bytes(data[at : at + 8], "little") for at in range(1, len(data), 8)]
+    return list(zip(wallets, pays, strict=False))
+
+
 def token_account(account: Account | None) -> Any:
     """The parsed token account, or None for anything else."""
     lib = solders()

@@ -159,6 +159,7 @@ class NetworkInfo(Struct, kw_only=True):
     damaged_subjects: int = 0  # histories that are not known any more; nothing is decided on them
     program: str = ""  # the escrow program that payments go to
     operator: bool = False  # whether who asks is one
+    payouts_frozen: str = ""  # why nothing is paid at present; jobs are taken and trained all the same
 
 
 class QuoteRequest(Request, kw_only=True, frozen=True):
@@ -421,6 +422,37 @@ class LedgerReply(Struct, kw_only=True):
     columns: list[str]
     rows: list[list[Any]]
     truncated: bool
+
+
+class AuditRequest(Request, kw_only=True, frozen=True):
+    """Compare the log, the ledger and the chain, all of each."""
+
+
+class AuditCheck(Struct, kw_only=True):
+    """One comparison: of how many things, and which of them differ. more: differences that are not listed."""
+
+    name: str
+    compared: int
+    differences: list[str]
+    more: int = 0
+
+
+class AuditReply(Struct, kw_only=True):
+    checks: list[AuditCheck]
+
+
+class PayoutsRequest(Request, kw_only=True, frozen=True):
+    """An operator stops all payments, or lets them go on and takes the differences that were found as they are."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class PayoutsReply(Struct, kw_only=True):
+    """frozen: why nothing is paid; empty when it is. since_ms: of the last change, 0 when there was none."""
+
+    frozen: str
+    since_ms: int = 0
+    differences: list[str] = []
 
 
 class ArtifactManifest(Request, kw_only=True, frozen=True):
@@ -686,7 +718,7 @@ class CommandReply(Struct, kw_only=True):
 
 
 class Event(Struct, kw_only=True, omit_defaults=True, tag=True, tag_field="t", gc=False):
-    """A fact about one job, node or mint. Never changed once stored."""
+    """A fact about one job, node or mint, or about all payments. Never changed once stored."""
 
 
 class Submitted(Event, kw_only=True):
@@ -948,6 +980,24 @@ class MintFailed(Event, kw_only=True):
     reason: str
 
 
+class PayoutsFrozen(Event, kw_only=True):
+    """Nothing is paid any more: the log, the ledger and the chain differ, or an operator wants it so.
+
+    differences: what was found, word for word; none from an operator. caller: the operator, "" for central itself.
+    """
+
+    reason: str
+    differences: list[str] = []
+    caller: str = ""
+
+
+class PayoutsReleased(Event, kw_only=True):
+    """An operator has looked at what was found, and lets payments go on. The same differences freeze nothing again."""
+
+    reason: str
+    caller: str
+
+
 JobEvent = (
     Submitted
     | TransactionSigned
@@ -969,7 +1019,8 @@ JobEvent = (
 NodeEvent = NodeRegistered | NodeLost | NodeDraining | NodeUndrained | NodeBanned | NodePardoned
 SlotEvent = SlotAssigned | SlotReady | SlotDraining | SlotDrained | SlotFailed | SlotLost  # not in the log yet
 MintEvent = MintSigned | Minted | MintFailed
-AnyEvent = JobEvent | NodeEvent | MintEvent
+PayoutsEvent = PayoutsFrozen | PayoutsReleased
+AnyEvent = JobEvent | NodeEvent | MintEvent | PayoutsEvent
 
 
 class Record(Struct, kw_only=True, gc=False):

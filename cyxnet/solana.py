@@ -73,6 +73,7 @@ PUBLIC_GENESIS = {  # base-58 genesis hash -> cluster
 UPGRADEABLE_LOADER = "BPFLoaderUpgradeab1e11111111111111111111111"
 HISTORY_PAGE = 1000  # the most that one answer holds
 STATUSES_AT_ONCE = 256  # the most that one question may name
+ESCROWS_AT_ONCE = 50  # two accounts each; RPC tells of a hundred
 BLOCKHASHES_REMEMBERED = 256
 BLOCKHASH_REUSED_S = 5.0
 BLOCKHASH_TRUSTED_S = 25.0  # of the minute that a blockhash lives
@@ -215,6 +216,21 @@ class Settlement:
 
         state, vault = await self._accounts(_escrow_accounts(terms), commitment=Finalized)
         return check_escrow(terms, state, token_account(vault))
+
+    async def wrong_escrows(self, terms: Sequence[EscrowTerms]) -> list[tuple[EscrowTerms, str]]:
+        """Those of many jobs whose finalized escrow is not as its terms say, and how, in a sentence."""
+        from solana.rpc.commitment import Finalized
+
+        wrong = []
+        for first in range(0, len(terms), ESCROWS_AT_ONCE):
+            some = terms[first : first + ESCROWS_AT_ONCE]
+            accounts = await self._accounts([each for one in some for each in _escrow_accounts(one)], Finalized)
+            for each, state, vault in zip(some, accounts[::2], accounts[1::2], strict=True):
+                try:
+                    check_escrow(each, state, token_account(vault))
+                except SettlementError as error:
+                    wrong.append((each, str(error)))
+        return wrong
 
     async def verify_program(self, program: str) -> None:
         """Raises SettlementError bad_program unless the escrow program that we know is there, and for ever."""

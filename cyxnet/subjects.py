@@ -6,6 +6,7 @@ EDGE     cyx.v1.update.<job>                  central → clients   Update, live
 EDGE     cyx.v1.node.<node>.<verb>            node → central      register heartbeat progress hardware report
 EDGE     cyx.v1.cmd.<node>                    central → node      Command
 CORE     cyx.v1.event.job|node|mint.<id>      central             Record: stream EVENTS, the truth
+CORE     cyx.v1.event.payouts.platform        central             Record: whether the platform pays
 CORE     cyx.v1.telemetry.<node>              central             TelemetryRecord: stream TELEMETRY
 CORE     cyx.v1.blob.chunk.<sha256>           central             chunk bytes: stream BLOBS
 CORE     cyx.v1.blob.manifest.<sha256>        central             ArtifactManifest: stream BLOBS
@@ -59,6 +60,9 @@ VERBS = {
         Verb("wallet.balance", m.WalletRequest, m.WalletReply, "balances of an address"),
         Verb("wallet.faucet", m.FaucetRequest, m.FaucetReply, "test money, on local networks only"),
         Verb("ledger.query", m.LedgerRequest, m.LedgerReply, "one read-only SELECT over the ledger"),
+        Verb("ledger.verify", m.AuditRequest, m.AuditReply, "compare log, ledger and chain", operator=True),
+        Verb("payouts.freeze", m.PayoutsRequest, m.PayoutsReply, "stop all payments", operator=True),
+        Verb("payouts.release", m.PayoutsRequest, m.PayoutsReply, "let payments go on", operator=True),
         Verb("artifact.stat", m.ArtifactManifest, m.ArtifactStatReply, "which chunks are missing"),
         Verb("artifact.put", bytes, m.ChunkReply, "store one chunk: the payload is its bytes", raw_request=True),
         Verb("artifact.commit", m.ArtifactManifest, m.ArtifactRef, "declare an artifact whole; verified here"),
@@ -108,6 +112,9 @@ def node_event(node_id: str) -> str:
 
 def mint_event(mint_id: str) -> str:
     return f"{ROOT}.event.mint.{mint_id}"
+
+
+PAYOUTS_EVENT = f"{ROOT}.event.payouts.platform"
 
 
 def telemetry(node_id: str) -> str:

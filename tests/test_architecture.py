@@ -61,13 +61,15 @@ cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cy
 cyxnode cyxnode.__main__
 
 cyxcentral.machine
-cyxcentral.money cyxcentral.jobs cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
+cyxcentral.money cyxcentral.jobs cyxcentral.payouts
+cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.readahead cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.door
+cyxcentral.audit cyxcentral.reconciliation
 cyxcentral.operators cyxcentral.api cyxcentral.central
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
@@ -105,6 +107,7 @@ PURE = {
     "cyxcentral.matching",
     "cyxcentral.money",
     "cyxcentral.nodes",
+    "cyxcentral.payouts",
     "cyxcentral.program.link",
     "cyxcentral.room",
     "cyxcentral.schedule",

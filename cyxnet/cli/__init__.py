@@ -191,8 +191,16 @@ def _id(parser: argparse.ArgumentParser) -> None:
         _add_globals(sub, before=False)
 
 
+def _payouts(parser: argparse.ArgumentParser) -> None:
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--freeze", type=_reason, metavar="REASON", help="pay nothing from now on")
+    either.add_argument("--release", type=_reason, metavar="REASON", help="pay again, and accept what was found")
+
+
 def _ledger(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sql", type=_sql, metavar="SQL", help="one SELECT over nodes, jobs, events, metrics, entries")
+    about = 'one SELECT over nodes, jobs, events, metrics, entries; or "verify", or "at"'
+    parser.add_argument("question", type=_sql, metavar="SQL", help=about)
+    parser.add_argument("time", nargs="?", metavar="TIME", help='with "at": 2026-11-26 or 2026-11-26T14:30')
     parser.add_argument("--limit", type=_count, default=1000, metavar="N", help="at most N rows (default 1000)")
 
 
@@ -255,10 +263,17 @@ COMMANDS = [
     Command("wallet", "show the wallet, or take test money", "cyx wallet --faucet 100", "network:wallet", _wallet),
     Command(
         "ledger",
-        "ask the ledger in SQL",
-        'cyx ledger "select job_id, status from jobs"',
-        "network:ledger",
+        "ask the ledger in SQL, verify it, or read the balances of a time",
+        'cyx ledger "select job_id, status from jobs"; cyx ledger verify; cyx ledger at 2026-11-26T14:30',
+        "money:ledger",
         _ledger,
+    ),
+    Command(
+        "payouts",
+        "whether the platform pays; operators freeze and release",
+        'cyx payouts --release "looked at it"',
+        "money:payouts",
+        _payouts,
     ),
     Command("id", "make, show, back up and bring back keys", "cyx id show", "keys:keys", _id),
     Command("version", "print the version", "cyx version", "network:version"),

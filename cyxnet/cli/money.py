@@ -1,4 +1,4 @@
-"""Commands about money: refund."""
+"""Commands about money: refund, ledger, payouts."""
 
 import argparse
 import time
@@ -6,8 +6,9 @@ from datetime import datetime
 
 from cyxcore.errors import CyxError
 from cyxnet import identity
+from cyxnet import messages as m
 from cyxnet.bus import BusError
-from cyxnet.cli.exits import DONE
+from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.config import ConfigError, read_network
@@ -70,3 +71,82 @@ async def _place(args: argparse.Namespace, wallet: str, screen: Screen) -> tuple
 
 def _date(at_s: int) -> str:
     return f"{datetime.fromtimestamp(at_s).astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+async def ledger(args: argparse.Namespace, screen: Screen) -> int:
+    """One SELECT, or one of the two questions that are asked in words."""
+    if args.question == "verify" and args.time is None:
+        return await _verify(args, screen)
+    if args.question == "at":
+        return await _balances_at(args, screen)
+    if args.time is not None:
+        raise BadQuestion(
+            f'expected "verify", "at TIME" or one SELECT in quotes, got {args.question!r} and {args.time!r}'
+        )
+    async with connected(args) as client:
+        reply = await client.ledger(args.question, args.limit)
+    rows = [["" if value is None else str(value) for value in row] for row in reply.rows]
+    screen.table(reply.columns, rows, reply)
+    if reply.truncated:
+        screen.say("more", f"only the first {len(rows)} rows are shown; raise --limit", kind="truncated")
+    return DONE
+
+
+class BadQuestion(CyxError, ValueError):
+    """The ledger is asked for something that there is not."""
+
+    code = "bad_question"
+
+
+async def _verify(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        checks = await client.verify_ledger()
+    differ = [check for check in checks if check.differences]
+    rows = []
+    for check in checks:
+        count = len(check.differences) + check.more
+        rows.append([check.name, f"{check.compared:,}", f"{count:,} differ" if count else "the same"])
+        rows += [["", "", each] for each in check.differences]
+    screen.table(["compared", "how many", "result"], rows, {"ok": not differ, "checks": checks})
+    return WORLD_FAILED if differ else DONE
+
+
+async def _balances_at(args: argparse.Namespace, screen: Screen) -> int:
+    at_ms = _time_ms(args.time)
+    sql = (
+        "SELECT account, sum(amount_base_units) AS base_units FROM entries "
+        f"WHERE at_ms <= {at_ms} GROUP BY account HAVING base_units <> 0 ORDER BY account"
+    )
+    async with connected(args) as client:
+        reply = await client.ledger(sql, args.limit)
+    rows = [[account, cyx(int(amount))] for account, amount in reply.rows]
+    screen.table(["account", "balance"], rows, {"at_ms": at_ms, "balances": dict(reply.rows)})
+    if reply.truncated:
+        screen.say("more", f"only the first {len(rows)} accounts are shown; raise --limit", kind="truncated")
+    return DONE
+
+
+def _time_ms(text: str | None) -> int:
+    """A date as people or programs write it, in Unix ms: 2026-11-26, 2026-11-26T14:30, …+01:00, or ms themselves."""
+    said = (text or "").strip()
+    if said.isascii() and said.isdigit() and len(said) <= 15:
+        return int(said)
+    try:
+        return int(datetime.fromisoformat(said).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
+        raise BadQuestion(
+            f"expected a time such as 2026-11-26 or 2026-11-26T14:30 (local, or with a zone: +00:00), got {said!r:.60}"
+        ) from None
+
+
+async def payouts(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        if args.freeze is not None:
+            reply = await client.freeze_payouts(args.freeze)
+        elif args.release is not None:
+            reply = await client.release_payouts(args.release)
+        else:
+            reply = m.PayoutsReply(frozen=(await client.info()).payouts_frozen)
+    what = f"payouts are frozen: {reply.frozen}" if reply.frozen else "payouts are made"
+    screen.result(what, reply)
+    return DONE

@@ -1,4 +1,4 @@
-"""Commands about the network: up, nodes, wallet, ledger, version."""
+"""Commands about the network: up, nodes, wallet, version."""
 
 import argparse
 import asyncio
@@ -106,6 +106,9 @@ def _state(view: "NodeView") -> str:
 async def nodes(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         views = await client.nodes()
+        info = await client.info()
+    if info.payouts_frozen:
+        screen.say("payouts", f"FROZEN, nothing is paid: {info.payouts_frozen}", kind="payouts_frozen")
     rows = [
         [
             view.node_id,
@@ -150,16 +153,6 @@ async def wallet(args: argparse.Namespace, screen: Screen) -> int:
         reply = await client.wallet(args.address)
     sol = f"{reply.lamports / LAMPORTS_PER_SOL:g} SOL for fees"
     screen.result(f"{reply.address}  {cyx(reply.token_base_units)}  {sol}", reply)
-    return DONE
-
-
-async def ledger(args: argparse.Namespace, screen: Screen) -> int:
-    async with connected(args) as client:
-        reply = await client.ledger(args.sql, args.limit)
-    rows = [["" if value is None else str(value) for value in row] for row in reply.rows]
-    screen.table(reply.columns, rows, reply)
-    if reply.truncated:
-        screen.say("more", f"only the first {len(rows)} rows are shown; raise --limit", kind="truncated")
     return DONE
 
 

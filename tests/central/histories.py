@@ -268,6 +268,11 @@ HISTORIES: dict[str, list[Said]] = {
             m.CancelRequested(reason="enough", caller="alice", request_id="second"),
         ),
     ],
+    "payouts that were frozen, and released by an operator": [
+        (subjects.PAYOUTS_EVENT, m.PayoutsFrozen(reason="an escrow is gone", differences=["an escrow is gone"])),
+        (subjects.PAYOUTS_EVENT, m.PayoutsReleased(reason="it was refunded", caller="c-1")),
+        (subjects.PAYOUTS_EVENT, m.PayoutsFrozen(reason="the night", caller="c-1")),
+    ],
     "a faucet that paid and one that could not": [
         (MINT, m.MintSigned(to=f.CLIENT, amount_base_units=5, signed=f.signed())),
         (MINT, m.Minted(to=f.CLIENT, amount_base_units=5, signature=f.SIGNATURE)),
@@ -326,6 +331,8 @@ def state_of(world: World) -> str:
     state = {what: plain(getattr(world, what)) for what in ("jobs", "nodes", "mints", "last_seq", "seq")}
     if world.quarantined:
         state |= {"quarantined": world.quarantined, "damaged": plain(world.damaged)}
+    if world.payouts.since_ms:
+        state |= {"payouts": plain(world.payouts)}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

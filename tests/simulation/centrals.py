@@ -9,8 +9,9 @@ from unittest import mock
 
 import msgspec
 
-from cyxcentral import central, dispatch, landings, payments
+from cyxcentral import audit, central, dispatch, landings, payments, reconciliation
 from cyxcentral.central import Central, Settings
+from cyxcentral.ledger import Sums
 from cyxcentral.machine import Machine
 from cyxcore.errors import CyxError
 from cyxnet import client, solana, subjects
@@ -60,6 +61,8 @@ def shrink() -> "contextlib.ExitStack":
     stack.enter_context(mock.patch.object(central, "Wallet", WALLET))
     stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 0.1))
     stack.enter_context(mock.patch.object(landings, "NEXT_POLL_S", 0.05))
+    stack.enter_context(mock.patch.object(reconciliation, "EVERY_S", 6.0))
+    stack.enter_context(mock.patch.object(audit, "LOOK_AGAIN_S", 5.0))  # together longer than any machine lags
     stack.enter_context(mock.patch.object(payments, "DEADLINES_EVERY_S", 1.0))
     stack.enter_context(mock.patch.object(dispatch, "PAUSE_GRACE_MS", dispatch.PAUSE_GRACE_MS // 6))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
@@ -107,6 +110,11 @@ class MemoryLedger:
         assert sum(entry.amount_base_units for entry in entries) == 0, f"event {seq}: its entries do not sum to zero"
         for entry in entries:
             self.balances[entry.account] = self.balances.get(entry.account, 0) + entry.amount_base_units
+
+    async def sums(self, whole: bool = False) -> Sums:
+        balances = {account: amount for account, amount in self.balances.items() if amount}
+        escrows = {account: amount for account, amount in balances.items() if account.startswith("escrow:")}
+        return Sums(events=0, unbalanced=[], escrows=escrows, accounts=balances)
 
     def put_job(self, job: Any) -> None:
         pass

@@ -8,7 +8,7 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I7 sums are kept                       I8 an escrow is emptied once                  I9 paid means final on the chain
   I10 no cancel after a completion       I11 every world is the fold of the log        I12 a node is not overbooked
   I13 what is referred to is stored      I14 stored work is paid before a deadline    I15 the hash chain is whole
-  R12 clocks do not end leases
+  I16 nothing is frozen without a drift  R12 clocks do not end leases
 """
 
 import hashlib
@@ -142,6 +142,8 @@ class Checks:
         rule = RULES.get(type(event))
         if isinstance(event, m.Submitted):
             self._submitted(about, event)
+        elif isinstance(event, m.PayoutsFrozen):
+            self.fail(f"I16: payouts are frozen, and nothing differs: {event.reason}")
         elif isinstance(event, m.NodeEvent):
             self._node(about, event, record.by)
         elif rule is not None:

@@ -9,7 +9,7 @@ from unittest import mock
 from msgspec.structs import replace
 
 import cyxcentral.nodes
-from cyxcentral import jobs, money, payments, room, schedule
+from cyxcentral import audit, jobs, money, payments, room, schedule
 from cyxcentral.api import Api
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -391,6 +391,12 @@ def no_deadline_is_kept() -> Iterator[Any]:
 def deadline_kept_without_margin() -> Iterator[Any]:
     """A job is settled when its deadline comes, and not before."""
     yield mock.patch.object(jobs, "DEADLINE_MARGIN_S", 0)
+
+
+@planted
+def one_look_is_believed() -> Iterator[Any]:
+    """What one machine of the chain does not see yet freezes payouts."""
+    yield mock.patch.object(audit, "LOOKS", 1)
 
 
 @planted

@@ -1,9 +1,11 @@
 """The whole path on real processes: submit → lock → match → train → stream → deliver → pay."""
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 import safetensors.numpy
@@ -50,6 +52,8 @@ async def test_an_example_trains_is_paid_and_its_model_reproduces_its_metrics(
     assert (view.node_base_units, view.platform_base_units) == split(job.amount_base_units, 1000)
     assert (await client.wallet()).token_base_units == before - job.amount_base_units
     await assert_money_is_conserved(client, network)
+    checks = await client.verify_ledger()
+    assert [check.differences for check in checks] == [[]] * len(checks) and len(checks) == 7
 
     archive = tmp_path / "model.cyxmodel"
     await client.download(submitted.job_id, archive)
@@ -59,6 +63,34 @@ async def test_an_example_trains_is_paid_and_its_model_reproduces_its_metrics(
     again = evaluated_in_a_new_process(tmp_path / "model.safetensors", EXAMPLES / example)
     assert again["loss"] == view.summary.validation_loss
     assert again[metric.removeprefix("validation_")] == getattr(view.summary, metric)
+
+
+async def test_an_operator_verifies_the_ledger_and_freezes_and_releases_payouts(client, network):
+    async def cyx(*arguments):
+        command = [sys.executable, "-m", "cyxnet", "--dir", str(network.folder), *arguments]
+        return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+
+    assert "payouts are frozen: the night" in (await cyx("payouts", "--freeze", "the night")).stdout
+    submitted = await client.submit(jobfile.load(EXAMPLES / "diabetes.toml"))
+    async with contextlib.aclosing(client.watch(submitted.job_id)) as updates:
+        async for update in updates:
+            if update.kind == "Completed":
+                break
+    view = await client.job(submitted.job_id)
+    assert view.status == "settling"  # trained, and not paid
+    assert "FROZEN, nothing is paid: the night" in (await cyx("nodes")).stdout
+    assert "operator" in (await client.explain(submitted.job_id)).waiting_for
+    assert (await cyx("payouts", "--release", "it is day")).stdout.strip() == "payouts are made"
+    assert (await client.wait(submitted.job_id)).status == "completed"
+    verified = await cyx("ledger", "verify")
+    assert (verified.returncode, verified.stdout.count("the same")) == (0, 7), verified
+    now = datetime.now(UTC).isoformat()
+    balances = json.loads((await cyx("ledger", "at", now, "--json")).stdout)["balances"]
+    assert balances[f"wallet:{view.client}"] == (await client.wallet()).token_base_units
+    assert json.loads((await cyx("ledger", "at", "2020-01-01", "--json")).stdout)["balances"] == {}
+    assert "expected a time such as" in (await cyx("ledger", "at", "noon")).stderr
+    wrong = await cyx("ledger", "verify", "now")
+    assert (wrong.returncode, "one SELECT" in wrong.stderr) == (2, True)
 
 
 def evaluated_in_a_new_process(model_path, job_path):
