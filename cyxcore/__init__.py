@@ -89,7 +89,7 @@ _NAMES: dict[str, str] = {
     "save_model": "model",
     "load_model": "model",
 }
-_MODULES = ("nn", "optim", "lr_scheduler", "functional", "linalg", "errors", "spec", "data", "device")
+_MODULES = ("nn", "optim", "lr_scheduler", "functional", "linalg", "fft", "errors", "spec", "data", "device")
 
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
 
@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from cyxcore import data as data
     from cyxcore import device as device
     from cyxcore import errors as errors
+    from cyxcore import fft as fft
     from cyxcore import functional as functional
     from cyxcore import linalg as linalg
     from cyxcore import lr_scheduler as lr_scheduler

@@ -14,7 +14,7 @@ from typing import Any
 
 from cyxcore import eager
 from cyxcore import gradients as rules
-from cyxcore.dtype import is_float
+from cyxcore.dtype import INEXACT
 from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import GradientError
 from cyxcore.functional import stack
@@ -37,8 +37,10 @@ class _Watched:
         global _depth
         for place in places:
             given = args[place]
-            if not isinstance(given, (Tensor, Symbol)) or not is_float(given.dtype):
-                raise GradientError(f"{name}: expected a float tensor as argument {place}, got {_described(given)}")
+            if not isinstance(given, (Tensor, Symbol)) or given.dtype not in INEXACT:
+                raise GradientError(
+                    f"{name}: expected a float or complex tensor as argument {place}, got {_described(given)}"
+                )
         self.name, self.inner = name, _depth > 0
         followed = {place: _followed(args[place]) for place in places}
         self.inputs = list(followed.values())
@@ -190,7 +192,8 @@ class Function:
     backward returns a gradient (or None) for each argument of forward. ctx is an object to keep things on.
     """
 
-    saved_tensors: tuple[Any, ...] = ()
+    _saved: tuple[Any, ...] = ()
+    _since = 0.0  # when they were saved
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
@@ -201,7 +204,12 @@ class Function:
         raise NotImplementedError("a cyxcore.Function needs a backward")
 
     def save_for_backward(self, *tensors: Any) -> None:
-        self.saved_tensors = tensors
+        self._saved, self._since = tensors, eager.now()
+
+    @property
+    def saved_tensors(self) -> tuple[Any, ...]:
+        """What save_for_backward was given. Raises GradientError for a tensor that was changed in place since."""
+        return _unchanged(self._saved, self._since, type(self).__name__)
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -233,18 +241,23 @@ class Function:
         return [new for _, new in pairs]
 
 
+def _unchanged(values: Sequence[Any], since: float, name: str) -> tuple[Any, ...]:
+    return tuple(eager.unchanged(x, since, name) if isinstance(x, Tensor) else x for x in values)
+
+
 class _Recomputed(Function):
     @staticmethod
     def forward(ctx: Any, f: Callable[..., Any], *args: Any) -> Any:
-        ctx.f, ctx.given, ctx.generator = f, args, eager.generator_state()
+        ctx.f, ctx.given, ctx.generator, ctx.since = f, args, eager.generator_state(), eager.now()
         return f(*args)
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
+        _unchanged(ctx.given, ctx.since, "remat")
         now = eager.generator_state()
         eager.set_generator_state(ctx.generator)  # so that dropout drops the same again
         try:
-            given = [eager.alias(arg) if isinstance(arg, Tensor) and is_float(arg.dtype) else arg for arg in ctx.given]
+            given = [eager.alias(arg) if isinstance(arg, Tensor) and arg.dtype in INEXACT else arg for arg in ctx.given]
             with enable_grad():
                 output = ctx.f(*given)
         finally:

@@ -175,6 +175,15 @@ def scalar_dtype(number: bool | int | float | complex, beside: str) -> str:
     return beside
 
 
+# Kinds, each held by those after it.
+_LADDER = ("bool", "unsigned integer", "signed integer", "real floating", "complex floating")
+
+
+def holds_kind(dtype: str, other: str) -> bool:
+    """Whether values of another dtype may be written into one, whatever their sizes: NumPy's same_kind."""
+    return _LADDER.index(DTYPES[other].kind) <= _LADDER.index(DTYPES[dtype].kind)
+
+
 # the data type functions of the standard ----------------------------------------------------------
 
 

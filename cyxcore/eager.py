@@ -14,14 +14,27 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import indexing
+from cyxcore import indexing, infer
 from cyxcore.device import DTYPE_NAMES
-from cyxcore.dtype import DEFAULTS, INTEGERS, REAL, dtype_name, iinfo, is_float
-from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
-from cyxcore.gradients import NO_GRADIENT, Sum, input_gradients
+from cyxcore.dtype import (
+    COMPLEX,
+    DEFAULTS,
+    INEXACT,
+    INTEGERS,
+    REAL,
+    dtype_name,
+    holds_kind,
+    iinfo,
+    is_float,
+    scalar_dtype,
+)
+from cyxcore.errors import DtypeError, GradientError, GraphError, ShapeError, SpecError
+from cyxcore.gradients import NO_GRADIENT, Piece, Sum, input_gradients
 from cyxcore.infer import Shape, Typed
+from cyxcore.inplace import InPlace
 from cyxcore.kernels import reference
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES, widened
+from cyxcore.memory import GONE, VIEWS, Memory, Overwritten, Put, Region, View, picked, put, seen
 from cyxcore.ops import infer_op
 from cyxcore.values import Value
 
@@ -29,7 +42,10 @@ Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its 
 
 API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the array API standard; the last is ours
 
+_DIFFERENTIABLE = frozenset(INEXACT)
+
 _recording = True
+_clock = 0  # of the writes in place
 
 
 class recording(ContextDecorator):
@@ -146,11 +162,11 @@ def _converted(array: Array, dtype: str) -> Array:
     return result
 
 
-class Tensor(Value):
+class Tensor(InPlace):
     """An array and, where one was asked for, its gradient. Made by tensor(), zeros(), ... or from_numpy()."""
 
     _rank = 1
-    __slots__ = ("_data", "_hooks", "_op", "grad", "init", "requires_grad", "shape", "dtype")
+    __slots__ = ("_data", "_hooks", "_memory", "_op", "_view", "grad", "init", "requires_grad", "shape", "dtype")
     _hooks: "list[Callable[[Tensor], Tensor | None]]"  # set by register_hook: most tensors never have any
 
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
@@ -159,9 +175,12 @@ class Tensor(Value):
         self.dtype: str = DTYPE_NAMES[self._data.dtype]
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
-        self._op: tuple[Any, tuple[Tensor, ...], dict[str, Any]] | None = None  # an op's name, or a Function
-        if requires_grad and not is_float(self.dtype):
-            raise GradientError(f"tensor: only float tensors have gradients, got {self.dtype}")
+        self._view: View | None = None
+        self._memory: Memory | None = data._shared() if isinstance(data, Tensor) else None  # None: nobody else's
+        # An op's name or a Function, its inputs and attributes, and the time.
+        self._op: tuple[Any, tuple[Tensor, ...], dict[str, Any], float] | None = None
+        if requires_grad and self.dtype not in _DIFFERENTIABLE:
+            raise GradientError(f"tensor: only float and complex tensors have gradients, got {self.dtype}")
 
     # how an op is applied ---------------------------------------------------------------------
 
@@ -169,21 +188,170 @@ class Tensor(Value):
         tensors = tuple(value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
         shapes, dtypes = tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors])
         (shape, dtype), normal = infer_op(op, shapes, dtypes, attrs) if attrs else _infer(op, shapes, dtypes)
-        if op == "reshape":
-            result = wrap(tensors[0]._data.reshape(shape))
+        if op in VIEWS:
+            result = tensors[0]._seen(op, shape, normal)
         else:
-            arrays = [t._data for t in tensors]
+            arrays = [t._data if t._view is None else t._dense() for t in tensors]
             backend = _backend(op, arrays)
             result = wrap(backend.empty(shape, dtype))
             backend.call(op, result._data, arrays, normal)
-        if _recording and op not in NO_GRADIENT and is_float(dtype) and any(t.requires_grad for t in tensors):
+        if _recording and op not in NO_GRADIENT and dtype in _DIFFERENTIABLE and any(t.requires_grad for t in tensors):
             result.requires_grad = True
-            result._op = (op, tensors, normal)
+            result._op = (op, tensors, normal, _clock)
         return result
 
     def __getitem__(self, index: Any) -> "Tensor":
         result: Tensor = indexing.get(self, index)
         return result
+
+    def _reversed(self, axes: tuple[int, ...]) -> "Tensor":
+        return self._apply("flip", [self], {"axes": axes})
+
+    # memory -----------------------------------------------------------------------------------
+
+    def _shared(self) -> Memory:
+        if self._memory is None:
+            self._memory = Memory()
+        return self._memory
+
+    def _seen(self, op: str, shape: Shape, attrs: dict[str, Any]) -> "Tensor":
+        """A view of this tensor, or a copy where a reshape of memory with gaps needs one."""
+        if self._view is not None:
+            self._refresh()
+        result = wrap(seen(self._data, op, attrs, shape))
+        if op == "reshape" and not self._data.flags.c_contiguous and not result.shares_memory(self):
+            return result
+        result._memory = memory = self._shared()
+        if self._view is None or self._view.base is None:
+            result._view = View(self, ((op, attrs),), memory.put)
+        else:
+            result._view = View(self._view.base, (*self._view.steps, (op, attrs)), memory.put)
+        return result
+
+    def _dense(self) -> Array:
+        """The array of a view for a kernel: without gaps. What the view remembers is brought up to date."""
+        self._refresh()
+        return self._data if self._data.flags.c_contiguous else self._contiguous()
+
+    def _contiguous(self) -> Array:
+        order = sorted(range(len(self.shape)), key=lambda axis: -self._data.strides[axis])
+        packed = self._data.transpose(order)
+        if not packed.flags.c_contiguous:
+            return devices.put(self._data, self.device)
+        backend = devices.backend(self.device)
+        result = backend.empty(self.shape, self.dtype)
+        backend.call("transpose", result, [packed], {"axes": tuple(order.index(axis) for axis in range(len(order)))})
+        return result
+
+    def contiguous(self) -> "Tensor":
+        """This tensor if its memory has no gaps, otherwise a copy."""
+        return self if self._data.flags.c_contiguous else self.copy()
+
+    def _refresh(self) -> None:
+        """What a view remembers after its base was assigned to: that it is a view of the base as it is now."""
+        view, memory = self._view, self._memory
+        if view is None or view.base is None or memory is None or memory.put <= view.since:
+            return
+        view.since = memory.put
+        if not view.base.requires_grad:
+            return
+        before, now = self._as_it_was(), view.base
+        with recording(True):
+            for op, attrs in view.steps:
+                now = now._apply(op, [now], dict(attrs))
+        self._op, self.requires_grad = (Put(None), (before, now), {}, memory.put), True
+
+    def _as_it_was(self) -> "Tensor":
+        """What this tensor remembers, as a tensor whose values are gone."""
+        before = wrap(self._data)
+        before._op, before.requires_grad, before._memory = self._op, self.requires_grad, Memory(GONE)
+        if hasattr(self, "_hooks"):
+            before._hooks = self._hooks
+            del self._hooks
+        return before
+
+    def _wrote(self) -> int:
+        """Tell everybody with this memory that it was written to. Returns the time."""
+        global _clock
+        _clock += 1
+        self._shared().written = _clock
+        return _clock
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Write into this tensor's memory, whoever else sees it. An index is what reading takes.
+
+        Raises DtypeError for values of a kind the dtype cannot hold, ShapeError, IndexError, and GradientError for
+        a leaf that requires a gradient.
+        """
+        basic, found = indexing.split(self, index)
+        arrays = {axis: part._data for axis, part in found.items()}
+        shape = picked(self.shape, basic, arrays)
+        given = self._fitting(value)
+        if given.size == 1 and given.ndim > len(shape):
+            given = given.reshape(())
+        if not infer.stretches(given.shape, shape):
+            raise ShapeError(f"assignment: expected a value for shape {shape}, got {given.shape}")
+        self._put(given, tuple(basic), arrays)
+
+    def _fitting(self, value: Any) -> "Tensor":
+        """A value in this tensor's dtype and place, which must be of a kind that dtype holds."""
+        if isinstance(value, Value) and not isinstance(value, Tensor):
+            raise GraphError("trace: a tensor cannot hold a value of a graph; keep it in a buffer of a module")
+        if type(value) in DEFAULTS and scalar_dtype(value, self.dtype) == self.dtype:
+            return self._constant(value, self.dtype)
+        given = value if isinstance(value, Tensor) else Tensor(value)
+        plain = isinstance(value, (list, tuple)) and {given.dtype, self.dtype} <= set(INTEGERS)  # of no dtype yet
+        if not plain and not holds_kind(self.dtype, given.dtype):
+            raise DtypeError(f"assignment: {self.dtype} does not hold {given.dtype}; use astype on one of them")
+        if isinstance(value, (list, tuple)):
+            given = Tensor(value, self.dtype)
+        return given.astype(self.dtype).to(self.device)
+
+    def _put(self, value: "Tensor", basic: tuple[Any, ...] | None = None, arrays: Any = None) -> None:
+        """Write a value of this dtype that fits, and remember where it came from."""
+        tracked = _recording and self.dtype in _DIFFERENTIABLE and (value.requires_grad or self._followed())
+        if self._view is not None:
+            self._refresh()
+        base = self if self._view is None or self._view.base is None else self._view.base
+        if tracked and base.requires_grad and base._op is None:
+            raise GradientError(
+                "assignment: a leaf that requires a gradient is not changed in place; do it within no_grad(), "
+                "or change a copy"
+            )
+        array = value._data.copy() if value.shares_memory(self) else value._data
+        before = base._as_it_was() if tracked else None
+        self._write(basic, arrays or {}, array)
+        now = self._wrote()
+        if before is None:
+            return
+        steps = () if base is self else self._view.steps  # type: ignore[union-attr]
+        region = Region(steps, basic, {axis: devices.host(part) for axis, part in (arrays or {}).items()})
+        whole = picked(self.shape, basic, region.arrays) if basic is not None else self.shape
+        with recording(True):
+            value = value.broadcast_to(whole)
+        op = Put(None if not steps and basic is None else region)
+        base._op, base.requires_grad = (op, (before, value), {}, now), True
+        base._shared().put = now
+        self._refresh()
+
+    def _write(self, basic: tuple[Any, ...] | None, arrays: dict[int, Array], value: Array) -> None:
+        if type(self._data) is np.ndarray:
+            put(self._data, basic, arrays, devices.host(value))
+            return
+        target = self._data if basic is None else self._data[(*basic, ...)]
+        if arrays:
+            held = devices.host(target).copy()
+            put(held, (), {axis: devices.host(part) for axis, part in arrays.items()}, devices.host(value))
+            value = devices.put(held, self.device)
+        devices.backend(self.device).assign(target, value)
+
+    def _followed(self) -> bool:
+        return (
+            self.requires_grad
+            or self._view is not None
+            and self._view.base is not None
+            and (self._view.base.requires_grad)
+        )
 
     def copy(self) -> "Tensor":
         return self._apply("cast", [self], {"dtype": self.dtype})
@@ -207,10 +375,12 @@ class Tensor(Value):
 
     def _assign(self, value: Any) -> None:
         self._data[...] = value._data
+        self._wrote()
 
     def _next(self, op: str, *others: Any, **attrs: Any) -> "Tensor":
-        inputs = [self._data, *(other._data for other in others)]
+        inputs = [self._data, *(x._data if x._view is None else x._dense() for x in others)]
         _backend(op, inputs).call(op, self._data, inputs, attrs)
+        self._wrote()
         return self
 
     def _check_indices(self, indices: Any, size: int) -> Any:
@@ -235,11 +405,16 @@ class Tensor(Value):
 
     def _start(self, gradient: Any) -> "Tensor":
         """The gradient a walk back from here begins with."""
+        self._refresh()
         if not self.requires_grad:
             raise GradientError("backward: this tensor depends on nothing that requires a gradient")
         if gradient is None and self.shape != ():
             raise GradientError(
                 f"backward: expected a scalar, got {self.shape}; reduce it with mean() or pass a gradient"
+            )
+        if gradient is None and self.dtype in COMPLEX:
+            raise GradientError(
+                "backward: expected a real scalar, got a complex one; take abs() or real(), or pass a gradient"
             )
         if isinstance(gradient, Tensor) and gradient.dtype == self.dtype:
             start = gradient.to(self.device)
@@ -262,8 +437,12 @@ class Tensor(Value):
         return lambda: self._hooks.remove(hook)
 
     def detach(self) -> "Tensor":
-        """The same data without a past."""
-        return wrap(self._data)
+        """The same data without a past. What is written to one is seen by the other."""
+        result = wrap(self._data)
+        result._memory = self._shared()
+        if not self._data.flags.c_contiguous:
+            result._view = View(None, (), 0)
+        return result
 
     @property
     def is_leaf(self) -> bool:
@@ -337,6 +516,7 @@ class Tensor(Value):
             if hasattr(self, slot):
                 setattr(result, slot, getattr(self, slot))
         result._data, result.grad = self._data.copy(), copy.deepcopy(self.grad, memo)
+        result._memory = result._view = None
         vars(result).update(vars(self))
         return result
 
@@ -399,23 +579,49 @@ def wrap(data: Array) -> Tensor:
     tensor.dtype = DTYPE_NAMES[data.dtype]
     tensor.grad = None
     tensor.requires_grad = False
-    tensor._op = None
+    tensor._op = tensor._memory = tensor._view = None
     return tensor
 
 
 def alias(x: Tensor) -> Tensor:
     """The same data as a leaf that requires a gradient."""
-    result = wrap(x._data)
+    result = x.detach()
     result.requires_grad = True
     return result
 
 
 def recorded(result: Tensor, op: Any, inputs: tuple[Tensor, ...]) -> Tensor:
     """`result` (a leaf) as what op made of the inputs, where somebody may ask for their gradients."""
-    if _recording and is_float(result.dtype) and any(x.requires_grad for x in inputs):
+    if _recording and result.dtype in _DIFFERENTIABLE and any(x.requires_grad for x in inputs):
         result = result.detach()
-        result.requires_grad, result._op = True, (op, inputs, {})
+        result.requires_grad, result._op = True, (op, inputs, {}, _clock)
     return result
+
+
+def now() -> int:
+    """The time, for `unchanged`."""
+    return _clock
+
+
+def unchanged(x: Tensor, since: float, op: str) -> Tensor:
+    """x. Raises GradientError where it was written to since."""
+    if x._memory is not None and x._memory.written > since:
+        raise Overwritten(x.shape, x.dtype, op).error()
+    return x
+
+
+def _then(x: Tensor, since: float) -> Tensor:
+    """What x remembered at a time: it may have been assigned to since."""
+    while x._op is not None and x._op[3] > since and type(x._op[0]) is Put:
+        x = x._op[1][0]
+    return x
+
+
+def _value(x: Tensor, since: float, op: Any) -> Any:
+    """x for a gradient rule, as far as it is what it was then."""
+    if x._memory is None or x._memory.written <= since:
+        return x
+    return Overwritten(x.shape, x.dtype, op if type(op) is str else type(op).__name__)
 
 
 def pull(root: Tensor, start: Tensor, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -434,12 +640,17 @@ def pull(root: Tensor, start: Tensor, create_graph: bool) -> Iterator[tuple[Tens
         yield tensor, g
         if tensor._op is None:
             continue
-        op, inputs, attrs = tensor._op
+        op, inputs, attrs, since = tensor._op
         with recording(_recording and create_graph):
             rule = input_gradients if type(op) is str else op.input_gradients
-            for x, new in zip(inputs, rule(op, g, inputs, tensor, attrs), strict=True):
-                if new is not None and x.requires_grad:
-                    pending.setdefault(id(x), Sum()).add(new)
+            known = [_value(x, since, op) for x in inputs]
+            for x, new in zip(inputs, rule(op, g, known, _value(tensor, since, op), attrs), strict=True):
+                source = _then(x, since)
+                if new is not None and source.requires_grad:
+                    lost = new.g if isinstance(new, Piece) else new
+                    if isinstance(lost, Overwritten):
+                        raise lost.error()
+                    pending.setdefault(id(source), Sum()).add(new)
 
 
 def _backend(op: str, arrays: Sequence[Array]) -> devices.Backend:
@@ -468,5 +679,6 @@ def _newest_first(root: Tensor) -> list[Tensor]:
             seen.add(id(tensor))
             waiting.append((tensor, True))
             if tensor._op is not None:
-                waiting += [(x, False) for x in tensor._op[1] if x.requires_grad]
+                sources = [_then(x, tensor._op[3]) for x in tensor._op[1]]
+                waiting += [(x, False) for x in sources if x.requires_grad]
     return order[::-1]

@@ -118,7 +118,7 @@ def square(x: Any, /) -> Any:
 
 def sign(x: Any, /) -> Any:
     """-1, 0 or 1, NaN of NaN; x / |x| of complex numbers."""
-    return _unary("sign", x)
+    return value_of("sign", x).sign()
 
 
 def reciprocal(x: Any, /) -> Any:

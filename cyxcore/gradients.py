@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cyxcore import matrixgradients
-from cyxcore.dtype import is_float
+from cyxcore.dtype import COMPLEX, INEXACT, is_float
+from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.values import apply
@@ -25,10 +26,19 @@ NO_GRADIENT = frozenset(
     "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
     "all any argmin argsort searchsorted nonzero cumulative_prod "
-    "ceil trunc round conj real imag signbit nextafter floor_divide integer_pow "
+    "ceil trunc round signbit nextafter floor_divide integer_pow "
     "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift eig eigvals "
     "axpy_update adam_m adam_v adam_update".split()
 )
+
+
+# The gradient with respect to a complex z is dL/d(real z) + i dL/d(imag z), as in PyTorch and JAX. A rule that is right
+# for real numbers and holomorphic gives it when g and what it returns are conjugated. These need none of it: rules that
+# only move and add, and those that say themselves what they do with complex numbers.
+KNOW_COMPLEX = frozenset(
+    "reshape transpose broadcast_to slice pad concat take take_grad take_along flip neg add sub where sum mean "
+    "cumulative_sum cast by_mode abs conj real imag fft ifft rfft irfft".split()
+) | frozenset(matrixgradients.RULES)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -101,7 +111,11 @@ def input_gradients(op: str, g: Any, inputs: Sequence[Any], output: Any, attrs: 
     """
     if op in NO_GRADIENT:
         raise GradientError(f"{op}: has no gradient; use detach() on its input, or another operation")
-    found = RULES[op](g, inputs, output, attrs)
+    if output.dtype in COMPLEX and op not in KNOW_COMPLEX:
+        backwards = RULES[op](conj(g), inputs, output, attrs)
+        found = [None if new is None else conj(new) for new in backwards]
+    else:
+        found = RULES[op](g, inputs, output, attrs)  # type: ignore[assignment]
     return [
         new if new is None or isinstance(new, Piece) else fit(new, x.shape)
         for new, x in zip(found, inputs, strict=True)
@@ -152,7 +166,10 @@ def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[S
 # element-wise -------------------------------------------------------------------------------------
 
 RULES["neg"] = lambda g, x, y, a: (-g,)
-RULES["abs"] = lambda g, x, y, a: (g * x[0].sign(),)
+RULES["abs"] = lambda g, x, y, a: (g.astype(x[0].dtype) * apply("sign", x[0]),)
+RULES["conj"] = lambda g, x, y, a: (conj(g),)
+RULES["real"] = lambda g, x, y, a: (g.astype(x[0].dtype),)
+RULES["imag"] = lambda g, x, y, a: (g.astype(x[0].dtype) * (1j if x[0].dtype in COMPLEX else 0.0),)
 RULES["exp"] = lambda g, x, y, a: (g * y,)
 RULES["log"] = lambda g, x, y, a: (g / x[0],)
 RULES["sqrt"] = lambda g, x, y, a: (g * 0.5 / y,)
@@ -166,12 +183,48 @@ RULES["cos"] = lambda g, x, y, a: (-(g * x[0].sin()),)
 RULES["add"] = lambda g, x, y, a: (g, g)
 RULES["sub"] = lambda g, x, y, a: (g, -g)
 RULES["mul"] = lambda g, x, y, a: (g * x[1], g * x[0])
-RULES["cast"] = lambda g, x, y, a: (g.astype(x[0].dtype) if is_float(x[0].dtype) else None,)
 RULES["by_mode"] = lambda g, x, y, a: (_in_mode(g, 0), _in_mode(g, 1))
+
+
+@rule("cast")
+def _cast(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    if x[0].dtype not in INEXACT:
+        return (None,)
+    if g.dtype in COMPLEX and is_float(x[0].dtype):
+        g = real(g)
+    return (g.astype(x[0].dtype),)
 
 
 def _in_mode(g: Any, place: int) -> Any:
     raise GradientError("by_mode: gradients are taken after a mode is chosen; embed the graph with training=True first")
+
+
+# Sums over exp(-+2 pi i jk/n) without a factor: the matrix is symmetric, its conjugate is that of the other one.
+RULES["fft"] = lambda g, x, y, a: (apply("ifft", g, axis=a["axis"]),)
+RULES["ifft"] = lambda g, x, y, a: (apply("fft", g, axis=a["axis"]),)
+
+
+def _along(value: Any, axis: int, numbers: Sequence[float]) -> Any:
+    """value times a number for each place of an axis."""
+    shape = (1,) * axis + (len(numbers),) + (1,) * (value.ndim - axis - 1)
+    return value * value._constant(list(numbers), value.dtype).reshape(*shape)
+
+
+@rule("rfft")
+def _rfft(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """Half of the places are not there: their gradient is 0."""
+    axis, size = attrs["axis"], x[0].shape[attrs["axis"]]
+    missing = size - g.shape[axis]
+    pads = tuple((0, missing if place == axis else 0) for place in range(g.ndim))
+    return (real(apply("ifft", apply("pad", g, pads=pads), axis=axis)),)
+
+
+@rule("irfft")
+def _irfft(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """All places but the first, and the middle one of an even size, stand for two."""
+    axis, size = attrs["axis"], attrs["size"]
+    alone = (0, size / 2)
+    return (_along(apply("rfft", g, axis=axis), axis, [1.0 if k in alone else 2.0 for k in range(size // 2 + 1)]),)
 
 
 RULES["tan"] = lambda g, x, y, a: (g * (y * y + 1.0),)
@@ -211,7 +264,7 @@ def _pow(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence
     torch.
     """
     a, b = x
-    safe = apply("where", a > 0, a, a * 0.0 + 1.0)
+    safe = apply("where", a != 0 if a.dtype in COMPLEX else a > 0, a, a * 0.0 + 1.0)
     return g * b * apply("pow", a, b - 1.0), g * y * safe.log()
 
 
@@ -329,6 +382,7 @@ RULES["avg_pool2d_grad"] = lambda g, x, y, a: (
 # movement -----------------------------------------------------------------------------------------
 
 RULES["reshape"] = lambda g, x, y, a: (g.reshape(*x[0].shape),)
+RULES["flip"] = lambda g, x, y, a: (g._reversed(a["axes"]),)
 RULES["broadcast_to"] = lambda g, x, y, a: (g,)
 RULES["take"] = lambda g, x, y, a: (
     apply("take_grad", g, x[1], axis=a["axis"], size=x[0].shape[a["axis"]]),

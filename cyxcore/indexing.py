@@ -1,60 +1,140 @@
-"""NumPy's basic indexing (integers, slices, ..., None) and one integer array, as ops."""
+"""Indexing as ops: integers, slices, ..., None, integer arrays and boolean masks, as in NumPy.
+
+Integers and slices come first, then the arrays: several are broadcast together, and what they pick stands where the
+first stood if they stand side by side, else in front. An integer beside arrays only drops its axis, as in PyTorch.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cyxcore.dtype import is_integer
 from cyxcore.errors import ShapeError
+from cyxcore.infer import broadcast
 from cyxcore.values import Value, apply
 
-
-def _complete(value: Value, index: tuple[Any, ...]) -> list[Any]:
-    """The index with `...` and missing axes written out."""
-    used = sum(1 for part in index if part is not None and part is not Ellipsis)
-    missing = value.ndim - used
-    dots = [place for place, part in enumerate(index) if part is Ellipsis]
-    if missing < 0 or len(dots) > 1:
-        raise ShapeError(f"index: expected at most {value.ndim} indices and one ..., got {used} for {value.shape}")
-    if not dots:
-        return [*index, *[slice(None)] * missing]
-    return [*index[: dots[0]], *[slice(None)] * missing, *index[dots[0] + 1 :]]
+_PLAIN = (int, slice, type(None), type(Ellipsis))
+WANTED = "integers, slices, ..., None, integer arrays or boolean masks"
 
 
 def _is_array(part: Any) -> bool:
     return isinstance(part, (Value, list)) or hasattr(part, "__array__") and getattr(part, "shape", ()) != ()
 
 
+def _is_mask(part: Any) -> bool:
+    return type(part) not in _PLAIN and (getattr(part, "dtype", None) == "bool" or isinstance(part, bool))
+
+
+def _read(value: Value, part: Any) -> Any:
+    """A part of an index, arrays among them as values."""
+    if type(part) in _PLAIN:
+        return part
+    if _is_mask(part) and not isinstance(part, Value):
+        return value._constant(part, "bool")
+    if isinstance(part, Value) and (part.shape or part.dtype == "bool") or not _is_array(part):
+        return part
+    if isinstance(part, Value):
+        return part if is_integer(part.dtype) else _refused(part)
+    return value._constant(part) if len(part) else value._constant(part, "int64")
+
+
+def _refused(part: Any) -> Any:
+    raise ShapeError(f"index: expected {WANTED}, got {part!r}")
+
+
+def _complete(value: Value, parts: Sequence[Any]) -> list[Any]:
+    """The index with `...` and missing axes written out."""
+    used = sum(part.ndim if _is_mask(part) else 1 for part in parts if part is not None and part is not Ellipsis)
+    missing = value.ndim - used
+    dots = [place for place, part in enumerate(parts) if part is Ellipsis]
+    if missing < 0 or len(dots) > 1:
+        raise ShapeError(f"index: expected at most {value.ndim} indices and one ..., got {used} for {value.shape}")
+    if not dots:
+        return [*parts, *[slice(None)] * missing]
+    return [*parts[: dots[0]], *[slice(None)] * missing, *parts[dots[0] + 1 :]]
+
+
+def split(value: Value, index: Any) -> tuple[list[Any], dict[int, Any]]:
+    """(the integers, slices and None of an index, the arrays by the axis of what those leave).
+
+    Raises ShapeError for what has no meaning and IndexError for an integer out of range.
+    """
+    if type(index) is tuple:
+        parts = _complete(value, [_read(value, part) for part in index])
+    else:
+        parts = _complete(value, [_read(value, index)])
+    basic: list[Any] = []
+    arrays: dict[int, Any] = {}
+    axis = place = 0
+    for part in parts:
+        if type(part) is int:
+            basic.append(_integer(part, value.shape[axis], axis, value.shape))
+            axis += 1
+        elif part is None or isinstance(part, slice):
+            basic.append(part)
+            axis, place = axis + (part is not None), place + 1
+        elif _is_mask(part):
+            found = _places(part, value.shape[axis : axis + part.ndim], value)
+            basic += [slice(None)] * part.ndim if part.ndim else [None]
+            arrays.update(enumerate(found, place))
+            axis, place = axis + part.ndim, place + len(found)
+        elif isinstance(part, Value) and (part.shape or part._rank > 1):  # a symbol has no number yet
+            if not is_integer(part.dtype):
+                _refused(part)
+            basic.append(slice(None))
+            arrays[place] = value._check_indices(part.astype("int64"), value.shape[axis])
+            axis, place = axis + 1, place + 1
+        else:
+            basic.append(_integer(part, value.shape[axis], axis, value.shape))
+            axis += 1
+    return basic, arrays
+
+
+def _places(mask: Any, shape: tuple[int, ...], value: Value) -> list[Any]:
+    """Where a mask is true: an index array for each axis it covers, for one of size 1 where it covers none."""
+    if mask.shape != shape:
+        raise ShapeError(f"index: expected a mask of the sizes {shape} it covers of {value.shape}, got {mask.shape}")
+    if not mask.ndim:
+        return [value._constant([0] * int(mask.item()), "int64")]
+    host = mask.to("cpu") if hasattr(mask, "to") else mask  # how many are true is a question to the host
+    found = apply("nonzero", host, count=int(host.sum().item()))
+    if hasattr(value, "device"):
+        found = found.to(value.device)
+    return [found[axis] for axis in range(mask.ndim)]
+
+
 def get(value: Value, index: Any) -> Any:
     """value[index]. Raises ShapeError for what has no meaning and IndexError for an integer out of range."""
-    if getattr(index, "dtype", None) == "bool" and getattr(index, "shape", ()) != ():
-        return _masked(value, index if isinstance(index, Value) else value._constant(index, "bool"))
-    parts = _complete(value, index if isinstance(index, tuple) else (index,))
-    arrays = [part for part in parts if _is_array(part)]
-    if len(arrays) > 1:
-        raise ShapeError(f"index: expected at most one integer array, got {len(arrays)}; index in two steps")
+    basic, arrays = split(value, index)
+    result = _basic(value, basic)
+    if not arrays:
+        return result
+    if len(arrays) == 1:
+        ((place, indices),) = arrays.items()
+        return apply("take", result, indices, axis=place)
+    return _gathered(result, arrays)
+
+
+def _basic(value: Value, parts: Sequence[Any]) -> Any:
     starts, stops, steps = [], [], []
-    shape: list[int] = []  # the result of the slices alone, with 1 for None and nothing for an integer
-    reversed_places: list[int] = []
-    array_place: int | None = None
+    shape: list[int] = []  # of the result, with 1 for None and nothing for an integer
+    backwards: list[int] = []
     axis = 0
     for part in parts:
         if part is None:
             shape.append(1)
             continue
         size = value.shape[axis]
-        low, high, step = 0, size, 1
         if isinstance(part, slice):
             low, high, step = part.indices(size)
             if step < 0:
                 count = len(range(low, high, step))
                 low, high, step = (low + (count - 1) * step, low + 1, -step) if count else (0, 0, 1)
-                reversed_places.append(len(shape))
+                backwards.append(len(shape))
             high = max(low, high)
             shape.append(len(range(low, high, step)))
-        elif _is_array(part):
-            array_place = len(shape)
-            shape.append(size)
         else:
-            low, high = _integer(part, size, axis, value.shape)
+            low, high, step = part, part + 1, 1
         starts.append(low)
         stops.append(high)
         steps.append(step)
@@ -63,32 +143,34 @@ def get(value: Value, index: Any) -> Any:
     if (starts, stops, steps) != ([0] * value.ndim, list(value.shape), [1] * value.ndim):
         result = apply("slice", value, starts=tuple(starts), stops=tuple(stops), steps=tuple(steps))
     result = result.reshape(*shape)
-    for place in reversed_places:
-        backwards = list(range(shape[place] - 1, -1, -1))
-        result = apply("take", result, result._constant(backwards, "int64"), axis=place)
-    if array_place is not None:
-        result = take(result, arrays[0], array_place)
-    return result
+    return result._reversed(tuple(backwards)) if backwards else result
 
 
-def _masked(value: Value, mask: Value) -> Any:
-    """The elements (or rows) where a mask over the leading axes is true: (count, *the other axes)."""
-    if mask.shape != value.shape[: mask.ndim]:
-        raise ShapeError(f"index: expected a mask of the leading sizes of {value.shape}, got {mask.shape}")
-    rows = value.reshape(math.prod(mask.shape), *value.shape[mask.ndim :])
-    flat = mask.reshape(-1).to("cpu")  # type: ignore[attr-defined]  # how many there are is a question to the host
-    places = apply("nonzero", flat, count=int(flat.sum().item())).reshape(-1)
-    return apply("take", rows, places.to(value.device), axis=0)  # type: ignore[attr-defined]
+def _gathered(value: Value, arrays: Mapping[int, Any]) -> Any:
+    """What several index arrays pick: their axes made one, their indices made one."""
+    places = sorted(arrays)
+    rest = [axis for axis in range(value.ndim) if axis not in places]
+    together = places[-1] - places[0] + 1 == len(places)
+    at = places[0] if together else 0
+    order = (*rest[:at], *places, *rest[at:])
+    moved = value if together else value.transpose(*order)
+    sizes = [value.shape[axis] for axis in places]
+    moved = moved.reshape(*moved.shape[:at], math.prod(sizes), *moved.shape[at + len(places) :])
+    broadcast("index", *(arrays[axis].shape for axis in places))
+    flat = arrays[places[0]]
+    for axis, size in zip(places[1:], sizes[1:], strict=True):
+        flat = flat * size + arrays[axis]
+    return apply("take", moved, flat, axis=at)
 
 
-def _integer(part: Any, size: int, axis: int, shape: tuple[int, ...]) -> tuple[int, int]:
+def _integer(part: Any, size: int, axis: int, shape: tuple[int, ...]) -> int:
     try:
-        place = part.__index__()
+        place: int = part.__index__()
     except (AttributeError, TypeError):
-        raise ShapeError(f"index: expected integers, slices, ..., None or one integer array, got {part!r}") from None
+        _refused(part)
     if not -size <= place < size:
         raise IndexError(f"index {place} is out of range for axis {axis} of shape {shape}")
-    return place % size, place % size + 1
+    return place % size
 
 
 def take(value: Value, indices: Any, axis: int) -> Any:
@@ -96,5 +178,5 @@ def take(value: Value, indices: Any, axis: int) -> Any:
     if not isinstance(indices, Value):
         indices = value._constant(indices, "int64")
     if indices.dtype == "bool":
-        raise ShapeError("index: a boolean mask stands alone; use x[mask], or cx.nonzero(mask) beside other indices")
+        raise ShapeError("take: expected integer indices, got a boolean mask; index with it: x[mask]")
     return apply("take", value, value._check_indices(indices.astype("int64"), value.shape[axis]), axis=axis)

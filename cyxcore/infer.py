@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cyxcore.dtype import ALL, COMPLEX, FLOATS, INDICES, NUMBERS, REAL, described, real_dtype
+from cyxcore.dtype import ALL, COMPLEX, FLOATS, INDICES, INEXACT, NUMBERS, REAL, complex_dtype, described, real_dtype
 from cyxcore.errors import AxisError, DtypeError, ShapeError
 
 Shape = tuple[int, ...]
@@ -41,6 +41,12 @@ def broadcast(op: str, *shapes: Shape) -> Shape:
             )
         result = tuple([b if a == 1 else a for a, b in pairs])
     return result
+
+
+def stretches(shape: Shape, wanted: Shape) -> bool:
+    """Whether one shape broadcasts to another."""
+    tail = wanted[len(wanted) - len(shape) :] if len(shape) <= len(wanted) else ()
+    return len(tail) == len(shape) and all(a in (1, b) for a, b in zip(shape, tail, strict=True))
 
 
 def check_axis(op: str, axis: int, shape: Shape) -> None:
@@ -121,6 +127,23 @@ def along(allowed: tuple[str, ...], result: str | None = None) -> Rule:
     return rule
 
 
+def rfft(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """The half of a Fourier transform that says all about real numbers."""
+    shape, axis = shapes[0], attrs["axis"]
+    check_axis(op, axis, shape)
+    return (*shape[:axis], shape[axis] // 2 + 1, *shape[axis + 1 :]), complex_dtype(
+        accept(op, dtypes, ("float32", "float64"))
+    )
+
+
+def irfft(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    shape, axis = shapes[0], attrs["axis"]
+    check_axis(op, axis, shape)
+    if shape[axis] != attrs["size"] // 2 + 1:
+        raise ShapeError(f"{op}: expected {attrs['size'] // 2 + 1} elements on axis {axis}, got {shape}")
+    return (*shape[:axis], attrs["size"], *shape[axis + 1 :]), real_dtype(accept(op, dtypes, COMPLEX))
+
+
 def searchsorted(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     accept(op, dtypes, ALL)
     if len(shapes[0]) != 1:
@@ -169,7 +192,7 @@ def transpose(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs
 
 def broadcast_to(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     wanted = tuple(attrs["shape"])
-    if len(shapes[0]) > len(wanted) or broadcast(op, shapes[0], wanted) != wanted:
+    if not stretches(shapes[0], wanted):
         raise ShapeError(f"{op}: shape {shapes[0]} does not broadcast to {wanted}")
     return wanted, dtypes[0]
 
@@ -217,7 +240,7 @@ def take(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Att
 
 def take_grad(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     axis, rank = attrs["axis"], len(shapes[1])
-    accept(op, dtypes[:1], FLOATS)
+    accept(op, dtypes[:1], INEXACT)
     accept(f"{op} indices", dtypes[1:], INDICES)
     if shapes[0][axis : axis + rank] != shapes[1]:
         raise ShapeError(f"{op}: expected indices {shapes[1]} at axis {axis}, got gradient {shapes[0]}")

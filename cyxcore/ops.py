@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cyxcore import attrs as kind
 from cyxcore import infer, infer2d, infermatrix
 from cyxcore.attrs import Attr
-from cyxcore.dtype import ALL, FLOATS, IN_GRAPHS, INEXACT, INTEGERS, NUMBERS, REAL, item_bytes
+from cyxcore.dtype import ALL, COMPLEX, FLOATS, IN_GRAPHS, INEXACT, INTEGERS, NUMBERS, REAL, item_bytes
 from cyxcore.errors import DtypeError, GraphError, ShapeError
 from cyxcore.infer import Attrs, Rule, Shape, Typed
 
@@ -272,6 +272,10 @@ def _standard_rows() -> list[Op]:
         row("argsort", 1, infer.along(ALL, "int64"), 20, **_AXIS, descending=Attr(kind.flag, False)),
         row("searchsorted", 2, infer.searchsorted, 20, right=Attr(kind.flag, False)),
         row("nonzero", 1, infer.nonzero, _per_input(1), count=Attr(kind.natural)),
+        row("flip", 1, infer.unary(ALL), axes=Attr(kind.axes)),
+        *(row(name, 1, infer.along(COMPLEX), 20, **_AXIS) for name in ("fft", "ifft")),
+        row("rfft", 1, infer.rfft, 20, **_AXIS),
+        row("irfft", 1, infer.irfft, 20, **_AXIS, size=Attr(kind.positive)),
         row("inv", 1, infermatrix.same(square=True), _cubic),
         row("cholesky", 1, infermatrix.same(square=True), _cubic),
         row("pinv", 2, infermatrix.same(square=False), _cubic),

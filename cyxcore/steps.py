@@ -56,6 +56,7 @@ class _Traced(NamedTuple):
     plan: Plan
     several: bool
     stepped: list[int]  # the optimisers that make a step, by place
+    written: list[Tensor]  # parameters and buffers the plan writes in place
 
 
 class CompiledStep:
@@ -91,6 +92,8 @@ class CompiledStep:
                     lr[...] = group["lr"]
         plan.key[:] = next_key()
         plan.run()
+        for tensor in traced.written:
+            tensor._wrote()
         results = tuple(wrap(array.copy()) for array in plan.outputs)
         return results if traced.several else results[0]
 
@@ -117,7 +120,8 @@ class CompiledStep:
             raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
         plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False)
-        return _Traced(plan, several, [place for place, stepper in enumerate(steppers) if stepper.steps])
+        written = [tensors[identity] for identity, symbol in known.items() if symbol.node in builder.updates]
+        return _Traced(plan, several, [place for place, stepper in enumerate(steppers) if stepper.steps], written)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:

@@ -40,6 +40,11 @@ class Symbol(Value):
         result: Symbol = indexing.get(self, index)
         return result
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise GraphError(
+            "trace: a graph has no memory to assign to; make a new value with cx.where, cx.concat or functional.pad"
+        )
+
     def _constant(self, value: Any, dtype: str | None = None) -> "Symbol":
         return self.builder.constant(value, dtype)
 

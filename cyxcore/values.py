@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from cyxcore.dtype import DTYPES, INEXACT, dtype_name, promote, scalar_dtype
+from cyxcore.dtype import COMPLEX, DTYPES, INEXACT, dtype_name, promote, scalar_dtype
 from cyxcore.errors import AxisError, DtypeError, GraphError, ShapeError
 
 V = TypeVar("V", bound="Value")
@@ -140,6 +140,14 @@ class Value:
     def _check_indices(self, indices: Any, size: int) -> Any:
         """Indices made non-negative; a tensor also checks that each is in range."""
         return indices
+
+    def _reversed(self, axes: tuple[int, ...]) -> Self:
+        """Backwards along some axes."""
+        result = self
+        for axis in axes:
+            order = list(range(self.shape[axis] - 1, -1, -1))
+            result = apply("take", result, result._constant(order, "int64"), axis=axis)
+        return result
 
     def copy(self) -> Self:
         """The same values in memory of their own; a symbol has none and is its own copy."""
@@ -326,6 +334,9 @@ class Value:
         return apply("square", self)
 
     def sign(self) -> Self:
+        if self.dtype in COMPLEX:  # not constant: x / |x|
+            size = apply("abs", self)
+            return apply("where", size == 0.0, self, self / apply("where", size == 0.0, size + 1.0, size))
         return apply("sign", self)
 
     def floor(self) -> Self:
@@ -427,5 +438,5 @@ class Value:
         return self.reshape(*(size for place, size in enumerate(self.shape) if place not in places))
 
     def __getitem__(self, index: Any) -> Self:
-        """Integers, slices, ..., None and one integer array: cyxcore/indexing.py."""
+        """Integers, slices, ..., None, integer arrays and boolean masks: cyxcore/indexing.py."""
         raise NotImplementedError

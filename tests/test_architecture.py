@@ -17,7 +17,8 @@ TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
 VOCABULARY = """
 cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
-cyxcore.values cyxcore.indexing cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
+cyxcore.values cyxcore.inplace cyxcore.indexing
+cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
 cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
 cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.layertable cyxcore.layers
@@ -36,8 +37,8 @@ cyxcore.kernels.reference cyxcore.kernels
 cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxcore.kernels.gpu.compiling
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda
-cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients
-cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation
+cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients cyxcore.memory
+cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft
 cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview

@@ -80,6 +80,11 @@ KERNELS["cumulative_sum"] = lambda a, x: np.cumsum(x, axis=a["axis"], dtype=x.dt
 KERNELS["cumulative_prod"] = lambda a, x: np.cumprod(x, axis=a["axis"], dtype=x.dtype)
 KERNELS["argmin"] = lambda a, x: x.argmin(axis=a["axis"])
 KERNELS["searchsorted"] = lambda a, row, x: np.searchsorted(row, x, side="right" if a["right"] else "left")
+KERNELS["fft"] = lambda a, x: np.fft.fft(x, axis=a["axis"])
+KERNELS["ifft"] = lambda a, x: np.fft.ifft(x, axis=a["axis"], norm="forward")
+KERNELS["rfft"] = lambda a, x: np.fft.rfft(x, axis=a["axis"])
+KERNELS["irfft"] = lambda a, x: np.fft.irfft(x, n=a["size"], axis=a["axis"], norm="forward")
+KERNELS["flip"] = lambda a, x: np.flip(x, a["axes"])
 KERNELS["nonzero"] = lambda a, x: np.stack(np.nonzero(x))
 
 

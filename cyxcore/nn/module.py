@@ -77,7 +77,7 @@ class Module:
 
     def register_buffer(self, name: str, value: Tensor) -> None:
         """State that travels with the weights but is not trained."""
-        self._buffers[name] = value
+        self._buffers[name] = value.contiguous()
 
     # walking ----------------------------------------------------------------------------------
 
@@ -130,6 +130,7 @@ class Module:
         for table in ("_parameters", "_buffers"):
             for _, value in self._named(table):
                 value._data = devices.put(value._data, device)
+                value._memory = value._view = None
                 if value.grad is not None:
                     value.grad = value.grad.to(device)
         return self

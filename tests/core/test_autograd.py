@@ -107,8 +107,11 @@ def test_gradients_inside_a_compiled_function() -> None:
     ("call", "said"),
     [
         (lambda: cx.grad(lambda x: x)(X), "expected a scalar, got \\(3,\\)"),
-        (lambda: cx.grad(cubes)(cx.tensor([1])), "expected a float tensor as argument 0, got a tensor \\(1,\\) int64"),
-        (lambda: cx.grad(cubes)(1.0), "expected a float tensor as argument 0, got float"),
+        (
+            lambda: cx.grad(cubes)(cx.tensor([1])),
+            "expected a float or complex tensor as argument 0, got a tensor \\(1,\\) int64",
+        ),
+        (lambda: cx.grad(cubes)(1.0), "expected a float or complex tensor as argument 0, got float"),
         (lambda: cx.grad(cubes, 1)(X), "argnums 1 of a call with 1 arguments"),
         (lambda: cx.grad(lambda x: 1.0)(X), "expected the function to return a tensor, got float"),
         (lambda: cx.jvp(cubes, (X,), (cx.ones(2),)), "a tangent for each primal, of its shape"),

@@ -109,9 +109,12 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     *(("pinv", [apart(*shape), np.array(1e-9, np.float32)], {}) for shape in ((3, 2), (2, 3))),
     ("det", [np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 0.5, -1.0]])], {}),
     ("solve", [apart(2, 3, 3), real(3, 2)], {}),
+    ("flip", [real(2, 3)], {"axes": (1,)}),
+    *((op, [real(2, 3)], {}) for op in ("conj", "real", "imag")),
 ]
 
 # Of these only the lower triangle is read, and what comes back is symmetric: they are checked of x + its transpose.
+TRANSFORMS = ("fft", "ifft", "rfft", "irfft")  # of complex numbers: test_fft and test_complex
 SYMMETRIC = ("cholesky", "eigh", "eigvalsh")
 
 
@@ -167,7 +170,7 @@ def test_the_gradient_of_a_function_of_symmetric_matrices_is_the_slope(op: str) 
 
 
 def test_every_rule_is_checked() -> None:
-    assert set(RULES) - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC}
+    assert set(RULES) - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC, *TRANSFORMS}
 
 
 def test_equal_elements_share_the_gradient_of_max() -> None:

@@ -75,7 +75,8 @@ class Cuda:
 
     def assign(self, target: Array, source: Array) -> None:
         """target[...] = source, both here."""
-        if target.dtype == source.dtype and target.shape == source.shape and source.flags.c_contiguous:
+        alike = target.dtype == source.dtype and target.shape == source.shape
+        if alike and source.flags.c_contiguous and target.flags.c_contiguous:
             runtime.memcpyAsync(target.data.ptr, source.data.ptr, target.nbytes, ON_DEVICE, self.stream.ptr)
         else:
             with self.stream:

@@ -1,0 +1,73 @@
+"""The operators in place: x += y and its kind, in the memory x has.
+
+A value that has memory is an InPlace; a symbol of a graph has none, so Python makes x = x + y of x += y there.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, Self
+
+from cyxcore.dtype import holds_kind
+from cyxcore.errors import DtypeError, GraphError, ShapeError
+from cyxcore.values import Value
+
+
+class InPlace(Value):
+    """A value whose memory can be written to, by `_put`."""
+
+    def _put(self, value: Any) -> None:
+        """Write a value of this shape and dtype, and remember where it came from."""
+        raise NotImplementedError
+
+    def _in_place(self, name: str, operate: Callable[[Any, Any], Any], other: Any) -> Self:
+        """self = operate(self, other), in the memory self has."""
+        if isinstance(other, Value) and not isinstance(other, InPlace):
+            raise GraphError(f"trace: {name} of a tensor outside the graph; keep it in a buffer of a module")
+        result = operate(self, other)
+        if result.shape != self.shape:
+            raise ShapeError(
+                f"{name}: the result is {result.shape} and does not fit into {self.shape}; write x = x ..."
+            )
+        if not holds_kind(self.dtype, result.dtype):
+            raise DtypeError(f"{name}: {self.dtype} does not hold {result.dtype}; write x = x ..., or use astype")
+        self._put(result.astype(self.dtype))
+        return self
+
+    def __iadd__(self, other: Any) -> Self:
+        return self._in_place("+=", operator.add, other)
+
+    def __isub__(self, other: Any) -> Self:
+        return self._in_place("-=", operator.sub, other)
+
+    def __imul__(self, other: Any) -> Self:
+        return self._in_place("*=", operator.mul, other)
+
+    def __itruediv__(self, other: Any) -> Self:
+        return self._in_place("/=", operator.truediv, other)
+
+    def __ifloordiv__(self, other: Any) -> Self:
+        return self._in_place("//=", operator.floordiv, other)
+
+    def __imod__(self, other: Any) -> Self:
+        return self._in_place("%=", operator.mod, other)
+
+    def __ipow__(self, other: Any) -> Self:
+        return self._in_place("**=", operator.pow, other)
+
+    def __imatmul__(self, other: Any) -> Self:
+        return self._in_place("@=", operator.matmul, other)
+
+    def __iand__(self, other: Any) -> Self:
+        return self._in_place("&=", operator.and_, other)
+
+    def __ior__(self, other: Any) -> Self:
+        return self._in_place("|=", operator.or_, other)
+
+    def __ixor__(self, other: Any) -> Self:
+        return self._in_place("^=", operator.xor, other)
+
+    def __ilshift__(self, other: Any) -> Self:
+        return self._in_place("<<=", operator.lshift, other)
+
+    def __irshift__(self, other: Any) -> Self:
+        return self._in_place(">>=", operator.rshift, other)

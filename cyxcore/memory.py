@@ -1,0 +1,159 @@
+"""Which tensors share memory, when it was written to, and what that means for gradients.
+
+A view (a slice, a transposition, a reshape) shares the memory of the tensor it is of. Every write in place moves one
+clock on, and the memory remembers the time. An operation remembers when it was done: a backward pass knows from both
+whether a value it would need is still there. What is assigned to a part of a tensor is an operation of its own, `Put`,
+from (the tensor as it was, the value) to the tensor as it is.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cyxcore import indexing
+from cyxcore.errors import GradientError
+from cyxcore.infer import broadcast
+from cyxcore.ops import infer_op
+from cyxcore.values import Value, apply
+
+Array = Any
+
+GONE = math.inf  # the time of a write that is later than every operation
+
+VIEWS = frozenset(("reshape", "slice", "transpose", "flip"))
+
+
+class Memory:
+    """What tensors of one memory have in common."""
+
+    __slots__ = ("put", "written")
+
+    def __init__(self, written: float = 0) -> None:
+        self.written = written  # when it was last written to
+        self.put: float = 0  # when that last changed what the tensor remembers
+
+
+class View:
+    """How a tensor comes from the one whose memory it shares."""
+
+    __slots__ = ("base", "since", "steps")
+
+    def __init__(self, base: Any, steps: tuple[tuple[str, Mapping[str, Any]], ...], since: float) -> None:
+        self.base = base  # None: memory with gaps that is no tensor's
+        self.steps = steps
+        self.since = since  # the time at which what the view remembers was right
+
+
+def seen(array: Array, op: str, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
+    """One of VIEWS of an array: sharing its memory where NumPy can."""
+    if op == "slice":
+        return array[(*map(slice, attrs["starts"], attrs["stops"], attrs["steps"]), ...)]
+    if op == "transpose":
+        return array.transpose(attrs["axes"])
+    if op == "flip":
+        return array[tuple(slice(None, None, -1 if axis in attrs["axes"] else 1) for axis in range(array.ndim))]
+    return array.reshape(shape)
+
+
+class Region(NamedTuple):
+    """The part of a tensor that is written to: a view of it, then an index (None: all of that)."""
+
+    steps: tuple[tuple[str, Mapping[str, Any]], ...]
+    basic: tuple[Any, ...] | None
+    arrays: Mapping[int, Array]
+
+    def fill(self, array: Array, value: Any) -> None:
+        for op, attrs in self.steps:
+            array = seen(array, op, attrs, attrs.get("shape", ()))
+        put(array, self.basic, self.arrays, value)
+
+
+def put(array: Array, basic: tuple[Any, ...] | None, arrays: Mapping[int, Array], value: Any) -> None:
+    """array[index] = value, for an index in the parts of indexing.split."""
+    target = array if basic is None else array[(*basic, ...)]
+    if not arrays:
+        target[...] = value
+        return
+    places = sorted(arrays)
+    target[tuple(arrays[axis] if axis in places else slice(None) for axis in range(places[-1] + 1))] = value
+
+
+def picked(shape: tuple[int, ...], basic: Sequence[Any], arrays: Mapping[int, Array]) -> tuple[int, ...]:
+    """The shape of what an index in the parts of indexing.split picks."""
+    row = list(seen_by(shape, basic))
+    if not arrays:
+        return tuple(row)
+    places = sorted(arrays)
+    side_by_side = places[-1] - places[0] + 1 == len(places)
+    rest = [size for axis, size in enumerate(row) if axis not in places]
+    at = places[0] if side_by_side else 0
+    return (*rest[:at], *broadcast("index", *(arrays[axis].shape for axis in places)), *rest[at:])
+
+
+def seen_by(shape: tuple[int, ...], basic: Sequence[Any]) -> tuple[int, ...]:
+    row, axis = [], 0
+    for part in basic:
+        if part is None:
+            row.append(1)
+            continue
+        if isinstance(part, slice):
+            row.append(len(range(*part.indices(shape[axis]))))
+        axis += 1
+    return tuple(row)
+
+
+class Put:
+    """The operation (tensor before, value) -> tensor after, in the role of a cyxcore.autograd.Function."""
+
+    def __init__(self, region: Region | None) -> None:
+        self.region = region  # None: everything
+
+    def input_gradients(self, op: Any, g: Any, inputs: Sequence[Any], output: Any, attrs: Any) -> list[Any]:
+        if self.region is None:
+            return [None, g]
+        kept = np.ones(g.shape, np.bool_)
+        self.region.fill(kept, False)
+        before = apply("where", g._constant(kept, "bool"), g, g._constant(0.0, g.dtype).broadcast_to(g.shape))
+        part = g
+        for name, step in self.region.steps:
+            part = apply(name, part, **step)
+        if self.region.basic is not None:
+            part = part[self.region.basic]
+            for arrays in (self.region.arrays,) if self.region.arrays else ():
+                part = part[tuple(arrays.get(axis, slice(None)) for axis in range(part.ndim))]
+        return [before, part]
+
+
+class Overwritten(Value):
+    """Stands in a gradient rule for a value that was written over since.
+
+    What is computed from it is of the same kind; only when an input needs that gradient it is an error.
+    """
+
+    _rank = 3
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, op: str) -> None:
+        self.shape, self.dtype, self.op = shape, dtype, op
+
+    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Overwritten":
+        shapes = tuple(x.shape if isinstance(x, Value) else np.shape(x) for x in inputs)
+        dtypes = tuple(x.dtype if isinstance(x, Value) else self.dtype for x in inputs)
+        (shape, dtype), _ = infer_op(op, shapes, dtypes, attrs)
+        return Overwritten(shape, dtype, self.op)
+
+    def __getitem__(self, index: Any) -> Any:
+        return indexing.get(self, index)
+
+    def _constant(self, value: Any, dtype: str | None = None) -> "Overwritten":
+        return Overwritten(np.shape(value), dtype or self.dtype, self.op)
+
+    def item(self) -> Any:
+        raise self.error()
+
+    def error(self) -> GradientError:
+        return GradientError(
+            f"backward: the gradient of {self.op} needs a tensor {self.shape} as it was, but it was changed in place "
+            "since; change a copy instead (x = x + 1, x.copy()), or call backward() before"
+        )

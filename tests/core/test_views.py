@@ -1,0 +1,421 @@
+"""Indexing, assignment, views and operations in place: NumPy's semantics, and gradients that notice."""
+
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import cyxcore as cx
+from cyxcore.errors import DtypeError, GradientError, GraphError, ShapeError
+from tests.core.oracle import ALL, numbers, same, specials
+
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+# NumPy turns an integer beside arrays into an array; we drop its axis first, as PyTorch does. So: no integers there.
+X = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+
+ARRAY_INDICES: list[Any] = [
+    [2, 0, -1],
+    np.array([[0, 1], [2, 2]]),
+    ([0, 2], [1, -1]),
+    ([0, 2], slice(1, 3), [1, -1]),
+    (slice(None), [[0], [1]], [3, 4]),
+    (None, [0, 1], None, [1, 1]),
+    (..., [0, 1]),
+    (np.array([[0], [1]]), np.array([[1, 2]]), np.array([3, 4])),
+    (slice(None, None, -1), np.array([0, 3]), slice(None, None, 2)),
+    ([], slice(None), []),
+    X[..., 0] > 20,
+    X > 30,
+    (slice(None), X[0] > 7),
+    (X[:, 0, 0] > 10, slice(2)),
+    (X[:, 0, 0] > 10, slice(None), [0, 1]),
+    np.array(True),
+    np.array(False),
+    (True, [0, 1]),
+    np.zeros((3, 4, 5), bool),
+    np.int64(1),
+]
+
+
+def as_ours(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(map(as_ours, index))
+    return cx.asarray(index) if isinstance(index, np.ndarray) else index
+
+
+@pytest.mark.parametrize("index", ARRAY_INDICES, ids=repr)
+def test_arrays_and_masks_pick_what_numpy_picks(index: Any) -> None:
+    same(cx.asarray(X)[as_ours(index)], X[index])
+    same(cx.asarray(X)[index], X[index])
+
+
+@pytest.mark.parametrize("index", ARRAY_INDICES, ids=repr)
+def test_arrays_and_masks_are_assigned_to_as_in_numpy(index: Any) -> None:
+    wanted = X.copy()
+    value = np.arange(wanted[index].size, dtype=np.float32).reshape(wanted[index].shape)
+    x = cx.tensor(X)
+    x[as_ours(index)] = cx.asarray(value)
+    wanted[index] = value
+    same(x, wanted)
+    x[index], wanted[index] = -1, -1
+    same(x, wanted)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_basic_indices_read_write_and_share_as_in_numpy(data: st.DataObject) -> None:
+    shape = data.draw(SHAPES)
+    index = data.draw(hnp.basic_indices(shape, allow_newaxis=True, max_dims=6))
+    theirs = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    ours = cx.tensor(theirs)
+    view = ours[index]
+    same(view, theirs[index])
+    ours[index] = 100.0
+    theirs[index] = 100.0
+    same(ours, theirs)
+    same(view, theirs[index])
+    view += 1
+    theirs[index] += 1
+    same(ours, theirs)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_integer_arrays_read_and_write_as_in_numpy(data: st.DataObject) -> None:
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=4))
+    index = data.draw(hnp.integer_array_indices(shape))
+    theirs = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+    ours = cx.tensor(theirs)
+    same(ours[as_ours(index)], theirs[index])
+    ours[as_ours(index)] = 7
+    theirs[index] = 7
+    same(ours, theirs)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_operations_take_views_with_gaps(data: st.DataObject) -> None:
+    """A view is computed with like a copy, also NaN, infinities and -0.0 in it."""
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4))
+    odd = st.sampled_from(list(specials("float32")))
+    theirs = data.draw(hnp.arrays(np.float32, shape, elements=odd))
+    index = data.draw(hnp.basic_indices(shape))
+    ours = cx.asarray(theirs)[index].T
+    theirs = theirs[index].T if isinstance(theirs[index], np.ndarray) else theirs[index]
+    for operate in (operator.neg, lambda v: v + v, lambda v: v > 0, lambda v: v.reshape(-1), lambda v: v.sum()):
+        with np.errstate(all="ignore"):
+            same(operate(ours), np.asarray(operate(theirs)))
+
+
+@pytest.mark.parametrize("dtype", [*ALL, "float16", "bfloat16"])
+def test_every_dtype_has_views_and_assignment(dtype: str) -> None:
+    values = numbers("float32" if dtype == "bfloat16" else dtype, 3, 4)
+    x = cx.asarray(values).astype(dtype).copy()
+    view = x.T[1:, ::-1]
+    assert view.shares_memory(x) and view.tolist() == values.T[1:, ::-1].tolist()
+    x[0] = x[2]
+    values[0] = values[2]
+    assert view.tolist() == values.T[1:, ::-1].tolist() and view.contiguous().tolist() == view.tolist()
+    assert view.copy().shares_memory(x) is False
+
+
+def test_what_shares_memory_and_what_does_not() -> None:
+    x = cx.zeros(4, 6)
+    for view in (x[1], x[:, 2], x.T, x.reshape(2, 12), x[None], x[::2, ::-1], x.mT, x.detach(), x[1:].reshape(-1)):
+        assert view.shares_memory(x)
+    for own in (x[[0, 1]], x[x == 0], x.T.reshape(-1), x.copy(), x + 0, x.astype("float64"), x.broadcast_to(2, 4, 6)):
+        assert not own.shares_memory(x)
+
+
+def test_assigning_a_view_of_itself_reads_before_it_writes() -> None:
+    x, theirs = cx.arange(5), np.arange(5)
+    x[1:], theirs[1:] = x[:-1], theirs[:-1].copy()
+    same(x, theirs)
+    x += x[::-1]
+    same(x, theirs + theirs[::-1])
+
+
+@pytest.mark.parametrize("name", "iadd isub imul itruediv ifloordiv imod ipow".split())
+def test_operators_in_place_keep_memory_and_dtype(name: str) -> None:
+    for dtype, other in (("float32", 2), ("float32", np.float32(3)), ("float64", numbers("float64", 3) + 9)):
+        x, theirs = cx.tensor(numbers(dtype, 2, 3) + 5), numbers(dtype, 2, 3) + 5
+        alias, before = x[0], x
+        x = getattr(operator, name)(x, cx.asarray(other) if isinstance(other, np.ndarray) else other)
+        theirs = getattr(operator, name)(theirs, other)
+        assert x is before
+        same(x, theirs, scale=4)
+        same(alias, theirs[0], scale=4)
+
+
+@pytest.mark.parametrize("name", "iand ior ixor ilshift irshift".split())
+def test_bitwise_operators_in_place(name: str) -> None:
+    x, theirs = cx.tensor(np.array([5, 2], np.uint8)), np.array([5, 2], np.uint8)
+    same(getattr(operator, name)(x, 1), getattr(operator, name)(theirs, np.uint8(1)))
+
+
+def test_matmul_in_place() -> None:
+    x = cx.tensor([[1.0, 2.0], [3.0, 4.0]])
+    alias = x[0]
+    x @= cx.tensor([[0.0, 1.0], [1.0, 0.0]])
+    assert alias.tolist() == [2.0, 1.0]
+
+
+# gradients ----------------------------------------------------------------------------------------
+
+
+def both(compute: Any, *shapes: tuple[int, ...]) -> None:
+    """compute(xp, *leaves) has torch's values and gradients; leaves are float64."""
+    torch = pytest.importorskip("torch")
+    starts = [numbers("float64", *shape, seed=place) + 0.3 for place, shape in enumerate(shapes)]
+    mine = [cx.tensor(start, requires_grad=True) for start in starts]
+    theirs = [torch.tensor(start, requires_grad=True) for start in starts]
+    got, wanted = compute(cx, *mine), compute(torch, *theirs)
+    got.sum().backward()
+    wanted.sum().backward()
+    same(got.detach(), wanted.detach().numpy())
+    for x, y in zip(mine, theirs, strict=True):
+        same(
+            x.grad if x.grad is not None else cx.zeros(x.shape, dtype="float64"),
+            (y.grad if y.grad is not None else 0 * y).detach().numpy(),
+        )
+
+
+def _part(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    y[0] = w
+    return y * y
+
+
+def _into_zeros(xp: Any, x: Any, w: Any) -> Any:
+    y = xp.zeros(2, 3, dtype=xp.float64)
+    before = y + w
+    y[1] = w
+    y[:, 0] += x[:, 1]
+    return y * y + before
+
+
+def _through_a_view(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    row, column = y[0], y.T[1]
+    row += w
+    column *= 2.0
+    return y * y + row.sum() + column.sum()
+
+
+def _older_reader(xp: Any, x: Any, w: Any) -> Any:
+    y = x + 1.0
+    first = y + 2.0
+    y[1] = w
+    return first * 3.0 + y
+
+
+def _twice(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    y += w
+    y *= 2.0
+    y[0, 1:] = y[1, :2] + w[:2]
+    return y
+
+
+def _picked(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    y[xp.asarray([1, 0]), xp.asarray([2, 0])] = w[:2]
+    y[y > 1.0] = 0.5
+    return y * y
+
+
+def _reshaped(xp: Any, x: Any, w: Any) -> Any:
+    y = x * 1.0
+    flat = y.reshape(6)
+    flat[1:4] = w
+    return y * y + flat.sum()
+
+
+def _masked_read(xp: Any, x: Any, w: Any) -> Any:
+    return x[x > 0].sum() * x[xp.asarray([0, 1]), xp.asarray([1, 1])] + (x[:, xp.asarray([0, 0])] * w[:2]).sum()
+
+
+def _view_before_history(xp: Any, x: Any, w: Any) -> Any:
+    y = xp.zeros(2, 3, dtype=xp.float64)
+    row = y[0]
+    y[0] = w
+    return row * x
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        _part,
+        _into_zeros,
+        _through_a_view,
+        _older_reader,
+        _twice,
+        _picked,
+        _reshaped,
+        _masked_read,
+        _view_before_history,
+    ],
+)
+def test_gradients_through_writes_in_place_are_pytorchs(compute: Any) -> None:
+    both(compute, (2, 3), (3,))
+
+
+def test_a_value_written_over_is_noticed_when_it_is_needed() -> None:
+    x = cx.tensor([1.0, 2.0], requires_grad=True)
+    y = x * 3.0
+    z = y * y
+    y += 1.0
+    with pytest.raises(GradientError, match=r"the gradient of mul needs a tensor \(2,\) as it was.*changed in place"):
+        z.sum().backward()
+    y = x.exp()
+    z = y * 2.0
+    y[0] = 0.0
+    with pytest.raises(GradientError, match="the gradient of exp needs"):
+        z.sum().backward()
+
+
+def test_a_value_written_over_that_nobody_needs_is_no_error() -> None:
+    x = cx.tensor([1.0, 2.0], requires_grad=True)
+    mask = cx.tensor([0.0, 1.0])
+    y = x + 1.0
+    z = y * mask + 2.0 * y
+    y *= 5.0
+    z.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [2.0, 3.0]
+
+
+def test_a_step_of_an_optimiser_between_forward_and_backward_is_noticed() -> None:
+    layer = cx.nn.Linear(2, 2)
+    hidden = layer(cx.ones(1, 2)) * 2.0
+    loss = layer(hidden).sum()
+    optimizer = cx.optim.SGD(layer.parameters(), lr=0.1)
+    loss.backward()
+    optimizer.step()
+    with pytest.raises(GradientError, match="changed in place"):
+        loss.backward()
+
+
+def test_a_compiled_step_between_forward_and_backward_is_noticed() -> None:
+    layer = cx.nn.Linear(2, 1)
+    optimizer = cx.optim.SGD(layer.parameters(), lr=0.1)
+
+    @cx.compile
+    def step(x: Any) -> Any:
+        loss = layer(x).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    loss = layer(layer(cx.ones(1, 2)) * cx.ones(1, 2)).sum()
+    step(cx.ones(1, 2))
+    with pytest.raises(GradientError, match="changed in place"):
+        loss.backward()
+
+
+def test_a_write_to_the_shared_memory_of_a_detached_tensor_is_noticed() -> None:
+    x = cx.tensor([1.0, 2.0], requires_grad=True)
+    y = x * x
+    x.detach()[0] = 5.0
+    with pytest.raises(GradientError, match="changed in place"):
+        y.sum().backward()
+
+
+def test_saved_tensors_of_a_function_and_arguments_of_remat_are_checked() -> None:
+    class Double(cx.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return g * 2.0 * ctx.saved_tensors[0]
+
+    x = cx.tensor([1.0], requires_grad=True)
+    for f in (Double.apply, lambda v: cx.remat(lambda u: u * u, v)):
+        y = x * 1.0
+        z = f(y)
+        y += 1.0
+        with pytest.raises(GradientError, match="changed in place"):
+            z.sum().backward()
+
+
+def test_a_leaf_with_a_gradient_changes_only_without_recording() -> None:
+    x = cx.ones(2, requires_grad=True)
+    for change in (lambda: x.__iadd__(1.0), lambda: x.__setitem__(0, 1.0), lambda: x[0].__iadd__(1.0)):
+        with pytest.raises(GradientError, match="a leaf that requires a gradient"):
+            change()
+    with cx.no_grad():
+        x += 1.0
+        x[0] = 7.0
+    assert x.tolist() == [7.0, 2.0] and x.is_leaf
+
+
+def test_the_gradient_of_a_gradient_goes_through_an_assignment() -> None:
+    def f(x: Any) -> Any:
+        y = x * 1.0
+        y[0] = x[1] ** 3
+        return (y * y).sum()
+
+    hessian = cx.hessian(f)(cx.tensor([1.0, 2.0], dtype="float64"))
+    assert hessian.tolist() == [[0.0, 0.0], [0.0, 30.0 * 16 + 2.0]]
+
+
+def test_views_reach_compiled_steps_whole() -> None:
+    x = cx.arange(6).astype("float32").reshape(2, 3)
+    assert cx.compile(lambda v: v * 2.0)(x.T).tolist() == (x.T * 2.0).tolist()
+    places = cx.asarray([1, 0])
+    assert cx.compile(lambda v: v[places, places])(x).tolist() == x[places, places].tolist()
+
+
+# errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("write", "error", "words"),
+    [
+        (lambda x: x.__setitem__(0, [1, 2]), ShapeError, r"expected a value for shape \(3,\), got \(2,\)"),
+        (lambda x: x.__setitem__((0, 0), cx.ones(2)), ShapeError, r"shape \(\), got \(2,\)"),
+        (lambda x: x.__setitem__(0, 1j), DtypeError, "float32 does not hold complex64"),
+        (lambda x: x.astype("int32").__setitem__(0, 1.5), DtypeError, "int32 does not hold float32"),
+        (lambda x: x.astype("uint8").__setitem__(0, 300), DtypeError, "uint8 holds 0..255, got 300"),
+        (lambda x: x.astype("uint8").__setitem__(0, [300, 1, 1]), DtypeError, "uint8 holds 0..255"),
+        (lambda x: x.__setitem__(5, 1.0), IndexError, "index 5 is out of range for axis 0"),
+        (lambda x: x.__setitem__(([0, 9], [0, 1]), 1.0), IndexError, "expected -2..1, got 0..9"),
+        (lambda x: x.__setitem__("a", 1.0), ShapeError, "expected integers, slices"),
+        (lambda x: x.__setitem__(cx.ones(2), 1.0), ShapeError, "expected integers, slices"),
+        (lambda x: x.__iadd__(cx.ones(2, 2, 3)), ShapeError, r"\+=: the result is \(2, 2, 3\)"),
+        (lambda x: x.astype("int32").__iadd__(0.5), DtypeError, r"\+=: int32 does not hold float32"),
+        (lambda x: x.__getitem__(([0, 1], [0, 1, 2])), ShapeError, "do not broadcast"),
+        (lambda x: x.__getitem__((0, 0, 0)), ShapeError, "at most 2 indices"),
+        (lambda x: x.__getitem__(0.5), ShapeError, "expected integers, slices"),
+    ],
+)
+def test_a_bad_index_or_value_is_one_clear_error_and_changes_nothing(write: Any, error: Any, words: str) -> None:
+    x = cx.ones(2, 3)
+    with pytest.raises(error, match=words):
+        write(x)
+    assert x.tolist() == cx.ones(2, 3).tolist()
+
+
+def test_a_graph_has_no_memory_to_assign_to() -> None:
+    def write(x: Any) -> Any:
+        x[0] = 1.0
+        return x
+
+    with pytest.raises(GraphError, match="a graph has no memory to assign to"):
+        cx.compile(write)(cx.ones(2))
+    outside = cx.ones(2)
+
+    def add(x: Any) -> Any:
+        nonlocal outside
+        outside += x
+        return x
+
+    with pytest.raises(GraphError, match="buffer"):
+        cx.compile(add)(cx.ones(2))
