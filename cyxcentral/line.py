@@ -68,6 +68,11 @@ class Line:
     def __len__(self) -> int:
         return len(self._spots)
 
+    @property
+    def some_rest(self) -> bool:
+        """Whether some job is in back-off."""
+        return len(self._ready) < len(self._spots)
+
     def enter(self, job: Job) -> None:
         """A job waits, from its not_before_ms on. One that is in the line already takes its new place."""
         spot, known = _spot(job), self._spots.get(job.job_id)

@@ -23,14 +23,20 @@ class Matching:
         self.line = Line()
         self.room = Room(self.weights)
         self._waiting: dict[str, Job] = {}
+        self._new: dict[str, Job] = {}  # of those, who came since somebody had room: they stand in the line later
 
     def waits(self, job: Job) -> None:
         """A job wants a node, from its not_before_ms on."""
         self._waiting[job.job_id] = job
-        self.line.enter(job)
+        if job.not_before_ms:  # how long it rests counts from now
+            self._new.pop(job.job_id, None)
+            self.line.enter(job)
+        else:
+            self._new[job.job_id] = job
 
     def waits_no_more(self, job_id: str) -> None:
         if self._waiting.pop(job_id, None):
+            self._new.pop(job_id, None)
             self.line.leave(job_id)
 
     def has_room(self, candidate: Candidate) -> None:
@@ -40,6 +46,7 @@ class Matching:
     def fill(self, jobs: list[Job], candidates: list[Candidate]) -> None:
         """Take in a whole world at once; before, there was nothing."""
         self._waiting = {job.job_id: job for job in jobs}
+        self._new.clear()
         self.line.enter_all(jobs)
         self.room.put_all(candidates)
 
@@ -47,6 +54,9 @@ class Matching:
         """The first job in the line that some node can take, and the best node for it; None when there is none."""
         self.line.advance(now_ms)
         self.room.advance(now_ms)
+        if not self.room.free_nodes:
+            return None  # however long the line is: nobody looks at it
+        self._line_up(now_ms)
         aside: list[Job] = []
         try:
             while (job_id := self.line.first(self._largest_free_bytes)) is not None:
@@ -59,6 +69,17 @@ class Matching:
         finally:
             for job in aside:
                 self.line.enter(job)
+
+    def _line_up(self, now_ms: int) -> None:
+        """Those who came while nobody had room stand in the line now. Many of them are sorted at once."""
+        if len(self._new) > len(self.line) and not self.line.some_rest:
+            self.line = Line()
+            self.line.advance(now_ms)
+            self.line.enter_all(self._waiting.values())
+        else:
+            for job in self._new.values():
+                self.line.enter(job)
+        self._new.clear()
 
     def plan(self, now_ms: int, limit: int = MAX_PLANNED) -> list[Assignment]:
         """Up to `limit` assignments that can all be made, each taking room from the next. Nothing is changed by it."""

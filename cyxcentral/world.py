@@ -121,8 +121,9 @@ class World:
             self._matching.fill(waiting, [self.candidate(node_id) for node_id in self.nodes])
         else:
             for job_id in sorted(self._changed_jobs):  # the same in every process
-                if jobs.waits(self.jobs[job_id]):
-                    self._matching.waits(self.jobs[job_id])
+                job = self.jobs[job_id]
+                if jobs.waits(job):
+                    self._matching.waits(job)
                 else:
                     self._matching.waits_no_more(job_id)
             for node_id in sorted(self._changed_nodes):

@@ -193,3 +193,16 @@ def test_a_job_that_left_is_not_due():
     assert made.next(0) is None
     made.waits_no_more("job-1")
     assert made.next_due_ms() is None
+
+
+def test_nobody_stands_in_the_line_before_somebody_has_room_and_then_all_do_in_order():
+    waiting = [job(f"job-{number}", at_ms=number) for number in range(40)]
+    made = matching_of(waiting, [])
+    assert made.plan(NOW_MS) == [] and len(made.line) == 0
+    made.waits_no_more("job-0")
+    made.has_room(node(max_runs=2))
+    assert [choice.job_id for choice in made.plan(NOW_MS)] == ["job-1", "job-2"]
+    assert len(made.line) == 39
+    made.waits(job("job-late", at_ms=50))
+    made.waits(job("job-early", at_ms=0))
+    assert [choice.job_id for choice in made.plan(NOW_MS)] == ["job-early", "job-1"]
