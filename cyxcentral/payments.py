@@ -27,7 +27,8 @@ RESEND_AFTER_S = (2.0, 4.0, 8.0, 16.0)  # and ask then whether the transaction i
 SENDS_AT_ONCE = 8
 ANSWER_FIRST_S = 0.004  # who asked hears that it is stored, and a free node is given the job, before the chain is asked
 NOT_THERE = ("escrow_missing", "escrow_mismatch")  # refunded, perhaps opened again on other terms; or the chain lags
-MAKE_WAY_S, MAKE_WAY_TIMES = 0.02, 50
+MAKE_WAY_S, MAKE_WAY_AT_MOST_S = 0.02, 5.0  # while many callers ask; a deposit's blockhash lives for a minute
+BEGUN_AT_ONCE = 16  # then everybody else has a turn
 DEADLINES_EVERY_S = 30.0  # of the day that there is for it
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -65,6 +66,8 @@ class Payments:
         self._busy = busy
         self._landings = Landings(settlement)
         self._sending = asyncio.Semaphore(SENDS_AT_ONCE)
+        self._due: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], float]] = {}  # not begun, and since when
+        self._begin_due: asyncio.TimerHandle | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
 
     def reconcile(self, job_id: str) -> None:
@@ -89,7 +92,7 @@ class Payments:
     def reconcile_mint(self, mint_id: str) -> None:
         """Make sure somebody works on this faucet payment, if it has not ended."""
         if self._events.world.mints[mint_id].ended is None:
-            self._work(f"mint {mint_id}", functools.partial(self._finish_mint, mint_id))
+            self._begin(f"mint {mint_id}", functools.partial(self._finish_mint, mint_id))  # somebody waits for it
 
     async def keep_deadlines(self) -> None:
         """For ever: end every job before anybody may have its escrow refunded."""
@@ -110,17 +113,41 @@ class Payments:
         return jobs.deadline_due(self._events.world.jobs[job_id], self._events.machine.wall_ms())
 
     async def close(self) -> None:
+        if self._begin_due is not None:
+            self._begin_due.cancel()
         for task in self._working.values():
             task.cancel()
         await asyncio.gather(*self._working.values(), return_exceptions=True)
         await self._landings.close()
 
     def _work(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin soon: most of what callers wait for comes before it, and while many ask, they all do, for a while."""
+        if key not in self._working and key not in self._due:
+            self._due[key] = work, asyncio.get_running_loop().time()
+            self._begin_in(ANSWER_FIRST_S)
+
+    def _begin_in(self, delay_s: float) -> None:
+        if self._begin_due is None:
+            self._begin_due = asyncio.get_running_loop().call_later(delay_s, self._begin_some)
+
+    def _begin_some(self) -> None:
+        """Of what is due, the oldest: the chain does not wait, the callers do."""
+        self._begin_due = None
+        overdue_s = asyncio.get_running_loop().time() - MAKE_WAY_AT_MOST_S
+        busy = self._busy()
+        for key, (work, since_s) in list(itertools.islice(self._due.items(), BEGUN_AT_ONCE)):
+            if busy and since_s > overdue_s:
+                break
+            del self._due[key]
+            self._begin(key, work)
+        if self._due:
+            self._begin_in(MAKE_WAY_S if busy else 0.0)
+
+    def _begin(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if key in self._working:
             return
 
         async def keep_at_it() -> None:
-            await asyncio.sleep(ANSWER_FIRST_S)
             for delay_s in itertools.chain(TROUBLE_DELAYS_S, itertools.repeat(TROUBLE_DELAYS_S[-1])):
                 try:
                     return await work()
@@ -260,7 +287,6 @@ class Payments:
         for patience_s in itertools.chain(RESEND_AFTER_S, itertools.repeat(RESEND_AFTER_S[-1])):
             try:
                 async with self._sending:
-                    await self._make_way()
                     if not held():
                         await self._settlement.send(signed.transaction)  # to send what landed already changes nothing
             except SettlementError as error:
@@ -276,10 +302,3 @@ class Payments:
             if status.state == "dead":
                 return Outcome(Outcome.DEAD, refusal or "no block took it before it expired")
         raise AssertionError("unreachable")
-
-    async def _make_way(self) -> None:
-        """Callers wait for an answer, the chain does not: while many ask, they go first, for a while."""
-        for _ in range(MAKE_WAY_TIMES):
-            if not self._busy():
-                return
-            await asyncio.sleep(MAKE_WAY_S)

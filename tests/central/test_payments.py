@@ -3,11 +3,13 @@
 import asyncio
 import io
 import time
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 
 from cyxcentral import jobs, views
+from cyxcentral import payments as saga
 from cyxcentral.localchain import Fault, Server
 from cyxcentral.localvm import Chain, ChainOptions, SystemClock
 from cyxcentral.machine import Machine
@@ -375,3 +377,30 @@ async def test_neither_a_settlement_nor_a_history_without_the_deposit_is_a_refun
     await lab.chain.finish(signed)
     assert await lab.chain.refund_of(terms, deposit) is None
     assert await lab.chain.refund_of(terms, "1" * 64) is None
+
+
+def waiting_payments(busy):
+    """Payments that note what they begin instead of doing it."""
+    made = Payments(SimpleNamespace(), SimpleNamespace(), CENTRAL, PLATFORM.address, "mint", busy=lambda: busy)
+    begun = asyncio.Queue()
+    made._begin = lambda key, work: begun.put_nowait(key)
+    return made, begun
+
+
+async def test_payments_begin_in_the_order_of_their_jobs_and_each_once():
+    made, begun = waiting_payments(busy=False)
+    keys = [f"fund {number}" for number in range(3 * saga.BEGUN_AT_ONCE)]
+    for key in [*keys, *keys]:
+        made._work(key, None)
+    assert begun.empty()
+    assert [await begun.get() for _ in keys] == keys
+    assert not made._due and begun.empty()
+
+
+async def test_while_many_ask_a_payment_makes_way_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr(saga, "MAKE_WAY_AT_MOST_S", 0.1)
+    made, begun = waiting_payments(busy=True)
+    since_s = asyncio.get_running_loop().time()
+    made._work("fund a", None)
+    assert await begun.get() == "fund a"
+    assert asyncio.get_running_loop().time() - since_s >= 0.1
