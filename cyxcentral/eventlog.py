@@ -28,7 +28,7 @@ from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import AppendUnknown, Bus, BusError, Conflict, StorageFull, Stored
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode, may_hold_non_finite, occurs
-from cyxnet.messages import AnyEvent, Record
+from cyxnet.messages import AnyEvent, Funded, Record, Submitted
 
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=AnyEvent)
@@ -40,6 +40,9 @@ ReadAhead = Callable[[int, int], AsyncGenerator[Sequence[tuple[str, bytes, bytes
 APPLY_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0  # of the whole log, at the start
 UNKNOWN_RETRIES = 5
+# Events that hold nothing but text, whole numbers, bytes and what was decoded once already: as they are encoded, they
+# would be read. (Of another, a tuple would be read as a list.)
+READ_AS_ENCODED = frozenset({Submitted, Funded})
 LONG = 20_000  # events to read: then it is worth a process of its own
 LARGEST = 2**63 - 1  # that the ledger can hold
 _UINT64, _LARGER = b"\xcf", frozenset(range(0x80, 0x100))  # how a larger integer begins in MessagePack
@@ -75,7 +78,7 @@ class EventLog:
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._commits = GroupCommit(core)
         self._followed_seq = 0  # what the follower has brought
-        self._early: dict[int, Stored] = {}  # acknowledged, waiting for what is before them
+        self._early: dict[int, tuple[Stored, Record]] = {}  # acknowledged, waiting for what is before them
         self._unconfirmed: dict[int, bytes] = {}  # payloads taken in that the follower has not brought yet
         self._commands: dict[str, int] = {}  # our command ids under way, and where they lie (0: not seen)
         self._turns: dict[str, list[asyncio.Future[None]]] = {}  # subjects of ours, and who waits for their turn
@@ -188,23 +191,34 @@ class EventLog:
         if self.room:
             await self.room()
 
-    def _acknowledged(self, stored: Stored) -> None:
+    def _acknowledged(self, stored: Stored, record: Record) -> None:
         """A record of ours is stored, and here is where."""
         if stored.seq > self.world.seq and not self.broken.done():
-            self._early[stored.seq] = stored
+            self._early[stored.seq] = stored, record
             self._take_early()
             self._wake()
 
     def _take_early(self) -> None:
-        while not self.broken.done() and (stored := self._early.pop(self.world.seq + 1, None)) is not None:
+        while not self.broken.done() and (early := self._early.pop(self.world.seq + 1, None)) is not None:
+            stored, record = early
             self._unconfirmed[stored.seq] = stored.payload
-            self._take(stored)
+            self._take(stored, encoded=record if type(record.event) in READ_AS_ENCODED else None)
 
-    def _take(self, stored: Stored, sha256: bytes | None = None, plain: bool | None = None) -> None:
-        """sha256, plain: of the payload, where somebody has found out already."""
+    def _take(
+        self,
+        stored: Stored,
+        sha256: bytes | None = None,
+        plain: bool | None = None,
+        encoded: Record | None = None,
+    ) -> None:
+        """sha256, plain: of the payload, where somebody has found out already. encoded: what the payload was made of."""
         try:
             sha256 = sha256 or hashlib.sha256(stored.payload).digest()
-            record = read(stored.payload, plain)
+            record: Record | BadMessage
+            if encoded and is_plain(_without_bytes(stored.payload, encoded)):
+                record = encoded
+            else:
+                record = read(stored.payload, plain)
             why = self.world.apply(stored.seq, stored.subject, record, sha256)
             if isinstance(record, Record) and record.command_id in self._commands:
                 self._commands[record.command_id] = stored.seq
@@ -344,11 +358,13 @@ class EventLog:
         tried: dict[str, list[E | None]],
     ) -> list[E | None] | None:
         """Append one set of events; they, or None to decide again. Raises AppendUnknown after many without answer."""
-        messages = [
-            (subject, self._encoded(subject, command_id, event), self.world.last_seq.get(subject, 0))
+        records = [
+            (subject, self._record_of(subject, command_id, event))
             for (subject, _), event in zip(parts, events, strict=True)
             if event is not None
         ]
+        last_seq = self.world.last_seq
+        messages = [(subject, encode(record), last_seq.get(subject, 0)) for subject, record in records]
         unknown: AppendUnknown | None = None
         try:
             seqs = await self._append(messages)
@@ -357,8 +373,8 @@ class EventLog:
         except Conflict:
             pass
         else:
-            for (subject, payload, _), seq in zip(messages, seqs, strict=True):
-                self._acknowledged(Stored(subject, seq, payload))
+            for (subject, payload, _), (_, record), seq in zip(messages, records, seqs, strict=True):
+                self._acknowledged(Stored(subject, seq, payload), record)
             if self.world.seq < seqs[-1]:
                 await self._reached(seqs[-1])
             return events
@@ -383,15 +399,13 @@ class EventLog:
             return [await self._commits.append(*messages[0])]
         return await self._core.append_all(messages)
 
-    def _encoded(self, subject: str, command_id: str, event: AnyEvent) -> bytes:
-        return encode(
-            Record(
-                command_id=command_id,
-                at_ms=self.machine.wall_ms(),
-                by=self._central_id,
-                event=event,
-                prev=self.world.prev(subject),
-            )
+    def _record_of(self, subject: str, command_id: str, event: AnyEvent) -> Record:
+        return Record(
+            command_id=command_id,
+            at_ms=self.machine.wall_ms(),
+            by=self._central_id,
+            event=event,
+            prev=self.world.prev(subject),
         )
 
     async def _reload(self, about: list[str], patiently: bool) -> None:

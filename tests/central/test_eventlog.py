@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from cyxcentral.eventlog import EventLog, LogError, read, unsafe
 from cyxcentral.world import World
@@ -429,6 +430,13 @@ def test_a_large_number_inside_bytes_is_no_large_number():
     assert isinstance(read(b"\xcf" + b"\xff" * 8), BadMessage)
 
 
+async def test_what_nobody_else_can_read_of_ours_is_in_quarantine_here_too(core, log):
+    event = replace(f.submitted("job-1"), memory_bytes=2**63)
+    await log.record(job(1), lambda: event)
+    assert log.world.quarantined == 1 and not log.world.jobs
+    assert same(log.world, (await opened(core)).world)
+
+
 # -- when to stop ------------------------------------------------------------------------------------------
 
 
@@ -443,7 +451,8 @@ async def test_a_missing_event_ends_the_central(log):
 
 async def test_an_event_that_is_not_what_was_acknowledged_ends_the_central():
     stream, [log, _] = await two_logs(None)
-    log._acknowledged(Stored(job(1), 1, record_of(f.submitted("job-1"))))
+    payload = record_of(f.submitted("job-1"))
+    log._acknowledged(Stored(job(1), 1, payload), read(payload))
     await log._apply(Stored(job(1), 1, record_of(f.submitted("job-1"), command_id="d" * 32)))
     assert "not what the broker acknowledged" in log.broken.result()
     await stream.close()
