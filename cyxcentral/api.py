@@ -129,7 +129,7 @@ class Api:
         self, caller: str, job: m.JobRequest, job_id: str, client: str | None, deposit: bytes = b""
     ) -> tuple[intake.Plan, jobs.Job]:
         """The job as it would be. Raises for all that is wrong with it by itself and on this network's nodes."""
-        plan = intake.examine(job)
+        job, plan = intake.examined(job)
         terms = self._terms(job, job_id, client or self._custodial(caller).address, deposit)
         draft = jobs.Job(
             job_id=job_id,
@@ -230,7 +230,7 @@ class Api:
             unknown.append(self._afford(draft.terms))
         signed = (await asyncio.gather(deposit, *unknown))[0] if unknown else await deposit
         return m.Submitted(
-            job=ask.job, terms=draft.terms, caller=caller, memory_bytes=draft.memory_bytes, deposit=signed
+            job=draft.job, terms=draft.terms, caller=caller, memory_bytes=draft.memory_bytes, deposit=signed
         )
 
     async def _deposit(self, caller: str, payment: m.Payment | None, terms: m.EscrowTerms) -> m.SignedTransaction:

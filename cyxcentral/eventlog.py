@@ -211,7 +211,7 @@ class EventLog:
         plain: bool | None = None,
         encoded: Record | None = None,
     ) -> None:
-        """sha256, plain: of the payload, where somebody has found out already. encoded: what the payload was made of."""
+        """sha256, plain: of the payload, if somebody found out already. encoded: what the payload was made of."""
         try:
             sha256 = sha256 or hashlib.sha256(stored.payload).digest()
             record: Record | BadMessage

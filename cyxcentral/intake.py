@@ -44,6 +44,11 @@ def examine(job: m.JobRequest) -> Plan:
 
     A job is examined for its quote and again for its submit: the last plans are remembered.
     """
+    return examined(job)[1]
+
+
+def examined(job: m.JobRequest) -> tuple[m.JobRequest, Plan]:
+    """examine(), and an equal job: the same one for all who submit it, so a thousand of them take the memory of one."""
     try:
         encoded = msgspec.msgpack.encode(job)
     except OverflowError:  # layers and graphs are checked below; this would be too late there
@@ -54,7 +59,7 @@ def examine(job: m.JobRequest) -> Plan:
 
 
 @functools.lru_cache(maxsize=256)
-def _examine(encoded: bytes) -> Plan:
+def _examine(encoded: bytes) -> tuple[m.JobRequest, Plan]:
     job = msgspec.msgpack.decode(encoded, type=m.JobRequest)
     graph = graph_of(job.model)
     batch = job.training.batch_size
@@ -76,7 +81,7 @@ def _examine(encoded: bytes) -> Plan:
     for what, count in msgspec.structs.asdict(plan).items():
         if count > LARGEST_COUNT:
             raise SpecError(f"{what}: the job comes to {count}, more than any machine has or can count")
-    return plan
+    return job, plan
 
 
 def possible_steps(job: m.JobRequest) -> range | None:

@@ -104,6 +104,7 @@ def escrow_account(client: str, job_id: str, program: str) -> tuple[Pubkey, Pubk
     return state, *find([b"vault", bytes(state)], code)
 
 
+@functools.lru_cache(maxsize=4096)
 def escrow_address(client: str, job_id: str, program: str = LOCAL_PROGRAM) -> str:
     """The one state account that can stand for this job's money."""
     return str(escrow_account(client, job_id, program)[0])
@@ -182,6 +183,7 @@ def _compiled(payer: bytes, blockhash: bytes, calls: Iterable[tuple[bytes, bytes
     return b"".join([*parts, b"\x00"])
 
 
+@functools.lru_cache(maxsize=4096)
 def _job_key(job_id: str) -> bytes:
     return hashlib.sha256(f"cyx-escrow/2|{job_id}".encode()).digest()
 
@@ -232,6 +234,17 @@ def build_deposit(
 def _place_of_blockhash(message: bytes) -> int:
     """Where a version-0 message has its blockhash: after the version, three counts, and the keys."""
     return 5 + 32 * (message[4] if len(message) > 4 else 0)
+
+
+def blockhash_of(message: bytes) -> str:
+    """The blockhash that a version-0 message names."""
+    at = _place_of_blockhash(message)
+    return _blockhash_text(message[at : at + 32])
+
+
+@functools.lru_cache(maxsize=1024)  # many deposits name the same one
+def _blockhash_text(raw: bytes) -> str:
+    return base58_encode(raw)
 
 
 def with_signed_deadline(terms: EscrowTerms, transaction: bytes, now_s: int) -> EscrowTerms:

@@ -31,6 +31,7 @@ from cyxnet.escrow import (
     SettlementError,
     associated_address,
     bad_signature,
+    blockhash_of,
     build_deposit,
     build_faucet,
     build_mint,
@@ -348,14 +349,14 @@ class Settlement:
         if not await self.verify(bytes(public_key(terms.client)), signed, text):
             raise bad_signature(terms)
         signature = str(solders().Signature.from_bytes(signed))
-        message = solders().VersionedTransaction.from_bytes(transaction).message
-        known = self._seen_lately(str(message.recent_blockhash))
+        known = self._seen_lately(blockhash_of(text))
         if known is not None:
             return SignedTransaction(
                 transaction=transaction,
                 signature=signature,
                 last_valid_block_height=known + MACHINE_LAG_BLOCKS,
             )
+        message = solders().VersionedTransaction.from_bytes(transaction).message
         fee = (await self._ask("get_fee_for_message", message, Processed)).value
         if fee is None:  # how RPC says that the blockhash is not, or no longer, valid
             raise SettlementError("expired", f"deposit {signature}: its blockhash is not valid; sign it again")
