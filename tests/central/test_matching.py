@@ -35,9 +35,9 @@ def matching_of(jobs, candidates, weights=None):
 
 
 def job(job_id="job-1", at_ms=0, **changes):
-    return replace(
-        f.job_after(f.FUNDED), job_id=job_id, job=f.job_request(**changes), submitted_at_ms=at_ms, memory_bytes=2**28
-    )
+    request, funded = f.job_request(**changes), f.job_after(f.FUNDED)
+    same = {"job_id": job_id, "submitted_at_ms": at_ms, "memory_bytes": 2**28, "priority": request.priority}
+    return replace(funded, job=request, **same)
 
 
 @pytest.mark.parametrize("weights", [Weights(), OTHER_WEIGHTS, NO_LOCATION], ids=["default", "other", "no location"])
