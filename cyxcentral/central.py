@@ -211,7 +211,15 @@ class Central:
             urls, name="cyx-central-door", credentials=as_system(self._identity), tls_ca=self.settings.network.tls_ca
         )
         machine = self.events.machine
-        self.door = Door(self._system, self._identity, self._admit, lambda: machine.wall_ms() // 1000)
+        network = self.settings.network
+        self.door = Door(
+            self._system,
+            self._identity,
+            self._admit,
+            lambda: machine.wall_ms() // 1000,
+            connections=network.connections,
+            session_s=network.session_s,
+        )
         await self.door.start()
 
     def _admit(self, proof: admission.Proof) -> admission.Admitted | admission.Refused:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,15 +20,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct, field
 
 from cyxcentral.admission import Admitted, Proof, Refused
+from cyxcentral.crowd import Crowd
 from cyxcore.errors import CyxError
-from cyxnet.broker import MAX_PAYLOAD_BYTES
 from cyxnet.bus import Bus
+from cyxnet.config import CONNECTIONS, SESSION_S
 from cyxnet.credentials import ACCOUNT, public_nkey
 from cyxnet.identity import Identity
 from cyxnet.subjects import permissions
 
 log = logging.getLogger(__name__)
 ASKED = "$SYS.REQ.USER.AUTH"
+CAME, LEFT = (f"$SYS.ACCOUNT.EDGE.{what}" for what in ("CONNECT", "DISCONNECT"))
 EVERY_SERVER = "$SYS.REQ.SERVER.PING.CONNZ"
 UNHEARD = "_INBOX.unheard"  # a request that names nowhere for its answer is not done
 MAX_REQUEST_BYTES = 65_536
@@ -67,8 +70,24 @@ class _Connz(Struct):
     data: _Connections = field(default_factory=_Connections)
 
 
+class _Guest(Struct):
+    id: int = 0
+    user: str = ""
+    issuer_key: str = ""  # of who was let in by a central
+
+
+class _Heard(Struct):
+    """A broker's news of one connection."""
+
+    server: _Server = field(default_factory=_Server)
+    client: _Guest = field(default_factory=_Guest)
+
+
 class Door:
-    """decide: what admission says of a proof, now. wall_s: the time, in seconds since 1970."""
+    """decide: what admission says of a proof, now. wall_s: the time, in seconds since 1970.
+
+    connections: how many one identity may have at a time. session_s: how long one lasts at most.
+    """
 
     def __init__(
         self,
@@ -76,6 +95,10 @@ class Door:
         central: Identity,
         decide: Callable[[Proof], Admitted | Refused],
         wall_s: Callable[[], int],
+        *,
+        connections: int = CONNECTIONS,
+        session_s: float = SESSION_S,
+        clock: Callable[[], float] = time.monotonic,
     ):
         seed = central.child("nats-issuer")
         self._system = system
@@ -83,12 +106,18 @@ class Door:
         self._issuer = public_nkey(ACCOUNT, seed)
         self._decide = decide
         self._wall_s = wall_s
+        self._crowd = Crowd()
+        self._connections = connections
+        self._session_s = session_s
+        self._clock = clock
         self._is_open = asyncio.Event()
         self._found = f"_INBOX.{secrets.token_hex(16)}"
 
     async def start(self) -> None:
         """Begin to hear who asks. Nobody is answered before open()."""
         await self._system.subscribe(self._found, self._throw_out_found)
+        for subject in (CAME, LEFT):
+            await self._system.subscribe(subject, self._on_news)
         await self._system.answer_raw(ASKED, self._on_asked, queue="cyx-door")
 
     def open(self) -> None:
@@ -107,7 +136,7 @@ class Door:
             log.warning("a request to come in cannot be read: %s", error)
             return b""
         proof = msgspec.structs.replace(request.connect_opts, nonce=request.client_info.nonce)
-        decision = self._decide(proof)
+        decision = self._uncrowded(self._decide(proof))
         if isinstance(decision, Refused):
             log.info("not let in: %s", decision.reason)
             verdict = {"error": decision.reason}
@@ -117,6 +146,26 @@ class Door:
         said = {"type": "authorization_response", "version": 2} | verdict
         return self._signed(request.user_nkey, request.server_id.id, {"nats": said}).encode()
 
+    def _uncrowded(self, decision: Admitted | Refused) -> Admitted | Refused:
+        """The decision, unless this identity has as many connections as one may have."""
+        if isinstance(decision, Refused):
+            return decision
+        if self._crowd.count(decision.identity, self._clock()) >= self._connections:
+            return Refused(reason=f"{decision.identity} has {self._connections} connections already")
+        self._crowd.let_in(decision.identity, self._clock())
+        return decision
+
+    async def _on_news(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """A connection came or went. One too many goes again: two centrals may have let one in each at a time."""
+        heard = msgspec.json.decode(payload, type=_Heard)
+        guest, key = heard.client, (heard.server.id, heard.client.id)
+        if not guest.issuer_key:  # a central, whom the broker knows by itself
+            return
+        if subject == LEFT:
+            self._crowd.left(guest.user, key)
+        elif self._crowd.came(guest.user, key, self._session_s, self._clock()) > self._connections:
+            await self._kick(*key)
+
     def _permit(self, user_nkey: str, who: Admitted) -> str:
         may = permissions(who.role, who.identity)
         nats: dict[str, Any] = {
@@ -124,8 +173,8 @@ class Door:
             "version": 2,
             "pub": {"allow": may.publish},
             "sub": {"allow": may.subscribe},
-            "subs": may.subscriptions,
-            "payload": MAX_PAYLOAD_BYTES,
+            "subs": -1,  # the broker reads neither of them here: its own configuration limits both
+            "payload": -1,
             "data": -1,
         }
         if may.answers:
@@ -154,8 +203,11 @@ class Door:
     async def _throw_out_found(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         found = msgspec.json.decode(payload, type=_Connz).data
         for connection in found.connections:
-            kick = f"$SYS.REQ.SERVER.{found.server_id}.KICK"
-            await self._system.publish(kick, json.dumps({"cid": connection.cid}).encode(), "", reply=UNHEARD)
+            await self._kick(found.server_id, connection.cid)
+
+    async def _kick(self, server_id: str, cid: int) -> None:
+        kick = f"$SYS.REQ.SERVER.{server_id}.KICK"
+        await self._system.publish(kick, json.dumps({"cid": cid}).encode(), "", reply=UNHEARD)
 
 
 def _read(payload: bytes) -> _Request:

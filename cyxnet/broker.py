@@ -31,6 +31,7 @@ from cyxnet.credentials import broker_nkeys
 from cyxnet.identity import Identity
 
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
+MAX_SUBSCRIPTIONS = 1024  # of one connection
 READY_TIMEOUT_S = 10.0
 CLUSTER_READY_TIMEOUT_S = 40.0  # members wait for each other, and an election takes up to nine seconds
 LOCK_TIMEOUT_S = 5.0
@@ -286,6 +287,7 @@ listen: "{_bracketed(listening.address)}:{port}"
 {_tls(listening.certificates)}http: "127.0.0.1:{monitor_port}"
 ports_file_dir: {json.dumps(str(folder))}
 max_payload: {MAX_PAYLOAD_BYTES}
+max_subscriptions: {MAX_SUBSCRIPTIONS}
 jetstream {{
   store_dir: {json.dumps(str(store))}
   max_mem: 256MB

@@ -46,6 +46,8 @@ REQUEST_TIMEOUT_S = 5.0
 APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
 STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 25.0  # an election takes up to nine seconds
 MAX_REQUESTS_IN_FLIGHT = 512
+DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: they are large, and the asker is unknown
+DISCOVERY_BY_ALL = Rate(per_s=200, burst=400)
 MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
 # No room: of the whole store, of the account, of this stream (or of the disk, which the store finds out).
@@ -64,6 +66,7 @@ class Bus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
         self._limiter: RateLimiter | None = None
+        self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
         self._asking = 0  # requests that wait for their answer
         self._renewing: asyncio.Task[None] | None = None
         self.foreign_replies = 0  # requests whose answer would have gone to somebody else
@@ -155,7 +158,8 @@ class Bus:
                 ) from None
             if credentials and is_refusal(why):
                 raise NotAdmitted(
-                    f"{shown} does not let {credentials.id} in: it is banned, or this is not the key it is known by"
+                    f"{shown} does not let {credentials.id} in: it is banned, has too many connections, or this is not "
+                    "the key it is known by"
                 ) from None
             if credentials and "timeout" in why.lower():
                 why = "no central lets anybody in"
@@ -359,7 +363,11 @@ class Bus:
 
     def _discovery(self, service: Service, question: str) -> Take:
         def take(message: Message) -> None:
-            if message.reply.startswith(subjects.inbox("")):  # see _own_inbox
+            # See _own_inbox. Who asks is not in this subject: no inbox is flooded with what somebody else asked for
+            whose, now_s = message.reply.partition(".")[0], asyncio.get_running_loop().time()
+            if not whose.startswith(subjects.inbox("")) or self._discovered.wait_ms(whose, now_s):
+                return
+            if not self._discovered_by_all.wait_ms("", now_s):
                 with contextlib.suppress(nats.errors.Error, OSError):
                     self._nc.send(message.reply, service.answer(question))
 

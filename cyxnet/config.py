@@ -10,6 +10,7 @@ from msgspec import Struct
 from cyxcore.errors import CyxError
 
 SESSION_S = 900
+CONNECTIONS = 64
 DEFAULT_FOLDER = Path(".cyx")
 
 
@@ -46,6 +47,7 @@ class NetworkFile(Struct, kw_only=True):
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     session_s: int = SESSION_S  # so long a connection is let in; it comes again before that
+    connections: int = CONNECTIONS  # that one caller or node may have at a time
     tls_ca: str = ""  # the authority (PEM) that signed the brokers' certificates; empty: the system's are trusted
     operators: list[str] = []  # callers (c-…) that may ban and pardon nodes
     pid: int = 0  # of the `cyx up` that serves it

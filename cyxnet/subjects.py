@@ -141,12 +141,11 @@ DISCOVERY = ["$SRV.PING", "$SRV.PING.>", "$SRV.INFO", "$SRV.INFO.>", "$SRV.STATS
 class Permissions(Struct, frozen=True, kw_only=True):
     """What one connection may do in the EDGE account: nothing but this.
 
-    subscriptions: at a time. answers: whether it may answer a message it was sent, once, to the reply subject in it.
+    answers: whether it may answer a message it was sent, once, to the reply subject in it.
     """
 
     publish: list[str]
     subscribe: list[str]
-    subscriptions: int
     answers: bool = False
 
 
@@ -162,8 +161,6 @@ def permissions(role: Role, identity: str) -> Permissions:
         own = [node(identity, verb) for verb in verbs] + [
             api(identity, name) for name in VERBS if name.startswith("artifact.")
         ]
-        return Permissions(
-            publish=own, subscribe=[command(identity), f"{inbox(identity)}.>"], subscriptions=64, answers=True
-        )
+        return Permissions(publish=own, subscribe=[command(identity), f"{inbox(identity)}.>"], answers=True)
     asked = [api(identity, verb.name) for verb in VERBS.values() if role == "operator" or not verb.operator]
-    return Permissions(publish=asked + DISCOVERY, subscribe=[update("*"), f"{inbox(identity)}.>"], subscriptions=1024)
+    return Permissions(publish=asked + DISCOVERY, subscribe=[update("*"), f"{inbox(identity)}.>"])

@@ -22,10 +22,10 @@ def anybody(proof: Proof) -> Admitted | Refused:
     return decide(proof, lambda node_id: None, (), SESSION_S, time.time_ns() // 1_000_000)
 
 
-async def opened(url: str, decide: Decide = anybody) -> tuple[Bus, Door]:
+async def opened(url: str, decide: Decide = anybody, **options: int) -> tuple[Bus, Door]:
     """A door that is open; close the bus when it is over."""
     system = await Bus.connect(url, name="test-door", credentials=as_system(CENTRAL))
-    door = Door(system, CENTRAL, decide, lambda: int(time.time()))
+    door = Door(system, CENTRAL, decide, lambda: int(time.time()), **options)
     await door.start()
     door.open()
     return system, door

@@ -69,7 +69,7 @@ cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxce
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.readahead cyxcentral.dispatch
 cyxcentral.landings
-cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.door
+cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
 cyxcentral.operators cyxcentral.api cyxcentral.central
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
@@ -103,6 +103,7 @@ PURE = {
     "cyxnode.outbox",
     "cyxnode.state",
     "cyxcentral.admission",
+    "cyxcentral.crowd",
     "cyxcentral.jobs",
     "cyxcentral.line",
     "cyxcentral.matching",

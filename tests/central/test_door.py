@@ -3,17 +3,19 @@
 import asyncio
 import base64
 import contextlib
+import json
 import time
 
 import pytest
 from msgspec.structs import replace
 
 from cyxcentral.admission import Admitted, Proof, Refused, decide
+from cyxcentral.door import CAME, Door
 from cyxcentral.nodes import evolve
 from cyxnet import credentials as c
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.broker import Broker, Passwords
+from cyxnet.broker import MAX_PAYLOAD_BYTES, MAX_SUBSCRIPTIONS, Broker, Passwords
 from cyxnet.bus import Bus, BusError, NotAdmitted
 from cyxnet.codec import MSGPACK, encode
 from cyxnet.identity import Identity
@@ -285,6 +287,94 @@ async def test_a_literal_wildcard_is_nobodys_subject(network, join, wild):
     ears = await Ears.open(network[2])
     await attacker.publish(f"cyx.v1.node.{wild}", b"x")
     assert await ears.settle(attacker) == []
+
+
+# -- limits ----------------------------------------------------------------------------------------------------
+
+
+async def test_one_identity_has_so_many_connections_and_not_one_more(tmp_path, gate):
+    broker = await asyncio.to_thread(Broker.start, tmp_path / "broker", Passwords.fresh(CENTRAL))
+    system, door = await opened(broker.url("client"), gate, connections=3)
+
+    async def come(who):
+        return await Bus.connect(broker.url("client"), name=who.id, credentials=who)
+
+    try:
+        flood = await asyncio.gather(*(come(MALLORY) for _ in range(12)), return_exceptions=True)
+        inside = [each for each in flood if isinstance(each, Bus)]
+        refused = [each for each in flood if isinstance(each, NotAdmitted)]
+        assert (len(inside), len(refused)) == (3, 9)
+        assert "too many connections" in str(refused[0])
+        await (await come(ALICE)).close()  # others come and go meanwhile
+        await inside[0].close()
+        async with asyncio.timeout(10):
+            while door._crowd.count(MALLORY.id, door._clock()) == 3:
+                await system.round_trip()
+        inside[0] = await come(MALLORY)
+        for bus in inside:
+            await bus.close()
+    finally:
+        await system.close()
+        await asyncio.to_thread(broker.stop)
+
+
+async def test_a_connection_too_many_that_another_central_let_in_is_thrown_out(network, join):
+    system = await Bus.connect(network[0].url("client"), name="another", credentials=c.as_system(CENTRAL))
+    other = Door(system, CENTRAL, decide, lambda: 0, connections=1)  # it was not asked, and hears who comes
+    await system.subscribe(CAME, other._on_news)
+    first, second = await join(MALLORY), await join(MALLORY)
+    async with asyncio.timeout(20):
+        while not second._nc.stats["reconnects"]:
+            await network[2].round_trip()
+    assert first._nc.stats["reconnects"] == 0
+    await system.close()
+
+
+async def test_subscriptions_beyond_the_limit_are_refused_and_the_link_stays(network, join):
+    # nats-server does not apply the limits in the answer of an auth callout
+    client, said = await join(ALICE), asyncio.Event()
+
+    async def tell(error):
+        if "maximum subscriptions exceeded" in str(error):
+            said.set()
+
+    client._nc._error_cb = tell
+    for number in range(MAX_SUBSCRIPTIONS + 1):
+        await client._nc.subscribe(f"_INBOX_{ALICE.id}.{number}")
+    async with asyncio.timeout(10):
+        await said.wait()
+    await client.round_trip()
+    assert client.connected and not client._nc.stats["reconnects"]
+
+
+async def test_a_payload_beyond_the_limit_is_heard_by_nobody_and_ends_the_link(network, join):
+    node = await join(ONE)
+    ears = await Ears.open(network[2])
+    node._nc._max_payload = 2 * MAX_PAYLOAD_BYTES  # what a client of somebody else may do
+    await node.publish(subjects.node(ONE.id, "progress"), bytes(MAX_PAYLOAD_BYTES + 1))
+    async with asyncio.timeout(20):
+        while not node._nc.stats["reconnects"]:
+            await network[2].round_trip()
+    assert await ears.settle(node) == []
+
+
+async def test_nobodys_inbox_is_flooded_with_what_another_asked_for(network, join):
+    edge, got = network[2], []
+    await edge.serve("0.1.0", "test", {})
+    victim, attacker = await join(TWO), await join(MALLORY)
+
+    async def take(subject, payload, headers):
+        got.append(subject)
+
+    await victim.subscribe(f"_INBOX_{TWO.id}.>", take)
+    for number in range(1_000):
+        await attacker.publish("$SRV.INFO", b"", reply=f"_INBOX_{TWO.id}.{number}")
+    for bus in (attacker, edge, victim):
+        await bus.round_trip()
+    answer = json.loads((await attacker._nc.request("$SRV.PING.cyx", b"", timeout=5)).data)  # others still may ask
+    await victim.round_trip()
+    assert answer["name"] == "cyx"
+    assert 0 < len(got) <= 100
 
 
 # -- at the door -----------------------------------------------------------------------------------------------

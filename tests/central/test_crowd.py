@@ -1,0 +1,55 @@
+"""How many connections somebody has, from what brokers say."""
+
+from cyxcentral.crowd import LATE_S, PENDING_S, Crowd
+
+LASTS_S = 900.0
+
+
+def crowd_of(*numbers, now_s=0.0):
+    crowd = Crowd()
+    for number in numbers:
+        crowd.came("me", ("server", number), LASTS_S, now_s)
+    return crowd
+
+
+def test_who_was_let_in_counts_before_the_broker_says_so_and_once_afterwards():
+    crowd = Crowd()
+    crowd.let_in("me", 0.0)
+    assert crowd.count("me", 1.0) == 1
+    assert crowd.came("me", ("server", 1), LASTS_S, 1.0) == 1
+    assert crowd.count("me", 1.0) == 1
+
+
+def test_who_was_let_in_and_never_came_is_forgotten():
+    crowd = Crowd()
+    crowd.let_in("me", 0.0)
+    crowd.let_in("me", 1.0)
+    assert [crowd.count("me", at_s) for at_s in (0.0, PENDING_S, 1.0 + PENDING_S)] == [2, 1, 0]
+
+
+def test_who_left_counts_no_more_and_leaves_nothing_behind():
+    crowd = crowd_of(1, 2)
+    crowd.left("me", ("server", 1))
+    crowd.left("me", ("server", 1))  # said twice
+    assert crowd.count("me", 0.0) == 1
+    crowd.left("me", ("server", 2))
+    assert crowd.count("me", 0.0) == 0
+    assert (crowd._inside, crowd._pending) == ({}, {})
+
+
+def test_one_number_on_two_brokers_is_two_connections():
+    crowd = crowd_of(1)
+    assert crowd.came("me", ("another", 1), LASTS_S, 0.0) == 2
+
+
+def test_the_connections_of_a_broker_that_died_are_gone_when_their_time_is_over():
+    crowd = crowd_of(1, 2)
+    assert crowd.count("me", LASTS_S + LATE_S - 1) == 2
+    assert crowd.count("me", LASTS_S + LATE_S) == 0
+
+
+def test_nobody_counts_for_another():
+    crowd = crowd_of(1, 2, 3)
+    assert crowd.count("somebody else", 0.0) == 0
+    crowd.left("somebody else", ("server", 1))
+    assert crowd.count("me", 0.0) == 3
