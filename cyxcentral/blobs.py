@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 
 import msgspec
 
+from cyxcentral.machine import MACHINE, Machine
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.artifacts import CHUNK_BYTES, MAX_ARTIFACT_BYTES
@@ -19,6 +20,8 @@ from cyxnet.messages import ArtifactManifest, ArtifactRef, ArtifactStatReply, Ch
 
 READ_AHEAD = 8  # chunks
 LOOKUPS_IN_FLIGHT = 64
+TRUSTED_MS = 600_000  # so long a manifest that was read is believed to be there still
+FRESH_MS = 3_600_000  # what was stored or asked for within this time is swept by nobody (see cyxcentral.sweeper)
 MANIFESTS_REMEMBERED, SMALL_MANIFEST_CHUNKS = 4096, 1000
 
 
@@ -29,10 +32,11 @@ class BlobError(CyxError):
 
 
 class Blobs:
-    def __init__(self, core: Bus):
+    def __init__(self, core: Bus, machine: Machine = MACHINE):
         self._core = core
+        self._machine = machine
         self._reading: dict[str, asyncio.Future[ArtifactManifest]] = {}
-        self._manifests: OrderedDict[str, ArtifactManifest] = OrderedDict()  # of artifacts that are whole
+        self._manifests: OrderedDict[str, tuple[ArtifactManifest, float]] = OrderedDict()  # whole ones; read at, ms
         self._damaged: set[str] = set()  # digests of artifacts and chunks that are not what they were any more
 
     async def open(self, replicas: int = 1) -> None:
@@ -43,21 +47,42 @@ class Blobs:
     async def stat(self, manifest: ArtifactManifest) -> ArtifactStatReply:
         """Which chunks of an artifact must still be sent."""
         self._check(manifest)
-        if manifest.sha256 in self._manifests or await self._is_whole(manifest.sha256):
+        if await self._kept(manifest.sha256):
             return ArtifactStatReply(complete=True, missing=[])
+        return ArtifactStatReply(complete=False, missing=await self._missing(manifest.chunks))
+
+    async def _missing(self, chunks: list[str]) -> list[str]:
         gate = asyncio.Semaphore(LOOKUPS_IN_FLIGHT)
 
         async def stored(digest: str) -> bool:
             async with gate:
                 return digest not in self._damaged and await self._core.holds(subjects.BLOBS, subjects.chunk(digest))
 
-        digests = list(dict.fromkeys(manifest.chunks))
+        digests = list(dict.fromkeys(chunks))
         there = await asyncio.gather(*map(stored, digests))
-        missing = [digest for digest, found in zip(digests, there, strict=True) if not found]
-        return ArtifactStatReply(complete=False, missing=missing)
+        return [digest for digest, found in zip(digests, there, strict=True) if not found]
 
-    async def _is_whole(self, sha256: str) -> bool:
-        return sha256 not in self._damaged and await self._core.holds(subjects.BLOBS, subjects.manifest(sha256))
+    async def _kept(self, sha256: str) -> ArtifactManifest | None:
+        """The manifest of an artifact that is whole, and stays so for a while: somebody is about to use it."""
+        if sha256 in self._damaged:
+            return None
+        subject = subjects.manifest(sha256)
+        while (found := await self._core.dated(subjects.BLOBS, subject)) is not None:
+            stored, at_ms = found
+            if self._machine.wall_ms() - at_ms > FRESH_MS:
+                try:  # as if it was stored now; if it is swept in this moment, this fails
+                    await self._core.append(subject, stored.payload, expected_seq=stored.seq)
+                except Conflict:
+                    continue
+            return msgspec.json.decode(stored.payload, type=ArtifactManifest)
+        return None
+
+    async def keep(self, sha256: str) -> ArtifactManifest:
+        """manifest(), asked of the store, for an artifact that is about to be named in the log. Raises BlobError."""
+        found = await self._kept(sha256)
+        if found is None:
+            raise BlobError(f"no artifact {sha256} is stored here")
+        return found
 
     async def put(self, block: bytes) -> ChunkReply:
         """Store one chunk under its digest."""
@@ -75,7 +100,7 @@ class Blobs:
         """Declare an artifact whole, after reading back every chunk and checking size and digest."""
         self._check(manifest)
         ref = ArtifactRef(sha256=manifest.sha256, size=manifest.size)
-        if await self._is_whole(manifest.sha256):
+        if await self._kept(manifest.sha256):
             return ref  # a repeated commit, or another uploader of the same bytes
         digest, size = await self._read_back(manifest.chunks)
         if digest != manifest.sha256 or size != manifest.size:
@@ -85,6 +110,11 @@ class Blobs:
             )
         await self._store_once(subjects.manifest(manifest.sha256), msgspec.json.encode(manifest))
         self._damaged.discard(manifest.sha256)
+        if missing := await self._missing(manifest.chunks):  # swept since they were read back
+            self.forget(manifest.sha256)
+            if found := await self._core.last(subjects.BLOBS, subjects.manifest(manifest.sha256)):
+                await self._core.delete(subjects.BLOBS, found.seq)
+            raise BlobError(f"artifact {manifest.sha256}: {len(missing)} of its chunks are gone; send it again")
         return ref
 
     async def damage(self, ref: ArtifactRef) -> str | None:
@@ -102,7 +132,7 @@ class Blobs:
                 return None
             why = f"artifact {ref.sha256}: {size} bytes with digest {digest} are stored"
         self._damaged.add(ref.sha256)
-        self._manifests.pop(ref.sha256, None)
+        self.forget(ref.sha256)
         return why
 
     async def _read_back(self, digests: list[str]) -> tuple[str, int]:
@@ -124,11 +154,19 @@ class Blobs:
 
     def knows(self, sha256: str) -> bool:
         """Whether an artifact is known to be whole without asking the store."""
-        return sha256 in self._manifests
+        return self._remembered(sha256) is not None
+
+    def _remembered(self, sha256: str) -> ArtifactManifest | None:
+        manifest, read_at_ms = self._manifests.get(sha256, (None, 0.0))
+        return manifest if self._machine.monotonic_ms() - read_at_ms < TRUSTED_MS else None
+
+    def forget(self, sha256: str) -> None:
+        """It may not be there any more."""
+        self._manifests.pop(sha256, None)
 
     async def manifest(self, sha256: str) -> ArtifactManifest:
-        """The chunks of an artifact that is whole. Nothing stored is ever deleted, so the small ones are remembered."""
-        if known := self._manifests.get(sha256):
+        """The chunks of an artifact that is whole. The small ones are remembered for a while."""
+        if known := self._remembered(sha256):
             return known
         reading = self._reading.get(sha256)
         if reading is None:  # a hundred jobs on one dataset read it once
@@ -136,7 +174,7 @@ class Blobs:
             reading.add_done_callback(lambda _: self._reading.pop(sha256, None))
         found = await asyncio.shield(reading)
         if len(found.chunks) <= SMALL_MANIFEST_CHUNKS:
-            self._manifests[sha256] = found
+            self._manifests[sha256] = (found, self._machine.monotonic_ms())
             if len(self._manifests) > MANIFESTS_REMEMBERED:
                 self._manifests.popitem(last=False)
         return found

@@ -22,6 +22,7 @@ from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.payments import Payments
 from cyxcentral.projection import note, project
 from cyxcentral.recent import Recent
+from cyxcentral.sweeper import SHORTEST_KEPT_S, Sweeper
 from cyxcentral.telemetry import Telemetry, broadcast
 from cyxcentral.verifier import Verifier
 from cyxcentral.world import World
@@ -99,7 +100,7 @@ class Central:
             self.events.why_silent = functools.partial(
                 asyncio.to_thread, watchdog.full, network.monitor_url, network.tls_ca
             )
-        self.blobs = Blobs(core)
+        self.blobs = Blobs(core, machine)
         self.dispatch = Dispatch(
             self.events,
             edge,
@@ -128,6 +129,11 @@ class Central:
         """
         network = settings.network
         _refuse_plain_text(network)
+        if 0 < network.checkpoints_kept_s < SHORTEST_KEPT_S:
+            raise StartError(
+                f"network.json: checkpoints_kept_s is {network.checkpoints_kept_s}; expected {SHORTEST_KEPT_S} (four "
+                "hours) or more, or 0 to keep them for ever"
+            )
         await _check_brokers(network)
         ledger = Ledger(settings.state / "ledger.duckdb")
         core = edge = central = None
@@ -138,6 +144,8 @@ class Central:
             central = cls(settings, core, edge, ledger, settlement)
             await central._build_door()
             await central._open()
+            if kept_s := network.checkpoints_kept_s:
+                central._later(Sweeper(core, central.events, ledger, kept_s).run())
             return central
         except BaseException:
             if central:

@@ -542,7 +542,7 @@ class Dispatch:
 
     async def _check_stored(self, ref: m.ArtifactRef) -> None:
         """No pay for what is not there. Raises ApiError unless the artifact is stored whole."""
-        stored = await self._blobs.manifest(ref.sha256)
+        stored = await self._blobs.keep(ref.sha256)
         if stored.size != ref.size:
             raise ApiError("bad_artifact", f"{ref.sha256[:12]}… has {stored.size} bytes, not {ref.size}", 409)
 

@@ -382,6 +382,19 @@ class Ledger:
                 updates.append(m.Update(job_id=job_id, source=source, seq=seq, at_ms=at_ms, kind=kind, data=what))
         return sorted(updates, key=lambda update: (update.at_ms, update.source, update.seq)), more
 
+    async def checkpoint_states(self) -> set[str]:
+        """SHA-256 of every state that was ever stored for a job, as the log names it."""
+        await self.flush()
+        return await asyncio.get_running_loop().run_in_executor(self._askers, self._checkpoint_states)
+
+    def _checkpoint_states(self) -> set[str]:
+        found: set[str] = set()
+        with self._db.cursor() as cursor:
+            rows = cursor.execute("SELECT data FROM events WHERE kind = 'Checkpointed'")
+            while some := rows.fetchmany(1_000):
+                found.update(json.loads(data)["checkpoint"]["state"]["sha256"] for (data,) in some)
+        return found
+
     async def content_hash(self) -> str:
         """SHA-256 over every row of every table, in key order: equal ledgers have equal hashes."""
         await self.flush()

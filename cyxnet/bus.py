@@ -44,6 +44,7 @@ QUIET_CHECK_S = 0.05
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
+NO_SUCH_MESSAGE = (10037, 10057)  # JetStream's codes for it
 STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 25.0  # an election takes up to nine seconds
 MAX_REQUESTS_IN_FLIGHT = 512
 DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: they are large, and the asker is unknown
@@ -599,6 +600,46 @@ class Bus:
             raise BusError(f"cannot read message {seq} of {stream}: {error or type(error).__name__}") from None
         return Stored(found.subject or "", found.seq or 0, found.data or b"")
 
+    async def dated(self, stream: str, subject: str) -> tuple[Stored, int] | None:
+        """The newest message on `subject`, from the stream's leader, and when it was stored (Unix ms, its clock)."""
+        try:
+            found = await self._js.get_last_msg(stream, subject)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"cannot read {subject}: {error or type(error).__name__}") from None
+        assert found.time is not None
+        return Stored(subject, found.seq or 0, found.data or b""), int(found.time.timestamp() * 1000)
+
+    async def delete(self, stream: str, seq: int) -> bool:
+        """Delete one message; False when there is none at this sequence. Raises BusError."""
+        try:
+            return bool(await self._js.delete_msg(stream, seq))
+        except (nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
+            return False
+        except nats.js.errors.APIError as error:
+            if error.err_code in NO_SUCH_MESSAGE:
+                return False
+            raise BusError(f"cannot delete message {seq} of {stream}: {error.description}") from None
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise BusError(f"cannot delete message {seq} of {stream}: {error or type(error).__name__}") from None
+
+    async def subjects_of(self, stream: str, pattern: str) -> list[str]:
+        """Every subject of `pattern` that has a message. Raises BusError, also when they change meanwhile."""
+        found: dict[str, int] = {}
+        while True:
+            ask = msgspec.json.encode({"subjects_filter": pattern, "offset": len(found)})
+            said, _ = await self.request(f"$JS.API.STREAM.INFO.{stream}", ask)
+            page = msgspec.json.decode(said, type=_SubjectsPage)
+            if page.error:
+                raise BusError(f"cannot read the subjects of {stream}: {page.error.description}")
+            before = len(found)
+            found |= page.state.subjects or {}
+            if len(found) >= page.total:
+                return list(found)
+            if len(found) == before:
+                raise BusError(f"the subjects of {stream} changed while they were read")
+
     async def holds(self, stream: str, subject: str) -> bool:
         """Whether the stream has a message on `subject`, without fetching it."""
         return bool((await self._state(stream, subjects_filter=subject)).subjects)
@@ -666,6 +707,18 @@ class _Failure(msgspec.Struct):
 
     err_code: int = 0
     description: str = ""
+
+
+class _Subjects(msgspec.Struct):
+    subjects: dict[str, int] | None = None
+
+
+class _SubjectsPage(msgspec.Struct):
+    """JetStream's answer about a stream: at most 100,000 of its subjects, of `total`."""
+
+    state: _Subjects = msgspec.field(default_factory=_Subjects)
+    total: int = 0
+    error: _Failure | None = None
 
 
 class _Ack(msgspec.Struct):

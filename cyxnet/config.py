@@ -39,6 +39,7 @@ class NetworkFile(Struct, kw_only=True):
     lease_ms: int = 40_000
     progress_ms: int = 600_000  # a run that stands still for so long loses its lease, alive or not
     replicas: int = 1  # on how many brokers everything is stored: 1, 3 or 5
+    checkpoints_kept_s: int = 86_400  # a state that nobody can go on from any more; 0: for ever, else 4 hours at least
     requests_per_s: float = 5_000.0  # that one caller or node may make of one central; twice as many at once
     redis_url: str = ""  # empty: the in-memory cache
     faucet: bool = True

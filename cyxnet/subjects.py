@@ -10,6 +10,7 @@ CORE     cyx.v1.event.payouts.platform        central             Record: whethe
 CORE     cyx.v1.telemetry.<node>              central             TelemetryRecord: stream TELEMETRY
 CORE     cyx.v1.blob.chunk.<sha256>           central             chunk bytes: stream BLOBS
 CORE     cyx.v1.blob.manifest.<sha256>        central             ArtifactManifest: stream BLOBS
+CORE     cyx.v1.blob.condemned.<sha256>       central             ArtifactManifest that is swept: stream BLOBS
 """
 
 from typing import Literal
@@ -127,6 +128,10 @@ def chunk(sha256: str) -> str:
 
 def manifest(sha256: str) -> str:
     return f"{ROOT}.blob.manifest.{sha256}"
+
+
+def condemned(sha256: str) -> str:
+    return f"{ROOT}.blob.condemned.{sha256}"
 
 
 def last_token(subject: str) -> str:

@@ -67,7 +67,7 @@ cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
-cyxcentral.eventlog cyxcentral.readahead cyxcentral.dispatch
+cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation

@@ -34,6 +34,12 @@ def write(ledger, events=HISTORY, first_seq=1):
         ledger.add_entries(seq, "job-1", jobs.entries(job, event), seq * 1000)
 
 
+async def test_it_knows_every_state_that_was_ever_stored(ledger):
+    assert await ledger.checkpoint_states() == set()
+    write(ledger, [f.submitted(), f.FUNDED, f.leased(), f.STARTED, f.checkpointed()])
+    assert await ledger.checkpoint_states() == {f.checkpointed().checkpoint.state.sha256}
+
+
 async def test_a_job_and_its_money_can_be_asked_for(ledger):
     write(ledger)
     reply = await ledger.query("select status, node_base_units from jobs", 10)

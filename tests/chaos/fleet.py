@@ -110,6 +110,7 @@ class Fleet:
             chain_url=chain_url,
             heartbeat_ms=HEARTBEAT_MS,
             lease_ms=LEASE_MS,
+            bans=False,  # whose node is killed three times with leases in its hands is shut out for a day
         )
         write_network(self.folder, self.file)
         for name in CENTRALS:

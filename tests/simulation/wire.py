@@ -16,7 +16,7 @@ from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import TEMPORARY_CODES, ApiError, AppendUnknown, BusError, Conflict, Stored
 from cyxnet.codec import JSON, MSGPACK, decode, encode
-from tests.simulation.faults import Faults
+from tests.simulation.faults import FIRST_WALL_MS, Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 
 ANSWER_TIMEOUT_S = 5.0
@@ -387,6 +387,10 @@ class SimBus:
         await self._leader()
         messages = self._core.streams[stream].messages
         return messages[seq - 1] if 0 < seq <= len(messages) else None
+
+    async def dated(self, stream: str, subject: str) -> tuple[Stored, int] | None:
+        found = await self.last(stream, subject)
+        return (found, FIRST_WALL_MS + int(self._core.scheduler.now_s * 1000)) if found else None
 
     async def holds(self, stream: str, subject: str) -> bool:
         return await self.last(stream, subject) is not None
