@@ -116,7 +116,7 @@ class Central:
         self.platform = Wallet(self._identity.child("platform"))
         self.payments: Payments | None = None
         self.keeper: snapshot.Keeper | None = None
-        blocks = functools.partial(readahead.blocks, network.core_url)
+        blocks = functools.partial(readahead.blocks, network.core_url, tls_ca=network.tls_ca)
         self.audit = Audit(self.world, ledger, settlement, blocks)
         self._unsafe: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._background: set[asyncio.Task[None]] = set()
