@@ -89,7 +89,7 @@ _NAMES: dict[str, str] = {
     "save_model": "model",
     "load_model": "model",
 }
-_MODULES = ("nn", "optim", "lr_scheduler", "functional", "linalg", "fft", "errors", "spec", "data", "device")
+_MODULES = ("nn", "optim", "lr_scheduler", "functional", "linalg", "fft", "random", "errors", "spec", "data", "device")
 
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
 
@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from cyxcore import lr_scheduler as lr_scheduler
     from cyxcore import nn as nn
     from cyxcore import optim as optim
+    from cyxcore import random as random
     from cyxcore import spec as spec
     from cyxcore.autograd import Function as Function
     from cyxcore.autograd import grad as grad

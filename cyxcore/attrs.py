@@ -161,7 +161,7 @@ def _constant(where: str, value: Any) -> float | int | bool:
     return finite(where, value)
 
 
-# Each rule: the numbers it takes. How they are drawn is cyxcore/random.py's business.
+# Each rule: the numbers it takes. How they are drawn is cyxcore/drawing.py's business.
 INIT_RULES: dict[str, dict[str, Check]] = {
     "zeros": {},
     "ones": {},

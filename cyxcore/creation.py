@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cyxcore import random
+from cyxcore import drawing
 from cyxcore.device import DEVICES, OWN_MEMORY, default_device
 from cyxcore.dtype import DEFAULTS, dtype_name
 from cyxcore.eager import Tensor, as_array, next_key, wrap
@@ -242,14 +242,14 @@ def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Any, ...]:
 def rand(*shape: Any, requires_grad: bool = False, device: Any = None) -> Tensor:
     """Uniform float32 numbers in [0, 1) of the generator manual_seed sets."""
     seed, step = next_key().tolist()
-    return Tensor(random.uniform(seed, step, 0, _sizes(shape)), "float32", requires_grad)
+    return Tensor(drawing.uniform(seed, step, 0, _sizes(shape)), "float32", requires_grad)
 
 
 @placed
 def randn(*shape: Any, requires_grad: bool = False, device: Any = None) -> Tensor:
-    """About normal float32 numbers (cyxcore.random.normal) of the generator manual_seed sets."""
+    """About normal float32 numbers (cyxcore.drawing.normal) of the generator manual_seed sets."""
     seed, step = next_key().tolist()
-    return Tensor(random.normal(seed, step, 0, _sizes(shape)), "float32", requires_grad)
+    return Tensor(drawing.normal(seed, step, 0, _sizes(shape)), "float32", requires_grad)
 
 
 def _sizes(shape: tuple[Any, ...]) -> Shape:

@@ -24,7 +24,7 @@ import numpy as np
 
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
-from cyxcore import random, schedules
+from cyxcore import drawing, schedules
 from cyxcore.checkpoint import Checkpoint, Identity, Position
 from cyxcore.errors import DataError, DivergedError, ShapeError
 from cyxcore.evaluation import Evaluator, checked_inputs, checked_targets
@@ -52,7 +52,7 @@ class Rows(Protocol):
 def initial_weights(graph: Graph, seed: int, device: str | None = None) -> dict[str, Array]:
     """First values of every parameter and buffer, by the graph's init rules. Every device draws the same."""
     return {
-        param.name: random.initial(param.init, param.shape, param.dtype, seed, index, device)
+        param.name: drawing.initial(param.init, param.shape, param.dtype, seed, index, device)
         for index, param in enumerate(graph.all_parameters)
     }
 
@@ -199,7 +199,7 @@ class Trainer:
                 checkpoints.check_arrays(self.state, step.all_parameters, "state")
             for param in step.all_parameters:
                 if param.name not in self.state:  # of the optimiser: filled with one number
-                    first = random.initial(param.init, param.shape, param.dtype, self.spec.seed, 0)
+                    first = drawing.initial(param.init, param.shape, param.dtype, self.spec.seed, 0)
                     self.state[param.name] = devices.put(first, self.device)
             known = self._plans[rows] = Plan(step, self.state, self.device)
             known.key[0] = self.spec.seed
@@ -252,7 +252,7 @@ class Trainer:
     def _epoch(self) -> Generator[BatchMetrics, None, EpochMetrics]:
         """What is left of the epoch under way."""
         began = time.perf_counter()
-        order = random.permutation(self.spec.seed, self.epoch, len(self.x))
+        order = drawing.permutation(self.spec.seed, self.epoch, len(self.x))
         batch_rows = self._batch_rows()
         start = skipped = sum(batch_rows[: self.batch])
         judged, steps = [checkpoints.judged(metrics) for metrics in self.history], self.spec.epochs * len(batch_rows)

@@ -37,8 +37,8 @@ cyxcore.kernels.reference cyxcore.kernels
 cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxcore.kernels.gpu.compiling
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda
-cyxcore.device cyxcore.inspection cyxcore.random cyxcore.gradients cyxcore.memory
-cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft
+cyxcore.device cyxcore.inspection cyxcore.drawing cyxcore.distributions cyxcore.gradients cyxcore.memory
+cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft cyxcore.random
 cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cyxcore import random
+from cyxcore import drawing
 from cyxcore.eager import Tensor, next_key
 from cyxcore.errors import ShapeError, SpecError
 
@@ -23,12 +23,12 @@ def _fill(tensor: Tensor, values: Array | float) -> Tensor:
 
 def _uniform(shape: tuple[int, ...]) -> Array:
     seed, step = next_key().tolist()
-    return random.uniform(seed, step, 0, shape)
+    return drawing.uniform(seed, step, 0, shape)
 
 
 def _normal(shape: tuple[int, ...]) -> Array:
     seed, step = next_key().tolist()
-    return random.normal(seed, step, 0, shape)
+    return drawing.normal(seed, step, 0, shape)
 
 
 def fans(tensor: Tensor) -> tuple[int, int]:

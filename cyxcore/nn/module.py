@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import random
+from cyxcore import drawing
 from cyxcore.eager import Tensor, as_array, next_key
 from cyxcore.errors import CyxError, ShapeError, SpecError
 from cyxcore.graph import at_layer
@@ -27,7 +27,7 @@ class Parameter(Tensor):
     def drawn(cls, shape: tuple[int, ...], init: Mapping[str, Any]) -> "Parameter":
         """Values by an init rule, random ones from the generator cyxcore.manual_seed sets."""
         seed, step = next_key().tolist()
-        return cls(random.drawn(init, shape, "float32", seed, step, 0), init)
+        return cls(drawing.drawn(init, shape, "float32", seed, step, 0), init)
 
 
 class Module:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore import nn, optim, random
+from cyxcore import drawing, nn, optim
 from cyxcore.errors import DataError, DivergedError, ShapeError, SpecError
 from cyxcore.evaluation import Evaluator
 from cyxcore.objectives import training_step
@@ -30,7 +30,7 @@ class Rows:
 @pytest.fixture(scope="module")
 def digits() -> Rows:
     table = np.loadtxt(DIGITS, delimiter=",", skiprows=1, dtype=np.float32)
-    table = table[random.permutation(0, 1, len(table))]
+    table = table[drawing.permutation(0, 1, len(table))]
     x, y = table[:, :-1], table[:, -1].astype(np.int64)
     return Rows(x[:1437], y[:1437], x[1437:], y[1437:])
 
@@ -322,7 +322,7 @@ def eager_epochs(net: nn.Module, rows: Rows) -> Iterator[float]:
     optimizer = optim.Adam(net.parameters(), lr=0.005)
     for epoch in range(1, 4):
         for start in range(0, len(rows.x_train), 64):
-            chosen = random.permutation(0, epoch, len(rows.x_train))[start : start + 64]
+            chosen = drawing.permutation(0, epoch, len(rows.x_train))[start : start + 64]
             loss = nn.CrossEntropyLoss()(net(cx.tensor(rows.x_train[chosen] / 16)), cx.tensor(rows.y_train[chosen]))
             optimizer.zero_grad()
             loss.backward()

@@ -1,0 +1,82 @@
+"""Random numbers for initial weights, data order and the eager generator: all Philox, same bits on every
+machine.
+
+Three uses share a seed and never meet, because their steps differ: dropout counts steps from 1,
+the data order uses 2**63 + epoch, initial weights 2**64 - 1.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cyxcore import device as devices
+from cyxcore.kernels.philox import uniform_words
+
+Array = np.ndarray[Any, Any]
+
+INIT_STEP = 2**64 - 1
+ORDER_STEP = 2**63
+
+
+def uniform(seed: int, step: int, stream: int, shape: tuple[int, ...], device: str | None = None) -> Array:
+    """float64 multiples of 2**-24 in [0, 1), drawn by the op `uniform`. Every device draws the same."""
+    backend = devices.backend(devices.default_device() if device is None else device)
+    drawn = np.empty(math.prod(shape), np.float32)  # of the host, whatever the device; holds them exactly
+    backend.call("uniform", drawn, [np.array([seed, step], np.uint64)], {"shape": drawn.shape, "stream": stream})
+    return drawn.astype(np.float64).reshape(shape)
+
+
+def permutation(seed: int, epoch: int, count: int) -> Array:
+    """The order of `count` rows in an epoch, int64: a stable sort of random words."""
+    return np.argsort(uniform_words(seed, ORDER_STEP + epoch, 0, count), kind="stable").astype(np.int64)
+
+
+def normal(seed: int, step: int, stream: int, shape: tuple[int, ...], device: str | None = None) -> Array:
+    """Approximately normal numbers, float64: the sum of twelve uniforms minus six (Irwin-Hall).
+
+    Exact arithmetic only: a logarithm or cosine would differ in the last bit between machines.
+    The tails end at ±6, which serves weights and noise but not statistics of rare events.
+    """
+    return uniform(seed, step, stream, (*shape, 12), device).sum(-1) - 6.0
+
+
+def initial(
+    rule: Mapping[str, Any], shape: tuple[int, ...], dtype: str, seed: int, index: int, device: str | None = None
+) -> Array:
+    """First values of the parameter number `index` of a graph, by its init rule."""
+    return drawn(rule, shape, dtype, seed, INIT_STEP, index, device)
+
+
+CONSTANTS: dict[str, float] = {  # what is filled from data starts neutral: shift 0, scale 1
+    "zeros": 0.0,
+    "input_mean": 0.0,
+    "input_min": 0.0,
+    "target_mean": 0.0,
+    "ones": 1.0,
+    "input_std": 1.0,
+    "input_range": 1.0,
+    "target_std": 1.0,
+}
+
+
+def drawn(
+    rule: Mapping[str, Any],
+    shape: tuple[int, ...],
+    dtype: str,
+    seed: int,
+    step: int,
+    stream: int,
+    device: str | None = None,
+) -> Array:
+    """Values by an init rule (cyxcore/attrs.py, INIT_RULES)."""
+    kind = rule["kind"]
+    if kind in CONSTANTS:
+        return np.full(shape, CONSTANTS[kind], dtype)
+    if kind == "constant":
+        return np.full(shape, rule["value"], dtype)
+    if kind == "normal":
+        return (normal(seed, step, stream, shape, device) * rule["std"]).astype(dtype)
+    bound = 1.0 / math.sqrt(rule["fan_in"]) if kind == "kaiming_uniform" else rule["bound"]
+    return ((uniform(seed, step, stream, shape, device) * 2.0 - 1.0) * bound).astype(dtype)
