@@ -14,6 +14,7 @@ import msgspec
 from cyxcentral import cache as keys
 from cyxcentral import intake, jobs, money, nodes, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
+from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
 from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
@@ -93,7 +94,7 @@ class Api:
             chain_url=self._network.chain_url,
             mint=self._payments.mint,
             decimals=9,
-            authority=self._central.wallet.address,
+            authority=self._central.keys.wallet.address,
             platform=self._payments.platform,
             fee_basis_points=self._network.fee_basis_points,
             faucet=self._network.faucet,
@@ -115,7 +116,7 @@ class Api:
         terms = escrow_terms(
             job_id=job_id,
             mint=self._payments.mint,
-            authority=self._central.wallet.address,
+            authority=self._central.keys.wallet.address,
             client=client,
             platform=self._payments.platform,
             amount_base_units=job.amount_base_units,
@@ -126,11 +127,11 @@ class Api:
         return with_signed_deadline(terms, deposit, now_s) if deposit else terms
 
     def _draft(
-        self, caller: str, job: m.JobRequest, job_id: str, client: str | None, deposit: bytes = b""
+        self, caller: str, job: m.JobRequest, job_id: str, client: str, deposit: bytes = b""
     ) -> tuple[intake.Plan, jobs.Job]:
         """The job as it would be. Raises for all that is wrong with it by itself and on this network's nodes."""
         job, plan = intake.examined(job)
-        terms = self._terms(job, job_id, client or self._custodial(caller).address, deposit)
+        terms = self._terms(job, job_id, client, deposit)
         draft = jobs.Job(
             job_id=job_id,
             job=job,
@@ -176,7 +177,8 @@ class Api:
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
-        plan, draft = self._draft(caller, ask.job, job_id, ask.client)
+        client = ask.client or await self._payer(caller, ask.job)
+        plan, draft = self._draft(caller, ask.job, job_id, client)
         terms = draft.terms
         funds, (blockhash, last_valid) = await asyncio.gather(
             self._funds(terms), self._central.settlement.recent_blockhash()
@@ -218,7 +220,8 @@ class Api:
 
     async def _submitted(self, caller: str, ask: m.SubmitRequest, job_id: str) -> m.Submitted:
         """The event of a job that may be taken. Raises CyxError for everything that is wrong with it."""
-        client, bytes_ = (ask.payment.client, ask.payment.deposit.transaction) if ask.payment else (None, b"")
+        client, bytes_ = (ask.payment.client, ask.payment.deposit.transaction) if ask.payment else ("", b"")
+        client = client or await self._payer(caller, ask.job)
         _, draft = self._draft(caller, ask.job, job_id, client, bytes_)
         needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
         deposit = self._deposit(caller, ask.payment, draft.terms)
@@ -237,7 +240,7 @@ class Api:
         """The caller's deposit, checked; or one from the wallet that is kept for the caller. Nothing is sent yet."""
         if payment:
             return await self._central.settlement.accept_deposit(payment.deposit.transaction, terms)
-        return await self._central.settlement.deposit_transaction(self._custodial(caller), terms)
+        return await self._central.settlement.deposit_transaction(await self._custodial(caller), terms, caller)
 
     def _known(self, job_id: str, ask: m.SubmitRequest, caller: str) -> m.SubmitReply | None:
         """The answer to a repeated submit. The same id with another job is a mistake."""
@@ -249,14 +252,19 @@ class Api:
             raise ApiError("job_id_taken", f"job id {job_id} stands for another job; choose a new one", 409)
         return m.SubmitReply(job_id=job_id, status=job.status, terms=job.terms, duplicate=True)
 
-    def _custodial(self, caller: str):  # type: ignore[no-untyped-def]
+    async def _payer(self, caller: str, job: m.JobRequest) -> str:
+        """The wallet that pays for a caller who brings none; what is wrong with the job is said first."""
+        intake.examine(job)
+        return (await self._custodial(caller)).address
+
+    async def _custodial(self, caller: str) -> RemoteWallet:
         if not self._network.custodial_wallets:
             raise ApiError(
                 "payment_required",
                 "this network keeps no wallets for callers: send payment with a signed deposit",
                 402,
             )
-        return self._central.custodial_wallet(caller)
+        return await self._central.keys.custody(caller)
 
     async def _find(self, prefix: str) -> jobs.Job:
         if (
@@ -372,6 +380,8 @@ class Api:
         reply = views.explanation(job, candidates, self._machine.wall_ms())
         if job.status == "settling" and self._world.payouts.frozen:
             reply.waiting_for = f"an operator to release payouts, which are frozen: {self._world.payouts.why}"
+        elif job.status == "settling" and (why := self._payments.why_unpaid(job.job_id)):
+            reply.waiting_for = f"the settlement, which is tried again: {why}"
         return reply
 
     # -- nodes, money, ledger ------------------------------------------------------------------------
@@ -387,7 +397,7 @@ class Api:
         return m.NodeList(nodes=found)
 
     async def _balance(self, caller: str, ask: m.WalletRequest) -> m.WalletReply:
-        address = ask.address or self._custodial(caller).address
+        address = ask.address or (await self._custodial(caller)).address
         settlement = self._central.settlement
         return m.WalletReply(
             address=address,
@@ -399,7 +409,7 @@ class Api:
     async def _faucet(self, caller: str, ask: m.FaucetRequest) -> m.FaucetReply:
         if not self._network.faucet or not await self._central.settlement.is_local():
             raise ApiError("no_faucet", "this network gives no test money", 403)
-        address = ask.address or self._custodial(caller).address
+        address = ask.address or (await self._custodial(caller)).address
         if ask.lamports:
             await self._central.settlement.airdrop(address, ask.lamports)
         signature = await self._payments.mint_to(address, ask.amount_base_units)

@@ -17,6 +17,7 @@ from cyxcentral.cache import job_status, open_cache
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.door import Door
 from cyxcentral.eventlog import EventLog
+from cyxcentral.keys import Keys
 from cyxcentral.ledger import Ledger
 from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.payments import Payments
@@ -34,10 +35,8 @@ from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile, without_passwords
 from cyxnet.credentials import as_system
 from cyxnet.escrow import LOCAL_PROGRAM
-from cyxnet.identity import load_or_create
 from cyxnet.ratelimit import Rate
 from cyxnet.solana import Settlement
-from cyxnet.wallet import Wallet
 
 log = logging.getLogger(__name__)
 MANY_REQUESTS = 16  # in flight: then payments let callers go first, and signatures are checked beside
@@ -53,7 +52,7 @@ class StartError(CyxError):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """How one central runs. keys: folder of the platform's keys, the same for all its centrals. state: its ledger."""
+    """How one central runs. keys: folder of the platform's key, which its signer reads. state: its ledger."""
 
     network: NetworkFile
     keys: Path
@@ -78,12 +77,13 @@ class Central:
         edge: Bus,
         ledger: Ledger,
         settlement: Settlement,
+        keys: Keys,
         machine: Machine = MACHINE,
     ):
         self.settings = settings
         self.central_id = f"central-{machine.token_hex(4)}"
         network = settings.network
-        self._identity = load_or_create(settings.keys / "central.key")
+        self.keys = keys
         self._core = core
         self._edge = edge
         self._system: Bus | None = None
@@ -112,8 +112,6 @@ class Central:
         )
         self.recent = Recent()
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine, self.recent)
-        self.wallet = Wallet(self._identity.child("wallet"))
-        self.platform = Wallet(self._identity.child("platform"))
         self.payments: Payments | None = None
         self.keeper: snapshot.Keeper | None = None
         blocks = functools.partial(readahead.blocks, network.core_url, tls_ca=network.tls_ca)
@@ -136,12 +134,13 @@ class Central:
             )
         await _check_brokers(network)
         ledger = Ledger(settings.state / "ledger.duckdb")
-        core = edge = central = None
+        core = edge = central = keys = None
         settlement = Settlement(network.chain_url)
         try:
+            keys = await Keys.open(settings.keys, network.signer)
             core = await Bus.connect(network.core_url, name="cyx-central-core", tls_ca=network.tls_ca)
             edge = await Bus.connect(network.edge_url, name="cyx-central-edge", tls_ca=network.tls_ca)
-            central = cls(settings, core, edge, ledger, settlement)
+            central = cls(settings, core, edge, ledger, settlement, keys)
             await central._build_door()
             await central._open()
             if kept_s := network.checkpoints_kept_s:
@@ -151,9 +150,9 @@ class Central:
             if central:
                 await central.close()
             else:
-                for bus in (core, edge):
-                    if bus:
-                        await bus.close()
+                for each in (core, edge, keys):
+                    if each:
+                        await each.close()
                 await settlement.close()
                 await ledger.close()
             raise
@@ -168,8 +167,8 @@ class Central:
         self.payments = Payments(
             self.events,
             self.settlement,
-            self.wallet,
-            self.platform.address,
+            self.keys.wallet,
+            self.keys.platform,
             mint,
             network.escrow_program or LOCAL_PROGRAM,
             busy=self._many_ask,
@@ -208,21 +207,21 @@ class Central:
                 )
             await self.settlement.verify_program(network.escrow_program)
             return network.mint
-        if await self.settlement.sol_balance(self.wallet.address) < LOW_LAMPORTS:
-            await self.settlement.airdrop(self.wallet.address, CENTRAL_LAMPORTS)
-        return await self.settlement.create_mint(self.wallet)
+        if await self.settlement.sol_balance(self.keys.wallet.address) < LOW_LAMPORTS:
+            await self.settlement.airdrop(self.keys.wallet.address, CENTRAL_LAMPORTS)
+        return await self.settlement.create_mint(self.keys.wallet)
 
     async def _build_door(self) -> None:
         """Hear from now on who wants to come in: they are answered once the log has been read."""
         urls = without_passwords(self.settings.network.core_url)
         self._system = await Bus.connect(
-            urls, name="cyx-central-door", credentials=as_system(self._identity), tls_ca=self.settings.network.tls_ca
+            urls, name="cyx-central-door", credentials=as_system(self.keys), tls_ca=self.settings.network.tls_ca
         )
         machine = self.events.machine
         network = self.settings.network
         self.door = Door(
             self._system,
-            self._identity,
+            self.keys,
             self._admit,
             lambda: machine.wall_ms() // 1000,
             connections=network.connections,
@@ -296,10 +295,6 @@ class Central:
             except BrokerError as error:
                 log.warning("%s", error)
 
-    def custodial_wallet(self, caller: str) -> Wallet:
-        """On networks that keep wallets for callers: the one of this caller."""
-        return Wallet(self._identity.child(f"custody:{caller}"))
-
     async def failed(self) -> None:
         """Wait until this central cannot go on. Raises StartError: a new start reads the log afresh."""
         ends = {self.events.broken, self.ledger.broken, self._unsafe}
@@ -323,6 +318,7 @@ class Central:
         await self.ledger.close()
         await self.cache.close()
         await self.settlement.close()
+        await self.keys.close()
 
 
 def _refuse_plain_text(network: NetworkFile) -> None:

@@ -24,8 +24,7 @@ from cyxcentral.crowd import Crowd
 from cyxcore.errors import CyxError
 from cyxnet.bus import Bus
 from cyxnet.config import CONNECTIONS, SESSION_S
-from cyxnet.credentials import ACCOUNT, public_nkey
-from cyxnet.identity import Identity
+from cyxnet.credentials import ACCOUNT, HasKeys, public_nkey
 from cyxnet.subjects import permissions
 
 log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class Door:
     def __init__(
         self,
         system: Bus,
-        central: Identity,
+        central: HasKeys,
         decide: Callable[[Proof], Admitted | Refused],
         wall_s: Callable[[], int],
         *,

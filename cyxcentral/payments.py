@@ -18,6 +18,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
 from cyxnet.escrow import LOCAL_PROGRAM
+from cyxnet.shapes import Signer
 from cyxnet.solana import Settlement, SettlementError
 from cyxnet.wallet import Wallet
 
@@ -50,7 +51,7 @@ class Payments:
         self,
         events: EventLog,
         settlement: Settlement,
-        wallet: Wallet,
+        wallet: Wallet | Signer,
         platform: str,
         mint: str,
         program: str = LOCAL_PROGRAM,
@@ -69,6 +70,7 @@ class Payments:
         self._due: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], float]] = {}  # not begun, and since when
         self._begin_due: asyncio.TimerHandle | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
+        self.held_up: dict[str, str] = {}  # what is tried again and again, and why it did not go the last time
 
     def reconcile(self, job_id: str) -> None:
         """Make sure somebody works on this job's money, if it waits for the chain."""
@@ -152,6 +154,7 @@ class Payments:
                 try:
                     return await work()
                 except CyxError as error:
+                    self.held_up[key] = str(error)
                     log.warning("%s: %s; will try again in %g s", key, error, delay_s)
                 except Exception:  # whatever it is, money that waits for the chain is not left alone
                     log.exception("%s failed; will try again in %g s", key, delay_s)
@@ -159,7 +162,7 @@ class Payments:
 
         task = asyncio.get_running_loop().create_task(keep_at_it())
         self._working[key] = task
-        task.add_done_callback(lambda _: self._working.pop(key, None))
+        task.add_done_callback(lambda _: (self._working.pop(key, None), self.held_up.pop(key, None)))
 
     # -- jobs ----------------------------------------------------------------------------------------
 
@@ -238,6 +241,10 @@ class Payments:
         if found is None:
             raise error
         return m.Refunded(signature=found, client_base_units=terms.amount_base_units)
+
+    def why_unpaid(self, job_id: str) -> str:
+        """Why the settlement of a job is tried again: a limit, or a signer or chain that is away; else empty."""
+        return self.held_up.get(f"settle {job_id}", "")
 
     async def _say(self, job_id: str, event: m.JobEvent) -> None:
         def decide() -> m.JobEvent | None:

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -89,7 +90,13 @@ def as_node(keys: Identity, node_id: str) -> Credentials:
     return _credentials(keys.child("nats"), node_id, msgspec.json.encode(token).decode())
 
 
-def as_system(central: Identity) -> Credentials:
+class HasKeys(Protocol):
+    """An Identity, or who has some of its keys only."""
+
+    def child(self, purpose: str) -> bytes: ...
+
+
+def as_system(central: HasKeys) -> Credentials:
     """central in the broker's system account, where it is asked who may come in and has others thrown out."""
     return msgspec.structs.replace(_credentials(central.child("nats-system"), "central"), inbox="_INBOX")
 

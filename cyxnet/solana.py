@@ -33,8 +33,6 @@ from cyxnet.escrow import (
     bad_signature,
     blockhash_of,
     build_deposit,
-    build_faucet,
-    build_mint,
     build_settle,
     check_deposit,
     check_escrow,
@@ -55,6 +53,7 @@ from cyxnet.escrow import (
 )
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.refund import OpenEscrow, build_refund, read_escrow
+from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Signer, signed_by_key
 from cyxnet.wallet import Wallet, WalletError, base58_decode, sign, verify
 
 if TYPE_CHECKING:
@@ -322,8 +321,10 @@ class Settlement:
         """The refund of an escrow whose deadline is past, ready to send by anybody who has SOL for the fee."""
         return build_refund(sender, escrow, *await self.latest_blockhash())
 
-    async def deposit_transaction(self, client: Wallet, terms: EscrowTerms) -> SignedTransaction:
-        """The client's deposit, ready to send.
+    async def deposit_transaction(
+        self, client: Wallet | Signer, terms: EscrowTerms, caller: str = ""
+    ) -> SignedTransaction:
+        """The client's deposit, ready to send. caller: whose wallet the platform keeps, where it does.
 
         Raises SettlementError insufficient_funds (tokens, or SOL for fee and rent) and escrow_exists.
         """
@@ -334,7 +335,9 @@ class Settlement:
                 f"deposit: job {terms.job_id} already has its escrow {terms.escrow}; pay once per job",
             )
         check_funds(terms, funds.base_units, funds.lamports)
-        return build_deposit(client, terms, *await self.latest_blockhash())
+        blockhash, last_valid = await self.latest_blockhash()
+        shape = Deposit(caller=caller, terms=terms, blockhash=blockhash, last_valid_block_height=last_valid)
+        return await signed_by_key(client, shape)
 
     async def accept_deposit(self, transaction: bytes, terms: EscrowTerms) -> SignedTransaction:
         """A stranger's deposit, checked, with a last_valid_block_height that central may rely on.
@@ -368,7 +371,7 @@ class Settlement:
         )
 
     async def settle_transaction(
-        self, central: Wallet, terms: EscrowTerms, payees: Sequence[Payee]
+        self, central: Wallet | Signer, terms: EscrowTerms, payees: Sequence[Payee]
     ) -> SignedTransaction:
         """Pay the nodes and the platform, return the rest, close the escrow: one transaction, all or nothing.
 
@@ -387,15 +390,15 @@ class Settlement:
             for (address, owner), account in zip(recipients.items(), accounts, strict=True)
             if (token := token_account(account)) is not None and str(token.owner) != owner
         }
-        return build_settle(
-            central,
-            terms,
-            payees=payees,
+        shape = Settle(
+            terms=terms,
+            payees=list(payees),
             balance_base_units=state.balance_base_units,
             blockhash=blockhash,
             last_valid_block_height=last_valid,
-            moved_accounts=frozenset(moved),
+            moved_accounts=sorted(moved),
         )
+        return await signed_by_key(central, shape)
 
     # Sending.
 
@@ -497,7 +500,7 @@ class Settlement:
                 return signature
             await asyncio.sleep(0.1)
 
-    async def create_mint(self, authority: Wallet) -> str:
+    async def create_mint(self, authority: Wallet | Signer) -> str:
         """The address of this authority's token, made when it is not there yet. Local networks only.
 
         Raises SettlementError not_local, insufficient_funds and, for a foreign account there, bad_terms.
@@ -505,7 +508,9 @@ class Settlement:
         await self._require_local("create a mint")
         mint = mint_address(authority.address)
         if not await self._is_our_mint(mint, authority.address):
-            signed = build_mint(authority, *await self.latest_blockhash())
+            blockhash, last_valid = await self.latest_blockhash()
+            shape = MakeMint(blockhash=blockhash, last_valid_block_height=last_valid)
+            signed = await signed_by_key(authority, shape)
             try:
                 await self.succeed(signed, "create mint")
             except SettlementError:
@@ -527,12 +532,19 @@ class Settlement:
         return True
 
     async def faucet_transaction(
-        self, authority: Wallet, mint: str, to_address: str, amount_base_units: int
+        self, authority: Wallet | Signer, mint: str, to_address: str, amount_base_units: int
     ) -> SignedTransaction:
         """New tokens for an address, signed and not sent. Raises SettlementError not_local, bad_terms."""
         await self._require_local("make tokens")
         blockhash, last_valid = await self.latest_blockhash()
-        return build_faucet(authority, mint, to_address, amount_base_units, blockhash, last_valid)
+        shape = Faucet(
+            mint=mint,
+            to=to_address,
+            amount_base_units=amount_base_units,
+            blockhash=blockhash,
+            last_valid_block_height=last_valid,
+        )
+        return await signed_by_key(authority, shape)
 
     async def faucet(self, authority: Wallet, mint: str, to_address: str, amount_base_units: int) -> str:
         """New tokens for an address; returns the signature when they are there for ever."""

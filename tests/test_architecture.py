@@ -46,7 +46,7 @@ cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.tra
 cyxcore.cyxmodel cyxcore.model cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials
-cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund
+cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
 cyxnet.service cyxnet.mux
 cyxnet.follower cyxnet.bus cyxnet.artifacts
@@ -71,7 +71,7 @@ cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
-cyxcentral.operators cyxcentral.api cyxcentral.central
+cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.api cyxcentral.central
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),

@@ -14,9 +14,11 @@ from cyxcentral.readahead import Read
 from cyxnet import messages as m
 from cyxnet.bus import ApiError
 from cyxnet.codec import MSGPACK, decode, encode
+from cyxnet.instructions import SettlementError
+from cyxnet.shapes import sign_shape
 from tests.central import facts as f
 from tests.central.test_dispatch import kinds_of
-from tests.central.test_payments import NODE, STRANGER, lab  # noqa: F401
+from tests.central.test_payments import CENTRAL, NODE, STRANGER, lab  # noqa: F401
 
 STOLEN = "the escrow of job-1: expected 5, got none"
 
@@ -195,3 +197,30 @@ async def test_a_difference_that_is_gone_in_the_second_look_was_none(audited):
     audited.chain.wrong_escrows = lagging
     assert await differences(await audited.audit.compare()) == []
     assert wrong == []
+
+
+async def test_a_payment_that_the_signer_refuses_at_present_waits_and_is_made_later(lab, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("cyxcentral.payments.TROUBLE_DELAYS_S", (0.01,))
+    asked, allowed = asyncio.Event(), []
+
+    class Miser:
+        address = CENTRAL.address
+
+        async def signed(self, shape):
+            asked.set()
+            if not allowed:
+                raise SettlementError("spending_cap", "the limit of the hour is used up")
+            return sign_shape(CENTRAL, shape)
+
+    made = lab.payments()
+    made._wallet = Miser()
+    await lab.delivered()
+    made.resume()
+    await asked.wait()
+    await lab.central.until(lambda: made.why_unpaid("job-1"))
+    assert made.why_unpaid("job-1") == "the limit of the hour is used up"
+    assert lab.central.world.jobs["job-1"].status == "settling"
+    allowed.append(True)
+    await lab.until("completed")
+    assert (await lab.held())[0] == f.AMOUNT * 9 // 10
+    assert made.why_unpaid("job-1") == ""

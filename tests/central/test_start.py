@@ -8,7 +8,7 @@ import pytest
 from cyxcentral.central import Central, Settings, StartError
 from cyxnet.broker import BrokerError, Passwords, binary, configuration
 from cyxnet.bus import BusError
-from cyxnet.config import NetworkFile
+from cyxnet.config import NetworkFile, write_network
 from cyxnet.watchdog import HEALTHY, probe
 
 NOWHERE = "nats://central:x@127.0.0.1:1"
@@ -44,6 +44,7 @@ async def start(monitor_url, folder):
         monitor_url=monitor_url,
         chain_url="http://127.0.0.1:1",
     )
+    write_network(folder, network)
     await Central.start(Settings(network=network, keys=folder, state=folder / "state"))
 
 

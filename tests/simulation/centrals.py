@@ -9,7 +9,7 @@ from unittest import mock
 
 import msgspec
 
-from cyxcentral import audit, central, dispatch, landings, payments, reconciliation
+from cyxcentral import audit, dispatch, landings, payments, reconciliation
 from cyxcentral.central import Central, Settings
 from cyxcentral.ledger import Sums
 from cyxcentral.machine import Machine
@@ -57,8 +57,6 @@ def shrink() -> "contextlib.ExitStack":
     """
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(asyncio, "sleep", sleep))
-    stack.enter_context(mock.patch.object(central, "load_or_create", lambda path: CENTRAL_KEYS))
-    stack.enter_context(mock.patch.object(central, "Wallet", WALLET))
     stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 0.1))
     stack.enter_context(mock.patch.object(landings, "NEXT_POLL_S", 0.05))
     stack.enter_context(mock.patch.object(reconciliation, "EVERY_S", 6.0))
@@ -71,8 +69,19 @@ def shrink() -> "contextlib.ExitStack":
     return stack
 
 
-CENTRAL_KEYS = Identity(CENTRAL_SEED)
-WALLET = functools.lru_cache(maxsize=64)(Wallet)
+class KeysAtHand:
+    """The platform's keys without a process that holds them."""
+
+    def __init__(self, identity: Identity):
+        self.wallet = Wallet(identity.child("wallet"))
+        self.platform = Wallet(identity.child("platform")).address
+        self.child = identity.child
+
+    async def close(self) -> None:
+        pass
+
+
+KEYS = KeysAtHand(Identity(CENTRAL_SEED))
 VERIFY = functools.lru_cache(maxsize=1 << 16)(dispatch.verify)  # a pure function
 
 
@@ -173,7 +182,7 @@ class CentralProcess(Process):
         core = SimBus(self, self.network.edge, self.network.core)
         edge = SimBus(self, self.network.edge)
         ledger: Any = MemoryLedger()
-        arguments: Any = (SETTINGS, core, edge, ledger, SimSettlement(self, self.network.chain), machine)
+        arguments: Any = (SETTINGS, core, edge, ledger, SimSettlement(self, self.network.chain), KEYS, machine)
         self.central = Central(*arguments)
         try:
             await self.central._open()

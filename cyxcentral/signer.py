@@ -1,0 +1,317 @@
+"""The process that alone holds the platform's keys, and signs the shapes it knows (cyxnet/shapes.py).
+
+    python -m cyxcentral.signer --dir DIR                  a child of central: asked on standard input
+    python -m cyxcentral.signer --dir DIR --socket PATH    by itself, perhaps of another user: see network.json
+
+Central asks with the facts of a transaction; the message is built here. A settlement must be one of this network's,
+under its program, with its own platform; what is paid out in an hour is limited, by DIR/signed.jsonl, which holds a
+line of all that was ever signed. That is written before the signature is given away, so a restart forgets nothing, and
+signers of one folder share the limit.
+
+Frames on both sides: a length (4 bytes, big-endian) and a MessagePack value: Ask one way, Answer the other.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from cyxcore.errors import CyxError
+from cyxnet import identity
+from cyxnet.amounts import format_cyx
+from cyxnet.config import DEFAULT_FOLDER, NetworkFile, read_network
+from cyxnet.escrow import LOCAL_PROGRAM
+from cyxnet.instructions import SettlementError
+from cyxnet.messages import SignedTransaction
+from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Shape, sign_shape
+from cyxnet.wallet import Wallet
+
+HANDED_OVER = ("nats-issuer", "nats-system", "quote")  # keys of central that own no money
+HOUR_MS = 3_600_000
+LENGTH_BYTES, LARGEST_FRAME, READ_BYTES = 4, 1_000_000, 1 << 18
+REMEMBERED_BYTES = 16_000_000  # of signed.jsonl that are read at the start: more than an hour of it
+
+
+class Hello(Struct, frozen=True, tag="hello"):
+    """The first thing that is asked."""
+
+
+class Custody(Struct, frozen=True, tag="custody"):
+    """The address of the wallet that is kept for a caller."""
+
+    caller: str
+
+
+class Ask(Struct, frozen=True):
+    id: int
+    what: Hello | Custody | Shape
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """address: of the wallet that settles. keys: of HANDED_OVER, 32 bytes each."""
+
+    address: str
+    platform: str
+    keys: dict[str, bytes]
+
+
+class Address(Struct, frozen=True, tag="address"):
+    address: str
+
+
+class Signed(Struct, frozen=True, tag="signed"):
+    signed: SignedTransaction
+
+
+class No(Struct, frozen=True, tag="no"):
+    """code: of a SettlementError, or "cannot_start"."""
+
+    code: str
+    message: str
+
+
+class Answer(Struct, frozen=True):
+    id: int
+    what: Welcome | Address | Signed | No
+
+
+ASKED, ANSWERED = msgspec.msgpack.Decoder(Ask), msgspec.msgpack.Decoder(Answer)
+
+
+def frame(said: Ask | Answer) -> bytes:
+    body = msgspec.msgpack.encode(said)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+class Spent(Struct, frozen=True):
+    at_ms: int
+    job_id: str
+    pay_base_units: int
+
+
+class _Line(Struct):
+    at_ms: int
+    job_id: str = ""
+    pay_base_units: int = 0
+
+
+class Journal:
+    """All that was signed, a line each, and what of it was paid out in the last hour.
+
+    A job counts once, however often its settlement is signed: only one of those can land.
+    """
+
+    def __init__(self, path: Path, limit_base_units: int):
+        """limit_base_units: in an hour; 0 for no limit. Raises OSError."""
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self._limit = limit_base_units
+        self._read_to = max(0, os.fstat(self._file).st_size - REMEMBERED_BYTES)
+        self._rest = b""
+        self._hour: deque[Spent] = deque()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def alone(self):  # type: ignore[no-untyped-def]
+        """Nobody else reads, decides and writes meanwhile, in this process or another."""
+        with self._lock:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                self._catch_up()
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _catch_up(self) -> None:
+        size = os.fstat(self._file).st_size
+        if size < self._read_to:  # somebody began it anew
+            self._read_to, self._rest = 0, b""
+        while self._read_to < size:
+            some = os.pread(self._file, READ_BYTES, self._read_to)
+            self._read_to += len(some)
+            *lines, self._rest = (self._rest + some).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(msgspec.MsgspecError):  # the first may be cut, as one may be after a crash
+                    said = msgspec.json.decode(line, type=_Line)
+                    if said.pay_base_units:
+                        self._hour.append(Spent(said.at_ms, said.job_id, said.pay_base_units))
+
+    def refuse_beyond_limit(self, job_id: str, pay_base_units: int, now_ms: int) -> None:
+        """Raises SettlementError spending_cap. Ask within alone()."""
+        while self._hour and self._hour[0].at_ms <= now_ms - HOUR_MS:
+            self._hour.popleft()
+        if not self._limit:
+            return
+        by_job: dict[str, int] = {}
+        for spent in self._hour:
+            by_job[spent.job_id] = max(by_job.get(spent.job_id, 0), spent.pay_base_units)
+        others = sum(pay for each, pay in by_job.items() if each != job_id)
+        if others + pay_base_units > self._limit:
+            until_s = (self._hour[0].at_ms + HOUR_MS - now_ms) // 1000 + 1 if self._hour else 0
+            wait = f"some of it is free again in {until_s} s" if others else "it is more than the limit by itself"
+            raise SettlementError(
+                "spending_cap",
+                f"job {job_id} is to be paid {format_cyx(pay_base_units)} CYX; of the {format_cyx(self._limit)} CYX an "
+                f"hour (spend_per_hour_base_units in network.json) {format_cyx(others)} are used up; {wait}",
+            )
+
+    def add(self, line: dict[str, object]) -> None:
+        """One more line; in the file, but not on the disk before sync()."""
+        os.write(self._file, json.dumps(line).encode() + b"\n")
+        self._catch_up()
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+
+class Keeper:
+    """The keys, and what they may sign. now_ms: the wall clock."""
+
+    def __init__(self, seed: identity.Identity, network: NetworkFile, journal: Journal, now_ms: Callable[[], int]):
+        self._seed = seed
+        self._network = network
+        self._journal = journal
+        self._now_ms = now_ms
+        self._wallet = Wallet(seed.child("wallet"))
+        self._platform = Wallet(seed.child("platform")).address
+
+    def answer(self, asked: Ask) -> Answer:
+        try:
+            return Answer(asked.id, self._answer(asked.what))
+        except CyxError as error:
+            return Answer(asked.id, No(error.code, str(error)))
+
+    def _answer(self, what: Hello | Custody | Shape) -> Welcome | Address | Signed:
+        match what:
+            case Hello():
+                keys = {purpose: self._seed.child(purpose) for purpose in HANDED_OVER}
+                return Welcome(self._wallet.address, self._platform, keys)
+            case Custody(caller):
+                return Address(self._custody(caller).address)
+            case _:
+                return Signed(self._signed(what))
+
+    def _custody(self, caller: str) -> Wallet:
+        if not self._network.custodial_wallets:
+            raise SettlementError("signer_refused", "this network keeps no wallets for callers (custodial_wallets)")
+        return Wallet(self._seed.child(f"custody:{caller}"))
+
+    def _signed(self, shape: Shape) -> SignedTransaction:
+        with self._journal.alone():
+            line: dict[str, object] = {"at_ms": self._now_ms(), "shape": type(shape).__name__.lower()}
+            wallet = self._wallet
+            match shape:
+                case Settle():
+                    self._check_settle(shape)
+                    pay = sum(payee.pay_base_units for payee in shape.payees)
+                    self._journal.refuse_beyond_limit(shape.terms.job_id, pay, self._now_ms())
+                    paid = {payee.wallet: payee.pay_base_units for payee in shape.payees}
+                    line |= {"job_id": shape.terms.job_id, "pay_base_units": pay, "payees": paid}
+                case Deposit():
+                    wallet = self._custody(shape.caller)
+                    line |= {"job_id": shape.terms.job_id, "caller": shape.caller}
+                case MakeMint() | Faucet() if not self._network.faucet:
+                    raise SettlementError("signer_refused", "this network makes no money (faucet in network.json)")
+                case Faucet():
+                    line |= {"to": shape.to, "amount_base_units": shape.amount_base_units}
+            signed = sign_shape(wallet, shape)
+            self._journal.add(line | {"signature": signed.signature})
+            return signed
+
+    def _check_settle(self, shape: Settle) -> None:
+        """A settlement of another network, or for another platform, is none of ours."""
+        terms, network = shape.terms, self._network
+        for what, said, ours in (
+            ("authority", terms.authority, self._wallet.address),
+            ("platform", terms.platform, self._platform),
+            ("program", terms.program, network.escrow_program or LOCAL_PROGRAM),
+            ("mint", terms.mint, network.mint or terms.mint),
+        ):
+            if said != ours:
+                raise SettlementError("signer_refused", f"settle: expected the {what} {ours}, got {said}")
+
+
+def serve(read: Callable[[], bytes], write: Callable[[bytes], None], keeper: Keeper, sync: Callable[[], None]) -> None:
+    """Answer whoever asks until there is no more. What came together is brought to the disk together."""
+    waiting = b""
+    while some := read():
+        waiting += some
+        answers = []
+        while len(waiting) >= LENGTH_BYTES:
+            size = int.from_bytes(waiting[:LENGTH_BYTES], "big")
+            if size > LARGEST_FRAME:
+                return  # whoever says so does not speak as we do
+            if len(waiting) < LENGTH_BYTES + size:
+                break
+            body, waiting = waiting[LENGTH_BYTES : LENGTH_BYTES + size], waiting[LENGTH_BYTES + size :]
+            try:
+                answers.append(keeper.answer(ASKED.decode(body)))
+            except msgspec.MsgspecError as error:
+                answers.append(Answer(0, No("signer_refused", f"expected a question that this signer knows: {error}")))
+        if answers:
+            sync()
+            write(b"".join(map(frame, answers)))
+
+
+def _listen(path: Path, keeper: Keeper, sync: Callable[[], None]) -> None:
+    """Serve everybody who may open the socket: its file's permissions say who that is."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        old = os.umask(0o117)  # its owner and group
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(old)
+        listening.listen()
+        print(json.dumps({"ready": True, "socket": str(path)}), flush=True)
+        while True:
+            link, _ = listening.accept()
+            talk = (lambda link=link: link.recv(READ_BYTES), link.sendall, keeper, sync)
+            threading.Thread(target=serve, args=talk, daemon=True).start()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m cyxcentral.signer", description=__doc__.splitlines()[0])
+    parser.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="folder of the platform's key (default .cyx)")
+    parser.add_argument("--socket", type=Path, help="serve there, instead of standard input")
+    options = parser.parse_args(arguments)
+
+    def write(answers: bytes) -> None:
+        sys.stdout.buffer.write(answers)
+        sys.stdout.buffer.flush()
+
+    try:
+        network = read_network(options.dir)
+        seed = identity.load_or_create(options.dir / "central.key")
+        journal = Journal(options.dir / "signed.jsonl", network.spend_per_hour_base_units)
+    except (CyxError, OSError) as error:
+        if options.socket is None:
+            write(frame(Answer(0, No("cannot_start", str(error)))))
+        else:
+            print(f"cyxcentral.signer: {error}", file=sys.stderr)
+        return 1
+    keeper = Keeper(seed, network, journal, lambda: time.time_ns() // 1_000_000)
+    try:
+        if options.socket is not None:
+            _listen(options.socket, keeper, journal.sync)
+        serve(lambda: os.read(0, READ_BYTES), write, keeper, journal.sync)
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass
+    except OSError as error:
+        print(f"cyxcentral.signer: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The process that holds the platform's keys: what it signs, what it refuses, and that nobody else has them."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral.keys import Keys, SignerError
+from cyxcentral.signer import HOUR_MS, Ask, Custody, Hello, Journal, Keeper, No, Signed, Welcome
+from cyxnet.config import NetworkFile, write_network
+from cyxnet.escrow import DEADLINE_S, check_deposit, escrow_terms, mint_address, paid_by
+from cyxnet.identity import Identity, load_or_create
+from cyxnet.instructions import SettlementError
+from cyxnet.local import LocalNetwork
+from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle
+from cyxnet.wallet import Wallet
+from tests.central import facts as f
+
+SEED = Identity(b"s" * 32)
+AUTHORITY, PLATFORM = (Wallet(SEED.child(purpose)) for purpose in ("wallet", "platform"))
+CLIENT, NODE = Wallet(b"c" * 32), Wallet(b"n" * 32)
+BLOCKHASH = "4uQeVj5tqViQh7yWWGStvkEG1Zmhx6uasJtWCJziofM"
+
+
+def network(**changes):
+    urls = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url"), "")
+    return NetworkFile(network_id="n", chain_url="http://127.0.0.1:1", **urls, **changes)
+
+
+def terms(job_id="job-1", **changes):
+    fields = {"authority": AUTHORITY.address, "client": CLIENT.address, "platform": PLATFORM.address}
+    return escrow_terms(
+        **(fields | {"mint": mint_address(AUTHORITY.address), "amount_base_units": f.AMOUNT} | changes),
+        job_id=job_id,
+        fee_basis_points=1000,
+        deadline_s=DEADLINE_S,
+    )
+
+
+def settle(job_id="job-1", pay=f.AMOUNT, **changes):
+    return Settle(
+        terms=terms(job_id, **changes),
+        payees=[f.payee(pay, NODE.address)] if pay else [],
+        balance_base_units=f.AMOUNT,
+        blockhash=BLOCKHASH,
+        last_valid_block_height=9,
+    )
+
+
+class Bench:
+    """A keeper with a clock that a test sets."""
+
+    def __init__(self, folder, **changes):
+        self.folder, self.changes, self.now_ms = folder, changes, 10**12
+        self.begin()
+
+    def begin(self):
+        made = network(**self.changes)
+        journal = Journal(self.folder / "signed.jsonl", made.spend_per_hour_base_units)
+        self.keeper = Keeper(SEED, made, journal, lambda: self.now_ms)
+
+    def ask(self, what):
+        return self.keeper.answer(Ask(7, what)).what
+
+
+def test_a_settlement_is_built_here_from_its_facts_and_signed(tmp_path):
+    bench, shape = Bench(tmp_path), settle()
+    answer = bench.ask(shape)
+    assert isinstance(answer, Signed)
+    assert paid_by(answer.signed.transaction, shape.terms) == [(NODE.address, f.AMOUNT)]
+    [line] = [json.loads(line) for line in (tmp_path / "signed.jsonl").read_text().splitlines()]
+    assert (line["shape"], line["job_id"], line["payees"]) == ("settle", "job-1", {NODE.address: f.AMOUNT})
+    assert line["signature"] == answer.signed.signature
+
+
+STRANGER = Wallet(b"x" * 32).address
+
+
+@pytest.mark.parametrize(
+    ("shape", "complaint"),
+    [
+        (settle(platform=STRANGER), "expected the platform"),
+        (settle(authority=STRANGER), "expected the authority"),
+        (settle(program=STRANGER), "expected the program"),
+        (settle(pay=f.AMOUNT + 1), "payments of 1 to"),
+        (replace(settle(), balance_base_units=1), "in escrow"),
+        (Deposit(caller="me", terms=terms(), blockhash=BLOCKHASH, last_valid_block_height=9), "expected the wallet"),
+    ],
+)
+def test_what_is_not_of_this_network_is_refused_and_not_written_down(tmp_path, shape, complaint):
+    answer = Bench(tmp_path).ask(shape)
+    assert isinstance(answer, No) and complaint in answer.message
+    assert (tmp_path / "signed.jsonl").read_bytes() == b""
+
+
+def test_where_money_is_real_none_is_made_and_no_wallets_are_kept(tmp_path):
+    bench = Bench(tmp_path, faucet=False, custodial_wallets=False)
+    place = {"blockhash": BLOCKHASH, "last_valid_block_height": 9}
+    shapes = [MakeMint(**place), Faucet(mint=STRANGER, to=STRANGER, amount_base_units=5, **place), Custody("me")]
+    for shape in shapes:
+        assert bench.ask(shape).code == "signer_refused"
+
+
+def test_a_caller_pays_from_its_own_wallet_only(tmp_path):
+    bench = Bench(tmp_path)
+    mine = bench.ask(Custody("me")).address
+    deposit = Deposit(caller="me", terms=terms(client=mine), blockhash=BLOCKHASH, last_valid_block_height=9)
+    assert check_deposit(bench.ask(deposit).signed.transaction, deposit.terms)
+    assert bench.ask(replace(deposit, caller="you")).code == "bad_terms"
+
+
+def test_beyond_the_limit_nothing_is_signed_until_an_hour_has_passed_also_by_another_signer(tmp_path):
+    bench = Bench(tmp_path, spend_per_hour_base_units=2 * f.AMOUNT)
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    bench.now_ms += HOUR_MS // 2
+    assert isinstance(bench.ask(settle("job-2")), Signed)
+    assert isinstance(bench.ask(settle("job-2")), Signed)  # again, because the first one expired: it is one payment
+    refused = bench.ask(settle("job-3", pay=1))
+    assert (refused.code, "1800 s" in refused.message or "1801 s" in refused.message) == ("spending_cap", True)
+    assert isinstance(bench.ask(settle("job-3", pay=0)), Signed)  # a refund spends nothing
+    other = Bench(tmp_path, spend_per_hour_base_units=2 * f.AMOUNT)
+    other.now_ms = bench.now_ms
+    assert other.ask(settle("job-3", pay=1)).code == "spending_cap"
+    other.now_ms += HOUR_MS // 2
+    assert isinstance(other.ask(settle("job-3", pay=1)), Signed)
+    bench.now_ms = other.now_ms
+    assert bench.ask(settle("job-4", pay=f.AMOUNT)).code == "spending_cap"  # it has read what the other signed
+    assert bench.ask(settle("job-5", pay=f.AMOUNT)).code == "spending_cap"
+
+
+def test_a_line_that_a_crash_cut_off_hides_no_other(tmp_path):
+    bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
+    (tmp_path / "signed.jsonl").write_bytes(b'{"at_ms": 1000000000000, "job_id": "jo\n')
+    bench.begin()
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    bench.begin()
+    assert bench.ask(settle("job-2")).code == "spending_cap"
+
+
+def test_only_keys_that_own_nothing_are_handed_over(tmp_path):
+    welcome = Bench(tmp_path).ask(Hello())
+    assert isinstance(welcome, Welcome)
+    assert (welcome.address, welcome.platform) == (AUTHORITY.address, PLATFORM.address)
+    money = {SEED.seed, *(SEED.child(purpose) for purpose in ("wallet", "platform", "sign", "custody:me"))}
+    assert not money & set(welcome.keys.values())
+    assert all(each not in msgspec.msgpack.encode(welcome) for each in money)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_network(tmp_path, network(spend_per_hour_base_units=f.AMOUNT))
+    return tmp_path
+
+
+async def test_a_signer_that_dies_is_started_again_with_the_next_question(folder):
+    keys = await Keys.open(folder)
+    first = await keys.wallet.signed(MakeMint(blockhash=BLOCKHASH, last_valid_block_height=9))
+    child = keys._child
+    child.send_signal(signal.SIGKILL)
+    await child.wait()
+    await asyncio.gather(keys._listening, return_exceptions=True)
+    again = await keys.wallet.signed(MakeMint(blockhash=BLOCKHASH, last_valid_block_height=9))
+    assert again == first and keys._child.pid != child.pid
+    mine = await keys.custody("me")
+    assert mine.address == Wallet(load_or_create(folder / "central.key").child("custody:me")).address
+    await keys.close()
+    assert keys._child is None
+
+
+async def test_a_signer_whose_key_file_cannot_be_used_says_so(folder):
+    load_or_create(folder / "central.key")
+    (folder / "central.key").chmod(0o644)
+    with pytest.raises(SignerError, match="chmod 600"):
+        await Keys.open(folder)
+
+
+async def test_a_signer_of_its_own_is_asked_through_its_socket(folder):
+    path = folder / "signer.sock"
+    with pytest.raises(SignerError, match="--socket"):
+        await Keys.open(folder, str(path))
+    command = [sys.executable, "-m", "cyxcentral.signer", "--dir", str(folder), "--socket", str(path)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert json.loads(await process.stdout.readline())["ready"]
+    assert path.stat().st_mode & 0o007 == 0
+    one, two = await Keys.open(folder, str(path)), await Keys.open(folder, str(path))
+    shape = MakeMint(blockhash=BLOCKHASH, last_valid_block_height=9)
+    assert await one.wallet.signed(shape) == await two.wallet.signed(shape)
+    with pytest.raises(SettlementError, match="expected the authority"):
+        await one.wallet.signed(settle())
+    process.kill()
+    await process.wait()
+    await asyncio.gather(one._listening, two._listening, return_exceptions=True)
+    with pytest.raises(SettlementError, match="cannot be reached"):
+        await one.wallet.signed(shape)
+    await one.close()
+    await two.close()
+
+
+def holds(pid, secrets):
+    """Which of these bytes are anywhere in the memory of a process."""
+    found = set()
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            span, rights = line.split()[:2]
+            if not rights.startswith("rw"):
+                continue
+            first, last = (int(each, 16) for each in span.split("-"))
+            try:
+                memory.seek(first)
+                content = memory.read(last - first)
+            except OSError:
+                continue
+            found |= {name for name, secret in secrets.items() if secret in content}
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads another process's memory in /proc")
+async def test_no_key_of_the_platform_is_in_centrals_memory(tmp_path):
+    async with LocalNetwork(tmp_path / "net", nodes=0) as running:
+        keys = load_or_create(tmp_path / "net" / "central.key")
+        secrets = {purpose: keys.child(purpose) for purpose in ("wallet", "platform", "nats-issuer")}
+        secrets["seed"] = keys.seed
+        central = running.process_ids["central"]
+        [signer] = [
+            int(pid)
+            for pid in os.listdir("/proc")
+            if pid.isdigit() and str(central) == parent_of(pid) and "cyxcentral.signer" in words_of(pid)
+        ]
+        assert {"seed", "wallet"} <= holds(signer, secrets)  # else the search would prove nothing
+        assert holds(central, secrets) == {"nats-issuer"}  # which owns no money
+
+
+def parent_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[1]
+    except OSError:
+        return ""
+
+
+def words_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as line:
+            return line.read()
+    except OSError:
+        return ""
