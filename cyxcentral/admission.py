@@ -13,11 +13,11 @@ import binascii
 from collections.abc import Callable, Collection
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec import Struct
 
 from cyxcentral import nodes
 from cyxnet.credentials import USER, bound_node, caller_id, nkey_bytes
+from cyxnet.identity import ed25519_key
 from cyxnet.subjects import Role
 
 
@@ -72,7 +72,7 @@ def _unproved(proof: Proof) -> str | None:
     if not proof.nkey or not proof.nonce:
         return "no nkey was shown: connect with a key, not with a name and password"
     try:
-        key = Ed25519PublicKey.from_public_bytes(nkey_bytes(USER, proof.nkey))
+        key = ed25519_key(nkey_bytes(USER, proof.nkey))
         key.verify(base64.b64decode(_padded(proof.sig), validate=True), proof.nonce.encode())
     except (ValueError, binascii.Error, InvalidSignature):
         return f"the nonce is not signed by {proof.nkey[:60]}"

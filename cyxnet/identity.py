@@ -18,7 +18,22 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cyxnet import sealing
 from cyxnet.sealing import SEED_BYTES, IdentityError
 
-__all__ = ["Identity", "IdentityError", "keep", "key_id", "load", "load_or_create", "put_aside", "verify"]
+__all__ = [
+    "Identity",
+    "IdentityError",
+    "ed25519_key",
+    "keep",
+    "key_id",
+    "load",
+    "load_or_create",
+    "put_aside",
+    "verify",
+]
+
+
+_P = 2**255 - 19  # of the field (RFC 8032, 5.1)
+_EIGHTH = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7  # y of points of order 8; the other is -y
+_SMALL_ORDER_Y = frozenset({0, 1, _P - 1, _EIGHTH, _P - _EIGHTH})
 
 
 class Identity:
@@ -54,10 +69,25 @@ def key_id(public_key: str) -> str:
     return hashlib.sha256(bytes.fromhex(public_key)).hexdigest()[:10]
 
 
+def ed25519_key(public_key: bytes) -> Ed25519PublicKey:
+    """The key of 32 bytes. Raises ValueError for what is none, and for a key that proves nothing.
+
+    For the eight points of small order (and some other way to write them) a signature of any message can be made
+    without a secret, and OpenSSL takes it (RFC 8032 leaves it to the caller; see Chalkias et al., "Taming the Many
+    EdDSAs", 2020). And each key is to have one form, because ids are digests of it.
+    """
+    y = int.from_bytes(public_key, "little") & (2**255 - 1)
+    if y >= _P:
+        raise ValueError("the key is not reduced: it is another way to write a key")
+    if y in _SMALL_ORDER_Y:
+        raise ValueError("the key is a point of small order: anybody could sign for it")
+    return Ed25519PublicKey.from_public_bytes(public_key)
+
+
 def verify(public_key: str, message: bytes, signature: str) -> bool:
     """True when `signature` (hex) is that of `public_key` (hex) over `message`."""
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(bytes.fromhex(signature), message)
+        ed25519_key(bytes.fromhex(public_key)).verify(bytes.fromhex(signature), message)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cyxcore.errors import CyxError
+from cyxnet.identity import ed25519_key
 
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 BASE58_VALUES = {letter: value for value, letter in enumerate(BASE58)}
@@ -57,7 +58,7 @@ def verify(public_key: str, message: bytes, signature: bytes) -> bool:
     """
     try:
         key = bytes.fromhex(public_key) if len(public_key) == 64 else base58_decode(public_key)
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+        ed25519_key(key).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -77,3 +77,22 @@ def test_the_page_of_layers_lists_every_kind_with_its_options():
     listed = re.findall(r"^\| (\w+) \| (.*) \|$", (ROOT / "docs" / "layers.md").read_text(), re.M)
     options = {kind: re.findall(r"(\w+)(?:\*\*| =)", text) for kind, text in listed if kind != "kind"}
     assert options == {kind: list(layer.options) for kind, layer in LAYERS.items()}
+
+
+def test_every_test_that_the_security_page_names_exists():
+    page = (ROOT / "docs" / "security.md").read_text()
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.M)
+    }
+    assert sorted(set(re.findall(r"`(test_[a-z0-9_]+)`", page)) - there) == []
+    assert [path for path in re.findall(r"`(tests/[\w/.]+)`", page) if not (ROOT / path).exists()] == []
+
+
+def test_every_row_of_the_threats_names_its_test_or_says_that_it_is_open():
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| (T[0-9]+) \|.*\| (.*) \|$", page, re.M)
+    assert [number for number, _ in rows] == [f"T{number}" for number in range(1, 43)]
+    for number, shown in rows:
+        assert "`test" in shown or "open" in shown or "not built" in shown, number

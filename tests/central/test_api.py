@@ -269,3 +269,18 @@ async def test_a_repeated_submit_is_known_even_where_it_looks_wrong_because_the_
     await other.edge._nc.flush()
     await go_on()
     assert (await asking).duplicate
+
+
+@pytest.mark.parametrize("other", ["job", "caller", "payer"])
+async def test_the_id_of_a_job_stands_for_no_other_job_caller_or_payer(central, other):
+    await central.job("job-1")
+    api, taken = api_of(central), central.world.jobs["job-1"].job
+    ask = m.SubmitRequest(job_id="job-1", job=taken)
+    assert (await api._submit("alice", ask)).duplicate
+    if other == "job":
+        ask = replace(ask, job=replace(taken, amount_base_units=taken.amount_base_units + 1))
+    if other == "payer":
+        ask = replace(ask, payment=m.Payment(client="M" * 43, deposit=f.signed()))
+    with pytest.raises(ApiError, match="job-1 stands for another job") as refused:
+        await api._submit("mallory" if other == "caller" else "alice", ask)
+    assert (refused.value.code, refused.value.status) == ("job_id_taken", 409)

@@ -130,6 +130,7 @@ def spoken(role):
         "_INBOX.x",
         "$JS.API.INFO",
         "$JS.API.STREAM.INFO.CYX_EVENTS",
+        "$JS.ACK.CYX_EVENTS.x.1.1.1.1.1",
         "$KV.x.y",
         "$O.x.y",
         "$SYS.REQ.SERVER.PING",
@@ -330,6 +331,20 @@ async def test_a_connection_too_many_that_another_central_let_in_is_thrown_out(n
     await system.close()
 
 
+async def test_connections_that_say_nothing_keep_nobody_out_and_are_ended(network, join):
+    async with contextlib.AsyncExitStack() as stack:
+        silent = []
+        for _ in range(100):
+            reader, writer = await asyncio.open_connection("127.0.0.1", network[0].port)
+            stack.callback(writer.close)
+            silent.append(reader)
+        alice = await join(ALICE)
+        await alice.round_trip()
+        async with asyncio.timeout(30):
+            for reader in silent:
+                assert b"Authentication Timeout" in await reader.read()  # to the end: the broker hung up
+
+
 async def test_subscriptions_beyond_the_limit_are_refused_and_the_link_stays(network, join):
     # nats-server does not apply the limits in the answer of an auth callout
     client, said = await join(ALICE), asyncio.Event()
@@ -409,6 +424,11 @@ WRONG = {
     "no base 64": proof(ALICE, sig="ä"),
     "an account's key": proof(ALICE, nkey=c.nkey(c.ACCOUNT, c.nkey_bytes(c.USER, ALICE.nkey))),
     "a key with a typo": proof(ALICE, nkey=ALICE.nkey[:-1] + ("A" if ALICE.nkey[-1] != "A" else "B")),
+    "a key of small order, for which anybody signs": proof(
+        ALICE,
+        nkey=c.nkey(c.USER, bytes([1]) + bytes(31)),
+        sig=base64.b64encode(bytes([1]) + bytes(63)).decode(),
+    ),
     "another node's token": proof(ONE, auth_token=TWO.token),
     "a token that is none": proof(ONE, auth_token="{}"),
     "a token too deep": proof(ONE, auth_token="[" * 100_000),
