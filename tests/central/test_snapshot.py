@@ -12,7 +12,19 @@ from cyxnet.bus import Bus
 from tests.central.histories import HISTORIES, fold, records_of
 from tests.central.test_readahead import submitted
 
-FOLDED = ("jobs", "nodes", "mints", "last_seq", "last_sha256", "damaged", "why_damaged", "seq", "sha256", "quarantined")
+FOLDED = (
+    "jobs",
+    "nodes",
+    "mints",
+    "payouts",
+    "last_seq",
+    "last_sha256",
+    "damaged",
+    "why_damaged",
+    "seq",
+    "sha256",
+    "quarantined",
+)
 LOG = records_of(HISTORIES["a retry on another node goes on from the checkpoint and both are paid"])
 
 
@@ -44,6 +56,12 @@ async def test_whatever_the_moment_the_rest_of_the_log_leads_to_the_same_world(n
         for each in stored[count:]:
             world.apply(each.seq, each.subject, read(each.payload), hashlib.sha256(each.payload).digest())
         assert state(world) == state(fold(stored))
+
+
+def test_whatever_a_world_learns_to_remember_is_in_a_snapshot_or_follows_from_it():
+    asked_for_anew = {"_weights", "_matching", "_changed_jobs", "_changed_nodes", "_happens"}
+    follows = {"active", "suspects", "held", "promised_bytes", "_chained"}  # compared by `state`
+    assert set(vars(World())) == {*FOLDED, *follows, *asked_for_anew}, "teach cyxcentral/snapshot.py, then name it here"
 
 
 async def test_a_copy_stays_what_it_was():
