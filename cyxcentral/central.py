@@ -183,7 +183,8 @@ class Central:
             self.door.open()  # it is known who is banned; who comes in now finds the rest ready in a moment
         await self.blobs.open(network.replicas)
         await self.telemetry.start(*self.ledger.place(subjects.TELEMETRY), network.replicas)
-        self._edge.limit(Rate(per_s=network.requests_per_s, burst=2 * network.requests_per_s))
+        rates = {"api": network.requests_per_s, "node": network.node_messages_per_s}
+        self._edge.limit({family: Rate(per_s=rate, burst=rate) for family, rate in rates.items()}, self._flooded)
         await self.dispatch.start()
         self.payments.resume()
         self.audit.begin()
@@ -231,7 +232,15 @@ class Central:
 
     def _admit(self, proof: admission.Proof) -> admission.Admitted | admission.Refused:
         network, now_ms = self.settings.network, self.events.machine.wall_ms()
-        return admission.decide(proof, self.world.nodes.get, network.operators, network.session_s, now_ms)
+        who = admission.decide(proof, self.world.nodes.get, network.operators, network.session_s, now_ms)
+        if isinstance(who, admission.Admitted) and self._edge.shut_out(who.identity):
+            return admission.Refused(reason=f"{who.identity} has flooded this central a moment ago")
+        return who
+
+    def _flooded(self, identity: str) -> None:
+        """The broker passes on whatever it is sent: to be rid of a flood, its sender has to go."""
+        if self.door:
+            self._later(self.door.throw_out(identity))
 
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""

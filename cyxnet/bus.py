@@ -30,7 +30,7 @@ from cyxnet.follower import STALL_S, Follower
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Mux
 from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, NotAdmitted, NotTrusted, StorageFull, Stored
-from cyxnet.ratelimit import Rate, RateLimiter
+from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,13 @@ REQUEST_TIMEOUT_S = 5.0
 APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
 NO_SUCH_MESSAGE = (10037, 10057)  # JetStream's codes for it
 STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 25.0  # an election takes up to nine seconds
-MAX_REQUESTS_IN_FLIGHT = 512
+MAX_REQUESTS_IN_FLIGHT = 1024  # of which one caller gets half at the most
 DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: they are large, and the asker is unknown
 DISCOVERY_BY_ALL = Rate(per_s=200, burst=400)
+DISCOVERY_CLOSED_S = 5.0  # when many more ask
+SHUT_OUT_S = 60.0  # who floods
+PATIENCE = Rate(per_s=500, burst=500)  # with who goes on although refused
+COSTS_ONE_MORE_BYTES = {"api": 65_536, "node": 8_192}  # so large a message counts as two; nodes send data as "api"
 MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
 _WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
 # No room: of the whole store, of the account, of this stream (or of the disk, which the store finds out).
@@ -65,11 +69,16 @@ class Bus:
         self._nc = connection
         self._js = connection.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: set[asyncio.Task[None]] = set()
         self._services: list[Any] = []
-        self._limiter: RateLimiter | None = None
+        self._limiters: dict[str, RateLimiter] = {}
+        self._floods: Floods | None = None
+        self._on_flood: Callable[[str], None] = lambda identity: None
         self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
+        self._discovery_floods = Floods(PATIENCE, DISCOVERY_CLOSED_S)
         self._asking = 0  # requests that wait for their answer
         self._renewing: asyncio.Task[None] | None = None
+        self.passed_over = 0  # messages of who speaks too often, or for which there was no room
         self.foreign_replies = 0  # requests whose answer would have gone to somebody else
         self._followers: list[Follower] = []
         self._mux = Mux(connection, APPEND_TIMEOUT_S)
@@ -192,13 +201,38 @@ class Bus:
         """How many requests are being answered here now."""
         return len(self._tasks)
 
-    def limit(self, rate: Rate) -> None:
-        """From now on, each sender (the fourth token of a subject) is answered at most at this rate."""
-        self._limiter = RateLimiter(rate)
+    def limit(self, rates: dict[str, Rate], on_flood: Callable[[str], None] = lambda identity: None) -> None:
+        """From now on, each sender is answered at most at this rate. rates: by what he sends, the third token of a
 
-    def over_limit_ms(self, identity: str) -> int:
-        """0 when this sender may go on (and is charged for it), else how long it has to wait."""
-        return self._limiter.wait_ms(identity, asyncio.get_running_loop().time()) if self._limiter else 0
+        subject ("api", "node"); the fourth names him. on_flood: told of a sender who goes on although refused. He is
+        not even answered from then on, for SHUT_OUT_S.
+        """
+        self._limiters = {family: RateLimiter(rate) for family, rate in rates.items()}
+        self._floods, self._on_flood = Floods(PATIENCE, SHUT_OUT_S), on_flood
+
+    def shut_out(self, identity: str) -> bool:
+        """Whether this sender has flooded us a short while ago."""
+        return self._floods is not None and self._floods.is_out(identity, asyncio.get_running_loop().time())
+
+    def _wait_ms(self, message: Message) -> int:
+        """0 when the sender of this message may go on (and is charged for it), else how long he has to wait.
+
+        A large message counts as several.
+        """
+        _, _, family, identity, *_ = message.subject.split(".")
+        limiter = self._limiters.get(family)
+        if limiter is None:
+            return 0
+        cost = _cost(message)
+        wait_ms = limiter.wait_ms(identity, asyncio.get_running_loop().time(), cost)
+        if wait_ms:
+            self._refused(identity, cost)
+        return wait_ms
+
+    def _refused(self, identity: str, cost: float = 1.0) -> None:
+        if self._floods and self._floods.refused(identity, asyncio.get_running_loop().time(), cost):
+            log.warning("%s floods: it is not heard for %g s", identity, SHUT_OUT_S)
+            self._on_flood(identity)
 
     async def close(self) -> None:
         if self._renewing:
@@ -206,7 +240,7 @@ class Bus:
         for follower in self._followers:
             follower.close()
         self._mux.close()
-        for task in self._tasks:
+        for task in (*self._tasks, *self._workers):
             task.cancel()
         for subscription in self._services:
             with contextlib.suppress(Exception):
@@ -241,8 +275,16 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
 
-    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "", max_pending: int = 65_536) -> Any:
-        """Call handler(subject, payload, headers) for each message, in order. An exception there is logged."""
+    async def subscribe(
+        self, subject: str, handler: Handler, *, queue: str = "", max_pending: int = 65_536, strangers: bool = False
+    ) -> Any:
+        """Call handler(subject, payload, headers) for each message, in order. An exception there is logged.
+
+        strangers: many may speak here: who speaks too often is passed over, and what comes while `max_pending` messages
+        wait is dropped.
+        """
+        if strangers:
+            return await self._listen_to_strangers(subject, handler, queue, max_pending)
 
         async def deliver(message: Msg) -> None:
             try:
@@ -251,6 +293,29 @@ class Bus:
                 log.exception("handler of %s failed", message.subject)
 
         subscription = await self._nc.subscribe(subject, queue=queue, cb=deliver, pending_msgs_limit=max_pending)
+        await self.round_trip()
+        return subscription
+
+    async def _listen_to_strangers(self, subject: str, handler: Handler, queue: str, max_pending: int) -> Any:
+        waiting: asyncio.Queue[Message] = asyncio.Queue(max_pending)
+
+        async def work() -> None:
+            while True:
+                message = await waiting.get()
+                try:
+                    await handler(message.subject, message.data, message.headers)
+                except Exception:
+                    log.exception("handler of %s failed", message.subject)
+
+        def take(message: Message) -> None:
+            if self.shut_out(message.subject.split(".")[3]) or self._wait_ms(message) or waiting.full():
+                self.passed_over += 1
+            else:
+                waiting.put_nowait(message)
+
+        worker = asyncio.get_running_loop().create_task(work())
+        self._workers.add(worker)
+        subscription = await self._nc.listen(subject, take, queue)
         await self.round_trip()
         return subscription
 
@@ -302,7 +367,7 @@ class Bus:
         strangers: many may ask here, and each is answered in its own inbox only.
         Every subject served has its own limit of requests in flight: a flood on one of them starves no other.
         """
-        in_flight: set[asyncio.Task[None]] = set()
+        places = Places(MAX_REQUESTS_IN_FLIGHT)
 
         async def work(message: Message) -> None:
             try:
@@ -313,12 +378,15 @@ class Bus:
                 self._refuse(message, error)
 
         def take(message: Message) -> None:
-            if strangers and not self._own_inbox(message):
-                return
-            if message.reply and (why_not := self._no_room(message.subject, in_flight)):
+            asker = message.subject.split(".")[3]
+            if self.shut_out(asker):
+                self.passed_over += 1
+            elif not message.reply or strangers and not self._own_inbox(message):
+                self._refused(asker)  # it counts although nobody is told: a flood may want no answer
+            elif why_not := self._no_room(message, asker, places):
                 self._refuse(message, why_not)
-            elif message.reply:
-                self._spawn(work(message), in_flight)
+            else:
+                self._spawn(work(message), asker, places, _cost(message))
 
         await self._nc.listen(subject, take)
         await self.round_trip()
@@ -343,7 +411,7 @@ class Bus:
 
         Each request is a task of its own, at most MAX_REQUESTS_IN_FLIGHT at a time; one more is refused with 429.
         """
-        in_flight: set[asyncio.Task[None]] = set()
+        places = Places(MAX_REQUESTS_IN_FLIGHT)
         service = Service(
             id=self._nc._nuid.next().decode(),
             name=subjects.SERVICE_NAME,
@@ -355,31 +423,52 @@ class Bus:
             verb = subjects.VERBS[name]
             endpoint = Endpoint(name=name.replace(".", "-"), subject=subjects.api("*", name), metadata=_describe(verb))
             service.endpoints.append(endpoint)
-            take = self._endpoint(verb, handler, endpoint, in_flight)
+            take = self._endpoint(verb, handler, endpoint, places)
             self._services.append(await self._nc.listen(endpoint.subject, take, QUEUE))
-        for question in TYPES:
-            for subject in service.subjects(question):
-                self._services.append(await self._nc.listen(subject, self._discovery(service, question)))
+        await self._open_discovery(service)
         await self.round_trip()  # else an early caller meets NoResponders
 
-    def _discovery(self, service: Service, question: str) -> Take:
-        def take(message: Message) -> None:
-            # See _own_inbox. Who asks is not in this subject: no inbox is flooded with what somebody else asked for
-            whose, now_s = message.reply.partition(".")[0], asyncio.get_running_loop().time()
-            if not whose.startswith(subjects.inbox("")) or self._discovered.wait_ms(whose, now_s):
-                return
-            if not self._discovered_by_all.wait_ms("", now_s):
-                with contextlib.suppress(nats.errors.Error, OSError):
-                    self._nc.send(message.reply, service.answer(question))
+    async def _open_discovery(self, service: Service) -> None:
+        """Answer who asks what is served here. When too many do, nobody listens for a while: the broker drops it then.
 
-        return take
+        Anybody may ask, and nothing in the question tells who did, so it cannot be told who has to go.
+        """
+        loop, opened = asyncio.get_running_loop(), list[Any]()
+
+        async def close() -> None:
+            log.warning("discovery is flooded: it is closed for %g s", DISCOVERY_CLOSED_S)
+            for subscription in opened:
+                self._services.remove(subscription)
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await subscription.unsubscribe()
+            await asyncio.sleep(DISCOVERY_CLOSED_S)
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self._open_discovery(service)
+
+        def answers(question: str) -> Take:
+            def take(message: Message) -> None:
+                # See _own_inbox. Who asks is not in this subject: no inbox is flooded with what somebody else asked for
+                whose, now_s = message.reply.partition(".")[0], loop.time()
+                wanted = whose.startswith(subjects.inbox("")) and not self._discovered.wait_ms(whose, now_s)
+                if wanted and not self._discovered_by_all.wait_ms("", now_s):
+                    with contextlib.suppress(nats.errors.Error, OSError):
+                        self._nc.send(message.reply, service.answer(question))
+                elif self._discovery_floods.refused("", now_s):
+                    self._workers.add(loop.create_task(close()))
+
+            return take
+
+        for question in TYPES:
+            for subject in service.subjects(question):
+                opened.append(await self._nc.listen(subject, answers(question)))
+        self._services += opened
 
     def _endpoint(
         self,
         verb: subjects.Verb,
         handler: Callable[[str, Any], Awaitable[Any]],
         endpoint: Endpoint,
-        in_flight: "set[asyncio.Task[None]]",
+        places: Places,
     ) -> Take:
         async def work(message: Message) -> None:
             begun_ns = time.perf_counter_ns()
@@ -409,13 +498,16 @@ class Bus:
                 endpoint.ended(time.perf_counter_ns() - begun_ns, error)
 
         def take(message: Message) -> None:
-            if not message.reply or not self._own_inbox(message):
-                return
-            if why_not := self._no_room(message.subject, in_flight):
+            asker = message.subject.split(".")[3]
+            if self.shut_out(asker):
+                self.passed_over += 1
+            elif not message.reply or not self._own_inbox(message):
+                self._refused(asker)
+            elif why_not := self._no_room(message, asker, places):
                 self._refuse(message, why_not)
                 endpoint.ended(0, why_not)
             else:
-                self._spawn(work(message), in_flight)
+                self._spawn(work(message), asker, places, _cost(message))
 
         return take
 
@@ -437,12 +529,12 @@ class Bus:
             )
         return False
 
-    def _no_room(self, subject: str, in_flight: "set[asyncio.Task[None]]") -> ApiError | None:
-        """Why a request is not even looked at now: its sender asks too much, or all do together."""
-        identity = subject.split(".")[3]
-        if wait_ms := self.over_limit_ms(identity):
+    def _no_room(self, message: Message, identity: str, places: Places) -> ApiError | None:
+        """Why a request is not even looked at now: its sender asks too much, or all do. None: it has a place."""
+        if wait_ms := self._wait_ms(message):
             return ApiError("rate_limited", f"{identity} asks too often; again in {wait_ms} ms", 429, wait_ms)
-        if len(in_flight) >= MAX_REQUESTS_IN_FLIGHT:
+        if not places.take(identity, _cost(message)):
+            self._refused(identity, _cost(message))
             return ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
         return None
 
@@ -467,14 +559,13 @@ class Bus:
         with contextlib.suppress(Exception):
             self._nc.send(message.reply, encode(body, JSON), block=block_of(headers))
 
-    def _spawn(self, work: Any, in_flight: "set[asyncio.Task[None]]") -> None:
+    def _spawn(self, work: Any, identity: str, places: Places, cost: int) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        in_flight.add(task)
 
         def ended(task: "asyncio.Task[None]") -> None:
             self._tasks.discard(task)
-            in_flight.discard(task)
+            places.give_back(identity, cost)
 
         task.add_done_callback(ended)
 
@@ -754,6 +845,11 @@ async def _until_first(connecting: "asyncio.Future[Any]", failed: asyncio.Event,
         await asyncio.wait({connecting, failure}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         failure.cancel()
+
+
+def _cost(message: Message) -> int:
+    """As how many messages it counts: a large one takes as much memory and time as several."""
+    return 1 + len(message.data) // COSTS_ONE_MORE_BYTES.get(message.subject.split(".", 3)[2], 2**31)
 
 
 def _content_type(message: Message) -> str:

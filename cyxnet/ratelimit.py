@@ -1,6 +1,8 @@
-"""How much one identity may ask for: a token bucket each. Pure: the caller brings the time."""
+"""How much one identity may ask for: a token bucket each, a share of the places, and an end to who floods. Pure: the
+caller brings the time.
+"""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from msgspec import Struct
 
@@ -34,3 +36,56 @@ class RateLimiter:
         if len(self._buckets) > self._identities:
             self._buckets.popitem(last=False)
         return int(1000 * missing / self._rate.per_s) + 1 if missing > 0 else 0
+
+
+class Floods:
+    """Who asks on and on although refused: when his refusals alone exceed the rate, he is shut out for a while."""
+
+    def __init__(self, rate: Rate, out_s: float, identities: int = IDENTITIES):
+        self._refusals = RateLimiter(rate, identities)
+        self._out_s = out_s
+        self._identities = identities
+        self._until_s: OrderedDict[str, float] = OrderedDict()
+
+    def refused(self, identity: str, now_s: float, cost: float = 1.0) -> bool:
+        """Another request of his was refused. True when that makes it a flood: once, until he is let in again."""
+        if self.is_out(identity, now_s) or not self._refusals.wait_ms(identity, now_s, cost):
+            return False
+        self._until_s[identity] = now_s + self._out_s
+        if len(self._until_s) > self._identities:
+            self._until_s.popitem(last=False)
+        return True
+
+    def is_out(self, identity: str, now_s: float) -> bool:
+        until_s = self._until_s.get(identity)
+        if until_s is None or until_s > now_s:
+            return until_s is not None
+        del self._until_s[identity]
+        return False
+
+
+class Places:
+    """Room for so many things at a time. Nobody gets more places than are left, so somebody else always gets one:
+
+    one alone gets half of them, two get a third each, and so on.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._taken: Counter[str] = Counter()
+        self.total = 0
+
+    def take(self, identity: str, count: int = 1) -> bool:
+        """Whether there is room for him; he has so many places then. Who has none gets them although they are many."""
+        taken = self._taken.get(identity, 0)
+        if taken >= self._most - self.total or (taken and taken + count > self._most - self.total):
+            return False
+        self._taken[identity] += count
+        self.total += count
+        return True
+
+    def give_back(self, identity: str, count: int = 1) -> None:
+        self.total -= count
+        self._taken[identity] -= count
+        if not self._taken[identity]:
+            del self._taken[identity]

@@ -1,32 +1,41 @@
 """Metrics on their way to central: sent once, never waited for. A lost link costs some; training never pauses.
 
-The newest epoch of each run is the exception: it is sent again when central is heard of again.
+The newest epoch of each run is the exception: it is sent again when central is heard of again. A run of very short
+epochs tells only some of them, and the last: whoever sends too much is not heard at all.
 """
 
 import logging
+import time
+from collections.abc import Callable
 
 from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import subjects
 from cyxnet.bus import Bus, BusError
 from cyxnet.codec import MSGPACK, encode
 from cyxnet.messages import HardwareMetrics, Progress
+from cyxnet.ratelimit import Rate, RateLimiter
 from cyxnode.events import RunKey
 
 log = logging.getLogger(__name__)
+EPOCHS = Rate(per_s=100, burst=200)  # told to central, of all runs together; it takes 500 messages a second
 
 
 class Telemetry:
-    def __init__(self, bus: Bus, node_id: str, session: str):
+    def __init__(self, bus: Bus, node_id: str, session: str, now_s: Callable[[], float] = time.monotonic):
         self.dropped = 0  # since the link was lost
         self._bus = bus
         self._node_id = node_id
         self._session = session
         self._unsent_epochs: dict[RunKey, EpochMetrics] = {}
+        self._now_s = now_s
+        self._epochs = RateLimiter(EPOCHS)
 
     async def batch(self, key: RunKey, metrics: BatchMetrics) -> None:
         await self._publish("progress", self._progress(key, batch=metrics))
 
     async def epoch(self, key: RunKey, metrics: EpochMetrics) -> None:
+        if metrics.epoch != metrics.epochs and self._epochs.wait_ms("", self._now_s()):
+            return
         if await self._publish("progress", self._progress(key, epoch=metrics)):
             self._unsent_epochs.pop(key, None)
         else:

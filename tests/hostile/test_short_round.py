@@ -1,15 +1,19 @@
 """A short campaign in every run of the tests, and that it would see what it looks for."""
 
+import asyncio
 import random
 
 import pytest
 
+from cyxnet import credentials
 from cyxnet import messages as m
+from cyxnet.bus import Bus, NotAdmitted
 from cyxnet.codec import JSON, MSGPACK, BadMessage, decode
 from tests.hostile.__main__ import table
 from tests.hostile.campaign import Campaign, Options, play
 from tests.hostile.mutations import KINDS, NEVER, Base, Others, spoil
 from tests.hostile.scene import Scene, untyped
+from tests.hostile.wire import Wire
 
 SHORT = Options(messages=20_000, seed=4, callers=6, nodes=3)
 
@@ -74,3 +78,19 @@ def test_what_can_never_be_right_is_refused_where_anything_may_stand(name, conte
     payload = b'{"layers":[{"p":' + spoilt + b"}]}" if content_type == JSON else b"\x81\xa6layers\x91\x81\xa1p" + spoilt
     with pytest.raises(BadMessage):
         decode(m.ModelSpec, payload, content_type)
+
+
+async def test_a_caller_who_floods_is_thrown_out_and_kept_out_and_nobody_else_is(tmp_path):
+    async with Scene(tmp_path / "net", 1, callers=1, nodes=1) as scene:
+        flooder, url = scene.clients[0], scene.network.file.client_url
+        wire = Wire(url, credentials.as_client(flooder.keys), lambda answer: None)
+        await wire.opened()
+        command = f"PUB cyx.v1.api.{flooder.caller}.network.info {wire.inbox}.x 2\r\n{{}}\r\n".encode()
+        async with asyncio.timeout(60):
+            while not wire.endings:
+                wire.send(command * 1_000)
+                await asyncio.wait_for(scene.honest.info(), 20)
+        wire.close()
+        with pytest.raises(NotAdmitted):
+            await Bus.connect(url, name="again", credentials=credentials.as_client(flooder.keys))
+        await scene.nodes[0].heartbeat()

@@ -594,7 +594,7 @@ async def test_what_is_too_large_with_its_headers_is_refused_before_it_is_sent(c
 
 
 async def test_a_flood_on_one_subject_is_refused_and_starves_no_other(edge, monkeypatch):
-    monkeypatch.setattr("cyxnet.bus.MAX_REQUESTS_IN_FLIGHT", 2)
+    monkeypatch.setattr("cyxnet.bus.MAX_REQUESTS_IN_FLIGHT", 4)
     flooded, go = asyncio.Event(), asyncio.Event()
 
     async def slow(subject, said):
@@ -649,7 +649,7 @@ async def test_who_asks_too_often_is_told_when_to_ask_again_and_nobody_else_is(b
         async def info(caller, request):
             return m.JobList(jobs=[], total=0)
 
-        central.limit(Rate(per_s=1, burst=2))
+        central.limit({"api": Rate(per_s=1, burst=2)})
         await central.serve("0.1.0", "test", {"job.list": info})
 
         async def ask(caller):
@@ -665,3 +665,107 @@ async def test_who_asks_too_often_is_told_when_to_ask_again_and_nobody_else_is(b
     finally:
         for bus in (*buses.values(), central):
             await bus.close()
+
+
+@pytest.fixture
+async def flooder(broker):
+    bus = await Bus.connect(broker.url("client"), name="c", credentials=as_client(Identity(b"f" * 32)))
+    yield bus
+    await bus.close()
+
+
+FLOODER = as_client(Identity(b"f" * 32)).id
+
+
+async def until(condition, bus):
+    async with asyncio.timeout(20):
+        while not condition():
+            await bus.round_trip()
+
+
+@pytest.mark.parametrize("reply", [f"_INBOX_{FLOODER}.x", "", "_INBOX_of_another.x"])
+async def test_who_goes_on_although_refused_is_reported_once_and_not_heard_any_more(edge, flooder, reply):
+    # one that wants no answer, or has it sent to somebody else, was never even counted
+    floods, served = [], []
+
+    async def info(caller, request):
+        served.append(caller)
+        return m.JobList(jobs=[], total=0)
+
+    edge.limit({"api": Rate(per_s=1, burst=2)}, floods.append)
+    await edge.serve("0.1.0", "test", {"job.list": info})
+    for _ in range(2_000):
+        flooder._nc.send(subjects.api(FLOODER, "job.list"), b"{}", reply=reply)
+    await flooder.round_trip()
+    await until(lambda: edge.passed_over > 100, edge)
+    assert floods == [FLOODER]
+    assert edge.shut_out(FLOODER) and not edge.shut_out(ME.id)
+    assert len(served) <= 2
+
+
+async def test_metrics_of_who_sends_too_many_are_passed_over_and_nobody_elses(edge, broker):
+    heard, floods = [], []
+
+    async def take(subject, payload, headers):
+        heard.append(subject.split(".")[3])
+
+    edge.limit({"node": Rate(per_s=1, burst=3)}, floods.append)
+    await edge.subscribe(subjects.node("*", "hardware"), take, strangers=True)
+    for _ in range(1_000):
+        await edge.publish(subjects.node("flood", "hardware"), b"x")
+    await edge.publish(subjects.node("honest", "hardware"), b"x")
+    await until(lambda: "honest" in heard, edge)
+    assert heard == ["flood"] * 3 + ["honest"]
+    assert floods == ["flood"]
+
+
+async def test_a_large_message_counts_as_several(edge):
+    heard = []
+
+    async def take(subject, payload, headers):
+        heard.append(len(payload))
+
+    edge.limit({"node": Rate(per_s=1, burst=12)})
+    await edge.subscribe(subjects.node("*", "hardware"), take, strangers=True)
+    for size in (80_000, 80_000, 1):
+        await edge.publish(subjects.node("a", "hardware"), bytes(size))
+    await until(lambda: 1 in heard, edge)
+    assert heard == [80_000, 1]
+
+
+async def test_discovery_that_is_flooded_is_closed_for_a_while(edge, client, flooder, monkeypatch):
+    # everybody's heartbeat was late by seconds, and the answers nobody read filled half a gigabyte of central
+    monkeypatch.setattr("cyxnet.bus.DISCOVERY_CLOSED_S", 0.3)
+    await edge.serve("0.1.0", "test", {})
+    for _ in range(2_000):
+        flooder._nc.send("$SRV.INFO", b"", reply=f"_INBOX_{FLOODER}.x")
+    await flooder.round_trip()
+    await until(lambda: not edge._services, edge)
+    await until(lambda: edge._services, edge)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                answer, _ = await client.request("$SRV.PING", b"", timeout_s=1)
+                break
+            except BusError:
+                await client.round_trip()
+    assert json.loads(answer)["name"] == "cyx"
+
+
+async def test_a_stranger_fills_no_more_than_half_of_the_places(edge, client, flooder, monkeypatch):
+    monkeypatch.setattr("cyxnet.bus.MAX_REQUESTS_IN_FLIGHT", 8)
+    go, asked = asyncio.Event(), []
+
+    async def info(caller, request):
+        asked.append(caller)
+        if caller == FLOODER:
+            await go.wait()
+        return m.JobList(jobs=[], total=0)
+
+    await edge.serve("0.1.0", "test", {"job.list": info})
+    for _ in range(50):
+        flooder._nc.send(subjects.api(FLOODER, "job.list"), b"{}", reply=f"_INBOX_{FLOODER}.x")
+    await flooder.round_trip()
+    await client.ask(subjects.api(ME.id, "job.list"), m.JobListRequest(), m.JobList)
+    assert asked.count(FLOODER) == 4
+    go.set()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyxnet.ratelimit import Rate, RateLimiter
+from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
 
 
 def test_a_burst_is_taken_at_once_and_then_the_rate_counts():
@@ -52,3 +52,34 @@ def test_no_pattern_of_asking_gets_more_than_burst_and_rate(gaps):
         now += gap
         granted += limiter.wait_ms("a", now) == 0
         assert granted <= 5 + 4 * now + 1e-6
+
+
+def test_who_goes_on_although_refused_floods_and_is_out_for_a_while():
+    floods = Floods(Rate(per_s=1, burst=3), out_s=10.0)
+    assert [floods.refused("a", 0.0) for _ in range(6)] == [False, False, False, True, False, False]
+    assert floods.is_out("a", 9.9) and not floods.is_out("b", 9.9)
+    assert not floods.is_out("a", 10.0)
+    assert [floods.refused("a", 10.0) for _ in range(4)] == [False, False, False, True]
+
+
+def test_who_is_refused_now_and_then_never_floods():
+    floods = Floods(Rate(per_s=1, burst=3), out_s=10.0)
+    assert not any(floods.refused("a", second) for second in range(1000))
+
+
+def test_nobody_takes_the_places_that_others_need():
+    places = Places(8)
+    assert [places.take("flood") for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [places.take("second") for _ in range(3)] == [True, True, False]
+    assert places.take("honest")
+    for name, count in (("flood", 4), ("second", 2), ("honest", 1)):
+        places.give_back(name, count)
+    assert (places.total, places._taken) == (0, {})
+
+
+def test_a_large_request_takes_several_places_and_is_never_too_large_for_who_has_none():
+    places = Places(8)
+    assert places.take("a", 100)
+    assert not places.take("b")
+    places.give_back("a", 100)
+    assert places.take("a", 3) and not places.take("a", 6) and places.take("b", 3)

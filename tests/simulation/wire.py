@@ -189,8 +189,11 @@ class SimBus:
         self._faults = edge.faults
         self._scheduler = edge.scheduler
 
-    def limit(self, rate: Any) -> None:
+    def limit(self, rates: Any, on_flood: Any = None) -> None:
         pass
+
+    def shut_out(self, identity: str) -> bool:
+        return False
 
     def over_limit_ms(self, identity: str) -> int:
         return 0
@@ -217,7 +220,9 @@ class SimBus:
     def say(self, subject: str, payload: bytes, content_type: str = MSGPACK) -> None:
         self._edge.send(self._process, subject, payload, content_type, None)
 
-    async def subscribe(self, subject: str, handler: Any, *, queue: str = "", max_pending: int = 65_536) -> Any:
+    async def subscribe(
+        self, subject: str, handler: Any, *, queue: str = "", max_pending: int = 65_536, strangers: bool = False
+    ) -> Any:
         messages: asyncio.Queue[tuple[str, bytes, dict[str, str]]] = asyncio.Queue()
 
         async def pump() -> None:
