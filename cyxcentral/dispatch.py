@@ -312,9 +312,12 @@ class Dispatch:
         return nodes.ban_due(self._world.nodes[node_id], self._machine.wall_ms())
 
     async def shut_out(self, node_id: str) -> None:
-        """A node was banned and is thrown out: its leases go to others now, not when it has been silent for long."""
-        node = self._world.nodes[node_id]
-        await self._lose_node(node_id, node.session, "banned", still=lambda: self._world.nodes[node_id].online)
+        """A node was banned and is thrown out: its leases go to others now, not when it has been silent for long.
+
+        That is neither a failed try of its jobs nor another fault of the node.
+        """
+        session = self._world.nodes[node_id].session
+        await self._lose_node(node_id, session, "banned", True, still=lambda: self._world.nodes[node_id].online)
 
     async def _lose_node(
         self,

@@ -109,7 +109,7 @@ class Bus:
         urls, shown = url.split(","), addresses(url)
         last_error: list[str] = []
         untrusted: list[str] = []
-        failed = asyncio.Event()
+        failed, refused = asyncio.Event(), asyncio.Event()
 
         async def on_error(error: Exception) -> None:
             if isinstance(error, ssl.SSLError):
@@ -119,6 +119,9 @@ class Bus:
             # who is refused may see the link break before the reason comes: the next try tells
             if credentials is None or not isinstance(error, TimeoutError | ConnectionResetError):
                 failed.set()
+            if bus and credentials and is_refusal(error) and not refused.is_set():
+                refused.set()
+                log.warning("%s does not let %s in any more; it is asked again and again", shown, credentials.id)
             log.debug("broker: %s", error)
 
         async def on_disconnect() -> None:
@@ -127,6 +130,7 @@ class Bus:
                 bus._mux.lost("the link to the broker broke")
 
         async def on_reconnect() -> None:
+            refused.clear()
             if bus:
                 for follower in bus._followers:
                     follower.doubt()

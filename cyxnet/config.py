@@ -91,6 +91,12 @@ def write_network(folder: Path, network: NetworkFile) -> None:
     write_atomically(network_path(folder), msgspec.json.format(msgspec.json.encode(network), indent=2) + b"\n", 0o600)
 
 
+def for_others(network: NetworkFile) -> NetworkFile:
+    """What somebody on another machine needs of a network, and no password: enough for a client or a node."""
+    private = dict.fromkeys(("edge_url", "core_url", "monitor_url", "redis_url"), "")
+    return msgspec.structs.replace(network, **private, operators=[], pid=0)
+
+
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replace `path` as a whole: a reader sees the old bytes or the new ones."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -26,7 +26,15 @@ from cyxcore.errors import CyxError
 from cyxnet import tls, watchdog
 from cyxnet.broker import DiskFull, Listening, Passwords
 from cyxnet.brokers import CLUSTER_SIZES, Brokers, OnReady, Ports
-from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_atomically, write_network
+from cyxnet.config import (
+    ConfigError,
+    NetworkFile,
+    for_others,
+    network_path,
+    read_network,
+    write_atomically,
+    write_network,
+)
 from cyxnet.credentials import as_client
 from cyxnet.identity import load_or_create
 from cyxnet.parts import Part, StartError
@@ -196,6 +204,8 @@ class LocalNetwork:
             bans=False,  # every node is the owner's own
         )
         write_network(self.folder, self.file)
+        if self._hosts:
+            write_network(self.folder / "join", for_others(self.file))
         await asyncio.gather(*(self._bring_up(part) for part in (*self._central_parts(), *self._node_parts())))
         self._supervise(self._brokers)
 
@@ -341,7 +351,8 @@ class LocalNetwork:
             await self._brokers.stop()
         if self._failed and not self._failed.done():
             self._failed.cancel()
-        network_path(self.folder).unlink(missing_ok=True)
+        for folder in (self.folder, self.folder / "join"):
+            network_path(folder).unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
 

@@ -884,7 +884,7 @@ class NodeLost(Event, kw_only=True):
     node_id: str
     session: str
     reason: str
-    graceful: bool = False  # it said goodbye
+    graceful: bool = False  # no failure: it said goodbye, or was banned and thrown out
 
 
 class NodeDraining(Event, kw_only=True):

@@ -44,6 +44,7 @@ class WrongPassphrase(IdentityError, ValueError):
     code = "wrong_passphrase"
 
 
+_typed: dict[Path, str] = {}  # what has opened a file in this process: nobody is asked twice
 Hex16 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Hex12 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{24}\Z")]
 
@@ -99,8 +100,11 @@ def read(text: str, path: Path) -> bytes:
     passphrase = passphrase_for(path)
     cipher = ChaCha20Poly1305(_stretched(passphrase, bytes.fromhex(sealed.salt), n=sealed.n, r=sealed.r, p=sealed.p))
     try:
-        return cipher.decrypt(bytes.fromhex(sealed.nonce), bytes.fromhex(sealed.sealed), _FORMAT.encode())
+        seed = cipher.decrypt(bytes.fromhex(sealed.nonce), bytes.fromhex(sealed.sealed), _FORMAT.encode())
+        _typed[path] = passphrase
+        return seed
     except InvalidTag:
+        _typed.pop(path, None)
         raise WrongPassphrase(f"{path}: this passphrase does not open it, or the file is damaged") from None
 
 
@@ -117,6 +121,8 @@ def passphrase_for(path: Path) -> str:
     """The passphrase of a sealed file: from the environment, or from who sits at the terminal."""
     if (given := given_passphrase()) is not None:
         return given
+    if path in _typed:
+        return _typed[path]
     if not _somebody_is_there():
         raise WrongPassphrase(
             f"{path}: sealed with a passphrase, and there is no terminal to ask at: "

@@ -206,6 +206,8 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
             patience_s=math.inf,  # a node has nothing to do but wait for a central
         )
         try:
+            if home.key_is_new:
+                logging.info("the key in %s is new: back it up with `cyx id export --node NAME`", home.folder / "key")
             facts = await asyncio.to_thread(hardware.measure, args.memory)
             ready = (await pool.wait_warm()).ready
             logging.info(

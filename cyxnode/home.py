@@ -22,6 +22,7 @@ class Home:
         self.folder = folder
         self.name = name
         self._lock_fd = lock_fd
+        self.key_is_new = not (folder / "key").exists()
         self.key = identity.load_or_create(folder / "key")
         self.node_id = f"{slug(name)}-{self.key.short_id}"
         self.wallet_address = Wallet(self.key.child("wallet")).address

@@ -31,6 +31,9 @@ async def up(args: argparse.Namespace, screen: Screen) -> int:
         address = addresses(network.file.client_url)
         option = "" if args.dir == Path(".cyx") else f" --dir {args.dir}"
         screen.say("up", f"{address}, folder {args.dir.resolve()}", address=address, folder=str(args.dir.resolve()))
+        if args.host:
+            join = args.dir.resolve() / "join" / "network.json"
+            screen.say("others", f"join with {join}, which holds no password", kind="join", file=str(join))
         for example in ("train examples/digits.toml", "nodes", "jobs"):
             screen.say("try", f"cyx {example}{option}", kind="example")
         screen.say("stop", "with Ctrl-C", kind="hint")

@@ -462,7 +462,7 @@ async def test_without_a_central_nobody_comes_in_and_who_is_in_stays(network, jo
     assert await ears.settle(inside) == [mine]
 
 
-async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardoned(network, join, gate):
+async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardoned(network, join, gate, caplog):
     _, door, edge = network
     node = await join(ONE)
     known = evolve(None, replace(f.registered(), node_id=ONE.id, public_key=KEYS["one"].public_key), 0)
@@ -473,6 +473,9 @@ async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardone
             await edge.round_trip()
     with pytest.raises(NotAdmitted):
         await join(ONE)
+    async with asyncio.timeout(20):
+        while f"does not let {ONE.id} in any more" not in caplog.text:
+            await edge.round_trip()
     gate.nodes[ONE.id] = known
     async with asyncio.timeout(20):
         while not node.connected:

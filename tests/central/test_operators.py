@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import nodes
+from cyxcentral import jobs, nodes
 from cyxcentral.operators import Operators
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -78,9 +78,11 @@ async def test_no_word_of_the_node_ends_a_ban(central, operators):
 async def test_the_leases_of_a_node_that_is_shut_out_go_to_others_at_once(central, operators):
     await central.job("job-1", f.FUNDED, leased())
     await operators.ban(ME, ban())
+    reputation = central.world.nodes[NODE].reputation
     await central.dispatch.shut_out(NODE)
-    job = central.world.jobs["job-1"]
-    assert (job.status, job.current, nodes.state(central.world.nodes[NODE])) == ("queued", None, "banned_offline")
+    job, node = central.world.jobs["job-1"], central.world.nodes[NODE]
+    assert (job.status, job.current, nodes.state(node)) == ("queued", None, "banned_offline")
+    assert (jobs.tried(job), node.reputation) == (0, reputation)
 
 
 async def test_a_pardon_of_a_node_that_is_not_banned_changes_nothing(central, operators):

@@ -235,6 +235,16 @@ def test_who_types_a_passphrase_types_it_twice(folder, monkeypatch):
     assert identity.load(path).seed == SEED
 
 
+def test_who_has_typed_a_passphrase_is_not_asked_again(folder, monkeypatch):
+    identity.keep(path := folder / "client.key", Identity(SEED), PASSPHRASE)
+    monkeypatch.setattr(sealing, "_somebody_is_there", lambda: True)
+    typed = iter(["a wrong one", PASSPHRASE])
+    monkeypatch.setattr("getpass.getpass", lambda words: next(typed))
+    with pytest.raises(sealing.WrongPassphrase):
+        identity.load(path)
+    assert [identity.load(path).seed for _ in range(3)] == [SEED] * 3
+
+
 # -- the `nats` tool ---------------------------------------------------------------------------------------------
 
 

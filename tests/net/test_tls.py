@@ -88,6 +88,19 @@ async def test_who_has_the_authority_comes_in_encrypted(encrypted, files):
     await bus.close()
 
 
+async def test_a_link_that_broke_comes_again_encrypted(encrypted, files, caplog):
+    bus = await Bus.connect(encrypted.url("core"), name="test", tls_ca=files.ca.read_text())
+    for _ in range(3):
+        await bus._nc.force_reconnect()
+        async with asyncio.timeout(10):
+            while not bus.connected:
+                await asyncio.sleep(0)
+        await bus.round_trip()
+        assert bus._nc._transport._io_writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+    await bus.close()
+    assert "eof_received" not in caplog.text
+
+
 @pytest.mark.parametrize("url", ["tls", "nats"])
 async def test_a_client_with_another_authority_is_refused_in_one_line(encrypted, tmp_path, url):
     others = tls.make(tmp_path / "others").ca.read_text() if url == "tls" else ""

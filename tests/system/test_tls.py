@@ -27,6 +27,13 @@ async def test_a_job_goes_through_a_network_of_tls(tmp_path, brokers):
             assert (await client.wait(submitted.job_id)).status == "completed"
             assert await client.download(submitted.job_id, tmp_path / "digits.cyxmodel")
             await assert_money_is_conserved(client, network)
+        passwords = [
+            getattr(network.file, f"{account}_url").split("@")[0].split(":")[-1] for account in ("core", "edge")
+        ]
+        for_others = (folder / "join" / "network.json").read_text()
+        assert not any(password in for_others for password in passwords)
+        async with await AsyncClient.connect(folder / "join") as other:
+            assert (await other.job(submitted.job_id)).status == "completed"
         script = [sys.executable, "-I", str(EXAMPLES / "plain_nats.py"), str(folder / "network.json")]
         plain = await asyncio.create_subprocess_exec(*script, str(EXAMPLES / "digits.csv"), cwd=tmp_path)
         assert await plain.wait() == 0
