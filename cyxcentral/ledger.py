@@ -439,8 +439,8 @@ def _first_line(error: BaseException) -> str:
 
 def _event_row(event: tuple[Any, ...]) -> tuple[Any, ...]:
     """The last column is the event itself, or what is to be said of a message that is none."""
-    *others, what = event
-    return event if isinstance(what, str) else (*others, _JSON.encode(what).decode())
+    what = event[-1]
+    return event if isinstance(what, str) else (*event[:-1], _JSON.encode(what).decode())
 
 
 def _job_row(job: jobs.Job) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ reads counts what came.
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import sys
 from collections.abc import AsyncGenerator
@@ -26,6 +27,7 @@ BLOCK_MESSAGES = 256
 LARGEST_BLOCK = 2**31
 LENGTH_BYTES = 4
 PIPE_BYTES = 2**22  # read ahead of who asked
+WIDE_PIPE_BYTES = 2**20  # what an ordinary user may have
 
 
 class Asked(Struct, frozen=True, kw_only=True):
@@ -116,6 +118,9 @@ async def read(asked: Asked, out: IO[bytes]) -> None:
 
 def main() -> int:
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+    if wider := getattr(fcntl, "F_SETPIPE_SZ", None):  # where it can be told: some blocks on their way, not half a one
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(sys.stdout.fileno(), wider, WIDE_PIPE_BYTES)
     try:
         asyncio.run(read(asked, open(sys.stdout.fileno(), "wb", buffering=0)))
     except (CyxError, OSError) as error:
