@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from cyxcentral import cache as keys
-from cyxcentral import intake, jobs, money, nodes, schedule, views
+from cyxcentral import intake, jobs, money, nodes, prices, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
@@ -23,6 +24,7 @@ from cyxnet import subjects
 from cyxnet.bus import ApiError
 from cyxnet.codec import JSON, BadMessage, decode
 from cyxnet.escrow import DEADLINE_S, Funds, escrow_terms, with_signed_deadline
+from cyxnet.wallet import Wallet
 
 if TYPE_CHECKING:
     from cyxcentral.central import Central
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 WALLETS_REMEMBERED = 10_000
 FUNDS_TRUSTED_MS = 5_000.0
+PRICES_SHOWN = 20
 STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
     m.CancelRequested: "cancelled",
     m.PauseRequested: "paused",
@@ -105,6 +108,7 @@ class Api:
             damaged_subjects=len(self._world.damaged),
             program=self._payments.program,
             operator=caller in self._network.operators,
+            quote_key=self._quotes.public_key.hex(),
             payouts_frozen=self._world.payouts.why,
         )
 
@@ -183,8 +187,20 @@ class Api:
         funds, (blockhash, last_valid) = await asyncio.gather(
             self._funds(terms), self._central.settlement.recent_blockhash()
         )
-        shares = money.divide(terms.amount_base_units, [terms.amount_base_units], terms.fee_basis_points)
+        fitting = [node for node in self._world.nodes.values() if node.online and schedule.ever_fits(draft, node)]
+        epochs = ask.job.training.epochs
+        flops, bytes_moved = plan.flops_per_epoch * epochs, plan.bytes_per_epoch * epochs
+        asked = sorted(
+            (prices.price_at(node, flops, bytes_moved) for node in fitting),
+            key=lambda each: (-each.base_units, each.node_id),
+        )
+        most = prices.highest(asked, terms.amount_base_units)
+        shares = money.divide(terms.amount_base_units, [most], terms.fee_basis_points)
         return m.Quote(
+            price=self._signed_price(draft, most) if fitting else None,
+            prices=asked[:PRICES_SHOWN],
+            flops=flops,
+            bytes_moved=bytes_moved,
             job_id=job_id,
             terms=terms,
             node_base_units=shares.node_base_units,
@@ -196,8 +212,23 @@ class Api:
             memory_bytes=plan.memory_bytes,
             flops_per_epoch=plan.flops_per_epoch,
             parameters=plan.parameters,
-            eligible_nodes=sum(node.online and schedule.ever_fits(draft, node) for node in self._world.nodes.values()),
+            eligible_nodes=len(fitting),
         )
+
+    def _signed_price(self, draft: jobs.Job, most_base_units: int) -> m.Price:
+        price = m.Price(
+            job_sha256=prices.job_sha256(draft.job),
+            client=draft.terms.client,
+            max_base_units=most_base_units,
+            expires_ms=self._machine.wall_ms() + prices.VALID_MS,
+            signature="0" * 128,
+        )
+        return replace(price, signature=self._quotes.sign(m.price_bytes(price)).hex())
+
+    @functools.cached_property
+    def _quotes(self) -> Wallet:
+        """The key that quotes are signed with; it owns no money."""
+        return Wallet(self._central.keys.child("quote"))
 
     async def _submit(self, caller: str, ask: m.SubmitRequest) -> m.SubmitReply:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
@@ -223,6 +254,9 @@ class Api:
         client, bytes_ = (ask.payment.client, ask.payment.deposit.transaction) if ask.payment else ("", b"")
         client = client or await self._payer(caller, ask.job)
         _, draft = self._draft(caller, ask.job, job_id, client, bytes_)
+        if ask.price is not None:
+            key, now_ms = self._quotes.public_key.hex(), self._machine.wall_ms()
+            prices.check(ask.price, draft.job, draft.terms.client, key, now_ms)
         needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
         deposit = self._deposit(caller, ask.payment, draft.terms)
         # What is not known is asked for side by side; for a job like the one before, everything is known.
@@ -233,7 +267,12 @@ class Api:
             unknown.append(self._afford(draft.terms))
         signed = (await asyncio.gather(deposit, *unknown))[0] if unknown else await deposit
         return m.Submitted(
-            job=draft.job, terms=draft.terms, caller=caller, memory_bytes=draft.memory_bytes, deposit=signed
+            job=draft.job,
+            terms=draft.terms,
+            caller=caller,
+            memory_bytes=draft.memory_bytes,
+            deposit=signed,
+            price_base_units=ask.price.max_base_units if ask.price else 0,
         )
 
     async def _deposit(self, caller: str, payment: m.Payment | None, terms: m.EscrowTerms) -> m.SignedTransaction:

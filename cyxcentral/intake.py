@@ -30,6 +30,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     memory_bytes: int
     flops_per_epoch: int
+    bytes_per_epoch: int  # moved between processor and memory
     parameters: int
 
 
@@ -76,6 +77,7 @@ def _examine(encoded: bytes) -> tuple[m.JobRequest, Plan]:
     plan = Plan(
         memory_bytes=max(job.needs.memory_bytes, estimate),
         flops_per_epoch=3 * graph.flops(1) * rows,  # backward costs about twice the forward pass
+        bytes_per_epoch=3 * graph.bytes_moved(batch) * math.ceil(rows / batch),
         parameters=graph.parameter_count,
     )
     for what, count in msgspec.structs.asdict(plan).items():

@@ -101,6 +101,7 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     pause_requested: bool = False
     priority: int = 0  # of its place in the line
     deadline_near: bool = False  # of its escrow: it goes on no more
+    price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
     requests: tuple[str, ...] = ()  # ids of what its owner asked for and got, the newest last
     payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
     shares: money.Shares | None = None
@@ -306,6 +307,7 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             changed_at_ms=at_ms,
             unsettled=event.deposit,
             priority=event.job.priority,
+            price_base_units=event.price_base_units,
         )
     assert job is not None, f"{type(event).__name__} before Submitted"
     if isinstance(event, WISHES) and event.request_id:
@@ -508,9 +510,12 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
     """Who is paid what: each wallet for the steps between its attempts' starts and their newest checkpoints.
 
     Rounded down to base units; what remains goes back to the client. When the job is completed, whoever completed it
-    made all the steps that no paid checkpoint holds, and nothing remains.
+    made all the steps that no paid checkpoint holds, and nothing remains but what is above the quoted price.
     """
-    amount, last = job.terms.amount_base_units, {attempt.wallet: attempt.number for attempt in job.attempts}
+    amount, last = (
+        job.price_base_units or job.terms.amount_base_units,
+        {attempt.wallet: attempt.number for attempt in job.attempts},
+    )
     winner = job.attempts[-1].wallet if job.completed else None
     if winner and len(last) == 1:  # as most jobs are: nobody to share with
         return (m.Payee(wallet=winner, pay_base_units=amount, attempt=job.attempt),)

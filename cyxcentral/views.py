@@ -39,6 +39,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         pause_requested=job.pause_requested,
         checkpoint=job.checkpoint,
         payees=list(job.payees) if shares else [],
+        price_base_units=job.price_base_units,
     )
 
 

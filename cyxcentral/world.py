@@ -302,6 +302,8 @@ def _other_job(job: jobs.Job | None, job_id: str, event: m.JobEvent) -> str | No
     match event:
         case m.Submitted() if event.terms.job_id != job_id:
             return f"its terms are those of {event.terms.job_id}"
+        case m.Submitted() if not 0 <= event.price_base_units <= event.terms.amount_base_units:
+            return f"its price is {event.price_base_units}, and its amount {event.terms.amount_base_units}"
         case m.Settled() if job is not None:
             shares = (event.node_base_units, event.platform_base_units, event.client_base_units)
             if min(shares) < 0 or sum(shares) != job.terms.amount_base_units:

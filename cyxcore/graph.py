@@ -276,6 +276,16 @@ class Graph:
             total += OPS[node.op].flops(shapes, known.shapes[place], at_batch(node.attrs, batch_size))
         return total
 
+    def bytes_moved(self, batch_size: int) -> int:
+        """Bytes read and written by one inference at a batch size, every operand counted once for each operation."""
+        known = self.infer(batch_size)
+        total = 0
+        for place in self.reachable(training=False):
+            node = self.nodes[place]
+            if node.inputs:
+                total += known.bytes_of(place) + sum(known.bytes_of(i) for i in node.inputs)
+        return total
+
     def memory_bytes(self, batch_size: int, training: bool = True) -> int:
         """About how much memory a run takes, for placement: parameters plus activations.
 

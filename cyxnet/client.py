@@ -75,6 +75,7 @@ class Prepared(Struct, kw_only=True):
     quote: m.Quote
     quoted_at_s: float  # of the event loop
     payment: m.Payment | None = None
+    price: m.Price | None = None  # to be charged at most
 
 
 class AsyncClient:
@@ -227,6 +228,7 @@ class AsyncClient:
         info = self._info = self._info or await self.info()
         quote = await self.quote(request, job_id)
         check_terms(quote.terms, request, job_id, self.purse.address, info)
+        check_price(quote.price, info)
         await self._check_program(quote.terms.program)
         return Prepared(job_id=job_id, job=request, data_path=data_path, quote=quote, quoted_at_s=_now_s())
 
@@ -250,7 +252,9 @@ class AsyncClient:
             prepared.payment = await signing
         finally:
             signing.cancel()
-        request = m.SubmitRequest(job=prepared.job, job_id=prepared.job_id, payment=prepared.payment)
+        request = m.SubmitRequest(
+            job=prepared.job, job_id=prepared.job_id, payment=prepared.payment, price=prepared.price
+        )
         return await self._ask("job.submit", request, m.SubmitReply, timeout_s=15)
 
     async def upload(self, path: Path, on_upload: Advance | None = None) -> m.ArtifactRef:
@@ -502,6 +506,14 @@ def check_terms(terms: m.EscrowTerms, job: m.JobRequest, job_id: str, client: st
     ]:
         if offered != expected:
             raise TermsMismatch(f"the terms of job {job_id} name {what} {offered!r}, expected {expected!r}")
+
+
+def check_price(price: m.Price | None, info: m.NetworkInfo) -> None:
+    """Raise TermsMismatch unless a quoted price is signed by this network."""
+    from cyxnet.wallet import verify
+
+    if price and not verify(info.quote_key, m.price_bytes(price), bytes.fromhex(price.signature)):
+        raise TermsMismatch("the quoted price is not signed by this network")
 
 
 def first_of(group: BaseException) -> BaseException:

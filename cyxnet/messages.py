@@ -159,6 +159,7 @@ class NetworkInfo(Struct, kw_only=True):
     damaged_subjects: int = 0  # histories that are not known any more; nothing is decided on them
     program: str = ""  # the escrow program that payments go to
     operator: bool = False  # whether who asks is one
+    quote_key: str = ""  # Ed25519 public key, hex: prices of quotes are signed with it
     payouts_frozen: str = ""  # why nothing is paid at present; jobs are taken and trained all the same
 
 
@@ -168,6 +169,26 @@ class QuoteRequest(Request, kw_only=True, frozen=True):
     job: JobRequest
     job_id: JobId | None = None
     client: Address | None = None
+
+
+class Price(Request, kw_only=True, frozen=True):
+    """The most that a job is charged, signed by the network over price_bytes(); good until expires_ms."""
+
+    job_sha256: Digest
+    client: Address
+    max_base_units: U63
+    expires_ms: U63
+    signature: SeedSignature
+
+
+class NodePrice(Struct, kw_only=True):
+    """What a node that fits asks for a job. seconds: at most, by its measured speed; 0 when that is not known."""
+
+    node_id: str
+    name: str
+    seconds: float
+    price_per_hour_base_units: int
+    base_units: int
 
 
 class Quote(Struct, kw_only=True):
@@ -183,6 +204,10 @@ class Quote(Struct, kw_only=True):
     lamports: int = 0  # of the payer, for the chain's own fee and rent
     blockhash: str = ""  # to sign the deposit with, at once; "" from a central that gives none
     last_valid_block_height: int = 0
+    price: Price | None = None  # None where no node fits at present
+    prices: list[NodePrice] = []  # the highest first
+    flops: int = 0  # of the whole job
+    bytes_moved: int = 0  # between processor and memory
 
 
 class SubmitRequest(Request, kw_only=True, frozen=True):
@@ -191,6 +216,7 @@ class SubmitRequest(Request, kw_only=True, frozen=True):
     job: JobRequest
     job_id: JobId | None = None
     payment: Payment | None = None
+    price: Price | None = None  # of a quote: what is charged never exceeds it
 
 
 class SubmitReply(Struct, kw_only=True, gc=False):
@@ -269,6 +295,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     pause_requested: bool = False
     checkpoint: Checkpoint | None = None  # the newest; a retry goes on from it
     payees: list[Payee] = []
+    price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
 
 
 class JobListRequest(Request, kw_only=True, frozen=True):
@@ -490,7 +517,7 @@ class Gpu(Struct, kw_only=True):
     driver: str = ""
 
 
-class Hardware(Struct, kw_only=True):
+class Hardware(Struct, kw_only=True, omit_defaults=True):
     """What a node measured of itself."""
 
     cores: Annotated[int, Meta(ge=1, le=65536)]
@@ -501,6 +528,7 @@ class Hardware(Struct, kw_only=True):
     gpus: Annotated[list[Gpu], Meta(max_length=64)] = []
     os: str = ""
     flops_per_s: Gauge = 0.0  # measured, float32 matrix product
+    bytes_per_s: Gauge = 0.0  # measured, between processor and memory
 
 
 class Register(Request, kw_only=True, frozen=True):
@@ -729,6 +757,7 @@ class Submitted(Event, kw_only=True):
     caller: str
     memory_bytes: int
     deposit: SignedTransaction
+    price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
 
 
 class TransactionSigned(Event, kw_only=True):
@@ -1054,6 +1083,12 @@ class ErrorBody(Struct, kw_only=True, omit_defaults=True):
     err_code: str
     message: str
     retry_after_ms: int | None = None
+
+
+def price_bytes(price: Price) -> bytes:
+    """What the network signs when it quotes: domain, then all that the price is for."""
+    words = [price.job_sha256, price.client, str(price.max_base_units), str(price.expires_ms)]
+    return "\n".join(["cyx/v1/price", *words]).encode()
 
 
 def completion_bytes(done: RunCompleted) -> bytes:

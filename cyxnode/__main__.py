@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ca", type=Path, metavar="FILE", help="who signed the broker's certificate (PEM)")
     made.add_argument("--max-runs", type=parse_runs, default=1, metavar="N", help="runs at a time (1)")
     made.add_argument("--region", default="", help="where this machine is, e.g. eu-west")
-    made.add_argument("--price-per-hour", type=parse_price, default=0, metavar="CYX", help="asked for (0)")
+    made.add_argument("--price-per-hour", "--price", type=parse_price, default=0, metavar="CYX", help="asked for (0)")
     made.add_argument("--memory", type=parse_memory, metavar="SIZE", help="lend at most this much, e.g. 4GB")
     made.add_argument("--cache", type=parse_bytes, default=10 * 10**9, metavar="SIZE", help="of data (10GB)")
     made.add_argument("--nice", type=int, default=0, choices=range(20), metavar="0-19", help="of training (0)")

@@ -16,6 +16,7 @@ from cyxnet.messages import CpuMetrics, Gpu, GpuMetrics, Hardware, HardwareMetri
 
 FLOPS_MATRIX = 384  # three of these fit in a second-level cache
 FLOPS_BUDGET_S = 0.05
+COPY_BYTES, BYTES_BUDGET_S = 2**25, 0.03  # larger than most caches; with two of them still little memory
 TEMPERATURE_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
 
 
@@ -40,6 +41,7 @@ def measure(offer_bytes: int | None = None) -> Hardware:
         gpus=gpus(),
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         flops_per_s=measure_flops_per_s(),
+        bytes_per_s=measure_bytes_per_s(),
     )
 
 
@@ -109,6 +111,19 @@ def measure_flops_per_s(budget_s: float = FLOPS_BUDGET_S) -> float:
         numpy.matmul(square, square, out=product)
         best_s = min(best_s, time.perf_counter() - begin_s)
     return 2 * FLOPS_MATRIX**3 / best_s
+
+
+def measure_bytes_per_s(budget_s: float = BYTES_BUDGET_S) -> float:
+    """Bytes read and written a second in a copy that no cache holds, by one thread: the best within the budget."""
+    import numpy
+
+    source = numpy.ones(COPY_BYTES // 8)
+    target = numpy.empty_like(source)
+    best_s, end_s = float("inf"), time.perf_counter() + budget_s
+    while (begin_s := time.perf_counter()) < end_s:
+        numpy.copyto(target, source)
+        best_s = min(best_s, time.perf_counter() - begin_s)
+    return 2 * COPY_BYTES / best_s
 
 
 def gpus() -> list[Gpu]:

@@ -65,7 +65,8 @@ cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
 cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcentral.views
-cyxcentral.intake cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
+cyxcentral.intake cyxcentral.prices
+cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.dispatch
 cyxcentral.landings
@@ -110,6 +111,7 @@ PURE = {
     "cyxcentral.money",
     "cyxcentral.nodes",
     "cyxcentral.payouts",
+    "cyxcentral.prices",
     "cyxcentral.program.link",
     "cyxcentral.room",
     "cyxcentral.schedule",

@@ -92,6 +92,9 @@ def _submit(parser: argparse.ArgumentParser) -> None:
     _file(parser)
     parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
     parser.add_argument(
+        "--quote", type=Path, metavar="PRICE", help="a file of cyx quote -o: be charged no more than that"
+    )
+    parser.add_argument(
         "--priority",
         type=_priority,
         metavar="0-9",
@@ -120,6 +123,19 @@ def _job_priority(parser: argparse.ArgumentParser) -> None:
 def _cancel(parser: argparse.ArgumentParser) -> None:
     _job(parser)
     parser.add_argument("--reason", type=_reason, default="cancelled by the client", help="kept in the job's history")
+
+
+def _quote(parser: argparse.ArgumentParser) -> None:
+    _file(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PRICE", help="write the signed price there, for cyx submit"
+    )
+
+
+def _earnings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", nargs="?", type=_job_id, metavar="NODE", help="its name or id (default: all nodes)")
+    parser.add_argument("--explain", type=_job_id, metavar="JOB", help="one job, from the work to the transaction")
+    parser.add_argument("--limit", type=_count, default=1000, metavar="N", help="look at the newest N (default 1000)")
 
 
 def _refund(parser: argparse.ArgumentParser) -> None:
@@ -219,6 +235,7 @@ COMMANDS = [
         "train:train",
         _train,
     ),
+    Command("quote", "what a job costs at most, signed", "cyx quote digits.toml -o price.json", "money:quote", _quote),
     Command("submit", "check, pay and submit a job file", "cyx submit digits.toml --wait", "jobs:submit", _submit),
     Command("watch", "follow a job from its first event to its end", "cyx watch digits-3f", "jobs:watch", _job),
     Command("jobs", "list the jobs, newest first", "cyx jobs --status completed", "jobs:jobs", _jobs),
@@ -260,6 +277,7 @@ COMMANDS = [
         _ban,
     ),
     Command("pardon", "end a node's ban (operators only)", "cyx pardon node-1", "network:pardon", _pardon),
+    Command("earnings", "what nodes were paid", "cyx earnings node-1 --explain digits-3f", "money:earnings", _earnings),
     Command("wallet", "show the wallet, or take test money", "cyx wallet --faucet 100", "network:wallet", _wallet),
     Command(
         "ledger",

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cyxcore.errors import DataError
+from cyxcore.errors import CyxError, DataError
 from cyxnet import messages as m
 from cyxnet import outbox
 from cyxnet.bus import ApiError, BusError
@@ -28,10 +28,12 @@ async def submit(args: argparse.Namespace, screen: Screen) -> int:
     job = load(args.file, args.dir / "packed")
     if args.priority is not None:
         job = msgspec.structs.replace(job, priority=args.priority)
+    price = read_price(args.quote) if args.quote else None
     tell_job(job, screen)
     async with connected(args) as client:
         await first_money(client, screen)
         prepared = await client.prepare(job)
+        prepared.price = price
         tell_quote(prepared, screen)
         try:
             reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
@@ -163,6 +165,7 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("submitted", human_age(view.submitted_at_ms)),
         ("ended", view.ended_at_ms and human_age(view.ended_at_ms)),
         ("amount", cyx(view.amount_base_units)),
+        ("charged at most", view.price_base_units and cyx(view.price_base_units)),
         ("attempt", attempt if view.attempt else None),
         ("node", view.node_name or view.node_id),
         ("progress", percent(view.progress) if view.status == "leased" else None),
@@ -305,6 +308,22 @@ def tell_quote(prepared: Prepared, screen: Screen) -> None:
         f" {cyx(quote.platform_base_units)} for the platform; {nodes}",
         **msgspec.to_builtins(quote),
     )
+
+
+class BadQuote(CyxError, ValueError):
+    """A file is not one that `cyx quote` wrote."""
+
+    code = "bad_quote"
+
+
+def read_price(path: Path) -> m.Price:
+    """The price in a file of `cyx quote -o`. Raises BadQuote."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=m.Price)
+    except OSError as error:
+        raise BadQuote(f"{path}: cannot be read ({error.strerror}); make one with: cyx quote FILE -o {path}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadQuote(f"{path}: expected a price that `cyx quote` wrote, got: {error}") from None
 
 
 def tell_end(view: m.JobView, screen: Screen) -> int:

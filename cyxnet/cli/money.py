@@ -1,20 +1,26 @@
-"""Commands about money: refund, ledger, payouts."""
+"""Commands about money: quote, earnings, refund, ledger, payouts."""
 
 import argparse
 import time
 from datetime import datetime
+from typing import Any
+
+import msgspec
 
 from cyxcore.errors import CyxError
 from cyxnet import identity
 from cyxnet import messages as m
+from cyxnet.amounts import format_cyx
 from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
-from cyxnet.config import ConfigError, read_network
-from cyxnet.display import cyx, human_duration
-from cyxnet.escrow import LOCAL_PROGRAM
+from cyxnet.client import AsyncClient
+from cyxnet.config import ConfigError, read_network, write_atomically
+from cyxnet.display import cyx, human_age, human_bytes, human_duration
+from cyxnet.escrow import LOCAL_PROGRAM, split
 from cyxnet.instructions import SettlementError
+from cyxnet.jobfile import load
 from cyxnet.solana import Settlement
 from cyxnet.wallet import Wallet
 
@@ -149,4 +155,152 @@ async def payouts(args: argparse.Namespace, screen: Screen) -> int:
             reply = m.PayoutsReply(frozen=(await client.info()).payouts_frozen)
     what = f"payouts are frozen: {reply.frozen}" if reply.frozen else "payouts are made"
     screen.result(what, reply)
+    return DONE
+
+
+async def quote(args: argparse.Namespace, screen: Screen) -> int:
+    """What a job costs at most, and on whom that depends. Nothing is stored or paid."""
+    job = load(args.file, args.dir / "packed")
+    async with connected(args) as client:
+        prepared = await client.prepare(job)
+    found, price = prepared.quote, prepared.quote.price
+    if price is None:
+        raise NoPrice("no node that is here could run the job, so there is nobody to price it; see: cyx nodes")
+    if args.output is not None:
+        write_atomically(args.output, msgspec.json.format(msgspec.json.encode(price)) + b"\n")
+    rows = [
+        [
+            each.name,
+            human_duration(each.seconds) if each.seconds else "unknown",
+            f"{format_cyx(each.price_per_hour_base_units)} CYX/h",
+            cyx(each.base_units) if each.seconds else "unknown",
+        ]
+        for each in found.prices
+    ]
+    work = f"{found.flops:.3g} operations, {human_bytes(found.bytes_moved)} moved"
+    until = f"{datetime.fromtimestamp(price.expires_ms / 1000):%H:%M:%S}"
+    what = f"at most {cyx(price.max_base_units)}, good until {until}: {work}"
+    screen.table(["node", "takes at most", "asks", "so at most"], rows, found)
+    if not args.json:
+        kept = f"; submit with: cyx submit {args.file} --quote {args.output}" if args.output else ""
+        screen.result(what + kept, found)
+    return DONE
+
+
+class NoPrice(CyxError):
+    """There is nothing to make a price of."""
+
+    code = "no_price"
+
+
+async def earnings(args: argparse.Namespace, screen: Screen) -> int:
+    """What nodes were paid: by job, or for one job from the work to the transaction."""
+    async with connected(args) as client:
+        nodes = await client.nodes()
+        wanted = [node for node in nodes if not args.node or args.node in (node.name, node.node_id)]
+        if args.node and not wanted:
+            raise NoPrice(f"no node is called {args.node}; see: cyx nodes")
+        if args.explain:
+            return await _explain(client, args.explain, {node.wallet for node in wanted}, bool(args.node), screen)
+        names = {node.wallet: node.name for node in wanted}
+        sql = "SELECT about, at_ms, data FROM events WHERE kind = 'Settled' ORDER BY seq DESC"
+        reply = await client.ledger(sql, args.limit)
+        fees = await _fees_of(client, [row[0] for row in reply.rows])
+    rows: list[list[str]] = []
+    data: list[dict[str, Any]] = []
+    for job_id, at_ms, said in reply.rows:
+        for part in _parts(job_id, msgspec.json.decode(said), fees[job_id]):
+            if part["wallet"] in names:
+                data.append(part | {"at_ms": at_ms, "node": names[part["wallet"]]})
+                rows.append([names[part["wallet"]], job_id, human_age(at_ms), *_money(part), part["signature"]])
+    totals = {
+        what: sum(part[what] for part in data) for what in ("gross_base_units", "fee_base_units", "net_base_units")
+    }
+    if rows:
+        rows.append(["all", f"{len(rows)} payments", "", *_money(totals), ""])
+    if rows or args.json:
+        columns = ["node", "job", "paid", "gross", "fee", "net", "transaction"]
+        screen.table(columns, rows, {"payments": data, **totals, "truncated": reply.truncated})
+    else:
+        screen.result("no node was paid yet", {"payments": []})
+    if reply.truncated:
+        screen.say("more", f"only the newest {args.limit} settlements were looked at; raise --limit", kind="truncated")
+    return DONE
+
+
+async def _fees_of(client: AsyncClient, job_ids: list[str]) -> dict[str, int]:
+    """The platform's basis points of each job, as its client signed them."""
+    if not job_ids:
+        return {}
+    listed = ", ".join(f"'{job_id}'" for job_id in job_ids)  # ids of our own log: letters, digits and dashes
+    sql = f"SELECT about, data FROM events WHERE kind = 'Submitted' AND about IN ({listed})"
+    found = (await client.ledger(sql, len(job_ids))).rows
+    return {job_id: msgspec.json.decode(data)["terms"]["fee_basis_points"] for job_id, data in found}
+
+
+def _parts(job_id: str, settled: dict[str, Any], fee_basis_points: int) -> list[dict[str, Any]]:
+    """What each wallet got of one settlement."""
+    found = []
+    for payee in settled.get("payees", []):
+        net, fee = split(payee["pay_base_units"], fee_basis_points)
+        found.append(
+            {
+                "job_id": job_id,
+                "wallet": payee["wallet"],
+                "attempt": payee.get("attempt", 0),
+                "gross_base_units": payee["pay_base_units"],
+                "fee_base_units": fee,
+                "net_base_units": net,
+                "signature": settled["signature"],
+            }
+        )
+    return found
+
+
+def _money(part: dict[str, Any]) -> list[str]:
+    return [cyx(part[f"{what}_base_units"]) for what in ("gross", "fee", "net")]
+
+
+async def _explain(client: AsyncClient, prefix: str, wallets: set[str], one: bool, screen: Screen) -> int:
+    """work → gross → fee → net → transaction, for each attempt that was paid."""
+    view = await client.job(prefix)
+    kinds = "'Leased', 'Checkpointed', 'Completed', 'LeaseLost', 'Settled'"
+    sql = f"SELECT kind, data FROM events WHERE about = '{view.job_id}' AND kind IN ({kinds}) ORDER BY seq"
+    history = [(kind, msgspec.json.decode(data)) for kind, data in (await client.ledger(sql, 10_000)).rows]
+    attempts: dict[int, dict[str, Any]] = {}
+    for kind, said in history:
+        if kind == "Leased":
+            first = (said.get("resume") or {}).get("step", 0)
+            attempts[said["attempt"]] = {
+                "node": said["node_id"],
+                "wallet": said["wallet"],
+                "first": first,
+                "last": first,
+            }
+        elif kind == "Checkpointed":
+            stored = said["checkpoint"]
+            attempts[said["attempt"]] |= {"last": stored["step"], "steps": stored["steps"]}
+        elif kind == "Completed":
+            steps = said["summary"]["steps"]
+            attempts[said["attempt"]] |= {"last": steps, "steps": steps}
+    settled = next((said for kind, said in history if kind == "Settled"), None)
+    if settled is None:
+        screen.result(
+            f"{view.job_id} is {view.status}: nobody was paid for it", {"job_id": view.job_id, "payments": []}
+        )
+        return DONE
+    assert view.terms is not None
+    rows: list[list[str]] = []
+    data: list[dict[str, Any]] = []
+    for part in _parts(view.job_id, settled, view.terms.fee_basis_points):
+        if one and part["wallet"] not in wallets:
+            continue
+        work = [
+            f"steps {each['first']:,} to {each['last']:,} of {each.get('steps', 0):,} on {each['node']}"
+            for each in attempts.values()
+            if each["wallet"] == part["wallet"] and each["last"] > each["first"]
+        ]
+        data.append(part | {"work": work})
+        rows.append(["; ".join(work), *_money(part), part["signature"]])
+    screen.table(["work", "gross", "fee", "net", "transaction"], rows, {"job_id": view.job_id, "payments": data})
     return DONE

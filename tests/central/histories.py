@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from cyxcentral.eventlog import read
 from cyxcentral.world import World
@@ -266,6 +267,15 @@ HISTORIES: dict[str, list[Said]] = {
             m.PauseRequested(caller="alice", request_id="first"),
             f.lost(3, code="paused"),
             m.CancelRequested(reason="enough", caller="alice", request_id="second"),
+        ),
+    ],
+    "a job that is charged its quoted price and not its amount": [
+        A,
+        (JOB, replace(f.submitted(), price_base_units=HALF)),
+        *((JOB, event) for event in (f.FUNDED, lease(1), f.completed(), f.SIGNED_SETTLE)),
+        (
+            JOB,
+            settled(HALF * 9 // 10, HALF // 10, HALF, m.Payee(wallet=f.NODE_WALLET, pay_base_units=HALF, attempt=1)),
         ),
     ],
     "payouts that were frozen, and released by an operator": [

@@ -93,6 +93,39 @@ async def test_an_operator_verifies_the_ledger_and_freezes_and_releases_payouts(
     assert (wrong.returncode, "one SELECT" in wrong.stderr) == (2, True)
 
 
+async def test_a_job_is_charged_no_more_than_its_quote_and_its_node_sees_what_it_earned(tmp_path):
+    async with LocalNetwork(tmp_path / "net", nodes=0, heartbeat_ms=500, lease_ms=4_000) as network:
+        command = ("--dir", network.folder, "--name", "node-1", "--price", "3.6")
+        await network._part("node-1", "cyxnode", *command).start()
+        async with await AsyncClient.connect(network.folder) as client:
+            await client.faucet(5_000_000_000)
+
+        async def cyx(*arguments):
+            command = [sys.executable, "-m", "cyxnet", "--dir", str(network.folder), "--json", *map(str, arguments)]
+            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+            return done, json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+
+        example, price = EXAMPLES / "diabetes.toml", tmp_path / "price.json"
+        _, quote = await cyx("quote", example, "-o", price)
+        most = quote["price"]["max_base_units"]
+        assert 10_000_000 < most == quote["prices"][0]["base_units"] < 100_000_000  # some ten seconds at 0.001 CYX each
+        assert quote["flops"] > 0 and quote["bytes_moved"] > 0
+        done, _ = await cyx("submit", example, "--quote", price, "--wait")
+        assert done.returncode == 0, done.stderr
+        async with await AsyncClient.connect(network.folder) as client:
+            [view] = (await client.jobs()).jobs
+            assert view.price_base_units == view.node_base_units + view.platform_base_units == most
+            assert (await client.wallet()).token_base_units == 5_000_000_000 - most
+        refused, _ = await cyx("submit", EXAMPLES / "digits.toml", "--quote", price)
+        assert (refused.returncode, "for another job" in refused.stderr) == (2, True)
+        _, earned = await cyx("earnings", "node-1")
+        assert (earned["gross_base_units"], earned["net_base_units"]) == (most, view.node_base_units)
+        _, why = await cyx("earnings", "--explain", view.job_id)
+        [part] = why["payments"]
+        assert part["work"][0].startswith("steps 0 to ") and part["signature"] == view.settle_signature
+        assert "no node is called node-9" in (await cyx("earnings", "node-9"))[0].stderr
+
+
 def evaluated_in_a_new_process(model_path, job_path):
     """The validation metrics of a delivered file, computed with cyxcore alone."""
     code = """
