@@ -49,7 +49,8 @@ STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 25.0  # an election takes up to nine s
 MAX_REQUESTS_IN_FLIGHT = 1024  # of which one caller gets half at the most
 DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: they are large, and the asker is unknown
 DISCOVERY_BY_ALL = Rate(per_s=200, burst=400)
-DISCOVERY_CLOSED_S = 5.0  # when many more ask
+DISCOVERY_PATIENCE = Rate(per_s=1_000, burst=5_000)  # with questions beyond that: then it is closed for a while
+DISCOVERY_CLOSED_S = 5.0
 SHUT_OUT_S = 60.0  # who floods
 PATIENCE = Rate(per_s=500, burst=500)  # with who goes on although refused
 COSTS_ONE_MORE_BYTES = {"api": 65_536, "node": 8_192}  # so large a message counts as two; nodes send data as "api"
@@ -75,7 +76,7 @@ class Bus:
         self._floods: Floods | None = None
         self._on_flood: Callable[[str], None] = lambda identity: None
         self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
-        self._discovery_floods = Floods(PATIENCE, DISCOVERY_CLOSED_S)
+        self._discovery_floods = Floods(DISCOVERY_PATIENCE, DISCOVERY_CLOSED_S)
         self._asking = 0  # requests that wait for their answer
         self._renewing: asyncio.Task[None] | None = None
         self.passed_over = 0  # messages of who speaks too often, or for which there was no room

@@ -737,7 +737,7 @@ async def test_discovery_that_is_flooded_is_closed_for_a_while(edge, client, flo
     # everybody's heartbeat was late by seconds, and the answers nobody read filled half a gigabyte of central
     monkeypatch.setattr("cyxnet.bus.DISCOVERY_CLOSED_S", 0.3)
     await edge.serve("0.1.0", "test", {})
-    for _ in range(2_000):
+    for _ in range(8_000):
         flooder._nc.send("$SRV.INFO", b"", reply=f"_INBOX_{FLOODER}.x")
     await flooder.round_trip()
     await until(lambda: not edge._services, edge)
