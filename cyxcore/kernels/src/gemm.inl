@@ -16,13 +16,16 @@ enum {
     BLOCK_N = 2048,
     DIRECT_B_ROWS = 48,
     DIRECT_B_SIZE = 8192,
-    DIRECT_A_COLUMNS = 64,
-    TRANSPOSED_A_ROWS = 128
+    DIRECT_A_COLUMNS = 512,
+    TRANSPOSED_A_ROWS = 128,
+    TRANSPOSED_A_COLUMNS = 64,
+    APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
 #endif
 
 #undef NR
 #define NR (NV * VN)
+#define PANEL(p) ((p)->k_count * NR + APART) /* elements from one panel of B to the next */
 
 /* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. */
 static inline __attribute__((always_inline)) void NAME(block)(const int R, const int W, const T *a,
@@ -180,10 +183,18 @@ typedef struct {
 
 static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
+    if (!p->b_transposed) { /* row by row: a panel at a time would touch as many pages as it has rows */
+        int64_t whole = p->n_count / NR < end ? p->n_count / NR : end;
+        const T *b = p->b + p->k0 * p->b_row + p->n0;
+        for (int64_t k = 0; k < p->k_count; k++)
+            for (int64_t panel = begin; panel < whole; panel++)
+                memcpy(p->panels + panel * PANEL(p) + k * NR, b + k * p->b_row + panel * NR, sizeof(T) * NR);
+        if (whole > begin) begin = whole;
+    }
     for (int64_t panel = begin; panel < end; panel++) {
         int64_t column = p->n0 + panel * NR, left = p->n0 + p->n_count - column;
         const T *b = p->b + (p->b_transposed ? column * p->b_row + p->k0 : p->k0 * p->b_row + column);
-        NAME(pack_panel)(b, p->b_row, p->b_transposed, p->panels + panel * NR * p->k_count, p->k_count,
+        NAME(pack_panel)(b, p->b_row, p->b_transposed, p->panels + panel * PANEL(p), p->k_count,
                          left < NR ? left : NR);
     }
 }
@@ -201,7 +212,8 @@ static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_coun
 static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
-    int pack_a = p->n_count > DIRECT_A_COLUMNS && (!p->a_transposed || p->m > TRANSPOSED_A_ROWS);
+    int pack_a = p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
+                                 : p->n_count > DIRECT_A_COLUMNS;
     T *packed = pack_a ? cyx_scratch(1, sizeof(T) * (size_t)((p->m_block + MR) * p->k_count)) : NULL;
     if (pack_a && !packed) {
         p->no_memory = 1;
@@ -222,7 +234,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         for (int64_t column = first; column < stop; column += NR) {
             int64_t columns = stop - column < NR ? stop - column : NR;
             const T *b =
-                p->panels ? p->panels + column * p->k_count : p->b + p->k0 * p->b_row + p->n0 + column;
+                p->panels ? p->panels + column / NR * PANEL(p) : p->b + p->k0 * p->b_row + p->n0 + column;
             int64_t b_k = p->panels ? NR : p->b_row;
             if (!p->panels && columns % VN) b = p->last, b_k = NR;
             T *c = p->c + m0 * p->n + p->n0 + column;
@@ -266,7 +278,7 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
             p->n_count = p->n - p->n0 < BLOCK_N ? p->n - p->n0 : BLOCK_N;
             p->k_count = p->k - p->k0 < BLOCK_K ? p->k - p->k0 : BLOCK_K;
             int64_t panels = (p->n_count + NR - 1) / NR, whole = p->n_count / NR * NR;
-            T *memory = cyx_scratch(0, sizeof(T) * (size_t)(NR * p->k_count * (direct_b ? 1 : panels)));
+            T *memory = cyx_scratch(0, sizeof(T) * (size_t)(PANEL(p) * (direct_b ? 1 : panels)));
             if (!memory) return CYX_NO_MEMORY;
             NAME(cut_product)(p);
             p->panels = direct_b ? NULL : memory;
