@@ -25,12 +25,12 @@ T = TypeVar("T")
 class Client:
     """One caller on one network; see AsyncClient for what each method does and raises."""
 
-    def __init__(self, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None):
+    def __init__(self, folder: str | Path = DEFAULT_FOLDER, *, url: str | None = None, tls_ca: str = ""):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cyx-client", daemon=True)
         self._thread.start()
         try:
-            self._client = self._run(AsyncClient.connect(folder, url=url))
+            self._client = self._run(AsyncClient.connect(folder, url=url, tls_ca=tls_ca))
         except BaseException:
             self._stop_loop()
             raise

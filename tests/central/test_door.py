@@ -345,6 +345,33 @@ async def test_connections_that_say_nothing_keep_nobody_out_and_are_ended(networ
                 assert b"Authentication Timeout" in await reader.read()  # to the end: the broker hung up
 
 
+async def test_who_does_not_read_is_dropped_and_others_hear_all(network, join):
+    _, door, edge = network
+    attacker, alice = await join(MALLORY), await join(ALICE)
+    heard, enough, block = 0, asyncio.Event(), bytes(2**20)
+
+    async def take(subject, payload, headers):
+        nonlocal heard
+        heard += 1
+        if heard == 150:
+            enough.set()
+
+    async def never(subject, payload, headers):
+        raise AssertionError("it reads nothing")
+
+    await alice.subscribe(subjects.update("*"), take)
+    await attacker.subscribe(subjects.update("*"), never)
+    attacker._nc._transport._io_writer.transport.pause_reading()
+    for _ in range(150):
+        await edge.publish(subjects.update("job-1"), block)
+        await edge.round_trip()
+    async with asyncio.timeout(30):
+        await enough.wait()
+        while door._crowd.count(MALLORY.id, door._clock()):
+            await edge.round_trip()
+    attacker._nc._transport._io_writer.transport.abort()  # what it has not read yet is of no use
+
+
 async def test_subscriptions_beyond_the_limit_are_refused_and_the_link_stays(network, join):
     # nats-server does not apply the limits in the answer of an auth callout
     client, said = await join(ALICE), asyncio.Event()
