@@ -37,6 +37,8 @@ cpu = Extension(
     libraries=["m", "pthread"],
 )
 
+sharing = Extension("cyxcore.kernels.sharing", sources=[f"{KERNELS}/sharing.pyx"])
+
 
 class BuildInParallel(build_ext):
     """One compiler process per core: setuptools compiles the sources of an extension one after another."""
@@ -57,6 +59,6 @@ class BuildInParallel(build_ext):
 
 
 setup(
-    ext_modules=cythonize([cpu], compiler_directives={"language_level": 3}),
+    ext_modules=cythonize([cpu, sharing], compiler_directives={"language_level": 3}),
     cmdclass={"build_ext": BuildInParallel},
 )

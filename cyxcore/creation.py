@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cyxcore import drawing
+from cyxcore import dlpack, drawing
 from cyxcore.device import DEVICES, OWN_MEMORY, default_device
 from cyxcore.dtype import DEFAULTS, dtype_name
-from cyxcore.eager import Tensor, as_array, next_key, wrap
+from cyxcore.eager import Tensor, around, as_array, next_key, wrap
 from cyxcore.elementwise import value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import where
@@ -85,7 +85,7 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | 
         obj = _nested(obj)
     source = memoryview(obj) if isinstance(obj, (bytearray, bytes)) else obj
     result = Tensor(source, dtype)
-    held = np.asarray(source) if isinstance(source, (np.ndarray, memoryview)) else None
+    held = np.asarray(source) if isinstance(source, (np.ndarray, memoryview)) or hasattr(source, "typecode") else None
     shared = held is not None and np.shares_memory(held, result._data)
     if copy is False and not shared:
         raise ValueError("asarray: this needs a copy; leave copy=False out")
@@ -100,8 +100,8 @@ def _nested(obj: Any) -> Any:
 
 
 def from_numpy(array: Array) -> Tensor:
-    """A tensor around the array itself, without a copy where it is contiguous."""
-    return Tensor(array)
+    """A tensor around the array itself: what is written to one is seen by the other."""
+    return around(array)
 
 
 def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> Tensor:
@@ -110,10 +110,7 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     Raises BufferError (copy=False) where the memory cannot be shared.
     """
     _on(device)
-    array = np.from_dlpack(x, copy=copy)
-    if copy is False and not array.flags.c_contiguous:
-        raise BufferError("from_dlpack: expected C-contiguous memory to share; leave copy=False out")
-    return Tensor(array)
+    return around(dlpack.imported(x, copy))
 
 
 def _filled(make: Callable[..., Array], shape: Shape, dtype: Any, device: Any, requires_grad: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
 from functools import lru_cache
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from cyxcore.dtype import (
     is_float,
     scalar_dtype,
 )
-from cyxcore.errors import DtypeError, GradientError, GraphError, ShapeError, SpecError
+from cyxcore.errors import DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
 from cyxcore.gradients import NO_GRADIENT, Piece, Sum, input_gradients
 from cyxcore.infer import Shape, Typed
 from cyxcore.inplace import InPlace
@@ -128,7 +129,9 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     wanted = None if dtype is None else dtype_name(dtype)
     if not isinstance(data, np.ndarray) and hasattr(data, "__cuda_array_interface__"):
         return devices.put(data if wanted is None else data.astype(wanted), devices.name_of(data))
-    plain = not isinstance(data, (np.ndarray, np.generic)) and not hasattr(data, "__array__")
+    plain = not isinstance(data, (np.ndarray, np.generic, memoryview, bytes, bytearray)) and (
+        not hasattr(data, "__array__") and not hasattr(data, "typecode")  # array.array
+    )
     array = np.asarray(data)
     if wanted is None and plain:
         wanted = _NARROWER.get(array.dtype)
@@ -162,7 +165,15 @@ def _converted(array: Array, dtype: str) -> Array:
     return result
 
 
-class Tensor(InPlace):
+try:
+    _Exported: Any = importlib.import_module("cyxcore.kernels.sharing").Exported
+except ImportError:  # nothing compiled is there: tensors work on the device "reference", without the buffer protocol
+
+    class _Exported:  # type: ignore[no-redef]
+        pass
+
+
+class Tensor(_Exported, InPlace):
     """An array and, where one was asked for, its gradient. Made by tensor(), zeros(), ... or from_numpy()."""
 
     _rank = 1
@@ -318,7 +329,9 @@ class Tensor(InPlace):
                 "assignment: a leaf that requires a gradient is not changed in place; do it within no_grad(), "
                 "or change a copy"
             )
-        array = value._data.copy() if value.shares_memory(self) else value._data
+        if type(self._data) is np.ndarray and not self._data.flags.writeable:
+            raise DataError("assignment: this memory is read-only, it belongs to somebody else; change a copy()")
+        array = value.detach().copy()._data if value.shares_memory(self) else value._data
         before = base._as_it_was() if tracked else None
         self._write(basic, arrays or {}, array)
         now = self._wrote()
@@ -488,12 +501,23 @@ class Tensor(InPlace):
         return array.astype(dtype)
 
     def __dlpack__(self, **options: Any) -> Any:
-        """The memory itself for another library. Raises BufferError for bfloat16 and what has a gradient."""
-        if self.requires_grad or self.dtype == "bfloat16":
-            what = "a tensor that requires a gradient" if self.requires_grad else "bfloat16"
-            advice = "detach() it" if self.requires_grad else "astype('float32')"
-            raise BufferError(f"__dlpack__: {what} cannot be shared; {advice} first")
+        """The memory itself for another library. Raises BufferError for what has a gradient."""
+        self._shareable("__dlpack__")
+        if type(self._data) is np.ndarray:
+            return importlib.import_module("cyxcore.dlpack").exported(self._data, options)
         return self._data.__dlpack__(**options)
+
+    def _shareable(self, name: str) -> None:
+        if self.requires_grad:
+            raise BufferError(f"{name}: a tensor that requires a gradient cannot be shared; detach() it first")
+
+    def _exported(self) -> Array:
+        """What memoryview(tensor) sees: the memory itself."""
+        self._shareable("memoryview")
+        if self.dtype == "bfloat16" or type(self._data) is not np.ndarray:
+            what = "bfloat16" if self.dtype == "bfloat16" else f"the memory of {self.device}"
+            raise BufferError(f"memoryview: {what} has no buffer; use astype('float32') or to('cpu') first")
+        return self._data
 
     def to_device(self, device: str, /, *, stream: Any = None) -> "Tensor":
         """`to` by the standard's name. Raises SpecError for a device that is not there or a stream, which none has."""
@@ -564,11 +588,29 @@ class Tensor(InPlace):
     def __iter__(self) -> Iterator["Tensor"]:
         return (self[row] for row in range(len(self)))
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of up to two axes of moderate size, otherwise the text."""
+        about = escape(f"{self.shape} {self.dtype}{' requires_grad' if self.requires_grad else ''} on {self.device}")
+        if self.ndim not in (1, 2) or not 0 < self.size <= 400 or max(self.shape) > 40:
+            return f"<pre>{escape(repr(self))}</pre>"
+        rows = self._readable.reshape(-1, self.shape[-1])
+        cells = ("".join(f"<td>{escape(f'{x:.6g}')}</td>" for x in row.tolist()) for row in rows)
+        return f"<table><caption>{about}</caption>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
     def __repr__(self) -> str:
         text = np.array2string(self._readable, separator=", ", prefix="Tensor(", threshold=100)
         gradient = ", requires_grad=True" if self.requires_grad else ""
         place = "" if type(self._data) is np.ndarray else f", device={self.device}"
         return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{place}{gradient})"
+
+
+def around(array: Array) -> Tensor:
+    """A tensor around an array of ours, gaps and all, or a copy of an array whose elements are not ours."""
+    if DTYPE_NAMES.get(array.dtype) is None or not array.flags.aligned or array.flags.c_contiguous:
+        return Tensor(array)
+    result = wrap(array)
+    result._view = View(None, (), 0)
+    return result
 
 
 def wrap(data: Array) -> Tensor:

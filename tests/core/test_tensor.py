@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore.device import OWN_MEMORY
 from cyxcore.errors import DtypeError, GradientError, ShapeError, SpecError
 
 pytestmark = pytest.mark.usefixtures("each_device")
@@ -239,18 +238,6 @@ def test_a_deep_copy_has_its_own_memory_and_class() -> None:
 def test_a_tensor_is_not_pickled() -> None:
     with pytest.raises(TypeError, match="use cx.save_model"):
         pickle.dumps(cx.zeros(1))
-
-
-def test_dlpack_shares_memory_both_ways_and_refuses_what_it_cannot(each_device: str) -> None:
-    if each_device in OWN_MEMORY:
-        pytest.skip("NumPy can share the host's memory only")
-    x = cx.zeros(2)
-    np.from_dlpack(x)
-    assert cx.from_dlpack(x).shares_memory(x)
-    with pytest.raises(BufferError, match="detach"):
-        cx.ones(1, requires_grad=True).__dlpack__()
-    with pytest.raises(BufferError, match="bfloat16"):
-        cx.ones(1, dtype="bfloat16").__dlpack__()
 
 
 def test_a_tensor_knows_its_device() -> None:
