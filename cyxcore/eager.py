@@ -541,7 +541,7 @@ class Tensor(_Exported, InPlace):
                 setattr(result, slot, getattr(self, slot))
         result._data, result.grad = self._data.copy(), copy.deepcopy(self.grad, memo)
         result._memory = result._view = None
-        vars(result).update(vars(self))
+        result.__dict__.update(self.__dict__)
         return result
 
     def __dlpack_device__(self) -> tuple[int, int]:

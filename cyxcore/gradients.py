@@ -25,9 +25,9 @@ NO_GRADIENT = frozenset(
     "greater_equal logical_and "
     "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
-    "all any argmin argsort searchsorted nonzero cumulative_prod "
+    "all any argmin argsort searchsorted nonzero "
     "ceil trunc round signbit nextafter floor_divide integer_pow "
-    "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift eig eigvals "
+    "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
     "axpy_update adam_m adam_v adam_update".split()
 )
 
@@ -325,6 +325,27 @@ def _prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequenc
 def _cumulative_sum(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
     backwards = (slice(None),) * attrs["axis"] + (slice(None, None, -1),)
     return (apply("cumulative_sum", g[backwards], axis=attrs["axis"])[backwards],)
+
+
+@rule("cumulative_prod")
+def _cumulative_prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    """The products of all others up to each place, in a matrix: right where elements are 0, of memory size squared."""
+    value, last = x[0], x[0].ndim - 1
+    if not value.ndim:
+        return (g,)
+    size = value.shape[attrs["axis"]]
+    order = [axis for axis in range(value.ndim) if axis != attrs["axis"]] + [attrs["axis"]]
+    back = tuple(order.index(axis) for axis in range(value.ndim))
+    rows, of = value.transpose(*order), g.transpose(*order)
+    later = value._constant([float(k > i) for i in range(size) for k in range(size)], "float32").reshape(size, size) > 0
+    matrix = rows.expand_dims(last).broadcast_to(*rows.shape[:-1], size, size)  # (..., which, up to)
+    ones = value._constant(1.0, value.dtype).broadcast_to(matrix.shape)
+    after = apply("cumulative_prod", apply("where", later, matrix, ones), axis=last + 1)
+    first = value._constant(1.0, value.dtype).broadcast_to(*rows.shape[:-1], 1)
+    before = apply("cumulative_prod", apply("concat", first, rows, axis=last), axis=last)[..., :size]
+    seen = value._constant([float(j >= i) for i in range(size) for j in range(size)], "float32").reshape(size, size)
+    total = (of.expand_dims(last) * after * seen.astype(value.dtype)).sum(last + 1)
+    return ((before * total).transpose(*back),)
 
 
 @rule("max", "min")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cyxcore.dtype import COMPLEX
-from cyxcore.elementwise import conj
+from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
 from cyxcore.infermatrix import unpacked
 from cyxcore.values import apply
@@ -118,6 +118,29 @@ def _eigh(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
     (values, vectors), (of_values, of_vectors) = (unpacked("eigh", packed, x[0].shape, {}) for packed in (y, g))
     inner = _diagonal(of_values) + (_h(vectors) @ of_vectors) * _gaps(values)
     return (_symmetric(vectors @ inner @ _h(vectors)),)
+
+
+def _of_input(x: Any, g: Any) -> Any:
+    return g if x.dtype in COMPLEX else real(g)
+
+
+@_rule("eigvals")
+def _eigvals(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
+    """V^-H diag(g) VH, with the vectors of the same order: LAPACK finds the same values once more."""
+    _, vectors = unpacked("eig", apply("eig", x[0]), x[0].shape, {})
+    return (_of_input(x[0], apply("solve", _h(vectors), _diagonal(g) @ _h(vectors))),)
+
+
+@_rule("eig")
+def _eig(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
+    """Of what depends on vectors of length 1 but not on their phases."""
+    (values, vectors), (of_values, of_vectors) = (unpacked("eig", packed, x[0].shape, {}) for packed in (y, g))
+    adjoint = _h(vectors)
+    turned = adjoint @ of_vectors
+    own = (turned * _mask(turned, lambda a, b: float(a == b))).sum(-1)
+    along = (adjoint @ vectors) * real(own).astype(own.dtype).expand_dims(-2)
+    inner = _diagonal(of_values) + (turned - along) * conj(_gaps(values))
+    return (_of_input(x[0], apply("solve", adjoint, inner @ adjoint)),)
 
 
 @_rule("svdvals")

@@ -60,7 +60,10 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
     ),
     ("prod", [np.array([[2.0, 0.0, 3.0], [1.5, -2.0, 0.5]])], {"axes": (1,), "keepdims": False}),
     ("prod", [real(2, 3, 2)], {"axes": (0, 2), "keepdims": True}),
-    ("cumulative_sum", [real(2, 3)], {"axis": 1}),
+    *((op, [real(2, 3)], {"axis": axis}) for op in ("cumulative_sum", "cumulative_prod") for axis in (0, 1)),
+    ("cumulative_prod", [np.array([2.0, 0.0, 3.0, 0.0, 1.5])], {"axis": 0}),
+    ("cumulative_prod", [real(2, 0, 3)], {"axis": 1}),
+    ("cumulative_prod", [real()], {"axis": 0}),
     ("sum", [real(0, 3)], {"axes": (0,), "keepdims": False}),
     *(
         (
@@ -114,7 +117,7 @@ CASES: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
 ]
 
 # Of these only the lower triangle is read, and what comes back is symmetric: they are checked of x + its transpose.
-TRANSFORMS = ("fft", "ifft", "rfft", "irfft")  # of complex numbers: test_fft and test_complex
+TRANSFORMS = ("fft", "ifft", "rfft", "irfft", "eig", "eigvals")  # complex: test_fft, test_complex and test_linalg
 SYMMETRIC = ("cholesky", "eigh", "eigvalsh")
 
 

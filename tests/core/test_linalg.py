@@ -198,6 +198,8 @@ def test_a_graph_holds_products_but_no_factorization() -> None:
         lambda la, x: (la.svd(x[..., :2], full_matrices=False)[0] ** 2)[..., 0].sum(),
         lambda la, x: (la.qr(x[..., :2])[1] ** 2)[..., 0, 1].sum(),
         lambda la, x: la.pinv(x[..., :2]).sum(),
+        lambda la, x: abs(la.eigvals(x) ** 2).sum(),
+        lambda la, x: (abs(la.eig(x)[0]) + abs(la.eig(x)[1][..., 0, :]) ** 2)[..., 0].sum(),
         lambda la, x: la.vector_norm(x).sum(),
         lambda la, x: la.matrix_norm(x, ord="nuc").sum(),
     ],
