@@ -1,8 +1,9 @@
 """How many connections each identity has, over all brokers: counted from what brokers say as it happens. Pure.
 
 An identity that was let in counts until its broker says that it is connected, or PENDING_S are over. A connection
-counts until its broker says that it ended, or until it must have ended (its time is over): a broker that died says
-nothing.
+counts until its broker says that it ended, or until it must have ended (its time is over). A broker that died says
+nothing, and what is said while a central's link is down is lost: so who seems to have many is counted again
+(`doubt`, `counted`, `settle`).
 """
 
 from collections import deque
@@ -18,6 +19,8 @@ class Crowd:
 
     def __init__(self) -> None:
         self._inside: dict[str, dict[Key, float]] = {}  # identity -> connection -> when it is gone at the latest
+        self._doubtful: dict[str, set[Key]] = {}  # identity -> what a count that is under way has not confirmed
+        self._answered: set[str] = set()  # identities of which some broker has been counted
         self._pending: dict[str, deque[float]] = {}  # identity -> when each is forgotten; the oldest first
 
     def count(self, identity: str, now_s: float) -> int:
@@ -47,3 +50,28 @@ class Crowd:
         inside.pop(key, None)
         if not inside:
             self._inside.pop(identity, None)
+
+    def doubt(self, identity: str) -> bool:
+        """A count of this identity begins: each broker is asked. False when one is under way already."""
+        if identity in self._doubtful:
+            return False
+        self._doubtful[identity] = set(self._inside.get(identity, ()))
+        return True
+
+    def counted(self, identity: str, server_id: str, numbers: set[int]) -> None:
+        """A broker says which connections of the identity it has. Those that came since the count began stay."""
+        if (doubtful := self._doubtful.get(identity)) is None:
+            return
+        self._answered.add(identity)
+        for key in [key for key in doubtful if key[0] == server_id]:
+            doubtful.discard(key)
+            if key[1] not in numbers:
+                self.left(identity, key)
+
+    def settle(self, identity: str) -> None:
+        """The count is over: the connections of brokers that did not answer are gone, if any broker did."""
+        gone = self._doubtful.pop(identity, ())
+        if identity in self._answered:
+            self._answered.discard(identity)
+            for key in gone:
+                self.left(identity, key)

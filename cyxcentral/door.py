@@ -7,6 +7,7 @@ answer; while none does, nobody comes in, and who is in stays.
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -30,6 +31,7 @@ from cyxnet.subjects import permissions
 log = logging.getLogger(__name__)
 ASKED = "$SYS.REQ.USER.AUTH"
 CAME, LEFT = (f"$SYS.ACCOUNT.EDGE.{what}" for what in ("CONNECT", "DISCONNECT"))
+COUNT_S = 2.0
 EVERY_SERVER = "$SYS.REQ.SERVER.PING.CONNZ"
 UNHEARD = "_INBOX.unheard"  # a request that names nowhere for its answer is not done
 MAX_REQUEST_BYTES = 65_536
@@ -110,11 +112,13 @@ class Door:
         self._session_s = session_s
         self._clock = clock
         self._is_open = asyncio.Event()
-        self._found = f"_INBOX.{secrets.token_hex(16)}"
+        self._found, self._counts = f"_INBOX.{secrets.token_hex(16)}", f"_INBOX.{secrets.token_hex(16)}"
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to hear who asks. Nobody is answered before open()."""
         await self._system.subscribe(self._found, self._throw_out_found)
+        await self._system.subscribe(f"{self._counts}.*", self._on_counted)
         for subject in (CAME, LEFT):
             await self._system.subscribe(subject, self._on_news)
         await self._system.answer_raw(ASKED, self._on_asked, queue="cyx-door")
@@ -149,10 +153,29 @@ class Door:
         """The decision, unless this identity has as many connections as one may have."""
         if isinstance(decision, Refused):
             return decision
-        if self._crowd.count(decision.identity, self._clock()) >= self._connections:
+        inside = self._crowd.count(decision.identity, self._clock())
+        if 2 * inside >= self._connections and self._crowd.doubt(decision.identity):
+            task = asyncio.get_running_loop().create_task(self._count(decision.identity))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        if inside >= self._connections:
             return Refused(reason=f"{decision.identity} has {self._connections} connections already")
         self._crowd.let_in(decision.identity, self._clock())
         return decision
+
+    async def _count(self, identity: str) -> None:
+        """Ask every broker which connections of somebody it has, and give them COUNT_S for the answer."""
+        most = 2 * self._connections  # no broker has so many of one
+        asked = json.dumps({"auth": True, "user": identity, "limit": most}).encode()
+        with contextlib.suppress(CyxError):
+            await self._system.publish(EVERY_SERVER, asked, "", reply=f"{self._counts}.{identity}")
+        await asyncio.sleep(COUNT_S)
+        self._crowd.settle(identity)
+
+    async def _on_counted(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        found = msgspec.json.decode(payload, type=_Connz).data
+        numbers = {connection.cid for connection in found.connections}
+        self._crowd.counted(subject.rpartition(".")[2], found.server_id, numbers)
 
     async def _on_news(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """A connection came or went. One too many goes again: two centrals may have let one in each at a time."""

@@ -53,3 +53,22 @@ def test_nobody_counts_for_another():
     assert crowd.count("somebody else", 0.0) == 0
     crowd.left("somebody else", ("server", 1))
     assert crowd.count("me", 0.0) == 3
+
+
+def test_a_count_forgets_who_left_unheard_and_brokers_that_are_gone_and_keeps_who_came_meanwhile():
+    crowd = crowd_of(1, 2)
+    crowd.came("me", ("dead", 7), LASTS_S, 0.0)
+    assert crowd.doubt("me") and not crowd.doubt("me")
+    crowd.came("me", ("server", 3), LASTS_S, 0.0)
+    crowd.counted("me", "server", {2})
+    crowd.settle("me")
+    assert set(crowd._inside["me"]) == {("server", 2), ("server", 3)}
+    assert crowd.doubt("me")
+
+
+def test_a_count_that_no_broker_answered_changes_nothing():
+    crowd = crowd_of(1, 2)
+    crowd.doubt("me")
+    crowd.settle("me")
+    crowd.counted("me", "server", set())  # too late
+    assert crowd.count("me", 0.0) == 2

@@ -331,6 +331,17 @@ async def test_a_connection_too_many_that_another_central_let_in_is_thrown_out(n
     await system.close()
 
 
+async def test_connections_of_a_broker_that_died_keep_nobody_out(network, join):
+    # it says nothing of their end, and each of its deaths would have cost everybody a connection
+    _, door, edge = network
+    for number in range(door._connections - 1):
+        door._crowd.came(ALICE.id, ("a broker that died", number), 900.0, door._clock())
+    await join(ALICE)
+    async with asyncio.timeout(20):
+        while door._crowd.count(ALICE.id, door._clock()) != 1:
+            await edge.round_trip()
+
+
 async def test_connections_that_say_nothing_keep_nobody_out_and_are_ended(network, join):
     async with contextlib.AsyncExitStack() as stack:
         silent = []
