@@ -149,9 +149,8 @@ class Api:
         return plan, draft
 
     async def _funds(self, terms: m.EscrowTerms) -> Funds:
-        """What the payer holds. Raises ApiError when that is less than the amount."""
+        """What the payer holds. Who asks for a price need not have it yet."""
         funds = await self._central.settlement.funds(terms)
-        intake.refuse_unaffordable(terms, funds.base_units)
         self._held[terms.client] = (funds.base_units, self._machine.monotonic_ms())
         if len(self._held) > WALLETS_REMEMBERED:
             self._held.popitem(last=False)
@@ -177,6 +176,7 @@ class Api:
         async with turn:  # a hundred submits at once ask the chain once
             if not self._afforded(terms):
                 base_units = (await self._funds(terms)).base_units
+                intake.refuse_unaffordable(terms, base_units)
                 self._held[terms.client] = (base_units - terms.amount_base_units, self._machine.monotonic_ms())
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:

@@ -120,6 +120,10 @@ class Journal:
         self._rest = b""
         self._hour: deque[Spent] = deque()
         self._lock = threading.Lock()
+        self._unsynced = False
+        with self.alone():
+            if self._rest:  # a crash cut a line off; the next one must not be taken for its end
+                os.write(self._file, b"\n")
 
     @contextlib.contextmanager
     def alone(self):  # type: ignore[no-untyped-def]
@@ -169,9 +173,14 @@ class Journal:
         """One more line; in the file, but not on the disk before sync()."""
         os.write(self._file, json.dumps(line).encode() + b"\n")
         self._catch_up()
+        self._unsynced = True
 
     def sync(self) -> None:
-        os.fsync(self._file)
+        """Before a signature is given away."""
+        with self._lock:  # who finds nothing to do may rely on whoever did it
+            if self._unsynced:
+                self._unsynced = False
+                os.fsync(self._file)
 
 
 class Keeper:

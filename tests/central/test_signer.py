@@ -135,7 +135,7 @@ def test_beyond_the_limit_nothing_is_signed_until_an_hour_has_passed_also_by_ano
 
 def test_a_line_that_a_crash_cut_off_hides_no_other(tmp_path):
     bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
-    (tmp_path / "signed.jsonl").write_bytes(b'{"at_ms": 1000000000000, "job_id": "jo\n')
+    (tmp_path / "signed.jsonl").write_bytes(b'{"at_ms": 1000000000000, "job_id": "jo')
     bench.begin()
     assert isinstance(bench.ask(settle("job-1")), Signed)
     bench.begin()

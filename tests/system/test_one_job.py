@@ -97,8 +97,6 @@ async def test_a_job_is_charged_no_more_than_its_quote_and_its_node_sees_what_it
     async with LocalNetwork(tmp_path / "net", nodes=0, heartbeat_ms=500, lease_ms=4_000) as network:
         command = ("--dir", network.folder, "--name", "node-1", "--price", "3.6")
         await network._part("node-1", "cyxnode", *command).start()
-        async with await AsyncClient.connect(network.folder) as client:
-            await client.faucet(5_000_000_000)
 
         async def cyx(*arguments):
             command = [sys.executable, "-m", "cyxnet", "--dir", str(network.folder), "--json", *map(str, arguments)]
@@ -110,6 +108,8 @@ async def test_a_job_is_charged_no_more_than_its_quote_and_its_node_sees_what_it
         most = quote["price"]["max_base_units"]
         assert 10_000_000 < most == quote["prices"][0]["base_units"] < 100_000_000  # some ten seconds at 0.001 CYX each
         assert quote["flops"] > 0 and quote["bytes_moved"] > 0
+        async with await AsyncClient.connect(network.folder) as client:  # who asks for a price need not have it yet
+            await client.faucet(5_000_000_000)
         done, _ = await cyx("submit", example, "--quote", price, "--wait")
         assert done.returncode == 0, done.stderr
         async with await AsyncClient.connect(network.folder) as client:
