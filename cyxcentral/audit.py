@@ -25,6 +25,7 @@ from cyxnet.escrow import paid_by
 from cyxnet.solana import STATUSES_AT_ONCE, Settlement
 
 LOOKS, LOOK_AGAIN_S = 3, 20.0
+DAY_MS = 86_400_000
 RECENT = 1_000  # ended jobs whose payments are compared again and again
 JOBS_AT_ONCE = 1_000  # folded; then everybody else has a turn
 SHOWN = 100  # differences of one check
@@ -50,9 +51,12 @@ class Audit:
         """A job was paid, or refunded."""
         self._recent.append(job_id)
 
-    async def compare(self) -> list[m.AuditCheck]:
-        """The open escrows and the newest payments."""
-        return await _lasting(self._compare)
+    async def compare(self, now_ms: int) -> list[m.AuditCheck]:
+        """The open escrows and the newest payments.
+
+        Of the last day only: what was final then stays so, and an endpoint need not keep its history for ever.
+        """
+        return await _lasting(lambda: self._compare(now_ms - DAY_MS))
 
     async def verify(self, faucet: bool) -> list[m.AuditCheck]:
         """Everything. faucet: every coin of this network came from its faucet, so no wallet can be below zero."""
@@ -62,7 +66,8 @@ class Audit:
         found += await _lasting(lambda: self._chain(paid))
         return found
 
-    async def _compare(self) -> list[m.AuditCheck]:
+    async def _compare(self, since_ms: int) -> list[m.AuditCheck]:
+        recent = [each for each in self._recent if (self._world.jobs[each].ended_at_ms or 0) >= since_ms]
         sums = await self._ledger.sums()
         checks = [
             _check(
@@ -70,7 +75,7 @@ class Audit:
             ),
             self._open_escrows(sums.escrows),
         ]
-        return checks + await self._chain(list(self._recent))
+        return checks + await self._chain(recent)
 
     def _open_escrows(self, of_ledger: dict[str, int]) -> m.AuditCheck:
         """The ledger's open escrows are those of the jobs that are paid for and have not ended."""

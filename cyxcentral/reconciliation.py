@@ -29,7 +29,9 @@ async def keep(events: EventLog, audit: Audit) -> None:
 
 async def reconcile(events: EventLog, audit: Audit) -> None:
     """Compare once, and freeze payouts where something differs that no operator has accepted."""
-    found = [f"{check.name}: {each}" for check in await audit.compare() for each in check.differences]
+    found = [
+        f"{check.name}: {each}" for check in await audit.compare(events.machine.wall_ms()) for each in check.differences
+    ]
     if payouts.freeze_due(events.world.payouts, found) is None:
         return
     event = await events.record(subjects.PAYOUTS_EVENT, lambda: payouts.freeze_due(events.world.payouts, found))

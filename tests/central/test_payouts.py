@@ -105,7 +105,9 @@ async def test_a_settlement_that_was_signed_is_not_sent_while_payouts_are_frozen
 async def test_where_nothing_differs_everything_is_compared_and_payouts_go_on(audited):
     made = audited.payments()
     await audited.delivered()
-    assert await differences(await audited.audit.compare()) == []  # its escrow is open
+    assert (
+        await differences(await audited.audit.compare(audited.central.log.machine.wall_ms())) == []
+    )  # its escrow is open
     made.resume()
     await audited.until("completed")
     audited.audit.ended("job-1")
@@ -131,6 +133,16 @@ async def test_a_payment_that_the_chain_does_not_know_freezes_payouts_until_it_i
     assert audited.central.world.payouts.why == ""
 
 
+async def test_a_payment_of_long_ago_may_have_left_the_history_of_the_endpoint(audited):
+    await audited.delivered()
+    await audited.say(f.SIGNED_SETTLE)
+    await audited.say(f.settled())
+    audited.audit.ended("job-1")
+    tomorrow_ms = audited.central.log.machine.wall_ms() + 2 * 86_400_000
+    assert await differences(await audited.audit.compare(tomorrow_ms)) == []
+    assert await differences(await audited.audit.verify(faucet=False)) != []  # who asks for all gets all
+
+
 async def test_an_escrow_that_the_chain_does_not_have_freezes_payouts(audited):
     event = await audited.submitted()
     await audited.say(m.Funded(signature=event.deposit.signature))  # it never was
@@ -142,7 +154,7 @@ async def test_a_ledger_that_differs_from_the_log_is_found(audited):
     await audited.delivered()
     await audited.ledger.flush()
     audited.ledger._db.execute("UPDATE entries SET amount_base_units = amount_base_units + 1 WHERE line = 1")
-    found = await differences(await audited.audit.compare())
+    found = await differences(await audited.audit.compare(audited.central.log.machine.wall_ms()))
     assert any("sums to 1" in each for each in found)
     assert any("the ledger says 2.500000001 CYX, the log 2.5 CYX" in each for each in found)
     audited.ledger._db.execute("UPDATE entries SET amount_base_units = -7")
@@ -195,7 +207,7 @@ async def test_a_difference_that_is_gone_in_the_second_look_was_none(audited):
         return wrong.pop(0)
 
     audited.chain.wrong_escrows = lagging
-    assert await differences(await audited.audit.compare()) == []
+    assert await differences(await audited.audit.compare(audited.central.log.machine.wall_ms())) == []
     assert wrong == []
 
 
