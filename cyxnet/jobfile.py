@@ -17,9 +17,11 @@ pairs are packed into one NPZ first.
 import difflib
 import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 # Arrays as large as the weights, at the least: those of momentum and of a centred rmsprop are left out.
 OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "lion": 1}
+REMOTE_DATA = "CYX_REMOTE_DATA"  # names in the environment what kinds of addresses data may be fetched from: https
 MAX_MESSAGE_JOB_BYTES = 900_000  # a job travels in one message; the broker and codec stop at 1 MB
 
 
@@ -178,9 +181,11 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
     """The one file that travels, and the section that describes it: packed when the source is not one file."""
     from cyxcore import data
 
-    if not section.path or "://" in section.path:
+    if section.path.startswith("https://"):
+        return _fetched(section.path, path, work_folder), section
+    source = path.parent / (_of_uri(section.path, path) if section.path.startswith("file:") else section.path)
+    if not section.path or "://" in str(section.path).removeprefix("file://"):
         raise DataError(f"{path}: data.path: expected a file or folder of this machine, got {section.path!r}")
-    source = path.parent / section.path
     if not source.exists():
         near = difflib.get_close_matches(source.name, [p.name for p in source.parent.glob("*")], 1)
         hint = f"; did you mean {near[0]}?" if near else " (paths are relative to the job file)"
@@ -203,6 +208,33 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
     else:
         data.pack(source, path.parent / section.target_path, packed)
     return packed, msgspec.structs.replace(section, format="npz", target="y")
+
+
+def _fetched(url: str, path: Path, work_folder: Path | None) -> Path:
+    """The file at an https address, where whoever submits has allowed it: a job file may come from a stranger."""
+    if "https" not in os.environ.get(REMOTE_DATA, "").split(","):
+        raise DataError(
+            f"{path}: data.path: expected a file or folder of this machine, got {url!r}; "
+            f"to have it fetched from there set {REMOTE_DATA}=https"
+        )
+    from cyxnet.fetch import FetchError, fetch
+
+    try:
+        return fetch(url, work_folder or Path(tempfile.mkdtemp(prefix="cyx-fetched-")))
+    except FetchError as error:
+        raise DataError(f"{path}: data.path: {error}") from None
+
+
+def _of_uri(uri: str, path: Path) -> Path:
+    """The file that a file: URI names. It must lie in the folder of the job file or the one one works in."""
+    parts = urlsplit(uri)
+    named = Path(unquote(parts.path))
+    roots = [path.parent.resolve(), Path.cwd()]
+    if parts.netloc not in ("", "localhost") or not named.is_absolute() or "\0" in parts.path or "%00" in parts.path:
+        raise DataError(f"{path}: data.path: expected file:///FOLDER/FILE, got {uri!r}")
+    if not any(named.resolve().is_relative_to(root) for root in roots):
+        raise DataError(f"{path}: data.path: {uri} is neither in {roots[0]} nor in {roots[1]}; name it by its path")
+    return named
 
 
 def normalize_of(section: DataSection, model: ModelSection, path: Path) -> Literal["standard", "minmax", "none"]:

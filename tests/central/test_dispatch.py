@@ -27,6 +27,7 @@ NODE = f"node-a-{KEY.short_id}"
 SESSION, NEXT_SESSION = "0" * 32, "1" * 32
 LEASE_MS = 60_000
 PROGRESS_MS = 600_000
+ORDER_OF_THE_CURVE = 2**252 + 27742317777372353535851937790883648493
 
 
 class SmallCentral:
@@ -643,6 +644,69 @@ async def test_a_completion_with_another_nodes_signature_is_refused(central, tmp
     forged = replace(said, signature=Identity(b"x" * 32).sign(m.completion_bytes(said)))
     with pytest.raises(ApiError, match="not signed"):
         await central.dispatch._completed(forged)
+
+
+async def test_what_was_signed_for_one_job_and_attempt_says_nothing_of_another(central, tmp_path):
+    await central.dispatch._register(register())
+    for job_id in ("job-1", "job-2"):
+        await central.job(job_id, f.FUNDED, leased())
+    model = await stored_model(central.blobs, tmp_path)
+    other_bytes = m.ArtifactRef(sha256="9" * 64, size=7)
+    said = completed(model)
+    state = stored_state(model)
+    raised = int.from_bytes(bytes.fromhex(said.signature)[32:], "little") + ORDER_OF_THE_CURVE
+    for forged in (
+        replace(said, job_id="job-2"),
+        replace(said, model=other_bytes),
+        replace(said, model=replace(model, size=8)),
+        replace(said, graph_sha256="d" * 64),
+        replace(said, signature=state.signature),  # of the same run, in another domain
+        replace(said, signature=KEY.sign(m.registration_bytes(register()))),
+        replace(said, signature=said.signature[:64] + raised.to_bytes(32, "little").hex()),
+        replace(said, signature="0" * 128),
+        replace(said, signature="01" + "0" * 126),
+    ):
+        with pytest.raises(ApiError, match="not signed"):
+            await central.dispatch._completed(forged)
+    for forged in (replace(state, job_id="job-2"), replace(state, signature=said.signature)):
+        with pytest.raises(ApiError, match="not signed"):
+            await central.dispatch._checkpoint(forged)
+    assert await kinds_of(central, "job-1") == await kinds_of(central, "job-2") == ["Submitted", "Funded", "Leased"]
+
+
+async def test_what_was_signed_in_an_earlier_attempt_or_session_is_worth_nothing_later(central, tmp_path):
+    # a session is 128 random bits: what was signed on another network names one that this network never had
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    model = await stored_model(central.blobs, tmp_path)
+    said, state = completed(model), stored_state(model)
+    await central.dispatch._failed(failed())
+    await central.say(subjects.job_event("job-1"), leased(attempt=2))
+    for old, say in ((said, central.dispatch._completed), (state, central.dispatch._checkpoint)):
+        assert (await say(old)).fenced
+        with pytest.raises(ApiError, match="not signed"):
+            await say(replace(old, attempt=2))
+    await central.dispatch._failed(failed(attempt=2))
+    await central.dispatch._register(register(NEXT_SESSION))
+    await central.say(subjects.job_event("job-1"), leased(attempt=3, session=NEXT_SESSION))
+    for old, say in ((said, central.dispatch._completed), (state, central.dispatch._checkpoint)):
+        assert (await say(replace(old, attempt=3))).fenced
+        with pytest.raises(ApiError, match="not signed"):
+            await say(replace(old, attempt=3, session=NEXT_SESSION))
+    kinds = await kinds_of(central)
+    assert not {"Completed", "Checkpointed"} & set(kinds)
+
+
+async def test_a_registration_that_was_changed_after_it_was_signed_is_refused(central):
+    said = register(began_ms=5)
+    for forged in (
+        replace(said, session=NEXT_SESSION),
+        replace(said, wallet="1" * 32),
+        replace(said, began_ms=6),
+        replace(said, began_ms=0),
+    ):
+        with pytest.raises(ApiError, match="not signed"):
+            await central.dispatch._register(forged)
 
 
 async def test_a_repeated_report_of_a_failure_is_accepted_and_recorded_once(central):
