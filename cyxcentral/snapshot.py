@@ -83,7 +83,7 @@ class Mints(Struct, tag=True, array_like=True, frozen=True):
 _BLOCKS = msgspec.msgpack.Decoder(Head | Places | Jobs | Nodes | Mints)
 
 
-def sources_sha256() -> str:
+def _sources_sha256() -> str:
     """Of the code that folds. Another version might have come to another world."""
     digest = hashlib.sha256()
     for name in FOLDS:
@@ -93,13 +93,16 @@ def sources_sha256() -> str:
     return digest.hexdigest()
 
 
+SOURCES_SHA256 = _sources_sha256()  # of what runs here: on the disk there may be a newer version by and by
+
+
 # -- writing -----------------------------------------------------------------------------------------------
 
 
 def _blocks(world: World) -> Iterator[Struct]:
     """A world that nobody changes any more, in pieces that are quickly encoded."""
     yield Head(
-        sources=sources_sha256(),
+        sources=SOURCES_SHA256,
         seq=world.seq,
         sha256=world.sha256,
         quarantined=world.quarantined,
@@ -167,7 +170,7 @@ class Snapshot:
             raise Unusable("its bytes are not those that were written")
         self._blocks = _parts(self._body)
         head = _decoded(next(self._blocks, memoryview(b"")))
-        if not isinstance(head, Head) or head.sources != sources_sha256():
+        if not isinstance(head, Head) or head.sources != SOURCES_SHA256:
             raise Unusable("another version of central made it")
         self.head = head
 

@@ -87,7 +87,7 @@ async def test_a_file_of_which_one_byte_is_another_is_not_used(tmp_path, caplog)
 
 async def test_the_file_of_another_version_is_not_used(tmp_path, caplog, monkeypatch):
     await snapshot.write(tmp_path / "world.snapshot", fold(LOG), no_wait)
-    monkeypatch.setattr(snapshot, "sources_sha256", lambda: "another")
+    monkeypatch.setattr(snapshot, "SOURCES_SHA256", "another")
     assert snapshot.read(tmp_path / "world.snapshot", len(LOG)) is None
     assert "another version of central made it" in caplog.text
 
