@@ -21,7 +21,9 @@ from msgspec import Struct
 from cyxcentral.eventlog import is_plain
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import Bus, BusError, Stored
+from cyxnet.bus import Bus, BusError
+from cyxnet.connection import Message
+from cyxnet.follower import HEARTBEAT_S, STALL_S, place_of
 
 BLOCK_MESSAGES = 256
 LARGEST_BLOCK = 2**31
@@ -78,40 +80,57 @@ async def blocks(core_url: str, first_seq: int, last_seq: int, tls_ca: str = "")
         await process.wait()
 
 
+class Reader:
+    """Takes the deliveries of one consumer, in order, and writes the blocks. Trouble ends it; nothing is repaired."""
+
+    def __init__(self, bus: Bus, asked: Asked, out: IO[bytes]):
+        self._bus = bus
+        self._last_seq = asked.last_seq
+        self._out = out
+        self.due = asked.first_seq
+        self._block: list[Read] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(self, message: Message) -> None:
+        if self.done.done():
+            return
+        if message.status:  # a heartbeat, or flow control
+            if stalled := message.headers.get("Nats-Consumer-Stalled") or message.reply:
+                self._bus.say(stalled, b"")
+            return
+        seq, _ = place_of(message.reply)
+        if seq != self.due:
+            self.done.set_exception(BusError(f"event {seq} came, expected event {self.due}"))
+            return
+        self.due += 1
+        payload = message.data
+        self._block.append(Read(message.subject, payload, hashlib.sha256(payload).digest(), is_plain(payload)))
+        if len(self._block) == BLOCK_MESSAGES or seq == self._last_seq:
+            self._write()
+            if seq == self._last_seq and not self.done.done():
+                self.done.set_result(None)
+
+    def _write(self) -> None:
+        full, self._block = msgspec.msgpack.encode(self._block), []
+        try:
+            self._out.write(len(full).to_bytes(LENGTH_BYTES, "big") + full)  # nobody waits for this loop meanwhile
+            self._out.flush()
+        except OSError as error:  # who asked is gone
+            self.done.set_exception(error)
+
+
 async def read(asked: Asked, out: IO[bytes]) -> None:
-    """Write the blocks. Raises BusError when the log cannot be read, or has a gap."""
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    block: list[Read] = []
-    due = asked.first_seq
-
-    async def take(stored: Stored) -> None:
-        nonlocal due, block
-        if done.done() or stored.seq > asked.last_seq:
-            return
-        if stored.seq != due:
-            done.set_exception(BusError(f"event {stored.seq} came, expected event {due}"))
-            return
-        due += 1
-        payload = stored.payload
-        block.append(Read(stored.subject, payload, hashlib.sha256(payload).digest(), is_plain(payload)))
-        if len(block) == BLOCK_MESSAGES or stored.seq == asked.last_seq:
-            full, block = msgspec.msgpack.encode(block), []
-            try:
-                out.write(len(full).to_bytes(LENGTH_BYTES, "big") + full)  # nobody waits for this loop meanwhile
-            except OSError as error:  # who asked is gone
-                done.set_exception(error)
-                return
-            if stored.seq == asked.last_seq:
-                done.set_result(None)
-
-    def rewound(same_until: int) -> None:
-        if not done.done():
-            done.set_exception(BusError(f"the event log is what it was only up to {same_until}"))
-
+    """Write the blocks. Raises BusError when the log cannot be read, has a gap, or does not go on."""
     bus = await Bus.connect(asked.core_url, name="cyx-central-readahead", tls_ca=asked.tls_ca)
     try:
-        await bus.follow(subjects.EVENTS, subjects.EVENT_SUBJECTS, asked.first_seq - 1, take, rewound)
-        await done
+        reader, seen = Reader(bus, asked, out), -1
+        await bus.consume(subjects.EVENTS, subjects.EVENT_SUBJECTS, asked.first_seq, reader.take, HEARTBEAT_S)
+        while seen != reader.due:
+            seen = reader.due
+            await asyncio.wait([reader.done], timeout=STALL_S)
+            if reader.done.done():
+                return reader.done.result()
+        raise BusError(f"event {reader.due} did not come within {STALL_S:g} s")
     finally:
         await bus.close()
 
@@ -122,7 +141,7 @@ def main() -> int:
         with contextlib.suppress(OSError):
             fcntl.fcntl(sys.stdout.fileno(), wider, WIDE_PIPE_BYTES)
     try:
-        asyncio.run(read(asked, open(sys.stdout.fileno(), "wb", buffering=0)))
+        asyncio.run(read(asked, sys.stdout.buffer))
     except (CyxError, OSError) as error:
         print(f"reading the event log ahead: {error}", file=sys.stderr)
         return 1
