@@ -242,9 +242,7 @@ class Api:
             if known := self._known(job_id, ask, caller):
                 return known
             raise
-        stored = await self._central.events.record(
-            subjects.job_event(job_id), lambda: None if job_id in self._world.jobs else event
-        )
+        stored = await self._central.dispatch.submit(job_id, lambda: None if job_id in self._world.jobs else event)
         if stored is None and (known := self._known(job_id, ask, caller)):
             return known
         return m.SubmitReply(job_id=job_id, status=self._world.jobs[job_id].status, terms=event.terms)

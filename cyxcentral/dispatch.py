@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from cyxcentral import intake, jobs, nodes, schedule
 from cyxcentral.blobs import Blobs
-from cyxcentral.eventlog import EventLog
+from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
 from cyxcore.errors import CyxError
 from cyxcore.spec import TrainingSummary
@@ -69,6 +69,9 @@ class Dispatch:
         self._telling: dict[RunKey, asyncio.Task[None]] = {}
         self._advanced: dict[RunKey, tuple[object, float]] = {}  # run -> where it was last, and since when
         self._loop_task: asyncio.Task[None] | None = None
+        self._assigning = False  # leases of jobs that wait are under way
+        self._leasing_at_once = False  # a lease is under way whose job is not stored yet, as far as we know
+        self._lease_at_once = Sequel(self._lease_submitted, self._leased_at_once)
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -136,15 +139,45 @@ class Dispatch:
             if node.online
         }
 
+    async def submit(self, job_id: str, decide: Decide[m.Submitted]) -> m.Submitted | None:
+        """Append a job's submission and, when nobody else waits and some node has room, its lease right behind it.
+
+        Returns the event as EventLog.record() does, as soon as the submission itself is stored.
+        """
+        return await self._events.record(subjects.job_event(job_id), decide, self._lease_at_once)
+
+    def _lease_submitted(self, event: m.Submitted, at_ms: int) -> m.Leased | None:
+        if self._leasing_at_once or self._assigning:
+            return None  # those may take the room that is left
+        job = jobs.evolve(None, event, at_ms)
+        choice = self._world.choice_for(job, self._machine.wall_ms())
+        lease = self._lease_of(job, choice) if choice else None
+        self._leasing_at_once = lease is not None
+        return lease
+
+    def _leased_at_once(self) -> None:
+        """It was, or was not: either way the others may have their turn now."""
+        self._leasing_at_once = False
+        self.wake()
+
     async def _assign_waiting(self) -> None:
+        if self._leasing_at_once:
+            return  # the room may be gone in a moment; we are woken then
         planned = self._world.matching.plan(self._machine.wall_ms())
-        for choice in planned:
-            await self._events.record(subjects.job_event(choice.job_id), functools.partial(self._lease, choice))
+        self._assigning = bool(planned)
+        try:
+            for choice in planned:
+                await self._events.record(subjects.job_event(choice.job_id), functools.partial(self._lease, choice))
+        finally:
+            self._assigning = False
         if len(planned) == MAX_PLANNED:
             self.wake()
 
     def _lease(self, choice: schedule.Assignment) -> m.Leased | None:
-        job, node = self._world.jobs[choice.job_id], self._world.nodes[choice.node_id]
+        return self._lease_of(self._world.jobs[choice.job_id], choice)
+
+    def _lease_of(self, job: jobs.Job, choice: schedule.Assignment) -> m.Leased | None:
+        node = self._world.nodes[choice.node_id]
         event = m.Leased(
             attempt=job.attempt + 1,
             node_id=node.node_id,

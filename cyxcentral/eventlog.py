@@ -16,7 +16,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -33,6 +33,18 @@ from cyxnet.messages import AnyEvent, Funded, Record, Submitted
 log = logging.getLogger(__name__)
 E = TypeVar("E", bound=AnyEvent)
 Decide = Callable[[], E | None]
+
+
+class Sequel(NamedTuple):
+    """What may follow an event at once: `decide` is told the event, and of which time, before it is stored.
+
+    Returns what is to stand right behind it on the same subject, or None; then `ended` is called once, when it is known
+    whether it does, or that nobody knows yet. It stands right behind that event or nowhere.
+    """
+
+    decide: Callable[[Any, int], AnyEvent | None]
+    ended: Callable[[], None]
+
 
 # (first sequence, last sequence) -> blocks of (subject, payload, SHA-256, is_plain of the payload), without a gap
 ReadAhead = Callable[[int, int], AsyncGenerator[Sequence[tuple[str, bytes, bytes, bool]], None]]
@@ -81,6 +93,10 @@ class EventLog:
         self._early: dict[int, tuple[Stored, Record]] = {}  # acknowledged, waiting for what is before them
         self._unconfirmed: dict[int, bytes] = {}  # payloads taken in that the follower has not brought yet
         self._commands: dict[str, int] = {}  # our command ids under way, and where they lie (0: not seen)
+        self._sequels: set[asyncio.Task[None]] = set()
+        # Of several replicas each would decide whether what follows has its event before it; that one of them which has
+        # just caught up comes to the same is nothing we rely on.
+        self._sends_ahead = True
         self._turns: dict[str, list[asyncio.Future[None]]] = {}  # subjects of ours, and who waits for their turn
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap by sequence
         self._ticket = itertools.count()
@@ -93,6 +109,7 @@ class EventLog:
         known_seq, known_sha256: how far the ledger has seen it, and the hash of the event there. snapshot: a world that
         is no newer than the ledger. Returns after which event was read: that of the snapshot, if it was of use, or 0.
         """
+        self._sends_ahead = replicas == 1
         config = await self._core.ensure_stream(
             subjects.EVENTS,
             [subjects.EVENT_SUBJECTS],
@@ -281,15 +298,15 @@ class EventLog:
 
     # -- appending -------------------------------------------------------------------------------------
 
-    async def record(self, subject: str, decide: Decide[E]) -> E | None:
+    async def record(self, subject: str, decide: Decide[E], sequel: Sequel | None = None) -> E | None:
         """Append what `decide()` returns, on the state it saw, and wait until the world took it in.
 
         `decide` reads the world and returns the event, None for nothing to do, or raises; it runs again whenever
-        somebody else was faster. Returns the event stored.
+        somebody else was faster. Returns the event stored. sequel: asked when nothing else is being appended.
         """
         await self._turn(subject)
         try:
-            [event] = await self._record([(subject, decide)])
+            [event] = await self._record([(subject, decide)], sequel)
         finally:
             self._next(subject)
         return event
@@ -324,7 +341,7 @@ class EventLog:
             for subject in held:
                 self._next(subject)
 
-    async def _record(self, parts: Sequence[tuple[str, Decide[E]]]) -> list[E | None]:
+    async def _record(self, parts: Sequence[tuple[str, Decide[E]]], sequel: Sequel | None = None) -> list[E | None]:
         tried: dict[str, list[E | None]] = {}  # command id -> the events of that try
         try:
             while True:
@@ -334,7 +351,7 @@ class EventLog:
                 command_id = self.machine.token_hex(16)
                 tried[command_id] = events
                 self._commands[command_id] = 0
-                done = await self._try(parts, events, command_id, tried)
+                done = await self._try(parts, events, command_id, tried, sequel)
                 if done is not None:
                     return done
         finally:
@@ -356,6 +373,7 @@ class EventLog:
         events: list[E | None],
         command_id: str,
         tried: dict[str, list[E | None]],
+        sequel: Sequel | None,
     ) -> list[E | None] | None:
         """Append one set of events; they, or None to decide again. Raises AppendUnknown after many without answer."""
         records = [
@@ -367,7 +385,10 @@ class EventLog:
         messages = [(subject, encode(record), last_seq.get(subject, 0)) for subject, record in records]
         unknown: AppendUnknown | None = None
         try:
-            seqs = await self._append(messages)
+            if sequel and self._sends_ahead and self._commits.idle:
+                seqs = [await self._append_with(sequel, messages[0], records[0][1])]
+            else:
+                seqs = await self._append(messages)
         except AppendUnknown as error:
             unknown = error
         except Conflict:
@@ -398,6 +419,40 @@ class EventLog:
         if len(messages) == 1:
             return [await self._commits.append(*messages[0])]
         return await self._core.append_all(messages)
+
+    async def _append_with(self, sequel: Sequel, message: tuple[str, bytes, int], record: Record) -> int:
+        """Append an event and, before it is acknowledged, what may follow it. Returns where the first lies.
+
+        What follows names the event by its command id: without it, or with anything between the two, it is not stored.
+        """
+        subject, payload, expected_seq = message
+        name = record.command_id
+        follows = sequel.decide(record.event, record.at_ms)
+        if follows is None:
+            return await self._commits.append(*message)
+        next_record = Record(
+            command_id=self.machine.token_hex(16),
+            at_ms=record.at_ms,
+            by=self._central_id,
+            event=follows,
+            prev=hashlib.sha256(payload).hexdigest(),
+        )
+
+        async def follow() -> None:
+            next_payload = encode(next_record)
+            try:
+                seq = await self._core.append(subject, next_payload, right_after=name)
+                self._acknowledged(Stored(subject, seq, next_payload), next_record)
+            except (Conflict, BusError) as error:  # it is decided anew; if it was stored after all, the follower tells
+                log.info("%s does not follow at once on %s: %s", type(follows).__name__, subject, error)
+            finally:
+                sequel.ended()
+
+        first = asyncio.ensure_future(self._core.append(subject, payload, expected_seq, name=name))
+        task = asyncio.get_running_loop().create_task(follow())
+        self._sequels.add(task)
+        task.add_done_callback(self._sequels.discard)
+        return await first
 
     def _record_of(self, subject: str, command_id: str, event: AnyEvent) -> Record:
         return Record(

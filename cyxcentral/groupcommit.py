@@ -50,10 +50,15 @@ class GroupCommit:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_due = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or waits."""
+        return not (self._waiting or self._singles or self._batches)
+
     async def append(self, subject: str, payload: bytes, expected_seq: int) -> int:
         """The sequence it was stored at. Raises Conflict, AppendUnknown, StorageFull or BusError: its own outcome."""
         loop = asyncio.get_running_loop()
-        if not (self._waiting or self._singles or self._batches):  # nobody to share with: by the shortest way
+        if self.idle:  # nobody to share with: by the shortest way
             self._singles += 1
             try:
                 return await self._core.append(subject, payload, expected_seq)

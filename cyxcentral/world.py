@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from cyxcentral import jobs, nodes, payouts
 from cyxcentral.matching import Matching
-from cyxcentral.schedule import Candidate, Weights
+from cyxcentral.schedule import Assignment, Candidate, Weights
 from cyxnet import messages as m
 from cyxnet.codec import BadMessage
 
@@ -281,6 +281,16 @@ class World:
             active_runs=len(self.held.get(node_id, ())),
             memory_free_bytes=node.hardware.memory_bytes - self.promised_bytes.get(node_id, 0),
         )
+
+    def choice_for(self, job: jobs.Job, now_ms: int) -> Assignment | None:
+        """The node for a job that is about to be submitted; None when it is not its turn, or nobody has room."""
+        matching = self.matching
+        matching.waits(job)
+        try:
+            choice = matching.next(now_ms)
+        finally:
+            matching.waits_no_more(job.job_id)
+        return choice if choice and choice.job_id == job.job_id else None
 
     def runs_of(self, node_id: str) -> list[jobs.Job]:
         """The jobs whose lease a node holds."""

@@ -55,11 +55,13 @@ SHUT_OUT_S = 60.0  # who floods
 PATIENCE = Rate(per_s=500, burst=500)  # with who goes on although refused
 COSTS_ONE_MORE_BYTES = {"api": 65_536, "node": 8_192}  # so large a message counts as two; nodes send data as "api"
 MAX_BATCH_MESSAGES = 1_000  # the broker's own limit of an atomic batch
-_WRONG_LAST_SEQUENCE = {10071, 10164}  # 10164: another write to this subject is in flight (R3, batches)
+# 10164: another write to this subject is in flight (R3, batches). 10070: the last message has another id
+_WRONG_LAST_SEQUENCE = {10071, 10164, 10070}
 # No room: of the whole store, of the account, of this stream (or of the disk, which the store finds out).
 _STORAGE_FULL = {10023, 10047, 10077}
 _BATCH_END_BYTES = 32  # of the headers that end a batch
 _EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
+_ID, _EXPECTED_ID = "Nats-Msg-Id", "Nats-Expected-Last-Msg-Id"
 _CONTENT = {kind: block_of({"Content-Type": kind}) for kind in (MSGPACK, JSON, "application/octet-stream")}
 
 
@@ -620,15 +622,22 @@ class Bus:
                 return
             await asyncio.sleep(STREAM_PAUSE_S)
 
-    async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
+    async def append(
+        self, subject: str, payload: bytes, expected_seq: int | None = None, *, name: str = "", right_after: str = ""
+    ) -> int:
         """Store a message and return its stream sequence.
 
-        expected_seq: sequence of the subject's last message (0: none yet). Raises Conflict when it is another,
-        AppendUnknown when no answer came, StorageFull when there is no room, BusError when the broker refused for
-        another reason.
+        expected_seq: sequence of the subject's last message (0: none yet). name: of this message, never used before;
+        right_after: the name of the message that must be the last one of the whole stream, so that this one can be sent
+        before that one is acknowledged. Raises Conflict when the last message is another, AppendUnknown when no answer
+        came, StorageFull when there is no room, BusError when the broker refused for another reason.
         """
-        block = b"" if expected_seq is None else f"NATS/1.0\r\n{_EXPECTED_SEQ}: {expected_seq}\r\n\r\n".encode()
-        return await self._store(subject, payload, block)
+        lines = "" if expected_seq is None else f"{_EXPECTED_SEQ}: {expected_seq}\r\n"
+        if name:
+            lines += f"{_ID}: {name}\r\n"
+        if right_after:
+            lines += f"{_EXPECTED_ID}: {right_after}\r\n"
+        return await self._store(subject, payload, f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b"")
 
     async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
         """Store (subject, payload, expected_seq) messages of different subjects in one atomic batch: all or none.

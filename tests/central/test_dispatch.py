@@ -226,6 +226,27 @@ async def test_a_report_that_every_central_hears_is_recorded_once_and_accepted_b
     assert await kinds_of(central) == ["Submitted", "Funded", "Leased", "Started", "Completed"]
 
 
+async def submit(central, job_id):
+    event = f.submitted(job_id)
+    assert await central.dispatch.submit(job_id, lambda: None if job_id in central.world.jobs else event) == event
+    await central.until(lambda: not central.dispatch._leasing_at_once)
+
+
+async def test_a_job_that_somebody_can_take_at_once_is_leased_right_behind_its_submission(central):
+    await central.say(subjects.node_event(NODE), f.registered(NODE, max_runs=1))
+    await submit(central, "job-1")
+    await submit(central, "job-2")  # and for this one there is no room
+    assert [central.world.jobs[name].status for name in ("job-1", "job-2")] == ["leased", "funding"]
+    assert await kinds_of(central) == ["Submitted", "Leased"]
+
+
+async def test_a_job_is_not_leased_at_once_before_those_that_wait(central):
+    await central.job("job-1")
+    await central.say(subjects.node_event(NODE), f.registered(NODE, max_runs=1))
+    await submit(central, "job-2")
+    assert [central.world.jobs[name].status for name in ("job-1", "job-2")] == ["funding", "funding"]
+
+
 async def test_a_node_that_another_central_filled_meanwhile_is_not_leased_again(central, other):
     await central.dispatch._register(register())
     for job_id in ("job-1", "job-2"):

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral.eventlog import EventLog, LogError, read, unsafe
+from cyxcentral.eventlog import EventLog, LogError, Sequel, read, unsafe
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects, watchdog
@@ -149,6 +149,62 @@ async def test_facts_of_which_one_meets_a_conflict_are_all_decided_again(core, l
     assert asked == [1, 2, 3, 1, 2, 3]
     assert [event is None for event in events] == [False, True, False]
     assert log.world.seq == 3
+
+
+def behind(event, ended):
+    """A sequel that is always there, and tells when it ended."""
+    return Sequel(lambda first, at_ms: event, ended.set)
+
+
+async def test_what_follows_at_once_stands_right_behind_its_event_everywhere(core, log):
+    ended = asyncio.Event()
+    await log.record(job(1), lambda: f.submitted("job-1"), behind(f.leased(), ended))
+    await ended.wait()
+    other = await opened(core)
+    assert log.world.jobs["job-1"].status == "leased" and same(log.world, other.world)
+    assert log.world.last_seq[job(1)] == 2 and not other.world.quarantined
+
+
+async def test_with_anything_between_the_two_what_follows_is_not_stored(core, log, monkeypatch):
+    ended, append = asyncio.Event(), core.append
+
+    async def late(subject, payload, *expected, right_after="", **names):
+        if right_after:
+            await append(job(2), record_of(f.submitted("job-2")), 0)
+        return await append(subject, payload, *expected, right_after=right_after, **names)
+
+    monkeypatch.setattr(core, "append", late)
+    await log.record(job(1), lambda: f.submitted("job-1"), behind(f.leased(), ended))
+    await ended.wait()
+    await log.catch_up()
+    assert [log.world.jobs[name].status for name in ("job-1", "job-2")] == ["funding", "funding"]
+    assert log.world.seq == 2
+
+
+async def test_behind_an_event_that_another_central_wrote_nothing_follows(core, log):
+    """The other one's submission of the same job lies exactly where ours was expected."""
+    ended, hear = asyncio.Event(), deaf(core, log)
+    await core.append(job(1), record_of(f.submitted("job-1")), 0)
+    recording = asyncio.create_task(
+        log.record(
+            job(1),
+            lambda: None if "job-1" in log.world.jobs else f.submitted("job-1"),
+            behind(f.leased(), ended),
+        )
+    )
+    await ended.wait()
+    hear.set()
+    assert await recording is None
+    assert (log.world.seq, log.world.quarantined, log.world.jobs["job-1"].status) == (1, 0, "funding")
+
+
+async def test_while_others_append_nothing_is_sent_ahead(core, log):
+    asked = []
+    busy = [asyncio.create_task(log.record(job(n), lambda n=n: f.submitted(f"job-{n}"))) for n in range(2, 5)]
+    await asyncio.sleep(0)
+    await log.record(job(1), lambda: f.submitted("job-1"), Sequel(lambda first, at_ms: asked.append(1), None))
+    await asyncio.gather(*busy)
+    assert not asked
 
 
 async def test_who_gives_up_waiting_leaves_no_hole(core, log):

@@ -56,8 +56,19 @@ def no_cas() -> Iterator[Any]:
     """Appends do not name the sequence they were decided on."""
     real = SimBus._append
 
-    async def append(bus: SimBus, messages: Any) -> list[int]:
-        return await real(bus, [(subject, payload, None) for subject, payload, _ in messages])
+    async def append(bus: SimBus, messages: Any, name: str, right_after: str) -> list[int]:
+        return await real(bus, [(subject, payload, None) for subject, payload, _ in messages], name, right_after)
+
+    yield mock.patch.object(SimBus, "_append", append)
+
+
+@planted
+def lease_behind_anything() -> Iterator[Any]:
+    """A lease that is sent behind its job's submission is stored whatever the broker stored before it."""
+    real = SimBus._append
+
+    async def append(bus: SimBus, messages: Any, name: str, right_after: str) -> list[int]:
+        return await real(bus, messages, name, "")
 
     yield mock.patch.object(SimBus, "_append", append)
 
@@ -67,8 +78,8 @@ def blind_retry_on_unknown() -> Iterator[Any]:
     """What was decided once is appended until an answer comes, whatever happened meanwhile."""
     real = EventLog.record
 
-    async def record(log: EventLog, subject: str, decide: Callable[[], Any]) -> Any:
-        return await real(log, subject, functools.cache(decide))
+    async def record(log: EventLog, subject: str, decide: Callable[[], Any], sequel: Any = None) -> Any:
+        return await real(log, subject, functools.cache(decide), sequel)
 
     yield mock.patch.object(EventLog, "record", record)
 
@@ -78,15 +89,15 @@ def dedupe_by_msg_id() -> Iterator[Any]:
     """Exactly-once by predictable message ids: the broker drops the second message of a name and says stored."""
     real = SimBus._append
 
-    async def append(bus: SimBus, messages: Any) -> list[int]:
+    async def append(bus: SimBus, messages: Any, named: str, right_after: str) -> list[int]:
         subject, payload, expected = messages[0]
         seen = bus._core.__dict__.setdefault("seen_ids", {})
         if ".event.job." not in subject:
-            return await real(bus, messages)
+            return await real(bus, messages, named, right_after)
         name = (subject, type(decode(m.Record, payload, MSGPACK).event).__name__)
         if name in seen:
             return [seen[name]]
-        [seq] = await real(bus, messages)
+        [seq] = await real(bus, messages, named, right_after)
         seen[name] = seq
         return [seq]
 

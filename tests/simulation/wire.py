@@ -130,6 +130,7 @@ class Stream:
     def __init__(self) -> None:
         self.messages: list[Stored] = []
         self.last: dict[str, Stored] = {}
+        self.last_name = ""  # of the newest message
         self.waiting: list[asyncio.Future[None]] = []
 
 
@@ -147,14 +148,17 @@ class Core:
         kind = subject.split(".")[2]
         return {"event": subjects.EVENTS, "telemetry": subjects.TELEMETRY, "blob": subjects.BLOBS}[kind]
 
-    def store(self, messages: list[tuple[str, bytes, int | None]]) -> list[int]:
+    def store(self, messages: list[tuple[str, bytes, int | None]], name: str = "", right_after: str = "") -> list[int]:
         """All of them or none. Raises Conflict."""
         stream = self.streams[self.stream_of(messages[0][0])]
+        if right_after and right_after != stream.last_name:
+            raise Conflict(f"{messages[0][0]}: the last message is another")
         for subject, _, expected_seq in messages:
             last = stream.last.get(subject)
             if expected_seq is not None and expected_seq != (last.seq if last else 0):
                 raise Conflict(f"{subject}: wrong last sequence")
         placed = []
+        stream.last_name = name
         for subject, payload, _ in messages:
             stored = Stored(subject, len(stream.messages) + 1, payload)
             stream.messages.append(stored)
@@ -348,26 +352,28 @@ class SimBus:
             name=name, subjects=stream_subjects, **{k: v for k, v in options.items() if k != "replicas"}
         )
 
-    async def append(self, subject: str, payload: bytes, expected_seq: int | None = None) -> int:
-        [seq] = await self._append([(subject, payload, expected_seq)])
+    async def append(
+        self, subject: str, payload: bytes, expected_seq: int | None = None, *, name: str = "", right_after: str = ""
+    ) -> int:
+        [seq] = await self._append([(subject, payload, expected_seq)], name, right_after)
         return seq
 
     async def append_all(self, messages: list[tuple[str, bytes, int]]) -> list[int]:
-        return await self._append([*messages])
+        return await self._append([*messages], "", "")
 
-    async def _append(self, messages: list[tuple[str, bytes, int | None]]) -> list[int]:
+    async def _append(self, messages: list[tuple[str, bytes, int | None]], name: str, right_after: str) -> list[int]:
         await self._hop()
         core = self._core
         if self._scheduler.now_s < core.away_until_s or self._faults.hit("unknown"):
-            self._some_time(messages)
+            self._some_time(messages, name, right_after)
             wait_s = ANSWER_TIMEOUT_S if self._scheduler.dice.random() < 0.3 else 0.3
             await Nap(self._loop, wait_s)  # the time limit, or the link breaks and says so at once
             raise AppendUnknown(f"no answer to the append to {messages[0][0]}")
-        seqs = core.store(messages)
+        seqs = core.store(messages, name, right_after)
         await self._hop()
         return seqs
 
-    def _some_time(self, messages: list[tuple[str, bytes, int | None]]) -> None:
+    def _some_time(self, messages: list[tuple[str, bytes, int | None]], name: str, right_after: str) -> None:
         """No answer comes: the message never arrived, was stored at once, or is stored when nobody expects it."""
         fate = self._scheduler.dice.random()
         if fate < 0.35:
@@ -376,7 +382,7 @@ class SimBus:
 
         def arrive() -> None:
             try:
-                self._core.store(messages)
+                self._core.store(messages, name, right_after)
             except Conflict:
                 pass
 
