@@ -75,6 +75,10 @@ class MemoryCache:
             self._values.popitem(last=False)
 
     async def delete(self, key: str) -> None:
+        self.forget(key)
+
+    def forget(self, key: str) -> None:
+        """delete(), at once."""
         self._values.pop(key, None)
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from cyxcentral import admission, readahead, reconciliation, schedule, snapshot
 from cyxcentral.api import Api
 from cyxcentral.audit import Audit
 from cyxcentral.blobs import Blobs
-from cyxcentral.cache import job_status, open_cache
+from cyxcentral.cache import MemoryCache, job_status, open_cache
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.door import Door
 from cyxcentral.eventlog import EventLog
@@ -272,7 +272,11 @@ class Central:
             broadcast(self._edge, update)
         else:
             self.recent.add(update)
-            self._later(self._tell(update))
+            if isinstance(self.cache, MemoryCache):
+                self.cache.forget(job_status(about))
+                broadcast(self._edge, update)
+            else:
+                self._later(self._tell(update))
         job = self.world.jobs[about]
         ends = m.CancelRequested | m.FundFailed | m.Refunded | m.DeadlineNear
         if isinstance(event, ends) and job.attempts and not job.current:
