@@ -497,7 +497,11 @@ def _without_bytes(payload: bytes, record: Record) -> bytes:
     """The message without its transaction, which looks like anything."""
     event: Any = record.event
     signed = getattr(event, "deposit", None) or getattr(event, "signed", None)
-    return payload.replace(signed.transaction, b"", 1) if signed and len(signed.transaction) > 64 else payload
+    if not signed or len(signed.transaction) <= 64:
+        return payload
+    at = payload.find(signed.transaction[:32])  # of its signature; the search for all of it would take longer
+    end = at + len(signed.transaction)
+    return payload[:at] + payload[end:] if payload[at:end] == signed.transaction else payload
 
 
 class _Kind(msgspec.Struct):
