@@ -250,6 +250,8 @@ class Api:
     async def _submitted(self, caller: str, ask: m.SubmitRequest, job_id: str) -> m.Submitted:
         """The event of a job that may be taken. Raises CyxError for everything that is wrong with it."""
         client, bytes_ = (ask.payment.client, ask.payment.deposit.transaction) if ask.payment else ("", b"")
+        if ask.payment:
+            await self._central.verifier.look_ahead(client, job_id, self._payments.program, bytes_)
         client = client or await self._payer(caller, ask.job)
         _, draft = self._draft(caller, ask.job, job_id, client, bytes_)
         if ask.price is not None:

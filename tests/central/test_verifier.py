@@ -1,4 +1,4 @@
-"""Signatures checked in a process beside central: the same answers, whatever becomes of that process."""
+"""Deposits looked at in a process beside central: the same answers, whatever becomes of that process."""
 
 import asyncio
 import io
@@ -9,7 +9,8 @@ import pytest
 
 from cyxcentral import verifier
 from cyxcentral.verifier import FEWEST, Verifier, frame, serve
-from cyxnet.wallet import Wallet
+from cyxnet import escrow
+from cyxnet.wallet import Wallet, base58_encode
 
 SIGNERS = [Wallet(bytes([n]) * 32) for n in range(4)]
 
@@ -37,9 +38,23 @@ async def beside():
     await made.close()
 
 
+def question(check, number):
+    return (*check, escrow.job_key(f"job-{number}"), bytes(escrow.public_key(escrow.LOCAL_PROGRAM)))
+
+
 async def asked(made, those):
-    answers = await asyncio.gather(*(made.signed_by(*check) for check, _ in those))
-    return answers == [good for _, good in those]
+    """Look ahead at deposits with these signatures; whether all answers are what they should be."""
+    escrow._ACCOUNTS.clear()
+    deposits = [
+        (base58_encode(key), f"job-{number}", escrow.LOCAL_PROGRAM, b"\x01" + signature + message)
+        for number, ((key, signature, message), _) in enumerate(those)
+    ]
+    await asyncio.gather(*(made.look_ahead(*deposit) for deposit in deposits))
+    answers = [await made.signed_by(*check) for check, _ in those]
+    addresses = [escrow.escrow_account(*deposit[:3]) for deposit in deposits]
+    escrow._ACCOUNTS.clear()
+    here = [escrow.escrow_account(*deposit[:3]) for deposit in deposits]
+    return answers == [good for _, good in those] and addresses == here
 
 
 async def until_it_runs(made):
@@ -65,6 +80,20 @@ async def test_few_are_checked_here_and_start_nothing():
     assert made._task is None
 
 
+async def test_what_is_no_deposit_at_all_is_left_to_who_says_what_is_wrong_with_it(beside):
+    await beside.look_ahead("no address", "job-1", escrow.LOCAL_PROGRAM, b"\x01" * 200)
+    await beside.look_ahead(SIGNERS[0].address, "job-1", escrow.LOCAL_PROGRAM, b"")
+    assert not beside._checked and beside._task is None
+
+
+async def test_a_good_signature_is_good_for_its_own_message_and_key_only(beside):
+    [(key, signature, message), good] = checks(2)[1]
+    assert good
+    await beside.look_ahead(base58_encode(key), "job-1", escrow.LOCAL_PROGRAM, b"\x01" + signature + message)
+    assert not await beside.signed_by(key, signature, message + b"!")
+    assert await beside.signed_by(key, signature, message)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_process_that_dies_or_stands_still_leaves_no_question_open(beside, monkeypatch, number):
     monkeypatch.setattr(verifier, "ANSWER_WITHIN_S", 0.2)
@@ -78,7 +107,7 @@ async def test_a_process_that_dies_or_stands_still_leaves_no_question_open(besid
 
 
 def test_the_process_answers_frame_by_frame_until_its_input_ends():
-    those = checks(40)
+    those = [question(check, number) for number, (check, _) in enumerate(checks(40))]
     answers = io.BytesIO()
-    serve(io.BytesIO(frame([c for c, _ in those[:25]]) + frame([c for c, _ in those[25:]])), answers)
-    assert answers.getvalue() == bytes([1, *(good for _, good in those)])
+    serve(io.BytesIO(frame(those[:25]) + frame(those[25:])), answers)
+    assert answers.getvalue() == b"\x01" + b"".join(verifier._ANSWER.pack(*verifier.look_at(*each)) for each in those)
