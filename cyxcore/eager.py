@@ -187,7 +187,9 @@ class Tensor(_Exported, InPlace):
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
         self._view: View | None = None
-        self._memory: Memory | None = data._shared() if isinstance(data, Tensor) else None  # None: nobody else's
+        self._memory: Memory | None = None  # of nobody else
+        if isinstance(data, Tensor) and np.may_share_memory(self._data, data._data):
+            self._memory = data._shared()
         # An op's name or a Function, its inputs and attributes, and the time.
         self._op: tuple[Any, tuple[Tensor, ...], dict[str, Any], float] | None = None
         if requires_grad and self.dtype not in _DIFFERENTIABLE:

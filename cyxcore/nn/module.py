@@ -150,6 +150,8 @@ class Module:
                 raise ShapeError(f"load_state_dict: {name}: expected {array.shape}, got {given[name].shape}")
         for name, array in own.items():
             array[...] = devices.put(given[name].astype(array.dtype), devices.name_of(array))
+        for value in (*self.parameters(), *(buffer for _, buffer in self.named_buffers())):
+            value._wrote()
 
     def train(self, mode: bool = True) -> Self:
         """Dropout drops and batch norm learns."""

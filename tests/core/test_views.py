@@ -419,3 +419,23 @@ def test_a_graph_has_no_memory_to_assign_to() -> None:
 
     with pytest.raises(GraphError, match="buffer"):
         cx.compile(add)(cx.ones(2))
+
+
+def test_a_tensor_made_of_another_shares_its_writes_only_where_it_shares_memory() -> None:
+    y = cx.ones(2)
+    same_memory, converted = cx.Tensor(y, requires_grad=True), cx.Tensor(y, "float64", requires_grad=True)
+    products = same_memory * same_memory, converted * converted
+    y += 1.0
+    assert same_memory.tolist() == [2.0, 2.0]
+    with pytest.raises(GradientError, match="changed in place"):
+        products[0].sum().backward()
+    products[1].sum().backward()
+    assert converted.grad is not None and converted.grad.tolist() == [2.0, 2.0]
+
+
+def test_loading_weights_between_forward_and_backward_is_noticed() -> None:
+    layer = cx.nn.Linear(2, 2)
+    loss = layer(layer(cx.ones(1, 2))).sum()
+    layer.load_state_dict({name: array * 0 for name, array in layer.state_dict().items()})
+    with pytest.raises(GradientError, match="changed in place"):
+        loss.backward()
