@@ -14,7 +14,7 @@ from cyxcentral.keys import Keys, SignerError
 from cyxcentral.signer import HOUR_MS, Ask, Custody, Hello, Journal, Keeper, No, Signed, Welcome
 from cyxnet.config import NetworkFile, write_network
 from cyxnet.escrow import DEADLINE_S, check_deposit, escrow_terms, mint_address, paid_by
-from cyxnet.identity import Identity, load_or_create
+from cyxnet.identity import Identity, keep, load_or_create
 from cyxnet.instructions import SettlementError
 from cyxnet.local import LocalNetwork
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle
@@ -177,6 +177,16 @@ async def test_a_signer_whose_key_file_cannot_be_used_says_so(folder):
     (folder / "central.key").chmod(0o644)
     with pytest.raises(SignerError, match="chmod 600"):
         await Keys.open(folder)
+
+
+async def test_a_sealed_key_is_opened_by_the_signer_with_a_passphrase_of_the_environment(folder, monkeypatch):
+    keep(folder / "central.key", Identity(b"k" * 32), "correct horse")
+    with pytest.raises(SignerError, match="CYX_PASSPHRASE"):
+        await Keys.open(folder)
+    monkeypatch.setenv("CYX_PASSPHRASE", "correct horse")
+    keys = await Keys.open(folder)
+    assert keys.wallet.address == Wallet(Identity(b"k" * 32).child("wallet")).address
+    await keys.close()
 
 
 async def test_a_signer_of_its_own_is_asked_through_its_socket(folder):
