@@ -10,6 +10,7 @@ The broker asks and obeys; it checks no signature itself.
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Collection
 
 from cryptography.exceptions import InvalidSignature
@@ -19,6 +20,8 @@ from cyxcentral import nodes
 from cyxnet.credentials import USER, bound_node, caller_id, nkey_bytes
 from cyxnet.identity import ed25519_key
 from cyxnet.subjects import Role
+
+CLIENT_ID = re.compile(r"c-[0-9a-f]{32}")  # as caller_id makes it; a node id ends with a dash and ten digits
 
 
 class Proof(Struct, frozen=True, kw_only=True):
@@ -65,6 +68,17 @@ def decide(
     if known is not None and (until_ms := nodes.at(known, now_ms).banned_until_ms):
         return Refused(reason=f"{said.node_id} is banned until {until_ms} ms after 1970")
     return Admitted(role="node", identity=said.node_id, lasts_s=session_s)
+
+
+def roles(
+    identity: str, node_of: Callable[[str], nodes.Node | None], operators: Collection[str], now_ms: int
+) -> frozenset[Role]:
+    """What an identity may be now, however it shows who it is: nothing while it is banned."""
+    if CLIENT_ID.fullmatch(identity):
+        return frozenset(("client", "operator")) if identity in operators else frozenset(("client",))
+    known = node_of(identity)
+    banned = known is not None and nodes.at(known, now_ms).banned_until_ms
+    return frozenset() if banned else frozenset(("node",))
 
 
 def _unproved(proof: Proof) -> str | None:

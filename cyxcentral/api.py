@@ -83,6 +83,7 @@ class Api:
             "artifact.commit": lambda _, manifest: blobs.commit(manifest),
             "artifact.manifest": lambda _, ref: blobs.manifest(ref.sha256),
             "artifact.chunk": lambda _, ref: blobs.chunk(ref.sha256),
+            **self._central.access.handlers(),
         }
 
     @property

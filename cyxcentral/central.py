@@ -10,6 +10,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from cyxcentral import admission, readahead, reconciliation, schedule, snapshot
+from cyxcentral.access import Access
 from cyxcentral.api import Api
 from cyxcentral.audit import Audit
 from cyxcentral.blobs import Blobs
@@ -101,6 +102,7 @@ class Central:
                 asyncio.to_thread, watchdog.full, network.monitor_url, network.tls_ca
             )
         self.blobs = Blobs(core, machine)
+        self.access = Access(core, machine, keys.child("http-refresh"), self.roles, network.replicas)
         self.dispatch = Dispatch(
             self.events,
             edge,
@@ -241,6 +243,11 @@ class Central:
         """The broker passes on whatever it is sent: to be rid of a flood, its sender has to go."""
         if self.door:
             self._later(self.door.throw_out(identity))
+
+    def roles(self, identity: str) -> frozenset[m.Role]:
+        """What an identity may be now."""
+        operators, now_ms = self.settings.network.operators, self.events.machine.wall_ms()
+        return admission.roles(identity, self.world.nodes.get, operators, now_ms)
 
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""

@@ -37,7 +37,14 @@ from cyxnet.messages import SignedTransaction
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Shape, sign_shape
 from cyxnet.wallet import Wallet
 
-HANDED_OVER = ("nats-issuer", "nats-system", "quote")  # keys of central that own no money
+HANDED_OVER = (
+    "nats-issuer",
+    "nats-system",
+    "quote",
+    "http-token",
+    "http-nonce",
+    "http-refresh",
+)  # keys of central that own no money
 HOUR_MS = 3_600_000
 LENGTH_BYTES, LARGEST_FRAME, READ_BYTES = 4, 1_000_000, 1 << 18
 REMEMBERED_BYTES = 16_000_000  # of signed.jsonl that are read at the start: more than an hour of it

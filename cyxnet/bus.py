@@ -623,10 +623,18 @@ class Bus:
             await asyncio.sleep(STREAM_PAUSE_S)
 
     async def append(
-        self, subject: str, payload: bytes, expected_seq: int | None = None, *, name: str = "", right_after: str = ""
+        self,
+        subject: str,
+        payload: bytes,
+        expected_seq: int | None = None,
+        *,
+        name: str = "",
+        right_after: str = "",
+        keep_s: int = 0,
     ) -> int:
         """Store a message and return its stream sequence.
 
+        keep_s: so long it is kept, 0 for ever (a stream must be made for that: allow_msg_ttl).
         expected_seq: sequence of the subject's last message (0: none yet). name: of this message, never used before;
         right_after: the name of the message that must be the last one of the whole stream, so that this one can be sent
         before that one is acknowledged. Raises Conflict when the last message is another, AppendUnknown when no answer
@@ -635,6 +643,7 @@ class Bus:
         lines = "" if expected_seq is None else f"{_EXPECTED_SEQ}: {expected_seq}\r\n"
         if name:
             lines += f"{_ID}: {name}\r\n"
+        lines += f"Nats-TTL: {keep_s}s\r\n" if keep_s else ""
         if right_after:
             lines += f"{_EXPECTED_ID}: {right_after}\r\n"
         return await self._store(subject, payload, f"NATS/1.0\r\n{lines}\r\n".encode() if lines else b"")
@@ -767,7 +776,7 @@ class Bus:
         rewound: Callable[[int], None],
         stall_s: float = STALL_S,
         after_sha256: str = "",
-    ) -> None:
+    ) -> Follower:
         """Call handler for every message after `after_seq`, in order and each once, now and in future.
 
         See cyxnet.follower for `rewound`, `after_sha256` and for what happens when nothing comes for `stall_s`.
@@ -775,6 +784,7 @@ class Bus:
         follower = Follower(self, stream, subject, after_seq, handler, rewound, stall_s, after_sha256)
         await follower.start()
         self._followers.append(follower)
+        return follower
 
     async def consume(self, stream: str, subject: str, first_seq: int, deliver: Any, heartbeat_s: float) -> Any:
         """Have the broker push every message from `first_seq` on to `deliver`, once and unasked. For followers."""

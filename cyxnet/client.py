@@ -193,6 +193,18 @@ class AsyncClient:
         await self._be_operator()
         return await self._ask("payouts.release", m.PayoutsRequest(reason=reason), m.PayoutsReply)
 
+    async def new_key(self, **wanted: Any) -> m.NewKey:
+        """An API key for HTTP that acts for this caller. wanted: as in KeyNewRequest. Raises ApiError."""
+        return await self._ask("key.new", m.KeyNewRequest(**wanted), m.NewKey, retry=False)
+
+    async def keys_and_sessions(self, as_operator: bool = False) -> m.KeyList:
+        """The API keys and HTTP sessions of this caller; as operator everybody's."""
+        return await self._ask("key.list", m.KeyListRequest(as_operator=as_operator), m.KeyList)
+
+    async def revoke(self, id: str, as_operator: bool = False) -> m.KeyList:
+        """Have an API key or HTTP session refused from now on. Raises ApiError when there is none."""
+        return await self._ask("key.revoke", m.KeyRevokeRequest(id=id, as_operator=as_operator), m.KeyList)
+
     # -- submitting -------------------------------------------------------------------------------
 
     async def quote(self, job: m.JobRequest, job_id: str | None = None) -> m.Quote:

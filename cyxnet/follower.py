@@ -115,9 +115,13 @@ class Follower:
                 self._doubt.set()
                 await asyncio.sleep(RENEW_PAUSE_S)
 
+    @property
+    def silent_s(self) -> float:
+        """How long the broker has given no sign that everything there is has come."""
+        return asyncio.get_running_loop().time() - self._heard_s
+
     def _silent(self) -> bool:
-        silence_s = asyncio.get_running_loop().time() - self._heard_s
-        return silence_s > MISSED_HEARTBEATS * HEARTBEAT_S
+        return self.silent_s > MISSED_HEARTBEATS * HEARTBEAT_S
 
     async def _stalled(self) -> bool:
         """The watchdog: whether nothing came since the last look, although there was more to come already then."""

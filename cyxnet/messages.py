@@ -37,7 +37,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Percent = Annotated[float, Meta(ge=0.0, le=100.0)]
 Gauge = Annotated[float, Meta(ge=0.0, le=1e18)]
 
+AccessId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{12}([0-9a-f]{20})?\Z")]  # of an API key, or of a session
+
 Device = Literal["cpu", "cuda"]
+Role = Literal["client", "operator", "node"]
 JobStatus = Literal[
     "funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"
 ]  # of a job: cyxcentral/jobs.py
@@ -504,6 +507,146 @@ class ArtifactRefRequest(Request, kw_only=True, frozen=True):
 class ChunkReply(Struct, kw_only=True):
     sha256: str
     size: int
+
+
+# ---------------------------------------------------------------------------------------------------
+# Access over HTTP: API keys and sessions (docs/http.md)
+
+
+class KeyNewRequest(Request, kw_only=True, frozen=True):
+    """Make an API key that acts for the caller. requests_per_s: 0 as often as the caller; days: 0 until revoked."""
+
+    name: Annotated[str, Meta(max_length=100)] = ""
+    role: Role = "client"
+    requests_per_s: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    days: Annotated[int, Meta(ge=0, le=3650)] = 0
+
+
+class KeyView(Struct, kw_only=True, omit_defaults=True):
+    """An API key as its owner sees it: all but the secret. ends_at_ms, revoked_at_ms: 0 for not."""
+
+    id: str
+    identity: str
+    role: Role
+    name: str = ""
+    requests_per_s: float = 0.0
+    made_at_ms: int
+    ends_at_ms: int = 0
+    revoked_at_ms: int = 0
+
+
+class HttpSessionView(Struct, kw_only=True, omit_defaults=True):
+    """A session as its owner sees it. refreshed_at_ms: when its newest refresh token was given out."""
+
+    id: str
+    identity: str
+    role: Role
+    opened_at_ms: int
+    refreshed_at_ms: int
+    ends_at_ms: int
+    revoked_at_ms: int = 0
+    reason: str = ""  # why it was revoked
+
+
+class NewKey(Struct, kw_only=True):
+    """`key` is shown this once: it is not stored, only its SHA-256."""
+
+    key: str
+    view: KeyView
+
+
+class KeyListRequest(Request, kw_only=True, frozen=True):
+    """The caller's API keys and sessions. as_operator: everybody's."""
+
+    as_operator: bool = False
+
+
+class KeyList(Struct, kw_only=True):
+    keys: list[KeyView]
+    sessions: list[HttpSessionView]
+
+
+class KeyRevokeRequest(Request, kw_only=True, frozen=True):
+    """Refuse a key or a session from now on. as_operator: it may be anybody's."""
+
+    id: AccessId
+    as_operator: bool = False
+
+
+class NonceReply(Struct, kw_only=True):
+    """What to sign to open a session, and for which network. expires_in: seconds."""
+
+    nonce: str
+    network_id: str
+    expires_in: int
+
+
+class HttpSessionRequest(Request, kw_only=True, frozen=True):
+    """Open a session: the key proves itself by its signature over cyxnet.credentials.session_bytes().
+
+    identity: who the session is for. A client's is the digest of `nkey`, which has signed for `public_key` (binding),
+    or of the public key itself where that is empty; a node's id ends with the digest of its public key.
+    """
+
+    nonce: Annotated[str, Meta(max_length=200)]
+    public_key: PublicKey
+    signature: SeedSignature
+    identity: CallerId
+    role: Role = "client"
+    nkey: Annotated[str, Meta(max_length=56)] = ""
+    binding: Annotated[str, Meta(max_length=128)] = ""
+
+
+class RefreshRequest(Request, kw_only=True, frozen=True):
+    refresh_token: Annotated[str, Meta(max_length=200)]
+
+
+class SessionTokens(Struct, kw_only=True):
+    """An access token for `expires_in` seconds, and the refresh token that gets the next one, once."""
+
+    access_token: str
+    token_type: str
+    expires_in: int
+    refresh_token: str
+    session_id: str
+    identity: str
+    role: Role
+
+
+class ApiKey(Struct, kw_only=True, frozen=True, omit_defaults=True, tag=True, tag_field="t"):
+    """An API key as it is stored. sha256: of its secret, hex. Times in Unix milliseconds, 0 for never."""
+
+    id: str
+    identity: str
+    role: Role
+    sha256: str
+    name: str = ""
+    requests_per_s: float = 0.0
+    made_at_ms: int
+    ends_at_ms: int = 0
+    revoked_at_ms: int = 0
+
+
+class HttpSession(Struct, kw_only=True, frozen=True, omit_defaults=True, tag=True, tag_field="t"):
+    """A session as it is stored. generation: the number of its refresh token that is good now.
+
+    change: drawn for each rotation, so that who made it can tell.
+    """
+
+    id: str
+    identity: str
+    role: Role
+    public_key: str
+    generation: int
+    opened_at_ms: int
+    refreshed_at_ms: int
+    ends_at_ms: int
+    revoked_at_ms: int = 0
+    reason: str = ""
+    change: str = ""
+
+
+Grant = ApiKey | HttpSession
 
 
 # ---------------------------------------------------------------------------------------------------

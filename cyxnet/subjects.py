@@ -11,20 +11,21 @@ CORE     cyx.v1.telemetry.<node>              central             TelemetryRecor
 CORE     cyx.v1.blob.chunk.<sha256>           central             chunk bytes: stream BLOBS
 CORE     cyx.v1.blob.manifest.<sha256>        central             ArtifactManifest: stream BLOBS
 CORE     cyx.v1.blob.condemned.<sha256>       central             ArtifactManifest that is swept: stream BLOBS
+CORE     cyx.v1.access.<id>                   central             Grant: stream ACCESS, the newest of each
 """
-
-from typing import Literal
 
 from msgspec import Struct
 
 from cyxnet import messages as m
+from cyxnet.messages import Role
 
 ROOT = "cyx.v1"
-EVENTS, TELEMETRY, BLOBS = "CYX_EVENTS", "CYX_TELEMETRY", "CYX_BLOBS"
-EVENT_SUBJECTS, TELEMETRY_SUBJECTS, BLOB_SUBJECTS = (
+EVENTS, TELEMETRY, BLOBS, ACCESS = "CYX_EVENTS", "CYX_TELEMETRY", "CYX_BLOBS", "CYX_ACCESS"
+EVENT_SUBJECTS, TELEMETRY_SUBJECTS, BLOB_SUBJECTS, ACCESS_SUBJECTS = (
     f"{ROOT}.event.>",
     f"{ROOT}.telemetry.>",
     f"{ROOT}.blob.>",
+    f"{ROOT}.access.>",
 )
 SERVICE_NAME = "cyx"
 
@@ -69,6 +70,9 @@ VERBS = {
         Verb("artifact.commit", m.ArtifactManifest, m.ArtifactRef, "declare an artifact whole; verified here"),
         Verb("artifact.manifest", m.ArtifactRefRequest, m.ArtifactManifest, "the chunks of an artifact"),
         Verb("artifact.chunk", m.ArtifactRefRequest, bytes, "the bytes of one chunk", raw_reply=True),
+        Verb("key.new", m.KeyNewRequest, m.NewKey, "make an API key for HTTP, shown once"),
+        Verb("key.list", m.KeyListRequest, m.KeyList, "API keys and HTTP sessions"),
+        Verb("key.revoke", m.KeyRevokeRequest, m.KeyList, "refuse an API key or an HTTP session from now on"),
     ]
 }
 
@@ -134,12 +138,15 @@ def condemned(sha256: str) -> str:
     return f"{ROOT}.blob.condemned.{sha256}"
 
 
+def access(grant_id: str) -> str:
+    return f"{ROOT}.access.{grant_id}"
+
+
 def last_token(subject: str) -> str:
     """The id at the end of a subject: the job, node, mint or digest it is about."""
     return subject.rsplit(".", 1)[-1]
 
 
-Role = Literal["client", "operator", "node"]
 DISCOVERY = ["$SRV.PING", "$SRV.PING.>", "$SRV.INFO", "$SRV.INFO.>", "$SRV.STATS", "$SRV.STATS.>"]
 
 
@@ -159,13 +166,17 @@ def inbox(identity: str) -> str:
     return f"_INBOX_{identity}"
 
 
+def may_ask(role: Role, verb: Verb) -> bool:
+    """Whether callers of this role may make this request, however it comes."""
+    if role == "node":
+        return verb.name.startswith(("artifact.", "key."))
+    return role == "operator" or not verb.operator
+
+
 def permissions(role: Role, identity: str) -> Permissions:
     """What a client, operator or node may do: its own id is in every subject it speaks on, and in its inboxes."""
+    asked = [api(identity, verb.name) for verb in VERBS.values() if may_ask(role, verb)]
     if role == "node":
-        verbs = [*NODE_VERBS, *NODE_TELEMETRY]
-        own = [node(identity, verb) for verb in verbs] + [
-            api(identity, name) for name in VERBS if name.startswith("artifact.")
-        ]
+        own = [node(identity, verb) for verb in [*NODE_VERBS, *NODE_TELEMETRY]] + asked
         return Permissions(publish=own, subscribe=[command(identity), f"{inbox(identity)}.>"], answers=True)
-    asked = [api(identity, verb.name) for verb in VERBS.values() if role == "operator" or not verb.operator]
     return Permissions(publish=asked + DISCOVERY, subscribe=[update("*"), f"{inbox(identity)}.>"])

@@ -55,7 +55,8 @@ cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
-cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.money cyxnet.cli.train cyxnet.cli cyxnet.__main__
+cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train cyxnet.cli
+cyxnet.__main__
 
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
 cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads cyxnode.runs cyxnode.agent
@@ -72,7 +73,7 @@ cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
-cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.api cyxcentral.central
+cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.access cyxcentral.api cyxcentral.central
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),

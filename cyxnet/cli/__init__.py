@@ -213,6 +213,23 @@ def _payouts(parser: argparse.ArgumentParser) -> None:
     either.add_argument("--release", type=_reason, metavar="REASON", help="pay again, and accept what was found")
 
 
+def _key(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    new = actions.add_parser("new", help="make a key and show it, this once")
+    new.add_argument("--name", default="", type=_name, help="what it is for")
+    new.add_argument("--role", choices=("client", "operator"), default="client", help="what it may do (default client)")
+    new.add_argument("--rate", type=_rate, default=0.0, metavar="N", help="at most N requests a second")
+    new.add_argument("--days", type=_days, default=0, metavar="N", help="for so long (default: until it is revoked)")
+    everybody = "as an operator of the network: everybody's"
+    listed = actions.add_parser("list", help="the keys and HTTP sessions")
+    listed.add_argument("--all", action="store_true", help=everybody)
+    revoke = actions.add_parser("revoke", help="have a key or session refused from now on")
+    revoke.add_argument("id", type=_grant_id, metavar="ID", help="as `cyx key list` shows it")
+    revoke.add_argument("--all", action="store_true", help=everybody)
+    for action in (new, listed, revoke):
+        _add_globals(action, before=False)
+
+
 def _ledger(parser: argparse.ArgumentParser) -> None:
     about = 'one SELECT over nodes, jobs, events, metrics, entries; or "verify", or "at"'
     parser.add_argument("question", type=_sql, metavar="SQL", help=about)
@@ -294,6 +311,7 @@ COMMANDS = [
         _payouts,
     ),
     Command("id", "make, show, back up and bring back keys", "cyx id show", "keys:keys", _id),
+    Command("key", "the API keys for HTTP: make, list and revoke them", "cyx key new", "access:keys", _key),
     Command("version", "print the version", "cyx version", "network:version"),
 ]
 
@@ -362,6 +380,34 @@ def _priority(text: str) -> int:
     if not re.fullmatch(r"[0-9]", text):
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 9, got {text[:40]!r}")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1e6:
+        raise argparse.ArgumentTypeError(f"expected requests a second, up to a million, got {text[:40]!r}")
+    return rate
+
+
+def _days(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 3650:
+        raise argparse.ArgumentTypeError(f"expected 1 to 3650 days, got {text[:40]!r}")
+    return int(text)
+
+
+def _name(text: str) -> str:
+    if len(text) > 100:
+        raise argparse.ArgumentTypeError(f"expected at most 100 letters, got {len(text)}")
+    return text
+
+
+def _grant_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{12}([0-9a-f]{20})?", text):
+        raise argparse.ArgumentTypeError(f"expected the 12 or 32 hex digits of an id, got {text[:40]!r}")
+    return text
 
 
 def _job_id(text: str) -> str:

@@ -108,7 +108,7 @@ def spoken(role):
     me, other = OWN[role], MALLORY.id
     table = {}
     for name, verb in subjects.VERBS.items():
-        allowed = name.startswith("artifact.") if role == "node" else role == "operator" or not verb.operator
+        allowed = name.startswith(("artifact.", "key.")) if role == "node" else role == "operator" or not verb.operator
         table[subjects.api(me, name)] = allowed
         table[subjects.api(other, name)] = False
     for verb in [*subjects.NODE_VERBS, *subjects.NODE_TELEMETRY]:

@@ -294,6 +294,10 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["priority", "digits-1", "10"], "expected a number from 0 to 9, got '10'"),
         (["cancel", "a", "--reason", "x" * 2001], "expected at most 2000 letters, got 2001"),
         (["ledger", " "], "expected a SELECT statement, got nothing"),
+        (["key"], "the following arguments are required: ACTION"),
+        (["key", "new", "--rate", "nan"], "expected requests a second, up to a million, got 'nan'"),
+        (["key", "new", "--days", "0"], "expected 1 to 3650 days, got '0'"),
+        (["key", "revoke", "me"], "expected the 12 or 32 hex digits of an id, got 'me'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(

@@ -30,6 +30,8 @@ PATTERNS = {
     m.Signature: "5" * 88,
     m.PublicKey: "cd" * 32,
     m.RequestId: "wish-1",
+    m.CallerId: "c-0123",
+    m.AccessId: "ef" * 6,
 }
 PREFIX = r"\A[a-z0-9][a-z0-9-]{0,62}\Z"  # of a job id
 BY_PATTERN = {PREFIX: "digits"} | {kind.__metadata__[0].pattern: text for kind, text in PATTERNS.items()}

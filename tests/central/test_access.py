@@ -1,0 +1,244 @@
+"""API keys and HTTP sessions against a real broker: what one central says of them, and what another does."""
+
+import asyncio
+import contextlib
+import itertools
+
+import pytest
+
+from cyxcentral.access import KEYS_PER_IDENTITY, SESSION_MS, SESSIONS_PER_IDENTITY, SILENT_S, Access, Refused
+from cyxcentral.machine import Machine
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError, Bus, BusError
+
+ALICE, BOB, OPERATOR = ("c-" + letter * 32 for letter in "abc")
+SECRET = b"s" * 32
+
+
+class Clock:
+    """Time that only tests move."""
+
+    def __init__(self):
+        self.ms = 1_800_000_000_000
+
+    def machine(self):
+        return Machine(wall_ms=lambda: self.ms)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def roles():
+    """What each may be now; a test may change it."""
+    return {ALICE: {"client"}, BOB: {"client"}, OPERATOR: {"client", "operator"}}
+
+
+@pytest.fixture
+async def central(broker, clock, roles):
+    """central() is the Access of one more central."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start():
+            core = await Bus.connect(broker.url("core"), name="central")
+            stack.push_async_callback(core.close)
+            return Access(core, clock.machine(), SECRET, lambda identity: roles[identity])
+
+        yield start
+
+
+async def new_key(access, caller=ALICE, **wanted):
+    return await access._key_new(caller, m.KeyNewRequest(**wanted))
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_a_key_is_good_at_every_central_and_after_a_restart(central):
+    one, two = await central(), await central()
+    await two.open()
+    made = await new_key(one, name="ci", requests_per_s=5.0)
+    for access in (one, two, await central()):
+        found = await access.key(made.key)
+        assert (found.identity, found.role, found.requests_per_s) == (ALICE, "client", 5.0)
+
+
+async def test_the_stream_holds_no_secret(central):
+    access = await central()
+    made = await new_key(access)
+    _, token = await access.open_session("nonce", ALICE, "client", "00" * 32)
+    stored = [await access._core.at(subjects.ACCESS, seq) for seq in range(1, 4)]
+    secrets = [text.rsplit("_", 1)[1].encode() for text in (made.key, token)]
+    assert len(secrets[0]) == len(secrets[1]) == 64
+    assert not any(secret in each.payload for each in stored for secret in secrets)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda key: key[:-1] + ("0" if key[-1] != "0" else "1"),
+        lambda key: key.replace("cyxk_", "cyxk_f", 1)[: len(key)],
+        lambda key: key.upper(),
+        lambda key: key + "0",
+        lambda key: key[:18],
+        lambda key: "",
+        lambda key: key + "\n",
+        lambda key: key.replace("_", "_\x00", 1),
+    ],
+)
+async def test_what_is_not_quite_a_key_is_refused(central, spoil):
+    access = await central()
+    made = await new_key(access)
+    with pytest.raises(Refused):
+        await access.key(spoil(made.key))
+
+
+async def test_a_revoked_key_is_refused_at_once_here_and_soon_at_another_central(central):
+    one, two = await central(), await central()
+    made = await new_key(one)
+    await two.key(made.key)
+    await one._key_revoke(ALICE, m.KeyRevokeRequest(id=made.view.id))
+    with pytest.raises(Refused, match="was revoked"):
+        await one.key(made.key)
+    await until(lambda: two._held[made.view.id][1].revoked_at_ms)
+    with pytest.raises(Refused, match="was revoked"):
+        await two.key(made.key)
+
+
+async def test_a_central_that_does_not_hear_what_is_revoked_says_nothing_is_good(central, monkeypatch):
+    access = await central()
+    made = await new_key(access)
+    loop = asyncio.get_running_loop()
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real() + SILENT_S + 1)
+    with pytest.raises(BusError, match="does not hear which keys"):
+        await access.key(made.key)
+
+
+async def test_a_key_ends_with_its_days(central, clock):
+    access = await central()
+    made = await new_key(access, days=2)
+    clock.ms += 2 * 86_400_000 - 1
+    assert await access.key(made.key)
+    clock.ms += 1
+    with pytest.raises(Refused, match="is over"):
+        await access.key(made.key)
+
+
+async def test_a_key_loses_what_its_owner_loses(central, roles):
+    access = await central()
+    made = await new_key(access, OPERATOR, role="operator")
+    assert (await access.key(made.key)).role == "operator"
+    roles[OPERATOR] = {"client"}
+    with pytest.raises(Refused, match="may not be operator now"):
+        await access.key(made.key)
+
+
+async def test_nobody_makes_a_key_with_more_rights_than_his_own(central):
+    with pytest.raises(ApiError, match="may not be operator"):
+        await new_key(await central(), ALICE, role="operator")
+
+
+async def test_keys_are_listed_and_revoked_by_their_owner_or_an_operator_only(central):
+    access = await central()
+    made = await new_key(access)
+    assert [key.id for key in (await access._key_list(ALICE, m.KeyListRequest())).keys] == [made.view.id]
+    assert (await access._key_list(BOB, m.KeyListRequest())).keys == []
+    with pytest.raises(ApiError, match="no operator"):
+        await access._key_list(BOB, m.KeyListRequest(as_operator=True))
+    for as_operator, why in ((False, "no key or session"), (True, "no operator")):
+        with pytest.raises(ApiError, match=why):
+            await access._key_revoke(BOB, m.KeyRevokeRequest(id=made.view.id, as_operator=as_operator))
+    ask = m.KeyRevokeRequest(id=made.view.id, as_operator=True)
+    assert (await access._key_revoke(OPERATOR, ask)).keys[0].revoked_at_ms
+
+
+async def test_keys_of_one_identity_are_bounded(central):
+    access = await central()
+    for _ in range(KEYS_PER_IDENTITY):
+        await new_key(access)
+    with pytest.raises(ApiError, match="revoke one first"):
+        await new_key(access)
+    assert await new_key(access, BOB)
+
+
+async def test_a_refresh_token_is_good_once_and_its_second_use_revokes_the_session(central):
+    one, two = await central(), await central()
+    session, first = await one.open_session("nonce", ALICE, "client", "00" * 32)
+    _, second = await two.refresh(first)
+    assert await one.refresh(second)
+    with pytest.raises(Refused, match="was used before"):
+        await two.refresh(second)
+    for access in (one, two):
+        await until(lambda access=access: access._held[session.id][1].revoked_at_ms)
+        with pytest.raises(Refused, match="was revoked"):
+            await access.good(session.id)
+
+
+async def test_of_two_uses_at_the_same_time_one_wins_and_then_nobody(central):
+    one, two = await central(), await central()
+    session, first = await one.open_session("nonce", ALICE, "client", "00" * 32)
+    await two.open()
+    got = await asyncio.gather(one.refresh(first), two.refresh(first), return_exceptions=True)
+    assert sum(isinstance(each, Refused) for each in got) >= 1
+    await until(lambda: one._held[session.id][1].revoked_at_ms)
+
+
+@pytest.mark.parametrize("change", [("_1_", "_2_"), ("_1_", "_01_"), ("cyxr_", "cyxk_"), ("_1_", "_999999999_")])
+async def test_a_made_up_refresh_token_is_refused_and_harms_nobody(central, change):
+    access = await central()
+    session, token = await access.open_session("nonce", ALICE, "client", "00" * 32)
+    with pytest.raises(Refused):
+        await access.refresh(token.replace(*change))
+    assert (await access.good(session.id)).id == session.id
+
+
+async def test_a_nonce_opens_one_session_whichever_central_is_asked(central):
+    one, two = await central(), await central()
+    await two.open()
+    got = await asyncio.gather(
+        *(access.open_session("nonce", ALICE, "client", "00" * 32) for access in (one, two, one)),
+        return_exceptions=True,
+    )
+    assert sorted(isinstance(each, Refused) for each in got) == [False, True, True]
+
+
+async def test_a_session_ends_however_often_it_is_refreshed(central, clock):
+    access = await central()
+    _, token = await access.open_session("nonce", ALICE, "client", "00" * 32)
+    clock.ms += SESSION_MS - 1
+    _, token = await access.refresh(token)
+    clock.ms += 1
+    with pytest.raises(Refused, match="is over"):
+        await access.refresh(token)
+
+
+async def test_the_oldest_of_too_many_sessions_gives_way(central, clock):
+    access = await central()
+    opened = []
+    for number in range(SESSIONS_PER_IDENTITY + 1):
+        clock.ms += 1
+        opened.append((await access.open_session(f"nonce-{number}", ALICE, "client", "00" * 32))[0])
+    with pytest.raises(Refused, match="was revoked"):
+        await access.good(opened[0].id)
+    assert await access.good(opened[1].id)
+
+
+async def test_what_is_over_is_forgotten_here_and_in_the_stream(central, broker):
+    clock, core = Clock(), await Bus.connect(broker.url("core"), name="central")
+    ids = itertools.count()
+    access = Access(core, clock.machine(), SECRET, lambda identity: {"client"})
+    await access.open_session(str(next(ids)), ALICE, "client", "00" * 32)
+    kept_s = access._keep_s(access._live(ALICE, m.HttpSession)[0])
+    assert SESSION_MS / 1000 < kept_s < SESSION_MS / 1000 + 2 * 86_400
+    clock.ms += 1000 * kept_s
+    await access.open_session(str(next(ids)), ALICE, "client", "00" * 32)
+    assert len(access._of[ALICE]) == len(access._held) == 1
+    assert await core.append(subjects.access("short"), b"x", keep_s=1)  # the broker takes what is to be forgotten
+    await core.close()
