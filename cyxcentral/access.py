@@ -44,6 +44,7 @@ class Refused(CyxError):
     """A key, session or token is not good. The message says why, without helping to make a better one."""
 
     code = "unauthorized"
+    status = 401
 
 
 class Access:

@@ -31,6 +31,12 @@ class BlobError(CyxError):
     code = "bad_artifact"
 
 
+class NotStored(BlobError):
+    """It is not here: it was never sent, or has to be sent again."""
+
+    status = 404
+
+
 class Blobs:
     def __init__(self, core: Bus, machine: Machine = MACHINE):
         self._core = core
@@ -182,13 +188,13 @@ class Blobs:
     async def _manifest(self, sha256: str) -> ArtifactManifest:
         stored = await self._core.last(subjects.BLOBS, subjects.manifest(sha256))
         if stored is None or sha256 in self._damaged:
-            raise BlobError(f"no artifact {sha256} is stored here")
+            raise NotStored(f"no artifact {sha256} is stored here")
         return msgspec.json.decode(stored.payload, type=ArtifactManifest)
 
     async def chunk(self, digest: str) -> bytes:
         stored = await self._core.last(subjects.BLOBS, subjects.chunk(digest), any_replica=True)
         if stored is None:
-            raise BlobError(f"chunk {digest} is not stored here; send it with artifact.put")
+            raise NotStored(f"chunk {digest} is not stored here; send it with artifact.put")
         if hashlib.sha256(stored.payload).hexdigest() != digest:
             self._damaged.add(digest)
             raise BlobError(f"chunk {digest} is damaged in the store")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,6 +119,7 @@ class Central:
         self.keeper: snapshot.Keeper | None = None
         blocks = functools.partial(readahead.blocks, network.core_url, tls_ca=network.tls_ca)
         self.audit = Audit(self.world, ledger, settlement, blocks)
+        self.handlers: dict[str, Callable[[str, Any], Awaitable[Any]]] = {}  # of the verbs, when it is open
         self._unsafe: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -193,8 +195,8 @@ class Central:
         self._later(reconciliation.keep(self.events, self.audit))
         self._later(self.payments.keep_deadlines())
         self._later(self._keep_checking_brokers())
-        api = Api(self)
-        await self._edge.serve("0.1.0", "Cyx: train and serve models on other people's machines", api.handlers())
+        self.handlers = Api(self).handlers()
+        await self._edge.serve("0.1.0", "Cyx: train and serve models on other people's machines", self.handlers)
 
     def _many_ask(self) -> bool:
         return self._edge.requests_in_flight > MANY_REQUESTS
@@ -314,6 +316,18 @@ class Central:
                 return
             except BrokerError as error:
                 log.warning("%s", error)
+
+    def over_limit_ms(self, identity: str) -> int:
+        """0 when who asks may go on (and is charged for it), else how long to wait; one count for NATS and HTTP."""
+        return self._edge.over_limit_ms("api", identity)
+
+    def unwell(self) -> str:
+        """Why this central cannot do its work now; empty when it can."""
+        links = {"the event log": self._core, "clients and nodes": self._edge}
+        if lost := [name for name, bus in links.items() if not bus.connected]:
+            return f"no link to the broker, for {' and '.join(lost)}"
+        ends = (self.events.broken, self.ledger.broken, self._unsafe)
+        return next((end.result() for end in ends if end.done()), "")
 
     async def failed(self) -> None:
         """Wait until this central cannot go on. Raises StartError: a new start reads the log afresh."""

@@ -4,7 +4,9 @@ Who watches a new job asks for its history again and again; the ledger would hav
 job is remembered from its first event or not at all, and forgotten when it has too much to tell: then the ledger tells.
 """
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 
 from cyxnet import messages as m
 
@@ -17,6 +19,19 @@ class Recent:
         self._jobs = jobs
         self._updates_per_job = updates_per_job
         self._updates: OrderedDict[str, list[m.Update]] = OrderedDict()
+        self._listeners: dict[str, set[Callable[[], None]]] = {}  # by job
+
+    @contextlib.contextmanager
+    def told_of(self, job_id: str, wake: Callable[[], None]) -> Iterator[None]:
+        """Within it, `wake` is called after each update of the job, remembered or not."""
+        listeners = self._listeners.setdefault(job_id, set())
+        listeners.add(wake)
+        try:
+            yield
+        finally:
+            listeners.discard(wake)
+            if not listeners and self._listeners.get(job_id) is listeners:
+                del self._listeners[job_id]
 
     def begin(self, first: m.Update, size: int) -> None:
         """The first event of a job, and how many bytes it has."""
@@ -28,11 +43,12 @@ class Recent:
     def add(self, update: m.Update) -> None:
         """One more update of a job, if it is remembered."""
         updates = self._updates.get(update.job_id)
-        if updates is None:
-            return
-        updates.append(update)
-        if len(updates) > self._updates_per_job:
-            del self._updates[update.job_id]
+        if updates is not None:
+            updates.append(update)
+            if len(updates) > self._updates_per_job:
+                del self._updates[update.job_id]
+        for wake in self._listeners.get(update.job_id, ()):
+            wake()
 
     def after(self, job_id: str, after_event: int, after_telemetry: int, limit: int) -> list[m.Update] | None:
         """All that happened to a job after two positions, oldest first; None when the ledger has to be asked."""

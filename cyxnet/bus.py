@@ -29,7 +29,17 @@ from cyxnet.credentials import Credentials
 from cyxnet.follower import STALL_S, Follower
 from cyxnet.messages import ErrorBody
 from cyxnet.mux import Mux
-from cyxnet.outcomes import ApiError, AppendUnknown, BusError, Conflict, NotAdmitted, NotTrusted, StorageFull, Stored
+from cyxnet.outcomes import (
+    ApiError,
+    AppendUnknown,
+    BusError,
+    Conflict,
+    NotAdmitted,
+    NotTrusted,
+    StorageFull,
+    Stored,
+    refusal,
+)
 from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
 from cyxnet.service import QUEUE, TYPES, Endpoint, Service, now
 
@@ -37,7 +47,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handler = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
 
-TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same request may be answered later
 CONNECT_TIMEOUT_S = 5.0
 RENEW_AT, RENEW_LATEST = 2 / 3, 0.9  # of the time a connection is let in for: when it is quiet, and in any case
 QUIET_CHECK_S = 0.05
@@ -227,14 +236,16 @@ class Bus:
         A large message counts as several.
         """
         _, _, family, identity, *_ = message.subject.split(".")
-        limiter = self._limiters.get(family)
-        if limiter is None:
-            return 0
         cost = _cost(message)
-        wait_ms = limiter.wait_ms(identity, asyncio.get_running_loop().time(), cost)
+        wait_ms = self.over_limit_ms(family, identity, cost)
         if wait_ms:
             self._refused(identity, cost)
         return wait_ms
+
+    def over_limit_ms(self, family: str, identity: str, cost: float = 1.0) -> int:
+        """0 when who asks may go on (and is charged for it), else how long he has to wait: see limit()."""
+        limiter = self._limiters.get(family)
+        return limiter.wait_ms(identity, asyncio.get_running_loop().time(), cost) if limiter else 0
 
     def _refused(self, identity: str, cost: float = 1.0) -> None:
         if self._floods and self._floods.refused(identity, asyncio.get_running_loop().time(), cost):
@@ -547,17 +558,8 @@ class Bus:
 
     def _refuse(self, message: Message, error: Exception) -> None:
         """Tell the caller why, in the headers any NATS client knows and in a JSON body."""
-        if isinstance(error, ApiError):
-            status, code, text = error.status, error.code, str(error)
-        elif isinstance(error, BusError):
-            status, code, text = getattr(error, "status", 503), error.code, str(error)
-        elif isinstance(error, CyxError):
-            status, code, text = 503 if error.code in TEMPORARY_CODES else 400, error.code, str(error)
-        else:
-            log.error("%s failed", message.subject, exc_info=error)
-            status, code, text = 500, "internal", "central failed on this request; its log says why"
-        body = ErrorBody(err_code=code, message=text, retry_after_ms=getattr(error, "retry_after_ms", None))
-        one_line = " ".join(text.split())[:400]
+        status, body = refusal(error, message.subject)
+        one_line = " ".join(body.message.split())[:400]
         headers = {
             "Nats-Service-Error": one_line.encode("ascii", "replace").decode(),
             "Nats-Service-Error-Code": str(status),

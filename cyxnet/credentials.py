@@ -8,6 +8,7 @@ worth nothing anywhere else. Central lets the connection in under an id that bel
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,11 +18,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import Struct
 
 from cyxnet.identity import Identity, key_id, verify
-from cyxnet.messages import NodeId, PublicKey, SeedSignature
+from cyxnet.messages import HttpSessionRequest, NodeId, PublicKey, Role, SeedSignature
 
 USER, ACCOUNT = 20 << 3, 0  # the kinds: their nkeys begin with U and A, their seeds with SU and SA
 _SEED = 18 << 3
 LONGEST_TOKEN = 1024
+NONCE = re.compile(r"[A-Za-z0-9_=+/-]{0,200}")
 
 
 class NodeToken(Struct, frozen=True, kw_only=True):
@@ -107,6 +109,8 @@ def _credentials(seed: bytes, known_as: str | None, token: str | None = None) ->
     identity = known_as or caller_id(user_nkey)
 
     def sign(nonce: str) -> bytes:
+        if not NONCE.fullmatch(nonce):  # whatever it wants signed, it is not what brokers draw
+            raise ValueError(f"the broker wants something signed that is no nonce: {nonce[:60]!r}")
         return base64.b64encode(key.sign(nonce.encode()))
 
     return Credentials(id=identity, nkey=user_nkey, sign=sign, token=token, inbox=f"_INBOX_{identity}")
@@ -128,6 +132,63 @@ def bound_node(token: str, user_nkey: str) -> NodeToken:
     if not verify(said.public_key, binding_bytes(user_nkey, said.node_id), said.signature):
         raise ValueError(f"the key of {said.node_id} has not signed for this connection")
     return said
+
+
+def session_request(
+    keys: Identity, network_id: str, nonce: str, role: Role = "client", node_id: str = ""
+) -> HttpSessionRequest:
+    """What opens an HTTP session for a client, or for the node `node_id`: signed by the signing key.
+
+    Raises ValueError for a nonce that does not look like one.
+    """
+    if not NONCE.fullmatch(nonce):
+        raise ValueError(f"expected a nonce of letters and digits, got {nonce[:60]!r}")
+    user_nkey, binding = "", ""
+    if role != "node":
+        key = Ed25519PrivateKey.from_private_bytes(keys.child("nats"))
+        user_nkey = public_nkey(USER, keys.child("nats"))
+        binding = key.sign(http_binding_bytes(keys.public_key)).hex()
+    identity = node_id or caller_id(user_nkey)
+    return HttpSessionRequest(
+        nonce=nonce,
+        public_key=keys.public_key,
+        signature=keys.sign(session_bytes(network_id, nonce, identity, role)),
+        identity=identity,
+        role=role,
+        nkey=user_nkey,
+        binding=binding,
+    )
+
+
+def session_bytes(network_id: str, nonce: str, identity: str, role: str) -> bytes:
+    """What the signing key signs to open an HTTP session: for one network, one nonce, one identity in one role."""
+    return f"cyx/v1/http-session\n{network_id}\n{nonce}\n{identity}\n{role}".encode()
+
+
+def http_binding_bytes(public_key: str) -> bytes:
+    """What the nkey of a client signs, once: which signing key speaks for it over HTTP."""
+    return f"cyx/v1/http-binding\n{public_key}".encode()
+
+
+def refused_session(ask: HttpSessionRequest, network_id: str) -> str | None:
+    """Why a request has not shown that it comes from who it names; None when it has. The nonce is not looked at."""
+    public_key = bytes.fromhex(ask.public_key)
+    if not verify(ask.public_key, session_bytes(network_id, ask.nonce, ask.identity, ask.role), ask.signature):
+        return "the signature is not that of public_key over the bytes that docs/http.md names"
+    if ask.role == "node":
+        ends = f"-{key_id(ask.public_key)}"
+        return None if ask.identity.endswith(ends) else f"{ask.identity} is not the id of a node with this public key"
+    if not ask.nkey:
+        belongs = caller_id(nkey(USER, public_key))
+    else:
+        try:
+            connection_key = nkey_bytes(USER, ask.nkey).hex()
+        except ValueError as error:
+            return f"nkey: {error}"
+        if not verify(connection_key, http_binding_bytes(ask.public_key), ask.binding):
+            return "binding is not the signature of nkey over the bytes that docs/http.md names"
+        belongs = caller_id(ask.nkey)
+    return None if ask.identity == belongs else f"{ask.identity} is not the caller that this key speaks for"
 
 
 def broker_nkeys(central: Identity) -> tuple[str, str]:

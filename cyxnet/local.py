@@ -61,7 +61,9 @@ class LocalNetwork:
     nodes, centrals: how many of each. cluster: how many brokers; None: as many as the folder has, one in a new one.
     encrypt: with TLS and certificates of its own, for `hosts` too; the first of these is in the URLs of others.
     listen: on which address the brokers do; another than loopback's needs TLS. port: of the (first) broker; 0 keeps
-    the last one or takes a free one. on_ready is called as each part gets ready, on_event when a part is restarted.
+    the last one or takes a free one. http: the port where the (first) central serves HTTP, 0 for a free one; None:
+    none does. http_certificate: (chain, key), PEM, for TLS; with `encrypt` it has the brokers' if none is named.
+    on_ready is called as each part gets ready, on_event when a part is restarted.
     Raises ConfigError when the folder's network is up already or has another number of brokers, TlsError for plain
     text where others could listen, BrokerError or StartError when a part does not start.
     """
@@ -80,6 +82,8 @@ class LocalNetwork:
         encrypt: bool = False,
         listen: str = "127.0.0.1",
         hosts: Sequence[str] = (),
+        http: int | None = None,
+        http_certificate: tuple[Path, Path] | None = None,
         on_ready: OnReady | None = None,
         on_event: OnEvent | None = None,
     ):
@@ -94,6 +98,8 @@ class LocalNetwork:
         self._encrypt = encrypt
         self._listen = listen
         self._hosts = list(hosts)
+        self._http = http
+        self._http_certificate = http_certificate
         self._on_ready = on_ready or (lambda part, detail, ms: None)
         self._on_event = on_event or (lambda text: None)
         self._lock: IO[str] | None = None
@@ -162,6 +168,7 @@ class LocalNetwork:
             return Listening(address=self._listen)
         others = [] if self._listen in ("0.0.0.0", "::") else [self._listen]
         files = tls.make((self.folder / "tls").resolve(), [*others, *self._hosts])
+        self._http_certificate = self._http_certificate or (files.certificate, files.key)
         return Listening(address=self._listen, certificates=files, name=self._hosts[0] if self._hosts else "")
 
     async def _start(self) -> None:
@@ -204,15 +211,44 @@ class LocalNetwork:
             bans=False,  # every node is the owner's own
         )
         write_network(self.folder, self.file)
-        if self._hosts:
-            write_network(self.folder / "join", for_others(self.file))
-        await asyncio.gather(*(self._bring_up(part) for part in (*self._central_parts(), *self._node_parts())))
+        self._tell_others()
+        centrals = self._central_parts()
+        await asyncio.gather(*(self._bring_up(part) for part in (*centrals, *self._node_parts())))
+        if self._http is not None:
+            self._keep_http(centrals)
         self._supervise(self._brokers)
 
     def _central_parts(self) -> list[Part]:
         """One ledger each; the platform's keys, which all of them share, are the folder's."""
         names = ["central", *(f"central-{n}" for n in range(2, self._centrals + 1))]
-        return [self._part(name, "cyxcentral", "--dir", self.folder, "--state", self.folder / name) for name in names]
+        return [
+            self._part(name, "cyxcentral", "--dir", self.folder, "--state", self.folder / name, *self._http_options(n))
+            for n, name in enumerate(names)
+        ]
+
+    def _http_options(self, number: int) -> list[object]:
+        if self._http is None:
+            return []
+        port = self._http if number == 0 else 0
+        host = f"[{self._listen}]" if ":" in self._listen else self._listen
+        certificate = zip(("--http-cert", "--http-key"), self._http_certificate or (), strict=False)
+        return ["--http", f"{host}:{port}", *(part for pair in certificate for part in pair)]
+
+    def _keep_http(self, centrals: list[Part]) -> None:
+        """Tell where HTTP is; a central that is started again serves at the port it had."""
+        urls = []
+        for central in centrals:
+            scheme, _, address = central.said["http_url"].partition("://")
+            central.command[central.command.index("--http") + 1] = address
+            port = address.rpartition(":")[2]
+            urls.append(f"{scheme}://{self._hosts[0]}:{port}" if self._hosts else central.said["http_url"])
+        self.file.http_url = ",".join(urls)
+        write_network(self.folder, self.file)
+        self._tell_others()
+
+    def _tell_others(self) -> None:
+        if self._hosts:
+            write_network(self.folder / "join", for_others(self.file))
 
     def _node_parts(self) -> list[Part]:
         names = [f"node-{n}" for n in range(1, self._nodes + 1)]

@@ -1,11 +1,15 @@
 """What can come of asking the broker: a stored message, or one of these errors."""
 
 import hashlib
+import logging
 
 import msgspec
 
 from cyxcore.errors import CyxError
+from cyxnet.messages import ErrorBody
 
+log = logging.getLogger(__name__)
+TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same request may be answered later
 STORAGE_RETRY_MS = 2_000
 
 
@@ -67,3 +71,15 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.payload).hexdigest()
+
+
+def refusal(error: Exception, asked: str) -> tuple[int, ErrorBody]:
+    """The HTTP-like status and the body of a refusal, whichever way the request came. asked: where, for the log."""
+    if isinstance(error, CyxError):
+        temporary = isinstance(error, BusError) or error.code in TEMPORARY_CODES
+        status = getattr(error, "status", 503 if temporary else 400)
+        code, text = error.code, str(error)
+    else:
+        log.error("%s failed", asked, exc_info=error)
+        status, code, text = 500, "internal", "central failed on this request; its log says why"
+    return status, ErrorBody(err_code=code, message=text, retry_after_ms=getattr(error, "retry_after_ms", None))

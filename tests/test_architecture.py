@@ -74,6 +74,8 @@ cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
 cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.access cyxcentral.api cyxcentral.central
+cyxcentral.http cyxcentral.http.routes cyxcentral.http.openapi cyxcentral.http.tokens cyxcentral.http.gate
+cyxcentral.http.figures cyxcentral.http.events cyxcentral.http.app cyxcentral.http.server
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),
@@ -85,6 +87,10 @@ DOORS = {
     "nats": {"cyxnet.bus", "cyxnet.connection"},
     "duckdb": {"cyxcore.data.tables", "cyxcentral.ledger"},
     "redis": {"cyxcentral.cache"},
+    "jwt": {"cyxcentral.http.tokens"},
+    "starlette": {"cyxcentral.http.app", "cyxcentral.http.events"},
+    "uvicorn": {"cyxcentral.http.server"},
+    "prometheus_client": {"cyxcentral.http.figures"},
     "solana": {"cyxnet.solana"},
     "solders": {"cyxnet.instructions", "cyxnet.escrow", "cyxnet.solana", "cyxcentral.localvm", "cyxcentral.localrpc"},
 }
@@ -106,6 +112,8 @@ PURE = {
     "cyxnode.state",
     "cyxcentral.admission",
     "cyxcentral.crowd",
+    "cyxcentral.http.openapi",
+    "cyxcentral.http.routes",
     "cyxcentral.jobs",
     "cyxcentral.line",
     "cyxcentral.matching",

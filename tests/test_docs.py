@@ -1,6 +1,7 @@
 """What the documents show is run: every Python block of README, docs and decisions, and the commands they name."""
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ BLOCK = re.compile(r"(?P<note><!--.*?-->\n)?```python\n(?P<code>.*?)```", re.S)
 BLOCKS = [
     pytest.param(
         match["code"],
-        "needs a network" in (match["note"] or ""),
+        re.search(r"needs a network.*?(--http)?(?= -->)", match["note"] or ""),
         id=f"{page.stem}-{number}",
         marks=NEEDS_GPU if "needs an NVIDIA device" in (match["note"] or "") else (),
     )
@@ -38,8 +39,31 @@ async def test_a_python_block_runs_as_it_is_printed(code, needs_network, tmp_pat
     if not needs_network:
         run(code, tmp_path)
         return
-    async with LocalNetwork(tmp_path / ".cyx"):
+    async with LocalNetwork(tmp_path / ".cyx", http=0 if "--http" in needs_network[0] else None):
         await asyncio.to_thread(run, code, tmp_path)
+
+
+async def test_the_commands_of_the_page_about_http_work_as_they_are_printed(tmp_path):
+    """One after the other, in one shell."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    script = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "http.md").read_text(), re.S))
+    async with LocalNetwork(tmp_path / ".cyx", http=0):
+        said = await asyncio.to_thread(shell, script, tmp_path)
+    assert "event: end" in said and '"status":"completed"' in said
+
+
+def shell(script: str, folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PATH": path},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    return done.stdout
 
 
 def run(code: str, folder: Path) -> None:

@@ -80,6 +80,16 @@ def _up(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="with --tls: a name or address for the certificates; the first is what network.json tells others",
     )
+    parser.add_argument(
+        "--http",
+        type=_port,
+        nargs="?",
+        const=0,
+        metavar="P",
+        help="serve HTTP too, at this port (without one: a free port), where the brokers listen; with --tls HTTPS",
+    )
+    parser.add_argument("--http-cert", type=Path, metavar="FILE", help="certificate chain (PEM): HTTP over TLS")
+    parser.add_argument("--http-key", type=Path, metavar="FILE", help="the key of the certificate (PEM)")
 
 
 def _train(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from cyxnet import amounts
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
-from cyxnet.config import addresses
+from cyxnet.config import ConfigError, addresses
 from cyxnet.display import cyx, human_age, human_bytes, human_duration
 
 if TYPE_CHECKING:
@@ -25,8 +25,12 @@ LAMPORTS_PER_SOL = 10**9
 
 
 async def up(args: argparse.Namespace, screen: Screen) -> int:
-    wanted = {"nodes": args.nodes, "centrals": args.centrals, "cluster": args.cluster, "port": args.port}
+    wanted = {name: getattr(args, name) for name in ("nodes", "centrals", "cluster", "port", "http")}
     wanted |= {"encrypt": args.tls, "listen": args.listen, "hosts": args.host}
+    if args.http_cert or args.http_key:
+        if args.http is None or not (args.http_cert and args.http_key):
+            raise ConfigError("--http, --http-cert and --http-key belong together")
+        wanted["http_certificate"] = (args.http_cert.resolve(), args.http_key.resolve())
     async with started(args.dir, screen, **wanted) as network:
         address = addresses(network.file.client_url)
         option = "" if args.dir == Path(".cyx") else f" --dir {args.dir}"
@@ -34,6 +38,8 @@ async def up(args: argparse.Namespace, screen: Screen) -> int:
         if args.host:
             join = args.dir.resolve() / "join" / "network.json"
             screen.say("others", f"join with {join}, which holds no password", kind="join", file=str(join))
+        if network.file.http_url:
+            screen.say("http", f"{network.file.http_url}; a key for it: cyx key new{option}", url=network.file.http_url)
         for example in ("train examples/digits.toml", "nodes", "jobs"):
             screen.say("try", f"cyx {example}{option}", kind="example")
         screen.say("stop", "with Ctrl-C", kind="hint")

@@ -565,3 +565,9 @@ def test_nkeys_are_those_of_nats():
         pair = nkeys.from_seed(bytearray(nkeys.encode_seed(seed, nkeys.PREFIX_BYTE_USER)))
         assert c.public_nkey(c.USER, seed) == pair.public_key.decode()
         assert c.nkey_seed(c.USER, seed) == pair.seed.decode()
+
+
+@pytest.mark.parametrize("wanted", [c.http_binding_bytes("ab" * 32), b"cyx/v1/x y", b"a\nb", b"n" * 1000])
+def test_a_broker_gets_nothing_signed_but_nonces(wanted):
+    with pytest.raises(ValueError, match="no nonce"):
+        ALICE.sign(wanted.decode())

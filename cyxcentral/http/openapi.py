@@ -1,0 +1,150 @@
+"""The OpenAPI 3.1 document of the table of routes, made of the same Structs that decode the requests. Pure."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from cyxcentral.http.routes import EVENT_STREAM, ROUTES, Route
+from cyxnet.messages import ErrorBody
+
+JSON, BYTES = "application/json", "application/octet-stream"
+STATUSES = {
+    400: "the request is wrong",
+    401: "no credential, or one that is not good",
+    402: "too little money",
+    403: "not yours, or not with this role",
+    404: "there is no such thing",
+    409: "not now, or not any more",
+    413: "too large",
+    429: "too often; Retry-After says when",
+    503: "ask again, or another central; Retry-After says when",
+}
+PROBES = {
+    "/livez": ("this process serves", None),
+    "/readyz": ("this central can do its work", None),
+    "/openapi.json": ("this document", None),
+    "/metrics": ("figures for Prometheus, for operators", "bearer"),
+}
+
+
+def document(version: str) -> dict[str, Any]:
+    """What is served at /openapi.json."""
+    kinds = {kind for route in ROUTES for kind in (route.asks.request, route.asks.reply) if kind not in _PLAIN}
+    ordered = sorted([*kinds, ErrorBody], key=lambda kind: kind.__name__)
+    _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    for path, (about, security) in PROBES.items():
+        answer = {"description": about}
+        paths[path] = {"get": {"summary": about, "responses": {"200": answer}, "security": _security(security)}}
+    said = _for_browsers(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Cyx",
+                "version": version,
+                "description": "Train and serve models on other people's machines.",
+                "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            },
+            "paths": paths,
+            "components": {
+                "schemas": schemas,
+                "securitySchemes": {
+                    "bearer": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "an access token of a session, or an API key (cyxk_…)",
+                    }
+                },
+            },
+        }
+    )
+    return _without_unused(said)
+
+
+def _without_unused(said: dict[str, Any]) -> dict[str, Any]:
+    """Less the schemas of requests that stand in paths and queries."""
+    schemas = said["components"]["schemas"]
+    wanted, used = set(_names(said["paths"])), set()
+    while wanted:
+        used |= wanted
+        wanted = {name for each in wanted for name in _names(schemas[each])} - used
+    said["components"]["schemas"] = {name: schema for name, schema in schemas.items() if name in used}
+    return said
+
+
+def _names(value: Any) -> list[str]:
+    """Of the schemas that are referred to within a part of the document."""
+    return re.findall(r'"#/components/schemas/(\w+)"', msgspec.json.encode(value).decode())
+
+
+_PLAIN = (bytes, type(None))
+
+
+def _security(scheme: str | None) -> list[dict[str, list[str]]]:
+    return [{scheme: []}] if scheme else []
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    verb, answer = route.asks, _content(route.asks.reply)
+    if route.path == EVENT_STREAM:
+        answer["text/event-stream"] = {"schema": {"type": "string"}}
+    said: dict[str, Any] = {
+        "operationId": f"{verb.name}:{route.path}" if route.verb == "key.revoke" else verb.name,
+        "summary": verb.about,
+        "tags": [verb.name.split(".")[0]],
+        "security": _security(None if route.is_open else "bearer"),
+        "parameters": _parameters(route),
+        "responses": {str(route.status): {"description": "done", "content": answer}}
+        | {str(status): _refusal(about) for status, about in STATUSES.items()},
+    }
+    if route.method == "POST" and verb.request is not type(None):
+        said["requestBody"] = {"required": not route.in_path, "content": _content(verb.request, route.in_path)}
+    return said
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    """The fields of the request that stand in the path, and those of the query where there is no body."""
+    if route.asks.request in _PLAIN:
+        return []
+    found = []
+    for name, schema in _own_schema(route.asks.request)["properties"].items():
+        if name in route.in_path:
+            found.append({"name": name, "in": "path", "required": True, "schema": schema})
+        elif route.method != "POST":
+            found.append({"name": name, "in": "query", "required": False, "schema": schema})
+    return found
+
+
+def _own_schema(kind: Any) -> dict[str, Any]:
+    (reference,), schemas = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
+    return schemas[reference["$ref"].rsplit("/", 1)[-1]]
+
+
+def _content(kind: Any, in_path: list[str] | None = None) -> dict[str, Any]:
+    if kind is bytes:
+        return {BYTES: {"schema": {"type": "string", "contentMediaType": BYTES}}}
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    if in_path:  # those are not said twice
+        own = _own_schema(kind)
+        left = {name: field for name, field in own["properties"].items() if name not in in_path}
+        schema = {"type": "object", "properties": left, "additionalProperties": False}
+    return {JSON: {"schema": schema}}
+
+
+def _refusal(about: str) -> dict[str, Any]:
+    return {"description": about, "content": _content(ErrorBody)}
+
+
+def _for_browsers(value: Any) -> Any:
+    """Patterns as ECMAScript writes them: it has no \\A and \\Z."""
+    if isinstance(value, dict):
+        return {
+            key: re.sub(r"\\Z$", "$", re.sub(r"^\\A", "^", item))
+            if key == "pattern" and isinstance(item, str)
+            else _for_browsers(item)
+            for key, item in value.items()
+        }
+    return [_for_browsers(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,172 @@
+"""uvicorn on a socket of ours, within central's own loop; what it leaves open to abuse is closed here."""
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cyxcentral.http.app import Front
+from cyxcore.errors import CyxError
+from cyxnet.tls import is_loopback
+
+HEAD_S = 10.0  # for the head of a request to arrive, or the next request of a connection to begin
+HEAD_BYTES = 16_384
+CONNECTIONS, CONNECTIONS_OF_ONE = 2_048, 256
+CLOSE_S = 5
+STEP_S = 0.01
+
+
+class HttpError(CyxError):
+    """Central will not serve HTTP like this. The message says what to do."""
+
+    code = "cannot_serve_http"
+
+
+class Patient(H11Protocol):
+    """A connection that is closed when the head of its request takes too long: uvicorn would wait for ever."""
+
+    head_s = HEAD_S
+    addresses: Counter[str]  # how many connections each has; set by Server
+    _address = ""
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._address = self.client[0] if self.client else ""
+        self.addresses[self._address] += 1
+        if self.addresses[self._address] > CONNECTIONS_OF_ONE or len(self.connections) > CONNECTIONS:
+            transport.abort()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.addresses[self._address] -= 1
+        if not self.addresses[self._address]:
+            del self.addresses[self._address]
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_no_more()  # the head is there; the body is the application's to wait for
+        elif self._waiting is None:
+            self._wait()
+
+    def on_response_complete(self) -> None:
+        self._wait()
+        super().on_response_complete()  # may begin with the next request, if it is there already
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_no_more()
+
+    def _wait(self) -> None:
+        self._wait_no_more()
+        self._waiting = self.loop.call_later(self.head_s, self._too_slow)
+
+    def _wait_no_more(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _too_slow(self) -> None:
+        self._waiting = None
+        self.transport.abort()
+
+
+class Server:
+    """`await Server.start(…)`, then `url`; `await close()` ends it. head_s: see HEAD_S."""
+
+    def __init__(self, front: Front, listening: socket.socket, certificate: tuple[Path, Path] | None, head_s: float):
+        kind = type("Patient", (Patient,), {"head_s": head_s, "addresses": Counter()})
+        tls: dict[str, Any] = {}
+        if certificate:
+            tls = {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
+        config = uvicorn.Config(
+            front,
+            http=kind,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            timeout_keep_alive=int(HEAD_S),
+            timeout_graceful_shutdown=CLOSE_S,
+            **tls,
+        )
+        config.load()
+        if config.ssl:
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's broken request is no event of ours
+        self._front = front
+        self._server = uvicorn.Server(config)
+        self._listening = listening
+        self._task: asyncio.Task[None] | None = None
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if certificate else 'http'}://{shown}:{port}"
+
+    @classmethod
+    async def start(
+        cls,
+        front: Front,
+        host: str,
+        port: int,
+        certificate: tuple[Path, Path] | None = None,
+        head_s: float = HEAD_S,
+    ) -> "Server":
+        """Serve at host and port (0: a free one). certificate: (chain, key) in PEM, for TLS. Raises HttpError."""
+        refuse_plain_text(host, certificate)
+        listening = _listen(host, port)
+        try:
+            self = cls(front, listening, certificate, head_s)
+        except (OSError, ssl.SSLError) as error:
+            listening.close()
+            raise HttpError(f"the certificate {certificate} cannot be used: {error}") from None
+        self._task = asyncio.create_task(self._server._serve([listening]))
+        while not self._server.started and not self._task.done():
+            await asyncio.sleep(STEP_S)
+        if self._task.done():
+            await self._task
+            raise HttpError(f"HTTP cannot be served at {host}:{port}")
+        return self
+
+    async def close(self) -> None:
+        """Take no more, end the streams, let what is being answered be answered."""
+        await self._front.close()
+        self._server.should_exit = True
+        if self._task:
+            await self._task
+
+
+def refuse_plain_text(host: str, certificate: tuple[Path, Path] | None) -> None:
+    """Raises HttpError where credentials would travel between machines for everybody to read."""
+    if not (certificate or is_loopback(host)):
+        raise HttpError(
+            f"HTTP at {host} would be plain text between machines: name a certificate with --http-cert and --http-key, "
+            "or serve at 127.0.0.1, behind a proxy that speaks TLS"
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.setblocking(False)
+            return listening
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        why = "something listens there already" if error.errno == errno.EADDRINUSE else error.strerror or error
+        raise HttpError(f"HTTP cannot be served at {host}:{port}: {why}; choose another address") from None

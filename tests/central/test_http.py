@@ -1,0 +1,550 @@
+"""The HTTP front as its callers meet it: a real server, over real sockets."""
+
+import asyncio
+import contextlib
+import json
+import re
+import ssl
+import subprocess
+import sys
+
+import httpx
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral.http.app import Limits
+from cyxcentral.http.routes import ROUTES
+from cyxcentral.http.server import CONNECTIONS_OF_ONE, HttpError, Server, refuse_plain_text
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.credentials import USER, as_client, caller_id, nkey, session_bytes
+from cyxnet.subjects import VERBS
+from tests.central import facts as f
+from tests.central.http_central import ALICE, BOB, NETWORK_ID, OPERATOR, HttpCentral, bearer, builtins, soon
+
+
+@pytest.fixture
+async def central(broker):
+    async with HttpCentral.open(broker) as running:
+        yield running
+
+
+async def job(central, job_id="job-1"):
+    """A job in the log, whose events watchers are told of."""
+    central.events.applied.append(lambda stored, record: tell(central, stored, record))
+    event = replace(f.submitted(job_id), caller=as_client(ALICE).id)
+    await central.small.say(subjects.job_event(job_id), event)
+
+
+def tell(central, stored, record):
+    job_id = subjects.last_token(stored.subject)
+    update = m.Update(
+        job_id=job_id,
+        source="event",
+        seq=stored.seq,
+        at_ms=record.at_ms,
+        kind=type(record.event).__name__,
+        data=msgspec.to_builtins(record.event),
+    )
+    central.recent.begin(update, 1) if update.kind == "Submitted" else central.recent.add(update)
+
+
+async def test_every_verb_has_a_place_and_no_place_is_there_twice():
+    assert set(VERBS) <= {route.verb for route in ROUTES}
+    places = [(route.method, route.path) for route in ROUTES]
+    assert len(set(places)) == len(places)
+
+
+async def test_a_session_is_opened_used_refreshed_and_ended(central):
+    tokens = await central.log_in()
+    assert (tokens["token_type"], tokens["expires_in"], tokens["identity"]) == ("Bearer", 900, as_client(ALICE).id)
+    assert len(tokens["access_token"]) < 1000
+    assert (await central.http.get("/v1/jobs", headers=bearer(tokens["access_token"]))).json() == {
+        "jobs": [],
+        "total": 0,
+    }
+    again = await central.http.post("/v1/sessions/refresh", json={"refresh_token": tokens["refresh_token"]})
+    assert again.status_code == 200
+    newer = bearer(again.json()["access_token"])
+    ended = await central.http.delete(f"/v1/sessions/{tokens['session_id']}", headers=newer)
+    assert ended.json()["sessions"][0]["reason"] == "revoked by its owner"
+    for token in (tokens["access_token"], again.json()["access_token"]):
+        assert (await central.http.get("/v1/jobs", headers=bearer(token))).status_code == 401
+    refused = await central.http.post("/v1/sessions/refresh", json={"refresh_token": again.json()["refresh_token"]})
+    assert refused.status_code == 401
+
+
+async def test_who_has_one_key_for_all_is_the_caller_that_it_is_on_the_broker(central):
+    drawn = (await central.http.post("/v1/sessions/nonce")).json()
+    mine = caller_id(nkey(USER, bytes.fromhex(ALICE.public_key)))
+    said = session_bytes(NETWORK_ID, drawn["nonce"], mine, "client")
+    ask = {
+        "nonce": drawn["nonce"],
+        "public_key": ALICE.public_key,
+        "identity": mine,
+        "signature": ALICE.sign(said),
+    }
+    answer = await central.http.post("/v1/sessions", json=ask)
+    assert (answer.status_code, answer.json()["identity"]) == (201, mine)
+
+
+def wrong_logins(central, nonce):
+    """name -> a request that does not prove who it says it is."""
+    from cyxnet.credentials import session_request
+
+    good = session_request(ALICE, NETWORK_ID, nonce)
+    bobs = session_request(BOB, NETWORK_ID, nonce)
+    return {
+        "another's signature": replace(good, signature=bobs.signature),
+        "another's identity": replace(good, identity=bobs.identity),
+        "another's key": replace(good, public_key=bobs.public_key),
+        "another's nkey": replace(good, nkey=bobs.nkey, identity=bobs.identity),
+        "another's nkey and binding": replace(good, nkey=bobs.nkey, binding=bobs.binding, identity=bobs.identity),
+        "without a binding": replace(good, binding=""),
+        "a broken nkey": replace(good, nkey="U" * 56),
+        "for another network": session_request(ALICE, "another", nonce),
+        "a nonce made up": session_request(ALICE, NETWORK_ID, "f" * 74),
+        "no nonce": session_request(ALICE, NETWORK_ID, ""),
+        "an operator who is none": session_request(ALICE, NETWORK_ID, nonce, "operator"),
+        "a role that was not signed": replace(session_request(OPERATOR, NETWORK_ID, nonce), role="operator"),
+        "another's node": session_request(ALICE, NETWORK_ID, nonce, "node", f"node-{BOB.short_id}"),
+    }
+
+
+async def test_who_does_not_prove_his_key_gets_no_session(central):
+    nonce = central.tokens.nonce()
+    for name, ask in wrong_logins(central, nonce).items():
+        answer = await central.http.post("/v1/sessions", json=builtins(ask))
+        assert answer.status_code == 401, (name, answer.text)
+    assert (await central.access._key_list(as_client(OPERATOR).id, m.KeyListRequest(as_operator=True))).sessions == []
+
+
+async def test_a_nonce_is_good_once_and_for_a_minute(central):
+    from cyxnet.credentials import session_request
+
+    ask = builtins(session_request(ALICE, NETWORK_ID, central.tokens.nonce()))
+    codes = [(await central.http.post("/v1/sessions", json=ask)).status_code for _ in range(2)]
+    assert codes == [201, 401]
+    from cyxcentral.http.tokens import Tokens
+    from cyxcentral.machine import MACHINE, Machine
+    from tests.central.http_central import PLATFORM
+
+    old = Tokens(PLATFORM, NETWORK_ID, Machine(wall_ms=lambda: MACHINE.wall_ms() - 62_000)).nonce()
+    late = await central.http.post("/v1/sessions", json=builtins(session_request(ALICE, NETWORK_ID, old)))
+    assert late.status_code == 401 and "ask for a new one" in late.text
+
+
+async def test_a_node_may_send_artifacts_and_nothing_else_until_it_is_banned(central):
+    node_id = f"node-a-{ALICE.short_id}"
+    await central.small.say(
+        subjects.node_event(node_id), replace(f.registered(), node_id=node_id, public_key=ALICE.public_key)
+    )
+    tokens = await central.log_in(role="node", node_id=node_id)
+    mine = bearer(tokens["access_token"])
+    assert (await central.http.post("/v1/artifacts/chunks", content=b"bytes", headers=mine)).status_code == 201
+    assert (await central.http.get("/v1/jobs", headers=mine)).status_code == 403
+    made = await central.http.post("/v1/keys", json={"role": "node"}, headers=mine)
+    assert made.status_code == 201
+    await central.small.say(subjects.node_event(node_id), m.NodeBanned(until_ms=2**60, reason="it fails"))
+    for credential in (tokens["access_token"], made.json()["key"]):
+        refused = await central.http.post("/v1/artifacts/chunks", content=b"bytes", headers=bearer(credential))
+        assert (refused.status_code, refused.json()["err_code"]) == (401, "unauthorized")
+
+
+async def test_artifacts_travel_as_bytes(central):
+    mine = bearer((await central.key()).key)
+    block = bytes(range(256)) * 8
+    stored = (await central.http.post("/v1/artifacts/chunks", content=block, headers=mine)).json()
+    manifest = {"sha256": stored["sha256"], "size": len(block), "chunks": [stored["sha256"]]}
+    assert (await central.http.post("/v1/artifacts/stat", json=manifest, headers=mine)).json()["missing"] == []
+    assert (await central.http.post("/v1/artifacts", json=manifest, headers=mine)).status_code == 201
+    assert (await central.http.get(f"/v1/artifacts/{stored['sha256']}", headers=mine)).json() == manifest
+    fetched = await central.http.get(f"/v1/artifacts/chunks/{stored['sha256']}", headers=mine)
+    assert (fetched.content, fetched.headers["content-type"]) == (block, "application/octet-stream")
+    assert (await central.http.get(f"/v1/artifacts/{'0' * 64}", headers=mine)).status_code == 404
+
+
+async def test_jobs_are_seen_and_steered_by_their_owner(central):
+    await job(central)
+    mine, bobs = [bearer((await central.key(who)).key) for who in (ALICE, BOB)]
+    assert (await central.http.get("/v1/jobs/job-1", headers=bobs)).json()["status"] == "funding"
+    assert (await central.http.get("/v1/jobs?mine=true&limit=5", headers=bobs)).json()["total"] == 0
+    assert (await central.http.get("/v1/jobs?mine=true&limit=5", headers=mine)).json()["total"] == 1
+    refused = await central.http.post("/v1/jobs/job-1/cancel", headers=bobs)
+    assert (refused.status_code, refused.json()["err_code"]) == (403, "not_yours")
+    assert (await central.http.post("/v1/jobs/job-1/pause", headers=mine)).json()["pause_requested"]
+    cancelled = await central.http.post("/v1/jobs/job-1/cancel", json={"reason": "enough"}, headers=mine)
+    assert cancelled.json()["error"] == "enough"
+    await central.small.say(subjects.job_event("job-1"), f.FUND_FAILED)
+    assert (await central.http.post("/v1/jobs/job-1/pause", headers=mine)).status_code == 409
+
+
+BAD_REQUESTS = [
+    ("GET", "/v1/jobs?limit=0", None, 400, "bad_message"),
+    ("GET", "/v1/jobs?limit=x", None, 400, "bad_message"),
+    ("GET", "/v1/jobs?limit=1&limit=2", None, 400, "bad_message"),
+    ("GET", "/v1/jobs?nonsense=1", None, 400, "bad_message"),
+    ("GET", "/v1/jobs/none", None, 404, "unknown_job"),
+    ("GET", "/v1/jobs/NOT-AN-ID", None, 400, "bad_message"),
+    ("GET", "/v1/jobs/a%2fb", None, 404, "not_found"),
+    ("GET", "/v1/jobs/%00", None, 400, "bad_message"),
+    ("GET", "/v1/nothing", None, 404, "not_found"),
+    ("PUT", "/v1/jobs", b"{}", 405, "bad_method"),
+    ("POST", "/v1/jobs", b"", 400, "bad_message"),
+    ("POST", "/v1/jobs", b"\xff\xfe", 400, "bad_message"),
+    ("POST", "/v1/jobs", b"[" * 100_000, 400, "bad_message"),
+    ("POST", "/v1/jobs", b'{"job":NaN}', 400, "bad_message"),
+    ("POST", "/v1/jobs?x=1", b"{}", 400, "bad_message"),
+    ("POST", "/v1/jobs/job-1/cancel", b'{"job_id":"job-2"}', 400, "bad_message"),
+    ("POST", "/v1/jobs/job-1/cancel", b"[]", 400, "bad_message"),
+    ("POST", "/v1/jobs/job-1/cancel", b'{"resaon":"typo"}', 400, "bad_message"),
+    ("POST", "/v1/keys", b'{"days":-1}', 400, "bad_message"),
+    ("POST", "/v1/ledger/query", b" " * 1_000_001, 413, "too_large"),
+    ("POST", "/v1/artifacts/chunks", b"x" * (512 * 1024 + 1), 413, "too_large"),
+    ("DELETE", "/v1/keys/zzz", None, 400, "bad_message"),
+    ("DELETE", "/v1/keys/000000000000", None, 403, "not_allowed"),
+    ("DELETE", "/v1/keys/000000000000?as_operator=1", None, 403, "not_allowed"),
+    ("GET", "/v1/keys?as_operator=true", None, 403, "not_allowed"),
+    ("POST", "/v1/keys", b"{}", 403, "not_allowed"),
+    ("GET", "/metrics", None, 403, "not_allowed"),
+    ("GET", "/v1/wallet?address=0", None, 400, "bad_message"),
+]
+
+
+async def test_every_no_has_one_shape_and_a_fitting_status(central):
+    mine = bearer((await central.key()).key)
+    for method, path, body, status, code in BAD_REQUESTS:
+        answer = await central.http.request(method, path, content=body, headers=mine)
+        assert (answer.status_code, answer.json()["err_code"]) == (status, code), (method, path, answer.text)
+        assert set(answer.json()) <= {"err_code", "message", "retry_after_ms"}
+    kind = await central.http.post("/v1/jobs", content=b"{}", headers=mine | {"Content-Type": "text/xml"})
+    assert (kind.status_code, kind.json()["err_code"]) == (415, "bad_content_type")
+    chunked = await central.http.post("/v1/ledger/query", content=pieces(b" " * 1_000_001), headers=mine)
+    assert chunked.status_code == 413
+
+
+async def pieces(body):
+    yield body
+
+
+async def test_a_failure_of_ours_is_told_without_its_traceback(central, caplog):
+    async def fail(caller, ask):
+        raise ZeroDivisionError("secret")
+
+    central.front._handlers["node.list"] = fail
+    answer = await central.http.get("/v1/nodes", headers=bearer((await central.key()).key))
+    assert (answer.status_code, answer.json()["err_code"]) == (500, "internal")
+    assert "secret" not in answer.text and "ZeroDivisionError" in caplog.text
+
+
+async def test_probes_and_figures(central):
+    assert (await central.http.get("/livez")).json() == {"live": True}
+    assert (await central.http.get("/readyz")).json() == {"ready": True}
+    central.sick = "no link to the broker"
+    answer = await central.http.get("/readyz")
+    assert (answer.status_code, answer.json()["message"]) == (503, "no link to the broker")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (await central.http.get("/metrics")).status_code == 401
+    key = (await central.key(OPERATOR, role="operator")).key
+    text = (await central.http.get("/metrics", headers=bearer(key))).text
+    assert re.search(r'^cyx_http_requests_total{method="GET",route="/readyz",status="503"} 1\.0$', text, re.M)
+    assert re.search(r"^cyx_jobs_active 0\.0$", text, re.M)
+
+
+async def test_the_document_describes_exactly_what_is_served(central):
+    document = (await central.http.get("/openapi.json")).json()
+    served = {(route.method.lower(), route.path) for route in ROUTES}
+    described = {(method, path) for path, operations in document["paths"].items() for method in operations}
+    assert described - served == {("get", path) for path in ("/livez", "/readyz", "/openapi.json", "/metrics")}
+    assert served <= described
+    text = json.dumps(document)
+    assert set(re.findall(r"#/components/schemas/(\w+)", text)) == set(document["components"]["schemas"])
+    for pattern in re.findall(r'"pattern": "([^"]+)"', text):
+        assert "\\A" not in pattern and "\\Z" not in pattern
+    operations = [each for path in document["paths"].values() for each in path.values()]
+    ids = [each["operationId"] for each in operations if "operationId" in each]
+    assert len(set(ids)) == len(ids)
+
+
+# -- events ------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """What an EventSource makes of a stream."""
+
+    def __init__(self, answer):
+        self.lines = answer.aiter_lines()
+        self.events = []
+
+    async def next(self):
+        """(id, event, data) of the next event."""
+        fields = {}
+        async for line in self.lines:
+            if line.startswith(":"):
+                continue
+            if not line and "data" in fields:
+                return fields["id"], fields["event"], json.loads(fields["data"])
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        return None
+
+
+def sse(credential, last=None):
+    headers = bearer(credential) | {"Accept": "text/event-stream"}
+    return headers | ({"Last-Event-ID": last} if last else {})
+
+
+async def test_updates_stream_live_and_resume_without_gap_or_duplicate(central):
+    key = (await central.key()).key
+    await job(central)
+    seen = []
+    async with asyncio.timeout(60):
+        async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            reader = Reader(answer)
+            seen.append(await reader.next())
+            await central.small.say(subjects.job_event("job-1"), m.PauseRequested(caller="x"))
+            seen.append(await reader.next())
+        await central.small.say(subjects.job_event("job-1"), m.ResumeRequested(caller="x"))
+        await central.small.say(subjects.job_event("job-1"), f.FUND_FAILED)
+        last = seen[-1][0]
+        async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key, last)) as answer:
+            reader = Reader(answer)
+            while (event := await reader.next()) is not None:
+                seen.append(event)
+    assert [kind for _, kind, _ in seen] == ["Submitted", "PauseRequested", "ResumeRequested", "FundFailed", "end"]
+    assert seen[-1][2] == {"status": "failed"}
+    done = await central.http.get("/v1/jobs/job-1/updates", headers=sse(key, seen[-1][0]))
+    assert done.status_code == 204
+    page = (await central.http.get("/v1/jobs/job-1/updates?after_event=1", headers=bearer(key))).json()
+    assert [each["kind"] for each in page["updates"]] == ["PauseRequested", "ResumeRequested", "FundFailed"]
+
+
+@pytest.mark.parametrize("last", ["x", "1", "-1-2", "1-2-3", "9" * 30 + "-1"])
+async def test_a_place_that_is_none_is_refused(central, last):
+    await job(central)
+    answer = await central.http.get("/v1/jobs/job-1/updates", headers=sse((await central.key()).key, last))
+    assert answer.status_code == 400 and "Last-Event-ID" in answer.text
+
+
+async def test_a_stream_ends_when_its_credential_is_revoked(broker):
+    async with HttpCentral.open(broker, Limits(ping_s=0.05)) as central:
+        made = await central.key()
+        await job(central)
+        async with asyncio.timeout(60):
+            async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(made.key)) as answer:
+                reader = Reader(answer)
+                assert await reader.next()
+                await central.access.revoke(made.view.id, "")
+                assert await reader.next() is None
+        await soon(lambda: not central.front.streams)
+
+
+async def test_streams_of_one_caller_are_bounded_and_counted_down(central, monkeypatch):
+    monkeypatch.setattr("cyxcentral.http.app.STREAMS_OF_ONE", 1)
+    key = (await central.key()).key
+    await job(central)
+    async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
+        assert await Reader(answer).next()
+        second = await central.http.get("/v1/jobs/job-1/updates", headers=sse(key))
+        assert (second.status_code, second.json()["err_code"]) == (429, "too_many_streams")
+    await soon(lambda: not central.front.streams)
+
+
+async def test_the_end_of_the_server_ends_its_streams(broker):
+    async with contextlib.AsyncExitStack() as stack:
+        central = await stack.enter_async_context(HttpCentral.open(broker))
+        key = (await central.key()).key
+        await job(central)
+        async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
+            reader = Reader(answer)
+            assert await reader.next()
+            async with asyncio.timeout(60):
+                await central.front.close()
+                assert await reader.next() is None
+
+
+# -- abuse -------------------------------------------------------------------------------------------
+
+
+async def test_an_address_that_asks_too_often_is_told_when_to_come_again(broker):
+    async with HttpCentral.open(broker, http_requests_per_s=1.0) as central:
+        answers = [await central.http.get("/livez") for _ in range(3)]
+        assert [each.status_code for each in answers[:2]] == [200, 200]
+        last = answers[-1]
+        assert (last.status_code, last.json()["err_code"]) == (429, "rate_limited")
+        assert int(last.headers["retry-after"]) * 1000 >= last.json()["retry_after_ms"] > 0
+
+
+async def test_a_key_has_a_rate_of_its_own(central):
+    slow, quick = [bearer((await central.key(requests_per_s=rate)).key) for rate in (0.01, 0.0)]
+    codes = [(await central.http.get("/v1/jobs", headers=slow)).status_code for _ in range(2)]
+    assert codes == [200, 429]
+    assert (await central.http.get("/v1/jobs", headers=quick)).status_code == 200
+
+
+async def test_a_caller_has_one_rate_for_nats_and_http(broker):
+    async with HttpCentral.open(broker, requests_per_s=0.5) as central:
+        key = bearer((await central.key()).key)
+        assert (await central.http.get("/v1/jobs", headers=key)).status_code == 200
+        assert central.over_limit_ms(as_client(ALICE).id) > 0
+        assert (await central.http.get("/v1/jobs", headers=key)).status_code == 429
+
+
+async def raw(central, sent):
+    """All that the server says on a connection of its own, until it closes."""
+    port = int(central.server.url.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    try:
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(30):
+                return await reader.read()
+        return b""
+    finally:
+        await hang_up(writer)
+
+
+async def hang_up(writer):
+    writer.close()
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await writer.wait_closed()
+
+
+SLOW = {
+    "nothing": b"",
+    "half a head": b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Half: ",
+    "silence after an answer": b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+    "half a second head": b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
+async def test_who_says_nothing_is_hung_up_on(broker, sent):
+    async with HttpCentral.open(broker, head_s=0.2) as central:
+        assert (await raw(central, sent)).count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+
+
+async def test_a_body_that_does_not_come_is_waited_for_a_while_only(broker):
+    async with HttpCentral.open(broker, Limits(body_s=0.1)) as central:
+        key = (await central.key()).key
+        head = ["POST /v1/ledger/query HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", "Content-Length: 9"]
+        said = await raw(central, "\r\n".join([*head, "", "{"]).encode())
+        assert said.startswith(b"HTTP/1.1 408") and b"too_slow" in said
+
+
+async def test_a_head_that_is_too_long_or_broken_is_refused(central):
+    long = b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"
+    for sent in (long, b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"GET /livez HTTP/1.1\r\n\r\n"):
+        assert (await raw(central, sent)).startswith((b"HTTP/1.1 400", b""))
+    assert (await central.http.get("/livez")).status_code == 200
+
+
+async def test_connections_of_one_address_are_bounded(central):
+    port = int(central.server.url.rsplit(":", 1)[1])
+    writers = []
+    for _ in range(CONNECTIONS_OF_ONE):
+        writers.append((await asyncio.open_connection("127.0.0.1", port))[1])
+    assert await raw(central, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+    for writer in writers:
+        await hang_up(writer)
+    await soon(lambda: not central.server._server.server_state.connections)
+    assert (await central.http.get("/livez")).status_code == 200
+
+
+async def test_pages_of_other_origins_are_told_nothing_unless_they_are_named(broker):
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "GET"}
+    async with HttpCentral.open(broker) as central:
+        answer = await central.http.options("/v1/jobs", headers=asked)
+        assert not any(name.startswith("access-control") for name in answer.headers)
+    async with HttpCentral.open(broker, http_origins=["https://good.example"]) as central:
+        assert "access-control-allow-origin" not in (await central.http.options("/v1/jobs", headers=asked)).headers
+        good = asked | {"Origin": "https://good.example"}
+        answer = await central.http.options("/v1/jobs", headers=good)
+        assert answer.headers["access-control-allow-origin"] == "https://good.example"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_plain_text_is_for_loopback_only(host, tmp_path):
+    with pytest.raises(HttpError, match="would be plain text between machines"):
+        refuse_plain_text(host, None)
+    refuse_plain_text(host, (tmp_path, tmp_path))
+    for near in ("127.0.0.1", "::1", "localhost"):
+        refuse_plain_text(near, None)
+
+
+async def test_tls_with_a_certificate_of_ones_own(broker, tmp_path):
+    chain, key = certificate(tmp_path)
+    async with HttpCentral.open(broker, certificate=(chain, key)) as central:
+        trust = ssl.create_default_context(cafile=str(chain))
+        async with httpx.AsyncClient(base_url=central.server.url, verify=trust) as client:
+            assert (await client.get("/livez")).json() == {"live": True}
+        assert not (await raw(central, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_certificate_that_is_none_is_one_clear_error(broker, tmp_path):
+    nothing = tmp_path / "nothing.pem"
+    nothing.write_text("nothing")
+    with pytest.raises(HttpError, match="the certificate .* cannot be used"):
+        async with HttpCentral.open(broker, certificate=(nothing, nothing)):
+            pass
+
+
+def certificate(folder):
+    """(chain, key) for 127.0.0.1, signed by itself."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = generate_private_key(SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, SHA256())
+    )
+    paths = folder / "chain.pem", folder / "key.pem"
+    paths[0].write_bytes(made.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return paths
+
+
+def central_main(folder, *options, before=""):
+    code = f"import sys; {before}\nfrom cyxcentral.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--dir", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "options, before, said",
+    [
+        (["--http", "127.0.0.1:0"], "sys.modules['uvicorn'] = None", "pip install 'cyx[http]'"),
+        (["--http", "127.0.0.1:0"], "sys.modules['starlette'] = None", "pip install 'cyx[http]'"),
+        (["--http", "0.0.0.0:0"], "", "name a certificate with --http-cert and --http-key"),
+        (["--http", "127.0.0.1"], "", "expected HOST:PORT"),
+        (["--http", "127.0.0.1:99999"], "", "expected HOST:PORT"),
+        (["--http-cert", "x"], "", "belong together"),
+    ],
+)
+def test_what_cannot_be_served_is_one_clear_error_before_anything_starts(tmp_path, options, before, said):
+    done = central_main(tmp_path, *options, before=before)
+    assert done.returncode in (1, 2) and said in done.stderr and "Traceback" not in done.stderr
+
+
+async def test_a_port_that_is_taken_is_one_clear_error(central):
+    port = int(central.server.url.rsplit(":", 1)[1])
+    with pytest.raises(HttpError, match="something listens there already"):
+        await Server.start(central.front, "127.0.0.1", port)
