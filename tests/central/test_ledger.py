@@ -134,6 +134,17 @@ def telemetry(ledger, *seqs, loss=0.5):
         ledger.add_telemetry(subjects.TELEMETRY, seq, record)
 
 
+async def test_metrics_as_large_as_a_message_may_say_are_written(ledger):
+    # an epoch beyond 2**31 - 1 left the whole ledger unwritable
+    most = 2**63 - 1
+    counts = dict.fromkeys(("epoch", "epochs", "batch", "batches", "step"), most)
+    numbers = dict.fromkeys(("batch_loss", "batch_time_ms", "learning_rate", "samples_per_s"), 1.0)
+    batch = BatchMetrics(**counts, **numbers)
+    record = m.TelemetryRecord(at_ms=1, node_id="node-a", job_id="job-1", attempt=1, batch=batch)
+    ledger.add_telemetry(subjects.TELEMETRY, 10, record)
+    assert (await ledger.query("select epoch, step from metrics where seq = 10", 1)).rows == [[most, most]]
+
+
 async def test_metrics_that_the_broker_lost_make_room_for_those_that_took_their_places(tmp_path):
     ledger = Ledger(tmp_path / "ledger.duckdb")
     telemetry(ledger, 1, 2, 3, 4)
