@@ -3,6 +3,7 @@
     pip install torch                             # the peer; without it only our own times are shown
     python -m benchmarks.bench_train              # 1 and 2 threads
     python -m benchmarks.bench_train --quick --only mlp_small,cnn --threads 1
+    python -m benchmarks.bench_train --threads 1 --processor-time     # on a busy machine
     python -m benchmarks.bench_train --json
 
 A step is forward, cross-entropy, backward and the optimiser's update, float32, the batch as given in MODELS. Ours is
@@ -205,7 +206,9 @@ def peers(case: Case, batch: tuple[Array, Array], with_compile: bool) -> Iterato
             yield name, weights, theirs(case, fresh, batch, fused, compiled)
 
 
-def measure(name: str, threads: int, rounds: int, budget_s: float, with_compile: bool) -> dict[str, float]:
+def measure(
+    name: str, threads: int, rounds: int, budget_s: float, with_compile: bool, clock: Callable[[], float]
+) -> dict[str, float]:
     """Median milliseconds of a step by each, and the seconds our plan took."""
     case = MODELS[name]
     batch = case.inputs(np.random.default_rng(0))
@@ -233,11 +236,11 @@ def measure(name: str, threads: int, rounds: int, budget_s: float, with_compile:
     took: dict[str, list[float]] = {who: [] for who in steps}
     for _ in range(rounds):
         for who, step in steps.items():
-            begun, count = time.perf_counter(), 0
-            while time.perf_counter() - begun < budget_s or not count:
+            begun, count = clock(), 0
+            while clock() - begun < budget_s or not count:
                 step()
                 count += 1
-            took[who].append((time.perf_counter() - begun) / count * 1000)
+            took[who].append((clock() - begun) / count * 1000)
     return {**{who: statistics.median(each) for who, each in took.items()}, "plan_s": plan_s}
 
 
@@ -257,17 +260,25 @@ def main() -> int:
     parser.add_argument("--threads", default="1,2", help="thread counts, with commas between (default 1,2)")
     parser.add_argument("--only", default="", help=f"some of {', '.join(MODELS)}, with commas between")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to warm up")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="time of the processor, not of the clock: what others take of the machine does not count",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     options = parser.parse_args()
     names = [name for name in options.only.split(",") if name] or list(MODELS)
     if unknown := sorted(set(names) - set(MODELS)):
         parser.error(f"--only: unknown {', '.join(unknown)}; known: {', '.join(MODELS)}")
+    if options.processor_time and options.threads != "1":
+        parser.error("--processor-time adds up the threads of a process; give it with --threads 1")
+    clock = time.process_time if options.processor_time else time.perf_counter
     rounds, budget_s = (3, 0.05) if options.quick else (9, 0.5)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for threads in map(int, options.threads.split(",")):
         rows = found[str(threads)] = {}
         for name in names:
-            rows[name] = measure(name, threads, rounds, budget_s, options.compile)
+            rows[name] = measure(name, threads, rounds, budget_s, options.compile, clock)
             if not options.json:
                 show(name, threads, rows[name])
         ratios = [ratio for row in rows.values() if (ratio := times_faster(row))]

@@ -14,6 +14,7 @@ from cyxcore.ops import OPS
 from cyxcore.symbols import Builder, Symbol
 
 MAX_FOLDED_ELEMENTS = 4096
+SHORT_ROWS, OFTEN = 48, 3  # of matrices whose products do not pay for turning the other one, and how many of them
 
 # Ops whose result IEEE 754 fixes to the bit, so that folding on any backend changes nothing.
 _EXACT = frozenset(
@@ -56,6 +57,44 @@ def simplify(graph: Graph) -> Graph:
     for target, value in graph.updates:
         builder.updates[copies[target].node] = copies[value].node
     return builder.graph(*(copies[place] for place in graph.outputs))
+
+
+def turn_once(graph: Graph) -> Graph:
+    """A matrix by whose transpose many short ones are multiplied, as the steps of a recurrence do, is turned once.
+
+    A product that turns it itself pays for that every time, which only many rows make up for.
+    """
+    known = graph.infer(1)
+    users: dict[int, list[int]] = {}
+    for place, node in enumerate(graph.nodes):
+        if node.op == "matmul" and node.attrs["transpose_b"] and len(known.shapes[node.inputs[1]]) == 2:
+            if len(known.shapes[place]) == 2 and known.shapes[place][0] <= SHORT_ROWS:
+                users.setdefault(node.inputs[1], []).append(place)
+    often = {matrix: places for matrix, places in users.items() if len(places) >= OFTEN}
+    if not often:
+        return graph
+    first = {min(places): matrix for matrix, places in often.items()}
+    turning = {place: matrix for matrix, places in often.items() for place in places}
+    nodes: list[Node] = []
+    new: list[int] = []
+    shapes, dtypes = list[Shape](), list[str]()
+    turned: dict[int, int] = {}
+    for place, node in enumerate(graph.nodes):
+        inputs, attrs = tuple(new[i] for i in node.inputs), node.attrs
+        if place in first:
+            matrix = first[place]
+            turned[matrix] = len(nodes)
+            nodes.append(Node("transpose", (new[matrix],), {"axes": (1, 0)}, node.layer))
+            shapes.append(known.shapes[matrix][::-1])
+            dtypes.append(known.dtypes[matrix])
+        if place in turning:
+            inputs, attrs = (inputs[0], turned[turning[place]]), {**node.attrs, "transpose_b": False}
+        new.append(len(nodes))
+        nodes.append(Node(node.op, inputs, attrs, node.layer))
+        shapes.append(known.shapes[place])
+        dtypes.append(known.dtypes[place])
+    updates = [(new[target], new[value]) for target, value in graph.updates]
+    return Graph(nodes, [new[i] for i in graph.outputs], updates, Inferred(tuple(shapes), tuple(dtypes)))
 
 
 def dead_code(graph: Graph) -> Graph:

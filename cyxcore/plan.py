@@ -24,7 +24,7 @@ from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
 from cyxcore.ops import OPS
-from cyxcore.passes import optimise
+from cyxcore.passes import optimise, turn_once
 from cyxcore.recompute import recompute
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
@@ -147,7 +147,7 @@ class Plan:
         self.graph = graph = optimise(graph) if optimised else graph
         self.device = devices.default_device() if device is None else device
         if optimised and self.device == "cpu":
-            self.graph = graph = recompute(graph)
+            self.graph = graph = recompute(turn_once(graph))
         known = graph.infer(1)
         decided = schedule(graph)
         slots, self.arena_bytes = _place(graph, known, decided)

@@ -10,7 +10,7 @@ from cyxcore.errors import GraphError, KernelError, ShapeError, SpecError
 from cyxcore.graph import Graph
 from cyxcore.layers import build
 from cyxcore.objectives import training_step
-from cyxcore.passes import dead_code, optimise
+from cyxcore.passes import dead_code, optimise, turn_once
 from cyxcore.plan import Arena, Plan, schedule
 from cyxcore.spec import OptimizerSpec, TrainingSpec
 from cyxcore.symbols import Builder, Symbol
@@ -148,6 +148,24 @@ def test_calls_that_differ_in_the_sign_of_a_zero_are_two_nodes() -> None:
     x = builder.input("x", (2,))
     padded = [apply("pad", x, pads=((1, 0),), value=value) for value in (0.0, -0.0, 0.0)]
     assert padded[0].node == padded[2].node != padded[1].node
+
+
+def test_a_matrix_that_many_short_products_turn_is_turned_once() -> None:
+    builder = Builder()
+    x, w = builder.input("x", (4, 40)), builder.input("w", (40, 40))
+    for _ in range(5):
+        x = builder.apply("matmul", [x.tanh(), w], {"transpose_a": False, "transpose_b": True})
+    graph = builder.graph(x)
+    ops = [(node.op, node.attrs.get("transpose_b")) for node in turn_once(optimise(graph)).nodes]
+    assert ops.count(("transpose", None)) == 1 and ops.count(("matmul", False)) == 5
+    plans = [Plan(graph, device="cpu", optimised=optimised) for optimised in (True, False)]
+    rng = np.random.default_rng(0)
+    drawn = {"x": rng.normal(size=(4, 40)), "w": rng.normal(size=(40, 40))}
+    for plan in plans:
+        for name, value in drawn.items():
+            plan.inputs[name][...] = value
+        plan.run()
+    assert plans[0].outputs[0].tobytes() == plans[1].outputs[0].tobytes()
 
 
 def test_the_shapes_the_passes_hand_on_are_those_of_the_graph() -> None:
