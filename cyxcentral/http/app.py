@@ -34,7 +34,7 @@ from cyxcentral.http.tokens import Tokens
 from cyxnet import messages as m
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, BadMessage, decode
 from cyxnet.outcomes import ApiError, BusError, refusal
-from cyxnet.ratelimit import Rate
+from cyxnet.ratelimit import Places, Rate
 from cyxnet.subjects import Verb, may_ask
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BYTES = "application/octet-stream"
-REQUESTS_IN_FLIGHT = 512
-STREAMS, STREAMS_OF_ONE = 1_000, 16
+REQUESTS_IN_FLIGHT = 1_024  # streams too; one address gets half at the most
+STREAMS, STREAMS_OF_ONE = 512, 16
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -84,7 +84,7 @@ class Front:
             **central.handlers,
         }
         self.figures = Figures(central)
-        self._in_flight = 0
+        self._places = Places(REQUESTS_IN_FLIGHT)
         self._streams: dict[str, int] = {}  # identity -> how many are open
         self.over = asyncio.Event()
         self._document = msgspec.json.encode(openapi.document(VERSION))
@@ -141,8 +141,12 @@ class Front:
             async with asyncio.timeout(self._limits.send_s):
                 await send(message)
 
-        self._in_flight += 1
+        address = scope["client"][0] if scope["client"] else ""
+        has_place = self._places.take(address)
         try:
+            self.gate.charge_address(address)
+            if not has_place:
+                raise ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
             await self._admitted(scope, receive, timely)
         except TimeoutError:
             log.info("%s is gone, or does not read", scope["client"])
@@ -152,15 +156,13 @@ class Front:
             else:
                 await self._refused(error, scope["path"])(scope, receive, timely)
         finally:
-            self._in_flight -= 1
+            if has_place:
+                self._places.give_back(address)
             where = scope.get("cyx.route", "none")
             self.figures.requests.labels(scope["method"][:10], where, said["status"]).inc()
             self.figures.seconds.labels(where).observe(time.monotonic() - begun_s)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.gate.charge_address(scope["client"][0] if scope["client"] else "")
-        if self._in_flight > REQUESTS_IN_FLIGHT + self.streams:
-            raise ApiError("busy", "too many requests in flight; try again", 429, retry_after_ms=500)
         shown = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         scope["cyx.who"] = await self.gate.who(shown)
         await self._app(scope, receive, send)

@@ -377,6 +377,19 @@ async def test_an_address_that_asks_too_often_is_told_when_to_come_again(broker)
         assert int(last.headers["retry-after"]) * 1000 >= last.json()["retry_after_ms"] > 0
 
 
+async def test_one_address_does_not_take_all_places(broker, monkeypatch):
+    monkeypatch.setattr("cyxcentral.http.app.REQUESTS_IN_FLIGHT", 2)
+    async with HttpCentral.open(broker) as central:
+        key = (await central.key()).key
+        await job(central)
+        async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
+            assert await Reader(answer).next()
+            busy = await central.http.get("/livez")
+            assert (busy.status_code, busy.json()["err_code"]) == (429, "busy")
+        await soon(lambda: not central.front._places.total)
+        assert (await central.http.get("/livez")).status_code == 200
+
+
 async def test_a_key_has_a_rate_of_its_own(central):
     slow, quick = [bearer((await central.key(requests_per_s=rate)).key) for rate in (0.01, 0.0)]
     codes = [(await central.http.get("/v1/jobs", headers=slow)).status_code for _ in range(2)]
