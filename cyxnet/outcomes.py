@@ -9,7 +9,10 @@ from cyxcore.errors import CyxError
 from cyxnet.messages import ErrorBody
 
 log = logging.getLogger(__name__)
-TEMPORARY_CODES = {"chain_unreachable"}  # not the caller's mistake: the same request may be answered later
+TEMPORARY_CODES = {
+    "chain_unreachable",
+    "signer_gone",
+}  # not the caller's mistake: the same request may be answered later
 STORAGE_RETRY_MS = 2_000
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from cyxcore.errors import CyxError
 from cyxcore.spec import ModelSpec, TrainingSpec
 from cyxnet import messages as m
-from cyxnet.bus import TEMPORARY_CODES, ApiError, BusError
+from cyxnet.bus import ApiError, BusError
 from cyxnet.client import AsyncClient, Prepared
+from cyxnet.outcomes import TEMPORARY_CODES
 from tests.simulation.chain import SimSettlement
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.nodes import digest, identity

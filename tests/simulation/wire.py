@@ -14,8 +14,9 @@ from nats.js.api import StreamConfig
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import TEMPORARY_CODES, ApiError, AppendUnknown, BusError, Conflict, Stored
+from cyxnet.bus import ApiError, AppendUnknown, BusError, Conflict, Stored
 from cyxnet.codec import JSON, MSGPACK, decode, encode
+from cyxnet.outcomes import TEMPORARY_CODES
 from tests.simulation.faults import FIRST_WALL_MS, Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 
