@@ -29,6 +29,7 @@ class Figures:
             ("cyx_log_damaged_subjects", "Subjects whose history is not known.", lambda: len(world.damaged)),
             ("cyx_jobs", "Jobs there ever were.", lambda: len(world.jobs)),
             ("cyx_jobs_active", "Jobs that have not ended.", lambda: len(world.active)),
+            ("cyx_payouts_frozen", "1 while nothing is paid.", lambda: world.payouts.frozen is not None),
             ("cyx_nodes", "Nodes there ever were.", lambda: len(world.nodes)),
             ("cyx_nodes_online", "Nodes online.", lambda: sum(node.online for node in world.nodes.values())),
         ):

@@ -250,6 +250,7 @@ async def test_probes_and_figures(central):
     text = (await central.http.get("/metrics", headers=bearer(key))).text
     assert re.search(r'^cyx_http_requests_total{method="GET",route="/readyz",status="503"} 1\.0$', text, re.M)
     assert re.search(r"^cyx_jobs_active 0\.0$", text, re.M)
+    assert re.search(r"^cyx_payouts_frozen 0\.0$", text, re.M)
 
 
 async def test_the_document_describes_exactly_what_is_served(central):
