@@ -28,7 +28,11 @@ RESEND_AFTER_S = (2.0, 4.0, 8.0, 16.0)  # and ask then whether the transaction i
 SENDS_AT_ONCE = 8
 ANSWER_FIRST_S = 0.004  # who asked hears that it is stored, and a free node is given the job, before the chain is asked
 NOT_THERE = ("escrow_missing", "escrow_mismatch")  # refunded, perhaps opened again on other terms; or the chain lags
-MAKE_WAY_S, MAKE_WAY_AT_MOST_S = 0.02, 5.0  # while many callers ask; a deposit's blockhash lives for a minute
+MAKE_WAY_S, MAKE_WAY_TIMES, MAKE_WAY_AT_MOST_S = (
+    0.02,
+    50,
+    10.0,
+)  # while many callers ask; a deposit's blockhash lives for a minute
 BEGUN_AT_ONCE = 16  # then everybody else has a turn
 DEADLINES_EVERY_S = 30.0  # of the day that there is for it
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -143,7 +147,7 @@ class Payments:
             del self._due[key]
             self._begin(key, work)
         if self._due:
-            self._begin_in(MAKE_WAY_S if busy else 0.0)
+            self._begin_in(MAKE_WAY_S)  # also when nobody asks just now: the answers to hundreds may have left together
 
     def _begin(self, key: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if key in self._working:
@@ -294,6 +298,7 @@ class Payments:
         for patience_s in itertools.chain(RESEND_AFTER_S, itertools.repeat(RESEND_AFTER_S[-1])):
             try:
                 async with self._sending:
+                    await self._make_way()
                     if not held():
                         await self._settlement.send(signed.transaction)  # to send what landed already changes nothing
             except SettlementError as error:
@@ -309,3 +314,10 @@ class Payments:
             if status.state == "dead":
                 return Outcome(Outcome.DEAD, refusal or "no block took it before it expired")
         raise AssertionError("unreachable")
+
+    async def _make_way(self) -> None:
+        """Before each message to the chain too: many may have begun in a moment when nobody asked."""
+        for _ in range(MAKE_WAY_TIMES):
+            if not self._busy():
+                return
+            await asyncio.sleep(MAKE_WAY_S)

@@ -21,6 +21,7 @@ from cyxnet.instructions import solders
 
 log = logging.getLogger(__name__)
 FEWEST = 8  # in one frame; fewer are sooner checked here
+MOST = 24  # in one frame: central goes on with the first answers while the next are found
 START_AGAIN_S = 30.0
 ANSWER_WITHIN_S = 2.0  # a process that takes longer is ended
 SHORTEST = 66  # bytes of a transaction with one signature and anything else
@@ -82,9 +83,11 @@ class Verifier:
         if self._child is None or self._child.stdin is None or len(batch) < FEWEST:
             _answer_here(batch)
             return
-        self._child.stdin.write(frame([question for question, _ in batch]))
-        self._asked.append(batch)
-        asyncio.get_running_loop().call_later(ANSWER_WITHIN_S, self._end_if_stuck, self._child, batch)
+        for first in range(0, len(batch), MOST):
+            part = batch[first : first + MOST]
+            self._child.stdin.write(frame([question for question, _ in part]))
+            self._asked.append(part)
+            asyncio.get_running_loop().call_later(ANSWER_WITHIN_S, self._end_if_stuck, self._child, part)
 
     def _end_if_stuck(self, child: asyncio.subprocess.Process, batch: Batch) -> None:
         if child is self._child and self._asked and self._asked[0] is batch:
