@@ -5,7 +5,9 @@ remembers the op and its inputs, and `backward` walks back with the rules of gra
 """
 
 import copy
+import heapq
 import importlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator
 from functools import lru_cache
@@ -46,7 +48,7 @@ API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the
 _DIFFERENTIABLE = frozenset(INEXACT)
 
 _recording = True
-_clock = 0  # of the writes in place
+_clock = 0  # counts what is recorded and the writes in place, so that what came first can be told
 
 
 class recording(ContextDecorator):
@@ -210,7 +212,7 @@ class Tensor(_Exported, InPlace):
             backend.call(op, result._data, arrays, normal)
         if _recording and op not in NO_GRADIENT and dtype in _DIFFERENTIABLE and any(t.requires_grad for t in tensors):
             result.requires_grad = True
-            result._op = (op, tensors, normal, _clock)
+            result._op = (op, tensors, normal, now())
         return result
 
     def __getitem__(self, index: Any) -> "Tensor":
@@ -285,10 +287,8 @@ class Tensor(_Exported, InPlace):
 
     def _wrote(self) -> int:
         """Tell everybody with this memory that it was written to. Returns the time."""
-        global _clock
-        _clock += 1
-        self._shared().written = _clock
-        return _clock
+        self._shared().written = time = now()
+        return time
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write into this tensor's memory, whoever else sees it. An index is what reading takes.
@@ -638,12 +638,14 @@ def recorded(result: Tensor, op: Any, inputs: tuple[Tensor, ...]) -> Tensor:
     """`result` (a leaf) as what op made of the inputs, where somebody may ask for their gradients."""
     if _recording and result.dtype in _DIFFERENTIABLE and any(x.requires_grad for x in inputs):
         result = result.detach()
-        result.requires_grad, result._op = True, (op, inputs, {}, _clock)
+        result.requires_grad, result._op = True, (op, inputs, {}, now())
     return result
 
 
 def now() -> int:
-    """The time, for `unchanged`."""
+    """The time, for `unchanged`: later than all that was recorded or written before."""
+    global _clock
+    _clock += 1
     return _clock
 
 
@@ -711,18 +713,31 @@ def _backend(op: str, arrays: Sequence[Array]) -> devices.Backend:
 
 
 def _newest_first(root: Tensor) -> list[Tensor]:
-    """Every tensor the root came from, each before its inputs. No recursion: a tape may be long."""
-    order: list[Tensor] = []
-    seen: set[int] = set()
-    waiting: list[tuple[Tensor, bool]] = [(root, False)]
+    """Every tensor the root came from, each before its inputs, otherwise the newest first, as in a compiled step.
+
+    The order is part of the result: sums of three and more gradients depend on it. No recursion: a tape may be long.
+    """
+    sources: dict[int, list[Tensor]] = {}
+    uses = {id(root): 0}
+    waiting = [root]
     while waiting:
-        tensor, done = waiting.pop()
-        if done:
-            order.append(tensor)
-        elif id(tensor) not in seen:
-            seen.add(id(tensor))
-            waiting.append((tensor, True))
-            if tensor._op is not None:
-                sources = [_then(x, tensor._op[3]) for x in tensor._op[1]]
-                waiting += [(x, False) for x in sources if x.requires_grad]
-    return order[::-1]
+        tensor = waiting.pop()
+        if id(tensor) in sources:
+            continue
+        op = tensor._op
+        found = [] if op is None else [x for x in (_then(x, op[3]) for x in op[1]) if x.requires_grad]
+        sources[id(tensor)] = found
+        for x in found:
+            uses[id(x)] = uses.get(id(x), 0) + 1
+        waiting += found
+    order: list[Tensor] = []
+    ready = [(0, 0, root)]  # (how old, which of these came first, a tensor)
+    count = itertools.count(1)
+    while ready:
+        tensor = heapq.heappop(ready)[2]
+        order.append(tensor)
+        for x in sources[id(tensor)]:
+            uses[id(x)] -= 1
+            if not uses[id(x)]:
+                heapq.heappush(ready, (0 if x._op is None else -x._op[3], next(count), x))
+    return order

@@ -151,3 +151,37 @@ def test_what_cannot_be_compiled_is_said() -> None:
     own.zero_grad()
     F.cross_entropy(model(batch(0)[0]), batch(0)[1]).backward()
     own.step()
+
+
+class Residual(nn.Module):
+    """Values that several later ones use: their gradients are sums of three and more, where the order shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.qkv, self.out, self.up = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: cx.Tensor) -> cx.Tensor:
+        x = x * 2.0
+        both = self.qkv(self.norm(x)).reshape(6, 4, 3, 2, 8)
+        q, k, v = (both[:, :, place].transpose(0, 2, 1, 3) for place in range(3))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 2, 1, 3).reshape(6, 4, 16)
+        x = x + self.out(mixed) + self.up(x) * x
+        x = x + F.gelu(self.up(self.norm2(x)), approximate="tanh") + self.qkv(x)[:, :, :16] * self.out(x)
+        return self.head(x)[:, -1]
+
+
+def test_gradients_of_many_parts_are_summed_in_one_order_compiled_and_not() -> None:
+    def weights(compiled: bool) -> list[list[float]]:
+        cx.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), Residual())
+        step = training_step(model, optim.SGD(model.parameters(), lr=0.1))
+        step = cx.compile(step) if compiled else step
+        rng = np.random.default_rng(0)
+        x, y = cx.tensor(rng.normal(size=(6, 4, 16)).astype(np.float32)), cx.tensor(rng.integers(0, 3, 6))
+        for _ in range(3):
+            step(x, y)
+        return [value.reshape(-1).tolist() for value in model.state_dict().values()]
+
+    assert weights(False) == weights(True)
