@@ -3,10 +3,10 @@
     python -m cyxcentral.signer --dir DIR                  a child of central: asked on standard input
     python -m cyxcentral.signer --dir DIR --socket PATH    by itself, perhaps of another user: see network.json
 
-Central asks with the facts of a transaction; the message is built here. A settlement must be one of this network's,
-under its program, with its own platform; what is paid out in an hour is limited, by DIR/signed.jsonl, which holds a
-line of all that was ever signed. That is written before the signature is given away, so a restart forgets nothing, and
-signers of one folder share the limit.
+Central asks with the facts of a transaction; the message is built here. The escrow that it fills or settles must be one
+of this network's, under its program, with its own platform. What is paid out in an hour is limited, by
+DIR/signed.jsonl, which holds a line of all that was ever signed. That is written before the signature is given away, so
+a restart forgets nothing, and signers of one folder share the limit.
 
 Frames on both sides: a length (4 bytes, big-endian) and a MessagePack value: Ask one way, Answer the other.
 """
@@ -33,7 +33,7 @@ from cyxnet.amounts import format_cyx
 from cyxnet.config import DEFAULT_FOLDER, NetworkFile, read_network
 from cyxnet.escrow import LOCAL_PROGRAM
 from cyxnet.instructions import SettlementError
-from cyxnet.messages import SignedTransaction
+from cyxnet.messages import EscrowTerms, SignedTransaction
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Shape, sign_shape
 from cyxnet.wallet import Wallet
 
@@ -228,13 +228,14 @@ class Keeper:
             wallet = self._wallet
             match shape:
                 case Settle():
-                    self._check_settle(shape)
+                    self._check_terms("settle", shape.terms)
                     pay = sum(payee.pay_base_units for payee in shape.payees)
                     self._journal.refuse_beyond_limit(shape.terms.job_id, pay, self._now_ms())
                     paid = {payee.wallet: payee.pay_base_units for payee in shape.payees}
                     line |= {"job_id": shape.terms.job_id, "pay_base_units": pay, "payees": paid}
                 case Deposit():
                     wallet = self._custody(shape.caller)
+                    self._check_terms("deposit", shape.terms)
                     line |= {"job_id": shape.terms.job_id, "caller": shape.caller}
                 case MakeMint() | Faucet() if not self._network.faucet:
                     raise SettlementError("signer_refused", "this network makes no money (faucet in network.json)")
@@ -244,9 +245,9 @@ class Keeper:
             self._journal.add(line | {"signature": signed.signature})
             return signed
 
-    def _check_settle(self, shape: Settle) -> None:
-        """A settlement of another network, or for another platform, is none of ours."""
-        terms, network = shape.terms, self._network
+    def _check_terms(self, of: str, terms: EscrowTerms) -> None:
+        """An escrow of another network, program or platform is none of ours: money in it is out of our hands."""
+        network = self._network
         for what, said, ours in (
             ("authority", terms.authority, self._wallet.address),
             ("platform", terms.platform, self._platform),
@@ -254,7 +255,7 @@ class Keeper:
             ("mint", terms.mint, network.mint or terms.mint),
         ):
             if said != ours:
-                raise SettlementError("signer_refused", f"settle: expected the {what} {ours}, got {said}")
+                raise SettlementError("signer_refused", f"{of}: expected the {what} {ours}, got {said}")
 
 
 def serve(read: Callable[[], bytes], write: Callable[[bytes], None], keeper: Keeper, sync: Callable[[], None]) -> None:

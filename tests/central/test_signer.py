@@ -114,6 +114,15 @@ def test_a_caller_pays_from_its_own_wallet_only(tmp_path):
     assert bench.ask(replace(deposit, caller="you")).code == "bad_terms"
 
 
+@pytest.mark.parametrize("what", ["authority", "platform", "program"])
+def test_a_caller_pays_into_escrows_of_this_network_only(tmp_path, what):
+    bench = Bench(tmp_path)
+    foreign = terms(client=bench.ask(Custody("me")).address, **{what: STRANGER})
+    refused = bench.ask(Deposit(caller="me", terms=foreign, blockhash=BLOCKHASH, last_valid_block_height=9))
+    assert isinstance(refused, No) and f"deposit: expected the {what}" in refused.message
+    assert (tmp_path / "signed.jsonl").read_bytes() == b""
+
+
 def test_beyond_the_limit_nothing_is_signed_until_an_hour_has_passed_also_by_another_signer(tmp_path):
     bench = Bench(tmp_path, spend_per_hour_base_units=2 * f.AMOUNT)
     assert isinstance(bench.ask(settle("job-1")), Signed)
