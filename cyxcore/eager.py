@@ -731,7 +731,7 @@ def _newest_first(root: Tensor) -> list[Tensor]:
             uses[id(x)] = uses.get(id(x), 0) + 1
         waiting += found
     order: list[Tensor] = []
-    ready = [(0, 0, root)]  # (how old, which of these came first, a tensor)
+    ready: list[tuple[float, int, Tensor]] = [(0, 0, root)]  # (how old, which of these came first, a tensor)
     count = itertools.count(1)
     while ready:
         tensor = heapq.heappop(ready)[2]
