@@ -4,10 +4,11 @@ starts next reads the log and goes on from there.
 """
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from cyxcentral import jobs, money
@@ -28,11 +29,7 @@ RESEND_AFTER_S = (2.0, 4.0, 8.0, 16.0)  # and ask then whether the transaction i
 SENDS_AT_ONCE = 8
 ANSWER_FIRST_S = 0.004  # who asked hears that it is stored, and a free node is given the job, before the chain is asked
 NOT_THERE = ("escrow_missing", "escrow_mismatch")  # refunded, perhaps opened again on other terms; or the chain lags
-MAKE_WAY_S, MAKE_WAY_TIMES, MAKE_WAY_AT_MOST_S = (
-    0.02,
-    50,
-    10.0,
-)  # while many callers ask; a deposit's blockhash lives for a minute
+MAKE_WAY_S, MAKE_WAY_AT_MOST_S = 0.02, 5.0  # while many callers ask; a deposit's blockhash lives for a minute
 BEGUN_AT_ONCE = 16  # then everybody else has a turn
 DEADLINES_EVERY_S = 30.0  # of the day that there is for it
 TROUBLE_DELAYS_S = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -71,6 +68,7 @@ class Payments:
         self._busy = busy
         self._landings = Landings(settlement)
         self._sending = asyncio.Semaphore(SENDS_AT_ONCE)
+        self._making_way = asyncio.Lock()  # of those that let callers pass, the oldest looks for all
         self._due: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], float]] = {}  # not begun, and since when
         self._begin_due: asyncio.TimerHandle | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
@@ -79,10 +77,11 @@ class Payments:
     def reconcile(self, job_id: str) -> None:
         """Make sure somebody works on this job's money, if it waits for the chain."""
         job = self._events.world.jobs[job_id]
+        late_s = asyncio.get_running_loop().time() + MAKE_WAY_AT_MOST_S
         if not job.funded and job.status not in jobs.ENDED:
-            self._work(f"fund {job_id}", functools.partial(self._fund, job_id))
+            self._work(f"fund {job_id}", functools.partial(self._fund, job_id, late_s))
         elif job.status == "settling" and not self._frozen():
-            self._work(f"settle {job_id}", functools.partial(self._settle, job_id))
+            self._work(f"settle {job_id}", functools.partial(self._settle, job_id, late_s))
 
     def _frozen(self) -> bool:
         """Whether nothing may be paid. Deposits are brought to their end all the same."""
@@ -170,11 +169,11 @@ class Payments:
 
     # -- jobs ----------------------------------------------------------------------------------------
 
-    async def _fund(self, job_id: str) -> None:
+    async def _fund(self, job_id: str, late_s: float) -> None:
         job = self._events.world.jobs[job_id]
         if job.funded or job.status in jobs.ENDED or job.unsettled is None:
             return
-        outcome = await self._land(job.unsettled)
+        outcome = await self._land(job.unsettled, late_s)
         if outcome.kind == Outcome.FINAL:
             event: m.JobEvent = m.Funded(signature=job.unsettled.signature)
             try:
@@ -185,7 +184,7 @@ class Payments:
         else:
             await self._say(job_id, m.FundFailed(reason=f"the deposit did not land: {outcome.reason}"))
 
-    async def _settle(self, job_id: str) -> None:
+    async def _settle(self, job_id: str, late_s: float) -> None:
         for delay_s in itertools.chain(TROUBLE_DELAYS_S, itertools.repeat(TROUBLE_DELAYS_S[-1])):
             job = self._events.world.jobs[job_id]
             if job.status != "settling" or self._frozen():  # who releases payouts begins again with all of them
@@ -195,7 +194,7 @@ class Payments:
                 signed = await self._sign_settlement(job)
             if signed is None:
                 return
-            outcome = await self._land(signed, self._frozen)
+            outcome = await self._land(signed, late_s, self._frozen)
             if outcome.kind == Outcome.FINAL:
                 pays = [payee.pay_base_units for payee in job.payees]
                 shares = money.divide(job.terms.amount_base_units, pays, job.terms.fee_basis_points)
@@ -289,21 +288,24 @@ class Payments:
 
     # -- the chain -----------------------------------------------------------------------------------
 
-    async def _land(self, signed: m.SignedTransaction, held: Callable[[], bool] = lambda: False) -> Outcome:
+    async def _land(
+        self, signed: m.SignedTransaction, late_s: float = 0.0, held: Callable[[], bool] = lambda: False
+    ) -> Outcome:
         """Send the same bytes until the chain has finally decided. A refusal to take them proves nothing.
 
+        late_s: on the clock of the loop, from when on callers are not let pass any more; what is sent again is late.
         held: whether they must not be sent at present; they may have been sent before.
         """
         refusal = ""
         for patience_s in itertools.chain(RESEND_AFTER_S, itertools.repeat(RESEND_AFTER_S[-1])):
             try:
-                async with self._sending:
-                    await self._make_way()
+                async with self._place_to_send(late_s):
                     if not held():
                         await self._settlement.send(signed.transaction)  # to send what landed already changes nothing
             except SettlementError as error:
                 refusal = str(error)
                 log.info("%s… was not taken: %s", signed.signature[:12], error)
+            late_s = 0.0
             try:
                 async with asyncio.timeout(patience_s):
                     status = await self._landings.final(signed.signature)
@@ -315,9 +317,20 @@ class Payments:
                 return Outcome(Outcome.DEAD, refusal or "no block took it before it expired")
         raise AssertionError("unreachable")
 
-    async def _make_way(self) -> None:
-        """Before each message to the chain too: many may have begun in a moment when nobody asked."""
-        for _ in range(MAKE_WAY_TIMES):
-            if not self._busy():
-                return
-            await asyncio.sleep(MAKE_WAY_S)
+    @contextlib.asynccontextmanager
+    async def _place_to_send(self, late_s: float) -> AsyncIterator[None]:
+        """One of SENDS_AT_ONCE. Before each message to the chain too callers may pass: many payments may have begun in
+        a moment when nobody asked. Who lets them pass holds no place, and what is late goes ahead of it.
+        """
+        clock = asyncio.get_running_loop().time
+        if clock() < late_s:
+            async with self._making_way:
+                while self._busy() and clock() < late_s:
+                    await asyncio.sleep(MAKE_WAY_S)
+                await self._sending.acquire()
+        else:
+            await self._sending.acquire()
+        try:
+            yield
+        finally:
+            self._sending.release()

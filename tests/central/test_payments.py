@@ -1,7 +1,9 @@
 """The payment saga on the embedded chain: it goes on from wherever a crash left it, and pays once."""
 
 import asyncio
+import functools
 import io
+import selectors
 import time
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from cyxnet.cli import parser
 from cyxnet.cli.screen import JsonScreen
 from cyxnet.escrow import DEADLINE_S, escrow_terms
 from cyxnet.identity import load_or_create
-from cyxnet.solana import Settlement, SettlementError
+from cyxnet.solana import Settlement, SettlementError, TransactionStatus
 from cyxnet.wallet import Wallet
 from tests.central import facts as f
 from tests.central.test_dispatch import SmallCentral, kinds_of
@@ -404,3 +406,122 @@ async def test_while_many_ask_a_payment_makes_way_but_not_for_ever(monkeypatch):
     made._work("fund a", None)
     assert await begun.get() == "fund a"
     assert asyncio.get_running_loop().time() - since_s >= 0.1
+
+
+class Skipped(selectors.DefaultSelector):
+    """The clock of a loop that has nothing to do is at once where its next timer is."""
+
+    now_s = 0.0
+
+    def select(self, timeout=None):
+        found = super().select(0)
+        if not found:
+            assert timeout is not None, "nothing more is going to happen"
+            self.now_s += timeout
+        return found
+
+
+def in_virtual_time(test):
+    def run():
+        clock = Skipped()
+        loop = asyncio.SelectorEventLoop(clock)
+        loop.time = lambda: clock.now_s
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(test())
+
+    return functools.wraps(test)(run)
+
+
+class Crowded:
+    """Payments of many jobs, a chain that takes everything within 5 ms, and callers that never cease to ask."""
+
+    def __init__(self, until_s=float("inf"), lost=0):
+        """until_s: when callers cease. lost: the first sends get lost."""
+        self.clock = asyncio.get_running_loop().time
+        self.due_s, self.sent_s, self.landed = {}, {}, set()
+        self.world = SimpleNamespace(jobs={}, payouts=SimpleNamespace(frozen=None))
+        self.lost = lost
+        busy = lambda: self.clock() < until_s  # noqa: E731
+        self.made = Payments(SimpleNamespace(world=self.world), self, CENTRAL, PLATFORM.address, "mint", busy=busy)
+        self.made._landings = self
+        self.made._say = self.say
+        self.said = asyncio.Queue()
+
+    def due(self, name, *events):
+        signed = replace(f.signed(name.encode()), signature=name)
+        self.world.jobs[name] = replace(f.job_after(*events), job_id=name, unsettled=signed)
+        self.due_s[name] = self.clock()
+        self.made.reconcile(name)
+
+    async def send(self, transaction):
+        await pause(0.005)
+        self.sent_s.setdefault(transaction.decode(), []).append(self.clock())
+        self.lost -= 1
+        if self.lost < 0:
+            self.landed.add(transaction.decode())
+
+    async def final(self, signature):
+        await pause(0.02)
+        if signature not in self.landed:
+            await asyncio.Event().wait()
+        return TransactionStatus(state="landed", finalized=True)
+
+    async def status(self, signature, last_valid_block_height):
+        return TransactionStatus(state="pending")
+
+    async def verify_escrow(self, terms):
+        pass
+
+    async def say(self, job_id, event):
+        self.world.jobs[job_id] = replace(self.world.jobs[job_id], funded=True, status="completed")
+        self.said.put_nowait(job_id)
+
+
+async def pause(delay_s):
+    """Virtual time passes."""
+    passed = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(delay_s, passed.set_result, None)
+    await passed
+
+
+@in_virtual_time
+async def test_while_callers_never_cease_everything_is_sent_as_fast_as_it_comes():
+    # each held one of eight places for a second: from nine jobs a second on deposits expired
+    crowd = Crowded(lost=1)
+    for number in range(1_800):
+        crowd.due(f"deposit {number}")
+        if number % 10 == 0:
+            crowd.due(f"settlement {number}", f.FUNDED, f.leased(), f.completed(), f.SIGNED_SETTLE)
+        await pause(1 / 30)
+    for _ in crowd.due_s:
+        await crowd.said.get()
+    waited_s = [crowd.sent_s[name][0] - due_s for name, due_s in crowd.due_s.items()]
+    assert saga.MAKE_WAY_AT_MOST_S <= min(waited_s)
+    assert max(waited_s) < saga.MAKE_WAY_AT_MOST_S + 0.1
+    first, again = crowd.sent_s["deposit 0"]
+    assert again - first < saga.RESEND_AFTER_S[0] + 0.1  # it makes way for nobody
+
+
+@in_virtual_time
+async def test_a_burst_of_callers_is_let_pass():
+    crowd = Crowded(until_s=2.0)
+    for number in range(100):
+        crowd.due(f"deposit {number}")
+    for _ in crowd.due_s:
+        await crowd.said.get()
+    sent_s = [times[0] for times in crowd.sent_s.values()]
+    assert 2.0 <= min(sent_s) and max(sent_s) < 2.5
+
+
+@in_virtual_time
+async def test_payments_that_have_begun_let_a_burst_of_callers_pass_and_hold_no_place_meanwhile():
+    crowd = Crowded(until_s=2.0)
+    for number in range(100):
+        late_s = crowd.clock() + saga.MAKE_WAY_AT_MOST_S
+        crowd.made._begin(f"early {number}", functools.partial(crowd.made._land, f.signed(b"early"), late_s))
+    crowd.landed.add(f.SIGNATURE)
+    await crowd.made._land(f.signed(b"late"))
+    assert crowd.sent_s["late"] == [0.005]
+    await asyncio.gather(*crowd.made._working.values())
+    assert len(crowd.sent_s["early"]) == 100
+    assert 2.0 <= min(crowd.sent_s["early"]) and max(crowd.sent_s["early"]) < 2.5

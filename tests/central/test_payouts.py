@@ -65,9 +65,9 @@ async def differences(checks):
 
 
 async def test_frozen_payouts_wait_and_are_made_when_an_operator_releases_them(audited):
-    made = audited.payments()
     await reconciliation.steer(audited.central.log, m.PayoutsFrozen(reason="the night", caller="c-1"))
     await audited.delivered()
+    made = audited.payments()
     made.resume()
     with pytest.raises(ApiError, match="the night"):
         await made.mint_to(NODE.address, 5)
@@ -103,8 +103,8 @@ async def test_a_settlement_that_was_signed_is_not_sent_while_payouts_are_frozen
 
 
 async def test_where_nothing_differs_everything_is_compared_and_payouts_go_on(audited):
-    made = audited.payments()
     await audited.delivered()
+    made = audited.payments()
     assert (
         await differences(await audited.audit.compare(audited.central.log.machine.wall_ms())) == []
     )  # its escrow is open
@@ -171,8 +171,8 @@ async def test_a_ledger_that_differs_from_the_log_is_found(audited):
     ],
 )
 async def test_a_log_that_was_altered_behind_centrals_back_is_found(audited, spoil, complaint):
-    made = audited.payments()
     await audited.delivered()
+    made = audited.payments()
     made.resume()
     await audited.until("completed")
     spoil(audited.stored)
@@ -186,8 +186,8 @@ def replace_bytes(stored):
 
 
 async def test_a_payment_of_others_than_the_log_says_is_found(audited):
-    made = audited.payments()
     await audited.delivered()
+    made = audited.payments()
     made.resume()
     await audited.until("completed")
     stored = audited.stored
