@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -47,7 +47,6 @@ HANDED_OVER = (
 )  # keys of central that own no money
 HOUR_MS = 3_600_000
 LENGTH_BYTES, LARGEST_FRAME, READ_BYTES = 4, 1_000_000, 1 << 18
-REMEMBERED_BYTES = 16_000_000  # of signed.jsonl that are read at the start: more than an hour of it
 
 
 class Hello(Struct, frozen=True, tag="hello"):
@@ -113,17 +112,26 @@ class _Line(Struct):
     pay_base_units: int = 0
 
 
+_LINE = msgspec.json.Decoder(_Line)
+
+
+def _lines_of(lines: list[bytes]) -> Iterator[_Line]:
+    for line in lines:
+        with contextlib.suppress(msgspec.MsgspecError):  # cut by the edge of a block, or by a crash
+            yield _LINE.decode(line)
+
+
 class Journal:
     """All that was signed, a line each, and what of it was paid out in the last hour.
 
     A job counts once, however often its settlement is signed: only one of those can land.
     """
 
-    def __init__(self, path: Path, limit_base_units: int):
-        """limit_base_units: in an hour; 0 for no limit. Raises OSError."""
+    def __init__(self, path: Path, limit_base_units: int, now_ms: int):
+        """limit_base_units: in an hour; 0 for no limit. now_ms: the wall clock. Raises OSError."""
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._limit = limit_base_units
-        self._read_to = max(0, os.fstat(self._file).st_size - REMEMBERED_BYTES)
+        self._read_to = self._begin_of_hour(now_ms)
         self._rest = b""
         self._hour: deque[Spent] = deque()
         self._lock = threading.Lock()
@@ -131,6 +139,19 @@ class Journal:
         with self.alone():
             if self._rest:  # a crash cut a line off; the next one must not be taken for its end
                 os.write(self._file, b"\n")
+
+    def _begin_of_hour(self, now_ms: int) -> int:
+        """A place in the file with nothing of the last hour before it: that of a block with older lines only.
+
+        A single older line proves nothing: a clock may once have been wrong.
+        """
+        at = os.fstat(self._file).st_size
+        while at > 0:
+            at = max(0, at - READ_BYTES)
+            dates = [line.at_ms for line in _lines_of(os.pread(self._file, READ_BYTES, at).split(b"\n"))]
+            if dates and max(dates) <= now_ms - HOUR_MS:
+                break
+        return at
 
     @contextlib.contextmanager
     def alone(self):  # type: ignore[no-untyped-def]
@@ -151,11 +172,9 @@ class Journal:
             some = os.pread(self._file, READ_BYTES, self._read_to)
             self._read_to += len(some)
             *lines, self._rest = (self._rest + some).split(b"\n")
-            for line in lines:
-                with contextlib.suppress(msgspec.MsgspecError):  # the first may be cut, as one may be after a crash
-                    said = msgspec.json.decode(line, type=_Line)
-                    if said.pay_base_units:
-                        self._hour.append(Spent(said.at_ms, said.job_id, said.pay_base_units))
+            for said in _lines_of(lines):
+                if said.pay_base_units:
+                    self._hour.append(Spent(said.at_ms, said.job_id, said.pay_base_units))
 
     def refuse_beyond_limit(self, job_id: str, pay_base_units: int, now_ms: int) -> None:
         """Raises SettlementError spending_cap. Ask within alone()."""
@@ -297,6 +316,10 @@ def _listen(path: Path, keeper: Keeper, sync: Callable[[], None]) -> None:
             threading.Thread(target=serve, args=talk, daemon=True).start()
 
 
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m cyxcentral.signer", description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="folder of the platform's key (default .cyx)")
@@ -310,14 +333,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         network = read_network(options.dir)
         seed = identity.load_or_create(options.dir / "central.key")
-        journal = Journal(options.dir / "signed.jsonl", network.spend_per_hour_base_units)
+        journal = Journal(options.dir / "signed.jsonl", network.spend_per_hour_base_units, wall_ms())
     except (CyxError, OSError) as error:
         if options.socket is None:
             write(frame(Answer(0, No("cannot_start", str(error)))))
         else:
             print(f"cyxcentral.signer: {error}", file=sys.stderr)
         return 1
-    keeper = Keeper(seed, network, journal, lambda: time.time_ns() // 1_000_000)
+    keeper = Keeper(seed, network, journal, wall_ms)
     try:
         if options.socket is not None:
             _listen(options.socket, keeper, journal.sync)

@@ -61,7 +61,7 @@ class Bench:
 
     def begin(self):
         made = network(**self.changes)
-        journal = Journal(self.folder / "signed.jsonl", made.spend_per_hour_base_units)
+        journal = Journal(self.folder / "signed.jsonl", made.spend_per_hour_base_units, self.now_ms)
         self.keeper = Keeper(SEED, made, journal, lambda: self.now_ms)
 
     def ask(self, what):
@@ -149,6 +149,24 @@ def test_a_line_that_a_crash_cut_off_hides_no_other(tmp_path):
     assert isinstance(bench.ask(settle("job-1")), Signed)
     bench.begin()
     assert bench.ask(settle("job-2")).code == "spending_cap"
+
+
+def said(at_ms, job_id, pay):
+    return json.dumps({"at_ms": at_ms, "shape": "settle", "job_id": job_id, "pay_base_units": pay}).encode() + b"\n"
+
+
+def test_a_restart_remembers_the_whole_hour_however_much_was_signed_in_it(tmp_path):
+    bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
+    with open(tmp_path / "signed.jsonl", "wb") as journal:
+        journal.write(said(bench.now_ms - 2 * HOUR_MS, "job-0", f.AMOUNT) * 10_000)
+        journal.write(said(bench.now_ms - HOUR_MS // 2, "job-1", f.AMOUNT))
+        journal.write(said(bench.now_ms - HOUR_MS // 4, "job-2", 0) * 200_000)  # 17 MB that spend nothing
+    bench.begin()
+    assert bench.ask(settle("job-3", pay=1)).code == "spending_cap"
+    assert len(bench.keeper._journal._hour) < 10_000  # what is older was not all read
+    bench.now_ms += HOUR_MS
+    bench.begin()
+    assert isinstance(bench.ask(settle("job-3")), Signed)
 
 
 def test_only_keys_that_own_nothing_are_handed_over(tmp_path):
