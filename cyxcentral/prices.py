@@ -21,13 +21,18 @@ ALLOWANCE = 4.0  # how far below its roof a training run may stay
 START_S = 10.0  # from the lease to the first step: fetching data, reading it, planning
 VALID_MS = 600_000
 HOUR_S = 3600
+LONGEST_S = 10 * 365 * 24 * HOUR_S  # a node so slow has measured nothing; from a speed near zero comes infinity
 
 
 def price_at(node: Node, flops: int, bytes_moved: int) -> m.NodePrice:
-    """What a node asks for the work, before the amount limits it. seconds 0: its speed is not known."""
+    """What a node asks for the work, before the amount limits it.
+
+    seconds 0: its speed is not known, or it would need years; or the work is not (a job that says nothing of its data).
+    """
     speed, bandwidth = node.hardware.flops_per_s, node.hardware.bytes_per_s
     known = [work / rate for work, rate in ((flops, speed), (bytes_moved, bandwidth)) if rate > 0]
-    seconds = START_S + ALLOWANCE * max(known) if speed > 0 else 0.0
+    needed_s = START_S + ALLOWANCE * max(known, default=0.0)
+    seconds = needed_s if speed > 0 and (flops or bytes_moved) and needed_s <= LONGEST_S else 0.0
     asked = node.price_per_hour_base_units
     return m.NodePrice(
         node_id=node.node_id,
@@ -39,8 +44,8 @@ def price_at(node: Node, flops: int, bytes_moved: int) -> m.NodePrice:
 
 
 def highest(prices: Iterable[m.NodePrice], amount_base_units: int) -> int:
-    """The most that is charged: the whole amount where a node asks for something at a speed that nobody knows, and
-    where none asks for anything: then the amount is the client's own offer."""
+    """The most that is charged: the whole amount where a node asks for something and how long it needs is not known,
+    and where none asks for anything: then the amount is the client's own offer."""
     prices = list(prices)
     if any(each.price_per_hour_base_units and not each.seconds for each in prices):
         return amount_base_units

@@ -185,7 +185,8 @@ class Price(Request, kw_only=True, frozen=True):
 
 
 class NodePrice(Struct, kw_only=True):
-    """What a node that fits asks for a job. seconds: at most, by its measured speed; 0 when that is not known."""
+    """What a node that fits asks for a job. seconds: at most, by its measured speed; 0 when that is not known, or when
+    the job's facts do not say how many rows there are."""
 
     node_id: str
     name: str

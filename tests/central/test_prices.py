@@ -48,6 +48,23 @@ def test_the_highest_price_of_who_may_get_the_job_counts_and_never_more_than_the
     assert prices.highest([*asked, unknown], f.AMOUNT) == f.AMOUNT
 
 
+@pytest.mark.parametrize("slow", [{"flops_per_s": 1e-300}, {"bytes_per_s": 1e-300}, {"flops_per_s": 1.0}])
+def test_a_node_that_claims_to_need_for_ever_is_of_unknown_speed(slow):
+    # infinity: every quote for a job that it could run was an internal error, and so was every submit of our client
+    found = prices.price_at(node(asks=3_600_000, **slow), 10**11, 10**9)
+    assert (found.seconds, found.base_units) == (0.0, 0)
+    assert prices.highest([found], f.AMOUNT) == f.AMOUNT
+
+
+@pytest.mark.parametrize("facts", [None, m.DatasetFacts(rows=0, input_shape=[4], classes=3)])
+def test_work_that_is_not_counted_costs_the_amount(facts):
+    # a job without facts was trained for the price of its ten seconds of start
+    plan = intake.examine(f.job_request(facts=facts))
+    found = prices.price_at(node(asks=3_600_000), plan.flops_per_epoch, plan.bytes_per_epoch)
+    assert found.seconds == 0.0
+    assert prices.highest([found], f.AMOUNT) == f.AMOUNT
+
+
 @pytest.mark.parametrize(
     ("price", "now_ms", "code"),
     [
