@@ -7,7 +7,7 @@ at any time. What a node was last heard saying is the only memory; losing it cos
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from cyxcentral import intake, jobs, nodes, schedule
 from cyxcentral.blobs import Blobs
@@ -502,7 +502,8 @@ class Dispatch:
 
     async def _checkpoint(self, said: m.RunCheckpoint) -> m.ReportReply:
         stored = said.checkpoint
-        if self.holds(said.node_id, said.session, said.job_id, said.attempt):
+
+        async def check() -> None:
             self._check_signature(said, m.checkpoint_bytes(said))
             await self._check_stored(stored.state)
             possible = intake.possible_steps(self._world.jobs[said.job_id].job)
@@ -513,13 +514,14 @@ class Dispatch:
                     409,
                 )
             self.advanced(said.job_id, said.attempt, ("stored", stored.step))
+
         event = m.Checkpointed(attempt=said.attempt, node_id=said.node_id, checkpoint=stored, signature=said.signature)
 
         def known(job: jobs.Job) -> bool:
             newest = job.attempts[said.attempt - 1].checkpoint
             return newest is not None and newest.step >= stored.step
 
-        return await self._report(said, event, known)
+        return await self._report(said, event, known, check)
 
     async def _failed(self, said: m.RunFailed) -> m.ReportReply:
         code = "failed" if said.code in OUR_CODES else said.code  # it took the lease; that counts
@@ -583,10 +585,11 @@ class Dispatch:
             raise ApiError("bad_artifact", f"{ref.sha256[:12]}… has {stored.size} bytes, not {ref.size}", 409)
 
     async def _completed(self, said: m.RunCompleted) -> m.ReportReply:
-        if self.holds(said.node_id, said.session, said.job_id, said.attempt):
+        async def check() -> None:
             self._check_signature(said, m.completion_bytes(said))
             _refuse_long_texts(said.summary)
             await self._check_stored(said.model)
+
         event = m.Completed(
             attempt=said.attempt,
             node_id=said.node_id,
@@ -595,21 +598,27 @@ class Dispatch:
             summary=said.summary,
             signature=said.signature,
         )
-        return await self._report(said, event, lambda job: job.completed == event)
+        return await self._report(said, event, lambda job: job.completed == event, check)
 
     async def _report(
         self,
         said: NodeReport,
         event: m.Started | m.Checkpointed | m.LeaseLost | m.Completed,
         known: Callable[[jobs.Job], bool],
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> m.ReportReply:
         """Record what the holder of a lease reports. `known` tells a report that is recorded already.
+
+        check: raises what is wrong with the report; asked once the lease is known, and nothing is recorded unchecked.
 
         A node repeats a report until it is answered, and every central hears it: saying it again is no mistake.
         """
         self._hear_current(said)
         if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
             await self._events.catch_up()
+        checked = self.holds(said.node_id, said.session, said.job_id, said.attempt)
+        if checked and check is not None:
+            await check()
         job = self._world.jobs.get(said.job_id)
         fenced = reply = m.ReportReply(accepted=False, fenced=True, reason="this attempt does not hold the lease")
         if job is None or not self._had(job, said):
@@ -626,6 +635,8 @@ class Dispatch:
                 reply = fenced
             elif why_not := jobs.illegal(now, event):
                 raise ApiError("illegal", why_not, 409)
+            elif not checked and check is not None:
+                raise ApiError("busy", "the lease came to be known while its report was read; say it again", 503)
             else:
                 reply = m.ReportReply(accepted=True)
                 return event

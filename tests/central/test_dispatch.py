@@ -214,6 +214,61 @@ async def test_a_central_that_lags_does_not_fence_the_holder_of_a_new_lease(cent
     assert (await asking).accepted
 
 
+@pytest.mark.parametrize("fault", ["signature", "artifact", "text"])
+async def test_a_completion_is_checked_by_a_central_that_did_not_know_its_lease_when_it_came(
+    central, other, tmp_path, fault
+):
+    model = await stored_model(central.blobs, tmp_path)
+    said = completed(replace(model, sha256="e" * 64) if fault == "artifact" else model)
+    if fault == "signature":
+        said = replace(said, signature="0" * 128)
+    if fault == "text":
+        said = replace(said, summary=replace(said.summary, numerics="n" * 1000))
+        said = replace(said, signature=KEY.sign(m.completion_bytes(said)))
+    await refused_behind(central, other, said, "_completed")
+
+
+@pytest.mark.parametrize("fault", ["signature", "artifact"])
+async def test_a_checkpoint_is_checked_by_a_central_that_did_not_know_its_lease_when_it_came(
+    central, other, tmp_path, fault
+):
+    model = await stored_model(central.blobs, tmp_path)
+    nowhere = replace(model, sha256="e" * 64)
+    said = stored_state(nowhere) if fault == "artifact" else stored_state(model, signed_step=4)
+    await refused_behind(central, other, said, "_checkpoint")
+
+
+async def refused_behind(central, other, said, verb):
+    """`other` hears the report before it has read of the lease: it is refused, and nothing is recorded."""
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED)
+    go_on = await behind(other, central)
+    for event in (leased(), m.Started(attempt=1)):
+        await central.say(subjects.job_event("job-1"), event)
+    asking = asyncio.create_task(getattr(other.dispatch, verb)(said))
+    await other.edge._nc.flush()
+    await go_on()
+    with pytest.raises(CyxError):
+        await asking
+    assert await kinds_of(central) == ["Submitted", "Funded", "Leased", "Started"]
+
+
+async def test_a_report_whose_lease_comes_to_be_known_only_after_the_checks_is_to_be_said_again(
+    central, tmp_path, monkeypatch
+):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED)
+    model = await stored_model(central.blobs, tmp_path)
+    await central.say(subjects.job_event("job-1"), leased())
+    await central.say(subjects.job_event("job-1"), m.Started(attempt=1))
+    answers = iter([False, False])  # before and after it has caught up; then the lease is there
+    monkeypatch.setattr(central.dispatch, "holds", lambda *of: next(answers, True))
+    with pytest.raises(ApiError, match="say it again") as refused:
+        await central.dispatch._completed(replace(completed(model), signature="0" * 128))
+    assert refused.value.status == 503
+    assert "Completed" not in await kinds_of(central)
+
+
 async def test_a_report_that_every_central_hears_is_recorded_once_and_accepted_by_all(central, other, tmp_path):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
