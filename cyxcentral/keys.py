@@ -1,7 +1,7 @@
 """Central's side of the signer: the platform's wallets, whose keys are in another process (cyxcentral/signer.py).
 
-A signer that ends is started again, or connected to again, with the next question. Until then nothing is signed, and
-whoever asked tries again: nothing of it is lost.
+A signer that ends, or does not answer, is started again or connected to again with the next question. Until then
+nothing is signed, and whoever asked tries again: nothing of it is lost.
 """
 
 import asyncio
@@ -97,6 +97,9 @@ class Keys:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 found = await answer
         except (TimeoutError, ConnectionError, EOFError) as error:
+            if isinstance(error, TimeoutError) and self._writer is writer and self._listening is not None:
+                self._listening.cancel()  # the next question gets another link, or another child
+                await asyncio.wait({self._listening})
             why = self._refusal or f"it did not answer ({type(error).__name__})"
             raise SettlementError("signer_gone", f"the signer of the platform's keys: {why}") from None
         finally:
@@ -149,8 +152,8 @@ class Keys:
 
     async def _drop(self) -> None:
         writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        if writer is not None and not writer.is_closing():
+            writer.transport.abort()  # what nobody reads is not waited for
         for waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_exception(EOFError())

@@ -92,6 +92,13 @@ class Answer(Struct, frozen=True):
     what: Welcome | Address | Signed | No
 
 
+def _no(error: Exception) -> No:
+    """Why nothing is signed. signer_gone: what was asked may be right, and be signed later."""
+    if isinstance(error, CyxError):
+        return No(error.code, str(error))
+    return No("signer_gone" if isinstance(error, OSError) else "signer_refused", f"{type(error).__name__}: {error}")
+
+
 ASKED, ANSWERED = msgspec.msgpack.Decoder(Ask), msgspec.msgpack.Decoder(Answer)
 
 
@@ -205,8 +212,8 @@ class Journal:
         """Before a signature is given away."""
         with self._lock:  # who finds nothing to do may rely on whoever did it
             if self._unsynced:
-                self._unsynced = False
                 os.fsync(self._file)
+                self._unsynced = False
 
 
 class Keeper:
@@ -223,8 +230,8 @@ class Keeper:
     def answer(self, asked: Ask) -> Answer:
         try:
             return Answer(asked.id, self._answer(asked.what))
-        except CyxError as error:
-            return Answer(asked.id, No(error.code, str(error)))
+        except Exception as error:  # whoever asked is waiting, and others ask through the same link
+            return Answer(asked.id, _no(error))
 
     def _answer(self, what: Hello | Custody | Shape) -> Welcome | Address | Signed:
         match what:
@@ -295,7 +302,10 @@ def serve(read: Callable[[], bytes], write: Callable[[bytes], None], keeper: Kee
             except msgspec.MsgspecError as error:
                 answers.append(Answer(0, No("signer_refused", f"expected a question that this signer knows: {error}")))
         if answers:
-            sync()
+            try:
+                sync()
+            except OSError as error:  # what is not on the disk is not given away
+                answers = [Answer(each.id, _no(error)) for each in answers]
             write(b"".join(map(frame, answers)))
 
 
@@ -312,8 +322,12 @@ def _listen(path: Path, keeper: Keeper, sync: Callable[[], None]) -> None:
         print(json.dumps({"ready": True, "socket": str(path)}), flush=True)
         while True:
             link, _ = listening.accept()
-            talk = (lambda link=link: link.recv(READ_BYTES), link.sendall, keeper, sync)
-            threading.Thread(target=serve, args=talk, daemon=True).start()
+            threading.Thread(target=_serve_link, args=(link, keeper, sync), daemon=True).start()
+
+
+def _serve_link(link: socket.socket, keeper: Keeper, sync: Callable[[], None]) -> None:
+    with link, contextlib.suppress(ConnectionError):  # whatever happens, nobody waits at a link that none serves
+        serve(lambda: link.recv(READ_BYTES), link.sendall, keeper, sync)
 
 
 def wall_ms() -> int:

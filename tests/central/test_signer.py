@@ -1,6 +1,7 @@
 """The process that holds the platform's keys: what it signs, what it refuses, and that nobody else has them."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,22 @@ import pytest
 from msgspec.structs import replace
 
 from cyxcentral.keys import Keys, SignerError
-from cyxcentral.signer import HOUR_MS, Ask, Custody, Hello, Journal, Keeper, No, Signed, Welcome
+from cyxcentral.signer import (
+    ANSWERED,
+    ASKED,
+    HOUR_MS,
+    LENGTH_BYTES,
+    Ask,
+    Custody,
+    Hello,
+    Journal,
+    Keeper,
+    No,
+    Signed,
+    Welcome,
+    frame,
+    serve,
+)
 from cyxnet.config import NetworkFile, write_network
 from cyxnet.escrow import DEADLINE_S, check_deposit, escrow_terms, mint_address, paid_by
 from cyxnet.identity import Identity, keep, load_or_create
@@ -169,6 +185,69 @@ def test_a_restart_remembers_the_whole_hour_however_much_was_signed_in_it(tmp_pa
     assert isinstance(bench.ask(settle("job-3")), Signed)
 
 
+def test_an_answer_comes_for_every_question_also_one_that_cannot_be_answered(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
+    refused = bench.ask(replace(settle(), blockhash="no blockhash"))
+    assert (refused.code, "ParseHashError" in refused.message) == ("signer_refused", True)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", raising(OSError(errno.ENOSPC, "No space left on device")))
+        refused = bench.ask(settle())
+    assert (refused.code, "No space left" in refused.message) == ("signer_gone", True)
+    assert isinstance(bench.ask(settle()), Signed)
+
+
+def raising(error):
+    def call(*_):
+        raise error
+
+    return call
+
+
+def test_what_is_not_on_the_disk_is_not_given_away_and_the_link_goes_on(tmp_path, monkeypatch):
+    bench, disk = Bench(tmp_path), {"full": True}
+    questions, answers = [frame(Ask(each, settle(f"job-{each}"))) for each in (1, 2)], []
+    fsync = os.fsync
+
+    def full_once(file):
+        if disk.pop("full", False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full_once)
+    serve(lambda: questions.pop(0) if questions else b"", answers.append, bench.keeper, bench.keeper._journal.sync)
+    first, second = (ANSWERED.decode(each[LENGTH_BYTES:]) for each in answers)
+    assert (first.id, first.what.code, "No space left" in first.what.message) == (1, "signer_gone", True)
+    assert (second.id, type(second.what)) == (2, Signed)
+
+
+async def test_who_does_not_answer_is_left_and_connected_to_anew(tmp_path, monkeypatch):
+    folder = tmp_path
+    write_network(folder, network())
+    links, mute = [], True
+    keeper = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT).keeper
+
+    async def serve_one(reader, writer):
+        links.append(writer)
+        while head := await reader.read(LENGTH_BYTES):  # a frame is written at once
+            asked = ASKED.decode(await reader.readexactly(int.from_bytes(head, "big")))
+            if mute and not isinstance(asked.what, Hello):
+                continue
+            writer.write(frame(keeper.answer(asked)))
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve_one, folder / "signer.sock"):
+        keys = await Keys.open(folder, str(folder / "signer.sock"))
+        monkeypatch.setattr("cyxcentral.keys.ANSWER_WITHIN_S", 0.0)
+        with pytest.raises(SettlementError, match="TimeoutError") as error:
+            await keys.wallet.signed(settle())
+        assert error.value.code == "signer_gone"
+        monkeypatch.undo()
+        mute = False
+        assert await keys.wallet.signed(settle())
+        assert len(links) == 2
+        await keys.close()
+
+
 def test_only_keys_that_own_nothing_are_handed_over(tmp_path):
     welcome = Bench(tmp_path).ask(Hello())
     assert isinstance(welcome, Welcome)
@@ -229,6 +308,10 @@ async def test_a_signer_of_its_own_is_asked_through_its_socket(folder):
     assert await one.wallet.signed(shape) == await two.wallet.signed(shape)
     with pytest.raises(SettlementError, match="expected the authority"):
         await one.wallet.signed(settle())
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b"\xff" * LENGTH_BYTES)
+    assert await reader.read() == b""  # who does not speak as we do is not left waiting
+    writer.close()
     process.kill()
     await process.wait()
     await asyncio.gather(one._listening, two._listening, return_exceptions=True)
