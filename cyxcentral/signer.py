@@ -144,8 +144,7 @@ class Journal:
         self._lock = threading.Lock()
         self._unsynced = False
         with self.alone():
-            if self._rest:  # a crash cut a line off; the next one must not be taken for its end
-                os.write(self._file, b"\n")
+            pass  # it has been read
 
     def _begin_of_hour(self, now_ms: int) -> int:
         """A place in the file with nothing of the last hour before it: that of a block with older lines only.
@@ -203,8 +202,12 @@ class Journal:
             )
 
     def add(self, line: dict[str, object]) -> None:
-        """One more line; in the file, but not on the disk before sync()."""
-        os.write(self._file, json.dumps(line).encode() + b"\n")
+        """One more line; in the file, but not on the disk before sync(). Ask within alone(). Raises OSError."""
+        waiting = json.dumps(line).encode() + b"\n"
+        if self._rest:  # a crash or a full disk cut a line off; this one must not be taken for its end
+            waiting = b"\n" + waiting
+        while waiting:  # a write may be cut short
+            waiting = waiting[os.write(self._file, waiting) :]
         self._catch_up()
         self._unsynced = True
 

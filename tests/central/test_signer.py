@@ -171,6 +171,26 @@ def said(at_ms, job_id, pay):
     return json.dumps({"at_ms": at_ms, "shape": "settle", "job_id": job_id, "pay_base_units": pay}).encode() + b"\n"
 
 
+def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path, monkeypatch):
+    bench, write = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT), os.write
+    monkeypatch.setattr(os, "write", lambda file, what: write(file, what[:7]))
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "signed.jsonl").read_bytes())["job_id"] == "job-1"
+    bench.begin()
+    assert bench.ask(settle("job-2")).code == "spending_cap"
+
+
+def test_a_line_that_another_signer_left_half_written_is_not_taken_for_the_begin_of_the_next(tmp_path):
+    bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
+    with open(tmp_path / "signed.jsonl", "ab") as journal:
+        journal.write(b'{"at_ms": 1000000000000, "job_id": "jo')
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    assert bench.ask(settle("job-2")).code == "spending_cap"
+    bench.begin()
+    assert bench.ask(settle("job-2")).code == "spending_cap"
+
+
 def test_a_restart_remembers_the_whole_hour_however_much_was_signed_in_it(tmp_path):
     bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
     with open(tmp_path / "signed.jsonl", "wb") as journal:
