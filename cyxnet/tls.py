@@ -23,7 +23,8 @@ from cyxnet.config import write_atomically
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 CA_DAYS, SERVER_DAYS, RENEW_DAYS = 3650, 397, 30  # a server's certificate is made again this long before its end
-_PLAIN = ("nats", "http", "redis")
+SECURE = ("tls", "https", "rediss", "unix")  # schemes that go anywhere; unix stays on this machine
+PLAIN = {"nats": "tls", "http": "https", "redis": "rediss"}  # those for loopback only, and what to write instead
 
 
 class TlsError(CyxError, ValueError):
@@ -48,22 +49,38 @@ def is_loopback(host: str) -> bool:
 
 
 def in_plain_text(urls: str) -> str:
-    """The first of some URLs (with commas between) that goes to another machine in plain text, without its password."""
+    """The first of some URLs (with commas between) that may go to another machine in plain text, without its password.
+
+    What is not known to be safe counts as exposed: nats-py reads an address without a scheme as plain text.
+    """
     for url in filter(None, urls.split(",")):
-        found = urlsplit(url)
-        if found.scheme in _PLAIN and not is_loopback(found.hostname or ""):
-            return f"{found.scheme}://{found.netloc.rsplit('@', 1)[-1]}"
+        scheme, rest = url.split("://", 1) if "://" in url else ("", url)
+        if scheme in SECURE or (scheme in PLAIN and is_loopback(_host(url))):
+            continue
+        shown = rest.rpartition("@")[2].partition("/")[0]
+        return f"{scheme}://{shown}" if scheme.isalnum() else shown
+    return ""
+
+
+def _host(url: str) -> str:
+    with contextlib.suppress(ValueError):
+        return urlsplit(url).hostname or ""
     return ""
 
 
 def refuse_plain_text(urls: str, what: str) -> None:
-    """Raises TlsError when one of these URLs goes to another machine in plain text."""
-    if exposed := in_plain_text(urls):
-        secure = {"nats": "tls", "http": "https", "redis": "rediss"}[exposed.partition(":")[0]]
+    """Raises TlsError when one of these URLs goes to another machine in plain text, or says not how it goes there."""
+    if not (exposed := in_plain_text(urls)):
+        return
+    if secure := PLAIN.get(exposed.partition("://")[0]):
         raise TlsError(
             f"{what} {exposed} would send plain text to another machine: write {secure}:// and give the server a "
             "certificate (plain text is for loopback only)"
         )
+    raise TlsError(
+        f"{what} {exposed[:200]}: expected an address that begins with {'://, '.join(SECURE)}:// or, on this machine "
+        f"only, {'://, '.join(PLAIN)}://"
+    )
 
 
 def refuse_open_listener(address: str, what: str) -> None:

@@ -164,6 +164,19 @@ async def test_an_authority_that_is_none_is_one_clear_error(encrypted):
         ("tls://nats.example:4222,https://nats.example,rediss://x", ""),
         ("unix:///run/redis.sock", ""),
         ("", ""),
+        # what nats-py and others read as plain text all the same
+        ("10.0.0.7:4222", "10.0.0.7:4222"),
+        ("central:secret@10.0.0.7:4222", "10.0.0.7:4222"),
+        ("127.0.0.1:4222", "127.0.0.1:4222"),
+        ("nats.example", "nats.example"),
+        ("tls://a:1,nats.example", "nats.example"),
+        ("tls://a:1, nats://nats.example:1", "nats.example:1"),
+        ("ws://user:secret@nats.example:80", "ws://nats.example:80"),
+        ("NATS://nats.example:1", "NATS://nats.example:1"),
+        ("TLS://nats.example:1", "TLS://nats.example:1"),
+        ("nats://[::1", "nats://[::1"),
+        ("nats://127.0.0.1:1@nats.example:1", "nats://nats.example:1"),
+        ("https://nats.example/?next=http://x", ""),
     ],
 )
 def test_plain_text_is_for_loopback_only(url, exposed):
@@ -173,6 +186,8 @@ def test_plain_text_is_for_loopback_only(url, exposed):
 async def test_nobody_connects_to_another_machine_in_plain_text():
     with pytest.raises(tls.TlsError, match=r"nats://10\.9\.8\.7:4222 would send plain text .* write tls://"):
         await Bus.connect("nats://central:secret@10.9.8.7:4222", name="test")
+    with pytest.raises(tls.TlsError, match="the broker 10.9.8.7:4222: expected an address that begins with tls://"):
+        await Bus.connect("central:secret@10.9.8.7:4222", name="test")
     with pytest.raises(tls.TlsError, match="write https://"):
         Settlement("http://10.9.8.7:8899")
 
