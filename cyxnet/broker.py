@@ -17,7 +17,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -215,7 +214,7 @@ class Broker:
             if self.process.poll() is not None:
                 raise BrokerError(_last_words(log, log_start))
             with contextlib.suppress(OSError):
-                with urllib.request.urlopen(f"{self.monitor_url}/healthz?{asked}", timeout=1) as answer:
+                with tls.get(f"{self.monitor_url}/healthz?{asked}", "", 1.0) as answer:
                     if answer.status == 200:
                         return
             time.sleep(0.005)

@@ -106,9 +106,14 @@ def context(ca: str) -> ssl.SSLContext:
 
 
 def get(url: str, ca: str, timeout_s: float) -> Any:
-    """GET over HTTP or HTTPS, trusting this authority. The answer closes as a context manager; raises OSError."""
-    trusting = context(ca) if url.startswith("https:") else None
-    return urllib.request.urlopen(url, timeout=timeout_s, context=trusting)
+    """GET over HTTP or HTTPS, trusting this authority. The answer closes as a context manager; raises OSError.
+
+    A proxy of the environment is not asked: it could not reach this machine's own servers, and they would seem dead.
+    """
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if url.startswith("https:"):
+        handlers.append(urllib.request.HTTPSHandler(context=context(ca)))
+    return urllib.request.build_opener(*handlers).open(url, timeout=timeout_s)
 
 
 # -- a development network's certificates --------------------------------------------------------------------

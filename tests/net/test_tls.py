@@ -9,10 +9,11 @@ from cryptography import x509
 from msgspec.structs import replace
 
 from cyxnet import tls
-from cyxnet.broker import Broker, BrokerError, Listening, Passwords
+from cyxnet.broker import Broker, BrokerError, Listening, Passwords, syncs_always
 from cyxnet.bus import Bus, BusError, NotTrusted
 from cyxnet.cli import main
 from cyxnet.solana import Settlement
+from cyxnet.watchdog import HEALTHY, probe
 
 
 @pytest.fixture
@@ -146,6 +147,20 @@ async def test_who_expects_tls_says_nothing_to_a_broker_that_speaks_plain_text(b
 async def test_an_authority_that_is_none_is_one_clear_error(encrypted):
     with pytest.raises(tls.TlsError, match="tls_ca of network.json is no certificate"):
         await Bus.connect(encrypted.url("core"), name="test", tls_ca="-----BEGIN CERTIFICATE-----\nx")
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY"])
+def test_a_broker_is_started_and_seen_to_be_well_whatever_proxy_the_environment_names(tmp_path, monkeypatch, name):
+    # a watchdog that asked the proxy killed a broker that was well
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for usual in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(usual, raising=False)
+    broker = Broker.start(tmp_path / "broker", Passwords.fresh())
+    try:
+        assert probe(broker.monitor_url).state == HEALTHY
+        assert syncs_always(broker.monitor_url)
+    finally:
+        broker.stop()
 
 
 # -- nothing in plain text to other machines ----------------------------------------------------------------------
