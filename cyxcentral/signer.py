@@ -20,7 +20,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,8 +107,9 @@ def frame(said: Ask | Answer) -> bytes:
 
 
 class Spent(Struct, frozen=True):
+    """The most that was signed for a job, and when last."""
+
     at_ms: int
-    job_id: str
     pay_base_units: int
 
 
@@ -140,7 +140,7 @@ class Journal:
         self._limit = limit_base_units
         self._read_to = self._begin_of_hour(now_ms)
         self._rest = b""
-        self._hour: deque[Spent] = deque()
+        self._hour: dict[str, Spent] = {}  # by job
         self._lock = threading.Lock()
         self._unsynced = False
         with self.alone():
@@ -180,20 +180,24 @@ class Journal:
             *lines, self._rest = (self._rest + some).split(b"\n")
             for said in _lines_of(lines):
                 if said.pay_base_units:
-                    self._hour.append(Spent(said.at_ms, said.job_id, said.pay_base_units))
+                    before = self._hour.get(said.job_id, Spent(0, 0))
+                    pay_base_units = max(before.pay_base_units, said.pay_base_units)
+                    self._hour[said.job_id] = Spent(max(before.at_ms, said.at_ms), pay_base_units)
 
     def refuse_beyond_limit(self, job_id: str, pay_base_units: int, now_ms: int) -> None:
         """Raises SettlementError spending_cap. Ask within alone()."""
-        while self._hour and self._hour[0].at_ms <= now_ms - HOUR_MS:
-            self._hour.popleft()
+        # A clock may have been set back: what seems to be signed later is signed now.
+        self._hour = {
+            each: spent if spent.at_ms <= now_ms else Spent(now_ms, spent.pay_base_units)
+            for each, spent in self._hour.items()
+            if spent.at_ms > now_ms - HOUR_MS
+        }
         if not self._limit:
             return
-        by_job: dict[str, int] = {}
-        for spent in self._hour:
-            by_job[spent.job_id] = max(by_job.get(spent.job_id, 0), spent.pay_base_units)
-        others = sum(pay for each, pay in by_job.items() if each != job_id)
+        others = sum(spent.pay_base_units for each, spent in self._hour.items() if each != job_id)
         if others + pay_base_units > self._limit:
-            until_s = (self._hour[0].at_ms + HOUR_MS - now_ms) // 1000 + 1 if self._hour else 0
+            first_ms = min((spent.at_ms for each, spent in self._hour.items() if each != job_id), default=now_ms)
+            until_s = (first_ms + HOUR_MS - now_ms) // 1000 + 1
             wait = f"some of it is free again in {until_s} s" if others else "it is more than the limit by itself"
             raise SettlementError(
                 "spending_cap",

@@ -191,10 +191,29 @@ def test_a_line_that_another_signer_left_half_written_is_not_taken_for_the_begin
     assert bench.ask(settle("job-2")).code == "spending_cap"
 
 
+def test_a_line_of_the_future_keeps_nothing_used_up_for_more_than_an_hour(tmp_path):
+    bench = Bench(tmp_path, spend_per_hour_base_units=3 * f.AMOUNT)
+    day_ms = 24 * HOUR_MS
+    with open(tmp_path / "signed.jsonl", "wb") as journal:
+        journal.write(said(bench.now_ms + day_ms, "job-1", f.AMOUNT) + said(bench.now_ms, "job-2", 2 * f.AMOUNT))
+    bench.begin()
+    refused = bench.ask(settle("job-3"))
+    assert (refused.code, "3601 s" in refused.message) == ("spending_cap", True)
+    bench.now_ms += HOUR_MS
+    assert isinstance(bench.ask(settle("job-3")), Signed)
+    bench.now_ms -= day_ms  # the clock is set back: what was just signed is of the last hour, and not for a day
+    assert isinstance(bench.ask(settle("job-4", pay=1)), Signed)
+    bench.now_ms += HOUR_MS
+    assert isinstance(bench.ask(settle("job-5")), Signed)
+    assert isinstance(bench.ask(settle("job-6")), Signed)
+    assert isinstance(bench.ask(settle("job-7")), Signed)
+    assert bench.ask(settle("job-8", pay=1)).code == "spending_cap"
+
+
 def test_a_restart_remembers_the_whole_hour_however_much_was_signed_in_it(tmp_path):
     bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
     with open(tmp_path / "signed.jsonl", "wb") as journal:
-        journal.write(said(bench.now_ms - 2 * HOUR_MS, "job-0", f.AMOUNT) * 10_000)
+        journal.writelines(said(bench.now_ms - 2 * HOUR_MS, f"old-{each}", f.AMOUNT) for each in range(10_000))
         journal.write(said(bench.now_ms - HOUR_MS // 2, "job-1", f.AMOUNT))
         journal.write(said(bench.now_ms - HOUR_MS // 4, "job-2", 0) * 200_000)  # 17 MB that spend nothing
     bench.begin()
