@@ -107,7 +107,7 @@ def frame(said: Ask | Answer) -> bytes:
 
 
 class Spent(Struct, frozen=True):
-    """The most that was signed for a job, and when last."""
+    """The most that was signed for an escrow, and when last."""
 
     at_ms: int
     pay_base_units: int
@@ -116,6 +116,7 @@ class Spent(Struct, frozen=True):
 class _Line(Struct):
     at_ms: int
     job_id: str = ""
+    escrow: str = ""  # "": of an older version
     pay_base_units: int = 0
 
 
@@ -131,7 +132,7 @@ def _lines_of(lines: list[bytes]) -> Iterator[_Line]:
 class Journal:
     """All that was signed, a line each, and what of it was paid out in the last hour.
 
-    A job counts once, however often its settlement is signed: only one of those can land.
+    An escrow counts once, however often its settlement is signed: only one of those can land.
     """
 
     def __init__(self, path: Path, limit_base_units: int, now_ms: int):
@@ -140,7 +141,7 @@ class Journal:
         self._limit = limit_base_units
         self._read_to = self._begin_of_hour(now_ms)
         self._rest = b""
-        self._hour: dict[str, Spent] = {}  # by job
+        self._hour: dict[str, Spent] = {}  # by escrow
         self._lock = threading.Lock()
         self._unsynced = False
         with self.alone():
@@ -180,11 +181,12 @@ class Journal:
             *lines, self._rest = (self._rest + some).split(b"\n")
             for said in _lines_of(lines):
                 if said.pay_base_units:
-                    before = self._hour.get(said.job_id, Spent(0, 0))
+                    escrow = said.escrow or said.job_id
+                    before = self._hour.get(escrow, Spent(0, 0))
                     pay_base_units = max(before.pay_base_units, said.pay_base_units)
-                    self._hour[said.job_id] = Spent(max(before.at_ms, said.at_ms), pay_base_units)
+                    self._hour[escrow] = Spent(max(before.at_ms, said.at_ms), pay_base_units)
 
-    def refuse_beyond_limit(self, job_id: str, pay_base_units: int, now_ms: int) -> None:
+    def refuse_beyond_limit(self, terms: EscrowTerms, pay_base_units: int, now_ms: int) -> None:
         """Raises SettlementError spending_cap. Ask within alone()."""
         # A clock may have been set back: what seems to be signed later is signed now.
         self._hour = {
@@ -194,15 +196,15 @@ class Journal:
         }
         if not self._limit:
             return
-        others = sum(spent.pay_base_units for each, spent in self._hour.items() if each != job_id)
+        others = sum(spent.pay_base_units for each, spent in self._hour.items() if each != terms.escrow)
         if others + pay_base_units > self._limit:
-            first_ms = min((spent.at_ms for each, spent in self._hour.items() if each != job_id), default=now_ms)
+            first_ms = min((spent.at_ms for each, spent in self._hour.items() if each != terms.escrow), default=now_ms)
             until_s = (first_ms + HOUR_MS - now_ms) // 1000 + 1
             wait = f"some of it is free again in {until_s} s" if others else "it is more than the limit by itself"
             raise SettlementError(
                 "spending_cap",
-                f"job {job_id} is to be paid {format_cyx(pay_base_units)} CYX; of the {format_cyx(self._limit)} CYX an "
-                f"hour (spend_per_hour_base_units in network.json) {format_cyx(others)} are used up; {wait}",
+                f"job {terms.job_id} is to be paid {format_cyx(pay_base_units)} CYX; of the {format_cyx(self._limit)} "
+                f"CYX an hour (spend_per_hour_base_units in network.json) {format_cyx(others)} are used up; {wait}",
             )
 
     def add(self, line: dict[str, object]) -> None:
@@ -263,9 +265,10 @@ class Keeper:
                 case Settle():
                     self._check_terms("settle", shape.terms)
                     pay = sum(payee.pay_base_units for payee in shape.payees)
-                    self._journal.refuse_beyond_limit(shape.terms.job_id, pay, self._now_ms())
+                    self._journal.refuse_beyond_limit(shape.terms, pay, self._now_ms())
                     paid = {payee.wallet: payee.pay_base_units for payee in shape.payees}
-                    line |= {"job_id": shape.terms.job_id, "pay_base_units": pay, "payees": paid}
+                    of = {"job_id": shape.terms.job_id, "escrow": shape.terms.escrow}
+                    line |= of | {"pay_base_units": pay, "payees": paid}
                 case Deposit():
                     wallet = self._custody(shape.caller)
                     self._check_terms("deposit", shape.terms)

@@ -210,6 +210,16 @@ def test_a_line_of_the_future_keeps_nothing_used_up_for_more_than_an_hour(tmp_pa
     assert bench.ask(settle("job-8", pay=1)).code == "spending_cap"
 
 
+def test_two_escrows_of_one_job_id_are_two_payments(tmp_path):
+    bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    assert bench.ask(settle("job-1", client=STRANGER)).code == "spending_cap"
+    bench.begin()
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    assert bench.ask(settle("job-1", client=STRANGER)).code == "spending_cap"
+
+
 def test_a_restart_remembers_the_whole_hour_however_much_was_signed_in_it(tmp_path):
     bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
     with open(tmp_path / "signed.jsonl", "wb") as journal:
