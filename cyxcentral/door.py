@@ -23,6 +23,7 @@ from msgspec import Struct, field
 from cyxcentral.admission import Admitted, Proof, Refused
 from cyxcentral.crowd import Crowd
 from cyxcore.errors import CyxError
+from cyxnet.broker import ADMISSION_TIMEOUT_S
 from cyxnet.bus import Bus
 from cyxnet.config import CONNECTIONS, SESSION_S
 from cyxnet.credentials import ACCOUNT, HasKeys, public_nkey
@@ -128,7 +129,11 @@ class Door:
         self._is_open.set()
 
     async def _on_asked(self, payload: bytes) -> bytes:
-        await self._is_open.wait()
+        try:
+            async with asyncio.timeout(ADMISSION_TIMEOUT_S):
+                await self._is_open.wait()
+        except TimeoutError:
+            return b""  # its broker has given up: who asked is gone, and must not count as somebody who was let in
         return self.answer(payload)
 
     def answer(self, payload: bytes) -> bytes:

@@ -410,14 +410,26 @@ class Bus:
         await self.round_trip()
 
     async def answer_raw(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]], *, queue: str = "") -> None:
-        """Serve a subject whose requests and answers are bytes of another protocol. An empty answer is not sent."""
+        """Serve a subject whose requests and answers are bytes of another protocol. An empty answer is not sent.
 
-        async def deliver(message: Msg) -> None:
-            if answer := await handler(message.data):
-                with contextlib.suppress(nats.errors.Error, OSError):
-                    await self._nc.publish(message.reply, answer)
+        Each request is a task of its own from the moment it comes: one that waits makes no other older.
+        """
+        loop = asyncio.get_running_loop()
 
-        await self._nc.subscribe(subject, queue=queue, cb=deliver)
+        async def work(message: Message) -> None:
+            try:
+                if answer := await handler(message.data):
+                    with contextlib.suppress(nats.errors.Error, OSError):
+                        await self._nc.publish(message.reply, answer)
+            except Exception:
+                log.exception("a request on %s failed", subject)
+
+        def take(message: Message) -> None:
+            worker = loop.create_task(work(message))
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+
+        await self._nc.listen(subject, take, queue)
         await self.round_trip()
 
     # -- micro services (ADR-32) ----------------------------------------------------------------------

@@ -500,6 +500,33 @@ async def test_without_a_central_nobody_comes_in_and_who_is_in_stays(network, jo
     assert await ears.settle(inside) == [mine]
 
 
+async def test_who_asked_longer_ago_than_his_broker_waits_is_not_let_in_when_the_door_opens(monkeypatch):
+    # each of them counted as a connection on its way, and an honest try was one too many
+    monkeypatch.setattr("cyxcentral.door.ADMISSION_TIMEOUT_S", 0.0)
+    asked = []
+    door = Door(None, CENTRAL, asked.append, lambda: 0)
+    async with asyncio.timeout(10):
+        assert await door._on_asked(b"e30.e30.e30") == b""
+    assert asked == []
+
+
+async def test_a_request_that_waits_makes_no_other_wait(network):
+    _, door, edge = network
+    go_on = asyncio.Event()
+
+    async def answer(payload):
+        if payload == b"first":
+            await go_on.wait()
+        return payload
+
+    await edge.answer_raw("asked", answer)
+    first = asyncio.create_task(edge._nc.request("asked", b"first", timeout=10))
+    await edge.round_trip()
+    assert (await edge._nc.request("asked", b"second", timeout=10)).data == b"second"
+    go_on.set()
+    assert (await first).data == b"first"
+
+
 async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardoned(network, join, gate, caplog):
     _, door, edge = network
     node = await join(ONE)
