@@ -4,13 +4,14 @@ They lie in a stream of CORE that holds the newest state of each, one subject fo
 compare-and-swap, so any number of centrals agree on which refresh token is good. No secret is stored: of an API key the
 SHA-256 of its random half, of a session the number of its refresh token, which is an HMAC only centrals can make.
 
-Every central follows the stream. One that has not heard of it for SILENT_S no longer knows what was revoked: it refuses
-to say whether anything is good.
+Every central follows the stream. One that has not taken in all of it for SILENT_S no longer knows what was revoked: it
+refuses to say whether anything is good.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import heapq
 import hmac
 import math
 import re
@@ -29,6 +30,7 @@ from cyxnet.codec import MSGPACK, BadMessage, decode, encode
 from cyxnet.follower import Follower
 
 KEYS_PER_IDENTITY, SESSIONS_PER_IDENTITY = 100, 64
+SESSIONS_REMEMBERED = 1_000  # of one identity: those that newer ones took the place of are remembered for a day
 SESSION_MS = 7 * 24 * 3600 * 1000  # from its opening, however often it is refreshed
 REMEMBERED_MS = 24 * 3600 * 1000  # so long what has ended or was revoked is still shown, and its id not free
 SILENT_S = 10.0
@@ -58,6 +60,7 @@ class Access:
         self._replicas = replicas
         self._held: dict[str, tuple[int, m.Grant]] = {}  # id -> its sequence, and what lies there
         self._of: dict[str, set[str]] = {}  # identity -> ids
+        self._to_forget: list[tuple[int, str]] = []  # a heap: when (ms), and the id
         self._follower: Follower | None = None
         self._opening = asyncio.Lock()
         self._reached: dict[int, asyncio.Event] = {}
@@ -89,11 +92,10 @@ class Access:
                 subjects.ACCESS, subjects.ACCESS_SUBJECTS, 0, self._stored, self._rewound, stall_s=math.inf
             )
             try:
-                async with asyncio.timeout(SILENT_S):
-                    await arrived.wait()
-            except TimeoutError:
+                await _read_until(arrived, follower)
+            except BaseException:
                 follower.close()
-                raise BusError(f"the stream {subjects.ACCESS} is not read within {SILENT_S:g} s") from None
+                raise
             finally:
                 self._reached.clear()
             self._follower = follower
@@ -108,18 +110,22 @@ class Access:
         """What lies in the stream; of two that are taken in, the newer one counts."""
         with contextlib.suppress(BadMessage):  # of somebody who is no central, or of a later version: it counts as none
             grant: m.Grant = decode(m.Grant, stored.payload, MSGPACK)  # type: ignore[arg-type]
-            if stored.subject == subjects.access(grant.id) and stored.seq > self._held.get(grant.id, (0,))[0]:
+            seq, before = self._held.get(grant.id, (0, None))
+            if stored.subject == subjects.access(grant.id) and stored.seq > seq:
                 self._held[grant.id] = (stored.seq, grant)
                 self._of.setdefault(grant.identity, set()).add(grant.id)
-                self._forget_past(grant.identity)
+                forget_ms = _forget_ms(grant)
+                if forget_ms and (before is None or forget_ms != _forget_ms(before)):  # not again with each refresh
+                    heapq.heappush(self._to_forget, (forget_ms, grant.id))
+                self._forget_past()
 
-    def _forget_past(self, identity: str) -> None:
+    def _forget_past(self) -> None:
         now_ms = self._machine.wall_ms()
-        for grant_id in list(self._of[identity]):
-            _, grant = self._held[grant_id]
-            over_ms = grant.revoked_at_ms or grant.ends_at_ms
-            if over_ms and now_ms > over_ms + REMEMBERED_MS:
-                self._drop(grant)
+        while self._to_forget and self._to_forget[0][0] < now_ms:
+            _, grant_id = heapq.heappop(self._to_forget)
+            held = self._held.get(grant_id)
+            if held and 0 < _forget_ms(held[1]) < now_ms:
+                self._drop(held[1])
 
     def _drop(self, grant: m.Grant) -> None:
         del self._held[grant.id]
@@ -137,7 +143,7 @@ class Access:
         """A key or session, good or not; None when there is none. Raises BusError when that is not known now."""
         await self.open()
         assert self._follower is not None
-        if self._follower.silent_s > SILENT_S:
+        if self._follower.behind_s > SILENT_S:
             raise BusError("this central does not hear which keys and sessions were revoked; ask again, or another one")
         if grant_id not in self._held:  # made at another central a moment ago, or by nobody
             await self._read(grant_id)
@@ -203,11 +209,8 @@ class Access:
 
     def _keep_s(self, grant: m.Grant) -> int:
         """What is over is of no use to anybody: the stream forgets it by itself."""
-        over_ms = grant.revoked_at_ms and grant.revoked_at_ms + REMEMBERED_MS
-        ends = [ms for ms in (over_ms, grant.ends_at_ms and grant.ends_at_ms + REMEMBERED_MS) if ms]
-        if isinstance(grant, m.HttpSession):  # a nonce is used once: the session it opened must outlive it
-            ends = [grant.ends_at_ms + REMEMBERED_MS]
-        return max(1, (max(ends) - self._machine.wall_ms()) // 1000) + PAST_END_S if ends else 0
+        forget_ms = _forget_ms(grant)  # of a session that is long after its nonce is good: a nonce is used once
+        return max(1, (forget_ms - self._machine.wall_ms()) // 1000) + PAST_END_S if forget_ms else 0
 
     def _live(self, identity: str, kind: type) -> list[Any]:
         now_ms = self._machine.wall_ms()
@@ -278,6 +281,15 @@ class Access:
 
     async def open_session(self, nonce: str, identity: str, role: m.Role, public_key: str) -> tuple[m.HttpSession, str]:
         """A new session, and its refresh token. Raises Refused when the nonce has opened one already."""
+        await self.open()
+        remembered = (self._held[grant_id][1] for grant_id in self._of.get(identity, ()))
+        if sum(isinstance(grant, m.HttpSession) for grant in remembered) >= SESSIONS_REMEMBERED:
+            raise ApiError(
+                "too_many_sessions",
+                f"{identity} opened {SESSIONS_REMEMBERED} sessions in a day: refresh one of them, or use an API key",
+                429,
+                retry_after_ms=60_000,
+            )
         now_ms = self._machine.wall_ms()
         session = m.HttpSession(
             id=hashlib.sha256(nonce.encode()).hexdigest()[:32],  # so one nonce opens one session, whoever is asked
@@ -337,6 +349,24 @@ class Access:
     def _proof(self, session_id: str, generation: int) -> str:
         said = f"cyx/v1/http-refresh\n{session_id}\n{generation}"
         return hmac.new(self._secret, said.encode(), hashlib.sha256).hexdigest()
+
+
+async def _read_until(arrived: asyncio.Event, follower: Follower) -> None:
+    """Wait for it as long as the stream is read on. Raises BusError when nothing came for SILENT_S."""
+    while not arrived.is_set():
+        seen_seq = follower.seen_seq
+        try:
+            async with asyncio.timeout(SILENT_S):
+                await arrived.wait()
+        except TimeoutError:
+            if follower.seen_seq == seen_seq:
+                raise BusError(f"of the stream {subjects.ACCESS} nothing came for {SILENT_S:g} s") from None
+
+
+def _forget_ms(grant: m.Grant) -> int:
+    """From when on nobody needs it any more, 0 for never."""
+    over_ms = grant.revoked_at_ms or grant.ends_at_ms
+    return over_ms + REMEMBERED_MS if over_ms else 0
 
 
 def _noun(grant: m.Grant) -> str:

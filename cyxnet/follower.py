@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -78,9 +79,10 @@ class Follower:
         self._subscription: Any = None
         self._consumer_seq = 0  # deliveries of the present consumer
         self._heard_s = 0.0  # loop time of its last sign of life
+        self._level_s = -math.inf  # loop time when all that the stream held had arrived here, and was taken in since
         self._looked = (0.0, after_seq, after_seq)  # the watchdog's last look: loop time, seen_seq, end of the stream
         self._doubt = asyncio.Event()
-        self._arrived: deque[tuple[int, Message]] = deque()  # with the renewal whose consumer brought it
+        self._arrived: deque[tuple[int, float, Message]] = deque()  # with the renewal that brought it, and loop time
         self._some = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -117,8 +119,13 @@ class Follower:
 
     @property
     def silent_s(self) -> float:
-        """How long the broker has given no sign that everything there is has come."""
+        """How long the broker has given no sign of life. What it said may still wait to be taken in: see behind_s."""
         return asyncio.get_running_loop().time() - self._heard_s
+
+    @property
+    def behind_s(self) -> float:
+        """All that the stream got longer ago than so many seconds has been taken in; inf before the first time."""
+        return asyncio.get_running_loop().time() - self._level_s
 
     def _silent(self) -> bool:
         return self.silent_s > MISSED_HEARTBEATS * HEARTBEAT_S
@@ -181,7 +188,7 @@ class Follower:
     def _deliver(self, renewal: int, message: Message) -> None:
         if renewal == self.renewals:  # else it is a late word of a consumer that was replaced
             self._heard_s = asyncio.get_running_loop().time()
-            self._arrived.append((renewal, message))
+            self._arrived.append((renewal, self._heard_s, message))
             self._some.set()
 
     async def _take(self) -> None:
@@ -194,34 +201,43 @@ class Follower:
                     break
                 if count % AT_ONCE == 0:
                     await asyncio.sleep(0)
-                renewal, message = self._arrived.popleft()
+                renewal, arrived_s, message = self._arrived.popleft()
                 if renewal != self.renewals:
                     continue
                 try:
-                    await (self._control(message) if message.status else self._next(message))
+                    if await (self._control(message) if message.status else self._next(message)):
+                        self._level_s = arrived_s
                 except Exception:
                     log.exception("follower of %s failed", message.subject)
 
-    async def _next(self, message: Message) -> None:
+    async def _next(self, message: Message) -> bool:
+        """Take in a message of the stream. True when that was all there was as it was sent."""
         seq, consumer_seq = place_of(message.reply)
         self._consumer_seq += 1
         if consumer_seq != self._consumer_seq:
             self._consumer_seq = -1  # whatever comes now comes after a hole
             self.doubt()
-        elif seq > self.seen_seq:
+            return False
+        if seq > self.seen_seq:
             self.seen_seq = seq
             stored = Stored(message.subject, seq, message.data)
             self._remembered.append(stored)
             await self._handler(stored)
+        return left_of(message.reply) == 0
 
-    async def _control(self, message: Message) -> None:
-        """A heartbeat, or flow control: the broker waits with more until what it sent was taken."""
+    async def _control(self, message: Message) -> bool:
+        """A heartbeat, or flow control: the broker waits with more until what it sent was taken.
+
+        True for a heartbeat that says that there is nothing more.
+        """
         stalled = message.headers.get("Nats-Consumer-Stalled") or message.reply
         if stalled:
             await self._link.reply(stalled)
         delivered = message.headers.get("Nats-Last-Consumer")
         if delivered is not None and int(delivered) != self._consumer_seq:
             self.doubt()
+            return False
+        return delivered is not None and not stalled
 
 
 def place_of(reply: str) -> tuple[int, int]:
@@ -233,3 +249,9 @@ def place_of(reply: str) -> tuple[int, int]:
     tokens = reply.split(".")
     at = 5 if len(tokens) == 9 else 7
     return int(tokens[at]), int(tokens[at + 1])
+
+
+def left_of(reply: str) -> int:
+    """How many messages the consumer still had to deliver after this one: see place_of."""
+    tokens = reply.split(".")
+    return int(tokens[8 if len(tokens) == 9 else 10])

@@ -102,6 +102,10 @@ class Gate:
         if wait_ms:
             raise ApiError("rate_limited", f"{who.identity} asks too often; again in {wait_ms} ms", 429, wait_ms)
 
+    def _charge_identity(self, identity: str) -> None:
+        if wait_ms := self._wait_ms(identity):
+            raise ApiError("rate_limited", f"{identity} asks too often; again in {wait_ms} ms", 429, wait_ms)
+
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
@@ -119,6 +123,7 @@ class Gate:
         known = self._node_of(ask.identity) if ask.role == "node" else None
         if known is not None and known.public_key != ask.public_key:
             raise Refused(f"{ask.identity} is registered with another key")
+        self._charge_identity(ask.identity)
         return self._given(*await self._access.open_session(ask.nonce, ask.identity, ask.role, ask.public_key))
 
     async def refresh(self, address: str, ask: m.RefreshRequest) -> m.SessionTokens:

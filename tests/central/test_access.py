@@ -6,11 +6,19 @@ import itertools
 
 import pytest
 
-from cyxcentral.access import KEYS_PER_IDENTITY, SESSION_MS, SESSIONS_PER_IDENTITY, SILENT_S, Access, Refused
+from cyxcentral.access import (
+    KEYS_PER_IDENTITY,
+    REMEMBERED_MS,
+    SESSION_MS,
+    SESSIONS_PER_IDENTITY,
+    SILENT_S,
+    Access,
+    Refused,
+)
 from cyxcentral.machine import Machine
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.bus import ApiError, Bus, BusError, Stored
 
 ALICE, BOB, OPERATOR = ("c-" + letter * 32 for letter in "abc")
 SECRET = b"s" * 32
@@ -242,3 +250,108 @@ async def test_what_is_over_is_forgotten_here_and_in_the_stream(central, broker)
     assert len(access._of[ALICE]) == len(access._held) == 1
     assert await core.append(subjects.access("short"), b"x", keep_s=1)  # the broker takes what is to be forgotten
     await core.close()
+
+
+async def test_what_is_over_is_forgotten_with_the_next_change_of_anybody(central, clock):
+    access = await central()
+    session, _ = await access.open_session("nonce", ALICE, "client", "00" * 32)
+    await access.revoke(session.id, "over")
+    assert access._keep_s(access._held[session.id][1]) < 2 * 86_400
+    clock.ms += REMEMBERED_MS + 1
+    await new_key(access, BOB)
+    assert ALICE not in access._of and session.id not in access._held
+
+
+async def test_a_refresh_leaves_nothing_behind_to_be_forgotten(central):
+    access = await central()
+    _, token = await access.open_session("nonce", ALICE, "client", "00" * 32)
+    for _ in range(5):
+        _, token = await access.refresh(token)
+    assert len(access._to_forget) == 1
+
+
+async def test_sessions_that_are_remembered_are_bounded(central, clock, monkeypatch):
+    monkeypatch.setattr("cyxcentral.access.SESSIONS_PER_IDENTITY", 1)
+    monkeypatch.setattr("cyxcentral.access.SESSIONS_REMEMBERED", 3)
+    access = await central()
+
+    async def open_one(number, identity=ALICE):
+        clock.ms += 1
+        return await access.open_session(f"nonce-{number}", identity, "client", "00" * 32)
+
+    for number in range(3):
+        await open_one(number)
+    with pytest.raises(ApiError, match="refresh one of them, or use an API key") as refused:
+        await open_one(3)
+    assert refused.value.status == 429
+    assert await open_one(4, BOB)
+    clock.ms += REMEMBERED_MS
+    await open_one(5, BOB)
+    assert await open_one(6)
+
+
+class SlowStream:
+    """A stream that is read as the test says; it stands for the broker and for the follower."""
+
+    def __init__(self):
+        self.seen_seq, self.behind_s, self.closed = 0, 0.0, False
+
+    async def ensure_stream(self, *_, **__):
+        pass
+
+    async def append(self, *_, **__):
+        return 3
+
+    async def follow(self, stream, subject, after_seq, handler, rewound, stall_s):
+        self._handler = handler
+        return self
+
+    async def bring(self):
+        self.seen_seq += 1
+        await self._handler(Stored(subjects.access("x"), self.seen_seq, b""))
+
+    def close(self):
+        self.closed = True
+
+
+async def test_a_long_stream_is_read_as_long_as_more_of_it_comes(clock, monkeypatch):
+    loop, stream, passed_s = asyncio.get_running_loop(), SlowStream(), [0.0]
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real() + passed_s[0])
+
+    async def pass_by():
+        passed_s[0] += SILENT_S + 1
+        await turns()
+
+    opening = asyncio.ensure_future(Access(stream, clock.machine(), SECRET, lambda _: {"client"}).open())
+    await turns()
+    for _ in range(3):
+        assert not opening.done()
+        await stream.bring()
+        await pass_by()
+    await opening
+    stuck = asyncio.ensure_future(Access(SlowStream(), clock.machine(), SECRET, lambda _: {"client"}).open())
+    await turns()
+    await pass_by()
+    with pytest.raises(BusError, match="nothing came"):
+        await stuck
+
+
+async def turns():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_central_that_heard_what_is_revoked_but_did_not_take_it_in_says_nothing_is_good(central, monkeypatch):
+    one, two = await central(), await central()
+    made = await new_key(one)
+    assert await two.key(made.key)
+    two._follower._tasks[1].cancel()  # what arrives waits from now on
+    loop = asyncio.get_running_loop()
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real() + SILENT_S + 1)
+    await one.revoke(made.view.id, "lost")
+    await until(lambda: two._follower._arrived)
+    assert two._follower.silent_s < SILENT_S
+    with pytest.raises(BusError, match="does not hear which keys"):
+        await two.key(made.key)

@@ -406,6 +406,14 @@ async def test_a_caller_has_one_rate_for_nats_and_http(broker):
         assert (await central.http.get("/v1/jobs", headers=key)).status_code == 429
 
 
+async def test_opening_a_session_counts_as_a_request_of_the_identity(broker):
+    async with HttpCentral.open(broker, requests_per_s=0.5) as central:
+        await central.log_in(BOB)
+        assert central.over_limit_ms(as_client(ALICE).id) == 0
+        with pytest.raises(AssertionError, match="rate_limited"):
+            await central.log_in(ALICE)
+
+
 async def raw(central, sent):
     """All that the server says on a connection of its own, until it closes."""
     port = int(central.server.url.rsplit(":", 1)[1])
