@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 BYTES = "application/octet-stream"
 REQUESTS_IN_FLIGHT = 1_024  # streams too; one address gets half at the most
 STREAMS, STREAMS_OF_ONE = 512, 16
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -159,7 +160,8 @@ class Front:
             if has_place:
                 self._places.give_back(address)
             where = scope.get("cyx.route", "none")
-            self.figures.requests.labels(scope["method"][:10], where, said["status"]).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"  # each label is kept for ever
+            self.figures.requests.labels(method, where, said["status"]).inc()
             self.figures.seconds.labels(where).observe(time.monotonic() - begun_s)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:

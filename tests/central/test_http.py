@@ -475,6 +475,16 @@ async def test_connections_of_one_address_are_bounded(central):
     assert (await central.http.get("/livez")).status_code == 200
 
 
+async def test_made_up_methods_are_counted_as_one(central):
+    for number in range(5):
+        assert (await central.http.request(f"MADEUP{number}", "/livez")).status_code == 405
+    counted = central.front.figures.text().decode().splitlines()
+    methods = {
+        line.split('method="')[1].split('"')[0] for line in counted if line.startswith("cyx_http_requests_total")
+    }
+    assert methods == {"other"}
+
+
 async def test_pages_of_other_origins_are_told_nothing_unless_they_are_named(broker):
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "GET"}
     async with HttpCentral.open(broker) as central:
