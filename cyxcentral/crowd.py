@@ -22,6 +22,7 @@ class Crowd:
         self._doubtful: dict[str, set[Key]] = {}  # identity -> what a count that is under way has not confirmed
         self._answered: set[str] = set()  # identities of which some broker has been counted
         self._pending: dict[str, deque[float]] = {}  # identity -> when each is forgotten; the oldest first
+        self._let_in: deque[tuple[float, str]] = deque()  # (when it is forgotten, identity): the same for all of them
 
     def count(self, identity: str, now_s: float) -> int:
         """Connections of an identity, those included that were let in a moment ago."""
@@ -30,20 +31,29 @@ class Crowd:
             for key in [key for key, until_s in inside.items() if until_s <= now_s]:
                 self.left(identity, key)
         while pending and pending[0] <= now_s:
-            pending.popleft()
-        if pending is not None and not pending:
-            del self._pending[identity]
+            self._arrived(identity)
         return len(self._inside.get(identity, ())) + len(self._pending.get(identity, ()))
 
     def let_in(self, identity: str, now_s: float) -> None:
+        while self._let_in and self._let_in[0][0] <= now_s:  # who never came and is not asked about any more
+            until_s, gone = self._let_in.popleft()
+            if (pending := self._pending.get(gone)) and pending[0] <= until_s:
+                self._arrived(gone)
         self._pending.setdefault(identity, deque()).append(now_s + PENDING_S)
+        self._let_in.append((now_s + PENDING_S, identity))
 
     def came(self, identity: str, key: Key, lasts_s: float, now_s: float) -> int:
         """A broker says that it is connected. Returns how many of the identity are, without those on their way."""
-        if pending := self._pending.get(identity):
-            pending.popleft()
+        self._arrived(identity)
         self._inside.setdefault(identity, {})[key] = now_s + lasts_s + LATE_S
         return len(self._inside[identity])
+
+    def _arrived(self, identity: str) -> None:
+        """The oldest of those on their way is not any more."""
+        if pending := self._pending.get(identity):
+            pending.popleft()
+            if not pending:
+                del self._pending[identity]
 
     def left(self, identity: str, key: Key) -> None:
         inside = self._inside.get(identity, {})

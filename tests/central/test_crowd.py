@@ -37,6 +37,29 @@ def test_who_left_counts_no_more_and_leaves_nothing_behind():
     assert (crowd._inside, crowd._pending) == ({}, {})
 
 
+def test_who_came_and_left_after_being_let_in_leaves_nothing_behind():
+    # any number of identities are free: an empty list of each stayed for ever
+    crowd = Crowd()
+    for number in range(100):
+        crowd.let_in(f"c-{number}", 0.0)
+        crowd.came(f"c-{number}", ("server", number), LASTS_S, 0.0)
+        crowd.left(f"c-{number}", ("server", number))
+    assert (crowd._inside, crowd._pending) == ({}, {})
+    crowd.let_in("me", PENDING_S)
+    assert len(crowd._let_in) == 1
+
+
+def test_who_was_let_in_and_never_came_is_forgotten_although_nobody_asks_about_him():
+    crowd = Crowd()
+    for at_s in (0.0, 1.0, 2.0):
+        crowd.let_in("gone", at_s)
+    crowd.let_in("me", 1.0 + PENDING_S)
+    assert crowd.count("gone", 1.5) == 1
+    crowd.let_in("me", 2.0 + PENDING_S)
+    assert set(crowd._pending) == {"me"}
+    assert len(crowd._let_in) == 2
+
+
 def test_one_number_on_two_brokers_is_two_connections():
     crowd = crowd_of(1)
     assert crowd.came("me", ("another", 1), LASTS_S, 0.0) == 2
