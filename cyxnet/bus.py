@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -60,6 +61,7 @@ DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: the
 DISCOVERY_BY_ALL = Rate(per_s=200, burst=400)
 DISCOVERY_PATIENCE = Rate(per_s=1_000, burst=5_000)  # with questions beyond that: then it is closed for a while
 DISCOVERY_CLOSED_S = 5.0
+INBOX = re.compile(subjects.inbox(r"[A-Za-z0-9_-]{1,64}"))  # of an identity: longer names would only fill the memory
 SHUT_OUT_S = 60.0  # who floods
 PATIENCE = Rate(per_s=500, burst=500)  # with who goes on although refused
 COSTS_ONE_MORE_BYTES = {"api": 65_536, "node": 8_192}  # so large a message counts as two; nodes send data as "api"
@@ -479,7 +481,7 @@ class Bus:
             def take(message: Message) -> None:
                 # See _own_inbox. Who asks is not in this subject: no inbox is flooded with what somebody else asked for
                 whose, now_s = message.reply.partition(".")[0], loop.time()
-                wanted = whose.startswith(subjects.inbox("")) and not self._discovered.wait_ms(whose, now_s)
+                wanted = INBOX.fullmatch(whose) and not self._discovered.wait_ms(whose, now_s)
                 if wanted and not self._discovered_by_all.wait_ms("", now_s):
                     with contextlib.suppress(nats.errors.Error, OSError):
                         self._nc.send(message.reply, service.answer(question))

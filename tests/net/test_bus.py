@@ -752,6 +752,15 @@ async def test_discovery_that_is_flooded_is_closed_for_a_while(edge, client, flo
     assert json.loads(answer)["name"] == "cyx"
 
 
+async def test_an_inbox_of_nobody_is_not_answered_and_not_remembered(edge, client):
+    # 100,000 names of 4 KB each were kept
+    await edge.serve("0.1.0", "test", {})
+    for name in ("x" * 65, "x" * 3_000, "é", "a$", ""):
+        await client.publish("$SRV.PING", b"", reply=f"_INBOX_{name}.x")
+    await client.request("$SRV.PING", b"", timeout_s=5)
+    assert list(edge._discovered._buckets) == [subjects.inbox(ME.id)]
+
+
 async def test_a_stranger_fills_no_more_than_half_of_the_places(edge, client, flooder, monkeypatch):
     monkeypatch.setattr("cyxnet.bus.MAX_REQUESTS_IN_FLIGHT", 8)
     go, asked = asyncio.Event(), []
