@@ -13,6 +13,8 @@ import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
+from msgspec.structs import replace
+
 from cyxcentral import jobs
 from cyxcentral.eventlog import read
 from cyxcentral.ledger import Ledger
@@ -28,7 +30,7 @@ LOOKS, LOOK_AGAIN_S = 3, 20.0
 DAY_MS = 86_400_000
 RECENT = 1_000  # ended jobs whose payments are compared again and again
 JOBS_AT_ONCE = 1_000  # folded; then everybody else has a turn
-SHOWN = 100  # differences of one check
+SHOWN = 100  # differences of one check, to an operator who asks
 Blocks = Callable[[int, int], AsyncIterator[list[Read]]]
 
 
@@ -52,19 +54,22 @@ class Audit:
         self._recent.append(job_id)
 
     async def compare(self, now_ms: int) -> list[m.AuditCheck]:
-        """The open escrows and the newest payments.
+        """The open escrows and the newest payments; all that differs.
 
         Of the last day only: what was final then stays so, and an endpoint need not keep its history for ever.
         """
         return await _lasting(lambda: self._compare(now_ms - DAY_MS))
 
     async def verify(self, faucet: bool) -> list[m.AuditCheck]:
-        """Everything. faucet: every coin of this network came from its faucet, so no wallet can be below zero."""
+        """Everything; of what differs SHOWN of each check.
+
+        faucet: every coin of this network came from its faucet, so no wallet can be below zero.
+        """
         paid = [job_id for job_id, job in self._world.jobs.items() if job.settle_signature]
         found = [await self._log()]
         found += await _lasting(lambda: self._sums(faucet))
         found += await _lasting(lambda: self._chain(paid))
-        return found
+        return [_shown(check) for check in found]
 
     async def _compare(self, since_ms: int) -> list[m.AuditCheck]:
         recent = [each for each in self._recent if (self._world.jobs[each].ended_at_ms or 0) >= since_ms]
@@ -218,19 +223,21 @@ async def _lasting(look: Callable[[], Awaitable[list[m.AuditCheck]]]) -> list[m.
             break
         await asyncio.sleep(LOOK_AGAIN_S)
         again = {check.name: check for check in await look()}
-        checks = [
-            _check(
-                check.name,
-                again[check.name].compared,
-                [each for each in check.differences if each in again[check.name].differences],
-            )
-            for check in checks
-        ]
+        checks = [_in_both(check, again[check.name]) for check in checks]
     return checks
 
 
+def _in_both(first: m.AuditCheck, again: m.AuditCheck) -> m.AuditCheck:
+    found = set(again.differences)
+    return _check(first.name, again.compared, [each for each in first.differences if each in found])
+
+
 def _check(name: str, compared: int, differences: list[str]) -> m.AuditCheck:
-    return m.AuditCheck(name=name, compared=compared, differences=differences[:SHOWN], more=len(differences[SHOWN:]))
+    return m.AuditCheck(name=name, compared=compared, differences=differences)
+
+
+def _shown(check: m.AuditCheck) -> m.AuditCheck:
+    return replace(check, differences=check.differences[:SHOWN], more=len(check.differences[SHOWN:]))
 
 
 def _differing(left: dict[str, int], right: dict[str, int], of_left: str, of_right: str) -> list[str]:

@@ -133,6 +133,24 @@ async def test_a_payment_that_the_chain_does_not_know_freezes_payouts_until_it_i
     assert audited.central.world.payouts.why == ""
 
 
+async def test_differences_behind_many_accepted_ones_freeze_payouts_too(audited, monkeypatch):
+    sums, log = audited.ledger.sums, audited.central.log
+
+    async def with_strange_escrows(whole=False):
+        return replace(await sums(whole), escrows={f"escrow:strange-{each:03}": 1 for each in range(150)})
+
+    monkeypatch.setattr(audited.ledger, "sums", with_strange_escrows)
+    for name in ("strange-000", "strange-100"):
+        await reconciliation.reconcile(log, audited.audit)
+        assert name in log.world.payouts.why
+        await reconciliation.steer(log, m.PayoutsReleased(reason="looked at", caller="c-1"))
+    await reconciliation.reconcile(log, audited.audit)
+    assert log.world.payouts.why == ""
+    checks = {check.name: check for check in await audited.audit.verify(faucet=False)}
+    strange = checks["the ledger's open escrows are the log's"]
+    assert (len(strange.differences), strange.more) == (100, 50)  # the answer to an operator is cut
+
+
 async def test_a_payment_of_long_ago_may_have_left_the_history_of_the_endpoint(audited):
     await audited.delivered()
     await audited.say(f.SIGNED_SETTLE)
