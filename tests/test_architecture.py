@@ -218,3 +218,11 @@ def test_no_test_sleeps() -> None:
         and not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0)
     ]
     assert sleeping == []
+
+
+def test_each_decision_has_a_number_of_its_own() -> None:
+    """Whoever writes one beside others takes the next free number when it is merged."""
+    files = sorted((ROOT / "decisions").glob("*.md"))
+    said = [path.read_text().split(".")[0] for path in files]
+    assert [path.name[:4] for path in files] == [f"{number:04}" for number in range(1, len(files) + 1)]
+    assert said == [f"# {number}" for number in range(1, len(files) + 1)]
