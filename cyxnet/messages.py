@@ -514,13 +514,23 @@ class ChunkReply(Struct, kw_only=True):
 # Access over HTTP: API keys and sessions (docs/http.md)
 
 
+SLOWEST_PER_S = 0.001  # a rate of an API key: one request in a quarter of an hour
+
+
 class KeyNewRequest(Request, kw_only=True, frozen=True):
-    """Make an API key that acts for the caller. requests_per_s: 0 as often as the caller; days: 0 until revoked."""
+    """Make an API key that acts for the caller. requests_per_s: 0 as often as the caller; days: 0 until revoked.
+
+    Raises ValueError for a rate between 0 and SLOWEST_PER_S.
+    """
 
     name: Annotated[str, Meta(max_length=100)] = ""
     role: Role = "client"
     requests_per_s: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
     days: Annotated[int, Meta(ge=0, le=3650)] = 0
+
+    def __post_init__(self) -> None:
+        if 0.0 < self.requests_per_s < SLOWEST_PER_S:
+            raise ValueError(f"expected requests_per_s 0 or from {SLOWEST_PER_S:g} on, got {self.requests_per_s:g}")
 
 
 class KeyView(Struct, kw_only=True, omit_defaults=True):

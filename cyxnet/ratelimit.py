@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 
 from msgspec import Struct
 
+LONGEST_WAIT_MS = 86_400_000  # that anybody is told
 IDENTITIES = 100_000  # beyond that, who was silent longest starts with a full bucket again
 
 
@@ -35,7 +36,7 @@ class RateLimiter:
         self._buckets.move_to_end(identity)
         if len(self._buckets) > self._identities:
             self._buckets.popitem(last=False)
-        return int(1000 * missing / self._rate.per_s) + 1 if missing > 0 else 0
+        return int(min(1000 * missing / self._rate.per_s, LONGEST_WAIT_MS)) + 1 if missing > 0 else 0
 
 
 class Floods:

@@ -397,8 +397,8 @@ def _rate(text: str) -> float:
         rate = float(text)
     except ValueError:
         rate = 0.0
-    if not 0 < rate <= 1e6:
-        raise argparse.ArgumentTypeError(f"expected requests a second, up to a million, got {text[:40]!r}")
+    if not 0.001 <= rate <= 1e6:  # what a KeyNewRequest takes
+        raise argparse.ArgumentTypeError(f"expected requests a second, from 0.001 to a million, got {text[:40]!r}")
     return rate
 
 

@@ -398,6 +398,13 @@ async def test_a_key_has_a_rate_of_its_own(central):
     assert (await central.http.get("/v1/jobs", headers=quick)).status_code == 200
 
 
+@pytest.mark.parametrize("rate", [1e-320, 0.0009])
+async def test_a_key_with_a_rate_of_next_to_nothing_is_not_made(central, rate):
+    session = bearer((await central.log_in())["access_token"])
+    answer = await central.http.post("/v1/keys", json={"requests_per_s": rate}, headers=session)
+    assert answer.status_code == 400 and "expected requests_per_s 0 or from 0.001 on" in answer.text
+
+
 async def test_a_caller_has_one_rate_for_nats_and_http(broker):
     async with HttpCentral.open(broker, requests_per_s=0.5) as central:
         key = bearer((await central.key()).key)

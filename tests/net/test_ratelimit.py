@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyxnet.ratelimit import Floods, Places, Rate, RateLimiter
+from cyxnet.ratelimit import LONGEST_WAIT_MS, Floods, Places, Rate, RateLimiter
 
 
 def test_a_burst_is_taken_at_once_and_then_the_rate_counts():
@@ -37,6 +37,12 @@ def test_memory_is_bounded():
     for number in range(1000):
         limiter.wait_ms(str(number), 0.0)
     assert len(limiter._buckets) == 10
+
+
+def test_a_rate_of_next_to_nothing_is_a_long_wait():
+    limiter = RateLimiter(Rate(per_s=1e-320, burst=1))
+    assert limiter.wait_ms("a", 0.0) == 0
+    assert limiter.wait_ms("a", 1.0) == LONGEST_WAIT_MS + 1
 
 
 @pytest.mark.parametrize("rate", [Rate(per_s=0, burst=5), Rate(per_s=5, burst=0)])
