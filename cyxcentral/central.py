@@ -188,7 +188,9 @@ class Central:
         await self.blobs.open(network.replicas)
         await self.telemetry.start(*self.ledger.place(subjects.TELEMETRY), network.replicas)
         rates = {"api": network.requests_per_s, "node": network.node_messages_per_s}
-        self._edge.limit({family: Rate(per_s=rate, burst=rate) for family, rate in rates.items()}, self._flooded)
+        self._edge.limit(
+            {family: Rate(per_s=rate, burst=max(1.0, rate)) for family, rate in rates.items()}, self._flooded
+        )
         await self.dispatch.start()
         self.payments.resume()
         self.audit.begin()

@@ -28,7 +28,11 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # identity -> (tokens, at_s)
 
     def wait_ms(self, identity: str, now_s: float, cost: float = 1.0) -> int:
-        """0 when `identity` may go on now (its bucket is charged), else how long it has to wait."""
+        """0 when `identity` may go on now (its bucket is charged), else how long it has to wait.
+
+        What costs more than a bucket holds takes a full one: else it would wait for ever.
+        """
+        cost = min(cost, self._rate.burst)
         tokens, at_s = self._buckets.get(identity, (self._rate.burst, now_s))
         tokens = min(self._rate.burst, tokens + max(0.0, now_s - at_s) * self._rate.per_s)
         missing = cost - tokens

@@ -68,7 +68,7 @@ class Front:
         self._limits = limits or Limits()
         self._machine = central.events.machine
         tokens = Tokens(central.keys, network.network_id, self._machine)
-        address = Rate(per_s=network.http_requests_per_s, burst=2 * network.http_requests_per_s)
+        address = Rate(per_s=network.http_requests_per_s, burst=max(1.0, 2 * network.http_requests_per_s))
         self.gate = Gate(
             central.access,
             tokens,

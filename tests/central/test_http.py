@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import ssl
@@ -376,6 +377,15 @@ async def test_an_address_that_asks_too_often_is_told_when_to_come_again(broker)
         last = answers[-1]
         assert (last.status_code, last.json()["err_code"]) == (429, "rate_limited")
         assert int(last.headers["retry-after"]) * 1000 >= last.json()["retry_after_ms"] > 0
+
+
+@pytest.mark.parametrize("rate", [3.0, 0.1])
+async def test_a_session_is_opened_however_low_the_rate_of_an_address_is(broker, rate, monkeypatch):
+    async with HttpCentral.open(broker, http_requests_per_s=rate) as central:
+        loop = asyncio.get_running_loop()
+        passed_s, real = itertools.count(0.0, 20.0), loop.time
+        monkeypatch.setattr(central.front.gate, "_now_s", lambda: real() + next(passed_s))
+        assert (await central.log_in())["access_token"]
 
 
 async def test_one_address_does_not_take_all_places(broker, monkeypatch):

@@ -39,6 +39,13 @@ def test_memory_is_bounded():
     assert len(limiter._buckets) == 10
 
 
+def test_what_costs_more_than_a_bucket_holds_takes_a_full_one():
+    limiter = RateLimiter(Rate(per_s=1, burst=3))
+    assert limiter.wait_ms("a", 0.0, cost=9) == 0
+    assert limiter.wait_ms("a", 0.0, cost=9) == 3001
+    assert limiter.wait_ms("a", 3.001, cost=9) == 0
+
+
 def test_a_rate_of_next_to_nothing_is_a_long_wait():
     limiter = RateLimiter(Rate(per_s=1e-320, burst=1))
     assert limiter.wait_ms("a", 0.0) == 0
