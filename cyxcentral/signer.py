@@ -137,6 +137,7 @@ class Journal:
 
     def __init__(self, path: Path, limit_base_units: int, now_ms: int):
         """limit_base_units: in an hour; 0 for no limit. now_ms: the wall clock. Raises OSError."""
+        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._limit = limit_base_units
         self._read_to = self._begin_of_hour(now_ms)
@@ -162,14 +163,26 @@ class Journal:
 
     @contextlib.contextmanager
     def alone(self):  # type: ignore[no-untyped-def]
-        """Nobody else reads, decides and writes meanwhile, in this process or another."""
+        """Nobody else reads, decides and writes meanwhile, in this process or another. Raises SettlementError."""
         with self._lock:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
+                self._refuse_moved()
                 self._catch_up()
                 yield
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _refuse_moved(self) -> None:
+        """Signers with different files would each pay out what all of them may."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._file)):
+                return
+        raise SettlementError(
+            "signer_gone",
+            f"{self._path}: expected the journal that this signer has open, got another file or none; move it back, or "
+            "stop all signers of this folder and start them an hour later",
+        )
 
     def _catch_up(self) -> None:
         size = os.fstat(self._file).st_size

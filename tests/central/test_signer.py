@@ -171,6 +171,20 @@ def said(at_ms, job_id, pay):
     return json.dumps({"at_ms": at_ms, "shape": "settle", "job_id": job_id, "pay_base_units": pay}).encode() + b"\n"
 
 
+def test_while_the_journal_is_moved_away_nothing_is_signed(tmp_path):
+    bench = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)
+    path, away = tmp_path / "signed.jsonl", tmp_path / "signed.1"
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    path.rename(away)
+    refused = bench.ask(settle("job-1"))
+    assert (refused.code, "move it back" in refused.message) == ("signer_gone", True)
+    Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT)  # another signer begins a new one
+    assert bench.ask(settle("job-1")).code == "signer_gone"
+    away.rename(path)
+    assert isinstance(bench.ask(settle("job-1")), Signed)
+    assert bench.ask(settle("job-2")).code == "spending_cap"
+
+
 def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path, monkeypatch):
     bench, write = Bench(tmp_path, spend_per_hour_base_units=f.AMOUNT), os.write
     monkeypatch.setattr(os, "write", lambda file, what: write(file, what[:7]))
