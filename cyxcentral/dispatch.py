@@ -8,6 +8,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from cyxcentral import intake, jobs, nodes, schedule
 from cyxcentral.blobs import Blobs
@@ -339,7 +340,13 @@ class Dispatch:
     async def _ban_suspects(self) -> None:
         """Nodes that have earned a ban get it, where this network bans."""
         for node_id in sorted(self._world.suspects) if self._bans else ():
-            await self._events.record(subjects.node_event(node_id), functools.partial(self._ban, node_id))
+            subject = subjects.node_event(node_id)
+            if self._may_decide(subject):
+                await self._events.record(subject, functools.partial(self._ban, node_id))
+
+    def _may_decide(self, subject: str) -> bool:
+        """False where the history is not known (the log said so when it read that): it must not hold up all others."""
+        return subject not in self._world.damaged
 
     def _ban(self, node_id: str) -> m.NodeBanned | None:
         return nodes.ban_due(self._world.nodes[node_id], self._machine.wall_ms())
@@ -378,14 +385,13 @@ class Dispatch:
 
         held = [job.job_id for job in self._world.runs_of(node_id)][:MOST_LEASES_AT_ONCE]  # the next sweep has the rest
         of_jobs = [(subjects.job_event(job_id), functools.partial(lease_lost, job_id)) for job_id in held]
-        await self._events.record_all([(subjects.node_event(node_id), node_lost), *of_jobs])
+        parts: list[tuple[str, Decide[Any]]] = [(subjects.node_event(node_id), node_lost), *of_jobs]
+        await self._events.record_all([part for part in parts if self._may_decide(part[0])])
 
     async def _lose(self, job_id: str, attempt: int, code: str, reason: str) -> None:
-        event = m.LeaseLost(attempt=attempt, code=code, reason=reason)
-        await self._events.record(
-            subjects.job_event(job_id),
-            lambda: None if jobs.illegal(self._world.jobs[job_id], event) else event,
-        )
+        event, subject = m.LeaseLost(attempt=attempt, code=code, reason=reason), subjects.job_event(job_id)
+        if self._may_decide(subject):
+            await self._events.record(subject, lambda: None if jobs.illegal(self._world.jobs[job_id], event) else event)
 
     async def stop_run(self, job: jobs.Job, reason: str) -> None:
         """Tell the node of a job's last attempt to stop; it also learns it from its next heartbeat."""

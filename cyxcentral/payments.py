@@ -72,6 +72,7 @@ class Payments:
         self._due: dict[str, tuple[Callable[[], Coroutine[Any, Any, None]], float]] = {}  # not begun, and since when
         self._begin_due: asyncio.TimerHandle | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
+        self._left_alone: set[str] = set()  # damaged jobs whose deadline is near
         self.held_up: dict[str, str] = {}  # what is tried again and again, and why it did not go the last time
 
     def reconcile(self, job_id: str) -> None:
@@ -102,17 +103,26 @@ class Payments:
     async def keep_deadlines(self) -> None:
         """For ever: end every job before anybody may have its escrow refunded."""
         while True:
-            try:
-                await self._end_before_deadlines()
-            except CyxError as error:
-                log.warning("deadlines: %s; will try again in %g s", error, DEADLINES_EVERY_S)
+            world, now_ms = self._events.world, self._events.machine.wall_ms()
+            for job_id in sorted(each for each in world.active if jobs.deadline_due(world.jobs[each], now_ms)):
+                await self._end_before_deadline(job_id)
             await asyncio.sleep(DEADLINES_EVERY_S)
 
-    async def _end_before_deadlines(self) -> None:
-        world, now_ms = self._events.world, self._events.machine.wall_ms()
-        for job_id in sorted(each for each in world.active if jobs.deadline_due(world.jobs[each], now_ms)):
-            decide = functools.partial(self._deadline_due, job_id)
-            await self._events.record(subjects.job_event(job_id), decide)
+    async def _end_before_deadline(self, job_id: str) -> None:
+        """End one job; what goes wrong with it must not hold up the others."""
+        subject = subjects.job_event(job_id)
+        if subject in self._events.world.damaged:
+            if job_id not in self._left_alone:
+                self._left_alone.add(job_id)
+                why = self._events.world.why_damaged[subject]
+                log.error("the deadline of %s is near, but its history is not known: %s", job_id, why)
+            return
+        try:
+            await self._events.record(subject, functools.partial(self._deadline_due, job_id))
+        except CyxError as error:
+            log.warning("deadline of %s: %s; will try again in %g s", job_id, error, DEADLINES_EVERY_S)
+        except Exception:  # nobody would start this loop again
+            log.exception("deadline of %s failed; will try again in %g s", job_id, DEADLINES_EVERY_S)
 
     def _deadline_due(self, job_id: str) -> m.DeadlineNear | None:
         return jobs.deadline_due(self._events.world.jobs[job_id], self._events.machine.wall_ms())

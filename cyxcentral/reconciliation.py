@@ -24,6 +24,9 @@ async def keep(events: EventLog, audit: Audit) -> None:
         except CyxError as error:
             log.warning("log, ledger and chain were not compared: %s; will try again in %g s", error, AGAIN_S)
             pause_s = AGAIN_S
+        except Exception:  # whatever it is, nobody would start this loop again
+            log.exception("the comparison of log, ledger and chain failed; will try again in %g s", AGAIN_S)
+            pause_s = AGAIN_S
         await asyncio.sleep(pause_s)
 
 

@@ -10,6 +10,7 @@ from cyxcentral import jobs, nodes, payouts
 from cyxcentral.matching import Matching
 from cyxcentral.schedule import Assignment, Candidate, Weights
 from cyxnet import messages as m
+from cyxnet import subjects
 from cyxnet.codec import BadMessage
 
 
@@ -117,13 +118,12 @@ class World:
         """
         if self._matching is None:
             self._matching = Matching(self._weights)
-            waiting = [self.jobs[job_id] for job_id in self.active if jobs.waits(self.jobs[job_id])]
+            waiting = [self.jobs[job_id] for job_id in self.active if self._waits(job_id)]
             self._matching.fill(waiting, [self.candidate(node_id) for node_id in self.nodes])
         else:
             for job_id in sorted(self._changed_jobs):  # the same in every process
-                job = self.jobs[job_id]
-                if jobs.waits(job):
-                    self._matching.waits(job)
+                if self._waits(job_id):
+                    self._matching.waits(self.jobs[job_id])
                 else:
                     self._matching.waits_no_more(job_id)
             for node_id in sorted(self._changed_nodes):
@@ -131,6 +131,9 @@ class World:
         self._changed_jobs.clear()
         self._changed_nodes.clear()
         return self._matching
+
+    def _waits(self, job_id: str) -> bool:
+        return jobs.waits(self.jobs[job_id]) and subjects.job_event(job_id) not in self.damaged
 
     def apply(self, seq: int, subject: str, record: m.Record | BadMessage, sha256: bytes = b"") -> str | None:
         """Take in the next message of the log: a record, or what was wrong with its bytes.
@@ -171,6 +174,11 @@ class World:
 
     def _damage(self, seq: int, subject: str, what: str, why: str) -> str:
         self.damaged[subject], self.why_damaged[subject] = seq, f"event {seq} {what}"
+        about = subjects.last_token(subject)  # nothing is decided on it any more: it is no part of a plan
+        if about in self.jobs and subject == subjects.job_event(about):
+            self._changed_jobs.add(about)
+        if about in self.nodes and subject == subjects.node_event(about):
+            self._changed_nodes.add(about)
         return why
 
     def _happen(self, subject: str, record: m.Record) -> str | None:
@@ -274,10 +282,15 @@ class World:
         return None
 
     def candidate(self, node_id: str, now_ms: int = 0) -> Candidate:
-        """A node with the room it has; at now_ms, when its ban may be over."""
-        node = self.nodes[node_id]
+        """A node with the room it has; at now_ms, when its ban may be over.
+
+        One whose history is not known gets nothing: that it fell silent could not be recorded.
+        """
+        node = nodes.at(self.nodes[node_id], now_ms)
+        if self.damaged and subjects.node_event(node_id) in self.damaged:
+            node = msgspec.structs.replace(node, online=False)
         return Candidate(
-            node=nodes.at(node, now_ms),
+            node=node,
             active_runs=len(self.held.get(node_id, ())),
             memory_free_bytes=node.hardware.memory_bytes - self.promised_bytes.get(node_id, 0),
         )

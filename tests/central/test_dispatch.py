@@ -17,7 +17,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.artifacts import describe
 from cyxnet.bus import ApiError, Bus, BusError
-from cyxnet.codec import MSGPACK, BadMessage, decode
+from cyxnet.codec import MSGPACK, BadMessage, decode, encode
 from cyxnet.credentials import as_node
 from cyxnet.identity import Identity
 from tests.central import facts as f
@@ -1090,3 +1090,51 @@ async def test_a_node_is_lost_together_with_its_leases_or_not_at_all(central, ot
     await other.dispatch._lose_node(NODE, SESSION, "silent")  # it has not read that yet, and meets a conflict
     await central.log.catch_up()
     assert (await kinds_of(central)).count("LeaseLost") == 1
+
+
+async def damage(central, subject):
+    """A record that does not name the one before it: from then on nothing is decided on its subject."""
+    record = m.Record(command_id="c" * 32, at_ms=1, by="a thief", prev="ab" * 32, event=f.FUNDED)
+    await central.core.append(subject, encode(record))
+    await central.log.catch_up()
+    assert subject in central.world.damaged
+
+
+async def with_node(central, node_id=NODE, **changes):
+    await central.say(subjects.node_event(node_id), f.registered(node_id, **changes))
+
+
+async def test_a_job_whose_history_is_damaged_does_not_hold_up_those_that_wait(central):
+    await with_node(central, max_runs=2)
+    await central.job("job-1", f.FUNDED)
+    assert [each.job_id for each in central.world.matching.plan(0)] == ["job-1"]
+    await central.job("job-2", f.FUNDED)
+    await damage(central, subjects.job_event("job-1"))
+    await central.dispatch._assign_waiting()
+    assert [central.world.jobs[each].status for each in ("job-1", "job-2")] == ["queued", "leased"]
+
+
+async def test_the_runs_of_a_lost_node_are_taken_back_but_for_the_damaged_one(central):
+    await with_node(central, max_runs=2)
+    for job_id in ("job-1", "job-2", "job-3"):
+        await central.job(job_id, f.FUNDED, leased())
+    await damage(central, subjects.job_event("job-1"))
+    await central.dispatch._lose_node(NODE, SESSION, "silent")
+    assert [central.world.jobs[each].status for each in ("job-1", "job-2", "job-3")] == ["leased", "queued", "queued"]
+    await central.job("job-4", f.FUNDED, leased())
+    await central.dispatch._sweep()  # job-1 is still leased to a node that is gone
+    assert central.world.jobs["job-4"].status == "queued"
+
+
+async def test_a_node_whose_history_is_damaged_gets_nothing_and_loses_what_it_had(central):
+    await with_node(central, max_runs=2)
+    await central.job("job-1", f.FUNDED, leased())
+    await central.job("job-2", f.FUNDED)
+    central.world.suspects.add(NODE)
+    await damage(central, subjects.node_event(NODE))
+    await central.dispatch._ban_suspects()
+    await central.dispatch._assign_waiting()
+    assert central.world.jobs["job-2"].status == "queued"
+    await central.dispatch._lose_node(NODE, SESSION, "silent")
+    assert central.world.jobs["job-1"].status == "queued"
+    assert central.dispatch._world.matching.plan(0) == []

@@ -26,7 +26,7 @@ from cyxnet.identity import load_or_create
 from cyxnet.solana import Settlement, SettlementError, TransactionStatus
 from cyxnet.wallet import Wallet
 from tests.central import facts as f
-from tests.central.test_dispatch import SmallCentral, kinds_of
+from tests.central.test_dispatch import SmallCentral, damage, kinds_of
 
 CENTRAL, PLATFORM, CLIENT, NODE, STRANGER = (Wallet(bytes([seed]) * 32) for seed in (1, 2, 3, 4, 5))
 
@@ -265,6 +265,51 @@ async def test_a_job_that_is_paused_until_its_deadline_is_paid_for_what_is_store
     lab.after_the_deadline()
     with pytest.raises((AssertionError, SettlementError)):  # there is nothing left that could be refunded
         await lab.refunded(terms)
+
+
+async def near_its_deadline(lab):
+    """job-1 must end now; payments whose keeper has to see to it, and not yet looks."""
+    event = await lab.submitted()
+    await lab.say(m.Funded(signature=event.deposit.signature))
+    lab.clock.ahead_ms = (DEADLINE_S - jobs.DEADLINE_MARGIN_S // 2) * 1000
+    lab.central.log.machine = Machine(wall_ms=lambda: lab.clock.wall_ms())
+    return Payments(lab.central.log, lab.chain, CENTRAL, PLATFORM.address, lab.mint)
+
+
+async def test_a_job_whose_history_is_damaged_does_not_hold_up_the_deadlines_of_others(lab, caplog, monkeypatch):
+    monkeypatch.setattr(saga, "DEADLINES_EVERY_S", 0.001)
+    made = await near_its_deadline(lab)
+    terms = replace(lab.central.world.jobs["job-1"].terms, job_id="a-job")
+    subject = subjects.job_event("a-job")  # it is looked at before job-1
+    assert await lab.central.log.record(subject, lambda: replace(f.submitted("a-job"), terms=terms))
+    await damage(lab.central, subject)
+    keeper = asyncio.create_task(made.keep_deadlines())
+    try:
+        await lab.until("settling")
+        for _ in range(5):
+            await lab.central.edge.round_trip()
+    finally:
+        keeper.cancel()
+    assert [each.args[0] for each in caplog.records if "deadline" in each.msg] == ["a-job"]
+
+
+async def test_deadlines_are_kept_after_an_error_nobody_foresaw(lab, monkeypatch):
+    monkeypatch.setattr(saga, "DEADLINES_EVERY_S", 0.001)
+    made = await near_its_deadline(lab)
+    real, wrong = lab.central.log.record, [TimeoutError("not ours")]
+
+    async def once_wrong(*arguments):
+        if wrong:
+            raise wrong.pop()
+        return await real(*arguments)
+
+    monkeypatch.setattr(lab.central.log, "record", once_wrong)
+    keeper = asyncio.create_task(made.keep_deadlines())
+    try:
+        await lab.until("settling")
+    finally:
+        keeper.cancel()
+    assert wrong == []
 
 
 async def funded(lab):

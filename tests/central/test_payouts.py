@@ -254,3 +254,18 @@ async def test_a_payment_that_the_signer_refuses_at_present_waits_and_is_made_la
     await lab.until("completed")
     assert (await lab.held())[0] == f.AMOUNT * 9 // 10
     assert made.why_unpaid("job-1") == ""
+
+
+async def test_the_comparison_goes_on_after_an_error_nobody_foresaw(lab, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(reconciliation, "AGAIN_S", 0.0)
+    compared = asyncio.Queue()
+
+    class Failing:
+        async def compare(self, now_ms):
+            compared.put_nowait(now_ms)
+            raise TimeoutError("not ours")
+
+    keeper = asyncio.create_task(reconciliation.keep(lab.central.log, Failing()))
+    for _ in range(3):
+        await compared.get()
+    keeper.cancel()
