@@ -8,6 +8,7 @@ of the name. No credentials, no cookies, no proxy of the environment.
 import contextlib
 import http.client
 import ipaddress
+import queue
 import re
 import socket
 import ssl
@@ -25,11 +26,13 @@ TIMEOUT_S = 600.0  # for all of it
 CONNECT_TIMEOUT_S = 10.0
 BLOCK_BYTES = 1 << 16
 REDIRECTS = (301, 302, 303, 307, 308)
-# Public by their number, and yet a way to an address that need not be: relays, translations, forms of IPv4.
+# Public by their number, and yet a way to an address that need not be: relays, translations, forms of IPv4,
+# and the one at which Azure answers its own machines.
 NOT_PUBLIC = [
     ipaddress.ip_network(each)
     for each in (
-        "0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "224.0.0.0/3",
+        "0.0.0.0/8", "100.64.0.0/10", "168.63.129.16/32",
+        "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "224.0.0.0/3",
         "::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/23", "2002::/16", "fec0::/10", "ff00::/8",
     )
 ]  # fmt: skip
@@ -80,15 +83,22 @@ def fetch(
     until_s, trust = time.monotonic() + timeout_s, trust or ssl.create_default_context()
     for _ in range(MAX_REDIRECTS + 1):
         parts = _checked(url)
-        address = _address(url, parts, resolve)
+        address = _address(url, parts, resolve, until_s)
         with _Request(url, parts, address, connect, trust, until_s) as answer:
             if answer.status in REDIRECTS:
-                url = urljoin(url, answer.getheader("Location") or "")
+                url = _joined(url, answer.getheader("Location") or "")
                 continue
             if answer.status != 200:
                 raise FetchError(f"{url}: expected an answer with status 200, got {answer.status}")
             return _store(url, answer, folder / _name(parts), max_bytes, until_s)
     raise FetchError(f"{url}: more than {MAX_REDIRECTS} redirects")
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchError(f"{url[:200]}: it leads to {location[:200]!a}, which is no address ({error})") from None
 
 
 def _checked(url: str) -> SplitResult:
@@ -108,17 +118,44 @@ def _checked(url: str) -> SplitResult:
     return parts
 
 
-def _address(url: str, parts: SplitResult, resolve: Resolve) -> str:
+def _address(url: str, parts: SplitResult, resolve: Resolve, until_s: float) -> str:
     """The one address to connect to. All that the name stands for must be public: else it is no public name."""
     host = parts.hostname or ""
     try:
-        found = resolve(host, parts.port or 443)
+        found = _in_time(url, lambda: resolve(host, parts.port or 443), until_s)
     except (OSError, UnicodeError) as error:
         raise FetchError(f"{url[:200]}: {host} is not known ({error})") from None
     inside = [address for address in found if not is_public(address)]
     if inside or not found:
         raise FetchError(f"{url[:200]}: {host} is {', '.join(inside) or 'nowhere'}, which is no public address")
     return found[0]
+
+
+def _in_time(url: str, look_up: Callable[[], list[str]], until_s: float) -> list[str]:
+    """What it returns or raises, unless that takes too long: a name server can be slow, and cannot be interrupted."""
+    done: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put(look_up())
+        except Exception as error:
+            done.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        found = done.get(timeout=min(CONNECT_TIMEOUT_S, _left_s(url, until_s)))
+    except queue.Empty:
+        raise FetchError(f"{url[:200]}: it took too long to find out where that is") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _left_s(url: str, until_s: float) -> float:
+    left_s = until_s - time.monotonic()
+    if left_s <= 0:
+        raise FetchError(f"{url[:200]}: it took too long")
+    return left_s
 
 
 class _Request:
@@ -134,9 +171,9 @@ class _Request:
     def __enter__(self) -> http.client.HTTPResponse:
         host, port = self._parts.hostname or "", self._parts.port or 443
         try:
-            link = self._connect(self._address, port, min(CONNECT_TIMEOUT_S, self._left_s()))
+            link = self._connect(self._address, port, min(CONNECT_TIMEOUT_S, _left_s(self._url, self._until_s)))
             self._open.callback(link.close)
-            timer = threading.Timer(self._left_s(), _end, [link])
+            timer = threading.Timer(_left_s(self._url, self._until_s), _end, [link])
             timer.daemon = True
             self._open.callback(timer.cancel)
             timer.start()
@@ -160,12 +197,6 @@ class _Request:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def _left_s(self) -> float:
-        left_s = self._until_s - time.monotonic()
-        if left_s <= 0:
-            raise FetchError(f"{self._url[:200]}: it took too long")
-        return left_s
-
 
 def _end(link: socket.socket) -> None:
     with contextlib.suppress(OSError):
@@ -174,7 +205,7 @@ def _end(link: socket.socket) -> None:
 
 def _store(url: str, answer: http.client.HTTPResponse, path: Path, max_bytes: int, until_s: float) -> Path:
     said = answer.getheader("Content-Length")
-    if said is not None and said.isdigit() and int(said) > max_bytes:
+    if said is not None and (not re.fullmatch(r"[0-9]{1,19}", said) or int(said) > max_bytes):
         raise FetchError(f"{url[:200]}: expected at most {max_bytes} bytes, {said[:30]} are announced")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, size = path.with_name(f".{path.name}.part"), 0

@@ -67,7 +67,7 @@ HOSTILE = [
     "https://172.16.0.1:{port}/", "https://192.168.0.1:{port}/",
     "https://100.64.0.1:{port}/", "https://198.18.0.1:{port}/",
     "https://192.0.0.192:{port}/", "https://224.0.0.1:{port}/",
-    "https://240.0.0.1:{port}/", "https://255.255.255.255:{port}/",
+    "https://168.63.129.16:{port}/", "https://240.0.0.1:{port}/", "https://255.255.255.255:{port}/",
     "https://inside.test:{port}/", "https://metadata.test:{port}/",
     "https://both.test:{port}/", "https://both6.test:{port}/",
     "https://mapped.test:{port}/", "https://nowhere.test:{port}/",
@@ -186,6 +186,9 @@ PAGES = {
     "/plain": redirect("http://data.test/data.csv"),
     "/file": redirect("file:///etc/passwd"),
     "/nowhere": redirect(""),
+    "/no-address": redirect("https://[::1"),
+    "/square": give(b"x", **{"Content-Length": "\u00b2"}),
+    "/digits": give(b"x", **{"Content-Length": "9" * 5_000}),
     "/endless": endless(0),
     "/slow": endless(0.05),
     "/announced": give(b"", **{"Content-Length": str(10**12)}),
@@ -227,6 +230,9 @@ def test_the_name_of_a_file_is_no_path_and_hides_nothing(site, tmp_path):
         ("/announced", "1000000000000 are announced"),
         ("/cut", "broke off"),
         ("/missing", "status 200, got 404"),
+        ("/no-address", "leads to 'https://\\[::1', which is no address"),
+        ("/square", "expected at most 100000 bytes"),
+        ("/digits", "expected at most 100000 bytes"),
     ],
 )
 def test_what_leads_inside_or_never_ends_is_one_error_and_leaves_nothing(path, why, site, tmp_path):
@@ -243,6 +249,18 @@ def test_a_name_that_stands_for_another_address_a_moment_later_is_connected_to_w
     with pytest.raises(FetchError, match="no public address"):
         site.fetch("https://data.test/data.csv", tmp_path, names=lambda host, port: next(answers))
     assert site.connected == [PUBLIC]
+
+
+def test_a_name_server_that_does_not_answer_is_one_error_in_time(tmp_path):
+    over = threading.Event()
+
+    def never(host, port):
+        over.wait()
+        return [PUBLIC]
+
+    with pytest.raises(FetchError, match="too long to find out"):
+        fetch.fetch("https://data.test/data.csv", tmp_path, resolve=never, timeout_s=0.1)
+    over.set()
 
 
 def test_a_server_without_a_certificate_for_the_name_is_refused(site, tmp_path):
