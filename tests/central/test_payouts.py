@@ -269,3 +269,17 @@ async def test_the_comparison_goes_on_after_an_error_nobody_foresaw(lab, monkeyp
     for _ in range(3):
         await compared.get()
     keeper.cancel()
+
+
+async def test_a_job_that_settles_past_its_deadline_may_have_been_refunded_and_freezes_nothing(audited, monkeypatch):
+    # an endpoint that keeps no history cannot prove the refund: payouts were frozen for everybody
+    async def no_history(terms, deposit_signature):
+        return None
+
+    terms = await audited.delivered()
+    audited.after_the_deadline()
+    await audited.refunded(terms)
+    monkeypatch.setattr(audited.chain, "refund_of", no_history)
+    deadline_ms = terms.deadline_s * 1000
+    assert await differences(await audited.audit.compare(deadline_ms + 1_000)) == []
+    assert await differences(await audited.audit.compare(deadline_ms)) != []
