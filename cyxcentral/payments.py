@@ -287,7 +287,7 @@ class Payments:
         mint = self._events.world.mints[mint_id]
         if mint.ended is not None:
             return
-        outcome = await self._land(mint.signed)
+        outcome = await self._land(mint.signed, held=self._frozen)
         event: m.MintEvent = m.MintFailed(reason=outcome.reason)
         if outcome.kind == Outcome.FINAL:
             event = m.Minted(to=mint.to, amount_base_units=mint.amount_base_units, signature=mint.signed.signature)

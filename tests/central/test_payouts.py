@@ -102,6 +102,30 @@ async def test_a_settlement_that_was_signed_is_not_sent_while_payouts_are_frozen
     assert audited.central.world.jobs["job-1"].status == "settling"
 
 
+async def test_a_faucet_payment_under_way_is_not_sent_while_payouts_are_frozen(audited, monkeypatch):
+    monkeypatch.setattr("cyxcentral.payments.RESEND_AFTER_S", (0.01,))
+    made, looked = audited.payments(), asyncio.Event()
+    sent, status, send = [], audited.chain.status, audited.chain.send
+
+    async def lose(transaction):
+        sent.append(transaction)
+        await reconciliation.steer(audited.central.log, m.PayoutsFrozen(reason="the night", caller="c-1"))
+
+    async def look(*arguments):
+        if audited.server.calls["getSignatureStatuses"] > 5:
+            looked.set()
+        return await status(*arguments)
+
+    audited.chain.send, audited.chain.status = lose, look
+    paying = asyncio.create_task(made.mint_to(NODE.address, 5))
+    await looked.wait()
+    assert len(sent) == 1  # before it was frozen
+    audited.chain.send = send
+    await reconciliation.steer(audited.central.log, m.PayoutsReleased(reason="it is day", caller="c-1"))
+    assert await paying
+    assert (await audited.held())[0] == 5
+
+
 async def test_where_nothing_differs_everything_is_compared_and_payouts_go_on(audited):
     await audited.delivered()
     made = audited.payments()
