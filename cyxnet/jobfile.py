@@ -14,6 +14,7 @@ docs/cli.md lists every key. Tables, Parquet, JSON lines and NPZ files travel as
 pairs are packed into one NPZ first.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -58,6 +59,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     priority: int = 0
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     warnings: list[str] = []
+    fetched: bool = False  # its data, from an address, into a folder of its own: discard() it when all is sent
 
     def request(self, dataset: ArtifactRef) -> JobRequest:
         """The job as it is sent, once the digest of the data is known."""
@@ -79,7 +81,8 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
 def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
     """Read and check a job file.
 
-    work_folder: where packed data is kept until it is uploaded; a fresh temporary folder when absent.
+    work_folder: where packed data is kept until it is uploaded; a fresh temporary folder when absent. Data that is
+    fetched lies in a new folder within it, until discard() of the data's path.
     Raises SpecError, AmountError, DataError, ShapeError or GraphError; each message starts with the file it is about.
     """
     from cyxcore import data
@@ -89,28 +92,42 @@ def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
     amount_base_units = amounts.parse(file.amount, f"{path}: amount")
     needs = _needs(file.needs, path)
     data_path, section = _data_file(file.data, path, work_folder)
-    spec = _data_spec(section, data_path, file, path)
-    info = data.inspect(data_path, spec, loss=file.training.loss)
-    model, graph = _model(file.model, info, path)
-    return _fitted(
-        LoadedJob(
-            name=file.name,
-            amount_base_units=amount_base_units,
-            data_path=data_path,
-            model=model,
-            data=spec,
-            facts=_facts(info),
-            training=file.training,
-            needs=needs,
-            max_attempts=file.max_attempts,
-            priority=file.priority,
-            checkpoints=file.checkpoints,
-            parameters=graph.parameter_count,
-        ),
-        info,
-        graph,
-        str(path),
-    )
+    fetched = section.path.startswith("https://")
+    try:
+        spec = _data_spec(section, data_path, file, path)
+        info = data.inspect(data_path, spec, loss=file.training.loss)
+        model, graph = _model(file.model, info, path)
+        return _fitted(
+            LoadedJob(
+                name=file.name,
+                amount_base_units=amount_base_units,
+                data_path=data_path,
+                model=model,
+                data=spec,
+                facts=_facts(info),
+                training=file.training,
+                needs=needs,
+                max_attempts=file.max_attempts,
+                priority=file.priority,
+                checkpoints=file.checkpoints,
+                parameters=graph.parameter_count,
+                fetched=fetched,
+            ),
+            info,
+            graph,
+            str(path),
+        )
+    except BaseException:
+        if fetched:
+            discard(data_path)
+        raise
+
+
+def discard(data_path: Path) -> None:
+    """Remove data that was fetched, and its folder with it; what is gone already is no error."""
+    with contextlib.suppress(OSError):
+        data_path.unlink(missing_ok=True)
+        data_path.parent.rmdir()
 
 
 def from_module(
@@ -219,10 +236,16 @@ def _fetched(url: str, path: Path, work_folder: Path | None) -> Path:
         )
     from cyxnet.fetch import FetchError, fetch
 
+    if work_folder:
+        work_folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="cyx-fetched-", dir=work_folder))  # two addresses may end in the same name
     try:
-        return fetch(url, work_folder or Path(tempfile.mkdtemp(prefix="cyx-fetched-")))
+        return fetch(url, folder)
     except FetchError as error:
         raise DataError(f"{path}: data.path: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):  # only when it is empty
+            folder.rmdir()
 
 
 def _of_uri(uri: str, path: Path) -> Path:

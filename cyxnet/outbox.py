@@ -16,13 +16,17 @@ FOLDER = "outbox"
 
 
 class Kept(Struct, kw_only=True, frozen=True):
-    """A job to submit later. data_path: where its data was; the digest in `job` says whether it still is that."""
+    """A job to submit later. data_path: where its data was; the digest in `job` says whether it still is that.
+
+    fetched: the data was fetched for this job, and goes when the job does.
+    """
 
     job_id: JobId
     job: JobRequest
     data_path: str
     kept_at_ms: int
     reason: str
+    fetched: bool = False
 
 
 def keep(folder: Path, kept: Kept) -> Path:

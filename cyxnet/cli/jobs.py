@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,33 @@ from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient, Prepared
+from cyxnet.config import ConfigError
 from cyxnet.display import cyx, human_age, human_bytes, percent, validation
-from cyxnet.jobfile import LoadedJob, load
+from cyxnet.jobfile import LoadedJob, discard, load
 
 FIRST_USE_BASE_UNITS = 100 * 10**9
 
 
+@contextlib.asynccontextmanager
+async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
+    """The job of a file. Data that was fetched for it goes at the end, unless the job is kept for later."""
+    job, kept = load(args.file, args.dir / "packed"), False
+    try:
+        yield job
+    except KeptForLater:
+        kept = True
+        raise
+    finally:
+        if job.fetched and not kept:
+            discard(job.data_path)
+
+
 async def submit(args: argparse.Namespace, screen: Screen) -> int:
-    job = load(args.file, args.dir / "packed")
+    async with loaded(args) as job:
+        return await _submit(job, args, screen)
+
+
+async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> int:
     if args.priority is not None:
         job = msgspec.structs.replace(job, priority=args.priority)
     price = read_price(args.quote) if args.quote else None
@@ -38,7 +58,7 @@ async def submit(args: argparse.Namespace, screen: Screen) -> int:
         try:
             reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
         except BusError as error:  # the pauses of the client are used up
-            raise _kept(args.dir, prepared, error) from None
+            raise _kept(args.dir, prepared, job.fetched, error) from None
         if not args.wait:
             screen.result(f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}", reply)
             return DONE
@@ -52,7 +72,7 @@ class KeptForLater(BusError):
     code = "kept_for_later"
 
 
-def _kept(folder: Path, prepared: Prepared, error: BusError) -> KeptForLater:
+def _kept(folder: Path, prepared: Prepared, fetched: bool, error: BusError) -> KeptForLater:
     job_id = prepared.job_id
     outbox.keep(
         folder,
@@ -62,6 +82,7 @@ def _kept(folder: Path, prepared: Prepared, error: BusError) -> KeptForLater:
             data_path=str(prepared.data_path.absolute()),
             kept_at_ms=time.time_ns() // 1_000_000,
             reason=str(error),
+            fetched=fetched,
         ),
     )
     return KeptForLater(f"{error}; {job_id} is kept, not lost: cyx outbox --send submits it, once at most")
@@ -69,6 +90,8 @@ def _kept(folder: Path, prepared: Prepared, error: BusError) -> KeptForLater:
 
 async def sent_later(args: argparse.Namespace, screen: Screen) -> int:
     if args.forget:
+        with contextlib.suppress(ConfigError):  # of another job; it is told below
+            _discard_fetched([each for each in outbox.waiting(args.dir) if each.job_id == args.forget])
         outbox.forget(args.dir, args.forget)
     kept = outbox.waiting(args.dir)
     if not args.send:
@@ -84,10 +107,17 @@ async def sent_later(args: argparse.Namespace, screen: Screen) -> int:
         for each in kept:
             reply = await _send(client, each, screen)
             outbox.forget(args.dir, each.job_id)
+            _discard_fetched([each])
             screen.result(f"{each.job_id} is submitted; follow it with: cyx watch {each.job_id}", reply)
     if not kept:
         screen.result("no job waits to be submitted", kept)
     return DONE
+
+
+def _discard_fetched(gone: list[outbox.Kept]) -> None:
+    for each in gone:
+        if each.fetched:
+            discard(Path(each.data_path))
 
 
 async def _send(client: AsyncClient, kept: outbox.Kept, screen: Screen) -> m.JobView | m.SubmitReply:

@@ -13,6 +13,7 @@ from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
+from cyxnet.cli.jobs import loaded
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
@@ -20,7 +21,6 @@ from cyxnet.config import ConfigError, read_network, write_atomically
 from cyxnet.display import cyx, human_age, human_bytes, human_duration
 from cyxnet.escrow import LOCAL_PROGRAM, split
 from cyxnet.instructions import SettlementError
-from cyxnet.jobfile import load
 from cyxnet.solana import Settlement
 from cyxnet.wallet import Wallet
 
@@ -160,8 +160,7 @@ async def payouts(args: argparse.Namespace, screen: Screen) -> int:
 
 async def quote(args: argparse.Namespace, screen: Screen) -> int:
     """What a job costs at most, and on whom that depends. Nothing is stored or paid."""
-    job = load(args.file, args.dir / "packed")
-    async with connected(args) as client:
+    async with loaded(args) as job, connected(args) as client:
         prepared = await client.prepare(job)
     found, price = prepared.quote, prepared.quote.price
     if price is None:

@@ -10,14 +10,14 @@ import msgspec
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet.cli.exits import WORLD_FAILED
-from cyxnet.cli.jobs import first_money, tell_job, tell_model, tell_quote
+from cyxnet.cli.jobs import first_money, loaded, tell_job, tell_model, tell_quote
 from cyxnet.cli.models import fetch_model, output_path
 from cyxnet.cli.network import joined
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient, Prepared
 from cyxnet.display import cyx, validation
-from cyxnet.jobfile import load
+from cyxnet.jobfile import LoadedJob
 
 CANCEL_WAIT_S = 30.0
 
@@ -26,7 +26,12 @@ async def train(args: argparse.Namespace, screen: Screen) -> int:
     """Everything that the user could have got wrong is checked before a network is started."""
     if args.output is not None:
         output_path(args.output, "model", force=args.force)
-    job = load(args.file, args.dir / "packed")
+    async with loaded(args) as job:
+        return await _train_here(job, args, screen)
+
+
+async def _train_here(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> int:
+    """On the network that is up, or on one of its own."""
     out_path = output_path(args.output, job.name, force=args.force)
     tell_job(job, screen)
     async with joined(args.dir, screen) as network:

@@ -5,6 +5,7 @@ import asyncio
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -664,6 +665,38 @@ async def test_a_job_whose_submit_nobody_answers_is_kept_and_sent_later_under_it
     assert code == 0 and f"{placed[0]} is submitted" in sent
     assert placed == [placed[0]] * 2
     assert "no job waits" in (await cyx("outbox"))[1]
+
+
+@pytest.mark.parametrize("then", ["--send", "--forget"])
+async def test_fetched_data_stays_as_long_as_its_job_waits_and_no_longer(
+    central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, then: str
+) -> None:
+    answers = [False, True, True]
+
+    async def place(client: AsyncClient, prepared: Prepared, on_upload: object = None) -> m.SubmitReply:
+        assert prepared.data_path.exists()
+        if not answers.pop(0):
+            raise BusError("no answer")
+        return m.SubmitReply(job_id=prepared.job_id, status="funding", terms=prepared.quote.terms)
+
+    def fetched(url: str, folder: Path) -> Path:
+        return Path(shutil.copy(EXAMPLES / "diabetes.csv", folder))
+
+    job = tmp_path / "job.toml"
+    source = (EXAMPLES / "diabetes.toml").read_text()
+    assert 'path = "diabetes.csv"' in source
+    job.write_text(source.replace('path = "diabetes.csv"', 'path = "https://data.test/diabetes.csv"'))
+    monkeypatch.setenv("CYX_REMOTE_DATA", "https")
+    monkeypatch.setattr("cyxnet.fetch.fetch", fetched)
+    monkeypatch.setattr(AsyncClient, "place", place)
+    folders = tmp_path / "packed"
+    assert (await cyx("submit", str(job)))[0] == 1
+    assert len(list(folders.iterdir())) == 1
+    [kept] = outbox.waiting(tmp_path)
+    assert (await cyx("outbox", then, *([kept.job_id] if then == "--forget" else [])))[0] == 0
+    assert list(folders.iterdir()) == []
+    assert (await cyx("submit", str(job)))[0] == 0
+    assert list(folders.iterdir()) == []
 
 
 async def test_a_kept_job_that_central_has_already_is_not_sent_again(

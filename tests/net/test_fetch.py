@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from cyxcore.errors import DataError
+from cyxcore.errors import CyxError, DataError
 from cyxnet import fetch, jobfile, tls
 from cyxnet.fetch import FetchError, is_public
 
@@ -281,10 +281,10 @@ layers = [{{ kind = "Linear", out_features = 2 }}]
 """
 
 
-def load(tmp_path, path):
+def load(tmp_path, path, work_folder=None):
     job = tmp_path / "job.toml"
     job.write_text(JOB.format(path=path))
-    return jobfile.load(job)
+    return jobfile.load(job, work_folder)
 
 
 def test_a_job_file_has_nothing_fetched_unless_its_submitter_allows_it(tmp_path, monkeypatch):
@@ -296,16 +296,39 @@ def test_a_job_file_has_nothing_fetched_unless_its_submitter_allows_it(tmp_path,
         load(tmp_path, "https://127.0.0.1/data.csv")
 
 
-def test_a_job_file_gets_what_was_fetched_for_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("CYX_REMOTE_DATA", "https")
+def fetched(rows):
+    """In place of fetch(): the last part of the address names the file, as it does there."""
 
     def give(url, folder):
-        folder.mkdir(exist_ok=True)
-        (folder / "data.csv").write_text("a,label\n" + "".join(f"{n},{n % 2}\n" for n in range(20)))
-        return folder / "data.csv"
+        path = folder / "data.csv"
+        path.write_text("a,label\n" + "".join(f"{n},{n % 2}\n" for n in range(rows[url])))
+        return path
 
-    monkeypatch.setattr(fetch, "fetch", give)
-    assert load(tmp_path, "https://data.test/data.csv").data_path.name == "data.csv"
+    return give
+
+
+def test_a_job_file_gets_what_was_fetched_for_it_and_no_other(tmp_path, monkeypatch):
+    # two jobs whose addresses end in the same name could send each other's data
+    monkeypatch.setenv("CYX_REMOTE_DATA", "https")
+    urls = {"https://data.test/data.csv": 20, "https://other.test/data.csv": 30}
+    monkeypatch.setattr(fetch, "fetch", fetched(urls))
+    jobs = [load(tmp_path, url, tmp_path / "packed") for url in urls]
+    assert [job.data_path.name for job in jobs] == ["data.csv"] * 2
+    assert [len(job.data_path.read_text().splitlines()) for job in jobs] == [21, 31]
+    for job in jobs:
+        assert job.fetched
+        jobfile.discard(job.data_path)
+    assert list((tmp_path / "packed").iterdir()) == []
+
+
+def test_what_was_fetched_and_is_no_data_or_did_not_come_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CYX_REMOTE_DATA", "https")
+    with pytest.raises(DataError):
+        load(tmp_path, "https://127.0.0.1/data.csv", tmp_path / "packed")
+    monkeypatch.setattr(fetch, "fetch", fetched({"https://data.test/data.csv": 0}))
+    with pytest.raises(CyxError):
+        load(tmp_path, "https://data.test/data.csv", tmp_path / "packed")
+    assert list((tmp_path / "packed").iterdir()) == []
 
 
 def test_a_file_uri_is_for_the_folders_of_the_job_and_of_who_works(tmp_path, monkeypatch):
