@@ -2,12 +2,26 @@
 caller brings the time.
 """
 
+import ipaddress
 from collections import Counter, OrderedDict
 
 from msgspec import Struct
 
 LONGEST_WAIT_MS = 86_400_000  # that anybody is told
 IDENTITIES = 100_000  # beyond that, who was silent longest starts with a full bucket again
+
+
+def household(address: str) -> str:
+    """What counts as one who asks: an IPv4 address, or the /64 of an IPv6 one, all of which one customer has."""
+    if ":" not in address:
+        return address
+    try:
+        full = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if full.ipv4_mapped:
+        return str(full.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(full) >> 64 << 64)}/64"
 
 
 class Rate(Struct, frozen=True, kw_only=True):

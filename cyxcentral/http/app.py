@@ -34,7 +34,7 @@ from cyxcentral.http.tokens import Tokens
 from cyxnet import messages as m
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, BadMessage, decode
 from cyxnet.outcomes import ApiError, BusError, refusal
-from cyxnet.ratelimit import Places, Rate
+from cyxnet.ratelimit import Places, Rate, household
 from cyxnet.subjects import Verb, may_ask
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Front:
             async with asyncio.timeout(self._limits.send_s):
                 await send(message)
 
-        address = scope["client"][0] if scope["client"] else ""
+        address = household(scope["client"][0]) if scope["client"] else ""
         has_place = self._places.take(address)
         try:
             self.gate.charge_address(address)
@@ -183,7 +183,7 @@ class Front:
     async def _serve(self, route: Route, request: Request) -> Response:
         verb, who = route.asks, request.scope["cyx.who"]
         if route.is_open:
-            caller = request.client.host if request.client else ""
+            caller = household(request.client.host) if request.client else ""
             self.gate.charge_address(caller, OPEN_COST)
         else:
             caller = self._allowed(verb, who).identity

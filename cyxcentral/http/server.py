@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cyxcentral.http.app import Front
 from cyxcore.errors import CyxError
+from cyxnet.ratelimit import household
 from cyxnet.tls import is_loopback
 
 HEAD_S = 10.0  # for the head of a request to arrive, or the next request of a connection to begin
@@ -39,7 +40,7 @@ class Patient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._address = self.client[0] if self.client else ""
+        self._address = household(self.client[0]) if self.client else ""
         self.addresses[self._address] += 1
         if self.addresses[self._address] > CONNECTIONS_OF_ONE or len(self.connections) > CONNECTIONS:
             transport.abort()

@@ -379,6 +379,16 @@ async def test_an_address_that_asks_too_often_is_told_when_to_come_again(broker)
         assert int(last.headers["retry-after"]) * 1000 >= last.json()["retry_after_ms"] > 0
 
 
+async def test_the_addresses_of_one_ipv6_network_have_one_rate(broker):
+    async with HttpCentral.open(broker, http_requests_per_s=1.0) as central:
+        codes = []
+        for host in ("2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::3"):
+            ends = httpx.ASGITransport(central.front, client=(host, 1))
+            async with httpx.AsyncClient(transport=ends, base_url="http://x") as client:
+                codes.append((await client.get("/livez")).status_code)
+        assert codes == [200, 200, 429, 200]
+
+
 @pytest.mark.parametrize("rate", [3.0, 0.1])
 async def test_a_session_is_opened_however_low_the_rate_of_an_address_is(broker, rate, monkeypatch):
     async with HttpCentral.open(broker, http_requests_per_s=rate) as central:

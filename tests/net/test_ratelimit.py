@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyxnet.ratelimit import LONGEST_WAIT_MS, Floods, Places, Rate, RateLimiter
+from cyxnet.ratelimit import LONGEST_WAIT_MS, Floods, Places, Rate, RateLimiter, household
 
 
 def test_a_burst_is_taken_at_once_and_then_the_rate_counts():
@@ -44,6 +44,22 @@ def test_what_costs_more_than_a_bucket_holds_takes_a_full_one():
     assert limiter.wait_ms("a", 0.0, cost=9) == 0
     assert limiter.wait_ms("a", 0.0, cost=9) == 3001
     assert limiter.wait_ms("a", 3.001, cost=9) == 0
+
+
+@pytest.mark.parametrize(
+    "address, counts_as",
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("no:address", "no:address"),
+    ],
+)
+def test_the_addresses_of_one_customer_count_as_one(address, counts_as):
+    assert household(address) == counts_as
 
 
 def test_a_rate_of_next_to_nothing_is_a_long_wait():
