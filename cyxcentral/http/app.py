@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -256,7 +257,9 @@ class Front:
         if last_event_id:
             ask = position(ask, last_event_id)
         read = functools.partial(self._handlers["job.updates"], who.identity)
-        first = await read(ask)  # an unknown job is a plain no
+        found = await self._handlers["job.status"](who.identity, m.JobRef(job_id=ask.job_id))  # or a plain no
+        ask = replace(ask, job_id=found.job_id)  # whole: its beginning may be asked for, and is told of nothing
+        first = await read(ask)
         if last_event_id and not first.updates and first.status in ("completed", "failed", "cancelled"):
             return Response(status_code=204, headers=_HEADERS)  # tells a browser not to come again
 

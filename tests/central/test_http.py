@@ -297,6 +297,21 @@ def sse(credential, last=None):
     return headers | ({"Last-Event-ID": last} if last else {})
 
 
+async def test_updates_of_a_job_named_by_its_beginning_stream_live(broker):
+    async with HttpCentral.open(broker, Limits(ping_s=60.0)) as central:
+        key = (await central.key()).key
+        await job(central, "job-beginning")
+        async with (
+            asyncio.timeout(20),
+            central.http.stream("GET", "/v1/jobs/job-beg/updates", headers=sse(key)) as answer,
+        ):
+            reader = Reader(answer)
+            assert await reader.next()
+            await soon(lambda: central.recent._listeners)
+            await central.small.say(subjects.job_event("job-beginning"), m.PauseRequested(caller="x"))
+            assert await reader.next()
+
+
 async def test_updates_stream_live_and_resume_without_gap_or_duplicate(central):
     key = (await central.key()).key
     await job(central)
