@@ -55,6 +55,7 @@ class NetworkFile(Struct, kw_only=True):
     tls_ca: str = ""  # the authority (PEM) that signed the brokers' certificates; empty: the system's are trusted
     operators: list[str] = []  # callers (c-…) that may ban and pardon nodes
     http_requests_per_s: float = 200.0  # over HTTP, from one address; twice as many at once
+    http_behind_proxy: bool = False  # all ask from its address: connections and requests in flight count together
     http_origins: list[str] = []  # of web pages that may ask over HTTP (CORS)
     http_url: str = ""  # where `cyx up --http` serves, with commas between
     pid: int = 0  # of the `cyx up` that serves it

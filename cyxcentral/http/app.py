@@ -87,6 +87,7 @@ class Front:
         }
         self.figures = Figures(central)
         self._places = Places(REQUESTS_IN_FLIGHT)
+        self.behind_proxy = network.http_behind_proxy
         self._streams: dict[str, int] = {}  # identity -> how many are open
         self.over = asyncio.Event()
         self._document = msgspec.json.encode(openapi.document(VERSION))
@@ -144,7 +145,8 @@ class Front:
                 await send(message)
 
         address = household(scope["client"][0]) if scope["client"] else ""
-        has_place = self._places.take(address)
+        asker = str(scope["client"]) if self.behind_proxy else address  # with its port: of one there is one request
+        has_place = self._places.take(asker)
         try:
             self.gate.charge_address(address)
             if not has_place:
@@ -159,7 +161,7 @@ class Front:
                 await self._refused(error, scope["path"])(scope, receive, timely)
         finally:
             if has_place:
-                self._places.give_back(address)
+                self._places.give_back(asker)
             where = scope.get("cyx.route", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"  # each label is kept for ever
             self.figures.requests.labels(method, where, said["status"]).inc()

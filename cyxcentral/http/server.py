@@ -34,6 +34,7 @@ class Patient(H11Protocol):
     """A connection that is closed when the head of its request takes too long: uvicorn would wait for ever."""
 
     head_s = HEAD_S
+    connections_of_one = CONNECTIONS_OF_ONE
     addresses: Counter[str]  # how many connections each has; set by Server
     _address = ""
     _waiting: asyncio.TimerHandle | None = None
@@ -42,7 +43,7 @@ class Patient(H11Protocol):
         super().connection_made(transport)
         self._address = household(self.client[0]) if self.client else ""
         self.addresses[self._address] += 1
-        if self.addresses[self._address] > CONNECTIONS_OF_ONE or len(self.connections) > CONNECTIONS:
+        if self.addresses[self._address] > self.connections_of_one or len(self.connections) > CONNECTIONS:
             transport.abort()
         self._wait()
 
@@ -84,7 +85,9 @@ class Server:
     """`await Server.start(…)`, then `url`; `await close()` ends it. head_s: see HEAD_S."""
 
     def __init__(self, front: Front, listening: socket.socket, certificate: tuple[Path, Path] | None, head_s: float):
-        kind = type("Patient", (Patient,), {"head_s": head_s, "addresses": Counter()})
+        of_one = CONNECTIONS if front.behind_proxy else CONNECTIONS_OF_ONE
+        limits = {"head_s": head_s, "connections_of_one": of_one, "addresses": Counter()}
+        kind = type("Patient", (Patient,), limits)
         tls: dict[str, Any] = {}
         if certificate:
             tls = {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}

@@ -404,6 +404,17 @@ async def test_the_addresses_of_one_ipv6_network_have_one_rate(broker):
         assert codes == [200, 200, 429, 200]
 
 
+async def test_a_proxy_may_have_all_connections_and_places(broker, monkeypatch):
+    monkeypatch.setattr("cyxcentral.http.app.REQUESTS_IN_FLIGHT", 2)
+    monkeypatch.setattr("cyxcentral.http.server.CONNECTIONS_OF_ONE", 1)
+    async with HttpCentral.open(broker, http_behind_proxy=True) as central:
+        key = (await central.key()).key
+        await job(central)
+        async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
+            assert await Reader(answer).next()
+            assert (await central.http.get("/livez")).status_code == 200
+
+
 @pytest.mark.parametrize("rate", [3.0, 0.1])
 async def test_a_session_is_opened_however_low_the_rate_of_an_address_is(broker, rate, monkeypatch):
     async with HttpCentral.open(broker, http_requests_per_s=rate) as central:
