@@ -319,9 +319,9 @@ class Central:
             except BrokerError as error:
                 log.warning("%s", error)
 
-    def over_limit_ms(self, identity: str) -> int:
+    def over_limit_ms(self, identity: str, cost: float = 1.0) -> int:
         """0 when who asks may go on (and is charged for it), else how long to wait; one count for NATS and HTTP."""
-        return self._edge.over_limit_ms("api", identity)
+        return self._edge.over_limit_ms("api", identity, cost)
 
     def unwell(self) -> str:
         """Why this central cannot do its work now; empty when it can."""

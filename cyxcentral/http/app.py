@@ -33,6 +33,7 @@ from cyxcentral.http.gate import OPEN_COST, Gate, Who
 from cyxcentral.http.routes import EVENT_STREAM, ROUTES, Route
 from cyxcentral.http.tokens import Tokens
 from cyxnet import messages as m
+from cyxnet.bus import COSTS_ONE_MORE_BYTES
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, BadMessage, decode
 from cyxnet.outcomes import ApiError, BusError, refusal
 from cyxnet.ratelimit import Places, Rate, household
@@ -189,7 +190,9 @@ class Front:
             caller = household(request.client.host) if request.client else ""
             self.gate.charge_address(caller, OPEN_COST)
         else:
-            caller = self._allowed(verb, who).identity
+            said = request.headers.get("content-length", CHUNK_BYTES if "transfer-encoding" in request.headers else 0)
+            size = int(said) if route.method == "POST" else 0
+            caller = self._allowed(verb, who, 1 + size // COSTS_ONE_MORE_BYTES["api"]).identity
         asked = await self._asked(route, request)
         if who is not None and not route.is_open:
             refuse_more_than_given(verb, who, asked)
@@ -201,13 +204,13 @@ class Front:
             return Response(reply, route.status, _HEADERS | headers, BYTES)
         return Response(msgspec.json.encode(reply), route.status, _HEADERS | headers, JSON)
 
-    def _allowed(self, verb: Verb, who: Who | None) -> Who:
+    def _allowed(self, verb: Verb, who: Who | None, cost: int = 1) -> Who:
         """Raises Refused when nobody asks, ApiError when his role may not, or not so often."""
         if who is None:
             raise Refused("this needs a header: Authorization: Bearer, and an access token or an API key behind it")
         if not may_ask(who.role, verb):
             raise ApiError("not_allowed", f"the role {who.role} may not ask {verb.name}", 403)
-        self.gate.charge(who)
+        self.gate.charge(who, cost)  # a large body counts as several requests, as over NATS
         return who
 
     async def _asked(self, route: Route, request: Request) -> Any:

@@ -30,7 +30,7 @@ class Who(Struct, frozen=True, kw_only=True):
 
 
 class Gate:
-    """node_of: a node as the log knows it. wait_ms: how long an identity has to wait, charged with one request."""
+    """node_of: a node as the log knows it. wait_ms: how long an identity has to wait, charged with so many requests."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Gate:
         network_id: str,
         roles: Callable[[str], frozenset[m.Role]],
         node_of: Callable[[str], Node | None],
-        wait_ms: Callable[[str], int],
+        wait_ms: Callable[[str, float], int],
         of_an_address: Rate,
     ):
         self._access = access
@@ -87,9 +87,12 @@ class Gate:
         if wait_ms := self._addresses.wait_ms(address, self._now_s(), cost):
             raise ApiError("rate_limited", f"{address} asks too often; again in {wait_ms} ms", 429, wait_ms)
 
-    def charge(self, who: Who) -> None:
-        """One request of an identity, counted with those it makes over NATS, and of its key. Raises ApiError (429)."""
-        wait_ms = self._wait_ms(who.identity)
+    def charge(self, who: Who, cost: float = 1.0) -> None:
+        """A request of an identity, counted with those it makes over NATS, and of its key. Raises ApiError (429).
+
+        cost: as how many requests of the identity it counts.
+        """
+        wait_ms = self._wait_ms(who.identity, cost)
         if who.requests_per_s and not wait_ms:
             limiter = self._keys.get(who.grant_id)
             if limiter is None:
@@ -103,7 +106,7 @@ class Gate:
             raise ApiError("rate_limited", f"{who.identity} asks too often; again in {wait_ms} ms", 429, wait_ms)
 
     def _charge_identity(self, identity: str) -> None:
-        if wait_ms := self._wait_ms(identity):
+        if wait_ms := self._wait_ms(identity, 1.0):
             raise ApiError("rate_limited", f"{identity} asks too often; again in {wait_ms} ms", 429, wait_ms)
 
     def _now_s(self) -> float:

@@ -19,6 +19,7 @@ from cyxcentral.http.routes import ROUTES
 from cyxcentral.http.server import CONNECTIONS_OF_ONE, HttpError, Server, refuse_plain_text
 from cyxnet import messages as m
 from cyxnet import subjects
+from cyxnet.bus import COSTS_ONE_MORE_BYTES
 from cyxnet.credentials import USER, as_client, caller_id, nkey, session_bytes
 from cyxnet.subjects import VERBS
 from tests.central import facts as f
@@ -413,6 +414,15 @@ async def test_a_proxy_may_have_all_connections_and_places(broker, monkeypatch):
         async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
             assert await Reader(answer).next()
             assert (await central.http.get("/livez")).status_code == 200
+
+
+async def test_a_large_body_counts_as_several_requests(central):
+    key = bearer((await central.key()).key)
+    charged = []
+    central.front.gate._wait_ms = lambda identity, cost: charged.append(cost) or 0
+    for sent in (b"{}", bytes(524_288)):
+        await central.http.post("/v1/artifacts/chunks", content=sent, headers=key)
+    assert charged == [1, 1 + 524_288 // COSTS_ONE_MORE_BYTES["api"]]
 
 
 @pytest.mark.parametrize("rate", [3.0, 0.1])
