@@ -11,6 +11,12 @@ from tests.core.oracle import numbers
 
 torch = pytest.importorskip("torch")
 
+def inverse_of_two(x):
+    """By its formula: PyTorch's own now and then is not a number for these (2.14)."""
+    (a, b), (c, d) = x
+    return torch.stack([torch.stack([d, -b]), torch.stack([-c, a])]) / (a * d - b * c)
+
+
 CASES: list[Any] = [
     lambda xp, z, w: z + w * 2.0,
     lambda xp, z, w: z * w - 1j * z,
@@ -32,7 +38,7 @@ CASES: list[Any] = [
     lambda xp, z, w: z.reshape(3, 2) @ w,
     lambda xp, z, w: xp.real(z) * 2.0 * xp.real(w),
     lambda xp, z, w: xp.tensordot(z, w, axes=([1], [1])) if xp is cx else xp.tensordot(z, w, dims=([1], [1])),
-    lambda xp, z, w: xp.linalg.inv(z @ w.T + 9j * xp.eye(2)) if xp is cx else xp.linalg.inv(z @ w.T + 9j * xp.eye(2)),
+    lambda xp, z, w: (xp.linalg.inv if xp is cx else inverse_of_two)(z @ w.T + 9j * xp.eye(2)),
     lambda xp, z, w: xp.linalg.det(z @ w.T),
     lambda xp, z, w: xp.linalg.svdvals(z * w),
     lambda xp, z, w: xp.linalg.eigvalsh(z @ xp.conj(z.T) + w @ xp.conj(w.T)),
