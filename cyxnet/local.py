@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,7 +86,9 @@ class LocalNetwork:
         http_certificate: tuple[Path, Path] | None = None,
         on_ready: OnReady | None = None,
         on_event: OnEvent | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
+        """settings: more of what network.json says, by the names of its fields."""
         self.folder = folder
         self._nodes = nodes
         self._centrals = centrals
@@ -100,6 +102,7 @@ class LocalNetwork:
         self._hosts = list(hosts)
         self._http = http
         self._http_certificate = http_certificate
+        self._settings = dict(settings or {})
         self._on_ready = on_ready or (lambda part, detail, ms: None)
         self._on_event = on_event or (lambda text: None)
         self._lock: IO[str] | None = None
@@ -209,6 +212,7 @@ class LocalNetwork:
             operators=[as_client(owner).id],
             pid=os.getpid(),
             bans=False,  # every node is the owner's own
+            **self._settings,
         )
         write_network(self.folder, self.file)
         self._tell_others()

@@ -11,6 +11,7 @@ from tests.core.oracle import numbers
 
 torch = pytest.importorskip("torch")
 
+
 def inverse_of_two(x):
     """By its formula: PyTorch's own now and then is not a number for these (2.14)."""
     (a, b), (c, d) = x
