@@ -12,12 +12,6 @@ from tests.core.oracle import numbers
 torch = pytest.importorskip("torch")
 
 
-def inverse_of_two(x):
-    """By its formula: PyTorch's own now and then is not a number for these (2.14)."""
-    (a, b), (c, d) = x
-    return torch.stack([torch.stack([d, -b]), torch.stack([-c, a])]) / (a * d - b * c)
-
-
 CASES: list[Any] = [
     lambda xp, z, w: z + w * 2.0,
     lambda xp, z, w: z * w - 1j * z,
@@ -39,7 +33,7 @@ CASES: list[Any] = [
     lambda xp, z, w: z.reshape(3, 2) @ w,
     lambda xp, z, w: xp.real(z) * 2.0 * xp.real(w),
     lambda xp, z, w: xp.tensordot(z, w, axes=([1], [1])) if xp is cx else xp.tensordot(z, w, dims=([1], [1])),
-    lambda xp, z, w: (xp.linalg.inv if xp is cx else inverse_of_two)(z @ w.T + 9j * xp.eye(2)),
+    lambda xp, z, w: xp.linalg.inv(z @ w.T + 9j * xp.eye(2)),
     lambda xp, z, w: xp.linalg.det(z @ w.T),
     lambda xp, z, w: xp.linalg.svdvals(z * w),
     lambda xp, z, w: xp.linalg.eigvalsh(z @ xp.conj(z.T) + w @ xp.conj(w.T)),
@@ -49,19 +43,30 @@ CASES: list[Any] = [
 ]
 
 
+def of_pytorch(compute, starts, weight):
+    """PyTorch's value and gradients. The first factorization in a process (2.14) may not be a number."""
+    for _ in range(3):
+        theirs = [torch.tensor(start, requires_grad=True) for start in starts]
+        value = compute(torch, *theirs)
+        torch.real(value * torch.tensor(weight)).sum().backward()
+        gradients = [np.zeros((2, 3)) if y.grad is None else y.grad.resolve_conj().numpy() for y in theirs]
+        found = [value.detach().resolve_conj().numpy(), *gradients]
+        if all(np.isfinite(each).all() for each in found):
+            return found[0], gradients
+    pytest.skip("PyTorch's own result is not a number")
+
+
 @pytest.mark.parametrize("place", range(len(CASES)))
 def test_a_gradient_is_pytorchs(place: int) -> None:
     starts = [numbers("complex128", 2, 3, seed=seed) + (0.3 + 0.2j) for seed in (0, 1)]
     mine = [cx.tensor(start, requires_grad=True) for start in starts]
-    theirs = [torch.tensor(start, requires_grad=True) for start in starts]
     compute = CASES[place]
-    got, wanted = compute(cx, *mine), compute(torch, *theirs)
+    got = compute(cx, *mine)
     weight = np.exp(1j * np.arange(got.size)).reshape(got.shape)
     cx.real(got * cx.asarray(weight)).sum().backward()
-    torch.real(wanted * torch.tensor(weight)).sum().backward()
-    np.testing.assert_allclose(got.detach().numpy(), wanted.detach().numpy(), rtol=1e-10, atol=1e-10)
-    for x, y in zip(mine, theirs, strict=True):
-        expected = np.zeros((2, 3)) if y.grad is None else y.grad.resolve_conj().numpy()
+    wanted, gradients = of_pytorch(compute, starts, weight)
+    np.testing.assert_allclose(got.detach().numpy(), wanted, rtol=1e-10, atol=1e-10)
+    for x, expected in zip(mine, gradients, strict=True):
         found = np.zeros((2, 3)) if x.grad is None else x.grad.numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
 
