@@ -31,8 +31,8 @@ from cyxnode.home import Home, open_home, running, slug
 from cyxnode.process import Launch, Pool
 
 EXAMPLE = """example:
-  cyx up --nodes 0                                 a network on this machine, without a node
-  python -m cyxnode --name desk --memory 8GB       a node that lends it 8 GB of memory
+  cyx up                                           a network on this machine, with one node
+  python -m cyxnode --name desk --memory 8GB       one more, that lends it 8 GB of memory
 """
 DRAIN, UNDRAIN = signal.SIGUSR1, signal.SIGUSR2
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

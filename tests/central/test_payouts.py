@@ -64,6 +64,25 @@ async def differences(checks):
     return [each for check in checks for each in check.differences]
 
 
+def frozen_by_the_first_send(audited):
+    """What is sent from now on gets lost, and payouts are frozen by then. Returns what was sent, and an event that is
+    set when resends have been due several times."""
+    sent, looks, looked, status = [], [], asyncio.Event(), audited.chain.status
+
+    async def send(transaction):
+        sent.append(transaction)
+        await reconciliation.steer(audited.central.log, m.PayoutsFrozen(reason="the night", caller="c-1"))
+
+    async def look(*arguments):  # after each time of waiting for what was, or was not, sent
+        looks.append(arguments)
+        if len(looks) > 3:
+            looked.set()
+        return await status(*arguments)
+
+    audited.chain.send, audited.chain.status = send, look
+    return sent, looked
+
+
 async def test_frozen_payouts_wait_and_are_made_when_an_operator_releases_them(audited):
     await reconciliation.steer(audited.central.log, m.PayoutsFrozen(reason="the night", caller="c-1"))
     await audited.delivered()
@@ -83,20 +102,8 @@ async def test_frozen_payouts_wait_and_are_made_when_an_operator_releases_them(a
 async def test_a_settlement_that_was_signed_is_not_sent_while_payouts_are_frozen(audited, monkeypatch):
     monkeypatch.setattr("cyxcentral.payments.RESEND_AFTER_S", (0.01,))
     await audited.delivered()
-    made, looked = audited.payments(), asyncio.Event()
-    sent, looks, status = [], [], audited.chain.status
-
-    async def send(transaction):
-        sent.append(transaction)  # it gets lost
-        await reconciliation.steer(audited.central.log, m.PayoutsFrozen(reason="the night", caller="c-1"))
-
-    async def look(*arguments):  # after each time of waiting for what was, or was not, sent
-        looks.append(arguments)
-        if len(looks) > 3:
-            looked.set()
-        return await status(*arguments)
-
-    audited.chain.send, audited.chain.status = send, look
+    made = audited.payments()
+    sent, looked = frozen_by_the_first_send(audited)
     made.resume()
     await looked.wait()
     assert len(sent) == 1  # before it was frozen
@@ -105,20 +112,8 @@ async def test_a_settlement_that_was_signed_is_not_sent_while_payouts_are_frozen
 
 async def test_a_faucet_payment_under_way_is_not_sent_while_payouts_are_frozen(audited, monkeypatch):
     monkeypatch.setattr("cyxcentral.payments.RESEND_AFTER_S", (0.01,))
-    made, looked = audited.payments(), asyncio.Event()
-    sent, looks, status, send = [], [], audited.chain.status, audited.chain.send
-
-    async def lose(transaction):
-        sent.append(transaction)
-        await reconciliation.steer(audited.central.log, m.PayoutsFrozen(reason="the night", caller="c-1"))
-
-    async def look(*arguments):  # after each time of waiting for what was, or was not, sent
-        looks.append(arguments)
-        if len(looks) > 3:
-            looked.set()
-        return await status(*arguments)
-
-    audited.chain.send, audited.chain.status = lose, look
+    made, send = audited.payments(), audited.chain.send
+    sent, looked = frozen_by_the_first_send(audited)
     paying = asyncio.create_task(made.mint_to(NODE.address, 5))
     await looked.wait()
     assert len(sent) == 1  # before it was frozen
