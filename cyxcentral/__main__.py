@@ -17,7 +17,7 @@ from cyxnet.config import DEFAULT_FOLDER, read_network
 
 if TYPE_CHECKING:
     from cyxcentral.central import Central
-    from cyxcentral.http.server import Server
+    from cyxnet.httpserver import Server
 
 # Python looks for cycles of garbage after so many new objects; by default 700, 10, 10, which takes a fifth of the time
 # of a busy central, because what it keeps (the world) grows all the while and holds no cycles.
@@ -118,7 +118,7 @@ def http_front(options: argparse.Namespace) -> "Callable[[Central], Awaitable[Se
     """What serves HTTP as the options say, once there is a central. Raises MissingExtra, HttpError."""
     try:
         from cyxcentral.http.app import Front
-        from cyxcentral.http.server import Server, refuse_plain_text
+        from cyxnet.httpserver import Server, refuse_plain_text
     except ImportError as error:
         raise MissingExtra(f"--http needs {error.name}; run: pip install 'cyx[http]'") from None
     host, port = options.http

@@ -48,7 +48,7 @@ cyxcore.cyxmodel cyxcore.model cyxcore
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials
 cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
-cyxnet.service cyxnet.mux
+cyxnet.service cyxnet.mux cyxnet.httpserver
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
@@ -75,7 +75,7 @@ cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admissio
 cyxcentral.audit cyxcentral.reconciliation
 cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.access cyxcentral.api cyxcentral.central
 cyxcentral.http cyxcentral.http.routes cyxcentral.http.openapi cyxcentral.http.tokens cyxcentral.http.gate
-cyxcentral.http.figures cyxcentral.http.events cyxcentral.http.app cyxcentral.http.server
+cyxcentral.http.figures cyxcentral.http.events cyxcentral.http.app
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
 cyxcentral.localvm cyxcentral.localrpc cyxcentral.localchain cyxcentral cyxcentral.__main__
 """.split(),
@@ -89,7 +89,7 @@ DOORS = {
     "redis": {"cyxcentral.cache"},
     "jwt": {"cyxcentral.http.tokens"},
     "starlette": {"cyxcentral.http.app", "cyxcentral.http.events"},
-    "uvicorn": {"cyxcentral.http.server"},
+    "uvicorn": {"cyxnet.httpserver"},
     "prometheus_client": {"cyxcentral.http.figures"},
     "solana": {"cyxnet.solana"},
     "solders": {"cyxnet.instructions", "cyxnet.escrow", "cyxnet.solana", "cyxcentral.localvm", "cyxcentral.localrpc"},

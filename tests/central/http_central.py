@@ -13,13 +13,13 @@ from cyxcentral.admission import roles
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
 from cyxcentral.http.app import Front, Limits
-from cyxcentral.http.server import HEAD_S, Server
 from cyxcentral.http.tokens import Tokens
 from cyxcentral.machine import MACHINE
 from cyxcentral.recent import Recent
 from cyxnet import messages as m
 from cyxnet.config import NetworkFile
 from cyxnet.credentials import as_client, session_request
+from cyxnet.httpserver import HEAD_S, Server
 from cyxnet.identity import Identity
 from cyxnet.ratelimit import Rate
 from tests.central.test_dispatch import SmallCentral

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 
 from cyxcentral.http.app import Limits
 from cyxcentral.http.routes import ROUTES
-from cyxcentral.http.server import CONNECTIONS_OF_ONE, HttpError, Server, refuse_plain_text
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import COSTS_ONE_MORE_BYTES
 from cyxnet.credentials import USER, as_client, caller_id, nkey, session_bytes
+from cyxnet.httpserver import CONNECTIONS_OF_ONE, HttpError, Server, refuse_plain_text
 from cyxnet.subjects import VERBS
 from tests.central import facts as f
 from tests.central.http_central import ALICE, BOB, NETWORK_ID, OPERATOR, HttpCentral, bearer, builtins, soon
@@ -407,7 +407,7 @@ async def test_the_addresses_of_one_ipv6_network_have_one_rate(broker):
 
 async def test_a_proxy_may_have_all_connections_and_places(broker, monkeypatch):
     monkeypatch.setattr("cyxcentral.http.app.REQUESTS_IN_FLIGHT", 2)
-    monkeypatch.setattr("cyxcentral.http.server.CONNECTIONS_OF_ONE", 1)
+    monkeypatch.setattr("cyxnet.httpserver.CONNECTIONS_OF_ONE", 1)
     async with HttpCentral.open(broker, http_behind_proxy=True) as central:
         key = (await central.key()).key
         await job(central)
@@ -521,7 +521,8 @@ async def test_a_body_that_does_not_come_is_waited_for_a_while_only(broker):
 
 async def test_a_head_that_is_too_long_or_broken_is_refused(central):
     long = b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"
-    for sent in (long, b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"GET /livez HTTP/1.1\r\n\r\n"):
+    smuggled = b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    for sent in (long, smuggled, b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"GET /livez HTTP/1.1\r\n\r\n"):
         assert (await raw(central, sent)).startswith((b"HTTP/1.1 400", b""))
     assert (await central.http.get("/livez")).status_code == 200
 
@@ -538,9 +539,10 @@ async def test_connections_of_one_address_are_bounded(central):
     assert (await central.http.get("/livez")).status_code == 200
 
 
-async def test_made_up_methods_are_counted_as_one(central):
-    for number in range(5):
-        assert (await central.http.request(f"MADEUP{number}", "/livez")).status_code == 405
+async def test_methods_that_nothing_has_are_counted_as_one(central):
+    for method in ("PROPFIND", "SEARCH", "LOCK", "REPORT"):
+        assert (await central.http.request(method, "/livez")).status_code == 405
+    assert (await central.http.request("MADEUP", "/livez")).status_code == 400
     counted = central.front.figures.text().decode().splitlines()
     methods = {
         line.split('method="')[1].split('"')[0] for line in counted if line.startswith("cyx_http_requests_total")

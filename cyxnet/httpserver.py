@@ -1,4 +1,7 @@
-"""uvicorn on a socket of ours, within central's own loop; what it leaves open to abuse is closed here."""
+"""uvicorn on a socket of ours, within the caller's own loop; what it leaves open to abuse is closed here.
+
+Central and served models stand on it. It is loaded only where HTTP is asked for: it needs the extra `http`.
+"""
 
 import asyncio
 import errno
@@ -7,12 +10,11 @@ import socket
 import ssl
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from cyxcentral.http.app import Front
 from cyxcore.errors import CyxError
 from cyxnet.ratelimit import household
 from cyxnet.tls import is_loopback
@@ -22,21 +24,34 @@ HEAD_BYTES = 16_384
 CONNECTIONS, CONNECTIONS_OF_ONE = 2_048, 256
 CLOSE_S = 5
 STEP_S = 0.01
+TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
 
 class HttpError(CyxError):
-    """Central will not serve HTTP like this. The message says what to do."""
+    """HTTP cannot be served like this. The message says what to do."""
 
     code = "cannot_serve_http"
 
 
-class Patient(H11Protocol):
-    """A connection that is closed when the head of its request takes too long: uvicorn would wait for ever."""
+class Front(Protocol):
+    """An ASGI application that a Server serves. behind_proxy: all connections come from one address, its proxy's."""
+
+    behind_proxy: bool
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+    async def close(self) -> None:
+        """No more will be asked: end what would go on for ever."""
+
+
+class Patient(HttpToolsProtocol):
+    """A connection that is closed when the head of its request takes too long, or is too long: uvicorn would go on."""
 
     head_s = HEAD_S
     connections_of_one = CONNECTIONS_OF_ONE
     addresses: Counter[str]  # how many connections each has; set by Server
     _address = ""
+    _head_bytes = 0  # of a head that is not whole yet
     _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,8 +73,18 @@ class Patient(H11Protocol):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_more()  # the head is there; the body is the application's to wait for
-        elif self._waiting is None:
+            return
+        if self._waiting is None:
             self._wait()
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(TOO_LONG)
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > HEAD_BYTES:
+            raise ValueError(TOO_LONG)  # which the parser answers with 400
+        super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         self._wait()
@@ -100,7 +125,6 @@ class Server:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            h11_max_incomplete_event_size=HEAD_BYTES,
             timeout_keep_alive=int(HEAD_S),
             timeout_graceful_shutdown=CLOSE_S,
             **tls,
