@@ -38,6 +38,18 @@ class SpecError(CyxError, ValueError):
     code = "bad_spec"
 
 
+class ContextOverflow(SpecError):
+    """A prompt does not fit into the model's context. The message gives both counts."""
+
+    code = "context_length_exceeded"
+
+
+class Overloaded(CyxError, RuntimeError):
+    """As much waits as may wait. Nothing was taken; the same request may succeed later."""
+
+    code = "overloaded"
+
+
 class DataError(CyxError, ValueError):
     """A dataset cannot be used as described. The message names the file, the column and the row."""
 
