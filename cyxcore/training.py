@@ -37,7 +37,7 @@ Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memor
 
 
 class Rows(Protocol):
-    """What a dataset must have; cyxcore.data.Dataset is one. Validation rows may be none."""
+    """What a dataset must have; cyxcore.data.LoadedData is one. Validation rows may be none."""
 
     @property
     def x_train(self) -> Any: ...

@@ -26,7 +26,7 @@ cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
 cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split cyxcore.data.sources
-cyxcore.data.tables cyxcore.data.dataset cyxcore.data.images cyxcore.data
+cyxcore.data.tables cyxcore.data.loading cyxcore.data.images cyxcore.data
 """.split()
 ORDER = [
     *VOCABULARY,
@@ -39,6 +39,7 @@ cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion c
 cyxcore.kernels.gpu.cuda
 cyxcore.device cyxcore.inspection cyxcore.drawing cyxcore.distributions cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft cyxcore.random
+cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate cyxcore.data.loader
 cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview

@@ -1,19 +1,40 @@
-"""Datasets: what is in a file, whether a job can train on it, and the arrays to train with.
+"""Datasets: what is in a file, whether a job can train on it, the arrays to train with, and batches of them.
 
 Only CSV, Parquet, JSON lines and NPZ travel; `pack` and `pack_images` turn NPY pairs and folders of
-images into NPZ on the submitter's machine. Importing this loads no NumPy, no DuckDB and no kernel.
+images into NPZ on the submitter's machine. Importing this loads no NumPy, no DuckDB and no kernel: what makes tensors
+(datasets, loaders) is loaded on first use.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from cyxcore.data.arrays import pack
 from cyxcore.data.checks import MAX_BYTES
-from cyxcore.data.dataset import Dataset, DatasetInfo, check_labels, inspect, load, task_of
 from cyxcore.data.formats import detect_format
 from cyxcore.data.images import pack_images
+from cyxcore.data.loading import DatasetInfo, LoadedData, check_labels, inspect, load, task_of
 
-__all__ = [
+_NAMES: dict[str, str] = {
+    **dict.fromkeys(
+        ("ConcatDataset", "Dataset", "IterableDataset", "Subset", "TensorDataset", "random_split", "stratified_split"),
+        "datasets",
+    ),
+    **dict.fromkeys(
+        (
+            "RandomSampler Sampler SequentialSampler ShuffleBuffer SubsetRandomSampler WeightedRandomSampler "
+            "class_weights"
+        ).split(),
+        "samplers",
+    ),
+    **dict.fromkeys(("default_collate", "packed_collate", "pad_collate"), "collate"),
+    "DataLoader": "loader",
+}
+
+__all__ = [  # noqa: PLE0604
+    *_NAMES,
     "MAX_BYTES",
-    "Dataset",
     "DatasetInfo",
+    "LoadedData",
     "check_labels",
     "detect_format",
     "inspect",
@@ -22,3 +43,34 @@ __all__ = [
     "pack_images",
     "task_of",
 ]
+
+if TYPE_CHECKING:
+    from cyxcore.data.collate import default_collate as default_collate
+    from cyxcore.data.collate import packed_collate as packed_collate
+    from cyxcore.data.collate import pad_collate as pad_collate
+    from cyxcore.data.datasets import ConcatDataset as ConcatDataset
+    from cyxcore.data.datasets import Dataset as Dataset
+    from cyxcore.data.datasets import IterableDataset as IterableDataset
+    from cyxcore.data.datasets import Subset as Subset
+    from cyxcore.data.datasets import TensorDataset as TensorDataset
+    from cyxcore.data.datasets import random_split as random_split
+    from cyxcore.data.datasets import stratified_split as stratified_split
+    from cyxcore.data.loader import DataLoader as DataLoader
+    from cyxcore.data.samplers import RandomSampler as RandomSampler
+    from cyxcore.data.samplers import Sampler as Sampler
+    from cyxcore.data.samplers import SequentialSampler as SequentialSampler
+    from cyxcore.data.samplers import ShuffleBuffer as ShuffleBuffer
+    from cyxcore.data.samplers import SubsetRandomSampler as SubsetRandomSampler
+    from cyxcore.data.samplers import WeightedRandomSampler as WeightedRandomSampler
+    from cyxcore.data.samplers import class_weights as class_weights
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"cyxcore.data has no {name!r}; it has: {', '.join(sorted(__all__))}")
+    value = globals()[name] = getattr(importlib.import_module(f"cyxcore.data.{_NAMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

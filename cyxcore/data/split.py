@@ -38,7 +38,7 @@ def split(path: Path, rows: int, labels: ndarray | None, validation: float, seed
     if labels is None:
         held = order[: min(max(1, round(rows * validation)), rows - 1)]
     else:
-        held = _stratified(order, labels, validation)
+        held = stratified_order(order, labels, validation)
     if held.size == 0:
         remedy = 'add rows, or set data.validation = 0 (or data.task = "regression" for numbers to predict)'
         raise defect(path, "a class with at least 2 rows, so that one can be held out", "1 row each", remedy)
@@ -47,7 +47,7 @@ def split(path: Path, rows: int, labels: ndarray | None, validation: float, seed
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-def _stratified(order: ndarray, labels: ndarray, validation: float) -> ndarray:
+def stratified_order(order: ndarray, labels: ndarray, validation: float) -> ndarray:
     """The rows each class gives, by largest remainder: the shares add up to round(rows * validation)."""
     import numpy as np
 

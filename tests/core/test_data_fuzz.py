@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cyxcore.data import Dataset, inspect, load
+from cyxcore.data import LoadedData, inspect, load
 from cyxcore.errors import DataError
 from cyxcore.spec import DataFormat, DataSpec
 
@@ -71,7 +71,7 @@ def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(edits.map(apply), place.map(lambda end: whole[:end]), st.binary(max_size=200))
 
 
-def outcome(path: Path, spec: DataSpec, loss: str) -> Dataset | None:
+def outcome(path: Path, spec: DataSpec, loss: str) -> LoadedData | None:
     """What came of it; only a DataError may be raised."""
     try:
         return load(path, spec, loss=loss, seed=1, limit_bytes=LIMIT_BYTES)

@@ -53,7 +53,7 @@ class DatasetInfo(Struct, kw_only=True, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dataset:
+class LoadedData:
     """Arrays to train with. Inputs are raw: scaling is the model's, learnt from the training rows.
 
     x_train (N, …) and x_val (M, …): float32. y_train, y_val: (N,) int64 class indices, or (N, K) float32.
@@ -115,7 +115,7 @@ def load(
     limit_bytes: int = MAX_BYTES,
     kept_in: Path | None = None,
     sha256: str | None = None,
-) -> Dataset:
+) -> LoadedData:
     """The dataset in memory, with data.validation of its rows held out, chosen by the seed.
 
     loss: the job's, which says the task where data.task does not. limit_bytes: refuse what would take
@@ -125,7 +125,7 @@ def load(
     """
     read = _read_once(path, spec, loss, limit_bytes, kept_in, sha256)
     train, held = split(path, len(read.x), None if read.classes is None else read.y, spec.validation, seed)
-    return Dataset(
+    return LoadedData(
         x_train=read.x[train] if len(held) else read.x,
         y_train=read.y[train] if len(held) else read.y,
         x_val=read.x[held],
