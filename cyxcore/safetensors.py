@@ -99,15 +99,16 @@ def save(
     synced: whether it is on the disk itself when this returns, and so outlives a loss of power.
     """
     head = _head(tensors, metadata)
-    _write_atomically(path, itertools.chain([head], (raw for _, raw in in_file_order(tensors))), synced)
+    write_parts_atomically(path, itertools.chain([head], (raw for _, raw in in_file_order(tensors))), synced)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file by `data`; a crash leaves the old one."""
-    _write_atomically(path, [data], synced=True)
+    write_parts_atomically(path, [data], synced=True)
 
 
-def _write_atomically(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], synced: bool) -> None:
+def write_parts_atomically(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], synced: bool) -> None:
+    """Like write_atomically, piece by piece: no second copy of everything in memory."""
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

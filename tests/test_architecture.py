@@ -45,7 +45,7 @@ cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxc
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model
-cyxcore.llm cyxcore.llm.requests
+cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf cyxcore.llm cyxcore.llm.requests
 cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials
