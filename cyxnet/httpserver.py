@@ -33,6 +33,10 @@ class HttpError(CyxError):
     code = "cannot_serve_http"
 
 
+class PlainText(HttpError, ValueError):
+    """Credentials would travel in plain text."""
+
+
 class Front(Protocol):
     """An ASGI application that a Server serves. behind_proxy: all connections come from one address, its proxy's."""
 
@@ -76,6 +80,8 @@ class Patient(HttpToolsProtocol):
             return
         if self._waiting is None:
             self._wait()
+        if self.cycle is not None and self.cycle.more_body:
+            return  # it was answered before it was whole: the rest is dropped, for as long as a head may take
         self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(TOO_LONG)
@@ -85,6 +91,11 @@ class Patient(HttpToolsProtocol):
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > HEAD_BYTES:
             raise ValueError(TOO_LONG)  # which the parser answers with 400
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle is not None:
+            self.cycle.more_body = False  # also of a request that was answered before it was whole
 
     def on_response_complete(self) -> None:
         self._wait()
@@ -106,10 +117,25 @@ class Patient(HttpToolsProtocol):
         self.transport.abort()
 
 
+def is_gone(receive: Any) -> bool:
+    """Whether the client of a request hung up: of the request that `receive` (of ASGI) belongs to.
+
+    ASGI tells it only to who waits for it, which takes a task of its own. Served by another server than this: False.
+    """
+    return bool(getattr(getattr(receive, "__self__", None), "disconnected", False))
+
+
 class Server:
     """`await Server.start(…)`, then `url`; `await close()` ends it. head_s: see HEAD_S."""
 
-    def __init__(self, front: Front, listening: socket.socket, certificate: tuple[Path, Path] | None, head_s: float):
+    def __init__(
+        self,
+        front: Front,
+        listening: socket.socket,
+        certificate: tuple[Path, Path] | None,
+        head_s: float,
+        close_s: int,
+    ):
         of_one = CONNECTIONS if front.behind_proxy else CONNECTIONS_OF_ONE
         limits = {"head_s": head_s, "connections_of_one": of_one, "addresses": Counter()}
         kind = type("Patient", (Patient,), limits)
@@ -126,7 +152,7 @@ class Server:
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=int(HEAD_S),
-            timeout_graceful_shutdown=CLOSE_S,
+            timeout_graceful_shutdown=close_s,
             **tls,
         )
         config.load()
@@ -149,12 +175,15 @@ class Server:
         port: int,
         certificate: tuple[Path, Path] | None = None,
         head_s: float = HEAD_S,
+        close_s: int = CLOSE_S,
     ) -> "Server":
-        """Serve at host and port (0: a free one). certificate: (chain, key) in PEM, for TLS. Raises HttpError."""
+        """Serve at host and port (0: a free one). certificate: (chain, key) in PEM, for TLS. close_s: how long close()
+        waits for answers that are under way. Raises HttpError.
+        """
         refuse_plain_text(host, certificate)
         listening = _listen(host, port)
         try:
-            self = cls(front, listening, certificate, head_s)
+            self = cls(front, listening, certificate, head_s, close_s)
         except (OSError, ssl.SSLError) as error:
             listening.close()
             raise HttpError(f"the certificate {certificate} cannot be used: {error}") from None
@@ -175,10 +204,10 @@ class Server:
 
 
 def refuse_plain_text(host: str, certificate: tuple[Path, Path] | None) -> None:
-    """Raises HttpError where credentials would travel between machines for everybody to read."""
+    """Raises PlainText where credentials would travel between machines for everybody to read."""
     if not (certificate or is_loopback(host)):
-        raise HttpError(
-            f"HTTP at {host} would be plain text between machines: name a certificate with --http-cert and --http-key, "
+        raise PlainText(
+            f"HTTP at {host} would be plain text between machines: name a certificate and its key, "
             "or serve at 127.0.0.1, behind a proxy that speaks TLS"
         )
 

@@ -51,19 +51,23 @@ cyxcore
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials
 cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
-cyxnet.service cyxnet.mux cyxnet.httpserver
+cyxnet.service cyxnet.mux cyxnet.httpserver cyxnet.openapi cyxnet.inference
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
 cyxnet.blocking cyxnet
-cyxnet.display cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
-cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train cyxnet.cli
+cyxnet.display cyxnet.serveoptions cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
+cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train
+cyxnet.cli.serving cyxnet.cli
 cyxnet.__main__
 
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
 cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads cyxnode.runs cyxnode.agent
 cyxnode cyxnode.__main__
+cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies cyxnode.serving.gate
+cyxnode.serving.figures cyxnode.serving.asgi cyxnode.serving.routes cyxnode.serving.openapi cyxnode.serving.tensors
+cyxnode.serving.app cyxnode.serving.loading cyxnode.serving cyxnode.serving.__main__
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
@@ -93,7 +97,7 @@ DOORS = {
     "jwt": {"cyxcentral.http.tokens"},
     "starlette": {"cyxcentral.http.app", "cyxcentral.http.events"},
     "uvicorn": {"cyxnet.httpserver"},
-    "prometheus_client": {"cyxcentral.http.figures"},
+    "prometheus_client": {"cyxcentral.http.figures", "cyxnode.serving.figures"},
     "solana": {"cyxnet.solana"},
     "solders": {"cyxnet.instructions", "cyxnet.escrow", "cyxnet.solana", "cyxcentral.localvm", "cyxcentral.localrpc"},
 }
@@ -113,6 +117,10 @@ PURE = {
     "cyxnode.events",
     "cyxnode.outbox",
     "cyxnode.state",
+    "cyxnode.serving.batching",
+    "cyxnode.serving.openapi",
+    "cyxnode.serving.routes",
+    "cyxnet.openapi",
     "cyxcentral.admission",
     "cyxcentral.crowd",
     "cyxcentral.http.openapi",

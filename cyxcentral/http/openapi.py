@@ -1,12 +1,10 @@
 """The OpenAPI 3.1 document of the table of routes, made of the same Structs that decode the requests. Pure."""
 
-import re
 from typing import Any
-
-import msgspec
 
 from cyxcentral.http.routes import EVENT_STREAM, ROUTES, Route
 from cyxnet.messages import ErrorBody
+from cyxnet.openapi import finished, own_schema, reference, schemas_of
 
 JSON, BYTES = "application/json", "application/octet-stream"
 STATUSES = {
@@ -31,15 +29,13 @@ PROBES = {
 def document(version: str) -> dict[str, Any]:
     """What is served at /openapi.json."""
     kinds = {kind for route in ROUTES for kind in (route.asks.request, route.asks.reply) if kind not in _PLAIN}
-    ordered = sorted([*kinds, ErrorBody], key=lambda kind: kind.__name__)
-    _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     for path, (about, security) in PROBES.items():
         answer = {"description": about}
         paths[path] = {"get": {"summary": about, "responses": {"200": answer}, "security": _security(security)}}
-    said = _for_browsers(
+    return finished(
         {
             "openapi": "3.1.0",
             "info": {
@@ -50,7 +46,7 @@ def document(version: str) -> dict[str, Any]:
             },
             "paths": paths,
             "components": {
-                "schemas": schemas,
+                "schemas": schemas_of([*kinds, ErrorBody]),
                 "securitySchemes": {
                     "bearer": {
                         "type": "http",
@@ -61,23 +57,6 @@ def document(version: str) -> dict[str, Any]:
             },
         }
     )
-    return _without_unused(said)
-
-
-def _without_unused(said: dict[str, Any]) -> dict[str, Any]:
-    """Less the schemas of requests that stand in paths and queries."""
-    schemas = said["components"]["schemas"]
-    wanted, used = set(_names(said["paths"])), set()
-    while wanted:
-        used |= wanted
-        wanted = {name for each in wanted for name in _names(schemas[each])} - used
-    said["components"]["schemas"] = {name: schema for name, schema in schemas.items() if name in used}
-    return said
-
-
-def _names(value: Any) -> list[str]:
-    """Of the schemas that are referred to within a part of the document."""
-    return re.findall(r'"#/components/schemas/(\w+)"', msgspec.json.encode(value).decode())
 
 
 _PLAIN = (bytes, type(None))
@@ -110,7 +89,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     if route.asks.request in _PLAIN:
         return []
     found = []
-    for name, schema in _own_schema(route.asks.request)["properties"].items():
+    for name, schema in own_schema(route.asks.request)["properties"].items():
         if name in route.in_path:
             found.append({"name": name, "in": "path", "required": True, "schema": schema})
         elif route.method != "POST":
@@ -118,17 +97,12 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     return found
 
 
-def _own_schema(kind: Any) -> dict[str, Any]:
-    (reference,), schemas = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
-    return schemas[reference["$ref"].rsplit("/", 1)[-1]]
-
-
 def _content(kind: Any, in_path: list[str] | None = None) -> dict[str, Any]:
     if kind is bytes:
         return {BYTES: {"schema": {"type": "string", "contentMediaType": BYTES}}}
-    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    schema: dict[str, Any] = reference(kind)
     if in_path:  # those are not said twice
-        own = _own_schema(kind)
+        own = own_schema(kind)
         left = {name: field for name, field in own["properties"].items() if name not in in_path}
         schema = {"type": "object", "properties": left, "additionalProperties": False}
     return {JSON: {"schema": schema}}
@@ -136,15 +110,3 @@ def _content(kind: Any, in_path: list[str] | None = None) -> dict[str, Any]:
 
 def _refusal(about: str) -> dict[str, Any]:
     return {"description": about, "content": _content(ErrorBody)}
-
-
-def _for_browsers(value: Any) -> Any:
-    """Patterns as ECMAScript writes them: it has no \\A and \\Z."""
-    if isinstance(value, dict):
-        return {
-            key: re.sub(r"\\Z$", "$", re.sub(r"^\\A", "^", item))
-            if key == "pattern" and isinstance(item, str)
-            else _for_browsers(item)
-            for key, item in value.items()
-        }
-    return [_for_browsers(item) for item in value] if isinstance(value, list) else value

@@ -240,6 +240,12 @@ def _key(parser: argparse.ArgumentParser) -> None:
         _add_globals(action, before=False)
 
 
+def _serve(parser: argparse.ArgumentParser) -> None:
+    from cyxnet.serveoptions import add_options
+
+    add_options(parser)
+
+
 def _ledger(parser: argparse.ArgumentParser) -> None:
     about = 'one SELECT over nodes, jobs, events, metrics, entries; or "verify", or "at"'
     parser.add_argument("question", type=_sql, metavar="SQL", help=about)
@@ -261,6 +267,13 @@ COMMANDS = [
         "cyx train examples/digits.toml",
         "train:train",
         _train,
+    ),
+    Command(
+        "serve",
+        "answer with a model file over HTTP, until Ctrl-C; no network takes part",
+        "cyx serve digits.safetensors --port 8000",
+        "serving:serve",
+        _serve,
     ),
     Command("quote", "what a job costs at most, signed", "cyx quote digits.toml -o price.json", "money:quote", _quote),
     Command("submit", "check, pay and submit a job file", "cyx submit digits.toml --wait", "jobs:submit", _submit),

@@ -630,7 +630,7 @@ def central_main(folder, *options, before=""):
     [
         (["--http", "127.0.0.1:0"], "sys.modules['uvicorn'] = None", "pip install 'cyx[http]'"),
         (["--http", "127.0.0.1:0"], "sys.modules['starlette'] = None", "pip install 'cyx[http]'"),
-        (["--http", "0.0.0.0:0"], "", "name a certificate with --http-cert and --http-key"),
+        (["--http", "0.0.0.0:0"], "", "name a certificate and its key"),
         (["--http", "127.0.0.1"], "", "expected HOST:PORT"),
         (["--http", "127.0.0.1:99999"], "", "expected HOST:PORT"),
         (["--http-cert", "x"], "", "belong together"),

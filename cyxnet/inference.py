@@ -1,0 +1,84 @@
+"""What a served model is asked and answers, beside the OpenAI API (cyxnet/openai.py): one Struct each.
+
+Numbers of a tensor travel as nested JSON lists or as one NPY array; JSON has the exact float32 values, written as the
+float64 that equals them.
+"""
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Raw, Struct
+
+from cyxnet.messages import Request
+
+NPY = "application/x-npy"
+
+
+class PredictRequest(Request, kw_only=True, frozen=True):
+    """input: one sample, or a list of samples. classes: whether the most likely class of each sample is wanted too."""
+
+    input: Raw
+    model: Annotated[str, Meta(max_length=200)] = ""
+    classes: bool = False
+
+
+class PredictReply(Struct, kw_only=True, omit_defaults=True):
+    """output: of one sample, or of each. shape: of output. latency_ms: from the whole request to its answer."""
+
+    output: Any
+    shape: list[int]
+    latency_ms: float
+    model: str
+    classes: list[str] | None = None
+
+
+class TensorCard(Struct, kw_only=True):
+    """shape: of one sample."""
+
+    shape: list[int]
+    dtype: str
+
+
+class ModelCard(Struct, kw_only=True, omit_defaults=True):
+    """What is served. rows_independent: whether a sample's answer has the same bits alone and beside others."""
+
+    name: str
+    kind: str
+    parameters: int
+    weights_bytes: int
+    numerics: str
+    input: TensorCard | None = None
+    output: TensorCard | None = None
+    classes: list[str] | None = None
+    feature_names: list[str] | None = None
+    graph_sha256: str | None = None
+    rows_independent: bool | None = None
+    max_batch: int | None = None
+    context_length: int | None = None
+
+
+class Health(Struct, kw_only=True):
+    """latency_ms: mean of all answers so far."""
+
+    status: str
+    version: str
+    model: str
+    uptime_s: float
+    requests: int
+    errors: int
+    in_flight: int
+    latency_ms: float
+
+
+class Fault(Struct, kw_only=True):
+    """type: which kind of status; code: stable, for programs; param: the field at fault, where one is."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Refusal(Struct, kw_only=True):
+    """Every answer that is a no, in the shape of the OpenAI API."""
+
+    error: Fault

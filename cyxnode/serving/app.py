@@ -1,0 +1,166 @@
+"""The application: each request finds its row of the table, and what stands before it holds for all of them.
+
+In this order: whether the server stops, too much in flight, the key and its rate; then the method that the row names.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from importlib import metadata
+from typing import Protocol
+
+import msgspec
+
+from cyxnet.inference import Health, ModelCard
+from cyxnet.outcomes import ApiError
+from cyxnode.serving import openapi
+from cyxnode.serving.asgi import (
+    Answer,
+    Asked,
+    ClientGone,
+    Limits,
+    Receive,
+    Refused,
+    Room,
+    Scope,
+    Send,
+    answer_no,
+    as_json,
+    send_answer,
+)
+from cyxnode.serving.figures import CONTENT_TYPE, Figures
+from cyxnode.serving.gate import Gate
+from cyxnode.serving.routes import ROUTES, Route
+
+log = logging.getLogger(__name__)
+
+
+class Served(Protocol):
+    """A model that answers. It has a method for each row of routes.py that it can answer: async (Asked) -> Answer."""
+
+    name: str
+
+    def card(self) -> ModelCard: ...
+
+    async def close(self) -> None:
+        """Nothing is asked any more."""
+
+
+class Front:
+    """The application, for one model. Whoever serves it calls close() first when it is over."""
+
+    def __init__(self, served: Served, gate: Gate, limits: Limits | None = None, behind_proxy: bool = False):
+        self.behind_proxy = behind_proxy
+        self._served, self._gate, self._limits = served, gate, limits or Limits()
+        self._room = Room(self._limits.bodies_bytes)
+        self._began_s = time.monotonic()
+        self._stops = False
+        self.figures = Figures()
+        self._ids = (b"%s-%x" % (secrets.token_hex(4).encode(), number) for number in itertools.count(1))
+        self.version = _version()
+        self._document = msgspec.json.encode(openapi.document(self.version, gate.is_open))
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._below: dict[str, dict[str, Route]] = {}
+        for route in ROUTES:
+            place, _, field = route.path.partition("{")
+            (self._below if field else self._exact).setdefault(place, {})[route.method] = route
+
+    async def close(self) -> None:
+        """What is asked from now on is refused; what is being answered goes on."""
+        self._stops = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        begun_s, status, where, request_id = time.perf_counter(), 0, "none", next(self._ids)
+        asked = Asked(scope, receive, self._limits, self._room)
+        self.figures.in_flight += 1
+        try:
+            try:
+                route = self._route(asked)
+                where = route.path
+                answer = await self._answered(route, asked)
+            except ClientGone:
+                status = 499
+                return
+            except Exception as error:
+                answer = answer_no(error, f"{asked.method} {asked.path[:200]}")
+            status = answer.status
+            await send_answer(answer, request_id, self._limits, send)
+        except (TimeoutError, ClientGone):
+            log.info("%s hung up, or does not read", scope["client"])
+        finally:
+            asked.release()
+            self.figures.in_flight -= 1
+            self.figures.answered(where, status, time.perf_counter() - begun_s)
+
+    def _route(self, asked: Asked) -> Route:
+        """Raises Refused: 404, or 405 with the methods that there are."""
+        methods = self._exact.get(asked.path)
+        if methods is None:
+            methods = next((held for place, held in self._below.items() if asked.path.startswith(place)), None)
+        if methods is None:
+            raise Refused("not_found", f"{asked.path[:200]}: there is no such path; see /openapi.json", 404)
+        route = methods.get(asked.method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            raise Refused("bad_method", f"{asked.path[:200]}: expected {allowed}, got {asked.method}", 405)
+        return route
+
+    async def _answered(self, route: Route, asked: Asked) -> Answer:
+        if not route.is_open:
+            if self._stops:
+                raise ApiError("stopping", "the server stops; ask another one", 503, 1000)
+            if self.figures.in_flight > self._limits.requests:
+                raise ApiError("overloaded", "too many requests in flight; try again", 429, 500)
+            self._gate.check(asked.headers.get(b"authorization"))
+        answer = getattr(self, f"_{route.name}", None) or getattr(self._served, route.name, None)
+        if answer is None:
+            can = [known.path for known in ROUTES if known.request and hasattr(self._served, known.name)]
+            said = f"{self._served.name} does not answer {route.path}; it answers {', '.join(can)}"
+            raise Refused("not_supported", said, 404)
+        found: Answer = await answer(asked)
+        return found
+
+    # -- about the server ----------------------------------------------------------------------------
+
+    async def _livez(self, asked: Asked) -> Answer:
+        return Answer(b'{"live":true}')
+
+    async def _readyz(self, asked: Asked) -> Answer:
+        if self._stops:
+            raise ApiError("stopping", "the server stops", 503, 1000)
+        return Answer(b'{"ready":true}')
+
+    async def _health(self, asked: Asked) -> Answer:
+        figures = self.figures
+        return as_json(
+            Health(
+                status="stopping" if self._stops else "ok",
+                version=self.version,
+                model=self._served.name,
+                uptime_s=round(time.monotonic() - self._began_s, 3),
+                requests=figures.requests,
+                errors=figures.errors,
+                in_flight=figures.in_flight,
+                latency_ms=round(figures.mean_ms(), 3),
+            )
+        )
+
+    async def _openapi(self, asked: Asked) -> Answer:
+        return Answer(self._document)
+
+    async def _metrics(self, asked: Asked) -> Answer:
+        return Answer(await asyncio.to_thread(self.figures.text), content_type=CONTENT_TYPE.encode())
+
+    async def _model(self, asked: Asked) -> Answer:
+        return as_json(self._served.card())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("cyx")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "0"

@@ -1,0 +1,190 @@
+"""One request and its answer, between the application and an ASGI server; and the one shape of a refusal.
+
+The shape is that of the OpenAI API, also where that API has no such path: {"error": {message, type, param, code}}.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from cyxcore.errors import CyxError
+from cyxnet.codec import JSON, BadMessage
+from cyxnet.httpserver import is_gone
+from cyxnet.inference import Fault, Refusal
+from cyxnet.outcomes import ApiError
+
+log = logging.getLogger(__name__)
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+SMALL_BYTES = 65_536  # of a body that the server takes at once, however slowly its reader reads
+_NO_CACHE = (b"cache-control", b"no-store")
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """Sizes in bytes; seconds for a body to arrive, and for a client to take a piece of the answer."""
+
+    body_bytes: int = 32 * 2**20
+    bodies_bytes: int = 256 * 2**20  # of all requests in flight together
+    requests: int = 2_048  # in flight
+    body_s: float = 30.0
+    send_s: float = 10.0
+    ping_s: float = 15.0  # between words of a stream that has nothing to say
+
+
+class Refused(ApiError):
+    """A refusal that names the parameter at fault."""
+
+    def __init__(self, code: str, message: str, status: int = 400, param: str | None = None):
+        super().__init__(code, message, status)
+        self.param = param
+
+
+class Room:
+    """How many bytes of bodies may lie in memory at a time."""
+
+    def __init__(self, most_bytes: int):
+        self._most_bytes = most_bytes
+        self.taken_bytes = 0
+
+    def take(self, count: int) -> None:
+        """Raises ApiError (429) when there is no room for so many more."""
+        if self.taken_bytes + count > self._most_bytes:
+            raise ApiError("overloaded", "the bodies of other requests fill the memory; try again", 429, 500)
+        self.taken_bytes += count
+
+
+class Asked:
+    """A request. release() when it is answered."""
+
+    def __init__(self, scope: Scope, receive: Receive, limits: Limits, room: Room):
+        self._receive, self._limits, self._room = receive, limits, room
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
+        self._headers = scope["headers"]
+        self._reserved_bytes = 0
+
+    @cached_property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self._headers)
+
+    def is_gone(self) -> bool:
+        """Whether the client hung up."""
+        return is_gone(self._receive)
+
+    def release(self) -> None:
+        self._room.taken_bytes -= self._reserved_bytes
+        self._reserved_bytes = 0
+
+    def content_type(self) -> str:
+        """Without its parameters."""
+        said = self.headers.get(b"content-type", b"application/json")
+        return said.partition(b";")[0].strip().lower().decode("latin-1")
+
+    async def body(self) -> bytes:
+        """Raises ApiError: 413 when it is too large, 408 when it does not come, 429 when there is no room."""
+        most = self._limits.body_bytes
+        said = self.headers.get(b"content-length")
+        expected = int(said) if said else most
+        if said and expected > most:
+            raise ApiError("too_large", f"expected a body of at most {most} bytes, got {expected}", 413)
+        self._room.take(expected)
+        self._reserved_bytes += expected
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                message = await self._receive()
+                body = message.get("body", b"")
+                if message.get("more_body"):
+                    body = await self._rest(body)
+        except TimeoutError:
+            raise ApiError("too_slow", f"the body did not come within {self._limits.body_s:g} s", 408) from None
+        return body
+
+    async def _rest(self, first: bytes) -> bytes:
+        body, more = bytearray(first), True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._limits.body_bytes:
+                raise ApiError("too_large", f"expected a body of at most {self._limits.body_bytes} bytes", 413)
+        return bytes(body)
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer."""
+
+
+class Answer(Struct, gc=False):
+    """body: bytes, or pieces of them in time: server-sent events."""
+
+    body: bytes | AsyncIterator[bytes]
+    status: int = 200
+    content_type: bytes = JSON.encode()
+    headers: list[tuple[bytes, bytes]] = []
+
+
+def as_json(reply: Any, status: int = 200) -> Answer:
+    return Answer(msgspec.json.encode(reply), status)
+
+
+async def send_answer(answer: Answer, request_id: bytes, limits: Limits, send: Send) -> None:
+    """Raises TimeoutError when the client does not read."""
+    headers = [(b"content-type", answer.content_type), (b"x-request-id", request_id), _NO_CACHE, *answer.headers]
+    start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+    if isinstance(answer.body, bytes):
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+        await send(start)
+        message = {"type": "http.response.body", "body": answer.body}
+        if len(answer.body) <= SMALL_BYTES:
+            return await send(message)
+        async with asyncio.timeout(limits.send_s):
+            return await send(message)
+    await send(start)
+    async for piece in answer.body:
+        async with asyncio.timeout(limits.send_s):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+# -- refusals -----------------------------------------------------------------------------------------
+
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def refusal(error: Exception, where: str) -> tuple[int, Refusal, int | None]:
+    """Status, body and after how many milliseconds to ask again."""
+    if isinstance(error, CyxError):
+        status = getattr(error, "status", 400)
+        code, text = error.code, str(error)
+    else:
+        log.error("%s failed", where, exc_info=error)
+        status, code, text = 500, "internal", "the server failed on this request; its log says why"
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    fault = Fault(message=text[:2000], type=kind, param=getattr(error, "param", None), code=code)
+    return status, Refusal(error=fault), getattr(error, "retry_after_ms", None)
+
+
+def answer_no(error: Exception, where: str) -> Answer:
+    status, body, wait_ms = refusal(error, where)
+    answer = Answer(msgspec.json.encode(body), status, headers=[])
+    if status in (429, 503):
+        wait_ms = wait_ms or 1000
+        answer.headers += [(b"retry-after", b"%d" % -(-wait_ms // 1000)), (b"retry-after-ms", b"%d" % wait_ms)]
+    if status == 401:
+        answer.headers.append((b"www-authenticate", b'Bearer realm="cyx"'))
+    if status == 408:
+        answer.headers.append((b"connection", b"close"))  # the rest of the body may never come
+    return answer
+
+
+def bad(message: str, param: str | None = None) -> Refused:
+    return Refused(BadMessage.code, message, 400, param)

@@ -1,0 +1,185 @@
+"""The queue before a model: first in, first out; run at once when idle, in batches while others wait."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cyxcore.errors import CyxError
+from cyxnet.outcomes import ApiError
+from cyxnode.serving.batching import size_for
+from cyxnode.serving.predictor import Predictor
+
+Array = np.ndarray[Any, Any]
+INLINE_NS = 250_000  # a shorter run costs less than handing it to a thread and being woken
+
+
+class _Waiting:
+    """One request: its samples, how many of them were taken into runs, and where the answers go."""
+
+    __slots__ = ("rows", "taken", "outputs", "answer", "is_gone")
+
+    def __init__(self, rows: Array, outputs: Array, answer: "asyncio.Future[Array]", is_gone: Callable[[], bool]):
+        self.rows, self.outputs, self.answer, self.is_gone = rows, outputs, answer, is_gone
+        self.taken = 0
+
+    def unwanted(self) -> bool:
+        return self.answer.done() or self.is_gone()
+
+
+class _Part(NamedTuple):
+    """The samples begin:end of a request, in one run."""
+
+    waiting: _Waiting
+    begin: int
+    end: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == len(self.waiting.rows)
+
+
+class Batcher:
+    """Answers samples with `predictor`, from one event loop.
+
+    max_wait_s: how long a run waits for more samples while there are fewer than a full batch; 0: not at all.
+    max_queue: how many samples may wait; beyond that callers are told when to come again.
+    """
+
+    def __init__(self, predictor: Predictor, max_wait_s: float = 0.0, max_queue: int = 1024):
+        self._predictor = predictor
+        self._max_wait_s = max_wait_s
+        self._max_queue = max(max_queue, predictor.max_batch)
+        self._queue: deque[_Waiting] = deque()
+        self.queued = 0  # samples that no run has taken
+        self.runs = self.samples = 0
+        self._running = False
+        self._flush: asyncio.Handle | None = None
+        self._thread = ThreadPoolExecutor(1, "model")
+        self._row_ns = min(ns / size for size, ns in predictor.run_ns.items())
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+    def refuse_when_full(self, rows: int = 1) -> None:
+        """Raises ApiError (429) when there is no room for so many samples now, 413 when there never is."""
+        if rows > self._max_queue:
+            raise ApiError("too_large", f"expected at most {self._max_queue} samples in a request, got {rows}", 413)
+        if self.queued + rows > self._max_queue:
+            wait_ms = 1 + int(self.queued * self._row_ns / 1e6)
+            raise ApiError("overloaded", f"{self.queued} samples wait; again in {wait_ms} ms", 429, wait_ms)
+
+    async def predict(self, rows: Array, is_gone: Callable[[], bool] = lambda: False) -> Array:
+        """The answers to samples (rows, *input_shape) as Predictor.checked returns them.
+
+        is_gone: whether nobody waits for the answer any more. Raises ApiError when the queue is full, DataError for
+        samples that the model cannot answer.
+        """
+        count = len(rows)
+        if not count:
+            return self._predictor.outputs(0)
+        self.refuse_when_full(count)
+        answer: asyncio.Future[Array] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(rows, self._predictor.outputs(count), answer, is_gone))
+        self.queued += count
+        self._wake()
+        return await answer
+
+    # -- runs ----------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Have the queue looked at, after whatever else the event loop has just heard."""
+        if self._running:
+            return
+        loop, full = asyncio.get_running_loop(), self.queued >= self._predictor.max_batch
+        if self._flush is None:
+            self._flush = (
+                loop.call_later(self._max_wait_s, self._run_next)
+                if self._max_wait_s and not full
+                else loop.call_soon(self._run_next)
+            )
+        elif full and isinstance(self._flush, asyncio.TimerHandle):
+            self._flush.cancel()
+            self._flush = loop.call_soon(self._run_next)
+
+    def _run_next(self) -> None:
+        self._flush = None
+        self._drop_unwanted()
+        if not self.queued:
+            return
+        size = size_for(self.queued, self._predictor.run_ns)
+        parts = self._take(size)
+        self._running = True
+        if self._predictor.run_ns[size] < INLINE_NS:
+            self._ended(parts, self._work(size, parts))
+        else:
+            run = asyncio.get_running_loop().run_in_executor(self._thread, self._work, size, parts)
+            run.add_done_callback(lambda done: self._ended(parts, done.result()))
+
+    def _drop_unwanted(self) -> None:
+        """Who hung up is not computed for."""
+        if not any([waiting.unwanted() for waiting in self._queue]):
+            return
+        for waiting in self._queue:
+            if waiting.unwanted():
+                waiting.answer.cancel()
+                self.queued -= len(waiting.rows) - waiting.taken
+        self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
+
+    def _take(self, size: int) -> list[_Part]:
+        """The first samples of the queue, up to `size`."""
+        parts, left = [], size
+        while self._queue and left:
+            first = self._queue[0]
+            part = _Part(first, first.taken, min(len(first.rows), first.taken + left))
+            parts.append(part)
+            left -= part.end - part.begin
+            first.taken = part.end
+            if part.is_last:
+                self._queue.popleft()
+        self.queued -= size - left
+        return parts
+
+    def _work(self, size: int, parts: list[_Part]) -> list[Exception | None]:
+        """Computes the answers of the parts; returns what is wrong with each. May be in a thread of its own."""
+        try:
+            places, at = self._predictor.places(size), 0
+            for waiting, begin, end in parts:
+                places[at : at + end - begin] = waiting.rows[begin:end]
+                at += end - begin
+            found, at = self._predictor.run(size), 0
+            for waiting, begin, end in parts:
+                waiting.outputs[begin:end] = found[at : at + end - begin]
+                at += end - begin
+        except CyxError as error:
+            if len(parts) == 1:
+                return [error]
+            return [self._work_alone(part) for part in parts]  # one of them is at fault: only he is told
+        except Exception as error:
+            return [error] * len(parts)
+        self.runs += 1
+        self.samples += at
+        return [None] * len(parts)
+
+    def _work_alone(self, part: _Part) -> Exception | None:
+        for row in range(part.begin, part.end):
+            fault = self._work(1, [_Part(part.waiting, row, row + 1)])[0]
+            if fault:
+                return fault
+        return None
+
+    def _ended(self, parts: list[_Part], faults: list[Exception | None]) -> None:
+        for part, fault in zip(parts, faults, strict=True):
+            answer = part.waiting.answer
+            if answer.done():
+                continue
+            if fault:
+                answer.set_exception(fault)
+            elif part.is_last:
+                answer.set_result(part.waiting.outputs)
+        self._running = False
+        if self._queue:
+            self._wake()

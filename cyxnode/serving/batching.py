@@ -1,0 +1,19 @@
+"""How many waiting samples go into the next run of a model, and when. Pure: the caller brings times and samples."""
+
+from collections.abc import Mapping
+
+
+def sizes(most: int) -> list[int]:
+    """The batch sizes that plans are made for: powers of two up to `most`, and `most` itself."""
+    found = [1]
+    while found[-1] * 2 <= most:
+        found.append(found[-1] * 2)
+    return found if found[-1] == most else [*found, most]
+
+
+def size_for(waiting: int, run_ns: Mapping[int, float]) -> int:
+    """The batch size whose run answers the most samples per nanosecond, of those that `run_ns` has times for.
+
+    A size above `waiting` is a run with empty places: worth it where a run costs nearly the same however full it is.
+    """
+    return max(sorted(run_ns), key=lambda size: min(size, waiting) / run_ns[size])

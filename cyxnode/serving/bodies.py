@@ -1,0 +1,86 @@
+"""Tensors in requests and answers: nested JSON lists, or one NPY array."""
+
+import io
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from cyxcore.data import npy
+from cyxcore.errors import DataError
+from cyxnet.codec import BadMessage
+
+Array = np.ndarray[Any, Any]
+_OPENING = re.compile(rb"[\s\[]*")
+
+
+def _nested(kind: Any, depth: int) -> Any:
+    for _ in range(depth):
+        kind = list[kind]
+    return kind
+
+
+class Lists:
+    """Reads nested lists of numbers as arrays of samples of one shape and dtype."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]):
+        self._shape, self._dtype = shape, dtype
+        self._number = int if dtype.kind in "iu" else bool if dtype.kind == "b" else float
+        self._decoders = {
+            depth: msgspec.json.Decoder(_nested(self._number, depth)) for depth in (len(shape), len(shape) + 1)
+        }
+
+    def read(self, text: bytes | msgspec.Raw) -> tuple[Array, bool]:
+        """(rows, *shape), and whether it was a list of samples rather than one. Raises BadMessage."""
+        raw = bytes(text)
+        opening = _OPENING.match(raw)
+        depth = opening[0].count(b"[") if opening else 0
+        decoder = self._decoders.get(depth)
+        several = depth == len(self._shape) + 1
+        if decoder is None:
+            raise BadMessage(f"input: {self._expected()}, got lists nested {depth} deep")
+        try:
+            with np.errstate(over="ignore"):  # what is too large for the dtype is found below
+                array = np.array(decoder.decode(raw), self._dtype)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadMessage(f"input: {self._expected()}; {str(error)[:300]}") from None
+        except (ValueError, OverflowError) as error:
+            raise BadMessage(f"input: {self._expected()}; {str(error)[:200]}") from None
+        return self._rows(array if several else array[None]), several
+
+    def check(self, array: Array) -> tuple[Array, bool]:
+        """The same of an array that came as one. Raises BadMessage."""
+        several = array.ndim == len(self._shape) + 1
+        if not np.can_cast(array.dtype, self._dtype, "same_kind"):
+            raise BadMessage(f"input: expected {self._dtype.name} numbers, got {array.dtype.name}")
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, self._dtype)
+        return self._rows(array if several else array[None]), several
+
+    def _rows(self, rows: Array) -> Array:
+        if rows.shape[1:] != self._shape:
+            raise BadMessage(f"input: {self._expected()}, got {rows.shape[1:]}")
+        if self._dtype.kind == "f" and not np.isfinite(rows).all():
+            raise BadMessage(f"input: expected finite {self._dtype.name} numbers")
+        return rows
+
+    def _expected(self) -> str:
+        shape = ", ".join(map(str, self._shape))
+        return f"expected one sample of shape ({shape}) or a list of them, of {self._number.__name__}s"
+
+
+def read_npy(body: bytes) -> Array:
+    """The one array of an NPY body. Raises BadMessage."""
+    stream, where = io.BytesIO(body), "body"
+    try:
+        header = npy.read_header(where, "", stream, len(body))
+        return npy.read_array(where, "", stream, header)
+    except DataError as error:
+        raise BadMessage(str(error)) from None
+
+
+def write_npy(array: Array) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()

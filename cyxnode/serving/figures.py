@@ -1,0 +1,72 @@
+"""What is counted of a served model, for /health and Prometheus. Counting is cheap; the text is made when asked for."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+class Figures(Collector):
+    """gauges: by name what they are about, and their value now."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, int]] = Counter()  # (route, status)
+        self.seconds: dict[str, list[float]] = {}  # route -> sum, count, and the count of each bucket
+        self.in_flight = 0
+        self.gauges: Mapping[str, tuple[str, Callable[[], float]]] = {}
+        self.counters: Mapping[str, tuple[str, Callable[[], float]]] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def answered(self, route: str, status: int, took_s: float) -> None:
+        self.answers[route, status] += 1
+        seen = self.seconds.get(route)
+        if seen is None:
+            seen = self.seconds[route] = [0.0] * (3 + len(BUCKETS_S))
+        seen[0] += took_s
+        seen[1] += 1
+        place = 2
+        for bucket in BUCKETS_S:
+            if took_s <= bucket:
+                break
+            place += 1
+        seen[place] += 1
+
+    @property
+    def requests(self) -> int:
+        return self.answers.total()
+
+    @property
+    def errors(self) -> int:
+        return sum(count for (_, status), count in self.answers.items() if status >= 500)
+
+    def mean_ms(self) -> float:
+        total_s, count = (sum(seen[place] for seen in self.seconds.values()) for place in (0, 1))
+        return 1000 * total_s / count if count else 0.0
+
+    def collect(self) -> Iterator[Metric]:
+        answers = CounterMetricFamily("cyx_serve_requests", "Requests answered.", labels=["route", "status"])
+        for (route, status), count in self.answers.items():
+            answers.add_metric([route, str(status)], count)
+        yield answers
+        took = HistogramMetricFamily("cyx_serve_request_seconds", "Time to the end of an answer.", labels=["route"])
+        for route, seen in self.seconds.items():
+            sums: float = 0.0
+            buckets = []
+            for bucket, held in zip([*map(str, BUCKETS_S), "+Inf"], seen[2:], strict=True):
+                sums += held
+                buckets.append((bucket, sums))
+            took.add_metric([route], buckets, seen[0])
+        yield took
+        yield GaugeMetricFamily("cyx_serve_in_flight", "Requests being answered.", self.in_flight)
+        for kind, values in ((GaugeMetricFamily, self.gauges), (CounterMetricFamily, self.counters)):
+            for name, (about, value) in values.items():
+                yield kind(name, about, value())
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,93 @@
+"""Who may ask a served model, and how often: API keys, which are kept as hashes, each with a rate of its own."""
+
+import hashlib
+import os
+import stat
+import time
+from pathlib import Path
+
+from msgspec import Struct
+
+from cyxcore.errors import SpecError
+from cyxnet.outcomes import ApiError
+from cyxnet.ratelimit import Rate, RateLimiter
+
+KEY_VARIABLE = "CYX_API_KEY"
+PREFIX_LETTERS = 8
+SHORTEST_KEY, LONGEST_KEY = 16, 512
+
+
+class ApiKey(Struct, kw_only=True):
+    """A key as the server knows it. prefix: what is told of it; per_minute: 0 for as often as one likes."""
+
+    name: str
+    prefix: str
+    sha256: bytes
+    per_minute: int = 0
+    requests: int = 0
+    last_used_at_s: float = 0.0
+
+
+class Gate:
+    """Lets in who shows one of the keys; everybody where there are none."""
+
+    def __init__(self, keys: list[ApiKey]):
+        self._keys = {key.sha256: key for key in keys}
+        self._limits = {
+            key.sha256: RateLimiter(Rate(per_s=key.per_minute / 60, burst=max(1.0, key.per_minute / 6)), identities=1)
+            for key in keys
+            if key.per_minute
+        }
+
+    @property
+    def is_open(self) -> bool:
+        return not self._keys
+
+    def check(self, authorization: bytes | None) -> None:
+        """Raises ApiError: 401 without a good key, 429 when it is used too often."""
+        if not self._keys:
+            return
+        scheme, _, shown = (authorization or b"").partition(b" ")
+        # who is looked up by a hash learns nothing from how long it took
+        key = self._keys.get(hashlib.sha256(shown.strip()).digest()) if scheme.lower() == b"bearer" else None
+        if key is None:
+            raise ApiError("invalid_api_key", "expected Authorization: Bearer KEY, with a key of this server", 401)
+        limit = self._limits.get(key.sha256)
+        if limit is not None and (wait_ms := limit.wait_ms("", time.monotonic())):
+            said = f"the key {key.prefix}… may ask {key.per_minute} times a minute; again in {wait_ms} ms"
+            raise ApiError("rate_limit_exceeded", said, 429, wait_ms)
+        key.requests += 1
+        key.last_used_at_s = time.time()
+
+
+def read_keys(path: Path | None) -> list[ApiKey]:
+    """The keys of a file and of the variable CYX_API_KEY. Raises SpecError.
+
+    A line of the file is KEY [NAME [REQUESTS_A_MINUTE]]; # begins a comment. Only its owner may read the file.
+    """
+    lines = [(KEY_VARIABLE, value)] if (value := os.environ.get(KEY_VARIABLE)) else []
+    if path:
+        try:
+            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise SpecError(f"{path}: others may read these keys; run: chmod 600 {path}")
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path}: the API keys cannot be read ({error})") from None
+        for number, line in enumerate(text.splitlines(), 1):
+            lines.append((f"{path}, line {number}", line.partition("#")[0]))
+    keys = [_key(where, line.split()) for where, line in lines if line.strip()]
+    if path and not keys:
+        raise SpecError(f"{path}: expected at least one API key, a line each")
+    if len({key.sha256 for key in keys}) != len(keys):
+        raise SpecError(f"{path or KEY_VARIABLE}: the same API key is there twice")
+    return keys
+
+
+def _key(where: str, words: list[str]) -> ApiKey:
+    key, name, per_minute = [*words, "", "0"][:3] if len(words) == 1 else [*words, "0"][:3]
+    if len(words) > 3 or not (per_minute.isascii() and per_minute.isdigit() and int(per_minute) <= 10**6):
+        raise SpecError(f"{where}: expected KEY [NAME [REQUESTS_A_MINUTE]]")
+    if not SHORTEST_KEY <= len(key) <= LONGEST_KEY:
+        raise SpecError(f"{where}: expected a key of {SHORTEST_KEY} to {LONGEST_KEY} letters, got {len(key)}")
+    digest = hashlib.sha256(key.encode()).digest()
+    return ApiKey(name=name or "key", prefix=key[:PREFIX_LETTERS], sha256=digest, per_minute=int(per_minute))

@@ -1,0 +1,97 @@
+"""A model of tensors as it is served: /v1/predict."""
+
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from cyxcore import device as devices
+from cyxcore.model import Model
+from cyxnet.codec import JSON, BadMessage
+from cyxnet.inference import NPY, ModelCard, PredictReply, PredictRequest, TensorCard
+from cyxnet.outcomes import ApiError
+from cyxnode.serving.asgi import Answer, Asked, Refused, bad
+from cyxnode.serving.batcher import Batcher
+from cyxnode.serving.bodies import Lists, read_npy, write_npy
+from cyxnode.serving.predictor import Predictor
+
+Array = np.ndarray[Any, Any]
+_REQUEST = msgspec.json.Decoder(PredictRequest)
+
+
+class TensorModel:
+    """What answers about one Model. Its methods are named as in routes.py."""
+
+    kind = "tensors"
+
+    def __init__(self, name: str, model: Model, predictor: Predictor, batcher: Batcher):
+        self.name = name
+        self._model, self._predictor, self.batcher = model, predictor, batcher
+        self._lists = Lists(model.graph.input_shape, predictor.input_dtype)
+
+    async def close(self) -> None:
+        self.batcher.close()
+
+    def card(self) -> ModelCard:
+        graph, predictor = self._model.graph, self._predictor
+        output = predictor.outputs(0)
+        return ModelCard(
+            name=self.name,
+            kind=self.kind,
+            parameters=sum(int(np.prod(param.shape)) for param in graph.all_parameters),
+            weights_bytes=predictor.weights_bytes,
+            numerics=devices.NUMERICS[devices.default_device()],
+            input=TensorCard(shape=list(graph.input_shape), dtype=predictor.input_dtype.name),
+            output=TensorCard(shape=list(output.shape[1:]), dtype=output.dtype.name),
+            classes=self._model.classes,
+            feature_names=self._model.facts.feature_names,
+            graph_sha256=graph.sha256,
+            rows_independent=predictor.rows_independent,
+            max_batch=predictor.max_batch,
+        )
+
+    async def predict(self, asked: Asked) -> Answer:
+        begun_s = time.perf_counter()
+        self.batcher.refuse_when_full()
+        content_type = asked.content_type()
+        body, wants_classes = await asked.body(), False
+        if content_type == JSON:
+            request = self._decoded(body)
+            wants_classes = request.classes
+            rows, several = self._lists.read(request.input)
+        elif content_type == NPY:
+            rows, several = self._lists.check(read_npy(body))
+        else:
+            raise ApiError("bad_content_type", f"expected Content-Type {JSON} or {NPY}, got {content_type[:80]!r}", 415)
+        found = await self.batcher.predict(rows, asked.is_gone)
+        output = found if several else found[0]
+        if NPY.encode() in asked.headers.get(b"accept", b""):
+            return Answer(write_npy(output), content_type=NPY.encode())
+        if not np.isfinite(output).all():
+            raise Refused(
+                "not_finite", f"an output is no finite number, which JSON has not; ask with Accept: {NPY}", 422
+            )
+        reply = PredictReply(
+            output=output.tolist(),
+            shape=list(output.shape),
+            latency_ms=round((time.perf_counter() - begun_s) * 1000, 3),
+            model=self.name,
+            classes=self._classes(found) if wants_classes else None,
+        )
+        return Answer(msgspec.json.encode(reply))
+
+    def _decoded(self, body: bytes) -> PredictRequest:
+        try:
+            request = _REQUEST.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadMessage(str(error)[:500]) from None
+        if request.model and request.model != self.name:
+            raise Refused("model_not_found", f"expected the model {self.name!r}, got {request.model!r}", 404, "model")
+        return request
+
+    def _classes(self, found: Array) -> list[str]:
+        names = self._model.classes
+        if names is None or found.ndim != 2:
+            raise bad("classes: the model holds no class names", "classes")
+        return [names[place] for place in found.argmax(-1)]

@@ -1,0 +1,57 @@
+"""`cyx serve` as a process: from a file to answers, and to an orderly end."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import pytest
+
+from cyxcore.model import load_model
+from tests.node.serving.models import mlp, samples
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small.safetensors"
+    mlp().save(path)
+    return path
+
+
+def command(*options):
+    return [sys.executable, "-m", "cyxnet", "serve", *map(str, options)]
+
+
+def test_a_file_is_served_until_sigterm(file):
+    with subprocess.Popen(command(file, "--port", 0, "--json", "--threads", 1), stdout=subprocess.PIPE) as process:
+        try:
+            ready = json.loads(process.stdout.readline())
+            assert ready["kind"] == "ready" and ready["data"]["model"] == "small"
+            answer = httpx.post(ready["data"]["url"] + "/v1/predict", json={"input": samples(3).tolist()})
+            expected = load_model(file).predict(samples(3))
+            assert np.array(answer.json()["output"], np.float32).tobytes() == expected.tobytes()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["nothing.safetensors"], "nothing.safetensors: there is no such file"),
+        (["model.pkl"], "expected a model that ends in .cyxmodel, .safetensors"),
+        (["FILE", "--host", "0.0.0.0"], "would be plain text between machines"),
+        (["FILE", "--port", "70000"], "expected a whole number from 0 to 65535"),
+        (["FILE", "--memory", "100B"], "bytes for one sample, and may take 100; give it more with --memory"),
+        (["FILE", "--cert", "x.pem"], "--cert and --key belong together"),
+        (["FILE", "--api-key-file", "none"], "the API keys cannot be read"),
+        (["FILE", "--name", "../x"], "--name: expected letters"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_status_2(file, options, said):
+    words = [str(file) if word == "FILE" else word for word in options]
+    ended = subprocess.run(command(*words), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and said in ended.stderr and len(ended.stderr.splitlines()) == 1, ended.stderr
