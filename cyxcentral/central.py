@@ -112,6 +112,7 @@ class Central:
             network.lease_ms,
             network.progress_ms,
             network.bans,
+            network.network_id,
         )
         self.recent = Recent()
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine, self.recent)

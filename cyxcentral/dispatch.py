@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cyxcentral import intake, jobs, nodes, schedule
+from cyxcentral import intake, jobs, nodes, reports, schedule
 from cyxcentral.blobs import Blobs
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
@@ -20,7 +20,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
 from cyxnet.codec import BadMessage
-from cyxnet.identity import key_id, verify
+from cyxnet.identity import key_id
 
 log = logging.getLogger(__name__)
 RunKey = tuple[str, int]  # job id, attempt
@@ -50,6 +50,7 @@ class Dispatch:
         lease_ms: int,
         progress_ms: int,
         bans: bool = True,
+        network_id: str = "",
     ):
         self._events = events
         self._world = events.world
@@ -57,6 +58,7 @@ class Dispatch:
         self._edge = edge
         self._blobs = blobs
         self._bans = bans
+        self._network_id = network_id  # what nodes sign is for this one
         self._heartbeat_ms = heartbeat_ms
         self.lease_ms = lease_ms
         self._progress_ms = progress_ms
@@ -432,13 +434,13 @@ class Dispatch:
     async def _register(self, said: m.Register) -> m.RegisterReply:
         if not said.node_id.endswith(f"-{key_id(said.public_key)}"):
             raise ApiError("wrong_key", f"{said.node_id} is not the id of this public key", 403)
-        if not verify(said.public_key, m.registration_bytes(said), said.signature):
-            raise ApiError("bad_signature", "the registration is not signed by its public key", 403)
+        self._refuse_false(said, m.registration_bytes(said), said.public_key, dated=False)
         _refuse_long_texts(said.hardware)
         node = self._world.nodes.get(said.node_id)
         if node is None or said.began_ms >= node.began_ms:
             self._hear(said.node_id)  # first: an old silence must not count against the new registration
-        event = m.NodeRegistered(**{name: getattr(said, name) for name in m.NodeRegistered.__struct_fields__})
+        fields = {name: getattr(said, name) for name in m.NodeRegistered.__struct_fields__ if hasattr(said, name)}
+        event = m.NodeRegistered(**fields, dated=said.expires_ms > 0)
 
         def decide() -> m.NodeRegistered | None:
             if self.session_is_current(said.node_id, said.session):
@@ -449,7 +451,12 @@ class Dispatch:
 
         await self._events.record(subjects.node_event(said.node_id), decide)
         self.wake()
-        return m.RegisterReply(heartbeat_ms=self._heartbeat_ms, lease_ms=self.lease_ms)
+        return m.RegisterReply(
+            heartbeat_ms=self._heartbeat_ms,
+            lease_ms=self.lease_ms,
+            network_id=self._network_id,
+            now_ms=self._machine.wall_ms(),
+        )
 
     async def _heartbeat(self, said: m.Heartbeat) -> m.HeartbeatReply:
         def unheld() -> list[m.RunRef]:
@@ -484,7 +491,7 @@ class Dispatch:
                 self._unnamed[key] += 1
                 if self._unnamed[key] >= MISSING_HEARTBEATS:
                     await self._lose(*key, "run_missing", "the node no longer names the run")
-        return m.HeartbeatReply(known=True, stop=stop, begin=begin, pause=pause)
+        return m.HeartbeatReply(known=True, stop=stop, begin=begin, pause=pause, now_ms=self._machine.wall_ms())
 
     def _drained(self, said: m.Heartbeat) -> m.NodeDraining | m.NodeUndrained | None:
         """What a heartbeat says of its node's readiness, where that is news; a banned node may say what it likes."""
@@ -521,7 +528,7 @@ class Dispatch:
                 )
             self.advanced(said.job_id, said.attempt, ("stored", stored.step))
 
-        event = m.Checkpointed(attempt=said.attempt, node_id=said.node_id, checkpoint=stored, signature=said.signature)
+        event = m.Checkpointed(attempt=said.attempt, node_id=said.node_id, checkpoint=stored, **_signed_with(said))
 
         def known(job: jobs.Job) -> bool:
             newest = job.attempts[said.attempt - 1].checkpoint
@@ -581,8 +588,11 @@ class Dispatch:
         return job is not None and not any(schedule.ever_fits(job, node) for node in others)
 
     def _check_signature(self, said: m.RunCheckpoint | m.RunCompleted, signed: bytes) -> None:
-        if not verify(self._world.nodes[said.node_id].public_key, signed, said.signature):
-            raise ApiError("bad_signature", "the report is not signed by the node's key", 403)
+        node = self._world.nodes[said.node_id]
+        self._refuse_false(said, signed, node.public_key, node.dated)
+
+    def _refuse_false(self, said: m.NodeSigned, signed: bytes, public_key: str, dated: bool) -> None:
+        reports.refuse_false(said, signed, public_key, dated, self._network_id, self._machine.wall_ms())
 
     async def _check_stored(self, ref: m.ArtifactRef) -> None:
         """No pay for what is not there. Raises ApiError unless the artifact is stored whole."""
@@ -602,9 +612,9 @@ class Dispatch:
             model=said.model,
             graph_sha256=said.graph_sha256,
             summary=said.summary,
-            signature=said.signature,
+            **_signed_with(said),
         )
-        return await self._report(said, event, lambda job: job.completed == event, check)
+        return await self._report(said, event, lambda job: _same_delivery(job.completed, event), check)
 
     async def _report(
         self,
@@ -639,6 +649,8 @@ class Dispatch:
                 reply = m.ReportReply(accepted=True, reason="known already")
             elif not self.holds(said.node_id, said.session, said.job_id, said.attempt):
                 reply = fenced
+            elif isinstance(event, m.Checkpointed | m.Completed) and not jobs.follows(now, event.sequence):
+                raise ApiError("replayed", f"report {event.sequence} was signed before the newest that counts", 409)
             elif why_not := jobs.illegal(now, event):
                 raise ApiError("illegal", why_not, 409)
             elif not checked and check is not None:
@@ -661,6 +673,17 @@ class Dispatch:
         await self._lose_node(said.node_id, said.session, said.reason, graceful=True)
         await self._sweep()
         return m.ReportReply(accepted=True)
+
+
+def _signed_with(said: m.RunCheckpoint | m.RunCompleted) -> dict[str, Any]:
+    """What an event keeps of a signature, so that anybody can verify it again."""
+    return {name: getattr(said, name) for name in ("signature", "network_id", "sequence", "expires_ms")}
+
+
+def _same_delivery(known: m.Completed | None, said: m.Completed) -> bool:
+    """Whether it is the completion that is recorded, said again: it is signed anew each time."""
+    what = ("attempt", "node_id", "model", "graph_sha256", "summary")
+    return known is not None and all(getattr(known, name) == getattr(said, name) for name in what)
 
 
 def _refuse_long_texts(said: m.Hardware | TrainingSummary) -> None:

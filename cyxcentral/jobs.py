@@ -68,6 +68,7 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     resume: m.Checkpoint | None = None  # where it went on from
     checkpoint: m.Checkpoint | None = None  # the newest it stored
     earlier: m.Checkpoint | None = None  # the one before that
+    sequence: int = 0  # of the newest report that its node signed and that counted
     started_at_ms: int | None = None
     lost: m.LeaseLost | None = None
 
@@ -193,7 +194,14 @@ def _started(job: Job, event: m.Started) -> str | None:
 def _by_holder(job: Job, event: m.Checkpointed | m.Completed) -> str | None:
     if why_not := _of_attempt(job, event) or _if_funded(job):
         return why_not
-    return None if event.node_id == job.attempts[-1].node_id else "another node holds the lease"
+    if event.node_id != job.attempts[-1].node_id:
+        return "another node holds the lease"
+    return None if follows(job, event.sequence) else f"report {event.sequence} was signed before the newest that counts"
+
+
+def follows(job: Job, sequence: int) -> bool:
+    """Whether a signed report comes after all that its attempt has said; 0: of a node that does not count them."""
+    return not sequence or sequence > job.attempts[-1].sequence
 
 
 def _checkpointed(job: Job, event: m.Checkpointed) -> str | None:
@@ -543,7 +551,10 @@ AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this
     m.Leased: _leased,
     m.Started: lambda job, event, at_ms: _attempt(job, started_at_ms=at_ms),
     m.Checkpointed: lambda job, event, at_ms: _attempt(
-        job, checkpoint=event.checkpoint, earlier=job.attempts[-1].checkpoint
+        job,
+        checkpoint=event.checkpoint,
+        earlier=job.attempts[-1].checkpoint,
+        sequence=max(event.sequence, job.attempts[-1].sequence),
     ),
     m.LeaseLost: _lost,
     m.Completed: lambda job, event, at_ms: _settle(replace(job, completed=event), "completed", None),

@@ -89,6 +89,7 @@ class Node(Struct, frozen=True, kw_only=True):
     price_per_hour_base_units: int
     version: str
     began_ms: int = 0  # of its session; the next one's is larger
+    dated: bool = False  # what its session signs says for which network, in which place and until when
     online: bool
     draining: bool = False
     registered_at_ms: int

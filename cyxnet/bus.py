@@ -904,7 +904,8 @@ def _refusal(status: str, headers: dict[str, str], data: bytes) -> ApiError:
         body = decode(ErrorBody, data, JSON)
     except BadMessage:
         body = ErrorBody(err_code="refused", message=headers.get("Nats-Service-Error", "refused"))
-    return ApiError(body.err_code, body.message, int(status) if status.isdigit() else 500, body.retry_after_ms)
+    number = int(status) if status.isdigit() else 500
+    return ApiError(body.err_code, body.message, number, body.retry_after_ms, body.now_ms)
 
 
 def _describe(verb: subjects.Verb) -> dict[str, str]:

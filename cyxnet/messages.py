@@ -31,6 +31,7 @@ Address = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{32,44}\Z")]  # So
 Signature = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{64,88}\Z")]  # Solana transaction, base58
 PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # Ed25519, hex
 SeedSignature = Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]  # Ed25519, hex
+NetworkId = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{0,200}\Z")]
 RequestId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{0,64}\Z")]
 Text = Annotated[str, Meta(max_length=2000)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
@@ -690,6 +691,7 @@ class Register(Request, kw_only=True, frozen=True):
 
     began_ms: when the session began by the node's own count, which only grows; a session that began before the one
     that is registered is refused. 0 from nodes that do not count.
+    network_id, sequence, expires_ms: as of RunCompleted; network_id "" from a node that has not been told it.
     """
 
     node_id: NodeId
@@ -703,12 +705,19 @@ class Register(Request, kw_only=True, frozen=True):
     price_per_hour_base_units: U63 = 0
     version: Annotated[str, Meta(max_length=32)] = ""
     began_ms: U63 = 0
-    signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+    network_id: NetworkId = ""
+    sequence: U63 = 0
+    expires_ms: U63 = 0
+    signature: SeedSignature
 
 
-class RegisterReply(Struct, kw_only=True):
+class RegisterReply(Struct, kw_only=True, omit_defaults=True):
+    """now_ms: the time by central's clock, which what a node signs is good until; 0 from older centrals."""
+
     heartbeat_ms: int
     lease_ms: int
+    network_id: str = ""
+    now_ms: int = 0
 
 
 class RunRef(Struct, kw_only=True, omit_defaults=True):
@@ -731,13 +740,14 @@ class Heartbeat(Request, kw_only=True, frozen=True):
 class HeartbeatReply(Struct, kw_only=True, omit_defaults=True):
     """known is False when central has no such session: register again. stop lists fenced runs.
 
-    begin and pause repeat commands that a run does not show to have heard.
+    begin and pause repeat commands that a run does not show to have heard. now_ms: as of RegisterReply.
     """
 
     known: bool
     stop: list[RunRef] = []
     begin: list[RunRef] = []
     pause: list[RunRef] = []
+    now_ms: int = 0
 
 
 class CpuMetrics(Struct, kw_only=True):
@@ -793,14 +803,20 @@ class RunStarted(Request, kw_only=True, frozen=True):
 
 
 class RunCheckpoint(Request, kw_only=True, frozen=True):
-    """The run's state is stored as an artifact. signature: Ed25519 by the node over checkpoint_bytes()."""
+    """The run's state is stored as an artifact. signature: Ed25519 by the node over checkpoint_bytes().
+
+    network_id, sequence, expires_ms: as of RunCompleted.
+    """
 
     node_id: NodeId
     session: SessionId
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     checkpoint: Checkpoint
-    signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+    network_id: NetworkId = ""
+    sequence: U63 = 0
+    expires_ms: U63 = 0
+    signature: SeedSignature
 
 
 class RunFailed(Request, kw_only=True, frozen=True):
@@ -821,7 +837,11 @@ class RunFailed(Request, kw_only=True, frozen=True):
 
 
 class RunCompleted(Request, kw_only=True, frozen=True):
-    """The model is stored as an artifact. signature: Ed25519 by the node over completion_bytes()."""
+    """The model is stored as an artifact. signature: Ed25519 by the node over completion_bytes().
+
+    network_id: the network that it is for. sequence: counts what the node signed in this session, from 1 on.
+    expires_ms: when it is too late to say it, by central's clock; 0 from a node of a version that signs none of these.
+    """
 
     node_id: NodeId
     session: SessionId
@@ -830,7 +850,10 @@ class RunCompleted(Request, kw_only=True, frozen=True):
     model: ArtifactRef
     graph_sha256: Digest
     summary: TrainingSummary
-    signature: Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+    network_id: NetworkId = ""
+    sequence: U63 = 0
+    expires_ms: U63 = 0
+    signature: SeedSignature
 
 
 class Goodbye(Request, kw_only=True, frozen=True):
@@ -951,12 +974,18 @@ class Started(Event, kw_only=True):
 
 
 class Checkpointed(Event, kw_only=True):
-    """The holder of the lease stored its state; central found the artifact whole and the signature good."""
+    """The holder of the lease stored its state; central found the artifact whole and the signature good.
+
+    network_id, sequence, expires_ms: what else was signed, so that anybody can verify it again.
+    """
 
     attempt: int
     node_id: str
     checkpoint: Checkpoint
     signature: str
+    network_id: str = ""
+    sequence: int = 0
+    expires_ms: int = 0
 
 
 class LeaseLost(Event, kw_only=True):
@@ -977,7 +1006,7 @@ class LeaseLost(Event, kw_only=True):
 
 
 class Completed(Event, kw_only=True):
-    """The node delivered a model and signed for it."""
+    """The node delivered a model and signed for it; the last three fields are as of Checkpointed."""
 
     attempt: int
     node_id: str
@@ -985,6 +1014,9 @@ class Completed(Event, kw_only=True):
     graph_sha256: str
     summary: TrainingSummary
     signature: str
+    network_id: str = ""
+    sequence: int = 0
+    expires_ms: int = 0
 
 
 class CancelRequested(Event, kw_only=True):
@@ -1048,6 +1080,8 @@ class Refunded(Event, kw_only=True):
 
 
 class NodeRegistered(Event, kw_only=True):
+    """dated: what this session signs names the network, a sequence and an expiry; what does not is refused."""
+
     node_id: str
     session: str
     name: str
@@ -1059,6 +1093,7 @@ class NodeRegistered(Event, kw_only=True):
     price_per_hour_base_units: int = 0
     version: str = ""
     began_ms: int = 0
+    dated: bool = False
 
 
 class NodeLost(Event, kw_only=True):
@@ -1232,11 +1267,15 @@ class TelemetryRecord(Struct, kw_only=True, omit_defaults=True):
 
 
 class ErrorBody(Struct, kw_only=True, omit_defaults=True):
-    """What an API error carries besides its headers. err_code is stable; people read message."""
+    """What an API error carries besides its headers. err_code is stable; people read message.
+
+    now_ms: the time by the clock of who answers, where that is why.
+    """
 
     err_code: str
     message: str
     retry_after_ms: int | None = None
+    now_ms: int | None = None
 
 
 def price_bytes(price: Price) -> bytes:
@@ -1245,41 +1284,32 @@ def price_bytes(price: Price) -> bytes:
     return "\n".join(["cyx/v1/price", *words]).encode()
 
 
+NodeSigned = Register | RunCheckpoint | RunCompleted
+
+
+def _signed(what: str, said: NodeSigned, *words: str) -> bytes:
+    """The bytes of one domain: its name, for which network, in which place, until when; then what is said.
+
+    A node of a version that knew no expiry signs under version 1 of the domain, without any of that.
+    """
+    dated = [f"cyx/v2/{what}", said.network_id, str(said.sequence), str(said.expires_ms)]
+    return "\n".join([*(dated if said.expires_ms else [f"cyx/v1/{what}"]), *words]).encode()
+
+
 def completion_bytes(done: RunCompleted) -> bytes:
     """What a node signs when it delivers: domain, then every field that binds it to one attempt."""
-    return "\n".join(
-        [
-            "cyx/v1/completion",
-            done.node_id,
-            done.session,
-            done.job_id,
-            str(done.attempt),
-            done.model.sha256,
-            str(done.model.size),
-            done.graph_sha256,
-        ]
-    ).encode()
+    run = (done.node_id, done.session, done.job_id, str(done.attempt))
+    return _signed("completion", done, *run, done.model.sha256, str(done.model.size), done.graph_sha256)
 
 
 def checkpoint_bytes(said: RunCheckpoint) -> bytes:
     """What a node signs when it stores its state: another domain than a completion, the same binding."""
-    stored = said.checkpoint
-    return "\n".join(
-        [
-            "cyx/v1/checkpoint",
-            said.node_id,
-            said.session,
-            said.job_id,
-            str(said.attempt),
-            str(stored.step),
-            str(stored.steps),
-            stored.state.sha256,
-            str(stored.state.size),
-        ]
-    ).encode()
+    run, stored = (said.node_id, said.session, said.job_id, str(said.attempt)), said.checkpoint
+    state = (str(stored.step), str(stored.steps), stored.state.sha256, str(stored.state.size))
+    return _signed("checkpoint", said, *run, *state)
 
 
 def registration_bytes(node: Register) -> bytes:
     """What a node signs when it registers: its key owns the id, the session and the wallet."""
     began = [str(node.began_ms)] if node.began_ms else []  # older nodes neither say nor sign it
-    return "\n".join(["cyx/v1/register", node.node_id, node.session, node.public_key, node.wallet, *began]).encode()
+    return _signed("register", node, node.node_id, node.session, node.public_key, node.wallet, *began)

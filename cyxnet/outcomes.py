@@ -55,13 +55,21 @@ class StorageFull(BusError):
 
 
 class ApiError(CyxError):
-    """Central refused a request. `code` is stable; `status` is the HTTP-like number."""
+    """Central refused a request. `code` is stable; `status` is the HTTP-like number. now_ms: by central's clock."""
 
-    def __init__(self, code: str, message: str, status: int = 400, retry_after_ms: int | None = None):
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int = 400,
+        retry_after_ms: int | None = None,
+        now_ms: int | None = None,
+    ):
         super().__init__(message)
         self.code = code
         self.status = status
         self.retry_after_ms = retry_after_ms
+        self.now_ms = now_ms
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -85,4 +93,5 @@ def refusal(error: Exception, asked: str) -> tuple[int, ErrorBody]:
     else:
         log.error("%s failed", asked, exc_info=error)
         status, code, text = 500, "internal", "central failed on this request; its log says why"
-    return status, ErrorBody(err_code=code, message=text, retry_after_ms=getattr(error, "retry_after_ms", None))
+    more = {name: getattr(error, name, None) for name in ("retry_after_ms", "now_ms")}
+    return status, ErrorBody(err_code=code, message=text, **more)

@@ -36,14 +36,14 @@ from cyxnet.messages import (
     RunRef,
     RunStarted,
     Stop,
-    registration_bytes,
 )
 from cyxnode import events as e
 from cyxnode import hardware
 from cyxnode.cache import ArtifactCache
 from cyxnode.home import Home
 from cyxnode.process import Pool
-from cyxnode.runs import Runs, Share
+from cyxnode.runs import UNSIGNED, Runs, Share
+from cyxnode.signing import Signing
 from cyxnode.state import State, next_wake_ms, step
 from cyxnode.telemetry import Telemetry
 
@@ -90,7 +90,9 @@ class Agent:
         facts: Hardware,
         settings: Settings,
         on_ready: Callable[[], None],
+        network_id: str = "",
     ):
+        """network_id: what the node signs is for this network; "" for whichever central says it belongs to."""
         self.session = secrets.token_hex(16)
         self._began_ms = home.next_session_ms()
         self._home = home
@@ -98,6 +100,7 @@ class Agent:
         self._facts = facts
         self._settings = settings
         self._on_ready = on_ready
+        self._signing = Signing(home.key.sign, network_id, _wall_ms, _now_ms)
         self._state = State(node_id=home.node_id, session=self.session, max_runs=settings.max_runs)
         self._limits = hardware.cgroup_limits()
         self._meter = hardware.Meter(home.node_id, self.session)
@@ -114,7 +117,6 @@ class Agent:
             bus,
             home.node_id,
             self.session,
-            home.key,
             pool,
             ArtifactCache(home.cache_folder, settings.cache_bytes, fetch),
             self._telemetry,
@@ -221,9 +223,8 @@ class Agent:
             price_per_hour_base_units=settings.price_per_hour_base_units,
             version=_version(),
             began_ms=self._began_ms,
-            signature="0" * 128,
+            signature=UNSIGNED,
         )
-        register = replace(register, signature=home.key.sign(registration_bytes(register)))
         try:
             reply = await self._ask("register", register, RegisterReply, REQUEST_TIMEOUT_S)
         except ApiError as error:
@@ -231,6 +232,7 @@ class Agent:
         except (BusError, BadMessage):
             self.tell(e.RegisterUnanswered())
         else:
+            self._signing.told(reply.now_ms, reply.network_id)
             self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))
 
     def _send_heartbeat(self, action: e.SendHeartbeat) -> None:
@@ -251,6 +253,7 @@ class Agent:
         except CyxError:
             self.tell(e.HeartbeatUnanswered())
             return
+        self._signing.told(reply.now_ms)
         self.tell(e.HeartbeatAnswered(reply.known, _keys(reply.stop), _keys(reply.begin), _keys(reply.pause)))
         await self._telemetry.link_is_back()
 
@@ -270,11 +273,13 @@ class Agent:
             self.tell(e.ReportAnswered(key, reply.accepted, reply.fenced, reply.reason))
 
     async def _ask(self, verb: str, message: Any, reply: type[Any], timeout_s: float) -> Any:
-        """Ask central. A refusal that may pass (429, 5xx) counts as no answer: raises BusError for it."""
+        """Ask central, signed. A refusal that may pass (429, 5xx, too late) counts as no answer: raises BusError."""
+        subject, signed = subjects.node(self._home.node_id, verb), self._signing.signed(message)
         try:
-            return await self._bus.ask(subjects.node(self._home.node_id, verb), message, reply, timeout_s=timeout_s)
+            return await self._bus.ask(subject, signed, reply, timeout_s=timeout_s)
         except ApiError as error:
-            if error.status >= 500 or error.status == 429:
+            self._signing.told(error.now_ms or 0)
+            if error.status >= 500 or error.status == 429 or error.code == "expired":
                 raise BusError(str(error)) from None
             raise
 
@@ -335,6 +340,10 @@ _DOERS: dict[type, Callable[[Agent, Any], None]] = {
 
 def _keys(refs: list[RunRef]) -> tuple[e.RunKey, ...]:
     return tuple((ref.job_id, ref.attempt) for ref in refs)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _now_ms() -> int:

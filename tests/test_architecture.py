@@ -63,7 +63,8 @@ cyxnet.cli.serving cyxnet.cli
 cyxnet.__main__
 
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
-cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads cyxnode.runs cyxnode.agent
+cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
+cyxnode.runs cyxnode.agent
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies cyxnode.serving.gate
 cyxnode.serving.figures cyxnode.serving.asgi cyxnode.serving.routes cyxnode.serving.openapi cyxnode.serving.tensors
@@ -76,7 +77,7 @@ cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcen
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
-cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.dispatch
+cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
@@ -116,6 +117,7 @@ PURE = {
     "cyxcore.recompute",
     "cyxnode.events",
     "cyxnode.outbox",
+    "cyxnode.signing",
     "cyxnode.state",
     "cyxnode.serving.batching",
     "cyxnode.serving.openapi",
@@ -139,6 +141,7 @@ PURE = {
     "cyxcentral.tree",
     "cyxcentral.views",
     "cyxcentral.recent",
+    "cyxcentral.reports",
     "cyxcentral.world",
 }
 IMPURE = {"time", "random", "secrets", "asyncio", "socket", "threading", "uuid", "os", "subprocess"}

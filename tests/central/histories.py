@@ -45,6 +45,10 @@ def checkpointed(step: int, attempt: int = 1, node_id: str = "node-a") -> m.Chec
     return m.Checkpointed(attempt=attempt, node_id=node_id, checkpoint=checkpoint(step), signature="d" * 128)
 
 
+def dated(event: Any, sequence: int) -> Any:
+    return replace(event, network_id="net-1", sequence=sequence, expires_ms=FIRST_MS + 600_000)
+
+
 def lease(attempt: int, node_id: str = "node-a", step: int = 0) -> m.Leased:
     return m.Leased(
         attempt=attempt,
@@ -81,6 +85,10 @@ def job(*events: Any) -> list[Said]:
 
 HISTORIES: dict[str, list[Said]] = {
     "a job that went well": [A, *job(f.FUNDED, lease(1), f.STARTED, f.completed(), f.SIGNED_SETTLE, WHOLE)],
+    "a job whose node signed for the network in a sequence and until a time": [
+        (NODE_A, replace(f.registered("node-a"), dated=True)),
+        *job(f.FUNDED, lease(1), f.STARTED, dated(checkpointed(5), 2), dated(f.completed(), 3), f.SIGNED_SETTLE, WHOLE),
+    ],
     "a settlement as it was before nodes were paid by steps": [
         A,
         *job(f.FUNDED, lease(1), f.STARTED, f.completed(), f.SIGNED_SETTLE, f.settled()),

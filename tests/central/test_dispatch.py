@@ -20,11 +20,13 @@ from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode
 from cyxnet.credentials import as_node
 from cyxnet.identity import Identity
+from cyxnode.signing import VALID_MS, Signing
 from tests.central import facts as f
 
 KEY = Identity(b"k" * 32)
 NODE = f"node-a-{KEY.short_id}"
 SESSION, NEXT_SESSION = "0" * 32, "1" * 32
+NETWORK = "net-1"
 LEASE_MS = 60_000
 PROGRESS_MS = 600_000
 ORDER_OF_THE_CURVE = 2**252 + 27742317777372353535851937790883648493
@@ -43,7 +45,7 @@ class SmallCentral:
         self.blobs = Blobs(self.core)
         await self.blobs.open()
         await self.log.open(0)
-        self.dispatch = Dispatch(self.log, self.edge, self.blobs, 10_000, LEASE_MS, PROGRESS_MS)
+        self.dispatch = Dispatch(self.log, self.edge, self.blobs, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK)
         if scheduling:
             self.log.applied.append(lambda stored, record: self.dispatch.wake())
             await self.dispatch.start()
@@ -771,6 +773,99 @@ async def test_what_was_signed_in_an_earlier_attempt_or_session_is_worth_nothing
             await say(replace(old, attempt=3, session=NEXT_SESSION))
     kinds = await kinds_of(central)
     assert not {"Completed", "Checkpointed"} & set(kinds)
+
+
+# -- network, sequence, expiry -----------------------------------------------------------------------------
+
+
+def signing(network=NETWORK, now_ms=None):
+    """What a node signs with, at another time when one is given."""
+    machine = Machine()
+    return Signing(KEY.sign, network, machine.wall_ms if now_ms is None else lambda: now_ms, lambda: 0)
+
+
+async def test_what_is_signed_with_an_expiry_counts_and_is_recorded_so_that_it_can_be_verified(central, tmp_path):
+    signs = signing()
+    await central.dispatch._register(signs.signed(register()))
+    await central.job("job-1", f.FUNDED, leased())
+    model = await stored_model(central.blobs, tmp_path)
+    assert (await central.dispatch._checkpoint(signs.signed(stored_state(model)))).accepted
+    said = signs.signed(completed(model))
+    assert (await central.dispatch._completed(said)).accepted
+    event = central.world.jobs["job-1"].completed
+    assert (event.network_id, event.sequence, event.expires_ms) == (NETWORK, 3, said.expires_ms)
+    again = await central.dispatch._completed(signs.signed(completed(model)))  # its answer was lost
+    assert (again.accepted, again.reason) == (True, "known already")
+
+
+async def test_a_report_is_refused_after_its_expiry_on_another_network_and_without_an_expiry(central, tmp_path):
+    now = signing()
+    await central.dispatch._register(now.signed(register()))
+    await central.job("job-1", f.FUNDED, leased())
+    model = await stored_model(central.blobs, tmp_path)
+    late = signing(now_ms=Machine().wall_ms() - VALID_MS - 60_000)
+    unnamed, unnumbered = signing(network=""), signing()
+    unnumbered._sequence = -1
+    for unsigned, say in (
+        (completed(model), central.dispatch._completed),
+        (stored_state(model), central.dispatch._checkpoint),
+    ):
+        for code, said in (
+            ("expired", late.signed(unsigned)),
+            ("wrong_network", signing(network="net-2").signed(unsigned)),
+            ("wrong_network", unnamed.signed(unsigned)),
+            ("undated", unsigned),
+            ("bad_signature", replace(late.signed(unsigned), expires_ms=2**62)),
+            ("bad_signature", replace(now.signed(unsigned), network_id="net-2")),
+            ("bad_signature", replace(now.signed(unsigned), sequence=1)),
+            ("bad_signature", replace(now.signed(unsigned), expires_ms=0)),
+        ):
+            with pytest.raises(ApiError) as refused:
+                await say(said)
+            assert refused.value.code == code
+    with pytest.raises(ApiError) as refused:
+        await central.dispatch._completed(unnumbered.signed(completed(model)))
+    assert refused.value.code == "bad_sequence"
+    assert not {"Completed", "Checkpointed"} & set(await kinds_of(central))
+
+
+async def test_who_says_something_too_late_is_told_the_time(central):
+    with pytest.raises(ApiError) as refused:
+        await central.dispatch._register(signing(now_ms=1).signed(register()))
+    assert refused.value.code == "expired"
+    assert abs(refused.value.now_ms - Machine().wall_ms()) < 60_000
+
+
+async def test_a_registration_for_another_network_is_refused_and_one_that_names_none_is_told_it(central):
+    with pytest.raises(ApiError) as refused:
+        await central.dispatch._register(signing(network="net-2").signed(register()))
+    assert refused.value.code == "wrong_network"
+    reply = await central.dispatch._register(signing(network="").signed(register()))
+    assert reply.network_id == NETWORK
+    assert central.world.nodes[NODE].dated
+
+
+async def test_a_report_that_was_signed_before_the_newest_that_counts_is_a_replay(central, tmp_path):
+    signs = signing()
+    await central.dispatch._register(signs.signed(register()))
+    await central.job("job-1", f.FUNDED, leased())
+    model = await stored_model(central.blobs, tmp_path)
+    early = signs.signed(stored_state(model, step=80))
+    newest = signs.signed(stored_state(model, step=50))
+    assert (await central.dispatch._checkpoint(newest)).accepted
+    assert (await central.dispatch._checkpoint(newest)).accepted  # the same words again change nothing
+    with pytest.raises(ApiError) as refused:
+        await central.dispatch._checkpoint(early)
+    assert refused.value.code == "replayed"
+    assert (await kinds_of(central)).count("Checkpointed") == 1
+
+
+async def test_a_session_of_a_node_that_signs_no_expiry_goes_on_as_before(central, tmp_path):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    model = await stored_model(central.blobs, tmp_path)
+    assert (await central.dispatch._completed(completed(model))).accepted
+    assert not central.world.nodes[NODE].dated
 
 
 async def test_a_registration_that_was_changed_after_it_was_signed_is_refused(central):

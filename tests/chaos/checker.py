@@ -6,6 +6,7 @@ accused for the law.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from msgspec import Struct
 
@@ -130,18 +131,18 @@ def _signed(
     job_id: str, event: m.Completed | m.Checkpointed, lease: m.Leased, keys: dict[tuple[str, str], str]
 ) -> bool:
     """Whether the session that held the lease signed for this model or this state."""
-    who = {"node_id": event.node_id, "session": lease.session, "job_id": job_id, "attempt": event.attempt}
+    who: dict[str, Any] = {"node_id": event.node_id, "session": lease.session, "job_id": job_id}
+    who |= {name: getattr(event, name) for name in ("attempt", "network_id", "sequence", "expires_ms", "signature")}
     if isinstance(event, m.Completed):
         said = m.RunCompleted(
             **who,
             model=event.model,
             graph_sha256=event.graph_sha256,
             summary=event.summary,
-            signature=event.signature,
         )
         signed = m.completion_bytes(said)
     else:
-        signed = m.checkpoint_bytes(m.RunCheckpoint(**who, checkpoint=event.checkpoint, signature=event.signature))
+        signed = m.checkpoint_bytes(m.RunCheckpoint(**who, checkpoint=event.checkpoint))
     key = keys.get((lease.node_id, lease.session))
     return key is not None and verify(key, signed, event.signature)
 

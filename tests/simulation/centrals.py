@@ -9,7 +9,7 @@ from unittest import mock
 
 import msgspec
 
-from cyxcentral import audit, dispatch, landings, payments, reconciliation
+from cyxcentral import audit, dispatch, landings, payments, reconciliation, reports
 from cyxcentral.central import Central, Settings
 from cyxcentral.ledger import Sums
 from cyxcentral.machine import Machine
@@ -19,6 +19,7 @@ from cyxnet import messages as m
 from cyxnet.config import NetworkFile
 from cyxnet.identity import Identity
 from cyxnet.wallet import Wallet
+from cyxnode import signing
 from tests.simulation.chain import SimSettlement
 from tests.simulation.faults import FIRST_WALL_MS, HOUR_MS
 from tests.simulation.loop import ProcessLoop, sleep
@@ -62,10 +63,11 @@ def shrink() -> "contextlib.ExitStack":
     stack.enter_context(mock.patch.object(reconciliation, "EVERY_S", 6.0))
     stack.enter_context(mock.patch.object(audit, "LOOK_AGAIN_S", 5.0))  # together longer than any machine lags
     stack.enter_context(mock.patch.object(payments, "DEADLINES_EVERY_S", 1.0))
+    stack.enter_context(mock.patch.object(signing, "VALID_MS", 24 * HOUR_MS))  # where weeks pass, 8 hours are a second
     stack.enter_context(mock.patch.object(dispatch, "PAUSE_GRACE_MS", dispatch.PAUSE_GRACE_MS // 6))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
     stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))
-    stack.enter_context(mock.patch.object(dispatch, "verify", VERIFY))
+    stack.enter_context(mock.patch.object(reports, "verify", VERIFY))
     return stack
 
 
@@ -82,7 +84,7 @@ class KeysAtHand:
 
 
 KEYS = KeysAtHand(Identity(CENTRAL_SEED))
-VERIFY = functools.lru_cache(maxsize=1 << 16)(dispatch.verify)  # a pure function
+VERIFY = functools.lru_cache(maxsize=1 << 16)(reports.verify)  # a pure function
 
 
 class MemoryLedger:

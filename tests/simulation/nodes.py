@@ -21,7 +21,9 @@ from cyxnet.bus import ApiError, BusError
 from cyxnet.codec import MSGPACK, BadMessage, encode
 from cyxnet.identity import Identity
 from cyxnode import events as e
+from cyxnode.signing import Signing
 from cyxnode.state import State, next_wake_ms, retry_delay_ms, step
+from tests.simulation.faults import FIRST_WALL_MS, HOUR_MS
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.wire import Process, SimBus
 
@@ -88,6 +90,7 @@ class Node(Process):
         self.session = session
         self.state = State(node_id=self.node_id, session=session, max_runs=max_runs)
         self.max_runs = max_runs
+        self.signing = Signing(self.sign, "", self.wall_ms, lambda: int(self.loop.time() * 1000))
         self.exited: e.Exit | None = None
         self._runs: dict[e.RunKey, Run] = {}
         self._timer: Any = None
@@ -95,6 +98,11 @@ class Node(Process):
     @property
     def wallet(self) -> str:
         return cast(str, self.network.wallets[self.number])
+
+    def wall_ms(self) -> int:
+        """Its own clock is up to two hours off."""
+        date_ms = self.network.faults.date_ms(self.network.scheduler.now_s)
+        return FIRST_WALL_MS + date_ms + (self.number % 5 - 2) * HOUR_MS
 
     async def main(self) -> None:
         await self.bus.answer(subjects.command(self.node_id), m.Command, self._on_command)
@@ -132,10 +140,12 @@ class Node(Process):
         return self.loop.create_task(work)
 
     async def _ask(self, verb: str, message: Any, reply: Any, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
+        signed = self.signing.signed(message)
         try:
-            return await self.bus.ask(subjects.node(self.node_id, verb), message, reply, timeout_s=timeout_s)
+            return await self.bus.ask(subjects.node(self.node_id, verb), signed, reply, timeout_s=timeout_s)
         except ApiError as error:
-            if error.status >= 500 or error.status == 429:
+            self.signing.told(error.now_ms or 0)
+            if error.status >= 500 or error.status == 429 or error.code == "expired":
                 raise BusError(str(error)) from None
             raise
 
@@ -151,7 +161,6 @@ class Node(Process):
             began_ms=int(self.session[2:], 16),
             signature="0" * 128,
         )
-        said = replace(said, signature=self.sign(m.registration_bytes(said)))
         try:
             reply = await self._ask("register", said, m.RegisterReply)
         except ApiError as error:
@@ -159,6 +168,7 @@ class Node(Process):
         except (BusError, BadMessage):
             self.tell(e.RegisterUnanswered())
         else:
+            self.signing.told(reply.now_ms, reply.network_id)
             self.tell(e.Registered(reply.heartbeat_ms))
 
     async def _heartbeat(self, action: e.SendHeartbeat) -> None:
@@ -174,6 +184,7 @@ class Node(Process):
         except CyxError:
             self.tell(e.HeartbeatUnanswered())
             return
+        self.signing.told(reply.now_ms)
         if not reply.known:
             checks.told_no(f"{self.node_id} is unknown", registered, checks.registered(self.node_id, self.session))
         for key in map(_key, reply.stop):
@@ -337,7 +348,6 @@ class Run:
             checkpoint=stored,
             signature="0" * 128,
         )
-        said = replace(said, signature=self.node.sign(m.checkpoint_bytes(said)))
         self.node.tell(e.CheckpointStored(self.key, said))
 
     async def _tell_epoch(self, steps: int) -> None:
@@ -394,7 +404,7 @@ class Run:
         )
 
     def _completed(self, model: m.ArtifactRef, steps: int) -> m.RunCompleted:
-        said = m.RunCompleted(
+        return m.RunCompleted(
             node_id=self.node.node_id,
             session=self.node.session,
             job_id=self.assign.job_id,
@@ -413,4 +423,3 @@ class Run:
             ),
             signature="0" * 128,
         )
-        return replace(said, signature=self.node.sign(m.completion_bytes(said)))

@@ -1,0 +1,30 @@
+"""Whether what a node signed may count: its key, its network, its time, its place. Pure.
+
+Which run it is of, and whether the node still holds that, is for the fence (cyxcentral/dispatch.py).
+"""
+
+from cyxnet import messages as m
+from cyxnet.identity import verify
+from cyxnet.outcomes import ApiError
+
+
+def refuse_false(said: m.NodeSigned, signed: bytes, public_key: str, dated: bool, network_id: str, now_ms: int) -> None:
+    """Raises ApiError for a signature that is not of this key, or not for this network and time.
+
+    signed: the canonical bytes of `said`. dated: whether the session has to name network, sequence and expiry: as soon
+    as its registration did. A registration may leave the network out: a node may not have been told it.
+    """
+    if not verify(public_key, signed, said.signature):
+        raise ApiError("bad_signature", f"the {type(said).__name__} is not signed by the node's key", 403)
+    if not said.expires_ms:
+        if dated:
+            raise ApiError("undated", "the session signs with an expiry; this was signed without one", 403)
+        return
+    if said.network_id != network_id and (said.network_id or not isinstance(said, m.Register)):
+        raise ApiError("wrong_network", f"it was signed for the network {said.network_id!r}, not {network_id!r}", 403)
+    if not said.sequence:
+        raise ApiError("bad_sequence", "expected a sequence from 1 on beside an expiry, got 0", 403)
+    if now_ms > said.expires_ms:
+        late_s = (now_ms - said.expires_ms) // 1000
+        why = f"it was good until {late_s} s ago by central's clock: sign it again"
+        raise ApiError("expired", why, 409, now_ms=now_ms)
