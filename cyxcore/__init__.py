@@ -89,7 +89,20 @@ _NAMES: dict[str, str] = {
     "save_model": "model",
     "load_model": "model",
 }
-_MODULES = ("nn", "optim", "lr_scheduler", "functional", "linalg", "fft", "random", "errors", "spec", "data", "device")
+_MODULES = (
+    "nn",
+    "optim",
+    "lr_scheduler",
+    "functional",
+    "linalg",
+    "fft",
+    "random",
+    "errors",
+    "spec",
+    "data",
+    "device",
+    "transforms",
+)
 
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
 
@@ -105,6 +118,7 @@ if TYPE_CHECKING:
     from cyxcore import optim as optim
     from cyxcore import random as random
     from cyxcore import spec as spec
+    from cyxcore import transforms as transforms
     from cyxcore.autograd import Function as Function
     from cyxcore.autograd import grad as grad
     from cyxcore.autograd import hessian as hessian

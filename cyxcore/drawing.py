@@ -1,8 +1,8 @@
 """Random numbers for initial weights, data order and the eager generator: all Philox, same bits on every
 machine.
 
-Three uses share a seed and never meet, because their steps differ: dropout counts steps from 1,
-the data order uses 2**63 + epoch, initial weights 2**64 - 1.
+Four uses share a seed and never meet, because their steps differ: dropout counts steps from 1,
+the data order uses 2**63 + epoch, transforms of a step's rows 2**63 + 2**62 + step, initial weights 2**64 - 1.
 """
 
 import math
@@ -18,6 +18,7 @@ Array = np.ndarray[Any, Any]
 
 INIT_STEP = 2**64 - 1
 ORDER_STEP = 2**63
+AUGMENT_STEP = 2**63 + 2**62
 
 
 def uniform(seed: int, step: int, stream: int, shape: tuple[int, ...], device: str | None = None) -> Array:

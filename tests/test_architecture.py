@@ -15,7 +15,8 @@ TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
 # A module may import only modules listed before it, inside functions too. What stands under `if TYPE_CHECKING` is for
 # readers. `cyxcore` itself is a lazy door to all of its modules: who has come that far may use it.
 VOCABULARY = """
-cyxcore.errors cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
+cyxcore.errors cyxcore.transforms cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d
+cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
 cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
@@ -39,7 +40,9 @@ cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion c
 cyxcore.kernels.gpu.cuda
 cyxcore.device cyxcore.inspection cyxcore.drawing cyxcore.distributions cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft cyxcore.random
-cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate cyxcore.data.loader
+cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
+cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
+cyxcore.transforms.running cyxcore.data.loader
 cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview

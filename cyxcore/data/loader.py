@@ -23,8 +23,10 @@ import numpy as np
 
 from cyxcore.data.collate import default_collate
 from cyxcore.data.samplers import RandomSampler, Sampler, SequentialSampler, checked_seed
+from cyxcore.drawing import AUGMENT_STEP
 from cyxcore.errors import CyxError, DataError, SpecError
 from cyxcore.random import Generator, default
+from cyxcore.transforms import Compose, Transform
 
 Array = np.ndarray[Any, Any]
 Task = Callable[[], Any]  # makes one batch
@@ -38,7 +40,8 @@ class DataLoader:
     shuffle: a new order in every epoch. sampler: row numbers instead of all rows (cyxcore/data/samplers.py).
     seed, or generator (from which one is drawn): of the order; without either, one is drawn from the generator that
     cx.manual_seed sets. collate_fn: samples -> batch. num_workers: threads; 0 makes each batch when it is asked for.
-    prefetch_factor: batches that each thread may be ahead.
+    prefetch_factor: batches that each thread may be ahead. augment: a cx.transforms.Compose for the images, the first
+    part of each batch; the second are their targets. It is keyed by the seed and the step, as in a training run.
 
     epoch: which pass over the data is under way, or comes next; 1-based, as in training runs.
 
@@ -58,6 +61,7 @@ class DataLoader:
         seed: int | None = None,
         generator: Generator | None = None,
         prefetch_factor: int = 2,
+        augment: Transform | Compose | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -73,6 +77,7 @@ class DataLoader:
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
         self.num_workers, self.drop_last, self.prefetch_factor = num_workers, drop_last, prefetch_factor
         self.collate_fn = default_collate if collate_fn is None else collate_fn
+        self.augment = augment
         self._at_once = collate_fn is None and hasattr(dataset, "take_rows")
         if seed is None:
             seed = (default if generator is None else generator).split(1)[0].seed
@@ -162,9 +167,29 @@ class DataLoader:
         rows = _row_numbers(self.sampler, epoch)
         for batch in range(skipped, len(self)):
             places = rows[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield partial(self._made, places, f"batch {batch + 1} of epoch {epoch}")
+            yield partial(
+                self._made, places, (epoch - 1) * len(self) + batch + 1, f"batch {batch + 1} of epoch {epoch}"
+            )
 
-    def _made(self, rows: Array, where: str) -> Any:
+    def _made(self, rows: Array, step: int, where: str) -> Any:
+        batch = self._gathered(rows, where)
+        try:
+            return self._augmented(batch, step)
+        except Exception as error:
+            raise _told(f"rows {_few(rows)} ({where})", error) from error
+
+    def _augmented(self, batch: Any, step: int) -> Any:
+        """A batch whose images went through `augment`. step: 1-based, over all epochs."""
+        if self.augment is None:
+            return batch
+        key = (self.seed, AUGMENT_STEP + step)
+        if not isinstance(batch, (tuple, list)):
+            return self.augment(batch, key)
+        if len(batch) == 1:
+            return (self.augment(batch[0], key),)
+        return (*self.augment(batch[0], key, batch[1]), *batch[2:])
+
+    def _gathered(self, rows: Array, where: str) -> Any:
         if self._at_once:
             try:
                 return self.dataset.take_rows(rows)
@@ -201,7 +226,7 @@ class DataLoader:
         if not read or (self.drop_last and len(read) < self.batch_size):
             return _END
         try:
-            return self.collate_fn(read)
+            return self._augmented(self.collate_fn(read), epoch << 32 | batch)
         except Exception as error:
             raise _told(f"rows from {batch * self.batch_size} ({where})", error) from error
 

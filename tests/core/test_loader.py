@@ -9,6 +9,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import drawing
+from cyxcore import transforms as T
 from cyxcore.data import (
     ConcatDataset,
     DataLoader,
@@ -276,6 +277,30 @@ def test_batches_train_a_compiled_step_to_the_bits_of_the_plain_one() -> None:
         return [run(x, y).item() for _ in range(2) for x, y in loader]
 
     assert trained(cx.compile, 2) == trained(lambda step: step, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_images_are_augmented_by_seed_and_step_and_go_on_alike(workers: int) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (20, 3, 8, 8)).astype(np.uint8)
+    data = TensorDataset(images, np.arange(20))
+    augment = T.Compose([T.RandomCrop(8, padding=2), T.RandomHorizontalFlip()])
+
+    def loader() -> DataLoader:
+        options: dict[str, Any] = {"batch_size": 8, "shuffle": True, "seed": 4, "num_workers": workers}
+        return DataLoader(data, augment=augment, **options)
+
+    def told(batches: Any) -> list[list[Any]]:
+        return [[x.tolist(), y.tolist()] for x, y in batches]
+
+    whole = told(loader())
+    first = loader()
+    assert told(first) == whole
+    rest = loader()
+    rest.load_state_dict({**rest.state_dict(), "batch": 2})
+    assert told(rest) == whole[2:]
+    rows = whole[1][1]
+    assert whole[1][0] == augment(images[rows], key=(4, drawing.AUGMENT_STEP + 2)).tolist()
+    assert told(first) != whole  # the next epoch
 
 
 # iterable datasets --------------------------------------------------------------------------------
