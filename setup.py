@@ -16,27 +16,34 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "cyxcore/kernels"
+FLAGS = [
+    "-O2",
+    "-ftree-vectorize",
+    "-fvect-cost-model=dynamic",
+    "-std=gnu11",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-g0",
+]
 
-cpu = Extension(
-    "cyxcore.kernels.cpu",
-    sources=[f"{KERNELS}/cpu.pyx", *sorted(glob.glob(f"{KERNELS}/src/*.c"))],
-    depends=sorted(glob.glob(f"{KERNELS}/src/*.[hi]*")),
-    include_dirs=[f"{KERNELS}/src", numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-    extra_compile_args=[
-        "-O2",
-        "-ftree-vectorize",
-        "-fvect-cost-model=dynamic",
-        "-std=gnu11",
-        "-ffp-contract=off",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-fvisibility=hidden",
-        "-g0",
-    ],
-    libraries=["m", "pthread"],
-)
 
+def kernels(module: str, folder: str) -> Extension:
+    """An extension of kernels in C: the .pyx of its name, and every C file of a folder."""
+    return Extension(
+        f"cyxcore.kernels.{module}",
+        sources=[f"{KERNELS}/{module}.pyx", *sorted(glob.glob(f"{folder}/*.c"))],
+        depends=sorted(glob.glob(f"{KERNELS}/src/*.[hi]*") + glob.glob(f"{folder}/*.[hi]*")),
+        include_dirs=[folder, numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=FLAGS,
+        libraries=["m", "pthread"],
+    )
+
+
+cpu = kernels("cpu", f"{KERNELS}/src")
+language = kernels("language", f"{KERNELS}/src/language")
 sharing = Extension("cyxcore.kernels.sharing", sources=[f"{KERNELS}/sharing.pyx"])
 
 
@@ -59,6 +66,6 @@ class BuildInParallel(build_ext):
 
 
 setup(
-    ext_modules=cythonize([cpu, sharing], compiler_directives={"language_level": 3}),
+    ext_modules=cythonize([cpu, language, sharing], compiler_directives={"language_level": 3}),
     cmdclass={"build_ext": BuildInParallel},
 )

@@ -49,6 +49,7 @@ cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.obj
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.cyxmodel cyxcore.model
 cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf cyxcore.llm cyxcore.llm.requests
+cyxcore.llm.architecture cyxcore.llm.weights cyxcore.llm.llama
 cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials

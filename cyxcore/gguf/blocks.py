@@ -65,15 +65,26 @@ class Unpacked(NamedTuple):
     q: Array
     """uint8 (blocks, block_size)"""
     offset: int
-    scale: Array
-    """float32 (blocks, groups)"""
-    minimum: Array | None = None
-    """float32 (blocks, groups)"""
+    halves: Array
+    """float16 (blocks, 1 or 2): of the scales, and of the minima where there are any"""
+    subs: Array | None = None
+    """uint8 or int8 (blocks, 1 or 2, groups): what each group has of them; None: one group with all"""
+
+    def scales(self) -> Array:
+        """float32 (blocks, groups)"""
+        return self._of_groups(0)
+
+    def minima(self) -> Array | None:
+        return self._of_groups(1) if self.halves.shape[1] == 2 else None
+
+    def _of_groups(self, which: int) -> Array:
+        whole = self.halves[:, which : which + 1].astype(np.float32)
+        return whole if self.subs is None else whole * self.subs[:, which].astype(np.float32)
 
 
-def _half(raw: Array) -> Array:
-    """(blocks, 2) bytes -> float32 (blocks, 1)."""
-    return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
+def _halves(raw: Array) -> Array:
+    """(blocks, 2 n) bytes -> float16 (blocks, n)."""
+    return np.ascontiguousarray(raw).view("<f2")
 
 
 def _nibbles(raw: Array, run: int) -> Array:
@@ -83,45 +94,38 @@ def _nibbles(raw: Array, run: int) -> Array:
 
 
 def _unpack_q8_0(raw: Array) -> Unpacked:
-    return Unpacked(raw[:, 2:] ^ 128, 128, _half(raw[:, :2]))  # from two's complement to an offset of 128
+    return Unpacked(raw[:, 2:] ^ 128, 128, _halves(raw[:, :2]))  # from two's complement to an offset of 128
 
 
 def _unpack_q4_0(raw: Array) -> Unpacked:
-    return Unpacked(_nibbles(raw[:, 2:], 16), 8, _half(raw[:, :2]))
+    return Unpacked(_nibbles(raw[:, 2:], 16), 8, _halves(raw[:, :2]))
 
 
-def _six_bits(raw: Array) -> tuple[Array, Array]:
-    """Twelve bytes hold eight scales and eight minima of 6 bits: (blocks, 12) -> two of uint8 (blocks, 8).
+def _six_bits(raw: Array) -> Array:
+    """Twelve bytes hold eight scales and eight minima of 6 bits: (blocks, 12) -> uint8 (blocks, 2, 8).
 
     Bytes 0-3 and 4-7 have the first four of each in their low 6 bits, and above them the top 2 bits of the last four,
     whose low halves share bytes 8-11.
     """
     a, b, c = raw[:, :4], raw[:, 4:8], raw[:, 8:12]
-    scales = np.concatenate([a & 63, (c & 15) | (a >> 6 << 4)], 1)
-    minima = np.concatenate([b & 63, (c >> 4) | (b >> 6 << 4)], 1)
-    return scales, minima
-
-
-def _scales_k(raw: Array) -> tuple[Array, Array]:
-    scales, minima = _six_bits(raw[:, 4:16])
-    return _half(raw[:, :2]) * scales.astype(np.float32), _half(raw[:, 2:4]) * minima.astype(np.float32)
+    scales, minima = [a & 63, (c & 15) | (a >> 6 << 4)], [b & 63, (c >> 4) | (b >> 6 << 4)]
+    return np.concatenate([*scales, *minima], 1).reshape(-1, 2, 8)
 
 
 def _unpack_q4_k(raw: Array) -> Unpacked:
-    return Unpacked(_nibbles(raw[:, 16:], 32), 0, *_scales_k(raw))
+    return Unpacked(_nibbles(raw[:, 16:], 32), 0, _halves(raw[:, :4]), _six_bits(raw[:, 4:16]))
 
 
 def _unpack_q5_k(raw: Array) -> Unpacked:
     fifth = raw[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # bit g of byte i: element 32 g + i
     q = _nibbles(raw[:, 48:], 32) | fifth.reshape(len(raw), SUPER) << 4
-    return Unpacked(q, 0, *_scales_k(raw))
+    return Unpacked(q, 0, _halves(raw[:, :4]), _six_bits(raw[:, 4:16]))
 
 
 def _unpack_q6_k(raw: Array) -> Unpacked:
     high = raw[:, 128:192].reshape(len(raw), 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
     q = _nibbles(raw[:, :128], 64) | high.reshape(len(raw), SUPER) << 4
-    groups = raw[:, 192:208].view(np.int8).astype(np.float32)
-    return Unpacked(q, 32, _half(raw[:, 208:210]) * groups)
+    return Unpacked(q, 32, _halves(raw[:, 208:210]), raw[:, None, 192:208].view(np.int8))
 
 
 UNPACK: dict[str, Callable[[Array], Unpacked]] = {
@@ -152,11 +156,11 @@ def dequantize(raw: Array, name: str) -> Array:
     out = np.empty((len(blocks), kind.block_size), np.float32)
     for start in range(0, len(blocks), CHUNK_BLOCKS):
         got = UNPACK[name](blocks[start : start + CHUNK_BLOCKS])
-        groups = got.scale.shape[1]
-        values = (got.q.astype(np.float32) - np.float32(got.offset)).reshape(len(got.q), groups, -1)
-        values *= got.scale[:, :, None]
-        if got.minimum is not None:
-            values -= got.minimum[:, :, None]
+        scales, minima = got.scales(), got.minima()
+        values = (got.q.astype(np.float32) - np.float32(got.offset)).reshape(len(got.q), scales.shape[1], -1)
+        values *= scales[:, :, None]
+        if minima is not None:
+            values -= minima[:, :, None]
         out[start : start + CHUNK_BLOCKS] = values.reshape(len(got.q), -1)
     return out.reshape(-1)
 
@@ -258,7 +262,7 @@ def _with_minima(x: Array, levels: int) -> tuple[Array, Array]:
     for part in (fitted_scale, fitted_minimum):
         super_scale = _bytes(part.max(1, keepdims=True) / np.float32(63), "<f2")
         halves.append(super_scale)
-        sixes.append(np.rint(part * _inverse(_half(super_scale))).clip(0, 63).astype(np.uint8))
+        sixes.append(np.rint(part * _inverse(_halves(super_scale).astype(np.float32))).clip(0, 63).astype(np.uint8))
     scales, minima = sixes
     packed = np.concatenate(
         [
@@ -269,7 +273,8 @@ def _with_minima(x: Array, levels: int) -> tuple[Array, Array]:
         1,
     )
     head = np.concatenate([*halves, packed], 1)
-    scale, minimum = (part.reshape(-1, 1) for part in _scales_k(head))
+    super_scales, subs = _halves(head[:, :4]).astype(np.float32), _six_bits(head[:, 4:16])
+    scale, minimum = ((super_scales[:, i, None] * subs[:, i]).reshape(-1, 1) for i in (0, 1))
     q = np.rint((x.reshape(-1, 32) + minimum) * _inverse(scale)).clip(0, levels).astype(np.uint8)
     return head, q.reshape(-1, SUPER)
 
@@ -306,8 +311,8 @@ def _q6_k(x: Array) -> Array:
     wanted = best.reshape(-1, 16)
     largest = np.take_along_axis(wanted, np.abs(wanted).argmax(1)[:, None], 1)
     super_scale = _bytes(largest / np.float32(-128), "<f2")
-    sub = np.rint(wanted * _inverse(_half(super_scale))).clip(-128, 127)
-    scale = (_half(super_scale) * sub).astype(np.float32).reshape(-1, 1)
+    sub = np.rint(wanted * _inverse(_halves(super_scale).astype(np.float32))).clip(-128, 127)
+    scale = (_halves(super_scale).astype(np.float32) * sub).astype(np.float32).reshape(-1, 1)
     q = (np.rint(groups * _inverse(scale)).clip(-32, 31) + 32).astype(np.uint8).reshape(-1, SUPER)
     high = q.reshape(-1, 2, 4, 32) >> 4 << np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     return np.concatenate(

@@ -12,6 +12,7 @@ import os
 from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, ShapeError
 
 cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -79,6 +80,9 @@ cdef extern from "pool.h" nogil:
     int cyx_threads()
     void cyx_set_threads(int count)
     void cyx_stop_threads()
+    ctypedef struct cyx_services:
+        pass
+    const cyx_services cyx_own_services
 
 # The attributes of each operation, in the order the C side reads them. "list" is a length and its items, "pair" two
 # integers; "shown" ones are already in the output array and only mentioned by the caller.
@@ -516,5 +520,6 @@ def _usable_cores() -> int:
 
 cyx_setup()
 _load()
+_services = PyCapsule_New(<void *>&cyx_own_services, "cyxcore.kernels.cpu._services", NULL)  # for language.pyx
 cyx_set_threads(_usable_cores())
 atexit.register(cyx_stop_threads)

@@ -27,4 +27,15 @@ void *cyx_scratch(int slot, size_t bytes);
 uint64_t cyx_float_mode_set(void);
 void cyx_float_mode_restore(uint64_t saved);
 
+/* All of that for another extension, so that a process has one pool. cpu.pyx hands it out as a capsule. */
+typedef struct {
+    void (*parallel)(int64_t count, int64_t grain, cyx_body body, void *context);
+    int64_t (*grain)(int64_t count, double work_per_item, double least_work);
+    void *(*scratch)(int slot, size_t bytes);
+    uint64_t (*float_mode_set)(void);
+    void (*float_mode_restore)(uint64_t saved);
+    const char *(*isa)(void);
+} cyx_services;
+extern const cyx_services cyx_own_services;
+
 #endif

@@ -95,3 +95,7 @@ cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_me
     cyx_float_mode_restore(mode);
     return status;
 }
+
+const cyx_services cyx_own_services = {
+    cyx_parallel, cyx_grain, cyx_scratch, cyx_float_mode_set, cyx_float_mode_restore, cyx_isa,
+};
