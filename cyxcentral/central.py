@@ -257,7 +257,7 @@ class Central:
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""
         about, event = subjects.last_token(stored.subject), record.event
-        self.dispatch.wake()
+        self.dispatch.happened(stored.subject)
         assert self.payments and self.keeper
         self.keeper.look()
         if isinstance(event, m.MintSigned):

@@ -7,8 +7,11 @@ at any time. What a node was last heard saying is the only memory; losing it cos
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+import msgspec
 
 from cyxcentral import intake, jobs, nodes, reports, schedule
 from cyxcentral.blobs import Blobs
@@ -26,7 +29,7 @@ log = logging.getLogger(__name__)
 RunKey = tuple[str, int]  # job id, attempt
 NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted
 
-SAFETY_NET_S = 5.0  # decisions follow events at once; this only catches what was missed
+SAFETY_NET_S = 1.0  # decisions follow events at once; silence, standing still and what was missed are seen so late
 OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that central itself ends
 NO_STATE = (jobs.BAD_CHECKPOINT, "bad_artifact")  # codes of runs that may have found their checkpoint unusable
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
@@ -63,6 +66,7 @@ class Dispatch:
         self.lease_ms = lease_ms
         self._progress_ms = progress_ms
         self._wake = asyncio.Event()
+        self._changed: set[str] | None = None  # subjects to look at again; None: everything there is
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
         self._listened_ms = self._machine.monotonic_ms()  # when the broker answered last
         self._read_seq: dict[str, int] = {}  # node id -> the event of its that was read last
@@ -100,36 +104,46 @@ class Dispatch:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self) -> None:
-        """Something changed that may allow a decision."""
+        """Look at everything anew."""
+        self._changed = None
+        self._wake.set()
+
+    def happened(self, subject: str) -> None:
+        """A job or a node changed, which may allow a decision. With very many of them, only it is looked at."""
+        if self._changed is not None:
+            self._changed.add(subject)
         self._wake.set()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        all_due_s = 0.0
         while True:
+            changed, self._changed = self._changed, set()
+            if changed is None or loop.time() >= all_due_s:
+                changed, all_due_s = None, loop.time() + min(SAFETY_NET_S, self.lease_ms / 1000 / LISTENS_PER_LEASE)
             try:
-                await self._sweep()
+                await self._sweep(changed)
                 await self._ban_suspects()
                 await self._assign_waiting()
-                self._tell_holders()
-            except CyxError as error:
-                log.warning("scheduling is held up: %s", error)
+                self._tell_holders(changed)
+            except Exception as error:
+                if isinstance(error, CyxError):
+                    log.warning("scheduling is held up: %s", error)
+                else:
+                    log.exception("scheduling failed; going on")
                 await asyncio.sleep(0.5)
-            except Exception:
-                log.exception("scheduling failed; going on")
-                await asyncio.sleep(0.5)
-            loop = asyncio.get_running_loop()
-            due = loop.call_at(loop.time() + self._until_next_ms() / 1000, self._wake.set)
+                all_due_s = 0.0
+            due = loop.call_at(min(all_due_s, loop.time() + self._until_retry_s()), self._wake.set)
             try:
                 await self._wake.wait()
             finally:
                 due.cancel()
             self._wake.clear()
 
-    def _until_next_ms(self) -> float:
-        """When something can become due without any event: a back-off or a lease."""
-        soonest = min(SAFETY_NET_S * 1000, self.lease_ms / LISTENS_PER_LEASE)
-        if (due_ms := self._world.matching.next_due_ms()) is not None:
-            soonest = min(soonest, due_ms - self._machine.wall_ms())
-        return max(soonest, 1.0)
+    def _until_retry_s(self) -> float:
+        """When the back-off of a job ends: then something is due without any event."""
+        due_ms = self._world.matching.next_due_ms()
+        return math.inf if due_ms is None else max(due_ms - self._machine.wall_ms(), 1) / 1000
 
     # -- scheduling ----------------------------------------------------------------------------------
 
@@ -161,7 +175,7 @@ class Dispatch:
     def _leased_at_once(self) -> None:
         """It was, or was not: either way the others may have their turn now."""
         self._leasing_at_once = False
-        self.wake()
+        self._wake.set()
 
     async def _assign_waiting(self) -> None:
         if self._leasing_at_once:
@@ -174,7 +188,7 @@ class Dispatch:
         finally:
             self._assigning = False
         if len(planned) == MAX_PLANNED:
-            self.wake()
+            self._wake.set()
 
     def _lease(self, choice: schedule.Assignment) -> m.Leased | None:
         return self._lease_of(self._world.jobs[choice.job_id], choice)
@@ -196,12 +210,26 @@ class Dispatch:
 
     # -- delivery ------------------------------------------------------------------------------------
 
-    def _tell_holders(self) -> None:
-        """See that every lease holder has heard what concerns its run; a node says by itself what it knows already."""
-        leased = {(job.job_id, job.attempt): job for job in self._world.leased()}
-        for memory in (self._unnamed, self._told, self._advanced):
-            for over in memory.keys() - leased.keys():
-                del memory[over]
+    def _leased(self, changed: set[str] | None) -> list[jobs.Job]:
+        """The jobs whose lease a node holds, of those that changed or whose node did; None for all of them."""
+        if changed is None:
+            return self._world.leased()
+        found: dict[str, jobs.Job] = {}
+        for subject in sorted(changed):
+            about = subjects.last_token(subject)
+            if subject == subjects.node_event(about):
+                found |= {job.job_id: job for job in self._world.runs_of(about)}
+            elif (job := self._world.jobs.get(about)) and job.current:
+                found[about] = job
+        return list(found.values())
+
+    def _tell_holders(self, changed: set[str] | None) -> None:
+        """See that lease holders have heard what concerns their runs; a node says by itself what it knows already."""
+        leased = {(job.job_id, job.attempt): job for job in self._leased(changed)}
+        if changed is None:
+            for memory in (self._unnamed, self._told, self._advanced):
+                for over in memory.keys() - leased.keys():
+                    del memory[over]
         for key, job in leased.items():
             if key not in self._telling and self._untold(job):
                 task = asyncio.create_task(self._tell(job.job_id, job.attempts[-1]))
@@ -221,7 +249,7 @@ class Dispatch:
         if error := task.exception():
             log.warning("%s/%d: not told: %s; will be tried again", *key, error)
         else:
-            self.wake()  # something more may have become due meanwhile
+            self.happened(subjects.job_event(key[0]))  # something more may have become due meanwhile
 
     def _command(self, what: str, job: jobs.Job) -> m.Command:
         attempt = job.attempts[-1]
@@ -285,18 +313,21 @@ class Dispatch:
             self._heard_ms = dict.fromkeys(self._heard_ms, now)
         self._listened_ms = now
 
-    async def _sweep(self) -> None:
-        """Nodes not heard of for a whole lease are lost, and with them their leases."""
+    async def _sweep(self, changed: set[str] | None = None) -> None:
+        """Leases whose nodes are gone or whose runs stand still are lost: of what changed, or of all.
+
+        Of all, also the nodes that were not heard of for a whole lease.
+        """
         await self._listen()
         now = self._machine.monotonic_ms()
-        for node_id in self._world.nodes:
+        for node_id in self._world.nodes if changed is None else map(subjects.last_token, changed):
             self._read_of(node_id, now)
-        for node_id in nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now):
+        for node_id in self._silent(now) if changed is None else ():
             session = self._world.nodes[node_id].session
             # asked again before each append: it may have been heard while the one before was under way
             still = functools.partial(self._is_silent, node_id)
             await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms", still=still)
-        for job in self._world.leased():
+        for job in self._leased(changed):
             attempt = job.current
             if attempt is None:
                 continue
@@ -306,14 +337,17 @@ class Dispatch:
                 await self._lose(job.job_id, attempt.number, *why)
                 await self.stop_run(self._world.jobs[job.job_id], why[1])
 
+    def _silent(self, now_ms: float) -> list[str]:
+        return nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now_ms)
+
     def _is_silent(self, node_id: str) -> bool:
         now_ms = self._machine.monotonic_ms()
         return bool(nodes.silent(self._heard_ms, {node_id: self._world.nodes[node_id]}, self.lease_ms, now_ms))
 
     def _read_of(self, node_id: str, now_ms: float) -> None:
         """A full fresh lease for who was not heard yet, and for who has registered at another central meanwhile."""
-        seq = self._world.last_seq[subjects.node_event(node_id)]
-        if self._read_seq.get(node_id) != seq:
+        seq = self._world.last_seq.get(subjects.node_event(node_id))
+        if seq is not None and self._read_seq.get(node_id) != seq:
             self._read_seq[node_id] = seq
             self._heard_ms[node_id] = now_ms
 
@@ -450,7 +484,7 @@ class Dispatch:
             return event
 
         await self._events.record(subjects.node_event(said.node_id), decide)
-        self.wake()
+        self.happened(subjects.node_event(said.node_id))
         return m.RegisterReply(
             heartbeat_ms=self._heartbeat_ms,
             lease_ms=self.lease_ms,
@@ -539,7 +573,12 @@ class Dispatch:
     async def _failed(self, said: m.RunFailed) -> m.ReportReply:
         code = "failed" if said.code in OUR_CODES else said.code  # it took the lease; that counts
         discards, why = await self._unusable(said)
-        seen_bytes = said.memory_bytes if code == "out_of_memory" else 0
+        node = self._world.nodes.get(said.node_id)
+        if code != "out_of_memory" or node is None:
+            said = msgspec.structs.replace(said, memory_bytes=0)
+        elif said.memory_bytes > node.hardware.memory_bytes:  # of what it does not have it says nothing
+            said = msgspec.structs.replace(said, memory_bytes=node.hardware.memory_bytes)
+        seen_bytes = said.memory_bytes
         if seen_bytes:
             why = f"it had {seen_bytes >> 20} MiB: from now on only nodes with more are asked, and not this one"
         sole = (said.deterministic or bool(seen_bytes)) and self._is_sole(said)

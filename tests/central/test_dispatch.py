@@ -47,7 +47,7 @@ class SmallCentral:
         await self.log.open(0)
         self.dispatch = Dispatch(self.log, self.edge, self.blobs, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK)
         if scheduling:
-            self.log.applied.append(lambda stored, record: self.dispatch.wake())
+            self.log.applied.append(lambda stored, record: self.dispatch.happened(stored.subject))
             await self.dispatch.start()
         return self
 
@@ -655,7 +655,7 @@ async def test_of_two_jobs_that_two_centrals_gave_one_node_the_refused_one_goes_
     times = {}
     a.log.applied.append(lambda stored, record: times.update({type(record.event).__name__: record.at_ms}))
     for each in (a, b):
-        each.log.applied.append(lambda stored, record, each=each: each.dispatch.wake())
+        each.log.applied.append(lambda stored, record, each=each: each.dispatch.happened(stored.subject))
         await each.dispatch.start()
     await asyncio.wait_for(elsewhere.wait(), 10)
     await a.log.catch_up()
@@ -1158,6 +1158,18 @@ async def test_out_of_memory_where_no_other_node_has_more_is_the_end_of_the_job(
     await central.dispatch._failed(replace(failed(code="out_of_memory"), memory_bytes=7 * 2**30))
     job = central.world.jobs["job-1"]
     assert (job.status, job.outcome, job.attempt) == ("settling", "failed", 1)
+
+
+async def test_a_node_that_ran_out_of_memory_cannot_have_had_more_than_it_has(central):
+    # a single node that named a huge number ended the job: no other had as much
+    await central.dispatch._register(register())
+    large = f.registered("node-b", hardware={"memory_bytes": 2**40})
+    await central.say(subjects.node_event("node-b"), large)
+    await central.job("job-1", f.FUNDED, leased())
+    await central.dispatch._failed(replace(failed(code="out_of_memory"), memory_bytes=2**50))
+    job = central.world.jobs["job-1"]
+    has = central.world.nodes[NODE].hardware.memory_bytes
+    assert (job.status, job.memory_bytes) == ("queued", has + has // 4)
 
 
 async def test_a_fault_of_the_job_is_believed_at_once_only_where_nobody_else_could_confirm_it(central):
