@@ -2,7 +2,7 @@
 
 | who connects with | is | and may come in unless |
 |---|---|---|
-| an nkey and nothing else | a client, or an operator where the network names it as one | |
+| an nkey and nothing else | a client, or an operator where the network names it as one | it is a banned client |
 | an nkey and a node's token | that node | it is banned, or is registered with another key |
 
 The broker asks and obeys; it checks no signature itself.
@@ -51,13 +51,21 @@ def decide(
     operators: Collection[str],
     session_s: int,
     now_ms: int,
+    banned_until_ms: Callable[[str], int] = lambda client_id: 0,
 ) -> Admitted | Refused:
-    """Let the connection in as whoever it has proved to be. node_of: a node as the log knows it."""
+    """Let the connection in as whoever it has proved to be. node_of: a node as the log knows it.
+
+    banned_until_ms: of a client, 0 for who is not banned now. Operators are whom network.json names, and nobody else.
+    """
     if why_not := _unproved(proof):
         return Refused(reason=why_not)
     if not proof.auth_token:
         caller = caller_id(proof.nkey)
-        return Admitted(role="operator" if caller in operators else "client", identity=caller, lasts_s=session_s)
+        if caller in operators:
+            return Admitted(role="operator", identity=caller, lasts_s=session_s)
+        if until_ms := banned_until_ms(caller):
+            return Refused(reason=f"{caller} is banned until {until_ms} ms after 1970")
+        return Admitted(role="client", identity=caller, lasts_s=session_s)
     try:
         said = bound_node(proof.auth_token, proof.nkey)
     except ValueError as error:
@@ -71,11 +79,17 @@ def decide(
 
 
 def roles(
-    identity: str, node_of: Callable[[str], nodes.Node | None], operators: Collection[str], now_ms: int
+    identity: str,
+    node_of: Callable[[str], nodes.Node | None],
+    operators: Collection[str],
+    now_ms: int,
+    banned_until_ms: Callable[[str], int] = lambda client_id: 0,
 ) -> frozenset[Role]:
     """What an identity may be now, however it shows who it is: nothing while it is banned."""
     if CLIENT_ID.fullmatch(identity):
-        return frozenset(("client", "operator")) if identity in operators else frozenset(("client",))
+        if identity in operators:
+            return frozenset(("client", "operator"))
+        return frozenset() if banned_until_ms(identity) else frozenset(("client",))
     known = node_of(identity)
     banned = known is not None and nodes.at(known, now_ms).banned_until_ms
     return frozenset() if banned else frozenset(("node",))

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cyxcentral import cache as keys
-from cyxcentral import intake, jobs, money, nodes, prices, schedule, views
+from cyxcentral import clients, intake, jobs, money, nodes, prices, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
@@ -56,6 +56,20 @@ class Api:
         return Operators(self._central.events, self._world, self._central.dispatch, self._network.operators)
 
     def handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
+        return {verb: self._of_the_welcome(handler) for verb, handler in self._handlers().items()}
+
+    def _of_the_welcome(self, handler: Callable[[str, Any], Awaitable[Any]]) -> Callable[[str, Any], Awaitable[Any]]:
+        """Raises ApiError for a client that is banned: what it asked last may come after the ban, before its end."""
+
+        async def checked(caller: str, ask: Any) -> Any:
+            if caller in self._world.clients and caller not in self._network.operators:
+                if clients.banned_until_ms(self._world.clients, caller, self._machine.wall_ms()):
+                    raise ApiError("banned", f"{caller} is banned: {self._world.clients[caller].reason}", 403)
+            return await handler(caller, ask)
+
+        return checked
+
+    def _handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
         blobs = self._central.blobs
         return {
             "network.info": self._info,
@@ -72,6 +86,9 @@ class Api:
             "node.list": self._nodes,
             "node.ban": self._operators.ban,
             "node.pardon": self._operators.pardon,
+            "client.ban": self._operators.ban_client,
+            "client.pardon": self._operators.pardon_client,
+            "client.list": self._operators.list_clients,
             "wallet.balance": self._balance,
             "wallet.faucet": self._faucet,
             "ledger.query": self._ledger,

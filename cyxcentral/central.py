@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from cyxcentral import admission, readahead, reconciliation, schedule, snapshot
+from cyxcentral import admission, clients, readahead, reconciliation, schedule, snapshot
 from cyxcentral.access import Access
 from cyxcentral.api import Api
 from cyxcentral.audit import Audit
@@ -239,7 +239,8 @@ class Central:
 
     def _admit(self, proof: admission.Proof) -> admission.Admitted | admission.Refused:
         network, now_ms = self.settings.network, self.events.machine.wall_ms()
-        who = admission.decide(proof, self.world.nodes.get, network.operators, network.session_s, now_ms)
+        banned = functools.partial(clients.banned_until_ms, self.world.clients, now_ms=now_ms)
+        who = admission.decide(proof, self.world.nodes.get, network.operators, network.session_s, now_ms, banned)
         if isinstance(who, admission.Admitted) and self._edge.shut_out(who.identity):
             return admission.Refused(reason=f"{who.identity} has flooded this central a moment ago")
         return who
@@ -252,7 +253,8 @@ class Central:
     def roles(self, identity: str) -> frozenset[m.Role]:
         """What an identity may be now."""
         operators, now_ms = self.settings.network.operators, self.events.machine.wall_ms()
-        return admission.roles(identity, self.world.nodes.get, operators, now_ms)
+        banned = functools.partial(clients.banned_until_ms, self.world.clients, now_ms=now_ms)
+        return admission.roles(identity, self.world.nodes.get, operators, now_ms, banned)
 
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""
@@ -266,6 +268,8 @@ class Central:
             self.payments.resume()
         if isinstance(event, m.Settled | m.Refunded):
             self.audit.ended(about)
+        if isinstance(event, m.ClientBanned) and self.door and about not in self.settings.network.operators:
+            self._later(self.door.throw_out(about))
         if isinstance(event, m.NodeBanned) and self.door:
             self._later(self._shut_out(self.door, about))
         if not isinstance(event, m.JobEvent):

@@ -1,11 +1,11 @@
-"""What an operator of the platform may do: ban nodes and take that back, stop payments and let them go on.
+"""What an operator of the platform may do: ban nodes and clients and take that back, stop payments and let them go on.
 
 The broker lets nobody else speak on these verbs; that it is one who asks is looked at here again.
 """
 
 from collections.abc import Collection
 
-from cyxcentral import nodes, reconciliation, views
+from cyxcentral import clients, nodes, reconciliation, views
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.world import World
@@ -42,6 +42,34 @@ class Operators:
 
         return await self._say(caller, ask, event)
 
+    async def ban_client(self, caller: str, ask: m.ClientBanRequest) -> m.ClientView:
+        """Shut a client out from now on. A second ban replaces the end of the first."""
+        if ask.client_id in self._operators:
+            raise ApiError(
+                "is_operator", f"{ask.client_id} is an operator: take it out of operators in network.json first", 409
+            )
+
+        def event(client: clients.Client | None, now_ms: int) -> m.ClientBanned:
+            until_ms = now_ms + (clients.next_ban_ms(client, now_ms) if ask.for_s is None else ask.for_s * 1000)
+            return m.ClientBanned(until_ms=until_ms, reason=ask.reason, caller=caller, request_id=ask.request_id)
+
+        return await self._say_of_client(caller, ask, event)
+
+    async def pardon_client(self, caller: str, ask: m.ClientPardonRequest) -> m.ClientView:
+        """End a ban. Of a client that is not banned nothing changes."""
+
+        def event(client: clients.Client | None, now_ms: int) -> m.ClientPardoned | None:
+            if client is None or now_ms >= client.until_ms:
+                return None
+            return m.ClientPardoned(reason=ask.reason, caller=caller, request_id=ask.request_id)
+
+        return await self._say_of_client(caller, ask, event)
+
+    async def list_clients(self, caller: str, _: m.ClientListRequest) -> m.ClientList:
+        self.check(caller)
+        found = sorted(self._world.clients.values(), key=lambda client: (-client.changed_at_ms, client.client_id))
+        return m.ClientList(clients=[self._client_view(client.client_id) for client in found])
+
     async def freeze(self, caller: str, ask: m.PayoutsRequest) -> m.PayoutsReply:
         """Nothing is paid from now on."""
         self.check(caller)
@@ -71,6 +99,34 @@ class Operators:
         node = nodes.at(self._world.nodes[node_id], self._events.machine.wall_ms())
         seen_ms = self._dispatch.seen_at_ms.get(node_id, node.changed_at_ms)
         return views.node_view(node, self._world.runs_of(node_id), seen_ms, None)
+
+    async def _say_of_client(self, caller, ask, event_of) -> m.ClientView:  # type: ignore[no-untyped-def]
+        self.check(caller)
+        await self._events.catch_up()  # as of nodes
+
+        def decide() -> m.ClientBanned | m.ClientPardoned | None:
+            client = self._world.clients.get(ask.client_id)
+            if clients.granted(client, ask.request_id):
+                return None
+            return event_of(client, self._events.machine.wall_ms())
+
+        await self._events.record(subjects.client_event(ask.client_id), decide)
+        return self._client_view(ask.client_id)
+
+    def _client_view(self, client_id: str) -> m.ClientView:
+        active = sum(self._world.jobs[job_id].caller == client_id for job_id in self._world.active)
+        client = self._world.clients.get(client_id)
+        if client is None:
+            return m.ClientView(client_id=client_id, active_jobs=active)
+        return m.ClientView(
+            client_id=client_id,
+            banned_until_ms=clients.banned_until_ms(self._world.clients, client_id, self._events.machine.wall_ms()),
+            reason=client.reason,
+            by=client.by,
+            changed_at_ms=client.changed_at_ms,
+            bans=client.bans,
+            active_jobs=active,
+        )
 
     def _find(self, prefix: str) -> str:
         found = (

@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cyxcentral.clients import Client
 from cyxcentral.jobs import Job
 from cyxcentral.nodes import Node
 from cyxcentral.payouts import Payouts
@@ -41,7 +42,7 @@ EVERY, SHARE = 20_000, 32  # a new one after so many events, or after one for so
 FOLDS = (  # what decides which world a log folds to
     *("cyxcore.spec", "cyxcore.attrs", "cyxnet.messages", "cyxnet.codec", "cyxnet.escrow"),
     *("cyxcentral.money", "cyxcentral.jobs", "cyxcentral.nodes", "cyxcentral.world", "cyxcentral.eventlog"),
-    *("cyxcentral.payouts", "cyxcentral.snapshot"),
+    *("cyxcentral.payouts", "cyxcentral.clients", "cyxcentral.snapshot"),
 )
 
 
@@ -62,6 +63,7 @@ class Head(Struct, tag=True, array_like=True, frozen=True):
     suspects: list[str]
     damaged: dict[str, tuple[int, str]]
     payouts: Payouts
+    clients: dict[str, Client]
 
 
 class Places(Struct, tag=True, array_like=True, frozen=True):
@@ -109,6 +111,7 @@ def _blocks(world: World) -> Iterator[Struct]:
         suspects=sorted(world.suspects),
         damaged={subject: (seq, world.why_damaged[subject]) for subject, seq in world.damaged.items()},
         payouts=world.payouts,
+        clients=world.clients,
     )
     for kind, found in ((Places, world.places()), (Jobs, world.jobs.values()), (Nodes, world.nodes.values())):
         yield from (kind(some) for some in _some(found))
@@ -195,6 +198,7 @@ class Snapshot:
                 gc.enable()
         world.seq, world.sha256, world.quarantined = head.seq, head.sha256, head.quarantined
         world.payouts = head.payouts
+        world.clients.update(head.clients)
         world.suspects.update(head.suspects)
         world.damaged.update((subject, seq) for subject, (seq, _) in head.damaged.items())
         world.why_damaged.update((subject, why) for subject, (_, why) in head.damaged.items())

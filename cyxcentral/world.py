@@ -6,7 +6,7 @@ from typing import Any, assert_never, get_args
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import jobs, nodes, payouts
+from cyxcentral import clients, jobs, nodes, payouts
 from cyxcentral.matching import Matching
 from cyxcentral.schedule import Assignment, Candidate, Weights
 from cyxnet import messages as m
@@ -35,6 +35,7 @@ SAID_ON = {
         ("node", m.NodeEvent),
         ("mint", m.MintEvent),
         ("payouts", m.PayoutsEvent),
+        ("client", m.ClientEvent),
     )
 }
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -45,7 +46,7 @@ class UnknownEvent(BadMessage):
 
 
 class World:
-    """Jobs, nodes and mints by id; for each subject the sequence and the hash that an append must name.
+    """Jobs, nodes, mints and banned clients by id; for each subject the sequence and the hash that an append must name.
 
     A message that cannot have happened is put into quarantine: it changes nothing but its subject's sequence and hash.
     Which messages these are follows from the messages before them alone, so every central comes to the same.
@@ -57,6 +58,7 @@ class World:
         self.jobs: dict[str, jobs.Job] = {}
         self.nodes: dict[str, nodes.Node] = {}
         self.mints: dict[str, Mint] = {}
+        self.clients: dict[str, clients.Client] = {}  # who was ever banned
         self.payouts = payouts.Payouts()
         self.last_seq: dict[str, int] = {}
         self.last_sha256: dict[str, bytes] = {}  # of the message at last_seq
@@ -79,12 +81,13 @@ class World:
             "node": self._to_node,
             "mint": self._to_mint,
             "payouts": self._to_payouts,
+            "client": self._to_client,
         }
 
     def copy(self) -> "World":
         """This world as it is now, to be looked at later: what is folded, not what is made of it."""
         other = World(self._weights)
-        for name in ("jobs", "nodes", "mints", "last_seq", "last_sha256", "damaged", "why_damaged"):
+        for name in ("jobs", "nodes", "mints", "clients", "last_seq", "last_sha256", "damaged", "why_damaged"):
             setattr(other, name, dict(getattr(self, name)))
         other.payouts = self.payouts
         other._chained, other.suspects = set(self._chained), set(self.suspects)
@@ -279,6 +282,13 @@ class World:
         if why_not := payouts.illegal(self.payouts, event):
             return why_not
         self.payouts = payouts.evolve(self.payouts, event, at_ms)
+        return None
+
+    def _to_client(self, client_id: str, event: m.ClientEvent, at_ms: int) -> str | None:
+        before = self.clients.get(client_id)
+        if why_not := clients.illegal(before, event):
+            return why_not
+        self.clients[client_id] = clients.evolve(client_id, before, event, at_ms)
         return None
 
     def candidate(self, node_id: str, now_ms: int = 0) -> Candidate:

@@ -156,6 +156,23 @@ class AsyncClient:
         request = m.NodePardonRequest(node_id=node_id, reason=reason, request_id=new_request_id())
         return await self._ask("node.pardon", request, m.NodeView)
 
+    async def ban_client(self, client_id: str, reason: str, for_s: int | None = None) -> m.ClientView:
+        """Shut a client (c-…) out at once, for so long; its jobs go on. For operators only."""
+        await self._be_operator()
+        request = m.ClientBanRequest(client_id=client_id, reason=reason, for_s=for_s, request_id=new_request_id())
+        return await self._ask("client.ban", request, m.ClientView)
+
+    async def pardon_client(self, client_id: str, reason: str = "pardoned by an operator") -> m.ClientView:
+        """End a client's ban. For operators only."""
+        await self._be_operator()
+        request = m.ClientPardonRequest(client_id=client_id, reason=reason, request_id=new_request_id())
+        return await self._ask("client.pardon", request, m.ClientView)
+
+    async def banned_clients(self) -> list[m.ClientView]:
+        """Clients that are banned, or were. For operators only."""
+        await self._be_operator()
+        return (await self._ask("client.list", m.ClientListRequest(), m.ClientList)).clients
+
     async def _be_operator(self) -> None:
         """The broker would pass over the request of somebody else without an answer: better to know before."""
         if not (await self.info()).operator:

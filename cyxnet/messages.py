@@ -25,6 +25,7 @@ U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Amount = Annotated[int, Meta(ge=1, le=2**63 - 1)]  # base units
 JobId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
 NodeId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
+ClientId = Annotated[str, Meta(pattern=r"\Ac-[0-9a-f]{32}\Z")]
 CallerId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 SessionId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Address = Annotated[str, Meta(pattern=r"\A[1-9A-HJ-NP-Za-km-z]{32,44}\Z")]  # Solana account, base58
@@ -368,6 +369,48 @@ class NodePardonRequest(Request, kw_only=True, frozen=True):
     node_id: Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,62}\Z")]
     reason: Annotated[str, Meta(min_length=1, max_length=2000)] = "pardoned by an operator"
     request_id: RequestId = ""
+
+
+class ClientBanRequest(Request, kw_only=True, frozen=True):
+    """Shut a client out, of the broker and of HTTP. for_s None: longer each time, from a day on."""
+
+    client_id: ClientId
+    reason: Annotated[str, Meta(min_length=1, max_length=2000)]
+    for_s: Annotated[int, Meta(ge=1, le=10 * 366 * 86_400)] | None = None
+    request_id: RequestId = ""  # as of JobRef
+
+
+class ClientPardonRequest(Request, kw_only=True, frozen=True):
+    """End a client's ban."""
+
+    client_id: ClientId
+    reason: Annotated[str, Meta(min_length=1, max_length=2000)] = "pardoned by an operator"
+    request_id: RequestId = ""
+
+
+class ClientListRequest(Request, kw_only=True, frozen=True):
+    """Which clients are banned, or were?"""
+
+
+class ClientView(Struct, kw_only=True, omit_defaults=True):
+    """A client that was banned. banned_until_ms: 0 when it is not now. reason, by: of the last change, whose it was.
+
+    active_jobs: of those that it submitted, which have not ended: they go on.
+    """
+
+    client_id: str
+    banned_until_ms: int = 0
+    reason: str = ""
+    by: str = ""
+    changed_at_ms: int = 0
+    bans: int = 0
+    active_jobs: int = 0
+
+
+class ClientList(Struct, kw_only=True):
+    """Those whose ban changed last come first."""
+
+    clients: list[ClientView]
 
 
 class StandingChange(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -923,7 +966,7 @@ class CommandReply(Struct, kw_only=True):
 
 
 class Event(Struct, kw_only=True, omit_defaults=True, tag=True, tag_field="t", gc=False):
-    """A fact about one job, node or mint, or about all payments. Never changed once stored."""
+    """A fact about one job, node, client or mint, or about all payments. Never changed once stored."""
 
 
 class Submitted(Event, kw_only=True):
@@ -1134,6 +1177,23 @@ class NodePardoned(Event, kw_only=True):
     request_id: str = ""
 
 
+class ClientBanned(Event, kw_only=True):
+    """An operator shut the client out until then. Its jobs go on."""
+
+    until_ms: int
+    reason: str
+    caller: str
+    request_id: str = ""
+
+
+class ClientPardoned(Event, kw_only=True):
+    """An operator ends a client's ban."""
+
+    reason: str
+    caller: str
+    request_id: str = ""
+
+
 class SlotAssigned(Event, kw_only=True):
     """A place of a deployment was given to a node: load this model and serve it."""
 
@@ -1236,9 +1296,10 @@ JobEvent = (
 )
 NodeEvent = NodeRegistered | NodeLost | NodeDraining | NodeUndrained | NodeBanned | NodePardoned
 SlotEvent = SlotAssigned | SlotReady | SlotDraining | SlotDrained | SlotFailed | SlotLost  # not in the log yet
+ClientEvent = ClientBanned | ClientPardoned
 MintEvent = MintSigned | Minted | MintFailed
 PayoutsEvent = PayoutsFrozen | PayoutsReleased
-AnyEvent = JobEvent | NodeEvent | MintEvent | PayoutsEvent
+AnyEvent = JobEvent | NodeEvent | MintEvent | PayoutsEvent | ClientEvent
 
 
 class Record(Struct, kw_only=True, gc=False):

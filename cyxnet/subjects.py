@@ -5,7 +5,7 @@ EDGE     cyx.v1.api.<caller>.<group>.<verb>   client → central    requests (VE
 EDGE     cyx.v1.update.<job>                  central → clients   Update, live
 EDGE     cyx.v1.node.<node>.<verb>            node → central      register heartbeat progress hardware report
 EDGE     cyx.v1.cmd.<node>                    central → node      Command
-CORE     cyx.v1.event.job|node|mint.<id>      central             Record: stream EVENTS, the truth
+CORE     cyx.v1.event.job|node|mint|client.<id> central             Record: stream EVENTS, the truth
 CORE     cyx.v1.event.payouts.platform        central             Record: whether the platform pays
 CORE     cyx.v1.telemetry.<node>              central             TelemetryRecord: stream TELEMETRY
 CORE     cyx.v1.blob.chunk.<sha256>           central             chunk bytes: stream BLOBS
@@ -59,6 +59,9 @@ VERBS = {
         Verb("node.list", m.NodeListRequest, m.NodeList, "nodes with hardware, load and reputation"),
         Verb("node.ban", m.NodeBanRequest, m.NodeView, "shut a node out, for operators", operator=True),
         Verb("node.pardon", m.NodePardonRequest, m.NodeView, "end a node's ban, for operators", operator=True),
+        Verb("client.ban", m.ClientBanRequest, m.ClientView, "shut a client out, for operators", operator=True),
+        Verb("client.pardon", m.ClientPardonRequest, m.ClientView, "end a client's ban, for operators", operator=True),
+        Verb("client.list", m.ClientListRequest, m.ClientList, "clients that are or were banned", operator=True),
         Verb("wallet.balance", m.WalletRequest, m.WalletReply, "balances of an address"),
         Verb("wallet.faucet", m.FaucetRequest, m.FaucetReply, "test money, on local networks only"),
         Verb("ledger.query", m.LedgerRequest, m.LedgerReply, "one read-only SELECT over the ledger"),
@@ -113,6 +116,10 @@ def job_event(job_id: str) -> str:
 
 def node_event(node_id: str) -> str:
     return f"{ROOT}.event.node.{node_id}"
+
+
+def client_event(client_id: str) -> str:
+    return f"{ROOT}.event.client.{client_id}"
 
 
 def mint_event(mint_id: str) -> str:

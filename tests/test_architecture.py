@@ -76,7 +76,7 @@ cyxnode.serving.app cyxnode.serving.loading cyxnode.serving cyxnode.serving.__ma
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
-cyxcentral.nodes cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
+cyxcentral.nodes cyxcentral.clients cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
@@ -128,6 +128,7 @@ PURE = {
     "cyxnode.serving.routes",
     "cyxnet.openapi",
     "cyxcentral.admission",
+    "cyxcentral.clients",
     "cyxcentral.crowd",
     "cyxcentral.http.openapi",
     "cyxcentral.http.routes",

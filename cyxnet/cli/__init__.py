@@ -161,12 +161,17 @@ def _outbox(parser: argparse.ArgumentParser) -> None:
 
 
 def _node(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("node", type=_job_id, metavar="NODE", help="its id, or a beginning that no other node has")
+    parser.add_argument(
+        "node",
+        type=_job_id,
+        metavar="NODE",
+        help="a node (its id, or a beginning that no other has), or a client (c-…)",
+    )
 
 
 def _ban(parser: argparse.ArgumentParser) -> None:
     _node(parser)
-    parser.add_argument("--reason", type=_said, required=True, help="kept in the node's history")
+    parser.add_argument("--reason", type=_said, required=True, help="kept in the log")
     parser.add_argument(
         "--for",
         type=_duration,
@@ -178,7 +183,7 @@ def _ban(parser: argparse.ArgumentParser) -> None:
 
 def _pardon(parser: argparse.ArgumentParser) -> None:
     _node(parser)
-    parser.add_argument("--reason", type=_said, default="pardoned by an operator", help="kept in the node's history")
+    parser.add_argument("--reason", type=_said, default="pardoned by an operator", help="kept in the log")
 
 
 def _wallet(parser: argparse.ArgumentParser) -> None:
@@ -311,12 +316,13 @@ COMMANDS = [
     Command("nodes", "list the nodes", "cyx nodes", "network:nodes"),
     Command(
         "ban",
-        "shut a node out at once (operators only)",
+        "shut a node or a client out at once (operators only)",
         'cyx ban node-1 --reason "wrong models" --for 7d',
         "network:ban",
         _ban,
     ),
-    Command("pardon", "end a node's ban (operators only)", "cyx pardon node-1", "network:pardon", _pardon),
+    Command("pardon", "end a node's or client's ban (operators only)", "cyx pardon node-1", "network:pardon", _pardon),
+    Command("clients", "list the clients that are or were banned (operators only)", "cyx clients", "network:clients"),
     Command("earnings", "what nodes were paid", "cyx earnings node-1 --explain digits-3f", "money:earnings", _earnings),
     Command("wallet", "show the wallet, or take test money", "cyx wallet --faucet 100", "network:wallet", _wallet),
     Command(

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import platform
+import re
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +20,10 @@ from cyxnet.display import cyx, human_age, human_bytes, human_duration
 
 if TYPE_CHECKING:
     from cyxnet.local import LocalNetwork
-    from cyxnet.messages import NodeView
+    from cyxnet.messages import ClientView, NodeView
 
 LAMPORTS_PER_SOL = 10**9
+CLIENT_ID = re.compile(r"c-[0-9a-f]{32}")  # a node id ends with a dash and ten digits
 
 
 async def up(args: argparse.Namespace, screen: Screen) -> int:
@@ -107,9 +109,13 @@ async def joined(folder: Path, screen: Screen) -> AsyncIterator["LocalNetwork | 
 
 
 def _state(view: "NodeView") -> str:
-    if view.banned_until_ms:
-        return f"banned until {datetime.fromtimestamp(view.banned_until_ms / 1000):%Y-%m-%d %H:%M}"
-    return "online" if view.online else f"lost {human_age(view.last_seen_ms)}"
+    return _banned(view) or ("online" if view.online else f"lost {human_age(view.last_seen_ms)}")
+
+
+def _banned(view: "NodeView | ClientView") -> str:
+    """Until when it is shut out; empty when it is not."""
+    until_ms = view.banned_until_ms
+    return f"banned until {datetime.fromtimestamp(until_ms / 1000):%Y-%m-%d %H:%M}" if until_ms else ""
 
 
 async def nodes(args: argparse.Namespace, screen: Screen) -> int:
@@ -141,6 +147,10 @@ async def nodes(args: argparse.Namespace, screen: Screen) -> int:
 
 async def ban(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
+        if CLIENT_ID.fullmatch(args.node):
+            shut_out = await client.ban_client(args.node, args.reason, args.for_s)
+            screen.result(_client(shut_out), shut_out)
+            return DONE
         view = await client.ban(args.node, args.reason, args.for_s)
     screen.result(f"{view.node_id} is {_state(view)}", view)
     return DONE
@@ -148,9 +158,28 @@ async def ban(args: argparse.Namespace, screen: Screen) -> int:
 
 async def pardon(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
+        if CLIENT_ID.fullmatch(args.node):
+            let_in = await client.pardon_client(args.node, args.reason)
+            screen.result(_client(let_in), let_in)
+            return DONE
         view = await client.pardon(args.node, args.reason)
     screen.result(f"{view.node_id} may come in; its reputation is {view.reputation:g}", view)
     return DONE
+
+
+async def clients(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        found = await client.banned_clients()
+    rows = [
+        [view.client_id, _banned(view) or "may come in", str(view.active_jobs), view.by, view.reason] for view in found
+    ]
+    screen.table(["client", "state", "active jobs", "by", "reason"], rows, found)
+    return DONE
+
+
+def _client(view: "ClientView") -> str:
+    jobs = f"; {view.active_jobs} of its jobs go on" if view.active_jobs else ""
+    return f"{view.client_id} {'is ' + banned if (banned := _banned(view)) else 'may come in'}{jobs}"
 
 
 async def wallet(args: argparse.Namespace, screen: Screen) -> int:

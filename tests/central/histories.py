@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parents[1] / "golden" / "histories"
 FIRST_MS = 1_700_000_000_000
 JOB, NODE_A, NODE_B = subjects.job_event("job-1"), subjects.node_event("node-a"), subjects.node_event("node-b")
 MINT = subjects.mint_event("mint-1")
+CLIENT = subjects.client_event(f"c-{'7' * 32}")
 DAY_MS = 86_400_000
 Said = tuple[str, Any]
 
@@ -286,6 +287,11 @@ HISTORIES: dict[str, list[Said]] = {
             settled(HALF * 9 // 10, HALF // 10, HALF, m.Payee(wallet=f.NODE_WALLET, pay_base_units=HALF, attempt=1)),
         ),
     ],
+    "a client that was banned twice and pardoned": [
+        (CLIENT, m.ClientBanned(until_ms=FIRST_MS + DAY_MS, reason="floods", caller="c-operator")),
+        (CLIENT, m.ClientBanned(until_ms=FIRST_MS + 9 * DAY_MS, reason="again", caller="c-operator", request_id="w1")),
+        (CLIENT, m.ClientPardoned(reason="said sorry", caller="c-operator", request_id="w2")),
+    ],
     "payouts that were frozen, and released by an operator": [
         (subjects.PAYOUTS_EVENT, m.PayoutsFrozen(reason="an escrow is gone", differences=["an escrow is gone"])),
         (subjects.PAYOUTS_EVENT, m.PayoutsReleased(reason="it was refunded", caller="c-1")),
@@ -349,6 +355,8 @@ def state_of(world: World) -> str:
     state = {what: plain(getattr(world, what)) for what in ("jobs", "nodes", "mints", "last_seq", "seq")}
     if world.quarantined:
         state |= {"quarantined": world.quarantined, "damaged": plain(world.damaged)}
+    if world.clients:
+        state |= {"clients": plain(world.clients)}
     if world.payouts.since_ms:
         state |= {"payouts": plain(world.payouts)}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

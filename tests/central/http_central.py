@@ -12,6 +12,7 @@ from cyxcentral.access import Access
 from cyxcentral.admission import roles
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
+from cyxcentral.clients import banned_until_ms
 from cyxcentral.http.app import Front, Limits
 from cyxcentral.http.tokens import Tokens
 from cyxcentral.machine import MACHINE
@@ -72,7 +73,9 @@ class HttpCentral:
             await small.close()
 
     def roles(self, identity):
-        return roles(identity, self.world.nodes.get, self.settings.network.operators, MACHINE.wall_ms())
+        now_ms = MACHINE.wall_ms()
+        banned = functools.partial(banned_until_ms, self.world.clients, now_ms=now_ms)
+        return roles(identity, self.world.nodes.get, self.settings.network.operators, now_ms, banned)
 
     def unwell(self):
         return self.sick

@@ -549,6 +549,16 @@ async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardone
             await edge.round_trip()
 
 
+def test_a_banned_client_is_refused_and_an_operator_never_is():
+    mallory, operator = proof(MALLORY), proof(OPERATOR)
+
+    def decided(proof):
+        return decide(proof, {}.get, [OPERATOR.id], 900, 0, lambda client_id: 5)
+
+    assert decided(mallory).reason == f"{MALLORY.id} is banned until 5 ms after 1970"
+    assert decided(operator).role == "operator"
+
+
 async def test_a_connection_whose_time_is_over_comes_again_and_hears_on(network, join, gate):
     # nats-py closed it for good
     edge = network[2]

@@ -18,7 +18,7 @@ from cyxcentral.http.app import Limits
 from cyxcentral.http.routes import ROUTES
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.bus import COSTS_ONE_MORE_BYTES
+from cyxnet.bus import COSTS_ONE_MORE_BYTES, ApiError
 from cyxnet.credentials import USER, as_client, caller_id, nkey, session_bytes
 from cyxnet.httpserver import CONNECTIONS_OF_ONE, HttpError, Server, refuse_plain_text
 from cyxnet.subjects import VERBS
@@ -357,6 +357,34 @@ async def test_a_stream_ends_when_its_credential_is_revoked(broker):
                 await central.access.revoke(made.view.id, "")
                 assert await reader.next() is None
         await soon(lambda: not central.front.streams)
+
+
+async def test_the_keys_sessions_and_streams_of_a_banned_client_end(broker):
+    async with HttpCentral.open(broker, Limits(ping_s=0.05)) as central:
+        key, tokens = (await central.key()).key, await central.log_in()
+        bobs, operator = await central.key(BOB), (await central.log_in(OPERATOR, "operator"))["access_token"]
+        alice = as_client(ALICE).id
+        await job(central)
+        async with asyncio.timeout(60):
+            async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
+                reader = Reader(answer)
+                assert await reader.next()
+                banned = await central.http.post(
+                    f"/v1/clients/{alice}/ban", headers=bearer(operator), json={"reason": "floods", "for_s": 60}
+                )
+                assert (banned.status_code, banned.json()["bans"]) == (200, 1)
+                assert await reader.next() is None
+        for credential in (key, tokens["access_token"]):
+            assert (await central.http.get("/v1/jobs", headers=bearer(credential))).status_code == 401
+        refresh = {"refresh_token": tokens["refresh_token"]}
+        assert (await central.http.post("/v1/sessions/refresh", json=refresh)).status_code == 401
+        with pytest.raises(AssertionError, match="may not be client now"):
+            await central.log_in()
+        with pytest.raises(ApiError, match="is banned: floods"):
+            await central.handlers["job.list"](alice, m.JobListRequest())  # asked over NATS a moment before
+        assert (await central.http.get("/v1/jobs", headers=bearer(bobs.key))).status_code == 200
+        await central.http.post(f"/v1/clients/{alice}/pardon", headers=bearer(operator), json={})
+        assert (await central.http.get("/v1/jobs", headers=bearer(key))).status_code == 200
 
 
 async def test_streams_of_one_caller_are_bounded_and_counted_down(central, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import jobs, nodes
+from cyxcentral import clients, jobs, nodes
 from cyxcentral.operators import Operators
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -107,3 +107,72 @@ async def test_a_node_is_named_by_a_beginning_that_only_it_has(central, operator
         await operators.ban(ME, ban(node_id=NODE[:-1]))
     with pytest.raises(ApiError, match="no node is called nobody"):
         await operators.ban(ME, ban(node_id="nobody"))
+
+
+# -- clients -----------------------------------------------------------------------------------------------
+
+
+CLIENT = f"c-{'5' * 32}"
+
+
+def ban_client(**changes):
+    return replace(m.ClientBanRequest(client_id=CLIENT, reason="floods"), **changes)
+
+
+def ban_ends_ms(central):
+    return clients.banned_until_ms(central.world.clients, CLIENT, central.log.machine.wall_ms())
+
+
+async def test_a_client_is_banned_for_so_long_and_pardoned(central, operators):
+    before_ms = central.log.machine.wall_ms()
+    view = await operators.ban_client(ME, ban_client(for_s=60))
+    assert 60_000 <= view.banned_until_ms - before_ms <= 60_000 + (central.log.machine.wall_ms() - before_ms)
+    assert (view.reason, view.by, view.bans) == ("floods", ME, 1)
+    assert ban_ends_ms(central) == view.banned_until_ms
+    view = await operators.pardon_client(ME, m.ClientPardonRequest(client_id=CLIENT, reason="said sorry"))
+    assert (view.banned_until_ms, view.reason, ban_ends_ms(central)) == (0, "said sorry", 0)
+
+
+async def test_a_client_is_banned_for_longer_each_time(central, operators):
+    lasting = []
+    for _ in range(4):
+        before_ms = central.log.machine.wall_ms()
+        lasting.append(((await operators.ban_client(ME, ban_client())).banned_until_ms - before_ms) // HOUR_MS)
+        await operators.pardon_client(ME, m.ClientPardonRequest(client_id=CLIENT))
+    assert lasting == [24, 48, 168, 168]
+
+
+async def test_a_clients_ban_is_repeated_without_another_and_replaced_by_one(central, operators):
+    asked = ban_client(request_id="first", for_s=60)
+    await operators.ban_client(ME, asked)
+    await operators.ban_client(ME, asked)
+    assert (await operators.ban_client(ME, ban_client(for_s=3_600))).bans == 1
+    await operators.pardon_client(ME, m.ClientPardonRequest(client_id=CLIENT, request_id="second"))
+    assert (await operators.ban_client(ME, asked)).banned_until_ms == 0
+
+
+async def test_the_pardon_of_a_client_that_is_not_banned_changes_nothing(central, operators):
+    view = await operators.pardon_client(ME, m.ClientPardonRequest(client_id=CLIENT))
+    assert (view, central.world.clients) == (m.ClientView(client_id=CLIENT), {})
+
+
+async def test_only_operators_ban_clients_and_no_operator_is_banned(central):
+    operators = Operators(central.log, central.world, central.dispatch, [CLIENT])
+    for ask in (
+        operators.ban_client("c-mallory", ban_client(client_id=f"c-{'6' * 32}")),
+        operators.pardon_client("c-mallory", m.ClientPardonRequest(client_id=CLIENT)),
+        operators.list_clients("c-mallory", m.ClientListRequest()),
+    ):
+        with pytest.raises(ApiError, match="c-mallory is no operator"):
+            await ask
+    with pytest.raises(ApiError, match="take it out of operators in network.json"):
+        await operators.ban_client(CLIENT, ban_client())
+    assert central.world.clients == {}
+
+
+async def test_jobs_of_a_banned_client_go_on(central, operators):
+    await central.say(subjects.job_event("job-1"), replace(f.submitted("job-1"), caller=CLIENT))
+    await central.say(subjects.job_event("job-1"), f.FUNDED)
+    assert (await operators.ban_client(ME, ban_client())).active_jobs == 1
+    assert central.world.jobs["job-1"].status == "queued"
+    assert [each.client_id for each in (await operators.list_clients(ME, m.ClientListRequest())).clients] == [CLIENT]

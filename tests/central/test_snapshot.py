@@ -16,6 +16,7 @@ FOLDED = (
     "jobs",
     "nodes",
     "mints",
+    "clients",
     "payouts",
     "last_seq",
     "last_sha256",

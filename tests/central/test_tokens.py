@@ -245,11 +245,16 @@ def operators(central):
     central.settings.network.operators[:] = before
 
 
+def filled(route):
+    """Its path, with something in each hole."""
+    holes = {"job_id": "job-1", "node_id": "node-1", "client_id": f"c-{'0' * 32}", "sha256": "0" * 64}
+    return route.path.format(id="0" * 12, **holes)
+
+
 def places():
     """(method, path) of all that is served, with something in each hole; the open ones too."""
     for route in ROUTES:
-        path = route.path.format(job_id="job-1", node_id="node-1", sha256="0" * 64, id="0" * 12)
-        yield route.method, path
+        yield route.method, filled(route)
     for probe in ("/livez", "/readyz", "/metrics", "/openapi.json", "/nowhere"):
         yield "GET", probe
 
@@ -367,7 +372,7 @@ async def test_a_credential_of_another_role_does_not_open_what_is_not_its_own(ce
     for headers in (mine, bearer(made.json()["key"])):
         for route in ROUTES:
             if route.verb in VERBS and not may_ask(role, VERBS[route.verb]):
-                path = route.path.format(job_id="job-1", node_id="node-1", sha256="0" * 64, id="0" * 12)
+                path = filled(route)
                 assert (await central.http.request(route.method, path, headers=headers)).status_code == 403, path
         assert (await central.http.get("/metrics", headers=headers)).status_code == 403
         raised = await central.http.post("/v1/keys", json={"role": "operator"}, headers=headers)

@@ -31,6 +31,7 @@ PATTERNS = {
     m.PublicKey: "cd" * 32,
     m.RequestId: "wish-1",
     m.CallerId: "c-0123",
+    m.ClientId: "c-" + "0123456789abcdef" * 2,
     m.AccessId: "ef" * 6,
 }
 PREFIX = r"\A[a-z0-9][a-z0-9-]{0,62}\Z"  # of a job id

@@ -1,4 +1,4 @@
-"""An operator bans a node in the middle of a run, and pardons it: on a whole network."""
+"""An operator bans a node in the middle of a run, or a client, and pardons it: on a whole network."""
 
 import asyncio
 import json
@@ -7,8 +7,9 @@ import nats
 import pytest
 from msgspec.structs import replace
 
+from cyxcore.errors import CyxError
 from cyxnet import credentials, jobfile, subjects
-from cyxnet.bus import ApiError
+from cyxnet.bus import ApiError, NotAdmitted
 from cyxnet.client import AsyncClient
 from tests.system.conftest import EXAMPLES, until
 
@@ -45,3 +46,23 @@ async def test_a_ban_throws_a_node_out_gives_its_job_back_and_ends_with_a_pardon
 
     again = await client.submit(job)
     assert (await client.wait(again.job_id)).status == "completed"
+
+
+async def test_a_client_that_is_banned_is_thrown_out_its_job_goes_on_and_a_pardon_lets_it_in(client, network, tmp_path):
+    async with await AsyncClient.connect(tmp_path, url=network.file.client_url) as other:
+        await other.faucet()
+        job = await other.submit(jobfile.load(EXAMPLES / "digits.toml"))
+        with pytest.raises(ApiError, match="is no operator of this network"):
+            await other.ban_client(client.caller, "I want its place")
+        view = await client.ban_client(other.caller, "floods", for_s=3600)
+        assert view.banned_until_ms and view.by == client.caller
+        with pytest.raises(CyxError) as refused:  # at once by the central, or by the broker from which it was thrown
+            await other.job(job.job_id)
+        assert refused.value.code in ("banned", "not_admitted", "broker_unreachable")
+    with pytest.raises(NotAdmitted):
+        await AsyncClient.connect(tmp_path, url=network.file.client_url)
+    assert (await client.wait(job.job_id)).status == "completed"
+    assert [each.client_id for each in await client.banned_clients()] == [other.caller]
+    await client.pardon_client(other.caller)
+    async with await AsyncClient.connect(tmp_path, url=network.file.client_url) as back:
+        assert (await back.job(job.job_id)).status == "completed"
