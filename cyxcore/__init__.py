@@ -102,6 +102,7 @@ _MODULES = (
     "data",
     "device",
     "transforms",
+    "onnx",
 )
 
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     from cyxcore import linalg as linalg
     from cyxcore import lr_scheduler as lr_scheduler
     from cyxcore import nn as nn
+    from cyxcore import onnx as onnx
     from cyxcore import optim as optim
     from cyxcore import random as random
     from cyxcore import spec as spec

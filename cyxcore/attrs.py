@@ -79,6 +79,15 @@ def name(where: str, value: Any) -> str:
     return value
 
 
+def choice(*names: str) -> Check:
+    def check(where: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise _refuse(where, f"one of {', '.join(names)}", value)
+        return value
+
+    return check
+
+
 def _row(where: str, value: Any, check: Check, most: int = MAX_RANK) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)) or len(value) > most:
         raise _refuse(where, f"a list of at most {most} entries", value)

@@ -25,7 +25,7 @@ NO_GRADIENT = frozenset(
     "greater_equal logical_and "
     "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
-    "all any argmin argsort searchsorted nonzero "
+    "all any argmin argsort searchsorted nonzero scatter "
     "ceil trunc round signbit nextafter floor_divide integer_pow "
     "bitwise_and bitwise_or bitwise_xor bitwise_invert bitwise_left_shift bitwise_right_shift "
     "axpy_update adam_m adam_v adam_update".split()

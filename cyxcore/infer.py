@@ -257,6 +257,16 @@ def take_along(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attr
     return indices, dtypes[0]
 
 
+def scatter(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    """Rows of x (R, ...) at places (K,) put, or combined with what is there, by rows (K, ...)."""
+    x, places, rows = shapes
+    accept(f"{op} indices", dtypes[1:2], INDICES)
+    dtype = accept(op, (dtypes[0], dtypes[2]), ALL)
+    if not x or len(places) != 1 or rows != (*places, *x[1:]):
+        raise ShapeError(f"{op}: expected x (R, ...), places (K,) and rows (K, ...), got {x}, {places} and {rows}")
+    return x, dtype
+
+
 def one_hot(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
     accept(op, dtypes, INDICES)
     return (*shapes[0], attrs["depth"]), "float32"

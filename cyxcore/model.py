@@ -91,6 +91,18 @@ class Model:
     def save(self, path: str | os.PathLike[str]) -> None:
         _writer(path)(path, self.graph, self.weights, self.facts)
 
+    def export(self, path: str | os.PathLike[str], opset: int | None = None) -> None:
+        """Write the model for other tools: .onnx (opset: 13 to 21, 18 unless given), or any ending `save` takes.
+
+        Raises FormatError for an operation the format has not, naming its layer.
+        """
+        if opset is None:
+            self.save(path)
+        elif _extension(path) == ".onnx":
+            _save_onnx(path, self.graph, self.weights, self.facts, opset)
+        else:
+            raise FormatError(f"{path}: only .onnx has an opset")
+
     def __repr__(self) -> str:
         return f"Model({self.graph!r}, classes={self.classes})"
 
@@ -133,13 +145,29 @@ def _load_cyxmodel(path: Any) -> tuple[bytes, dict[str, Array], bytes]:
     return parts["graph.json"], tensors, parts["history.json"]
 
 
+def _save_onnx(path: Any, graph: Graph, weights: Mapping[str, Array], facts: Facts, opset: int | None = None) -> None:
+    from cyxcore import onnx  # its table of operators is for who wants it
+
+    onnx.save(path, graph, weights, {FACTS_KEY: _facts_json(facts).decode()}, opset)
+
+
+def _load_onnx(path: Any) -> tuple[bytes, dict[str, Array], bytes]:
+    from cyxcore import onnx
+
+    found = onnx.load(path)
+    graph, weights = onnx.to_graph(found)
+    return graph.to_bytes(), weights, found.metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass")
+
+
 WRITERS: dict[str, Callable[[Any, Graph, Mapping[str, Array], Facts], None]] = {
     ".safetensors": _save_safetensors,
     ".cyxmodel": _save_cyxmodel,
+    ".onnx": _save_onnx,
 }
 READERS: dict[str, Callable[[Any], tuple[bytes, dict[str, Array], bytes]]] = {
     ".safetensors": _load_safetensors,
     ".cyxmodel": _load_cyxmodel,
+    ".onnx": _load_onnx,
 }
 
 

@@ -271,6 +271,9 @@ def _standard_rows() -> list[Op]:
         row("argmin", 1, infer.argmax, _per_input(1), **_AXIS),
         row("argsort", 1, infer.along(ALL, "int64"), 20, **_AXIS, descending=Attr(kind.flag, False)),
         row("searchsorted", 2, infer.searchsorted, 20, right=Attr(kind.flag, False)),
+        row(
+            "scatter", 3, infer.scatter, _per_input(1), reduction=Attr(kind.choice("none", "add", "mul", "min", "max"))
+        ),
         row("nonzero", 1, infer.nonzero, _per_input(1), count=Attr(kind.natural)),
         row("flip", 1, infer.unary(ALL), axes=Attr(kind.axes)),
         *(row(name, 1, infer.along(COMPLEX), 20, **_AXIS) for name in ("fft", "ifft")),

@@ -88,6 +88,22 @@ KERNELS["flip"] = lambda a, x: np.flip(x, a["axes"])
 KERNELS["nonzero"] = lambda a, x: np.stack(np.nonzero(x))
 
 
+_COMBINE = {"add": np.add, "mul": np.multiply, "min": np.minimum, "max": np.maximum}
+
+
+@kernel("scatter")
+def _scatter(attrs: Attrs, x: Array, places: Array, rows: Array) -> Any:
+    """In the order of the places: of two at one place the later one stays."""
+    if places.size and not -len(x) <= places.min() <= places.max() < len(x):
+        raise DataError(f"scatter: expected places below {len(x)}, got {places.min()}..{places.max()}")
+    result = x.copy()
+    if attrs["reduction"] == "none":
+        result[places] = rows
+    else:
+        _COMBINE[attrs["reduction"]].at(result, places, rows)
+    return result
+
+
 @kernel("argsort")
 def _argsort(attrs: Attrs, x: Array) -> Any:
     """Stable both ways: the descending order is the ascending one of the reversed row, read backwards."""

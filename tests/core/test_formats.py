@@ -204,7 +204,7 @@ def test_a_cyxmodel_is_a_zip_of_readable_parts(tmp_path: Path) -> None:
 
 
 def test_another_extension_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="ending in .safetensors or .cyxmodel, got '.pt'"):
+    with pytest.raises(FormatError, match="ending in .safetensors or .cyxmodel or .onnx, got '.pt'"):
         load_model(tmp_path / "m.pt")
 
 

@@ -1,0 +1,448 @@
+"""Reading ONNX: a file becomes an OnnxModel, which runs op by op on tensors or is written into a graph of ours.
+
+Translations compute with Values. On tensors they run at once; with symbols they make nodes, while all that is known
+without an input (shapes, axes, what is computed of them) is computed right there: that is the constant folding.
+"""
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cyxcore.attrs import MAX_NAME_CHARS
+from cyxcore.dtype import is_float
+from cyxcore.eager import Tensor, no_grad
+from cyxcore.errors import CyxError, FormatError, GraphError, ShapeError
+from cyxcore.graph import MAX_NODES, Graph
+from cyxcore.onnx import (
+    control,
+    elementwise,
+    movement,
+    nn,
+    products,
+    quantised,
+    recurrent,
+    reductions,
+    sequences,
+    vision,
+)
+from cyxcore.onnx.attributes import ATTRIBUTES
+from cyxcore.onnx.proto import decode
+from cyxcore.onnx.table import MAX_OPSET, MIN_OPSET, OPERATORS, Call, Operator
+from cyxcore.onnx.tensors import dtype_of, to_array
+from cyxcore.ops import infer_op
+from cyxcore.symbols import PROBE_BATCH_SIZES, Builder, Symbol, batch_free
+from cyxcore.values import Value
+
+Array = np.ndarray[Any, Any]
+
+ROWS = (control, elementwise, movement, nn, products, quantised, recurrent, reductions, sequences, vision)
+
+MAX_KNOWN_ELEMENTS = 2**24  # of a value that is computed while a graph is made, unless its inputs are as large
+MAX_GRAPH_DEPTH = 8
+
+# What a malformed node makes of a translation that takes it at its word.
+_MALFORMED = (TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError)
+
+
+class Signature(NamedTuple):
+    """An input or output as the file describes it. A size that is not fixed is a name, or None."""
+
+    name: str
+    dtype: str | None
+    shape: tuple[int | str | None, ...] | None
+
+
+class Known(Tensor):
+    """A tensor whose values are known while a graph is made. What is made of it may not outgrow all bounds."""
+
+    _rank = 1.5  # type: ignore[assignment]
+
+    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Known":
+        tensors = [value if isinstance(value, Tensor) else Tensor(value) for value in inputs]
+        (shape, _), _ = infer_op(op, tuple(t.shape for t in tensors), tuple(t.dtype for t in tensors), attrs)
+        size = int(np.prod(shape, dtype=object))
+        if size > MAX_KNOWN_ELEMENTS and size > 4 * sum(t.size for t in tensors):
+            raise ShapeError(
+                f"{op} makes {shape}, {size} elements, of known values; a graph is refused that hides so many"
+            )
+        return Known(super()._apply(op, tensors, attrs))
+
+    def _constant(self, value: Any, dtype: str | None = None) -> "Known":
+        return Known(super()._constant(value, dtype))
+
+    def astype(self, dtype: Any) -> "Known":
+        return Known(super().astype(dtype))
+
+
+class OnnxModel:
+    """A graph as an .onnx file holds it, checked: every operator is one we run.
+
+    `run` computes it op by op, for any number of inputs and outputs; `graph_at` writes it into a graph for inputs of
+    fixed shapes, and to_graph makes a model of ours of one that has one input and one output.
+    """
+
+    def __init__(self, proto: Mapping[str, Any], where: str = "onnx", folder: Path | None = None) -> None:
+        """folder: where external data may be read from; None refuses it. Raises FormatError."""
+        self.where, self.folder = where, folder
+        self.opset = _opset(proto, where)
+        self.proto = proto
+        self.metadata = {entry["key"]: entry["value"] for entry in proto["metadata_props"]}
+        graph = proto["graph"]
+        if graph is None:
+            raise FormatError(f"{where}: the file holds no graph")
+        self.initializers = _initializers(graph, where, folder)
+        _check_nodes(graph, self.opset, where, set(), 0)
+        self.inputs = [_signature(value, where) for value in graph["input"] if value["name"] not in self.initializers]
+        self.outputs = [_signature(value, where) for value in graph["output"]]
+        if not self.outputs:
+            raise FormatError(f"{where}: the graph has no output")
+
+    @cached_property
+    def operators(self) -> list[str]:
+        """The operators of the graph and its inner graphs, sorted."""
+        return sorted(set(_operators(self.proto["graph"])))
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """The outputs for named inputs: arrays (bfloat16 as float32), lists of them for sequences, None if absent.
+
+        Raises GraphError for a missing input and, naming the node, for what an operator refuses.
+        """
+        given = {name: _as_value(value) for name, value in feeds.items()}
+        self._all_given(given)
+        with no_grad():
+            run = _Run(self, None)
+            return [_as_arrays(value) for value in run.whole(given)]
+
+    def graph_at(
+        self, feeds: Mapping[str, tuple[Sequence[int], str]], known: Mapping[str, Any]
+    ) -> tuple[Graph, dict[str, Array]]:
+        """(graph, weights) for inputs of fixed (shape, dtype), any number of inputs and outputs; for a Plan.
+
+        known: the values of inputs that say shapes or axes.
+        """
+        builder = Builder(1)
+        given: dict[str, Any] = {name: builder.input(name, shape, dtype) for name, (shape, dtype) in feeds.items()}
+        given |= {name: Known(np.asarray(value)) for name, value in known.items()}
+        self._all_given(given)
+        with no_grad():
+            run = _Run(self, builder)
+            outputs = [
+                run.lifted(value, signature.name)
+                for value, signature in zip(run.whole(given), self.outputs, strict=True)
+            ]
+        return builder.graph(*outputs), run.weights
+
+    def _all_given(self, given: Mapping[str, Any]) -> None:
+        names = [signature.name for signature in self.inputs]
+        missing, extra = (
+            [n for n in names if n not in given],
+            [n for n in given if n not in {*names, *self.initializers}],
+        )
+        if missing or extra:
+            raise GraphError(
+                f"onnx: expected the inputs {', '.join(names)}; missing {missing or 'none'}, unknown {extra or 'none'}"
+            )
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(s.name for s in part) for part in (self.inputs, self.outputs))
+        return f"OnnxModel({inputs} -> {outputs}, opset {self.opset})"
+
+
+def _opset(proto: Mapping[str, Any], where: str) -> int:
+    versions = {entry["domain"]: entry["version"] for entry in proto["opset_import"]}
+    opset = int(versions.get("", versions.get("ai.onnx", 0)))
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise FormatError(f"{where}: expected an ONNX model of opset {MIN_OPSET} to {MAX_OPSET}, got {opset or 'none'}")
+    return opset
+
+
+def _initializers(graph: Mapping[str, Any], where: str, folder: Path | None) -> dict[str, Array]:
+    if graph["sparse_initializer"]:
+        raise FormatError(f"{where}: sparse initializers are not supported; export them dense")
+    found: dict[str, Array] = {}
+    for tensor in graph["initializer"]:
+        if tensor["name"] in found:
+            raise FormatError(f"{where}: the initializer {tensor['name'][:80]!r} is there twice")
+        found[tensor["name"]] = to_array(tensor, where, folder)
+    return found
+
+
+def _operators(graph: Mapping[str, Any]) -> list[str]:
+    found = []
+    for node in graph["node"]:
+        found.append(node["op_type"])
+        for attribute in node["attribute"]:
+            for inner in _inner_graphs(attribute):
+                found += _operators(inner)
+    return found
+
+
+def _inner_graphs(attribute: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [inner for inner in (attribute["g"], *attribute["graphs"]) if inner is not None]
+
+
+def _title(node: Mapping[str, Any], place: int) -> str:
+    return f"node {node['name'][:80] or place!r} ({node['op_type'][:60]})"
+
+
+def _check_nodes(graph: Mapping[str, Any], opset: int, where: str, outer: set[str], depth: int) -> None:
+    """Every operator is in the table, every value is made once and before it is used."""
+    if depth > MAX_GRAPH_DEPTH or len(graph["node"]) > MAX_NODES:
+        raise FormatError(
+            f"{where}: expected at most {MAX_NODES} nodes, and graphs within graphs {MAX_GRAPH_DEPTH} deep"
+        )
+    known = {*outer, *(tensor["name"] for tensor in graph["initializer"]), *(value["name"] for value in graph["input"])}
+    for place, node in enumerate(graph["node"]):
+        title = f"{where}: {_title(node, place)}"
+        row = OPERATORS.get(node["op_type"]) if node["domain"] in ("", "ai.onnx") else None
+        if row is None:
+            domain = f" of domain {node['domain'][:60]!r}" if node["domain"] else ""
+            raise FormatError(
+                f"{title}: operator {node['op_type'][:60]!r}{domain} (opset {opset}) is none Cyx runs; "
+                "docs/onnx.md lists them"
+            )
+        if opset < row.since:
+            raise FormatError(f"{title}: Cyx runs {row.name} from opset {row.since} on, the model says {opset}")
+        for name in node["input"]:
+            if name and name not in known:
+                raise FormatError(f"{title}: its input {name[:80]!r} is made by no node before it")
+        for attribute in node["attribute"]:
+            for inner in _inner_graphs(attribute):
+                _check_nodes(inner, opset, where, known, depth + 1)
+        for name in node["output"]:
+            if name and name in known - outer:
+                raise FormatError(f"{title}: {name[:80]!r} is made twice")
+            known.add(name)
+    for value in graph["output"]:
+        if value["name"] not in known:
+            raise FormatError(f"{where}: the output {value['name'][:80]!r} is made by no node")
+
+
+def _signature(value: Mapping[str, Any], where: str) -> Signature:
+    kind = value["type"] or {}
+    tensor = kind.get("tensor_type")
+    if tensor is None:
+        return Signature(value["name"], None, None)
+    dtype = dtype_of(tensor["elem_type"], f"{where}: {value['name'][:80]!r}") if tensor["elem_type"] else None
+    if tensor["shape"] is None:
+        return Signature(value["name"], dtype, None)
+    sizes = tuple(
+        dimension["dim_value"] if dimension["dim_value"] else dimension["dim_param"] or None
+        for dimension in tensor["shape"]["dim"]
+    )
+    return Signature(value["name"], dtype, sizes)
+
+
+def load(path: str | os.PathLike[str], external_data: bool = False) -> OnnxModel:
+    """The model of an .onnx file. Raises FormatError for anything Cyx does not run, by name.
+
+    external_data: read values that lie in another file of the same folder, which is refused otherwise.
+    """
+    data = Path(path).read_bytes()
+    return load_bytes(data, f"onnx {path}", Path(path).parent if external_data else None)
+
+
+def load_bytes(data: bytes, where: str = "onnx", folder: Path | None = None) -> OnnxModel:
+    return OnnxModel(decode("Model", data, where), where, folder)
+
+
+def to_graph(
+    model: OnnxModel, input_shape: Sequence[int] | None = None, output: str | None = None
+) -> tuple[Graph, dict[str, Array]]:
+    """(graph, weights): a model of ours, its first axis being the batch.
+
+    input_shape: of one sample, where the file leaves sizes open. output: its name, where there are several.
+    Raises FormatError for a model of several inputs, or one a graph cannot hold; the message names the node.
+    """
+    where = model.where
+    if len(model.inputs) != 1:
+        names = ", ".join(signature.name for signature in model.inputs) or "none"
+        raise FormatError(
+            f"{where}: a Cyx model has one input, this has {names}; cyxcore.onnx.load(path).run(...) runs it"
+        )
+    outputs = [signature.name for signature in model.outputs]
+    if output is None and len(outputs) > 1:
+        raise FormatError(
+            f"{where}: a Cyx model has one output, this has {', '.join(outputs)}; choose one with output="
+        )
+    if output is not None and output not in outputs:
+        raise FormatError(f"{where}: expected output to be one of {', '.join(outputs)}, got {output!r}")
+    place = outputs.index(output) if output else 0
+    name, dtype, shape = model.inputs[0]
+    sample = _sample_shape(where, shape, input_shape)
+    weights: dict[str, Array] = {}
+
+    def at(batch_size: int) -> Graph:
+        builder = Builder(batch_size)
+        x = builder.input("x", (batch_size, *sample), dtype or "float32")
+        run = _Run(model, builder)
+        result = run.whole({name: x})[place]
+        if not isinstance(result, Symbol):
+            raise GraphError("the output does not depend on the input")
+        weights.update(run.weights)
+        return builder.graph(result)
+
+    try:
+        with no_grad():
+            graph = batch_free(at)
+    except FormatError:
+        raise
+    except CyxError as error:
+        raise FormatError(f"{where}: {error}") from None
+    return graph, {param.name: weights[param.name] for param in graph.all_parameters}
+
+
+def _sample_shape(where: str, shape: Any, given: Sequence[int] | None) -> tuple[int, ...]:
+    if given is not None:
+        return tuple(int(size) for size in given)
+    if not shape:
+        raise FormatError(f"{where}: the file does not say the shape of its input; give input_shape=, of one sample")
+    if any(not isinstance(size, int) or size < 1 for size in shape[1:]):
+        raise FormatError(f"{where}: the input is {list(shape)}: sizes are open; give input_shape=, of one sample")
+    return tuple(shape[1:])
+
+
+def _as_value(value: Any) -> Any:
+    if value is None or isinstance(value, Value):
+        return value
+    return [_as_value(entry) for entry in value] if isinstance(value, list) else Tensor(np.asarray(value))
+
+
+def _as_arrays(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_as_arrays(entry) for entry in value]
+    if value is None:
+        return None
+    return value.astype("float32").numpy() if value.dtype == "bfloat16" else value.numpy()
+
+
+def _attributes(node: Mapping[str, Any], where: str, folder: Path | None) -> dict[str, Any]:
+    """name -> float, int, bytes, array, graph or a list of them, as the attribute's type says."""
+    found: dict[str, Any] = {}
+    for attribute in node["attribute"]:
+        kind = attribute["type"]
+        field = {1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors"}.get(kind)
+        if field is None or attribute["ref_attr_name"]:
+            raise FormatError(
+                f"{where}: attribute {attribute['name'][:80]!r} is of type {kind}, which Cyx does not read"
+            )
+        value = attribute[field]
+        if field == "t":
+            if value is None:
+                raise FormatError(f"{where}: attribute {attribute['name'][:80]!r} holds no tensor")
+            value = to_array(value, where, folder)
+        elif field in ("floats", "ints"):
+            value = [entry.item() for entry in np.asarray(value)]
+        found[attribute["name"]] = value
+    return found
+
+
+class _Run:
+    """One pass over a graph: on tensors (builder None), or into a builder."""
+
+    def __init__(self, model: OnnxModel, builder: Builder | None) -> None:
+        self.model, self.builder = model, builder
+        self.weights: dict[str, Array] = {}
+        self.like: Any = Tensor(np.zeros(1, np.float32)) if builder is None else Known(np.zeros(1, np.float32))
+
+    def whole(self, given: Mapping[str, Any]) -> list[Any]:
+        return self.graph(self.model.proto["graph"], given, {}, self.model.initializers)
+
+    def graph(
+        self, graph: Mapping[str, Any], given: Mapping[str, Any], outer: Mapping[str, Any], arrays: Mapping[str, Array]
+    ) -> list[Any]:
+        values: dict[str, Any] = {**outer, **{name: self.known(array) for name, array in arrays.items()}, **given}
+        for place, node in enumerate(graph["node"]):
+            try:
+                results = self.node(node, values)
+            except FormatError:
+                raise
+            except CyxError as error:
+                raise GraphError(f"{_title(node, place)}: {error}") from None
+            except _MALFORMED as error:
+                raise GraphError(f"{_title(node, place)}: its inputs or attributes do not fit: {error}") from None
+            for name, value in zip(node["output"], results, strict=False):
+                values[name] = value
+        missing = [value["name"] for value in graph["output"] if value["name"] not in values]
+        if missing:
+            raise GraphError(f"the outputs {', '.join(missing)[:80]} were not made")
+        return [values[value["name"]] for value in graph["output"]]
+
+    def known(self, array: Array) -> Any:
+        return Tensor(array) if self.builder is None else Known(array)
+
+    def node(self, node: Mapping[str, Any], values: Mapping[str, Any]) -> Sequence[Any]:
+        row = OPERATORS[node["op_type"]]
+        inputs = [values[name] if name else None for name in node["input"]]
+        if self.builder is not None:
+            inputs = self.together(row, node["input"], inputs)
+            if len(self.builder.nodes) > MAX_NODES:
+                raise GraphError(f"the graph grows beyond {MAX_NODES} nodes")
+        _check_arity(row, inputs)
+
+        def run(graph: Mapping[str, Any], given: Sequence[Any]) -> list[Any]:
+            names = [value["name"] for value in graph["input"]]
+            if len(names) != len(given):
+                raise GraphError(f"an inner graph takes {len(names)} inputs, got {len(given)}")
+            arrays = _initializers(graph, self.model.where, self.model.folder)
+            return self.graph(graph, dict(zip(names, given, strict=True)), values, arrays)
+
+        like = next((value for value in inputs if isinstance(value, Symbol)), self.like)
+        attrs = _attributes(node, self.model.where, self.model.folder)
+        strange = attrs.keys() - ATTRIBUTES.get(row.name, frozenset())
+        if strange:
+            raise GraphError(f"attribute {sorted(strange)[0][:60]!r} is not one Cyx knows of")
+        call = Call(row.name, self.model.opset, attrs, sum(1 for name in node["output"] if name), like, run)
+        result = row.translate(call, *inputs)
+        results = result if isinstance(result, tuple) else (result,)
+        return results if self.builder is None else [self.of_any_batch(value) for value in results]
+
+    def of_any_batch(self, value: Any) -> Any:
+        """What is one number for each row becomes a symbol at once: computed on, it would have one batch size."""
+        size = self.builder.batch_size if self.builder else 0
+        if isinstance(value, Known) and size in PROBE_BATCH_SIZES and size in value.shape and is_float(value.dtype):
+            array = value.numpy()
+            if bool((array == array.reshape(-1)[0]).all()):
+                return self.lifted(value, "")
+        return value
+
+    def together(self, row: Operator, names: Sequence[str], inputs: list[Any]) -> list[Any]:
+        """The inputs of one call: where one is a symbol, known ones become parameters or constants of the graph."""
+        if not any(isinstance(v, Symbol) for p, v in enumerate(inputs) if p not in row.known):
+            return inputs
+        return [
+            value if value is None or place in row.known else self.lifted(value, names[place], place)
+            for place, value in enumerate(inputs)
+        ]
+
+    def lifted(self, value: Any, name: str, place: int = 0) -> Any:
+        if not isinstance(value, Tensor) or self.builder is None:
+            return value
+        array = value.numpy()
+        if array.size > 1 and array.shape and bool((array == array.reshape(-1)[0]).all()):
+            one = self.builder.constant(array.reshape(-1)[0].item(), value.dtype)
+            return one.broadcast_to(*array.shape)
+        if array.size > 1 and is_float(value.dtype):
+            if not name.isprintable() or not 0 < len(name) <= MAX_NAME_CHARS:
+                raise GraphError(f"the name {name[:60]!r} is not one a parameter can have")
+            self.weights[name] = np.ascontiguousarray(array)
+            return self.builder.param(name, array.shape, {"kind": "zeros"}, True, value.dtype)
+        return self.builder.constant(array, value.dtype)
+
+
+def _check_arity(row: Operator, inputs: Sequence[Any]) -> None:
+    parameters = list(inspect.signature(row.translate).parameters.values())[1:]
+    several = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
+    single = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and p.name != "function"]
+    needed = sum(1 for p in single if p.default is inspect.Parameter.empty)
+    if several:
+        needed = max(needed, 1)
+    if len(inputs) < needed or not several and len(inputs) > len(single) or any(v is None for v in inputs[:needed]):
+        raise GraphError(
+            f"expected {needed} to {'any number of' if several else len(single)} inputs, got {len(inputs)}"
+        )

@@ -1,0 +1,389 @@
+"""ONNX out and in: onnxruntime computes what we write, we compute what onnx's own node tests ask for."""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import onnxruntime
+import pytest
+
+import cyxcore as cx
+from cyxcore.errors import CyxError, FormatError, GraphError
+from cyxcore.layertable import LAYERS
+from cyxcore.onnx import OPERATORS, load, load_bytes, to_graph
+from cyxcore.onnx.proto import decode, encode
+from cyxcore.training import initial_weights
+from tests import onnx_nodes
+
+# out ----------------------------------------------------------------------------------------------
+
+IMAGE, SEQUENCE, ROW = [4, 8, 8], [6, 8], [10]
+CASES: dict[str, tuple[list[int], dict[str, Any]]] = {
+    "Linear": (ROW, {"out_features": 3}),
+    "Conv2d": (IMAGE, {"out_channels": 6, "kernel_size": [3, 2], "stride": [2, 1], "padding": 1, "groups": 2}),
+    "MaxPool2d": (IMAGE, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "AvgPool2d": (IMAGE, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "Conv1d": (SEQUENCE, {"out_channels": 4, "kernel_size": 3, "dilation": 2}),
+    "DepthwiseConv2d": (IMAGE, {"kernel_size": 3, "padding": 1, "depth_multiplier": 2}),
+    "ConvTranspose2d": (
+        IMAGE,
+        {"out_channels": 4, "kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1, "groups": 2},
+    ),
+    "MaxPool1d": (SEQUENCE, {"kernel_size": 2}),
+    "AvgPool1d": (SEQUENCE, {"kernel_size": 3, "stride": 1, "padding": 1}),
+    "AdaptiveAvgPool2d": (IMAGE, {"output_size": [3, 5]}),
+    "GroupNorm": (IMAGE, {"num_groups": 2}),
+    "InstanceNorm": (IMAGE, {"affine": True}),
+    "Embedding": ([5], {"num_embeddings": 7, "embedding_dim": 3}),
+    "RNN": (SEQUENCE, {"hidden_size": 5, "return_sequences": True}),
+    "LSTM": (SEQUENCE, {"hidden_size": 5, "bidirectional": True, "num_layers": 2, "dropout": 0.1}),
+    "GRU": (SEQUENCE, {"hidden_size": 5, "bidirectional": True}),
+    "SelfAttention": (SEQUENCE, {"num_heads": 2, "causal": True}),
+    "TransformerEncoderLayer": (SEQUENCE, {"num_heads": 2, "dim_feedforward": 12, "activation": "gelu"}),
+    "PositionalEncoding": (SEQUENCE, {"learned": True}),
+    "Permute": (SEQUENCE, {"dims": [1, 0]}),
+    "Reshape": (SEQUENCE, {"shape": [2, -1, 4]}),
+    "Denormalize": (ROW, {}),
+    "Normalize": (ROW, {}),
+}
+_SHAPES = {"2d": IMAGE, "1d": SEQUENCE, "Norm": SEQUENCE}
+
+
+def case_of(kind: str) -> tuple[list[int], dict[str, Any]]:
+    if kind in CASES:
+        return CASES[kind]
+    return next((shape for ending, shape in _SHAPES.items() if ending in kind), IMAGE), {}
+
+
+def built(kind: str) -> tuple[cx.Graph, dict[str, Any]]:
+    shape, options = case_of(kind)
+    graph = cx.build(input_shape=shape, layers=[{"kind": kind, **options}])
+    drawn = np.random.default_rng(0)
+    weights = {}
+    for name, array in initial_weights(graph, 3).items():
+        weights[name] = (array + drawn.uniform(0.1, 0.9, array.shape)).astype(array.dtype)
+    return graph, weights
+
+
+def inputs(kind: str, rows: int) -> Any:
+    shape, _ = case_of(kind)
+    drawn = np.random.default_rng(1)
+    if kind == "Embedding":
+        return drawn.integers(0, 7, (rows, *shape)).astype(np.float32)
+    return drawn.normal(size=(rows, *shape)).astype(np.float32)
+
+
+def peer(path: Path, x: Any) -> Any:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_onnxruntime_computes_what_each_layer_does_at_any_batch_size(kind: str, tmp_path: Path) -> None:
+    graph, weights = built(kind)
+    path = tmp_path / "m.onnx"
+    cx.save_model(path, graph, weights)
+    onnx.checker.check_model(path, full_check=True)
+    for rows in (1, 3):
+        x = inputs(kind, rows)
+        np.testing.assert_allclose(peer(path, x), cx.predict(graph, weights, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_what_we_wrote_comes_back_and_computes_the_same(kind: str, tmp_path: Path) -> None:
+    graph, weights = built(kind)
+    cx.save_model(tmp_path / "m.onnx", graph, weights)
+    model = cx.load_model(tmp_path / "m.onnx")
+    kept = {name for name, array in model.weights.items() if name in weights and array.shape == weights[name].shape}
+    assert kept == {name for name, array in weights.items() if array.size > 1 and name in model.weights}
+    x = inputs(kind, 3)
+    np.testing.assert_allclose(model.predict(x), cx.predict(graph, weights, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20, 21])
+def test_each_opset_that_can_be_asked_for_is_a_valid_model(opset: int, tmp_path: Path) -> None:
+    graph = cx.build(
+        input_shape=IMAGE,
+        layers=[
+            {"kind": "Conv2d", "out_channels": 3, "kernel_size": 3, "padding": 1},
+            {"kind": "BatchNorm2d"},
+            {"kind": "GELU"},
+            {"kind": "GlobalAvgPool2d"},
+            {"kind": "LayerNorm"},
+            {"kind": "Linear", "out_features": 2},
+            {"kind": "Softmax"},
+        ],
+        normalize="standard",
+    )
+    weights = initial_weights(graph, 1)
+    model = cx.Model(graph, weights)
+    model.export(tmp_path / "m.onnx", opset=opset)
+    onnx.checker.check_model(tmp_path / "m.onnx", full_check=True)
+    assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == opset
+    x = np.random.default_rng(0).normal(size=(3, *IMAGE)).astype(np.float32)
+    np.testing.assert_allclose(peer(tmp_path / "m.onnx", x), model.predict(x), rtol=1e-5, atol=1e-5)
+
+
+def test_equal_models_give_equal_bytes_with_their_names_kept(tmp_path: Path) -> None:
+    graph, weights = built("Linear")
+    for name in ("a.onnx", "b.onnx"):
+        cx.save_model(tmp_path / name, graph, weights, classes=["x", "y", "z"])
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert {"0.weight", "0.bias"} <= {tensor.name for tensor in onnx.load(tmp_path / "a.onnx").graph.initializer}
+    assert cx.load_model(tmp_path / "a.onnx").classes == ["x", "y", "z"]
+
+
+def test_an_opset_we_do_not_write_is_refused(tmp_path: Path) -> None:
+    graph, weights = built("Linear")
+    with pytest.raises(FormatError, match="expected an opset 13 to 21, got 9"):
+        cx.Model(graph, weights).export(tmp_path / "m.onnx", opset=9)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_an_operation_onnx_has_not_is_refused_by_name(tmp_path: Path) -> None:
+    graph = cx.trace(lambda x: x + x._uniform(x.shape), [3]).graph
+    with pytest.raises(FormatError, match="uniform cannot be said in ONNX"):
+        cx.save_model(tmp_path / "m.onnx", graph, {})
+
+
+# in -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, tuple[onnx_nodes.Case, onnx_nodes.Outcome]]:
+    return {case.name: (case, onnx_nodes.attempt(case)) for case in onnx_nodes.installed()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_onnx_node_test_of_our_operators_passes(outcomes: Any) -> None:
+    failed = [f"{name}: {found.failed}" for name, (_, found) in outcomes.items() if found.failed]
+    wrong = [f"{n}: {f.not_in_graph}" for n, (_, f) in outcomes.items() if f.not_in_graph.startswith("WRONG")]
+    assert failed == [] and wrong == []
+    passed = {op for _, found in outcomes.values() if not found.refused for op in found.operators}
+    assert set(OPERATORS) - passed <= onnx_nodes.WITHOUT_CASES
+    assert len(OPERATORS) >= 150
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_docs_list_the_operators_as_the_node_tests_find_them(outcomes: Any) -> None:
+    written = (onnx_nodes.ROOT / "docs" / "onnx.md").read_text()
+    for line in onnx_nodes.table(found for _, found in outcomes.values()):
+        assert line in written, f"{line}\nis not in docs/onnx.md; run python -m tests.onnx_nodes --write"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_refused_is_refused_by_name(outcomes: Any) -> None:
+    for name, (_, found) in outcomes.items():
+        if found.refused:
+            assert any(why in found.refused for why in (*onnx_nodes.LIMITS, *onnx_nodes.REFUSALS)), (name, found)
+
+
+def model(nodes: Sequence[Any], x: list[Any], y: list[Any], initializers: Sequence[Any] = (), opset: int = 18) -> bytes:
+    graph = oh.make_graph(
+        list(nodes),
+        "g",
+        [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x)],
+        [oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, y)],
+        list(initializers),
+    )
+    made: bytes = oh.make_model(graph, opset_imports=[oh.make_opsetid("", opset)], ir_version=9).SerializeToString()
+    return made
+
+
+def single(op: str, *more: Any, outputs: int = 1, shape: Sequence[int] = (2, 3, 8, 8), **attrs: Any) -> tuple[Any, Any]:
+    """(what we compute, what onnxruntime does) of one node on the same numbers."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    names = [f"i{place}" for place in range(len(more))]
+    extra = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in zip(names, more, strict=True)]
+    raw = model([oh.make_node(op, ["x", *names], ["y"], **attrs)], list(shape), [None] * 4, extra)
+    session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
+    return load_bytes(raw).run({"x": x})[0], session.run(None, {"x": x})[0]
+
+
+def test_operators_without_node_tests_agree_with_onnxruntime() -> None:
+    rois = np.array([[0, 1, 1, 6, 5], [1, 0, 2, 7, 7]], np.float32)
+    for pair in (
+        single("GlobalLpPool", p=2),
+        single("MaxRoiPool", rois, pooled_shape=[2, 3]),
+        single("MaxRoiPool", rois, pooled_shape=[4, 4], spatial_scale=0.5),
+    ):
+        np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-6)
+
+
+def test_sequences_are_taken_apart_and_joined() -> None:
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    nodes = [
+        oh.make_node("SplitToSequence", ["x"], ["s"], axis=0, keepdims=0),
+        oh.make_node("Constant", [], ["one"], value_int=1),
+        oh.make_node("SequenceErase", ["s", "one"], ["t"]),
+        oh.make_node("ConcatFromSequence", ["t"], ["y"], axis=0, new_axis=1),
+    ]
+    raw = model(nodes, [4, 3], [3, 3])
+    assert load_bytes(raw).run({"x": x})[0].tolist() == x[[0, 2, 3]].tolist()
+
+
+def test_a_network_of_another_tool_runs_as_our_graph_at_any_batch_size(tmp_path: Path) -> None:
+    """Shapes computed inside the model, as exporters write them: they fold away."""
+    drawn = np.random.default_rng(0)
+    weights = {
+        "w1": drawn.normal(size=(4, 3, 3, 3)).astype(np.float32),
+        "w2": drawn.normal(size=(4 * 16, 5)).astype(np.float32),
+        "b2": drawn.normal(size=5).astype(np.float32),
+        "zero": np.array(0, np.int64),
+        "minus": np.array([-1], np.int64),
+        "axis": np.array([0], np.int64),
+    }
+    nodes = [
+        oh.make_node("Conv", ["x", "w1"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        oh.make_node("Relu", ["c"], ["r"]),
+        oh.make_node("Shape", ["r"], ["shape"]),
+        oh.make_node("Gather", ["shape", "zero"], ["n"]),
+        oh.make_node("Unsqueeze", ["n", "axis"], ["n1"]),
+        oh.make_node("Concat", ["n1", "minus"], ["wanted"], axis=0),
+        oh.make_node("Reshape", ["r", "wanted"], ["flat"]),
+        oh.make_node("ConstantOfShape", ["n1"], ["zeros"]),
+        oh.make_node("Gemm", ["flat", "w2", "b2"], ["logits"]),
+        oh.make_node("Unsqueeze", ["zeros", "ends"], ["column"]),
+        oh.make_node("Add", ["logits", "column"], ["y"]),
+    ]
+    weights["ends"] = np.array([1], np.int64)
+    raw = model(
+        nodes, ["batch", 3, 8, 8], ["batch", 5], [onnx.numpy_helper.from_array(a, n) for n, a in weights.items()]
+    )
+    (tmp_path / "net.onnx").write_bytes(raw)
+    found = cx.load_model(tmp_path / "net.onnx")
+    assert set(found.weights) == {"w1", "w2", "b2"}
+    assert not {node.op for node in found.graph.nodes} & {"take", "concat"}
+    session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
+    for rows in (1, 4):
+        x = drawn.normal(size=(rows, 3, 8, 8)).astype(np.float32)
+        np.testing.assert_allclose(found.predict(x), session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_torch_transformer_comes_in(tmp_path: Path) -> None:
+    """Written by hand as torch's exporter lays it out: a block of attention with its mask computed inside."""
+    drawn = np.random.default_rng(0)
+    w = {f"w{n}": drawn.normal(size=(8, 8)).astype(np.float32) * 0.3 for n in "qkvo"}
+    constants = {"heads": np.array([0, -1, 2, 4]), "back": np.array([0, -1, 8]), "half": np.array(0.5, np.float32)}
+    nodes = []
+    for n in "qkv":
+        nodes += [
+            oh.make_node("MatMul", ["x", f"w{n}"], [f"{n}0"]),
+            oh.make_node("Reshape", [f"{n}0", "heads"], [f"{n}1"]),
+            oh.make_node("Transpose", [f"{n}1"], [n], perm=[0, 2, 3, 1] if n == "k" else [0, 2, 1, 3]),
+        ]
+    nodes += [
+        oh.make_node("MatMul", ["q", "k"], ["s0"]),
+        oh.make_node("Mul", ["s0", "half"], ["s"]),
+        oh.make_node("Softmax", ["s"], ["p"], axis=-1),
+        oh.make_node("MatMul", ["p", "v"], ["a"]),
+        oh.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1, 3]),
+        oh.make_node("Reshape", ["b", "back"], ["c"]),
+        oh.make_node("MatMul", ["c", "wo"], ["d"]),
+        oh.make_node("LayerNormalization", ["d", "g", "h"], ["y"], axis=-1),
+    ]
+    w |= {"g": np.linspace(0.5, 1.5, 8).astype(np.float32), "h": np.linspace(-1, 1, 8).astype(np.float32)}
+    tensors = [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in (*w.items(), *constants.items())]
+    raw = model(nodes, ["n", 6, 8], ["n", 6, 8], tensors)
+    graph, weights = to_graph(load_bytes(raw))
+    x = drawn.normal(size=(3, 6, 8)).astype(np.float32)
+    session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(cx.predict(graph, weights, x), session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+# refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (oh.make_node("RandomNormalLike", ["x"], ["y"], name="noise"), r"node 'noise' \(RandomNormalLike\): operator"),
+        (oh.make_node("Relu", ["x"], ["y"], domain="com.microsoft"), "of domain 'com.microsoft' .opset 18."),
+        (oh.make_node("Relu", ["z"], ["y"]), "its input 'z' is made by no node before it"),
+        (oh.make_node("Relu", ["x"], ["z"]), "the output 'y' is made by no node"),
+        (oh.make_node("Relu", ["x", "x"], ["y"]), r"\(Relu\): expected 1 to 1 inputs, got 2"),
+        (oh.make_node("LeakyRelu", ["x"], ["y"], slope=1.0), "attribute 'slope' is not one Cyx knows of"),
+        (oh.make_node("Transpose", ["x"], ["y"], perm=[0, 7]), r"\(Transpose\): axis: expected"),
+        (oh.make_node("Concat", ["x"], ["y"]), "attribute 'axis' is missing"),
+        (oh.make_node("CumSum", ["x", "a"], ["y"]), r"\(CumSum\): cumulative_sum: runs on tensors only"),
+    ],
+)
+def test_a_node_we_do_not_run_is_refused_by_name(node: Any, said: str, tmp_path: Path) -> None:
+    axis = onnx.numpy_helper.from_array(np.array(1, np.int64), "a")
+    (tmp_path / "m.onnx").write_bytes(model([node], ["n", 3], ["n", 3], [axis]))
+    with pytest.raises(FormatError, match=said):
+        cx.load_model(tmp_path / "m.onnx")
+
+
+def test_an_opset_of_the_future_is_refused() -> None:
+    with pytest.raises(FormatError, match="expected an ONNX model of opset 7 to 28, got 99"):
+        load_bytes(model([oh.make_node("Relu", ["x"], ["y"])], [1], [1], opset=99))
+
+
+def test_a_missing_input_is_named() -> None:
+    with pytest.raises(GraphError, match=r"expected the inputs x; missing \['x'\], unknown \['z'\]"):
+        load_bytes(model([oh.make_node("Relu", ["x"], ["y"])], [1], [1])).run({"z": np.zeros(1)})
+
+
+def external(folder: Path, location: str) -> Path:
+    tensor = onnx.TensorProto(name="w", dims=[4], data_type=1, data_location=1)
+    tensor.external_data.add(key="location", value=location)
+    path = folder / "m.onnx"
+    path.write_bytes(model([oh.make_node("Mul", ["x", "w"], ["y"])], ["n", 4], ["n", 4], [tensor]))
+    return path
+
+
+def test_values_in_another_file_are_read_only_when_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(struct.pack("<4f", 1, 2, 3, 4))
+    path = external(tmp_path, "w.bin")
+    with pytest.raises(FormatError, match="none is opened unless asked for"):
+        load(path)
+    assert load(path, external_data=True).run({"x": np.ones((1, 4), np.float32)})[0].tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/b", "..", "", "link"])
+def test_no_path_out_of_the_folder_is_followed(location: str, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(16))
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "link").symlink_to(tmp_path / "w.bin")
+    with pytest.raises(FormatError, match="plain file"):
+        load(external(inner, location), external_data=True)
+
+
+def test_a_value_that_would_fill_the_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    huge = onnx.numpy_helper.from_array(np.array([2**20, 2**20], np.int64), "huge")
+    one = onnx.numpy_helper.from_array(np.ones((1, 1), np.float32), "one")
+    nodes = [
+        oh.make_node("Expand", ["one", "huge"], ["big"]),
+        oh.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+        oh.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    (tmp_path / "m.onnx").write_bytes(model(nodes, ["n", 3], ["n", 3], [huge, one]))
+    with pytest.raises(FormatError, match=r"\(Expand\): broadcast_to makes"):
+        cx.load_model(tmp_path / "m.onnx")
+
+
+def test_protobuf_is_read_and_written_as_onnx_does() -> None:
+    raw = model([oh.make_node("Gemm", ["x", "x"], ["y"], alpha=0.5, transB=1, name="g")], ["n", 3], ["n", 3])
+    proto = decode("Model", raw, "t")
+    again = onnx.ModelProto.FromString(b"".join(encode("Model", proto))).graph.node[0]
+    assert (again.name, list(again.input), again.attribute[0].f, again.attribute[1].i) == ("g", ["x", "x"], 0.5, 1)
+    assert decode("Model", b"".join(encode("Model", proto)), "t") == proto
+
+
+@pytest.mark.parametrize("cut", range(0, 200, 7))
+def test_a_model_that_ends_early_is_one_error(cut: int, tmp_path: Path) -> None:
+    graph, weights = built("Linear")
+    cx.save_model(tmp_path / "m.onnx", graph, weights)
+    whole = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(whole[: len(whole) * cut // 200])
+    with pytest.raises(CyxError):
+        cx.load_model(tmp_path / "m.onnx")
