@@ -118,6 +118,7 @@ if TYPE_CHECKING:
     from cyxcore import nn as nn
     from cyxcore import onnx as onnx
     from cyxcore import optim as optim
+    from cyxcore import preprocessing as preprocessing
     from cyxcore import random as random
     from cyxcore import spec as spec
     from cyxcore import transforms as transforms

@@ -42,9 +42,10 @@ cyxcore.device cyxcore.inspection cyxcore.drawing cyxcore.distributions cyxcore.
 cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft cyxcore.random
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
-cyxcore.transforms.running cyxcore.data.loader
+cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows
 cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
+cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.checkpoint cyxcore.training
 cyxcore.onnx.proto cyxcore.onnx.tensors cyxcore.onnx.table cyxcore.onnx.attributes cyxcore.onnx.elementwise

@@ -28,6 +28,8 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(("default_collate", "packed_collate", "pad_collate"), "collate"),
     "DataLoader": "loader",
+    **dict.fromkeys(("BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"), "tokenizers"),
+    **dict.fromkeys(("TokenWindows", "join_documents"), "windows"),
 }
 
 __all__ = [  # noqa: PLE0604
@@ -63,6 +65,12 @@ if TYPE_CHECKING:
     from cyxcore.data.samplers import SubsetRandomSampler as SubsetRandomSampler
     from cyxcore.data.samplers import WeightedRandomSampler as WeightedRandomSampler
     from cyxcore.data.samplers import class_weights as class_weights
+    from cyxcore.data.tokenizers import BPETokenizer as BPETokenizer
+    from cyxcore.data.tokenizers import ByteTokenizer as ByteTokenizer
+    from cyxcore.data.tokenizers import CharTokenizer as CharTokenizer
+    from cyxcore.data.tokenizers import load_tokenizer as load_tokenizer
+    from cyxcore.data.windows import TokenWindows as TokenWindows
+    from cyxcore.data.windows import join_documents as join_documents
 
 
 def __getattr__(name: str) -> Any:
