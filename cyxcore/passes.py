@@ -15,6 +15,7 @@ from cyxcore.symbols import Builder, Symbol
 
 MAX_FOLDED_ELEMENTS = 4096
 SHORT_ROWS, OFTEN = 48, 3  # of matrices whose products do not pay for turning the other one, and how many of them
+LONG_ROWS, NEAR_ELEMENTS = 1024, 128 * 1024  # of matrices cut into bands, which multiply by one that stays in the cache
 
 # Ops whose result IEEE 754 fixes to the bit, so that folding on any backend changes nothing.
 _EXACT = frozenset(
@@ -60,7 +61,7 @@ def simplify(graph: Graph) -> Graph:
 
 
 def turn_once(graph: Graph) -> Graph:
-    """A matrix by whose transpose many short ones are multiplied, as the steps of a recurrence do, is turned once.
+    """A matrix by whose transpose many short ones are multiplied, or the bands of a long one, is turned once.
 
     A product that turns it itself pays for that every time, which only many rows make up for.
     """
@@ -71,6 +72,11 @@ def turn_once(graph: Graph) -> Graph:
             if len(known.shapes[place]) == 2 and known.shapes[place][0] <= SHORT_ROWS:
                 users.setdefault(node.inputs[1], []).append(place)
     often = {matrix: places for matrix, places in users.items() if len(places) >= OFTEN}
+    for place, node in enumerate(graph.nodes):
+        if node.op == "matmul" and node.attrs["transpose_b"] and len(known.shapes[place]) == 2:
+            near = math.prod(known.shapes[node.inputs[1]]) <= NEAR_ELEMENTS
+            if near and known.shapes[place][0] >= LONG_ROWS and len(known.shapes[node.inputs[1]]) == 2:
+                often.setdefault(node.inputs[1], []).append(place)
     if not often:
         return graph
     first = {min(places): matrix for matrix, places in often.items()}

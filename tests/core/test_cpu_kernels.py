@@ -319,6 +319,7 @@ BIG = [
     Case("softmax", [values((700, 130))], {"axis": 1}),
     Case("cross_entropy_grad", [values((900,)), values((900, 130)), np.arange(900) % 130]),
     Case("matmul", [values((130, 600)), values((600, 90))], {"transpose_a": False, "transpose_b": False}),
+    Case("matmul", [values((300, 1100)), values((1100, 90))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((600, 130)), values((90, 600))], {"transpose_a": True, "transpose_b": True}),
     Case("matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((3, 700)), values((700, 900))], {"transpose_a": False, "transpose_b": False}),

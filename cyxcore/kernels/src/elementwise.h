@@ -116,27 +116,37 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
     }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }
 
-/* where: the condition is one byte per element, the choices are T. */
+/* where: the condition is one byte per element, the choices are T. A stride is 1, or 0 where that input is broadcast. */
 #define CYX_WHERE(NAME, T)                                                                                   \
+    static inline __attribute__((always_inline)) void NAME##_loop(T *o, const uint8_t *c, int64_t sc,        \
+                                                                  const T *a, int64_t sa, const T *b,        \
+                                                                  int64_t sb, int64_t n) {                   \
+        INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                        \
+            T x = a[i * sa], y = b[i * sb];                                                                  \
+            o[i] = c[i * sc] ? x : y;                                                                        \
+        }                                                                                                    \
+    }                                                                                                        \
+    static void NAME##_row(T *o, const uint8_t *c, int64_t sc, const T *a, int64_t sa, const T *b,           \
+                           int64_t sb, int64_t n) {                                                          \
+        switch ((sc ? 4 : 0) | (sa ? 2 : 0) | (sb ? 1 : 0)) {                                                \
+        case 7: NAME##_loop(o, c, 1, a, 1, b, 1, n); break;                                                  \
+        case 6: NAME##_loop(o, c, 1, a, 1, b, 0, n); break;                                                  \
+        case 5: NAME##_loop(o, c, 1, a, 0, b, 1, n); break;                                                  \
+        case 4: NAME##_loop(o, c, 1, a, 0, b, 0, n); break;                                                  \
+        case 3: NAME##_loop(o, c, 0, a, 1, b, 1, n); break;                                                  \
+        case 2: NAME##_loop(o, c, 0, a, 1, b, 0, n); break;                                                  \
+        case 1: NAME##_loop(o, c, 0, a, 0, b, 1, n); break;                                                  \
+        default: NAME##_loop(o, c, 0, a, 0, b, 0, n); break;                                                 \
+        }                                                                                                    \
+    }                                                                                                        \
     static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
         CYX_FOR_ROWS(3, {                                                                                    \
             int64_t sc = walk->stride[0][walk->ndim - 1], sa = walk->stride[1][walk->ndim - 1],              \
                     sb = walk->stride[2][walk->ndim - 1];                                                    \
-            T *o = (T *)rows->call->out.data + at;                                                           \
-            const uint8_t *c = (const uint8_t *)rows->call->in[0].data + offset[0] + first * sc;             \
-            const T *a = (const T *)rows->call->in[1].data + offset[1] + first * sa;                         \
-            const T *b = (const T *)rows->call->in[2].data + offset[2] + first * sb;                         \
-            if (sc && sa && sb) {                                                                            \
-                INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                \
-                    T x = a[i], y = b[i];                                                                    \
-                    o[i] = c[i] ? x : y;                                                                     \
-                }                                                                                            \
-            } else {                                                                                         \
-                INDEPENDENT for (int64_t i = 0; i < n; i++) {                                                \
-                    T x = a[i * sa], y = b[i * sb];                                                          \
-                    o[i] = c[i * sc] ? x : y;                                                                \
-                }                                                                                            \
-            }                                                                                                \
+            NAME##_row((T *)rows->call->out.data + at,                                                       \
+                       (const uint8_t *)rows->call->in[0].data + offset[0] + first * sc, sc,                 \
+                       (const T *)rows->call->in[1].data + offset[1] + first * sa, sa,                       \
+                       (const T *)rows->call->in[2].data + offset[2] + first * sb, sb, n);                   \
         })                                                                                                   \
     }                                                                                                        \
     static cyx_status NAME(const cyx_call *call) { return cyx_run_rows(call, NAME##_body); }

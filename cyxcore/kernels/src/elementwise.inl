@@ -59,6 +59,15 @@ TRIGONOMETRY(sin_f32, 0, cyx_sin)
 TRIGONOMETRY(cos_f32, 1, cyx_cos)
 
 FLOAT_OPS(double, f64, )
+CYX_WHERE(where_f32, float)
+CYX_WHERE(where_f64, double)
+
+/* Masks become factors in every backward pass; the other casts are those of integer.c. */
+CYX_UNARY(bool_to_f32, uint8_t, float, x)
+static cyx_kernel other_cast_of_bool;
+static cyx_status cast_of_bool(const cyx_call *call) {
+    return call->out.dtype == CYX_F32 ? bool_to_f32(call) : other_cast_of_bool(call);
+}
 
 #define FILL_FLOAT_OPS(D, S)                                                                                 \
     table[CYX_OP_neg][D] = neg_##S, table[CYX_OP_abs][D] = abs_##S, table[CYX_OP_exp][D] = exp_op_##S;       \
@@ -81,4 +90,7 @@ FLOAT_OPS(double, f64, )
 static void fill_elementwise(cyx_table table) {
     FILL_FLOAT_OPS(CYX_F32, f32);
     FILL_FLOAT_OPS(CYX_F64, f64);
+    table[CYX_OP_where][CYX_F32] = where_f32, table[CYX_OP_where][CYX_F64] = where_f64;
+    other_cast_of_bool = table[CYX_OP_cast][CYX_BOOL];
+    table[CYX_OP_cast][CYX_BOOL] = cast_of_bool;
 }

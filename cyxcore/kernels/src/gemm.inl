@@ -11,11 +11,13 @@
 typedef int32_t integer_f32;
 typedef int64_t integer_f64;
 enum {
-    BLOCK_K = 256,
+    BLOCK_K = 512,
     BLOCK_M = 240,
     BLOCK_N = 2048,
     DIRECT_B_ROWS = 48,
     DIRECT_B_SIZE = 8192,
+    NEAR_B_ROWS = 256,
+    NEAR_B_BYTES = 1 << 19,
     DIRECT_A_COLUMNS = 512,
     TRANSPOSED_A_ROWS = 128,
     TRANSPOSED_A_COLUMNS = 64,
@@ -272,7 +274,8 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
         memset(p->c, 0, sizeof(T) * (size_t)(p->m * p->n));
         return CYX_OK;
     }
-    int direct_b = !p->b_transposed && (p->m <= DIRECT_B_ROWS || p->k * p->n <= DIRECT_B_SIZE);
+    int direct_b = !p->b_transposed && (p->m <= DIRECT_B_ROWS || p->k * p->n <= DIRECT_B_SIZE ||
+                                        (p->m <= NEAR_B_ROWS && p->k * p->n * (int64_t)sizeof(T) <= NEAR_B_BYTES));
     for (p->n0 = 0; p->n0 < p->n; p->n0 += BLOCK_N)
         for (p->k0 = 0; p->k0 < p->k; p->k0 += BLOCK_K) {
             p->n_count = p->n - p->n0 < BLOCK_N ? p->n - p->n0 : BLOCK_N;
