@@ -23,6 +23,7 @@ from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
 Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
 
 ALIGN_BYTES = 64  # a cache line, and the widest vector load
+MOST_LANES = 16  # each has memory of its own
 
 # ndarray.dtype.name takes microseconds; this takes none.
 DTYPE_NAMES: dict[Any, str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
@@ -37,6 +38,15 @@ class Call(NamedTuple):
     attrs: Mapping[str, Any]
 
 
+class Banded(NamedTuple):
+    """Calls that run band by band (cyxcore/bands.py), bound to the arrays of band 0 on lane 0."""
+
+    first: int  # the place of the first in the list of calls
+    bands: int
+    lanes: int
+    steps: list[list[tuple[int, int]]]  # of each call, for output and inputs: bytes to the next band's, the next lane's
+
+
 class Backend(Protocol):
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
         """One op at once."""
@@ -48,12 +58,13 @@ class Backend(Protocol):
         fetches: Sequence[tuple[Array, Array]] = (),
         scratch: Any = None,
         results: Sequence[Array] = (),
+        stretches: Sequence[Banded] = (),
     ) -> Callable[[], None]:
         """A function that makes all calls in order; arrays may be refilled between runs.
 
         sends: (device array, host array) copied before; fetches: (host array, device array) copied after. scratch:
-        the arena; of what is in it, only `results` must be whole after a run. A device whose memory is the host's
-        gets none of these.
+        the arena; of what is in it, only `results` must be whole after a run. stretches: calls that run in bands, only
+        for a device that has `lanes`. A device whose memory is the host's gets no sends and fetches.
         """
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array: ...
@@ -112,6 +123,7 @@ class Reference(HostMemory):
         fetches: Sequence[tuple[Array, Array]] = (),
         scratch: Any = None,
         results: Sequence[Array] = (),
+        stretches: Sequence[Banded] = (),
     ) -> Callable[[], None]:
         def run() -> None:
             for op, out, inputs, attrs in calls:
@@ -166,14 +178,23 @@ class Cpu(HostMemory):
         fetches: Sequence[tuple[Array, Array]] = (),
         scratch: Any = None,
         results: Sequence[Array] = (),
+        stretches: Sequence[Banded] = (),
     ) -> Callable[[], None]:
         """The calls as one loop in C, chains of element-wise ones tile by tile."""
         program = self.kernels.Program()
         for one in calls:
             self._check(one.op, one.out, one.inputs)
             program.add(one.op, one.out, list(one.inputs), dict(one.attrs))
+        for one_stretch in stretches:
+            program.stretch(*one_stretch)
         program.fuse(scratch, results)
         return program.run
+
+    @property
+    def lanes(self) -> int:
+        """Among how many threads the bands of a stretch can be shared out."""
+        count: int = self.kernels.get_num_threads()
+        return min(count, MOST_LANES)
 
 
 def _cuda(precision: str) -> Backend:

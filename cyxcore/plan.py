@@ -13,13 +13,14 @@ and out, unless the plan is made resident.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore.device import ALIGN_BYTES, Call
+from cyxcore.bands import Stretch, arrange, attrs_of_band
+from cyxcore.device import ALIGN_BYTES, Banded, Call
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
@@ -79,13 +80,26 @@ class Schedule(NamedTuple):
     alias: dict[int, int]  # reshape -> the node whose memory it shares
     in_place: dict[int, int]  # update op -> the param whose array it writes
     copies: list[tuple[int, int]]  # (param, value) written at the end
+    stretches: list[Stretch]  # calls that follow each other in `order` and run band by band
+
+    def within(self, graph: Graph, known: Inferred) -> set[int]:
+        """The nodes that nothing outside of their own stretch reads: they need memory for one band only."""
+        stretch_of = {place: number for number, each in enumerate(self.stretches) for place in each.places}
+        kept = {self.alias.get(i, i) for i in (*graph.outputs, *(value for _, value in self.copies), *self.in_place)}
+        for place in self.order:
+            sources = {self.alias.get(i, i) for i in graph.nodes[place].inputs}
+            kept |= {source for source in sources if stretch_of.get(source, -1) != stretch_of.get(place, -2)}
+        for place, root in self.alias.items():  # seen with other rows
+            if root in stretch_of and (known.shapes[place] or (1,))[0] % self.stretches[stretch_of[root]].bands:
+                kept.add(root)
+        return set(stretch_of) - kept
 
 
-def schedule(graph: Graph) -> Schedule:
+def schedule(graph: Graph, in_bands: bool = False) -> Schedule:
     """Which nodes need a call and in what order.
 
     Optimiser ops move to the end, where nobody reads the old parameter any more, and then write it
-    in place. Other updates (running statistics) are copied last of all.
+    in place. Other updates (running statistics) are copied last of all. What can run in bands comes first.
     """
     alias: dict[int, int] = {}
     order = []
@@ -105,7 +119,11 @@ def schedule(graph: Graph) -> Schedule:
         else:
             copies.append((target, value))
     late = _after(graph, set(target_of))
-    order = [place for place in order if place not in late] + [place for place in order if place in late]
+    early = [place for place in order if place not in late]
+    stretches: list[Stretch] = []
+    if in_bands:
+        early, stretches = arrange(graph, graph.infer(1), early, alias)
+    order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
     last_read = {alias.get(i, i): position[place] for place in order for i in graph.nodes[place].inputs}
     results = {alias.get(place, place) for place in graph.outputs}
@@ -115,7 +133,7 @@ def schedule(graph: Graph) -> Schedule:
             copies.append((target, value))
         else:
             in_place[value] = target
-    return Schedule(order, alias, in_place, copies)
+    return Schedule(order, alias, in_place, copies, stretches)
 
 
 def _after(graph: Graph, updates: set[int]) -> set[int]:
@@ -149,9 +167,11 @@ class Plan:
         if optimised and self.device == "cpu":
             self.graph = graph = recompute(turn_once(graph))
         known = graph.infer(1)
-        decided = schedule(graph)
-        slots, self.arena_bytes = _place(graph, known, decided)
         self.backend = devices.backend(self.device)
+        self._lanes: int = getattr(self.backend, "lanes", 0)
+        decided = schedule(graph, in_bands=optimised and self._lanes > 0)
+        self._within = decided.within(graph, known)
+        slots, self._lane_bytes, self.arena_bytes = _place(graph, known, decided, self._within, self._lanes)
         arena = self.backend.memory(self.arena_bytes)
         self._sends: list[tuple[Array, Array]] = []  # (device, host)
         self.inputs: dict[str, Array] = {}
@@ -162,14 +182,14 @@ class Plan:
             self._fed((2,), "uint64", resident=False) if drawn else (np.zeros(2, np.uint64),) * 2
         )
         self._device_inputs: dict[str, Array] = {}
-        self.arrays: list[Array] = []
+        self._root = [decided.alias.get(place, place) for place in range(len(graph.nodes))]
+        self._bands = {place: stretch.bands for stretch in decided.stretches for place in stretch.places}
+        self.arrays: list[Array] = []  # of what stays within a stretch those of its first band
         for place in range(len(graph.nodes)):
             self.arrays.append(self._array(place, known, decided, slots, arena, state or {}, resident))
-        calls = [
-            Call(node.op, self.arrays[place], tuple(self.arrays[i] for i in node.inputs), node.attrs)
-            for place in decided.order
-            for node in [graph.nodes[place]]
-        ]
+        in_stretch = {place: stretch for stretch in decided.stretches for place in stretch.places}
+        calls = [self._call(place, in_stretch.get(place)) for place in decided.order]
+        stretches = [self._banded(stretch, decided) for stretch in decided.stretches]
         for target, value in decided.copies:
             array = self.arrays[target]
             calls.append(Call("reshape", array, (self.arrays[value],), {"shape": array.shape}))
@@ -178,7 +198,38 @@ class Plan:
         own = self.device in devices.OWN_MEMORY and fetch
         self.outputs = [self.backend.staging(array.shape, array.dtype.name) for array in results] if own else results
         fetches = list(zip(self.outputs, results, strict=True)) if own else []
-        self.run = self.backend.program(calls, self._sends, fetches, arena, results)
+        self.run = self.backend.program(calls, self._sends, fetches, arena, results, stretches)
+
+    def _call(self, place: int, stretch: Stretch | None) -> Call:
+        """A call on whole arrays, or on those of the first band."""
+        node = self.graph.nodes[place]
+        inputs = [self.arrays[i] for i in node.inputs]
+        if stretch is None:
+            return Call(node.op, self.arrays[place], tuple(inputs), node.attrs)
+        bands = stretch.bands
+        for number, (source, cut) in enumerate(zip(node.inputs, stretch.by_rows[place], strict=True)):
+            if cut and self._root[source] not in self._within:
+                inputs[number] = inputs[number][: len(inputs[number]) // bands]
+        out = self.arrays[place]
+        return Call(
+            node.op,
+            out if place in self._within else out[: len(out) // bands],
+            tuple(inputs),
+            attrs_of_band(node, bands),
+        )
+
+    def _banded(self, stretch: Stretch, decided: Schedule) -> Banded:
+        def step(source: int, cut: bool) -> tuple[int, int]:
+            if self._root[source] in self._within:
+                return 0, self._lane_bytes[self._root[source]]
+            return (self.arrays[source].nbytes // stretch.bands if cut else 0), 0
+
+        steps = [
+            [step(place, True), *map(step, self.graph.nodes[place].inputs, stretch.by_rows[place])]
+            for place in stretch.places
+        ]
+        lanes = min(self._lanes, stretch.bands)
+        return Banded(decided.order.index(stretch.places[0]), stretch.bands, lanes, steps)
 
     def _fed(self, shape: Shape, dtype: str, resident: bool) -> tuple[Array, Array]:
         """(what the caller fills, what the kernels read): two arrays where the device cannot read the host's."""
@@ -221,6 +272,8 @@ class Plan:
             if name not in self.inputs:
                 self.inputs[name], self._device_inputs[name] = self._fed(shape, dtype, name in resident)
             return self._device_inputs[name]
+        if self._root[place] in self._within:
+            shape = (shape[0] // self._bands[self._root[place]], *shape[1:])
         if place in decided.alias:
             return self.arrays[decided.alias[place]].reshape(shape)
         if place in decided.in_place:
@@ -245,28 +298,60 @@ def _state_array(name: str, shape: Shape, dtype: str, state: Mapping[str, Array]
     return array
 
 
-def _place(graph: Graph, known: Inferred, decided: Schedule) -> tuple[dict[int, Slot], int]:
-    """A slot per computed node, reused after its last reader; and the arena's size in bytes."""
+def _place(
+    graph: Graph, known: Inferred, decided: Schedule, within: set[int], lanes: int
+) -> tuple[dict[int, Slot], dict[int, int], int]:
+    """A slot per computed node, reused after its last reader; for what stays within a stretch the slot of its first
+    lane, and how many bytes further on that of the next lane is; and the arena's size in bytes.
+    """
 
     def root(place: int) -> int:
         return decided.alias.get(place, place)
 
-    last: dict[int, int] = {}
-    for position, place in enumerate(decided.order):
-        for source in graph.nodes[place].inputs:
-            last[root(source)] = position
+    begins = {stretch.places[0]: stretch for stretch in decided.stretches}
+    inside = {place for stretch in decided.stretches for place in stretch.places[1:]}
+    # What is taken and given back together: a stretch needs all of its arrays until its last band is through.
+    steps = [begins[p].places if p in begins else [p] for p in decided.order if p not in inside]
+    end = len(steps)
+    last = {root(source): step for step, places in enumerate(steps) for p in places for source in graph.nodes[p].inputs}
     for place in (*graph.outputs, *(value for _, value in decided.copies)):
-        last[root(place)] = len(decided.order)
+        last[root(place)] = end
     ending: dict[int, list[int]] = {}
-    for place, position in last.items():
-        ending.setdefault(position, []).append(place)
-    arena, slots = Arena(), {}
-    for position, place in enumerate(decided.order):
-        if place not in decided.in_place:
-            slots[place] = arena.take(known.bytes_of(place))
-        for source in ending.get(position, ()):
-            if source in slots:
+    for place, step in last.items():
+        ending.setdefault(step, []).append(place)
+    arena, slots, lane_bytes = Arena(), dict[int, Slot](), dict[int, int]()
+    for step, places in enumerate(steps):
+        for place in places:
+            if place not in decided.in_place and place not in within:
+                slots[place] = arena.take(known.bytes_of(place))
+        if places[0] in begins:
+            inner, size = _place_within(graph, known, begins[places[0]], within, root)
+            lane_count = min(lanes, begins[places[0]].bands)
+            memory = arena.take(size * lane_count)
+            for place, slot in inner.items():
+                slots[place], lane_bytes[place] = Slot(memory.offset + slot.offset, slot.bytes), size
+            arena.give(memory)
+        for source in ending.get(step, ()):
+            if source in slots and source not in within:
                 arena.give(slots[source])
-        if place not in last and place in slots:
+        for place in places:
+            if place not in last and place in slots and place not in within:
+                arena.give(slots[place])
+    return slots, lane_bytes, arena.end
+
+
+def _place_within(
+    graph: Graph, known: Inferred, stretch: Stretch, within: set[int], root: Callable[[int], int]
+) -> tuple[dict[int, Slot], int]:
+    """Slots of one band in the memory of a lane, and the size of that."""
+    last = {root(source): number for number, p in enumerate(stretch.places) for source in graph.nodes[p].inputs}
+    arena, slots = Arena(), dict[int, Slot]()
+    for number, place in enumerate(stretch.places):
+        if place in within:
+            slots[place] = arena.take(known.bytes_of(place) // stretch.bands)
+        for source in {root(i) for i in graph.nodes[place].inputs}:
+            if source in slots and last[source] == number:
+                arena.give(slots[source])
+        if place in slots and place not in last:
             arena.give(slots[place])
     return slots, arena.end

@@ -39,7 +39,8 @@ cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxco
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda
 cyxcore.device cyxcore.inspection cyxcore.drawing cyxcore.distributions cyxcore.gradients cyxcore.memory
-cyxcore.passes cyxcore.recompute cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft cyxcore.random
+cyxcore.passes cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.eager cyxcore.creation cyxcore.fft
+cyxcore.random
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
 cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows
@@ -124,6 +125,7 @@ PURE = {
     "cyxcore.gradients",
     "cyxcore.passes",
     "cyxcore.recompute",
+    "cyxcore.bands",
     "cyxnode.events",
     "cyxnode.outbox",
     "cyxnode.signing",

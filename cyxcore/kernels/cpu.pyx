@@ -49,6 +49,8 @@ cdef extern from "cyx.h" nogil:
         int64_t shape[8]
         int32_t ndim
         int32_t dtype
+        int64_t band_bytes
+        int64_t lane_bytes
     ctypedef struct cyx_call:
         cyx_array *inputs "in"
         int32_t op
@@ -58,6 +60,9 @@ cdef extern from "cyx.h" nogil:
         double floats[6]
         int32_t group
         int32_t elided
+        int32_t stretch
+        int32_t bands
+        int32_t lanes
         double work
         cyx_array out
         cyx_array own_in[5]
@@ -382,11 +387,13 @@ cdef class Program:
     cdef cyx_call *_calls
     cdef int64_t _count, _room
     cdef int _running
+    cdef set _edges  # places of calls that no group of earlier ones reaches
     cdef list _arrays
     cdef object __weakref__
 
     def __cinit__(self):
         self._arrays = []
+        self._edges = set()
 
     def __dealloc__(self):
         cdef int64_t i
@@ -422,6 +429,28 @@ cdef class Program:
         self._arrays.append((out, tuple(inputs)))
         self._count += 1
 
+    def stretch(self, int64_t first, int bands, int lanes, list steps) -> None:
+        """The calls from `first` on run on one band after another: cyxcore/bands.py.
+
+        They were added with the arrays of band 0, lane 0. steps: of each call, for its output and then its inputs, how
+        many bytes further on the array of the next band and of the next lane lies. The caller knows that everything
+        stays within memory that it keeps, and that no two bands write to one place. Before fuse().
+        """
+        cdef cyx_array *array
+        cdef int64_t place
+        cdef Py_ssize_t i
+        if first < 0 or bands < 1 or lanes < 1 or not steps or first + len(steps) > self._count:
+            raise ValueError("expected calls of this program, and at least one band and lane")
+        for place in range(first, first + len(steps)):
+            arrays = steps[place - first]
+            if len(arrays) != 1 + self._calls[place].in_count:
+                raise ValueError("expected the steps of an output and of every input")
+            for i in range(len(arrays)):
+                array = &self._calls[place].out if i == 0 else &self._calls[place].inputs[i - 1]
+                array.band_bytes, array.lane_bytes = arrays[i]
+        self._calls[first].stretch, self._calls[first].bands, self._calls[first].lanes = len(steps), bands, lanes
+        self._edges.update((first, first + len(steps)))
+
     def fuse(self, scratch=None, results=()) -> list:
         """Lets neighbouring element-wise calls be made together, tile by tile (fused.c). Call it once, at the end.
 
@@ -440,8 +469,8 @@ cdef class Program:
             if self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]):
                 end = first + 1
                 while (
-                    end < self._count and end - first < CYX_MAX_GROUP and _joins(self._calls, first, end)
-                    and cyx_call_is_fusible(&self._calls[end])
+                    end < self._count and end not in self._edges and end - first < CYX_MAX_GROUP
+                    and _joins(self._calls, first, end) and cyx_call_is_fusible(&self._calls[end])
                 ):
                     end += 1
             if end - first > 1:

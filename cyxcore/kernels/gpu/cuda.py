@@ -186,6 +186,7 @@ class Cuda:
         fetches: Sequence[tuple[Array, Array]] = (),
         scratch: Array = None,
         results: Sequence[Array] = (),
+        stretches: Sequence[Any] = (),
     ) -> Callable[[], None]:
         """All calls in order. sends: (device, host) copied before; fetches: (host, device) copied after."""
         return Program(self, calls, sends, fetches, scratch, results).run

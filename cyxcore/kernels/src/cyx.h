@@ -45,7 +45,8 @@ typedef struct {
     int64_t shape[CYX_MAX_NDIM];
     int32_t ndim;
     int32_t dtype;
-} cyx_array; /* always C-contiguous */
+    int64_t band_bytes, lane_bytes; /* in a stretch: how far further on the next band's and the next lane's lie */
+} cyx_array;                        /* always C-contiguous */
 
 typedef struct cyx_call {
     cyx_array *in; /* own_in, or memory of its own where there are more inputs */
@@ -58,6 +59,7 @@ typedef struct cyx_call {
     double floats[CYX_MAX_FLOATS];
     int32_t group;  /* this many calls from here on are element-wise and made together; 0 or 1: this one alone */
     int32_t elided; /* nobody outside the group reads the output: it is never stored */
+    int32_t stretch, bands, lanes; /* of the first call of a stretch: how many calls, how often, on how many lanes */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];
@@ -92,6 +94,12 @@ void cyx_setup(void);
 int cyx_has_kernel(int op, int dtype);
 cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message);
 int cyx_call_is_fusible(const cyx_call *call);
+
+/* stretch.c: calls [0, calls->stretch) on band 0, then band 1 ...; lane l takes bands l, l + lanes ... and has memory
+ * of its own for what only its bands read. run makes a list of calls in order. */
+typedef cyx_status (*cyx_runner)(const cyx_call *calls, int64_t count, int64_t *failed);
+cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, int64_t *failed);
+extern __thread int64_t cyx_band; /* the band this thread is at; 0 outside of stretches */
 
 /* fused.c: calls [0, calls->group) tile by tile, so that what one writes the next finds in the cache. The bits are
  * those of one call after the other. */

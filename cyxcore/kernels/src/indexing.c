@@ -26,7 +26,7 @@ static cyx_status check_indices(const cyx_call *call, const cyx_array *indices, 
         if (index[i] < -n || index[i] >= n)
             return cyx_fail(CYX_BAD_DATA, "%s: expected indices from %lld to %lld, got %lld at position %lld",
                             cyx_op_names[call->op], (long long)-n, (long long)n - 1, (long long)index[i],
-                            (long long)i);
+                            (long long)(cyx_band * indices->size + i));
     return CYX_OK;
 }
 

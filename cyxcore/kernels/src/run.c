@@ -77,21 +77,36 @@ cyx_status cyx_fail(cyx_status status, const char *format, ...) {
 
 int cyx_call_is_fusible(const cyx_call *call) { return cyx_fusible(call, active->table); }
 
+/* One call after the other, groups together; stops at the first that fails. */
+static cyx_status run_calls(const cyx_call *calls, int64_t count, int64_t *failed) {
+    const isa *chosen = active;
+    cyx_status status = CYX_OK;
+    for (int64_t i = 0; i < count && status == CYX_OK; i += calls[i].group > 1 ? calls[i].group : 1) {
+        status = calls[i].group > 1 ? cyx_run_group(calls + i, chosen->table)
+                                    : chosen->table[calls[i].op][calls[i].dtype](&calls[i]);
+        *failed = i;
+    }
+    return status;
+}
+
 cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message) {
     uint64_t mode = cyx_float_mode_set();
     cyx_status status = CYX_OK;
-    const isa *chosen = active;
-    for (int64_t i = 0; i < count; i += calls[i].group > 1 ? calls[i].group : 1) {
-        status = calls[i].group > 1 ? cyx_run_group(calls + i, chosen->table)
-                                    : chosen->table[calls[i].op][calls[i].dtype](&calls[i]);
-        if (status != CYX_OK) {
-            *failed = i;
-            if (status == CYX_NO_MEMORY)
-                cyx_fail(status, "%s: no memory left for scratch space", cyx_op_names[calls[i].op]);
-            *message = cyx_last_failure;
-            break;
+    for (int64_t i = 0; i < count && status == CYX_OK;) {
+        int64_t end = i + 1, at = 0;
+        if (calls[i].stretch) {
+            end = i + calls[i].stretch;
+            status = cyx_run_stretch(calls + i, run_calls, &at);
+        } else {
+            while (end < count && !calls[end].stretch) end++;
+            status = run_calls(calls + i, end - i, &at);
         }
+        *failed = i + at;
+        i = end;
     }
+    if (status == CYX_NO_MEMORY)
+        cyx_fail(status, "%s: no memory left for scratch space", cyx_op_names[calls[*failed].op]);
+    if (status != CYX_OK) *message = cyx_last_failure;
     cyx_float_mode_restore(mode);
     return status;
 }

@@ -111,7 +111,8 @@ static cyx_status NAME(run_loss)(const cyx_call *call, const cyx_array *logits, 
     for (int64_t i = 0; i < labels->size; i++)
         if (label[i] < 0 || label[i] >= n)
             return cyx_fail(CYX_BAD_DATA, "%s: expected labels from 0 to %lld, got %lld in row %lld",
-                            cyx_op_names[call->op], (long long)n - 1, (long long)label[i], (long long)i);
+                            cyx_op_names[call->op], (long long)n - 1, (long long)label[i],
+                            (long long)(cyx_band * labels->size + i));
     NAME(rows) rows = {.call = call, .n = n};
     cyx_parallel(labels->size, cyx_grain(labels->size, 12.0 * (double)n, 100000), body, &rows);
     return rows.no_memory ? CYX_NO_MEMORY : CYX_OK;

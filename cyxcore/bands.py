@@ -1,0 +1,194 @@
+"""Which calls of a plan run band by band: a few rows of axis 0 through all of them, then the next few.
+
+What one call writes the next reads while it is in the cache, what only the band itself reads needs memory for one band,
+and threads take whole bands instead of meeting after every call. Rows do not depend on each other in any of these
+calls, and a kernel's sums have an order that no cut changes: the bits are those of one call after the other.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cyxcore.graph import Graph, Inferred, Node
+from cyxcore.infer import Shape
+from cyxcore.ops import OPS
+
+BAND_BYTES = 256 * 1024  # of the largest array of a band: several of them fit the second-level cache
+LEAST_ROWS = 64  # of a band of a matrix, for its product with another one
+LEAST_BYTES = 2 * 1024 * 1024  # of the arrays of a stretch together: fewer stay in the cache anyway
+MOST_SHARED = 128 * 1024  # elements of a matrix that every band multiplies by: it must stay in the cache as well
+
+# (node, shapes of its inputs, shape of its output) -> for each input whether a band of the output needs that band of it
+# alone (else all of it); None: the rows depend on each other
+Rule = Callable[[Node, Sequence[Shape], Shape], tuple[bool, ...] | None]
+
+
+class Stretch(NamedTuple):
+    """Calls that run together, band by band."""
+
+    places: list[int]
+    by_rows: dict[int, tuple[bool, ...]]  # of each call: which inputs are cut
+    bands: int
+
+
+def arrange(
+    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int]
+) -> tuple[list[int], list[Stretch]]:
+    """The calls in an order in which those of a stretch follow each other, and the stretches."""
+    bands = _band_count(graph, known, order)
+    cuts = _cuts(graph, known, order, bands) if bands > 1 else {}
+    needed = _needed(graph, order, alias, cuts)
+    arranged: list[int] = []
+    found: list[Stretch] = []
+    waiting = list(order)
+    while waiting:
+        before, taken, rest = _gather(graph, waiting, alias, cuts, needed) if waiting[0] in cuts else ([], [], [])
+        if len(taken) > 1 and sum(map(known.bytes_of, taken)) >= LEAST_BYTES:
+            found.append(Stretch(taken, {place: cuts[place] for place in taken}, bands))
+            arranged += [*before, *taken]
+            waiting = rest
+        else:
+            arranged.append(waiting.pop(0))
+    return arranged, found
+
+
+def _band_count(graph: Graph, known: Inferred, order: Sequence[int]) -> int:
+    """How many bands: the fewest into which the rows of all inputs can be cut that are small enough."""
+    rows = [known.shapes[place][0] for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])]
+    together = math.gcd(*rows) if rows else 1
+    largest = max(map(known.bytes_of, _cuts(graph, known, order, together)), default=0) if together > 1 else 0
+    divisors = [count for count in range(1, together + 1) if together % count == 0]
+    return next((count for count in divisors if count * BAND_BYTES >= largest), together)
+
+
+def _is_batch(node: Node, shape: Shape) -> bool:
+    return node.op == "input" and len(shape) > 0
+
+
+def _cuts(graph: Graph, known: Inferred, order: Sequence[int], bands: int) -> dict[int, tuple[bool, ...]]:
+    """The calls that can run in bands, whose rows come from those of an input; and which of their inputs are cut."""
+    batch = {place for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])}
+    calls, found = set(order), dict[int, tuple[bool, ...]]()
+    for place, node in enumerate(graph.nodes):
+        if place in calls:
+            cut = _rows(node, known, place, bands)
+            if cut and any(rows and source in batch for source, rows in zip(node.inputs, cut, strict=True)):
+                found[place] = cut
+                batch.add(place)
+        elif node.op == "reshape" and node.inputs[0] in batch:
+            batch.add(place)
+    return found
+
+
+def _needed(
+    graph: Graph, order: Sequence[int], alias: Mapping[int, int], cuts: Mapping[int, tuple[bool, ...]]
+) -> set[int]:
+    """The calls on which one in bands depends. The others, as gradients of weights, can wait."""
+    needed: set[int] = set()
+    for place in reversed(order):
+        if place in cuts or place in needed:
+            needed.update(alias.get(i, i) for i in graph.nodes[place].inputs)
+    return needed
+
+
+def _gather(
+    graph: Graph,
+    waiting: Sequence[int],
+    alias: Mapping[int, int],
+    cuts: Mapping[int, tuple[bool, ...]],
+    needed: set[int],
+) -> tuple[list[int], list[int], list[int]]:
+    """(what can be done before, the calls in bands, the rest), up to a call that needs all rows of one in bands."""
+    before, taken, rest = list[int](), list[int](), list[int]()
+    inside, later = set[int](), set[int]()
+    for index, place in enumerate(waiting):
+        sources = [alias.get(i, i) for i in graph.nodes[place].inputs]
+        cut = cuts.get(place, ())
+        whole = any(source in inside and not rows for source, rows in zip(sources, cut, strict=False))
+        if cut and not whole and not any(source in later for source in sources):
+            taken.append(place)
+            inside.add(place)
+        elif place not in needed:
+            rest.append(place)
+            later.add(place)
+        elif any(source in inside or source in later for source in sources):
+            return before, taken, [*rest, *waiting[index:]]
+        else:
+            before.append(place)
+    return before, taken, rest
+
+
+def _rows(node: Node, known: Inferred, place: int, bands: int) -> tuple[bool, ...] | None:
+    """What the rule of the op says, if the arrays can be cut into so many bands."""
+    find = RULES.get(node.op) or GROUP_RULES.get(OPS[node.op].group)
+    shapes, out = [known.shapes[i] for i in node.inputs], known.shapes[place]
+    if find is None or not out or out[0] % bands or not out[0]:
+        return None
+    if node.op == "matmul" and len(out) == 2 and out[0] // bands < LEAST_ROWS:
+        return None
+    cut = find(node, shapes, out)
+    if cut is None or any(rows and (not shape or shape[0] % bands) for rows, shape in zip(cut, shapes, strict=True)):
+        return None
+    return cut
+
+
+def attrs_of_band(node: Node, bands: int) -> Mapping[str, Any]:
+    """The attributes of the call for one band."""
+    sizes = {key: node.attrs[key] for key in ("shape", "stops", "input_shape") if key in node.attrs}
+    return {**node.attrs, **{key: (size[0] // bands, *size[1:]) for key, size in sizes.items()}}
+
+
+def _broadcast(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return tuple([len(shape) == len(out) and shape[0] == out[0] for shape in shapes])
+
+
+def _all(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return (True,) * len(shapes)
+
+
+def _reduce(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return None if 0 in node.attrs["axes"] else (True,)
+
+
+def _along(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return None if node.attrs["axis"] == 0 else (True,) * len(shapes)
+
+
+def _matmul(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    first, second = (len(shape) == len(out) > 2 and shape[0] == out[0] for shape in shapes)
+    if len(out) == 2:
+        first = not node.attrs["transpose_a"]
+    return (True, second) if first and (second or math.prod(shapes[1]) <= MOST_SHARED) else None
+
+
+def _transpose(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return (True,) if node.attrs["axes"][0] == 0 else None
+
+
+def _slice(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return (True,) if node.attrs["starts"][0] == 0 and node.attrs["steps"][0] == 1 and out[0] == shapes[0][0] else None
+
+
+def _pad(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return (True,) if out[0] == shapes[0][0] else None
+
+
+def _take(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] | None:
+    return (False, True) if node.attrs["axis"] == 0 else (True, False)
+
+
+GROUP_RULES: dict[str, Rule] = {"elementwise": _broadcast, "reduce": _reduce}
+RULES: dict[str, Rule] = {
+    "argmax": _along,
+    "matmul": _matmul,
+    "transpose": _transpose,
+    "broadcast_to": _broadcast,
+    "slice": _slice,
+    "pad": _pad,
+    "concat": _along,
+    "take": _take,
+    "softmax": _along,
+    "log_softmax": _along,
+    "cross_entropy": _all,
+    "cross_entropy_grad": _all,
+}

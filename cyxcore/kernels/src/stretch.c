@@ -1,0 +1,82 @@
+/* Calls made band by band: see cyxcore/bands.py for which. Each lane works on copies of the records, whose arrays move on
+ * with the bands. */
+#include <pthread.h>
+#include <string.h>
+
+#include "cyx.h"
+#include "pool.h"
+
+__thread int64_t cyx_band;
+
+typedef struct {
+    const cyx_call *calls;
+    cyx_runner run;
+    pthread_mutex_t lock; /* of what follows: the failure of the lowest band */
+    int64_t failed_band, failed;
+    cyx_status status;
+    cyx_message message;
+} stretch;
+
+static void move(cyx_array *array, const cyx_array *first, int64_t band, int64_t lane) {
+    array->data = (char *)first->data + band * first->band_bytes + lane * first->lane_bytes;
+}
+
+static void note_failure(stretch *s, int64_t band, int64_t failed, cyx_status status) {
+    pthread_mutex_lock(&s->lock);
+    if (s->status == CYX_OK || band < s->failed_band) {
+        s->failed_band = band, s->failed = failed, s->status = status;
+        s->message = cyx_last_failure;
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* The lane's own records: their many inputs lie behind all of them. NULL without memory. */
+static cyx_call *own_records(const cyx_call *calls) {
+    int64_t count = calls->stretch, many = 0;
+    for (int64_t k = 0; k < count; k++) many += calls[k].in_count > CYX_INLINE_INPUTS ? calls[k].in_count : 0;
+    cyx_call *own = cyx_scratch(3, sizeof(cyx_call) * (size_t)count + sizeof(cyx_array) * (size_t)many);
+    if (!own) return NULL;
+    memcpy(own, calls, sizeof(cyx_call) * (size_t)count);
+    cyx_array *room = (cyx_array *)(own + count);
+    for (int64_t k = 0; k < count; k++) {
+        own[k].in = own[k].own_in;
+        if (calls[k].in_count <= CYX_INLINE_INPUTS) continue;
+        own[k].in = room;
+        memcpy(room, calls[k].in, sizeof(cyx_array) * (size_t)calls[k].in_count);
+        room += calls[k].in_count;
+    }
+    return own;
+}
+
+static void lane_body(void *context, int64_t begin, int64_t end) {
+    stretch *s = context;
+    const cyx_call *calls = s->calls;
+    cyx_call *own = own_records(calls);
+    if (!own) {
+        note_failure(s, begin, 0, CYX_NO_MEMORY);
+        return;
+    }
+    for (int64_t lane = begin; lane < end; lane++)
+        for (int64_t band = lane; band < calls->bands; band += calls->lanes) {
+            for (int64_t k = 0; k < calls->stretch; k++) {
+                move(&own[k].out, &calls[k].out, band, lane);
+                for (int i = 0; i < calls[k].in_count; i++) move(&own[k].in[i], &calls[k].in[i], band, lane);
+            }
+            int64_t failed = 0;
+            cyx_band = band;
+            cyx_status status = s->run(own, calls->stretch, &failed);
+            cyx_band = 0;
+            if (status != CYX_OK) {
+                note_failure(s, band, failed, status);
+                break;
+            }
+        }
+}
+
+cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, int64_t *failed) {
+    stretch s = {.calls = calls, .run = run, .status = CYX_OK, .lock = PTHREAD_MUTEX_INITIALIZER};
+    cyx_parallel(calls->lanes, 1, lane_body, &s);
+    if (s.status != CYX_OK) cyx_last_failure = s.message;
+    *failed = s.failed;
+    return s.status;
+}

@@ -1,0 +1,234 @@
+"""Calls that run band by band: which ones, in what memory, and that no bit changes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cyxcore as cx
+from cyxcore import bands
+from cyxcore import functional as F
+from cyxcore.errors import DataError
+from cyxcore.gradients import backward
+from cyxcore.graph import Graph
+from cyxcore.kernels import cpu
+from cyxcore.passes import optimise
+from cyxcore.plan import Plan, schedule
+from cyxcore.symbols import Builder
+
+ROWS, LENGTH, WIDTH, HEADS = 6, 5, 8, 2
+
+
+@pytest.fixture(autouse=True)
+def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Arrays of a test count as too large for a cache; the number of threads is put back."""
+    monkeypatch.setattr(bands, "BAND_BYTES", 256)
+    monkeypatch.setattr(bands, "LEAST_BYTES", 1)
+    monkeypatch.setattr(bands, "LEAST_ROWS", 1)
+    threads, isa = cpu.get_num_threads(), cpu.isa()
+    yield
+    cpu.set_num_threads(threads)
+    cpu.set_isa(isa)
+
+
+def state_of(graph: Graph, seed: int = 3) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    params = [node.attrs for node in graph.nodes if node.op == "param"]
+    return {each["name"]: rng.normal(size=each["shape"]).astype(np.float32) for each in params}
+
+
+def run(plan: Plan, seed: int = 5) -> list[bytes]:
+    rng = np.random.default_rng(seed)
+    for _, array in sorted(plan.inputs.items()):
+        array[...] = rng.integers(0, 3, array.shape) if array.dtype == np.int64 else rng.normal(size=array.shape)
+    plan.run()
+    return [output.tobytes() for output in plan.outputs]
+
+
+def transformer(builder: Builder) -> Any:
+    """One block with attention between an embedding and a loss."""
+
+    def weight(name: str, *shape: int) -> Any:
+        return builder.param(name, shape, {"kind": "constant", "value": 0.0})
+
+    tokens, labels = builder.input("tokens", (ROWS, LENGTH), "int64"), builder.input("labels", (ROWS, LENGTH), "int64")
+    x = F.embedding(tokens, weight("table", 7, WIDTH)) + weight("places", LENGTH, WIDTH)
+    both = F.linear(F.layer_norm(x, (WIDTH,), weight("scale", WIDTH)), weight("qkv", 3 * WIDTH, WIDTH))
+    both = both.reshape(ROWS, LENGTH, 3, HEADS, WIDTH // HEADS)
+    q, k, v = (both[:, :, place].transpose(0, 2, 1, 3) for place in range(3))
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    x = x + mixed.transpose(0, 2, 1, 3).reshape(ROWS, LENGTH, WIDTH)
+    up = F.linear(x, weight("up", 16, WIDTH), weight("bias", 16))
+    x = x + F.linear(F.gelu(up, "tanh"), weight("down", WIDTH, 16))
+    logits = F.linear(x, weight("head", 4, WIDTH))
+    return F.cross_entropy(logits.reshape(-1, 4), labels.reshape(-1))
+
+
+def transformer_step() -> Graph:
+    builder = Builder()
+    loss = transformer(builder)
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    return optimise(builder.graph(loss, *backward(builder, loss, trained)))
+
+
+def test_forward_and_backward_of_a_transformer_are_one_stretch() -> None:
+    graph = transformer_step()
+    decided = schedule(graph, in_bands=True)
+    (stretch,) = decided.stretches
+    in_bands = {graph.nodes[place].op for place in stretch.places}
+    assert stretch.bands == ROWS
+    assert {"softmax", "cross_entropy_grad", "tanh", "take"} <= in_bands
+    assert "take_grad" not in in_bands  # every row of the batch goes into one table
+    for place in stretch.places:
+        if graph.nodes[place].op == "matmul":
+            assert not (graph.nodes[place].attrs["transpose_a"] and len(graph.infer(1).shapes[place]) == 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_the_bits_are_those_of_one_call_after_the_other(isa: str, threads: int) -> None:
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    cpu.set_num_threads(threads)
+    graph = transformer_step()
+    plan = Plan(graph, state_of(graph), "cpu")
+    assert schedule(plan.graph, in_bands=True).stretches
+    expected = run(Plan(graph, state_of(graph), "cpu", optimised=False))
+    assert run(plan) == expected
+    assert run(plan) == expected  # and again: nothing of the first run is left over
+
+
+def test_threads_may_become_more_or_fewer_after_planning() -> None:
+    graph = transformer_step()
+    cpu.set_num_threads(2)
+    plan = Plan(graph, state_of(graph), "cpu")
+    expected = run(plan)
+    for threads in (1, 3):
+        cpu.set_num_threads(threads)
+        assert run(plan) == expected
+
+
+def test_what_stays_within_a_stretch_takes_the_memory_of_one_band() -> None:
+    builder = Builder()
+    x = builder.input("x", (64, 100))
+    y = x
+    for _ in range(3):
+        y = F.softmax(y.tanh(), 1) @ builder.constant(np.eye(100, dtype=np.float32))
+    graph = optimise(builder.graph(y))
+    cpu.set_num_threads(1)
+    plan, plain = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+    assert run(plan) == run(plain)
+    result_bytes = 64 * 100 * 4
+    assert plan.arena_bytes < result_bytes * 1.2 < plain.arena_bytes
+
+
+def test_every_call_comes_after_those_it_reads() -> None:
+    graph = transformer_step()
+    decided = schedule(graph, in_bands=True)
+    done: set[int] = set()
+    for place in decided.order:
+        sources = {decided.alias.get(i, i) for i in graph.nodes[place].inputs}
+        assert all(source in done for source in sources if source in decided.order)
+        done.add(place)
+    assert sorted(decided.order) == sorted(schedule(graph).order)
+
+
+OPS = ("tanh", "add row", "add", "softmax", "mean", "matmul", "transpose", "slice", "concat", "pad", "turned", "where")
+
+
+@st.composite
+def graphs(draw: Any) -> Graph:
+    """Operations on (12, 4, 6) in any order; some need all rows."""
+    builder = Builder()
+    values = [builder.input("x", (12, 4, 6))]
+    square = builder.param("square", (6, 6), {"kind": "constant", "value": 0.0})
+    for _ in range(draw(st.integers(3, 15))):
+        x, y = (values[draw(st.integers(0, len(values) - 1))] for _ in range(2))
+        kind = draw(st.sampled_from((*OPS, "over the batch", "turned rows")))
+        if kind == "tanh":
+            new = x.tanh()
+        elif kind == "add row":
+            new = x + builder.constant(np.arange(6, dtype=np.float32))
+        elif kind == "add":
+            new = x * 0.5 + y
+        elif kind == "softmax":
+            new = F.softmax(x, draw(st.sampled_from((1, 2))))
+        elif kind == "mean":
+            new = x - y.mean((draw(st.sampled_from((1, 2))),), keepdims=True)
+        elif kind == "matmul":
+            new = (x.reshape(48, 6) @ square).reshape(12, 4, 6)
+        elif kind == "transpose":
+            new = x.transpose(0, 2, 1).reshape(12, 4, 6)
+        elif kind == "slice":
+            new = F.concat([x[:, 2:], y[:, :2]], 1)
+        elif kind == "concat":
+            new = F.concat([x, y], 2)[:, :, ::2]
+        elif kind == "pad":
+            new = F.pad(x[:, :3], ((0, 0), (1, 0), (0, 0)), 0.5)
+        elif kind == "turned":
+            new = (x @ y.transpose(0, 2, 1)) @ y
+        elif kind == "where":
+            new = F.where(x > 0.0, y, -0.25)
+        elif kind == "over the batch":
+            new = x - y.mean((0,), keepdims=True)
+        else:
+            new = x[::-1]
+        values.append(new)
+    results = draw(st.lists(st.integers(1, len(values) - 1), min_size=1, max_size=3))
+    weight_like = values[-1].reshape(48, 6)
+    return optimise(builder.graph(*(values[place] for place in results), weight_like.mT @ weight_like))
+
+
+@given(graphs(), st.integers(1, 3))
+@settings(max_examples=120, deadline=None)
+def test_any_mixture_has_the_bits_of_one_call_after_the_other(graph: Graph, threads: int) -> None:
+    cpu.set_num_threads(threads)
+    assert run(Plan(graph, state_of(graph), "cpu")) == run(Plan(graph, state_of(graph), "cpu", optimised=False))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_label_out_of_range_is_named_with_its_row_in_the_batch(threads: int) -> None:
+    cpu.set_num_threads(threads)
+    graph = transformer_step()
+    plan = Plan(graph, state_of(graph), "cpu")
+    expected = run(plan)
+    plan.inputs["labels"][3, 1] = 9
+    plan.inputs["labels"][5, 0] = 11
+    with pytest.raises(DataError, match=f"got 9 in row {3 * LENGTH + 1}"):
+        plan.run()
+    assert run(plan) == expected
+
+
+def test_a_program_refuses_a_stretch_that_is_not_its_own() -> None:
+    x = np.zeros((4, 3), np.float32)
+    program = cpu.Program()
+    program.add("neg", x[:2], [x[:2]], {})
+    for first, count, lanes, steps in ((0, 2, 0, [[(24, 0)] * 2]), (1, 2, 1, [[(24, 0)] * 2]), (0, 2, 1, [[(24, 0)]])):
+        with pytest.raises(ValueError, match="expected"):
+            program.stretch(first, count, lanes, steps)
+
+
+def test_a_compiled_step_in_bands_is_the_plain_one() -> None:
+    def losses(compiled: bool) -> list[float]:
+        cx.manual_seed(0)
+        model = cx.nn.Sequential(cx.nn.Linear(6, 40), cx.nn.GELU(), cx.nn.LayerNorm(40), cx.nn.Linear(40, 3))
+        optimizer = cx.optim.AdamW(model.parameters(), lr=0.01)
+
+        def step(x: Any, y: Any) -> Any:
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        rng = np.random.default_rng(1)
+        x, y = cx.tensor(rng.normal(size=(20, 6)).astype(np.float32)), cx.tensor(rng.integers(0, 3, 20))
+        made = cx.compile(step) if compiled else step
+        return [made(x, y).item() for _ in range(4)]
+
+    assert losses(True) == losses(False)
