@@ -125,6 +125,11 @@ def is_gone(receive: Any) -> bool:
     return bool(getattr(getattr(receive, "__self__", None), "disconnected", False))
 
 
+def is_whole(receive: Any) -> bool:
+    """Whether all of a request is there already, so that nobody has to wait for its body: as is_gone."""
+    return not getattr(getattr(receive, "__self__", None), "more_body", True) and not is_gone(receive)
+
+
 class Server:
     """`await Server.start(…)`, then `url`; `await close()` ends it. head_s: see HEAD_S."""
 

@@ -61,7 +61,7 @@ cyxcore
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials
 cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
-cyxnet.service cyxnet.mux cyxnet.httpserver cyxnet.openapi cyxnet.inference
+cyxnet.service cyxnet.mux cyxnet.httpserver cyxnet.openapi cyxnet.inference cyxnet.openai
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
@@ -76,9 +76,10 @@ cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.
 cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
 cyxnode.runs cyxnode.agent
 cyxnode cyxnode.__main__
-cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies cyxnode.serving.gate
-cyxnode.serving.figures cyxnode.serving.asgi cyxnode.serving.routes cyxnode.serving.openapi cyxnode.serving.tensors
-cyxnode.serving.app cyxnode.serving.loading cyxnode.serving cyxnode.serving.__main__
+cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
+cyxnode.serving.gate cyxnode.serving.figures cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes
+cyxnode.serving.openapi cyxnode.serving.tensors cyxnode.serving.language cyxnode.serving.app cyxnode.serving.loading
+cyxnode.serving cyxnode.serving.__main__
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts

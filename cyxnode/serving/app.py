@@ -8,12 +8,14 @@ import itertools
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Protocol
 
 import msgspec
 
 from cyxnet.inference import Health, ModelCard
+from cyxnet.openai import ModelList, ModelObject
 from cyxnet.outcomes import ApiError
 from cyxnode.serving import openapi
 from cyxnode.serving.asgi import (
@@ -55,12 +57,15 @@ class Front:
         self.behind_proxy = behind_proxy
         self._served, self._gate, self._limits = served, gate, limits or Limits()
         self._room = Room(self._limits.bodies_bytes)
-        self._began_s = time.monotonic()
+        self._began_s, self._created_s = time.monotonic(), int(time.time())
         self._stops = False
         self.figures = Figures()
-        self._ids = (b"%s-%x" % (secrets.token_hex(4).encode(), number) for number in itertools.count(1))
+        self._id, self._count = secrets.token_hex(4).encode(), itertools.count(1)
         self.version = _version()
         self._document = msgspec.json.encode(openapi.document(self.version, gate.is_open))
+        self._answers: dict[str, Callable[[Asked], Awaitable[Answer]] | None] = {
+            route.name: getattr(self, f"_{route.name}", None) or getattr(served, route.name, None) for route in ROUTES
+        }
         self._exact: dict[str, dict[str, Route]] = {}
         self._below: dict[str, dict[str, Route]] = {}
         for route in ROUTES:
@@ -74,7 +79,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        begun_s, status, where, request_id = time.perf_counter(), 0, "none", next(self._ids)
+        begun_s, status, where, request_id = time.perf_counter(), 0, "none", b"%s-%x" % (self._id, next(self._count))
         asked = Asked(scope, receive, self._limits, self._room)
         self.figures.in_flight += 1
         try:
@@ -116,13 +121,12 @@ class Front:
             if self.figures.in_flight > self._limits.requests:
                 raise ApiError("overloaded", "too many requests in flight; try again", 429, 500)
             self._gate.check(asked.headers.get(b"authorization"))
-        answer = getattr(self, f"_{route.name}", None) or getattr(self._served, route.name, None)
+        answer = self._answers[route.name]
         if answer is None:
             can = [known.path for known in ROUTES if known.request and hasattr(self._served, known.name)]
             said = f"{self._served.name} does not answer {route.path}; it answers {', '.join(can)}"
             raise Refused("not_supported", said, 404)
-        found: Answer = await answer(asked)
-        return found
+        return await answer(asked)
 
     # -- about the server ----------------------------------------------------------------------------
 
@@ -157,6 +161,19 @@ class Front:
 
     async def _model(self, asked: Asked) -> Answer:
         return as_json(self._served.card())
+
+    async def _models(self, asked: Asked) -> Answer:
+        return as_json(ModelList(data=[self._listed()]))
+
+    async def _one_model(self, asked: Asked) -> Answer:
+        wanted = asked.path.removeprefix("/v1/models/")
+        if wanted != self._served.name:
+            said = f"expected the model {self._served.name!r}, got {wanted[:200]!r}"
+            raise Refused("model_not_found", said, 404, "model")
+        return as_json(self._listed())
+
+    def _listed(self) -> ModelObject:
+        return ModelObject(id=self._served.name, created=self._created_s)
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@ The shape is that of the OpenAI API, also where that API has no such path: {"err
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from functools import cached_property
@@ -12,9 +13,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, Overloaded
 from cyxnet.codec import JSON, BadMessage
-from cyxnet.httpserver import is_gone
+from cyxnet.httpserver import is_gone, is_whole
 from cyxnet.inference import Fault, Refusal
 from cyxnet.outcomes import ApiError
 
@@ -23,6 +24,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 SMALL_BYTES = 65_536  # of a body that the server takes at once, however slowly its reader reads
+_JSON = JSON.encode()
 _NO_CACHE = (b"cache-control", b"no-store")
 
 
@@ -84,7 +86,9 @@ class Asked:
 
     def content_type(self) -> str:
         """Without its parameters."""
-        said = self.headers.get(b"content-type", b"application/json")
+        said = self.headers.get(b"content-type", _JSON)
+        if said == _JSON:
+            return JSON
         return said.partition(b";")[0].strip().lower().decode("latin-1")
 
     async def body(self) -> bytes:
@@ -96,6 +100,9 @@ class Asked:
             raise ApiError("too_large", f"expected a body of at most {most} bytes, got {expected}", 413)
         self._room.take(expected)
         self._reserved_bytes += expected
+        if is_whole(self._receive):
+            body: bytes = (await self._receive())["body"]
+            return body
         try:
             async with asyncio.timeout(self._limits.body_s):
                 message = await self._receive()
@@ -128,7 +135,7 @@ class Answer(Struct, gc=False):
 
     body: bytes | AsyncIterator[bytes]
     status: int = 200
-    content_type: bytes = JSON.encode()
+    content_type: bytes = _JSON
     headers: list[tuple[bytes, bytes]] = []
 
 
@@ -149,9 +156,10 @@ async def send_answer(answer: Answer, request_id: bytes, limits: Limits, send: S
         async with asyncio.timeout(limits.send_s):
             return await send(message)
     await send(start)
-    async for piece in answer.body:
-        async with asyncio.timeout(limits.send_s):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    async with contextlib.aclosing(answer.body) as pieces:  # type: ignore[type-var]
+        async for piece in pieces:
+            async with asyncio.timeout(limits.send_s):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -163,7 +171,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 def refusal(error: Exception, where: str) -> tuple[int, Refusal, int | None]:
     """Status, body and after how many milliseconds to ask again."""
     if isinstance(error, CyxError):
-        status = getattr(error, "status", 400)
+        status = getattr(error, "status", 429 if isinstance(error, Overloaded) else 400)
         code, text = error.code, str(error)
     else:
         log.error("%s failed", where, exc_info=error)

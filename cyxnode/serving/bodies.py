@@ -2,7 +2,7 @@
 
 import io
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -27,8 +27,12 @@ class Lists:
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]):
         self._shape, self._dtype = shape, dtype
         self._number = int if dtype.kind in "iu" else bool if dtype.kind == "b" else float
+        bounded: Any = self._number
+        if dtype.kind == "f":  # then no number of the list becomes infinite; JSON itself has none
+            most = float(np.finfo(dtype).max)
+            bounded = Annotated[float, msgspec.Meta(ge=-most, le=most)]
         self._decoders = {
-            depth: msgspec.json.Decoder(_nested(self._number, depth)) for depth in (len(shape), len(shape) + 1)
+            depth: msgspec.json.Decoder(_nested(bounded, depth)) for depth in (len(shape), len(shape) + 1)
         }
 
     def read(self, text: bytes | msgspec.Raw) -> tuple[Array, bool]:
@@ -41,8 +45,7 @@ class Lists:
         if decoder is None:
             raise BadMessage(f"input: {self._expected()}, got lists nested {depth} deep")
         try:
-            with np.errstate(over="ignore"):  # what is too large for the dtype is found below
-                array = np.array(decoder.decode(raw), self._dtype)
+            array = np.array(decoder.decode(raw), self._dtype)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadMessage(f"input: {self._expected()}; {str(error)[:300]}") from None
         except (ValueError, OverflowError) as error:
@@ -56,13 +59,13 @@ class Lists:
             raise BadMessage(f"input: expected {self._dtype.name} numbers, got {array.dtype.name}")
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(array, self._dtype)
+        if self._dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadMessage(f"input: expected finite {self._dtype.name} numbers")
         return self._rows(array if several else array[None]), several
 
     def _rows(self, rows: Array) -> Array:
         if rows.shape[1:] != self._shape:
             raise BadMessage(f"input: {self._expected()}, got {rows.shape[1:]}")
-        if self._dtype.kind == "f" and not np.isfinite(rows).all():
-            raise BadMessage(f"input: expected finite {self._dtype.name} numbers")
         return rows
 
     def _expected(self) -> str:

@@ -1,5 +1,6 @@
 """What is counted of a served model, for /health and Prometheus. Counting is cheap; the text is made when asked for."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
@@ -30,12 +31,7 @@ class Figures(Collector):
             seen = self.seconds[route] = [0.0] * (3 + len(BUCKETS_S))
         seen[0] += took_s
         seen[1] += 1
-        place = 2
-        for bucket in BUCKETS_S:
-            if took_s <= bucket:
-                break
-            place += 1
-        seen[place] += 1
+        seen[2 + bisect_left(BUCKETS_S, took_s)] += 1
 
     @property
     def requests(self) -> int:

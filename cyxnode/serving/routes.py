@@ -5,6 +5,7 @@ from typing import Any
 from msgspec import Struct
 
 from cyxnet import inference as i
+from cyxnet import openai as o
 
 
 class Route(Struct, frozen=True):
@@ -29,4 +30,11 @@ ROUTES = [
     Route("GET", "/metrics", "metrics", "figures for Prometheus"),
     Route("GET", "/v1/model", "model", "what is served", reply=i.ModelCard),
     Route("POST", "/v1/predict", "predict", "the outputs for samples", i.PredictRequest, i.PredictReply, also=(i.NPY,)),
+    Route("GET", "/v1/models", "models", "the one model there is", reply=o.ModelList),
+    Route("GET", "/v1/models/{model}", "one_model", "that model", reply=o.ModelObject),
+    Route("POST", "/v1/chat/completions", "chat", "the next message", o.ChatRequest, o.ChatCompletion, streams=True),
+    Route(
+        "POST", "/v1/completions", "completions", "how a text goes on", o.CompletionRequest, o.Completion, streams=True
+    ),
+    Route("POST", "/v1/embeddings", "embeddings", "a vector for each input", o.EmbeddingsRequest, o.EmbeddingList),
 ]

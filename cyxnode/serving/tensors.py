@@ -1,4 +1,4 @@
-"""A model of tensors as it is served: /v1/predict."""
+"""A model of tensors as it is served: /v1/predict, and /v1/embeddings where its answers are vectors."""
 
 import time
 from typing import Any
@@ -10,8 +10,10 @@ from cyxcore import device as devices
 from cyxcore.model import Model
 from cyxnet.codec import JSON, BadMessage
 from cyxnet.inference import NPY, ModelCard, PredictReply, PredictRequest, TensorCard
+from cyxnet.openai import EmbeddingsRequest
 from cyxnet.outcomes import ApiError
-from cyxnode.serving.asgi import Answer, Asked, Refused, bad
+from cyxnode.serving import openai
+from cyxnode.serving.asgi import Answer, Asked, Refused, as_json, bad
 from cyxnode.serving.batcher import Batcher
 from cyxnode.serving.bodies import Lists, read_npy, write_npy
 from cyxnode.serving.predictor import Predictor
@@ -80,6 +82,19 @@ class TensorModel:
             classes=self._classes(found) if wants_classes else None,
         )
         return Answer(msgspec.json.encode(reply))
+
+    async def embeddings(self, asked: Asked) -> Answer:
+        """What the model answers as the embedding of its input: numbers, as many as a sample has; no text."""
+        request = openai.decoded(EmbeddingsRequest, await asked.body())
+        openai.refuse_other_model(request.model, self.name)
+        given = openai.prompts(request.input, "input")
+        size, width = self._model.graph.input_shape, self._predictor.outputs(0).shape[1:]
+        if len(size) != 1 or len(width) != 1:
+            raise Refused("not_supported", f"{self.name} turns {size} into {width}, which is no embedding", 404)
+        if any(isinstance(each, str) for each in given):
+            raise bad(f"input: expected {size[0]} numbers, or lists of them: this model reads no text", "input")
+        rows, _ = self._lists.read(msgspec.json.encode(given))
+        return as_json(openai.embedding_list(request, await self.batcher.predict(rows, asked.is_gone), rows.size))
 
     def _decoded(self, body: bytes) -> PredictRequest:
         try:

@@ -1,0 +1,1 @@
+"""The parts of bench_serve: who asks, and the peers that answer."""
