@@ -32,6 +32,7 @@ _NAMES: dict[str, str] = {
     ),
     "Graph": "graph",
     "build": "layers",
+    "load_graph": "recipe",
     "trace": "tracing",
     "compile": "compiled",
     "Plan": "plan",
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
     from cyxcore.overview import flops as flops
     from cyxcore.overview import summary as summary
     from cyxcore.plan import Plan as Plan
+    from cyxcore.recipe import load_graph as load_graph
     from cyxcore.searching import *  # noqa: F403
     from cyxcore.statistics import *  # noqa: F403
     from cyxcore.tracing import trace as trace

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from cyxcore.errors import CyxError, GraphError, SpecError
 from cyxcore.graph import Graph
-from cyxcore.layertable import LAYERS, REQUIRED, Scope
+from cyxcore.layertable import LAYERS, Scope
+from cyxcore.options import REQUIRED
 from cyxcore.spec import ModelSpec
 from cyxcore.symbols import Builder, batch_free
 

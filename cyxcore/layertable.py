@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from cyxcore import functional as F
 from cyxcore.errors import ShapeError, SpecError
+from cyxcore.options import Option, axes, choice, flag, natural, number, optional, pair, sizes
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.values import TRACED
-
-REQUIRED = object()
 
 
 class Scope(NamedTuple):
@@ -24,66 +23,9 @@ class Scope(NamedTuple):
         return self.builder.param(self.prefix + name, shape, init, trainable)
 
 
-class Option(NamedTuple):
-    check: Callable[[Any], Any]  # returns the normal form or raises ValueError(what was expected)
-    default: Any = REQUIRED
-
-
 class Layer(NamedTuple):
     options: Mapping[str, Option]
     build: Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]
-
-
-# options ------------------------------------------------------------------------------------------
-
-
-def _natural(least: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise ValueError(f"an integer of at least {least}")
-        return value
-
-    return check
-
-
-def _pair(least: int) -> Callable[[Any], tuple[int, int]]:
-    def check(value: Any) -> tuple[int, int]:
-        both = [value, value] if isinstance(value, int) else value
-        if not isinstance(both, (list, tuple)) or len(both) != 2:
-            raise ValueError("an integer or [height, width]")
-        return _natural(least)(both[0]), _natural(least)(both[1])
-
-    return check
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _number(low: float, high: float) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
-            raise ValueError(f"a number from {low} to below {high}")
-        return float(value)
-
-    return check
-
-
-def _sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 15 or list(value).count(-1) > 1:
-        raise ValueError("a list of 1 to 15 sizes, at most one of them -1")
-    return tuple(-1 if size == -1 else _natural(1)(size) for size in value)
-
-
-def _choice(*names: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in names:
-            raise ValueError(f"one of {', '.join(names)}")
-        return str(value)
-
-    return check
 
 
 # layers -------------------------------------------------------------------------------------------
@@ -287,46 +229,75 @@ def _embedding(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
     return result
 
 
+def recurrent_layers(
+    scope: Scope, x: Symbol, cell: str, options: Mapping[str, Any], start: Sequence[Symbol] | None = None
+) -> tuple[Symbol, list[tuple[Symbol, ...]]]:
+    """(N, T, C) -> (N, T, H) of the last layer, both directions side by side; and its last state in each direction.
+
+    start: the first state, (N, H) each, of one layer in one direction; zeros when absent.
+    """
+    size, directions = options["hidden_size"], ("", "_reverse") if options["bidirectional"] else ("",)
+    rows, fan = F.CELLS[cell].gates * size, _fan(size)
+    ended: list[tuple[Symbol, ...]] = []
+    for layer in range(options["num_layers"]):
+        if layer:
+            x = F.dropout(x, options["dropout"], TRACED)
+        outputs, ended = [], []
+        for suffix in directions:
+            name = f"l{layer}{suffix}"
+            parts = [
+                scope.param(f"weight_ih_{name}", (rows, x.shape[2]), fan),
+                scope.param(f"weight_hh_{name}", (rows, size), fan),
+            ]
+            if options["bias"]:
+                parts += [scope.param(f"bias_{which}_{name}", (rows,), fan) for which in ("ih", "hh")]
+            found, state = F.recur(cell, x, F.Weights(*parts), start, reverse=bool(suffix))
+            outputs.append(found)
+            ended.append(state)
+        x = F.concat(outputs, 2) if len(outputs) > 1 else outputs[0]
+    return x, ended
+
+
+def cell_of(kind: str, options: Mapping[str, Any]) -> str:
+    """A key of functional.CELLS."""
+    return f"rnn_{options['nonlinearity']}" if kind == "RNN" else kind.lower()
+
+
 def _recurrent(kind: str) -> Callable[[Scope, Symbol, Mapping[str, Any]], Symbol]:
     def build(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
         """(T, C) -> (T, H), or the last states of the last layer (H): both directions' side by side."""
-        cell = f"rnn_{options['nonlinearity']}" if kind == "RNN" else kind.lower()
         _sequence(kind, x)
-        size, directions = options["hidden_size"], ("", "_reverse") if options["bidirectional"] else ("",)
-        rows, fan = F.CELLS[cell].gates * size, _fan(size)
-        for layer in range(options["num_layers"]):
-            if layer:
-                x = F.dropout(x, options["dropout"], TRACED)
-            outputs, ended = [], []
-            for suffix in directions:
-                name = f"l{layer}{suffix}"
-                parts = [
-                    scope.param(f"weight_ih_{name}", (rows, x.shape[2]), fan),
-                    scope.param(f"weight_hh_{name}", (rows, size), fan),
-                ]
-                if options["bias"]:
-                    parts += [scope.param(f"bias_{which}_{name}", (rows,), fan) for which in ("ih", "hh")]
-                found, state = F.recur(cell, x, F.Weights(*parts), reverse=bool(suffix))
-                outputs.append(found)
-                ended.append(state[0])
-            x = F.concat(outputs, 2) if len(outputs) > 1 else outputs[0]
+        outputs, ended = recurrent_layers(scope, x, cell_of(kind, options), options)
         if options["return_sequences"]:
-            return x
-        result: Symbol = F.concat(ended, 1) if len(ended) > 1 else ended[0]
+            return outputs
+        result: Symbol = F.concat([state[0] for state in ended], 1) if len(ended) > 1 else ended[0][0]
         return result
 
     return build
 
 
-def _self_attention(scope: Scope, x: Symbol, options: Mapping[str, Any], prefix: str = "") -> Symbol:
-    _sequence("SelfAttention", x)
-    size, heads = x.shape[2], options["num_heads"]
+def attention(
+    kind: str,
+    scope: Scope,
+    query: Symbol,
+    key: Symbol,
+    value: Symbol,
+    options: Mapping[str, Any],
+    prefix: str = "",
+) -> Symbol:
+    """torch's MultiheadAttention with batch_first, by the same parameter names.
+
+    query: (N, T, E), key and value: (N, S, E).
+    """
+    for x in (query, key, value):
+        _sequence(kind, x)
+    size, heads = query.shape[2], options["num_heads"]
     if size % heads:
-        raise SpecError(f"SelfAttention: num_heads={heads} must divide the {size} features")
+        raise SpecError(f"{kind}: num_heads={heads} must divide the {size} features")
     result, _ = F.multi_head_attention(
-        x,
-        x,
-        x,
+        query,
+        key,
+        value,
         heads,
         scope.param(f"{prefix}in_proj_weight", (3 * size, size), {"kind": "uniform", "bound": (1.5 / size) ** 0.5}),
         scope.param(f"{prefix}in_proj_bias", (3 * size,), {"kind": "zeros"}),
@@ -339,20 +310,28 @@ def _self_attention(scope: Scope, x: Symbol, options: Mapping[str, Any], prefix:
     return result
 
 
-def _encoder_layer(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
-    """torch's TransformerEncoderLayer with batch_first, by the same parameter names."""
-    _sequence("TransformerEncoderLayer", x)
+def _self_attention(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    return attention("SelfAttention", scope, x, x, x, options)
+
+
+def transformer_layer(
+    kind: str, scope: Scope, x: Symbol, options: Mapping[str, Any], memory: Symbol | None = None
+) -> Symbol:
+    """torch's TransformerEncoderLayer with batch_first, or with a memory its TransformerDecoderLayer, by the same
+    parameter names.
+    """
+    _sequence(kind, x)
     size, wide, p = x.shape[2], options["dim_feedforward"], options["dropout"]
 
-    def norm(number: int, value: Symbol) -> Symbol:
-        weight = scope.param(f"norm{number}.weight", (size,), {"kind": "ones"})
-        bias = scope.param(f"norm{number}.bias", (size,), {"kind": "zeros"})
+    def norm(place: int, value: Symbol) -> Symbol:
+        weight = scope.param(f"norm{place}.weight", (size,), {"kind": "ones"})
+        bias = scope.param(f"norm{place}.bias", (size,), {"kind": "zeros"})
         result: Symbol = F.layer_norm(value, (size,), weight, bias, options["eps"])
         return result
 
-    def dense(number: int, value: Symbol, inputs: int, outputs: int) -> Symbol:
-        weight = scope.param(f"linear{number}.weight", (outputs, inputs), _fan(inputs))
-        result: Symbol = F.linear(value, weight, scope.param(f"linear{number}.bias", (outputs,), _fan(inputs)))
+    def dense(place: int, value: Symbol, inputs: int, outputs: int) -> Symbol:
+        weight = scope.param(f"linear{place}.weight", (outputs, inputs), _fan(inputs))
+        result: Symbol = F.linear(value, weight, scope.param(f"linear{place}.bias", (outputs,), _fan(inputs)))
         return result
 
     def feed_forward(value: Symbol) -> Symbol:
@@ -361,14 +340,23 @@ def _encoder_layer(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbo
         return dense(2, F.dropout(inner, p, TRACED), wide, size)
 
     def attend(value: Symbol) -> Symbol:
-        return _self_attention(scope, value, options, "self_attn.")
+        return attention(kind, scope, value, value, value, options, "self_attn.")
 
-    for number, part in ((1, attend), (2, feed_forward)):
+    def look(value: Symbol) -> Symbol:
+        assert memory is not None
+        return attention(kind, scope, value, memory, memory, {**options, "causal": False}, "multihead_attn.")
+
+    parts = [attend, feed_forward] if memory is None else [attend, look, feed_forward]
+    for place, part in enumerate(parts, 1):
         if options["norm_first"]:
-            x = x + F.dropout(part(norm(number, x)), p, TRACED)
+            x = x + F.dropout(part(norm(place, x)), p, TRACED)
         else:
-            x = norm(number, x + F.dropout(part(x), p, TRACED))
+            x = norm(place, x + F.dropout(part(x), p, TRACED))
     return x
+
+
+def _encoder_layer(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    return transformer_layer("TransformerEncoderLayer", scope, x, options)
 
 
 def _positions(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
@@ -393,65 +381,55 @@ def _permute(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
     return x.transpose(0, *(dim + 1 for dim in dims))
 
 
-def _axes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 15:
-        raise ValueError("a list of 1 to 15 axes")
-    return tuple(_natural(0)(axis) for axis in value)
-
-
-def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else check(value)
-
-
-_BIAS = Option(_flag, True)
-_EPS = Option(_number(0.0, 1.0), 1e-5)
+_BIAS = Option(flag, True)
+_EPS = Option(number(0.0, 1.0), 1e-5)
 _WINDOW = ("kernel_size", "stride", "padding")
 _POOL = {
-    "kernel_size": Option(_pair(1)),
-    "stride": Option(_optional(_pair(1)), None),
-    "padding": Option(_pair(0), (0, 0)),
+    "kernel_size": Option(pair(1)),
+    "stride": Option(optional(pair(1)), None),
+    "padding": Option(pair(0), (0, 0)),
 }
 _CONV = {
-    "out_channels": Option(_natural(1)),
-    "kernel_size": Option(_pair(1)),
-    "stride": Option(_pair(1), (1, 1)),
-    "padding": Option(_pair(0), (0, 0)),
-    "dilation": Option(_pair(1), (1, 1)),
-    "groups": Option(_natural(1), 1),
+    "out_channels": Option(natural(1)),
+    "kernel_size": Option(pair(1)),
+    "stride": Option(pair(1), (1, 1)),
+    "padding": Option(pair(0), (0, 0)),
+    "dilation": Option(pair(1), (1, 1)),
+    "groups": Option(natural(1), 1),
     "bias": _BIAS,
 }
-_NORM = {"eps": _EPS, "momentum": Option(_number(0.0, 1.0), 0.1), "affine": Option(_flag, True)}
+_NORM = {"eps": _EPS, "momentum": Option(number(0.0, 1.0), 0.1), "affine": Option(flag, True)}
 
 _POOL_1D = {
-    "kernel_size": Option(_natural(1)),
-    "stride": Option(_optional(_natural(1)), None),
-    "padding": Option(_natural(0), 0),
+    "kernel_size": Option(natural(1)),
+    "stride": Option(optional(natural(1)), None),
+    "padding": Option(natural(0), 0),
 }
 _CONV_1D = {
-    "out_channels": Option(_natural(1)),
-    "kernel_size": Option(_natural(1)),
-    "stride": Option(_natural(1), 1),
-    "padding": Option(_natural(0), 0),
-    "dilation": Option(_natural(1), 1),
-    "groups": Option(_natural(1), 1),
+    "out_channels": Option(natural(1)),
+    "kernel_size": Option(natural(1)),
+    "stride": Option(natural(1), 1),
+    "padding": Option(natural(0), 0),
+    "dilation": Option(natural(1), 1),
+    "groups": Option(natural(1), 1),
     "bias": _BIAS,
 }
 _DEPTHWISE = {key: option for key, option in _CONV.items() if key not in ("out_channels", "groups")}
-_SHAPED = {"normalized_shape": Option(_optional(_sizes), None), "affine": Option(_flag, True)}
-_DROP = Option(_number(0.0, 1.0), 0.0)
+_SHAPED = {"normalized_shape": Option(optional(sizes), None), "affine": Option(flag, True)}
+_DROP = Option(number(0.0, 1.0), 0.0)
 _RECURRENT = {
-    "hidden_size": Option(_natural(1)),
-    "num_layers": Option(_natural(1), 1),
-    "bidirectional": Option(_flag, False),
+    "hidden_size": Option(natural(1)),
+    "num_layers": Option(natural(1), 1),
+    "bidirectional": Option(flag, False),
     "bias": _BIAS,
     "dropout": _DROP,
-    "return_sequences": Option(_flag, False),
+    "return_sequences": Option(flag, False),
 }
-_ATTENTION = {"num_heads": Option(_natural(1)), "dropout": _DROP, "causal": Option(_flag, False)}
-_ALPHA = {"alpha": Option(_number(0.0, 1000.0), 1.0)}
+_ATTENTION = {"num_heads": Option(natural(1)), "dropout": _DROP, "causal": Option(flag, False)}
+_ALPHA = {"alpha": Option(number(0.0, 1000.0), 1.0)}
 
 LAYERS: dict[str, Layer] = {
-    "Linear": Layer({"out_features": Option(_natural(1)), "bias": _BIAS}, _linear),
+    "Linear": Layer({"out_features": Option(natural(1)), "bias": _BIAS}, _linear),
     "Conv2d": Layer(_CONV, _conv2d),
     "MaxPool2d": Layer(_POOL, _fitting("MaxPool2d", _image, F.max_pool2d, *_WINDOW)),
     "AvgPool2d": Layer(_POOL, _fitting("AvgPool2d", _image, F.avg_pool2d, *_WINDOW)),
@@ -459,53 +437,53 @@ LAYERS: dict[str, Layer] = {
     "BatchNorm1d": Layer(_NORM, _batch_norm("BatchNorm1d", (2, 3))),
     "BatchNorm2d": Layer(_NORM, _batch_norm("BatchNorm2d", (4,))),
     "LayerNorm": Layer(
-        {"normalized_shape": Option(_optional(_sizes), None), "eps": _EPS, "affine": Option(_flag, True)},
+        {"normalized_shape": Option(optional(sizes), None), "eps": _EPS, "affine": Option(flag, True)},
         _layer_norm,
     ),
-    "Dropout": Layer({"p": Option(_number(0.0, 1.0), 0.5)}, _dropout),
+    "Dropout": Layer({"p": Option(number(0.0, 1.0), 0.5)}, _dropout),
     "Flatten": Layer({}, _flatten),
-    "Reshape": Layer({"shape": Option(_sizes)}, _reshape),
+    "Reshape": Layer({"shape": Option(sizes)}, _reshape),
     "ReLU": Layer({}, _function(F.relu)),
-    "LeakyReLU": Layer({"negative_slope": Option(_number(0.0, 10.0), 0.01)}, _function(F.leaky_relu, "negative_slope")),
-    "GELU": Layer({"approximate": Option(_choice("none", "tanh"), "none")}, _function(F.gelu, "approximate")),
+    "LeakyReLU": Layer({"negative_slope": Option(number(0.0, 10.0), 0.01)}, _function(F.leaky_relu, "negative_slope")),
+    "GELU": Layer({"approximate": Option(choice("none", "tanh"), "none")}, _function(F.gelu, "approximate")),
     "Tanh": Layer({}, _function(F.tanh)),
     "Sigmoid": Layer({}, _function(F.sigmoid)),
     "SiLU": Layer({}, _function(F.silu)),
     "Softmax": Layer({}, _function(F.softmax)),
     "Conv1d": Layer(_CONV_1D, _conv1d),
-    "DepthwiseConv2d": Layer({**_DEPTHWISE, "depth_multiplier": Option(_natural(1), 1)}, _depthwise),
-    "ConvTranspose2d": Layer({**_CONV, "output_padding": Option(_pair(0), (0, 0))}, _conv_transpose2d),
+    "DepthwiseConv2d": Layer({**_DEPTHWISE, "depth_multiplier": Option(natural(1), 1)}, _depthwise),
+    "ConvTranspose2d": Layer({**_CONV, "output_padding": Option(pair(0), (0, 0))}, _conv_transpose2d),
     "MaxPool1d": Layer(_POOL_1D, _fitting("MaxPool1d", _sequence, F.max_pool1d, *_WINDOW)),
     "AvgPool1d": Layer(_POOL_1D, _fitting("AvgPool1d", _sequence, F.avg_pool1d, *_WINDOW)),
     "AdaptiveAvgPool2d": Layer(
-        {"output_size": Option(_pair(1))}, _fitting("AdaptiveAvgPool2d", _image, F.adaptive_avg_pool2d, "output_size")
+        {"output_size": Option(pair(1))}, _fitting("AdaptiveAvgPool2d", _image, F.adaptive_avg_pool2d, "output_size")
     ),
     "GlobalMaxPool2d": Layer({}, _fitting("GlobalMaxPool2d", _image, F.global_max_pool2d)),
     "GlobalAvgPool1d": Layer({}, _fitting("GlobalAvgPool1d", _sequence, lambda x: x.mean(1))),
     "GroupNorm": Layer(
-        {"num_groups": Option(_natural(1)), "eps": _EPS, "affine": Option(_flag, True)}, _channel_norm("GroupNorm")
+        {"num_groups": Option(natural(1)), "eps": _EPS, "affine": Option(flag, True)}, _channel_norm("GroupNorm")
     ),
-    "InstanceNorm": Layer({"eps": _EPS, "affine": Option(_flag, False)}, _channel_norm("InstanceNorm")),
-    "RMSNorm": Layer({**_SHAPED, "eps": Option(_number(0.0, 1.0), 1e-6)}, _rms_norm),
-    "Embedding": Layer({"num_embeddings": Option(_natural(1)), "embedding_dim": Option(_natural(1))}, _embedding),
-    "RNN": Layer({**_RECURRENT, "nonlinearity": Option(_choice("tanh", "relu"), "tanh")}, _recurrent("RNN")),
+    "InstanceNorm": Layer({"eps": _EPS, "affine": Option(flag, False)}, _channel_norm("InstanceNorm")),
+    "RMSNorm": Layer({**_SHAPED, "eps": Option(number(0.0, 1.0), 1e-6)}, _rms_norm),
+    "Embedding": Layer({"num_embeddings": Option(natural(1)), "embedding_dim": Option(natural(1))}, _embedding),
+    "RNN": Layer({**_RECURRENT, "nonlinearity": Option(choice("tanh", "relu"), "tanh")}, _recurrent("RNN")),
     "LSTM": Layer(_RECURRENT, _recurrent("LSTM")),
     "GRU": Layer(_RECURRENT, _recurrent("GRU")),
     "SelfAttention": Layer(_ATTENTION, _self_attention),
     "TransformerEncoderLayer": Layer(
         {
             **_ATTENTION,
-            "dropout": Option(_number(0.0, 1.0), 0.1),
-            "dim_feedforward": Option(_natural(1), 2048),
-            "activation": Option(_choice("relu", "gelu"), "relu"),
-            "norm_first": Option(_flag, False),
+            "dropout": Option(number(0.0, 1.0), 0.1),
+            "dim_feedforward": Option(natural(1), 2048),
+            "activation": Option(choice("relu", "gelu"), "relu"),
+            "norm_first": Option(flag, False),
             "eps": _EPS,
         },
         _encoder_layer,
     ),
-    "PositionalEncoding": Layer({"learned": Option(_flag, False), "dropout": _DROP}, _positions),
-    "Permute": Layer({"dims": Option(_axes)}, _permute),
-    "PReLU": Layer({"num_parameters": Option(_natural(1), 1), "init": Option(_number(-10.0, 10.0), 0.25)}, _prelu),
+    "PositionalEncoding": Layer({"learned": Option(flag, False), "dropout": _DROP}, _positions),
+    "Permute": Layer({"dims": Option(axes)}, _permute),
+    "PReLU": Layer({"num_parameters": Option(natural(1), 1), "init": Option(number(-10.0, 10.0), 0.25)}, _prelu),
     "ELU": Layer(_ALPHA, _function(F.elu, "alpha")),
     "CELU": Layer(_ALPHA, _function(F.celu, "alpha")),
     "SELU": Layer({}, _function(F.selu)),
@@ -518,6 +496,6 @@ LAYERS: dict[str, Layer] = {
     "ReLU6": Layer({}, _function(F.relu6)),
     "LogSoftmax": Layer({}, _function(F.log_softmax)),
     "GLU": Layer({}, _function(F.glu)),
-    "Normalize": Layer({"method": Option(_choice("standard", "minmax"), "standard")}, _normalize),
+    "Normalize": Layer({"method": Option(choice("standard", "minmax"), "standard")}, _normalize),
     "Denormalize": Layer({}, _denormalize),
 }

@@ -22,7 +22,8 @@ cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
 cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
-cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.layertable cyxcore.layers
+cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.options
+cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile cyxcore.wiring cyxcore.recipe
 """.split()
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
