@@ -104,6 +104,7 @@ _MODULES = (
     "device",
     "transforms",
     "onnx",
+    "patterns",
 )
 
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from cyxcore import nn as nn
     from cyxcore import onnx as onnx
     from cyxcore import optim as optim
+    from cyxcore import patterns as patterns
     from cyxcore import preprocessing as preprocessing
     from cyxcore import random as random
     from cyxcore import spec as spec

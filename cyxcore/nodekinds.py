@@ -524,7 +524,7 @@ KINDS: dict[str, Kind] = {
         n.one_hot,
         inputs=(Pin("input", (TENSOR, LABELS)),),
     ),
-    "Subgraph": Kind(84, "subgraph", {"graph": Option(text(256))}, None, at_least=1),
+    "Subgraph": Kind(84, "subgraph", {"graph": Option(text(256)), "params": Option(table, {})}, None, at_least=1),
     # newer than version 1 of the format
     "ConvTranspose1D": _layer(None, _conv_transpose(1), n.conv_transpose(1), aliases=_FILTERS),
     "ConvTranspose2D": _layer(None, _conv_transpose(2), n.conv_transpose(2), aliases=_FILTERS),
@@ -545,8 +545,33 @@ KINDS: dict[str, Kind] = {
         n.gaussian_sample,
         inputs=(Pin("mean", (TENSOR,)), Pin("log_variance", (TENSOR,))),
     ),
+    "GradientReversal": _activation(None, n.gradient_reversal),
     "Denormalize": _layer(None, {}, n.layer("Denormalize")),
     "Lion": _optimizer(None, 0.0001, beta1=Option(_RATE, 0.9), beta2=Option(_RATE, 0.99), weight_decay=_WEIGHT_DECAY),
     "Input": Kind(None, "input", {}, None, inputs=()),
 }
 KIND_OF_NUMBER: dict[int, str] = {row.number: name for name, row in KINDS.items() if row.number is not None}
+
+
+def described(name: str) -> tuple[str, str, str, str]:
+    """(number, input pins, output pins, parameters with their defaults) of a kind, in words. Brackets: optional."""
+    row = KINDS[name]
+    pins = ", ".join(pin.name if pin.required else f"[{pin.name}]" for pin in row.inputs) or "-"
+    options = [
+        f"**{option}**" if default is REQUIRED else f"{option} = {_in_words(default)}"
+        for option, (_, default) in row.options.items()
+    ]
+    return (
+        "" if row.number is None else str(row.number),
+        f"{row.at_least} or more" if row.at_least else pins,
+        ", ".join(row.outputs) or "parts, by number",
+        ", ".join(options) or "-",
+    )
+
+
+def _in_words(default: Any) -> str:
+    if default is None or isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return str(default[0]) if default and len(set(default)) == 1 else str(list(default))
+    return '""' if default == "" else str(default)

@@ -437,6 +437,12 @@ def gaussian_sample(scope: Scope, inputs: Sequence[Any], options: Options) -> Bu
     return result
 
 
+def gradient_reversal(x: Any) -> Any:
+    """x to within 2^-16, and minus its gradient (Ganin 2015, arXiv 1409.7495): 2 round(x) - x, as rounding has none."""
+    rounded = (x * 65536.0 + 0.5).floor() * (1.0 / 65536.0)
+    return rounded * 2.0 - x
+
+
 def _flipped(x: Any, axis: int, probability: float) -> Any:
     chosen = x._uniform((x.shape[0],) + (1,) * (x.ndim - 1)) < probability
     return F.where(chosen, x[(slice(None),) * axis + (slice(None, None, -1),)], x)

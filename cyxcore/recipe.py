@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +18,7 @@ from msgspec import Struct
 from cyxcore.errors import CyxError, ShapeError, SpecError
 from cyxcore.graph import Graph
 from cyxcore.graphfile import GraphFile, JobSection, read
-from cyxcore.layertable import Scope
+from cyxcore.layertable import LAYERS, Scope
 from cyxcore.spec import DataSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
 from cyxcore.symbols import Builder, Symbol, batch_free
 from cyxcore.wiring import Placed, Wire, wire
@@ -26,14 +26,13 @@ from cyxcore.wiring import Placed, Wire, wire
 MAX_ELEMENTS = 2**40  # of one sample
 
 
-class Recipe(Struct, kw_only=True, frozen=True):
-    """A graph file, compiled.
+class Settings(Struct, kw_only=True, frozen=True):
+    """What a graph file says beside the model.
 
-    data_path: where the file says its data is ("" if it does not), relative to the file. data: how to read it.
+    data_path: where it says its data is ("" if it does not), relative to the file. data: how to read it.
     target: "labels", or "input" where the model is trained to give its own input.
     """
 
-    graph: Graph
     training: TrainingSpec
     data: DataSpec
     data_path: str = ""
@@ -42,52 +41,85 @@ class Recipe(Struct, kw_only=True, frozen=True):
     name: str = ""
 
 
+class Recipe(Settings, kw_only=True, frozen=True):
+    """A graph file, compiled."""
+
+    graph: Graph
+
+
+Source = GraphFile | Mapping[str, Any] | str | bytes | os.PathLike[str]
+
+
 def load_graph(
-    source: "GraphFile | Mapping[str, Any] | str | bytes | os.PathLike[str]", input_shape: Sequence[int] | None = None
+    source: Source,
+    input_shape: Sequence[int] | None = None,
+    normalize: Literal["standard", "minmax", "none"] = "none",
 ) -> Recipe:
     """A graph file, compiled: source is its path, its JSON (bytes), an object already decoded, or a GraphFile.
 
-    input_shape: of one sample of the data; without it the DatasetInput must say its own. Raises SpecError, or
-    ShapeError with the node and the shapes that do not fit.
+    input_shape: of one sample of the data; without it the DatasetInput must say its own. normalize: scales whole
+    samples, by statistics of the training rows, before any node sees them. Raises SpecError, or ShapeError with the
+    node and the shapes that do not fit.
     """
+    return _named(source, lambda file: _compiled(file, input_shape, normalize))
+
+
+def read_settings(source: Source) -> Settings:
+    """What a graph file says of training and data, for who knows the shape of a sample only afterwards."""
+    return _named(source, lambda file: _settings(file, wire(file)))
+
+
+T = TypeVar("T")
+
+
+def _named(source: Source, work: Callable[[GraphFile], T]) -> T:
+    """The work on a file, whose errors begin with its path."""
     where = f"{source}: " if isinstance(source, (str, os.PathLike)) else ""
     try:
-        return _compiled(read(source), input_shape)
+        return work(read(source))
     except CyxError as error:
         text = str(error)
         raise type(error)(text if text.startswith(where) else where + text) from None
 
 
-def _compiled(file: GraphFile, input_shape: Sequence[int] | None) -> Recipe:
+def _settings(file: GraphFile, placed: list[Placed]) -> Settings:
+    loss = _loss(placed)
+    _, target = _ends(loss, {node.id: node for node in placed})
+    training = _training(placed, loss, file.job)
+    path, fields = _data_options(placed)
+    return Settings(
+        training=training,
+        data=DataSpec(validation=_held_out(placed, training), **fields),
+        data_path=path,
+        target=target,
+        job=file.job,
+        name=file.name,
+    )
+
+
+def _loss(placed: list[Placed]) -> Placed:
+    return next(node for node in placed if node.row.group == "loss")
+
+
+def _compiled(file: GraphFile, input_shape: Sequence[int] | None, normalize: str) -> Recipe:
     placed = wire(file)
-    nodes = {node.id: node for node in placed}
-    (loss,) = (node for node in placed if node.row.group == "loss")
-    prediction, target = _ends(loss, nodes)
+    loss, settings = _loss(placed), _settings(file, placed)
+    prediction, target = _ends(loss, {node.id: node for node in placed})
     samples, sample = _samples([node for node in placed if node.kind == "DatasetInput"], input_shape)
 
     def at(batch_size: int) -> Graph:
-        return _built(placed, prediction, samples, sample, Builder(batch_size))
+        return _built(placed, prediction, samples, sample, normalize, Builder(batch_size))
 
     graph = batch_free(at)
     if graph.parameter_count == 0:
         raise SpecError("the graph has nothing to train: none of its layers has parameters")
-    training = _training(placed, loss, file.job)
-    if training.loss == "cross_entropy" and len(graph.output_shape) != 1:
+    if settings.training.loss == "cross_entropy" and len(graph.output_shape) != 1:
         raise ShapeError(f"{loss}: expected a prediction (classes) per sample, got {list(graph.output_shape)}")
     if target == "input" and graph.output_shape != graph.input_shape:
         raise ShapeError(
             f"{loss}: its target is the input, {list(graph.input_shape)}, its prediction {list(graph.output_shape)}"
         )
-    options = _data_options(placed)
-    return Recipe(
-        graph=graph,
-        training=training,
-        data=DataSpec(validation=_held_out(placed, training), **options[1]),
-        data_path=options[0],
-        target=target,
-        job=file.job,
-        name=file.name,
-    )
+    return Recipe(graph=graph, **{name: getattr(settings, name) for name in Settings.__struct_fields__})
 
 
 # the model ----------------------------------------------------------------------------------------
@@ -178,12 +210,16 @@ def _built(
     prediction: Wire,
     samples: Mapping[str, tuple[int, ...]],
     sample: tuple[int, ...],
+    normalize: str,
     builder: Builder,
 ) -> Graph:
     """The model at one batch size."""
     if math.prod(sample) > MAX_ELEMENTS:
         raise ShapeError(f"one sample of {list(sample)} is beyond {MAX_ELEMENTS} numbers")
     whole = builder.input("x", (builder.batch_size, *sample))
+    if normalize != "none":
+        builder.layer = "Normalize"
+        whole = LAYERS["Normalize"].build(Scope(builder, "normalize."), whole, {"method": normalize})
     values: dict[str, tuple[Symbol | None, ...]] = {}
     start = 0
     for node in placed:

@@ -12,6 +12,7 @@ import msgspec
 from cyxcore.errors import SpecError
 from cyxcore.graphfile import MAX_LINKS, MAX_NODES, GraphFile, LinkSpec, NodeSpec, SubgraphSpec
 from cyxcore.nodekinds import KINDS, LABELS, TENSOR, Kind, checked, nearest
+from cyxcore.templates import fill
 
 MAX_DEPTH = 16  # of subgraphs within subgraphs
 
@@ -83,15 +84,18 @@ def _unfold(
     nodes: list[NodeSpec],
     links: list[LinkSpec],
     twin: str | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> None:
     """Input and Output nodes of a subgraph stay, as Identity: its node's pins are they, in their order.
 
-    twin: the prefix of another unfolding of this part, whose parameters this one shares.
+    twin: the prefix of another unfolding of this part, whose parameters this one shares. values: of the $names in it.
     """
     entries: dict[str, list[str]] = {}  # of each Subgraph node of this part
     exits: dict[str, list[str]] = {}
     for node in part.nodes:
         name = prefix + str(node.id)
+        if values is not None:
+            node = _with_values(node, values, name)
         if node.type != "Subgraph":
             within = {"Input": "Identity", "Output": "Identity"} if inside else {}
             shares = None if node.shares is None else prefix + str(node.shares)
@@ -100,7 +104,8 @@ def _unfold(
             kind = within.get(node.type, node.type)
             nodes.append(msgspec.structs.replace(node, id=name, type=kind, shares=shares))
             continue
-        wanted = _options(node, name)["graph"]
+        options = _options(node, name)
+        wanted = options["graph"]
         if wanted not in known:
             raise SpecError(f"node {name!r} (Subgraph): there is no subgraph {wanted!r}{nearest(wanted, list(known))}")
         if wanted in inside or len(inside) >= MAX_DEPTH:
@@ -112,7 +117,7 @@ def _unfold(
         shared = None if node.shares is None else f"{prefix}{node.shares}."
         if twin is not None:
             shared = f"{twin}{node.id}."
-        _unfold(inner, known, f"{name}.", (*inside, wanted), nodes, links, shared)
+        _unfold(inner, known, f"{name}.", (*inside, wanted), nodes, links, shared, options["params"])
         if len(nodes) > MAX_NODES:
             return
     free = {name: iter(pins) for name, pins in entries.items()}
@@ -130,6 +135,13 @@ def _unfold(
         else:
             to = prefix + to
         links.append(LinkSpec(source=source, to=to, from_pin=from_pin, to_pin=to_pin))
+
+
+def _with_values(node: NodeSpec, values: Mapping[str, Any], name: str) -> NodeSpec:
+    try:
+        return msgspec.structs.replace(node, params=fill(node.params, values))
+    except SpecError as error:
+        raise SpecError(f"node {name!r} ({node.type}): {error}") from None
 
 
 def _pin_of(pins: list[str], pin: str | int, name: str, what: str) -> str:

@@ -10,8 +10,8 @@
     [training]
     epochs = 30
 
-docs/cli.md lists every key. Tables, Parquet, JSON lines and NPZ files travel as they are; folders of images and .npy
-pairs are packed into one NPZ first.
+docs/cli.md lists every key. A graph file that says its data and amount is a job too (cyxnet/jobgraph.py). Tables,
+Parquet, JSON lines and NPZ files travel as they are; folders of images and .npy pairs are packed into one NPZ first.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError, DataError, SpecError
 from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec
-from cyxnet import amounts
-from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse, parse_bytes, read_text
+from cyxnet import amounts, jobgraph
+from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse_bytes, read_text
 from cyxnet.messages import ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
     from cyxcore import data
 
     path = Path(path)
-    file = parse(read_text(path), path)
+    file = jobgraph.job_of(path) if path.suffix == jobgraph.SUFFIX else jobgraph.parse(read_text(path), path)
     amount_base_units = amounts.parse(file.amount, f"{path}: amount")
     needs = _needs(file.needs, path)
     data_path, section = _data_file(file.data, path, work_folder)
@@ -96,7 +96,7 @@ def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
     try:
         spec = _data_spec(section, data_path, file, path)
         info = data.inspect(data_path, spec, loss=file.training.loss)
-        model, graph = _model(file.model, info, path)
+        model, graph = _model(file.model, info, spec.normalize, path)
         return _fitted(
             LoadedJob(
                 name=file.name,
@@ -261,15 +261,15 @@ def _of_uri(uri: str, path: Path) -> Path:
 
 
 def normalize_of(section: DataSection, model: ModelSection, path: Path) -> Literal["standard", "minmax", "none"]:
-    """A list of layers gets the scaling put before it; a graph is trained as it stands."""
-    if model.graph is None:
+    """A list of layers gets the scaling put before it; a graph only when that is asked for, a cyxcore Graph never."""
+    if model.layers is not None:
         return section.normalize or "standard"
-    if section.normalize not in (None, "none"):
+    if section.normalize not in (None, "none") and not jobgraph.is_file(model):
         raise SpecError(
             f"{path}: data.normalize = {section.normalize!r} does not go with model.graph, which is trained as it"
             " stands; scale inside the graph, and leave data.normalize out"
         )
-    return "none"
+    return section.normalize or "none"
 
 
 def _data_spec(section: DataSection, data_path: Path, file: JobFile, path: Path) -> DataSpec:
@@ -285,19 +285,23 @@ def _data_spec(section: DataSection, data_path: Path, file: JobFile, path: Path)
         raise SpecError(f"{path}: {error}") from None
 
 
-def _model(section: ModelSection, info: "DatasetInfo", path: Path) -> tuple[ModelSpec, "Graph"]:
+def _model(
+    section: ModelSection, info: "DatasetInfo", normalize: Literal["standard", "minmax", "none"], path: Path
+) -> tuple[ModelSpec, "Graph"]:
     """The model as it is sent and its graph, built here so that every shape is known to fit."""
     from cyxcore import layers
 
     sample = list(info.input_shape)
-    if (section.layers is None) == (section.graph is None):
-        raise SpecError(f"{path}: model: expected exactly one of layers and graph")
+    if sum(one is not None for one in (section.layers, section.graph, section.pattern)) != 1:
+        raise SpecError(f"{path}: model: expected exactly one of layers, graph and pattern")
     if section.input is not None and section.input != sample:
         raise SpecError(
             f"{path}: model.input is {section.input}, one sample of the data is {sample}; leave model.input out,"
             ' and begin the layers with { kind = "Reshape", shape = [...] } to view it differently'
         )
-    if section.graph is not None:
+    if jobgraph.is_file(section):
+        model = ModelSpec(graph=jobgraph.compiled(section, sample, normalize, path).to_json())
+    elif section.graph is not None:
         model = ModelSpec(graph=_graph_json(path.parent / section.graph, path))
     else:
         model = ModelSpec(input=sample, layers=section.layers)

@@ -46,11 +46,16 @@ class DataSection(DataSpec, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 
 
 class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """[model]: a list of layers, or the path of a graph in its JSON form."""
+    """[model]: a list of layers, the path of a graph, or the name of a bundled pattern.
+
+    graph: a .cyxgraph file, or a cyxcore Graph in its JSON form. parameters: of the pattern.
+    """
 
     layers: list[dict[str, Any]] | None = None
     input: list[Positive] | None = None
     graph: str | None = None
+    pattern: str | None = None
+    parameters: dict[str, Any] | None = None
 
 
 class NeedsSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -191,6 +196,11 @@ def parse(text: str, path: Path) -> JobFile:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     except (RecursionError, ValueError) as error:
         raise SpecError(f"{path}: not valid TOML: {one_line(error)}") from None
+    return convert(table, path)
+
+
+def convert(table: dict[str, Any], path: Path) -> JobFile:
+    """A decoded job file. `path` is only named in errors. Raises SpecError, never another exception."""
     for problem in _unknown_keys(table, JobFile, ""):
         raise SpecError(f"{path}: {problem}")
     for place in _non_finite(table, ""):

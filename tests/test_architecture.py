@@ -23,7 +23,8 @@ cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losse
 cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
 cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
 cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.options
-cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile cyxcore.wiring cyxcore.recipe
+cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
+cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
 """.split()
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
@@ -66,7 +67,7 @@ cyxnet.service cyxnet.mux cyxnet.httpserver cyxnet.openapi cyxnet.inference cyxn
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
-cyxnet.amounts cyxnet.jobtoml cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
+cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train

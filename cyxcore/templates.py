@@ -1,0 +1,40 @@
+"""Values with $names in them: "$units" is the value of units, "$units*2" twice it. In patterns and in subgraphs."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cyxcore.errors import SpecError
+
+_WORD = re.compile(r"\$([A-Za-z_]\w*)(?:([*/+-])(?:(\d{1,9})|\$([A-Za-z_]\w*)))?\Z")
+
+
+def fill(value: Any, values: Mapping[str, Any]) -> Any:
+    """The value with every $name, at any depth, replaced. A quotient is a whole number. Raises SpecError."""
+    if isinstance(value, str) and value.startswith("$"):
+        return _filled(value, values)
+    if isinstance(value, dict):
+        return {key: fill(one, values) for key, one in value.items()}
+    if isinstance(value, list):
+        return [fill(one, values) for one in value]
+    return value
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> Any:
+    match = _WORD.match(text)
+    if match is None:
+        raise SpecError(f'expected "$name", or "$name" times, over, plus or minus a number, got {text[:60]!r}')
+    for name in (match[1], match[4]):
+        if name is not None and name not in values:
+            raise SpecError(f"there is no ${name} here; known: {', '.join('$' + one for one in values) or 'none'}")
+    left = values[match[1]]
+    if match[2] is None:
+        return left
+    right = int(match[3]) if match[3] else values[match[4]]
+    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (left, right)):
+        raise SpecError(f"{text}: expected numbers, got {left!r} and {right!r}")
+    if match[2] == "/":
+        if not right or left % right:
+            raise SpecError(f"{text}: {left} is not divisible by {right}")
+        return left // right
+    return {"*": left * right, "+": left + right, "-": left - right}[match[2]]

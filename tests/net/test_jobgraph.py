@@ -1,0 +1,153 @@
+"""A job whose model is a graph file: in a job file, or all by itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cyxcore as cx
+from cyxcore.errors import CyxError, ShapeError, SpecError
+from cyxcore.spec import OptimizerSpec
+from cyxnet.jobfile import load
+from tests.core.test_graphfile import link, node, whole
+from tests.net.test_jobfile import rows
+
+DENSE = node("d", "Dense", units=3)
+
+
+def write(folder: Path, toml: str | None = None, **more: Any) -> Path:
+    """A graph file for the table of test_jobfile, which has two columns and three classes; and a job file."""
+    (folder / "data.csv").write_text(rows())
+    file = whole(node("split", "DataSplit", train=0.75, validation=0.25, test=0, seed=4), DENSE, shape=(2,), **more)
+    file["nodes"][0]["params"] |= {"path": "data.csv"}
+    (folder / "model.cyxgraph").write_text(json.dumps(file))
+    if toml is None:
+        return folder / "model.cyxgraph"
+    (folder / "job.toml").write_text(toml)
+    return folder / "job.toml"
+
+
+JOB = 'name = "g"\namount = "2"\n[data]\npath = "data.csv"\n{data}\n[model]\ngraph = "model.cyxgraph"\n{rest}'
+
+
+def complaint(path: Path, kind: type[CyxError] = SpecError) -> str:
+    with pytest.raises(kind) as caught:
+        load(path)
+    return str(caught.value).replace(str(path.parent), "…")
+
+
+def test_a_graph_file_with_data_and_amount_is_a_job(tmp_path: Path) -> None:
+    job = load(write(tmp_path, job={"amount": "2.5", "epochs": 4}))
+    assert (job.name, job.amount_base_units, job.training.epochs, job.training.seed) == ("model", 2_500_000_000, 4, 4)
+    assert (job.data.validation, job.data.normalize, job.data_path) == (0.25, "none", tmp_path / "data.csv")
+    assert job.training.optimizer == OptimizerSpec(name="adam", betas=(0.9, 0.999), eps=1e-8)
+    assert job.model.graph is not None
+    assert cx.Graph.from_json(job.model.graph) == cx.load_graph(tmp_path / "model.cyxgraph").graph
+
+
+def test_a_job_file_says_the_rest_and_may_say_otherwise(tmp_path: Path) -> None:
+    training = "[training]\nepochs = 2\nseed = 9\n"
+    job = load(write(tmp_path, JOB.format(data="validation = 0.5", rest=training)))
+    assert (job.training.epochs, job.training.seed, job.data.validation) == (2, 9, 0.5)
+    assert job.training.loss == "cross_entropy" and job.training.optimizer.betas == (0.9, 0.999)
+    job = load(write(tmp_path, JOB.format(data="", rest="")))
+    assert (job.training.epochs, job.training.seed, job.data.validation) == (10, 4, 0.25)
+
+
+@pytest.mark.parametrize("key", ["loss = 'mse'", "label_smoothing = 0.1", "optimizer = {name = 'sgd'}"])
+def test_what_the_graph_decides_is_not_said_twice(key: str, tmp_path: Path) -> None:
+    said = complaint(write(tmp_path, JOB.format(data="", rest=f"[training]\n{key}")))
+    assert said == f"…/job.toml: training.{key.split()[0]} is said by the graph of model.graph; change it there"
+
+
+def test_a_graph_is_scaled_when_that_is_asked_for(tmp_path: Path) -> None:
+    job = load(write(tmp_path, JOB.format(data='normalize = "standard"', rest="")))
+    assert job.model.graph is not None
+    graph = cx.Graph.from_json(job.model.graph)
+    assert [buffer.name for buffer in graph.buffers] == ["normalize.mean", "normalize.std"]
+    assert graph == cx.load_graph(tmp_path / "model.cyxgraph", normalize="standard").graph
+
+
+def test_what_is_missing_from_a_graph_that_is_a_job(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert (
+        complaint(path)
+        == '…/model.cyxgraph: job.amount is missing: what the job pays, such as "job": {"amount": "2.5"}'
+    )
+    file = json.loads(path.read_text()) | {"job": {"amount": "1"}}
+    del file["nodes"][0]["params"]["path"]
+    path.write_text(json.dumps(file))
+    assert complaint(path) == (
+        "…/model.cyxgraph: its DatasetInput has no path; add the parameter path, the file with the data"
+    )
+
+
+def test_an_error_names_the_job_file_the_graph_file_and_the_node(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB.format(data="", rest=""))
+    file = json.loads((tmp_path / "model.cyxgraph").read_text())
+    file["nodes"][0]["params"]["shape"] = [3]
+    (tmp_path / "model.cyxgraph").write_text(json.dumps(file))
+    assert complaint(path, ShapeError) == (
+        "…/job.toml: model.graph: …/model.cyxgraph: node 'in' (DatasetInput): its shape is [3], one sample of the data"
+        " is [2]"
+    )
+    (tmp_path / "model.cyxgraph").write_text("{")
+    assert complaint(path).startswith("…/job.toml: model.graph: …/model.cyxgraph: not valid JSON: ")
+    (tmp_path / "model.cyxgraph").unlink()
+    assert complaint(path).endswith("model.cyxgraph: cannot be read (No such file or directory)")
+
+
+def test_an_error_of_a_graph_that_is_a_job_names_it_once(tmp_path: Path) -> None:
+    path = write(tmp_path, job={"amount": "1"}, links=[link("nowhere", "d")])
+    assert (
+        complaint(path) == "…/model.cyxgraph: link 6: there is no node 'nowhere'; known: in, split, d, out, loss, adam"
+    )
+
+
+def test_a_model_for_its_own_input_is_not_a_job(tmp_path: Path) -> None:
+    path = write(tmp_path, job={"amount": "1"}, loss=node("loss", "MSELoss"))
+    file = json.loads(path.read_text())
+    links = [one for one in file["links"] if one["from_pin"] != "labels"]
+    path.write_text(json.dumps(file | {"links": [*links, link("in", "loss", "data", "target")]}))
+    assert complaint(path) == (
+        "…/model.cyxgraph: the graph is trained to give its own input, and a job trains on labels; train it in Python"
+        " with cyxcore.Trainer"
+    )
+
+
+PATTERN = 'name = "p"\namount = "2"\n[data]\npath = "data.csv"\n[model]\npattern = "mlp_basic"\n{rest}'
+
+
+def test_a_job_may_name_a_pattern(tmp_path: Path) -> None:
+    rest = "parameters = { features = 2, classes = 3, hidden = 8, learning_rate = 0.01 }\n[training]\nepochs = 3\n"
+    job = load(write(tmp_path, PATTERN.format(rest=rest)))
+    assert (job.training.epochs, job.training.optimizer.learning_rate) == (3, 0.01)
+    expected = cx.load_graph(cx.patterns.get("mlp_basic", features=2, classes=3, hidden=8)).graph
+    assert job.model.graph is not None and cx.Graph.from_json(job.model.graph) == expected
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        (
+            "parameters = { featuers = 2 }",
+            "…/job.toml: model.pattern: pattern 'mlp_basic': there is no parameter 'featuers'; did you mean"
+            " 'features'?",
+        ),
+        ("graph = 'g.json'", "…/job.toml: model: expected exactly one of layers, graph and pattern"),
+    ],
+)
+def test_what_is_wrong_with_a_pattern_is_said(rest: str, said: str, tmp_path: Path) -> None:
+    assert complaint(write(tmp_path, PATTERN.format(rest=rest))) == said
+
+
+def test_a_pattern_of_another_shape_than_the_data(tmp_path: Path) -> None:
+    assert complaint(write(tmp_path, PATTERN.format(rest="")), ShapeError) == (
+        "…/job.toml: model.pattern: node 'data' (DatasetInput): its shape is [64], one sample of the data is [2]"
+    )
+
+
+def test_parameters_without_a_pattern(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB.format(data="", rest="parameters = { hidden = 8 }"))
+    assert complaint(path) == "…/job.toml: model.parameters goes with model.pattern"
