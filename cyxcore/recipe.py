@@ -186,7 +186,7 @@ def _samples(inputs: list[Placed], given: Sequence[int] | None) -> tuple[dict[st
     if len(inputs) == 1:
         shape = inputs[0].options["shape"] or known
         if shape is None:
-            raise SpecError(f"{inputs[0]}: its shape is missing; add the parameter shape, or give input_shape")
+            raise SpecError(f"{inputs[0]}: its shape is missing; add the parameter shape, or give that of a sample")
         whole = shape if known is None else known
         if math.prod(whole) != math.prod(shape):
             raise ShapeError(f"{inputs[0]}: its shape is {list(shape)}, one sample of the data is {list(whole)}")

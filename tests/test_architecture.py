@@ -71,7 +71,7 @@ cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train
-cyxnet.cli.serving cyxnet.cli
+cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__
 
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
@@ -119,7 +119,7 @@ DOORS = {
 # What of cyxcore the network packages may know: what a model is and how data is read, not how a model is run. Tracing a
 # user's module, and opening the file that came back, need the rest; they ask the lazy door for it by name.
 KNOWN_TO_NETWORK = {*VOCABULARY, *READING_DATA}
-THROUGH_THE_DOOR = {"cyxnet.jobfile", "cyxnet.cli.models", "cyxnet.blocking"}
+THROUGH_THE_DOOR = {"cyxnet.jobfile", "cyxnet.cli.graphs", "cyxnet.cli.models", "cyxnet.blocking"}
 
 # Pure modules decide. They get the time, the dice and the data as arguments.
 PURE = {

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cyxcore import device
+from cyxcore import device, patterns
 from cyxcore.layertable import LAYERS
+from cyxcore.nodekinds import KINDS, described
+from cyxcore.recipe import load_graph
 from cyxnet.local import LocalNetwork
 from cyxnet.subjects import VERBS
 
@@ -101,6 +103,31 @@ def test_the_page_of_layers_lists_every_kind_with_its_options():
     listed = re.findall(r"^\| (\w+) \| (.*) \|$", (ROOT / "docs" / "layers.md").read_text(), re.M)
     options = {kind: re.findall(r"(\w+)(?:\*\*| =)", text) for kind, text in listed if kind != "kind"}
     assert options == {kind: list(layer.options) for kind, layer in LAYERS.items()}
+
+
+def test_the_page_of_graph_files_lists_every_kind_and_pattern_as_they_are():
+    page = (ROOT / "docs" / "graph-format.md").read_text()
+    rows = [line.strip("| ") for line in page.splitlines() if line.startswith("| ")]
+    kinds = [" | ".join((number, name, *rest)).strip("| ") for name, number, *rest in map(_kind_in_words, KINDS)]
+    told = [_pattern_in_words(name) for name in patterns.names()]
+    assert [row for row in rows if row in kinds] == kinds and [row for row in rows if row in told] == told
+    assert len(rows) == len(kinds) + len(told) + 2  # and two headings
+
+
+def _kind_in_words(name):
+    return name, *described(name)
+
+
+def _pattern_in_words(name):
+    pattern = patterns.describe(name)
+    parameters = ", ".join(f"{one.name} = {one.default}" for one in pattern.parameters)
+    return f"{pattern.name} | {pattern.description} | {parameters}"
+
+
+def test_the_file_that_the_page_of_graph_files_shows_is_one():
+    page = (ROOT / "docs" / "graph-format.md").read_text()
+    recipe = load_graph(re.search(r"```json\n(.*?)```", page, re.S)[1].encode())
+    assert recipe.graph.output_shape == (10,) and recipe.job.amount == "2.5"
 
 
 def test_every_test_that_the_security_page_names_exists():

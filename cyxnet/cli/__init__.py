@@ -46,7 +46,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 
 def _file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="a job file (TOML)")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a job file (TOML), or a graph file that is a job")
 
 
 def _up(parser: argparse.ArgumentParser) -> None:
@@ -251,6 +251,27 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
 
 
+def _graph(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    check = actions.add_parser("check", help="show the layers of a graph file and how it trains")
+    check.add_argument("file", type=Path, metavar="FILE", help="a graph file (.cyxgraph)")
+    check.add_argument("--input", type=_shape, metavar="SHAPE", help="of one sample, such as 64 or 3,32,32")
+    check.add_argument("--batch-size", type=_count, default=1, metavar="N", help="rows for the figures (default 1)")
+    schema = actions.add_parser("schema", help="print the format as JSON Schema")
+    kinds = actions.add_parser("kinds", help="list the kinds of nodes with their pins and parameters")
+    for action in (check, schema, kinds):
+        _add_globals(action, before=False)
+
+
+def _patterns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", metavar="NAME", help="one of them: shows its parameters")
+    parser.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="NAME=N", help="a parameter, as often as needed"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there, as a graph file (.cyxgraph)")
+    parser.add_argument("--force", action="store_true", help="replace FILE when it exists")
+
+
 def _ledger(parser: argparse.ArgumentParser) -> None:
     about = 'one SELECT over nodes, jobs, events, metrics, entries; or "verify", or "at"'
     parser.add_argument("question", type=_sql, metavar="SQL", help=about)
@@ -341,6 +362,14 @@ COMMANDS = [
     ),
     Command("id", "make, show, back up and bring back keys", "cyx id show", "keys:keys", _id),
     Command("key", "the API keys for HTTP: make, list and revoke them", "cyx key new", "access:keys", _key),
+    Command("graph", "check and describe graph files", "cyx graph check model.cyxgraph", "graphs:graph", _graph),
+    Command(
+        "patterns",
+        "the bundled models to start from: list them, or make one",
+        "cyx patterns unet --set size=64 -o unet.cyxgraph",
+        "graphs:patterns",
+        _patterns,
+    ),
     Command("version", "print the version", "cyx version", "network:version"),
 ]
 
@@ -403,6 +432,20 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 10000, got {text[:40]!r}")
     return int(text)
+
+
+def _shape(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8}){0,7}", text):
+        raise argparse.ArgumentTypeError(f"expected sizes such as 64 or 3,32,32, got {text[:40]!r}")
+    return [int(size) for size in text.split(",")]
+
+
+def _setting(text: str) -> tuple[str, int | float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value) if re.search(r"[.eEn]", value) else int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {text[:40]!r}") from None
 
 
 def _priority(text: str) -> int:

@@ -324,7 +324,7 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
     (
         "no shape",
         {**GOOD, "nodes": [node("in", "DatasetInput"), *GOOD["nodes"][1:]]},
-        "node 'in' (DatasetInput): its shape is missing; add the parameter shape, or give input_shape",
+        "node 'in' (DatasetInput): its shape is missing; add the parameter shape, or give that of a sample",
     ),
 ]
 SHAPE_ERRORS: list[tuple[str, dict[str, Any], str]] = [

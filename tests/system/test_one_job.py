@@ -28,6 +28,7 @@ AMOUNT = 2_500_000_000
     [
         ("digits.toml", "validation_accuracy", 0.97),
         ("digits_cnn.toml", "validation_accuracy", 0.97),
+        ("digits_resnet.cyxgraph", "validation_accuracy", 0.96),
         ("diabetes.toml", "validation_r2", 0.4),
     ],
 )
