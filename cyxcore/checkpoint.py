@@ -5,6 +5,7 @@ state. The bytes say nothing of when or where they were written: the same job at
 CRC-32 (eight times faster here than SHA-256) finds damage; who fetches a checkpoint from others knows its SHA-256.
 """
 
+import io
 import math
 import os
 import zlib
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from cyxcore import safetensors
+from cyxcore import cyxmodel, safetensors
 from cyxcore.errors import CheckpointError, FormatError
 from cyxcore.graph import Param
 from cyxcore.spec import EpochMetrics
@@ -95,10 +96,21 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, synced: bool = Tr
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read and check a file. Raises CheckpointError for one that is missing, damaged or no checkpoint."""
+    """Read and check a file, or the checkpoint within a .cyxmodel.
+
+    Raises CheckpointError for one that is missing, damaged or no checkpoint.
+    """
     where = f"checkpoint {path}"
     try:
-        tensors, metadata = safetensors.load(path)
+        if str(path).endswith(".cyxmodel"):
+            held = cyxmodel.load(path).training()
+            if held is None:
+                raise CheckpointError(f"{where}: the model holds no training state; it was saved without checkpoint=")
+            tensors, metadata = safetensors.load_from(io.BytesIO(held), len(held), str(path))
+        else:
+            tensors, metadata = safetensors.load(path)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{where}: cannot be read ({error.strerror})") from None
     except FormatError as error:

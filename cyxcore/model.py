@@ -1,23 +1,21 @@
 """A finished model: graph, weights and where they came from, in one file.
 
-Two forms hold the same: .safetensors (the graph and facts in its metadata; any safetensors reader
-gets the weights) and .cyxmodel (a zip whose parts can be looked at one by one).
+FORMATS is the table of the kinds of files: to add one, a row with how it is read and written.
 """
 
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from cyxcore import cyxmodel, safetensors
+from cyxcore import cyxmodel, oldmodels, safetensors
 from cyxcore.errors import FormatError, SpecError
 from cyxcore.evaluation import Evaluator
 from cyxcore.graph import Graph
-from cyxcore.spec import EpochMetrics, TrainingSummary
+from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
 
 Array = np.ndarray[Any, Any]
 
@@ -25,13 +23,27 @@ GRAPH_KEY, FACTS_KEY = "cyx.graph", "cyx.facts"
 
 
 class Facts(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What is known about a model besides graph and weights."""
+    """What is known about a model besides graph and weights.
+
+    training: how it was trained. about: free text of its maker: name, description, …
+    """
 
     history: list[EpochMetrics] = []
     classes: list[str] | None = None
     feature_names: list[str] | None = None
     loss: str | None = None
     summary: TrainingSummary | None = None
+    training: TrainingSpec | None = None
+    about: dict[str, str] = {}
+
+
+class Content(NamedTuple):
+    """What a model file holds. training: the bytes of a checkpoint (cyxcore/checkpoint.py)."""
+
+    graph: Graph
+    weights: Mapping[str, Array]
+    facts: Facts
+    training: bytes | None
 
 
 class Model:
@@ -43,10 +55,13 @@ class Model:
         weights: Mapping[str, Array],
         facts: Facts | None = None,
         device: str | None = None,
+        training: bytes | None = None,
     ) -> None:
+        """training: the bytes of a checkpoint to go on from; a .cyxmodel keeps it."""
         self.graph = graph
         self.weights = dict(weights)
         self.facts = facts or Facts()
+        self.training = training
         self._evaluator = Evaluator(graph, self.weights, device)
 
     @property
@@ -89,7 +104,8 @@ class Model:
         return self._evaluator.evaluate(x, y, chosen)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        _writer(path)(path, self.graph, self.weights, self.facts)
+        """Write it; the name's ending says the format."""
+        format_of(path).save(path, Content(self.graph, self.weights, self.facts, self.training))
 
     def export(self, path: str | os.PathLike[str], opset: int | None = None) -> None:
         """Write the model for other tools: .onnx (opset: 13 to 21, 18 unless given), or any ending `save` takes.
@@ -98,8 +114,8 @@ class Model:
         """
         if opset is None:
             self.save(path)
-        elif _extension(path) == ".onnx":
-            _save_onnx(path, self.graph, self.weights, self.facts, opset)
+        elif format_of(path) is FORMATS[".onnx"]:
+            _save_onnx(path, Content(self.graph, self.weights, self.facts, None), opset)
         else:
             raise FormatError(f"{path}: only .onnx has an opset")
 
@@ -111,77 +127,118 @@ def _facts_json(facts: Facts) -> bytes:
     return msgspec.json.encode(facts, order="sorted")
 
 
-def _save_safetensors(path: Any, graph: Graph, weights: Mapping[str, Array], facts: Facts) -> None:
-    metadata = {"format": "cyx", GRAPH_KEY: graph.to_bytes().decode(), FACTS_KEY: _facts_json(facts).decode()}
-    safetensors.save(path, weights, metadata)
+def _read_facts(raw: bytes, where: str) -> Facts:
+    try:
+        return msgspec.json.decode(raw, type=Facts)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise FormatError(f"{where}: the training facts are unreadable: {error}") from None
 
 
-def _save_cyxmodel(path: Any, graph: Graph, weights: Mapping[str, Array], facts: Facts) -> None:
-    parts = {
-        "graph.json": graph.to_bytes(),
-        "weights.safetensors": safetensors.to_bytes(weights),
-        "history.json": _facts_json(facts),
+# formats ------------------------------------------------------------------------------------------
+
+
+def _save_safetensors(path: Any, model: Content) -> None:
+    metadata = {
+        "format": "cyx",
+        GRAPH_KEY: model.graph.to_bytes().decode(),
+        FACTS_KEY: _facts_json(model.facts).decode(),
     }
-    cyxmodel.save(path, parts)
+    safetensors.save(path, model.weights, metadata)
 
 
-def _load_safetensors(path: Any) -> tuple[bytes, dict[str, Array], bytes]:
+def _load_safetensors(path: Path) -> Content:
     tensors, metadata = safetensors.load(path)
     if GRAPH_KEY not in metadata:
         raise FormatError(
             f"{path}: the file holds weights but no model graph; it was not written by cyxcore.save_model"
         )
-    return (
-        metadata[GRAPH_KEY].encode("utf-8", "surrogatepass"),
-        tensors,
-        metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass"),
-    )
+    graph = Graph.from_json(metadata[GRAPH_KEY].encode("utf-8", "surrogatepass"))
+    facts = _read_facts(metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass"), str(path))
+    return Content(graph, tensors, facts, None)
 
 
-def _load_cyxmodel(path: Any) -> tuple[bytes, dict[str, Array], bytes]:
-    parts = cyxmodel.load(path)
-    raw = parts["weights.safetensors"]
-    tensors, _ = safetensors.load_from(io.BytesIO(raw), len(raw), f"{path}: weights.safetensors")
-    return parts["graph.json"], tensors, parts["history.json"]
+def _save_cyxmodel(path: Any, model: Content) -> None:
+    cyxmodel.save(path, cyxmodel_parts(model.graph, model.facts), model.weights, model.training)
 
 
-def _save_onnx(path: Any, graph: Graph, weights: Mapping[str, Array], facts: Facts, opset: int | None = None) -> None:
+def cyxmodel_parts(graph: Graph, facts: Facts) -> dict[str, bytes]:
+    """The JSON parts of a .cyxmodel."""
+    config = msgspec.structs.replace(facts, history=[])
+    return {
+        "graph.json": graph.to_bytes(),
+        "config.json": _facts_json(config),
+        "history.json": msgspec.json.encode(facts.history, order="sorted"),
+    }
+
+
+def _load_cyxmodel(path: Path) -> Content:
+    if path.is_dir() or _begins(path, oldmodels.MAGIC):
+        old = oldmodels.read(path)
+        return Content(old.graph, old.weights, Facts(about=old.about), None)
+    found = cyxmodel.load(path)
+    small = found.small
+    if "config.json" in small:
+        facts = _read_facts(small["config.json"], found.where)
+        try:
+            facts.history = msgspec.json.decode(small["history.json"], type=list[EpochMetrics])
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise FormatError(f"{found.where}: history.json is unreadable: {error}") from None
+    else:
+        facts = _read_facts(small["history.json"], found.where)  # version 1 keeps all facts there
+    return Content(Graph.from_json(small["graph.json"]), found.weights(), facts, found.training())
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _save_onnx(path: Any, model: Content, opset: int | None = None) -> None:
     from cyxcore import onnx  # its table of operators is for who wants it
 
-    onnx.save(path, graph, weights, {FACTS_KEY: _facts_json(facts).decode()}, opset)
+    onnx.save(path, model.graph, model.weights, {FACTS_KEY: _facts_json(model.facts).decode()}, opset)
 
 
-def _load_onnx(path: Any) -> tuple[bytes, dict[str, Array], bytes]:
+def _load_onnx(path: Path, external_data: bool = False) -> Content:
     from cyxcore import onnx
 
-    found = onnx.load(path)
+    found = onnx.load(path, external_data)
     graph, weights = onnx.to_graph(found)
-    return graph.to_bytes(), weights, found.metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass")
+    facts = _read_facts(found.metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass"), found.where)
+    return Content(graph, weights, facts, None)
 
 
-WRITERS: dict[str, Callable[[Any, Graph, Mapping[str, Array], Facts], None]] = {
-    ".safetensors": _save_safetensors,
-    ".cyxmodel": _save_cyxmodel,
-    ".onnx": _save_onnx,
+class Format(NamedTuple):
+    """A kind of model file. keeps: what of a model it holds, in words."""
+
+    load: Callable[..., Content]
+    save: Callable[..., None]
+    keeps: str
+
+
+FORMATS: dict[str, Format] = {
+    ".cyxmodel": Format(_load_cyxmodel, _save_cyxmodel, "everything: graph, weights, facts, history, training state"),
+    ".safetensors": Format(_load_safetensors, _save_safetensors, "graph, weights, facts and history"),
+    ".onnx": Format(_load_onnx, _save_onnx, "the inference half of the graph, weights, facts and history"),
 }
-READERS: dict[str, Callable[[Any], tuple[bytes, dict[str, Array], bytes]]] = {
-    ".safetensors": _load_safetensors,
-    ".cyxmodel": _load_cyxmodel,
-    ".onnx": _load_onnx,
-}
+# Files in which code may hide: they are never opened.
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin", ".h5", ".keras", ".npy", ".npz", ".mar")
 
 
-def _writer(path: str | os.PathLike[str]) -> Callable[[Any, Graph, Mapping[str, Array], Facts], None]:
-    return WRITERS[_extension(path)]
-
-
-def _extension(path: str | os.PathLike[str]) -> str:
+def format_of(path: str | os.PathLike[str]) -> Format:
+    """The format a name's ending says. Raises FormatError."""
     extension = Path(path).suffix.lower()
-    if extension not in READERS:
+    if extension in PICKLES:
         raise FormatError(
-            f"{path}: expected a name ending in {' or '.join(READERS)}, got {extension or 'no extension'!r}"
+            f"{path}: files of this kind may hold code, and are never opened; save the weights as "
+            "safetensors in the program that made them (safetensors.torch.save_file(model.state_dict(), 'w.safetensors')), "
+            "or export the model to .onnx"
         )
-    return extension
+    if extension not in FORMATS:
+        raise FormatError(
+            f"{path}: expected a name ending in {' or '.join(FORMATS)}, got {extension or 'no extension'!r}"
+        )
+    return FORMATS[extension]
 
 
 def save_model(
@@ -194,8 +251,15 @@ def save_model(
     feature_names: Sequence[str] | None = None,
     loss: str | None = None,
     summary: TrainingSummary | None = None,
+    training: TrainingSpec | None = None,
+    about: Mapping[str, str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Write a model; the form follows the name's ending. Equal models give equal bytes."""
+    """Write a model; the form follows the name's ending. Equal models give equal bytes.
+
+    training: how it was trained. checkpoint: a file of Trainer.checkpoint, which a .cyxmodel takes in: training goes
+    on from it with Trainer(..., resume="model.cyxmodel").
+    """
     checked = _checked_weights(graph, weights, str(path))
     facts = Facts(
         history=list(history),
@@ -203,19 +267,30 @@ def save_model(
         feature_names=None if feature_names is None else list(feature_names),
         loss=loss,
         summary=summary,
+        training=training,
+        about=dict(about or {}),
     )
-    _writer(path)(path, graph, checked, facts)
+    state = None if checkpoint is None else Path(checkpoint).read_bytes()
+    if state is not None and format_of(path) is not FORMATS[".cyxmodel"]:
+        raise FormatError(f"{path}: only a .cyxmodel holds the state of a training run; leave checkpoint= out")
+    format_of(path).save(path, Content(graph, checked, facts, state))
 
 
-def load_model(path: str | os.PathLike[str], device: str | None = None) -> Model:
-    """A model from a .safetensors or .cyxmodel file. Raises FormatError, GraphError or ShapeError."""
-    graph_json, tensors, facts_json = READERS[_extension(path)](path)
-    graph = Graph.from_json(graph_json)
-    try:
-        facts = msgspec.json.decode(facts_json, type=Facts)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise FormatError(f"{path}: the training facts are unreadable: {error}") from None
-    return Model(graph, _checked_weights(graph, tensors, str(path)), facts, device)
+def load_model(path: str | os.PathLike[str], device: str | None = None, external_data: bool = False) -> Model:
+    """A model from a .cyxmodel, .safetensors or .onnx file. Raises FormatError, GraphError or ShapeError.
+
+    external_data: of an .onnx file, read values that lie in another file of the same folder; refused otherwise.
+    """
+    found = format_of(path)
+    options = {"external_data": True} if external_data and found is FORMATS[".onnx"] else {}
+    content = found.load(Path(path), **options)
+    return Model(
+        content.graph,
+        _checked_weights(content.graph, content.weights, str(path)),
+        content.facts,
+        device,
+        content.training,
+    )
 
 
 def _checked_weights(graph: Graph, weights: Mapping[str, Array], where: str) -> dict[str, Array]:

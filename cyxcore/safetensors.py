@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -83,9 +84,14 @@ def _head(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None) -> b
     return len(text).to_bytes(8, "little") + text
 
 
+def pieces(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The file's bytes one after the other, tensors as views: equal inputs give equal bytes."""
+    return itertools.chain([_head(tensors, metadata)], (raw for _, raw in in_file_order(tensors)))
+
+
 def to_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
     """The file's bytes: equal inputs give equal bytes."""
-    return b"".join([_head(tensors, metadata), *(raw for _, raw in in_file_order(tensors))])
+    return b"".join(pieces(tensors, metadata))
 
 
 def save(
@@ -98,8 +104,7 @@ def save(
 
     synced: whether it is on the disk itself when this returns, and so outlives a loss of power.
     """
-    head = _head(tensors, metadata)
-    write_parts_atomically(path, itertools.chain([head], (raw for _, raw in in_file_order(tensors))), synced)
+    write_parts_atomically(path, pieces(tensors, metadata), synced)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -109,12 +114,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_parts_atomically(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], synced: bool) -> None:
     """Like write_atomically, piece by piece: no second copy of everything in memory."""
+    with replacing(path, synced) as file:
+        for data in parts:
+            file.write(data)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], synced: bool = True) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends without an error, and otherwise is gone."""
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            for data in parts:
-                file.write(data)
+        with part.open("w+b") as file:
+            yield file
             file.flush()
             if synced:
                 os.fsync(file.fileno())

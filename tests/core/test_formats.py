@@ -1,11 +1,14 @@
 """Model files: deterministic, readable elsewhere, and nothing damaged gets in."""
 
+import hashlib
 import json
 import struct
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -15,10 +18,10 @@ from hypothesis import strategies as st
 import cyxcore as cx
 from cyxcore import cyxmodel
 from cyxcore import safetensors as own
-from cyxcore.errors import CyxError, FormatError, SpecError
+from cyxcore.errors import CheckpointError, CyxError, FormatError, SpecError
 from cyxcore.model import load_model, save_model
-from cyxcore.spec import EpochMetrics, TrainingSummary
-from cyxcore.training import initial_weights
+from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
+from cyxcore.training import Trainer, initial_weights
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -45,6 +48,7 @@ SUMMARY = TrainingSummary(
     validation_rows=0,
     parameters=15,
 )
+SMALL = {"graph.json": b"{}", "config.json": b"{}", "history.json": b"[]"}
 BOTH = pytest.mark.parametrize("extension", [".safetensors", ".cyxmodel"])
 
 
@@ -199,13 +203,84 @@ def test_the_model_file_is_one_safetensors_file(tmp_path: Path) -> None:
 
 def test_a_cyxmodel_is_a_zip_of_readable_parts(tmp_path: Path) -> None:
     with zipfile.ZipFile(saved(tmp_path / "m.cyxmodel")) as archive:
-        assert archive.namelist() == ["manifest.json", "graph.json", "weights.safetensors", "history.json"]
+        assert archive.namelist() == [
+            "manifest.json",
+            "graph.json",
+            "config.json",
+            "history.json",
+            "weights.safetensors",
+        ]
         assert archive.read("graph.json") == GRAPH.to_bytes()
+        manifest = json.loads(archive.read("manifest.json"))
+        assert manifest["format"] == "cyx-model/3"
+        for name, digest in manifest["sha256"].items():
+            assert hashlib.sha256(archive.read(name)).hexdigest() == digest
+
+
+def test_the_first_version_of_the_container_is_read(tmp_path: Path) -> None:
+    facts = {"history": [msgspec.to_builtins(HISTORY[0])], "classes": ["x", "y", "z"], "loss": "cross_entropy"}
+    parts = {
+        "graph.json": GRAPH.to_bytes(),
+        "weights.safetensors": own.to_bytes(WEIGHTS),
+        "history.json": json.dumps(facts).encode(),
+    }
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
+    with zipfile.ZipFile(tmp_path / "m.cyxmodel", "w") as archive:
+        archive.writestr("manifest.json", json.dumps({"format": "cyx-model/1", "sha256": digests}))
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    model = load_model(tmp_path / "m.cyxmodel", device="reference")
+    assert model.graph == GRAPH and same(model.weights, WEIGHTS)
+    assert (model.history, model.classes, model.training) == (HISTORY, ["x", "y", "z"], None)
+
+
+def test_a_later_version_of_the_container_is_refused_by_its_name(tmp_path: Path) -> None:
+    manifest = json.dumps({"format": "cyx-model/9", "sha256": {}}).encode()
+    bad = rezipped(saved(tmp_path / "m.cyxmodel"), tmp_path / "bad.cyxmodel", manifest=manifest)
+    with pytest.raises(FormatError, match="expected a format of cyx-model/3, cyx-model/1, got 'cyx-model/9'"):
+        load_model(bad)
+
+
+def test_a_training_run_goes_on_from_the_model_that_holds_its_state(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    data = types.SimpleNamespace(
+        x_train=drawn.normal(size=(32, 4)).astype(np.float32),
+        y_train=drawn.integers(0, 3, 32),
+        x_val=np.zeros((0, 4), np.float32),
+        y_val=np.zeros(0, np.int64),
+    )
+    spec = TrainingSpec(epochs=3, batch_size=8)
+    whole = Trainer(GRAPH, data, spec)
+    list(whole.run())
+    half = Trainer(GRAPH, data, spec)
+    steps = half.run()
+    while half.step < 5:
+        next(steps)
+    half.checkpoint(tmp_path / "at")
+    save_model(tmp_path / "m.cyxmodel", GRAPH, half.weights, training=spec, checkpoint=tmp_path / "at")
+    model = load_model(tmp_path / "m.cyxmodel")
+    assert model.facts.training == spec and model.training == (tmp_path / "at").read_bytes()
+    again = Trainer(GRAPH, data, spec, resume=tmp_path / "m.cyxmodel")
+    assert again.step == 5
+    list(again.run())
+    assert same(again.weights, whole.weights)
+    save_model(tmp_path / "bare.cyxmodel", GRAPH, half.weights)
+    with pytest.raises(CheckpointError, match="holds no training state"):
+        Trainer(GRAPH, data, spec, resume=tmp_path / "bare.cyxmodel")
+    with pytest.raises(FormatError, match="only a .cyxmodel holds the state"):
+        save_model(tmp_path / "m.safetensors", GRAPH, half.weights, checkpoint=tmp_path / "at")
 
 
 def test_another_extension_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="ending in .safetensors or .cyxmodel or .onnx, got '.pt'"):
-        load_model(tmp_path / "m.pt")
+    with pytest.raises(FormatError, match="ending in .cyxmodel or .safetensors or .onnx, got '.txt'"):
+        load_model(tmp_path / "m.txt")
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.PTH", "m.pkl", "m.joblib", "m.h5"])
+def test_a_file_in_which_code_may_hide_is_never_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()  # opening it would be another error
+    with pytest.raises(FormatError, match="are never opened; save the weights as safetensors"):
+        load_model(tmp_path / name)
 
 
 def test_weights_without_a_graph_are_no_model(tmp_path: Path) -> None:
@@ -248,7 +323,7 @@ def rezipped(path: Path, target: Path, compress: int = zipfile.ZIP_STORED, twice
         ({"graph": b"{}"}, "graph.json has SHA-256"),
         ({"history": b"0" * 10}, "history.json has SHA-256"),
         ({"weights": b""}, "weights.safetensors is missing"),
-        ({"manifest": b"[]"}, "manifest.json: expected format"),
+        ({"manifest": b"[]"}, "manifest.json: expected a format"),
         ({"manifest": b"{"}, "manifest.json is no JSON"),
         ({"manifest": b"[" * 100_000}, "manifest.json is no JSON"),
         ({"twice": True}, "at most 64 entries"),
@@ -263,7 +338,7 @@ def test_a_changed_container_is_refused(tmp_path: Path, change: dict[str, Any], 
 @pytest.mark.parametrize("field", [22, 18], ids=["plain size", "stored size"])
 def test_a_size_that_lies_is_refused(tmp_path: Path, field: int) -> None:
     """The central directory of the last entry claims a gigabyte."""
-    raw = bytearray(cyxmodel.to_bytes({name: b"{}" for name in cyxmodel.PARTS}))
+    raw = bytearray(cyxmodel.to_bytes(SMALL, {"a": np.zeros(2, np.float32)}))
     entry = raw.rindex(b"PK\x01\x02")
     raw[entry + field + 2 : entry + field + 6] = struct.pack("<I", 2**30)
     (tmp_path / "bomb.cyxmodel").write_bytes(raw)
@@ -273,14 +348,14 @@ def test_a_size_that_lies_is_refused(tmp_path: Path, field: int) -> None:
 
 def test_entries_that_overlap_are_refused(tmp_path: Path) -> None:
     """Every central entry claims the same large bytes."""
-    raw = bytearray(cyxmodel.to_bytes({name: b"x" * 5000 for name in cyxmodel.PARTS}))
+    raw = bytearray(cyxmodel.to_bytes({name: b"x" * 5000 for name in SMALL}, {"a": np.zeros(2000, np.float32)}))
     start = 0
-    for _ in range(4):
+    for _ in range(5):
         entry = raw.index(b"PK\x01\x02", start)
         raw[entry + 20 : entry + 28] = struct.pack("<II", 12_000, 12_000)
         start = entry + 4
     (tmp_path / "bomb.cyxmodel").write_bytes(raw)
-    with pytest.raises(FormatError, match="claim 48000 bytes"):
+    with pytest.raises(FormatError, match="claim 60000 bytes"):
         load_model(tmp_path / "bomb.cyxmodel")
 
 
