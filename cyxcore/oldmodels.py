@@ -25,8 +25,8 @@ MAX_RANK, MAX_JSON_BYTES, MAX_MODULES, MAX_FILES = 8, 16_000_000, 10_000, 10_000
 # A module's kind, as CyxWiz spells it in small letters, and ours; "" is left out.
 KINDS = {
     "relu": "ReLU", "leakyrelu": "LeakyReLU", "elu": "ELU", "selu": "SELU", "gelu": "GELU", "swish": "SiLU",
-    "silu": "SiLU", "mish": "Mish", "sigmoid": "Sigmoid", "tanh": "Tanh", "softmax": "Softmax", "flatten": "Flatten", "dropout": "",
-    "identity": "", "datasetinput": "", "output": "",
+    "silu": "SiLU", "mish": "Mish", "sigmoid": "Sigmoid", "tanh": "Tanh", "softmax": "Softmax", "flatten": "Flatten",
+    "dropout": "", "identity": "", "datasetinput": "", "output": "",
 }  # fmt: skip
 DENSE = ("linear", "dense", "linearlayer", "denselayer")
 
