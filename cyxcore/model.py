@@ -230,9 +230,9 @@ def format_of(path: str | os.PathLike[str]) -> Format:
     extension = Path(path).suffix.lower()
     if extension in PICKLES:
         raise FormatError(
-            f"{path}: files of this kind may hold code, and are never opened; save the weights as "
-            "safetensors in the program that made them (safetensors.torch.save_file(model.state_dict(), 'w.safetensors')), "
-            "or export the model to .onnx"
+            f"{path}: files of this kind may hold code, and are never opened; in the program that made it, export the "
+            "model to .onnx, or save the weights as safetensors: "
+            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         )
     if extension not in FORMATS:
         raise FormatError(
