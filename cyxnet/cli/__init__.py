@@ -272,6 +272,17 @@ def _patterns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace FILE when it exists")
 
 
+def _chat(parser: argparse.ArgumentParser) -> None:
+    number: dict[str, Any] = {"metavar": "N"}
+    parser.add_argument("model", metavar="MODEL", help="a model file, or the address of a server: http://host:port")
+    parser.add_argument("--name", metavar="NAME", help="which model of the server (default: its first)")
+    parser.add_argument("--system", metavar="TEXT", help="an instruction that stands before the conversation")
+    parser.add_argument("--temperature", type=float, help="how freely words are chosen; 0: the likeliest", **number)
+    parser.add_argument("--top-p", type=float, help="only of the likeliest that reach this probability", **number)
+    parser.add_argument("--max-tokens", type=int, help="the longest answer", **number)
+    parser.add_argument("--seed", type=int, help="the same seed, the same answers", **number)
+
+
 def _ledger(parser: argparse.ArgumentParser) -> None:
     about = 'one SELECT over nodes, jobs, events, metrics, entries; or "verify", or "at"'
     parser.add_argument("question", type=_sql, metavar="SQL", help=about)
@@ -300,6 +311,13 @@ COMMANDS = [
         "cyx serve digits.safetensors --port 8000",
         "serving:serve",
         _serve,
+    ),
+    Command(
+        "chat",
+        "talk with a language model: a file, or a server that speaks the OpenAI API",
+        "cyx chat http://127.0.0.1:8000",
+        "chat:chat",
+        _chat,
     ),
     Command("quote", "what a job costs at most, signed", "cyx quote digits.toml -o price.json", "money:quote", _quote),
     Command("submit", "check, pay and submit a job file", "cyx submit digits.toml --wait", "jobs:submit", _submit),

@@ -1,0 +1,140 @@
+"""`cyx chat`: a conversation with a model in a terminal, or from a pipe, a line for each message."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from cyxcore.errors import FormatError
+from cyxnet.chatting import ChatError, Server, Unusable
+from cyxnet.cli.exits import DONE
+from cyxnet.cli.screen import Screen
+
+KEY_VARIABLE = "CYX_API_KEY"
+HELP = """/reset          begin a new conversation
+/system TEXT    begin a new one with this instruction; without TEXT: with none
+/help           this
+/exit           leave (or Ctrl-D; Ctrl-C stops an answer)"""
+
+
+async def chat(args: argparse.Namespace, screen: Screen) -> int:
+    # Ctrl-C is to end an answer, not this command: as a KeyboardInterrupt it arrives where the answer is read
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+    with server_of(args.model) as server:
+        names = server.models()
+        name = args.name or (names[0] if names else "")
+        if not name:
+            raise Unusable(f"{server.url} serves no model; name one with --name")
+        Conversation(server, name, args, screen).run()
+    return DONE
+
+
+@contextlib.contextmanager
+def server_of(model: str) -> Iterator[Server]:
+    """The server at an address, or one of our own for a file, which ends with this command."""
+    if "://" in model:
+        yield Server(model, os.environ.get(KEY_VARIABLE, ""))
+        return
+    if not Path(model).is_file():
+        raise FormatError(f"{model}: there is no such file; expected one, or an address such as http://127.0.0.1:8000")
+    command = [sys.executable, "-m", "cyxnode.serving", model, "--port=0", "--json", "--guard-stdin"]
+    # in a session of its own, so that Ctrl-C is not its end
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdin and process.stdout
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise ChatError(f"{model} is not served; what is wrong stands above")
+        yield Server(msgspec.json.decode(line)["data"]["url"], os.environ.get(KEY_VARIABLE, ""))
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+class Conversation:
+    """Reads a line, answers it, until the end. What was said so far goes with each request."""
+
+    def __init__(self, server: Server, name: str, args: argparse.Namespace, screen: Screen):
+        self._server, self._args, self._screen = server, args, screen
+        options = {key: getattr(args, key) for key in ("temperature", "top_p", "max_tokens", "seed")}
+        self._options = {"model": name} | {key: value for key, value in options.items() if value is not None}
+        self._system: str = args.system or ""
+        self._said: list[dict[str, str]] = []
+        self._is_live = sys.stdin.isatty() and sys.stdout.isatty() and not args.json
+
+    def run(self) -> None:
+        if self._is_live and not self._args.quiet:
+            self._tell(f"{self._options['model']} at {self._server.url}; /help says what else there is")
+        while (line := self._read()) is not None:
+            word, _, rest = line.strip().partition(" ")
+            if word in ("/exit", "/quit"):
+                return
+            if word == "/reset" or word == "/system":
+                self._said = []
+                self._system = rest.strip() if word == "/system" else self._system
+                self._tell("a new conversation")
+            elif word.startswith("/"):
+                self._tell(HELP if word == "/help" else f"there is no {word}\n{HELP}")
+            elif word:
+                self._ask(line.strip())
+
+    def _read(self) -> str | None:
+        """The next line; None at the end of them."""
+        try:
+            if self._is_live:
+                return input("\n> ")
+            line = sys.stdin.readline()
+            return line if line else None
+        except EOFError:
+            return None
+
+    def _ask(self, text: str) -> None:
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        asked = {"role": "user", "content": text}
+        pieces: list[str] = []
+        stopped = False
+        try:
+            with contextlib.closing(
+                self._server.answer(self._options | {"messages": [*system, *self._said, asked]})  # type: ignore[type-var]
+            ) as answer:
+                for piece in answer:
+                    pieces.append(piece)
+                    self._write(piece)
+        except KeyboardInterrupt:
+            stopped = True
+        except ChatError as error:
+            if not self._is_live:
+                raise
+            self._tell(str(error))  # the conversation goes on without this message
+            return
+        self._said += [asked, {"role": "assistant", "content": "".join(pieces)}]
+        if self._args.json:
+            self._screen.result("", {"answer": "".join(pieces), "stopped": stopped})
+        else:
+            self._write(" [stopped]\n" if stopped else "\n")
+
+    def _write(self, text: str) -> None:
+        if not self._args.json:
+            sys.stdout.write(harmless(text))
+            sys.stdout.flush()
+
+    def _tell(self, text: str) -> None:
+        if self._is_live:
+            from rich.console import Console
+            from rich.text import Text
+
+            Console(stderr=True, no_color=self._args.no_color).print(Text(harmless(text), style="dim"))
+        elif not self._args.quiet:
+            print(harmless(text), file=sys.stderr)
+
+
+def harmless(text: str) -> str:
+    """Text of a stranger for a terminal: no control codes but line ends and tabs."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
