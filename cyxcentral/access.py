@@ -15,7 +15,8 @@ import heapq
 import hmac
 import math
 import re
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import msgspec
@@ -64,6 +65,7 @@ class Access:
         self._follower: Follower | None = None
         self._opening = asyncio.Lock()
         self._reached: dict[int, asyncio.Event] = {}
+        self._storing: Counter[tuple[type, str]] = Counter()  # kind and identity: those that are on their way
 
     def handlers(self) -> dict[str, Callable[[str, Any], Any]]:
         return {"key.new": self._key_new, "key.list": self._key_list, "key.revoke": self._key_revoke}
@@ -221,14 +223,28 @@ class Access:
             if isinstance(grant, kind) and not grant.revoked_at_ms and (grant.ends_at_ms or math.inf) > now_ms
         ]
 
+    @contextlib.contextmanager
+    def _one_more(self, kind: type, identity: str, are: int, at_most: int, no: ApiError) -> Iterator[None]:
+        """A place below a limit, from now until what takes it is stored. Raises `no` when there is none.
+
+        are: how many there are. What others are about to store counts too: they asked before it could be seen.
+        """
+        if are + self._storing[kind, identity] >= at_most:
+            raise no
+        self._storing[kind, identity] += 1
+        try:
+            yield
+        finally:
+            self._storing[kind, identity] -= 1
+            if not self._storing[kind, identity]:
+                del self._storing[kind, identity]
+
     async def _key_new(self, caller: str, ask: m.KeyNewRequest) -> m.NewKey:
         await self.open()
         if ask.role not in self._roles(caller):
             raise ApiError("not_allowed", f"{caller} may not be {ask.role}: ask for a key of another role", 403)
         if len(self._of.get(caller, ())) >= KEYS_PER_IDENTITY + SESSIONS_PER_IDENTITY:
             raise ApiError("too_many_keys", f"{caller} has too many keys; revoke some, and wait a day", 409)
-        if len(self._live(caller, m.ApiKey)) >= KEYS_PER_IDENTITY:
-            raise ApiError("too_many_keys", f"{caller} has {KEYS_PER_IDENTITY} keys; revoke one first", 409)
         now_ms, secret = self._machine.wall_ms(), self._machine.token_hex(32)
         made = m.ApiKey(
             id=self._machine.token_hex(6),
@@ -240,7 +256,9 @@ class Access:
             made_at_ms=now_ms,
             ends_at_ms=now_ms + ask.days * 86_400_000 if ask.days else 0,
         )
-        await self._change(made.id, lambda now: _unless_taken(now, made))
+        no = ApiError("too_many_keys", f"{caller} has {KEYS_PER_IDENTITY} keys; revoke one first", 409)
+        with self._one_more(m.ApiKey, caller, len(self._live(caller, m.ApiKey)), KEYS_PER_IDENTITY, no):
+            await self._change(made.id, lambda now: _unless_taken(now, made))
         return m.NewKey(key=f"cyxk_{made.id}_{secret}", view=_view(made))
 
     async def _key_list(self, caller: str, ask: m.KeyListRequest) -> m.KeyList:
@@ -283,13 +301,13 @@ class Access:
         """A new session, and its refresh token. Raises Refused when the nonce has opened one already."""
         await self.open()
         remembered = (self._held[grant_id][1] for grant_id in self._of.get(identity, ()))
-        if sum(isinstance(grant, m.HttpSession) for grant in remembered) >= SESSIONS_REMEMBERED:
-            raise ApiError(
-                "too_many_sessions",
-                f"{identity} opened {SESSIONS_REMEMBERED} sessions in a day: refresh one of them, or use an API key",
-                429,
-                retry_after_ms=60_000,
-            )
+        are = sum(isinstance(grant, m.HttpSession) for grant in remembered)
+        no = ApiError(
+            "too_many_sessions",
+            f"{identity} opened {SESSIONS_REMEMBERED} sessions in a day: refresh one of them, or use an API key",
+            429,
+            retry_after_ms=60_000,
+        )
         now_ms = self._machine.wall_ms()
         session = m.HttpSession(
             id=hashlib.sha256(nonce.encode()).hexdigest()[:32],  # so one nonce opens one session, whoever is asked
@@ -307,7 +325,8 @@ class Access:
                 raise Refused("this nonce was used already: ask for a new one")
             return session
 
-        await self._change(session.id, decide)
+        with self._one_more(m.HttpSession, identity, are, SESSIONS_REMEMBERED, no):
+            await self._change(session.id, decide)
         live = sorted(self._live(identity, m.HttpSession), key=lambda each: each.refreshed_at_ms)
         for old in live[:-SESSIONS_PER_IDENTITY]:
             await self.revoke(old.id, "newer sessions took its place")

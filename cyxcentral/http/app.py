@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -256,9 +256,29 @@ class Front:
         return bytes(body)
 
     async def _stream(self, who: Who, ask: m.UpdatesRequest, last_event_id: str | None) -> Response:
-        """The updates of a job as server-sent events, from where the reader was."""
-        if self._streams.get(who.identity, 0) >= STREAMS_OF_ONE or self.streams >= STREAMS:
+        """The updates of a job as server-sent events, from where the reader was. It keeps its place to its end."""
+        with contextlib.ExitStack() as taken:
+            taken.enter_context(self._place_to_stream(who.identity))
+            return await self._followed(who, ask, last_event_id, taken)
+
+    @contextlib.contextmanager
+    def _place_to_stream(self, identity: str) -> Iterator[None]:
+        """Counted before anything is waited for: who asks at the same time is counted too. Raises ApiError (429)."""
+        if self._streams.get(identity, 0) >= STREAMS_OF_ONE or self.streams >= STREAMS:
             raise ApiError("too_many_streams", f"at most {STREAMS_OF_ONE} streams at a time; end one", 429, 1000)
+        self._streams[identity] = self._streams.get(identity, 0) + 1
+        self.figures.streams.set(self.streams)
+        try:
+            yield
+        finally:
+            self._streams[identity] -= 1
+            if not self._streams[identity]:
+                del self._streams[identity]
+            self.figures.streams.set(self.streams)
+
+    async def _followed(
+        self, who: Who, ask: m.UpdatesRequest, last_event_id: str | None, place: contextlib.ExitStack
+    ) -> Response:
         if last_event_id:
             ask = position(ask, last_event_id)
         read = functools.partial(self._handlers["job.updates"], who.identity)
@@ -271,20 +291,8 @@ class Front:
         async def still_good() -> None:
             await self.gate.refuse_gone(who, self._machine.wall_ms() // 1000)
 
-        @contextlib.contextmanager
-        def counted():  # type: ignore[no-untyped-def]
-            self._streams[who.identity] = self._streams.get(who.identity, 0) + 1
-            self.figures.streams.set(self.streams)
-            try:
-                yield
-            finally:
-                self._streams[who.identity] -= 1
-                if not self._streams[who.identity]:
-                    del self._streams[who.identity]
-                self.figures.streams.set(self.streams)
-
         pieces = follow(read, ask, self._central.recent, still_good, self.over, self._limits.ping_s)
-        return EventStream(pieces, counted(), _HEADERS)
+        return EventStream(pieces, place.pop_all(), _HEADERS)
 
     # -- about the server ----------------------------------------------------------------------------
 

@@ -92,18 +92,21 @@ def _event(kind: str, place: str, data: Any) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """The answer that is such a stream. counted: entered while it is open."""
+    """The answer that is such a stream. place: given back when it is over, or never began."""
 
     def __init__(
         self,
         pieces: AsyncIterator[bytes],
-        counted: contextlib.AbstractContextManager[None],
+        place: contextlib.ExitStack,
         headers: dict[str, str],
     ):
         super().__init__(pieces, headers=headers | {"X-Accel-Buffering": "no"}, media_type="text/event-stream")
-        self._pieces, self._counted = pieces, counted
+        self._pieces, self._place = pieces, place
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Any) -> None:
-        with self._counted:
-            async with contextlib.aclosing(self._pieces):  # type: ignore[type-var]
-                await super().stream_response(send)
+        async with contextlib.aclosing(self._pieces):  # type: ignore[type-var]
+            await super().stream_response(send)

@@ -176,6 +176,46 @@ async def test_keys_of_one_identity_are_bounded(central):
     assert await new_key(access, BOB)
 
 
+async def test_of_keys_that_are_asked_for_at_once_no_more_are_made_than_there_may_be(central, monkeypatch):
+    monkeypatch.setattr("cyxcentral.access.KEYS_PER_IDENTITY", 2)
+    access = await central()
+    await new_key(access)
+    await together(access, monkeypatch, lambda: new_key(access), "too_many_keys")
+    assert len(access._live(ALICE, m.ApiKey)) == 2
+
+
+async def test_of_sessions_that_are_asked_for_at_once_no_more_are_opened_than_there_may_be(central, monkeypatch):
+    monkeypatch.setattr("cyxcentral.access.SESSIONS_REMEMBERED", 2)
+    access, nonces = await central(), iter("abc")
+
+    def opened():
+        return access.open_session(next(nonces), ALICE, "client", "0" * 64)
+
+    await opened()
+    await together(access, monkeypatch, opened, "too_many_sessions")
+    assert len(access._of[ALICE]) == 2
+
+
+async def together(access, monkeypatch, ask, code):
+    """Two ask for the last place before either has stored anything: one gets it."""
+    append, go_on, here = access._core.append, asyncio.Event(), asyncio.Event()
+
+    async def at_the_gate(*args, **options):
+        here.set()
+        await go_on.wait()
+        return await append(*args, **options)
+
+    monkeypatch.setattr(access._core, "append", at_the_gate)
+    first = asyncio.create_task(ask())
+    await asyncio.wait_for(here.wait(), 20)
+    with pytest.raises(ApiError) as refused:
+        await ask()
+    assert refused.value.code == code
+    go_on.set()
+    await asyncio.wait_for(first, 20)
+    assert not access._storing
+
+
 async def test_a_refresh_token_is_good_once_and_its_second_use_revokes_the_session(central):
     one, two = await central(), await central()
     session, first = await one.open_session("nonce", ALICE, "client", "00" * 32)

@@ -398,6 +398,38 @@ async def test_streams_of_one_caller_are_bounded_and_counted_down(central, monke
     await soon(lambda: not central.front.streams)
 
 
+async def test_of_streams_that_are_asked_for_at_once_no_more_pass_than_there_may_be(central, monkeypatch):
+    monkeypatch.setattr("cyxcentral.http.app.STREAMS_OF_ONE", 1)
+    key = (await central.key()).key
+    await job(central)
+    find, go_on = central.front._handlers["job.status"], asyncio.Event()
+    here = asyncio.Semaphore(0)
+
+    async def at_the_gate(caller, ask):
+        here.release()
+        await go_on.wait()
+        return await find(caller, ask)
+
+    monkeypatch.setitem(central.front._handlers, "job.status", at_the_gate)
+
+    async def follow():
+        async with central.http.stream("GET", "/v1/jobs/job-1/updates", headers=sse(key)) as answer:
+            return answer.status_code  # and it is over
+
+    first = asyncio.create_task(follow())
+    await asyncio.wait_for(here.acquire(), 20)  # it has been let pass, and is not open yet
+    assert await asyncio.wait_for(follow(), 20) == 429
+    go_on.set()
+    assert await asyncio.wait_for(first, 20) == 200
+    await soon(lambda: not central.front.streams)
+
+
+async def test_a_stream_of_a_job_that_is_none_gives_its_place_back(central):
+    key = (await central.key()).key
+    assert (await central.http.get("/v1/jobs/nowhere/updates", headers=sse(key))).status_code == 404
+    assert central.front.streams == 0
+
+
 async def test_the_end_of_the_server_ends_its_streams(broker):
     async with contextlib.AsyncExitStack() as stack:
         central = await stack.enter_async_context(HttpCentral.open(broker))
