@@ -15,7 +15,7 @@ import heapq
 import hmac
 import math
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -32,6 +32,9 @@ from cyxnet.follower import Follower
 
 KEYS_PER_IDENTITY, SESSIONS_PER_IDENTITY = 100, 64
 SESSIONS_REMEMBERED = 1_000  # of one identity: those that newer ones took the place of are remembered for a day
+STRANGERS_REMEMBERED = 50_000  # keys and sessions of identities that never had a job, were a node or an operator
+STRANGER_SAFE_MS = 300_000  # one that was made since is not forgotten: its nonce may be good still
+FORGOTTEN_AT_MS = 1  # of a stranger's grant that gave way: revoked so long ago that nobody remembers it
 SESSION_MS = 7 * 24 * 3600 * 1000  # from its opening, however often it is refreshed
 REMEMBERED_MS = 24 * 3600 * 1000  # so long what has ended or was revoked is still shown, and its id not free
 SILENT_S = 10.0
@@ -51,13 +54,27 @@ class Refused(CyxError):
 
 
 class Access:
-    """secret: for refresh tokens, the same at all centrals. roles: those an identity may have now."""
+    """secret: for refresh tokens, the same at all centrals. roles: those an identity may have now.
 
-    def __init__(self, core: Bus, machine: Machine, secret: bytes, roles: Roles, replicas: int = 1):
+    is_known: whether an identity has something that costs more than a key: a job, a registered node. An identity costs
+    nothing, so the grants of all others together are bounded; the one that was used longest ago gives way.
+    """
+
+    def __init__(
+        self,
+        core: Bus,
+        machine: Machine,
+        secret: bytes,
+        roles: Roles,
+        replicas: int = 1,
+        is_known: Callable[[str], bool] = lambda identity: False,
+    ):
         self._core = core
         self._machine = machine
         self._secret = secret
         self._roles = roles
+        self._is_known = is_known
+        self._strangers: OrderedDict[str, None] = OrderedDict()  # ids of grants, that used longest ago first
         self._replicas = replicas
         self._held: dict[str, tuple[int, m.Grant]] = {}  # id -> its sequence, and what lies there
         self._of: dict[str, set[str]] = {}  # identity -> ids
@@ -116,6 +133,8 @@ class Access:
             if stored.subject == subjects.access(grant.id) and stored.seq > seq:
                 self._held[grant.id] = (stored.seq, grant)
                 self._of.setdefault(grant.identity, set()).add(grant.id)
+                if before is None and not self._is_known(grant.identity):
+                    self._strangers[grant.id] = None
                 forget_ms = _forget_ms(grant)
                 if forget_ms and (before is None or forget_ms != _forget_ms(before)):  # not again with each refresh
                     heapq.heappush(self._to_forget, (forget_ms, grant.id))
@@ -131,6 +150,7 @@ class Access:
 
     def _drop(self, grant: m.Grant) -> None:
         del self._held[grant.id]
+        self._strangers.pop(grant.id, None)
         self._of[grant.identity].discard(grant.id)
         if not self._of[grant.identity]:
             del self._of[grant.identity]
@@ -171,6 +191,8 @@ class Access:
             raise Refused(f"{_noun(grant)} {grant.id} is over")
         if grant.role not in self._roles(grant.identity):
             raise Refused(f"{grant.identity} may not be {grant.role} now")
+        if grant_id in self._strangers:
+            self._strangers.move_to_end(grant_id)
         return grant
 
     async def key(self, text: str) -> m.ApiKey:
@@ -239,6 +261,25 @@ class Access:
             if not self._storing[kind, identity]:
                 del self._storing[kind, identity]
 
+    def is_new(self, identity: str) -> bool:
+        """Whether nothing is known of an identity, not even a key or session."""
+        return identity not in self._of and not self._is_known(identity)
+
+    async def _make_room(self, identity: str) -> None:
+        """For a grant of somebody who may be a stranger. Raises ApiError (429) when all of theirs are in fresh use."""
+        while len(self._strangers) >= STRANGERS_REMEMBERED and not self._is_known(identity):
+            oldest = next(iter(self._strangers))
+            grant = self._held[oldest][1]
+            if self._is_known(grant.identity):  # by now
+                del self._strangers[oldest]
+                continue
+            made_ms = grant.made_at_ms if isinstance(grant, m.ApiKey) else grant.opened_at_ms
+            if self._machine.wall_ms() < made_ms + STRANGER_SAFE_MS:
+                why = "too many keys and sessions are made by newcomers at present; try again in a few minutes"
+                raise ApiError("busy", why, 429, retry_after_ms=60_000)
+            self._strangers.move_to_end(oldest)  # others who make room meanwhile take the next one
+            await self._change(oldest, _forgotten)
+
     async def _key_new(self, caller: str, ask: m.KeyNewRequest) -> m.NewKey:
         await self.open()
         if ask.role not in self._roles(caller):
@@ -256,6 +297,7 @@ class Access:
             made_at_ms=now_ms,
             ends_at_ms=now_ms + ask.days * 86_400_000 if ask.days else 0,
         )
+        await self._make_room(caller)
         no = ApiError("too_many_keys", f"{caller} has {KEYS_PER_IDENTITY} keys; revoke one first", 409)
         with self._one_more(m.ApiKey, caller, len(self._live(caller, m.ApiKey)), KEYS_PER_IDENTITY, no):
             await self._change(made.id, lambda now: _unless_taken(now, made))
@@ -300,6 +342,7 @@ class Access:
     async def open_session(self, nonce: str, identity: str, role: m.Role, public_key: str) -> tuple[m.HttpSession, str]:
         """A new session, and its refresh token. Raises Refused when the nonce has opened one already."""
         await self.open()
+        await self._make_room(identity)
         remembered = (self._held[grant_id][1] for grant_id in self._of.get(identity, ()))
         are = sum(isinstance(grant, m.HttpSession) for grant in remembered)
         no = ApiError(
@@ -386,6 +429,10 @@ def _forget_ms(grant: m.Grant) -> int:
     """From when on nobody needs it any more, 0 for never."""
     over_ms = grant.revoked_at_ms or grant.ends_at_ms
     return over_ms + REMEMBERED_MS if over_ms else 0
+
+
+def _forgotten(now: m.Grant | None) -> m.Grant | None:
+    return None if now is None else replace(now, revoked_at_ms=FORGOTTEN_AT_MS)
 
 
 def _noun(grant: m.Grant) -> str:

@@ -31,6 +31,7 @@ class Proof(Struct, frozen=True, kw_only=True):
     sig: str = ""
     auth_token: str = ""
     nonce: str = ""
+    host: str = ""  # the address it comes from, as its broker sees it
 
 
 class Admitted(Struct, frozen=True, kw_only=True):

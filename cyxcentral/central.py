@@ -37,7 +37,7 @@ from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile, without_passwords
 from cyxnet.credentials import as_system
 from cyxnet.escrow import LOCAL_PROGRAM
-from cyxnet.ratelimit import Rate
+from cyxnet.ratelimit import Newcomers, Rate
 from cyxnet.solana import Settlement
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class Central:
         self._core = core
         self._edge = edge
         self._system: Bus | None = None
+        self._newcomers = Newcomers(network.newcomers_per_s)
         self.door: Door | None = None  # without one, nobody is let in by this central
         self.ledger = ledger
         self.settlement = settlement
@@ -103,7 +104,7 @@ class Central:
                 asyncio.to_thread, watchdog.full, network.monitor_url, network.tls_ca
             )
         self.blobs = Blobs(core, machine)
-        self.access = Access(core, machine, keys.child("http-refresh"), self.roles, network.replicas)
+        self.access = Access(core, machine, keys.child("http-refresh"), self.roles, network.replicas, self._is_known)
         self.dispatch = Dispatch(
             self.events,
             edge,
@@ -241,8 +242,14 @@ class Central:
         network, now_ms = self.settings.network, self.events.machine.wall_ms()
         banned = functools.partial(clients.banned_until_ms, self.world.clients, now_ms=now_ms)
         who = admission.decide(proof, self.world.nodes.get, network.operators, network.session_s, now_ms, banned)
-        if isinstance(who, admission.Admitted) and self._edge.shut_out(who.identity):
+        if isinstance(who, admission.Refused):
+            return who
+        if self._edge.shut_out(who.identity):
             return admission.Refused(reason=f"{who.identity} has flooded this central a moment ago")
+        if who.role == "node" and who.identity not in self.world.nodes:  # its registration stays in the log
+            now_s = self.events.machine.monotonic_ms() / 1000
+            if wait_ms := self._newcomers.wait_ms(proof.host, now_s):
+                return admission.Refused(reason=f"too many new nodes come from {proof.host}; again in {wait_ms} ms")
         return who
 
     def _flooded(self, identity: str) -> None:
@@ -255,6 +262,14 @@ class Central:
         operators, now_ms = self.settings.network.operators, self.events.machine.wall_ms()
         banned = functools.partial(clients.banned_until_ms, self.world.clients, now_ms=now_ms)
         return admission.roles(identity, self.world.nodes.get, operators, now_ms, banned)
+
+    def _is_known(self, identity: str) -> bool:
+        """Whether an identity is worth something: it paid for a job, completed one as a node, or is an operator."""
+        world = self.world
+        node = world.nodes.get(identity)
+        if identity in world.payers or identity in self.settings.network.operators:
+            return True
+        return node is not None and node.jobs_completed > 0
 
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""

@@ -22,6 +22,7 @@ class Crowd:
         self._doubtful: dict[str, set[Key]] = {}  # identity -> what a count that is under way has not confirmed
         self._answered: set[str] = set()  # identities of which some broker has been counted
         self._pending: dict[str, deque[float]] = {}  # identity -> when each is forgotten; the oldest first
+        self._ends: deque[tuple[float, str, Key]] = deque()  # of those inside: when each is gone, about in order
         self._let_in: deque[tuple[float, str]] = deque()  # (when it is forgotten, identity): the same for all of them
 
     def count(self, identity: str, now_s: float) -> int:
@@ -45,7 +46,13 @@ class Crowd:
     def came(self, identity: str, key: Key, lasts_s: float, now_s: float) -> int:
         """A broker says that it is connected. Returns how many of the identity are, without those on their way."""
         self._arrived(identity)
-        self._inside.setdefault(identity, {})[key] = now_s + lasts_s + LATE_S
+        while self._ends and self._ends[0][0] <= now_s:  # of a broker that died, which said of nobody that he left
+            until_s, gone, its_key = self._ends.popleft()
+            if self._inside.get(gone, {}).get(its_key) == until_s:
+                self.left(gone, its_key)
+        until_s = now_s + lasts_s + LATE_S
+        self._ends.append((until_s, identity, key))
+        self._inside.setdefault(identity, {})[key] = until_s
         return len(self._inside[identity])
 
     def _arrived(self, identity: str) -> None:

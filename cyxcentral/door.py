@@ -46,6 +46,7 @@ class _Server(Struct):
 
 class _Client(Struct):
     nonce: str = ""
+    host: str = ""
 
 
 class _Request(Struct):
@@ -143,7 +144,8 @@ class Door:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             log.warning("a request to come in cannot be read: %s", error)
             return b""
-        proof = msgspec.structs.replace(request.connect_opts, nonce=request.client_info.nonce)
+        info = request.client_info
+        proof = msgspec.structs.replace(request.connect_opts, nonce=info.nonce, host=info.host)
         decision = self._uncrowded(self._decide(proof))
         if isinstance(decision, Refused):
             log.info("not let in: %s", decision.reason)

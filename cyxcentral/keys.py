@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cyxnet.messages import SignedTransaction
 from cyxnet.shapes import Deposit, Shape
 
 END_WITHIN_S = 2.0
+WALLETS_REMEMBERED = 10_000  # of callers
 ANSWER_WITHIN_S = 15.0  # of a process that first has to load its packages
 
 
@@ -56,7 +58,7 @@ class Keys:
         self._listening: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
         self._refusal = ""  # why a signer did not start
-        self._custody: dict[str, RemoteWallet] = {}
+        self._custody: OrderedDict[str, RemoteWallet] = OrderedDict()  # that used longest ago first
         self.wallet: RemoteWallet
         self.platform: str
         self._handed: dict[str, bytes]
@@ -85,6 +87,9 @@ class Keys:
             answer = await self.ask(Custody(caller))
             assert isinstance(answer, Address)
             self._custody[caller] = RemoteWallet(self, answer.address, caller)
+            if len(self._custody) > WALLETS_REMEMBERED:
+                self._custody.popitem(last=False)  # it is derived anew when it is asked for
+        self._custody.move_to_end(caller)
         return self._custody[caller]
 
     async def ask(self, what: Hello | Custody | Shape) -> Welcome | Address | Signed:

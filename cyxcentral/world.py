@@ -69,6 +69,7 @@ class World:
         self.why_damaged: dict[str, str] = {}  # the same in words, with what to do
         self._chained: set[str] = set()  # subjects whose records name their predecessors
         self.active: set[str] = set()  # jobs that have not ended
+        self.payers: set[str] = set()  # callers who had a job whose deposit landed
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
@@ -111,6 +112,8 @@ class World:
             self.jobs[job.job_id] = job
             if job.status not in jobs.ENDED:
                 self.active.add(job.job_id)
+            if job.funded:
+                self.payers.add(job.caller)
             if job.current:
                 self._holds(job.current.node_id, job, held=True)
 
@@ -224,6 +227,8 @@ class World:
         else:
             self.active.add(job_id)
         self._changed_jobs.add(job_id)
+        if type(event) is m.Funded:
+            self.payers.add(job.caller)
         if isinstance(event, m.Completed | m.LeaseLost):
             self._judge(job, event, at_ms)
         return None

@@ -31,6 +31,9 @@ class Rate(Struct, frozen=True, kw_only=True):
     burst: float
 
 
+NEWCOMERS_AT_ONCE = 50.0  # identities that nobody knew, from one address
+
+
 class RateLimiter:
     """One bucket for each identity; a bucket begins full and refills at the rate."""
 
@@ -55,6 +58,24 @@ class RateLimiter:
         if len(self._buckets) > self._identities:
             self._buckets.popitem(last=False)
         return int(min(1000 * missing / self._rate.per_s, LONGEST_WAIT_MS)) + 1 if missing > 0 else 0
+
+
+class Newcomers:
+    """How many identities that nobody knew may come from one address (or IPv6 /64): making one costs nothing.
+
+    This machine's own addresses are not limited: who is there is somebody already, or a proxy.
+    """
+
+    def __init__(self, per_s: float, at_once: float = NEWCOMERS_AT_ONCE):
+        """per_s: 0 for any number."""
+        self._limiter = RateLimiter(Rate(per_s=per_s, burst=at_once)) if per_s > 0 else None
+
+    def wait_ms(self, address: str, now_s: float) -> int:
+        """0 when one more may come from there, which is counted; else how long it has to wait."""
+        where = household(address)
+        if self._limiter is None or "::1" == address or where.startswith("127."):
+            return 0
+        return self._limiter.wait_ms(where, now_s)
 
 
 class Floods:

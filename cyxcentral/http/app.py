@@ -79,6 +79,7 @@ class Front:
             central.world.nodes.get,
             central.over_limit_ms,
             address,
+            newcomers_per_s=0.0 if network.http_behind_proxy else network.newcomers_per_s,
         )
         self._handlers: dict[str, Callable[[str, Any], Awaitable[Any]]] = {
             "session.nonce": self.gate.nonce,

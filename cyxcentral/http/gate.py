@@ -12,7 +12,7 @@ from cyxcentral.nodes import Node
 from cyxnet import messages as m
 from cyxnet.credentials import refused_session
 from cyxnet.outcomes import ApiError
-from cyxnet.ratelimit import Rate, RateLimiter
+from cyxnet.ratelimit import Newcomers, Rate, RateLimiter
 
 KEYS_LIMITED = 10_000  # at a time; beyond that, who was silent longest starts afresh
 OPEN_COST = 10.0  # of a request that anybody may make, in requests: signatures are checked and sessions stored
@@ -30,7 +30,10 @@ class Who(Struct, frozen=True, kw_only=True):
 
 
 class Gate:
-    """node_of: a node as the log knows it. wait_ms: how long an identity has to wait, charged with so many requests."""
+    """node_of: a node as the log knows it. wait_ms: how long an identity has to wait, charged with so many requests.
+
+    newcomers_per_s: how many identities that nobody knows may open a session from one address; 0 for any number.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Gate:
         node_of: Callable[[str], Node | None],
         wait_ms: Callable[[str, float], int],
         of_an_address: Rate,
+        newcomers_per_s: float,
     ):
         self._access = access
         self._tokens = tokens
@@ -49,6 +53,7 @@ class Gate:
         self._node_of = node_of
         self._wait_ms = wait_ms
         self._addresses = RateLimiter(of_an_address)
+        self._newcomers = Newcomers(newcomers_per_s)
         self._keys: OrderedDict[str, RateLimiter] = OrderedDict()
 
     async def who(self, authorization: list[str]) -> Who | None:
@@ -127,6 +132,10 @@ class Gate:
         if known is not None and known.public_key != ask.public_key:
             raise Refused(f"{ask.identity} is registered with another key")
         self._charge_identity(ask.identity)
+        if self._access.is_new(ask.identity):
+            if wait_ms := self._newcomers.wait_ms(address, self._now_s()):
+                why = f"too many identities that nobody knows come from {address}; again in {wait_ms} ms"
+                raise ApiError("too_many_newcomers", why, 429, wait_ms)
         return self._given(*await self._access.open_session(ask.nonce, ask.identity, ask.role, ask.public_key))
 
     async def refresh(self, address: str, ask: m.RefreshRequest) -> m.SessionTokens:

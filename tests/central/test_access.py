@@ -12,6 +12,7 @@ from cyxcentral.access import (
     SESSION_MS,
     SESSIONS_PER_IDENTITY,
     SILENT_S,
+    STRANGER_SAFE_MS,
     Access,
     Refused,
 )
@@ -194,6 +195,45 @@ async def test_of_sessions_that_are_asked_for_at_once_no_more_are_opened_than_th
     await opened()
     await together(access, monkeypatch, opened, "too_many_sessions")
     assert len(access._of[ALICE]) == 2
+
+
+async def test_what_strangers_hold_is_bounded_and_what_was_used_longest_ago_gives_way(
+    central, clock, roles, monkeypatch
+):
+    monkeypatch.setattr("cyxcentral.access.STRANGERS_REMEMBERED", 3)
+    access, paid = await central(), set()
+    access._is_known = paid.__contains__
+    names = [f"c-{number:032}" for number in range(6)]
+    roles |= {name: {"client"} for name in names}
+    made = {}
+    for name in names[:3]:
+        made[name] = (await new_key(access, name)).key
+        clock.ms += STRANGER_SAFE_MS
+    await access.key(made[names[0]])
+    paid.add(names[1])
+    for name in names[3:5]:
+        made[name] = (await new_key(access, name)).key
+        clock.ms += STRANGER_SAFE_MS
+    for name in (names[0], names[1], names[3], names[4]):
+        assert (await access.key(made[name])).identity == name
+    with pytest.raises(Refused, match="not an API key of this network"):
+        await access.key(made[names[2]])
+    assert len(access._strangers) == 3 and len(access._held) == 4
+    other = await central()  # it finds the same in the stream
+    with pytest.raises(Refused):
+        await other.key(made[names[2]])
+
+
+async def test_newcomers_wait_while_everything_that_strangers_hold_is_new(central, clock, roles, monkeypatch):
+    monkeypatch.setattr("cyxcentral.access.STRANGERS_REMEMBERED", 2)
+    access = await central()
+    for _ in range(2):
+        await new_key(access)
+    with pytest.raises(ApiError) as refused:
+        await access.open_session("nonce", BOB, "client", "0" * 64)
+    assert (refused.value.code, refused.value.status) == ("busy", 429)
+    access._is_known = BOB.__eq__
+    await access.open_session("nonce", BOB, "client", "0" * 64)
 
 
 async def together(access, monkeypatch, ask, code):

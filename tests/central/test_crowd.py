@@ -27,6 +27,15 @@ def test_who_was_let_in_and_never_came_is_forgotten():
     assert [crowd.count("me", at_s) for at_s in (0.0, PENDING_S, 1.0 + PENDING_S)] == [2, 1, 0]
 
 
+def test_who_came_to_a_broker_that_died_is_forgotten_with_the_next_who_comes():
+    crowd = crowd_of(1, 2)
+    crowd.came("me", ("server", 2), LASTS_S, 500.0)  # this one came again
+    crowd.came("another", ("server", 3), LASTS_S, LASTS_S + LATE_S)
+    assert set(crowd._inside["me"]) == {("server", 2)} and len(crowd._ends) == 2
+    crowd.came("another", ("server", 4), LASTS_S, 500.0 + LASTS_S + LATE_S)
+    assert "me" not in crowd._inside
+
+
 def test_who_left_counts_no_more_and_leaves_nothing_behind():
     crowd = crowd_of(1, 2)
     crowd.left("me", ("server", 1))

@@ -5,13 +5,17 @@ import base64
 import contextlib
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 
 from cyxcentral.admission import Admitted, Proof, Refused, decide
+from cyxcentral.central import Central
 from cyxcentral.door import CAME, Door
+from cyxcentral.machine import Machine
 from cyxcentral.nodes import evolve
+from cyxcentral.world import World
 from cyxnet import credentials as c
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -19,6 +23,7 @@ from cyxnet.broker import MAX_PAYLOAD_BYTES, MAX_SUBSCRIPTIONS, Broker, Password
 from cyxnet.bus import Bus, BusError, NotAdmitted
 from cyxnet.codec import MSGPACK, encode
 from cyxnet.identity import Identity
+from cyxnet.ratelimit import Newcomers
 from tests.central import facts as f
 from tests.doorkeeper import CENTRAL, opened
 
@@ -557,6 +562,29 @@ def test_a_banned_client_is_refused_and_an_operator_never_is():
 
     assert decided(mallory).reason == f"{MALLORY.id} is banned until 5 ms after 1970"
     assert decided(operator).role == "operator"
+
+
+def test_new_nodes_of_one_address_come_in_slowly_and_those_that_are_registered_as_ever():
+    central = SimpleNamespace(
+        settings=SimpleNamespace(network=SimpleNamespace(operators=[], session_s=900)),
+        events=SimpleNamespace(machine=Machine()),
+        world=World(),
+        _edge=SimpleNamespace(shut_out=lambda identity: False),
+        _newcomers=Newcomers(0.001, at_once=1.0),
+    )
+
+    def come(who, host="203.0.113.9"):
+        return Central._admit(central, proof(who, host=host))
+
+    assert isinstance(come(ONE), Admitted)
+    assert "too many new nodes come from 203.0.113.9" in come(TWO).reason
+    assert isinstance(come(TWO, "203.0.113.10"), Admitted)
+    assert isinstance(come(TWO, "127.0.0.1"), Admitted)
+    central.world.nodes[TWO.id] = evolve(
+        None, replace(f.registered(), node_id=TWO.id, public_key=KEYS["two"].public_key), 0
+    )
+    assert isinstance(come(TWO), Admitted)
+    assert isinstance(come(ALICE), Admitted)  # who only comes leaves nothing behind
 
 
 async def test_a_connection_whose_time_is_over_comes_again_and_hears_on(network, join, gate):

@@ -19,8 +19,10 @@ from cyxcentral.http.routes import ROUTES
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import COSTS_ONE_MORE_BYTES, ApiError
-from cyxnet.credentials import USER, as_client, caller_id, nkey, session_bytes
+from cyxnet.credentials import USER, as_client, caller_id, nkey, session_bytes, session_request
 from cyxnet.httpserver import CONNECTIONS_OF_ONE, HttpError, Server, refuse_plain_text
+from cyxnet.identity import Identity
+from cyxnet.ratelimit import NEWCOMERS_AT_ONCE
 from cyxnet.subjects import VERBS
 from tests.central import facts as f
 from tests.central.http_central import ALICE, BOB, NETWORK_ID, OPERATOR, HttpCentral, bearer, builtins, soon
@@ -527,6 +529,21 @@ async def test_a_caller_has_one_rate_for_nats_and_http(broker):
         assert (await central.http.get("/v1/jobs", headers=key)).status_code == 200
         assert central.over_limit_ms(as_client(ALICE).id) > 0
         assert (await central.http.get("/v1/jobs", headers=key)).status_code == 429
+
+
+async def test_identities_that_nobody_knows_are_limited_by_the_address_they_come_from(central):
+    async def come(keys, address):
+        ask = session_request(keys, NETWORK_ID, central.tokens.nonce())
+        return await central.front.gate.open_session(address, ask)
+
+    keys = [Identity(number.to_bytes(32, "big")) for number in range(1, int(NEWCOMERS_AT_ONCE) + 2)]
+    for each in keys[:-1]:
+        await come(each, "203.0.113.9")
+    with pytest.raises(ApiError) as refused:
+        await come(keys[-1], "203.0.113.9")
+    assert (refused.value.code, refused.value.status) == ("too_many_newcomers", 429)
+    await come(keys[0], "203.0.113.9")  # who is known already is not counted
+    await come(keys[-1], "203.0.113.10")
 
 
 async def test_opening_a_session_counts_as_a_request_of_the_identity(broker):

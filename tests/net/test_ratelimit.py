@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cyxnet.ratelimit import LONGEST_WAIT_MS, Floods, Places, Rate, RateLimiter, household
+from cyxnet.ratelimit import LONGEST_WAIT_MS, Floods, Newcomers, Places, Rate, RateLimiter, household
 
 
 def test_a_burst_is_taken_at_once_and_then_the_rate_counts():
@@ -112,3 +112,12 @@ def test_a_large_request_takes_several_places_and_is_never_too_large_for_who_has
     assert not places.take("b")
     places.give_back("a", 100)
     assert places.take("a", 3) and not places.take("a", 6) and places.take("b", 3)
+
+
+def test_newcomers_of_one_address_or_network_are_limited_and_those_of_this_machine_are_not():
+    newcomers = Newcomers(0.1, at_once=2.0)
+    assert [newcomers.wait_ms("203.0.113.9", 0.0) > 0 for _ in range(3)] == [False, False, True]
+    same_network = [f"2001:db8::{number}" for number in (1, 2, 3)]
+    assert [newcomers.wait_ms(address, 0.0) > 0 for address in same_network] == [False, False, True]
+    assert newcomers.wait_ms("203.0.113.9", 10.0) == 0
+    assert not any(newcomers.wait_ms(address, 0.0) for address in ["127.0.0.1"] * 5 + ["::1"] * 5)
