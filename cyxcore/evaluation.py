@@ -30,7 +30,7 @@ def checked_inputs(graph: Graph, x: Any) -> Array:
 
 
 def checked_targets(graph: Graph, loss: str, y: Any, rows: int) -> Array:
-    """Targets in the dtype and shape the loss takes; (N,) becomes (N, 1) for a model with one output.
+    """Targets in the dtype and shape the loss takes: as many numbers for each row in another shape are seen in it.
 
     Raises ShapeError, or DataError for a label the model has no output for.
     """
@@ -39,8 +39,8 @@ def checked_targets(graph: Graph, loss: str, y: Any, rows: int) -> Array:
     if loss == "cross_entropy" and array.dtype.kind not in "iu":
         raise DataError(f"targets: cross_entropy expects integer class indices, got {array.dtype}")
     array = np.ascontiguousarray(array, dtype=objective(loss).target_dtype)
-    if array.ndim == 1 and wanted == (rows, 1):
-        array = array.reshape(-1, 1)
+    if len(array) == rows and array.size == math.prod(wanted):
+        array = array.reshape(wanted)
     if array.shape != wanted:
         raise ShapeError(f"targets: expected {wanted} for {rows} rows and loss {loss!r}, got {array.shape}")
     if loss == "cross_entropy" and array.size and not 0 <= array.min() <= array.max() < graph.output_shape[0]:

@@ -468,6 +468,7 @@ KINDS: dict[str, Kind] = {
             "target": Option(text(256), "label"),
             "features": Option(optional(texts), None),
             "ignore": Option(texts, ()),
+            "task": Option(optional(choice("classification", "regression")), None),
         },
         None,
         inputs=(),

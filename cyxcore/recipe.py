@@ -30,13 +30,11 @@ class Settings(Struct, kw_only=True, frozen=True):
     """What a graph file says beside the model.
 
     data_path: where it says its data is ("" if it does not), relative to the file. data: how to read it.
-    target: "labels", or "input" where the model is trained to give its own input.
     """
 
     training: TrainingSpec
     data: DataSpec
     data_path: str = ""
-    target: str = "labels"
     job: JobSection = JobSection()
     name: str = ""
 
@@ -58,8 +56,8 @@ def load_graph(
     """A graph file, compiled: source is its path, its JSON (bytes), an object already decoded, or a GraphFile.
 
     input_shape: of one sample of the data; without it the DatasetInput must say its own. normalize: scales whole
-    samples, by statistics of the training rows, before any node sees them. Raises SpecError, or ShapeError with the
-    node and the shapes that do not fit.
+    samples, by statistics of the training rows, before any node sees them, and what a regression gives back again.
+    Raises SpecError, or ShapeError with the node and the shapes that do not fit.
     """
     return _named(source, lambda file: _compiled(file, input_shape, normalize))
 
@@ -89,9 +87,8 @@ def _settings(file: GraphFile, placed: list[Placed]) -> Settings:
     path, fields = _data_options(placed)
     return Settings(
         training=training,
-        data=DataSpec(validation=_held_out(placed, training), **fields),
+        data=DataSpec(validation=_held_out(placed, training), target_is_input=target == "input", **fields),
         data_path=path,
-        target=target,
         job=file.job,
         name=file.name,
     )
@@ -104,18 +101,20 @@ def _loss(placed: list[Placed]) -> Placed:
 def _compiled(file: GraphFile, input_shape: Sequence[int] | None, normalize: str) -> Recipe:
     placed = wire(file)
     loss, settings = _loss(placed), _settings(file, placed)
-    prediction, target = _ends(loss, {node.id: node for node in placed})
+    prediction, _ = _ends(loss, {node.id: node for node in placed})
     samples, sample = _samples([node for node in placed if node.kind == "DatasetInput"], input_shape)
 
+    regression = settings.training.loss in REGRESSIONS
+
     def at(batch_size: int) -> Graph:
-        return _built(placed, prediction, samples, sample, normalize, Builder(batch_size))
+        return _built(placed, prediction, samples, sample, normalize, regression, Builder(batch_size))
 
     graph = batch_free(at)
     if graph.parameter_count == 0:
         raise SpecError("the graph has nothing to train: none of its layers has parameters")
     if settings.training.loss == "cross_entropy" and len(graph.output_shape) != 1:
         raise ShapeError(f"{loss}: expected a prediction (classes) per sample, got {list(graph.output_shape)}")
-    if target == "input" and graph.output_shape != graph.input_shape:
+    if settings.data.target_is_input and math.prod(graph.output_shape) != math.prod(graph.input_shape):
         raise ShapeError(
             f"{loss}: its target is the input, {list(graph.input_shape)}, its prediction {list(graph.output_shape)}"
         )
@@ -211,6 +210,7 @@ def _built(
     samples: Mapping[str, tuple[int, ...]],
     sample: tuple[int, ...],
     normalize: str,
+    regression: bool,
     builder: Builder,
 ) -> Graph:
     """The model at one batch size."""
@@ -237,6 +237,9 @@ def _built(
             values[node.id] = (None,) * len(node.carries)
     result = values[prediction.node][prediction.pin]
     assert result is not None
+    if normalize != "none" and regression:
+        builder.layer = "Denormalize"
+        result = LAYERS["Denormalize"].build(Scope(builder, "denormalize."), result, {})
     builder.layer = ""
     return builder.graph(result)
 
@@ -277,6 +280,8 @@ LOSSES = {
     "HuberLoss": "huber",
     "NLLLoss": "cross_entropy",
 }
+
+REGRESSIONS = ("mse", "l1", "huber")
 
 
 def _training(placed: list[Placed], loss: Placed, job: JobSection) -> TrainingSpec:
@@ -381,6 +386,7 @@ def _data_options(placed: list[Placed]) -> tuple[str, dict[str, Any]]:
         "target": first.options["target"],
         "features": None if features is None else list(features),
         "ignore": list(first.options["ignore"]),
+        "task": first.options["task"],
         "normalize": "none",
     }
 

@@ -43,7 +43,9 @@ class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, om
     validation: share of the rows held out, chosen by the job's seed.
     normalize: how inputs are scaled; the statistics come from the training rows and travel inside
         the model, so a delivered model takes raw features.
-    task: "classification" (labels become class indices) or "regression"; guessed from the loss.
+    task: "classification" (labels become class indices) or "regression"; guessed from the loss. With loss bce,
+        "regression" means numbers between 0 and 1, any number of them.
+    target_is_input: the model learns to give its own input; there are no labels, and target means nothing.
     """
 
     format: DataFormat = "csv"
@@ -53,6 +55,7 @@ class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, om
     validation: Fraction = 0.2
     normalize: Literal["standard", "minmax", "none"] = "standard"
     task: Task | None = None
+    target_is_input: bool = False
 
 
 class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):

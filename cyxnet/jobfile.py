@@ -18,6 +18,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -331,10 +332,10 @@ def _check_fit(info: "DatasetInfo", graph: "Graph", training: TrainingSpec, wher
     from cyxcore import data
 
     output = list(graph.output_shape)
-    if len(output) != 1:
+    if info.classes is not None and len(output) != 1:
         raise SpecError(f"{where}: expected a model that gives one row of numbers per sample, it gives {output}")
     try:
-        data.check_labels(info, output[0], loss=training.loss)
+        data.check_labels(info, math.prod(output), loss=training.loss)
     except CyxError as error:
         raise type(error)(f"{where}: {error}") from None
     classes = len(info.classes or [])

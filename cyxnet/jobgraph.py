@@ -85,15 +85,10 @@ def _told(path: Path, key: str) -> Iterator[None]:
 
 def _settled(file: JobFile, table: dict[str, Any], settings: "Settings", path: Path) -> JobFile:
     """A job file whose sections say what the graph says, except where they say it themselves."""
-    if settings.target == "input":
-        raise SpecError(
-            f"{path}: the graph is trained to give its own input, and a job trains on labels; "
-            "train it in Python with cyxcore.Trainer"
-        )
     said = {name: getattr(file.training, name) for name in table.get("training", {})}
     fields = {
         name: getattr(settings.data, name)
-        for name in ("target", "features", "ignore", "validation")
+        for name in ("target", "features", "ignore", "validation", "task", "target_is_input")
         if name not in table["data"]
     }
     return msgspec.structs.replace(

@@ -108,7 +108,7 @@ def prepare(order: Order) -> Job:
     )
     check_facts(order, len(dataset.x_train) + len(dataset.x_val), list(dataset.x_train.shape[1:]))
     read_s = time.perf_counter()
-    regression = dataset.task == "regression" and scaling != "none"
+    regression = dataset.task == "regression" and order.training.loss != "bce" and scaling != "none"
     graph = layers.build(order.model, normalize=scaling, denormalize=regression)
     built_s = time.perf_counter()
     trainer = training.Trainer(

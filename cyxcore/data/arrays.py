@@ -74,6 +74,8 @@ class Archive:
 def read_arrays(path: Path, spec: DataSpec, task: Task, limit_bytes: int) -> tuple[ndarray, ndarray, list[str] | None]:
     """Inputs (N, …) float32; int64 class indices (N,) or float32 targets (N, K); the class names.
 
+    Targets of more axes are laid flat, as are inputs that are the target themselves.
+
     Inputs are the array "x", or the one named in data.features. The target is the array data.target, or
     "y" where data.target is left at its default. Whole-number labels are class indices as they stand and
     an array "classes" of text may name them; text labels are sorted. Raises DataError.
@@ -82,10 +84,12 @@ def read_arrays(path: Path, spec: DataSpec, task: Task, limit_bytes: int) -> tup
         archive = Archive(path, opened)
         x_name, y_name = _chosen(path, spec, archive.names)
         headers = [archive.header(x_name), archive.header(y_name)]
-        _check_shapes(path, x_name, y_name, headers[0].shape, headers[1].shape)
+        _check_shapes(path, x_name, y_name, headers[0].shape, headers[1].shape, task)
         needed_bytes = sum(header.data_bytes + 4 * math.prod(header.shape) for header in headers)
         check_budget(path, needed_bytes, limit_bytes, f"the arrays {x_name!r} and {y_name!r}")
         inputs = _as_float32(path, x_name, archive.array(x_name))
+        if spec.target_is_input:
+            return inputs, inputs.reshape(len(inputs), -1), None
         target = archive.array(y_name)
         if task == "regression":
             return inputs, _as_float32(path, y_name, target).reshape(len(target), -1), None
@@ -99,6 +103,8 @@ def _chosen(path: Path, spec: DataSpec, names: list[str]) -> tuple[str, str]:
         got = f"{len(spec.features)} names"
         raise defect(path, "one array in data.features", got, "name the array of inputs, or leave it out")
     x_name = spec.features[0] if spec.features else "x"
+    if spec.target_is_input and x_name in names:
+        return x_name, x_name
     default = spec.target == DataSpec().target and spec.target not in names
     y_name = "y" if default else spec.target
     for name, option in ((x_name, "data.features"), (y_name, "data.target")):
@@ -110,11 +116,13 @@ def _chosen(path: Path, spec: DataSpec, names: list[str]) -> tuple[str, str]:
     return x_name, y_name
 
 
-def _check_shapes(path: Path, x_name: str, y_name: str, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> None:
+def _check_shapes(
+    path: Path, x_name: str, y_name: str, x_shape: tuple[int, ...], y_shape: tuple[int, ...], task: Task
+) -> None:
     if len(x_shape) < 2 or 0 in x_shape[1:]:
         remedy = "use x.reshape(-1, 1) for a single number per row"
         raise defect(path, "inputs of shape (N, …)", f"shape {x_shape}", remedy, array=x_name)
-    if len(y_shape) not in (1, 2) or 0 in y_shape[1:]:
+    if not y_shape or (len(y_shape) > 2 and task == "classification") or 0 in y_shape[1:]:
         raise defect(path, "a target of shape (N,) or (N, K)", f"shape {y_shape}", "reshape it", array=y_name)
     if x_shape[0] != y_shape[0]:
         got = f"{x_shape[0]:,} rows in {x_name!r} and {y_shape[0]:,} in {y_name!r}"
@@ -220,7 +228,7 @@ def pack(path_x: Path, path_y: Path, out_path: Path, *, limit_bytes: int = MAX_B
             header = read_header(path, name, stream, os.path.getsize(path))
             check_budget(path, 2 * header.data_bytes, limit_bytes, f"the array {name!r}")
             arrays[name] = np.ascontiguousarray(read_array(path, name, stream, header))
-    _check_shapes(path_x, "x", "y", arrays["x"].shape, arrays["y"].shape)
+    _check_shapes(path_x, "x", "y", arrays["x"].shape, arrays["y"].shape, "regression")
     write_npz(out_path, arrays)
 
 

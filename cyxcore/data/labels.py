@@ -114,3 +114,13 @@ def check_classes(path: Path, column: str, classes: Sequence[str], loss: str | N
     if len(classes) > MAX_CLASSES:
         expected = f"at most {MAX_CLASSES:,} classes"
         raise defect(path, expected, f"{len(classes):,}", "number the classes from 0", column=column)
+
+
+def check_probabilities(path: Path, column: str, values: ndarray) -> None:
+    """Raises DataError unless all numbers to predict are between 0 and 1, as the loss "bce" wants them."""
+    wrong = (values < 0.0) | (values > 1.0)
+    if wrong.any():
+        row = int(wrong.reshape(len(values), -1).any(1).argmax())
+        got = f"{values[row][wrong[row]].flat[0]:g}"
+        remedy = 'scale them, or use training.loss = "mse"'
+        raise defect(path, 'numbers from 0 to 1 for loss "bce"', got, remedy, column=column, row=row + 1)

@@ -16,7 +16,7 @@ from cyxcore.data.arrays import read_arrays
 from cyxcore.data.checks import MAX_BYTES, Path
 from cyxcore.data.formats import check_start
 from cyxcore.data.kept import Reading, keep, place, recall
-from cyxcore.data.labels import check_classes, encode
+from cyxcore.data.labels import check_classes, check_probabilities, encode
 from cyxcore.data.split import split
 from cyxcore.data.tables import read_table
 from cyxcore.errors import DataError, SpecError
@@ -79,6 +79,10 @@ def task_of(spec: DataSpec, loss: str | None = None) -> Task:
     if loss not in TASK_OF_LOSS:
         raise SpecError(f"training.loss: expected one of {', '.join(TASK_OF_LOSS)}, got {loss!r}")
     implied = TASK_OF_LOSS[loss]
+    if loss == "bce" and (spec.task == "regression" or spec.target_is_input):
+        return "regression"
+    if spec.target_is_input and implied == "classification":
+        raise SpecError(f'training.loss: "{loss}" is for classes, and the target is the input; use "mse" or "bce"')
     if spec.task not in (None, implied):
         raise SpecError(
             f'training.loss: expected a loss for data.task = "{spec.task}", got "{loss}" ({implied}); '
@@ -101,7 +105,7 @@ def inspect(path: Path, spec: DataSpec, *, loss: str | None = None, limit_bytes:
         input_shape=list(read.x.shape[1:]),
         task=read.task,
         classes=read.classes,
-        target=spec.target,
+        target="the input" if spec.target_is_input else spec.target,
         target_width=1 if read.y.ndim == 1 else read.y.shape[1],
     )
 
@@ -143,7 +147,7 @@ def _read_once(
     file = pathlib.Path(path)
     if kept_in is None or spec.format == "npz" or not file.is_file():
         return _read(path, spec, loss, limit_bytes)
-    how = [spec.format, spec.target, spec.features, spec.ignore, task_of(spec, loss), loss]
+    how = [spec.format, spec.target, spec.features, spec.ignore, task_of(spec, loss), loss, spec.target_is_input]
     where = place(pathlib.Path(kept_in), file, how, sha256)
     reading = recall(where)
     if reading is None:
@@ -163,6 +167,8 @@ def _read(path: Path, spec: DataSpec, loss: str | None, limit_bytes: int) -> Rea
         y, classes = encode(path, spec.target, target, decode) if isinstance(target, list) else (target, None)
     if classes is not None:
         check_classes(path, spec.target, classes, loss)
+    elif loss == "bce":
+        check_probabilities(path, spec.target, y)
     return Reading(x, y, classes, feature_names, task)
 
 

@@ -31,7 +31,7 @@ def read_table(
 ) -> tuple[ndarray, ndarray | list[str | None], list[str], Decode]:
     """Inputs (N, F) float32, the target, the feature names, and what a cell says as a label.
 
-    The target is (N, 1) float32 for regression, else N cells of text. Raises DataError.
+    The target is (N, 1) float32 for regression, else N cells of text; or the inputs themselves. Raises DataError.
     """
     with confined(path, limit_bytes) as run:
         source = OPENERS[spec.format](path, run)
@@ -43,24 +43,28 @@ def read_table(
         _check_types(path, spec, task, target, features)
         _check_size(path, source, len(features), run, limit_bytes)
         wanted = {f"f{index}": column.number_sql for index, column in enumerate(features)}
-        wanted["y"] = target.number_sql if task == "regression" else target.text_sql
+        if target is not None:
+            wanted["y"] = target.number_sql if task == "regression" else target.text_sql
         columns = _fetch(source, run, wanted)
-        rows = len(columns["y"])
+        rows = len(columns["f0"])
         if rows < 2:
             got = "a header and no rows" if rows == 0 else "1 row"
             raise defect(path, "at least 2 rows", got, "add data to the file")
         inputs = _matrix(path, source, run, [(f"f{i}", column) for i, column in enumerate(features)], columns)
+        if target is None:
+            return inputs, inputs, [column.name for column in features], source.decode_label
         outputs: ndarray | list[str | None] = (
             _matrix(path, source, run, [("y", target)], columns) if task == "regression" else _cells(columns["y"])
         )
     return inputs, outputs, [column.name for column in features], source.decode_label
 
 
-def _chosen(path: Path, spec: DataSpec, by_name: dict[str, Column]) -> tuple[Column, list[Column]]:
+def _chosen(path: Path, spec: DataSpec, by_name: dict[str, Column]) -> tuple[Column | None, list[Column]]:
     """The target and the features, in order. Raises DataError naming the nearest column."""
-    names = [name for name in by_name if name != spec.target]
+    targets = [] if spec.target_is_input else [spec.target]
+    names = [name for name in by_name if name not in targets]
     for option, wanted in (
-        ("target", [spec.target]),
+        ("target", targets),
         ("ignore", spec.ignore),
         ("features", spec.features or []),
     ):
@@ -72,7 +76,7 @@ def _chosen(path: Path, spec: DataSpec, by_name: dict[str, Column]) -> tuple[Col
                     "none by this name",
                     nearest(name, by_name),
                 )
-    if spec.target in spec.ignore or spec.target in (spec.features or []):
+    if targets and (spec.target in spec.ignore or spec.target in (spec.features or [])):
         option = "ignore" if spec.target in spec.ignore else "features"
         raise defect(
             path,
@@ -92,10 +96,10 @@ def _chosen(path: Path, spec: DataSpec, by_name: dict[str, Column]) -> tuple[Col
             f"only {listed(list(by_name))}",
             "add feature columns, or check data.target, data.features and data.ignore",
         )
-    return by_name[spec.target], [by_name[name] for name in features]
+    return by_name[spec.target] if targets else None, [by_name[name] for name in features]
 
 
-def _check_types(path: Path, spec: DataSpec, task: Task, target: Column, features: list[Column]) -> None:
+def _check_types(path: Path, spec: DataSpec, task: Task, target: Column | None, features: list[Column]) -> None:
     """Raises DataError for a column whose declared type (Parquet) cannot be what the job needs it to be."""
     for column in features:
         if column.number_sql is None:
@@ -106,6 +110,8 @@ def _check_types(path: Path, spec: DataSpec, task: Task, target: Column, feature
                 "convert it to numbers, or name it in data.ignore",
                 column=column.name,
             )
+    if target is None:
+        return
     if task == "regression" and target.number_sql is None:
         raise defect(
             path,

@@ -26,7 +26,7 @@ def _check(args: argparse.Namespace, screen: Screen) -> None:
 
     recipe = load_graph(args.file, args.input)
     summary = cyxcore.summary(recipe.graph, batch_size=args.batch_size)
-    said = {name: getattr(recipe, name) for name in ("training", "data", "data_path", "target")}
+    said = {name: getattr(recipe, name) for name in ("training", "data", "data_path")}
     shapes = {"graph_sha256": recipe.graph.sha256, "output_shape": list(recipe.graph.output_shape)}
     _lines(f"{summary}\n{_in_words(recipe)}", {**shapes, **said, "summary": summary}, screen)
 

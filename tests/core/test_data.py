@@ -814,3 +814,32 @@ def test_a_damaged_reading_is_read_again(table, tmp_path):
 
 def test_a_folder_that_cannot_keep_anything_only_costs_time(table, tmp_path):
     assert len(load(table, DataSpec(validation=0.0), kept_in=tmp_path / "not" / "there").x_train) == 12
+
+
+def test_data_without_labels_is_its_own_target(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\n1,2\n3,4\n5,6\n7,8\n")
+    spec = DataSpec(target_is_input=True)
+    assert task_of(spec, "mse") == "regression"
+    info = inspect(table, spec, loss="mse")
+    assert (info.feature_names, info.target_width, info.target, info.classes) == (["a", "b"], 2, "the input", None)
+    loaded = load(table, spec, loss="mse", kept_in=tmp_path)
+    again = load(table, spec, loss="mse", kept_in=tmp_path)
+    assert loaded.y_train.tolist() == loaded.x_train.tolist() == again.y_train.tolist()
+    np.savez(tmp_path / "t.npz", x=np.arange(24.0).reshape(4, 2, 3))
+    loaded = load(tmp_path / "t.npz", DataSpec(format="npz", target_is_input=True, validation=0.0), loss="mse")
+    assert loaded.y_train.tolist() == loaded.x_train.reshape(4, 6).tolist()
+
+
+def test_data_without_labels_has_no_classes() -> None:
+    with pytest.raises(SpecError, match='"cross_entropy" is for classes, and the target is the input; use "mse" or'):
+        task_of(DataSpec(target_is_input=True), "cross_entropy")
+
+
+def test_bce_takes_numbers_between_0_and_1_where_the_task_is_regression(tmp_path: Path) -> None:
+    path, spec = tmp_path / "t.npz", DataSpec(format="npz", task="regression", validation=0.0)
+    np.savez(path, x=np.ones((3, 2)), y=np.array([[[0.0, 1.0]], [[0.5, 0.0]], [[1.0, 1.0]]]))
+    assert load(path, spec, loss="bce").y_train.tolist() == [[0, 1], [0.5, 0], [1, 1]]
+    np.savez(path, x=np.ones((3, 2)), y=np.array([[0.0, 1.0], [0.5, -2.0], [1.0, 1.0]]))
+    with pytest.raises(DataError, match='row 2.*expected numbers from 0 to 1 for loss "bce", got -2'):
+        load(path, spec, loss="bce")

@@ -215,7 +215,7 @@ def test_an_autoencoder_compares_with_its_input() -> None:
     file = whole(node("a", "Dense", units=2), node("b", "Dense", units=4), loss=node("loss", "MSELoss"))
     file = unlinked(file, "in", "loss")
     file["links"].append(link("in", "loss", "data", "target"))
-    assert cx.load_graph(file).target == "input"
+    assert cx.load_graph(file).data.target_is_input
 
 
 def test_a_sample_is_seen_in_the_shape_that_the_input_names() -> None:

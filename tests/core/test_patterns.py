@@ -61,7 +61,7 @@ def made(name: str) -> tuple[cx.Graph, Any, Any]:
         y = (y > 0).astype(np.float32)
     if name in ("gan_basic", "dcgan"):
         y = np.tile(np.array([1.0, 0.0], np.float32), (ROWS, 1))
-    if recipe.target == "input":
+    if recipe.data.target_is_input:
         y = x
     rows = SimpleNamespace(x_train=x, y_train=y, x_val=None, y_val=None)
     training = msgspec.structs.replace(recipe.training, epochs=6, batch_size=ROWS)

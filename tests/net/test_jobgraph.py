@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore.errors import CyxError, ShapeError, SpecError
+from cyxcore import data
+from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
 from cyxcore.spec import OptimizerSpec
 from cyxnet.jobfile import load
 from tests.core.test_graphfile import link, node, whole
@@ -105,15 +107,49 @@ def test_an_error_of_a_graph_that_is_a_job_names_it_once(tmp_path: Path) -> None
     )
 
 
-def test_a_model_for_its_own_input_is_not_a_job(tmp_path: Path) -> None:
+def test_a_model_for_its_own_input_is_a_job_without_labels(tmp_path: Path) -> None:
     path = write(tmp_path, job={"amount": "1"}, loss=node("loss", "MSELoss"))
     file = json.loads(path.read_text())
     links = [one for one in file["links"] if one["from_pin"] != "labels"]
+    file["nodes"] = [node("d", "Dense", units=2) if one["id"] == "d" else one for one in file["nodes"]]
+    file["nodes"][0]["params"] |= {"ignore": ["label"]}
     path.write_text(json.dumps(file | {"links": [*links, link("in", "loss", "data", "target")]}))
-    assert complaint(path) == (
-        "…/model.cyxgraph: the graph is trained to give its own input, and a job trains on labels; train it in Python"
-        " with cyxcore.Trainer"
-    )
+    job = load(path)
+    assert job.data.target_is_input and job.data.task == "regression"
+    loaded = data.load(job.data_path, job.data, loss="mse", seed=4)
+    assert loaded.y_train.tolist() == loaded.x_train.tolist() and loaded.classes is None
+
+
+def images(folder: Path, x: np.ndarray, y: np.ndarray, pattern: str, parameters: str, rest: str = "") -> Path:
+    np.savez(folder / "data.npz", x=x, y=y)
+    text = PATTERN.replace("mlp_basic", pattern).replace("data.csv", 'data.npz"\n' + rest + "#")
+    (folder / "job.toml").write_text(text.format(rest=f"parameters = {{ {parameters} }}\n"))
+    return folder / "job.toml"
+
+
+def test_a_job_may_draw_masks(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(12, 1, 8, 8)).astype(np.float32)
+    path = images(tmp_path, x, (x > 0).astype(np.uint8), "unet", "size = 8, filters = 2")
+    job = load(path)
+    assert (job.data.task, job.training.loss) == ("regression", "bce")
+    loaded = data.load(job.data_path, job.data, loss="bce")
+    assert job.model.graph is not None
+    trainer = cx.Trainer(cx.Graph.from_json(job.model.graph), loaded, job.training)
+    assert trainer.y.shape[1:] == (1, 8, 8)
+
+
+def test_masks_are_between_0_and_1(tmp_path: Path) -> None:
+    x = np.ones((12, 1, 8, 8), np.float32)
+    y = np.zeros((12, 1, 8, 8), np.float32)
+    y[3, 0, 2, 2] = 1.5
+    said = complaint(images(tmp_path, x, y, "unet", "size = 8, filters = 2"), DataError)
+    assert 'expected numbers from 0 to 1 for loss "bce", got 1.5' in said and "row 4" in said
+
+
+def test_masks_of_another_size_than_the_model_draws(tmp_path: Path) -> None:
+    x = np.zeros((12, 1, 8, 8), np.float32)
+    said = complaint(images(tmp_path, x, x[:, :, :4], "unet", "size = 8, filters = 2"), DataError)
+    assert said.startswith("…/job.toml: column 'label': expected a model with 32 outputs, got 64")
 
 
 PATTERN = 'name = "p"\namount = "2"\n[data]\npath = "data.csv"\n[model]\npattern = "mlp_basic"\n{rest}'
@@ -151,3 +187,14 @@ def test_a_pattern_of_another_shape_than_the_data(tmp_path: Path) -> None:
 def test_parameters_without_a_pattern(tmp_path: Path) -> None:
     path = write(tmp_path, JOB.format(data="", rest="parameters = { hidden = 8 }"))
     assert complaint(path) == "…/job.toml: model.parameters goes with model.pattern"
+
+
+def test_a_regression_that_is_scaled_answers_in_raw_units(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB.format(data='normalize = "standard"', rest=""), loss=node("loss", "MSELoss"))
+    file = json.loads((tmp_path / "model.cyxgraph").read_text())
+    file["nodes"] = [node("d", "Dense", units=1) if one["id"] == "d" else one for one in file["nodes"]]
+    (tmp_path / "model.cyxgraph").write_text(json.dumps(file))
+    job = load(path)
+    assert job.model.graph is not None
+    names = [buffer.name for buffer in cx.Graph.from_json(job.model.graph).buffers]
+    assert names == ["normalize.mean", "normalize.std", "denormalize.std", "denormalize.mean"]
