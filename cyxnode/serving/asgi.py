@@ -18,6 +18,7 @@ from cyxnet.codec import JSON, BadMessage
 from cyxnet.httpserver import is_gone, is_whole
 from cyxnet.inference import Fault, Refusal
 from cyxnet.outcomes import ApiError
+from cyxnode.serving.batcher import ClientGone
 
 log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
@@ -124,10 +125,6 @@ class Asked:
             if len(body) > self._limits.body_bytes:
                 raise ApiError("too_large", f"expected a body of at most {self._limits.body_bytes} bytes", 413)
         return bytes(body)
-
-
-class ClientGone(Exception):
-    """Nobody waits for the answer."""
 
 
 class Answer(Struct, gc=False):

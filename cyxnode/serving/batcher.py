@@ -17,6 +17,10 @@ Array = np.ndarray[Any, Any]
 INLINE_NS = 250_000  # a shorter run costs less than handing it to a thread and being woken
 
 
+class ClientGone(Exception):
+    """Nobody waits for the answer."""
+
+
 class _Waiting:
     """One request: its samples, how many of them were taken into runs, and where the answers go."""
 
@@ -76,7 +80,7 @@ class Batcher:
         """The answers to samples (rows, *input_shape) as Predictor.checked returns them.
 
         is_gone: whether nobody waits for the answer any more. Raises ApiError when the queue is full, DataError for
-        samples that the model cannot answer.
+        samples that the model cannot answer, ClientGone.
         """
         count = len(rows)
         if not count:
@@ -125,7 +129,8 @@ class Batcher:
             return
         for waiting in self._queue:
             if waiting.unwanted():
-                waiting.answer.cancel()
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(ClientGone())
                 self.queued -= len(waiting.rows) - waiting.taken
         self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import chain
 from typing import Annotated, Any
 
 import msgspec
@@ -45,12 +46,20 @@ class Lists:
         if decoder is None:
             raise BadMessage(f"input: {self._expected()}, got lists nested {depth} deep")
         try:
-            array = np.array(decoder.decode(raw), self._dtype)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            held = decoder.decode(raw)
+            return self._flat(held if several else [held]), several
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             raise BadMessage(f"input: {self._expected()}; {str(error)[:300]}") from None
-        except (ValueError, OverflowError) as error:
-            raise BadMessage(f"input: {self._expected()}; {str(error)[:200]}") from None
-        return self._rows(array if several else array[None]), several
+
+    def _flat(self, samples: list[Any]) -> Array:
+        """The numbers of nested lists, whose lengths are compared with the shape: a fraction of NumPy's own time."""
+        level: list[Any] = samples
+        for size in self._shape:
+            if level and set(map(len, level)) != {size}:
+                wrong = next(len(each) for each in level if len(each) != size)
+                raise BadMessage(f"input: {self._expected()}, got a list of {wrong} where {size} are expected")
+            level = list(chain.from_iterable(level))
+        return np.fromiter(level, self._dtype, len(level)).reshape(-1, *self._shape)
 
     def check(self, array: Array) -> tuple[Array, bool]:
         """The same of an array that came as one. Raises BadMessage."""

@@ -8,7 +8,7 @@ import pytest
 from cyxcore import nn
 from cyxcore.errors import DataError
 from cyxnet.outcomes import ApiError
-from cyxnode.serving.batcher import Batcher
+from cyxnode.serving.batcher import Batcher, ClientGone
 from cyxnode.serving.batching import size_for, sizes
 from cyxnode.serving.predictor import Predictor
 from tests.node.serving.models import Halting, mlp, model, samples
@@ -153,7 +153,7 @@ async def test_nothing_is_computed_for_who_hung_up(halting):
     cancelled.cancel()
     predictor.go_on.set()
     await asyncio.wait([first, gone, cancelled])
-    assert gone.cancelled() and predictor.sizes == [1] and batcher.queued == 0
+    assert isinstance(gone.exception(), ClientGone) and predictor.sizes == [1] and batcher.queued == 0
 
 
 async def test_only_who_asked_for_the_impossible_is_told_so():

@@ -230,7 +230,7 @@ async def test_a_full_queue_is_429_and_the_rest_is_answered():
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
 
 
-async def test_who_hangs_up_is_not_computed_for():
+async def test_who_hangs_up_is_not_computed_for(caplog):
     served = tensors(kind=Halting, max_batch=1)
     predictor = served._predictor
     async with serving(served) as (http, server):
@@ -246,7 +246,7 @@ async def test_who_hangs_up_is_not_computed_for():
             await asyncio.sleep(0)
         predictor.go_on.set()
         assert (await http.post("/v1/predict", json={"input": [1, 2, 3, 4]})).status_code == 200
-        assert predictor.sizes == [1, 1]
+        assert predictor.sizes == [1, 1] and not caplog.records
 
 
 def _connections(server):

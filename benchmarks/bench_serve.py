@@ -1,0 +1,245 @@
+"""Serving beside onnxruntime behind FastAPI and Litestar: requests a second, how evenly, under too much, and alone.
+
+    python -m benchmarks.bench_serve                    # five rounds of 5 s
+    python -m benchmarks.bench_serve --quick            # one round of 2 s, ours only where peers are missing
+    python -m benchmarks.bench_serve --save benchmarks/results/serve
+
+Targets: POST /v1/predict from 64 connections ≥ 2.5 × FastAPI's rate, p99 ≤ 3 × p50; at three times the rate that it
+can do, ≥ 90 % of its best goes on being answered, the rest gets 429, and memory does not grow; a single sample takes
+no longer than onnxruntime's (geometric mean of MLP, CNN and encoder, one thread each).
+
+Servers are asked in turn within each round, so that what the machine does besides falls on all; figures are medians of
+the rounds. Who asks is one process of ours for all of them (benchmarks/serving/load.py). `us/request` is the
+server's processor time for a request, which other work on the machine disturbs least.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.serving.models import MODULES, Case, make
+
+CONNECTIONS, CONNECTIONS_OVERLOAD = 64, 200
+OVERLOAD = 3.0
+
+
+class Process:
+    """A server under test."""
+
+    def __init__(self, name: str, command: list[str], url: str | None = None):
+        self.name = name
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE if url is None else subprocess.DEVNULL)
+        if url is None:
+            assert self._process.stdout
+            url = json.loads(self._process.stdout.readline())["data"]["url"]
+        self.url = f"{url}/v1/predict"
+        self.measured = psutil.Process(self._process.pid)
+
+    def wait_ready(self, body: bytes) -> None:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request) as answer:
+                    assert len(json.load(answer)["output"]) == 10
+                    return
+            time.sleep(0.1)
+        raise SystemExit(f"{self.name} does not answer at {self.url}")
+
+    def cpu_s(self) -> float:
+        times = self.measured.cpu_times()
+        return times.user + times.system
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def ours(case: Case, *options: str) -> Process:
+    command = [sys.executable, "-m", "cyxnode.serving", str(case.ours), "--port=0", "--json", "--threads=1"]
+    return Process("cyx", [*command, *options])
+
+
+def peer(name: str, case: Case) -> Process:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.serving.peers", name, str(case.onnx), str(port)]
+    return Process(name, command, f"http://127.0.0.1:{port}")
+
+
+def load(server: Process, case: Case, seconds: float, **options: float) -> dict[str, Any]:
+    words = [f"--{name}={value}" for name, value in ({"connections": CONNECTIONS} | options).items()]
+    command = [sys.executable, "-m", "benchmarks.serving.load", server.url, str(case.body), f"--seconds={seconds}"]
+    before_s, began_s = server.cpu_s(), time.perf_counter()
+    said = subprocess.run([*command, *words], capture_output=True, check=True, text=True).stdout
+    found: dict[str, Any] = json.loads(said)
+    share = seconds / (seconds + min(1.0, seconds / 3))  # the load warms up before it counts
+    used_s = (server.cpu_s() - before_s) * share
+    found["us_per_request"] = round(1e6 * used_s / max(1, found["per_s"] * seconds), 1)
+    found["cores"] = round(used_s / (time.perf_counter() - began_s), 2)
+    return found
+
+
+@contextlib.contextmanager
+def servers(case: Case, names: list[str]) -> Iterator[list[Process]]:
+    started: list[Process] = []
+    try:
+        for name in names:
+            started.append(ours(case) if name == "cyx" else peer(name, case))
+            started[-1].wait_ready(case.body.read_bytes())
+        yield started
+    finally:
+        for server in started:
+            server.close()
+
+
+def throughput(case: Case, names: list[str], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with servers(case, names) as started:
+        for _ in range(rounds):
+            for server in started:
+                found[server.name].append(load(server, case, seconds))
+    keys = ("good_per_s", "p50_ms", "p99_ms", "us_per_request", "cores")
+    figures = {
+        name: {key: statistics.median(each[key] for each in runs) for key in keys} for name, runs in found.items()
+    }
+    for name, runs in found.items():
+        figures[name]["evenness"] = statistics.median(each["p99_ms"] / each["p50_ms"] for each in runs)
+    return figures
+
+
+def overload(case: Case, seconds: float) -> dict[str, Any]:
+    """At three times what it can do, with a queue for as many as reach its peak."""
+    server = ours(case, f"--max-queue={CONNECTIONS}")
+    try:
+        server.wait_ready(case.body.read_bytes())
+        peak = load(server, case, seconds)["good_per_s"]
+        before = server.measured.memory_info().rss
+        found = load(server, case, 2 * seconds, connections=CONNECTIONS_OVERLOAD, rate=OVERLOAD * peak)
+        grown = server.measured.memory_info().rss - before
+    finally:
+        server.close()
+    return {
+        "peak_per_s": peak,
+        "asked_per_s": round(OVERLOAD * peak, 1),
+        "answered_per_s": found["per_s"],
+        "good_per_s": found["good_per_s"],
+        "goodput": round(found["good_per_s"] / peak, 3),
+        "statuses": found["statuses"],
+        "p99_ms": found["p99_ms"],
+        "grown_mib": round(grown / 2**20, 1),
+    }
+
+
+def alone(case: Case, rounds: int) -> dict[str, float]:
+    """Microseconds for one sample within this process, one thread: medians, asked in turn."""
+    from benchmarks.serving.peers import session
+    from cyxcore import device
+    from cyxcore.model import load_model
+    from cyxnode.serving.predictor import Predictor
+
+    kernels: Any = device.backend("cpu")
+    kernels.kernels.set_num_threads(1)
+    model = load_model(case.ours)
+    predictor, held = Predictor(model.graph, model.weights, 1), session(str(case.onnx))
+    x = np.random.default_rng(0).standard_normal((1, *case.shape)).astype(np.float32)
+    name = held.get_inputs()[0].name
+
+    def by_us() -> Any:
+        predictor.places(1)[...] = x
+        return predictor.run(1).copy()
+
+    def by_onnxruntime() -> Any:
+        return held.run(None, {name: x})[0]
+
+    assert np.allclose(by_us(), by_onnxruntime(), atol=1e-4)
+    found: dict[str, list[float]] = {"cyx": [], "onnxruntime": []}
+    each: list[tuple[str, Callable[[], Any]]] = [("cyx", by_us), ("onnxruntime", by_onnxruntime)]
+    for _ in range(50 * rounds):
+        for who, run in each:
+            run()
+            begun = time.perf_counter_ns()
+            for _ in range(20):
+                run()
+            found[who].append((time.perf_counter_ns() - begun) / 20_000)
+    figures = {f"{who}_us": round(statistics.median(times), 2) for who, times in found.items()}
+    return figures | {"ratio": round(figures["cyx_us"] / figures["onnxruntime_us"], 3)}
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(found: dict[str, Any]) -> str:
+    parts = []
+    for name, figures in found["throughput"].items():
+        rows = []
+        for who, each in figures.items():
+            times = [f"{each['good_per_s'] / figures[other]['good_per_s']:.2f}" for other in figures if other != "cyx"]
+            rows.append(
+                [who, f"{each['good_per_s']:,.0f}", each["p50_ms"], each["p99_ms"], f"{each['evenness']:.1f}"]
+                + [each["us_per_request"], ", ".join(times) if who == "cyx" else ""]
+            )
+        columns = ["", "req/s", "p50 ms", "p99 ms", "p99/p50", "us/request", "cyx is × of the others"]
+        parts.append(f"**POST /v1/predict, {name}, {CONNECTIONS} connections**\n\n{table(columns, rows)}")
+    if over := found.get("overload"):
+        said = [[name, *each.values()] for name, each in over.items()]
+        parts.append(f"**{OVERLOAD:g} × what it can do**\n\n{table(['', *next(iter(over.values()))], said)}")
+    if single := found.get("alone"):
+        mean = statistics.geometric_mean(each["ratio"] for each in single.values())
+        rows = [[name, *each.values()] for name, each in single.items()] + [["geometric mean", "", "", f"{mean:.3f}"]]
+        parts.append(
+            f"**One sample, one thread**\n\n{table(['', 'cyx us', 'onnxruntime us', 'cyx/onnxruntime'], rows)}"
+        )
+    return "\n\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round of 2 s")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    parser.add_argument("--save", type=Path, metavar="NAME", help="write NAME.md and NAME.json")
+    options = parser.parse_args()
+    rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
+    have = {name: importlib.util.find_spec(name) is not None for name in ("onnxruntime", "fastapi", "litestar")}
+    names = ["cyx"] + [name for name in ("fastapi", "litestar") if have["onnxruntime"] and have[name]]
+    found: dict[str, Any] = {"throughput": {}, "overload": {}, "alone": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {name: make(name, Path(folder)) for name in MODULES}
+        for name in ("mlp", "cnn"):
+            found["throughput"][name] = throughput(cases[name], names, rounds, seconds)
+        found["overload"]["cnn"] = overload(cases["cnn"], seconds)
+        if have["onnxruntime"]:
+            found["alone"] = {name: alone(case, rounds) for name, case in cases.items()}
+    cores, busy = os.cpu_count(), os.getloadavg()[0]
+    missing = [name for name, there in have.items() if not there]
+    notes = [f"{cores} cores, load {busy:.1f} at the end; {rounds} rounds of {seconds:g} s."]
+    notes += [f"Missing and left out: {', '.join(missing)} (pip install 'cyx[peers]')."] if missing else []
+    text = report(found) + "\n\n" + " ".join(notes)
+    print(json.dumps(found) if options.json else text)
+    if options.save:
+        options.save.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        options.save.with_suffix(".md").write_text(f"# Serving\n\n`python -m benchmarks.bench_serve`\n\n{text}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
