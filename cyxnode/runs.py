@@ -17,6 +17,7 @@ from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.messages import (
     Assign,
     Checkpoint,
+    JobRequest,
     RunCheckpoint,
     RunCompleted,
     RunFailed,
@@ -163,7 +164,9 @@ class Runs:
             process = await self._pool.take()
             try:
                 model_path = process.folder.absolute() / MODEL_FILE
-                order = self._order(assign, data_path, weights_path, resume_path, model_path)
+                order = order_for(
+                    assign.job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes
+                )
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
                 return await self._supervise(key, process, order, work)
@@ -283,31 +286,6 @@ class Runs:
             await asyncio.sleep(retry_delay_ms(self._session, tries) / 1000)
             tries += 1
 
-    def _order(
-        self, assign: Assign, data_path: Path, weights_path: Path | None, resume_path: Path | None, out_path: Path
-    ) -> Order:
-        job = assign.job
-        wanted_bytes = max(job.needs.memory_bytes, assign.memory_bytes) if job.needs.memory_bytes else 0
-        memory_bytes = min(wanted_bytes or self._share.memory_bytes, self._share.memory_bytes)
-        return Order(
-            model=job.model,
-            data=job.data,
-            training=job.training,
-            data_path=str(data_path),
-            data_sha256=job.dataset.sha256,
-            weights_path=str(weights_path) if weights_path else None,
-            resume_path=str(resume_path) if resume_path else None,
-            out_path=str(out_path),
-            device=DEVICES[job.needs.device],
-            threads=self._share.threads,
-            memory_bytes=memory_bytes,
-            file_bytes=MAX_MODEL_BYTES,
-            expected_rows=job.facts.rows if job.facts else None,
-            expected_input_shape=list(job.facts.input_shape) if job.facts else None,
-            every_steps=job.checkpoints.every_steps,
-            every_s=job.checkpoints.every_s,
-        )
-
     def _halted(self, key: RunKey, work: Work) -> RunFailed:
         if work.saved_step:
             where = f"the checkpoint of step {work.saved_step} is stored"
@@ -329,6 +307,37 @@ class Runs:
             deterministic=deterministic,
             memory_bytes=memory_bytes,
         )
+
+
+def order_for(
+    job: JobRequest,
+    share: Share,
+    data_path: Path,
+    weights_path: Path | None,
+    resume_path: Path | None,
+    out_path: Path,
+    memory_bytes: int = 0,
+) -> Order:
+    """What a training process is told of a job. memory_bytes: what it needs at least, as its attempts have shown."""
+    wanted_bytes = max(job.needs.memory_bytes, memory_bytes) if job.needs.memory_bytes else 0
+    return Order(
+        model=job.model,
+        data=job.data,
+        training=job.training,
+        data_path=str(data_path),
+        data_sha256=job.dataset.sha256,
+        weights_path=str(weights_path) if weights_path else None,
+        resume_path=str(resume_path) if resume_path else None,
+        out_path=str(out_path),
+        device=DEVICES[job.needs.device],
+        threads=share.threads,
+        memory_bytes=min(wanted_bytes or share.memory_bytes, share.memory_bytes),
+        file_bytes=MAX_MODEL_BYTES,
+        expected_rows=job.facts.rows if job.facts else None,
+        expected_input_shape=list(job.facts.input_shape) if job.facts else None,
+        every_steps=job.checkpoints.every_steps,
+        every_s=job.checkpoints.every_s,
+    )
 
 
 def _log_time(key: RunKey, what: str, work: Work, at_s: float) -> None:

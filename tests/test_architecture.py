@@ -76,7 +76,7 @@ cyxnet.__main__
 
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
 cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
-cyxnode.runs cyxnode.agent
+cyxnode.runs cyxnode.verify cyxnode.agent
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
 cyxnode.serving.gate cyxnode.serving.figures cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes

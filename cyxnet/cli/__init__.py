@@ -125,6 +125,12 @@ def _get(parser: argparse.ArgumentParser) -> None:
     _output(parser)
 
 
+def _verify(parser: argparse.ArgumentParser) -> None:
+    _job(parser)
+    parser.add_argument("--tail", action="store_true", help="only from the newest checkpoint that is still stored")
+    parser.add_argument("--threads", type=_count, metavar="N", help="to train with (default: all cores)")
+
+
 def _job_priority(parser: argparse.ArgumentParser) -> None:
     _job(parser)
     parser.add_argument("priority", type=_priority, metavar="0-9", help="each level counts like ten minutes of waiting")
@@ -325,6 +331,13 @@ COMMANDS = [
     Command("jobs", "list the jobs, newest first", "cyx jobs --status completed", "jobs:jobs", _jobs),
     Command("job", "show one job", "cyx job digits-3f", "jobs:job", _job),
     Command("get", "fetch the model of a job", "cyx get digits-3f -o digits.safetensors", "jobs:get", _get),
+    Command(
+        "verify",
+        "train a finished job again, here, and compare the model byte by byte",
+        "cyx verify digits-3f",
+        "serving:verify",
+        _verify,
+    ),
     Command("cancel", "stop a job; what was not earned comes back", "cyx cancel digits-3f", "jobs:cancel", _cancel),
     Command(
         "refund",

@@ -1,14 +1,26 @@
-"""Commands about models that answer: serve."""
+"""Commands that become a process of a node: what a model is run with is not the network's to know."""
 
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from cyxnet.cli.screen import Screen
 from cyxnet.serveoptions import words
 
 
 async def serve(args: argparse.Namespace, screen: Screen) -> int:
-    """This process becomes the one that serves: what a model is run with is not the network's to know."""
     flags = [f"--{name}" for name in ("json", "quiet", "debug") if getattr(args, name)]
-    os.execv(sys.executable, [sys.executable, "-m", "cyxnode.serving", *words(args), *flags])
+    become("cyxnode.serving", *words(args), *flags)
+
+
+async def verify(args: argparse.Namespace, screen: Screen) -> int:
+    flags = [
+        f"--{name}" for name in ("json", "quiet", "no-color", "debug", "tail") if getattr(args, name.replace("-", "_"))
+    ]
+    threads = ["--threads", str(args.threads)] if args.threads else []
+    become("cyxnode.verify", "--dir", str(args.dir), *threads, *flags, args.job)
+
+
+def become(module: str, *words: str) -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])
