@@ -91,6 +91,7 @@ _NAMES: dict[str, str] = {
     "load_model": "model",
 }
 _MODULES = (
+    "metrics",
     "nn",
     "optim",
     "lr_scheduler",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from cyxcore import functional as functional
     from cyxcore import linalg as linalg
     from cyxcore import lr_scheduler as lr_scheduler
+    from cyxcore import metrics as metrics
     from cyxcore import nn as nn
     from cyxcore import onnx as onnx
     from cyxcore import optim as optim

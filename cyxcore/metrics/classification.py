@@ -1,0 +1,281 @@
+"""Metrics of predicted classes and of the scores they come from."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from cyxcore.errors import DataError, ShapeError, SpecError
+from cyxcore.metrics.base import Array, Metric, numbers, ratio
+
+Average = Literal["binary", "macro", "micro", "weighted"]
+AVERAGES = ("binary", "macro", "micro", "weighted")
+LEAST_PROBABILITY = float(np.finfo(np.float64).eps)  # what a probability of 0 counts as in a logarithm
+
+
+def _labels(target: Any, what: str = "targets") -> Array:
+    found = numbers(target, what)
+    if found.dtype.kind == "f" and not (found == np.floor(found)).all():
+        raise DataError(f"metric: expected class indices as {what}, got fractions or NaN")
+    found = found.astype(np.int64)
+    return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
+
+
+def classes(prediction: Any, target: Any, logits: bool = True) -> tuple[Array, Array, int]:
+    """(predicted classes, true classes, how many classes the prediction has scores for), flat.
+
+    Raises ShapeError where the shapes do not fit.
+    """
+    scores, truth = numbers(prediction, "predictions"), _labels(target)
+    if scores.ndim == truth.ndim + 1 and scores.shape[1] > 1:
+        found, count = scores.argmax(1), scores.shape[1]
+    else:
+        found = scores.reshape(truth.shape) if scores.size == truth.size else scores
+        count = 2 if found.dtype.kind == "f" else 0
+        found = (found > (0.0 if logits else 0.5)) if found.dtype.kind == "f" else _labels(found, "predictions")
+    if found.shape != truth.shape:
+        raise ShapeError(
+            f"metric: expected predictions {truth.shape} or (N, C, …) for targets {truth.shape}, got {scores.shape}"
+        )
+    return found.reshape(-1).astype(np.int64), truth.reshape(-1), count
+
+
+class ConfusionMatrix(Metric):
+    """compute(): (C, C) int64, rows of the true class, columns of the predicted one. classes: C at least.
+
+    ignore_index: targets of that value count nothing.
+    """
+
+    def __init__(self, classes: int = 0, logits: bool = True, ignore_index: int = -100) -> None:
+        self.classes, self.logits, self.ignore_index = classes, logits, ignore_index
+        super().__init__()
+
+    def update(self, prediction: Any, target: Any) -> None:
+        found, truth, count = classes(prediction, target, self.logits)
+        counted = truth != self.ignore_index
+        found, truth = found[counted], truth[counted]
+        if found.size and (found.min() < 0 or truth.min() < 0):
+            raise DataError(f"metric: expected classes from 0, got {min(found.min(), truth.min())}")
+        held = self.matrix
+        size = max(count, len(held), int(found.max(initial=-1)) + 1, int(truth.max(initial=-1)) + 1)
+        new = np.bincount(truth * size + found, minlength=size * size).reshape(size, size)
+        new[: len(held), : len(held)] += held
+        self.state["matrix"] = new
+
+    @property
+    def matrix(self) -> Array:
+        """The counts so far, (C, C) int64."""
+        found = self.state.get("matrix")
+        return np.zeros((self.classes, self.classes), np.int64) if found is None else found
+
+    def compute(self) -> Any:
+        return self.matrix.copy()
+
+
+class Accuracy(ConfusionMatrix):
+    """The share of rows whose class is right."""
+
+    def compute(self) -> float:
+        return ratio(np.trace(self.matrix), self.matrix.sum(), math.nan)
+
+
+class TopKAccuracy(Metric):
+    """The share of rows whose class is among the k with the largest scores; the lower of equals is first."""
+
+    def __init__(self, k: int = 5) -> None:
+        if k < 1:
+            raise SpecError(f"TopKAccuracy: expected k of at least 1, got {k}")
+        self.k = k
+        super().__init__()
+
+    def update(self, prediction: Any, target: Any) -> None:
+        scores, truth = numbers(prediction, "predictions"), _labels(target)
+        if scores.ndim != 2 or truth.shape != scores.shape[:1]:
+            raise ShapeError(f"top-k: expected scores (N, C) and targets (N,), got {scores.shape} and {truth.shape}")
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.k]
+        self._add(right=(order == truth[:, None]).any(1).sum(), rows=len(truth))
+
+    def compute(self) -> float:
+        return ratio(self._sum("right"), self._sum("rows"), math.nan)
+
+
+class _PerClass(ConfusionMatrix):
+    """A ratio per class, averaged. binary: that of class 1. micro: of the counts summed over classes. macro: the mean
+    over the classes that are there. weighted: the mean by true rows. A ratio of nothing is 0.
+    """
+
+    def __init__(self, average: Average = "binary", logits: bool = True, ignore_index: int = -100) -> None:
+        if average not in AVERAGES:
+            raise SpecError(
+                f"{type(self).__name__}: expected average to be one of {', '.join(AVERAGES)}, got {average!r}"
+            )
+        self.average = average
+        super().__init__(0, logits, ignore_index)
+
+    def _of(self, right: Any, predicted: Any, true: Any) -> float:
+        raise NotImplementedError
+
+    def compute(self) -> float:
+        matrix = self.matrix
+        right, predicted, true = np.diag(matrix), matrix.sum(0), matrix.sum(1)
+        if self.average == "binary":
+            if len(matrix) > 2:
+                raise SpecError(
+                    f"{type(self).__name__}: average='binary' is for two classes, the targets or predictions have "
+                    f"{len(matrix)}; choose macro, micro or weighted"
+                )
+            return self._of(right[1], predicted[1], true[1]) if len(matrix) == 2 else 0.0
+        if self.average == "micro":
+            return self._of(right.sum(), predicted.sum(), true.sum())
+        each = [self._of(*counts) for counts in zip(right, predicted, true, strict=True)]
+        if self.average == "weighted":
+            return ratio(sum(value * count for value, count in zip(each, true, strict=True)), true.sum())
+        there = [value for value, count in zip(each, predicted + true, strict=True) if count]
+        return ratio(math.fsum(there), len(there))
+
+
+class Precision(_PerClass):
+    """Right among what was predicted to be of the class."""
+
+    def _of(self, right: Any, predicted: Any, true: Any) -> float:
+        return ratio(right, predicted)
+
+
+class Recall(_PerClass):
+    """Found among what is of the class."""
+
+    def _of(self, right: Any, predicted: Any, true: Any) -> float:
+        return ratio(right, true)
+
+
+class F1(_PerClass):
+    """The harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN)."""
+
+    def _of(self, right: Any, predicted: Any, true: Any) -> float:
+        return ratio(2 * right, predicted + true)
+
+
+class CohenKappa(ConfusionMatrix):
+    """Agreement beyond chance, (p_observed - p_chance) / (1 - p_chance) (Cohen 1960)."""
+
+    def compute(self) -> float:
+        matrix = self.matrix.astype(np.float64)
+        rows = matrix.sum()
+        if not rows:
+            return math.nan
+        chance = float(matrix.sum(0) @ matrix.sum(1)) / float(rows) ** 2
+        return ratio(float(np.trace(matrix) / rows) - chance, 1.0 - chance, math.nan)
+
+
+class MatthewsCorrelation(ConfusionMatrix):
+    """The correlation of true and predicted classes; of more than two, R_K (Gorodkin 2004); 0 where it has none."""
+
+    def compute(self) -> float:
+        matrix = self.matrix.astype(np.float64)
+        predicted, true, rows = matrix.sum(0), matrix.sum(1), matrix.sum()
+        covariance = np.trace(matrix) * rows - predicted @ true
+        spread = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
+        return ratio(covariance, math.sqrt(spread)) if spread > 0 else 0.0
+
+
+class _Ranked(Metric):
+    """Of scores of two classes: keeps every score, since ranks need all of them.
+
+    Scores: one per row, the larger the likelier class 1; or (N, 2), of which the difference counts. Targets: 0 or 1.
+    """
+
+    def update(self, prediction: Any, target: Any) -> None:
+        scores, truth = numbers(prediction, "scores").astype(np.float64), _labels(target)
+        if scores.ndim == 2 and scores.shape[1] == 2:
+            scores = scores[:, 1] - scores[:, 0]
+        if scores.size != truth.size:
+            name = type(self).__name__
+            raise ShapeError(f"{name}: expected scores (N,) or (N, 2) for targets {truth.shape}, got {scores.shape}")
+        scores, truth = scores.reshape(-1), truth.reshape(-1)
+        if not np.isin(truth, (0, 1)).all():
+            raise DataError(f"{type(self).__name__}: expected targets 0 and 1, got {np.unique(truth)[:5].tolist()}")
+        if np.isnan(scores).any():
+            raise DataError(f"{type(self).__name__}: expected scores that are numbers, got NaN")
+        nothing = np.zeros(0)
+        self.state["scores"] = np.concatenate([self.state.get("scores", nothing), scores])
+        self.state["targets"] = np.concatenate([self.state.get("targets", nothing), truth])
+
+    def _steps(self) -> tuple[Array, Array]:
+        """(true positives, false positives) above each distinct score, the highest first."""
+        order = np.argsort(-self.state["scores"], kind="stable")
+        scores, truth = self.state["scores"][order], self.state["targets"][order]
+        ends = np.flatnonzero(np.append(np.diff(scores) != 0, True))
+        positives = np.cumsum(truth)[ends]
+        return positives, ends + 1 - positives
+
+    @property
+    def _both(self) -> bool:
+        truth = self.state.get("targets", np.zeros(0))
+        return bool(len(truth) and truth.min() != truth.max())
+
+
+class RocAuc(_Ranked):
+    """The area under the ROC curve: how likely a row of class 1 scores above one of class 0, ties counting half."""
+
+    def compute(self) -> float:
+        if not self._both:
+            return math.nan
+        positives, negatives = self._steps()
+        before = np.concatenate([[0.0], positives[:-1]])
+        area = ((positives + before) / 2 * np.diff(negatives, prepend=0.0)).sum()
+        return float(area / (positives[-1] * negatives[-1]))
+
+
+class AveragePrecision(_Ranked):
+    """The precision at each score, weighted by the recall it adds."""
+
+    def compute(self) -> float:
+        if not len(self.state.get("targets", ())) or not self.state["targets"].any():
+            return math.nan
+        positives, negatives = self._steps()
+        precision = positives / (positives + negatives)
+        return float((np.diff(positives, prepend=0.0) * precision).sum() / positives[-1])
+
+
+class LogLoss(Metric):
+    """The mean of -log p(true class), in nats. logits: scores of any size, turned into probabilities by softmax (C
+    classes) or the logistic function (one score per row); otherwise probabilities.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, logits: bool = True, ignore_index: int = -100) -> None:
+        self.logits, self.ignore_index = logits, ignore_index
+        super().__init__()
+
+    def update(self, prediction: Any, target: Any) -> None:
+        scores, truth = numbers(prediction, "predictions").astype(np.float64), _labels(target)
+        if scores.ndim == truth.ndim + 1 and scores.shape[1] > 1:
+            scores = np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
+        elif scores.size == truth.size:
+            one = scores.reshape(-1, 1)
+            scores = np.concatenate([np.zeros_like(one) if self.logits else 1.0 - one, one], 1)
+        if scores.ndim != 2 or len(scores) != truth.size:
+            raise ShapeError(f"log loss: expected scores (N, C, …) for targets {truth.shape}, got {scores.shape}")
+        truth = truth.reshape(-1)
+        counted = truth != self.ignore_index
+        scores, truth = scores[counted], truth[counted]
+        if truth.size and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
+            raise DataError(f"log loss: expected classes 0..{scores.shape[1] - 1}, got {truth.min()}..{truth.max()}")
+        own = scores[np.arange(len(truth)), truth]
+        if self.logits:
+            top = scores.max(1, initial=-np.inf)
+            losses = np.log(np.exp(scores - top[:, None]).sum(1)) + top - own
+        else:
+            losses = -np.log(np.clip(own, LEAST_PROBABILITY, 1.0))
+        self._add(total=losses.sum(), rows=len(losses))
+
+    def compute(self) -> float:
+        return ratio(self._sum("total"), self._sum("rows"), math.nan)
+
+
+class Perplexity(LogLoss):
+    """exp of the log loss: among how many equally likely classes (tokens) the model still has to guess."""
+
+    def compute(self) -> float:
+        return math.exp(min(super().compute(), 700.0))

@@ -1,0 +1,155 @@
+"""Metrics against scikit-learn: of all rows at once, and of the same rows batch by batch."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as theirs
+
+import cyxcore as cx
+from cyxcore import metrics
+from cyxcore.errors import DataError, ShapeError, SpecError
+
+RNG = np.random.default_rng(3)
+ROWS, CLASSES = 211, 7
+LOGITS = RNG.normal(size=(ROWS, CLASSES)).astype(np.float32)
+LABELS = np.where(
+    RNG.random(ROWS) < 0.5, LOGITS.argmax(1), RNG.integers(0, CLASSES - 1, ROWS)
+)  # one class is never true
+FOUND = LOGITS.argmax(1)
+SOFTMAX = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum(1, keepdims=True)
+SCORES = np.round(RNG.normal(size=ROWS), 1)  # many ties
+SIDES = (SCORES + RNG.normal(size=ROWS) > 0).astype(np.int64)
+VALUES = RNG.normal(size=(ROWS, 2)) * [1.0, 50.0] + [1000.0, 0.0]
+GUESSES = VALUES + RNG.normal(size=(ROWS, 2))
+
+CASES: dict[str, tuple[Callable[[], metrics.Metric], Any, Any, float]] = {
+    "accuracy": (metrics.Accuracy, LOGITS, LABELS, theirs.accuracy_score(LABELS, FOUND)),
+    "top-3": (
+        lambda: metrics.TopKAccuracy(3),
+        LOGITS,
+        LABELS,
+        theirs.top_k_accuracy_score(LABELS, LOGITS, k=3, labels=range(CLASSES)),
+    ),
+    **{
+        f"{name} {average}": (
+            lambda make=make, average=average: make(average=average),
+            LOGITS,
+            LABELS,
+            oracle(LABELS, FOUND, average=average, zero_division=0),
+        )
+        for name, make, oracle in (
+            ("precision", metrics.Precision, theirs.precision_score),
+            ("recall", metrics.Recall, theirs.recall_score),
+            ("f1", metrics.F1, theirs.f1_score),
+        )
+        for average in ("macro", "micro", "weighted")
+    },
+    "precision binary": (metrics.Precision, SCORES, SIDES, theirs.precision_score(SIDES, SCORES > 0)),
+    "recall binary": (metrics.Recall, SCORES[:, None], SIDES[:, None], theirs.recall_score(SIDES, SCORES > 0)),
+    "f1 binary": (metrics.F1, SCORES, SIDES.astype(np.float32), theirs.f1_score(SIDES, SCORES > 0)),
+    "roc auc": (metrics.RocAuc, SCORES, SIDES, theirs.roc_auc_score(SIDES, SCORES)),
+    "average precision": (metrics.AveragePrecision, SCORES, SIDES, theirs.average_precision_score(SIDES, SCORES)),
+    "kappa": (metrics.CohenKappa, LOGITS, LABELS, theirs.cohen_kappa_score(LABELS, FOUND)),
+    "mcc": (metrics.MatthewsCorrelation, LOGITS, LABELS, theirs.matthews_corrcoef(LABELS, FOUND)),
+    "log loss": (metrics.LogLoss, LOGITS, LABELS, theirs.log_loss(LABELS, SOFTMAX, labels=range(CLASSES))),
+    "log loss of probabilities": (
+        lambda: metrics.LogLoss(logits=False),
+        SOFTMAX,
+        LABELS,
+        theirs.log_loss(LABELS, SOFTMAX, labels=range(CLASSES)),
+    ),
+    "log loss of one score": (metrics.LogLoss, SCORES, SIDES, theirs.log_loss(SIDES, 1 / (1 + np.exp(-SCORES)))),
+    "perplexity": (
+        metrics.Perplexity,
+        LOGITS,
+        LABELS,
+        math.exp(theirs.log_loss(LABELS, SOFTMAX, labels=range(CLASSES))),
+    ),
+    "mae": (metrics.MeanAbsoluteError, GUESSES, VALUES, theirs.mean_absolute_error(VALUES, GUESSES)),
+    "mse": (metrics.MeanSquaredError, GUESSES, VALUES, theirs.mean_squared_error(VALUES, GUESSES)),
+    "rmse": (metrics.RootMeanSquaredError, GUESSES, VALUES, math.sqrt(theirs.mean_squared_error(VALUES, GUESSES))),
+    "r2": (metrics.R2, GUESSES, VALUES, theirs.r2_score(VALUES, GUESSES)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_metric_is_scikit_learns_at_once_and_in_batches(name: str) -> None:
+    make, prediction, target, expected = CASES[name]
+    whole, parts = make(), make()
+    whole.update(cx.tensor(prediction), cx.tensor(target))
+    for start in range(0, ROWS, 50):
+        parts.update(prediction[start : start + 50], target[start : start + 50])
+    assert whole.compute() == pytest.approx(expected, rel=1e-6)
+    assert parts.compute() == pytest.approx(expected, rel=1e-6)
+    parts.reset()
+    parts.update(prediction, target)
+    assert parts.compute() == whole.compute()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_state_of_a_metric_takes_it_up_where_it_was(name: str) -> None:
+    make, prediction, target, _ = CASES[name]
+    first, second = make(), make()
+    first.update(prediction[:99], target[:99])
+    second.state = {key: array.copy() for key, array in first.state.items()}
+    for metric in (first, second):
+        metric.update(prediction[99:], target[99:])
+    assert first.compute() == second.compute()
+
+
+def test_the_confusion_matrix_is_scikit_learns() -> None:
+    expected = theirs.confusion_matrix(LABELS, FOUND, labels=range(CLASSES))
+    assert metrics.confusion_matrix(LOGITS, LABELS).tolist() == expected.tolist()
+    assert metrics.confusion_matrix(FOUND, LABELS).tolist() == expected.tolist()
+
+
+def test_functions_take_the_options_of_their_metric() -> None:
+    assert metrics.f1(FOUND, LABELS, average="macro") == theirs.f1_score(LABELS, FOUND, average="macro")
+    assert metrics.accuracy([0.4, 0.7], [0, 1], logits=False) == 1.0
+    assert metrics.perplexity(np.zeros((4, 8)), [0, 1, 2, 3]) == pytest.approx(8.0)
+
+
+def test_every_class_of_an_image_and_ignored_targets_count() -> None:
+    scores = RNG.normal(size=(2, 3, 4, 5))
+    target = scores.argmax(1)
+    target[0, 0, :2] = -100
+    assert metrics.accuracy(scores, target) == 1.0
+    assert metrics.confusion_matrix(scores, target).sum() == 38
+
+
+def test_metrics_of_nothing_are_not_numbers() -> None:
+    assert math.isnan(metrics.Accuracy().compute()) and math.isnan(metrics.R2().compute())
+    assert math.isnan(metrics.roc_auc([0.1, 0.2], [1, 1])) and math.isnan(metrics.average_precision([0.1], [0]))
+    assert math.isnan(metrics.MeanAbsoluteError().compute())
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_each_named_metric_can_be_made_and_says_which_way_is_better(name: str) -> None:
+    assert list(metrics.named([name])) == [name]
+    assert metrics.higher_is_better(f"validation_{name}") == (name not in "log_loss perplexity mae mse rmse".split())
+
+
+@pytest.mark.parametrize(
+    "call, error, text",
+    [
+        (lambda: metrics.named(["acuracy"]), SpecError, "expected names out of accuracy, top_5_accuracy"),
+        (lambda: metrics.named([3]), SpecError, "expected names or metrics, got int"),
+        (lambda: metrics.F1(average="mean"), SpecError, "one of binary, macro, micro, weighted, got 'mean'"),
+        (lambda: metrics.f1(FOUND, LABELS), SpecError, "two classes, the targets or predictions have 7"),
+        (lambda: metrics.TopKAccuracy(0), SpecError, "k of at least 1, got 0"),
+        (lambda: metrics.accuracy(LOGITS, LABELS[:9]), ShapeError, r"predictions \(9,\) or \(N, C, …\)"),
+        (lambda: metrics.accuracy(LABELS, LABELS + 0.5), DataError, "class indices as targets, got fractions"),
+        (lambda: metrics.accuracy([-1], [0]), DataError, "classes from 0, got -1"),
+        (lambda: metrics.roc_auc(SCORES, LABELS), DataError, r"targets 0 and 1, got \[0, 1, 2, 3, 4\]"),
+        (lambda: metrics.roc_auc([math.nan], [1]), DataError, "scores that are numbers, got NaN"),
+        (lambda: metrics.mae(GUESSES, VALUES[:, 0]), ShapeError, r"predictions \(211,\), got \(211, 2\)"),
+        (lambda: metrics.log_loss(LOGITS, LABELS + 3), DataError, r"classes 0\.\.6, got"),
+        (lambda: metrics.mae(["a"], [1]), DataError, "real numbers as predictions"),
+    ],
+)
+def test_what_does_not_fit_is_said(call: Callable[[], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call()
