@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cyxcore import layers, training
+from cyxcore import graphlearner, layers
 from cyxcore.kernels import cpu
 from cyxcore.objectives import training_step
 from cyxcore.passes import optimise
@@ -75,7 +75,7 @@ def ours(work: Workload) -> dict[str, float]:
     found: dict[str, float] = {}
     batch = work.batch_size
     graph = timed(found, "build", lambda: layers.build(input_shape=[64], layers=work.layers, normalize=work.normalize))
-    state = timed(found, "weights", lambda: training.initial_weights(graph, 7))
+    state = timed(found, "weights", lambda: graphlearner.initial_weights(graph, 7))
     step = timed(found, "step", lambda: training_step(graph, batch, TrainingSpec(optimizer=OPTIMIZER)))
     for param in step.all_parameters:
         state.setdefault(param.name, np.zeros(param.shape, param.dtype))

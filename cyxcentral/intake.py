@@ -14,7 +14,7 @@ from cyxcentral.nodes import Node
 from cyxcore.errors import SpecError
 from cyxcore.graph import Graph
 from cyxcore.layers import build
-from cyxcore.spec import ModelSpec
+from cyxcore.spec import ModelSpec, check_metrics
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.bus import ApiError
@@ -65,6 +65,7 @@ def _examine(encoded: bytes) -> tuple[m.JobRequest, Plan]:
     graph = graph_of(job.model)
     batch = job.training.batch_size
     rows = job.facts.rows if job.facts else 0
+    check_metrics(job.training, job.data.validation > 0.0)
     if job.facts and list(graph.input_shape) != list(job.facts.input_shape):
         raise SpecError(
             f"the model takes samples of shape {list(graph.input_shape)}, the data has {list(job.facts.input_shape)}"

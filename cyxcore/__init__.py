@@ -91,6 +91,7 @@ _NAMES: dict[str, str] = {
     "load_model": "model",
 }
 _MODULES = (
+    "callbacks",
     "metrics",
     "nn",
     "optim",
@@ -111,6 +112,7 @@ _MODULES = (
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from cyxcore import callbacks as callbacks
     from cyxcore import data as data
     from cyxcore import device as device
     from cyxcore import errors as errors

@@ -10,15 +10,14 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 
 from cyxcore import cyxmodel, safetensors
 from cyxcore.errors import CheckpointError, FormatError
-from cyxcore.graph import Param
 from cyxcore.spec import EpochMetrics
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +26,7 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 FORMAT = "cyx-checkpoint/1"
 HISTORY_COLUMNS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validation_accuracy", "validation_r2")
 STATE, DELIVERED, HISTORY = "state.", "delivered.", "history."  # how the names of the tensors begin
+SCORES = HISTORY + "scores."
 LOSSES, RIGHT = "epoch.losses", "epoch.right"
 
 
@@ -55,7 +55,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     """state: parameters, buffers and the optimiser's own arrays. delivered: what would be delivered now.
 
     losses, right: of each batch of the epoch under way, sums over its rows. history holds no timings: epochs that
-    ended before a checkpoint have epoch_time_ms and samples_per_s 0.0.
+    ended before a checkpoint have epoch_time_ms and samples_per_s 0.0. notes: what a learner adds, JSON; None: nothing.
     """
 
     identity: Identity
@@ -65,6 +65,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     losses: list[float]
     right: list[float]
     history: list[EpochMetrics]
+    notes: dict[str, Any] | None = None
 
 
 def describe_rows(arrays: Iterable[Array]) -> str:
@@ -91,6 +92,7 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint, synced: bool = Tr
         "identity": _json(checkpoint.identity),
         "position": _json(checkpoint.position),
         "data_crc32": _data_crc32(tensors),
+        **({} if checkpoint.notes is None else {"notes": _json(checkpoint.notes)}),
     }
     safetensors.save(path, tensors, metadata, synced)
 
@@ -123,6 +125,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         identity = msgspec.json.decode(metadata.get("identity", ""), type=Identity)
         position = msgspec.json.decode(metadata.get("position", ""), type=Position)
+        notes = msgspec.json.decode(metadata.get("notes", "null"), type=dict[str, Any] | None)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise CheckpointError(f"{where}: its metadata is unreadable: {error}") from None
     losses, right = _column(tensors, LOSSES, position.batch, where), tensors.get(RIGHT, np.zeros(0))
@@ -134,6 +137,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         losses=losses,
         right=_column(tensors, RIGHT, position.batch, where) if right.size else [],
         history=_history(tensors, position, where),
+        notes=notes,
     )
 
 
@@ -153,7 +157,18 @@ def check_identity(found: Identity, wanted: Identity) -> None:
         )
 
 
-def check_arrays(arrays: Mapping[str, Array], wanted: Iterable[Param], what: str) -> None:
+class Wanted(Protocol):
+    """What an array must be; a Param of a graph is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def check_arrays(arrays: Mapping[str, Array], wanted: Iterable[Wanted], what: str) -> None:
     """Exactly the wanted arrays must be there. Raises CheckpointError naming what is off."""
     params = {param.name: param for param in wanted}
     if set(params) != set(arrays):
@@ -167,15 +182,15 @@ def check_arrays(arrays: Mapping[str, Array], wanted: Iterable[Param], what: str
             )
 
 
-def check_position(position: Position, batches: int, epochs: int) -> None:
-    """Raises CheckpointError for a position that a run of this length never has."""
+def check_position(position: Position, batches: int | None, epochs: int) -> None:
+    """Raises CheckpointError for a position that a run of this length never has. batches: None where not known."""
     epoch, batch = position.epoch, position.batch
     ended = epoch == epochs + 1 and batch == 0
-    if not (ended or (1 <= epoch <= epochs and batch <= batches)):
+    if not (ended or (1 <= epoch <= epochs and (batches is None or batch <= batches))):
         raise CheckpointError(
             f"checkpoint: batch {batch} of epoch {epoch} is not in a run of {epochs} epochs with {batches} batches"
         )
-    if position.step != (epoch - 1) * batches + batch:
+    if batches is not None and position.step != (epoch - 1) * batches + batch:
         raise CheckpointError(f"checkpoint: batch {batch} of epoch {epoch} does not follow {position.step} steps")
     if not min(1, epoch - 1) <= position.best_epoch <= epoch - 1:
         raise CheckpointError(f"checkpoint: epoch {position.best_epoch} cannot be the best before epoch {epoch}")
@@ -217,6 +232,9 @@ def _history_tensors(history: list[EpochMetrics]) -> dict[str, Array]:
         values = [getattr(metrics, column) for metrics in history]
         if values and values[0] is not None:
             columns[HISTORY + column] = np.array(values, np.float64)
+    scores = [metrics.scores or {} for metrics in history]
+    for name in sorted({name for row in scores for name in row}):
+        columns[SCORES + name] = np.array([row.get(name, math.nan) for row in scores], np.float64)
     return columns
 
 
@@ -224,12 +242,16 @@ def _history(tensors: Mapping[str, Array], position: Position, where: str) -> li
     ended = position.epoch - 1
     if ended < 0 or (ended and HISTORY + "epoch_loss" not in tensors):
         raise CheckpointError(f"{where}: expected the losses of {ended} epochs, got none")
-    columns = {
+    columns: dict[str, Any] = {
         column: _column(tensors, HISTORY + column, ended, where)
         for column in HISTORY_COLUMNS
         if HISTORY + column in tensors
     }
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    scores = {name: _column(tensors, name, ended, where) for name in sorted(tensors) if name.startswith(SCORES)}
+    for number, row in enumerate(rows):
+        found = {name[len(SCORES) :]: values[number] for name, values in scores.items()}
+        row["scores"] = {name: value for name, value in found.items() if not math.isnan(value)} if found else UNSET
     return [
         EpochMetrics(epoch=epoch, epochs=0, step=0, epoch_time_ms=0.0, samples_per_s=0.0, **row)
         for epoch, row in enumerate(rows, 1)

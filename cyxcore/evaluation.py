@@ -5,7 +5,7 @@ the same batches, sums that do not depend on order (math.fsum), so the numbers a
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from cyxcore import device as devices
 from cyxcore.errors import DataError, GraphError, ShapeError
 from cyxcore.graph import Graph
+from cyxcore.metrics import named
 from cyxcore.objectives import evaluation_step, objective, target_shape
 from cyxcore.plan import Plan
 
@@ -104,16 +105,22 @@ class Evaluator:
         parts = [outputs[0].copy() for outputs in self._batches(array, None, None)]
         return np.concatenate(parts) if parts else np.empty((0, *self.graph.output_shape), np.float32)
 
-    def evaluate(self, x: Any, y: Any, loss: str) -> dict[str, float]:
-        """{"loss": mean per row} and "accuracy" for a classifier or "r2" (1 - SSE/SST) for a regression."""
+    def evaluate(self, x: Any, y: Any, loss: str, metrics: Sequence[str] = ()) -> dict[str, float]:
+        """{"loss": mean per row} and "accuracy" for a classifier or "r2" (1 - SSE/SST) for a regression.
+
+        metrics: names out of cyxcore.metrics.METRICS for more.
+        """
         array = checked_inputs(self.graph, x)
         targets = checked_targets(self.graph, loss, y, len(array))
         if not len(array):
             raise DataError("evaluate: expected at least one row, got none")
         losses: list[float] = []
         right: list[float] = []
-        for outputs in self._batches(array, targets, loss):
+        judges = named(metrics)
+        for number, outputs in enumerate(self._batches(array, targets, loss)):
             losses += outputs[1].tolist()
+            for judge in judges.values():
+                judge.update(outputs[0], targets[number * self.batch_size : (number + 1) * self.batch_size])
             if len(outputs) > 2:
                 right += outputs[2].tolist()
         result = {"loss": math.fsum(losses) / len(array)}
@@ -121,7 +128,7 @@ class Evaluator:
             result["accuracy"] = math.fsum(right) / len(array)
         else:
             result["r2"] = _r2(targets, result["loss"])
-        return result
+        return {**{name: float(judge.compute()) for name, judge in judges.items()}, **result}
 
 
 def _r2(targets: Array, mean_square_error: float) -> float:
@@ -143,9 +150,10 @@ def evaluate(
     loss: str,
     batch_size: int = EVALUATION_BATCH,
     device: str | None = None,
+    metrics: Sequence[str] = (),
 ) -> dict[str, float]:
     """loss and accuracy (or r2) of a model on rows it is given: see Evaluator.evaluate."""
-    return Evaluator(graph, weights, device, batch_size).evaluate(x, y, loss)
+    return Evaluator(graph, weights, device, batch_size).evaluate(x, y, loss, metrics)
 
 
 def predict(graph: Graph, weights: Mapping[str, Array], x: Any, device: str | None = None) -> Array:

@@ -3,6 +3,7 @@
 A training job names its schedule instead (cyxcore/spec.py, ScheduleSpec). Both use cyxcore/schedules.py.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -171,6 +172,15 @@ class SequentialLR:
         else:
             self.schedulers[place].step()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "schedulers": [each.state_dict() for each in self.schedulers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for scheduler, own in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(own)
+        self.last_epoch = int(state["last_epoch"])
+        self.schedulers[bisect_right(self.milestones, self.last_epoch)]._set()
+
 
 class ReduceLROnPlateau:
     """Times factor when the loss given to step() has not gone down for more than `patience` calls."""
@@ -192,3 +202,16 @@ class ReduceLROnPlateau:
         if self.plateau.see(float(loss)):
             for group in self.optimizer.param_groups:
                 group["lr"] = max(group["lr"] * self.factor, self.min_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        seen = self.plateau
+        best = seen.best if math.isfinite(seen.best) else None
+        lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        return {"best": best, "waited": seen.waited, "reductions": seen.reductions, "lrs": lrs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        best = math.inf if state["best"] is None else float(state["best"])
+        self.plateau.best, self.plateau.waited = best, int(state["waited"])
+        self.plateau.reductions = int(state["reductions"])
+        for group, lr in zip(self.optimizer.param_groups, state["lrs"], strict=True):
+            group["lr"] = lr

@@ -258,7 +258,7 @@ def save_model(
     """Write a model; the form follows the name's ending. Equal models give equal bytes.
 
     training: how it was trained. checkpoint: a file of Trainer.checkpoint, which a .cyxmodel takes in: training goes
-    on from it with Trainer(..., resume="model.cyxmodel").
+    on from it with Trainer.of_job(..., resume="model.cyxmodel").
     """
     checked = _checked_weights(graph, weights, str(path))
     facts = Facts(

@@ -4,9 +4,11 @@ These Structs are the shared vocabulary of a job file, a submitted job and the t
 Fields are never renamed or retyped; new fields get defaults.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from cyxcore.errors import SpecError
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -14,6 +16,15 @@ Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]  # what every store can 
 Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Meta(ge=0.0, le=100.0)]
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, lower-case hex
+
+Score = Annotated[str, Meta(pattern=r"\A[a-z0-9_]{1,64}\Z")]  # the name of a metric, or validation_ and that
+Scores = Annotated[dict[Score, float], Meta(max_length=64)]
+MetricName = Literal[
+    "accuracy", "top_5_accuracy", "precision", "recall", "f1",
+    "precision_macro", "precision_micro", "precision_weighted", "recall_macro", "recall_micro", "recall_weighted",
+    "f1_macro", "f1_micro", "f1_weighted", "roc_auc", "average_precision", "log_loss", "perplexity", "cohen_kappa",
+    "matthews_correlation", "mae", "mse", "rmse", "r2",
+]  # fmt: skip
 
 DataFormat = Literal["csv", "parquet", "jsonl", "npz"]
 Task = Literal["classification", "regression"]
@@ -109,6 +120,7 @@ class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     clip_norm: gradients whose 2-norm, over all parameters together, is larger are scaled down to it.
     clip_value: each element of a gradient is kept within -clip_value … clip_value, before the norm is taken.
     label_smoothing: of cross_entropy; this share of each label is spread over all classes.
+    metrics: of the held-out rows, after each epoch, beside the loss (cyxcore/metrics).
     """
 
     epochs: Annotated[int, Meta(ge=1, le=1_000_000)] = 10
@@ -122,10 +134,28 @@ class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     seed: Natural = 0
     keep: Literal["best", "last"] = "best"
     numerics: Literal["exact"] = "exact"
+    metrics: Annotated[list[MetricName], Meta(max_length=24)] = []
+
+
+OF_CLASSES = ("cross_entropy", "bce")  # the losses of models that predict classes
+OF_VALUES = ("mae", "mse", "rmse", "r2")  # the metrics of values; the others are of classes
+
+
+def check_metrics(training: TrainingSpec, held_out: bool) -> None:
+    """Raises SpecError for metrics of another kind of loss, and where no rows are held out that they could be of."""
+    classes = training.loss in OF_CLASSES
+    for name in training.metrics:
+        if (name in OF_VALUES) == classes:
+            fitting = [each for each in get_args(MetricName) if (each in OF_VALUES) != classes]
+            raise SpecError(
+                f"training.metrics: {name} does not go with loss {training.loss}; expected some of {', '.join(fitting)}"
+            )
+    if training.metrics and not held_out:
+        raise SpecError("training.metrics: they are of held-out rows, and there are none; raise data.validation")
 
 
 class BatchMetrics(Struct, kw_only=True):
-    """Said after a training batch. accuracy is absent for regression."""
+    """Said after a training batch. accuracy is absent for regression; batches is 0 where the data does not say."""
 
     epoch: Int64  # 1-based
     epochs: Int64
@@ -140,7 +170,10 @@ class BatchMetrics(Struct, kw_only=True):
 
 
 class EpochMetrics(Struct, kw_only=True):
-    """Said after an epoch; validation fields are absent when nothing is held out."""
+    """Said after an epoch; validation fields are absent when nothing is held out.
+
+    scores: other metrics by name, "validation_" before it where they are of the held-out rows.
+    """
 
     epoch: Int64
     epochs: Int64
@@ -152,6 +185,7 @@ class EpochMetrics(Struct, kw_only=True):
     validation_r2: float | None = None
     epoch_time_ms: float
     samples_per_s: float
+    scores: Scores | UnsetType = UNSET
 
 
 class TrainingSummary(Struct, kw_only=True):

@@ -1,228 +1,167 @@
-"""The training loop: a graph, rows and a TrainingSpec in; metrics out, one value at a time.
+"""The training loop: one for a module of yours and for the graph of a job.
 
-    trainer = Trainer(graph, dataset, spec)
+    trainer = cx.Trainer(model, cx.nn.CrossEntropyLoss(), cx.optim.AdamW(model.parameters()), metrics=["accuracy"])
+    history = trainer.fit(x, y, epochs=10, validation=0.2)
+    trainer.evaluate(x_test, y_test)
+
+    trainer = cx.Trainer.of_job(graph, dataset, spec)
     for metrics in trainer.run():      # BatchMetrics, EpochMetrics, at the end TrainingSummary
         ...
     trainer.weights                    # of the delivered epoch
 
-Same graph, rows and spec give the same bits: data order is a permutation keyed by (seed, epoch),
-dropout is keyed by (seed, step), initial weights by (seed, parameter). Interrupted or not:
+Interrupted or not, the bits are the same:
 
-    trainer.checkpoint(path)           # whenever run() has just yielded
-    Trainer(graph, dataset, spec, resume=path).run()    # yields what is left, to the bit
+    trainer.checkpoint(path)           # whenever run() has just yielded, or a callback was told of a batch or an epoch
+    Trainer.of_job(graph, dataset, spec, resume=path).run()    # yields what is left
+    trainer.fit(x, y, epochs=10, resume=path)                  # of a trainer made as the first one was
 """
 
-import functools
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
+from cyxcore import batches
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
-from cyxcore import drawing, schedules
-from cyxcore.checkpoint import Checkpoint, Identity, Position
-from cyxcore.errors import DataError, DivergedError, ShapeError
-from cyxcore.evaluation import Evaluator, checked_inputs, checked_targets
-from cyxcore.graph import Graph, Param
-from cyxcore.objectives import objective, training_step
-from cyxcore.plan import Plan
-from cyxcore.spec import BatchMetrics, EpochMetrics, TrainingSpec, TrainingSummary
+from cyxcore.callbacks import Callback, Mode, Monitor
+from cyxcore.checkpoint import Checkpoint, Position
+from cyxcore.data.split import split
+from cyxcore.eager import Tensor
+from cyxcore.errors import CheckpointError, DataError, SpecError
+from cyxcore.graph import Graph
+from cyxcore.graphlearner import GraphLearner, Rows
+from cyxcore.history import History
+from cyxcore.learning import Learner
+from cyxcore.modulelearner import ModuleLearner, Options
+from cyxcore.nn.module import Module
+from cyxcore.optim import Optimizer
+from cyxcore.progress import Progress
+from cyxcore.spec import UNSET, BatchMetrics, EpochMetrics, TrainingSpec, TrainingSummary
 
 Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
+Keep = Literal["best", "last"]
 
-
-class Rows(Protocol):
-    """What a dataset must have; cyxcore.data.LoadedData is one. Validation rows may be none."""
-
-    @property
-    def x_train(self) -> Any: ...
-    @property
-    def y_train(self) -> Any: ...
-    @property
-    def x_val(self) -> Any: ...
-    @property
-    def y_val(self) -> Any: ...
-
-
-def initial_weights(graph: Graph, seed: int, device: str | None = None) -> dict[str, Array]:
-    """First values of every parameter and buffer, by the graph's init rules. Every device draws the same."""
-    return {
-        param.name: drawing.initial(param.init, param.shape, param.dtype, seed, index, device)
-        for index, param in enumerate(graph.all_parameters)
-    }
-
-
-def _statistic(kind: str, values: Array) -> Array:
-    """One statistic over axis 0 in float64. Scales that would be 0 (a constant column) are 1."""
-    if kind.endswith("mean"):
-        return np.asarray(values.mean(0))
-    if kind.endswith("min"):
-        return np.asarray(values.min(0))
-    scale = np.asarray(values.std(0) if kind.endswith("std") else values.max(0) - values.min(0))
-    return np.where(scale > 0.0, scale, 1.0)
-
-
-def data_statistic(param: Param, x: Array, y: Array) -> Array | None:
-    """The value of a buffer that is filled from the training rows; None for any other parameter."""
-    source, _, _ = param.init["kind"].partition("_")
-    if source not in ("input", "target"):
-        return None
-    rows = np.asarray(x if source == "input" else y, dtype=np.float64)
-    sample = rows.shape[1:]
-    padded = (1,) * (len(sample) - len(param.shape)) + tuple(param.shape)
-    if len(padded) != len(sample) or any(p not in (1, s) for p, s in zip(padded, sample, strict=True)):
-        raise ShapeError(f"{param.name}: expected a shape that {source} rows {sample} share, got {param.shape}")
-    kept = [axis + 1 for axis, (p, s) in enumerate(zip(padded, sample, strict=True)) if p == s and s != 1]
-    gone = [axis for axis in range(1, rows.ndim) if axis not in kept]
-    values = rows.transpose(0, *gone, *kept).reshape(-1, math.prod(param.shape))
-    return _statistic(param.init["kind"], values).reshape(param.shape).astype(param.dtype)
+FIELD_OF = {"loss": "validation_loss", "accuracy": "validation_accuracy", "r2": "validation_r2"}
+INTERRUPTED = "stopped by Ctrl-C"
 
 
 class Trainer:
-    """One training run. Raises ShapeError or DataError at once when graph, rows and loss do not fit.
+    """Trains a module with a loss and an optimiser.
 
-    weights: values to start from (fine-tuning); then no statistics are taken from the rows.
-    resume: the file of a checkpoint to go on from. Raises CheckpointError when it is damaged, or when its graph,
-    rows, spec or numerics are not these. `epoch`, `batch` and `step` tell how far the run is.
+    loss: a function of (output, target) that gives a scalar, such as a module of cx.nn, or one of the names
+        cross_entropy, mse, l1, huber, bce.
+    metrics: names out of cx.metrics.METRICS, cx.metrics objects, or a mapping of them; of the training batches as they
+        are learned from, and of the held-out rows.
+    scheduler: its step() is called after each epoch, or with scheduler_per="step" after each step of the optimiser.
+    accumulate: batches to one such step, whose gradient is that of the mean over all their rows.
+    clip_norm, clip_value: see cx.optim.clip_grad_norm_ and clip_grad_value_.
+    ema: decay of averaged weights; held-out rows are judged with them, and the model has them after a fit.
+    keep: after a fit the model has the weights of the "last" epoch, or of the "best" by monitor and mode (see
+        cx.callbacks.Monitor).
+    seed: of the order of rows.
+    compiled: False runs each operation at once, for models that look at values; the results are the same but where
+        dropout draws.
+
+    `epoch`, `batch` and `step` tell how far a run is, `history` what was said of its epochs, `stopped` why it ended
+    early.
     """
 
     def __init__(
         self,
+        model: Module,
+        loss: Any,
+        optimizer: Optimizer,
+        *,
+        metrics: Any = (),
+        scheduler: Any = None,
+        scheduler_per: Literal["epoch", "step"] = "epoch",
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        ema: float | None = None,
+        keep: Keep = "last",
+        monitor: str | None = None,
+        mode: Mode | None = None,
+        seed: int = 0,
+        compiled: bool = True,
+    ) -> None:
+        if not isinstance(model, Module) or not isinstance(optimizer, Optimizer):
+            got = f"{type(model).__name__} and {type(optimizer).__name__}"
+            raise SpecError(
+                f"Trainer: expected (module, loss, optimizer), got {got} as the first and third; "
+                "a graph with a TrainingSpec goes to Trainer.of_job"
+            )
+        if accumulate < 1:
+            raise SpecError(f"Trainer: expected accumulate of at least 1, got {accumulate}")
+        if scheduler_per not in ("epoch", "step") or keep not in ("best", "last"):
+            raise SpecError(
+                f"Trainer: expected scheduler_per 'epoch' or 'step' and keep 'best' or 'last', got {scheduler_per!r} "
+                f"and {keep!r}"
+            )
+        options = Options(accumulate, clip_norm, clip_value, ema, scheduler_per, compiled, seed)
+        self._module = ModuleLearner(model, loss, optimizer, metrics, scheduler, options)
+        self._set_up(self._module, 0, keep, Monitor(monitor, mode))
+
+    @classmethod
+    def of_job(
+        cls,
         graph: Graph,
         dataset: Rows,
         spec: TrainingSpec,
         weights: Mapping[str, Array] | None = None,
         device: str | None = None,
         resume: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.graph, self.spec, self.device = graph, spec, device
-        self.x = checked_inputs(graph, dataset.x_train)
-        self.y = checked_targets(graph, spec.loss, dataset.y_train, len(self.x))
-        if not len(self.x):
-            raise DataError("training: expected at least one training row, got none")
-        held_out = dataset.x_val is not None and len(dataset.x_val) > 0
-        self.x_val = checked_inputs(graph, dataset.x_val) if held_out else self.x[:0]
-        self.y_val = checked_targets(graph, spec.loss, dataset.y_val, len(self.x_val)) if held_out else self.y[:0]
-        self.history: list[EpochMetrics] = []
+    ) -> "Trainer":
+        """What a node does with a job: run() trains the graph on the rows as the spec says.
+
+        weights: values to start from (fine-tuning); then no statistics are taken from the rows. resume: the file of a
+        checkpoint to go on from. Raises ShapeError or DataError at once when graph, rows and loss do not fit, and
+        CheckpointError when the file is damaged, or its graph, rows, spec or numerics are not these.
+        """
+        found = None if resume is None else checkpoints.load(resume)
+        trainer = cls.__new__(cls)
+        learner = GraphLearner(graph, dataset, spec, weights, device, found)
+        trainer._set_up(learner, spec.epochs, spec.keep, Monitor())
+        if found is not None:
+            trainer._take_over(found)
+        return trainer
+
+    def _set_up(self, learner: Learner, epochs: int, keep: Keep, monitor: Monitor) -> None:
+        self.learner, self.epochs, self.keep, self.monitor = learner, epochs, keep, monitor
+        self.history = History()
         self.weights: dict[str, Array] = {}
         self.delivered_epoch = 0
         self.epoch, self.batch, self.step = 1, 0, 0  # the epoch under way, its batches done, steps in all
+        self.stopped = ""
         self._best_epoch = 0
+        self._rows = 0  # of the epoch under way
         self._losses: list[float] = []  # of each batch of the epoch under way, sums over its rows
         self._right: list[float] = []
-        self._learning_rate = spec.optimizer.learning_rate
-        self._plans: dict[int, Plan] = {}
-        self._resumed = resume is not None
-        state = self._first_state(weights) if resume is None else self._restored(checkpoints.load(resume))
-        self.state = {name: devices.put(array, device) for name, array in state.items()}
-        self._evaluator = Evaluator(graph, self.state, device)
-        self._plan(self._batch_rows()[0])  # here, so that a graph that cannot be trained is refused at once
-
-    def _first_state(self, weights: Mapping[str, Array] | None) -> dict[str, Array]:
-        if weights is not None:
-            return _own(self.graph, weights)
-        state: dict[str, Array] = initial_weights(self.graph, self.spec.seed, self.device)
-        for param in self.graph.buffers:
-            value = data_statistic(param, self.x, self.y)
-            if value is not None:
-                state[param.name] = value
-        return state
+        self._callbacks: list[Callback] = []
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
-        return self.spec.epochs * len(self._batch_rows())
+        """Of the whole run; 0 where the data does not say how many batches it has."""
+        return self.epochs * (self.learner.batches or 0)
 
-    @functools.cached_property
-    def _identity(self) -> Identity:
-        """What a checkpoint must have in common with this run."""
-        device = self.device or devices.default_device()
-        return Identity(
-            graph_sha256=self.graph.sha256,
-            training=msgspec.json.encode(self.spec, order="sorted").decode(),
-            rows=checkpoints.describe_rows([self.x, self.y, self.x_val, self.y_val]),
-            numerics=devices.NUMERICS[device],
-        )
+    @property
+    def restores(self) -> bool:
+        """Whether the model gets the weights of the best epoch when a fit ends here."""
+        return self.keep == "best" and bool(self.weights) and self.stopped != INTERRUPTED
 
-    def checkpoint(self, path: str | os.PathLike[str], synced: bool = True) -> None:
-        """Write all that the rest of the run depends on; call it when run() has just yielded.
+    def stop(self, reason: str) -> None:
+        """End the run after the batch under way, or after the epoch where its last batch is done. For callbacks."""
+        self.stopped = self.stopped or reason
 
-        The same run at the same point gives the same bytes on every machine, resumed before or not. (The last
-        batch of an epoch and the EpochMetrics after it are two points of one step.) Timings are left out: in a
-        resumed run, epochs that ended before have epoch_time_ms and samples_per_s 0.0, and the epoch that was
-        under way counts from the resume. synced: see safetensors.save. Raises OSError when it cannot be written.
-        """
-        now = Checkpoint(
-            identity=self._identity,
-            position=Position(epoch=self.epoch, batch=self.batch, step=self.step, best_epoch=self._best_epoch),
-            state={name: devices.host(array) for name, array in self.state.items()},
-            delivered=self.weights,
-            losses=self._losses,
-            right=self._right,
-            history=self.history,
-        )
-        checkpoints.save(path, now, synced)
-
-    def _restored(self, found: Checkpoint) -> dict[str, Array]:
-        """Take a checkpoint's position over. Returns its state, whose arrays _plan checks."""
-        checkpoints.check_identity(found.identity, self._identity)
-        position, batches = found.position, len(self._batch_rows())
-        checkpoints.check_position(position, batches, self.spec.epochs)
-        checkpoints.check_arrays(found.delivered, self.graph.all_parameters if found.history else [], "delivered")
-        self.epoch, self.batch, self.step = position.epoch, position.batch, position.step
-        self._best_epoch, self._losses, self._right = position.best_epoch, found.losses, found.right
-        self.history = [
-            msgspec.structs.replace(metrics, epochs=self.spec.epochs, step=metrics.epoch * batches)
-            for metrics in found.history
-        ]
-        self.delivered_epoch = len(self.history) if self.spec.keep == "last" else self._best_epoch
-        self.weights = dict(found.delivered)
-        return dict(found.state)
-
-    def _batch_rows(self) -> list[int]:
-        """How many rows each batch of an epoch has; the last may have fewer."""
-        size = min(self.spec.batch_size, len(self.x))
-        whole, rest = divmod(len(self.x), size)
-        return [size] * whole + [rest] * (rest > 0)
-
-    def _plan(self, rows: int) -> Plan:
-        """The compiled step for a number of rows; all share the parameters and the optimiser's state."""
-        known = self._plans.get(rows)
-        if known is None:
-            step = training_step(self.graph, rows, self.spec)
-            if self._resumed:
-                checkpoints.check_arrays(self.state, step.all_parameters, "state")
-            for param in step.all_parameters:
-                if param.name not in self.state:  # of the optimiser: filled with one number
-                    first = drawing.initial(param.init, param.shape, param.dtype, self.spec.seed, 0)
-                    self.state[param.name] = devices.put(first, self.device)
-            known = self._plans[rows] = Plan(step, self.state, self.device)
-            known.key[0] = self.spec.seed
-        return known
-
-    def _step(self, rows: Array, step: int) -> tuple[float, float | None]:
-        """One update on the given rows: (mean loss, share of right answers)."""
-        plan = self._plan(len(rows))
-        name = self.graph.nodes[self.graph.input].attrs["name"]
-        np.take(self.x, rows, axis=0, out=plan.inputs[name], mode="clip")
-        np.take(self.y, rows, axis=0, out=plan.inputs["target"], mode="clip")
-        plan.inputs["learning_rate"][...] = self._learning_rate
-        plan.inputs["step"][...] = step
-        plan.key[1] = step
-        plan.run()
-        loss = float(plan.outputs[0])
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"training: the loss became {loss} at step {step}; try a learning_rate below "
-                f"{self._learning_rate}, "
-                "or normalised inputs"
-            )
-        return loss, float(plan.outputs[1]) if objective(self.spec.loss).right else None
+    # the loop -----------------------------------------------------------------------------------
 
     def run(self) -> Iterator[BatchMetrics | EpochMetrics | TrainingSummary]:
         """Train. Yields after every batch, after every epoch, and once at the end.
@@ -230,72 +169,94 @@ class Trainer:
         total_time_ms of the summary counts from this call: in a resumed run, from the resume.
         """
         started = time.perf_counter()
-        while self.epoch <= self.spec.epochs:
+        self._tell("on_fit_begin")
+        while self.epoch <= self.epochs and not self.stopped:
+            self._tell("on_epoch_begin")
             metrics = yield from self._epoch()
+            if metrics is None:
+                break
             self._close_epoch(metrics)
+            self._tell("on_epoch_end", metrics)
             yield metrics
-        yield self._summary((time.perf_counter() - started) * 1000.0)
+        summary = self._summary((time.perf_counter() - started) * 1000.0) if self.history else None
+        self._tell("on_fit_end", summary)
+        if summary is not None:
+            yield summary
 
-    def _close_epoch(self, metrics: EpochMetrics) -> None:
-        best = checkpoints.best_so_far(self.history, self._best_epoch)
-        better = self._best_epoch == 0 or checkpoints.judged(metrics) < best
-        if better:
-            self._best_epoch = self.epoch
-        if better or self.spec.keep == "last":
-            self.weights = {
-                param.name: np.array(devices.host(self.state[param.name])) for param in self.graph.all_parameters
-            }
-            self.delivered_epoch = self.epoch
-        self.history.append(metrics)
-        self.epoch, self.batch, self._losses, self._right = self.epoch + 1, 0, [], []
+    def _tell(self, event: str, *what: Any) -> None:
+        for callback in self._callbacks:
+            getattr(callback, event)(self, *what)
 
-    def _epoch(self) -> Generator[BatchMetrics, None, EpochMetrics]:
-        """What is left of the epoch under way."""
-        began = time.perf_counter()
-        order = drawing.permutation(self.spec.seed, self.epoch, len(self.x))
-        batch_rows = self._batch_rows()
-        start = skipped = sum(batch_rows[: self.batch])
-        judged, steps = [checkpoints.judged(metrics) for metrics in self.history], self.spec.epochs * len(batch_rows)
-        for count in batch_rows[self.batch :]:
+    def _epoch(self) -> Generator[BatchMetrics, None, EpochMetrics | None]:
+        """What is left of the epoch under way; None when it was stopped in its middle."""
+        began, skipped = time.perf_counter(), self._rows
+        judged = [checkpoints.judged(metrics) for metrics in self.history]
+        steps = self.learner.steps(self._position(), self.epochs, judged)
+        while True:
+            self._tell("on_batch_begin")
             before = time.perf_counter()
-            share = schedules.factor(self.spec.schedule, self.step, steps, len(batch_rows), judged)
-            self._learning_rate = self.spec.optimizer.learning_rate * share
-            loss, accuracy = self._step(order[start : start + count], self.step + 1)
+            made = next(steps, None)
+            if made is None:
+                break
             seconds = time.perf_counter() - before
-            start += count
-            self.batch, self.step = self.batch + 1, self.step + 1
-            self._losses.append(loss * count)
-            if accuracy is not None:
-                self._right.append(accuracy * count)
-            yield BatchMetrics(
+            self.batch, self.step, self._rows = self.batch + 1, self.step + 1, self._rows + made.rows
+            self._losses.append(made.loss * made.rows)
+            if made.right is not None:
+                self._right.append(made.right * made.rows)
+            metrics = BatchMetrics(
                 epoch=self.epoch,
-                epochs=self.spec.epochs,
+                epochs=self.epochs,
                 batch=self.batch,
-                batches=len(batch_rows),
+                batches=self.learner.batches or 0,
                 step=self.step,
-                batch_loss=loss,
-                batch_accuracy=accuracy,
+                batch_loss=made.loss,
+                batch_accuracy=made.right,
                 batch_time_ms=seconds * 1000.0,
-                learning_rate=self._learning_rate,
-                samples_per_s=count / max(seconds, 1e-9),
+                learning_rate=made.learning_rate,
+                samples_per_s=made.rows / max(seconds, 1e-9),
             )
-        held = self._evaluator.evaluate(self.x_val, self.y_val, self.spec.loss) if len(self.x_val) else {}
+            self._tell("on_batch_end", metrics)
+            yield metrics
+            if self.stopped and self.batch != self.learner.batches:
+                return None
+        if not self._rows:
+            raise DataError(f"fit: expected at least one batch in epoch {self.epoch}, got none")
+        held, scores = self.learner.held_out(), self.learner.scores()
+        own = {name: held[name] for name in FIELD_OF if name in held}
+        scores |= {f"validation_{name}": found for name, found in held.items() if name not in own}
+        finite = {name: found for name, found in scores.items() if math.isfinite(found)}
+        accuracy = finite.pop("accuracy", None)
         seconds = time.perf_counter() - began
         return EpochMetrics(
             epoch=self.epoch,
-            epochs=self.spec.epochs,
+            epochs=self.epochs,
             step=self.step,
-            epoch_loss=math.fsum(self._losses) / len(self.x),
-            epoch_accuracy=math.fsum(self._right) / len(self.x) if self._right else None,
-            validation_loss=held.get("loss"),
-            validation_accuracy=held.get("accuracy"),
-            validation_r2=held.get("r2"),
+            epoch_loss=math.fsum(self._losses) / self._rows,
+            epoch_accuracy=math.fsum(self._right) / self._rows if self._right else accuracy,
             epoch_time_ms=seconds * 1000.0,
-            samples_per_s=(len(self.x) - skipped) / max(seconds, 1e-9),
+            samples_per_s=(self._rows - skipped) / max(seconds, 1e-9),
+            scores=finite or UNSET,
+            **{FIELD_OF[name]: found for name, found in own.items()},
         )
 
+    def _close_epoch(self, metrics: EpochMetrics) -> None:
+        best = self.monitor.of(self.history[self._best_epoch - 1]) if self._best_epoch else self.monitor.worst
+        better = self._best_epoch == 0 or self.monitor.better(self.monitor.of(metrics), best)
+        if better:
+            self._best_epoch = self.epoch
+        if better or self.keep == "last":
+            self.weights = self.learner.delivered()
+            self.delivered_epoch = self.epoch
+        self.learner.end_epoch(self._rows, checkpoints.judged(metrics))
+        self.history.append(metrics)
+        self.epoch += 1
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.batch, self._rows, self._losses, self._right = 0, 0, [], []
+
     def _summary(self, total_ms: float) -> TrainingSummary:
-        last, delivered = self.history[-1], self.history[self.delivered_epoch - 1]
+        last, delivered, facts = self.history[-1], self.history[self.delivered_epoch - 1], self.learner.facts()
         return TrainingSummary(
             total_time_ms=total_ms,
             steps=last.step,
@@ -306,20 +267,182 @@ class Trainer:
             validation_loss=delivered.validation_loss,
             validation_accuracy=delivered.validation_accuracy,
             validation_r2=delivered.validation_r2,
-            train_rows=len(self.x),
-            validation_rows=len(self.x_val),
-            parameters=self.graph.parameter_count,
-            numerics=self._identity.numerics,
+            train_rows=facts.train_rows,
+            validation_rows=facts.validation_rows,
+            parameters=facts.parameters,
+            numerics=facts.numerics,
         )
 
+    # checkpoints --------------------------------------------------------------------------------
 
-def _own(graph: Graph, weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Copies of the given weights, checked. Raises ShapeError naming the parameter."""
-    own = {}
-    for param in graph.all_parameters:
-        given = weights.get(param.name)
-        if given is None or np.shape(given) != param.shape:
-            got = "nothing" if given is None else str(np.shape(given))
-            raise ShapeError(f"weights: {param.name}: expected {param.shape}, got {got}")
-        own[param.name] = np.array(given, dtype=param.dtype, order="C")
-    return own
+    def _position(self) -> Position:
+        return Position(epoch=self.epoch, batch=self.batch, step=self.step, best_epoch=self._best_epoch)
+
+    def checkpoint(self, path: str | os.PathLike[str], synced: bool = True) -> None:
+        """Write all that the rest of the run depends on; call it when run() has just yielded, or from a callback.
+
+        The same run at the same point gives the same bytes on every machine, resumed before or not. (The last
+        batch of an epoch and the EpochMetrics after it are two points of one step.) Timings are left out: in a
+        resumed run, epochs that ended before have epoch_time_ms and samples_per_s 0.0, and the epoch that was
+        under way counts from the resume. synced: see safetensors.save. Raises OSError when it cannot be written.
+        """
+        notes = self.learner.notes()
+        if notes is not None:
+            notes |= {
+                "rows": self._rows,
+                "epoch_steps": [metrics.step for metrics in self.history],
+                "callbacks": [[type(each).__name__, each.state_dict()] for each in self._remembering()],
+            }
+        now = Checkpoint(
+            identity=self.learner.identity(),
+            position=self._position(),
+            state={name: devices.host(array) for name, array in self.learner.state().items()},
+            delivered=self.weights,
+            losses=self._losses,
+            right=self._right,
+            history=self.history,
+            notes=notes,
+        )
+        checkpoints.save(path, now, synced)
+
+    def _take_over(self, found: Checkpoint) -> None:
+        """Go on where a checkpoint was written."""
+        position, notes, count = found.position, found.notes or {}, self.learner.batches
+        checkpoints.check_identity(found.identity, self.learner.identity())
+        checkpoints.check_position(position, count, self.epochs)
+        self.learner.restore(found)
+        self.epoch, self.batch, self.step = position.epoch, position.batch, position.step
+        self._best_epoch, self._losses, self._right = position.best_epoch, found.losses, found.right
+        self._rows = int(notes.get("rows", 0)) if notes else self.learner.rows_until(position.batch) or 0
+        ends = notes.get("epoch_steps") or [metrics.epoch * (count or 0) for metrics in found.history]
+        self.history = History(
+            msgspec.structs.replace(metrics, epochs=self.epochs, step=end)
+            for metrics, end in zip(found.history, ends, strict=True)
+        )
+        self.delivered_epoch = len(self.history) if self.keep == "last" else self._best_epoch
+        self.weights = dict(found.delivered)
+        stored, own = notes.get("callbacks", []), self._remembering()
+        wanted, have = [name for name, _ in stored], [type(each).__name__ for each in own]
+        if wanted != have:
+            raise CheckpointError(f"checkpoint: expected the callbacks with a state {wanted}, as there, got {have}")
+        for each, (_, state) in zip(own, stored, strict=True):
+            each.load_state_dict(state)
+
+    def _remembering(self) -> list[Callback]:
+        """The callbacks that have a state."""
+        return [each for each in self._callbacks if each.state_dict()]
+
+    # a module -----------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        validation: Any = None,
+        callbacks: Sequence[Callback] = (),
+        resume: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> History:
+        """Train for some more epochs and return the history of all of them.
+
+        x, y: arrays or tensors with one row per sample (x may be a tuple of them; without y the input is its own
+        target), or x alone: any iterable of batches (input, …, target) that can be read once for each epoch, such as a
+        cx.data.DataLoader; batch_size and shuffle are of arrays only. The order of rows is keyed by (seed, epoch).
+        validation: held-out rows, as (x, y) or an iterable of batches; or the share of the rows of arrays to hold out.
+        callbacks: see cx.callbacks. resume: a checkpoint of a fit with the same model, options and data; then epochs
+        counts from the first one of that fit. progress: whether to show how it goes (on a terminal, in a notebook or as
+        lines).
+
+        Ctrl-C stops it after the batch under way: the model keeps what it has learned, and fit returns. A second Ctrl-C
+        raises KeyboardInterrupt at once. Raises SpecError, ShapeError or DataError for what does not fit together,
+        DivergedError when the loss is no number any more, CheckpointError.
+        """
+        learner = self._learner("fit")
+        if epochs < 1:
+            raise SpecError(f"fit: expected epochs of at least 1, got {epochs}")
+        seed = learner.options.seed
+        (x, y), validation = _held_out(x, y, validation, seed)
+        learner.source = batches.source(x, y, learner.dtype, batch_size, shuffle, seed, epochs)
+        learner.validation = None
+        if validation is not None:
+            one, other = validation if _is_pair(validation) else (validation, None)
+            learner.validation = batches.source(one, other, learner.dtype, batch_size, False, seed, epochs)
+        self._callbacks = sorted([*callbacks, *([Progress()] if progress else [])], key=lambda callback: callback.last)
+        self.stopped = ""
+        self._begin_epoch()
+        self.epochs = epochs if resume is not None else self.epoch - 1 + epochs
+        learner.show_averages(False)
+        if resume is not None:
+            self._take_over(checkpoints.load(resume))
+        with self._interruptible():
+            for _ in self.run():
+                pass
+        learner.show_averages(True)
+        if self.restores:
+            learner.deliver(self.weights)
+        return self.history
+
+    def evaluate(self, x: Any, y: Any = None, *, batch_size: int = 256) -> dict[str, float]:
+        """{"loss": …, metric: …} of rows, given as to fit; the model is in inference mode."""
+        learner = self._learner("evaluate")
+        source = batches.source(x, y, learner.dtype, batch_size, False, 0, 1)
+        found, _ = learner.judge(source)
+        return found
+
+    def predict(self, x: Any, *, batch_size: int = 256) -> Array:
+        """The model's output for each row of x (an array, or a tuple of them where the model takes several).
+
+        Returns a NumPy array (rows, *output shape).
+        """
+        learner = self._learner("predict")
+        return learner.predict(x, batch_size)
+
+    def _learner(self, verb: str) -> ModuleLearner:
+        if not isinstance(self.learner, ModuleLearner):
+            raise SpecError(f"{verb}: this trainer is of a job, which run() trains; use cx.evaluate and cx.predict")
+        return self.learner
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Within the block the first Ctrl-C stops the run, where signals come to this thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupted(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, before)
+            self.stop(INTERRUPTED)
+
+        before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL  # None: not Python's
+        signal.signal(signal.SIGINT, interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is (x, y), not a list of two batches."""
+    return isinstance(value, (tuple, list)) and len(value) == 2 and hasattr(value[1], "__array__")
+
+
+def _held_out(x: Any, y: Any, validation: Any, seed: int) -> tuple[tuple[Any, Any], Any]:
+    """((x, y), validation) with a share taken out of the arrays, or what a dataset holds out itself."""
+    if hasattr(x, "x_train"):
+        if validation is None and x.x_val is not None and len(x.x_val):
+            validation = (x.x_val, x.y_val)
+        return (x.x_train, x.y_train), validation
+    if isinstance(validation, bool) or not isinstance(validation, (int, float)):
+        return (x, y), validation
+    if not 0.0 < validation < 1.0:
+        raise SpecError(f"fit: expected validation as a share between 0 and 1, or rows, got {validation}")
+    if y is None or isinstance(x, (tuple, list)):
+        raise SpecError("fit: a share to hold out is of arrays x and y; give rows as validation=(x, y)")
+    x, y = (part.numpy() if isinstance(part, Tensor) else np.asarray(part) for part in (x, y))
+    labels = y if y.ndim == 1 and y.dtype.kind in "iu" and y.min(initial=0) >= 0 else None
+    train, held = split("fit", len(x), labels, validation, seed)
+    return (x[train], y[train]), (x[held], y[held])

@@ -1,41 +1,19 @@
 """What a person reads: amounts, sizes, ages, and one sentence for each thing that happens to a job. Pure text."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from cyxcore.wording import human_bytes, human_duration, percent
 from cyxnet.amounts import format_cyx
 from cyxnet.messages import Update
 
-SPARKS = "▁▂▃▄▅▆▇█"
 LOSSES_KEPT = 2_000
 Fields = dict[str, Any]
 
 
 # ---------------------------------------------------------------------------------------------------
 # Values
-
-
-def human_bytes(size: float) -> str:
-    """1234567 → "1.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def human_duration(seconds: float) -> str:
-    """0.0123 → "12 ms", 75 → "1 min 15 s", 7300 → "2 h 1 min"."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest_s = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest_s} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
 
 
 def human_age(at_ms: int, now_ms: int | None = None) -> str:
@@ -46,22 +24,6 @@ def human_age(at_ms: int, now_ms: int | None = None) -> str:
 
 def cyx(base_units: int) -> str:
     return f"{format_cyx(base_units)} CYX"
-
-
-def percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
-
-
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The values as bars, the newest `width` buckets of them averaged to fit."""
-    if not values:
-        return ""
-    if len(values) > width:
-        edges = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
-    low, high = min(values), max(values)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((value - low) * scale)] for value in values)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -102,6 +64,7 @@ def validation(data: Fields) -> list[str]:
         shown.append(f"validation accuracy {percent(data['validation_accuracy'])}")
     if data.get("validation_r2") is not None:
         shown.append(f"validation R² {data['validation_r2']:.4f}")
+    shown += [f"{name.replace('_', ' ')} {score:.4f}" for name, score in (data.get("scores") or {}).items()]
     return shown
 
 

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from cyxcore.errors import CyxError, DataError, SpecError
-from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec
+from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec, check_metrics
 from cyxnet import amounts, jobgraph
 from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse_bytes, read_text
 from cyxnet.messages import ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
@@ -183,7 +183,9 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
             f"{where}: needs.memory: expected at least {least // 10**6 + 1} MB, for weights, gradients and optimizer of"
             f" {job.parameters:,} parameters, got {job.needs.memory_bytes // 10**6} MB; raise it or leave it out"
         )
-    return msgspec.structs.replace(job, warnings=_check_fit(info, graph, job.training, where))
+    return msgspec.structs.replace(
+        job, warnings=_check_fit(info, graph, job.training, job.data.validation > 0.0, where)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -327,10 +329,11 @@ def _graph_json(graph_path: Path, path: Path) -> dict[str, Any]:
     return graph
 
 
-def _check_fit(info: "DatasetInfo", graph: "Graph", training: TrainingSpec, where: str) -> list[str]:
+def _check_fit(info: "DatasetInfo", graph: "Graph", training: TrainingSpec, held_out: bool, where: str) -> list[str]:
     """Model, data and loss fit each other, or an error; what is odd but possible is returned as warnings."""
     from cyxcore import data
 
+    check_metrics(training, held_out)
     output = list(graph.output_shape)
     if info.classes is not None and len(output) != 1:
         raise SpecError(f"{where}: expected a model that gives one row of numbers per sample, it gives {output}")

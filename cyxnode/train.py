@@ -111,7 +111,7 @@ def prepare(order: Order) -> Job:
     regression = dataset.task == "regression" and order.training.loss != "bce" and scaling != "none"
     graph = layers.build(order.model, normalize=scaling, denormalize=regression)
     built_s = time.perf_counter()
-    trainer = training.Trainer(
+    trainer = training.Trainer.of_job(
         graph,
         dataset,
         order.training,
@@ -156,7 +156,7 @@ def train(order: Order, ear: Ear) -> Iterator[Said]:
             yield from saver.save()
     assert summary is not None, "the trainer ended without a summary"
     save_model(order, job, summary)
-    yield Done(summary=summary, graph_sha256=trainer.graph.sha256)
+    yield Done(summary=summary, graph_sha256=trainer.learner.graph.sha256)
 
 
 def save_model(order: Order, job: Job, summary: TrainingSummary) -> None:
@@ -166,7 +166,7 @@ def save_model(order: Order, job: Job, summary: TrainingSummary) -> None:
     trainer, dataset = job.trainer, job.dataset
     model.save_model(
         order.out_path,
-        trainer.graph,
+        trainer.learner.graph,
         trainer.weights,
         history=[checkpoint.untimed(metrics) for metrics in trainer.history],
         classes=dataset.classes,

@@ -15,8 +15,8 @@ TOP_LEVEL = {*PACKAGES, "benchmarks", "tests", "examples", "docs", "decisions"}
 # A module may import only modules listed before it, inside functions too. What stands under `if TYPE_CHECKING` is for
 # readers. `cyxcore` itself is a lazy door to all of its modules: who has come that far may use it.
 VOCABULARY = """
-cyxcore.errors cyxcore.transforms cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer cyxcore.infer2d
-cyxcore.infermatrix cyxcore.ops
+cyxcore.errors cyxcore.wording cyxcore.transforms cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer
+cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
 cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
@@ -51,7 +51,10 @@ cyxcore.autograd cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
 cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
-cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.training
+cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
+cyxcore.history
+cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.graphlearner cyxcore.modulelearner
+cyxcore.training
 cyxcore.onnx.proto cyxcore.onnx.tensors cyxcore.onnx.table cyxcore.onnx.attributes cyxcore.onnx.elementwise
 cyxcore.onnx.movement cyxcore.onnx.reductions cyxcore.onnx.products cyxcore.onnx.nn cyxcore.onnx.quantised
 cyxcore.onnx.recurrent cyxcore.onnx.control cyxcore.onnx.sequences cyxcore.onnx.vision cyxcore.onnx.importing

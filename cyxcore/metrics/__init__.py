@@ -13,7 +13,7 @@ above 0.5). Values: numbers of the target's shape. Definitions are those of scik
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from cyxcore.errors import SpecError
 from cyxcore.metrics.base import Metric
@@ -33,36 +33,28 @@ from cyxcore.metrics.classification import (
 )
 from cyxcore.metrics.regression import R2, MeanAbsoluteError, MeanSquaredError, RootMeanSquaredError
 
-
-class Kind(NamedTuple):
-    """A metric by name. task: what it judges, classes or values."""
-
-    make: Callable[[], Metric]
-    task: Literal["classification", "regression"]
-
-
 # What a job file or Trainer(metrics=[...]) may name. Names are fields of histories: none is ever renamed.
-METRICS: dict[str, Kind] = {
-    "accuracy": Kind(Accuracy, "classification"),
-    "top_5_accuracy": Kind(TopKAccuracy, "classification"),
-    "precision": Kind(Precision, "classification"),
-    "recall": Kind(Recall, "classification"),
-    "f1": Kind(F1, "classification"),
+METRICS: dict[str, Callable[[], Metric]] = {
+    "accuracy": Accuracy,
+    "top_5_accuracy": TopKAccuracy,
+    "precision": Precision,
+    "recall": Recall,
+    "f1": F1,
     **{
-        f"{name}_{average}": Kind(partial(make, average=average), "classification")
+        f"{name}_{average}": partial(make, average=average)
         for name, make in (("precision", Precision), ("recall", Recall), ("f1", F1))
         for average in ("macro", "micro", "weighted")
     },
-    "roc_auc": Kind(RocAuc, "classification"),
-    "average_precision": Kind(AveragePrecision, "classification"),
-    "log_loss": Kind(LogLoss, "classification"),
-    "perplexity": Kind(Perplexity, "classification"),
-    "cohen_kappa": Kind(CohenKappa, "classification"),
-    "matthews_correlation": Kind(MatthewsCorrelation, "classification"),
-    "mae": Kind(MeanAbsoluteError, "regression"),
-    "mse": Kind(MeanSquaredError, "regression"),
-    "rmse": Kind(RootMeanSquaredError, "regression"),
-    "r2": Kind(R2, "regression"),
+    "roc_auc": RocAuc,
+    "average_precision": AveragePrecision,
+    "log_loss": LogLoss,
+    "perplexity": Perplexity,
+    "cohen_kappa": CohenKappa,
+    "matthews_correlation": MatthewsCorrelation,
+    "mae": MeanAbsoluteError,
+    "mse": MeanSquaredError,
+    "rmse": RootMeanSquaredError,
+    "r2": R2,
 }
 
 
@@ -74,9 +66,9 @@ def named(metrics: Any) -> dict[str, Metric]:
         if isinstance(each, str):
             if each not in METRICS:
                 raise SpecError(f"metrics: expected names out of {', '.join(METRICS)}, got {each!r}")
-            found[name or each] = METRICS[each].make()
+            found[name or each] = METRICS[each]()
         elif isinstance(each, Metric):
-            usual = next((key for key, kind in METRICS.items() if kind.make is type(each)), type(each).__name__.lower())
+            usual = next((key for key, make in METRICS.items() if make is type(each)), type(each).__name__.lower())
             found[name or usual] = each
         else:
             raise SpecError(f"metrics: expected names or metrics, got {type(each).__name__}")
@@ -86,8 +78,7 @@ def named(metrics: Any) -> dict[str, Metric]:
 def higher_is_better(name: str) -> bool:
     """Of a column of a history: "validation_f1" → True. A name that no metric has is taken for a loss."""
     plain = name.removeprefix("validation_").removeprefix("epoch_")
-    kind = METRICS.get(plain)
-    return kind is not None and kind.make().higher_is_better
+    return plain in METRICS and METRICS[plain]().higher_is_better
 
 
 def _function(name: str, make: Callable[..., Metric]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from cyxcore.errors import CyxError, DataError
+from cyxcore.wording import human_bytes, percent
 from cyxnet import messages as m
 from cyxnet import outbox
 from cyxnet.bus import ApiError, BusError
@@ -20,7 +21,7 @@ from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient, Prepared
 from cyxnet.config import ConfigError
-from cyxnet.display import cyx, human_age, human_bytes, percent, validation
+from cyxnet.display import cyx, human_age, validation
 from cyxnet.jobfile import LoadedJob, discard, load
 
 FIRST_USE_BASE_UNITS = 100 * 10**9

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from cyxcore.errors import CyxError
+from cyxcore.wording import human_bytes, human_duration
 from cyxnet import identity
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
@@ -18,7 +19,7 @@ from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
 from cyxnet.config import ConfigError, read_network, write_atomically
-from cyxnet.display import cyx, human_age, human_bytes, human_duration
+from cyxnet.display import cyx, human_age
 from cyxnet.escrow import LOCAL_PROGRAM, split
 from cyxnet.instructions import SettlementError
 from cyxnet.solana import Settlement

@@ -11,12 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cyxcore.wording import human_bytes, human_duration
 from cyxnet import amounts
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.config import ConfigError, addresses
-from cyxnet.display import cyx, human_age, human_bytes, human_duration
+from cyxnet.display import cyx, human_age
 
 if TYPE_CHECKING:
     from cyxnet.local import LocalNetwork

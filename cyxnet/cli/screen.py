@@ -8,7 +8,8 @@ from typing import IO, Any, Protocol
 
 import msgspec
 
-from cyxnet.display import Tally, human_duration, percent, sparkline, tell
+from cyxcore.wording import human_duration, percent, sparkline
+from cyxnet.display import Tally, tell
 from cyxnet.messages import Update
 
 LABEL_WIDTH = 10
@@ -193,7 +194,10 @@ class LiveScreen:
 
         table = Table(box=None, header_style="bold cyan", pad_edge=False)
         newest = self.tally.epochs[-EPOCHS_SHOWN:]
-        shown = [row for row in EPOCH_COLUMNS if any(epoch.get(row[1]) is not None for epoch in newest)]
+        newest = [{**epoch, **(epoch.get("scores") or {})} for epoch in newest]
+        scores = {name: None for epoch in self.tally.epochs for name in epoch.get("scores") or {}}
+        columns = [*EPOCH_COLUMNS, *((name.replace("_", " "), name, "{:.4f}".format) for name in scores)]
+        shown = [row for row in columns if any(epoch.get(row[1]) is not None for epoch in newest)]
         for title, _, _ in shown:
             table.add_column(title, justify="right")
         for epoch in newest:

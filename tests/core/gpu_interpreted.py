@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from cyxcore.graphlearner import initial_weights
 from cyxcore.kernels.gpu import fusion, table
 from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
 from cyxcore.spec import ModelSpec, OptimizerSpec, TrainingSpec
-from cyxcore.training import initial_weights
 from tests.core.gpu_runtimes import Interpreted
 from tests.core.test_cpu_kernels import CASES, Case
 

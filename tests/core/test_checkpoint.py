@@ -84,7 +84,7 @@ def spec(**options: Any) -> TrainingSpec:
 def start(case: str = "dropout, adam, keep best", resume: Path | None = None) -> Trainer:
     layers, options, held_out = CASES[case]
     graph = cx.build(input_shape=[16], layers=layers, normalize="standard")
-    return Trainer(graph, rows(held_out), spec(**options), resume=resume)
+    return Trainer.of_job(graph, rows(held_out), spec(**options), resume=resume)
 
 
 def said_without_time(said: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def said_without_time(said: Any) -> dict[str, Any]:
 
 
 def arrays(trainer: Trainer) -> dict[str, bytes]:
-    held = {f"state.{name}": array for name, array in trainer.state.items()}
+    held = {f"state.{name}": array for name, array in trainer.learner.state().items()}
     return {name: array.tobytes() for name, array in {**held, **trainer.weights}.items()}
 
 
@@ -154,7 +154,7 @@ def test_the_delivered_model_of_a_resumed_run_has_the_same_bytes(tmp_path: Path)
         for _ in trainer.run():
             pass
         history = [checkpoint.untimed(metrics) for metrics in trainer.history]
-        cx.save_model(tmp_path / name, trainer.graph, trainer.weights, history=history)
+        cx.save_model(tmp_path / name, trainer.learner.graph, trainer.weights, history=history)
         return digest(tmp_path / name)
 
     interrupted = start()
@@ -224,7 +224,9 @@ def stored(tmp_path: Path) -> Path:
 def test_a_checkpoint_of_another_run_is_refused_by_name(stored: Path, change: dict[str, Any], named: str) -> None:
     graph = cx.build(input_shape=[16], layers=change.get("layers", MLP), normalize="standard")
     with pytest.raises(CheckpointError, match=named):
-        Trainer(graph, change.get("rows", rows()), change.get("spec", spec()), None, change.get("device"), stored)
+        Trainer.of_job(
+            graph, change.get("rows", rows()), change.get("spec", spec()), None, change.get("device"), stored
+        )
 
 
 def test_a_change_of_one_bit_anywhere_is_noticed(stored: Path) -> None:

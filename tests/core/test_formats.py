@@ -19,9 +19,10 @@ import cyxcore as cx
 from cyxcore import cyxmodel
 from cyxcore import safetensors as own
 from cyxcore.errors import CheckpointError, CyxError, FormatError, SpecError
+from cyxcore.graphlearner import initial_weights
 from cyxcore.model import load_model, save_model
 from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
-from cyxcore.training import Trainer, initial_weights
+from cyxcore.training import Trainer
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -250,9 +251,9 @@ def test_a_training_run_goes_on_from_the_model_that_holds_its_state(tmp_path: Pa
         y_val=np.zeros(0, np.int64),
     )
     spec = TrainingSpec(epochs=3, batch_size=8)
-    whole = Trainer(GRAPH, data, spec)
+    whole = Trainer.of_job(GRAPH, data, spec)
     list(whole.run())
-    half = Trainer(GRAPH, data, spec)
+    half = Trainer.of_job(GRAPH, data, spec)
     steps = half.run()
     while half.step < 5:
         next(steps)
@@ -260,13 +261,13 @@ def test_a_training_run_goes_on_from_the_model_that_holds_its_state(tmp_path: Pa
     save_model(tmp_path / "m.cyxmodel", GRAPH, half.weights, training=spec, checkpoint=tmp_path / "at")
     model = load_model(tmp_path / "m.cyxmodel")
     assert model.facts.training == spec and model.training == (tmp_path / "at").read_bytes()
-    again = Trainer(GRAPH, data, spec, resume=tmp_path / "m.cyxmodel")
+    again = Trainer.of_job(GRAPH, data, spec, resume=tmp_path / "m.cyxmodel")
     assert again.step == 5
     list(again.run())
     assert same(again.weights, whole.weights)
     save_model(tmp_path / "bare.cyxmodel", GRAPH, half.weights)
     with pytest.raises(CheckpointError, match="holds no training state"):
-        Trainer(GRAPH, data, spec, resume=tmp_path / "bare.cyxmodel")
+        Trainer.of_job(GRAPH, data, spec, resume=tmp_path / "bare.cyxmodel")
     with pytest.raises(FormatError, match="only a .cyxmodel holds the state"):
         save_model(tmp_path / "m.safetensors", GRAPH, half.weights, checkpoint=tmp_path / "at")
 

@@ -10,10 +10,11 @@ import cyxcore as cx
 from cyxcore import device as devices
 from cyxcore.device import Call
 from cyxcore.errors import DataError, GraphError, SpecError
+from cyxcore.graphlearner import initial_weights
 from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
 from cyxcore.spec import OptimizerSpec, TrainingSpec
-from cyxcore.training import Trainer, initial_weights
+from cyxcore.training import Trainer
 from tests.core.test_cpu_kernels import CASES, Case
 from tests.core.test_training import Rows
 
@@ -155,7 +156,7 @@ def digits() -> Rows:
 
 def trained(model: str, device: str, epochs: int = 15) -> Trainer:
     spec = TrainingSpec(epochs=epochs, batch_size=64, optimizer=OptimizerSpec(name="adam", learning_rate=0.003))
-    trainer = Trainer(MODELS[model](), digits(), spec, device=device)
+    trainer = Trainer.of_job(MODELS[model](), digits(), spec, device=device)
     for _ in trainer.run():
         pass
     return trainer
@@ -179,16 +180,16 @@ def test_training_twice_gives_the_same_bits(model: str) -> None:
 
 def test_training_goes_on_from_a_checkpoint_to_the_bit(tmp_path: Path) -> None:
     spec = TrainingSpec(epochs=2, batch_size=128, optimizer=OptimizerSpec(name="adam", learning_rate=0.003))
-    straight = Trainer(mlp(), digits(), spec, device="cuda")
+    straight = Trainer.of_job(mlp(), digits(), spec, device="cuda")
     for place, _ in enumerate(straight.run()):
         if place == 7:
             straight.checkpoint(tmp_path / "c")
-    resumed = Trainer(mlp(), digits(), spec, device="cuda", resume=tmp_path / "c")
+    resumed = Trainer.of_job(mlp(), digits(), spec, device="cuda", resume=tmp_path / "c")
     for _ in resumed.run():
         pass
     assert all(straight.weights[name].tobytes() == resumed.weights[name].tobytes() for name in straight.weights)
     with pytest.raises(cx.errors.CheckpointError, match="numerics: expected cuda/1|numerics: expected cyx-exact/1"):
-        Trainer(mlp(), digits(), spec, device="cpu", resume=tmp_path / "c")
+        Trainer.of_job(mlp(), digits(), spec, device="cpu", resume=tmp_path / "c")
 
 
 def one_step(name: str) -> TrainingSpec:
@@ -315,7 +316,7 @@ def test_tf32_is_a_class_of_its_own() -> None:
 
 def test_a_model_saved_after_training_predicts_the_same_on_the_cpu(tmp_path: Path) -> None:
     trainer = trained("mlp", "cuda", epochs=1)
-    cx.save_model(tmp_path / "m.safetensors", trainer.graph, trainer.weights)
+    cx.save_model(tmp_path / "m.safetensors", trainer.learner.graph, trainer.weights)
     x = digits().x_val
     on_cuda, on_cpu = (cx.load_model(tmp_path / "m.safetensors", device=name).predict(x) for name in ("cuda", "cpu"))
     np.testing.assert_allclose(on_cuda, on_cpu, rtol=0, atol=1e-5)

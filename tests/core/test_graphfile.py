@@ -9,9 +9,9 @@ import pytest
 
 import cyxcore as cx
 from cyxcore.graphfile import MAX_NODES, GraphFile, read, schema
+from cyxcore.graphlearner import initial_weights
 from cyxcore.nodekinds import KIND_OF_NUMBER
 from cyxcore.spec import OptimizerSpec, ScheduleSpec
-from cyxcore.training import initial_weights
 
 NUMBERS = {kind: number for number, kind in KIND_OF_NUMBER.items()}
 

@@ -13,10 +13,10 @@ import pytest
 
 import cyxcore as cx
 from cyxcore.errors import CyxError, FormatError, GraphError
+from cyxcore.graphlearner import initial_weights
 from cyxcore.layertable import LAYERS
 from cyxcore.onnx import OPERATORS, load, load_bytes, to_graph
 from cyxcore.onnx.proto import decode, encode
-from cyxcore.training import initial_weights
 from tests import onnx_nodes
 
 # out ----------------------------------------------------------------------------------------------

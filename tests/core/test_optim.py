@@ -8,10 +8,10 @@ import pytest
 import cyxcore as cx
 from cyxcore import nn, optim
 from cyxcore.errors import SpecError
+from cyxcore.graphlearner import initial_weights
 from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
 from cyxcore.spec import OptimizerSpec, TrainingSpec
-from cyxcore.training import initial_weights
 
 pytestmark = pytest.mark.usefixtures("each_device")
 

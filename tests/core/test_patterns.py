@@ -12,9 +12,9 @@ import cyxcore as cx
 from cyxcore import patterns
 from cyxcore.errors import SpecError
 from cyxcore.gradients import backward
+from cyxcore.graphlearner import initial_weights
 from cyxcore.plan import Plan
 from cyxcore.symbols import Builder
-from cyxcore.training import initial_weights
 
 NAMES = """
 alexnet attention_block autoencoder bilstm cnn_basic cnn_classifier conv_bn_relu dcgan gan_basic gru_basic lenet5
@@ -75,7 +75,7 @@ def test_there_are_these() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pattern_trains_and_lowers_its_loss(name: str) -> None:
     graph, rows, training = made(name)
-    trainer = cx.Trainer(graph, rows, training)
+    trainer = cx.Trainer.of_job(graph, rows, training)
     for _ in trainer.run():
         pass
     losses = [epoch.epoch_loss for epoch in trainer.history]

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 import cyxcore as cx
 from cyxcore.errors import GraphError, KernelError, ShapeError, SpecError
 from cyxcore.graph import Graph
+from cyxcore.graphlearner import initial_weights
 from cyxcore.layers import build
 from cyxcore.objectives import training_step
 from cyxcore.passes import dead_code, optimise, turn_once
 from cyxcore.plan import Arena, Plan, schedule
 from cyxcore.spec import OptimizerSpec, TrainingSpec
 from cyxcore.symbols import Builder, Symbol
-from cyxcore.training import initial_weights
 from cyxcore.values import apply
 
 LAYERS = [

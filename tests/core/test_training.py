@@ -12,6 +12,7 @@ import cyxcore as cx
 from cyxcore import drawing, nn, optim
 from cyxcore.errors import DataError, DivergedError, ShapeError, SpecError
 from cyxcore.evaluation import Evaluator
+from cyxcore.graphlearner import GraphLearner
 from cyxcore.objectives import training_step
 from cyxcore.spec import BatchMetrics, EpochMetrics, OptimizerSpec, ScheduleSpec, TrainingSpec, TrainingSummary
 from cyxcore.training import Trainer
@@ -73,12 +74,12 @@ def spec(**options: Any) -> TrainingSpec:
 
 
 def test_an_mlp_reads_97_percent_of_the_digits(digits: Rows) -> None:
-    summary = finish(Trainer(model(normalize="minmax"), digits, spec(epochs=20)))
+    summary = finish(Trainer.of_job(model(normalize="minmax"), digits, spec(epochs=20)))
     assert summary.validation_accuracy is not None and summary.validation_accuracy >= 0.97
 
 
 def test_a_cnn_learns(each_device: str, digits: Rows) -> None:
-    trainer = Trainer(model(CNN), digits, spec(epochs=2, optimizer=OptimizerSpec(learning_rate=0.005)))
+    trainer = Trainer.of_job(model(CNN), digits, spec(epochs=2, optimizer=OptimizerSpec(learning_rate=0.005)))
     summary = finish(trainer)
     assert summary.validation_accuracy is not None and summary.validation_accuracy >= 0.93
     assert np.abs(trainer.weights["2.running_mean"]).max() > 0.01
@@ -88,27 +89,27 @@ def test_a_cnn_learns(each_device: str, digits: Rows) -> None:
 def test_the_same_inputs_give_the_same_bits(each_device: str, digits: Rows, layers: Any) -> None:
     runs = []
     for _ in range(2):
-        trainer = Trainer(model(layers), few(digits), spec())
+        trainer = Trainer.of_job(model(layers), few(digits), spec())
         finish(trainer)
         runs.append({name: array.tobytes() for name, array in trainer.weights.items()})
     assert runs[0] == runs[1]
 
 
 def test_another_seed_gives_other_weights(each_device: str, digits: Rows) -> None:
-    losses = {finish(Trainer(model(), few(digits), spec(seed=seed))).final_loss for seed in (1, 2)}
+    losses = {finish(Trainer.of_job(model(), few(digits), spec(seed=seed))).final_loss for seed in (1, 2)}
     assert len(losses) == 2
 
 
 def test_evaluating_the_delivered_weights_gives_the_reported_numbers(each_device: str, digits: Rows) -> None:
     rows = Rows(digits.x_train[:200], digits.y_train[:200], digits.x_val, digits.y_val)  # validation in two batches
-    trainer = Trainer(model(CNN), rows, spec(epochs=3))
+    trainer = Trainer.of_job(model(CNN), rows, spec(epochs=3))
     summary = finish(trainer)
-    again = cx.evaluate(trainer.graph, trainer.weights, rows.x_val, rows.y_val, "cross_entropy")
+    again = cx.evaluate(trainer.learner.graph, trainer.weights, rows.x_val, rows.y_val, "cross_entropy")
     assert again == {"loss": summary.validation_loss, "accuracy": summary.validation_accuracy}
 
 
 def test_metrics_come_in_order_and_count_every_row(reference: None, digits: Rows) -> None:
-    trainer = Trainer(model(), few(digits, 150, 60), spec(batch_size=64))
+    trainer = Trainer.of_job(model(), few(digits, 150, 60), spec(batch_size=64))
     said = list(trainer.run())
     assert [type(m) for m in said] == ([BatchMetrics] * 3 + [EpochMetrics]) * 2 + [TrainingSummary]
     batches = [m for m in said if isinstance(m, BatchMetrics)]
@@ -127,37 +128,40 @@ def test_metrics_come_in_order_and_count_every_row(reference: None, digits: Rows
     summary = said[-1]
     assert isinstance(summary, TrainingSummary)
     assert (summary.steps, summary.train_rows, summary.validation_rows) == (6, 150, 60)
-    assert summary.parameters == trainer.graph.parameter_count
+    assert summary.parameters == trainer.learner.graph.parameter_count
 
 
-def test_every_row_is_seen_once_an_epoch(reference: None, digits: Rows) -> None:
+def test_every_row_is_seen_once_an_epoch(reference: None, digits: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
+    step = GraphLearner.step
 
-    class Watching(Trainer):
-        def _step(self, rows: np.ndarray, step: int) -> tuple[float, float | None]:
-            seen.extend(rows.tolist())
-            return super()._step(rows, step)
+    def watched(self: GraphLearner, rows: np.ndarray, number: int) -> tuple[float, float | None]:
+        seen.extend(rows.tolist())
+        return step(self, rows, number)
 
-    finish(Watching(model(), few(digits, 50), spec(epochs=1, batch_size=16)))
+    monkeypatch.setattr(GraphLearner, "step", watched)
+    finish(Trainer.of_job(model(), few(digits, 50), spec(epochs=1, batch_size=16)))
     assert sorted(seen) == list(range(50)) and seen != list(range(50))
 
 
 def test_a_batch_larger_than_the_data_is_the_data(reference: None, digits: Rows) -> None:
-    assert finish(Trainer(model(), few(digits, 20), spec(epochs=1, batch_size=4096))).steps == 1
+    assert finish(Trainer.of_job(model(), few(digits, 20), spec(epochs=1, batch_size=4096))).steps == 1
 
 
 def test_the_best_epoch_is_delivered(reference: None, digits: Rows) -> None:
-    trainer = Trainer(model(), few(digits, 60), spec(epochs=12, optimizer=OptimizerSpec(learning_rate=0.02)))
+    trainer = Trainer.of_job(model(), few(digits, 60), spec(epochs=12, optimizer=OptimizerSpec(learning_rate=0.02)))
     summary = finish(trainer)
     losses = [m.validation_loss for m in trainer.history]
     assert summary.delivered_epoch == summary.best_epoch == losses.index(min(x for x in losses if x is not None)) + 1
     assert summary.delivered_epoch < 12
-    held = cx.evaluate(trainer.graph, trainer.weights, trainer.x_val, trainer.y_val, "cross_entropy")
+    held = cx.evaluate(
+        trainer.learner.graph, trainer.weights, trainer.learner.x_val, trainer.learner.y_val, "cross_entropy"
+    )
     assert held["loss"] == summary.validation_loss == min(x for x in losses if x is not None)
 
 
 def test_the_last_epoch_is_delivered_on_request(reference: None, digits: Rows) -> None:
-    trainer = Trainer(
+    trainer = Trainer.of_job(
         model(), few(digits, 60), spec(epochs=12, keep="last", optimizer=OptimizerSpec(learning_rate=0.02))
     )
     summary = finish(trainer)
@@ -166,16 +170,16 @@ def test_the_last_epoch_is_delivered_on_request(reference: None, digits: Rows) -
 
 
 def test_without_validation_rows_there_are_no_validation_numbers(reference: None, digits: Rows) -> None:
-    summary = finish(Trainer(model(), few(digits, 60, 0), spec()))
+    summary = finish(Trainer.of_job(model(), few(digits, 60, 0), spec()))
     assert summary.validation_loss is None and summary.validation_rows == 0 and summary.best_epoch == 2
 
 
 def test_input_statistics_come_from_the_training_rows(reference: None, digits: Rows) -> None:
-    trainer = Trainer(model(), digits, spec())
+    trainer = Trainer.of_job(model(), digits, spec())
     x = digits.x_train.astype(np.float64)
     std = x.std(0)
-    np.testing.assert_allclose(trainer.state["normalize.mean"], x.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(trainer.state["normalize.std"], np.where(std > 0, std, 1), rtol=1e-6)
+    np.testing.assert_allclose(trainer.learner.state()["normalize.mean"], x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(trainer.learner.state()["normalize.std"], np.where(std > 0, std, 1), rtol=1e-6)
     assert (std == 0).any()
 
 
@@ -183,9 +187,9 @@ def test_image_statistics_are_per_channel(reference: None) -> None:
     x = np.random.default_rng(0).uniform(2, 5, (20, 3, 4, 4)).astype(np.float32)
     layers = [{"kind": "Flatten"}, {"kind": "Linear", "out_features": 2}]
     graph = cx.build(input_shape=[3, 4, 4], layers=layers, normalize="minmax")
-    trainer = Trainer(graph, Rows(x, np.arange(20) % 2, None, None), spec())
-    assert trainer.state["normalize.min"].tolist() == x.min((0, 2, 3)).reshape(3, 1, 1).tolist()
-    np.testing.assert_allclose(trainer.state["normalize.range"].reshape(3), np.ptp(x, (0, 2, 3)), rtol=1e-6)
+    trainer = Trainer.of_job(graph, Rows(x, np.arange(20) % 2, None, None), spec())
+    assert trainer.learner.state()["normalize.min"].tolist() == x.min((0, 2, 3)).reshape(3, 1, 1).tolist()
+    np.testing.assert_allclose(trainer.learner.state()["normalize.range"].reshape(3), np.ptp(x, (0, 2, 3)), rtol=1e-6)
 
 
 def line(rows: int = 400) -> Rows:
@@ -198,7 +202,7 @@ def test_a_regression_answers_in_raw_units(each_device: str) -> None:
     layers = [{"kind": "Linear", "out_features": 1}]
     graph = cx.build(input_shape=[3], layers=layers, normalize="standard", denormalize=True)
     rows = line()
-    trainer = Trainer(graph, rows, spec(epochs=60, loss="mse", optimizer=OptimizerSpec(learning_rate=0.02)))
+    trainer = Trainer.of_job(graph, rows, spec(epochs=60, loss="mse", optimizer=OptimizerSpec(learning_rate=0.02)))
     summary = finish(trainer)
     assert summary.validation_r2 is not None and summary.validation_r2 > 0.999 and summary.final_accuracy is None
     np.testing.assert_allclose(cx.predict(graph, trainer.weights, rows.x_val), rows.y_val, atol=3)
@@ -210,7 +214,9 @@ def test_the_other_distances_learn_a_line_too(reference: None, loss: Any) -> Non
     graph = cx.build(
         input_shape=[3], layers=[{"kind": "Linear", "out_features": 1}], normalize="standard", denormalize=True
     )
-    summary = finish(Trainer(graph, line(), spec(epochs=60, loss=loss, optimizer=OptimizerSpec(learning_rate=0.02))))
+    summary = finish(
+        Trainer.of_job(graph, line(), spec(epochs=60, loss=loss, optimizer=OptimizerSpec(learning_rate=0.02)))
+    )
     assert summary.validation_r2 is not None and summary.validation_r2 > 0.99
 
 
@@ -219,7 +225,9 @@ def test_binary_labels_train_with_bce(each_device: str) -> None:
     labels = [(y[:, 0] > 70).astype(np.int64) for y in (rows.y_train, rows.y_val)]
     graph = cx.build(input_shape=[3], layers=[{"kind": "Linear", "out_features": 1}], normalize="standard")
     binary = replace(rows, y_train=labels[0], y_val=labels[1])
-    summary = finish(Trainer(graph, binary, spec(epochs=30, loss="bce", optimizer=OptimizerSpec(learning_rate=0.05))))
+    summary = finish(
+        Trainer.of_job(graph, binary, spec(epochs=30, loss="bce", optimizer=OptimizerSpec(learning_rate=0.05)))
+    )
     assert summary.validation_accuracy is not None and summary.validation_accuracy > 0.95
 
 
@@ -235,16 +243,16 @@ def test_binary_labels_train_with_bce(each_device: str) -> None:
     ids=["sgd", "momentum", "nesterov", "adam", "adamw"],
 )
 def test_every_optimizer_learns(each_device: str, digits: Rows, optimizer: OptimizerSpec) -> None:
-    trainer = Trainer(model(), few(digits, 400), spec(epochs=3, optimizer=optimizer))
+    trainer = Trainer.of_job(model(), few(digits, 400), spec(epochs=3, optimizer=optimizer))
     finish(trainer)
     assert trainer.history[-1].epoch_loss < 0.7 * trainer.history[0].epoch_loss
 
 
 def test_given_weights_are_where_training_starts(reference: None, digits: Rows) -> None:
-    first = Trainer(model(), few(digits), spec(epochs=3))
+    first = Trainer.of_job(model(), few(digits), spec(epochs=3))
     finish(first)
-    second = Trainer(model(), few(digits), spec(epochs=1), weights=first.weights)
-    assert second.state["0.weight"].tobytes() == first.weights["0.weight"].tobytes()
+    second = Trainer.of_job(model(), few(digits), spec(epochs=1), weights=first.weights)
+    assert second.learner.state()["0.weight"].tobytes() == first.weights["0.weight"].tobytes()
     finish(second)
     assert second.history[0].epoch_loss < first.history[0].epoch_loss
 
@@ -256,14 +264,16 @@ def test_a_traced_module_trains_like_its_layer_list(reference: None, digits: Row
         {"kind": "ReLU"},
         {"kind": "Linear", "out_features": 10},
     ]
-    losses = {finish(Trainer(g, few(digits), spec())).final_loss for g in (traced, model(layers, "none"))}
+    losses = {finish(Trainer.of_job(g, few(digits), spec())).final_loss for g in (traced, model(layers, "none"))}
     assert len(losses) == 1
 
 
 def test_a_run_that_diverges_says_where(reference: None) -> None:
     rows = line()
     graph = cx.build(input_shape=[3], layers=[{"kind": "Linear", "out_features": 1}])
-    trainer = Trainer(graph, rows, spec(epochs=50, loss="mse", optimizer=OptimizerSpec(name="sgd", learning_rate=50.0)))
+    trainer = Trainer.of_job(
+        graph, rows, spec(epochs=50, loss="mse", optimizer=OptimizerSpec(name="sgd", learning_rate=50.0))
+    )
     with pytest.raises(DivergedError, match=r"became (inf|nan) at step \d+; try a learning_rate below 50.0"):
         finish(trainer)
 
@@ -290,22 +300,24 @@ def test_a_run_that_diverges_says_where(reference: None) -> None:
 def test_rows_that_do_not_fit_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     rows = replace(Rows(np.zeros((5, 64), np.float32), np.zeros(5, np.int64), None, None), **change)
     with pytest.raises(error, match=message):
-        Trainer(model(), rows, spec(), device="reference")
+        Trainer.of_job(model(), rows, spec(), device="reference")
 
 
 def test_cross_entropy_needs_one_axis_of_outputs() -> None:
     graph = cx.build(input_shape=[64], layers=[{"kind": "Reshape", "shape": [8, 8]}])
     with pytest.raises(ShapeError, match=r"cross_entropy: expected a model output \(classes,\)"):
-        Trainer(graph, Rows(np.zeros((5, 64)), np.zeros(5, np.int64), None, None), spec(), device="reference")
+        Trainer.of_job(graph, Rows(np.zeros((5, 64)), np.zeros(5, np.int64), None, None), spec(), device="reference")
 
 
 def test_nesterov_without_momentum_is_refused(digits: Rows) -> None:
     with pytest.raises(SpecError, match="momentum above 0"):
-        Trainer(model(), few(digits), spec(optimizer=OptimizerSpec(name="sgd", nesterov=True)), device="reference")
+        Trainer.of_job(
+            model(), few(digits), spec(optimizer=OptimizerSpec(name="sgd", nesterov=True)), device="reference"
+        )
 
 
 def test_predictions_do_not_depend_on_the_other_rows(each_device: str, digits: Rows) -> None:
-    evaluator = Evaluator(model(), Trainer(model(), few(digits), spec()).state)
+    evaluator = Evaluator(model(), Trainer.of_job(model(), few(digits), spec()).learner.state())
     together = evaluator.predict(digits.x_val[:50])
     alone = np.concatenate([evaluator.predict(row[None]) for row in digits.x_val[:5]])
     np.testing.assert_allclose(together[:5], alone, rtol=1e-5, atol=1e-6)
@@ -342,7 +354,9 @@ def test_a_schedule_changes_the_learning_rate_that_is_reported(reference: None, 
     schedule = ScheduleSpec(name=name, period=1, patience=0, warmup_steps=2)
     spec = TrainingSpec(epochs=4, batch_size=75, optimizer=OptimizerSpec(learning_rate=0.5), schedule=schedule)
     said = [
-        entry.learning_rate for entry in Trainer(model(), few(digits), spec).run() if isinstance(entry, BatchMetrics)
+        entry.learning_rate
+        for entry in Trainer.of_job(model(), few(digits), spec).run()
+        if isinstance(entry, BatchMetrics)
     ]
     assert said[:2] == pytest.approx([0.5 / 3, 1.0 / 3])
     assert len(said) == 8 and said[-1] < 0.26

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from cyxcore.errors import DataError, SpecError
 from cyxcore.spec import ModelSpec
+from cyxcore.wording import human_bytes, human_duration, sparkline
 from cyxnet import messages as m
 from cyxnet import outbox
 from cyxnet.broker import Broker, Passwords
@@ -30,7 +31,7 @@ from cyxnet.cli.running import exit_code
 from cyxnet.cli.screen import JsonScreen, LiveScreen, PlainScreen, clean, open_screen
 from cyxnet.client import AsyncClient, InsufficientFunds, Prepared
 from cyxnet.config import ConfigError, NetworkFile, write_network
-from cyxnet.display import Tally, human_age, human_bytes, human_duration, sparkline, tell
+from cyxnet.display import Tally, human_age, tell
 from cyxnet.messages import ExplainReply, Update
 from tests.doorkeeper import CENTRAL, door_of
 from tests.net.fake_api import NODE, FakeCentral

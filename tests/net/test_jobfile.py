@@ -380,3 +380,16 @@ def to_toml(value: Any) -> str:
 def test_a_loaded_job_holds_what_the_file_said(tmp_path: Path) -> None:
     job = load(write(tmp_path, data='features = ["a"]'))
     assert isinstance(job, LoadedJob) and job.data.features == ["a"] and job.model.input == [1]
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"training": 'metrics = ["rmse"]'}, "rmse does not go with loss cross_entropy; expected some of accuracy"),
+        ({"training": 'metrics = ["f1_macro"]', "data": "validation = 0.0"}, "there are none; raise data.validation"),
+    ],
+)
+def test_metrics_that_would_fail_on_a_node_are_refused_before_anything_is_sent(
+    tmp_path: Path, changes: dict[str, str], text: str
+) -> None:
+    assert text in complaint(write(tmp_path, **changes))

@@ -1,0 +1,69 @@
+"""What a training run has said of its epochs: a list of EpochMetrics with columns, a best one, and a plot."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cyxcore.errors import DataError
+from cyxcore.plotting import plot
+from cyxcore.spec import EpochMetrics
+
+FIELDS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validation_accuracy", "validation_r2")
+
+
+def value(metrics: EpochMetrics, name: str) -> float | None:
+    """A number of an epoch by its name: a field, with or without "epoch_", or one of the scores; None: not there."""
+    for field in (name, f"epoch_{name}"):
+        if field in FIELDS:
+            found: float | None = getattr(metrics, field)
+            return found
+    return (metrics.scores or {}).get(name)
+
+
+def names(metrics: EpochMetrics) -> list[str]:
+    """Of all numbers that an epoch has."""
+    fields = [name.removeprefix("epoch_") for name in FIELDS if getattr(metrics, name) is not None]
+    return [*fields, *(metrics.scores or {})]
+
+
+class History(list[EpochMetrics]):
+    """The epochs that have ended, the first one first.
+
+    history[-1] is the last epoch, history.column("validation_loss") one number of each, history.plot() a drawing.
+    """
+
+    @property
+    def columns(self) -> list[str]:
+        """The names column() takes."""
+        return list(dict.fromkeys(name for metrics in self for name in names(metrics)))
+
+    def column(self, name: str) -> list[float]:
+        """One number of each epoch; NaN where it has none. Raises DataError for a name that no epoch has."""
+        found = [value(metrics, name) for metrics in self]
+        if all(number is None for number in found):
+            raise DataError(f"history: expected one of {', '.join(self.columns) or 'no column yet'}, got {name!r}")
+        return [math.nan if number is None else number for number in found]
+
+    def plot(self, columns: Sequence[str] | None = None, backend: str | None = None) -> Any:
+        """The columns (the losses, unless named) over the epochs; see cyxcore.plotting.plot for backend.
+
+        Raises DataError when no epoch has ended.
+        """
+        if not self:
+            raise DataError("history: no epoch has ended yet, so there is nothing to plot")
+        chosen = columns or [name for name in ("loss", "validation_loss") if name in self.columns]
+        return plot([m.epoch for m in self], {name: self.column(name) for name in chosen}, backend, title="epochs")
+
+    def __repr__(self) -> str:
+        if not self:
+            return "History(no epoch yet)"
+        shown = ["epoch", *self.columns]
+        rows = [shown, *([str(m.epoch), *(f"{self.column(n)[i]:.4f}" for n in shown[1:])] for i, m in enumerate(self))]
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+    def to_json(self) -> bytes:
+        """All of it, for a file or another program."""
+        return msgspec.json.encode(list(self))
