@@ -5,6 +5,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cyxcore.errors import CyxError, MissingExtra
 from cyxnet import lifetime
-from cyxnet.config import DEFAULT_FOLDER, read_network
+from cyxnet.config import DEFAULT_FOLDER, NetworkFile, read_network
 
 if TYPE_CHECKING:
     from cyxcentral.central import Central
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # of a busy central, because what it keeps (the world) grows all the while and holds no cycles.
 COLLECT_AFTER = (50_000, 5, 50)
 SWITCH_INTERVAL_S = 0.0005  # so long the loop waits while the ledger's thread makes rows; by default 5 ms
+REDIS_VARIABLE = "CYX_REDIS_URL"  # of the environment: what stands in a command line, everybody on the machine reads
 EXAMPLE = """examples:
   python -m cyxcentral --dir .cyx          a central for the network of this folder
   python -m cyxcentral --http 127.0.0.1:8080
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="folder of the network (default .cyx)")
     parser.add_argument("--state", type=Path, help="folder of this central's own ledger (default DIR/central)")
-    parser.add_argument("--redis", metavar="URL", help="redis:// server for the cache (default: in memory)")
+    parser.add_argument("--redis", metavar="URL", help=f"server for the cache; with a password: {REDIS_VARIABLE}")
     parser.add_argument("--http", type=_address, metavar="HOST:PORT", help="serve HTTP there too; port 0: a free one")
     parser.add_argument("--http-cert", type=Path, metavar="FILE", help="certificate chain (PEM): HTTP over TLS")
     parser.add_argument("--http-key", type=Path, metavar="FILE", help="the key of the certificate (PEM)")
@@ -74,8 +76,7 @@ async def run(options: argparse.Namespace) -> int:
     serve_http = http_front(options) if options.http else None
     started = time.monotonic()
     network = read_network(options.dir)
-    if options.redis:
-        network.redis_url = options.redis
+    network.redis_url = redis_url(options.redis, network)
     central = await Central.start(
         Settings(network=network, keys=options.dir, state=options.state or options.dir / "central")
     )
@@ -112,6 +113,11 @@ async def run(options: argparse.Namespace) -> int:
             await serving.close()
         await central.close()
     return 0
+
+
+def redis_url(option: str | None, network: NetworkFile) -> str:
+    """Where the cache is: as the option says, else the environment, else network.json; empty for in memory."""
+    return option or os.environ.get(REDIS_VARIABLE) or network.redis_url
 
 
 def http_front(options: argparse.Namespace) -> "Callable[[Central], Awaitable[Server]]":

@@ -15,6 +15,9 @@ import time
 from collections import OrderedDict
 from typing import Protocol
 
+from cyxcore.errors import CyxError
+from cyxnet.config import addresses
+
 log = logging.getLogger(__name__)
 MEMORY_ENTRIES = 100_000
 
@@ -48,6 +51,12 @@ class Cache(Protocol):
     async def delete(self, key: str) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class CacheError(CyxError):
+    """The URL of a cache is none. The message says what was expected, and no password."""
+
+    code = "bad_redis_url"
 
 
 class MemoryCache:
@@ -128,5 +137,11 @@ class RedisCache:
 
 
 def open_cache(url: str) -> Cache:
-    """The cache at a redis:// (or unix://) URL; the in-memory one for an empty string."""
-    return RedisCache(url) if url else MemoryCache()
+    """The cache at a redis:// (or unix://) URL; the in-memory one for an empty string. Raises CacheError."""
+    try:
+        return RedisCache(url) if url else MemoryCache()
+    except ValueError as error:
+        raise CacheError(
+            f"the cache at {addresses(url)}: expected rediss://host:6379/0, redis://127.0.0.1:6379/0 or unix://PATH; "
+            f"got something else ({error})"
+        ) from None

@@ -617,7 +617,17 @@ def _connect(urls: Sequence[str], timeout_s: float) -> list[Any]:
         from solana.rpc.commitment import Confirmed
     except ImportError as error:
         raise MissingExtra(f"payments need the package solana ({error}); pip install solana") from None
-    return [AsyncClient(url, commitment=Confirmed, timeout=timeout_s, http2=url.startswith("https:")) for url in urls]
+
+    def connected(url: str) -> Any:
+        http2 = url.startswith("https:")
+        client = AsyncClient(url, commitment=Confirmed, timeout=timeout_s, http2=http2)
+        if tls.is_loopback(urlsplit(url).hostname or ""):
+            # a proxy of the environment, which the package always asks, does not reach this machine's own chain
+            provider = client._provider
+            provider.session = type(provider.session)(timeout=timeout_s, http2=http2, trust_env=False)
+        return client
+
+    return [connected(url) for url in urls]
 
 
 def _now_s() -> float:

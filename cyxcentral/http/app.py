@@ -17,7 +17,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -51,6 +50,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Endpoint = Callable[[Request], Awaitable[Response]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -93,9 +93,10 @@ class Front:
         self._streams: dict[str, int] = {}  # identity -> how many are open
         self.over = asyncio.Event()
         self._document = msgspec.json.encode(openapi.document(VERSION))
-        self._app = self._build(network.http_origins)
+        self._origins = network.http_origins
+        self._app = self._shown_to_pages(self._build())
 
-    def _build(self, origins: list[str]) -> Starlette:
+    def _build(self) -> Starlette:
         probes = [
             self._place("GET", "/livez", self._livez),
             self._place("GET", "/readyz", self._readyz),
@@ -103,17 +104,18 @@ class Front:
             self._place("GET", "/metrics", self._metrics),
         ]
         verbs = [self._place(route.method, route.path, functools.partial(self._serve, route)) for route in ROUTES]
-        allowed = Middleware(
-            CORSMiddleware,
-            allow_origins=origins,
+        return Starlette(routes=probes + verbs, exception_handlers={HTTPException: _not_served})
+
+    def _shown_to_pages(self, app: Application) -> Application:
+        """An answer that pages of the origins in network.json may read; of refusals too, else none could say why."""
+        if not self._origins:
+            return app
+        return CORSMiddleware(
+            app,
+            allow_origins=self._origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "last-event-id"],
-            expose_headers=["retry-after", "location"],
-        )
-        return Starlette(
-            routes=probes + verbs,
-            middleware=[allowed] if origins else [],
-            exception_handlers={HTTPException: _not_served},
+            expose_headers=["retry-after", "location", "www-authenticate"],
         )
 
     def _place(self, method: str, path: str, endpoint: Endpoint) -> Place:
@@ -160,7 +162,7 @@ class Front:
             if said["status"]:  # half an answer is out: the connection ends
                 log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
             else:
-                await self._refused(error, scope["path"])(scope, receive, timely)
+                await self._shown_to_pages(self._refused(error, scope["path"]))(scope, receive, timely)
         finally:
             if has_place:
                 self._places.give_back(asker)

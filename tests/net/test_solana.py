@@ -396,6 +396,17 @@ def chain_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.terminate()
 
 
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+async def test_a_chain_on_this_machine_is_reached_whatever_proxy_the_environment_names(
+    chain_url: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for usual in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(usual, raising=False)
+    async with Settlement(chain_url, attempts=1) as settlement:
+        assert await settlement.is_local()
+
+
 class World:
     """A chain with the token, a rich client and helpers that read balances."""
 
