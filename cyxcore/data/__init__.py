@@ -29,6 +29,10 @@ _NAMES: dict[str, str] = {
     **dict.fromkeys(("default_collate", "packed_collate", "pad_collate"), "collate"),
     "DataLoader": "loader",
     **dict.fromkeys(("BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"), "tokenizers"),
+    **dict.fromkeys(("TableStream", "TextLines", "TokenStream", "read_text"), "streams"),
+    **dict.fromkeys(("open_npy", "read_npz"), "arrayfiles"),
+    **dict.fromkeys(("ImageCSV", "ImageFolder"), "imagefiles"),
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "MNIST", "read_idx"), "classics"),
     **dict.fromkeys(("TokenWindows", "join_documents"), "windows"),
 }
 
@@ -47,6 +51,13 @@ __all__ = [  # noqa: PLE0604
 ]
 
 if TYPE_CHECKING:
+    from cyxcore.data.arrayfiles import open_npy as open_npy
+    from cyxcore.data.arrayfiles import read_npz as read_npz
+    from cyxcore.data.classics import CIFAR10 as CIFAR10
+    from cyxcore.data.classics import CIFAR100 as CIFAR100
+    from cyxcore.data.classics import MNIST as MNIST
+    from cyxcore.data.classics import FashionMNIST as FashionMNIST
+    from cyxcore.data.classics import read_idx as read_idx
     from cyxcore.data.collate import default_collate as default_collate
     from cyxcore.data.collate import packed_collate as packed_collate
     from cyxcore.data.collate import pad_collate as pad_collate
@@ -57,6 +68,8 @@ if TYPE_CHECKING:
     from cyxcore.data.datasets import TensorDataset as TensorDataset
     from cyxcore.data.datasets import random_split as random_split
     from cyxcore.data.datasets import stratified_split as stratified_split
+    from cyxcore.data.imagefiles import ImageCSV as ImageCSV
+    from cyxcore.data.imagefiles import ImageFolder as ImageFolder
     from cyxcore.data.loader import DataLoader as DataLoader
     from cyxcore.data.samplers import RandomSampler as RandomSampler
     from cyxcore.data.samplers import Sampler as Sampler
@@ -65,6 +78,10 @@ if TYPE_CHECKING:
     from cyxcore.data.samplers import SubsetRandomSampler as SubsetRandomSampler
     from cyxcore.data.samplers import WeightedRandomSampler as WeightedRandomSampler
     from cyxcore.data.samplers import class_weights as class_weights
+    from cyxcore.data.streams import TableStream as TableStream
+    from cyxcore.data.streams import TextLines as TextLines
+    from cyxcore.data.streams import TokenStream as TokenStream
+    from cyxcore.data.streams import read_text as read_text
     from cyxcore.data.tokenizers import BPETokenizer as BPETokenizer
     from cyxcore.data.tokenizers import ByteTokenizer as ByteTokenizer
     from cyxcore.data.tokenizers import CharTokenizer as CharTokenizer

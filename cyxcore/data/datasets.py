@@ -46,29 +46,34 @@ class IterableDataset:
 class TensorDataset(Dataset):
     """Row i is the i-th row of each tensor or array; of a single one it is a tuple of one, as in torch.
 
-    Tensors of another device are copied to the host once. Raises ShapeError unless all have as many rows.
+    Arrays are read where they lie, so a memory map (open_npy) stays on the disk; tensors of another device are copied
+    to the host once. Raises ShapeError unless all have as many rows, DtypeError for what is no number.
     """
 
     def __init__(self, *tensors: Any) -> None:
         if not tensors:
             raise ShapeError("TensorDataset: expected at least one tensor, got none")
-        self.tensors = tuple(value if isinstance(value, Tensor) else Tensor(value) for value in tensors)
-        shapes = [tensor.shape for tensor in self.tensors]
+        self._arrays = tuple(_numbers(value) for value in tensors)
+        shapes = [array.shape for array in self._arrays]
         if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
             told = ", ".join(map(str, shapes))
             raise ShapeError(f"TensorDataset: expected tensors with the same number of rows, got shapes {told}")
-        self._arrays = tuple(host_array(tensor) for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All rows of each."""
+        return self.take_rows(np.arange(len(self)))
 
     def __len__(self) -> int:
         return len(self._arrays[0])
 
     def __getitem__(self, row: int) -> tuple[Tensor, ...]:
         row = _checked(row, len(self))
-        return tuple(from_numpy(np.asarray(array[row])) for array in self._arrays)
+        return tuple(part[0] for part in self.take_rows(np.array([row])))
 
     def take_rows(self, rows: Array) -> tuple[Tensor, ...]:
         """Several rows at once: tensors (len(rows), …)."""
-        return tuple(from_numpy(array.take(rows, axis=0)) for array in self._arrays)
+        return tuple(from_numpy(_native(array.take(rows, axis=0))) for array in self._arrays)
 
 
 class Subset(Dataset):
@@ -146,6 +151,18 @@ def stratified_split(dataset: Any, labels: Any, share: float, seed: int = 0) -> 
 def host_array(tensor: Tensor) -> Array:
     """A tensor's numbers in the host's memory; bfloat16 becomes float32, for which NumPy has a name."""
     return tensor.astype("float32").numpy() if tensor.dtype == "bfloat16" else tensor.detach().numpy()
+
+
+def _numbers(value: Any) -> Array:
+    if not isinstance(value, np.ndarray):
+        return host_array(value if isinstance(value, Tensor) else Tensor(value))
+    Tensor(_native(value.reshape(-1)[:0]))  # raises DtypeError for what no tensor can hold
+    return value
+
+
+def _native(array: Array) -> Array:
+    """In this machine's byte order, and no memory map any more."""
+    return np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _counts(rows: int, lengths: Sequence[float]) -> list[int]:

@@ -44,10 +44,12 @@ def pack_images(
     """
     import numpy as np
 
-    pillow = _pillow()
-    classes = _classes(folder)
+    library = pillow()
+    classes = classes_of(folder)
     images = [
-        _seen(pillow, path, label) for label, name in enumerate(classes) for path in _files(os.path.join(folder, name))
+        _seen(library, path, label)
+        for label, name in enumerate(classes)
+        for path in files_of(os.path.join(folder, name))
     ]
     width, height = _common_size(images, size)
     channels = 1 if all(image.mode in _GREY for image in images) else 3
@@ -55,13 +57,14 @@ def pack_images(
     check_budget(folder, needed_bytes, limit_bytes, f"{len(images):,} images of {width} x {height}")
     x: ndarray = np.empty((len(images), channels, height, width), np.uint8)
     for index, image in enumerate(images):
-        x[index] = _pixels(pillow, image, (width, height), channels)
+        x[index] = _pixels(library, image.path, (width, height), channels)
     y = np.array([image.label for image in images], np.int64)
     write_npz(out_path, {"x": x, "y": y, "classes": np.array(classes)})
     return classes
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """The package. Raises MissingExtra."""
     try:
         import PIL.Image
         import PIL.ImageOps
@@ -70,7 +73,7 @@ def _pillow() -> Any:
     return PIL
 
 
-def _classes(folder: Path) -> list[str]:
+def classes_of(folder: Path) -> list[str]:
     if not os.path.isdir(folder):
         raise defect(folder, "a folder with one sub-folder per class", "none by this name", "check the path")
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
@@ -84,7 +87,7 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _files(folder: str) -> list[str]:
+def files_of(folder: str) -> list[str]:
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
     if not paths:
         raise defect(folder, "at least 1 image", "an empty folder", "add images or remove the folder")
@@ -93,11 +96,12 @@ def _files(folder: str) -> list[str]:
 
 def _open(pillow: Any, path: str) -> Any:
     """An image whose header alone has been read, and whose size is bearable."""
+    # Of bombs, which are refused below, and of oddities in metadata that the pixels do not need. Not catch_warnings:
+    # images are read by several threads, which would take each other's filters away.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of a decompression bomb
-            opened = pillow.Image.open(path, formats=FORMATS)
-    except (OSError, ValueError, Warning, SyntaxError, pillow.Image.DecompressionBombError) as error:
+        opened = pillow.Image.open(path, formats=FORMATS)
+    except (OSError, ValueError, SyntaxError, pillow.Image.DecompressionBombError) as error:
         remedy = f"use one of {', '.join(FORMATS)}, or remove the file"
         raise defect(path, "an image", f"{type(error).__name__}", remedy) from None
     if opened.width * opened.height > MAX_PIXELS:
@@ -132,25 +136,32 @@ def _common_size(images: list[Image], size: tuple[int, int] | None) -> tuple[int
     return first.size
 
 
-def _pixels(pillow: Any, image: Image, size: tuple[int, int], channels: int) -> ndarray:
+def decoded(path: str, size: tuple[int, int] | None, channels: int) -> ndarray:
+    """(channels, height, width) uint8 of one file, upright. size: (width, height); None keeps its own.
+
+    Raises DataError for what is no image of 8 bits per channel.
+    """
+    library = pillow()
+    return _pixels(library, path, size or _seen(library, path, 0).size, channels)
+
+
+def _pixels(pillow: Any, path: str, size: tuple[int, int], channels: int) -> ndarray:
     """(channels, height, width) uint8: upright, resized with Pillow's bilinear filter."""
     import numpy as np
 
-    with _open(pillow, image.path) as opened, _damage_told(image.path):
+    with _open(pillow, path) as opened, _damage_told(path):
         upright = pillow.ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
         if upright.size != size:
             upright = upright.resize(size, pillow.Image.Resampling.BILINEAR)
         pixels: ndarray = np.asarray(upright, np.uint8).reshape(size[1], size[0], channels)
-    return pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 @contextmanager
 def _damage_told(path: str) -> Iterator[None]:
     """Whatever Pillow raises while it decodes becomes a DataError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in metadata that the pixels do not need
-            yield
+        yield
     except (
         OSError,
         ValueError,

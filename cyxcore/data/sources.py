@@ -73,10 +73,8 @@ def check_columns(path: Path, names: list[str], *, fold_case: bool) -> None:
 
 def open_csv(path: Path, run: Query) -> Source:
     """RFC 4180, UTF-8, a header line; separated by the first of , ; tab | that the header contains."""
-    with open(path, "rb") as file:
-        first_line = _line(path, file, 1).decode("utf-8-sig", "replace")
-    delimiter = next((mark for mark in ",;\t|" if mark in first_line), ",")
-    header = _csv_header(path, delimiter)
+    delimiter = csv_delimiter(path)
+    header = csv_header(path, delimiter)
     check_columns(path, header, fold_case=False)
     types = ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(header)))
     sql = (
@@ -90,14 +88,21 @@ def open_csv(path: Path, run: Query) -> Source:
     return Source(sql, columns, True, explain=lambda: _explain_csv(path, delimiter, len(header)))
 
 
-def _csv_header(path: Path, delimiter: str) -> list[str]:
-    for row, record in _records(path, delimiter):
+def csv_delimiter(path: Path) -> str:
+    """The first of , ; tab | that the first line contains."""
+    with open(path, "rb") as file:
+        first_line = text_line(path, file, 1).decode("utf-8-sig", "replace")
+    return next((mark for mark in ",;\t|" if mark in first_line), ",")
+
+
+def csv_header(path: Path, delimiter: str) -> list[str]:
+    for row, record in csv_records(path, delimiter):
         if row == 0:
             return [name.strip() for name in record]
     raise defect(path, "a header line with the column names", "only empty lines", "write the header first")
 
 
-def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(0, header), (1, first row), … without empty lines. Raises DataError at the first unreadable row."""
     row = -1
     with open(path, "rb") as file:
@@ -121,11 +126,12 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 def _text_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
     """Lines decoded one by one, so that a wrong byte is found in its own row."""
     number = 0
-    while line := _line(path, file, number := number + 1):
+    while line := text_line(path, file, number := number + 1):
         yield line.decode("utf-8-sig" if number == 1 else "utf-8")
 
 
-def _line(path: Path, file: IO[bytes], number: int) -> bytes:
+def text_line(path: Path, file: IO[bytes], number: int) -> bytes:
+    """The next line, b"" at the end. Raises DataError for one that is too long or no text."""
     line = file.readline(MAX_LINE_BYTES + 1)
     if len(line) > MAX_LINE_BYTES:
         got = f"a longer one (line {number:,})"
@@ -140,7 +146,7 @@ def _line(path: Path, file: IO[bytes], number: int) -> bytes:
 
 def _explain_csv(path: Path, delimiter: str, width: int) -> DataError | None:
     try:
-        for row, record in _records(path, delimiter):
+        for row, record in csv_records(path, delimiter):
             if len(record) != width:
                 remedy = "give every row one cell per column; quote cells that contain the separator"
                 return defect(path, f"{width:,} cells as in the header", f"{len(record):,}", remedy, row=row)
@@ -227,22 +233,24 @@ def open_jsonl(path: Path, run: Query) -> Source:
 
 
 def _first_keys(path: Path) -> list[str]:
-    for _, record in _objects(path):
+    for _, record in json_objects(path):
         return list(record)
     raise defect(path, "one JSON object per line", "only empty lines", "write at least 2 rows")
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(1, first object), … without empty lines. Raises DataError at the first line that is no object."""
     row = 0
     with open(path, "rb") as file:
         number = 0
-        while line := _line(path, file, number := number + 1):
+        while line := text_line(path, file, number := number + 1):
             if not line.strip():
                 continue
             row += 1
             try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=_pairs)
+                record = json.loads(
+                    line.decode("utf-8-sig" if number == 1 else "utf-8"), object_pairs_hook=distinct_keys
+                )
             except UnicodeDecodeError as error:
                 got = f"the byte 0x{error.object[error.start]:02x}"
                 raise defect(path, "UTF-8 text", got, "save the file as UTF-8", row=row) from None
@@ -255,7 +263,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield row, record
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
         raise ValueError("a key that occurs twice")
@@ -265,7 +273,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _explain_jsonl(path: Path, names: list[str] | None) -> DataError | None:
     """The first line that is no object, or (given names) has a key that the first line has not."""
     try:
-        for row, record in _objects(path):
+        for row, record in json_objects(path):
             extra = [key for key in record if names is not None and key not in names]
             if extra:
                 remedy = f"give every object the same keys ({nearest(extra[0], names or [])})"

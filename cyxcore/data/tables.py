@@ -203,8 +203,24 @@ class Run:
         self.explain: Callable[[], DataError | None] = lambda: None
 
     def __call__(self, sql: str) -> dict[str, Any]:
-        try:
+        with self._failures_told():
             return dict(self._connection.execute(sql).fetchnumpy())
+
+    def rows(self, sql: str, at_a_time: int) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of one statement, a few at a time: the result as a whole is never in memory."""
+        with self._failures_told():
+            result = self._connection.execute(sql)
+        while True:
+            with self._failures_told():
+                rows = result.fetchmany(at_a_time)
+            if not rows:
+                return
+            yield rows
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
         except MemoryError:
             raise defect(self._path, "data that fits in memory", "too much", "use fewer rows or columns") from None
         except self._failures as error:
