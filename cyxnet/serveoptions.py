@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Every option, added to the parser."""
     add = parser.add_argument
     return [
-        add("file", type=Path, metavar="FILE", help="a model: .cyxmodel or .safetensors"),
+        add("file", type=Path, metavar="FILE", help="a model: .cyxmodel, .safetensors or .onnx"),
         add("--name", metavar="NAME", help="what the model is called (default: the file's name)"),
         add("--host", default="127.0.0.1", metavar="H", help="where to listen (default 127.0.0.1)"),
         add("--port", type=whole(0, 65_535), default=8000, metavar="P", help="0: a free one (default 8000)"),

@@ -84,7 +84,7 @@ cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cy
 cyxnode.runs cyxnode.verify cyxnode.agent
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
-cyxnode.serving.gate cyxnode.serving.figures cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes
+cyxnode.serving.figures cyxnode.serving.gate cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes
 cyxnode.serving.openapi cyxnode.serving.tensors cyxnode.serving.language cyxnode.serving.app cyxnode.serving.loading
 cyxnode.serving cyxnode.serving.__main__
 

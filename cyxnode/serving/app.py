@@ -32,7 +32,7 @@ from cyxnode.serving.asgi import (
     as_json,
     send_answer,
 )
-from cyxnode.serving.figures import CONTENT_TYPE, Figures
+from cyxnode.serving.figures import CONTENT_TYPE, Figure, Figures
 from cyxnode.serving.gate import Gate
 from cyxnode.serving.routes import ROUTES, Route
 
@@ -45,6 +45,8 @@ class Served(Protocol):
     name: str
 
     def card(self) -> ModelCard: ...
+
+    def figures(self) -> list[Figure]: ...
 
     async def close(self) -> None:
         """Nothing is asked any more."""
@@ -59,7 +61,7 @@ class Front:
         self._room = Room(self._limits.bodies_bytes)
         self._began_s, self._created_s = time.monotonic(), int(time.time())
         self._stops = False
-        self.figures = Figures()
+        self.figures = Figures([*served.figures(), *gate.figures()])
         self._id, self._count = secrets.token_hex(4).encode(), itertools.count(1)
         self.version = _version()
         self._document = msgspec.json.encode(openapi.document(self.version, gate.is_open))

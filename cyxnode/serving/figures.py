@@ -2,25 +2,36 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+KINDS: dict[str, Any] = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
-class Figures(Collector):
-    """gauges: by name what they are about, and their value now."""
+class Figure(NamedTuple):
+    """One number that somebody else counts. labels: of this value, where there are several of the name."""
 
-    def __init__(self) -> None:
+    name: str
+    about: str
+    kind: Literal["gauge", "counter"]
+    value: Callable[[], float]
+    labels: Mapping[str, str] = {}
+
+
+class Figures(Collector):
+    """others: what is counted elsewhere and told here too."""
+
+    def __init__(self, others: Sequence[Figure] = ()) -> None:
         self.answers: Counter[tuple[str, int]] = Counter()  # (route, status)
         self.seconds: dict[str, list[float]] = {}  # route -> sum, count, and the count of each bucket
         self.in_flight = 0
-        self.gauges: Mapping[str, tuple[str, Callable[[], float]]] = {}
-        self.counters: Mapping[str, tuple[str, Callable[[], float]]] = {}
+        self._others = others
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -60,9 +71,13 @@ class Figures(Collector):
             took.add_metric([route], buckets, seen[0])
         yield took
         yield GaugeMetricFamily("cyx_serve_in_flight", "Requests being answered.", self.in_flight)
-        for kind, values in ((GaugeMetricFamily, self.gauges), (CounterMetricFamily, self.counters)):
-            for name, (about, value) in values.items():
-                yield kind(name, about, value())
+        families: dict[str, Any] = {}
+        for other in self._others:
+            family = families.get(other.name)
+            if family is None:
+                family = families[other.name] = KINDS[other.kind](other.name, other.about, labels=list(other.labels))
+            family.add_metric(list(other.labels.values()), other.value())
+        yield from families.values()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

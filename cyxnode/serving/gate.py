@@ -11,6 +11,7 @@ from msgspec import Struct
 from cyxcore.errors import SpecError
 from cyxnet.outcomes import ApiError
 from cyxnet.ratelimit import Rate, RateLimiter
+from cyxnode.serving.figures import Figure
 
 KEY_VARIABLE = "CYX_API_KEY"
 PREFIX_LETTERS = 8
@@ -42,6 +43,19 @@ class Gate:
     @property
     def is_open(self) -> bool:
         return not self._keys
+
+    def figures(self) -> list[Figure]:
+        about = "Requests that were let in, by the name and the beginning of their key."
+        return [
+            Figure(
+                "cyx_serve_key_requests",
+                about,
+                "counter",
+                lambda key=key: key.requests,  # type: ignore[misc]
+                {"name": key.name, "prefix": key.prefix},
+            )
+            for key in self._keys.values()
+        ]
 
     def check(self, authorization: bytes | None) -> None:
         """Raises ApiError: 401 without a good key, 429 when it is used too often."""

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from cyxnet.inference import ModelCard
 from cyxnet.outcomes import ApiError
 from cyxnode.serving import openai
 from cyxnode.serving.asgi import Answer, Asked, ClientGone, as_json, bad, refusal
+from cyxnode.serving.figures import Figure
 
 Array = np.ndarray[Any, Any]
 log = logging.getLogger(__name__)
@@ -74,11 +77,20 @@ class LanguageModel:
     def __init__(self, name: str, engine: Engine, speech: Speech, card: ModelCard, ping_s: float = 15.0):
         self.name = name
         self._engine, self._speech, self._card, self._ping_s = engine, speech, card, ping_s
-        self._created = int(time.time())
+        self._tokens = Counter(prompt=0, cached=0, completion=0)
         self._fingerprint = f"cyx-{(card.graph_sha256 or secrets.token_hex(6))[:12]}"
 
     async def close(self) -> None:
         await self._engine.stop()
+
+    def figures(self) -> list[Figure]:
+        about = "Tokens of prompts, those of them that were known already, and tokens written."
+        return [
+            Figure(
+                "cyx_serve_tokens", about, "counter", functools.partial(self._tokens.__getitem__, kind), {"kind": kind}
+            )
+            for kind in self._tokens
+        ]
 
     def card(self) -> ModelCard:
         return self._card
@@ -102,13 +114,13 @@ class LanguageModel:
         if request.echo and not all(isinstance(prompt, str) for prompt in given):
             raise bad("echo: expected prompts that are text", "echo")
         echo = [str(prompt) if request.echo else "" for prompt in given]
-        wanted = self._wanted(request, await self._tokens(given, "prompt"), echo)
+        wanted = self._wanted(request, await self._as_tokens(given, "prompt"), echo)
         return await self._answered(asked, wanted, Completions(self._head("cmpl", request), wanted.echo))
 
     async def embeddings(self, asked: Asked) -> Answer:
         request = openai.decoded(o.EmbeddingsRequest, await asked.body())
         openai.refuse_other_model(request.model, self.name)
-        tokens = await self._tokens(openai.prompts(request.input, "input"), "input")
+        tokens = await self._as_tokens(openai.prompts(request.input, "input"), "input")
         for place, prompt in enumerate(tokens):
             if not 0 < len(prompt) <= self._engine.context_tokens:
                 raise ContextOverflow(
@@ -146,7 +158,7 @@ class LanguageModel:
             choices_of_one=count,
         )
 
-    async def _tokens(self, given: Sequence[str | list[Any]], param: str) -> list[list[int]]:
+    async def _as_tokens(self, given: Sequence[str | list[Any]], param: str) -> list[list[int]]:
         found = []
         for prompt in given:
             if isinstance(prompt, str):
@@ -180,13 +192,21 @@ class LanguageModel:
             raise
         pieces = deltas(generations, asked.is_gone, self._ping_s)
         if wanted.stream:
-            return Answer(_events(pieces, wanted, form), content_type=EVENT_STREAM, headers=_STREAM_HEADERS)
+            events = _events(pieces, wanted, form, self._count)
+            return Answer(events, content_type=EVENT_STREAM, headers=_STREAM_HEADERS)
         told = [Told(logprobs=[]) for _ in generations]
         async with contextlib.aclosing(pieces):
             async for place, delta in pieces:
                 if delta is not None:
+                    self._count(delta)
                     take(told[place], delta)
         return as_json(form.whole(told, usage_of(told, wanted.choices_of_one)))
+
+    def _count(self, delta: Delta) -> None:
+        if usage := delta.usage:
+            self._tokens["prompt"] += usage.prompt_tokens
+            self._tokens["cached"] += usage.cached_tokens
+            self._tokens["completion"] += usage.completion_tokens
 
 
 async def deltas(
@@ -253,7 +273,10 @@ def usage_of(told: Sequence[Told], choices_of_one: int) -> o.Usage:
 
 
 async def _events(
-    pieces: AsyncGenerator[tuple[int, Delta | None], None], wanted: Wanted, form: "Chat | Completions"
+    pieces: AsyncGenerator[tuple[int, Delta | None], None],
+    wanted: Wanted,
+    form: "Chat | Completions",
+    count: Callable[[Delta], None],
 ) -> AsyncIterator[bytes]:
     """Server-sent events, as the API has them: chunks, then the usage where it was asked for, then [DONE]."""
     told = [Told(logprobs=[]) for _ in wanted.prompts]
@@ -266,7 +289,8 @@ async def _events(
                 if delta is None:
                     yield PING
                     continue
-                take(told[place], replace(delta, logprobs=()))
+                count(delta)
+                told[place].usage = delta.usage or told[place].usage
                 yield _event(form.chunk(place, delta))
         if wanted.include_usage:
             yield _event(form.last(usage_of(told, wanted.choices_of_one)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cyxcore import device as devices
 from cyxcore.errors import FormatError, SpecError
-from cyxcore.model import load_model
+from cyxcore.model import FORMATS, format_of, load_model
 from cyxnode.serving.app import Served
 from cyxnode.serving.batcher import Batcher
 from cyxnode.serving.predictor import Predictor
@@ -24,6 +24,7 @@ def load(args: argparse.Namespace) -> Served:
         raise SpecError(f"--name: expected letters, digits and . _ : / - after the first, got {name[:80]!r}")
     loader = LOADERS.get(path.suffix.lower())
     if loader is None:
+        format_of(path)  # which says why not
         raise FormatError(f"{path}: expected a model that ends in {', '.join(LOADERS)}, got {path.suffix!r}")
     if not path.is_file():
         raise FormatError(f"{path}: there is no such file")
@@ -41,6 +42,5 @@ def _tensors(path: Path, name: str, args: argparse.Namespace) -> Served:
 
 
 LOADERS: dict[str, Callable[[Path, str, argparse.Namespace], Served]] = {
-    ".cyxmodel": _tensors,
-    ".safetensors": _tensors,
+    **dict.fromkeys(FORMATS, _tensors),
 }

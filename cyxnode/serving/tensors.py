@@ -16,6 +16,7 @@ from cyxnode.serving import openai
 from cyxnode.serving.asgi import Answer, Asked, Refused, as_json, bad
 from cyxnode.serving.batcher import Batcher
 from cyxnode.serving.bodies import Lists, read_npy, write_npy
+from cyxnode.serving.figures import Figure
 from cyxnode.serving.predictor import Predictor
 
 Array = np.ndarray[Any, Any]
@@ -34,6 +35,14 @@ class TensorModel:
 
     async def close(self) -> None:
         self.batcher.close()
+
+    def figures(self) -> list[Figure]:
+        batcher = self.batcher
+        return [
+            Figure("cyx_serve_samples_waiting", "Samples that no run has taken.", "gauge", lambda: batcher.queued),
+            Figure("cyx_serve_samples", "Samples answered.", "counter", lambda: batcher.samples),
+            Figure("cyx_serve_runs", "Runs, each of one or more samples.", "counter", lambda: batcher.runs),
+        ]
 
     def card(self) -> ModelCard:
         graph, predictor = self._model.graph, self._predictor

@@ -52,6 +52,9 @@ async def test_a_completion_is_what_the_model_goes_on_with(client):
     assert found.choices[0].text == greedy("the quick ", 20) == TEXT[10:30]
     assert found.choices[0].finish_reason == "length"
     assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (10, 20, 30)
+    text = (await client.plain.get("/metrics")).text
+    assert 'cyx_serve_tokens_total{kind="prompt"} 10.0' in text
+    assert 'cyx_serve_tokens_total{kind="completion"} 20.0' in text
     assert found.object == "text_completion" and found.id.startswith("cmpl-") and found.system_fingerprint
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 import stat
 
 import numpy as np
@@ -65,6 +66,21 @@ async def test_many_callers_at_once_each_get_their_own_answer():
         asked = [http.post("/v1/predict", json={"input": row.tolist()}) for row in x]
         found = [answer.json()["output"] for answer in await asyncio.gather(*asked)]
     assert np.array(found, np.float32).tobytes() == held.predict(x).tobytes()
+
+
+async def test_who_does_not_read_is_hung_up_on(caplog):
+    wide = model(nn.Linear(4, 20_000), (4,))
+    async with serving(tensors(wide, max_batch=64), limits=Limits(send_s=0.2)) as (http, server):
+        _, port = server.url.rsplit(":", 1)
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", int(port)))
+            body = json.dumps({"input": [[1, 2, 3, 4]] * 64}).encode()
+            slow.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            while not any(status == 200 for _, status in server.front.figures.answers):
+                await asyncio.sleep(0)
+        assert (await http.get("/livez")).status_code == 200
+        assert not caplog.records
 
 
 async def test_nested_samples_and_whole_numbers():
@@ -135,6 +151,7 @@ async def test_what_is_served_and_how_it_is(http):
     assert health["status"] == "ok" and health["model"] == "small" and health["requests"] >= 3
     text = (await http.get("/metrics")).text
     assert 'cyx_serve_requests_total{route="/v1/model",status="200"} 1.0' in text
+    assert "cyx_serve_samples_waiting 0.0" in text and "cyx_serve_runs_total 0.0" in text
     assert 'cyx_serve_request_seconds_count{route="/v1/model"} 1.0' in text
 
 
@@ -159,6 +176,8 @@ async def test_with_keys_nobody_else_is_answered(tmp_path):
             assert answer.headers["www-authenticate"] == 'Bearer realm="cyx"'
         good = {"Authorization": "Bearer secret-of-sixteen"}
         assert [(await http.get("/v1/model", headers=good)).status_code for _ in range(20)] == [200] * 20
+        counted = 'cyx_serve_key_requests_total{name="alice",prefix="secret-o"} 21.0'
+        assert counted in (await http.get("/metrics", headers=good)).text
         slow = {"Authorization": "Bearer another-of-sixteen"}
         answers = [await http.get("/v1/model", headers=slow) for _ in range(30)]
         refused = [answer for answer in answers if answer.status_code == 429]

@@ -1,5 +1,7 @@
 """`cyx serve` as a process: from a file to answers, and to an orderly end."""
 
+import argparse
+import asyncio
 import json
 import signal
 import subprocess
@@ -38,11 +40,24 @@ def test_a_file_is_served_until_sigterm(file):
             process.kill()
 
 
+def test_an_onnx_file_is_served_too(file, tmp_path):
+    from cyxnet.serveoptions import add_options
+    from cyxnode.serving.loading import load
+
+    load_model(file).export(tmp_path / "foreign.onnx")
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    served = load(parser.parse_args([str(tmp_path / "foreign.onnx")]))
+    assert served.name == "foreign" and served.card().input.shape == [4]
+    asyncio.run(served.close())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["nothing.safetensors"], "nothing.safetensors: there is no such file"),
-        (["model.pkl"], "expected a model that ends in .cyxmodel, .safetensors"),
+        (["model.pkl"], "files of this kind may hold code, and are never opened"),
+        (["model.doc"], "expected a name ending in .cyxmodel or .safetensors or"),
         (["FILE", "--host", "0.0.0.0"], "would be plain text between machines"),
         (["FILE", "--port", "70000"], "expected a whole number from 0 to 65535"),
         (["FILE", "--memory", "100B"], "bytes for one sample, and may take 100; give it more with --memory"),
