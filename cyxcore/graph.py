@@ -2,10 +2,10 @@
 
 The batch size is not part of a graph: a null in a shape stands for it, and shapes are inferred for
 a batch size when they are needed. A graph holds both modes of a model: a `by_mode` node is its
-first input in training and its second in inference, and `updates` says which buffers hold which
-values after a training step (the running statistics of batch norm). `key` is the (seed, step) pair
-of the random ops. Canonical bytes are JSON with sorted keys and no spaces; their SHA-256 is the
-model's id.
+first input in training and its second in inference, `updates` says which buffers hold which
+values after a training step (the running statistics of batch norm), and `penalties` are added to the
+loss of each row in training. `key` is the (seed, step) pair of the random ops. Canonical bytes are
+JSON with sorted keys and no spaces; their SHA-256 is the model's id.
 """
 
 import hashlib
@@ -77,6 +77,7 @@ class Graph:
         outputs: Sequence[int],
         updates: Iterable[tuple[int, int]] = (),
         fixed: Inferred | None = None,
+        penalties: Iterable[int] = (),
     ) -> None:
         """fixed: shapes and dtypes of a graph without nulls, which are the same at any batch size, from a maker
         that inferred them node by node.
@@ -84,6 +85,7 @@ class Graph:
         self.nodes: tuple[Node, ...] = tuple(nodes)
         self.outputs: tuple[int, ...] = tuple(outputs)
         self.updates: tuple[tuple[int, int], ...] = tuple(updates)
+        self.penalties: tuple[int, ...] = tuple(penalties)
         self._fixed = fixed
         self._inferred: dict[int, Inferred] = {}
 
@@ -95,7 +97,7 @@ class Graph:
         data = _decode(source) if isinstance(source, (bytes, str)) else source
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise GraphError(f"graph: expected an object with format {FORMAT!r}, got {_short(data)}")
-        _only(data, "graph", {"format", "nodes", "outputs", "updates"})
+        _only(data, "graph", {"format", "nodes", "outputs", "updates", "penalties"})
         nodes = _list(data.get("nodes"), "nodes")
         if len(nodes) > MAX_NODES:
             raise GraphError(f"graph: expected at most {MAX_NODES} nodes, got {len(nodes)}")
@@ -106,7 +108,8 @@ class Graph:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise GraphError(f"updates: expected [buffer, value] pairs of nodes, got {_short(pair)}")
             updates.append((_place(pair[0], len(parsed), "updates"), _place(pair[1], len(parsed), "updates")))
-        graph = cls(parsed, outputs, updates)
+        penalties = [_place(place, len(parsed), "penalties") for place in _list(data.get("penalties", []), "penalties")]
+        graph = cls(parsed, outputs, updates, penalties=penalties)
         graph.verify()
         return graph
 
@@ -128,6 +131,8 @@ class Graph:
                 entry["layer"] = node.layer
             nodes.append(entry)
         whole = {"format": FORMAT, "nodes": nodes, "outputs": self.outputs, "updates": self.updates}
+        if self.penalties:  # a graph without any keeps the bytes, and the id, that it had before there were any
+            whole["penalties"] = self.penalties
         return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def to_bytes(self) -> bytes:
@@ -199,6 +204,11 @@ class Graph:
             raise ShapeError(f"graph: expected an output with a row per sample ({batch_size}, ...), got {out}")
         if not is_float(known.dtypes[self.outputs[0]]):
             raise DtypeError(f"graph: expected a float output, got {known.dtypes[self.outputs[0]]}")
+        for place in self.penalties:
+            if known.shapes[place] != (batch_size,) or not is_float(known.dtypes[place]):
+                raise ShapeError(
+                    f"penalties: expected a float number per sample ({batch_size},), got {known.shapes[place]}"
+                )
         buffers = {param.node for param in self._params if not param.trainable}
         if len({target for target, _ in self.updates}) != len(self.updates):
             raise GraphError("updates: a buffer is updated twice")
@@ -253,8 +263,9 @@ class Graph:
         return sum(math.prod(param.shape) for param in self.parameters)
 
     def reachable(self, training: bool) -> set[int]:
-        """Nodes that matter in a mode: what the outputs (and in training the updates) need."""
+        """Nodes that matter in a mode: what the outputs (and in training updates and penalties) need."""
         waiting = [*self.outputs, *(place for pair in self.updates for place in pair if training)]
+        waiting += self.penalties if training else ()
         found: set[int] = set()
         while waiting:
             place = waiting.pop()

@@ -45,10 +45,12 @@ class Pin(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """group: layer, activation, shape, merge, source, data, output, loss, optimizer, schedule or regularization.
+    """A row of KINDS.
 
+    group: layer, activation, shape, merge, source, data, output, loss, penalty, optimizer, schedule, regularization.
     at_least: of a kind that takes any number of inputs on its one input pin, how many it needs; else 0.
-    outputs: names of the pins; those of Split are numbers only. build: None where the node only says how to train.
+    outputs: names of the pins; those of Split are numbers only, a penalty has none.
+    build: None where the node only says how to train.
     aliases: other names of options, found in older files.
     """
 
@@ -546,6 +548,14 @@ KINDS: dict[str, Kind] = {
         n.gaussian_sample,
         inputs=(Pin("mean", (TENSOR,)), Pin("log_variance", (TENSOR,))),
     ),
+    "KLDivergence": Kind(
+        None,
+        "penalty",
+        {"weight": Option(number(0.0, 1e6), 1.0)},
+        n.kl_divergence,
+        inputs=(Pin("mean", (TENSOR,)), Pin("log_variance", (TENSOR,))),
+        outputs=(),
+    ),
     "GradientReversal": _activation(None, n.gradient_reversal),
     "Denormalize": _layer(None, {}, n.layer("Denormalize")),
     "Lion": _optimizer(None, 0.0001, beta1=Option(_RATE, 0.9), beta2=Option(_RATE, 0.99), weight_decay=_WEIGHT_DECAY),
@@ -565,7 +575,7 @@ def described(name: str) -> tuple[str, str, str, str]:
     return (
         "" if row.number is None else str(row.number),
         f"{row.at_least} or more" if row.at_least else pins,
-        ", ".join(row.outputs) or "parts, by number",
+        ", ".join(row.outputs) or ("parts, by number" if name == "Split" else "-"),
         ", ".join(options) or "-",
     )
 

@@ -437,6 +437,16 @@ def gaussian_sample(scope: Scope, inputs: Sequence[Any], options: Options) -> Bu
     return result
 
 
+def kl_divergence(scope: Scope, inputs: Sequence[Any], options: Options) -> Built:
+    """weight times the distance of N(mean, exp(log_variance)) from N(0, 1), per row (Kingma 2014, appendix B): (N,)."""
+    mean, log_variance = inputs
+    if mean.shape != log_variance.shape:
+        raise ShapeError("expected a mean and a log_variance of one shape")
+    terms = mean.square() + log_variance.exp() - 1.0 - log_variance
+    result: Symbol = terms.flatten(1).sum(1) * (0.5 * options["weight"])
+    return result
+
+
 def gradient_reversal(x: Any) -> Any:
     """x to within 2^-16, and minus its gradient (Ganin 2015, arXiv 1409.7495): 2 round(x) - x, as rounding has none."""
     rounded = (x * 65536.0 + 0.5).floor() * (1.0 / 65536.0)

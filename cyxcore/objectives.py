@@ -99,8 +99,8 @@ def _clipped(gradients: list[Symbol], spec: TrainingSpec) -> list[Symbol]:
 def training_step(model: Graph, batch_size: int, spec: TrainingSpec) -> Graph:
     """Forward, loss, backward and update as one graph.
 
-    Inputs: the model's own, "target", "learning_rate" and "step" (both float32 scalars, the step
-    1-based). Outputs: the mean loss, then (for classifiers) the share of right answers.
+    The model's penalties are part of the loss. Inputs: the model's own, "target", "learning_rate" and "step" (both
+    float32 scalars, the step 1-based). Outputs: the mean loss, then (for classifiers) the share of right answers.
     """
     updates.check(spec.optimizer)
     if spec.label_smoothing and spec.loss != "cross_entropy":
@@ -112,6 +112,9 @@ def training_step(model: Graph, batch_size: int, spec: TrainingSpec) -> Graph:
     (output,) = builder.embed(model, {source["name"]: x}, training=True)
     target = builder.input("target", target_shape(loss, output.shape[1:], batch_size), goal.target_dtype)
     rows = _smoothed_rows(output, target, spec.label_smoothing) if spec.label_smoothing else goal.rows(output, target)
+    for place in builder.penalties:
+        rows = rows + builder.at(place)
+    builder.penalties.clear()  # now part of the loss
     mean_loss = rows.mean()
     trained = [
         Symbol(builder, place)

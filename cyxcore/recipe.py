@@ -230,6 +230,10 @@ def _built(
             part = whole if len(samples) == 1 else whole[:, start : start + count]
             values[node.id] = (part.reshape(builder.batch_size, *shape), None)
             start += count
+        elif node.row.group == "penalty":
+            (penalty,) = _built_node(node, [values[one.node][one.pin] for one in node.inputs if one], builder)
+            assert penalty is not None
+            builder.penalise(penalty)
         elif node.row.build is not None and node.carries[0] == "a tensor":
             given = [None if one is None else values[one.node][one.pin] for one in node.inputs]
             values[node.id] = _built_node(node, given, builder)

@@ -133,6 +133,7 @@ class Builder:
         self.shapes: list[Shape] = []
         self.dtypes: list[str] = []
         self.updates: dict[int, int] = {}
+        self.penalties: list[int] = []
         self.gradients: dict[int, Symbol] = {}  # of a compiled training step: of a parameter's node, so far
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol]] | None = None
         self.layer = ""
@@ -254,14 +255,19 @@ class Builder:
             raise GraphError("trace: only a buffer of a module can be assigned to")
         self.updates[buffer.node] = value.node
 
+    def penalise(self, value: Symbol) -> None:
+        """Add `value`, a number per row (N,), to the loss of each row in training."""
+        self.penalties.append(value.node)
+
     def graph(self, *outputs: Symbol) -> Graph:
         fixed = Inferred(tuple(self.shapes), tuple(self.dtypes))
-        return Graph(self.nodes, [value.node for value in outputs], sorted(self.updates.items()), fixed)
+        places = [value.node for value in outputs]
+        return Graph(self.nodes, places, sorted(self.updates.items()), fixed, self.penalties)
 
     def embed(self, graph: Graph, inputs: Mapping[str, Symbol], training: bool) -> list[Symbol]:
         """A copy of `graph` in one mode, at this builder's batch size. Returns its outputs.
 
-        Unneeded nodes stay behind; in training the graph's updates become the builder's.
+        Unneeded nodes stay behind; in training the graph's updates and penalties become the builder's.
         """
         needed = graph.reachable(training)
         copies: dict[int, Symbol] = {}
@@ -280,6 +286,8 @@ class Builder:
         if training:
             for target, value in graph.updates:
                 self.update(copies[target], copies[value])
+            for place in graph.penalties:
+                self.penalise(copies[place])
         return [copies[place] for place in graph.outputs]
 
 
@@ -317,19 +325,19 @@ def batch_free(make: Callable[[int], Graph]) -> Graph:
         Node(a.op, a.inputs, {key: _free(a, key, b.attrs[key]) for key in a.attrs}, a.layer)
         for a, b in zip(first.nodes, second.nodes, strict=True)
     ]
-    graph = tidy(Graph(nodes, first.outputs, first.updates))
+    graph = tidy(Graph(nodes, first.outputs, first.updates, penalties=first.penalties))
     graph.verify()
     return graph
 
 
 def tidy(graph: Graph) -> Graph:
-    """The canonical order: only what outputs and updates need, every input and parameter just before its
+    """The canonical order: only what outputs, updates and penalties need, every input and parameter just before its
     first use.
 
     So a model has one id, whether it was traced or built from a list of layers.
     """
     needed: set[int] = set()
-    waiting = [*graph.outputs, *(place for pair in graph.updates for place in pair), graph.input]
+    waiting = [*graph.outputs, *(place for pair in graph.updates for place in pair), *graph.penalties, graph.input]
     while waiting:
         place = waiting.pop()
         if place not in needed:
@@ -352,7 +360,8 @@ def tidy(graph: Graph) -> Graph:
             put(place, node.layer)
     for place in sorted(needed - set(places)):  # outputs and buffers no op reads
         put(place, graph.nodes[place].layer)
-    return Graph(nodes, [places[i] for i in graph.outputs], sorted((places[a], places[b]) for a, b in graph.updates))
+    updates = sorted((places[a], places[b]) for a, b in graph.updates)
+    return Graph(nodes, [places[i] for i in graph.outputs], updates, penalties=[places[i] for i in graph.penalties])
 
 
 def _tied(why: str) -> str:

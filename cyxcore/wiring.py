@@ -14,6 +14,7 @@ from cyxcore.graphfile import MAX_LINKS, MAX_NODES, GraphFile, LinkSpec, NodeSpe
 from cyxcore.nodekinds import KINDS, LABELS, TENSOR, Kind, checked, nearest
 from cyxcore.templates import fill
 
+SINKS = ("output", "loss", "penalty", "optimizer", "schedule", "regularization")
 MAX_DEPTH = 16  # of subgraphs within subgraphs
 
 
@@ -360,7 +361,7 @@ def _check_reached(placed: list[Placed]) -> None:
             raise SpecError(f"{node}: nothing comes to it from a DatasetInput; connect it or remove it")
     useful: set[str] = set()
     for node in reversed(placed):
-        if node.id in useful or node.row.group in ("output", "loss", "optimizer", "schedule", "regularization"):
+        if node.id in useful or node.row.group in SINKS:
             useful.add(node.id)
             useful.update(_sources(node))
         else:

@@ -2,8 +2,10 @@
 
 import copy
 import json
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 import cyxcore as cx
 from cyxcore.errors import CyxError, DtypeError, GraphError, ShapeError
 from cyxcore.graph import Graph
+from cyxcore.spec import OptimizerSpec, TrainingSpec
+from cyxcore.symbols import Builder
 
 LINEAR: dict[str, Any] = {
     "format": "cyx-graph/1",
@@ -251,3 +255,42 @@ def test_a_damaged_graph_is_a_graph_or_a_typed_error(changes: list[tuple[tuple[A
 def test_any_bytes_are_a_typed_error(raw: bytes) -> None:
     with pytest.raises(CyxError):
         Graph.from_json(raw)
+
+
+def penalised() -> cx.Graph:
+    """y = w x, and 3 x w for each row added to its loss."""
+    builder = Builder(1)
+    x = builder.input("x", (1, 2))
+    y = x * builder.param("w", (2,), {"kind": "ones"})
+    builder.penalise(y.sum(1) * 3.0)
+    graph = builder.graph(y)
+    free = json.loads(graph.to_bytes())
+    free["nodes"][0]["attrs"]["shape"][0] = None
+    return cx.Graph.from_json(free)
+
+
+def test_a_penalty_is_part_of_a_graph_and_of_training_only() -> None:
+    graph = penalised()
+    assert graph.penalties and cx.Graph.from_json(graph.to_bytes()) == graph
+    assert graph.penalties[0] in graph.reachable(training=True) - graph.reachable(training=False)
+    assert b"penalties" not in cx.build(input_shape=[2], layers=[{"kind": "Linear", "out_features": 2}]).to_bytes()
+
+
+def test_a_penalty_is_added_to_the_loss_and_its_gradient_followed() -> None:
+    graph = penalised()
+    x = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
+    rows = SimpleNamespace(x_train=x, y_train=x, x_val=None, y_val=None)
+    optimizer = OptimizerSpec(name="sgd", learning_rate=0.1)
+    trainer = cx.Trainer.of_job(graph, rows, TrainingSpec(epochs=1, loss="mse", optimizer=optimizer, keep="last"))
+    for _ in trainer.run():
+        pass
+    assert trainer.history[0].epoch_loss == pytest.approx(3 * (3 + 2) / 2)  # the distance itself is 0 at the start
+    np.testing.assert_allclose(trainer.weights["w"], [1 - 0.1 * 3 * 2, 1 - 0.1 * 3 * 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [(99, "expected an earlier node"), (0, "expected a float number per sample")]
+)
+def test_a_penalty_is_a_number_per_row(place: int, said: str) -> None:
+    with pytest.raises(CyxError, match=said):
+        cx.Graph.from_json(json.loads(penalised().to_bytes()) | {"penalties": [place]})

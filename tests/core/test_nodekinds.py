@@ -298,6 +298,7 @@ BY_HAND: list[tuple[str, dict[str, Any], list[np.ndarray], list[np.ndarray]]] = 
     ("GlobalAvgPool", {"data_format": "channels_last"}, [X], [X.mean(1)]),
     ("GlobalMaxPool", {"data_format": "channels_last"}, [X], [X.max(1)]),
     ("GaussianSample", {}, [X, Y], [X]),
+    ("KLDivergence", {"weight": 2.0}, [X, Y], [(X**2 + np.exp(Y) - 1 - Y).sum((1, 2))]),
     ("Dropout", {}, [X], [X]),
     ("Augmentation", {"horizontal_flip": 0.0, "noise": 1.0}, [X], [X]),
     ("DataLoader", {}, [X], [X]),

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import cyxcore as cx
 from cyxcore import data
 from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
-from cyxcore.spec import OptimizerSpec
+from cyxcore.spec import EpochMetrics, OptimizerSpec
 from cyxnet.jobfile import load
 from tests.core.test_graphfile import link, node, whole
 from tests.net.test_jobfile import rows
@@ -134,8 +135,10 @@ def test_a_job_may_draw_masks(tmp_path: Path) -> None:
     assert (job.data.task, job.training.loss) == ("regression", "bce")
     loaded = data.load(job.data_path, job.data, loss="bce")
     assert job.model.graph is not None
-    trainer = cx.Trainer(cx.Graph.from_json(job.model.graph), loaded, job.training)
-    assert trainer.y.shape[1:] == (1, 8, 8)
+    trainer = cx.Trainer.of_job(
+        cx.Graph.from_json(job.model.graph), loaded, msgspec.structs.replace(job.training, epochs=1)
+    )
+    assert [said.epoch_loss for said in trainer.run() if isinstance(said, EpochMetrics)][0] > 0
 
 
 def test_masks_are_between_0_and_1(tmp_path: Path) -> None:
