@@ -156,7 +156,7 @@ class ByteSpeech:
         return list(text.encode())
 
     def chat_tokens(self, messages, tools):
-        said = "".join(f"[tool {tool['function']['name']}] " for tool in tools or [])
+        said = "".join(f"[tool {tool.get('function', {}).get('name')}] " for tool in tools or [])
         said += "".join(f"{message['role']}: {message['content']}\n" for message in messages)
         return list(said.encode())
 
