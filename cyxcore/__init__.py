@@ -89,6 +89,7 @@ _NAMES: dict[str, str] = {
     "Model": "model",
     "save_model": "model",
     "load_model": "model",
+    "describe_model": "modelinfo",
 }
 _MODULES = (
     "callbacks",
@@ -164,6 +165,7 @@ if TYPE_CHECKING:
     from cyxcore.model import Model as Model
     from cyxcore.model import load_model as load_model
     from cyxcore.model import save_model as save_model
+    from cyxcore.modelinfo import describe_model as describe_model
     from cyxcore.overview import flops as flops
     from cyxcore.overview import summary as summary
     from cyxcore.plan import Plan as Plan

@@ -46,14 +46,15 @@ class Container:
     ) -> None:
         self.path, self.where, self.version, self.sha256, self.small = path, where, version, sha256, small
 
-    def weights(self) -> dict[str, Array]:
+    def weights(self, advance: safetensors.Advance | None = None) -> dict[str, Array]:
         """Every tensor, compared with the manifest while it is read."""
         with zipfile.ZipFile(self.path) as archive:
             entry = archive.getinfo(WEIGHTS)
             with archive.open(entry) as raw:
-                counted = _Hashed(raw)
+                counted: Any = _Hashed(raw)
+                name = f"{self.path}: {WEIGHTS}"
                 try:
-                    tensors, _ = safetensors.load_from(counted, entry.file_size, f"{self.path}: {WEIGHTS}")  # type: ignore[arg-type]
+                    tensors, _ = safetensors.load_from(counted, entry.file_size, name, advance)
                 except zipfile.BadZipFile as error:
                     raise FormatError(f"{self.where}: {WEIGHTS} is damaged: {error}") from None
             self._compare(WEIGHTS, counted.digest.hexdigest())
@@ -86,7 +87,11 @@ class _Hashed:
 
 
 def write(
-    file: BinaryIO, small: Mapping[str, bytes], weights: Mapping[str, Array], training: bytes | None = None
+    file: BinaryIO,
+    small: Mapping[str, bytes],
+    weights: Mapping[str, Array],
+    training: bytes | None = None,
+    advance: safetensors.Advance | None = None,
 ) -> None:
     """Write a container to a file that can be sought. Equal parts give equal bytes; weights are not copied."""
     if set(small) != set(PARTS) - {WEIGHTS}:
@@ -113,7 +118,8 @@ def write(
             info.create_system = 3
             info.file_size = sizes.get(name, len(manifest))
             with archive.open(info, "w", force_zip64=info.file_size >= 2**31) as entry:
-                for piece in [manifest] if name == "manifest.json" else pieces(name):
+                told = advance if name == WEIGHTS else None
+                for piece in safetensors.counted([manifest] if name == "manifest.json" else pieces(name), told):
                     entry.write(piece)
 
 
@@ -128,10 +134,11 @@ def save(
     small: Mapping[str, bytes],
     weights: Mapping[str, Array],
     training: bytes | None = None,
+    advance: safetensors.Advance | None = None,
 ) -> None:
     """Replace the file, complete or not at all."""
     with safetensors.replacing(path) as file:
-        write(file, small, weights, training)
+        write(file, small, weights, training, advance)
 
 
 def load(path: str | os.PathLike[str]) -> Container:

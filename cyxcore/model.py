@@ -15,6 +15,7 @@ from cyxcore import cyxmodel, oldmodels, safetensors
 from cyxcore.errors import FormatError, SpecError
 from cyxcore.evaluation import Evaluator
 from cyxcore.graph import Graph
+from cyxcore.safetensors import Advance
 from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
 
 Array = np.ndarray[Any, Any]
@@ -103,21 +104,18 @@ class Model:
             )
         return self._evaluator.evaluate(x, y, chosen)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it; the name's ending says the format."""
-        format_of(path).save(path, Content(self.graph, self.weights, self.facts, self.training))
+    def save(self, path: str | os.PathLike[str], advance: Advance | None = None, **options: Any) -> None:
+        """Write it; the name's ending says the format. advance: told how many bytes are written. options: as export."""
+        found = format_of(path)
+        content = Content(self.graph, self.weights, self.facts, self.training)
+        found.save(path, content, advance, **_known(options, found.save_options, path))
 
     def export(self, path: str | os.PathLike[str], opset: int | None = None) -> None:
         """Write the model for other tools: .onnx (opset: 13 to 21, 18 unless given), or any ending `save` takes.
 
         Raises FormatError for an operation the format has not, naming its layer.
         """
-        if opset is None:
-            self.save(path)
-        elif format_of(path) is FORMATS[".onnx"]:
-            _save_onnx(path, Content(self.graph, self.weights, self.facts, None), opset)
-        else:
-            raise FormatError(f"{path}: only .onnx has an opset")
+        self.save(path, opset=opset)
 
     def __repr__(self) -> str:
         return f"Model({self.graph!r}, classes={self.classes})"
@@ -137,17 +135,17 @@ def _read_facts(raw: bytes, where: str) -> Facts:
 # formats ------------------------------------------------------------------------------------------
 
 
-def _save_safetensors(path: Any, model: Content) -> None:
+def _save_safetensors(path: Any, model: Content, advance: Advance | None = None) -> None:
     metadata = {
         "format": "cyx",
         GRAPH_KEY: model.graph.to_bytes().decode(),
         FACTS_KEY: _facts_json(model.facts).decode(),
     }
-    safetensors.save(path, model.weights, metadata)
+    safetensors.save(path, model.weights, metadata, advance=advance)
 
 
-def _load_safetensors(path: Path) -> Content:
-    tensors, metadata = safetensors.load(path)
+def _load_safetensors(path: Path, advance: Advance | None = None) -> Content:
+    tensors, metadata = safetensors.load(path, advance)
     if GRAPH_KEY not in metadata:
         raise FormatError(
             f"{path}: the file holds weights but no model graph; it was not written by cyxcore.save_model"
@@ -157,8 +155,8 @@ def _load_safetensors(path: Path) -> Content:
     return Content(graph, tensors, facts, None)
 
 
-def _save_cyxmodel(path: Any, model: Content) -> None:
-    cyxmodel.save(path, cyxmodel_parts(model.graph, model.facts), model.weights, model.training)
+def _save_cyxmodel(path: Any, model: Content, advance: Advance | None = None) -> None:
+    cyxmodel.save(path, cyxmodel_parts(model.graph, model.facts), model.weights, model.training, advance)
 
 
 def cyxmodel_parts(graph: Graph, facts: Facts) -> dict[str, bytes]:
@@ -171,7 +169,7 @@ def cyxmodel_parts(graph: Graph, facts: Facts) -> dict[str, bytes]:
     }
 
 
-def _load_cyxmodel(path: Path) -> Content:
+def _load_cyxmodel(path: Path, advance: Advance | None = None) -> Content:
     if path.is_dir() or _begins(path, oldmodels.MAGIC):
         old = oldmodels.read(path)
         return Content(old.graph, old.weights, Facts(about=old.about), None)
@@ -185,7 +183,7 @@ def _load_cyxmodel(path: Path) -> Content:
             raise FormatError(f"{found.where}: history.json is unreadable: {error}") from None
     else:
         facts = _read_facts(small["history.json"], found.where)  # version 1 keeps all facts there
-    return Content(Graph.from_json(small["graph.json"]), found.weights(), facts, found.training())
+    return Content(Graph.from_json(small["graph.json"]), found.weights(advance), facts, found.training())
 
 
 def _begins(path: Path, magic: bytes) -> bool:
@@ -193,33 +191,50 @@ def _begins(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def _save_onnx(path: Any, model: Content, opset: int | None = None) -> None:
+def _save_onnx(path: Any, model: Content, advance: Advance | None = None, opset: int | None = None) -> None:
     from cyxcore import onnx  # its table of operators is for who wants it
 
-    onnx.save(path, model.graph, model.weights, {FACTS_KEY: _facts_json(model.facts).decode()}, opset)
+    onnx.save(path, model.graph, model.weights, {FACTS_KEY: _facts_json(model.facts).decode()}, opset, advance)
 
 
-def _load_onnx(path: Path, external_data: bool = False) -> Content:
+def _load_onnx(
+    path: Path,
+    advance: Advance | None = None,
+    external_data: bool = False,
+    input_shape: Sequence[int] | None = None,
+    output: str | None = None,
+) -> Content:
     from cyxcore import onnx
 
     found = onnx.load(path, external_data)
-    graph, weights = onnx.to_graph(found)
+    graph, weights = onnx.to_graph(found, input_shape, output)
     facts = _read_facts(found.metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass"), found.where)
     return Content(graph, weights, facts, None)
 
 
 class Format(NamedTuple):
-    """A kind of model file. keeps: what of a model it holds, in words."""
+    """A kind of model file: how it is read and written, and what of a model it keeps, in words.
+
+    load(path, advance, **options) and save(path, content, advance, **options); `options` names those there are.
+    """
 
     load: Callable[..., Content]
     save: Callable[..., None]
     keeps: str
+    load_options: tuple[str, ...] = ()
+    save_options: tuple[str, ...] = ()
 
 
 FORMATS: dict[str, Format] = {
     ".cyxmodel": Format(_load_cyxmodel, _save_cyxmodel, "everything: graph, weights, facts, history, training state"),
     ".safetensors": Format(_load_safetensors, _save_safetensors, "graph, weights, facts and history"),
-    ".onnx": Format(_load_onnx, _save_onnx, "the inference half of the graph, weights, facts and history"),
+    ".onnx": Format(
+        _load_onnx,
+        _save_onnx,
+        "the inference half of the graph, weights, facts and history",
+        ("external_data", "input_shape", "output"),
+        ("opset",),
+    ),
 }
 # Files in which code may hide: they are never opened.
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin", ".h5", ".keras", ".npy", ".npz", ".mar")
@@ -276,14 +291,16 @@ def save_model(
     format_of(path).save(path, Content(graph, checked, facts, state))
 
 
-def load_model(path: str | os.PathLike[str], device: str | None = None, external_data: bool = False) -> Model:
+def load_model(
+    path: str | os.PathLike[str], device: str | None = None, advance: Advance | None = None, **options: Any
+) -> Model:
     """A model from a .cyxmodel, .safetensors or .onnx file. Raises FormatError, GraphError or ShapeError.
 
-    external_data: of an .onnx file, read values that lie in another file of the same folder; refused otherwise.
+    advance: told how many bytes are read. options, of .onnx files: external_data=True reads values that lie in another
+    file of the same folder, which is refused otherwise; input_shape and output as in cyxcore.onnx.to_graph.
     """
     found = format_of(path)
-    options = {"external_data": True} if external_data and found is FORMATS[".onnx"] else {}
-    content = found.load(Path(path), **options)
+    content = found.load(Path(path), advance, **_known(options, found.load_options, path))
     return Model(
         content.graph,
         _checked_weights(content.graph, content.weights, str(path)),
@@ -291,6 +308,14 @@ def load_model(path: str | os.PathLike[str], device: str | None = None, external
         device,
         content.training,
     )
+
+
+def _known(options: Mapping[str, Any], known: Sequence[str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The options that were given. Raises FormatError for one that the format has not."""
+    for name, value in options.items():
+        if name not in known and value is not None:
+            raise FormatError(f"{path}: files of this kind have no {name}; they have: {', '.join(known) or 'none'}")
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _checked_weights(graph: Graph, weights: Mapping[str, Array], where: str) -> dict[str, Array]:

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +19,9 @@ from cyxcore.errors import FormatError
 
 Array = np.ndarray[Any, Any]
 
+Advance = Callable[[int], None]  # told how many bytes are done
+
+MEBIBYTE = 2**20
 MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 32
 NAMES: dict[str, str] = {
@@ -99,12 +102,25 @@ def save(
     tensors: Mapping[str, Array],
     metadata: Mapping[str, str] | None = None,
     synced: bool = True,
+    advance: Advance | None = None,
 ) -> None:
     """Write a file, complete or not at all, without a second copy of the tensors in memory.
 
     synced: whether it is on the disk itself when this returns, and so outlives a loss of power.
     """
-    write_parts_atomically(path, pieces(tensors, metadata), synced)
+    write_parts_atomically(path, counted(pieces(tensors, metadata), advance), synced)
+
+
+def counted(parts: Iterable[bytes | memoryview], advance: Advance | None) -> Iterable[bytes | memoryview]:
+    """The same pieces; `advance` is told the bytes so far, a mebibyte at a time."""
+    done = 0
+    for part in parts:
+        view = memoryview(part)
+        for start in range(0, len(view), MEBIBYTE):
+            yield view[start : start + MEBIBYTE]
+            done += min(MEBIBYTE, len(view) - start)
+            if advance is not None:
+                advance(done)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -135,16 +151,18 @@ def replacing(path: str | os.PathLike[str], synced: bool = True) -> Iterator[Bin
         part.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
+def load(path: str | os.PathLike[str], advance: Advance | None = None) -> tuple[dict[str, Array], dict[str, str]]:
     """(tensors, metadata) of a file.
 
     Raises FormatError for anything that is not exactly a safetensors file.
     """
     with Path(path).open("rb") as file:
-        return load_from(file, os.fstat(file.fileno()).st_size, str(path))
+        return load_from(file, os.fstat(file.fileno()).st_size, str(path), advance)
 
 
-def load_from(file: BinaryIO, size_bytes: int, name: str) -> tuple[dict[str, Array], dict[str, str]]:
+def load_from(
+    file: BinaryIO, size_bytes: int, name: str, advance: Advance | None = None
+) -> tuple[dict[str, Array], dict[str, str]]:
     """Like load, from an open file of known size, positioned at its start. `name` is for messages."""
     where = f"safetensors {name}"
     if size_bytes < 8:
@@ -162,6 +180,8 @@ def load_from(file: BinaryIO, size_bytes: int, name: str) -> tuple[dict[str, Arr
             raise FormatError(f"{where}: {entry.name!r} is BOOL but holds bytes other than 0 and 1")
         array = np.frombuffer(bytearray(raw), np.dtype(entry.dtype).newbyteorder("<"))
         tensors[entry.name] = array.astype(entry.dtype, copy=False).reshape(entry.shape)
+        if advance is not None:
+            advance(8 + header_bytes + entry.stop)
     return tensors, metadata
 
 

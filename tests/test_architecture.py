@@ -60,7 +60,7 @@ cyxcore.onnx.proto cyxcore.onnx.tensors cyxcore.onnx.table cyxcore.onnx.attribut
 cyxcore.onnx.movement cyxcore.onnx.reductions cyxcore.onnx.products cyxcore.onnx.nn cyxcore.onnx.quantised
 cyxcore.onnx.recurrent cyxcore.onnx.control cyxcore.onnx.sequences cyxcore.onnx.vision cyxcore.onnx.importing
 cyxcore.onnx.exporting cyxcore.onnx
-cyxcore.oldmodels cyxcore.model
+cyxcore.oldmodels cyxcore.model cyxcore.modelinfo
 cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf cyxcore.llm cyxcore.llm.requests
 cyxcore.llm.architecture cyxcore.llm.weights cyxcore.llm.llama
 cyxcore
@@ -75,6 +75,7 @@ cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
+cyxnet.cli.files
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__
@@ -124,7 +125,7 @@ DOORS = {
 # What of cyxcore the network packages may know: what a model is and how data is read, not how a model is run. Tracing a
 # user's module, and opening the file that came back, need the rest; they ask the lazy door for it by name.
 KNOWN_TO_NETWORK = {*VOCABULARY, *READING_DATA}
-THROUGH_THE_DOOR = {"cyxnet.jobfile", "cyxnet.cli.graphs", "cyxnet.cli.models", "cyxnet.blocking"}
+THROUGH_THE_DOOR = {"cyxnet.jobfile", "cyxnet.cli.files", "cyxnet.cli.graphs", "cyxnet.cli.models", "cyxnet.blocking"}
 
 # Pure modules decide. They get the time, the dice and the data as arguments.
 PURE = {

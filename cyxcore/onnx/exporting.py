@@ -24,7 +24,7 @@ IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}  
 MAX_BYTES = 2**31 - 1  # of one protobuf message
 _PROBE = 1009  # a batch size that no layer has as a size of its own
 
-_FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # AttributeProto.AttributeType
+_FLOAT, _INT, _STRING, _TENSOR, _INTS = 1, 2, 3, 4, 7  # AttributeProto.AttributeType
 
 
 def _attribute(name: str, value: Any) -> dict[str, Any]:
@@ -78,7 +78,8 @@ class _Writer:
         key = f"{array.dtype} {array.shape} ".encode() + array.tobytes()
         if key not in self._constants:
             name = self._constants[key] = self.fresh("constant")
-            self.initializers.append(to_proto(name, array))
+            value = {"name": "value", "t": to_proto("", array), "type": _TENSOR}
+            self.nodes.append({"output": [name], "name": name, "op_type": "Constant", "attribute": [value]})
         return self._constants[key]
 
     def ints(self, values: Sequence[int]) -> str:
@@ -304,12 +305,14 @@ def save(
     weights: Mapping[str, Array],
     metadata: Mapping[str, str] | None = None,
     opset: int | None = None,
+    advance: safetensors.Advance | None = None,
 ) -> None:
     """Write the model for inference. opset: 18 unless given.
 
     Raises FormatError for an operation ONNX has not, naming its layer.
     """
-    safetensors.write_parts_atomically(path, to_bytes(graph, weights, metadata, opset), synced=True)
+    pieces = to_bytes(graph, weights, metadata, opset)
+    safetensors.write_parts_atomically(path, safetensors.counted(pieces, advance), synced=True)
 
 
 def _write_node(writer: _Writer, place: int, node: Node, weights: Mapping[str, Array]) -> None:

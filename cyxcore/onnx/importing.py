@@ -43,6 +43,7 @@ Array = np.ndarray[Any, Any]
 ROWS = (control, elementwise, movement, nn, products, quantised, recurrent, reductions, sequences, vision)
 
 MAX_KNOWN_ELEMENTS = 2**24  # of a value that is computed while a graph is made, unless its inputs are as large
+MAX_CONSTANT_ELEMENTS = 4096  # of what is no weight of the file: beyond it is a parameter of the graph
 MAX_GRAPH_DEPTH = 8
 
 # What a malformed node makes of a translation that takes it at its word.
@@ -363,7 +364,8 @@ class _Run:
             except FormatError:
                 raise
             except CyxError as error:
-                raise GraphError(f"{_title(node, place)}: {error}") from None
+                own = f"layer {self.builder.layer}: " if self.builder else ""  # the title says it already
+                raise GraphError(f"{_title(node, place)}: {str(error).removeprefix(own)}") from None
             except _MALFORMED as error:
                 raise GraphError(f"{_title(node, place)}: its inputs or attributes do not fit: {error}") from None
             for name, value in zip(node["output"], results, strict=False):
@@ -378,6 +380,9 @@ class _Run:
 
     def node(self, node: Mapping[str, Any], values: Mapping[str, Any]) -> Sequence[Any]:
         row = OPERATORS[node["op_type"]]
+        if self.builder is not None:
+            label = node["name"] or (node["output"][0] if node["output"] else "")
+            self.builder.layer = label if label.isprintable() and len(label) <= MAX_NAME_CHARS else row.name
         inputs = [values[name] if name else None for name in node["input"]]
         if self.builder is not None:
             inputs = self.together(row, node["input"], inputs)
@@ -412,13 +417,22 @@ class _Run:
         return value
 
     def together(self, row: Operator, names: Sequence[str], inputs: list[Any]) -> list[Any]:
-        """The inputs of one call: where one is a symbol, known ones become parameters or constants of the graph."""
-        if not any(isinstance(v, Symbol) for p, v in enumerate(inputs) if p not in row.known):
+        """The inputs of one call: where one is a symbol or a weight, all become nodes of the graph."""
+        if not any(
+            isinstance(value, Symbol) or self.is_weight(name)
+            for place, (name, value) in enumerate(zip(names, inputs, strict=True))
+            if place not in row.known
+        ):
             return inputs
         return [
             value if value is None or place in row.known else self.lifted(value, names[place], place)
             for place, value in enumerate(inputs)
         ]
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a value of the file becomes a parameter, by its own name and shape."""
+        array = self.model.initializers.get(name)
+        return array is not None and array.size > 1 and array.dtype.kind == "f"
 
     def lifted(self, value: Any, name: str, place: int = 0) -> Any:
         if not isinstance(value, Tensor) or self.builder is None:
@@ -427,7 +441,7 @@ class _Run:
         if array.size > 1 and array.shape and bool((array == array.reshape(-1)[0]).all()):
             one = self.builder.constant(array.reshape(-1)[0].item(), value.dtype)
             return one.broadcast_to(*array.shape)
-        if array.size > 1 and is_float(value.dtype):
+        if is_float(value.dtype) and (self.is_weight(name) or array.size > MAX_CONSTANT_ELEMENTS):
             if not name.isprintable() or not 0 < len(name) <= MAX_NAME_CHARS:
                 raise GraphError(f"the name {name[:60]!r} is not one a parameter can have")
             self.weights[name] = np.ascontiguousarray(array)

@@ -39,7 +39,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where the model goes: NAME.safetensors, or NAME.cyxmodel for the archive as the node signed it"
+        help="where the model goes: NAME.safetensors, NAME.onnx, or NAME.cyxmodel for the archive as the node signed it"
         " (default: NAME.safetensors here, or NAME-2 and so on when that exists)",
     )
     parser.add_argument("--force", action="store_true", help="replace FILE when it exists")
@@ -257,6 +257,35 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
 
 
+def _convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="IN", help="a .cyxmodel, .safetensors or .onnx file")
+    parser.add_argument("target", type=Path, metavar="OUT", help="a name that ends in .cyxmodel, .safetensors or .onnx")
+    parser.add_argument("--force", action="store_true", help="replace OUT when it exists")
+    parser.add_argument("--opset", type=_count, metavar="N", help="of an .onnx file that is written (default 18)")
+    parser.add_argument(
+        "--input",
+        type=_shape,
+        metavar="SHAPE",
+        help="of one sample, such as 3,32,32, where an .onnx file is open",
+    )
+    parser.add_argument("--take", metavar="NAME", help="which output of an .onnx file that has several")
+    _external(parser)
+
+
+def _external(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--external-data",
+        action="store_true",
+        help="read the values of an .onnx file that lie in another file of its folder",
+    )
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .cyxmodel, .safetensors or .onnx file")
+    parser.add_argument("--all", action="store_true", help="every tensor, however many there are")
+    _external(parser)
+
+
 def _graph(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
     check = actions.add_parser("check", help="show the layers of a graph file and how it trains")
@@ -324,6 +353,20 @@ COMMANDS = [
         "cyx chat http://127.0.0.1:8000",
         "chat:chat",
         _chat,
+    ),
+    Command(
+        "convert",
+        "write a model file in another format, by the endings of the names",
+        "cyx convert digits.cyxmodel digits.onnx",
+        "files:convert",
+        _convert,
+    ),
+    Command(
+        "inspect",
+        "show what a model file holds: graph, shapes, sizes, hashes, history",
+        "cyx inspect digits.onnx",
+        "files:inspect",
+        _inspect,
     ),
     Command("quote", "what a job costs at most, signed", "cyx quote digits.toml -o price.json", "money:quote", _quote),
     Command("submit", "check, pay and submit a job file", "cyx submit digits.toml --wait", "jobs:submit", _submit),

@@ -10,7 +10,7 @@ from cyxcore.errors import SpecError
 from cyxnet.artifacts import Advance, ArtifactError, describe
 from cyxnet.client import AsyncClient
 
-SUFFIXES = (".safetensors", ".cyxmodel")
+SUFFIXES = (".safetensors", ".cyxmodel", ".onnx")
 
 
 def output_path(wanted: Path | None, name: str, *, force: bool = False, folder: Path = Path()) -> Path:
@@ -68,7 +68,7 @@ async def fetch_model(
 
 
 def convert(archive: Path, out_path: Path) -> None:
-    """A .cyxmodel as a .safetensors file with the graph in its metadata."""
+    """A .cyxmodel in the format that the name of `out_path` says."""
     import cyxcore
 
     cyxcore.load_model(archive).save(out_path)

@@ -390,7 +390,7 @@ def test_a_name_with_slashes_stays_in_the_folder(tmp_path: Path) -> None:
     ("wanted", "said"),
     [
         ("there.safetensors", "there is such a file already"),
-        ("new.onnx", "expected a name that ends in .safetensors or .cyxmodel, got '.onnx'"),
+        ("new.pt", "expected a name that ends in .safetensors or .cyxmodel or .onnx, got '.pt'"),
         ("none/new.safetensors", "there is no folder"),
         ("folder", "this is a folder"),
     ],

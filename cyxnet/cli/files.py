@@ -1,0 +1,144 @@
+"""`cyx convert` and `cyx inspect`: model files from one format to another, and what is in one."""
+
+import argparse
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cyxcore.errors import FormatError
+from cyxnet.cli.exits import DONE
+from cyxnet.cli.models import output_path
+from cyxnet.cli.screen import Screen
+from cyxnet.display import human_bytes
+
+TENSORS_SHOWN, EPOCHS_SHOWN = 40, 5
+EPOCH_KEYS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validation_accuracy", "validation_r2")
+
+
+async def convert(args: argparse.Namespace, screen: Screen) -> int:
+    """Read one model file, write another; the endings say the formats."""
+    source, target = args.source, output_path(args.target, args.source.stem, force=args.force)
+    _readable(source)
+    if source.resolve() == target.resolve():
+        raise FormatError(f"{target}: is the file that is read; give the copy another name")
+    done = await asyncio.to_thread(_convert, args, source, target, _advancing(screen))
+    screen.result(
+        f"{source} → {target}: {done['tensors']} tensors, {human_bytes(done['bytes'])}, "
+        f"model {done['graph_sha256'][:12]}",
+        {"path": str(target), **done},
+    )
+    return DONE
+
+
+def _convert(args: argparse.Namespace, source: Path, target: Path, advancing: Any) -> dict[str, Any]:
+    import cyxcore
+
+    options = {"external_data": args.external_data or None, "input_shape": args.input, "output": args.take}
+    model = cyxcore.load_model(source, advance=advancing(f"reading {source.name}", _size(source)), **options)
+    total = sum(array.nbytes for array in model.weights.values())
+    model.save(target, advance=advancing(f"writing {target.name}", total), opset=args.opset)
+    return {"bytes": _size(target), "tensors": len(model.weights), "graph_sha256": model.graph.sha256}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _readable(path: Path) -> None:
+    if not path.exists():
+        raise FormatError(f"{path}: there is no such file")
+
+
+def _advancing(screen: Screen) -> Callable[[str, int], Callable[[int], None]]:
+    """Progress of the work in a thread, shown by the screen of the loop."""
+    loop = asyncio.get_running_loop()
+
+    def of(what: str, total: int) -> Callable[[int], None]:
+        def advance(done: int) -> None:
+            loop.call_soon_threadsafe(screen.advance, what, min(done, total), total or 1)
+
+        return advance
+
+    return of
+
+
+async def inspect(args: argparse.Namespace, screen: Screen) -> int:
+    """Show graph, shapes, sizes, hashes and history of a model file."""
+    _readable(args.file)
+    advance = _advancing(screen)(f"reading {args.file.name}", _size(args.file))
+    found = await asyncio.to_thread(_describe, args, advance)
+    if args.json:
+        screen.table([], [], found)
+        return DONE
+    screen.table(["", ""], [[label, text] for label, text in _lines(found)], found)
+    for columns, rows in _tables(found, None if args.all else TENSORS_SHOWN):
+        screen.table(columns, rows, found)
+    return DONE
+
+
+def _tables(found: dict[str, Any], most: int | None) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Layers, tensors, the last epochs: (columns, rows) of each that there is."""
+    layers, tensors, history = (found.get(key, []) for key in ("layers", "tensors", "history"))
+    if layers:
+        rows = [[row["layer"] or "-", _sizes(row["output"]), f"{row['parameters']:,}"] for row in layers]
+        yield ["layer", "output", "parameters"], rows
+    if tensors:
+        rows = [
+            [row["name"], row["dtype"], _sizes(row["shape"]), human_bytes(row["bytes"]), row["sha256"][:12]]
+            for row in tensors[:most]
+        ]
+        if len(rows) < len(tensors):
+            rows.append([f"and {len(tensors) - len(rows)} more (--all)", "", "", "", ""])
+        yield ["tensor", "dtype", "shape", "size", "SHA-256"], rows
+    if history:
+        kept = [key for key in EPOCH_KEYS if history[-1].get(key) is not None]
+        rows = [
+            [str(epoch["epoch"]), *(f"{epoch.get(key, float('nan')):.4f}" for key in kept)]
+            for epoch in history[-EPOCHS_SHOWN:]
+        ]
+        yield ["epoch", *(key.replace("_", " ") for key in kept)], rows
+
+
+def _sizes(shape: list[int]) -> str:
+    return "×".join(map(str, shape)) or "1"
+
+
+def _describe(args: argparse.Namespace, advance: Callable[[int], None]) -> dict[str, Any]:
+    import cyxcore
+
+    found: dict[str, Any] = cyxcore.describe_model(args.file, advance, external_data=args.external_data or None)
+    return found
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts that are one line each."""
+    graph = found.get("graph")
+    kind = found.get("version", found["format"])
+    lines = [("file", f"{found['path']}: {kind}, {human_bytes(found.get('bytes', 0))}")]
+    if "sha256" in found:
+        lines.append(("SHA-256", found["sha256"]))
+    if "opset" in found:
+        lines.append(("ONNX", f"opset {found['opset']}, by {found['producer'] or 'nobody named'}"))
+        lines.append(("operators", ", ".join(found["operators"])))
+    if graph:
+        sizes = [_sizes(graph[key]) for key in ("input", "output")]
+        lines.append(("model", graph["sha256"]))
+        lines.append(("graph", f"{sizes[0]} ({graph['input_dtype']}) → {sizes[1]}, {graph['nodes']} nodes"))
+        lines.append(
+            ("costs", f"{graph['parameters']:,} parameters, {graph['flops_per_sample']:,} operations a sample")
+        )
+    elif found.get("model"):
+        lines.append(("model", f"none: {found['model']}"))
+    facts = found.get("facts", {})
+    if facts.get("classes"):
+        lines.append(("classes", ", ".join(facts["classes"])))
+    for key, value in sorted(facts.get("about", {}).items()):
+        lines.append((key[:10], value))
+    if facts.get("summary"):
+        summary = facts["summary"]
+        steps, rows, epoch = (summary[key] for key in ("steps", "train_rows", "delivered_epoch"))
+        lines.append(("trained", f"{steps} steps on {rows} rows, epoch {epoch} kept"))
+    if found.get("training_state_bytes"):
+        lines.append(("resumes", f"from {human_bytes(found['training_state_bytes'])} of training state"))
+    return lines

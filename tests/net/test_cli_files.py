@@ -1,0 +1,105 @@
+"""cyx convert and cyx inspect, as a user runs them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore.spec import EpochMetrics
+from cyxcore.training import initial_weights
+from cyxnet.cli import main
+
+LAYERS = [
+    {"kind": "Conv2d", "out_channels": 2, "kernel_size": 3},
+    {"kind": "BatchNorm2d"},
+    {"kind": "ReLU"},
+    {"kind": "Flatten"},
+    {"kind": "Linear", "out_features": 3},
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    graph = cx.build(input_shape=[1, 6, 6], layers=LAYERS)
+    history = [EpochMetrics(epoch=1, epochs=1, step=2, epoch_loss=0.5, epoch_time_ms=3.0, samples_per_s=10.0)]
+    cx.save_model(tmp_path / "m.cyxmodel", graph, initial_weights(graph, 1), classes=["a", "b", "c"], history=history)
+    return tmp_path / "m.cyxmodel"
+
+
+def test_a_model_goes_around_all_formats_and_computes_the_same(model: Path, capsys: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 1, 6, 6)).astype(np.float32)
+    wanted = cx.load_model(model).predict(x)
+    at = model
+    for name in ("a.onnx", "b.safetensors", "c.cyxmodel", "d.onnx"):
+        assert main(["convert", str(at), str(model.with_name(name))]) == 0
+        at = model.with_name(name)
+        found = cx.load_model(at)
+        np.testing.assert_allclose(found.predict(x), wanted, rtol=1e-5, atol=1e-6)
+        assert found.classes == ["a", "b", "c"] and len(found.history) == 1
+    assert "a.onnx: 8 tensors" in capsys.readouterr().out
+
+
+def test_inspect_says_what_is_in_a_file(model: Path, capsys: Any) -> None:
+    assert main(["inspect", str(model)]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "cyx-model/3",
+        "1×6×6 (float32) → 3",
+        "0: Conv2d",
+        "4.weight",
+        "3×32",
+        "epoch loss",
+        "0.5000",
+        "a, b, c",
+    ):
+        assert part in said, said
+
+
+def test_inspect_in_json_is_one_document_with_hashes(model: Path, capsys: Any) -> None:
+    assert main(["convert", str(model), str(model.with_name("m.onnx"))]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(model.with_name("m.onnx")), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["opset"] == 18 and "Conv" in found["operators"] and found["model"] == "whole"
+    shapes = {row["name"]: row["shape"] for row in found["tensors"]}
+    assert shapes["4.weight"] == [3, 32] and all(len(row["sha256"]) == 64 for row in found["tensors"])
+    assert found["graph"]["sha256"] == cx.load_model(model.with_name("m.onnx")).graph.sha256
+
+
+def test_weights_without_a_graph_are_described_as_far_as_they_go(tmp_path: Path, capsys: Any) -> None:
+    from cyxcore import safetensors
+
+    safetensors.save(tmp_path / "w.safetensors", {"w": np.zeros((2, 3), np.float32)})
+    assert main(["inspect", str(tmp_path / "w.safetensors"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tensors"][0]["shape"] == [2, 3] and "no model graph" in found["model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["convert", "none.onnx", "x.cyxmodel"], "there is no such file"),
+        (["convert", "m.cyxmodel", "m.cyxmodel", "--force"], "is the file that is read"),
+        (["convert", "m.cyxmodel", "old.onnx"], "there is such a file already"),
+        (["convert", "m.cyxmodel", "x.txt"], "expected a name that ends in .safetensors or .cyxmodel or .onnx"),
+        (["convert", "m.cyxmodel", "x.safetensors", "--opset", "18"], "files of this kind have no opset"),
+        (["convert", "m.cyxmodel", "x.onnx", "--opset", "9"], "expected an opset 13 to 21, got 9"),
+        (["convert", "net.pt", "x.onnx"], "are never opened"),
+        (["inspect", "net.pt"], "are never opened"),
+        (["inspect", "old.onnx"], "onnx"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    model: Path, words: list[str], said: str, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(model.parent)
+    Path("net.pt").write_bytes(b"\x80\x04")
+    Path("old.onnx").write_bytes(b"\x07")
+    before = sorted(path.name for path in model.parent.iterdir())
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error and "Traceback" not in error
+    assert sorted(path.name for path in model.parent.iterdir()) == before
