@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore.graphlearner import initial_weights
 from cyxcore.spec import EpochMetrics
-from cyxcore.training import initial_weights
 from cyxnet.cli import main
 
 LAYERS = [
