@@ -84,6 +84,8 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys("matmul matrix_transpose tensordot vecdot".split(), "linalg"),
     "Trainer": "training",
+    "profile": "profiling",
+    "lr_finder": "lrfinder",
     "evaluate": "evaluation",
     "predict": "evaluation",
     "Model": "model",
@@ -94,6 +96,7 @@ _NAMES: dict[str, str] = {
 _MODULES = (
     "callbacks",
     "metrics",
+    "utils",
     "nn",
     "optim",
     "lr_scheduler",
@@ -130,6 +133,7 @@ if TYPE_CHECKING:
     from cyxcore import random as random
     from cyxcore import spec as spec
     from cyxcore import transforms as transforms
+    from cyxcore import utils as utils
     from cyxcore.autograd import Function as Function
     from cyxcore.autograd import grad as grad
     from cyxcore.autograd import hessian as hessian
@@ -161,6 +165,7 @@ if TYPE_CHECKING:
     from cyxcore.linalg import matrix_transpose as matrix_transpose
     from cyxcore.linalg import tensordot as tensordot
     from cyxcore.linalg import vecdot as vecdot
+    from cyxcore.lrfinder import lr_finder as lr_finder
     from cyxcore.manipulation import *  # noqa: F403
     from cyxcore.model import Model as Model
     from cyxcore.model import load_model as load_model
@@ -169,6 +174,7 @@ if TYPE_CHECKING:
     from cyxcore.overview import flops as flops
     from cyxcore.overview import summary as summary
     from cyxcore.plan import Plan as Plan
+    from cyxcore.profiling import profile as profile
     from cyxcore.recipe import load_graph as load_graph
     from cyxcore.searching import *  # noqa: F403
     from cyxcore.statistics import *  # noqa: F403

@@ -336,13 +336,28 @@ class ModuleLearner:
             "data": None if self.source is None else self.source.state_dict(),
         }
 
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """After the block everything is as before it: weights, optimiser, schedule, metrics, data, random numbers."""
+        state = {name: np.array(devices.host(array)) for name, array in self.state().items()}
+        notes, source, shown, scheduler = self.notes(), self.source, self._averaged, self.scheduler
+        modes = [(part, part.training) for part in self.model.modules()]
+        self.show_averages(False)
+        self.scheduler = None  # it would set rates of its own
+        try:
+            yield
+        finally:
+            self.source, self.scheduler = source, scheduler
+            for metric in self.metrics.values():
+                metric.reset()
+            self._restore(_by_owner(state), notes)
+            for part, mode in modes:
+                part.__dict__["training"] = mode
+            self.show_averages(shown)
+
     def restore(self, found: Checkpoint) -> None:
         """Take a checkpoint's state over, which must be of this model, optimiser and data. Raises CheckpointError."""
-        parts: dict[str, dict[str, Array]] = {}
-        for name, array in found.state.items():
-            kind, _, rest = name.partition(".")
-            parts.setdefault(kind + ".", {})[rest] = array
-        notes = found.notes or {}
+        parts, notes = _by_owner(found.state), found.notes or {}
         try:
             self._restore(parts, notes)
             if found.delivered:
@@ -387,6 +402,15 @@ class ModuleLearner:
         seed, step = notes["generator"]
         eager.set_generator_state((int(seed), int(step)))
         self._compile()
+
+
+def _by_owner(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """ "model.0.weight" → {"model.": {"0.weight": …}}."""
+    parts: dict[str, dict[str, Array]] = {}
+    for name, array in state.items():
+        owner, _, rest = name.partition(".")
+        parts.setdefault(owner + ".", {})[rest] = array
+    return parts
 
 
 def _flat(batch: Batch) -> list[Tensor]:

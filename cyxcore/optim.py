@@ -186,6 +186,11 @@ class Optimizer:
                 if array.shape not in (p.shape, ()):
                     raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
             taken[int(place)] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
+        for place, slots in self.state.items():  # a compiled step goes on to read the tensors that are there
+            for name, held in slots.items():
+                if name in taken.get(place, {}):
+                    held._assign(taken[place][name])
+                    taken[place][name] = held
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({key: value for key, value in given.items() if key != "params"})
         self.steps, self.state = int(state["steps"]), taken

@@ -31,6 +31,9 @@ from cyxcore.recompute import recompute
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
 
+observer: "Callable[[Plan], None] | None" = None  # makes the calls of a plan while it is profiled (profiling.py)
+
+
 class Slot(NamedTuple):
     """A place in the arena."""
 
@@ -198,7 +201,7 @@ class Plan:
         own = self.device in devices.OWN_MEMORY and fetch
         self.outputs = [self.backend.staging(array.shape, array.dtype.name) for array in results] if own else results
         fetches = list(zip(self.outputs, results, strict=True)) if own else []
-        self.run = self.backend.program(calls, self._sends, fetches, arena, results, stretches)
+        self.program = self.backend.program(calls, self._sends, fetches, arena, results, stretches)
 
     def _call(self, place: int, stretch: Stretch | None) -> Call:
         """A call on whole arrays, or on those of the first band."""
@@ -279,6 +282,13 @@ class Plan:
         if place in decided.in_place:
             return self.arrays[decided.in_place[place]]
         return self.backend.view(arena, slots[place].offset, shape, dtype)
+
+    def run(self) -> None:
+        """Make all calls. Raises DataError where the data is out of range."""
+        if observer is None:
+            self.program()
+        else:
+            observer(self)
 
     def __len__(self) -> int:
         return len(self.calls)

@@ -361,7 +361,7 @@ class Trainer:
         raises KeyboardInterrupt at once. Raises SpecError, ShapeError or DataError for what does not fit together,
         DivergedError when the loss is no number any more, CheckpointError.
         """
-        learner = self._learner("fit")
+        learner = self.module_learner("fit")
         if epochs < 1:
             raise SpecError(f"fit: expected epochs of at least 1, got {epochs}")
         seed = learner.options.seed
@@ -388,7 +388,7 @@ class Trainer:
 
     def evaluate(self, x: Any, y: Any = None, *, batch_size: int = 256) -> dict[str, float]:
         """{"loss": …, metric: …} of rows, given as to fit; the model is in inference mode."""
-        learner = self._learner("evaluate")
+        learner = self.module_learner("evaluate")
         source = batches.source(x, y, learner.dtype, batch_size, False, 0, 1)
         found, _ = learner.judge(source)
         return found
@@ -398,10 +398,11 @@ class Trainer:
 
         Returns a NumPy array (rows, *output shape).
         """
-        learner = self._learner("predict")
+        learner = self.module_learner("predict")
         return learner.predict(x, batch_size)
 
-    def _learner(self, verb: str) -> ModuleLearner:
+    def module_learner(self, verb: str) -> ModuleLearner:
+        """What learns here. Raises SpecError for a trainer of a job, which has no `verb`."""
         if not isinstance(self.learner, ModuleLearner):
             raise SpecError(f"{verb}: this trainer is of a job, which run() trains; use cx.evaluate and cx.predict")
         return self.learner

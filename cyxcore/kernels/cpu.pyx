@@ -8,6 +8,7 @@ instruction set. A NaN is a NaN; which of its bit patterns comes out is not part
 
 import atexit
 import os
+from time import perf_counter_ns
 
 from cyxcore.errors import DataError, DtypeError, GraphError, KernelError, ShapeError
 
@@ -511,6 +512,30 @@ cdef class Program:
         self._running -= 1
         if status != CYX_OK:
             _fail(status, &message)
+
+    def timed(self) -> list:
+        """Runs as run() does, and returns (first call, how many calls, start, nanoseconds) of all that ran as one.
+
+        Calls that were fused or stretched run as one. start: as time.perf_counter_ns() has it.
+        """
+        cdef cyx_message message
+        cdef int64_t failed = 0, first = 0, count
+        cdef cyx_status status
+        cdef list found = []
+        self._running += 1
+        try:
+            while first < self._count:
+                count = max(1, self._calls[first].stretch, self._calls[first].group)
+                began = perf_counter_ns()
+                with nogil:
+                    status = cyx_run(&self._calls[first], count, &failed, &message)
+                found.append((first, count, began, perf_counter_ns() - began))
+                if status != CYX_OK:
+                    _fail(status, &message)
+                first += count
+        finally:
+            self._running -= 1
+        return found
 
 
 def set_num_threads(int count) -> None:

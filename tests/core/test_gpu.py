@@ -249,7 +249,7 @@ def test_chains_give_the_bits_of_single_calls() -> None:
             there.set(here)
         for call in single.calls:
             cuda.call(call.op, call.out, call.inputs, call.attrs)
-    assert len(fused.run.__self__.launches) < len(fused.calls)
+    assert len(fused.program.__self__.launches) < len(fused.calls)
     for name in state:
         assert devices.host(state[name]).tobytes() == devices.host(other[name]).tobytes()
 

@@ -1,0 +1,106 @@
+"""Which learning rate to begin with: a range test (Smith 2017, arXiv 1506.01186)."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cyxcore import batches
+from cyxcore.batches import Source
+from cyxcore.checkpoint import Position
+from cyxcore.errors import DivergedError, SpecError
+from cyxcore.plotting import plot
+from cyxcore.training import Trainer
+
+DIVERGED = 4.0  # times the lowest smoothed loss: no larger rate is tried
+
+
+class Finding(NamedTuple):
+    """learning_rates: that were tried, each for one step. losses: of those steps, and smoothed.
+
+    suggestion: where the smoothed loss falls fastest over the logarithm of the rate; None where it never falls.
+    """
+
+    learning_rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float | None
+
+    def plot(self, backend: str | None = None) -> Any:
+        """The losses over the learning rates; see cyxcore.plotting.plot."""
+        said = "no rate lowers the loss" if self.suggestion is None else f"suggested: {self.suggestion:.3g}"
+        return plot(self.learning_rates, {"loss": self.losses, "smoothed": self.smoothed}, backend, True, said)
+
+
+def lr_finder(
+    trainer: Trainer,
+    x: Any,
+    y: Any = None,
+    *,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    steps: int = 100,
+    batch_size: int = 32,
+    smoothing: float = 0.9,
+) -> Finding:
+    """Make up to `steps` steps with learning rates that grow by one factor from `lowest` to `highest`.
+
+    It stops where the smoothed loss is four times its lowest. x, y, batch_size: as in Trainer.fit. smoothing: share of
+    the running mean at each step (bias-corrected). Model, optimiser, random numbers and all else are as before
+    afterwards.
+    Raises SpecError for a range that is none, and for a trainer of a job.
+    """
+    if not 0.0 < lowest < highest or steps < 2 or not 0.0 <= smoothing < 1.0:
+        raise SpecError(
+            "lr_finder: expected 0 < lowest < highest, steps of at least 2 and 0 <= smoothing < 1, got "
+            f"{lowest}, {highest}, {steps} and {smoothing}"
+        )
+    learner = trainer.module_learner("lr_finder")
+    if learner.options.accumulate != 1:
+        raise SpecError("lr_finder: expected a trainer with accumulate=1; choose batch_size for the rows of a step")
+    rates = [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
+    source = batches.source(x, y, learner.dtype, batch_size, True, learner.options.seed, steps)
+    tried: list[float] = []
+    losses: list[float] = []
+    smoothed: list[float] = []
+    with learner.borrowed():
+        learner.source, mean = source, 0.0
+        for rate, loss in _losses(learner, source, rates):
+            tried.append(rate)
+            losses.append(loss)
+            mean = smoothing * mean + (1.0 - smoothing) * loss
+            smoothed.append(mean / (1.0 - smoothing ** len(losses)))
+            if smoothed[-1] > DIVERGED * min(smoothed):
+                break
+    return Finding(tried, losses, smoothed, _steepest(tried, smoothed))
+
+
+def _losses(learner: Any, source: Source, rates: list[float]) -> Iterator[tuple[float, float]]:
+    """(rate, loss of the step made with it), until the loss is no number any more."""
+    step, epoch = 0, 0
+    while step < len(rates):
+        epoch += 1
+        made = learner.steps(Position(epoch=epoch, batch=0, step=step, best_epoch=0), epoch, [])
+        before = step
+        while step < len(rates):
+            learner.optimizer.lr = rates[step]
+            try:
+                stepped = next(made, None)
+            except DivergedError:
+                return
+            if stepped is None:
+                break
+            yield rates[step], stepped.loss
+            step += 1
+        if step == before:
+            raise SpecError("lr_finder: expected at least one batch, got none")
+
+
+def _steepest(rates: list[float], smoothed: list[float]) -> float | None:
+    """Before the lowest loss, but not among the first rates, whose means are of a few batches only."""
+    first, lowest = len(rates) // 10, int(np.argmin(smoothed)) if smoothed else 0
+    if lowest - first < 2:
+        return None
+    slopes = np.gradient(np.array(smoothed), np.log(rates))[first:lowest]
+    place = first + int(slopes.argmin())
+    return rates[place] if slopes[place - first] < 0.0 else None

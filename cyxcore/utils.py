@@ -1,0 +1,5 @@
+"""Small things beside a model: what it costs, and what it is made of."""
+
+from cyxcore.overview import Summary as Summary
+from cyxcore.overview import flops as flops
+from cyxcore.overview import summary as summary
