@@ -16,7 +16,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,24 +49,21 @@ class Container:
 
     def weights(self, advance: safetensors.Advance | None = None) -> dict[str, Array]:
         """Every tensor, compared with the manifest while it is read."""
-        with zipfile.ZipFile(self.path) as archive:
-            entry = archive.getinfo(WEIGHTS)
-            with archive.open(entry) as raw:
+        name = f"{self.path}: {WEIGHTS}"
+        with _reading(self.where), zipfile.ZipFile(self.path) as archive:
+            size_bytes = archive.getinfo(WEIGHTS).file_size
+            with archive.open(WEIGHTS) as raw:
                 counted: Any = _Hashed(raw)
-                name = f"{self.path}: {WEIGHTS}"
-                try:
-                    tensors, _ = safetensors.load_from(counted, entry.file_size, name, advance)
-                except zipfile.BadZipFile as error:
-                    raise FormatError(f"{self.where}: {WEIGHTS} is damaged: {error}") from None
-            self._compare(WEIGHTS, counted.digest.hexdigest())
+                tensors, _ = safetensors.load_from(counted, size_bytes, name, advance)
+        self._compare(WEIGHTS, counted.digest.hexdigest())
         return tensors
 
     def training(self) -> bytes | None:
         """The checkpoint's bytes, if the file holds one."""
         if TRAINING not in self.sha256:
             return None
-        with zipfile.ZipFile(self.path) as archive:
-            data = _read(archive, TRAINING, self.where)
+        with _reading(self.where), zipfile.ZipFile(self.path) as archive:
+            data = archive.read(TRAINING)
         self._compare(TRAINING, hashlib.sha256(data).hexdigest())
         return data
 
@@ -145,28 +143,38 @@ def load(path: str | os.PathLike[str]) -> Container:
     """Open and check a file. Raises FormatError for a damaged, foreign or suspicious one."""
     where, target = f"cyxmodel {path}", Path(path)
     size_bytes = target.stat().st_size
-    try:
-        with zipfile.ZipFile(target) as archive:
-            names = _check_entries(archive, size_bytes, where)
-            version, sha256 = _manifest(_read(archive, "manifest.json", where), names, where)
-            small = {name: _read(archive, name, where) for name in READABLE[version] if name.endswith(".json")}
-    except zipfile.BadZipFile as error:
-        raise FormatError(f"{where}: no readable model container: {error}") from None
+    with _reading(where), zipfile.ZipFile(target) as archive:
+        names = _check_entries(archive, size_bytes, where)
+        version, sha256 = _manifest(archive.read("manifest.json"), names, where)
+        small = {name: archive.read(name) for name in READABLE[version] if name.endswith(".json")}
     container = Container(target, where, version, sha256, small)
     for name, data in small.items():
         container._compare(name, hashlib.sha256(data).hexdigest())
     return container
 
 
-# What zipfile makes of damaged directories and entries, beside BadZipFile.
-_DAMAGED = (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, ValueError, OverflowError)
+# What zipfile makes of damaged directories and entries.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    OSError,
+)
 
 
-def _read(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Within the block whatever zipfile says is one FormatError."""
     try:
-        return archive.read(name)
+        yield
+    except FormatError:
+        raise
     except _DAMAGED as error:
-        raise FormatError(f"{where}: no readable model container: {name}: {error}") from None
+        raise FormatError(f"{where}: no readable model container: {error}") from None
 
 
 def _check_entries(archive: zipfile.ZipFile, size_bytes: int, where: str) -> set[str]:

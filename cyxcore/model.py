@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from cyxcore import cyxmodel, oldmodels, safetensors
-from cyxcore.errors import FormatError, SpecError
+from cyxcore.errors import DtypeError, FormatError, GraphError, ShapeError, SpecError
 from cyxcore.evaluation import Evaluator
 from cyxcore.graph import Graph
 from cyxcore.safetensors import Advance
@@ -294,13 +294,17 @@ def save_model(
 def load_model(
     path: str | os.PathLike[str], device: str | None = None, advance: Advance | None = None, **options: Any
 ) -> Model:
-    """A model from a .cyxmodel, .safetensors or .onnx file. Raises FormatError, GraphError or ShapeError.
+    """A model from a .cyxmodel, .safetensors or .onnx file. Raises FormatError.
 
     advance: told how many bytes are read. options, of .onnx files: external_data=True reads values that lie in another
     file of the same folder, which is refused otherwise; input_shape and output as in cyxcore.onnx.to_graph.
     """
     found = format_of(path)
-    content = found.load(Path(path), advance, **_known(options, found.load_options, path))
+    chosen = _known(options, found.load_options, path)
+    try:
+        content = found.load(Path(path), advance, **chosen)
+    except (GraphError, ShapeError, DtypeError, SpecError) as error:  # of the graph in the file
+        raise FormatError(f"{path}: {error}") from None
     return Model(
         content.graph,
         _checked_weights(content.graph, content.weights, str(path)),
