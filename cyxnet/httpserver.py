@@ -9,6 +9,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,28 +49,51 @@ class Front(Protocol):
         """No more will be asked: end what would go on for ever."""
 
 
+class Guests:
+    """The connections that are there, each from its accept to its end, those in their TLS handshake too."""
+
+    def __init__(self, of_one: int):
+        self._of_one = of_one
+        self._addresses: Counter[str] = Counter()
+        self.total = 0
+
+    def enter(self, transport: asyncio.BaseTransport) -> str | None:
+        """The address that one more connection counts for until leave(); None when it is one too many."""
+        peer = transport.get_extra_info("peername")
+        address = household(str(peer[0])) if isinstance(peer, tuple) else ""
+        if self._addresses[address] >= self._of_one or self.total >= CONNECTIONS:
+            return None
+        self._addresses[address] += 1
+        self.total += 1
+        return address
+
+    def leave(self, address: str) -> None:
+        self.total -= 1
+        self._addresses[address] -= 1
+        if not self._addresses[address]:
+            del self._addresses[address]
+
+
 class Patient(HttpToolsProtocol):
     """A connection that is closed when the head of its request takes too long, or is too long: uvicorn would go on."""
 
     head_s = HEAD_S
-    connections_of_one = CONNECTIONS_OF_ONE
-    addresses: Counter[str]  # how many connections each has; set by Server
-    _address = ""
+    guests: Guests  # set by Server
+    address: str | None = None  # that it counts for; set by who has counted it already
     _head_bytes = 0  # of a head that is not whole yet
     _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._address = household(self.client[0]) if self.client else ""
-        self.addresses[self._address] += 1
-        if self.addresses[self._address] > self.connections_of_one or len(self.connections) > CONNECTIONS:
+        if self.address is None:
+            self.address = self.guests.enter(transport)
+        if self.address is None:
             transport.abort()
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.addresses[self._address] -= 1
-        if not self.addresses[self._address]:
-            del self.addresses[self._address]
+        if self.address is not None:
+            self.guests.leave(self.address)
         self._wait_no_more()
         super().connection_lost(exc)
 
@@ -117,6 +141,58 @@ class Patient(HttpToolsProtocol):
         self.transport.abort()
 
 
+class Doorman(asyncio.Protocol):
+    """A connection until TLS is spoken: counted when it is accepted, and closed when the handshake takes too long.
+
+    A server that is given a certificate would count it when that is over, and wait for it a minute.
+    """
+
+    def __init__(self, guests: Guests, context: ssl.SSLContext, begin: Callable[[], Patient], shaking: set["Doorman"]):
+        self._guests, self._context, self._begin, self._shaking = guests, context, begin, shaking
+        self._address: str | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._early = b""  # what comes behind the handshake before HTTP has begun
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._address = self._guests.enter(transport)
+        if self._address is None:
+            transport.abort()
+            return
+        self._shaking.add(self)
+        self._task = asyncio.get_running_loop().create_task(self._shake_hands(self._begin()))
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+
+    async def _shake_hands(self, http: Patient) -> None:
+        handed_over = False
+        try:
+            encrypted = await asyncio.get_running_loop().start_tls(
+                self._transport, self, self._context, server_side=True, ssl_handshake_timeout=http.head_s
+            )
+            if encrypted is None or encrypted.is_closing():
+                return
+            http.address, handed_over = self._address, True
+            encrypted.set_protocol(http)
+            http.connection_made(encrypted)
+            if self._early:
+                http.data_received(self._early)
+        except (OSError, ssl.SSLError):  # no TLS, too slow, or gone: it has said nothing yet
+            pass
+        finally:
+            self._shaking.discard(self)
+            if not handed_over:
+                self._transport.abort()
+                if self._address is not None:
+                    self._guests.leave(self._address)
+
+    def close(self) -> None:
+        if self._task:
+            self._task.cancel()
+
+
 def is_gone(receive: Any) -> bool:
     """Whether the client of a request hung up: of the request that `receive` (of ASGI) belongs to.
 
@@ -141,15 +217,12 @@ class Server:
         head_s: float,
         close_s: int,
     ):
-        of_one = CONNECTIONS if front.behind_proxy else CONNECTIONS_OF_ONE
-        limits = {"head_s": head_s, "connections_of_one": of_one, "addresses": Counter()}
-        kind = type("Patient", (Patient,), limits)
-        tls: dict[str, Any] = {}
-        if certificate:
-            tls = {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
+        self.guests = Guests(CONNECTIONS if front.behind_proxy else CONNECTIONS_OF_ONE)
+        self._shaking: set[Doorman] = set()
+        kind: Any = type("Patient", (Patient,), {"head_s": head_s, "guests": self.guests})
         config = uvicorn.Config(
             front,
-            http=kind,
+            http=self._encrypted(kind, certificate) if certificate else kind,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -158,11 +231,8 @@ class Server:
             server_header=False,
             timeout_keep_alive=int(HEAD_S),
             timeout_graceful_shutdown=close_s,
-            **tls,
         )
         config.load()
-        if config.ssl:
-            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's broken request is no event of ours
         self._front = front
         self._server = uvicorn.Server(config)
@@ -171,6 +241,17 @@ class Server:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{'https' if certificate else 'http'}://{shown}:{port}"
+
+    def _encrypted(self, kind: Callable[..., Patient], certificate: tuple[Path, Path]) -> Any:
+        """What a connection begins with. Raises OSError, ssl.SSLError."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(*certificate)
+
+        def begun(**of_uvicorn: Any) -> Doorman:
+            return Doorman(self.guests, context, lambda: kind(**of_uvicorn), self._shaking)
+
+        return begun
 
     @classmethod
     async def start(
@@ -206,6 +287,8 @@ class Server:
         self._server.should_exit = True
         if self._task:
             await self._task
+        for doorman in list(self._shaking):
+            doorman.close()
 
 
 def refuse_plain_text(host: str, certificate: tuple[Path, Path] | None) -> None:

@@ -671,6 +671,96 @@ async def test_tls_with_a_certificate_of_ones_own(broker, tmp_path):
         assert not (await raw(central, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200")
 
 
+async def test_handshakes_count_as_connections_from_their_accept_and_end_in_time(broker, tmp_path, monkeypatch):
+    monkeypatch.setattr("cyxnet.httpserver.CONNECTIONS_OF_ONE", 3)
+    chain, key = certificate(tmp_path)
+    async with HttpCentral.open(broker, certificate=(chain, key), head_s=2.0) as central:
+        port = int(central.server.url.rsplit(":", 1)[1])
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        await soon(lambda: central.server.guests.total == 3)
+        assert await raw(central, b"") == b""  # one too many is hung up on at once
+        assert central.server.guests.total == 3
+        for reader, writer in silent:
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+            await hang_up(writer)
+        await soon(lambda: central.server.guests.total == 0)
+        trust = ssl.create_default_context(cafile=str(chain))
+        async with httpx.AsyncClient(base_url=central.server.url, verify=trust) as client:
+            assert (await client.get("/livez")).status_code == 200
+            assert central.server.guests.total == 1
+        await soon(lambda: central.server.guests.total == 0)
+    assert not central.server._shaking
+
+
+async def test_what_comes_with_the_end_of_the_handshake_is_read(broker, tmp_path):
+    # a client of TLS 1.3 may send its request in the same piece, before HTTP has begun here
+    chain, key = certificate(tmp_path)
+    async with HttpCentral.open(broker, certificate=(chain, key)) as central:
+        port = int(central.server.url.rsplit(":", 1)[1])
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = ssl.create_default_context(cafile=str(chain)).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.do_handshake()
+        writer.write(outgoing.read())
+        while True:
+            incoming.write(await asyncio.wait_for(reader.read(65_536), 20))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                break
+        tls.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(outgoing.read())  # the end of the handshake and the request
+        said = b""
+        while b"live" not in said:
+            incoming.write(await asyncio.wait_for(reader.read(65_536), 20))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while part := tls.read(65_536):
+                    said += part
+        assert said.startswith(b"HTTP/1.1 200")
+        await hang_up(writer)
+
+
+class Plain:
+    """An application that says one word."""
+
+    behind_proxy = False
+
+    async def __call__(self, scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def close(self):
+        pass
+
+
+def test_handshakes_are_done_on_the_fast_loop_too(tmp_path):
+    uvloop = pytest.importorskip("uvloop")
+    chain, key = certificate(tmp_path)
+
+    async def ask():
+        server = await Server.start(Plain(), "127.0.0.1", 0, (chain, key))
+        trust = ssl.create_default_context(cafile=str(chain))
+        async with httpx.AsyncClient(base_url=server.url, verify=trust) as client:
+            answers = [(await client.get("/")).text for _ in range(2)]
+        _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        await hang_up(writer)
+        await soon(lambda: server.guests.total == 0)
+        await server.close()
+        return answers
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(ask()) == ["ok", "ok"]
+
+
+async def test_who_speaks_no_tls_is_hung_up_on_and_forgotten(broker, tmp_path):
+    async with HttpCentral.open(broker, certificate=certificate(tmp_path)) as central:
+        assert b"200" not in await raw(central, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(central.server.url.rsplit(":", 1)[1]))
+        await soon(lambda: central.server.guests.total == 1)
+        await hang_up(writer)
+        await soon(lambda: central.server.guests.total == 0)
+
+
 async def test_a_certificate_that_is_none_is_one_clear_error(broker, tmp_path):
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("nothing")
