@@ -1,7 +1,7 @@
 """A job's training: a graph, rows and a TrainingSpec, stepped through by plans.
 
-Same graph, rows and spec give the same bits: data order is a permutation keyed by (seed, epoch), dropout is keyed by
-(seed, step), initial weights by (seed, parameter).
+Same graph, rows and spec give the same bits: data order is a permutation keyed by (seed, epoch), dropout and transforms
+of the rows are keyed by (seed, step), initial weights by (seed, parameter).
 """
 
 import functools
@@ -15,7 +15,9 @@ import numpy as np
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
 from cyxcore import drawing, schedules
+from cyxcore.augmenting import augmented, mixed_values
 from cyxcore.checkpoint import Checkpoint, Identity, Position
+from cyxcore.data.augment import Augment
 from cyxcore.errors import DataError, DivergedError, ShapeError
 from cyxcore.evaluation import Evaluator, checked_inputs, checked_targets
 from cyxcore.graph import Graph, Param
@@ -28,7 +30,10 @@ Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memor
 
 
 class Rows(Protocol):
-    """What a dataset must have; cyxcore.data.LoadedData is one. Validation rows may be none."""
+    """What a dataset must have; cyxcore.data.LoadedData is one. Validation rows may be none.
+
+    One that also has `augment`, a cyxcore.data.augment.Augment, has the rows of each step changed so.
+    """
 
     @property
     def x_train(self) -> Any: ...
@@ -100,6 +105,9 @@ class GraphLearner:
         self.x_val = checked_inputs(graph, dataset.x_val) if held_out else self.x[:0]
         self.y_val = checked_targets(graph, spec.loss, dataset.y_val, len(self.x_val)) if held_out else self.y[:0]
         check_metrics(spec, len(self.x_val) > 0)
+        self._augment: Augment | None = getattr(dataset, "augment", None)
+        # Classes cannot be mixed, but the loss of both can; numbers are mixed themselves.
+        self._two_targets = self._augment is not None and self._augment.mixes and spec.loss == "cross_entropy"
         self._learning_rate = spec.optimizer.learning_rate
         self._plans: dict[int, Plan] = {}
         self._resumed = resume is not None
@@ -131,7 +139,7 @@ class GraphLearner:
         """The compiled step for a number of rows; all share the parameters and the optimiser's state."""
         known = self._plans.get(rows)
         if known is None:
-            step = training_step(self.graph, rows, self.spec)
+            step = training_step(self.graph, rows, self.spec, self._two_targets)
             if self._resumed:
                 checkpoints.check_arrays(self._state, step.all_parameters, "state")
             for param in step.all_parameters:
@@ -146,8 +154,15 @@ class GraphLearner:
         """One update on the given rows: (mean loss, share of right answers)."""
         plan = self._plan(len(rows))
         name = self.graph.nodes[self.graph.input].attrs["name"]
-        np.take(self.x, rows, axis=0, out=plan.inputs[name], mode="clip")
-        np.take(self.y, rows, axis=0, out=plan.inputs["target"], mode="clip")
+        if self._augment is None:
+            np.take(self.x, rows, axis=0, out=plan.inputs[name], mode="clip")
+            np.take(self.y, rows, axis=0, out=plan.inputs["target"], mode="clip")
+        else:
+            changed = augmented(self._augment, self.x[rows], self.y[rows], self.spec.seed, step)
+            plan.inputs[name][...] = changed.x
+            if self._two_targets:
+                plan.inputs["second"][...], plan.inputs["share"][...] = changed.second, changed.share
+            plan.inputs["target"][...] = changed.y if self._two_targets else mixed_values(changed)
         plan.inputs["learning_rate"][...] = self._learning_rate
         plan.inputs["step"][...] = step
         plan.key[1] = step
@@ -202,10 +217,11 @@ class GraphLearner:
     @functools.cached_property
     def _identity(self) -> Identity:
         device = self.device or devices.default_device()
+        rows = checkpoints.describe_rows([self.x, self.y, self.x_val, self.y_val])
         return Identity(
             graph_sha256=self.graph.sha256,
             training=msgspec.json.encode(self.spec, order="sorted").decode(),
-            rows=checkpoints.describe_rows([self.x, self.y, self.x_val, self.y_val]),
+            rows=rows if self._augment is None else f"{rows}, augmented by {self._augment.described()}",
             numerics=devices.NUMERICS[device],
         )
 

@@ -96,11 +96,12 @@ def _clipped(gradients: list[Symbol], spec: TrainingSpec) -> list[Symbol]:
     return gradients
 
 
-def training_step(model: Graph, batch_size: int, spec: TrainingSpec) -> Graph:
+def training_step(model: Graph, batch_size: int, spec: TrainingSpec, mixed: bool = False) -> Graph:
     """Forward, loss, backward and update as one graph.
 
     The model's penalties are part of the loss. Inputs: the model's own, "target", "learning_rate" and "step" (both
     float32 scalars, the step 1-based). Outputs: the mean loss, then (for classifiers) the share of right answers.
+    mixed: rows have two targets: "second" is the other, "share" (N,) float32 how much the first counts.
     """
     updates.check(spec.optimizer)
     if spec.label_smoothing and spec.loss != "cross_entropy":
@@ -111,7 +112,17 @@ def training_step(model: Graph, batch_size: int, spec: TrainingSpec) -> Graph:
     lr, step = builder.input("learning_rate", ()), builder.input("step", ())
     (output,) = builder.embed(model, {source["name"]: x}, training=True)
     target = builder.input("target", target_shape(loss, output.shape[1:], batch_size), goal.target_dtype)
-    rows = _smoothed_rows(output, target, spec.label_smoothing) if spec.label_smoothing else goal.rows(output, target)
+
+    def judged(of: Callable[[Any, Any], Any]) -> Any:
+        if not mixed:
+            return of(output, target)
+        return share * of(output, target) + (1.0 - share) * of(output, second)
+
+    if mixed:
+        second = builder.input("second", target_shape(loss, output.shape[1:], batch_size), goal.target_dtype)
+        share = builder.input("share", (batch_size,))
+    smoothing = spec.label_smoothing
+    rows = judged((lambda output, target: _smoothed_rows(output, target, smoothing)) if smoothing else goal.rows)
     for place in builder.penalties:
         rows = rows + builder.at(place)
     builder.penalties.clear()  # now part of the loss
@@ -124,7 +135,7 @@ def training_step(model: Graph, batch_size: int, spec: TrainingSpec) -> Graph:
     for p, g in zip(trained, _clipped(backward(builder, mean_loss, trained), spec), strict=True):
         for old, new in updates.next_values(p, g, _slots(p), lr, step, spec.optimizer).items():
             builder.update(old, new)
-    return builder.graph(mean_loss, *([goal.right(output, target).mean()] if goal.right else []))
+    return builder.graph(mean_loss, *([judged(goal.right).mean()] if goal.right else []))
 
 
 def evaluation_step(model: Graph, batch_size: int, loss: str | None) -> Graph:

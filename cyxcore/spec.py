@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cyxcore.errors import SpecError
+from cyxcore.transforms import AnyTransform
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -57,6 +58,10 @@ class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, om
     task: "classification" (labels become class indices) or "regression"; guessed from the loss. With loss bce,
         "regression" means numbers between 0 and 1, any number of them.
     target_is_input: the model learns to give its own input; there are no labels, and target means nothing.
+    augment: what is done to the images of each training step (cyxcore/transforms), keyed by seed and step; validation
+        rows, statistics, and targets that are the input stay as they are.
+    image_shape: (channels, height, width) of a row for augment, where rows are flat.
+    white: the value of a white pixel, for transforms of colours and what is filled in.
     """
 
     format: DataFormat = "csv"
@@ -67,6 +72,9 @@ class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, om
     normalize: Literal["standard", "minmax", "none"] = "standard"
     task: Task | None = None
     target_is_input: bool = False
+    augment: Annotated[list[AnyTransform], Meta(max_length=32)] = []
+    image_shape: tuple[Positive, Positive, Positive] | None = None
+    white: Annotated[float, Meta(gt=0.0, le=1e9)] = 255.0
 
 
 class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from cyxcore.errors import SpecError
 from cyxcore.spec import DataFormat, DataSpec, OptimizerSpec, Positive, ScheduleSpec, TrainingSpec
+from cyxcore.transforms import KINDS
 from cyxnet.messages import CheckpointPolicy, Name
 
 MAX_FILE_BYTES = 4_000_000
@@ -122,6 +123,32 @@ def _unknown_keys(table: dict[str, Any], kind: Any, prefix: str) -> Iterator[str
             yield f"unknown key {prefix}{key}{_suggestion(key, kind, prefix)}"
         elif isinstance(value, dict) and (kind, key) in SECTIONS:
             yield from _unknown_keys(value, SECTIONS[kind, key], f"{prefix}{key}.")
+        elif (kind, key) == (DataSection, "augment"):
+            yield from _unknown_transforms(value)
+
+
+def _unknown_transforms(value: Any) -> Iterator[str]:
+    """A sentence for each transform, or option of one, that there is not."""
+    example = 'write it as { kind = "RandomCrop", size = 32, padding = 4 }'
+    if not isinstance(value, list):
+        yield f"data.augment: expected a list of transforms; write each as {example.removeprefix('write it as ')}"
+        return
+    for number, item in enumerate(value):
+        place = f"data.augment[{number}]"
+        name = item.get("kind") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            yield f"{place}: expected a table with a kind; {example}"
+        elif name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, 1, 0.4)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
+            yield f"{place}: unknown transform {name[:40]!r}; {hint}"
+        else:
+            known = KINDS[name].__struct_fields__
+            for option in item:
+                if option != "kind" and option not in known:
+                    near = difflib.get_close_matches(option, known, 1, 0.6)
+                    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'no options'}"
+                    yield f"{place}: {name} has no option {option[:40]!r}; {hint}"
 
 
 def _suggestion(key: str, kind: Any, prefix: str) -> str:
@@ -159,6 +186,8 @@ def _retell(said: str, table: dict[str, Any]) -> str:
     if missing := re.search(r"missing required field `(\w+)`", text):
         return f"{f'{place}.' if place else ''}{missing[1]} is missing"
     kind, value = _at(place, table)
+    if text.startswith("expected "):  # our own, of two options that do not go together
+        return f"{place}: {text}"
     wanted = text.replace("`", "").partition(", got ")[0].removeprefix("Expected ")
     wanted = re.sub(r"\b(int|float|str|bool|array)\b", lambda word: WORDS[word[0]], wanted)
     if text.startswith("Invalid enum value"):
@@ -174,6 +203,8 @@ def _at(place: str, table: dict[str, Any]) -> tuple[Any, Any]:
         if key:
             kind = typing.get_type_hints(kind).get(key) if isinstance(kind, type) else None
         value = value[key or int(index)]
+        if index and isinstance(value, dict) and value.get("kind") in KINDS:
+            kind = KINDS[value["kind"]]
     return kind, value
 
 

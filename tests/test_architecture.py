@@ -29,7 +29,7 @@ cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
 READING_DATA = """
 cyxcore.safetensors cyxcore.data.kept cyxcore.data.checks cyxcore.data.formats cyxcore.data.labels
 cyxcore.data.npy cyxcore.data.arrays cyxcore.data.split cyxcore.data.sources
-cyxcore.data.tables cyxcore.data.loading cyxcore.data.images cyxcore.data
+cyxcore.data.tables cyxcore.data.augment cyxcore.data.loading cyxcore.data.images cyxcore.data
 """.split()
 ORDER = [
     *VOCABULARY,
@@ -54,8 +54,8 @@ cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
 cyxcore.history
-cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.graphlearner cyxcore.modulelearner
-cyxcore.training cyxcore.lrfinder cyxcore.profiling cyxcore.utils
+cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.augmenting cyxcore.graphlearner
+cyxcore.modulelearner cyxcore.training cyxcore.lrfinder cyxcore.profiling cyxcore.utils
 cyxcore.onnx.proto cyxcore.onnx.tensors cyxcore.onnx.table cyxcore.onnx.attributes cyxcore.onnx.elementwise
 cyxcore.onnx.movement cyxcore.onnx.reductions cyxcore.onnx.products cyxcore.onnx.nn cyxcore.onnx.quantised
 cyxcore.onnx.recurrent cyxcore.onnx.control cyxcore.onnx.sequences cyxcore.onnx.vision cyxcore.onnx.importing

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from cyxcore.data.arrays import read_arrays
+from cyxcore.data.augment import Augment, augment_of
 from cyxcore.data.checks import MAX_BYTES, Path
 from cyxcore.data.formats import check_start
 from cyxcore.data.kept import Reading, keep, place, recall
@@ -57,7 +58,7 @@ class LoadedData:
     """Arrays to train with. Inputs are raw: scaling is the model's, learnt from the training rows.
 
     x_train (N, …) and x_val (M, …): float32. y_train, y_val: (N,) int64 class indices, or (N, K) float32.
-    Both sides are in the order of the file. M is 0 when nothing is held out.
+    Both sides are in the order of the file. M is 0 when nothing is held out. augment: for the rows of a training step.
     """
 
     x_train: ndarray
@@ -67,6 +68,7 @@ class LoadedData:
     classes: list[str] | None
     feature_names: list[str]
     task: Task
+    augment: Augment | None = None
 
 
 def task_of(spec: DataSpec, loss: str | None = None) -> Task:
@@ -98,6 +100,7 @@ def inspect(path: Path, spec: DataSpec, *, loss: str | None = None, limit_bytes:
     """
     read = _read(path, spec, loss, limit_bytes)
     split(path, len(read.x), None if read.classes is None else read.y, spec.validation, 0)
+    augment_of(path, spec, read.x)
     return DatasetInfo(
         format=spec.format,
         rows=len(read.x),
@@ -137,6 +140,7 @@ def load(
         classes=read.classes,
         feature_names=read.feature_names,
         task=read.task,
+        augment=augment_of(path, spec, read.x),
     )
 
 

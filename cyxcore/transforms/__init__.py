@@ -22,9 +22,9 @@ from cyxcore.errors import SpecError
 
 MAX_SIDE = 65_536
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
-# Of a square, or (height, width). Its bounds are in _Sized: msgspec 0.22 crashes when Python collects garbage after it
-# has read a union of a bounded integer and a tuple.
-Size = int | tuple[int, int]
+# Of a square, or (height, width). Not tuple[Side, Side]: msgspec 0.22 reads past the end of a type that is a bounded
+# integer or a tuple of a fixed length, and Python crashes when it collects garbage.
+Size = Side | Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Factor = Annotated[float, Meta(ge=0.0, le=100.0)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
@@ -53,7 +53,8 @@ class _Sized(Transform, frozen=True):
 
     def __post_init__(self) -> None:
         sides = self.size if isinstance(self.size, tuple | list) else (self.size,)
-        if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
+        right = all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
+        if not right or len(sides) > 2 or not sides:
             raise SpecError(f"expected size as pixels or (height, width), each 1..{MAX_SIDE:,}, got {self.size!r}")
 
 
@@ -372,7 +373,7 @@ class Compose:
         return channels, height, width
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     """(height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -393,3 +394,44 @@ def test_metrics_that_would_fail_on_a_node_are_refused_before_anything_is_sent(
     tmp_path: Path, changes: dict[str, str], text: str
 ) -> None:
     assert text in complaint(write(tmp_path, **changes))
+
+
+AUGMENTS = [
+    ("true", "data.augment: expected a list of transforms; write each as { kind"),
+    ('["RandomCrop"]', "data.augment[0]: expected a table with a kind; write it as { kind"),
+    (
+        '[{ kind = "RandomCorp", size = 2 }]',
+        "data.augment[0]: unknown transform 'RandomCorp'; did you mean RandomCrop?",
+    ),
+    ('[{ kind = "RandomCrop", sise = 2 }]', "data.augment[0]: RandomCrop has no option 'sise'; did you mean size?"),
+    ('[{ kind = "Grayscale", p = 1 }]', "data.augment[0]: Grayscale has no option 'p'; it has no options"),
+    ('[{ kind = "RandomCrop" }]', "data.augment[0].size is missing"),
+    (
+        '[{ kind = "RandomCrop", size = 0 }]',
+        "data.augment[0].size: expected a whole number >= 1, got 0",
+    ),
+    ('[{ kind = "GaussianBlur", kernel_size = 4 }]', "data.augment[0]: expected an odd kernel_size, got 4"),
+    ('[{ kind = "RandomInvert", p = 2 }]', "data.augment[0].p: expected a number <= 1.0, got 2"),
+    ('[{ kind = "RandomInvert", p = nan }]', "data.augment[0].p: expected a finite number"),
+    ('[{ kind = "AutoAugment", policy = "x" }]', "data.augment[0].policy: expected one of imagenet, cifar10, svhn"),
+    ('[{ kind = "RandomHorizontalFlip" }]', "data.augment: expected rows that are images (channels, height, width)"),
+]
+
+
+@pytest.mark.parametrize("augment, said", AUGMENTS)
+def test_transforms_of_a_job_file_are_right_or_told_what_to_write(tmp_path, augment, said):
+    assert said in complaint(write(tmp_path, data=f"augment = {augment}"))
+
+
+def test_a_job_file_names_transforms_of_its_images(tmp_path):
+    lines = [",".join([*map(str, range(n, n + 12)), str(n % 3)]) for n in range(24)]
+    (tmp_path / "pixels.csv").write_text("\n".join([",".join([*(f"p{n}" for n in range(12)), "label"]), *lines]))
+    data = """
+    image_shape = [1, 3, 4]
+    white = 40
+    augment = [{ kind = "RandomCrop", size = [3, 4], padding = 1 }, { kind = "ColorJitter", brightness = 0.2 }]
+    """
+    job = load(write(tmp_path, path='"pixels.csv"', data=data))
+    assert [type(transform).__name__ for transform in job.data.augment] == ["RandomCrop", "ColorJitter"]
+    again = msgspec.json.decode(msgspec.json.encode(job.data), type=DataSpec)
+    assert again == job.data and again.image_shape == (1, 3, 4)
