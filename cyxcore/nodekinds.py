@@ -16,6 +16,7 @@ from cyxcore.options import (
     REQUIRED,
     Option,
     axes,
+    between,
     choice,
     counts,
     each,
@@ -33,6 +34,8 @@ from cyxcore.options import (
     text,
     texts,
 )
+
+MOST_LAYERS = 1000  # in one node
 
 # What a pin carries
 TENSOR, LABELS, LOSS, OPTIMIZER = "a tensor", "labels", "a loss", "an optimizer"
@@ -157,7 +160,7 @@ _GLOBAL = {"data_format": Option(choice("channels_first", "channels_last"), "cha
 _AFFINE = Option(flag, True)
 _RECURRENT = {
     "hidden_size": Option(natural(1), 128),
-    "num_layers": Option(natural(1), 1),
+    "num_layers": Option(between(1, MOST_LAYERS), 1),
     "bidirectional": Option(flag, False),
     "bias": _BIAS,
     "dropout": Option(_RATE, 0.0),
@@ -173,7 +176,7 @@ _ATTENTION = {
 _TRANSFORMER = {
     "d_model": Option(natural(1), 512),
     "nhead": Option(natural(1), 8),
-    "num_layers": Option(natural(1), 6),
+    "num_layers": Option(between(1, MOST_LAYERS), 6),
     "dim_feedforward": Option(natural(1), 2048),
     "dropout": Option(_RATE, 0.1),
     "activation": Option(choice("relu", "gelu"), "relu"),
@@ -384,7 +387,7 @@ KINDS: dict[str, Kind] = {
     "Split": _shape(
         45,
         {
-            "num_splits": Option(natural(1), 2),
+            "num_splits": Option(between(1, 10_000), 2),
             "dim": Option(integer, 1),
             "sizes": Option(optional(counts), None),
         },

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cyxcore import functional as F
+from cyxcore.attrs import MAX_CONST_ELEMENTS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.layertable import LAYERS, Scope, attention, cell_of, recurrent_layers, transformer_layer
 from cyxcore.symbols import Symbol
@@ -171,6 +172,9 @@ def adaptive_pool(scope: Scope, inputs: Sequence[Any], options: Options) -> Buil
     sizes = wanted * (x.ndim - 2) if len(wanted) == 1 else wanted
     if len(sizes) != x.ndim - 2:
         raise ShapeError(f"output_size = {list(wanted)}: expected one size, or one for each of {list(x.shape[2:])}")
+    for size, wanted in zip(x.shape[2:], sizes, strict=True):
+        if size * wanted > MOST_WINDOWS:
+            raise ShapeError(f"output_size = {list(sizes)}: too many windows over {list(x.shape[2:])}")
     result: Symbol = F.adaptive_avg_pool1d(x, sizes[0]) if x.ndim == 3 else F.adaptive_avg_pool2d(x, sizes)
     return result
 
@@ -198,8 +202,18 @@ def batch_norm(scope: Scope, inputs: Sequence[Any], options: Options) -> Built:
 # sequences ----------------------------------------------------------------------------------------
 
 
+MOST_STEPS = 10_000  # that a recurrence takes one by one, each with nodes of its own in the graph
+MOST_WINDOWS = 65_536  # of adaptive pooling, times the size of its axis: they are a matrix in the graph
+
+
 def _steps(x: Any) -> None:
     _axes_of_sample(x, 2, "a sequence (steps, features)")
+
+
+def _unrolled(x: Any) -> None:
+    _steps(x)
+    if x.shape[1] > MOST_STEPS:
+        raise ShapeError(f"expected at most {MOST_STEPS} steps, got {list(x.shape[1:])}; take shorter pieces")
 
 
 def recurrent(kind: str) -> Build:
@@ -210,7 +224,7 @@ def recurrent(kind: str) -> Build:
 
     def build(scope: Scope, inputs: Sequence[Any], options: Options) -> Built:
         x, *given = inputs
-        _steps(x)
+        _unrolled(x)
         size, states = options["hidden_size"], F.CELLS[cell_of(kind, options)].states
         start = None
         if any(one is not None for one in given):
@@ -239,7 +253,7 @@ _MERGES: dict[str, Callable[[Any, Any], Any]] = {
 def bidirectional(scope: Scope, inputs: Sequence[Any], options: Options) -> Built:
     """A recurrent layer in both directions, by torch's parameter names; merge_mode says what becomes of the two."""
     x, size = inputs[0], options["hidden_size"]
-    _steps(x)
+    _unrolled(x)
     outputs, ended = recurrent_layers(scope, x, cell_of(options["layer"], options), {**options, "bidirectional": True})
     merge = _MERGES[options["merge_mode"]]
     if options["return_sequences"]:
@@ -309,6 +323,8 @@ def positional_encoding(scope: Scope, inputs: Sequence[Any], options: Options) -
     _steps(x)
     if x.shape[1] > options["max_len"]:
         raise ShapeError(f"max_len = {options['max_len']}: expected at most so many steps, got {list(x.shape[1:])}")
+    if x.shape[1] > MAX_CONST_ELEMENTS and not options["learned"]:
+        raise ShapeError(f"expected at most {MAX_CONST_ELEMENTS} steps, got {list(x.shape[1:])}; or learned = true")
     return LAYERS["PositionalEncoding"].build(scope, x, options)
 
 

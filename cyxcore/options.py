@@ -20,6 +20,15 @@ def natural(least: int) -> Callable[[Any], int]:
     return check
 
 
+def between(least: int, most: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"an integer from {least} to {most}")
+        return value
+
+    return check
+
+
 def pair(least: int) -> Callable[[Any], tuple[int, int]]:
     def check(value: Any) -> tuple[int, int]:
         both = [value, value] if isinstance(value, int) else value

@@ -327,6 +327,18 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
         "node 'in' (DatasetInput): its shape is missing; add the parameter shape, or give that of a sample",
     ),
 ]
+ERRORS += [
+    (
+        "layers without end",
+        whole(node("r", "LSTM", num_layers=2**31 - 1), DENSE, shape=(5, 4)),
+        "node 'r' (LSTM): num_layers: expected an integer from 1 to 1000, got 2147483647",
+    ),
+    (
+        "parts without end",
+        whole(node("s", "Split", num_splits=2**30), DENSE, shape=(2**30,)),
+        "node 's' (Split): num_splits: expected an integer from 1 to 10000, got 1073741824",
+    ),
+]
 SHAPE_ERRORS: list[tuple[str, dict[str, Any], str]] = [
     (
         "an image is wanted",
@@ -370,6 +382,29 @@ SHAPE_ERRORS: list[tuple[str, dict[str, Any], str]] = [
         whole(node("t", "TransformerEncoder"), node("f", "Flatten"), DENSE, shape=(5, 8)),
         "node 't' (TransformerEncoder): d_model = 512: expected a sequence of 512 features, got [5, 8] ('in' gives"
         " [5, 8] per sample)",
+    ),
+    (
+        "a sequence without end",
+        whole(node("r", "GRU", hidden_size=2), DENSE, shape=(10**8, 1)),
+        "node 'r' (GRU): expected at most 10000 steps, got [100000000, 1]; take shorter pieces ('in' gives"
+        " [100000000, 1] per sample)",
+    ),
+    (
+        "windows without end",
+        whole(node("p", "AdaptiveAvgPool", output_size=2**30), node("f", "Flatten"), DENSE, shape=(1, 4)),
+        "node 'p' (AdaptiveAvgPool): output_size = [1073741824]: too many windows over [4] ('in' gives [1, 4] per"
+        " sample)",
+    ),
+    (
+        "a first state of another size",
+        whole(
+            node("e", "GRU", hidden_size=3, return_sequences=True),
+            node("r", "GRU", hidden_size=2),
+            DENSE,
+            shape=(5, 4),
+            links=[link("e", "r", "state", "state")],
+        ),
+        "node 'r' (GRU): expected a first state [2], got [3] ('e' gives [5, 3], 'e' gives [3] per sample)",
     ),
     (
         "a split",
