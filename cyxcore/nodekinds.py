@@ -72,7 +72,10 @@ def nearest(name: Any, known: Sequence[str]) -> str:
     """ "; did you mean …?", or what there is."""
     lower = {entry.lower(): entry for entry in known}
     close = difflib.get_close_matches(str(name).lower(), lower, 1, 0.5)
-    return f"; did you mean {lower[close[0]]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+    if close:
+        return f"; did you mean {lower[close[0]]!r}?"
+    more = f" and {len(known) - 30} more" if len(known) > 30 else ""
+    return f"; known: {', '.join(known[:30]) or 'none'}{more}"
 
 
 def checked(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -176,10 +176,11 @@ def _options(node: NodeSpec, name: str) -> dict[str, Any]:
 def _edges(nodes: Mapping[str, NodeSpec], links: Iterable[LinkSpec]) -> dict[str, list[LinkSpec]]:
     """The links that come to each node."""
     found: dict[str, list[LinkSpec]] = {name: [] for name in nodes}
-    for place, link in enumerate(links):
+    for link in links:
         for end in (str(link.source), str(link.to)):
             if end not in nodes:
-                raise SpecError(f"link {place}: there is no node {end!r}{nearest(end, list(nodes)[:1000])}")
+                where = f"link from {str(link.source)!r} to {str(link.to)!r}"
+                raise SpecError(f"{where}: there is no node {end!r}{nearest(end, list(nodes)[:1000])}")
         found[str(link.to)].append(link)
     return found
 

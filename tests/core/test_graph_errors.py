@@ -46,7 +46,11 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
         whole(node("a", "Add"), DENSE, links=[link("a", "a")]),
         "the graph has a cycle: 'a' → 'a'; remove one of these links",
     ),
-    ("dangling link", whole(DENSE, links=[link("dd", "d")]), "link 5: there is no node 'dd'; did you mean 'd'?"),
+    (
+        "dangling link",
+        whole(DENSE, links=[link("dd", "d")]),
+        "link from 'dd' to 'd': there is no node 'dd'; did you mean 'd'?",
+    ),
     (
         "same id",
         whole(DENSE, nodes=[node("d", "Dense")]),

@@ -103,8 +103,8 @@ def test_an_error_names_the_job_file_the_graph_file_and_the_node(tmp_path: Path)
 
 def test_an_error_of_a_graph_that_is_a_job_names_it_once(tmp_path: Path) -> None:
     path = write(tmp_path, job={"amount": "1"}, links=[link("nowhere", "d")])
-    assert (
-        complaint(path) == "…/model.cyxgraph: link 6: there is no node 'nowhere'; known: in, split, d, out, loss, adam"
+    assert complaint(path) == (
+        "…/model.cyxgraph: link from 'nowhere' to 'd': there is no node 'nowhere'; known: in, split, d, out, loss, adam"
     )
 
 
