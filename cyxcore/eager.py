@@ -5,166 +5,54 @@ remembers the op and its inputs, and `backward` walks back with the rules of gra
 """
 
 import copy
-import heapq
 import importlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ContextDecorator
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import indexing, infer
+from cyxcore import indexing, infer, tape
+from cyxcore.conversion import as_array as as_array
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import (
     COMPLEX,
     DEFAULTS,
-    INEXACT,
     INTEGERS,
-    REAL,
-    dtype_name,
     holds_kind,
     iinfo,
-    is_float,
     scalar_dtype,
 )
 from cyxcore.errors import DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
-from cyxcore.gradients import NO_GRADIENT, Piece, Sum, input_gradients
+from cyxcore.exports import Leaving
+from cyxcore.gradients import NO_GRADIENT
 from cyxcore.infer import Shape, Typed
-from cyxcore.inplace import InPlace
-from cyxcore.kernels import reference
-from cyxcore.kernels.bfloat16 import NUMPY_DTYPES, widened
-from cyxcore.memory import GONE, VIEWS, Memory, Overwritten, Put, Region, View, picked, put, seen
+from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
+from cyxcore.keys import Generator as Generator
+from cyxcore.keys import generator_state as generator_state
+from cyxcore.keys import manual_seed as manual_seed
+from cyxcore.keys import next_key as next_key
+from cyxcore.keys import set_generator_state as set_generator_state
+from cyxcore.memory import GONE, VIEWS, Memory, Put, Region, View, picked, put, seen
 from cyxcore.ops import infer_op
+from cyxcore.tape import DIFFERENTIABLE
+from cyxcore.tape import enable_grad as enable_grad
+from cyxcore.tape import no_grad as no_grad
+from cyxcore.tape import now as now
+from cyxcore.tape import pull as pull
+from cyxcore.tape import recorded as recorded
+from cyxcore.tape import recording as recording
+from cyxcore.tape import unchanged as unchanged
 from cyxcore.values import Value
 
 Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its own memory
-
-API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the array API standard; the last is ours
-
-_DIFFERENTIABLE = frozenset(INEXACT)
-
-_recording = True
-_clock = 0  # counts what is recorded and the writes in place, so that what came first can be told
-
-
-class recording(ContextDecorator):
-    """Within the block results remember what they came from, or do not."""
-
-    def __init__(self, on: bool) -> None:
-        self._on = on
-
-    def _recreate_cm(self) -> "recording":
-        return recording(self._on)
-
-    def __enter__(self) -> None:
-        global _recording
-        self._before, _recording = _recording, self._on
-
-    def __exit__(self, *error: object) -> None:
-        global _recording
-        _recording = self._before
-
-
-def no_grad() -> recording:
-    """Within the block results remember nothing and need no gradient."""
-    return recording(False)
-
-
-def enable_grad() -> recording:
-    """Within the block results remember what they came from again, also inside no_grad()."""
-    return recording(True)
 
 
 @lru_cache(4096)
 def _infer(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> tuple[Typed, dict[str, Any]]:
     """infer_op of a call without attributes: loops ask the same question again and again."""
     return infer_op(op, shapes, dtypes, {})
-
-
-class Generator:
-    """The eager random numbers: Philox keyed by a seed, one step per draw."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.step = 0
-
-    def next_key(self) -> Array:
-        self.step += 1
-        return np.array([self.seed, self.step], np.uint64)
-
-
-_generator = Generator()
-
-
-def manual_seed(seed: int) -> None:
-    """Start the random numbers of randn, dropout and new layers anew."""
-    if not 0 <= seed < 2**64:
-        raise ShapeError(f"manual_seed: expected 0 <= seed < 2**64, got {seed}")
-    _generator.seed, _generator.step = seed, 0
-
-
-def generator_state() -> tuple[int, int]:
-    """(seed, step) of the eager generator, for set_generator_state."""
-    return _generator.seed, _generator.step
-
-
-def set_generator_state(state: tuple[int, int]) -> None:
-    _generator.seed, _generator.step = state
-
-
-def next_key() -> Array:
-    """A fresh (seed, step) pair of the eager generator."""
-    return _generator.next_key()
-
-
-def as_array(data: Any, dtype: Any = None) -> Array:
-    """A C-contiguous array of one of our dtypes; Python floats become float32, complex numbers complex64.
-
-    Raises DtypeError for what is no number, and for numbers the dtype cannot hold.
-    """
-    if isinstance(data, Tensor):
-        data = data._data
-    wanted = None if dtype is None else dtype_name(dtype)
-    if not isinstance(data, np.ndarray) and hasattr(data, "__cuda_array_interface__"):
-        return devices.put(data if wanted is None else data.astype(wanted), devices.name_of(data))
-    plain = not isinstance(data, (np.ndarray, np.generic, memoryview, bytes, bytearray)) and (
-        not hasattr(data, "__array__") and not hasattr(data, "typecode")  # array.array
-    )
-    array = np.asarray(data)
-    if wanted is None and plain:
-        wanted = _NARROWER.get(array.dtype)
-    have = DTYPE_NAMES.get(array.dtype)
-    if have is None:
-        if wanted is None:
-            dtype_name(array.dtype)  # says which dtypes there are
-        if array.dtype.kind not in "biufc":
-            raise DtypeError(f"tensor: expected numbers, got {array.dtype}")
-    if have == "bfloat16" or wanted == "bfloat16":
-        array = array if have == wanted or wanted is None else _converted(array, str(wanted))
-        wanted = None
-    elif wanted in REAL and array.dtype.kind == "c":
-        raise DtypeError(f"tensor: {wanted} cannot hold complex numbers; take real(x), imag(x) or abs(x) first")
-    elif plain and wanted in INTEGERS and array.dtype.kind in "iu" and array.size:
-        low, high = iinfo(wanted)[2:0:-1]
-        if not (low <= int(array.min()) and int(array.max()) <= high):
-            raise DtypeError(f"tensor: {wanted} holds {low}..{high}, got {array.min()}..{array.max()}")
-    result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
-    return result
-
-
-# What Python's own numbers become: NumPy would take the double of it.
-_NARROWER = {np.dtype(np.float64): "float32", np.dtype(np.complex128): "complex64"}
-
-
-def _converted(array: Array, dtype: str) -> Array:
-    """An array cast as the op `cast` does, bfloat16 being nothing NumPy can cast."""
-    result: Array = np.empty(array.shape, NUMPY_DTYPES[dtype])
-    reference.call("cast", result, [array], {"dtype": dtype})
-    return result
 
 
 try:
@@ -175,7 +63,7 @@ except ImportError:  # nothing compiled is there: tensors work on the device "re
         pass
 
 
-class Tensor(_Exported, InPlace):
+class Tensor(_Exported, Leaving):
     """An array and, where one was asked for, its gradient. Made by tensor(), zeros(), ... or from_numpy()."""
 
     _rank = 1
@@ -194,7 +82,7 @@ class Tensor(_Exported, InPlace):
             self._memory = data._shared()
         # An op's name or a Function, its inputs and attributes, and the time.
         self._op: tuple[Any, tuple[Tensor, ...], dict[str, Any], float] | None = None
-        if requires_grad and self.dtype not in _DIFFERENTIABLE:
+        if requires_grad and self.dtype not in DIFFERENTIABLE:
             raise GradientError(f"tensor: only float and complex tensors have gradients, got {self.dtype}")
 
     # how an op is applied ---------------------------------------------------------------------
@@ -210,7 +98,12 @@ class Tensor(_Exported, InPlace):
             backend = _backend(op, arrays)
             result = wrap(backend.empty(shape, dtype))
             backend.call(op, result._data, arrays, normal)
-        if _recording and op not in NO_GRADIENT and dtype in _DIFFERENTIABLE and any(t.requires_grad for t in tensors):
+        if (
+            tape.is_recording
+            and op not in NO_GRADIENT
+            and dtype in DIFFERENTIABLE
+            and any(t.requires_grad for t in tensors)
+        ):
             result.requires_grad = True
             result._op = (op, tensors, normal, now())
         return result
@@ -322,7 +215,7 @@ class Tensor(_Exported, InPlace):
 
     def _put(self, value: "Tensor", basic: tuple[Any, ...] | None = None, arrays: Any = None) -> None:
         """Write a value of this dtype that fits, and remember where it came from."""
-        tracked = _recording and self.dtype in _DIFFERENTIABLE and (value.requires_grad or self._followed())
+        tracked = tape.is_recording and self.dtype in DIFFERENTIABLE and (value.requires_grad or self._followed())
         if self._view is not None:
             self._refresh()
         base = self if self._view is None or self._view.base is None else self._view.base
@@ -465,11 +358,6 @@ class Tensor(_Exported, InPlace):
 
     # where it is ------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> str:
-        """Where ops of this tensor run: a name of cyxcore.device.DEVICES."""
-        return devices.name_of(self._data)
-
     def to(self, device: str) -> "Tensor":
         """This tensor on a device: itself if it is there, otherwise a copy without a past.
 
@@ -483,43 +371,6 @@ class Tensor(_Exported, InPlace):
         return result
 
     # out of the tensor world ------------------------------------------------------------------
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        """The array itself, not a copy, where it is in the host's memory; otherwise a copy."""
-        if self.dtype == "bfloat16":
-            raise DtypeError("numpy: NumPy has no bfloat16; use astype('float32') first, which loses nothing")
-        return devices.host(self._data)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        """The array itself, or a copy where `dtype` or `copy` ask for one.
-
-        Raises ValueError for copy=False with another dtype.
-        """
-        array = self.numpy()
-        if dtype is None or np.dtype(dtype) == array.dtype:
-            return array.copy() if copy else array
-        if copy is False:
-            raise ValueError(f"__array__: {self.dtype} as {np.dtype(dtype)} is a copy; leave copy=False out")
-        return array.astype(dtype)
-
-    def __dlpack__(self, **options: Any) -> Any:
-        """The memory itself for another library. Raises BufferError for what has a gradient."""
-        self._shareable("__dlpack__")
-        if type(self._data) is np.ndarray:
-            return importlib.import_module("cyxcore.dlpack").exported(self._data, options)
-        return self._data.__dlpack__(**options)
-
-    def _shareable(self, name: str) -> None:
-        if self.requires_grad:
-            raise BufferError(f"{name}: a tensor that requires a gradient cannot be shared; detach() it first")
-
-    def _exported(self) -> Array:
-        """What memoryview(tensor) sees: the memory itself."""
-        self._shareable("memoryview")
-        if self.dtype == "bfloat16" or type(self._data) is not np.ndarray:
-            what = "bfloat16" if self.dtype == "bfloat16" else f"the memory of {self.device}"
-            raise BufferError(f"memoryview: {what} has no buffer; use astype('float32') or to('cpu') first")
-        return self._data
 
     def to_device(self, device: str, /, *, stream: Any = None) -> "Tensor":
         """`to` by the standard's name. Raises SpecError for a device that is not there or a stream, which none has."""
@@ -545,65 +396,6 @@ class Tensor(_Exported, InPlace):
         result._memory = result._view = None
         result.__dict__.update(self.__dict__)
         return result
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self._data.__dlpack_device__()
-
-    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
-        """The module with the array API standard's functions. Raises SpecError for a version it does not have."""
-        if api_version not in (None, *API_VERSIONS):
-            raise SpecError(f"__array_namespace__: expected one of {', '.join(API_VERSIONS)}, got {api_version!r}")
-        return importlib.import_module("cyxcore")
-
-    @property
-    def _readable(self) -> Array:
-        """The numbers in a dtype NumPy knows."""
-        held = devices.host(self._data)
-        return widened(held) if self.dtype == "bfloat16" else held
-
-    def item(self) -> Any:
-        """The one element as a Python number."""
-        if self.size != 1:
-            raise ShapeError(f"item: expected one element, got shape {self.shape}")
-        return self._readable.item()
-
-    def tolist(self) -> Any:
-        return self._readable.tolist()
-
-    def __complex__(self) -> complex:
-        return complex(self.item())
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __bool__(self) -> bool:
-        return bool(self.item())
-
-    def __index__(self) -> int:
-        if self.shape != () or is_float(self.dtype) or self.dtype == "bool":
-            raise TypeError(f"index: expected an integer scalar, got {self.shape} {self.dtype}")
-        return int(self._data.item())
-
-    def __iter__(self) -> Iterator["Tensor"]:
-        return (self[row] for row in range(len(self)))
-
-    def _repr_html_(self) -> str:
-        """For notebooks: a table of up to two axes of moderate size, otherwise the text."""
-        about = escape(f"{self.shape} {self.dtype}{' requires_grad' if self.requires_grad else ''} on {self.device}")
-        if self.ndim not in (1, 2) or not 0 < self.size <= 400 or max(self.shape) > 40:
-            return f"<pre>{escape(repr(self))}</pre>"
-        rows = self._readable.reshape(-1, self.shape[-1])
-        cells = ("".join(f"<td>{escape(f'{x:.6g}')}</td>" for x in row.tolist()) for row in rows)
-        return f"<table><caption>{about}</caption>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-
-    def __repr__(self) -> str:
-        text = np.array2string(self._readable, separator=", ", prefix="Tensor(", threshold=100)
-        gradient = ", requires_grad=True" if self.requires_grad else ""
-        place = "" if type(self._data) is np.ndarray else f", device={self.device}"
-        return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{place}{gradient})"
 
 
 def around(array: Array) -> Tensor:
@@ -634,71 +426,6 @@ def alias(x: Tensor) -> Tensor:
     return result
 
 
-def recorded(result: Tensor, op: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-    """`result` (a leaf) as what op made of the inputs, where somebody may ask for their gradients."""
-    if _recording and result.dtype in _DIFFERENTIABLE and any(x.requires_grad for x in inputs):
-        result = result.detach()
-        result.requires_grad, result._op = True, (op, inputs, {}, now())
-    return result
-
-
-def now() -> int:
-    """The time, for `unchanged`: later than all that was recorded or written before."""
-    global _clock
-    _clock += 1
-    return _clock
-
-
-def unchanged(x: Tensor, since: float, op: str) -> Tensor:
-    """x. Raises GradientError where it was written to since."""
-    if x._memory is not None and x._memory.written > since:
-        raise Overwritten(x.shape, x.dtype, op).error()
-    return x
-
-
-def _then(x: Tensor, since: float) -> Tensor:
-    """What x remembered at a time: it may have been assigned to since."""
-    while x._op is not None and x._op[3] > since and type(x._op[0]) is Put:
-        x = x._op[1][0]
-    return x
-
-
-def _value(x: Tensor, since: float, op: Any) -> Any:
-    """x for a gradient rule, as far as it is what it was then."""
-    if x._memory is None or x._memory.written <= since:
-        return x
-    return Overwritten(x.shape, x.dtype, op if type(op) is str else type(op).__name__)
-
-
-def pull(root: Tensor, start: Tensor, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
-    pending = {id(root): Sum()}
-    pending[id(root)].add(start)
-    for tensor in _newest_first(root):
-        so_far = pending.pop(id(tensor), None)
-        if so_far is None:
-            continue
-        with recording(_recording and create_graph):
-            g = so_far.value(tensor.shape)
-        for hook in getattr(tensor, "_hooks", ()):
-            changed = hook(g)
-            g = g if changed is None else changed
-        yield tensor, g
-        if tensor._op is None:
-            continue
-        op, inputs, attrs, since = tensor._op
-        with recording(_recording and create_graph):
-            rule = input_gradients if type(op) is str else op.input_gradients
-            known = [_value(x, since, op) for x in inputs]
-            for x, new in zip(inputs, rule(op, g, known, _value(tensor, since, op), attrs), strict=True):
-                source = _then(x, since)
-                if new is not None and source.requires_grad:
-                    lost = new.g if isinstance(new, Piece) else new
-                    if isinstance(lost, Overwritten):
-                        raise lost.error()
-                    pending.setdefault(id(source), Sum()).add(new)
-
-
 def _backend(op: str, arrays: Sequence[Array]) -> devices.Backend:
     """Of the device these arrays are on. Scalars may be anywhere; the rest is for the caller to move."""
     for x in arrays:
@@ -710,34 +437,3 @@ def _backend(op: str, arrays: Sequence[Array]) -> devices.Backend:
         places = ", ".join(devices.name_of(x) for x in arrays)
         raise SpecError(f"{op}: expected tensors on one device, got {places}; move them with .to(device)")
     return devices.backend(devices.name_of(x))
-
-
-def _newest_first(root: Tensor) -> list[Tensor]:
-    """Every tensor the root came from, each before its inputs, otherwise the newest first, as in a compiled step.
-
-    The order is part of the result: sums of three and more gradients depend on it. No recursion: a tape may be long.
-    """
-    sources: dict[int, list[Tensor]] = {}
-    uses = {id(root): 0}
-    waiting = [root]
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) in sources:
-            continue
-        op = tensor._op
-        found = [] if op is None else [x for x in (_then(x, op[3]) for x in op[1]) if x.requires_grad]
-        sources[id(tensor)] = found
-        for x in found:
-            uses[id(x)] = uses.get(id(x), 0) + 1
-        waiting += found
-    order: list[Tensor] = []
-    ready: list[tuple[float, int, Tensor]] = [(0, 0, root)]  # (how old, which of these came first, a tensor)
-    count = itertools.count(1)
-    while ready:
-        tensor = heapq.heappop(ready)[2]
-        order.append(tensor)
-        for x in sources[id(tensor)]:
-            uses[id(x)] -= 1
-            if not uses[id(x)]:
-                heapq.heappush(ready, (0 if x._op is None else -x._op[3], next(count), x))
-    return order

@@ -1,0 +1,126 @@
+"""How a tensor leaves: to NumPy, DLPack, buffers, Python numbers, text."""
+
+import importlib
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from cyxcore import device as devices
+from cyxcore.dtype import is_float
+from cyxcore.errors import DtypeError, ShapeError, SpecError
+from cyxcore.inplace import InPlace
+from cyxcore.kernels.bfloat16 import widened
+
+Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its own memory
+
+API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the array API standard; the last is ours
+
+
+class Leaving(InPlace):
+    """The half of Tensor that gives its numbers away."""
+
+    _data: Array
+    requires_grad: bool
+
+    @property
+    def device(self) -> str:
+        """Where ops of this tensor run: a name of cyxcore.device.DEVICES."""
+        return devices.name_of(self._data)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The array itself, not a copy, where it is in the host's memory; otherwise a copy."""
+        if self.dtype == "bfloat16":
+            raise DtypeError("numpy: NumPy has no bfloat16; use astype('float32') first, which loses nothing")
+        return devices.host(self._data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """The array itself, or a copy where `dtype` or `copy` ask for one.
+
+        Raises ValueError for copy=False with another dtype.
+        """
+        array = self.numpy()
+        if dtype is None or np.dtype(dtype) == array.dtype:
+            return array.copy() if copy else array
+        if copy is False:
+            raise ValueError(f"__array__: {self.dtype} as {np.dtype(dtype)} is a copy; leave copy=False out")
+        return array.astype(dtype)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The memory itself for another library. Raises BufferError for what has a gradient."""
+        self._shareable("__dlpack__")
+        if type(self._data) is np.ndarray:
+            return importlib.import_module("cyxcore.dlpack").exported(self._data, options)
+        return self._data.__dlpack__(**options)
+
+    def _shareable(self, name: str) -> None:
+        if self.requires_grad:
+            raise BufferError(f"{name}: a tensor that requires a gradient cannot be shared; detach() it first")
+
+    def _exported(self) -> Array:
+        """What memoryview(tensor) sees: the memory itself."""
+        self._shareable("memoryview")
+        if self.dtype == "bfloat16" or type(self._data) is not np.ndarray:
+            what = "bfloat16" if self.dtype == "bfloat16" else f"the memory of {self.device}"
+            raise BufferError(f"memoryview: {what} has no buffer; use astype('float32') or to('cpu') first")
+        return self._data
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._data.__dlpack_device__()
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        """The module with the array API standard's functions. Raises SpecError for a version it does not have."""
+        if api_version not in (None, *API_VERSIONS):
+            raise SpecError(f"__array_namespace__: expected one of {', '.join(API_VERSIONS)}, got {api_version!r}")
+        return importlib.import_module("cyxcore")
+
+    @property
+    def _readable(self) -> Array:
+        """The numbers in a dtype NumPy knows."""
+        held = devices.host(self._data)
+        return widened(held) if self.dtype == "bfloat16" else held
+
+    def item(self) -> Any:
+        """The one element as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"item: expected one element, got shape {self.shape}")
+        return self._readable.item()
+
+    def tolist(self) -> Any:
+        return self._readable.tolist()
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __index__(self) -> int:
+        if self.shape != () or is_float(self.dtype) or self.dtype == "bool":
+            raise TypeError(f"index: expected an integer scalar, got {self.shape} {self.dtype}")
+        return int(self._data.item())
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[row] for row in range(len(self)))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of up to two axes of moderate size, otherwise the text."""
+        about = escape(f"{self.shape} {self.dtype}{' requires_grad' if self.requires_grad else ''} on {self.device}")
+        if self.ndim not in (1, 2) or not 0 < self.size <= 400 or max(self.shape) > 40:
+            return f"<pre>{escape(repr(self))}</pre>"
+        rows = self._readable.reshape(-1, self.shape[-1])
+        cells = ("".join(f"<td>{escape(f'{x:.6g}')}</td>" for x in row.tolist()) for row in rows)
+        return f"<table><caption>{about}</caption>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+    def __repr__(self) -> str:
+        text = np.array2string(self._readable, separator=", ", prefix="Tensor(", threshold=100)
+        gradient = ", requires_grad=True" if self.requires_grad else ""
+        place = "" if type(self._data) is np.ndarray else f", device={self.device}"
+        return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{place}{gradient})"
