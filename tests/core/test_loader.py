@@ -380,3 +380,30 @@ def test_a_loader_without_a_batch_is_refused() -> None:
         DataLoader(Squares(0))
     with pytest.raises(SpecError, match="has its own order"):
         DataLoader(Stream(5), shuffle=True)
+
+
+def test_a_trainer_goes_on_with_a_loader_from_its_checkpoint(tmp_path: Any) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (40, 1, 6, 6)).astype(np.uint8)
+    data = TensorDataset(images.astype(np.float32) / 255, np.arange(40) % 2)
+
+    def run(stop_at: int | None = None, resume: Any = None) -> list[bytes]:
+        cx.manual_seed(0)
+        model = cx.nn.Sequential(cx.nn.Flatten(), cx.nn.Linear(36, 2))
+        trainer = cx.Trainer(model, "cross_entropy", cx.optim.Adam(model.parameters(), lr=0.01))
+        loader = DataLoader(data, 8, shuffle=True, seed=3, augment=T.RandomCrop(6, padding=1), num_workers=2)
+        callback = Stop(stop_at, tmp_path / "c.safetensors")
+        trainer.fit(loader, epochs=3, resume=resume, callbacks=[callback], progress=False)
+        return [np.asarray(value).tobytes() for value in model.state_dict().values()]
+
+    class Stop(cx.callbacks.Callback):
+        def __init__(self, stop_at: int | None, path: Any) -> None:
+            self.stop_at, self.path = stop_at, path
+
+        def on_batch_end(self, trainer: Any, *given: Any) -> None:
+            if trainer.step == self.stop_at:
+                trainer.checkpoint(self.path)
+                trainer.stop("as asked")
+
+    whole = run()
+    assert run(stop_at=7) != whole
+    assert run(resume=tmp_path / "c.safetensors") == whole
