@@ -92,6 +92,7 @@ _NAMES: dict[str, str] = {
     "save_model": "model",
     "load_model": "model",
     "describe_model": "modelinfo",
+    "quantize": "quantization",
 }
 _MODULES = (
     "callbacks",
@@ -175,6 +176,7 @@ if TYPE_CHECKING:
     from cyxcore.overview import summary as summary
     from cyxcore.plan import Plan as Plan
     from cyxcore.profiling import profile as profile
+    from cyxcore.quantization import quantize as quantize
     from cyxcore.recipe import load_graph as load_graph
     from cyxcore.searching import *  # noqa: F403
     from cyxcore.statistics import *  # noqa: F403

@@ -6,7 +6,7 @@ FORMATS is the table of the kinds of files: to add one, a row with how it is rea
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,7 +26,8 @@ GRAPH_KEY, FACTS_KEY = "cyx.graph", "cyx.facts"
 class Facts(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What is known about a model besides graph and weights.
 
-    training: how it was trained. about: free text of its maker: name, description, …
+    training: how it was trained. about: free text of its maker: name, description, … stored: the dtype that a weight
+    has in files where it is smaller than in the graph (cyxcore/quantization.py): "int8" or "float16".
     """
 
     history: list[EpochMetrics] = []
@@ -36,6 +37,7 @@ class Facts(msgspec.Struct, kw_only=True, omit_defaults=True):
     summary: TrainingSummary | None = None
     training: TrainingSpec | None = None
     about: dict[str, str] = {}
+    stored: dict[str, Literal["int8", "float16"]] = {}
 
 
 class Content(NamedTuple):
@@ -107,7 +109,7 @@ class Model:
     def save(self, path: str | os.PathLike[str], advance: Advance | None = None, **options: Any) -> None:
         """Write it; the name's ending says the format. advance: told how many bytes are written. options: as export."""
         found = format_of(path)
-        content = Content(self.graph, self.weights, self.facts, self.training)
+        content = Content(self.graph, _packed(self.weights, self.facts, str(path)), self.facts, self.training)
         found.save(path, content, advance, **_known(options, found.save_options, path))
 
     def export(self, path: str | os.PathLike[str], opset: int | None = None) -> None:
@@ -207,8 +209,9 @@ def _load_onnx(
     from cyxcore import onnx
 
     found = onnx.load(path, external_data)
-    graph, weights = onnx.to_graph(found, input_shape, output)
     facts = _read_facts(found.metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass"), found.where)
+    graph, weights = onnx.to_graph(found, input_shape, output, facts.stored)
+    facts.stored = {name: dtype for name, dtype in facts.stored.items() if name in weights}
     return Content(graph, weights, facts, None)
 
 
@@ -307,11 +310,31 @@ def load_model(
         raise FormatError(f"{path}: {error}") from None
     return Model(
         content.graph,
-        _checked_weights(content.graph, content.weights, str(path)),
+        _checked_weights(content.graph, _unpacked(content.weights, content.facts, str(path)), str(path)),
         content.facts,
         device,
         content.training,
     )
+
+
+def _packed(weights: Mapping[str, Array], facts: Facts, where: str) -> Mapping[str, Array]:
+    """Weights as files hold them. Raises FormatError for one that would change."""
+    small = {}
+    for name, dtype in facts.stored.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            small[name] = weights[name].astype(dtype)
+        if not np.array_equal(small[name].astype(weights[name].dtype), weights[name]):
+            raise FormatError(f"{where}: {name} is not {dtype} any more; quantise the model again")
+    return {**weights, **small}
+
+
+def _unpacked(weights: Mapping[str, Array], facts: Facts, where: str) -> Mapping[str, Array]:
+    """Weights as the graph has them: small ones in float32."""
+    whole = {}
+    for name, dtype in facts.stored.items():
+        if name in weights and weights[name].dtype.name == dtype:
+            whole[name] = weights[name].astype(np.float32)
+    return {**weights, **whole}
 
 
 def _known(options: Mapping[str, Any], known: Sequence[str], path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ cyxcore.onnx.proto cyxcore.onnx.tensors cyxcore.onnx.table cyxcore.onnx.attribut
 cyxcore.onnx.movement cyxcore.onnx.reductions cyxcore.onnx.products cyxcore.onnx.nn cyxcore.onnx.quantised
 cyxcore.onnx.recurrent cyxcore.onnx.control cyxcore.onnx.sequences cyxcore.onnx.vision cyxcore.onnx.importing
 cyxcore.onnx.exporting cyxcore.onnx
-cyxcore.oldmodels cyxcore.model cyxcore.modelinfo
+cyxcore.oldmodels cyxcore.model cyxcore.modelinfo cyxcore.quantization
 cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf cyxcore.llm cyxcore.llm.requests
 cyxcore.llm.architecture cyxcore.llm.weights cyxcore.llm.llama
 cyxcore

@@ -74,6 +74,11 @@ class _Writer:
         )
         return output
 
+    def cast(self, source: str, name: str, dtype: str) -> None:
+        """A value of another dtype by a name that is reserved for it."""
+        to = [_attribute("to", NUMBERS[dtype])]
+        self.nodes.append({"input": [source], "output": [name], "name": name, "op_type": "Cast", "attribute": to})
+
     def constant(self, array: Array) -> str:
         key = f"{array.dtype} {array.shape} ".encode() + array.tobytes()
         if key not in self._constants:
@@ -321,8 +326,14 @@ def _write_node(writer: _Writer, place: int, node: Node, weights: Mapping[str, A
     if node.op == "input":
         writer.names[place] = writer.fresh(node.attrs["name"])
     elif node.op == "param":
-        writer.names[place] = node.attrs["name"]
-        writer.initializers.append(to_proto(node.attrs["name"], weights[node.attrs["name"]]))
+        name, array = node.attrs["name"], weights[node.attrs["name"]]
+        if array.dtype.name == node.attrs["dtype"]:
+            writer.initializers.append(to_proto(name, array))
+        else:  # of a quantised model
+            held = writer.fresh(f"{name}.{array.dtype.name}")
+            writer.initializers.append(to_proto(held, array))
+            writer.cast(held, name, node.attrs["dtype"])
+        writer.names[place] = name
     elif node.op == "const":
         values = np.array(node.attrs["value"], node.attrs["dtype"]).reshape(node.attrs["shape"])
         writer.names[place] = writer.constant(values)

@@ -6,7 +6,7 @@ without an input (shapes, axes, what is computed of them) is computed right ther
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,11 +253,15 @@ def load_bytes(data: bytes, where: str = "onnx", folder: Path | None = None) -> 
 
 
 def to_graph(
-    model: OnnxModel, input_shape: Sequence[int] | None = None, output: str | None = None
+    model: OnnxModel,
+    input_shape: Sequence[int] | None = None,
+    output: str | None = None,
+    parameters: Collection[str] = (),
 ) -> tuple[Graph, dict[str, Array]]:
     """(graph, weights): a model of ours, its first axis being the batch.
 
     input_shape: of one sample, where the file leaves sizes open. output: its name, where there are several.
+    parameters: names of values computed of weights alone that are to be parameters, however small.
     Raises FormatError for a model of several inputs, or one a graph cannot hold; the message names the node.
     """
     where = model.where
@@ -281,7 +285,7 @@ def to_graph(
     def at(batch_size: int) -> Graph:
         builder = Builder(batch_size)
         x = builder.input("x", (batch_size, *sample), dtype or "float32")
-        run = _Run(model, builder)
+        run = _Run(model, builder, frozenset(parameters))
         result = run.whole({name: x})[place]
         if not isinstance(result, Symbol):
             raise GraphError("the output does not depend on the input")
@@ -346,8 +350,8 @@ def _attributes(node: Mapping[str, Any], where: str, folder: Path | None) -> dic
 class _Run:
     """One pass over a graph: on tensors (builder None), or into a builder."""
 
-    def __init__(self, model: OnnxModel, builder: Builder | None) -> None:
-        self.model, self.builder = model, builder
+    def __init__(self, model: OnnxModel, builder: Builder | None, parameters: frozenset[str] = frozenset()) -> None:
+        self.model, self.builder, self.parameters = model, builder, parameters
         self.weights: dict[str, Array] = {}
         self.like: Any = Tensor(np.zeros(1, np.float32)) if builder is None else Known(np.zeros(1, np.float32))
 
@@ -432,16 +436,23 @@ class _Run:
     def is_weight(self, name: str) -> bool:
         """Whether a value of the file becomes a parameter, by its own name and shape."""
         array = self.model.initializers.get(name)
-        return array is not None and array.size > 1 and array.dtype.kind == "f"
+        return array is not None and array.size > 1 and array.dtype.name in ("float32", "float64")
 
     def lifted(self, value: Any, name: str, place: int = 0) -> Any:
         if not isinstance(value, Tensor) or self.builder is None:
             return value
         array = value.numpy()
-        if array.size > 1 and array.shape and bool((array == array.reshape(-1)[0]).all()):
+        if (
+            name not in self.parameters
+            and array.size > 1
+            and array.shape
+            and bool((array == array.reshape(-1)[0]).all())
+        ):
             one = self.builder.constant(array.reshape(-1)[0].item(), value.dtype)
             return one.broadcast_to(*array.shape)
-        if is_float(value.dtype) and (self.is_weight(name) or array.size > MAX_CONSTANT_ELEMENTS):
+        if is_float(value.dtype) and (
+            self.is_weight(name) or name in self.parameters or array.size > MAX_CONSTANT_ELEMENTS
+        ):
             if not name.isprintable() or not 0 < len(name) <= MAX_NAME_CHARS:
                 raise GraphError(f"the name {name[:60]!r} is not one a parameter can have")
             self.weights[name] = np.ascontiguousarray(array)

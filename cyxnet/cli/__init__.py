@@ -268,6 +268,13 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         metavar="SHAPE",
         help="of one sample, such as 3,32,32, where an .onnx file is open",
     )
+    parser.add_argument("--quantize", choices=("int8", "fp16"), help="make the weights small: int8 or fp16")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="NPZ",
+        help="with --quantize: rows x (and labels y), to say what it costs in accuracy",
+    )
     parser.add_argument("--take", metavar="NAME", help="which output of an .onnx file that has several")
     _external(parser)
 

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from cyxcore.errors import FormatError
 from cyxnet.cli.exits import DONE
@@ -23,6 +24,8 @@ async def convert(args: argparse.Namespace, screen: Screen) -> int:
     if source.resolve() == target.resolve():
         raise FormatError(f"{target}: is the file that is read; give the copy another name")
     done = await asyncio.to_thread(_convert, args, source, target, _advancing(screen))
+    for line in done.pop("said", []):
+        screen.say("quantised", line)
     screen.result(
         f"{source} → {target}: {done['tensors']} tensors, {human_bytes(done['bytes'])}, "
         f"model {done['graph_sha256'][:12]}",
@@ -37,8 +40,28 @@ def _convert(args: argparse.Namespace, source: Path, target: Path, advancing: An
     options = {"external_data": args.external_data or None, "input_shape": args.input, "output": args.take}
     model = cyxcore.load_model(source, advance=advancing(f"reading {source.name}", _size(source)), **options)
     total = sum(array.nbytes for array in model.weights.values())
+    report = None
+    if args.quantize:
+        rows, labels = (None, None) if args.calibrate is None else _calibration(args.calibrate)
+        model, report = cyxcore.quantize(model, args.quantize, rows, labels)
     model.save(target, advance=advancing(f"writing {target.name}", total), opset=args.opset)
-    return {"bytes": _size(target), "tensors": len(model.weights), "graph_sha256": model.graph.sha256}
+    done = {"bytes": _size(target), "tensors": len(model.weights), "graph_sha256": model.graph.sha256}
+    return done if report is None else {**done, "quantisation": report._asdict(), "said": str(report).splitlines()}
+
+
+def _calibration(path: Path) -> tuple[Any, Any]:
+    """Rows and labels of an NPZ file: arrays x and, for loss and accuracy, y. No pickle in it is opened."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            if "x" not in held:
+                raise FormatError(f"{path}: expected an array x, rows of the model's input; got {', '.join(held)[:80]}")
+            return held["x"], held["y"] if "y" in held else None
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path}: expected an NPZ file with an array x: {str(error)[:200]}") from None
 
 
 def _size(path: Path) -> int:

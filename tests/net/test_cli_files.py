@@ -103,3 +103,22 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error and "Traceback" not in error
     assert sorted(path.name for path in model.parent.iterdir()) == before
+
+
+def test_convert_quantises_and_says_what_it_costs(model: Path, capsys: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 1, 6, 6)).astype(np.float32)
+    np.savez(model.with_name("rows.npz"), x=x)
+    words = ["convert", str(model), str(model.with_name("q.cyxmodel")), "--quantize", "int8"]
+    assert main([*words, "--calibrate", str(model.with_name("rows.npz"))]) == 0
+    said = capsys.readouterr().out
+    assert "times smaller" in said and "on 20 rows: outputs differ by" in said
+    assert cx.load_model(model.with_name("q.cyxmodel")).facts.stored == {"0.weight": "int8", "4.weight": "int8"}
+
+
+@pytest.mark.parametrize("raw", [b"", b"PK", b"\x80\x04."])
+def test_calibration_rows_that_are_none_are_one_line(model: Path, raw: bytes, capsys: Any) -> None:
+    model.with_name("rows.npz").write_bytes(raw)
+    words = ["convert", str(model), str(model.with_name("q.onnx")), "--quantize", "int8", "--calibrate"]
+    assert main([*words, str(model.with_name("rows.npz"))]) == 2
+    assert "expected an NPZ file with an array x" in capsys.readouterr().err
+    assert not model.with_name("q.onnx").exists()
