@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import heapq
 import math
 import weakref
 from collections import OrderedDict
@@ -13,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cyxcentral import cache as keys
-from cyxcentral import clients, intake, jobs, money, nodes, prices, schedule, views
+from cyxcentral import clients, intake, jobs, listing, money, prices, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
@@ -362,13 +363,22 @@ class Api:
         return await self._view(await self._find(ask.job_id))
 
     async def _list(self, caller: str, ask: m.JobListRequest) -> m.JobList:
-        matching = [job for job in self._world.jobs.values() if _wanted(job, ask, caller)]
-        matching.sort(key=lambda job: (job.submitted_at_ms, job.job_id), reverse=True)
-        page = [job for job in matching if ask.before is None or job.submitted_at_ms < ask.before]
-        if len(page) > ask.limit:  # the next page begins before a millisecond, so this one ends with a whole one
-            last_ms = page[ask.limit - 1].submitted_at_ms
-            page = [job for job in page if job.submitted_at_ms >= last_ms]
-        return m.JobList(jobs=[await self._view(job) for job in page], total=len(matching))
+        matching = [job for job in self._world.jobs.values() if listing.wanted_job(job, ask, caller)]
+        behind = [job for job in matching if listing.before_job(job, ask)]
+        page = heapq.nlargest(ask.limit, behind, key=listing.place)
+        if len(behind) > len(page) and ask.before_id is None:
+            # an older client's next page begins before a millisecond, so this one ends with a whole one
+            page = sorted((job for job in behind if job.submitted_at_ms >= page[-1].submitted_at_ms), key=listing.place)
+            page.reverse()
+        found: list[m.JobView] = []
+        size_bytes = 0
+        for job in page:
+            view = await self._view(job)
+            if (size := listing.fits(found, size_bytes, view)) is None:
+                break
+            size_bytes = size
+            found.append(view)
+        return m.JobList(jobs=found, total=len(matching), more=len(found) < len(behind))
 
     async def _updates(self, caller: str, ask: m.UpdatesRequest) -> m.Updates:
         job = await self._find(ask.job_id)
@@ -446,15 +456,29 @@ class Api:
 
     # -- nodes, money, ledger ------------------------------------------------------------------------
 
-    async def _nodes(self, caller: str, _: m.NodeListRequest) -> m.NodeList:
-        seen = self._central.dispatch.seen_at_ms
-        found = []
-        for node in sorted(self._world.nodes.values(), key=lambda node: (not node.online, node.node_id)):
+    async def _nodes(self, caller: str, ask: m.NodeListRequest) -> m.NodeList:
+        seen, now_ms = self._central.dispatch.seen_at_ms, self._machine.wall_ms()  # a ban may be over now
+        matching = listing.ordered_nodes((self._world.candidate(node_id, now_ms) for node_id in self._world.nodes), ask)
+        behind = listing.after_node(matching, ask.after) if ask.after else matching
+        found: list[m.NodeView] = []
+        size_bytes = 0
+        for candidate in behind[: ask.limit]:
+            node = candidate.node
             metrics = _metrics(await self._central.cache.get(keys.node_info(node.node_id)), _Hardware)
             last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
-            now = nodes.at(node, self._machine.wall_ms())  # its ban may be over
-            found.append(views.node_view(now, self._world.runs_of(node.node_id), last_seen_ms, metrics))
-        return m.NodeList(nodes=found)
+            view = views.node_view(node, self._world.runs_of(node.node_id), last_seen_ms, metrics)
+            if (size := listing.fits(found, size_bytes, view)) is None:
+                break
+            size_bytes = size
+            found.append(view)
+        prices = [each.node.price_per_hour_base_units for each in matching if each.node.online]
+        return m.NodeList(
+            nodes=found,
+            total=len(matching),
+            online=len(prices),
+            more=len(found) < len(behind),
+            price_per_hour_base_units=[min(prices), sum(prices) // len(prices), max(prices)] if prices else [],
+        )
 
     async def _balance(self, caller: str, ask: m.WalletRequest) -> m.WalletReply:
         address = ask.address or (await self._custodial(caller)).address
@@ -490,15 +514,6 @@ class Api:
             raise ApiError("busy", "the ledger is being verified already; ask again when that is done", 429)
         async with self._verifying:
             return m.AuditReply(checks=await self._central.audit.verify(self._network.faucet))
-
-
-def _wanted(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:
-    return (
-        (ask.status is None or job.status == ask.status)
-        and (ask.name is None or ask.name in job.job.name)
-        and (ask.node_id is None or bool(job.attempts) and job.attempts[-1].node_id == ask.node_id)
-        and (not ask.mine or job.caller == caller)
-    )
 
 
 def _metrics(payload: bytes | None, *kinds: type) -> dict[str, Any] | None:

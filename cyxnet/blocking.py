@@ -57,8 +57,8 @@ class Client:
     def info(self) -> m.NetworkInfo:
         return self._run(self._client.info())
 
-    def nodes(self) -> list[m.NodeView]:
-        return self._run(self._client.nodes())
+    def nodes(self, limit: int | None = None, **filters: Any) -> list[m.NodeView]:
+        return self._run(self._client.nodes(limit, **filters))
 
     def ban(self, node_id: str, reason: str, for_s: int | None = None) -> m.NodeView:
         return self._run(self._client.ban(node_id, reason, for_s))

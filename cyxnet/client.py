@@ -141,8 +141,16 @@ class AsyncClient:
     async def info(self) -> m.NetworkInfo:
         return await self._ask("network.info", m.NetworkInfoRequest(), m.NetworkInfo)
 
-    async def nodes(self) -> list[m.NodeView]:
-        return (await self._ask("node.list", m.NodeListRequest(), m.NodeList)).nodes
+    async def nodes(self, limit: int | None = None, **filters: Any) -> list[m.NodeView]:
+        """The nodes that are what is asked: fields of NodeListRequest. Without a limit all of them, page by page."""
+        found: list[m.NodeView] = []
+        after, more = None, True
+        while more and (limit is None or len(found) < limit):
+            page = await self._ask("node.list", m.NodeListRequest(after=after, **filters), m.NodeList)
+            found += page.nodes
+            more = page.more and bool(page.nodes)
+            after = found[-1].node_id if found else None
+        return found[:limit]
 
     async def ban(self, node_id: str, reason: str, for_s: int | None = None) -> m.NodeView:
         """Shut a node out at once, for so long; for None as long as central would. For operators only."""

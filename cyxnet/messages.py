@@ -305,10 +305,10 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
 
 
 class JobListRequest(Request, kw_only=True, frozen=True):
-    """Newest first. `before` is the submitted_at_ms of the last job of the page before.
+    """Newest first. `before` and `before_id` are submitted_at_ms and job_id of the last job of the page before.
 
-    name, node_id: only jobs whose name contains this text, whose last attempt was on this node.
-    mine: only the caller's own.
+    limit: of one answer, which is shorter when the jobs have much to say. name, node_id: only jobs whose name contains
+    this text, whose last attempt was on this node. mine: only the caller's own.
     """
 
     status: JobStatus | None = None
@@ -317,11 +317,15 @@ class JobListRequest(Request, kw_only=True, frozen=True):
     mine: bool = False
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
     before: U63 | None = None
+    before_id: JobId | None = None
 
 
 class JobList(Struct, kw_only=True):
+    """total: jobs that are what was asked; more: there is another page."""
+
     jobs: list[JobView]
     total: int
+    more: bool = False
 
 
 class UpdatesRequest(Request, kw_only=True, frozen=True):
@@ -350,8 +354,30 @@ class Updates(Struct, kw_only=True):
     status: JobStatus
 
 
+Regions = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)]
+
+
 class NodeListRequest(Request, kw_only=True, frozen=True):
-    """Which nodes are there?"""
+    """Which nodes are there? The best first, by `sort_by`: those that are online, or the cheapest, fastest (measured
+    flops), most reputable, those with most free memory or with the least to do. Only those that are all that is asked.
+
+    online: and not banned. idle: takes a job now. regions: in one of them; other_regions: in none of them.
+    limit: of one answer, which is shorter when the nodes have much to say. after: the last node of the page before.
+    """
+
+    online: bool = False
+    idle: bool = False
+    device: Literal["cpu", "cuda", "any"] = "any"
+    min_cores: Annotated[int, Meta(ge=0, le=65536)] = 0
+    min_memory_free_bytes: U63 = 0
+    min_gpu_memory_bytes: U63 = 0
+    min_reputation: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    max_price_per_hour_base_units: U63 | None = None
+    regions: Regions = []
+    other_regions: Regions = []
+    sort_by: Literal["online", "price", "speed", "reputation", "memory", "queue"] = "online"
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    after: NodeId | None = None
 
 
 class NodeBanRequest(Request, kw_only=True, frozen=True):
@@ -445,7 +471,16 @@ class NodeView(Struct, kw_only=True, omit_defaults=True):
 
 
 class NodeList(Struct, kw_only=True):
+    """total: nodes that are what was asked, of which `online` are online; more: there is another page.
+
+    prices: lowest, mean and highest asking price of an hour among those that are online; empty when none is.
+    """
+
     nodes: list[NodeView]
+    total: int = 0
+    online: int = 0
+    more: bool = False
+    price_per_hour_base_units: list[int] = []
 
 
 class ExplainReply(Struct, kw_only=True):

@@ -93,7 +93,7 @@ cyxnode.serving cyxnode.serving.__main__
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
 cyxcentral.nodes cyxcentral.clients cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
-cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcentral.views
+cyxcentral.listing cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit

@@ -166,6 +166,26 @@ def _outbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--forget", type=_job_id, metavar="JOB", help="do not submit this one any more")
 
 
+def _nodes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--online", action="store_true", help="only those that are online and not banned")
+    parser.add_argument("--idle", action="store_true", help="only those that would take a job now")
+    parser.add_argument("--gpu", action="store_true", help="only those with a GPU")
+    parser.add_argument(
+        "--region", action="append", default=[], metavar="R", help="only there (more than once: or there)"
+    )
+    parser.add_argument("--not-region", action="append", default=[], metavar="R", help="not there")
+    parser.add_argument("--max-price", metavar="CYX", help="that an hour costs at most")
+    parser.add_argument("--min-memory", type=_bytes, default=0, metavar="SIZE", help="free there, such as 4GB")
+    parser.add_argument("--min-reputation", type=_reputation, default=0.0, metavar="N", help="from 0 to 100")
+    parser.add_argument(
+        "--sort",
+        choices=["online", "price", "speed", "reputation", "memory", "queue"],
+        default="online",
+        help="the best first (default: those online)",
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="how many (default: all)")
+
+
 def _node(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "node",
@@ -415,7 +435,7 @@ COMMANDS = [
         _outbox,
     ),
     Command("explain", "why a job is where it is", "cyx explain digits-3f", "jobs:explain", _job),
-    Command("nodes", "list the nodes", "cyx nodes", "network:nodes"),
+    Command("nodes", "list or find nodes", "cyx nodes --idle --sort price", "network:nodes", _nodes),
     Command(
         "ban",
         "shut a node or a client out at once (operators only)",
@@ -533,6 +553,22 @@ def _priority(text: str) -> int:
     if not re.fullmatch(r"[0-9]", text):
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 9, got {text[:40]!r}")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    from cyxnet.serveoptions import size
+
+    return size(text)
+
+
+def _reputation(text: str) -> float:
+    try:
+        reputation = float(text)
+    except ValueError:
+        reputation = -1.0
+    if not 0 <= reputation <= 100:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 100, got {text[:40]!r}")
+    return reputation
 
 
 def _rate(text: str) -> float:

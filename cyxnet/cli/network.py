@@ -120,8 +120,20 @@ def _banned(view: "NodeView | ClientView") -> str:
 
 
 async def nodes(args: argparse.Namespace, screen: Screen) -> int:
+    dearest = None if args.max_price is None else amounts.parse(args.max_price, "--max-price")
     async with connected(args) as client:
-        views = await client.nodes()
+        views = await client.nodes(
+            args.limit,
+            online=args.online,
+            idle=args.idle,
+            device="cuda" if args.gpu else "any",
+            min_memory_free_bytes=args.min_memory,
+            min_reputation=args.min_reputation,
+            max_price_per_hour_base_units=dearest,
+            regions=args.region,
+            other_regions=args.not_region,
+            sort_by=args.sort,
+        )
         info = await client.info()
     if info.payouts_frozen:
         screen.say("payouts", f"FROZEN, nothing is paid: {info.payouts_frozen}", kind="payouts_frozen")
@@ -142,7 +154,8 @@ async def nodes(args: argparse.Namespace, screen: Screen) -> int:
     if rows or args.json:
         screen.table(columns, rows, {"nodes": views})
     else:
-        screen.result(f"no nodes yet; start one: python -m cyxnode --dir {args.dir}", views)
+        start = f"start one: python -m cyxnode --dir {args.dir}"
+        screen.result(f"no node is what was asked; cyx nodes lists all, or {start}", views)
     return DONE
 
 

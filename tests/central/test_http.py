@@ -67,6 +67,7 @@ async def test_a_session_is_opened_used_refreshed_and_ended(central):
     assert (await central.http.get("/v1/jobs", headers=bearer(tokens["access_token"]))).json() == {
         "jobs": [],
         "total": 0,
+        "more": False,
     }
     again = await central.http.post("/v1/sessions/refresh", json={"refresh_token": tokens["refresh_token"]})
     assert again.status_code == 200

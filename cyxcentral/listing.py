@@ -1,0 +1,85 @@
+"""Which nodes and jobs a list holds, in which order, and how much of it one answer has room for. Pure."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from cyxcentral import jobs, schedule
+from cyxcentral.schedule import Candidate
+from cyxnet import messages as m
+
+View = TypeVar("View")
+PAGE_BYTES = 400_000  # of one answer; more than one item may be larger than that, then it is the only one
+
+
+def wanted_node(candidate: Candidate, ask: m.NodeListRequest) -> bool:
+    node, hardware = candidate.node, candidate.node.hardware
+    dearest = ask.max_price_per_hour_base_units
+    return (
+        (not ask.online or (node.online and not node.banned_until_ms))
+        and (not ask.idle or schedule.away(candidate) is None)
+        and (ask.device != "cuda" or bool(hardware.gpus))
+        and hardware.cores >= ask.min_cores
+        and candidate.memory_free_bytes >= ask.min_memory_free_bytes
+        and max((gpu.memory_bytes for gpu in hardware.gpus), default=0) >= ask.min_gpu_memory_bytes
+        and node.reputation >= ask.min_reputation
+        and (dearest is None or node.price_per_hour_base_units <= dearest)
+        and (not ask.regions or node.region in ask.regions)
+        and node.region not in ask.other_regions
+    )
+
+
+# By which a list of nodes is ordered, the best first; then by id, so that a page has one end.
+ORDERS: dict[str, Callable[[Candidate], float]] = {
+    "online": lambda candidate: not candidate.node.online,
+    "price": lambda candidate: candidate.node.price_per_hour_base_units,
+    "speed": lambda candidate: -candidate.node.hardware.flops_per_s,
+    "reputation": lambda candidate: -candidate.node.reputation,
+    "memory": lambda candidate: -candidate.memory_free_bytes,
+    "queue": lambda candidate: candidate.active_runs / candidate.node.max_runs,
+}
+
+
+def ordered_nodes(found: Iterable[Candidate], ask: m.NodeListRequest) -> list[Candidate]:
+    """Those that are wanted, in order."""
+    rank = ORDERS[ask.sort_by]
+    return sorted(
+        (candidate for candidate in found if wanted_node(candidate, ask)),
+        key=lambda candidate: (rank(candidate), candidate.node.node_id),
+    )
+
+
+def after_node(ordered: list[Candidate], node_id: str) -> list[Candidate]:
+    """What of a list comes behind a node; all of it when the node is not (or no longer) in the list."""
+    place = next((index for index, candidate in enumerate(ordered) if candidate.node.node_id == node_id), -1)
+    return ordered[place + 1 :]
+
+
+def wanted_job(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:
+    return (
+        (ask.status is None or job.status == ask.status)
+        and (ask.name is None or ask.name in job.job.name)
+        and (ask.node_id is None or bool(job.attempts) and job.attempts[-1].node_id == ask.node_id)
+        and (not ask.mine or job.caller == caller)
+    )
+
+
+def place(job: jobs.Job) -> tuple[int, str]:
+    """Where a job stands in lists, whose first is the largest."""
+    return job.submitted_at_ms, job.job_id
+
+
+def before_job(job: jobs.Job, ask: m.JobListRequest) -> bool:
+    """Whether a job comes behind the last one of the page before."""
+    if ask.before is None:
+        return True
+    if not ask.before_id:  # as older clients ask
+        return job.submitted_at_ms < ask.before
+    return place(job) < (ask.before, ask.before_id)
+
+
+def fits(views: list[View], size_bytes: int, view: View) -> int | None:
+    """The size of a page with one more view; None when it is full."""
+    size_bytes += len(msgspec.json.encode(view))
+    return None if views and size_bytes > PAGE_BYTES else size_bytes
