@@ -7,6 +7,8 @@
 
 /* ---- products ---- */
 
+enum { AHEAD = 4096 }; /* bytes */
+
 LOCAL int32_t four_bytes(const int8_t *at) {
     int32_t word;
     memcpy(&word, at, sizeof word);
@@ -36,6 +38,9 @@ LOCAL void quantised_tile(const product *p, int64_t panel, int64_t row, const in
             d = vf_load_half(halves), halves += ROWS;
             if (with_minimum) dmin = vf_load_half(halves), halves += ROWS;
         }
+        if (count == 1) /* one row of activations waits for memory: ask for it early, also across the border of a page */
+            UNROLL for (int line = 0; line < (nibbles ? 4 : 8); line++)
+                __builtin_prefetch(values + AHEAD + 64 * line, 0, 3);
         const int parts = kind == MATRIX_Q6_K ? 2 : 1; /* groups in a block */
         UNROLL for (int part = 0; part < parts; part++) {
             VI sum[TILE];
