@@ -1,6 +1,7 @@
 """The queue before a model: first in, first out; run at once when idle, in batches while others wait."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from cyxnode.serving.batching import size_for
 from cyxnode.serving.predictor import Predictor
 
 Array = np.ndarray[Any, Any]
-INLINE_NS = 250_000  # a shorter run costs less than handing it to a thread and being woken
+INLINE_NS = 250_000  # less work than this costs less than handing it to a thread and being woken
+BETWEEN_NS = 500_000  # until the thread has the interpreter again after a run, while the event loop is busy
 
 
 class ClientGone(Exception):
@@ -29,9 +31,6 @@ class _Waiting:
     def __init__(self, rows: Array, outputs: Array, answer: "asyncio.Future[Array]", is_gone: Callable[[], bool]):
         self.rows, self.outputs, self.answer, self.is_gone = rows, outputs, answer, is_gone
         self.taken = 0
-
-    def unwanted(self) -> bool:
-        return self.answer.done() or self.is_gone()
 
 
 class _Part(NamedTuple):
@@ -60,8 +59,9 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self.queued = 0  # samples that no run has taken
         self.runs = self.samples = 0
-        self._running = False
+        self._works = False
         self._flush: asyncio.Handle | None = None
+        self._lock = threading.Lock()  # of the queue and whether somebody works on it
         self._thread = ThreadPoolExecutor(1, "model")
         self._row_ns = min(ns / size for size, ns in predictor.run_ns.items())
 
@@ -87,69 +87,68 @@ class Batcher:
             return self._predictor.outputs(0)
         self.refuse_when_full(count)
         answer: asyncio.Future[Array] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(rows, self._predictor.outputs(count), answer, is_gone))
-        self.queued += count
-        self._wake()
+        with self._lock:
+            self._queue.append(_Waiting(rows, self._predictor.outputs(count), answer, is_gone))
+            self.queued += count
+            if not self._works:
+                self._wake()
         return await answer
 
     # -- runs ----------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         """Have the queue looked at, after whatever else the event loop has just heard."""
-        if self._running:
-            return
         loop, full = asyncio.get_running_loop(), self.queued >= self._predictor.max_batch
         if self._flush is None:
             self._flush = (
-                loop.call_later(self._max_wait_s, self._run_next)
+                loop.call_later(self._max_wait_s, self._begin)
                 if self._max_wait_s and not full
-                else loop.call_soon(self._run_next)
+                else loop.call_soon(self._begin)
             )
         elif full and isinstance(self._flush, asyncio.TimerHandle):
             self._flush.cancel()
-            self._flush = loop.call_soon(self._run_next)
+            self._flush = loop.call_soon(self._begin)
 
-    def _run_next(self) -> None:
-        self._flush = None
-        self._drop_unwanted()
-        if not self.queued:
-            return
-        size = size_for(self.queued, self._predictor.run_ns)
-        parts = self._take(size)
-        self._running = True
-        if self._predictor.run_ns[size] < INLINE_NS:
-            self._ended(parts, self._work(size, parts))
+    def _begin(self) -> None:
+        """Runs what waits: little at once, more in the thread, which goes on by itself for as long as anybody waits."""
+        self._flush, self._works = None, True
+        if self.queued * self._row_ns <= INLINE_NS:
+            self._run_all(self._tell, between_ns=0.0)
         else:
-            run = asyncio.get_running_loop().run_in_executor(self._thread, self._work, size, parts)
-            run.add_done_callback(lambda done: self._ended(parts, done.result()))
+            loop = asyncio.get_running_loop()
+            self._thread.submit(self._run_all, lambda *told: loop.call_soon_threadsafe(self._tell, *told), BETWEEN_NS)
 
-    def _drop_unwanted(self) -> None:
-        """Who hung up is not computed for."""
-        if not any([waiting.unwanted() for waiting in self._queue]):
-            return
-        for waiting in self._queue:
-            if waiting.unwanted():
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(ClientGone())
-                self.queued -= len(waiting.rows) - waiting.taken
-        self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
+    def _run_all(self, tell: Callable[[list[_Part], list[Exception | None]], object], between_ns: float) -> None:
+        while True:
+            with self._lock:
+                size = size_for(self.queued, self._predictor.run_ns, between_ns)
+                parts, gone = self._take(size)
+                if not (parts or gone):
+                    self._works = False
+                    return
+            faults = self._work(size, parts) if parts else []
+            tell(parts + gone, [*faults, *[ClientGone() for _ in gone]])
 
-    def _take(self, size: int) -> list[_Part]:
-        """The first samples of the queue, up to `size`."""
-        parts, left = [], size
+    def _take(self, size: int) -> tuple[list[_Part], list[_Part]]:
+        """The first samples of the queue, up to `size`; and what nobody waits for any more, which is not computed."""
+        parts: list[_Part] = []
+        gone: list[_Part] = []
+        left = size
         while self._queue and left:
             first = self._queue[0]
-            part = _Part(first, first.taken, min(len(first.rows), first.taken + left))
-            parts.append(part)
-            left -= part.end - part.begin
+            wanted = not first.answer.done() and not first.is_gone()
+            end = min(len(first.rows), first.taken + left) if wanted else len(first.rows)
+            part = _Part(first, first.taken, end)
+            (parts if wanted else gone).append(part)
+            self.queued -= part.end - part.begin
+            left -= part.end - part.begin if wanted else 0
             first.taken = part.end
             if part.is_last:
                 self._queue.popleft()
-        self.queued -= size - left
-        return parts
+        return parts, gone
 
     def _work(self, size: int, parts: list[_Part]) -> list[Exception | None]:
-        """Computes the answers of the parts; returns what is wrong with each. May be in a thread of its own."""
+        """Computes the answers of the parts; returns what is wrong with each."""
         try:
             places, at = self._predictor.places(size), 0
             for waiting, begin, end in parts:
@@ -160,7 +159,7 @@ class Batcher:
                 waiting.outputs[begin:end] = found[at : at + end - begin]
                 at += end - begin
         except CyxError as error:
-            if len(parts) == 1:
+            if len(parts) == 1 and parts[0].end - parts[0].begin == 1:
                 return [error]
             return [self._work_alone(part) for part in parts]  # one of them is at fault: only he is told
         except Exception as error:
@@ -176,7 +175,8 @@ class Batcher:
                 return fault
         return None
 
-    def _ended(self, parts: list[_Part], faults: list[Exception | None]) -> None:
+    def _tell(self, parts: list[_Part], faults: list[Exception | None]) -> None:
+        """In the event loop: the answers, to who waits for them."""
         for part, fault in zip(parts, faults, strict=True):
             answer = part.waiting.answer
             if answer.done():
@@ -185,6 +185,3 @@ class Batcher:
                 answer.set_exception(fault)
             elif part.is_last:
                 answer.set_result(part.waiting.outputs)
-        self._running = False
-        if self._queue:
-            self._wake()

@@ -11,9 +11,10 @@ def sizes(most: int) -> list[int]:
     return found if found[-1] == most else [*found, most]
 
 
-def size_for(waiting: int, run_ns: Mapping[int, float]) -> int:
+def size_for(waiting: int, run_ns: Mapping[int, float], between_ns: float = 0.0) -> int:
     """The batch size whose run answers the most samples per nanosecond, of those that `run_ns` has times for.
 
     A size above `waiting` is a run with empty places: worth it where a run costs nearly the same however full it is.
+    between_ns: what passes between two runs, whatever their size.
     """
-    return max(sorted(run_ns), key=lambda size: min(size, waiting) / run_ns[size])
+    return max(sorted(run_ns), key=lambda size: min(size, waiting) / (run_ns[size] + between_ns))

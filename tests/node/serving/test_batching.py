@@ -123,6 +123,20 @@ async def test_a_request_of_many_samples_is_spread_over_runs(halting):
     assert (await batcher.predict(rows[:0])).shape == (0, 3)
 
 
+async def test_the_thread_goes_on_without_the_event_loop_for_as_long_as_anybody_waits(halting):
+    batcher, predictor, held = halting
+    predictor.go_on.clear()
+    rows = samples(7)
+    asked = [asyncio.create_task(batcher.predict(rows[row : row + 1])) for row in range(7)]
+    while len(predictor.sizes) < 1:
+        await asyncio.sleep(0)
+    predictor.go_on.set()
+    while batcher.samples < 7:
+        pass  # the loop is busy with others
+    assert predictor.sizes == [4, 4] and not any(task.done() for task in asked)
+    assert np.concatenate(await asyncio.gather(*asked)).tobytes() == held.predict(rows).tobytes()
+
+
 async def test_a_full_queue_says_when_to_come_again(halting):
     batcher, predictor, _ = halting
     predictor.go_on.clear()
