@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -143,6 +144,10 @@ class Journal:
         self._read_to = self._begin_of_hour(now_ms)
         self._rest = b""
         self._hour: dict[str, Spent] = {}  # by escrow
+        self._spent = 0  # the sum of it
+        self._ends: deque[tuple[int, str]] = (
+            deque()
+        )  # when an escrow was signed for, about in order; not the newest: old
         self._lock = threading.Lock()
         self._unsynced = False
         with self.alone():
@@ -197,21 +202,40 @@ class Journal:
                     escrow = said.escrow or said.job_id
                     before = self._hour.get(escrow, Spent(0, 0))
                     pay_base_units = max(before.pay_base_units, said.pay_base_units)
-                    self._hour[escrow] = Spent(max(before.at_ms, said.at_ms), pay_base_units)
+                    self._spent += pay_base_units - before.pay_base_units
+                    self._is_signed(escrow, Spent(max(before.at_ms, said.at_ms), pay_base_units))
+
+    def _is_signed(self, escrow: str, spent: Spent) -> None:
+        self._hour[escrow] = spent
+        self._ends.append((spent.at_ms, escrow))
+
+    def _forget_older(self, now_ms: int) -> None:
+        """What was signed more than an hour ago. Each is looked at when it is the first, so many cost no more than few.
+
+        A clock may have been set back: what seems to be signed later is signed now.
+        """
+        while self._ends:
+            at_ms, escrow = self._ends[0]
+            spent = self._hour.get(escrow)
+            current = spent is not None and spent.at_ms == at_ms
+            if current and now_ms - HOUR_MS < at_ms <= now_ms:
+                return
+            self._ends.popleft()
+            if current and spent is not None:
+                if at_ms > now_ms:
+                    self._is_signed(escrow, Spent(now_ms, spent.pay_base_units))
+                else:
+                    del self._hour[escrow]
+                    self._spent -= spent.pay_base_units
 
     def refuse_beyond_limit(self, terms: EscrowTerms, pay_base_units: int, now_ms: int) -> None:
         """Raises SettlementError spending_cap. Ask within alone()."""
-        # A clock may have been set back: what seems to be signed later is signed now.
-        self._hour = {
-            each: spent if spent.at_ms <= now_ms else Spent(now_ms, spent.pay_base_units)
-            for each, spent in self._hour.items()
-            if spent.at_ms > now_ms - HOUR_MS
-        }
+        self._forget_older(now_ms)
         if not self._limit:
             return
-        others = sum(spent.pay_base_units for each, spent in self._hour.items() if each != terms.escrow)
+        others = self._spent - self._hour.get(terms.escrow, Spent(0, 0)).pay_base_units
         if others + pay_base_units > self._limit:
-            first_ms = min((spent.at_ms for each, spent in self._hour.items() if each != terms.escrow), default=now_ms)
+            first_ms = next((at_ms for at_ms, each in self._ends if each != terms.escrow), now_ms)
             until_s = (first_ms + HOUR_MS - now_ms) // 1000 + 1
             wait = f"some of it is free again in {until_s} s" if others else "it is more than the limit by itself"
             raise SettlementError(

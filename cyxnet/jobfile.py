@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 # Arrays as large as the weights, at the least: those of momentum and of a centred rmsprop are left out.
 OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "lion": 1}
+PACKED, FETCHED = "cyx-packed-", "cyx-fetched-"  # how the names of such folders begin
 REMOTE_DATA = "CYX_REMOTE_DATA"  # names in the environment what kinds of addresses data may be fetched from: https
 MAX_MESSAGE_JOB_BYTES = 900_000  # a job travels in one message; the broker and codec stop at 1 MB
 
@@ -60,7 +61,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     priority: int = 0
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     warnings: list[str] = []
-    fetched: bool = False  # its data, from an address, into a folder of its own: discard() it when all is sent
+    fetched: bool = False  # or packed: its data was made for it, in a folder of its own; discard() it when all is sent
 
     def request(self, dataset: ArtifactRef) -> JobRequest:
         """The job as it is sent, once the digest of the data is known."""
@@ -82,8 +83,8 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
 def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
     """Read and check a job file.
 
-    work_folder: where packed data is kept until it is uploaded; a fresh temporary folder when absent. Data that is
-    fetched lies in a new folder within it, until discard() of the data's path.
+    work_folder: where data that is packed or fetched lies, each in a new folder within it, until discard() of the
+    data's path; the system's temporary folder when absent.
     Raises SpecError, AmountError, DataError, ShapeError or GraphError; each message starts with the file it is about.
     """
     from cyxcore import data
@@ -93,7 +94,7 @@ def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
     amount_base_units = amounts.parse(file.amount, f"{path}: amount")
     needs = _needs(file.needs, path)
     data_path, section = _data_file(file.data, path, work_folder)
-    fetched = section.path.startswith("https://")
+    fetched = data_path.parent.name.startswith((PACKED, FETCHED))
     try:
         spec = _data_spec(section, data_path, file, path)
         info = data.inspect(data_path, spec, loss=file.training.loss)
@@ -125,7 +126,7 @@ def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
 
 
 def discard(data_path: Path) -> None:
-    """Remove data that was fetched, and its folder with it; what is gone already is no error."""
+    """Remove data that was fetched or packed, and its folder with it; what is gone already is no error."""
     with contextlib.suppress(OSError):
         data_path.unlink(missing_ok=True)
         data_path.parent.rmdir()
@@ -218,16 +219,25 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
             raise SpecError(f"{path}: data.{key} does not go with data.path = {section.path!r}")
     if not source.is_dir() and source.suffix != ".npy":
         return source, section
-    folder = work_folder or Path(tempfile.mkdtemp(prefix="cyx-packed-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    packed = folder / f"{source.name.removesuffix('.npy')}.npz"
-    if source.is_dir():
-        data.pack_images(source, section.image_size, packed)
-    elif section.target_path is None:
+    if not source.is_dir() and section.target_path is None:
         raise SpecError(f"{path}: data.target_path is missing: the .npy file with the labels of {section.path}")
-    else:
-        data.pack(source, path.parent / section.target_path, packed)
+    packed = _new_folder(PACKED, work_folder) / f"{source.name.removesuffix('.npy')}.npz"
+    try:
+        if section.target_path is None:
+            data.pack_images(source, section.image_size, packed)
+        else:
+            data.pack(source, path.parent / section.target_path, packed)
+    except BaseException:
+        discard(packed)
+        raise
     return packed, msgspec.structs.replace(section, format="npz", target="y")
+
+
+def _new_folder(prefix: str, work_folder: Path | None) -> Path:
+    """For one job's data: two sources may have the same name, and two jobs be sent at once."""
+    if work_folder:
+        work_folder.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=work_folder))
 
 
 def _fetched(url: str, path: Path, work_folder: Path | None) -> Path:
@@ -239,9 +249,7 @@ def _fetched(url: str, path: Path, work_folder: Path | None) -> Path:
         )
     from cyxnet.fetch import FetchError, fetch
 
-    if work_folder:
-        work_folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="cyx-fetched-", dir=work_folder))  # two addresses may end in the same name
+    folder = _new_folder(FETCHED, work_folder)
     try:
         return fetch(url, folder)
     except FetchError as error:

@@ -18,7 +18,7 @@ FOLDER = "outbox"
 class Kept(Struct, kw_only=True, frozen=True):
     """A job to submit later. data_path: where its data was; the digest in `job` says whether it still is that.
 
-    fetched: the data was fetched for this job, and goes when the job does.
+    fetched: the data was fetched or packed for this job, and goes when the job does.
     """
 
     job_id: JobId

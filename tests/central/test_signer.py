@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import random
 import signal
 import sys
 
@@ -222,6 +223,30 @@ def test_a_line_of_the_future_keeps_nothing_used_up_for_more_than_an_hour(tmp_pa
     assert isinstance(bench.ask(settle("job-6")), Signed)
     assert isinstance(bench.ask(settle("job-7")), Signed)
     assert bench.ask(settle("job-8", pay=1)).code == "spending_cap"
+
+
+def test_what_is_used_up_is_the_sum_of_the_last_hour_whatever_was_signed_when(tmp_path):
+    dice, now_ms, signed = random.Random(4), 1_800_000_000_000, []
+    journal = Journal(tmp_path / "signed.jsonl", 50 * f.AMOUNT, now_ms)
+    with journal.alone():
+        for _ in range(2_000):
+            now_ms += dice.randrange(60_000)
+            escrow, pay = f"escrow-{dice.randrange(300)}", dice.randrange(1, f.AMOUNT)
+            signed = [each for each in signed if each[0] > now_ms - HOUR_MS]
+            newest: dict[str, int] = {}
+            for _, each, paid in signed:
+                newest[each] = max(newest.get(each, 0), paid)
+            others = sum(paid for each, paid in newest.items() if each != escrow)
+            terms = replace(f.terms(), escrow=escrow)
+            if others + pay > 50 * f.AMOUNT:
+                with pytest.raises(SettlementError, match="of it is free again in"):
+                    journal.refuse_beyond_limit(terms, pay, now_ms)
+                continue
+            journal.refuse_beyond_limit(terms, pay, now_ms)
+            signed = [(now_ms if each == escrow else at_ms, each, paid) for at_ms, each, paid in signed]
+            signed.append((now_ms, escrow, pay))
+            journal.add({"at_ms": now_ms, "job_id": "job-1", "escrow": escrow, "pay_base_units": pay})
+    assert journal._spent == sum(spent.pay_base_units for spent in journal._hour.values())
 
 
 def test_two_escrows_of_one_job_id_are_two_payments(tmp_path):

@@ -14,7 +14,7 @@ from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
 from cyxcore.spec import DataSpec, TrainingSpec
 from cyxnet.amounts import AmountError
 from cyxnet.artifacts import describe
-from cyxnet.jobfile import LoadedJob, from_module, load
+from cyxnet.jobfile import LoadedJob, discard, from_module, load
 from cyxnet.jobtoml import JobFile, parse, parse_bytes
 from cyxnet.messages import ArtifactRef, Needs
 
@@ -271,7 +271,36 @@ def test_a_pair_of_npy_files_is_packed_into_one(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(48, dtype=np.float32).reshape(24, 2))
     np.save(tmp_path / "y.npy", np.arange(24) % 3)
     job = load(write(tmp_path, path='"x.npy"', data='target_path = "y.npy"'), tmp_path / "packed")
-    assert (job.data_path, job.data.format, job.facts.rows) == (tmp_path / "packed" / "x.npz", "npz", 24)
+    assert (job.data_path.name, job.data.format, job.facts.rows) == ("x.npz", "npz", 24)
+    assert job.fetched and job.data_path.is_relative_to(tmp_path / "packed")
+    discard(job.data_path)
+    assert list((tmp_path / "packed").iterdir()) == []
+
+
+def test_two_sources_of_one_name_are_packed_side_by_side(tmp_path: Path) -> None:
+    jobs = []
+    for folder, rows in (("a", 24), ("b", 36)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "x.npy", np.arange(2.0 * rows, dtype=np.float32).reshape(rows, 2))
+        np.save(tmp_path / folder / "y.npy", np.arange(rows) % 3)
+        jobs.append(
+            load(write(tmp_path, path=f'"{folder}/x.npy"', data=f'target_path = "{folder}/y.npy"'), tmp_path / "packed")
+        )
+    assert [rows_in(job.data_path) for job in jobs] == [24, 36]
+
+
+def rows_in(path: Path) -> int:
+    """How many rows lie there."""
+    with np.load(path) as arrays:
+        return len(arrays["y"])
+
+
+def test_what_cannot_be_packed_leaves_nothing_behind(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    np.save(tmp_path / "y.npy", np.zeros(5))
+    with pytest.raises(CyxError):
+        load(write(tmp_path, path='"x.npy"', data='target_path = "y.npy"'), tmp_path / "packed")
+    assert list((tmp_path / "packed").iterdir()) == []
 
 
 def test_an_npy_file_without_its_labels_is_refused(tmp_path: Path) -> None:
