@@ -98,6 +98,7 @@ _MODULES = (
     "callbacks",
     "metrics",
     "utils",
+    "llm",
     "nn",
     "optim",
     "lr_scheduler",
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     from cyxcore import fft as fft
     from cyxcore import functional as functional
     from cyxcore import linalg as linalg
+    from cyxcore import llm as llm
     from cyxcore import lr_scheduler as lr_scheduler
     from cyxcore import metrics as metrics
     from cyxcore import nn as nn

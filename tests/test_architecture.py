@@ -65,6 +65,7 @@ cyxcore.oldmodels cyxcore.model cyxcore.modelinfo cyxcore.quantization
 cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf cyxcore.llm cyxcore.llm.requests
 cyxcore.llm.architecture cyxcore.llm.weights cyxcore.llm.llama
 cyxcore.llm.tokenizer cyxcore.llm.chat cyxcore.llm.sampling cyxcore.llm.pages cyxcore.llm.engine
+cyxcore.llm.languagemodel cyxcore.llm.decoder
 cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials

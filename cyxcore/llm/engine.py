@@ -186,6 +186,13 @@ class BatchingEngine:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="llm engine")
 
+    async def __aenter__(self) -> "BatchingEngine":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
     async def drain(self) -> None:
         """Takes no more, finishes what was taken, and stops."""
         self._accepts = False
