@@ -8,6 +8,7 @@
 #pragma GCC target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")
 #endif
 #include "math.inl"
+#include "math_avx512.inl"
 
 #define LANES 16
 #define MR 12

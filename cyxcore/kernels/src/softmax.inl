@@ -3,6 +3,12 @@
 /* out = e**(x - shift). Whole chunks of 16, the last one padded: a row of ten costs one vector, not ten
  * scalars. */
 static void NAME(exp_row)(T *out, const T *x, T shift, int64_t n) {
+#if defined(VECTOR_MATH)
+    if (sizeof(T) == sizeof(float)) {
+        exp_16_row((float *)out, (const float *)x, (float)shift, n);
+        return;
+    }
+#endif
     int64_t i = 0;
     for (; i + 16 <= n; i += 16)
         INDEPENDENT for (int j = 0; j < 16; j++) out[i + j] = NAME(exp)(x[i + j] - shift);
