@@ -35,27 +35,26 @@ extern __thread cyx_loop *cyx_asked;
 enum { CYX_LEAST_WORK = 40000 }; /* operations that outweigh waking a thread */
 
 static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
-    cyx_rows rows;
+    cyx_rows own, *rows = __builtin_expect(cyx_asked != NULL, 0) ? &cyx_asked->rows : &own;
     int64_t size = call->out.size;
     int alike = 1;
     for (int k = 0; k < call->in_count; k++) alike &= call->in[k].size == size;
-    rows.call = call;
+    rows->call = call;
     if (alike) { /* nothing is broadcast: one long row */
-        rows.walk.ndim = 1;
-        rows.walk.shape[0] = size;
-        for (int k = 0; k < call->in_count; k++) rows.walk.stride[k][0] = 1;
+        rows->walk.ndim = 1;
+        rows->walk.shape[0] = size;
+        for (int k = 0; k < call->in_count; k++) rows->walk.stride[k][0] = 1;
     } else {
-        rows.walk = cyx_broadcast_walk(&call->out, call->in, call->in_count);
+        rows->walk = cyx_broadcast_walk(&call->out, call->in, call->in_count);
     }
-    if (__builtin_expect(cyx_asked != NULL, 0)) {
-        *cyx_asked = (cyx_loop){body, rows};
+    if (rows != &own) {
+        cyx_asked->body = body;
         return CYX_OK;
     }
     if (call->work < CYX_LEAST_WORK && size)
-        body(&rows, 0, size);
+        body(rows, 0, size);
     else
-        cyx_parallel(size, cyx_grain(size, call->work / (double)(size ? size : 1), CYX_LEAST_WORK), body,
-                     &rows);
+        cyx_parallel(size, cyx_grain(size, call->work / (double)(size ? size : 1), CYX_LEAST_WORK), body, rows);
     return CYX_OK;
 }
 

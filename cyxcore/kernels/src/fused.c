@@ -18,20 +18,43 @@ typedef struct {
     _Atomic int no_memory;
 } group;
 
-static cyx_loop loop_of(const cyx_call *call, const cyx_table table) {
-    cyx_loop loop = {.body = NULL};
-    cyx_asked = &loop;
+static void ask(const cyx_call *call, const cyx_table table, cyx_loop *loop) {
+    loop->body = NULL;
+    cyx_asked = loop;
     table[call->op][call->dtype](call);
     cyx_asked = NULL;
-    return loop;
 }
 
 int cyx_fusible(const cyx_call *call, const cyx_table table) {
     cyx_call nothing = *call; /* a kernel of another kind, which runs instead of answering, has nothing to do */
+    cyx_loop loop;
     if (call->in_count > CYX_INLINE_INPUTS || !table[call->op][call->dtype]) return 0;
     nothing.in = nothing.own_in;
     nothing.out.size = 0;
-    return loop_of(&nothing, table).body != NULL;
+    ask(&nothing, table, &loop);
+    return loop.body != NULL;
+}
+
+/* What a loop looks at, and no more: for small arrays a group costs what it copies. */
+static void copy_array(cyx_array *own, const cyx_array *from) {
+    own->data = from->data, own->size = from->size, own->dtype = from->dtype;
+}
+
+static void copy_call(cyx_call *own, const cyx_call *from) {
+    own->op = from->op, own->dtype = from->dtype, own->in_count = from->in_count, own->elided = from->elided;
+    own->in = own->own_in;
+    copy_array(&own->out, &from->out);
+    for (int i = 0; i < from->in_count; i++) copy_array(&own->in[i], &from->in[i]);
+}
+
+static void copy_rows(cyx_rows *own, const cyx_rows *from) {
+    if (from->walk.ndim != 1) {
+        *own = *from;
+        return;
+    }
+    own->walk.ndim = 1, own->walk.shape[0] = from->walk.shape[0];
+    for (int k = 0; k < CYX_WALK_INPUTS; k++) own->walk.stride[k][0] = from->walk.stride[k][0];
+    for (int i = 0; i < CYX_LOOP_CONSTANTS; i++) own->constants[i] = from->constants[i];
 }
 
 static void group_body(void *context, int64_t begin, int64_t end) {
@@ -45,9 +68,8 @@ static void group_body(void *context, int64_t begin, int64_t end) {
         return;
     }
     for (int k = 0; k < g->count; k++) {
-        own[k] = g->calls[k];
-        own[k].in = own[k].own_in;
-        rows[k] = g->loops[k].rows;
+        copy_call(&own[k], &g->calls[k]);
+        copy_rows(&rows[k], &g->loops[k].rows);
         rows[k].call = &own[k];
     }
     for (int64_t at = begin; at < end; at += TILE) {
@@ -85,10 +107,11 @@ static void share_tiles(group *g) {
 }
 
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
-    group g = {.calls = calls, .count = calls->group};
+    group g; /* not set to zero as a whole: that is the larger part of a small group's work */
+    g.calls = calls, g.count = calls->group, g.tiles = 0, g.element_bytes = 0, g.no_memory = 0;
     double work = 0;
     for (int k = 0; k < g.count; k++) {
-        g.loops[k] = loop_of(&calls[k], table);
+        ask(&calls[k], table, &g.loops[k]);
         work += calls[k].work;
         for (int i = 0; i < calls[k].in_count; i++) {
             g.made_by[k][i] = -1;

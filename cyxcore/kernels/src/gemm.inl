@@ -20,7 +20,8 @@ enum {
     NEAR_B_BYTES = 1 << 19,
     DIRECT_A_COLUMNS = 512,
     TRANSPOSED_A_ROWS = 128,
-    TRANSPOSED_A_COLUMNS = 64,
+    TRANSPOSED_A_COLUMNS = 32,
+    TRANSPOSED_AT_ONCE = 64,
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
 #endif
@@ -126,14 +127,14 @@ typedef T NAME(four) __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T
 typedef NAME(integer) NAME(four_index) __attribute__((vector_size(4 * sizeof(T))));
 #endif
 
-/* to[c * to_row + r] = from[r * from_row + c] */
-static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows,
-                            int64_t columns) {
+/* to[c * to_row + r] = from[r * from_row + c], for columns [begin, end). */
+static void NAME(transpose_columns)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows,
+                                    int64_t begin, int64_t end) {
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4) {
-        int64_t c = 0;
+        int64_t c = begin;
         const T *f0 = from + r * from_row, *f1 = f0 + from_row, *f2 = f1 + from_row, *f3 = f2 + from_row;
-        for (; c + 4 <= columns; c += 4) {
+        for (; c + 4 <= end; c += 4) {
             T *t = to + c * to_row + r;
             NAME(four)
             a = *(const NAME(four) *)(f0 + c),
@@ -146,13 +147,21 @@ static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_r
             *(NAME(four) *)(t + 2 * to_row) = SHUFFLE(ab_high, de_high, 0, 1, 4, 5);
             *(NAME(four) *)(t + 3 * to_row) = SHUFFLE(ab_high, de_high, 2, 3, 6, 7);
         }
-        for (; c < columns; c++) {
+        for (; c < end; c++) {
             T *t = to + c * to_row + r;
             t[0] = f0[c], t[1] = f1[c], t[2] = f2[c], t[3] = f3[c];
         }
     }
     for (; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
+        for (int64_t c = begin; c < end; c++) to[c * to_row + r] = from[r * from_row + c];
+}
+
+/* A few columns at a time: what they become stays in the cache until all rows are in it. */
+static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows,
+                            int64_t columns) {
+    for (int64_t c = 0; c < columns; c += TRANSPOSED_AT_ONCE)
+        NAME(transpose_columns)(from, from_row, to, to_row, rows, c,
+                                columns - c < TRANSPOSED_AT_ONCE ? columns : c + TRANSPOSED_AT_ONCE);
 }
 
 /* Rows [k, k + count) of `columns` columns of B, from b, as a panel [count][NR]; missing columns become zero.
@@ -201,13 +210,15 @@ static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
-/* `count` <= MR neighbours of each of k rows, as [k][MR]. */
-static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_count, int64_t count) {
-    if (count == MR)
-        for (int64_t k = 0; k < k_count; k++) memcpy(packed + k * MR, a + k * a_row, sizeof(T) * MR);
-    else
-        for (int64_t k = 0; k < k_count; k++)
-            memcpy(packed + k * MR, a + k * a_row, sizeof(T) * (size_t)count);
+/* `rows` columns of a transposed A as panels [k][MR]. Line by line as it lies: a panel at a time would wait for memory at
+ * every line. */
+static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_count, int64_t rows) {
+    int64_t whole = rows / MR * MR;
+    for (int64_t k = 0; k < k_count; k++, a += a_row) {
+        for (int64_t r = 0; r < whole; r += MR) memcpy(packed + r * k_count + k * MR, a + r, sizeof(T) * MR);
+        if (whole < rows)
+            memcpy(packed + whole * k_count + k * MR, a + whole, sizeof(T) * (size_t)(rows - whole));
+    }
 }
 
 /* One task: rows [m0, m0 + m_block) by a group of panels. */
@@ -226,13 +237,10 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         int64_t rows = p->m - m0 < p->m_block ? p->m - m0 : p->m_block;
         int64_t stop = first + p->n_block < p->n_count ? first + p->n_block : p->n_count;
         const T *a = p->a + (p->a_transposed ? p->k0 * p->a_row + m0 : m0 * p->a_row + p->k0);
-        for (int64_t r = 0; pack_a && r < rows; r += MR) {
-            int64_t count = rows - r < MR ? rows - r : MR;
-            if (p->a_transposed)
-                NAME(pack_rows)(a + r, p->a_row, packed + r * p->k_count, p->k_count, count);
-            else
-                NAME(transpose)(a + r * p->a_row, p->a_row, packed + r * p->k_count, MR, count, p->k_count);
-        }
+        if (pack_a && p->a_transposed) NAME(pack_rows)(a, p->a_row, packed, p->k_count, rows);
+        for (int64_t r = 0; pack_a && !p->a_transposed && r < rows; r += MR)
+            NAME(transpose)(a + r * p->a_row, p->a_row, packed + r * p->k_count, MR, rows - r < MR ? rows - r : MR,
+                            p->k_count);
         for (int64_t column = first; column < stop; column += NR) {
             int64_t columns = stop - column < NR ? stop - column : NR;
             const T *b =
