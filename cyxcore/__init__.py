@@ -57,6 +57,7 @@ _NAMES: dict[str, str] = {
     "hessian": "autograd",
     "Function": "autograd",
     "remat": "autograd",
+    "op": "userops",
     "where": "functional",
     "maximum": "functional",
     "minimum": "functional",
@@ -184,6 +185,7 @@ if TYPE_CHECKING:
     from cyxcore.statistics import *  # noqa: F403
     from cyxcore.tracing import trace as trace
     from cyxcore.training import Trainer as Trainer
+    from cyxcore.userops import op as op
 
 
 def __getattr__(name: str) -> Any:

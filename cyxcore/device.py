@@ -7,8 +7,10 @@ bits are the same on every machine; the rest is a KernelError, as everything wit
 To add a device: a class like Backend, and a row in DEVICES.
 """
 
+import functools
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +21,7 @@ import numpy as np
 from cyxcore.errors import CyxError, KernelError, MissingExtra, SpecError
 from cyxcore.kernels import reference
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
+from cyxcore.ops import USER
 
 Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
 
@@ -180,7 +183,9 @@ class Cpu(HostMemory):
         results: Sequence[Array] = (),
         stretches: Sequence[Banded] = (),
     ) -> Callable[[], None]:
-        """The calls as one loop in C, chains of element-wise ones tile by tile."""
+        """The calls as one loop in C, chains of element-wise ones tile by tile; operations of users between loops."""
+        if any(one.op.startswith(USER) for one in calls):
+            return self._in_parts(calls)
         program = self.kernels.Program()
         for one in calls:
             self._check(one.op, one.out, one.inputs)
@@ -189,6 +194,21 @@ class Cpu(HostMemory):
             program.stretch(*one_stretch)
         program.fuse(scratch, results)
         return program.run
+
+    def _in_parts(self, calls: Sequence[Call]) -> Callable[[], None]:
+        """A loop in C for each row of calls between two that have Python's kernels."""
+        parts: list[Callable[[], None]] = []
+        for of_user, group in itertools.groupby(calls, key=lambda one: one.op.startswith(USER)):
+            if of_user:
+                parts += [functools.partial(reference.call, *one) for one in group]
+            else:
+                parts.append(self.program(list(group)))
+
+        def run() -> None:
+            for part in parts:
+                part()
+
+        return run
 
     @property
     def lanes(self) -> int:

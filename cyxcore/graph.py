@@ -21,7 +21,7 @@ from cyxcore import attrs as kind
 from cyxcore.dtype import is_float, item_bytes
 from cyxcore.errors import CyxError, DtypeError, GraphError, ShapeError
 from cyxcore.infer import Shape
-from cyxcore.ops import OPS
+from cyxcore.ops import OPS, USER
 
 FORMAT = "cyx-graph/1"
 MAX_NODES = 100_000
@@ -136,13 +136,19 @@ class Graph:
         return json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: equal graphs give equal bytes."""
+        """Canonical JSON: equal graphs give equal bytes. Raises GraphError where an operation is a user's own."""
+        for node in self.nodes:
+            if node.op.startswith(USER):
+                raise GraphError(
+                    f"graph: it holds {node.op.removeprefix(USER)!r}, an operation that @cx.op made; only graphs of "
+                    "known operations are saved and sent: write it of cyxcore's own operations"
+                )
         return self._bytes
 
     @cached_property
     def sha256(self) -> str:
         """The model's id: SHA-256 of the canonical bytes, lower-case hex."""
-        return hashlib.sha256(self._bytes).hexdigest()
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Graph) and self._bytes == other._bytes

@@ -24,13 +24,14 @@ from cyxcore.errors import DtypeError, GraphError, ShapeError
 from cyxcore.infer import Attrs, Rule, Shape, Typed
 
 MAX_ELEMENTS = 2**40
+USER = "user."  # how the names of operations begin that a user's function makes (userops.py)
 
 Flops = Callable[[tuple[Shape, ...], Shape, Attrs], int]
 
 
 class Op(NamedTuple):
     name: str
-    group: str  # source, mode, elementwise, reduce, matmul, movement, nn, random, update or standard
+    group: str  # source, mode, elementwise, reduce, matmul, movement, nn, random, update, standard or user
     arity: int | None  # None: one or more
     attrs: Mapping[str, Attr]
     rule: Rule

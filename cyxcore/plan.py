@@ -24,7 +24,7 @@ from cyxcore.device import ALIGN_BYTES, Banded, Call
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
-from cyxcore.ops import OPS
+from cyxcore.ops import OPS, USER
 from cyxcore.passes import optimise, turn_once
 from cyxcore.recompute import recompute
 
@@ -172,7 +172,8 @@ class Plan:
         known = graph.infer(1)
         self.backend = devices.backend(self.device)
         self._lanes: int = getattr(self.backend, "lanes", 0)
-        decided = schedule(graph, in_bands=optimised and self._lanes > 0)
+        in_bands = optimised and self._lanes > 0 and not any(node.op.startswith(USER) for node in graph.nodes)
+        decided = schedule(graph, in_bands)
         self._within = decided.within(graph, known)
         slots, self._lane_bytes, self.arena_bytes = _place(graph, known, decided, self._within, self._lanes)
         arena = self.backend.memory(self.arena_bytes)
