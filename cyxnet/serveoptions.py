@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Every option, added to the parser."""
     add = parser.add_argument
     return [
-        add("file", type=Path, metavar="FILE", help="a model: .cyxmodel, .safetensors or .onnx"),
+        add("file", type=Path, metavar="FILE", help="a model: .cyxmodel, .safetensors, .onnx or .gguf"),
         add("--name", metavar="NAME", help="what the model is called (default: the file's name)"),
         add("--host", default="127.0.0.1", metavar="H", help="where to listen (default 127.0.0.1)"),
         add("--port", type=whole(0, 65_535), default=8000, metavar="P", help="0: a free one (default 8000)"),
@@ -64,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
         ),
         add("--max-queue", type=whole(1, 10**6), default=1024, metavar="N", help="samples that wait (default 1024)"),
         add("--max-body", type=size, default=32 * 2**20, metavar="SIZE", help="of a request (default 32MiB)"),
-        add("--memory", type=size, metavar="SIZE", help="of weights and plans (default: no limit)"),
+        add("--memory", type=size, metavar="SIZE", help="of weights and plans; of a language model's keys and values"),
+        add("--context", type=whole(1, 2**24), metavar="N", help="tokens of prompt and answer (default: as trained)"),
         add("--threads", type=whole(1, 256), metavar="N", help="of the kernels (default: all cores)"),
         add("--drain-s", type=whole(0, 3600), default=30, metavar="S", help="for answers under way at the end (30)"),
     ]

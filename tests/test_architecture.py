@@ -89,8 +89,8 @@ cyxnode.runs cyxnode.verify cyxnode.agent
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
 cyxnode.serving.figures cyxnode.serving.gate cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes
-cyxnode.serving.openapi cyxnode.serving.tensors cyxnode.serving.language cyxnode.serving.app cyxnode.serving.loading
-cyxnode.serving cyxnode.serving.__main__
+cyxnode.serving.openapi cyxnode.serving.tensors cyxnode.serving.language cyxnode.serving.gguf cyxnode.serving.app
+cyxnode.serving.loading cyxnode.serving cyxnode.serving.__main__
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts

@@ -76,6 +76,7 @@ async def serve(args: argparse.Namespace) -> int:
     served = loading.load(args)
     stopped = asyncio.Event()
     try:
+        await served.start()
         front = app.Front(served, gate, Limits(body_bytes=args.max_body), args.behind_proxy)
         server = await httpserver.Server.start(front, args.host, args.port, _certificate(args), close_s=args.drain_s)
         loop = asyncio.get_running_loop()

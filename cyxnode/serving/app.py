@@ -48,6 +48,9 @@ class Served(Protocol):
 
     def figures(self) -> list[Figure]: ...
 
+    async def start(self) -> None:
+        """In the event loop, before anything is asked."""
+
     async def close(self) -> None:
         """Nothing is asked any more."""
 

@@ -44,7 +44,7 @@ class Speech(Protocol):
     def chat_tokens(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         """The tokens of a conversation, up to where the assistant answers. Raises SpecError without a template."""
 
-    def embed(self, prompts: list[list[int]]) -> Array:
+    async def embed(self, prompts: list[list[int]]) -> Array:
         """One vector for each prompt: (count, features) float32. Raises SpecError where the model has none."""
 
 
@@ -79,6 +79,9 @@ class LanguageModel:
         self._engine, self._speech, self._card, self._ping_s = engine, speech, card, ping_s
         self._tokens = Counter(prompt=0, cached=0, completion=0)
         self._fingerprint = f"cyx-{(card.graph_sha256 or secrets.token_hex(6))[:12]}"
+
+    async def start(self) -> None:
+        await self._engine.start()
 
     async def close(self) -> None:
         await self._engine.stop()
@@ -126,7 +129,7 @@ class LanguageModel:
                 raise ContextOverflow(
                     f"input[{place}]: expected 1 to {self._engine.context_tokens} tokens, got {len(prompt)}"
                 )
-        vectors = await asyncio.to_thread(self._speech.embed, tokens)
+        vectors = await self._speech.embed(tokens)
         return as_json(openai.embedding_list(request, vectors, sum(map(len, tokens))))
 
     # -- requests ------------------------------------------------------------------------------------

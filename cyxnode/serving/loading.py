@@ -41,6 +41,13 @@ def _tensors(path: Path, name: str, args: argparse.Namespace) -> Served:
     return TensorModel(name, model, predictor, Batcher(predictor, args.max_wait_ms / 1000, args.max_queue))
 
 
+def _language(path: Path, name: str, args: argparse.Namespace) -> Served:
+    from cyxnode.serving.gguf import open_gguf  # what it needs is for who serves one
+
+    return open_gguf(path, name, args.context, args.memory)
+
+
 LOADERS: dict[str, Callable[[Path, str, argparse.Namespace], Served]] = {
     **dict.fromkeys(FORMATS, _tensors),
+    ".gguf": _language,
 }

@@ -33,6 +33,9 @@ class TensorModel:
         self._model, self._predictor, self.batcher = model, predictor, batcher
         self._lists = Lists(model.graph.input_shape, predictor.input_dtype)
 
+    async def start(self) -> None:
+        """Its thread begins with the first sample."""
+
     async def close(self) -> None:
         self.batcher.close()
 

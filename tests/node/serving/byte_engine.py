@@ -160,7 +160,7 @@ class ByteSpeech:
         said += "".join(f"{message['role']}: {message['content']}\n" for message in messages)
         return list(said.encode())
 
-    def embed(self, prompts):
+    async def embed(self, prompts):
         return np.stack([np.bincount(prompt, minlength=256)[97 : 97 + FEATURES] for prompt in prompts]).astype("f4")
 
 

@@ -53,6 +53,7 @@ class Halting(Predictor):
 @contextlib.asynccontextmanager
 async def serving(served, keys=(), limits=None, **options):
     """(a client of a server that answers with `served`, the server)."""
+    await served.start()
     front = Front(served, Gate(list(keys)), limits)
     server = await Server.start(front, "127.0.0.1", 0, **options)
     server.front = front
