@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional.basic import Pair, avg_pool2d, conv2d, max_pool2d, pad, pair
+from cyxcore.functional.basic import Pair, avg_pool2d, concat, conv2d, max_pool2d, pad, pair
 from cyxcore.values import apply
 
 Triple = int | tuple[int, int, int]
@@ -177,3 +177,59 @@ def upsample_nearest2d(x: Any, scale_factor: int) -> Any:
     s = scale_factor
     grown = x.reshape(count, channels, height, 1, width, 1).broadcast_to(count, channels, height, s, width, s)
     return grown.reshape(count, channels, height * s, width * s)
+
+
+def _pool3d(name: str, pool: Any, x: Any, kernel_size: Triple, stride: Triple | None, padding: Triple) -> Any:
+    """Over height and width, then over depth: a window's maximum or mean is that of its rows'."""
+    _rank(name, x, 5, "(N, C, D, H, W)")
+    kernel, pads = triple(kernel_size), triple(padding)
+    steps = kernel if stride is None else triple(stride)
+    count, channels, depth, height, width = x.shape
+    flat = pool(x.reshape(count, channels * depth, height, width), kernel[1:], steps[1:], pads[1:])
+    high, wide = flat.shape[2:]
+    rows = flat.reshape(count, channels, depth, high * wide)
+    result = pool(rows, (kernel[0], 1), (steps[0], 1), (pads[0], 0))
+    return result.reshape(count, channels, result.shape[2], high, wide)
+
+
+def max_pool3d(x: Any, kernel_size: Triple, stride: Triple | None = None, padding: Triple = 0) -> Any:
+    """(N, C, D, H, W) -> (N, C, D', H', W')"""
+    return _pool3d("max_pool3d", max_pool2d, x, kernel_size, stride, padding)
+
+
+def avg_pool3d(x: Any, kernel_size: Triple, stride: Triple | None = None, padding: Triple = 0) -> Any:
+    """(N, C, D, H, W) -> (N, C, D', H', W'); padding counts as zeros."""
+    return _pool3d("avg_pool3d", avg_pool2d, x, kernel_size, stride, padding)
+
+
+def adaptive_max_pool1d(x: Any, output_size: int) -> Any:
+    """(N, C, L) -> (N, C, output_size): the largest of each window of adaptive_avg_pool1d."""
+    _rank("adaptive_max_pool1d", x, 3, "(N, C, L)")
+    return _adaptive_max(x, [output_size])
+
+
+def adaptive_max_pool2d(x: Any, output_size: Pair) -> Any:
+    """(N, C, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    _rank("adaptive_max_pool2d", x, 4, "(N, C, H, W)")
+    return _adaptive_max(x, pair(output_size))
+
+
+def _adaptive_max(x: Any, sizes: Sequence[int]) -> Any:
+    for axis, wanted in enumerate(sizes, start=2):
+        if not 1 <= wanted <= x.shape[axis]:
+            raise SpecError(f"adaptive pooling: expected sizes of 1 to {x.shape[axis]}, got {tuple(sizes)}")
+        size, before = x.shape[axis], (slice(None),) * axis
+        windows = [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
+        x = concat([x[(*before, slice(low, high))].max(axis, keepdims=True) for low, high in windows], axis)
+    return x
+
+
+def pixel_unshuffle(x: Any, downscale_factor: int) -> Any:
+    """(N, C, H r, W r) -> (N, C r^2, H, W): pixel_shuffle undone."""
+    _rank("pixel_unshuffle", x, 4, "(N, C, H, W)")
+    count, channels, height, width = x.shape
+    r = downscale_factor
+    if height % r or width % r:
+        raise ShapeError(f"pixel_unshuffle: expected a height and width divisible by {r}, got {x.shape}")
+    parts = x.reshape(count, channels, height // r, r, width // r, r).transpose(0, 1, 3, 5, 2, 4)
+    return parts.reshape(count, channels * r * r, height // r, width // r)

@@ -93,3 +93,35 @@ class LSTM(_Recurrent):
 
 class GRU(_Recurrent):
     kind = "gru"
+
+
+class Bidirectional(Module):
+    """An RNN, LSTM or GRU read from both ends; the two results are concatenated, summed, multiplied or averaged.
+
+    x: (N, T, C). Returns (N, T, 2 H) ("concat") or (N, T, H). The parameters are those of the recurrent module with
+    bidirectional=True, under "rnn.".
+    """
+
+    kinds: dict[str, Any] = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
+    merges = ("concat", "sum", "multiply", "average")
+
+    def __init__(
+        self, kind: str, input_size: int, hidden_size: int, merge_mode: str = "concat", **options: Any
+    ) -> None:
+        super().__init__()
+        if kind not in self.kinds or merge_mode not in self.merges:
+            raise SpecError(
+                f"Bidirectional: expected one of {', '.join(self.kinds)} and one of {', '.join(self.merges)}, "
+                f"got {kind!r} and {merge_mode!r}"
+            )
+        self.hidden_size, self.merge_mode = hidden_size, merge_mode
+        self.rnn = self.kinds[kind](input_size, hidden_size, batch_first=True, bidirectional=True, **options)
+
+    def forward(self, x: Any) -> Any:
+        both = self.rnn(x)[0]
+        if self.merge_mode == "concat":
+            return both
+        there, back = both[:, :, : self.hidden_size], both[:, :, self.hidden_size :]
+        if self.merge_mode == "multiply":
+            return there * back
+        return (there + back) * (0.5 if self.merge_mode == "average" else 1.0)

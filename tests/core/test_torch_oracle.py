@@ -188,6 +188,17 @@ LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("AvgPool2d", (3, 2, 1), {}, (2, 4, 9, 8)),
     ("AdaptiveAvgPool1d", (3,), {}, (2, 4, 7)),
     ("AdaptiveAvgPool2d", ((3, 2),), {}, (2, 4, 7, 5)),
+    ("MaxPool3d", (2,), {}, (2, 3, 4, 6, 5)),
+    ("MaxPool3d", ((3, 2, 3), (2, 1, 2), (1, 0, 1)), {}, (2, 3, 5, 6, 7)),
+    ("AvgPool3d", (3, 2, 1), {}, (2, 3, 5, 6, 7)),
+    ("AdaptiveMaxPool1d", (3,), {}, (2, 4, 7)),
+    ("AdaptiveMaxPool2d", ((3, 2),), {}, (2, 4, 7, 5)),
+    ("ZeroPad1d", ((1, 2),), {}, (2, 3, 4)),
+    ("ZeroPad2d", ((1, 2, 0, 3),), {}, (2, 3, 4, 5)),
+    ("ZeroPad2d", (1,), {}, (2, 3, 4, 5)),
+    ("Unflatten", (1, (2, -1)), {}, (3, 6, 4)),
+    ("PixelUnshuffle", (2,), {}, (2, 3, 4, 6)),
+    ("InstanceNorm3d", (4,), {"affine": True}, (3, 4, 2, 5, 6)),
     ("PixelShuffle", (2,), {}, (2, 8, 3, 4)),
     ("BatchNorm1d", (4,), {}, (6, 4, 3)),
     ("BatchNorm2d", (4,), {}, (3, 4, 5, 6)),
@@ -213,6 +224,28 @@ def test_a_layer(name: str, given: tuple[Any, ...], options: dict[str, Any], sha
 def test_a_recurrent_layer(name: str, options: dict[str, Any], batch_first: bool, bidirectional: bool) -> None:
     shared = {**options, "batch_first": batch_first, "bidirectional": bidirectional}
     agree(getattr(cx.nn, name)(5, 7, 2, **shared), getattr(torch.nn, name)(5, 7, 2, **shared), floats(3, 6, 5))
+
+
+@pytest.mark.parametrize(
+    ("merge_mode", "merged"),
+    [
+        ("concat", lambda a, b: torch.cat([a, b], 2)),
+        ("sum", lambda a, b: a + b),
+        ("multiply", lambda a, b: a * b),
+        ("average", lambda a, b: (a + b) / 2),
+    ],
+)
+def test_a_bidirectional_layer(merge_mode: str, merged: Any) -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.LSTM(5, 7, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Any) -> Any:
+            both = self.rnn(x)[0]
+            return merged(both[:, :, :7], both[:, :, 7:])
+
+    agree(cx.nn.Bidirectional("LSTM", 5, 7, merge_mode), Both(), floats(3, 6, 5))
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
