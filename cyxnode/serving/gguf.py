@@ -27,7 +27,9 @@ class GGUFSpeech:
         source = file.text("tokenizer.chat_template", "")
         self._template = ChatTemplate(source, f"{file.where}: tokenizer.chat_template") if source else None
         ends = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
-        self._ends = {name: "" if token is None else tokenizer.name(token) for name, token in ends.items()}
+        self._ends: dict[str, Any] = {
+            name: "" if token is None else tokenizer.name(token) for name, token in ends.items()
+        }
 
     def prompt_tokens(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
