@@ -18,6 +18,7 @@ from cyxcentral import clients, intake, jobs, listing, money, prices, schedule, 
 from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
+from cyxcentral.uploads import Uploads
 from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
 from cyxnet import messages as m
@@ -97,7 +98,7 @@ class Api:
             "payouts.freeze": self._operators.freeze,
             "payouts.release": self._operators.release,
             "artifact.stat": lambda _, manifest: blobs.stat(manifest),
-            "artifact.put": lambda _, block: blobs.put(block),
+            "artifact.put": self._put,
             "artifact.commit": lambda _, manifest: blobs.commit(manifest),
             "artifact.manifest": lambda _, ref: blobs.manifest(ref.sha256),
             "artifact.chunk": lambda _, ref: blobs.chunk(ref.sha256),
@@ -503,6 +504,18 @@ class Api:
             signature=signature,
             token_base_units=balance.token_base_units,
             lamports=balance.lamports,
+        )
+
+    async def _put(self, caller: str, block: bytes) -> m.ChunkReply:
+        self._uploads.charge(caller, len(block), self._machine.monotonic_ms() / 1000)
+        return await self._central.blobs.put(block)
+
+    @functools.cached_property
+    def _uploads(self) -> Uploads:
+        """A node that holds a lease stores what it was asked for: that is bounded by the lease."""
+        held = self._world.held
+        return Uploads(
+            self._network.upload_bytes_per_day, self._central.is_known, lambda caller: bool(held.get(caller))
         )
 
     async def _ledger(self, caller: str, ask: m.LedgerRequest) -> m.LedgerReply:

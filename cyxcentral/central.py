@@ -104,7 +104,7 @@ class Central:
                 asyncio.to_thread, watchdog.full, network.monitor_url, network.tls_ca
             )
         self.blobs = Blobs(core, machine)
-        self.access = Access(core, machine, keys.child("http-refresh"), self.roles, network.replicas, self._is_known)
+        self.access = Access(core, machine, keys.child("http-refresh"), self.roles, network.replicas, self.is_known)
         self.dispatch = Dispatch(
             self.events,
             edge,
@@ -263,7 +263,7 @@ class Central:
         banned = functools.partial(clients.banned_until_ms, self.world.clients, now_ms=now_ms)
         return admission.roles(identity, self.world.nodes.get, operators, now_ms, banned)
 
-    def _is_known(self, identity: str) -> bool:
+    def is_known(self, identity: str) -> bool:
         """Whether an identity is worth something: it paid for a job, completed one as a node, or is an operator."""
         world = self.world
         node = world.nodes.get(identity)

@@ -52,6 +52,7 @@ class NetworkFile(Struct, kw_only=True):
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     session_s: int = SESSION_S  # so long a connection is let in; it comes again before that
     connections: int = CONNECTIONS  # that one caller or node may have at a time
+    upload_bytes_per_day: int = 200 * 10**9  # that one caller may send one central; 0: any number
     newcomers_per_s: float = 0.2  # identities that nobody knows, from one address; fifty at once; 0: any number
     tls_ca: str = ""  # the authority (PEM) that signed the brokers' certificates; empty: the system's are trusted
     operators: list[str] = []  # callers (c-…) that may ban and pardon nodes

@@ -212,6 +212,7 @@ class LocalNetwork:
             operators=[as_client(owner).id],
             pid=os.getpid(),
             bans=False,  # every node is the owner's own
+            upload_bytes_per_day=0,  # and so is the disk
             **self._settings,
         )
         write_network(self.folder, self.file)

@@ -103,7 +103,8 @@ cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports c
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
-cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.access cyxcentral.api cyxcentral.central
+cyxcentral.signer cyxcentral.keys cyxcentral.operators cyxcentral.access cyxcentral.uploads cyxcentral.api
+cyxcentral.central
 cyxcentral.http cyxcentral.http.routes cyxcentral.http.openapi cyxcentral.http.tokens cyxcentral.http.gate
 cyxcentral.http.figures cyxcentral.http.events cyxcentral.http.app
 cyxcentral.program.link cyxcentral.program cyxcentral.program.__main__
@@ -163,6 +164,7 @@ PURE = {
     "cyxcentral.schedule",
     "cyxcentral.slots",
     "cyxcentral.tree",
+    "cyxcentral.uploads",
     "cyxcentral.views",
     "cyxcentral.recent",
     "cyxcentral.reports",

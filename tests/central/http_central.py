@@ -58,6 +58,7 @@ class HttpCentral:
         rate = file.requests_per_s
         small.edge.limit({"api": Rate(per_s=rate, burst=max(1.0, rate))})
         self.over_limit_ms = functools.partial(small.edge.over_limit_ms, "api")
+        self.is_known = lambda identity: identity in self.world.payers
         self.handlers = Api(self).handlers()
         self.tokens = Tokens(PLATFORM, NETWORK_ID, machine)
         try:

@@ -170,6 +170,15 @@ async def test_artifacts_travel_as_bytes(central):
     assert (await central.http.get(f"/v1/artifacts/{'0' * 64}", headers=mine)).status_code == 404
 
 
+async def test_what_is_uploaded_beyond_the_quota_is_refused_until_later(broker):
+    async with HttpCentral.open(broker, upload_bytes_per_day=1_000) as central:
+        headers = bearer((await central.key()).key)
+        assert (await central.http.post("/v1/artifacts/chunks", content=b"x" * 100, headers=headers)).status_code == 201
+        refused = await central.http.post("/v1/artifacts/chunks", content=b"y" * 100, headers=headers)
+        assert (refused.status_code, refused.json()["err_code"]) == (429, "quota")
+        assert int(refused.headers["retry-after"]) > 60
+
+
 async def test_jobs_are_seen_and_steered_by_their_owner(central):
     await job(central)
     mine, bobs = [bearer((await central.key(who)).key) for who in (ALICE, BOB)]
