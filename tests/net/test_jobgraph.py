@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore import data
+from cyxcore import data, patterns
 from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
 from cyxcore.spec import EpochMetrics, OptimizerSpec
 from cyxnet.jobfile import load
 from tests.core.test_graphfile import link, node, whole
+from tests.core.test_patterns import SMALL
 from tests.net.test_jobfile import rows
 
 DENSE = node("d", "Dense", units=3)
@@ -201,3 +202,18 @@ def test_a_regression_that_is_scaled_answers_in_raw_units(tmp_path: Path) -> Non
     assert job.model.graph is not None
     names = [buffer.name for buffer in cx.Graph.from_json(job.model.graph).buffers]
     assert names == ["normalize.mean", "normalize.std", "denormalize.std", "denormalize.mean"]
+
+
+@pytest.mark.parametrize("name", patterns.names())
+def test_every_pattern_is_a_job(name: str, tmp_path: Path) -> None:
+    """By its name, on an NPZ file with samples and targets of its shapes."""
+    given = SMALL.get(name, {})
+    recipe = cx.load_graph(patterns.get(name, **given))
+    x = np.random.default_rng(0).integers(0, 2, (36, *recipe.graph.input_shape)).astype(np.float32)
+    output = recipe.graph.output_shape
+    classes = recipe.training.loss == "cross_entropy"
+    y = np.arange(36) % output[0] if classes else np.zeros((36, *output), np.float32)
+    parameters = ", ".join(f"{key} = {value}" for key, value in given.items())
+    job = load(images(tmp_path, x, y, name, parameters))
+    assert job.model.graph is not None and cx.Graph.from_json(job.model.graph) == recipe.graph
+    assert job.training == recipe.training
