@@ -356,7 +356,8 @@ class _Run:
         self.like: Any = Tensor(np.zeros(1, np.float32)) if builder is None else Known(np.zeros(1, np.float32))
 
     def whole(self, given: Mapping[str, Any]) -> list[Any]:
-        return self.graph(self.model.proto["graph"], given, {}, self.model.initializers)
+        with np.errstate(all="ignore"):  # a file may divide by zero
+            return self.graph(self.model.proto["graph"], given, {}, self.model.initializers)
 
     def graph(
         self, graph: Mapping[str, Any], given: Mapping[str, Any], outer: Mapping[str, Any], arrays: Mapping[str, Array]
