@@ -26,7 +26,7 @@ def _stacked(parts: list[Any], like: Any, axis: int = 0) -> Any:
 
 
 @operator("Loop", known=(0, 1))
-def _loop(call: Call, trips: Any, condition: Any, *carried: Any) -> Any:
+def _loop(call: Call, trips: Any = None, condition: Any = None, *carried: Any) -> Any:
     most = MAX_TRIPS + 1 if trips is None else integer(trips)
     going = condition is None or _holds(condition)
     body, state, rows = call.needs("body"), list(carried), []

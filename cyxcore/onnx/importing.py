@@ -443,22 +443,35 @@ class _Run:
         if not isinstance(value, Tensor) or self.builder is None:
             return value
         array = value.numpy()
-        if (
-            name not in self.parameters
-            and array.size > 1
-            and array.shape
-            and bool((array == array.reshape(-1)[0]).all())
-        ):
-            one = self.builder.constant(array.reshape(-1)[0].item(), value.dtype)
-            return one.broadcast_to(*array.shape)
-        if is_float(value.dtype) and (
-            self.is_weight(name) or name in self.parameters or array.size > MAX_CONSTANT_ELEMENTS
-        ):
-            if not name.isprintable() or not 0 < len(name) <= MAX_NAME_CHARS:
-                raise GraphError(f"the name {name[:60]!r} is not one a parameter can have")
-            self.weights[name] = np.ascontiguousarray(array)
-            return self.builder.param(name, array.shape, {"kind": "zeros"}, True, value.dtype)
+        first = array.reshape(-1)[:1]
+        many = array.size > 1 and array.shape and name not in self.parameters
+        if many and np.isfinite(first).all() and bool((array == first).all()):
+            return self.builder.constant(first.item(), value.dtype).broadcast_to(*array.shape)
+        named = self.is_weight(name) or name in self.parameters
+        finite = not is_float(value.dtype) or bool(np.isfinite(array).all())
+        if named or not finite or is_float(value.dtype) and array.size > MAX_CONSTANT_ELEMENTS:
+            return self.parameter(name, np.ascontiguousarray(array), named)
         return self.builder.constant(array, value.dtype)
+
+    def parameter(self, name: str, array: Array, trainable: bool) -> Any:
+        """A parameter by the name of a value, or, where it has another value by now (in a loop), by that and a number.
+
+        What is no weight of the file (a constant too large for a graph, or with infinities) is a buffer.
+        """
+        assert self.builder is not None
+        name = wanted = name or "constant"
+        number = 1
+        while name in self.weights and not _same(self.weights[name], array):
+            number += 1
+            name = f"{wanted}.{number}"
+        if not name.isprintable() or len(name) > MAX_NAME_CHARS:
+            raise GraphError(f"the name {name[:60]!r} is not one a parameter can have")
+        self.weights[name] = array
+        return self.builder.param(name, array.shape, {"kind": "zeros"}, trainable, array.dtype.name)
+
+
+def _same(a: Array, b: Array) -> bool:
+    return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
 
 
 def _check_arity(row: Operator, inputs: Sequence[Any]) -> None:
@@ -466,8 +479,8 @@ def _check_arity(row: Operator, inputs: Sequence[Any]) -> None:
     several = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
     single = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and p.name != "function"]
     needed = sum(1 for p in single if p.default is inspect.Parameter.empty)
-    if several:
-        needed = max(needed, 1)
+    if several and not single:
+        needed = 1
     if len(inputs) < needed or not several and len(inputs) > len(single) or any(v is None for v in inputs[:needed]):
         raise GraphError(
             f"expected {needed} to {'any number of' if several else len(single)} inputs, got {len(inputs)}"

@@ -12,8 +12,8 @@ from cyxcore.dtype import is_float
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.onnx.movement import padded
 from cyxcore.onnx.products import window_pads
-from cyxcore.onnx.reductions import _lowest as lowest
-from cyxcore.onnx.table import Call, along, constant, filled, host, operator, text
+from cyxcore.onnx.reductions import lowest
+from cyxcore.onnx.table import Call, along, constant, filled, host, operator, symbolic, text
 from cyxcore.values import apply
 
 # pooling ------------------------------------------------------------------------------------------
@@ -79,6 +79,8 @@ def _max_pool(call: Call, x: Any) -> Any:
     if plain and call.outputs < 2:
         return F.max_pool2d(x, *plain)
     fill = lowest(x.dtype, False)
+    if symbolic(x) and is_float(x.dtype):  # a graph holds finite numbers
+        fill = float(np.finfo(x.dtype).min)
     parts, counts, (low, strides, spread) = _windows(call, x, fill, kernel)
     best = parts[0]
     chosen = None

@@ -11,7 +11,7 @@ from cyxcore.onnx.table import Call, along, filled, integer, ints, operator
 from cyxcore.values import apply
 
 
-def _lowest(dtype: str, largest: bool) -> Any:
+def lowest(dtype: str, largest: bool) -> Any:
     """What the maximum of nothing is, or (largest) the minimum."""
     if dtype == "bool":
         return largest
@@ -25,7 +25,7 @@ def _extreme(op: str) -> Any:
     def function(x: Any, axes: tuple[int, ...]) -> Any:
         if any(x.shape[axis] == 0 for axis in axes):
             shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
-            return filled(x, shape, _lowest(x.dtype, op == "min"), x.dtype)
+            return filled(x, shape, lowest(x.dtype, op == "min"), x.dtype)
         if x.dtype == "bool":
             return apply(op, x.astype("uint8"), axes=axes, keepdims=True).astype("bool")
         return apply(op, x, axes=axes, keepdims=True)

@@ -1,6 +1,7 @@
 """ONNX out and in: onnxruntime computes what we write, we compute what onnx's own node tests ask for."""
 
 import struct
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import onnx
 import onnx.helper as oh
 import onnxruntime
 import pytest
+import torch
 
 import cyxcore as cx
 from cyxcore.errors import CyxError, FormatError, GraphError
@@ -298,6 +300,103 @@ def test_a_torch_transformer_comes_in(tmp_path: Path) -> None:
     x = drawn.normal(size=(3, 6, 8)).astype(np.float32)
     session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(cx.predict(graph, weights, x), session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+class _Convolutions(torch.nn.Module):
+    """A residual block with batch norm, pooling in ceil mode, and linear resizing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn = torch.nn
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool, self.up = nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2, mode="bilinear")
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        x = self.up(self.pool(x + self.block(x)))
+        return self.out(torch.flatten(torch.nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+class _Language(torch.nn.Module):
+    """An embedding and causal attention, whose mask holds infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 20)
+        self.attention, self.norm = torch.nn.MultiheadAttention(8, 2, batch_first=True), torch.nn.LayerNorm(8)
+
+    def forward(self, x: Any) -> Any:
+        x = self.embedding(x)
+        mask = torch.triu(torch.full((x.shape[1], x.shape[1]), float("-inf")), 1)
+        return self.out(self.norm(x + self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]))
+
+
+class _Recurrent(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.out = torch.nn.LSTM(6, 7, 2, batch_first=True, bidirectional=True), torch.nn.Linear(14, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(self.cells(x)[0].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (_Convolutions, torch.linspace(-1, 1, 2 * 3 * 18 * 18).reshape(2, 3, 18, 18)),
+        (_Language, torch.arange(12).reshape(2, 6)),
+        (_Recurrent, torch.linspace(-1, 1, 60).reshape(2, 5, 6)),
+    ],
+)
+def test_what_torch_exports_computes_what_torch_does(module: Any, x: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = module().eval()
+    names: dict[str, Any] = {
+        "input_names": ["x"],
+        "output_names": ["y"],
+        "dynamic_axes": {"x": {0: "n"}, "y": {0: "n"}},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(made, x, tmp_path / "m.onnx", opset_version=17, dynamo=False, **names)
+    found = cx.load_model(tmp_path / "m.onnx")
+    for rows in (1, 2):
+        with torch.no_grad():
+            wanted = made(x[:rows]).numpy()
+        np.testing.assert_allclose(found.predict(x[:rows].numpy()), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loop_whose_constants_change_gives_each_its_own_name(tmp_path: Path) -> None:
+    """The body adds w[trip], a row of the weights that is known while the loop is unrolled."""
+    made = oh.make_tensor_value_info
+    body = oh.make_graph(
+        [
+            oh.make_node("Gather", ["w", "trip"], ["row"], axis=0),
+            oh.make_node("Add", ["sum", "row"], ["next"]),
+            oh.make_node("Identity", ["going"], ["on"]),
+        ],
+        "body",
+        [
+            made("trip", onnx.TensorProto.INT64, []),
+            made("going", onnx.TensorProto.BOOL, []),
+            made("sum", onnx.TensorProto.FLOAT, None),
+        ],
+        [made("on", onnx.TensorProto.BOOL, []), made("next", onnx.TensorProto.FLOAT, None)],
+    )
+    w = np.random.default_rng(0).normal(size=(3, 2, 3000)).astype(np.float32)
+    tensors = [onnx.numpy_helper.from_array(np.array(3, np.int64), "three")]
+    value = onnx.numpy_helper.from_array(w, "w")
+    nodes = [
+        oh.make_node("Constant", [], ["w"], value=value),
+        oh.make_node("Loop", ["three", "", "x"], ["y"], body=body),
+    ]
+    (tmp_path / "m.onnx").write_bytes(model(nodes, ["n", 2, 3000], ["n", 2, 3000], tensors))
+    found = cx.load_model(tmp_path / "m.onnx")
+    x = np.ones((2, 2, 3000), np.float32)
+    assert sorted(found.weights) == ["row", "row.2", "row.3"]
+    np.testing.assert_allclose(found.predict(x), x + w.sum(0), rtol=1e-5, atol=1e-5)
 
 
 # refusals -----------------------------------------------------------------------------------------
