@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 log = logging.getLogger(__name__)
 LOOK_S = 0.25  # how soon it is noticed that a client hung up while no token came
 LONGEST_TOKEN_BYTES = 256  # a prompt with more bytes for each token of the context is not even read
+MOST_INPUTS = 2048  # of one request for embeddings, as the API has it
 EVENT_STREAM = b"text/event-stream"
 PING = b": still writing\n\n"
 _STREAM_HEADERS = [(b"x-accel-buffering", b"no")]
@@ -123,7 +124,10 @@ class LanguageModel:
     async def embeddings(self, asked: Asked) -> Answer:
         request = openai.decoded(o.EmbeddingsRequest, await asked.body())
         openai.refuse_other_model(request.model, self.name)
-        tokens = await self._as_tokens(openai.prompts(request.input, "input"), "input")
+        given = openai.prompts(request.input, "input")
+        if len(given) > MOST_INPUTS:
+            raise bad(f"input: expected at most {MOST_INPUTS} texts, got {len(given)}", "input")
+        tokens = await self._as_tokens(given, "input")
         for place, prompt in enumerate(tokens):
             if not 0 < len(prompt) <= self._engine.context_tokens:
                 raise ContextOverflow(

@@ -63,6 +63,10 @@ async def test_a_file_answers_chats_texts_and_embeddings(file):
         assert chat.usage.prompt_tokens == len("<|user|>hi<|a|>")
         vectors = await client.embeddings.create(model="tiny", input=["hello", "world"], encoding_format="float")
         assert len(vectors.data[0].embedding) == 64
+        many = await client.embeddings.create(model="tiny", input=["world"] * 40, encoding_format="float")
+        assert [each.embedding for each in many.data] == [vectors.data[1].embedding] * 40
+        with pytest.raises(openai.BadRequestError, match="at most 2048 texts, got 2049"):
+            await client.embeddings.create(model="tiny", input=["a"] * 2049)
         assert sum(x * x for x in vectors.data[0].embedding) == pytest.approx(1, abs=1e-5)
 
 
