@@ -103,7 +103,6 @@ def _compiled(file: GraphFile, input_shape: Sequence[int] | None, normalize: str
     loss, settings = _loss(placed), _settings(file, placed)
     prediction, _ = _ends(loss, {node.id: node for node in placed})
     samples, sample = _samples([node for node in placed if node.kind == "DatasetInput"], input_shape)
-
     regression = settings.training.loss in REGRESSIONS
 
     def at(batch_size: int) -> Graph:
@@ -131,6 +130,7 @@ SKIPPED = {
 }
 MUST_SKIP = {"NLLLoss": "LogSoftmax", "BCELoss": "Sigmoid"}
 THROUGH = ("Output", "Identity")
+UNCHANGED = ("DataLoader", "DataSplit", "TensorReshape")  # nodes whose data is the input's
 
 
 def _ends(loss: Placed, nodes: Mapping[str, Placed]) -> tuple[Wire, str]:
@@ -172,7 +172,7 @@ def _ends(loss: Placed, nodes: Mapping[str, Placed]) -> tuple[Wire, str]:
     if compared is None or nodes[compared.node].carries[compared.pin] == "labels":
         return prediction, "labels"
     source = before(compared)
-    while nodes[source.node].row.group == "data" and source.pin == 0:
+    while nodes[source.node].kind in UNCHANGED and source.pin == 0:
         source = before(nodes[source.node].inputs[0])  # type: ignore[arg-type]
     if nodes[source.node].kind != "DatasetInput":
         raise SpecError(f"{loss}: its target is what {nodes[source.node]} computes; expected labels, or the input")

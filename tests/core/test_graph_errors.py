@@ -331,7 +331,16 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
         "node 'in' (DatasetInput): its shape is missing; add the parameter shape, or give that of a sample",
     ),
 ]
+SCALED = unlinked(
+    whole(node("n", "Normalize"), node("d", "Dense", units=4), loss=node("loss", "MSELoss")), "in", "loss"
+)
+SCALED["links"].append(link("n", "loss", 0, "target"))
 ERRORS += [
+    (
+        "a target that was scaled",
+        SCALED,
+        "node 'loss' (MSELoss): its target is what node 'n' (Normalize) computes; expected labels, or the input",
+    ),
     (
         "layers without end",
         whole(node("r", "LSTM", num_layers=2**31 - 1), DENSE, shape=(5, 4)),

@@ -216,6 +216,10 @@ def test_an_autoencoder_compares_with_its_input() -> None:
     file = unlinked(file, "in", "loss")
     file["links"].append(link("in", "loss", "data", "target"))
     assert cx.load_graph(file).data.target_is_input
+    split = whole(node("s", "DataSplit"), DENSE | {"params": {"units": 4}}, loss=node("loss", "MSELoss"))
+    split = unlinked(split, "in", "loss")
+    split["links"].append(link("s", "loss", 0, "target"))
+    assert cx.load_graph(split).data.target_is_input
 
 
 def test_a_sample_is_seen_in_the_shape_that_the_input_names() -> None:
