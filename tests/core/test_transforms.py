@@ -1,7 +1,10 @@
 """Transforms of images: against Pillow where it has the thing, and against what must hold of them."""
 
+import hashlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,9 +15,11 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import cyxcore as cx
 from cyxcore import transforms as T
 from cyxcore.errors import DtypeError, ShapeError, SpecError
+from cyxcore.kernels.philox import uniform_words
 from cyxcore.transforms import colour, geometry, policies, running
 from cyxcore.transforms.draws import Draws
 
+ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(5)
 
 
@@ -289,6 +294,39 @@ EXAMPLES: list[T.Transform] = [
     T.TrivialAugmentWide(),
 ]
 
+PINNED = {
+    "Resize": "506be34db1e6",
+    "Pad": "0fbf22acbc66",
+    "CenterCrop": "bddce66bcdb2",
+    "RandomCrop": "9b7d3c60c2f0",
+    "RandomResizedCrop": "74ae951333f1",
+    "RandomHorizontalFlip": "8fca00a1d5b1",
+    "RandomVerticalFlip": "9e02914e1818",
+    "RandomRotation": "61d9958c6aa4",
+    "RandomAffine": "49fd17662bd6",
+    "RandomPerspective": "d2433380ee0f",
+    "ColorJitter": "7ed9c44c4918",
+    "Grayscale": "2b38cdd329b8",
+    "RandomGrayscale": "f91b81148d79",
+    "RandomChannelPermutation": "51098a46f3e2",
+    "RandomInvert": "0eaaaf1d1ee8",
+    "RandomSolarize": "95a9ca5509fd",
+    "RandomPosterize": "5705d868da89",
+    "RandomEqualize": "eb90d5f16cf0",
+    "RandomAutocontrast": "eadf471cc175",
+    "RandomAdjustSharpness": "3c61bf0d25b8",
+    "GaussianBlur": "ec779af6b557",
+    "GaussianNoise": "dcfecabfbf07",
+    "Normalize": "7ec12d2170fb",
+    "RandomErasing": "f142e7492a8a",
+    "Cutout": "a9334e6212da",
+    "Mixup": "ce305c38d4a3",
+    "CutMix": "2326da856698",
+    "RandAugment": "a6a9d40dd439",
+    "AutoAugment": "736b3fe42336",
+    "TrivialAugmentWide": "897f6398f4f5",
+}
+
 
 def test_every_kind_has_an_example_and_a_row() -> None:
     assert [type(example).__name__ for example in EXAMPLES] == list(T.KINDS)
@@ -325,6 +363,36 @@ def test_tiny_images_of_any_number_of_channels_are_images(transform: T.Transform
     transform = T.RandomCrop(1, padding=4) if isinstance(transform, T.RandomCrop) else transform
     out = T.Compose([transform])(np.full(shape, 0.5, np.float32), key=1)
     assert np.isfinite(out).all() and out.dtype == np.float32
+
+
+def digests() -> dict[str, str]:
+    """Of what each transform makes of the same images, which are made of integers alone."""
+    words = uniform_words(5, 0, 0, 4 * 3 * 12 * 12).reshape(4, 3, 12, 12)
+    images = (words >> 24).astype(np.uint8) // 3 + (np.arange(12) * 14).astype(np.uint8)
+    found = {}
+    for transform in EXAMPLES:
+        if isinstance(transform, T.RandomCrop):
+            transform = T.RandomCrop(12, padding=4)
+        of_bytes, of_floats = transform(images, key=(3, 9)), transform(images.astype(np.float32) / 256, key=(3, 9))
+        digest = hashlib.sha256(of_bytes.tobytes() + of_floats.tobytes()).hexdigest()
+        found[type(transform).__name__] = digest[:12]
+    return found
+
+
+def test_the_bits_are_what_they_always_were() -> None:
+    """Jobs promise them: a change here is a change of what every job with that transform learns from."""
+    assert digests() == PINNED
+
+
+def test_the_bits_do_not_depend_on_the_processor() -> None:
+    code = "from tests.core.test_transforms import PINNED, digests; print(digests() == PINNED)"
+    features = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3"
+    known = set(np._core._multiarray_umath.__cpu_dispatch__)  # type: ignore[attr-defined]
+    less = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(name for name in features.split() if name in known)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=less, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
 
 
 def test_tensors_give_tensors_and_one_image_one() -> None:
