@@ -142,7 +142,8 @@ def decoded(path: str, size: tuple[int, int] | None, channels: int) -> ndarray:
     Raises DataError for what is no image of 8 bits per channel.
     """
     library = pillow()
-    return _pixels(library, path, size or _seen(library, path, 0).size, channels)
+    seen = _seen(library, path, 0)
+    return _pixels(library, path, size or seen.size, channels)
 
 
 def _pixels(pillow: Any, path: str, size: tuple[int, int], channels: int) -> ndarray:

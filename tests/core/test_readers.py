@@ -4,6 +4,7 @@ import gzip
 import json
 import struct
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ from cyxcore.data import (
     read_idx,
     read_npz,
     read_text,
+    sources,
+    streams,
 )
+from cyxcore.data import images as images_module
 from cyxcore.data.pickles import read_dictionary
 from cyxcore.errors import DataError, SpecError
 from cyxcore.spec import DataSpec
@@ -133,6 +137,43 @@ def test_a_defect_of_a_csv_file_is_told_with_its_place(tmp_path: Path, content: 
     assert said in told(lambda: TableStream(path, target="y", classes="scan").load())
 
 
+def test_a_line_that_does_not_end_is_refused_before_it_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
+    path = written(tmp_path, "t.csv", "a,b\n1,2\n" + "9" * 5000)
+    assert "expected lines of at most 1,000 bytes, got a longer one (line 3)" in told(lambda: TableStream(path).load())
+    assert "lines of at most 1,000 bytes" in told(lambda: list(TextLines(path)))
+    assert "lines of at most 1,000 bytes" in told(lambda: list(TokenStream(path, ByteTokenizer(), 2)))
+
+
+def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "t.csv", "\ufeffa;b\r\n1;2\r\n\r\n3;4\r\n")
+    assert TableStream(path).load().tensors[0].tolist() == [[1, 2], [3, 4]]
+    assert "expected lines ending in" in told(lambda: TableStream(written(tmp_path, "u.csv", "a,b\r1,2\r")).load())
+
+
+def test_other_files_than_tables_are_told(tmp_path: Path) -> None:
+    assert "expected a file, got nothing by this name; check data.path" in told(
+        lambda: TableStream(tmp_path / "no.csv")
+    )
+    assert "expected a file, got a folder" in told(lambda: TableStream(tmp_path))
+    assert "expected a plain file, got a device" in told(lambda: TableStream("/dev/zero", format="csv"))
+    pickled = written(tmp_path, "t.pkl", b"\x80\x04N.")
+    assert "expected one of csv, jsonl, json, parquet, got 't.pkl'" in told(lambda: TableStream(pickled))
+
+
+def test_columns_of_parquet_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    path = table(tmp_path, "parquet", [{"a": [1, 2], "b": 1.0, "c": "x"}])
+    assert "column 'a': expected a column of numbers or text, got type BIGINT[]" in told(
+        lambda: TableStream(path, ignore=["c"]).load()
+    )
+    assert "column 'c', row 1: expected a number, got 'x'" in told(lambda: TableStream(path, ignore=["a"]).load())
+    whole = path.read_bytes()
+    broken = written(tmp_path, "b.parquet", whole[: len(whole) // 2])
+    assert "expected a readable table" in told(lambda: TableStream(broken).load())
+
+
 OBJECTS = [
     ("t.jsonl", '{"u": 1}\n{"u": "2"}\n', None),
     ("t.jsonl", '{"u": 1}\n{"u": true}\n', "column 'u', row 2: expected a number, got 'True'"),
@@ -176,8 +217,9 @@ def test_columns_that_are_not_there_are_told_with_the_nearest(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_a_file_larger_than_the_memory_it_takes(tmp_path: Path, suffix: str) -> None:
-    rows, columns = 24_000, 8
+def test_a_file_larger_than_the_memory_it_takes(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_ROWS_AT_A_TIME", 32)
+    rows, columns = 6_000, 8
     cells = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
     if suffix == "parquet":
         path = tmp_path / "t.parquet"
@@ -253,6 +295,37 @@ def test_all_arrays_of_an_npz_are_read_by_name(tmp_path: Path) -> None:
     arrays = read_npz(tmp_path / "a.npz")
     assert arrays["x"].tolist() == np.eye(3).tolist() and arrays["names"].tolist() == ["a", "bc"]
     assert "expected at most 10 bytes once in memory" in told(lambda: read_npz(tmp_path / "a.npz", 10))
+
+
+ARCHIVES = [
+    (
+        lambda file: file.writestr("x.npy", npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"x")),
+        "'|O'",
+    ),
+    (lambda file: file.writestr("../x.npy", b"nothing"), "expected an array in NPY format 1 to 3"),
+    (lambda file: [file.writestr(f"{n}.npy", b"") for n in range(1001)], "expected at most 1,000 arrays, got 1,001"),
+    (lambda file: [file.writestr("x.npy", b""), file.writestr("x", b"")], "expected each array once, got 'x' twice"),
+    (lambda file: file.writestr("x.npy", b"1", zipfile.ZIP_LZMA), "expected a stored or deflated array"),
+]
+
+
+@pytest.mark.parametrize("fill, said", ARCHIVES)
+def test_a_defect_of_an_archive_is_told(tmp_path: Path, fill: Callable[[Any], Any], said: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        fill(file)
+    assert said in told(lambda: read_npz(tmp_path / "a.npz"))
+
+
+def test_an_archive_with_a_wrong_checksum_or_a_false_size_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(100))
+    whole = bytearray((tmp_path / "a.npz").read_bytes())
+    whole[whole.index(b"\x05\0\0\0\0\0\0\0")] = 6
+    assert "expected an undamaged NPZ file, got BadZipFile" in told(
+        lambda: read_npz(written(tmp_path, "b.npz", bytes(whole)))
+    )
+    assert "expected an NPZ file, got a file that starts with" in told(
+        lambda: read_npz(written(tmp_path, "c.npz", b"x,y"))
+    )
 
 
 def npy(header: str, data: bytes = b"") -> bytes:
@@ -331,6 +404,22 @@ def test_an_image_that_cannot_be_decoded_is_told_with_its_row(tmp_path: Path) ->
     (root / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
     message = told(lambda: list(DataLoader(ImageFolder(root, size=(4, 4)), batch_size=4)))
     assert "row 2 (batch 1 of epoch 1)" in message and "expected an undamaged image" in message
+
+
+def test_images_of_other_kinds_are_told_not_bent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = image_folder(tmp_path / "i")
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(root / "cat" / "0.png")
+    assert "expected 8 bits per channel, got Pillow's mode 'I;16'" in told(lambda: ImageFolder(root, size=(4, 4))[0])
+    written(root / "cat", "1.png", "no image")
+    assert "expected an image, got UnidentifiedImageError; use one of PNG" in told(lambda: ImageFolder(root)[1])
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 10)
+    assert "expected an image of at most 10 pixels, got 6 x 4; make it smaller" in told(lambda: ImageFolder(root)[2])
+    monkeypatch.undo()
+    with pytest.raises(SpecError, match="expected channels 1 or 3, got 4"):
+        ImageFolder(root, channels=4)
+    (root / "notes.txt").write_text("x")
+    assert "expected only sub-folders, one per class, got the file 'notes.txt'" in told(lambda: ImageFolder(root))
+    assert "expected a folder with one sub-folder per class" in told(lambda: ImageFolder(tmp_path / "none"))
 
 
 # classics -----------------------------------------------------------------------------------------
