@@ -49,8 +49,9 @@ cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
 cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows
 cyxcore.data.streams cyxcore.data.arrayfiles cyxcore.data.imagefiles cyxcore.data.pickles cyxcore.data.classics
-cyxcore.autograd cyxcore.userops cyxcore.nn.module cyxcore.nn.activations cyxcore.nn.layers
-cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
+cyxcore.autograd cyxcore.userops cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.activations
+cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.attention
+cyxcore.nn.init cyxcore.nn
 cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting

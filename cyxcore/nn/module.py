@@ -1,6 +1,6 @@
 """Module: a model as a tree of parts that hold parameters. torch's verbs, a fraction of its machinery."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -10,6 +10,7 @@ from cyxcore import drawing
 from cyxcore.eager import Tensor, as_array, next_key
 from cyxcore.errors import CyxError, ShapeError, SpecError
 from cyxcore.graph import at_layer
+from cyxcore.nn.hooks import KINDS, Handle, called
 from cyxcore.symbols import Symbol
 from cyxcore.values import TracedMode
 
@@ -46,15 +47,40 @@ class Module:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if not inputs or not isinstance(inputs[0], Symbol):
-            return self.forward(*inputs, **options)
+            return self._run(inputs, options)
         builder = inputs[0].builder
         before, builder.layer = builder.layer, self.__dict__.get("_label", "")
         try:
-            return self.forward(*inputs, **options)
+            return self._run(inputs, options)
         except CyxError as error:
             raise at_layer(error, builder.layer) from None
         finally:
             builder.layer = before
+
+    def _run(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        hooks = self.__dict__.get("_hooks")
+        return self.forward(*inputs, **options) if hooks is None else called(self, hooks, inputs, options)
+
+    def _hook(self, kind: str, hook: Callable[..., Any]) -> Handle:
+        own = self.__dict__.setdefault("_hooks", {name: [] for name in KINDS})[kind]
+        own.append(hook)
+        return Handle(own, hook)
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Handle:
+        """Before each call: hook(module, inputs) may return other inputs. In cx.compile it runs once, on symbols."""
+        return self._hook("before", hook)
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Handle:
+        """After each call: hook(module, inputs, output) may return another output. In cx.compile as above."""
+        return self._hook("after", hook)
+
+    def register_full_backward_hook(self, hook: Callable[..., Any]) -> Handle:
+        """In each backward pass: hook(module, gradients of the inputs, (gradient of the output,)).
+
+        It may return other gradients of the inputs; inputs that need none have None. Of modules that return one tensor
+        and take at most one that requires a gradient. Raises GraphError in cx.compile.
+        """
+        return self._hook("backward", hook)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_parameters" not in self.__dict__:
