@@ -150,18 +150,22 @@ def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) 
 
 
 def zeros_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor of x's shape (and dtype, unless given) filled with 0."""
     return zeros(value_of("zeros_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
 
 
 def ones_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor of x's shape (and dtype, unless given) filled with 1."""
     return ones(value_of("ones_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
 
 
 def empty_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor of x's shape (and dtype, unless given) whose values are not set."""
     return empty(value_of("empty_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
 
 
 def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor of x's shape (and dtype, unless given) filled with one value."""
     return full(
         value_of("full_like", x).shape, fill_value, dtype=dtype or x.dtype, device=device or getattr(x, "device", None)
     )

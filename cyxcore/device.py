@@ -51,6 +51,8 @@ class Banded(NamedTuple):
 
 
 class Backend(Protocol):
+    """What a device has to do."""
+
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
         """One op at once."""
 
@@ -245,6 +247,7 @@ _default = "cpu"
 
 
 def check_name(name: str) -> str:
+    """The name. Raises SpecError where there is no such device."""
     if name not in DEVICES:
         raise SpecError(f"device: expected one of {', '.join(DEVICES)}, got {name!r}")
     return name

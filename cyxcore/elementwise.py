@@ -67,14 +67,17 @@ def _inexact_binary(op: str, x1: Any, x2: Any) -> Any:
 
 
 def add(x1: Any, x2: Any, /) -> Any:
+    """x1 + x2, broadcast."""
     return _binary("add", x1, x2)
 
 
 def subtract(x1: Any, x2: Any, /) -> Any:
+    """x1 - x2, broadcast."""
     return _binary("sub", x1, x2)
 
 
 def multiply(x1: Any, x2: Any, /) -> Any:
+    """x1 * x2, broadcast."""
     return _binary("mul", x1, x2)
 
 
@@ -99,6 +102,7 @@ def pow(x1: Any, x2: Any, /) -> Any:
 
 
 def negative(x: Any, /) -> Any:
+    """-x."""
     return _unary("neg", x)
 
 
@@ -113,6 +117,7 @@ def abs(x: Any, /) -> Any:
 
 
 def square(x: Any, /) -> Any:
+    """x * x."""
     return _unary("square", x)
 
 
@@ -122,6 +127,7 @@ def sign(x: Any, /) -> Any:
 
 
 def reciprocal(x: Any, /) -> Any:
+    """1 / x."""
     return divide(1, value_of("reciprocal", x))
 
 
@@ -156,14 +162,17 @@ def nextafter(x1: Any, x2: Any, /) -> Any:
 
 
 def floor(x: Any, /) -> Any:
+    """The greatest integer that is not above each element."""
     return _unary("floor", x)
 
 
 def ceil(x: Any, /) -> Any:
+    """The least integer that is not below each element."""
     return _unary("ceil", x)
 
 
 def trunc(x: Any, /) -> Any:
+    """Each element without its fraction."""
     return _unary("trunc", x)
 
 
@@ -176,6 +185,7 @@ def round(x: Any, /) -> Any:
 
 
 def exp(x: Any, /) -> Any:
+    """e to the power of each element."""
     return _inexact("exp", x)
 
 
@@ -185,6 +195,7 @@ def expm1(x: Any, /) -> Any:
 
 
 def log(x: Any, /) -> Any:
+    """The natural logarithm of each element."""
     return _inexact("log", x)
 
 
@@ -194,10 +205,12 @@ def log1p(x: Any, /) -> Any:
 
 
 def log2(x: Any, /) -> Any:
+    """The binary logarithm of each element."""
     return _inexact("log2", x)
 
 
 def log10(x: Any, /) -> Any:
+    """The decimal logarithm of each element."""
     return _inexact("log10", x)
 
 
@@ -207,30 +220,37 @@ def logaddexp(x1: Any, x2: Any, /) -> Any:
 
 
 def sqrt(x: Any, /) -> Any:
+    """The square root of each element; NaN below 0."""
     return _inexact("sqrt", x)
 
 
 def sin(x: Any, /) -> Any:
+    """The sine of each element."""
     return _inexact("sin", x)
 
 
 def cos(x: Any, /) -> Any:
+    """The cosine of each element."""
     return _inexact("cos", x)
 
 
 def tan(x: Any, /) -> Any:
+    """The tangent of each element."""
     return _inexact("tan", x)
 
 
 def asin(x: Any, /) -> Any:
+    """The inverse sine of each element."""
     return _inexact("asin", x)
 
 
 def acos(x: Any, /) -> Any:
+    """The inverse cosine of each element."""
     return _inexact("acos", x)
 
 
 def atan(x: Any, /) -> Any:
+    """The inverse tangent of each element."""
     return _inexact("atan", x)
 
 
@@ -240,26 +260,32 @@ def atan2(x1: Any, x2: Any, /) -> Any:
 
 
 def sinh(x: Any, /) -> Any:
+    """The hyperbolic sine of each element."""
     return _inexact("sinh", x)
 
 
 def cosh(x: Any, /) -> Any:
+    """The hyperbolic cosine of each element."""
     return _inexact("cosh", x)
 
 
 def tanh(x: Any, /) -> Any:
+    """The hyperbolic tangent of each element."""
     return _inexact("tanh", x)
 
 
 def asinh(x: Any, /) -> Any:
+    """The inverse hyperbolic sine of each element."""
     return _inexact("asinh", x)
 
 
 def acosh(x: Any, /) -> Any:
+    """The inverse hyperbolic cosine of each element."""
     return _inexact("acosh", x)
 
 
 def atanh(x: Any, /) -> Any:
+    """The inverse hyperbolic tangent of each element."""
     return _inexact("atanh", x)
 
 
@@ -267,6 +293,7 @@ def atanh(x: Any, /) -> Any:
 
 
 def real(x: Any, /) -> Any:
+    """The real part of each element."""
     return _unary("real", x) if value_of("real", x).dtype in COMPLEX else x.copy()
 
 
@@ -276,6 +303,7 @@ def imag(x: Any, /) -> Any:
 
 
 def conj(x: Any, /) -> Any:
+    """The complex conjugate of each element; itself of a real one."""
     return _unary("conj", x) if value_of("conj", x).dtype in COMPLEX else x.copy()
 
 
@@ -283,42 +311,52 @@ def conj(x: Any, /) -> Any:
 
 
 def equal(x1: Any, x2: Any, /) -> Any:
+    """x1 == x2, broadcast; bool."""
     return _binary("equal", x1, x2)
 
 
 def not_equal(x1: Any, x2: Any, /) -> Any:
+    """x1 != x2, broadcast; bool."""
     return _binary("not_equal", x1, x2)
 
 
 def less(x1: Any, x2: Any, /) -> Any:
+    """x1 < x2, broadcast; bool."""
     return _binary("less", x1, x2)
 
 
 def less_equal(x1: Any, x2: Any, /) -> Any:
+    """x1 <= x2, broadcast; bool."""
     return _binary("less_equal", x1, x2)
 
 
 def greater(x1: Any, x2: Any, /) -> Any:
+    """x1 > x2, broadcast; bool."""
     return _binary("greater", x1, x2)
 
 
 def greater_equal(x1: Any, x2: Any, /) -> Any:
+    """x1 >= x2, broadcast; bool."""
     return _binary("greater_equal", x1, x2)
 
 
 def logical_not(x: Any, /) -> Any:
+    """Whether each bool is false."""
     return _unary("logical_not", x)
 
 
 def logical_and(x1: Any, x2: Any, /) -> Any:
+    """Whether both are true, of bools, broadcast."""
     return _binary("logical_and", x1, x2)
 
 
 def logical_or(x1: Any, x2: Any, /) -> Any:
+    """Whether one of both is true, of bools, broadcast."""
     return _binary("logical_or", x1, x2)
 
 
 def logical_xor(x1: Any, x2: Any, /) -> Any:
+    """Whether exactly one of both is true, of bools, broadcast."""
     left, right = _pair("logical_xor", x1, x2)
     if left.dtype != "bool":
         raise DtypeError(f"logical_xor: expected bool, got {left.dtype}; use astype to convert")
@@ -346,6 +384,7 @@ def bitwise_invert(x: Any, /) -> Any:
 
 
 def bitwise_left_shift(x1: Any, x2: Any, /) -> Any:
+    """x1 << x2 of integers, broadcast."""
     return _binary("bitwise_left_shift", x1, x2)
 
 
@@ -355,10 +394,12 @@ def bitwise_right_shift(x1: Any, x2: Any, /) -> Any:
 
 
 def isnan(x: Any, /) -> Any:
+    """Whether each element is NaN."""
     return apply("not_equal", value_of("isnan", x), x)
 
 
 def isinf(x: Any, /) -> Any:
+    """Whether each element is infinite."""
     value = value_of("isinf", x)
     if is_complex(value.dtype):
         return isinf(real(value)) | isinf(imag(value))
@@ -366,6 +407,7 @@ def isinf(x: Any, /) -> Any:
 
 
 def isfinite(x: Any, /) -> Any:
+    """Whether each element is neither infinite nor NaN."""
     value = value_of("isfinite", x)
     if is_complex(value.dtype):
         return isfinite(real(value)) & isfinite(imag(value))

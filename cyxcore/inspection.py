@@ -43,4 +43,5 @@ class NamespaceInfo:
 
 
 def __array_namespace_info__() -> NamespaceInfo:
+    """What this library is to the array API standard: capabilities, devices, dtypes."""
     return NamespaceInfo()

@@ -24,10 +24,12 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
 
 
 def broadcast_to(x: Any, /, shape: Any) -> Any:
+    """x, stretched to a shape. Raises ShapeError where it does not fit."""
     return value_of("broadcast_to", x).broadcast_to(tuple(shape))
 
 
 def broadcast_arrays(*arrays: Any) -> tuple[Any, ...]:
+    """All arrays, stretched to the shape they have in common."""
     shape = broadcast_shapes(*(value_of("broadcast_arrays", x).shape for x in arrays))
     return tuple(x.broadcast_to(shape) for x in arrays)
 
@@ -42,10 +44,12 @@ def reshape(x: Any, /, shape: Any, *, copy: bool | None = None) -> Any:
 
 
 def expand_dims(x: Any, /, axis: int | tuple[int, ...]) -> Any:
+    """x with an axis of size 1 more, at `axis`."""
     return value_of("expand_dims", x).expand_dims(axis)
 
 
 def squeeze(x: Any, /, axis: int | tuple[int, ...]) -> Any:
+    """x without the given axes, which are of size 1."""
     return value_of("squeeze", x).squeeze(axis)
 
 

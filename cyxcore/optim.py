@@ -197,6 +197,8 @@ class Optimizer:
 
 
 class SGD(Optimizer):
+    """p - lr g, with momentum, Nesterov's look ahead and weight decay."""
+
     rule = "sgd"
 
     def __init__(
@@ -262,6 +264,8 @@ class NAdam(Optimizer):
 
 
 class RMSprop(Optimizer):
+    """The gradient over the root of a running mean of its square (Tieleman and Hinton 2012)."""
+
     rule = "rmsprop"
 
     def __init__(
@@ -280,6 +284,8 @@ class RMSprop(Optimizer):
 
 
 class Adagrad(Optimizer):
+    """The gradient over the root of the sum of its squares (Duchi 2011)."""
+
     rule = "adagrad"
     options = {"initial_accumulator_value": "initial_accumulator"}
 

@@ -118,14 +118,17 @@ def unique_all(x: Any, /) -> UniqueAll:
 
 
 def unique_counts(x: Any, /) -> UniqueCounts:
+    """(values, counts): the distinct values, ascending, and how often each is there."""
     found = unique_all(x)
     return UniqueCounts(found.values, found.counts)
 
 
 def unique_inverse(x: Any, /) -> UniqueInverse:
+    """(values, inverse_indices): the distinct values, ascending, and where each element is among them."""
     found = unique_all(x)
     return UniqueInverse(found.values, found.inverse_indices)
 
 
 def unique_values(x: Any, /) -> Any:
+    """The distinct values, ascending."""
     return unique_all(x).values

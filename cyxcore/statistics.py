@@ -35,6 +35,7 @@ def prod(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = Fa
 
 
 def mean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The mean along axes."""
     return value_of("mean", x).mean(axis, keepdims)
 
 
@@ -74,6 +75,7 @@ def any(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def count_nonzero(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
+    """How many elements are not 0, along axes."""
     return value_of("count_nonzero", x).astype("bool").sum(axis, keepdims)
 
 

@@ -16,6 +16,7 @@ def elu(x: Any, alpha: float = 1.0) -> Any:
 
 
 def selu(x: Any) -> Any:
+    """See cx.nn.SELU."""
     return elu(x, SELU_ALPHA) * SELU_SCALE
 
 
@@ -56,10 +57,12 @@ def mish(x: Any) -> Any:
 
 
 def softsign(x: Any) -> Any:
+    """x / (1 + |x|)."""
     return x / (x.abs() + 1.0)
 
 
 def tanhshrink(x: Any) -> Any:
+    """x - tanh(x)."""
     return x - x.tanh()
 
 
@@ -69,6 +72,7 @@ def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
 
 
 def relu6(x: Any) -> Any:
+    """x kept within 0 … 6."""
     return hardtanh(x, 0.0, 6.0)
 
 
@@ -78,6 +82,7 @@ def hardsigmoid(x: Any) -> Any:
 
 
 def hardswish(x: Any) -> Any:
+    """See cx.nn.Hardswish."""
     return x * hardsigmoid(x)
 
 

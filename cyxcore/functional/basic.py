@@ -12,6 +12,7 @@ Pair = int | tuple[int, int]
 
 
 def pair(value: Any) -> tuple[int, int]:
+    """A number as two, or two as they are."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
@@ -76,26 +77,32 @@ def global_avg_pool2d(x: Any) -> Any:
 
 
 def relu(x: Any) -> Any:
+    """max(x, 0)."""
     return x.relu()
 
 
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
+    """See cx.nn.LeakyReLU."""
     return apply("where", x > 0, x, x * negative_slope)
 
 
 def tanh(x: Any) -> Any:
+    """The hyperbolic tangent of each element."""
     return x.tanh()
 
 
 def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
     return x.sigmoid()
 
 
 def softmax(x: Any, dim: int = -1) -> Any:
+    """exp(x) / sum(exp(x)) along an axis."""
     return apply("softmax", x, axis=_axis(x, dim))
 
 
 def log_softmax(x: Any, dim: int = -1) -> Any:
+    """The logarithm of softmax along an axis."""
     return apply("log_softmax", x, axis=_axis(x, dim))
 
 
@@ -120,6 +127,7 @@ def embedding(indices: Any, weight: Any) -> Any:
 
 
 def one_hot(indices: Any, num_classes: int) -> Any:
+    """1 in the place of each index, 0 elsewhere."""
     return apply("one_hot", indices.astype("int64"), depth=num_classes)
 
 
@@ -149,10 +157,12 @@ def where(condition: Any, x1: Any, x2: Any, /) -> Any:
 
 
 def maximum(x1: Any, x2: Any, /) -> Any:
+    """The larger of both, broadcast; NaN where one is NaN."""
     return apply("maximum", *together(x1, x2))
 
 
 def minimum(x1: Any, x2: Any, /) -> Any:
+    """The smaller of both, broadcast; NaN where one is NaN."""
     return apply("minimum", *together(x1, x2))
 
 

@@ -14,6 +14,7 @@ Triple = int | tuple[int, int, int]
 
 
 def triple(value: Any) -> tuple[int, int, int]:
+    """A number as three, or three as they are."""
     return (value, value, value) if isinstance(value, int) else (int(value[0]), int(value[1]), int(value[2]))
 
 

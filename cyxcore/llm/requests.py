@@ -99,6 +99,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
+    """How many tokens a request came to."""
+
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0

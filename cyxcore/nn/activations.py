@@ -7,21 +7,29 @@ from cyxcore.nn.module import Module, Parameter
 
 
 class Identity(Module):
+    """Gives back what it gets."""
+
     def forward(self, x: Any) -> Any:
         return x
 
 
 class ReLU(Module):
+    """max(x, 0)."""
+
     def forward(self, x: Any) -> Any:
         return F.relu(x)
 
 
 class ReLU6(Module):
+    """x kept within 0 … 6."""
+
     def forward(self, x: Any) -> Any:
         return F.relu6(x)
 
 
 class LeakyReLU(Module):
+    """x above 0, negative_slope times x below."""
+
     def __init__(self, negative_slope: float = 0.01) -> None:
         super().__init__()
         self.negative_slope = negative_slope
@@ -51,21 +59,29 @@ class _WithAlpha(Module):
 
 
 class ELU(_WithAlpha):
+    """x above 0, alpha (exp(x) - 1) below."""
+
     def forward(self, x: Any) -> Any:
         return F.elu(x, self.alpha)
 
 
 class CELU(_WithAlpha):
+    """max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
+
     def forward(self, x: Any) -> Any:
         return F.celu(x, self.alpha)
 
 
 class SELU(Module):
+    """ELU with the scales that keep mean and variance (Klambauer 2017)."""
+
     def forward(self, x: Any) -> Any:
         return F.selu(x)
 
 
 class GELU(Module):
+    """x times the normal distribution's share below x; approximate="tanh" is the formula with tanh."""
+
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
         self.approximate = approximate
@@ -75,6 +91,8 @@ class GELU(Module):
 
 
 class SiLU(Module):
+    """x sigmoid(x)."""
+
     def forward(self, x: Any) -> Any:
         return F.silu(x)
 
@@ -83,11 +101,15 @@ Swish = SiLU  # the name of the paper
 
 
 class Mish(Module):
+    """x tanh(softplus(x))."""
+
     def forward(self, x: Any) -> Any:
         return F.mish(x)
 
 
 class Softplus(Module):
+    """log(1 + exp(beta x)) / beta."""
+
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
         self.beta = beta
@@ -97,21 +119,29 @@ class Softplus(Module):
 
 
 class Softsign(Module):
+    """x / (1 + |x|)."""
+
     def forward(self, x: Any) -> Any:
         return F.softsign(x)
 
 
 class Tanh(Module):
+    """tanh(x)."""
+
     def forward(self, x: Any) -> Any:
         return F.tanh(x)
 
 
 class Tanhshrink(Module):
+    """x - tanh(x)."""
+
     def forward(self, x: Any) -> Any:
         return F.tanhshrink(x)
 
 
 class Hardtanh(Module):
+    """x kept within min_val … max_val."""
+
     def __init__(self, min_val: float = -1.0, max_val: float = 1.0) -> None:
         super().__init__()
         self.min_val, self.max_val = min_val, max_val
@@ -121,26 +151,36 @@ class Hardtanh(Module):
 
 
 class Sigmoid(Module):
+    """1 / (1 + exp(-x))."""
+
     def forward(self, x: Any) -> Any:
         return F.sigmoid(x)
 
 
 class LogSigmoid(Module):
+    """log(sigmoid(x))."""
+
     def forward(self, x: Any) -> Any:
         return F.logsigmoid(x)
 
 
 class Hardsigmoid(Module):
+    """x / 6 + 1 / 2 kept within 0 … 1."""
+
     def forward(self, x: Any) -> Any:
         return F.hardsigmoid(x)
 
 
 class Hardswish(Module):
+    """x times Hardsigmoid of x."""
+
     def forward(self, x: Any) -> Any:
         return F.hardswish(x)
 
 
 class Threshold(Module):
+    """x above the threshold, a value below."""
+
     def __init__(self, threshold: float, value: float) -> None:
         super().__init__()
         self.threshold, self.value = threshold, value
@@ -150,6 +190,8 @@ class Threshold(Module):
 
 
 class GLU(Module):
+    """The first half of an axis times the sigmoid of the second."""
+
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
         self.dim = dim
@@ -159,6 +201,8 @@ class GLU(Module):
 
 
 class Softmax(Module):
+    """exp(x) / sum(exp(x)) along `dim`."""
+
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
         self.dim = dim
@@ -168,5 +212,7 @@ class Softmax(Module):
 
 
 class LogSoftmax(Softmax):
+    """The logarithm of softmax along `dim`."""
+
     def forward(self, x: Any) -> Any:
         return F.log_softmax(x, self.dim)

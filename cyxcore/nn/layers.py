@@ -197,11 +197,15 @@ class _Pool(Module):
 
 
 class MaxPool2d(_Pool):
+    """Maxima of windows of (N, C, H, W)."""
+
     def forward(self, x: Any) -> Any:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
 
 class AvgPool2d(_Pool):
+    """Means of windows of (N, C, H, W)."""
+
     def forward(self, x: Any) -> Any:
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
 
@@ -213,11 +217,15 @@ class _Pool1d(Module):
 
 
 class MaxPool1d(_Pool1d):
+    """Maxima of windows of (N, C, L)."""
+
     def forward(self, x: Any) -> Any:
         return F.max_pool1d(x, self.kernel_size, self.stride, self.padding)
 
 
 class AvgPool1d(_Pool1d):
+    """Means of windows of (N, C, L)."""
+
     def forward(self, x: Any) -> Any:
         return F.avg_pool1d(x, self.kernel_size, self.stride, self.padding)
 
@@ -408,6 +416,8 @@ class Embedding(Module):
 
 
 class Dropout(Module):
+    """In training each element is 0 with probability p and 1 / (1 - p) times itself otherwise."""
+
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         self.p = p

@@ -63,16 +63,22 @@ def _ignored(labels: Any, index: int) -> int | None:
 
 
 class MSELoss(_Loss):
+    """(prediction - target)²."""
+
     def forward(self, prediction: Any, target: Any) -> Any:
         return F.mse_loss(prediction, target, self.reduction)
 
 
 class L1Loss(_Loss):
+    """|prediction - target|."""
+
     def forward(self, prediction: Any, target: Any) -> Any:
         return F.l1_loss(prediction, target, self.reduction)
 
 
 class SmoothL1Loss(_Loss):
+    """Quadratic up to a distance of beta, linear beyond; Huber's over beta."""
+
     def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
         super().__init__(reduction)
         self.beta = beta
@@ -82,6 +88,8 @@ class SmoothL1Loss(_Loss):
 
 
 class HuberLoss(_Loss):
+    """Quadratic up to a distance of delta, linear beyond."""
+
     def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
         super().__init__(reduction)
         self.delta = delta
@@ -123,6 +131,8 @@ class KLDivLoss(_Loss):
 
 
 class CosineEmbeddingLoss(_Loss):
+    """1 - cosine of pairs whose target is 1, what the cosine has above the margin where it is -1."""
+
     def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.margin = margin
@@ -132,6 +142,8 @@ class CosineEmbeddingLoss(_Loss):
 
 
 class HingeEmbeddingLoss(_Loss):
+    """x where the target is 1, what is missing to the margin where it is -1."""
+
     def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.margin = margin
@@ -141,6 +153,8 @@ class HingeEmbeddingLoss(_Loss):
 
 
 class MarginRankingLoss(_Loss):
+    """How much a is below b by the margin, or above it, as the target (1 or -1) says."""
+
     def __init__(self, margin: float = 0.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.margin = margin
@@ -150,6 +164,8 @@ class MarginRankingLoss(_Loss):
 
 
 class TripletMarginLoss(_Loss):
+    """How much nearer than the negative the positive is not, by the margin."""
+
     def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.margin = margin
@@ -159,10 +175,14 @@ class TripletMarginLoss(_Loss):
 
 
 class PoissonNLLLoss(_Loss):
+    """exp(log_rate) - target log_rate."""
+
     def forward(self, log_rate: Any, target: Any) -> Any:
         return F.poisson_nll_loss(log_rate, target, self.reduction)
 
 
 class GaussianNLLLoss(_Loss):
+    """The negative log likelihood of targets under normal distributions with a mean and a variance."""
+
     def forward(self, mean: Any, target: Any, variance: Any) -> Any:
         return F.gaussian_nll_loss(mean, target, variance, self.reduction)

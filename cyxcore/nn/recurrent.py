@@ -88,10 +88,14 @@ class RNN(_Recurrent):
 
 
 class LSTM(_Recurrent):
+    """Long short-term memory over (L, N, H), or (N, L, H) with batch_first. Returns (output, (h, c))."""
+
     kind = "lstm"
 
 
 class GRU(_Recurrent):
+    """Gated recurrent units over (L, N, H), or (N, L, H) with batch_first; see RNN."""
+
     kind = "gru"
 
 

@@ -249,6 +249,7 @@ def load(path: str | os.PathLike[str], external_data: bool = False) -> OnnxModel
 
 
 def load_bytes(data: bytes, where: str = "onnx", folder: Path | None = None) -> OnnxModel:
+    """See load; of the bytes of a file."""
     return OnnxModel(decode("Model", data, where), where, folder)
 
 

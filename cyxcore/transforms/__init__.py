@@ -100,10 +100,14 @@ class RandomResizedCrop(_Sized, frozen=True):
 
 
 class RandomHorizontalFlip(Transform, frozen=True):
+    """Left and right exchanged with probability p."""
+
     p: Share = 0.5
 
 
 class RandomVerticalFlip(Transform, frozen=True):
+    """Top and bottom exchanged with probability p."""
+
     p: Share = 0.5
 
 
@@ -159,6 +163,8 @@ class Grayscale(Transform, frozen=True):
 
 
 class RandomGrayscale(Transform, frozen=True):
+    """Without colour with probability p."""
+
     p: Share = 0.1
 
 
