@@ -60,7 +60,8 @@ cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.augm
 cyxcore.modulelearner cyxcore.training cyxcore.lrfinder cyxcore.profiling cyxcore.utils
 cyxcore.onnx.proto cyxcore.onnx.tensors cyxcore.onnx.table cyxcore.onnx.attributes cyxcore.onnx.elementwise
 cyxcore.onnx.movement cyxcore.onnx.reductions cyxcore.onnx.products cyxcore.onnx.nn cyxcore.onnx.quantised
-cyxcore.onnx.recurrent cyxcore.onnx.control cyxcore.onnx.sequences cyxcore.onnx.vision cyxcore.onnx.importing
+cyxcore.onnx.recurrent cyxcore.onnx.control cyxcore.onnx.sequences cyxcore.onnx.signals cyxcore.onnx.vision
+cyxcore.onnx.importing
 cyxcore.onnx.exporting cyxcore.onnx
 cyxcore.oldmodels cyxcore.model cyxcore.modelinfo cyxcore.quantization
 cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf cyxcore.llm cyxcore.llm.requests

@@ -17,11 +17,6 @@ from cyxcore.values import apply
 _TENSOR_ONLY = "in a graph (runs on tensors)"
 
 
-def _as_it_is(names: str, *functions: Any, limits: str = "") -> None:
-    for name, function in zip(names.split(), functions, strict=True):
-        operator(name, limits=limits)(lambda call, x, function=function: function(x))
-
-
 def _ceil(x: Any) -> Any:
     return -((-x).floor()) if symbolic(x) else E.ceil(x)
 
@@ -43,33 +38,48 @@ def _asinh(x: Any) -> Any:
     return x.sign() * (size + (size * size + 1.0).sqrt()).log()
 
 
-_as_it_is(
-    "Abs Neg Sign Floor Exp Log Sqrt Sin Cos Tanh Sigmoid Erf Relu Not Identity",
-    *(lambda x, name=name: getattr(x, name)() for name in ("abs", "__neg__", "sign", "floor", "exp", "log", "sqrt")),
-    *(lambda x, name=name: getattr(x, name)() for name in ("sin", "cos", "tanh", "sigmoid", "erf", "relu")),
-    E.logical_not,
-    lambda x: x,
-)
-_as_it_is(
-    "Ceil Round Tan Sinh Cosh Asinh Acosh Atanh Reciprocal IsNaN",
-    _ceil,
-    _round,
-    lambda x: x.sin() / x.cos() if symbolic(x) else E.tan(x),
-    lambda x: (x.exp() - (-x).exp()) * 0.5 if symbolic(x) else E.sinh(x),
-    lambda x: (x.exp() + (-x).exp()) * 0.5 if symbolic(x) else E.cosh(x),
-    _asinh,
-    lambda x: (x + (x * x - 1.0).sqrt()).log() if symbolic(x) else E.acosh(x),
-    lambda x: ((x + 1.0) / (1.0 - x)).log() * 0.5 if symbolic(x) else E.atanh(x),
-    lambda x: 1.0 / x,
-    lambda x: x != x,
-)
-_as_it_is("Asin Acos Atan BitwiseNot", E.asin, E.acos, E.atan, E.bitwise_invert, limits=_TENSOR_ONLY)
-_as_it_is("Softsign Mish HardSwish", F.softsign, F.mish, F.hardswish)
+_FUNCTIONS: dict[str, Any] = {
+    "Abs": lambda x: x.abs(),
+    "Neg": lambda x: -x,
+    "Sign": lambda x: x.sign(),
+    "Floor": lambda x: x.floor(),
+    "Ceil": _ceil,
+    "Round": _round,
+    "Exp": lambda x: x.exp(),
+    "Log": lambda x: x.log(),
+    "Sqrt": lambda x: x.sqrt(),
+    "Reciprocal": lambda x: 1.0 / x,
+    "Sin": lambda x: x.sin(),
+    "Cos": lambda x: x.cos(),
+    "Tan": lambda x: x.sin() / x.cos() if symbolic(x) else E.tan(x),
+    "Sinh": lambda x: (x.exp() - (-x).exp()) * 0.5 if symbolic(x) else E.sinh(x),
+    "Cosh": lambda x: (x.exp() + (-x).exp()) * 0.5 if symbolic(x) else E.cosh(x),
+    "Tanh": lambda x: x.tanh(),
+    "Asinh": _asinh,
+    "Acosh": lambda x: (x + (x * x - 1.0).sqrt()).log() if symbolic(x) else E.acosh(x),
+    "Atanh": lambda x: ((x + 1.0) / (1.0 - x)).log() * 0.5 if symbolic(x) else E.atanh(x),
+    "Erf": lambda x: x.erf(),
+    "Sigmoid": lambda x: x.sigmoid(),
+    "Relu": lambda x: x.relu(),
+    "Softplus": F.softplus,
+    "Softsign": F.softsign,
+    "Mish": F.mish,
+    "HardSwish": F.hardswish,
+    "Not": E.logical_not,
+    "IsNaN": lambda x: x != x,
+    "Identity": lambda x: x,
+}
+_ON_TENSORS: dict[str, Any] = {"Asin": E.asin, "Acos": E.acos, "Atan": E.atan, "BitwiseNot": E.bitwise_invert}
 
 
-@operator("Softplus")
-def _softplus(call: Call, x: Any) -> Any:
-    return F.softplus(x)
+@operator(*_FUNCTIONS)
+def _function(call: Call, x: Any) -> Any:
+    return _FUNCTIONS[call.op](x)
+
+
+@operator(*_ON_TENSORS, limits=_TENSOR_ONLY)
+def _on_tensors(call: Call, x: Any) -> Any:
+    return _ON_TENSORS[call.op](x)
 
 
 @operator("IsInf", since=10)

@@ -28,6 +28,7 @@ from cyxcore.onnx import (
     recurrent,
     reductions,
     sequences,
+    signals,
     vision,
 )
 from cyxcore.onnx.attributes import ATTRIBUTES
@@ -40,7 +41,7 @@ from cyxcore.values import Value
 
 Array = np.ndarray[Any, Any]
 
-ROWS = (control, elementwise, movement, nn, products, quantised, recurrent, reductions, sequences, vision)
+ROWS = (control, elementwise, movement, nn, products, quantised, recurrent, reductions, sequences, signals, vision)
 
 MAX_KNOWN_ELEMENTS = 2**24  # of a value that is computed while a graph is made, unless its inputs are as large
 MAX_CONSTANT_ELEMENTS = 4096  # of what is no weight of the file: beyond it is a parameter of the graph
@@ -478,7 +479,7 @@ def _same(a: Array, b: Array) -> bool:
 def _check_arity(row: Operator, inputs: Sequence[Any]) -> None:
     parameters = list(inspect.signature(row.translate).parameters.values())[1:]
     several = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
-    single = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and p.name != "function"]
+    single = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     needed = sum(1 for p in single if p.default is inspect.Parameter.empty)
     if several and not single:
         needed = 1

@@ -112,16 +112,12 @@ def _slice(call: Call, x: Any, starts: Any, ends: Any, axes: Any = None, steps: 
     return x[tuple(parts)]
 
 
-def _tile(x: Any, counts: Sequence[int]) -> Any:
-    return M.tile(x, tuple(counts))
-
-
 @operator("Tile", known=(1,))
-def _tiled(call: Call, x: Any, repeats: Any) -> Any:
-    return _tile(x, ints(repeats))
+def _tile(call: Call, x: Any, repeats: Any) -> Any:
+    return M.tile(x, tuple(ints(repeats)))
 
 
-_PAD_SOURCES = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+_PAD_MODES = ("reflect", "edge", "wrap")
 
 
 @operator("Pad", known=(1, 2, 3), limits="a value for padding that is not a number")
@@ -137,8 +133,10 @@ def _pad(call: Call, x: Any, pads: Any = None, value: Any = None, axes: Any = No
         low, high = max(0, low), max(0, high)
         if mode == "constant":
             x = padded(x, axis, low, high, fill)
+        elif mode not in _PAD_MODES:
+            raise GraphError(f"mode {mode!r} is not supported")
         elif low or high:
-            order = np.pad(np.arange(x.shape[axis]), (low, high), mode=_PAD_SOURCES[mode])  # type: ignore[call-overload]
+            order = np.pad(np.arange(x.shape[axis]), (low, high), mode=mode)  # type: ignore[call-overload]
             x = apply("take", x, x._constant(order.tolist(), "int64"), axis=axis)
     return x
 
