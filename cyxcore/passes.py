@@ -66,17 +66,17 @@ def turn_once(graph: Graph) -> Graph:
     A product that turns it itself pays for that every time, which only many rows make up for.
     """
     known = graph.infer(1)
-    users: dict[int, list[int]] = {}
-    for place, node in enumerate(graph.nodes):
-        if node.op == "matmul" and node.attrs["transpose_b"] and len(known.shapes[node.inputs[1]]) == 2:
-            if len(known.shapes[place]) == 2 and known.shapes[place][0] <= SHORT_ROWS:
-                users.setdefault(node.inputs[1], []).append(place)
-    often = {matrix: places for matrix, places in users.items() if len(places) >= OFTEN}
+    short, often = dict[int, list[int]](), dict[int, list[int]]()  # matrix -> the products that turn it
     for place, node in enumerate(graph.nodes):
         if node.op == "matmul" and node.attrs["transpose_b"] and len(known.shapes[place]) == 2:
-            near = math.prod(known.shapes[node.inputs[1]]) <= NEAR_ELEMENTS
-            if near and known.shapes[place][0] >= LONG_ROWS and len(known.shapes[node.inputs[1]]) == 2:
-                often.setdefault(node.inputs[1], []).append(place)
+            matrix, rows = node.inputs[1], known.shapes[place][0]
+            if rows <= SHORT_ROWS:
+                short.setdefault(matrix, []).append(place)
+            elif rows >= LONG_ROWS and math.prod(known.shapes[matrix]) <= NEAR_ELEMENTS:
+                often.setdefault(matrix, []).append(place)
+    for matrix, places in short.items():
+        if len(places) >= OFTEN:
+            often.setdefault(matrix, []).extend(places)
     if not often:
         return graph
     first = {min(places): matrix for matrix, places in often.items()}
