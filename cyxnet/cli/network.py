@@ -187,7 +187,10 @@ async def clients(args: argparse.Namespace, screen: Screen) -> int:
     rows = [
         [view.client_id, _banned(view) or "may come in", str(view.active_jobs), view.by, view.reason] for view in found
     ]
-    screen.table(["client", "state", "active jobs", "by", "reason"], rows, found)
+    if rows or args.json:
+        screen.table(["client", "state", "active jobs", "by", "reason"], rows, {"clients": found})
+    else:
+        screen.result("no client was ever banned", {"clients": found})
     return DONE
 
 
