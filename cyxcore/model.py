@@ -14,6 +14,7 @@ import numpy as np
 from cyxcore import cyxmodel, oldmodels, safetensors
 from cyxcore.errors import DtypeError, FormatError, GraphError, ShapeError, SpecError
 from cyxcore.evaluation import Evaluator
+from cyxcore.gguf import GGUFFile
 from cyxcore.graph import Graph
 from cyxcore.safetensors import Advance
 from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
@@ -215,6 +216,15 @@ def _load_onnx(
     return Content(graph, weights, facts, None)
 
 
+def _load_gguf(path: Path, advance: Advance | None = None) -> Content:
+    GGUFFile(path)  # a damaged file says that it is one
+    raise FormatError(f"{path}: holds a language model, and no graph: cx.llm.LanguageModel opens it")
+
+
+def _save_gguf(path: Any, model: Content, advance: Advance | None = None) -> None:
+    raise FormatError(f"{path}: a graph cannot become a language model; cx.llm.save_gguf writes a cx.llm.Decoder")
+
+
 class Format(NamedTuple):
     """A kind of model file: how it is read and written, and what of a model it keeps, in words.
 
@@ -238,6 +248,7 @@ FORMATS: dict[str, Format] = {
         ("external_data", "input_shape", "output"),
         ("opset",),
     ),
+    ".gguf": Format(_load_gguf, _save_gguf, "language models, which have no graph: cyxcore.llm runs them"),
 }
 # Files in which code may hide: they are never opened.
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin", ".h5", ".keras", ".npy", ".npz", ".mar")

@@ -1,6 +1,7 @@
 """What a model file holds, as plain data: for `cyx inspect`, and for whoever looks before opening."""
 
 import hashlib
+import math
 import os
 import zipfile
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 
 from cyxcore import cyxmodel, safetensors
 from cyxcore.errors import FormatError
+from cyxcore.gguf import GGUFFile
 from cyxcore.graph import Graph
 from cyxcore.model import GRAPH_KEY, Model, format_of, load_model
 
@@ -135,9 +137,37 @@ def _bare_onnx(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _bare_gguf(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    file = GGUFFile(path)
+    tensors = [
+        {
+            "name": name,
+            "dtype": info.type.name,
+            "shape": list(info.shape),
+            "bytes": info.stop - info.start,
+            "sha256": hashlib.sha256(file.raw(name).data).hexdigest(),
+        }
+        for name, info in file.tensors.items()
+    ]
+    plain = {key: found.value for key, found in file.metadata.items() if not found.is_array}
+    counts = {key: f"{len(found.value)} × {found.kind}" for key, found in file.metadata.items() if found.is_array}
+    known = {key.removeprefix("general."): str(plain[key])[:80] for key in _TOLD if key in plain}
+    known["parameters"] = f"{sum(math.prod(info.shape) for info in file.tensors.values()):,}"
+    return {
+        "version": f"GGUF version {file.version}",
+        "metadata": {key: value for key, value in plain.items() if len(str(value)) <= 1000} | counts,
+        "tensors": tensors,
+        "facts": {"about": known},
+    }
+
+
+_TOLD = ("general.architecture", "general.name")
+
+
 # What is known of a file of each kind although it may be no whole model.
 _BARE: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {
     ".safetensors": _bare_safetensors,
     ".cyxmodel": _bare_cyxmodel,
     ".onnx": _bare_onnx,
+    ".gguf": _bare_gguf,
 }

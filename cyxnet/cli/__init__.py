@@ -308,7 +308,7 @@ def _external(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="a .cyxmodel, .safetensors or .onnx file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .cyxmodel, .safetensors, .onnx or .gguf file")
     parser.add_argument("--all", action="store_true", help="every tensor, however many there are")
     _external(parser)
 

@@ -273,7 +273,7 @@ def test_a_training_run_goes_on_from_the_model_that_holds_its_state(tmp_path: Pa
 
 
 def test_another_extension_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="ending in .cyxmodel or .safetensors or .onnx, got '.txt'"):
+    with pytest.raises(FormatError, match="ending in .cyxmodel or .safetensors or .onnx or .gguf, got '.txt'"):
         load_model(tmp_path / "m.txt")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore.errors import FormatError
 from cyxcore.graphlearner import initial_weights
 from cyxcore.spec import EpochMetrics
 from cyxnet.cli import main
@@ -122,3 +123,19 @@ def test_calibration_rows_that_are_none_are_one_line(model: Path, raw: bytes, ca
     assert main([*words, str(model.with_name("rows.npz"))]) == 2
     assert "expected an NPZ file with an array x" in capsys.readouterr().err
     assert not model.with_name("q.onnx").exists()
+
+
+def test_a_language_model_is_inspected_and_not_converted(tmp_path: Path, model: Path, capsys: Any) -> None:
+    at = tmp_path / "small.gguf"
+    cx.llm.save_gguf(at, cx.llm.Decoder(100, features=64, layers=1), "Q8_0", name="small")
+    assert main(["inspect", str(at)]) == 0
+    said = capsys.readouterr().out
+    for part in ("GGUF version 3", "llama", "blk.0.ffn_down.weight", "Q8_0", "64×256", "cx.llm.LanguageModel opens it"):
+        assert part in said, said
+    assert main(["inspect", str(at), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metadata"]["llama.block_count"] == 1 and found["tensors"][0]["dtype"] == "Q8_0"
+    assert main(["convert", str(at), str(tmp_path / "a.onnx")]) == 2
+    assert "holds a language model, and no graph" in capsys.readouterr().err
+    with pytest.raises(FormatError, match="cx.llm.save_gguf writes a cx.llm.Decoder"):
+        cx.load_model(model).save(tmp_path / "b.gguf")
