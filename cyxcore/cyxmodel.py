@@ -174,7 +174,7 @@ def _reading(where: str) -> Iterator[None]:
     except FormatError:
         raise
     except _DAMAGED as error:
-        raise FormatError(f"{where}: no readable model container: {error}") from None
+        raise FormatError(f"{where}: no readable model container: {str(error)[:200]}") from None
 
 
 def _check_entries(archive: zipfile.ZipFile, size_bytes: int, where: str) -> set[str]:

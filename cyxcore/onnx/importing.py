@@ -46,6 +46,7 @@ ROWS = (control, elementwise, movement, nn, products, quantised, recurrent, redu
 MAX_KNOWN_ELEMENTS = 2**24  # of a value that is computed while a graph is made, unless its inputs are as large
 MAX_CONSTANT_ELEMENTS = 4096  # of what is no weight of the file: beyond it is a parameter of the graph
 MAX_GRAPH_DEPTH = 8
+MAX_CALLS = 30_000  # operations that a graph is made of, those of loops as often as they go round
 
 # What a malformed node makes of a translation that takes it at its word.
 _MALFORMED = (TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError)
@@ -354,6 +355,7 @@ class _Run:
 
     def __init__(self, model: OnnxModel, builder: Builder | None, parameters: frozenset[str] = frozenset()) -> None:
         self.model, self.builder, self.parameters = model, builder, parameters
+        self.calls = 0
         self.weights: dict[str, Array] = {}
         self.like: Any = Tensor(np.zeros(1, np.float32)) if builder is None else Known(np.zeros(1, np.float32))
 
@@ -388,6 +390,11 @@ class _Run:
     def node(self, node: Mapping[str, Any], values: Mapping[str, Any]) -> Sequence[Any]:
         row = OPERATORS[node["op_type"]]
         if self.builder is not None:
+            self.calls += 1
+            if self.calls > MAX_CALLS:
+                raise GraphError(
+                    f"loops make more than {MAX_CALLS} operations; cyxcore.onnx.load(path).run(...) runs it"
+                )
             label = node["name"] or (node["output"][0] if node["output"] else "")
             self.builder.layer = label if label.isprintable() and len(label) <= MAX_NAME_CHARS else row.name
         inputs = [values[name] if name else None for name in node["input"]]

@@ -19,12 +19,17 @@ from cyxcore.values import apply
 # pooling ------------------------------------------------------------------------------------------
 
 
+MAX_WINDOW = 4096  # places of a window that is taken apart into slices
+
+
 def _windows(call: Call, x: Any, fill: Any, kernel: Sequence[int]) -> tuple[list[Any], list[int], Any]:
     """(one slice of the padded x for each place of the window, output sizes, (low pads, strides, dilations)).
 
     In ceil mode a window may begin inside the input and end behind it; what is missing there is `fill`.
     """
     sizes = x.shape[2:]
+    if math.prod(kernel) > MAX_WINDOW:
+        raise ShapeError(f"expected a window of at most {MAX_WINDOW} places, got {list(kernel)}")
     strides, spread, low, high = window_pads(call, sizes, kernel)
     counts = []
     for axis, (size, k, s, d) in enumerate(zip(sizes, kernel, strides, spread, strict=True)):
@@ -244,6 +249,8 @@ def _rms_normalization(call: Call, x: Any, scale: Any) -> Any:
 def _lrn(call: Call, x: Any) -> Any:
     """x / (bias + alpha / size * sum of squares of the channels around)^beta"""
     size = call.needs("size")
+    if not 0 < size <= MAX_WINDOW:
+        raise ShapeError(f"expected a size of 1 to {MAX_WINDOW}, got {size}")
     alpha, beta, bias = call.attr("alpha", 0.0001), call.attr("beta", 0.75), call.attr("bias", 1.0)
     squares = padded(x * x, 1, (size - 1) // 2, size // 2, 0.0)
     total: Any = None

@@ -12,7 +12,7 @@ from cyxcore.onnx.elementwise import ACTIVATIONS
 from cyxcore.onnx.table import Call, constant, host, operator, text
 from cyxcore.values import apply
 
-MAX_STEPS = 20_000
+MAX_STEPS = 5_000
 
 Function = Callable[[Any], Any]
 

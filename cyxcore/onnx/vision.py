@@ -38,7 +38,7 @@ def _source(mode: str, out: Array, scale: float, size: int, wanted: int, region:
     raise GraphError(f"coordinate_transformation_mode {mode!r} is not supported")
 
 
-MAX_SHARES = 2**26  # of places of the input in places of the output, along one axis
+MAX_SHARES = 2**22  # of places of the input in places of the output, along one axis
 
 _NEAREST: dict[str, Any] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),

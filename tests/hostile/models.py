@@ -337,13 +337,16 @@ def _too_long(*_: Any) -> None:
 
 def opened(path: Path) -> str:
     """What became of a file: loaded, run or refused; otherwise what is wrong, starting with WRONG."""
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(LIMIT_S)
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # of processor time: the machine may be busy
     try:
         model = cx.load_model(path)
         if model.graph.flops(1) > RUNNABLE_FLOPS or model.graph.memory_bytes(1, training=False) > RUNNABLE_BYTES:
             return "loaded"
-        model.predict(np.zeros((1, *model.graph.input_shape), model.graph.nodes[model.graph.input].attrs["dtype"]))
+        try:
+            model.predict(np.zeros((1, *model.graph.input_shape), model.graph.nodes[model.graph.input].attrs["dtype"]))
+        except CyxError:
+            return "refused when it was run"
         return "run"
     except FormatError as error:
         return "refused" if len(str(error)) < 2000 else f"WRONG: a message of {len(str(error))} characters"
@@ -352,7 +355,8 @@ def opened(path: Path) -> str:
     except BaseException as error:  # anything else is what this program looks for
         return f"WRONG: {type(error).__name__}: {str(error)[:300]}"
     finally:
-        signal.alarm(0)
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _address_space() -> int:
