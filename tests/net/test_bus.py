@@ -416,7 +416,9 @@ async def test_an_append_that_nobody_answers_ends_in_time(mortal):
     running, bus = mortal
     await bus.append(subjects.job_event("abc"), b"1")
     bus._mux._timeout_s = 0.1
-    os.kill(running[-1].process.pid, signal.SIGSTOP)
+    stopped = running[-1].process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)  # it is told at once, and stops a little later
     with pytest.raises(AppendUnknown, match="within 0.1 s"):
         await bus.append(subjects.job_event("abc"), b"2")
     assert bus._mux._waiting == {}

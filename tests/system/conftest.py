@@ -81,3 +81,10 @@ async def until(client, job_id, kind, count=1):
             if sum(each.kind == kind for each in seen) == count:
                 return seen
     raise AssertionError(f"{job_id} ended without {count} × {kind}: {[each.kind for each in seen]}")
+
+
+async def until_node_is(client, state):
+    """Until the network's only node is in this state."""
+    async with asyncio.timeout(30):
+        while [view.state for view in await client.nodes()] != [state]:
+            pass

@@ -6,7 +6,7 @@ import sys
 from msgspec.structs import replace
 
 from cyxnet import jobfile
-from tests.system.conftest import EXAMPLES, until
+from tests.system.conftest import EXAMPLES, until, until_node_is
 
 
 async def cyxnode(network, *arguments):
@@ -17,12 +17,6 @@ async def cyxnode(network, *arguments):
     )
     said, error = await process.communicate()
     return process.returncode, (said + error).decode()
-
-
-async def until_node_is(client, state):
-    async with asyncio.timeout(30):
-        while [view.state for view in await client.nodes()] != [state]:
-            pass
 
 
 async def test_a_node_is_drained_and_taken_back(client, network):

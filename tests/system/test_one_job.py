@@ -19,7 +19,7 @@ from cyxnet import jobfile
 from cyxnet.client import AsyncClient
 from cyxnet.escrow import split
 from cyxnet.local import LocalNetwork
-from tests.system.conftest import EXAMPLES, assert_money_is_conserved
+from tests.system.conftest import EXAMPLES, assert_money_is_conserved, until_node_is
 
 AMOUNT = 2_500_000_000
 
@@ -211,6 +211,8 @@ async def test_the_ledger_is_rebuilt_from_the_log_to_the_same_hash(client, netwo
 
     submitted = await client.submit(jobfile.load(EXAMPLES / "diabetes.toml"))
     await client.wait(submitted.job_id)
+    await network.parts["node-1"].stop()  # what it says of its hardware would go on, and be in the second ledger only
+    await until_node_is(client, "offline")
     hashes = []
     for name in ("one", "two"):  # each starts without a ledger and reads the log from its beginning
         central = await Central.start(Settings(network=network.file, keys=network.folder, state=tmp_path / name))
