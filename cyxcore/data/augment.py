@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 MIXING = (T.Mixup, T.CutMix)
-# These do not ask how bright a pixel is.
+# Images on the way through the transforms: times the numbers of a row, or so many where rows are small. A node has to
+# hold them for a whole batch, and hears nothing before the step is done.
+MAX_GROWTH, MIN_ALLOWED = 16, 3 * 256 * 256
+# These do not ask how bright a pixel is, unless they fill something in.
 _BLIND = (
     *(T.Resize, T.Pad, T.CenterCrop, T.RandomCrop, T.RandomResizedCrop, T.RandomHorizontalFlip, T.RandomVerticalFlip),
     *(T.RandomRotation, T.RandomAffine, T.RandomPerspective, T.RandomErasing, T.Cutout, *MIXING),
@@ -57,10 +60,7 @@ def augment_of(path: Path, spec: DataSpec, x: ndarray) -> Augment | None:
         where = f"data.augment[{place}]: {type(transform).__name__}"
         if isinstance(transform, T.Normalize):
             raise SpecError(f"{where}: only training rows pass here, not what is predicted later; use data.normalize")
-    try:
-        out = T.Compose(spec.augment, spec.white).output_shape(shape)
-    except SpecError as error:
-        raise SpecError(f"data.augment: {error}") from None
+    out = _output_shape(spec, shape)
     if out != shape:
         raise SpecError(
             f"data.augment: expected images of shape {list(shape)} again, as the model takes, got {list(out)}; "
@@ -68,9 +68,36 @@ def augment_of(path: Path, spec: DataSpec, x: ndarray) -> Augment | None:
         )
     if sum(isinstance(transform, MIXING) for transform in spec.augment) > 1:
         raise SpecError("data.augment: expected at most one of Mixup and CutMix, as a row has two targets at most")
-    if not all(isinstance(transform, _BLIND) for transform in spec.augment):
+    if any(_asks_brightness(transform) for transform in spec.augment):
         _check_brightness(path, spec.white, float(x.min()), float(x.max()))
     return Augment(tuple(spec.augment), shape, spec.white)
+
+
+def _output_shape(spec: DataSpec, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What comes out of the transforms. Raises SpecError where images become too large on the way."""
+    most, at = max(MAX_GROWTH * math.prod(shape), MIN_ALLOWED), shape
+    try:
+        T.Compose(spec.augment, spec.white)  # the options
+        for place, transform in enumerate(spec.augment):
+            after = T.Compose([transform]).output_shape(at)
+            padding = getattr(transform, "padding", 0)
+            for size in ((at[0], at[1] + 2 * padding, at[2] + 2 * padding), after):
+                if math.prod(size) > most:
+                    raise SpecError(
+                        f"[{place}]: {type(transform).__name__}: expected images of at most {most:,} numbers on the "
+                        f"way (rows have {math.prod(shape):,}), got {list(size)}; use a smaller size or padding"
+                    )
+            at = after
+    except SpecError as error:
+        said = str(error)
+        raise SpecError(f"data.augment{'' if said.startswith('[') else ': '}{said}") from None
+    return at
+
+
+def _asks_brightness(transform: T.Transform) -> bool:
+    """Whether white must be known: for colours, and for what is filled in unless that is black."""
+    filled = getattr(transform, "fill", 0.0) or getattr(transform, "value", 0.0)
+    return bool(filled) or not isinstance(transform, _BLIND)
 
 
 def _image_shape(spec: DataSpec, sample: tuple[int, ...]) -> tuple[int, int, int]:
@@ -91,5 +118,5 @@ def _check_brightness(path: Path, white: float, least: float, most: float) -> No
             path,
             f"pixels of 0 to {white:g} (data.white), which data.augment needs",
             f"values of {least:g} to {most:g}",
-            "set data.white to what white is in the data, or leave out the transforms of colours",
+            "set data.white to what white is in the data, or leave out the transforms of colours and their fill or value",
         )

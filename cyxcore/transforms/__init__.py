@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 from cyxcore.errors import SpecError
 
 MAX_SIDE = 65_536
+MIN_WHITE = 1e-30  # float32 holds 255 / white
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 # Of a square, or (height, width). Not tuple[Side, Side]: msgspec 0.22 reads past the end of a type that is a bounded
 # integer or a tuple of a fixed length, and Python crashes when it collects garbage.
@@ -351,8 +352,8 @@ class Compose:
 
     def __init__(self, transforms: Iterable[Transform], white: float = 1.0) -> None:
         self.transforms = [checked(transform) for transform in transforms]
-        if not (isinstance(white, int | float) and math.isfinite(white) and white > 0):
-            raise SpecError(f"Compose: expected white > 0, got {white!r}")
+        if not (isinstance(white, int | float) and math.isfinite(white) and white >= MIN_WHITE):
+            raise SpecError(f"Compose: expected white >= {MIN_WHITE:g}, got {white!r}")
         self.white = float(white)
 
     def __call__(self, images: Any, key: Any = 0, targets: Any = None) -> Any:

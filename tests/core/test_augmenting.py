@@ -140,6 +140,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"pixels of 0 to 10 \(data.white\), .* got values of 0 to 16; set",
     ),
     ({"augment": [T.RandomInvert()], "white": 2000.0}, "pixels of 0 to 2000 .* got values of 0 to 16"),
+    ({"augment": [T.Cutout(2, value=0.5)], "white": 2000.0}, "pixels of 0 to 2000 .* or value"),
+    ({"augment": [T.RandomRotation(5, fill=0.5)], "white": 10.0}, "pixels of 0 to 10 .* got values of 0 to 16"),
+    ({"augment": [T.RandomEqualize()], "white": 1e-44}, "data.augment: Compose: expected white >= 1e-30, got 1e-44"),
+    (
+        {"augment": [T.Resize(60_000), T.Resize(6)]},
+        r"data.augment\[0\]: Resize: expected .* 196,608 numbers on the way",
+    ),
+    (
+        {"augment": [T.RandomVerticalFlip(), T.RandomCrop(6, padding=9000)]},
+        r"augment\[1\]: RandomCrop: .* got \[1, 18006",
+    ),
+    ({"augment": [T.Pad(300)] * 2 + [T.CenterCrop(6)]}, r"data.augment\[0\]: Pad: .* \(rows have 36\)"),
     ({"image_shape": (1, 6, 6)}, "data.image_shape: expected data.augment beside it"),
     ({"augment": SHIFTED, "image_shape": (3, 6, 6)}, r"got \[3, 6, 6\] for rows of \[1, 6, 6\]; correct it"),
 ]
@@ -152,6 +164,11 @@ def test_transforms_that_do_not_fit_the_data_are_refused_by_both_sides(
     for read in (inspect, load):
         with pytest.raises(CyxError, match=said):
             read(images, replace(SPEC, **change))
+
+
+def test_images_may_become_larger_on_the_way(images: Path) -> None:
+    spec = replace(SPEC, augment=[T.Resize(256), T.RandomRotation(9), T.Resize(6)])
+    assert inspect(images, spec).input_shape == [1, 6, 6]
 
 
 def test_rows_that_are_no_images_are_told_how_to_become_some(tmp_path: Path) -> None:
