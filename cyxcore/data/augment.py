@@ -118,5 +118,5 @@ def _check_brightness(path: Path, white: float, least: float, most: float) -> No
             path,
             f"pixels of 0 to {white:g} (data.white), which data.augment needs",
             f"values of {least:g} to {most:g}",
-            "set data.white to what white is in the data, or leave out the transforms of colours and their fill or value",
+            "set data.white to what white is in the data, or leave out transforms of colours, and fill and value",
         )

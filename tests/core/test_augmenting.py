@@ -140,7 +140,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"pixels of 0 to 10 \(data.white\), .* got values of 0 to 16; set",
     ),
     ({"augment": [T.RandomInvert()], "white": 2000.0}, "pixels of 0 to 2000 .* got values of 0 to 16"),
-    ({"augment": [T.Cutout(2, value=0.5)], "white": 2000.0}, "pixels of 0 to 2000 .* or value"),
+    ({"augment": [T.Cutout(2, value=0.5)], "white": 2000.0}, "pixels of 0 to 2000 .* and value"),
     ({"augment": [T.RandomRotation(5, fill=0.5)], "white": 10.0}, "pixels of 0 to 10 .* got values of 0 to 16"),
     ({"augment": [T.RandomEqualize()], "white": 1e-44}, "data.augment: Compose: expected white >= 1e-30, got 1e-44"),
     (
