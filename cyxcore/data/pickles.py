@@ -64,7 +64,9 @@ class _Machine:
         self.stack.append(value)
 
     def to_mark(self) -> list[Any]:
-        place = len(self.stack) - 1 - self.stack[::-1].index(_MARK)
+        place = next((n for n in range(len(self.stack) - 1, -1, -1) if self.stack[n] is _MARK), None)
+        if place is None:
+            raise ValueError("an end without its mark")
         values = self.stack[place + 1 :]
         del self.stack[place:]
         return values

@@ -30,7 +30,9 @@ Pair = tuple[int, int]
 
 MAX_VOCAB = 1_000_000
 MAX_FILE_BYTES = 64 * 2**20
+MAX_VOCAB_BYTES = 256 * 2**20  # of all tokens together: each merge may double
 _KEPT_WORDS = 1 << 17  # whose tokens are remembered
+_WORD_BYTES = 256  # longer words are cut, and not remembered
 
 # What merges never cross: a word, a number or some signs with the space before, and white space otherwise.
 _WORD = re.compile(r" ?[^\W\d_]+| ?\d{1,3}| ?[^\s\w]+| ?_+|\s+(?!\S)|\s+")
@@ -127,7 +129,11 @@ class CharTokenizer(_Base):
         self.alphabet = "".join(sorted(set(alphabet)))
         super().__init__(len(self.alphabet), special_tokens)
         self._table = np.full(0x110000, -1, np.int32)
-        self._table[_code_points(self.alphabet)] = np.arange(len(self.alphabet))
+        try:
+            self._table[_code_points(self.alphabet)] = np.arange(len(self.alphabet))
+        except UnicodeEncodeError as error:
+            got = f"half of a pair, U+{ord(error.object[error.start]):04X}"
+            raise SpecError(f"tokenizer: expected an alphabet that UTF-8 can hold, got {got}") from None
 
     def _encode(self, text: str) -> Array:
         tokens = self._table[_code_points(text)]
@@ -151,13 +157,19 @@ class BPETokenizer(_Base):
     kind = "bpe"
 
     def __init__(self, merges: Sequence[Pair], special_tokens: Sequence[str] = ()) -> None:
-        """Raises SpecError for a merge of tokens that come later, or twice."""
+        """Raises SpecError for a merge of tokens that come later, or twice, and for tokens that grow without bounds."""
         self.merges = [(int(left), int(right)) for left, right in merges]
         self._rank = {pair: place for place, pair in enumerate(self.merges)}
-        self._bytes_of = [bytes((n,)) for n in range(256)]
+        self._bytes_of, total_bytes = [bytes((n,)) for n in range(256)], 0
         for place, (left, right) in enumerate(self.merges):
             if not (0 <= left < 256 + place and 0 <= right < 256 + place) or self._rank[left, right] != place:
                 raise SpecError(f"tokenizer: merge {place}: expected two earlier tokens, once, got {(left, right)}")
+            total_bytes += len(self._bytes_of[left]) + len(self._bytes_of[right])
+            if total_bytes > MAX_VOCAB_BYTES:
+                raise SpecError(
+                    f"tokenizer: merge {place}: expected tokens of {MAX_VOCAB_BYTES:,} bytes at most together, "
+                    f"got {total_bytes:,}; merge fewer, or shorter ones"
+                )
             self._bytes_of.append(self._bytes_of[left] + self._bytes_of[right])
         super().__init__(256 + len(self.merges), special_tokens)
         self._bytes_of += [token.encode() for token in self.special_tokens]
@@ -180,18 +192,20 @@ class BPETokenizer(_Base):
 
     def _encode(self, text: str) -> Array:
         words = _WORD.findall(text)
+        if len(self._known) > _KEPT_WORDS:
+            self._known = {}  # another one: other threads may be reading this
         known = self._known
-        if len(known) > _KEPT_WORDS:
-            known.clear()
+        long: dict[str, tuple[int, ...]] = {}
         for word in set(words).difference(known):
-            known[word] = self._tokens(word.encode())
-        return np.fromiter(itertools.chain.from_iterable(map(known.__getitem__, words)), np.int32)
+            (known if len(word) <= _WORD_BYTES else long)[word] = self._tokens(word.encode())
+        found = (long[word] if word in long else known[word] for word in words)
+        return np.fromiter(itertools.chain.from_iterable(found), np.int32)
 
     def _tokens(self, word: bytes) -> tuple[int, ...]:
         """The merges in order of preference. Long words (white space, say) take the square of their length, so they are
         cut; nothing else depends on that."""
-        if len(word) > 256:
-            pieces = (word[start : start + 256] for start in range(0, len(word), 256))
+        if len(word) > _WORD_BYTES:
+            pieces = (word[start : start + _WORD_BYTES] for start in range(0, len(word), _WORD_BYTES))
             return tuple(itertools.chain.from_iterable(map(self._tokens, pieces)))
         tokens, rank, last = list(word), self._rank, len(self._rank)
         while len(tokens) > 1:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -571,12 +572,19 @@ PICKLES = [
     (b"cnumpy\nndarray\n)R.", "got ValueError: a call of numpy ndarray"),
     (b"cnumpy\ndtype\nU\x01O\x85R.", "got ValueError: a call of numpy dtype"),
     (python2_pickle(IMAGES)[:-3000], "expected an undamaged pickle"),
+    (b"]t.", "got ValueError: an end without its mark"),
 ]
 
 
 @pytest.mark.parametrize("content, said", PICKLES)
 def test_another_pickle_is_refused(content: bytes, said: str) -> None:
     assert said in told(lambda: read_dictionary("p", content))
+
+
+def test_many_marks_take_no_square_of_time() -> None:
+    begun_s = time.process_time()
+    assert "expected a dictionary" in told(lambda: read_dictionary("p", b"]" * 300_000 + b"(t" * 300_000 + b"."))
+    assert time.process_time() - begun_s < 60  # 3 here; the square takes an hour
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)

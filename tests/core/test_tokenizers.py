@@ -1,6 +1,7 @@
 """Tokenizers and windows of tokens."""
 
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cyxcore.data import (
     TokenWindows,
     join_documents,
     load_tokenizer,
+    tokenizers,
 )
 from cyxcore.data.tokenizers import _WORD
 from cyxcore.errors import DataError, FormatError, SpecError
@@ -92,6 +94,29 @@ def test_long_runs_take_no_square_of_time() -> None:
     assert BPE.decode(BPE.encode(text)) == text
 
 
+def test_forgetting_words_does_not_disturb_who_encodes_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "_KEPT_WORDS", 1)
+    tokenizer = BPETokenizer(BPE.merges)
+    tokenizer.encode("one two three")
+    cut = tokenizer._tokens
+
+    def interrupted(word: bytes) -> tuple[int, ...]:
+        monkeypatch.setattr(tokenizer, "_tokens", cut)
+        tokenizer.encode("another text")  # as another thread does
+        tokenizer.encode("and one more")
+        return cut(word)
+
+    monkeypatch.setattr(tokenizer, "_tokens", interrupted)
+    assert tokenizer.decode(tokenizer.encode("one two three four")) == "one two three four"
+
+
+def test_long_words_are_not_remembered() -> None:
+    tokenizer = BPETokenizer(BPE.merges)
+    text = "short " + "x" * 10_000 + " " + "x" * 10_000
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert list(tokenizer._known) == ["short"]
+
+
 @pytest.mark.parametrize(
     "make, kind, said",
     [
@@ -108,6 +133,7 @@ def test_long_runs_take_no_square_of_time() -> None:
         (lambda: BPETokenizer.train("x", 100), SpecError, "expected a vocab_size of 256..1,000,000, got 100"),
         (lambda: BPETokenizer([(300, 1)]), SpecError, r"merge 0: expected two earlier tokens, once, got \(300, 1\)"),
         (lambda: ByteTokenizer(["a", "a"]), SpecError, "special tokens that differ"),
+        (lambda: CharTokenizer("a\ud800"), SpecError, r"an alphabet that UTF-8 can hold, got half of a pair, U\+D800"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error(make: Any, kind: Any, said: str) -> None:
@@ -135,6 +161,13 @@ def test_what_cannot_be_is_one_clear_error(make: Any, kind: Any, said: str) -> N
 def test_a_damaged_file_is_one_clear_error(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "t.json").write_bytes(content)
     with pytest.raises(FormatError, match=said):
+        load_tokenizer(tmp_path / "t.json")
+
+
+def test_tokens_that_double_with_every_merge_are_refused_before_they_take_the_memory(tmp_path: Path) -> None:
+    merges = [[97, 97], *([256 + n, 256 + n] for n in range(60))]
+    (tmp_path / "t.json").write_text(json.dumps({"format": "cyx-tokenizer/1", "kind": "bpe", "merges": merges}))
+    with pytest.raises(FormatError, match="merge 27: expected tokens of 268,435,456 bytes at most together"):
         load_tokenizer(tmp_path / "t.json")
 
 
