@@ -20,7 +20,7 @@ def whole(least: int, most: int):  # type: ignore[no-untyped-def]
     """The type of a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text[:12]) <= most:
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text[:40]!r}")
         return int(text)
 

@@ -80,8 +80,8 @@ cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
 cyxnet.blocking cyxnet
-cyxnet.display cyxnet.serveoptions cyxnet.cli.exits cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models
-cyxnet.cli.files
+cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options
+cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files
 cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__

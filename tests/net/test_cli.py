@@ -278,6 +278,7 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
     ("argv", "said"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["serve", "a.onnx", "--port", "0" * 11 + "199999"], "expected a whole number from 0 to 65535, got '0000"),
         ([], "the following arguments are required: COMMAND"),
         (["train"], "the following arguments are required: FILE"),
         (["up", "--nodes", "0"], "expected a number from 1 to 10000, got '0'"),

@@ -64,7 +64,7 @@ def test_patterns_are_listed_described_and_made(tmp_path: Path, capsys: pytest.C
             ["graph", "check", EXAMPLE, "--input", "0"],
             "argument --input: expected sizes such as 64 or 3,32,32, got '0'",
         ),
-        (["graph", "chek"], "argument ACTION: invalid choice: 'chek'"),
+        (["graph", "chek"], "unknown action 'chek'; did you mean 'check'?"),
         (["patterns", "unte"], "cyx: pattern: there is no 'unte'; did you mean 'unet'?"),
         (["patterns", "unet", "--set", "size=x"], "argument --set: expected NAME=NUMBER, got 'size=x'"),
         (

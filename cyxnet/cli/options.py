@@ -1,0 +1,397 @@
+"""The options of each command of `cyx`: a function for each that adds them to its parser."""
+
+import argparse
+import difflib
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cyxnet.cli import values
+from cyxnet.cli.exits import BAD_INPUT
+from cyxnet.serveoptions import add_options, size
+
+DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
+STATUSES = ["funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one line, with the nearest word for one that is not known."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"argument (COMMAND|ACTION): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if unknown:
+            kind, said, choices = unknown.groups()
+            near = difflib.get_close_matches(said, re.findall(r"[\w-]+", choices), 1)
+            message = f"unknown {kind.lower()} {said!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_globals(parser: argparse.ArgumentParser, before: bool) -> None:
+    """The options of every command; `before`: the parser is the one that stands before the commands."""
+
+    def default(value: object) -> object:  # a sub-command must not overwrite what stood before it
+        return value if before else argparse.SUPPRESS
+
+    group = parser.add_argument_group("everywhere")
+    group.add_argument(
+        "--dir",
+        type=Path,
+        metavar="DIR",
+        default=default(Path(DEFAULT_FOLDER)),
+        help=f"the network's folder (default {DEFAULT_FOLDER})",
+    )
+    for flag, about in [
+        ("--json", "JSON lines for programs"),
+        ("--quiet", "only the result"),
+        ("--no-color", "no colours (also: the variable NO_COLOR)"),
+        ("--debug", "show the traceback of an error"),
+    ]:
+        group.add_argument(flag, action="store_true", default=default(False), help=about)
+
+
+def job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "job", type=values.job_id, metavar="JOB", help="the job's id, or a beginning of it that no other job has"
+    )
+
+
+def output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the model goes: NAME.safetensors, NAME.onnx, or NAME.cyxmodel for the archive as the node signed it"
+        " (default: NAME.safetensors here, or NAME-2 and so on when that exists)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE when it exists")
+
+
+def job_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a job file (TOML), or a graph file that is a job")
+
+
+def up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=values.count, default=1, metavar="N", help="how many nodes (default 1)")
+    parser.add_argument("--centrals", type=values.count, default=1, metavar="N", help="how many centrals (default 1)")
+    parser.add_argument(
+        "--cluster",
+        type=int,
+        choices=(1, 3, 5),
+        metavar="N",
+        help="how many brokers, each holding everything: 3 outlive the loss of one, 5 of two"
+        " (default: as many as the folder has, 1 in a new one)",
+    )
+    parser.add_argument(
+        "--port", type=values.port, default=0, metavar="P", help="the (first) broker's port (default: a free one)"
+    )
+    parser.add_argument(
+        "--tls", action="store_true", help="encrypt every connection, with certificates made here (in DIR/tls)"
+    )
+    parser.add_argument(
+        "--listen",
+        type=values.ip_address,
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where the brokers listen (default 127.0.0.1); another than loopback needs --tls",
+    )
+    parser.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with --tls: a name or address for the certificates; the first is what network.json tells others",
+    )
+    parser.add_argument(
+        "--http",
+        type=values.port,
+        nargs="?",
+        const=0,
+        metavar="P",
+        help="serve HTTP too, at this port (without one: a free port), where the brokers listen; with --tls HTTPS",
+    )
+    parser.add_argument("--http-cert", type=Path, metavar="FILE", help="certificate chain (PEM): HTTP over TLS")
+    parser.add_argument("--http-key", type=Path, metavar="FILE", help="the key of the certificate (PEM)")
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    job_file(parser)
+    output(parser)
+    parser.add_argument("--keep-up", action="store_true", help="leave the network up at the end, until Ctrl-C")
+
+
+def submit(parser: argparse.ArgumentParser) -> None:
+    job_file(parser)
+    parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
+    parser.add_argument(
+        "--quote", type=Path, metavar="PRICE", help="a file of cyx quote -o: be charged no more than that"
+    )
+    parser.add_argument(
+        "--priority",
+        type=values.priority,
+        metavar="0-9",
+        help="instead of the file's: each level counts like ten minutes of waiting",
+    )
+
+
+def job_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--status", choices=STATUSES, help="only jobs that are in this state")
+    parser.add_argument("--name", metavar="TEXT", help="only jobs whose name contains this text")
+    parser.add_argument(
+        "--node", type=values.job_id, metavar="NODE", help="only jobs whose last attempt was on this node"
+    )
+    parser.add_argument("--mine", action="store_true", help="only jobs that were submitted from this folder")
+    parser.add_argument("--limit", type=values.count, default=50, metavar="N", help="how many (default 50)")
+
+
+def get(parser: argparse.ArgumentParser) -> None:
+    job(parser)
+    output(parser)
+
+
+def verify(parser: argparse.ArgumentParser) -> None:
+    job(parser)
+    parser.add_argument("--tail", action="store_true", help="only from the newest checkpoint that is still stored")
+    parser.add_argument("--threads", type=values.count, metavar="N", help="to train with (default: all cores)")
+
+
+def job_priority(parser: argparse.ArgumentParser) -> None:
+    job(parser)
+    parser.add_argument(
+        "priority", type=values.priority, metavar="0-9", help="each level counts like ten minutes of waiting"
+    )
+
+
+def cancel(parser: argparse.ArgumentParser) -> None:
+    job(parser)
+    parser.add_argument(
+        "--reason", type=values.reason, default="cancelled by the client", help="kept in the job's history"
+    )
+
+
+def quote(parser: argparse.ArgumentParser) -> None:
+    job_file(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PRICE", help="write the signed price there, for cyx submit"
+    )
+
+
+def earnings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "node", nargs="?", type=values.job_id, metavar="NODE", help="its name or id (default: all nodes)"
+    )
+    parser.add_argument(
+        "--explain", type=values.job_id, metavar="JOB", help="one job, from the work to the transaction"
+    )
+    parser.add_argument(
+        "--limit", type=values.count, default=1000, metavar="N", help="look at the newest N (default 1000)"
+    )
+
+
+def refund(parser: argparse.ArgumentParser) -> None:
+    job(parser)
+    parser.add_argument(
+        "--client", type=values.address, metavar="ADDRESS", help="who paid for it (default: this wallet)"
+    )
+    parser.add_argument("--chain", metavar="URL", help="ask the chain there, and no central")
+    parser.add_argument("--program", type=values.address, metavar="ADDRESS", help="the escrow program (the network's)")
+
+
+def outbox(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--send", action="store_true", help="submit them now, the oldest first")
+    parser.add_argument("--forget", type=values.job_id, metavar="JOB", help="do not submit this one any more")
+
+
+def node_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--online", action="store_true", help="only those that are online and not banned")
+    parser.add_argument("--idle", action="store_true", help="only those that would take a job now")
+    parser.add_argument("--gpu", action="store_true", help="only those with a GPU")
+    parser.add_argument(
+        "--region", action="append", default=[], metavar="R", help="only there (more than once: or there)"
+    )
+    parser.add_argument("--not-region", action="append", default=[], metavar="R", help="not there")
+    parser.add_argument("--max-price", metavar="CYX", help="that an hour costs at most")
+    parser.add_argument("--min-memory", type=size, default=0, metavar="SIZE", help="free there, such as 4GB")
+    parser.add_argument("--min-reputation", type=values.reputation, default=0.0, metavar="N", help="from 0 to 100")
+    parser.add_argument(
+        "--sort",
+        choices=["online", "price", "speed", "reputation", "memory", "queue"],
+        default="online",
+        help="the best first (default: those online)",
+    )
+    parser.add_argument("--limit", type=values.count, metavar="N", help="how many (default: all)")
+
+
+def node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "node",
+        type=values.job_id,
+        metavar="NODE",
+        help="a node (its id, or a beginning that no other has), or a client (c-…)",
+    )
+
+
+def ban(parser: argparse.ArgumentParser) -> None:
+    node(parser)
+    parser.add_argument("--reason", type=values.said, required=True, help="kept in the log")
+    parser.add_argument(
+        "--for",
+        type=values.duration,
+        dest="for_s",
+        metavar="TIME",
+        help="how long: 30m, 12h, 7d, 2w (default: 24h, then 48h, then a week)",
+    )
+
+
+def pardon(parser: argparse.ArgumentParser) -> None:
+    node(parser)
+    parser.add_argument("--reason", type=values.said, default="pardoned by an operator", help="kept in the log")
+
+
+def wallet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", nargs="?", type=values.address, metavar="ADDRESS", help="another wallet to look at")
+    parser.add_argument("--faucet", metavar="AMOUNT", help="take this much test CYX (local networks only)")
+
+
+ID_ACTIONS = {  # what stands behind `cyx id`: in words, and with which options
+    "show": ("print ids, addresses and where the key lies", ()),
+    "new": ("make a key, and show its backup once", ("--force", "--passphrase")),
+    "export": ("print the backup of a key: 24 words to write down", ()),
+    "import": ("make the key of a backup, typed here or read from standard input", ("--force", "--passphrase")),
+    "passphrase": ("seal the key with a passphrase, or with another one", ("--remove",)),
+    "nats": ("write a context with which the `nats` tool connects as this client", ("--name", "--force")),
+}
+ID_OPTIONS: dict[str, dict[str, Any]] = {
+    "--force": {"action": "store_true", "help": "though there is one already: a key is kept beside it, as NAME.old-1"},
+    "--passphrase": {
+        "action": "store_true",
+        "help": "seal it with a passphrase: typed, or in CYX_PASSPHRASE, or in the file that CYX_PASSPHRASE_FILE names",
+    },
+    "--remove": {"action": "store_true", "help": "keep it without a passphrase from now on"},
+    "--name": {"metavar": "NAME", "help": "of the context (default cyx)", "default": "cyx"},
+}
+
+
+def identity(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    for name, (about, options) in ID_ACTIONS.items():
+        sub = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        whose = sub.add_mutually_exclusive_group()
+        whose.add_argument(
+            "--node", type=values.job_id, metavar="NAME", help="the node of this name in the network's folder"
+        )
+        whose.add_argument("--central", action="store_true", help="the platform")
+        for option in options:
+            sub.add_argument(option, **ID_OPTIONS[option])
+        add_globals(sub, before=False)
+
+
+def payouts(parser: argparse.ArgumentParser) -> None:
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--freeze", type=values.reason, metavar="REASON", help="pay nothing from now on")
+    either.add_argument("--release", type=values.reason, metavar="REASON", help="pay again, and accept what was found")
+
+
+def key(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    new = actions.add_parser("new", help="make a key and show it, this once")
+    new.add_argument("--name", default="", type=values.name, help="what it is for")
+    new.add_argument("--role", choices=("client", "operator"), default="client", help="what it may do (default client)")
+    new.add_argument("--rate", type=values.rate, default=0.0, metavar="N", help="at most N requests a second")
+    new.add_argument(
+        "--days", type=values.days, default=0, metavar="N", help="for so long (default: until it is revoked)"
+    )
+    everybody = "as an operator of the network: everybody's"
+    listed = actions.add_parser("list", help="the keys and HTTP sessions")
+    listed.add_argument("--all", action="store_true", help=everybody)
+    revoke = actions.add_parser("revoke", help="have a key or session refused from now on")
+    revoke.add_argument("id", type=values.grant_id, metavar="ID", help="as `cyx key list` shows it")
+    revoke.add_argument("--all", action="store_true", help=everybody)
+    for action in (new, listed, revoke):
+        add_globals(action, before=False)
+
+
+def serve(parser: argparse.ArgumentParser) -> None:
+    add_options(parser)
+
+
+def convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="IN", help="a .cyxmodel, .safetensors or .onnx file")
+    parser.add_argument("target", type=Path, metavar="OUT", help="a name that ends in .cyxmodel, .safetensors or .onnx")
+    parser.add_argument("--force", action="store_true", help="replace OUT when it exists")
+    parser.add_argument("--opset", type=values.count, metavar="N", help="of an .onnx file that is written (default 18)")
+    parser.add_argument(
+        "--input",
+        type=values.shape,
+        metavar="SHAPE",
+        help="of one sample, such as 3,32,32, where an .onnx file is open",
+    )
+    parser.add_argument("--quantize", choices=("int8", "fp16"), help="make the weights small: int8 or fp16")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="NPZ",
+        help="with --quantize: rows x (and labels y), to say what it costs in accuracy",
+    )
+    parser.add_argument("--take", metavar="NAME", help="which output of an .onnx file that has several")
+    external_data(parser)
+
+
+def external_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--external-data",
+        action="store_true",
+        help="read the values of an .onnx file that lie in another file of its folder",
+    )
+
+
+def inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .cyxmodel, .safetensors, .onnx or .gguf file")
+    parser.add_argument("--all", action="store_true", help="every tensor, however many there are")
+    external_data(parser)
+
+
+def graph(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+    check = actions.add_parser("check", help="show the layers of a graph file and how it trains")
+    check.add_argument("file", type=Path, metavar="FILE", help="a graph file (.cyxgraph)")
+    check.add_argument("--input", type=values.shape, metavar="SHAPE", help="of one sample, such as 64 or 3,32,32")
+    check.add_argument(
+        "--batch-size", type=values.count, default=1, metavar="N", help="rows for the figures (default 1)"
+    )
+    schema = actions.add_parser("schema", help="print the format as JSON Schema")
+    kinds = actions.add_parser("kinds", help="list the kinds of nodes with their pins and parameters")
+    for action in (check, schema, kinds):
+        add_globals(action, before=False)
+
+
+def patterns(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", nargs="?", metavar="NAME", help="one of them: shows its parameters")
+    parser.add_argument(
+        "--set",
+        type=values.setting,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="a parameter, as often as needed",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there, as a graph file (.cyxgraph)")
+    parser.add_argument("--force", action="store_true", help="replace FILE when it exists")
+
+
+def chat(parser: argparse.ArgumentParser) -> None:
+    number: dict[str, Any] = {"metavar": "N"}
+    parser.add_argument("model", metavar="MODEL", help="a model file, or the address of a server: http://host:port")
+    parser.add_argument("--name", metavar="NAME", help="which model of the server (default: its first)")
+    parser.add_argument("--system", metavar="TEXT", help="an instruction that stands before the conversation")
+    parser.add_argument("--temperature", type=float, help="how freely words are chosen; 0: the likeliest", **number)
+    parser.add_argument("--top-p", type=float, help="only of the likeliest that reach this probability", **number)
+    parser.add_argument("--max-tokens", type=int, help="the longest answer", **number)
+    parser.add_argument("--seed", type=int, help="the same seed, the same answers", **number)
+
+
+def ledger(parser: argparse.ArgumentParser) -> None:
+    about = 'one SELECT over nodes, jobs, events, metrics, entries; or "verify", or "at"'
+    parser.add_argument("question", type=values.sql, metavar="SQL", help=about)
+    parser.add_argument("time", nargs="?", metavar="TIME", help='with "at": 2026-11-26 or 2026-11-26T14:30')
+    parser.add_argument("--limit", type=values.count, default=1000, metavar="N", help="at most N rows (default 1000)")

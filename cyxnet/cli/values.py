@@ -1,0 +1,123 @@
+"""What stands behind an option, as a value: each function takes the text and says what it expected instead."""
+
+import argparse
+import re
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 10000, got {text[:40]!r}")
+    return int(text)
+
+
+def shape(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8}){0,7}", text):
+        raise argparse.ArgumentTypeError(f"expected sizes such as 64 or 3,32,32, got {text[:40]!r}")
+    return [int(size) for size in text.split(",")]
+
+
+def setting(text: str) -> tuple[str, int | float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value) if re.search(r"[.eEn]", value) else int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {text[:40]!r}") from None
+
+
+def priority(text: str) -> int:
+    if not re.fullmatch(r"[0-9]", text):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 9, got {text[:40]!r}")
+    return int(text)
+
+
+def reputation(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 100:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 100, got {text[:40]!r}")
+    return found
+
+
+def rate(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0.001 <= found <= 1e6:  # what a KeyNewRequest takes
+        raise argparse.ArgumentTypeError(f"expected requests a second, from 0.001 to a million, got {text[:40]!r}")
+    return found
+
+
+def days(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 3650:
+        raise argparse.ArgumentTypeError(f"expected 1 to 3650 days, got {text[:40]!r}")
+    return int(text)
+
+
+def name(text: str) -> str:
+    if len(text) > 100:
+        raise argparse.ArgumentTypeError(f"expected at most 100 letters, got {len(text)}")
+    return text
+
+
+def grant_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{12}([0-9a-f]{20})?", text):
+        raise argparse.ArgumentTypeError(f"expected the 12 or 32 hex digits of an id, got {text[:40]!r}")
+    return text
+
+
+def job_id(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
+        raise argparse.ArgumentTypeError(f"expected an id of letters a-z, digits and dashes, got {text[:40]!r}")
+    return text
+
+
+def address(text: str) -> str:
+    if not re.fullmatch(r"[1-9A-HJ-NP-Za-km-z]{32,44}", text):
+        raise argparse.ArgumentTypeError(f"expected a Solana address of 32 to 44 base58 letters, got {text[:50]!r}")
+    return text
+
+
+def reason(text: str) -> str:
+    if len(text) > 2000:
+        raise argparse.ArgumentTypeError(f"expected at most 2000 letters, got {len(text)}")
+    return text
+
+
+def said(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected words, got nothing")
+    return reason(text)
+
+
+def duration(text: str) -> int:
+    """Seconds in a time as people write it."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhdw])", text)
+    if match is None or (seconds := int(match[1]) * SECONDS[match[2]]) > 10 * 366 * 86_400:
+        raise argparse.ArgumentTypeError(f"expected a time up to ten years, such as 12h or 7d, got {text[:40]!r}")
+    return seconds
+
+
+def sql(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a SELECT statement, got nothing")
+    return text
+
+
+def ip_address(text: str) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an IP address such as 0.0.0.0, got {text[:60]!r}") from None
+
+
+def port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text[:40]!r}")
+    return int(text)
