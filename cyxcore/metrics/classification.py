@@ -10,6 +10,7 @@ from cyxcore.metrics.base import Array, Metric, numbers, ratio
 
 Average = Literal["binary", "macro", "micro", "weighted"]
 AVERAGES = ("binary", "macro", "micro", "weighted")
+MOST_IN_MATRIX, MOST_COUNTED = 8192, 2**22  # classes: a matrix of them takes 512 MiB, three counts of each 96 MiB
 LEAST_PROBABILITY = float(np.finfo(np.float64).eps)  # what a probability of 0 counts as in a logarithm
 
 
@@ -40,14 +41,13 @@ def classes(prediction: Any, target: Any, logits: bool = True) -> tuple[Array, A
     return found.reshape(-1).astype(np.int64), truth.reshape(-1), count
 
 
-class ConfusionMatrix(Metric):
-    """compute(): (C, C) int64, rows of the true class, columns of the predicted one. classes: C at least.
+class _Classes(Metric):
+    """Of predicted and true classes. ignore_index: targets of that value count nothing."""
 
-    ignore_index: targets of that value count nothing.
-    """
+    most_classes = MOST_COUNTED
 
-    def __init__(self, classes: int = 0, logits: bool = True, ignore_index: int = -100) -> None:
-        self.classes, self.logits, self.ignore_index = classes, logits, ignore_index
+    def __init__(self, logits: bool = True, ignore_index: int = -100) -> None:
+        self.logits, self.ignore_index = logits, ignore_index
         super().__init__()
 
     def update(self, prediction: Any, target: Any) -> None:
@@ -56,8 +56,36 @@ class ConfusionMatrix(Metric):
         found, truth = found[counted], truth[counted]
         if found.size and (found.min() < 0 or truth.min() < 0):
             raise DataError(f"metric: expected classes from 0, got {min(found.min(), truth.min())}")
+        size = max(count, int(found.max(initial=-1)) + 1, int(truth.max(initial=-1)) + 1)
+        if size > self.most_classes:
+            raise DataError(
+                f"{type(self).__name__}: expected classes below {self.most_classes}, got {size - 1}; "
+                "targets that are values, not classes, go into mae, mse or r2"
+            )
+        self._take(found, truth, size)
+
+    def _take(self, found: Array, truth: Array, size: int) -> None:
+        """Count rows whose classes are below `size`."""
+        raise NotImplementedError
+
+
+class ConfusionMatrix(_Classes):
+    """compute(): (C, C) int64, rows of the true class, columns of the predicted one. classes: C at least.
+
+    ignore_index: targets of that value count nothing.
+    """
+
+    most_classes = MOST_IN_MATRIX
+
+    def __init__(self, classes: int = 0, logits: bool = True, ignore_index: int = -100) -> None:
+        if not 0 <= classes <= MOST_IN_MATRIX:
+            raise SpecError(f"ConfusionMatrix: expected classes from 0 to {MOST_IN_MATRIX}, got {classes}")
+        self.classes = classes
+        super().__init__(logits, ignore_index)
+
+    def _take(self, found: Array, truth: Array, size: int) -> None:
         held = self.matrix
-        size = max(count, len(held), int(found.max(initial=-1)) + 1, int(truth.max(initial=-1)) + 1)
+        size = max(size, len(held))
         new = np.bincount(truth * size + found, minlength=size * size).reshape(size, size)
         new[: len(held), : len(held)] += held
         self.state["matrix"] = new
@@ -72,11 +100,32 @@ class ConfusionMatrix(Metric):
         return self.matrix.copy()
 
 
-class Accuracy(ConfusionMatrix):
+class _Counted(_Classes):
+    """Of the diagonal of the confusion matrix and its sums alone, which take memory for C numbers, not for C²."""
+
+    def _take(self, found: Array, truth: Array, size: int) -> None:
+        each = {"right": truth[truth == found], "predicted": found, "true": truth}
+        for name, labels in each.items():
+            held = self._count(name)
+            new = np.bincount(labels, minlength=max(size, len(held)))
+            new[: len(held)] += held
+            self.state[name] = new
+
+    def _count(self, name: str) -> Array:
+        return self.state.get(name, np.zeros(0, np.int64))
+
+    @property
+    def counts(self) -> tuple[Array, Array, Array]:
+        """Rows by class, (C,) int64 each: rightly predicted, predicted, true."""
+        return self._count("right"), self._count("predicted"), self._count("true")
+
+
+class Accuracy(_Counted):
     """The share of rows whose class is right."""
 
     def compute(self) -> float:
-        return ratio(np.trace(self.matrix), self.matrix.sum(), math.nan)
+        right, _, true = self.counts
+        return ratio(right.sum(), true.sum(), math.nan)
 
 
 class TopKAccuracy(Metric):
@@ -99,7 +148,7 @@ class TopKAccuracy(Metric):
         return ratio(self._sum("right"), self._sum("rows"), math.nan)
 
 
-class _PerClass(ConfusionMatrix):
+class _PerClass(_Counted):
     """A ratio per class, averaged. binary: that of class 1. micro: of the counts summed over classes. macro: the mean
     over the classes that are there. weighted: the mean by true rows. A ratio of nothing is 0.
     """
@@ -110,21 +159,20 @@ class _PerClass(ConfusionMatrix):
                 f"{type(self).__name__}: expected average to be one of {', '.join(AVERAGES)}, got {average!r}"
             )
         self.average = average
-        super().__init__(0, logits, ignore_index)
+        super().__init__(logits, ignore_index)
 
     def _of(self, right: Any, predicted: Any, true: Any) -> float:
         raise NotImplementedError
 
     def compute(self) -> float:
-        matrix = self.matrix
-        right, predicted, true = np.diag(matrix), matrix.sum(0), matrix.sum(1)
+        right, predicted, true = self.counts
         if self.average == "binary":
-            if len(matrix) > 2:
+            if len(true) > 2:
                 raise SpecError(
                     f"{type(self).__name__}: average='binary' is for two classes, the targets or predictions have "
-                    f"{len(matrix)}; choose macro, micro or weighted"
+                    f"{len(true)}; choose macro, micro or weighted"
                 )
-            return self._of(right[1], predicted[1], true[1]) if len(matrix) == 2 else 0.0
+            return self._of(right[1], predicted[1], true[1]) if len(true) == 2 else 0.0
         if self.average == "micro":
             return self._of(right.sum(), predicted.sum(), true.sum())
         each = [self._of(*counts) for counts in zip(right, predicted, true, strict=True)]
@@ -155,25 +203,25 @@ class F1(_PerClass):
         return ratio(2 * right, predicted + true)
 
 
-class CohenKappa(ConfusionMatrix):
+class CohenKappa(_Counted):
     """Agreement beyond chance, (p_observed - p_chance) / (1 - p_chance) (Cohen 1960)."""
 
     def compute(self) -> float:
-        matrix = self.matrix.astype(np.float64)
-        rows = matrix.sum()
+        right, predicted, true = (each.astype(np.float64) for each in self.counts)
+        rows = true.sum()
         if not rows:
             return math.nan
-        chance = float(matrix.sum(0) @ matrix.sum(1)) / float(rows) ** 2
-        return ratio(float(np.trace(matrix) / rows) - chance, 1.0 - chance, math.nan)
+        chance = float(predicted @ true) / float(rows) ** 2
+        return ratio(float(right.sum() / rows) - chance, 1.0 - chance, math.nan)
 
 
-class MatthewsCorrelation(ConfusionMatrix):
+class MatthewsCorrelation(_Counted):
     """The correlation of true and predicted classes; of more than two, R_K (Gorodkin 2004); 0 where it has none."""
 
     def compute(self) -> float:
-        matrix = self.matrix.astype(np.float64)
-        predicted, true, rows = matrix.sum(0), matrix.sum(1), matrix.sum()
-        covariance = np.trace(matrix) * rows - predicted @ true
+        right, predicted, true = (each.astype(np.float64) for each in self.counts)
+        rows = true.sum()
+        covariance = right.sum() * rows - predicted @ true
         spread = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
         return ratio(covariance, math.sqrt(spread)) if spread > 0 else 0.0
 

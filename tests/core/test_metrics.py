@@ -153,3 +153,23 @@ def test_each_named_metric_can_be_made_and_says_which_way_is_better(name: str) -
 def test_what_does_not_fit_is_said(call: Callable[[], Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         call()
+
+
+def test_metrics_of_many_classes_need_no_matrix_of_them() -> None:
+    target = np.array([0, 49_999, 3])
+    for make in (metrics.Accuracy, metrics.CohenKappa, lambda: metrics.F1("macro")):
+        metric = make()
+        metric.update(np.array([0, 49_999, 7]), target)
+        assert metric.compute() > 0.4
+        assert sum(array.nbytes for array in metric.state.values()) < 2_000_000
+
+
+@pytest.mark.parametrize("function", [metrics.accuracy, metrics.confusion_matrix, metrics.cohen_kappa])
+def test_values_in_place_of_classes_are_refused_before_memory_is_taken_for_them(function: Callable[..., Any]) -> None:
+    with pytest.raises(DataError, match="expected classes below .*, got 1000000000"):
+        function(np.array([1, 2]), np.array([10**9, 2]))
+
+
+def test_a_confusion_matrix_of_a_negative_size_is_refused() -> None:
+    with pytest.raises(SpecError, match="expected classes from 0 to"):
+        metrics.ConfusionMatrix(-3)
