@@ -14,26 +14,28 @@ KINDS = ("before", "after", "backward")
 class Handle:
     """remove() takes a hook off again."""
 
-    def __init__(self, hooks: list[Callable[..., Any]], hook: Callable[..., Any]) -> None:
-        self._hooks, self._hook = hooks, hook
+    def __init__(self, hooks: "dict[Handle, Callable[..., Any]]") -> None:
+        self._hooks = hooks
 
     def remove(self) -> None:
         """Nothing happens the second time."""
-        if self._hook in self._hooks:
-            self._hooks.remove(self._hook)
+        self._hooks.pop(self, None)
 
 
-def called(module: Any, hooks: dict[str, list[Callable[..., Any]]], inputs: tuple[Any, ...], options: Any) -> Any:
+Hooks = dict[str, dict[Handle, Callable[..., Any]]]  # by kind, in the order of registration; one may be there twice
+
+
+def called(module: Any, hooks: Hooks, inputs: tuple[Any, ...], options: Any) -> Any:
     """module.forward(*inputs, **options) with its hooks."""
-    for hook in tuple(hooks["before"]):
+    for hook in tuple(hooks["before"].values()):
         changed = hook(module, inputs)
         if changed is not None:
             inputs = changed if isinstance(changed, tuple) else (changed,)
-    watch = _Watch(module, tuple(hooks["backward"])) if hooks["backward"] else None
+    watch = _Watch(module, tuple(hooks["backward"].values())) if hooks["backward"] else None
     if watch is not None:
         inputs = watch.entered(inputs)
     output = module.forward(*inputs, **options)
-    for hook in tuple(hooks["after"]):
+    for hook in tuple(hooks["after"].values()):
         changed = hook(module, inputs, output)
         output = output if changed is None else changed
     return output if watch is None else watch.left(output)

@@ -62,9 +62,10 @@ class Module:
         return self.forward(*inputs, **options) if hooks is None else called(self, hooks, inputs, options)
 
     def _hook(self, kind: str, hook: Callable[..., Any]) -> Handle:
-        own = self.__dict__.setdefault("_hooks", {name: [] for name in KINDS})[kind]
-        own.append(hook)
-        return Handle(own, hook)
+        own = self.__dict__.setdefault("_hooks", {name: {} for name in KINDS})[kind]
+        handle = Handle(own)
+        own[handle] = hook
+        return handle
 
     def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Handle:
         """Before each call: hook(module, inputs) may return other inputs. In cx.compile it runs once, on symbols."""

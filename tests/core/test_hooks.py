@@ -83,3 +83,22 @@ def test_a_backward_hook_says_what_it_cannot_see() -> None:
     bilinear.register_full_backward_hook(lambda *given: None)
     with pytest.raises(GradientError, match="one input that requires a gradient, this call has 2"):
         bilinear(cx.tensor(X, requires_grad=True), cx.tensor(X, requires_grad=True))
+
+
+def test_a_handle_takes_its_own_hook_off_once_where_the_hook_is_there_twice() -> None:
+    calls: list[str] = []
+
+    def same(*_: Any) -> None:
+        calls.append("same")
+
+    module = nn.Linear(2, 2)
+    first = module.register_forward_hook(same)
+    module.register_forward_hook(lambda *_: calls.append("other"))
+    last = module.register_forward_hook(same)
+    last.remove()
+    last.remove()
+    module(cx.zeros(1, 2))
+    assert calls == ["same", "other"]
+    first.remove()
+    module(cx.zeros(1, 2))
+    assert calls == ["same", "other", "other"]
