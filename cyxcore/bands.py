@@ -14,6 +14,7 @@ from cyxcore.infer import Shape
 from cyxcore.ops import OPS
 
 BAND_BYTES = 256 * 1024  # of the largest array of a band: several of them fit the second-level cache
+LEAST_SHARE = 1 / 16  # of that; what many smaller bands cost is more than the cache gives: batches of prime sizes
 LEAST_ROWS = 64  # of a band of a matrix, for its product with another one
 LEAST_BYTES = 2 * 1024 * 1024  # of the arrays of a stretch together: fewer stay in the cache anyway
 MOST_SHARED = 128 * 1024  # elements of a matrix that every band multiplies by: it must stay in the cache as well
@@ -53,12 +54,13 @@ def arrange(
 
 
 def _band_count(graph: Graph, known: Inferred, order: Sequence[int]) -> int:
-    """How many bands: the fewest into which the rows of all inputs can be cut that are small enough."""
+    """How many bands: the fewest into which the rows of all inputs can be cut that are small enough; 1: tiny ones."""
     rows = [known.shapes[place][0] for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])]
     together = math.gcd(*rows) if rows else 1
     largest = max(map(known.bytes_of, _cuts(graph, known, order, together)), default=0) if together > 1 else 0
     divisors = [count for count in range(1, together + 1) if together % count == 0]
-    return next((count for count in divisors if count * BAND_BYTES >= largest), together)
+    count = next((count for count in divisors if count * BAND_BYTES >= largest), together)
+    return count if largest >= count * BAND_BYTES * LEAST_SHARE else 1
 
 
 def _is_batch(node: Node, shape: Shape) -> bool:

@@ -138,6 +138,17 @@ def test_every_call_comes_after_those_it_reads() -> None:
     assert sorted(decided.order) == sorted(schedule(graph).order)
 
 
+def test_a_prime_number_of_small_rows_runs_in_no_bands() -> None:
+    def bands_of(rows: int) -> set[int]:
+        builder = Builder()
+        x = builder.input("x", (rows, 3))
+        graph = optimise(builder.graph(F.softmax(x.tanh(), 1).exp()))
+        return {stretch.bands for stretch in schedule(graph, in_bands=True).stretches}
+
+    assert bands_of(127) == set()  # 127 bands of 12 bytes each would take longer than no bands
+    assert bands_of(128) == {8}
+
+
 OPS = ("tanh", "add row", "add", "softmax", "mean", "matmul", "transpose", "slice", "concat", "pad", "turned", "where")
 
 
