@@ -286,10 +286,11 @@ class Plan:
 
     def run(self) -> None:
         """Make all calls. Raises DataError where the data is out of range."""
-        if observer is None:
+        watching = observer  # read once: another thread may close its profile now
+        if watching is None:
             self.program()
         else:
-            observer(self)
+            watching(self)
 
     def __len__(self) -> int:
         return len(self.calls)
