@@ -182,15 +182,28 @@ class OneHotEncoder(Step, frozen=True):
 
     def fit(self, x: Any) -> "OneHotEncoder":
         rows = _rows(self, x)
-        columns = rows.reshape(len(rows), -1).T
-        return replace(self, categories=[np.unique(column).tolist() for column in columns])
+        categories = [np.unique(column) for column in rows.reshape(len(rows), -1).T]
+        for place, known in enumerate(categories):
+            same = np.flatnonzero(np.diff(known.astype(np.float32)) == 0)
+            if same.size:
+                raise DataError(
+                    f"OneHotEncoder: column {place}: expected categories that float32 tells apart, got "
+                    f"{known[same[0]]:.17g} and {known[same[0] + 1]:.17g}; number them from 0"
+                )
+        return replace(self, categories=[known.tolist() for known in categories])
 
     def __call__(self, x: Any) -> Any:
         _fitted(self)
         array = _as_array(x)
-        columns = array.reshape(len(array), math.prod(array.shape[1:])).T
-        for place, (column, known) in enumerate(zip(columns, self.categories or [], strict=False)):
-            new = np.flatnonzero(~np.isin(column, known))
+        categories = self.categories or []
+        width = math.prod(array.shape[1:])
+        if array.ndim < 1 or width != len(categories):
+            raise ShapeError(
+                f"OneHotEncoder: expected rows of {len(categories)} columns, as it was fitted on, got {array.shape}"
+            )
+        columns = array.reshape(len(array), width).T
+        for place, (column, known) in enumerate(zip(columns, categories, strict=True)):
+            new = np.flatnonzero(~np.isin(column.astype(np.float32), np.array(known, np.float32)))
             if new.size and self.unknown == "error":
                 raise DataError(
                     f"OneHotEncoder: row {new[0]}, column {place}: expected one of {_few(known)}, got "
@@ -344,8 +357,15 @@ def _fitted(step: Step) -> None:
         value, other = getattr(step, field), getattr(step, lists[field])
         if value is None or other is None:
             raise SpecError(f"{name}: it has no statistics yet; call fit(x_train) and use what it returns")
-        if field != "categories" and len(value) != math.prod(other):
+        if field == "categories":
+            if not value or not all(value):
+                raise SpecError(f"{name}: expected at least one category in each column, got none")
+        elif any(side < 1 for side in other):
+            raise SpecError(f"{name}: expected a shape of sides >= 1, got {other}")
+        elif len(value) != math.prod(other):
             raise SpecError(f"{name}: expected {math.prod(other)} numbers of {field}, got {len(value)}")
+        if field == "scale" and min(value) <= 0.0:
+            raise SpecError(f"{name}: expected a scale > 0, got {min(value):g}")
 
 
 def _as_array(x: Any) -> Array:
@@ -360,10 +380,15 @@ def _rows(step: Step, x: Any, missing: bool = False) -> Array:
     name, rows = type(step).__name__, _as_array(x).astype(np.float64)
     if rows.ndim < 1 or 0 in rows.shape:
         raise DataError(f"{name}: expected rows (N, …), got {rows.shape}")
-    good = np.isfinite(rows) | np.isnan(rows) if missing else np.isfinite(rows)
+    with np.errstate(over="ignore"):
+        good = np.isfinite(rows.astype(np.float32))
+    if missing:
+        good |= np.isnan(rows)
     if not good.all():
         place = np.unravel_index(int(good.argmin()), good.shape)
         advice = "" if missing or not np.isnan(rows[place]) else "; put an Imputer before it"
+        if np.isfinite(rows[place]):
+            advice = ", which is too large for float32; scale it down"
         where = f"row {place[0]}" + (f", feature {', '.join(map(str, place[1:]))}" if len(place) > 1 else "")
         raise DataError(f"{name}: {where}: expected a finite number, got {rows[place]}{advice}")
     return rows

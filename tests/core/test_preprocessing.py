@@ -85,6 +85,11 @@ def test_categories_become_ones_and_zeros_and_back() -> None:
         encoder(np.array([[1, 10], [2, 10]]))
 
 
+def test_a_category_is_the_same_in_any_precision() -> None:
+    encoder = OneHotEncoder().fit(np.array([0.1, 0.2]))
+    assert encoder(np.array([0.1], np.float32)).tolist() == [[1, 0]]
+
+
 def test_texts_are_numbered() -> None:
     known = categories_of(["b", "a", "b"])
     assert known == ["a", "b"] and encode(["b", "a"], known).tolist() == [1, 0]
@@ -139,6 +144,18 @@ def test_images_are_scaled_pixel_by_pixel_and_tensors_stay_tensors() -> None:
             DataError,
             "row 0, feature 0: expected a finite number, got nan;",
         ),
+        (lambda: OneHotEncoder().fit(X)(X[:, :3]), ShapeError, r"expected rows of 4 columns, .* got \(\d+, 3\)"),
+        (lambda: OneHotEncoder().fit(X[:, 0])(X), ShapeError, r"expected rows of 1 columns, .* got \(\d+, 4\)"),
+        (
+            lambda: OneHotEncoder().fit([16_777_216, 3, 16_777_217]),
+            DataError,
+            "column 0: expected categories that float32 tells apart, got 16777216 and 16777217;",
+        ),
+        (
+            lambda: StandardScaler().fit([[1e300], [2e300]]),
+            DataError,
+            r"row 0, feature 0: expected a finite number, got 1e\+300, which is too large for float32",
+        ),
         (lambda: MinMaxScaler().fit(X / np.float32(0)), DataError, "expected a finite number, got -?inf"),
         (lambda: StandardScaler().fit(np.zeros((0, 3))), DataError, r"expected rows \(N, …\), got \(0, 3\)"),
         (lambda: StandardScaler().fit(["a"]), DataError, "expected numbers, got <U1; see encode for text"),
@@ -167,6 +184,20 @@ def test_what_cannot_be_is_one_clear_error(make: Any, kind: Any, said: str) -> N
             b'{"format": "cyx-preprocessing/1", "steps": [{"kind": "StandardScaler", "shape": [3], "shift": [1], '
             b'"scale": [1]}]}',
             "expected 3 numbers of shift, got 1",
+        ),
+        (
+            b'{"format": "cyx-preprocessing/1", "steps": [{"kind": "StandardScaler", "shape": [-1, -3], '
+            b'"shift": [1, 2, 3], "scale": [1, 1, 1]}]}',
+            r"expected a shape of sides >= 1, got \[-1, -3\]",
+        ),
+        (
+            b'{"format": "cyx-preprocessing/1", "steps": [{"kind": "StandardScaler", "shape": [2], '
+            b'"shift": [1, 2], "scale": [1, 0]}]}',
+            "expected a scale > 0, got 0",
+        ),
+        (
+            b'{"format": "cyx-preprocessing/1", "steps": [{"kind": "OneHotEncoder", "categories": [[1], []]}]}',
+            "expected at least one category in each column",
         ),
         (b'{"format": "cyx-preprocessing/1", "steps": [{"kind": "Eval", "code": "1"}]}', "Invalid value 'Eval'"),
     ],
