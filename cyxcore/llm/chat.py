@@ -17,6 +17,8 @@ MAX_CHARS = 1 << 24
 """Of all texts that one rendering makes, together."""
 MAX_TURNS = 1 << 17
 MAX_ITEMS = 1 << 16
+MAX_DEPTH = 64
+PRIVATE = range(0xF0000, 0xFFFFE)  # characters that mean nothing to anybody
 
 FILTERS = frozenset(
     "abs capitalize count d default dictsort e escape first float int items join last length list lower map max min "
@@ -89,15 +91,38 @@ class ChatTemplate:
         return "".join(parts)
 
 
-def _plain(value: Any) -> Any:
-    """A copy of JSON's types only, so that the template meets no object of ours."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A copy of JSON's types only, so that the template meets no object of ours. Raises SpecError."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
+    if depth == MAX_DEPTH:
+        raise SpecError(f"messages: expected lists and objects within each other at most {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     raise SpecError(f"messages: expected texts, numbers, lists and objects, got {type(value).__name__}")
+
+
+def held_apart(value: Any, reserved: re.Pattern[str]) -> tuple[Any, str]:
+    """A copy of a conversation in which no text holds one that `reserved` finds, and the mark that keeps it apart: a
+    character that is nowhere else in it, put behind the first one of each. Whoever takes the mark away again has the
+    conversation as it was. Raises SpecError where the conversation holds every such character.
+    """
+    plain = _plain(value)
+    used = set(json.dumps(plain, ensure_ascii=False))
+    mark = next((mark for mark in map(chr, PRIVATE) if mark not in used), None)
+    if mark is None:
+        raise SpecError("messages: expected text, got every private character of Unicode")
+
+    def apart(item: Any) -> Any:
+        if isinstance(item, str):
+            return reserved.sub(lambda found: found[0][:1] + mark + found[0][1:], item)
+        if isinstance(item, dict):
+            return {apart(key): apart(inner) for key, inner in item.items()}
+        return [apart(inner) for inner in item] if isinstance(item, list) else item
+
+    return apart(plain), mark
 
 
 def _environment() -> Any:

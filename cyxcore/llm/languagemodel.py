@@ -8,7 +8,7 @@ from typing import Any
 
 from cyxcore.errors import FormatError
 from cyxcore.gguf import GGUFFile
-from cyxcore.llm.chat import ChatTemplate
+from cyxcore.llm.chat import ChatTemplate, held_apart
 from cyxcore.llm.engine import BatchingEngine, EngineOptions
 from cyxcore.llm.llama import Llama
 from cyxcore.llm.requests import Request, Sampling
@@ -42,16 +42,20 @@ class LanguageModel:
     ) -> tuple[int, ...]:
         """The prompt of a conversation: [{"role": ..., "content": ...}, ...].
 
-        What a message writes like a control token becomes one, as the template's own. Raises SpecError where the
-        template refuses these messages, FormatError for a model without one.
+        Texts of control tokens in messages and tools stay texts; those of the template become tokens. Raises SpecError
+        where the template refuses these messages, FormatError for a model without one.
         """
         if self.template is None:
             raise FormatError(f"{self._where}: the model has no chat template; give it a plain prompt")
         bos, eos = (
             "" if token is None else self.tokenizer.name(token) for token in (self.tokenizer.bos, self.tokenizer.eos)
         )
+        mark = ""
+        if self.tokenizer.controls:
+            (messages, tools), mark = held_apart([messages, tools], self.tokenizer.controls)
         text = self.template.render(messages, tools=tools, **({"bos_token": bos, "eos_token": eos} | variables))
-        return tuple(self.tokenizer.encode(text, special=True, bos=False if bos and text.startswith(bos) else None))
+        begins = False if bos and text.startswith(bos) else None
+        return tuple(self.tokenizer.encode(text, special=True, bos=begins, mark=mark))
 
     def engine(self, options: EngineOptions | None = None) -> BatchingEngine:
         """An engine that is not started yet; a model runs on one at a time."""

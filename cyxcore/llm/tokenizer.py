@@ -107,6 +107,8 @@ class Tokenizer:
         self._specials = _finder(
             text for text, kind in zip(texts, types, strict=True) if kind in (USER_DEFINED, CONTROL)
         )
+        self.controls = _finder(text for text, kind in zip(texts, types, strict=True) if kind == CONTROL)
+        """Finds the texts of control tokens."""
         self._ids = ids
         try:
             self._merging = _MODELS[model](file, self, splitting)
@@ -131,10 +133,11 @@ class Tokenizer:
             raise FormatError(f"{file.where}: words are cut as {name[:40]!r}, expected one of {', '.join(SPLITTINGS)}")
         return SPLITTINGS[name]
 
-    def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, bos: bool | None = None, mark: str = "") -> list[int]:
         """The tokens of a text.
 
         special: texts of control tokens, as "<|eot_id|>", become those tokens; never say so of a stranger's text alone.
+        mark: a character that is not part of the text; what it stands in does not become a control token.
         bos: whether the token of a beginning comes first; by default as the file says, as for that of an end.
         """
         tokens: list[int] = []
@@ -144,7 +147,7 @@ class Tokenizer:
         for part in finder.split(text) if finder else [text]:
             if finder and part in self._ids and finder.fullmatch(part):
                 tokens.append(self._ids[part])
-            elif part:
+            elif part := part.replace(mark, "") if mark else part:
                 prepared = part if not self.space_prefix else " " + part
                 tokens += self._merging.encode(prepared, add_special_tokens=False).ids
         if self.eos is not None and self.add_eos and bos is None:

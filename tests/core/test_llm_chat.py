@@ -47,6 +47,14 @@ def test_a_template_refuses_messages_in_its_own_words() -> None:
         template.render(MESSAGES)
 
 
+def test_a_conversation_that_nests_too_deep_is_refused() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(400):
+        deep = {"a": deep}
+    with pytest.raises(SpecError, match="at most 64 deep"):
+        ChatTemplate(CHATML).render(MESSAGES, tools=[deep])
+
+
 HOSTILE = {
     "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ raise_exception.__globals__.os }}",
