@@ -264,7 +264,8 @@ class BatchingEngine:
     async def _run(self) -> None:
         try:
             await self._steps()
-        finally:  # a fault of ours: nobody waits for ever
+        finally:  # a fault of ours: nobody waits for ever, nor begins to
+            self._accepts = False
             for answer in (*self._waiting, *self._running):
                 answer.fail(Overloaded("llm: the engine stopped before it was done"))
 
@@ -293,7 +294,11 @@ class BatchingEngine:
                     self._end(answer)
                 continue
             for (answer, count), choice in zip(step, choices, strict=True):
-                self._deliver(answer, count, choice)
+                try:
+                    self._deliver(answer, count, choice)
+                except Exception as error:  # a vocabulary without this token
+                    answer.fail(error)
+                    self._end(answer)
 
     def _compute(self, step: list[tuple[Answer, int]]) -> list[Choice | Exception | None]:
         """The token that follows each sequence, None where its prompt is not through. On the thread."""

@@ -155,8 +155,10 @@ class Tokenizer:
         return tokens
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for: none for control tokens. Several tokens may share one character."""
-        return self._pieces[token]
+        """The bytes that a token stands for: none for control tokens, and for those behind the last that the file names
+        (a model's matrices may have more rows). Several tokens may share one character.
+        """
+        return self._pieces[token] if token < self.size else b""
 
     def name(self, token: int) -> str:
         """A token as the file writes it."""

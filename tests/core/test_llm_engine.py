@@ -246,3 +246,33 @@ def test_an_engine_without_memory_for_its_context_is_refused(model: Llama) -> No
         BatchingEngine(model, Words(), EngineOptions(kv_bytes=10))
     with pytest.raises(SpecError, match="a context of 4096 tokens takes"):
         BatchingEngine(model, Words(), EngineOptions(kv_bytes=1 << 16, context_tokens=4096))
+
+
+async def test_a_token_that_the_vocabulary_lacks_fails_its_answer_alone(model: Llama) -> None:
+    class Few(Words):
+        def piece(self, token: int) -> bytes:
+            if token == 80:
+                raise IndexError("no token 80")
+            return super().piece(token)
+
+    running = BatchingEngine(model, Few(), EngineOptions())
+    async with running:
+        free = running.free_pages
+        wrong = request(PROMPTS[1], logit_bias={80: 100.0})
+        right = request(PROMPTS[1], logit_bias={80: -100.0})
+        failed, done = await asyncio.gather(collect(running, wrong), collect(running, right), return_exceptions=True)
+        assert isinstance(failed, IndexError)
+        assert isinstance(done, list) and done[-1].finish_reason == "length"
+        assert running.free_pages == free
+
+
+async def test_an_engine_that_broke_takes_nothing_more(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = BatchingEngine(model, Words(), EngineOptions())
+    monkeypatch.setattr(running, "_admit", lambda: 1 / 0)
+    await running.start()
+    with pytest.raises(Overloaded):
+        await collect(running, request(PROMPTS[0]))
+    with pytest.raises(Overloaded):
+        running.submit(request(PROMPTS[0]))
+    with pytest.raises(ZeroDivisionError):
+        await running.stop()

@@ -81,6 +81,14 @@ async def test_each_of_many_gets_the_answer_that_he_gets_alone(file):
         assert several.choices[0].text == alone[0] and len(several.choices[0].logprobs.tokens) == 12
 
 
+async def test_a_token_without_a_name_is_no_text_and_hurts_nobody(tmp_path):
+    padded = llamas.write(tmp_path / "p.gguf", llamas.sizes(vocabulary=300, **SIZES), "Q8_0", **vocabulary())
+    async with asking(padded) as client:
+        found = await client.completions.create(prompt="a", logit_bias={"290": 100}, logprobs=3, **ASKED)
+        assert found.choices[0].text == "" and found.usage.completion_tokens == 12
+        assert (await client.completions.create(prompt="a", **ASKED)).usage.completion_tokens
+
+
 async def test_what_a_context_does_not_hold_is_refused(file):
     async with asking(file, context=32) as client:
         with pytest.raises(openai.BadRequestError) as caught:
