@@ -8,6 +8,8 @@ from cyxcore.errors import SpecError
 
 _WORD = re.compile(r"\$([A-Za-z_]\w*)(?:([*/+-])(?:(\d{1,9})|\$([A-Za-z_]\w*)))?\Z")
 
+_BEYOND = 2**63
+
 
 def fill(value: Any, values: Mapping[str, Any]) -> Any:
     """The value with every $name, at any depth, replaced. A quotient is a whole number. Raises SpecError."""
@@ -31,10 +33,17 @@ def _filled(text: str, values: Mapping[str, Any]) -> Any:
     if match[2] is None:
         return left
     right = int(match[3]) if match[3] else values[match[4]]
-    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (left, right)):
-        raise SpecError(f"{text}: expected numbers, got {left!r} and {right!r}")
+    for one in (left, right):
+        _check_number(text, one)
     if match[2] == "/":
         if not right or left % right:
             raise SpecError(f"{text}: {left} is not divisible by {right}")
         return left // right
-    return {"*": left * right, "+": left + right, "-": left - right}[match[2]]
+    result = {"*": left * right, "+": left + right, "-": left - right}[match[2]]
+    _check_number(text, result)
+    return result
+
+
+def _check_number(text: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _BEYOND:
+        raise SpecError(f"{text}: expected numbers below 2^63, got {repr(value)[:60]}")

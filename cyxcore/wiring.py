@@ -16,6 +16,7 @@ from cyxcore.templates import fill
 
 SINKS = ("output", "loss", "penalty", "optimizer", "schedule", "regularization")
 MAX_DEPTH = 16  # of subgraphs within subgraphs
+MAX_VALUES = 1_000_000  # in the params of all nodes of subgraphs, with $names replaced
 
 
 class Wire(NamedTuple):
@@ -66,9 +67,7 @@ def _flat(file: GraphFile) -> tuple[list[NodeSpec], list[LinkSpec]]:
     """Nodes and links with every subgraph in its node's place: its nodes are called "outer.inner"."""
     nodes: list[NodeSpec] = []
     links: list[LinkSpec] = []
-    _unfold(SubgraphSpec(nodes=file.nodes, links=file.links), file.subgraphs, "", (), nodes, links)
-    if len(nodes) > MAX_NODES or len(links) > MAX_LINKS:
-        raise SpecError(f"expected at most {MAX_NODES:,} nodes and {MAX_LINKS:,} links, subgraphs unfolded")
+    _unfold(SubgraphSpec(nodes=file.nodes, links=file.links), file.subgraphs, "", (), _Room(), nodes, links)
     seen: set[str] = set()
     for node in nodes:
         if str(node.id) in seen:
@@ -77,11 +76,36 @@ def _flat(file: GraphFile) -> tuple[list[NodeSpec], list[LinkSpec]]:
     return nodes, links
 
 
+class _Room:
+    """What is left while subgraphs unfold: a small file can stand for more nodes and values than there is room for."""
+
+    def __init__(self) -> None:
+        self.nodes, self.links, self.values = MAX_NODES, MAX_LINKS, MAX_VALUES
+
+    def take(self, part: SubgraphSpec) -> None:
+        """Counts a part before anything is made of it, its Subgraph nodes too. Raises SpecError."""
+        self.nodes -= len(part.nodes)
+        self.links -= len(part.links)
+        if self.nodes < 0 or self.links < 0:
+            raise SpecError(f"expected at most {MAX_NODES:,} nodes and {MAX_LINKS:,} links, subgraphs unfolded")
+
+    def take_values(self, params: Mapping[str, Any]) -> None:
+        """Counts every number and text of params that were filled in. Raises SpecError."""
+        waiting: list[Any] = [params]
+        while waiting:
+            one = waiting.pop()
+            self.values -= 1
+            if self.values < 0:
+                raise SpecError(f"expected at most {MAX_VALUES:,} values in the params of all nodes of subgraphs")
+            waiting.extend(one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ())
+
+
 def _unfold(
     part: SubgraphSpec,
     known: Mapping[str, SubgraphSpec],
     prefix: str,
     inside: tuple[str, ...],
+    room: _Room,
     nodes: list[NodeSpec],
     links: list[LinkSpec],
     twin: str | None = None,
@@ -91,12 +115,14 @@ def _unfold(
 
     twin: the prefix of another unfolding of this part, whose parameters this one shares. values: of the $names in it.
     """
+    room.take(part)
     entries: dict[str, list[str]] = {}  # of each Subgraph node of this part
     exits: dict[str, list[str]] = {}
     for node in part.nodes:
         name = prefix + str(node.id)
         if values is not None:
             node = _with_values(node, values, name)
+            room.take_values(node.params)
         if node.type != "Subgraph":
             within = {"Input": "Identity", "Output": "Identity"} if inside else {}
             shares = None if node.shares is None else prefix + str(node.shares)
@@ -118,9 +144,7 @@ def _unfold(
         shared = None if node.shares is None else f"{prefix}{node.shares}."
         if twin is not None:
             shared = f"{twin}{node.id}."
-        _unfold(inner, known, f"{name}.", (*inside, wanted), nodes, links, shared, options["params"])
-        if len(nodes) > MAX_NODES:
-            return
+        _unfold(inner, known, f"{name}.", (*inside, wanted), room, nodes, links, shared, options["params"])
     free = {name: iter(pins) for name, pins in entries.items()}
     for link in part.links:
         source, from_pin, to, to_pin = str(link.source), link.from_pin, str(link.to), link.to_pin

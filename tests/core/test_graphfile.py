@@ -241,6 +241,49 @@ def test_a_chain_of_ten_thousand_nodes_is_no_deeper_than_one() -> None:
     assert cx.load_graph(file).graph == cx.load_graph(whole(DENSE)).graph
 
 
+def nested_subgraphs(depth: int, inner: dict[str, Any], params: dict[str, Any], times: int = 1) -> dict[str, Any]:
+    """A file of `depth` subgraphs, each `times` within the one before, around a node."""
+    ends = [node("i", "Input"), node("o", "Output")]
+    links = [link("i", "n0"), link("n0", "o")]
+    parts = {}
+    for level in range(depth):
+        used = [node(f"n{n}", "Subgraph", graph=f"s{level + 1}", params=params) for n in range(times)]
+        parts[f"s{level}"] = {"nodes": [*ends, *used], "links": links}
+    parts[f"s{depth}"] = {"nodes": [*ends, {**inner, "id": "n0"}], "links": links}
+    return whole(node("all", "Subgraph", graph="s0", params={"a": 8}), subgraphs=parts)
+
+
+def test_values_pass_through_subgraphs_within_subgraphs() -> None:
+    graph = cx.load_graph(nested_subgraphs(3, node("d", "Dense", units="$a"), {"a": "$a*2"})).graph
+    assert graph.output_shape == (64,)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (nested_subgraphs(12, node("d", "Dense", units="$a"), {"a": ["$a"] * 40}), "at most 1,000,000 values"),
+        (
+            nested_subgraphs(12, node("d", "Dense", units="$a"), {"a": "$a*$a"}),
+            r"\$a\*\$a: expected numbers below 2\^63",
+        ),
+        (nested_subgraphs(12, node("d", "Identity"), {}, times=40), "at most 10,000 nodes and 50,000 links"),
+    ],
+)
+def test_a_small_file_cannot_stand_for_more_than_there_is_room_for(file: dict[str, Any], said: str) -> None:
+    with pytest.raises(cx.errors.SpecError, match=said):
+        cx.load_graph(file)
+
+
+def test_subgraphs_of_nothing_but_subgraphs_end() -> None:
+    """Each level stands for the next ten times; no level holds a node of its own."""
+    parts: dict[str, Any] = {
+        f"s{n}": {"nodes": [node(f"n{m}", "Subgraph", graph=f"s{n + 1}") for m in range(10)]} for n in range(12)
+    }
+    file = whole(node("all", "Subgraph", graph="s0"), DENSE, subgraphs={**parts, "s12": {"nodes": []}})
+    with pytest.raises(cx.errors.SpecError, match="at most 10,000 nodes"):
+        cx.load_graph(file)
+
+
 def test_equal_files_have_equal_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.cyxgraph"
     path.write_text(json.dumps(GOOD, indent=2))
