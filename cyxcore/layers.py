@@ -14,7 +14,7 @@ from cyxcore.graph import Graph
 from cyxcore.layertable import LAYERS, Scope
 from cyxcore.options import REQUIRED
 from cyxcore.spec import ModelSpec
-from cyxcore.symbols import Builder, batch_free
+from cyxcore.symbols import MOST_NODES, Builder, batch_free
 
 
 def _nearest(name: Any, known: Sequence[str]) -> str:
@@ -88,7 +88,7 @@ def build(
         steps.append(("Denormalize", "denormalize.", "Denormalize", {}))
 
     def at(batch_size: int) -> Graph:
-        builder = Builder(batch_size)
+        builder = Builder(batch_size, MOST_NODES)
         value = builder.input("x", (batch_size, *input_shape))
         for label, prefix, kind, options in steps:
             builder.layer = label

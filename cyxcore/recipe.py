@@ -20,7 +20,7 @@ from cyxcore.graph import Graph
 from cyxcore.graphfile import GraphFile, JobSection, read
 from cyxcore.layertable import LAYERS, Scope
 from cyxcore.spec import DataSpec, OptimizerSpec, ScheduleSpec, TrainingSpec
-from cyxcore.symbols import Builder, Symbol, batch_free
+from cyxcore.symbols import MOST_NODES, Builder, Symbol, batch_free
 from cyxcore.wiring import Placed, Wire, wire
 
 MAX_ELEMENTS = 2**40  # of one sample
@@ -106,7 +106,7 @@ def _compiled(file: GraphFile, input_shape: Sequence[int] | None, normalize: str
     regression = settings.training.loss in REGRESSIONS
 
     def at(batch_size: int) -> Graph:
-        return _built(placed, prediction, samples, sample, normalize, regression, Builder(batch_size))
+        return _built(placed, prediction, samples, sample, normalize, regression, Builder(batch_size, MOST_NODES))
 
     graph = batch_free(at)
     if graph.parameter_count == 0:

@@ -11,13 +11,14 @@ from typing import Any
 from cyxcore import indexing
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
 from cyxcore.errors import CyxError, DtypeError, GraphError
-from cyxcore.graph import SIZES, Graph, Inferred, Node, at_batch, at_layer
+from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
 from cyxcore.ops import OPS, normal_attrs
 from cyxcore.values import Value
 
 # Two batch sizes no layer is likely to use as a size of its own.
 PROBE_BATCH_SIZES = (1009, 2003)
+MOST_NODES = 2 * MAX_NODES  # of a model under construction: what nothing needs is dropped at the end
 
 
 class Symbol(Value):
@@ -127,8 +128,9 @@ _EQUAL_IF_SAME = frozenset(
 class Builder:
     """Collects nodes. Equal calls give the same node, so common subexpressions never arise."""
 
-    def __init__(self, batch_size: int = 1) -> None:
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int = 1, most_nodes: int | None = None) -> None:
+        """most_nodes: beyond so many a call raises GraphError, so that no list of layers grows for minutes."""
+        self.batch_size, self.most_nodes = batch_size, most_nodes
         self.nodes: list[Node] = []
         self.shapes: list[Shape] = []
         self.dtypes: list[str] = []
@@ -150,6 +152,11 @@ class Builder:
                 tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs
             )
             place = self._known[call] = len(self.nodes)
+            if self.most_nodes is not None and place >= self.most_nodes:
+                raise GraphError(
+                    f"the graph grows beyond {MAX_NODES} nodes; take fewer layers, or shorter pieces of a sequence "
+                    "(a recurrent layer takes some nodes for each step)"
+                )
             self.nodes.append(Node(op, inputs, attrs, self.layer))
             self.shapes.append(shape)
             self.dtypes.append(dtype)

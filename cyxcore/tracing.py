@@ -11,7 +11,7 @@ import numpy as np
 
 from cyxcore.errors import GraphError
 from cyxcore.graph import Graph
-from cyxcore.symbols import Builder, Symbol, batch_free
+from cyxcore.symbols import MOST_NODES, Builder, Symbol, batch_free
 from cyxcore.values import TRACED
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def trace(model: "Module | Callable[[Any], Any]", input_shape: Sequence[int], dt
     from cyxcore.nn.module import Module
 
     def at(batch_size: int) -> Graph:
-        builder = Builder(batch_size)
+        builder = Builder(batch_size, MOST_NODES)
         x = builder.input("x", (batch_size, *input_shape), dtype)
         if isinstance(model, Module):
             with symbolic(model, builder):

@@ -268,3 +268,8 @@ def test_a_bad_graph_in_a_spec_is_a_graph_error() -> None:
 def test_a_layer_as_large_as_the_sky_is_refused() -> None:
     with pytest.raises(CyxError, match="beyond"):
         cx.build(input_shape=[2**30], layers=[{"kind": "Linear", "out_features": 2**30}])
+
+
+def test_a_recurrence_over_more_steps_than_a_graph_holds_is_refused_before_it_is_made() -> None:
+    with pytest.raises(SpecError, match=r"layer 0: LSTM: the graph grows beyond 100000 nodes; take fewer layers, or"):
+        cx.build(input_shape=[1_000_000, 1], layers=[{"kind": "LSTM", "hidden_size": 1}])
