@@ -5,6 +5,7 @@ without an input (shapes, axes, what is computed of them) is computed right ther
 """
 
 import inspect
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -36,20 +37,31 @@ from cyxcore.onnx.proto import decode
 from cyxcore.onnx.table import MAX_OPSET, MIN_OPSET, OPERATORS, Call, Operator
 from cyxcore.onnx.tensors import dtype_of, to_array
 from cyxcore.ops import infer_op
-from cyxcore.symbols import PROBE_BATCH_SIZES, Builder, Symbol, batch_free
+from cyxcore.symbols import MOST_NODES, PROBE_BATCH_SIZES, Builder, Symbol, batch_free
 from cyxcore.values import Value
 
 Array = np.ndarray[Any, Any]
 
 ROWS = (control, elementwise, movement, nn, products, quantised, recurrent, reductions, sequences, signals, vision)
 
-MAX_KNOWN_ELEMENTS = 2**24  # of a value that is computed while a graph is made, unless its inputs are as large
+MAX_KNOWN_ELEMENTS = 2**24  # of a value that is computed while a graph is made, or 4 times all of the file's
+MAX_ALL_KNOWN = 2**29  # elements of all such values together, or 16 times the file's
+MAX_STEPS = 100_000  # nodes that are run while a graph is made, each trip of a loop anew
 MAX_CONSTANT_ELEMENTS = 4096  # of what is no weight of the file: beyond it is a parameter of the graph
 MAX_GRAPH_DEPTH = 8
 MAX_CALLS = 30_000  # operations that a graph is made of, those of loops as often as they go round
 
 # What a malformed node makes of a translation that takes it at its word.
-_MALFORMED = (TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError)
+_MALFORMED = (
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    ZeroDivisionError,
+    OverflowError,
+    MemoryError,
+)
 
 
 class Signature(NamedTuple):
@@ -60,26 +72,50 @@ class Signature(NamedTuple):
     shape: tuple[int | str | None, ...] | None
 
 
+class Room:
+    """What is left while one graph is made of a file with so many elements: a small file can fold to any size."""
+
+    def __init__(self, elements: int) -> None:
+        self.each = max(MAX_KNOWN_ELEMENTS, 4 * elements)
+        self.all = max(MAX_ALL_KNOWN, 16 * elements)
+        self.steps = MAX_STEPS
+
+    def take(self, op: str, shape: Sequence[int]) -> None:
+        """Counts a value before it is computed. Raises ShapeError."""
+        size = math.prod(shape)
+        self.all -= size
+        if size > self.each or self.all < 0:
+            whole = "" if size > self.each else ", too many with those before"
+            raise ShapeError(
+                f"{op} makes {shape}, {size} elements{whole}, of known values; a graph is refused that hides so many"
+            )
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise GraphError(f"takes more than {MAX_STEPS} nodes to unroll; loops within loops grow so")
+
+
 class Known(Tensor):
     """A tensor whose values are known while a graph is made. What is made of it may not outgrow all bounds."""
 
     _rank = 1.5  # type: ignore[assignment]
 
+    def __init__(self, data: Any, room: Room) -> None:
+        super().__init__(data)
+        self.room = room
+
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Known":
         tensors = [value if isinstance(value, Tensor) else Tensor(value) for value in inputs]
         (shape, _), _ = infer_op(op, tuple(t.shape for t in tensors), tuple(t.dtype for t in tensors), attrs)
-        size = int(np.prod(shape, dtype=object))
-        if size > MAX_KNOWN_ELEMENTS and size > 4 * sum(t.size for t in tensors):
-            raise ShapeError(
-                f"{op} makes {shape}, {size} elements, of known values; a graph is refused that hides so many"
-            )
-        return Known(super()._apply(op, tensors, attrs))
+        self.room.take(op, shape)
+        return Known(super()._apply(op, tensors, attrs), self.room)
 
     def _constant(self, value: Any, dtype: str | None = None) -> "Known":
-        return Known(super()._constant(value, dtype))
+        return Known(super()._constant(value, dtype), self.room)
 
     def astype(self, dtype: Any) -> "Known":
-        return Known(super().astype(dtype))
+        return Known(super().astype(dtype), self.room)
 
 
 class OnnxModel:
@@ -128,12 +164,12 @@ class OnnxModel:
 
         known: the values of inputs that say shapes or axes.
         """
-        builder = Builder(1)
+        builder = Builder(1, MOST_NODES)
         given: dict[str, Any] = {name: builder.input(name, shape, dtype) for name, (shape, dtype) in feeds.items()}
-        given |= {name: Known(np.asarray(value)) for name, value in known.items()}
+        run = _Run(self, builder)
+        given |= {name: run.known(np.asarray(value)) for name, value in known.items()}
         self._all_given(given)
         with no_grad():
-            run = _Run(self, builder)
             outputs = [
                 run.lifted(value, signature.name)
                 for value, signature in zip(run.whole(given), self.outputs, strict=True)
@@ -286,7 +322,7 @@ def to_graph(
     weights: dict[str, Array] = {}
 
     def at(batch_size: int) -> Graph:
-        builder = Builder(batch_size)
+        builder = Builder(batch_size, MOST_NODES)
         x = builder.input("x", (batch_size, *sample), dtype or "float32")
         run = _Run(model, builder, frozenset(parameters))
         result = run.whole({name: x})[place]
@@ -357,7 +393,8 @@ class _Run:
         self.model, self.builder, self.parameters = model, builder, parameters
         self.calls = 0
         self.weights: dict[str, Array] = {}
-        self.like: Any = Tensor(np.zeros(1, np.float32)) if builder is None else Known(np.zeros(1, np.float32))
+        self.room = Room(sum(array.size for array in model.initializers.values()))
+        self.like = self.known(np.zeros(1, np.float32))
 
     def whole(self, given: Mapping[str, Any]) -> list[Any]:
         with np.errstate(all="ignore"):  # a file may divide by zero
@@ -384,8 +421,8 @@ class _Run:
             raise GraphError(f"the outputs {', '.join(missing)[:80]} were not made")
         return [values[value["name"]] for value in graph["output"]]
 
-    def known(self, array: Array) -> Any:
-        return Tensor(array) if self.builder is None else Known(array)
+    def known(self, array: Any) -> Any:
+        return Tensor(array) if self.builder is None else Known(array, self.room)
 
     def node(self, node: Mapping[str, Any], values: Mapping[str, Any]) -> Sequence[Any]:
         row = OPERATORS[node["op_type"]]
@@ -399,9 +436,8 @@ class _Run:
             self.builder.layer = label if label.isprintable() and len(label) <= MAX_NAME_CHARS else row.name
         inputs = [values[name] if name else None for name in node["input"]]
         if self.builder is not None:
+            self.room.step()
             inputs = self.together(row, node["input"], inputs)
-            if len(self.builder.nodes) > MAX_NODES:
-                raise GraphError(f"the graph grows beyond {MAX_NODES} nodes")
         _check_arity(row, inputs)
 
         def run(graph: Mapping[str, Any], given: Sequence[Any]) -> list[Any]:
@@ -422,7 +458,12 @@ class _Run:
         return results if self.builder is None else [self.of_any_batch(value) for value in results]
 
     def of_any_batch(self, value: Any) -> Any:
-        """What is one number for each row becomes a symbol at once: computed on, it would have one batch size."""
+        """An output while a graph is made.
+
+        What is one number for each row becomes a symbol at once: computed on, it would have one batch size.
+        """
+        if type(value) is Tensor:  # of a Constant: what is made of it is bounded too
+            value = self.known(value)
         size = self.builder.batch_size if self.builder else 0
         if isinstance(value, Known) and size in PROBE_BATCH_SIZES and size in value.shape and is_float(value.dtype):
             array = value.numpy()

@@ -18,6 +18,7 @@ from cyxcore.symbols import Symbol
 from cyxcore.values import apply
 
 MAX_KNOWN = 2**24  # elements of a value made out of nothing while a graph is made
+MAX_PARTS = 65_536  # of a split
 
 # shapes -------------------------------------------------------------------------------------------
 
@@ -89,6 +90,8 @@ def _split(call: Call, x: Any, split: Any = None) -> Any:
     sizes = ints(split) if split is not None else call.attr("split")
     if sizes is None:
         count = call.attr("num_outputs", call.outputs)
+        if not 0 < count <= MAX_PARTS:
+            raise ShapeError(f"num_outputs: expected 1 to {MAX_PARTS}, got {count}")
         each = -(-x.shape[axis] // count)
         sizes = [min(each, max(0, x.shape[axis] - each * place)) for place in range(count)]
     if sum(sizes) != x.shape[axis]:

@@ -85,7 +85,7 @@ def _reduce(call: Call, x: Any, axes: Any = None) -> Any:
     return result if call.attr("keepdims", 1) or not places else result.squeeze(places)
 
 
-@operator("ArgMax", "ArgMin", limits="ArgMin: in a graph (runs on tensors)")
+@operator("ArgMax", "ArgMin")
 def _arg(call: Call, x: Any) -> Any:
     axis = x._axis(call.attr("axis", 0))
     last = call.attr("select_last_index", 0)

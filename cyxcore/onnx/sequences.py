@@ -6,6 +6,7 @@ import numpy as np
 
 from cyxcore import functional as F
 from cyxcore.errors import GraphError, ShapeError
+from cyxcore.onnx.movement import MAX_PARTS
 from cyxcore.onnx.table import Call, along, integer, ints, operator, tensor
 
 
@@ -71,6 +72,8 @@ def _concat(call: Call, sequence: Any) -> Any:
 def _split(call: Call, x: Any, split: Any = None) -> Any:
     axis = x._axis(call.attr("axis", 0))
     size = x.shape[axis]
+    if (split is None or split.ndim == 0) and size > MAX_PARTS * (1 if split is None else max(1, integer(split))):
+        raise ShapeError(f"expected at most {MAX_PARTS} parts of {size}")
     if split is None:
         sizes, kept = [1] * size, bool(call.attr("keepdims", 1))
     else:

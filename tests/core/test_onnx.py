@@ -17,7 +17,7 @@ import cyxcore as cx
 from cyxcore.errors import CyxError, FormatError, GraphError
 from cyxcore.graphlearner import initial_weights
 from cyxcore.layertable import LAYERS
-from cyxcore.onnx import OPERATORS, load, load_bytes, to_graph
+from cyxcore.onnx import OPERATORS, importing, load, load_bytes, to_graph
 from cyxcore.onnx.proto import decode, encode
 from tests import onnx_nodes
 
@@ -469,6 +469,71 @@ def test_a_value_that_would_fill_the_memory_is_refused_before_it_is_made(tmp_pat
     ]
     (tmp_path / "m.onnx").write_bytes(model(nodes, ["n", 3], ["n", 3], [huge, one]))
     with pytest.raises(FormatError, match=r"\(Expand\): broadcast_to makes"):
+        cx.load_model(tmp_path / "m.onnx")
+
+
+def folded_into(y_of: list[Any], *constants: Any) -> bytes:
+    """A model that adds to x what the nodes make of one known number, "c0", in the value "made"."""
+    made = [*y_of, oh.make_node("ReduceMin", ["made"], ["m"], keepdims=0), oh.make_node("Cast", ["m"], ["f"], to=1)]
+    first = oh.make_node("Constant", [], ["c0"], value=onnx.numpy_helper.from_array(np.array([1], np.int64)))
+    return model([first, *made, oh.make_node("Add", ["x", "f"], ["y"])], ["n", 3], ["n", 3], constants)
+
+
+def loops_within_loops(depth: int) -> Any:
+    kinds = onnx.TensorProto
+    names = [f"{name}{depth}" for name in ("trip", "going", "s", "on", "t")]
+    trip, going, s, on, t = (
+        oh.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in zip(
+            names, (kinds.INT64, kinds.BOOL, kinds.INT64, kinds.BOOL, kinds.INT64), ([], [], [1], [], [1]), strict=True
+        )
+    )
+    inner = oh.make_node("Identity", [names[2]], [names[4]])
+    if depth:
+        inner = oh.make_node("Loop", ["many", "", names[2]], [names[4]], body=loops_within_loops(depth - 1))
+    return oh.make_graph([oh.make_node("Identity", [names[1]], [names[3]]), inner], "body", [trip, going, s], [on, t])
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (
+            folded_into(
+                [oh.make_node("Concat", [f"c{n}"] * 2, [f"c{n + 1}" if n < 39 else "made"], axis=0) for n in range(40)]
+            ),
+            r"\(Concat\): concat makes \(33554432,\)",
+        ),
+        (
+            folded_into(
+                [
+                    *(oh.make_node("Expand", ["c0", "most"], [f"e{n}"]) for n in range(40)),
+                    oh.make_node("Sum", [f"e{n}" for n in range(40)], ["made"]),
+                ],
+                onnx.numpy_helper.from_array(np.array([2**24], np.int64), "most"),
+            ),
+            "too many with those before",
+        ),
+        (
+            folded_into(
+                [oh.make_node("Loop", ["many", "", "c0"], ["made"], body=loops_within_loops(6))],
+                onnx.numpy_helper.from_array(np.array(9000, np.int64), "many"),
+            ),
+            "takes more than 1000 nodes to unroll",
+        ),
+        (
+            folded_into([oh.make_node("Split", ["c0"], ["made"], num_outputs=2**40)]),
+            "num_outputs: expected 1 to 65536",
+        ),
+    ],
+    ids=["doubled", "many", "loops", "parts"],
+)
+def test_what_a_small_file_folds_to_is_bounded(
+    raw: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "MAX_ALL_KNOWN", 2**26)  # for a quick test
+    monkeypatch.setattr(importing, "MAX_STEPS", 1000)
+    (tmp_path / "m.onnx").write_bytes(raw)
+    with pytest.raises(FormatError, match=said):
         cx.load_model(tmp_path / "m.onnx")
 
 
