@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import functools
 import heapq
+import itertools
 import math
 import weakref
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 WALLETS_REMEMBERED = 10_000
 FUNDS_TRUSTED_MS = 5_000.0
+ESCROWS_LOOKED_AT = 100  # of one payer, whose deposits may have landed: as many as the chain tells at once
 PRICES_SHOWN = 20
 STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
     m.CancelRequested: "cancelled",
@@ -51,7 +53,8 @@ class Api:
         self._network = central.settings.network
         self._verifying = asyncio.Lock()  # it reads the whole log: one at a time
         self._asking: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._held: OrderedDict[str, tuple[int, float]] = OrderedDict()  # wallet -> base units, seen at
+        self._held: OrderedDict[str, tuple[int, float]] = OrderedDict()  # wallet -> base units not promised, seen at
+        self._charged: dict[str, m.EscrowTerms] = {}  # job id -> terms of a submission that the log may not have yet
 
     @functools.cached_property
     def _operators(self) -> Operators:
@@ -170,22 +173,40 @@ class Api:
 
     async def _funds(self, terms: m.EscrowTerms) -> Funds:
         """What the payer holds. Who asks for a price need not have it yet."""
+        before = self._promised(terms.client)
         funds = await self._central.settlement.funds(terms)
-        self._held[terms.client] = (funds.base_units, self._machine.monotonic_ms())
+        self._remember(terms.client, funds.base_units - max(before, self._promised(terms.client)))
+        return funds
+
+    def _remember(self, wallet: str, free_base_units: int) -> None:
+        self._held[wallet] = (free_base_units, self._machine.monotonic_ms())
         if len(self._held) > WALLETS_REMEMBERED:
             self._held.popitem(last=False)
-        return funds
+
+    def _promised(self, wallet: str, landed: Collection[str] = ()) -> int:
+        """Base units for jobs whose deposits are not final yet, so that what the chain says of the wallet holds them.
+
+        landed: jobs whose deposits have left the wallet all the same.
+        """
+        owed = self._world.unfunded.get(wallet, {})
+        on_their_way = sum(
+            terms.amount_base_units
+            for terms in self._charged.values()
+            if terms.client == wallet and terms.job_id not in self._world.jobs
+        )
+        gone = sum(owed.get(job_id, 0) for job_id in landed)
+        return self._world.unfunded_base_units.get(wallet, 0) - gone + on_their_way
 
     def _afforded(self, terms: m.EscrowTerms) -> bool:
         """Whether a payer has enough, by what was found a moment ago less what was submitted since. Charges it then.
 
-        That will do: the deposit itself is the proof, and one that cannot land fails the job before it costs anybody
-        anything.
+        That will do: the deposit itself is the proof, and one that cannot land fails the job before it is trained.
         """
         base_units, at_ms = self._held.get(terms.client, (0, -math.inf))
         if self._machine.monotonic_ms() - at_ms > FUNDS_TRUSTED_MS or base_units < terms.amount_base_units:
             return False
         self._held[terms.client] = (base_units - terms.amount_base_units, at_ms)
+        self._charged[terms.job_id] = terms
         return True
 
     async def _afford(self, terms: m.EscrowTerms) -> None:
@@ -194,10 +215,20 @@ class Api:
         if turn is None:
             turn = self._asking[terms.client] = asyncio.Lock()
         async with turn:  # a hundred submits at once ask the chain once
-            if not self._afforded(terms):
-                base_units = (await self._funds(terms)).base_units
-                intake.refuse_unaffordable(terms, base_units)
-                self._held[terms.client] = (base_units - terms.amount_base_units, self._machine.monotonic_ms())
+            if self._afforded(terms):
+                return
+            funds = await self._funds(terms)
+            if self._afforded(terms):
+                return
+            # asked first: a deposit that lands in between counts twice then, not never
+            owed = itertools.islice(self._world.unfunded.get(terms.client, ()), ESCROWS_LOOKED_AT)
+            landed = await self._central.settlement.opened([self._world.jobs[job_id].terms for job_id in owed])
+            if landed:
+                funds = await self._funds(terms)
+            promised = self._promised(terms.client, landed)
+            intake.refuse_unaffordable(terms, funds.base_units, promised)
+            self._remember(terms.client, funds.base_units - promised)
+            self._afforded(terms)
 
     async def _quote(self, caller: str, ask: m.QuoteRequest) -> m.Quote:
         job_id = ask.job_id or intake.job_id_for(ask.job.name, self._machine.token_hex)
@@ -256,14 +287,17 @@ class Api:
         if known := self._known(job_id, ask, caller):
             return known
         try:
-            event = await self._submitted(caller, ask, job_id)
-        except CyxError:
-            # a repeated submit may look wrong (its deposit too old, the wallet empty) just because the first was taken
-            await self._central.events.catch_up()
-            if known := self._known(job_id, ask, caller):
-                return known
-            raise
-        stored = await self._central.dispatch.submit(job_id, lambda: None if job_id in self._world.jobs else event)
+            try:
+                event = await self._submitted(caller, ask, job_id)
+            except CyxError:
+                # a repeated submit may look wrong (its deposit too old, the wallet empty) because the first was taken
+                await self._central.events.catch_up()
+                if known := self._known(job_id, ask, caller):
+                    return known
+                raise
+            stored = await self._central.dispatch.submit(job_id, lambda: None if job_id in self._world.jobs else event)
+        finally:
+            self._charged.pop(job_id, None)  # from here on the world counts it, or nobody
         if stored is None and (known := self._known(job_id, ask, caller)):
             return known
         return m.SubmitReply(job_id=job_id, status=self._world.jobs[job_id].status, terms=event.terms)
@@ -286,9 +320,9 @@ class Api:
         unknown: list[Awaitable[Any]] = [
             self._central.blobs.manifest(sha256) for sha256 in needed if not self._central.blobs.knows(sha256)
         ]
-        if not self._afforded(draft.terms):
-            unknown.append(self._afford(draft.terms))
         signed = (await asyncio.gather(deposit, *unknown))[0] if unknown else await deposit
+        if not self._afforded(draft.terms):  # last: what is refused is not charged
+            await self._afford(draft.terms)
         return m.Submitted(
             job=draft.job,
             terms=draft.terms,

@@ -145,11 +145,14 @@ def refuse_unpayable(charged_base_units: int, limit_base_units: int) -> None:
         )
 
 
-def refuse_unaffordable(terms: m.EscrowTerms, balance_base_units: int) -> None:
-    if balance_base_units < terms.amount_base_units:
+def refuse_unaffordable(terms: m.EscrowTerms, balance_base_units: int, promised_base_units: int) -> None:
+    """promised: of the balance, for other jobs whose deposits are not final."""
+    if balance_base_units - promised_base_units < terms.amount_base_units:
+        promised = f", of which {format_cyx(promised_base_units)} are for jobs whose deposits are on their way"
         raise ApiError(
             "insufficient_funds",
             f"the job pays {format_cyx(terms.amount_base_units)} CYX, the wallet {terms.client} has "
-            f"{format_cyx(balance_base_units)}; on a local network: cyx wallet --faucet AMOUNT",
+            f"{format_cyx(balance_base_units)}{promised if promised_base_units else ''}; "
+            "on a local network: cyx wallet --faucet AMOUNT",
             402,
         )

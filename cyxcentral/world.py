@@ -70,6 +70,8 @@ class World:
         self._chained: set[str] = set()  # subjects whose records name their predecessors
         self.active: set[str] = set()  # jobs that have not ended
         self.payers: set[str] = set()  # callers who had a job whose deposit landed
+        self.unfunded: dict[str, dict[str, int]] = {}  # wallet -> job -> base units of a deposit that is not final yet
+        self.unfunded_base_units: dict[str, int] = {}  # wallet -> all of them
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
@@ -114,6 +116,8 @@ class World:
                 self.active.add(job.job_id)
             if job.funded:
                 self.payers.add(job.caller)
+            else:
+                self._count_unfunded(job)
             if job.current:
                 self._holds(job.current.node_id, job, held=True)
 
@@ -227,11 +231,29 @@ class World:
         else:
             self.active.add(job_id)
         self._changed_jobs.add(job_id)
+        if before is None or not before.funded:
+            self._count_unfunded(job)
         if type(event) is m.Funded:
             self.payers.add(job.caller)
         if isinstance(event, m.Completed | m.LeaseLost):
             self._judge(job, event, at_ms)
         return None
+
+    def _count_unfunded(self, job: jobs.Job) -> None:
+        """What a job's payer still owes for it is counted as long as its deposit may become final."""
+        wallet, job_id = job.terms.client, job.job_id
+        owed = self.unfunded.get(wallet, {})
+        before, after = owed.get(job_id, 0), job.terms.amount_base_units
+        if job.funded or job.status in jobs.ENDED:
+            owed.pop(job_id, None)
+            after = 0
+        else:
+            self.unfunded.setdefault(wallet, owed)[job_id] = after
+        if before == after:
+            return
+        self.unfunded_base_units[wallet] = self.unfunded_base_units.get(wallet, 0) + after - before
+        if not owed:
+            del self.unfunded[wallet], self.unfunded_base_units[wallet]
 
     def _holds(self, node_id: str | None, job: jobs.Job, held: bool) -> None:
         """A node was given the lease of a job, or has it no longer."""

@@ -185,6 +185,15 @@ class Settlement:
             escrow_exists=escrow is not None and str(escrow.owner) == terms.program,
         )
 
+    async def opened(self, all_terms: list[EscrowTerms]) -> set[str]:
+        """Ids of the jobs, of at most 100, whose deposits have left the payer's wallet, final or not."""
+        accounts = await self._accounts([terms.escrow for terms in all_terms]) if all_terms else []
+        return {
+            terms.job_id
+            for terms, account in zip(all_terms, accounts, strict=True)
+            if account is not None and str(account.owner) == terms.program
+        }
+
     async def latest_blockhash(self) -> tuple[str, int]:
         """(blockhash, last block height at which a transaction naming it can land)."""
         value = (await self._ask("get_latest_blockhash")).value

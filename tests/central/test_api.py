@@ -316,3 +316,69 @@ async def test_a_job_that_the_signer_would_never_pay_is_neither_quoted_nor_taken
 
 async def answer(value):
     return value
+
+
+class Chain:
+    """What a payer has, and whose deposits have landed without being final."""
+
+    def __init__(self, base_units):
+        self.base_units, self.landed = base_units, set()
+
+    async def funds(self, terms):
+        await asyncio.sleep(0)
+        return Funds(base_units=self.base_units, lamports=10**9, escrow_exists=False)
+
+    async def opened(self, all_terms):
+        return {terms.job_id for terms in all_terms} & self.landed
+
+
+@pytest.fixture
+def submitting(central, monkeypatch):
+    """(submit a job by its id, the chain): a payer who has the amount of one job and a half."""
+    api, chain = api_of(central), Chain(f.AMOUNT * 3 // 2)
+    api._network = SimpleNamespace(spend_per_hour_base_units=0)
+    api._central.settlement, api._central.blobs = chain, SimpleNamespace(knows=lambda sha256: True)
+    monkeypatch.setattr(
+        api, "_draft", lambda caller, job, job_id, *_: (None, jobs.evolve(None, f.submitted(job_id), 0))
+    )
+    monkeypatch.setattr(api, "_payer", lambda *_: answer(f.CLIENT))
+    monkeypatch.setattr(api, "_deposit", lambda *_: answer(f.signed()))
+
+    async def submit(job_id):
+        return await api._submit("alice", m.SubmitRequest(job=f.job_request(), job_id=job_id))
+
+    return submit, chain
+
+
+async def test_a_payer_of_one_job_gets_one_however_many_he_asks_for_and_again_when_its_deposit_failed(
+    central, submitting
+):
+    # each asked the chain anew, which knew of none of the deposits: they failed, and stayed in the log for ever
+    submit, _ = submitting
+    said = await asyncio.gather(*(submit(f"job-{number}") for number in range(5)), return_exceptions=True)
+    assert [type(each) for each in said] == [m.SubmitReply, *[ApiError] * 4]
+    with pytest.raises(ApiError, match="of which 2.5 are for jobs whose deposits are on their way") as refused:
+        await submit("job-5")
+    assert refused.value.code == "insufficient_funds" and list(central.world.jobs) == ["job-0"]
+    await central.say(subjects.job_event("job-0"), f.FUND_FAILED)
+    assert (await submit("job-6")).job_id == "job-6"
+
+
+async def test_a_deposit_that_has_landed_is_not_counted_twice_before_it_is_final(central, submitting):
+    submit, chain = submitting
+    await submit("job-0")
+    chain.landed.add("job-0")
+    chain.base_units = f.AMOUNT  # somebody paid him the rest
+    await submit("job-1")
+    with pytest.raises(ApiError, match="of which 2.5 are for jobs"):
+        await submit("job-2")
+
+
+async def test_a_quote_does_not_hide_what_a_payer_owes(central, submitting):
+    submit, chain = submitting
+    await submit("job-0")
+    api = api_of(central)
+    api._central.settlement = chain
+    terms = central.world.jobs["job-0"].terms
+    await api._funds(terms)
+    assert not api._afforded(replace(terms, job_id="job-1"))
