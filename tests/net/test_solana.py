@@ -506,6 +506,12 @@ async def test_an_escrow_without_a_deposit_is_missing(world: World) -> None:
     assert refused.value.code == "escrow_missing"
 
 
+async def test_deposits_that_left_the_wallet_are_known_by_their_jobs(world: World) -> None:
+    terms, missing = await world.deposited(world.terms()), world.terms()
+    assert await world.settlement.opened([missing, terms]) == {terms.job_id}
+    assert await world.settlement.opened([]) == set()
+
+
 async def test_a_second_deposit_for_a_job_is_not_even_signed(world: World) -> None:
     terms = await world.deposited(world.terms())
     with pytest.raises(SettlementError) as refused:

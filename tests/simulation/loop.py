@@ -184,11 +184,16 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """After the run: let go of what the dead process left half-done, now and not when memory is next tidied."""
         self.alive = False
         found = self.scheduler.failure  # what the dead say when they are let go of is no failure
-        for task in self._tasks:
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                with contextlib.suppress(Exception):  # its finally blocks meet a world that is no more
-                    task.get_coro().close()  # type: ignore[union-attr]
+        before = events._get_running_loop()
+        events._set_running_loop(self)  # who asks for a loop would have a real one made, which nobody closes
+        try:
+            for task in self._tasks:
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    with contextlib.suppress(Exception):  # its finally blocks meet a world that is no more
+                        task.get_coro().close()  # type: ignore[union-attr]
+        finally:
+            events._set_running_loop(before)
         self.scheduler.failure = found
         self._tasks.clear()
 

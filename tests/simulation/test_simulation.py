@@ -199,3 +199,19 @@ def test_a_task_that_fails_unseen_fails_the_run(scheduler):
     loop.call_soon(lambda: 1 / 0)
     scheduler.run_until(1)
     assert "ZeroDivisionError" in scheduler.failure
+
+
+def test_what_the_dead_do_when_they_are_let_go_of_is_done_on_their_own_loop(scheduler):
+    # asyncio made a loop for it that nobody closed: a warning in whichever test came next
+    loop, seen = ProcessLoop(scheduler, "process"), []
+
+    async def work():
+        try:
+            await asyncio.sleep(10)
+        finally:
+            seen.append(asyncio.get_event_loop())
+
+    loop.create_task(work())
+    scheduler.run_until(1)
+    loop.bury()
+    assert seen == [loop]
