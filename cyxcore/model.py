@@ -89,10 +89,15 @@ class Model:
         return self._evaluator.predict(x)
 
     def predict_classes(self, x: Any) -> list[str]:
-        """The most likely class of each row, by name. Raises SpecError for a model without class names."""
+        """The most likely class of each row, by name. Raises SpecError for a model without a name for each output."""
         if self.classes is None:
             raise SpecError("predict_classes: the model holds no class names; use predict")
         names = self.classes
+        if self.graph.output_shape != (len(names),):
+            raise SpecError(
+                f"predict_classes: the model has {len(names)} class names and gives {list(self.graph.output_shape)} "
+                "for each row, expected one number a class; use predict"
+            )
         return [names[place] for place in self.predict(x).argmax(-1)]
 
     def evaluate(self, x: Any, y: Any, loss: str | None = None) -> dict[str, float]:
@@ -331,6 +336,7 @@ def load_model(
 def _packed(weights: Mapping[str, Array], facts: Facts, where: str) -> Mapping[str, Array]:
     """Weights as files hold them. Raises FormatError for one that would change."""
     small = {}
+    _check_stored(weights, facts, where)
     for name, dtype in facts.stored.items():
         with np.errstate(over="ignore", invalid="ignore"):
             small[name] = weights[name].astype(dtype)
@@ -342,10 +348,17 @@ def _packed(weights: Mapping[str, Array], facts: Facts, where: str) -> Mapping[s
 def _unpacked(weights: Mapping[str, Array], facts: Facts, where: str) -> Mapping[str, Array]:
     """Weights as the graph has them: small ones in float32."""
     whole = {}
+    _check_stored(weights, facts, where)
     for name, dtype in facts.stored.items():
-        if name in weights and weights[name].dtype.name == dtype:
+        if weights[name].dtype.name == dtype:
             whole[name] = weights[name].astype(np.float32)
     return {**weights, **whole}
+
+
+def _check_stored(weights: Mapping[str, Array], facts: Facts, where: str) -> None:
+    unknown = sorted(facts.stored.keys() - weights.keys())
+    if unknown:
+        raise FormatError(f"{where}: says how {unknown[0][:80]!r} is stored, which is none of its weights")
 
 
 def _known(options: Mapping[str, Any], known: Sequence[str], path: str | os.PathLike[str]) -> dict[str, Any]:

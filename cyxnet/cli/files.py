@@ -37,6 +37,8 @@ async def convert(args: argparse.Namespace, screen: Screen) -> int:
 def _convert(args: argparse.Namespace, source: Path, target: Path, advancing: Any) -> dict[str, Any]:
     import cyxcore
 
+    if args.calibrate is not None and not args.quantize:
+        raise FormatError("--calibrate: says what --quantize costs; give --quantize int8 or fp16, or leave it out")
     options = {"external_data": args.external_data or None, "input_shape": args.input, "output": args.take}
     model = cyxcore.load_model(source, advance=advancing(f"reading {source.name}", _size(source)), **options)
     total = sum(array.nbytes for array in model.weights.values())

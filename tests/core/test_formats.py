@@ -20,7 +20,7 @@ from cyxcore import cyxmodel
 from cyxcore import safetensors as own
 from cyxcore.errors import CheckpointError, CyxError, FormatError, SpecError
 from cyxcore.graphlearner import initial_weights
-from cyxcore.model import load_model, save_model
+from cyxcore.model import Facts, cyxmodel_parts, load_model, save_model
 from cyxcore.spec import EpochMetrics, TrainingSpec, TrainingSummary
 from cyxcore.training import Trainer
 
@@ -304,6 +304,19 @@ def test_a_model_that_does_not_say_its_loss_asks_for_it(tmp_path: Path) -> None:
         model.evaluate(np.ones((1, 4)), [0])
     with pytest.raises(SpecError, match="no class names"):
         model.predict_classes(np.ones((1, 4)))
+
+
+def test_classes_are_named_only_where_each_output_has_a_name(tmp_path: Path) -> None:
+    save_model(tmp_path / "m.cyxmodel", GRAPH, WEIGHTS, classes=["x", "y"])
+    with pytest.raises(SpecError, match=r"has 2 class names and gives \[3\] for each row"):
+        load_model(tmp_path / "m.cyxmodel").predict_classes(np.ones((1, 4)))
+
+
+def test_a_file_that_says_how_another_weight_is_stored_is_refused(tmp_path: Path) -> None:
+    facts = Facts(stored={"elsewhere": "int8"})
+    cyxmodel.save(tmp_path / "m.cyxmodel", cyxmodel_parts(GRAPH, facts), WEIGHTS)
+    with pytest.raises(FormatError, match="says how 'elsewhere' is stored, which is none of its weights"):
+        load_model(tmp_path / "m.cyxmodel")
 
 
 def rezipped(path: Path, target: Path, compress: int = zipfile.ZIP_STORED, twice: bool = False, **parts: bytes) -> Path:

@@ -125,6 +125,12 @@ def test_calibration_rows_that_are_none_are_one_line(model: Path, raw: bytes, ca
     assert not model.with_name("q.onnx").exists()
 
 
+def test_calibration_without_quantisation_is_refused_instead_of_ignored(model: Path, capsys: Any) -> None:
+    assert main(["convert", str(model), str(model.with_name("q.onnx")), "--calibrate", "rows.npz"]) == 2
+    assert "give --quantize int8 or fp16" in capsys.readouterr().err
+    assert not model.with_name("q.onnx").exists()
+
+
 def test_a_language_model_is_inspected_and_not_converted(tmp_path: Path, model: Path, capsys: Any) -> None:
     at = tmp_path / "small.gguf"
     cx.llm.save_gguf(at, cx.llm.Decoder(100, features=64, layers=1), "Q8_0", name="small")
