@@ -13,6 +13,7 @@ import collections.abc
 import contextlib
 import itertools
 import math
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -143,6 +144,8 @@ class DataLoader:
         Raises SpecError when rows, batch_size, drop_last or shuffle are others than there, or something is missing.
         """
         own = self.state_dict()
+        if not isinstance(state, Mapping):
+            raise SpecError(f"DataLoader: expected a state_dict() of a DataLoader, got {type(state).__name__}")
         if missing := sorted(set(own) - set(state)):
             raise SpecError(f"DataLoader: expected a state_dict() of a DataLoader, got one without {missing}")
         for name in ("rows", "batch_size", "drop_last", "shuffle"):
@@ -271,7 +274,13 @@ def _row_numbers(sampler: Any, epoch: int) -> Array:
         return sampler.rows(epoch)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
-    return np.fromiter(sampler, np.int64, len(sampler))
+    rows = list(sampler)
+    wrong = next((row for row in rows if not hasattr(row, "__index__")), None)
+    if wrong is not None:
+        raise SpecError(f"DataLoader: expected a sampler of row numbers, got {wrong!r}")
+    if len(rows) != len(sampler):
+        raise SpecError(f"DataLoader: expected {len(sampler):,} rows of the sampler, as it said, got {len(rows):,}")
+    return np.array([operator.index(row) for row in rows], np.int64)
 
 
 def _few(rows: Array) -> str:

@@ -88,7 +88,9 @@ class WeightedRandomSampler(Sampler):
         self.weights = np.asarray(host_array(weights) if isinstance(weights, Tensor) else weights, np.float64)
         self.num_samples, self.replacement = num_samples, replacement
         self.seed = checked_seed("WeightedRandomSampler", seed)
-        good = self.weights.ndim == 1 and np.isfinite(self.weights).all() and (self.weights >= 0).all()
+        with np.errstate(over="ignore"):
+            bounded = np.isfinite(np.abs(self.weights).sum())
+        good = self.weights.ndim == 1 and bounded and (self.weights >= 0).all()
         able = int(np.count_nonzero(self.weights)) if good else 0
         if not able:
             got = str(self.weights.shape) if self.weights.ndim != 1 or good else "one that is negative or not finite"

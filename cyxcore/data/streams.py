@@ -165,7 +165,7 @@ def _number(cell: Any, allow_missing: bool) -> float:
             return np.nan
         raise ValueError
     if isinstance(cell, str):
-        if "_" in cell:  # Python's own digits
+        if "_" in cell or not cell.isascii():  # Python's own digits, and those of other scripts
             raise ValueError
         value = float(cell)
         if value != value:

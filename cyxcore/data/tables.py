@@ -224,6 +224,8 @@ class Run:
         except MemoryError:
             raise defect(self._path, "data that fits in memory", "too much", "use fewer rows or columns") from None
         except self._failures as error:
+            if type(error).__name__ == "OutOfMemoryException":
+                raise defect(self._path, "data that fits in memory", "too much", "use fewer rows or columns") from None
             explained = self.explain()
             if explained is not None:
                 raise explained from None

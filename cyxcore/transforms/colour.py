@@ -82,8 +82,10 @@ def solarize(x: Array, thresholds: Array, white: float) -> Array:
 
 
 def levels(x: Array, white: float) -> Array:
-    """Brightness as 0 … 255, int64."""
-    return np.clip(np.rint(x * np.float32((LEVELS - 1) / white)), 0, LEVELS - 1).astype(np.int64)
+    """Brightness as 0 … 255, int64; NaN is black."""
+    found = np.rint(x * np.float32((LEVELS - 1) / white))
+    result: Array = np.fmin(np.fmax(found, np.float32(0.0)), np.float32(LEVELS - 1)).astype(np.int64)
+    return result
 
 
 def posterize(x: Array, bits: Array, white: float) -> Array:

@@ -316,7 +316,8 @@ def _array(value: Any) -> Array:
 
 
 def _seed_and_step(key: Any) -> tuple[int, int]:
-    parts = [int(part) for part in np.asarray(_array(key) if isinstance(key, Tensor) else key, object).reshape(-1)]
-    if len(parts) not in (1, 2) or not all(0 <= part < 2**64 for part in parts):
+    parts = np.asarray(_array(key) if isinstance(key, Tensor) else key, object).reshape(-1).tolist()
+    whole = all(isinstance(part, int | np.integer) for part in parts)
+    if not whole or len(parts) not in (1, 2) or not all(0 <= part < 2**64 for part in parts):
         raise SpecError(f"transforms: expected a key as a seed or (seed, step), each 0 <= n < 2**64, got {key!r}")
-    return parts[0], parts[1] if len(parts) == 2 else 0
+    return int(parts[0]), int(parts[1]) if len(parts) == 2 else 0

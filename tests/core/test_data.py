@@ -843,3 +843,10 @@ def test_bce_takes_numbers_between_0_and_1_where_the_task_is_regression(tmp_path
     np.savez(path, x=np.ones((3, 2)), y=np.array([[0.0, 1.0], [0.5, -2.0], [1.0, 1.0]]))
     with pytest.raises(DataError, match='row 2.*expected numbers from 0 to 1 for loss "bce", got -2'):
         load(path, spec, loss="bce")
+
+
+def test_a_table_too_wide_for_the_memory_is_told_so_and_not_called_unreadable(tmp_path: Path) -> None:
+    rows = "".join(",".join("1" * 1000) + f",{row % 2}\n" for row in range(3))
+    (tmp_path / "wide.csv").write_text(",".join(f"c{n}" for n in range(1000)) + ",label\n" + rows)
+    with pytest.raises(DataError, match="expected data that fits in memory, got too much; use fewer rows or columns"):
+        load(tmp_path / "wide.csv", DataSpec(), limit_bytes=64 * 2**20)

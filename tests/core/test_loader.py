@@ -161,6 +161,11 @@ def test_without_replacement_every_row_comes_once_and_a_weight_of_0_never() -> N
         WeightedRandomSampler([1.0, 0.0, 100.0, 1.0], 4, replacement=False)
 
 
+def test_weights_that_add_up_to_infinity_are_refused() -> None:
+    with pytest.raises(SpecError, match="one that is negative or not finite"):
+        WeightedRandomSampler([1e308] * 4, 4)
+
+
 def test_a_sampler_chooses_the_rows() -> None:
     ours = DataLoader(Squares(10), batch_size=3, sampler=SubsetRandomSampler([7, 8, 9], seed=1))
     assert sorted(rows_of(ours)[0]) == [7, 8, 9]
@@ -211,6 +216,8 @@ def test_a_state_of_another_loader_is_refused(change: dict[str, Any], said: str)
         loader.load_state_dict({**loader.state_dict(), **change})
     with pytest.raises(SpecError, match=r"without \['batch_size', 'drop_last', 'rows', 'seed', 'shuffle'\]"):
         loader.load_state_dict({"epoch": 1, "batch": 0})
+    with pytest.raises(SpecError, match="expected a state_dict.. of a DataLoader, got NoneType"):
+        loader.load_state_dict(None)  # type: ignore[arg-type]
 
 
 # workers ------------------------------------------------------------------------------------------
@@ -371,6 +378,22 @@ def test_samples_that_do_not_fit_are_told_with_what_to_do() -> None:
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         DataLoader(Squares(5), **options)
+
+
+class TooFew(list[int]):
+    """Says that it has a row more than it gives."""
+
+    def __len__(self) -> int:
+        return super().__len__() + 1
+
+
+@pytest.mark.parametrize(
+    "sampler, said",
+    [([0.5, 1.7], "a sampler of row numbers, got 0.5"), (TooFew([1, 2]), "expected 3 rows of the sampler, .* got 2")],
+)
+def test_a_sampler_of_something_else_is_refused(sampler: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        list(DataLoader(Squares(5), batch_size=2, sampler=sampler))
 
 
 def test_a_loader_without_a_batch_is_refused() -> None:

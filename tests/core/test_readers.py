@@ -119,6 +119,7 @@ CELLS = [
     ("u,y\n1,a\n1e999,b\n", "column 'u', row 2: expected a number, got '1e999'"),
     ('u,y\n"1,5",a\n', "column 'u', row 1: expected a number, got '1,5'"),
     ("u,y\n1_000,a\n", "column 'u', row 1: expected a number, got '1_000'"),
+    ("u,y\n\u0661,a\n", "column 'u', row 1: expected a number, got '\u0661'"),
     ("u,y\nnan,a\n", "column 'u', row 1: expected a number, got 'nan'"),
     ("u,y\n1,a\n2\n", "row 2: expected 2 cells as in the header, got 1"),
     ('u,y\n"1,a\n', "row 1: expected CSV by RFC 4180, got unexpected end of data; check the quotes"),

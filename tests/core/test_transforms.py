@@ -428,9 +428,11 @@ def test_the_draws_of_a_row_do_not_depend_on_how_many_rows_there_are() -> None:
         (lambda: T.RandomErasing(scale=(0.5, 0.1)), r"expected scale as \(least, most\), got \(0.5, 0.1\)"),
         (lambda: T.Compose(["flip"]), "transforms: expected one of Resize, Pad, .*, got str"),
         (lambda: T.Compose([T.Normalize((0.5,), (0.1, 0.2))]), "expected as many means as stds, got 1 and 2"),
-        (lambda: T.Compose([], white=0.0), "expected white > 0, got 0.0"),
+        (lambda: T.Compose([], white=0.0), "expected white >= 1e-30, got 0.0"),
         (lambda: T.Compose([T.Normalize((0.5,), (1.0,)), T.RandomInvert()])(SMALL), "put Normalize last"),
         (lambda: T.RandomInvert()(SMALL, key=-1), "expected a key as a seed or"),
+        (lambda: T.RandomInvert()(SMALL, key=1.5), "expected a key as a seed or .* got 1.5"),
+        (lambda: T.RandomInvert()(SMALL, key="seven"), "expected a key as a seed or .* got 'seven'"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error(make: Any, said: str) -> None:
@@ -452,3 +454,10 @@ def test_images_of_another_build_are_refused() -> None:
 def test_the_vocabulary_of_transforms_loads_no_numpy() -> None:
     code = "import sys, cyxcore.transforms as T; T.Compose([T.RandomCrop(8)]); print('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_pixel_that_is_no_number_stops_nothing() -> None:
+    images = np.full((1, 1, 4, 4), 0.5, np.float32)
+    images[0, 0, 0, 0] = np.nan
+    for transform in (T.RandomEqualize(1.0), T.RandomPosterize(4, 1.0)):
+        assert np.isfinite(transform(images)[0, 0, 1:]).all()
