@@ -127,6 +127,14 @@ def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[S
 
     A value the loss does not depend on gets zeros. Raises GradientError for a loss that is no float scalar.
     """
+    return [
+        builder.constant(0.0, x.dtype).broadcast_to(x.shape) if gradient is None else gradient
+        for x, gradient in zip(wanted, reached(builder, loss, wanted), strict=True)
+    ]
+
+
+def reached(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Symbol | None]:
+    """As backward(), but None for a value the loss does not depend on."""
     if loss.shape != () or not is_float(loss.dtype):
         raise GradientError(f"backward: expected a float scalar, got {loss.shape} {loss.dtype}; reduce it with mean()")
     nodes = builder.nodes[: loss.node + 1]
@@ -157,10 +165,7 @@ def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[S
             if g is not None and x.node in depends:
                 sums.setdefault(x.node, Sum()).add(g)
     builder.layer = ""
-    return [
-        gradients[x.node] if x.node in gradients else builder.constant(0.0, x.dtype).broadcast_to(x.shape)
-        for x in wanted
-    ]
+    return [gradients.get(x.node) for x in wanted]
 
 
 # element-wise -------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ class ModuleLearner:
         self.source: Source | None = None
         self.validation: Source | None = None
         self._rows, self._validation_rows = 0, 0
+        self._reached: set[int] = set()  # the places of trained parameters to which compiled steps find gradients
         self._waiting = 0  # rows whose gradients are added up and not applied yet
         self._compile()
 
@@ -125,7 +126,10 @@ class ModuleLearner:
         (loss * float(batch[-1].shape[0])).backward()
         if isinstance(loss, Tensor):
             return self._returned(loss, output)
-        return self._returned(loss, output, *(p.grad for p in self._trained() if p.grad is not None))
+        trained = self._trained()
+        self._reached |= {place for place, p in enumerate(trained) if p.grad is not None}
+        gradients = (p._constant(0.0, p.dtype).broadcast_to(p.shape) if p.grad is None else p.grad for p in trained)
+        return self._returned(loss, output, *gradients)
 
     def _trained(self) -> list[Any]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -155,8 +159,9 @@ class ModuleLearner:
             for metric in self.metrics.values():
                 metric.update(output.numpy(), tensors[-1].numpy())
         if self.options.accumulate > 1:
-            for p, g in zip(self._trained(), others, strict=False):
-                p.grad = g if p.grad is None else p.grad + g
+            for place, (p, g) in enumerate(zip(self._trained(), others, strict=False)):  # others: none of eager steps
+                if place in self._reached:
+                    p.grad = g if p.grad is None else p.grad + g
             self._waiting += rows
         return Stepped(rows, value, None, lr)
 

@@ -24,7 +24,7 @@ import numpy as np
 from cyxcore import device as devices
 from cyxcore.eager import Tensor, next_key, wrap
 from cyxcore.errors import GraphError
-from cyxcore.gradients import backward
+from cyxcore.gradients import reached
 from cyxcore.nn.module import Module
 from cyxcore.optim import Optimizer
 from cyxcore.plan import Plan
@@ -99,7 +99,7 @@ class CompiledStep:
 
     def _trace(self, inputs: list[Tensor], device: str | None) -> _Traced:
         builder = Builder()
-        builder.differentiate = backward
+        builder.differentiate = reached
         arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]
         held: dict[str, Array] = {}
         with ExitStack() as stack:

@@ -106,13 +106,14 @@ class Symbol(Value):
         return node.op == "param" and bool(node.attrs["trainable"])
 
     def backward(self) -> None:
-        """Add the gradient of this scalar to `.grad` of every trained parameter, as in a compiled training step."""
+        """Add the gradient of this scalar to `.grad` of every trained parameter it depends on: in a compiled step."""
         builder, differentiate = self.builder, self.builder.differentiate
         if differentiate is None:
             raise self._no_value(".backward()")
         trained = [value for value in map(builder.at, range(len(builder.nodes))) if value.requires_grad]
         for p, g in zip(trained, differentiate(builder, self, trained), strict=True):
-            p.grad = g if p.grad is None else p.grad + g
+            if g is not None:
+                p.grad = g if p.grad is None else p.grad + g
 
     def detach(self) -> "Symbol":
         raise GraphError("trace: .detach() has no meaning in a model graph; leave it out of forward()")
@@ -137,7 +138,7 @@ class Builder:
         self.updates: dict[int, int] = {}
         self.penalties: list[int] = []
         self.gradients: dict[int, Symbol] = {}  # of a compiled training step: of a parameter's node, so far
-        self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol]] | None = None
+        self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
         self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number

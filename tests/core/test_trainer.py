@@ -554,3 +554,28 @@ def test_the_metrics_of_a_job_are_in_its_history_and_its_model(tmp_path: Path) -
     assert [each.scores for each in resumed.history] == [each.scores for each in job.history]
     cx.save_model(tmp_path / "m.safetensors", graph, job.weights, history=job.history)
     assert cx.load_model(tmp_path / "m.safetensors").history[-1].scores == last.scores
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("unused_first", [True, False])
+def test_a_parameter_without_a_gradient_stays_as_it_is_in_compiled_steps_too(
+    accumulate: int, unused_first: bool
+) -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            cx.manual_seed(2)
+            for name in ("unused", "used") if unused_first else ("used", "unused"):
+                setattr(self, name, nn.Linear(6, 6))
+
+        def forward(self, x: Any) -> Any:
+            return self.used(x)
+
+    kept, others = Partly(), Partly()
+    before = kept.unused.weight.numpy().tobytes()
+    for model, compiled in ((kept, True), (others, False)):
+        optimizer = optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+        made = cx.Trainer(model, "mse", optimizer, accumulate=accumulate, compiled=compiled)
+        made.fit(X, X * 2.0, epochs=2, batch_size=16, progress=False)
+    assert kept.unused.weight.numpy().tobytes() == before
+    assert kept.used.weight.numpy().tobytes() == others.used.weight.numpy().tobytes()
