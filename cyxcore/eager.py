@@ -341,8 +341,9 @@ class Tensor(_Exported, Leaving):
             raise GradientError("register_hook: this tensor requires no gradient")
         if not hasattr(self, "_hooks"):
             self._hooks = []
-        self._hooks.append(hook)
-        return lambda: self._hooks.remove(hook)
+        hooks = self._hooks  # the list goes along where the tensor is written in place
+        hooks.append(hook)
+        return lambda: hooks.remove(hook) if hook in hooks else None
 
     def detach(self) -> "Tensor":
         """The same data without a past. What is written to one is seen by the other."""

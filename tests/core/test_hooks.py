@@ -102,3 +102,14 @@ def test_a_handle_takes_its_own_hook_off_once_where_the_hook_is_there_twice() ->
     first.remove()
     module(cx.zeros(1, 2))
     assert calls == ["same", "other", "other"]
+
+
+def test_a_tensors_hook_is_taken_off_after_the_tensor_was_written_in_place() -> None:
+    x = cx.tensor(X, requires_grad=True) * 1.0
+    calls: list[Any] = []
+    remove = x.register_hook(calls.append)
+    x += 1.0
+    remove()
+    remove()
+    x.sum().backward()
+    assert calls == []
