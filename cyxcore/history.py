@@ -46,14 +46,18 @@ class History(list[EpochMetrics]):
             raise DataError(f"history: expected one of {', '.join(self.columns) or 'no column yet'}, got {name!r}")
         return [math.nan if number is None else number for number in found]
 
-    def plot(self, columns: Sequence[str] | None = None, backend: str | None = None) -> Any:
+    def plot(self, columns: Sequence[str] | str | None = None, backend: str | None = None) -> Any:
         """The columns (the losses, unless named) over the epochs; see cyxcore.plotting.plot for backend.
 
         Raises DataError when no epoch has ended.
         """
         if not self:
             raise DataError("history: no epoch has ended yet, so there is nothing to plot")
-        chosen = columns or [name for name in ("loss", "validation_loss") if name in self.columns]
+        chosen = (
+            [columns]
+            if isinstance(columns, str)
+            else columns or [name for name in ("loss", "validation_loss") if name in self.columns]
+        )
         return plot([m.epoch for m in self], {name: self.column(name) for name in chosen}, backend, title="epochs")
 
     def __repr__(self) -> str:

@@ -1,6 +1,8 @@
 """Which learning rate to begin with: a range test (Smith 2017, arXiv 1506.01186)."""
 
+import math
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,10 +52,11 @@ def lr_finder(
     afterwards.
     Raises SpecError for a range that is none, and for a trainer of a job.
     """
-    if not 0.0 < lowest < highest or steps < 2 or not 0.0 <= smoothing < 1.0:
+    numbers = all(isinstance(each, Real) for each in (lowest, highest, smoothing)) and isinstance(steps, Integral)
+    if not (numbers and 0.0 < lowest < highest < math.inf and steps >= 2 and 0.0 <= smoothing < 1.0):
         raise SpecError(
-            "lr_finder: expected 0 < lowest < highest, steps of at least 2 and 0 <= smoothing < 1, got "
-            f"{lowest}, {highest}, {steps} and {smoothing}"
+            "lr_finder: expected 0 < lowest < highest, both finite, steps of at least 2 and 0 <= smoothing < 1, got "
+            f"{lowest!r}, {highest!r}, {steps!r} and {smoothing!r}"
         )
     learner = trainer.module_learner("lr_finder")
     if learner.options.accumulate != 1:

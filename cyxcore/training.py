@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import msgspec
@@ -99,8 +100,12 @@ class Trainer:
                 f"Trainer: expected (module, loss, optimizer), got {got} as the first and third; "
                 "a graph with a TrainingSpec goes to Trainer.of_job"
             )
-        if accumulate < 1:
-            raise SpecError(f"Trainer: expected accumulate of at least 1, got {accumulate}")
+        _check_count("Trainer", "accumulate", accumulate)
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None and not (isinstance(limit, Real) and limit > 0.0):
+                raise SpecError(f"Trainer: expected {name} above 0, got {limit!r}")
+        if not isinstance(seed, Integral):
+            raise SpecError(f"Trainer: expected seed to be a whole number, got {seed!r}")
         if scheduler_per not in ("epoch", "step") or keep not in ("best", "last"):
             raise SpecError(
                 f"Trainer: expected scheduler_per 'epoch' or 'step' and keep 'best' or 'last', got {scheduler_per!r} "
@@ -362,8 +367,10 @@ class Trainer:
         DivergedError when the loss is no number any more, CheckpointError.
         """
         learner = self.module_learner("fit")
-        if epochs < 1:
-            raise SpecError(f"fit: expected epochs of at least 1, got {epochs}")
+        _check_count("fit", "epochs", epochs)
+        _check_count("fit", "batch_size", batch_size)
+        if isinstance(callbacks, Callback) or not all(isinstance(each, Callback) for each in callbacks):
+            raise SpecError(f"fit: expected callbacks to be a list of cx.callbacks.Callback objects, got {callbacks!r}")
         seed = learner.options.seed
         (x, y), validation = _held_out(x, y, validation, seed)
         learner.source = batches.source(x, y, learner.dtype, batch_size, shuffle, seed, epochs)
@@ -389,6 +396,7 @@ class Trainer:
     def evaluate(self, x: Any, y: Any = None, *, batch_size: int = 256) -> dict[str, float]:
         """{"loss": …, metric: …} of rows, given as to fit; the model is in inference mode."""
         learner = self.module_learner("evaluate")
+        _check_count("evaluate", "batch_size", batch_size)
         source = batches.source(x, y, learner.dtype, batch_size, False, 0, 1)
         found, _ = learner.judge(source)
         return found
@@ -399,6 +407,7 @@ class Trainer:
         Returns a NumPy array (rows, *output shape).
         """
         learner = self.module_learner("predict")
+        _check_count("predict", "batch_size", batch_size)
         return learner.predict(x, batch_size)
 
     def module_learner(self, verb: str) -> ModuleLearner:
@@ -424,6 +433,12 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _check_count(where: str, name: str, count: Any) -> None:
+    whole = isinstance(count, Integral) and not isinstance(count, bool)
+    if not whole or count < 1:
+        raise SpecError(f"{where}: expected {name} of at least 1, got {count!r}{'' if whole else ', no whole number'}")
 
 
 def _is_pair(value: Any) -> bool:

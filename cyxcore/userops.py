@@ -23,6 +23,7 @@ cyx-exact. A graph that holds one is neither saved nor submitted: only graphs of
 """
 
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +110,7 @@ class UserOp:
     """Made by cx.op; called with tensors. name: of its row in the op table."""
 
     def __init__(self, function: Callable[..., Any], reduce: bool, start: float) -> None:
-        arity = function.__code__.co_argcount
+        arity = _argument_count("cx.op", function)
         self.__name__, self.__doc__, self.function, self.reduce = function.__name__, function.__doc__, function, reduce
         plain = re.sub(r"[^a-z0-9_]", "_", function.__name__.lower()).strip("_") or "op"
         if reduce and arity != 2:
@@ -147,7 +148,7 @@ class UserOp:
         g is the gradient of the result's element. Gradients of gradients there are none.
         """
         wanted = 3 if self.reduce else 1 + self.arity
-        if function.__code__.co_argcount != wanted:
+        if _argument_count(f"{self.__name__}.gradient", function) != wanted:
             names = "(g, result, x)" if self.reduce else f"(g and the {self.arity} inputs)"
             raise SpecError(f"{self.__name__}.gradient: expected a function of {names}")
         plain, count = self.name.removeprefix(USER).replace("#", "_") + "_gradient", self.arity
@@ -176,6 +177,12 @@ class UserOp:
 
     def __repr__(self) -> str:
         return f"<cx.op {self.name.removeprefix(USER)}>"
+
+
+def _argument_count(where: str, function: Any) -> int:
+    if not inspect.isfunction(function):
+        raise SpecError(f"{where}: expected a function written in Python (def or lambda), got {function!r}")
+    return function.__code__.co_argcount
 
 
 def _part(function: Callable[..., Any], place: int, arity: int) -> Callable[..., Any]:

@@ -48,6 +48,9 @@ def _signature(value: Any) -> str:
 
 def page(only: str = "") -> str:
     """The reference in Markdown; only: of one module, such as "cx.nn"."""
+    known = [name for name, _, _ in modules()]
+    if only and only not in known:
+        raise SystemExit(f"reference: expected one of {', '.join(known)}, got {only!r}")
     lines = ["# cyxcore: every public name", ""]
     module = ""
     for module_name, name, value, text in documented():

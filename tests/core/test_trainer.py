@@ -579,3 +579,29 @@ def test_a_parameter_without_a_gradient_stays_as_it_is_in_compiled_steps_too(
         made.fit(X, X * 2.0, epochs=2, batch_size=16, progress=False)
     assert kept.unused.weight.numpy().tobytes() == before
     assert kept.used.weight.numpy().tobytes() == others.used.weight.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: trainer(accumulate=1.5), "accumulate of at least 1, got 1.5, no whole number"),
+        (lambda: trainer(clip_norm=-1.0), "clip_norm above 0, got -1.0"),
+        (lambda: trainer(clip_value=math.nan), "clip_value above 0, got nan"),
+        (lambda: trainer(seed="a"), "seed to be a whole number, got 'a'"),
+        (lambda: fit(trainer(), epochs="3"), "epochs of at least 1, got '3', no whole number"),
+        (lambda: fit(trainer(), epochs=1.5), "epochs of at least 1, got 1.5, no whole number"),
+        (lambda: fit(trainer(), batch_size=2.5), "batch_size of at least 1, got 2.5, no whole number"),
+        (lambda: fit(trainer(), callbacks=callbacks.EarlyStopping()), "callbacks to be a list of"),
+        (lambda: fit(trainer(), callbacks=[callbacks.EarlyStopping]), "callbacks to be a list of"),
+        (lambda: trainer().predict(X, batch_size=0), "batch_size of at least 1, got 0"),
+        (lambda: cx.lr_finder(trainer(), X, Y, highest=math.inf), "both finite"),
+        (lambda: cx.lr_finder(trainer(), X, Y, steps=10.5), "got 1e-06, 1.0, 10.5 and 0.9"),
+    ],
+)
+def test_a_number_that_is_none_of_its_kind_is_refused_before_anything_is_trained(use: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        use()
+
+
+def test_one_column_is_plotted_by_its_name() -> None:
+    assert "• loss" in fit(trainer(), epochs=2).plot("loss", backend="text")

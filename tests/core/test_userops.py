@@ -131,6 +131,7 @@ def test_a_graph_that_holds_one_does_not_travel(tmp_path: Path) -> None:
         (lambda: twice(cx.tensor([1, 2])), DtypeError, "int64"),
         (lambda: soft_limit(cx.tensor(X), cx.zeros(3)), ShapeError, r"\(5, 7\)"),
         (lambda: one_and_cubes(cx.tensor(X), axis=2), ShapeError, r"an axis 0\.\.1, got 2"),
+        (lambda: cx.op(math.sin), SpecError, "expected a function written in Python .*, got <built-in function sin>"),
         (lambda: cx.op(lambda: 1.0), SpecError, "1 to 8 arguments, got 0"),
         (lambda: cx.op(lambda x: x, reduce=True), SpecError, r"a reduction takes \(total, x\), this function takes 1"),
         (lambda: cx.op(lambda x: open(x)), SpecError, "numba cannot compile it for numbers"),
