@@ -314,4 +314,4 @@ def _listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         why = "something listens there already" if error.errno == errno.EADDRINUSE else error.strerror or error
-        raise HttpError(f"HTTP cannot be served at {host}:{port}: {why}; choose another address") from None
+        raise HttpError(f"HTTP cannot be served at {host}:{port}: {why}; choose another address or port") from None

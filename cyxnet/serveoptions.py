@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -16,7 +17,7 @@ def size(text: str) -> int:
     return found
 
 
-def whole(least: int, most: int):  # type: ignore[no-untyped-def]
+def whole(least: int, most: int) -> Callable[[str], int]:
     """The type of a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:

@@ -44,6 +44,8 @@ def server_of(model: str) -> Iterator[Server]:
         return
     if not Path(model).is_file():
         raise FormatError(f"{model}: there is no such file; expected one, or an address such as http://127.0.0.1:8000")
+    if Path(model).suffix.lower() != ".gguf":
+        raise FormatError(f"{model}: expected a language model (.gguf); cyx serve answers with a model of another kind")
     command = [sys.executable, "-m", "cyxnode.serving", model, "--port=0", "--json", "--guard-stdin"]
     # in a session of its own, so that Ctrl-C is not its end
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

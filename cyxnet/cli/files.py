@@ -159,7 +159,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     if facts.get("classes"):
         lines.append(("classes", ", ".join(facts["classes"])))
     for key, value in sorted(facts.get("about", {}).items()):
-        lines.append((key[:10], value))
+        lines.append((key, value))
     if facts.get("summary"):
         summary = facts["summary"]
         steps, rows, epoch = (summary[key] for key in ("steps", "train_rows", "delivered_epoch"))

@@ -127,7 +127,11 @@ async def _balances_at(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         reply = await client.ledger(sql, args.limit)
     rows = [[account, cyx(int(amount))] for account, amount in reply.rows]
-    screen.table(["account", "balance"], rows, {"at_ms": at_ms, "balances": dict(reply.rows)})
+    found = {"at_ms": at_ms, "balances": dict(reply.rows)}
+    if rows or args.json:
+        screen.table(["account", "balance"], rows, found)
+    else:
+        screen.result(f"no account held anything at {args.time}", found)
     if reply.truncated:
         screen.say("more", f"only the first {len(rows)} accounts are shown; raise --limit", kind="truncated")
     return DONE

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from cyxnet.cli import values
 from cyxnet.cli.exits import BAD_INPUT
-from cyxnet.serveoptions import add_options, size
+from cyxnet.serveoptions import add_options, size, whole
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
 STATUSES = ["funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"]
@@ -212,7 +212,7 @@ def node_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--not-region", action="append", default=[], metavar="R", help="not there")
     parser.add_argument("--max-price", metavar="CYX", help="that an hour costs at most")
     parser.add_argument("--min-memory", type=size, default=0, metavar="SIZE", help="free there, such as 4GB")
-    parser.add_argument("--min-reputation", type=values.reputation, default=0.0, metavar="N", help="from 0 to 100")
+    parser.add_argument("--min-reputation", type=values.between(0, 100), default=0.0, metavar="N", help="from 0 to 100")
     parser.add_argument(
         "--sort",
         choices=["online", "price", "speed", "reputation", "memory", "queue"],
@@ -381,12 +381,21 @@ def patterns(parser: argparse.ArgumentParser) -> None:
 
 def chat(parser: argparse.ArgumentParser) -> None:
     number: dict[str, Any] = {"metavar": "N"}
-    parser.add_argument("model", metavar="MODEL", help="a model file, or the address of a server: http://host:port")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a language model (.gguf), or the address of a server: http://host:port"
+    )
     parser.add_argument("--name", metavar="NAME", help="which model of the server (default: its first)")
     parser.add_argument("--system", metavar="TEXT", help="an instruction that stands before the conversation")
-    parser.add_argument("--temperature", type=float, help="how freely words are chosen; 0: the likeliest", **number)
-    parser.add_argument("--top-p", type=float, help="only of the likeliest that reach this probability", **number)
-    parser.add_argument("--max-tokens", type=int, help="the longest answer", **number)
+    parser.add_argument(
+        "--temperature",
+        type=values.between(0, 2),
+        help="how freely words are chosen, from 0 (the likeliest) to 2",
+        **number,
+    )
+    parser.add_argument(
+        "--top-p", type=values.between(0, 1), help="only of the likeliest that reach this probability", **number
+    )
+    parser.add_argument("--max-tokens", type=whole(1, 2**31), help="the longest answer", **number)
     parser.add_argument("--seed", type=int, help="the same seed, the same answers", **number)
 
 

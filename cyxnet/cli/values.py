@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Callable
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -10,6 +11,21 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 10000, got {text[:40]!r}")
     return int(text)
+
+
+def between(least: float, most: float) -> Callable[[str], float]:
+    """The type of a number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            found = float(text)
+        except ValueError:
+            found = float("nan")
+        if not least <= found <= most:
+            raise argparse.ArgumentTypeError(f"expected a number from {least:g} to {most:g}, got {text[:40]!r}")
+        return found
+
+    return parse
 
 
 def shape(text: str) -> list[int]:
@@ -30,16 +46,6 @@ def priority(text: str) -> int:
     if not re.fullmatch(r"[0-9]", text):
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 9, got {text[:40]!r}")
     return int(text)
-
-
-def reputation(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= 100:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 100, got {text[:40]!r}")
-    return found
 
 
 def rate(text: str) -> float:

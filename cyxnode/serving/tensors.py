@@ -53,7 +53,7 @@ class TensorModel:
         return ModelCard(
             name=self.name,
             kind=self.kind,
-            parameters=sum(int(np.prod(param.shape)) for param in graph.all_parameters),
+            parameters=sum(int(np.prod(param.shape)) for param in graph.parameters),
             weights_bytes=predictor.weights_bytes,
             numerics=devices.NUMERICS[devices.default_device()],
             input=TensorCard(shape=list(graph.input_shape), dtype=predictor.input_dtype.name),

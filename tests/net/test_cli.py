@@ -279,6 +279,9 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["serve", "a.onnx", "--port", "0" * 11 + "199999"], "expected a whole number from 0 to 65535, got '0000"),
+        (["chat", "a.gguf", "--temperature", "nan"], "expected a number from 0 to 2, got 'nan'"),
+        (["chat", "a.gguf", "--top-p", "7"], "expected a number from 0 to 1, got '7'"),
+        (["chat", "a.gguf", "--max-tokens", "0"], "expected a whole number from 1 to 2147483648, got '0'"),
         ([], "the following arguments are required: COMMAND"),
         (["train"], "the following arguments are required: FILE"),
         (["up", "--nodes", "0"], "expected a number from 1 to 10000, got '0'"),

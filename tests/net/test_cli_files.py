@@ -136,7 +136,14 @@ def test_a_language_model_is_inspected_and_not_converted(tmp_path: Path, model: 
     cx.llm.save_gguf(at, cx.llm.Decoder(100, features=64, layers=1), "Q8_0", name="small")
     assert main(["inspect", str(at)]) == 0
     said = capsys.readouterr().out
-    for part in ("GGUF version 3", "llama", "blk.0.ffn_down.weight", "Q8_0", "64×256", "cx.llm.LanguageModel opens it"):
+    for part in (
+        "GGUF version 3",
+        "architecture  llama",
+        "blk.0.ffn_down.weight",
+        "Q8_0",
+        "64×256",
+        "cx.llm.LanguageModel opens it",
+    ):
         assert part in said, said
     assert main(["inspect", str(at), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -92,6 +92,7 @@ async def test_an_operator_verifies_the_ledger_and_freezes_and_releases_payouts(
     balances = json.loads((await cyx("ledger", "at", now, "--json")).stdout)["balances"]
     assert balances[f"wallet:{view.client}"] == (await client.wallet()).token_base_units
     assert json.loads((await cyx("ledger", "at", "2020-01-01", "--json")).stdout)["balances"] == {}
+    assert (await cyx("ledger", "at", "2020-01-01")).stdout.strip() == "no account held anything at 2020-01-01"
     assert "expected a time such as" in (await cyx("ledger", "at", "noon")).stderr
     wrong = await cyx("ledger", "verify", "now")
     assert (wrong.returncode, "one SELECT" in wrong.stderr) == (2, True)

@@ -61,7 +61,7 @@ async def test_a_file_is_served_for_the_conversation_only(tmp_path):
     mlp().save(file)
     chat = await started(file)
     _, told = await chat.communicate(b"hello\n")
-    assert chat.returncode == 2 and b"small does not answer /v1/chat/completions" in told
+    assert chat.returncode == 2 and b"small.safetensors: expected a language model (.gguf)" in told
     missing = await started(tmp_path / "none.gguf")
     _, told = await missing.communicate()
     assert missing.returncode == 2 and b"there is no such file" in told
