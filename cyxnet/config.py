@@ -3,15 +3,20 @@
 import os
 import re
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from cyxcore.errors import CyxError
 
 SESSION_S = 900
 CONNECTIONS = 64
 DEFAULT_FOLDER = Path(".cyx")
+AtLeastOne = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+PerSecond = Annotated[float, Meta(gt=0)]
+AnyPerSecond = Annotated[float, Meta(ge=0)]
 
 
 class ConfigError(CyxError):
@@ -35,28 +40,28 @@ class NetworkFile(Struct, kw_only=True):
     chain_url: str
     mint: str = ""  # the token of a public chain; on a local one central makes it
     escrow_program: str = ""  # where a public chain has the escrow program; a local one has it at a known place
-    heartbeat_ms: int = 10_000
-    lease_ms: int = 40_000
-    progress_ms: int = 600_000  # a run that stands still for so long loses its lease, alive or not
-    replicas: int = 1  # on how many brokers everything is stored: 1, 3 or 5
-    checkpoints_kept_s: int = 86_400  # a state that nobody can go on from any more; 0: for ever, else 4 hours at least
-    requests_per_s: float = 5_000.0  # that one caller or node may make of one central; as many at once
-    node_messages_per_s: float = 500.0  # reports, heartbeats and metrics of one node; as many at once
+    heartbeat_ms: AtLeastOne = 10_000
+    lease_ms: AtLeastOne = 40_000
+    progress_ms: AtLeastOne = 600_000  # a run that stands still for so long loses its lease, alive or not
+    replicas: AtLeastOne = 1  # on how many brokers everything is stored: 1, 3 or 5
+    checkpoints_kept_s: NotNegative = 86_400  # a state nobody can go on from; 0: for ever, else 4 hours or more
+    requests_per_s: PerSecond = 5_000.0  # that one caller or node may make of one central; as many at once
+    node_messages_per_s: PerSecond = 500.0  # reports, heartbeats and metrics of one node; as many at once
     redis_url: str = ""  # empty: the in-memory cache
     faucet: bool = True
     custodial_wallets: bool = True
-    fee_basis_points: int = 1000
-    spend_per_hour_base_units: int = 10**15  # that the signer pays out in an hour, of all centrals; 0: no limit
+    fee_basis_points: Annotated[int, Meta(ge=0, le=10_000)] = 1000
+    spend_per_hour_base_units: NotNegative = 10**15  # that the signer pays out in an hour, of all centrals; 0: no limit
     signer: str = ""  # the socket of a signer that runs by itself; empty: each central starts one
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
-    session_s: int = SESSION_S  # so long a connection is let in; it comes again before that
-    connections: int = CONNECTIONS  # that one caller or node may have at a time
-    upload_bytes_per_day: int = 200 * 10**9  # that one caller may send one central; 0: any number
-    newcomers_per_s: float = 0.2  # identities that nobody knows, from one address; fifty at once; 0: any number
+    session_s: AtLeastOne = SESSION_S  # so long a connection is let in; it comes again before that
+    connections: AtLeastOne = CONNECTIONS  # that one caller or node may have at a time
+    upload_bytes_per_day: NotNegative = 200 * 10**9  # that one caller may send one central; 0: any number
+    newcomers_per_s: AnyPerSecond = 0.2  # identities nobody knows, from one address; fifty at once; 0: any number
     tls_ca: str = ""  # the authority (PEM) that signed the brokers' certificates; empty: the system's are trusted
     operators: list[str] = []  # callers (c-…) that may ban and pardon nodes
-    http_requests_per_s: float = 200.0  # over HTTP, from one address; twice as many at once
+    http_requests_per_s: PerSecond = 200.0  # over HTTP, from one address; twice as many at once
     http_behind_proxy: bool = False  # all ask from its address: connections and requests in flight count together
     http_origins: list[str] = []  # of web pages that may ask over HTTP (CORS)
     http_url: str = ""  # where `cyx up --http` serves, with commas between
@@ -78,7 +83,7 @@ def network_path(folder: Path) -> Path:
 
 
 def read_network(folder: Path) -> NetworkFile:
-    """The network of `folder`. Raises ConfigError when there is none."""
+    """The network of `folder`. Raises ConfigError when there is none, or a setting of it makes no sense."""
     path = network_path(folder)
     try:
         return msgspec.json.decode(path.read_bytes(), type=NetworkFile)
@@ -86,6 +91,8 @@ def read_network(folder: Path) -> NetworkFile:
         raise ConfigError(f"no network in {folder}: start one with `cyx up`, or name its folder with --dir") from None
     except NotADirectoryError:
         raise ConfigError(f"{folder}: expected the folder of a network, got a file; name another with --dir") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}; correct it and start again") from None
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(
             f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"

@@ -1,0 +1,43 @@
+"""What network.json may say: a setting that makes no sense is one error that names it."""
+
+import msgspec
+import pytest
+
+from cyxnet.config import ConfigError, NetworkFile, network_path, read_network, write_network
+
+URLS = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor_url", "chain_url"), "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("requests_per_s", 0, "float` > 0"),  # what limits who asks has no word for "any number"
+        ("node_messages_per_s", -1.5, "float` > 0"),
+        ("http_requests_per_s", 0, "float` > 0"),
+        ("newcomers_per_s", -1, "float` >= 0"),
+        ("upload_bytes_per_day", -1, "int` >= 0"),  # was taken as: any number
+        ("checkpoints_kept_s", -1, "int` >= 0"),  # all of them would have been swept
+        ("spend_per_hour_base_units", -1, "int` >= 0"),  # was taken as: no limit
+        ("fee_basis_points", 10_001, "int` <= 10000"),
+        ("heartbeat_ms", 0, "int` >= 1"),
+        ("lease_ms", -5, "int` >= 1"),
+        ("session_s", 0, "int` >= 1"),
+        ("connections", 0, "int` >= 1"),
+        ("replicas", 0, "int` >= 1"),
+        ("bans", "no", "Expected `bool`, got `str`"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named_and_nobody_is_told_to_remove_the_file(tmp_path, field, value, expected):
+    write_network(tmp_path, NetworkFile(network_id="n", **URLS))
+    said = msgspec.json.decode(network_path(tmp_path).read_bytes()) | {field: value}
+    network_path(tmp_path).write_bytes(msgspec.json.encode(said))
+    with pytest.raises(ConfigError) as refused:
+        read_network(tmp_path)
+    text = str(refused.value)
+    assert expected in text and field in text and "correct it" in text and "remove" not in text
+
+
+def test_what_is_no_json_is_no_network_file(tmp_path):
+    network_path(tmp_path).write_text("{")
+    with pytest.raises(ConfigError, match="not a network file .*; stop the network, remove the file, `cyx up`"):
+        read_network(tmp_path)
