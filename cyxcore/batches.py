@@ -126,6 +126,11 @@ def split(batch: Any, dtype: str | None, where: str) -> Batch:
     *inputs, target = batch
     if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)):
         inputs = list(inputs[0])
+    if hasattr(target, "soft"):  # cx.transforms' Mixed
+        raise DataError(
+            f"{where}: expected one target a row, got two that Mixup or CutMix gave it; hand the trainer batches "
+            "(x, y.soft(classes)), and a function of (output, probabilities) as its loss"
+        )
     for part in (*inputs, target):
         if not _is_array(part):
             raise DataError(f"{where}: expected tensors or arrays in it, got {type(part).__name__}")

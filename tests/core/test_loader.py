@@ -430,3 +430,19 @@ def test_a_trainer_goes_on_with_a_loader_from_its_checkpoint(tmp_path: Any) -> N
     whole = run()
     assert run(stop_at=7) != whole
     assert run(resume=tmp_path / "c.safetensors") == whole
+
+
+def test_a_trainer_says_what_to_do_with_mixed_targets() -> None:
+    data = TensorDataset(np.zeros((8, 1, 2, 2), np.float32), np.arange(8) % 2)
+    loader = DataLoader(data, 4, seed=1, augment=T.Mixup())
+    model = cx.nn.Sequential(cx.nn.Flatten(), cx.nn.Linear(4, 2))
+    optimizer = cx.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(DataError, match=r"got two that Mixup or CutMix gave it; hand the trainer batches \(x, y.soft"):
+        cx.Trainer(model, "cross_entropy", optimizer).fit(loader, epochs=1, progress=False)
+
+    def loss(output: Any, probabilities: Any) -> Any:
+        return -(cx.functional.log_softmax(output, 1) * probabilities).sum(1).mean()
+
+    soft = [(x, mixed.soft(2)) for x, mixed in loader]
+    history = cx.Trainer(model, loss, optimizer).fit(soft, epochs=2, progress=False)
+    assert len(history) == 2
