@@ -494,7 +494,11 @@ class Api:
     async def _nodes(self, caller: str, ask: m.NodeListRequest) -> m.NodeList:
         seen, now_ms = self._central.dispatch.seen_at_ms, self._machine.wall_ms()  # a ban may be over now
         matching = listing.ordered_nodes((self._world.candidate(node_id, now_ms) for node_id in self._world.nodes), ask)
-        behind = listing.after_node(matching, ask.after) if ask.after else matching
+        behind = matching
+        if ask.after:
+            if ask.after not in self._world.nodes:
+                raise ApiError("unknown_node", f"no node is called {ask.after}; begin the list anew", 404)
+            behind = listing.behind_node(matching, self._world.candidate(ask.after, now_ms), ask)
         found: list[m.NodeView] = []
         size_bytes = 0
         for candidate in behind[: ask.limit]:

@@ -1,5 +1,6 @@
 """Which nodes and jobs a list holds, in which order, and how much of it one answer has room for. Pure."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -43,17 +44,17 @@ ORDERS: dict[str, Callable[[Candidate], float]] = {
 
 def ordered_nodes(found: Iterable[Candidate], ask: m.NodeListRequest) -> list[Candidate]:
     """Those that are wanted, in order."""
-    rank = ORDERS[ask.sort_by]
-    return sorted(
-        (candidate for candidate in found if wanted_node(candidate, ask)),
-        key=lambda candidate: (rank(candidate), candidate.node.node_id),
-    )
+    return sorted((each for each in found if wanted_node(each, ask)), key=lambda each: place_of_node(each, ask))
 
 
-def after_node(ordered: list[Candidate], node_id: str) -> list[Candidate]:
-    """What of a list comes behind a node; all of it when the node is not (or no longer) in the list."""
-    place = next((index for index, candidate in enumerate(ordered) if candidate.node.node_id == node_id), -1)
-    return ordered[place + 1 :]
+def place_of_node(candidate: Candidate, ask: m.NodeListRequest) -> tuple[float, str]:
+    """Where a node stands in a list, whose first is the smallest."""
+    return ORDERS[ask.sort_by](candidate), candidate.node.node_id
+
+
+def behind_node(ordered: list[Candidate], last: Candidate, ask: m.NodeListRequest) -> list[Candidate]:
+    """What of a list comes behind a node, which need not be in the list any more."""
+    return ordered[bisect_right(ordered, place_of_node(last, ask), key=lambda each: place_of_node(each, ask)) :]
 
 
 def wanted_job(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:

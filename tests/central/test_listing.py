@@ -10,6 +10,7 @@ from cyxcentral.machine import MACHINE
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
+from cyxnet.bus import ApiError
 from cyxnet.codec import MAX_MESSAGE_BYTES
 from tests.central import facts as f
 from tests.central.test_api import api_of
@@ -108,3 +109,17 @@ async def test_pages_of_jobs_go_on_behind_a_job_also_within_a_millisecond(centra
         more = page.more
     assert seen[-1] == "job-0" and sorted(seen) == [f"job-{number}" for number in range(6)]
     assert page.total == 6
+
+
+async def test_a_page_goes_on_behind_a_node_that_is_no_longer_what_is_asked_for(central):
+    # it began anew, and who read page by page was told all of them twice
+    api, ask = api_of(central), {"sort_by": "price", "online": True}
+    central.say(subjects.node_event(CARD), f.node_lost(CARD))
+    found = await api._nodes("me", m.NodeListRequest(after=CARD, **ask))
+    assert [view.node_id for view in found.nodes] == [SMALL, DEAR]
+
+
+async def test_a_page_behind_a_node_that_never_was_is_refused(central):
+    with pytest.raises(ApiError, match="no node is called node-9-none") as refused:
+        await api_of(central)._nodes("me", m.NodeListRequest(after="node-9-none"))
+    assert refused.value.code == "unknown_node"
