@@ -109,14 +109,20 @@ def _short(value: Any) -> str:
 def _time_distributed(scope: Scope, inputs: Sequence[Any], options: Mapping[str, Any]) -> Built:
     name = options["layer"]
     row = KINDS.get(name)
-    if row is None or row.build is None or len(row.inputs) != 1 or row.at_least or row.group == "data":
-        usable = [name for name, row in KINDS.items() if row.group in ("layer", "activation") and len(row.inputs) == 1]
-        raise SpecError(f"layer: expected a kind of one input, got {name!r}{nearest(name, usable)}")
+    if row is None or row.build is None or not _one_to_one(row):
+        usable = [name for name, row in KINDS.items() if _one_to_one(row)]
+        raise SpecError(f"layer: expected a kind of one input and one output, got {name!r}{nearest(name, usable)}")
     try:
         inner = checked(name, options["parameters"])
     except SpecError as error:
         raise SpecError(f"parameters: {name}: {error}") from None
+    if name == "Dropout":  # it draws for each element, of whichever step
+        return row.build(scope, inputs, inner)
     return n.time_distributed(scope, inputs, row.build, inner)
+
+
+def _one_to_one(row: Kind) -> bool:
+    return row.group in ("layer", "activation", "shape") and len(row.inputs) == len(row.outputs) == 1
 
 
 _BIAS, _EPS = Option(flag, True), Option(number(0.0, 1.0), 1e-5)

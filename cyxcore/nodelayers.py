@@ -334,9 +334,8 @@ def time_distributed(scope: Scope, inputs: Sequence[Any], inner: Build, options:
     if x.ndim < 3:
         raise ShapeError(f"expected (steps, …) per sample, got {list(x.shape[1:])}")
     rows = x.reshape(-1, *x.shape[2:])
-    y = inner(Scope(scope.builder, f"{scope.prefix}module."), [rows], options)
-    first = y[0] if isinstance(y, tuple) else y
-    result: Symbol = first.reshape(x.shape[0], x.shape[1], *first.shape[1:])
+    y: Any = inner(Scope(scope.builder, f"{scope.prefix}module."), [rows], options)
+    result: Symbol = y.reshape(x.shape[0], x.shape[1], *y.shape[1:])
     return result
 
 

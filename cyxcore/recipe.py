@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from cyxcore.errors import CyxError, ShapeError, SpecError
+from cyxcore.errors import CyxError, GraphError, ShapeError, SpecError
 from cyxcore.graph import Graph
 from cyxcore.graphfile import GraphFile, JobSection, read
 from cyxcore.layertable import LAYERS, Scope
@@ -108,7 +108,10 @@ def _compiled(file: GraphFile, input_shape: Sequence[int] | None, normalize: str
     def at(batch_size: int) -> Graph:
         return _built(placed, prediction, samples, sample, normalize, regression, Builder(batch_size, MOST_NODES))
 
-    graph = batch_free(at)
+    try:
+        graph = batch_free(at)
+    except GraphError as error:
+        raise _in_time_distributed(error, placed) from None
     if graph.parameter_count == 0:
         raise SpecError("the graph has nothing to train: none of its layers has parameters")
     if settings.training.loss == "cross_entropy" and len(graph.output_shape) != 1:
@@ -118,6 +121,17 @@ def _compiled(file: GraphFile, input_shape: Sequence[int] | None, normalize: str
             f"{loss}: its target is the input, {list(graph.input_shape)}, its prediction {list(graph.output_shape)}"
         )
     return Recipe(graph=graph, **{name: getattr(settings, name) for name in Settings.__struct_fields__})
+
+
+def _in_time_distributed(error: GraphError, placed: list[Placed]) -> CyxError:
+    """The error, or what it means for a layer on each step: a graph knows of N rows, not of N times T."""
+    for node in placed:
+        if node.kind == "TimeDistributed" and f"layer {node.id}: TimeDistributed: " in str(error):
+            return SpecError(
+                f"{node}: layer: {node.options['layer']} is tied to the number of rows and cannot stand on each step "
+                "by itself; put it on the whole sequence, outside"
+            )
+    return error
 
 
 # the model ----------------------------------------------------------------------------------------

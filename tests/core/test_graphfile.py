@@ -236,6 +236,32 @@ def test_a_graph_of_a_file_survives_a_model_file(tmp_path: Path) -> None:
     assert [row.layer for row in cx.summary(graph).rows] == ["a: LSTM", "d: Dense"]
 
 
+def test_dropout_stands_on_each_step_as_on_the_whole_sequence() -> None:
+    def graph(*middle: dict[str, Any]) -> cx.Graph:
+        return cx.load_graph(whole(*middle, node("f", "Flatten"), node("d", "Dense", units=3), shape=(4, 8))).graph
+
+    each = graph(node("t", "TimeDistributed", layer="Dropout", parameters={"p": 0.25}))
+    assert [n._replace(layer="") for n in each.nodes] == [
+        n._replace(layer="") for n in graph(node("t", "Dropout", p=0.25)).nodes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "parameters", "said"),
+    [
+        ("Split", {"num_splits": 2}, "expected a kind of one input and one output, got 'Split'"),
+        ("LSTM", {}, "expected a kind of one input and one output, got 'LSTM'"),
+        ("Output", {}, "expected a kind of one input and one output, got 'Output'"),
+        ("BatchNorm", {}, "BatchNorm is tied to the number of rows and cannot stand on each step"),
+        ("ConvTranspose1D", {}, "ConvTranspose1D is tied to the number of rows and cannot stand on each step"),
+    ],
+)
+def test_what_cannot_stand_on_each_step_is_refused_by_name(layer: str, parameters: dict[str, Any], said: str) -> None:
+    inner = node("t", "TimeDistributed", layer=layer, parameters=parameters)
+    with pytest.raises(cx.errors.SpecError, match=rf"node 't' \(TimeDistributed\): layer: {said}"):
+        cx.load_graph(whole(inner, node("f", "Flatten"), node("d", "Dense", units=3), shape=(4, 2, 8)))
+
+
 def test_a_chain_of_ten_thousand_nodes_is_no_deeper_than_one() -> None:
     file = whole(*(node(f"i{n}", "Identity") for n in range(MAX_NODES - 6)), DENSE)
     assert cx.load_graph(file).graph == cx.load_graph(whole(DENSE)).graph
