@@ -208,7 +208,8 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
         )
         try:
             if home.key_is_new:
-                logging.info("the key in %s is new: back it up with `cyx id export --node NAME`", home.folder / "key")
+                key = home.folder / "key"
+                logging.info("the key in %s is new: back it up with `cyx id export --node %s`", key, home.name)
             facts = await asyncio.to_thread(hardware.measure, args.memory)
             ready = (await pool.wait_warm()).ready
             logging.info(
