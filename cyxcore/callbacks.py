@@ -47,7 +47,10 @@ class Callback:
         """An epoch ended, its held-out rows were judged; it is in trainer.history."""
 
     def on_fit_end(self, trainer: "Trainer", summary: TrainingSummary | None) -> None:
-        """All is done. summary: None where no epoch has ended. Not told when fit raises."""
+        """All is done. summary: None where no epoch has ended. Where fit raises, on_exception is told instead."""
+
+    def on_exception(self, trainer: "Trainer", exception: BaseException) -> None:
+        """fit is about to raise this: give back what on_fit_begin took."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

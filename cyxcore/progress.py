@@ -67,6 +67,10 @@ class Progress(Callback):
             self._form.say(ending(trainer))
         self._form.close()
 
+    def on_exception(self, trainer: "Trainer", exception: BaseException) -> None:
+        if hasattr(self, "_form"):
+            self._form.close()
+
     # what is shown of the present moment ----------------------------------------------------------
 
     @property

@@ -386,8 +386,12 @@ class Trainer:
         if resume is not None:
             self._take_over(checkpoints.load(resume))
         with self._interruptible():
-            for _ in self.run():
-                pass
+            try:
+                for _ in self.run():
+                    pass
+            except BaseException as exception:
+                self._tell("on_exception", exception)
+                raise
         learner.show_averages(True)
         if self.restores:
             learner.deliver(self.weights)

@@ -459,6 +459,15 @@ def test_on_a_terminal_a_bar_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "━" in out.getvalue() and "epoch 3/3" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
+def test_a_terminal_is_given_back_when_a_fit_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    with pytest.raises(DivergedError):
+        trainer().fit(X * math.nan, Y, callbacks=[progress.Progress(out)], progress=False)
+    hidden, shown = "\x1b[?25l", "\x1b[?25h"  # the cursor
+    assert out.getvalue().count(hidden) == out.getvalue().count(shown) == 1
+
+
 def test_in_a_notebook_one_cell_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
 
