@@ -7,6 +7,7 @@ methods that templates use, a budget of loop turns and calls, and a limit for ev
 import datetime
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ MAX_CHARS = 1 << 24
 """Of all texts that one rendering makes, together."""
 MAX_TURNS = 1 << 17
 MAX_ITEMS = 1 << 16
+MAX_HELD = 1 << 18  # in a list and all lists within it
+MAX_S = 10.0  # of a processor
 MAX_DEPTH = 64
 PRIVATE = range(0xF0000, 0xFFFFE)  # characters that mean nothing to anybody
 
@@ -25,6 +28,8 @@ FILTERS = frozenset(
     "reject rejectattr replace reverse round safe select selectattr sort string strip title tojson trim unique "
     "upper".split()
 )
+WRITING = frozenset("capitalize e escape join lower safe string title trim upper".split())
+"""Those that make a text of whatever they are given."""
 METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
         "capitalize count endswith find isalnum isalpha isdigit isspace lower lstrip removeprefix removesuffix replace "
@@ -134,18 +139,20 @@ def _environment() -> Any:
         intercepted_binops = frozenset(("+", "*", "**", "%"))
 
         def start(self) -> None:
-            self.turns, self.chars = MAX_TURNS, MAX_CHARS
+            self.turns, self.chars, self.end_s = MAX_TURNS, MAX_CHARS, time.thread_time() + MAX_S
 
         def turn(self) -> str:
             self.turns -= 1
             if self.turns < 0:
                 raise _Refused(f"it takes more than {MAX_TURNS} turns")
+            if time.thread_time() > self.end_s:
+                raise _Refused(f"it takes more than {MAX_S:g} s")
             return ""
 
         def made(self, value: Any) -> Any:
             if isinstance(value, str | list | tuple):
                 self.room(len(value))
-            return value
+            return _bounded(value)
 
         def room(self, size: int) -> None:
             self.chars -= size
@@ -166,6 +173,7 @@ def _environment() -> Any:
                 layout = str(value.__self__)
                 if re.search(r"\{[^}]*[:.!\[{]", layout):  # a width could be anything
                     raise _Refused(f"format: expected nothing but names between braces, got {layout[:64]!r}")
+                _bounded([arguments, options])
                 longest = max((len(str(part)) for part in (*arguments, *options.values())), default=0)
                 self.room(len(layout) * (1 + longest))
                 return str(inner(*arguments, **options))
@@ -188,12 +196,14 @@ def _environment() -> Any:
                 raise _Refused("numbers are limited to 64 bits")
             if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
                 self.room(len(left) + len(right))
-            return super().call_binop(context, operator, left, right)
+            return _bounded(super().call_binop(context, operator, left, right))
 
     environment = Counted(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.finalize = environment.made
     environment.start()
-    environment.filters = {name: _counted(environment, f) for name, f in environment.filters.items() if name in FILTERS}
+    environment.filters = {
+        name: _counted(environment, name, f) for name, f in environment.filters.items() if name in FILTERS
+    }
     environment.filters["replace"] = _replace(environment)
     environment.filters["tojson"] = _tojson(environment)
     environment.filters["items"] = lambda value: list(value.items()) if isinstance(value, dict) else []
@@ -204,6 +214,23 @@ def _environment() -> Any:
         "raise_exception": _raise,
     }
     return environment
+
+
+def _bounded(value: Any) -> Any:
+    """The value, unless it holds too much: lists that hold the same list twice are small, and endless when written."""
+    waiting, held = [value], 0
+    while waiting:
+        item = waiting.pop()
+        inner = getattr(item, "_Namespace__attrs", item)
+        if isinstance(inner, Mapping):
+            inner = inner.values()
+        elif not isinstance(inner, list | tuple):
+            continue
+        held += len(inner)
+        if held > MAX_HELD:
+            raise _Refused(f"it makes lists that hold more than {MAX_HELD} items")
+        waiting += [each for each in inner if not isinstance(each, str)]
+    return value
 
 
 def _is_number(value: Any) -> bool:
@@ -218,7 +245,7 @@ def _range(*bounds: int) -> range:
 
 
 def _raise(message: str = "") -> None:
-    raise _Refused(str(message))
+    raise _Refused(str(_bounded(message)))
 
 
 def _date_of(now: datetime.datetime) -> Any:
@@ -230,11 +257,13 @@ def _date_of(now: datetime.datetime) -> Any:
     return strftime_now
 
 
-def _counted(environment: Any, function: Any) -> Any:
+def _counted(environment: Any, name: str, function: Any) -> Any:
     """The filter, with its result counted. Jinja marks what it passes to filters on the function."""
 
     def counted(*arguments: Any, **options: Any) -> Any:
         environment.turn()
+        if name in WRITING:
+            _bounded(arguments)
         size = len(arguments[-1]) if function.__name__ == "do_join" and isinstance(arguments[-1], str) else 0
         if size:
             environment.room(size * sum(hasattr(a, "__len__") and len(a) for a in arguments))
@@ -246,7 +275,8 @@ def _counted(environment: Any, function: Any) -> Any:
 
 def _replace(environment: Any) -> Any:
     def replace(text: Any, old: str, new: str, count: int = -1) -> str:
-        text = str(text)
+        text = str(_bounded(text))
+        _bounded(new)
         environment.room(len(text) + (len(text) + 1) * len(str(new)))
         return text.replace(str(old), str(new), count)
 
@@ -265,7 +295,7 @@ def _tojson(environment: Any) -> Any:
 
 
 def _compiled(environment: Any, source: str) -> Any:
-    """Every turn of a loop and every macro asks for a turn first; ~ becomes a call, which is counted."""
+    """Every turn of a loop and every macro asks for a turn first; ~, lists and objects become calls, to be counted."""
     from jinja2 import Template, nodes
 
     tree = environment.parse(source)
@@ -273,17 +303,24 @@ def _compiled(environment: Any, source: str) -> Any:
         loop.body.insert(0, nodes.Output([nodes.Call(nodes.Name("_turn", "load"), [], [], None, None)]))
     for node in list(tree.find_all(nodes.Node)):
         for field, value in node.iter_fields():
-            setattr(node, field, _without_concat(value))
+            setattr(node, field, _counting(value))
     code = environment.compile(tree, "chat_template", "chat_template")
-    names = {**environment.globals, "_turn": environment.turn, "_concat": lambda *parts: "".join(map(str, parts))}
+    names = {**environment.globals, "_turn": environment.turn, "_concat": _concat, "_bounded": _bounded}
     return Template.from_code(environment, code, names)
 
 
-def _without_concat(value: Any) -> Any:
+def _concat(*parts: Any) -> str:
+    return "".join(map(str, _bounded(parts)))
+
+
+def _counting(value: Any) -> Any:
     from jinja2 import nodes
 
     if isinstance(value, list):
-        return [_without_concat(item) for item in value]
+        return [_counting(item) for item in value]
     if isinstance(value, nodes.Concat):
         return nodes.Call(nodes.Name("_concat", "load"), value.nodes, [], None, None)
+    made = isinstance(value, nodes.List | nodes.Dict) or (isinstance(value, nodes.Tuple) and value.ctx == "load")
+    if made and value.find(nodes.Name):  # of constants it holds what is written there
+        return nodes.Call(nodes.Name("_bounded", "load"), [value], [], None, None)
     return value

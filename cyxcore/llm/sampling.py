@@ -34,7 +34,7 @@ def choose(logits: Array, options: Sampling, prompt: frozenset[int], counts: Map
     if not np.isfinite(logits).all():
         raise DataError("llm: the model's logits are no numbers; its weights are damaged, or it was not made for this")
     adjusted = _adjusted(logits, options, prompt, counts)
-    token = int(adjusted.argmax()) if options.temperature == 0 else _drawn(adjusted, options, place)
+    token = int(adjusted.argmax()) if np.float32(options.temperature) == 0 else _drawn(adjusted, options, place)
     if options.logprobs is None:
         return Choice(token, 0.0, ())
     logprobs = _row("log_softmax", logits)

@@ -55,6 +55,10 @@ def test_a_conversation_that_nests_too_deep_is_refused() -> None:
         ChatTemplate(CHATML).render(MESSAGES, tools=[deep])
 
 
+NESTING = """{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}
+{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}"""
+BEHIND = """{% set ns = namespace(x=1) %}{% for i in range(60) %}{% set two = namespace() %}
+{% set two.a = ns.x %}{% set two.b = ns.x %}{% set ns.x = two %}{% endfor %}"""
 HOSTILE = {
     "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ raise_exception.__globals__.os }}",
@@ -74,6 +78,20 @@ HOSTILE = {
     "numbers": "{% set ns = namespace(x=2) %}{% for i in range(100) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "doubling": "{% set ns = namespace(x='xxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
     "adding": "{% set ns = namespace(x='xxxx') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "nesting": f"{NESTING}{{{{ ns.x }}}}",
+    "nesting as JSON": f"{NESTING}{{{{ ns.x | tojson }}}}",
+    "nesting as text": f"{NESTING}{{{{ ns.x ~ '' }}}}",
+    "nesting compared": f"{NESTING}{{{{ ns.x == ns.y }}}}",
+    "nesting objects": NESTING.replace("[ns.x, ns.x]", "{1: ns.x, 2: ns.x}") + "{{ ns.x }}",
+    "nesting tuples": NESTING.replace("[ns.x, ns.x]", "(ns.x, ns.x)") + "{{ ns.x }}",
+    "nesting calls": NESTING.replace("[ns.x, ns.x]", "dict(a=ns.x, b=ns.x)") + "{{ ns.x }}",
+    "nesting namespaces": NESTING.replace("[ns.x, ns.x]", "namespace(a=ns.x, b=ns.x)") + "{{ ns.x }}",
+    "nesting behind": f"{BEHIND}{{{{ ns.x }}}}",
+    "nesting raised": f"{BEHIND}{{{{ raise_exception(ns.x) }}}}",
+    "nesting joined": f"{BEHIND}{{{{ [ns.x] | join }}}}",
+    "nesting replaced": f"{BEHIND}{{{{ 'x' | replace('x', ns.x) }}}}",
+    "nesting upper": f"{BEHIND}{{{{ ns.x | upper }}}}",
+    "nesting formatted": f"{BEHIND}{{{{ '{{}}'.format(ns.x) }}}}",
     "blocks": "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}"
     "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
     "replacing": "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(9) %}"
@@ -106,3 +124,10 @@ def test_a_hostile_template_is_refused(name: str) -> None:
 def test_a_template_that_is_too_long_is_refused() -> None:
     with pytest.raises(FormatError, match="at most 262144 characters, got 300000"):
         ChatTemplate("x" * 300000)
+
+
+def test_a_template_has_so_much_time_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate(CHATML)
+    monkeypatch.setattr("cyxcore.llm.chat.MAX_S", -1.0)
+    with pytest.raises(SpecError, match="it takes more than -1 s"):
+        template.render(MESSAGES)

@@ -22,6 +22,7 @@ def tokens(places: int = 300, logits: np.ndarray = LOGITS, **options: float) -> 
 def test_a_temperature_of_0_takes_the_likeliest() -> None:
     assert set(tokens(5, temperature=0)) == {int(LOGITS.argmax())}
     assert set(tokens(5, temperature=1e-30)) == {int(LOGITS.argmax())}
+    assert set(tokens(5, temperature=1e-300)) == {int(LOGITS.argmax())}
 
 
 def test_tokens_depend_on_seed_and_place_alone() -> None:
