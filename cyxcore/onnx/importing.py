@@ -46,7 +46,6 @@ ROWS = (control, elementwise, movement, nn, products, quantised, recurrent, redu
 
 MAX_KNOWN_ELEMENTS = 2**24  # of a value that is computed while a graph is made, or 4 times all of the file's
 MAX_ALL_KNOWN = 2**29  # elements of all such values together, or 16 times the file's
-MAX_STEPS = 100_000  # nodes that are run while a graph is made, each trip of a loop anew
 MAX_CONSTANT_ELEMENTS = 4096  # of what is no weight of the file: beyond it is a parameter of the graph
 MAX_GRAPH_DEPTH = 8
 MAX_CALLS = 30_000  # operations that a graph is made of, those of loops as often as they go round
@@ -78,7 +77,6 @@ class Room:
     def __init__(self, elements: int) -> None:
         self.each = max(MAX_KNOWN_ELEMENTS, 4 * elements)
         self.all = max(MAX_ALL_KNOWN, 16 * elements)
-        self.steps = MAX_STEPS
 
     def take(self, op: str, shape: Sequence[int]) -> None:
         """Counts a value before it is computed. Raises ShapeError."""
@@ -89,11 +87,6 @@ class Room:
             raise ShapeError(
                 f"{op} makes {shape}, {size} elements{whole}, of known values; a graph is refused that hides so many"
             )
-
-    def step(self) -> None:
-        self.steps -= 1
-        if self.steps < 0:
-            raise GraphError(f"takes more than {MAX_STEPS} nodes to unroll; loops within loops grow so")
 
 
 class Known(Tensor):
@@ -436,7 +429,6 @@ class _Run:
             self.builder.layer = label if label.isprintable() and len(label) <= MAX_NAME_CHARS else row.name
         inputs = [values[name] if name else None for name in node["input"]]
         if self.builder is not None:
-            self.room.step()
             inputs = self.together(row, node["input"], inputs)
         _check_arity(row, inputs)
 

@@ -518,7 +518,7 @@ def loops_within_loops(depth: int) -> Any:
                 [oh.make_node("Loop", ["many", "", "c0"], ["made"], body=loops_within_loops(6))],
                 onnx.numpy_helper.from_array(np.array(9000, np.int64), "many"),
             ),
-            "takes more than 1000 nodes to unroll",
+            "loops make more than 1000 operations",
         ),
         (
             folded_into([oh.make_node("Split", ["c0"], ["made"], num_outputs=2**40)]),
@@ -531,7 +531,7 @@ def test_what_a_small_file_folds_to_is_bounded(
     raw: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importing, "MAX_ALL_KNOWN", 2**26)  # for a quick test
-    monkeypatch.setattr(importing, "MAX_STEPS", 1000)
+    monkeypatch.setattr(importing, "MAX_CALLS", 1000)
     (tmp_path / "m.onnx").write_bytes(raw)
     with pytest.raises(FormatError, match=said):
         cx.load_model(tmp_path / "m.onnx")
