@@ -96,23 +96,27 @@ class Asked:
         """Raises ApiError: 413 when it is too large, 408 when it does not come, 429 when there is no room."""
         most = self._limits.body_bytes
         said = self.headers.get(b"content-length")
-        expected = int(said) if said else most
-        if said and expected > most:
-            raise ApiError("too_large", f"expected a body of at most {most} bytes, got {expected}", 413)
-        self._room.take(expected)
-        self._reserved_bytes += expected
+        if said and int(said) > most:
+            raise ApiError("too_large", f"expected a body of at most {most} bytes, got {int(said)}", 413)
         if is_whole(self._receive):
             body: bytes = (await self._receive())["body"]
+            self._take(len(body))
             return body
         try:
             async with asyncio.timeout(self._limits.body_s):
                 message = await self._receive()
                 body = message.get("body", b"")
+                self._take(len(body))
                 if message.get("more_body"):
                     body = await self._rest(body)
         except TimeoutError:
             raise ApiError("too_slow", f"the body did not come within {self._limits.body_s:g} s", 408) from None
         return body
+
+    def _take(self, count: int) -> None:
+        """Room for bytes that have come. What is only announced takes none: a few slow senders would shut out all."""
+        self._room.take(count)
+        self._reserved_bytes += count
 
     async def _rest(self, first: bytes) -> bytes:
         body, more = bytearray(first), True
@@ -120,7 +124,9 @@ class Asked:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            self._take(len(piece))
+            body += piece
             more = message.get("more_body", False)
             if len(body) > self._limits.body_bytes:
                 raise ApiError("too_large", f"expected a body of at most {self._limits.body_bytes} bytes", 413)

@@ -110,3 +110,23 @@ async def test_damaged_requests_are_answered_or_refused_and_nothing_is_left_behi
         if kind == "tensors":
             assert served.batcher.queued == 0
     assert not caplog.records
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 60000", b"Transfer-Encoding: chunked"])
+async def test_bodies_that_are_announced_and_do_not_come_keep_nobody_out(head):
+    # each took the room of all that it had announced: nine of them, and everybody else was answered 429
+    limits = Limits(body_bytes=60_000, bodies_bytes=100_000, body_s=30.0)
+    async with serving(tensors(), limits=limits) as (http, server):
+        port = int(server.url.rsplit(":", 1)[1])
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]
+        for _, writer in slow:
+            first = b"1\r\n[\r\n" if b"chunked" in head else b"["
+            writer.write(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n" + first)
+        while server.front.figures.in_flight < len(slow):
+            await asyncio.sleep(0)
+        assert (await http.post("/v1/predict", json={"input": [1, 2, 3, 4]})).status_code == 200
+        for _, writer in slow:
+            writer.close()
+        while server.front.figures.in_flight:
+            await asyncio.sleep(0)
+        assert server.front._room.taken_bytes == 0
