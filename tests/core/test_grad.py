@@ -173,7 +173,8 @@ def test_the_gradient_of_a_function_of_symmetric_matrices_is_the_slope(op: str) 
 
 
 def test_every_rule_is_checked() -> None:
-    assert set(RULES) - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC, *TRANSFORMS}
+    ours = {name for name in RULES if not name.startswith("user.")}  # other tests make operations of their own
+    assert ours - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC, *TRANSFORMS}
 
 
 def test_equal_elements_share_the_gradient_of_max() -> None:
