@@ -38,11 +38,10 @@ QUERY_TIMEOUT_S = 3.0  # below what a caller waits for an answer
 DATABASE: dict[str, Any] = {
     "memory_limit": "512MB",
     "threads": 1,
-    # A checkpoint writes every index anew, however little has changed: the ledger asks for one itself, when it has the
-    # time. This is for when it never has.
-    "checkpoint_threshold": "2GB",
+    # A checkpoint writes every index anew, however little has changed. So long its own log may grow before that; after
+    # kill -9 the next start reads as much of it again, which takes half a second.
+    "checkpoint_threshold": "128MB",
 }
-CHECKPOINT_BYTES = 2**27  # so long DuckDB's log may grow; after kill -9 the next start reads it again: half a second
 
 TABLES = {
     "nodes": """node_id VARCHAR PRIMARY KEY, name VARCHAR, online BOOLEAN, wallet VARCHAR, public_key VARCHAR,
@@ -250,8 +249,6 @@ class Ledger:
             try:
                 await self._run(lambda: self._write(batch))
                 self._refused = False
-                if batch.messages < BATCH_MESSAGES:  # else a long log is being read, and more of it follows
-                    self._thread.submit(self._checkpoint)
             except Exception as error:
                 self._refused = True
                 self._waiting = batch.followed_by(self._waiting)
@@ -278,12 +275,6 @@ class Ledger:
             with contextlib.suppress(duckdb.Error):
                 self._db.execute("ROLLBACK")
             raise
-
-    def _checkpoint(self) -> None:
-        """Bring what is in DuckDB's own log into its tables, when that has grown. Nobody waits for it."""
-        with contextlib.suppress(duckdb.Error, OSError):  # no log, or no room for it: the rows are safe where they are
-            if self.path.with_name(f"{self.path.name}.wal").stat().st_size > CHECKPOINT_BYTES:
-                self._db.execute("CHECKPOINT")
 
     def _append(self, table: str, added: list[Any], action: Literal["insert", "upsert"]) -> None:
         if not added:
