@@ -405,14 +405,7 @@ class Api:
             # an older client's next page begins before a millisecond, so this one ends with a whole one
             page = sorted((job for job in behind if job.submitted_at_ms >= page[-1].submitted_at_ms), key=listing.place)
             page.reverse()
-        found: list[m.JobView] = []
-        size_bytes = 0
-        for job in page:
-            view = await self._view(job)
-            if (size := listing.fits(found, size_bytes, view)) is None:
-                break
-            size_bytes = size
-            found.append(view)
+        found = await listing.page(page, self._view)
         return m.JobList(jobs=found, total=len(matching), more=len(found) < len(behind))
 
     async def _updates(self, caller: str, ask: m.UpdatesRequest) -> m.Updates:
@@ -499,17 +492,14 @@ class Api:
             if ask.after not in self._world.nodes:
                 raise ApiError("unknown_node", f"no node is called {ask.after}; begin the list anew", 404)
             behind = listing.behind_node(matching, self._world.candidate(ask.after, now_ms), ask)
-        found: list[m.NodeView] = []
-        size_bytes = 0
-        for candidate in behind[: ask.limit]:
+
+        async def view(candidate: schedule.Candidate) -> m.NodeView:
             node = candidate.node
             metrics = _metrics(await self._central.cache.get(keys.node_info(node.node_id)), _Hardware)
             last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
-            view = views.node_view(node, self._world.runs_of(node.node_id), last_seen_ms, metrics)
-            if (size := listing.fits(found, size_bytes, view)) is None:
-                break
-            size_bytes = size
-            found.append(view)
+            return views.node_view(node, self._world.runs_of(node.node_id), last_seen_ms, metrics)
+
+        found = await listing.page(behind[: ask.limit], view)
         prices = [each.node.price_per_hour_base_units for each in matching if each.node.online]
         return m.NodeList(
             nodes=found,
@@ -550,7 +540,7 @@ class Api:
 
     @functools.cached_property
     def _uploads(self) -> Uploads:
-        """A node that holds a lease stores what it was asked for: that is bounded by the lease."""
+        """What a node that holds a lease stores is not counted: it was asked for it."""
         held = self._world.held
         return Uploads(
             self._network.upload_bytes_per_day, self._central.is_known, lambda caller: bool(held.get(caller))

@@ -1,7 +1,7 @@
 """Which nodes and jobs a list holds, in which order, and how much of it one answer has room for. Pure."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -10,8 +10,9 @@ from cyxcentral import jobs, schedule
 from cyxcentral.schedule import Candidate
 from cyxnet import messages as m
 
+Item = TypeVar("Item")
 View = TypeVar("View")
-PAGE_BYTES = 400_000  # of one answer; more than one item may be larger than that, then it is the only one
+PAGE_BYTES = 400_000  # of one answer, unless its only item is larger
 
 
 def wanted_node(candidate: Candidate, ask: m.NodeListRequest) -> bool:
@@ -80,7 +81,14 @@ def before_job(job: jobs.Job, ask: m.JobListRequest) -> bool:
     return place(job) < (ask.before, ask.before_id)
 
 
-def fits(views: list[View], size_bytes: int, view: View) -> int | None:
-    """The size of a page with one more view; None when it is full."""
-    size_bytes += len(msgspec.json.encode(view))
-    return None if views and size_bytes > PAGE_BYTES else size_bytes
+async def page(items: Sequence[Item], view: Callable[[Item], Awaitable[View]]) -> list[View]:
+    """Views of the first items, as many as one answer has room for, and at least one."""
+    found: list[View] = []
+    size_bytes = 0
+    for item in items:
+        made = await view(item)
+        size_bytes += len(msgspec.json.encode(made))
+        if found and size_bytes > PAGE_BYTES:
+            break
+        found.append(made)
+    return found

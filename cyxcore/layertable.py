@@ -93,15 +93,20 @@ def _batch_norm(kind: str, ranks: tuple[int, ...]) -> Callable[[Scope, Symbol, M
             raise ShapeError(
                 f"{kind}: expected {' or '.join(str(r - 1) for r in ranks)} axes per sample, got {x.shape[1:]}"
             )
-        size = (x.shape[1],)
-        weight = scope.param("weight", size, {"kind": "ones"}) if options["affine"] else None
-        bias = scope.param("bias", size, {"kind": "zeros"}) if options["affine"] else None
-        mean = scope.param("running_mean", size, {"kind": "zeros"}, trainable=False)
-        var = scope.param("running_var", size, {"kind": "ones"}, trainable=False)
-        result: Symbol = F.batch_norm(x, mean, var, weight, bias, TRACED, options["momentum"], options["eps"])
-        return result
+        return batch_norm(scope, x, options)
 
     return build
+
+
+def batch_norm(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
+    """Per feature or channel, the first axis of a sample; running statistics in inference."""
+    size = (x.shape[1],)
+    weight = scope.param("weight", size, {"kind": "ones"}) if options["affine"] else None
+    bias = scope.param("bias", size, {"kind": "zeros"}) if options["affine"] else None
+    mean = scope.param("running_mean", size, {"kind": "zeros"}, trainable=False)
+    var = scope.param("running_var", size, {"kind": "ones"}, trainable=False)
+    result: Symbol = F.batch_norm(x, mean, var, weight, bias, TRACED, options["momentum"], options["eps"])
+    return result
 
 
 def _layer_norm(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:

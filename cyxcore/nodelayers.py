@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cyxcore import functional as F
+from cyxcore import layertable
 from cyxcore.attrs import MAX_CONST_ELEMENTS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.layertable import LAYERS, Scope, attention, cell_of, recurrent_layers, transformer_layer
@@ -186,17 +187,10 @@ def upsample(scope: Scope, inputs: Sequence[Any], options: Options) -> Built:
 
 
 def batch_norm(scope: Scope, inputs: Sequence[Any], options: Options) -> Built:
-    """Per feature or channel, the first axis of a sample; running statistics in inference."""
     x = inputs[0]
     if x.ndim < 2:
         raise ShapeError("expected at least one feature per sample")
-    size = (x.shape[1],)
-    weight = scope.param("weight", size, {"kind": "ones"}) if options["affine"] else None
-    bias = scope.param("bias", size, {"kind": "zeros"}) if options["affine"] else None
-    mean = scope.param("running_mean", size, {"kind": "zeros"}, trainable=False)
-    var = scope.param("running_var", size, {"kind": "ones"}, trainable=False)
-    result: Symbol = F.batch_norm(x, mean, var, weight, bias, TRACED, options["momentum"], options["eps"])
-    return result
+    return layertable.batch_norm(scope, x, options)
 
 
 # sequences ----------------------------------------------------------------------------------------

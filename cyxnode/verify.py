@@ -52,7 +52,6 @@ class History(Struct, kw_only=True):
     request: m.JobRequest
     completed: m.Completed
     checkpoints: list[m.Checkpoint]  # oldest first
-    epochs: list[dict[str, Any]]  # as the network told them
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -90,7 +89,8 @@ async def read_history(client: AsyncClient, view: m.JobView) -> History:
     found: dict[str, list[dict[str, Any]]] = {}
     async with contextlib.aclosing(client.watch(view.job_id)) as updates:
         async for update in updates:
-            found.setdefault(update.kind, []).append(update.data)
+            if update.source == "event":
+                found.setdefault(update.kind, []).append(update.data)
             if update.kind == "Completed":
                 break
     request = msgspec.convert(found["Submitted"][0]["job"], m.JobRequest)
@@ -101,7 +101,6 @@ async def read_history(client: AsyncClient, view: m.JobView) -> History:
         request=request,
         completed=msgspec.convert(found["Completed"][-1], m.Completed),
         checkpoints=stored,
-        epochs=found.get("epoch", []),
     )
 
 
@@ -200,6 +199,8 @@ async def compare(client: AsyncClient, job_id: str, ours_path: Path, folder: Pat
                 f"{new.epoch_loss:.9g}"
             )
             break
+    if len(theirs.history) != len(ours.history):
+        found.append(f"it was told of {len(theirs.history)} epochs; there are {len(ours.history)}")
     for name in sorted(theirs.weights.keys() | ours.weights.keys()):
         old_array, new_array = theirs.weights.get(name), ours.weights.get(name)
         if old_array is None or new_array is None or old_array.shape != new_array.shape:

@@ -84,23 +84,20 @@ class _Watch:
         return of_inputs[place] if place is not None else None
 
 
-class _Entry(Function):
+class _Watched(Function):
     @staticmethod
     def forward(ctx: Any, watch: _Watch, x: Any) -> Any:
         ctx.watch = watch
         return x.detach()
 
+
+class _Entry(_Watched):
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
         return None, ctx.watch.told(gradient)
 
 
-class _Exit(Function):
-    @staticmethod
-    def forward(ctx: Any, watch: _Watch, x: Any) -> Any:
-        ctx.watch = watch
-        return x.detach()
-
+class _Exit(_Watched):
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
         ctx.watch.of_output = gradient

@@ -193,17 +193,20 @@ def _both_sides(pads: Sequence[int]) -> list[int]:
     return [*pads, *pads]
 
 
-def _conv(writer: _Writer, node: Node, inputs: list[str], shapes: list[Shape], out: Shape) -> str:
+def _kernel(node: Node, shapes: list[Shape]) -> dict[str, Any]:
+    """What a convolution and a transposed one say of their kernel."""
     a = node.attrs
-    return writer.node(
-        "Conv",
-        inputs,
-        strides=a["stride"],
-        pads=_both_sides(a["padding"]),
-        dilations=a["dilation"],
-        group=a["groups"],
-        kernel_shape=shapes[1][2:],
-    )
+    return {
+        "strides": a["stride"],
+        "pads": _both_sides(a["padding"]),
+        "dilations": a["dilation"],
+        "group": a["groups"],
+        "kernel_shape": shapes[1][2:],
+    }
+
+
+def _conv(writer: _Writer, node: Node, inputs: list[str], shapes: list[Shape], out: Shape) -> str:
+    return writer.node("Conv", inputs, **_kernel(node, shapes))
 
 
 def _conv_transpose(writer: _Writer, node: Node, inputs: list[str], shapes: list[Shape], out: Shape) -> str:
@@ -214,16 +217,7 @@ def _conv_transpose(writer: _Writer, node: Node, inputs: list[str], shapes: list
             out[2:], shapes[0][2:], a["stride"], a["padding"], a["dilation"], shapes[1][2:], strict=True
         )
     ]
-    return writer.node(
-        "ConvTranspose",
-        inputs,
-        strides=a["stride"],
-        pads=_both_sides(a["padding"]),
-        dilations=a["dilation"],
-        group=a["groups"],
-        kernel_shape=shapes[1][2:],
-        output_padding=extra,
-    )
+    return writer.node("ConvTranspose", inputs, **_kernel(node, shapes), output_padding=extra)
 
 
 def _pool(writer: _Writer, node: Node, inputs: list[str], shapes: list[Shape], out: Shape) -> str:
