@@ -66,7 +66,7 @@ class Dispatch:
         self.lease_ms = lease_ms
         self._progress_ms = progress_ms
         self._wake = asyncio.Event()
-        self._changed: set[str] | None = None  # subjects to look at again; None: everything there is
+        self._changed: set[str] = set()  # subjects to look at again
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
         self._listened_ms = self._machine.monotonic_ms()  # when the broker answered last
         self._read_seq: dict[str, int] = {}  # node id -> the event of its that was read last
@@ -103,23 +103,18 @@ class Dispatch:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def wake(self) -> None:
-        """Look at everything anew."""
-        self._changed = None
-        self._wake.set()
-
     def happened(self, subject: str) -> None:
         """A job or a node changed, which may allow a decision. With very many of them, only it is looked at."""
-        if self._changed is not None:
-            self._changed.add(subject)
+        self._changed.add(subject)
         self._wake.set()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         all_due_s = 0.0
         while True:
+            changed: set[str] | None  # None: everything there is
             changed, self._changed = self._changed, set()
-            if changed is None or loop.time() >= all_due_s:
+            if loop.time() >= all_due_s:
                 changed, all_due_s = None, loop.time() + min(SAFETY_NET_S, self.lease_ms / 1000 / LISTENS_PER_LEASE)
             try:
                 await self._sweep(changed)
