@@ -110,8 +110,12 @@ class EarlyStopping(Callback):
         self.monitor = Monitor(monitor, mode, min_delta)
         self.patience, self.restore_best = patience, restore_best
         self.best, self.waited = self.monitor.worst, 0
+        self._resumes = False
 
     def on_fit_begin(self, trainer: "Trainer") -> None:
+        if not self._resumes:
+            self.best, self.waited = self.monitor.worst, 0
+        self._resumes = False
         if self.restore_best:
             trainer.monitor, trainer.keep = Monitor(self.monitor.name, self.monitor.mode), "best"
 
@@ -131,6 +135,7 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = self.monitor.worst if state["best"] is None else float(state["best"])
         self.waited = int(state["waited"])
+        self._resumes = True
 
 
 class Checkpoints(Callback):

@@ -86,6 +86,7 @@ class DataLoader:
         self._streams = not hasattr(dataset, "__getitem__")
         self.sampler = self._sampler(sampler)
         self.epoch, self._batch, self._goes_on = 1, 0, False
+        self._newest: object = None  # the loop that was begun last: the state is its place
 
     def _sampler(self, given: Sampler | Iterable[int] | None) -> Sampler | Iterable[int] | None:
         if self._streams:
@@ -115,7 +116,8 @@ class DataLoader:
         if not self._goes_on and self._batch:  # the pass before was left in its middle
             self.epoch, self._batch = self.epoch + 1, 0
         self._goes_on = False
-        return self._deliver(self._tasks(self.epoch, self._batch))
+        self._newest = own = object()
+        return self._deliver(self._tasks(self.epoch, self._batch), own)
 
     # where it is ------------------------------------------------------------------------------
 
@@ -126,7 +128,10 @@ class DataLoader:
         self.epoch, self._batch, self._goes_on = epoch, 0, False
 
     def state_dict(self) -> dict[str, Any]:
-        """What load_state_dict needs to go on after the batch that was delivered last."""
+        """What load_state_dict needs to go on after the batch that was delivered last.
+
+        Of several loops at once, it is the place of the one that was begun last.
+        """
         ended = not self._streams and self._batch == len(self)
         return {
             "epoch": self.epoch + ended,
@@ -233,14 +238,16 @@ class DataLoader:
         except Exception as error:
             raise _told(f"rows from {batch * self.batch_size} ({where})", error) from error
 
-    def _deliver(self, tasks: Iterator[Task]) -> Iterator[Any]:
+    def _deliver(self, tasks: Iterator[Task], own: object) -> Iterator[Any]:
         with contextlib.closing(self._in_order(tasks)) as batches:
             for batch in batches:
                 if batch is _END:
                     break
-                self._batch += 1
+                if self._newest is own:
+                    self._batch += 1
                 yield batch
-        self.epoch, self._batch = self.epoch + 1, 0
+        if self._newest is own:
+            self.epoch, self._batch = self.epoch + 1, 0
 
     def _in_order(self, tasks: Iterator[Task]) -> Batches:
         """The batches, one after the other, with threads some of them ahead."""

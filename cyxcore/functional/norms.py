@@ -23,6 +23,9 @@ def batch_norm(
 
     Training uses the batch's mean and population variance and moves the running ones towards them
     (the variance unbiased, as in torch); inference uses the running ones.
+
+    A single value per channel (a last batch of one row) trains too, where torch refuses it: its variance counts as 0.
+    Raises ShapeError for another number of channels.
     """
     if x.ndim < 2 or x.shape[1] != running_mean.shape[0]:
         raise ShapeError(f"batch_norm: expected x (N, {running_mean.shape[0]}, ...), got {x.shape}")

@@ -201,6 +201,15 @@ def test_a_pass_that_was_left_is_not_gone_on_with() -> None:
     assert sum(rows_of(loader), []) == drawing.permutation(1, 2, 6).tolist()
 
 
+def test_two_loops_at_once_have_their_own_places_and_the_state_is_the_newer_one() -> None:
+    loader = DataLoader(Squares(6), batch_size=2)
+    older, newer = iter(loader), iter(loader)
+    assert [next(older)[0].tolist(), next(newer)[0].tolist(), next(older)[0].tolist()] == [[0, 1], [0, 1], [2, 3]]
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 1)
+    assert len(list(older)) == 1 and len(list(newer)) == 2
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (2, 0)
+
+
 @pytest.mark.parametrize(
     "change, said",
     [

@@ -218,6 +218,13 @@ def test_a_fit_stops_when_nothing_gets_better(options: dict[str, Any], losses: l
     assert len(said) == epochs and made.stopped.startswith(("the loss was", "validation_loss was"))
 
 
+def test_a_second_fit_counts_from_its_own_beginning() -> None:
+    stopping = callbacks.EarlyStopping(patience=1, restore_best=False)
+    fit(trainer(), epochs=4, callbacks=[Told([1.0, 2.0, 2.0, 2.0]), stopping])
+    again = trainer()
+    assert len(fit(again, epochs=3, callbacks=[Told([5.0, 4.0, 3.0]), stopping])) == 3 and not again.stopped
+
+
 def test_early_stopping_restores_the_best_epoch() -> None:
     kept: list[dict[str, bytes]] = []
 
