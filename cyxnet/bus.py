@@ -339,6 +339,22 @@ class Bus:
         await self.round_trip()
         return subscription
 
+    async def attend(self, subject: str, take: Take, queue: str = "") -> Any:
+        """Have take(message) called for every message, at once and in order; it must neither wait nor raise.
+
+        Returns the subscription, whose `unsubscribe()` ends it; what came before is still given to take().
+        """
+        subscription = await self._nc.listen(subject, take, queue)
+        await self.round_trip()
+        return subscription
+
+    def send(self, subject: str, payload: bytes, headers: dict[str, str], reply: str = "") -> None:
+        """Send with headers of one's own, without waiting. Raises BusError when it cannot be sent now."""
+        try:
+            self._nc.send(subject, payload, reply, block_of(headers))
+        except (nats.errors.Error, OSError) as error:
+            raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
+
     async def request(
         self,
         subject: str,

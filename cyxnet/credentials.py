@@ -10,12 +10,12 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from cyxnet.identity import Identity, key_id, verify
 from cyxnet.messages import HttpSessionRequest, NodeId, PublicKey, Role, SeedSignature
@@ -32,6 +32,8 @@ class NodeToken(Struct, frozen=True, kw_only=True):
     node_id: NodeId
     public_key: PublicKey  # of the signing key; the node id ends with its digest
     signature: SeedSignature  # of binding_bytes()
+    job_id: Annotated[str, Meta(max_length=63)] = ""  # of the replica that the connection is for; "": for the node
+    attempt: Annotated[int, Meta(ge=0, le=1000)] = 0
 
 
 class Credentials(Struct, frozen=True, kw_only=True):
@@ -90,6 +92,23 @@ def as_node(keys: Identity, node_id: str) -> Credentials:
     signature = keys.sign(binding_bytes(user_nkey, node_id))
     token = NodeToken(node_id=node_id, public_key=keys.public_key, signature=signature)
     return _credentials(keys.child("nats"), node_id, msgspec.json.encode(token).decode())
+
+
+def as_replica(keys: Identity, node_id: str, job_id: str, attempt: int) -> Credentials:
+    """A node, for one replica that it serves: the connection can answer for that, as long as the lease lasts, and no
+    more. Central has its word for it, so nothing but the node's key is signed.
+    """
+    whole = as_node(keys, node_id)
+    token = msgspec.structs.replace(
+        msgspec.json.decode(whole.token or "", type=NodeToken), job_id=job_id, attempt=attempt
+    )
+    identity = replica_id(node_id, job_id, attempt)
+    return msgspec.structs.replace(whole, id=identity, token=msgspec.json.encode(token).decode())
+
+
+def replica_id(node_id: str, job_id: str, attempt: int) -> str:
+    """Who the connection of a replica is to the broker: no client or node has an id with a slash."""
+    return f"{node_id}/{job_id}/{attempt}"
 
 
 class HasKeys(Protocol):

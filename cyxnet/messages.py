@@ -34,6 +34,7 @@ PublicKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # Ed25519, hex
 SeedSignature = Annotated[str, Meta(pattern=r"\A[0-9a-f]{128}\Z")]  # Ed25519, hex
 NetworkId = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{0,200}\Z")]
 RequestId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{0,64}\Z")]
+DeploymentId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,49}-[0-9a-f]{12}\Z")]  # ends with its owner's digest
 Text = Annotated[str, Meta(max_length=2000)]
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Percent = Annotated[float, Meta(ge=0.0, le=100.0)]
@@ -70,6 +71,7 @@ class Needs(Request, kw_only=True, frozen=True):
     memory_bytes: U63 = 0
     cores: Annotated[int, Meta(ge=1, le=4096)] = 1
     region: Annotated[str, Meta(max_length=64)] = ""  # where it should run; empty: anywhere
+    node_id: Annotated[str, Meta(max_length=63)] = ""  # on this node and no other; empty: any
 
 
 class CheckpointPolicy(Request, kw_only=True, frozen=True):
@@ -90,8 +92,38 @@ class DatasetFacts(Request, kw_only=True, frozen=True):
     classes: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
 
+ModelFormat = Literal["cyxmodel", "safetensors", "onnx", "gguf"]
+
+
+class ServeSpec(Request, kw_only=True, frozen=True):
+    """One replica of a deployment: for `seconds` it answers whoever asks for the deployment.
+
+    deployment: the replicas that name it answer in turn; cyxnet.subjects.deployment_id() makes it of a name and the
+    owner, so nobody else can offer a replica of it. format: of the model file, which is the job's dataset.
+    public: anybody on the network may ask; else only its owner. The rest is as in `cyx serve`; 0 stands for its default
+    there. memory_bytes: of weights and plans, or of a language model's keys and values. drain_s: so long answers under
+    way may take when it ends; no new request is taken then.
+    """
+
+    deployment: DeploymentId
+    format: ModelFormat
+    seconds: Annotated[int, Meta(ge=1, le=31_622_400)]
+    public: bool = False
+    max_batch: Annotated[int, Meta(ge=0, le=4096)] = 0
+    max_wait_ms: Annotated[float, Meta(ge=0.0, le=10_000.0)] = 0.0
+    max_queue: Annotated[int, Meta(ge=0, le=10**6)] = 0
+    memory_bytes: U63 = 0
+    context: Annotated[int, Meta(ge=0, le=2**24)] = 0  # tokens of prompt and answer
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    drain_s: Annotated[int, Meta(ge=0, le=600)] = 30
+
+
 class JobRequest(Request, kw_only=True, frozen=True):
-    """One training job, complete: everything a node needs and nothing that runs Python."""
+    """One job, complete: everything a node needs and nothing that runs Python.
+
+    serve None: it trains `model` on `dataset`. Else it serves: dataset is the model file, model is ModelSpec(), and
+    data, facts, training and checkpoints mean nothing.
+    """
 
     name: Name
     model: ModelSpec
@@ -104,6 +136,7 @@ class JobRequest(Request, kw_only=True, frozen=True):
     max_attempts: Annotated[int, Meta(ge=1, le=10)] = 3
     priority: Annotated[int, Meta(ge=0, le=9)] = 0  # a level counts like ten minutes of waiting
     checkpoints: CheckpointPolicy = CheckpointPolicy()
+    serve: ServeSpec | None = None
 
 
 class SignedTransaction(Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -302,6 +335,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     checkpoint: Checkpoint | None = None  # the newest; a retry goes on from it
     payees: list[Payee] = []
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
+    deployment: str = ""  # of a job that serves
 
 
 class JobListRequest(Request, kw_only=True, frozen=True):
@@ -325,6 +359,66 @@ class JobList(Struct, kw_only=True):
 
     jobs: list[JobView]
     total: int
+    more: bool = False
+
+
+class DeploymentListRequest(Request, kw_only=True, frozen=True):
+    """The caller's deployments, those of the newest replica first.
+
+    deployment: only those whose id begins so; of somebody else's only one that is public, by its whole id.
+    ended: also those of which no replica is left.
+    """
+
+    deployment: Annotated[str, Meta(max_length=63)] = ""
+    ended: bool = False
+    limit: Annotated[int, Meta(ge=1, le=100)] = 50
+
+
+ReplicaState = Literal["pending", "provisioning", "loading", "ready", "paused", "stopped", "failed"]
+
+
+class ReplicaView(Struct, kw_only=True, omit_defaults=True):
+    """One replica, which is a job. since_ms: when the state began; served_ms: so long it was ready, over all attempts.
+
+    requests, waiting: as its node said last: answered in this attempt, and not yet begun. The shares are those of its
+    settlement.
+    """
+
+    job_id: str
+    state: ReplicaState
+    status: JobStatus
+    since_ms: int
+    node_id: str | None = None
+    node_name: str | None = None
+    attempt: int = 0
+    requests: int = 0
+    waiting: int = 0
+    served_ms: int = 0
+    bought_s: int = 0
+    amount_base_units: int = 0
+    node_base_units: int | None = None
+    platform_base_units: int | None = None
+    client_base_units: int | None = None
+    error: str | None = None
+    region: str = ""
+    submitted_at_ms: int = 0
+
+
+class DeploymentView(Struct, kw_only=True, omit_defaults=True):
+    """The replicas of one deployment, the newest first. replicas are told to the owner only."""
+
+    deployment: str
+    name: str
+    ready: int
+    public: bool = False
+    owner: str = ""
+    replicas: list[ReplicaView] = []
+
+
+class DeploymentList(Struct, kw_only=True):
+    """more: there are others."""
+
+    deployments: list[DeploymentView]
     more: bool = False
 
 
@@ -799,12 +893,17 @@ class RegisterReply(Struct, kw_only=True, omit_defaults=True):
 
 
 class RunRef(Struct, kw_only=True, omit_defaults=True):
-    """A run. Heartbeats tell how far it is: phase as in cyxnode.state, step of the training so far."""
+    """A run. Heartbeats tell how far it is: phase as in cyxnode.state, step of the training so far.
+
+    requests, waiting: of a replica: how many it has answered, and how many have come that are not begun.
+    """
 
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     phase: Annotated[str, Meta(max_length=16)] = ""
     step: U63 = 0
+    requests: U63 = 0
+    waiting: U63 = 0
 
 
 class Heartbeat(Request, kw_only=True, frozen=True):
@@ -872,7 +971,7 @@ class Progress(Request, kw_only=True, frozen=True):
 
 
 class RunStarted(Request, kw_only=True, frozen=True):
-    """The training process made its first step."""
+    """The training process made its first step; a replica is ready and answers."""
 
     node_id: NodeId
     session: SessionId
@@ -963,6 +1062,7 @@ class Assign(Request, kw_only=True, frozen=True, tag="assign", tag_field="do"):
     resume: Checkpoint | None = None  # where to go on from; None: from the beginning
     funded: bool = True  # False: prepare everything, and wait for Begin before the first step
     memory_bytes: U63 = 0  # at least so much of it, whatever the job says: with less it ran out elsewhere
+    owner: Annotated[str, Meta(max_length=64)] = ""  # the caller who submitted it
 
 
 class Begin(Request, kw_only=True, frozen=True, tag="begin", tag_field="do"):
@@ -982,6 +1082,8 @@ class Pause(Request, kw_only=True, frozen=True, tag="pause", tag_field="do"):
 
 
 class Stop(Request, kw_only=True, frozen=True, tag="stop", tag_field="do"):
+    """End the run and discard it; a replica answers first what it has taken."""
+
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     session: SessionId
@@ -1048,6 +1150,8 @@ class Leased(Event, kw_only=True):
 
 
 class Started(Event, kw_only=True):
+    """The first training step is made, or a replica is ready: its time counts from here on."""
+
     attempt: int
 
 
@@ -1095,6 +1199,12 @@ class Completed(Event, kw_only=True):
     network_id: str = ""
     sequence: int = 0
     expires_ms: int = 0
+
+
+class TimeUsed(Event, kw_only=True):
+    """The replicas of this job have been ready for as long as was bought: it ends, and is paid."""
+
+    attempt: int
 
 
 class CancelRequested(Event, kw_only=True):
@@ -1229,52 +1339,6 @@ class ClientPardoned(Event, kw_only=True):
     request_id: str = ""
 
 
-class SlotAssigned(Event, kw_only=True):
-    """A place of a deployment was given to a node: load this model and serve it."""
-
-    attempt: int
-    deployment_id: str
-    node_id: str
-    session: str
-    model: ArtifactRef
-    lease_ms: int
-
-
-class SlotReady(Event, kw_only=True):
-    """The model is loaded and answers."""
-
-    attempt: int
-
-
-class SlotDraining(Event, kw_only=True):
-    """It takes no new requests; those it has are answered."""
-
-    attempt: int
-    reason: str
-
-
-class SlotDrained(Event, kw_only=True):
-    """The last request is answered and the model is unloaded."""
-
-    attempt: int
-
-
-class SlotFailed(Event, kw_only=True):
-    """The model did not load, or what served it died. deterministic: it would not load anywhere."""
-
-    attempt: int
-    code: str
-    reason: str
-    deterministic: bool = False
-
-
-class SlotLost(Event, kw_only=True):
-    """The node is gone, with all it served."""
-
-    attempt: int
-    reason: str
-
-
 class MintSigned(Event, kw_only=True):
     """A faucet payment, signed and not yet known to have landed."""
 
@@ -1330,7 +1394,6 @@ JobEvent = (
     | Refunded
 )
 NodeEvent = NodeRegistered | NodeLost | NodeDraining | NodeUndrained | NodeBanned | NodePardoned
-SlotEvent = SlotAssigned | SlotReady | SlotDraining | SlotDrained | SlotFailed | SlotLost  # not in the log yet
 ClientEvent = ClientBanned | ClientPardoned
 MintEvent = MintSigned | Minted | MintFailed
 PayoutsEvent = PayoutsFrozen | PayoutsReleased

@@ -5,6 +5,8 @@ EDGE     cyx.v1.api.<caller>.<group>.<verb>   client → central    requests (VE
 EDGE     cyx.v1.update.<job>                  central → clients   Update, live
 EDGE     cyx.v1.node.<node>.<verb>            node → central      register heartbeat progress hardware report
 EDGE     cyx.v1.cmd.<node>                    central → node      Command
+EDGE     cyx.v1.infer.<deployment>.<caller>   client → replica    what the model is asked (cyxnet/asking.py)
+EDGE     cyx.v1.reply.<caller>.<token>        replica → client    its answer, in parts
 CORE     cyx.v1.event.job|node|mint|client.<id> central             Record: stream EVENTS, the truth
 CORE     cyx.v1.event.payouts.platform        central             Record: whether the platform pays
 CORE     cyx.v1.telemetry.<node>              central             TelemetryRecord: stream TELEMETRY
@@ -13,6 +15,8 @@ CORE     cyx.v1.blob.manifest.<sha256>        central             ArtifactManife
 CORE     cyx.v1.blob.condemned.<sha256>       central             ArtifactManifest that is swept: stream BLOBS
 CORE     cyx.v1.access.<id>                   central             Grant: stream ACCESS, the newest of each
 """
+
+import hashlib
 
 from msgspec import Struct
 
@@ -110,6 +114,29 @@ def update(job_id: str) -> str:
     return f"{ROOT}.update.{job_id}"
 
 
+REPLICAS = "replicas"  # the queue group in which they answer
+
+
+def infer(deployment: str, caller: str) -> str:
+    """Where this caller asks this deployment."""
+    return f"{ROOT}.infer.{deployment}.{caller}"
+
+
+def reply(caller: str, token: str) -> str:
+    """Where this caller alone hears answers. token: drawn for each question, so that nobody can guess it."""
+    return f"{ROOT}.reply.{caller}.{token}"
+
+
+def deployment_id(slug: str, owner: str) -> str:
+    """The deployment that `owner` calls `slug`: the digest at its end makes it nobody else's."""
+    return f"{slug}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}"
+
+
+def is_owned(deployment: str, caller: str) -> bool:
+    """Whether this caller is the one who may offer replicas of a deployment."""
+    return deployment == deployment_id(deployment[:-13], caller)
+
+
 def job_event(job_id: str) -> str:
     return f"{ROOT}.event.job.{job_id}"
 
@@ -186,4 +213,15 @@ def permissions(role: Role, identity: str) -> Permissions:
     if role == "node":
         own = [node(identity, verb) for verb in [*NODE_VERBS, *NODE_TELEMETRY]] + asked
         return Permissions(publish=own, subscribe=[command(identity), f"{inbox(identity)}.>"], answers=True)
-    return Permissions(publish=asked + DISCOVERY, subscribe=[update("*"), f"{inbox(identity)}.>"])
+    return Permissions(
+        publish=[*asked, *DISCOVERY, infer("*", identity)],
+        subscribe=[update("*"), f"{inbox(identity)}.>", reply(identity, ">")],
+    )
+
+
+def replica_permissions(deployment: str) -> Permissions:
+    """What the connection of one replica may do: answer in turn with the others, and nothing besides. It has no inbox.
+
+    It may subscribe in the queue group only, so it never gets a copy of what another replica answers.
+    """
+    return Permissions(publish=[reply("*", ">")], subscribe=[f"{infer(deployment, '*')} {REPLICAS}"])

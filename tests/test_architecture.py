@@ -75,6 +75,7 @@ cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet
 cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
 cyxnet.service cyxnet.mux cyxnet.httpserver cyxnet.openapi cyxnet.inference cyxnet.openai
+cyxnet.asking
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
@@ -98,7 +99,7 @@ cyxnode.serving.loading cyxnode.serving cyxnode.serving.__main__
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
 cyxcentral.nodes cyxcentral.clients cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
-cyxcentral.listing cyxcentral.matching cyxcentral.slots cyxcentral.world cyxcentral.snapshot cyxcentral.views
+cyxcentral.listing cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
@@ -149,6 +150,7 @@ PURE = {
     "cyxnode.serving.batching",
     "cyxnode.serving.openapi",
     "cyxnode.serving.routes",
+    "cyxnet.asking",
     "cyxnet.openapi",
     "cyxcentral.admission",
     "cyxcentral.clients",
@@ -165,7 +167,6 @@ PURE = {
     "cyxcentral.program.link",
     "cyxcentral.room",
     "cyxcentral.schedule",
-    "cyxcentral.slots",
     "cyxcentral.tree",
     "cyxcentral.uploads",
     "cyxcentral.views",

@@ -33,6 +33,7 @@ PATTERNS = {
     m.CallerId: "c-0123",
     m.ClientId: "c-" + "0123456789abcdef" * 2,
     m.AccessId: "ef" * 6,
+    m.DeploymentId: "digits-" + "ab" * 6,
 }
 PREFIX = r"\A[a-z0-9][a-z0-9-]{0,62}\Z"  # of a job id
 BY_PATTERN = {PREFIX: "digits"} | {kind.__metadata__[0].pattern: text for kind, text in PATTERNS.items()}

@@ -1,0 +1,126 @@
+"""How a deployed model is asked over the network, and answers. Pure: bytes and headers in, Structs out, and back.
+
+A question is a message to cyx.v1.infer.<deployment>.<caller> whose reply subject is cyx.v1.reply.<caller>.<token>. Its
+payload is the body that the same route takes over HTTP (cyxnet/inference.py, cyxnet/openai.py); what HTTP says beside
+the body stands in headers. The answer is one part or more, numbered from 0; the last one says so. What is whole over
+HTTP comes in parts only where it is larger than a message; a stream of server-sent events comes as it is made.
+
+Headers of a question: Cyx-Route (default /v1/predict), Content-Type, Accept, Cyx-Timeout-Ms.
+Headers of a part: Cyx-Status (as over HTTP), Content-Type, Cyx-Part, and Cyx-End on the last.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from cyxcore.errors import CyxError
+from cyxnet import subjects
+
+JSON, EVENTS = "application/json", "text/event-stream"
+PREDICT = "/v1/predict"
+PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
+TIMEOUT_MS = 60_000  # of a question that names none
+ROUTE = re.compile(r"/[a-z0-9_/.-]{0,100}")
+Status = Annotated[int, Meta(ge=200, le=599)]
+
+
+class BadQuestion(CyxError):
+    """A message is no question, or no part of an answer."""
+
+    code = "bad_question"
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """What a model is asked. route: as over HTTP; its method is POST where there is a body, else GET."""
+
+    body: bytes = b""
+    route: str = PREDICT
+    content_type: str = JSON
+    accept: str = JSON
+    timeout_ms: int = TIMEOUT_MS  # how long who asks waits for the first part
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """A piece of an answer. number: from 0; end: nothing comes after it."""
+
+    body: bytes = b""
+    status: int = 200
+    content_type: str = JSON
+    number: int = 0
+    end: bool = True
+    headers: dict[str, str] = {}  # others of HTTP that matter to who asks, such as Retry-After
+
+
+KEPT = ("Retry-After",)  # of the headers of an answer over HTTP
+
+
+def question_headers(question: Question) -> dict[str, str]:
+    return {
+        "Cyx-Route": question.route,
+        "Content-Type": question.content_type,
+        "Accept": question.accept,
+        "Cyx-Timeout-Ms": str(question.timeout_ms),
+    }
+
+
+def question_of(payload: bytes, headers: Mapping[str, str]) -> Question:
+    """The question that a message is. Raises BadQuestion."""
+    route = headers.get("Cyx-Route", PREDICT)
+    if not ROUTE.fullmatch(route):
+        raise BadQuestion(f"Cyx-Route: expected a path such as {PREDICT}, got {route[:100]!r}")
+    return Question(
+        body=payload,
+        route=route,
+        content_type=headers.get("Content-Type", JSON),
+        accept=headers.get("Accept", JSON),
+        timeout_ms=_whole(headers, "Cyx-Timeout-Ms", 1, 3_600_000, TIMEOUT_MS),
+    )
+
+
+def part_headers(part: Part) -> dict[str, str]:
+    end = {"Cyx-End": "1"} if part.end else {}
+    said = {"Cyx-Status": str(part.status), "Content-Type": part.content_type, "Cyx-Part": str(part.number)}
+    return said | end | part.headers
+
+
+def part_of(payload: bytes, headers: Mapping[str, str]) -> Part:
+    """The part of an answer that a message is. Raises BadQuestion."""
+    return Part(
+        body=payload,
+        status=_whole(headers, "Cyx-Status", 200, 599),
+        content_type=headers.get("Content-Type", JSON),
+        number=_whole(headers, "Cyx-Part", 0, 2**53),
+        end="Cyx-End" in headers,
+        headers={name: headers[name] for name in KEPT if name in headers},
+    )
+
+
+def parts_of(whole: Part) -> Iterator[Part]:
+    """An answer that is ready, as parts that the broker takes."""
+    bodies = [whole.body[at : at + PART_BYTES] for at in range(0, len(whole.body), PART_BYTES)] or [b""]
+    for number, body in enumerate(bodies):
+        yield Part(
+            body=body,
+            status=whole.status,
+            content_type=whole.content_type,
+            number=number,
+            end=number == len(bodies) - 1,
+            headers=whole.headers,
+        )
+
+
+def asker(subject: str, reply: str) -> str | None:
+    """Who asks on this subject, as the broker has let them; None where the answer would go to somebody else."""
+    caller = subjects.last_token(subject)
+    return caller if reply.startswith(subjects.reply(caller, "")) else None
+
+
+def _whole(headers: Mapping[str, str], name: str, least: int, most: int, default: int | None = None) -> int:
+    text = headers.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch(r"[0-9]{1,16}", text) or not least <= int(text) <= most:
+        raise BadQuestion(f"{name}: expected a whole number from {least} to {most}, got {(text or 'nothing')[:40]!r}")
+    return int(text)

@@ -1,0 +1,54 @@
+"""Questions to a deployed model and their answers, as messages and back."""
+
+import pytest
+
+from cyxnet import asking, subjects
+from cyxnet.asking import BadQuestion, Part, Question
+
+
+def test_a_question_is_the_same_after_the_wire():
+    question = Question(body=b"[1,2]", route="/v1/chat/completions", accept="text/event-stream", timeout_ms=1500)
+    assert asking.question_of(question.body, asking.question_headers(question)) == question
+
+
+def test_a_question_without_headers_is_a_prediction_in_json():
+    assert asking.question_of(b"{}", {}) == Question(body=b"{}", route="/v1/predict")
+
+
+@pytest.mark.parametrize("route", ["v1/predict", "/v1/predict?x=1", "/" + "a" * 101, "/V1", ""])
+def test_a_route_that_is_no_path_is_refused(route):
+    with pytest.raises(BadQuestion, match="Cyx-Route"):
+        asking.question_of(b"", {"Cyx-Route": route})
+
+
+def test_a_part_is_the_same_after_the_wire():
+    part = Part(body=b"x", status=429, number=3, end=False, headers={"Retry-After": "2"})
+    assert asking.part_of(part.body, asking.part_headers(part)) == part
+
+
+@pytest.mark.parametrize("headers", [{}, {"Cyx-Status": "200"}, {"Cyx-Status": "99", "Cyx-Part": "0"}])
+def test_what_is_no_part_is_refused(headers):
+    with pytest.raises(BadQuestion, match="expected a whole number"):
+        asking.part_of(b"", headers)
+
+
+@pytest.mark.parametrize("size", [0, 1, asking.PART_BYTES, asking.PART_BYTES + 1, 3 * asking.PART_BYTES])
+def test_a_large_answer_comes_in_parts_of_which_the_last_says_so(size):
+    parts = list(asking.parts_of(Part(body=bytes(size), content_type="application/x-npy")))
+    assert b"".join(part.body for part in parts) == bytes(size)
+    assert [part.number for part in parts] == list(range(len(parts)))
+    assert [part.end for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert all(len(part.body) <= asking.PART_BYTES for part in parts)
+
+
+def test_an_answer_goes_to_the_caller_who_asked_and_to_nobody_else():
+    subject = subjects.infer("digits-0123456789ab", "c-1")
+    assert asking.asker(subject, subjects.reply("c-1", "token")) == "c-1"
+    for elsewhere in (subjects.reply("c-2", "token"), "_INBOX_c-1.x", "cyx.v1.api.c-1.job.submit", ""):
+        assert asking.asker(subject, elsewhere) is None
+
+
+def test_a_deployment_belongs_to_the_caller_its_id_was_made_for():
+    mine = subjects.deployment_id("digits", "c-1")
+    assert subjects.is_owned(mine, "c-1") and not subjects.is_owned(mine, "c-2")
+    assert not subjects.is_owned("digits", "c-1")
