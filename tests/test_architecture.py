@@ -20,8 +20,8 @@ cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
 cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
-cyxcore.functional.convolutions cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
-cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
+cyxcore.functional.convolutions cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent
+cyxcore.functional.attention cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
 cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.options
 cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
 cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
@@ -49,7 +49,7 @@ cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
 cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows
 cyxcore.data.streams cyxcore.data.arrayfiles cyxcore.data.imagefiles cyxcore.data.pickles cyxcore.data.classics
-cyxcore.autograd cyxcore.userops cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.activations
+cyxcore.autograd cyxcore.userops cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.activations
 cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.attention
 cyxcore.nn.init cyxcore.nn
 cyxcore.preprocessing

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional.basic import maximum, minimum, where
+from cyxcore.functional.basic import maximum, minimum, softmax, where
 
 # Klambauer et al. 2017 (arXiv 1706.02515): the constants under which mean 0 and variance 1 stay.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -64,6 +64,21 @@ def softsign(x: Any) -> Any:
 def tanhshrink(x: Any) -> Any:
     """x - tanh(x)."""
     return x - x.tanh()
+
+
+def hardshrink(x: Any, lambd: float = 0.5) -> Any:
+    """x farther than lambd from 0, 0 elsewhere."""
+    return where(x.abs() > lambd, x, 0.0)
+
+
+def softshrink(x: Any, lambd: float = 0.5) -> Any:
+    """x nearer to 0 by lambd, but not beyond."""
+    return x - hardtanh(x, -lambd, lambd)
+
+
+def softmin(x: Any, dim: int = -1) -> Any:
+    """softmax(-x) along an axis."""
+    return softmax(-x, dim)
 
 
 def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:

@@ -1,6 +1,7 @@
 """The functions others are made of: products, pooling, dropout, and choosing and joining."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore.dtype import DEFAULTS, result_type
@@ -9,6 +10,12 @@ from cyxcore.infer import broadcast
 from cyxcore.values import TracedMode, Value, apply, by_mode, together
 
 Pair = int | tuple[int, int]
+# Where what lies at a place outside of an axis is taken from. place, count -> place inside.
+BORDERS: dict[str, Callable[[int, int], int]] = {
+    "reflect": lambda place, count: -place if place < 0 else 2 * (count - 1) - place if place >= count else place,
+    "replicate": lambda place, count: min(max(place, 0), count - 1),
+    "circular": lambda place, count: place % count,
+}
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -29,6 +36,16 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     if bias is not None:
         result = result + bias
     return result if x.ndim == 2 else result.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def bilinear(a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
+    """a[i] weight[o, i, j] b[j]. a: (..., I), b: (..., J), weight: (O, I, J), bias: (O,). Returns (..., O)."""
+    if a.shape[:-1] != b.shape[:-1] or weight.shape[1:] != (a.shape[-1], b.shape[-1]):
+        raise ShapeError(
+            f"bilinear: expected (..., I), (..., J), weight (O, I, J), got {a.shape}, {b.shape}, {weight.shape}"
+        )
+    outer = (a.expand_dims(-1) * b.expand_dims(-2)).reshape(*a.shape[:-1], a.shape[-1] * b.shape[-1])
+    return linear(outer, weight.reshape(weight.shape[0], -1), bias)
 
 
 def conv2d(
@@ -126,6 +143,20 @@ def embedding(indices: Any, weight: Any) -> Any:
     return apply("take", weight, weight._check_indices(indices.astype("int64"), weight.shape[0]), axis=0)
 
 
+def embedding_bag(indices: Any, weight: Any, mode: str = "mean", per_sample_weights: Any = None) -> Any:
+    """The sum, mean or max of rows of weight. indices: (N, B). per_sample_weights: (N, B), for sums. Returns (N, D)."""
+    if mode not in ("sum", "mean", "max") or (per_sample_weights is not None and mode != "sum"):
+        raise SpecError(
+            f"embedding_bag: expected mode sum, mean or max, and weights of rows only for sum, got {mode!r}"
+        )
+    if indices.ndim != 2:
+        raise ShapeError(f"embedding_bag: expected indices (N, B), one bag per row, got {indices.shape}")
+    rows = embedding(indices, weight)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.expand_dims(2)
+    return {"sum": rows.sum, "mean": rows.mean, "max": rows.max}[mode](1)
+
+
 def one_hot(indices: Any, num_classes: int) -> Any:
     """1 in the place of each index, 0 elsewhere."""
     return apply("one_hot", indices.astype("int64"), depth=num_classes)
@@ -183,9 +214,43 @@ def stack(arrays: Any, /, axis: int = 0) -> Any:
     return concat(rows, axis % rows[0].ndim)
 
 
-def pad(x: Any, pads: Any, value: float = 0.0) -> Any:
-    """x with `value` around it. pads: a (low, high) pair per axis."""
-    return apply("pad", x, pads=tuple((int(low), int(high)) for low, high in pads), value=float(value))
+def looked_up(x: Any, places: Sequence[int], axis: int) -> Any:
+    """The elements of x at known places of an axis, 0-based."""
+    return apply("take", x, x._constant(list(places), "int64"), axis=axis)
+
+
+def pad(x: Any, pads: Any, mode: str = "constant", value: float = 0.0) -> Any:
+    """x with a border. pads: a (low, high) pair per axis; or torch's numbers: low and high of the last axis, then of
+    the one before, ….
+
+    mode: constant (of `value`; negative sizes cut off), reflect (the edge is not repeated), replicate (the edge is),
+    circular (the other end). Raises SpecError for sizes or a mode that cannot be.
+    """
+    sides = _sides(x, list(pads))
+    if mode == "constant":
+        for axis, (low, high) in enumerate(sides):
+            if low < 0 or high < 0:
+                x = x[(*(slice(None),) * axis, slice(max(-low, 0), max(x.shape[axis] - max(-high, 0), 0)))]
+        return apply("pad", x, pads=tuple((max(low, 0), max(high, 0)) for low, high in sides), value=float(value))
+    if mode not in BORDERS:
+        raise SpecError(f"pad: expected mode constant, {', '.join(BORDERS)}, got {mode!r}")
+    for axis, (low, high) in enumerate(sides):
+        count = x.shape[axis]
+        most = {"reflect": max(count - 1, 0), "circular": count, "replicate": 2**31 if count else 0}[mode]
+        if not (0 <= low <= most and 0 <= high <= most):
+            raise SpecError(f"pad: {mode} takes 0 to {most} along axis {axis} of x {x.shape}, got {low} and {high}")
+        if low or high:
+            x = looked_up(x, [BORDERS[mode](place, count) for place in range(-low, count + high)], axis)
+    return x
+
+
+def _sides(x: Any, pads: list[Any]) -> list[tuple[int, int]]:
+    if all(isinstance(side, int) for side in pads):
+        if len(pads) % 2 or len(pads) > 2 * x.ndim:
+            raise SpecError(f"pad: expected two numbers for each of at most {x.ndim} axes, got {tuple(pads)}")
+        given = [(low, high) for low, high in zip(pads[::2], pads[1::2], strict=True)]
+        return [(0, 0)] * (x.ndim - len(given)) + given[::-1]
+    return [(int(low), int(high)) for low, high in pads]
 
 
 def take_along_axis(x: Any, indices: Any, /, axis: int = -1) -> Any:

@@ -113,6 +113,43 @@ def conv_transpose1d(
     return conv_transpose2d(x.expand_dims(2), weight.expand_dims(2), bias, *options).squeeze(2)
 
 
+def conv_transpose3d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Triple = 1,
+    padding: Triple = 0,
+    output_padding: Triple = 0,
+    groups: int = 1,
+    dilation: Triple = 1,
+) -> Any:
+    """x: (N, C, D, H, W), weight: (C, O/groups, KD, KH, KW). Returns (N, O, D', H', W'); see conv_transpose2d.
+
+    One transposed 2-d convolution per slice of the kernel's depth, each added where that slice reaches.
+    """
+    _rank("conv_transpose3d", x, 5, "(N, C, D, H, W)")
+    steps, pads, extra, spread = triple(stride), triple(padding), triple(output_padding), triple(dilation)
+    if extra[0] >= max(steps[0], spread[0]):
+        raise SpecError(f"conv_transpose3d: output_padding {extra} must be below stride {steps} or dilation {spread}")
+    count, channels, depth, height, width = x.shape
+    whole = (depth - 1) * steps[0] + spread[0] * (weight.shape[2] - 1) + 1 + extra[0]
+    if whole <= 2 * pads[0]:
+        raise ShapeError(f"conv_transpose3d: x {x.shape} and weight {weight.shape} leave no depth")
+    images = x.transpose(0, 2, 1, 3, 4).reshape(count * depth, channels, height, width)
+    total = None
+    for k in range(weight.shape[2]):
+        part = conv_transpose2d(images, weight[:, :, k], None, steps[1:], pads[1:], extra[1:], groups, spread[1:])
+        part = part.reshape(count, depth, 1, *part.shape[1:])
+        spaced = pad(part, [(0, 0), (0, 0), (0, steps[0] - 1), (0, 0), (0, 0), (0, 0)])
+        spaced = spaced.reshape(count, depth * steps[0], *part.shape[3:])[:, : (depth - 1) * steps[0] + 1]
+        first = k * spread[0]
+        moved = pad(spaced, [(0, 0), (first, whole - first - spaced.shape[1]), (0, 0), (0, 0), (0, 0)])
+        total = moved if total is None else total + moved
+    assert total is not None
+    result = total[:, pads[0] : whole - pads[0]].transpose(0, 2, 1, 3, 4)
+    return result if bias is None else result + bias.reshape(1, -1, 1, 1, 1)
+
+
 def max_pool1d(x: Any, kernel_size: int, stride: int | None = None, padding: int = 0) -> Any:
     """The largest of each window of x (N, C, L)."""
     _rank("max_pool1d", x, 3, "(N, C, L)")
@@ -143,6 +180,12 @@ def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Any:
     """(N, C, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
     _rank("adaptive_avg_pool2d", x, 4, "(N, C, H, W)")
     return _adaptive(x, pair(output_size))
+
+
+def adaptive_avg_pool3d(x: Any, output_size: Triple) -> Any:
+    """(N, C, D, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    _rank("adaptive_avg_pool3d", x, 5, "(N, C, D, H, W)")
+    return _adaptive(x, triple(output_size))
 
 
 def _adaptive(x: Any, sizes: Sequence[int]) -> Any:
@@ -215,6 +258,12 @@ def adaptive_max_pool2d(x: Any, output_size: Pair) -> Any:
     return _adaptive_max(x, pair(output_size))
 
 
+def adaptive_max_pool3d(x: Any, output_size: Triple) -> Any:
+    """(N, C, D, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    _rank("adaptive_max_pool3d", x, 5, "(N, C, D, H, W)")
+    return _adaptive_max(x, triple(output_size))
+
+
 def _adaptive_max(x: Any, sizes: Sequence[int]) -> Any:
     for axis, wanted in enumerate(sizes, start=2):
         if not 1 <= wanted <= x.shape[axis]:
@@ -223,6 +272,14 @@ def _adaptive_max(x: Any, sizes: Sequence[int]) -> Any:
         windows = [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
         x = concat([x[(*before, slice(low, high))].max(axis, keepdims=True) for low, high in windows], axis)
     return x
+
+
+def channel_shuffle(x: Any, groups: int) -> Any:
+    """(N, C, ...): the first channel of each group, then the second of each, …."""
+    if x.ndim < 2 or groups < 1 or x.shape[1] % groups:
+        raise ShapeError(f"channel_shuffle: expected x (N, C, ...) with {groups} groups dividing C, got {x.shape}")
+    parts = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    return parts.transpose(0, 2, 1, *range(3, parts.ndim)).reshape(*x.shape)
 
 
 def pixel_unshuffle(x: Any, downscale_factor: int) -> Any:

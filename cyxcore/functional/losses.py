@@ -4,7 +4,7 @@ from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import softplus
-from cyxcore.functional.basic import log_softmax, maximum, minimum, where
+from cyxcore.functional.basic import log_softmax, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.values import apply
 
 
@@ -159,6 +159,26 @@ def cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     return (a * b).sum(dim) / lengths
 
 
+def normalize(x: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Any:
+    """x over its p-norm along an axis, which counts as at least eps."""
+    return x / maximum(_norm(x, p, dim, keepdims=True), eps)
+
+
+def pairwise_distance(a: Any, b: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Any:
+    """The p-norm of a - b + eps along the last axis."""
+    return _norm(a - b + eps, p, -1, keepdims=keepdim)
+
+
+def _norm(x: Any, p: float, dim: int, keepdims: bool) -> Any:
+    if p == 2.0:
+        return x.square().sum(dim, keepdims=keepdims).sqrt()
+    if p == float("inf"):
+        return x.abs().max(dim, keepdims=keepdims)
+    if not p > 0.0:
+        raise SpecError(f"norm: expected p > 0 or inf, got {p}")
+    return (x.abs() ** p).sum(dim, keepdims=keepdims) ** (1.0 / p)
+
+
 def cosine_embedding_loss(a: Any, b: Any, target: Any, reduction: str = "mean", margin: float = 0.0) -> Any:
     """1 - cos(a, b) where the target is 1, max(0, cos(a, b) - margin) where it is -1. a, b: (N, D); target: (N,)."""
     cosine = cosine_similarity(a, b, a.ndim - 1, 1e-8)
@@ -201,3 +221,99 @@ def gaussian_nll_loss(mean: Any, target: Any, variance: Any, reduction: str = "m
     _same("gaussian_nll_loss", mean, variance)
     spread = maximum(variance, eps)
     return _reduced((spread.log() + (mean - target) ** 2 / spread) * 0.5, reduction)
+
+
+def soft_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:
+    """log(1 + e^(-t x)), t being 1 or -1."""
+    _same("soft_margin_loss", x, target)
+    return _reduced(softplus(-target * x), reduction)
+
+
+def multilabel_soft_margin_loss(x: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Any:
+    """The mean over the classes (last axis) of binary cross-entropies with logits; target: 0 or 1 of each class."""
+    rows = binary_cross_entropy_with_logits(x, target, "none", weight)
+    return _reduced(rows.mean(-1), reduction)
+
+
+def multi_margin_loss(
+    x: Any, labels: Any, p: int = 1, margin: float = 1.0, weight: Any = None, reduction: str = "mean"
+) -> Any:
+    """sum over i != y of max(0, margin - x[y] + x[i])^p, over the number of classes. x: (N, C); labels: (N,)."""
+    if x.ndim != 2 or labels.ndim != 1 or p not in (1, 2):
+        raise ShapeError(
+            f"multi_margin_loss: expected x (N, C), labels (N,) and p 1 or 2, got {x.shape}, {labels.shape}, {p}"
+        )
+    known = x._check_indices(labels.astype("int64"), x.shape[1])
+    own = apply("take_along", x, known.expand_dims(1), axis=1)
+    short = (x - own + margin).relu()
+    short = short if p == 1 else short.square()
+    if weight is not None:
+        short = short * apply("take", weight, known, axis=0).expand_dims(1)
+    other = 1.0 - apply("one_hot", known, depth=x.shape[1]).astype(x.dtype)
+    return _reduced((short * other).mean(1), reduction)
+
+
+IMPOSSIBLE = -1e30  # a logarithm of 0 whose differences stay finite
+
+
+def ctc_loss(
+    log_probs: Any,
+    targets: Any,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> Any:
+    """-log of the probability of all alignments of targets (Graves et al. 2006, forward variables in logarithms).
+
+    log_probs: (T, N, C), of log_softmax. targets: (N, S) classes, none of them `blank`; what comes after its length
+    in a row does not matter. input_lengths, target_lengths: (N,) integers. "mean": each loss over its target's length,
+    then the mean over the rows. zero_infinity: 0, with no gradient, where no alignment is possible. Raises ShapeError.
+    """
+    if log_probs.ndim != 3 or targets.ndim != 2 or targets.shape[0] != log_probs.shape[1]:
+        raise ShapeError(
+            f"ctc_loss: expected log_probs (T, N, C) and targets (N, S), got {log_probs.shape}, {targets.shape}"
+        )
+    steps, rows, classes = log_probs.shape
+    if not 0 <= blank < classes:
+        raise SpecError(f"ctc_loss: expected a blank of 0..{classes - 1}, got {blank}")
+    size = targets.shape[1]
+    # Blanks between all labels and at both ends: (N, 2 S + 1).
+    known = log_probs._check_indices(targets.astype("int64"), classes)
+    pairs = stack([known * 0 + blank, known], 2).reshape(rows, 2 * size)
+    states = pad(pairs, ((0, 0), (0, 1)), value=float(blank))
+    before = pad(states[:, : max(2 * size - 1, 0)], ((0, 0), (min(2, 2 * size + 1), 0)), value=float(blank))
+    leap = (states != blank) & (states != before)  # from a label to another one, over the blank between
+    places = states.expand_dims(0).broadcast_to(steps, rows, 2 * size + 1)
+    emitted = maximum(apply("take_along", log_probs, places, axis=2), IMPOSSIBLE)
+    first = log_probs._constant([0.0] * min(2, 2 * size + 1) + [IMPOSSIBLE] * max(2 * size - 1, 0), log_probs.dtype)
+    forward = emitted[0] + first
+    for t in range(1, steps):
+        one = pad(forward[:, :-1], ((0, 0), (1, 0)), value=IMPOSSIBLE)
+        two = pad(forward[:, :-2], ((0, 0), (min(2, 2 * size + 1), 0)), value=IMPOSSIBLE)
+        here = _log_sum([forward, one, where(leap, two, IMPOSSIBLE)]) + emitted[t]
+        forward = where((input_lengths > t).expand_dims(1), here, forward)
+    last = (target_lengths * 2).expand_dims(1)
+    ends = _log_sum([
+        take_along_axis(forward, last, 1),
+        where(last > 0, take_along_axis(forward, maximum(last - 1, 0), 1), IMPOSSIBLE),
+    ])  # fmt: skip
+    loss = -ends.squeeze(1)
+    impossible = loss > -0.5 * IMPOSSIBLE
+    infinite = -log_probs._constant(0.0, log_probs.dtype).log()  # a graph holds finite numbers only
+    loss = where(impossible, 0.0 if zero_infinity else infinite, loss)
+    if reduction == "mean":
+        return (loss / maximum(target_lengths.astype(loss.dtype), 1.0)).mean()
+    return _reduced(loss, reduction)
+
+
+def _log_sum(parts: list[Any]) -> Any:
+    """log(sum of e^part), element by element."""
+    most = parts[0]
+    for part in parts[1:]:
+        most = maximum(most, part)
+    total = (parts[0] - most).exp()
+    for part in parts[1:]:
+        total = total + (part - most).exp()
+    return most + total.log()

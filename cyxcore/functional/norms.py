@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cyxcore.errors import ShapeError
-from cyxcore.functional.basic import maximum
+from cyxcore.functional.basic import maximum, pad
 from cyxcore.values import TracedMode, by_mode
 
 
@@ -93,3 +93,16 @@ def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: f
     axes = tuple(range(x.ndim - len(shape), x.ndim))
     result = x / (x.square().mean(axes, keepdims=True) + eps).sqrt()
     return result if weight is None else result * weight
+
+
+def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Any:
+    """x / (k + alpha mean(squares of `size` neighbouring channels))^beta (Krizhevsky et al. 2012). x: (N, C, ...)"""
+    if x.ndim < 3 or size < 1:
+        raise ShapeError(
+            f"local_response_norm: expected x (N, C, L, ...) and a size of at least 1, got {x.shape}, {size}"
+        )
+    padded = pad(x.square(), [(0, 0), (size // 2, (size - 1) // 2), *[(0, 0)] * (x.ndim - 2)])
+    total = padded[:, : x.shape[1]]
+    for place in range(1, size):
+        total = total + padded[:, place : place + x.shape[1]]
+    return x / (total * (alpha / size) + k) ** beta

@@ -216,3 +216,44 @@ class LogSoftmax(Softmax):
 
     def forward(self, x: Any) -> Any:
         return F.log_softmax(x, self.dim)
+
+
+class _Shrink(Module):
+    def __init__(self, lambd: float = 0.5) -> None:
+        super().__init__()
+        self.lambd = lambd
+
+    def extra_repr(self) -> str:
+        return f"lambd={self.lambd}"
+
+
+class Hardshrink(_Shrink):
+    """x farther than lambd from 0, 0 elsewhere."""
+
+    def forward(self, x: Any) -> Any:
+        return F.hardshrink(x, self.lambd)
+
+
+class Softshrink(_Shrink):
+    """x nearer to 0 by lambd, but not beyond."""
+
+    def forward(self, x: Any) -> Any:
+        return F.softshrink(x, self.lambd)
+
+
+class Softmin(Module):
+    """softmax(-x) along an axis."""
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Any) -> Any:
+        return F.softmin(x, self.dim)
+
+
+class Softmax2d(Module):
+    """softmax over the channels of (N, C, H, W), at every place."""
+
+    def forward(self, x: Any) -> Any:
+        return F.softmax(x, -3)

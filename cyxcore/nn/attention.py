@@ -7,8 +7,9 @@ from typing import Any
 
 from cyxcore import functional as F
 from cyxcore.errors import SpecError
+from cyxcore.nn.containers import ModuleList
 from cyxcore.nn.layers import Dropout, LayerNorm, Linear
-from cyxcore.nn.module import Module, ModuleList, Parameter
+from cyxcore.nn.module import Module, Parameter
 
 
 class MultiheadAttention(Module):
@@ -196,6 +197,42 @@ class TransformerDecoder(Module):
         for layer in self.layers:
             tgt = layer(tgt, memory, tgt_mask, memory_mask, **masks)
         return tgt if self.norm is None else self.norm(tgt)
+
+
+class Transformer(Module):
+    """An encoder and a decoder with a norm after each (Vaswani 2017). src: (S, N, E), tgt: (T, N, E) -> (T, N, E)."""
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        given = (d_model, nhead, dim_feedforward, dropout)
+        eps = options.get("layer_norm_eps", 1e-5)
+        encoder, decoder = TransformerEncoderLayer(*given, **options), TransformerDecoderLayer(*given, **options)
+        self.encoder = TransformerEncoder(encoder, num_encoder_layers, LayerNorm(d_model, eps))
+        self.decoder = TransformerDecoder(decoder, num_decoder_layers, LayerNorm(d_model, eps))
+
+    def forward(
+        self,
+        src: Any,
+        tgt: Any,
+        src_mask: Any = None,
+        tgt_mask: Any = None,
+        memory_mask: Any = None,
+        src_key_padding_mask: Any = None,
+        tgt_key_padding_mask: Any = None,
+        memory_key_padding_mask: Any = None,
+    ) -> Any:
+        memory = self.encoder(src, src_mask, src_key_padding_mask)
+        masks = {"tgt_key_padding_mask": tgt_key_padding_mask, "memory_key_padding_mask": memory_key_padding_mask}
+        return self.decoder(tgt, memory, tgt_mask, memory_mask, **masks)
 
 
 class PositionalEncoding(Module):

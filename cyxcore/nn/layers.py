@@ -186,6 +186,32 @@ class ConvTranspose1d(Module):
         return F.conv_transpose1d(x, self.weight, self.bias, *self.options)
 
 
+class ConvTranspose3d(Module):
+    """Makes volumes (N, C, D, H, W) larger. weight: (in, out/groups, depth, height, width)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: F.Triple,
+        stride: F.Triple = 1,
+        padding: F.Triple = 0,
+        output_padding: F.Triple = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: F.Triple = 1,
+    ) -> None:
+        super().__init__()
+        self.options = (stride, padding, output_padding, groups, dilation)
+        kernel = F.triple(kernel_size)
+        fan = _fan(out_channels // groups * math.prod(kernel))
+        self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
+        self.bias = Parameter.drawn((out_channels,), fan) if bias else None
+
+    def forward(self, x: Any) -> Any:
+        return F.conv_transpose3d(x, self.weight, self.bias, *self.options)
+
+
 class _Pool(Module):
     def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> None:
         super().__init__()
@@ -413,6 +439,34 @@ class Embedding(Module):
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.weight.shape))
+
+
+class EmbeddingBag(Embedding):
+    """The sum, mean or max of the rows of each bag of indices (N, B)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, mode: str = "mean") -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.mode = mode
+
+    def forward(self, indices: Any, per_sample_weights: Any = None) -> Any:
+        return F.embedding_bag(indices, self.weight, self.mode, per_sample_weights)
+
+
+class Bilinear(Module):
+    """(..., I) and (..., J) -> (..., O): a bilinear form per output."""
+
+    def __init__(self, in1_features: int, in2_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        init = {"kind": "kaiming_uniform", "fan_in": in1_features}
+        self.weight = Parameter.drawn((out_features, in1_features, in2_features), init)
+        self.bias = Parameter.drawn((out_features,), init) if bias else None
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return F.bilinear(a, b, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        outputs, first, second = self.weight.shape
+        return f"{first}, {second}, {outputs}"
 
 
 class Dropout(Module):

@@ -186,3 +186,73 @@ class GaussianNLLLoss(_Loss):
 
     def forward(self, mean: Any, target: Any, variance: Any) -> Any:
         return F.gaussian_nll_loss(mean, target, variance, self.reduction)
+
+
+class SoftMarginLoss(_Loss):
+    """log(1 + e^(-target x)), the target being 1 or -1."""
+
+    def forward(self, x: Any, target: Any) -> Any:
+        return F.soft_margin_loss(x, target, self.reduction)
+
+
+class MultiLabelSoftMarginLoss(_Loss):
+    """The mean over the classes of binary cross-entropies with logits. weight: (C,), of each class."""
+
+    def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        if weight is None:
+            self.weight = None
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self, x: Any, target: Any) -> Any:
+        return F.multilabel_soft_margin_loss(x, target, self.weight, self.reduction)
+
+
+class MultiMarginLoss(_Loss):
+    """How much nearer than the margin the other classes come to the right one. p: 1 or 2."""
+
+    def __init__(self, p: int = 1, margin: float = 1.0, weight: Any = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.p, self.margin = p, margin
+        if weight is None:
+            self.weight = None
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self, x: Any, labels: Any) -> Any:
+        return F.multi_margin_loss(x, labels, self.p, self.margin, self.weight, self.reduction)
+
+
+class CTCLoss(_Loss):
+    """Of log probabilities (T, N, C) and targets (N, S) whose places in time are not known."""
+
+    def __init__(self, blank: int = 0, reduction: str = "mean", zero_infinity: bool = False) -> None:
+        super().__init__(reduction)
+        self.blank, self.zero_infinity = blank, zero_infinity
+
+    def forward(self, log_probs: Any, targets: Any, input_lengths: Any, target_lengths: Any) -> Any:
+        options = (self.blank, self.reduction, self.zero_infinity)
+        return F.ctc_loss(log_probs, targets, input_lengths, target_lengths, *options)
+
+
+class CosineSimilarity(Module):
+    """a · b / (|a| |b|) along an axis."""
+
+    def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return F.cosine_similarity(a, b, self.dim, self.eps)
+
+
+class PairwiseDistance(Module):
+    """The p-norm of a - b along the last axis."""
+
+    def __init__(self, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> None:
+        super().__init__()
+        self.p, self.eps, self.keepdim = p, eps, keepdim
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return F.pairwise_distance(a, b, self.p, self.eps, self.keepdim)

@@ -1,6 +1,6 @@
 """Module: a model as a tree of parts that hold parameters. torch's verbs, a fraction of its machinery."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -204,49 +204,3 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [f"  ({name}): " + repr(part).replace("\n", "\n  ") for name, part in self._modules.items()]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
-
-
-class Sequential(Module):
-    """Modules one after another; they are named "0", "1", …"""
-
-    def __init__(self, *parts: Module) -> None:
-        super().__init__()
-        for index, part in enumerate(parts):
-            self._modules[str(index)] = part
-
-    def forward(self, x: Any) -> Any:
-        for part in self._modules.values():
-            x = part(x)
-        return x
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __getitem__(self, index: int) -> Module:
-        part: Module = list(self._modules.values())[index]
-        return part
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
-
-
-class ModuleList(Module):
-    """Modules in a list, so that their parameters are found; calling it is up to the owner."""
-
-    def __init__(self, parts: Iterable[Module] = ()) -> None:
-        super().__init__()
-        for part in parts:
-            self.append(part)
-
-    def append(self, part: Module) -> None:
-        self._modules[str(len(self._modules))] = part
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __getitem__(self, index: int) -> Module:
-        part: Module = list(self._modules.values())[index]
-        return part
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cyxcore import functional as F
-from cyxcore.errors import SpecError
+from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.module import Module, Parameter
 
 
@@ -95,6 +95,57 @@ class LSTM(_Recurrent):
 
 class GRU(_Recurrent):
     """Gated recurrent units over (L, N, H), or (N, L, H) with batch_first; see RNN."""
+
+    kind = "gru"
+
+
+class _Cell(Module):
+    """One step of a recurrence. x: (N, C); states: (N, H) each, zeros when absent. Returns the next state(s)."""
+
+    kind: str
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size = input_size, hidden_size
+        rows, init = F.CELLS[self.kind].gates * hidden_size, {"kind": "kaiming_uniform", "fan_in": hidden_size}
+        self.weight_ih = Parameter.drawn((rows, input_size), init)
+        self.weight_hh = Parameter.drawn((rows, hidden_size), init)
+        self.bias_ih = Parameter.drawn((rows,), init) if bias else None
+        self.bias_hh = Parameter.drawn((rows,), init) if bias else None
+
+    def forward(self, x: Any, state: Any = None) -> Any:
+        states = F.CELLS[self.kind].states
+        weights = F.Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        if x.ndim != 2:
+            raise ShapeError(f"{type(self).__name__}: expected x (N, {self.input_size}), got {x.shape}")
+        given = None if state is None else (tuple(state) if states > 1 else (state,))
+        _, new = F.recur(self.kind, x.expand_dims(1), weights, given)
+        return new if states > 1 else new[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}"
+
+
+class RNNCell(_Cell):
+    """h' = tanh(W x + b + U h + c), or ReLU of it."""
+
+    kind = "rnn_tanh"
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh") -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise SpecError(f"RNNCell: expected nonlinearity tanh or relu, got {nonlinearity!r}")
+        self.__dict__["kind"] = f"rnn_{nonlinearity}"
+        super().__init__(input_size, hidden_size, bias)
+
+
+class LSTMCell(_Cell):
+    """One step of an LSTM: (x, (h, c)) -> (h', c')."""
+
+    kind = "lstm"
+
+
+class GRUCell(_Cell):
+    """One step of a GRU: (x, h) -> h'."""
 
     kind = "gru"
 

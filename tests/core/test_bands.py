@@ -180,7 +180,7 @@ def graphs(draw: Any) -> Graph:
         elif kind == "concat":
             new = F.concat([x, y], 2)[:, :, ::2]
         elif kind == "pad":
-            new = F.pad(x[:, :3], ((0, 0), (1, 0), (0, 0)), 0.5)
+            new = F.pad(x[:, :3], ((0, 0), (1, 0), (0, 0)), value=0.5)
         elif kind == "turned":
             new = (x @ y.transpose(0, 2, 1)) @ y
         elif kind == "where":

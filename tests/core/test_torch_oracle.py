@@ -166,6 +166,10 @@ ACTIVATIONS: list[tuple[str, dict[str, Any]]] = [
     ("Softmax", {"dim": -1}),
     ("LogSoftmax", {"dim": 1}),
     ("Threshold", {"threshold": 0.1, "value": -2.0}),
+    ("Hardshrink", {"lambd": 0.3}),
+    ("Softshrink", {"lambd": 0.3}),
+    ("Softmin", {"dim": 1}),
+    ("Softmax2d", {}),
 ]
 
 
@@ -194,6 +198,43 @@ LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("AdaptiveMaxPool1d", (3,), {}, (2, 4, 7)),
     ("AdaptiveMaxPool2d", ((3, 2),), {}, (2, 4, 7, 5)),
     ("ZeroPad1d", ((1, 2),), {}, (2, 3, 4)),
+    ("ZeroPad2d", ((-1, 2, 0, -3),), {}, (2, 3, 4, 5)),
+    ("ZeroPad3d", ((1, 2, 0, 3, 1, 0),), {}, (2, 3, 4, 5, 2)),
+    ("ConstantPad1d", (2, 0.5), {}, (2, 3, 4)),
+    ("ConstantPad2d", ((1, 0, 2, 3), -1.5), {}, (2, 3, 4, 5)),
+    ("ConstantPad3d", (1, 7.0), {}, (2, 3, 4, 5, 2)),
+    ("ReflectionPad1d", ((1, 3),), {}, (2, 3, 4)),
+    ("ReflectionPad2d", ((1, 3, 2, 0),), {}, (2, 3, 4, 5)),
+    ("ReflectionPad3d", (1,), {}, (2, 3, 4, 5, 2)),
+    ("ReplicationPad1d", ((5, 2),), {}, (2, 3, 4)),
+    ("ReplicationPad2d", ((1, 3, 2, 0),), {}, (2, 3, 4, 5)),
+    ("ReplicationPad3d", (2,), {}, (2, 3, 4, 5, 2)),
+    ("CircularPad1d", ((4, 2),), {}, (2, 3, 4)),
+    ("CircularPad2d", ((1, 3, 2, 0),), {}, (2, 3, 4, 5)),
+    ("CircularPad3d", (2,), {}, (2, 3, 4, 5, 2)),
+    ("Upsample", (), {"size": 7}, (2, 3, 4)),
+    ("Upsample", (), {"scale_factor": 1.7}, (2, 3, 5, 4)),
+    ("Upsample", (), {"size": (7, 2)}, (2, 3, 5, 4)),
+    ("Upsample", (), {"size": (3, 7, 2)}, (2, 3, 2, 5, 4)),
+    ("Upsample", (), {"size": (7, 9), "mode": "nearest-exact"}, (2, 3, 5, 4)),
+    ("Upsample", (), {"scale_factor": 2.0, "mode": "linear"}, (2, 3, 4)),
+    ("Upsample", (), {"scale_factor": (1.5, 0.7), "mode": "bilinear"}, (2, 3, 5, 6)),
+    ("Upsample", (), {"size": (9, 3), "mode": "bilinear", "align_corners": True}, (2, 3, 5, 6)),
+    ("Upsample", (), {"size": (9, 3), "mode": "bicubic"}, (2, 3, 5, 6)),
+    ("Upsample", (), {"scale_factor": 2.5, "mode": "bicubic", "align_corners": True}, (2, 3, 5, 6)),
+    ("Upsample", (), {"scale_factor": 2.0, "mode": "trilinear"}, (2, 3, 2, 3, 4)),
+    ("UpsamplingBilinear2d", (), {"scale_factor": 2}, (2, 3, 5, 6)),
+    ("Unfold", (2,), {}, (2, 3, 4, 5)),
+    ("Unfold", ((2, 3), (2, 1), (1, 2), (2, 3)), {}, (2, 3, 6, 7)),
+    ("Fold", ((4, 5), 2), {}, (2, 12, 12)),
+    ("Fold", ((6, 7), (2, 3), (2, 1), (1, 2), (2, 3)), {}, (2, 18, 9)),
+    ("ChannelShuffle", (3,), {}, (2, 6, 3, 2)),
+    ("LocalResponseNorm", (3,), {"alpha": 0.7, "beta": 0.6, "k": 1.5}, (2, 6, 3, 2)),
+    ("LocalResponseNorm", (4,), {}, (2, 6, 3)),
+    ("AdaptiveAvgPool3d", ((2, 3, 1),), {}, (2, 3, 4, 7, 5)),
+    ("AdaptiveMaxPool3d", (2,), {}, (2, 3, 4, 7, 5)),
+    ("ConvTranspose3d", (4, 6, 3, 2, 1, 1, 2), {}, (2, 4, 3, 4, 5)),
+    ("ConvTranspose3d", (2, 3, (2, 3, 1), (1, 2, 2), (1, 0, 0), (0, 1, 0), 1, False, (2, 1, 1)), {}, (2, 2, 3, 4, 2)),
     ("ZeroPad2d", ((1, 2, 0, 3),), {}, (2, 3, 4, 5)),
     ("ZeroPad2d", (1,), {}, (2, 3, 4, 5)),
     ("Unflatten", (1, (2, -1)), {}, (3, 6, 4)),
@@ -301,6 +342,93 @@ def test_a_transformer_decoder() -> None:
     agree(made(cx.nn), made(torch.nn), floats(5, 3, 8), floats(6, 3, 8, seed=1))
 
 
+def test_a_whole_transformer() -> None:
+    def made(nn: Any) -> Any:
+        return nn.Transformer(8, 2, 2, 1, 16, 0.0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = made(torch.nn)
+    agree(made(cx.nn), theirs, floats(5, 3, 8), floats(6, 3, 8, seed=1))
+
+
+def test_a_bilinear_form() -> None:
+    agree(cx.nn.Bilinear(4, 5, 3), torch.nn.Bilinear(4, 5, 3), floats(2, 6, 4), floats(2, 6, 5, seed=1))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_embeddings(mode: str) -> None:
+    ours, theirs = cx.nn.EmbeddingBag(9, 4, mode), torch.nn.EmbeddingBag(9, 4, mode=mode)
+    ours.load_state_dict({"weight": theirs.weight.detach().numpy()})
+    indices = np.array([[1, 8, 3], [0, 0, 5]])
+    one, other = ours(cx.tensor(indices)), theirs(torch.tensor(indices))
+    np.testing.assert_allclose(one.numpy(), other.detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("RNNCell", {"nonlinearity": "relu"}), ("LSTMCell", {}), ("GRUCell", {})]
+)
+def test_one_step_of_a_recurrence(name: str, options: dict[str, Any]) -> None:
+    ours, theirs = getattr(cx.nn, name)(5, 7, **options), getattr(torch.nn, name)(5, 7, **options)
+    agree(ours, theirs, floats(3, 5))
+    x, h, c = floats(3, 5), floats(3, 7, seed=1), floats(3, 7, seed=2)
+    lifted = [(kind(h), kind(c)) if name == "LSTMCell" else kind(h) for kind in (cx.tensor, torch.tensor)]
+    one, other = ours(cx.tensor(x), lifted[0]), theirs(torch.tensor(x), lifted[1])
+    for mine, its in zip(*(one, other) if name == "LSTMCell" else ([one], [other]), strict=True):
+        np.testing.assert_allclose(mine.numpy(), its.detach().numpy(), atol=2e-6)
+
+
+THETA = np.array([[[1.13, 0.2, 0.3], [-0.4, 0.9, -0.6]], [[2.5, 0.01, 0], [0.02, -1.7, 0.1]]], np.float32)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("border", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_an_image_is_sampled_at_points(mode: str, border: str, aligned: bool) -> None:
+    ours = [cx.tensor(each, requires_grad=True) for each in (floats(2, 3, 5, 6), THETA)]
+    theirs = [torch.tensor(each, requires_grad=True) for each in (floats(2, 3, 5, 6), THETA)]
+    one = F.grid_sample(ours[0], F.affine_grid(ours[1], (2, 3, 4, 7), aligned), mode, border, aligned)
+    grid = torch.nn.functional.affine_grid(theirs[1], (2, 3, 4, 7), align_corners=aligned)
+    other = torch.nn.functional.grid_sample(theirs[0], grid, mode, border, aligned)
+    np.testing.assert_allclose(one.numpy(), other.detach().numpy(), atol=2e-5)
+    (one * one).sum().backward()
+    (other * other).sum().backward()
+    np.testing.assert_allclose(ours[0].grad.numpy(), theirs[0].grad.numpy(), atol=1e-4)
+    if mode == "bilinear":
+        np.testing.assert_allclose(ours[1].grad.numpy(), theirs[1].grad.numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_ctc_and_its_gradient(reduction: str, compiled: bool) -> None:
+    x, targets = floats(9, 4, 5), np.array([[1, 2, 2, 4], [3, 0, 0, 0], [1, 1, 1, 1], [2, 3, 4, 1]])
+    inputs, lengths = np.array([9, 4, 7, 6]), np.array([4, 1, 4, 0])
+    theirs = torch.tensor(x, requires_grad=True)
+    given = [torch.tensor(each) for each in (targets, inputs, lengths)]
+    other = torch.nn.functional.ctc_loss(theirs.log_softmax(2), *given, reduction=reduction)
+    other.sum().backward()
+    ours = cx.tensor(x, requires_grad=True)
+
+    def loss(logits: Any, labels: Any, ends: Any, counts: Any) -> Any:
+        return F.ctc_loss(F.log_softmax(logits, 2), labels, ends, counts, reduction=reduction)
+
+    own = [cx.tensor(each) for each in (targets, inputs, lengths)]
+    one = (cx.compile(loss) if compiled else loss)(ours, *own)
+    np.testing.assert_allclose(one.numpy(), other.detach().numpy(), rtol=1e-5)
+    if not compiled:
+        one.sum().backward()
+        np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), atol=1e-5)
+
+
+def test_ctc_of_an_impossible_alignment() -> None:
+    logits = cx.tensor(floats(2, 1, 3), requires_grad=True)
+    given = (F.log_softmax(logits, 2), cx.tensor([[1, 1]]), cx.tensor([2]), cx.tensor([2]))
+    assert F.ctc_loss(*given).numpy() == np.inf
+    loss = F.ctc_loss(*given, zero_infinity=True)
+    loss.backward()
+    assert loss.numpy() == 0.0 and not logits.grad.numpy().any()
+
+
 LOSS_PAIRS: list[tuple[str, dict[str, Any]]] = [
     ("mse_loss", {}),
     ("l1_loss", {}),
@@ -339,6 +467,21 @@ def test_the_losses_of_probabilities() -> None:
         (F.hinge_embedding_loss(c(a), c(np.sign(n))), tf.hinge_embedding_loss(r(a), r(np.sign(n)))),
         (F.poisson_nll_loss(c(a), c(t)), tf.poisson_nll_loss(r(a), r(t))),
         (F.gaussian_nll_loss(c(a), c(b), c(x)), tf.gaussian_nll_loss(r(a), r(b), r(x))),
+        (F.soft_margin_loss(c(a), c(np.sign(n))), tf.soft_margin_loss(r(a), r(np.sign(n)))),
+        (
+            F.multilabel_soft_margin_loss(c(a), c(n > 0).astype("float32"), c(positive)),
+            tf.multilabel_soft_margin_loss(r(a), r((n > 0).astype(np.float32)), r(positive)),
+        ),
+        (F.multi_margin_loss(c(a), c(labels)), tf.multi_margin_loss(r(a), r(labels))),
+        (
+            F.multi_margin_loss(c(a), c(labels), 2, 0.7, c(positive), "sum"),
+            tf.multi_margin_loss(r(a), r(labels), 2, 0.7, r(positive), reduction="sum"),
+        ),
+        (F.normalize(c(a)), tf.normalize(r(a))),
+        (F.normalize(c(a), 3.0, 0), tf.normalize(r(a), 3.0, 0)),
+        (F.pairwise_distance(c(a), c(b)), tf.pairwise_distance(r(a), r(b))),
+        (F.pairwise_distance(c(a), c(b), float("inf")), tf.pairwise_distance(r(a), r(b), float("inf"))),
+        (cx.nn.CosineSimilarity(0)(c(a), c(b)), torch.nn.CosineSimilarity(0)(r(a), r(b))),
     ]
     for one, other in pairs:
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=2e-5)
