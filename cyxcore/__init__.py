@@ -83,6 +83,8 @@ _NAMES: dict[str, str] = {
         ).split(),
         "searching",
     ),
+    "einsum": "einsum",
+    **dict.fromkeys("allclose bincount isclose logsumexp median quantile scatter_add split topk".split(), "extras"),
     **dict.fromkeys("matmul matrix_transpose tensordot vecdot".split(), "linalg"),
     "Trainer": "training",
     "profile": "profiling",
@@ -154,9 +156,11 @@ if TYPE_CHECKING:
     from cyxcore.eager import enable_grad as enable_grad
     from cyxcore.eager import manual_seed as manual_seed
     from cyxcore.eager import no_grad as no_grad
+    from cyxcore.einsum import einsum as einsum
     from cyxcore.elementwise import *  # noqa: F403
     from cyxcore.evaluation import evaluate as evaluate
     from cyxcore.evaluation import predict as predict
+    from cyxcore.extras import *  # noqa: F403
     from cyxcore.functional import concat as concat
     from cyxcore.functional import maximum as maximum
     from cyxcore.functional import minimum as minimum

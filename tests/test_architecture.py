@@ -22,7 +22,7 @@ cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent
 cyxcore.functional.attention cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
-cyxcore.searching cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.options
+cyxcore.searching cyxcore.extras cyxcore.einsum cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.options
 cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
 cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
 """.split()

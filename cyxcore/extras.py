@@ -1,0 +1,162 @@
+"""What users of NumPy and PyTorch expect beside the array API standard: the largest k, quantiles, and others.
+
+All are made of the standard's functions, so they have gradients, and trace unless they sort. axis: as there.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cyxcore.dtype import INTEGERS
+from cyxcore.elementwise import value_of
+from cyxcore.errors import DtypeError, ShapeError, SpecError
+from cyxcore.functional.basic import one_hot, take_along_axis, where
+from cyxcore.searching import argsort, sort
+from cyxcore.statistics import all as all_of
+from cyxcore.values import apply, to_inexact, together
+
+__all__ = (
+    "allclose bincount isclose logsumexp median quantile scatter_add split topk".split()
+)  # also in cyxcore/__init__.py
+
+MAX_BINS = 1 << 24
+
+
+class TopK(NamedTuple):
+    values: Any
+    indices: Any
+
+
+def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
+    """(values, indices) of the k largest (or smallest) along an axis, the first of them first; equals in their order.
+
+    Raises ShapeError when there are not k. NaNs are the largest of all, as in sorting.
+    """
+    value = value_of("topk", x)
+    place = value._axis(axis)
+    if not 0 <= k <= value.shape[place]:
+        raise ShapeError(f"topk: expected k of 0..{value.shape[place]} along axis {axis} of {value.shape}, got {k}")
+    order = argsort(value, axis=place, descending=largest)
+    best = order[(*(slice(None),) * place, slice(0, k))]
+    return TopK(take_along_axis(value, best, place), best)
+
+
+def split(x: Any, size: int | Sequence[int], /, *, axis: int = 0) -> list[Any]:
+    """x in pieces along an axis: each of `size` (the last may be smaller), or of the sizes given. Raises ShapeError."""
+    value = value_of("split", x)
+    place = value._axis(axis)
+    whole = value.shape[place]
+    if isinstance(size, int):
+        if size < 1:
+            raise ShapeError(f"split: expected a size of at least 1, got {size}")
+        sizes = [size] * (whole // size) + ([whole % size] if whole % size else [])
+    else:
+        sizes = list(size)
+        if min(sizes, default=0) < 0 or sum(sizes) != whole:
+            raise ShapeError(f"split: expected sizes that add up to {whole}, got {sizes}")
+    before, start, parts = (slice(None),) * place, 0, []
+    for each in sizes:
+        parts.append(value[(*before, slice(start, start + each))])
+        start += each
+    return parts
+
+
+def logsumexp(x: Any, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
+    """log(sum(exp(x))), without overflow."""
+    value = to_inexact(value_of("logsumexp", x))
+    most = value.max(axis, keepdims=True)
+    most = where(_finite(most), most, 0.0)  # of infinities alone the difference would be NaN
+    result = (value - most).exp().sum(axis, keepdims=True).log() + most
+    return result if keepdims else result.squeeze(value._axes(axis))
+
+
+def isclose(a: Any, b: Any, /, *, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Any:
+    """|a - b| <= atol + rtol |b|, element by element; infinities are close to themselves. bool."""
+    left, right = together(a, b)
+    if left.dtype in INTEGERS or left.dtype == "bool":
+        left, right = left.astype("float64"), right.astype("float64")
+    near = (left - right).abs() <= right.abs() * rtol + atol
+    ends = _finite(left) & _finite(right)
+    close = (near & ends) | (left == right)
+    return close | ((left != left) & (right != right)) if equal_nan else close
+
+
+def allclose(a: Any, b: Any, /, *, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
+    """Whether isclose() holds everywhere."""
+    return bool(all_of(isclose(a, b, rtol=rtol, atol=atol, equal_nan=equal_nan)).item())
+
+
+def _finite(x: Any) -> Any:
+    return (x - x) == 0.0
+
+
+def quantile(x: Any, q: float, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
+    """The value below which a share q of x lies, linear between neighbours; NaN where x has one.
+
+    Raises ShapeError for no elements, SpecError for q outside of 0 … 1.
+    """
+    value = to_inexact(value_of("quantile", x))
+    if not 0.0 <= q <= 1.0:
+        raise SpecError(f"quantile: expected a share of 0..1, got {q}")
+    shape = (1,) * value.ndim
+    value = value.reshape(-1) if axis is None else value
+    place = value._axis(0 if axis is None else axis)
+    count = value.shape[place]
+    if not count:
+        raise ShapeError(f"quantile: expected at least one element along the axis, got {value.shape}")
+    ordered = sort(value, axis=place)
+    before = (slice(None),) * place
+
+    def at(number: int) -> Any:
+        return ordered[(*before, slice(number, number + 1))]
+
+    low = math.floor(q * (count - 1))
+    share = q * (count - 1) - low
+    found = at(low) if share == 0.0 else at(low) + (at(low + 1) - at(low)) * share
+    last = at(count - 1)  # NaNs are sorted to the end
+    found = where(last != last, last, found)
+    if axis is None:
+        return found.reshape(shape if keepdims else ())
+    return found if keepdims else found.squeeze(place)
+
+
+def median(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
+    """The middle of x, or the mean of its two middles, as NumPy's (PyTorch's is the lower of both)."""
+    return quantile(x, 0.5, axis=axis, keepdims=keepdims)
+
+
+def bincount(x: Any, /, *, weights: Any = None, minlength: int = 0) -> Any:
+    """How often each number comes in x (N,), integers from 0; or the sum of the weights (N,) there.
+
+    Returns (max(x) + 1 or minlength,). Of tensors only: the length depends on values. Raises DtypeError, ShapeError.
+    """
+    value = value_of("bincount", x)
+    if value.ndim != 1 or value.dtype not in INTEGERS:
+        raise DtypeError(f"bincount: expected a vector of integers, got {value.dtype} {value.shape}")
+    bins = max(int(value.max().item()) + 1 if value.size else 0, int(minlength))
+    if (value.size and int(value.min().item()) < 0) or bins > MAX_BINS:
+        raise ShapeError(f"bincount: expected numbers of 0..{MAX_BINS - 1}, got {value.min().item()}..{bins - 1}")
+    counted = value._constant(1, "int64").broadcast_to(value.shape) if weights is None else weights
+    zeros = value._constant(0, counted.dtype).broadcast_to((bins,))
+    return scatter_add(zeros, value, counted)
+
+
+def scatter_add(x: Any, indices: Any, src: Any, /, *, axis: int = 0) -> Any:
+    """x with the rows of src added where indices (N,) point along an axis; rows of one index are added up, in order.
+
+    src: x's shape with N along the axis. Integers are added as integers. Raises ShapeError, IndexError.
+    """
+    value, added = together(x, src)
+    place = value._axis(axis)
+    if indices.ndim != 1 or added.shape != (*value.shape[:place], indices.shape[0], *value.shape[place + 1 :]):
+        raise ShapeError(
+            f"scatter_add: expected indices (N,) and src of {value.shape} with N along axis {axis}, "
+            f"got {indices.shape} and {added.shape}"
+        )
+    size = value.shape[place]
+    known = value._check_indices(indices.astype("int64"), size)
+    if value.dtype in INTEGERS:
+        hits = one_hot(known, size).astype(value.dtype)
+        column = (1,) * place + hits.shape + (1,) * (value.ndim - place - 1)
+        return value + (added.expand_dims(place + 1) * hits.reshape(column)).sum(place).astype(value.dtype)
+    return value + apply("take_grad", added, known, axis=place, size=size)
