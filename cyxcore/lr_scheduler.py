@@ -128,6 +128,81 @@ class CosineAnnealingLR(LRScheduler):
             group["lr"] = base * schedules.cosine(self.last_epoch, self.T_max, self.eta_min / base)
 
 
+class CosineAnnealingWarmRestarts(LRScheduler):
+    """Half a wave down to eta_min, again and again: the first in T_0, each next one T_mult times as long (SGDR)."""
+
+    def __init__(self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0) -> None:
+        self.T_0 = _positive("CosineAnnealingWarmRestarts: T_0", T_0)
+        self.T_mult = _positive("CosineAnnealingWarmRestarts: T_mult", T_mult)
+        self.eta_min = eta_min
+        super().__init__(optimizer)
+
+    def _set(self) -> None:
+        since, period = self.last_epoch, self.T_0
+        if self.T_mult == 1:
+            since %= period
+        while since >= period:
+            since, period = since - period, period * self.T_mult
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * schedules.cosine(since, period, self.eta_min / base)
+
+
+class ConstantLR(LRScheduler):
+    """Times factor for the first total_iters."""
+
+    def __init__(self, optimizer: Optimizer, factor: float = 1 / 3, total_iters: int = 5) -> None:
+        self.first, self.total = factor, total_iters
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return self.first if t < self.total else 1.0
+
+
+class MultiplicativeLR(LRScheduler):
+    """Times lr_lambda(t) at each step() t."""
+
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
+        self.lr_lambda = lr_lambda
+        super().__init__(optimizer)
+
+    def factor(self, t: int) -> float:
+        return math.prod(self.lr_lambda(number) for number in range(1, t + 1))
+
+
+class CyclicLR(LRScheduler):
+    """Up from base_lr to max_lr in step_size_up and down again, over and over (Smith 2017); step() after each batch.
+
+    mode: triangular (always the same), triangular2 (half as high each time), exp_range (gamma**t as high).
+    """
+
+    modes = ("triangular", "triangular2", "exp_range")
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        base_lr: float,
+        max_lr: float,
+        step_size_up: int = 2000,
+        step_size_down: int | None = None,
+        mode: str = "triangular",
+        gamma: float = 1.0,
+    ) -> None:
+        if mode not in self.modes:
+            raise SpecError(f"CyclicLR: expected mode {', '.join(self.modes)}, got {mode!r}")
+        self.up = _positive("CyclicLR: step_size_up", step_size_up)
+        self.down = self.up if step_size_down is None else _positive("CyclicLR: step_size_down", step_size_down)
+        self.height, self.mode, self.gamma = max_lr - base_lr, mode, gamma
+        optimizer.lr = base_lr
+        super().__init__(optimizer)
+
+    def _set(self) -> None:
+        cycle, since = divmod(self.last_epoch, self.up + self.down)
+        share = since / self.up if since <= self.up else 1.0 - (since - self.up) / self.down
+        scale = {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": self.gamma**self.last_epoch}[self.mode]
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base + self.height * share * scale
+
+
 class OneCycleLR(LRScheduler):
     """Smith's one cycle; step() after each batch. max_lr takes the place of each group's lr."""
 

@@ -54,6 +54,13 @@ SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
     "OneCycleLR": lambda s, o: s.OneCycleLR(o, 0.7, 20),
     "LambdaLR": lambda s, o: s.LambdaLR(o, lambda t: 1.0 / (1 + t)),
     "SequentialLR": lambda s, o: s.SequentialLR(o, [s.LinearLR(o, 0.1, 1.0, 4), s.CosineAnnealingLR(o, 10)], [4]),
+    "ConstantLR": lambda s, o: s.ConstantLR(o, 0.2, 4),
+    "MultiplicativeLR": lambda s, o: s.MultiplicativeLR(o, lambda t: 0.9 + 0.01 * t),
+    "CosineAnnealingWarmRestarts": lambda s, o: s.CosineAnnealingWarmRestarts(o, 3, 2, 0.01),
+    "CosineAnnealingWarmRestarts of one length": lambda s, o: s.CosineAnnealingWarmRestarts(o, 4),
+    "CyclicLR": lambda s, o: s.CyclicLR(o, 0.1, 0.9, 3, 2),
+    "CyclicLR halved": lambda s, o: s.CyclicLR(o, 0.1, 0.9, 3, mode="triangular2"),
+    "CyclicLR shrinking": lambda s, o: s.CyclicLR(o, 0.1, 0.9, 4, mode="exp_range", gamma=0.9),
     "ReduceLROnPlateau": lambda s, o: s.ReduceLROnPlateau(o, factor=0.5, patience=2),
 }
 
@@ -61,8 +68,8 @@ SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own ways to count
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_twenty_learning_rates_of_a_schedule(name: str) -> None:
-    one = cx.optim.SGD([cx.zeros(1, requires_grad=True)], 0.5)
-    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.5)
+    one = cx.optim.SGD([cx.zeros(1, requires_grad=True)], 0.5, momentum=0.9)
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.5, momentum=0.9)
     ours, theirs = SCHEDULES[name](cx.lr_scheduler, one), SCHEDULES[name](torch_schedulers, other)
     for loss in LOSSES[:19]:
         assert one.lr == pytest.approx(other.param_groups[0]["lr"], rel=1e-12)
