@@ -44,7 +44,14 @@ def kernels(module: str, folder: str) -> Extension:
 
 cpu = kernels("cpu", f"{KERNELS}/src")
 language = kernels("language", f"{KERNELS}/src/language")
-sharing = Extension("cyxcore.kernels.sharing", sources=[f"{KERNELS}/sharing.pyx"])
+tensors = Extension(
+    "cyxcore.kernels.tensors",
+    sources=[f"{KERNELS}/tensors.pyx"],
+    depends=[f"{KERNELS}/src/cyx.h"],
+    include_dirs=[f"{KERNELS}/src", numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+    extra_compile_args=FLAGS,
+)
 
 
 class BuildInParallel(build_ext):
@@ -66,6 +73,6 @@ class BuildInParallel(build_ext):
 
 
 setup(
-    ext_modules=cythonize([cpu, language, sharing], compiler_directives={"language_level": 3}),
+    ext_modules=cythonize([cpu, language, tensors], compiler_directives={"language_level": 3}),
     cmdclass={"build_ext": BuildInParallel},
 )

@@ -245,6 +245,18 @@ NUMERICS = {"cpu": "cyx-exact/1", "reference": "reference", "cuda": "cuda/1", "c
 
 _default = "cpu"
 
+# Whether an operation on the host's memory may go to its kernel without asking this module: kernels/tensors.pyx. Not
+# while something looks at the calls of the backends.
+straight = True
+_watched = 0
+
+
+def watch(on: bool) -> None:
+    """Say that somebody has put something in the place of a backend's `call`, or has taken it away again."""
+    global _watched, straight
+    _watched += 1 if on else -1
+    straight = _default == "cpu" and not _watched
+
 
 def check_name(name: str) -> str:
     """The name. Raises SpecError where there is no such device."""
@@ -302,10 +314,15 @@ def default_device() -> str:
 @contextmanager
 def use_device(name: str) -> Iterator[None]:
     """Within the block eager tensors and new plans run on this device."""
-    global _default
     backend(name)
-    before, _default = _default, name
+    before = _default
+    _choose(name)
     try:
         yield
     finally:
-        _default = before
+        _choose(before)
+
+
+def _choose(name: str) -> None:
+    global _default, straight
+    _default, straight = name, name == "cpu" and not _watched

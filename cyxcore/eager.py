@@ -5,15 +5,14 @@ remembers the op and its inputs, and `backward` walks back with the rules of gra
 """
 
 import copy
-import importlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import indexing, infer, tape
+from cyxcore import indexing, infer
 from cyxcore.conversion import as_array as as_array
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import (
@@ -27,6 +26,7 @@ from cyxcore.dtype import (
 from cyxcore.errors import DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
 from cyxcore.exports import Leaving
 from cyxcore.gradients import NO_GRADIENT
+from cyxcore.held import Held, Node, connect, is_recording
 from cyxcore.infer import Shape, Typed
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
 from cyxcore.keys import Generator as Generator
@@ -44,7 +44,7 @@ from cyxcore.tape import pull as pull
 from cyxcore.tape import recorded as recorded
 from cyxcore.tape import recording as recording
 from cyxcore.tape import unchanged as unchanged
-from cyxcore.values import Value
+from cyxcore.values import Value, apply, binary, of_one_dtype, to_inexact
 
 Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its own memory
 
@@ -55,39 +55,32 @@ def _infer(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...]) -> tuple
     return infer_op(op, shapes, dtypes, {})
 
 
-try:
-    _Exported: Any = importlib.import_module("cyxcore.kernels.sharing").Exported
-except ImportError:  # nothing compiled is there: tensors work on the device "reference", without the buffer protocol
-
-    class _Exported:  # type: ignore[no-redef]
-        pass
-
-
-class Tensor(_Exported, Leaving):
+class Tensor(Held, Leaving):
     """An array and, where one was asked for, its gradient. Made by tensor(), zeros(), ... or from_numpy()."""
 
     _rank = 1
-    __slots__ = ("_data", "_hooks", "_memory", "_op", "_view", "grad", "init", "requires_grad", "shape", "dtype")
-    _hooks: "list[Callable[[Tensor], Tensor | None]]"  # set by register_hook: most tensors never have any
+    _hooks: "list[Callable[[Tensor], Tensor | None]] | None"  # set by register_hook: most tensors never have any
+    _op: Node | None
+    grad: "Tensor | None"
 
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
         self._data = as_array(data, dtype)
         self.shape: tuple[int, ...] = self._data.shape
         self.dtype: str = DTYPE_NAMES[self._data.dtype]
-        self.grad: Tensor | None = None
+        self.grad = None
         self.requires_grad = requires_grad
         self._view: View | None = None
         self._memory: Memory | None = None  # of nobody else
         if isinstance(data, Tensor) and np.may_share_memory(self._data, data._data):
             self._memory = data._shared()
-        # An op's name or a Function, its inputs and attributes, and the time.
-        self._op: tuple[Any, tuple[Tensor, ...], dict[str, Any], float] | None = None
+        self._op = None
         if requires_grad and self.dtype not in DIFFERENTIABLE:
             raise GradientError(f"tensor: only float and complex tensors have gradients, got {self.dtype}")
 
     # how an op is applied ---------------------------------------------------------------------
 
-    def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Tensor":
+    def _apply_generally(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Tensor":
+        """One op on whatever there is; Held._apply takes a shorter way where a call is known."""
         tensors = tuple(value if isinstance(value, Tensor) else Tensor(value) for value in inputs)
         shapes, dtypes = tuple([t.shape for t in tensors]), tuple([t.dtype for t in tensors])
         (shape, dtype), normal = infer_op(op, shapes, dtypes, attrs) if attrs else _infer(op, shapes, dtypes)
@@ -99,13 +92,13 @@ class Tensor(_Exported, Leaving):
             result = wrap(backend.empty(shape, dtype))
             backend.call(op, result._data, arrays, normal)
         if (
-            tape.is_recording
+            is_recording()
             and op not in NO_GRADIENT
             and dtype in DIFFERENTIABLE
             and any(t.requires_grad for t in tensors)
         ):
             result.requires_grad = True
-            result._op = (op, tensors, normal, now())
+            result._op = Node(op, tensors, normal, now())
         return result
 
     def __getitem__(self, index: Any) -> "Tensor":
@@ -167,15 +160,13 @@ class Tensor(_Exported, Leaving):
         with recording(True):
             for op, attrs in view.steps:
                 now = now._apply(op, [now], dict(attrs))
-        self._op, self.requires_grad = (Put(None), (before, now), {}, memory.put), True
+        self._op, self.requires_grad = Node(Put(None), (before, now), {}, memory.put), True
 
     def _as_it_was(self) -> "Tensor":
         """What this tensor remembers, as a tensor whose values are gone."""
         before = wrap(self._data)
         before._op, before.requires_grad, before._memory = self._op, self.requires_grad, Memory(GONE)
-        if hasattr(self, "_hooks"):
-            before._hooks = self._hooks
-            del self._hooks
+        before._hooks, self._hooks = self._hooks, None
         return before
 
     def _wrote(self) -> int:
@@ -215,7 +206,7 @@ class Tensor(_Exported, Leaving):
 
     def _put(self, value: "Tensor", basic: tuple[Any, ...] | None = None, arrays: Any = None) -> None:
         """Write a value of this dtype that fits, and remember where it came from."""
-        tracked = tape.is_recording and self.dtype in DIFFERENTIABLE and (value.requires_grad or self._followed())
+        tracked = is_recording() and self.dtype in DIFFERENTIABLE and (value.requires_grad or self._followed())
         if self._view is not None:
             self._refresh()
         base = self if self._view is None or self._view.base is None else self._view.base
@@ -238,7 +229,7 @@ class Tensor(_Exported, Leaving):
         with recording(True):
             value = value.broadcast_to(whole)
         op = Put(None if not steps and basic is None else region)
-        base._op, base.requires_grad = (op, (before, value), {}, now), True
+        base._op, base.requires_grad = Node(op, (before, value), {}, now), True
         base._shared().put = now
         self._refresh()
 
@@ -285,7 +276,7 @@ class Tensor(_Exported, Leaving):
         self._data[...] = value._data
         self._wrote()
 
-    def _next(self, op: str, *others: Any, **attrs: Any) -> "Tensor":
+    def _next_generally(self, op: str, *others: Any, **attrs: Any) -> "Tensor":
         inputs = [self._data, *(x._data if x._view is None else x._dense() for x in others)]
         _backend(op, inputs).call(op, self._data, inputs, attrs)
         self._wrote()
@@ -339,7 +330,7 @@ class Tensor(_Exported, Leaving):
         """
         if not self.requires_grad:
             raise GradientError("register_hook: this tensor requires no gradient")
-        if not hasattr(self, "_hooks"):
+        if self._hooks is None:
             self._hooks = []
         hooks = self._hooks  # the list goes along where the tensor is written in place
         hooks.append(hook)
@@ -390,11 +381,9 @@ class Tensor(_Exported, Leaving):
         if self._op is not None:
             raise GradientError("deepcopy: a result that remembers its inputs is not copied; detach() it first")
         result = memo[id(self)] = type(self).__new__(type(self))
-        for slot in Tensor.__slots__:
-            if hasattr(self, slot):
-                setattr(result, slot, getattr(self, slot))
         result._data, result.grad = self._data.copy(), copy.deepcopy(self.grad, memo)
-        result._memory = result._view = None
+        result.shape, result.dtype, result.requires_grad = self.shape, self.dtype, self.requires_grad
+        result._hooks = self._hooks
         result.__dict__.update(self.__dict__)
         return result
 
@@ -414,9 +403,6 @@ def wrap(data: Array) -> Tensor:
     tensor._data = data
     tensor.shape = data.shape
     tensor.dtype = DTYPE_NAMES[data.dtype]
-    tensor.grad = None
-    tensor.requires_grad = False
-    tensor._op = tensor._memory = tensor._view = None
     return tensor
 
 
@@ -438,3 +424,12 @@ def _backend(op: str, arrays: Sequence[Array]) -> devices.Backend:
         places = ", ".join(devices.name_of(x) for x in arrays)
         raise SpecError(f"{op}: expected tensors on one device, got {places}; move them with .to(device)")
     return devices.backend(devices.name_of(x))
+
+
+def _divided(left: Any, right: Any) -> Any:
+    return apply("div", *map(to_inexact, of_one_dtype(left, right)))
+
+
+_OPERATED = "add sub mul less less_equal equal not_equal greater greater_equal".split()
+_operate: dict[str, Callable[[Any, Any], Any]] = {op: partial(binary, op) for op in _OPERATED} | {"div": _divided}
+connect(Tensor, vars(devices), infer_op, _operate, VIEWS, NO_GRADIENT, DIFFERENTIABLE)

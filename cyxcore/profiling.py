@@ -71,12 +71,14 @@ class Profile:
                 backend: Any = devices.backend(name)
                 backend.call = self._timed(backend.call)
                 self._patched.append(backend)
+        devices.watch(True)
         return self
 
     def __exit__(self, *error: object) -> None:
         plans.observer = None
         while self._patched:
             del self._patched.pop().call
+        devices.watch(False)
 
     def _timed(self, call: Any) -> Any:
         def timed(op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from cyxcore.dtype import INEXACT
 from cyxcore.gradients import Piece, Sum, input_gradients
+from cyxcore.held import Node, is_recording, set_recording
+from cyxcore.held import now as now
 from cyxcore.memory import Overwritten, Put
 
 if TYPE_CHECKING:
     from cyxcore.eager import Tensor
 
 DIFFERENTIABLE = frozenset(INEXACT)
-
-is_recording = True
-_clock = 0
 
 
 class recording(ContextDecorator):
@@ -32,12 +31,11 @@ class recording(ContextDecorator):
         return recording(self._on)
 
     def __enter__(self) -> None:
-        global is_recording
-        self._before, is_recording = is_recording, self._on
+        self._before = is_recording()
+        set_recording(self._on)
 
     def __exit__(self, *error: object) -> None:
-        global is_recording
-        is_recording = self._before
+        set_recording(self._before)
 
 
 def no_grad() -> recording:
@@ -52,17 +50,10 @@ def enable_grad() -> recording:
 
 def recorded(result: "Tensor", op: Any, inputs: "tuple[Tensor, ...]") -> "Tensor":
     """`result` (a leaf) as what op made of the inputs, where somebody may ask for their gradients."""
-    if is_recording and result.dtype in DIFFERENTIABLE and any(x.requires_grad for x in inputs):
+    if is_recording() and result.dtype in DIFFERENTIABLE and any(x.requires_grad for x in inputs):
         result = result.detach()
-        result.requires_grad, result._op = True, (op, inputs, {}, now())
+        result.requires_grad, result._op = True, Node(op, inputs, {}, now())
     return result
-
-
-def now() -> int:
-    """The time, for `unchanged`: later than all that was recorded or written before."""
-    global _clock
-    _clock += 1
-    return _clock
 
 
 def unchanged(x: "Tensor", since: float, op: str) -> "Tensor":
@@ -74,8 +65,8 @@ def unchanged(x: "Tensor", since: float, op: str) -> "Tensor":
 
 def _then(x: "Tensor", since: float) -> "Tensor":
     """What x remembered at a time: it may have been assigned to since."""
-    while x._op is not None and x._op[3] > since and type(x._op[0]) is Put:
-        x = x._op[1][0]
+    while x._op is not None and x._op.time > since and type(x._op.op) is Put:
+        x = x._op.inputs[0]
     return x
 
 
@@ -94,16 +85,16 @@ def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple
         so_far = pending.pop(id(tensor), None)
         if so_far is None:
             continue
-        with recording(is_recording and create_graph):
+        with recording(is_recording() and create_graph):
             g = so_far.value(tensor.shape)
-        for hook in getattr(tensor, "_hooks", ()):
+        for hook in tensor._hooks or ():
             changed = hook(g)
             g = g if changed is None else changed
         yield tensor, g
         if tensor._op is None:
             continue
-        op, inputs, attrs, since = tensor._op
-        with recording(is_recording and create_graph):
+        op, inputs, attrs, since = tensor._op.op, tensor._op.inputs, tensor._op.attrs, tensor._op.time
+        with recording(is_recording() and create_graph):
             rule = input_gradients if type(op) is str else op.input_gradients
             known = [_value(x, since, op) for x in inputs]
             for x, new in zip(inputs, rule(op, g, known, _value(tensor, since, op), attrs), strict=True):
@@ -128,7 +119,7 @@ def _newest_first(root: "Tensor") -> "list[Tensor]":
         if id(tensor) in sources:
             continue
         op = tensor._op
-        found = [] if op is None else [x for x in (_then(x, op[3]) for x in op[1]) if x.requires_grad]
+        found = [] if op is None else [x for x in (_then(x, op.time) for x in op.inputs) if x.requires_grad]
         sources[id(tensor)] = found
         for x in found:
             uses[id(x)] = uses.get(id(x), 0) + 1
@@ -142,5 +133,5 @@ def _newest_first(root: "Tensor") -> "list[Tensor]":
         for x in sources[id(tensor)]:
             uses[id(x)] -= 1
             if not uses[id(x)]:
-                heapq.heappush(ready, (0 if x._op is None else -x._op[3], next(count), x))
+                heapq.heappush(ready, (0 if x._op is None else -x._op.time, next(count), x))
     return order

@@ -77,7 +77,8 @@ def of_one_dtype(left: Any, right: Any) -> Sequence[Any]:
     return together(left, right)
 
 
-def _binary(op: str, left: Any, right: Any) -> Any:
+def binary(op: str, left: Any, right: Any) -> Any:
+    """An op on two operands made one dtype."""
     return apply(op, *of_one_dtype(left, right))
 
 
@@ -182,22 +183,22 @@ class Value:
         return apply("abs", self)
 
     def __add__(self, other: Any) -> Self:
-        return _binary("add", self, other)
+        return binary("add", self, other)
 
     def __radd__(self, other: Any) -> Self:
-        return _binary("add", other, self)
+        return binary("add", other, self)
 
     def __sub__(self, other: Any) -> Self:
-        return _binary("sub", self, other)
+        return binary("sub", self, other)
 
     def __rsub__(self, other: Any) -> Self:
-        return _binary("sub", other, self)
+        return binary("sub", other, self)
 
     def __mul__(self, other: Any) -> Self:
-        return _binary("mul", self, other)
+        return binary("mul", self, other)
 
     def __rmul__(self, other: Any) -> Self:
-        return _binary("mul", other, self)
+        return binary("mul", other, self)
 
     def __truediv__(self, other: Any) -> Self:
         return apply("div", *map(to_inexact, of_one_dtype(self, other)))
@@ -216,16 +217,16 @@ class Value:
         return power(*of_one_dtype(other, self))
 
     def __floordiv__(self, other: Any) -> Self:
-        return _binary("floor_divide", self, other)
+        return binary("floor_divide", self, other)
 
     def __rfloordiv__(self, other: Any) -> Self:
-        return _binary("floor_divide", other, self)
+        return binary("floor_divide", other, self)
 
     def __mod__(self, other: Any) -> Self:
-        return _binary("remainder", self, other)
+        return binary("remainder", self, other)
 
     def __rmod__(self, other: Any) -> Self:
-        return _binary("remainder", other, self)
+        return binary("remainder", other, self)
 
     def __matmul__(self, other: Any) -> Self:
         """Matrix product with NumPy's rule for vectors."""
@@ -248,22 +249,22 @@ class Value:
     # comparison and logic ---------------------------------------------------------------------
 
     def __eq__(self, other: Any) -> Self:  # type: ignore[override]
-        return _binary("equal", self, other)
+        return binary("equal", self, other)
 
     def __ne__(self, other: Any) -> Self:  # type: ignore[override]
-        return _binary("not_equal", self, other)
+        return binary("not_equal", self, other)
 
     def __lt__(self, other: Any) -> Self:
-        return _binary("less", self, other)
+        return binary("less", self, other)
 
     def __le__(self, other: Any) -> Self:
-        return _binary("less_equal", self, other)
+        return binary("less_equal", self, other)
 
     def __gt__(self, other: Any) -> Self:
-        return _binary("greater", self, other)
+        return binary("greater", self, other)
 
     def __ge__(self, other: Any) -> Self:
-        return _binary("greater_equal", self, other)
+        return binary("greater_equal", self, other)
 
     def __invert__(self) -> Self:
         return logic_or_bits("bitwise_invert", self)
@@ -287,16 +288,16 @@ class Value:
         return logic_or_bits("bitwise_xor", *of_one_dtype(other, self))
 
     def __lshift__(self, other: Any) -> Self:
-        return _binary("bitwise_left_shift", self, other)
+        return binary("bitwise_left_shift", self, other)
 
     def __rlshift__(self, other: Any) -> Self:
-        return _binary("bitwise_left_shift", other, self)
+        return binary("bitwise_left_shift", other, self)
 
     def __rshift__(self, other: Any) -> Self:
-        return _binary("bitwise_right_shift", self, other)
+        return binary("bitwise_right_shift", self, other)
 
     def __rrshift__(self, other: Any) -> Self:
-        return _binary("bitwise_right_shift", other, self)
+        return binary("bitwise_right_shift", other, self)
 
     # element-wise -----------------------------------------------------------------------------
 

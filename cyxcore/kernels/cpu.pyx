@@ -321,6 +321,19 @@ def supports(str op, tuple dtypes) -> bool:
     return dtype >= 0 and cyx_has_kernel(found.number, dtype) != 0
 
 
+def record(str op, out, inputs, dict attrs) -> bytes:
+    """The checked record of one call, for cyxcore.kernels.tensors, which fills in where arrays lie and runs it.
+
+    Raises what `call` raises, except for what only the data can tell, and KernelError for more inputs than it has room for.
+    """
+    cdef cyx_call made
+    if len(inputs) > CYX_INLINE_INPUTS:
+        raise KernelError(f"{op}: expected at most {CYX_INLINE_INPUTS} inputs of a record, got {len(inputs)}")
+    memset(&made, 0, sizeof(made))
+    _fill(&made, _find(op), out, inputs, attrs)
+    return (<char *>&made)[:sizeof(made)]
+
+
 def call(str op, out, inputs, dict attrs) -> None:
     """Runs one operation into `out`.
 
@@ -575,5 +588,6 @@ def _usable_cores() -> int:
 cyx_setup()
 _load()
 _services = PyCapsule_New(<void *>&cyx_own_services, "cyxcore.kernels.cpu._services", NULL)  # for language.pyx
+_runner = PyCapsule_New(<void *>cyx_run, "cyxcore.kernels.cpu._runner", NULL)  # for tensors.pyx
 cyx_set_threads(_usable_cores())
 atexit.register(cyx_stop_threads)
