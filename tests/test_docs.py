@@ -21,7 +21,7 @@ NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(NO_GPU != "", reason=NO_GPU))
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "decisions").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "decisions").glob("*.md")])
 BLOCK = re.compile(r"(?P<note><!--.*?-->\n)?```python\n(?P<code>.*?)```", re.S)
 BLOCKS = [
     pytest.param(
