@@ -6,7 +6,12 @@ the body stands in headers. The answer is one part or more, numbered from 0; the
 HTTP comes in parts only where it is larger than a message; a stream of server-sent events comes as it is made.
 
 Headers of a question: Cyx-Route (default /v1/predict), Content-Type, Accept, Cyx-Timeout-Ms.
-Headers of a part: Cyx-Status (as over HTTP), Content-Type, Cyx-Part, and Cyx-End on the last.
+Headers of a part: Cyx-Status (as over HTTP), Content-Type, Cyx-Part, and Cyx-End on the last. A last part whose status
+is 400 or more, after others, says that the answer broke off.
+
+Every part but the last has a reply subject, cyx.v1.taken.<deployment>.<caller>.<token>: who asks says there, in
+decimal digits, how many parts of the answer it has taken in all, or `stop` when it wants no more. A replica sends
+WINDOW parts beyond what was taken, and waits; when it waited for PATIENCE_S, the asker is gone.
 """
 
 import re
@@ -22,6 +27,7 @@ JSON, EVENTS = "application/json", "text/event-stream"
 PREDICT = "/v1/predict"
 PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
 TIMEOUT_MS = 60_000  # of a question that names none
+WINDOW, PATIENCE_S, STOP = 32, 10.0, b"stop"
 ROUTE = re.compile(r"/[a-z0-9_/.-]{0,100}")
 Status = Annotated[int, Meta(ge=200, le=599)]
 
@@ -53,7 +59,7 @@ class Part(Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}  # others of HTTP that matter to who asks, such as Retry-After
 
 
-KEPT = ("Retry-After",)  # of the headers of an answer over HTTP
+KEPT = ("Retry-After", "Retry-After-Ms")  # of the headers of an answer over HTTP
 
 
 def question_headers(question: Question) -> dict[str, str]:

@@ -193,19 +193,6 @@ class Doorman(asyncio.Protocol):
             self._task.cancel()
 
 
-def is_gone(receive: Any) -> bool:
-    """Whether the client of a request hung up: of the request that `receive` (of ASGI) belongs to.
-
-    ASGI tells it only to who waits for it, which takes a task of its own. Served by another server than this: False.
-    """
-    return bool(getattr(getattr(receive, "__self__", None), "disconnected", False))
-
-
-def is_whole(receive: Any) -> bool:
-    """Whether all of a request is there already, so that nobody has to wait for its body: as is_gone."""
-    return not getattr(getattr(receive, "__self__", None), "more_body", True) and not is_gone(receive)
-
-
 class Server:
     """`await Server.start(…)`, then `url`; `await close()` ends it. head_s: see HEAD_S."""
 

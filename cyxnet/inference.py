@@ -78,6 +78,14 @@ class Fault(Struct, kw_only=True):
     code: str
 
 
+FAULT_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def fault_type(status: int) -> str:
+    """The type of the Fault of an answer with this status."""
+    return FAULT_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
 class Refusal(Struct, kw_only=True):
     """Every answer that is a no, in the shape of the OpenAI API."""
 

@@ -7,6 +7,7 @@ EDGE     cyx.v1.node.<node>.<verb>            node → central      register hea
 EDGE     cyx.v1.cmd.<node>                    central → node      Command
 EDGE     cyx.v1.infer.<deployment>.<caller>   client → replica    what the model is asked (cyxnet/asking.py)
 EDGE     cyx.v1.reply.<caller>.<token>        replica → client    its answer, in parts
+EDGE     cyx.v1.taken.<deployment>.<caller>.<token> client → replicas  how many parts were taken, or stop
 CORE     cyx.v1.event.job|node|mint|client.<id> central             Record: stream EVENTS, the truth
 CORE     cyx.v1.event.payouts.platform        central             Record: whether the platform pays
 CORE     cyx.v1.telemetry.<node>              central             TelemetryRecord: stream TELEMETRY
@@ -127,6 +128,11 @@ def reply(caller: str, token: str) -> str:
     return f"{ROOT}.reply.{caller}.{token}"
 
 
+def taken(deployment: str, caller: str, token: str) -> str:
+    """Where this caller tells the replica that answers `token` to go on, or to stop."""
+    return f"{ROOT}.taken.{deployment}.{caller}.{token}"
+
+
 def deployment_id(slug: str, owner: str) -> str:
     """The deployment that `owner` calls `slug`: the digest at its end makes it nobody else's."""
     return f"{slug}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}"
@@ -214,7 +220,7 @@ def permissions(role: Role, identity: str) -> Permissions:
         own = [node(identity, verb) for verb in [*NODE_VERBS, *NODE_TELEMETRY]] + asked
         return Permissions(publish=own, subscribe=[command(identity), f"{inbox(identity)}.>"], answers=True)
     return Permissions(
-        publish=[*asked, *DISCOVERY, infer("*", identity)],
+        publish=[*asked, *DISCOVERY, infer("*", identity), taken("*", identity, "*")],
         subscribe=[update("*"), f"{inbox(identity)}.>", reply(identity, ">")],
     )
 
@@ -222,6 +228,7 @@ def permissions(role: Role, identity: str) -> Permissions:
 def replica_permissions(deployment: str) -> Permissions:
     """What the connection of one replica may do: answer in turn with the others, and nothing besides. It has no inbox.
 
-    It may subscribe in the queue group only, so it never gets a copy of what another replica answers.
+    Where it is asked it may subscribe in the queue group only, so it never gets a copy of what another replica answers.
     """
-    return Permissions(publish=[reply("*", ">")], subscribe=[f"{infer(deployment, '*')} {REPLICAS}"])
+    asked = f"{infer(deployment, '*')} {REPLICAS}"
+    return Permissions(publish=[reply("*", ">")], subscribe=[asked, taken(deployment, "*", "*")])

@@ -17,14 +17,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from cyxcore.errors import CyxError
 from cyxnet import amounts, config
 from cyxnet.bus import Bus
-from cyxnet.credentials import as_node
+from cyxnet.credentials import Credentials, as_node
 from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import Home, open_home, running, slug
@@ -225,7 +225,14 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
                 offer_bytes=args.memory,
                 cache_bytes=args.cache,
             )
-            agent = Agent(home, bus, pool, facts, settings, lambda: say_ready(args.json, home, begun_s), network_id)
+
+            def said_ready() -> None:
+                say_ready(args.json, home, begun_s)
+
+            def connect(replica: Credentials) -> Awaitable[Bus]:
+                return Bus.connect(url, name=replica.id, credentials=replica, tls_ca=ca, session_s=session_s)
+
+            agent = Agent(home, bus, pool, facts, settings, said_ready, network_id, connect)
             stopper.agent = agent
             agent.drain(stopper.drain_first)
             return await agent.run()

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from cyxcore.errors import CyxError
 from cyxnet import artifacts, subjects
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import BadMessage
+from cyxnet.credentials import Credentials, as_replica
 from cyxnet.messages import (
     Assign,
     Begin,
@@ -40,6 +41,7 @@ from cyxnet.messages import (
 from cyxnode import events as e
 from cyxnode import hardware
 from cyxnode.cache import ArtifactCache
+from cyxnode.errors import NodeError
 from cyxnode.home import Home
 from cyxnode.process import Pool
 from cyxnode.runs import UNSIGNED, Runs, Share
@@ -91,8 +93,12 @@ class Agent:
         settings: Settings,
         on_ready: Callable[[], None],
         network_id: str = "",
+        connect: Callable[[Credentials], Awaitable[Bus]] | None = None,
     ):
-        """network_id: what the node signs is for this network; "" for whichever central says it belongs to."""
+        """network_id: what the node signs is for this network; "" for whichever central says it belongs to.
+
+        connect: makes the connection of a replica to the same broker; None: this node serves nothing.
+        """
         self.session = secrets.token_hex(16)
         self._began_ms = home.next_session_ms()
         self._home = home
@@ -113,6 +119,11 @@ class Agent:
         async def fetch(sha256: str, path: Path) -> object:
             return await artifacts.get(bus, home.node_id, sha256, path, max_bytes=settings.cache_bytes)
 
+        async def connect_replica(job_id: str, attempt: int) -> Bus:
+            if connect is None:
+                raise NodeError("this node serves no models")
+            return await connect(as_replica(home.key, home.node_id, job_id, attempt))
+
         self._runs = Runs(
             bus,
             home.node_id,
@@ -125,6 +136,7 @@ class Agent:
                 memory_bytes=int(facts.memory_bytes * MEMORY_SHARE) // settings.max_runs,
             ),
             self.tell,
+            connect_replica,
         )
 
     async def run(self) -> int:
@@ -243,7 +255,7 @@ class Agent:
         heartbeat = Heartbeat(
             node_id=self._home.node_id,
             session=self.session,
-            runs=[replace(run, step=self._runs.step((run.job_id, run.attempt))) for run in runs],
+            runs=[self._with_figures(run) for run in runs],
             memory_free_bytes=free_bytes,
             draining=draining,
         )
@@ -256,6 +268,11 @@ class Agent:
         self._signing.told(reply.now_ms)
         self.tell(e.HeartbeatAnswered(reply.known, _keys(reply.stop), _keys(reply.begin), _keys(reply.pause)))
         await self._telemetry.link_is_back()
+
+    def _with_figures(self, run: RunRef) -> RunRef:
+        key = (run.job_id, run.attempt)
+        requests, waiting = self._runs.requests(key)
+        return replace(run, step=self._runs.step(key), requests=requests, waiting=waiting)
 
     def _send_report(self, action: e.SendReport) -> None:
         if isinstance(action.report, RunStarted):

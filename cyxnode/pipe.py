@@ -1,8 +1,11 @@
-"""What the agent and a training process say to each other, and how it lies on a pipe.
+"""What the agent and the process of a run say to each other, and how it lies on a pipe.
 
-A frame is four bytes of length, big-endian, and that many bytes of MessagePack. The process says Ready once it is
-warm; the agent sends one Order; the process says Prepared and waits for Go; then it says Batch, Epoch and Saved
+A frame is four bytes of length, big-endian, and that many bytes of MessagePack. A training process says Ready once it
+is warm; the agent sends one Order; the process says Prepared and waits for Go; then it says Batch, Epoch and Saved
 while it trains, and last Done, Failed or, when it was told to Halt, Halted.
+
+A replica says Ready, is sent Serve, says Serving once it answers and Figures from then on, and last Failed, or Halted
+when it was told to and has answered what it had been asked. Requests go another way: cyxnode/exchange.py.
 """
 
 import asyncio
@@ -56,15 +59,37 @@ class Order(ToProcess, kw_only=True, frozen=True):
     every_s: float = 0.0
 
 
+class Serve(ToProcess, kw_only=True, frozen=True):
+    """Answer with this model. Path and limits are the agent's own; the rest is as the options of `cyx serve`.
+
+    context_tokens: None for as many as the model was trained for. drain_s: for what is being answered at the end.
+    """
+
+    model_path: str
+    name: str
+    device: str = "cpu"
+    threads: int
+    memory_bytes: int  # as of Order
+    file_bytes: int
+    max_batch: int = 64
+    max_wait_ms: float = 0.0
+    max_queue: int = 1024
+    context_tokens: int | None = None
+    drain_s: float = 30.0
+
+
 class Go(ToProcess, kw_only=True, frozen=True):
     """Make the first step."""
 
 
 class Halt(ToProcess, kw_only=True, frozen=True):
-    """Store a checkpoint if a step was made, then end. A run that is about to be done is done instead."""
+    """Store a checkpoint if a step was made, then end. A run that is about to be done is done instead.
+
+    A replica takes no new requests, answers those that it has, and ends.
+    """
 
 
-Told = Order | Go | Halt
+Told = Order | Serve | Go | Halt
 
 
 class FromProcess(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag=True, tag_field="t"):
@@ -112,11 +137,32 @@ class NotSaved(FromProcess, kw_only=True, frozen=True):
     message: Annotated[str, Meta(max_length=2000)]
 
 
+class Serving(FromProcess, kw_only=True, frozen=True):
+    """The model is loaded and answers. card: a ModelCard of cyxnet/inference.py, as JSON."""
+
+    card: bytes
+    load_ms: float
+
+
+class Figures(FromProcess, kw_only=True, frozen=True):
+    """What a replica has done so far. refused: answered with 429; errors: with 500 and above; times in milliseconds.
+
+    mean_ms: of the answers since the Figures before; rss_bytes: of memory that the process holds.
+    """
+
+    requests: int
+    errors: int
+    refused: int
+    in_flight: int
+    mean_ms: float
+    rss_bytes: int
+
+
 class Halted(FromProcess, kw_only=True, frozen=True):
     """It ends here, as told. The newest Saved says where the run can go on."""
 
-    step: int
-    steps: int
+    step: int = 0
+    steps: int = 0
 
 
 class Done(FromProcess, kw_only=True, frozen=True):
@@ -134,7 +180,7 @@ class Failed(FromProcess, kw_only=True, frozen=True):
     deterministic: bool
 
 
-Said = Ready | Prepared | Batch | Epoch | Saved | NotSaved | Halted | Done | Failed
+Said = Ready | Prepared | Batch | Epoch | Saved | NotSaved | Serving | Figures | Halted | Done | Failed
 
 
 def frame(message: Any) -> bytes:
@@ -172,6 +218,11 @@ class Channel:
         self._out_fd = write_fd
         self._poll = select.poll()
         self._poll.register(read_fd, select.POLLIN)
+
+    @property
+    def read_fd(self) -> int:
+        """For who waits for messages beside other things."""
+        return self._in_fd
 
     def send(self, message: Said) -> None:
         """Raises BrokenPipeError when the agent is gone."""

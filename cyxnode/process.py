@@ -29,18 +29,24 @@ TRAIN_COMMAND = (sys.executable, "-P", "-m", "cyxnode.train")
 
 
 class Launch(Struct, frozen=True, kw_only=True):
-    """How training processes are started. `command` gets the agent's pid as its last argument."""
+    """How processes of runs are started. `command` gets the agent's pid as an argument, then each of `descriptors`,
+
+    which the process has too. what: a process of this kind is, in messages.
+    """
 
     work_folder: Path
     command: tuple[str, ...] = TRAIN_COMMAND
     niceness: int = 0
+    descriptors: tuple[int, ...] = ()
+    what: str = "training process"
 
 
 class TrainingProcess:
-    """One training process with a folder of its own, which goes when the process goes."""
+    """One process of a run, of training unless `what` says otherwise, with a folder of its own that goes with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path):
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, what: str = "training process"):
         self.folder = folder
+        self._what = what
         self._ready: Ready | None = None
         self._process = process
         self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES_KEPT)
@@ -64,7 +70,7 @@ class TrainingProcess:
     async def start(cls, launch: Launch) -> "TrainingProcess":
         folder = launch.work_folder / secrets.token_hex(8)
         folder.mkdir(parents=True, mode=0o700)
-        command = [*launch.command, str(os.getpid())]
+        command = [*launch.command, str(os.getpid()), *map(str, launch.descriptors)]
         if launch.niceness:
             command = ["nice", "-n", str(launch.niceness), *command]
         try:
@@ -76,12 +82,13 @@ class TrainingProcess:
                 cwd=folder,
                 env=scrubbed_environment(folder),
                 limit=MAX_FRAME_BYTES,
+                pass_fds=launch.descriptors,
                 start_new_session=True,  # a group of its own: Ctrl-C passes it by, a kill takes all of it
             )
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise NodeError(f"cannot start {command[0]}: {error.strerror}; is it still installed?") from None
-        return cls(process, folder)
+        return cls(process, folder, launch.what)
 
     async def wait_ready(self) -> Ready:
         """Until it is warm. Raises NodeError when it fails instead: then this node cannot train."""
@@ -94,7 +101,7 @@ class TrainingProcess:
             return said
         await self.close()
         why = said.message if isinstance(said, Failed) else f"it said {type(said).__name__} first"
-        raise NodeError(f"training does not work on this node: {why}")
+        raise NodeError(f"a {self._what} does not work on this node: {why}")
 
     def tell(self, message: Told) -> None:
         """Send it; to a dead process it is not sent: what it says next tells how it died."""
@@ -140,7 +147,7 @@ class TrainingProcess:
             self.kill()
             return Failed(
                 code="process_garbled",
-                message=f"the training process said something that is not a message: {error}"[:2000],
+                message=f"the {self._what} said something that is not a message: {error}"[:2000],
                 deterministic=False,
             )
         if said is not None:
@@ -152,7 +159,9 @@ class TrainingProcess:
             self.kill()
         status = await self._process.wait()
         await self._listening
-        return Failed(code="process_died", message=describe_end(status, list(self._stderr)), deterministic=False)
+        return Failed(
+            code="process_died", message=describe_end(status, list(self._stderr), self._what), deterministic=False
+        )
 
     async def _keep_last_words(self) -> None:
         assert self._process.stderr
@@ -164,7 +173,7 @@ class TrainingProcess:
             if not line:
                 return
             text = line[:STDERR_LINE_BYTES].decode(errors="replace").rstrip()
-            log.debug("training process %d: %s", self.pid, text)
+            log.debug("%s %d: %s", self._what, self.pid, text)
             self._stderr.append(text)
 
 
@@ -172,7 +181,7 @@ class Pool:
     """Keeps one training process warm. take() hands it out and has another one warmed up a little later."""
 
     def __init__(self, launch: Launch):
-        self._launch = launch
+        self.launch = launch
         self._warming: asyncio.Task[TrainingProcess] | None = None
         self._refill: asyncio.TimerHandle | None = None
         self._closed = False
@@ -219,7 +228,7 @@ class Pool:
                 await (await self._warming).close()
 
     async def _warm(self) -> TrainingProcess:
-        process = await TrainingProcess.start(self._launch)
+        process = await TrainingProcess.start(self.launch)
         try:
             await process.wait_ready()
         except asyncio.CancelledError:
@@ -242,7 +251,7 @@ def scrubbed_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def describe_end(status: int, last_words: list[str]) -> str:
+def describe_end(status: int, last_words: list[str], what: str = "training process") -> str:
     """How a process ended, for a person. status: exit status, or minus the signal's number."""
     if status < 0:
         try:
@@ -254,4 +263,4 @@ def describe_end(status: int, last_words: list[str]) -> str:
     else:
         how = f"ended with exit status {status} before it was done"
     said = "; its last words: " + " | ".join(last_words) if last_words else ""
-    return f"the training process {how}{said}"[:2000]
+    return f"the {what} {how}{said}"[:2000]

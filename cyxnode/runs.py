@@ -1,4 +1,4 @@
-"""One run from assignment to report: fetch the data, train in a process, store its states and the model."""
+"""One run from assignment to report: fetch the data, train in a process, store its states and the model; or serve."""
 
 import asyncio
 import contextlib
@@ -22,10 +22,12 @@ from cyxnet.messages import (
     RunCompleted,
     RunFailed,
 )
+from cyxnode.answering import Mine
 from cyxnode.cache import ArtifactCache
 from cyxnode.events import Advanced, CheckpointStored, Event, FirstBatch, HaltCode, RunEnded, RunKey
-from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Halt, Halted, NotSaved, Order, Prepared, Ready, Saved
+from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Halt, Halted, NotSaved, Order, Prepared, Saved, Serving
 from cyxnode.process import Pool, TrainingProcess
+from cyxnode.replicas import Replica, Service, order_of
 from cyxnode.state import retry_delay_ms
 from cyxnode.telemetry import Telemetry
 from cyxnode.uploads import Uploads
@@ -56,6 +58,7 @@ class Work:
     received_s: float
     task: "asyncio.Task[None] | None" = None
     process: TrainingProcess | None = None  # once it has its order
+    service: Service | None = None  # of a run that serves, once its model is loaded
     training: bool = False  # it made a step here and has not ended
     halting: HaltCode = "paused"  # why it halts, when it does
     step: int = 0
@@ -75,7 +78,10 @@ class Runs:
         telemetry: Telemetry,
         share: Share,
         tell: Callable[[Event], object],
+        connect: Callable[[str, int], Awaitable[Bus]],
     ):
+        """connect(job_id, attempt): the connection on which that run, which serves, is asked."""
+        self._connect = connect
         self._bus = bus
         self._node_id = node_id
         self._session = session
@@ -97,16 +103,20 @@ class Runs:
         """It may train: at once when it is ready, else as soon as it is."""
         if work := self._works.get(key):
             work.begun_s = time.monotonic()
-            if work.process:
+            if work.service:
+                work.service.begin()
+            elif work.process:
                 work.process.tell(Go())
 
     def halt(self, key: RunKey, code: HaltCode) -> None:
-        """Have it store a checkpoint and end; one that made no step here has nothing to store."""
+        """Have it store a checkpoint and end; one that made no step here has nothing to store. A replica is drained."""
         work = self._works.get(key)
         if work is None:
             return
         work.halting = code
-        if work.training and work.process:
+        if work.service:
+            work.service.drain()
+        elif work.training and work.process:
             work.process.tell(Halt())
         else:
             self.kill(key)
@@ -116,9 +126,20 @@ class Runs:
         """The newest step of its training that is known here."""
         return work.step if (work := self._works.get(key)) else 0
 
-    def kill(self, key: RunKey) -> None:
-        """Its process is dead when this returns; the rest is cleared up by its task."""
+    def requests(self, key: RunKey) -> tuple[int, int]:
+        """Of a run that serves: how many it has answered, and how many wait for their answer."""
+        work = self._works.get(key)
+        return (work.service.requests, work.service.waiting) if work and work.service else (0, 0)
+
+    def kill(self, key: RunKey, at_once: bool = False) -> None:
+        """Its process is dead when this returns; the rest is cleared up by its task.
+
+        A replica answers first what it has been asked, unless it shall end at_once.
+        """
         if work := self._works.get(key):
+            if work.service and not at_once:
+                work.service.drain()
+                return
             if work.process:
                 work.process.kill()
             if work.task and not work.task.cancelling():  # once: the second would cut its clearing up
@@ -128,7 +149,7 @@ class Runs:
     async def close(self) -> None:
         tasks = [work.task for work in self._works.values() if work.task]
         for key in list(self._works):
-            self.kill(key)
+            self.kill(key, at_once=True)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _gone(self, key: RunKey, work: Work) -> None:
@@ -137,7 +158,8 @@ class Runs:
 
     async def _perform(self, key: RunKey, assign: Assign, work: Work) -> None:
         try:
-            report: RunCompleted | RunFailed = await self._train(key, assign, work)
+            perform = self._serve if assign.job.serve else self._train
+            report: RunCompleted | RunFailed = await perform(key, assign, work)
         except CyxError as error:
             report = self._failed(key, error.code, str(error))
         except Exception as error:
@@ -173,6 +195,37 @@ class Runs:
             finally:
                 work.process = None
                 await process.close()
+
+    async def _serve(self, key: RunKey, assign: Assign, work: Work) -> RunFailed:
+        """Load the model, answer until told to end. A run that serves delivers nothing: it ends as one that halted."""
+        job, spec, share = assign.job, assign.job.serve, self._share
+        assert spec is not None
+        async with self._cache.hold(job.dataset.sha256, job.dataset.size) as model_path:
+            memory_bytes = _memory_bytes(job, share, assign.memory_bytes)
+            order = order_of(job.name, spec, share.threads, memory_bytes, MAX_MODEL_BYTES)
+            replica = await Replica.start(self._pool.launch)
+            work.process = replica.process
+            try:
+                loaded = await replica.load(model_path.absolute(), order, spec.format)
+                _log_time(key, "model loaded", work, time.monotonic())
+                end = await self._answer(key, assign, work, replica) if isinstance(loaded, Serving) else loaded
+                if isinstance(end, Failed):
+                    seen_bytes = memory_bytes if end.code == "out_of_memory" else 0
+                    return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
+                return self._failed(key, work.halting, HALTED[work.halting])
+            finally:
+                work.service = work.process = None
+                await replica.close()
+
+    async def _answer(self, key: RunKey, assign: Assign, work: Work, replica: Replica) -> Halted | Failed:
+        spec = assign.job.serve
+        assert spec is not None
+        mine = Mine(deployment=spec.deployment, owner=assign.owner, public=spec.public)
+        work.service = service = Service(replica, lambda: self._connect(*key), mine, spec.drain_s)
+        self._tell(Advanced(key, "ready"))
+        if work.begun_s is not None:
+            service.begin()
+        return await service.perform(lambda: self._tell(FirstBatch(key)))
 
     async def _supervise(
         self, key: RunKey, process: TrainingProcess, order: Order, work: Work
@@ -230,10 +283,11 @@ class Runs:
                     log.warning("run %s/%d: %s", *key, message)
                 case Done() | Halted() | Failed():
                     return said
-                case Ready():
+                case _:
                     break
         process.kill()
-        return Failed(code="process_garbled", message="the training process said Ready twice", deterministic=False)
+        why = f"the training process said {type(said).__name__}, which is not for it to say now"
+        return Failed(code="process_garbled", message=why, deterministic=False)
 
     def _prepared(self, key: RunKey, said: Prepared, work: Work) -> None:
         work.step = said.step
@@ -319,7 +373,6 @@ def order_for(
     memory_bytes: int = 0,
 ) -> Order:
     """What a training process is told of a job. memory_bytes: what it needs at least, as its attempts have shown."""
-    wanted_bytes = max(job.needs.memory_bytes, memory_bytes) if job.needs.memory_bytes else 0
     return Order(
         model=job.model,
         data=job.data,
@@ -331,13 +384,18 @@ def order_for(
         out_path=str(out_path),
         device=DEVICES[job.needs.device],
         threads=share.threads,
-        memory_bytes=min(wanted_bytes or share.memory_bytes, share.memory_bytes),
+        memory_bytes=_memory_bytes(job, share, memory_bytes),
         file_bytes=MAX_MODEL_BYTES,
         expected_rows=job.facts.rows if job.facts else None,
         expected_input_shape=list(job.facts.input_shape) if job.facts else None,
         every_steps=job.checkpoints.every_steps,
         every_s=job.checkpoints.every_s,
     )
+
+
+def _memory_bytes(job: JobRequest, share: Share, memory_bytes: int) -> int:
+    wanted_bytes = max(job.needs.memory_bytes, memory_bytes) if job.needs.memory_bytes else 0
+    return min(wanted_bytes or share.memory_bytes, share.memory_bytes)
 
 
 def _log_time(key: RunKey, what: str, work: Work, at_s: float) -> None:

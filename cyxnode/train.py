@@ -23,6 +23,7 @@ from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Halted, Order, Pre
 BATCH_INTERVAL_S = 0.25  # at most four batches a second are told, besides the very first
 DEVICE_HOST_BYTES = 4 * 2**30  # what a driver and the compiler of its kernels take of the host's memory at most
 OF_THIS_NODE = (KernelError, MissingExtra, CheckpointError)  # not the job's fault: it may succeed elsewhere
+ADVICE = "lower training.batch_size, or ask for more with memory in [needs]"
 
 Metrics = BatchMetrics | EpochMetrics
 
@@ -52,7 +53,7 @@ def main() -> int:
         warm_ms = (time.perf_counter() - started_s) * 1000
         channel.send(Ready(isolated=isolated, warm_ms=warm_ms, isa=isa))
     except CyxError as error:
-        channel.send(_failure(error))
+        channel.send(failure(error))
         return 1
     except BrokenPipeError:
         return 0
@@ -73,13 +74,13 @@ def serve(channel: Channel, train: Train) -> int:
         for said in throttle(train(order, channel), time.monotonic):
             channel.send(said)
     except CyxError as error:
-        channel.send(_failure(error))
+        channel.send(failure(error))
     except BrokenPipeError:  # the agent is gone, and with it everyone who wants to know
         return 0
     except Exception as error:
-        if not _ran_out_of_memory(error):
+        if not ran_out_of_memory(error):
             raise
-        channel.send(_out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
+        channel.send(out_of_memory(f"{order.memory_bytes} bytes" if order.memory_bytes else "all of it"))
     return 0
 
 
@@ -258,7 +259,7 @@ def rehearse(folder: Path = Path(), device: str = "cpu") -> str:
     finally:
         table.unlink(missing_ok=True)
         model.unlink(missing_ok=True)
-    return _kernel_isa(device)
+    return kernel_isa(device)
 
 
 def _set_up_device(name: str, threads: int) -> None:
@@ -272,21 +273,22 @@ def _set_up_device(name: str, threads: int) -> None:
         kernels.set_num_threads(threads)
 
 
-def _kernel_isa(device_name: str) -> str:
+def kernel_isa(device_name: str) -> str:
     from cyxcore import device
 
     kernels = getattr(device.backend(device_name), "kernels", None)
     return kernels.isa() if kernels else device_name
 
 
-def _failure(error: CyxError) -> Failed:
-    if _ran_out_of_memory(error):
-        return _out_of_memory(str(error))
+def failure(error: CyxError, advice: str = ADVICE) -> Failed:
+    """advice: what to do where there is not enough memory."""
+    if ran_out_of_memory(error):
+        return out_of_memory(str(error), advice)
     deterministic = not isinstance(error, OF_THIS_NODE)
     return Failed(code=error.code[:64], message=str(error)[:2000], deterministic=deterministic)
 
 
-def _ran_out_of_memory(error: BaseException | None) -> bool:
+def ran_out_of_memory(error: BaseException | None) -> bool:
     """Whether this error, or one that it was made from, is about memory (DuckDB has a class of its own)."""
     while error is not None:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":
@@ -295,8 +297,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _out_of_memory(what: str) -> Failed:
-    advice = "lower training.batch_size, or ask for more with memory in [needs]"
+def out_of_memory(what: str, advice: str = ADVICE) -> Failed:
     said = f"the job needs more memory than it may take on this node ({what}); {advice}"
     return Failed(code="out_of_memory", message=said[:2000], deterministic=False)
 

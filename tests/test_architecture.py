@@ -87,14 +87,15 @@ cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__
 
-cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.sandbox cyxnode.saving cyxnode.train
+cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.exchange cyxnode.sandbox
+cyxnode.saving cyxnode.train
 cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
-cyxnode.runs cyxnode.verify cyxnode.agent
+cyxnode.answering cyxnode.replicas cyxnode.runs cyxnode.verify cyxnode.agent
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
 cyxnode.serving.figures cyxnode.serving.gate cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes
 cyxnode.serving.openapi cyxnode.serving.tensors cyxnode.serving.language cyxnode.serving.gguf cyxnode.serving.app
-cyxnode.serving.loading cyxnode.serving cyxnode.serving.__main__
+cyxnode.serving.loading cyxnode.serving.loop cyxnode.serving cyxnode.serving.__main__ cyxnode.replica
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts

@@ -10,20 +10,18 @@ import argparse
 import asyncio
 import contextlib
 import importlib
-import importlib.util
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cyxcore.errors import CyxError, MissingExtra, SpecError
 from cyxnet.serveoptions import add_options
-
-GIL_SWITCH_S = 0.0005  # how long the event loop may keep the interpreter from who computes, and the other way round
+from cyxnode.serving import loop
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--guard-stdin", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="cyx serve: %(message)s")
-    sys.setswitchinterval(GIL_SWITCH_S)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with loop.runner() as runner:
             return runner.run(serve(args))
     except KeyboardInterrupt:
         return 130
@@ -53,12 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"cyx: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | TypeError | MissingExtra | OSError) else 1
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed (the extra `fast`)."""
-    found: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
-    return found.new_event_loop if found else None
 
 
 async def serve(args: argparse.Namespace) -> int:
@@ -79,11 +70,11 @@ async def serve(args: argparse.Namespace) -> int:
         await served.start()
         front = app.Front(served, gate, Limits(body_bytes=args.max_body), args.behind_proxy)
         server = await httpserver.Server.start(front, args.host, args.port, _certificate(args), close_s=args.drain_s)
-        loop = asyncio.get_running_loop()
+        running = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _stop, stopped)
+            running.add_signal_handler(number, _stop, stopped)
         if args.guard_stdin:
-            loop.add_reader(0, _stdin, stopped)
+            running.add_reader(0, _stdin, stopped)
         _say_ready(args, served, server.url, time.perf_counter() - begun_s)
         await stopped.wait()
         await server.close()

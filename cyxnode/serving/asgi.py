@@ -15,8 +15,7 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError, Overloaded
 from cyxnet.codec import JSON, BadMessage
-from cyxnet.httpserver import is_gone, is_whole
-from cyxnet.inference import Fault, Refusal
+from cyxnet.inference import Fault, Refusal, fault_type
 from cyxnet.outcomes import ApiError
 from cyxnode.serving.batcher import ClientGone
 
@@ -60,6 +59,19 @@ class Room:
         if self.taken_bytes + count > self._most_bytes:
             raise ApiError("overloaded", "the bodies of other requests fill the memory; try again", 429, 500)
         self.taken_bytes += count
+
+
+def is_gone(receive: Any) -> bool:
+    """Whether the client of a request hung up: of the request that `receive` (of ASGI) belongs to.
+
+    ASGI tells it only to who waits for it, which takes a task of its own. Of a server that keeps it elsewhere: False.
+    """
+    return bool(getattr(getattr(receive, "__self__", None), "disconnected", False))
+
+
+def is_whole(receive: Any) -> bool:
+    """Whether all of a request is there already, so that nobody has to wait for its body: as is_gone."""
+    return not getattr(getattr(receive, "__self__", None), "more_body", True) and not is_gone(receive)
 
 
 class Asked:
@@ -168,8 +180,6 @@ async def send_answer(answer: Answer, request_id: bytes, limits: Limits, send: S
 
 # -- refusals -----------------------------------------------------------------------------------------
 
-TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-
 
 def refusal(error: Exception, where: str) -> tuple[int, Refusal, int | None]:
     """Status, body and after how many milliseconds to ask again."""
@@ -179,8 +189,7 @@ def refusal(error: Exception, where: str) -> tuple[int, Refusal, int | None]:
     else:
         log.error("%s failed", where, exc_info=error)
         status, code, text = 500, "internal", "the server failed on this request; its log says why"
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    fault = Fault(message=text[:2000], type=kind, param=getattr(error, "param", None), code=code)
+    fault = Fault(message=text[:2000], type=fault_type(status), param=getattr(error, "param", None), code=code)
     return status, Refusal(error=fault), getattr(error, "retry_after_ms", None)
 
 

@@ -1,15 +1,18 @@
-"""What is counted of a served model, for /health and Prometheus. Counting is cheap; the text is made when asked for."""
+"""What is counted of a served model, for /health and Prometheus. Counting is cheap; the text is made when asked for.
+
+Only who asks for that text needs prometheus_client.
+"""
 
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from cyxcore.errors import MissingExtra
 
-KINDS: dict[str, Any] = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
@@ -24,7 +27,7 @@ class Figure(NamedTuple):
     labels: Mapping[str, str] = {}
 
 
-class Figures(Collector):
+class Figures:
     """others: what is counted elsewhere and told here too."""
 
     def __init__(self, others: Sequence[Figure] = ()) -> None:
@@ -32,8 +35,6 @@ class Figures(Collector):
         self.seconds: dict[str, list[float]] = {}  # route -> sum, count, and the count of each bucket
         self.in_flight = 0
         self._others = others
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def answered(self, route: str, status: int, took_s: float) -> None:
         self.answers[route, status] += 1
@@ -56,7 +57,11 @@ class Figures(Collector):
         total_s, count = (sum(seen[place] for seen in self.seconds.values()) for place in (0, 1))
         return 1000 * total_s / count if count else 0.0
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> "Iterator[Metric]":
+        """As a collector of prometheus_client."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        kinds: dict[str, Any] = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
         answers = CounterMetricFamily("cyx_serve_requests", "Requests answered.", labels=["route", "status"])
         for (route, status), count in self.answers.items():
             answers.add_metric([route, str(status)], count)
@@ -75,9 +80,16 @@ class Figures(Collector):
         for other in self._others:
             family = families.get(other.name)
             if family is None:
-                family = families[other.name] = KINDS[other.kind](other.name, other.about, labels=list(other.labels))
+                family = families[other.name] = kinds[other.kind](other.name, other.about, labels=list(other.labels))
             family.add_metric(list(other.labels.values()), other.value())
         yield from families.values()
 
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        """Raises MissingExtra."""
+        try:
+            from prometheus_client import CollectorRegistry, generate_latest
+        except ModuleNotFoundError:
+            raise MissingExtra("the figures for Prometheus need prometheus_client: pip install 'cyx[http]'") from None
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)

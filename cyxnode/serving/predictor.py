@@ -20,11 +20,15 @@ log = logging.getLogger(__name__)
 TIMED_RUNS = 3
 
 
+class NoRoom(DataError, MemoryError):
+    """Not even one sample fits into the memory that the model may take."""
+
+
 class Predictor:
     """Plans of `graph` for batches of up to `max_batch` samples whose memory stays within memory_bytes.
 
     run_ns: how long a run of each size took, the best of a few. rows_independent: whether every size gave each sample
-    the bits that it gets alone; otherwise only the size 1 is used. Raises DataError when one sample does not fit.
+    the bits that it gets alone; otherwise only the size 1 is used. Raises NoRoom when one sample does not fit.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Predictor:
             needed = self.memory_bytes + plan.arena_bytes + sum(array.nbytes for array in plan.inputs.values())
             if memory_bytes is not None and needed > memory_bytes:
                 if size == 1:
-                    raise DataError(
+                    raise NoRoom(
                         f"the model needs {needed:,} bytes for one sample, and may take {memory_bytes:,}; "
                         "give it more with --memory"
                     )

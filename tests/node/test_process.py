@@ -168,7 +168,7 @@ async def test_niceness_reaches_the_training_process(start: Starter) -> None:
 
 
 async def test_a_process_that_cannot_train_says_so_instead_of_ready(start: Starter) -> None:
-    with pytest.raises(NodeError, match="training does not work on this node: the kernels are not built"):
+    with pytest.raises(NodeError, match="a training process does not work on this node: the kernels are not built"):
         await start("never_ready")
 
 

@@ -1,0 +1,221 @@
+"""Questions from the network, put to a replica; its answers, to who asked.
+
+Who asks is a token of the subject, which the broker holds everyone to; an answer goes to that caller's own subject and
+nowhere else. An answer in parts waits for its asker: each part names the subject on which to say how many were taken
+(cyxnet/asking.py), and a window of them is on its way at most.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from cyxcore.errors import CyxError
+from cyxnet import asking, subjects
+from cyxnet.asking import Part, Question
+from cyxnet.bus import Bus
+from cyxnet.connection import Message
+from cyxnet.inference import Fault, Refusal, fault_type
+from cyxnet.outcomes import ApiError, BusError
+from cyxnet.ratelimit import Places
+from cyxnode import exchange as x
+
+MAX_IN_FLIGHT = 1024  # of which one caller gets half at the most
+MAX_BYTES = 256 * 2**20  # of the questions in flight
+LOOK_S = 0.5  # how late it may be noticed that nobody waits any more
+BUSY_RETRY_MS = 200
+KEPT_HEADERS, KEPT_HEADER_BYTES = 256, 512  # of different ones, whose meaning is remembered
+
+
+class Mine(Struct, frozen=True, kw_only=True):
+    """What is answered here, and to whom: to its owner, or (public) to anybody."""
+
+    deployment: str
+    owner: str
+    public: bool
+
+
+class _Asked:
+    """A question in flight."""
+
+    __slots__ = ("caller", "content_type", "desk", "number", "parts", "reply", "size", "taken", "until_s")
+
+    def __init__(self, desk: "Answering", caller: str, reply: str, size: int, until_s: float):
+        self.desk, self.caller, self.reply, self.size, self.until_s = desk, caller, reply, size, until_s
+        self.number = 0
+        self.parts = self.taken = 0  # sent, and taken by who asks
+        self.content_type = ""
+
+    def tell(self, frame: x.Reply | x.Part | None) -> None:
+        self.desk._tell(self, frame)
+
+
+class Answering:
+    """Between a connection of its own and a replica: `await open()`, `await stop()` where there is time, `close()`."""
+
+    def __init__(self, bus: Bus, replica: x.Exchange, mine: Mine, clock: Callable[[], float] = time.monotonic):
+        self.refused = 0  # questions that the replica never saw
+        self._bus, self._replica, self._mine, self._clock = bus, replica, mine, clock
+        self._places = Places(MAX_IN_FLIGHT)
+        self._asked: dict[str, _Asked] = {}  # by the subject of the answer
+        self._bytes = 0
+        self._known: dict[bytes, Question] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._subscriptions: list[Any] = []
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._asked)
+
+    async def open(self) -> None:
+        """From here on it is asked. Raises BusError."""
+        deployment = self._mine.deployment
+        self._subscriptions.append(await self._bus.attend(subjects.taken(deployment, "*", "*"), self._on_taken))
+        infer = subjects.infer(deployment, "*")
+        self._subscriptions.append(await self._bus.attend(infer, self._on_question, subjects.REPLICAS))
+        self._looking = asyncio.create_task(self._look())
+
+    async def stop(self, within_s: float) -> None:
+        """Take no new questions; wait until those in flight are answered, for within_s at most."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._subscriptions[1].unsubscribe()
+                await self._bus.round_trip()  # what came before has been given to us then
+                await self._idle.wait()
+                await self._bus.round_trip()  # and the last answer to the broker
+        except (TimeoutError, BusError):
+            pass
+
+    def close(self) -> None:
+        for asked in list(self._asked.values()):
+            self._end(asked)
+        if self._looking:
+            self._looking.cancel()
+
+    # -- questions -----------------------------------------------------------------------------------
+
+    def _on_question(self, message: Message) -> None:
+        caller = asking.asker(message.subject, message.reply)
+        if caller is None or message.reply in self._asked:  # the answer would go to somebody else, or to another
+            return
+        try:
+            question, size = self._question(message), len(message.data)
+            self._refuse_unless_welcome(caller, size)
+        except CyxError as error:
+            self.refused += 1
+            self._send(message.reply, _refusal(error), None)
+            return
+        asked = _Asked(self, caller, message.reply, size, self._clock() + question.timeout_ms / 1000)
+        self._asked[message.reply] = asked
+        self._bytes += size
+        self._idle.clear()
+        method = "POST" if size else "GET"
+        asked.number = self._replica.ask(
+            method, question.route, question.content_type, question.accept, message.data, asked.tell
+        )
+
+    def _question(self, message: Message) -> Question:
+        """What the headers say; they are mostly the same, over and over."""
+        known = self._known.get(message.block)
+        if known is None:
+            known = asking.question_of(b"", message.headers)
+            if len(self._known) < KEPT_HEADERS and len(message.block) <= KEPT_HEADER_BYTES:
+                self._known[message.block] = known
+        return known
+
+    def _refuse_unless_welcome(self, caller: str, size: int) -> None:
+        """Raises ApiError: 403 for whom it is not for, 429 when too much is in flight."""
+        mine = self._mine
+        if not (mine.public or caller == mine.owner):
+            raise ApiError("not_allowed", f"{mine.deployment} answers its owner only, and {caller} is not", 403)
+        if self._replica.is_full or self._bytes + size > MAX_BYTES or not self._places.take(caller):
+            raise ApiError("overloaded", "too many questions are in flight; try again", 429, BUSY_RETRY_MS)
+
+    def _on_taken(self, message: Message) -> None:
+        """How many parts of an answer were taken in all, or `stop`. Of an answer of another replica: nothing."""
+        *_, caller, token = message.subject.split(".")
+        asked = self._asked.get(subjects.reply(caller, token))
+        if asked is None:
+            return
+        if message.data == asking.STOP:
+            self._end(asked)
+        elif message.data.isdigit() and len(message.data) <= 9:
+            taken = min(int(message.data), asked.parts)
+            self._replica.took(asked.number, taken - asked.taken)
+            asked.taken = max(taken, asked.taken)
+
+    async def _look(self) -> None:
+        """End the questions that nobody waits for any more."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now_s = self._clock()
+            for asked in [asked for asked in self._asked.values() if not asked.parts and asked.until_s < now_s]:
+                self._end(asked)
+
+    def _end(self, asked: _Asked) -> None:
+        self._replica.drop(asked.number)
+        self._forget(asked)
+
+    def _forget(self, asked: _Asked) -> None:
+        if self._asked.pop(asked.reply, None):
+            self._bytes -= asked.size
+            self._places.give_back(asked.caller)
+            if not self._asked:
+                self._idle.set()
+
+    # -- answers -------------------------------------------------------------------------------------
+
+    def _tell(self, asked: _Asked, frame: x.Reply | x.Part | None) -> None:
+        if frame is None or isinstance(frame, x.Part) and frame.broken:
+            broken = ApiError("broken_off", "the replica ended before its answer did; ask again", 503, BUSY_RETRY_MS)
+            self._forget(asked)
+            self._send(asked.reply, replace(_refusal(broken), number=asked.parts), None)
+            return
+        headers, status = {}, 200
+        if isinstance(frame, x.Reply):
+            asked.content_type, status = frame.content_type, frame.status
+            if frame.retry_after_ms:
+                headers = retry_after(frame.retry_after_ms)
+        part = Part(
+            body=frame.body,
+            status=status,
+            content_type=asked.content_type,
+            number=asked.parts,
+            end=not frame.more,
+            headers=headers,
+        )
+        asked.parts += 1
+        if part.end:
+            self._forget(asked)
+        if not self._send(asked.reply, part, asked):
+            self._end(asked)
+
+    def _send(self, reply: str, part: Part, asked: _Asked | None) -> bool:
+        """False when it cannot be sent: the link is down, and who asks will ask again."""
+        taken = ""
+        if asked is not None and not part.end:
+            taken = subjects.taken(self._mine.deployment, asked.caller, subjects.last_token(reply))
+        try:
+            self._bus.send(reply, part.body, asking.part_headers(part), taken)
+        except BusError:
+            return False
+        return True
+
+
+def retry_after(wait_ms: int) -> dict[str, str]:
+    return {"Retry-After": str(-(-wait_ms // 1000)), "Retry-After-Ms": str(wait_ms)}
+
+
+def _refusal(error: CyxError) -> Part:
+    """A whole answer that is a no, in the shape that it has over HTTP."""
+    status = getattr(error, "status", 400)
+    fault = Fault(message=str(error)[:2000], type=fault_type(status), param=None, code=error.code)
+    wait_ms = getattr(error, "retry_after_ms", None)
+    headers = retry_after(wait_ms) if wait_ms else {}
+    return Part(body=msgspec.json.encode(Refusal(error=fault)), status=status, headers=headers)

@@ -1,0 +1,232 @@
+"""Requests to a replica and its answers: frames on one socket between the agent and the process that has the model.
+
+    agent ── Ask ──▶ replica     a request, under a number of its own
+          ── Took ─▶             so many more parts of its answer may come
+          ── Drop ─▶             nobody waits for it any more
+          ◀─ Reply ──            status, and the answer or its first part
+          ◀─ Part ───            more of it
+
+A frame is four bytes of length, big-endian, and that many bytes of MessagePack. What is sent within one turn of the
+event loop is written at once, so that many requests cost one call of the system.
+"""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from cyxnet.asking import PART_BYTES, WINDOW
+
+LENGTH_BYTES = 4
+MAX_FRAME_BYTES = 16 * PART_BYTES  # a request is one message of the broker, and an answer comes in parts
+
+
+class Frame(Struct, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
+    """number: of the request, for as long as it is answered."""
+
+
+class Ask(Frame, tag=1):
+    """accept: content types that the answer may have, as in HTTP; "" for any."""
+
+    number: int
+    method: str
+    path: str
+    content_type: str
+    accept: str
+    body: bytes
+
+
+class Took(Frame, tag=2):
+    number: int
+    parts: int
+
+
+class Drop(Frame, tag=3):
+    number: int
+
+
+class Reply(Frame, tag=4):
+    """more: parts follow. retry_after_ms: 0 where nothing is said of that."""
+
+    number: int
+    status: int
+    content_type: str
+    retry_after_ms: int
+    body: bytes
+    more: bool
+
+
+class Part(Frame, tag=5):
+    """broken: the answer ends here and is not whole."""
+
+    number: int
+    body: bytes
+    more: bool
+    broken: bool = False
+
+
+Tell = Callable[[Reply | Part | None], None]
+
+
+class Wire(asyncio.Protocol):
+    """One end of the socket. take(message) is called for each frame of `kinds`, lost(why) once, when it is over."""
+
+    def __init__(self, kinds: Any, take: Callable[[Any], None], lost: Callable[[str], None]):
+        self._decode = msgspec.msgpack.Decoder(kinds).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._take, self._lost = take, lost
+        self._rest = b""
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self.is_full = False  # the other end does not read
+
+    @classmethod
+    async def open(
+        cls, held: socket.socket, kinds: Any, take: Callable[[Any], None], lost: Callable[[str], None]
+    ) -> "Wire":
+        held.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, wire = await loop.create_unix_connection(lambda: cls(kinds, take, lost), sock=held)
+        return wire
+
+    def send(self, message: Frame) -> None:
+        """Nothing happens when the other end is gone: lost() says so."""
+        frame = self._encode(message)
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out += (len(frame).to_bytes(LENGTH_BYTES, "big"), frame)
+
+    def close(self) -> None:
+        self._flush()
+        if self._transport:
+            self._transport.close()
+
+    def _flush(self) -> None:
+        written = b"".join(self._out)
+        self._out.clear()
+        if written and self._transport and not self._transport.is_closing():
+            self._transport.write(written)
+
+    # -- asyncio's part ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        at, end = 0, len(data)
+        try:
+            while end - at >= LENGTH_BYTES:
+                begin = at + LENGTH_BYTES
+                length = int.from_bytes(data[at:begin], "big")
+                if length > MAX_FRAME_BYTES:
+                    raise msgspec.DecodeError(f"expected a frame of at most {MAX_FRAME_BYTES} bytes, got {length}")
+                if end < begin + length:
+                    break
+                at = begin + length
+                self._take(self._decode(memoryview(data)[begin:at]))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self.fail(f"it sent what is no frame: {error}")
+            return
+        self._rest = data[at:]
+
+    def fail(self, why: str) -> None:
+        """The other end does not keep to the rules."""
+        lost, self._lost = self._lost, _nothing
+        if self._transport:
+            self._transport.abort()
+        lost(why)
+
+    def pause_writing(self) -> None:
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        self.is_full = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        lost, self._lost = self._lost, _nothing
+        lost("it closed its socket")
+
+
+def _nothing(why: str) -> None:
+    pass
+
+
+class Exchange:
+    """The agent's end: asks, and tells each asker what comes. lost(why): the replica answers no more."""
+
+    def __init__(self, lost: Callable[[str], None]):
+        self._lost_told = lost
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, Tell] = {}
+        self._left: dict[int, int] = {}  # of answers in parts: how many may come
+        self._wire: Wire
+
+    @classmethod
+    async def open(cls, held: socket.socket, lost: Callable[[str], None]) -> "Exchange":
+        self = cls(lost)
+        self._wire = await Wire.open(held, Reply | Part, self._on_frame, self._on_lost)
+        return self
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._asked)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the replica does not read what it is sent."""
+        return self._wire.is_full
+
+    def ask(self, method: str, path: str, content_type: str, accept: str, body: bytes, tell: Tell) -> int:
+        """tell(reply) is called with the Reply, then with each Part; with None when the replica ended before.
+
+        Returns the number of the request.
+        """
+        number = next(self._numbers)
+        self._asked[number] = tell
+        self._wire.send(Ask(number, method, path, content_type, accept, body))
+        return number
+
+    def took(self, number: int, parts: int) -> None:
+        """So many parts were taken by who asked: as many more may come."""
+        if number in self._left and parts > 0:
+            self._left[number] = min(WINDOW, self._left[number] + parts)
+            self._wire.send(Took(number, parts))
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for it any more: nothing more is told of it."""
+        if self._asked.pop(number, None):
+            self._left.pop(number, None)
+            self._wire.send(Drop(number))
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _on_frame(self, frame: Reply | Part) -> None:
+        number = frame.number
+        tell = self._asked.get(number)
+        if tell is None:  # it was dropped
+            return
+        if isinstance(frame, Part):
+            left = self._left.get(number, 0) - 1
+            if left < 0:
+                return self._wire.fail("it sent more parts of an answer than were asked for")
+            self._left[number] = left
+        elif frame.more:
+            self._left[number] = WINDOW
+        if not frame.more:
+            del self._asked[number]
+            self._left.pop(number, None)
+        tell(frame)
+
+    def _on_lost(self, why: str) -> None:
+        asked, self._asked = self._asked, {}
+        self._left.clear()
+        for tell in asked.values():
+            tell(None)
+        self._lost_told(why)

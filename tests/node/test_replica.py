@@ -1,0 +1,228 @@
+"""A replica's process as the agent meets it: what it answers, what it waits for, how it ends, what it is not let do."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from msgspec.structs import replace
+
+from cyxcore.model import save_model
+from cyxnet.asking import WINDOW
+from cyxnode import exchange as x
+from cyxnode.pipe import Failed, Halt, Halted, Serve, Serving
+from cyxnode.process import Launch
+from cyxnode.replicas import Replica
+from tests.core import llamas
+from tests.node.serving.models import mlp, samples
+from tests.node.serving.test_gguf import SIZES, TEMPLATE, vocabulary
+
+ORDER = Serve(model_path="", name="small", threads=1, memory_bytes=2**28, file_bytes=1_000_000)
+JSON = "application/json"
+
+
+class Asking:
+    """Replicas, and what they answered, in order."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.replicas: list[Replica] = []
+
+    async def load(self, path: Path, order: Serve = ORDER) -> tuple[Replica, Serving | Failed]:
+        replica = await Replica.start(Launch(work_folder=self.folder / "work"))
+        self.replicas.append(replica)
+        return replica, await replica.load(path, order, path.suffix.removeprefix("."))
+
+
+async def whole(replica: Replica, route: str, body: bytes = b"", method: str = "") -> tuple[int, bytes]:
+    """Status and body of an answer, taken as it comes."""
+    found: asyncio.Queue[Any] = asyncio.Queue()
+    number = replica.exchange.ask(method or ("POST" if body else "GET"), route, JSON, "", body, found.put_nowait)
+    reply = await found.get()
+    content, more = reply.body, reply.more
+    while more:
+        part = await found.get()
+        replica.exchange.took(number, 1)
+        content, more = content + part.body, part.more
+    return reply.status, content
+
+
+@pytest.fixture
+async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
+    made = Asking(tmp_path)
+    yield made
+    for replica in made.replicas:
+        await replica.close()
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    held = mlp()
+    path = tmp_path_factory.mktemp("model") / "small.cyxmodel"
+    save_model(path, held.graph, held.weights, classes=held.classes)
+    return path
+
+
+@pytest.fixture(scope="module")
+def language_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    more = vocabulary(**{"tokenizer.chat_template": TEMPLATE})
+    return llamas.write(path, llamas.sizes(vocabulary=257, **SIZES), "Q8_0", **more)
+
+
+async def test_a_replica_answers_with_the_bits_of_the_model(asking: Asking, model_file: Path) -> None:
+    replica, said = await asking.load(model_file)
+    assert isinstance(said, Serving) and json.loads(said.card)["classes"] == ["zero", "one", "two"]
+    asked = json.dumps({"input": samples(5).tolist()}).encode()
+    status, body = await whole(replica, "/v1/predict", asked)
+    assert status == 200 and json.loads(body)["output"] == mlp().predict(samples(5)).tolist()
+
+
+ROUTES = [
+    ("/v1/model", b"", 200),
+    ("/health", b"", 200),
+    ("/metrics", b"", 200),
+    ("/openapi.json", b"", 200),
+    ("/v1/predict", b"", 405),
+    ("/v1/predict", b"{", 400),
+    ("/v1/predict", b'{"input": "much"}', 400),
+    ("/v1/predict", b"[" * 200_000, 400),
+    ("/v1/chat/completions", b"{}", 404),
+    ("/../../etc/passwd", b"", 404),
+    ("/v1/predict\x00", b"{}", 404),
+    ("/\u2603", b"{}", 404),
+]
+
+
+async def test_every_route_answers_with_the_status_that_it_has_over_http(asking: Asking, model_file: Path) -> None:
+    replica, _ = await asking.load(model_file)
+    assert [(route, body, (await whole(replica, route, body))[0]) for route, body, _ in ROUTES] == ROUTES
+
+
+async def test_what_it_has_taken_is_answered_before_it_halts_and_it_says_how_much_it_did(
+    asking: Asking, model_file: Path
+) -> None:
+    replica, _ = await asking.load(model_file)
+    body = json.dumps({"input": samples(8).tolist()}).encode()
+    answers = [asyncio.ensure_future(whole(replica, "/v1/predict", body)) for _ in range(20)]
+    await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+    replica.process.tell(Halt())
+    end = asyncio.ensure_future(replica.until_end())
+    assert {status for status, _ in await asyncio.gather(*answers)} == {200}
+    assert await end == Halted()
+    assert replica.figures and replica.figures.requests == 20 and replica.figures.rss_bytes > 2**20
+
+
+async def test_a_stream_waits_for_who_does_not_take_it_and_ends_when_he_drops_it(
+    asking: Asking, language_file: Path
+) -> None:
+    replica, said = await asking.load(language_file)
+    assert isinstance(said, Serving), said
+    asked = {"model": "small", "prompt": "hello", "max_tokens": 100, "stream": True, "logit_bias": {"256": -100}}
+    found: asyncio.Queue[Any] = asyncio.Queue()
+    body = json.dumps(asked).encode()
+    number = replica.exchange.ask("POST", "/v1/completions", JSON, "", body, found.put_nowait)
+    assert (await found.get()).content_type == "text/event-stream"
+    for _ in range(WINDOW):
+        assert (await found.get()).more
+    assert (await whole(replica, "/health"))[0] == 200 and found.empty()  # it was asked later, and answered
+    replica.exchange.took(number, 1)
+    assert b"data: " in (await found.get()).body
+    assert (await whole(replica, "/health"))[0] == 200 and found.empty()
+    replica.exchange.drop(number)
+    while json.loads((await whole(replica, "/health"))[1])["in_flight"] > 1:  # itself
+        pass
+
+
+async def test_a_large_answer_comes_in_parts_that_make_the_whole(asking: Asking, model_file: Path) -> None:
+    replica, _ = await asking.load(model_file)
+    rows = samples(20_000)
+    status, body = await whole(replica, "/v1/predict", json.dumps({"input": rows.tolist()}).encode())
+    assert status == 413  # more samples than may wait
+    replica, _ = await asking.load(model_file, replace(ORDER, max_queue=20_000))
+    status, body = await whole(replica, "/v1/predict", json.dumps({"input": rows.tolist()}).encode())
+    assert status == 200 and len(body) > 2**20
+    assert json.loads(body)["output"] == mlp().predict(rows).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "deterministic"),
+    [
+        ("bad.cyxmodel", b"no model", "bad_file", True),
+        ("bad.gguf", b"GGUF", "bad_file", True),
+        ("bad.onnx", b"\x08", "bad_file", True),
+    ],
+)
+async def test_a_file_that_is_no_model_is_the_jobs_fault(
+    asking: Asking, tmp_path: Path, name: str, content: bytes, code: str, deterministic: bool
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    _, said = await asking.load(tmp_path / name)
+    assert isinstance(said, Failed) and (said.code, said.deterministic) == (code, deterministic), said
+
+
+async def test_a_model_that_does_not_fit_may_fit_elsewhere(asking: Asking, model_file: Path) -> None:
+    _, said = await asking.load(model_file, replace(ORDER, memory_bytes=1000))
+    assert isinstance(said, Failed) and (said.code, said.deterministic) == ("out_of_memory", False), said
+
+
+async def test_who_waits_for_a_process_that_is_killed_is_told_so(asking: Asking, language_file: Path) -> None:
+    replica, _ = await asking.load(language_file)
+    found: asyncio.Queue[Any] = asyncio.Queue()
+    asked = {"model": "small", "prompt": "hello", "max_tokens": 100, "stream": True, "logit_bias": {"256": -100}}
+    replica.exchange.ask("POST", "/v1/completions", JSON, "", json.dumps(asked).encode(), found.put_nowait)
+    await found.get()
+    psutil.Process(replica.process.pid).kill()
+    end = await replica.until_end()
+    assert isinstance(end, Failed) and end.code == "process_died" and "the replica was killed by SIGKILL" in end.message
+    while (said := await found.get()) is not None:
+        assert said.more
+    assert replica.exchange.in_flight == 0
+
+
+async def pair(take: Callable[[Any], None]) -> tuple[Any, x.Exchange, list[str]]:
+    """(the socket of a replica that is none, the agent's end, why it was given up)."""
+    import socket
+
+    lost: list[str] = []
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    return theirs, await x.Exchange.open(ours, lost.append), lost
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x01\xc1",
+        b"\x00\x00\x00\x02\x91\x09",
+        x.msgspec.msgpack.encode(x.Reply(1, 200, JSON, 0, b"", True)).join([b"\x00\x00\x00\x18", b"\x00\x00\x00\x00"]),
+    ],
+)
+async def test_a_process_that_sends_what_is_no_frame_is_given_up(said: bytes) -> None:
+    theirs, exchange, lost = await pair(print)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
+    await asyncio.get_running_loop().sock_sendall(theirs, said)
+    while (await told.get()) is not None:
+        pass
+    assert len(lost) == 1 and exchange.in_flight == 0
+    theirs.close()
+
+
+async def test_a_process_that_sends_more_than_was_asked_for_is_given_up() -> None:
+    theirs, exchange, lost = await pair(print)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    number = exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
+    frames = [x.Reply(number, 200, JSON, 0, b"", True), *[x.Part(number, b"x", True)] * (WINDOW + 1)]
+    for frame in frames:
+        encoded = x.msgspec.msgpack.encode(frame)
+        await asyncio.get_running_loop().sock_sendall(theirs, len(encoded).to_bytes(4, "big") + encoded)
+    parts = 0
+    while (said := await told.get()) is not None:
+        parts += isinstance(said, x.Part)
+    assert parts == WINDOW and "more parts" in lost[0]
+    theirs.close()
