@@ -28,7 +28,7 @@ from cyxcentral.recent import Recent
 from cyxcentral.sweeper import SHORTEST_KEPT_S, Sweeper
 from cyxcentral.telemetry import Telemetry, broadcast
 from cyxcentral.verifier import Verifier
-from cyxcentral.world import World
+from cyxcentral.world import SAID_ON, World
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects, tls, watchdog
@@ -45,6 +45,7 @@ MANY_REQUESTS = 16  # in flight: then payments let callers go first, and signatu
 CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
 LOW_LAMPORTS = 10_000_000_000
 CHECK_BROKERS_EVERY_S = 60.0
+STOPPING = frozenset({m.CancelRequested, m.FundFailed, m.Refunded, m.DeadlineNear})  # what may end a run from outside
 
 
 class StartError(CyxError):
@@ -273,32 +274,32 @@ class Central:
 
     def _react(self, stored: Stored, record: m.Record) -> None:
         """New records only: tell watchers, wake whoever has something to do now."""
-        about, event = subjects.last_token(stored.subject), record.event
+        about, event, kind = subjects.last_token(stored.subject), record.event, type(record.event)
         self.dispatch.happened(stored.subject)
         assert self.payments and self.keeper
         self.keeper.look()
-        if isinstance(event, m.MintSigned):
-            self.payments.reconcile_mint(about)
-        if isinstance(event, m.PayoutsReleased):
-            self.payments.resume()
-        if isinstance(event, m.Settled | m.Refunded):
-            self.audit.ended(about)
-        if isinstance(event, m.ClientBanned) and self.door and about not in self.settings.network.operators:
-            self._later(self.door.throw_out(about))
-        if isinstance(event, m.NodeBanned) and self.door:
-            self._later(self._shut_out(self.door, about))
-        if not isinstance(event, m.JobEvent):
+        if kind not in SAID_ON["job"]:
+            if kind is m.MintSigned:
+                self.payments.reconcile_mint(about)
+            elif kind is m.PayoutsReleased:
+                self.payments.resume()
+            elif kind is m.ClientBanned and self.door and about not in self.settings.network.operators:
+                self._later(self.door.throw_out(about))
+            elif kind is m.NodeBanned and self.door:
+                self._later(self._shut_out(self.door, about))
             return
+        if kind is m.Settled or kind is m.Refunded:
+            self.audit.ended(about)
         self.payments.reconcile(about)
         update = m.Update(
             job_id=about,
             source="event",
             seq=stored.seq,
             at_ms=record.at_ms,
-            kind=type(event).__name__,
+            kind=kind.__name__,
             data=cast("dict[str, Any]", event),  # encoded, it is the same
         )
-        if isinstance(event, m.Submitted):  # nobody has anything of this job in a cache yet
+        if kind is m.Submitted:  # nobody has anything of this job in a cache yet
             self.recent.begin(update, len(stored.payload))
             broadcast(self._edge, update)
         else:
@@ -309,8 +310,7 @@ class Central:
             else:
                 self._later(self._tell(update))
         job = self.world.jobs[about]
-        ends = m.CancelRequested | m.FundFailed | m.Refunded | m.DeadlineNear
-        if isinstance(event, ends) and job.attempts and not job.current:
+        if kind in STOPPING and job.attempts and not job.current:
             self._later(self.dispatch.stop_run(job, job.error or ""))
 
     async def _shut_out(self, door: Door, node_id: str) -> None:

@@ -237,13 +237,13 @@ class EventLog:
             else:
                 record = read(stored.payload, plain)
             why = self.world.apply(stored.seq, stored.subject, record, sha256)
-            if isinstance(record, Record) and record.command_id in self._commands:
-                self._commands[record.command_id] = stored.seq
-            if why is None:
-                assert isinstance(record, Record)
-                for callback in self.applied:
-                    callback(stored, record)
-            else:
+            if type(record) is Record:
+                if record.command_id in self._commands:
+                    self._commands[record.command_id] = stored.seq
+                if why is None:
+                    for callback in self.applied:
+                        callback(stored, record)
+            if why is not None:
                 log.error("event %d (%s) is in quarantine: %s", stored.seq, stored.subject, why)
                 for note in self.quarantined:
                     note(stored, why)
@@ -476,9 +476,11 @@ class EventLog:
 
 def read(payload: bytes, plain: bool | None = None) -> Record | BadMessage:
     """A message of the log as a record, or what is wrong with it. plain: what is_plain says, where that is known."""
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # said below
+    try:
         if plain or (plain is None and is_plain(payload)):
             return _RECORDS.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass  # it is said below
     try:
         record = decode(Record, payload, MSGPACK, max_bytes=2**31)
         if occurs(payload, _UINT64, _LARGER) and occurs(_without_bytes(payload, record), _UINT64, _LARGER):

@@ -118,6 +118,11 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
         return self.attempts[-1] if self.status == "leased" else None
 
     @property
+    def holder(self) -> str | None:
+        """The node that holds the lease."""
+        return self.attempts[-1].node_id if self.status == "leased" else None
+
+    @property
     def checkpoint(self) -> m.Checkpoint | None:
         """The newest state that is stored and can be used: the next attempt goes on from it."""
         return next((state for each in reversed(usable(self)) for state in each if state), None)
@@ -275,7 +280,7 @@ RULES: dict[type, Rule] = {
 
 def illegal(job: Job | None, event: m.JobEvent) -> str | None:
     """Why `event` cannot happen to `job` now; None when it can."""
-    if isinstance(event, m.Submitted):
+    if type(event) is m.Submitted:
         return None if job is None else "there is a job with this id already"
     if job is None:
         return "there is no such job"
@@ -304,7 +309,7 @@ def waits(job: Job) -> bool:
 
 def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
     """The job after `event`. Events are facts: the caller made sure with `illegal` before it appended."""
-    if isinstance(event, m.Submitted):
+    if type(event) is m.Submitted:
         return Job(
             job_id=event.terms.job_id,
             job=event.job,
@@ -318,9 +323,10 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             price_base_units=event.price_base_units,
         )
     assert job is not None, f"{type(event).__name__} before Submitted"
-    if isinstance(event, WISHES) and event.request_id:
-        job = replace(job, requests=(*job.requests, event.request_id)[-REQUESTS_KEPT:])
-    return replace(AFTER[type(event)](job, event, at_ms), changed_at_ms=at_ms)
+    kind, request_id = type(event), getattr(event, "request_id", "")
+    if request_id and kind in WISHES:
+        job = replace(job, requests=(*job.requests, request_id)[-REQUESTS_KEPT:])
+    return replace(AFTER[kind](job, event, at_ms), changed_at_ms=at_ms)
 
 
 def granted(job: Job, request_id: str) -> bool:

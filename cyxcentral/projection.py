@@ -4,7 +4,7 @@ from typing import Any
 
 from cyxcentral import jobs, money
 from cyxcentral.ledger import Ledger
-from cyxcentral.world import World
+from cyxcentral.world import JUDGED, World
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.outcomes import Stored
@@ -22,7 +22,7 @@ def project(world: World, ledger: Ledger, known_seq: int, stored: Stored, record
         ledger.put_job(job)
         if type(event) in jobs.MOVES_MONEY:
             ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
-        if isinstance(event, m.Completed | m.LeaseLost):  # its nodes are judged by it, also those that failed before
+        if type(event) in JUDGED:  # its nodes are judged by it, also those that failed before
             for attempt in job.attempts:
                 if node := world.nodes.get(attempt.node_id):
                     ledger.put_node(node)

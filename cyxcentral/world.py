@@ -38,6 +38,7 @@ SAID_ON = {
         ("client", m.ClientEvent),
     )
 }
+JUDGED = frozenset({m.Completed, m.LeaseLost})  # what the end of an attempt says of its node
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -166,9 +167,9 @@ class World:
     def _take(self, seq: int, subject: str, record: m.Record | BadMessage) -> str | None:
         if subject in self.damaged:
             return f"the history of its subject is not known: {self.why_damaged[subject]}"
-        if isinstance(record, UnknownEvent):
-            return self._damage(seq, subject, "is of a version newer than this central: upgrade it", str(record))
-        if isinstance(record, BadMessage):
+        if not isinstance(record, m.Record):
+            if isinstance(record, UnknownEvent):
+                return self._damage(seq, subject, "is of a version newer than this central: upgrade it", str(record))
             return f"it is no record: {record}"
         if record.prev:
             self._chained.add(subject)
@@ -217,12 +218,11 @@ class World:
         self._changed_nodes.add(node.node_id)
 
     def _to_job(self, job_id: str, event: m.JobEvent, at_ms: int) -> str | None:
-        before = self.jobs.get(job_id)
-        if why_not := jobs.illegal(before, event) or _other_job(before, job_id, event):
+        before, kind = self.jobs.get(job_id), type(event)
+        if why_not := jobs.illegal(before, event) or (_other_job(before, job_id, event) if kind in NAMING else None):
             return why_not
         job = self.jobs[job_id] = jobs.evolve(before, event, at_ms)
-        held, holds = before.current if before else None, job.current
-        holder, now = held.node_id if held else None, holds.node_id if holds else None
+        holder, now = before.holder if before else None, job.holder
         if holder != now:
             self._holds(holder, before or job, held=False)  # what it was promised then
             self._holds(now, job, held=True)
@@ -233,9 +233,9 @@ class World:
         self._changed_jobs.add(job_id)
         if before is None or not before.funded:
             self._count_unfunded(job)
-        if type(event) is m.Funded:
+        if kind is m.Funded:
             self.payers.add(job.caller)
-        if isinstance(event, m.Completed | m.LeaseLost):
+        if kind in JUDGED:
             self._judge(job, event, at_ms)
         return None
 
@@ -268,7 +268,7 @@ class World:
         if node_id in self.nodes:
             self._changed_nodes.add(node_id)
 
-    def _judge(self, job: jobs.Job, event: m.Completed | m.LeaseLost, at_ms: int) -> None:
+    def _judge(self, job: jobs.Job, event: Any, at_ms: int) -> None:
         """What the end of an attempt says about its node, and a success about the nodes that failed before."""
         last = job.attempts[-1].node_id
         if node := self.nodes.get(last):
@@ -355,6 +355,9 @@ class World:
         if prefix in self.jobs:
             return [prefix]
         return sorted(job_id for job_id in self.jobs if job_id.startswith(prefix))
+
+
+NAMING = frozenset({m.Submitted, m.Settled, m.Refunded})  # events that name a job, or sums that are its own
 
 
 def _other_job(job: jobs.Job | None, job_id: str, event: m.JobEvent) -> str | None:
