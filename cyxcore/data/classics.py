@@ -46,6 +46,8 @@ class MNIST(_Labelled):
         if len(images) != len(labels):
             got = f"{len(labels):,} in {labels_path}"
             raise defect(images_path, f"a label for each of its {len(images):,} images", got, "take both of one set")
+        if not len(images):
+            raise defect(images_path, "at least 1 image", "none", "take the original file")
         _check_labels(labels_path, labels, len(self.names))
         super().__init__(images[:, None], labels.astype(np.int64), self.names)
 

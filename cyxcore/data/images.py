@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cyxcore.data.arrays import write_npz
 from cyxcore.data.checks import MAX_BYTES, Path, check_budget, defect, listed, shown
+from cyxcore.data.formats import read_start
 from cyxcore.data.labels import check_label
 from cyxcore.errors import MissingExtra
 
@@ -96,6 +97,7 @@ def files_of(folder: str) -> list[str]:
 
 def _open(pillow: Any, path: str) -> Any:
     """An image whose header alone has been read, and whose size is bearable."""
+    read_start(path)  # says what is no plain file; a pipe would let us wait for ever
     # Of bombs, which are refused below, and of oddities in metadata that the pixels do not need. Not catch_warnings:
     # images are read by several threads, which would take each other's filters away.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 import time
 import tracemalloc
@@ -491,6 +492,16 @@ def test_files_of_mnist_that_do_not_fit_are_told(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.full(5, 10, np.uint8)))
     assert "row 1: expected labels below 10, got 10" in told(lambda: MNIST(tmp_path))
     assert "expected the folder with the files" in told(lambda: MNIST(tmp_path / "none"))
+    mnist_files(tmp_path, rows=0)
+    assert "expected at least 1 image, got none" in told(lambda: MNIST(tmp_path))
+
+
+def test_a_pipe_among_images_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "a.png")
+    folder = ImageFolder(tmp_path, (8, 8))
+    assert "cats/a.png" in told(lambda: folder[0])
 
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (4, 3072)).astype(np.uint8)
