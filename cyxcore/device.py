@@ -154,13 +154,14 @@ class Cpu(HostMemory):
 
     def _check(self, op: str, out: Array, inputs: Sequence[Array]) -> None:
         """Raises KernelError when there is no compiled kernel for these element types."""
-        if not self._has(op, out, inputs):
+        if not self.has(op, out, inputs):
             dtypes = [DTYPE_NAMES[x.dtype] for x in inputs]
             raise KernelError(
                 f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or cyxcore.use_device('reference')"
             )
 
-    def _has(self, op: str, out: Array, inputs: Sequence[Array]) -> bool:
+    def has(self, op: str, out: Array, inputs: Sequence[Array]) -> bool:
+        """Whether there is a compiled kernel for these element types."""
         key = (op, out.dtype, *[x.dtype for x in inputs])
         known = self._known.get(key)
         if known is None:
@@ -171,7 +172,7 @@ class Cpu(HostMemory):
         return known
 
     def call(self, op: str, out: Array, inputs: Sequence[Array], attrs: Mapping[str, Any]) -> None:
-        if self._has(op, out, inputs):
+        if self.has(op, out, inputs):
             self.kernels.call(op, out, inputs, attrs)
         else:
             reference.call(op, out, inputs, attrs)

@@ -285,6 +285,9 @@ class Tensor(Held, Leaving):
     def _check_indices(self, indices: Any, size: int) -> Any:
         if not isinstance(indices, Tensor):
             return indices
+        bounds = indices._bounds()
+        if bounds is not None and 0 <= bounds[0] and bounds[1] < size:
+            return indices
         held = devices.host(indices._data)
         if held.size and (held.min() < -size or held.max() >= size):
             raise IndexError(f"index: expected {-size}..{size - 1}, got {held.min()}..{held.max()}")

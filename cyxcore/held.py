@@ -28,6 +28,9 @@ class _Held:
     def _next(self, op: str, *others: Any, **attrs: Any) -> Any:
         return self._next_generally(op, *others, **attrs)  # type: ignore[attr-defined]
 
+    def _bounds(self) -> None:
+        """Whoever asks looks for the least and the greatest element."""
+
 
 class _Plain:
     """The compiled module's part that keeps the time, in Python."""

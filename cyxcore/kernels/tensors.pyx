@@ -212,6 +212,20 @@ cdef class Held:
                     return self
         return self._next_generally(op, *others, **attrs)
 
+    def _bounds(self):
+        """(the least, the greatest) of int64 elements in one piece, None where there are none or the way is longer."""
+        cdef Py_ssize_t i, count = 1
+        cdef int64_t least, most
+        cdef const int64_t *values = <const int64_t *>self._pointer
+        for size in self.shape:
+            count *= size
+        if self.dtype != "int64" or values == NULL or not count:
+            return None
+        least = most = values[0]
+        for i in range(1, count):
+            least, most = min(least, values[i]), max(most, values[i])
+        return least, most
+
     def __add__(left, right):
         return _operated("add", left, right)
 
@@ -265,7 +279,7 @@ cdef tuple _nothing = ()
 cdef dict _devices = {"straight": False}
 cdef object _infer = None
 cdef object _operate = None
-cdef frozenset _never = frozenset()  # operations that always go the general way
+cdef frozenset _views = frozenset()  # operations whose results share the memory of their input
 cdef frozenset _no_gradient = frozenset()
 cdef frozenset _differentiable = frozenset()
 cdef str _straight = "straight"
@@ -273,9 +287,9 @@ cdef str _straight = "straight"
 
 def connect(tensor_type, dict devices, infer, operate, frozenset views, frozenset no_gradient, frozenset differentiable):
     """Tell this module of the class of results, the globals of cyxcore.device, and the general ways."""
-    global _tensor_type, _devices, _infer, _operate, _never, _no_gradient, _differentiable
+    global _tensor_type, _devices, _infer, _operate, _views, _no_gradient, _differentiable
     _tensor_type, _devices, _infer, _operate = tensor_type, devices, infer, operate
-    _never, _no_gradient, _differentiable = views, no_gradient, differentiable
+    _views, _no_gradient, _differentiable = views, no_gradient, differentiable
 
 
 cdef inline Held _result(Call call):
@@ -301,7 +315,6 @@ cdef class Call:
     """A kind of call that was checked: its record, and what comes out."""
 
     cdef cyx_call record
-    cdef bytes kept
     cdef tuple key  # the very objects of the call, which stay alive with it
     cdef tuple shape
     cdef str dtype
@@ -309,6 +322,7 @@ cdef class Call:
     cdef size_t out_bytes
     cdef object attrs
     cdef bint differentiable
+    cdef bint view  # a result in the memory of its input: Tensor._seen makes it
 
 
 cdef list _calls = [None] * PLACES
@@ -386,7 +400,7 @@ cdef object _look_up(str op, PyObject **tensors, Py_ssize_t count, dict attrs, P
     if type(found) is int:
         if len(_known) >= MOST_KNOWN:
             _known.clear()
-        _known[equal] = False if op in _never else None
+        _known[equal] = None
         return None
     if found is None:
         found = _known[equal] = _checked(op, tensors, count, attrs, key, length, update)
@@ -412,6 +426,7 @@ cdef object _checked(str op, PyObject **tensors, Py_ssize_t count, dict attrs, P
     cdef Py_ssize_t i
     cdef cnp.ndarray out
     arrays = [(<Held>tensors[i])._data for i in range(count)]
+    backend = _devices["backend"]("cpu")
     if update:
         out, normal = arrays[0], attrs
     else:
@@ -419,17 +434,17 @@ cdef object _checked(str op, PyObject **tensors, Py_ssize_t count, dict attrs, P
         dtypes = tuple([(<Held>tensors[i]).dtype for i in range(count)])
         (shape, dtype), normal = _infer(op, shapes, dtypes, attrs or {})
         call.shape, call.dtype = shape, dtype
-        backend = _devices["backend"]("cpu")
+        call.view = op in _views
         out = backend.empty(shape, dtype)
-    try:
-        call.kept = cpu.record(op, out, arrays, dict(normal))
-    except KernelError:
-        return False
-    if cnp.PyArray_NDIM(out) > 8:
-        return False
-    memcpy(&call.record, <const char *>call.kept, sizeof(cyx_call))
-    call.kept = None
-    call.record.inputs = call.record.own_in
+    if not call.view:
+        if not backend.has(op, out, arrays):
+            return False
+        try:
+            kept = cpu.record(op, out, arrays, dict(normal))
+        except KernelError:  # more inputs than a record has room for
+            return False
+        memcpy(&call.record, <const char *><bytes>kept, sizeof(cyx_call))
+        call.record.inputs = call.record.own_in
     call.key = tuple([<object>key[i] for i in range(length)])
     call.numpy_type, call.out_bytes = cnp.PyArray_TYPE(out), cnp.PyArray_NBYTES(out)
     call.attrs = normal
@@ -492,8 +507,11 @@ cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
     cdef tuple inputs
     cdef Py_ssize_t i
     if call is not None:
-        result = _result(call)
-        if _ran(call, result._pointer, tensors, count):
+        if call.view:
+            result = <Held>(<Held>tensors[0])._seen(op, call.shape, call.attrs)
+        else:
+            result = _result(call)
+        if call.view or _ran(call, result._pointer, tensors, count):
             if _recording and call.differentiable:
                 for i in range(count):
                     if (<Held>tensors[i]).requires_grad:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cyxcore import functional as F
+from cyxcore.eager import Tensor
 from cyxcore.nn.module import Module
 
 
@@ -58,6 +59,9 @@ class NLLLoss(_ByClass):
 
 def _ignored(labels: Any, index: int) -> int | None:
     """None where no label of an existing tensor is the ignored one: the plain loss is one kernel."""
+    bounds = labels._bounds() if isinstance(labels, Tensor) else None
+    if bounds is not None and not bounds[0] <= index <= bounds[1]:
+        return None
     held = getattr(labels, "_data", None)
     return index if held is None or (held == index).any() else None
 

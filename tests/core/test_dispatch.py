@@ -95,6 +95,14 @@ def test_errors_come_every_time() -> None:
             apply("cross_entropy", x, labels)
 
 
+@pytest.mark.parametrize("there", ["float16", "uint64", "int8", "complex64"])
+def test_casts_that_have_no_kernel_go_the_general_way(there: str) -> None:
+    for x in (cx.tensor([1.5, 2.0]), cx.tensor([1, 2]), cx.tensor([True, False]), cx.zeros(2, dtype="uint8")):
+        expected = x.numpy().astype(there).tolist()
+        for _ in range(OFTEN):
+            assert x.astype(there).tolist() == expected
+
+
 def test_a_list_as_an_attribute_may_change() -> None:
     x, axes = numbers(2, 3), [0]
     for _ in range(OFTEN):
