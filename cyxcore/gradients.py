@@ -6,6 +6,7 @@ gradient (or None) per input. Broadcast inputs are reduced back by the caller (`
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cyxcore import matrixgradients
@@ -18,6 +19,10 @@ from cyxcore.values import apply
 Rule = Callable[[Any, Sequence[Any], Any, Mapping[str, Any]], Sequence[Any]]
 
 RULES: dict[str, Rule] = dict(matrixgradients.RULES)
+
+# Rules whose gradients do not share a computation have one for each input, without the output: what nobody asks for is
+# not computed.
+BY_INPUT: dict[str, tuple[Callable[[Any, Sequence[Any], Mapping[str, Any]], Any], ...]] = {}
 
 # Ops that are constant almost everywhere, give no floats, or stand at the end of a backward pass.
 NO_GRADIENT = frozenset(
@@ -53,9 +58,15 @@ def fit(g: Any, shape: tuple[int, ...]) -> Any:
     """The gradient of a broadcast: g summed over the axes in which `shape` was stretched."""
     if g.shape == shape:
         return g
-    extra = g.ndim - len(shape)
-    axes = tuple(axis for axis, size in enumerate(g.shape) if axis < extra or shape[axis - extra] == 1 and size != 1)
-    return (g.sum(axes) if axes else g).reshape(*shape)
+    axes = _stretched_axes(g.shape, shape)
+    return (apply("sum", g, axes=axes, keepdims=False) if axes else g).reshape(*shape)
+
+
+@lru_cache(4096)
+def _stretched_axes(wide: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of `wide` in which `shape` was stretched."""
+    extra = len(wide) - len(shape)
+    return tuple(axis for axis, size in enumerate(wide) if axis < extra or shape[axis - extra] == 1 and size != 1)
 
 
 class Piece(NamedTuple):
@@ -104,22 +115,44 @@ def _joined(pieces: list[Piece], shape: tuple[int, ...]) -> Any:
     return total
 
 
-def input_gradients(op: str, g: Any, inputs: Sequence[Any], output: Any, attrs: Mapping[str, Any]) -> list[Any]:
+def input_gradients(
+    op: str,
+    g: Any,
+    inputs: Sequence[Any],
+    output: Any,
+    attrs: Mapping[str, Any],
+    wanted: Sequence[bool] | None = None,
+) -> list[Any]:
     """The gradient of each input: of that input's shape, or a Piece of it; None where there is none.
 
-    Raises GradientError.
+    wanted: of which inputs somebody asks; others may be None. Raises GradientError.
     """
     if op in NO_GRADIENT:
         raise GradientError(f"{op}: has no gradient; use detach() on its input, or another operation")
     if output.dtype in COMPLEX and op not in KNOW_COMPLEX:
-        backwards = RULES[op](conj(g), inputs, output, attrs)
-        found = [None if new is None else conj(new) for new in backwards]
+        found: Sequence[Any] = [
+            None if new is None else conj(new) for new in _by_rule(op, conj(g), inputs, output, attrs, wanted)
+        ]
     else:
-        found = RULES[op](g, inputs, output, attrs)  # type: ignore[assignment]
+        found = _by_rule(op, g, inputs, output, attrs, wanted)
     return [
-        new if new is None or isinstance(new, Piece) else fit(new, x.shape)
+        new if new is None or isinstance(new, Piece) or new.shape == x.shape else fit(new, x.shape)
         for new, x in zip(found, inputs, strict=True)
     ]
+
+
+def _by_rule(
+    op: str,
+    g: Any,
+    inputs: Sequence[Any],
+    output: Any,
+    attrs: Mapping[str, Any],
+    wanted: Sequence[bool] | None,
+) -> Sequence[Any]:
+    alone = BY_INPUT.get(op)
+    if alone is None:
+        return RULES[op](g, inputs, output, attrs)
+    return [one(g, inputs, attrs) if wanted is None or wanted[place] else None for place, one in enumerate(alone)]
 
 
 def backward(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Symbol]:
@@ -186,8 +219,8 @@ RULES["square"] = lambda g, x, y, a: (g * (x[0] * 2.0),)
 RULES["sin"] = lambda g, x, y, a: (g * x[0].cos(),)
 RULES["cos"] = lambda g, x, y, a: (-(g * x[0].sin()),)
 RULES["add"] = lambda g, x, y, a: (g, g)
-RULES["sub"] = lambda g, x, y, a: (g, -g)
-RULES["mul"] = lambda g, x, y, a: (g * x[1], g * x[0])
+BY_INPUT["sub"] = (lambda g, x, a: g, lambda g, x, a: -g)
+BY_INPUT["mul"] = (lambda g, x, a: g * x[1], lambda g, x, a: g * x[0])
 RULES["by_mode"] = lambda g, x, y, a: (_in_mode(g, 0), _in_mode(g, 1))
 
 
@@ -292,6 +325,8 @@ def _where(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequen
 
 def _stretched(g: Any, x: Any, attrs: Mapping[str, Any]) -> Any:
     """g of a reduction with size-1 axes put back, broadcast to x."""
+    if g.shape == ():
+        return g.broadcast_to(x.shape)
     kept = tuple(1 if axis in attrs["axes"] else size for axis, size in enumerate(x.shape))
     return g.reshape(*kept).broadcast_to(x.shape)
 
@@ -363,20 +398,23 @@ def _reduced_extreme(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any])
 # products -----------------------------------------------------------------------------------------
 
 
-@rule("matmul")
-def _matmul(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
-    """dA' = g B'ᵀ and dB' = A'ᵀ g for A' B', each transposed back where the input was."""
-    a, b = x
-    ta, tb = attrs["transpose_a"], attrs["transpose_b"]
-    if ta:
-        da = apply("matmul", b, g, transpose_a=tb, transpose_b=True)
-    else:
-        da = apply("matmul", g, b, transpose_a=False, transpose_b=not tb)
-    if tb:
-        db = apply("matmul", g, a, transpose_a=True, transpose_b=ta)
-    else:
-        db = apply("matmul", a, g, transpose_a=not ta, transpose_b=False)
-    return da, db
+def _matmul_left(g: Any, x: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    """dA' = g B'ᵀ for A' B', transposed back where A was."""
+    tb = attrs["transpose_b"]
+    if attrs["transpose_a"]:
+        return apply("matmul", x[1], g, transpose_a=tb, transpose_b=True)
+    return apply("matmul", g, x[1], transpose_a=False, transpose_b=not tb)
+
+
+def _matmul_right(g: Any, x: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    """dB' = A'ᵀ g for A' B', transposed back where B was."""
+    ta = attrs["transpose_a"]
+    if attrs["transpose_b"]:
+        return apply("matmul", g, x[0], transpose_a=True, transpose_b=ta)
+    return apply("matmul", x[0], g, transpose_a=not ta, transpose_b=False)
+
+
+BY_INPUT["matmul"] = (_matmul_left, _matmul_right)
 
 
 _CONV_ATTRS = ("stride", "padding", "dilation", "groups")
@@ -386,17 +424,17 @@ def _conv(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: attrs[key] for key in _CONV_ATTRS}
 
 
-RULES["conv2d"] = lambda g, x, y, a: (
-    apply("conv2d_grad_input", g, x[1], **_conv(a), input_shape=x[0].shape),
-    apply("conv2d_grad_weight", g, x[0], **_conv(a), weight_shape=x[1].shape),
+BY_INPUT["conv2d"] = (
+    lambda g, x, a: apply("conv2d_grad_input", g, x[1], **_conv(a), input_shape=x[0].shape),
+    lambda g, x, a: apply("conv2d_grad_weight", g, x[0], **_conv(a), weight_shape=x[1].shape),
 )
-RULES["conv2d_grad_input"] = lambda g, x, y, a: (
-    apply("conv2d", g, x[1], **_conv(a)),
-    apply("conv2d_grad_weight", x[0], g, **_conv(a), weight_shape=x[1].shape),
+BY_INPUT["conv2d_grad_input"] = (
+    lambda g, x, a: apply("conv2d", g, x[1], **_conv(a)),
+    lambda g, x, a: apply("conv2d_grad_weight", x[0], g, **_conv(a), weight_shape=x[1].shape),
 )
-RULES["conv2d_grad_weight"] = lambda g, x, y, a: (
-    apply("conv2d", x[1], g, **_conv(a)),
-    apply("conv2d_grad_input", x[0], g, **_conv(a), input_shape=x[1].shape),
+BY_INPUT["conv2d_grad_weight"] = (
+    lambda g, x, a: apply("conv2d", x[1], g, **_conv(a)),
+    lambda g, x, a: apply("conv2d_grad_input", x[0], g, **_conv(a), input_shape=x[1].shape),
 )
 RULES["max_pool2d"] = lambda g, x, y, a: (apply("max_pool2d_grad", g, x[0], **a),)
 RULES["avg_pool2d"] = lambda g, x, y, a: (apply("avg_pool2d_grad", g, **a, input_shape=x[0].shape),)

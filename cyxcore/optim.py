@@ -133,9 +133,12 @@ class Optimizer:
         with no_grad():
             for number, group in enumerate(self.param_groups):
                 spec = self._spec(group)
+                scalars: dict[str, tuple[Any, Any]] = {}  # by dtype
                 for p in group["params"]:
                     if p.grad is not None:
-                        lr, step = self.scalars(number, p)
+                        if p.dtype not in scalars:
+                            scalars[p.dtype] = self.scalars(number, p)
+                        lr, step = scalars[p.dtype]
                         slot = functools.partial(self.slot, place, p)
                         for old, new in updates.next_values(p, p.grad, slot, lr, step, spec).items():
                             if new is not old:

@@ -5,6 +5,7 @@ Time is a count of what was recorded and written in place, so that what came fir
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any
@@ -79,31 +80,60 @@ def _value(x: "Tensor", since: float, op: Any) -> Any:
 
 def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
     """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
-    pending = {id(root): Sum()}
-    pending[id(root)].add(start)
+    pending: dict[int, Any] = {id(root): start}  # a gradient, a Piece of one, or their Sum
     for tensor in _newest_first(root):
-        so_far = pending.pop(id(tensor), None)
-        if so_far is None:
+        g = pending.pop(id(tensor), None)
+        if g is None:
             continue
-        with recording(is_recording() and create_graph):
-            g = so_far.value(tensor.shape)
+        if type(g) is Sum or type(g) is Piece:
+            with recording(is_recording() and create_graph):
+                g = _together(None, g).value(tensor.shape)
         for hook in tensor._hooks or ():
             changed = hook(g)
             g = g if changed is None else changed
         yield tensor, g
         if tensor._op is None:
             continue
-        op, inputs, attrs, since = tensor._op.op, tensor._op.inputs, tensor._op.attrs, tensor._op.time
-        with recording(is_recording() and create_graph):
-            rule = input_gradients if type(op) is str else op.input_gradients
-            known = [_value(x, since, op) for x in inputs]
-            for x, new in zip(inputs, rule(op, g, known, _value(tensor, since, op), attrs), strict=True):
-                source = _then(x, since)
-                if new is not None and source.requires_grad:
-                    lost = new.g if isinstance(new, Piece) else new
-                    if isinstance(lost, Overwritten):
-                        raise lost.error()
-                    pending.setdefault(id(source), Sum()).add(new)
+        before = is_recording()
+        set_recording(before and create_graph)
+        try:
+            for source, new in _backwards(tensor, g):
+                so_far = pending.get(id(source))
+                pending[id(source)] = new if so_far is None else _together(so_far, new)
+        finally:
+            set_recording(before)
+
+
+def _together(so_far: Any, new: Any) -> Sum:
+    """What was found of a gradient so far and something new."""
+    if type(new) is Sum:
+        return new
+    total = so_far if type(so_far) is Sum else Sum()
+    if so_far is not None and total is not so_far:
+        total.add(so_far)
+    total.add(new)
+    return total
+
+
+def _backwards(tensor: "Tensor", g: "Tensor") -> "list[tuple[Tensor, Any]]":
+    """(source, its gradient) of what a tensor was made of, as far as that is followed. g: the gradient of tensor."""
+    node: Any = tensor._op
+    since, op = node.time, node.op
+    sources = [_then(x, since) for x in node.inputs]
+    wanted = [source.requires_grad for source in sources]
+    known, output = [_value(x, since, op) for x in node.inputs], _value(tensor, since, op)
+    if type(op) is str:
+        gradients = input_gradients(op, g, known, output, node.attrs, wanted)
+    else:
+        gradients = op.input_gradients(op, g, known, output, node.attrs)
+    found = []
+    for source, follow, new in zip(sources, wanted, gradients, strict=True):
+        if new is not None and follow:
+            lost = new.g if isinstance(new, Piece) else new
+            if isinstance(lost, Overwritten):
+                raise lost.error()
+            found.append((source, new))
+    return found
 
 
 def _newest_first(root: "Tensor") -> "list[Tensor]":
@@ -112,18 +142,47 @@ def _newest_first(root: "Tensor") -> "list[Tensor]":
     The order is part of the result: sums of three and more gradients depend on it. No recursion: a tape may be long.
     """
     sources: dict[int, list[Tensor]] = {}
-    uses = {id(root): 0}
-    waiting = [root]
+    results: list[Tensor] = []  # what has sources
+    waiting, in_time = [root], True
     while waiting:
         tensor = waiting.pop()
         if id(tensor) in sources:
             continue
-        op = tensor._op
-        found = [] if op is None else [x for x in (_then(x, op.time) for x in op.inputs) if x.requires_grad]
-        sources[id(tensor)] = found
-        for x in found:
-            uses[id(x)] = uses.get(id(x), 0) + 1
-        waiting += found
+        node = tensor._op
+        if node is None:
+            sources[id(tensor)] = []
+            continue
+        since = node.time
+        sources[id(tensor)] = found = []
+        results.append(tensor)
+        for x in node.inputs:
+            source = x if x._op is None or x._op.time <= since else _then(x, since)
+            if source.requires_grad:
+                found.append(source)
+                in_time &= source._op is None or source._op.time < since
+                if id(source) not in sources:
+                    waiting.append(source)
+    if not in_time:
+        return _in_order(root, sources)
+    results.sort(key=_time, reverse=True)
+    leaves: dict[int, Tensor] = {}  # by who asked for them last
+    for tensor in results:
+        for source in sources[id(tensor)]:
+            if source._op is None:
+                leaves.pop(id(source), None)
+                leaves[id(source)] = source
+    return [*results, *leaves.values()] if results else [root]
+
+
+def _time(tensor: "Tensor") -> int:
+    node: Any = tensor._op
+    time: int = node.time
+    return time
+
+
+def _in_order(root: "Tensor", sources: "dict[int, list[Tensor]]") -> "list[Tensor]":
+    """Where the times alone do not tell: a view that learned late what it is of is not older than its sources."""
+    uses = Counter(id(x) for found in sources.values() for x in found)
     order: list[Tensor] = []
     ready: list[tuple[float, int, Tensor]] = [(0, 0, root)]  # (how old, which of these came first, a tensor)
     count = itertools.count(1)

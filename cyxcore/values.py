@@ -6,6 +6,7 @@ is applied (`_apply`) and how a plain number becomes a value (`_constant`).
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Self, TypeVar
 
 from cyxcore.dtype import COMPLEX, DTYPES, INEXACT, dtype_name, promote, scalar_dtype
@@ -80,6 +81,17 @@ def of_one_dtype(left: Any, right: Any) -> Sequence[Any]:
 def binary(op: str, left: Any, right: Any) -> Any:
     """An op on two operands made one dtype."""
     return apply(op, *of_one_dtype(left, right))
+
+
+# Always the same objects: calls are known by them (kernels/tensors.pyx).
+@lru_cache
+def _axes_up_to(count: int) -> tuple[int, ...]:
+    return tuple(range(count))
+
+
+@lru_cache
+def _only_axis(axis: int) -> tuple[int, ...]:
+    return (axis,)
 
 
 def power(base: Any, exponent: Any) -> Any:
@@ -230,7 +242,9 @@ class Value:
 
     def __matmul__(self, other: Any) -> Self:
         """Matrix product with NumPy's rule for vectors."""
-        left, right = together(self, other)
+        left, right = of_one_dtype(self, other)
+        if len(left.shape) == 2 and len(right.shape) == 2:
+            return apply("matmul", left, right)
         if not left.shape or not right.shape:
             raise ShapeError(f"matmul: expected at least 1-d operands, got {left.shape} @ {right.shape}")
         rows = left.reshape(1, -1) if left.ndim == 1 else left
@@ -350,7 +364,11 @@ class Value:
     # reductions -------------------------------------------------------------------------------
 
     def _axes(self, axis: int | Sequence[int] | None) -> tuple[int, ...]:
-        given = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        if axis is None:
+            return _axes_up_to(len(self.shape))
+        if type(axis) is int:
+            return _only_axis(self._axis(axis))
+        given = (axis,) if isinstance(axis, int) else axis
         return tuple(sorted({self._axis(place) for place in given}))
 
     def _axis(self, axis: int) -> int:
@@ -360,7 +378,8 @@ class Value:
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
         """The sum; integers and bools are summed as int64, unsigned ones as uint64, as in NumPy."""
-        return apply("sum", self.astype(sum_dtype(self.dtype)), axes=self._axes(axis), keepdims=keepdims)
+        value = self if self.dtype in INEXACT else self.astype(sum_dtype(self.dtype))
+        return apply("sum", value, axes=self._axes(axis), keepdims=keepdims)
 
     def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
         return apply("mean", to_inexact(self), axes=self._axes(axis), keepdims=keepdims)

@@ -9,7 +9,7 @@ import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore.eager import Tensor
 from cyxcore.errors import GradientError, ShapeError
-from cyxcore.gradients import NO_GRADIENT, RULES, backward
+from cyxcore.gradients import BY_INPUT, NO_GRADIENT, RULES, backward
 from cyxcore.ops import OPS
 from cyxcore.plan import Plan
 from cyxcore.symbols import Builder
@@ -149,9 +149,24 @@ def test_a_gradient_is_the_slope(case: tuple[str, list[np.ndarray], dict[str, An
             np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=2e-6, atol=2e-7)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("op", sorted(BY_INPUT))
+def test_gradients_that_nobody_asks_for_are_not_computed(op: str, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: Any) -> None:
+        raise AssertionError(given)
+
+    rules = list(BY_INPUT[op])
+    rules[1 - place] = refused
+    monkeypatch.setitem(BY_INPUT, op, tuple(rules))
+    _, inputs, attrs = next(case for case in CASES if case[0] == op)
+    tensors = [Tensor(x, requires_grad=i == place) for i, x in enumerate(inputs)]
+    apply(op, *tensors, **attrs).sum().backward()
+    assert tensors[place].grad is not None and tensors[1 - place].grad is None
+
+
 def test_every_op_has_a_gradient_rule_or_says_it_has_none() -> None:
-    assert set(RULES) | NO_GRADIENT == set(OPS)
-    assert not set(RULES) & NO_GRADIENT
+    assert set(RULES) | set(BY_INPUT) | NO_GRADIENT == set(OPS)
+    assert not set(RULES) & NO_GRADIENT and not set(BY_INPUT) & (NO_GRADIENT | set(RULES))
 
 
 @pytest.mark.parametrize("op", SYMMETRIC)
@@ -173,7 +188,9 @@ def test_the_gradient_of_a_function_of_symmetric_matrices_is_the_slope(op: str) 
 
 
 def test_every_rule_is_checked() -> None:
-    ours = {name for name in RULES if not name.startswith("user.")}  # other tests make operations of their own
+    ours = {
+        name for name in (*RULES, *BY_INPUT) if not name.startswith("user.")
+    }  # other tests make operations of their own
     assert ours - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC, *TRANSFORMS}
 
 
