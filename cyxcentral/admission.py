@@ -4,6 +4,7 @@
 |---|---|---|
 | an nkey and nothing else | a client, or an operator where the network names it as one | it is a banned client |
 | an nkey and a node's token | that node | it is banned, or is registered with another key |
+| the same, and the token names a run | a replica on it | the node may not, or does not hold that lease |
 
 The broker asks and obeys; it checks no signature itself.
 """
@@ -17,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from msgspec import Struct
 
 from cyxcentral import nodes
-from cyxnet.credentials import USER, bound_node, caller_id, nkey_bytes
+from cyxnet.credentials import USER, bound_node, caller_id, nkey_bytes, replica_id
 from cyxnet.identity import ed25519_key
 from cyxnet.subjects import Role
 
@@ -40,6 +41,7 @@ class Admitted(Struct, frozen=True, kw_only=True):
     role: Role
     identity: str
     lasts_s: int
+    deployment: str = ""  # of a replica: what it may answer for, and all it may do
 
 
 class Refused(Struct, frozen=True, kw_only=True):
@@ -53,8 +55,11 @@ def decide(
     session_s: int,
     now_ms: int,
     banned_until_ms: Callable[[str], int] = lambda client_id: 0,
+    serves: Callable[[str, str, int], str | None] = lambda node_id, job_id, attempt: None,
 ) -> Admitted | Refused:
     """Let the connection in as whoever it has proved to be. node_of: a node as the log knows it.
+
+    serves: the deployment for which a node holds the lease of this attempt at this job, None when it does not.
 
     banned_until_ms: of a client, 0 for who is not banned now. Operators are whom network.json names, and nobody else.
     """
@@ -76,7 +81,13 @@ def decide(
         return Refused(reason=f"{said.node_id} is registered with another key")
     if known is not None and (until_ms := nodes.at(known, now_ms).banned_until_ms):
         return Refused(reason=f"{said.node_id} is banned until {until_ms} ms after 1970")
-    return Admitted(role="node", identity=said.node_id, lasts_s=session_s)
+    if not said.job_id:
+        return Admitted(role="node", identity=said.node_id, lasts_s=session_s)
+    deployment = serves(said.node_id, said.job_id, said.attempt)
+    if deployment is None:
+        return Refused(reason=f"{said.node_id} does not hold the lease of {said.job_id}, attempt {said.attempt}")
+    identity = replica_id(said.node_id, said.job_id, said.attempt)
+    return Admitted(role="node", identity=identity, lasts_s=session_s, deployment=deployment)
 
 
 def roles(

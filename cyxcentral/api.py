@@ -37,6 +37,7 @@ WALLETS_REMEMBERED = 10_000
 FUNDS_TRUSTED_MS = 5_000.0
 ESCROWS_LOOKED_AT = 100  # of one payer, whose deposits may have landed: as many as the chain tells at once
 PRICES_SHOWN = 20
+REPLICAS_SHOWN = 200  # of one deployment, the newest
 STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
     m.CancelRequested: "cancelled",
     m.PauseRequested: "paused",
@@ -87,6 +88,7 @@ class Api:
             "job.pause": self._pause,
             "job.resume": self._resume,
             "job.priority": self._priority,
+            "deployment.list": self._deployments,
             "job.explain": self._explain,
             "node.list": self._nodes,
             "node.ban": self._operators.ban,
@@ -158,6 +160,10 @@ class Api:
     ) -> tuple[intake.Plan, jobs.Job]:
         """The job as it would be. Raises for all that is wrong with it by itself and on this network's nodes."""
         job, plan = intake.examined(job)
+        if job.serve and not subjects.is_owned(job.serve.deployment, caller):
+            mine = subjects.deployment_id(job.serve.deployment[:-13], caller)
+            why = f"the deployment {job.serve.deployment} is not yours; one of yours would be called {mine}"
+            raise ApiError("not_yours", why, 403)
         terms = self._terms(job, job_id, client, deposit)
         draft = jobs.Job(
             job_id=job_id,
@@ -241,8 +247,12 @@ class Api:
         fitting = [node for node in self._world.nodes.values() if node.online and schedule.ever_fits(draft, node)]
         epochs = ask.job.training.epochs
         flops, bytes_moved = plan.flops_per_epoch * epochs, plan.bytes_per_epoch * epochs
+        serve = ask.job.serve
         asked = sorted(
-            (prices.price_at(node, flops, bytes_moved) for node in fitting),
+            (
+                prices.price_for(node, serve.seconds) if serve else prices.price_at(node, flops, bytes_moved)
+                for node in fitting
+            ),
             key=lambda each: (-each.base_units, each.node_id),
         )
         most = prices.highest(asked, terms.amount_base_units)
@@ -471,6 +481,48 @@ class Api:
             await self._central.events.catch_up()
             await record()
         return await self._view(self._world.jobs[job.job_id])
+
+    async def _deployments(self, caller: str, ask: m.DeploymentListRequest) -> m.DeploymentList:
+        await self._central.events.catch_up()  # what was submitted a moment ago is part of it
+        found = []
+        for deployment, job_ids in self._world.deployments.items():
+            mine = subjects.is_owned(deployment, caller)
+            if not (deployment.startswith(ask.deployment) if mine else deployment == ask.deployment):
+                continue
+            replicas = sorted((self._world.jobs[job_id] for job_id in job_ids), key=listing.place, reverse=True)
+            live = [job for job in replicas if job.status not in jobs.ENDED]
+            newest = (live or replicas)[0].job.serve
+            assert newest is not None
+            if (live or ask.ended) and (mine or newest.public):
+                found.append((listing.place(replicas[0]), deployment, replicas if ask.ended else live))
+        found.sort(reverse=True)
+
+        async def view(each: tuple[object, str, list[jobs.Job]]) -> m.DeploymentView:
+            return self._deployment(caller, *each[1:])
+
+        shown = await listing.page(found[: ask.limit], view)
+        return m.DeploymentList(deployments=shown, more=len(shown) < len(found))
+
+    def _deployment(self, caller: str, deployment: str, replicas: list[jobs.Job]) -> m.DeploymentView:
+        now_ms, said = self._machine.wall_ms(), self._central.dispatch.replicas
+        shown = [
+            views.replica_view(
+                job,
+                self._world.nodes.get(job.attempts[-1].node_id) if job.attempts else None,
+                said.get((job.job_id, job.attempt)) if job.current else None,
+                now_ms,
+            )
+            for job in replicas[:REPLICAS_SHOWN]
+        ]
+        serve = replicas[0].job.serve
+        return m.DeploymentView(
+            deployment=deployment,
+            name=replicas[0].job.name,
+            ready=sum(each.state == "ready" for each in shown),
+            public=bool(serve and serve.public),
+            owner=replicas[0].caller,
+            replicas=shown if subjects.is_owned(deployment, caller) else [],
+        )
 
     async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:
         job = await self._find(ask.job_id)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from cyxcentral import admission, clients, readahead, reconciliation, schedule, snapshot
+from cyxcentral import admission, clients, jobs, readahead, reconciliation, schedule, snapshot
 from cyxcentral.access import Access
 from cyxcentral.api import Api
 from cyxcentral.audit import Audit
@@ -35,7 +35,7 @@ from cyxnet import subjects, tls, watchdog
 from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
 from cyxnet.config import NetworkFile, without_passwords
-from cyxnet.credentials import as_system
+from cyxnet.credentials import as_system, replica_id
 from cyxnet.escrow import LOCAL_PROGRAM
 from cyxnet.ratelimit import Newcomers, Rate
 from cyxnet.solana import Settlement
@@ -45,7 +45,9 @@ MANY_REQUESTS = 16  # in flight: then payments let callers go first, and signatu
 CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
 LOW_LAMPORTS = 10_000_000_000
 CHECK_BROKERS_EVERY_S = 60.0
-STOPPING = frozenset({m.CancelRequested, m.FundFailed, m.Refunded, m.DeadlineNear})  # what may end a run from outside
+# what may end a run from outside
+STOPPING = frozenset({m.CancelRequested, m.FundFailed, m.Refunded, m.DeadlineNear, m.TimeUsed})
+STOPS_WITHIN_S = 5.0  # a replica hears by its next heartbeat, or before, that it is not wanted any more
 
 
 class StartError(CyxError):
@@ -242,12 +244,15 @@ class Central:
     def _admit(self, proof: admission.Proof) -> admission.Admitted | admission.Refused:
         network, now_ms = self.settings.network, self.events.machine.wall_ms()
         banned = functools.partial(clients.banned_until_ms, self.world.clients, now_ms=now_ms)
-        who = admission.decide(proof, self.world.nodes.get, network.operators, network.session_s, now_ms, banned)
+        who = admission.decide(
+            proof, self.world.nodes.get, network.operators, network.session_s, now_ms, banned, self.world.serves
+        )
         if isinstance(who, admission.Refused):
             return who
         if self._edge.shut_out(who.identity):
             return admission.Refused(reason=f"{who.identity} has flooded this central a moment ago")
-        if who.role == "node" and who.identity not in self.world.nodes:  # its registration stays in the log
+        registers = who.role == "node" and not who.deployment
+        if registers and who.identity not in self.world.nodes:  # its registration stays in the log
             now_s = self.events.machine.monotonic_ms() / 1000
             if wait_ms := self._newcomers.wait_ms(proof.host, now_s):
                 return admission.Refused(reason=f"too many new nodes come from {proof.host}; again in {wait_ms} ms")
@@ -312,11 +317,19 @@ class Central:
         job = self.world.jobs[about]
         if kind in STOPPING and job.attempts and not job.current:
             self._later(self.dispatch.stop_run(job, job.error or ""))
+        if job.job.serve and job.attempts and not job.current and self.door and kind in (*STOPPING, m.LeaseLost):
+            grace_s = 0 if kind is m.LeaseLost else job.job.serve.drain_s + STOPS_WITHIN_S
+            self._later(self._no_more_answers(self.door, job.attempts[-1], job.job_id, grace_s))
 
     async def _shut_out(self, door: Door, node_id: str) -> None:
         await door.throw_out(node_id)
         with contextlib.suppress(CyxError):  # else its leases end when it has been silent for long
             await self.dispatch.shut_out(node_id)
+
+    async def _no_more_answers(self, door: Door, last: jobs.Attempt, job_id: str, grace_s: float) -> None:
+        """The lease of a replica is over: it may answer what it has taken, and then its connection ends."""
+        await asyncio.sleep(grace_s)
+        await door.throw_out(replica_id(last.node_id, job_id, last.number))
 
     async def _tell(self, update: m.Update) -> None:
         await self.cache.delete(job_status(update.job_id))

@@ -70,6 +70,7 @@ class Dispatch:
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
         self._listened_ms = self._machine.monotonic_ms()  # when the broker answered last
         self._read_seq: dict[str, int] = {}  # node id -> the event of its that was read last
+        self.replicas: dict[RunKey, m.RunRef] = {}  # what a node said last of a replica that it holds
         self.seen_at_ms: dict[str, int] = {}  # the same on the wall clock, for people
         self._unnamed: dict[RunKey, int] = {}  # delivered run -> heartbeats that did not name it
         self._told: dict[RunKey, set[str]] = {}  # run -> commands that its node has heard from here
@@ -222,7 +223,7 @@ class Dispatch:
         """See that lease holders have heard what concerns their runs; a node says by itself what it knows already."""
         leased = {(job.job_id, job.attempt): job for job in self._leased(changed)}
         if changed is None:
-            for memory in (self._unnamed, self._told, self._advanced):
+            for memory in (self._unnamed, self._told, self._advanced, self.replicas):
                 for over in memory.keys() - leased.keys():
                     del memory[over]
         for key, job in leased.items():
@@ -261,6 +262,7 @@ class Dispatch:
             lease_ms=attempt.lease_ms,
             resume=attempt.resume,
             funded=job.funded,
+            owner=job.caller if job.job.serve else "",
             memory_bytes=job.memory_bytes if any(past.lost and past.lost.memory_bytes for past in job.attempts) else 0,
         )
 
@@ -328,9 +330,19 @@ class Dispatch:
                 continue
             if not self.session_is_current(attempt.node_id, attempt.session):
                 await self._lose(job.job_id, attempt.number, nodes.NODE_LOST, NODE_GONE)
+            elif job.job.serve and jobs.time_used(job, self._machine.wall_ms()):
+                await self._end_of_time(job.job_id)
             elif why := self._stuck(job, now):
                 await self._lose(job.job_id, attempt.number, *why)
                 await self.stop_run(self._world.jobs[job.job_id], why[1])
+
+    async def _end_of_time(self, job_id: str) -> None:
+        """A replica has served for as long as was bought."""
+        subject = subjects.job_event(job_id)
+        if self._may_decide(subject):
+            await self._events.record(
+                subject, lambda: jobs.time_used(self._world.jobs[job_id], self._machine.wall_ms())
+            )
 
     def _silent(self, now_ms: float) -> list[str]:
         return nodes.silent(self._heard_ms, self._world.nodes, self.lease_ms, now_ms)
@@ -363,6 +375,8 @@ class Dispatch:
             if now_ms - self._advanced[key][1] > PAUSE_GRACE_MS:
                 return jobs.PAUSED, f"the node did not store its state within {PAUSE_GRACE_MS} ms"
             return None
+        if job.job.serve and job.attempts[-1].started_at_ms is not None:
+            return None  # it is ready: whoever asks sees whether it answers
         _, since_ms = self._advanced.setdefault(key, (None, now_ms))
         if now_ms - since_ms > self._progress_ms:
             return "no_progress", f"the node is alive, but the run made no progress for {self._progress_ms} ms"
@@ -506,6 +520,8 @@ class Dispatch:
             if run in stop:
                 continue
             job = self._world.jobs[run.job_id]
+            if job.job.serve:
+                self.replicas[run.job_id, run.attempt] = run
             if job.pause_requested:
                 pause.append(run)
             elif job.funded and run.phase == "ready":

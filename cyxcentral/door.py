@@ -27,7 +27,7 @@ from cyxnet.broker import ADMISSION_TIMEOUT_S
 from cyxnet.bus import Bus
 from cyxnet.config import CONNECTIONS, SESSION_S
 from cyxnet.credentials import ACCOUNT, HasKeys, public_nkey
-from cyxnet.subjects import permissions
+from cyxnet.subjects import permissions, replica_permissions
 
 log = logging.getLogger(__name__)
 ASKED = "$SYS.REQ.USER.AUTH"
@@ -196,7 +196,7 @@ class Door:
             await self._kick(*key)
 
     def _permit(self, user_nkey: str, who: Admitted) -> str:
-        may = permissions(who.role, who.identity)
+        may = replica_permissions(who.deployment) if who.deployment else permissions(who.role, who.identity)
         nats: dict[str, Any] = {
             "type": "user",
             "version": 2,

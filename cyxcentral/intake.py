@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from cyxcentral import schedule
-from cyxcentral.jobs import Job
+from cyxcentral.jobs import DEADLINE_MARGIN_S, Job
 from cyxcentral.nodes import Node
 from cyxcore.errors import SpecError
 from cyxcore.graph import Graph
@@ -18,10 +18,13 @@ from cyxcore.spec import ModelSpec, check_metrics
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.bus import ApiError
+from cyxnet.escrow import DEADLINE_S
 
 BASE_MEMORY_BYTES = 192 * 2**20  # of a training process before the first tensor
 LARGEST_COUNT = 2**63 - 1  # that the log and the ledger can hold
 LARGEST_REMEMBERED_BYTES = 32_768  # of a description; strangers must not be able to fill the memory with large ones
+MODEL_COPIES = 2  # of a served model: the file, and its weights as the kernels want them
+LONGEST_SERVED_S = DEADLINE_S - DEADLINE_MARGIN_S - 86_400  # a day may go by before a replica is ready
 DATA_COPIES = 3  # the file, its columns and the arrays made of them
 
 
@@ -62,6 +65,8 @@ def examined(job: m.JobRequest) -> tuple[m.JobRequest, Plan]:
 @functools.lru_cache(maxsize=256)
 def _examine(encoded: bytes) -> tuple[m.JobRequest, Plan]:
     job = msgspec.msgpack.decode(encoded, type=m.JobRequest)
+    if job.serve:
+        return job, _plan_of_serving(job, job.serve)
     graph = graph_of(job.model)
     batch = job.training.batch_size
     rows = job.facts.rows if job.facts else 0
@@ -85,6 +90,22 @@ def _examine(encoded: bytes) -> tuple[m.JobRequest, Plan]:
         if count > LARGEST_COUNT:
             raise SpecError(f"{what}: the job comes to {count}, more than any machine has or can count")
     return job, plan
+
+
+def _plan_of_serving(job: m.JobRequest, serve: m.ServeSpec) -> Plan:
+    """A model file is not opened here: its size says what it needs, unless who submits knows better."""
+    if job.model != ModelSpec():
+        raise SpecError("model: expected no layers and no graph: the dataset of a job that serves is its model")
+    if serve.seconds > LONGEST_SERVED_S:
+        raise SpecError(
+            f"serve.seconds: expected at most {LONGEST_SERVED_S} ({LONGEST_SERVED_S // 86_400} days; its escrow ends "
+            f"after {DEADLINE_S // 86_400}), got {serve.seconds}"
+        )
+    estimate = BASE_MEMORY_BYTES + MODEL_COPIES * job.dataset.size + serve.memory_bytes
+    needed = job.needs.memory_bytes or estimate
+    if needed > LARGEST_COUNT:
+        raise SpecError(f"memory_bytes: the job comes to {needed}, more than any machine has or can count")
+    return Plan(memory_bytes=needed, flops_per_epoch=0, bytes_per_epoch=0, parameters=0)
 
 
 def possible_steps(job: m.JobRequest) -> range | None:

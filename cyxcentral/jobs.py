@@ -14,6 +14,10 @@ A day before its escrow's deadline the job ends, whatever its owner wants (`Dead
 its state, and what is stored is paid. Whoever refunds the escrow after its deadline ends a job that central could not
 settle by then: `Refunded`.
 
+A job that serves a model takes the same way. Its attempt is `Started` when the replica is ready; what it sells is the
+time from there to the attempt's end, by the log's own times, so no node's word counts. When the time that was bought is
+used up (`TimeUsed`), it is completed. A replica that was ready and is gone is replaced, and failures are counted anew.
+
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
 that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards. One that is
 paused before that gets no lease, and is paused as soon as it is funded.
@@ -47,6 +51,8 @@ DEADLINE_MARGIN_S = 86_400  # so long before an escrow may be refunded its job e
 DEADLINE_NEAR = "its escrow's deadline was near, after which anybody could refund it: what was stored is paid"
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
+NODES_END = ("node_lost", "run_missing", NODE_STOPPED, PAUSED)  # codes of runs that did not end by themselves
+STEADY_MS = 60_000  # a replica that was ready for so long has worked: what ends it then is no failed try
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
 REQUESTS_KEPT = 32  # of the owner's wishes, to know a late repetition of each
 MAX_PAYEES = 4  # as many recipients fit into one settlement transaction
@@ -70,6 +76,7 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     earlier: m.Checkpoint | None = None  # the one before that
     sequence: int = 0  # of the newest report that its node signed and that counted
     started_at_ms: int | None = None
+    ended_at_ms: int | None = None  # nobody holds its lease any more
     lost: m.LeaseLost | None = None
 
     @property
@@ -127,10 +134,27 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
         """The newest state that is stored and can be used: the next attempt goes on from it."""
         return next((state for each in reversed(usable(self)) for state in each if state), None)
 
+    def served_ms(self, until_ms: int) -> int:
+        """How long a replica of this job was ready, over all attempts; of one that is, until then."""
+        return sum(ready_ms(attempt, until_ms) for attempt in self.attempts)
+
     @property
     def pay_base_units(self) -> int:
         """What of the amount is paid for work; the rest goes back to the client."""
         return sum(payee.pay_base_units for payee in self.payees)
+
+
+def ready_ms(attempt: Attempt, until_ms: int) -> int:
+    """How long the replica of an attempt was ready, by the times of the log; of one that is, until then."""
+    if attempt.started_at_ms is None:
+        return 0
+    ended_at_ms = until_ms if attempt.ended_at_ms is None else attempt.ended_at_ms
+    return max(0, ended_at_ms - attempt.started_at_ms)  # two centrals' clocks may have told the two
+
+
+def bought_ms(job: Job) -> int:
+    """The time that a job serves for."""
+    return job.job.serve.seconds * 1000 if job.job.serve else 0
 
 
 def usable(job: Job) -> list[tuple[m.Checkpoint | None, m.Checkpoint | None]]:
@@ -197,6 +221,8 @@ def _started(job: Job, event: m.Started) -> str | None:
 
 
 def _by_holder(job: Job, event: m.Checkpointed | m.Completed) -> str | None:
+    if job.job.serve:
+        return "a job that serves delivers nothing"
     if why_not := _of_attempt(job, event) or _if_funded(job):
         return why_not
     if event.node_id != job.attempts[-1].node_id:
@@ -220,6 +246,12 @@ def _checkpointed(job: Job, event: m.Checkpointed) -> str | None:
     if newest and said.step <= newest.step:
         return f"a checkpoint of step {newest.step} is stored already"
     return None
+
+
+def _time_used(job: Job, event: m.TimeUsed) -> str | None:
+    if why_not := _of_attempt(job, event):
+        return why_not
+    return None if job.job.serve and job.attempts[-1].started_at_ms is not None else "no replica of it is ready"
 
 
 def _cancel(job: Job, event: m.CancelRequested) -> str | None:
@@ -268,6 +300,7 @@ RULES: dict[type, Rule] = {
     m.Checkpointed: Rule(("leased",), _checkpointed),
     m.LeaseLost: Rule(("leased",), _lease_lost),
     m.Completed: Rule(("leased",), _by_holder),
+    m.TimeUsed: Rule(("leased",), _time_used),
     m.CancelRequested: Rule(STEERED, _cancel),
     m.PauseRequested: Rule(STEERED, _steered),
     m.ResumeRequested: Rule(STEERED, _steered),
@@ -296,6 +329,14 @@ def deadline_due(job: Job, now_ms: int) -> m.DeadlineNear | None:
     if not deadline_s or now_ms < (deadline_s - DEADLINE_MARGIN_S) * 1000:  # 0: of a version without deadlines
         return None
     event = m.DeadlineNear(deadline_s=deadline_s)
+    return None if illegal(job, event) else event
+
+
+def time_used(job: Job, now_ms: int) -> m.TimeUsed | None:
+    """The end of a job that has served for as long as was bought; None for any other, and before."""
+    if not job.job.serve or job.served_ms(now_ms) < bought_ms(job):
+        return None
+    event = m.TimeUsed(attempt=job.attempt)
     return None if illegal(job, event) else event
 
 
@@ -341,13 +382,13 @@ def _transaction_signed(job: Job, event: m.TransactionSigned, at_ms: int) -> Job
 def _funded(job: Job, event: m.Funded, at_ms: int) -> Job:
     job = replace(job, funded=True, unsettled=None, deposit_signature=event.signature)
     if job.outcome:
-        return _settle(job, job.outcome, job.error)
+        return _settle(job, job.outcome, job.error, at_ms)
     return job if job.status == "leased" else replace(job, status=_idle(job))
 
 
 def _fund_failed(job: Job, event: m.FundFailed, at_ms: int) -> Job:
     if job.current:
-        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=event.reason))
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=event.reason), at_ms)
     job = _decided(job, job.outcome or "failed", event.reason)
     return replace(job, status=job.outcome, unsettled=None, ended_at_ms=at_ms)
 
@@ -376,7 +417,7 @@ def _settled(job: Job, event: m.Settled, at_ms: int) -> Job:
 
 def _refund_found(job: Job, event: m.Refunded, at_ms: int) -> Job:
     if job.current:
-        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=REFUNDED))
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=REFUNDED), at_ms)
     outcome: Outcome = "cancelled" if job.cancel_requested else "failed"  # of delivered work too: it is unpaid
     return replace(
         _decided(job, outcome, REFUNDED),
@@ -407,9 +448,9 @@ def _attempt(job: Job, **changes: Any) -> Job:
     return replace(job, attempts=(*job.attempts[:-1], replace(job.attempts[-1], **changes)))
 
 
-def _ended(job: Job, lost: m.LeaseLost) -> Job:
+def _ended(job: Job, lost: m.LeaseLost, at_ms: int) -> Job:
     """The attempt is over: nobody holds the lease."""
-    return replace(_attempt(job, lost=lost), status=_idle(job))
+    return replace(_attempt(job, lost=lost, ended_at_ms=at_ms), status=_idle(job))
 
 
 def _idle(job: Job) -> m.JobStatus:
@@ -426,26 +467,39 @@ def _decided(job: Job, outcome: Outcome, error: str | None) -> Job:
 
 def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
     fatal = event.deterministic and (event.sole or confirmed(job, event))
-    job = replace(_ended(job, event), error=event.reason)
+    job = replace(_ended(job, event, at_ms), error=event.reason)
     if event.memory_bytes:
         job = with_memory_beyond(job, event.memory_bytes)
+    if job.job.serve and job.served_ms(at_ms) >= bought_ms(job):
+        return _settle(job, "completed", None, at_ms)
     if fatal or tried(job) >= job.job.max_attempts or job.attempt >= MAX_LEASES:
         if job.funded:
-            return _settle(job, "failed", event.reason)
+            return _settle(job, "failed", event.reason, at_ms)
         return _decided(job, "failed", event.reason)  # the deposit may still land: then all of it goes back
     if job.deadline_near:
-        return _settle(job, "failed", DEADLINE_NEAR)
+        return _settle(job, "failed", DEADLINE_NEAR, at_ms)
     if job.pause_requested:
         return job
     return replace(job, not_before_ms=at_ms + _rest_ms(job, event))
 
 
 def tried(job: Job) -> int:
-    """How many attempts count: not those that ended because somebody asked, or before they began."""
+    """How many attempts count: not those that ended because somebody asked, or before they began.
+
+    Of a job that serves, only those since a replica has worked.
+    """
+    since = itertools.takewhile(lambda attempt: not _has_worked(attempt), reversed(job.attempts))
     return sum(
         attempt.lost is None or not (attempt.lost.code in UNCOUNTED or attempt.lost.discards)
-        for attempt in job.attempts
+        for attempt in (since if job.job.serve else job.attempts)
     )
+
+
+def _has_worked(attempt: Attempt) -> bool:
+    """Whether the replica of an ended attempt was ready, and did not fall over at once by itself."""
+    if attempt.started_at_ms is None or attempt.lost is None:
+        return False
+    return attempt.lost.code in NODES_END or ready_ms(attempt, attempt.started_at_ms) >= STEADY_MS
 
 
 def _rest_ms(job: Job, lost: m.LeaseLost) -> int:
@@ -458,7 +512,8 @@ def _rest_ms(job: Job, lost: m.LeaseLost) -> int:
         return 0
     codes = [attempt.lost.code if attempt.lost else "" for attempt in job.attempts]
     in_a_row = len(list(itertools.takewhile(lambda lost: lost == REFUSED, reversed(codes))))
-    return BACKOFF_MS[min(in_a_row or tried(job), len(BACKOFF_MS)) - 1]
+    times = in_a_row or tried(job)
+    return BACKOFF_MS[min(times, len(BACKOFF_MS)) - 1] if times else 0
 
 
 def with_memory_beyond(job: Job, seen_bytes: int) -> Job:
@@ -501,22 +556,25 @@ def confirmed_unusable(job: Job, state: m.Checkpoint) -> bool:
 def _cancelled(job: Job, event: m.CancelRequested, at_ms: int) -> Job:
     job = replace(job, cancel_requested=True)
     if job.funded:
-        return _settle(job, "cancelled", event.reason)
+        return _settle(job, "cancelled", event.reason, at_ms)
     if job.current:
-        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=CANCELLED, reason=event.reason))
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=CANCELLED, reason=event.reason), at_ms)
     return _decided(job, "cancelled", event.reason)  # the deposit may still land: find out first
 
 
-def _out_of_time(job: Job) -> Job:
+def _out_of_time(job: Job, at_ms: int) -> Job:
     """No step is made any more; but who works on it stores what it has first, as for a pause, and is paid for it."""
     if job.funded:
-        return replace(job, pause_requested=True) if job.current else _settle(job, "failed", DEADLINE_NEAR)
+        stores = job.current and not job.job.serve
+        return replace(job, pause_requested=True) if stores else _settle(job, "failed", DEADLINE_NEAR, at_ms)
     if job.current:
-        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=DEADLINE_NEAR))
+        job = _ended(job, m.LeaseLost(attempt=job.attempt, code=UNFUNDED, reason=DEADLINE_NEAR), at_ms)
     return _decided(job, "failed", DEADLINE_NEAR)  # the deposit may still land: then all of it goes back
 
 
-def _settle(job: Job, outcome: Outcome, error: str | None) -> Job:
+def _settle(job: Job, outcome: Outcome, error: str | None, at_ms: int) -> Job:
+    if job.current:
+        job = _attempt(job, ended_at_ms=at_ms)
     return replace(_decided(job, outcome, error), status="settling", payees=_earned(job))
 
 
@@ -526,6 +584,8 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
     Rounded down to base units; what remains goes back to the client. When the job is completed, whoever completed it
     made all the steps that no paid checkpoint holds, and nothing remains but what is above the quoted price.
     """
+    if job.job.serve:
+        return _earned_by_time(job)
     amount, last = (
         job.price_base_units or job.terms.amount_base_units,
         {attempt.wallet: attempt.number for attempt in job.attempts},
@@ -550,6 +610,30 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
     )
 
 
+def _earned_by_time(job: Job) -> tuple[m.Payee, ...]:
+    """Who is paid what for serving: each wallet the share of the time that was bought in which it was ready.
+
+    Attempts are counted in their order until the time is used up: nothing beyond it is paid. Rounded down to base
+    units; what remains goes back to the client.
+    """
+    amount, bought, left = job.price_base_units or job.terms.amount_base_units, bought_ms(job), bought_ms(job)
+    served: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for attempt in job.attempts:
+        counted = min(ready_ms(attempt, 0), left)
+        left -= counted
+        if counted:
+            served[attempt.wallet] = served.get(attempt.wallet, 0) + counted
+            last[attempt.wallet] = attempt.number
+    most = sorted(served, key=lambda wallet: (-served[wallet], wallet))[:MAX_PAYEES]
+    paid = {wallet: amount * served[wallet] // bought for wallet in most}
+    return tuple(
+        m.Payee(wallet=wallet, pay_base_units=base_units, attempt=last[wallet])
+        for wallet, base_units in paid.items()
+        if base_units
+    )
+
+
 AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this happened to it, at that time
     m.TransactionSigned: _transaction_signed,
     m.Funded: _funded,
@@ -563,12 +647,13 @@ AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this
         sequence=max(event.sequence, job.attempts[-1].sequence),
     ),
     m.LeaseLost: _lost,
-    m.Completed: lambda job, event, at_ms: _settle(replace(job, completed=event), "completed", None),
+    m.Completed: lambda job, event, at_ms: _settle(replace(job, completed=event), "completed", None, at_ms),
+    m.TimeUsed: lambda job, event, at_ms: _settle(job, "completed", None, at_ms),
     m.CancelRequested: _cancelled,
     m.PauseRequested: _pause_requested,
     m.ResumeRequested: _resume_requested,
     m.PriorityChanged: lambda job, event, at_ms: replace(job, priority=event.priority),
-    m.DeadlineNear: lambda job, event, at_ms: _out_of_time(replace(job, deadline_near=True)),
+    m.DeadlineNear: lambda job, event, at_ms: _out_of_time(replace(job, deadline_near=True), at_ms),
     m.Settled: _settled,
     m.Refunded: _refund_found,
 }

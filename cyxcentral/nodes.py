@@ -71,6 +71,7 @@ STATES: dict[type, dict[State, State | None]] = {  # None: it cannot happen
     m.NodeBanned: _UNMOVED | {"online": "banned", "draining": "banned", "offline": "banned_offline"},
     m.NodePardoned: _UNMOVED | {"banned": "online", "banned_offline": "offline"},
     m.Completed: _UNMOVED,
+    m.TimeUsed: _UNMOVED,
     m.LeaseLost: _UNMOVED,
 }
 
@@ -197,7 +198,7 @@ def _registered(node: Node | None, event: m.NodeRegistered, at_ms: int) -> Node:
 # -- how it behaves ----------------------------------------------------------------------------------------
 
 
-def judged(node: Node, job_id: str, event: m.Completed | m.LeaseLost, at_ms: int) -> Node:
+def judged(node: Node, job_id: str, event: m.Completed | m.TimeUsed | m.LeaseLost, at_ms: int) -> Node:
     """The node after an attempt of it ended: its record and its reputation.
 
     A job that fails may be at fault itself, and clients could ruin nodes with such jobs. So a failure costs reputation,
@@ -205,7 +206,7 @@ def judged(node: Node, job_id: str, event: m.Completed | m.LeaseLost, at_ms: int
     the job costs nothing until then.
     """
     node = at(node, at_ms)
-    if isinstance(event, m.Completed):
+    if isinstance(event, m.Completed | m.TimeUsed):
         done = replace(node, jobs_completed=node.jobs_completed + 1, strikes=max(0, node.strikes - 1))
         return _changed(done, SUCCESS_GAIN, f"completed {job_id}", at_ms)
     if event.discards or event.memory_bytes:  # what was stored was bad; the job needs more than was thought

@@ -3,7 +3,8 @@
 A node needs, for so many operations and bytes moved, at least max(flops / flops_per_s, bytes / bytes_per_s) (the
 roofline model: Williams, Waterman and Patterson 2009). No training runs at the roof: the quote allows ALLOWANCE times
 that, and START_S for data and plan; the node's asking price per hour makes a sum of it. Any node that fits may get the
-job, so the quote is the largest of theirs, and never more than the amount that the client offers.
+job, so the quote is the largest of theirs, and never more than the amount that the client offers. Of a job that serves
+the time is known: it is bought.
 """
 
 import hashlib
@@ -40,6 +41,18 @@ def price_at(node: Node, flops: int, bytes_moved: int) -> m.NodePrice:
         seconds=seconds,
         price_per_hour_base_units=asked,
         base_units=min(math.ceil(seconds * asked / HOUR_S), 2**63 - 1),
+    )
+
+
+def price_for(node: Node, seconds: int) -> m.NodePrice:
+    """What a node asks for serving so long."""
+    asked = node.price_per_hour_base_units
+    return m.NodePrice(
+        node_id=node.node_id,
+        name=node.name,
+        seconds=float(seconds),
+        price_per_hour_base_units=asked,
+        base_units=min(-(-seconds * asked // HOUR_S), 2**63 - 1),
     )
 
 

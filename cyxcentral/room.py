@@ -122,6 +122,10 @@ class Room:
 
     def ranked(self, job: Job) -> Iterator[Candidate]:
         """The nodes that can take the job, best first; those that lost it before come last."""
+        if wanted := job.job.needs.node_id:
+            if wanted in self._placed and schedule.refusal(job, self.candidates[wanted]) is None:
+                yield self.candidates[wanted]
+            return
         before = {attempt.node_id for attempt in job.attempts}
         for node_id in self._by_score(job):
             if node_id not in before:
@@ -138,6 +142,7 @@ class Room:
         every = self._trees.get((False, None))
         counts = {
             **self._away_counts,
+            schedule.OTHER_NODE: len(self._placed) - (needs.node_id in self._placed) if needs.node_id else 0,
             schedule.NO_GPU: without_gpu,
             schedule.FEW_CORES: sum(n for cores, n in self._cores.items() if cores < needs.cores),
             schedule.LITTLE_MEMORY: tree.size(every) - tree.count_below(every, (-job.memory_bytes + 1, "")),

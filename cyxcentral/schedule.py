@@ -106,6 +106,8 @@ def _unfit(job: Job, node: Node) -> str | None:
     needs = job.job.needs
     if ran_out_on(job, node.node_id):
         return "it ran out of memory here"
+    if needs.node_id and needs.node_id != node.node_id:
+        return f"{needs.node_id} is asked for, and no other"
     if needs.device == "cuda" and not node.hardware.gpus:
         return "no CUDA GPU"
     if node.hardware.cores < needs.cores:
@@ -136,6 +138,8 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
     if out := away(candidate):
         return [out]
     needs, found = job.job.needs, []
+    if needs.node_id and needs.node_id != candidate.node.node_id:
+        found.append(OTHER_NODE)
     if needs.device == "cuda" and not candidate.node.hardware.gpus:
         found.append(NO_GPU)
     if candidate.node.hardware.cores < needs.cores:
@@ -146,6 +150,7 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
 
 
 NO_GPU, FEW_CORES, LITTLE_MEMORY = "no CUDA GPU", "too few cores", "too little memory free"
+OTHER_NODE = "another node is asked for"
 
 
 # -- who is best -------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         checkpoint=job.checkpoint,
         payees=list(job.payees) if shares else [],
         price_base_units=job.price_base_units,
+        deployment=job.job.serve.deployment if job.job.serve else "",
     )
 
 
@@ -59,6 +60,50 @@ def progress(job: jobs.Job, latest: dict[str, Any] | None) -> float:
     if "batch" in latest:
         return min(1.0, (latest["epoch"] - 1 + latest["batch"] / max(1, latest["batches"])) / epochs)
     return min(1.0, latest.get("epoch", 0) / epochs)
+
+
+def replica_view(job: jobs.Job, node: nodes.Node | None, said: m.RunRef | None, now_ms: int) -> m.ReplicaView:
+    """One replica of a deployment. said: what its node said of it last, if it holds the lease."""
+    shares, last = job.shares, job.attempts[-1] if job.attempts else None
+    state = replica_state(job, said)
+    since_ms = last.started_at_ms if state == "ready" and last and last.started_at_ms else job.changed_at_ms
+    return m.ReplicaView(
+        job_id=job.job_id,
+        state=state,
+        status=job.status,
+        since_ms=since_ms,
+        node_id=last.node_id if last else None,
+        node_name=node.name if node else None,
+        attempt=job.attempt,
+        requests=said.requests if said else 0,
+        waiting=said.waiting if said else 0,
+        served_ms=min(job.served_ms(now_ms), jobs.bought_ms(job)),
+        bought_s=jobs.bought_ms(job) // 1000,
+        amount_base_units=job.terms.amount_base_units,
+        node_base_units=shares.node_base_units if shares else None,
+        platform_base_units=shares.platform_base_units if shares else None,
+        client_base_units=shares.client_base_units if shares else None,
+        error=job.error,
+        region=job.job.needs.region,
+        submitted_at_ms=job.submitted_at_ms,
+    )
+
+
+def replica_state(job: jobs.Job, said: m.RunRef | None) -> m.ReplicaState:
+    """A replica's state, in the word that people have for it."""
+    if job.current is None:
+        return _STATE_OF_IDLE.get(job.outcome or job.status, "pending")
+    if job.current.started_at_ms is not None:
+        return "ready"
+    return "loading" if said and said.phase not in ("", "fetching") else "provisioning"
+
+
+_STATE_OF_IDLE: dict[str, m.ReplicaState] = {
+    "paused": "paused",
+    "completed": "stopped",
+    "cancelled": "stopped",
+    "failed": "failed",
+}
 
 
 def node_view(node: nodes.Node, runs: list[jobs.Job], last_seen_ms: int, metrics: dict[str, Any] | None) -> m.NodeView:
@@ -134,6 +179,9 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
         case "queued":
             why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
             return "a free node (" + "; ".join(why) + ")"
+        case "leased" if job.job.serve and job.attempts[-1].started_at_ms is not None:
+            left_s = (jobs.bought_ms(job) - job.served_ms(now_ms)) // 1000
+            return f"the time that was bought to be used up: {max(left_s, 0)} s are left"
         case "leased" if job.pause_requested:
             return f"node {job.attempts[-1].node_id} to store its state and stop"
         case "leased" if not job.funded:

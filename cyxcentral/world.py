@@ -38,7 +38,7 @@ SAID_ON = {
         ("client", m.ClientEvent),
     )
 }
-JUDGED = frozenset({m.Completed, m.LeaseLost})  # what the end of an attempt says of its node
+JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost})  # what the end of an attempt says of its node
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -74,6 +74,7 @@ class World:
         self.unfunded: dict[str, dict[str, int]] = {}  # wallet -> job -> base units of a deposit that is not final yet
         self.unfunded_base_units: dict[str, int] = {}  # wallet -> all of them
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
+        self.deployments: dict[str, set[str]] = {}  # deployment -> the jobs that are its replicas, or were
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
         self._weights = weights
@@ -113,6 +114,8 @@ class World:
         """Jobs as they were, for a world that is filled, with what follows from them."""
         for job in found:
             self.jobs[job.job_id] = job
+            if job.job.serve:
+                self.deployments.setdefault(job.job.serve.deployment, set()).add(job.job_id)
             if job.status not in jobs.ENDED:
                 self.active.add(job.job_id)
             if job.funded:
@@ -231,6 +234,8 @@ class World:
         else:
             self.active.add(job_id)
         self._changed_jobs.add(job_id)
+        if before is None and job.job.serve:
+            self.deployments.setdefault(job.job.serve.deployment, set()).add(job_id)
         if before is None or not before.funded:
             self._count_unfunded(job)
         if kind is m.Funded:
@@ -273,7 +278,7 @@ class World:
         last = job.attempts[-1].node_id
         if node := self.nodes.get(last):
             self._node(nodes.judged(node, job.job_id, event, at_ms), at_ms)
-        if not isinstance(event, m.Completed):
+        if not isinstance(event, m.Completed | m.TimeUsed):
             return
         failed = {tried.node_id: tried.lost for tried in job.attempts if tried.lost and tried.node_id != last}
         for node_id, lost in failed.items():
@@ -350,6 +355,14 @@ class World:
         """Every job whose lease a node holds."""
         return [self.jobs[job_id] for held in self.held.values() for job_id in sorted(held)]
 
+    def serves(self, node_id: str, job_id: str, attempt: int) -> str | None:
+        """The deployment that a node may answer for by its lease of this attempt; None when it holds none such."""
+        job = self.jobs.get(job_id)
+        if job is None or job.job.serve is None or job.current is None:
+            return None
+        holder = (job.current.node_id, job.current.number)
+        return job.job.serve.deployment if holder == (node_id, attempt) else None
+
     def job_by_prefix(self, prefix: str) -> list[str]:
         """Ids of the jobs that start with `prefix`; a whole id wins over longer ones."""
         if prefix in self.jobs:
@@ -365,6 +378,8 @@ def _other_job(job: jobs.Job | None, job_id: str, event: m.JobEvent) -> str | No
     match event:
         case m.Submitted() if event.terms.job_id != job_id:
             return f"its terms are those of {event.terms.job_id}"
+        case m.Submitted() if event.job.serve and not subjects.is_owned(event.job.serve.deployment, event.caller):
+            return f"the deployment {event.job.serve.deployment} is not {event.caller}'s"
         case m.Submitted() if not 0 <= event.price_base_units <= event.terms.amount_base_units:
             return f"its price is {event.price_base_units}, and its amount {event.terms.amount_base_units}"
         case m.Settled() if job is not None:

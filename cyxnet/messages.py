@@ -1385,6 +1385,7 @@ JobEvent = (
     | Checkpointed
     | LeaseLost
     | Completed
+    | TimeUsed
     | CancelRequested
     | PauseRequested
     | ResumeRequested

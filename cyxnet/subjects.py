@@ -60,6 +60,7 @@ VERBS = {
         Verb("job.pause", m.JobRef, m.JobView, "store a checkpoint, stop, and wait to be resumed"),
         Verb("job.resume", m.JobRef, m.JobView, "let a paused job go on"),
         Verb("job.priority", m.PriorityRequest, m.JobView, "give a job that has not ended another priority, 0 to 9"),
+        Verb("deployment.list", m.DeploymentListRequest, m.DeploymentList, "your deployments and their replicas"),
         Verb("job.explain", m.JobRef, m.ExplainReply, "why a job is where it is"),
         Verb("node.list", m.NodeListRequest, m.NodeList, "nodes with hardware, load and reputation"),
         Verb("node.ban", m.NodeBanRequest, m.NodeView, "shut a node out, for operators", operator=True),

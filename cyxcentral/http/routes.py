@@ -57,6 +57,7 @@ _TABLE = [
     Route("POST", "/v1/jobs/{job_id}/resume", "job.resume"),
     Route("POST", "/v1/jobs/{job_id}/priority", "job.priority"),
     Route("GET", "/v1/jobs/{job_id}/explain", "job.explain"),
+    Route("GET", "/v1/deployments", "deployment.list"),
     Route("GET", "/v1/nodes", "node.list"),
     Route("POST", "/v1/nodes/{node_id}/ban", "node.ban"),
     Route("POST", "/v1/nodes/{node_id}/pardon", "node.pardon"),

@@ -3,6 +3,7 @@
 from cyxcentral import jobs
 from cyxcore.spec import ModelSpec, TrainingSummary
 from cyxnet import messages as m
+from cyxnet import subjects
 
 SIGNATURE = "5" * 88
 CLIENT, PLATFORM, NODE_WALLET = "C" * 43, "P" * 43, "N" * 43
@@ -137,3 +138,34 @@ def registered(node_id="node-a", session="0" * 32, **changes):
         "max_runs": 1,
     }
     return m.NodeRegistered(**(fields | changes))
+
+
+# -- jobs that serve -------------------------------------------------------------------------------------------
+
+DEPLOYMENT = subjects.deployment_id("digits", "alice")
+HOUR_S = 3600
+
+
+def serve_request(seconds=HOUR_S, deployment=DEPLOYMENT, **changes):
+    spec = m.ServeSpec(deployment=deployment, format="cyxmodel", seconds=seconds)
+    return job_request(**({"model": ModelSpec(), "serve": spec} | changes))
+
+
+def serving_after(*timed, seconds=HOUR_S, **changes):
+    """A job that serves, after these (second, event); each must be legal."""
+    first = m.Submitted(
+        job=serve_request(seconds, **changes), terms=terms(), caller="alice", memory_bytes=2**28, deposit=signed()
+    )
+    job = jobs.evolve(None, first, 0)
+    for second, event in timed:
+        assert jobs.illegal(job, event) is None, (job.status, event, jobs.illegal(job, event))
+        job = jobs.evolve(job, event, second * 1000)
+    return job
+
+
+def started(attempt=1):
+    return m.Started(attempt=attempt)
+
+
+def time_used(attempt=1):
+    return m.TimeUsed(attempt=attempt)

@@ -34,15 +34,24 @@ OPERATOR = c.as_client(Identity(b"o" * 32))
 ROLES = {"client": ALICE, "node": ONE, "operator": OPERATOR}
 
 
+DIGITS, CATS = (subjects.deployment_id(name, ALICE.id) for name in ("digits", "cats"))
+REPLICA = c.as_replica(KEYS["one"], ONE.id, "job-1", 3)
+
+
 class Gate:
-    """What admission knows: which nodes there are. `lasts_s`: of a connection."""
+    """What admission knows: which nodes there are, and which leases. `lasts_s`: of a connection."""
 
     def __init__(self):
         self.nodes = {}
+        self.leases = {(ONE.id, "job-1", 3): DIGITS}
         self.lasts_s = 900
 
     def __call__(self, proof):
-        return decide(proof, self.nodes.get, [OPERATOR.id], self.lasts_s, time.time_ns() // 1_000_000)
+        def serves(*lease):
+            return self.leases.get(lease)
+
+        now_ms = time.time_ns() // 1_000_000
+        return decide(proof, self.nodes.get, [OPERATOR.id], self.lasts_s, now_ms, serves=serves)
 
 
 @pytest.fixture
@@ -122,7 +131,11 @@ def spoken(role):
     table |= dict.fromkeys([f"$SRV.{verb}{name}" for verb in ("PING", "INFO", "STATS") for name in ("", ".cyx")], True)
     if role == "node":
         table |= {subject: False for subject in table if subject.startswith("$SRV")}
+    table[subjects.infer("digits-0123456789ab", me)] = role != "node"
     never = [
+        subjects.infer("digits-0123456789ab", other),
+        subjects.reply(me, "token"),
+        subjects.reply(other, "token"),
         subjects.command(me),
         subjects.command(TWO.id),
         subjects.update("job-1"),
@@ -151,6 +164,8 @@ def listened(role):
     return {
         f"_INBOX_{me}.>": True,
         f"_INBOX_{me}.x": True,
+        subjects.reply(me, ">"): role != "node",
+        subjects.reply(me, "token"): role != "node",
         subjects.update("*"): role != "node",
         subjects.update("job-1"): role != "node",
         subjects.command(me): role == "node",
@@ -161,6 +176,10 @@ def listened(role):
             "_INBOX.>",
             f"_INBOX_{MALLORY.id}.>",
             "cyx.v1.>",
+            subjects.infer("*", "*"),
+            subjects.infer(DIGITS, "*"),
+            subjects.reply("*", ">"),
+            subjects.reply(MALLORY.id, ">"),
             subjects.command("*"),
             subjects.command(TWO.id),
             subjects.api("*", "job.submit"),
@@ -211,6 +230,77 @@ async def test_each_role_may_subscribe_to_exactly_what_the_table_says(network, j
         await asyncio.sleep(0)  # the callback's turn
         assert bool(heard) == allowed, subject
         await subscription.unsubscribe()
+
+
+# -- replicas --------------------------------------------------------------------------------------------------
+
+
+async def test_a_replica_may_publish_answers_and_nothing_else(network, join):
+    bus = await join(REPLICA)
+    ears = await Ears.open(network[2])
+    elsewhere = {subject for role in ROLES for subject in spoken(role)} | {f"_INBOX_{ALICE.id}.x", "cyx.v1.reply.x"}
+    answers = {subject for subject in elsewhere if subject.startswith("cyx.v1.reply.") and subject.count(".") == 4}
+    for subject in elsewhere:
+        await bus.publish(subject, b"x")
+        await bus.publish(subject, b"x", reply=f"_INBOX_{ONE.id}.1")
+    assert set(await ears.settle(bus)) == answers and subjects.reply(ALICE.id, "token") in answers
+
+
+async def test_a_replica_hears_the_questions_to_its_own_deployment_and_only_in_its_turn(network, join):
+    bus, edge, heard = await join(REPLICA), network[2], []
+    mine = subjects.infer(DIGITS, "*")
+    for subject, queue in [
+        (mine, ""),  # a copy of what other replicas answer
+        (mine, "others"),
+        (subjects.infer(CATS, "*"), subjects.REPLICAS),
+        (subjects.infer("*", "*"), subjects.REPLICAS),
+        (subjects.command(ONE.id), ""),
+        (subjects.reply("*", ">"), ""),
+        (f"_INBOX_{ONE.id}.>", ""),
+        (">", ""),
+        (">", subjects.REPLICAS),
+    ]:
+        await bus.attend(subject, heard.append, queue)
+    for subject in (subjects.infer(DIGITS, ALICE.id), subjects.infer(CATS, ALICE.id), subjects.command(ONE.id)):
+        await edge.publish(subject, b"x", reply=subjects.reply(ALICE.id, "token"))
+    await edge.round_trip()
+    await bus.round_trip()
+    assert heard == []
+    await bus.attend(mine, heard.append, subjects.REPLICAS)
+    await edge.publish(subjects.infer(DIGITS, ALICE.id), b"x")
+    await edge.round_trip()
+    await bus.round_trip()
+    assert [message.subject for message in heard] == [subjects.infer(DIGITS, ALICE.id)]
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        c.as_replica(KEYS["two"], TWO.id, "job-1", 3),
+        c.as_replica(KEYS["one"], ONE.id, "job-1", 2),
+        c.as_replica(KEYS["one"], ONE.id, "job-2", 3),
+        c.as_replica(KEYS["two"], ONE.id, "job-1", 3),
+    ],
+    ids=["another node", "an attempt that is over", "another job", "another key"],
+)
+async def test_who_does_not_hold_the_lease_is_no_replica(network, join, who):
+    with pytest.raises(NotAdmitted):
+        await join(who)
+
+
+async def test_a_replica_whose_lease_is_over_is_thrown_out_and_the_node_stays(network, join, gate):
+    _, door, edge = network
+    node, replica, heard = await join(ONE), await join(REPLICA), []
+    await replica.attend(subjects.infer(DIGITS, "*"), heard.append, subjects.REPLICAS)
+    gate.leases.clear()
+    await door.throw_out(REPLICA.id)
+    async with asyncio.timeout(10):
+        while replica.connected:
+            await edge.round_trip()
+    await node.round_trip()
+    assert node.connected
+    with pytest.raises(NotAdmitted):
+        await join(REPLICA)
 
 
 # -- attacks ---------------------------------------------------------------------------------------------------

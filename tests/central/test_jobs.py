@@ -38,6 +38,7 @@ EVENTS = {
     "Checkpointed": f.checkpointed(),
     "LeaseLost": f.lost(),
     "Completed": f.completed(),
+    "TimeUsed": m.TimeUsed(attempt=1),
     "CancelRequested": f.CANCELLED,
     "PauseRequested": f.PAUSED,
     "ResumeRequested": f.RESUMED,

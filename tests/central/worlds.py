@@ -41,6 +41,7 @@ def job(dice, number, nodes=12):
         device=dice.choice(["cpu", "any", "cuda"]),
         cores=dice.choice([1, 2, 4, 16]),
         region=dice.choice(["", "", "eu", "asia"]),
+        node_id=dice.choice([*[""] * 12, f"node-{dice.randrange(nodes)}"]),
     )
     event = f.submitted(f"job-{number}", priority=dice.choice([0, 0, 1, 9]), needs=needs)
     made = replace(

@@ -1,0 +1,194 @@
+"""Jobs that serve, at a central with a real broker and a node made of its words alone."""
+
+from types import SimpleNamespace
+
+import pytest
+from msgspec.structs import replace
+
+from cyxcentral import intake, views
+from cyxcentral.api import Api
+from cyxcentral.cache import MemoryCache
+from cyxcore.errors import SpecError
+from cyxcore.spec import ModelSpec
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.bus import ApiError, Bus
+from cyxnet.credentials import as_node
+from tests.central import facts as f
+from tests.central.test_dispatch import KEY, NODE, SmallCentral, failed, heartbeat, leased, register, started
+
+JOB = subjects.job_event("job-1")
+
+
+@pytest.fixture
+async def central(broker):
+    running = await SmallCentral.start(broker, "central-a")
+    yield running
+    await running.close()
+
+
+@pytest.fixture
+async def node(broker):
+    bus = await Bus.connect(broker.url("node"), name="node", credentials=as_node(KEY, NODE))
+    yield bus
+    await bus.close()
+
+
+def served(**changes):
+    """A job of alice's that serves, as JobRequest fields."""
+    spec = m.ServeSpec(deployment=f.DEPLOYMENT, format="cyxmodel", seconds=f.HOUR_S)
+    return {"model": ModelSpec(), "serve": replace(spec, **changes)}
+
+
+def api_of(central):
+    return Api(
+        SimpleNamespace(
+            world=central.world,
+            events=central.log,
+            dispatch=central.dispatch,
+            cache=MemoryCache(),
+            settings=SimpleNamespace(network=None),
+        )
+    )
+
+
+async def ready(central, **changes):
+    """A replica that answers on NODE."""
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased(), **served(**changes))
+    assert (await central.dispatch._started(started())).accepted
+    return central.world.jobs["job-1"]
+
+
+async def test_a_node_is_told_whose_replica_it_is_to_serve(broker, node):
+    central, told = await SmallCentral.start(broker, "central-a", scheduling=True), []
+
+    async def take(subject, command):
+        told.append(command)
+        return m.CommandReply(accepted=True)
+
+    try:
+        await node.answer(subjects.command(NODE), m.Command, take)
+        await central.dispatch._register(register())
+        await central.job("job-1", f.FUNDED, **served(public=True))
+        await central.until(lambda: told)
+        assert (told[0].owner, told[0].job.serve.public) == ("alice", True)
+    finally:
+        await central.close()
+
+
+async def test_when_the_time_is_used_up_the_job_ends_and_its_node_is_paid(central):
+    job = await ready(central, seconds=60)
+    began_ms = job.attempts[-1].started_at_ms
+    central.dispatch._machine = SimpleNamespace(
+        wall_ms=lambda: began_ms + 59_999, monotonic_ms=central.log.machine.monotonic_ms
+    )
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].status == "leased"
+    central.dispatch._machine.wall_ms = lambda: began_ms + 60_000
+    await central.dispatch._sweep()
+    job = central.world.jobs["job-1"]
+    assert (job.status, job.outcome, job.payees[0].wallet) == ("settling", "completed", f.NODE_WALLET)
+
+
+async def test_a_replica_that_is_ready_loses_its_lease_to_no_standstill(central):
+    await ready(central)
+    central.dispatch._progress_ms = 0
+    await central.dispatch._sweep()
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].status == "leased"
+
+
+async def test_only_the_holder_of_the_lease_may_answer_for_the_deployment(central):
+    await ready(central)
+    world = central.world
+    assert world.serves(NODE, "job-1", 1) == f.DEPLOYMENT
+    for other in [("node-b", "job-1", 1), (NODE, "job-1", 2), (NODE, "job-2", 1)]:
+        assert world.serves(*other) is None
+    await central.dispatch._failed(failed())
+    assert world.serves(NODE, "job-1", 1) is None
+
+
+async def test_a_job_that_trains_lets_nobody_answer_for_anything(central):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    assert central.world.serves(NODE, "job-1", 1) is None
+
+
+async def test_a_deployment_of_somebody_else_is_none_of_the_callers(central):
+    stolen = replace(f.submitted("job-1", **served()), caller="mallory")
+    await central.log.record(JOB, lambda: stolen)
+    assert "job-1" not in central.world.jobs and central.world.quarantined == 1
+
+
+async def test_the_owner_sees_each_replica_in_its_state_with_what_its_node_said(central):
+    await ready(central)
+    await central.job("job-2", **served())
+    await central.dispatch._heartbeat(heartbeat(("job-1", 1, "serving")))
+    run = m.RunRef(job_id="job-1", attempt=1, phase="serving", requests=7, waiting=2)
+    await central.dispatch._heartbeat(replace(heartbeat(), runs=[run]))
+    (found,) = (await api_of(central)._deployments("alice", m.DeploymentListRequest())).deployments
+    assert (found.deployment, found.ready, found.owner) == (f.DEPLOYMENT, 1, "alice")
+    states = {each.job_id: (each.state, each.requests, each.waiting) for each in found.replicas}
+    assert states == {"job-1": ("ready", 7, 2), "job-2": ("pending", 0, 0)}
+
+
+async def test_others_see_that_a_public_deployment_is_there_and_nothing_of_a_private_one(central):
+    await ready(central)
+    ask = m.DeploymentListRequest(deployment=f.DEPLOYMENT)
+    assert (await api_of(central)._deployments("mallory", ask)).deployments == []
+    public = replace(served()["serve"], deployment=subjects.deployment_id("cats", "alice"), public=True)
+    await central.job("job-2", model=ModelSpec(), serve=public)
+    whole = m.DeploymentListRequest(deployment=public.deployment)
+    (found,) = (await api_of(central)._deployments("mallory", whole)).deployments
+    assert (found.deployment, found.replicas) == (public.deployment, [])
+    beginning = m.DeploymentListRequest(deployment="cats")
+    assert (await api_of(central)._deployments("mallory", beginning)).deployments == []
+
+
+async def test_a_deployment_whose_replicas_have_ended_is_told_when_it_is_asked_for(central):
+    await central.job("job-1", f.FUND_FAILED, **served())
+    api = api_of(central)
+    assert (await api._deployments("alice", m.DeploymentListRequest())).deployments == []
+    (found,) = (await api._deployments("alice", m.DeploymentListRequest(ended=True))).deployments
+    assert found.replicas[0].state == "failed"
+
+
+async def test_an_owner_cannot_submit_a_replica_of_anothers_deployment(central):
+    job = f.job_request(**served())
+    with pytest.raises(ApiError, match="is not yours; one of yours would be called digits-"):
+        api_of(central)._draft("mallory", job, "job-1", f.CLIENT)
+
+
+def test_each_state_of_a_replica_has_its_word():
+    def state(*timed, phase=""):
+        job = f.serving_after(*timed)
+        return views.replica_state(job, m.RunRef(job_id="job-1", attempt=1, phase=phase))
+
+    funded, lease = (1, f.FUNDED), (2, f.leased())
+    assert state() == state(funded) == "pending"
+    assert state(funded, lease) == state(funded, lease, phase="fetching") == "provisioning"
+    assert state(funded, lease, phase="loading") == "loading"
+    assert state(funded, lease, (3, f.started())) == "ready"
+    assert state(funded, (2, f.PAUSED)) == "paused"
+    assert state(funded, lease, (3, f.started()), (4, f.CANCELLED)) == "stopped"
+    assert state((1, f.FUND_FAILED)) == "failed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": ModelSpec(input=[4], layers=[])}, "expected no layers and no graph"),
+        ({"serve": m.ServeSpec(deployment=f.DEPLOYMENT, format="onnx", seconds=30 * 86_400)}, "28 days"),
+    ],
+)
+def test_a_job_that_serves_is_checked_before_it_is_taken(changes, said):
+    with pytest.raises(SpecError, match=said):
+        intake.examine(f.job_request(**(served() | changes)))
+
+
+def test_a_model_needs_memory_by_its_size_unless_its_submitter_knows_better():
+    size = 10 * 2**20
+    job = f.job_request(**served(memory_bytes=2**30), dataset=m.ArtifactRef(sha256="a" * 64, size=size))
+    assert intake.examine(job).memory_bytes == intake.BASE_MEMORY_BYTES + 2 * size + 2**30
+    assert intake.examine(replace(job, needs=m.Needs(memory_bytes=5))).memory_bytes == 5
