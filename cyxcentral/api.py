@@ -514,14 +514,15 @@ class Api:
             )
             for job in replicas[:REPLICAS_SHOWN]
         ]
-        serve = replicas[0].job.serve
+        serve, mine = replicas[0].job.serve, subjects.is_owned(deployment, caller)
         return m.DeploymentView(
             deployment=deployment,
             name=replicas[0].job.name,
             ready=sum(each.state == "ready" for each in shown),
             public=bool(serve and serve.public),
             owner=replicas[0].caller,
-            replicas=shown if subjects.is_owned(deployment, caller) else [],
+            replicas=shown if mine else [],
+            newest=replicas[0].job if mine else None,
         )
 
     async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:

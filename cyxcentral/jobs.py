@@ -76,7 +76,7 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     earlier: m.Checkpoint | None = None  # the one before that
     sequence: int = 0  # of the newest report that its node signed and that counted
     started_at_ms: int | None = None
-    ended_at_ms: int | None = None  # nobody holds its lease any more
+    ended_at_ms: int | None = None  # of a replica: nobody holds its lease any more
     lost: m.LeaseLost | None = None
 
     @property
@@ -450,7 +450,12 @@ def _attempt(job: Job, **changes: Any) -> Job:
 
 def _ended(job: Job, lost: m.LeaseLost, at_ms: int) -> Job:
     """The attempt is over: nobody holds the lease."""
-    return replace(_attempt(job, lost=lost, ended_at_ms=at_ms), status=_idle(job))
+    return replace(_attempt(_over(job, at_ms), lost=lost), status=_idle(job))
+
+
+def _over(job: Job, at_ms: int) -> Job:
+    """The time of a replica ends here; what a training run is paid for is no time."""
+    return _attempt(job, ended_at_ms=at_ms) if job.job.serve else job
 
 
 def _idle(job: Job) -> m.JobStatus:
@@ -574,7 +579,7 @@ def _out_of_time(job: Job, at_ms: int) -> Job:
 
 def _settle(job: Job, outcome: Outcome, error: str | None, at_ms: int) -> Job:
     if job.current:
-        job = _attempt(job, ended_at_ms=at_ms)
+        job = _over(job, at_ms)
     return replace(_decided(job, outcome, error), status="settling", payees=_earned(job))
 
 

@@ -83,7 +83,7 @@ def replica_view(job: jobs.Job, node: nodes.Node | None, said: m.RunRef | None, 
         node_base_units=shares.node_base_units if shares else None,
         platform_base_units=shares.platform_base_units if shares else None,
         client_base_units=shares.client_base_units if shares else None,
-        error=job.error,
+        error=None if state == "ready" else job.error,  # what ended an earlier attempt is over then
         region=job.job.needs.region,
         submitted_at_ms=job.submitted_at_ms,
     )

@@ -32,6 +32,7 @@ from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.config import DEFAULT_FOLDER, SESSION_S, read_network
 from cyxnet.credentials import as_client
+from cyxnet.deployments import Deployments
 from cyxnet.follow import ENDED, SOURCES, Merge
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Prepared(Struct, kw_only=True):
 
     job_id: str
     job: m.JobRequest
-    data_path: Path
+    data_path: Path | None  # None: the network has its data
     quote: m.Quote
     quoted_at_s: float  # of the event loop
     payment: m.Payment | None = None
@@ -86,6 +87,7 @@ class AsyncClient:
     """
 
     def __init__(self, bus: Bus, keys: identity.Identity, caller: str):
+        self.deployments = Deployments(self)
         self.bus = bus
         self.keys = keys
         self.caller = caller
@@ -250,11 +252,19 @@ class AsyncClient:
         return await self.place(await self.prepare(job, data_path), on_upload)
 
     async def prepare(
-        self, job: "LoadedJob | m.JobRequest", data_path: Path | None = None, job_id: str | None = None
+        self,
+        job: "LoadedJob | m.JobRequest",
+        data_path: Path | None = None,
+        job_id: str | None = None,
+        *,
+        stored: bool = False,
     ) -> Prepared:
-        """Ask for terms and check them. Raises TermsMismatch or ApiError. Nothing is stored or paid."""
+        """Ask for terms and check them. stored: the network has the job's data, which need not be sent.
+
+        Raises TermsMismatch or ApiError. Nothing is stored or paid.
+        """
         if isinstance(job, m.JobRequest):
-            if data_path is None:
+            if data_path is None and not stored:
                 raise TypeError("a JobRequest needs data_path, the file of its dataset")
             request = job
         else:
@@ -281,11 +291,12 @@ class AsyncClient:
             )
         signing = asyncio.create_task(self._paid(prepared))  # while the data is on its way; kept only if it arrived
         try:
-            uploaded = await self.upload(prepared.data_path, on_upload)
-            if uploaded != prepared.job.dataset:
-                raise DataError(
-                    f"{prepared.data_path}: it changed after it was checked; nothing was paid, submit again"
-                )
+            if prepared.data_path is not None:
+                uploaded = await self.upload(prepared.data_path, on_upload)
+                if uploaded != prepared.job.dataset:
+                    raise DataError(
+                        f"{prepared.data_path}: it changed after it was checked; nothing was paid, submit again"
+                    )
             prepared.payment = await signing
         finally:
             signing.cancel()

@@ -413,6 +413,7 @@ class DeploymentView(Struct, kw_only=True, omit_defaults=True):
     public: bool = False
     owner: str = ""
     replicas: list[ReplicaView] = []
+    newest: JobRequest | None = None  # what another replica would be; told to the owner only
 
 
 class DeploymentList(Struct, kw_only=True):

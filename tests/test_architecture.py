@@ -79,11 +79,13 @@ cyxnet.asking
 cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
-cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.client
+cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.questions
+cyxnet.deployments cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options
 cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files
-cyxnet.cli.jobs cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money cyxnet.cli.train
+cyxnet.cli.jobs cyxnet.cli.deployments cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money
+cyxnet.cli.train
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__
 

@@ -71,6 +71,41 @@ COMMANDS = [
     Command(
         "submit", "check, pay and submit a job file", "cyx submit digits.toml --wait", "jobs:submit", options.submit
     ),
+    Command(
+        "deploy",
+        "have nodes serve a model: a file, or the model of a completed job",
+        "cyx deploy digits-3f --replicas 2 --hours 8",
+        "deployments:deploy",
+        options.deploy,
+    ),
+    Command(
+        "deployments",
+        "list the deployments, with the state of each replica",
+        "cyx deployments",
+        "deployments:deployments",
+        options.deployment_list,
+    ),
+    Command(
+        "scale",
+        "bring a deployment to another number of replicas",
+        "cyx scale digits 3",
+        "deployments:scale",
+        options.scale,
+    ),
+    Command(
+        "undeploy",
+        "end a deployment; time that was not used comes back",
+        "cyx undeploy digits",
+        "deployments:undeploy",
+        options.deployment,
+    ),
+    Command(
+        "ask",
+        "ask a deployed model over the network",
+        "cyx ask digits '{\"input\": [0.1, 0.2]}'",
+        "deployments:ask",
+        options.ask,
+    ),
     Command("watch", "follow a job from its first event to its end", "cyx watch digits-3f", "jobs:watch", options.job),
     Command("jobs", "list the jobs, newest first", "cyx jobs --status completed", "jobs:jobs", options.job_list),
     Command("job", "show one job", "cyx job digits-3f", "jobs:job", options.job),

@@ -80,7 +80,7 @@ def _kept(folder: Path, prepared: Prepared, fetched: bool, error: BusError) -> K
         outbox.Kept(
             job_id=job_id,
             job=prepared.job,
-            data_path=str(prepared.data_path.absolute()),
+            data_path=str(prepared.data_path.absolute()) if prepared.data_path else "",
             kept_at_ms=time.time_ns() // 1_000_000,
             reason=str(error),
             fetched=fetched,

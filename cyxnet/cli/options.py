@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from cyxnet.cli import values
 from cyxnet.cli.exits import BAD_INPUT
-from cyxnet.serveoptions import add_options, size, whole
+from cyxnet.serveoptions import add_options, milliseconds, size, whole
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
 STATUSES = ["funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"]
@@ -313,6 +313,56 @@ def key(parser: argparse.ArgumentParser) -> None:
 
 def serve(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
+
+
+def deployment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "deployment", type=values.job_id, metavar="ID", help="a deployment, or a beginning that no other has"
+    )
+
+
+def deploy(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL|JOB", help="a model file (.cyxmodel, .safetensors, .onnx, .gguf), or a completed job")
+    add("--name", metavar="NAME", help="what it is called: the beginning of its id (default: as the model)")
+    add("--replicas", type=values.count, metavar="N", help="how many (default 1; with --replace as many as there are)")
+    add("--hours", type=values.between(0.01, 672), default=1.0, metavar="H", help="for how long (default 1)")
+    cost = parser.add_mutually_exclusive_group()
+    cost.add_argument("--price", metavar="CYX", help="of an hour of one replica (default: the most that a node asks)")
+    cost.add_argument("--amount", metavar="CYX", help="of all the hours of one replica")
+    add("--node", type=values.job_id, metavar="NODE", help="on this node and no other")
+    add("--device", choices=("any", "cpu", "cuda"), default="any", help="what the node must have (default any)")
+    add("--region", default="", metavar="R", help="where it should run")
+    add("--public", action="store_true", help="anybody on the network may ask it, not only this client")
+    add("--replace", type=values.job_id, metavar="ID", help="this deployment serves MODEL from now on, without a gap")
+    add("--no-wait", dest="wait", action="store_false", help="do not wait until it is ready")
+    add("--max-batch", type=whole(1, 4096), default=0, metavar="N", help="samples in one run (default 64)")
+    add("--max-wait-ms", type=milliseconds, default=0.0, metavar="MS", help="how long a run waits for more (default 0)")
+    add("--max-queue", type=whole(1, 10**6), default=0, metavar="N", help="samples that wait (default 1024)")
+    add("--memory", type=size, default=0, metavar="SIZE", help="of plans, or of a language model's keys and values")
+    add("--context", type=whole(1, 2**24), default=0, metavar="N", help="tokens of prompt and answer (as trained)")
+    add("--threads", type=whole(1, 256), default=0, metavar="N", help="of the kernels (default: all cores)")
+    add("--drain-s", type=whole(0, 600), default=30, metavar="S", help="for answers under way at the end (30)")
+
+
+def deployment_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("deployment", nargs="?", type=values.job_id, metavar="ID", help="only those that begin so")
+    parser.add_argument("--ended", action="store_true", help="also replicas and deployments that have ended")
+
+
+def scale(parser: argparse.ArgumentParser) -> None:
+    deployment(parser)
+    parser.add_argument("replicas", type=whole(0, 1000), metavar="N", help="how many replicas it shall have")
+
+
+def ask(parser: argparse.ArgumentParser) -> None:
+    deployment(parser)
+    parser.add_argument(
+        "body", nargs="?", metavar="JSON", help="the body, as over HTTP (default: standard input; @FILE: a file)"
+    )
+    parser.add_argument("--route", default="/v1/predict", metavar="PATH", help="what is asked (default /v1/predict)")
+    parser.add_argument("--get", action="store_true", help="without a body, as GET: --route /v1/model")
+    parser.add_argument("--patience", type=whole(1, 3600), default=60, metavar="S", help="how long to try (default 60)")
 
 
 def convert(parser: argparse.ArgumentParser) -> None:

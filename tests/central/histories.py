@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from cyxcentral.eventlog import read
 from cyxcentral.world import World
+from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import Stored
@@ -84,7 +85,29 @@ def job(*events: Any) -> list[Said]:
     return [(JOB, f.submitted()), *((JOB, event) for event in events)]
 
 
+SERVED = f.AMOUNT // 4, f.AMOUNT * 3 // 4  # for one second of four, and for three
 HISTORIES: dict[str, list[Said]] = {
+    "a replica that was lost and the one that took its place are paid for their time": [
+        A,
+        B,
+        (JOB, f.submitted(model=ModelSpec(), serve=m.ServeSpec(deployment=f.DEPLOYMENT, format="onnx", seconds=4))),
+        *((JOB, event) for event in (f.FUNDED, lease(1), f.STARTED, f.lost(code="node_lost"))),
+        *(
+            (JOB, event)
+            for event in (lease(2, "node-b"), m.Started(attempt=2), f.PRIORITY_CHANGED, PAUSE, f.time_used(2))
+        ),
+        (JOB, m.TransactionSigned(purpose="settle", signed=f.signed(b"settle"), pay_base_units=f.AMOUNT)),
+        (
+            JOB,
+            settled(
+                f.AMOUNT * 9 // 10,
+                f.AMOUNT // 10,
+                0,
+                m.Payee(wallet="Q" * 43, pay_base_units=SERVED[1], attempt=2),
+                m.Payee(wallet=f.NODE_WALLET, pay_base_units=SERVED[0], attempt=1),
+            ),
+        ),
+    ],
     "a job that went well": [A, *job(f.FUNDED, lease(1), f.STARTED, f.completed(), f.SIGNED_SETTLE, WHOLE)],
     "a job whose node signed for the network in a sequence and until a time": [
         (NODE_A, replace(f.registered("node-a"), dated=True)),

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from cyxcentral import intake, views
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
+from cyxcentral.machine import Machine
 from cyxcore.errors import SpecError
 from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
@@ -79,16 +80,14 @@ async def test_a_node_is_told_whose_replica_it_is_to_serve(broker, node):
 
 async def test_when_the_time_is_used_up_the_job_ends_and_its_node_is_paid(central):
     job = await ready(central, seconds=60)
-    began_ms = job.attempts[-1].started_at_ms
-    central.dispatch._machine = SimpleNamespace(
-        wall_ms=lambda: began_ms + 59_999, monotonic_ms=central.log.machine.monotonic_ms
-    )
+    clock = [job.attempts[-1].started_at_ms + 59_999]
+    central.log.machine = central.dispatch._machine = Machine(wall_ms=lambda: clock[0])
     await central.dispatch._sweep()
     assert central.world.jobs["job-1"].status == "leased"
-    central.dispatch._machine.wall_ms = lambda: began_ms + 60_000
+    clock[0] += 1
     await central.dispatch._sweep()
     job = central.world.jobs["job-1"]
-    assert (job.status, job.outcome, job.payees[0].wallet) == ("settling", "completed", f.NODE_WALLET)
+    assert (job.status, job.outcome, job.payees) == ("settling", "completed", (f.payee(),))
 
 
 async def test_a_replica_that_is_ready_loses_its_lease_to_no_standstill(central):

@@ -1,0 +1,181 @@
+"""Commands about deployments: deploy, deployments, scale, undeploy, ask."""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cyxcore.errors import SpecError
+from cyxcore.wording import human_duration
+from cyxnet import amounts
+from cyxnet import messages as m
+from cyxnet.bus import ApiError
+from cyxnet.cli.exits import DONE
+from cyxnet.cli.jobs import first_money
+from cyxnet.cli.running import connected
+from cyxnet.cli.screen import Screen
+from cyxnet.client import AsyncClient
+from cyxnet.deployments import Source
+from cyxnet.display import cyx, human_age
+
+MAX_BODY_BYTES = 2**20
+
+
+async def deploy(args: argparse.Namespace, screen: Screen) -> int:
+    amount = amounts.parse(args.amount, "--amount") if args.amount else None
+    price = amounts.parse(args.price, "--price") if args.price else None
+    async with connected(args) as client:
+        await first_money(client, screen)
+        source = await client.deployments.source(args.model)
+        if args.replace:
+            deployment = (await client.deployments.find(args.replace)).deployment
+        else:
+            deployment = client.deployments.id_of(args.name or source.name)
+        job = await client.deployments.request(
+            msgspec.structs.replace(source, name=args.name or source.name),
+            deployment,
+            hours=args.hours,
+            amount_base_units=amount,
+            price_per_hour_base_units=price,
+            needs=m.Needs(device=args.device, region=args.region, node_id=await _node(client, args.node)),
+            public=args.public,
+            max_batch=args.max_batch,
+            max_wait_ms=args.max_wait_ms,
+            max_queue=args.max_queue,
+            memory_bytes=args.memory,
+            context=args.context,
+            threads=args.threads,
+            drain_s=args.drain_s,
+        )
+        made = await _deployed(client, args, source, deployment, job, screen)
+        state = "is ready" if args.wait or args.replace else "is submitted"
+        screen.result(
+            f"{deployment} {state}: {len(made)} {'replica' if len(made) == 1 else 'replicas'}; ask it with: cyx ask "
+            f"{deployment}",
+            {"deployment": deployment, "jobs": made},
+        )
+    return DONE
+
+
+async def _deployed(
+    client: AsyncClient, args: argparse.Namespace, source: Source, deployment: str, job: m.JobRequest, screen: Screen
+) -> list[str]:
+    """The jobs of the new replicas; they are ready, unless nobody wants to wait for that."""
+
+    def on_upload(done: int, total: int) -> None:
+        screen.advance("upload", done, total)
+
+    def tell(replica: m.ReplicaView) -> None:
+        where = f" on {replica.node_name or replica.node_id}" if replica.node_id else ""
+        screen.say("replica", f"{replica.job_id} is {replica.state}{where}", kind="replica", **_plain(replica))
+
+    hours = f"{args.hours:g} h"
+    screen.say("deploys", f"{source.name} as {deployment}: {cyx(job.amount_base_units)} for {hours} of each replica")
+    if args.replace:
+        return await client.deployments.replace(deployment, job, source.path, tell, on_upload, args.replicas)
+    made = await client.deployments.add(job, args.replicas or 1, source.path, on_upload)
+    if args.wait:
+        try:
+            await client.deployments.ready(deployment, made, tell)
+        except asyncio.CancelledError:
+            screen.close()
+            screen.say("goes on", f"{deployment} is not stopped by this; stop it with: cyx undeploy {deployment}")
+            raise
+    return made
+
+
+async def _node(client: AsyncClient, beginning: str | None) -> str:
+    """The id of a node by its name, its id or the beginning of it. Raises ApiError when no other one is meant."""
+    if not beginning:
+        return ""
+    found = [each for each in await client.nodes() if each.node_id.startswith(beginning) or each.name == beginning]
+    exact = [each for each in found if beginning in (each.node_id, each.name)]
+    if len(exact or found) != 1:
+        what = f"{len(found)} nodes are" if found else "no node is"
+        raise ApiError("unknown_node", f"{what} called {beginning} or begin so; see: cyx nodes", 404)
+    return (exact or found)[0].node_id
+
+
+async def deployments(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        reply = await client.deployments.all(args.deployment or "", ended=args.ended)
+    rows = [_row(each, replica) for each in reply.deployments for replica in each.replicas]
+    if rows or args.json:
+        screen.table(["deployment", "replica", "state", "node", "requests", "since", "time", "paid"], rows, reply)
+        if reply.more:
+            screen.say("more", "there are older ones; name the beginning of their id")
+    else:
+        what = "no such deployment" if args.deployment else "no deployment yet; make one: cyx deploy MODEL"
+        screen.result(what, reply)
+    for replica in (each for found in reply.deployments for each in found.replicas if each.error and not args.json):
+        screen.say("because", f"{replica.job_id}: {replica.error}")
+    return DONE
+
+
+def _row(found: m.DeploymentView, replica: m.ReplicaView) -> list[str]:
+    paid = replica.node_base_units
+    return [
+        found.deployment,
+        replica.job_id,
+        replica.state,
+        replica.node_name or replica.node_id or "",
+        f"{replica.requests:,}" if replica.state == "ready" else "",
+        human_age(replica.since_ms),
+        f"{human_duration(replica.served_ms / 1000)} of {human_duration(replica.bought_s)}",
+        cyx(paid) if paid is not None else "",
+    ]
+
+
+async def scale(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        ended, added = await client.deployments.scale(args.deployment, args.replicas)
+    change = f"{len(added)} more" if added else f"{ended} fewer" if ended else "as many as before"
+    screen.result(
+        f"{args.deployment} comes to {args.replicas} replicas: {change}; see: cyx deployments {args.deployment}",
+        {"ended": ended, "added": added},
+    )
+    return DONE
+
+
+async def undeploy(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        found = await client.deployments.undeploy(args.deployment)
+    screen.result(
+        f"{found.deployment} ends: its replicas answer what they have taken, and time that was not used comes back",
+        found,
+    )
+    return DONE
+
+
+async def ask(args: argparse.Namespace, screen: Screen) -> int:
+    body = None if args.get else msgspec.Raw(await asyncio.to_thread(_body, args.body))
+    async with connected(args) as client:
+        answer = await client.deployments.ask(args.deployment, body, args.route, patience_s=args.patience)
+    text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else msgspec.json.encode(answer).decode()
+    screen.result(text, text if isinstance(answer, bytes) else answer)
+    return DONE
+
+
+def _body(said: str | None) -> bytes:
+    """A JSON text from the command line, a file or standard input. Raises SpecError."""
+    if said is None:
+        where, text = "standard input", sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
+    elif said.startswith("@"):
+        where, text = said[1:], Path(said[1:]).read_bytes()
+    else:
+        where, text = "JSON", said.encode("utf-8", "surrogateescape")
+    if len(text) > MAX_BODY_BYTES:
+        raise SpecError(f"{where}: expected at most {MAX_BODY_BYTES} bytes, got more")
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise SpecError(f"{where}: expected JSON such as '{{\"input\": [0.1, 0.2]}}': {error}") from None
+    return text
+
+
+def _plain(replica: m.ReplicaView) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(replica)
+    return plain

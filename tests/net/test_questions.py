@@ -1,0 +1,189 @@
+"""Questions to deployed models on a real broker, with replicas made of their words alone."""
+
+import asyncio
+
+import pytest
+
+from cyxnet import asking, subjects
+from cyxnet.asking import Part, Question
+from cyxnet.bus import ApiError, Bus
+from cyxnet.questions import BrokenOff, NoReplica, Questions
+
+DEPLOYMENT = "digits-0123456789ab"
+CALLER = "c-1"
+
+
+class Replica:
+    """Answers each question with the next of `answers`: parts, or None for silence."""
+
+    def __init__(self, bus, answers):
+        self.bus, self.answers = bus, list(answers)
+        self.asked, self.told = [], []
+
+    @classmethod
+    async def start(cls, broker, answers, **options):
+        self = cls(await Bus.connect(broker.url("edge"), name="replica"), answers)
+        await self.bus.attend(subjects.taken(DEPLOYMENT, "*", "*"), lambda said: self.told.append(said.data))
+        await self.serve()
+        return self
+
+    async def serve(self):
+        self.subscription = await self.bus.attend(subjects.infer(DEPLOYMENT, "*"), self.take, subjects.REPLICAS)
+
+    def take(self, message):
+        self.asked.append(asking.question_of(message.data, message.headers))
+        for part in self.answers.pop(0) or ():
+            self.bus.send(message.reply, part.body, asking.part_headers(part))
+
+
+@pytest.fixture
+async def replicas(broker):
+    """replicas(answers…) starts one that gives these."""
+    running = []
+
+    async def start(*answers):
+        running.append(await Replica.start(broker, answers))
+        return running[-1]
+
+    yield start
+    for each in running:
+        await each.bus.close()
+
+
+@pytest.fixture
+async def asker(broker):
+    bus = await Bus.connect(broker.url("edge"), name="client")
+    yield Questions(bus, CALLER)
+    await bus.close()
+
+
+def whole(body, **fields):
+    return [Part(body=body, **fields)]
+
+
+async def test_a_question_gets_the_answer_that_the_replica_made(replicas, asker):
+    replica = await replicas(whole(b'{"a":1}', status=200))
+    answer = await asker.answer(DEPLOYMENT, Question(body=b"[1]", route="/v1/embeddings"))
+    assert (answer.body, answer.status) == (b'{"a":1}', 200)
+    assert (replica.asked[0].body, replica.asked[0].route) == (b"[1]", "/v1/embeddings")
+
+
+async def test_a_large_answer_comes_whole(replicas, asker):
+    body = bytes(range(256)) * 4096
+    await replicas(list(asking.parts_of(Part(body=body, content_type="application/x-npy"))))
+    answer = await asker.answer(DEPLOYMENT, Question())
+    assert (answer.body, answer.content_type) == (body, "application/x-npy")
+
+
+async def test_a_stream_comes_part_by_part_and_says_how_many_were_taken(replicas, asker):
+    parts = [Part(body=b"%d" % n, number=n, end=n == 39) for n in range(40)]
+    replica = await replicas(parts)
+    assert [part.body async for part in asker.ask(DEPLOYMENT, Question())] == [part.body for part in parts]
+    await asker._bus.round_trip()
+    await replica.bus.round_trip()
+    assert replica.told == [b"8", b"16", b"24", b"32"]
+
+
+async def test_whoever_stops_early_tells_the_replica(replicas, asker):
+    replica = await replicas([Part(body=b"0", end=False), Part(body=b"1", number=1, end=False)])
+    parts = asker.ask(DEPLOYMENT, Question())
+    assert (await anext(parts)).body == b"0"
+    await parts.aclose()
+    await asker._bus.round_trip()
+    await replica.bus.round_trip()
+    assert replica.told == [asking.STOP] and not asker._open
+
+
+async def test_a_refusal_is_an_answer(replicas, asker):
+    await replicas(whole(b"no", status=404))
+    assert (await asker.answer(DEPLOYMENT, Question())).status == 404
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_who_cannot_answer_now_is_passed_over_for_the_next(replicas, asker, status):
+    replica = await replicas(whole(b"no", status=status, headers={"Retry-After-Ms": "1"}), whole(b"yes"))
+    assert (await asker.answer(DEPLOYMENT, Question())).body == b"yes"
+    assert len(replica.asked) == 2
+
+
+async def test_a_refusal_that_outlasts_the_patience_is_the_answer(replicas, asker):
+    await replicas(*[whole(b"no", status=429)] * 20)
+    answer = await asker.answer(DEPLOYMENT, Question(), patience_s=0.3)
+    assert (answer.status, answer.body) == (429, b"no")
+
+
+async def test_a_replica_that_says_nothing_is_given_up_for_the_next(replicas, asker):
+    replica = await replicas(None, whole(b"yes"))
+    assert (await asker.answer(DEPLOYMENT, Question(), silence_s=0.05)).body == b"yes"
+    await asker._bus.round_trip()
+    await replica.bus.round_trip()
+    assert replica.told == [asking.STOP]
+
+
+async def test_a_deployment_that_nobody_serves_is_waited_for(broker, replicas, asker):
+    replica = await replicas(whole(b"yes"))
+    await replica.subscription.unsubscribe()
+    await replica.bus.round_trip()
+    answer = asyncio.create_task(asker.answer(DEPLOYMENT, Question()))
+    while not asker._open:
+        await asker._bus.round_trip()
+    await replica.serve()
+    assert (await answer).body == b"yes"
+
+
+async def test_a_deployment_that_nobody_serves_is_one_clear_error(asker):
+    with pytest.raises(NoReplica, match=r"no replica of digits-0123456789ab .*nobody serves it.*cyx deployments"):
+        await asker.answer(DEPLOYMENT, Question(), patience_s=0.1)
+
+
+async def test_a_whole_answer_that_breaks_off_is_asked_for_again(replicas, asker):
+    broken = [Part(body=b"ha", end=False), Part(body=b"", status=503, number=1)]
+    await replicas(broken, whole(b"whole"))
+    assert (await asker.answer(DEPLOYMENT, Question())).body == b"whole"
+
+
+async def test_a_stream_that_breaks_off_is_an_error_and_nothing_is_said_twice(replicas, asker):
+    await replicas([Part(body=b"ha", end=False), Part(body=b"", status=503, number=1)])
+    seen = []
+    with pytest.raises(BrokenOff):
+        async for part in asker.ask(DEPLOYMENT, Question()):
+            seen.append(part.body)
+    assert seen == [b"ha"]
+
+
+async def test_a_part_that_is_missing_breaks_the_answer_off(replicas, asker):
+    await replicas([Part(body=b"0", end=False), Part(body=b"2", number=2)], whole(b"again"))
+    assert (await asker.answer(DEPLOYMENT, Question())).body == b"again"
+
+
+async def test_many_questions_at_once_get_each_their_own_answer(broker, asker):
+    bus = await Bus.connect(broker.url("edge"), name="echo")
+
+    def echo(message):
+        bus.send(message.reply, message.data, asking.part_headers(Part()))
+
+    await bus.attend(subjects.infer(DEPLOYMENT, "*"), echo, subjects.REPLICAS)
+    bodies = [b"%d" % n for n in range(200)]
+    answers = await asyncio.gather(*(asker.answer(DEPLOYMENT, Question(body=body)) for body in bodies))
+    assert [answer.body for answer in answers] == bodies
+    await bus.close()
+
+
+async def test_a_question_that_is_too_large_is_refused_here(asker):
+    with pytest.raises(ApiError, match="at most 1048576 bytes"):
+        await asker.answer(DEPLOYMENT, Question(body=bytes(2**20 + 1)))
+
+
+async def test_garbage_for_an_answer_is_no_answer(broker, replicas, asker):
+    replica = await replicas(None, whole(b"yes"))
+    take = replica.take
+
+    def garbage(message):
+        if not replica.asked:
+            replica.bus.send(message.reply, b"x", {"Cyx-Status": "many"})
+        take(message)
+
+    await replica.subscription.unsubscribe()
+    replica.take = garbage
+    await replica.serve()
+    assert (await asker.answer(DEPLOYMENT, Question())).body == b"yes"
