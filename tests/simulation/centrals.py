@@ -58,8 +58,8 @@ def shrink() -> "contextlib.ExitStack":
     """
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(asyncio, "sleep", sleep))
-    stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 1.0))
-    stack.enter_context(mock.patch.object(landings, "NEXT_POLL_S", 0.25))
+    stack.enter_context(mock.patch.object(landings, "FIRST_POLL_S", 0.1))
+    stack.enter_context(mock.patch.object(landings, "NEXT_POLL_S", 0.05))
     stack.enter_context(mock.patch.object(reconciliation, "EVERY_S", 6.0))
     stack.enter_context(mock.patch.object(audit, "LOOK_AGAIN_S", 5.0))  # together longer than any machine lags
     stack.enter_context(mock.patch.object(payments, "DEADLINES_EVERY_S", 1.0))
