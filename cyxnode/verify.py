@@ -38,6 +38,10 @@ UNVERIFIABLE = (
     "it was trained on {device}, where the bits of a product depend on the card: only jobs that need cpu, or any "
     "device, can be trained again to the same bits"
 )
+NOT_EXACT = (
+    "it was trained with numerics {numerics}, where the bits of a product depend on the processor: only jobs with "
+    "numerics exact, the default, can be trained again to the same bits"
+)
 
 
 class NotVerified(CyxError):
@@ -96,6 +100,8 @@ async def read_history(client: AsyncClient, view: m.JobView) -> History:
     request = msgspec.convert(found["Submitted"][0]["job"], m.JobRequest)
     if (device := DEVICES[request.needs.device]) != "cpu":
         raise NotVerified(f"job {view.job_id} cannot be verified: {UNVERIFIABLE.format(device=device)}")
+    if (numerics := request.training.numerics) != "exact":
+        raise NotVerified(f"job {view.job_id} cannot be verified: {NOT_EXACT.format(numerics=numerics)}")
     stored = [msgspec.convert(data["checkpoint"], m.Checkpoint) for data in found.get("Checkpointed", ())]
     return History(
         request=request,

@@ -30,7 +30,7 @@ FIRST_USE_BASE_UNITS = 100 * 10**9
 @contextlib.asynccontextmanager
 async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
     """The job of a file. Data that was fetched for it goes at the end, unless the job is kept for later."""
-    job, kept = load(args.file, args.dir / "packed"), False
+    job, kept = load(args.file, args.dir / "packed", getattr(args, "numerics", None)), False
     try:
         yield job
     except KeptForLater:
