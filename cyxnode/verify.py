@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
-from cyxnet.artifacts import ArtifactError, describe, get
+from cyxnet.artifacts import ArtifactError, describe
 from cyxnet.bus import ApiError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.running import connected, run
@@ -117,7 +117,7 @@ async def verdict_of(
 
     async def fetch(what: str, sha256: str) -> Path:
         path = folder / what
-        await get(client.bus, client.caller, sha256, path, lambda done, total: screen.advance(what, done, total))
+        await client.fetch(sha256, path, lambda done, total: screen.advance(what, done, total))
         return path
 
     data_path = await fetch("data", request.dataset.sha256)

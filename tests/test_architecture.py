@@ -107,7 +107,7 @@ cyxcentral.listing cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxc
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
-cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
+cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
