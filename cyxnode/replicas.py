@@ -31,6 +31,7 @@ class Replica:
         self.process = process
         self.exchange: Exchange
         self.figures: Figures | None = None  # what it said last
+        self._halts = False
 
     @classmethod
     async def start(cls, launch: Launch) -> "Replica":
@@ -69,13 +70,19 @@ class Replica:
                 self.figures = said
         raise AssertionError("said() ends with Halted or Failed")
 
+    def halt(self) -> None:
+        """Have it end, once it has answered what it was asked."""
+        self._halts = True
+        self.process.tell(Halt())
+
     async def close(self) -> None:
         self.exchange.close()
         await self.process.close()
 
     def _lost(self, why: str) -> None:
         log.debug("replica %d answers no more: %s", self.process.pid, why)
-        self.process.kill()  # it may be alive and not keep to the rules
+        if not self._halts:  # it may be alive and not keep to the rules
+            self.process.kill()
 
 
 class Service:
@@ -146,7 +153,7 @@ class Service:
 
     async def _halt(self, end: "asyncio.Future[Halted | Failed]") -> Halted | Failed:
         """What the process ended with; one that is alive is told to end."""
-        self.replica.process.tell(Halt())
+        self.replica.halt()
         done, _ = await asyncio.wait([end], timeout=self._drain_s + HALT_S)
         return end.result() if done else Halted()
 

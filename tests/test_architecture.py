@@ -41,8 +41,7 @@ cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxco
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
-cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.distributions
-cyxcore.gradients cyxcore.memory
+cyxcore.device cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.distributions cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft
 cyxcore.random
@@ -81,12 +80,12 @@ cyxnet.follower cyxnet.bus cyxnet.artifacts
 cyxnet.broker cyxnet.brokers cyxnet.watchdog cyxnet.parts
 cyxnet.local
 cyxnet.amounts cyxnet.jobtoml cyxnet.jobgraph cyxnet.fetch cyxnet.jobfile cyxnet.follow cyxnet.outbox cyxnet.questions
-cyxnet.deployments cyxnet.client
+cyxnet.deployments cyxnet.gateway cyxnet.client
 cyxnet.blocking cyxnet
 cyxnet.display cyxnet.serveoptions cyxnet.cli.values cyxnet.cli.exits cyxnet.cli.options
 cyxnet.cli.screen cyxnet.cli.running cyxnet.cli.models cyxnet.cli.files
-cyxnet.cli.jobs cyxnet.cli.deployments cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access cyxnet.cli.money
-cyxnet.cli.train
+cyxnet.cli.jobs cyxnet.cli.deployments cyxnet.cli.gateway cyxnet.cli.network cyxnet.cli.keys cyxnet.cli.access
+cyxnet.cli.money cyxnet.cli.train
 cyxnet.chatting cyxnet.cli.chat cyxnet.cli.serving cyxnet.cli.graphs cyxnet.cli
 cyxnet.__main__
 
@@ -107,7 +106,7 @@ cyxcentral.listing cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxc
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
-cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
+cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation

@@ -100,6 +100,13 @@ COMMANDS = [
         options.deployment,
     ),
     Command(
+        "gateway",
+        "a deployment at an address of this machine, with the OpenAI API, until Ctrl-C",
+        "cyx gateway digits --port 8000",
+        "gateway:gateway",
+        options.gateway,
+    ),
+    Command(
         "ask",
         "ask a deployed model over the network",
         "cyx ask digits '{\"input\": [0.1, 0.2]}'",

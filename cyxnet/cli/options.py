@@ -12,7 +12,6 @@ from cyxnet.serveoptions import add_options, milliseconds, size, whole
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
 STATUSES = ["funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"]
-NUMERICS = ["exact", "fast", "fast16", "bf16"]  # cyxcore.spec.NumericsName, which costs an import
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,24 +114,14 @@ def up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-key", type=Path, metavar="FILE", help="the key of the certificate (PEM)")
 
 
-def numerics(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--numerics",
-        choices=NUMERICS,
-        help="instead of the file's: how products on a CPU are made; only exact can be verified by training again",
-    )
-
-
 def train(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
     output(parser)
-    numerics(parser)
     parser.add_argument("--keep-up", action="store_true", help="leave the network up at the end, until Ctrl-C")
 
 
 def submit(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
-    numerics(parser)
     parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
     parser.add_argument(
         "--quote", type=Path, metavar="PRICE", help="a file of cyx quote -o: be charged no more than that"
@@ -354,6 +343,13 @@ def deploy(parser: argparse.ArgumentParser) -> None:
     add("--context", type=whole(1, 2**24), default=0, metavar="N", help="tokens of prompt and answer (as trained)")
     add("--threads", type=whole(1, 256), default=0, metavar="N", help="of the kernels (default: all cores)")
     add("--drain-s", type=whole(0, 600), default=30, metavar="S", help="for answers under way at the end (30)")
+
+
+def gateway(parser: argparse.ArgumentParser) -> None:
+    deployment(parser)
+    add = parser.add_argument
+    add("--port", type=whole(0, 65_535), default=8000, metavar="P", help="0: a free one (default 8000)")
+    add("--patience", type=whole(1, 3600), default=60, metavar="S", help="how long to try each request (default 60)")
 
 
 def deployment_list(parser: argparse.ArgumentParser) -> None:

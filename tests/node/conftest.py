@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from cyxnet.broker import Broker
 from cyxnet.bus import Bus
 from cyxnet.config import NetworkFile, write_network
-from cyxnet.credentials import as_node
+from cyxnet.credentials import Credentials, as_node
 from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import Home, open_home
@@ -78,7 +78,11 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
             stack.push_async_callback(pool.close)
             pool.warm_up()
             ready = asyncio.Event()
-            agent = Agent(home, bus, pool, facts, Settings(), ready.set)
+
+            def connect(replica: Credentials) -> Awaitable[Bus]:
+                return Bus.connect(url or broker.url("node"), name=replica.id, credentials=replica)
+
+            agent = Agent(home, bus, pool, facts, Settings(), ready.set, connect=connect)
             task = asyncio.create_task(agent.run())
             stack.push_async_callback(_stop, agent, task)
             return Node(agent, home, task, ready)

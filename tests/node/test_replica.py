@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from cyxcore.model import save_model
 from cyxnet.asking import WINDOW
 from cyxnode import exchange as x
-from cyxnode.pipe import Failed, Halt, Halted, Serve, Serving
+from cyxnode.pipe import Failed, Halted, Serve, Serving
 from cyxnode.process import Launch
 from cyxnode.replicas import Replica
 from tests.core import llamas
@@ -109,7 +109,7 @@ async def test_what_it_has_taken_is_answered_before_it_halts_and_it_says_how_muc
     body = json.dumps({"input": samples(8).tolist()}).encode()
     answers = [asyncio.ensure_future(whole(replica, "/v1/predict", body)) for _ in range(20)]
     await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-    replica.process.tell(Halt())
+    replica.halt()
     end = asyncio.ensure_future(replica.until_end())
     assert {status for status, _ in await asyncio.gather(*answers)} == {200}
     assert await end == Halted()
