@@ -307,7 +307,17 @@ class Access:
         await self.open()
         self._refuse_unless_operator(caller, ask.as_operator)
         ids = self._held if ask.as_operator else self._of.get(caller, ())
-        return _listed([self._held[grant_id][1] for grant_id in ids])
+        found = sorted((self._held[grant_id][1] for grant_id in ids), key=_newest_first)
+        if ask.after is not None:
+            if ask.after not in ids:
+                raise ApiError(
+                    "unknown_key", f"there is no key or session {ask.after} any more; begin the list anew", 404
+                )
+            last = _newest_first(self._held[ask.after][1])
+            found = [grant for grant in found if _newest_first(grant) > last]
+        listed = _listed(found[: ask.limit])
+        listed.after = found[ask.limit - 1].id if len(found) > ask.limit else ""
+        return listed
 
     async def _key_revoke(self, caller: str, ask: m.KeyRevokeRequest) -> m.KeyList:
         self._refuse_unless_operator(caller, ask.as_operator)
@@ -454,11 +464,12 @@ def _session_view(session: m.HttpSession) -> m.HttpSessionView:
     return msgspec.convert(fields, m.HttpSessionView)
 
 
+def _newest_first(grant: m.Grant) -> tuple[int, str]:
+    return -(grant.made_at_ms if isinstance(grant, m.ApiKey) else grant.opened_at_ms), grant.id
+
+
 def _listed(grants: Collection[m.Grant]) -> m.KeyList:
-    """The newest first."""
-    keys = [_view(each) for each in grants if isinstance(each, m.ApiKey)]
-    sessions = [_session_view(each) for each in grants if isinstance(each, m.HttpSession)]
     return m.KeyList(
-        keys=sorted(keys, key=lambda key: (-key.made_at_ms, key.id)),
-        sessions=sorted(sessions, key=lambda session: (-session.opened_at_ms, session.id)),
+        keys=[_view(each) for each in grants if isinstance(each, m.ApiKey)],
+        sessions=[_session_view(each) for each in grants if isinstance(each, m.HttpSession)],
     )

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from cyxcentral import cache as keys
 from cyxcentral import clients, intake, jobs, listing, money, prices, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
+from cyxcentral.fetches import Fetches
 from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
 from cyxcentral.uploads import Uploads
@@ -61,6 +62,10 @@ class Api:
     def _operators(self) -> Operators:
         return Operators(self._central.events, self._world, self._central.dispatch, self._network.operators)
 
+    @functools.cached_property
+    def _fetches(self) -> Fetches:
+        return Fetches(self._central.events, self._central.blobs, self._network.operators)
+
     def handlers(self) -> dict[str, Callable[[str, Any], Awaitable[Any]]]:
         return {verb: self._of_the_welcome(handler) for verb, handler in self._handlers().items()}
 
@@ -102,11 +107,11 @@ class Api:
             "ledger.verify": self._verify,
             "payouts.freeze": self._operators.freeze,
             "payouts.release": self._operators.release,
-            "artifact.stat": lambda _, manifest: blobs.stat(manifest),
+            "artifact.stat": lambda caller, manifest: blobs.stat(manifest, caller),
             "artifact.put": self._put,
-            "artifact.commit": lambda _, manifest: blobs.commit(manifest),
-            "artifact.manifest": lambda _, ref: blobs.manifest(ref.sha256),
-            "artifact.chunk": lambda _, ref: blobs.chunk(ref.sha256),
+            "artifact.commit": lambda caller, manifest: blobs.commit(manifest, caller),
+            "artifact.manifest": self._fetches.manifest,
+            "artifact.chunk": self._fetches.chunk,
             **self._central.access.handlers(),
         }
 
@@ -328,7 +333,9 @@ class Api:
         deposit = self._deposit(caller, ask.payment, draft.terms)
         # What is not known is asked for side by side; for a job like the one before, everything is known.
         unknown: list[Awaitable[Any]] = [
-            self._central.blobs.manifest(sha256) for sha256 in needed if not self._central.blobs.knows(sha256)
+            self._fetches.manifest(caller, m.ArtifactRefRequest(sha256=sha256))
+            for sha256 in needed
+            if not (self._central.blobs.knows(sha256) and self._fetches.is_named(caller, sha256))
         ]
         signed = (await asyncio.gather(deposit, *unknown))[0] if unknown else await deposit
         if not self._afforded(draft.terms):  # last: what is refused is not charged
@@ -589,11 +596,11 @@ class Api:
 
     async def _put(self, caller: str, block: bytes) -> m.ChunkReply:
         self._uploads.charge(caller, len(block), self._machine.monotonic_ms() / 1000)
-        return await self._central.blobs.put(block)
+        return await self._central.blobs.put(block, caller)
 
     @functools.cached_property
     def _uploads(self) -> Uploads:
-        """What a node that holds a lease stores is not counted: it was asked for it."""
+        """How much each may store; most of all a node that holds a lease, since it was asked for it."""
         held = self._world.held
         return Uploads(
             self._network.upload_bytes_per_day, self._central.is_known, lambda caller: bool(held.get(caller))

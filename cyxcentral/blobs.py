@@ -2,6 +2,9 @@
 
 A chunk's subject is its digest and holds one message, so storing it twice is storing it once. A manifest is written
 last, after every chunk was read back and the whole digest checked: what has a manifest is complete.
+
+Who knows a digest need not have the bytes. So each caller sends every chunk himself, also one that is here already, and
+that he did is noted beside it: only then is an artifact said to be here, to him, and his.
 """
 
 import asyncio
@@ -23,6 +26,8 @@ LOOKUPS_IN_FLIGHT = 64
 TRUSTED_MS = 600_000  # so long a manifest that was read is believed to be there still
 FRESH_MS = 3_600_000  # what was stored or asked for within this time is swept by nobody (see cyxcentral.sweeper)
 MANIFESTS_REMEMBERED, SMALL_MANIFEST_CHUNKS = 4096, 1000
+SENDERS_REMEMBERED = 65_536  # pairs of a digest and who sent its bytes
+PARTS_REMEMBERED = 100_000  # digests of chunks, of the artifacts that are being fetched
 
 
 class BlobError(CyxError):
@@ -37,12 +42,20 @@ class NotStored(BlobError):
     status = 404
 
 
+class NotSent(BlobError):
+    """An artifact cannot be whole yet: some of its chunks were not sent by who says so."""
+
+    code, status = "incomplete", 409
+
+
 class Blobs:
     def __init__(self, core: Bus, machine: Machine = MACHINE):
         self._core = core
         self._machine = machine
         self._reading: dict[str, asyncio.Future[ArtifactManifest]] = {}
         self._manifests: OrderedDict[str, tuple[ArtifactManifest, float]] = OrderedDict()  # whole ones; read at, ms
+        self._sent: OrderedDict[tuple[str, str], None] = OrderedDict()  # (digest, sender) that are noted in the store
+        self._parts: OrderedDict[str, frozenset[str]] = OrderedDict()  # artifact -> its chunks
         self._damaged: set[str] = set()  # digests of artifacts and chunks that are not what they were any more
 
     async def open(self, replicas: int = 1) -> None:
@@ -50,19 +63,40 @@ class Blobs:
             subjects.BLOBS, [subjects.BLOB_SUBJECTS], replicas=replicas, max_msgs_per_subject=1
         )
 
-    async def stat(self, manifest: ArtifactManifest) -> ArtifactStatReply:
-        """Which chunks of an artifact must still be sent."""
+    async def stat(self, manifest: ArtifactManifest, sender: str) -> ArtifactStatReply:
+        """Which chunks of an artifact its sender must still send: what only others sent is nothing to him."""
         self._check(manifest)
-        if await self._kept(manifest.sha256):
+        if await self.sent(manifest.sha256, sender) and await self._kept(manifest.sha256):
             return ArtifactStatReply(complete=True, missing=[])
-        return ArtifactStatReply(complete=False, missing=await self._missing(manifest.chunks))
+        return ArtifactStatReply(complete=False, missing=await self._missing(manifest.chunks, sender))
 
-    async def _missing(self, chunks: list[str]) -> list[str]:
+    async def sent(self, digest: str, sender: str) -> bool:
+        """Whether a caller once sent these bytes, a chunk or all chunks of an artifact. They may be swept since."""
+        if (digest, sender) in self._sent:
+            return True
+        if not await self._core.holds(subjects.BLOBS, subjects.sent(digest, sender)):
+            return False
+        self._remember_sent(digest, sender)
+        return True
+
+    async def _note_sent(self, digest: str, sender: str) -> None:
+        if not await self.sent(digest, sender):
+            await self._store_once(subjects.sent(digest, sender), b"{}")
+            self._remember_sent(digest, sender)
+
+    def _remember_sent(self, digest: str, sender: str) -> None:
+        self._sent[digest, sender] = None
+        if len(self._sent) > SENDERS_REMEMBERED:
+            self._sent.popitem(last=False)
+
+    async def _missing(self, chunks: list[str], sender: str) -> list[str]:
         gate = asyncio.Semaphore(LOOKUPS_IN_FLIGHT)
 
         async def stored(digest: str) -> bool:
             async with gate:
-                return digest not in self._damaged and await self._core.holds(subjects.BLOBS, subjects.chunk(digest))
+                if digest in self._damaged or not await self.sent(digest, sender):
+                    return False
+                return await self._core.holds(subjects.BLOBS, subjects.chunk(digest))
 
         digests = list(dict.fromkeys(chunks))
         there = await asyncio.gather(*map(stored, digests))
@@ -90,8 +124,8 @@ class Blobs:
             raise BlobError(f"no artifact {sha256} is stored here")
         return found
 
-    async def put(self, block: bytes) -> ChunkReply:
-        """Store one chunk under its digest."""
+    async def put(self, block: bytes, sender: str) -> ChunkReply:
+        """Store one chunk under its digest, and note who sent it."""
         if not 0 < len(block) <= CHUNK_BYTES:
             raise BlobError(f"expected a chunk of 1 to {CHUNK_BYTES} bytes, got {len(block)}")
         digest = hashlib.sha256(block).hexdigest()
@@ -100,14 +134,24 @@ class Blobs:
             self._damaged.discard(digest)
         else:
             await self._store_once(subjects.chunk(digest), block)
+        await self._note_sent(digest, sender)
         return ChunkReply(sha256=digest, size=len(block))
 
-    async def commit(self, manifest: ArtifactManifest) -> ArtifactRef:
-        """Declare an artifact whole, after reading back every chunk and checking size and digest."""
+    async def commit(self, manifest: ArtifactManifest, sender: str) -> ArtifactRef:
+        """Declare an artifact whole, after reading back every chunk and checking size and digest.
+
+        Raises NotSent unless its sender sent all of it, BlobError when it is not what it says.
+        """
         self._check(manifest)
         ref = ArtifactRef(sha256=manifest.sha256, size=manifest.size)
-        if await self._kept(manifest.sha256):
-            return ref  # a repeated commit, or another uploader of the same bytes
+        if missing := await self._missing(manifest.chunks, sender):
+            raise NotSent(
+                f"artifact {manifest.sha256}: {len(missing)} of its {len(manifest.chunks)} chunks are not stored here "
+                "as sent by you: ask artifact.stat which, and send them"
+            )
+        if await self._kept(manifest.sha256) == manifest:  # a repeated commit, or another sender of the same bytes
+            await self._note_sent(manifest.sha256, sender)
+            return ref
         digest, size = await self._read_back(manifest.chunks)
         if digest != manifest.sha256 or size != manifest.size:
             raise BlobError(
@@ -116,11 +160,12 @@ class Blobs:
             )
         await self._store_once(subjects.manifest(manifest.sha256), msgspec.json.encode(manifest))
         self._damaged.discard(manifest.sha256)
-        if missing := await self._missing(manifest.chunks):  # swept since they were read back
+        if missing := await self._missing(manifest.chunks, sender):  # swept since they were read back
             self.forget(manifest.sha256)
             if found := await self._core.last(subjects.BLOBS, subjects.manifest(manifest.sha256)):
                 await self._core.delete(subjects.BLOBS, found.seq)
-            raise BlobError(f"artifact {manifest.sha256}: {len(missing)} of its chunks are gone; send it again")
+            raise NotSent(f"artifact {manifest.sha256}: {len(missing)} of its chunks are gone; send it again")
+        await self._note_sent(manifest.sha256, sender)
         return ref
 
     async def damage(self, ref: ArtifactRef) -> str | None:
@@ -190,6 +235,17 @@ class Blobs:
         if stored is None or sha256 in self._damaged:
             raise NotStored(f"no artifact {sha256} is stored here")
         return msgspec.json.decode(stored.payload, type=ArtifactManifest)
+
+    async def has_part(self, sha256: str, digest: str) -> bool:
+        """Whether this is a chunk of an artifact. The chunks of what was asked about lately are remembered."""
+        parts = self._parts.get(sha256)
+        if parts is None:
+            parts = self._parts[sha256] = frozenset((await self.manifest(sha256)).chunks)
+            while len(self._parts) > 1 and sum(map(len, self._parts.values())) > PARTS_REMEMBERED:
+                self._parts.popitem(last=False)
+        else:
+            self._parts.move_to_end(sha256)
+        return digest in parts
 
     async def chunk(self, digest: str) -> bytes:
         stored = await self._core.last(subjects.BLOBS, subjects.chunk(digest), any_replica=True)

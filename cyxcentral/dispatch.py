@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cyxcentral import intake, jobs, nodes, reports, schedule
-from cyxcentral.blobs import Blobs
+from cyxcentral.blobs import Blobs, NotStored
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
 from cyxcore.errors import CyxError
@@ -563,7 +563,7 @@ class Dispatch:
 
         async def check() -> None:
             self._check_signature(said, m.checkpoint_bytes(said))
-            await self._check_stored(stored.state)
+            await self._check_stored(stored.state, said.node_id)
             possible = intake.possible_steps(self._world.jobs[said.job_id].job)
             if possible is not None and stored.steps not in possible:
                 raise ApiError(
@@ -644,8 +644,11 @@ class Dispatch:
     def _refuse_false(self, said: m.NodeSigned, signed: bytes, public_key: str, dated: bool) -> None:
         reports.refuse_false(said, signed, public_key, dated, self._network_id, self._machine.wall_ms())
 
-    async def _check_stored(self, ref: m.ArtifactRef) -> None:
-        """No pay for what is not there. Raises ApiError unless the artifact is stored whole."""
+    async def _check_stored(self, ref: m.ArtifactRef, node_id: str) -> None:
+        """No pay for what is not there. Raises CyxError unless the artifact is stored whole, and this node sent it:
+        the job's client will have it, so a node must not name what is somebody else's."""
+        if not await self._blobs.sent(ref.sha256, node_id):
+            raise NotStored(f"no artifact {ref.sha256} of {node_id} is stored here")
         stored = await self._blobs.keep(ref.sha256)
         if stored.size != ref.size:
             raise ApiError("bad_artifact", f"{ref.sha256[:12]}… has {stored.size} bytes, not {ref.size}", 409)
@@ -654,7 +657,7 @@ class Dispatch:
         async def check() -> None:
             self._check_signature(said, m.completion_bytes(said))
             _refuse_long_texts(said.summary)
-            await self._check_stored(said.model)
+            await self._check_stored(said.model, said.node_id)
 
         event = m.Completed(
             attempt=said.attempt,

@@ -157,6 +157,23 @@ def bought_ms(job: Job) -> int:
     return job.job.serve.seconds * 1000 if job.job.serve else 0
 
 
+def inputs(job: Job) -> list[str]:
+    """SHA-256 of what a node needs to run the job now: its data, and the weights or the state to go on from."""
+    needed = [job.job.dataset.sha256]
+    if job.job.model.weights:
+        needed.append(job.job.model.weights)
+    if job.current and job.current.resume:
+        needed.append(job.current.resume.state.sha256)
+    return needed
+
+
+def results(job: Job) -> list[str]:
+    """SHA-256 of what came of the job so far: its model, and for each attempt the states that are remembered."""
+    states = (state for each in job.attempts for state in (each.resume, each.checkpoint, each.earlier))
+    found = [state.state.sha256 for state in states if state]
+    return [*found, job.completed.model.sha256] if job.completed else found
+
+
 def usable(job: Job) -> list[tuple[m.Checkpoint | None, m.Checkpoint | None]]:
     """For each attempt the newest state that it stored, and the one it began from; None for what cannot be used.
 

@@ -21,6 +21,7 @@ from cyxnet.wallet import verify
 ALLOWANCE = 4.0  # how far below its roof a training run may stay
 START_S = 10.0  # from the lease to the first step: fetching data, reading it, planning
 VALID_MS = 600_000
+CLOCKS_APART_MS = 7_200_000  # at most, those of two centrals: each may be an hour off
 HOUR_S = 3600
 LONGEST_S = 10 * 365 * 24 * HOUR_S  # a node so slow has measured nothing; from a speed near zero comes infinity
 
@@ -72,7 +73,10 @@ def job_sha256(job: m.JobRequest) -> str:
 
 
 def check(price: m.Price, job: m.JobRequest, client: str, public_key: str, now_ms: int) -> None:
-    """Raises ApiError unless the price is ours, for this job and this payer, and still good."""
+    """Raises ApiError unless the price is ours, for this job and this payer, and still good.
+
+    One that may still be good by the clock of another central is no plain no (503): that one may have taken the job.
+    """
     if not verify(public_key, m.price_bytes(price), bytes.fromhex(price.signature)):
         raise ApiError("bad_price", "the price is not signed by this network; ask for a new quote", 409)
     if (price.job_sha256, price.client) != (job_sha256(job), client):
@@ -82,7 +86,6 @@ def check(price: m.Price, job: m.JobRequest, client: str, public_key: str, now_m
             "quote; ask for a new one",
             409,
         )
-    if now_ms > price.expires_ms:
-        raise ApiError(
-            "price_expired", f"the price expired {(now_ms - price.expires_ms) // 1000} s ago; ask for a new one", 409
-        )
+    if (late_ms := now_ms - price.expires_ms) > 0:
+        status = 503 if late_ms <= CLOCKS_APART_MS else 409
+        raise ApiError("price_expired", f"the price expired {late_ms // 1000} s ago; ask for a new one", status)

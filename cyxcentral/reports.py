@@ -7,6 +7,8 @@ from cyxnet import messages as m
 from cyxnet.identity import verify
 from cyxnet.outcomes import ApiError
 
+LONGEST_AHEAD_MS = 86_400_000  # that anything is good for: no signature is worth something for ever
+
 
 def refuse_false(said: m.NodeSigned, signed: bytes, public_key: str, dated: bool, network_id: str, now_ms: int) -> None:
     """Raises ApiError for a signature that is not of this key, or not for this network and time.
@@ -28,3 +30,7 @@ def refuse_false(said: m.NodeSigned, signed: bytes, public_key: str, dated: bool
         late_s = (now_ms - said.expires_ms) // 1000
         why = f"it was good until {late_s} s ago by central's clock: sign it again"
         raise ApiError("expired", why, 409, now_ms=now_ms)
+    if said.expires_ms - now_ms > LONGEST_AHEAD_MS:
+        hours = (said.expires_ms - now_ms) // 3_600_000
+        why = f"it is good for {hours} more hours by central's clock, expected 24 at most: sign it by that clock"
+        raise ApiError("good_too_long", why, 409, now_ms=now_ms)

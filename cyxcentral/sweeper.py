@@ -3,6 +3,7 @@
 Mark and sweep, from the log: a state that a `Checkpointed` named is garbage when no job that may still run began from
 it or could go on from it, and it was stored or last asked for longer ago than `kept_s`. Of a job that has ended, its
 states are kept for as long again. Nothing else is ever deleted: no dataset, no model, no chunk that any manifest names.
+That somebody once sent some bytes stays noted (blob.sent), since it stays true.
 
   1. the manifest is moved from blob.manifest to blob.condemned      from here on the artifact is not whole
   2. an hour later, when every central has forgotten it, its chunks go, but for those that a manifest names; if the log
@@ -60,16 +61,11 @@ def needed(some: Iterable[jobs.Job], ended_after_ms: int) -> set[str]:
     """The artifacts that these jobs name: of one that ended before that time, no states any more."""
     found: set[str] = set()
     for job in some:
-        found.add(job.job.dataset.sha256)
-        if job.job.model.weights:
-            found.add(job.job.model.weights)
+        found.update(jobs.inputs(job))
         if job.completed:
             found.add(job.completed.model.sha256)
         if job.ended_at_ms is None or job.ended_at_ms > ended_after_ms:
-            states = (
-                state for attempt in job.attempts for state in (attempt.resume, attempt.checkpoint, attempt.earlier)
-            )
-            found.update(state.state.sha256 for state in states if state)
+            found.update(jobs.results(job))
     return found
 
 

@@ -1,7 +1,7 @@
 """How many bytes may be uploaded, in chunks that nobody may ever use. Pure: the caller brings the time.
 
-Three buckets of bytes: one for each identity; one for all together that never paid for or trained anything, since an
-identity costs nothing; none for a node that holds a lease, which stores what it was asked for.
+Buckets of bytes: one for each identity; one for all together that never paid for or trained anything, since an identity
+costs nothing; a larger one for a node that holds a lease, which stores what it was asked for, but not without end.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from cyxnet.ratelimit import Rate, RateLimiter
 
 DAY_S = 86_400
 STRANGERS_SHARE = 10  # each of those gets a tenth of what an identity gets that is known
+WORKERS_SHARE = 10  # and a node that holds a lease ten times as much: checkpoints of large models, often
 
 
 class Uploads:
@@ -21,24 +22,30 @@ class Uploads:
 
     def __init__(self, bytes_per_day: int, is_known: Callable[[str], bool], works: Callable[[str], bool]):
         self._is_known, self._works = is_known, works
-        self._known = self._stranger = self._strangers = None
+        self._known = self._worker = self._stranger = self._strangers = None
         if bytes_per_day > 0:
             each = max(1.0, bytes_per_day / STRANGERS_SHARE)
             self._known = _a_day(bytes_per_day)
+            self._worker = _a_day(bytes_per_day * WORKERS_SHARE)
             self._stranger = _a_day(each)
             self._strangers = _a_day(bytes_per_day)
 
     def charge(self, identity: str, size_bytes: int, now_s: float) -> None:
         """Count bytes that are about to be stored. Raises ApiError quota (429), which says when to come again."""
-        if self._known is None or self._works(identity):
+        if self._known is None:
             return
-        if self._is_known(identity):
+        assert self._worker is not None and self._stranger is not None and self._strangers is not None
+        if self._works(identity):
+            self._refuse(self._worker, identity, identity, size_bytes, now_s)
+        elif self._is_known(identity):
             self._refuse(self._known, identity, identity, size_bytes, now_s)
         else:
-            assert self._stranger is not None and self._strangers is not None
             self._refuse(self._stranger, identity, identity, size_bytes, now_s)
-            whose = "all who have not paid for a job yet"
-            self._refuse(self._strangers, "", whose, size_bytes, now_s)
+            try:
+                self._refuse(self._strangers, "", "all who have not paid for a job yet", size_bytes, now_s)
+            except ApiError:
+                self._stranger.give_back(identity, size_bytes)
+                raise
 
     @staticmethod
     def _refuse(of: RateLimiter, key: str, whose: str, size_bytes: int, now_s: float) -> None:

@@ -39,6 +39,7 @@ SAID_ON = {
     )
 }
 JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost})  # what the end of an attempt says of its node
+NAMING_BYTES = frozenset({m.Submitted, m.Checkpointed, m.Completed})  # events that name artifacts
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -73,6 +74,7 @@ class World:
         self.payers: set[str] = set()  # callers who had a job whose deposit landed
         self.unfunded: dict[str, dict[str, int]] = {}  # wallet -> job -> base units of a deposit that is not final yet
         self.unfunded_base_units: dict[str, int] = {}  # wallet -> all of them
+        self.named: set[tuple[str, str]] = set()  # SHA-256 of an artifact, and a caller whose jobs name it
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
         self.deployments: dict[str, set[str]] = {}  # deployment -> the jobs that are its replicas, or were
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
@@ -116,6 +118,7 @@ class World:
             self.jobs[job.job_id] = job
             if job.job.serve:
                 self.deployments.setdefault(job.job.serve.deployment, set()).add(job.job_id)
+            self._name(job)
             if job.status not in jobs.ENDED:
                 self.active.add(job.job_id)
             if job.funded:
@@ -240,9 +243,14 @@ class World:
             self._count_unfunded(job)
         if kind is m.Funded:
             self.payers.add(job.caller)
+        if kind in NAMING_BYTES:
+            self._name(job)
         if kind in JUDGED:
             self._judge(job, event, at_ms)
         return None
+
+    def _name(self, job: jobs.Job) -> None:
+        self.named.update((sha256, job.caller) for sha256 in (*jobs.inputs(job), *jobs.results(job)))
 
     def _count_unfunded(self, job: jobs.Job) -> None:
         """What a job's payer still owes for it is counted as long as its deposit may become final."""
@@ -350,6 +358,10 @@ class World:
     def runs_of(self, node_id: str) -> list[jobs.Job]:
         """The jobs whose lease a node holds."""
         return [self.jobs[job_id] for job_id in sorted(self.held.get(node_id, ()))]
+
+    def needed_by(self, node_id: str) -> set[str]:
+        """SHA-256 of the artifacts that the jobs need whose lease a node holds; of who is no node, none."""
+        return {sha256 for job_id in self.held.get(node_id, ()) for sha256 in jobs.inputs(self.jobs[job_id])}
 
     def leased(self) -> list[jobs.Job]:
         """Every job whose lease a node holds."""

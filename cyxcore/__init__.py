@@ -38,6 +38,8 @@ _NAMES: dict[str, str] = {
     "Plan": "plan",
     "use_device": "device",
     "default_device": "device",
+    "set_numerics": "precision",
+    "numerics": "precision",
     "Tensor": "eager",
     **dict.fromkeys(
         (
@@ -182,6 +184,8 @@ if TYPE_CHECKING:
     from cyxcore.overview import flops as flops
     from cyxcore.overview import summary as summary
     from cyxcore.plan import Plan as Plan
+    from cyxcore.precision import numerics as numerics
+    from cyxcore.precision import set_numerics as set_numerics
     from cyxcore.profiling import profile as profile
     from cyxcore.quantization import quantize as quantize
     from cyxcore.recipe import load_graph as load_graph

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore import device as devices
+from cyxcore import precision
 from cyxcore.eager import Tensor, wrap
 from cyxcore.errors import GraphError
 from cyxcore.nn.module import Module
@@ -24,8 +25,11 @@ class Compiled:
     works on copies made when it is compiled.
     """
 
-    def __init__(self, function: "Module | Callable[..., Any]", device: str | None = None) -> None:
+    def __init__(
+        self, function: "Module | Callable[..., Any]", device: str | None = None, numerics: str | None = None
+    ) -> None:
         self.function, self.device = function, device
+        self.numerics = None if numerics is None else precision.check_name(numerics)
         self._plans: dict[tuple[Any, ...], tuple[Plan, bool]] = {}
 
     def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool]:
@@ -44,12 +48,12 @@ class Compiled:
             raise GraphError("compile: expected the function to return tensors computed from its arguments")
         names = [str(place) for place in range(len(inputs))]
         graph = evaluation_graph(builder.graph(*outputs))
-        return Plan(graph, state, device, resident=names, fetch=False), several
+        return Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics), several
 
     def __call__(self, *inputs: Any) -> Any:
         tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs)
         device = self.device or (tensors[0].device if tensors else devices.default_device())
-        key = (device, *((x.shape, x.dtype) for x in tensors))
+        key = (device, self.numerics or precision.current(), *((x.shape, x.dtype) for x in tensors))
         if key not in self._plans:
             self._plans[key] = self._compile(tensors, device)
         plan, several = self._plans[key]
@@ -60,13 +64,16 @@ class Compiled:
         return results if several else results[0]
 
 
-def compile(function: "Module | Callable[..., Any]", device: str | None = None) -> "Compiled | CompiledStep":
+def compile(
+    function: "Module | Callable[..., Any]", device: str | None = None, numerics: str | None = None
+) -> "Compiled | CompiledStep":
     """A faster callable with the same results: of a module or function in inference mode, or of a training step.
 
     A function that uses an optimiser is a training step (cyxcore/steps.py): its gradients and updates are in the plan.
+    numerics: of its products, see cyxcore.set_numerics; None: the class that is set at each call.
     """
     if not isinstance(function, Module):
         modules, optimizers = used(function)
         if optimizers:
-            return CompiledStep(function, modules, optimizers, device)
-    return Compiled(function, device)
+            return CompiledStep(function, modules, optimizers, device, numerics)
+    return Compiled(function, device, numerics)

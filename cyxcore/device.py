@@ -138,9 +138,13 @@ class Reference(HostMemory):
 
 
 class Cpu(HostMemory):
-    """The compiled kernels. Raises KernelError when they are not built."""
+    """The compiled kernels. Raises KernelError when they are not built.
 
-    def __init__(self) -> None:
+    terms: of programs, into which their products may split float32 (cyxcore/precision.py).
+    """
+
+    def __init__(self, terms: int = 0) -> None:
+        self._terms = terms
         try:
             self.kernels: Any = importlib.import_module("cyxcore.kernels.cpu")
         except ImportError as error:
@@ -189,7 +193,7 @@ class Cpu(HostMemory):
         """The calls as one loop in C, chains of element-wise ones tile by tile; operations of users between loops."""
         if any(one.op.startswith(USER) for one in calls):
             return self._in_parts(calls)
-        program = self.kernels.Program()
+        program = self.kernels.Program(self._terms)
         for one in calls:
             self._check(one.op, one.out, one.inputs)
             program.add(one.op, one.out, list(one.inputs), dict(one.attrs))
@@ -247,13 +251,15 @@ NUMERICS = {"cpu": "cyx-exact/1", "reference": "reference", "cuda": "cuda/1", "c
 _default = "cpu"
 
 # Whether an operation on the host's memory may go to its kernel without asking this module: kernels/tensors.pyx. Not
-# while something looks at the calls of the backends.
+# while something looks at the calls of the backends, nor while their products are not exact.
 straight = True
 _watched = 0
 
 
 def watch(on: bool) -> None:
-    """Say that somebody has put something in the place of a backend's `call`, or has taken it away again."""
+    """Say that calls must go through the backend's `call`, or need not any more: something was put in its place, or
+    calls have another numeric class than the records that are kept of them.
+    """
     global _watched, straight
     _watched += 1 if on else -1
     straight = _default == "cpu" and not _watched

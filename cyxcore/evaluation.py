@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
+from cyxcore import precision
 from cyxcore.errors import DataError, GraphError, ShapeError
 from cyxcore.graph import Graph
 from cyxcore.metrics import named
@@ -67,8 +68,10 @@ class Evaluator:
         weights: Mapping[str, Array],
         device: str | None = None,
         batch_size: int = EVALUATION_BATCH,
+        numerics: str | None = None,
     ) -> None:
         self.graph, self.device, self.batch_size = graph, device, batch_size
+        self.numerics = precision.chosen(numerics, device or devices.default_device())
         self.weights = {}
         for param in graph.all_parameters:
             if param.name not in weights:
@@ -83,7 +86,7 @@ class Evaluator:
         if known is None:
             if len(self._plans) >= 8:  # full and partial batches of a few datasets; not one per size ever seen
                 self._plans.pop(next(iter(self._plans)))
-            known = Plan(evaluation_step(self.graph, rows, loss), self.weights, self.device)
+            known = Plan(evaluation_step(self.graph, rows, loss), self.weights, self.device, numerics=self.numerics)
             self._plans[rows, loss] = known
         return known
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
-from cyxcore import drawing, schedules
+from cyxcore import drawing, precision, schedules
 from cyxcore.augmenting import augmented, mixed_values
 from cyxcore.checkpoint import Checkpoint, Identity, Position
 from cyxcore.data.augment import Augment
@@ -97,6 +97,7 @@ class GraphLearner:
         resume: Checkpoint | None = None,
     ) -> None:
         self.graph, self.spec, self.device = graph, spec, device
+        precision.chosen(spec.numerics, device or devices.default_device())  # raises where it has none such
         self.x = checked_inputs(graph, dataset.x_train)
         self.y = checked_targets(graph, spec.loss, dataset.y_train, len(self.x))
         if not len(self.x):
@@ -120,7 +121,7 @@ class GraphLearner:
             checkpoints.check_identity(resume.identity, self.identity())
             first = dict(resume.state)  # its arrays are checked by _plan
         self._state = {name: devices.put(array, device) for name, array in first.items()}
-        self._evaluator = Evaluator(graph, self._state, device)
+        self._evaluator = Evaluator(graph, self._state, device, numerics=spec.numerics)
         self._plan(self._batch_rows[0])  # here, so that a graph that cannot be trained is refused at once
 
     def _first_state(self, weights: Mapping[str, Array] | None) -> dict[str, Array]:
@@ -146,7 +147,7 @@ class GraphLearner:
                 if param.name not in self._state:  # of the optimiser: filled with one number
                     first = drawing.initial(param.init, param.shape, param.dtype, self.spec.seed, 0)
                     self._state[param.name] = devices.put(first, self.device)
-            known = self._plans[rows] = Plan(step, self._state, self.device)
+            known = self._plans[rows] = Plan(step, self._state, self.device, numerics=self.spec.numerics)
             known.key[0] = self.spec.seed
         return known
 
@@ -222,7 +223,7 @@ class GraphLearner:
             graph_sha256=self.graph.sha256,
             training=msgspec.json.encode(self.spec, order="sorted").decode(),
             rows=rows if self._augment is None else f"{rows}, augmented by {self._augment.described()}",
-            numerics=devices.NUMERICS[device],
+            numerics=precision.record_of(device, self.spec.numerics),
         )
 
     def state(self) -> dict[str, Array]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
-from cyxcore import eager, lr_scheduler, optim
+from cyxcore import eager, lr_scheduler, optim, precision
 from cyxcore.batches import Batch, Source, tensor
 from cyxcore.checkpoint import Checkpoint, Identity, Position
 from cyxcore.eager import Tensor, no_grad
@@ -43,6 +43,7 @@ class Options(NamedTuple):
     scheduler_per: str = "epoch"
     compiled: bool = True
     seed: int = 0
+    numerics: str = "exact"
 
 
 class Held(NamedTuple):
@@ -83,11 +84,14 @@ class ModuleLearner:
         step: Callable[..., Any] = self._whole_step if self.options.accumulate == 1 else self._gradients
         judge: Callable[..., Any] = self._judged
         output: Callable[..., Any] = self.model.forward
+        numerics = self.options.numerics
         if self.options.compiled:
             optimizers = [self.optimizer] if self.options.accumulate == 1 else []
-            step = CompiledStep(step, parts, optimizers, None)
-            judge = CompiledStep(judge, parts, [], None)
-            output = CompiledStep(output, [self.model], [], None)
+            step = CompiledStep(step, parts, optimizers, None, numerics)
+            judge = CompiledStep(judge, parts, [], None, numerics)
+            output = CompiledStep(output, [self.model], [], None, numerics)
+        else:
+            step, judge, output = (_in_class(numerics, function) for function in (step, judge, output))
         self._step, self._judge, self._output = step, judge, output
 
     @property
@@ -303,13 +307,15 @@ class ModuleLearner:
     def identity(self) -> Identity:
         arrays = ", ".join(f"{name} {array.dtype.name} {array.shape}" for name, array in self.model.arrays().items())
         device = next((p.device for p in self.model.parameters()), devices.default_device())
-        options = {name: value for name, value in self.options._asdict().items() if name != "compiled"}
+        options = {
+            name: value for name, value in self.options._asdict().items() if name not in ("compiled", "numerics")
+        }
         training = {**options, "optimizer": type(self.optimizer).__name__, "scheduler": type(self.scheduler).__name__}
         return Identity(
             graph_sha256=hashlib.sha256(arrays.encode()).hexdigest(),
             training=msgspec.json.encode({**training, "metrics": sorted(self.metrics)}, order="sorted").decode(),
             rows="none" if self.source is None else self.source.described,
-            numerics=devices.NUMERICS[device],
+            numerics=precision.record_of(device, self.options.numerics),
         )
 
     def state(self) -> dict[str, Array]:
@@ -407,6 +413,16 @@ class ModuleLearner:
         seed, step = notes["generator"]
         eager.set_generator_state((int(seed), int(step)))
         self._compile()
+
+
+def _in_class(numerics: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with products of this class, for operations that run at once."""
+
+    def run(*arguments: Any) -> Any:
+        with precision.set_numerics(numerics):
+            return function(*arguments)
+
+    return run
 
 
 def _by_owner(state: Mapping[str, Array]) -> dict[str, dict[str, Array]]:

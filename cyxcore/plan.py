@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cyxcore import device as devices
+from cyxcore import precision
 from cyxcore.bands import Stretch, arrange, attrs_of_band
 from cyxcore.device import ALIGN_BYTES, Banded, Call
 from cyxcore.errors import GraphError, ShapeError
@@ -159,9 +160,11 @@ class Plan:
         optimised: bool = True,
         resident: Collection[str] = (),
         fetch: bool = True,
+        numerics: str | None = None,
     ) -> None:
         """resident: the inputs that are arrays of the device. fetch: whether outputs are copied to the host; otherwise
-        they are arrays of the device. No difference where that is the host.
+        they are arrays of the device. No difference where that is the host. numerics: of products on the cpu, see
+        cyxcore.set_numerics; None: the class that is set.
         """
         if any(node.op == "by_mode" for node in graph.nodes):
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
@@ -170,7 +173,8 @@ class Plan:
         if optimised and self.device == "cpu":
             self.graph = graph = recompute(turn_once(graph))
         known = graph.infer(1)
-        self.backend = devices.backend(self.device)
+        self.numerics = precision.chosen(numerics, self.device)
+        self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
         in_bands = optimised and self._lanes > 0 and not any(node.op.startswith(USER) for node in graph.nodes)
         decided = schedule(graph, in_bands)

@@ -27,6 +27,7 @@ MetricName = Literal[
     "matthews_correlation", "mae", "mse", "rmse", "r2",
 ]  # fmt: skip
 
+NumericsName = Literal["exact", "fast", "fast16", "bf16"]
 DataFormat = Literal["csv", "parquet", "jsonl", "npz"]
 Task = Literal["classification", "regression"]
 
@@ -128,6 +129,7 @@ class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     clip_norm: gradients whose 2-norm, over all parameters together, is larger are scaled down to it.
     clip_value: each element of a gradient is kept within -clip_value … clip_value, before the norm is taken.
     label_smoothing: of cross_entropy; this share of each label is spread over all classes.
+    numerics: the class of products on a CPU (cyxcore/precision.py). Only exact can be verified by training again.
     metrics: of the held-out rows, after each epoch, beside the loss (cyxcore/metrics).
     """
 
@@ -141,7 +143,7 @@ class TrainingSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     label_smoothing: Fraction = 0.0
     seed: Natural = 0
     keep: Literal["best", "last"] = "best"
-    numerics: Literal["exact"] = "exact"
+    numerics: NumericsName = "exact"
     metrics: Annotated[list[MetricName], Meta(max_length=24)] = []
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cyxcore import device as devices
+from cyxcore import precision
 from cyxcore.eager import Tensor, next_key, wrap
 from cyxcore.errors import GraphError
 from cyxcore.gradients import reached
@@ -63,9 +64,15 @@ class CompiledStep:
     """Calls like the original, and returns the same tensors, without gradients."""
 
     def __init__(
-        self, function: Callable[..., Any], modules: list[Module], optimizers: list[Optimizer], device: str | None
+        self,
+        function: Callable[..., Any],
+        modules: list[Module],
+        optimizers: list[Optimizer],
+        device: str | None,
+        numerics: str | None = None,
     ) -> None:
         self.function, self.modules, self.optimizers, self.device = function, modules, optimizers, device
+        self.numerics = None if numerics is None else precision.check_name(numerics)
         self._plans: dict[tuple[Any, ...], _Traced] = {}
 
     def __call__(self, *inputs: Any) -> Any:
@@ -73,6 +80,7 @@ class CompiledStep:
         device = self.device or next((p.device for module in self.modules for p in module.parameters()), None)
         key = (
             device,
+            self.numerics or precision.current(),
             *((x.shape, x.dtype) for x in tensors),
             *(bool(module.training) for module in self.modules),
             *(_options(group) for optimizer in self.optimizers for group in optimizer.param_groups),
@@ -119,7 +127,7 @@ class CompiledStep:
         if not all(isinstance(value, Symbol) for value in outputs):
             raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
-        plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False)
+        plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False, numerics=self.numerics)
         written = [tensors[identity] for identity, symbol in known.items() if symbol.node in builder.updates]
         return _Traced(plan, several, [place for place, stepper in enumerate(steppers) if stepper.steps], written)
 

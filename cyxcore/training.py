@@ -29,7 +29,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from cyxcore import batches
+from cyxcore import batches, precision
 from cyxcore import checkpoint as checkpoints
 from cyxcore import device as devices
 from cyxcore.callbacks import Callback, Mode, Monitor
@@ -70,6 +70,8 @@ class Trainer:
     seed: of the order of rows.
     compiled: False runs each operation at once, for models that look at values; the results are the same but where
         dropout draws.
+    numerics: of its products on the cpu, see cx.set_numerics; None: the class that is set. A checkpoint goes on in its
+        own class only.
 
     `epoch`, `batch` and `step` tell how far a run is, `history` what was said of its epochs, `stopped` why it ended
     early.
@@ -93,6 +95,7 @@ class Trainer:
         mode: Mode | None = None,
         seed: int = 0,
         compiled: bool = True,
+        numerics: str | None = None,
     ) -> None:
         if not isinstance(model, Module) or not isinstance(optimizer, Optimizer):
             got = f"{type(model).__name__} and {type(optimizer).__name__}"
@@ -111,7 +114,9 @@ class Trainer:
                 f"Trainer: expected scheduler_per 'epoch' or 'step' and keep 'best' or 'last', got {scheduler_per!r} "
                 f"and {keep!r}"
             )
-        options = Options(accumulate, clip_norm, clip_value, ema, scheduler_per, compiled, seed)
+        device = next((p.device for p in model.parameters()), devices.default_device())
+        own = precision.chosen(numerics, device)
+        options = Options(accumulate, clip_norm, clip_value, ema, scheduler_per, compiled, seed, own)
         self._module = ModuleLearner(model, loss, optimizer, metrics, scheduler, options)
         self._set_up(self._module, 0, keep, Monitor(monitor, mode))
 

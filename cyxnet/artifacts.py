@@ -11,12 +11,14 @@ import functools
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
-from cyxnet.bus import Bus
+from cyxnet.bus import ApiError, Bus
+from cyxnet.codec import JSON, encode
 from cyxnet.messages import (
     ArtifactManifest,
     ArtifactRef,
@@ -84,6 +86,17 @@ async def put(
     in_flight: chunks on their way at a time. Other messages of this connection wait behind these.
     """
     manifest = await asyncio.to_thread(describe, path)
+    try:
+        return await _put(bus, caller, path, manifest, advance, in_flight)
+    except ApiError as error:  # what was there is gone, or was sent to a central of an older version: once more
+        if error.code != "incomplete":
+            raise
+    return await _put(bus, caller, path, manifest, advance, in_flight)
+
+
+async def _put(
+    bus: Bus, caller: str, path: Path, manifest: ArtifactManifest, advance: Advance | None, in_flight: int
+) -> ArtifactRef:
     stat = await bus.ask(
         subjects.api(caller, "artifact.stat"), manifest, ArtifactStatReply, timeout_s=patience_s(manifest.size)
     )
@@ -132,11 +145,15 @@ async def get(
     path: Path,
     advance: Advance | None = None,
     max_bytes: int = 64 * 2**30,
+    as_operator: bool = False,
 ) -> ArtifactRef:
-    """Fetch an artifact into `path`, which appears only when every byte is checked."""
+    """Fetch an artifact into `path`, which appears only when every byte is checked.
+
+    as_operator: an operator of the network may have everything, others what they sent or what their jobs name.
+    """
     manifest = await bus.ask(
         subjects.api(caller, "artifact.manifest"),
-        ArtifactRefRequest(sha256=sha256),
+        ArtifactRefRequest(sha256=sha256, as_operator=as_operator),
         ArtifactManifest,
         timeout_s=ANSWER_S,
     )
@@ -144,6 +161,10 @@ async def get(
         raise ArtifactError(f"artifact {sha256}: expected at most {max_bytes} bytes, it has {manifest.size}")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     whole, done = hashlib.sha256(), 0
+
+    def fetch(digest: str) -> Coroutine[Any, Any, bytes]:
+        return _fetch_chunk(bus, caller, ArtifactRefRequest(sha256=digest, artifact=sha256, as_operator=as_operator))
+
     pending: list[asyncio.Task[bytes]] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +172,7 @@ async def get(
             chunks = iter(manifest.chunks)
             while True:
                 while len(pending) < CHUNKS_IN_FLIGHT and (digest := next(chunks, None)) is not None:
-                    pending.append(asyncio.create_task(_fetch_chunk(bus, caller, digest)))
+                    pending.append(asyncio.create_task(fetch(digest)))
                 if not pending:
                     break
                 block = await pending.pop(0)
@@ -177,15 +198,13 @@ async def get(
     return ArtifactRef(sha256=sha256, size=manifest.size)
 
 
-async def _fetch_chunk(bus: Bus, caller: str, digest: str) -> bytes:
+async def _fetch_chunk(bus: Bus, caller: str, ask: ArtifactRefRequest) -> bytes:
     for last_try in (False, True):
-        block, _ = await bus.request(
-            subjects.api(caller, "artifact.chunk"), b'{"sha256":"%s"}' % digest.encode(), timeout_s=30
-        )
-        if hashlib.sha256(block).hexdigest() == digest:
+        block, _ = await bus.request(subjects.api(caller, "artifact.chunk"), encode(ask, JSON), timeout_s=30)
+        if hashlib.sha256(block).hexdigest() == ask.sha256:
             return block
         if last_try:
-            raise ArtifactError(f"chunk {digest} arrived damaged twice")
+            raise ArtifactError(f"chunk {ask.sha256} arrived damaged twice")
     raise AssertionError("unreachable")
 
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, DataError
 from cyxcore.spec import DataSpec, TrainingSpec
@@ -225,8 +226,15 @@ class AsyncClient:
         return await self._ask("key.new", m.KeyNewRequest(**wanted), m.NewKey, retry=False)
 
     async def keys_and_sessions(self, as_operator: bool = False) -> m.KeyList:
-        """The API keys and HTTP sessions of this caller; as operator everybody's."""
-        return await self._ask("key.list", m.KeyListRequest(as_operator=as_operator), m.KeyList)
+        """The API keys and HTTP sessions of this caller; as operator everybody's. All pages of them."""
+        ask = m.KeyListRequest(as_operator=as_operator)
+        found = page = await self._ask("key.list", ask, m.KeyList)
+        while page.after:
+            page = await self._ask("key.list", replace(ask, after=page.after), m.KeyList)
+            found.keys += page.keys
+            found.sessions += page.sessions
+        found.after = ""
+        return found
 
     async def revoke(self, id: str, as_operator: bool = False) -> m.KeyList:
         """Have an API key or HTTP session refused from now on. Raises ApiError when there is none."""
@@ -472,8 +480,17 @@ class AsyncClient:
         if view.model is None:
             why = f": {view.error}" if view.error else "" if view.status in ENDED else "; wait for its end"
             raise NoModel(f"job {view.job_id} is {view.status} and has no model{why}")
-        sha256 = view.model.sha256
-        return await self._persist(lambda: artifacts.get(self.bus, self.caller, sha256, out_path, progress))
+        return await self.fetch(view.model.sha256, out_path, progress)
+
+    async def fetch(self, sha256: str, out_path: Path, progress: Advance | None = None) -> m.ArtifactRef:
+        """Fetch an artifact: what this client sent, what its jobs name, and for an operator everything.
+
+        Raises ApiError when it is not stored, or not for this client.
+        """
+        info = self._info = self._info or await self.info()
+        return await self._persist(
+            lambda: artifacts.get(self.bus, self.caller, sha256, out_path, progress, as_operator=info.operator)
+        )
 
     async def _page(self, job_id: str, merge: Merge) -> m.Updates:
         event, telemetry = (merge.confirmed[source] for source in SOURCES)

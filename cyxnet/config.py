@@ -86,7 +86,7 @@ def read_network(folder: Path) -> NetworkFile:
     """The network of `folder`. Raises ConfigError when there is none, or a setting of it makes no sense."""
     path = network_path(folder)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=NetworkFile)
+        network = msgspec.json.decode(path.read_bytes(), type=NetworkFile)
     except FileNotFoundError:
         raise ConfigError(f"no network in {folder}: start one with `cyx up`, or name its folder with --dir") from None
     except NotADirectoryError:
@@ -97,6 +97,14 @@ def read_network(folder: Path) -> NetworkFile:
         raise ConfigError(
             f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"
         ) from None
+    if network.replicas not in (1, 3, 5):
+        raise ConfigError(f"{path}: expected replicas 1, 3 or 5, got {network.replicas}; correct it and start again")
+    if network.lease_ms <= network.heartbeat_ms:
+        raise ConfigError(
+            f"{path}: expected lease_ms above heartbeat_ms ({network.heartbeat_ms}; four times it is usual), got "
+            f"{network.lease_ms}: all nodes would be lost between two heartbeats; correct it and start again"
+        )
+    return network
 
 
 def write_network(folder: Path, network: NetworkFile) -> None:

@@ -271,14 +271,24 @@ def _blockhash_text(raw: bytes) -> str:
 def with_signed_deadline(terms: EscrowTerms, transaction: bytes, now_s: int) -> EscrowTerms:
     """The terms with the deadline that a deposit names, where that is one to accept; else as they are.
 
-    A quote proposes a deadline, and what is signed later need not be the proposal of the same second.
+    A quote proposes a deadline, and what is signed later need not be the proposal of the same second. Raises
+    SettlementError clocks_differ when only the time is wrong: another central, whose clock is another, may have taken
+    the same submission meanwhile, so that a plain no could be a false one.
     """
     message = transaction[65:]
     at = _place_of_blockhash(message) + 32 + 1 + 2 + 11 + 1 + 11  # counts, eleven accounts, tag, fee and amount
     deadline_s = int.from_bytes(message[at : at + 8], "little")
     if now_s + EARLIEST_DEADLINE_S <= deadline_s <= now_s + LATEST_DEADLINE_S:
         return replace(terms, deadline_s=deadline_s)
-    return terms
+    try:
+        deposit_parts(transaction, replace(terms, deadline_s=deadline_s))
+    except (SettlementError, OverflowError):
+        return terms  # it is no deposit for these terms whatever the time; what is wrong is said later
+    raise SettlementError(
+        "clocks_differ",
+        f"deposit: expected a deadline {EARLIEST_DEADLINE_S // DAY_S} to {LATEST_DEADLINE_S // DAY_S} days from now, "
+        f"which is {now_s} by this central's clock, got {deadline_s}; ask again, or for a new quote under the same id",
+    )
 
 
 def check_funds(terms: EscrowTerms, held_base_units: int, held_lamports: int) -> None:

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from cyxcore.errors import CyxError, DataError, SpecError
-from cyxcore.spec import DataSpec, ModelSpec, TrainingSpec, check_metrics
+from cyxcore.spec import DataSpec, ModelSpec, NumericsName, TrainingSpec, check_metrics
 from cyxnet import amounts, jobgraph
 from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse_bytes, read_text
 from cyxnet.messages import ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
@@ -80,17 +80,19 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
         )
 
 
-def load(path: str | Path, work_folder: Path | None = None) -> LoadedJob:
+def load(path: str | Path, work_folder: Path | None = None, numerics: NumericsName | None = None) -> LoadedJob:
     """Read and check a job file.
 
     work_folder: where data that is packed or fetched lies, each in a new folder within it, until discard() of the
-    data's path; the system's temporary folder when absent.
+    data's path; the system's temporary folder when absent. numerics: instead of the file's.
     Raises SpecError, AmountError, DataError, ShapeError or GraphError; each message starts with the file it is about.
     """
     from cyxcore import data
 
     path = Path(path)
     file = jobgraph.job_of(path) if path.suffix == jobgraph.SUFFIX else jobgraph.parse(read_text(path), path)
+    if numerics is not None:
+        file = msgspec.structs.replace(file, training=msgspec.structs.replace(file.training, numerics=numerics))
     amount_base_units = amounts.parse(file.amount, f"{path}: amount")
     needs = _needs(file.needs, path)
     data_path, section = _data_file(file.data, path, work_folder)
@@ -178,6 +180,11 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
     size = len(msgspec.json.encode(job.request(ArtifactRef(sha256="0" * 64, size=1))))
     if size > MAX_MESSAGE_JOB_BYTES:
         raise SpecError(f"{where}: expected a job of at most {MAX_MESSAGE_JOB_BYTES} bytes, its model takes {size}")
+    if job.training.numerics != "exact" and job.needs.device == "cuda":
+        raise SpecError(
+            f"{where}: training.numerics: {job.training.numerics} is a class of products on a CPU, and needs.device is"
+            ' cuda; leave numerics out, or ask for device = "cpu"'
+        )
     least = 4 * graph.parameter_count * (2 + OPTIMIZER_SLOTS[job.training.optimizer.name])
     if 0 < job.needs.memory_bytes < least:
         raise SpecError(

@@ -676,7 +676,15 @@ class ArtifactStatReply(Struct, kw_only=True):
 
 
 class ArtifactRefRequest(Request, kw_only=True, frozen=True):
+    """An artifact, or a chunk of one. Who may not have it is told that it is not there.
+
+    artifact: of a chunk, the artifact that it is a part of; None: the chunk is all of it. as_operator: an operator may
+    have everything.
+    """
+
     sha256: Digest
+    artifact: Digest | None = None
+    as_operator: bool = False
 
 
 class ChunkReply(Struct, kw_only=True):
@@ -741,14 +749,22 @@ class NewKey(Struct, kw_only=True):
 
 
 class KeyListRequest(Request, kw_only=True, frozen=True):
-    """The caller's API keys and sessions. as_operator: everybody's."""
+    """The caller's API keys and sessions, the newest first. as_operator: everybody's.
+
+    limit: of one answer. after: as the page before says.
+    """
 
     as_operator: bool = False
+    limit: Annotated[int, Meta(ge=1, le=500)] = 500
+    after: AccessId | None = None
 
 
-class KeyList(Struct, kw_only=True):
+class KeyList(Struct, kw_only=True, omit_defaults=True):
+    """after: to be asked for the next page with; "" when there is none."""
+
     keys: list[KeyView]
     sessions: list[HttpSessionView]
+    after: str = ""
 
 
 class KeyRevokeRequest(Request, kw_only=True, frozen=True):

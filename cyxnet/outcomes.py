@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 TEMPORARY_CODES = {
     "chain_unreachable",
     "signer_gone",
+    "clocks_differ",
 }  # not the caller's mistake: the same request may be answered later
 STORAGE_RETRY_MS = 2_000
 

@@ -59,6 +59,11 @@ class RateLimiter:
             self._buckets.popitem(last=False)
         return int(min(1000 * missing / self._rate.per_s, LONGEST_WAIT_MS)) + 1 if missing > 0 else 0
 
+    def give_back(self, identity: str, cost: float) -> None:
+        """What was charged a moment ago is not used after all."""
+        tokens, at_s = self._buckets[identity]
+        self._buckets[identity] = (min(self._rate.burst, tokens + cost), at_s)
+
 
 class Newcomers:
     """How many identities that nobody knew may come from one address (or IPv6 /64): making one costs nothing.

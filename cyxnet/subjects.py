@@ -14,6 +14,7 @@ CORE     cyx.v1.telemetry.<node>              central             TelemetryRecor
 CORE     cyx.v1.blob.chunk.<sha256>           central             chunk bytes: stream BLOBS
 CORE     cyx.v1.blob.manifest.<sha256>        central             ArtifactManifest: stream BLOBS
 CORE     cyx.v1.blob.condemned.<sha256>       central             ArtifactManifest that is swept: stream BLOBS
+CORE     cyx.v1.blob.sent.<sha256>.<caller>   central             that he sent these bytes: stream BLOBS
 CORE     cyx.v1.access.<id>                   central             Grant: stream ACCESS, the newest of each
 """
 
@@ -177,6 +178,10 @@ def manifest(sha256: str) -> str:
 
 def condemned(sha256: str) -> str:
     return f"{ROOT}.blob.condemned.{sha256}"
+
+
+def sent(sha256: str, caller: str) -> str:
+    return f"{ROOT}.blob.sent.{sha256}.{caller}"
 
 
 def access(grant_id: str) -> str:

@@ -295,8 +295,8 @@ class Agent:
         try:
             return await self._bus.ask(subject, signed, reply, timeout_s=timeout_s)
         except ApiError as error:
-            self._signing.told(error.now_ms or 0)
-            if error.status >= 500 or error.status == 429 or error.code == "expired":
+            again = self._signing.refused(error.code, error.now_ms)
+            if error.status >= 500 or error.status == 429 or again:
                 raise BusError(str(error)) from None
             raise
 

@@ -39,6 +39,7 @@ class Signing:
         self._wall_ms = wall_ms
         self._monotonic_ms = monotonic_ms
         self._ahead_ms: int | None = None  # central's time, less that of the clock that only runs forward
+        self._own_clock = True  # it counts where it is ahead of what centrals say
         self._sequence = 0
 
     def told(self, now_ms: int, network_id: str = "") -> None:
@@ -47,6 +48,17 @@ class Signing:
         if now_ms:
             ahead_ms = now_ms - self._monotonic_ms()
             self._ahead_ms = ahead_ms if self._ahead_ms is None else max(ahead_ms, self._ahead_ms)
+
+    def refused(self, code: str, now_ms: int | None) -> bool:
+        """A refusal of a central, with its clock if it told that. Returns whether what was signed anew may be taken.
+
+        What is good for too long was signed by a clock that is days ahead, here or at another central: this one counts.
+        """
+        if code == "good_too_long" and now_ms:
+            self._own_clock, self._ahead_ms = False, now_ms - self._monotonic_ms()
+        else:
+            self.told(now_ms or 0)
+        return code in ("expired", "good_too_long")
 
     def signed(self, said: T) -> T:
         """The same, signed now; what is nothing to be signed as it is."""
@@ -59,5 +71,7 @@ class Signing:
         return replace(dated, signature=self._sign(bytes_of(dated)))
 
     def _now_ms(self) -> int:
-        now_ms = self._wall_ms()
-        return now_ms if self._ahead_ms is None else max(now_ms, self._monotonic_ms() + self._ahead_ms)
+        told_ms = None if self._ahead_ms is None else self._monotonic_ms() + self._ahead_ms
+        if told_ms is None:
+            return self._wall_ms()
+        return max(self._wall_ms(), told_ms) if self._own_clock else told_ms

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
-from cyxnet.artifacts import ArtifactError, describe, get
+from cyxnet.artifacts import ArtifactError, describe
 from cyxnet.bus import ApiError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.running import connected, run
@@ -37,6 +37,10 @@ from cyxnode.runs import DEVICES, MODEL_FILE, Share, order_for
 UNVERIFIABLE = (
     "it was trained on {device}, where the bits of a product depend on the card: only jobs that need cpu, or any "
     "device, can be trained again to the same bits"
+)
+NOT_EXACT = (
+    "it was trained with numerics {numerics}, where the bits of a product depend on the processor: only jobs with "
+    "numerics exact, the default, can be trained again to the same bits"
 )
 
 
@@ -96,6 +100,8 @@ async def read_history(client: AsyncClient, view: m.JobView) -> History:
     request = msgspec.convert(found["Submitted"][0]["job"], m.JobRequest)
     if (device := DEVICES[request.needs.device]) != "cpu":
         raise NotVerified(f"job {view.job_id} cannot be verified: {UNVERIFIABLE.format(device=device)}")
+    if (numerics := request.training.numerics) != "exact":
+        raise NotVerified(f"job {view.job_id} cannot be verified: {NOT_EXACT.format(numerics=numerics)}")
     stored = [msgspec.convert(data["checkpoint"], m.Checkpoint) for data in found.get("Checkpointed", ())]
     return History(
         request=request,
@@ -111,7 +117,7 @@ async def verdict_of(
 
     async def fetch(what: str, sha256: str) -> Path:
         path = folder / what
-        await get(client.bus, client.caller, sha256, path, lambda done, total: screen.advance(what, done, total))
+        await client.fetch(sha256, path, lambda done, total: screen.advance(what, done, total))
         return path
 
     data_path = await fetch("data", request.dataset.sha256)

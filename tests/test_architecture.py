@@ -41,7 +41,8 @@ cyxcore.kernels.gpu cyxcore.kernels.gpu.helpers cyxcore.kernels.gpu.chains cyxco
 cyxcore.kernels.gpu.fixed cyxcore.kernels.gpu.table cyxcore.kernels.gpu.fusion cyxcore.kernels.gpu.cublas
 cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
-cyxcore.device cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.distributions cyxcore.gradients cyxcore.memory
+cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.distributions
+cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft
 cyxcore.random
@@ -106,7 +107,7 @@ cyxcentral.listing cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxc
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
-cyxcentral.eventlog cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
+cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation

@@ -64,6 +64,7 @@ cdef extern from "cyx.h" nogil:
         int32_t stretch
         int32_t bands
         int32_t lanes
+        int32_t terms
         double work
         cyx_array out
         cyx_array own_in[5]
@@ -75,6 +76,7 @@ cdef extern from "cyx.h" nogil:
     const int cyx_dtype_bytes[]
     int cyx_set_isa(const char *name)
     const char *cyx_isa()
+    int cyx_amx()
     void cyx_setup()
     int cyx_has_kernel(int op, int dtype)
     int cyx_compute_dtype(int op, const int *dtypes, int count)
@@ -131,6 +133,8 @@ cdef class _Op:
     cdef str name
     cdef tuple schema
 
+
+cdef int _terms = 0  # of calls that are made at once
 
 cdef dict _ops = {}
 cdef dict _dtypes = {}
@@ -347,6 +351,7 @@ def call(str op, out, inputs, dict attrs) -> None:
     memset(&record, 0, sizeof(record))
     try:
         _fill(&record, _find(op), out, inputs, attrs)
+        record.terms = _terms
         if record.work < 20000.0:  # below about 2 us it costs more to let other threads run than to finish
             status = cyx_run(&record, 1, &failed, &message)
         else:
@@ -400,12 +405,14 @@ cdef class Program:
 
     cdef cyx_call *_calls
     cdef int64_t _count, _room
-    cdef int _running
+    cdef int _running, _terms
     cdef set _edges  # places of calls that no group of earlier ones reaches
     cdef list _arrays
     cdef object __weakref__
 
-    def __cinit__(self):
+    def __cinit__(self, int terms=0):
+        """terms: see set_terms; of this program, whatever is set."""
+        self._terms = _checked_terms(terms)
         self._arrays = []
         self._edges = set()
 
@@ -437,6 +444,7 @@ cdef class Program:
         memset(&self._calls[self._count], 0, sizeof(cyx_call))
         try:
             _fill(&self._calls[self._count], found, out, inputs, attrs)
+            self._calls[self._count].terms = self._terms
         except BaseException:
             _release(&self._calls[self._count])
             raise
@@ -561,6 +569,30 @@ def set_num_threads(int count) -> None:
 
 def get_num_threads() -> int:
     return cyx_threads()
+
+
+cdef int _checked_terms(int terms) except -1:
+    if not 0 <= terms <= 3:
+        raise ValueError(f"expected 0 (exact) to 3 terms, got {terms}")
+    return terms
+
+
+def set_terms(int terms) -> None:
+    """Into how many bfloat16 terms products of float32 may split their factors, in calls made at once; 0: exact.
+
+    Where amx() is False, and for products too small to gain, calls are exact whatever is set.
+    """
+    global _terms
+    _terms = _checked_terms(terms)
+
+
+def get_terms() -> int:
+    return _terms
+
+
+def amx() -> bool:
+    """Whether terms change anything here: the processor multiplies tiles of bfloat16, and "avx512" is in use."""
+    return cyx_amx() != 0
 
 
 def isa() -> str:

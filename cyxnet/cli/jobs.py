@@ -30,7 +30,7 @@ FIRST_USE_BASE_UNITS = 100 * 10**9
 @contextlib.asynccontextmanager
 async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
     """The job of a file. Data that was fetched for it goes at the end, unless the job is kept for later."""
-    job, kept = load(args.file, args.dir / "packed"), False
+    job, kept = load(args.file, args.dir / "packed", getattr(args, "numerics", None)), False
     try:
         yield job
     except KeptForLater:
@@ -58,7 +58,9 @@ async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> i
         tell_quote(prepared, screen)
         try:
             reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
-        except BusError as error:  # the pauses of the client are used up
+        except (BusError, ApiError) as error:  # the pauses of the client are used up
+            if isinstance(error, ApiError) and error.status != 503:
+                raise
             raise _kept(args.dir, prepared, job.fetched, error) from None
         if not args.wait:
             screen.result(f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}", reply)
@@ -73,7 +75,7 @@ class KeptForLater(BusError):
     code = "kept_for_later"
 
 
-def _kept(folder: Path, prepared: Prepared, fetched: bool, error: BusError) -> KeptForLater:
+def _kept(folder: Path, prepared: Prepared, fetched: bool, error: CyxError) -> KeptForLater:
     job_id = prepared.job_id
     outbox.keep(
         folder,

@@ -12,6 +12,7 @@ from cyxnet.serveoptions import add_options, milliseconds, size, whole
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
 STATUSES = ["funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"]
+NUMERICS = ["exact", "fast", "fast16", "bf16"]  # cyxcore.spec.NumericsName, which costs an import
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,14 +115,24 @@ def up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-key", type=Path, metavar="FILE", help="the key of the certificate (PEM)")
 
 
+def numerics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--numerics",
+        choices=NUMERICS,
+        help="instead of the file's: how products on a CPU are made; only exact can be verified by training again",
+    )
+
+
 def train(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
     output(parser)
+    numerics(parser)
     parser.add_argument("--keep-up", action="store_true", help="leave the network up at the end, until Ctrl-C")
 
 
 def submit(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
+    numerics(parser)
     parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
     parser.add_argument(
         "--quote", type=Path, metavar="PRICE", help="a file of cyx quote -o: be charged no more than that"

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
 from cyxcentral.access import (
     KEYS_PER_IDENTITY,
@@ -147,6 +148,24 @@ async def test_a_key_loses_what_its_owner_loses(central, roles):
     roles[OPERATOR] = {"client"}
     with pytest.raises(Refused, match="may not be operator now"):
         await access.key(made.key)
+
+
+async def test_an_operator_lists_the_keys_of_all_in_pages(central):
+    access = await central()
+    made = [(await new_key(access, caller)).view.id for caller in (ALICE, BOB, ALICE, BOB, ALICE)]
+    seen, ask = [], m.KeyListRequest(as_operator=True, limit=2)
+    while True:
+        page = await access._key_list(OPERATOR, ask)
+        assert len(page.keys) <= 2
+        seen += [key.id for key in page.keys]
+        if not page.after:
+            break
+        ask = replace(ask, after=page.after)
+    assert sorted(seen) == sorted(made) and len(page.keys) == 1
+    with pytest.raises(ApiError, match="begin the list anew"):
+        await access._key_list(OPERATOR, replace(ask, after="0" * 12))
+    with pytest.raises(ApiError, match="begin the list anew"):
+        await access._key_list(ALICE, m.KeyListRequest(after=made[1]))  # of somebody else
 
 
 async def test_nobody_makes_a_key_with_more_rights_than_his_own(central):

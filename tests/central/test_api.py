@@ -291,7 +291,8 @@ async def test_the_id_of_a_job_stands_for_no_other_job_caller_or_payer(central, 
 async def test_a_job_that_the_signer_would_never_pay_is_neither_quoted_nor_taken(central, monkeypatch, limit, taken):
     # it was trained, its settlement refused until the deadline, and the client had its money back
     api = api_of(central)
-    api._network = SimpleNamespace(spend_per_hour_base_units=limit)
+    api._network = SimpleNamespace(spend_per_hour_base_units=limit, operators=[])
+    central.world.named.add((f.job_request().dataset.sha256, "alice"))
     api._central.settlement = SimpleNamespace(recent_blockhash=lambda: answer(("hash", 9)))
     draft = f.job_after()
     monkeypatch.setattr(api, "_draft", lambda *_: (intake.examine(draft.job), draft))
@@ -336,7 +337,8 @@ class Chain:
 def submitting(central, monkeypatch):
     """(submit a job by its id, the chain): a payer who has the amount of one job and a half."""
     api, chain = api_of(central), Chain(f.AMOUNT * 3 // 2)
-    api._network = SimpleNamespace(spend_per_hour_base_units=0)
+    api._network = SimpleNamespace(spend_per_hour_base_units=0, operators=[])
+    central.world.named.add((f.job_request().dataset.sha256, "alice"))  # as its uploader he would be asked for
     api._central.settlement, api._central.blobs = chain, SimpleNamespace(knows=lambda sha256: True)
     monkeypatch.setattr(
         api, "_draft", lambda caller, job, job_id, *_: (None, jobs.evolve(None, f.submitted(job_id), 0))

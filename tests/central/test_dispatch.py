@@ -152,8 +152,8 @@ async def stored_model(blobs, tmp_path):
     path = tmp_path / "model"
     path.write_bytes(b"weights")
     manifest = describe(path)
-    await blobs.put(b"weights")
-    return await blobs.commit(manifest)
+    await blobs.put(b"weights", NODE)
+    return await blobs.commit(manifest, NODE)
 
 
 async def kinds_of(central, job_id="job-1"):
@@ -804,6 +804,7 @@ async def test_a_report_is_refused_after_its_expiry_on_another_network_and_witho
     await central.job("job-1", f.FUNDED, leased())
     model = await stored_model(central.blobs, tmp_path)
     late = signing(now_ms=Machine().wall_ms() - VALID_MS - 60_000)
+    early = signing(now_ms=Machine().wall_ms() + 86_400_000)
     unnamed, unnumbered = signing(network=""), signing()
     unnumbered._sequence = -1
     for unsigned, say in (
@@ -815,6 +816,7 @@ async def test_a_report_is_refused_after_its_expiry_on_another_network_and_witho
             ("wrong_network", signing(network="net-2").signed(unsigned)),
             ("wrong_network", unnamed.signed(unsigned)),
             ("undated", unsigned),
+            ("good_too_long", early.signed(unsigned)),
             ("bad_signature", replace(late.signed(unsigned), expires_ms=2**62)),
             ("bad_signature", replace(now.signed(unsigned), network_id="net-2")),
             ("bad_signature", replace(now.signed(unsigned), sequence=1)),
@@ -1066,8 +1068,8 @@ async def job_to_resume(central, tmp_path, attempt=2):
     for content in (b"the state of step 40", b"the state of step 50"):
         path = tmp_path / "state"
         path.write_bytes(content)
-        await central.blobs.put(content)
-        states.append(await central.blobs.commit(describe(path)))
+        await central.blobs.put(content, NODE)
+        states.append(await central.blobs.commit(describe(path), NODE))
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
     for step, state in zip((40, 50), states, strict=True):
@@ -1099,10 +1101,10 @@ async def test_a_checkpoint_that_is_no_longer_in_the_store_is_given_up_for_the_o
     assert (job.status, job.checkpoint.step, jobs.tried(job)) == ("queued", 40, 1)
     assert "step 50 is given up for the one before it (chunk" in job.error
     assert central.world.nodes[NODE].reputation == reputation
-    stat = await central.blobs.stat(describe(tmp_path / "state"))
+    stat = await central.blobs.stat(describe(tmp_path / "state"), NODE)
     assert not stat.complete and stat.missing  # and can be stored anew
-    await central.blobs.put(content)
-    assert (await central.blobs.commit(describe(tmp_path / "state"))).size == len(content)
+    await central.blobs.put(content, NODE)
+    assert (await central.blobs.commit(describe(tmp_path / "state"), NODE)).size == len(content)
     assert await central.blobs.chunk(hashlib.sha256(content).hexdigest()) == content
 
 

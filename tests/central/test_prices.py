@@ -71,14 +71,22 @@ def test_work_that_is_not_counted_costs_the_amount(facts):
         (replace(signed(), max_base_units=8), 0, "bad_price"),
         (signed(client=f.PLATFORM), 0, "bad_price"),
         (signed(job_sha256=prices.job_sha256(f.job_request(priority=1))), 0, "bad_price"),
-        (signed(), 1_001, "price_expired"),
+        (signed(), 1_000 + prices.CLOCKS_APART_MS + 1, "price_expired"),
     ],
 )
 def test_a_price_that_is_altered_expired_or_for_something_else_is_refused(price, now_ms, code):
     prices.check(signed(), f.job_request(), f.CLIENT, KEY.public_key.hex(), 1_000)
     with pytest.raises(ApiError) as refused:
         prices.check(price, f.job_request(), f.CLIENT, KEY.public_key.hex(), now_ms)
-    assert refused.value.code == code
+    assert (refused.value.code, refused.value.status) == (code, 409)
+
+
+def test_a_price_that_another_central_may_still_take_is_no_plain_no():
+    """Centrals' clocks may be an hour off: one said no, and the other had taken the job."""
+    for now_ms in (1_001, 1_000 + prices.CLOCKS_APART_MS):
+        with pytest.raises(ApiError, match="the price expired") as refused:
+            prices.check(signed(), f.job_request(), f.CLIENT, KEY.public_key.hex(), now_ms)
+        assert (refused.value.code, refused.value.status) == ("price_expired", 503)
 
 
 def job_with_price(price, *events):

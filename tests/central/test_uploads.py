@@ -2,7 +2,7 @@
 
 import pytest
 
-from cyxcentral.uploads import DAY_S, STRANGERS_SHARE, Uploads
+from cyxcentral.uploads import DAY_S, STRANGERS_SHARE, WORKERS_SHARE, Uploads
 from cyxnet.outcomes import ApiError
 
 DAILY = 1_000_000
@@ -42,8 +42,18 @@ def test_strangers_have_less_each_and_one_day_together(uploads):
     assert sent(uploads, "c-alice", DAILY)
 
 
-def test_a_node_that_holds_a_lease_stores_what_it_was_asked_for(uploads):
-    assert all(sent(uploads, "node-a", DAILY) for _ in range(5))
+def test_who_is_refused_because_of_all_the_others_keeps_what_is_his(uploads):
+    each = DAILY // STRANGERS_SHARE
+    for number in range(STRANGERS_SHARE):
+        assert sent(uploads, f"c-{number}", each)
+    assert not any(sent(uploads, "c-late", each) for _ in range(5))  # each of them was charged to it
+    assert sent(uploads, "c-late", each, DAY_S / STRANGERS_SHARE)
+
+
+def test_a_node_that_holds_a_lease_stores_what_it_was_asked_for_but_not_without_end(uploads):
+    assert all(sent(uploads, "node-a", DAILY) for _ in range(WORKERS_SHARE))
+    assert not sent(uploads, "node-a", DAILY)
+    assert sent(uploads, "node-a", DAILY, DAY_S / WORKERS_SHARE)
 
 
 def test_without_a_quota_everything_is_taken():

@@ -26,9 +26,9 @@ async def store(broker):
     blobs = Blobs(core)
     await blobs.open()
     handlers = {
-        "artifact.stat": lambda _, manifest: blobs.stat(manifest),
-        "artifact.put": lambda _, block: blobs.put(block),
-        "artifact.commit": lambda _, manifest: blobs.commit(manifest),
+        "artifact.stat": lambda caller, manifest: blobs.stat(manifest, caller),
+        "artifact.put": lambda caller, block: blobs.put(block, caller),
+        "artifact.commit": lambda caller, manifest: blobs.commit(manifest, caller),
         "artifact.manifest": lambda _, ref: blobs.manifest(ref.sha256),
         "artifact.chunk": lambda _, ref: blobs.chunk(ref.sha256),
     }
@@ -59,10 +59,10 @@ async def test_an_interrupted_upload_goes_on_with_what_is_missing(store, tmp_pat
     client, blobs = store
     path = file_of(tmp_path, 4 * artifacts.CHUNK_BYTES)
     manifest = artifacts.describe(path)
-    await blobs.put(path.read_bytes()[: artifacts.CHUNK_BYTES])
-    assert (await blobs.stat(manifest)).missing == manifest.chunks[1:]
+    await blobs.put(path.read_bytes()[: artifacts.CHUNK_BYTES], ME.id)
+    assert (await blobs.stat(manifest, ME.id)).missing == manifest.chunks[1:]
     await artifacts.put(client, ME.id, path)
-    assert (await blobs.stat(manifest)).complete
+    assert (await blobs.stat(manifest, ME.id)).complete
 
 
 async def test_equal_chunks_are_stored_once(store, tmp_path):
@@ -78,7 +78,7 @@ async def test_a_manifest_that_lies_about_its_digest_is_refused(store, tmp_path)
     client, blobs = store
     path = file_of(tmp_path, 1000)
     manifest = artifacts.describe(path)
-    await blobs.put(path.read_bytes())
+    await blobs.put(path.read_bytes(), ME.id)
     lie = artifacts.ArtifactManifest(sha256="0" * 64, size=manifest.size, chunks=manifest.chunks)
     with pytest.raises(ApiError, match="expected 1000 bytes with the digest named"):
         await client.ask(subjects.api(ME.id, "artifact.commit"), lie, artifacts.ArtifactRef)
@@ -87,7 +87,7 @@ async def test_a_manifest_that_lies_about_its_digest_is_refused(store, tmp_path)
 async def test_a_commit_before_its_chunks_is_refused(store, tmp_path):
     client, _ = store
     manifest = artifacts.describe(file_of(tmp_path, 1000))
-    with pytest.raises(ApiError, match="not stored here"):
+    with pytest.raises(ApiError, match="1 of its 1 chunks are not stored here as sent by you"):
         await client.ask(subjects.api(ME.id, "artifact.commit"), manifest, artifacts.ArtifactRef)
 
 
@@ -116,11 +116,11 @@ async def test_what_is_missing_of_many_chunks_is_found_without_fetching_those_th
     _, blobs = store
     block = b"x" * artifacts.CHUNK_BYTES
     there = hashlib.sha256(block).hexdigest()
-    await blobs.put(block)
+    await blobs.put(block, ME.id)
     absent = [f"{number:064x}" for number in range(300)]
     manifest = ArtifactManifest(sha256="e" * 64, size=301 * artifacts.CHUNK_BYTES, chunks=[there, *absent])
     before = blobs._core._nc.stats["in_bytes"]
-    assert (await blobs.stat(manifest)).missing == absent
+    assert (await blobs.stat(manifest, ME.id)).missing == absent
     assert blobs._core._nc.stats["in_bytes"] - before < artifacts.CHUNK_BYTES
 
 
@@ -129,17 +129,18 @@ async def test_two_uploaders_of_the_same_file_at_once_both_succeed(store, tmp_pa
     path = file_of(tmp_path, 3 * artifacts.CHUNK_BYTES)
     first, second = await asyncio.gather(artifacts.put(client, ME.id, path), artifacts.put(client, ME.id, path))
     assert first == second
-    assert await blobs.commit(artifacts.describe(path)) == first
+    assert await blobs.commit(artifacts.describe(path), ME.id) == first
 
 
 async def test_a_damaged_chunk_is_found_by_the_commit(store, tmp_path):
     _, blobs = store
     path = file_of(tmp_path, 2 * artifacts.CHUNK_BYTES)
     manifest = artifacts.describe(path)
-    await blobs.put(path.read_bytes()[: artifacts.CHUNK_BYTES])
+    await blobs.put(path.read_bytes()[: artifacts.CHUNK_BYTES], ME.id)
     await blobs._core.append(subjects.chunk(manifest.chunks[1]), b"bit rot", expected_seq=0)
+    await blobs._core.append(subjects.sent(manifest.chunks[1], ME.id), b"{}", expected_seq=0)
     with pytest.raises(BlobError, match="damaged"):
-        await blobs.commit(manifest)
+        await blobs.commit(manifest, ME.id)
 
 
 async def test_a_place_that_cannot_be_written_is_one_clear_error(store, tmp_path):

@@ -24,6 +24,9 @@ URLS = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor
         ("session_s", 0, "int` >= 1"),
         ("connections", 0, "int` >= 1"),
         ("replicas", 0, "int` >= 1"),
+        ("replicas", 2, "expected replicas 1, 3 or 5, got 2"),  # two hold no majority when one is away
+        ("lease_ms", 10_000, "expected lease_ms above heartbeat_ms (10000;"),  # all nodes were lost at once
+        ("lease_ms", 200, "got 200: all nodes would be lost between two heartbeats"),
         ("bans", "no", "Expected `bool`, got `str`"),
     ],
 )

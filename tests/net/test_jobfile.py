@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cyxcore.errors import CyxError, DataError, ShapeError, SpecError
-from cyxcore.spec import DataSpec, TrainingSpec
+from cyxcore.spec import DataSpec, NumericsName, TrainingSpec
 from cyxnet.amounts import AmountError
 from cyxnet.artifacts import describe
+from cyxnet.cli import options
 from cyxnet.jobfile import LoadedJob, discard, from_module, load
 from cyxnet.jobtoml import JobFile, parse, parse_bytes
 from cyxnet.messages import ArtifactRef, Needs
@@ -95,6 +96,22 @@ def test_optimizer_and_betas_are_read(tmp_path: Path) -> None:
     optimizer = '[training.optimizer]\nname = "adamw"\nlearning_rate = 1\nbetas = [0.8, 0.9]'
     spec = load(write(tmp_path, training=optimizer)).training.optimizer
     assert (spec.name, spec.learning_rate, spec.betas) == ("adamw", 1.0, (0.8, 0.9))
+
+
+def test_the_numeric_class_is_the_file_s_or_that_of_the_command(tmp_path: Path) -> None:
+    path = write(tmp_path, training='numerics = "fast"')
+    assert load(path).training.numerics == "fast"
+    assert load(path, numerics="bf16").training.numerics == "bf16"
+    assert load(path, numerics="exact").training.numerics == "exact"
+    assert load(write(tmp_path)).training.numerics == "exact"
+    assert options.NUMERICS == list(get_args(NumericsName))
+
+
+def test_a_class_of_the_cpu_is_not_asked_of_a_card(tmp_path: Path) -> None:
+    path = write(tmp_path, training='numerics = "fast"', needs='device = "cuda"')
+    assert "training.numerics: fast is a class of products on a CPU, and needs.device is cuda" in complaint(path)
+    unknown = complaint(write(tmp_path, training='numerics = "quick"'))
+    assert "training.numerics" in unknown and "quick" in unknown
 
 
 # -- the file itself ------------------------------------------------------------------------------------

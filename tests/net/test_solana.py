@@ -296,7 +296,14 @@ def test_a_client_may_choose_a_deadline_between_a_week_and_a_year(days: float, a
     now_s, proposed = 1_800_000_000, offline_terms()
     signed = offline_terms(deadline_s=now_s + round(days * 86_400))
     deposit = build_deposit(NODE, signed, BLOCKHASH, 1).transaction
-    assert escrow.with_signed_deadline(proposed, deposit, now_s) == (signed if accepted else proposed)
+    if accepted:
+        assert escrow.with_signed_deadline(proposed, deposit, now_s) == signed
+        return
+    with pytest.raises(SettlementError, match=f"got {signed.deadline_s}; ask again") as refused:
+        escrow.with_signed_deadline(proposed, deposit, now_s)
+    assert refused.value.code == "clocks_differ"
+    other = replace(proposed, amount_base_units=proposed.amount_base_units + 1)
+    assert escrow.with_signed_deadline(other, deposit, now_s) == other  # what is wrong with that is said later
 
 
 @pytest.mark.parametrize("raw", [b"", bytes(70), b"\xff" * 1232])

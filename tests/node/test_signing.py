@@ -69,6 +69,16 @@ def test_a_clock_that_stood_still_while_the_machine_slept_does_not_make_an_expir
     assert signing.signed(SAID).expires_ms == clocks.wall_ms + VALID_MS
 
 
+def test_a_clock_that_is_days_ahead_gives_way_to_the_central_that_says_so(signing, clocks):
+    signing.told(72 * HOUR_MS)
+    assert not signing.refused("bad_signature", None)
+    assert signing.refused("good_too_long", 10 * HOUR_MS)
+    clocks.pass_time(1_000)
+    assert signing.signed(SAID).expires_ms == 10 * HOUR_MS + 1_000 + VALID_MS
+    assert signing.refused("expired", 12 * HOUR_MS)  # by another central
+    assert signing.signed(SAID).expires_ms == 12 * HOUR_MS + VALID_MS
+
+
 def test_a_node_that_knows_its_network_is_not_told_another(clocks):
     known = Signing(KEY.sign, "net-1", lambda: clocks.wall_ms, lambda: 0)
     unknown = Signing(KEY.sign, "", lambda: clocks.wall_ms, lambda: 0)

@@ -160,7 +160,7 @@ class CentralProcess(Process):
         super().__init__(loop)
         self.network = network
         self.started_s = network.scheduler.now_s
-        self.wall_error_ms = int(network.scheduler.dice.uniform(-HOUR_MS, HOUR_MS))
+        self.wall_error_ms = int(network.scheduler.dice.uniform(-HOUR_MS, HOUR_MS)) + network.faults.clock_error_ms()
         self.central: Central | None = None
         self.ready = False
 

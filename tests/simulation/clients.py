@@ -83,7 +83,7 @@ class Client(Process):
                 reply = await self.client.place(prepared)
                 self.job_id, self.acknowledged = reply.job_id, True
             except CyxError as error:
-                if error.code == "expired":
+                if error.code in ("expired", "clocks_differ"):
                     prepared = None
                 elif not isinstance(error, BusError) and error.code not in TEMPORARY_CODES:
                     self.refused = f"{error.code}: {error}"

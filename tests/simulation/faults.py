@@ -9,6 +9,7 @@ FIRST_WALL_MS = 1_800_000_000_000
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 WEEKS_MS = int(28.6 * DAY_MS)  # that pass at once in some seeds, shortly before central is to end what it has
+FAR_CLOCK_MS = 25 * DAY_MS  # ahead: a deadline that another central has just proposed is too near there
 HOURS_PER_S = 0.5  # from then on: the day before the deadline is most of a minute
 CHAIN_LONGER_S = 12.0  # the chain is bad for longer: what it is asked for late must see it too
 OF_CHAIN = ("dropped", "late", "rpc_error")
@@ -44,6 +45,7 @@ class Faults:
         self.weeks_pass_at_s: float | None = None  # then the date alone comes near the deadlines, and not by the dice
         if self._refunds.random() < 0.15:
             self.weeks_pass_at_s, self.refunded = self._refunds.uniform(6.0, 10.0), 0.0
+        self.far_clock = self._refunds.choice([0.0, 0.0, 0.5])  # of lives of centrals: weeks ahead, not an hour
         self.chain_late_ms = int(self._refunds.uniform(-HOUR_MS / 2, HOUR_MS / 2))  # the clock that a deadline is by
 
     @property
@@ -73,6 +75,13 @@ class Faults:
         """How much later than at its beginning it is at a true time of the seed, by a calendar."""
         jumped_s = at_s - self.weeks_pass_at_s if self.weeks_pass_at_s is not None else -1.0
         return int(at_s * 1000) + (WEEKS_MS + int(jumped_s * HOURS_PER_S * HOUR_MS) if jumped_s >= 0 else 0)
+
+    def clock_error_ms(self) -> int:
+        """How far the wall clock of a new central is ahead, besides its hour; never when the date jumps as well."""
+        if self.weeks_pass_at_s is not None or self._refunds.random() >= self.far_clock:
+            return 0
+        self.counts["far_clock"] += 1
+        return FAR_CLOCK_MS
 
     def stalls(self) -> bool:
         """Whether a client pauses its job until the deadline, where that will come."""

@@ -8,6 +8,7 @@ from unittest import mock
 
 from msgspec.structs import replace
 
+import cyxcentral.api
 import cyxcentral.nodes
 from cyxcentral import audit, jobs, money, payments, room, schedule
 from cyxcentral.api import Api
@@ -17,6 +18,7 @@ from cyxcentral.payments import Payments
 from cyxnet import client, escrow, solana
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, decode
+from cyxnet.instructions import SettlementError
 from cyxnet.solana import Settlement, TransactionStatus
 from tests.simulation import nodes
 from tests.simulation.wire import SimBus
@@ -220,7 +222,7 @@ def resume_from_unstored_checkpoint() -> Iterator[Any]:
             return await real(run, content)
         return m.ArtifactRef(sha256=nodes.digest(content), size=len(content))
 
-    async def believe(dispatch: Dispatch, ref: m.ArtifactRef) -> None:
+    async def believe(dispatch: Dispatch, ref: m.ArtifactRef, node_id: str) -> None:
         return None
 
     yield mock.patch.object(nodes.Run, "_upload", upload)
@@ -279,6 +281,20 @@ def drop_cancel_wanted() -> Iterator[Any]:
         return real(replace(job, outcome=None), event, at_ms)
 
     yield mock.patch.dict(jobs.AFTER, {m.Funded: funded})
+
+
+@planted
+def no_for_a_clock() -> Iterator[Any]:
+    """A central that finds a deadline too near by its own clock says a plain no; another one may have said yes."""
+    real = escrow.with_signed_deadline
+
+    def with_deadline(terms: Any, transaction: bytes, now_s: int) -> Any:
+        try:
+            return real(terms, transaction, now_s)
+        except SettlementError:
+            return terms
+
+    yield mock.patch.object(cyxcentral.api, "with_signed_deadline", with_deadline)
 
 
 @planted

@@ -144,8 +144,8 @@ class Node(Process):
         try:
             return await self.bus.ask(subjects.node(self.node_id, verb), signed, reply, timeout_s=timeout_s)
         except ApiError as error:
-            self.signing.told(error.now_ms or 0)
-            if error.status >= 500 or error.status == 429 or error.code == "expired":
+            again = self.signing.refused(error.code, error.now_ms)
+            if error.status >= 500 or error.status == 429 or again:
                 raise BusError(str(error)) from None
             raise
 
@@ -389,7 +389,8 @@ class Run:
         ask = msgspec.json.encode(m.ArtifactRefRequest(sha256=sha256))
         manifest = msgspec.json.decode(await self._insist("artifact.manifest", ask), type=m.ArtifactManifest)
         [chunk] = manifest.chunks
-        return await self._insist("artifact.chunk", msgspec.json.encode(m.ArtifactRefRequest(sha256=chunk)))
+        part = m.ArtifactRefRequest(sha256=chunk, artifact=sha256)
+        return await self._insist("artifact.chunk", msgspec.json.encode(part))
 
     def _failed(self, code: str, message: str, deterministic: bool = False, memory_bytes: int = 0) -> m.RunFailed:
         return m.RunFailed(

@@ -255,8 +255,8 @@ class SimBus:
         if status == "no responders":
             raise BusError(f"nobody serves {subject}")
         if status:
-            number, code, message = status.split("|", 2)
-            raise ApiError(code, message, int(number))
+            number, code, now_ms, message = status.split("|", 3)
+            raise ApiError(code, message, int(number), now_ms=int(now_ms) or None)
         return data, {"Content-Type": answer_type}
 
     async def ask(
@@ -320,13 +320,13 @@ class SimBus:
     def _refusal(self, error: Exception) -> str:
         """The status a caller sees, as the bus makes it."""
         if isinstance(error, ApiError):
-            return f"{error.status}|{error.code}|{error}"
+            return f"{error.status}|{error.code}|{error.now_ms or 0}|{error}"
         if isinstance(error, BusError):
-            return f"503|{error.code}|{error}"
+            return f"503|{error.code}|0|{error}"
         if isinstance(error, CyxError):
-            return f"{503 if error.code in TEMPORARY_CODES else 400}|{error.code}|{error}"
+            return f"{503 if error.code in TEMPORARY_CODES else 400}|{error.code}|0|{error}"
         self._scheduler.fail(f"{self._process.name}: a request met {type(error).__name__}: {error}")
-        return "500|internal|a bug"
+        return "500|internal|0|a bug"
 
     # -- streams -------------------------------------------------------------------------------------
 

@@ -86,6 +86,15 @@ async def test_a_model_that_its_data_does_not_give_is_found_and_what_differs_is_
     assert "is NOT what its data gives" in verify.in_words(found)
 
 
+async def test_a_job_whose_products_depend_on_the_processor_is_refused_by_its_class(client, network):
+    job = await client.submit(jobfile.load(EXAMPLES / "digits.toml", numerics="fast"))
+    view = await client.wait(job.job_id)
+    assert view.status == "completed" and view.summary.numerics == "cyx-fast/1"
+    ran = await cyx(network, job.job_id)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert f"{job.job_id} cannot be verified: it was trained with numerics fast" in ran.stderr
+
+
 async def test_what_cannot_be_verified_is_said(client, network):
     ran = await cyx(network, "no-such-job")
     assert ran.returncode == 2 and "no-such-job" in ran.stderr and "Traceback" not in ran.stderr

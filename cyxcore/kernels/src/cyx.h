@@ -60,6 +60,7 @@ typedef struct cyx_call {
     int32_t group;  /* this many calls from here on are element-wise and made together; 0 or 1: this one alone */
     int32_t elided; /* nobody outside the group reads the output: it is never stored */
     int32_t stretch, bands, lanes; /* of the first call of a stretch: how many calls, how often, on how many lanes */
+    int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];
@@ -90,6 +91,7 @@ extern const int cyx_dtype_bytes[CYX_DTYPE_COUNT];
 /* run.c */
 int cyx_set_isa(const char *name); /* 0, or -1 where this machine lacks it */
 const char *cyx_isa(void);
+int cyx_amx(void); /* whether calls with terms are made by AMX: it is there, and so are the kernels beside it */
 void cyx_setup(void);
 int cyx_has_kernel(int op, int dtype);
 cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message);

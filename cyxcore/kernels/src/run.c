@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cyx.h"
+#include "fast.h"
 #include "pool.h"
 #include "tables.h"
 
@@ -20,6 +21,7 @@ typedef struct {
     const char *name;
     void (*fill)(cyx_table table);
     int present;
+    int has_amx; /* whether its machines may have AMX */
     cyx_table table;
 } isa;
 
@@ -28,7 +30,7 @@ static isa isas[] = {
     {.name = "portable", .fill = cyx_fill_portable},
 #if defined(__x86_64__)
     {.name = "avx2", .fill = cyx_fill_avx2},
-    {.name = "avx512", .fill = cyx_fill_avx512},
+    {.name = "avx512", .fill = cyx_fill_avx512, .has_amx = 1},
 #endif
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
@@ -65,6 +67,8 @@ int cyx_set_isa(const char *name) {
 
 const char *cyx_isa(void) { return active->name; }
 
+int cyx_amx(void) { return active->has_amx && cyx_amx_present(); }
+
 int cyx_has_kernel(int op, int dtype) { return isas[0].table[op][dtype] != NULL; }
 
 cyx_status cyx_fail(cyx_status status, const char *format, ...) {
@@ -77,13 +81,23 @@ cyx_status cyx_fail(cyx_status status, const char *format, ...) {
 
 int cyx_call_is_fusible(const cyx_call *call) { return cyx_fusible(call, active->table); }
 
+/* The exact kernel, unless the call allows another and that takes it. */
+static cyx_status run_one(const cyx_call *call, const isa *chosen) {
+    if (call->terms && chosen->has_amx) {
+        cyx_kernel fast = cyx_fast_kernel(call);
+        cyx_status status = fast ? fast(call) : CYX_NO_KERNEL;
+        if (status != CYX_NO_KERNEL) return status;
+    }
+    return chosen->table[call->op][call->dtype](call);
+}
+
 /* One call after the other, groups together; stops at the first that fails. */
 static cyx_status run_calls(const cyx_call *calls, int64_t count, int64_t *failed) {
     const isa *chosen = active;
     cyx_status status = CYX_OK;
     for (int64_t i = 0; i < count && status == CYX_OK; i += calls[i].group > 1 ? calls[i].group : 1) {
         status = calls[i].group > 1 ? cyx_run_group(calls + i, chosen->table)
-                                    : chosen->table[calls[i].op][calls[i].dtype](&calls[i]);
+                                    : run_one(&calls[i], chosen);
         *failed = i;
     }
     return status;

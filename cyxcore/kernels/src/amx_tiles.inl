@@ -1,0 +1,174 @@
+/* Making tiles of float32, and multiplying them. Compiled with AMX and AVX-512 turned on. */
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
+/* Eight tiles of 16 rows of 64 bytes. A thread's own; another library may have left others. */
+static inline void tiles_begin(void) {
+    tile_shapes shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) shapes.row_bytes[i] = 64, shapes.rows[i] = TILE_ROWS;
+    __asm__ volatile("" ::"r"(&shapes) : "memory"); /* gcc 12 does not know that the next line reads it all */
+    _tile_loadconfig(&shapes);
+}
+
+static inline void tiles_end(void) { _tile_release(); }
+
+static inline __mmask16 first(int64_t count) { return (__mmask16)(count >= 16 ? 0xffff : (1u << count) - 1); }
+
+static inline __m512 widened_low(__m512i pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)); }
+static inline __m512 widened_high(__m512i pair) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* The terms of 16 pairs (a[i], b[i]) as 16 dwords, a in the lower half. */
+static inline __attribute__((always_inline)) void split_pairs(__m512 a, __m512 b, const int terms, __m512i *term) {
+    const __m512i alternate =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+                         3, 18, 2, 17, 1, 16, 0);
+    for (int t = 0; t < terms; t++) {
+        term[t] = _mm512_permutexvar_epi16(alternate, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        if (t + 1 == terms) break;
+        a = _mm512_sub_ps(a, widened_low(term[t]));
+        b = _mm512_sub_ps(b, widened_high(term[t]));
+    }
+}
+
+/* The terms of 32 elements in a row. */
+static inline __attribute__((always_inline)) void split_row(__m512 low, __m512 high, const int terms, __m512i *term) {
+    for (int t = 0; t < terms; t++) {
+        term[t] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        if (t + 1 == terms) break;
+        low = _mm512_sub_ps(low, widened_low(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(term[t]))));
+        high = _mm512_sub_ps(high, widened_low(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(term[t], 1))));
+    }
+}
+
+/* 16 x 16 dwords, rows and columns exchanged. */
+static inline void transpose_dwords(__m512i *row) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
+            b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            a[i + j] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0x88);
+            a[i + j + 4] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        row[j] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
+        row[j + 8] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0xdd);
+    }
+}
+
+/* A tile of each term out of `rows` x `columns` floats at `from`, at most 16 lines that begin `from_row` apart. along_k:
+ * k runs along the lines (32 at most), otherwise across them (then 32 lines of 16 at most). turned: with rows and columns
+ * of its dwords exchanged, which makes of one side's tile the other side's. */
+static inline __attribute__((always_inline)) void make_tile(const float *from, int64_t from_row, int64_t rows,
+                                                            int64_t columns, const int along_k, const int turned,
+                                                            const int terms, bf16 *to) {
+    __m512i line[CYX_MOST_TERMS][16];
+    if (along_k) {
+        __mmask16 low = first(columns), high = first(columns > 16 ? columns - 16 : 0);
+        for (int r = 0; r < 16; r++) {
+            __m512i term[CYX_MOST_TERMS];
+            int here = r < rows;
+            const float *at = here ? from + r * from_row : from;
+            split_row(_mm512_maskz_loadu_ps(here ? low : 0, at),
+                      _mm512_maskz_loadu_ps(here ? high : 0, at + (high ? 16 : 0)), terms, term);
+            for (int t = 0; t < terms; t++) line[t][r] = term[t];
+        }
+    } else {
+        __mmask16 mask = first(columns);
+        for (int r = 0; r < 16; r++) {
+            __m512i term[CYX_MOST_TERMS];
+            int even = 2 * r < rows, odd = 2 * r + 1 < rows;
+            split_pairs(_mm512_maskz_loadu_ps(even ? mask : 0, even ? from + 2 * r * from_row : from),
+                        _mm512_maskz_loadu_ps(odd ? mask : 0, odd ? from + (2 * r + 1) * from_row : from), terms, term);
+            for (int t = 0; t < terms; t++) line[t][r] = term[t];
+        }
+    }
+    for (int t = 0; t < terms; t++) {
+        if (turned) transpose_dwords(line[t]);
+        for (int r = 0; r < 16; r++) _mm512_store_si512(to + t * TILE + r * TILE_K, line[t][r]);
+    }
+}
+
+/* R x W tiles of sums, from the left factor's rows of tiles (`a_row` elements apart) and the right one's. */
+#define LOAD_A(t)                                                                                            \
+    do {                                                                                                     \
+        _tile_loadd(4, a + (t) * TILE, 64);                                                                  \
+        if (R > 1) _tile_loadd(5, a + a_row + (t) * TILE, 64);                                               \
+    } while (0)
+#define LOAD_B(t)                                                                                            \
+    do {                                                                                                     \
+        _tile_loadd(6, b + (t) * TILE, 64);                                                                  \
+        if (W > 1) _tile_loadd(7, b + b_row + (t) * TILE, 64);                                               \
+    } while (0)
+#define MULTIPLY                                                                                             \
+    do {                                                                                                     \
+        _tile_dpbf16ps(0, 4, 6);                                                                             \
+        if (W > 1) _tile_dpbf16ps(1, 4, 7);                                                                  \
+        if (R > 1) _tile_dpbf16ps(2, 5, 6);                                                                  \
+        if (R > 1 && W > 1) _tile_dpbf16ps(3, 5, 7);                                                         \
+    } while (0)
+
+static inline __attribute__((always_inline)) void tile_block(const int R, const int W, const int terms, const bf16 *a,
+                                                             int64_t a_row, const bf16 *b, int64_t b_row,
+                                                             int64_t steps, float *c, int64_t c_row, int add) {
+    __asm__ volatile("" ::: "memory"); /* gcc 12 does not know either that tiles read and write memory */
+    if (add) {
+        _tile_loadd(0, c, 4 * c_row);
+        if (W > 1) _tile_loadd(1, c + 16, 4 * c_row);
+        if (R > 1) _tile_loadd(2, c + 16 * c_row, 4 * c_row);
+        if (R > 1 && W > 1) _tile_loadd(3, c + 16 * c_row + 16, 4 * c_row);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t s = 0; s < steps; s++, a += terms * TILE, b += terms * TILE) {
+        /* An order in which few tiles are loaded twice. */
+        if (terms == 3) {
+            LOAD_A(0);
+            LOAD_B(2);
+            MULTIPLY;
+            LOAD_B(1);
+            MULTIPLY;
+            LOAD_A(1);
+            MULTIPLY;
+            LOAD_B(0);
+            MULTIPLY;
+            LOAD_A(2);
+            MULTIPLY;
+            LOAD_A(0);
+            MULTIPLY;
+        } else if (terms == 2) {
+            LOAD_A(1);
+            LOAD_B(0);
+            MULTIPLY;
+            LOAD_A(0);
+            MULTIPLY;
+            LOAD_B(1);
+            MULTIPLY;
+        } else {
+            LOAD_A(0);
+            LOAD_B(0);
+            MULTIPLY;
+        }
+    }
+    _tile_stored(0, c, 4 * c_row);
+    if (W > 1) _tile_stored(1, c + 16, 4 * c_row);
+    if (R > 1) _tile_stored(2, c + 16 * c_row, 4 * c_row);
+    if (R > 1 && W > 1) _tile_stored(3, c + 16 * c_row + 16, 4 * c_row);
+    __asm__ volatile("" ::: "memory");
+}

@@ -1,0 +1,53 @@
+#include "fast.h"
+
+#include <pthread.h>
+
+#ifdef CYX_COMPILED_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* arch_prctl's ARCH_REQ_XCOMP_PERM, and the state it is for */
+
+static int found;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* AVX-512 is looked at by run.c: a call runs here only while its kernels are the active ones. */
+static void look(void) {
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    int has_amx = d >> 22 & 1 && d >> 24 & 1; /* AMX-BF16, AMX-TILE */
+    if (!has_amx || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1) /* AVX512_BF16 */) return;
+    if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c >> 27 & 1) /* OSXSAVE */) return;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 0x60000) != 0x60000) return; /* the system saves tiles and their configuration */
+    found = !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+}
+
+int cyx_amx_present(void) {
+    pthread_once(&once, look);
+    return found;
+}
+#else
+int cyx_amx_present(void) { return 0; }
+#endif
+
+static double up_to(int64_t count, int64_t whole) { return (double)((count + whole - 1) / whole * whole); }
+
+/* Rough cycles, from measurements: the exact kernel makes 28 multiplications and additions in one, a tile instruction
+ * 16 x 16 x 32 in 16 at best, and each element of a factor takes about half a cycle for each of its terms. */
+int cyx_amx_pays(int64_t m, int64_t n, int64_t k, int terms) {
+    static const double products[CYX_MOST_TERMS + 1] = {0, 1, 3, 6};
+    double tiles_m = up_to(m, 16), tiles_n = up_to(n, 16), tiles_k = up_to(k, 32);
+    double exact = (double)m * (double)n * (double)k / 28 + 100;
+    double fast = products[terms] * tiles_m * tiles_n * tiles_k / 420 + 0.35 * terms * tiles_k * (tiles_m + tiles_n) + 400;
+    return fast < exact;
+}
+
+cyx_kernel cyx_fast_kernel(const cyx_call *call) {
+    if (call->dtype != CYX_F32 || !cyx_amx_present()) return NULL;
+#ifdef CYX_COMPILED_AMX
+    if (call->op == CYX_OP_matmul) return cyx_amx_matmul;
+#endif
+    return NULL;
+}

@@ -1,0 +1,30 @@
+/* The fast numeric classes: products of float32 by AMX, the matrix unit for bfloat16. Each factor is split into one, two
+ * or three bfloat16 terms (x = t0 + t1 + t2, each the rounding of what is left), products of terms are accumulated in
+ * float32, and those too small to matter are left out: 1, 3 or 6 products. A call asks for it by its `terms`. What AMX
+ * does not pay for, or is not there for, runs in the exact kernel, which is well within the error promised here. */
+#ifndef CYX_FAST_H
+#define CYX_FAST_H
+
+#include "cyx.h"
+
+/* A compiler knows AMX when it has its header. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxbf16intrin.h>)
+#define CYX_COMPILED_AMX 1
+#endif
+#endif
+
+enum { CYX_MOST_TERMS = 3 };
+
+/* Whether the processor has AMX and the system lets this process use it; asks the system at the first call. */
+int cyx_amx_present(void);
+
+/* The kernel for a call with terms, or NULL where the exact one is to be used. */
+cyx_kernel cyx_fast_kernel(const cyx_call *call);
+
+/* Whether a product of this size is quicker by AMX than by the exact kernel. Depends on nothing else. */
+int cyx_amx_pays(int64_t m, int64_t n, int64_t k, int terms);
+
+cyx_status cyx_amx_matmul(const cyx_call *call);
+
+#endif

@@ -1,0 +1,172 @@
+"""Products in the fast classes, by AMX, against float64; skipped where the processor has none."""
+
+import numpy as np
+import pytest
+
+from cyxcore import precision
+from cyxcore.kernels import cpu, reference
+
+needs_amx = pytest.mark.skipif(not cpu.amx(), reason="no AMX here")
+FAST = ["fast", "fast16", "bf16"]
+BOUND = {"fast": 2.0**-21, "fast16": 2.0**-15, "bf16": 2.0**-7}  # beside what float32 sums may lose: K * 2**-24
+CANARY = 0x5A
+
+
+@pytest.fixture(autouse=True)
+def exact_afterwards():
+    threads = cpu.get_num_threads()
+    yield
+    cpu.set_terms(0)
+    cpu.set_isa("avx512" if cpu.amx() else cpu.isa())
+    cpu.set_num_threads(threads)
+
+
+def guarded(shape, dtype=np.float32, offset=0):
+    """An array with canaries before and behind it, and a function that says whether they live."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.full(size + 4096, CANARY, np.uint8)
+    begin = 2048 + offset
+    array = raw[begin : begin + size].view(dtype).reshape(shape)
+    return array, lambda: bool((raw[:begin] == CANARY).all() and (raw[begin + size :] == CANARY).all())
+
+
+def multiplied(name, a, b, transpose_a=False, transpose_b=False, offset=0):
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    m = a.shape[-1 if transpose_a else -2]
+    n = b.shape[-2 if transpose_b else -1]
+    out, untouched = guarded((*stack, m, n), offset=offset)
+    held_a, _ = guarded(a.shape, offset=offset)
+    held_b, _ = guarded(b.shape, offset=offset)
+    held_a[...], held_b[...] = a, b
+    out[...] = np.nan
+    cpu.set_terms(precision.CLASSES[name].terms)
+    cpu.call("matmul", out, [held_a, held_b], {"transpose_a": transpose_a, "transpose_b": transpose_b})
+    cpu.set_terms(0)
+    assert untouched()
+    return out.copy()
+
+
+def relative_error(got, a, b):
+    """Largest |error| relative to sum |a| |b| over k, and that K."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float((np.abs(got - a @ b) / np.maximum(np.abs(a) @ np.abs(b), 1e-30)).max()), a.shape[-1]
+
+
+SIZES = [(64, 64, 64), (65, 300, 33), (17, 1025, 129), (128, 31, 400), (1, 700, 900), (257, 513, 95), (100, 256, 1040)]
+
+
+@needs_amx
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_product_of_any_size_keeps_to_its_class(name, transposed, size):
+    m, k, n = size
+    rng = np.random.default_rng(m * n + k)
+    a, b = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+    given_a = np.ascontiguousarray(a.T) if transposed[0] else a
+    given_b = np.ascontiguousarray(b.T) if transposed[1] else b
+    for offset in (0, 4, 36):
+        error, terms = relative_error(multiplied(name, given_a, given_b, *transposed, offset=offset), a, b)
+        assert error <= BOUND[name] + terms * 2.0**-24
+
+
+@needs_amx
+def test_random_sizes_and_magnitudes_keep_to_their_class():
+    rng = np.random.default_rng(7)
+    for _ in range(120):
+        m, k, n = (int(each) for each in rng.integers(1, 200, 3))
+        name = FAST[int(rng.integers(3))]
+        scale = np.exp2(rng.integers(-20, 20, (m, k))).astype(np.float32)
+        a, b = rng.standard_normal((m, k), np.float32) * scale, rng.standard_normal((k, n), np.float32)
+        ta, tb = bool(rng.integers(2)), bool(rng.integers(2))
+        given_a, given_b = np.ascontiguousarray(a.T) if ta else a, np.ascontiguousarray(b.T) if tb else b
+        error, terms = relative_error(multiplied(name, given_a, given_b, ta, tb), a, b)
+        assert error <= BOUND[name] + terms * 2.0**-24, (name, m, k, n, ta, tb)
+
+
+@needs_amx
+def test_three_terms_err_no_more_than_float32_does():
+    rng = np.random.default_rng(1)
+    for n in (128, 256, 512, 1024):
+        a, b = rng.standard_normal((n, n), np.float32), rng.standard_normal((n, n), np.float32)
+        true = a.astype(np.float64) @ b.astype(np.float64)
+        fast = np.linalg.norm(multiplied("fast", a, b) - true)
+        exact = np.linalg.norm(multiplied("exact", a, b) - true)
+        assert fast <= 1.2 * exact
+
+
+@needs_amx
+def test_a_stack_of_products_is_broadcast():
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((3, 1, 96, 64), np.float32), rng.standard_normal((1, 5, 64, 80), np.float32)
+    error, terms = relative_error(multiplied("fast", a, b), a, b)
+    assert error <= BOUND["fast"] + terms * 2.0**-24
+    error, _ = relative_error(multiplied("fast", rows := a[:, :1], b[0, 0]), rows, b[0, 0])
+    assert error <= BOUND["fast"] + terms * 2.0**-24
+
+
+@needs_amx
+@pytest.mark.parametrize("name", FAST)
+def test_bits_do_not_depend_on_threads(name):
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((300, 520), np.float32), rng.standard_normal((520, 1100), np.float32)
+    found = set()
+    for threads in (1, 2, 3, 7):
+        cpu.set_num_threads(threads)
+        found.add(multiplied(name, a, b).tobytes())
+    assert len(found) == 1
+
+
+@needs_amx
+def test_the_class_is_in_use_where_it_pays_and_small_products_stay_exact():
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((256, 256), np.float32), rng.standard_normal((256, 256), np.float32)
+    assert multiplied("bf16", a, b).tobytes() != multiplied("exact", a, b).tobytes()
+    a, b = a[:3, :5], b[:5, :4]
+    assert multiplied("bf16", a, b).tobytes() == multiplied("exact", a, b).tobytes()
+
+
+@needs_amx
+def test_other_instruction_sets_and_float64_stay_exact():
+    rng = np.random.default_rng(5)
+    a, b = rng.standard_normal((256, 256), np.float32), rng.standard_normal((256, 256), np.float32)
+    exact = multiplied("exact", a, b).tobytes()
+    for isa in ("avx2", "portable"):
+        cpu.set_isa(isa)
+        assert not cpu.amx()
+        assert multiplied("bf16", a, b).tobytes() == exact
+    cpu.set_isa("avx512")
+    wide = [x.astype(np.float64) for x in (a, b)]
+    results = []
+    for terms in (0, 1):
+        out = np.empty((256, 256))
+        cpu.set_terms(terms)
+        cpu.call("matmul", out, wide, {"transpose_a": False, "transpose_b": False})
+        results.append(out.tobytes())
+    assert results[0] == results[1]
+
+
+def test_terms_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="expected 0 .* to 3 terms, got 4"):
+        cpu.set_terms(4)
+    with pytest.raises(ValueError, match="got -1"):
+        cpu.Program(-1)
+
+
+@needs_amx
+def test_zeros_and_infinities():
+    a, b = np.zeros((64, 128), np.float32), np.ones((128, 64), np.float32)
+    assert not multiplied("fast", a, b).any()
+    a[3, 4] = np.inf
+    got = multiplied("fast", a, b)
+    assert not np.isfinite(got[3]).any() and not got[:3].any() and not got[4:].any()
+
+
+@needs_amx
+def test_the_definition_is_met_by_whole_numbers_without_any_error():
+    rng = np.random.default_rng(6)
+    a = rng.integers(-100, 100, (96, 200)).astype(np.float32)
+    b = rng.integers(-100, 100, (200, 72)).astype(np.float32)
+    attrs = {"transpose_a": False, "transpose_b": False}
+    for name in FAST:  # eight bits of mantissa hold them, and float32 their sums
+        assert np.array_equal(multiplied(name, a, b), reference.KERNELS["matmul"](attrs, a, b))
