@@ -6,6 +6,7 @@ Central and served models stand on it. It is loaded only where HTTP is asked for
 import asyncio
 import errno
 import logging
+import re
 import socket
 import ssl
 from collections import Counter
@@ -25,6 +26,12 @@ HEAD_BYTES = 16_384
 CONNECTIONS, CONNECTIONS_OF_ONE = 2_048, 256
 CLOSE_S = 5
 STEP_S = 0.01
+# What says how a request goes on. A plain one has its length, as a number, and nothing else of these.
+_FRAMING = re.compile(
+    rb"\r\n(?:content-length:[ \t]*([0-9]{1,11})[ \t]*(?=\r\n)"
+    rb"|content-length|transfer-encoding|connection|expect|upgrade)",
+    re.IGNORECASE,
+)
 TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
 
@@ -47,6 +54,16 @@ class Front(Protocol):
 
     async def close(self) -> None:
         """No more will be asked: end what would go on for ever."""
+
+
+class Refusing(Protocol):
+    """What a Front may have as `refuse_at_once`: the whole answer to a request that is not worth reading, or None.
+
+    line: the request line; head: the lines of its headers, each behind a line end. Refusals must cost a small part of
+    what answers do, or a server that is asked for too much spends its time on saying so.
+    """
+
+    def __call__(self, line: bytes, head: bytes) -> bytes | None: ...
 
 
 class Guests:
@@ -79,9 +96,12 @@ class Patient(HttpToolsProtocol):
 
     head_s = HEAD_S
     guests: Guests  # set by Server
+    refuse: Refusing | None = None  # set by Server
     address: str | None = None  # that it counts for; set by who has counted it already
     _head_bytes = 0  # of a head that is not whole yet
-    _waiting: asyncio.TimerHandle | None = None
+    _pipelines = False  # it has sent a request before the one before was answered
+    _late_s: float | None = None  # of the loop's clock: when a head is too slow
+    _timer: asyncio.TimerHandle | None = None  # looks at that; made seldom, since most requests come in time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -95,20 +115,48 @@ class Patient(HttpToolsProtocol):
         if self.address is not None:
             self.guests.leave(self.address)
         self._wait_no_more()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            self._pipelines = True
+        elif self.refuse is not None and (answer := self._refusal(data)):
+            self._wait()
+            self.transport.write(answer)
+            return
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_more()  # the head is there; the body is the application's to wait for
             return
-        if self._waiting is None:
+        if self._late_s is None:
             self._wait()
         if self.cycle is not None and self.cycle.more_body:
             return  # it was answered before it was whole: the rest is dropped, for as long as a head may take
         self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(TOO_LONG)
+
+    def _refusal(self, data: bytes) -> bytes | None:
+        """The answer to one plain request that is all of `data`, if that is to be refused at once.
+
+        Nothing of another request may lie before or behind it, nor may it ask for anything but to be answered.
+        """
+        if self._pipelines or self._head_bytes or self.transport.is_closing():
+            return None
+        if self.cycle is not None and (self.cycle.more_body or not self.cycle.response_complete):
+            return None
+        begin, end = data.find(b"\r\n"), data.find(b"\r\n\r\n")
+        if not 0 <= begin < end <= HEAD_BYTES:
+            return None
+        head = data[begin : end + 2]
+        told = _FRAMING.findall(head)
+        if len(told) != 1 or not told[0] or int(told[0]) != len(data) - end - 4:
+            return None
+        assert self.refuse is not None
+        return self.refuse(data[:begin], head)
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
@@ -122,23 +170,36 @@ class Patient(HttpToolsProtocol):
             self.cycle.more_body = False  # also of a request that was answered before it was whole
 
     def on_response_complete(self) -> None:
+        """uvicorn's own, but for its timer: that for the next head closes an idle connection as well."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
         self._wait()
-        super().on_response_complete()  # may begin with the next request, if it is there already
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_more()
 
     def _wait(self) -> None:
-        self._wait_no_more()
-        self._waiting = self.loop.call_later(self.head_s, self._too_slow)
+        self._late_s = self.loop.time() + self.head_s
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.head_s, self._look)
 
     def _wait_no_more(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+        self._late_s = None
 
-    def _too_slow(self) -> None:
-        self._waiting = None
-        self.transport.abort()
+    def _look(self) -> None:
+        self._timer = None
+        if self._late_s is None:
+            return
+        left_s = self._late_s - self.loop.time()
+        if left_s > 0:
+            self._timer = self.loop.call_later(left_s, self._look)
+        elif self._head_bytes or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()  # idle between two requests
 
 
 class Doorman(asyncio.Protocol):
@@ -206,7 +267,9 @@ class Server:
     ):
         self.guests = Guests(CONNECTIONS if front.behind_proxy else CONNECTIONS_OF_ONE)
         self._shaking: set[Doorman] = set()
-        kind: Any = type("Patient", (Patient,), {"head_s": head_s, "guests": self.guests})
+        refuse = getattr(front, "refuse_at_once", None)
+        own = {"head_s": head_s, "guests": self.guests, "refuse": staticmethod(refuse) if refuse else None}
+        kind: Any = type("Patient", (Patient,), own)
         config = uvicorn.Config(
             front,
             http=self._encrypted(kind, certificate) if certificate else kind,

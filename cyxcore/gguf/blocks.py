@@ -155,12 +155,13 @@ def dequantize(raw: Array, name: str) -> Array:
     blocks = raw.reshape(-1, kind.block_bytes)
     out = np.empty((len(blocks), kind.block_size), np.float32)
     for start in range(0, len(blocks), CHUNK_BLOCKS):
-        got = UNPACK[name](blocks[start : start + CHUNK_BLOCKS])
-        scales, minima = got.scales(), got.minima()
-        values = (got.q.astype(np.float32) - np.float32(got.offset)).reshape(len(got.q), scales.shape[1], -1)
-        values *= scales[:, :, None]
-        if minima is not None:
-            values -= minima[:, :, None]
+        with np.errstate(invalid="ignore", over="ignore"):  # a file may hold scales that are infinite
+            got = UNPACK[name](blocks[start : start + CHUNK_BLOCKS])
+            scales, minima = got.scales(), got.minima()
+            values = (got.q.astype(np.float32) - np.float32(got.offset)).reshape(len(got.q), scales.shape[1], -1)
+            values *= scales[:, :, None]
+            if minima is not None:
+                values -= minima[:, :, None]
         out[start : start + CHUNK_BLOCKS] = values.reshape(len(got.q), -1)
     return out.reshape(-1)
 

@@ -4,6 +4,7 @@ In this order: whether the server stops, too much in flight, the key and its rat
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import secrets
@@ -31,12 +32,15 @@ from cyxnode.serving.asgi import (
     answer_no,
     as_json,
     send_answer,
+    whole,
 )
 from cyxnode.serving.figures import CONTENT_TYPE, Figure, Figures
 from cyxnode.serving.gate import Gate
 from cyxnode.serving.routes import ROUTES, Route
 
 log = logging.getLogger(__name__)
+_ID = b"\0"
+_AUTHORIZATION = b"\r\nauthorization:"
 
 
 class Served(Protocol):
@@ -50,6 +54,9 @@ class Served(Protocol):
 
     async def start(self) -> None:
         """In the event loop, before anything is asked."""
+
+    def early(self) -> dict[str, Callable[[], ApiError | None]]:
+        """What can be refused before it is read: path of a POST -> why it is, now."""
 
     async def close(self) -> None:
         """Nothing is asked any more."""
@@ -71,6 +78,8 @@ class Front:
         self._answers: dict[str, Callable[[Asked], Awaitable[Answer]] | None] = {
             route.name: getattr(self, f"_{route.name}", None) or getattr(served, route.name, None) for route in ROUTES
         }
+        early = served.early()
+        self._early = {f"POST {path} HTTP/1.1".encode(): check for path, check in early.items()}
         self._exact: dict[str, dict[str, Route]] = {}
         self._below: dict[str, dict[str, Route]] = {}
         for route in ROUTES:
@@ -84,7 +93,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        begun_s, status, where, request_id = time.perf_counter(), 0, "none", b"%s-%x" % (self._id, next(self._count))
+        begun_s, status, where, request_id = time.perf_counter(), 0, "none", self._request_id()
         asked = Asked(scope, receive, self._limits, self._room)
         self.figures.in_flight += 1
         try:
@@ -105,6 +114,28 @@ class Front:
             asked.release()
             self.figures.in_flight -= 1
             self.figures.answered(where, status, time.perf_counter() - begun_s)
+
+    def refuse_at_once(self, line: bytes, head: bytes) -> bytes | None:
+        """See httpserver.Refusing: a request for what is full, or 401 and 429 as its key has it."""
+        check = self._early.get(line)
+        error = check() if check and not self._stops else None
+        if error is None:
+            return None
+        found = self._refused_by_key(head) or error
+        self.figures.answered(line.split(b" ")[1].decode(), found.status, 0.0)
+        return _in_bytes(found.status, found.code, str(found), found.retry_after_ms).replace(_ID, self._request_id())
+
+    def _refused_by_key(self, head: bytes) -> ApiError | None:
+        at = head.lower().find(_AUTHORIZATION) if not self._gate.is_open else -1
+        shown = None if at < 0 else head[at + len(_AUTHORIZATION) : head.find(b"\r\n", at + 2)].strip()
+        try:
+            self._gate.check(shown)
+        except ApiError as error:
+            return error
+        return None
+
+    def _request_id(self) -> bytes:
+        return b"%s-%x" % (self._id, next(self._count))
 
     def _route(self, asked: Asked) -> Route:
         """Raises Refused: 404, or 405 with the methods that there are."""
@@ -179,6 +210,12 @@ class Front:
 
     def _listed(self) -> ModelObject:
         return ModelObject(id=self._served.name, created=self._created_s)
+
+
+@functools.lru_cache(1024)  # a full queue is refused in the same few words thousands of times a second
+def _in_bytes(status: int, code: str, said: str, wait_ms: int | None) -> bytes:
+    """A refusal as it travels, with _ID for its number."""
+    return whole(answer_no(ApiError(code, said, status, wait_ms), ""), _ID)
 
 
 def _version() -> str:

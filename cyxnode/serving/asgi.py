@@ -8,6 +8,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from functools import cached_property
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 SMALL_BYTES = 65_536  # of a body that the server takes at once, however slowly its reader reads
 _JSON = JSON.encode()
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _NO_CACHE = (b"cache-control", b"no-store")
 
 
@@ -160,10 +162,12 @@ def as_json(reply: Any, status: int = 200) -> Answer:
 
 async def send_answer(answer: Answer, request_id: bytes, limits: Limits, send: Send) -> None:
     """Raises TimeoutError when the client does not read."""
-    headers = [(b"content-type", answer.content_type), (b"x-request-id", request_id), _NO_CACHE, *answer.headers]
+    headers = _headers(answer, request_id)
     start = {"type": "http.response.start", "status": answer.status, "headers": headers}
     if isinstance(answer.body, bytes):
-        headers.append((b"content-length", b"%d" % len(answer.body)))
+        if len(answer.body) <= SMALL_BYTES and (b"connection", b"close") not in answer.headers:
+            if _send_whole(send, answer.status, headers, answer.body):
+                return None
         await send(start)
         message = {"type": "http.response.body", "body": answer.body}
         if len(answer.body) <= SMALL_BYTES:
@@ -176,6 +180,45 @@ async def send_answer(answer: Answer, request_id: bytes, limits: Limits, send: S
             async with asyncio.timeout(limits.send_s):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
+
+
+def _send_whole(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+    """Sends an answer in one piece, in a third of the time that uvicorn takes for its pieces. headers: of our own
+    making, with the length of the body. False where that cannot be done: the client is slow or says that it is its last
+    request, or the server another.
+    """
+    cycle: Any = getattr(send, "__self__", None)
+    if getattr(cycle, "chunked_encoding", send) is not None or cycle.response_started or cycle.disconnected:
+        return False
+    if cycle.flow.write_paused or not cycle.keep_alive or cycle.scope["method"] == "HEAD":
+        return False
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.write(_in_bytes(status, headers, body))
+    cycle.message_event.set()
+    cycle.on_response()
+    return True
+
+
+def _in_bytes(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    lines = [STATUS_LINES[status]]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines += (b"\r\n", body)
+    return b"".join(lines)
+
+
+def _headers(answer: Answer, request_id: bytes) -> list[tuple[bytes, bytes]]:
+    headers = [(b"content-type", answer.content_type), (b"x-request-id", request_id), _NO_CACHE, *answer.headers]
+    if isinstance(answer.body, bytes):
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+    return headers
+
+
+def whole(answer: Answer, request_id: bytes) -> bytes:
+    """An answer of one piece as it travels."""
+    assert isinstance(answer.body, bytes)
+    return _in_bytes(answer.status, _headers(answer, request_id), answer.body)
 
 
 # -- refusals -----------------------------------------------------------------------------------------

@@ -68,13 +68,21 @@ class Batcher:
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
-    def refuse_when_full(self, rows: int = 1) -> None:
-        """Raises ApiError (429) when there is no room for so many samples now, 413 when there never is."""
+    def refusal(self, rows: int = 1) -> ApiError | None:
+        """Why so many samples are not taken: 429 when there is no room for them now, 413 when there never is."""
+        if self.queued + rows <= self._max_queue:
+            return None
         if rows > self._max_queue:
-            raise ApiError("too_large", f"expected at most {self._max_queue} samples in a request, got {rows}", 413)
-        if self.queued + rows > self._max_queue:
-            wait_ms = 1 + int(self.queued * self._row_ns / 1e6)
-            raise ApiError("overloaded", f"{self.queued} samples wait; again in {wait_ms} ms", 429, wait_ms)
+            said = f"expected at most {self._max_queue} samples in a request, got {rows}"
+            return ApiError("too_large", said, 413)
+        wait_ms = 1 + int(self.queued * self._row_ns / 1e6)
+        return ApiError("overloaded", f"{self.queued} samples wait; again in {wait_ms} ms", 429, wait_ms)
+
+    def refuse_when_full(self, rows: int = 1) -> None:
+        """Raises refusal()."""
+        error = self.refusal(rows)
+        if error:
+            raise error
 
     async def predict(self, rows: Array, is_gone: Callable[[], bool] = lambda: False) -> Array:
         """The answers to samples (rows, *input_shape) as Predictor.checked returns them.

@@ -96,6 +96,9 @@ class LanguageModel:
             for kind in self._tokens
         ]
 
+    def early(self) -> dict[str, Callable[[], ApiError | None]]:
+        return {}  # whether there is room depends on the prompt
+
     def card(self) -> ModelCard:
         return self._card
 

@@ -1,6 +1,7 @@
 """A model of tensors as it is served: /v1/predict, and /v1/embeddings where its answers are vectors."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -46,6 +47,9 @@ class TensorModel:
             Figure("cyx_serve_samples", "Samples answered.", "counter", lambda: batcher.samples),
             Figure("cyx_serve_runs", "Runs, each of one or more samples.", "counter", lambda: batcher.runs),
         ]
+
+    def early(self) -> dict[str, Callable[[], ApiError | None]]:
+        return dict.fromkeys(("/v1/predict", "/v1/embeddings"), self.batcher.refusal)
 
     def card(self) -> ModelCard:
         graph, predictor = self._model.graph, self._predictor

@@ -53,6 +53,14 @@ def values(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0, low: f
     )
 
 
+def pooled(shape: tuple[int, ...]) -> Array:
+    """Ties, among them zeros of both signs, and NaN: which of several counts must not depend on where a vector ends."""
+    dice = np.random.default_rng(3)
+    return dice.choice(
+        np.array([-1, -0.0, 0.0, 1, np.nan, -np.inf], np.float32), shape, p=[0.2, 0.3, 0.3, 0.1, 0.05, 0.05]
+    )
+
+
 def special(dtype: str) -> Array:
     """Every pair-worthy odd value, followed by enough ordinary ones to fill several vectors."""
     with np.errstate(over="ignore"):
@@ -353,6 +361,10 @@ BIG = [
     Case("take_grad", [values((3000, 64)), np.arange(3000) ** 2 % 50], {"axis": 0, "size": 50}),
     Case("uniform", [np.array([1, 2], np.uint64)], {"shape": (100_003,), "stream": 4}),
     Case("max_pool2d", [values((8, 16, 33, 34))], {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}),
+    *[
+        Case("max_pool2d", [pooled(shape)], {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)})
+        for shape in [(3, 5, 14, 14), (2, 7, 28, 28), (1, 1, 2, 2), (2, 2, 5, 3), (1, 3, 4, 90), (400, 16, 15, 15)]
+    ],
 ]
 ODD = [Case(op, [special(dtype)]) for op in (*ROUNDED_UNARY, *EXACT_UNARY) for dtype in FLOATS] + [
     Case(op, [special(dtype)[:, None], special(dtype)[None, :13]])

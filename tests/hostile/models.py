@@ -27,11 +27,16 @@ import numpy as np
 import cyxcore as cx
 from cyxcore import cyxmodel
 from cyxcore.errors import CyxError, FormatError
+from cyxcore.gguf.file import ARRAY, SCALARS, STRING
 from cyxcore.graphlearner import initial_weights
+from cyxcore.llm.languagemodel import LanguageModel
+from cyxcore.llm.llama import KVPages, Stretch
+from cyxcore.llm.tokenizer import BYTE_OF
 from cyxcore.onnx.proto import MESSAGES, decode, encode
 
 SPARE_BYTES = 64 * 2**20
 LIMIT_S = 10
+MEMORY = Path("/dev/shm")  # a disk takes milliseconds to make a file, more than opening most of them does
 BATCH = 500
 RUNNABLE_FLOPS, RUNNABLE_BYTES = 10**7, 16 * 2**20  # a model that loads is also run, if that is little work
 
@@ -222,6 +227,63 @@ def _walk(value: Any) -> Any:
             yield from _walk(part)
 
 
+def _gguf_numbers(data: bytes) -> list[tuple[int, int]]:
+    """(where, bytes) of each count, length, type and number of a header. Raises what a spoilt one makes it."""
+    found: list[tuple[int, int]] = []
+
+    def number(size: int) -> int:
+        at = sum(found[-1]) if found else 4
+        if at + size > len(data):
+            raise IndexError
+        found.append((at, size))
+        return int.from_bytes(data[at : at + size], "little")
+
+    def text() -> None:
+        """A length, and that many bytes; the next number lies behind them."""
+        length = number(8)
+        found.append((sum(found[-1]) + length, 0))
+
+    def value(kind: int) -> None:
+        if kind == STRING:
+            text()
+        elif kind == ARRAY:
+            inner = number(4)
+            for _ in range(number(8)):
+                value(inner)
+        else:
+            number(np.dtype(SCALARS[kind][1]).itemsize)
+
+    number(4)
+    tensors, values = number(8), number(8)
+    for _ in range(values):
+        text()
+        value(number(4))
+    for _ in range(tensors):
+        text()
+        for _ in range(number(4)):
+            number(8)
+        number(4), number(8)
+    return [(at, size) for at, size in found if size]
+
+
+def gguf_number(dice: random.Random, data: bytes) -> bytes:
+    """One number of the header made another, near or far."""
+    at, size = dice.choice(_gguf_numbers(data))
+    old = int.from_bytes(data[at : at + size], "little")
+    value = dice.choice([old + 1, old - 1, old * 2, old // 2, *NUMBERS]) % 2 ** (8 * size)
+    return data[:at] + value.to_bytes(size, "little") + data[at + size :]
+
+
+def gguf_swap(dice: random.Random, data: bytes) -> bytes:
+    """Two numbers of the header in each other's place: types, sizes and places that occur in good files."""
+    numbers = _gguf_numbers(data)
+    first = dice.choice(numbers)
+    (a, size), (b, _) = sorted([first, dice.choice([each for each in numbers if each[1] == first[1]])])
+    if a == b:
+        return data
+    return data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
+
+
 # the formats --------------------------------------------------------------------------------------
 
 
@@ -229,6 +291,7 @@ class Kind(NamedTuple):
     suffix: str
     bases: Callable[[], list[bytes]]
     inside: list[Mutation]
+    files_of_a_child: int = 5_000  # the limit is one file's: what allocators and caches keep of many is not to count
 
 
 LAYERS = [
@@ -294,7 +357,64 @@ def _old_bases() -> list[bytes]:
     return [binary(MODULES)]
 
 
+def _gguf_bases() -> list[bytes]:
+    """Decoders of one layer: plain and quantised, tied or not, with both kinds of tokenizer."""
+    from tests.core.llamas import sizes, write
+
+    small = sizes(layers=1, features=64, hidden=64, heads=4, kv_heads=2, head_size=16, rotated=16, vocabulary=258)
+    large = sizes(layers=1, features=256, hidden=256, heads=2, kv_heads=1, head_size=128, rotated=64, vocabulary=258)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.gguf"
+        for place, (kind, of) in enumerate([("F32", small), ("Q8_0", small), ("Q4_0", small), ("mixed", large)]):
+            tokenizer = _sentencepiece() if place % 2 else _byte_pairs()
+            write(path, of, kind, tied=place % 2 == 0, **tokenizer, **{"tokenizer.chat_template": TEMPLATE})
+            found.append(path.read_bytes())
+    return found
+
+
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+
+
+def _byte_pairs() -> dict[str, Any]:
+    letters = [char for _, char in sorted((byte, char) for char, byte in BYTE_OF.items())]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [*letters, "ab", "<end>"],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.token_type": [1] * 257 + [3],
+        "tokenizer.ggml.eos_token_id": 257,
+    }
+
+
+def _sentencepiece() -> dict[str, Any]:
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(255)]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *bytes_],
+        "tokenizer.ggml.scores": [float(-place) for place in range(258)],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 255],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def use_language(path: Path) -> str:
+    """Opens a GGUF file as a server does, makes tokens of a text, and asks what follows them."""
+    held = LanguageModel(path)
+    try:
+        tokens = [token for token in held.tokens("ab") if token < held.sizes.vocabulary] or [0]
+        cache = KVPages(held.sizes, 1)
+        states = held.model.forward([Stretch(tokens, 0, np.zeros(1, np.int32))], cache)
+        held.model.logits(states)
+    except CyxError:
+        return "refused when it was run"
+    return "run"
+
+
 KINDS: dict[str, Kind] = {
+    "gguf": Kind(".gguf", _gguf_bases, [gguf_number, gguf_number, gguf_swap], files_of_a_child=1_000),
     "safetensors": Kind(".safetensors", lambda: _saved(".safetensors"), [safetensors_header, safetensors_graph]),
     "cyxmodel": Kind(".cyxmodel", lambda: _saved(".cyxmodel"), [cyxmodel_part]),
     "cyxmodel2": Kind(".cyxmodel", _old_bases, []),
@@ -335,19 +455,23 @@ def _too_long(*_: Any) -> None:
     raise TimeoutError
 
 
+def use_model(path: Path) -> str:
+    model = cx.load_model(path)
+    if model.graph.flops(1) > RUNNABLE_FLOPS or model.graph.memory_bytes(1, training=False) > RUNNABLE_BYTES:
+        return "loaded"
+    try:
+        model.predict(np.zeros((1, *model.graph.input_shape), model.graph.nodes[model.graph.input].attrs["dtype"]))
+    except CyxError:
+        return "refused when it was run"
+    return "run"
+
+
 def opened(path: Path) -> str:
     """What became of a file: loaded, run or refused; otherwise what is wrong, starting with WRONG."""
     signal.signal(signal.SIGPROF, _too_long)
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # of processor time: the machine may be busy
     try:
-        model = cx.load_model(path)
-        if model.graph.flops(1) > RUNNABLE_FLOPS or model.graph.memory_bytes(1, training=False) > RUNNABLE_BYTES:
-            return "loaded"
-        try:
-            model.predict(np.zeros((1, *model.graph.input_shape), model.graph.nodes[model.graph.input].attrs["dtype"]))
-        except CyxError:
-            return "refused when it was run"
-        return "run"
+        return use_language(path) if path.suffix == ".gguf" else use_model(path)
     except FormatError as error:
         return "refused" if len(str(error)) < 2000 else f"WRONG: a message of {len(str(error))} characters"
     except TimeoutError:
@@ -367,7 +491,7 @@ def _child(name: str, seed: int, first: int, count: int, said: Any) -> None:
     """Opens files first … first + count, telling each number before and the outcome after."""
     kind = KINDS[name]
     bases = kind.bases()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         path = Path(folder) / f"m{kind.suffix}"
         for data in bases[:8]:  # what is loaded once, kernels and threads, is there before the limit
             path.write_bytes(data)
@@ -391,7 +515,8 @@ def campaign(name: str, count: int, seed: int, bar: bool = False) -> tuple[Count
     first = 0
     while first < count:
         receiving, sending = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(name, seed, first, count - first, sending))
+        files = min(count - first, KINDS[name].files_of_a_child)
+        child = context.Process(target=_child, args=(name, seed, first, files, sending))
         child.start()
         sending.close()
         place, done = first, ""
@@ -405,7 +530,7 @@ def campaign(name: str, count: int, seed: int, bar: bool = False) -> tuple[Count
                     violations.append(f"{name} {place} ({done}): {outcome}")
                 if bar and place % BATCH == 0:
                     print(f"\r{name}: {place:,}/{count:,}, {len(violations)} violations", end="", file=sys.stderr)
-            place = count
+            place = first + files - 1
         except EOFError:
             violations.append(f"{name} {place} ({done}): the process ended")
         child.join()

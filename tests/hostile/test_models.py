@@ -18,6 +18,17 @@ def test_five_hundred_spoilt_files_load_or_are_refused(name: str) -> None:
     assert sum(outcomes.values()) == 500 and outcomes["refused"] > 100 and outcomes["run"] + outcomes["loaded"] > 0
 
 
+@pytest.mark.parametrize("name", models.KINDS)
+def test_the_files_that_are_spoilt_were_good(name: str, tmp_path: Path) -> None:
+    """What never loads has nothing to lose."""
+    path = tmp_path / f"m{models.KINDS[name].suffix}"
+    outcomes = []
+    for data in models.KINDS[name].bases()[:8]:
+        path.write_bytes(data)
+        outcomes.append(models.opened(path))
+    assert outcomes[:4] == ["run"] * len(outcomes[:4])
+
+
 def test_a_file_is_made_from_the_seed_and_its_number_alone() -> None:
     kind = models.KINDS["cyxmodel2"]
     bases = kind.bases()

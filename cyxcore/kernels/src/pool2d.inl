@@ -52,16 +52,61 @@ static cyx_status run_pooling(const cyx_call *call, const cyx_array *image, cons
 CHOOSE(float, f32, uint32_t)
 CHOOSE(double, f64, uint64_t)
 
+/* A vector of windows at once, where it fits into what there is to read and to write; returns how many, or 0. It may
+ * be more than the row has: what is written behind its end are the next outputs, which are written again later.
+ */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define POOL_VECTORS
+#endif
+#endif
+#ifdef POOL_VECTORS
+#define PLACES_4(o) o, o + 2, o + 4, o + 6
+#define PLACES_8(o) PLACES_4(o), PLACES_4(o + 8)
+#define PLACES_16(o) PLACES_8(o), PLACES_8(o + 16)
+#define PLACES_OF(lanes, o) PLACES_##lanes(o)
+#define EVERY_SECOND(lanes, o) PLACES_OF(lanes, o)
+
+static inline vf32 first_greatest(vf32 a, vf32 b) {
+    vi32 keep = (a >= b) | (a != a);
+    return (vf32)((keep & (vi32)a) | (~keep & (vi32)b));
+}
+
+static inline __attribute__((always_inline)) int64_t max_of_many_f32(const float *x, const float *x_end, int64_t w,
+                                                                     float *out, const float *out_end) {
+    const float *y = x + w;
+    if (x_end - y < 2 * LANES || out_end - out < LANES) return 0;
+    vf32 x0 = *(const vf32 *)x, x1 = *(const vf32 *)(x + LANES), y0 = *(const vf32 *)y,
+         y1 = *(const vf32 *)(y + LANES);
+    vf32 a = __builtin_shufflevector(x0, x1, EVERY_SECOND(LANES, 0)),
+         b = __builtin_shufflevector(x0, x1, EVERY_SECOND(LANES, 1)),
+         c = __builtin_shufflevector(y0, y1, EVERY_SECOND(LANES, 0)),
+         d = __builtin_shufflevector(y0, y1, EVERY_SECOND(LANES, 1));
+    *(vf32 *)out = first_greatest(first_greatest(first_greatest(a, b), c), d);
+    return LANES;
+}
+#else
+#define max_of_many_f32(x, x_end, w, out, out_end) ((void)(x_end), (void)(out_end), 0)
+#endif
+#define max_of_many_f64(x, x_end, w, out, out_end) ((void)(x_end), (void)(out_end), 0)
+
 #define POOLING(T, TAG)                                                                                      \
-    /* Whole 2 x 2 windows in steps of 2: what most networks use, and it vectorises. */                      \
-    static void max_halves_##TAG(const pooling *p, const T *x, T *out) {                                     \
-        for (int64_t oh = 0; oh < p->out_h; oh++) {                                                          \
-            const T *upper = x + 2 * oh * p->w, *lower = upper + p->w;                                       \
-            for (int64_t ow = 0; ow < p->out_w; ow++) {                                                      \
-                T a = upper[2 * ow], b = upper[2 * ow + 1], c = lower[2 * ow], d = lower[2 * ow + 1];        \
-                a = choose_##TAG((a >= b) | (a != a), a, b);                                                 \
-                a = choose_##TAG((a >= c) | (a != a), a, c);                                                 \
-                out[oh * p->out_w + ow] = choose_##TAG((a >= d) | (a != a), a, d);                           \
+    /* Whole 2 x 2 windows in steps of 2: what most networks use. x: the upper left pixel of one. */                 \
+    static inline __attribute__((always_inline)) T max_of_four_##TAG(const T *x, int64_t w) {                \
+        T a = x[0], b = x[1], c = x[w], d = x[w + 1];                                                        \
+        a = choose_##TAG((a >= b) | (a != a), a, b);                                                         \
+        a = choose_##TAG((a >= c) | (a != a), a, c);                                                         \
+        return choose_##TAG((a >= d) | (a != a), a, d);                                                      \
+    }                                                                                                        \
+    static void max_halves_##TAG(const pooling *p, const T *x, T *out, int64_t planes) {                     \
+        const T *x_end = x + planes * p->h * p->w;                                                           \
+        T *out_end = out + planes * p->out_h * p->out_w;                                                     \
+        for (int64_t row = 0; row < planes * p->out_h; row++, out += p->out_w) {                             \
+            const T *upper = x + (row / p->out_h * p->h + row % p->out_h * 2) * p->w;                        \
+            for (int64_t ow = 0; ow < p->out_w;) {                                                           \
+                int64_t done = max_of_many_##TAG(upper + 2 * ow, x_end, p->w, out + ow, out_end);            \
+                if (!done) out[ow] = max_of_four_##TAG(upper + 2 * ow, p->w), done = 1;                      \
+                ow += done;                                                                                  \
             }                                                                                                \
         }                                                                                                    \
     }                                                                                                        \
@@ -90,14 +135,14 @@ CHOOSE(double, f64, uint64_t)
     }                                                                                                        \
     static void max_pool2d_##TAG##_body(void *context, int64_t begin, int64_t end) {                         \
         const pooling *p = context;                                                                          \
-        int halves = in_halves_##TAG(p);                                                                     \
+        if (in_halves_##TAG(p)) {                                                                            \
+            max_halves_##TAG(p, (const T *)p->call->in[0].data + begin * p->h * p->w,                        \
+                             (T *)p->call->out.data + begin * p->out_h * p->out_w, end - begin);             \
+            return;                                                                                          \
+        }                                                                                                    \
         for (int64_t plane = begin; plane < end; plane++) {                                                  \
             const T *x = (const T *)p->call->in[0].data + plane * p->h * p->w;                               \
             T *out = (T *)p->call->out.data + plane * p->out_h * p->out_w;                                   \
-            if (halves) {                                                                                    \
-                max_halves_##TAG(p, x, out);                                                                 \
-                continue;                                                                                    \
-            }                                                                                                \
             for (int64_t oh = 0; oh < p->out_h; oh++)                                                        \
                 for (int64_t ow = 0; ow < p->out_w; ow++) {                                                  \
                     window at = window_at(p, oh, ow);                                                        \
