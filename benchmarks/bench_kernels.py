@@ -1,9 +1,10 @@
 """CPU kernels against NumPy, side by side in one process: time of each, and how many times faster ours is.
 
-    python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT]
+    python -m benchmarks.bench_kernels [--quick] [--threads N] [--isa NAME] [--only TEXT] [--numerics CLASS]
 
 Rounds of the two alternate, so that a busy machine slows both; each figure is the median. NumPy's BLAS gets as many
-threads as we do: the program starts itself again with OPENBLAS_NUM_THREADS set, because it is read at import.
+threads as we do: the program starts itself again with OPENBLAS_NUM_THREADS set, because it is read at import. Beside
+products stands the error of ours against float64, of the norm: docs/numerics.md.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cyxcore import precision
 from cyxcore.kernels import cpu, reference
 
 Array = np.ndarray[Any, Any]
@@ -171,28 +173,43 @@ def measure(row: Row, rounds: int, budget: float) -> tuple[float, float]:
     return statistics.median(ours), statistics.median(others)
 
 
+def error(row: Row) -> float:
+    """|ours - float64's| of the norm of that."""
+    _, op, out, inputs, attrs, _, _ = row
+    true = np.empty(out.shape)
+    cpu.call(op, true, [x.astype(np.float64) for x in inputs], attrs)
+    cpu.call(op, out, inputs, attrs)
+    return float(np.linalg.norm(out - true) / np.linalg.norm(true))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--threads", type=int, default=1, help="threads of our kernels (default 1)")
     parser.add_argument("--isa", default=cpu.isa(), help="avx512, avx2 or portable")
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument(
+        "--numerics", choices=list(precision.CLASSES), default="exact", help="the class of our products (default exact)"
+    )
     options = parser.parse_args()
     if os.environ.get("OPENBLAS_NUM_THREADS") != str(options.threads):
         os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.bench_kernels", *sys.argv[1:]])
     cpu.set_num_threads(options.threads)
     cpu.set_isa(options.isa)
+    precision.set_numerics(options.numerics)
     rounds, budget = (3, 0.01) if options.quick else (7, 0.05)
-    print(f"{cpu.isa()}, {cpu.get_num_threads()} thread(s); numpy {np.__version__}")
-    print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'GFLOP/s':>9}{'ratio':>8}")
+    used = precision.numerics()
+    print(f"{cpu.isa()}, {used.name} by {used.by}, {cpu.get_num_threads()} thread(s); numpy {np.__version__}")
+    print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'GFLOP/s':>9}{'ratio':>8}{'error':>10}")
     sizes = (64, 128, 256, 512, 1024) if options.quick else (16, 32, 64, 128, 256, 512, 1024, 2048)
     for row in (*elementwise(), *reductions(), *products(sizes), *networks()):
         if options.only not in row[0]:
             continue
         ours, theirs = measure(row, rounds, budget)
         rate = f"{row[6] / ours / 1e9:9.1f}" if row[6] else " " * 9
-        print(f"{row[0]:34}{ours * 1e6:10.1f}{theirs * 1e6:11.1f}{rate}{theirs / ours:8.2f}")
+        lost = f"{error(row):10.1e}" if row[6] else ""
+        print(f"{row[0]:34}{ours * 1e6:10.1f}{theirs * 1e6:11.1f}{rate}{theirs / ours:8.2f}{lost}")
 
 
 if __name__ == "__main__":

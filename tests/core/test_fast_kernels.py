@@ -170,3 +170,84 @@ def test_the_definition_is_met_by_whole_numbers_without_any_error():
     attrs = {"transpose_a": False, "transpose_b": False}
     for name in FAST:  # eight bits of mantissa hold them, and float32 their sums
         assert np.array_equal(multiplied(name, a, b), reference.KERNELS["matmul"](attrs, a, b))
+
+
+# -- convolutions ------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = [  # images, channels, (h, w), rows, (kh, kw), padding, dilation
+    (3, 32, (26, 26), 64, (3, 3), (0, 0), (1, 1)),
+    (2, 64, (32, 32), 96, (3, 3), (1, 1), (1, 1)),
+    (1, 37, (19, 47), 101, (5, 2), (2, 0), (1, 1)),
+    (2, 48, (17, 33), 99, (3, 3), (2, 4), (2, 3)),
+    (3, 96, (9, 30), 128, (1, 1), (0, 0), (1, 1)),
+    (2, 33, (12, 31), 97, (3, 3), (5, 4), (1, 1)),
+    (2, 40, (20, 20), 98, (2, 4), (3, 3), (1, 2)),
+]
+
+
+def convolutions(case, seed=0):
+    """(op, output shape, inputs, attributes) of the three."""
+    images, channels, (h, w), rows, (kh, kw), padding, dilation = case
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((images, channels, h, w), np.float32)
+    weight = rng.standard_normal((rows, channels, kh, kw), np.float32)
+    out_h = h + 2 * padding[0] - dilation[0] * (kh - 1)
+    out_w = w + 2 * padding[1] - dilation[1] * (kw - 1)
+    g = rng.standard_normal((images, rows, out_h, out_w), np.float32)
+    attrs = {"stride": (1, 1), "padding": padding, "dilation": dilation, "groups": 1}
+    yield "conv2d", g.shape, [x, weight], attrs
+    yield "conv2d_grad_input", x.shape, [g, weight], {**attrs, "input_shape": x.shape}
+    yield "conv2d_grad_weight", weight.shape, [g, x], {**attrs, "weight_shape": weight.shape}
+
+
+def convolved(name, op, shape, inputs, attrs, offset=0):
+    out, untouched = guarded(shape, offset=offset)
+    held = []
+    for each in inputs:
+        own, _ = guarded(each.shape, offset=offset)
+        own[...] = each
+        held.append(own)
+    out[...] = np.nan
+    cpu.set_terms(precision.CLASSES[name].terms)
+    cpu.call(op, out, held, attrs)
+    cpu.set_terms(0)
+    assert untouched()
+    return out.copy()
+
+
+@needs_amx
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_a_convolution_and_its_gradients_keep_to_their_class(name, case):
+    for op, shape, inputs, attrs in convolutions(case):
+        wide = [x.astype(np.float64) for x in inputs]
+        true, size = np.empty(shape), np.empty(shape)
+        cpu.call(op, true, wide, attrs)
+        cpu.call(op, size, [np.abs(x) for x in wide], attrs)
+        got = convolved(name, op, shape, inputs, attrs, offset=4)
+        terms = inputs[1].size if op != "conv2d_grad_weight" else inputs[0][:, 0].size
+        error = (np.abs(got - true) / np.maximum(size, 1e-30)).max()
+        assert error <= BOUND[name] + terms * 2.0**-24, op
+
+
+@needs_amx
+def test_convolutions_use_the_unit_and_threads_do_not_show():
+    for op, shape, inputs, attrs in convolutions(CONVOLUTIONS[1]):
+        found = set()
+        for threads in (1, 2, 3, 5):
+            cpu.set_num_threads(threads)
+            found.add(convolved("fast", op, shape, inputs, attrs).tobytes())
+        assert len(found) == 1
+        assert found != {convolved("exact", op, shape, inputs, attrs).tobytes()}
+
+
+@needs_amx
+def test_windows_apart_and_groups_stay_exact():
+    rng = np.random.default_rng(9)
+    for stride, groups in (((2, 2), 1), ((1, 1), 2)):
+        x = rng.standard_normal((2, 64, 32, 32), np.float32)
+        weight = rng.standard_normal((64, 64 // groups, 3, 3), np.float32)
+        attrs = {"stride": stride, "padding": (1, 1), "dilation": (1, 1), "groups": groups}
+        shape = (2, 64, 32 // stride[0], 32 // stride[1])
+        exact = convolved("exact", "conv2d", shape, [x, weight], attrs)
+        assert convolved("bf16", "conv2d", shape, [x, weight], attrs).tobytes() == exact.tobytes()

@@ -26,17 +26,6 @@ typedef struct {
     _Atomic int no_memory;
 } product;
 
-/* One for each number of terms, so that nothing is decided in the inner loops. */
-#define OF_TERMS(terms, function, ...)                                                                       \
-    do {                                                                                                     \
-        if ((terms) == 3)                                                                                    \
-            function(3, __VA_ARGS__);                                                                        \
-        else if ((terms) == 2)                                                                               \
-            function(2, __VA_ARGS__);                                                                        \
-        else                                                                                                 \
-            function(1, __VA_ARGS__);                                                                        \
-    } while (0)
-
 static inline __attribute__((always_inline)) void pack_b(const int terms, const product *p, int64_t begin,
                                                          int64_t end) {
     for (int64_t panel = begin; panel < end; panel++) {
@@ -72,28 +61,6 @@ static inline __attribute__((always_inline)) void pack_a(const int terms, const 
         }
 }
 
-/* rows x columns <= 32 x 32 of the result. */
-static inline __attribute__((always_inline)) void sum_block(const int terms, const product *p, const bf16 *a,
-                                                            const bf16 *b, float *c, int64_t rows, int64_t columns) {
-    _Alignas(64) float own[32 * 32];
-    int64_t apart = p->steps * terms * TILE, c_row = p->n;
-    int add = p->k0 > 0, whole = rows % 16 == 0 && columns % 16 == 0;
-    float *to = whole ? c : own;
-    if (!whole) {
-        c_row = 32;
-        for (int64_t r = 0; add && r < rows; r++) memcpy(own + r * 32, c + r * p->n, sizeof(float) * (size_t)columns);
-    }
-    if (rows > 16 && columns > 16)
-        tile_block(2, 2, terms, a, apart, b, apart, p->steps, to, c_row, add);
-    else if (rows > 16)
-        tile_block(2, 1, terms, a, apart, b, apart, p->steps, to, c_row, add);
-    else if (columns > 16)
-        tile_block(1, 2, terms, a, apart, b, apart, p->steps, to, c_row, add);
-    else
-        tile_block(1, 1, terms, a, apart, b, apart, p->steps, to, c_row, add);
-    for (int64_t r = 0; !whole && r < rows; r++) memcpy(c + r * p->n, own + r * 32, sizeof(float) * (size_t)columns);
-}
-
 static inline __attribute__((always_inline)) void sum_task(const int terms, const product *p, int64_t task,
                                                            bf16 *packed) {
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
@@ -104,9 +71,9 @@ static inline __attribute__((always_inline)) void sum_task(const int terms, cons
     pack_a(terms, p, m0, rows, packed);
     for (int64_t r = 0; r < rows; r += 32)
         for (int64_t column = begin; column < stop; column += 32)
-            sum_block(terms, p, packed + r / 16 * apart, p->panels + column / 16 * apart,
-                      p->c + (m0 + r) * p->n + p->n0 + column, rows - r < 32 ? rows - r : 32,
-                      stop - column < 32 ? stop - column : 32);
+            sum_block(terms, packed + r / 16 * apart, p->panels + column / 16 * apart, apart, p->steps,
+                      p->c + (m0 + r) * p->n + p->n0 + column, p->n, rows - r < 32 ? rows - r : 32,
+                      stop - column < 32 ? stop - column : 32, p->k0 > 0);
 }
 
 static void product_body(void *context, int64_t begin, int64_t end) {

@@ -18,6 +18,13 @@ static inline void tiles_end(void) { _tile_release(); }
 
 static inline __mmask16 first(int64_t count) { return (__mmask16)(count >= 16 ? 0xffff : (1u << count) - 1); }
 
+static inline __m512i alternating(__m512i low_then_high) {
+    const __m512i order =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+                         3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, low_then_high);
+}
+
 static inline __m512 widened_low(__m512i pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)); }
 static inline __m512 widened_high(__m512i pair) {
     return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000)));
@@ -25,11 +32,8 @@ static inline __m512 widened_high(__m512i pair) {
 
 /* The terms of 16 pairs (a[i], b[i]) as 16 dwords, a in the lower half. */
 static inline __attribute__((always_inline)) void split_pairs(__m512 a, __m512 b, const int terms, __m512i *term) {
-    const __m512i alternate =
-        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-                         3, 18, 2, 17, 1, 16, 0);
     for (int t = 0; t < terms; t++) {
-        term[t] = _mm512_permutexvar_epi16(alternate, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        term[t] = alternating((__m512i)_mm512_cvtne2ps_pbh(b, a));
         if (t + 1 == terms) break;
         a = _mm512_sub_ps(a, widened_low(term[t]));
         b = _mm512_sub_ps(b, widened_high(term[t]));
@@ -69,35 +73,35 @@ static inline void transpose_dwords(__m512i *row) {
     }
 }
 
-/* A tile of each term out of `rows` x `columns` floats at `from`, at most 16 lines that begin `from_row` apart. along_k:
- * k runs along the lines (32 at most), otherwise across them (then 32 lines of 16 at most). turned: with rows and columns
- * of its dwords exchanged, which makes of one side's tile the other side's. */
+/* A tile of each term out of `rows` x `columns` floats, whose lines begin `from_row` apart. along_k: k runs along the
+ * lines (then at most 16 of 32), otherwise across them (32 of 16). turned: with rows and columns of its dwords
+ * exchanged, which makes of one side's tile the other side's. */
 static inline __attribute__((always_inline)) void make_tile(const float *from, int64_t from_row, int64_t rows,
                                                             int64_t columns, const int along_k, const int turned,
                                                             const int terms, bf16 *to) {
     __m512i line[CYX_MOST_TERMS][16];
-    if (along_k) {
-        __mmask16 low = first(columns), high = first(columns > 16 ? columns - 16 : 0);
-        for (int r = 0; r < 16; r++) {
-            __m512i term[CYX_MOST_TERMS];
+    __mmask16 low = first(columns), high = first(columns > 16 ? columns - 16 : 0);
+    for (int r = 0; r < 16; r++) {
+        __m512i term[CYX_MOST_TERMS];
+        if (along_k) {
             int here = r < rows;
             const float *at = here ? from + r * from_row : from;
             split_row(_mm512_maskz_loadu_ps(here ? low : 0, at),
                       _mm512_maskz_loadu_ps(here ? high : 0, at + (high ? 16 : 0)), terms, term);
-            for (int t = 0; t < terms; t++) line[t][r] = term[t];
-        }
-    } else {
-        __mmask16 mask = first(columns);
-        for (int r = 0; r < 16; r++) {
-            __m512i term[CYX_MOST_TERMS];
+        } else {
             int even = 2 * r < rows, odd = 2 * r + 1 < rows;
-            split_pairs(_mm512_maskz_loadu_ps(even ? mask : 0, even ? from + 2 * r * from_row : from),
-                        _mm512_maskz_loadu_ps(odd ? mask : 0, odd ? from + (2 * r + 1) * from_row : from), terms, term);
-            for (int t = 0; t < terms; t++) line[t][r] = term[t];
+            split_pairs(_mm512_maskz_loadu_ps(even ? low : 0, even ? from + 2 * r * from_row : from),
+                        _mm512_maskz_loadu_ps(odd ? low : 0, odd ? from + (2 * r + 1) * from_row : from), terms, term);
+        }
+        for (int t = 0; t < terms; t++) {
+            if (turned)
+                line[t][r] = term[t];
+            else
+                _mm512_store_si512(to + t * TILE + r * TILE_K, term[t]);
         }
     }
-    for (int t = 0; t < terms; t++) {
-        if (turned) transpose_dwords(line[t]);
+    for (int t = 0; turned && t < terms; t++) {
+        transpose_dwords(line[t]);
         for (int r = 0; r < 16; r++) _mm512_store_si512(to + t * TILE + r * TILE_K, line[t][r]);
     }
 }
@@ -171,4 +175,37 @@ static inline __attribute__((always_inline)) void tile_block(const int R, const 
     if (R > 1) _tile_stored(2, c + 16 * c_row, 4 * c_row);
     if (R > 1 && W > 1) _tile_stored(3, c + 16 * c_row + 16, 4 * c_row);
     __asm__ volatile("" ::: "memory");
+}
+
+/* One for each number of terms, so that nothing is decided in the inner loops. */
+#define OF_TERMS(terms, function, ...)                                                                       \
+    do {                                                                                                     \
+        if ((terms) == 3)                                                                                    \
+            function(3, __VA_ARGS__);                                                                        \
+        else if ((terms) == 2)                                                                               \
+            function(2, __VA_ARGS__);                                                                        \
+        else                                                                                                 \
+            function(1, __VA_ARGS__);                                                                        \
+    } while (0)
+
+/* rows x columns <= 32 x 32 of sums at c, with or without what stands there; of both factors the tiles for the next 16
+ * rows or columns lie `apart` elements further on. */
+static inline __attribute__((always_inline)) void sum_block(const int terms, const bf16 *a, const bf16 *b, int64_t apart,
+                                                            int64_t steps, float *c, int64_t c_row, int64_t rows,
+                                                            int64_t columns, int add) {
+    _Alignas(64) float own[32 * 32];
+    int whole = rows % 16 == 0 && columns % 16 == 0;
+    float *to = whole ? c : own;
+    int64_t to_row = whole ? c_row : 32;
+    for (int64_t r = 0; !whole && add && r < rows; r++)
+        memcpy(own + r * 32, c + r * c_row, sizeof(float) * (size_t)columns);
+    if (rows > 16 && columns > 16)
+        tile_block(2, 2, terms, a, apart, b, apart, steps, to, to_row, add);
+    else if (rows > 16)
+        tile_block(2, 1, terms, a, apart, b, apart, steps, to, to_row, add);
+    else if (columns > 16)
+        tile_block(1, 2, terms, a, apart, b, apart, steps, to, to_row, add);
+    else
+        tile_block(1, 1, terms, a, apart, b, apart, steps, to, to_row, add);
+    for (int64_t r = 0; !whole && r < rows; r++) memcpy(c + r * c_row, own + r * 32, sizeof(float) * (size_t)columns);
 }

@@ -47,7 +47,12 @@ int cyx_amx_pays(int64_t m, int64_t n, int64_t k, int terms) {
 cyx_kernel cyx_fast_kernel(const cyx_call *call) {
     if (call->dtype != CYX_F32 || !cyx_amx_present()) return NULL;
 #ifdef CYX_COMPILED_AMX
-    if (call->op == CYX_OP_matmul) return cyx_amx_matmul;
+    switch (call->op) {
+    case CYX_OP_matmul: return cyx_amx_matmul;
+    case CYX_OP_conv2d: return cyx_amx_conv2d;
+    case CYX_OP_conv2d_grad_input: return cyx_amx_conv2d_grad_input;
+    case CYX_OP_conv2d_grad_weight: return cyx_amx_conv2d_grad_weight;
+    }
 #endif
     return NULL;
 }

@@ -25,6 +25,10 @@ cyx_kernel cyx_fast_kernel(const cyx_call *call);
 /* Whether a product of this size is quicker by AMX than by the exact kernel. Depends on nothing else. */
 int cyx_amx_pays(int64_t m, int64_t n, int64_t k, int terms);
 
+/* CYX_NO_KERNEL: not for this call, or it would not pay. */
 cyx_status cyx_amx_matmul(const cyx_call *call);
+cyx_status cyx_amx_conv2d(const cyx_call *call);
+cyx_status cyx_amx_conv2d_grad_input(const cyx_call *call);
+cyx_status cyx_amx_conv2d_grad_weight(const cyx_call *call);
 
 #endif
