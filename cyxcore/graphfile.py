@@ -146,6 +146,8 @@ def read(source: "GraphFile | Mapping[str, Any] | str | bytes | os.PathLike[str]
         raw = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # no name that a file can have: a NUL in it
+        raise SpecError(f"{str(path)!r}: cannot be read ({error})") from None
     return _converted(_decoded(raw, str(path)), str(path))
 
 

@@ -174,8 +174,9 @@ async def send_answer(answer: Answer, request_id: bytes, limits: Limits, send: S
             return await send(message)
         async with asyncio.timeout(limits.send_s):
             return await send(message)
-    await send(start)
     async with contextlib.aclosing(answer.body) as pieces:  # type: ignore[type-var]
+        async with asyncio.timeout(limits.send_s):
+            await send(start)
         async for piece in pieces:
             async with asyncio.timeout(limits.send_s):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -202,7 +202,7 @@ class LanguageModel:
             raise
         pieces = deltas(generations, asked.is_gone, self._ping_s)
         if wanted.stream:
-            events = _events(pieces, wanted, form, self._count)
+            events = _Events(_events(pieces, wanted, form, self._count), generations)
             return Answer(events, content_type=EVENT_STREAM, headers=_STREAM_HEADERS)
         told = [Told(logprobs=[]) for _ in generations]
         async with contextlib.aclosing(pieces):
@@ -282,12 +282,30 @@ def usage_of(told: Sequence[Told], choices_of_one: int) -> o.Usage:
     )
 
 
+class _Events:
+    """The events of a stream. Closed, it ends its generations: a generator that nobody began to read would not."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], generations: Sequence[Generation]):
+        self._events, self._generations = events, generations
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await self._events.__anext__()
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+        for generation in self._generations:
+            generation.cancel()
+
+
 async def _events(
     pieces: AsyncGenerator[tuple[int, Delta | None], None],
     wanted: Wanted,
     form: "Chat | Completions",
     count: Callable[[Delta], None],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Server-sent events, as the API has them: chunks, then the usage where it was asked for, then [DONE]."""
     told = [Told(logprobs=[]) for _ in wanted.prompts]
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore.errors import SpecError
 from cyxcore.graphfile import MAX_NODES, GraphFile, read, schema
 from cyxcore.graphlearner import initial_weights
 from cyxcore.nodekinds import KIND_OF_NUMBER
@@ -385,3 +386,8 @@ def test_a_file_of_version_1_is_read() -> None:
     assert recipe.training.optimizer == OptimizerSpec(name="sgd", learning_rate=0.05, momentum=0.9)
     assert recipe.training.schedule == ScheduleSpec(name="step", period=5, factor=0.5)
     assert cx.load_graph(read(file.to_bytes())).graph == recipe.graph
+
+
+def test_a_path_that_no_file_can_have_is_one_error() -> None:
+    with pytest.raises(SpecError, match="cannot be read"):
+        cx.load_graph("a\0b.cyxgraph")

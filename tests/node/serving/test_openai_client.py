@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 
 import httpx
 import numpy as np
 import openai
 import pytest
 
+from cyxnode.serving.asgi import Asked, Limits, Room, send_answer
 from cyxnode.serving.gate import read_keys
 from tests.node.serving.byte_engine import CONTEXT, FEATURES, TEXT, ByteEngine, language, trained
 from tests.node.serving.models import serving, tensors
@@ -343,3 +345,21 @@ async def test_bodies_that_are_no_json(client):
     for body in (b"", b"[]", b"{", b"\xff", b"[" * 100_000):
         answer = await http.post("/v1/chat/completions", content=body)
         assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_stream_whose_client_does_not_take_its_first_bytes_writes_nothing():
+    engine = ByteEngine(most=2)
+    served = language(engine)
+    body = json.dumps({"model": "bytes", "prompt": "a", "stream": True}).encode()
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        raise TimeoutError
+
+    scope = {"method": "POST", "path": "/v1/completions", "query_string": b"", "headers": []}
+    answer = await served.completions(Asked(scope, receive, Limits(), Room(1000)))
+    with pytest.raises(TimeoutError):
+        await send_answer(answer, b"1", Limits(), send)
+    assert [generation.cancelled for generation in engine.generations] == [True]
