@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 from cyxnet import messages as m
 from cyxnet.artifacts import Advance
+from cyxnet.asking import PREDICT
 from cyxnet.client import AsyncClient, NoModel
 from cyxnet.config import DEFAULT_FOLDER
+from cyxnet.inference import PredictReply
 from cyxnet.jobfile import LoadedJob, load
 
 T = TypeVar("T")
@@ -140,6 +142,29 @@ class Client:
 
     def download(self, job_id: str, out_path: str | Path, progress: Advance | None = None) -> m.ArtifactRef:
         return self._run(self._client.download(job_id, Path(out_path), progress))
+
+    def deploy(
+        self, model: str | Path, replicas: int = 1, *, name: str = "", on_upload: Advance | None = None, **options: Any
+    ) -> str:
+        """Have nodes serve a model file, or the model of a completed job; returns the deployment once it is ready.
+
+        options: of AsyncClient.deployments.request: hours, amount_base_units, needs, public and so on.
+        """
+        return self._run(self._client.deployments.deploy(model, replicas, name=name, on_upload=on_upload, **options))
+
+    def deployments(self, beginning: str = "", *, ended: bool = False) -> list[m.DeploymentView]:
+        return self._run(self._client.deployments.all(beginning, ended=ended)).deployments
+
+    def undeploy(self, deployment: str) -> m.DeploymentView:
+        return self._run(self._client.deployments.undeploy(deployment))
+
+    def predict(self, deployment: str, input: Any, classes: bool = False) -> PredictReply:
+        """The answer of a deployed model to one sample, or to a list of samples."""
+        return self._run(self._client.deployments.predict(deployment, input, classes))
+
+    def ask(self, deployment: str, body: Any = None, route: str = PREDICT) -> Any:
+        """What a route of the HTTP API answers (docs/serving.md), from JSON to JSON."""
+        return self._run(self._client.deployments.ask(deployment, body, route))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop.is_closed():

@@ -120,6 +120,26 @@ class Deployments:
             price_per_hour_base_units = max(asked, default=0) or DEFAULT_PRICE_BASE_UNITS
         return replace(job, amount_base_units=max(1, -(-price_per_hour_base_units * seconds // HOUR_S)))
 
+    async def deploy(
+        self,
+        model: str | Path,
+        replicas: int = 1,
+        *,
+        name: str = "",
+        on_upload: Advance | None = None,
+        **options: Any,
+    ) -> str:
+        """Serve a model file, or the model of a completed job; returns the deployment once all replicas are ready.
+
+        options: of request(). Raises what source(), request(), add() and ready() raise.
+        """
+        source = await self.source(model)
+        source = replace(source, name=name or source.name)
+        deployment = self.id_of(source.name)
+        job = await self.request(source, deployment, **options)
+        await self.ready(deployment, await self.add(job, replicas, source.path, on_upload))
+        return deployment
+
     async def add(
         self, job: m.JobRequest, replicas: int, path: Path | None = None, on_upload: Advance | None = None
     ) -> list[str]:

@@ -1,0 +1,180 @@
+"""What is made of a wish for a deployment: which jobs are submitted and which are cancelled, in which order."""
+
+import asyncio
+
+import pytest
+
+from cyxcore.errors import SpecError
+from cyxnet import messages as m
+from cyxnet import subjects
+from cyxnet.asking import Part
+from cyxnet.bus import ApiError
+from cyxnet.deployments import DEFAULT_PRICE_BASE_UNITS, Deployments, NotDeployed, refuse
+
+FILE = m.ArtifactRef(sha256="a" * 64, size=9)
+MINE = subjects.deployment_id("digits", "c-1")
+
+
+class Central:
+    """As much of a client and its central as deployments are made of: jobs, in the order of their submission.
+
+    becomes: the states of the replicas that are submitted, one after the other.
+    """
+
+    caller = "c-1"
+
+    def __init__(self, *states, becomes=()):
+        self.replicas = [self.replica(f"job-{number}", state) for number, state in enumerate(states)]
+        self.becomes, self.said, self.prices = list(becomes), [], []
+
+    def replica(self, job_id, state):
+        number = int(job_id.rpartition("-")[2])
+        return m.ReplicaView(job_id=job_id, state=state, status="leased", since_ms=0, submitted_at_ms=number)
+
+    async def quote(self, job):
+        prices = [
+            m.NodePrice(node_id="n", name="n", seconds=1.0, price_per_hour_base_units=price, base_units=0)
+            for price in self.prices
+        ]
+        return m.Quote(
+            **dict.fromkeys(
+                ("node_base_units platform_base_units balance_base_units memory_bytes "
+                 "flops_per_epoch parameters eligible_nodes").split(),
+                0,
+            ),
+            job_id="job", terms=None, prices=prices,
+        )  # fmt: skip
+
+    async def prepare(self, job, path, *, stored=False):
+        return job
+
+    async def place(self, job, on_upload=None):
+        made = self.replica(f"job-{len(self.replicas)}", self.becomes.pop(0))
+        self.replicas.append(made)
+        self.said.append(f"+{made.job_id}")
+        return m.SubmitReply(job_id=made.job_id, status="funding", terms=None)
+
+    async def cancel(self, job_id, reason):
+        self.said.append(f"-{job_id}")
+        if self.replicas[int(job_id.rpartition("-")[2])].state == "stopped":
+            raise ApiError("too_late", "it has ended", 409)
+
+    async def _ask(self, verb, request, reply):
+        found = [each for each in self.replicas if request.ended or each.state not in ("stopped", "failed")]
+        if not found or not MINE.startswith(request.deployment):
+            return m.DeploymentList(deployments=[])
+        view = m.DeploymentView(deployment=MINE, name="digits", ready=0, replicas=found[::-1], newest=JOB)
+        return m.DeploymentList(deployments=[view])
+
+
+SPEC = m.ServeSpec(deployment=MINE, format="onnx", seconds=3600)
+JOB = m.JobRequest(name="digits", model=m.ModelSpec(), dataset=FILE, amount_base_units=5, serve=SPEC)
+
+
+async def test_a_file_is_told_by_its_ending(tmp_path):
+    path = tmp_path / "Digits 2.onnx"
+    path.write_bytes(b"weights")
+    deployments = Deployments(Central())
+    source = await deployments.source(path)
+    assert (source.name, source.format, source.file.size) == ("Digits 2", "onnx", 7)
+    assert deployments.id_of(source.name) == subjects.deployment_id("digits-2", "c-1")
+
+
+@pytest.mark.parametrize(("model", "said"), [("model.pt", "no such file"), ("Digits!", "no such file")])
+async def test_what_is_neither_a_model_nor_a_job_is_one_clear_error(model, said):
+    with pytest.raises(SpecError, match=said):
+        await Deployments(Central()).source(model)
+
+
+async def test_a_file_of_another_kind_is_refused_by_its_ending(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"x")
+    with pytest.raises(SpecError, match=r"ends in one of \.cyxmodel, \.safetensors, \.onnx, \.gguf"):
+        await Deployments(Central()).source(path)
+
+
+@pytest.mark.parametrize(
+    ("prices", "options", "amount"),
+    [
+        ([], {}, 2 * DEFAULT_PRICE_BASE_UNITS),
+        ([0], {}, 2 * DEFAULT_PRICE_BASE_UNITS),
+        ([7, 3], {}, 14),
+        ([7], {"price_per_hour_base_units": 1}, 2),
+        ([7], {"amount_base_units": 5}, 5),
+    ],
+)
+async def test_a_replica_costs_its_hours(tmp_path, prices, options, amount):
+    central = Central()
+    central.prices = prices
+    path = tmp_path / "digits.onnx"
+    path.write_bytes(b"weights")
+    deployments = Deployments(central)
+    job = await deployments.request(await deployments.source(path), MINE, hours=2, **options)
+    assert (job.amount_base_units, job.serve.seconds) == (amount, 7200)
+
+
+async def test_more_replicas_are_as_the_newest_is():
+    central = Central("ready", becomes=["pending", "pending"])
+    assert await Deployments(central).scale("digits", 3) == (0, ["job-1", "job-2"])
+
+
+async def test_of_too_many_those_that_are_not_ready_end_first_and_then_the_newest():
+    central = Central("ready", "pending", "ready", "loading")
+    assert await Deployments(central).scale("digits", 1) == (3, [])
+    assert central.said == ["-job-3", "-job-1", "-job-2"]
+
+
+async def test_as_many_as_there_are_changes_nothing():
+    central = Central("ready", "ready")
+    assert (await Deployments(central).scale("digits", 2), central.said) == ((0, []), [])
+
+
+async def test_the_old_replicas_end_only_when_the_new_ones_are_ready():
+    central = Central("ready", "ready", becomes=["ready", "ready"])
+    await Deployments(central).replace("digits", JOB)
+    assert central.said == ["+job-2", "+job-3", "-job-1", "-job-0"]
+
+
+async def test_if_a_new_one_fails_the_new_ones_end_and_the_old_ones_stay():
+    central = Central("ready", "ready", becomes=["ready", "failed"])
+    with pytest.raises(NotDeployed, match="job-3 .*is not ready"):
+        await Deployments(central).replace("digits", JOB)
+    assert central.said == ["+job-2", "+job-3", "-job-2", "-job-3"]
+
+
+async def test_who_stops_waiting_for_a_replacement_keeps_the_old_ones():
+    central = Central("ready", becomes=["loading"])
+    replacing = asyncio.create_task(Deployments(central).replace("digits", JOB))
+    while not central.said:
+        await asyncio.sleep(0)
+    replacing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await replacing
+    assert central.said == ["+job-1", "-job-1"]
+
+
+async def test_undeploy_ends_all_and_one_that_has_just_ended_is_no_error():
+    central = Central("ready", "ready")
+    found = await Deployments(central).find("digits")
+    central.replicas[0].state = "stopped"
+    await Deployments(central)._end(found.replicas, "undeployed")
+    assert central.said == ["-job-1", "-job-0"]
+
+
+async def test_a_deployment_that_is_not_there_is_one_clear_error():
+    with pytest.raises(ApiError, match="no deployment is called cats; see: cyx deployments"):
+        await Deployments(Central("ready")).find("cats")
+
+
+async def test_the_whole_id_of_somebody_elses_is_taken_as_it_is():
+    theirs = subjects.deployment_id("cats", "c-2")
+    assert await Deployments(Central()).whole_id(theirs) == theirs
+
+
+def test_a_refusal_says_what_the_replica_said():
+    body = b'{"error":{"message":"expected 64 numbers","type":"t","param":null,"code":"bad_input"}}'
+    with pytest.raises(ApiError, match="expected 64 numbers") as caught:
+        refuse(Part(body=body, status=400))
+    assert (caught.value.code, caught.value.status) == ("bad_input", 400)
+    with pytest.raises(ApiError, match="status 502"):
+        refuse(Part(body=b"<html>", status=502))
