@@ -56,6 +56,7 @@ class Work:
 
     begun_s: float | None  # when it was allowed to make its first step
     received_s: float
+    serves: bool = False
     task: "asyncio.Task[None] | None" = None
     process: TrainingProcess | None = None  # once it has its order
     service: Service | None = None  # of a run that serves, once its model is loaded
@@ -95,7 +96,9 @@ class Runs:
     def start(self, assign: Assign) -> None:
         key = (assign.job_id, assign.attempt)
         now_s = time.monotonic()
-        work = self._works[key] = Work(begun_s=now_s if assign.funded else None, received_s=now_s)
+        work = self._works[key] = Work(
+            begun_s=now_s if assign.funded else None, received_s=now_s, serves=assign.job.serve is not None
+        )
         work.task = asyncio.create_task(self._perform(key, assign, work))
         work.task.add_done_callback(lambda _: self._gone(key, work))
 
@@ -105,7 +108,7 @@ class Runs:
             work.begun_s = time.monotonic()
             if work.service:
                 work.service.begin()
-            elif work.process:
+            elif work.process and not work.serves:  # a replica waits for it here, and not in its process
                 work.process.tell(Go())
 
     def halt(self, key: RunKey, code: HaltCode) -> None:

@@ -244,6 +244,19 @@ async def test_an_unfunded_replica_is_loaded_and_answers_nobody_before_it_is_beg
     assert (await owner.ask(route="/health")).status == 200
 
 
+async def test_a_replica_that_is_begun_before_its_model_is_loaded_goes_on_loading(
+    central: FakeCentral, start_node: Start, model_bytes: bytes
+) -> None:
+    node = await start_node()
+    register = await serve(node, central, model_bytes, funded=False)
+    async with asyncio.timeout(WAIT_S):
+        while not any(work.process for work in node.agent._runs._works.values()):  # started, and far from warm
+            await central.bus.round_trip()
+    await central.command(register.node_id, m.Begin(job_id="job-1", attempt=1, session=register.session))
+    await central.wait_for("started")
+    assert central.count("failed") == 0
+
+
 async def test_a_replica_that_never_began_is_ended_too(
     central: FakeCentral, start_node: Start, model_bytes: bytes
 ) -> None:
