@@ -16,6 +16,8 @@ from cyxcore.ops import OPS
 BAND_BYTES = 256 * 1024  # of the largest array of a band: several of them fit the second-level cache
 LEAST_SHARE = 1 / 16  # of that; what many smaller bands cost is more than the cache gives: batches of prime sizes
 LEAST_ROWS = 64  # of a band of a matrix, for its product with another one
+LEAST_SHORT_ROWS = 8  # the same where a recurrence is shared out among threads
+MANY_PRODUCTS = 16  # of few rows make a recurrence: threads that share each of them meet more often than that pays
 LEAST_BYTES = 2 * 1024 * 1024  # of the arrays of a stretch together: fewer stay in the cache anyway
 MOST_SHARED = 128 * 1024  # elements of a matrix that every band multiplies by: it must stay in the cache as well
 
@@ -33,11 +35,15 @@ class Stretch(NamedTuple):
 
 
 def arrange(
-    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int]
+    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int], lanes: int = 1
 ) -> tuple[list[int], list[Stretch]]:
-    """The calls in an order in which those of a stretch follow each other, and the stretches."""
-    bands = _band_count(graph, known, order)
-    cuts = _cuts(graph, known, order, bands) if bands > 1 else {}
+    """The calls in an order in which those of a stretch follow each other, and the stretches. lanes: how many threads
+    there are to take bands.
+    """
+    bands, least_rows = _recurrence(graph, known, order, lanes), LEAST_SHORT_ROWS
+    if bands == 1:
+        bands, least_rows = _band_count(graph, known, order), LEAST_ROWS
+    cuts = _cuts(graph, known, order, bands, least_rows) if bands > 1 else {}
     needed = _needed(graph, order, alias, cuts)
     arranged: list[int] = []
     found: list[Stretch] = []
@@ -53,11 +59,27 @@ def arrange(
     return arranged, found
 
 
+def _recurrence(graph: Graph, known: Inferred, order: Sequence[int], lanes: int) -> int:
+    """As many bands as threads for a recurrence, each step of which is too short to be shared out; 1: it is none."""
+    rows = _common_rows(graph, known)
+    if lanes == 1 or rows % lanes or not LEAST_SHORT_ROWS <= rows // lanes < LEAST_ROWS:
+        return 1
+    cuts = _cuts(graph, known, order, lanes, LEAST_SHORT_ROWS)
+    short = [place for place in cuts if graph.nodes[place].op == "matmul" and known.shapes[place][0] == rows]
+    return lanes if len(short) >= MANY_PRODUCTS else 1
+
+
+def _common_rows(graph: Graph, known: Inferred) -> int:
+    """Into how many bands the rows of all inputs can be cut at most."""
+    rows = [known.shapes[place][0] for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])]
+    return math.gcd(*rows) if rows else 1
+
+
 def _band_count(graph: Graph, known: Inferred, order: Sequence[int]) -> int:
     """How many bands: the fewest into which the rows of all inputs can be cut that are small enough; 1: tiny ones."""
-    rows = [known.shapes[place][0] for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])]
-    together = math.gcd(*rows) if rows else 1
-    largest = max(map(known.bytes_of, _cuts(graph, known, order, together)), default=0) if together > 1 else 0
+    together = _common_rows(graph, known)
+    found = _cuts(graph, known, order, together, LEAST_ROWS) if together > 1 else {}
+    largest = max(map(known.bytes_of, found), default=0)
     divisors = [count for count in range(1, together + 1) if together % count == 0]
     count = next((count for count in divisors if count * BAND_BYTES >= largest), together)
     return count if largest >= count * BAND_BYTES * LEAST_SHARE else 1
@@ -67,13 +89,17 @@ def _is_batch(node: Node, shape: Shape) -> bool:
     return node.op == "input" and len(shape) > 0
 
 
-def _cuts(graph: Graph, known: Inferred, order: Sequence[int], bands: int) -> dict[int, tuple[bool, ...]]:
-    """The calls that can run in bands, whose rows come from those of an input; and which of their inputs are cut."""
+def _cuts(
+    graph: Graph, known: Inferred, order: Sequence[int], bands: int, least_rows: int
+) -> dict[int, tuple[bool, ...]]:
+    """The calls that can run in bands, whose rows come from those of an input; and which of their inputs are cut.
+    least_rows: of a band of a product.
+    """
     batch = {place for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])}
     calls, found = set(order), dict[int, tuple[bool, ...]]()
     for place, node in enumerate(graph.nodes):
         if place in calls:
-            cut = _rows(node, known, place, bands)
+            cut = _rows(node, known, place, bands, least_rows)
             if cut and any(rows and source in batch for source, rows in zip(node.inputs, cut, strict=True)):
                 found[place] = cut
                 batch.add(place)
@@ -120,13 +146,13 @@ def _gather(
     return before, taken, rest
 
 
-def _rows(node: Node, known: Inferred, place: int, bands: int) -> tuple[bool, ...] | None:
+def _rows(node: Node, known: Inferred, place: int, bands: int, least_rows: int) -> tuple[bool, ...] | None:
     """What the rule of the op says, if the arrays can be cut into so many bands."""
     find = RULES.get(node.op) or GROUP_RULES.get(OPS[node.op].group)
     shapes, out = [known.shapes[i] for i in node.inputs], known.shapes[place]
     if find is None or not out or out[0] % bands or not out[0]:
         return None
-    if node.op == "matmul" and len(out) == 2 and out[0] // bands < LEAST_ROWS:
+    if node.op == "matmul" and len(out) == 2 and out[0] // bands < least_rows:
         return None
     cut = find(node, shapes, out)
     if cut is None or any(rows and (not shape or shape[0] % bands) for rows, shape in zip(cut, shapes, strict=True)):

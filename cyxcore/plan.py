@@ -99,11 +99,12 @@ class Schedule(NamedTuple):
         return set(stretch_of) - kept
 
 
-def schedule(graph: Graph, in_bands: bool = False) -> Schedule:
+def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
     """Which nodes need a call and in what order.
 
     Optimiser ops move to the end, where nobody reads the old parameter any more, and then write it
-    in place. Other updates (running statistics) are copied last of all. What can run in bands comes first.
+    in place. Other updates (running statistics) are copied last of all. What can run in bands comes first; lanes: on
+    how many threads.
     """
     alias: dict[int, int] = {}
     order = []
@@ -126,7 +127,7 @@ def schedule(graph: Graph, in_bands: bool = False) -> Schedule:
     early = [place for place in order if place not in late]
     stretches: list[Stretch] = []
     if in_bands:
-        early, stretches = arrange(graph, graph.infer(1), early, alias)
+        early, stretches = arrange(graph, graph.infer(1), early, alias, lanes)
     order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
     last_read = {alias.get(i, i): position[place] for place in order for i in graph.nodes[place].inputs}
@@ -177,7 +178,7 @@ class Plan:
         self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
         in_bands = optimised and self._lanes > 0 and not any(node.op.startswith(USER) for node in graph.nodes)
-        decided = schedule(graph, in_bands)
+        decided = schedule(graph, in_bands, self._lanes)
         self._within = decided.within(graph, known)
         slots, self._lane_bytes, self.arena_bytes = _place(graph, known, decided, self._within, self._lanes)
         arena = self.backend.memory(self.arena_bytes)

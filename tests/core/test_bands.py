@@ -149,6 +149,56 @@ def test_a_prime_number_of_small_rows_runs_in_no_bands() -> None:
     assert bands_of(128) == {8}
 
 
+def recurrence_step(rows: int, steps: int) -> Graph:
+    """Forward and backward of an LSTM and a loss on its last state."""
+    builder = Builder()
+
+    def weight(name: str, *shape: int) -> Any:
+        return builder.param(name, shape, {"kind": "constant", "value": 0.0})
+
+    x, labels = builder.input("x", (rows, steps, 3)), builder.input("labels", (rows,), "int64")
+    weights = F.Weights(weight("ih", 20, 3), weight("hh", 20, 5), weight("bias_ih", 20), weight("bias_hh", 20))
+    _, (hidden, _) = F.recur("lstm", x, weights)
+    loss = F.cross_entropy(F.linear(hidden, weight("out", 4, 5)), labels)
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    return optimise(builder.graph(loss, *backward(builder, loss, trained)))
+
+
+def test_threads_share_out_the_rows_of_a_recurrence_not_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "BAND_BYTES", 256 * 1024)  # nothing of it is too large for a cache
+    monkeypatch.setattr(bands, "LEAST_ROWS", 64)
+    graph = recurrence_step(rows=24, steps=9)
+    found = {lanes: schedule(graph, in_bands=True, lanes=lanes).stretches for lanes in (1, 2, 3, 4, 5)}
+    assert {lanes: [stretch.bands for stretch in each] for lanes, each in found.items()} == {
+        1: [],
+        2: [2],
+        3: [3],
+        4: [],  # 6 rows each are too few
+        5: [],
+    }
+    products = [place for place in found[2][0].places if graph.nodes[place].op == "matmul"]
+    assert len(products) > 2 * 8  # of every step there and back
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_a_recurrence_has_the_same_bits_on_any_number_of_threads(
+    isa: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bands, "BAND_BYTES", 256 * 1024)
+    monkeypatch.setattr(bands, "LEAST_ROWS", 64)
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    cpu.set_num_threads(threads)
+    graph = recurrence_step(rows=24, steps=9)
+    expected = run(Plan(graph, state_of(graph), "cpu", optimised=False))
+    plan = Plan(graph, state_of(graph), "cpu")
+    assert run(plan) == expected
+    assert run(plan) == expected
+
+
 OPS = ("tanh", "add row", "add", "softmax", "mean", "matmul", "transpose", "slice", "concat", "pad", "turned", "where")
 
 
