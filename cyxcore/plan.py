@@ -13,6 +13,7 @@ and out, unless the plan is made resident.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ from cyxcore.recompute import recompute
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
+
+NEAR = 4  # calls by which a product may come later than it could: what it multiplies needs memory until then
 
 observer: "Callable[[Plan], None] | None" = None  # makes the calls of a plan while it is profiled (profiling.py)
 
@@ -124,7 +127,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         else:
             copies.append((target, value))
     late = _after(graph, set(target_of))
-    early = [place for place in order if place not in late]
+    early = _products_before_sums(graph, [place for place in order if place not in late], alias)
     stretches: list[Stretch] = []
     if in_bands:
         early, stretches = arrange(graph, graph.infer(1), early, alias, lanes)
@@ -139,6 +142,24 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
         else:
             in_place[value] = target
     return Schedule(order, alias, in_place, copies, stretches)
+
+
+def _products_before_sums(graph: Graph, order: list[int], alias: Mapping[int, int]) -> list[int]:
+    """A product that only a sum soon after it reads comes right before that: a kernel can make both at once."""
+    read = Counter(alias.get(i, i) for place in order for i in graph.nodes[place].inputs)
+    read.update(alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates)))
+    index_of = {place: index for index, place in enumerate(order)}
+    held: dict[int, int] = {}  # product -> the sum it waits for
+    for index, place in enumerate(order):
+        if graph.nodes[place].op == "add":
+            for product in {alias.get(i, i) for i in graph.nodes[place].inputs}:
+                alone = read[product] == 1 and graph.nodes[product].op == "matmul"
+                if alone and product in index_of and index - index_of[product] <= NEAR:
+                    held[product] = place
+    waiting: dict[int, list[int]] = {}
+    for product, place in held.items():
+        waiting.setdefault(place, []).append(product)
+    return [each for place in order if place not in held for each in (*waiting.get(place, ()), place)]
 
 
 def _after(graph: Graph, updates: set[int]) -> set[int]:

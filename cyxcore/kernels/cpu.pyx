@@ -82,6 +82,7 @@ cdef extern from "cyx.h" nogil:
     int cyx_compute_dtype(int op, const int *dtypes, int count)
     cyx_status cyx_prepare(cyx_call *call, cyx_message *message)
     int cyx_call_is_fusible(const cyx_call *call)
+    int cyx_adds_to_product(const cyx_call *calls)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
 
 cdef extern from "pool.h" nogil:
@@ -488,7 +489,12 @@ cdef class Program:
             high = low + cnp.PyArray_NBYTES(<cnp.ndarray>scratch)
         while first < self._count:
             end = first
-            if self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]):
+            if (
+                first + 1 < self._count and first + 1 not in self._edges and last_read[first] == first + 1
+                and low <= <size_t>self._calls[first].out.data < high and cyx_adds_to_product(&self._calls[first])
+            ):
+                end = first + 2
+            elif self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]):
                 end = first + 1
                 while (
                     end < self._count and end not in self._edges and end - first < CYX_MAX_GROUP

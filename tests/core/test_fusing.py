@@ -173,3 +173,100 @@ def test_a_plan_computes_the_bits_of_its_calls_one_by_one(graph: cx.Graph, threa
     finally:
         cpu.set_isa(before[0])
         cpu.set_num_threads(before[1])
+
+
+def product_and_sum(
+    shape: tuple[int, int, int], other: str, batch: int, turned: tuple[bool, bool], first: bool
+) -> Graph:
+    """A product of matrices, (batch, m, n) where there is a batch, and something else added to it."""
+    m, n, k = shape
+    builder = Builder()
+    lead = (batch,) if batch else ()
+    a = builder.input("a", (*lead, k, m) if turned[0] else (*lead, m, k))
+    b = builder.input("b", (*lead, n, k) if turned[1] else (*lead, k, n))
+    plus = builder.input("plus", {"row": (n,), "whole": (*lead, m, n), "column": (m, 1), "number": ()}[other])
+    product = builder.apply("matmul", [a, b], {"transpose_a": turned[0], "transpose_b": turned[1]})
+    return builder.graph(plus + product if first else product + plus)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 33, 512, 513, 1030])),
+    other=st.sampled_from(["row", "whole", "column", "number"]),
+    batch=st.integers(0, 3),
+    turned=st.tuples(st.booleans(), st.booleans()),
+    first=st.booleans(),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_product_and_a_sum_made_at_once_have_the_bits_of_both(
+    isa: str,
+    shape: tuple[int, int, int],
+    other: str,
+    batch: int,
+    turned: tuple[bool, bool],
+    first: bool,
+    threads: int,
+) -> None:
+    before, threads_before = cpu.isa(), cpu.get_num_threads()
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    cpu.set_num_threads(threads)
+    try:
+        graph = product_and_sum(shape, other, batch, turned, first)
+        rng = np.random.default_rng(7)
+        plan = Plan(graph, device="cpu")
+        for array in plan.inputs.values():
+            array[...] = rng.normal(size=array.shape)
+        plan.run()
+        product, total = np.empty_like(plan.outputs[0]), np.empty_like(plan.outputs[0])
+        attrs = next(node.attrs for node in graph.nodes if node.op == "matmul")
+        cpu.call("matmul", product, [plan.inputs["a"], plan.inputs["b"]], dict(attrs))
+        cpu.call("add", total, [plan.inputs["plus"], product], {})
+        assert plan.outputs[0].tobytes() == total.tobytes()
+    finally:
+        cpu.set_isa(before)
+        cpu.set_num_threads(threads_before)
+
+
+def sums_of_products(*calls: tuple[str, Any, Any, Any], results: Any, terms: int = 0) -> list[tuple[int, list[bool]]]:
+    program = cpu.Program(terms)
+    for op, out, one, other in calls:
+        program.add(op, out, [one, other], {"transpose_a": False, "transpose_b": False} if op == "matmul" else {})
+    return program.fuse(MEMORY, results)
+
+
+def matrix(place: int) -> Any:
+    return slot(place, 400).reshape(20, 20)
+
+
+def test_a_product_is_stored_together_with_what_is_added_to_it() -> None:
+    ours, row = np.ones((20, 20), np.float32), np.ones(20, np.float32)
+    product = ("matmul", matrix(0), ours, ours)
+    out = matrix(1)
+    assert sums_of_products(product, ("add", out, matrix(0), row), results=[out]) == [(0, [False, True])]
+    assert sums_of_products(product, ("add", out, matrix(2), matrix(0)), results=[out]) == [(0, [False, True])]
+
+
+def test_a_product_that_may_be_fast_is_made_alone() -> None:
+    ours = np.ones((20, 20), np.float32)
+    calls = ("matmul", matrix(0), ours, ours), ("add", matrix(1), matrix(0), np.ones(20, np.float32))
+    assert sums_of_products(*calls, results=[matrix(1)], terms=2) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "out", "one", "other", "kept"),
+    [
+        ("mul", 1, 0, 2, 1),  # not a sum
+        ("add", 1, 0, 2, 0),  # the product itself is wanted
+        ("add", 1, 0, 0, 1),  # the product twice
+        ("add", 2, 0, 2, 1),  # written over what is added, while it is read
+        ("add", 3, 0, 2, 3),  # written over what is multiplied
+    ],
+)
+def test_what_needs_the_product_itself_gets_it(op: str, out: int, one: int, other: int, kept: int) -> None:
+    product = ("matmul", matrix(0), matrix(3), np.ones((20, 20), np.float32))
+    calls = (product, (op, matrix(out), matrix(one), matrix(other)))
+    assert sums_of_products(*calls, results=[matrix(kept)]) == []

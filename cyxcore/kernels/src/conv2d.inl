@@ -204,7 +204,7 @@ static void NAME(image_product_body)(void *context, int64_t begin, int64_t end) 
             for (int64_t r = 0; r < p->rows; r += MR)
                 NAME(run_block)(NAME(packed_kernels), p->rows - r < MR ? p->rows - r : MR, columns,
                                 weight + r * p->k + k0 * MR, MR, panel, NR, out + r * p->pixels, p->pixels,
-                                k_count, k0 > 0);
+                                k_count, k0 > 0, NO_ADDEND);
         }
     }
 }
@@ -412,7 +412,7 @@ static void NAME(weight_product_body)(void *context, int64_t begin, int64_t end)
                 for (int64_t r = 0; r < rows; r += MR)
                     NAME(run_block)(NAME(rows_kernels), rows - r < MR ? rows - r : MR, columns,
                                     unfolded + r * BLOCK_K, BLOCK_K, panel, NR,
-                                    p->sums + (k0 + r) * p->width + column, p->width, count, 1);
+                                    p->sums + (k0 + r) * p->width + column, p->width, count, 1, NO_ADDEND);
             }
             step += count;
         }

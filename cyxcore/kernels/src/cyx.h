@@ -57,7 +57,7 @@ typedef struct cyx_call {
     int64_t ints[CYX_MAX_INTS]; /* attributes in the order of the op's schema; a list is its length, then its
                                    items */
     double floats[CYX_MAX_FLOATS];
-    int32_t group;  /* this many calls from here on are element-wise and made together; 0 or 1: this one alone */
+    int32_t group;  /* this many calls from here on are made together; 0 or 1: this one alone */
     int32_t elided; /* nobody outside the group reads the output: it is never stored */
     int32_t stretch, bands, lanes; /* of the first call of a stretch: how many calls, how often, on how many lanes */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
@@ -107,6 +107,7 @@ extern __thread int64_t cyx_band; /* the band this thread is at; 0 outside of st
  * those of one call after the other. */
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table);
 int cyx_fusible(const cyx_call *call, const cyx_table table);
+int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made as one product */
 enum { CYX_MAX_GROUP = 32 };
 
 /* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its

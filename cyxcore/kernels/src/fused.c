@@ -4,6 +4,29 @@
  * operations in the same order as in separate calls. */
 #include "elementwise.h"
 
+/* A product, and the sum of it and something that is as large or one row of it, are a group too: gemm.inl. */
+static int overlap(const cyx_array *a, const cyx_array *b) {
+    const char *first = a->data, *second = b->data;
+    return first < second + b->size * cyx_dtype_bytes[b->dtype] && second < first + a->size * cyx_dtype_bytes[a->dtype];
+}
+
+int cyx_adds_to_product(const cyx_call *calls) {
+    const cyx_call *product = calls, *sum = calls + 1;
+    if (product->op != CYX_OP_matmul || sum->op != CYX_OP_add || product->dtype != sum->dtype) return 0;
+    if ((product->dtype != CYX_F32 && product->dtype != CYX_F64) || product->terms) return 0; /* those are not exact */
+    int second = sum->in[0].data != product->out.data;
+    const cyx_array *made = &sum->in[second], *other = &sum->in[!second], *out = &sum->out;
+    if (made->data != product->out.data || !out->size || made->size != product->out.size || out->size != made->size)
+        return 0;
+    int64_t n = product->out.shape[product->out.ndim - 1];
+    int one_row = other->ndim && other->size == n && other->shape[other->ndim - 1] == n &&
+                  out->shape[out->ndim - 1] == n;
+    if (!product->in[0].size || (other->size != out->size && !one_row)) return 0;
+    /* It is written while the operands are read. */
+    return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]) && !overlap(out, other) &&
+           !overlap(other, &product->out);
+}
+
 enum { TILE = 1024 }; /* elements; eight tiles of float32 take 32 kB of the first-level cache */
 
 __thread cyx_loop *cyx_asked;
@@ -107,6 +130,7 @@ static void share_tiles(group *g) {
 }
 
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
+    if (calls->op == CYX_OP_matmul) return table[calls->op][calls->dtype](calls);
     group g; /* not set to zero as a whole: that is the larger part of a small group's work */
     g.calls = calls, g.count = calls->group, g.tiles = 0, g.element_bytes = 0, g.no_memory = 0;
     double work = 0;

@@ -4,7 +4,9 @@
  *
  * Blocks of MR rows by NR columns are held in registers. Columns of B are packed into panels [k][NR], rows of
  * A into panels [k][MR]; both can also be read where they lie when there is too little reuse to pay for a
- * copy. */
+ * copy.
+ *
+ * A group of two calls is a product and the sum of it and something else, which is added when a block is done. */
 
 #ifndef GEMM_ONCE
 #define GEMM_ONCE
@@ -12,7 +14,7 @@ typedef int32_t integer_f32;
 typedef int64_t integer_f64;
 enum {
     BLOCK_K = 512,
-    BLOCK_M = 240,
+    BLOCK_M = 480,
     BLOCK_N = 2048,
     DIRECT_B_ROWS = 48,
     DIRECT_B_SIZE = 8192,
@@ -28,13 +30,22 @@ enum {
 
 #undef NR
 #define NR (NV * VN)
-#define PANEL(p) ((p)->k_count * NR + APART) /* elements from one panel of B to the next */
+#define PANEL(p) ((p)->k_count * NR + APART)         /* elements from one panel of B to the next */
+#define ROWS_PANEL(k_count) ((k_count) * MR + APART) /* and of A */
+
+/* Added to the finished product: the element of row r and column c is at[r * row + c]. at: NULL for none. */
+typedef struct {
+    const T *at;
+    int64_t row;
+} NAME(addend);
+#undef NO_ADDEND
+#define NO_ADDEND ((NAME(addend)){NULL, 0})
 
 /* R rows by W vectors. A is a[r * a_row + k * a_k]; B is b[k * b_k + column]. */
 static inline __attribute__((always_inline)) void NAME(block)(const int R, const int W, const T *a,
                                                               int64_t a_row, int64_t a_k, const T *b,
                                                               int64_t b_k, T *c, int64_t c_row, int64_t count,
-                                                              int add) {
+                                                              int add, NAME(addend) plus) {
     V sum[MR][NV];
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
         sum[r][w] = add ? *(const V *)(c + r * c_row + w * VN) : (V){0};
@@ -46,23 +57,26 @@ static inline __attribute__((always_inline)) void NAME(block)(const int R, const
             _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) sum[r][w] = FMA_V(row, column[w], sum[r][w]);
         }
     }
+    if (plus.at)
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++)
+            sum[r][w] += *(const V *)(plus.at + r * plus.row + w * VN);
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < W; w++) *
         (V *)(c + r * c_row + w * VN) = sum[r][w];
 }
 
 typedef void (*NAME(block_kernel))(const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
-                                   int64_t count, int add);
+                                   int64_t count, int add, NAME(addend) plus);
 
 /* Two of each size: rows next to each other (packed or transposed A), and k next to each other (A as it
  * lies). */
 #define BLOCK_KERNEL(R, W)                                                                                   \
     static void NAME(packed_##R##x##W)(const T *a, int64_t a_k, const T *b, int64_t b_k, T *c,               \
-                                       int64_t c_row, int64_t count, int add) {                              \
-        NAME(block)(R, W, a, 1, a_k, b, b_k, c, c_row, count, add);                                          \
+                                       int64_t c_row, int64_t count, int add, NAME(addend) plus) {           \
+        NAME(block)(R, W, a, 1, a_k, b, b_k, c, c_row, count, add, plus);                                    \
     }                                                                                                        \
     static void NAME(rows_##R##x##W)(const T *a, int64_t a_row, const T *b, int64_t b_k, T *c,               \
-                                     int64_t c_row, int64_t count, int add) {                                \
-        NAME(block)(R, W, a, a_row, 1, b, b_k, c, c_row, count, add);                                        \
+                                     int64_t c_row, int64_t count, int add, NAME(addend) plus) {             \
+        NAME(block)(R, W, a, a_row, 1, b, b_k, c, c_row, count, add, plus);                                  \
     }
 #if NV == 4
 #define FOR_WIDTHS(X, R) X(R, 1) X(R, 2) X(R, 3) X(R, 4)
@@ -103,11 +117,11 @@ static const NAME(block_kernel) NAME(rows_kernels)[MR][NV] = HEIGHTS(rows_);
  * need not. */
 static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int64_t rows, int64_t columns,
                                    const T *a, int64_t a_stride, const T *b, int64_t b_k, T *c, int64_t c_row,
-                                   int64_t count, int add) {
+                                   int64_t count, int add, NAME(addend) plus) {
     int64_t vectors = (columns + VN - 1) / VN;
     NAME(block_kernel) kernel = kernels[rows - 1][vectors - 1];
     if (columns == vectors * VN) {
-        kernel(a, a_stride, b, b_k, c, c_row, count, add);
+        kernel(a, a_stride, b, b_k, c, c_row, count, add, plus);
         return;
     }
     T own[MR * NR];
@@ -115,7 +129,9 @@ static inline void NAME(run_block)(const NAME(block_kernel) kernels[MR][NV], int
         memset(own + r * NR, 0, sizeof(T) * NR);
         memcpy(own + r * NR, c + r * c_row, sizeof(T) * (size_t)columns);
     }
-    kernel(a, a_stride, b, b_k, own, NR, count, add);
+    kernel(a, a_stride, b, b_k, own, NR, count, add, NO_ADDEND);
+    for (int64_t r = 0; plus.at && r < rows; r++)
+        for (int64_t column = 0; column < columns; column++) own[r * NR + column] += plus.at[r * plus.row + column];
     for (int64_t r = 0; r < rows; r++) memcpy(c + r * c_row, own + r * NR, sizeof(T) * (size_t)columns);
 }
 
@@ -185,6 +201,7 @@ typedef struct {
     T *c;
     int64_t m, n, k, a_row, b_row; /* leading dimensions as stored; c is m by n, contiguous */
     int a_transposed, b_transposed;
+    NAME(addend) plus;
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
     T *panels; /* packed B, or NULL where it is read directly; then `last` holds a panel that is not whole */
@@ -213,11 +230,12 @@ static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
 /* `rows` columns of a transposed A as panels [k][MR]. Line by line as it lies: a panel at a time would wait for memory at
  * every line. */
 static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_count, int64_t rows) {
-    int64_t whole = rows / MR * MR;
+    int64_t whole = rows / MR, panel = ROWS_PANEL(k_count);
     for (int64_t k = 0; k < k_count; k++, a += a_row) {
-        for (int64_t r = 0; r < whole; r += MR) memcpy(packed + r * k_count + k * MR, a + r, sizeof(T) * MR);
-        if (whole < rows)
-            memcpy(packed + whole * k_count + k * MR, a + whole, sizeof(T) * (size_t)(rows - whole));
+        T *to = packed + k * MR;
+        for (int64_t i = 0; i < whole; i++) memcpy(to + i * panel, a + i * MR, sizeof(T) * MR);
+        if (whole * MR < rows)
+            memcpy(to + whole * panel, a + whole * MR, sizeof(T) * (size_t)(rows - whole * MR));
     }
 }
 
@@ -227,7 +245,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
     int pack_a = p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
                                  : p->n_count > DIRECT_A_COLUMNS;
-    T *packed = pack_a ? cyx_scratch(1, sizeof(T) * (size_t)((p->m_block + MR) * p->k_count)) : NULL;
+    T *packed = pack_a ? cyx_scratch(1, sizeof(T) * (size_t)((p->m_block / MR + 1) * ROWS_PANEL(p->k_count))) : NULL;
     if (pack_a && !packed) {
         p->no_memory = 1;
         return;
@@ -239,8 +257,8 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         const T *a = p->a + (p->a_transposed ? p->k0 * p->a_row + m0 : m0 * p->a_row + p->k0);
         if (pack_a && p->a_transposed) NAME(pack_rows)(a, p->a_row, packed, p->k_count, rows);
         for (int64_t r = 0; pack_a && !p->a_transposed && r < rows; r += MR)
-            NAME(transpose)(a + r * p->a_row, p->a_row, packed + r * p->k_count, MR, rows - r < MR ? rows - r : MR,
-                            p->k_count);
+            NAME(transpose)(a + r * p->a_row, p->a_row, packed + r / MR * ROWS_PANEL(p->k_count), MR,
+                            rows - r < MR ? rows - r : MR, p->k_count);
         for (int64_t column = first; column < stop; column += NR) {
             int64_t columns = stop - column < NR ? stop - column : NR;
             const T *b =
@@ -248,12 +266,15 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
             int64_t b_k = p->panels ? NR : p->b_row;
             if (!p->panels && columns % VN) b = p->last, b_k = NR;
             T *c = p->c + m0 * p->n + p->n0 + column;
+            int done = p->plus.at && p->k0 + p->k_count == p->k;
+            const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
             for (int64_t r = 0; r < rows; r += MR) {
                 int64_t count = rows - r < MR ? rows - r : MR;
-                const T *own_a = pack_a ? packed + r * p->k_count : a + (p->a_transposed ? r : r * p->a_row);
+                const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
                 NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
                                 columns, own_a, pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n,
-                                p->k_count, p->k0 > 0);
+                                p->k_count, p->k0 > 0,
+                                (NAME(addend)){done ? plus + r * p->plus.row : NULL, p->plus.row});
             }
         }
     }
@@ -324,6 +345,7 @@ static void NAME(batch_body)(void *context, int64_t begin, int64_t end) {
         p.a += (offset[0] + coordinate[last] * batch->walk.stride[0][last]) * p.m * p.k;
         p.b += (offset[1] + coordinate[last] * batch->walk.stride[1][last]) * p.k * p.n;
         p.c += i * p.m * p.n;
+        if (p.plus.at) p.plus.at += i * p.m * p.plus.row;
         cyx_status status = NAME(multiply)(&p);
         if (status != CYX_OK) batch->status = status;
     }
@@ -338,6 +360,13 @@ static cyx_array NAME(stack_of)(const cyx_array *x) {
     return stack;
 }
 
+/* What the second call of a group adds to the product of the first: as large, or one row for all of its rows. */
+static NAME(addend) NAME(addend_of)(const cyx_call *product, int64_t n) {
+    if (product->group != 2) return NO_ADDEND;
+    const cyx_array *other = &product[1].in[product[1].in[0].data == product->out.data];
+    return (NAME(addend)){other->data, other->size == product->out.size ? n : 0};
+}
+
 /* ints: transpose_a, transpose_b */
 static cyx_status NAME(matmul)(const cyx_call *call) {
     const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
@@ -346,7 +375,8 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
     NAME(product)
     p = {.a = a->data,
          .b = b->data,
-         .c = out->data,
+         .c = call->group == 2 ? call[1].out.data : out->data,
+         .plus = NAME(addend_of)(call, n),
          .m = m,
          .n = n,
          .k = k,
