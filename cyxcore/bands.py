@@ -98,12 +98,11 @@ def _cuts(
     batch = {place for place, node in enumerate(graph.nodes) if _is_batch(node, known.shapes[place])}
     calls, found = set(order), dict[int, tuple[bool, ...]]()
     for place, node in enumerate(graph.nodes):
-        if place in calls:
-            cut = _rows(node, known, place, bands, least_rows)
-            if cut and any(rows and source in batch for source, rows in zip(node.inputs, cut, strict=True)):
-                found[place] = cut
-                batch.add(place)
-        elif node.op == "reshape" and node.inputs[0] in batch:
+        cut = _rows(node, known, place, bands, least_rows) if place in calls else None
+        if cut and any(rows and source in batch for source, rows in zip(node.inputs, cut, strict=True)):
+            found[place] = cut
+            batch.add(place)
+        elif node.op in ROWS_STAY and node.inputs[0] in batch:
             batch.add(place)
     return found
 
@@ -205,6 +204,7 @@ def _take(node: Node, shapes: Sequence[Shape], out: Shape) -> tuple[bool, ...] |
     return (False, True) if node.attrs["axis"] == 0 else (True, False)
 
 
+ROWS_STAY = ("reshape", "conv2d", "conv2d_grad_input")  # run in no bands, but what they make may
 GROUP_RULES: dict[str, Rule] = {"elementwise": _broadcast, "reduce": _reduce}
 RULES: dict[str, Rule] = {
     "argmax": _along,
@@ -217,6 +217,10 @@ RULES: dict[str, Rule] = {
     "take": _take,
     "softmax": _along,
     "log_softmax": _along,
+    "max_pool2d": _all,
+    "max_pool2d_grad": _all,
+    "avg_pool2d": _all,
+    "avg_pool2d_grad": _all,
     "cross_entropy": _all,
     "cross_entropy_grad": _all,
 }

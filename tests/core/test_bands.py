@@ -199,6 +199,39 @@ def test_a_recurrence_has_the_same_bits_on_any_number_of_threads(
     assert run(plan) == expected
 
 
+def convolutions_step() -> Graph:
+    """Forward and backward of convolutions, pools and a loss."""
+    builder = Builder()
+
+    def weight(name: str, *shape: int) -> Any:
+        return builder.param(name, shape, {"kind": "constant", "value": 0.0})
+
+    x, labels = builder.input("x", (12, 2, 9, 9)), builder.input("labels", (12,), "int64")
+    x = F.conv2d(x, weight("first", 3, 2, 3, 3), weight("bias", 3), padding=1).relu()
+    x = F.max_pool2d(x, 2)
+    x = F.avg_pool2d(F.conv2d(x, weight("second", 4, 3, 3, 3)).relu(), 2)
+    loss = F.cross_entropy(F.linear(x.reshape(12, -1), weight("out", 4, 4)), labels)
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    return optimise(builder.graph(loss, *backward(builder, loss, trained)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_what_follows_a_convolution_runs_in_bands_and_changes_no_bit(isa: str, threads: int) -> None:
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    cpu.set_num_threads(threads)
+    graph = convolutions_step()
+    plan, plain = Plan(graph, state_of(graph), "cpu"), Plan(graph, state_of(graph), "cpu", optimised=False)
+    found = [{plan.graph.nodes[p].op for p in each.places} for each in schedule(plan.graph, in_bands=True).stretches]
+    assert any({"relu", "max_pool2d"} <= ops for ops in found)
+    assert any("max_pool2d_grad" in ops for ops in found)
+    assert not any("conv2d" in ops for ops in found)
+    assert run(plan) == run(plain)
+
+
 OPS = ("tanh", "add row", "add", "softmax", "mean", "matmul", "transpose", "slice", "concat", "pad", "turned", "where")
 
 
