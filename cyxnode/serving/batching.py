@@ -18,3 +18,16 @@ def size_for(waiting: int, run_ns: Mapping[int, float], between_ns: float = 0.0)
     between_ns: what passes between two runs, whatever their size.
     """
     return max(sorted(run_ns), key=lambda size: min(size, waiting) / (run_ns[size] + between_ns))
+
+
+def without_interruptions(run_ns: Mapping[int, float]) -> dict[int, float]:
+    """Times in which no size costs more for a sample than a smaller one: more is what the machine did besides.
+
+    A size that was measured while others had the processor would not be chosen again as long as the server runs.
+    """
+    found: dict[int, float] = {}
+    least = float("inf")
+    for size in sorted(run_ns):
+        least = min(least, run_ns[size] / size)
+        found[size] = least * size
+    return found

@@ -13,7 +13,7 @@ from cyxcore.evaluation import checked_inputs
 from cyxcore.graph import Graph
 from cyxcore.objectives import evaluation_step
 from cyxcore.plan import Plan
-from cyxnode.serving.batching import sizes
+from cyxnode.serving.batching import sizes, without_interruptions
 
 Array = np.ndarray[Any, Any]
 log = logging.getLogger(__name__)
@@ -27,8 +27,9 @@ class NoRoom(DataError, MemoryError):
 class Predictor:
     """Plans of `graph` for batches of up to `max_batch` samples whose memory stays within memory_bytes.
 
-    run_ns: how long a run of each size took, the best of a few. rows_independent: whether every size gave each sample
-    the bits that it gets alone; otherwise only the size 1 is used. Raises NoRoom when one sample does not fit.
+    run_ns: how long a run of each size takes (batching.without_interruptions). rows_independent: whether every size
+    gave each sample the bits that it gets alone; otherwise only the size 1 is used. Raises NoRoom when one sample does
+    not fit.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Predictor:
                 took.append(time.perf_counter_ns() - begun)
             self.run_ns[size] = float(min(took))
             equal = equal and found.tobytes() == alone[:size].tobytes()
+        self.run_ns = without_interruptions(self.run_ns)
         return equal
 
     def _made_up(self, rows: int) -> Array:

@@ -9,7 +9,7 @@ from cyxcore import nn
 from cyxcore.errors import DataError
 from cyxnet.outcomes import ApiError
 from cyxnode.serving.batcher import Batcher, ClientGone
-from cyxnode.serving.batching import size_for, sizes
+from cyxnode.serving.batching import size_for, sizes, without_interruptions
 from cyxnode.serving.predictor import Predictor
 from tests.node.serving.models import Halting, mlp, model, samples
 
@@ -190,3 +190,7 @@ async def test_a_run_may_wait_for_more_but_not_once_it_is_full():
     await asyncio.gather(*[batcher.predict(samples(1)) for _ in range(4)])
     assert predictor.sizes == [4]
     batcher.close()
+
+
+def test_a_size_that_was_measured_beside_other_work_is_not_shunned():
+    assert without_interruptions({1: 10.0, 2: 900.0, 4: 24.0, 8: 9e6}) == {1: 10.0, 2: 20.0, 4: 24.0, 8: 48.0}
