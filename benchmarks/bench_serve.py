@@ -3,10 +3,12 @@
     python -m benchmarks.bench_serve                    # five rounds of 5 s
     python -m benchmarks.bench_serve --quick            # one round of 2 s, ours only where peers are missing
     python -m benchmarks.bench_serve --save benchmarks/results/serve
+    python -m benchmarks.bench_serve --network          # a deployment asked over NATS, beside FastAPI, and nothing else
 
 Targets: POST /v1/predict from 64 connections ≥ 2.5 × FastAPI's rate, p99 ≤ 3 × p50; at three times the rate that it
 can do, ≥ 90 % of its best goes on being answered, the rest gets 429, and memory does not grow; a single sample takes
-no longer than onnxruntime's (geometric mean of MLP, CNN and encoder, one thread each).
+no longer than onnxruntime's (geometric mean of MLP, CNN and encoder, one thread each). A deployment on a
+network of this machine, asked by 64 over NATS: ≥ 4 × FastAPI's rate.
 
 Servers are asked in turn within each round, so that what the machine does besides falls on all; figures are medians of
 the rounds. Who asks is one process of ours for all of them (benchmarks/serving/load.py). `us/request` is the
@@ -14,6 +16,7 @@ server's processor time for a request, which other work on the machine disturbs 
 """
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -187,6 +190,54 @@ def alone(case: Case, rounds: int) -> dict[str, float]:
     return figures | {"ratio": round(figures["cyx_us"] / figures["onnxruntime_us"], 3)}
 
 
+async def over_network(case: Case, with_peer: bool, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """A replica on a network of its own beside FastAPI; asked in turn. us_per_request: of the node and its replica."""
+    from cyxnet.client import AsyncClient
+    from cyxnet.local import LocalNetwork
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder, servers(case, ["fastapi"] if with_peer else []) as peers:
+        async with LocalNetwork(Path(folder) / "net") as network, await AsyncClient.connect(network.folder) as client:
+            await client.faucet(10_000_000_000)
+            source = await client.deployments.source(case.ours)
+            deployment = client.deployments.id_of("bench")
+            job = await client.deployments.request(source, deployment, amount_base_units=10**9, threads=1)
+            await client.deployments.ready(deployment, await client.deployments.add(job, 1, source.path))
+            node = psutil.Process(network.process_ids["node-1"])
+            command = [sys.executable, "-m", "benchmarks.serving.network", str(network.folder), deployment]
+            words = [str(case.body), f"--askers={CONNECTIONS}", f"--seconds={seconds}"]
+            for _ in range(rounds):
+                for peer_server in peers:
+                    measured = await asyncio.to_thread(load, peer_server, case, seconds)
+                    found.setdefault(peer_server.name, []).append(measured)
+                before_s = _cpu_s(node)
+                said = await asyncio.to_thread(
+                    subprocess.run, [*command, *words], capture_output=True, check=True, text=True
+                )
+                figures: dict[str, Any] = json.loads(said.stdout)
+                used_s = (_cpu_s(node) - before_s) * seconds / (seconds + min(1.0, seconds / 3))
+                figures["us_per_request"] = round(1e6 * used_s / max(1, figures["per_s"] * seconds), 1)
+                found.setdefault("cyx over NATS", []).append(figures)
+    keys = ("good_per_s", "p50_ms", "p99_ms", "us_per_request")
+    return {name: {key: statistics.median(each[key] for each in runs) for key in keys} for name, runs in found.items()}
+
+
+def _cpu_s(node: psutil.Process) -> float:
+    """Of a node and its processes."""
+    return sum(sum(process.cpu_times()[:2]) for process in [node, *node.children(recursive=True)])
+
+
+def network_report(found: dict[str, dict[str, Any]]) -> str:
+    peer_per_s = found.get("fastapi", {}).get("good_per_s")
+    rows = [
+        [who, f"{each['good_per_s']:,.0f}", each["p50_ms"], each["p99_ms"], each["us_per_request"]]
+        + [f"{each['good_per_s'] / peer_per_s:.2f}" if peer_per_s else ""]
+        for who, each in found.items()
+    ]
+    columns = ["", "req/s", "p50 ms", "p99 ms", "us/request", "× of FastAPI"]
+    return f"**/v1/predict of a deployment, mlp, {CONNECTIONS} askers**\n\n{table(columns, rows)}"
+
+
 def table(columns: list[str], rows: list[list[Any]]) -> str:
     lines = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -219,6 +270,7 @@ def report(found: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of 2 s")
+    parser.add_argument("--network", action="store_true", help="a deployment over NATS, and nothing else")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
@@ -226,6 +278,12 @@ def main() -> int:
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
     have = {name: importlib.util.find_spec(name) is not None for name in ("onnxruntime", "fastapi", "litestar")}
+    if options.network:
+        with tempfile.TemporaryDirectory() as folder:
+            case = make("mlp", Path(folder))
+            beside = asyncio.run(over_network(case, have["fastapi"] and have["onnxruntime"], rounds, seconds))
+        print(json.dumps(beside) if options.json else network_report(beside))
+        return 0
     names = ["cyx"] + [name for name in ("fastapi", "litestar") if have["onnxruntime"] and have[name]]
     found: dict[str, Any] = {"throughput": {}, "overload": {}, "alone": {}}
     with tempfile.TemporaryDirectory() as folder:

@@ -348,10 +348,13 @@ class Bus:
         await self.round_trip()
         return subscription
 
-    def send(self, subject: str, payload: bytes, headers: dict[str, str], reply: str = "") -> None:
-        """Send with headers of one's own, without waiting. Raises BusError when it cannot be sent now."""
+    def send(self, subject: str, payload: bytes, headers: dict[str, str] | bytes, reply: str = "") -> None:
+        """Send with headers of one's own, without waiting. Raises BusError when it cannot be sent now.
+
+        headers: or what block_of() has made of them, for who sends the same ones over and over.
+        """
         try:
-            self._nc.send(subject, payload, reply, block_of(headers))
+            self._nc.send(subject, payload, reply, headers if isinstance(headers, bytes) else block_of(headers))
         except (nats.errors.Error, OSError) as error:
             raise BusError(f"not sent to {subject}: {error or type(error).__name__}") from None
 

@@ -6,6 +6,7 @@ nowhere else. An answer in parts waits for its asker: each part names the subjec
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from cyxcore.errors import CyxError
 from cyxnet import asking, subjects
 from cyxnet.asking import Part, Question
 from cyxnet.bus import Bus
-from cyxnet.connection import Message
+from cyxnet.connection import Message, block_of
 from cyxnet.inference import Fault, Refusal, fault_type
 from cyxnet.outcomes import ApiError, BusError
 from cyxnet.ratelimit import Places
@@ -64,6 +65,7 @@ class Answering:
         self._asked: dict[str, _Asked] = {}  # by the subject of the answer
         self._bytes = 0
         self._known: dict[bytes, Question] = {}
+        self._blocks: dict[tuple[int, str], bytes] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._subscriptions: list[Any] = []
@@ -177,6 +179,8 @@ class Answering:
             self._forget(asked)
             self._send(asked.reply, replace(_refusal(broken), number=asked.parts), None)
             return
+        if isinstance(frame, x.Reply) and not (frame.more or frame.retry_after_ms) and frame.content_type.isprintable():
+            return self._tell_whole(asked, frame)
         headers, status = {}, 200
         if isinstance(frame, x.Reply):
             asked.content_type, status = frame.content_type, frame.status
@@ -195,6 +199,18 @@ class Answering:
             self._forget(asked)
         if not self._send(asked.reply, part, asked):
             self._end(asked)
+
+    def _tell_whole(self, asked: _Asked, frame: x.Reply) -> None:
+        """The usual answer: one part, whose headers are mostly the same, over and over."""
+        kind = (frame.status, frame.content_type)
+        block = self._blocks.get(kind)
+        if block is None:
+            block = block_of(asking.part_headers(Part(status=frame.status, content_type=frame.content_type)))
+            if len(self._blocks) < KEPT_HEADERS:
+                self._blocks[kind] = block
+        self._forget(asked)
+        with contextlib.suppress(BusError):  # the link is down, and who asks will ask again
+            self._bus.send(asked.reply, frame.body, block)
 
     def _send(self, reply: str, part: Part, asked: _Asked | None) -> bool:
         """False when it cannot be sent: the link is down, and who asks will ask again."""

@@ -182,8 +182,14 @@ async def test_a_stream_comes_in_parts_and_ends_when_its_asker_says_stop(
 
 @pytest.mark.parametrize("how", ["stop", "pause", "shutdown"])
 async def test_a_replica_that_is_ended_answers_first_what_it_has_taken(
-    central: FakeCentral, start_node: Start, join: Any, language_bytes: bytes, how: str
+    central: FakeCentral,
+    start_node: Start,
+    join: Any,
+    language_bytes: bytes,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("cyxnode.state.STOP_GRACE_MS", 60_000)  # however busy the machine is
     node = await start_node()
     register = await serve(node, central, language_bytes, "gguf")
     await central.wait_for("started")
