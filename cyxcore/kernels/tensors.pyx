@@ -208,7 +208,8 @@ cdef class Held:
                 tensors[i + 1] = <PyObject *>others[i]
             else:
                 if _updated(self, op, tensors, count, attrs):
-                    self._wrote()
+                    memory = self._shared() if self._memory is None else self._memory
+                    memory.written = now()
                     return self
         return self._next_generally(op, *others, **attrs)
 
@@ -410,13 +411,10 @@ cdef object _look_up(str op, PyObject **tensors, Py_ssize_t count, dict attrs, P
     for i in range(count):  # from now on the same objects, which are found without comparing
         tensor = <Held>tensors[i]
         tensor.shape, tensor.dtype = call.key[1 + 2 * i], call.key[2 + 2 * i]
-    _calls[_hash_of(key, length)] = call
     length = _key_of(op, tensors, count, attrs, key)
-    if _is_of(call, key, length):
-        _calls[_hash_of(key, length)] = call
-    else:  # attributes are other objects each time
+    if not _is_of(call, key, length):  # attributes are other objects this time
         call.key = tuple([<object>key[i] for i in range(length)])
-        _calls[_hash_of(key, length)] = call
+    _calls[_hash_of(key, length)] = call
     return call
 
 

@@ -1,5 +1,6 @@
 """The compiled kernels: each agrees with the NumPy definition, and gives the same bits whatever runs it."""
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -331,6 +332,8 @@ BIG = [
     Case("matmul", [values((600, 130)), values((90, 600))], {"transpose_a": True, "transpose_b": True}),
     Case("matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((3, 700)), values((700, 900))], {"transpose_a": False, "transpose_b": False}),
+    Case("matmul", [values((1, 700)), values((901, 700))], {"transpose_a": False, "transpose_b": True}),
+    Case("matmul", [values((1, 700)), values((700, 4352))], {"transpose_a": False, "transpose_b": False}),
     Case(
         "conv2d",
         [values((4, 20, 14, 15)), values((30, 20, 3, 3))],
@@ -823,3 +826,17 @@ def test_an_instruction_set_the_machine_lacks_is_refused() -> None:
 def test_a_number_of_threads_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="0"):
         cpu.set_num_threads(0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_row_times_a_matrix_has_the_bits_of_that_row_of_a_product(isa: str, dtype: str, transposed: bool) -> None:
+    cpu.set_isa(isa)
+    attrs = {"transpose_a": False, "transpose_b": transposed}
+    for k, n in itertools.product((1, 7, 16, 33, 300), (1, 5, 16, 31, 32, 300)):
+        rows, b = values((2, k)).astype(dtype), values((n, k) if transposed else (k, n)).astype(dtype)
+        both, one = np.empty((2, n), dtype), np.empty((1, n), dtype)
+        cpu.call("matmul", both, [rows, b], attrs)
+        cpu.call("matmul", one, [rows[:1], b], attrs)
+        assert one.tobytes() == both[:1].tobytes(), (k, n)

@@ -386,6 +386,10 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .b_transposed = (int)call->ints[1]};
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (!out->size) return CYX_OK;
+    if (m == 1 && results.size == 1 && call->group < 2 && (p.b_transposed || n % VN == 0)) {
+        NAME(multiply_row)(p.a, p.b, p.c, n, k, p.b_transposed);
+        return CYX_OK;
+    }
     if (stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed) {
         p.m *= results.size; /* one tall matrix: no output's chain of sums changes */
         return NAME(multiply)(&p);

@@ -17,6 +17,7 @@
 #define INF INFINITY
 #include "reduce.inl"
 #include "softmax.inl"
+#include "gemv.inl"
 #include "gemm.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"
@@ -41,6 +42,7 @@
 #define INF ((double)INFINITY)
 #include "reduce.inl"
 #include "softmax.inl"
+#include "gemv.inl"
 #include "gemm.inl"
 #include "conv2d_blocks.inl"
 #include "conv2d.inl"

@@ -1,0 +1,102 @@
+"""Operations on small tensors one by one, and a plain training step, beside PyTorch: what the way to a kernel costs.
+
+    pip install torch                             # the peer; without it only our own times are shown
+    python -m benchmarks.bench_eager [--quick] [--processor-time]
+
+Nothing is compiled, one thread. Each operation includes its tape where an input requires a gradient. The step is
+mlp_small of bench_train: 64-128-64-10, batch 64, cross-entropy, Adam; PyTorch's with its fused optimiser too. Rounds of
+the two alternate, figures are medians.
+
+Targets: an operation with its tape in less than 200 ns; the step three times faster than PyTorch's fastest.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import cyxcore as cx
+from benchmarks.bench_train import MODELS
+from cyxcore.kernels import cpu
+
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+Run = Callable[[], object]
+
+
+def operations(library: Any) -> Iterator[tuple[str, Run]]:
+    """Of cyxcore or torch, which take the same calls."""
+    rng = np.random.default_rng(0)
+    make = library.tensor
+    x = make(rng.standard_normal(64, dtype=np.float32), requires_grad=True)
+    y, a = make(rng.standard_normal(64, dtype=np.float32)), make(rng.standard_normal((8, 8), dtype=np.float32))
+    yield "x + y, 64 elements, with tape", lambda: x + y
+    yield "y * y, without", lambda: y * y
+    yield "x * 2.0, with tape", lambda: x * 2.0
+    yield "x.exp(), with tape", lambda: x.exp()
+    yield "y.sum()", lambda: y.sum()
+    yield "y > 0", lambda: y > 0
+    yield "a @ a, 8 x 8", lambda: a @ a
+    yield "(x * y).sum().backward()", lambda: (x * y).sum().backward()
+
+
+def step(library: Any, **options: Any) -> Run:
+    case = MODELS["mlp_small"]
+    inputs, labels = case.inputs(np.random.default_rng(0))
+    x, y = library.tensor(inputs), library.tensor(labels)
+    model, loss = case.make(library.nn), library.nn.CrossEntropyLoss()
+    optimizer = getattr(library.optim, case.optimizer)(model.parameters(), lr=0.001, **options)
+
+    def run() -> None:
+        value = loss(model(x), y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
+    options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
+    rounds, burst_s = (5, 0.01) if options.quick else (15, 0.05)
+
+    def once(run: Run) -> float:
+        started, count = clock(), 0
+        while (spent := clock() - started) < burst_s:
+            for _ in range(20):
+                run()
+            count += 20
+        return spent / count
+
+    cpu.set_num_threads(1)
+    rows: list[tuple[str, list[Run]]] = [(name, [run]) for name, run in operations(cx)]
+    last: tuple[str, list[Run]] = ("a training step, mlp_small", [step(cx)])
+    if torch is not None:
+        torch.set_num_threads(1)
+        for (_, runs), (_, theirs) in zip(rows, operations(torch), strict=True):
+            runs.append(theirs)
+        last[1].extend([step(torch), step(torch, fused=True)])
+    print(f"{cpu.isa()}, one thread; torch {'missing' if torch is None else torch.__version__}")
+    print(f"{'':34}{'cyx ns':>10}{'torch ns':>12}{'ratio':>8}")
+    for name, runs in [*rows, last]:
+        times: list[list[float]] = [[] for _ in runs]
+        for _ in range(rounds):
+            for found, run in zip(times, runs, strict=True):
+                found.append(once(run))
+        ours, *others = [statistics.median(found) for found in times]
+        beside = f"{min(others) * 1e9:12.0f}{min(others) / ours:8.2f}" if others else ""
+        print(f"{name:34}{ours * 1e9:10.0f}{beside}")
+
+
+if __name__ == "__main__":
+    main()
