@@ -318,6 +318,8 @@ class Tensor(Held, Leaving):
             raise GradientError(
                 "backward: expected a real scalar, got a complex one; take abs() or real(), or pass a gradient"
             )
+        if gradient is None and type(self._data) is np.ndarray:
+            return self._constant(1.0, self.dtype)
         if isinstance(gradient, Tensor) and gradient.dtype == self.dtype:
             start = gradient.to(self.device)
         else:
