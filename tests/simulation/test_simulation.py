@@ -27,6 +27,7 @@ FOUND_AT = {
     "cancel_after_completion": 58,
     "memory_forgotten": 48,
     "no_catch_up": 14,
+    "no_for_a_clock": 84,
     "old_session_returns": 56,
     "read_from_lagging_replica": 41,
     "two_views": 172,
