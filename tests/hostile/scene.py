@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cyxcore.spec import BatchMetrics, TrainingSummary
-from cyxnet import credentials, jobfile, subjects
+from cyxnet import artifacts, credentials, jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.bus import Bus
 from cyxnet.client import AsyncClient, new_job_id
@@ -228,6 +228,10 @@ class Scene:
         loaded = jobfile.load(EXAMPLE)
         await self.honest.faucet()
         self.data = await self.honest.upload(loaded.data_path)
+        for client in self.clients:  # a job names what its client sent, a node delivers what it sent itself
+            await client.upload(loaded.data_path)
+        for node in self.nodes:
+            await artifacts.put(node.bus, node.node_id, loaded.data_path)
         self.job = replace(loaded.request(self.data), amount_base_units=AMOUNT)
         await self.clients[0].faucet(10**12, 10**10)
         await self.clients[0].faucet(10**12, 10**10)
