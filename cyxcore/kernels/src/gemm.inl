@@ -386,8 +386,9 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .b_transposed = (int)call->ints[1]};
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
     if (!out->size) return CYX_OK;
-    if (m == 1 && results.size == 1 && call->group < 2 && (p.b_transposed || n % VN == 0)) {
+    if (m == 1 && results.size == 1 && p.plus.at != p.c && (p.b_transposed || n % VN == 0)) {
         NAME(multiply_row)(p.a, p.b, p.c, n, k, p.b_transposed);
+        for (int64_t column = 0; p.plus.at && column < n; column++) p.c[column] += p.plus.at[column];
         return CYX_OK;
     }
     if (stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed) {
