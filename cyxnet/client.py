@@ -541,6 +541,8 @@ def retry_pause_s(error: BaseException, delay_s: float) -> float | None:
     """How long to wait before asking again; None: this error stays as it is."""
     if isinstance(error, BusError):
         return delay_s
+    if isinstance(error, ApiError) and error.code == "price_expired" and delay_s > 1:
+        return None  # asked again just now, another central had not taken the job; the price does not get younger
     if isinstance(error, ApiError) and error.status in (429, 503):
         return max(delay_s, (error.retry_after_ms or 0) / 1000)
     return None

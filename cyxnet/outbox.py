@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from cyxnet.config import ConfigError, write_atomically
-from cyxnet.messages import JobId, JobRequest
+from cyxnet.messages import JobId, JobRequest, Price
 
 FOLDER = "outbox"
 
@@ -18,7 +18,8 @@ FOLDER = "outbox"
 class Kept(Struct, kw_only=True, frozen=True):
     """A job to submit later. data_path: where its data was; the digest in `job` says whether it still is that.
 
-    fetched: the data was fetched or packed for this job, and goes when the job does.
+    fetched: the data was fetched or packed for this job, and goes when the job does. price: of its quote, to be charged
+    at most.
     """
 
     job_id: JobId
@@ -27,6 +28,7 @@ class Kept(Struct, kw_only=True, frozen=True):
     kept_at_ms: int
     reason: str
     fetched: bool = False
+    price: Price | None = None
 
 
 def keep(folder: Path, kept: Kept) -> Path:

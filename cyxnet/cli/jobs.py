@@ -59,8 +59,8 @@ async def _submit(job: LoadedJob, args: argparse.Namespace, screen: Screen) -> i
         try:
             reply = await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
         except (BusError, ApiError) as error:  # the pauses of the client are used up
-            if isinstance(error, ApiError) and error.status != 503:
-                raise
+            if isinstance(error, ApiError) and (error.status != 503 or error.code == "price_expired"):
+                raise  # what waits is worth nothing with a price that is old already
             raise _kept(args.dir, prepared, job.fetched, error) from None
         if not args.wait:
             screen.result(f"{reply.job_id} is submitted; follow it with: cyx watch {reply.job_id}", reply)
@@ -86,6 +86,7 @@ def _kept(folder: Path, prepared: Prepared, fetched: bool, error: CyxError) -> K
             kept_at_ms=time.time_ns() // 1_000_000,
             reason=str(error),
             fetched=fetched,
+            price=prepared.price,
         ),
     )
     return KeptForLater(f"{error}; {job_id} is kept, not lost: cyx outbox --send submits it, once at most")
@@ -136,6 +137,7 @@ async def _send(client: AsyncClient, kept: outbox.Kept, screen: Screen) -> m.Job
             f"{data_path}: the data of {kept.job_id} is gone; bring it back, or: cyx outbox --forget {kept.job_id}"
         )
     prepared = await client.prepare(kept.job, data_path, kept.job_id)
+    prepared.price = kept.price
     return await client.place(prepared, lambda done, total: screen.advance("upload", done, total))
 
 

@@ -672,6 +672,33 @@ async def test_a_job_whose_submit_nobody_answers_is_kept_and_sent_later_under_it
     assert "no job waits" in (await cyx("outbox"))[1]
 
 
+async def test_a_kept_job_is_charged_no_more_than_its_quote_said_and_one_whose_price_expired_is_not_kept(
+    central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    errors: list[Exception] = [BusError("no answer"), ApiError("price_expired", "the price expired 9 s ago", 503)]
+    prices: list[m.Price | None] = []
+
+    async def place(client: AsyncClient, prepared: Prepared, on_upload: object = None) -> m.SubmitReply:
+        prices.append(prepared.price)
+        if len(prices) <= len(errors):
+            raise errors[len(prices) - 1]
+        return m.SubmitReply(job_id=prepared.job_id, status="funding", terms=prepared.quote.terms)
+
+    price = m.Price(job_sha256="0" * 64, client="1" * 32, max_base_units=7, expires_ms=1, signature="0" * 128)
+    (tmp_path / "price").write_bytes(msgspec.json.encode(price))
+    monkeypatch.setattr(AsyncClient, "place", place)
+    submit = ("submit", str(EXAMPLES / "diabetes.toml"), "--quote", str(tmp_path / "price"))
+    assert "is kept, not lost" in (await cyx(*submit))[2]
+    code, _, said = await cyx("outbox", "--send")
+    assert code and "the price expired" in said and len(outbox.waiting(tmp_path)) == 1
+    assert (await cyx("outbox", "--send"))[0] == 0
+    assert prices == [price] * 3
+    errors[:] = [ApiError("price_expired", "the price expired 9 s ago", 503)] * 4
+    code, _, said = await cyx(*submit)
+    assert code and "the price expired 9 s ago" in said and "kept" not in said
+    assert outbox.waiting(tmp_path) == []
+
+
 @pytest.mark.parametrize("then", ["--send", "--forget"])
 async def test_fetched_data_stays_as_long_as_its_job_waits_and_no_longer(
     central: FakeCentral, cyx: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, then: str

@@ -450,6 +450,11 @@ def test_only_silence_and_busyness_are_tried_again(error: Exception, pause_s: fl
     assert retry_pause_s(error, 2.0) == pause_s
 
 
+def test_a_price_that_expired_is_sent_twice_more_and_not_for_half_a_minute():
+    expired = ApiError("price_expired", "the price expired 9 s ago", 503)
+    assert [retry_pause_s(expired, delay_s) for delay_s in (0.1, 1.0, 2.0, 4.0)] == [0.1, 1.0, None, None]
+
+
 @pytest.mark.parametrize(
     ("name", "slug"), [("Digits: a test!", "digits-a-test"), ("日本", "job"), ("x" * 90, "x" * 40), ("--", "job")]
 )
