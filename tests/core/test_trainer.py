@@ -282,8 +282,12 @@ def test_ctrl_c_stops_after_the_batch_and_keeps_what_was_learned(capsys: pytest.
 
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        fit(trainer(), callbacks=[Pressing(2, times=2)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a program started in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(trainer(), callbacks=[Pressing(2, times=2)])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_averaged_weights_are_what_is_judged_and_handed_out() -> None:
