@@ -28,6 +28,7 @@ PREDICT = "/v1/predict"
 PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
 TIMEOUT_MS = 60_000  # of a question that names none
 WINDOW, PATIENCE_S, STOP = 32, 10.0, b"stop"
+LONGEST_HEADER_CHARS = 200
 ROUTE = re.compile(r"/[a-z0-9_/.-]{0,100}")
 Status = Annotated[int, Meta(ge=200, le=599)]
 
@@ -96,10 +97,10 @@ def part_of(payload: bytes, headers: Mapping[str, str]) -> Part:
     return Part(
         body=payload,
         status=_whole(headers, "Cyx-Status", 200, 599),
-        content_type=headers.get("Content-Type", JSON),
+        content_type=_text(headers, "Content-Type", JSON),
         number=_whole(headers, "Cyx-Part", 0, 2**53),
         end="Cyx-End" in headers,
-        headers={name: headers[name] for name in KEPT if name in headers},
+        headers={name: _text(headers, name) for name in KEPT if name in headers},
     )
 
 
@@ -121,6 +122,14 @@ def asker(subject: str, reply: str) -> str | None:
     """Who asks on this subject, as the broker has let them; None where the answer would go to somebody else."""
     caller = subjects.last_token(subject)
     return caller if reply.startswith(subjects.reply(caller, "")) else None
+
+
+def _text(headers: Mapping[str, str], name: str, default: str = "") -> str:
+    """What a header says, which may go on over HTTP: nothing in it may end a line there."""
+    text = headers.get(name, default)
+    if not (text.isascii() and text.isprintable() and len(text) <= LONGEST_HEADER_CHARS):
+        raise BadQuestion(f"{name}: expected at most {LONGEST_HEADER_CHARS} letters of ASCII, got {text[:40]!r}")
+    return text
 
 
 def _whole(headers: Mapping[str, str], name: str, least: int, most: int, default: int | None = None) -> int:

@@ -8,8 +8,9 @@ a whole question breaks off. Of a stream, what was given out cannot be taken bac
 
 import asyncio
 import contextlib
+import itertools
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from cyxnet import asking, subjects
@@ -24,6 +25,8 @@ BETWEEN_PARTS_S = 60.0
 PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # before a question is asked again
 ACKNOWLEDGE_EVERY = asking.WINDOW // 4  # parts that were taken; a replica waits when too many are not
 TRY_ANOTHER = (429, 503)  # statuses: this replica cannot now, the next one may
+MOST_WAITING = 4 * asking.WINDOW  # parts that came and were not taken; a replica that keeps to the rules has fewer
+LARGEST_ANSWER_BYTES = 2**30  # of one that is wanted whole
 LARGEST_QUESTION_BYTES = 2**20  # the broker takes messages of 2 MiB, headers included
 NOBODY = "nobody serves it"
 
@@ -66,9 +69,9 @@ class Questions:
             raise ApiError("too_large", why, 413)
         await self._listen()
         clock = asyncio.get_running_loop().time
-        until_s, tries, why = clock() + patience_s, 0, NOBODY
+        until_s, tries, silences, why = clock() + patience_s, 0, 0, NOBODY
         while (left_s := until_s - clock()) > 0:
-            wait_s = min(silence_s * 2**tries, left_s)
+            wait_s = min(silence_s * 2**silences, left_s)
             pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
             tries += 1
             with _Try(self, deployment, question, wait_s) as one:
@@ -78,6 +81,7 @@ class Questions:
                     first, why = None, NOBODY if isinstance(error, _Nobody) else str(error)
                 else:
                     why = f"silent for {wait_s:g} s" if first is None else f"it answered {first.status}"
+                    silences += first is None
                     if first is not None:
                         pause_s = max(pause_s, retry_after_s(first))
                         if first.status not in TRY_ANOTHER or clock() + pause_s >= until_s:
@@ -91,17 +95,24 @@ class Questions:
     async def answer(
         self, deployment: str, question: Question, *, patience_s: float = PATIENCE_S, silence_s: float = SILENCE_S
     ) -> Part:
-        """The whole answer as one part; asked again when it breaks off. Raises NoReplica, BusError."""
+        """The whole answer as one part; asked again when it breaks off.
+
+        Raises NoReplica, BrokenOff when it still breaks off at the end of its patience, BusError, ApiError as ask()
+        does, and for an answer of more than LARGEST_ANSWER_BYTES.
+        """
         clock = asyncio.get_running_loop().time
-        until_s = clock() + patience_s
-        while True:
-            left_s = max(until_s - clock(), 0.001)
+        until_s, left_s = clock() + patience_s, patience_s
+        for pause_s in itertools.chain(PAUSES_S, itertools.repeat(PAUSES_S[-1])):
             try:
-                parts = self.ask(deployment, question, patience_s=left_s, silence_s=silence_s)
-                return _whole([part async for part in parts])
+                async with contextlib.aclosing(
+                    self.ask(deployment, question, patience_s=left_s, silence_s=silence_s)
+                ) as parts:
+                    return await _whole(parts)
             except BrokenOff:
-                if clock() >= until_s:
+                if (left_s := until_s - clock() - pause_s) <= 0:
                     raise
+            await asyncio.sleep(pause_s)
+        raise AssertionError("unreachable")
 
     async def _listen(self) -> None:
         """Hear every answer to this caller, from the first question on."""
@@ -116,7 +127,7 @@ class Questions:
 
     def _take(self, message: Message) -> None:
         arrived = self._open.get(subjects.last_token(message.subject))
-        if arrived is not None:  # else of a question that was given up
+        if arrived is not None and arrived.qsize() <= MOST_WAITING:  # else given up, or of who does not wait for us
             arrived.put_nowait(message)
 
 
@@ -159,7 +170,7 @@ class _Try:
                 message = await self._arrived.get()
         except TimeoutError:
             return None
-        if message.status == "503":
+        if message.status == "503" and not self._parts:
             self.ended = True
             raise _Nobody
         try:
@@ -198,11 +209,11 @@ def retry_after_s(part: Part) -> float:
     return 0.0
 
 
-def _whole(parts: list[Part]) -> Part:
-    first = parts[0]
-    return Part(
-        body=b"".join(part.body for part in parts),
-        status=first.status,
-        content_type=first.content_type,
-        headers=first.headers,
-    )
+async def _whole(parts: AsyncIterator[Part]) -> Part:
+    first, body = await anext(parts), bytearray()
+    body += first.body
+    async for part in parts:
+        body += part.body
+        if len(body) > LARGEST_ANSWER_BYTES:
+            raise ApiError("too_large", f"the answer has more than {LARGEST_ANSWER_BYTES} bytes", 502)
+    return Part(body=bytes(body), status=first.status, content_type=first.content_type, headers=first.headers)

@@ -29,6 +29,7 @@ MAX_IN_FLIGHT = 1024  # of which one caller gets half at the most
 MAX_BYTES = 256 * 2**20  # of the questions in flight
 LOOK_S = 0.5  # how late it may be noticed that nobody waits any more
 BUSY_RETRY_MS = 200
+GOODBYE_S = 2.0  # for the broker to send what was on its way here when we ended
 KEPT_HEADERS, KEPT_HEADER_BYTES = 256, 512  # of different ones, whose meaning is remembered
 
 
@@ -56,7 +57,7 @@ class _Asked:
 
 
 class Answering:
-    """Between a connection of its own and a replica: `await open()`, `await stop()` where there is time, `close()`."""
+    """Between a connection of its own and a replica: open(), stop() where there is time, close()."""
 
     def __init__(self, bus: Bus, replica: x.Exchange, mine: Mine, clock: Callable[[], float] = time.monotonic):
         self.refused = 0  # questions that the replica never saw
@@ -68,7 +69,8 @@ class Answering:
         self._blocks: dict[tuple[int, str], bytes] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._subscriptions: list[Any] = []
+        self._questions: Any = None  # the subscription to them, while there is one
+        self._closed = False
         self._looking: asyncio.Task[None] | None = None
 
     @property
@@ -78,27 +80,42 @@ class Answering:
     async def open(self) -> None:
         """From here on it is asked. Raises BusError."""
         deployment = self._mine.deployment
-        self._subscriptions.append(await self._bus.attend(subjects.taken(deployment, "*", "*"), self._on_taken))
+        await self._bus.attend(subjects.taken(deployment, "*", "*"), self._on_taken)
         infer = subjects.infer(deployment, "*")
-        self._subscriptions.append(await self._bus.attend(infer, self._on_question, subjects.REPLICAS))
+        self._questions = await self._bus.attend(infer, self._on_question, subjects.REPLICAS)
         self._looking = asyncio.create_task(self._look())
 
     async def stop(self, within_s: float) -> None:
         """Take no new questions; wait until those in flight are answered, for within_s at most."""
         try:
             async with asyncio.timeout(within_s):
-                await self._subscriptions[1].unsubscribe()
-                await self._bus.round_trip()  # what came before has been given to us then
+                await self._take_no_more()
                 await self._idle.wait()
                 await self._bus.round_trip()  # and the last answer to the broker
         except (TimeoutError, BusError):
             pass
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Whoever still waits is told that there is no answer; so is whoever asked while we ended."""
+        self._closed = True
         for asked in list(self._asked.values()):
-            self._end(asked)
+            self._replica.drop(asked.number)
+            self._tell(asked, None)
         if self._looking:
             self._looking.cancel()
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await self._take_no_more()
+                await self._bus.round_trip()
+        except (TimeoutError, BusError):
+            pass  # who asked hears nothing, and asks again
+
+    async def _take_no_more(self) -> None:
+        """What the broker sent before has been given to us then. Raises BusError."""
+        questions, self._questions = self._questions, None
+        if questions is not None:
+            await questions.unsubscribe()
+            await self._bus.round_trip()
 
     # -- questions -----------------------------------------------------------------------------------
 
@@ -132,8 +149,10 @@ class Answering:
         return known
 
     def _refuse_unless_welcome(self, caller: str, size: int) -> None:
-        """Raises ApiError: 403 for whom it is not for, 429 when too much is in flight."""
+        """Raises ApiError: 403 for whom it is not for, 429 when too much is in flight, 503 when it has ended."""
         mine = self._mine
+        if self._closed:
+            raise _broken_off()
         if not (mine.public or caller == mine.owner):
             raise ApiError("not_allowed", f"{mine.deployment} answers its owner only, and {caller} is not", 403)
         if self._replica.is_full or self._bytes + size > MAX_BYTES or not self._places.take(caller):
@@ -175,9 +194,8 @@ class Answering:
 
     def _tell(self, asked: _Asked, frame: x.Reply | x.Part | None) -> None:
         if frame is None or isinstance(frame, x.Part) and frame.broken:
-            broken = ApiError("broken_off", "the replica ended before its answer did; ask again", 503, BUSY_RETRY_MS)
             self._forget(asked)
-            self._send(asked.reply, replace(_refusal(broken), number=asked.parts), None)
+            self._send(asked.reply, replace(_refusal(_broken_off()), number=asked.parts), None)
             return
         if isinstance(frame, x.Reply) and not (frame.more or frame.retry_after_ms) and frame.content_type.isprintable():
             return self._tell_whole(asked, frame)
@@ -226,6 +244,10 @@ class Answering:
 
 def retry_after(wait_ms: int) -> dict[str, str]:
     return {"Retry-After": str(-(-wait_ms // 1000)), "Retry-After-Ms": str(wait_ms)}
+
+
+def _broken_off() -> ApiError:
+    return ApiError("broken_off", "the replica ended before its answer did; ask again", 503, BUSY_RETRY_MS)
 
 
 def _refusal(error: CyxError) -> Part:

@@ -165,6 +165,7 @@ class Exchange:
         self._numbers = itertools.count(1)
         self._asked: dict[int, Tell] = {}
         self._left: dict[int, int] = {}  # of answers in parts: how many may come
+        self._over = False
         self._wire: Wire
 
     @classmethod
@@ -190,6 +191,8 @@ class Exchange:
         number = next(self._numbers)
         self._asked[number] = tell
         self._wire.send(Ask(number, method, path, content_type, accept, body))
+        if self._over:
+            asyncio.get_running_loop().call_soon(self._end_all)
         return number
 
     def took(self, number: int, parts: int) -> None:
@@ -225,8 +228,13 @@ class Exchange:
         tell(frame)
 
     def _on_lost(self, why: str) -> None:
+        self._over = True
+        self._end_all()
+        self._lost_told(why)
+
+    def _end_all(self) -> None:
+        """Nothing of what was asked will be answered."""
         asked, self._asked = self._asked, {}
         self._left.clear()
         for tell in asked.values():
             tell(None)
-        self._lost_told(why)

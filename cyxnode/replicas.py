@@ -147,7 +147,7 @@ class Service:
                 await self._ending.wait()
                 await answering.stop(self._drain_s)
             finally:
-                answering.close()
+                await answering.close()
         finally:
             await bus.close()
 

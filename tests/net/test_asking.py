@@ -52,3 +52,10 @@ def test_a_deployment_belongs_to_the_caller_its_id_was_made_for():
     mine = subjects.deployment_id("digits", "c-1")
     assert subjects.is_owned(mine, "c-1") and not subjects.is_owned(mine, "c-2")
     assert not subjects.is_owned("digits", "c-1")
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "Retry-After"])
+def test_what_a_replica_says_ends_no_line_of_who_passes_it_on(name):
+    headers = asking.part_headers(Part()) | {name: "1\nSet-Cookie: a=b"}
+    with pytest.raises(BadQuestion, match=name):
+        asking.part_of(b"", headers)

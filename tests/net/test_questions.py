@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from cyxnet import asking, subjects
+from cyxnet import asking, questions, subjects
 from cyxnet.asking import Part, Question
 from cyxnet.bus import ApiError, Bus
-from cyxnet.questions import BrokenOff, NoReplica, Questions
+from cyxnet.questions import MOST_WAITING, BrokenOff, NoReplica, Questions, _Try
 
 DEPLOYMENT = "digits-0123456789ab"
 CALLER = "c-1"
@@ -187,3 +187,59 @@ async def test_garbage_for_an_answer_is_no_answer(broker, replicas, asker):
     replica.take = garbage
     await replica.serve()
     assert (await asker.answer(DEPLOYMENT, Question())).body == b"yes"
+
+
+async def test_a_broker_that_speaks_in_the_middle_of_an_answer_is_no_broker(replicas, asker):
+    """A replica may send what looks like the broker's word that nobody listens."""
+    replica = await replicas(None)
+    begun = asking.part_headers(Part(end=False))
+
+    def take(message):
+        replica.bus.send(message.reply, b"ha", begun)
+        replica.bus.send(message.reply, b"", b"NATS/1.0 503\r\n\r\n")
+
+    await replica.subscription.unsubscribe()
+    replica.take = take
+    await replica.serve()
+    with pytest.raises(BrokenOff):
+        async for part in asker.ask(DEPLOYMENT, Question()):
+            assert part.body == b"ha"
+
+
+async def test_only_silence_makes_the_wait_for_the_next_replica_longer(replicas, asker, monkeypatch):
+    waits, ask_next = [], _Try.next
+
+    async def seen(one, within_s):
+        waits.append(within_s)
+        return await ask_next(one, within_s)
+
+    monkeypatch.setattr(_Try, "next", seen)
+    busy = whole(b"no", status=429)
+    await replicas(busy, busy, None, None, whole(b"yes"))
+    assert (await asker.answer(DEPLOYMENT, Question(), silence_s=0.05)).body == b"yes"
+    assert waits == [0.05, 0.05, 0.05, 0.1, 0.2]
+
+
+async def test_who_breaks_off_again_and_again_is_not_asked_without_a_pause(replicas, asker):
+    broken = [Part(body=b"ha", end=False), Part(body=b"", status=503, number=1)]
+    replica = await replicas(*[broken] * 50)
+    with pytest.raises(BrokenOff):
+        await asker.answer(DEPLOYMENT, Question(), patience_s=0.3)
+    assert len(replica.asked) <= 3  # the pauses before a fourth time are longer than the patience
+
+
+async def test_a_replica_that_does_not_wait_for_its_asker_fills_no_memory(replicas, asker):
+    await replicas([Part(body=b"x", number=n, end=False) for n in range(MOST_WAITING + 100)])
+    parts = asker.ask(DEPLOYMENT, Question())
+    await anext(parts)
+    await asker._bus.round_trip()
+    (arrived,) = asker._open.values()
+    assert arrived.qsize() <= MOST_WAITING + 1
+    await parts.aclose()
+
+
+async def test_an_answer_that_is_too_large_to_be_kept_is_one_clear_error(replicas, asker, monkeypatch):
+    monkeypatch.setattr(questions, "LARGEST_ANSWER_BYTES", 10)
+    await replicas(list(asking.parts_of(Part(body=bytes(2**19)))))
+    with pytest.raises(ApiError, match="more than 10 bytes"):
+        await asker.answer(DEPLOYMENT, Question())

@@ -226,3 +226,13 @@ async def test_a_process_that_sends_more_than_was_asked_for_is_given_up() -> Non
         parts += isinstance(said, x.Part)
     assert parts == WINDOW and "more parts" in lost[0]
     theirs.close()
+
+
+async def test_who_asks_a_replica_that_is_gone_is_told_so() -> None:
+    theirs, exchange, lost = await pair(print)
+    theirs.close()
+    while not lost:
+        await asyncio.sleep(0)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
+    assert await told.get() is None and exchange.in_flight == 0

@@ -1,0 +1,92 @@
+"""Questions from a real broker, and a replica made of its words alone."""
+
+import asyncio
+
+import pytest
+
+from cyxnet import subjects
+from cyxnet.bus import Bus
+from cyxnode.answering import Answering, Mine
+
+CALLER = "c-1"
+MINE = Mine(deployment="digits-0123456789ab", owner=CALLER, public=False)
+
+
+class Silent:
+    """An exchange with a replica that answers nothing."""
+
+    is_full = False
+
+    def __init__(self):
+        self.asked, self.dropped = asyncio.Queue(), []
+
+    def ask(self, method, path, content_type, accept, body, tell):
+        self.asked.put_nowait(tell)
+        return 1
+
+    def drop(self, number):
+        self.dropped.append(number)
+
+
+class Asker:
+    """Sends questions, and keeps what it hears."""
+
+    def __init__(self, bus):
+        self.bus, self.heard = bus, asyncio.Queue()
+
+    def ask(self, token):
+        self.bus.send(subjects.infer(MINE.deployment, CALLER), b"1", {}, subjects.reply(CALLER, token))
+
+    async def status(self):
+        message = await self.heard.get()
+        return message.headers.get("Cyx-Status"), message.data
+
+
+@pytest.fixture
+async def asker(broker):
+    made = Asker(await Bus.connect(broker.url("edge"), name="client"))
+    await made.bus.attend(subjects.reply(CALLER, "*"), made.heard.put_nowait)
+    yield made
+    await made.bus.close()
+
+
+@pytest.fixture
+async def answering(broker):
+    bus = await Bus.connect(broker.url("edge"), name="replica")
+    made = Answering(bus, Silent(), MINE)
+    await made.open()
+    yield made
+    await made.close()
+    await bus.close()
+
+
+async def test_who_waits_for_a_replica_that_ends_is_told_at_once(answering, asker):
+    asker.ask("a")
+    await answering._replica.asked.get()
+    await answering.close()
+    await answering._bus.close()
+    status, said = await asker.status()
+    assert status == "503" and b"broken_off" in said
+    assert answering.in_flight == 0 and answering._replica.dropped == [1]
+
+
+async def test_a_question_that_comes_while_it_ends_is_refused_at_once(answering, asker):
+    take_no_more, held = answering._take_no_more, asyncio.Event()
+
+    async def later():
+        await held.wait()
+        await take_no_more()
+
+    answering._take_no_more = later
+    closing = asyncio.ensure_future(answering.close())
+    await asyncio.sleep(0)
+    asker.ask("a")
+    assert (await asker.status())[0] == "503" and answering._replica.asked.empty()
+    held.set()
+    await closing
+
+
+async def test_it_is_asked_nothing_once_it_has_stopped(answering, asker):
+    await answering.stop(30.0)
+    asker.ask("a")
+    assert (await asker.heard.get()).status == "503"  # of the broker: nobody listens
