@@ -34,7 +34,7 @@ OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that cent
 NO_STATE = (jobs.BAD_CHECKPOINT, "bad_artifact")  # codes of runs that may have found their checkpoint unusable
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
-PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state
+PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state; a replica its drain_s besides
 NODE_GONE = "the node that held the lease is gone"
 MOST_LEASES_AT_ONCE = 500  # that are lost together with their node
 COMMAND_TIMEOUT_S = 3.0
@@ -372,8 +372,9 @@ class Dispatch:
             return None
         if job.pause_requested:
             self.advanced(*key, "pausing")
-            if now_ms - self._advanced[key][1] > PAUSE_GRACE_MS:
-                return jobs.PAUSED, f"the node did not store its state within {PAUSE_GRACE_MS} ms"
+            grace_ms = PAUSE_GRACE_MS + (job.job.serve.drain_s * 1000 if job.job.serve else 0)
+            if now_ms - self._advanced[key][1] > grace_ms:
+                return jobs.PAUSED, f"the node did not end the run within {grace_ms} ms"
             return None
         if job.job.serve and job.attempts[-1].started_at_ms is not None:
             return None  # it is ready: whoever asks sees whether it answers

@@ -2,11 +2,12 @@
 
 Jobs that need the same device and cores stand in one tree, sorted by the memory they need; every subtree knows its
 earliest place. "The first that needs at most so many bytes" is then a walk from the root to a leaf, however many
-jobs stand before it that need more. Jobs in back-off wait aside until their time.
+jobs stand before it that need more. Those that ask for one node and no other stand apart, by its name: while it has no
+room, nobody looks at them. Jobs in back-off wait aside until their time.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cyxcentral import tree
@@ -17,10 +18,11 @@ Place = tuple[int, str]
 
 
 class Needs(NamedTuple):
-    """What jobs of one group need, besides memory."""
+    """What jobs of one group need, besides memory. node_id: of the one node that they ask for; empty for any."""
 
     cuda: bool
     cores: int
+    node_id: str = ""
 
 
 class Spot(NamedTuple):
@@ -40,7 +42,8 @@ def _earliest(value: Any, key: tuple[int, Place], before: Place | None, after: P
 
 
 def needs_of(job: Job) -> Needs:
-    return Needs(job.job.needs.device == "cuda", job.job.needs.cores)
+    needs = job.job.needs
+    return Needs(needs.device == "cuda", needs.cores, needs.node_id)
 
 
 def _spot(job: Job) -> Spot:
@@ -58,7 +61,7 @@ class Line:
 
     def __init__(self) -> None:
         self._spots: dict[str, Spot] = {}
-        self._trees: dict[Needs, tree.Tree] = {}  # those that may start now
+        self._trees: dict[str, dict[Needs, tree.Tree]] = {"": {}}  # those that may start now, by the node they ask for
         self._ready: set[str] = set()  # ids of the jobs in the trees
         self._new: list[str] = []  # ids of jobs in back-off that wait for the next `advance` to tell the time
         self._due_ms: dict[str, int] = {}  # of the jobs in back-off
@@ -87,7 +90,8 @@ class Line:
 
     def _stand(self, job_id: str, spot: Spot) -> None:
         self._ready.add(job_id)
-        self._trees[spot.needs] = tree.put(self._trees.get(spot.needs), spot.key, None, _earliest)
+        trees = self._trees.setdefault(spot.needs.node_id, {})
+        trees[spot.needs] = tree.put(trees.get(spot.needs), spot.key, None, _earliest)
 
     def enter_all(self, jobs: Iterable[Job]) -> None:
         """The same for many jobs, into an empty line: linear once they are sorted."""
@@ -102,7 +106,7 @@ class Line:
             groups.setdefault(spot.needs, []).append((spot.key, None))
         for needs, items in groups.items():
             if built := tree.built(sorted(items), _earliest):
-                self._trees[needs] = built
+                self._trees.setdefault(needs.node_id, {})[needs] = built
 
     def leave(self, job_id: str) -> None:
         """A job waits no longer; nothing happens when it does not wait."""
@@ -111,11 +115,14 @@ class Line:
         if spot is None or job_id not in self._ready:
             return
         self._ready.discard(job_id)
-        rest = tree.drop(self._trees[spot.needs], spot.key, _earliest)
-        if rest is None:
-            del self._trees[spot.needs]
-        else:
-            self._trees[spot.needs] = rest
+        trees = self._trees[spot.needs.node_id]
+        rest = tree.drop(trees[spot.needs], spot.key, _earliest)
+        if rest is not None:
+            trees[spot.needs] = rest
+            return
+        del trees[spot.needs]
+        if not trees and spot.needs.node_id:
+            del self._trees[spot.needs.node_id]
 
     def advance(self, now_ms: int) -> None:
         """Let jobs whose back-off is over stand with the others."""
@@ -143,13 +150,14 @@ class Line:
             heapq.heappop(self._resting)
         return None
 
-    def first(self, largest_free_bytes: Callable[[Needs], int | None]) -> str | None:
+    def first(self, largest_free_bytes: Callable[[Needs], int | None], free_nodes: Collection[str]) -> str | None:
         """The id of the first job that some node has room for.
 
         largest_free_bytes: the most memory that is free on one node with such a device and cores; None without one.
+        free_nodes: ids of the nodes with a free run.
         """
         best: Place | None = None
-        for needs, group in self._trees.items():
+        for needs, group in self._groups(free_nodes):
             if best is not None and best < group.summary:
                 continue  # nobody in this group stands earlier
             free_bytes = largest_free_bytes(needs)
@@ -158,9 +166,16 @@ class Line:
                 best = found
         return best[1] if best else None
 
+    def _groups(self, free_nodes: Collection[str]) -> Iterator[tuple[Needs, tree.Tree]]:
+        yield from self._trees[""].items()
+        few, many = sorted((free_nodes, self._trees), key=len)
+        for node_id in few:
+            if node_id and node_id in many:
+                yield from self._trees[node_id].items()
+
     def counts(self) -> Mapping[Needs, int]:
         """How many jobs that may start now wait, by their needs."""
-        return {needs: group.size for needs, group in self._trees.items()}
+        return {needs: group.size for trees in self._trees.values() for needs, group in trees.items()}
 
 
 def _first_within(group: tree.Tree | None, memory_bytes: int) -> Place | None:

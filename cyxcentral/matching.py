@@ -59,7 +59,7 @@ class Matching:
         self._line_up(now_ms)
         aside: list[Job] = []
         try:
-            while (job_id := self.line.first(self._largest_free_bytes)) is not None:
+            while (job_id := self.line.first(self._largest_free_bytes, self.room.free_node_ids)) is not None:
                 job = self._waiting[job_id]
                 if best := self._best(job):
                     return Assignment(job_id=job_id, node_id=best[0].node.node_id, explanation=self._explain(job, best))
@@ -112,6 +112,8 @@ class Matching:
         return min(due, default=None)
 
     def _largest_free_bytes(self, needs: Needs) -> int | None:
+        if needs.node_id:
+            return self.room.free_bytes_of(needs.node_id, needs.cuda, needs.cores)
         return self.room.largest_free_bytes(needs.cuda, needs.cores)
 
     def _best(self, job: Job) -> list[Candidate]:

@@ -9,7 +9,7 @@ meets first is the best, exactly, and most of the tree is never opened.
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -105,6 +105,19 @@ class Room:
     @property
     def free_nodes(self) -> int:
         return len(self._placed)
+
+    @property
+    def free_node_ids(self) -> Collection[str]:
+        return self._placed.keys()
+
+    def free_bytes_of(self, node_id: str, cuda: bool, cores: int) -> int | None:
+        """The memory that is free on this node; None when it has no free run, or not such a device or cores."""
+        if node_id not in self._placed:
+            return None
+        candidate = self.candidates[node_id]
+        hardware = candidate.node.hardware
+        fits = hardware.cores >= cores and (bool(hardware.gpus) or not cuda)
+        return candidate.memory_free_bytes if fits else None
 
     def largest_free_bytes(self, cuda: bool, cores: int) -> int | None:
         """The most memory that is free on one node with a free run and so many cores; None when there is none."""

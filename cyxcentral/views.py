@@ -176,9 +176,15 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             return f"{job.not_before_ms - now_ms} ms of back-off after attempt {job.attempt} was lost"
         case "queued" if not candidates:
             return "a node: none is registered"
+        case "queued" if wanted := job.job.needs.node_id:
+            found = [c for c in candidates if c.node.node_id == wanted]
+            why_not = (schedule.refusal(job, found[0]) or "free") if found else "offline"
+            return f"node {wanted}, which is asked for and no other ({why_not})"
         case "queued":
             why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
             return "a free node (" + "; ".join(why) + ")"
+        case "leased" if job.job.serve and job.pause_requested:
+            return f"node {job.attempts[-1].node_id} to answer what its replica has taken, and stop"
         case "leased" if job.job.serve and job.attempts[-1].started_at_ms is not None:
             left_s = (jobs.bought_ms(job) - job.served_ms(now_ms)) // 1000
             return f"the time that was bought to be used up: {max(left_s, 0)} s are left"
@@ -186,6 +192,8 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             return f"node {job.attempts[-1].node_id} to store its state and stop"
         case "leased" if not job.funded:
             return f"the deposit to be final on the chain; node {job.attempts[-1].node_id} prepares the job meanwhile"
+        case "leased" if job.job.serve:
+            return f"node {job.attempts[-1].node_id} to fetch the model, and to load it"
         case "leased":
             return f"node {job.attempts[-1].node_id} to deliver attempt {job.attempt}"
         case "settling":

@@ -1,5 +1,6 @@
 """Jobs that serve, at a central with a real broker and a node made of its words alone."""
 
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
 from cyxnet.credentials import as_node
 from tests.central import facts as f
+from tests.central import worlds
 from tests.central.test_dispatch import KEY, NODE, SmallCentral, failed, heartbeat, leased, register, started
 
 JOB = subjects.job_event("job-1")
@@ -191,3 +193,37 @@ def test_a_model_needs_memory_by_its_size_unless_its_submitter_knows_better():
     job = f.job_request(**served(memory_bytes=2**30), dataset=m.ArtifactRef(sha256="a" * 64, size=size))
     assert intake.examine(job).memory_bytes == intake.BASE_MEMORY_BYTES + 2 * size + 2**30
     assert intake.examine(replace(job, needs=m.Needs(memory_bytes=5))).memory_bytes == 5
+
+
+async def test_a_replica_that_is_paused_has_its_time_to_answer_what_it_took(central, monkeypatch):
+    monkeypatch.setattr("cyxcentral.dispatch.PAUSE_GRACE_MS", -1)
+    await ready(central, drain_s=600)
+    await central.say(JOB, f.PAUSED)
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].status == "leased"
+    monkeypatch.setattr("cyxcentral.dispatch.PAUSE_GRACE_MS", -600_001)
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].status == "paused"
+
+
+def test_a_replica_is_explained_in_words_of_its_own():
+    funded, lease, ready = (1, f.FUNDED), (2, f.leased()), (5, f.started())
+
+    def said(*timed, now_ms=10_000):
+        return views.explanation(f.serving_after(*timed), [], now_ms).waiting_for
+
+    assert "fetch the model, and to load it" in said(funded, lease)
+    assert said(funded, lease, ready).endswith(f"used up: {f.HOUR_S - 5} s are left")
+    assert "answer what its replica has taken, and stop" in said(funded, lease, ready, (6, f.PAUSED))
+
+
+def test_who_asks_for_one_node_is_told_of_that_one():
+    job = f.serving_after((1, f.FUNDED))
+    job = replace(job, job=replace(job.job, needs=m.Needs(node_id="node-4")))
+    candidates = [worlds.candidate(random.Random(0), number) for number in range(20)]
+    idle = replace(candidates[4].node, online=True, draining=False, banned_until_ms=0, max_runs=1)
+    candidates[4] = replace(candidates[4], node=idle, active_runs=1)
+    assert "node-4, which is asked for and no other (busy with 1 of 1" in (
+        views.explanation(job, candidates, 10).waiting_for
+    )
+    assert "(offline)" in views.explanation(job, candidates[5:], 10).waiting_for

@@ -206,3 +206,18 @@ def test_nobody_stands_in_the_line_before_somebody_has_room_and_then_all_do_in_o
     made.waits(job("job-late", at_ms=50))
     made.waits(job("job-early", at_ms=0))
     assert [choice.job_id for choice in made.plan(NOW_MS)] == ["job-early", "job-1"]
+
+
+def test_nobody_looks_at_jobs_that_ask_for_a_node_without_room(monkeypatch):
+    full = replace(node("node-a"), active_runs=node("node-a").node.max_runs)
+    pinned = [job(f"job-{n}", n, needs=m.Needs(node_id="node-a")) for n in range(200)]
+    elsewhere = job("job-last", 1_000)
+    made, looked = matching_of([*pinned, elsewhere], [full, node("node-b")]), []
+    best = made._best
+    monkeypatch.setattr(made, "_best", lambda each: looked.append(each.job_id) or best(each))
+    assert made.next(NOW_MS).job_id == "job-last" and looked == ["job-last"]
+    made.has_room(node("node-a"))
+    assert (made.next(NOW_MS).job_id, made.next(NOW_MS).node_id) == ("job-0", "node-a")
+    for each in pinned:
+        made.waits_no_more(each.job_id)
+    assert made.line.counts() == {(False, 1, ""): 1}
