@@ -89,7 +89,8 @@ class Answering:
         """Take no new questions; wait until those in flight are answered, for within_s at most."""
         try:
             async with asyncio.timeout(within_s):
-                await self._take_no_more()
+                with contextlib.suppress(BusError):  # the link is down: what was taken is answered all the same
+                    await self._take_no_more()
                 await self._idle.wait()
                 await self._bus.round_trip()  # and the last answer to the broker
         except (TimeoutError, BusError):
@@ -114,7 +115,8 @@ class Answering:
         """What the broker sent before has been given to us then. Raises BusError."""
         questions, self._questions = self._questions, None
         if questions is not None:
-            await questions.unsubscribe()
+            with contextlib.suppress(Exception):  # nats-py's, when the link is down
+                await questions.unsubscribe()
             await self._bus.round_trip()
 
     # -- questions -----------------------------------------------------------------------------------

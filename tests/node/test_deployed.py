@@ -191,7 +191,7 @@ async def test_a_replica_that_is_ended_answers_first_what_it_has_taken(
 ) -> None:
     monkeypatch.setattr("cyxnode.state.STOP_GRACE_MS", 60_000)  # however busy the machine is
     node = await start_node()
-    register = await serve(node, central, language_bytes, "gguf")
+    register = await serve(node, central, language_bytes, "gguf", drain_s=600)  # however busy the machine is
     await central.wait_for("started")
     owner, (process,) = await join(OWNER), replicas()
     parts = owner.questions.ask(DEPLOYMENT, Question(body=json.dumps(ENDLESS).encode(), route="/v1/completions"))
