@@ -32,6 +32,8 @@ _FRAMING = re.compile(
     rb"|content-length|transfer-encoding|connection|expect|upgrade)",
     re.IGNORECASE,
 )
+# A head whose lines every reader ends at the same places, and reads as the same names.
+_PLAIN = re.compile(rb"(?:\r\n[-!#$%&'*+.^_`|~0-9A-Za-z]++:[^\r\n\0]*+)*+\r\n")
 TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
 
@@ -92,13 +94,17 @@ class Guests:
 
 
 class Patient(HttpToolsProtocol):
-    """A connection that is closed when the head of its request takes too long, or is too long: uvicorn would go on."""
+    """A connection that is closed when the head of its request, or the reading of its answer, takes too long, and when
+    the head is too long: uvicorn would go on.
+    """
 
     head_s = HEAD_S
     guests: Guests  # set by Server
     refuse: Refusing | None = None  # set by Server
     address: str | None = None  # that it counts for; set by who has counted it already
-    _head_bytes = 0  # of a head that is not whole yet
+    _head_bytes = 0  # of a head that is not whole yet, beyond the piece that it began in behind another request
+    _in_head = _in_request = False  # of the bytes that came last
+    _ended_one = False  # the bytes that came last had the end of a request
     _pipelines = False  # it has sent a request before the one before was answered
     _late_s: float | None = None  # of the loop's clock: when a head is too slow
     _timer: asyncio.TimerHandle | None = None  # looks at that; made seldom, since most requests come in time
@@ -127,44 +133,50 @@ class Patient(HttpToolsProtocol):
             self._wait()
             self.transport.write(answer)
             return
+        self._ended_one = False
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._wait_no_more()  # the head is there; the body is the application's to wait for
-            return
-        if self._late_s is None:
-            self._wait()
-        if self.cycle is not None and self.cycle.more_body:
-            return  # it was answered before it was whole: the rest is dropped, for as long as a head may take
-        self._head_bytes += len(data)
+        if self._in_head and not self._ended_one:
+            self._head_bytes += len(data)
+        is_answering = self.cycle is not None and not self.cycle.response_complete
         if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(TOO_LONG)
+            if is_answering:
+                self.transport.abort()  # a word of ours now would be taken for that answer
+            else:
+                self.send_400_response(TOO_LONG)
+        if is_answering and not self.transport.is_closing():
+            self._wait_no_more()  # the head is there; the body is the application's to wait for
+        elif self._late_s is None:
+            self._wait()  # also for the rest of a request that was answered before it was whole
 
     def _refusal(self, data: bytes) -> bytes | None:
         """The answer to one plain request that is all of `data`, if that is to be refused at once.
 
         Nothing of another request may lie before or behind it, nor may it ask for anything but to be answered.
         """
-        if self._pipelines or self._head_bytes or self.transport.is_closing():
-            return None
-        if self.cycle is not None and (self.cycle.more_body or not self.cycle.response_complete):
+        if self._pipelines or self._in_request or self.flow.write_paused or self.transport.is_closing():
             return None
         begin, end = data.find(b"\r\n"), data.find(b"\r\n\r\n")
         if not 0 <= begin < end <= HEAD_BYTES:
             return None
         head = data[begin : end + 2]
         told = _FRAMING.findall(head)
-        if len(told) != 1 or not told[0] or int(told[0]) != len(data) - end - 4:
+        if len(told) != 1 or not told[0] or int(told[0]) != len(data) - end - 4 or not _PLAIN.fullmatch(head):
             return None
         assert self.refuse is not None
         return self.refuse(data[:begin], head)
 
+    def on_message_begin(self) -> None:
+        self._in_head = self._in_request = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
-        self._head_bytes = 0
+        self._head_bytes, self._in_head = 0, False
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > HEAD_BYTES:
             raise ValueError(TOO_LONG)  # which the parser answers with 400
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._in_request, self._ended_one = False, True
         super().on_message_complete()
         if self.cycle is not None:
             self.cycle.more_body = False  # also of a request that was answered before it was whole
@@ -172,12 +184,22 @@ class Patient(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """uvicorn's own, but for its timer: that for the next head closes an idle connection as well."""
         self.server_state.total_requests += 1
+        self._wait()  # for the next request, or for the last answer to be read
         if self.transport.is_closing():
             return
-        self._wait()
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_no_more()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait()  # for its client to read: an answer that nobody takes would be held for ever
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._wait()
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_more()
 
@@ -187,7 +209,8 @@ class Patient(HttpToolsProtocol):
             self._timer = self.loop.call_later(self.head_s, self._look)
 
     def _wait_no_more(self) -> None:
-        self._late_s = None
+        if not self.flow.write_paused:
+            self._late_s = None
 
     def _look(self) -> None:
         self._timer = None
@@ -196,7 +219,7 @@ class Patient(HttpToolsProtocol):
         left_s = self._late_s - self.loop.time()
         if left_s > 0:
             self._timer = self.loop.call_later(left_s, self._look)
-        elif self._head_bytes or self.transport.get_write_buffer_size():
+        elif self._in_head or self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self.transport.close()  # idle between two requests

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import socket
 
 import pytest
 
@@ -24,10 +25,10 @@ async def connection(server):
 
 
 @contextlib.asynccontextmanager
-async def full(keys=()):
+async def full(keys=(), **options):
     """A server whose queue of four is full for as long as the block lasts."""
     served = tensors(kind=Halting, max_batch=2, max_queue=4)
-    async with serving(served, keys) as (http, server):
+    async with serving(served, keys, **options) as (http, server):
         served._predictor.sizes.clear()
         served._predictor.go_on.clear()
         headers = {"authorization": f"Bearer {KEY}"} if keys else {}
@@ -112,3 +113,86 @@ async def test_a_stranger_learns_nothing_of_a_full_queue():
         ):
             writer.write(request(header))
             assert (await told(reader))[0] == expected
+
+
+async def test_the_rest_of_a_head_is_no_request_whatever_it_looks_like():
+    # the first request and half a head came in one piece: what followed was refused by itself, and all was out of step
+    async with full() as server, connection(server) as (reader, writer):
+        writer.write(request(path=b"/v1/nothing") + b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Rest: ")
+        assert (await told(reader))[0] == 404
+        writer.write(request())
+        assert (await told(reader))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"X: y\nTransfer-Encoding: chunked",
+        b"X: y\rTransfer-Encoding: chunked",
+        b"X: y\r\n Transfer-Encoding: chunked",
+        b"Transfer-Encoding\0: chunked",
+        b"no colon",
+    ],
+)
+async def test_a_broken_head_is_not_refused_as_a_whole_one(line):
+    async with full() as server, connection(server) as (reader, writer):
+        writer.write(request(line))
+        assert (await reader.readline()).split()[1] == b"400"
+
+
+@contextlib.asynccontextmanager
+async def deaf(server):
+    """(a client that does not read, the server's end of it), with little room between them."""
+    before = set(server._server.server_state.connections)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+        while not (new := set(server._server.server_state.connections) - before):
+            await asyncio.sleep(0)
+        (end,) = new
+        end.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        yield client, end
+
+
+async def test_refusals_that_nobody_reads_do_not_pile_up():
+    async with full() as server, deaf(server) as (_, end):
+        end.data_received(request(b"User-Agent: curl/8.1", b"Accept: */*"))
+        assert end.cycle is None  # it was not taken apart
+        for _ in range(5_000):
+            if end.flow.read_paused:
+                break
+            end.data_received(request())
+        assert end.flow.read_paused and end.transport.get_write_buffer_size() < 200_000
+
+
+ASKING = {
+    "small answers": b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 2_000,
+    "the last answer": b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("asked", ASKING.values(), ids=ASKING)
+async def test_who_reads_no_answer_is_hung_up_on_and_holds_nothing(asked):
+    async with serving(tensors(), head_s=0.2) as (_, server), deaf(server) as (client, _):
+        await asyncio.get_running_loop().sock_sendall(client, asked)
+        async with asyncio.timeout(30):
+            while not server.front.figures.requests or server.front.figures.in_flight or server.guests.total:
+                await asyncio.sleep(0)
+
+
+async def test_a_head_without_end_behind_a_request_that_is_being_answered_is_hung_up_on():
+    async with full() as server, connection(server) as (reader, writer):
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await told(reader))[0] == 200
+        served = server.front._served
+        served.batcher._max_queue += 1  # room for one, which waits like the others
+        writer.write(request() + b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+        while served.batcher.queued < 5:
+            await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(64):
+                writer.write(b"x" * 65_536)
+                await asyncio.wait_for(writer.drain(), 30)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 30) == b""
