@@ -5,12 +5,13 @@ All are made of the standard's functions, so they have gradients, and trace unle
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from cyxcore.dtype import INTEGERS
 from cyxcore.elementwise import value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
-from cyxcore.functional.basic import one_hot, take_along_axis, where
+from cyxcore.functional.basic import take_along_axis, where
 from cyxcore.searching import argsort, sort
 from cyxcore.statistics import all as all_of
 from cyxcore.values import apply, to_inexact, together
@@ -34,7 +35,7 @@ def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
     """
     value = value_of("topk", x)
     place = value._axis(axis)
-    if not 0 <= k <= value.shape[place]:
+    if not isinstance(k, Integral) or not 0 <= k <= value.shape[place]:
         raise ShapeError(f"topk: expected k of 0..{value.shape[place]} along axis {axis} of {value.shape}, got {k}")
     order = argsort(value, axis=place, descending=largest)
     best = order[(*(slice(None),) * place, slice(0, k))]
@@ -96,7 +97,7 @@ def quantile(x: Any, q: float, /, *, axis: int | None = None, keepdims: bool = F
     Raises ShapeError for no elements, SpecError for q outside of 0 … 1.
     """
     value = to_inexact(value_of("quantile", x))
-    if not 0.0 <= q <= 1.0:
+    if not isinstance(q, Real) or not 0.0 <= q <= 1.0:
         raise SpecError(f"quantile: expected a share of 0..1, got {q}")
     shape = (1,) * value.ndim
     value = value.reshape(-1) if axis is None else value
@@ -112,7 +113,10 @@ def quantile(x: Any, q: float, /, *, axis: int | None = None, keepdims: bool = F
 
     low = math.floor(q * (count - 1))
     share = q * (count - 1) - low
-    found = at(low) if share == 0.0 else at(low) + (at(low + 1) - at(low)) * share
+    found = at(low)
+    if share:
+        above = at(low + 1)
+        found = where(above == found, found, found + (above - found) * share)  # also of two infinities
     last = at(count - 1)  # NaNs are sorted to the end
     found = where(last != last, last, found)
     if axis is None:
@@ -133,11 +137,12 @@ def bincount(x: Any, /, *, weights: Any = None, minlength: int = 0) -> Any:
     value = value_of("bincount", x)
     if value.ndim != 1 or value.dtype not in INTEGERS:
         raise DtypeError(f"bincount: expected a vector of integers, got {value.dtype} {value.shape}")
-    bins = max(int(value.max().item()) + 1 if value.size else 0, int(minlength))
-    if (value.size and int(value.min().item()) < 0) or bins > MAX_BINS:
-        raise ShapeError(f"bincount: expected numbers of 0..{MAX_BINS - 1}, got {value.min().item()}..{bins - 1}")
+    least, most = (int(value.min().item()), int(value.max().item())) if value.size else (0, -1)
+    if least < 0 or max(most + 1, minlength) > MAX_BINS:
+        raise ShapeError(f"bincount: expected numbers of 0..{MAX_BINS - 1}, got {least}..{max(most, minlength - 1)}")
     counted = value._constant(1, "int64").broadcast_to(value.shape) if weights is None else weights
-    zeros = value._constant(0, counted.dtype).broadcast_to((bins,))
+    counted = value_of("bincount: weights", counted)
+    zeros = value._constant(0, counted.dtype).broadcast_to((max(most + 1, minlength),))
     return scatter_add(zeros, value, counted)
 
 
@@ -147,7 +152,7 @@ def scatter_add(x: Any, indices: Any, src: Any, /, *, axis: int = 0) -> Any:
     src: x's shape with N along the axis. Integers are added as integers. Raises ShapeError, IndexError.
     """
     value, added = together(x, src)
-    place = value._axis(axis)
+    place, indices = value._axis(axis), value_of("scatter_add: indices", indices)
     if indices.ndim != 1 or added.shape != (*value.shape[:place], indices.shape[0], *value.shape[place + 1 :]):
         raise ShapeError(
             f"scatter_add: expected indices (N,) and src of {value.shape} with N along axis {axis}, "
@@ -155,8 +160,11 @@ def scatter_add(x: Any, indices: Any, src: Any, /, *, axis: int = 0) -> Any:
         )
     size = value.shape[place]
     known = value._check_indices(indices.astype("int64"), size)
-    if value.dtype in INTEGERS:
-        hits = one_hot(known, size).astype(value.dtype)
-        column = (1,) * place + hits.shape + (1,) * (value.ndim - place - 1)
-        return value + (added.expand_dims(place + 1) * hits.reshape(column)).sum(place).astype(value.dtype)
+    if value.dtype in INTEGERS:  # in three parts of 22 bits, of which float64 adds up 2^31 without rounding
+        whole, total = added.astype("int64"), value
+        for shift in (0, 22, 44):
+            part = whole >> shift if shift == 44 else (whole >> shift) & (1 << 22) - 1
+            summed = apply("take_grad", part.astype("float64"), known, axis=place, size=size)
+            total = total + (summed.astype("int64") << shift).astype(value.dtype)
+        return total
     return value + apply("take_grad", added, known, axis=place, size=size)

@@ -50,6 +50,11 @@ def _positive(name: str, value: int) -> int:
     return value
 
 
+def _cosine(base: float, t: int, total: int, least: float) -> float:
+    """A group that begins at 0 goes up to `least`, as in torch."""
+    return base * schedules.cosine(t, total, least / base) if base else least - least * schedules.cosine(t, total, 0.0)
+
+
 class LambdaLR(LRScheduler):
     """factor(t) is a function of yours."""
 
@@ -125,7 +130,7 @@ class CosineAnnealingLR(LRScheduler):
 
     def _set(self) -> None:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * schedules.cosine(self.last_epoch, self.T_max, self.eta_min / base)
+            group["lr"] = _cosine(base, self.last_epoch, self.T_max, self.eta_min)
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
@@ -144,7 +149,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         while since >= period:
             since, period = since - period, period * self.T_mult
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * schedules.cosine(since, period, self.eta_min / base)
+            group["lr"] = _cosine(base, since, period, self.eta_min)
 
 
 class ConstantLR(LRScheduler):

@@ -279,6 +279,8 @@ def ctc_loss(
     if not 0 <= blank < classes:
         raise SpecError(f"ctc_loss: expected a blank of 0..{classes - 1}, got {blank}")
     size = targets.shape[1]
+    input_lengths = log_probs._check_indices(input_lengths.astype("int64"), steps + 1)
+    target_lengths = log_probs._check_indices(target_lengths.astype("int64"), size + 1)
     # Blanks between all labels and at both ends: (N, 2 S + 1).
     known = log_probs._check_indices(targets.astype("int64"), classes)
     pairs = stack([known * 0 + blank, known], 2).reshape(rows, 2 * size)

@@ -7,6 +7,7 @@ axis and neighbour, so that every dtype, every size and a traced graph go the sa
 import math
 import struct
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
@@ -60,6 +61,10 @@ def _wanted(x: Any, rank: int, size: Any, scale_factor: Any) -> list[tuple[int, 
     each = [given] * rank if isinstance(given, (int, float)) else list(given)
     if len(each) != rank or not all(number > 0 and math.isfinite(number) for number in each):
         raise SpecError(f"interpolate: expected one or {rank} positive numbers for x {x.shape}, got {given}")
+    if size is not None and not all(isinstance(number, Integral) and number is not True for number in each):
+        raise SpecError(f"interpolate: expected a size of whole numbers, got {given}; a ratio is a scale_factor")
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"interpolate: expected x with elements along the axes after C, got {x.shape}")
     counts = x.shape[2:]
     if size is not None:
         return [(2 + n, int(new), old / int(new)) for n, (new, old) in enumerate(zip(each, counts, strict=True))]
@@ -161,7 +166,7 @@ def fold(x: Any, output_size: Pair, kernel_size: Pair, dilation: Pair = 1, paddi
 
 def affine_grid(theta: Any, size: Sequence[int], align_corners: bool = False) -> Any:
     """Points (N, H, W, 2) for grid_sample. theta: (N, 2, 3), from places of the result to places of the image."""
-    if theta.ndim != 3 or theta.shape[1:] != (2, 3) or len(size) != 4:
+    if theta.ndim != 3 or theta.shape[1:] != (2, 3) or len(size) != 4 or size[0] != theta.shape[0] or min(size) < 1:
         raise ShapeError(f"affine_grid: expected theta (N, 2, 3) and a size (N, C, H, W), got {theta.shape}, {size}")
     high, wide = size[2:]
     ys, xs = (_ends(count, align_corners) for count in (high, wide))
@@ -188,6 +193,8 @@ def grid_sample(
         raise ShapeError(
             f"grid_sample: expected x (N, C, H, W) and grid (N, H', W', 2), got {x.shape} and {grid.shape}"
         )
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"grid_sample: expected x with elements along H and W, got {x.shape}")
     if mode not in ("bilinear", "nearest") or padding_mode not in ("zeros", "border", "reflection"):
         raise SpecError(
             "grid_sample: expected mode bilinear or nearest and padding_mode zeros, border or reflection, "

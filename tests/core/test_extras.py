@@ -118,6 +118,27 @@ def test_numbers_are_counted_and_added() -> None:
     assert added.numpy().tolist() == [[0, 0, 2], [0, 0, 2]]
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint64"])
+def test_whole_numbers_are_added_as_such_whatever_their_size(dtype: str) -> None:
+    ends = np.iinfo(dtype)
+    src = np.array([ends.max, ends.max - 1, ends.min, 1, 3, 12345 % ends.max], dtype)
+    places = np.array([0, 1, 2, 0, 1, 2])
+    expected = np.zeros(3, dtype)
+    np.add.at(expected, places, src)
+    found = cx.scatter_add(cx.zeros(3, dtype=dtype), cx.tensor(places), cx.tensor(src)).numpy()
+    assert found.dtype == dtype and found.tolist() == expected.tolist()
+
+
+def test_many_bins_of_many_numbers_take_no_table_of_both() -> None:
+    x = np.arange(200_000) * 7 % 150_001  # a table would have 30 billion places
+    assert cx.bincount(cx.tensor(x)).numpy().tolist() == np.bincount(x).tolist()
+
+
+def test_a_quantile_between_infinities_is_one() -> None:
+    assert cx.median(cx.tensor([np.inf, np.inf])).item() == np.inf
+    assert cx.quantile(cx.tensor([-np.inf, -np.inf, 1.0]), 0.25).item() == -np.inf
+
+
 @pytest.mark.parametrize("q", [0.0, 0.25, 0.5, 1.0])
 def test_quantiles_are_those_of_numpy(q: float) -> None:
     for x in (floats(7), floats(8), np.array([1.0, np.nan, 2.0], np.float32)):
@@ -134,6 +155,11 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: cx.split(X, 0), "split: expected a size of at least 1, got 0"),
     (lambda: cx.split(X, [1, 1]), "split: expected sizes that add up to 3, got [1, 1]"),
     (lambda: cx.quantile(X, 1.5), "quantile: expected a share of 0..1, got 1.5"),
+    (lambda: cx.quantile(X, [0.5]), "quantile: expected a share of 0..1, got [0.5]"),
+    (lambda: cx.topk(X, 1.5), "topk: expected k of 0..4 along axis -1 of (3, 4), got 1.5"),
+    (lambda: cx.bincount(cx.zeros(0, dtype="int64"), minlength=2**25), "bincount: expected numbers of 0..16777215"),
+    (lambda: cx.bincount(cx.tensor([1]), weights=[1.0]), "bincount: weights: expected a tensor, got list"),
+    (lambda: cx.scatter_add(X, [0], X), "scatter_add: indices: expected a tensor, got list"),
     (lambda: cx.median(cx.zeros(0)), "quantile: expected at least one element along the axis, got (0,)"),
     (lambda: cx.bincount(X), "bincount: expected a vector of integers, got float32 (3, 4)"),
     (lambda: cx.bincount(cx.tensor([-1])), "bincount: expected numbers of 0..16777215, got -1..-1"),

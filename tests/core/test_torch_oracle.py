@@ -1,5 +1,6 @@
 """What has a namesake in PyTorch gives its numbers. Skipped where torch is not installed."""
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import functional as F
+from cyxcore.errors import CyxError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -434,6 +436,40 @@ def test_ctc_of_an_impossible_alignment() -> None:
     loss = F.ctc_loss(*given, zero_infinity=True)
     loss.backward()
     assert loss.numpy() == 0.0 and not logits.grad.numpy().any()
+
+
+@pytest.mark.parametrize(("inputs", "labels"), [(3, 2), (2, 3)])
+def test_ctc_lengths_beyond_what_is_there_are_refused(inputs: int, labels: int) -> None:
+    log_probs = F.log_softmax(cx.tensor(floats(2, 1, 4)), 2)
+    with pytest.raises(IndexError, match="got 3"):
+        F.ctc_loss(log_probs, cx.tensor([[1, 2]]), cx.tensor([inputs]), cx.tensor([labels]))
+
+
+@pytest.mark.parametrize("name", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts"])
+def test_a_cosine_from_a_rate_of_zero(name: str) -> None:
+    one = cx.optim.SGD([cx.zeros(1, requires_grad=True)], 0.0)
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.0)
+    ours, theirs = SCHEDULES[name](cx.lr_scheduler, one), SCHEDULES[name](torch_schedulers, other)
+    for _ in range(8):
+        assert one.lr == pytest.approx(other.param_groups[0]["lr"], abs=1e-12)
+        other.step()
+        ours.step()
+        theirs.step()
+
+
+WRONG_GRIDS: dict[str, Callable[[], Any]] = {
+    "expected a size of whole numbers, got 2.5": lambda: F.interpolate(cx.zeros(1, 1, 2, 2), size=2.5),
+    "expected a size of whole numbers, got True": lambda: F.interpolate(cx.zeros(1, 1, 2, 2), size=True),
+    "expected x with elements along the axes after C": lambda: F.interpolate(cx.zeros(1, 1, 0, 2), size=2),
+    "expected x with elements along H and W": lambda: F.grid_sample(cx.zeros(1, 1, 0, 2), cx.zeros(1, 2, 2, 2)),
+    "expected theta (N, 2, 3) and a size (N, C, H, W)": lambda: F.affine_grid(cx.zeros(1, 2, 3), (5, 1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("said", WRONG_GRIDS)
+def test_a_grid_that_cannot_be_is_refused(said: str) -> None:
+    with pytest.raises(CyxError, match=re.escape(said)):
+        WRONG_GRIDS[said]()
 
 
 LOSS_PAIRS: list[tuple[str, dict[str, Any]]] = [
