@@ -62,8 +62,8 @@ cdef extern from "cyx.h" nogil:
         int32_t group
         int32_t elided
         int32_t stretch
-        int32_t bands
         int32_t lanes
+        int32_t bands
         int32_t terms
         double work
         cyx_array out
@@ -471,7 +471,8 @@ cdef class Program:
             for i in range(len(arrays)):
                 array = &self._calls[place].out if i == 0 else &self._calls[place].inputs[i - 1]
                 array.band_bytes, array.lane_bytes = arrays[i]
-        self._calls[first].stretch, self._calls[first].bands, self._calls[first].lanes = len(steps), bands, lanes
+            self._calls[place].bands = bands
+        self._calls[first].stretch, self._calls[first].lanes = len(steps), lanes
         self._edges.update((first, first + len(steps)))
 
     def fuse(self, scratch=None, results=()) -> list:

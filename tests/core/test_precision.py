@@ -173,3 +173,26 @@ def test_a_fit_goes_on_in_its_own_class_only(tmp_path):
     fitted(tmp_path, "fast", resume=tmp_path / "fast.checkpoint", epochs=2)
     with pytest.raises(CheckpointError, match="numerics: expected cyx-exact/1, got cyx-fast/1"):
         fitted(tmp_path, None, resume=tmp_path / "fast.checkpoint", epochs=2)
+
+
+@needs_amx
+@pytest.mark.parametrize("name, rows", [("fast", 64), ("fast16", 48), ("bf16", 16)])
+def test_the_bits_of_a_recurrence_do_not_depend_on_the_threads_that_share_its_rows(name, rows):
+    class LastStates(cx.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = cx.nn.LSTM(64, 64, batch_first=True)
+
+        def forward(self, x):
+            return self.recurrent(x)[0]
+
+    x = cx.tensor(np.random.default_rng(1).standard_normal((rows, 20, 64), np.float32))
+    before, found = cpu.get_num_threads(), set()
+    try:
+        for threads in (1, 2):
+            cpu.set_num_threads(threads)
+            cx.manual_seed(0)
+            found.add(bits(cx.compile(LastStates(), numerics=name)(x)))
+    finally:
+        cpu.set_num_threads(before)
+    assert len(found) == 1

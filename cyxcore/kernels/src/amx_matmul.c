@@ -165,7 +165,9 @@ cyx_status cyx_amx_matmul(const cyx_call *call) {
     if (!out->size || !k) return CYX_NO_KERNEL;
     int tall = stacks[1].size == 1 && stacks[0].size == results.size && !p.a_transposed;
     if (tall) p.m *= results.size;
-    if (!cyx_amx_pays(p.m, p.n, p.k, p.terms)) return CYX_NO_KERNEL;
+    /* A band is decided on as the whole would be: how many there are may depend on the number of threads. */
+    int is_band = tall && call->bands > 1 && !b->band_bytes && !b->lane_bytes;
+    if (!cyx_amx_pays(is_band ? p.m * call->bands : p.m, p.n, p.k, p.terms)) return CYX_NO_KERNEL;
     if (tall) return multiply(&p);
     batch all = {.one = p, .walk = cyx_broadcast_walk(&results, stacks, 2)};
     int64_t grain = cyx_grain(results.size, (double)m * (double)n * (double)k / 32.0, 20000);

@@ -59,7 +59,8 @@ typedef struct cyx_call {
     double floats[CYX_MAX_FLOATS];
     int32_t group;  /* this many calls from here on are made together; 0 or 1: this one alone */
     int32_t elided; /* nobody outside the group reads the output: it is never stored */
-    int32_t stretch, bands, lanes; /* of the first call of a stretch: how many calls, how often, on how many lanes */
+    int32_t stretch, lanes; /* of the first call of a stretch: how many calls, on how many lanes */
+    int32_t bands;          /* of every call of a stretch: how often it is made */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     cyx_array out;
