@@ -4,6 +4,7 @@ Without the compiled part tensors work on the device "reference", by the general
 """
 
 import importlib
+import threading
 from typing import Any
 
 
@@ -37,17 +38,17 @@ class _Plain:
 
     Held, Node = _Held, _Node
     clock = 0
-    recording = True
+    own = threading.local()
 
     def now(self) -> int:
         self.clock += 1
         return self.clock
 
     def is_recording(self) -> bool:
-        return self.recording
+        return getattr(self.own, "recording", True)
 
     def set_recording(self, on: bool) -> None:
-        self.recording = on
+        self.own.recording = on
 
     def connect(self, *general: Any) -> None:
         """There is no short way."""

@@ -23,7 +23,7 @@ DIFFERENTIABLE = frozenset(INEXACT)
 
 
 class recording(ContextDecorator):
-    """Within the block results remember what they came from, or do not."""
+    """Within the block results of this thread remember what they came from, or do not."""
 
     def __init__(self, on: bool) -> None:
         self._on = on
@@ -40,7 +40,7 @@ class recording(ContextDecorator):
 
 
 def no_grad() -> recording:
-    """Within the block results remember nothing and need no gradient."""
+    """Within the block results of this thread remember nothing and need no gradient."""
     return recording(False)
 
 

@@ -111,7 +111,12 @@ cdef Buffer _buffer_of(size_t count):
 # what is remembered -------------------------------------------------------------------------------
 
 cdef int64_t _clock = 0
-cdef bint _recording = True
+
+cdef extern from *:
+    """
+    static __thread int recording = 1; /* a thread's own: a step in one must not end what another remembers */
+    """
+    int _recording "recording"
 
 
 def now() -> int:
@@ -122,8 +127,8 @@ def now() -> int:
 
 
 def is_recording() -> bool:
-    """Whether results remember what they came from."""
-    return _recording
+    """Whether results of this thread remember what they came from."""
+    return _recording != 0
 
 
 def set_recording(bint on) -> None:

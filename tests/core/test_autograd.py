@@ -1,5 +1,6 @@
 """Gradients as functions: derivatives of derivatives, along directions, of one's own making, and recomputed."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -197,3 +198,32 @@ def test_recomputing_forgets_what_is_between() -> None:
     x = cx.tensor([1.0], requires_grad=True)
     y = cx.remat(lambda v: ((v * 2.0).exp() + 1.0).log(), x)
     assert y._op.inputs == (x,)
+
+
+def test_what_one_thread_does_without_gradients_leaves_the_tapes_of_others():
+    x = cx.tensor([1.0, 2.0], requires_grad=True)
+    inside, made = threading.Event(), threading.Event()
+    found = []
+
+    def judge():
+        with cx.no_grad():
+            inside.set()
+            made.wait(60)
+            found.append((x * x).requires_grad)
+
+    thread = threading.Thread(target=judge)
+    thread.start()
+    assert inside.wait(60)
+    with cx.no_grad():
+        made.set()
+        thread.join()
+    assert found == [False] and (x * x).requires_grad
+    inside.clear()
+    made.clear()
+    thread = threading.Thread(target=judge)
+    thread.start()
+    assert inside.wait(60)
+    (x * x).sum().backward()
+    made.set()
+    thread.join()
+    assert found == [False, False] and x.grad.tolist() == [2.0, 4.0]
