@@ -491,9 +491,9 @@ class Api:
 
     async def _deployments(self, caller: str, ask: m.DeploymentListRequest) -> m.DeploymentList:
         await self._central.events.catch_up()  # what was submitted a moment ago is part of it
-        found = []
+        found, own = [], subjects.deployment_id("", caller)  # the end of the ids that are the caller's
         for deployment, job_ids in self._world.deployments.items():
-            mine = subjects.is_owned(deployment, caller)
+            mine = deployment.endswith(own)
             if not (deployment.startswith(ask.deployment) if mine else deployment == ask.deployment):
                 continue
             replicas = sorted((self._world.jobs[job_id] for job_id in job_ids), key=listing.place, reverse=True)

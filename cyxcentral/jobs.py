@@ -15,7 +15,7 @@ its state, and what is stored is paid. Whoever refunds the escrow after its dead
 settle by then: `Refunded`.
 
 A job that serves a model takes the same way. Its attempt is `Started` when the replica is ready; what it sells is the
-time from there to the attempt's end, by the log's own times, so no node's word counts. When the time that was bought is
+time from there to the attempt's end, by the log's own times, so no node's clock counts. When the time that was bought is
 used up (`TimeUsed`), it is completed. A replica that was ready and is gone is replaced, and failures are counted anew.
 
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before

@@ -190,9 +190,16 @@ class Deployments:
         some = ", ".join(each.deployment for each in found[:5])
         raise ApiError("ambiguous_deployment", f"several deployments begin with {deployment}: {some}", 409)
 
+    async def _own(self, deployment: str) -> m.DeploymentView:
+        """The same, of this caller's: of somebody else's public one no replica is known, and none can be ended."""
+        found = await self.find(deployment)
+        if not subjects.is_owned(found.deployment, self._client.caller):
+            raise ApiError("not_yours", f"the deployment {found.deployment} is somebody else's", 403)
+        return found
+
     async def undeploy(self, deployment: str) -> m.DeploymentView:
         """End every replica: it answers what it has taken, its node is paid for its time, the rest comes back."""
-        found = await self.find(deployment)
+        found = await self._own(deployment)
         await self._end([each for each in found.replicas if each.state in LIVE], "undeployed")
         return found
 
@@ -201,7 +208,7 @@ class Deployments:
 
         A new one is as the newest is, bought for as long. Those that are not ready end first, then the newest.
         """
-        found = await self.find(deployment)
+        found = await self._own(deployment)
         live = [each for each in found.replicas if each.state in LIVE]
         more = replicas - len(live)
         if more > 0:
@@ -225,7 +232,7 @@ class Deployments:
 
         If a new one fails, the new ones are ended and the old ones stay: NotDeployed.
         """
-        found = await self.find(deployment)
+        found = await self._own(deployment)
         old = [each for each in found.replicas if each.state in LIVE]
         made: list[str] = []
         try:

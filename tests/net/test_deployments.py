@@ -178,3 +178,13 @@ def test_a_refusal_says_what_the_replica_said():
     assert (caught.value.code, caught.value.status) == ("bad_input", 400)
     with pytest.raises(ApiError, match="status 502"):
         refuse(Part(body=b"<html>", status=502))
+
+
+@pytest.mark.parametrize("change", ["undeploy", "scale", "replace"])
+async def test_nobody_is_told_that_a_deployment_of_somebody_else_was_changed(change):
+    central = Central("ready")
+    central.caller = "c-2"  # to whom that of c-1, which is public, is shown
+    arguments = {"undeploy": (), "scale": (0,), "replace": (JOB,)}[change]
+    with pytest.raises(ApiError, match=f"{MINE} is somebody else's"):
+        await getattr(Deployments(central), change)(MINE, *arguments)
+    assert central.said == []
