@@ -15,8 +15,9 @@ its state, and what is stored is paid. Whoever refunds the escrow after its dead
 settle by then: `Refunded`.
 
 A job that serves a model takes the same way. Its attempt is `Started` when the replica is ready; what it sells is the
-time from there to the attempt's end, by the log's own times, so no node's clock counts. When the time that was bought is
-used up (`TimeUsed`), it is completed. A replica that was ready and is gone is replaced, and failures are counted anew.
+time from there to the attempt's end, by the log's own times, so no node's clock counts. When the time that was bought
+is used up (`TimeUsed`), it is completed. A replica that was ready and is gone is replaced, and failures are counted
+anew.
 
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
 that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards. One that is
@@ -234,7 +235,10 @@ def _lease_lost(job: Job, event: m.LeaseLost) -> str | None:
 
 
 def _started(job: Job, event: m.Started) -> str | None:
-    return _of_attempt(job, event) or _if_funded(job)
+    if why_not := _of_attempt(job, event) or _if_funded(job):
+        return why_not
+    again = job.job.serve and job.attempts[-1].started_at_ms is not None
+    return "it is ready already: its time counts from the first time on" if again else None
 
 
 def _by_holder(job: Job, event: m.Checkpointed | m.Completed) -> str | None:

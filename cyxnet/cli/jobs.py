@@ -248,7 +248,7 @@ async def pause(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         view = await client.pause(args.job)
     hows = {"paused": "is paused", "funding": "is paused as soon as its deposit is final"}
-    how = hows.get(view.status, "stores its state and stops")
+    how = hows.get(view.status, "answers what it took and stops" if view.deployment else "stores its state and stops")
     screen.result(f"{view.job_id} {how}; let it go on with: cyx resume {view.job_id}", view)
     return DONE
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import intake, views
+from cyxcentral import intake, jobs, views
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
 from cyxcentral.machine import Machine
@@ -227,3 +227,8 @@ def test_who_asks_for_one_node_is_told_of_that_one():
         views.explanation(job, candidates, 10).waiting_for
     )
     assert "(offline)" in views.explanation(job, candidates[5:], 10).waiting_for
+
+
+def test_the_time_of_a_replica_counts_from_the_first_time_it_is_ready():
+    ready = f.serving_after((1, f.FUNDED), (2, f.leased()), (5, f.started()))
+    assert "ready already" in jobs.illegal(ready, f.started())
