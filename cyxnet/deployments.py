@@ -141,13 +141,18 @@ class Deployments:
         return deployment
 
     async def add(
-        self, job: m.JobRequest, replicas: int, path: Path | None = None, on_upload: Advance | None = None
+        self,
+        job: m.JobRequest,
+        replicas: int,
+        path: Path | None = None,
+        on_upload: Advance | None = None,
+        made: list[str] | None = None,
     ) -> list[str]:
         """Pay for so many more replicas; returns their jobs. path: of the model file, when it is not stored yet.
 
-        Raises what submit() raises; replicas that were submitted before go on.
+        Raises what submit() raises; replicas that were submitted before go on, and `made` names them.
         """
-        made = []
+        made = [] if made is None else made
         for _ in range(replicas):
             prepared = await self._client.prepare(job, path, stored=path is None)
             made.append((await self._client.place(prepared, on_upload)).job_id)
@@ -236,7 +241,7 @@ class Deployments:
         old = [each for each in found.replicas if each.state in LIVE]
         made: list[str] = []
         try:
-            made = await self.add(job, replicas or max(1, len(old)), path, on_upload)
+            await self.add(job, replicas or max(1, len(old)), path, on_upload, made)
             await self.ready(found.deployment, made, tell)
         except BaseException:
             await asyncio.shield(self._cancel(made, "its replacement failed"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from cyxcore.errors import SpecError
+from cyxcore.errors import CyxError, SpecError
 from cyxcore.wording import human_duration
 from cyxnet import amounts
 from cyxnet import messages as m
@@ -18,7 +18,7 @@ from cyxnet.cli.jobs import first_money
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
-from cyxnet.deployments import Source
+from cyxnet.deployments import NotDeployed, Source
 from cyxnet.display import cyx, human_age
 
 MAX_BODY_BYTES = 2**20
@@ -76,14 +76,16 @@ async def _deployed(
     screen.say("deploys", f"{source.name} as {deployment}: {cyx(job.amount_base_units)} for {hours} of each replica")
     if args.replace:
         return await client.deployments.replace(deployment, job, source.path, tell, on_upload, args.replicas)
-    made = await client.deployments.add(job, args.replicas or 1, source.path, on_upload)
-    if args.wait:
-        try:
+    made: list[str] = []
+    try:
+        await client.deployments.add(job, args.replicas or 1, source.path, on_upload, made)
+        if args.wait:
             await client.deployments.ready(deployment, made, tell)
-        except asyncio.CancelledError:
+    except (CyxError, asyncio.CancelledError) as error:
+        if made and not (isinstance(error, NotDeployed) and len(made) == 1):  # the only one has ended
             screen.close()
-            screen.say("goes on", f"{deployment} is not stopped by this; stop it with: cyx undeploy {deployment}")
-            raise
+            screen.say("goes on", f"what was submitted of {deployment} goes on; end it with: cyx undeploy {deployment}")
+        raise
     return made
 
 

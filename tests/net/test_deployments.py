@@ -188,3 +188,18 @@ async def test_nobody_is_told_that_a_deployment_of_somebody_else_was_changed(cha
     with pytest.raises(ApiError, match=f"{MINE} is somebody else's"):
         await getattr(Deployments(central), change)(MINE, *arguments)
     assert central.said == []
+
+
+async def test_if_one_of_the_new_ones_cannot_be_paid_those_before_it_end():
+    central = Central("ready", "ready", becomes=["ready"])
+    place = central.place
+
+    async def poor(job, on_upload=None):
+        if not central.becomes:
+            raise ApiError("insufficient_funds", "the wallet is empty", 402)
+        return await place(job, on_upload)
+
+    central.place = poor
+    with pytest.raises(ApiError, match="the wallet is empty"):
+        await Deployments(central).replace(MINE, JOB)
+    assert central.said == ["+job-2", "-job-2"]
