@@ -51,6 +51,7 @@ Handler = Callable[[str, bytes, dict[str, str]], Awaitable[None]]
 CONNECT_TIMEOUT_S = 5.0
 RENEW_AT, RENEW_LATEST = 2 / 3, 0.9  # of the time a connection is let in for: when it is quiet, and in any case
 QUIET_CHECK_S = 0.05
+CANCEL_AGAIN_S = 0.05
 FIRST_ERROR_GRACE_S = 0.5  # nats-py would try the first connection for ever
 REQUEST_TIMEOUT_S = 5.0
 APPEND_TIMEOUT_S = 4.0  # shorter: what became of an append is found out while its caller still waits
@@ -91,6 +92,7 @@ class Bus:
         self._discovered, self._discovered_by_all = RateLimiter(DISCOVERY), RateLimiter(DISCOVERY_BY_ALL)
         self._discovery_floods = Floods(DISCOVERY_PATIENCE, DISCOVERY_CLOSED_S)
         self._asking = 0  # requests that wait for their answer
+        self.renew_after_s: float | None = None  # from its beginning; None: it is let in for good
         self._renewing: asyncio.Task[None] | None = None
         self.passed_over = 0  # messages of who speaks too often, or for which there was no room
         self.foreign_replies = 0  # requests whose answer would have gone to somebody else
@@ -107,6 +109,7 @@ class Bus:
         credentials: Credentials | None = None,
         tls_ca: str = "",
         session_s: float | None = None,
+        renews: bool = True,
         patience_s: float = CONNECT_TIMEOUT_S,
     ) -> "Bus":
         """Connect to `url` (tls://host:port, or several with commas between: any of them will do; on this machine also
@@ -114,8 +117,9 @@ class Bus:
 
         credentials: who connects; their inbox is used then. None: the URL says it (nats://user:password@host:port).
         tls_ca: the authority (PEM) that is trusted; empty: the system's are.
-        session_s: so long one is let in; the connection comes again before that. patience_s: how long to wait for a
-        central that lets anybody in. Raises BusError when nobody answers there, NotAdmitted when one is refused,
+        session_s: so long one is let in; the connection comes again before that, unless it renews nothing: then whoever
+        made it sees to that, when `renew_after_s` are over. patience_s: how long to wait for a central that lets
+        anybody in. Raises BusError when nobody answers there, NotAdmitted when one is refused,
         NotTrusted when the broker shows another certificate, TlsError for plain text to another machine.
         """
         tls.refuse_plain_text(url, "the broker")
@@ -192,8 +196,16 @@ class Bus:
             if credentials and "timeout" in why.lower():
                 why = "no central lets anybody in"
             raise BusError(f"no Cyx broker answers at {shown} ({why}); is `cyx up` running?") from None
+        except asyncio.CancelledError:  # nobody wants it any more: nothing of it may be left
+            while not connecting.done():  # nats-py takes the first for a failure, and tries again
+                connecting.cancel()
+                await asyncio.wait([connecting], timeout=CANCEL_AGAIN_S)
+            with contextlib.suppress(Exception):
+                await connection.close()
+            raise
         bus = cls(connection)
-        if session_s is not None:
+        bus.renew_after_s = session_s * RENEW_AT if session_s is not None else None
+        if session_s is not None and renews:
             bus._renewing = asyncio.create_task(bus._renew(session_s))
         return bus
 

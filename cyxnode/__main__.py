@@ -230,7 +230,9 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
                 say_ready(args.json, home, begun_s)
 
             def connect(replica: Credentials) -> Awaitable[Bus]:
-                return Bus.connect(url, name=replica.id, credentials=replica, tls_ca=ca, session_s=session_s)
+                return Bus.connect(
+                    url, name=replica.id, credentials=replica, tls_ca=ca, session_s=session_s, renews=False
+                )
 
             agent = Agent(home, bus, pool, facts, settings, said_ready, network_id, connect)
             stopper.agent = agent

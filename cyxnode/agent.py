@@ -134,6 +134,7 @@ class Agent:
             Share(
                 threads=max(1, facts.cores // settings.max_runs),
                 memory_bytes=int(facts.memory_bytes * MEMORY_SHARE) // settings.max_runs,
+                runs=settings.max_runs,
             ),
             self.tell,
             connect_replica,

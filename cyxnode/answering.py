@@ -85,8 +85,8 @@ class Answering:
         self._questions = await self._bus.attend(infer, self._on_question, subjects.REPLICAS)
         self._looking = asyncio.create_task(self._look())
 
-    async def stop(self, within_s: float) -> None:
-        """Take no new questions; wait until those in flight are answered, for within_s at most."""
+    async def stop(self, within_s: float | None) -> None:
+        """Take no new questions; wait until those in flight are answered, for within_s at most (None: to their end)."""
         try:
             async with asyncio.timeout(within_s):
                 with contextlib.suppress(BusError):  # the link is down: what was taken is answered all the same

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -18,6 +18,8 @@ from cyxnode.pipe import Failed, Figures, Halt, Halted, Serve, Serving
 from cyxnode.process import Launch, TrainingProcess
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
 REPLICA_COMMAND = (sys.executable, "-P", "-m", "cyxnode.replica")
 HALT_S = 5.0  # for a process that has answered everything, to end
 LET_IN_S = 20.0  # so long a connection may be refused: not every central knows the lease at once
@@ -88,14 +90,15 @@ class Replica:
 class Service:
     """A replica on the network, from its model file to the last answer.
 
-    connect() makes the connection that only this replica has. begin() lets it answer, drain() ends it in order.
+    connect() makes a connection that only this replica has; before the time is over for which it is let in, the next
+    one is made, and the old one answers what it took. begin() lets the replica answer, drain() ends it in order.
     """
 
     def __init__(self, replica: Replica, connect: Callable[[], Awaitable[Bus]], mine: Mine, drain_s: float):
         self.replica = replica
         self._connect, self._mine, self._drain_s = connect, mine, drain_s
         self._begun, self._ending = asyncio.Event(), asyncio.Event()
-        self._answering: Answering | None = None
+        self._is_asked = False
         self._working: asyncio.Future[None] | None = None
 
     def begin(self) -> None:
@@ -104,7 +107,7 @@ class Service:
     def drain(self) -> None:
         """Take no more, answer what is in flight, end."""
         self._ending.set()
-        if self._working and self._answering is None:  # it was never asked anything
+        if self._working and not self._is_asked:  # nothing is in flight
             self._working.cancel()
 
     @property
@@ -113,7 +116,7 @@ class Service:
 
     @property
     def waiting(self) -> int:
-        return self._answering.in_flight if self._answering else 0
+        return self.replica.exchange.in_flight
 
     async def perform(self, started: Callable[[], object]) -> Halted | Failed:
         """Of a loaded replica: until it is drained or dead. started() is called when it is asked from then on.
@@ -138,18 +141,37 @@ class Service:
 
     async def _work(self, started: Callable[[], object]) -> None:
         await self._begun.wait()
-        bus = await self._let_in()
+        shift: _Shift | None = await self._next_shift()
+        leaving: set[asyncio.Task[None]] = set()
         try:
-            answering = self._answering = Answering(bus, self.replica.exchange, self._mine)
-            try:
-                await answering.open()
-                started()
-                await self._ending.wait()
-                await answering.stop(self._drain_s)
-            finally:
-                await answering.close()
+            self._is_asked = True
+            started()
+            while shift:
+                await self._unless_ending(shift.until_relief)
+                relief = await self._unless_ending(self._next_shift)
+                leaving.add(asyncio.create_task(shift.leave(None if relief else self._drain_s)))
+                shift = relief
+            await asyncio.wait(leaving, timeout=self._drain_s)
         finally:
-            await bus.close()
+            for task in leaving:
+                task.cancel()
+            if shift:
+                await shift.close()
+            if leaving:
+                await asyncio.wait(leaving)
+
+    async def _unless_ending(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        """What comes of it; None when the replica shall end before."""
+        if self._ending.is_set():
+            return None
+        working, ending = asyncio.ensure_future(work()), asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            for task in (working, ending):
+                task.cancel()
+            await asyncio.wait([working, ending])
 
     async def _halt(self, end: "asyncio.Future[Halted | Failed]") -> Halted | Failed:
         """What the process ended with; one that is alive is told to end."""
@@ -157,19 +179,55 @@ class Service:
         done, _ = await asyncio.wait([end], timeout=self._drain_s + HALT_S)
         return end.result() if done else Halted()
 
-    async def _let_in(self) -> Bus:
+    async def _next_shift(self) -> "_Shift":
         """Raises NotAdmitted after LET_IN_S of refusals, TlsError."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + LET_IN_S
         while True:
             try:
-                return await self._connect()
+                bus = await self._connect()
+                return await _Shift.begin(bus, Answering(bus, self.replica.exchange, self._mine))
             except NotAdmitted:
                 if loop.time() > until_s:
                     raise
             except BusError as error:
                 log.info("the connection of a replica is not made yet: %s", error)
             await asyncio.sleep(LET_IN_PAUSE_S)
+
+
+class _Shift:
+    """One connection of a replica that is asked."""
+
+    def __init__(self, bus: Bus, answering: Answering):
+        self._bus, self._answering = bus, answering
+
+    @classmethod
+    async def begin(cls, bus: Bus, answering: Answering) -> "_Shift":
+        """Raises BusError."""
+        self = cls(bus, answering)
+        try:
+            await answering.open()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def until_relief(self) -> None:
+        """Until another one should take its place."""
+        await (asyncio.Event().wait() if self._bus.renew_after_s is None else asyncio.sleep(self._bus.renew_after_s))
+
+    async def leave(self, within_s: float | None) -> None:
+        """Take no more questions, answer those that it has, for within_s at most, and close."""
+        try:
+            await self._answering.stop(within_s)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        try:
+            await self._answering.close()
+        finally:
+            await self._bus.close()
 
 
 def order_of(name: str, spec: ServeSpec, threads: int, memory_bytes: int, file_bytes: int) -> Serve:

@@ -44,10 +44,11 @@ DEVICES = {"any": "cpu", "cpu": "cpu", "cuda": "cuda"}  # what a job needs -> wh
 
 
 class Share(Struct, frozen=True, kw_only=True):
-    """What one run may take of this machine."""
+    """What one run may take of this machine, which has room for so many `runs` at a time."""
 
     threads: int
     memory_bytes: int
+    runs: int = 1
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class Work:
     process: TrainingProcess | None = None  # once it has its order
     service: Service | None = None  # of a run that serves, once its model is loaded
     training: bool = False  # it made a step here and has not ended
+    leaving: bool = False  # a replica that is no longer wanted, and answers what it has taken
     halting: HaltCode = "paused"  # why it halts, when it does
     step: int = 0
     saved_step: int = 0
@@ -141,6 +143,7 @@ class Runs:
         """
         if work := self._works.get(key):
             if work.service and not at_once:
+                work.leaving = True
                 work.service.drain()
                 return
             if work.process:
@@ -158,6 +161,15 @@ class Runs:
     def _gone(self, key: RunKey, work: Work) -> None:
         if self._works.get(key) is work:
             del self._works[key]
+
+    async def _room(self) -> None:
+        """Until there is memory for one more: a replica that is no longer wanted keeps its own while it answers."""
+        while len(self._works) > self._share.runs:
+            leaving = [work.task for work in self._works.values() if work.leaving and work.task]
+            if not leaving:
+                return
+            await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)  # one that is over is taken out by _gone(), which has its turn now
 
     async def _perform(self, key: RunKey, assign: Assign, work: Work) -> None:
         try:
@@ -186,6 +198,7 @@ class Runs:
             weights_path = await fetch(weights, None) if weights and not resume else None
             resume_path = await fetch(resume.state.sha256, resume.state.size) if resume else None
             fetched_s = time.monotonic()
+            await self._room()
             process = await self._pool.take()
             try:
                 model_path = process.folder.absolute() / MODEL_FILE
@@ -206,6 +219,7 @@ class Runs:
         async with self._cache.hold(job.dataset.sha256, job.dataset.size) as model_path:
             memory_bytes = _memory_bytes(job, share, assign.memory_bytes)
             order = order_of(job.name, spec, share.threads, memory_bytes, MAX_MODEL_BYTES)
+            await self._room()
             replica = await Replica.start(self._pool.launch)
             work.process = replica.process
             try:

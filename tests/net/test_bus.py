@@ -780,3 +780,24 @@ async def test_a_stranger_fills_no_more_than_half_of_the_places(edge, client, fl
     await client.ask(subjects.api(ME.id, "job.list"), m.JobListRequest(), m.JobList)
     assert asked.count(FLOODER) == 4
     go.set()
+
+
+async def test_nothing_is_left_of_a_connection_that_nobody_waits_for_any_more() -> None:
+    came, gone = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        await reader.read()
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        before = asyncio.all_tasks()
+        connecting = asyncio.create_task(Bus.connect(f"nats://127.0.0.1:{port}", name="test", patience_s=60))
+        await came.wait()
+        connecting.cancel()
+        await asyncio.wait_for(asyncio.wait([connecting]), 20)
+        await asyncio.wait_for(gone.wait(), 20)
+        assert connecting.cancelled()
+        assert not {task for task in asyncio.all_tasks() - before if "silent" not in repr(task)}

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,14 @@ def network(broker: Broker, tmp_path: Path) -> Path:
 class Node:
     """An agent in this process; its training processes are real, their training is the stand-in's unless asked."""
 
-    def __init__(self, agent: Agent, home: Home, task: "asyncio.Task[int]", ready: asyncio.Event):
+    def __init__(
+        self, agent: Agent, home: Home, task: "asyncio.Task[int]", ready: asyncio.Event, replica_buses: list[Bus]
+    ):
         self.agent = agent
         self.home = home
         self.task = task
         self.ready = ready
+        self.replica_buses = replica_buses  # those of its replicas, in the order in which they were made
 
 
 @pytest.fixture
@@ -67,7 +70,9 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
     async with contextlib.AsyncExitStack() as stack:
         facts = hardware.measure()
 
-        async def start(behaviour: str = "learn", url: str | None = None, name: str = "desk") -> Node:
+        async def start(
+            behaviour: str = "learn", url: str | None = None, name: str = "desk", session_s: float | None = None
+        ) -> Node:
             home = open_home(tmp_path / "cyx", name)
             stack.callback(home.close)
             who = as_node(home.key, home.node_id)
@@ -79,13 +84,23 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
             pool.warm_up()
             ready = asyncio.Event()
 
-            def connect(replica: Credentials) -> Awaitable[Bus]:
-                return Bus.connect(url or broker.url("node"), name=replica.id, credentials=replica)
+            replica_buses: list[Bus] = []
+
+            async def connect(replica: Credentials) -> Bus:
+                bus = await Bus.connect(
+                    url or broker.url("node"),
+                    name=replica.id,
+                    credentials=replica,
+                    session_s=session_s,
+                    renews=False,
+                )
+                replica_buses.append(bus)
+                return bus
 
             agent = Agent(home, bus, pool, facts, Settings(), ready.set, connect=connect)
             task = asyncio.create_task(agent.run())
             stack.push_async_callback(_stop, agent, task)
-            return Node(agent, home, task, ready)
+            return Node(agent, home, task, ready, replica_buses)
 
         yield start
 

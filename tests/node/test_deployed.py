@@ -212,6 +212,51 @@ async def test_a_replica_that_is_ended_answers_first_what_it_has_taken(
         await owner.ask(route="/health", patience_s=0.2)
 
 
+async def test_no_question_and_no_part_of_an_answer_is_lost_when_the_connection_of_a_replica_is_renewed(
+    central: FakeCentral, start_node: Start, join: Any, language_bytes: bytes
+) -> None:
+    node = await start_node(session_s=0.9)
+    await serve(node, central, language_bytes, "gguf")
+    await central.wait_for("started")
+    owner = await join(OWNER)
+    question = Question(body=json.dumps(ENDLESS).encode(), route="/v1/completions")
+
+    async def ask(many: int) -> None:
+        while len(node.replica_buses) < many:  # a lost one would be silence, and be waited for until the test fails
+            parts = [part async for part in owner.questions.ask(DEPLOYMENT, question, silence_s=60)]
+            assert b"[DONE]" in parts[-1].body + parts[-2].body
+
+    slow = owner.questions.ask(DEPLOYMENT, question, silence_s=60)
+    await anext(slow)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*[ask(4) for _ in range(3)])
+        assert node.replica_buses[0].connected  # what it took is not answered to its end
+        assert [part async for part in slow][-1].end
+        await ask(6)
+        while any(bus.connected for bus in node.replica_buses[:3]):
+            await owner.ask(route="/health")
+    assert central.count("started") == 1
+
+
+async def test_a_run_that_takes_the_place_of_a_replica_waits_until_it_has_answered_and_given_its_memory_back(
+    central: FakeCentral, start_node: Start, join: Any, language_bytes: bytes, model_bytes: bytes
+) -> None:
+    node = await start_node()
+    register = await serve(node, central, language_bytes, "gguf", drain_s=600)
+    await central.wait_for("started")
+    owner = await join(OWNER)
+    parts = owner.questions.ask(DEPLOYMENT, Question(body=json.dumps(ENDLESS).encode(), route="/v1/completions"))
+    await anext(parts)
+    await central.command(register.node_id, m.Stop(job_id="job-1", attempt=1, session=register.session))
+    await serve(node, central, model_bytes, job_id="job-2")
+    await central.wait_for("heartbeat", lambda beat: [run.job_id for run in beat.runs] == ["job-2"])
+    seen = central.count("heartbeat")
+    await central.wait_for("heartbeat", lambda beat: central.count("heartbeat") > seen + 3)
+    assert len(replicas()) == 1
+    assert [part async for part in parts][-1].end
+    await central.wait_for("started", lambda said: said.job_id == "job-2")
+
+
 async def test_a_replica_that_dies_is_reported_and_who_waits_for_it_is_told(
     central: FakeCentral, start_node: Start, join: Any, language_bytes: bytes
 ) -> None:
