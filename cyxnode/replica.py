@@ -39,7 +39,10 @@ def main() -> int:
         return 0
     held = socket.socket(fileno=int(sys.argv[2]))
     try:
-        from cyxnode.serving import app, loading  # noqa: F401  (what takes long is done before there is a model)
+        # What takes long is done before there is a model; what is loaded later has to fit into the memory of one.
+        import numpy.random  # noqa: F401
+
+        from cyxnode.serving import app, loading  # noqa: F401
 
         channel.send(Ready(isolated=isolated, warm_ms=(time.perf_counter() - begun_s) * 1000, isa=kernel_isa("cpu")))
         order = channel.receive()

@@ -5,6 +5,7 @@ end, so that the first step of a real job comes at once. Then it prepares exactl
 begin, trains it, and ends. Between two steps it listens: told to halt, it leaves a checkpoint.
 """
 
+import errno
 import math
 import os
 import sys
@@ -23,6 +24,7 @@ from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Halted, Order, Pre
 BATCH_INTERVAL_S = 0.25  # at most four batches a second are told, besides the very first
 DEVICE_HOST_BYTES = 4 * 2**30  # what a driver and the compiler of its kernels take of the host's memory at most
 OF_THIS_NODE = (KernelError, MissingExtra, CheckpointError)  # not the job's fault: it may succeed elsewhere
+NO_ROOM_TO_LOAD = ("cannot map zero-fill pages", "failed to map segment", "cannot allocate memory")
 ADVICE = "lower training.batch_size, or ask for more with memory in [needs]"
 
 Metrics = BatchMetrics | EpochMetrics
@@ -289,9 +291,17 @@ def failure(error: CyxError, advice: str = ADVICE) -> Failed:
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this error, or one that it was made from, is about memory (DuckDB has a class of its own)."""
+    """Whether this error, or one that it was made from, is about memory.
+
+    DuckDB has a class of its own, calls of the system have ENOMEM, and a library that finds no room to be loaded is an
+    ImportError in the words of the loader (glibc, elf/dl-load.c).
+    """
     while error is not None:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, ImportError) and any(words in str(error).lower() for words in NO_ROOM_TO_LOAD):
             return True
         error = error.__context__
     return False

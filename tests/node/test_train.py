@@ -1,5 +1,6 @@
 """Real training in its own process, from an order to a model file."""
 
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,15 @@ class OutOfMemoryException(Exception):
     """Named as DuckDB's class, which is no MemoryError."""
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryException("failed to allocate a block")])
+NO_MEMORY: list[Exception] = [
+    MemoryError(),
+    OutOfMemoryException("failed to allocate a block"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ImportError("numpy/random/_bounded_integers.so: cannot map zero-fill pages"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
 def test_a_reader_without_memory_makes_a_run_without_memory(
     order: Order, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
