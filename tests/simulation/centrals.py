@@ -27,6 +27,7 @@ from tests.simulation.wire import Process, SimBus
 
 CENTRAL_SEED = bytes(range(32))
 HEARTBEAT_MS, LEASE_MS, PROGRESS_MS = 2_000, 8_000, 20_000
+AGREE_WITHIN_MS = 300  # clocks that are kept right
 PLATFORM_FEE_BASIS_POINTS = 1000
 
 
@@ -161,6 +162,8 @@ class CentralProcess(Process):
         self.network = network
         self.started_s = network.scheduler.now_s
         self.wall_error_ms = int(network.scheduler.dice.uniform(-HOUR_MS, HOUR_MS)) + network.faults.clock_error_ms()
+        if network.wishes.clocks_agree:
+            self.wall_error_ms %= AGREE_WITHIN_MS
         self.central: Central | None = None
         self.ready = False
 

@@ -8,7 +8,8 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I7 sums are kept                       I8 an escrow is emptied once                  I9 paid means final on the chain
   I10 no cancel after a completion       I11 every world is the fold of the log        I12 a node is not overbooked
   I13 what is referred to is stored      I14 stored work is paid before a deadline    I15 the hash chain is whole
-  I16 nothing is frozen without a drift  R12 clocks do not end leases
+  I16 nothing is frozen without a drift  I17 a replica's time, tries and pay are right (served.py)
+  R12 clocks do not end leases
 """
 
 import hashlib
@@ -25,9 +26,11 @@ from cyxnet.codec import MSGPACK, decode
 from tests.simulation.centrals import LEASE_MS
 from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
+from tests.simulation.served import Served
 
 BAN_HEARD_WITHIN_S = 10.0  # another central may not have read of it yet
 CLOCKS_WRONG_MS = 8 * HOUR_MS  # the clock of a central is an hour wrong, and somebody sets it some times
+LONG_MS = 120_000  # nobody waits for a replica that still has so long by every clock
 FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
 
 
@@ -58,6 +61,7 @@ class JobModel(Struct):
     ran_out: list[str] = []  # ids of nodes that had too little memory for it
     requests: list[str] = []  # that its owner made
     denied: list[str] = []  # those that the owner was told no about
+    served: Served | None = None  # of a job that serves
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
@@ -83,6 +87,7 @@ class Checks:
         self.last_payload: dict[str, bytes] = {}
         self.chained: set[str] = set()
         self.kinds: dict[str, int] = {}
+        self.at_ms = 0  # of the event that is looked at, by the log
         self.banned_at_s: dict[str, float] = {}
         self.drained_at_s: dict[str, float] = {}
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
@@ -136,7 +141,7 @@ class Checks:
         record = decode(m.Record, stored.payload, MSGPACK, max_bytes=2**31)
         self._chain_of_hashes(stored, record)
         about, event = subjects.last_token(stored.subject), record.event
-        kind = type(event).__name__
+        kind, self.at_ms = type(event).__name__, record.at_ms
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         self.network.trace("event", f"{stored.seq} {about} {kind} by {record.by}", stored.payload)
         rule = RULES.get(type(event))
@@ -173,9 +178,10 @@ class Checks:
         self.jobs[job_id] = JobModel(
             name=name,
             terms=event.terms,
-            steps=steps_of(event.job),
+            steps=0 if event.job.serve else steps_of(event.job),
             deposit=event.deposit,
             leases=[],
+            served=_served(event),
         )
         self.written.add(event.deposit.signature)
         self._artifact(event.job.dataset, None, "the dataset")
@@ -186,6 +192,8 @@ class Checks:
         if event.purpose != "settle":
             return
         self.expect(job.funded, f"I8: a settlement of {job_id} is signed before it is funded")
+        if job.served:
+            self.expect(bool(job.served.ends), f"I5: {job_id} is settled, and nothing ended it: {job.served}")
         for earlier in job.settlements:
             landed = chain.landed.get(earlier.signature)
             dead = landed.error is not None if landed else chain.height > earlier.last_valid_block_height
@@ -224,6 +232,8 @@ class Checks:
         if banned_s is not None and self.network.scheduler.now_s - banned_s > BAN_HEARD_WITHIN_S:
             self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned for a day at {banned_s:.1f} s")
         job.leases.append(Lease(event.attempt, event.node_id, event.session))
+        if job.served:
+            self._of_time(job_id, job.served.leased(event))
 
     def _of_lease(self, job_id: str, job: JobModel, event: Any) -> Lease | None:
         kind = type(event).__name__
@@ -236,6 +246,7 @@ class Checks:
         lease = self._of_lease(job_id, job, event)
         kind = type(event).__name__
         if lease is not None:
+            self.expect(job.served is None, f"I1: {kind} of {job_id}, which trains nothing")
             self.expect(event.node_id == lease.node_id, f"I3: {kind} of {job_id} by {event.node_id}, not the holder")
             self.expect(job.funded, f"I3: {kind} of {job_id}, which is not paid for")
         return lease
@@ -243,6 +254,8 @@ class Checks:
     def _started(self, job_id: str, job: JobModel, event: m.Started) -> None:
         self._of_lease(job_id, job, event)
         self.expect(job.funded, f"I3: {job_id} started before it was paid for")
+        if job.served:
+            self._of_time(job_id, job.served.started(self.at_ms))
 
     def _checkpointed(self, job_id: str, job: JobModel, event: m.Checkpointed) -> None:
         self._by_holder(job_id, job, event)
@@ -256,6 +269,8 @@ class Checks:
     def _lost(self, job_id: str, job: JobModel, event: m.LeaseLost) -> None:
         self._of_lease(job_id, job, event)
         self._end_lease(job)
+        if job.served:
+            job.served.lost(event, self.at_ms)
         if event.memory_bytes:
             job.ran_out = [*job.ran_out, job.leases[-1].node_id]
         if event.discards:
@@ -269,10 +284,20 @@ class Checks:
         self._end_lease(job)
         job.completed = True
 
+    def _time_used(self, job_id: str, job: JobModel, event: m.TimeUsed) -> None:
+        self._of_lease(job_id, job, event)
+        self._of_time(job_id, job.served.time_used(self.at_ms) if job.served else "it serves nothing")
+        self._end_lease(job)
+
+    def _of_time(self, job_id: str, why: str | None) -> None:
+        self.expect(why is None, f"I17: {job_id}: {why}")
+
     def _cancelled(self, job_id: str, job: JobModel, event: m.CancelRequested) -> None:
         self.expect(not job.completed, f"I10: {job_id} is cancelled after it was completed")
         self.expect(not job.cancelled, f"I1: {job_id} is cancelled twice")
         job.cancelled = True
+        if job.served:
+            job.served.ends = "it is cancelled"
         self._once(job_id, job, event)
         self._end_lease(job)
 
@@ -287,8 +312,10 @@ class Checks:
         self.expect(left_ms <= DAY_MS + CLOCKS_WRONG_MS, f"I14: {job_id} ends {left_ms} ms before its deadline")
         self.expect(not job.near and not job.completed, f"I14: {job_id} ends for its deadline, and ended before")
         job.near = True
-        if not job.funded:  # a run is let store its state; a preparation has none
+        if not job.funded or job.served:  # a run is let store its state; a preparation and a replica have none
             self._end_lease(job)
+        if job.served:
+            job.served.ends = "its deadline is near"
 
     def _once(self, job_id: str, job: JobModel, event: Any) -> None:
         self.expect(event.request_id not in job.requests, f"I6: {job_id}: {event.request_id} is carried out twice")
@@ -316,7 +343,9 @@ class Checks:
             event.platform_base_units <= most, f"I7: {job_id}: the fee {event.platform_base_units} is over {most}"
         )
         self.expect(paid == sum(p.pay_base_units for p in event.payees), f"I7: {job_id}: the payees do not add up")
-        if job.completed:
+        if job.served:
+            self._of_time(job_id, job.served.settled(event, terms, moved))
+        elif job.completed:
             self.expect(event.client_base_units == 0, f"I8: {job_id} was completed and is refunded")
         elif job.checkpoint is None:
             self.expect(paid == 0, f"I13: {job_id} pays {paid} for steps that nobody stored")
@@ -336,11 +365,14 @@ class Checks:
         self._end_lease(job)
         job.ended = True
         if self.network.faults.weeks_pass_at_s is not None:  # central had a day for it
-            self.expect(not job.checkpoint and not job.completed, f"I14: {job_id} is refunded, and it has stored work")
+            worked = job.checkpoint or job.completed or (job.served and job.served.due())
+            self.expect(not worked, f"I14: {job_id} is refunded, and it has stored work")
 
     def _end_lease(self, job: JobModel) -> None:
         if job.lease:
             job.lease.live = False
+            if job.served:
+                job.served.over(self.at_ms)
 
     def _artifact(self, ref: m.ArtifactRef, content: bytes | None, what: str) -> None:
         """I13: the manifest and the chunk are in the store, and are the bytes that the work makes."""
@@ -411,7 +443,19 @@ class Checks:
     # -- at the end ----------------------------------------------------------------------------------
 
     def open_jobs(self) -> list[str]:
-        return [job_id for job_id, job in self.jobs.items() if not job.ended]
+        return [job_id for job_id, job in self.jobs.items() if not job.ended and not self.goes_on(job_id)]
+
+    def goes_on(self, job_id: str) -> bool:
+        """Whether a replica is ready, its node has it, and it has much time left by the clock of every central."""
+        job = self.jobs.get(job_id)
+        lease = job.lease if job else None
+        if job is None or lease is None or job.served is None or not job.served.is_ready:
+            return False
+        left_ms = (job.served.left_ms(each.wall_ms()) for each in self.network.live_centrals())
+        holders = (node.state for node in self.network.nodes.values() if node.loop.alive)
+        return min(left_ms, default=0) > LONG_MS and any(
+            (job_id, lease.attempt) in state.runs for state in holders if state.session == lease.session
+        )
 
     def at_the_end(self) -> None:
         """I5, I7, I8, I11 and what a client was told, once everything is quiet."""
@@ -425,7 +469,9 @@ class Checks:
                 self._watched(client)
         for job_id, job in self.jobs.items():
             escrow = chain.accounts.get(job.terms.escrow)
-            self.expect(escrow is None, f"I8: {job_id} has ended and its escrow holds {escrow}")
+            self.expect(
+                (escrow is None) == job.ended, f"I8: {job_id}: ended: {job.ended}, and its escrow holds {escrow}"
+            )
             landed = [s for s in job.settlements if s.signature in chain.landed and not chain.landed[s.signature].error]
             self.expect(len(landed) == int(job.settled), f"I8: {job_id} was paid {len(landed)} times")
         held = {
@@ -441,6 +487,9 @@ class Checks:
                 about = subjects.last_token(stored.subject)
                 for entry in jobs.entries(fold.jobs[about], record.event):
                     ledger[entry.account] = ledger.get(entry.account, 0) + entry.amount_base_units
+        for job in self.jobs.values():
+            if not job.ended:  # its money is in its vault: a balance of nobody's
+                held.pop(chain.accounts[job.terms.escrow].vault, None)
         for owner, amount in sorted(held.items()):
             gained = amount - self.network.given.get(owner, 0)
             said = ledger.get(f"wallet:{owner}", 0)
@@ -462,6 +511,13 @@ class Checks:
         self.expect(sorted(seen) == wanted, f"I11: who watched {client.job_id} saw {seen}, the log has {wanted}")
 
 
+def _served(event: m.Submitted) -> Served | None:
+    if event.job.serve is None:
+        return None
+    price = event.price_base_units or event.terms.amount_base_units
+    return Served(1000 * event.job.serve.seconds, price, event.job.max_attempts, [])
+
+
 def apply(world: World, stored: Stored, record: m.Record) -> None:
     world.apply(stored.seq, stored.subject, record, hashlib.sha256(stored.payload).digest())
 
@@ -475,6 +531,7 @@ RULES: dict[type, Any] = {
     m.Checkpointed: Checks._checkpointed,
     m.LeaseLost: Checks._lost,
     m.Completed: Checks._completed,
+    m.TimeUsed: Checks._time_used,
     m.CancelRequested: Checks._cancelled,
     m.PauseRequested: Checks._steered,
     m.ResumeRequested: Checks._steered,

@@ -60,6 +60,8 @@ class Client(Process):
             self.wish = "stall"
         self.keys = identity(500 + number)
         self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
+        if replica := network.wishes.job(number, self.client.caller, self.job.dataset):
+            self.job, self.job_id = replica, replica.name
         self.client._settlement = SimSettlement(self, network.chain)
         self.acknowledged = False
         self.refused: str | None = None

@@ -444,3 +444,43 @@ def a_missing_escrow_was_refunded() -> Iterator[Any]:
         return deposit_signature
 
     yield mock.patch.object(Settlement, "refund_of", at_once)
+
+
+# -- replicas --------------------------------------------------------------------------------------------
+
+
+@planted
+def time_before_ready_is_paid() -> Iterator[Any]:
+    """A replica is paid from its lease on, not from when it answers."""
+    real = jobs._earned_by_time
+
+    def earned(job: jobs.Job) -> tuple[m.Payee, ...]:
+        return real(replace(job, attempts=tuple(replace(a, started_at_ms=a.leased_at_ms) for a in job.attempts)))
+
+    yield mock.patch.object(jobs, "_earned_by_time", earned)
+
+
+@planted
+def more_time_than_bought_is_paid() -> Iterator[Any]:
+    """Whatever a replica served is paid, what came after the time that was bought too."""
+
+    def earned(job: jobs.Job) -> tuple[m.Payee, ...]:
+        pay: dict[str, int] = {}
+        for attempt in job.attempts:
+            more = job.terms.amount_base_units * jobs.ready_ms(attempt, 0) // jobs.bought_ms(job)
+            pay[attempt.wallet] = pay.get(attempt.wallet, 0) + more
+        return tuple(m.Payee(wallet=wallet, pay_base_units=units) for wallet, units in pay.items() if units)
+
+    yield mock.patch.object(jobs, "_earned_by_time", earned)
+
+
+@planted
+def tries_never_renewed() -> Iterator[Any]:
+    """A replica that was ready and lost its node has failed once, however long it served."""
+    yield mock.patch.object(jobs, "_has_worked", lambda attempt: False)
+
+
+@planted
+def replica_serves_for_ever() -> Iterator[Any]:
+    """Nobody looks how long a replica has served."""
+    yield mock.patch.object(jobs, "time_used", lambda job, now_ms: None)

@@ -23,6 +23,7 @@ from cyxnet.identity import Identity
 from cyxnode import events as e
 from cyxnode.signing import Signing
 from cyxnode.state import State, next_wake_ms, retry_delay_ms, step
+from tests.simulation import replicas
 from tests.simulation.faults import FIRST_WALL_MS, HOUR_MS
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.wire import Process, SimBus
@@ -232,6 +233,7 @@ class Node(Process):
         if run := self._runs.get(action.key):
             run.halt = action.code
             run.begun.set()
+            run.halted.set()
 
     def _exit(self, action: e.Exit) -> None:
         self.exited = action
@@ -262,7 +264,7 @@ DOERS: dict[type, Any] = {
 
 
 class Run:
-    """One attempt: fetch, prepare, train step by step, store checkpoints, deliver."""
+    """One attempt: fetch, prepare, train step by step, store checkpoints, deliver; or serve."""
 
     def __init__(self, node: Node, assign: m.Assign):
         self.node = node
@@ -272,6 +274,7 @@ class Run:
         if assign.funded:
             self.begun.set()
         self.halt: str | None = None
+        self.halted = asyncio.Event()
         self.step = assign.resume.step if assign.resume else 0
         self.task: asyncio.Task[None] | None = None
         self.storing: asyncio.Task[None] | None = None
@@ -283,9 +286,9 @@ class Run:
 
     async def perform(self) -> None:
         try:
-            report: m.RunFailed | m.RunCompleted = await self._train()
+            report = await (replicas.serve(self) if self.assign.job.serve else self._train())
         except CyxError as error:
-            report = self._failed(error.code, str(error))
+            report = self.failed(error.code, str(error))
         self.node.forget(self.key)
         self.node.tell(e.RunEnded(self.key, report))
 
@@ -297,9 +300,9 @@ class Run:
         if self.assign.resume:
             state = await self._fetch(self.assign.resume.state.sha256)
             if faults.is_bad(self.assign.resume.state.sha256):
-                return self._failed("bad_checkpoint", "no state can be read in it")
+                return self.failed("bad_checkpoint", "no state can be read in it")
         if faults.hit("run_is_too_large"):
-            return self._failed("out_of_memory", "too little", memory_bytes=2**29)
+            return self.failed("out_of_memory", "too little", memory_bytes=2**29)
         self.node.tell(e.Advanced(self.key, "ready"))
         await self.begun.wait()
         first = self.step
@@ -309,14 +312,14 @@ class Run:
         while self.step < steps:
             if self.halt:
                 await self._store(state, steps)
-                return self._failed(self.halt, "as asked")
+                return self.failed(self.halt, "as asked")
             if self.step == hangs_at:
                 await asyncio.sleep(10_000)
             await asyncio.sleep(STEP_S)
             if self.step == dies_at:
-                return self._failed("process_died", "it died")
+                return self.failed("process_died", "it died")
             if "faulty" in job.name and self.step == 2:
-                return self._failed("diverged", "the loss is not a number", deterministic=True)
+                return self.failed("diverged", "the loss is not a number", deterministic=True)
             self.step += 1
             state = hashlib.sha256(state + b"step %d" % self.step).digest()
             if self.step == first + 1:
@@ -392,7 +395,7 @@ class Run:
         part = m.ArtifactRefRequest(sha256=chunk, artifact=sha256)
         return await self._insist("artifact.chunk", msgspec.json.encode(part))
 
-    def _failed(self, code: str, message: str, deterministic: bool = False, memory_bytes: int = 0) -> m.RunFailed:
+    def failed(self, code: str, message: str, deterministic: bool = False, memory_bytes: int = 0) -> m.RunFailed:
         return m.RunFailed(
             node_id=self.node.node_id,
             session=self.node.session,

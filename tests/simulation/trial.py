@@ -26,6 +26,7 @@ from tests.simulation.clients import DATASET, Client
 from tests.simulation.faults import HOUR_MS, Faults
 from tests.simulation.loop import ProcessLoop, Scheduler
 from tests.simulation.nodes import Node, digest, identity
+from tests.simulation.replicas import Wishes
 from tests.simulation.wire import Core, Edge, Process
 
 CENTRALS, NODES, CLIENTS = 2, 5, 4
@@ -59,6 +60,7 @@ class Network:
         self.scheduler = Scheduler(dice)
         wire.open_broker(self.scheduler)
         self.faults = Faults(dice, self.scheduler, FAULTS_UNTIL_S)
+        self.wishes = Wishes(seed)
         self.hash = hashlib.blake2b(digest_size=8)
         self.lines: list[str] | None = [] if keep_trace else None
         self.edge = Edge(self.scheduler, self.faults)
@@ -172,7 +174,13 @@ class Network:
         return self.scheduler.dice.choice(list(self.nodes.values()))
 
     def _kill_node(self) -> None:
-        node = self._some_node()
+        self._kill(self._some_node())
+
+    def kill_after(self, node: Node, wait_s: float) -> None:
+        self.faults.count("kill_holder")
+        self.scheduler.at(self.chaos, self.scheduler.now_s + wait_s, self._kill, node)
+
+    def _kill(self, node: Node) -> None:
         if node.loop.alive:
             node.loop.kill()
             wait_s = 0.5 + self.scheduler.dice.expovariate(1 / 4)
@@ -199,6 +207,8 @@ class Network:
 
     def _jump_clock(self) -> None:
         central = self._some_central()
+        if self.wishes.clocks_agree:
+            return
         if self.scheduler.dice.random() < 0.5:
             self._slew(central, CLOCK_SLEW_STEPS)
         else:
@@ -248,11 +258,15 @@ class Network:
         events = len(self.core.streams[subjects.EVENTS].messages)
         return (
             self.scheduler.now_s > FAULTS_UNTIL_S + HEARTBEAT_MS / 1000
-            and all(client.done for client in self.clients)
+            and all(client.done or self._watches_a_replica(client) for client in self.clients)
             and not self.checks.open_jobs()
             and len(self.live_centrals()) == CENTRALS
             and all(each.central and each.central.world.seq == events for each in self.live_centrals())
         )
+
+    def _watches_a_replica(self, client: Client) -> bool:
+        """Who watches what is to go on for an hour is not waited for."""
+        return client.wish == "watch" and self.checks.goes_on(client.job_id)
 
     def _stop_when_quiet(self) -> None:
         self.scheduler.stopped = self.quiet()
