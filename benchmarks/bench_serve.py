@@ -127,32 +127,48 @@ def throughput(case: Case, names: list[str], rounds: int, seconds: float) -> dic
 
 
 def overload(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
-    """At three times what it can do, with a queue for as many as reach its peak; peak: measured in turn with that."""
+    """At three times what it can do, with a queue for as many as reach its peak; peak: measured in turn with that.
+
+    offered_per_s: what the client came to, which shares the machine with the server; wanted_per_s: what it was to.
+    """
     server = ours(case, f"--max-queue={CONNECTIONS}")
     runs = []
     try:
         server.wait_ready(case.body.read_bytes())
-        before = load(server, case, seconds)["good_per_s"]
+        before = load(server, case, seconds)
         first_rss = server.measured.memory_info().rss
         for _ in range(rounds):
-            found = load(server, case, seconds, connections=CONNECTIONS_OVERLOAD, rate=OVERLOAD * before)
-            after = load(server, case, seconds)["good_per_s"]
-            runs.append((found, (before + after) / 2))
+            wanted = OVERLOAD * before["good_per_s"]
+            found = load(server, case, seconds, connections=CONNECTIONS_OVERLOAD, rate=wanted)
+            after = load(server, case, seconds)
+            peak = {key: (before[key] + after[key]) / 2 for key in ("good_per_s", "us_per_request")}
+            runs.append((found, peak, wanted))
             before = after
         grown = server.measured.memory_info().rss - first_rss
     finally:
         server.close()
-    middle = sorted(runs, key=lambda run: run[0]["good_per_s"] / run[1])[len(runs) // 2]
-    found, peak = middle
+    found, peak, wanted = sorted(runs, key=lambda run: run[0]["good_per_s"] / run[1]["good_per_s"])[len(runs) // 2]
     return {
-        "peak_per_s": round(peak, 1),
-        "answered_per_s": found["per_s"],
+        "peak_per_s": round(peak["good_per_s"], 1),
+        "wanted_per_s": round(wanted, 1),
+        "offered_per_s": found["offered_per_s"],
         "good_per_s": found["good_per_s"],
-        "goodput": round(found["good_per_s"] / peak, 3),
+        "goodput": round(found["good_per_s"] / peak["good_per_s"], 3),
         "statuses": found["statuses"],
+        "us_per_answer": round(peak["us_per_request"], 1),
+        "us_per_refusal": us_per_refusal(found, peak["us_per_request"]),
         "p99_ms": found["p99_ms"],
         "grown_mib": round(grown / 2**20, 1),
     }
+
+
+def us_per_refusal(found: dict[str, Any], us_per_answer: float) -> float | None:
+    """What is left of the server's processor time when each good answer costs what it does at the peak."""
+    refused_per_s = found["per_s"] - found["good_per_s"]
+    if refused_per_s <= 0:
+        return None
+    left = found["us_per_request"] * found["per_s"] - us_per_answer * found["good_per_s"]
+    return round(max(left, 0.0) / refused_per_s, 1)
 
 
 def alone(case: Case, rounds: int) -> dict[str, float]:
@@ -257,7 +273,9 @@ def report(found: dict[str, Any]) -> str:
         parts.append(f"**POST /v1/predict, {name}, {CONNECTIONS} connections**\n\n{table(columns, rows)}")
     if over := found.get("overload"):
         said = [[name, *each.values()] for name, each in over.items()]
-        parts.append(f"**{OVERLOAD:g} × what it can do**\n\n{table(['', *next(iter(over.values()))], said)}")
+        short = [name for name, each in over.items() if each["offered_per_s"] < 0.9 * each["wanted_per_s"]]
+        note = f"\n\n{', '.join(short)}: the client did not come to the rate that it was to offer." if short else ""
+        parts.append(f"**{OVERLOAD:g} × what it can do**\n\n{table(['', *next(iter(over.values()))], said)}{note}")
     if single := found.get("alone"):
         mean = statistics.geometric_mean(each["ratio"] for each in single.values())
         rows = [[name, *each.values()] for name, each in single.items()] + [["geometric mean", "", "", f"{mean:.3f}"]]

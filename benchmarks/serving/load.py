@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
 class Load:
     def __init__(self, request: bytes, rate: float):
         self.request, self.rate = request, rate
-        self.lost = 0
+        self.lost = self.asked = 0
         self.statuses: Counter[int] = Counter()
         self.latencies_s: list[float] = []  # of answers with status 200
         self.counting = False
@@ -73,11 +73,15 @@ class Load:
 
     def free(self, connection: Connection) -> None:
         if not self.rate:
-            connection.ask(time.perf_counter())
+            self._ask(connection, time.perf_counter())
         elif self._due:
-            connection.ask(self._due.popleft())
+            self._ask(connection, self._due.popleft())
         else:
             self._idle.append(connection)
+
+    def _ask(self, connection: Connection, due_s: float) -> None:
+        self.asked += self.counting
+        connection.ask(due_s)
 
     async def be_due(self) -> None:
         next_s = time.perf_counter()
@@ -85,7 +89,7 @@ class Load:
             now_s = time.perf_counter()
             while next_s <= now_s:
                 if self._idle:
-                    self._idle.popleft().ask(next_s)
+                    self._ask(self._idle.popleft(), next_s)
                 else:
                     self._due.append(next_s)
                 next_s += 1 / self.rate
@@ -120,6 +124,7 @@ async def run(
     return {
         "good_per_s": round(load.statuses[200] / took_s, 1),
         "per_s": round(load.statuses.total() / took_s, 1),
+        "offered_per_s": round(load.asked / took_s, 1),
         "statuses": {str(status): count for status, count in load.statuses.items()},
         "p50_ms": at(0.5),
         "p99_ms": at(0.99),
