@@ -208,7 +208,7 @@ def pixel_shuffle(x: Any, upscale_factor: int) -> Any:
     _rank("pixel_shuffle", x, 4, "(N, C, H, W)")
     count, channels, height, width = x.shape
     r = upscale_factor
-    if channels % (r * r):
+    if r < 1 or channels % (r * r):
         raise ShapeError(f"pixel_shuffle: expected channels divisible by {r * r}, got {x.shape}")
     parts = x.reshape(count, channels // (r * r), r, r, height, width).transpose(0, 1, 4, 2, 5, 3)
     return parts.reshape(count, channels // (r * r), height * r, width * r)
@@ -287,7 +287,7 @@ def pixel_unshuffle(x: Any, downscale_factor: int) -> Any:
     _rank("pixel_unshuffle", x, 4, "(N, C, H, W)")
     count, channels, height, width = x.shape
     r = downscale_factor
-    if height % r or width % r:
+    if r < 1 or height % r or width % r:
         raise ShapeError(f"pixel_unshuffle: expected a height and width divisible by {r}, got {x.shape}")
     parts = x.reshape(count, channels, height // r, r, width // r, r).transpose(0, 1, 3, 5, 2, 4)
     return parts.reshape(count, channels * r * r, height // r, width // r)

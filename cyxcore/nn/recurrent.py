@@ -7,6 +7,17 @@ from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.module import Module, Parameter
 
 
+def _given(module: Module, states: int, state: Any) -> tuple[Any, ...] | None:
+    """The states to begin with, one of each kind. Raises ShapeError: a tensor for a pair would be taken row by row."""
+    if state is None:
+        return None
+    given = (state,) if states == 1 else state
+    if not isinstance(given, tuple | list) or len(given) != states or isinstance(given[0], tuple | list):
+        what = "a tensor" if states == 1 else "a pair (h, c) of tensors"
+        raise ShapeError(f"{type(module).__name__}: expected {what} as state, got {type(state).__name__}")
+    return tuple(given)
+
+
 class _Recurrent(Module):
     """Layers of one kind of cell, each in one or both directions.
 
@@ -51,7 +62,7 @@ class _Recurrent(Module):
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
         steps = x if self.batch_first else x.transpose(1, 0, 2)
         states = F.CELLS[self.kind].states
-        given = None if state is None else (state if states > 1 else (state,))
+        given = _given(self, states, state)
         last: list[tuple[Any, ...]] = []
         for layer in range(self.num_layers):
             if layer:
@@ -118,7 +129,7 @@ class _Cell(Module):
         weights = F.Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         if x.ndim != 2:
             raise ShapeError(f"{type(self).__name__}: expected x (N, {self.input_size}), got {x.shape}")
-        given = None if state is None else (tuple(state) if states > 1 else (state,))
+        given = _given(self, states, state)
         _, new = F.recur(self.kind, x.expand_dims(1), weights, given)
         return new if states > 1 else new[0]
 

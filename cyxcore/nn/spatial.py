@@ -1,5 +1,6 @@
 """Layers that pool, pad and rearrange space, beside those of cyxcore/nn/layers.py: torch's names and results."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -280,10 +281,10 @@ class Unflatten(Module):
         self.dim, self.unflattened_size = dim, tuple(unflattened_size)
 
     def forward(self, x: Any) -> Any:
-        axis = self.dim % x.ndim
-        known, size = 1, x.shape[axis]
-        for part in self.unflattened_size:
-            known *= 1 if part == -1 else part
+        axis = x._axis(self.dim)
+        known, size = math.prod(part for part in self.unflattened_size if part != -1), x.shape[axis]
+        if self.unflattened_size.count(-1) > 1 or (-1 in self.unflattened_size and known < 1):
+            raise SpecError(f"Unflatten: expected sizes of which at most one is -1, got {self.unflattened_size}")
         sizes = [size // known if part == -1 else part for part in self.unflattened_size]
         return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 

@@ -457,6 +457,25 @@ def test_a_cosine_from_a_rate_of_zero(name: str) -> None:
         theirs.step()
 
 
+X2 = cx.zeros(2, 3)
+WRONG_STATES: dict[str, Callable[[], Any]] = {
+    "LSTMCell: expected a pair (h, c) of tensors as state, got Tensor": lambda: cx.nn.LSTMCell(3, 3)(X2, X2),
+    "LSTMCell: expected a pair (h, c) of tensors as state, got tuple": lambda: cx.nn.LSTMCell(3, 3)(X2, (X2,) * 3),
+    "GRUCell: expected a tensor as state, got tuple": lambda: cx.nn.GRUCell(3, 3)(X2, (X2, X2)),
+    "LSTM: expected a pair (h, c) of tensors as state, got Tensor": lambda: cx.nn.LSTM(3, 3)(
+        cx.zeros(1, 2, 3), cx.zeros(2, 1, 2, 3)
+    ),
+    "Unflatten: expected sizes of which at most one is -1, got (0, -1)": lambda: cx.nn.Unflatten(1, (0, -1))(X2),
+    "pixel_unshuffle: expected a height and width divisible by 0": lambda: F.pixel_unshuffle(cx.zeros(1, 1, 2, 2), 0),
+}
+
+
+@pytest.mark.parametrize("said", WRONG_STATES)
+def test_a_state_or_a_size_that_would_be_bent_is_refused(said: str) -> None:
+    with pytest.raises(CyxError, match=re.escape(said)):
+        WRONG_STATES[said]()
+
+
 WRONG_GRIDS: dict[str, Callable[[], Any]] = {
     "expected a size of whole numbers, got 2.5": lambda: F.interpolate(cx.zeros(1, 1, 2, 2), size=2.5),
     "expected a size of whole numbers, got True": lambda: F.interpolate(cx.zeros(1, 1, 2, 2), size=True),
