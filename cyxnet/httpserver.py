@@ -61,8 +61,9 @@ class Front(Protocol):
 class Refusing(Protocol):
     """What a Front may have as `refuse_at_once`: the whole answer to a request that is not worth reading, or None.
 
-    line: the request line; head: the lines of its headers, each behind a line end. Refusals must cost a small part of
-    what answers do, or a server that is asked for too much spends its time on saying so.
+    line: the request line; head: the lines of its headers, each behind a line end. The server puts the date in.
+    Refusals must cost a small part of what answers do, or a server that is asked for too much spends its time on
+    saying so.
     """
 
     def __call__(self, line: bytes, head: bytes) -> bytes | None: ...
@@ -131,7 +132,8 @@ class Patient(HttpToolsProtocol):
             self._pipelines = True
         elif self.refuse is not None and (answer := self._refusal(data)):
             self._wait()
-            self.transport.write(answer)
+            extra = b"".join([b"\r\n%s: %s" % header for header in self.server_state.default_headers])
+            self.transport.write(answer.replace(b"\r\n", extra + b"\r\n", 1))
             return
         self._ended_one = False
         super().data_received(data)

@@ -177,15 +177,24 @@ def adaptive_avg_pool1d(x: Any, output_size: int) -> Any:
 
 
 def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Any:
-    """(N, C, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    """(N, C, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d; a size of None: as it is."""
     _rank("adaptive_avg_pool2d", x, 4, "(N, C, H, W)")
-    return _adaptive(x, pair(output_size))
+    return _adaptive(x, _sizes(x, output_size))
 
 
 def adaptive_avg_pool3d(x: Any, output_size: Triple) -> Any:
-    """(N, C, D, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    """(N, C, D, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d; a size of None: as it is."""
     _rank("adaptive_avg_pool3d", x, 5, "(N, C, D, H, W)")
-    return _adaptive(x, triple(output_size))
+    return _adaptive(x, _sizes(x, output_size))
+
+
+def _sizes(x: Any, wanted: Any) -> list[int]:
+    """The sizes of the axes after C: one for all, or one each; None: as it is. Raises SpecError."""
+    own = x.shape[2:]
+    each = [wanted] * len(own) if isinstance(wanted, int) else list(wanted)
+    if len(each) != len(own):
+        raise SpecError(f"adaptive pooling: expected one or {len(own)} sizes for x {x.shape}, got {wanted}")
+    return [old if new is None else int(new) for old, new in zip(own, each, strict=True)]
 
 
 def _adaptive(x: Any, sizes: Sequence[int]) -> Any:
@@ -253,15 +262,15 @@ def adaptive_max_pool1d(x: Any, output_size: int) -> Any:
 
 
 def adaptive_max_pool2d(x: Any, output_size: Pair) -> Any:
-    """(N, C, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    """(N, C, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d; a size of None: as it is."""
     _rank("adaptive_max_pool2d", x, 4, "(N, C, H, W)")
-    return _adaptive_max(x, pair(output_size))
+    return _adaptive_max(x, _sizes(x, output_size))
 
 
 def adaptive_max_pool3d(x: Any, output_size: Triple) -> Any:
-    """(N, C, D, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d along each axis."""
+    """(N, C, D, H, W) -> (N, C, *output_size), by the windows of adaptive_avg_pool1d; a size of None: as it is."""
     _rank("adaptive_max_pool3d", x, 5, "(N, C, D, H, W)")
-    return _adaptive_max(x, triple(output_size))
+    return _adaptive_max(x, _sizes(x, output_size))
 
 
 def _adaptive_max(x: Any, sizes: Sequence[int]) -> Any:

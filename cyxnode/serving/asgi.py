@@ -195,7 +195,7 @@ def _send_whole(send: Send, status: int, headers: list[tuple[bytes, bytes]], bod
         return False
     cycle.response_started = cycle.response_complete = True
     cycle.waiting_for_100_continue = False
-    cycle.transport.write(_in_bytes(status, headers, body))
+    cycle.transport.write(_in_bytes(status, cycle.default_headers + headers, body))
     cycle.message_event.set()
     cycle.on_response()
     return True

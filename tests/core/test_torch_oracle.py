@@ -457,6 +457,14 @@ def test_a_cosine_from_a_rate_of_zero(name: str) -> None:
         theirs.step()
 
 
+@pytest.mark.parametrize("name", ["adaptive_avg_pool2d", "adaptive_max_pool2d"])
+def test_an_adaptive_pool_leaves_an_axis_as_it_is(name: str) -> None:
+    x = floats(2, 3, 5, 6)
+    for size in ((None, 4), (2, None)):
+        expected = getattr(torch.nn.functional, name)(torch.tensor(x), size).numpy()
+        np.testing.assert_allclose(getattr(F, name)(cx.tensor(x), size).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
 X2 = cx.zeros(2, 3)
 WRONG_STATES: dict[str, Callable[[], Any]] = {
     "LSTMCell: expected a pair (h, c) of tensors as state, got Tensor": lambda: cx.nn.LSTMCell(3, 3)(X2, X2),
@@ -466,6 +474,7 @@ WRONG_STATES: dict[str, Callable[[], Any]] = {
         cx.zeros(1, 2, 3), cx.zeros(2, 1, 2, 3)
     ),
     "Unflatten: expected sizes of which at most one is -1, got (0, -1)": lambda: cx.nn.Unflatten(1, (0, -1))(X2),
+    "adaptive pooling: expected one or 2 sizes": lambda: F.adaptive_avg_pool2d(cx.zeros(1, 1, 2, 2), (1, 1, 1)),
     "pixel_unshuffle: expected a height and width divisible by 0": lambda: F.pixel_unshuffle(cx.zeros(1, 1, 2, 2), 0),
 }
 

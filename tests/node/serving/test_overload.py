@@ -69,6 +69,7 @@ async def test_one_connection_is_refused_again_and_again_and_each_refusal_is_cou
             writer.write(request())
             status, headers, body = await told(reader)
             assert status == 429 and body["error"]["code"] == "overloaded" and int(headers["retry-after-ms"]) > 0
+            assert headers["date"].endswith("gmt")
             ids.add(headers["x-request-id"])
         assert len(ids) == 20
         assert server.front.figures.answers["/v1/predict", 429] >= 20
@@ -93,6 +94,12 @@ async def test_what_is_no_plain_request_is_refused_too_and_the_connection_goes_o
         assert (await told(reader))[0] == 429
         writer.write(request(path=b"/v1/nothing"))
         assert (await told(reader))[0] == 404
+
+
+async def test_every_answer_has_a_date_whichever_way_it_goes():
+    async with serving(tensors()) as (http, _):
+        for path, headers in (("/livez", {}), ("/livez", {"connection": "close"}), ("/v1/nothing", {})):
+            assert (await http.get(path, headers=headers)).headers["date"].endswith("GMT")
 
 
 async def test_two_requests_in_one_piece_are_answered_one_by_one():
