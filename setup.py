@@ -7,6 +7,7 @@ flag here names a processor. `-ffp-contract=off` and the absence of fast-math ar
 
 import glob
 import os
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,10 +17,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = "cyxcore/kernels"
+GCC_ONLY = "-fvect-cost-model=dynamic"  # what clang does anyway, and does not know by this name
 FLAGS = [
     "-O2",
     "-ftree-vectorize",
-    "-fvect-cost-model=dynamic",
+    GCC_ONLY,
     "-std=gnu11",
     "-ffp-contract=off",
     "-fno-math-errno",
@@ -58,6 +60,9 @@ class BuildInParallel(build_ext):
     """One compiler process per core: setuptools compiles the sources of an extension one after another."""
 
     def build_extension(self, ext: Extension) -> None:
+        asked = [*self.compiler.compiler_so, GCC_ONLY, "-fsyntax-only", "-x", "c", os.devnull]
+        if subprocess.run(asked, capture_output=True).returncode:
+            ext.extra_compile_args = [flag for flag in ext.extra_compile_args if flag != GCC_ONLY]
         compile_all = self.compiler.compile
 
         def compile_each(sources: list[str], *args: Any, **options: Any) -> list[str]:

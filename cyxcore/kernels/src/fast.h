@@ -7,9 +7,9 @@
 
 #include "cyx.h"
 
-/* A compiler knows AMX when it has its header. */
+/* A compiler knows AMX when it has its header: gcc's, or clang's of another name. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxbf16intrin.h>)
+#if __has_include(<amxbf16intrin.h>) || (defined(__clang__) && __has_include(<amxintrin.h>))
 #define CYX_COMPILED_AMX 1
 #endif
 #endif

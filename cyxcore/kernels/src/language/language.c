@@ -3,16 +3,27 @@
 #include <stdatomic.h>
 #include <string.h>
 
-static const cyx_services *services;
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
-void language_setup(const cyx_services *given) { services = given; }
+static const cyx_services *services;
+static int has_f16c; /* asked by cpuid: clang's __builtin_cpu_supports did not know it for long */
+
+void language_setup(const cyx_services *given) {
+    services = given;
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    has_f16c = __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+#endif
+}
 
 /* The instruction set the other kernels use, or the next one below it that these have. */
 static const language_table *table(void) {
 #if defined(__x86_64__)
     const char *isa = services->isa();
     if (!strcmp(isa, "avx512") && __builtin_cpu_supports("avx512vnni")) return &language_vnni;
-    if (strcmp(isa, "portable") && __builtin_cpu_supports("f16c")) return &language_avx2;
+    if (strcmp(isa, "portable") && has_f16c) return &language_avx2;
 #endif
     return &language_portable;
 }
