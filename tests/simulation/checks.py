@@ -230,7 +230,7 @@ class Checks:
             self.fail(f"I12: {job_id} is leased to {event.node_id}, which is draining since {drained_s:.1f} s")
         banned_s = self.banned_at_s.get(event.node_id)
         if banned_s is not None and self.network.scheduler.now_s - banned_s > BAN_HEARD_WITHIN_S:
-            self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned for a day at {banned_s:.1f} s")
+            self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned at {banned_s:.1f} s")
         job.leases.append(Lease(event.attempt, event.node_id, event.session))
         if job.served:
             self._of_time(job_id, job.served.leased(event))

@@ -23,7 +23,7 @@ from tests.simulation.centrals import CENTRAL_SEED, HEARTBEAT_MS, CentralProcess
 from tests.simulation.chain import Chain
 from tests.simulation.checks import Checks
 from tests.simulation.clients import DATASET, Client
-from tests.simulation.faults import HOUR_MS, Faults
+from tests.simulation.faults import FAR_CLOCK_MS, HOUR_MS, Faults
 from tests.simulation.loop import ProcessLoop, Scheduler
 from tests.simulation.nodes import Node, digest, identity
 from tests.simulation.replicas import Wishes
@@ -220,13 +220,13 @@ class Network:
             self.scheduler.at(self.chaos, self.scheduler.now_s + 1.3, self._slew, central, steps - 1)
 
     def _ban(self) -> None:
-        """An operator bans a node for a day; at most two, so that somebody is left to work."""
+        """An operator bans a node, for longer than any clock is ahead; at most two: somebody is left to work."""
         central, node = self._some_central(), self._some_node()
-        if self.faults.weeks_pass_at_s is not None:  # a day would be over in two seconds
+        if self.faults.weeks_pass_at_s is not None:  # it would be over by itself
             return
         if not central.ready or central.central is None or len(self.checks.banned_at_s) >= 2:
             return
-        until_ms = central.wall_ms() + 24 * HOUR_MS
+        until_ms = central.wall_ms() + FAR_CLOCK_MS + 24 * HOUR_MS
         event = m.NodeBanned(until_ms=until_ms, reason="the operator bans it")
         log, node_id = central.central.events, node.node_id
 
