@@ -5,6 +5,7 @@ is applied (`_apply`) and how a plain number becomes a value (`_constant`).
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Self, TypeVar
@@ -372,9 +373,10 @@ class Value:
         return tuple(sorted({self._axis(place) for place in given}))
 
     def _axis(self, axis: int) -> int:
-        if not -self.ndim <= axis < self.ndim:
+        place = operator.index(axis)  # NumPy's integers too
+        if not -self.ndim <= place < self.ndim:
             raise AxisError(f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}")
-        return axis % self.ndim
+        return place % self.ndim
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
         """The sum; integers and bools are summed as int64, unsigned ones as uint64, as in NumPy."""

@@ -245,3 +245,9 @@ def test_a_tensor_knows_its_device() -> None:
     assert x.to_device(x.device) is x and cx.astype(x, "int32", device=x.device).dtype == "int32"
     with pytest.raises(SpecError, match="device: expected one of"):
         x.to_device("tpu")
+
+
+def test_an_axis_may_be_one_of_numpys_integers() -> None:
+    x = cx.tensor(np.arange(6.0).reshape(2, 3))
+    assert x.sum(np.int64(0)).tolist() == [3.0, 5.0, 7.0] and x.argmax(np.int8(1)).tolist() == [2, 2]
+    assert x.mean((np.int64(0), np.int64(-1))).item() == 2.5
