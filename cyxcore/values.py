@@ -369,7 +369,7 @@ class Value:
             return _axes_up_to(len(self.shape))
         if type(axis) is int:
             return _only_axis(self._axis(axis))
-        given = (axis,) if isinstance(axis, int) else axis
+        given = (axis,) if hasattr(axis, "__index__") else axis
         return tuple(sorted({self._axis(place) for place in given}))
 
     def _axis(self, axis: int) -> int:
