@@ -96,6 +96,8 @@ def _plan_of_serving(job: m.JobRequest, serve: m.ServeSpec) -> Plan:
     """A model file is not opened here: its size says what it needs, unless who submits knows better."""
     if job.model != ModelSpec():
         raise SpecError("model: expected no layers and no graph: the dataset of a job that serves is its model")
+    if job.needs.device == "cuda":
+        raise SpecError("needs.device: expected any or cpu, got cuda: a replica computes on the CPU")
     if serve.seconds > LONGEST_SERVED_S:
         raise SpecError(
             f"serve.seconds: expected at most {LONGEST_SERVED_S} ({LONGEST_SERVED_S // 86_400} days; its escrow ends "

@@ -62,7 +62,8 @@ class Order(ToProcess, kw_only=True, frozen=True):
 class Serve(ToProcess, kw_only=True, frozen=True):
     """Answer with this model. Path and limits are the agent's own; the rest is as the options of `cyx serve`.
 
-    context_tokens: None for as many as the model was trained for. drain_s: for what is being answered at the end.
+    context_tokens: None for as many as the model was trained for. plans_bytes: of that memory, for plans, or for the
+    keys and values of a language model; 0: as much as there is. drain_s: for what is being answered at the end.
     """
 
     model_path: str
@@ -75,6 +76,7 @@ class Serve(ToProcess, kw_only=True, frozen=True):
     max_wait_ms: float = 0.0
     max_queue: int = 1024
     context_tokens: int | None = None
+    plans_bytes: int = 0
     drain_s: float = 30.0
 
 

@@ -83,7 +83,9 @@ def load(order: Serve) -> Any:
     path = Path(order.model_path)
     memory_bytes = order.memory_bytes or None
     if memory_bytes and path.suffix == ".gguf":  # its weights are mapped; the rest of it is for what a step needs
-        memory_bytes = min(memory_bytes // 2, LARGEST_CACHE_BYTES)
+        memory_bytes = min(memory_bytes // 2, order.plans_bytes or LARGEST_CACHE_BYTES)
+    elif order.plans_bytes:
+        memory_bytes = min(memory_bytes or order.plans_bytes, order.plans_bytes)
     return loading.load(
         argparse.Namespace(
             file=path,

@@ -244,6 +244,7 @@ def order_of(name: str, spec: ServeSpec, threads: int, memory_bytes: int, file_b
         memory_bytes=memory_bytes,
         file_bytes=file_bytes,
         max_wait_ms=spec.max_wait_ms,
+        plans_bytes=spec.memory_bytes,
         drain_s=float(spec.drain_s),
         **{name: value for name, value in asked.items() if value},
     )

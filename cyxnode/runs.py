@@ -216,6 +216,9 @@ class Runs:
         """Load the model, answer until told to end. A run that serves delivers nothing: it ends as one that halted."""
         job, spec, share = assign.job, assign.job.serve, self._share
         assert spec is not None
+        if job.needs.device == "cuda":
+            why = "a replica computes on the CPU; deploy the model without the device cuda"
+            return self._failed(key, "no_kernel", why, deterministic=True)
         async with self._cache.hold(job.dataset.sha256, job.dataset.size) as model_path:
             memory_bytes = _memory_bytes(job, share, assign.memory_bytes)
             order = order_of(job.name, spec, share.threads, memory_bytes, MAX_MODEL_BYTES)

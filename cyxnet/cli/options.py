@@ -342,7 +342,7 @@ def deploy(parser: argparse.ArgumentParser) -> None:
     cost.add_argument("--price", metavar="CYX", help="of an hour of one replica (default: the most that a node asks)")
     cost.add_argument("--amount", metavar="CYX", help="of all the hours of one replica")
     add("--node", type=values.job_id, metavar="NODE", help="on this node and no other")
-    add("--device", choices=("any", "cpu", "cuda"), default="any", help="what the node must have (default any)")
+    add("--device", choices=("any", "cpu"), default="any", help="what computes it: so far always the CPU (default any)")
     add("--region", default="", metavar="R", help="where it should run")
     add("--public", action="store_true", help="anybody on the network may ask it, not only this client")
     add("--replace", type=values.job_id, metavar="ID", help="this deployment serves MODEL from now on, without a gap")

@@ -181,6 +181,7 @@ def test_each_state_of_a_replica_has_its_word():
     [
         ({"model": ModelSpec(input=[4], layers=[])}, "expected no layers and no graph"),
         ({"serve": m.ServeSpec(deployment=f.DEPLOYMENT, format="onnx", seconds=30 * 86_400)}, "28 days"),
+        ({"needs": m.Needs(device="cuda")}, "needs.device: expected any or cpu, got cuda"),
     ],
 )
 def test_a_job_that_serves_is_checked_before_it_is_taken(changes, said):

@@ -169,6 +169,11 @@ async def test_a_model_that_does_not_fit_may_fit_elsewhere(asking: Asking, model
     assert isinstance(said, Failed) and (said.code, said.deterministic) == ("out_of_memory", False), said
 
 
+async def test_plans_get_the_memory_that_the_deployment_names_and_no_more(asking: Asking, model_file: Path) -> None:
+    _, said = await asking.load(model_file, replace(ORDER, plans_bytes=1))
+    assert isinstance(said, Failed) and "bytes" in said.message, said
+
+
 async def test_who_waits_for_a_process_that_is_killed_is_told_so(asking: Asking, language_file: Path) -> None:
     replica, _ = await asking.load(language_file)
     found: asyncio.Queue[Any] = asyncio.Queue()
