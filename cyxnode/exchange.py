@@ -197,9 +197,12 @@ class Exchange:
 
     def took(self, number: int, parts: int) -> None:
         """So many parts were taken by who asked: as many more may come."""
-        if number in self._left and parts > 0:
-            self._left[number] = min(WINDOW, self._left[number] + parts)
-            self._wire.send(Took(number, parts))
+        if number not in self._left:
+            return
+        more = min(parts, WINDOW - self._left[number])  # who asked counts the Reply too, which no window does
+        if more > 0:
+            self._left[number] += more
+            self._wire.send(Took(number, more))
 
     def drop(self, number: int) -> None:
         """Nobody waits for it any more: nothing more is told of it."""

@@ -241,3 +241,23 @@ async def test_who_asks_a_replica_that_is_gone_is_told_so() -> None:
     told: asyncio.Queue[Any] = asyncio.Queue()
     exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
     assert await told.get() is None and exchange.in_flight == 0
+
+
+async def test_a_replica_is_let_send_no_more_than_it_is_given_up_for() -> None:
+    theirs, exchange, lost = await pair(print)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    number = exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
+    sent = [x.Reply(number, 200, JSON, 0, b"", True), *[x.Part(number, b"x", True)] * 7]
+    for frame in sent:
+        encoded = x.msgspec.msgpack.encode(frame)
+        await asyncio.get_running_loop().sock_sendall(theirs, len(encoded).to_bytes(4, "big") + encoded)
+    for _ in sent:
+        await told.get()
+    exchange.took(number, len(sent))  # who asked counts the Reply too, which no window does
+    exchange.took(number, 0)
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    wire = await x.Wire.open(theirs, x.Ask | x.Took | x.Drop, heard.put_nowait, lost.append)
+    assert isinstance(await heard.get(), x.Ask)
+    assert await heard.get() == x.Took(number, 7) and lost == []
+    wire.close()
+    exchange.close()
