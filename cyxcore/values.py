@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Self, TypeVar
+from typing import Any, Self, SupportsIndex, TypeVar
 
 from cyxcore.dtype import COMPLEX, DTYPES, INEXACT, dtype_name, promote, scalar_dtype
 from cyxcore.errors import AxisError, DtypeError, GraphError, ShapeError
@@ -369,7 +369,7 @@ class Value:
             return _axes_up_to(len(self.shape))
         if type(axis) is int:
             return _only_axis(self._axis(axis))
-        given = (axis,) if hasattr(axis, "__index__") else axis
+        given = (axis,) if isinstance(axis, SupportsIndex) else axis
         return tuple(sorted({self._axis(place) for place in given}))
 
     def _axis(self, axis: int) -> int:
