@@ -285,6 +285,19 @@ def report(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def over_http(folder: Path, have: dict[str, bool], rounds: int, seconds: float) -> dict[str, Any]:
+    """Requests a second, under too much, and alone, beside the peers that are installed."""
+    names = ["cyx"] + [name for name in ("fastapi", "litestar") if have["onnxruntime"] and have[name]]
+    found: dict[str, Any] = {"throughput": {}, "overload": {}, "alone": {}}
+    cases = {name: make(name, folder) for name in MODULES}
+    for name in ("mlp", "cnn"):
+        found["throughput"][name] = throughput(cases[name], names, rounds, seconds)
+    found["overload"]["cnn"] = overload(cases["cnn"], rounds, seconds)
+    if have["onnxruntime"]:
+        found["alone"] = {name: alone(case, rounds) for name, case in cases.items()}
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of 2 s")
@@ -296,30 +309,25 @@ def main() -> int:
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
     have = {name: importlib.util.find_spec(name) is not None for name in ("onnxruntime", "fastapi", "litestar")}
-    if options.network:
-        with tempfile.TemporaryDirectory() as folder:
-            case = make("mlp", Path(folder))
-            beside = asyncio.run(over_network(case, have["fastapi"] and have["onnxruntime"], rounds, seconds))
-        print(json.dumps(beside) if options.json else network_report(beside))
-        return 0
-    names = ["cyx"] + [name for name in ("fastapi", "litestar") if have["onnxruntime"] and have[name]]
-    found: dict[str, Any] = {"throughput": {}, "overload": {}, "alone": {}}
+    found: dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
-        cases = {name: make(name, Path(folder)) for name in MODULES}
-        for name in ("mlp", "cnn"):
-            found["throughput"][name] = throughput(cases[name], names, rounds, seconds)
-        found["overload"]["cnn"] = overload(cases["cnn"], rounds, seconds)
-        if have["onnxruntime"]:
-            found["alone"] = {name: alone(case, rounds) for name, case in cases.items()}
+        if options.network:
+            case = make("mlp", Path(folder))
+            found = asyncio.run(over_network(case, have["fastapi"] and have["onnxruntime"], rounds, seconds))
+            table = network_report(found)
+        else:
+            found = over_http(Path(folder), have, rounds, seconds)
+            table = report(found)
     cores, busy = os.cpu_count(), os.getloadavg()[0]
     missing = [name for name, there in have.items() if not there]
     notes = [f"{cores} cores, load {busy:.1f} at the end; {rounds} rounds of {seconds:g} s."]
     notes += [f"Missing and left out: {', '.join(missing)} (pip install 'cyx[peers]')."] if missing else []
-    text = report(found) + "\n\n" + " ".join(notes)
+    text = table + "\n\n" + " ".join(notes)
     print(json.dumps(found) if options.json else text)
     if options.save:
+        command = "python -m benchmarks.bench_serve" + (" --network" if options.network else "")
         options.save.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        options.save.with_suffix(".md").write_text(f"# Serving\n\n`python -m benchmarks.bench_serve`\n\n{text}\n")
+        options.save.with_suffix(".md").write_text(f"# Serving\n\n`{command}`\n\n{text}\n")
     return 0
 
 

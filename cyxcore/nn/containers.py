@@ -7,7 +7,21 @@ from cyxcore.errors import SpecError
 from cyxcore.nn.module import Module, Parameter
 
 
-class Sequential(Module):
+class _InOrder(Module):
+    """The verbs of a list over the modules it has."""
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> Module:
+        part: Module = list(self._modules.values())[index]
+        return part
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+
+class Sequential(_InOrder):
     """Modules one after another; they are named "0", "1", …"""
 
     def __init__(self, *parts: Module) -> None:
@@ -20,18 +34,8 @@ class Sequential(Module):
             x = part(x)
         return x
 
-    def __len__(self) -> int:
-        return len(self._modules)
 
-    def __getitem__(self, index: int) -> Module:
-        part: Module = list(self._modules.values())[index]
-        return part
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
-
-
-class ModuleList(Module):
+class ModuleList(_InOrder):
     """Modules in a list, so that their parameters are found; calling it is up to the owner."""
 
     def __init__(self, parts: Iterable[Module] = ()) -> None:
@@ -41,16 +45,6 @@ class ModuleList(Module):
 
     def append(self, part: Module) -> None:
         self._modules[str(len(self._modules))] = part
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __getitem__(self, index: int) -> Module:
-        part: Module = list(self._modules.values())[index]
-        return part
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
 
 
 class ModuleDict(Module):

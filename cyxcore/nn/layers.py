@@ -1,8 +1,8 @@
 """The layers: torch's constructors, weight layouts and parameter names around cyxcore.functional."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from cyxcore import functional as F
 from cyxcore.creation import ones, zeros
@@ -135,81 +135,51 @@ class DepthwiseConv2d(Conv2d):
         super().__init__(in_channels, outputs, kernel_size, stride, padding, dilation, in_channels, bias)
 
 
-class ConvTranspose2d(Module):
-    """Makes images (N, C, H, W) larger. weight: (in, out/groups, height, width)."""
+class _ConvTranspose(Module):
+    """Makes what it gets larger: the gradient of a convolution with respect to its input."""
+
+    rank = 2
+    function: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair = 0,
-        output_padding: Pair = 0,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: Pair = 1,
+        dilation: int | Sequence[int] = 1,
     ) -> None:
         super().__init__()
         self.options = (stride, padding, output_padding, groups, dilation)
-        kernel = pair(kernel_size)
+        kernel = (kernel_size,) * self.rank if isinstance(kernel_size, int) else tuple(kernel_size)
         fan = _fan(out_channels // groups * math.prod(kernel))
         self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
         self.bias = Parameter.drawn((out_channels,), fan) if bias else None
 
     def forward(self, x: Any) -> Any:
-        return F.conv_transpose2d(x, self.weight, self.bias, *self.options)
+        return type(self).function(x, self.weight, self.bias, *self.options)
 
 
-class ConvTranspose1d(Module):
+class ConvTranspose1d(_ConvTranspose):
     """Makes sequences (N, C, L) longer. weight: (in, out/groups, length)."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        output_padding: int = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: int = 1,
-    ) -> None:
-        super().__init__()
-        self.options = (stride, padding, output_padding, groups, dilation)
-        fan = _fan(out_channels // groups * kernel_size)
-        self.weight = Parameter.drawn((in_channels, out_channels // groups, kernel_size), fan)
-        self.bias = Parameter.drawn((out_channels,), fan) if bias else None
-
-    def forward(self, x: Any) -> Any:
-        return F.conv_transpose1d(x, self.weight, self.bias, *self.options)
+    rank, function = 1, staticmethod(F.conv_transpose1d)
 
 
-class ConvTranspose3d(Module):
+class ConvTranspose2d(_ConvTranspose):
+    """Makes images (N, C, H, W) larger. weight: (in, out/groups, height, width)."""
+
+    rank, function = 2, staticmethod(F.conv_transpose2d)
+
+
+class ConvTranspose3d(_ConvTranspose):
     """Makes volumes (N, C, D, H, W) larger. weight: (in, out/groups, depth, height, width)."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: F.Triple,
-        stride: F.Triple = 1,
-        padding: F.Triple = 0,
-        output_padding: F.Triple = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: F.Triple = 1,
-    ) -> None:
-        super().__init__()
-        self.options = (stride, padding, output_padding, groups, dilation)
-        kernel = F.triple(kernel_size)
-        fan = _fan(out_channels // groups * math.prod(kernel))
-        self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
-        self.bias = Parameter.drawn((out_channels,), fan) if bias else None
-
-    def forward(self, x: Any) -> Any:
-        return F.conv_transpose3d(x, self.weight, self.bias, *self.options)
+    rank, function = 3, staticmethod(F.conv_transpose3d)
 
 
 class _Pool(Module):
