@@ -20,21 +20,6 @@ from tests.central import facts as f
 from tests.central.test_dispatch import SmallCentral, behind
 
 
-@pytest.fixture
-async def central(broker):
-    running = await SmallCentral.start(broker, "central-a")
-    yield running
-    await running.close()
-
-
-@pytest.fixture
-async def other(broker, central):
-    """A second central of the same log."""
-    running = await SmallCentral.start(broker, "central-b")
-    yield running
-    await running.close()
-
-
 def api_of(central, cache=None):
     return Api(
         SimpleNamespace(

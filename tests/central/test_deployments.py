@@ -24,13 +24,6 @@ JOB = subjects.job_event("job-1")
 
 
 @pytest.fixture
-async def central(broker):
-    running = await SmallCentral.start(broker, "central-a")
-    yield running
-    await running.close()
-
-
-@pytest.fixture
 async def node(broker):
     bus = await Bus.connect(broker.url("node"), name="node", credentials=as_node(KEY, NODE))
     yield bus

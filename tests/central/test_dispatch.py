@@ -71,21 +71,6 @@ class SmallCentral:
 
 
 @pytest.fixture
-async def central(broker):
-    running = await SmallCentral.start(broker, "central-a")
-    yield running
-    await running.close()
-
-
-@pytest.fixture
-async def other(broker, central):
-    """A second central of the same log."""
-    running = await SmallCentral.start(broker, "central-b")
-    yield running
-    await running.close()
-
-
-@pytest.fixture
 async def scheduling(broker):
     """A central whose loop runs."""
     running = await SmallCentral.start(broker, "central-a", scheduling=True)

@@ -14,26 +14,11 @@ from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
 from tests.central import facts as f
-from tests.central.test_dispatch import NODE, SmallCentral, behind, completed, leased, register, stored_state
+from tests.central.test_dispatch import NODE, behind, completed, leased, register, stored_state
 
 OPERATOR = "olga"
 LARGE = [b"a" * CHUNK_BYTES, b"rows"]  # two chunks
 NOT_HERE = "is stored here"
-
-
-@pytest.fixture
-async def central(broker):
-    running = await SmallCentral.start(broker, "central-a")
-    yield running
-    await running.close()
-
-
-@pytest.fixture
-async def other(broker, central):
-    """A second central of the same log and store."""
-    running = await SmallCentral.start(broker, "central-b")
-    yield running
-    await running.close()
 
 
 def manifest_of(blocks):
