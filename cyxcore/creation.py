@@ -107,10 +107,14 @@ def from_numpy(array: Array) -> Tensor:
 def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> Tensor:
     """A tensor around memory of another library, by DLPack, or a copy of it where `copy` is true.
 
-    Raises BufferError (copy=False) where the memory cannot be shared.
+    device: where it is wanted, otherwise where it is. Raises BufferError (copy=False) for memory that must be copied.
     """
     _on(device)
-    return around(dlpack.imported(x, copy))
+    made = around(dlpack.imported(x, copy))
+    moved = made if device is None else made.to(device)
+    if moved is not made and copy is False:
+        raise BufferError(f"from_dlpack: memory on {made.device} is copied to {device}; leave copy=False out")
+    return moved
 
 
 def _filled(make: Callable[..., Array], shape: Shape, dtype: Any, device: Any, requires_grad: bool = False) -> Tensor:

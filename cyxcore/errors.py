@@ -20,6 +20,10 @@ class AxisError(ShapeError, IndexError):
     """An axis a tensor does not have."""
 
 
+class IndexingError(ShapeError, IndexError):
+    """An index or a mask that does not fit the shape it indexes."""
+
+
 class DtypeError(CyxError, TypeError):
     """An operation was given an element type it does not take."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cyxcore.dtype import is_integer
-from cyxcore.errors import ShapeError
+from cyxcore.errors import IndexingError, ShapeError
 from cyxcore.infer import broadcast
 from cyxcore.values import Value, apply
 
@@ -48,7 +48,7 @@ def _complete(value: Value, parts: Sequence[Any]) -> list[Any]:
     missing = value.ndim - used
     dots = [place for place, part in enumerate(parts) if part is Ellipsis]
     if missing < 0 or len(dots) > 1:
-        raise ShapeError(f"index: expected at most {value.ndim} indices and one ..., got {used} for {value.shape}")
+        raise IndexingError(f"index: expected at most {value.ndim} indices and one ..., got {used} for {value.shape}")
     if not dots:
         return [*parts, *[slice(None)] * missing]
     return [*parts[: dots[0]], *[slice(None)] * missing, *parts[dots[0] + 1 :]]
@@ -57,7 +57,8 @@ def _complete(value: Value, parts: Sequence[Any]) -> list[Any]:
 def split(value: Value, index: Any) -> tuple[list[Any], dict[int, Any]]:
     """(the integers, slices and None of an index, the arrays by the axis of what those leave).
 
-    Raises ShapeError for what has no meaning and IndexError for an integer out of range.
+    Raises ShapeError for what has no meaning, and IndexError for an integer, a mask or a count of indices that does not
+    fit the shape.
     """
     if type(index) is tuple:
         parts = _complete(value, [_read(value, part) for part in index])
@@ -93,7 +94,7 @@ def split(value: Value, index: Any) -> tuple[list[Any], dict[int, Any]]:
 def _places(mask: Any, shape: tuple[int, ...], value: Value) -> list[Any]:
     """Where a mask is true: an index array for each axis it covers, for one of size 1 where it covers none."""
     if mask.shape != shape:
-        raise ShapeError(f"index: expected a mask of the sizes {shape} it covers of {value.shape}, got {mask.shape}")
+        raise IndexingError(f"index: expected a mask of the sizes {shape} it covers of {value.shape}, got {mask.shape}")
     if not mask.ndim:
         return [value._constant([0] * int(mask.item()), "int64")]
     host = mask.to("cpu") if hasattr(mask, "to") else mask  # how many are true is a question to the host

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cyxcore.device import DEVICES, default_device
+from cyxcore.device import DEVICES, OWN_MEMORY, default_device, runs
 from cyxcore.dtype import DEFAULTS, DTYPES, isdtype
 from cyxcore.errors import SpecError
 
@@ -25,7 +25,8 @@ class NamespaceInfo:
         return default_device()
 
     def devices(self) -> list[str]:
-        return list(DEVICES)
+        """Where tensors can be on this machine. The host's memory has one name: "cpu", or the default device's."""
+        return [default_device() if default_device() not in OWN_MEMORY else "cpu", *filter(runs, OWN_MEMORY)]
 
     def default_dtypes(self, *, device: str | None = None) -> dict[str, str]:
         _check(device)

@@ -434,7 +434,9 @@ class Value:
 
     @property
     def mT(self) -> Self:
-        """The last two axes exchanged."""
+        """The last two axes exchanged. Raises AxisError for less than two."""
+        if self.ndim < 2:
+            raise AxisError(f"mT: expected at least two axes, got shape {self.shape}")
         return self.transpose(*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
 
     def broadcast_to(self, *shape: Any) -> Self:

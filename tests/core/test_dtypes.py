@@ -188,6 +188,8 @@ def test_the_namespace_says_what_it_can_do() -> None:
     info = cx.__array_namespace_info__()
     assert info.capabilities() == {"boolean indexing": True, "data-dependent shapes": True, "max dimensions": 8}
     assert info.default_device() in info.devices()
+    for device in info.devices():
+        assert cx.from_dlpack(cx.zeros(2), device=device).device == cx.zeros(2, device=device).device == device
     assert info.default_dtypes() == {
         "real floating": cx.asarray(1.0).dtype,
         "complex floating": cx.asarray(1j).dtype,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore.errors import DataError
+from cyxcore.errors import CyxError, DataError
 from tests.core.oracle import ALL, numbers, same
 
 DLPACK = [*ALL, "float16"]
@@ -112,3 +112,11 @@ def test_a_notebook_shows_a_table() -> None:
     )
     for odd in (cx.asarray(True), cx.asarray([True]), cx.asarray([1j]), cx.zeros(0), cx.ones(1, dtype="bfloat16")):
         assert odd._repr_html_().startswith("<")
+
+
+def test_memory_taken_over_for_a_device_is_there_or_refused() -> None:
+    x = np.ones(3, np.float32)
+    assert cx.from_dlpack(x, device="cpu").shares_memory(cx.from_dlpack(x))
+    if "cuda" not in cx.__array_namespace_info__().devices():
+        with pytest.raises(CyxError, match="cuda"):
+            cx.from_dlpack(x, device="cuda")

@@ -188,6 +188,19 @@ def test_a_mask_that_does_not_fit_is_refused() -> None:
         cx.zeros(3)[cx.zeros(3, 1) > 0]
 
 
+@pytest.mark.parametrize("index", [cx.zeros(2) > 0, cx.zeros(3, 1, 1) > 0, (0, 0, 0), (..., 3)])
+def test_an_index_that_does_not_fit_the_shape_is_an_index_error(index: object) -> None:
+    with pytest.raises(IndexError):
+        cx.zeros(3, 2)[index]
+    with pytest.raises(IndexError):
+        cx.zeros(3, 2)[index] = 1.0
+
+
+def test_a_vector_is_no_matrix_to_transpose() -> None:
+    with pytest.raises(ShapeError, match="mT: expected at least two axes"):
+        cx.zeros(3).mT  # noqa: B018
+
+
 def test_the_maximum_of_nothing_is_refused() -> None:
     with pytest.raises(ShapeError, match="empty axis"):
         cx.zeros(0, 2).max()
