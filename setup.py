@@ -54,6 +54,14 @@ tensors = Extension(
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=FLAGS,
 )
+jsonlists = Extension(
+    "cyxcore.kernels.jsonlists",
+    sources=[f"{KERNELS}/jsonlists.pyx"],
+    include_dirs=[numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+    extra_compile_args=FLAGS,
+    libraries=["m"],
+)
 
 
 class BuildInParallel(build_ext):
@@ -78,6 +86,6 @@ class BuildInParallel(build_ext):
 
 
 setup(
-    ext_modules=cythonize([cpu, language, tensors], compiler_directives={"language_level": 3}),
+    ext_modules=cythonize([cpu, language, tensors, jsonlists], compiler_directives={"language_level": 3}),
     cmdclass={"build_ext": BuildInParallel},
 )

@@ -5,6 +5,7 @@ Central and served models stand on it. It is loaded only where HTTP is asked for
 
 import asyncio
 import errno
+import functools
 import logging
 import re
 import socket
@@ -29,11 +30,13 @@ STEP_S = 0.01
 # What says how a request goes on. A plain one has its length, as a number, and nothing else of these.
 _FRAMING = re.compile(
     rb"\r\n(?:content-length:[ \t]*([0-9]{1,11})[ \t]*(?=\r\n)"
-    rb"|content-length|transfer-encoding|connection|expect|upgrade)",
+    rb"|content-length|transfer-encoding|connection(?!:[ \t]*keep-alive[ \t]*\r\n)|expect|upgrade)",
     re.IGNORECASE,
 )
 # A head whose lines every reader ends at the same places, and reads as the same names.
-_PLAIN = re.compile(rb"(?:\r\n[-!#$%&'*+.^_`|~0-9A-Za-z]++:[^\r\n\0]*+)*+\r\n")
+_PLAIN = re.compile(rb"(?:\r\n[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n")
+_SECRET = re.compile(rb"\r\n(?:authorization|cookie|[^\r:]*key)[ \t]*:", re.IGNORECASE)  # is not to be kept
+KEPT_HEAD_BYTES = 1_024
 TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
 
@@ -69,6 +72,25 @@ class Refusing(Protocol):
     def __call__(self, line: bytes, head: bytes) -> bytes | None: ...
 
 
+class Begun(Protocol):
+    """A request that is being answered. gone: set when nobody waits for the answer any more."""
+
+    gone: bool
+
+
+class Beginning(Protocol):
+    """What a Front may have as `begin_at_once`: it begins to answer a request of which all is there, or says None, and
+    the request goes the long way, through ASGI.
+
+    line, head: as Refusing has them. answered: is called once, in a later turn of the event loop, with the whole answer
+    as it travels, or with None when nobody waits for it.
+    """
+
+    def __call__(
+        self, line: bytes, head: bytes, body: bytes, answered: Callable[[bytes | None], None]
+    ) -> Begun | None: ...
+
+
 class Guests:
     """The connections that are there, each from its accept to its end, those in their TLS handshake too."""
 
@@ -102,11 +124,15 @@ class Patient(HttpToolsProtocol):
     head_s = HEAD_S
     guests: Guests  # set by Server
     refuse: Refusing | None = None  # set by Server
+    begin: Beginning | None = None  # set by Server
     address: str | None = None  # that it counts for; set by who has counted it already
     _head_bytes = 0  # of a head that is not whole yet, beyond the piece that it began in behind another request
     _in_head = _in_request = False  # of the bytes that came last
     _ended_one = False  # the bytes that came last had the end of a request
     _pipelines = False  # it has sent a request before the one before was answered
+    _begun: Begun | None = None  # what is being answered without ASGI
+    _held = b""  # what came meanwhile
+    _is_last = False  # the connection ends behind that answer
     _late_s: float | None = None  # of the loop's clock: when a head is too slow
     _timer: asyncio.TimerHandle | None = None  # looks at that; made seldom, since most requests come in time
 
@@ -124,16 +150,26 @@ class Patient(HttpToolsProtocol):
         self._wait_no_more()
         if self._timer is not None:
             self._timer.cancel()
+        if self._begun is not None:
+            self._begun.gone = True
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        if self._begun is not None:
+            self._is_last = True
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
+        if self._begun is not None:  # its answer comes first
+            self._pipelines = True
+            self._held += data
+            self.flow.pause_reading()
+            return
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             self._pipelines = True
-        elif self.refuse is not None and (answer := self._refusal(data)):
-            self._wait()
-            extra = b"".join([b"\r\n%s: %s" % header for header in self.server_state.default_headers])
-            self.transport.write(answer.replace(b"\r\n", extra + b"\r\n", 1))
+        elif self._at_once(data):
             return
         self._ended_one = False
         super().data_received(data)
@@ -150,22 +186,49 @@ class Patient(HttpToolsProtocol):
         elif self._late_s is None:
             self._wait()  # also for the rest of a request that was answered before it was whole
 
-    def _refusal(self, data: bytes) -> bytes | None:
-        """The answer to one plain request that is all of `data`, if that is to be refused at once.
+    def _at_once(self, data: bytes) -> bool:
+        """Refuses, or begins to answer, one plain request that is all of `data`; False when that has to be read first.
 
         Nothing of another request may lie before or behind it, nor may it ask for anything but to be answered.
         """
-        if self._pipelines or self._in_request or self.flow.write_paused or self.transport.is_closing():
-            return None
+        if (self.refuse is None and self.begin is None) or self._pipelines or self._in_request:
+            return False
+        if self.flow.write_paused or self.transport.is_closing():
+            return False
         begin, end = data.find(b"\r\n"), data.find(b"\r\n\r\n")
         if not 0 <= begin < end <= HEAD_BYTES:
-            return None
-        head = data[begin : end + 2]
-        told = _FRAMING.findall(head)
-        if len(told) != 1 or not told[0] or int(told[0]) != len(data) - end - 4 or not _PLAIN.fullmatch(head):
-            return None
-        assert self.refuse is not None
-        return self.refuse(data[:begin], head)
+            return False
+        line, head = data[:begin], data[begin : end + 2]
+        if body_bytes(head) != len(data) - end - 4:
+            return False
+        if self.refuse is not None and (answer := self.refuse(line, head)):
+            self._wait()
+            self._write(answer)
+        elif self.begin is not None and (begun := self.begin(line, head, data[end + 4 :], self._answered)):
+            self._begun = begun
+            self._wait_no_more()
+        else:
+            return False
+        return True
+
+    def _answered(self, answer: bytes | None) -> None:
+        self._begun = None
+        if answer is None or self.transport.is_closing():
+            return
+        self._write(answer)
+        self.server_state.total_requests += 1
+        self._wait()  # for the next request, or for this answer to be read
+        if self._is_last:
+            self.transport.close()
+        elif self._held:
+            held, self._held = self._held, b""
+            self.flow.resume_reading()
+            self.data_received(held)
+
+    def _write(self, answer: bytes) -> None:
+        """An answer as it travels, but for the date."""
+        lines = _lines(*self.server_state.default_headers)
+        self.transport.write(answer.replace(b"\r\n", lines, 1))
 
     def on_message_begin(self) -> None:
         self._in_head = self._in_request = True
@@ -225,6 +288,27 @@ class Patient(HttpToolsProtocol):
             self.transport.abort()
         else:
             self.transport.close()  # idle between two requests
+
+
+def body_bytes(head: bytes) -> int:
+    """How long the body behind a plain head is; -1 behind another one."""
+    if len(head) > KEPT_HEAD_BYTES or _SECRET.search(head):
+        return _body_bytes(head)
+    return _known_body_bytes(head)
+
+
+def _body_bytes(head: bytes) -> int:
+    told = _FRAMING.findall(head)
+    return int(told[0]) if len(told) == 1 and told[0] and _PLAIN.fullmatch(head) else -1
+
+
+_known_body_bytes = functools.lru_cache(1024)(_body_bytes)  # the heads of one client are mostly the same
+
+
+@functools.lru_cache(4)
+def _lines(*headers: tuple[bytes, bytes]) -> bytes:
+    """Headers with a line end before and behind each."""
+    return b"".join([b"\r\n%b: %b" % header for header in headers]) + b"\r\n"
 
 
 class Doorman(asyncio.Protocol):
@@ -292,8 +376,10 @@ class Server:
     ):
         self.guests = Guests(CONNECTIONS if front.behind_proxy else CONNECTIONS_OF_ONE)
         self._shaking: set[Doorman] = set()
-        refuse = getattr(front, "refuse_at_once", None)
-        own = {"head_s": head_s, "guests": self.guests, "refuse": staticmethod(refuse) if refuse else None}
+        own: dict[str, Any] = {"head_s": head_s, "guests": self.guests}
+        for name in ("refuse", "begin"):
+            if (at_once := getattr(front, f"{name}_at_once", None)) is not None:
+                own[name] = staticmethod(at_once)
         kind: Any = type("Patient", (Patient,), own)
         config = uvicorn.Config(
             front,

@@ -7,6 +7,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from cyxnet.codec import JSON
 from cyxnet.inference import Health, ModelCard
 from cyxnet.openai import ModelList, ModelObject
 from cyxnet.outcomes import ApiError
@@ -22,6 +24,7 @@ from cyxnode.serving import openapi
 from cyxnode.serving.asgi import (
     Answer,
     Asked,
+    Begin,
     ClientGone,
     Limits,
     Receive,
@@ -31,6 +34,7 @@ from cyxnode.serving.asgi import (
     Send,
     answer_no,
     as_json,
+    content_type_of,
     send_answer,
     whole,
 )
@@ -40,11 +44,16 @@ from cyxnode.serving.routes import ROUTES, Route
 
 log = logging.getLogger(__name__)
 _ID = b"\0"
-_AUTHORIZATION = b"\r\nauthorization:"
+_HEADERS = re.compile(rb"\r\n(content-type|accept|authorization):[ \t]*([^\r\n]*)", re.IGNORECASE)
+_JSON = JSON.encode()
 
 
 class Served(Protocol):
-    """A model that answers. It has a method for each row of routes.py that it can answer: async (Asked) -> Answer."""
+    """A model that answers. It has a method for each row of routes.py that it can answer: async (Asked) -> Answer.
+
+    It may have another one, `begin_` before that name (asgi.Begin), for who need not wait for a request and answers at
+    once: a task for each request would cost more than a small model.
+    """
 
     name: str
 
@@ -78,6 +87,11 @@ class Front:
         self._answers: dict[str, Callable[[Asked], Awaitable[Answer]] | None] = {
             route.name: getattr(self, f"_{route.name}", None) or getattr(served, route.name, None) for route in ROUTES
         }
+        begins = {
+            route.path: getattr(served, f"begin_{route.name}", None) for route in ROUTES if route.method == "POST"
+        }
+        self._begin: dict[str, Begin] = {path: begin for path, begin in begins.items() if begin}
+        self._lines = {f"POST {path} HTTP/1.1".encode(): path for path in self._begin}
         early = served.early()
         self._early = {f"POST {path} HTTP/1.1".encode(): check for path, check in early.items()}
         self._exact: dict[str, dict[str, Route]] = {}
@@ -115,6 +129,52 @@ class Front:
             self.figures.in_flight -= 1
             self.figures.answered(where, status, time.perf_counter() - begun_s)
 
+    def begin_at_once(
+        self, line: bytes, head: bytes, body: bytes, answered: Callable[[bytes | None], None]
+    ) -> "Begun | None":
+        """See httpserver.Beginning."""
+        path = self._lines.get(line)
+        if path is None:
+            return None
+        content_type, accept, shown = _told(head) if self._gate.is_open else _told.__wrapped__(head)
+
+        def told(answer: Answer | None) -> None:
+            answered(whole(answer, self._request_id()) if answer else None)
+
+        return self.begin(path, content_type, accept, shown, body, told)
+
+    def begin(
+        self,
+        path: str,
+        content_type: str,
+        accept: bytes,
+        authorization: bytes | None,
+        body: bytes,
+        told: Callable[[Answer | None], None],
+    ) -> "Begun | None":
+        """Begin to answer a POST without a task for it; None when it must be asked the long way.
+
+        told() is called once, in a later turn of the event loop; with None when nobody waits any more.
+        """
+        begin, limits, figures = self._begin.get(path), self._limits, self.figures
+        if begin is None or self._stops or figures.in_flight >= limits.requests or len(body) > limits.body_bytes:
+            return None
+        begun = Begun(self, path, told)
+        figures.in_flight += 1
+        try:
+            self._gate.check(authorization)
+            self._room.take(len(body))
+            begun.size = len(body)
+            begin(content_type, accept, body, begun.tell, begun.is_gone)
+        except Exception as error:
+            asyncio.get_running_loop().call_soon(begun.tell, error)
+        return begun
+
+    def _end(self, begun: "Begun", status: int) -> None:
+        self._room.taken_bytes -= begun.size
+        self.figures.in_flight -= 1
+        self.figures.answered(begun.path, status, time.perf_counter() - begun.begun_s)
+
     def refuse_at_once(self, line: bytes, head: bytes) -> bytes | None:
         """See httpserver.Refusing: a request for what is full, or 401 and 429 as its key has it."""
         check = self._early.get(line)
@@ -126,10 +186,8 @@ class Front:
         return _in_bytes(found.status, found.code, str(found), found.retry_after_ms).replace(_ID, self._request_id())
 
     def _refused_by_key(self, head: bytes) -> ApiError | None:
-        at = head.lower().find(_AUTHORIZATION) if not self._gate.is_open else -1
-        shown = None if at < 0 else head[at + len(_AUTHORIZATION) : head.find(b"\r\n", at + 2)].strip()
         try:
-            self._gate.check(shown)
+            self._gate.check(None if self._gate.is_open else _told.__wrapped__(head)[2])
         except ApiError as error:
             return error
         return None
@@ -210,6 +268,37 @@ class Front:
 
     def _listed(self) -> ModelObject:
         return ModelObject(id=self._served.name, created=self._created_s)
+
+
+class Begun:
+    """A request that is answered without a task. gone: set by who knows that nobody waits for the answer any more."""
+
+    __slots__ = ("_front", "_told", "begun_s", "gone", "path", "size")
+
+    def __init__(self, front: Front, path: str, told: Callable[[Answer | None], None]):
+        self._front, self._told, self.path = front, told, path
+        self.begun_s, self.gone = time.perf_counter(), False
+        self.size = 0  # of the body, as far as it takes room
+
+    def is_gone(self) -> bool:
+        return self.gone
+
+    def tell(self, found: Answer | Exception) -> None:
+        """See asgi.Tell."""
+        answer: Answer | None
+        if isinstance(found, ClientGone):
+            answer = None
+        else:
+            answer = answer_no(found, f"POST {self.path}") if isinstance(found, Exception) else found
+        self._front._end(self, answer.status if answer else 499)
+        self._told(answer)
+
+
+@functools.lru_cache(256)  # the heads of one client are mostly the same
+def _told(head: bytes) -> tuple[str, bytes, bytes | None]:
+    """Of a plain head: content type, what is accepted, authorization."""
+    said = {name.lower(): value.rstrip() for name, value in _HEADERS.findall(head)}
+    return content_type_of(said.get(b"content-type", _JSON)), said.get(b"accept", b""), said.get(b"authorization")
 
 
 @functools.lru_cache(1024)  # a full queue is refused in the same few words thousands of times a second

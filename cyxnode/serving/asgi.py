@@ -76,6 +76,13 @@ def is_whole(receive: Any) -> bool:
     return not getattr(getattr(receive, "__self__", None), "more_body", True) and not is_gone(receive)
 
 
+def content_type_of(said: bytes) -> str:
+    """The content type of a header without its parameters."""
+    if said == _JSON:
+        return JSON
+    return said.partition(b";")[0].strip().lower().decode("latin-1")
+
+
 class Asked:
     """A request. release() when it is answered."""
 
@@ -100,11 +107,7 @@ class Asked:
         self._reserved_bytes = 0
 
     def content_type(self) -> str:
-        """Without its parameters."""
-        said = self.headers.get(b"content-type", _JSON)
-        if said == _JSON:
-            return JSON
-        return said.partition(b";")[0].strip().lower().decode("latin-1")
+        return content_type_of(self.headers.get(b"content-type", _JSON))
 
     async def body(self) -> bytes:
         """Raises ApiError: 413 when it is too large, 408 when it does not come, 429 when there is no room."""
@@ -154,6 +157,13 @@ class Answer(Struct, gc=False):
     status: int = 200
     content_type: bytes = _JSON
     headers: list[tuple[bytes, bytes]] = []
+
+
+Tell = Callable[[Answer | Exception], None]
+IsGone = Callable[[], bool]
+# (content type, accept, body, tell, is_gone): what answers a request of which all is there, without a task for it. It
+# raises why it does not begin, or has tell() called once in the event loop; is_gone: whether nobody waits any more.
+Begin = Callable[[str, bytes, bytes, Tell, IsGone], None]
 
 
 def as_json(reply: Any, status: int = 200) -> Answer:

@@ -23,14 +23,19 @@ class ClientGone(Exception):
     """Nobody waits for the answer."""
 
 
+Tell = Callable[[Array | Exception], None]  # the answers, or why there are none
+
+
 class _Waiting:
-    """One request: its samples, how many of them were taken into runs, and where the answers go."""
+    """One request: its samples, how many of them were taken into runs, and who is told of the answers."""
 
-    __slots__ = ("rows", "taken", "outputs", "answer", "is_gone")
+    __slots__ = ("is_gone", "is_told", "outputs", "rows", "taken", "tell")
 
-    def __init__(self, rows: Array, outputs: Array, answer: "asyncio.Future[Array]", is_gone: Callable[[], bool]):
-        self.rows, self.outputs, self.answer, self.is_gone = rows, outputs, answer, is_gone
+    def __init__(self, rows: Array, tell: Tell, is_gone: Callable[[], bool]):
+        self.rows, self.tell, self.is_gone = rows, tell, is_gone
+        self.outputs: Array | None = None  # of a request that takes several runs
         self.taken = 0
+        self.is_told = False
 
 
 class _Part(NamedTuple):
@@ -39,6 +44,10 @@ class _Part(NamedTuple):
     waiting: _Waiting
     begin: int
     end: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.end - self.begin == len(self.waiting.rows)
 
     @property
     def is_last(self) -> bool:
@@ -85,22 +94,37 @@ class Batcher:
             raise error
 
     async def predict(self, rows: Array, is_gone: Callable[[], bool] = lambda: False) -> Array:
-        """The answers to samples (rows, *input_shape) as Predictor.checked returns them.
+        """The answers to samples, as ask() tells them. Raises what ask() raises and tells."""
+        answer: asyncio.Future[Array] = asyncio.get_running_loop().create_future()
 
-        is_gone: whether nobody waits for the answer any more. Raises ApiError when the queue is full, DataError for
-        samples that the model cannot answer, ClientGone.
+        def tell(found: Array | Exception) -> None:
+            if answer.done():
+                return
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        self.ask(rows, tell, lambda: answer.done() or is_gone())
+        return await answer
+
+    def ask(self, rows: Array, tell: Tell, is_gone: Callable[[], bool]) -> None:
+        """Have samples (rows, *input_shape), as Predictor.checked returns them, answered: tell() is called once.
+
+        is_gone: whether nobody waits for the answer any more; then it is told ClientGone, sooner or later. tell() comes
+        in the event loop, and must not raise; it is told DataError for samples that the model cannot answer. Raises
+        ApiError when the queue is full.
         """
         count = len(rows)
         if not count:
-            return self._predictor.outputs(0)
+            asyncio.get_running_loop().call_soon(tell, self._predictor.outputs(0))
+            return
         self.refuse_when_full(count)
-        answer: asyncio.Future[Array] = asyncio.get_running_loop().create_future()
         with self._lock:
-            self._queue.append(_Waiting(rows, self._predictor.outputs(count), answer, is_gone))
+            self._queue.append(_Waiting(rows, tell, is_gone))
             self.queued += count
             if not self._works:
                 self._wake()
-        return await answer
 
     # -- runs ----------------------------------------------------------------------------------------
 
@@ -121,12 +145,12 @@ class Batcher:
         """Runs what waits: little at once, more in the thread, which goes on by itself for as long as anybody waits."""
         self._flush, self._works = None, True
         if self.queued * self._row_ns <= INLINE_NS:
-            self._run_all(self._tell, between_ns=0.0)
+            self._run_all(_tell, between_ns=0.0)
         else:
             loop = asyncio.get_running_loop()
-            self._thread.submit(self._run_all, lambda *told: loop.call_soon_threadsafe(self._tell, *told), BETWEEN_NS)
+            self._thread.submit(self._run_all, lambda told: loop.call_soon_threadsafe(_tell, told), BETWEEN_NS)
 
-    def _run_all(self, tell: Callable[[list[_Part], list[Exception | None]], object], between_ns: float) -> None:
+    def _run_all(self, tell: Callable[["list[_Told]"], object], between_ns: float) -> None:
         while True:
             with self._lock:
                 size = size_for(self.queued, self._predictor.run_ns, between_ns)
@@ -134,8 +158,8 @@ class Batcher:
                 if not (parts or gone):
                     self._works = False
                     return
-            faults = self._work(size, parts) if parts else []
-            tell(parts + gone, [*faults, *[ClientGone() for _ in gone]])
+            told = self._work(size, parts) if parts else []
+            tell(told + [(part, ClientGone()) for part in gone])
 
     def _take(self, size: int) -> tuple[list[_Part], list[_Part]]:
         """The first samples of the queue, up to `size`; and what nobody waits for any more, which is not computed."""
@@ -144,7 +168,7 @@ class Batcher:
         left = size
         while self._queue and left:
             first = self._queue[0]
-            wanted = not first.answer.done() and not first.is_gone()
+            wanted = not (first.is_told or first.is_gone())
             end = min(len(first.rows), first.taken + left) if wanted else len(first.rows)
             part = _Part(first, first.taken, end)
             (parts if wanted else gone).append(part)
@@ -155,41 +179,56 @@ class Batcher:
                 self._queue.popleft()
         return parts, gone
 
-    def _work(self, size: int, parts: list[_Part]) -> list[Exception | None]:
-        """Computes the answers of the parts; returns what is wrong with each."""
+    def _work(self, size: int, parts: list[_Part]) -> "list[_Told]":
+        """Computes the answers of the parts."""
         try:
             places, at = self._predictor.places(size), 0
-            for waiting, begin, end in parts:
-                places[at : at + end - begin] = waiting.rows[begin:end]
-                at += end - begin
-            found, at = self._predictor.run(size), 0
-            for waiting, begin, end in parts:
-                waiting.outputs[begin:end] = found[at : at + end - begin]
-                at += end - begin
+            for part in parts:
+                rows = part.waiting.rows if part.is_whole else part.waiting.rows[part.begin : part.end]
+                places[at : at + len(rows)] = rows
+                at += len(rows)
+            found = self._predictor.run(size)[:at].copy()
         except CyxError as error:
             if len(parts) == 1 and parts[0].end - parts[0].begin == 1:
-                return [error]
+                return [(parts[0], error)]
             return [self._work_alone(part) for part in parts]  # one of them is at fault: only he is told
         except Exception as error:
-            return [error] * len(parts)
+            return [(part, error) for part in parts]
         self.runs += 1
         self.samples += at
-        return [None] * len(parts)
+        told: list[_Told] = []
+        at = 0
+        for part in parts:
+            end = at + part.end - part.begin
+            told.append((part, self._outputs(part, found[at:end])))
+            at = end
+        return told
 
-    def _work_alone(self, part: _Part) -> Exception | None:
+    def _outputs(self, part: _Part, found: Array) -> Array:
+        """The answers of the request so far."""
+        if part.is_whole:
+            return found
+        waiting = part.waiting
+        if waiting.outputs is None:
+            waiting.outputs = self._predictor.outputs(len(waiting.rows))
+        waiting.outputs[part.begin : part.end] = found
+        return waiting.outputs
+
+    def _work_alone(self, part: _Part) -> "_Told":
         for row in range(part.begin, part.end):
-            fault = self._work(1, [_Part(part.waiting, row, row + 1)])[0]
-            if fault:
-                return fault
-        return None
+            told = self._work(1, [_Part(part.waiting, row, row + 1)])[0][1]
+            if isinstance(told, Exception):
+                return part, told
+        return part, told
 
-    def _tell(self, parts: list[_Part], faults: list[Exception | None]) -> None:
-        """In the event loop: the answers, to who waits for them."""
-        for part, fault in zip(parts, faults, strict=True):
-            answer = part.waiting.answer
-            if answer.done():
-                continue
-            if fault:
-                answer.set_exception(fault)
-            elif part.is_last:
-                answer.set_result(part.waiting.outputs)
+
+_Told = tuple[_Part, Array | Exception]
+
+
+def _tell(told: list[_Told]) -> None:
+    """In the event loop: what was found, to who waits for it."""
+    for part, found in told:
+        waiting = part.waiting
+        if not waiting.is_told and (part.is_last or isinstance(found, Exception)):
+            waiting.is_told = True  # of a request in several parts the first fault is told, and nothing else
+            waiting.tell(found)

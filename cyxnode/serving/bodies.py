@@ -10,10 +10,13 @@ import numpy as np
 
 from cyxcore.data import npy
 from cyxcore.errors import DataError
+from cyxcore.kernels import jsonlists
 from cyxnet.codec import BadMessage
 
 Array = np.ndarray[Any, Any]
-_OPENING = re.compile(rb"[\s\[]*")
+_OPENING = re.compile(rb"[ \t\r\n\[]*")
+# Where the value of the first field of an object begins, if that is `input`, and the brackets there.
+_INPUT_FIRST = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"input"[ \t\r\n]*:[ \t\r\n]*(\[[ \t\r\n\[]*)')
 
 
 def _nested(kind: Any, depth: int) -> Any:
@@ -45,11 +48,33 @@ class Lists:
         several = depth == len(self._shape) + 1
         if decoder is None:
             raise BadMessage(f"input: {self._expected()}, got lists nested {depth} deep")
+        found = self._quickly(raw, 0, several)
+        if found and found[1] == len(raw):
+            return found[0], several
         try:
             held = decoder.decode(raw)
             return self._flat(held if several else [held]), several
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             raise BadMessage(f"input: {self._expected()}; {str(error)[:300]}") from None
+
+    def read_first_field(self, body: bytes) -> tuple[Array, bool, bytes] | None:
+        """Of a JSON object whose first field is `input`: its samples as read() has them, and it with null for them.
+
+        None where it is another object, or where read() would say what is wrong with it.
+        """
+        match = _INPUT_FIRST.match(body)
+        if match is None:
+            return None
+        begin, depth = match.start(1), match[1].count(b"[")
+        several = depth == len(self._shape) + 1
+        if not several and depth != len(self._shape):
+            return None
+        found = self._quickly(body, begin, several)
+        return found and (found[0], several, b'{"input":null' + body[found[1] :])
+
+    def _quickly(self, text: bytes, begin: int, several: bool) -> tuple[Array, int] | None:
+        """The samples that begin there, and where they end; None where only the other way can read them."""
+        return jsonlists.read(text, begin, self._shape, several) if self._dtype == np.float32 else None
 
     def _flat(self, samples: list[Any]) -> Array:
         """The numbers of nested lists, whose lengths are compared with the shape: a fraction of NumPy's own time."""

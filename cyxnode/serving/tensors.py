@@ -1,5 +1,7 @@
 """A model of tensors as it is served: /v1/predict, and /v1/embeddings where its answers are vectors."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from cyxnet.inference import NPY, ModelCard, PredictReply, PredictRequest, Tenso
 from cyxnet.openai import EmbeddingsRequest
 from cyxnet.outcomes import ApiError
 from cyxnode.serving import openai
-from cyxnode.serving.asgi import Answer, Asked, Refused, as_json, bad
+from cyxnode.serving.asgi import Answer, Asked, IsGone, Refused, Tell, as_json, bad
 from cyxnode.serving.batcher import Batcher
 from cyxnode.serving.bodies import Lists, read_npy, write_npy
 from cyxnode.serving.figures import Figure
@@ -22,6 +24,7 @@ from cyxnode.serving.predictor import Predictor
 
 Array = np.ndarray[Any, Any]
 _REQUEST = msgspec.json.Decoder(PredictRequest)
+_NOTHING_ELSE = b'{"input":null}'
 
 
 class TensorModel:
@@ -70,21 +73,58 @@ class TensorModel:
         )
 
     async def predict(self, asked: Asked) -> Answer:
+        self.batcher.refuse_when_full()
+        body = await asked.body()
+        told: asyncio.Future[Answer | Exception] = asyncio.get_running_loop().create_future()
+
+        def tell(found: Answer | Exception) -> None:
+            if not told.done():  # who asked may be gone
+                told.set_result(found)
+
+        accept = asked.headers.get(b"accept", b"")
+        self.begin_predict(asked.content_type(), accept, body, tell, lambda: told.done() or asked.is_gone())
+        found = await told
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def begin_predict(self, content_type: str, accept: bytes, body: bytes, tell: Tell, is_gone: IsGone) -> None:
+        """predict(), of whom tell() is told: see asgi.Begin."""
         begun_s = time.perf_counter()
         self.batcher.refuse_when_full()
-        content_type = asked.content_type()
-        body, wants_classes = await asked.body(), False
-        if content_type == JSON:
-            request = self._decoded(body)
-            wants_classes = request.classes
-            rows, several = self._lists.read(request.input)
-        elif content_type == NPY:
-            rows, several = self._lists.check(read_npy(body))
-        else:
+        rows, several, classes = self._samples(content_type, body)
+        npy = NPY.encode() in accept
+
+        def told(found: Array | Exception) -> None:
+            answer: Answer | Exception
+            try:
+                answer = found if isinstance(found, Exception) else self._answer(found, several, classes, npy, begun_s)
+            except Exception as error:
+                answer = error
+            tell(answer)
+
+        self.batcher.ask(rows, told, is_gone)
+
+    def _samples(self, content_type: str, body: bytes) -> tuple[Array, bool, bool]:
+        """Of a request: its samples, whether they are a list of such, and whether their classes are wanted."""
+        if content_type == NPY:
+            return *self._lists.check(read_npy(body)), False
+        if content_type != JSON:
             raise ApiError("bad_content_type", f"expected Content-Type {JSON} or {NPY}, got {content_type[:80]!r}", 415)
-        found = await self.batcher.predict(rows, asked.is_gone)
+        if first := self._lists.read_first_field(body):
+            rows, several, rest = first
+            if rest == _NOTHING_ELSE:
+                return rows, several, False
+            with contextlib.suppress(BadMessage):  # which would name places of another text
+                request = self._decoded(rest)
+                if request.input == b"null":  # else `input` was there twice
+                    return rows, several, request.classes
+        request = self._decoded(body)
+        return *self._lists.read(request.input), request.classes
+
+    def _answer(self, found: Array, several: bool, classes: bool, npy: bool, begun_s: float) -> Answer:
         output = found if several else found[0]
-        if NPY.encode() in asked.headers.get(b"accept", b""):
+        if npy:
             return Answer(write_npy(output), content_type=NPY.encode())
         if not np.isfinite(output).all():
             raise Refused(
@@ -95,7 +135,7 @@ class TensorModel:
             shape=list(output.shape),
             latency_ms=round((time.perf_counter() - begun_s) * 1000, 3),
             model=self.name,
-            classes=self._classes(found) if wants_classes else None,
+            classes=self._classes(found) if classes else None,
         )
         return Answer(msgspec.json.encode(reply))
 

@@ -261,15 +261,11 @@ async def test_who_hangs_up_is_not_computed_for(caplog):
         for task in asked:
             task.cancel()
         await asyncio.wait(asked)
-        while any(protocol.cycle and not protocol.cycle.disconnected for protocol in _connections(server)):
+        while server.guests.total:
             await asyncio.sleep(0)
         predictor.go_on.set()
         assert (await http.post("/v1/predict", json={"input": [1, 2, 3, 4]})).status_code == 200
         assert predictor.sizes == [1, 1] and not caplog.records
-
-
-def _connections(server):
-    return server._server.server_state.connections
 
 
 async def test_a_server_that_stops_answers_what_it_took_and_nothing_else():

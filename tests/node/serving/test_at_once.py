@@ -1,0 +1,131 @@
+"""A request of which all is there is answered without a task for it; what its client is told is the same."""
+
+import asyncio
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from cyxnet import httpserver
+from cyxnode.serving.gate import ApiKey
+from tests.node.serving.models import Halting, mlp, samples, serving, tensors
+from tests.node.serving.test_overload import BODY, connection, request, told
+
+
+def chunked(body, *headers):
+    """A request that goes the long way."""
+    lines = [b"POST /v1/predict HTTP/1.1", b"Host: x", *headers, b"Transfer-Encoding: chunked"]
+    return b"\r\n".join(lines) + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+def connections(server):
+    return list(server._server.server_state.connections)
+
+
+BODIES = {
+    "one sample": BODY,
+    "samples": json.dumps({"input": samples(3).tolist()}).encode(),
+    "more than a run": json.dumps({"input": samples(20).tolist()}).encode(),
+    "classes behind": b'{"input":[[1,2,3,4]],"classes":true}',
+    "classes before": b'{"classes":true,"input":[[1,2,3,4]]}',
+    "spaces": b' { "input" : [ [ 1 , 2 , 3.5e0 , -4 ] ] , "model" : "small" } ',
+    "twice": b'{"input":[9,9,9,9],"input":[1,2,3,4]}',
+    "no samples": b'{"input":[]}',
+    "no rows": b'{"input":[[1,2,3,4],[]]}',
+    "another model": b'{"input":[1,2,3,4],"model":"big"}',
+    "an unknown field": b'{"input":[1,2,3,4],"inputs":1}',
+    "not its end": b'{"input":[1,2,3,4]',
+    "more behind it": b'{"input":[1,2,3,4]}}',
+    "too large a number": b'{"input":[1,2,3,1e39]}',
+    "text": b'{"input":[1,2,3,"4"]}',
+    "no JSON": b"{",
+    "too many": json.dumps({"input": [[1, 2, 3, 4]] * 65}).encode(),
+}
+
+
+@pytest.mark.parametrize(
+    "header", [b"X: y", b"Accept: application/x-npy", b"Content-Type: application/x-npy", b"content-type: a/b"]
+)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+async def test_the_short_way_says_what_the_long_one_says(body, header):
+    async with serving(tensors()) as (_, server), connection(server) as (reader, writer):
+        heard = []
+        for sent in (
+            request(header, body=body),
+            request(b"Connection: keep-alive", header, body=body),
+            chunked(body, header),
+        ):
+            writer.write(sent)
+            head = await reader.readuntil(b"\r\n\r\n")
+            status, *lines = head.decode().lower().strip().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines)
+            answer = await reader.readexactly(int(headers["content-length"]))
+            (end,) = connections(server)
+            assert (end.cycle is None) == (len(heard) < 2)  # whether it was taken apart
+            if status.endswith("200 ok") and headers["content-type"] == "application/json":
+                answer = json.loads(answer) | {"latency_ms": 0}
+                del headers["content-length"]  # of which that is a part
+            assert headers.pop("date") and headers.pop("x-request-id")
+            heard.append((status, headers, answer))
+        assert heard[0] == heard[1] == heard[2]
+        assert server.front.figures.requests == 3 and server.front.figures.in_flight == 0
+        assert server.front._room.taken_bytes == 0
+
+
+async def test_what_comes_before_the_answer_waits_for_it_and_all_are_answered_in_order():
+    held = mlp()
+    served = tensors(held, kind=Halting)
+    async with serving(served) as (_, server), connection(server) as (reader, writer):
+        served._predictor.sizes.clear()
+        served._predictor.go_on.clear()
+        x = samples(3)
+        sent = [request(body=json.dumps({"input": row.tolist()}).encode()) for row in x]
+        writer.write(sent[0])
+        while not served._predictor.sizes:
+            await asyncio.sleep(0)
+        (end,) = connections(server)
+        writer.write(sent[1] + sent[2][:40])
+        while not end.flow.read_paused:
+            await asyncio.sleep(0)
+        assert server.front.figures.in_flight == 1
+        writer.write(sent[2][40:])
+        served._predictor.go_on.set()
+        found = [(await told(reader))[2]["output"] for _ in range(3)]
+        assert np.array(found, np.float32).tobytes() == held.predict(x).tobytes()
+
+
+async def test_a_server_that_closes_sends_the_answer_first_and_then_hangs_up():
+    served = tensors(kind=Halting)
+    async with serving(served) as (_, server), connection(server) as (reader, writer):
+        served._predictor.sizes.clear()
+        served._predictor.go_on.clear()
+        writer.write(request())
+        while not served._predictor.sizes:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(server.close())
+        (end,) = connections(server)
+        while not end._is_last:
+            await asyncio.sleep(0)
+        served._predictor.go_on.set()
+        assert (await told(reader))[0] == 200
+        assert await reader.read() == b""
+        await closing
+
+
+async def test_a_key_is_asked_for_and_counted():
+    key = ApiKey(name="me", prefix="k" * 8, sha256=hashlib.sha256(b"k" * 20).digest())
+    async with serving(tensors(), [key]) as (_, server), connection(server) as (reader, writer):
+        for header, expected in ((b"X: y", 401), (b"Authorization: Bearer " + b"z" * 20, 401)):
+            writer.write(request(header))
+            assert (await told(reader))[0] == expected
+        writer.write(request(b"AUTHORIZATION:   bearer " + b"k" * 20))
+        assert (await told(reader))[0] == 200 and key.requests == 1
+
+
+async def test_no_key_is_kept_with_the_heads_that_are_remembered():
+    kept = httpserver._known_body_bytes.cache_info().currsize
+    for name in (b"Authorization", b"cookie", b"X-Api-Key", b"api-KEY"):
+        head = b"\r\n%b: Bearer secret\r\nContent-Length: 7\r\n" % name
+        assert httpserver.body_bytes(head) == 7
+    assert httpserver._known_body_bytes.cache_info().currsize == kept
