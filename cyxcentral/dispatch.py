@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from cyxcentral import intake, jobs, nodes, reports, schedule
+from cyxcentral import intake, jobs, nodes, reports, scaling, schedule
 from cyxcentral.blobs import Blobs, NotStored
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
@@ -76,6 +76,7 @@ class Dispatch:
         self._told: dict[RunKey, set[str]] = {}  # run -> commands that its node has heard from here
         self._telling: dict[RunKey, asyncio.Task[None]] = {}
         self._advanced: dict[RunKey, tuple[object, float]] = {}  # run -> where it was last, and since when
+        self._scaling = scaling.Scaling()
         self._loop_task: asyncio.Task[None] | None = None
         self._assigning = False  # leases of jobs that wait are under way
         self._leasing_at_once = False  # a lease is under way whose job is not stored yet, as far as we know
@@ -120,6 +121,7 @@ class Dispatch:
             try:
                 await self._sweep(changed)
                 await self._ban_suspects()
+                await self._scale(changed)
                 await self._assign_waiting()
                 self._tell_holders(changed)
             except Exception as error:
@@ -163,7 +165,7 @@ class Dispatch:
         if self._leasing_at_once or self._assigning:
             return None  # those may take the room that is left
         job = jobs.evolve(None, event, at_ms)
-        choice = self._world.choice_for(job, self._machine.wall_ms())
+        choice = self._world.choice_for(job, self._machine.wall_ms()) if jobs.waits(job) else None
         lease = self._lease_of(job, choice) if choice else None
         self._leasing_at_once = lease is not None
         return lease
@@ -204,6 +206,38 @@ class Dispatch:
         taken = schedule.refusal(job, self._world.candidate(node.node_id, self._machine.wall_ms()))
         return None if taken or jobs.illegal(job, event) else event
 
+    async def _scale(self, changed: set[str] | None) -> None:
+        """Bring deployments to as many replicas at work as they need: of those that changed, or of all."""
+        if changed is None:
+            self._scaling.forget_all_but(self._world.replicas)
+            due = list(self._world.replicas)
+        else:
+            found = (self._world.jobs.get(subjects.last_token(subject)) for subject in sorted(changed))
+            due = list(dict.fromkeys(job.job.serve.deployment for job in found if job and job.job.serve))
+        for deployment in due:
+            while choice := self._wish(deployment):
+                subject = subjects.job_event(choice.job_id)
+                if not self._may_decide(subject):
+                    break
+                if not await self._events.record(subject, functools.partial(self._scaled, deployment, choice.job_id)):
+                    break
+
+    def _wish(self, deployment: str) -> scaling.Wish | None:
+        live = self._world.replicas.get(deployment)
+        newest = self._world.jobs[next(reversed(live))].job.serve if live else None
+        if not (live and newest and newest.most):
+            return None
+        replicas = [self._world.jobs[job_id] for job_id in live]
+        now = scaling.load(replicas, self.replicas, self._machine.wall_ms())
+        return scaling.wish(replicas, now, self._scaling.spare_ms(deployment, now, self._machine.monotonic_ms()))
+
+    def _scaled(self, deployment: str, job_id: str) -> m.ScaledUp | m.ScaledDown | None:
+        """Asked again when another central was quicker: by what it wrote, perhaps nothing is wanted any more."""
+        choice = self._wish(deployment)
+        if choice is None or choice.job_id != job_id or jobs.illegal(self._world.jobs[job_id], choice.event):
+            return None
+        return choice.event
+
     # -- delivery ------------------------------------------------------------------------------------
 
     def _leased(self, changed: set[str] | None) -> list[jobs.Job]:
@@ -234,7 +268,7 @@ class Dispatch:
 
     def _untold(self, job: jobs.Job) -> list[str]:
         """The commands that the holder of a job's lease has not heard from this central, in order."""
-        due = ["assign", *(["begin"] if job.funded else []), *(["pause"] if job.pause_requested else [])]
+        due = ["assign", *(["begin"] if job.funded else []), *(["pause"] if job.halts else [])]
         told = self._told.get((job.job_id, job.attempt), ())
         return [command for command in due if command not in told]
 
@@ -370,7 +404,7 @@ class Dispatch:
         if not job.funded:
             self._advanced.pop(key, None)  # it waits for the chain, not the other way round
             return None
-        if job.pause_requested:
+        if job.halts:
             self.advanced(*key, "pausing")
             grace_ms = PAUSE_GRACE_MS + (job.job.serve.drain_s * 1000 if job.job.serve else 0)
             if now_ms - self._advanced[key][1] > grace_ms:
@@ -523,11 +557,11 @@ class Dispatch:
             job = self._world.jobs[run.job_id]
             if job.job.serve:
                 self.replicas[run.job_id, run.attempt] = run
-            if job.pause_requested:
+            if job.halts:
                 pause.append(run)
             elif job.funded and run.phase == "ready":
                 begin.append(run)
-            if run.phase and not job.pause_requested:
+            if run.phase and not job.halts:
                 self.advanced(run.job_id, run.attempt, (run.phase, run.step))
         for job in self._world.runs_of(said.node_id):
             key = (job.job_id, job.attempt)

@@ -103,6 +103,10 @@ def _plan_of_serving(job: m.JobRequest, serve: m.ServeSpec) -> Plan:
             f"serve.seconds: expected at most {LONGEST_SERVED_S} ({LONGEST_SERVED_S // 86_400} days; its escrow ends "
             f"after {DEADLINE_S // 86_400}), got {serve.seconds}"
         )
+    if not (serve.least == serve.most == 0 or 1 <= serve.least <= serve.most):
+        raise SpecError(f"serve: expected 1 <= least <= most, got least {serve.least} and most {serve.most}")
+    if serve.standby and not serve.most:
+        raise SpecError("serve.standby: expected least and most too: else nobody ever calls it")
     estimate = BASE_MEMORY_BYTES + MODEL_COPIES * job.dataset.size + serve.memory_bytes
     needed = job.needs.memory_bytes or estimate
     if needed > LARGEST_COUNT:

@@ -17,7 +17,8 @@ settle by then: `Refunded`.
 A job that serves a model takes the same way. Its attempt is `Started` when the replica is ready; what it sells is the
 time from there to the attempt's end, by the log's own times, so no node's clock counts. When the time that was bought
 is used up (`TimeUsed`), it is completed. A replica that was ready and is gone is replaced, and failures are counted
-anew.
+anew. One that stands by is as if its owner had paused it, until it is called (`ScaledUp`; cyxcentral/scaling.py says
+when), and again once it is sent back (`ScaledDown`).
 
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
 that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards. One that is
@@ -110,6 +111,8 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     pause_requested: bool = False
     priority: int = 0  # of its place in the line
     deadline_near: bool = False  # of its escrow: it goes on no more
+    standby: bool = False  # of a replica: it waits until it is called
+    scaled: str = ""  # why it was called, or sent back to stand by, last
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
     requests: tuple[str, ...] = ()  # ids of what its owner asked for and got, the newest last
     payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
@@ -119,6 +122,11 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def attempt(self) -> int:
         return len(self.attempts)
+
+    @property
+    def halts(self) -> bool:
+        """Whoever holds its lease shall store what there is, and give it back."""
+        return self.pause_requested or self.standby
 
     @property
     def current(self) -> Attempt | None:
@@ -156,6 +164,11 @@ def ready_ms(attempt: Attempt, until_ms: int) -> int:
 def bought_ms(job: Job) -> int:
     """The time that a job serves for."""
     return job.job.serve.seconds * 1000 if job.job.serve else 0
+
+
+def left_ms(job: Job, now_ms: int) -> int:
+    """How long a job may still serve."""
+    return bought_ms(job) - job.served_ms(now_ms)
 
 
 def inputs(job: Job) -> list[str]:
@@ -214,6 +227,8 @@ def _lease(job: Job, event: m.Leased) -> str | None:
         return f"it waits for the chain to be {job.outcome}"
     if job.pause_requested:
         return "its owner paused it"
+    if job.standby:
+        return "it stands by until it is called"
     if event.resume != job.checkpoint:
         return "not from the newest checkpoint"
     return None if event.attempt == job.attempt + 1 else "not the next attempt"
@@ -275,6 +290,16 @@ def _time_used(job: Job, event: m.TimeUsed) -> str | None:
     return None if job.job.serve and job.attempts[-1].started_at_ms is not None else "no replica of it is ready"
 
 
+def _scaled_up(job: Job, event: m.ScaledUp) -> str | None:
+    return None if job.standby and not job.outcome else "it does not stand by"
+
+
+def _scaled_down(job: Job, event: m.ScaledDown) -> str | None:
+    if job.outcome:
+        return f"it waits for the chain to be {job.outcome}"
+    return None if job.job.serve and job.job.serve.standby and not job.standby else "it is none that was called"
+
+
 def _cancel(job: Job, event: m.CancelRequested) -> str | None:
     return "it is cancelled already" if job.cancel_requested else None
 
@@ -322,6 +347,8 @@ RULES: dict[type, Rule] = {
     m.LeaseLost: Rule(("leased",), _lease_lost),
     m.Completed: Rule(("leased",), _by_holder),
     m.TimeUsed: Rule(("leased",), _time_used),
+    m.ScaledUp: Rule(STEERED, _scaled_up),
+    m.ScaledDown: Rule(STEERED, _scaled_down),
     m.CancelRequested: Rule(STEERED, _cancel),
     m.PauseRequested: Rule(STEERED, _steered),
     m.ResumeRequested: Rule(STEERED, _steered),
@@ -366,7 +393,7 @@ def time_used(job: Job, now_ms: int) -> m.TimeUsed | None:
 
 def waits(job: Job) -> bool:
     """Whether the job may be given to a node (once its back-off is over)."""
-    return job.status in ("funding", "queued") and job.outcome is None and not job.pause_requested
+    return job.status in ("funding", "queued") and job.outcome is None and not job.halts
 
 
 def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
@@ -383,6 +410,7 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             unsettled=event.deposit,
             priority=event.job.priority,
             price_base_units=event.price_base_units,
+            standby=bool(event.job.serve and event.job.serve.standby),
         )
     assert job is not None, f"{type(event).__name__} before Submitted"
     kind, request_id = type(event), getattr(event, "request_id", "")
@@ -421,7 +449,17 @@ def _pause_requested(job: Job, event: m.PauseRequested, at_ms: int) -> Job:
 
 def _resume_requested(job: Job, event: m.ResumeRequested, at_ms: int) -> Job:
     job = replace(job, pause_requested=False)
-    return replace(job, status="queued", not_before_ms=at_ms) if job.status == "paused" else job
+    return replace(job, status=_idle(job), not_before_ms=at_ms) if job.status == "paused" else job
+
+
+def _called(job: Job, event: m.ScaledUp, at_ms: int) -> Job:
+    job = replace(job, standby=False, scaled=event.reason)
+    return job if job.status == "leased" else replace(job, status=_idle(job), not_before_ms=at_ms)
+
+
+def _sent_back(job: Job, event: m.ScaledDown, at_ms: int) -> Job:
+    job = replace(job, standby=True, scaled=event.reason)
+    return job if job.status == "leased" else replace(job, status=_idle(job))
 
 
 def _settled(job: Job, event: m.Settled, at_ms: int) -> Job:
@@ -483,7 +521,7 @@ def _idle(job: Job) -> m.JobStatus:
     """The status of a job that nobody holds the lease of."""
     if not job.funded:
         return "funding"
-    return "paused" if job.pause_requested else "queued"
+    return "paused" if job.halts else "queued"
 
 
 def _decided(job: Job, outcome: Outcome, error: str | None) -> Job:
@@ -504,7 +542,7 @@ def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
         return _decided(job, "failed", event.reason)  # the deposit may still land: then all of it goes back
     if job.deadline_near:
         return _settle(job, "failed", DEADLINE_NEAR, at_ms)
-    if job.pause_requested:
+    if job.halts:
         return job
     return replace(job, not_before_ms=at_ms + _rest_ms(job, event))
 
@@ -675,6 +713,8 @@ AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this
     m.LeaseLost: _lost,
     m.Completed: lambda job, event, at_ms: _settle(replace(job, completed=event), "completed", None, at_ms),
     m.TimeUsed: lambda job, event, at_ms: _settle(job, "completed", None, at_ms),
+    m.ScaledUp: _called,
+    m.ScaledDown: _sent_back,
     m.CancelRequested: _cancelled,
     m.PauseRequested: _pause_requested,
     m.ResumeRequested: _resume_requested,

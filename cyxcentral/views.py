@@ -86,12 +86,15 @@ def replica_view(job: jobs.Job, node: nodes.Node | None, said: m.RunRef | None, 
         error=None if state == "ready" else job.error,  # what ended an earlier attempt is over then
         region=job.job.needs.region,
         submitted_at_ms=job.submitted_at_ms,
+        scaled=job.scaled,
     )
 
 
 def replica_state(job: jobs.Job, said: m.RunRef | None) -> m.ReplicaState:
     """A replica's state, in the word that people have for it."""
     if job.current is None:
+        if job.standby and job.outcome is None and not job.pause_requested:
+            return "standby"
         return _STATE_OF_IDLE.get(job.outcome or job.status, "pending")
     if job.current.started_at_ms is not None:
         return "ready"
@@ -170,6 +173,8 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             return "the deposit to be final on the chain, then its owner to resume it: cyx resume " + job.job_id
         case "funding":
             return "the deposit to be final on the chain"
+        case "paused" if job.standby and not job.pause_requested:
+            return "its turn: it stands by until its deployment needs one more replica"
         case "paused":
             return "its owner to resume it: cyx resume " + job.job_id
         case "queued" if job.not_before_ms > now_ms:
@@ -183,7 +188,7 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
         case "queued":
             why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
             return "a free node (" + "; ".join(why) + ")"
-        case "leased" if job.job.serve and job.pause_requested:
+        case "leased" if job.job.serve and job.halts:
             return f"node {job.attempts[-1].node_id} to answer what its replica has taken, and stop"
         case "leased" if job.job.serve and job.attempts[-1].started_at_ms is not None:
             left_s = (jobs.bought_ms(job) - job.served_ms(now_ms)) // 1000

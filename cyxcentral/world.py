@@ -77,6 +77,7 @@ class World:
         self.named: set[tuple[str, str]] = set()  # SHA-256 of an artifact, and a caller whose jobs name it
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
         self.deployments: dict[str, set[str]] = {}  # deployment -> the jobs that are its replicas, or were
+        self.replicas: dict[str, dict[str, None]] = {}  # deployment -> those that have not ended, in the log's order
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
         self._weights = weights
@@ -118,6 +119,7 @@ class World:
             self.jobs[job.job_id] = job
             if job.job.serve:
                 self.deployments.setdefault(job.job.serve.deployment, set()).add(job.job_id)
+                self._count_replica(job.job.serve.deployment, job)
             self._name(job)
             if job.status not in jobs.ENDED:
                 self.active.add(job.job_id)
@@ -237,8 +239,10 @@ class World:
         else:
             self.active.add(job_id)
         self._changed_jobs.add(job_id)
-        if before is None and job.job.serve:
-            self.deployments.setdefault(job.job.serve.deployment, set()).add(job_id)
+        if job.job.serve:
+            if before is None:
+                self.deployments.setdefault(job.job.serve.deployment, set()).add(job_id)
+            self._count_replica(job.job.serve.deployment, job)
         if before is None or not before.funded:
             self._count_unfunded(job)
         if kind is m.Funded:
@@ -248,6 +252,15 @@ class World:
         if kind in JUDGED:
             self._judge(job, event, at_ms)
         return None
+
+    def _count_replica(self, deployment: str, job: jobs.Job) -> None:
+        live = self.replicas.setdefault(deployment, {})
+        if job.outcome is None and job.status not in jobs.ENDED:
+            live[job.job_id] = None
+            return
+        live.pop(job.job_id, None)
+        if not live:
+            del self.replicas[deployment]
 
     def _name(self, job: jobs.Job) -> None:
         self.named.update((sha256, job.caller) for sha256 in (*jobs.inputs(job), *jobs.results(job)))

@@ -144,16 +144,27 @@ class Client:
         return self._run(self._client.download(job_id, Path(out_path), progress))
 
     def deploy(
-        self, model: str | Path, replicas: int = 1, *, name: str = "", on_upload: Advance | None = None, **options: Any
+        self,
+        model: str | Path,
+        replicas: int | tuple[int, int] = 1,
+        *,
+        name: str = "",
+        on_upload: Advance | None = None,
+        **options: Any,
     ) -> str:
         """Have nodes serve a model file, or the model of a completed job; returns the deployment once it is ready.
 
-        options: of AsyncClient.deployments.request: hours, amount_base_units, needs, public and so on.
+        replicas: (least, most) for as many as its questions need. options: renewals, and those of
+        AsyncClient.deployments.request: hours, amount_base_units, needs, public and so on.
         """
         return self._run(self._client.deployments.deploy(model, replicas, name=name, on_upload=on_upload, **options))
 
     def deployments(self, beginning: str = "", *, ended: bool = False) -> list[m.DeploymentView]:
         return self._run(self._client.deployments.all(beginning, ended=ended)).deployments
+
+    def extend(self, deployment: str, hours: float, replicas: int | None = None) -> list[str]:
+        """Buy a deployment more time, at the price it has; returns the jobs that will follow those it has."""
+        return self._run(self._client.deployments.extend(deployment, hours, replicas))
 
     def undeploy(self, deployment: str) -> m.DeploymentView:
         return self._run(self._client.deployments.undeploy(deployment))

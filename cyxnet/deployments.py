@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from cyxnet.client import AsyncClient
 
 HOUR_S = 3600
+LONGEST_S = 28 * 86_400  # of all the time that is bought at once: an escrow ends after 30 days
 LOOK_EVERY_S = 0.25
 LONGEST_WAIT_S = 600.0
-LIVE: tuple[m.ReplicaState, ...] = ("pending", "provisioning", "loading", "ready", "paused")
+LIVE: tuple[m.ReplicaState, ...] = ("pending", "provisioning", "loading", "ready", "paused", "standby")
 OVER: tuple[m.ReplicaState, ...] = ("stopped", "failed")
 OF_OTHERS = re.compile(r"[a-z0-9][a-z0-9-]{0,49}-[0-9a-f]{12}")
 
@@ -49,6 +50,34 @@ class Source(Struct, frozen=True, kw_only=True):
     file: m.ArtifactRef
     format: m.ModelFormat
     path: Path | None = None
+
+
+class Size(Struct, frozen=True):
+    """How many replicas are at work, from least to most, and how often each may be followed by another of its kind.
+
+    check() raises SpecError for so many renewals that an escrow does not last as long.
+    """
+
+    least: int = 1
+    most: int = 1
+    renewals: int = 0
+
+    def check(self, hours: float) -> None:
+        if (days := hours * (1 + self.renewals) * HOUR_S / 86_400) > LONGEST_S / 86_400:
+            raise SpecError(
+                f"expected at most {LONGEST_S // 86_400} days with all renewals, since an escrow ends after 30; "
+                f"{1 + self.renewals} times {hours:g} h are {days:.1f}: buy more later, with cyx extend"
+            )
+
+    @property
+    def standby(self) -> int:
+        """How many are bought that wait to be called."""
+        return self.most * (1 + self.renewals) - self.least
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """Of ServeSpec; nothing where nobody ever stands by."""
+        return {"least": self.least, "most": self.most} if self.standby else {}
 
 
 class Deployments:
@@ -100,7 +129,7 @@ class Deployments:
     ) -> m.JobRequest:
         """One replica, as a job. What it costs is the amount, or the price of its hours, or the highest that nodes ask.
 
-        options: of ServeSpec: public, max_batch, context and so on.
+        options: of ServeSpec: public, max_batch, context and so on; Size.bounds.
         """
         seconds = max(1, round(hours * HOUR_S))
         spec = m.ServeSpec(deployment=deployment, format=source.format, seconds=seconds, **options)
@@ -123,21 +152,29 @@ class Deployments:
     async def deploy(
         self,
         model: str | Path,
-        replicas: int = 1,
+        replicas: "int | tuple[int, int]" = 1,
         *,
+        renewals: int = 0,
         name: str = "",
         on_upload: Advance | None = None,
         **options: Any,
     ) -> str:
-        """Serve a model file, or the model of a completed job; returns the deployment once all replicas are ready.
+        """Serve a model file, or the model of a completed job; returns the deployment once its replicas are ready.
 
-        options: of request(). Raises what source(), request(), add() and ready() raise.
+        replicas: (least, most) for as many as its questions need. renewals: how often each is followed by another of
+        its kind when its hours are used. options: of request(). Raises what source(), request(), add() and ready()
+        raise.
         """
+        least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+        size = Size(least, most, renewals)
+        size.check(options.get("hours", 1.0))
         source = await self.source(model)
         source = replace(source, name=name or source.name)
         deployment = self.id_of(source.name)
-        job = await self.request(source, deployment, **options)
-        await self.ready(deployment, await self.add(job, replicas, source.path, on_upload))
+        job = await self.request(source, deployment, **size.bounds, **options)
+        working = await self.add(job, size.least, source.path, on_upload)
+        await self.add(standing_by(job), size.standby)
+        await self.ready(deployment, working)
         return deployment
 
     async def add(
@@ -202,6 +239,30 @@ class Deployments:
             raise ApiError("not_yours", f"the deployment {found.deployment} is somebody else's", 403)
         return found
 
+    async def extend(self, deployment: str, hours: float, replicas: int | None = None) -> list[str]:
+        """Buy so many hours more for each replica that is to be at work (or for so many), at the price of the newest.
+
+        They stand by, and each is called when the time of another is nearly used up. Returns their jobs.
+        """
+        found = await self._own(deployment)
+        newest = found.newest
+        if newest is None or newest.serve is None:
+            raise ApiError("unknown_deployment", f"{found.deployment} has no replica to make others like", 404)
+        live = [each for each in found.replicas if each.state in LIVE]
+        working = [each for each in live if each.state != "standby"]
+        before, seconds = newest.serve, max(1, round(hours * HOUR_S))
+        least = before.least or max(1, len(working))
+        count = replicas or least
+        left_s = sum(each.bought_s - each.served_ms / 1000 for each in live)
+        if (total_s := (left_s + seconds * count) / least) > LONGEST_S:
+            raise SpecError(
+                f"expected at most {LONGEST_S // 86_400} days from now on, since an escrow ends after 30; with those "
+                f"{hours:g} h {found.deployment} would have {total_s / 86_400:.1f}"
+            )
+        serve = replace(before, seconds=seconds, least=least, most=max(before.most, least))
+        amount = -(-newest.amount_base_units * seconds // before.seconds)
+        return await self.add(standing_by(replace(newest, serve=serve, amount_base_units=max(1, amount))), count)
+
     async def undeploy(self, deployment: str) -> m.DeploymentView:
         """End every replica: it answers what it has taken, its node is paid for its time, the rest comes back."""
         found = await self._own(deployment)
@@ -214,6 +275,13 @@ class Deployments:
         A new one is as the newest is, bought for as long. Those that are not ready end first, then the newest.
         """
         found = await self._own(deployment)
+        if found.newest and found.newest.serve and (most := found.newest.serve.most):
+            raise ApiError(
+                "scales_by_itself",
+                f"{found.deployment} has {found.newest.serve.least} to {most} replicas, as it needs them; for other "
+                f"bounds: cyx deploy MODEL --replace {found.deployment} --replicas MIN:MAX",
+                409,
+            )
         live = [each for each in found.replicas if each.state in LIVE]
         more = replicas - len(live)
         if more > 0:
@@ -232,17 +300,21 @@ class Deployments:
         tell: Callable[[m.ReplicaView], None] = lambda replica: None,
         on_upload: Advance | None = None,
         replicas: int | None = None,
+        standby: int = 0,
     ) -> list[str]:
         """Serve another model under the same id: as many new replicas, and when all are ready the old ones end.
 
-        If a new one fails, the new ones are ended and the old ones stay: NotDeployed.
+        standby: so many more that wait to be called. If a new one fails, the new ones are ended and the old ones stay:
+        NotDeployed.
         """
         found = await self._own(deployment)
         old = [each for each in found.replicas if each.state in LIVE]
+        working = sum(each.state != "standby" for each in old)
         made: list[str] = []
         try:
-            await self.add(job, replicas or max(1, len(old)), path, on_upload, made)
-            await self.ready(found.deployment, made, tell)
+            await self.add(job, replicas or max(1, working), path, on_upload, made)
+            await self.ready(found.deployment, list(made), tell)
+            await self.add(standing_by(job), standby, None, None, made)
         except BaseException:
             await asyncio.shield(self._cancel(made, "its replacement failed"))
             raise
@@ -250,7 +322,9 @@ class Deployments:
         return made
 
     async def _end(self, replicas: list[m.ReplicaView], reason: str) -> None:
-        await self._cancel([each.job_id for each in replicas], reason)
+        """Those that stand by first: else one of them would be called for each that ends."""
+        ordered = sorted(replicas, key=lambda each: each.state != "standby")
+        await self._cancel([each.job_id for each in ordered], reason)
 
     async def _cancel(self, job_ids: list[str], reason: str) -> None:
         for job_id in job_ids:
@@ -305,6 +379,12 @@ class Deployments:
 
 
 DEFAULT_PRICE_BASE_UNITS = 1_000_000_000  # of an hour, where no node that fits asks for anything
+
+
+def standing_by(job: m.JobRequest) -> m.JobRequest:
+    """The same replica, but waiting to be called."""
+    assert job.serve is not None
+    return replace(job, serve=replace(job.serve, standby=True))
 
 
 def refuse(part: Part) -> None:

@@ -103,6 +103,10 @@ class ServeSpec(Request, kw_only=True, frozen=True):
     public: anybody on the network may ask; else only its owner. The rest is as in `cyx serve`; 0 stands for its default
     there. memory_bytes: of weights and plans, or of a language model's keys and values. drain_s: so long answers under
     way may take when it ends; no new request is taken then.
+
+    standby: it is paid for and waits until central calls it; by the newest replica's wish there are `least` at work at
+    any time, and up to `most` while more questions are in flight than `concurrency` for each (0: 8). One is sent back
+    when fewer would have done for `idle_s` (0: 120). least and most 0: nobody is called and nobody sent back.
     """
 
     deployment: DeploymentId
@@ -116,6 +120,11 @@ class ServeSpec(Request, kw_only=True, frozen=True):
     context: Annotated[int, Meta(ge=0, le=2**24)] = 0  # tokens of prompt and answer
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
     drain_s: Annotated[int, Meta(ge=0, le=600)] = 30
+    standby: bool = False
+    least: Annotated[int, Meta(ge=0, le=1000)] = 0
+    most: Annotated[int, Meta(ge=0, le=1000)] = 0
+    concurrency: Annotated[int, Meta(ge=0, le=10**6)] = 0
+    idle_s: Annotated[int, Meta(ge=0, le=86_400)] = 0
 
 
 class JobRequest(Request, kw_only=True, frozen=True):
@@ -374,14 +383,14 @@ class DeploymentListRequest(Request, kw_only=True, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=100)] = 50
 
 
-ReplicaState = Literal["pending", "provisioning", "loading", "ready", "paused", "stopped", "failed"]
+ReplicaState = Literal["pending", "provisioning", "loading", "ready", "paused", "stopped", "failed", "standby"]
 
 
 class ReplicaView(Struct, kw_only=True, omit_defaults=True):
     """One replica, which is a job. since_ms: when the state began; served_ms: so long it was ready, over all attempts.
 
-    requests, waiting: as its node said last: answered in this attempt, and not yet begun. The shares are those of its
-    settlement.
+    requests, waiting: as its node said last: answered in this attempt, and in flight on average. The shares are those
+    of its settlement. scaled: why it was called, or sent back to stand by, last.
     """
 
     job_id: str
@@ -402,6 +411,7 @@ class ReplicaView(Struct, kw_only=True, omit_defaults=True):
     error: str | None = None
     region: str = ""
     submitted_at_ms: int = 0
+    scaled: str = ""
 
 
 class DeploymentView(Struct, kw_only=True, omit_defaults=True):
@@ -912,7 +922,8 @@ class RegisterReply(Struct, kw_only=True, omit_defaults=True):
 class RunRef(Struct, kw_only=True, omit_defaults=True):
     """A run. Heartbeats tell how far it is: phase as in cyxnode.state, step of the training so far.
 
-    requests, waiting: of a replica: how many it has answered, and how many have come that are not begun.
+    requests, waiting: of a replica: how many it has answered, and how many were in flight on average since the
+    heartbeat before.
     """
 
     job_id: JobId
@@ -1224,6 +1235,18 @@ class TimeUsed(Event, kw_only=True):
     attempt: int
 
 
+class ScaledUp(Event, kw_only=True):
+    """A replica that stood by is called: it is to be given to a node now. reason: in words, with the figures."""
+
+    reason: str
+
+
+class ScaledDown(Event, kw_only=True):
+    """A replica stands by again: whoever has it answers what it has taken, and stops."""
+
+    reason: str
+
+
 class CancelRequested(Event, kw_only=True):
     reason: str
     caller: str
@@ -1403,6 +1426,8 @@ JobEvent = (
     | LeaseLost
     | Completed
     | TimeUsed
+    | ScaledUp
+    | ScaledDown
     | CancelRequested
     | PauseRequested
     | ResumeRequested

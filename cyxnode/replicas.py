@@ -24,6 +24,7 @@ REPLICA_COMMAND = (sys.executable, "-P", "-m", "cyxnode.replica")
 HALT_S = 5.0  # for a process that has answered everything, to end
 LET_IN_S = 20.0  # so long a connection may be refused: not every central knows the lease at once
 LET_IN_PAUSE_S = 0.2
+COUNT_EVERY_S = 0.25  # what is in flight
 
 
 class Replica:
@@ -100,6 +101,7 @@ class Service:
         self._begun, self._ending = asyncio.Event(), asyncio.Event()
         self._is_asked = False
         self._working: asyncio.Future[None] | None = None
+        self._counted: list[int] = []  # in flight, each time it was looked at since waiting() was asked
 
     def begin(self) -> None:
         self._begun.set()
@@ -114,9 +116,15 @@ class Service:
     def requests(self) -> int:
         return self.replica.figures.requests if self.replica.figures else 0
 
-    @property
     def waiting(self) -> int:
-        return self.replica.exchange.in_flight
+        """How many questions were in flight, on average since this was asked last."""
+        counted, self._counted = [*self._counted, self.replica.exchange.in_flight], []
+        return round(sum(counted) / len(counted))
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_EVERY_S)
+            self._counted.append(self.replica.exchange.in_flight)
 
     async def perform(self, started: Callable[[], object]) -> Halted | Failed:
         """Of a loaded replica: until it is drained or dead. started() is called when it is asked from then on.
@@ -125,6 +133,7 @@ class Service:
         """
         end = asyncio.ensure_future(self.replica.until_end())
         working = self._working = asyncio.ensure_future(self._work(started))
+        counting = asyncio.ensure_future(self._count())
         try:
             if self._ending.is_set():
                 working.cancel()
@@ -135,9 +144,9 @@ class Service:
             await asyncio.wait([working])
             return await self._halt(end)
         finally:
-            for task in (end, working):
+            for task in (end, working, counting):
                 task.cancel()
-            await asyncio.wait([end, working])
+            await asyncio.wait([end, working, counting])
 
     async def _work(self, started: Callable[[], object]) -> None:
         await self._begun.wait()

@@ -132,9 +132,9 @@ class Runs:
         return work.step if (work := self._works.get(key)) else 0
 
     def requests(self, key: RunKey) -> tuple[int, int]:
-        """Of a run that serves: how many it has answered, and how many wait for their answer."""
+        """Of a run that serves: how many it has answered, and how many were in flight since this was asked last."""
         work = self._works.get(key)
-        return (work.service.requests, work.service.waiting) if work and work.service else (0, 0)
+        return (work.service.requests, work.service.waiting()) if work and work.service else (0, 0)
 
     def kill(self, key: RunKey, at_once: bool = False) -> None:
         """Its process is dead when this returns; the rest is cleared up by its task.

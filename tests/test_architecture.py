@@ -102,7 +102,8 @@ cyxnode.serving.loading cyxnode.serving.loop cyxnode.serving cyxnode.serving.__m
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
-cyxcentral.nodes cyxcentral.clients cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
+cyxcentral.nodes cyxcentral.clients cyxcentral.scaling
+cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.listing cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
@@ -170,6 +171,7 @@ PURE = {
     "cyxcentral.prices",
     "cyxcentral.program.link",
     "cyxcentral.room",
+    "cyxcentral.scaling",
     "cyxcentral.schedule",
     "cyxcentral.tree",
     "cyxcentral.uploads",

@@ -93,6 +93,13 @@ COMMANDS = [
         options.scale,
     ),
     Command(
+        "extend",
+        "buy a deployment more time, at the price it has",
+        "cyx extend digits --hours 8",
+        "deployments:extend",
+        options.extend,
+    ),
+    Command(
         "undeploy",
         "end a deployment; time that was not used comes back",
         "cyx undeploy digits",

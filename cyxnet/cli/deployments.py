@@ -1,4 +1,4 @@
-"""Commands about deployments: deploy, deployments, scale, undeploy, ask."""
+"""Commands about deployments: deploy, deployments, scale, extend, undeploy, ask."""
 
 import argparse
 import asyncio
@@ -18,7 +18,7 @@ from cyxnet.cli.jobs import first_money
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
-from cyxnet.deployments import NotDeployed, Source
+from cyxnet.deployments import OVER, NotDeployed, Size, Source, standing_by
 from cyxnet.display import cyx, human_age
 
 MAX_BODY_BYTES = 2**20
@@ -30,8 +30,12 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
     async with connected(args) as client:
         await first_money(client, screen)
         source = await client.deployments.source(args.model)
+        least, most = args.replicas or (1, 1)
+        size = Size(least, most, args.renew)
+        size.check(args.hours)
         if args.replace:
-            deployment = (await client.deployments.find(args.replace)).deployment
+            found = await client.deployments.find(args.replace)
+            deployment, size = found.deployment, size if args.replicas else _size_of(found, args.renew)
         else:
             deployment = client.deployments.id_of(args.name or source.name)
         job = await client.deployments.request(
@@ -49,8 +53,11 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
             context=args.context,
             threads=args.threads,
             drain_s=args.drain_s,
+            concurrency=args.concurrency,
+            idle_s=args.idle_s,
+            **size.bounds,
         )
-        made = await _deployed(client, args, source, deployment, job, screen)
+        made = await _deployed(client, args, source, deployment, job, size, screen)
         state = "is ready" if args.wait or args.replace else "is submitted"
         screen.result(
             f"{deployment} {state}: {len(made)} {'replica' if len(made) == 1 else 'replicas'}; ask it with: cyx ask "
@@ -60,8 +67,23 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
     return DONE
 
 
+def _size_of(found: m.DeploymentView, renewals: int) -> Size:
+    """What a deployment has, for who replaces it and says nothing of that."""
+    serve = found.newest.serve if found.newest else None
+    if serve and serve.most:
+        return Size(serve.least, serve.most, renewals)
+    live = max(1, len(found.replicas))
+    return Size(live, live, renewals)
+
+
 async def _deployed(
-    client: AsyncClient, args: argparse.Namespace, source: Source, deployment: str, job: m.JobRequest, screen: Screen
+    client: AsyncClient,
+    args: argparse.Namespace,
+    source: Source,
+    deployment: str,
+    job: m.JobRequest,
+    size: Size,
+    screen: Screen,
 ) -> list[str]:
     """The jobs of the new replicas; they are ready, unless nobody wants to wait for that."""
 
@@ -73,14 +95,18 @@ async def _deployed(
         screen.say("replica", f"{replica.job_id} is {replica.state}{where}", kind="replica", **_plain(replica))
 
     hours = f"{args.hours:g} h"
-    screen.say("deploys", f"{source.name} as {deployment}: {cyx(job.amount_base_units)} for {hours} of each replica")
+    of = f"of each of {size.least + size.standby} replicas, {size.standby} of which stand by"
+    of = of if size.standby else "of each replica"
+    screen.say("deploys", f"{source.name} as {deployment}: {cyx(job.amount_base_units)} for {hours} {of}")
     if args.replace:
-        return await client.deployments.replace(deployment, job, source.path, tell, on_upload, args.replicas)
+        return await client.deployments.replace(deployment, job, source.path, tell, on_upload, size.least, size.standby)
     made: list[str] = []
     try:
-        await client.deployments.add(job, args.replicas or 1, source.path, on_upload, made)
+        await client.deployments.add(job, size.least, source.path, on_upload, made)
+        working = list(made)
+        await client.deployments.add(standing_by(job), size.standby, None, None, made)
         if args.wait:
-            await client.deployments.ready(deployment, made, tell)
+            await client.deployments.ready(deployment, working, tell)
     except (CyxError, asyncio.CancelledError) as error:
         if made and not (isinstance(error, NotDeployed) and len(made) == 1):  # the only one has ended
             screen.close()
@@ -112,8 +138,14 @@ async def deployments(args: argparse.Namespace, screen: Screen) -> int:
     else:
         what = "no such deployment" if args.deployment else "no deployment yet; make one: cyx deploy MODEL"
         screen.result(what, reply)
-    for replica in (each for found in reply.deployments for each in found.replicas if each.error and not args.json):
-        screen.say("because", f"{replica.job_id}: {replica.error}")
+    for found in reply.deployments if not args.json else ():
+        if found.newest and found.newest.serve and found.newest.serve.most:
+            working = sum(each.state not in ("standby", *OVER) for each in found.replicas)
+            bounds = f"{found.newest.serve.least} to {found.newest.serve.most} as they are needed"
+            screen.say("scales", f"{found.deployment}: {working} at work, {bounds}")
+        for replica in found.replicas:
+            if why := replica.error or replica.scaled:
+                screen.say("because", f"{replica.job_id}: {why}")
     return DONE
 
 
@@ -138,6 +170,18 @@ async def scale(args: argparse.Namespace, screen: Screen) -> int:
     screen.result(
         f"{args.deployment} comes to {args.replicas} replicas: {change}; see: cyx deployments {args.deployment}",
         {"ended": ended, "added": added},
+    )
+    return DONE
+
+
+async def extend(args: argparse.Namespace, screen: Screen) -> int:
+    async with connected(args) as client:
+        await first_money(client, screen)
+        made = await client.deployments.extend(args.deployment, args.hours, args.replicas)
+    screen.result(
+        f"{args.deployment} goes on for {args.hours:g} h more of {len(made)} "
+        f"{'replica' if len(made) == 1 else 'replicas'}; see: cyx deployments {args.deployment}",
+        {"added": made},
     )
     return DONE
 

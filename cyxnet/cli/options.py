@@ -336,8 +336,11 @@ def deploy(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL|JOB", help="a model file (.cyxmodel, .safetensors, .onnx, .gguf), or a completed job")
     add("--name", metavar="NAME", help="what it is called: the beginning of its id (default: as the model)")
-    add("--replicas", type=values.count, metavar="N", help="how many (default 1; with --replace as many as there are)")
-    add("--hours", type=values.between(0.01, 672), default=1.0, metavar="H", help="for how long (default 1)")
+    add("--replicas", type=values.replicas, metavar="N|MIN:MAX", help="how many (default 1; with --replace as before)")
+    add("--hours", type=values.between(0.01, 672), default=1.0, metavar="H", help="of each replica (default 1)")
+    add("--renew", type=values.count, default=0, metavar="N", help="buy the hours N times more, to go on after them")
+    add("--concurrency", type=whole(1, 10**6), default=0, metavar="N", help="questions at once for one replica (8)")
+    add("--idle-s", type=whole(1, 86_400), default=0, metavar="S", help="before one that is not needed ends (120)")
     cost = parser.add_mutually_exclusive_group()
     cost.add_argument("--price", metavar="CYX", help="of an hour of one replica (default: the most that a node asks)")
     cost.add_argument("--amount", metavar="CYX", help="of all the hours of one replica")
@@ -366,6 +369,13 @@ def gateway(parser: argparse.ArgumentParser) -> None:
 def deployment_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("deployment", nargs="?", type=values.job_id, metavar="ID", help="only those that begin so")
     parser.add_argument("--ended", action="store_true", help="also replicas and deployments that have ended")
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    deployment(parser)
+    add = parser.add_argument
+    add("--hours", type=values.between(0.01, 672), required=True, metavar="H", help="how many more for each replica")
+    add("--replicas", type=values.count, metavar="N", help="for so many (default: as many as are always at work)")
 
 
 def scale(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+def replicas(text: str) -> tuple[int, int]:
+    """How many at least and at most: one number for both, or MIN:MAX."""
+    found = re.fullmatch(r"([0-9]{1,4})(?::([0-9]{1,4}))?", text)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most <= 1000:
+        what = "expected a number of replicas from 1 to 1000, or MIN:MAX such as 2:5"
+        raise argparse.ArgumentTypeError(f"{what}, got {text[:40]!r}")
+    return least, most
+
+
 def between(least: float, most: float) -> Callable[[str], float]:
     """The type of a number from `least` to `most`."""
 

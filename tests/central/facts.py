@@ -163,6 +163,10 @@ def serving_after(*timed, seconds=HOUR_S, **changes):
     return job
 
 
+CALLED = m.ScaledUp(reason="0 of at least 1 replicas are at work")
+SENT_BACK = m.ScaledDown(reason="fewer do")
+
+
 def started(attempt=1):
     return m.Started(attempt=attempt)
 

@@ -9,6 +9,7 @@ from cyxcentral import jobs, money
 from cyxnet import messages as m
 from tests.central import facts as f
 
+STANDBY = replace(f.serve_request().serve, standby=True, least=1, most=2)
 STATES = {
     "none": None,
     "funding": f.job_after(),
@@ -25,6 +26,13 @@ STATES = {
     "completed": f.job_after(f.FUNDED, f.leased(), f.completed(), f.SIGNED_SETTLE, f.settled()),
     "failed": f.job_after(f.FUND_FAILED),
     "cancelled": f.job_after(f.FUNDED, f.CANCELLED, f.SIGNED_SETTLE, f.settled(0, 0, f.AMOUNT)),
+    "standby": f.serving_after((1, f.FUNDED), serve=STANDBY),
+    "standby, not funded": f.serving_after(serve=STANDBY),
+    "called": f.serving_after((1, f.FUNDED), (2, f.CALLED), serve=STANDBY),
+    "called, leased": f.serving_after((1, f.FUNDED), (2, f.CALLED), (3, f.leased()), serve=STANDBY),
+    "sent back, leased": f.serving_after(
+        (1, f.FUNDED), (2, f.CALLED), (3, f.leased()), (4, f.SENT_BACK), serve=STANDBY
+    ),
 }
 SIGNED_DEPOSIT = m.TransactionSigned(purpose="deposit", signed=f.signed())
 EVENTS = {
@@ -39,6 +47,8 @@ EVENTS = {
     "LeaseLost": f.lost(),
     "Completed": f.completed(),
     "TimeUsed": m.TimeUsed(attempt=1),
+    "ScaledUp": f.CALLED,
+    "ScaledDown": f.SENT_BACK,
     "CancelRequested": f.CANCELLED,
     "PauseRequested": f.PAUSED,
     "ResumeRequested": f.RESUMED,
@@ -65,6 +75,11 @@ LEGAL = {
     "completed": set(),
     "failed": set(),
     "cancelled": set(),
+    "standby": {"ScaledUp"} | STEERED,
+    "standby, not funded": {"SignedDeposit", "Funded", "FundFailed", "Refunded", "ScaledUp"} | STEERED,
+    "called": {"Leased", "ScaledDown"} | STEERED,
+    "called, leased": {"Started", "LeaseLost", "ScaledDown"} | STEERED,
+    "sent back, leased": {"Started", "LeaseLost", "ScaledUp"} | STEERED,
 }
 
 

@@ -46,6 +46,7 @@ def state(world):
             "unfunded",
             "unfunded_base_units",
             "deployments",
+            "replicas",
         )
     }
     held = {node_id: held for node_id, held in world.held.items() if held}
@@ -74,7 +75,7 @@ async def test_whatever_the_moment_the_rest_of_the_log_leads_to_the_same_world(n
 def test_whatever_a_world_learns_to_remember_is_in_a_snapshot_or_follows_from_it():
     asked_for_anew = {"_weights", "_matching", "_changed_jobs", "_changed_nodes", "_happens"}
     follows = {"active", "payers", "suspects", "held", "promised_bytes", "_chained"}  # compared by `state`
-    follows |= {"unfunded", "unfunded_base_units", "deployments", "named"}
+    follows |= {"unfunded", "unfunded_base_units", "deployments", "named", "replicas"}
     assert set(vars(World())) == {*FOLDED, *follows, *asked_for_anew}, "teach cyxcentral/snapshot.py, then name it here"
 
 
