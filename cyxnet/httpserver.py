@@ -36,7 +36,7 @@ _FRAMING = re.compile(
 # A head whose lines every reader ends at the same places, and reads as the same names.
 _PLAIN = re.compile(rb"(?:\r\n[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n")
 _SECRET = re.compile(rb"\r\n(?:authorization|cookie|[^\r:]*key)[ \t]*:", re.IGNORECASE)  # is not to be kept
-KEPT_HEAD_BYTES = 1_024
+KEPT_HEADS, KEPT_HEAD_BYTES = 1_024, 1_024
 TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
 
@@ -292,17 +292,19 @@ class Patient(HttpToolsProtocol):
 
 def body_bytes(head: bytes) -> int:
     """How long the body behind a plain head is; -1 behind another one."""
-    if len(head) > KEPT_HEAD_BYTES or _SECRET.search(head):
-        return _body_bytes(head)
-    return _known_body_bytes(head)
-
-
-def _body_bytes(head: bytes) -> int:
+    known = _known_heads.get(head)
+    if known is not None:
+        return known
     told = _FRAMING.findall(head)
-    return int(told[0]) if len(told) == 1 and told[0] and _PLAIN.fullmatch(head) else -1
+    found = int(told[0]) if len(told) == 1 and told[0] and _PLAIN.fullmatch(head) else -1
+    if len(head) <= KEPT_HEAD_BYTES and not _SECRET.search(head):
+        if len(_known_heads) >= KEPT_HEADS:
+            _known_heads.clear()
+        _known_heads[head] = found
+    return found
 
 
-_known_body_bytes = functools.lru_cache(1024)(_body_bytes)  # the heads of one client are mostly the same
+_known_heads: dict[bytes, int] = {}  # those of one client are mostly the same
 
 
 @functools.lru_cache(4)

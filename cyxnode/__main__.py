@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cyxcore.errors import CyxError
-from cyxnet import amounts, config
+from cyxnet import amounts, config, lifetime
 from cyxnet.bus import Bus
 from cyxnet.credentials import Credentials, as_node
 from cyxnode import hardware
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         home = open_home(args.dir, args.name)
         try:
-            return asyncio.run(serve(args, home, begun_s))
+            return lifetime.run(serve(args, home, begun_s))
         finally:
             home.close()
     except CyxError as error:

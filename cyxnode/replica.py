@@ -11,6 +11,7 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -171,48 +172,103 @@ def figures_of(front: Any, mean_ms: float) -> Figures:
 
 
 class Desk:
-    """Gives each request that comes to the application, as an ASGI server does."""
+    """Gives each request that comes to the application: at once where it can, else as an ASGI server does."""
 
     wire: Wire
 
     def __init__(self, front: Any):
         self._front = front
+        self._begun: dict[int, Any] = {}  # what is answered without a task
         self._requests: dict[int, Requested] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._none_begun = asyncio.Event()
+        self._none_begun.set()
 
     def take(self, frame: Ask | Took | Drop) -> None:
         if isinstance(frame, Ask):
-            request = self._requests[frame.number] = Requested(self.wire, frame.number, frame.body)
-            task = asyncio.get_running_loop().create_task(self._answer(request, scope_of(frame)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if frame.method != "POST" or not self._begin(frame):
+                request = Requested(self.wire, frame.number, frame.body)
+                self._answer(request, self._front(scope_of(frame), request.receive, request.send), frame.path)
         elif known := self._requests.get(frame.number):  # else its answer was on its way
             known.told(frame)
+        elif isinstance(frame, Drop) and (begun := self._begun.get(frame.number)):
+            begun.gone = True
 
     async def idle(self) -> None:
         """Until nothing is being answered."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._begun or self._tasks:
+            await self._none_begun.wait()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
+        for begun in self._begun.values():
+            begun.gone = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _answer(self, request: "Requested", scope: dict[str, Any]) -> None:
+    def _begin(self, ask: Ask) -> bool:
+        number, path = ask.number, ask.path
+        begun = self._front.begin(
+            path,
+            _in_bytes(ask.content_type),
+            _in_bytes(ask.accept),
+            None,
+            ask.body,
+            lambda answer: self._told(number, path, answer),
+        )
+        if begun is None:
+            return False
+        self._begun[number] = begun
+        self._none_begun.clear()
+        return True
+
+    def _told(self, number: int, path: str, answer: Any) -> None:
+        del self._begun[number]
+        if not self._begun:
+            self._none_begun.set()
+        if answer is None:  # nobody waits for it
+            return
+        if len(answer.body) <= PART_BYTES:
+            self.wire.send(reply_of(number, answer.status, _headers_of(answer), answer.body, more=False))
+        else:
+            request = Requested(self.wire, number, b"")
+            self._answer(request, request.send_whole(answer), path)
+
+    def _answer(self, request: "Requested", work: Coroutine[Any, Any, None], path: str) -> None:
+        self._requests[request.number] = request
+        task = asyncio.get_running_loop().create_task(self._until_answered(request, work, path))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _until_answered(self, request: "Requested", work: Coroutine[Any, Any, None], path: str) -> None:
         try:
-            await self._front(scope, request.receive, request.send)
+            await work
         except Exception:
-            log.exception("%s failed", scope["path"][:200])
+            log.exception("%s failed", path[:200])
         finally:
             del self._requests[request.number]
             request.break_off()
 
 
+def reply_of(number: int, status: int, headers: dict[bytes, bytes], body: bytes, more: bool) -> Reply:
+    wait_ms = int(headers.get(b"retry-after-ms", 0))
+    return Reply(number, status, headers[b"content-type"].decode("latin-1"), wait_ms, body, more)
+
+
+def _headers_of(answer: Any) -> dict[bytes, bytes]:
+    return {b"content-type": answer.content_type, **dict(answer.headers)}
+
+
+def _in_bytes(header: str) -> bytes:
+    return header.encode("latin-1", "replace")
+
+
 def scope_of(ask: Ask) -> dict[str, Any]:
-    headers = [(b"content-type", ask.content_type.encode("latin-1", "replace"))]
+    headers = [(b"content-type", _in_bytes(ask.content_type))]
     if ask.accept:
-        headers.append((b"accept", ask.accept.encode("latin-1", "replace")))
+        headers.append((b"accept", _in_bytes(ask.accept)))
     return {
         "type": "http",
         "method": ask.method,
@@ -250,6 +306,17 @@ class Requested:
         body, self._body = self._body, b""
         return {"type": "http.request", "body": body, "more_body": False}
 
+    async def send_whole(self, answer: Any) -> None:
+        """An Answer that is all there; given up when it is not taken within PATIENCE_S."""
+        from cyxnode.serving.batcher import ClientGone
+
+        with contextlib.suppress(ClientGone, TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self.send(
+                    {"status": answer.status, "headers": _headers_of(answer), "type": "http.response.start"}
+                )
+                await self.send({"body": answer.body, "type": "http.response.body"})
+
     async def send(self, message: Any) -> None:
         """Waits while as many parts are on their way as may be. Raises ClientGone."""
         if message["type"] == "http.response.start":
@@ -278,10 +345,8 @@ class Requested:
         if self._head is None:
             self._left -= 1
             return Part(self.number, body, more)
-        headers, status = dict(self._head["headers"]), self._head["status"]
-        self._head = None
-        wait_ms = int(headers.get(b"retry-after-ms", 0))
-        return Reply(self.number, status, headers[b"content-type"].decode("latin-1"), wait_ms, body, more)
+        head, self._head = self._head, None
+        return reply_of(self.number, head["status"], dict(head["headers"]), body, more)
 
     def break_off(self) -> None:
         """The application has ended: an answer that is not whole never will be."""

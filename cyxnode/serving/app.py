@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 _ID = b"\0"
 _HEADERS = re.compile(rb"\r\n(content-type|accept|authorization):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _JSON = JSON.encode()
+_NOWHERE: tuple[str, None] = ("", None)
 
 
 class Served(Protocol):
@@ -93,7 +94,7 @@ class Front:
         self._begin: dict[str, Begin] = {path: begin for path, begin in begins.items() if begin}
         self._lines = {f"POST {path} HTTP/1.1".encode(): path for path in self._begin}
         early = served.early()
-        self._early = {f"POST {path} HTTP/1.1".encode(): check for path, check in early.items()}
+        self._early = {f"POST {path} HTTP/1.1".encode(): (path, check) for path, check in early.items()}
         self._exact: dict[str, dict[str, Route]] = {}
         self._below: dict[str, dict[str, Route]] = {}
         for route in ROUTES:
@@ -146,7 +147,7 @@ class Front:
     def begin(
         self,
         path: str,
-        content_type: str,
+        content_type: bytes,
         accept: bytes,
         authorization: bytes | None,
         body: bytes,
@@ -165,7 +166,7 @@ class Front:
             self._gate.check(authorization)
             self._room.take(len(body))
             begun.size = len(body)
-            begin(content_type, accept, body, begun.tell, begun.is_gone)
+            begin(content_type_of(content_type), accept, body, begun.tell, begun.is_gone)
         except Exception as error:
             asyncio.get_running_loop().call_soon(begun.tell, error)
         return begun
@@ -177,17 +178,19 @@ class Front:
 
     def refuse_at_once(self, line: bytes, head: bytes) -> bytes | None:
         """See httpserver.Refusing: a request for what is full, or 401 and 429 as its key has it."""
-        check = self._early.get(line)
+        path, check = self._early.get(line, _NOWHERE)
         error = check() if check and not self._stops else None
         if error is None:
             return None
         found = self._refused_by_key(head) or error
-        self.figures.answered(line.split(b" ")[1].decode(), found.status, 0.0)
+        self.figures.answered(path, found.status, 0.0)
         return _in_bytes(found.status, found.code, str(found), found.retry_after_ms).replace(_ID, self._request_id())
 
     def _refused_by_key(self, head: bytes) -> ApiError | None:
+        if self._gate.is_open:
+            return None
         try:
-            self._gate.check(None if self._gate.is_open else _told.__wrapped__(head)[2])
+            self._gate.check(_told.__wrapped__(head)[2])
         except ApiError as error:
             return error
         return None
@@ -295,10 +298,10 @@ class Begun:
 
 
 @functools.lru_cache(256)  # the heads of one client are mostly the same
-def _told(head: bytes) -> tuple[str, bytes, bytes | None]:
+def _told(head: bytes) -> tuple[bytes, bytes, bytes | None]:
     """Of a plain head: content type, what is accepted, authorization."""
     said = {name.lower(): value.rstrip() for name, value in _HEADERS.findall(head)}
-    return content_type_of(said.get(b"content-type", _JSON)), said.get(b"accept", b""), said.get(b"authorization")
+    return said.get(b"content-type", _JSON), said.get(b"accept", b""), said.get(b"authorization")
 
 
 @functools.lru_cache(1024)  # a full queue is refused in the same few words thousands of times a second

@@ -72,26 +72,32 @@ class Batcher:
         self._flush: asyncio.Handle | None = None
         self._lock = threading.Lock()  # of the queue and whether somebody works on it
         self._thread = ThreadPoolExecutor(1, "model")
+        self._told_full: tuple[int, ApiError | None] = (-1, None)  # the last refusal, and how many waited then
         self._row_ns = min(ns / size for size, ns in predictor.run_ns.items())
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
-    def refusal(self, rows: int = 1) -> ApiError | None:
-        """Why so many samples are not taken: 429 when there is no room for them now, 413 when there never is."""
-        if self.queued + rows <= self._max_queue:
+    def refusal(self) -> ApiError | None:
+        """Why not even one sample is taken now; not to be raised, it is told to many."""
+        if self.queued < self._max_queue:
             return None
-        if rows > self._max_queue:
-            said = f"expected at most {self._max_queue} samples in a request, got {rows}"
-            return ApiError("too_large", said, 413)
-        wait_ms = 1 + int(self.queued * self._row_ns / 1e6)
-        return ApiError("overloaded", f"{self.queued} samples wait; again in {wait_ms} ms", 429, wait_ms)
+        if self._told_full[0] != self.queued:
+            self._told_full = self.queued, self._full()
+        return self._told_full[1]
 
     def refuse_when_full(self, rows: int = 1) -> None:
-        """Raises refusal()."""
-        error = self.refusal(rows)
-        if error:
-            raise error
+        """Raises ApiError: 429 when there is no room for so many samples now, 413 when there never is."""
+        if self.queued + rows <= self._max_queue:
+            return
+        if rows > self._max_queue:
+            said = f"expected at most {self._max_queue} samples in a request, got {rows}"
+            raise ApiError("too_large", said, 413)
+        raise self._full()
+
+    def _full(self) -> ApiError:
+        wait_ms = 1 + int(self.queued * self._row_ns / 1e6)
+        return ApiError("overloaded", f"{self.queued} samples wait; again in {wait_ms} ms", 429, wait_ms)
 
     async def predict(self, rows: Array, is_gone: Callable[[], bool] = lambda: False) -> Array:
         """The answers to samples, as ask() tells them. Raises what ask() raises and tells."""

@@ -15,7 +15,10 @@ from cyxnet.asking import WINDOW
 from cyxnode import exchange as x
 from cyxnode.pipe import Failed, Halted, Serve, Serving
 from cyxnode.process import Launch
+from cyxnode.replica import Desk
 from cyxnode.replicas import Replica
+from cyxnode.serving.app import Begun
+from cyxnode.serving.asgi import Answer
 from tests.core import llamas
 from tests.node.serving.models import mlp, samples
 from tests.node.serving.test_gguf import SIZES, TEMPLATE, vocabulary
@@ -261,3 +264,35 @@ async def test_a_replica_is_let_send_no_more_than_it_is_given_up_for() -> None:
     assert await heard.get() == x.Took(number, 7) and lost == []
     wire.close()
     exchange.close()
+
+
+class Begins:
+    """An application that begins to answer whatever is asked, and a wire that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[Begun, Callable[[Answer | None], None]]] = []
+        self.sent: list[object] = []
+
+    def begin(self, path, content_type, accept, authorization, body, told):  # type: ignore[no-untyped-def]
+        assert (content_type, accept, authorization) == (b"application/json", b"a/b", None)
+        self.begun.append((Begun(None, path, told), told))  # type: ignore[arg-type]
+        return self.begun[-1][0]
+
+    def send(self, frame: object) -> None:
+        self.sent.append(frame)
+
+
+async def test_what_is_answered_at_once_is_dropped_and_waited_for_like_everything_else() -> None:
+    made = Begins()
+    desk = Desk(made)
+    desk.wire = made  # type: ignore[assignment]
+    for number in (1, 2):
+        desk.take(x.Ask(number, "POST", "/v1/predict", JSON, "a/b", b"x"))
+    desk.take(x.Drop(1))
+    assert [begun.gone for begun, _ in made.begun] == [True, False]
+    idle = asyncio.ensure_future(desk.idle())
+    made.begun[0][1](None)
+    assert not made.sent
+    made.begun[1][1](Answer(b"no", 429, headers=[(b"retry-after-ms", b"7")]))
+    await idle
+    assert made.sent == [x.Reply(2, 429, JSON, 7, b"no", False)]
