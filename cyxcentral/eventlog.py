@@ -11,6 +11,7 @@ What may be wrong with the log, and what follows:
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import heapq
 import itertools
@@ -162,7 +163,7 @@ class EventLog:
         """Take in what a process of its own reads; where that fails, the follower goes on."""
         blocks = read_ahead(self.world.seq + 1, last_seq)
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S), contextlib.aclosing(blocks):
+            async with asyncio.timeout(READ_TIMEOUT_S), contextlib.aclosing(blocks), _not_collected():
                 async for block in blocks:
                     for subject, payload, sha256, plain in block:
                         self._take(Stored(subject, self.world.seq + 1, payload), sha256, plain)
@@ -504,6 +505,18 @@ def _without_bytes(payload: bytes, record: Record) -> bytes:
     at = payload.find(signed.transaction[:32])  # of its signature; the search for all of it would take longer
     end = at + len(signed.transaction)
     return payload[:at] + payload[end:] if payload[at:end] == signed.transaction else payload
+
+
+@contextlib.asynccontextmanager
+async def _not_collected() -> AsyncGenerator[None, None]:
+    """Without looks for cycles of garbage: reading the log makes none, and all that it makes would be looked at."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Kind(msgspec.Struct):

@@ -413,10 +413,9 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             standby=bool(event.job.serve and event.job.serve.standby),
         )
     assert job is not None, f"{type(event).__name__} before Submitted"
-    kind, request_id = type(event), getattr(event, "request_id", "")
-    if request_id and kind in WISHES:
-        job = replace(job, requests=(*job.requests, request_id)[-REQUESTS_KEPT:])
-    return replace(AFTER[kind](job, event, at_ms), changed_at_ms=at_ms)
+    if isinstance(event, WISHES) and event.request_id:
+        job = replace(job, requests=(*job.requests, event.request_id)[-REQUESTS_KEPT:])
+    return replace(AFTER[type(event)](job, event, at_ms), changed_at_ms=at_ms)
 
 
 def granted(job: Job, request_id: str) -> bool:

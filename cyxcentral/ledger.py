@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import math
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -19,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args
 import duckdb
 import msgspec
 
-from cyxcentral import jobs, money, nodes
+from cyxcentral import columns, jobs, money, nodes
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet.subjects import TELEMETRY, last_token
@@ -53,15 +54,21 @@ TABLES = {
         node_base_units BIGINT, platform_base_units BIGINT, client_base_units BIGINT, final_loss DOUBLE,
         final_accuracy DOUBLE, validation_loss DOUBLE, validation_accuracy DOUBLE, best_epoch BIGINT,
         total_time_ms DOUBLE, submitted_at_ms BIGINT, changed_at_ms BIGINT, ended_at_ms BIGINT""",
-    "events": """seq BIGINT PRIMARY KEY, subject VARCHAR, about VARCHAR, kind VARCHAR, at_ms BIGINT, "by" VARCHAR,
+    "events": """seq BIGINT, subject VARCHAR, about VARCHAR, kind VARCHAR, at_ms BIGINT, "by" VARCHAR,
         data VARCHAR""",
-    "metrics": """seq BIGINT PRIMARY KEY, at_ms BIGINT, node_id VARCHAR, job_id VARCHAR, attempt INTEGER,
+    "metrics": """seq BIGINT, at_ms BIGINT, node_id VARCHAR, job_id VARCHAR, attempt INTEGER,
         kind VARCHAR, epoch BIGINT, step BIGINT, loss DOUBLE, accuracy DOUBLE, validation_loss DOUBLE,
         validation_accuracy DOUBLE, samples_per_s DOUBLE, data VARCHAR""",
-    "entries": """seq BIGINT, line INTEGER, job_id VARCHAR, account VARCHAR, amount_base_units BIGINT, at_ms BIGINT,
-        PRIMARY KEY (seq, line)""",
-}
+    "entries": """seq BIGINT, line INTEGER, job_id VARCHAR, account VARCHAR, amount_base_units BIGINT, at_ms BIGINT""",
+}  # Without keys where nothing is replaced: the position, in the same transaction, keeps a row from coming twice.
 UPSERTED = ("nodes", "jobs")
+COLUMNS = {  # of the tables that are filled by column, as they have nothing but whole numbers and text, and no NULL
+    table: {
+        column.split()[0].strip('"'): columns.VARCHAR if column.endswith("VARCHAR") else columns.BIGINT
+        for column in re.split(r",\s+", TABLES[table])
+    }
+    for table in ("events", "entries")
+}
 POSITION = "stream VARCHAR PRIMARY KEY, seq BIGINT, sha256 VARCHAR"
 QUARANTINED = "Quarantined"  # kind of a row of events that counts for nothing
 
@@ -260,10 +267,10 @@ class Ledger:
                 raise LedgerError(why) from None
 
     def _write(self, batch: "Batch") -> None:
-        if batch.forget_after is not None:  # apart, because DuckDB checks keys against rows deleted together
-            self._db.execute("DELETE FROM metrics WHERE seq > ?", [batch.forget_after])
         self._db.execute("BEGIN")
         try:
+            if batch.forget_after is not None:
+                self._db.execute("DELETE FROM metrics WHERE seq > ?", [batch.forget_after])
             for table, added in batch.added.items():
                 self._append(table, added, "insert")
             for table, changed in batch.changed.items():
@@ -279,12 +286,22 @@ class Ledger:
     def _append(self, table: str, added: list[Any], action: Literal["insert", "upsert"]) -> None:
         if not added:
             return
-        appender = self._db.appender(table, action=action)
-        make = MAKE.get(table)
-        for first in range(0, len(added), ROWS_AT_ONCE):
-            some = added[first : first + ROWS_AT_ONCE]
-            appender.append_rows([make(each) for each in some] if make else some)
+        some = (added[first : first + ROWS_AT_ONCE] for first in range(0, len(added), ROWS_AT_ONCE))
+        if table in COLUMNS:
+            self._insert(table, some)
+            return
+        appender, make = self._db.appender(table, action=action), MAKE.get(table)
+        for rows in some:
+            appender.append_rows([make(each) for each in rows] if make else rows)
         appender.flush()
+
+    def _insert(self, table: str, some: Iterator[list[Any]]) -> None:
+        """Insert rows as columns: half of what an appender takes, and most of that while others run."""
+        with columns.Rows(COLUMNS[table], (MAKE[table](each) for each in some)) as rows:
+            try:
+                self._db.from_arrow(rows).insert_into(table)
+            except duckdb.Error as error:
+                raise (rows.error or error) from None
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -437,10 +454,10 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _event_row(event: tuple[Any, ...]) -> tuple[Any, ...]:
+def _event_columns(events: list[tuple[Any, ...]]) -> list[Sequence[Any]]:
     """The last column is the event itself, or what is to be said of a message that is none."""
-    what = event[-1]
-    return event if isinstance(what, str) else (*event[:-1], _JSON.encode(what).decode())
+    *plain, what = zip(*events, strict=True)
+    return [*plain, [each if isinstance(each, str) else _JSON.encode(each) for each in what]]
 
 
 def _job_row(job: jobs.Job) -> tuple[Any, ...]:
@@ -528,9 +545,10 @@ def _metrics_row(metric: tuple[int, m.TelemetryRecord]) -> tuple[Any, ...]:
     )
 
 
-MAKE: dict[str, Callable[[Any], tuple[Any, ...]]] = {  # a row of a table, out of what a Batch holds of it
+MAKE: dict[str, Callable[[Any], Any]] = {  # a row of a table, out of what a Batch holds of it
     "nodes": _node_row,
     "jobs": _job_row,
-    "events": _event_row,
     "metrics": _metrics_row,
+    "events": _event_columns,  # of these two, columns of many rows
+    "entries": lambda entries: list(zip(*entries, strict=True)),
 }

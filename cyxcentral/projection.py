@@ -16,7 +16,7 @@ def project(world: World, ledger: Ledger, known_seq: int, stored: Stored, record
         return
     _, kind, about = stored.subject.rsplit(".", 2)
     event: Any = record.event  # one of those that are said of this kind
-    ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record, world.last_sha256[stored.subject].hex())
+    ledger.add_event(subjects.EVENTS, stored.seq, stored.subject, record, world.sha256.hex())
     if kind == "job":
         job = world.jobs[about]
         ledger.put_job(job)

@@ -82,7 +82,7 @@ class World:
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
         self._weights = weights
         self._matching: Matching | None = None
-        self._changed_jobs: set[str] = set()  # since the matching was asked for
+        self._changed_jobs: set[str] = set()  # since the matching was asked for, if it ever was
         self._changed_nodes: set[str] = set()
         self._happens: dict[str, Callable[[str, Any, int], str | None]] = {
             "job": self._to_job,
@@ -173,7 +173,7 @@ class World:
         return last.hex() if last else ""
 
     def _take(self, seq: int, subject: str, record: m.Record | BadMessage) -> str | None:
-        if subject in self.damaged:
+        if self.damaged and subject in self.damaged:
             return f"the history of its subject is not known: {self.why_damaged[subject]}"
         if not isinstance(record, m.Record):
             if isinstance(record, UnknownEvent):
@@ -181,13 +181,17 @@ class World:
             return f"it is no record: {record}"
         if record.prev:
             self._chained.add(subject)
-        if subject in self._chained and record.prev != self.prev(subject):
+        if (record.prev or subject in self._chained) and record.prev != self.prev(subject):
             what = "does not name the one before it: restore the broker's store"
             return self._damage(
                 seq, subject, what, "it does not name the message before it: one of the two was altered"
             )
         try:
-            return self._happen(subject, record)
+            _, kind, about = subject.rsplit(".", 2)
+            event = record.event
+            if type(event) not in SAID_ON[kind]:
+                return f"{type(event).__name__} is nothing that is said of a {kind}"
+            return self._happens[kind](about, event, record.at_ms)
         except FOLD_ERRORS as error:
             return f"it cannot happen: {error or type(error).__name__}"
 
@@ -199,14 +203,6 @@ class World:
         if about in self.nodes and subject == subjects.node_event(about):
             self._changed_nodes.add(about)
         return why
-
-    def _happen(self, subject: str, record: m.Record) -> str | None:
-        """Change the world, or say why not and leave it as it is."""
-        _, kind, about = subject.rsplit(".", 2)
-        event = record.event
-        if type(event) not in SAID_ON[kind]:
-            return f"{type(event).__name__} is nothing that is said of a {kind}"
-        return self._happens[kind](about, event, record.at_ms)
 
     def _to_node(self, node_id: str, event: m.NodeEvent, at_ms: int) -> str | None:
         if isinstance(event, m.NodeRegistered | m.NodeLost) and event.node_id != node_id:
@@ -234,11 +230,13 @@ class World:
         if holder != now:
             self._holds(holder, before or job, held=False)  # what it was promised then
             self._holds(now, job, held=True)
-        if job.status in jobs.ENDED:
-            self.active.discard(job_id)
-        else:
-            self.active.add(job_id)
-        self._changed_jobs.add(job_id)
+        if before is None or before.status != job.status:
+            if job.status in jobs.ENDED:
+                self.active.discard(job_id)
+            else:
+                self.active.add(job_id)
+        if self._matching is not None:
+            self._changed_jobs.add(job_id)
         if job.job.serve:
             if before is None:
                 self.deployments.setdefault(job.job.serve.deployment, set()).add(job_id)

@@ -106,7 +106,7 @@ cyxcentral.nodes cyxcentral.clients cyxcentral.scaling
 cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.listing cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.prices
-cyxcentral.cache cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
+cyxcentral.cache cyxcentral.columns cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
 cyxcentral.landings

@@ -1,0 +1,57 @@
+"""Rows as Arrow columns: what DuckDB reads of them is what they hold, and what cannot be made is an error."""
+
+import duckdb
+import pytest
+
+from cyxcentral import columns
+from cyxcentral.columns import BIGINT, VARCHAR, Rows
+
+SHAPE = {"seq": BIGINT, "said": VARCHAR}
+
+
+@pytest.fixture
+def db():
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("CREATE TABLE t (seq INTEGER, said VARCHAR)")
+        yield connection
+
+
+def insert(db, rows):
+    with rows:
+        db.from_arrow(rows).insert_into("t")
+
+
+def test_numbers_and_text_of_any_length_and_script_come_as_they_are(db):
+    said = ["", "a\0b", "ü 漢 🦆", "x" * 100_000, "not long, not short"] * 700
+    blocks = ([range(first, first + 500), said[first : first + 500]] for first in range(0, 3_500, 500))
+    insert(db, Rows(SHAPE, blocks))
+    assert db.execute("FROM t ORDER BY seq").fetchall() == list(enumerate(said))
+    assert not columns._held and not columns._given, "what was handed over is given back"
+
+
+def test_text_may_be_utf8_already(db):
+    insert(db, Rows(SHAPE, iter([[[-(2**31)], ["ü".encode()]]])))
+    assert db.execute("FROM t").fetchall() == [(-(2**31), "ü")]
+
+
+def test_no_rows_are_no_rows(db):
+    insert(db, Rows(SHAPE, iter([])))
+    assert db.execute("FROM t").fetchall() == []
+
+
+@pytest.mark.parametrize("bad", [[[2**63], ["x"]], [[1], [None]], [[1]]])
+def test_a_block_that_cannot_be_made_ends_the_whole(db, bad):
+    rows = Rows(SHAPE, iter([[[1], ["fine"]], bad]))
+    with pytest.raises(duckdb.Error):
+        insert(db, rows)
+    assert isinstance(rows.error, OverflowError | AttributeError | ValueError)
+    assert db.execute("FROM t").fetchall() == []
+    assert not columns._held
+
+
+def test_who_asks_after_the_end_is_told_so(db):
+    rows = Rows(SHAPE, iter([[[1], ["x"]]]))
+    with rows:
+        late = db.from_arrow(rows)
+    with pytest.raises(duckdb.Error):
+        late.insert_into("t")
