@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import itertools
 from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -28,6 +29,9 @@ FRESH_MS = 3_600_000  # what was stored or asked for within this time is swept b
 MANIFESTS_REMEMBERED, SMALL_MANIFEST_CHUNKS = 4096, 1000
 SENDERS_REMEMBERED = 65_536  # pairs of a digest and who sent its bytes
 PARTS_REMEMBERED = 100_000  # digests of chunks, of the artifacts that are being fetched
+
+
+Sent = Callable[[str, str], Awaitable[bool]]  # (digest, sender)
 
 
 class BlobError(CyxError):
@@ -66,35 +70,37 @@ class Blobs:
     async def stat(self, manifest: ArtifactManifest, sender: str) -> ArtifactStatReply:
         """Which chunks of an artifact its sender must still send: what only others sent is nothing to him."""
         self._check(manifest)
-        if await self.sent(manifest.sha256, sender) and await self._kept(manifest.sha256):
+        if await self._noted(manifest.sha256, sender) and await self._kept(manifest.sha256):
             return ArtifactStatReply(complete=True, missing=[])
-        return ArtifactStatReply(complete=False, missing=await self._missing(manifest.chunks, sender))
+        return ArtifactStatReply(complete=False, missing=await self._missing(manifest.chunks, sender, self._noted))
 
     async def sent(self, digest: str, sender: str) -> bool:
         """Whether a caller once sent these bytes, a chunk or all chunks of an artifact. They may be swept since."""
-        if (digest, sender) in self._sent:
-            return True
+        return (digest, sender) in self._sent or await self._noted(digest, sender)
+
+    async def _noted(self, digest: str, sender: str) -> bool:
+        """sent(), asked of the store: the note goes when the bytes are swept, and another central is asked next."""
         if not await self._core.holds(subjects.BLOBS, subjects.sent(digest, sender)):
             return False
         self._remember_sent(digest, sender)
         return True
 
-    async def _note_sent(self, digest: str, sender: str) -> None:
-        if not await self.sent(digest, sender):
-            await self._store_once(subjects.sent(digest, sender), b"{}")
-            self._remember_sent(digest, sender)
+    async def note_sent(self, digest: str, sender: str) -> None:
+        """From here on these bytes are this caller's as long as they are here."""
+        await self._store_once(subjects.sent(digest, sender), b"{}")
+        self._remember_sent(digest, sender)
 
     def _remember_sent(self, digest: str, sender: str) -> None:
         self._sent[digest, sender] = None
         if len(self._sent) > SENDERS_REMEMBERED:
             self._sent.popitem(last=False)
 
-    async def _missing(self, chunks: list[str], sender: str) -> list[str]:
-        gate = asyncio.Semaphore(LOOKUPS_IN_FLIGHT)
+    async def _missing(self, chunks: list[str], sender: str, sent: Sent | None = None) -> list[str]:
+        gate, sent = asyncio.Semaphore(LOOKUPS_IN_FLIGHT), sent or self.sent
 
         async def stored(digest: str) -> bool:
             async with gate:
-                if digest in self._damaged or not await self.sent(digest, sender):
+                if digest in self._damaged or not await sent(digest, sender):
                     return False
                 return await self._core.holds(subjects.BLOBS, subjects.chunk(digest))
 
@@ -134,7 +140,7 @@ class Blobs:
             self._damaged.discard(digest)
         else:
             await self._store_once(subjects.chunk(digest), block)
-        await self._note_sent(digest, sender)
+        await self.note_sent(digest, sender)
         return ChunkReply(sha256=digest, size=len(block))
 
     async def commit(self, manifest: ArtifactManifest, sender: str) -> ArtifactRef:
@@ -150,7 +156,7 @@ class Blobs:
                 "as sent by you: ask artifact.stat which, and send them"
             )
         if await self._kept(manifest.sha256) == manifest:  # a repeated commit, or another sender of the same bytes
-            await self._note_sent(manifest.sha256, sender)
+            await self.note_sent(manifest.sha256, sender)
             return ref
         digest, size = await self._read_back(manifest.chunks)
         if digest != manifest.sha256 or size != manifest.size:
@@ -165,7 +171,7 @@ class Blobs:
             if found := await self._core.last(subjects.BLOBS, subjects.manifest(manifest.sha256)):
                 await self._core.delete(subjects.BLOBS, found.seq)
             raise NotSent(f"artifact {manifest.sha256}: {len(missing)} of its chunks are gone; send it again")
-        await self._note_sent(manifest.sha256, sender)
+        await self.note_sent(manifest.sha256, sender)
         return ref
 
     async def damage(self, ref: ArtifactRef) -> str | None:

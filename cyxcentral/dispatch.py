@@ -606,6 +606,7 @@ class Dispatch:
                     f"the job has {possible.start} to {possible.stop - 1} steps, not {stored.steps}",
                     409,
                 )
+            await self._blobs.note_sent(stored.state.sha256, self._world.jobs[said.job_id].caller)  # his, from now on
             self.advanced(said.job_id, said.attempt, ("stored", stored.step))
 
         event = m.Checkpointed(attempt=said.attempt, node_id=said.node_id, checkpoint=stored, **_signed_with(said))

@@ -3,7 +3,7 @@
 Mark and sweep, from the log: a state that a `Checkpointed` named is garbage when no job that may still run began from
 it or could go on from it, and it was stored or last asked for longer ago than `kept_s`. Of a job that has ended, its
 states are kept for as long again. Nothing else is ever deleted: no dataset, no model, no chunk that any manifest names.
-That somebody once sent some bytes stays noted (blob.sent), since it stays true.
+The notes of whose the bytes are (blob.sent) go with the bytes, and come back with them.
 
   1. the manifest is moved from blob.manifest to blob.condemned      from here on the artifact is not whole
   2. an hour later, when every central has forgotten it, its chunks go, but for those that a manifest names; if the log
@@ -154,9 +154,10 @@ class Sweeper:
                 swept.restored += 1
             else:
                 due.append((stored.seq, manifest))
-        chunks = list(dict.fromkeys(chunk for _, manifest in due for chunk in manifest.chunks if chunk not in marked))
-        for first in range(0, len(chunks), CHUNKS_AT_ONCE):
-            swept.chunks += await self._delete(chunks[first : first + CHUNKS_AT_ONCE])
+        going = dict.fromkeys(chunk for _, manifest in due for chunk in manifest.chunks if chunk not in marked)
+        digests = list(going | dict.fromkeys(manifest.sha256 for _, manifest in due if manifest.sha256 not in marked))
+        for first in range(0, len(digests), CHUNKS_AT_ONCE):
+            swept.chunks += await self._delete(digests[first : first + CHUNKS_AT_ONCE])
         for seq, _ in due:
             swept.deleted += await self._core.delete(subjects.BLOBS, seq)
 
@@ -167,22 +168,27 @@ class Sweeper:
         except Conflict:
             pass  # somebody else did
 
-    async def _delete(self, chunks: list[str]) -> int:
-        """Delete some chunks, and put back those that a manifest names which was written meanwhile."""
+    async def _delete(self, digests: list[str]) -> int:
+        """Delete what is stored of some digests, of chunks and artifacts: the chunk, then the notes of whose it is; and
+        put back what a manifest is about that was written meanwhile. Returns how many chunks are gone.
+        """
         seen = set(await self._core.subjects_of(subjects.BLOBS, subjects.manifest("*")))
-        gone: list[Stored] = []
-        for digest in chunks:
-            stored = await self._core.last(subjects.BLOBS, subjects.chunk(digest))
-            if stored and await self._core.delete(subjects.BLOBS, stored.seq):
-                gone.append(stored)
+        gone: list[tuple[str, Stored]] = []
+        for digest in digests:
+            notes = await self._core.subjects_of(subjects.BLOBS, subjects.sent(digest, "*"))
+            for subject in (subjects.chunk(digest), *notes):
+                stored = await self._core.last(subjects.BLOBS, subject)
+                if stored and await self._core.delete(subjects.BLOBS, stored.seq):
+                    gone.append((digest, stored))
         again: set[str] = set()
         for subject in await self._core.subjects_of(subjects.BLOBS, subjects.manifest("*")):
             if subject not in seen and (found := await self._core.last(subjects.BLOBS, subject)):
-                again.update(_manifest(found).chunks)
-        back = [stored for stored in gone if subjects.last_token(stored.subject) in again]
-        for stored in back:
-            await self._core.append(stored.subject, stored.payload)
-        return len(gone) - len(back)
+                manifest = _manifest(found)
+                again.update((manifest.sha256, *manifest.chunks))
+        for digest, stored in gone:
+            if digest in again:
+                await self._core.append(stored.subject, stored.payload)
+        return sum(digest not in again and stored.subject == subjects.chunk(digest) for digest, stored in gone)
 
 
 def _manifest(stored: Stored) -> ArtifactManifest:

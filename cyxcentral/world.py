@@ -39,7 +39,7 @@ SAID_ON = {
     )
 }
 JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost})  # what the end of an attempt says of its node
-NAMING_BYTES = frozenset({m.Submitted, m.Checkpointed, m.Completed})  # events that name artifacts
+NAMING_BYTES = frozenset({m.Submitted, m.Completed})  # events that name artifacts, besides Checkpointed
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -245,7 +245,9 @@ class World:
             self._count_unfunded(job)
         if kind is m.Funded:
             self.payers.add(job.caller)
-        if kind in NAMING_BYTES:
+        if kind is m.Checkpointed:
+            self._name_state(before, job)
+        elif kind in NAMING_BYTES:
             self._name(job)
         if kind in JUDGED:
             self._judge(job, event, at_ms)
@@ -262,6 +264,17 @@ class World:
 
     def _name(self, job: jobs.Job) -> None:
         self.named.update((sha256, job.caller) for sha256 in (*jobs.inputs(job), *jobs.results(job)))
+
+    def _name_state(self, before: jobs.Job | None, job: jobs.Job) -> None:
+        """A job names its new state, and the one that it no longer remembers no more: as after a start from a snapshot.
+
+        That such a state is its client's is noted beside the bytes, as long as they are there.
+        """
+        forgotten, newest = before.attempts[-1].earlier if before else None, job.attempts[-1].checkpoint
+        if forgotten and forgotten.state.sha256 not in (*jobs.inputs(job), *jobs.results(job)):
+            self.named.discard((forgotten.state.sha256, job.caller))
+        if newest:
+            self.named.add((newest.state.sha256, job.caller))
 
     def _count_unfunded(self, job: jobs.Job) -> None:
         """What a job's payer still owes for it is counted as long as its deposit may become final."""

@@ -148,6 +148,24 @@ async def test_the_next_node_has_the_state_to_go_on_from_and_the_jobs_client_has
     assert world.named == central.world.named
 
 
+async def test_states_that_a_job_no_longer_remembers_stay_its_clients_also_for_a_central_that_starts(central, other):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased(), m.Started(attempt=1))
+    states = [await send(central, NODE, b"state %d" % number) for number in range(4)]
+    for number, state in enumerate(states):
+        assert (await central.dispatch._checkpoint(stored_state(state, step=10 + number))).accepted
+    remembered = {ref.sha256 for ref in states[2:]} & {sha256 for sha256, _ in central.world.named}
+    assert len(remembered) == 2 and (states[0].sha256, "alice") not in central.world.named  # it does not grow for ever
+    started = World()  # as a start from a snapshot makes it
+    started.take_jobs(list(central.world.jobs.values()))
+    assert started.named == central.world.named
+    await other.log.catch_up()
+    for each in (central, other):
+        for number, state in enumerate(states):
+            assert await fetched(each, "alice", state.sha256) == b"state %d" % number
+            assert await fetched(each, "bob", state.sha256) is None
+
+
 async def test_an_operator_has_everything_when_he_asks_as_one(central):
     ref = await send(central, "alice", *LARGE)
     assert await fetched(central, OPERATOR, ref.sha256, as_operator=True) == b"".join(LARGE)
