@@ -17,6 +17,7 @@ from tests.simulation.loop import ProcessLoop
 from tests.simulation.nodes import digest, identity
 from tests.simulation.wire import Process, SimBus
 
+COPIES_APART_S = 0.05  # so that one central has refused what the next one takes
 DATASET = b"some rows"
 _FOLDER = tempfile.TemporaryDirectory(prefix="cyx-simulation-")
 DATASET_PATH = Path(_FOLDER.name) / "rows.csv"
@@ -58,6 +59,7 @@ class Client(Process):
         self.wish = dice.choices(["wait", "watch", "cancel", "pause"], [3, 1, 3, 3])[0]
         if network.faults.stalls():
             self.wish = "stall"
+        self.copies = 4 if network.faults.asks_two() else 1  # of its submission, none of which waits for an answer
         self.keys = identity(500 + number)
         self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
         if replica := network.wishes.job(number, self.client.caller, self.job.dataset):
@@ -82,15 +84,32 @@ class Client(Process):
         while not self.acknowledged:
             try:
                 prepared = prepared or await self.client.prepare(self.job, DATASET_PATH, self.job_id)
-                reply = await self.client.place(prepared)
-                self.job_id, self.acknowledged = reply.job_id, True
+                answers = await self._place(prepared)
             except CyxError as error:
-                if error.code in ("expired", "clocks_differ"):
+                answers = [error]
+            for answer in answers:
+                if isinstance(answer, m.SubmitReply):
+                    self.job_id, self.acknowledged = answer.job_id, True
+                elif not isinstance(answer, CyxError):
+                    raise answer
+                elif answer.code in ("expired", "clocks_differ"):
                     prepared = None
-                elif not isinstance(error, BusError) and error.code not in TEMPORARY_CODES:
-                    self.refused = f"{error.code}: {error}"
-                    return
+                elif not isinstance(answer, BusError) and answer.code not in TEMPORARY_CODES:
+                    self.refused = f"{answer.code}: {answer}"
+            if self.refused:
+                return
+            if not self.acknowledged:
                 await asyncio.sleep(1.0)
+
+    async def _place(self, prepared: Prepared) -> list[m.SubmitReply | BaseException]:
+        """All answers to a submission that is sent so often, one copy behind the other, each to any central."""
+        prepared.payment = await self.client._paid(prepared)  # the same deposit in all of them
+
+        async def place(number: int) -> m.SubmitReply:
+            await asyncio.sleep(number * COPIES_APART_S)
+            return await self.client.place(prepared)
+
+        return await asyncio.gather(*map(place, range(self.copies)), return_exceptions=True)
 
     async def _until_said(self, verb: str, message: Any) -> None:
         """Ask until there is an answer."""

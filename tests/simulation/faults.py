@@ -83,6 +83,10 @@ class Faults:
         self.counts["far_clock"] += 1
         return FAR_CLOCK_MS
 
+    def asks_two(self) -> bool:
+        """Whether a client submits to two centrals at once, where one of them may be far ahead."""
+        return self.far_clock > 0 and self._refunds.random() < 0.8
+
     def stalls(self) -> bool:
         """Whether a client pauses its job until the deadline, where that will come."""
         return self.weeks_pass_at_s is not None and self._refunds.random() < 0.7

@@ -27,11 +27,11 @@ FOUND_AT = {
     "cancel_after_completion": 58,
     "memory_forgotten": 48,
     "no_catch_up": 14,
-    "no_for_a_clock": 84,
+    "no_for_a_clock": 4,
     "old_session_returns": 71,
     "read_from_lagging_replica": 72,
     "tries_never_renewed": 4,
-    "two_views": 94,
+    "two_views": 4,
 }
 
 
