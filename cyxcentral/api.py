@@ -109,7 +109,7 @@ class Api:
             "payouts.release": self._operators.release,
             "artifact.stat": lambda caller, manifest: blobs.stat(manifest, caller),
             "artifact.put": self._put,
-            "artifact.commit": lambda caller, manifest: blobs.commit(manifest, caller),
+            "artifact.commit": self._commit,
             "artifact.manifest": self._fetches.manifest,
             "artifact.chunk": self._fetches.chunk,
             **self._central.access.handlers(),
@@ -333,7 +333,7 @@ class Api:
         deposit = self._deposit(caller, ask.payment, draft.terms)
         # What is not known is asked for side by side; for a job like the one before, everything is known.
         unknown: list[Awaitable[Any]] = [
-            self._fetches.manifest(caller, m.ArtifactRefRequest(sha256=sha256))
+            self._fetches.owned(caller, sha256)
             for sha256 in needed
             if not (self._central.blobs.knows(sha256) and self._fetches.is_named(caller, sha256))
         ]
@@ -597,6 +597,13 @@ class Api:
     async def _put(self, caller: str, block: bytes) -> m.ChunkReply:
         self._uploads.charge(caller, len(block), self._machine.monotonic_ms() / 1000)
         return await self._central.blobs.put(block, caller)
+
+    async def _commit(self, caller: str, manifest: m.ArtifactManifest) -> m.ArtifactRef:
+        now_s = self._machine.monotonic_ms() / 1000
+        self._uploads.charge_manifest(caller, len(manifest.chunks), now_s)
+        return await self._central.blobs.commit(
+            manifest, caller, lambda size_bytes: self._uploads.charge_reading(caller, size_bytes, now_s)
+        )
 
     @functools.cached_property
     def _uploads(self) -> Uploads:

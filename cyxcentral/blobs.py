@@ -8,10 +8,12 @@ that he did is noted beside it: only then is an artifact said to be here, to him
 """
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
+import weakref
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
@@ -23,6 +25,8 @@ from cyxnet.bus import AppendUnknown, Bus, Conflict
 from cyxnet.messages import ArtifactManifest, ArtifactRef, ArtifactStatReply, ChunkReply
 
 READ_AHEAD = 8  # chunks
+READ_BACK_AT_ONCE, READ_BACK_OF_ONE = 8, 2  # artifacts, each with twice READ_AHEAD chunks in memory; of one sender
+HASHED_AT_ONCE = 2  # chunks: they take turns, so a small artifact does not wait for a large one
 LOOKUPS_IN_FLIGHT = 64
 TRUSTED_MS = 600_000  # so long a manifest that was read is believed to be there still
 FRESH_MS = 3_600_000  # what was stored or asked for within this time is swept by nobody (see cyxcentral.sweeper)
@@ -61,6 +65,8 @@ class Blobs:
         self._sent: OrderedDict[tuple[str, str], None] = OrderedDict()  # (digest, sender) that are noted in the store
         self._parts: OrderedDict[str, frozenset[str]] = OrderedDict()  # artifact -> its chunks
         self._damaged: set[str] = set()  # digests of artifacts and chunks that are not what they were any more
+        self._reading_back, self._hashing = asyncio.Semaphore(READ_BACK_AT_ONCE), asyncio.Semaphore(HASHED_AT_ONCE)
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
     async def open(self, replicas: int = 1) -> None:
         await self._core.ensure_stream(
@@ -143,9 +149,12 @@ class Blobs:
         await self.note_sent(digest, sender)
         return ChunkReply(sha256=digest, size=len(block))
 
-    async def commit(self, manifest: ArtifactManifest, sender: str) -> ArtifactRef:
+    async def commit(
+        self, manifest: ArtifactManifest, sender: str, charge: Callable[[int], None] = lambda size_bytes: None
+    ) -> ArtifactRef:
         """Declare an artifact whole, after reading back every chunk and checking size and digest.
 
+        charge: told how many bytes are about to be read back; it may raise.
         Raises NotSent unless its sender sent all of it, BlobError when it is not what it says.
         """
         self._check(manifest)
@@ -158,7 +167,8 @@ class Blobs:
         if await self._kept(manifest.sha256) == manifest:  # a repeated commit, or another sender of the same bytes
             await self.note_sent(manifest.sha256, sender)
             return ref
-        digest, size = await self._read_back(manifest.chunks)
+        charge(manifest.size)
+        digest, size = await self._read_back(manifest.chunks, sender)
         if digest != manifest.sha256 or size != manifest.size:
             raise BlobError(
                 f"artifact {manifest.sha256}: the chunks make {size} bytes with digest {digest}, "
@@ -181,7 +191,7 @@ class Blobs:
         """
         try:
             manifest = await self.manifest(ref.sha256)
-            digest, size = await self._read_back(manifest.chunks)
+            digest, size = await self._read_back(manifest.chunks, "")
         except BlobError as error:
             why = str(error)
         else:
@@ -192,22 +202,47 @@ class Blobs:
         self.forget(ref.sha256)
         return why
 
-    async def _read_back(self, digests: list[str]) -> tuple[str, int]:
-        """SHA-256 and size of the chunks in order, some of them read ahead."""
+    async def _read_back(self, digests: list[str], sender: str) -> tuple[str, int]:
+        """SHA-256 and size of the chunks in order, some of them read ahead. One that comes again soon is read once."""
         whole, size = hashlib.sha256(), 0
         coming = iter(digests)
-        ahead = deque(asyncio.create_task(self.chunk(digest)) for digest in itertools.islice(coming, READ_AHEAD))
-        try:
-            while ahead:
-                block = await ahead.popleft()
-                ahead.extend(asyncio.create_task(self.chunk(digest)) for digest in itertools.islice(coming, 1))
-                await asyncio.to_thread(whole.update, block)
-                size += len(block)
-            return whole.hexdigest(), size
-        finally:
-            for task in ahead:
-                task.cancel()
-            await asyncio.gather(*ahead, return_exceptions=True)
+        reading: OrderedDict[str, asyncio.Task[bytes]] = OrderedDict()  # those last asked for
+        ahead: deque[tuple[str, bool, asyncio.Task[bytes]]] = deque()
+
+        def ask(digest: str) -> None:
+            is_new = digest not in reading
+            task = reading[digest] = reading.get(digest) or asyncio.create_task(self._stored_chunk(digest))
+            reading.move_to_end(digest)
+            ahead.append((digest, is_new, task))
+            if len(reading) > 2 * READ_AHEAD:
+                reading.popitem(last=False)
+
+        async with self._turn(sender):
+            try:
+                for digest in itertools.islice(coming, READ_AHEAD):
+                    ask(digest)
+                while ahead:
+                    digest, is_new, task = ahead.popleft()
+                    block = await task
+                    for following in itertools.islice(coming, 1):
+                        ask(following)
+                    async with self._hashing:
+                        if not await asyncio.to_thread(_add, whole, block, digest if is_new else None):
+                            raise self._found_damaged(digest)
+                    size += len(block)
+                return whole.hexdigest(), size
+            finally:
+                for task in reading.values():
+                    task.cancel()
+                await asyncio.gather(*reading.values(), return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, sender: str) -> AsyncIterator[None]:
+        """Room to read an artifact back. One sender's many leave room for those of others."""
+        own = self._turns.get(sender) or asyncio.Semaphore(READ_BACK_OF_ONE)
+        self._turns[sender] = own
+        async with own, self._reading_back:
+            yield
 
     def knows(self, sha256: str) -> bool:
         """Whether an artifact is known to be whole without asking the store."""
@@ -254,13 +289,21 @@ class Blobs:
         return digest in parts
 
     async def chunk(self, digest: str) -> bytes:
+        block = await self._stored_chunk(digest)
+        if not _is(block, digest):
+            raise self._found_damaged(digest)
+        return block
+
+    async def _stored_chunk(self, digest: str) -> bytes:
+        """What is stored as this chunk, unchecked. Raises NotStored."""
         stored = await self._core.last(subjects.BLOBS, subjects.chunk(digest), any_replica=True)
         if stored is None:
             raise NotStored(f"chunk {digest} is not stored here; send it with artifact.put")
-        if hashlib.sha256(stored.payload).hexdigest() != digest:
-            self._damaged.add(digest)
-            raise BlobError(f"chunk {digest} is damaged in the store")
         return stored.payload
+
+    def _found_damaged(self, digest: str) -> BlobError:
+        self._damaged.add(digest)
+        return BlobError(f"chunk {digest} is damaged in the store")
 
     async def _store_once(self, subject: str, payload: bytes) -> None:
         try:
@@ -280,3 +323,13 @@ class Blobs:
             raise BlobError(
                 f"{manifest.size} bytes make {expected} chunks of {CHUNK_BYTES} bytes, got {len(manifest.chunks)}"
             )
+
+
+def _add(whole: "hashlib._Hash", block: bytes, digest: str | None) -> bool:
+    """Hash one more block; False when it has not the digest it should have."""
+    whole.update(block)
+    return digest is None or _is(block, digest)
+
+
+def _is(block: bytes, digest: str) -> bool:
+    return hashlib.sha256(block).hexdigest() == digest

@@ -27,6 +27,15 @@ class Fetches:
             raise NotStored(f"no artifact {ask.sha256} is stored here")
         return await self._blobs.manifest(ask.sha256)
 
+    async def owned(self, caller: str, sha256: str) -> ArtifactManifest:
+        """The chunks of an artifact that a job of this caller is to name. Raises NotStored.
+
+        What a lease opens does not count: a job opens for ever, and the lease ends.
+        """
+        if not await self._owns(caller, sha256):
+            raise NotStored(f"no artifact {sha256} is stored here")
+        return await self._blobs.manifest(sha256)
+
     async def chunk(self, caller: str, ask: ArtifactRefRequest) -> bytes:
         """The bytes of one chunk. Raises NotStored, also for who may have no artifact that it is a part of."""
         for artifact in [ask.artifact] if ask.artifact else self._unnamed(caller, ask.sha256):
@@ -42,14 +51,17 @@ class Fetches:
         return digest == sha256 or await self._blobs.has_part(sha256, digest)
 
     async def _may(self, caller: str, sha256: str, as_operator: bool) -> bool:
-        if as_operator and caller in self._operators:
+        if (as_operator and caller in self._operators) or sha256 in self._events.world.needed_by(caller):
             return True
+        return await self._owns(caller, sha256) or sha256 in self._events.world.needed_by(caller)
+
+    async def _owns(self, caller: str, sha256: str) -> bool:
+        """Whether a caller sent these bytes, or a job of his names them."""
         if self.is_named(caller, sha256) or await self._blobs.sent(sha256, caller):
             return True
-        await self._events.catch_up()  # another central may have given the lease a moment ago
+        await self._events.catch_up()  # another central may have given the lease, or taken the job, a moment ago
         return self.is_named(caller, sha256)
 
     def is_named(self, caller: str, sha256: str) -> bool:
-        """Whether a job of this caller names an artifact, or one whose lease it holds needs it."""
-        world = self._events.world
-        return (sha256, caller) in world.named or sha256 in world.needed_by(caller)
+        """Whether a job of this caller names an artifact."""
+        return (sha256, caller) in self._events.world.named

@@ -128,6 +128,23 @@ async def test_a_node_has_what_its_job_needs_for_as_long_as_it_holds_the_lease(c
         assert await fetched(central, NODE, needed.sha256) is None
 
 
+async def test_what_a_lease_opens_can_be_named_in_no_job_of_the_nodes_own(central):
+    """Else a node that had some data for an hour had it for ever, by a job that names it."""
+    data = await send(central, "alice", *LARGE)
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased(), dataset=data)
+    fetches = Fetches(central.log, central.blobs, [])
+    assert await fetched(central, NODE, data.sha256) == b"".join(LARGE)
+    assert await fetches.owned("alice", data.sha256) == manifest_of(LARGE)
+    for own in (NODE, "the-nodes-client"):
+        with pytest.raises(NotStored, match=NOT_HERE):
+            await fetches.owned(own, data.sha256)
+    for block in LARGE:  # what it kept it has anyhow
+        await central.blobs.put(block, NODE)
+    await central.blobs.commit(manifest_of(LARGE), NODE)
+    assert await fetches.owned(NODE, data.sha256) == manifest_of(LARGE)
+
+
 async def test_the_next_node_has_the_state_to_go_on_from_and_the_jobs_client_has_all_that_came_of_it(central):
     state, model = await send(central, "node-a", b"state"), await send(central, "node-b", b"model")
     checkpoint = m.Checkpoint(step=50, steps=100, state=state)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import re
@@ -177,6 +178,26 @@ async def test_what_is_uploaded_beyond_the_quota_is_refused_until_later(broker):
         refused = await central.http.post("/v1/artifacts/chunks", content=b"y" * 100, headers=headers)
         assert (refused.status_code, refused.json()["err_code"]) == (429, "quota")
         assert int(refused.headers["retry-after"]) > 60
+
+
+async def test_what_is_to_be_read_back_beyond_the_quota_is_refused_before_it_is_read(broker):
+    """One chunk, named ten thousand times, cost its sender one message and central six gigabytes to hash."""
+    block = b"x" * 512 * 1024
+    digest, count = hashlib.sha256(block).hexdigest(), 12_000
+    async with HttpCentral.open(broker, upload_bytes_per_day=50_000_000) as central:
+        headers = bearer((await central.key()).key)
+        put = await central.http.post("/v1/artifacts/chunks", content=block, headers=headers)
+        assert put.status_code == 201
+
+        def say(sha256, count):
+            named = {"sha256": sha256, "size": len(block) * count, "chunks": [digest] * count}
+            return central.http.post("/v1/artifacts", json=named, headers=headers)
+
+        assert (await say(hashlib.sha256(block * 3).hexdigest(), 3)).status_code == 201
+        lies = [await say("0" * 64, 6) for _ in range(2)]
+        assert [(lie.status_code, lie.json()["err_code"]) for lie in lies] == [(400, "bad_artifact"), (429, "quota")]
+        assert "read back" in lies[1].json()["message"] and int(lies[1].headers["retry-after"]) > 60
+        assert (await say("0" * 64, count)).status_code == 429
 
 
 async def test_jobs_are_seen_and_steered_by_their_owner(central):

@@ -246,8 +246,8 @@ async def test_an_upload_whose_chunk_went_while_it_ended_is_told_to_send_it_agai
     chunk = hashlib.sha256(SHARED[0]).hexdigest()
     read_back = place.blobs._read_back
 
-    async def and_then_it_goes(digests):
-        found = await read_back(digests)
+    async def and_then_it_goes(digests, sender):
+        found = await read_back(digests, sender)
         stored = await place.core.last(subjects.BLOBS, subjects.chunk(chunk))
         await place.core.delete(subjects.BLOBS, stored.seq)
         return found

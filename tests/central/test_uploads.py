@@ -2,8 +2,12 @@
 
 import pytest
 
-from cyxcentral.uploads import DAY_S, STRANGERS_SHARE, WORKERS_SHARE, Uploads
+from cyxcentral.blobs import Blobs
+from cyxcentral.uploads import BESIDE_BYTES, DAY_S, STRANGERS_SHARE, WORKERS_SHARE, Uploads
+from cyxnet import subjects
+from cyxnet.bus import Bus
 from cyxnet.outcomes import ApiError
+from tests.central.test_fetches import manifest_of
 
 DAILY = 1_000_000
 KNOWN, WORKER = {"c-alice", "c-bob"}, {"node-a"}
@@ -15,9 +19,13 @@ def uploads():
 
 
 def sent(uploads, who, size_bytes, now_s=0.0):
-    """Whether it is taken; the refusal is a plain one."""
+    """Whether so much, with all that is kept beside it, is taken; the refusal is a plain one."""
+    return taken(uploads.charge, who, size_bytes - BESIDE_BYTES, now_s)
+
+
+def taken(charge, *arguments):
     try:
-        uploads.charge(who, size_bytes, now_s)
+        charge(*arguments)
     except ApiError as error:
         assert (error.code, error.status) == ("quota", 429) and error.retry_after_ms > 0
         return False
@@ -56,6 +64,43 @@ def test_a_node_that_holds_a_lease_stores_what_it_was_asked_for_but_not_without_
     assert sent(uploads, "node-a", DAILY, DAY_S / WORKERS_SHARE)
 
 
-def test_without_a_quota_everything_is_taken():
+def test_what_is_read_back_is_counted_besides_what_is_sent(uploads):
+    """A chunk that was sent once can be named ten thousand times in one manifest: each time it is hashed anew."""
+    for who, most in (("c-alice", DAILY), ("c-0", DAILY // STRANGERS_SHARE), ("node-a", DAILY * WORKERS_SHARE)):
+        assert taken(uploads.charge_reading, who, most, 0.0)
+        assert not taken(uploads.charge_reading, who, 1_000, 0.0)
+        assert taken(uploads.charge_reading, who, most // 2, DAY_S / 2)
+        assert sent(uploads, who, most)
+
+
+def test_a_manifest_counts_by_its_chunks(uploads):
+    fit = 0
+    while taken(uploads.charge_manifest, "c-alice", 1_000, 0.0):
+        fit += 1
+    assert fit == DAILY // (67 * 1_000 + BESIDE_BYTES)
+
+
+async def test_no_more_is_stored_than_is_counted(broker):
+    """Chunks of one byte, each with its note, cost the disk hundreds of times what they hold."""
+    core = await Bus.connect(broker.url("core"), name="core")
+    blobs, count, who = Blobs(core), 50, "c-" + "0" * 32
+    await blobs.open()
+    uploads = Uploads(10**9, lambda identity: True, lambda identity: False)
+    blocks = [b"%d" % number for number in range(count)]
+    for block in blocks:
+        await blobs.put(block, who)
+        await blobs.commit(manifest_of([block]), who)
+    stored = (await core._js.stream_info(subjects.BLOBS)).state.bytes
+    for block in blocks:
+        uploads.charge(who, len(block), 0.0)
+        uploads.charge_manifest(who, 1, 0.0)
+    left = 0
+    while taken(uploads.charge, who, 10**6 - BESIDE_BYTES, 0.0):
+        left += 10**6
+    assert stored < 10**9 - left
+    await core.close()
+
+
+def test_without_a_quota_everything_is_taken_and_read_back():
     uploads = Uploads(0, KNOWN.__contains__, WORKER.__contains__)
-    assert all(sent(uploads, "c-0", DAILY) for _ in range(5))
+    assert all(sent(uploads, "c-0", DAILY) and taken(uploads.charge_reading, "c-0", DAILY, 0.0) for _ in range(5))

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from cyxcentral.blobs import BlobError, Blobs
+from cyxcentral.blobs import READ_BACK_OF_ONE, BlobError, Blobs
 from cyxnet import artifacts, subjects
 from cyxnet.artifacts import ArtifactError
 from cyxnet.bus import ApiError, Bus, BusError
@@ -141,6 +141,58 @@ async def test_a_damaged_chunk_is_found_by_the_commit(store, tmp_path):
     await blobs._core.append(subjects.sent(manifest.chunks[1], ME.id), b"{}", expected_seq=0)
     with pytest.raises(BlobError, match="damaged"):
         await blobs.commit(manifest, ME.id)
+
+
+async def test_chunks_that_an_artifact_repeats_are_read_from_the_store_once(store, tmp_path):
+    """A manifest of ten thousand times one chunk had central read six gigabytes, for one message of its sender."""
+    _, blobs = store
+    path, parts = tmp_path / "repeats", [bytes([number]) * artifacts.CHUNK_BYTES for number in range(3)]
+    path.write_bytes(b"".join(parts) * 40 + b"end")
+    for block in (*parts, b"end"):
+        await blobs.put(block, ME.id)
+    before = blobs._core._nc.stats["in_bytes"]
+    ref = await blobs.commit(artifacts.describe(path), ME.id)
+    assert (ref.sha256, ref.size) == (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+    assert blobs._core._nc.stats["in_bytes"] - before < 4 * artifacts.CHUNK_BYTES
+
+
+async def test_a_commit_is_counted_before_anything_is_read_back(store, tmp_path):
+    _, blobs = store
+    path, counted = file_of(tmp_path, 2 * artifacts.CHUNK_BYTES), []
+    manifest = artifacts.describe(path)
+    for number in range(2):
+        await blobs.put(path.read_bytes()[number * artifacts.CHUNK_BYTES :][: artifacts.CHUNK_BYTES], ME.id)
+
+    def refuse(size_bytes):
+        raise ApiError("quota", "enough", 429)
+
+    before = blobs._core._nc.stats["in_bytes"]
+    with pytest.raises(ApiError, match="enough"):
+        await blobs.commit(manifest, ME.id, refuse)
+    assert blobs._core._nc.stats["in_bytes"] - before < artifacts.CHUNK_BYTES
+    for _ in range(2):  # what is whole already is not read again, and not counted
+        await blobs.commit(manifest, ME.id, counted.append)
+    assert counted == [manifest.size]
+
+
+async def test_commits_of_one_sender_leave_room_for_those_of_another(store, monkeypatch):
+    _, blobs = store
+    reading, go_on = [], asyncio.Event()
+
+    async def held(digest):
+        reading.append(digest)
+        await go_on.wait()
+        return digest.encode()
+
+    monkeypatch.setattr(blobs, "_stored_chunk", held)
+    flood = [asyncio.create_task(blobs._read_back([f"{number:064x}"], "c-flood")) for number in range(20)]
+    other = asyncio.create_task(blobs._read_back(["other"], "c-other"))
+    while "other" not in reading:
+        await asyncio.sleep(0)
+    assert len(reading) == 1 + READ_BACK_OF_ONE
+    go_on.set()
+    await asyncio.gather(*flood, other, return_exceptions=True)
+    assert len(reading) == 21 and not blobs._turns
 
 
 async def test_a_place_that_cannot_be_written_is_one_clear_error(store, tmp_path):
