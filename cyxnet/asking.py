@@ -5,7 +5,9 @@ payload is the body that the same route takes over HTTP (cyxnet/inference.py, cy
 the body stands in headers. The answer is one part or more, numbered from 0; the last one says so. What is whole over
 HTTP comes in parts only where it is larger than a message; a stream of server-sent events comes as it is made.
 
-Headers of a question: Cyx-Route (default /v1/predict), Content-Type, Accept, Cyx-Timeout-Ms.
+Headers of a question: Cyx-Route (default /v1/predict), Content-Type, Accept, Cyx-Timeout-Ms, and Cyx-Alive where who
+asks wants to hear, every quarter of a second, that the replica is still at it: an empty message with that header, which
+is no part of the answer. So who hears nothing for longer knows that nobody answers, and asks another.
 Headers of a part: Cyx-Status (as over HTTP), Content-Type, Cyx-Part, and Cyx-End on the last. A last part whose status
 is 400 or more, after others, says that the answer broke off.
 
@@ -28,6 +30,7 @@ PREDICT = "/v1/predict"
 PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
 TIMEOUT_MS = 60_000  # of a question that names none
 WINDOW, PATIENCE_S, STOP = 32, 10.0, b"stop"
+ALIVE, ALIVE_EVERY_S = {"Cyx-Alive": "1"}, 0.25
 LONGEST_HEADER_CHARS = 200
 ROUTE = re.compile(r"/[a-z0-9_/.-]{0,100}")
 Status = Annotated[int, Meta(ge=200, le=599)]
@@ -47,6 +50,7 @@ class Question(Struct, frozen=True, kw_only=True):
     content_type: str = JSON
     accept: str = JSON
     timeout_ms: int = TIMEOUT_MS  # how long who asks waits for the first part
+    alive: bool = False  # who asks wants to hear that the replica is at it
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -64,7 +68,8 @@ KEPT = ("Retry-After", "Retry-After-Ms")  # of the headers of an answer over HTT
 
 
 def question_headers(question: Question) -> dict[str, str]:
-    return {
+    said = ALIVE if question.alive else {}
+    return said | {
         "Cyx-Route": question.route,
         "Content-Type": question.content_type,
         "Accept": question.accept,
@@ -83,6 +88,7 @@ def question_of(payload: bytes, headers: Mapping[str, str]) -> Question:
         content_type=headers.get("Content-Type", JSON),
         accept=headers.get("Accept", JSON),
         timeout_ms=_whole(headers, "Cyx-Timeout-Ms", 1, 3_600_000, TIMEOUT_MS),
+        alive="Cyx-Alive" in headers,
     )
 
 
@@ -102,6 +108,11 @@ def part_of(payload: bytes, headers: Mapping[str, str]) -> Part:
         end="Cyx-End" in headers,
         headers={name: _text(headers, name) for name in KEPT if name in headers},
     )
+
+
+def says_alive(payload: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether a message says that an answer is being made, and is no part of it."""
+    return not payload and "Cyx-Alive" in headers
 
 
 def parts_of(whole: Part) -> Iterator[Part]:

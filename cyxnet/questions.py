@@ -2,13 +2,15 @@
 
 A question may be asked again: it changes nothing at the replica, and its answer goes to a subject of its own, so the
 late answer of a replica that was given up is nobody's. It is asked again, of whoever is next then, when nobody
-serves, when a replica is about to end or has too much to do, when it says nothing for a while, and when the answer to
-a whole question breaks off. Of a stream, what was given out cannot be taken back: there a break is an error.
+serves, when a replica is about to end or has too much to do, when it does not even say that it is at it for a while,
+and when the answer to a whole question breaks off. Of a stream, what was given out cannot be taken back: there a break
+is an error.
 """
 
 import asyncio
 import contextlib
 import itertools
+import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -20,14 +22,21 @@ from cyxnet.connection import Message
 from cyxnet.outcomes import ApiError
 
 PATIENCE_S = 60.0  # with everything together, until a question has its first part
-SILENCE_S = 10.0  # of a replica, before another one is asked; twice as long the next time
-BETWEEN_PARTS_S = 60.0
+SILENCE_S = 2.0  # of a replica, before another one is asked; after several in a row longer, up to LONGEST_SILENCE_S
+SHORTEST_SILENCE_S = 0.75  # where answers usually come at once; a replica says within half of it that it is at it
+USUALLY_TIMES, USUALLY_WEIGHT = 20, 0.1  # silence is so many times the usual wait, in which the newest counts so much
+MOST_COPIES = 4  # of a question whose replica fell silent, to as many others
+EQUAL_SILENCES = 8  # of replicas in a row, before each is given twice as long as the one before
+LONGEST_SILENCE_S = 30.0  # a replica of an earlier version says nothing while it is at it
+LONG_SILENCE_S = 5.0  # of one that is in the middle of its answer, which cannot be asked of another
+BETWEEN_PARTS_S = 60.0  # of one that never said that it is at it
 PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # before a question is asked again
 ACKNOWLEDGE_EVERY = asking.WINDOW // 4  # parts that were taken; a replica waits when too many are not
 TRY_ANOTHER = (429, 503)  # statuses: this replica cannot now, the next one may
 MOST_WAITING = 4 * asking.WINDOW  # parts that came and were not taken; a replica that keeps to the rules has fewer
 LARGEST_ANSWER_BYTES = 2**30  # of one that is wanted whole
 LARGEST_QUESTION_BYTES = 2**20  # the broker takes messages of 2 MiB, headers included
+DEPLOYMENTS_REMEMBERED = 1000
 NOBODY = "nobody serves it"
 
 
@@ -52,7 +61,8 @@ class Questions:
     def __init__(self, bus: Bus, caller: str):
         self._bus = bus
         self._caller = caller
-        self._open: dict[str, asyncio.Queue[Message]] = {}  # by token
+        self._open: dict[str, _Try] = {}  # by token
+        self._usual_s: dict[str, float] = {}  # deployment -> how long first parts take, the newest counting most
         self._listening: asyncio.Task[Any] | None = None
 
     async def ask(
@@ -71,18 +81,23 @@ class Questions:
         clock = asyncio.get_running_loop().time
         until_s, tries, silences, why = clock() + patience_s, 0, 0, NOBODY
         while (left_s := until_s - clock()) > 0:
-            wait_s = min(silence_s * 2**silences, left_s)
+            silent_s = self._silence_s(deployment, silence_s, silences)
             pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
             tries += 1
-            with _Try(self, deployment, question, wait_s) as one:
+            begun_s = clock()
+            # a broker that does not know yet that a replica is gone lets it take its turn: then several are asked
+            copies = 1 if question.accept == asking.EVENTS else min(2**silences, MOST_COPIES)
+            with _Try(self, deployment, question, left_s, copies) as one:
                 try:
-                    first = await one.next(wait_s)
+                    first = await one.next(left_s, silent_s)
                 except (_Nobody, BrokenOff) as error:
                     first, why = None, NOBODY if isinstance(error, _Nobody) else str(error)
                 else:
-                    why = f"silent for {wait_s:g} s" if first is None else f"it answered {first.status}"
-                    silences += first is None
-                    if first is not None:
+                    if first is None:  # it is gone, or stands still: it is not too much to do that keeps it
+                        why, silences, pause_s = f"silent for {silent_s:g} s", silences + 1, 0.0
+                    else:
+                        why = f"it answered {first.status}"
+                        self._took(deployment, clock() - begun_s)
                         pause_s = max(pause_s, retry_after_s(first))
                         if first.status not in TRY_ANOTHER or clock() + pause_s >= until_s:
                             yield first
@@ -126,9 +141,22 @@ class Questions:
             raise
 
     def _take(self, message: Message) -> None:
-        arrived = self._open.get(subjects.last_token(message.subject))
-        if arrived is not None and arrived.qsize() <= MOST_WAITING:  # else given up, or of who does not wait for us
-            arrived.put_nowait(message)
+        one = self._open.get(subjects.last_token(message.subject))
+        if one is not None:  # else given up
+            one.take(message)
+
+    def _silence_s(self, deployment: str, longest_s: float, silences: int) -> float:
+        """How long a replica may say nothing at all, when so many in a row did."""
+        if silences >= EQUAL_SILENCES:
+            return min(longest_s * 2 ** (silences + 1 - EQUAL_SILENCES), max(longest_s, LONGEST_SILENCE_S))
+        usual_s = self._usual_s.get(deployment, longest_s)
+        return min(longest_s, max(SHORTEST_SILENCE_S, USUALLY_TIMES * usual_s))
+
+    def _took(self, deployment: str, took_s: float) -> None:
+        before_s = self._usual_s.get(deployment, took_s)
+        if len(self._usual_s) >= DEPLOYMENTS_REMEMBERED and deployment not in self._usual_s:
+            self._usual_s.clear()
+        self._usual_s[deployment] = before_s + USUALLY_WEIGHT * (took_s - before_s)
 
 
 class _Nobody(Exception):
@@ -138,9 +166,15 @@ class _Nobody(Exception):
 class _Try:
     """One time that a question is asked. Used with `with`: what is left of its answer at the end is stopped."""
 
-    def __init__(self, questions: Questions, deployment: str, question: Question, wait_s: float):
+    def __init__(self, questions: Questions, deployment: str, question: Question, wait_s: float, copies: int = 1):
+        """copies: so often it is sent, to whoever is next each time; a replica passes over all but the first.
+
+        Whichever answers first is heard, and an answer in parts may break off because both do.
+        """
         self._questions, self._deployment = questions, deployment
-        self._question, self._wait_s = question, wait_s
+        self._question, self._wait_s, self._copies = question, wait_s, copies
+        self._clock = asyncio.get_running_loop().time
+        self._alive_s = 0.0  # when the replica last said that it is at it
         self._token = secrets.token_hex(16)
         self._arrived: asyncio.Queue[Message] = asyncio.Queue()
         self._parts = 0
@@ -148,11 +182,14 @@ class _Try:
 
     def __enter__(self) -> "_Try":
         asks, caller = self._questions, self._questions._caller
-        asks._open[self._token] = self._arrived
-        headers = asking.question_headers(self._question) | {"Cyx-Timeout-Ms": str(max(1, int(self._wait_s * 1000)))}
+        asks._open[self._token] = self
+        # in whole seconds, so that headers are mostly the same, over and over
+        said = {"Cyx-Timeout-Ms": str(1000 * math.ceil(self._wait_s))}
+        headers = asking.question_headers(self._question) | said | asking.ALIVE
         reply = subjects.reply(caller, self._token)
         try:
-            asks._bus.send(subjects.infer(self._deployment, caller), self._question.body, headers, reply)
+            for _ in range(self._copies):
+                asks._bus.send(subjects.infer(self._deployment, caller), self._question.body, headers, reply)
         except BusError:
             del asks._open[self._token]
             raise
@@ -163,12 +200,19 @@ class _Try:
         if not self.ended:
             self._tell(asking.STOP)
 
-    async def next(self, within_s: float) -> Part | None:
-        """The next part; None when none comes in time. Raises _Nobody, BrokenOff."""
-        try:
-            async with asyncio.timeout(within_s):
-                message = await self._arrived.get()
-        except TimeoutError:
+    def take(self, message: Message) -> None:
+        if not message.data and asking.says_alive(message.data, message.headers):
+            self._alive_s = self._clock()
+        elif self._arrived.qsize() <= MOST_WAITING:  # else of who does not wait for us
+            self._arrived.put_nowait(message)
+
+    async def next(self, within_s: float, silence_s: float) -> Part | None:
+        """The next part; None when none comes in time, or nothing was heard of it for so long.
+
+        Raises _Nobody, BrokenOff.
+        """
+        message = await self._heard(within_s, silence_s)
+        if message is None:
             return None
         if message.status == "503" and not self._parts:
             self.ended = True
@@ -185,11 +229,24 @@ class _Try:
             self._tell(str(self._parts).encode())
         return part
 
+    async def _heard(self, within_s: float, silence_s: float) -> Message | None:
+        begun_s = self._clock()
+        while True:
+            until_s = min(begun_s + within_s, max(begun_s, self._alive_s) + silence_s)
+            try:
+                async with asyncio.timeout_at(until_s):
+                    return await self._arrived.get()
+            except TimeoutError:
+                now_s = self._clock()
+                if now_s >= begun_s + within_s or now_s >= max(begun_s, self._alive_s) + silence_s:
+                    return None
+
     async def rest(self) -> Part:
         """The next part of an answer that has begun. Raises BrokenOff."""
-        part = await self.next(BETWEEN_PARTS_S)
+        silence_s = LONG_SILENCE_S if self._alive_s else BETWEEN_PARTS_S
+        part = await self.next(BETWEEN_PARTS_S, silence_s)
         if part is None:
-            raise BrokenOff(f"nothing came for {BETWEEN_PARTS_S:g} s")
+            raise BrokenOff(f"nothing came for {silence_s:g} s")
         if part.status >= 400:
             raise BrokenOff(f"status {part.status}")
         return part

@@ -7,6 +7,7 @@ nowhere else. An answer in parts waits for its asker: each part names the subjec
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,8 @@ from cyxnode import exchange as x
 
 MAX_IN_FLIGHT = 1024  # of which one caller gets half at the most
 MAX_BYTES = 256 * 2**20  # of the questions in flight
-LOOK_S = 0.5  # how late it may be noticed that nobody waits any more
+LOOK_S = asking.ALIVE_EVERY_S  # how late it may be noticed that nobody waits any more
+BEATS_FOR_S = 3 * asking.ALIVE_EVERY_S  # so long one beat of the replica's process is believed
 BUSY_RETRY_MS = 200
 GOODBYE_S = 2.0  # for the broker to send what was on its way here when we ended
 KEPT_HEADERS, KEPT_HEADER_BYTES = 256, 512  # of different ones, whose meaning is remembered
@@ -44,9 +46,10 @@ class Mine(Struct, frozen=True, kw_only=True):
 class _Asked:
     """A question in flight."""
 
-    __slots__ = ("caller", "content_type", "desk", "number", "parts", "reply", "size", "taken", "until_s")
+    __slots__ = ("begun_s", "caller", "content_type", "desk", "number", "parts", "reply", "size", "taken", "until_s")
 
-    def __init__(self, desk: "Answering", caller: str, reply: str, size: int, until_s: float):
+    def __init__(self, desk: "Answering", caller: str, reply: str, size: int, begun_s: float, until_s: float):
+        self.begun_s = begun_s  # for ever, where who asks does not want to hear that it is being answered
         self.desk, self.caller, self.reply, self.size, self.until_s = desk, caller, reply, size, until_s
         self.number = 0
         self.parts = self.taken = 0  # sent, and taken by who asks
@@ -132,7 +135,9 @@ class Answering:
             self.refused += 1
             self._send(message.reply, _refusal(error), None)
             return
-        asked = _Asked(self, caller, message.reply, size, self._clock() + question.timeout_ms / 1000)
+        now_s = self._clock()
+        begun_s = now_s if question.alive else math.inf
+        asked = _Asked(self, caller, message.reply, size, begun_s, now_s + question.timeout_ms / 1000)
         self._asked[message.reply] = asked
         self._bytes += size
         self._idle.clear()
@@ -174,10 +179,16 @@ class Answering:
             asked.taken = max(taken, asked.taken)
 
     async def _look(self) -> None:
-        """End the questions that nobody waits for any more."""
+        """End the questions that nobody waits for any more; of the others, say that they are being answered."""
+        loop, told = asyncio.get_running_loop(), block_of(asking.ALIVE)
         while True:
             await asyncio.sleep(LOOK_S)
             now_s = self._clock()
+            if loop.time() - self._replica.beat_s < BEATS_FOR_S:
+                with contextlib.suppress(BusError):  # the link is down, and who asks will ask again
+                    for asked in self._asked.values():
+                        if now_s - asked.begun_s >= asking.ALIVE_EVERY_S / 2:
+                            self._bus.send(asked.reply, b"", told)
             for asked in [asked for asked in self._asked.values() if not asked.parts and asked.until_s < now_s]:
                 self._end(asked)
 

@@ -5,6 +5,7 @@
           ── Drop ─▶             nobody waits for it any more
           ◀─ Reply ──            status, and the answer or its first part
           ◀─ Part ───            more of it
+          ◀─ Beat ───            now and then, while it has requests: it is still at it
 
 A frame is four bytes of length, big-endian, and that many bytes of MessagePack. What is sent within one turn of the
 event loop is written at once, so that many requests cost one call of the system.
@@ -12,6 +13,7 @@ event loop is written at once, so that many requests cost one call of the system
 
 import asyncio
 import itertools
+import math
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +69,10 @@ class Part(Frame, tag=5):
     body: bytes
     more: bool
     broken: bool = False
+
+
+class Beat(Frame, tag=6):
+    """The process is alive, and has not forgotten what it was asked."""
 
 
 Tell = Callable[[Reply | Part | None], None]
@@ -167,11 +173,12 @@ class Exchange:
         self._left: dict[int, int] = {}  # of answers in parts: how many may come
         self._over = False
         self._wire: Wire
+        self.beat_s = -math.inf  # of the event loop: when the replica last said that it is at it
 
     @classmethod
     async def open(cls, held: socket.socket, lost: Callable[[str], None]) -> "Exchange":
         self = cls(lost)
-        self._wire = await Wire.open(held, Reply | Part, self._on_frame, self._on_lost)
+        self._wire = await Wire.open(held, Reply | Part | Beat, self._on_frame, self._on_lost)
         return self
 
     @property
@@ -213,7 +220,10 @@ class Exchange:
     def close(self) -> None:
         self._wire.close()
 
-    def _on_frame(self, frame: Reply | Part) -> None:
+    def _on_frame(self, frame: Reply | Part | Beat) -> None:
+        if isinstance(frame, Beat):
+            self.beat_s = asyncio.get_running_loop().time()
+            return
         number = frame.number
         tell = self._asked.get(number)
         if tell is None:  # it was dropped

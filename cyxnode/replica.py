@@ -19,9 +19,9 @@ import msgspec
 import psutil
 
 from cyxcore.errors import CyxError
-from cyxnet.asking import PART_BYTES, PATIENCE_S, WINDOW
+from cyxnet.asking import ALIVE_EVERY_S, PART_BYTES, PATIENCE_S, WINDOW
 from cyxnode import sandbox
-from cyxnode.exchange import Ask, Drop, Frame, Part, Reply, Took, Wire
+from cyxnode.exchange import Ask, Beat, Drop, Frame, Part, Reply, Took, Wire
 from cyxnode.pipe import Channel, Figures, Halted, Ready, Serve, Serving
 from cyxnode.train import failure, kernel_isa, out_of_memory, ran_out_of_memory, take_pipes
 
@@ -119,7 +119,7 @@ async def answer(channel: Channel, held: socket.socket, order: Serve, served: An
         halted.set()
 
     await served.start()
-    telling = loop.create_task(tell_figures(channel, front, halted))
+    telling = [loop.create_task(tell_figures(channel, front, halted)), loop.create_task(desk.beat())]
     try:
         loop.add_reader(channel.read_fd, told)
         card = msgspec.json.encode(served.card())
@@ -131,7 +131,8 @@ async def answer(channel: Channel, held: socket.socket, order: Serve, served: An
                 await desk.idle()
         channel.send(figures_of(front, 0.0))
     finally:
-        telling.cancel()
+        for task in telling:
+            task.cancel()
         await desk.close()
         await served.close()
         wire.close()
@@ -193,6 +194,13 @@ class Desk:
             known.told(frame)
         elif isinstance(frame, Drop) and (begun := self._begun.get(frame.number)):
             begun.gone = True
+
+    async def beat(self) -> None:
+        """Say now and then that it is at it, as long as something is being answered."""
+        while True:
+            await asyncio.sleep(ALIVE_EVERY_S)
+            if self._requests:
+                self.wire.send(Beat())
 
     async def idle(self) -> None:
         """Until nothing is being answered."""

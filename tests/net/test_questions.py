@@ -1,6 +1,7 @@
 """Questions to deployed models on a real broker, with replicas made of their words alone."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -209,15 +210,62 @@ async def test_a_broker_that_speaks_in_the_middle_of_an_answer_is_no_broker(repl
 async def test_only_silence_makes_the_wait_for_the_next_replica_longer(replicas, asker, monkeypatch):
     waits, ask_next = [], _Try.next
 
-    async def seen(one, within_s):
-        waits.append(within_s)
-        return await ask_next(one, within_s)
+    async def seen(one, within_s, silence_s):
+        waits.append(silence_s)
+        return await ask_next(one, within_s, silence_s)
 
     monkeypatch.setattr(_Try, "next", seen)
     busy = whole(b"no", status=429)
-    await replicas(busy, busy, None, None, whole(b"yes"))
+    silent = [None] * (1 + 2 + 8 * questions.MOST_COPIES)  # each time more are asked at once
+    await replicas(busy, busy, *silent, whole(b"yes"), *[None] * 3)
     assert (await asker.answer(DEPLOYMENT, Question(), silence_s=0.05)).body == b"yes"
-    assert waits == [0.05, 0.05, 0.05, 0.1, 0.2]
+    assert waits == [0.05] * 10 + [0.1, 0.2, 0.4]
+
+
+class Slow(Replica):
+    """Says that it is at it, `beats` times, and answers then if it has an answer left."""
+
+    def take(self, message):
+        self.asked.append(asking.question_of(message.data, message.headers))
+        self.answering = asyncio.create_task(self.answer(message, *self.answers.pop(0)))
+
+    async def answer(self, message, beats, parts):
+        for _ in range(beats):
+            self.bus.send(message.reply, b"", asking.ALIVE)
+            await asyncio.get_running_loop().run_in_executor(None, threading.Event().wait, BEAT_S)
+        for part in parts:
+            self.bus.send(message.reply, part.body, asking.part_headers(part))
+
+
+BEAT_S, SILENT_S = 0.02, 0.5
+
+
+async def test_who_says_that_it_is_at_it_is_waited_for_and_who_stops_saying_so_is_given_up(broker, asker):
+    replica = await Slow.start(
+        broker, [(2 * round(SILENT_S / BEAT_S), ()), (2 * round(SILENT_S / BEAT_S), whole(b"yes"))]
+    )
+    assert (await asker.answer(DEPLOYMENT, Question(), silence_s=SILENT_S)).body == b"yes"
+    assert len(replica.asked) == 3 and all(question.alive for question in replica.asked)
+    await replica.bus.close()
+
+
+async def test_a_stream_whose_replica_falls_silent_breaks_off_before_long(broker, asker, monkeypatch):
+    monkeypatch.setattr(questions, "LONG_SILENCE_S", 0.05)
+    replica = await Slow.start(broker, [(1, [Part(body=b"a", end=False)])])
+    with pytest.raises(BrokenOff, match=r"nothing came for 0\.05 s"):
+        async for part in asker.ask(DEPLOYMENT, Question()):
+            assert part.body == b"a"
+    await replica.bus.close()
+
+
+async def test_where_answers_come_at_once_silence_is_noticed_sooner(asker):
+    assert asker._silence_s("d", 2.0, 0) == 2.0
+    asker._took("d", 0.005)
+    assert asker._silence_s("d", 2.0, 0) == questions.SHORTEST_SILENCE_S
+    for _ in range(50):
+        asker._took("d", 9.0)
+    assert asker._silence_s("d", 2.0, 0) == 2.0
+    assert asker._silence_s("d", 2.0, 20) == questions.LONGEST_SILENCE_S
 
 
 async def test_who_breaks_off_again_and_again_is_not_asked_without_a_pause(replicas, asker):
@@ -233,8 +281,8 @@ async def test_a_replica_that_does_not_wait_for_its_asker_fills_no_memory(replic
     parts = asker.ask(DEPLOYMENT, Question())
     await anext(parts)
     await asker._bus.round_trip()
-    (arrived,) = asker._open.values()
-    assert arrived.qsize() <= MOST_WAITING + 1
+    (one,) = asker._open.values()
+    assert one._arrived.qsize() <= MOST_WAITING + 1
     await parts.aclose()
 
 

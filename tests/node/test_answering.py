@@ -1,10 +1,11 @@
 """Questions from a real broker, and a replica made of its words alone."""
 
 import asyncio
+import math
 
 import pytest
 
-from cyxnet import subjects
+from cyxnet import asking, subjects
 from cyxnet.bus import Bus
 from cyxnode.answering import Answering, Mine
 
@@ -16,6 +17,7 @@ class Silent:
     """An exchange with a replica that answers nothing."""
 
     is_full = False
+    beat_s = -math.inf
 
     def __init__(self):
         self.asked, self.dropped = asyncio.Queue(), []
@@ -34,8 +36,8 @@ class Asker:
     def __init__(self, bus):
         self.bus, self.heard = bus, asyncio.Queue()
 
-    def ask(self, token):
-        self.bus.send(subjects.infer(MINE.deployment, CALLER), b"1", {}, subjects.reply(CALLER, token))
+    def ask(self, token, headers=None):
+        self.bus.send(subjects.infer(MINE.deployment, CALLER), b"1", headers or {}, subjects.reply(CALLER, token))
 
     async def status(self):
         message = await self.heard.get()
@@ -90,3 +92,20 @@ async def test_it_is_asked_nothing_once_it_has_stopped(answering, asker):
     await answering.stop(30.0)
     asker.ask("a")
     assert (await asker.heard.get()).status == "503"  # of the broker: nobody listens
+
+
+async def test_who_wants_to_is_told_that_the_replica_is_at_it_as_long_as_that_says_so(answering, asker):
+    asker.ask("a")
+    asker.ask("b", asking.ALIVE)
+    for _ in range(2):
+        await answering._replica.asked.get()
+    for _ in range(3):
+        answering._replica.beat_s = asyncio.get_running_loop().time()
+        said = await asker.heard.get()
+        assert subjects.last_token(said.subject) == "b" and asking.says_alive(said.data, said.headers)
+    answering._replica.beat_s = -math.inf  # its process stands still
+    while not asker.heard.empty():
+        asker.heard.get_nowait()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3 * asking.ALIVE_EVERY_S):
+            await asker.heard.get()
