@@ -1,5 +1,8 @@
 """Products in the fast classes, by AMX, against float64; skipped where the processor has none."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -182,6 +185,11 @@ CONVOLUTIONS = [  # images, channels, (h, w), rows, (kh, kw), padding, dilation
     (3, 96, (9, 30), 128, (1, 1), (0, 0), (1, 1)),
     (2, 33, (12, 31), 97, (3, 3), (5, 4), (1, 1)),
     (2, 40, (20, 20), 98, (2, 4), (3, 3), (1, 2)),
+    (1, 64, (150, 70), 32, (3, 3), (1, 1), (1, 1)),  # several bands
+    (1, 33, (40, 301), 48, (5, 3), (0, 4), (3, 1)),  # bands whose windows reach far
+    (9, 96, (30, 3), 64, (3, 3), (1, 0), (1, 1)),  # lines of one pixel
+    (5, 64, (6, 6), 40, (3, 3), (0, 0), (1, 1)),  # 16 pixels are four lines
+    (2, 64, (25, 25), 9, (3, 3), (1, 1), (1, 1)),
 ]
 
 
@@ -239,6 +247,53 @@ def test_convolutions_use_the_unit_and_threads_do_not_show():
             found.add(convolved("fast", op, shape, inputs, attrs).tobytes())
         assert len(found) == 1
         assert found != {convolved("exact", op, shape, inputs, attrs).tobytes()}
+
+
+@needs_amx
+def test_random_convolutions_keep_to_their_class():
+    rng = np.random.default_rng(11)
+    for seed in range(60):
+        kernel, dilation = rng.integers(1, 5, 2), rng.integers(1, 4, 2)
+        size = [int(each) for each in (kernel - 1) * dilation + rng.integers(1, 40, 2)]
+        padding = [int(each) for each in rng.integers(0, 6, 2)]
+        images, channels, rows = (int(each) for each in rng.integers((1, 1, 1), (4, 100, 100)))
+        case = images, channels, size, rows, kernel.tolist(), padding, dilation.tolist()
+        name = FAST[int(rng.integers(3))]
+        cpu.set_num_threads(int(rng.integers(1, 4)))
+        for op, shape, inputs, attrs in convolutions(case, seed):
+            wide = [x.astype(np.float64) for x in inputs]
+            true, size_of = np.empty(shape), np.empty(shape)
+            cpu.call(op, true, wide, attrs)
+            cpu.call(op, size_of, [np.abs(x) for x in wide], attrs)
+            got = convolved(name, op, shape, inputs, attrs, offset=4)
+            terms = inputs[1].size if op != "conv2d_grad_weight" else inputs[0][:, 0].size
+            assert (np.abs(got - true) <= (BOUND[name] + terms * 2.0**-24) * size_of + 1e-30).all(), (name, op, case)
+
+
+SCRATCH = """
+import resource
+import numpy as np
+from cyxcore.kernels import cpu
+x, weight = np.ones((1, 64, 512, 512), np.float32), np.ones((64, 64, 3, 3), np.float32)
+g = x.copy()
+attrs = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+calls = [
+    ("conv2d", g, [x, weight], attrs),
+    ("conv2d_grad_input", x, [g, weight], {**attrs, "input_shape": x.shape}),
+    ("conv2d_grad_weight", weight, [g, x], {**attrs, "weight_shape": weight.shape}),
+]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+cpu.set_terms(3)
+for op, out, inputs, given in calls:
+    cpu.call(op, out, inputs, given)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@needs_amx
+def test_what_a_convolution_needs_beside_its_arrays_does_not_grow_with_the_image():
+    found = subprocess.run([sys.executable, "-c", SCRATCH], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 8 * 1024  # kB; an image of 64 MB would be 100 MB as terms
 
 
 @needs_amx

@@ -1,7 +1,8 @@
-/* Convolution of float32 by AMX, windows one pixel apart and one group: see fast.h. An image is laid on a canvas of
- * zeros as large as the windows reach, split into terms there, once. A row of the unfolded matrix is the canvas seen
- * from an offset of its own: tiles are made of such rows. Threads take different outputs, and images are summed up in
- * their order. */
+/* Convolution of float32 by AMX, windows one pixel apart and one group: see fast.h. Nothing is unfolded. A band of an
+ * image's lines is laid on a canvas, split into terms, with zeros as far as the windows reach; pixels are counted along
+ * the canvas, so that what one place of the kernel sees of the next 16 pixels is a tile of the canvas itself, some pixels
+ * further on. What comes out beyond the end of a line is left out. Bands keep the canvas in the cache, however large the
+ * image. Threads take different outputs; bands depend on shapes alone where they decide on an order of sums. */
 #include "fast.h"
 
 #ifdef CYX_COMPILED_AMX
@@ -14,172 +15,229 @@
 #endif
 #include "amx_tiles.inl"
 
+enum { CANVAS_BYTES = 640 * 1024 }; /* of a band's canvas, where a few lines fit: beside it the cache holds weights */
+
 typedef struct {
     const float *image; /* (images, planes, h, w) */
     int64_t images, planes, h, w;
-    int64_t top, left, canvas_h, canvas_w; /* where its first pixel lies on the canvas; below 0: outside */
+    int64_t top, left, canvas_w; /* where its first pixel lies on the canvas of all lines; below 0: outside */
     int64_t kernel_h, kernel_w, step_h, step_w, out_h, out_w;
-    int64_t rows, k, steps; /* of the weights as a matrix (rows, k), k = planes x kernel, in tiles of 32 */
-    int32_t *place; /* of each row of the unfolded matrix on the canvas; of those that are none, the zeros behind it */
+    int64_t rows; /* channels of what comes out */
+    int64_t lines, bands, canvas; /* lines of outputs in a band, bands of an image, pixels of a band's canvas */
     int terms;
     /* of products with the weights */
-    bf16 *weight; /* [16 rows][step][term] */
-    float *out;   /* (images, rows, out_h, out_w) */
-    int64_t bands;
+    const float *given; /* the weights, of which [row][plane][place] are as far apart: */
+    int64_t given_row, given_plane, given_place;
+    bf16 *weight;   /* [16 rows][step][term], a step being 32 planes at one place of the kernel */
+    int32_t *steps; /* where on the canvas, which is [32 planes][term][pixel], the tiles of each lie */
+    float *out;     /* (images, rows, out_h, out_w) */
     /* of the weight's gradient */
     const float *g;
-    float *sums;
-    bf16 *canvas, *gradient; /* [16 rows][step][term], of one image */
+    int64_t image_at, band_at;
+    bf16 *canvases, *gradient; /* see pair_up and line_up */
+    float *sums;               /* of each task [32 rows][32 planes] */
     _Atomic int no_memory;
 } convolution;
 
-/* Elements of the canvas of one term: its planes, and zeros behind them for rows that are none, and for what tiles read
- * beyond an edge. */
-static int64_t canvas_size(const convolution *p) {
-    return ((p->planes * p->canvas_h + p->out_h) * p->canvas_w + 95) / 32 * 32;
+static int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
+static int64_t halo(const convolution *p) { return (p->kernel_h - 1) * p->step_h; }
+static int64_t places(const convolution *p) { return p->kernel_h * p->kernel_w; }
+
+/* How far on the canvas the window sees further, at a place of the kernel. */
+static int64_t shift_of(const convolution *p, int64_t place) {
+    return place / p->kernel_w * p->step_h * p->canvas_w + place % p->kernel_w * p->step_w;
 }
 
-static size_t canvas_bytes(const convolution *p) { return sizeof(bf16) * (size_t)(p->terms * canvas_size(p)); }
+/* Pixels of so many lines of outputs, counted along the canvas. */
+static int64_t span(const convolution *p, int64_t lines) { return (lines - 1) * p->canvas_w + p->out_w; }
 
-static inline __attribute__((always_inline)) void paint(const int terms, const convolution *p, int64_t image,
-                                                        bf16 *canvas) {
-    memset(canvas, 0, canvas_bytes(p));
-    int64_t begin = p->left < 0 ? -p->left : 0, end = p->w < p->canvas_w - p->left ? p->w : p->canvas_w - p->left;
-    for (int64_t plane = 0; plane < p->planes; plane++)
-        for (int64_t y = 0; y < p->h; y++) {
-            int64_t row = p->top + y;
-            if (row < 0 || row >= p->canvas_h) continue;
-            const float *from = p->image + ((image * p->planes + plane) * p->h + y) * p->w;
-            bf16 *to = canvas + (plane * p->canvas_h + row) * p->canvas_w + p->left;
+/* Cuts the lines into bands whose canvas of `planes` stays in the cache, and at least `least` of them. */
+static void cut_bands(convolution *p, int64_t planes, int64_t least) {
+    int64_t line_bytes = p->canvas_w * planes * p->terms * (int64_t)sizeof(bf16);
+    int64_t fit = CANVAS_BYTES / line_bytes - halo(p), fewest = halo(p) > 1 ? halo(p) : 1;
+    p->lines = fit > fewest ? fit : fewest;
+    if (p->lines * least > p->out_h) p->lines = (p->out_h + least - 1) / least;
+    p->bands = (p->out_h + p->lines - 1) / p->lines;
+    p->lines = (p->out_h + p->bands - 1) / p->bands;
+    /* What whole tiles read beyond the last pixel is there too. */
+    p->canvas = whole(span(p, p->lines), TILE_K) + shift_of(p, places(p) - 1);
+}
+
+/* The columns of the canvas on which the image lies, of its own columns. */
+static void columns_of(const convolution *p, int64_t *begin, int64_t *end) {
+    *begin = p->left < 0 ? -p->left : 0;
+    *end = p->w < p->canvas_w - p->left ? p->w : p->canvas_w - p->left;
+}
+
+/* The line of the image that a line of the canvas of a band shows, or NULL: zeros. */
+static const float *line_of(const convolution *p, int64_t image, int64_t plane, int64_t line) {
+    int64_t y = line - p->top;
+    return y < 0 || y >= p->h ? NULL : p->image + ((image * p->planes + plane) * p->h + y) * p->w;
+}
+
+/* The band of lines from y on, 32 planes of a pixel side by side. Its columns beside the image are zeros already. */
+static inline __attribute__((always_inline)) void paint(const int terms, const convolution *p, int64_t image, int64_t y,
+                                                        int64_t lines, bf16 *canvas) {
+    int64_t begin, end, line_size = p->canvas_w * TILE_K, apart = p->canvas * TILE_K;
+    columns_of(p, &begin, &end);
+    for (int64_t plane = 0; plane < p->planes; plane += 32, canvas += terms * apart) {
+        int64_t there = p->planes - plane;
+        for (int64_t line = 0; line < lines + halo(p); line++) {
+            const float *from = line_of(p, image, plane, y + line);
+            bf16 *to = canvas + line * line_size;
+            if (!from) {
+                for (int t = 0; t < terms; t++) memset(to + t * apart, 0, sizeof(bf16) * (size_t)line_size);
+                continue;
+            }
             for (int64_t x = begin; x < end; x += 16) {
+                __m512i pair[CYX_MOST_TERMS][16];
                 __mmask16 mask = first(end - x);
-                __m512i term[CYX_MOST_TERMS];
-                split_row(_mm512_maskz_loadu_ps(mask, from + x), _mm512_setzero_ps(), terms, term);
-                for (int t = 0; t < terms; t++)
-                    _mm512_mask_storeu_epi16(to + t * canvas_size(p) + x, mask, term[t]);
+                for (int r = 0; r < 16; r++) {
+                    __m512i term[CYX_MOST_TERMS];
+                    const float *even = from + 2 * r * p->h * p->w + x;
+                    split_pairs(2 * r < there ? _mm512_maskz_loadu_ps(mask, even) : _mm512_setzero_ps(),
+                                2 * r + 1 < there ? _mm512_maskz_loadu_ps(mask, even + p->h * p->w)
+                                                  : _mm512_setzero_ps(),
+                                terms, term);
+                    UNROLLED for (int t = 0; t < terms; t++) pair[t][r] = term[t];
+                }
+                int64_t count = end - x < 16 ? end - x : 16;
+                UNROLLED for (int t = 0; t < terms; t++) {
+                    transpose_dwords(pair[t]);
+                    bf16 *pixel = to + t * apart + (p->left + x) * TILE_K;
+                    for (int64_t i = 0; i < count; i++) _mm512_store_si512(pixel + i * TILE_K, pair[t][i]);
+                }
             }
         }
-}
-
-/* The tiles of 32 rows of the unfolded matrix by 16 pixels, pairs of rows side by side. */
-static inline __attribute__((always_inline)) void see_pairs(const int terms, const convolution *p, const bf16 *canvas,
-                                                            const int32_t *place, bf16 *to) {
-    for (int t = 0; t < terms; t++, canvas += canvas_size(p), to += TILE)
-        for (int r = 0; r < 16; r++) {
-            __m256i even = _mm256_loadu_si256((const __m256i *)(canvas + place[2 * r]));
-            __m256i odd = _mm256_loadu_si256((const __m256i *)(canvas + place[2 * r + 1]));
-            _mm512_store_si512(to + r * TILE_K, alternating(_mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1)));
-        }
-}
-
-/* Those of 16 rows by 32 pixels, of which `columns` are there: pairs of pixels side by side, rows as columns. */
-static inline __attribute__((always_inline)) void see_lines(const int terms, const convolution *p, const bf16 *canvas,
-                                                            const int32_t *place, int64_t columns, bf16 *to) {
-    __mmask32 mask = columns >= 32 ? 0xffffffff : (1u << columns) - 1;
-    for (int t = 0; t < terms; t++, canvas += canvas_size(p), to += TILE) {
-        __m512i line[16];
-        for (int r = 0; r < 16; r++) line[r] = _mm512_maskz_loadu_epi16(mask, canvas + place[r]);
-        transpose_dwords(line);
-        for (int r = 0; r < 16; r++) _mm512_store_si512(to + r * TILE_K, line[r]);
     }
 }
 
-static void fill_places(const convolution *p) {
-    int32_t *place = p->place;
-    for (int64_t plane = 0; plane < p->planes; plane++)
-        for (int64_t kh = 0; kh < p->kernel_h; kh++)
-            for (int64_t kw = 0; kw < p->kernel_w; kw++)
-                *place++ =
-                    (int32_t)((plane * p->canvas_h + kh * p->step_h) * p->canvas_w + kw * p->step_w);
-    while (place < p->place + p->steps * TILE_K) *place++ = (int32_t)(p->planes * p->canvas_h * p->canvas_w);
+/* Where 16 pixels in a row on the canvas belong in an image: several lines may have some of them. */
+typedef struct {
+    int count;
+    __mmask16 mask[16];
+    int64_t at[16]; /* of the first of the 16, if it were on that line */
+} landing;
+
+static landing land(const convolution *p, int64_t pixel, int64_t y, int64_t lines) {
+    landing found = {0};
+    for (int64_t line = pixel / p->canvas_w; line < lines && line * p->canvas_w < pixel + 16; line++) {
+        int64_t begin = line * p->canvas_w - pixel, end = begin + p->out_w;
+        if (begin < 0) begin = 0;
+        if (end > 16) end = 16;
+        if (begin >= end) continue;
+        found.mask[found.count] = (__mmask16)(first(end) & ~first(begin));
+        found.at[found.count++] = (y + line) * p->out_w + pixel - line * p->canvas_w;
+    }
+    return found;
 }
 
-static size_t place_bytes(const convolution *p) { return sizeof(int32_t) * (size_t)(p->steps * TILE_K); }
+/* Sums of 16 pixels by 16 rows, `from` being [pixel][32 rows], to rows of an image. */
+static void put_down(const float *from, int64_t rows, const landing *where, float *to, int64_t to_row) {
+    __m512i line[16];
+    for (int i = 0; i < 16; i++) line[i] = _mm512_load_si512(from + i * 32);
+    transpose_dwords(line);
+    for (int64_t r = 0; r < rows; r++)
+        for (int i = 0; i < where->count; i++)
+            _mm512_mask_storeu_ps(to + r * to_row + where->at[i], where->mask[i], _mm512_castsi512_ps(line[r]));
+}
 
-
-/* out[image][row][pixel] = sum over k of weight[row][k] * canvas[place[k] + pixel], for a band of lines. */
+/* out[image][row][pixel] = sum over planes and places of weight[row][plane][place] * canvas[plane][pixel + shift]. */
 static inline __attribute__((always_inline)) void convolve_band(const int terms, const convolution *p, int64_t image,
-                                                                int64_t y_begin, int64_t y_end, const bf16 *canvas,
-                                                                bf16 *panels) {
-    int64_t pixels = p->out_h * p->out_w, apart = p->steps * terms * TILE;
-    for (int64_t y = y_begin; y < y_end; y++)
-        for (int64_t x = 0; x < p->out_w; x += 32) {
-            int64_t columns = p->out_w - x < 32 ? p->out_w - x : 32;
-            for (int64_t panel = 0; panel * 16 < columns; panel++)
-                for (int64_t s = 0; s < p->steps; s++)
-                    see_pairs(terms, p, canvas + y * p->canvas_w + x + panel * 16, p->place + s * TILE_K,
-                              panels + panel * apart + s * terms * TILE);
-            for (int64_t r = 0; r < p->rows; r += 32)
-                sum_block(terms, p->weight + r / 16 * apart, panels, apart, p->steps,
-                          p->out + (image * p->rows + r) * pixels + y * p->out_w + x, pixels,
-                          p->rows - r < 32 ? p->rows - r : 32, columns, 0);
+                                                                int64_t y, int64_t lines, const bf16 *canvas) {
+    _Alignas(64) float sums[32 * 32];
+    int64_t steps = whole(p->planes, 32) / 32 * places(p), pixels = p->out_h * p->out_w, end = span(p, lines);
+    for (int64_t pixel = 0; pixel < end; pixel += 32) {
+        factor a = {canvas + pixel * TILE_K, 16 * TILE_K, p->canvas * TILE_K, 0, p->steps, 2 * TILE_K};
+        landing where[2] = {land(p, pixel, y, lines), land(p, pixel + 16, y, lines)};
+        for (int64_t r = 0; r < p->rows; r += 32) {
+            factor b = packed(p->weight + r / 16 * steps * terms * TILE, steps, terms);
+            tiles_of(end - pixel, p->rows - r, terms, a, b, steps, sums, 32, 0);
+            for (int64_t more = 0; more < 32 && r + more < p->rows; more += 16)
+                for (int half = 0; half < 2; half++)
+                    put_down(sums + half * 16 * 32 + more, p->rows - r - more < 16 ? p->rows - r - more : 16,
+                             &where[half], p->out + (image * p->rows + r + more) * pixels, pixels);
         }
+    }
 }
 
-/* One task: a band of lines of one image. */
+/* One task: a band of one image. */
 static void convolve_body(void *context, int64_t begin, int64_t end) {
     convolution *p = context;
-    size_t panels = sizeof(bf16) * (size_t)(2 * p->steps * p->terms * TILE);
-    bf16 *memory = cyx_scratch(1, panels + canvas_bytes(p));
-    if (!memory) {
+    size_t bytes = sizeof(bf16) * (size_t)(whole(p->planes, 32) * p->terms * p->canvas);
+    bf16 *canvas = cyx_scratch(1, bytes);
+    if (!canvas) {
         p->no_memory = 1;
         return;
     }
-    bf16 *canvas = memory + panels / sizeof(bf16);
-    int64_t lines = (p->out_h + p->bands - 1) / p->bands, painted = -1;
+    memset(canvas, 0, bytes);
     tiles_begin();
     for (int64_t task = begin; task < end; task++) {
-        int64_t image = task / p->bands, first = task % p->bands * lines;
-        int64_t stop = first + lines < p->out_h ? first + lines : p->out_h;
-        if (image != painted) OF_TERMS(p->terms, paint, p, image, canvas);
-        painted = image;
-        OF_TERMS(p->terms, convolve_band, p, image, first, stop, canvas, memory);
+        int64_t image = task / p->bands, y = task % p->bands * p->lines;
+        int64_t lines = p->out_h - y < p->lines ? p->out_h - y : p->lines;
+        OF_TERMS(p->terms, paint, p, image, y, lines, canvas);
+        OF_TERMS(p->terms, convolve_band, p, image, y, lines, canvas);
     }
     tiles_end();
 }
 
-static inline __attribute__((always_inline)) void pack_weight(const int terms, const convolution *p,
-                                                              const float *weight) {
-    bf16 *to = p->weight;
-    for (int64_t r = 0; r < p->rows; r += 16)
-        for (int64_t s = 0; s < p->steps; s++, to += terms * TILE)
-            make_tile(weight + r * p->k + s * TILE_K, p->k, p->rows - r < 16 ? p->rows - r : 16,
-                      p->k - s * TILE_K < TILE_K ? p->k - s * TILE_K : TILE_K, 1, 0, terms, to);
+static void pack_weight_body(void *context, int64_t begin, int64_t end) {
+    const convolution *p = context;
+    _Alignas(64) float tile[TILE_K * 16];
+    for (int64_t panel = begin; panel < end; panel++) {
+        int64_t r = panel * 16, rows = p->rows - r < 16 ? p->rows - r : 16, blocks = whole(p->planes, 32) / 32;
+        bf16 *to = p->weight + panel * blocks * places(p) * p->terms * TILE;
+        for (int64_t plane = 0; plane < p->planes; plane += 32)
+            for (int64_t place = 0; place < places(p); place++, to += p->terms * TILE) {
+                int64_t planes = p->planes - plane < 32 ? p->planes - plane : 32;
+                const float *from = p->given + r * p->given_row + plane * p->given_plane + place * p->given_place;
+                for (int64_t k = 0; k < planes; k++)
+                    for (int64_t n = 0; n < rows; n++)
+                        tile[k * 16 + n] = from[n * p->given_row + k * p->given_plane];
+                OF_TERMS(p->terms, pack_across, tile, 16, planes, rows, to);
+            }
+    }
 }
 
-/* Whether the matrix unit is for these windows, and pays: it works on whole tiles of each line's pixels. */
-static int pays(const convolution *p, const int64_t *i) {
-    int64_t columns = (p->out_w + 15) / 16 * 16;
-    if (i[0] != 1 || i[1] != 1 || i[6] != 1 || !p->k || canvas_size(p) > INT32_MAX || columns > 2 * p->out_w) return 0;
-    return p->rows >= 16 && p->k >= TILE_K && cyx_amx_pays(p->rows, p->out_h * columns, p->k, p->terms);
+/* Rough cycles of products of tiles, of splitting what is painted and of laying down what comes out, against those of
+ * the exact kernel. */
+static int pays(const convolution *p, const int64_t *ints) {
+    static const double products[CYX_MOST_TERMS + 1] = {0, 1, 3, 6};
+    if (ints[0] != 1 || ints[1] != 1 || ints[6] != 1 || !p->planes || p->out_w > 1 << 20) return 0;
+    double pixels = (double)whole(span(p, p->out_h), 16), planes = (double)whole(p->planes, 32);
+    double rows = (double)whole(p->rows, 16), here = (double)places(p);
+    double painted = (double)((p->out_h + halo(p)) * p->canvas_w) * planes;
+    double fast = products[p->terms] * pixels * rows * planes * here / 420 + 0.5 * p->terms * painted + 0.5 * pixels * rows;
+    double exact = (double)(p->out_h * p->out_w * p->rows * p->planes) * here / 24;
+    return p->rows >= 8 && fast * 1.1 + 2000 < exact;
 }
 
-static void lay_out(convolution *p) {
-    p->canvas_h = p->out_h + (p->kernel_h - 1) * p->step_h;
-    p->canvas_w = p->out_w + (p->kernel_w - 1) * p->step_w;
-    p->k = p->planes * p->kernel_h * p->kernel_w;
-    p->steps = (p->k + TILE_K - 1) / TILE_K;
+/* ints: of the convolution's attributes; the kernel's shape is that of the weights. */
+static convolution laid_out(const cyx_call *call, const cyx_array *image, const cyx_array *weight, int64_t rows,
+                            int64_t out_h, int64_t out_w) {
+    const int64_t *i = call->ints;
+    convolution p = {.image = image->data, .images = image->shape[0], .planes = image->shape[1], .h = image->shape[2],
+                     .w = image->shape[3], .kernel_h = weight->shape[2], .kernel_w = weight->shape[3], .step_h = i[4],
+                     .step_w = i[5], .rows = rows, .out_h = out_h, .out_w = out_w, .top = i[2], .left = i[3],
+                     .terms = call->terms};
+    p.canvas_w = out_w + (p.kernel_w - 1) * p.step_w;
+    return p;
 }
 
-/* turned: the weights' axes are exchanged, (k's planes, rows, kernel), and their kernels read backwards. */
-static cyx_status convolve(convolution *p, const float *weight, int turned) {
-    int64_t tiles = (p->rows + 15) / 16 * p->steps * p->terms, area = p->kernel_h * p->kernel_w;
-    size_t packed = sizeof(bf16) * (size_t)(tiles * TILE), own = turned ? sizeof(float) * (size_t)(p->rows * p->k) : 0;
-    p->weight = cyx_scratch(0, packed + own + place_bytes(p));
+static cyx_status convolve(convolution *p) {
+    int64_t blocks = whole(p->planes, 32) / 32, panels = whole(p->rows, 16) / 16, steps = blocks * places(p);
+    int64_t least = p->images < 2 * cyx_threads() && cyx_threads() > 1 ? (2 * cyx_threads() + p->images - 1) / p->images : 1;
+    cut_bands(p, blocks * 32, least);
+    if (blocks * 32 * p->terms * p->canvas > INT32_MAX) return CYX_NO_KERNEL;
+    size_t tiles = sizeof(bf16) * (size_t)(panels * steps * p->terms * TILE);
+    p->weight = cyx_scratch(0, tiles + sizeof(int32_t) * (size_t)steps);
     if (!p->weight) return CYX_NO_MEMORY;
-    float *as_rows = (float *)((char *)p->weight + packed);
-    p->place = (int32_t *)((char *)as_rows + own);
-    fill_places(p);
-    for (int64_t o = 0; turned && o < p->planes; o++)
-        for (int64_t c = 0; c < p->rows; c++)
-            for (int64_t a = 0; a < area; a++)
-                as_rows[(c * p->planes + o) * area + area - 1 - a] = weight[(o * p->rows + c) * area + a];
-    OF_TERMS(p->terms, pack_weight, p, turned ? as_rows : weight);
-    p->bands = (2 * cyx_threads() + p->images - 1) / p->images;
-    if (cyx_threads() == 1 || p->bands < 1) p->bands = 1;
-    if (p->bands > p->out_h) p->bands = p->out_h;
-    int64_t lines = (p->out_h + p->bands - 1) / p->bands;
-    p->bands = (p->out_h + lines - 1) / lines;
+    p->steps = (int32_t *)((char *)p->weight + tiles);
+    for (int64_t s = 0; s < steps; s++)
+        p->steps[s] =
+            (int32_t)((s / places(p) * p->terms * p->canvas + shift_of(p, s % places(p))) * TILE_K);
+    cyx_parallel(panels, cyx_grain(panels, (double)(steps * TILE), 50000), pack_weight_body, p);
     cyx_parallel(p->images * p->bands, 1, convolve_body, p);
     return p->no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
@@ -187,109 +245,148 @@ static cyx_status convolve(convolution *p, const float *weight, int turned) {
 /* ints: stride (2), padding (2), dilation (2), groups */
 cyx_status cyx_amx_conv2d(const cyx_call *call) {
     const cyx_array *x = &call->in[0], *w = &call->in[1], *y = &call->out;
-    const int64_t *i = call->ints;
-    convolution p = {.image = x->data, .images = x->shape[0], .planes = x->shape[1], .h = x->shape[2], .w = x->shape[3],
-                     .top = i[2], .left = i[3], .kernel_h = w->shape[2], .kernel_w = w->shape[3],
-                     .step_h = i[4], .step_w = i[5], .out_h = y->shape[2], .out_w = y->shape[3],
-                     .rows = w->shape[0], .terms = call->terms, .out = y->data};
-    lay_out(&p);
-    if (!y->size || !pays(&p, i)) return CYX_NO_KERNEL;
-    return convolve(&p, w->data, 0);
+    convolution p = laid_out(call, x, w, w->shape[0], y->shape[2], y->shape[3]);
+    if (!y->size || !x->size || !w->size || !pays(&p, call->ints)) return CYX_NO_KERNEL;
+    p.given = w->data, p.out = y->data;
+    p.given_row = p.planes * places(&p), p.given_plane = places(&p), p.given_place = 1;
+    return convolve(&p);
 }
 
 /* The input's gradient is a convolution of g with the kernels turned round. */
 cyx_status cyx_amx_conv2d_grad_input(const cyx_call *call) {
     const cyx_array *g = &call->in[0], *w = &call->in[1], *x = &call->out;
-    const int64_t *i = call->ints;
-    convolution p = {.image = g->data, .images = g->shape[0], .planes = g->shape[1], .h = g->shape[2], .w = g->shape[3],
-                     .top = (w->shape[2] - 1) * i[4] - i[2], .left = (w->shape[3] - 1) * i[5] - i[3],
-                     .kernel_h = w->shape[2], .kernel_w = w->shape[3], .step_h = i[4], .step_w = i[5],
-                     .out_h = x->shape[2], .out_w = x->shape[3], .rows = w->shape[1], .terms = call->terms,
-                     .out = x->data};
-    lay_out(&p);
-    if (!x->size || !g->size || !pays(&p, i)) return CYX_NO_KERNEL;
-    return convolve(&p, w->data, 1);
+    convolution p = laid_out(call, g, w, w->shape[1], x->shape[2], x->shape[3]);
+    p.top = halo(&p) - p.top, p.left = (p.kernel_w - 1) * p.step_w - p.left;
+    if (!x->size || !g->size || !w->size || !pays(&p, call->ints)) return CYX_NO_KERNEL;
+    p.out = x->data;
+    p.given = (const float *)w->data + places(&p) - 1;
+    p.given_row = places(&p), p.given_plane = p.rows * places(&p), p.given_place = -1;
+    return convolve(&p);
 }
 
-static int64_t line_steps(const convolution *p) { return (p->out_w + TILE_K - 1) / TILE_K; }
+/* Lines are too short for memcpy. */
+static void copy_line(float *to, const float *from, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16)
+        _mm512_mask_storeu_ps(to + i, first(count - i), _mm512_maskz_loadu_ps(first(count - i), from + i));
+}
 
-/* g of one image as tiles: rows are output channels, k runs along the lines of pixels. */
-static inline __attribute__((always_inline)) void pack_gradient(const int terms, const convolution *p, int64_t begin,
-                                                                int64_t end) {
-    int64_t pixels = p->out_h * p->out_w, steps = p->out_h * line_steps(p);
-    for (int64_t panel = begin; panel < end; panel++) {
-        bf16 *to = p->gradient + panel * steps * terms * TILE;
-        for (int64_t y = 0; y < p->out_h; y++)
-            for (int64_t x = 0; x < p->out_w; x += TILE_K, to += terms * TILE)
-                make_tile(p->g + panel * 16 * pixels + y * p->out_w + x, pixels,
-                          p->rows - panel * 16 < 16 ? p->rows - panel * 16 : 16,
-                          p->out_w - x < TILE_K ? p->out_w - x : TILE_K, 1, 0, terms, to);
+/* Lines of 16 planes of x as the canvas has them, or of 16 rows of g: one [pixel] after the other, zeros beside them. */
+static void spread(const convolution *p, int64_t length, const float *from, int64_t count, int64_t from_apart,
+                   int64_t line, int64_t lines, int64_t height, int64_t width, int64_t begin, int64_t end, float *to) {
+    memset(to, 0, sizeof(float) * (size_t)(16 * length));
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t i = 0; i < lines; i++)
+            if (line + i >= 0 && line + i < height)
+                copy_line(to + r * length + i * p->canvas_w + (begin > 0 ? begin : 0),
+                          from + r * from_apart + (line + i) * width + (begin < 0 ? -begin : 0),
+                          end - (begin > 0 ? begin : 0));
+}
+
+/* The band's lines of x as tiles of the right factor, in which pixels along the canvas are k: [16 planes][odd][term] of
+ * [2 pixels][16 planes], once the pairs that begin with an even pixel, and once those that begin with an odd one. */
+static inline __attribute__((always_inline)) void pair_up(const int terms, const convolution *p, int64_t panel,
+                                                          float *lines) {
+    int64_t plane = panel * 16, line = p->band_at * p->lines - p->top, apart = p->canvas * 16, begin, end;
+    columns_of(p, &begin, &end);
+    spread(p, p->canvas, p->image + (p->image_at * p->planes + plane) * p->h * p->w,
+           p->planes - plane < 16 ? p->planes - plane : 16, p->h * p->w, line, p->lines + halo(p), p->h, p->w, p->left,
+           p->left + end, lines);
+    bf16 *even = p->canvases + panel * 2 * terms * apart, *odd = even + terms * apart;
+    for (int64_t pixel = 0; pixel < p->canvas; pixel += TILE_K) {
+        bf16 tile[CYX_MOST_TERMS * TILE] __attribute__((aligned(64)));
+        make_tile(lines + pixel, p->canvas, 16, TILE_K, 1, 1, terms, tile);
+        for (int t = 0; t < terms; t++)
+            for (int r = 0; r < 16; r++)
+                _mm512_store_si512(even + t * apart + pixel * 16 + r * TILE_K, _mm512_load_si512(tile + t * TILE + r * TILE_K));
     }
+    for (int t = 0; t < terms; t++)
+        for (int64_t pair = 0; pair < p->canvas / 2; pair++) {
+            const bf16 *at = even + t * apart + pair * TILE_K;
+            __m512i next = pair + 1 < p->canvas / 2 ? _mm512_load_si512(at + TILE_K) : _mm512_setzero_si512();
+            _mm512_store_si512(odd + t * apart + pair * TILE_K,
+                               _mm512_or_si512(_mm512_srli_epi32(_mm512_load_si512(at), 16),
+                                               _mm512_slli_epi32(next, 16)));
+        }
 }
 
-static void pack_gradient_body(void *context, int64_t begin, int64_t end) {
-    const convolution *p = context;
-    OF_TERMS(p->terms, pack_gradient, p, begin, end);
+/* The same lines of g as tiles of the left factor, with zeros where a line has no more. */
+static inline __attribute__((always_inline)) void line_up(const int terms, const convolution *p, int64_t panel,
+                                                          float *lines) {
+    int64_t y = p->band_at * p->lines, length = whole(span(p, p->lines), TILE_K), row = panel * 16;
+    int64_t rows = p->rows - row < 16 ? p->rows - row : 16;
+    spread(p, length, p->g + (p->image_at * p->rows + row) * p->out_h * p->out_w, rows, p->out_h * p->out_w, y, p->lines,
+           p->out_h, p->out_w, 0, p->out_w, lines);
+    bf16 *to = p->gradient + row * length * terms;
+    for (int64_t pixel = 0; pixel < length; pixel += TILE_K, to += terms * TILE)
+        make_tile(lines + pixel, length, 16, TILE_K, 1, 0, terms, to);
 }
 
-/* sums[row][k] += sum over the pixels of one image of g[row][pixel] * canvas[place[k] + pixel], for 32 k. */
-static inline __attribute__((always_inline)) void sum_taps(const int terms, const convolution *p, int64_t first,
-                                                           bf16 *panels) {
-    int64_t steps = p->out_h * line_steps(p), apart = steps * terms * TILE, width = (p->k + 15) / 16 * 16;
-    int64_t taps = p->k - first < 32 ? p->k - first : 32;
-    for (int64_t panel = 0; panel * 16 < taps; panel++) {
-        bf16 *to = panels + panel * apart;
-        for (int64_t y = 0; y < p->out_h; y++)
-            for (int64_t x = 0; x < p->out_w; x += TILE_K, to += terms * TILE)
-                see_lines(terms, p, p->canvas + y * p->canvas_w + x, p->place + first + panel * 16, p->out_w - x, to);
-    }
-    for (int64_t r = 0; r < p->rows; r += 32)
-        sum_block(terms, p->gradient + r / 16 * apart, panels, apart, steps, p->sums + r * width + first, width,
-                  p->rows - r < 32 ? p->rows - r : 32, taps, 1);
-}
-
-static void sum_taps_body(void *context, int64_t begin, int64_t end) {
+/* One task: 16 planes of x, or 16 rows of g. */
+static void prepare_body(void *context, int64_t begin, int64_t end) {
     convolution *p = context;
-    bf16 *panels = cyx_scratch(1, sizeof(bf16) * (size_t)(2 * p->out_h * line_steps(p) * p->terms * TILE));
-    if (!panels) {
+    int64_t panels = whole(p->planes, 16) / 16;
+    float *lines = cyx_scratch(1, sizeof(float) * (size_t)(16 * p->canvas));
+    if (!lines) {
         p->no_memory = 1;
         return;
     }
+    for (int64_t task = begin; task < end; task++) {
+        if (task < panels)
+            OF_TERMS(p->terms, pair_up, p, task, lines);
+        else
+            OF_TERMS(p->terms, line_up, p, task - panels, lines);
+    }
+}
+
+/* sums[row][plane] += sum over pixels of g[row][pixel] * x[plane][pixel + shift]: 32 rows, 32 planes, a place. */
+static inline __attribute__((always_inline)) void sum_place(const int terms, const convolution *p, int64_t task) {
+    int64_t place = task % places(p), pair = task / places(p), pairs = whole(p->planes, 32) / 32;
+    int64_t row = pair / pairs * 32, plane = pair % pairs * 32, height = whole(p->rows, 16), width = whole(p->planes, 16);
+    int64_t shift = shift_of(p, place), apart = p->canvas * 16;
+    int64_t length = whole(span(p, p->lines), TILE_K);
+    factor a = packed(p->gradient + row * length * terms, length / TILE_K, terms);
+    factor b = {p->canvases + (plane / 16 * 2 + shift % 2) * terms * apart + shift / 2 * TILE_K, 2 * terms * apart, apart,
+                TILE, NULL, 2 * TILE_K};
+    tiles_of(height - row, width - plane, terms, a, b, length / TILE_K,
+             p->sums + task * 32 * 32, 32, 1);
+}
+
+static void sum_places_body(void *context, int64_t begin, int64_t end) {
+    const convolution *p = context;
     tiles_begin();
-    for (int64_t task = begin; task < end; task++) OF_TERMS(p->terms, sum_taps, p, task * 32, panels);
+    for (int64_t task = begin; task < end; task++) OF_TERMS(p->terms, sum_place, p, task);
     tiles_end();
 }
 
 /* ints: those of conv2d, then weight_shape, counted */
 cyx_status cyx_amx_conv2d_grad_weight(const cyx_call *call) {
     const cyx_array *g = &call->in[0], *x = &call->in[1], *w = &call->out;
-    const int64_t *i = call->ints;
-    convolution p = {.image = x->data, .images = x->shape[0], .planes = x->shape[1], .h = x->shape[2], .w = x->shape[3],
-                     .top = i[2], .left = i[3], .kernel_h = w->shape[2], .kernel_w = w->shape[3],
-                     .step_h = i[4], .step_w = i[5], .out_h = g->shape[2], .out_w = g->shape[3],
-                     .rows = w->shape[0], .terms = call->terms};
-    lay_out(&p);
-    /* The image's tiles are made anew for every 32 taps, and used by these rows only. */
-    if (!w->size || !g->size || !x->size || p.rows < 32 * p.terms || !pays(&p, i)) return CYX_NO_KERNEL;
-    int64_t panels = (p.rows + 15) / 16, width = (p.k + 15) / 16 * 16;
-    size_t tiles = sizeof(bf16) * (size_t)(panels * p.out_h * line_steps(&p) * p.terms * TILE);
-    size_t sums = sizeof(float) * (size_t)(p.rows * width), canvas = canvas_bytes(&p);
-    p.gradient = cyx_scratch(0, tiles + canvas + sums + place_bytes(&p));
-    if (!p.gradient) return CYX_NO_MEMORY;
-    p.canvas = p.gradient + tiles / sizeof(bf16);
-    p.sums = (float *)((char *)p.canvas + canvas);
-    p.place = (int32_t *)((char *)p.sums + sums);
-    fill_places(&p);
+    convolution p = laid_out(call, x, w, w->shape[0], g->shape[2], g->shape[3]);
+    if (!w->size || !g->size || !x->size || !pays(&p, call->ints)) return CYX_NO_KERNEL;
+    int64_t planes = whole(p.planes, 16), rows = whole(p.rows, 16);
+    cut_bands(&p, 2 * planes + rows, 1);
+    p.canvas = whole(p.canvas + 1, TILE_K);
+    size_t canvases = sizeof(bf16) * (size_t)(planes * 2 * p.terms * p.canvas);
+    size_t gradient = sizeof(bf16) * (size_t)(rows * p.terms * whole(span(&p, p.lines), TILE_K));
+    int64_t pairs = whole(p.planes, 32) / 32, tasks = places(&p) * pairs * (whole(p.rows, 32) / 32);
+    size_t sums = sizeof(float) * (size_t)(tasks * 32 * 32);
+    p.canvases = cyx_scratch(0, canvases + gradient + sums);
+    if (!p.canvases) return CYX_NO_MEMORY;
+    p.gradient = p.canvases + canvases / sizeof(bf16);
+    p.sums = (float *)((char *)p.gradient + gradient);
+    p.g = g->data;
     memset(p.sums, 0, sums);
-    for (int64_t n = 0; n < p.images; n++) {
-        OF_TERMS(p.terms, paint, &p, n, p.canvas);
-        p.g = (const float *)g->data + n * p.rows * p.out_h * p.out_w;
-        cyx_parallel(panels, 1, pack_gradient_body, &p);
-        cyx_parallel((p.k + 31) / 32, 1, sum_taps_body, &p);
-        if (p.no_memory) return CYX_NO_MEMORY;
-    }
+    for (p.image_at = 0; p.image_at < p.images; p.image_at++)
+        for (p.band_at = 0; p.band_at < p.bands; p.band_at++) {
+            cyx_parallel((planes + rows) / 16, 1, prepare_body, &p);
+            cyx_parallel(tasks, 1, sum_places_body, &p);
+            if (p.no_memory) return CYX_NO_MEMORY;
+        }
     for (int64_t r = 0; r < p.rows; r++)
-        memcpy((float *)w->data + r * p.k, p.sums + r * width, sizeof(float) * (size_t)p.k);
+        for (int64_t plane = 0; plane < p.planes; plane++)
+            for (int64_t place = 0; place < places(&p); place++)
+                ((float *)w->data)[(r * p.planes + plane) * places(&p) + place] =
+                    p.sums[(((r / 32 * pairs + plane / 32) * places(&p) + place) * 32 + r % 32) * 32 + plane % 32];
     return CYX_OK;
 }
 #if defined(__clang__)

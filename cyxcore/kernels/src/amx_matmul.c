@@ -1,5 +1,6 @@
-/* matmul of float32 by AMX: see fast.h. Blocks of k are packed as tiles, the right factor once, the left one by each task;
- * threads take different outputs, so that how many there are never shows in a result. */
+/* matmul of float32 by AMX: see fast.h. Of both factors pieces of k are packed as tiles: one factor, the held one, in
+ * blocks that stay in the cache, the other as it passes by, 32 rows or columns at a time, which threads take in turn.
+ * Every sum runs over k in the same order, however blocks are cut: neither they nor threads ever show in a result. */
 #include "fast.h"
 
 #ifdef CYX_COMPILED_AMX
@@ -13,7 +14,10 @@
 #endif
 #include "amx_tiles.inl"
 
-enum { BLOCK_K = 256, BLOCK_M = 128, BLOCK_N = 1024 };
+enum { LEAST_K = 512, MOST_K = 1024, HELD_BYTES = 800 * 1024, ALONG = 32, ACROSS = 128, PANEL = 64 };
+
+static int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct {
     const float *a, *b;
@@ -21,96 +25,98 @@ typedef struct {
     int64_t m, n, k, a_row, b_row; /* leading dimensions as stored; c is m by n, contiguous */
     int a_transposed, b_transposed, terms;
     /* of the current block */
-    int64_t n0, n_count, k0, k_count, steps, m_block, n_block;
-    bf16 *panels; /* [16 columns][step][term] tiles of B */
+    int holds_a;
+    int64_t piece; /* rows or columns of the other one at a time */
+    int64_t from, count, k0, k_count, steps; /* rows of A or columns of B that are held */
+    bf16 *held;                              /* [16 of them][step][term] */
     _Atomic int no_memory;
 } product;
 
-static inline __attribute__((always_inline)) void pack_b(const int terms, const product *p, int64_t begin,
-                                                         int64_t end) {
-    for (int64_t panel = begin; panel < end; panel++) {
-        int64_t column = p->n0 + panel * 16, columns = p->n0 + p->n_count - column;
-        bf16 *to = p->panels + panel * p->steps * terms * TILE;
-        if (columns > 16) columns = 16;
-        for (int64_t s = 0; s < p->steps; s++, to += terms * TILE) {
-            int64_t k = p->k0 + s * TILE_K, count = p->k0 + p->k_count - k;
-            if (count > TILE_K) count = TILE_K;
-            if (p->b_transposed)
-                make_tile(p->b + column * p->b_row + k, p->b_row, columns, count, 1, 1, terms, to);
-            else
-                make_tile(p->b + k * p->b_row + column, p->b_row, count, columns, 0, 0, terms, to);
-        }
+/* Whether k runs across the lines of a factor as it lies in memory. */
+static int lies_across(const product *p, int of_a) { return of_a ? p->a_transposed : !p->b_transposed; }
+
+/* The tiles of some rows of A, or columns of B, in the order in which they lie in memory. */
+static inline __attribute__((always_inline)) void pack(const int terms, const product *p, int of_a, int64_t at,
+                                                       int64_t count, bf16 *to) {
+    const float *from = of_a ? p->a : p->b;
+    int64_t row = of_a ? p->a_row : p->b_row, apart = p->steps * terms * TILE;
+    if (!lies_across(p, of_a)) {
+        for (int64_t i = 0; i < count; i += 16, to += apart)
+            for (int64_t s = 0; s < p->steps; s++) {
+                int64_t k = s * TILE_K, there = smaller(p->k_count - k, TILE_K), lines = smaller(count - i, 16);
+                const float *tile = from + (at + i) * row + p->k0 + k;
+                if (of_a)
+                    make_tile(tile, row, lines, there, 1, 0, terms, to + s * terms * TILE);
+                else
+                    make_tile(tile, row, lines, there, 1, 1, terms, to + s * terms * TILE);
+            }
+        return;
     }
-}
-
-static void pack_b_body(void *context, int64_t begin, int64_t end) {
-    const product *p = context;
-    OF_TERMS(p->terms, pack_b, p, begin, end);
-}
-
-static inline __attribute__((always_inline)) void pack_a(const int terms, const product *p, int64_t m0, int64_t rows,
-                                                         bf16 *to) {
-    for (int64_t r = 0; r < rows; r += 16)
-        for (int64_t s = 0; s < p->steps; s++, to += terms * TILE) {
-            int64_t k = p->k0 + s * TILE_K, count = p->k0 + p->k_count - k, own = rows - r < 16 ? rows - r : 16;
-            if (count > TILE_K) count = TILE_K;
-            if (p->a_transposed)
-                make_tile(p->a + k * p->a_row + m0 + r, p->a_row, count, own, 0, 1, terms, to);
+    for (int64_t s = 0; s < p->steps; s++)
+        for (int64_t i = 0; i < count; i += 16) {
+            int64_t k = s * TILE_K, there = smaller(p->k_count - k, TILE_K), columns = smaller(count - i, 16);
+            const float *tile = from + (p->k0 + k) * row + at + i;
+            if (of_a)
+                make_tile(tile, row, there, columns, 0, 1, terms, to + i / 16 * apart + s * terms * TILE);
             else
-                make_tile(p->a + (m0 + r) * p->a_row + k, p->a_row, own, count, 1, 0, terms, to);
+                make_tile(tile, row, there, columns, 0, 0, terms, to + i / 16 * apart + s * terms * TILE);
         }
 }
 
-static inline __attribute__((always_inline)) void sum_task(const int terms, const product *p, int64_t task,
-                                                           bf16 *packed) {
-    int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
-    int64_t m0 = task / groups * p->m_block, begin = task % groups * p->n_block;
-    int64_t rows = p->m - m0 < p->m_block ? p->m - m0 : p->m_block;
-    int64_t stop = begin + p->n_block < p->n_count ? begin + p->n_block : p->n_count;
-    int64_t apart = p->steps * terms * TILE;
-    pack_a(terms, p, m0, rows, packed);
-    for (int64_t r = 0; r < rows; r += 32)
-        for (int64_t column = begin; column < stop; column += 32)
-            sum_block(terms, packed + r / 16 * apart, p->panels + column / 16 * apart, apart, p->steps,
-                      p->c + (m0 + r) * p->n + p->n0 + column, p->n, rows - r < 32 ? rows - r : 32,
-                      stop - column < 32 ? stop - column : 32, p->k0 > 0);
+static void hold_body(void *context, int64_t begin, int64_t end) {
+    const product *p = context;
+    for (int64_t panel = begin; panel < end; panel++)
+        OF_TERMS(p->terms, pack, p, p->holds_a, p->from + panel * PANEL, smaller(p->count - panel * PANEL, PANEL),
+                 p->held + panel * PANEL / 16 * p->steps * p->terms * TILE);
 }
 
-static void product_body(void *context, int64_t begin, int64_t end) {
+/* A piece of the passing factor, with all that is held. */
+static inline __attribute__((always_inline)) void pass(const int terms, const product *p, int64_t piece, bf16 *passing) {
+    int64_t at = piece * p->piece, there = smaller((p->holds_a ? p->n : p->m) - at, p->piece);
+    int64_t apart = p->steps * terms * TILE;
+    pack(terms, p, !p->holds_a, at, there, passing);
+    for (int64_t i = 0; i < p->count; i += 32)
+        for (int64_t j = 0; j < there; j += 32) {
+            factor held = packed(p->held + i / 16 * apart, p->steps, terms);
+            factor other = packed(passing + j / 16 * apart, p->steps, terms);
+            int64_t of_held = smaller(p->count - i, 32), of_other = smaller(there - j, 32);
+            if (p->holds_a)
+                sum_block(terms, held, other, p->steps, p->c + (p->from + i) * p->n + at + j, p->n, of_held, of_other,
+                          p->k0 > 0);
+            else
+                sum_block(terms, other, held, p->steps, p->c + (at + j) * p->n + p->from + i, p->n, of_other, of_held,
+                          p->k0 > 0);
+        }
+}
+
+static void pass_body(void *context, int64_t begin, int64_t end) {
     product *p = context;
-    int64_t tiles = (p->m_block + 15) / 16 * p->steps * p->terms;
-    bf16 *packed = cyx_scratch(1, sizeof(bf16) * (size_t)(tiles * TILE));
-    if (!packed) {
+    bf16 *passing = cyx_scratch(1, sizeof(bf16) * (size_t)(p->piece / 16 * p->steps * p->terms * TILE));
+    if (!passing) {
         p->no_memory = 1;
         return;
     }
     tiles_begin();
-    for (int64_t task = begin; task < end; task++) OF_TERMS(p->terms, sum_task, p, task, packed);
+    for (int64_t piece = begin; piece < end; piece++) OF_TERMS(p->terms, pass, p, piece, passing);
     tiles_end();
 }
 
-/* How a block is cut into tasks: by rows, and where there are too few of them also by columns. */
-static void cut_product(product *p) {
-    int64_t threads = cyx_threads(), share = (p->m + threads - 1) / threads;
-    p->m_block = share < BLOCK_M ? (share + 31) / 32 * 32 : BLOCK_M;
-    p->n_block = (p->n_count + 31) / 32 * 32;
-    int64_t tasks = (p->m + p->m_block - 1) / p->m_block;
-    if (tasks < threads) p->n_block = ((p->n_block / 32 + threads - 1) / threads) * 32;
-}
-
 static cyx_status multiply(product *p) {
-    for (p->n0 = 0; p->n0 < p->n; p->n0 += BLOCK_N)
-        for (p->k0 = 0; p->k0 < p->k; p->k0 += BLOCK_K) {
-            p->n_count = p->n - p->n0 < BLOCK_N ? p->n - p->n0 : BLOCK_N;
-            p->k_count = p->k - p->k0 < BLOCK_K ? p->k - p->k0 : BLOCK_K;
-            p->steps = (p->k_count + TILE_K - 1) / TILE_K;
-            int64_t panels = (p->n_count + 15) / 16;
-            p->panels = cyx_scratch(0, sizeof(bf16) * (size_t)(panels * p->steps * p->terms * TILE));
-            if (!p->panels) return CYX_NO_MEMORY;
-            cut_product(p);
-            cyx_parallel(panels, cyx_grain(panels, (double)(16 * p->k_count), 50000), pack_b_body, p);
-            int64_t tasks = (p->m + p->m_block - 1) / p->m_block * ((p->n_count + p->n_block - 1) / p->n_block);
-            cyx_parallel(tasks, 1, product_body, p);
+    p->holds_a = p->m <= p->n;
+    p->piece = lies_across(p, !p->holds_a) ? ACROSS : ALONG;
+    int64_t all = p->holds_a ? p->m : p->n, pieces = whole(p->holds_a ? p->n : p->m, p->piece) / p->piece;
+    int64_t k_block = smaller(whole(p->k, TILE_K), LEAST_K), room = HELD_BYTES / (int64_t)sizeof(bf16) / p->terms;
+    int64_t blocks = whole(all, room / k_block) / (room / k_block), held = whole((all + blocks - 1) / blocks, 32);
+    k_block = smaller(whole(p->k, TILE_K), smaller(MOST_K, room / held / TILE_K * TILE_K));
+    p->held = cyx_scratch(0, sizeof(bf16) * (size_t)(held * k_block * p->terms));
+    if (!p->held) return CYX_NO_MEMORY;
+    for (p->from = 0; p->from < all; p->from += held)
+        for (p->k0 = 0; p->k0 < p->k; p->k0 += k_block) {
+            p->count = smaller(all - p->from, held), p->k_count = smaller(p->k - p->k0, k_block);
+            p->steps = whole(p->k_count, TILE_K) / TILE_K;
+            int64_t panels = whole(p->count, PANEL) / PANEL;
+            cyx_parallel(panels, cyx_grain(panels, (double)(PANEL * p->k_count), 50000), hold_body, p);
+            cyx_parallel(pieces, cyx_grain(pieces, (double)(p->count * p->k_count), 20000), pass_body, p);
             if (p->no_memory) return CYX_NO_MEMORY;
         }
     return CYX_OK;

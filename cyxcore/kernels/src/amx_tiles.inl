@@ -30,9 +30,16 @@ static inline __m512 widened_high(__m512i pair) {
     return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000)));
 }
 
+/* At -O2 gcc leaves short loops, and with them what they work on in memory. */
+#if defined(__clang__)
+#define UNROLLED
+#else
+#define UNROLLED _Pragma("GCC unroll 16")
+#endif
+
 /* The terms of 16 pairs (a[i], b[i]) as 16 dwords, a in the lower half. */
 static inline __attribute__((always_inline)) void split_pairs(__m512 a, __m512 b, const int terms, __m512i *term) {
-    for (int t = 0; t < terms; t++) {
+    UNROLLED for (int t = 0; t < terms; t++) {
         term[t] = alternating((__m512i)_mm512_cvtne2ps_pbh(b, a));
         if (t + 1 == terms) break;
         a = _mm512_sub_ps(a, widened_low(term[t]));
@@ -42,7 +49,7 @@ static inline __attribute__((always_inline)) void split_pairs(__m512 a, __m512 b
 
 /* The terms of 32 elements in a row. */
 static inline __attribute__((always_inline)) void split_row(__m512 low, __m512 high, const int terms, __m512i *term) {
-    for (int t = 0; t < terms; t++) {
+    UNROLLED for (int t = 0; t < terms; t++) {
         term[t] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
         if (t + 1 == terms) break;
         low = _mm512_sub_ps(low, widened_low(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(term[t]))));
@@ -51,23 +58,25 @@ static inline __attribute__((always_inline)) void split_row(__m512 low, __m512 h
 }
 
 /* 16 x 16 dwords, rows and columns exchanged. */
-static inline void transpose_dwords(__m512i *row) {
+static inline __attribute__((always_inline)) void transpose_dwords(__m512i *row) {
     __m512i a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
+    UNROLLED for (int i = 0; i < 16; i += 2) {
         a[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
         a[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
     }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
+    UNROLLED for (int i = 0; i < 16; i += 4) {
+        UNROLLED for (int j = 0; j < 2; j++) {
             b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
             b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
         }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; j++) {
+    }
+    UNROLLED for (int i = 0; i < 16; i += 8) {
+        UNROLLED for (int j = 0; j < 4; j++) {
             a[i + j] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0x88);
             a[i + j + 4] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0xdd);
         }
-    for (int j = 0; j < 8; j++) {
+    }
+    UNROLLED for (int j = 0; j < 8; j++) {
         row[j] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
         row[j + 8] = _mm512_shuffle_i32x4(a[j], a[j + 8], 0xdd);
     }
@@ -93,29 +102,52 @@ static inline __attribute__((always_inline)) void make_tile(const float *from, i
             split_pairs(_mm512_maskz_loadu_ps(even ? low : 0, even ? from + 2 * r * from_row : from),
                         _mm512_maskz_loadu_ps(odd ? low : 0, odd ? from + (2 * r + 1) * from_row : from), terms, term);
         }
-        for (int t = 0; t < terms; t++) {
+        UNROLLED for (int t = 0; t < terms; t++) {
             if (turned)
                 line[t][r] = term[t];
             else
                 _mm512_store_si512(to + t * TILE + r * TILE_K, term[t]);
         }
     }
-    for (int t = 0; turned && t < terms; t++) {
+    UNROLLED for (int t = 0; turned && t < terms; t++) {
         transpose_dwords(line[t]);
-        for (int r = 0; r < 16; r++) _mm512_store_si512(to + t * TILE + r * TILE_K, line[t][r]);
+        UNROLLED for (int r = 0; r < 16; r++) _mm512_store_si512(to + t * TILE + r * TILE_K, line[t][r]);
     }
 }
 
-/* R x W tiles of sums, from the left factor's rows of tiles (`a_row` elements apart) and the right one's. */
+/* The right factor's tile out of 32 lines of 16, of which so many rows and columns are there. */
+static inline __attribute__((always_inline)) void pack_across(const int terms, const float *from, int64_t from_row,
+                                                              int64_t rows, int64_t columns, bf16 *to) {
+    make_tile(from, from_row, rows, columns, 0, 0, terms, to);
+}
+
+/* Where the tiles of a factor lie. */
+typedef struct {
+    const bf16 *at;
+    int64_t next;         /* elements to the tile of the next 16 rows or columns */
+    int64_t term;         /* to that of the next term */
+    int64_t step;         /* to that of the next step along k, */
+    const int32_t *steps; /* unless here is where the tile of each step lies */
+    int64_t row_bytes;    /* from one row of a tile to the next */
+} factor;
+
+/* Tiles one behind the other: [16 rows or columns][step][term]. */
+static inline factor packed(const bf16 *at, int64_t steps, int terms) {
+    return (factor){at, steps * terms * TILE, TILE, terms * TILE, NULL, 2 * TILE_K};
+}
+
+static inline const bf16 *of_step(const factor *f, int64_t s) { return f->at + (f->steps ? f->steps[s] : s * f->step); }
+
+/* R x W tiles of sums. */
 #define LOAD_A(t)                                                                                            \
     do {                                                                                                     \
-        _tile_loadd(4, a + (t) * TILE, 64);                                                                  \
-        if (R > 1) _tile_loadd(5, a + a_row + (t) * TILE, 64);                                               \
+        _tile_loadd(4, at_a + (t) * a.term, a.row_bytes);                                                    \
+        if (R > 1) _tile_loadd(5, at_a + a.next + (t) * a.term, a.row_bytes);                                \
     } while (0)
 #define LOAD_B(t)                                                                                            \
     do {                                                                                                     \
-        _tile_loadd(6, b + (t) * TILE, 64);                                                                  \
-        if (W > 1) _tile_loadd(7, b + b_row + (t) * TILE, 64);                                               \
+        _tile_loadd(6, at_b + (t) * b.term, b.row_bytes);                                                    \
+        if (W > 1) _tile_loadd(7, at_b + b.next + (t) * b.term, b.row_bytes);                                \
     } while (0)
 #define MULTIPLY                                                                                             \
     do {                                                                                                     \
@@ -125,9 +157,9 @@ static inline __attribute__((always_inline)) void make_tile(const float *from, i
         if (R > 1 && W > 1) _tile_dpbf16ps(3, 5, 7);                                                         \
     } while (0)
 
-static inline __attribute__((always_inline)) void tile_block(const int R, const int W, const int terms, const bf16 *a,
-                                                             int64_t a_row, const bf16 *b, int64_t b_row,
-                                                             int64_t steps, float *c, int64_t c_row, int add) {
+static inline __attribute__((always_inline)) void tile_block(const int R, const int W, const int terms, const factor a,
+                                                             const factor b, int64_t steps, float *c, int64_t c_row,
+                                                             int add) {
     __asm__ volatile("" ::: "memory"); /* gcc 12 does not know either that tiles read and write memory */
     if (add) {
         _tile_loadd(0, c, 4 * c_row);
@@ -140,7 +172,8 @@ static inline __attribute__((always_inline)) void tile_block(const int R, const 
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int64_t s = 0; s < steps; s++, a += terms * TILE, b += terms * TILE) {
+    for (int64_t s = 0; s < steps; s++) {
+        const bf16 *at_a = of_step(&a, s), *at_b = of_step(&b, s);
         /* An order in which few tiles are loaded twice. */
         if (terms == 3) {
             LOAD_A(0);
@@ -177,6 +210,20 @@ static inline __attribute__((always_inline)) void tile_block(const int R, const 
     __asm__ volatile("" ::: "memory");
 }
 
+/* rows x columns <= 32 x 32, in tiles. */
+static inline __attribute__((always_inline)) void tiles_of(int64_t rows, int64_t columns, const int terms,
+                                                           const factor a, const factor b, int64_t steps, float *c,
+                                                           int64_t c_row, int add) {
+    if (rows > 16 && columns > 16)
+        tile_block(2, 2, terms, a, b, steps, c, c_row, add);
+    else if (rows > 16)
+        tile_block(2, 1, terms, a, b, steps, c, c_row, add);
+    else if (columns > 16)
+        tile_block(1, 2, terms, a, b, steps, c, c_row, add);
+    else
+        tile_block(1, 1, terms, a, b, steps, c, c_row, add);
+}
+
 /* One for each number of terms, so that nothing is decided in the inner loops. */
 #define OF_TERMS(terms, function, ...)                                                                       \
     do {                                                                                                     \
@@ -188,24 +235,17 @@ static inline __attribute__((always_inline)) void tile_block(const int R, const 
             function(1, __VA_ARGS__);                                                                        \
     } while (0)
 
-/* rows x columns <= 32 x 32 of sums at c, with or without what stands there; of both factors the tiles for the next 16
- * rows or columns lie `apart` elements further on. */
-static inline __attribute__((always_inline)) void sum_block(const int terms, const bf16 *a, const bf16 *b, int64_t apart,
+/* rows x columns <= 32 x 32 of sums at c, with or without what stands there, and nothing beyond them. */
+static inline __attribute__((always_inline)) void sum_block(const int terms, const factor a, const factor b,
                                                             int64_t steps, float *c, int64_t c_row, int64_t rows,
                                                             int64_t columns, int add) {
+    if (rows % 16 == 0 && columns % 16 == 0) {
+        tiles_of(rows, columns, terms, a, b, steps, c, c_row, add);
+        return;
+    }
     _Alignas(64) float own[32 * 32];
-    int whole = rows % 16 == 0 && columns % 16 == 0;
-    float *to = whole ? c : own;
-    int64_t to_row = whole ? c_row : 32;
-    for (int64_t r = 0; !whole && add && r < rows; r++)
+    for (int64_t r = 0; add && r < rows; r++)
         memcpy(own + r * 32, c + r * c_row, sizeof(float) * (size_t)columns);
-    if (rows > 16 && columns > 16)
-        tile_block(2, 2, terms, a, apart, b, apart, steps, to, to_row, add);
-    else if (rows > 16)
-        tile_block(2, 1, terms, a, apart, b, apart, steps, to, to_row, add);
-    else if (columns > 16)
-        tile_block(1, 2, terms, a, apart, b, apart, steps, to, to_row, add);
-    else
-        tile_block(1, 1, terms, a, apart, b, apart, steps, to, to_row, add);
-    for (int64_t r = 0; !whole && r < rows; r++) memcpy(c + r * c_row, own + r * 32, sizeof(float) * (size_t)columns);
+    tiles_of(rows, columns, terms, a, b, steps, own, 32, add);
+    for (int64_t r = 0; r < rows; r++) memcpy(c + r * c_row, own + r * 32, sizeof(float) * (size_t)columns);
 }
