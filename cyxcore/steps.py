@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.eager import Tensor, next_key, wrap
+from cyxcore.eager import Tensor, next_key, now, wrap
 from cyxcore.errors import GraphError
 from cyxcore.gradients import reached
 from cyxcore.nn.module import Module
@@ -56,8 +55,9 @@ def used(function: Callable[..., Any]) -> tuple[list[Module], list[Optimizer]]:
 class _Traced(NamedTuple):
     plan: Plan
     several: bool
-    stepped: list[int]  # the optimisers that make a step, by place
     written: list[Tensor]  # parameters and buffers the plan writes in place
+    fed: list[Array]  # for each argument what the plan reads
+    scalars: list[tuple[Optimizer, Array, list[tuple[dict[str, Any], Array]]]]  # optimiser, step, (group, its lr)
 
 
 class CompiledStep:
@@ -74,36 +74,43 @@ class CompiledStep:
         self.function, self.modules, self.optimizers, self.device = function, modules, optimizers, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._plans: dict[tuple[Any, ...], _Traced] = {}
+        self._placed: Tensor | None = None  # a parameter: all are on its device
 
     def __call__(self, *inputs: Any) -> Any:
         tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs]
-        device = self.device or next((p.device for module in self.modules for p in module.parameters()), None)
+        device = self.device or self._device()
         key = (
             device,
             self.numerics or precision.current(),
-            *((x.shape, x.dtype) for x in tensors),
-            *(bool(module.training) for module in self.modules),
-            *(_options(group) for optimizer in self.optimizers for group in optimizer.param_groups),
+            *[(x.shape, x.dtype) for x in tensors],
+            *[bool(module.training) for module in self.modules],
+            *[_options(group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
         traced = self._plans.get(key)
         if traced is None:
             traced = self._plans[key] = self._trace(tensors, device)
         plan = traced.plan
-        for place, x in enumerate(tensors):
-            plan.backend.assign(plan.inputs[f"argument.{place}"], devices.put(x._data, plan.device))
-        for place in traced.stepped:
-            optimizer = self.optimizers[place]
+        backend = plan.backend
+        for x, fed in zip(tensors, traced.fed, strict=True):
+            backend.assign(fed, backend.put(x._data))
+        for optimizer, step, rates in traced.scalars:
             optimizer.steps += 1
-            plan.inputs[f"optimizer.{place}.step"][...] = optimizer.steps
-            for number, group in enumerate(optimizer.param_groups):
-                if (lr := plan.inputs.get(f"optimizer.{place}.{number}.lr")) is not None:
-                    lr[...] = group["lr"]
+            step[...] = optimizer.steps
+            for group, lr in rates:
+                lr[...] = group["lr"]
         plan.key[:] = next_key()
         plan.run()
+        time = now()
         for tensor in traced.written:
-            tensor._wrote()
-        results = tuple(wrap(array.copy()) for array in plan.outputs)
+            (tensor._memory or tensor._shared()).written = time
+        results = tuple([wrap(array.copy()) for array in plan.outputs])
         return results if traced.several else results[0]
+
+    def _device(self) -> str | None:
+        """Where the parameters are."""
+        if self._placed is None:
+            self._placed = next((p for module in self.modules for p in module.parameters()), None)
+        return None if self._placed is None else self._placed.device
 
     def _trace(self, inputs: list[Tensor], device: str | None) -> _Traced:
         builder = Builder()
@@ -129,7 +136,16 @@ class CompiledStep:
         names = [f"argument.{place}" for place in range(len(inputs))]
         plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False, numerics=self.numerics)
         written = [tensors[identity] for identity, symbol in known.items() if symbol.node in builder.updates]
-        return _Traced(plan, several, [place for place, stepper in enumerate(steppers) if stepper.steps], written)
+        scalars = []
+        for place, (optimizer, stepper) in enumerate(zip(self.optimizers, steppers, strict=True)):
+            if stepper.steps:
+                rates = [
+                    (group, lr)
+                    for number, group in enumerate(optimizer.param_groups)
+                    if (lr := plan.inputs.get(f"optimizer.{place}.{number}.lr")) is not None
+                ]
+                scalars.append((optimizer, plan.inputs[f"optimizer.{place}.step"], rates))
+        return _Traced(plan, several, written, [plan.inputs[name] for name in names], scalars)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:
@@ -137,7 +153,7 @@ def _buffers(module: Module) -> Iterator[Tensor]:
 
 
 def _options(group: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(value for name, value in group.items() if name not in ("params", "lr"))
+    return tuple([value for name, value in group.items() if name != "params" and name != "lr"])
 
 
 class _Stepper:

@@ -128,8 +128,7 @@ static void NAME(keep_pixels)(const NAME(image_product) * p, const T *block, int
     for (int64_t y = first / width, column = -(first % width); column < NR && y < lines; y++, column += width) {
         int64_t begin = column < 0 ? 0 : column, end = column + kept < NR ? column + kept : NR;
         for (int64_t r = 0; begin < end && r < rows; r++)
-            memcpy(out + r * p->pixels + y * kept + begin - column, block + r * NR + begin,
-                   sizeof(T) * (size_t)(end - begin));
+            NAME(copy)(out + r * p->pixels + y * kept + begin - column, block + r * NR + begin, end - begin);
     }
 }
 
@@ -158,7 +157,7 @@ static void NAME(seen_product_body)(void *context, int64_t begin, int64_t end) {
                 NAME(seen_kernels)[rows - 1](weight + r * p->k, image, p->offset, block, NR, p->k);
                 if (!p->line_panels) NAME(keep_pixels)(p, block, rows, x, out);
                 for (int64_t i = 0; p->line_panels && i < rows; i++)
-                    memcpy(own + i * p->pixels, block + i * NR, sizeof(T) * (size_t)columns);
+                    NAME(copy)(own + i * p->pixels, block + i * NR, columns);
             }
         }
     }

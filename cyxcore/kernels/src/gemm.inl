@@ -13,7 +13,7 @@
 typedef int32_t integer_f32;
 typedef int64_t integer_f64;
 enum {
-    BLOCK_K = 512,
+    BLOCK_K = 384,
     BLOCK_M = 480,
     BLOCK_N = 2048,
     DIRECT_B_ROWS = 48,
@@ -24,6 +24,7 @@ enum {
     TRANSPOSED_A_ROWS = 128,
     TRANSPOSED_A_COLUMNS = 32,
     TRANSPOSED_AT_ONCE = 64,
+    FAR_ELEMENTS = 1 << 16, /* of a product that does not stay in the nearest cache while it is made */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
 #endif
@@ -172,12 +173,39 @@ static void NAME(transpose_columns)(const T *from, int64_t from_row, T *to, int6
         for (int64_t c = begin; c < end; c++) to[c * to_row + r] = from[r * from_row + c];
 }
 
-/* A few columns at a time: what they become stays in the cache until all rows are in it. */
+/* VN columns of at most VN rows, turned in registers: whole lines of the cache are read, and whole vectors written. Rows
+ * that are not there become zero. */
+static inline void NAME(transpose_square)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows) {
+    V x[VN];
+    _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) x[i] = i < rows ? *(const V *)(from + i * from_row) : (V){0};
+    EXCHANGE(x, 1)
+#if VN > 2
+    EXCHANGE(x, 2)
+#endif
+#if VN > 4
+    EXCHANGE(x, 4)
+#endif
+#if VN > 8
+    EXCHANGE(x, 8)
+#endif
+    _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) *(V *)(to + i * to_row) = x[i];
+}
+
+/* A few columns at a time: what they become stays in the cache until all rows are in it. Lines of `to` shorter
+ * than a vector are written beyond their end, the last one too, and then overwritten by the next. */
 static void NAME(transpose)(const T *from, int64_t from_row, T *to, int64_t to_row, int64_t rows,
                             int64_t columns) {
-    for (int64_t c = 0; c < columns; c += TRANSPOSED_AT_ONCE)
-        NAME(transpose_columns)(from, from_row, to, to_row, rows, c,
-                                columns - c < TRANSPOSED_AT_ONCE ? columns : c + TRANSPOSED_AT_ONCE);
+    for (int64_t c = 0; c < columns; c += TRANSPOSED_AT_ONCE) {
+        int64_t end = columns - c < TRANSPOSED_AT_ONCE ? columns : c + TRANSPOSED_AT_ONCE;
+        int64_t whole = c + (end - c) / VN * VN;
+        int64_t r = 0;
+        for (; r < rows && (!r || r + VN <= to_row); r += VN)
+            for (int64_t at = c; at < whole; at += VN)
+                NAME(transpose_square)(from + r * from_row + at, from_row, to + at * to_row + r, to_row,
+                                       rows - r < VN ? rows - r : VN);
+        if (r < rows) NAME(transpose_columns)(from + r * from_row, from_row, to + r, to_row, rows - r, c, whole);
+        if (whole < end) NAME(transpose_columns)(from, from_row, to, to_row, rows, whole, end);
+    }
 }
 
 /* Rows [k, k + count) of `columns` columns of B, from b, as a panel [count][NR]; missing columns become zero.
@@ -239,12 +267,19 @@ static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_coun
     }
 }
 
+/* The block that comes next is on its way from memory while this one is computed. */
+static inline void NAME(prefetch)(const T *c, int64_t c_row) {
+    _Pragma("GCC unroll 16") for (int r = 0; r < MR; r++) for (int w = 0; w < NV; w++)
+        __builtin_prefetch(c + r * c_row + w * VN, 1);
+}
+
 /* One task: rows [m0, m0 + m_block) by a group of panels. */
 static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
     int pack_a = p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
                                  : p->n_count > DIRECT_A_COLUMNS;
+    int far = p->m * p->n > FAR_ELEMENTS;
     T *packed = pack_a ? cyx_scratch(1, sizeof(T) * (size_t)((p->m_block / MR + 1) * ROWS_PANEL(p->k_count))) : NULL;
     if (pack_a && !packed) {
         p->no_memory = 1;
@@ -270,6 +305,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
             const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
             for (int64_t r = 0; r < rows; r += MR) {
                 int64_t count = rows - r < MR ? rows - r : MR;
+                if (far) NAME(prefetch)(r + MR < rows ? c + (r + MR) * p->n : c + NR, p->n);
                 const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
                 NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
                                 columns, own_a, pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n,

@@ -3,28 +3,10 @@
  * Each output stays one chain over k in ascending order, with outputs across a vector. Of a transposed matrix (the
  * weights of a linear layer) VN rows are read side by side and VN x VN elements turned in registers. */
 
-#undef EACH_LANE
-#if VN == 16
-#define EACH_LANE(F, h)                                                                                      \
-    F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h), F(8, h), F(9, h), F(10, h),      \
-        F(11, h), F(12, h), F(13, h), F(14, h), F(15, h)
-#elif VN == 8
-#define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h), F(4, h), F(5, h), F(6, h), F(7, h)
-#elif VN == 4
-#define EACH_LANE(F, h) F(0, h), F(1, h), F(2, h), F(3, h)
-#else
-#define EACH_LANE(F, h) F(0, h), F(1, h)
-#endif
-
 #ifndef GEMV_ONCE
 #define GEMV_ONCE
 #define LOW_LANE(j, h) ((j) & (h) ? VN + (j) - (h) : (j))
 #define HIGH_LANE(j, h) ((j) & (h) ? VN + (j) : (j) + (h))
-#if defined(__clang__)
-#define TWO_VECTORS(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define TWO_VECTORS(a, b, ...) __builtin_shuffle(a, b, (MASK){__VA_ARGS__})
-#endif
 /* Of each 2h x 2h square the two h x h squares off the diagonal change places. */
 #define EXCHANGE(x, h)                                                                                       \
     _Pragma("GCC unroll 16") for (int i = 0; i < VN; i++) if (!(i & (h))) {                                  \

@@ -15,6 +15,11 @@
 #define FMA_V fma_vf32
 #define SPLAT splat_vf32
 #define INF INFINITY
+#if defined(LOAD_PART_f32)
+#define LOAD_PART LOAD_PART_f32
+#define STORE_PART STORE_PART_f32
+#endif
+#include "parts.inl"
 #include "reduce.inl"
 #include "softmax.inl"
 #include "gemv.inl"
@@ -30,6 +35,8 @@
 #undef FMA_V
 #undef SPLAT
 #undef INF
+#undef LOAD_PART
+#undef STORE_PART
 
 #define T double
 #define V vf64
@@ -40,6 +47,11 @@
 #define FMA_V fma_vf64
 #define SPLAT splat_vf64
 #define INF ((double)INFINITY)
+#if defined(LOAD_PART_f64)
+#define LOAD_PART LOAD_PART_f64
+#define STORE_PART STORE_PART_f64
+#endif
+#include "parts.inl"
 #include "reduce.inl"
 #include "softmax.inl"
 #include "gemv.inl"

@@ -21,6 +21,12 @@
 #define splat_vf32(x) ((vf32)_mm512_set1_ps(x))
 #define splat_vf64(x) ((vf64)_mm512_set1_pd(x))
 
+/* The lanes that a mask names, from and to memory; the others of a load are `rest`. */
+#define LOAD_PART_f32(x, mask, rest) _mm512_mask_loadu_ps((__m512)(rest), (__mmask16)(mask), x)
+#define LOAD_PART_f64(x, mask, rest) _mm512_mask_loadu_pd((__m512d)(rest), (__mmask8)(mask), x)
+#define STORE_PART_f32(x, mask, v) _mm512_mask_storeu_ps(x, (__mmask16)(mask), (__m512)(v))
+#define STORE_PART_f64(x, mask, v) _mm512_mask_storeu_pd(x, (__mmask8)(mask), (__m512d)(v))
+
 #include "isa.inl"
 
 void cyx_fill_avx512(cyx_table table) { fill_isa(table); }

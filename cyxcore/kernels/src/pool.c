@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <xmmintrin.h>
@@ -35,7 +36,7 @@ uint64_t cyx_float_mode_set(void) { return 0; }
 void cyx_float_mode_restore(uint64_t saved) { (void)saved; }
 #endif
 
-enum { MAX_THREADS = 256, SCRATCH_SLOTS = 4, SPIN_ROUNDS = 2000 };
+enum { MAX_THREADS = 256, SCRATCH_SLOTS = 4, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21 };
 
 /* The current job. `claims` holds (generation << 32 | pieces not yet taken): taking a piece is one
  * compare-and-swap, and a worker that wakes late finds either nothing left or a job whose caller is still
@@ -213,7 +214,10 @@ void *cyx_scratch(int slot, size_t bytes) {
         own_scratch->memory[slot] = NULL;
         own_scratch->bytes[slot] = 0;
         void *fresh;
-        if (posix_memalign(&fresh, 64, rounded)) return NULL;
+        if (posix_memalign(&fresh, rounded < HUGE_PAGE ? 64 : HUGE_PAGE, rounded)) return NULL;
+#if defined(MADV_HUGEPAGE)
+        if (rounded >= HUGE_PAGE) madvise(fresh, rounded, MADV_HUGEPAGE); /* fewer translations to look up */
+#endif
         own_scratch->memory[slot] = fresh;
         own_scratch->bytes[slot] = rounded;
     }

@@ -25,29 +25,25 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
     static T NAME(FOLD##_block##WIDTH)(const T *x, int64_t n) {                                              \
         enum { VECTORS = WIDTH / VN };                                                                       \
         V lanes[VECTORS];                                                                                    \
-        T last[VN];                                                                                          \
         for (int v = 0; v < VECTORS; v++) lanes[v] = (V){} + (T)(START);                                     \
         int64_t i = 0;                                                                                       \
         for (; i + WIDTH <= n; i += WIDTH) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {      \
                 V next = *(const V *)(x + i + v * VN);                                                       \
                 lanes[v] = JOIN_V(lanes[v], next);                                                           \
             }                                                                                                \
-        if (i < n) {                                                                                         \
-            T rest[WIDTH];                                                                                   \
-            for (int j = 0; j < WIDTH; j++) rest[j] = (T)(START);                                            \
-            memcpy(rest, x + i, sizeof(T) * (size_t)(n - i));                                                \
-            _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                                     \
-                V next = *(const V *)(rest + v * VN);                                                        \
+        if (i < n) _Pragma("GCC unroll 16") for (int v = 0; v < VECTORS; v++) {                              \
+                V next = NAME(part)(x + i + v * VN, n - i - v * VN, (T)(START));                             \
                 lanes[v] = JOIN_V(lanes[v], next);                                                           \
             }                                                                                                \
-        }                                                                                                    \
         _Pragma("GCC unroll 8") for (int half = VECTORS / 2; half; half /= 2)                                \
             _Pragma("GCC unroll 16") for (int v = 0; v < half; v++) lanes[v] =                               \
                 JOIN_V(lanes[v], lanes[v + half]);                                                           \
-        *(V *)last = lanes[0];                                                                               \
-        for (int half = VN / 2; half; half /= 2)                                                             \
-            for (int j = 0; j < half; j++) last[j] = JOIN_S(last[j], last[j + half]);                        \
-        return last[0];                                                                                      \
+        V whole = lanes[0];                                                                                  \
+        if (VN > 8) FOLD_LANES(whole, VN > 8 ? 8 : 1, JOIN_V)                                                \
+        if (VN > 4) FOLD_LANES(whole, VN > 4 ? 4 : 1, JOIN_V)                                                \
+        if (VN > 2) FOLD_LANES(whole, VN > 2 ? 2 : 1, JOIN_V)                                                \
+        FOLD_LANES(whole, 1, JOIN_V)                                                                         \
+        return whole[0];                                                                                     \
     }
 
 #define FOLD(NAME_, JOIN_S, JOIN_V, START)                                                                   \

@@ -23,7 +23,7 @@ static void NAME(softmax_row)(T *out, const T *x, int64_t n, T *work) {
     (void)work;
     NAME(exp_row)(out, x, NAME(max_run)(x, n), n);
     T sum = NAME(sum_run)(out, n);
-    INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] = out[i] / sum;
+    for (int64_t i = 0; i < n; i += VN) NAME(put_part)(out + i, NAME(part)(out + i, n - i, 0) / sum, n - i);
 }
 
 static void NAME(log_softmax_row)(T *out, const T *x, int64_t n, T *work) {
@@ -105,7 +105,8 @@ static void NAME(loss_grad_body)(void *context, int64_t begin, int64_t end) {
         NAME(exp_row)(out, x, NAME(max_run)(x, rows->n), rows->n);
         T sum = NAME(sum_run)(out, rows->n);
         T of_label = (out[labels[r]] / sum - 1) * g;
-        INDEPENDENT for (int64_t i = 0; i < rows->n; i++) out[i] = out[i] / sum * g;
+        for (int64_t i = 0; i < rows->n; i += VN)
+            NAME(put_part)(out + i, NAME(part)(out + i, rows->n - i, 0) / sum * g, rows->n - i);
         out[labels[r]] = of_label;
     }
 }
