@@ -332,6 +332,14 @@ BIG = [
     Case("matmul", [values((600, 130)), values((90, 600))], {"transpose_a": True, "transpose_b": True}),
     Case("matmul", [values((20, 40, 30)), values((20, 30, 50))], {"transpose_a": False, "transpose_b": False}),
     Case("matmul", [values((3, 700)), values((700, 900))], {"transpose_a": False, "transpose_b": False}),
+    Case("matmul", [values((101, 700)), values((700, 1110))], {"transpose_a": False, "transpose_b": False}),
+    Case("matmul", [values((131, 1030)), values((2090, 1030))], {"transpose_a": False, "transpose_b": True}),
+    Case("matmul", [values((70, 200)), values((70, 2060))], {"transpose_a": True, "transpose_b": False}),
+    Case(
+        "matmul",
+        [values((61, 97), "float64"), values((650, 97), "float64")],
+        {"transpose_a": False, "transpose_b": True},
+    ),
     Case("matmul", [values((1, 700)), values((901, 700))], {"transpose_a": False, "transpose_b": True}),
     Case("matmul", [values((1, 700)), values((700, 4352))], {"transpose_a": False, "transpose_b": False}),
     Case(

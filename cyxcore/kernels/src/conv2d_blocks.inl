@@ -8,7 +8,7 @@ static inline __attribute__((always_inline)) void NAME(seen_block)(const int R, 
                                                                    int64_t count) {
     V sum[MR][NV];
     _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) _Pragma("GCC unroll 4") for (int w = 0; w < NV; w++)
-        sum[r][w] = (V){0};
+        sum[r][w] = (V){0}, __builtin_prefetch(c + r * c_row + w * VN, 1); /* written at the end: on its way until then */
     for (int64_t k = 0; k < count; k++, weight += MR) {
         const T *row = image + offset[k];
         V column[NV];

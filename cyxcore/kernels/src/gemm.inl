@@ -24,7 +24,10 @@ enum {
     TRANSPOSED_A_ROWS = 128,
     TRANSPOSED_A_COLUMNS = 32,
     TRANSPOSED_AT_ONCE = 64,
-    FAR_ELEMENTS = 1 << 16, /* of a product that does not stay in the nearest cache while it is made */
+    FAR_ELEMENTS = 1 << 16, /* of a result that leaves the nearest caches before it is written to again */
+    LINE = 16,
+    NEAR_PANELS = 1 << 16, /* elements of the panels that a task packs for itself */
+    LEAST_PANELS = 4,
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
 #endif
@@ -234,25 +237,32 @@ typedef struct {
     int64_t n0, n_count, k0, k_count, m_block, n_block;
     T *panels; /* packed B, or NULL where it is read directly; then `last` holds a panel that is not whole */
     T *last;
+    int64_t panels_of_task; /* 0, or how many panels a task packs by itself: it uses them while they are in the cache */
     _Atomic int no_memory;
 } NAME(product);
 
-static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
-    NAME(product) *p = context;
+/* Panels [begin, end) of the current block of B, one behind the other. */
+static void NAME(pack_b)(const NAME(product) * p, T *to, int64_t begin, int64_t end) {
+    int64_t first = begin;
     if (!p->b_transposed) { /* row by row: a panel at a time would touch as many pages as it has rows */
         int64_t whole = p->n_count / NR < end ? p->n_count / NR : end;
         const T *b = p->b + p->k0 * p->b_row + p->n0;
         for (int64_t k = 0; k < p->k_count; k++)
             for (int64_t panel = begin; panel < whole; panel++)
-                memcpy(p->panels + panel * PANEL(p) + k * NR, b + k * p->b_row + panel * NR, sizeof(T) * NR);
-        if (whole > begin) begin = whole;
+                memcpy(to + (panel - begin) * PANEL(p) + k * NR, b + k * p->b_row + panel * NR, sizeof(T) * NR);
+        if (whole > begin) first = whole;
     }
-    for (int64_t panel = begin; panel < end; panel++) {
+    for (int64_t panel = first; panel < end; panel++) {
         int64_t column = p->n0 + panel * NR, left = p->n0 + p->n_count - column;
         const T *b = p->b + (p->b_transposed ? column * p->b_row + p->k0 : p->k0 * p->b_row + column);
-        NAME(pack_panel)(b, p->b_row, p->b_transposed, p->panels + panel * PANEL(p), p->k_count,
+        NAME(pack_panel)(b, p->b_row, p->b_transposed, to + (panel - begin) * PANEL(p), p->k_count,
                          left < NR ? left : NR);
     }
+}
+
+static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
+    NAME(product) *p = context;
+    NAME(pack_b)(p, p->panels + begin * PANEL(p), begin, end);
 }
 
 /* `rows` columns of a transposed A as panels [k][MR]. Line by line as it lies: a panel at a time would wait for memory at
@@ -267,21 +277,17 @@ static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_coun
     }
 }
 
-/* The block that comes next is on its way from memory while this one is computed. */
-static inline void NAME(prefetch)(const T *c, int64_t c_row) {
-    _Pragma("GCC unroll 16") for (int r = 0; r < MR; r++) for (int w = 0; w < NV; w++)
-        __builtin_prefetch(c + r * c_row + w * VN, 1);
-}
-
 /* One task: rows [m0, m0 + m_block) by a group of panels. */
 static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
     int pack_a = p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
                                  : p->n_count > DIRECT_A_COLUMNS;
-    int far = p->m * p->n > FAR_ELEMENTS;
-    T *packed = pack_a ? cyx_scratch(1, sizeof(T) * (size_t)((p->m_block / MR + 1) * ROWS_PANEL(p->k_count))) : NULL;
-    if (pack_a && !packed) {
+    int far = p->m * p->n > FAR_ELEMENTS; /* the next block of c is fetched while one is computed */
+    int64_t of_a = pack_a ? (p->m_block / MR + 1) * ROWS_PANEL(p->k_count) : 0, packed_m0 = -1;
+    int64_t of_b = p->panels_of_task * PANEL(p);
+    T *packed = of_a + of_b ? cyx_scratch(1, sizeof(T) * (size_t)(of_a + of_b)) : NULL, *own_b = packed + of_a;
+    if (of_a + of_b && !packed) {
         p->no_memory = 1;
         return;
     }
@@ -290,22 +296,30 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         int64_t rows = p->m - m0 < p->m_block ? p->m - m0 : p->m_block;
         int64_t stop = first + p->n_block < p->n_count ? first + p->n_block : p->n_count;
         const T *a = p->a + (p->a_transposed ? p->k0 * p->a_row + m0 : m0 * p->a_row + p->k0);
-        if (pack_a && p->a_transposed) NAME(pack_rows)(a, p->a_row, packed, p->k_count, rows);
-        for (int64_t r = 0; pack_a && !p->a_transposed && r < rows; r += MR)
+        int fresh_a = pack_a && m0 != packed_m0; /* the columns of one block of rows follow each other */
+        packed_m0 = m0;
+        if (fresh_a && p->a_transposed) NAME(pack_rows)(a, p->a_row, packed, p->k_count, rows);
+        for (int64_t r = 0; fresh_a && !p->a_transposed && r < rows; r += MR)
             NAME(transpose)(a + r * p->a_row, p->a_row, packed + r / MR * ROWS_PANEL(p->k_count), MR,
                             rows - r < MR ? rows - r : MR, p->k_count);
+        const T *panels = p->panels;
+        if (of_b) {
+            NAME(pack_b)(p, own_b, first / NR, (stop + NR - 1) / NR);
+            panels = own_b - first / NR * PANEL(p);
+        }
         for (int64_t column = first; column < stop; column += NR) {
             int64_t columns = stop - column < NR ? stop - column : NR;
             const T *b =
-                p->panels ? p->panels + column / NR * PANEL(p) : p->b + p->k0 * p->b_row + p->n0 + column;
-            int64_t b_k = p->panels ? NR : p->b_row;
-            if (!p->panels && columns % VN) b = p->last, b_k = NR;
+                panels ? panels + column / NR * PANEL(p) : p->b + p->k0 * p->b_row + p->n0 + column;
+            int64_t b_k = panels ? NR : p->b_row;
+            if (!panels && columns % VN) b = p->last, b_k = NR;
             T *c = p->c + m0 * p->n + p->n0 + column;
             int done = p->plus.at && p->k0 + p->k_count == p->k;
             const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
             for (int64_t r = 0; r < rows; r += MR) {
                 int64_t count = rows - r < MR ? rows - r : MR;
-                if (far) NAME(prefetch)(r + MR < rows ? c + (r + MR) * p->n : c + NR, p->n);
+                for (int64_t next = r + MR; far && next < r + 2 * MR && next < rows; next++)
+                    for (int64_t at = 0; at < columns; at += LINE) __builtin_prefetch(c + next * p->n + at, 1);
                 const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
                 NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
                                 columns, own_a, pack_a ? MR : p->a_row, b, b_k, c + r * p->n, p->n,
@@ -333,6 +347,19 @@ static void NAME(cut_product)(NAME(product) * p) {
     p->n_block = (panels + threads - 1) / threads * NR;
 }
 
+/* Whether tasks pack their own panels of B, where one block holds all rows and each panel is used by one task only: then
+ * no packed panel leaves the cache before it is used. Threads take columns. */
+static int NAME(tasks_pack)(NAME(product) * p) {
+    int64_t threads = cyx_threads(), panels = (p->n_count + NR - 1) / NR, near = NEAR_PANELS / (NR * p->k_count);
+    int64_t at_once = near > LEAST_PANELS ? near : LEAST_PANELS;
+    int64_t tasks = ((panels + at_once - 1) / at_once + threads - 1) / threads * threads;
+    p->panels_of_task = 0;
+    if (p->m > BLOCK_M / MR * MR || tasks < 2 || tasks * LEAST_PANELS > 2 * panels) return 0;
+    p->panels_of_task = (panels + tasks - 1) / tasks;
+    p->m_block = BLOCK_M / MR * MR, p->n_block = p->panels_of_task * NR;
+    return 1;
+}
+
 static cyx_status NAME(multiply)(NAME(product) * p) {
     if (!p->m || !p->n) return CYX_OK;
     if (!p->k) {
@@ -346,20 +373,21 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
             p->n_count = p->n - p->n0 < BLOCK_N ? p->n - p->n0 : BLOCK_N;
             p->k_count = p->k - p->k0 < BLOCK_K ? p->k - p->k0 : BLOCK_K;
             int64_t panels = (p->n_count + NR - 1) / NR, whole = p->n_count / NR * NR;
-            T *memory = cyx_scratch(0, sizeof(T) * (size_t)(PANEL(p) * (direct_b ? 1 : panels)));
-            if (!memory) return CYX_NO_MEMORY;
             NAME(cut_product)(p);
-            p->panels = direct_b ? NULL : memory;
+            int own_b = !direct_b && NAME(tasks_pack)(p);
+            T *memory = cyx_scratch(0, sizeof(T) * (size_t)(PANEL(p) * (direct_b || own_b ? 1 : panels)));
+            if (!memory) return CYX_NO_MEMORY;
+            p->panels = direct_b || own_b ? NULL : memory;
             p->last = memory;
             if (direct_b && (p->n_count - whole) % VN)
                 NAME(pack_panel)(p->b + p->k0 * p->b_row + p->n0 + whole, p->b_row, 0, memory, p->k_count,
                                  p->n_count - whole);
-            if (!direct_b)
+            if (p->panels)
                 cyx_parallel(panels, cyx_grain(panels, (double)(NR * p->k_count), 100000), NAME(pack_b_body),
                              p);
             int64_t tasks =
                 (p->m + p->m_block - 1) / p->m_block * ((p->n_count + p->n_block - 1) / p->n_block);
-            cyx_parallel(tasks, 1, NAME(product_body), p);
+            cyx_parallel(tasks, own_b ? (tasks + cyx_threads() - 1) / cyx_threads() : 1, NAME(product_body), p);
             if (p->no_memory) return CYX_NO_MEMORY;
         }
     return CYX_OK;
