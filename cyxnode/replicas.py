@@ -24,6 +24,7 @@ REPLICA_COMMAND = (sys.executable, "-P", "-m", "cyxnode.replica")
 HALT_S = 5.0  # for a process that has answered everything, to end
 LET_IN_S = 20.0  # so long a connection may be refused: not every central knows the lease at once
 LET_IN_PAUSE_S = 0.2
+LOAD_S, LOAD_BYTES_PER_S = 120.0, 10_000_000  # for a model: so long, and at least so fast
 COUNT_EVERY_S = 0.25  # what is in flight
 
 
@@ -51,12 +52,19 @@ class Replica:
         return self
 
     async def load(self, model_path: Path, order: Serve, model_format: str) -> Serving | Failed:
-        """Have it load the model. Raises NodeError when it is no good at all."""
+        """Have it load the model, in time. Raises NodeError when it is no good at all."""
         await self.process.wait_ready()
         path = self.process.folder.absolute() / f"model.{model_format}"  # how a file is read depends on its ending
         path.symlink_to(model_path)
         self.process.tell(replace(order, model_path=str(path)))
-        said = await anext(self.process.said())
+        limit_s = LOAD_S + model_path.stat().st_size / LOAD_BYTES_PER_S
+        try:
+            async with asyncio.timeout(limit_s):
+                said = await anext(self.process.said())
+        except TimeoutError:
+            self.process.kill()
+            why = f"the model was not loaded within {limit_s:.0f} s; a smaller one, or a faster node, would be"
+            return Failed(code="load_timeout", message=why, deterministic=False)
         if isinstance(said, Serving | Failed):
             return said
         self.process.kill()

@@ -6,7 +6,7 @@
     Pause ──▶ halted: a checkpoint is stored, then the run is reported as paused
     fenced, Stop, or named in a heartbeat's stop list ──▶ killed and forgotten
     node: working ──asked to drain──▶ no new run is taken; what runs goes on ──asked again──▶ as before
-    node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or 8 s──▶ leaving ──▶ exit
+    node: working ──asked to stop──▶ halting: every run as with Pause ──all reported, or in time──▶ leaving ──▶ exit
 
 A funded Assign is its own Begin. A run outlives the loss of central and broker: it goes on, and its reports are
 repeated until somebody answers. Every request that an action sends comes back as exactly one event: answered, refused
@@ -63,6 +63,7 @@ from cyxnode.outbox import Outbox
 RETRY_MS = (100, 200, 400, 1000, 2000, 4000, 8000, 16_000)
 ENDED_REMEMBERED = 256
 STOP_GRACE_MS = 8000  # for the checkpoints of a node that is asked to stop: supervisors usually kill after 10 s
+DRAINED_MS = 2000  # for a replica that has answered everything, to end and be reported
 
 Phase = Literal["fetching", "ready", "training", "uploading", "reporting"]
 
@@ -308,12 +309,18 @@ def _on_report_unanswered(state: State, event: ReportUnanswered, now_ms: int) ->
 def _on_shutdown_asked(state: State, event: ShutdownAsked, now_ms: int) -> Step:
     if not state.heartbeat_ms:  # central never knew it
         return replace(state, life="leaving", register_at_ms=None), [Exit(0, event.reason)]
-    state = replace(state, life="halting", halt_by_ms=now_ms + STOP_GRACE_MS, stop_reason=event.reason)
+    state = replace(state, life="halting", halt_by_ms=now_ms + _grace_ms(state), stop_reason=event.reason)
     actions: list[Action] = [Note(f"{event.reason}: stopping; its runs store a checkpoint first")] if state.runs else []
     for key in state.runs:
         state, more = _halt(state, key, "node_stopped")
         actions += more
     return state, actions
+
+
+def _grace_ms(state: State) -> int:
+    """How long the runs of a node that stops have: a replica as long as its client bought for what it has taken."""
+    serving = (run.assign.job.serve for run in state.runs.values())
+    return max([STOP_GRACE_MS, *(spec.drain_s * 1000 + DRAINED_MS for spec in serving if spec)])
 
 
 def _on_drain_asked(state: State, event: DrainAsked, now_ms: int) -> Step:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from cyxcore.model import save_model
 from cyxnet.asking import WINDOW
 from cyxnode import exchange as x
+from cyxnode import replicas
 from cyxnode.pipe import Failed, Halted, Serve, Serving
 from cyxnode.process import Launch
 from cyxnode.replica import Desk
@@ -165,6 +166,17 @@ async def test_a_file_that_is_no_model_is_the_jobs_fault(
     (tmp_path / name).write_bytes(content)
     _, said = await asking.load(tmp_path / name)
     assert isinstance(said, Failed) and (said.code, said.deterministic) == (code, deterministic), said
+
+
+async def test_a_model_that_is_not_loaded_in_time_is_given_up_with_the_reason(
+    asking: Asking, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "LOAD_S", 0.0)
+    monkeypatch.setattr(replicas, "LOAD_BYTES_PER_S", 10**15)
+    replica, end = await asking.load(model_file)
+    assert isinstance(end, Failed) and end.code == "load_timeout" and not end.deterministic
+    assert "not loaded within 0 s" in end.message
+    await replica.process.wait_end()
 
 
 async def test_a_model_that_does_not_fit_may_fit_elsewhere(asking: Asking, model_file: Path) -> None:

@@ -20,6 +20,7 @@ from cyxnet.messages import (
     RunFailed,
     RunRef,
     RunStarted,
+    ServeSpec,
     Stop,
 )
 from cyxnode import events as e
@@ -494,6 +495,15 @@ def test_a_run_that_cannot_be_stored_in_time_is_killed_when_the_node_stops() -> 
     assert next_wake_ms(replace(STOPPING, heartbeat_at_ms=None)) == 10 + STOP_GRACE_MS
     state, done = step(STOPPING, e.Tick(), 10 + STOP_GRACE_MS)
     assert done[-2:] == [e.KillRun(KEY, "SIGTERM"), e.SayGoodbye("SIGTERM")] and not state.runs
+
+
+@pytest.mark.parametrize(("drain_s", "grace_ms"), [(0, STOP_GRACE_MS), (60, 62_000)])
+def test_a_replica_has_the_time_that_its_client_wants_when_the_node_stops(drain_s: int, grace_ms: int) -> None:
+    spec = ServeSpec(deployment="digits-" + "0" * 12, format="onnx", seconds=60, drain_s=drain_s)
+    run = TRAINING.runs[KEY]
+    serving = replace(run, assign=replace(run.assign, job=replace(run.assign.job, serve=spec)))
+    state, _ = step(replace(TRAINING, runs={KEY: serving}), e.ShutdownAsked("SIGTERM"), 10)
+    assert state.halt_by_ms == 10 + grace_ms
 
 
 def test_a_model_that_is_being_delivered_is_waited_for_when_the_node_stops() -> None:
