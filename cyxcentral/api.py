@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import heapq
 import itertools
 import math
 import weakref
@@ -20,6 +19,7 @@ from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.fetches import Fetches
 from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
+from cyxcentral.roster import EVERYBODY
 from cyxcentral.uploads import Uploads
 from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
@@ -38,6 +38,8 @@ WALLETS_REMEMBERED = 10_000
 FUNDS_TRUSTED_MS = 5_000.0
 ESCROWS_LOOKED_AT = 100  # of one payer, whose deposits may have landed: as many as the chain tells at once
 PRICES_SHOWN = 20
+JOBS_AT_ONCE = 1_000  # looked at for a list; then others have their turn
+JOBS_PER_REQUEST = 20_000  # so many of them cost who asks as much as one request
 REPLICAS_SHOWN = 200  # of one deployment, the newest
 STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
     m.CancelRequested: "cancelled",
@@ -415,15 +417,48 @@ class Api:
         return await self._view(await self._find(ask.job_id))
 
     async def _list(self, caller: str, ask: m.JobListRequest) -> m.JobList:
-        matching = [job for job in self._world.jobs.values() if listing.wanted_job(job, ask, caller)]
-        behind = [job for job in matching if listing.before_job(job, ask)]
-        page = heapq.nlargest(ask.limit, behind, key=listing.place)
-        if len(behind) > len(page) and ask.before_id is None:
-            # an older client's next page begins before a millisecond, so this one ends with a whole one
-            page = sorted((job for job in behind if job.submitted_at_ms >= page[-1].submitted_at_ms), key=listing.place)
-            page.reverse()
-        found = await listing.page(page, self._view)
-        return m.JobList(jobs=found, total=len(matching), more=len(found) < len(behind))
+        roster, who = self._world.roster, caller if ask.mine else EVERYBODY
+        while not roster.fill(JOBS_AT_ONCE):
+            await asyncio.sleep(0)
+        counted = ask.name is None and ask.node_id is None  # then nobody has to look at every job
+        total = roster.total(who, ask.status) if counted else 0
+        found: list[jobs.Job] = []
+        more, begins, at = False, listing.begins_before(ask), listing.begins_before(ask) if counted else None
+        looked = 0
+        while not (counted and (more or not total)):
+            if looked:
+                await self._look_on(caller)
+            some = roster.older(who, roster.index(who, at), JOBS_AT_ONCE)
+            looked += len(some)
+            for job in some:
+                at = listing.place(job)
+                if not listing.wanted_job(job, ask, caller):
+                    continue
+                total += not counted
+                if begins is not None and at >= begins:
+                    continue
+                # an older client's next page begins before a millisecond, so this one ends with a whole one
+                in_page = len(found) < ask.limit or ask.before_id is None and at[0] == found[-1].submitted_at_ms
+                if in_page and not more:
+                    found.append(job)
+                    continue
+                more = True
+                if counted:
+                    break
+            if len(some) < JOBS_AT_ONCE:
+                break
+        shown = await listing.page(found, self._view)
+        return m.JobList(jobs=shown, total=total, more=more or len(shown) < len(found))
+
+    async def _look_on(self, caller: str) -> None:
+        """Let others have their turn, and charge who asks for what central has to look at.
+
+        Raises ApiError rate_limited (429).
+        """
+        if wait_ms := self._central.over_limit_ms(caller, JOBS_AT_ONCE / JOBS_PER_REQUEST):
+            why = "the list goes through very many jobs; wait, or ask without a name, node and rare status"
+            raise ApiError("rate_limited", why, 429, retry_after_ms=wait_ms)
+        await asyncio.sleep(0)
 
     async def _updates(self, caller: str, ask: m.UpdatesRequest) -> m.Updates:
         job = await self._find(ask.job_id)

@@ -12,6 +12,7 @@ from cyxnet import messages as m
 
 Item = TypeVar("Item")
 View = TypeVar("View")
+Place = tuple[int, str]  # of a job: when it was submitted, and its id
 PAGE_BYTES = 400_000  # of one answer, unless its only item is larger
 
 
@@ -67,18 +68,14 @@ def wanted_job(job: jobs.Job, ask: m.JobListRequest, caller: str) -> bool:
     )
 
 
-def place(job: jobs.Job) -> tuple[int, str]:
+def place(job: jobs.Job) -> Place:
     """Where a job stands in lists, whose first is the largest."""
     return job.submitted_at_ms, job.job_id
 
 
-def before_job(job: jobs.Job, ask: m.JobListRequest) -> bool:
-    """Whether a job comes behind the last one of the page before."""
-    if ask.before is None:
-        return True
-    if not ask.before_id:  # as older clients ask
-        return job.submitted_at_ms < ask.before
-    return place(job) < (ask.before, ask.before_id)
+def begins_before(ask: m.JobListRequest) -> Place | None:
+    """The place of the last job of the page before; None for the first page."""
+    return None if ask.before is None else (ask.before, ask.before_id or "")  # without an id as older clients ask
 
 
 async def page(items: Sequence[Item], view: Callable[[Item], Awaitable[View]]) -> list[View]:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from cyxcentral import clients, jobs, nodes, payouts
 from cyxcentral.matching import Matching
+from cyxcentral.roster import Roster
 from cyxcentral.schedule import Assignment, Candidate, Weights
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -82,6 +83,7 @@ class World:
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
         self._weights = weights
         self._matching: Matching | None = None
+        self._roster: Roster | None = None
         self._changed_jobs: set[str] = set()  # since the matching was asked for, if it ever was
         self._changed_nodes: set[str] = set()
         self._happens: dict[str, Callable[[str, Any, int], str | None]] = {
@@ -150,6 +152,13 @@ class World:
         self._changed_jobs.clear()
         self._changed_nodes.clear()
         return self._matching
+
+    @property
+    def roster(self) -> Roster:
+        """All jobs as lists show them; to be filled by whoever asks for it."""
+        if self._roster is None:
+            self._roster = Roster(self.jobs)
+        return self._roster
 
     def _waits(self, job_id: str) -> bool:
         return jobs.waits(self.jobs[job_id]) and subjects.job_event(job_id) not in self.damaged
@@ -237,6 +246,8 @@ class World:
                 self.active.add(job_id)
         if self._matching is not None:
             self._changed_jobs.add(job_id)
+        if self._roster is not None:
+            self._roster.changed(before, job)
         if job.job.serve:
             if before is None:
                 self.deployments.setdefault(job.job.serve.deployment, set()).add(job_id)

@@ -104,7 +104,7 @@ cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
 cyxcentral.nodes cyxcentral.clients cyxcentral.scaling
 cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
-cyxcentral.listing cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxcentral.views
+cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.columns cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
@@ -164,6 +164,7 @@ PURE = {
     "cyxcentral.http.routes",
     "cyxcentral.jobs",
     "cyxcentral.line",
+    "cyxcentral.roster",
     "cyxcentral.matching",
     "cyxcentral.money",
     "cyxcentral.nodes",
