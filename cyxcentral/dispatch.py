@@ -17,6 +17,7 @@ from cyxcentral import intake, jobs, nodes, reports, scaling, schedule
 from cyxcentral.blobs import Blobs, NotStored
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
+from cyxcentral.pings import Pings
 from cyxcore.errors import CyxError
 from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
@@ -77,6 +78,7 @@ class Dispatch:
         self._telling: dict[RunKey, asyncio.Task[None]] = {}
         self._advanced: dict[RunKey, tuple[object, float]] = {}  # run -> where it was last, and since when
         self._scaling = scaling.Scaling()
+        self._pings = Pings(edge, heartbeat_ms)
         self._loop_task: asyncio.Task[None] | None = None
         self._assigning = False  # leases of jobs that wait are under way
         self._leasing_at_once = False  # a lease is under way whose job is not stored yet, as far as we know
@@ -97,6 +99,7 @@ class Dispatch:
         for verb, handler in handlers.items():
             kind, _ = subjects.NODE_VERBS[verb]
             await self._edge.answer(subjects.node("*", verb), kind, self._from_node(handler), strangers=True)
+        await self._pings.start()
         self._loop_task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -342,6 +345,7 @@ class Dispatch:
         now = self._machine.monotonic_ms()
         if now - self._listened_ms > self.lease_ms / 2:
             self._heard_ms = dict.fromkeys(self._heard_ms, now)
+            self._pings.forgive(now)
         self._listened_ms = now
 
     async def _sweep(self, changed: set[str] | None = None) -> None:
@@ -358,7 +362,10 @@ class Dispatch:
             # asked again before each append: it may have been heard while the one before was under way
             still = functools.partial(self._is_silent, node_id)
             await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms", still=still)
-        for job in self._leased(changed):
+        leased = self._leased(changed)
+        if changed is None:
+            self._pings.look({_replica(job) for job in leased if _answers(job)}, now)
+        for job in leased:
             attempt = job.current
             if attempt is None:
                 continue
@@ -410,8 +417,13 @@ class Dispatch:
             if now_ms - self._advanced[key][1] > grace_ms:
                 return jobs.PAUSED, f"the node did not end the run within {grace_ms} ms"
             return None
-        if job.job.serve and job.attempts[-1].started_at_ms is not None:
-            return None  # it is ready: whoever asks sees whether it answers
+        if _answers(job):
+            if self._pings.silent_ms(_replica(job), now_ms) > self.lease_ms:
+                return (
+                    "not_answering",
+                    f"the replica says that it is ready, and answered nothing for {self.lease_ms} ms",
+                )
+            return None
         _, since_ms = self._advanced.setdefault(key, (None, now_ms))
         if now_ms - since_ms > self._progress_ms:
             return "no_progress", f"the node is alive, but the run made no progress for {self._progress_ms} ms"
@@ -762,6 +774,15 @@ class Dispatch:
         await self._lose_node(said.node_id, said.session, said.reason, graceful=True)
         await self._sweep()
         return m.ReportReply(accepted=True)
+
+
+def _answers(job: jobs.Job) -> bool:
+    """Whether a replica of this job shall answer now."""
+    return bool(job.job.serve and job.current and job.current.started_at_ms is not None and not job.halts)
+
+
+def _replica(job: jobs.Job) -> tuple[str, str, int]:
+    return job.attempts[-1].node_id, job.job_id, job.attempt
 
 
 def _signed_with(said: m.RunCheckpoint | m.RunCompleted) -> dict[str, Any]:

@@ -196,7 +196,10 @@ class Door:
             await self._kick(*key)
 
     def _permit(self, user_nkey: str, who: Admitted) -> str:
-        may = replica_permissions(who.deployment) if who.deployment else permissions(who.role, who.identity)
+        if who.deployment:
+            may = replica_permissions(who.deployment, who.identity)
+        else:
+            may = permissions(who.role, who.identity)
         nats: dict[str, Any] = {
             "type": "user",
             "version": 2,

@@ -26,7 +26,7 @@ from cyxcore.errors import CyxError
 from cyxnet import subjects
 
 JSON, EVENTS = "application/json", "text/event-stream"
-PREDICT = "/v1/predict"
+PREDICT, PING = "/v1/predict", "/readyz"
 PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
 TIMEOUT_MS = 60_000  # of a question that names none
 WINDOW, PATIENCE_S, STOP = 32, 10.0, b"stop"

@@ -8,6 +8,7 @@ EDGE     cyx.v1.cmd.<node>                    central → node      Command
 EDGE     cyx.v1.infer.<deployment>.<caller>   client → replica    what the model is asked (cyxnet/asking.py)
 EDGE     cyx.v1.reply.<caller>.<token>        replica → client    its answer, in parts
 EDGE     cyx.v1.taken.<deployment>.<caller>.<token> client → replicas  how many parts were taken, or stop
+EDGE     cyx.v1.ping.<node>.<job>.<attempt>   central → replica   whether it answers; it does on cyx.v1.reply.…
 CORE     cyx.v1.event.job|node|mint|client.<id> central             Record: stream EVENTS, the truth
 CORE     cyx.v1.event.payouts.platform        central             Record: whether the platform pays
 CORE     cyx.v1.telemetry.<node>              central             TelemetryRecord: stream TELEMETRY
@@ -118,6 +119,7 @@ def update(job_id: str) -> str:
 
 
 REPLICAS = "replicas"  # the queue group in which they answer
+CENTRAL = "central"  # who asks replicas whether they answer: no caller is called so
 
 
 def infer(deployment: str, caller: str) -> str:
@@ -133,6 +135,11 @@ def reply(caller: str, token: str) -> str:
 def taken(deployment: str, caller: str, token: str) -> str:
     """Where this caller tells the replica that answers `token` to go on, or to stop."""
     return f"{ROOT}.taken.{deployment}.{caller}.{token}"
+
+
+def ping(replica: str) -> str:
+    """Where central asks one replica, by the id of its connection, whether it answers."""
+    return f"{ROOT}.ping.{replica.replace('/', '.')}"
 
 
 def deployment_id(slug: str, owner: str) -> str:
@@ -231,10 +238,10 @@ def permissions(role: Role, identity: str) -> Permissions:
     )
 
 
-def replica_permissions(deployment: str) -> Permissions:
-    """What the connection of one replica may do: answer in turn with the others, and nothing besides. It has no inbox.
+def replica_permissions(deployment: str, replica: str) -> Permissions:
+    """What the connection of one replica may do: answer in turn with the others, and central. It has no inbox.
 
     Where it is asked it may subscribe in the queue group only, so it never gets a copy of what another replica answers.
     """
     asked = f"{infer(deployment, '*')} {REPLICAS}"
-    return Permissions(publish=[reply("*", ">")], subscribe=[asked, taken(deployment, "*", "*")])
+    return Permissions(publish=[reply("*", ">")], subscribe=[asked, taken(deployment, "*", "*"), ping(replica)])

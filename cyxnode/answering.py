@@ -7,6 +7,7 @@ nowhere else. An answer in parts waits for its asker: each part names the subjec
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -36,11 +37,12 @@ KEPT_HEADERS, KEPT_HEADER_BYTES = 256, 512  # of different ones, whose meaning i
 
 
 class Mine(Struct, frozen=True, kw_only=True):
-    """What is answered here, and to whom: to its owner, or (public) to anybody."""
+    """What is answered here, and to whom: to its owner, or (public) to anybody; and to central as this replica."""
 
     deployment: str
     owner: str
     public: bool
+    replica: str
 
 
 class _Asked:
@@ -84,6 +86,7 @@ class Answering:
         """From here on it is asked. Raises BusError."""
         deployment = self._mine.deployment
         await self._bus.attend(subjects.taken(deployment, "*", "*"), self._on_taken)
+        await self._bus.attend(subjects.ping(self._mine.replica), self._on_ping)
         infer = subjects.infer(deployment, "*")
         self._questions = await self._bus.attend(infer, self._on_question, subjects.REPLICAS)
         self._looking = asyncio.create_task(self._look())
@@ -145,6 +148,15 @@ class Answering:
         asked.number = self._replica.ask(
             method, question.route, question.content_type, question.accept, message.data, asked.tell
         )
+
+    def _on_ping(self, message: Message) -> None:
+        """Central asks whether the model answers: its process does, however much there is to do."""
+        if message.reply.startswith(subjects.reply(subjects.CENTRAL, "")):
+            self._replica.ask("GET", asking.PING, asking.JSON, "", b"", functools.partial(self._pong, message.reply))
+
+    def _pong(self, reply: str, frame: x.Reply | x.Part | None) -> None:
+        if isinstance(frame, x.Reply):
+            self._send(reply, Part(status=frame.status), None)
 
     def _question(self, message: Message) -> Question:
         """What the headers say; they are mostly the same, over and over."""

@@ -14,6 +14,7 @@ from msgspec import Struct
 from cyxcore.errors import CyxError
 from cyxnet import artifacts
 from cyxnet.bus import ApiError, Bus, BusError
+from cyxnet.credentials import replica_id
 from cyxnet.messages import (
     Assign,
     Checkpoint,
@@ -240,7 +241,8 @@ class Runs:
     async def _answer(self, key: RunKey, assign: Assign, work: Work, replica: Replica) -> Halted | Failed:
         spec = assign.job.serve
         assert spec is not None
-        mine = Mine(deployment=spec.deployment, owner=assign.owner, public=spec.public)
+        replica_of = replica_id(self._node_id, *key)
+        mine = Mine(deployment=spec.deployment, owner=assign.owner, public=spec.public, replica=replica_of)
         work.service = service = Service(replica, lambda: self._connect(*key), mine, spec.drain_s)
         self._tell(Advanced(key, "ready"))
         if work.begun_s is not None:

@@ -102,7 +102,7 @@ cyxnode.serving.loading cyxnode.serving.loop cyxnode.serving cyxnode.serving.__m
 
 cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
-cyxcentral.nodes cyxcentral.clients cyxcentral.scaling
+cyxcentral.nodes cyxcentral.clients cyxcentral.scaling cyxcentral.pings
 cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxcentral.views
 cyxcentral.intake cyxcentral.prices

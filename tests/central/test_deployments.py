@@ -10,15 +10,17 @@ from cyxcentral import intake, jobs, views
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
 from cyxcentral.machine import Machine
+from cyxcentral.pings import Pings
 from cyxcore.errors import SpecError
 from cyxcore.spec import ModelSpec
+from cyxnet import asking, subjects
 from cyxnet import messages as m
-from cyxnet import subjects
+from cyxnet.asking import Part
 from cyxnet.bus import ApiError, Bus
-from cyxnet.credentials import as_node
+from cyxnet.credentials import as_node, replica_id
 from tests.central import facts as f
 from tests.central import worlds
-from tests.central.test_dispatch import KEY, NODE, SmallCentral, failed, heartbeat, leased, register, started
+from tests.central.test_dispatch import KEY, LEASE_MS, NODE, SmallCentral, failed, heartbeat, leased, register, started
 
 JOB = subjects.job_event("job-1")
 
@@ -91,6 +93,57 @@ async def test_a_replica_that_is_ready_loses_its_lease_to_no_standstill(central)
     await central.dispatch._sweep()
     await central.dispatch._sweep()
     assert central.world.jobs["job-1"].status == "leased"
+
+
+class Pinged:
+    """A replica that answers central, or does not."""
+
+    def __init__(self, bus):
+        self.bus, self.status = bus, 200
+
+    def take(self, message):
+        self.bus.send(message.reply, b"", asking.part_headers(Part(status=self.status)))
+
+
+async def test_a_replica_that_says_it_is_ready_and_answers_nothing_loses_its_lease(broker):
+    central = await SmallCentral.start(broker, "central-a")
+    replica = Pinged(await Bus.connect(broker.url("edge"), name="replica"))
+    now_ms = [0.0]
+    try:
+        await ready(central)
+        central.dispatch._machine = Machine(monotonic_ms=lambda: now_ms[0])
+        await central.dispatch._pings.start()
+        await replica.bus.attend(subjects.ping(replica_id(NODE, "job-1", 1)), replica.take)
+
+        async def a_lease_later():
+            for _ in range(5):
+                now_ms[0] += LEASE_MS / 4
+                central.dispatch._hear(NODE)
+                await central.dispatch._sweep()
+                for bus in (central.edge, replica.bus, central.edge):
+                    await bus.round_trip()
+
+        await a_lease_later()
+        await a_lease_later()
+        assert central.world.jobs["job-1"].status == "leased"
+        replica.status = 503
+        await a_lease_later()
+        await a_lease_later()
+        job = central.world.jobs["job-1"]
+        assert job.attempts[0].lost.code == "not_answering" and job.served_ms(10**15) >= 0
+    finally:
+        await replica.bus.close()
+        await central.close()
+
+
+async def test_silence_while_central_could_not_hear_is_no_silence(central):
+    pings, replica = Pings(central.edge, 10.0), (NODE, "job-1", 1)
+    pings.look({replica}, 0.0)
+    assert pings.silent_ms(replica, 90.0) == 90.0
+    pings.forgive(90.0)
+    assert pings.silent_ms(replica, 95.0) == 5.0
+    pings.look(set(), 96.0)
+    assert pings.silent_ms(replica, 99.0) == 0.0 and not pings._by_token
 
 
 async def test_only_the_holder_of_the_lease_may_answer_for_the_deployment(central):

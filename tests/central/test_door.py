@@ -250,6 +250,7 @@ async def test_a_replica_hears_the_questions_to_its_own_deployment_and_only_in_i
     bus, edge, heard = await join(REPLICA), network[2], []
     mine = subjects.infer(DIGITS, "*")
     for subject, queue in [
+        (subjects.ping("node-2/job-1/3"), ""),  # what central asks another one
         (mine, ""),  # a copy of what other replicas answer
         (mine, "others"),
         (subjects.infer(CATS, "*"), subjects.REPLICAS),
@@ -261,7 +262,8 @@ async def test_a_replica_hears_the_questions_to_its_own_deployment_and_only_in_i
         (">", subjects.REPLICAS),
     ]:
         await bus.attend(subject, heard.append, queue)
-    for subject in (subjects.infer(DIGITS, ALICE.id), subjects.infer(CATS, ALICE.id), subjects.command(ONE.id)):
+    others = subjects.ping("node-2/job-1/3")
+    for subject in (subjects.infer(DIGITS, ALICE.id), subjects.infer(CATS, ALICE.id), subjects.command(ONE.id), others):
         await edge.publish(subject, b"x", reply=subjects.reply(ALICE.id, "token"))
     await edge.round_trip()
     await bus.round_trip()

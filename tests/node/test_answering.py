@@ -8,9 +8,10 @@ import pytest
 from cyxnet import asking, subjects
 from cyxnet.bus import Bus
 from cyxnode.answering import Answering, Mine
+from cyxnode.exchange import Reply
 
 CALLER = "c-1"
-MINE = Mine(deployment="digits-0123456789ab", owner=CALLER, public=False)
+MINE = Mine(deployment="digits-0123456789ab", owner=CALLER, public=False, replica="node-1/job-1/1")
 
 
 class Silent:
@@ -20,9 +21,10 @@ class Silent:
     beat_s = -math.inf
 
     def __init__(self):
-        self.asked, self.dropped = asyncio.Queue(), []
+        self.asked, self.dropped, self.paths = asyncio.Queue(), [], []
 
     def ask(self, method, path, content_type, accept, body, tell):
+        self.paths.append(path)
         self.asked.put_nowait(tell)
         return 1
 
@@ -109,3 +111,15 @@ async def test_who_wants_to_is_told_that_the_replica_is_at_it_as_long_as_that_sa
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(3 * asking.ALIVE_EVERY_S):
             await asker.heard.get()
+
+
+async def test_central_and_nobody_else_is_told_whether_the_models_process_answers(answering, asker):
+    heard = asyncio.Queue()
+    await asker.bus.attend(subjects.reply(subjects.CENTRAL, "*"), heard.put_nowait)
+    for reply in (subjects.reply(CALLER, "a"), subjects.reply(subjects.CENTRAL, "b")):
+        asker.bus.send(subjects.ping("node-1/job-1/1"), b"", {}, reply)
+    tell = await answering._replica.asked.get()
+    tell(Reply(1, 200, "application/json", 0, b"{}", False))
+    said = await heard.get()
+    assert (subjects.last_token(said.subject), said.headers["Cyx-Status"]) == ("b", "200")
+    assert answering._replica.paths == ["/readyz"] and answering.in_flight == 0

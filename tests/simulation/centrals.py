@@ -69,7 +69,27 @@ def shrink() -> "contextlib.ExitStack":
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
     stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))
     stack.enter_context(mock.patch.object(reports, "verify", VERIFY))
+    stack.enter_context(mock.patch.object(dispatch, "Pings", NoPings))
     return stack
+
+
+class NoPings:
+    """Nobody is asked whether he answers: a replica here has no connection of its own."""
+
+    def __init__(self, edge: Any, every_ms: float):
+        pass
+
+    async def start(self) -> None:
+        pass
+
+    def look(self, ready: Any, now_ms: float) -> None:
+        pass
+
+    def silent_ms(self, replica: Any, now_ms: float) -> float:
+        return 0.0
+
+    def forgive(self, now_ms: float) -> None:
+        pass
 
 
 class KeysAtHand:

@@ -9,11 +9,13 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+import cyxcore as cx
 from cyxnet import jobfile
 from cyxnet.client import AsyncClient
 from cyxnet.gateway import Gateway
 from cyxnet.httpserver import Server
 from cyxnet.local import LocalNetwork
+from tests.node.serving.models import mlp
 from tests.system.conftest import EXAMPLES, assert_money_is_conserved
 
 AMOUNT = 3_600_000_000  # for an hour: a millionth of a CYX for a millisecond
@@ -96,3 +98,20 @@ async def test_a_trained_model_is_deployed_asked_killed_and_paid_for_by_the_time
         assert each.client_base_units == AMOUNT - earned
     await assert_money_is_conserved(client, network)
     assert replica_processes(network) == []
+
+
+async def test_a_replica_whose_process_stands_still_is_not_paid_for_being_ready(client, network, tmp_path):
+    path, held = tmp_path / "small.cyxmodel", mlp()
+    cx.save_model(path, held.graph, held.weights, classes=held.classes)
+    deployment = await client.deployments.deploy(path, hours=1, amount_base_units=AMOUNT)
+    (process,) = replica_processes(network)
+    process.suspend()
+    async with asyncio.timeout(60):
+        while (replica := (await client.deployments.find(deployment)).replicas[0]).attempt < 2:
+            await client.bus.round_trip()
+    await client.deployments.ready(deployment, [replica.job_id])
+    assert (await client.deployments.predict(deployment, [0.5] * 4)).output
+    (first, *_) = (await client.explain(replica.job_id)).decisions
+    assert first["lost"]["code"] == "not_answering"
+    await client.deployments.undeploy(deployment)
+    await client.wait(replica.job_id)
