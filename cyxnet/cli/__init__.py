@@ -120,6 +120,13 @@ COMMANDS = [
         "deployments:ask",
         options.ask,
     ),
+    Command(
+        "check",
+        "whether a deployment serves its model: ask, compute here, compare the bits",
+        "cyx check digits",
+        "serving:check",
+        options.check,
+    ),
     Command("watch", "follow a job from its first event to its end", "cyx watch digits-3f", "jobs:watch", options.job),
     Command("jobs", "list the jobs, newest first", "cyx jobs --status completed", "jobs:jobs", options.job_list),
     Command("job", "show one job", "cyx job digits-3f", "jobs:job", options.job),

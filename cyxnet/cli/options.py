@@ -393,6 +393,14 @@ def ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patience", type=whole(1, 3600), default=60, metavar="S", help="how long to try (default 60)")
 
 
+def check(parser: argparse.ArgumentParser) -> None:
+    deployment(parser)
+    add = parser.add_argument
+    add("--file", type=Path, metavar="FILE", help="the model that was deployed (default: fetched from the network)")
+    add("--rows", type=Path, metavar="NPZ", help="what to ask: rows x (default: random numbers)")
+    add("--questions", type=values.count, metavar="N", help="how many (default 64)")
+
+
 def convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="a .cyxmodel, .safetensors or .onnx file")
     parser.add_argument("target", type=Path, metavar="OUT", help="a name that ends in .cyxmodel, .safetensors or .onnx")

@@ -22,5 +22,13 @@ async def verify(args: argparse.Namespace, screen: Screen) -> int:
     become("cyxnode.verify", "--dir", str(args.dir), *threads, *flags, args.job)
 
 
+async def check(args: argparse.Namespace, screen: Screen) -> int:
+    flags = [f"--{name}" for name in ("json", "quiet", "no-color", "debug") if getattr(args, name.replace("-", "_"))]
+    given = [(f"--{name}", str(getattr(args, name))) for name in ("file", "rows", "questions") if getattr(args, name)]
+    become(
+        "cyxnode.checking", "--dir", str(args.dir), *(word for pair in given for word in pair), *flags, args.deployment
+    )
+
+
 def become(module: str, *words: str) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])

@@ -1,6 +1,8 @@
 """A model's whole way on real processes: trained over the network, deployed, asked, killed, undeployed, paid for."""
 
 import asyncio
+import subprocess
+import sys
 
 import httpx
 import numpy as np
@@ -70,6 +72,10 @@ async def test_a_trained_model_is_deployed_asked_killed_and_paid_for_by_the_time
         vector = await ai.embeddings.create(model=reply.model, input=rows[0], encoding_format="float")
         assert np.float32(vector.data[0].embedding).tolist() == np.float32(reply.output[0]).tolist()
     await server.close()
+
+    checked = [sys.executable, "-m", "cyxnet", "--dir", str(network.folder), "check", deployment, "--questions", "9"]
+    ran = await asyncio.to_thread(subprocess.run, checked, capture_output=True, text=True)
+    assert ran.returncode == 0 and "9 answers of 2 replicas have its bits" in ran.stdout, ran.stderr
 
     # a replica is killed while it is asked: nobody who asks notices, and another takes its place
     over, answered = asyncio.Event(), []
