@@ -65,6 +65,10 @@ def examined(job: m.JobRequest) -> tuple[m.JobRequest, Plan]:
 @functools.lru_cache(maxsize=256)
 def _examine(encoded: bytes) -> tuple[m.JobRequest, Plan]:
     job = msgspec.msgpack.decode(encoded, type=m.JobRequest)
+    if job.sealed and (job.serve or not job.needs.node_id):
+        raise SpecError(
+            "sealed: expected a job that trains on the node of needs.node_id, which alone can read its data"
+        )
     if job.serve:
         return job, _plan_of_serving(job, job.serve)
     graph = graph_of(job.model)

@@ -15,6 +15,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
     return m.JobView(
         job_id=job.job_id,
         name=job.job.name,
+        sealed=job.job.sealed,
         status=job.status,
         client=job.terms.client,
         amount_base_units=job.terms.amount_base_units,

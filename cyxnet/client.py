@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, DataError
 from cyxcore.spec import DataSpec, TrainingSpec
-from cyxnet import artifacts, identity, subjects
+from cyxnet import artifacts, envelope, identity, subjects
 from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.artifacts import Advance
@@ -480,7 +480,26 @@ class AsyncClient:
         if view.model is None:
             why = f": {view.error}" if view.error else "" if view.status in ENDED else "; wait for its end"
             raise NoModel(f"job {view.job_id} is {view.status} and has no model{why}")
-        return await self.fetch(view.model.sha256, out_path, progress)
+        if not view.sealed:
+            return await self.fetch(view.model.sha256, out_path, progress)
+        sealed_path = out_path.with_name(f".{out_path.name}.sealed")
+        try:
+            await self.fetch(view.model.sha256, sealed_path, progress)
+            return await asyncio.to_thread(self._opened, view.job_id, sealed_path, out_path)
+        finally:
+            sealed_path.unlink(missing_ok=True)
+
+    def _opened(self, job_id: str, sealed_path: Path, out_path: Path) -> m.ArtifactRef:
+        """The model of a job that this client sealed, in plain text. Raises SealError."""
+        opened = envelope.as_client(self.keys)
+        try:
+            _, about, ref = envelope.unseal(sealed_path, out_path, opened, "model")
+        except envelope.SealError as error:
+            raise envelope.SealError(f"the model of {job_id} cannot be opened by this client: {error}") from None
+        if about.job_id != job_id:
+            out_path.unlink(missing_ok=True)
+            raise envelope.SealError(f"what is delivered as the model of {job_id} is that of {about.job_id}")
+        return ref
 
     async def fetch(self, sha256: str, out_path: Path, progress: Advance | None = None) -> m.ArtifactRef:
         """Fetch an artifact: what this client sent, what its jobs name, and for an operator everything.

@@ -109,6 +109,11 @@ class Deployments:
         if view.model is None:
             why = f": {view.error}" if view.error else ""
             raise SpecError(f"job {view.job_id} is {view.status} and has no model to deploy{why}")
+        if view.sealed:
+            raise SpecError(
+                f"job {view.job_id}: its model is sealed, and no node could serve it; deploy the file of cyx get, if "
+                "others may read it"
+            )
         return Source(name=view.name, file=view.model, format="cyxmodel")
 
     def id_of(self, name: str) -> str:

@@ -30,7 +30,9 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError, DataError, SpecError
 from cyxcore.spec import DataSpec, ModelSpec, NumericsName, TrainingSpec, check_metrics
-from cyxnet import amounts, jobgraph
+from cyxnet import amounts, envelope, jobgraph
+from cyxnet.artifacts import describe
+from cyxnet.identity import Identity
 from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse_bytes, read_text
 from cyxnet.messages import ArtifactRef, CheckpointPolicy, DatasetFacts, JobRequest, Needs
 
@@ -61,6 +63,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     priority: int = 0
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     warnings: list[str] = []
+    sealed: bool = False  # its data is, to one node
     fetched: bool = False  # or packed: its data was made for it, in a folder of its own; discard() it when all is sent
 
     def request(self, dataset: ArtifactRef) -> JobRequest:
@@ -77,6 +80,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
             max_attempts=self.max_attempts,
             priority=self.priority,
             checkpoints=self.checkpoints,
+            sealed=self.sealed,
         )
 
 
@@ -125,6 +129,28 @@ def load(path: str | Path, work_folder: Path | None = None, numerics: NumericsNa
         if fetched:
             discard(data_path)
         raise
+
+
+def seal(job: LoadedJob, mine: Identity, node_id: str, key: str, work_folder: Path | None = None) -> LoadedJob:
+    """The job for one node alone, its data sealed to that node's key in a new file, until discard() of its path.
+
+    Data that was packed or fetched for it in plain text goes. Raises SealError or SpecError.
+    """
+    if job.model.weights is not None:
+        raise SpecError(f"{job.name}: a job that starts from weights cannot be sealed: everybody could read them")
+    job = msgspec.structs.replace(job, needs=msgspec.structs.replace(job.needs, node_id=node_id), sealed=True)
+    found = describe(job.data_path)
+    plain = job.request(ArtifactRef(sha256=found.sha256, size=found.size))
+    folder = _new_folder(PACKED, work_folder)
+    target = folder / f"{job.data_path.name}.sealed"
+    try:
+        envelope.seal(job.data_path, target, envelope.new_envelope(mine, key), "data", envelope.About(job=plain))
+    except BaseException:
+        discard(target)
+        raise
+    if job.fetched:
+        discard(job.data_path)
+    return msgspec.structs.replace(job, data_path=target, fetched=True)
 
 
 def discard(data_path: Path) -> None:

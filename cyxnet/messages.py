@@ -132,6 +132,9 @@ class JobRequest(Request, kw_only=True, frozen=True):
 
     serve None: it trains `model` on `dataset`. Else it serves: dataset is the model file, model is ModelSpec(), and
     data, facts, training and checkpoints mean nothing.
+
+    sealed: the dataset is readable by the node of needs.node_id only, and the states and the model by it and the
+    client (cyxnet/envelope.py).
     """
 
     name: Name
@@ -146,6 +149,7 @@ class JobRequest(Request, kw_only=True, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=9)] = 0  # a level counts like ten minutes of waiting
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     serve: ServeSpec | None = None
+    sealed: bool = False
 
 
 class SignedTransaction(Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -345,6 +349,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     payees: list[Payee] = []
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
     deployment: str = ""  # of a job that serves
+    sealed: bool = False  # its data and its model are not in plain text
 
 
 class JobListRequest(Request, kw_only=True, frozen=True):

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxcore.errors import CyxError
-from cyxnet import artifacts, subjects
+from cyxnet import artifacts, envelope, subjects
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import BadMessage
 from cyxnet.credentials import Credentials, as_replica
@@ -138,6 +138,7 @@ class Agent:
             ),
             self.tell,
             connect_replica,
+            envelope.as_node(home.key),
         )
 
     async def run(self) -> int:

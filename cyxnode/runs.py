@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from cyxcore.errors import CyxError
-from cyxnet import artifacts
+from cyxnet import artifacts, envelope
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.credentials import replica_id
 from cyxnet.messages import (
+    ArtifactRef,
     Assign,
     Checkpoint,
     JobRequest,
@@ -83,8 +84,13 @@ class Runs:
         share: Share,
         tell: Callable[[Event], object],
         connect: Callable[[str, int], Awaitable[Bus]],
+        opened: Callable[[bytes], envelope.Envelope],
     ):
-        """connect(job_id, attempt): the connection on which that run, which serves, is asked."""
+        """connect(job_id, attempt): the connection on which that run, which serves, is asked.
+
+        opened: how this node opens what was sealed to it.
+        """
+        self._opened = opened
         self._connect = connect
         self._bus = bus
         self._node_id = node_id
@@ -177,7 +183,7 @@ class Runs:
             perform = self._serve if assign.job.serve else self._train
             report: RunCompleted | RunFailed = await perform(key, assign, work)
         except CyxError as error:
-            report = self._failed(key, error.code, str(error))
+            report = self._failed(key, error.code, str(error), deterministic=isinstance(error, envelope.SealError))
         except Exception as error:
             log.exception("run %s/%d failed in the node itself", *key)
             report = self._failed(key, "node_error", f"{type(error).__name__} in the node; its log says where")
@@ -202,13 +208,17 @@ class Runs:
             await self._room()
             process = await self._pool.take()
             try:
-                model_path = process.folder.absolute() / MODEL_FILE
+                folder, job, seal = process.folder.absolute(), assign.job, None
+                if job.sealed:
+                    plain = await asyncio.to_thread(opened_for, assign, data_path, resume_path, folder, self._opened)
+                    job, data_path, resume_path, seal = plain
+                model_path = folder / MODEL_FILE
                 order = order_for(
-                    assign.job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes
+                    job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes
                 )
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
-                return await self._supervise(key, process, order, work)
+                return await self._supervise(key, process, order, work, seal)
             finally:
                 work.process = None
                 await process.close()
@@ -250,13 +260,23 @@ class Runs:
         return await service.perform(lambda: self._tell(FirstBatch(key)))
 
     async def _supervise(
-        self, key: RunKey, process: TrainingProcess, order: Order, work: Work
+        self, key: RunKey, process: TrainingProcess, order: Order, work: Work, seal: envelope.Envelope | None
     ) -> RunCompleted | RunFailed:
-        """Until the process has ended and all that it left is stored."""
+        """Until the process has ended and all that it left is stored, sealed if the job is."""
+
+        async def put(path: Path, kind: envelope.Kind, in_flight: int = artifacts.CHUNKS_IN_FLIGHT) -> ArtifactRef:
+            sealed = path.with_name(f"{path.name}.sealed")
+            try:
+                if seal:
+                    about = envelope.About(job_id=key[0])
+                    await asyncio.to_thread(envelope.seal, path, sealed, seal, kind, about)
+                    path = sealed
+                return await self._insist(lambda: artifacts.put(self._bus, self._node_id, path, in_flight=in_flight))
+            finally:
+                sealed.unlink(missing_ok=True)
+
         uploads = Uploads(
-            lambda path: self._insist(
-                lambda: artifacts.put(self._bus, self._node_id, path, in_flight=CHECKPOINT_CHUNKS_IN_FLIGHT)
-            ),
+            lambda path: put(path, "state", CHECKPOINT_CHUNKS_IN_FLIGHT),
             lambda checkpoint: self._checkpointed(key, checkpoint, work),
         )
         try:
@@ -266,7 +286,7 @@ class Runs:
             if isinstance(end, Done):
                 self._tell(Advanced(key, "uploading"))
                 await uploads.close()  # the model says more
-                return await self._deliver(key, end, Path(order.out_path))
+                return await self._deliver(key, end, Path(order.out_path), lambda path: put(path, "model"))
             await uploads.settle()  # the next attempt goes on from there
             if isinstance(end, Failed):
                 seen_bytes = order.memory_bytes if end.code == "out_of_memory" else 0
@@ -331,10 +351,12 @@ class Runs:
         work.saved_step = checkpoint.step
         self._tell(CheckpointStored(key, report))
 
-    async def _deliver(self, key: RunKey, done: Done, path: Path) -> RunCompleted | RunFailed:
+    async def _deliver(
+        self, key: RunKey, done: Done, path: Path, put: Callable[[Path], Awaitable[ArtifactRef]]
+    ) -> RunCompleted | RunFailed:
         if not path.is_file() or not path.stat().st_size:
             return self._failed(key, "no_model", "the training process said Done and left no model file")
-        model = await self._insist(lambda: artifacts.put(self._bus, self._node_id, path))
+        model = await put(path)
         await self._telemetry.link_is_back()  # the last epoch is known before the end is reported
         job_id, attempt = key
         return RunCompleted(
@@ -383,6 +405,35 @@ class Runs:
             deterministic=deterministic,
             memory_bytes=memory_bytes,
         )
+
+
+def opened_for(
+    assign: Assign,
+    data_path: Path,
+    resume_path: Path | None,
+    folder: Path,
+    opened: Callable[[bytes], envelope.Envelope],
+) -> tuple[JobRequest, Path, Path | None, envelope.Envelope]:
+    """A sealed job as it is in plain text, its data and state in `folder`, and what its results are sealed with.
+
+    What its client sealed with the data is what is trained: central could have data trained for itself else.
+    Raises SealError.
+    """
+    mine, about, data = envelope.unseal(data_path, folder / "data", opened, "data")
+    plain = about.job
+    if plain is None or plain.dataset != data or _trained(plain) != _trained(assign.job):
+        raise envelope.SealError(f"{assign.job_id}: the job is not the one that its client sealed with the data")
+    if resume_path:
+        resume_path, sealed_path = folder / "resumed", resume_path
+        _, about, _ = envelope.unseal(sealed_path, resume_path, envelope.within(mine), "state")
+        if about.job_id != assign.job_id:
+            raise envelope.SealError(f"{assign.job_id}: the state to go on from is that of {about.job_id}")
+    return plain, folder / "data", resume_path, mine
+
+
+def _trained(job: JobRequest) -> tuple[object, ...]:
+    """All that decides what comes of the data, and who is told."""
+    return job.model, job.data, job.facts, job.training, job.checkpoints, job.serve, job.sealed
 
 
 def order_for(

@@ -44,6 +44,9 @@ NOT_EXACT = (
 )
 
 
+SEALED = "its data and its model are sealed, which this command does not open: train the job file here, and compare"
+
+
 class NotVerified(CyxError):
     """It cannot be told whether the model is right."""
 
@@ -98,6 +101,8 @@ async def read_history(client: AsyncClient, view: m.JobView) -> History:
             if update.kind == "Completed":
                 break
     request = msgspec.convert(found["Submitted"][0]["job"], m.JobRequest)
+    if request.sealed:
+        raise NotVerified(f"job {view.job_id} cannot be verified: {SEALED}")
     if (device := DEVICES[request.needs.device]) != "cpu":
         raise NotVerified(f"job {view.job_id} cannot be verified: {UNVERIFIABLE.format(device=device)}")
     if (numerics := request.training.numerics) != "exact":

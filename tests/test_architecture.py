@@ -72,7 +72,8 @@ cyxcore.llm.tokenizer cyxcore.llm.chat cyxcore.llm.sampling cyxcore.llm.pages cy
 cyxcore.llm.languagemodel cyxcore.llm.decoder
 cyxcore
 
-cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.credentials
+cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.envelope
+cyxnet.credentials
 cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
 cyxnet.service cyxnet.mux cyxnet.httpserver cyxnet.openapi cyxnet.inference cyxnet.openai

@@ -22,7 +22,8 @@ from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient, Prepared
 from cyxnet.config import ConfigError
 from cyxnet.display import cyx, human_age, validation
-from cyxnet.jobfile import LoadedJob, discard, load
+from cyxnet.identity import load_or_create
+from cyxnet.jobfile import LoadedJob, discard, load, seal
 
 FIRST_USE_BASE_UNITS = 100 * 10**9
 
@@ -32,6 +33,9 @@ async def loaded(args: argparse.Namespace) -> AsyncIterator[LoadedJob]:
     """The job of a file. Data that was fetched for it goes at the end, unless the job is kept for later."""
     job, kept = load(args.file, args.dir / "packed", getattr(args, "numerics", None)), False
     try:
+        if to := getattr(args, "seal", None):
+            mine, (node_id, key) = load_or_create(args.dir / "client.key"), to
+            job = await asyncio.to_thread(seal, job, mine, node_id, key, args.dir / "packed")
         yield job
     except KeptForLater:
         kept = True

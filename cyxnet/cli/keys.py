@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cyxcore.errors import CyxError
-from cyxnet import backup, credentials, identity, sealing
+from cyxnet import backup, credentials, envelope, identity, sealing
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.screen import Screen
 from cyxnet.config import network_path, read_network, write_atomically
@@ -64,6 +64,8 @@ def facts(args: argparse.Namespace, mine: Identity) -> dict[str, str]:
     else:
         who = credentials.as_client(mine) if args.node is None else _as_node(args.node, mine)
         of_the_kind = {"id": who.id, "wallet": Wallet(mine.child("wallet")).address, "nkey": who.nkey}
+        if args.node is not None:
+            of_the_kind["sealing_key"] = f"{who.id}={envelope.node_key(mine)}"
     file = path_of(args)
     sealed = sealing.is_sealed(file.read_text())
     about = "sealed with a passphrase" if sealed else "readable by its owner, without a passphrase"

@@ -135,6 +135,12 @@ def submit(parser: argparse.ArgumentParser) -> None:
     numerics(parser)
     parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
     parser.add_argument(
+        "--seal",
+        type=values.sealing_key,
+        metavar="NODE=KEY",
+        help="for this node alone to read, by the key that cyx id show --node showed its operator",
+    )
+    parser.add_argument(
         "--quote", type=Path, metavar="PRICE", help="a file of cyx quote -o: be charged no more than that"
     )
     parser.add_argument(

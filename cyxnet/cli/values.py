@@ -13,6 +13,15 @@ def count(text: str) -> int:
     return int(text)
 
 
+def sealing_key(text: str) -> tuple[str, str]:
+    """A node's id and the key to seal to, as `cyx id show --node NAME` shows them."""
+    found = re.fullmatch(r"([a-z0-9][a-z0-9-]{2,62})=([0-9a-f]{64})", text)
+    if not found:
+        what = "expected NODE=KEY, the sealing key that cyx id show --node NAME shows to the node's operator"
+        raise argparse.ArgumentTypeError(f"{what}, got {text[:90]!r}")
+    return found[1], found[2]
+
+
 def replicas(text: str) -> tuple[int, int]:
     """How many at least and at most: one number for both, or MIN:MAX."""
     found = re.fullmatch(r"([0-9]{1,4})(?::([0-9]{1,4}))?", text)

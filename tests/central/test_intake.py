@@ -37,6 +37,16 @@ def test_a_job_larger_than_can_be_counted_is_refused(changes):
         intake.examine(f.job_request(**changes))
 
 
+SERVE = m.ServeSpec(deployment="d-" + "0" * 12, format="gguf", seconds=60)
+
+
+@pytest.mark.parametrize("changes", [{}, {"needs": m.Needs(node_id="node-a-0123456789"), "serve": SERVE}])
+def test_a_sealed_job_trains_on_a_node_that_it_names(changes):
+    with pytest.raises(SpecError, match="sealed: expected a job that trains on the node of needs.node_id"):
+        intake.examine(f.job_request(sealed=True, **changes))
+    assert intake.examine(f.job_request(sealed=True, needs=m.Needs(node_id="node-a-0123456789")))
+
+
 def test_large_descriptions_are_not_remembered():
     # 256 of a megabyte each, and the graphs of 64: anybody could make central keep a gigabyte
     intake._examine.cache_clear()
