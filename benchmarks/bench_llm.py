@@ -1,6 +1,6 @@
 """Tokens a second of a small model of the llama family, beside llama.cpp on the same file.
 
-    python -m benchmarks.bench_llm [--quick] [--peer PYTHON]
+    python -m benchmarks.bench_llm [--quick] [--peer PYTHON] [--save benchmarks/results/llm]
 
 Prefill is a prompt of 256 tokens taken at once; decode is 64 tokens, one after another, behind it. The weights are
 random and the same for both: speed does not depend on them. Each figure is the best of interleaved rounds, since a busy
@@ -10,6 +10,7 @@ interpreter that has llama-cpp-python, built for this machine; without one our o
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -152,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, one type of weights")
     parser.add_argument("--peer", help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--save", type=Path, metavar="NAME", help="write NAME.md")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
@@ -162,7 +164,12 @@ def main() -> None:
         return
     kinds, turns = (["Q8_0"], 1) if options.quick else (["Q8_0", "Q4_K"], 3)
     pythons = {"cyx": sys.executable} | ({"llama.cpp": options.peer} if options.peer else {})
-    print(f"{'weights':8}{'threads':>8}{'part':>9}" + "".join(f"{side:>12}" for side in pythons) + "   ratio")
+    lines = (
+        ["weights", "threads", "part", *[f"{side}, tokens/s" for side in pythons], "ratio"],
+        ["---"] * (4 + len(pythons)),
+    )
+    said = ["| " + " | ".join(line) + " |" for line in lines]
+    print("\n".join(said), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
             path = Path(folder) / f"{kind}.gguf"
@@ -175,8 +182,19 @@ def main() -> None:
                             best[side, part] = max(best.get((side, part), 0.0), speed)
                 for part in ("prefill", "decode"):
                     row = [best[side, part] for side in pythons]
-                    ratio = f"{row[0] / row[1]:8.2f}" if len(row) > 1 else ""
-                    print(f"{kind:8}{threads:>8}{part:>9}" + "".join(f"{speed:>8.1f}/s " for speed in row) + ratio)
+                    ratio = f"{row[0] / row[1]:.2f}" if len(row) > 1 else ""
+                    cells = [kind, str(threads), part, *[f"{speed:.1f}" for speed in row], ratio]
+                    said.append("| " + " | ".join(cells) + " |")
+                    print(said[-1], flush=True)
+    said += [
+        "",
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end; one thread: processor time; two: wall.",
+    ]
+    print("\n".join(said[-2:]))
+    if options.save:
+        peer = " --peer PYTHON" if options.peer else ""
+        text = ["# A small language model", "", f"`python -m benchmarks.bench_llm{peer}`", "", *said, ""]
+        options.save.with_suffix(".md").write_text("\n".join(text))
 
 
 if __name__ == "__main__":
