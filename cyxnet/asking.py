@@ -11,9 +11,10 @@ is no part of the answer. So who hears nothing for longer knows that nobody answ
 Headers of a part: Cyx-Status (as over HTTP), Content-Type, Cyx-Part, and Cyx-End on the last. A last part whose status
 is 400 or more, after others, says that the answer broke off.
 
-Every part but the last has a reply subject, cyx.v1.taken.<deployment>.<caller>.<token>: who asks says there, in
-decimal digits, how many parts of the answer it has taken in all, or `stop` when it wants no more. A replica sends
-WINDOW parts beyond what was taken, and waits; when it waited for PATIENCE_S, the asker is gone.
+Every part but the last has a reply subject, cyx.v1.taken.<deployment>.<caller>.<replica>, which that replica alone
+hears: who asks says there `<token> <count>`, how many parts of the answer it has taken in all, or `<token> stop` when
+it wants no more. Who does not know yet which replica answers says `stop` at `all` instead. A replica sends WINDOW parts
+beyond what was taken, and waits; when it waited for PATIENCE_S, the asker is gone.
 """
 
 import re
@@ -29,10 +30,11 @@ JSON, EVENTS = "application/json", "text/event-stream"
 PREDICT, PING = "/v1/predict", "/readyz"
 PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
 TIMEOUT_MS = 60_000  # of a question that names none
-WINDOW, PATIENCE_S, STOP = 32, 10.0, b"stop"
+WINDOW, PATIENCE_S = 32, 10.0
 ALIVE, ALIVE_EVERY_S = {"Cyx-Alive": "1"}, 0.25
 LONGEST_HEADER_CHARS = 200
 ROUTE = re.compile(r"/[a-z0-9_/.-]{0,100}")
+_PROGRESS = re.compile(rb"([!-~]{1,100}) (?:([0-9]{1,9})|stop)")
 Status = Annotated[int, Meta(ge=200, le=599)]
 
 
@@ -127,6 +129,17 @@ def parts_of(whole: Part) -> Iterator[Part]:
             end=number == len(bodies) - 1,
             headers=whole.headers,
         )
+
+
+def progress(token: str, parts: int | None) -> bytes:
+    """What who asks says of an answer: how many parts of it were taken in all; None: it wants no more."""
+    return f"{token} {'stop' if parts is None else parts}".encode()
+
+
+def progress_of(payload: bytes) -> tuple[str, int | None] | None:
+    """Token and parts of what progress() wrote; None for anything else."""
+    found = _PROGRESS.fullmatch(payload)
+    return found and (found[1].decode(), None if found[2] is None else int(found[2]))
 
 
 def asker(subject: str, reply: str) -> str | None:

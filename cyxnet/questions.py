@@ -178,6 +178,7 @@ class _Try:
         self._token = secrets.token_hex(16)
         self._arrived: asyncio.Queue[Message] = asyncio.Queue()
         self._parts = 0
+        self._replica = subjects.EVERY  # who answers, once a part of it says so
         self.ended = False
 
     def __enter__(self) -> "_Try":
@@ -198,7 +199,7 @@ class _Try:
     def __exit__(self, *_: object) -> None:
         del self._questions._open[self._token]
         if not self.ended:
-            self._tell(asking.STOP)
+            self._tell(None)
 
     def take(self, message: Message) -> None:
         if not message.data and asking.says_alive(message.data, message.headers):
@@ -225,8 +226,11 @@ class _Try:
             raise BrokenOff(f"part {self._parts} is missing")
         self._parts += 1
         self.ended = part.end
+        replica = subjects.last_token(message.reply)
+        if message.reply == subjects.taken(self._deployment, self._questions._caller, replica):
+            self._replica = replica
         if not part.end and self._parts % ACKNOWLEDGE_EVERY == 0:
-            self._tell(str(self._parts).encode())
+            self._tell(self._parts)
         return part
 
     async def _heard(self, within_s: float, silence_s: float) -> Message | None:
@@ -251,10 +255,12 @@ class _Try:
             raise BrokenOff(f"status {part.status}")
         return part
 
-    def _tell(self, what: bytes) -> None:
-        subject = subjects.taken(self._deployment, self._questions._caller, self._token)
+    def _tell(self, parts: int | None) -> None:
+        """How many were taken; None: no more are wanted."""
+        replica = self._replica if parts is not None or self._copies == 1 else subjects.EVERY
+        subject = subjects.taken(self._deployment, self._questions._caller, replica)
         with contextlib.suppress(BusError):  # the link is down: the replica notices by itself
-            self._questions._bus.send(subject, what, {})
+            self._questions._bus.send(subject, asking.progress(self._token, parts), {})
 
 
 def retry_after_s(part: Part) -> float:

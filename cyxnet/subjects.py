@@ -7,7 +7,7 @@ EDGE     cyx.v1.node.<node>.<verb>            node → central      register hea
 EDGE     cyx.v1.cmd.<node>                    central → node      Command
 EDGE     cyx.v1.infer.<deployment>.<caller>   client → replica    what the model is asked (cyxnet/asking.py)
 EDGE     cyx.v1.reply.<caller>.<token>        replica → client    its answer, in parts
-EDGE     cyx.v1.taken.<deployment>.<caller>.<token> client → replicas  how many parts were taken, or stop
+EDGE     cyx.v1.taken.<deployment>.<caller>.<replica> client → replica  how many parts were taken, or stop; or to `all`
 EDGE     cyx.v1.ping.<node>.<job>.<attempt>   central → replica   whether it answers; it does on cyx.v1.reply.…
 CORE     cyx.v1.event.job|node|mint|client.<id> central             Record: stream EVENTS, the truth
 CORE     cyx.v1.event.payouts.platform        central             Record: whether the platform pays
@@ -132,9 +132,12 @@ def reply(caller: str, token: str) -> str:
     return f"{ROOT}.reply.{caller}.{token}"
 
 
-def taken(deployment: str, caller: str, token: str) -> str:
-    """Where this caller tells the replica that answers `token` to go on, or to stop."""
-    return f"{ROOT}.taken.{deployment}.{caller}.{token}"
+EVERY = "all"  # in the place of a replica
+
+
+def taken(deployment: str, caller: str, replica: str) -> str:
+    """Where this caller tells a replica to go on with an answer, or to stop. replica: the token it drew, or EVERY."""
+    return f"{ROOT}.taken.{deployment}.{caller}.{replica}"
 
 
 def ping(replica: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +68,7 @@ class Answering:
     def __init__(self, bus: Bus, replica: x.Exchange, mine: Mine, clock: Callable[[], float] = time.monotonic):
         self.refused = 0  # questions that the replica never saw
         self._bus, self._replica, self._mine, self._clock = bus, replica, mine, clock
+        self._token = secrets.token_hex(8)  # by which askers mean us
         self._places = Places(MAX_IN_FLIGHT)
         self._asked: dict[str, _Asked] = {}  # by the subject of the answer
         self._bytes = 0
@@ -85,7 +87,8 @@ class Answering:
     async def open(self) -> None:
         """From here on it is asked. Raises BusError."""
         deployment = self._mine.deployment
-        await self._bus.attend(subjects.taken(deployment, "*", "*"), self._on_taken)
+        for replica in (self._token, subjects.EVERY):
+            await self._bus.attend(subjects.taken(deployment, "*", replica), self._on_taken)
         await self._bus.attend(subjects.ping(self._mine.replica), self._on_ping)
         infer = subjects.infer(deployment, "*")
         self._questions = await self._bus.attend(infer, self._on_question, subjects.REPLICAS)
@@ -178,15 +181,15 @@ class Answering:
             raise ApiError("overloaded", "too many questions are in flight; try again", 429, BUSY_RETRY_MS)
 
     def _on_taken(self, message: Message) -> None:
-        """How many parts of an answer were taken in all, or `stop`. Of an answer of another replica: nothing."""
-        *_, caller, token = message.subject.split(".")
-        asked = self._asked.get(subjects.reply(caller, token))
-        if asked is None:
+        """How many parts of an answer were taken in all, or that it shall stop. Of no answer of ours: nothing."""
+        said, caller = asking.progress_of(message.data), message.subject.split(".")[-2]
+        asked = said and self._asked.get(subjects.reply(caller, said[0]))
+        if not (said and asked):
             return
-        if message.data == asking.STOP:
+        if said[1] is None:
             self._end(asked)
-        elif message.data.isdigit() and len(message.data) <= 9:
-            taken = min(int(message.data), asked.parts)
+        else:
+            taken = min(said[1], asked.parts)
             self._replica.took(asked.number, taken - asked.taken)
             asked.taken = max(taken, asked.taken)
 
@@ -259,7 +262,7 @@ class Answering:
         """False when it cannot be sent: the link is down, and who asks will ask again."""
         taken = ""
         if asked is not None and not part.end:
-            taken = subjects.taken(self._mine.deployment, asked.caller, subjects.last_token(reply))
+            taken = subjects.taken(self._mine.deployment, asked.caller, self._token)
         try:
             self._bus.send(reply, part.body, asking.part_headers(part), taken)
         except BusError:

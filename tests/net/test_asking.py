@@ -59,3 +59,10 @@ def test_what_a_replica_says_ends_no_line_of_who_passes_it_on(name):
     headers = asking.part_headers(Part()) | {name: "1\nSet-Cookie: a=b"}
     with pytest.raises(BadQuestion, match=name):
         asking.part_of(b"", headers)
+
+
+def test_how_far_an_asker_is_is_the_same_after_the_wire():
+    for parts in (0, 7, 999_999_999, None):
+        assert asking.progress_of(asking.progress("0a-b", parts)) == ("0a-b", parts)
+    for payload in (b"", b"a", b"a ", b"a -1", b"a 1234567890", b"a b 1", b"a stop ", b"\xff 1", b"a 1\n"):
+        assert asking.progress_of(payload) is None

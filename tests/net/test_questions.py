@@ -17,6 +17,8 @@ CALLER = "c-1"
 class Replica:
     """Answers each question with the next of `answers`: parts, or None for silence."""
 
+    name = "r-1"
+
     def __init__(self, bus, answers):
         self.bus, self.answers = bus, list(answers)
         self.asked, self.told = [], []
@@ -24,17 +26,22 @@ class Replica:
     @classmethod
     async def start(cls, broker, answers, **options):
         self = cls(await Bus.connect(broker.url("edge"), name="replica"), answers)
-        await self.bus.attend(subjects.taken(DEPLOYMENT, "*", "*"), lambda said: self.told.append(said.data))
+        await self.bus.attend(subjects.taken(DEPLOYMENT, "*", "*"), self.hear)
         await self.serve()
         return self
 
     async def serve(self):
         self.subscription = await self.bus.attend(subjects.infer(DEPLOYMENT, "*"), self.take, subjects.REPLICAS)
 
+    def hear(self, message):
+        token, parts = asking.progress_of(message.data)
+        self.told.append((subjects.last_token(message.subject), parts))
+
     def take(self, message):
         self.asked.append(asking.question_of(message.data, message.headers))
         for part in self.answers.pop(0) or ():
-            self.bus.send(message.reply, part.body, asking.part_headers(part))
+            taken = "" if part.end else subjects.taken(DEPLOYMENT, CALLER, self.name)
+            self.bus.send(message.reply, part.body, asking.part_headers(part), taken)
 
 
 @pytest.fixture
@@ -82,7 +89,7 @@ async def test_a_stream_comes_part_by_part_and_says_how_many_were_taken(replicas
     assert [part.body async for part in asker.ask(DEPLOYMENT, Question())] == [part.body for part in parts]
     await asker._bus.round_trip()
     await replica.bus.round_trip()
-    assert replica.told == [b"8", b"16", b"24", b"32"]
+    assert replica.told == [("r-1", 8), ("r-1", 16), ("r-1", 24), ("r-1", 32)]
 
 
 async def test_whoever_stops_early_tells_the_replica(replicas, asker):
@@ -92,7 +99,7 @@ async def test_whoever_stops_early_tells_the_replica(replicas, asker):
     await parts.aclose()
     await asker._bus.round_trip()
     await replica.bus.round_trip()
-    assert replica.told == [asking.STOP] and not asker._open
+    assert replica.told == [("r-1", None)] and not asker._open
 
 
 async def test_a_refusal_is_an_answer(replicas, asker):
@@ -118,7 +125,7 @@ async def test_a_replica_that_says_nothing_is_given_up_for_the_next(replicas, as
     assert (await asker.answer(DEPLOYMENT, Question(), silence_s=0.05)).body == b"yes"
     await asker._bus.round_trip()
     await replica.bus.round_trip()
-    assert replica.told == [asking.STOP]
+    assert replica.told == [(subjects.EVERY, None)]
 
 
 async def test_a_deployment_that_nobody_serves_is_waited_for(broker, replicas, asker):
@@ -225,6 +232,10 @@ async def test_only_silence_makes_the_wait_for_the_next_replica_longer(replicas,
 class Slow(Replica):
     """Says that it is at it, `beats` times, and answers then if it has an answer left."""
 
+    def hear(self, message):
+        token, parts = asking.progress_of(message.data)
+        self.told.append((subjects.last_token(message.subject), parts))
+
     def take(self, message):
         self.asked.append(asking.question_of(message.data, message.headers))
         self.answering = asyncio.create_task(self.answer(message, *self.answers.pop(0)))
@@ -234,7 +245,8 @@ class Slow(Replica):
             self.bus.send(message.reply, b"", asking.ALIVE)
             await asyncio.get_running_loop().run_in_executor(None, threading.Event().wait, BEAT_S)
         for part in parts:
-            self.bus.send(message.reply, part.body, asking.part_headers(part))
+            taken = "" if part.end else subjects.taken(DEPLOYMENT, CALLER, self.name)
+            self.bus.send(message.reply, part.body, asking.part_headers(part), taken)
 
 
 BEAT_S, SILENT_S = 0.02, 0.5

@@ -7,6 +7,7 @@ import pytest
 
 from cyxnet import asking, subjects
 from cyxnet.bus import Bus
+from cyxnode import exchange as x
 from cyxnode.answering import Answering, Mine
 from cyxnode.exchange import Reply
 
@@ -21,12 +22,15 @@ class Silent:
     beat_s = -math.inf
 
     def __init__(self):
-        self.asked, self.dropped, self.paths = asyncio.Queue(), [], []
+        self.asked, self.dropped, self.more, self.paths = asyncio.Queue(), [], asyncio.Queue(), []
 
     def ask(self, method, path, content_type, accept, body, tell):
         self.paths.append(path)
         self.asked.put_nowait(tell)
         return 1
+
+    def took(self, number, parts):
+        self.more.put_nowait(parts)
 
     def drop(self, number):
         self.dropped.append(number)
@@ -123,3 +127,29 @@ async def test_central_and_nobody_else_is_told_whether_the_models_process_answer
     said = await heard.get()
     assert (subjects.last_token(said.subject), said.headers["Cyx-Status"]) == ("b", "200")
     assert answering._replica.paths == ["/readyz"] and answering.in_flight == 0
+
+
+async def test_how_many_parts_were_taken_is_said_to_the_replica_that_answers_and_to_no_other(broker, answering, asker):
+    other = Answering(await Bus.connect(broker.url("edge"), name="other"), Silent(), MINE)
+    heard = []
+    other._on_taken = heard.append
+    await other.open()
+    await other.stop(30.0)  # the question is not for it
+    asker.ask("a")
+    tell = await answering._replica.asked.get()
+    for body in (b"0", b"1", b"2"):
+        tell(x.Part(1, body, True) if body != b"0" else x.Reply(1, 200, "text/event-stream", 0, body, True))
+    where = [(await asker.heard.get()).reply for _ in range(3)]
+    assert len(set(where)) == 1 and where[0] == subjects.taken(MINE.deployment, CALLER, answering._token)
+    for said in (b"a 2", b"b 2", b"a", b"a -1", b"a 1e3", b"a 2 3", b"\xff 2", b"", b"a 1", b"a 999"):
+        asker.bus.send(where[0], said, {})
+    taken = [await answering._replica.more.get() for _ in range(3)]
+    assert taken == [2, -1, 1] and not answering._replica.dropped  # never more than there were
+    asker.bus.send(subjects.taken(MINE.deployment, CALLER, subjects.EVERY), asking.progress("a", None), {})
+    await asker.bus.round_trip()
+    await other._bus.round_trip()
+    await answering._bus.round_trip()
+    assert answering._replica.dropped == [1] and answering.in_flight == 0
+    assert [message.data for message in heard] == [b"a stop"]
+    await other.close()
+    await other._bus.close()
