@@ -52,6 +52,7 @@ cdef extern from "cyx.h" nogil:
         int32_t dtype
         int64_t band_bytes
         int64_t lane_bytes
+    ctypedef struct cyx_factor
     ctypedef struct cyx_call:
         cyx_array *inputs "in"
         int32_t op
@@ -66,6 +67,8 @@ cdef extern from "cyx.h" nogil:
         int32_t bands
         int32_t terms
         double work
+        cyx_factor *packed
+        cyx_factor *pack
         cyx_array out
         cyx_array own_in[5]
     ctypedef struct cyx_message:
@@ -84,6 +87,10 @@ cdef extern from "cyx.h" nogil:
     int cyx_call_is_fusible(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
+
+cdef extern from "fast.h" nogil:
+    cyx_factor *cyx_share_factors(cyx_call *calls, int64_t count, size_t *bytes)
+    void cyx_free_factors(cyx_factor *all)
 
 cdef extern from "pool.h" nogil:
     int cyx_threads()
@@ -407,6 +414,8 @@ cdef class Program:
     cdef cyx_call *_calls
     cdef int64_t _count, _room
     cdef int _running, _terms
+    cdef cyx_factor *_factors  # matrices that are packed once a run
+    cdef readonly size_t packed_bytes  # what those take beside the arrays of the calls
     cdef set _edges  # places of calls that no group of earlier ones reaches
     cdef list _arrays
     cdef object __weakref__
@@ -422,6 +431,7 @@ cdef class Program:
         for i in range(self._count):
             _release(&self._calls[i])
         free(self._calls)
+        cyx_free_factors(self._factors)
 
     def __len__(self):
         return self._count
@@ -509,6 +519,8 @@ cdef class Program:
                     self._calls[place].elided = low <= start < high and <int64_t>last_read[place] < end
                 groups.append((first, [not self._calls[place].elided for place in range(first, end)]))
             first = max(end, first + 1)
+        if self._factors == NULL:
+            self._factors = cyx_share_factors(self._calls, self._count, &self.packed_bytes)
         return groups
 
     cdef list _last_reads(self, results):

@@ -49,7 +49,8 @@ class Predictor:
         self._plans: dict[int, Plan] = {}
         for size in sizes(max_batch):
             plan = Plan(evaluation_step(graph, size, None), held, device)
-            needed = self.memory_bytes + plan.arena_bytes + sum(array.nbytes for array in plan.inputs.values())
+            beside = plan.arena_bytes + plan.packed_bytes
+            needed = self.memory_bytes + beside + sum(array.nbytes for array in plan.inputs.values())
             if memory_bytes is not None and needed > memory_bytes:
                 if size == 1:
                     raise NoRoom(

@@ -306,3 +306,87 @@ def test_windows_apart_and_groups_stay_exact():
         shape = (2, 64, 32 // stride[0], 32 // stride[1])
         exact = convolved("exact", "conv2d", shape, [x, weight], attrs)
         assert convolved("bf16", "conv2d", shape, [x, weight], attrs).tobytes() == exact.tobytes()
+
+
+# -- factors that several products share ---------------------------------------------------------------------
+
+PLAIN = {"transpose_a": False, "transpose_b": False}
+
+
+def at_once(name, a, b, **turned):
+    out = np.empty((a.shape[0], b.shape[0] if turned.get("transpose_b") else b.shape[1]), np.float32)
+    cpu.set_terms(precision.CLASSES[name].terms)
+    cpu.call("matmul", out, [a, b], {**PLAIN, **turned})
+    cpu.set_terms(0)
+    return out
+
+
+@needs_amx
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("size", [(64, 250, 143), (32, 128, 512), (300, 90, 95)])
+def test_a_factor_that_products_share_is_packed_once_a_run_and_no_bit_changes(name, size):
+    m, k, n = size
+    rng = np.random.default_rng(k)
+    b, turned = rng.standard_normal((k, n), np.float32), rng.standard_normal((n, k), np.float32)
+    program = cpu.Program(precision.CLASSES[name].terms)
+    given = [rng.standard_normal((m, k), np.float32) for _ in range(4)]
+    outs = [np.empty((m, n), np.float32) for _ in range(4)]
+    for place, (a, out) in enumerate(zip(given, outs, strict=True)):
+        program.add("matmul", out, [a, turned if place % 2 else b], {**PLAIN, "transpose_b": bool(place % 2)})
+    program.fuse()
+    tiles = (k + 31) // 32 * 32 * ((n + 15) // 16 * 16)
+    assert program.packed_bytes == 2 * 2 * tiles * precision.CLASSES[name].terms
+    for threads in (1, 3):
+        cpu.set_num_threads(threads)
+        b *= 2  # the next run packs it again
+        program.run()
+        for place, (a, out) in enumerate(zip(given, outs, strict=True)):
+            want = at_once(name, a, turned, transpose_b=True) if place % 2 else at_once(name, a, b)
+            assert out.tobytes() == want.tobytes()
+
+
+@needs_amx
+def test_a_factor_whose_memory_is_written_to_is_another_one():
+    rng = np.random.default_rng(1)
+    memory, a = rng.standard_normal(2 * 128 * 128, np.float32), rng.standard_normal((128, 128), np.float32)
+    b, other = memory[: 128 * 128].reshape(128, 128), memory[100 * 128 : 228 * 128].reshape(128, 128)
+    before, source = b.copy(), rng.standard_normal((128, 128), np.float32)
+    outs = [np.empty((128, 128), np.float32) for _ in range(4)]
+    program = cpu.Program(3)
+    program.add("matmul", outs[0], [a, b], PLAIN)
+    program.add("matmul", outs[1], [a, b], PLAIN)
+    program.add("neg", other, [source], {})  # its first rows are the last ones of b
+    program.add("matmul", outs[2], [a, b], PLAIN)
+    program.add("matmul", outs[3], [a, b], PLAIN)
+    program.fuse()
+    program.run()
+    assert program.packed_bytes == 2 * 128 * 128 * 2 * 3
+    assert outs[0].tobytes() == outs[1].tobytes() == at_once("fast", a, before).tobytes()
+    assert outs[2].tobytes() == outs[3].tobytes() == at_once("fast", a, b).tobytes()
+    assert outs[0].tobytes() != outs[2].tobytes()
+
+
+@needs_amx
+def test_a_program_with_shared_factors_runs_exactly_where_there_is_no_unit():
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((64, 128), np.float32), rng.standard_normal((128, 96), np.float32)
+    outs = [np.empty((64, 96), np.float32) for _ in range(2)]
+    program = cpu.Program(3)
+    for out in outs:
+        program.add("matmul", out, [a, b], PLAIN)
+    program.fuse()
+    cpu.set_isa("avx2")
+    program.run()
+    cpu.set_isa("avx512")
+    assert {out.tobytes() for out in outs} == {at_once("exact", a, b).tobytes()}
+    program.run()
+    assert {out.tobytes() for out in outs} == {at_once("fast", a, b).tobytes()}
+
+
+def test_an_exact_program_packs_nothing():
+    a = np.ones((64, 64), np.float32)
+    program = cpu.Program()
+    for _ in range(2):
+        program.add("matmul", np.empty((64, 64), np.float32), [a, a], PLAIN)
+    program.fuse()
+    assert program.packed_bytes == 0

@@ -14,13 +14,14 @@
 #endif
 #include "amx_tiles.inl"
 
-enum { LEAST_K = 512, MOST_K = 1024, HELD_BYTES = 800 * 1024, ALONG = 32, ACROSS = 128, PANEL = 64 };
+enum { LEAST_K = 512, MOST_K = 512, HELD_BYTES = 800 * 1024, ALONG = 32, ACROSS = 128, PANEL = 64 };
 
 static int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct {
     const float *a, *b;
+    const bf16 *tiles; /* of all of B, if they are made already: [16 columns][step][term] */
     float *c;
     int64_t m, n, k, a_row, b_row; /* leading dimensions as stored; c is m by n, contiguous */
     int a_transposed, b_transposed, terms;
@@ -74,11 +75,18 @@ static void hold_body(void *context, int64_t begin, int64_t end) {
 static inline __attribute__((always_inline)) void pass(const int terms, const product *p, int64_t piece, bf16 *passing) {
     int64_t at = piece * p->piece, there = smaller((p->holds_a ? p->n : p->m) - at, p->piece);
     int64_t apart = p->steps * terms * TILE;
-    pack(terms, p, !p->holds_a, at, there, passing);
+    factor begin = packed(passing, p->steps, terms);
+    if (p->tiles) {
+        begin = packed(p->tiles, whole(p->k, TILE_K) / TILE_K, terms);
+        begin.at += at / 16 * begin.next + p->k0 / TILE_K * begin.step;
+    } else {
+        pack(terms, p, !p->holds_a, at, there, passing);
+    }
     for (int64_t i = 0; i < p->count; i += 32)
         for (int64_t j = 0; j < there; j += 32) {
             factor held = packed(p->held + i / 16 * apart, p->steps, terms);
-            factor other = packed(passing + j / 16 * apart, p->steps, terms);
+            factor other = begin;
+            other.at += j / 16 * begin.next;
             int64_t of_held = smaller(p->count - i, 32), of_other = smaller(there - j, 32);
             if (p->holds_a)
                 sum_block(terms, held, other, p->steps, p->c + (p->from + i) * p->n + at + j, p->n, of_held, of_other,
@@ -102,8 +110,8 @@ static void pass_body(void *context, int64_t begin, int64_t end) {
 }
 
 static cyx_status multiply(product *p) {
-    p->holds_a = p->m <= p->n;
-    p->piece = lies_across(p, !p->holds_a) ? ACROSS : ALONG;
+    p->holds_a = p->m <= p->n || p->tiles;
+    p->piece = !p->tiles && lies_across(p, !p->holds_a) ? ACROSS : ALONG;
     int64_t all = p->holds_a ? p->m : p->n, pieces = whole(p->holds_a ? p->n : p->m, p->piece) / p->piece;
     int64_t k_block = smaller(whole(p->k, TILE_K), LEAST_K), room = HELD_BYTES / (int64_t)sizeof(bf16) / p->terms;
     int64_t blocks = whole(all, room / k_block) / (room / k_block), held = whole((all + blocks - 1) / blocks, 32);
@@ -119,6 +127,17 @@ static cyx_status multiply(product *p) {
             cyx_parallel(pieces, cyx_grain(pieces, (double)(p->count * p->k_count), 20000), pass_body, p);
             if (p->no_memory) return CYX_NO_MEMORY;
         }
+    return CYX_OK;
+}
+
+cyx_status cyx_amx_pack(cyx_factor *first) {
+    for (cyx_factor *f = first; f; f = f->next) {
+        product p = {.b = f->from, .k = f->k, .n = f->n, .b_row = f->row, .b_transposed = f->transposed,
+                     .terms = f->terms, .count = f->n, .k_count = f->k, .held = f->tiles};
+        p.steps = whole(p.k, TILE_K) / TILE_K;
+        int64_t panels = whole(p.n, PANEL) / PANEL;
+        cyx_parallel(panels, cyx_grain(panels, (double)(PANEL * p.k), 50000), hold_body, &p);
+    }
     return CYX_OK;
 }
 
@@ -158,6 +177,7 @@ cyx_status cyx_amx_matmul(const cyx_call *call) {
     int64_t k = a->shape[a->ndim - (call->ints[0] ? 2 : 1)];
     product p = {.a = a->data,
                  .b = b->data,
+                 .tiles = call->packed ? call->packed->tiles : NULL,
                  .c = out->data,
                  .m = m,
                  .n = n,

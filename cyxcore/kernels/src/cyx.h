@@ -63,6 +63,8 @@ typedef struct cyx_call {
     int32_t bands;          /* of every call of a stretch: how often it is made */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
+    struct cyx_factor *packed; /* the right factor of a product, as tiles; NULL: the product makes its own (fast.h) */
+    struct cyx_factor *pack;   /* those to be made before this call, or before the stretch that begins with it */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];
 } cyx_call;

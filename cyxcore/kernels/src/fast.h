@@ -22,11 +22,31 @@ int cyx_amx_present(void);
 /* The kernel for a call with terms, or NULL where the exact one is to be used. */
 cyx_kernel cyx_fast_kernel(const cyx_call *call);
 
-/* Whether a product of this size is quicker by AMX than by the exact kernel. Depends on nothing else. */
+/* Whether a product of this size is quicker by AMX than by the exact kernel. Depends on nothing else, so that it is made
+ * alike at once and in a plan, which may have its right factor packed already. */
 int cyx_amx_pays(int64_t m, int64_t n, int64_t k, int terms);
+
+/* A matrix that several products, or several bands of one, have as their right factor: it is packed once in a run. */
+typedef struct cyx_factor {
+    const float *from;
+    int64_t k, n, row; /* row: of from, which holds n rows of k when it is transposed, otherwise k of n */
+    int transposed, terms, uses, closed; /* closed: something else is in its memory by now */
+    void *tiles;
+    struct cyx_factor *next; /* that is packed before the same call */
+    struct cyx_factor *all;  /* the next one of the program */
+} cyx_factor;
+
+/* Finds such factors among the calls of a program, which have their groups and stretches, and lets the calls know of
+ * them. *bytes: what their tiles take, 64 bytes more each. 0 without AMX or terms. NULL: none, or no memory. */
+cyx_factor *cyx_share_factors(cyx_call *calls, int64_t count, size_t *bytes);
+void cyx_free_factors(cyx_factor *all);
+
+cyx_status cyx_pack_factors(cyx_factor *first); /* and all that are packed before the same call */
+size_t cyx_packed_bytes(int64_t k, int64_t n, int terms);
 
 /* CYX_NO_KERNEL: not for this call, or it would not pay. */
 cyx_status cyx_amx_matmul(const cyx_call *call);
+cyx_status cyx_amx_pack(cyx_factor *first);
 cyx_status cyx_amx_conv2d(const cyx_call *call);
 cyx_status cyx_amx_conv2d_grad_input(const cyx_call *call);
 cyx_status cyx_amx_conv2d_grad_weight(const cyx_call *call);

@@ -91,13 +91,18 @@ static cyx_status run_one(const cyx_call *call, const isa *chosen) {
     return chosen->table[call->op][call->dtype](call);
 }
 
+static cyx_status pack_before(const cyx_call *call, const isa *chosen) {
+    return call->pack && chosen->has_amx ? cyx_pack_factors(call->pack) : CYX_OK;
+}
+
 /* One call after the other, groups together; stops at the first that fails. */
 static cyx_status run_calls(const cyx_call *calls, int64_t count, int64_t *failed) {
     const isa *chosen = active;
     cyx_status status = CYX_OK;
     for (int64_t i = 0; i < count && status == CYX_OK; i += calls[i].group > 1 ? calls[i].group : 1) {
-        status = calls[i].group > 1 ? cyx_run_group(calls + i, chosen->table)
-                                    : run_one(&calls[i], chosen);
+        status = pack_before(&calls[i], chosen);
+        if (status == CYX_OK)
+            status = calls[i].group > 1 ? cyx_run_group(calls + i, chosen->table) : run_one(&calls[i], chosen);
         *failed = i;
     }
     return status;
@@ -110,7 +115,8 @@ cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_me
         int64_t end = i + 1, at = 0;
         if (calls[i].stretch) {
             end = i + calls[i].stretch;
-            status = cyx_run_stretch(calls + i, run_calls, &at);
+            status = pack_before(&calls[i], active);
+            if (status == CYX_OK) status = cyx_run_stretch(calls + i, run_calls, &at);
         } else {
             while (end < count && !calls[end].stretch) end++;
             status = run_calls(calls + i, end - i, &at);

@@ -37,6 +37,7 @@ static cyx_call *own_records(const cyx_call *calls) {
     cyx_call *own = cyx_scratch(3, sizeof(cyx_call) * (size_t)count + sizeof(cyx_array) * (size_t)many);
     if (!own) return NULL;
     memcpy(own, calls, sizeof(cyx_call) * (size_t)count);
+    own->pack = NULL; /* once for all bands, not for each */
     cyx_array *room = (cyx_array *)(own + count);
     for (int64_t k = 0; k < count; k++) {
         own[k].in = own[k].own_in;
