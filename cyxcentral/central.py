@@ -34,6 +34,7 @@ from cyxnet import messages as m
 from cyxnet import subjects, tls, watchdog
 from cyxnet.broker import BrokerError, syncs_always
 from cyxnet.bus import Bus, Stored
+from cyxnet.commands import Commander
 from cyxnet.config import NetworkFile, without_passwords
 from cyxnet.credentials import as_system, replica_id
 from cyxnet.escrow import LOCAL_PROGRAM
@@ -117,6 +118,7 @@ class Central:
             network.progress_ms,
             network.bans,
             network.network_id,
+            keys.commander,
         )
         self.recent = Recent()
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine, self.recent)
@@ -147,6 +149,7 @@ class Central:
         settlement = Settlement(network.chain_url)
         try:
             keys = await Keys.open(settings.keys, network.signer)
+            _refuse_other_platform(network, keys.commander)
             core = await Bus.connect(network.core_url, name="cyx-central-core", tls_ca=network.tls_ca)
             edge = await Bus.connect(network.edge_url, name="cyx-central-edge", tls_ca=network.tls_ca)
             central = cls(settings, core, edge, ledger, settlement, keys)
@@ -394,6 +397,21 @@ def _refuse_plain_text(network: NetworkFile) -> None:
     """Every address in network.json, before any of them hears a password. Raises TlsError."""
     for name in ("core_url", "edge_url", "node_url", "client_url", "monitor_url", "chain_url", "redis_url"):
         tls.refuse_plain_text(getattr(network, name), f"network.json: {name}")
+
+
+def _refuse_other_platform(network: NetworkFile, commander: Commander) -> None:
+    """Nodes would take no command from here."""
+    key = commander.platform_key
+    if network.platform_key not in ("", key):
+        raise StartError(
+            f"network.json: platform_key is {network.platform_key}, but the public key of central.key is {key}; "
+            "use the central.key of this network, or correct the setting here and for its nodes"
+        )
+    if network.network_id != commander.network_id:
+        raise StartError(
+            f"network.json: network_id is {network.network_id!r}, but the signer's is {commander.network_id!r}; "
+            "give both the same"
+        )
 
 
 async def _check_brokers(network: NetworkFile) -> None:

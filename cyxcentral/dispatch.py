@@ -18,12 +18,14 @@ from cyxcentral.blobs import Blobs, NotStored
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
 from cyxcentral.pings import Pings
+from cyxcentral.telling import Telling
 from cyxcore.errors import CyxError
 from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
 from cyxnet.codec import BadMessage
+from cyxnet.commands import Commander
 from cyxnet.identity import key_id
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,6 @@ MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is
 PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state; a replica its drain_s besides
 NODE_GONE = "the node that held the lease is gone"
 MOST_LEASES_AT_ONCE = 500  # that are lost together with their node
-COMMAND_TIMEOUT_S = 3.0
 LONGEST_TEXT_CHARS = 200  # of what a node says of itself; everybody who lists the nodes or jobs is told it
 LONGEST_REASON_CHARS = 500
 COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
@@ -55,6 +56,7 @@ class Dispatch:
         progress_ms: int,
         bans: bool = True,
         network_id: str = "",
+        commander: Commander | None = None,
     ):
         self._events = events
         self._world = events.world
@@ -66,6 +68,7 @@ class Dispatch:
         self._heartbeat_ms = heartbeat_ms
         self.lease_ms = lease_ms
         self._progress_ms = progress_ms
+        self._nodes = Telling(edge, events.world, events.machine, commander)
         self._wake = asyncio.Event()
         self._changed: set[str] = set()  # subjects to look at again
         self._heard_ms: dict[str, float] = {}  # node id -> monotonic time of its last word
@@ -312,9 +315,7 @@ class Dispatch:
                 return
             command = self._command(due[0], job)
             try:
-                reply = await self._edge.ask(
-                    subjects.command(attempt.node_id), command, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S
-                )
+                reply = await self._nodes.ask(attempt.node_id, command)
             except CyxError as error:
                 log.info("cannot tell %s about %s: %s", attempt.node_id, job_id, error)
                 await asyncio.sleep(COMMAND_DELAYS_S[min(tries, len(COMMAND_DELAYS_S) - 1)])
@@ -490,9 +491,7 @@ class Dispatch:
         attempt = job.attempts[-1]
         command = m.Stop(job_id=job.job_id, attempt=attempt.number, session=attempt.session, reason=reason)
         try:
-            await self._edge.ask(
-                subjects.command(attempt.node_id), command, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S
-            )
+            await self._nodes.ask(attempt.node_id, command)
         except CyxError as error:
             log.info("stop of %s not delivered: %s", job.job_id, error)
 
@@ -526,6 +525,8 @@ class Dispatch:
             raise ApiError("wrong_key", f"{said.node_id} is not the id of this public key", 403)
         self._refuse_false(said, m.registration_bytes(said), said.public_key, dated=False)
         _refuse_long_texts(said.hardware)
+        if said.signed_commands and not self._nodes.platform_key:
+            raise ApiError("no_command_key", "this central signs no commands, and the node takes no others", 503)
         node = self._world.nodes.get(said.node_id)
         if node is None or said.began_ms >= node.began_ms:
             self._hear(said.node_id)  # first: an old silence must not count against the new registration
@@ -540,12 +541,14 @@ class Dispatch:
             return event
 
         await self._events.record(subjects.node_event(said.node_id), decide)
+        self._nodes.heard(said.node_id, said.session, said.now_ms)
         self.happened(subjects.node_event(said.node_id))
         return m.RegisterReply(
             heartbeat_ms=self._heartbeat_ms,
             lease_ms=self.lease_ms,
             network_id=self._network_id,
             now_ms=self._machine.wall_ms(),
+            platform_key=self._nodes.platform_key if said.signed_commands else "",
         )
 
     async def _heartbeat(self, said: m.Heartbeat) -> m.HeartbeatReply:
@@ -558,6 +561,7 @@ class Dispatch:
         if not self.session_is_current(said.node_id, said.session):
             return m.HeartbeatReply(known=False)
         self._hear(said.node_id)
+        self._nodes.heard(said.node_id, said.session, said.now_ms)
         if said.draining != self._world.nodes[said.node_id].draining:
             await self._events.record(subjects.node_event(said.node_id), functools.partial(self._drained, said))
         named = {(run.job_id, run.attempt) for run in said.runs}
@@ -583,7 +587,7 @@ class Dispatch:
                 self._unnamed[key] += 1
                 if self._unnamed[key] >= MISSING_HEARTBEATS:
                     await self._lose(*key, "run_missing", "the node no longer names the run")
-        return m.HeartbeatReply(known=True, stop=stop, begin=begin, pause=pause, now_ms=self._machine.wall_ms())
+        return self._nodes.reply(said, m.Orders(stop=stop, begin=begin, pause=pause))
 
     def _drained(self, said: m.Heartbeat) -> m.NodeDraining | m.NodeUndrained | None:
         """What a heartbeat says of its node's readiness, where that is news; a banned node may say what it likes."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from cyxcentral.signer import ANSWERED, LENGTH_BYTES, Address, Ask, Custody, Hello, No, Signed, Welcome, frame
 from cyxcore.errors import CyxError
+from cyxnet.commands import Commander
 from cyxnet.instructions import SettlementError
 from cyxnet.messages import SignedTransaction
 from cyxnet.shapes import Deposit, Shape
@@ -61,6 +62,7 @@ class Keys:
         self._custody: OrderedDict[str, RemoteWallet] = OrderedDict()  # that used longest ago first
         self.wallet: RemoteWallet
         self.platform: str
+        self.commander: Commander
         self._handed: dict[str, bytes]
 
     @classmethod
@@ -73,6 +75,10 @@ class Keys:
             await keys.close()
             raise SignerError(str(error)) from None
         assert isinstance(welcome, Welcome)
+        if welcome.commanding is None:
+            await keys.close()
+            raise SignerError("the signer is of a version that gives no key for commands: upgrade it first")
+        keys.commander = Commander(welcome.commanding)
         keys.wallet, keys.platform = RemoteWallet(keys, welcome.address), welcome.platform
         keys._handed = welcome.keys
         return keys

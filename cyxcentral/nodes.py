@@ -91,6 +91,7 @@ class Node(Struct, frozen=True, kw_only=True):
     version: str
     began_ms: int = 0  # of its session; the next one's is larger
     dated: bool = False  # what its session signs says for which network, in which place and until when
+    signed_commands: bool = False  # its session takes no others
     online: bool
     draining: bool = False
     registered_at_ms: int

@@ -30,6 +30,7 @@ from msgspec import Struct
 from cyxcore.errors import CyxError
 from cyxnet import identity
 from cyxnet.amounts import format_cyx
+from cyxnet.commands import Commanding, commanding
 from cyxnet.config import DEFAULT_FOLDER, NetworkFile, read_network
 from cyxnet.escrow import LOCAL_PROGRAM
 from cyxnet.instructions import SettlementError
@@ -65,11 +66,12 @@ class Ask(Struct, frozen=True):
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
-    """address: of the wallet that settles. keys: of HANDED_OVER, 32 bytes each."""
+    """address: of the wallet that settles. keys: of HANDED_OVER, 32 bytes each. commanding: None from older signers."""
 
     address: str
     platform: str
     keys: dict[str, bytes]
+    commanding: Commanding | None = None
 
 
 class Address(Struct, frozen=True, tag="address"):
@@ -283,7 +285,9 @@ class Keeper:
         match what:
             case Hello():
                 keys = {purpose: self._seed.child(purpose) for purpose in HANDED_OVER}
-                return Welcome(self._wallet.address, self._platform, keys)
+                network = self._network
+                given = commanding(self._seed, network.network_id, network.command_key)
+                return Welcome(self._wallet.address, self._platform, keys, given)
             case Custody(caller):
                 return Address(self._custody(caller).address)
             case _:

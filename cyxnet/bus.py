@@ -23,7 +23,7 @@ from nats.js import api
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects, tls
-from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode
+from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, BadMessage, decode, encode
 from cyxnet.config import addresses
 from cyxnet.connection import LINK_DOWN_PAUSE_S, Connection, Message, Take, block_of, is_refusal
 from cyxnet.credentials import Credentials
@@ -411,7 +411,13 @@ class Bus:
         return decode(reply, data, headers.get("Content-Type", content_type), max_bytes=16_000_000)
 
     async def answer(
-        self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]], *, strangers: bool = False
+        self,
+        subject: str,
+        kinds: Any,
+        handler: Callable[[str, Any], Awaitable[Any]],
+        *,
+        strangers: bool = False,
+        max_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         """Serve a plain request subject: decode as `kinds`, call handler(subject, message), encode its reply.
 
@@ -423,7 +429,7 @@ class Bus:
         async def work(message: Message) -> None:
             try:
                 content_type = _content_type(message)
-                reply = await handler(message.subject, decode(kinds, message.data, content_type))
+                reply = await handler(message.subject, decode(kinds, message.data, content_type, max_bytes))
                 await self._nc.publish(message.reply, encode(reply, content_type), block=_CONTENT[content_type])
             except Exception as error:
                 self._refuse(message, error)

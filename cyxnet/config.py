@@ -53,6 +53,10 @@ class NetworkFile(Struct, kw_only=True):
     fee_basis_points: Annotated[int, Meta(ge=0, le=10_000)] = 1000
     spend_per_hour_base_units: NotNegative = 10**15  # that the signer pays out in an hour, of all centrals; 0: no limit
     signer: str = ""  # the socket of a signer that runs by itself; empty: each central starts one
+    platform_key: str = (
+        ""  # the public key of central.key, which nodes check commands by; empty: the first they are told
+    )
+    command_key: Annotated[int, Meta(ge=1, le=2**31)] = 1  # the number of the key that commands are signed with
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     session_s: AtLeastOne = SESSION_S  # so long a connection is let in; it comes again before that
@@ -99,6 +103,11 @@ def read_network(folder: Path) -> NetworkFile:
         ) from None
     if network.replicas not in (1, 3, 5):
         raise ConfigError(f"{path}: expected replicas 1, 3 or 5, got {network.replicas}; correct it and start again")
+    if not re.fullmatch(r"([0-9a-f]{64})?", network.platform_key):
+        raise ConfigError(
+            f"{path}: expected platform_key as `cyx id show --central` shows its public key (64 digits, 0-9 and a-f), "
+            f"got {network.platform_key[:80]!r}; correct it and start again"
+        )
     if network.lease_ms <= network.heartbeat_ms:
         raise ConfigError(
             f"{path}: expected lease_ms above heartbeat_ms ({network.heartbeat_ms}; four times it is usual), got "

@@ -176,7 +176,8 @@ class LocalNetwork:
 
     async def _start(self) -> None:
         kept, listening = self._read_kept(), self._listening()
-        kept.passwords = kept.passwords.admits(load_or_create(self.folder / "central.key"))
+        platform = load_or_create(self.folder / "central.key")
+        kept.passwords = kept.passwords.admits(platform)
         owner = load_or_create(self.folder / "client.key")
         self._brokers = Brokers(
             self.folder,
@@ -209,6 +210,7 @@ class LocalNetwork:
             lease_ms=self._lease_ms,
             redis_url=self._redis_url,
             tls_ca=listening.certificates.ca.read_text() if listening.certificates else "",
+            platform_key=platform.public_key,
             operators=[as_client(owner).id],
             pid=os.getpid(),
             bans=False,  # every node is the owner's own

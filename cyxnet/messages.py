@@ -6,6 +6,7 @@ Money is an integer in base units (10**-9 CYX). Times are Unix milliseconds. Dig
 gc=False: a message is a tree, so the collector of cycles need not look at the many that central keeps.
 """
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -896,6 +897,7 @@ class Register(Request, kw_only=True, frozen=True):
     began_ms: when the session began by the node's own count, which only grows; a session that began before the one
     that is registered is refused. 0 from nodes that do not count.
     network_id, sequence, expires_ms: as of RunCompleted; network_id "" from a node that has not been told it.
+    signed_commands: this session takes commands that central signed, and no others. now_ms: as of Heartbeat.
     """
 
     node_id: NodeId
@@ -913,15 +915,21 @@ class Register(Request, kw_only=True, frozen=True):
     sequence: U63 = 0
     expires_ms: U63 = 0
     signature: SeedSignature
+    signed_commands: bool = False
+    now_ms: U63 = 0
 
 
 class RegisterReply(Struct, kw_only=True, omit_defaults=True):
-    """now_ms: the time by central's clock, which what a node signs is good until; 0 from older centrals."""
+    """now_ms: the time by central's clock, which what a node signs is good until; 0 from older centrals.
+
+    platform_key: which vouches for the keys that commands are signed with, to a node that takes signed ones.
+    """
 
     heartbeat_ms: int
     lease_ms: int
     network_id: str = ""
     now_ms: int = 0
+    platform_key: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
 
 
 class RunRef(Struct, kw_only=True, omit_defaults=True):
@@ -940,17 +948,24 @@ class RunRef(Struct, kw_only=True, omit_defaults=True):
 
 
 class Heartbeat(Request, kw_only=True, frozen=True):
+    """number: counts the heartbeats of a session, from 1 on. now_ms: the time by the node's clock, which commands to it
+    are good until: that of its machine when the session began, and what passed since. Both 0 from older nodes.
+    """
+
     node_id: NodeId
     session: SessionId
     runs: Annotated[list[RunRef], Meta(max_length=1024)] = []
     memory_free_bytes: U63 = 0
     draining: bool = False  # its operator wants it to take no new runs
+    number: U63 = 0
+    now_ms: U63 = 0
 
 
 class HeartbeatReply(Struct, kw_only=True, omit_defaults=True):
     """known is False when central has no such session: register again. stop lists fenced runs.
 
     begin and pause repeat commands that a run does not show to have heard. now_ms: as of RegisterReply.
+    orders: the three lists, signed, instead of them: to a node that takes signed commands.
     """
 
     known: bool
@@ -958,6 +973,7 @@ class HeartbeatReply(Struct, kw_only=True, omit_defaults=True):
     begin: list[RunRef] = []
     pause: list[RunRef] = []
     now_ms: int = 0
+    orders: "SignedCommand | None" = None
 
 
 class CpuMetrics(Struct, kw_only=True):
@@ -1126,9 +1142,48 @@ class Stop(Request, kw_only=True, frozen=True, tag="stop", tag_field="do"):
 Command = Assign | Begin | Pause | Stop
 
 
+class Orders(Request, kw_only=True, frozen=True, tag="orders", tag_field="do"):
+    """What the answer to one heartbeat says of its runs: as the lists of HeartbeatReply."""
+
+    stop: Annotated[list[RunRef], Meta(max_length=1024)] = []
+    begin: Annotated[list[RunRef], Meta(max_length=1024)] = []
+    pause: Annotated[list[RunRef], Meta(max_length=1024)] = []
+
+
+class CommandKey(Request, kw_only=True, frozen=True):
+    """A key that commands are signed with, and the word of the platform's key for it, over command_key_bytes().
+
+    number: of the key, from 1 on. A node that took a command of one takes none of those with a smaller number.
+    """
+
+    public_key: PublicKey
+    number: Annotated[int, Meta(ge=1, le=2**31)]
+    signature: SeedSignature
+
+
+class SignedCommand(Request, kw_only=True, frozen=True, tag="signed", tag_field="do"):
+    """A command, and the signature of `key` over command_bytes(). payload: a Command or Orders in MessagePack.
+
+    sequence: the newest event of the job that central had read; of Orders, the number of the heartbeat.
+    expires_ms: when it is too late to say it, by the node's clock.
+    """
+
+    network_id: NetworkId
+    node_id: NodeId
+    key: CommandKey
+    sequence: U63
+    expires_ms: U63
+    payload: bytes
+    signature: SeedSignature
+
+
 class CommandReply(Struct, kw_only=True):
+    """code: of a command that is not taken for one of central's; then now_ms is the time by the node's clock."""
+
     accepted: bool
     reason: str = ""
+    code: str = ""
+    now_ms: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1313,7 +1368,10 @@ class Refunded(Event, kw_only=True):
 
 
 class NodeRegistered(Event, kw_only=True):
-    """dated: what this session signs names the network, a sequence and an expiry; what does not is refused."""
+    """dated: what this session signs names the network, a sequence and an expiry; what does not is refused.
+
+    signed_commands: it takes commands that central signed, and no others.
+    """
 
     node_id: str
     session: str
@@ -1327,6 +1385,7 @@ class NodeRegistered(Event, kw_only=True):
     version: str = ""
     began_ms: int = 0
     dated: bool = False
+    signed_commands: bool = False
 
 
 class NodeLost(Event, kw_only=True):
@@ -1519,4 +1578,20 @@ def checkpoint_bytes(said: RunCheckpoint) -> bytes:
 def registration_bytes(node: Register) -> bytes:
     """What a node signs when it registers: its key owns the id, the session and the wallet."""
     began = [str(node.began_ms)] if node.began_ms else []  # older nodes neither say nor sign it
-    return _signed("register", node, node.node_id, node.session, node.public_key, node.wallet, *began)
+    wants = ["signed-commands"] if node.signed_commands else []
+    return _signed("register", node, node.node_id, node.session, node.public_key, node.wallet, *began, *wants)
+
+
+def command_key_bytes(network_id: str, key: CommandKey) -> bytes:
+    """What the platform's key signs of a key that commands are signed with."""
+    return "\n".join(["cyx/v1/command-key", network_id, str(key.number), key.public_key]).encode()
+
+
+def command_bytes(said: SignedCommand, session: str, kind: str, job_id: str, attempt: int) -> bytes:
+    """What central signs when it commands: domain, for whom, about which run, in which place, until when, and what.
+
+    kind: the tag of the command in `said`; job_id "" and attempt 0 of Orders.
+    """
+    whom = ("cyx/v1/command", said.network_id, said.node_id, session)
+    what = (kind, job_id, str(attempt), str(said.sequence), str(said.expires_ms))
+    return "\n".join([*whom, *what, hashlib.sha256(said.payload).hexdigest()]).encode()

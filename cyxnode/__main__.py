@@ -190,11 +190,11 @@ async def serve(args: argparse.Namespace, home: Home, begun_s: float) -> int:
 
 async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: float) -> int:
     """Join the network and work. Connecting, measuring and warming up go on at the same time."""
-    url, session_s, ca, network_id = args.url, config.SESSION_S, read_ca(args.ca), ""
+    url, session_s, ca, network_id, platform_key = args.url, config.SESSION_S, read_ca(args.ca), "", ""
     if url is None:
         network = config.read_network(args.dir)
         url, session_s, ca = network.node_url, network.session_s, ca or network.tls_ca
-        network_id = network.network_id
+        network_id, platform_key = network.network_id, network.platform_key
     pool = Pool(Launch(work_folder=home.work_folder, niceness=args.nice))
     try:
         pool.warm_up()
@@ -234,7 +234,7 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
                     url, name=replica.id, credentials=replica, tls_ca=ca, session_s=session_s, renews=False
                 )
 
-            agent = Agent(home, bus, pool, facts, settings, said_ready, network_id, connect)
+            agent = Agent(home, bus, pool, facts, settings, said_ready, network_id, connect, platform_key)
             stopper.agent = agent
             agent.drain(stopper.drain_first)
             return await agent.run()

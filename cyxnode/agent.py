@@ -17,6 +17,7 @@ from cyxcore.errors import CyxError
 from cyxnet import artifacts, envelope, subjects
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import BadMessage
+from cyxnet.commands import MAX_COMMAND_BYTES, Guard, NotTaken
 from cyxnet.credentials import Credentials, as_replica
 from cyxnet.messages import (
     Assign,
@@ -27,6 +28,7 @@ from cyxnet.messages import (
     Hardware,
     Heartbeat,
     HeartbeatReply,
+    Orders,
     Pause,
     Register,
     RegisterReply,
@@ -36,6 +38,7 @@ from cyxnet.messages import (
     RunFailed,
     RunRef,
     RunStarted,
+    SignedCommand,
     Stop,
 )
 from cyxnode import events as e
@@ -94,9 +97,11 @@ class Agent:
         on_ready: Callable[[], None],
         network_id: str = "",
         connect: Callable[[Credentials], Awaitable[Bus]] | None = None,
+        platform_key: str = "",
     ):
         """network_id: what the node signs is for this network; "" for whichever central says it belongs to.
 
+        platform_key: commands are checked by it; "" for the one that the first central ever said, or says now.
         connect: makes the connection of a replica to the same broker; None: this node serves nothing.
         """
         self.session = secrets.token_hex(16)
@@ -106,7 +111,11 @@ class Agent:
         self._facts = facts
         self._settings = settings
         self._on_ready = on_ready
-        self._signing = Signing(home.key.sign, network_id, _wall_ms, _now_ms)
+        self._ahead_ms = _wall_ms() - _now_ms()  # of the clock that commands are good by: it never jumps in a session
+        trust = home.trust(network_id, platform_key)
+        self._signing = Signing(home.key.sign, trust.network_id, _wall_ms, _now_ms)
+        self._guard = Guard(home.node_id, self.session, trust, self._clock_ms, home.keep_trust)
+        self._heartbeats = 0
         self._state = State(node_id=home.node_id, session=self.session, max_runs=settings.max_runs)
         self._limits = hardware.cgroup_limits()
         self._meter = hardware.Meter(home.node_id, self.session)
@@ -143,7 +152,9 @@ class Agent:
 
     async def run(self) -> int:
         """Until somebody asks for the end. Returns the exit status; no run is left."""
-        await self._bus.answer(subjects.command(self._home.node_id), Command, self._on_command)
+        kinds = Command | SignedCommand
+        subject = subjects.command(self._home.node_id)
+        await self._bus.answer(subject, kinds, self._on_command, max_bytes=MAX_COMMAND_BYTES)
         watching = asyncio.create_task(self._watch_hardware())
         try:
             while self._exit is None:
@@ -186,7 +197,27 @@ class Agent:
         except TimeoutError:
             pass
 
-    async def _on_command(self, subject: str, command: Any) -> CommandReply:
+    def _clock_ms(self) -> int:
+        return _now_ms() + self._ahead_ms
+
+    def _not_taken(self, error: NotTaken) -> None:
+        """Often at first, then ever more seldom: who sends many may not fill the log."""
+        count = self._guard.refused[error.code]
+        if count & (count - 1) == 0:
+            log.warning("not a command of central (%s, %d so far): %s", error.code, count, error)
+
+    async def _on_command(self, subject: str, said: Command | SignedCommand) -> CommandReply:
+        try:
+            command = self._guard.opened(said)
+        except NotTaken as error:
+            self._not_taken(error)
+            return CommandReply(accepted=False, reason=str(error), code=error.code, now_ms=self._clock_ms())
+        reply = self._obeyed(command)
+        if reply.accepted:
+            self._guard.took(command, said)
+        return reply
+
+    def _obeyed(self, command: Command) -> CommandReply:
         for action in self.tell(COMMANDS[type(command)](command)):
             if isinstance(action, e.Answer):
                 if not action.reply.accepted:
@@ -238,6 +269,8 @@ class Agent:
             version=_version(),
             began_ms=self._began_ms,
             signature=UNSIGNED,
+            signed_commands=True,
+            now_ms=self._clock_ms(),
         )
         try:
             reply = await self._ask("register", register, RegisterReply, REQUEST_TIMEOUT_S)
@@ -246,6 +279,9 @@ class Agent:
         except (BusError, BadMessage):
             self.tell(e.RegisterUnanswered())
         else:
+            if why_not := self._guard.told(reply.network_id, reply.platform_key):
+                self.tell(e.RegisterRefused(f"{why_not} ({self._home.trust_path})"))
+                return
             self._signing.told(reply.now_ms, reply.network_id)
             self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))
 
@@ -254,12 +290,15 @@ class Agent:
 
     async def _heartbeat(self, runs: tuple[RunRef, ...], draining: bool) -> None:
         free_bytes = hardware.memory(self._limits, self._settings.offer_bytes)[1]
+        self._heartbeats = number = self._heartbeats + 1
         heartbeat = Heartbeat(
             node_id=self._home.node_id,
             session=self.session,
             runs=[self._with_figures(run) for run in runs],
             memory_free_bytes=free_bytes,
             draining=draining,
+            number=number,
+            now_ms=self._clock_ms(),
         )
         timeout_s = min(REQUEST_TIMEOUT_S, self._state.heartbeat_ms / 1000)
         try:
@@ -268,7 +307,12 @@ class Agent:
             self.tell(e.HeartbeatUnanswered())
             return
         self._signing.told(reply.now_ms)
-        self.tell(e.HeartbeatAnswered(reply.known, _keys(reply.stop), _keys(reply.begin), _keys(reply.pause)))
+        try:
+            orders = self._guard.orders(reply, number)
+        except NotTaken as error:
+            self._not_taken(error)
+            orders = Orders()
+        self.tell(e.HeartbeatAnswered(reply.known, _keys(orders.stop), _keys(orders.begin), _keys(orders.pause)))
         await self._telemetry.link_is_back()
 
     def _with_figures(self, run: RunRef) -> RunRef:

@@ -1,17 +1,22 @@
 """Where a node lives: its folder, its name, its key. One process at a time."""
 
 import fcntl
+import logging
 import os
 import re
 import shutil
 import time
 from pathlib import Path
 
+import msgspec
+
 from cyxnet import identity
+from cyxnet.commands import Trust
 from cyxnet.config import write_atomically
 from cyxnet.wallet import Wallet
 from cyxnode.errors import NodeError
 
+log = logging.getLogger(__name__)
 NAME_BYTES = 50  # "-" and ten digits of the key follow it in the node id, which has at most 63
 
 
@@ -46,6 +51,33 @@ class Home:
         except OSError as error:
             raise NodeError(f"{path}: cannot be written ({error.strerror}); free some space on its disk") from None
         return now_ms
+
+    @property
+    def trust_path(self) -> Path:
+        return self.folder / "platform.json"
+
+    def trust(self, network_id: str, platform_key: str) -> Trust:
+        """Whom this node takes commands from: as its network's file says, else as it learned in an earlier session.
+
+        Raises NodeError when what it learned cannot be read.
+        """
+        try:
+            kept = msgspec.json.decode(self.trust_path.read_bytes(), type=Trust)
+        except FileNotFoundError:
+            kept = Trust()
+        except (OSError, msgspec.MsgspecError) as error:
+            raise NodeError(f"{self.trust_path}: cannot be read ({error}); delete it to have it learned anew") from None
+        if (network_id or kept.network_id) != kept.network_id or (
+            platform_key or kept.platform_key
+        ) != kept.platform_key:
+            return Trust(network_id=network_id, platform_key=platform_key)
+        return kept
+
+    def keep_trust(self, trust: Trust) -> None:
+        try:
+            write_atomically(self.trust_path, msgspec.json.encode(trust), 0o600)
+        except OSError as error:
+            log.warning("%s: cannot be written (%s): a later session has to learn it anew", self.trust_path, error)
 
     def close(self) -> None:
         os.close(self._lock_fd)

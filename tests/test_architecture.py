@@ -72,9 +72,8 @@ cyxcore.llm.tokenizer cyxcore.llm.chat cyxcore.llm.sampling cyxcore.llm.pages cy
 cyxcore.llm.languagemodel cyxcore.llm.decoder
 cyxcore
 
-cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.envelope
-cyxnet.credentials
-cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
+cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.commands
+cyxnet.envelope cyxnet.credentials cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
 cyxnet.service cyxnet.mux cyxnet.httpserver cyxnet.openapi cyxnet.inference cyxnet.openai
 cyxnet.asking
@@ -109,7 +108,8 @@ cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcen
 cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.columns cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
-cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.dispatch
+cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.telling
+cyxcentral.dispatch
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation
@@ -157,6 +157,7 @@ PURE = {
     "cyxnode.serving.openapi",
     "cyxnode.serving.routes",
     "cyxnet.asking",
+    "cyxnet.commands",
     "cyxnet.openapi",
     "cyxcentral.admission",
     "cyxcentral.clients",

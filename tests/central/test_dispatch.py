@@ -18,6 +18,7 @@ from cyxnet import subjects
 from cyxnet.artifacts import describe
 from cyxnet.bus import ApiError, Bus, BusError
 from cyxnet.codec import MSGPACK, BadMessage, decode, encode
+from cyxnet.commands import Commander, commanding
 from cyxnet.credentials import as_node
 from cyxnet.identity import Identity
 from cyxnode.signing import VALID_MS, Signing
@@ -27,6 +28,7 @@ KEY = Identity(b"k" * 32)
 NODE = f"node-a-{KEY.short_id}"
 SESSION, NEXT_SESSION = "0" * 32, "1" * 32
 NETWORK = "net-1"
+COMMANDER = Commander(commanding(Identity(b"p" * 32), NETWORK, 1))
 LEASE_MS = 60_000
 PROGRESS_MS = 600_000
 ORDER_OF_THE_CURVE = 2**252 + 27742317777372353535851937790883648493
@@ -45,7 +47,9 @@ class SmallCentral:
         self.blobs = Blobs(self.core)
         await self.blobs.open()
         await self.log.open(0)
-        self.dispatch = Dispatch(self.log, self.edge, self.blobs, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK)
+        self.dispatch = Dispatch(
+            self.log, self.edge, self.blobs, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK, commander=COMMANDER
+        )
         if scheduling:
             self.log.applied.append(lambda stored, record: self.dispatch.happened(stored.subject))
             await self.dispatch.start()

@@ -12,12 +12,14 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from cyxcentral.central import StartError, _refuse_other_platform
 from cyxcentral.keys import Keys, SignerError
 from cyxcentral.signer import (
     ANSWERED,
     ASKED,
     HOUR_MS,
     LENGTH_BYTES,
+    Answer,
     Ask,
     Custody,
     Hello,
@@ -29,11 +31,13 @@ from cyxcentral.signer import (
     frame,
     serve,
 )
+from cyxnet.commands import Commander, commanding
 from cyxnet.config import NetworkFile, write_network
 from cyxnet.escrow import DEADLINE_S, check_deposit, escrow_terms, mint_address, paid_by
-from cyxnet.identity import Identity, keep, load_or_create
+from cyxnet.identity import Identity, keep, load_or_create, verify
 from cyxnet.instructions import SettlementError
 from cyxnet.local import LocalNetwork
+from cyxnet.messages import command_key_bytes
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle
 from cyxnet.wallet import Wallet
 from tests.central import facts as f
@@ -343,6 +347,44 @@ def test_only_keys_that_own_nothing_are_handed_over(tmp_path):
     money = {SEED.seed, *(SEED.child(purpose) for purpose in ("wallet", "platform", "sign", "custody:me"))}
     assert not money & set(welcome.keys.values())
     assert all(each not in msgspec.msgpack.encode(welcome) for each in money)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_key_for_commands_is_handed_over_with_the_platforms_word_for_it(tmp_path, number):
+    given = Bench(tmp_path, command_key=number).ask(Hello()).commanding
+    assert given == commanding(SEED, "n", number)
+    assert (given.platform_key, given.key.number, given.seed) == (
+        SEED.public_key,
+        number,
+        SEED.child(f"command-{number}"),
+    )
+    assert verify(SEED.public_key, command_key_bytes("n", given.key), given.key.signature)
+
+
+async def test_a_signer_that_gives_no_key_for_commands_is_too_old(tmp_path):
+    keeper = Bench(tmp_path).keeper
+
+    async def serve_one(reader, writer):
+        size = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+        asked = ASKED.decode(await reader.readexactly(size))
+        welcome = keeper.answer(asked).what
+        writer.write(frame(Answer(asked.id, Welcome(welcome.address, welcome.platform, welcome.keys))))
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve_one, tmp_path / "signer.sock"):
+        with pytest.raises(SignerError, match="gives no key for commands: upgrade it first"):
+            await Keys.open(tmp_path, str(tmp_path / "signer.sock"))
+
+
+def test_a_central_of_another_platform_or_network_does_not_start():
+    mine = Commander(commanding(SEED, "n", 1))
+    for changes in ({}, {"platform_key": SEED.public_key}):
+        _refuse_other_platform(network(**changes), mine)
+    with pytest.raises(StartError, match="platform_key is abab.* but the public key of central.key is"):
+        _refuse_other_platform(network(platform_key="ab" * 32), mine)
+    with pytest.raises(StartError, match="network_id is 'n', but the signer's is 'other'"):
+        _refuse_other_platform(network(), Commander(commanding(SEED, "other", 1)))
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ URLS = dict.fromkeys(("client_url", "node_url", "edge_url", "core_url", "monitor
         ("fee_basis_points", 10_001, "int` <= 10000"),
         ("heartbeat_ms", 0, "int` >= 1"),
         ("lease_ms", -5, "int` >= 1"),
+        ("command_key", 0, "int` >= 1"),
+        ("platform_key", "Ab" * 32, "expected platform_key as `cyx id show --central` shows its public key"),
         ("session_s", 0, "int` >= 1"),
         ("connections", 0, "int` >= 1"),
         ("replicas", 0, "int` >= 1"),

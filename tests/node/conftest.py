@@ -17,7 +17,7 @@ from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import Home, open_home
 from cyxnode.process import TRAIN_COMMAND, Launch, Pool
-from tests.node.fake_central import FakeCentral, Store
+from tests.node.fake_central import NETWORK, PLATFORM, FakeCentral, Store
 
 STANDIN = str(Path(__file__).with_name("standin.py"))
 
@@ -71,7 +71,12 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
         facts = hardware.measure()
 
         async def start(
-            behaviour: str = "learn", url: str | None = None, name: str = "desk", session_s: float | None = None
+            behaviour: str = "learn",
+            url: str | None = None,
+            name: str = "desk",
+            session_s: float | None = None,
+            network_id: str = NETWORK,
+            platform_key: str = PLATFORM.public_key,
         ) -> Node:
             home = open_home(tmp_path / "cyx", name)
             stack.callback(home.close)
@@ -97,7 +102,7 @@ async def start_node(broker: Broker, tmp_path: Path) -> AsyncIterator[Callable[.
                 replica_buses.append(bus)
                 return bus
 
-            agent = Agent(home, bus, pool, facts, Settings(), ready.set, connect=connect)
+            agent = Agent(home, bus, pool, facts, Settings(), ready.set, network_id, connect, platform_key)
             task = asyncio.create_task(agent.run())
             stack.push_async_callback(_stop, agent, task)
             return Node(agent, home, task, ready, replica_buses)

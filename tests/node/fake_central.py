@@ -11,8 +11,12 @@ from cyxnet import subjects
 from cyxnet.artifacts import CHUNK_BYTES
 from cyxnet.bus import ApiError, Bus
 from cyxnet.codec import MSGPACK, decode
+from cyxnet.commands import VALID_MS, Commander, commanding
+from cyxnet.identity import Identity
 
 WAIT_S = 20.0
+PLATFORM = Identity(b"p" * 32)
+NETWORK = "test"
 
 
 class Store:
@@ -48,6 +52,8 @@ class FakeCentral:
         self.heartbeat_ms = 200
         self.report_reply = m.ReportReply(accepted=True)
         self.register_error: ApiError | None = None
+        self.commander = Commander(commanding(PLATFORM, NETWORK, 1))
+        self.events = 0  # that the log would have
         self._news = asyncio.Condition()
 
     @classmethod
@@ -77,7 +83,20 @@ class FakeCentral:
         return sum(said == verb for said, _ in self.heard)
 
     async def command(self, node_id: str, command: m.Command) -> m.CommandReply:
-        return await self.bus.ask(subjects.command(node_id), command, m.CommandReply)
+        return await self.say(node_id, self.signed(node_id, command))
+
+    def signed(self, node_id: str, command: m.Command) -> m.SignedCommand:
+        """As the next event of the log has it."""
+        self.events += 1
+        until_ms = self._node_ms() + VALID_MS
+        return self.commander.signed(node_id, command.session, command, self.events, until_ms)
+
+    async def say(self, node_id: str, said: m.Command | m.SignedCommand) -> m.CommandReply:
+        return await self.bus.ask(subjects.command(node_id), said, m.CommandReply)
+
+    def _node_ms(self) -> int:
+        """The node's clock when it was heard last."""
+        return max((message.now_ms for verb, message in self.heard if verb in ("register", "heartbeat")), default=0)
 
     async def _hear(self, verb: str, message: Any) -> None:
         async with self._news:
@@ -93,11 +112,20 @@ class FakeCentral:
         if self.register_error:
             raise self.register_error
         self.known.add(message.session)
-        return m.RegisterReply(heartbeat_ms=self.heartbeat_ms, lease_ms=4 * self.heartbeat_ms)
+        return m.RegisterReply(
+            heartbeat_ms=self.heartbeat_ms,
+            lease_ms=4 * self.heartbeat_ms,
+            network_id=NETWORK,
+            platform_key=self.commander.platform_key,
+        )
 
     def _heartbeat(self, message: m.Heartbeat) -> m.HeartbeatReply:
         known = message.session in self.known
-        return m.HeartbeatReply(known=known, stop=self.stop, begin=self.begin, pause=self.pause)
+        reply, orders = m.HeartbeatReply(known=known), m.Orders(stop=self.stop, begin=self.begin, pause=self.pause)
+        if orders != m.Orders():
+            until_ms = message.now_ms + VALID_MS
+            reply.orders = self.commander.signed(message.node_id, message.session, orders, message.number, until_ms)
+        return reply
 
     def _report(self, message: Any) -> m.ReportReply:
         return self.report_reply

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from msgspec.structs import replace
 
 from cyxnet import identity
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError
+from cyxnet.commands import Trust
 from cyxnet.messages import (
     Begin,
+    Heartbeat,
+    HeartbeatReply,
     Pause,
     ReportReply,
     RunRef,
@@ -21,7 +25,7 @@ from cyxnet.messages import (
     registration_bytes,
 )
 from tests.doorkeeper import CENTRAL, opened
-from tests.node.fake_central import FakeCentral, Store, make_assign
+from tests.node.fake_central import NETWORK, PLATFORM, FakeCentral, Store, make_assign
 from tests.node.standin import GRAPH_SHA256
 
 Start = Callable[..., Any]
@@ -129,6 +133,76 @@ async def test_a_run_in_the_stop_list_of_a_heartbeat_is_killed(central: FakeCent
     central.stop = [RunRef(job_id="job-1", attempt=1)]
     central.heard.clear()
     await central.wait_for("heartbeat", lambda beat: not beat.runs)
+
+
+async def test_what_is_not_signed_by_central_ends_no_run_wherever_it_comes_from(
+    central: FakeCentral, start_node: Start, broker: Broker
+) -> None:
+    """As somebody could who has the broker: every message to the node is his to write, repeat and alter."""
+    node = await start_node("hang")
+    register = await begin(node, central)
+    await central.wait_for("started")
+    stop = Stop(job_id="job-1", attempt=1, session=register.session)
+    good, elsewhere = central.signed(register.node_id, stop), central.signed(f"other-{'0' * 10}", stop)
+    of_job_2 = central.signed(register.node_id, replace(stop, job_id="job-2"))
+    longer = replace(good, expires_ms=good.expires_ms + 1)
+    forged = {
+        "unsigned": stop,
+        "bad_signature": replace(of_job_2, payload=good.payload),
+        "wrong_node": elsewhere,
+        "unknown_key": replace(good, key=replace(good.key, public_key=register.public_key)),
+    }
+    for code, said in forged.items():
+        reply = await central.say(register.node_id, said)
+        assert (reply.accepted, reply.code) == (False, code)
+    assert (await central.say(register.node_id, longer)).code == "bad_signature"
+    assert node.agent._guard.refused == {"unsigned": 1, "bad_signature": 2, "wrong_node": 1, "unknown_key": 1}
+    assert training_processes()
+    assert (await central.say(register.node_id, good)).accepted
+    await central.wait_for("heartbeat", lambda beat: not beat.runs)
+
+
+async def test_a_command_from_before_a_newer_one_is_a_replay(central: FakeCentral, start_node: Start) -> None:
+    register = await begin(await start_node(), central, funded=False)
+    await central.wait_for("heartbeat", lambda beat: [run.phase for run in beat.runs] == ["ready"])
+    begin_1 = central.signed(register.node_id, Begin(job_id="job-1", attempt=1, session=register.session))
+    pause = central.signed(register.node_id, Pause(job_id="job-1", attempt=1, session=register.session))
+    assert (await central.say(register.node_id, pause)).accepted
+    reply = await central.say(register.node_id, begin_1)
+    assert (reply.accepted, reply.code) == (False, "replayed")
+    await central.wait_for("failed")  # it has stored what it had, and nobody began it
+
+
+async def test_lists_in_the_answer_to_a_heartbeat_that_nobody_signed_end_no_run(
+    central: FakeCentral, start_node: Start
+) -> None:
+    node = await start_node("hang")
+    await begin(node, central)
+    await central.wait_for("started")
+
+    def forge(message: Heartbeat) -> HeartbeatReply:
+        return HeartbeatReply(known=True, stop=[RunRef(job_id="job-1", attempt=1)])
+
+    central._heartbeat = forge  # type: ignore[method-assign]
+    central.heard.clear()
+    await central.wait_for("heartbeat", lambda beat: beat.runs and node.agent._guard.refused["unsigned"] > 0)
+    assert training_processes()
+
+
+async def test_a_node_that_was_told_no_platform_key_keeps_the_first_one_it_is_told(
+    central: FakeCentral, start_node: Start
+) -> None:
+    node = await start_node(network_id="", platform_key="")
+    await asyncio.wait_for(node.ready.wait(), WAIT_S)
+    assert node.home.trust("", "") == Trust(network_id=NETWORK, platform_key=PLATFORM.public_key)
+    await begin(node, central)
+    await central.wait_for("completed")
+
+
+async def test_a_central_of_another_platform_is_not_worked_for(central: FakeCentral, start_node: Start) -> None:
+    node = await start_node(platform_key="ab" * 32)
+    assert await asyncio.wait_for(node.task, WAIT_S) == 1
+    assert not node.ready.is_set()
 
 
 async def test_a_fenced_completion_is_discarded(central: FakeCentral, start_node: Start) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cyxnet.commands import Trust
 from cyxnet.identity import Identity
 from cyxnet.wallet import Wallet
 from cyxnode.errors import NodeError
@@ -70,3 +71,23 @@ def test_sessions_are_counted_whatever_the_clock_says_and_whatever_happened_to_t
     kept.mkdir()
     with pytest.raises(NodeError, match="cannot be written"):
         home.next_session_ms()
+
+
+def test_whom_a_node_trusts_is_kept_and_what_its_networks_file_says_comes_before_it(tmp_path: Path) -> None:
+    home = open_home(tmp_path, "desk")
+    assert home.trust("", "") == Trust()
+    learned = Trust(network_id="net-1", platform_key="ab" * 32, key_number=3)
+    home.keep_trust(learned)
+    assert home.trust("", "") == home.trust("net-1", "") == home.trust("net-1", "ab" * 32) == learned
+    assert home.trust("net-2", "") == Trust(network_id="net-2")
+    assert home.trust("net-1", "cd" * 32) == Trust(network_id="net-1", platform_key="cd" * 32)
+    home.trust_path.write_text("{")
+    with pytest.raises(NodeError, match="delete it to have it learned anew"):
+        home.trust("", "")
+
+
+def test_a_trust_that_cannot_be_kept_is_said_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    home = open_home(tmp_path, "desk")
+    home.trust_path.mkdir()
+    home.keep_trust(Trust(network_id="net-1"))
+    assert "cannot be written" in caplog.text

@@ -9,6 +9,7 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I10 no cancel after a completion       I11 every world is the fold of the log        I12 a node is not overbooked
   I13 what is referred to is stored      I14 stored work is paid before a deadline    I15 the hash chain is whole
   I16 nothing is frozen without a drift  I17 a replica's time, tries and pay are right (served.py)
+  I18 a node obeys centrals only, and nothing older about a job than what it obeyed last
   R12 clocks do not end leases
 """
 
@@ -90,6 +91,7 @@ class Checks:
         self.at_ms = 0  # of the event that is looked at, by the log
         self.banned_at_s: dict[str, float] = {}
         self.drained_at_s: dict[str, float] = {}
+        self._obeyed: dict[tuple[str, str], int] = {}  # session, job -> what its node obeyed was said at this event
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
     def fail(self, why: str) -> None:
@@ -111,6 +113,14 @@ class Checks:
         if lease is None or self.registered(node_id, session) is None:
             return None
         return lease if (lease.attempt, lease.node_id, lease.session) == (attempt, node_id, session) else None
+
+    def obeyed(self, node_id: str, session: str, command: m.Command, said: m.Command | m.SignedCommand) -> None:
+        what = f"{node_id} obeys {type(command).__name__} of {command.job_id}/{command.attempt}"
+        self.expect(self.network.intruder.was_said(node_id, said), f"I18: {what}, which no central said")
+        if isinstance(said, m.SignedCommand):
+            before = self._obeyed.get((session, command.job_id), 0)
+            self.expect(said.sequence >= before, f"I18: {what} of event {said.sequence} after one of {before}")
+            self._obeyed[session, command.job_id] = max(before, said.sequence)
 
     def told_no(self, about: str, before: Any, now: Any) -> None:
         """No is said only of what was so at some moment of the question: who says it has read all that is stored."""
@@ -467,10 +477,13 @@ class Checks:
                 self.fail(f"I5: {client.job_id} was acknowledged and is lost")
             if client.seen:
                 self._watched(client)
+        # of a replica that goes on, central finds that it was refunded when its time is used
+        unseen = {id(job) for job in self.jobs.values() if not job.ended and job.terms.escrow in chain.refunds.values()}
         for job_id, job in self.jobs.items():
             escrow = chain.accounts.get(job.terms.escrow)
             self.expect(
-                (escrow is None) == job.ended, f"I8: {job_id}: ended: {job.ended}, and its escrow holds {escrow}"
+                (escrow is None) == (job.ended or id(job) in unseen),
+                f"I8: {job_id}: ended: {job.ended}, and its escrow holds {escrow}",
             )
             landed = [s for s in job.settlements if s.signature in chain.landed and not chain.landed[s.signature].error]
             self.expect(len(landed) == int(job.settled), f"I8: {job_id} was paid {len(landed)} times")
@@ -488,7 +501,9 @@ class Checks:
                 for entry in jobs.entries(fold.jobs[about], record.event):
                     ledger[entry.account] = ledger.get(entry.account, 0) + entry.amount_base_units
         for job in self.jobs.values():
-            if not job.ended:  # its money is in its vault: a balance of nobody's
+            if id(job) in unseen:
+                held[job.terms.client] -= job.terms.amount_base_units
+            elif not job.ended:  # its money is in its vault: a balance of nobody's
                 held.pop(chain.accounts[job.terms.escrow].vault, None)
         for owner, amount in sorted(held.items()):
             gained = amount - self.network.given.get(owner, 0)

@@ -15,7 +15,7 @@ from cyxcentral.api import Api
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
-from cyxnet import client, escrow, solana
+from cyxnet import client, commands, escrow, solana
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, decode
 from cyxnet.instructions import SettlementError
@@ -237,6 +237,37 @@ def bad_checkpoint_used_again() -> Iterator[Any]:
         return [(attempt.checkpoint, attempt.resume) for attempt in job.attempts]
 
     yield mock.patch.object(jobs, "usable", usable)
+
+
+# -- commands ----------------------------------------------------------------------------------------------
+
+
+@planted
+def unsigned_command_taken() -> Iterator[Any]:
+    """A node takes commands that nobody signed, as an older one does."""
+    real = commands.Guard.opened
+
+    def opened(guard: commands.Guard, said: Any) -> Any:
+        return real(guard, said) if isinstance(said, m.SignedCommand) else said
+
+    yield mock.patch.object(commands.Guard, "opened", opened)
+
+
+@planted
+def old_command_taken() -> Iterator[Any]:
+    """A node does not remember the place of what it was told last."""
+    yield mock.patch.object(commands.Guard, "took", anything)
+
+
+@planted
+def command_for_any_run() -> Iterator[Any]:
+    """What is signed does not say what it is about."""
+    real = m.command_bytes
+
+    def command_bytes(said: m.SignedCommand, session: str, kind: str, job_id: str, attempt: int) -> bytes:
+        return real(replace(said, payload=b""), session, "", "", 0)
+
+    yield mock.patch.object(m, "command_bytes", command_bytes)
 
 
 # -- what owners want ------------------------------------------------------------------------------------

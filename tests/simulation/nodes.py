@@ -19,6 +19,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError, BusError
 from cyxnet.codec import MSGPACK, BadMessage, encode
+from cyxnet.commands import MAX_COMMAND_BYTES, Guard, NotTaken, Trust
 from cyxnet.identity import Identity
 from cyxnode import events as e
 from cyxnode.signing import Signing
@@ -92,6 +93,10 @@ class Node(Process):
         self.state = State(node_id=self.node_id, session=session, max_runs=max_runs)
         self.max_runs = max_runs
         self.signing = Signing(self.sign, "", self.wall_ms, lambda: int(self.loop.time() * 1000))
+        began_ms = self.wall_ms() - int(self.loop.time() * 1000)
+        self.clock_ms = lambda: began_ms + int(self.loop.time() * 1000)
+        self.guard = Guard(self.node_id, session, Trust(), self.clock_ms)
+        self.heartbeats = 0
         self.exited: e.Exit | None = None
         self._runs: dict[e.RunKey, Run] = {}
         self._timer: Any = None
@@ -106,7 +111,8 @@ class Node(Process):
         return FIRST_WALL_MS + date_ms + (self.number % 5 - 2) * HOUR_MS
 
     async def main(self) -> None:
-        await self.bus.answer(subjects.command(self.node_id), m.Command, self._on_command)
+        kinds = m.Command | m.SignedCommand
+        await self.bus.answer(subjects.command(self.node_id), kinds, self.on_command, max_bytes=MAX_COMMAND_BYTES)
         self.tell(e.Tick())
 
     def tell(self, event: e.Event) -> list[e.Action]:
@@ -125,7 +131,18 @@ class Node(Process):
             self._timer = self.loop.call_later(max(0.001, (wake_ms - now_ms) / 1000), self.tell, e.Tick())
         return actions
 
-    async def _on_command(self, subject: str, command: Any) -> m.CommandReply:
+    async def on_command(self, subject: str, said: m.Command | m.SignedCommand) -> m.CommandReply:
+        try:
+            command = self.guard.opened(said)
+        except NotTaken as error:
+            return m.CommandReply(accepted=False, reason=str(error), code=error.code, now_ms=self.clock_ms())
+        reply = self._obeyed(command)
+        if reply.accepted:
+            self.network.checks.obeyed(self.node_id, self.session, command, said)
+            self.guard.took(command, said)
+        return reply
+
+    def _obeyed(self, command: m.Command) -> m.CommandReply:
         event = {m.Assign: e.Assigned, m.Begin: e.BeginAsked, m.Pause: e.PauseAsked, m.Stop: e.StopAsked}[type(command)]
         for action in self.tell(event(command)):
             if isinstance(action, e.Answer):
@@ -161,6 +178,8 @@ class Node(Process):
             max_runs=self.max_runs,
             began_ms=int(self.session[2:], 16),
             signature="0" * 128,
+            signed_commands=True,
+            now_ms=self.clock_ms(),
         )
         try:
             reply = await self._ask("register", said, m.RegisterReply)
@@ -169,12 +188,21 @@ class Node(Process):
         except (BusError, BadMessage):
             self.tell(e.RegisterUnanswered())
         else:
+            assert not self.guard.told(reply.network_id, reply.platform_key)
             self.signing.told(reply.now_ms, reply.network_id)
             self.tell(e.Registered(reply.heartbeat_ms))
 
     async def _heartbeat(self, action: e.SendHeartbeat) -> None:
         refs = [replace(ref, step=run.step) if (run := self._runs.get(_key(ref))) else ref for ref in action.runs]
-        said = m.Heartbeat(node_id=self.node_id, session=self.session, runs=refs, draining=action.draining)
+        self.heartbeats = number = self.heartbeats + 1
+        said = m.Heartbeat(
+            node_id=self.node_id,
+            session=self.session,
+            runs=refs,
+            draining=action.draining,
+            number=number,
+            now_ms=self.clock_ms(),
+        )
         checks = self.network.checks
         registered = checks.registered(self.node_id, self.session)
         held = {_key(ref): checks.held(self.node_id, self.session, *_key(ref)) for ref in refs}
@@ -188,10 +216,11 @@ class Node(Process):
         self.signing.told(reply.now_ms)
         if not reply.known:
             checks.told_no(f"{self.node_id} is unknown", registered, checks.registered(self.node_id, self.session))
-        for key in map(_key, reply.stop):
+        orders = self.guard.orders(reply, number)
+        for key in map(_key, orders.stop):
             now = checks.held(self.node_id, self.session, *key)
             checks.told_no(f"{self.node_id} does not hold {key}", held[key], now)
-        lists = (tuple(map(_key, refs)) for refs in (reply.stop, reply.begin, reply.pause))
+        lists = (tuple(map(_key, refs)) for refs in (orders.stop, orders.begin, orders.pause))
         self.tell(e.HeartbeatAnswered(reply.known, *lists))
 
     async def _report(self, key: e.RunKey, report: e.Report) -> None:

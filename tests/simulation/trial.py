@@ -24,6 +24,7 @@ from tests.simulation.chain import Chain
 from tests.simulation.checks import Checks
 from tests.simulation.clients import DATASET, Client
 from tests.simulation.faults import FAR_CLOCK_MS, HOUR_MS, Faults
+from tests.simulation.intruder import Intruder
 from tests.simulation.loop import ProcessLoop, Scheduler
 from tests.simulation.nodes import Node, digest, identity
 from tests.simulation.replicas import Wishes
@@ -69,6 +70,8 @@ class Network:
         self.checks = Checks(self)
         self.core.stored = self.checks.stored
         self.edge.heard = self.checks.heard
+        self.intruder = Intruder(seed, self)
+        self.edge.commanded = self.intruder.saw
         self.chain.received, self.chain.executed = self.checks.received, self.checks.executed
         self.wallets = [wallet_address(200 + number) for number in range(NODES)]
         self.centrals: dict[str, CentralProcess] = {}
@@ -89,6 +92,7 @@ class Network:
             self._begin(client, client.main())
         self.chaos = ProcessLoop(self.scheduler, "chaos")
         self.scheduler.at(self.chaos, dice.uniform(1, 4), self._misfortune)
+        self.intruder.begin()
 
     def trace(self, kind: str, text: str, payload: bytes = b"") -> None:
         line = f"{self.scheduler.now_s:10.4f} {kind:6} {text} {wire.fingerprint(payload):08x}"

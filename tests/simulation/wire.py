@@ -15,12 +15,13 @@ from nats.js.api import StreamConfig
 from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import ApiError, AppendUnknown, BusError, Conflict, Stored
-from cyxnet.codec import JSON, MSGPACK, decode, encode
+from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, decode, encode
 from cyxnet.outcomes import TEMPORARY_CODES
 from tests.simulation.faults import FIRST_WALL_MS, Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 
 ANSWER_TIMEOUT_S = 5.0
+COMMANDS = subjects.command("")
 Route = Callable[[str, bytes, str, "Reply | None"], None]
 
 
@@ -73,6 +74,7 @@ class Edge:
         self.faults = faults
         self.subscriptions: dict[str, list[Subscription]] = {}
         self.heard: Callable[[str, str, float], None] = lambda process, subject, at_s: None
+        self.commanded: Callable[[str, bytes], None] = lambda subject, payload: None  # told of every command
 
     def subscribe(self, subscription: Subscription) -> None:
         self.subscriptions.setdefault(subscription.subject, []).append(subscription)
@@ -92,6 +94,8 @@ class Edge:
 
     def send(self, sender: Process, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
         """Hand a message to the broker, and from there to everybody who listens."""
+        if subject.startswith(COMMANDS):
+            self.commanded(subject, payload)
         if sender.mute or self.faults.hit("lost"):
             return
         at_s = self.scheduler.now_s + self.faults.delay_s()
@@ -274,13 +278,19 @@ class SimBus:
         return decode(reply, data, headers["Content-Type"], max_bytes=16_000_000)
 
     async def answer(
-        self, subject: str, kinds: Any, handler: Callable[[str, Any], Awaitable[Any]], *, strangers: bool = False
+        self,
+        subject: str,
+        kinds: Any,
+        handler: Callable[[str, Any], Awaitable[Any]],
+        *,
+        strangers: bool = False,
+        max_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         def route(said_on: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
             at_s = self._scheduler.now_s
 
             async def work() -> bytes:
-                answer = await handler(said_on, decode(kinds, payload, content_type))
+                answer = await handler(said_on, decode(kinds, payload, content_type, max_bytes))
                 if getattr(answer, "known", True):
                     self._edge.heard(self._process.name, said_on, at_s)
                 return encode(answer, content_type)

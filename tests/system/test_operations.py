@@ -107,6 +107,7 @@ async def test_the_network_of_the_page_works_and_its_backup_restores_it(hosts, t
     chain = Part("chain", [sys.executable, "-m", "cyxcentral", "chain", "--dir", str(tmp_path / "chain")], folder / "c")
     await chain.start()
     text = on_this_machine(block("json", "network_id"), hosts.ports, folder)
+    text = text.replace("PLATFORM_KEY", load_or_create(folder / "central.key").public_key)
     network = json.loads(text.replace("CHAIN_URL", chain.said["url"]).replace("REDIS_URL", ""))
     url = without_passwords(network["edge_url"])
     assert network["tls_ca"] == "CA_PEM"
