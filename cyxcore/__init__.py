@@ -10,7 +10,7 @@ import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from cyxcore.dtype import DTYPES
+from cyxcore.dtype import DTYPES, PYTORCHS
 
 __version__ = "0.1.0"
 __array_api_version__ = "2025.12"
@@ -88,6 +88,24 @@ _NAMES: dict[str, str] = {
     "einsum": "einsum",
     **dict.fromkeys("allclose bincount isclose logsumexp median quantile scatter_add split topk".split(), "extras"),
     **dict.fromkeys("matmul matrix_transpose tensordot vecdot".split(), "linalg"),
+    **dict.fromkeys(
+        (
+            "addcdiv addcmul addmm amax amin bmm cat cdist chunk clamp clone cosine_similarity cross cumprod "
+            "cumsum det diag diag_embed diagonal dist div dot eq erf flatten frac fmod gather ge gt hstack "
+            "index_add index_fill index_select inverse is_tensor le lerp log_softmax lt masked_fill masked_select "
+            "mm movedim mul mv nan_to_num narrow ne neg norm numel outer permute ravel relu repeat_interleave "
+            "rsqrt scatter select sigmoid softmax sub swapaxes t take_along_dim transpose true_divide unbind "
+            "unflatten unique unsqueeze vstack xlogy"
+        ).split(),
+        "torchnames",
+    ),
+    **dict.fromkeys(
+        (
+            "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm "
+            "set_grad_enabled tril_indices triu_indices"
+        ).split(),
+        "torchfunctions",
+    ),
     "Trainer": "training",
     "profile": "profiling",
     "lr_finder": "lrfinder",
@@ -191,6 +209,7 @@ if TYPE_CHECKING:
     from cyxcore.recipe import load_graph as load_graph
     from cyxcore.searching import *  # noqa: F403
     from cyxcore.statistics import *  # noqa: F403
+    from cyxcore.torchfunctions import *  # noqa: F403
     from cyxcore.tracing import trace as trace
     from cyxcore.training import Trainer as Trainer
     from cyxcore.userops import op as op
@@ -203,6 +222,8 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module(f"cyxcore.{name}")
     elif name in DTYPES:
         value = name
+    elif name in PYTORCHS:
+        return PYTORCHS[name]
     else:
         raise AttributeError(f"cyxcore has no {name!r}; it has: {', '.join(sorted(__all__))}")
     globals()[name] = value

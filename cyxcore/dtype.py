@@ -32,6 +32,12 @@ DTYPES: dict[str, Dtype] = {
     )
 }
 
+# PyTorch's other names for some: cx.long, x.long().
+PYTORCHS = {
+    **{"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32", "short": "int16"},
+    **{"byte": "uint8", "bool": "bool", "bfloat16": "bfloat16"},
+}
+
 # The groups isdtype knows.
 _KINDS: dict[str, tuple[str, ...]] = {
     "bool": ("bool",),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import indexing, infer
+from cyxcore import indexing, infer, torchnames  # noqa: F401 - tensors have PyTorch's names too
 from cyxcore.conversion import as_array as as_array
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import (
@@ -355,11 +355,22 @@ class Tensor(Held, Leaving):
 
     # where it is ------------------------------------------------------------------------------
 
-    def to(self, device: str) -> "Tensor":
-        """This tensor on a device: itself if it is there, otherwise a copy without a past.
+    def to(self, *where: Any, device: Any = None, dtype: Any = None) -> "Tensor":
+        """This tensor on a device, or of a dtype, or both, as another tensor is: itself if it is so already.
 
-        Raises SpecError for an unknown device, KernelError or MissingExtra for one that does not run here.
+        On another device it is a copy without a past. Raises SpecError for an unknown device, KernelError or
+        MissingExtra for one that does not run here.
         """
+        for one in where:
+            if isinstance(one, Tensor):
+                device, dtype = one.device, one.dtype
+            elif one in DTYPE_NAMES or one in NUMPY_DTYPES:
+                dtype = one
+            else:
+                device = one
+        if dtype is not None:
+            converted: Tensor = self.astype(dtype)
+            return converted if device is None else converted.to(device)
         moved = devices.put(self._data, device)
         if moved is self._data or (type(moved) is np.ndarray and type(self._data) is np.ndarray):
             return self

@@ -33,7 +33,7 @@ def einsum(equation: str, /, *operands: Any) -> Any:
     gone = tuple(place for place, name in enumerate(axes) if name not in result)
     joined = joined.sum(gone) if gone else joined
     axes = [name for name in axes if name in result]
-    return joined.transpose(*(axes.index(name) for name in result)) if axes != list(result) else joined
+    return joined.permute(*(axes.index(name) for name in result)) if axes != list(result) else joined
 
 
 def _read(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
@@ -93,8 +93,8 @@ def _joined(a: Any, of_a: list[str], b: Any, of_b: list[str], later: set[str]) -
     def count(names: list[str]) -> int:
         return math.prod(sizes[name] for name in names)
 
-    first = a.transpose(*(of_a.index(name) for name in (*shared, *left, *summed))) if of_a else a
-    second = b.transpose(*(of_b.index(name) for name in (*shared, *summed, *right))) if of_b else b
+    first = a.permute(*(of_a.index(name) for name in (*shared, *left, *summed))) if of_a else a
+    second = b.permute(*(of_b.index(name) for name in (*shared, *summed, *right))) if of_b else b
     rows = first.reshape(count(shared), count(left), count(summed))
     columns = second.reshape(count(shared), count(summed), count(right))
     axes = [*shared, *left, *right]

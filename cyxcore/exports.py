@@ -10,15 +10,15 @@ import numpy as np
 from cyxcore import device as devices
 from cyxcore.dtype import is_float
 from cyxcore.errors import DtypeError, ShapeError, SpecError
-from cyxcore.inplace import InPlace
 from cyxcore.kernels.bfloat16 import widened
+from cyxcore.torchtensors import InMemory
 
 Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its own memory
 
 API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the array API standard; the last is ours
 
 
-class Leaving(InPlace):
+class Leaving(InMemory):
     """The half of Tensor that gives its numbers away."""
 
     _data: Array

@@ -14,6 +14,7 @@ from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import take_along_axis, where
 from cyxcore.searching import argsort, sort
 from cyxcore.statistics import all as all_of
+from cyxcore.torchwords import or_method
 from cyxcore.values import apply, to_inexact, together
 
 __all__ = (
@@ -28,6 +29,7 @@ class TopK(NamedTuple):
     indices: Any
 
 
+@or_method
 def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
     """(values, indices) of the k largest (or smallest) along an axis, the first of them first; equals in their order.
 
@@ -42,6 +44,7 @@ def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
     return TopK(take_along_axis(value, best, place), best)
 
 
+@or_method
 def split(x: Any, size: int | Sequence[int], /, *, axis: int = 0) -> list[Any]:
     """x in pieces along an axis: each of `size` (the last may be smaller), or of the sizes given. Raises ShapeError."""
     value = value_of("split", x)
@@ -62,6 +65,7 @@ def split(x: Any, size: int | Sequence[int], /, *, axis: int = 0) -> list[Any]:
     return parts
 
 
+@or_method
 def logsumexp(x: Any, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))), without overflow."""
     value = to_inexact(value_of("logsumexp", x))
@@ -124,6 +128,7 @@ def quantile(x: Any, q: float, /, *, axis: int | None = None, keepdims: bool = F
     return found if keepdims else found.squeeze(place)
 
 
+@or_method
 def median(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
     """The middle of x, or the mean of its two middles, as NumPy's (PyTorch's is the lower of both)."""
     return quantile(x, 0.5, axis=axis, keepdims=keepdims)

@@ -346,7 +346,7 @@ def _prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequenc
     value, axes = x[0], attrs["axes"]
     kept = [axis for axis in range(value.ndim) if axis not in axes]
     order = (*kept, *axes)
-    rows = value.transpose(*order).reshape(*(value.shape[axis] for axis in kept), -1) if order else value.reshape(1)
+    rows = value.permute(*order).reshape(*(value.shape[axis] for axis in kept), -1) if order else value.reshape(1)
     last = rows.ndim - 1
 
     def before(values: Any) -> Any:
@@ -357,7 +357,7 @@ def _prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequenc
 
     others = before(rows) * before(rows[..., ::-1])[..., ::-1]
     moved = others.reshape(*(value.shape[axis] for axis in order))
-    back = moved.transpose(*(order.index(axis) for axis in range(value.ndim))) if order else moved.reshape(())
+    back = moved.permute(*(order.index(axis) for axis in range(value.ndim))) if order else moved.reshape(())
     return (_stretched(g, value, attrs) * back,)
 
 
@@ -376,7 +376,7 @@ def _cumulative_prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any])
     size = value.shape[attrs["axis"]]
     order = [axis for axis in range(value.ndim) if axis != attrs["axis"]] + [attrs["axis"]]
     back = tuple(order.index(axis) for axis in range(value.ndim))
-    rows, of = value.transpose(*order), g.transpose(*order)
+    rows, of = value.permute(*order), g.permute(*order)
     later = value._constant([float(k > i) for i in range(size) for k in range(size)], "float32").reshape(size, size) > 0
     matrix = rows.expand_dims(last).broadcast_to(*rows.shape[:-1], size, size)  # (..., which, up to)
     ones = value._constant(1.0, value.dtype).broadcast_to(matrix.shape)
@@ -385,7 +385,7 @@ def _cumulative_prod(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any])
     before = apply("cumulative_prod", apply("concat", first, rows, axis=last), axis=last)[..., :size]
     seen = value._constant([float(j >= i) for i in range(size) for j in range(size)], "float32").reshape(size, size)
     total = (of.expand_dims(last) * after * seen.astype(value.dtype)).sum(last + 1)
-    return ((before * total).transpose(*back),)
+    return ((before * total).permute(*back),)
 
 
 @rule("max", "min")
@@ -458,7 +458,7 @@ RULES["take_grad"] = lambda g, x, y, a: (apply("take", g, x[1], axis=a["axis"]),
 @rule("transpose")
 def _transpose(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
     axes = attrs["axes"]
-    return (g.transpose(*(axes.index(axis) for axis in range(len(axes)))) if axes else g,)
+    return (g.permute(*(axes.index(axis) for axis in range(len(axes)))) if axes else g,)
 
 
 def _cut(x: Any, starts: Sequence[int], stops: Sequence[int]) -> Any:
@@ -515,7 +515,7 @@ def _take_along(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> S
     hits = apply("one_hot", x[1], depth=size).astype(g.dtype)  # (..., taken, ..., size)
     spread = (hits * g.expand_dims(g.ndim)).sum(axis)  # (... without axis, size)
     order = [*range(axis), spread.ndim - 1, *range(axis, spread.ndim - 1)]
-    return spread.transpose(*order), None
+    return spread.permute(*order), None
 
 
 # softmax and losses -------------------------------------------------------------------------------

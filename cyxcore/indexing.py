@@ -154,7 +154,7 @@ def _gathered(value: Value, arrays: Mapping[int, Any]) -> Any:
     together = places[-1] - places[0] + 1 == len(places)
     at = places[0] if together else 0
     order = (*rest[:at], *places, *rest[at:])
-    moved = value if together else value.transpose(*order)
+    moved = value if together else value.permute(*order)
     sizes = [value.shape[axis] for axis in places]
     moved = moved.reshape(*moved.shape[:at], math.prod(sizes), *moved.shape[at + len(places) :])
     broadcast("index", *(arrays[axis].shape for axis in places))

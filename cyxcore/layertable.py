@@ -383,7 +383,7 @@ def _permute(scope: Scope, x: Symbol, options: Mapping[str, Any]) -> Symbol:
     dims = options["dims"]
     if sorted(dims) != list(range(x.ndim - 1)):
         raise ShapeError(f"Permute: expected each axis 0..{x.ndim - 2} of {x.shape[1:]} once, got {list(dims)}")
-    return x.transpose(0, *(dim + 1 for dim in dims))
+    return x.permute(0, *(dim + 1 for dim in dims))
 
 
 _BIAS = Option(flag, True)

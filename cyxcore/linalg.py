@@ -102,7 +102,7 @@ def tensordot(x1: Any, x2: Any, /, *, axes: int | tuple[Sequence[int], Sequence[
 
 
 def _ordered(value: Any, order: tuple[int, ...]) -> Any:
-    return value if order == tuple(range(value.ndim)) else value.transpose(*order)
+    return value if order == tuple(range(value.ndim)) else value.permute(*order)
 
 
 def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Any:

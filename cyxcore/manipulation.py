@@ -11,6 +11,7 @@ from cyxcore.elementwise import value_of
 from cyxcore.errors import AxisError, ShapeError
 from cyxcore.functional.basic import concat
 from cyxcore.infer import Shape, broadcast
+from cyxcore.torchwords import or_method
 
 __all__ = (  # also in cyxcore/__init__.py
     "broadcast_arrays broadcast_shapes broadcast_to expand_dims flip moveaxis permute_dims repeat reshape roll squeeze "
@@ -48,6 +49,7 @@ def expand_dims(x: Any, /, axis: int | tuple[int, ...]) -> Any:
     return value_of("expand_dims", x).expand_dims(axis)
 
 
+@or_method
 def squeeze(x: Any, /, axis: int | tuple[int, ...]) -> Any:
     """x without the given axes, which are of size 1."""
     return value_of("squeeze", x).squeeze(axis)
@@ -58,7 +60,7 @@ def permute_dims(x: Any, /, axes: tuple[int, ...]) -> Any:
     value = value_of("permute_dims", x)
     if len(axes) != value.ndim or len({value._axis(axis) for axis in axes}) < value.ndim:
         raise AxisError(f"permute_dims: expected each of {value.ndim} axes once for {value.shape}, got {axes}")
-    return value.transpose(*axes)
+    return value.permute(*axes)
 
 
 def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int, ...], /) -> Any:
@@ -73,7 +75,7 @@ def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int
     order = [axis for axis in range(value.ndim) if axis not in starts]
     for end, start in sorted(zip(ends, starts, strict=True)):
         order.insert(end, start)
-    return value.transpose(*order)
+    return value.permute(*order)
 
 
 def _given_axes(value: Any, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
@@ -81,6 +83,7 @@ def _given_axes(value: Any, axis: int | tuple[int, ...] | None) -> tuple[int, ..
     return tuple(value._axis(place) for place in given)
 
 
+@or_method
 def flip(x: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Any:
     """x backwards along some axes, along all without one."""
     value = value_of("flip", x)
@@ -88,6 +91,7 @@ def flip(x: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Any:
     return value[tuple(slice(None, None, -1 if place in axes else 1) for place in range(value.ndim))]
 
 
+@or_method
 def roll(x: Any, /, shift: int | tuple[int, ...], *, axis: int | tuple[int, ...] | None = None) -> Any:
     """x moved on by `shift` places along an axis, what leaves at the end coming in at the front.
 

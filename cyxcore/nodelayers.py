@@ -340,7 +340,7 @@ def permute(scope: Scope, inputs: Sequence[Any], options: Options) -> Built:
     x, dims = inputs[0], options["dims"]
     if sorted(dims) != list(range(x.ndim)) or dims[0] != 0:
         raise ShapeError(f"dims = {list(dims)}: expected 0 (the batch), then each of 1..{x.ndim - 1} once")
-    result: Symbol = x.transpose(*dims)
+    result: Symbol = x.permute(*dims)
     return result
 
 

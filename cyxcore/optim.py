@@ -7,7 +7,7 @@ A training job applies the same rules (cyxcore/updates.py) from inside its plan.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -122,12 +122,18 @@ class Optimizer:
         for group in self.param_groups:
             group["lr"] = value
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """No gradients, whatever set_to_none says: there are none until the next backward pass."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient. closure: computes gradients and the loss before it."""
+        loss = None if closure is None else closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
         self.steps += 1
         place = 0
         with no_grad():

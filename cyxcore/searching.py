@@ -11,6 +11,7 @@ from cyxcore.elementwise import logical_not, value_of
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, take_along_axis
 from cyxcore.indexing import take
+from cyxcore.torchwords import or_method
 from cyxcore.values import apply, together
 
 __all__ = (  # also in cyxcore/__init__.py
@@ -27,22 +28,26 @@ def _place(op: str, x: Any, axis: int | None, keepdims: bool) -> Any:
     return result.reshape((1,) * value.ndim) if keepdims else result
 
 
+@or_method
 def argmax(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
     """Place of the largest, the first among equals; of the flattened x without an axis. int64."""
     return _place("argmax", x, axis, keepdims)
 
 
+@or_method
 def argmin(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
     """Place of the smallest, the first among equals; of the flattened x without an axis. int64."""
     return _place("argmin", x, axis, keepdims)
 
 
+@or_method
 def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """The places that sort x along an axis, equals in their order (whatever `stable` says). int64."""
     value = value_of("argsort", x)
     return apply("argsort", value, axis=value._axis(axis), descending=bool(descending))
 
 
+@or_method
 def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """x sorted along an axis."""
     return take_along_axis(value_of("sort", x), argsort(x, axis=axis, descending=descending), axis)

@@ -9,6 +9,7 @@ from cyxcore.dtype import dtype_name
 from cyxcore.elementwise import value_of
 from cyxcore.errors import AxisError, ShapeError
 from cyxcore.functional.basic import concat
+from cyxcore.torchwords import or_method
 from cyxcore.values import apply, sum_dtype
 
 __all__ = "all any count_nonzero cumulative_prod cumulative_sum diff max mean min prod std sum var".split()
@@ -24,21 +25,25 @@ def _summable(value: Any, dtype: Any) -> Any:
     return value.astype(sum_dtype(value.dtype) if dtype is None else dtype_name(dtype))
 
 
+@or_method
 def sum(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Any:
     """The sum, in `dtype`; without one integers are added as int64, unsigned ones as uint64."""
     return _reduced("sum", _summable(value_of("sum", x), dtype), axis, keepdims)
 
 
+@or_method
 def prod(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Any:
     """The product, in the dtype `sum` would have."""
     return _reduced("prod", _summable(value_of("prod", x), dtype), axis, keepdims)
 
 
+@or_method
 def mean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """The mean along axes."""
     return value_of("mean", x).mean(axis, keepdims)
 
 
+@or_method
 def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Any:
     """Squared distances from the mean, added and divided by N - correction."""
     value = value_of("var", x)
@@ -49,31 +54,37 @@ def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool
     return population * (count / (count - correction) if count != correction else float("nan"))
 
 
+@or_method
 def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Any:
     """The square root of var()."""
     return var(x, axis=axis, correction=correction, keepdims=keepdims).sqrt()
 
 
+@or_method
 def max(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """The largest; NaN if there is one."""
     return value_of("max", x).max(axis, keepdims)
 
 
+@or_method
 def min(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """The smallest; NaN if there is one."""
     return value_of("min", x).min(axis, keepdims)
 
 
+@or_method
 def all(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """Whether every element is true (not zero); true of none."""
     return _reduced("all", value_of("all", x).astype("bool"), axis, keepdims)
 
 
+@or_method
 def any(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """Whether some element is true (not zero); false of none."""
     return _reduced("any", value_of("any", x).astype("bool"), axis, keepdims)
 
 
+@or_method
 def count_nonzero(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """How many elements are not 0, along axes."""
     return value_of("count_nonzero", x).astype("bool").sum(axis, keepdims)

@@ -8,7 +8,7 @@ accident, and code that is tied to one is told so.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cyxcore import indexing
+from cyxcore import indexing, torchnames  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
 from cyxcore.errors import CyxError, DtypeError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
@@ -40,6 +40,11 @@ class Symbol(Value):
     def __getitem__(self, index: Any) -> "Symbol":
         result: Symbol = indexing.get(self, index)
         return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name.endswith("_") and not name.startswith("_") and hasattr(Value, name[:-1]):
+            raise GraphError(f"{name}: a graph has no memory to write to; write x = x.{name[:-1]}(...)")
+        raise AttributeError(f"a value of a graph has no {name!r}")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise GraphError(

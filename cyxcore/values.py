@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Self, SupportsIndex, TypeVar
 
-from cyxcore.dtype import COMPLEX, DTYPES, INEXACT, dtype_name, promote, scalar_dtype
+from cyxcore.dtype import COMPLEX, DTYPES, FLOATS, INEXACT, dtype_name, promote, scalar_dtype
 from cyxcore.errors import AxisError, DtypeError, GraphError, ShapeError
+from cyxcore.torchwords import Count, Picked, in_words
 
 V = TypeVar("V", bound="Value")
 _NUMBERS = (bool, int, float, complex)
@@ -176,8 +177,9 @@ class Value:
         return len(self.shape)
 
     @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+    def size(self) -> "Count":
+        """How many elements; called, size() is the shape and size(axis) that of one axis."""
+        return Count(math.prod(self.shape), self.shape)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -329,9 +331,11 @@ class Value:
         return apply("tanh", to_inexact(self))
 
     def sigmoid(self) -> Self:
+        """1 / (1 + exp(-x))."""
         return apply("sigmoid", to_inexact(self))
 
     def erf(self) -> Self:
+        """The error function."""
         return apply("erf", to_inexact(self))
 
     def sin(self) -> Self:
@@ -341,6 +345,7 @@ class Value:
         return apply("cos", to_inexact(self))
 
     def relu(self) -> Self:
+        """max(x, 0)."""
         return apply("relu", self)
 
     def abs(self) -> Self:
@@ -378,34 +383,84 @@ class Value:
             raise AxisError(f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}")
         return place % self.ndim
 
-    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Self:
         """The sum; integers and bools are summed as int64, unsigned ones as uint64, as in NumPy."""
+        if words:
+            axis, keepdims = in_words("sum", axis, keepdims, words)
         value = self if self.dtype in INEXACT else self.astype(sum_dtype(self.dtype))
         return apply("sum", value, axes=self._axes(axis), keepdims=keepdims)
 
-    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Self:
+        if words:
+            axis, keepdims = in_words("mean", axis, keepdims, words)
         return apply("mean", to_inexact(self), axes=self._axes(axis), keepdims=keepdims)
 
-    def var(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
-        """The population variance: mean((x - mean(x))**2)."""
+    def var(
+        self,
+        axis: int | Sequence[int] | None = None,
+        keepdims: bool = False,
+        correction: float | None = None,
+        **words: Any,
+    ) -> Self:
+        """Squared distances from the mean, added and divided by N - correction.
+
+        As in NumPy the correction is 0, where `dim` names the axis 1, as in PyTorch (unbiased=False: 0).
+        """
+        unbiased = words.pop("unbiased", "dim" in words)
+        if words:
+            axis, keepdims = in_words("var", axis, keepdims, words)
         value = to_inexact(self)
         centred = value - value.mean(axis, keepdims=True)
-        return (centred**2).mean(axis, keepdims=keepdims)
+        less = float(unbiased) if correction is None else correction
+        if less == 0:
+            return (centred**2).mean(axis, keepdims=keepdims)
+        count = math.prod(self.shape[place] for place in self._axes(axis))
+        total = (centred**2).sum(axis, keepdims=keepdims)
+        return total * (1.0 / (count - less) if count != less else math.nan)
 
-    def std(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
-        return self.var(axis, keepdims).sqrt()
+    def std(
+        self,
+        axis: int | Sequence[int] | None = None,
+        keepdims: bool = False,
+        correction: float | None = None,
+        **words: Any,
+    ) -> Self:
+        """The square root of var()."""
+        return self.var(axis, keepdims, correction, **words).sqrt()
 
-    def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+    def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Any:
+        """The largest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis."""
+        if words:
+            return self._extreme("max", *in_words("max", axis, keepdims, words))
         return apply("max", self, axes=self._axes(axis), keepdims=keepdims)
 
-    def min(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Self:
+    def min(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Any:
+        """The smallest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis."""
+        if words:
+            return self._extreme("min", *in_words("min", axis, keepdims, words))
         return apply("min", self, axes=self._axes(axis), keepdims=keepdims)
 
-    def argmax(self, axis: int | None = None) -> Self:
-        """Place of the largest element, the first among equals; of the flattened array without an axis."""
+    def _extreme(self, op: str, axis: Any, keepdims: bool) -> Any:
         if axis is None:
-            return apply("argmax", self.reshape(-1), axis=0)
-        return apply("argmax", self, axis=self._axis(axis))
+            return apply(op, self, axes=self._axes(None), keepdims=keepdims)
+        place = self._axis(axis)
+        if op == "min" and self.dtype in FLOATS:
+            found = apply("argmax", -self, axis=place)  # argmin is not among what a graph can hold
+        else:
+            found = apply(f"arg{op}", self, axis=place)
+        found = found.expand_dims(place)
+        best = apply("take_along", self, found, axis=place)
+        return Picked(best, found) if keepdims else Picked(best.squeeze(place), found.squeeze(place))
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False, **words: Any) -> Self:
+        """Place of the largest element, the first among equals; of the flattened array without an axis."""
+        if words:
+            axis, keepdims = in_words("argmax", axis, keepdims, words)
+        if axis is None:
+            found = apply("argmax", self.reshape(-1), axis=0)
+            return found.reshape((1,) * self.ndim) if keepdims else found
+        found = apply("argmax", self, axis=self._axis(axis))
+        return found.expand_dims(self._axis(axis)) if keepdims else found
 
     # movement ---------------------------------------------------------------------------------
 
@@ -418,15 +473,30 @@ class Value:
                 resolved = tuple(self.size // known if size == -1 else size for size in resolved)
         return self if resolved == self.shape else apply("reshape", self, shape=resolved)
 
-    def flatten(self, start: int = 0) -> Self:
-        """All axes from `start` on as one."""
-        return self.reshape(*self.shape[:start], math.prod(self.shape[start:]))
+    def flatten(self, start: int = 0, end: int = -1, **words: Any) -> Self:
+        """The axes from `start` to `end`, that one too, as one. PyTorch's words start_dim and end_dim are taken too."""
+        if unknown := set(words) - {"start_dim", "end_dim"}:
+            raise TypeError(f"flatten() got an unexpected keyword argument {min(unknown)!r}")
+        if not self.shape:
+            return self.reshape(1)
+        first, last = self._axis(words.get("start_dim", start)), self._axis(words.get("end_dim", end))
+        if first > last:
+            raise AxisError(f"flatten: expected start <= end, got {start} and {end} for {self.shape}")
+        return self.reshape(*self.shape[:first], math.prod(self.shape[first : last + 1]), *self.shape[last + 1 :])
+
+    def permute(self, *axes: Any) -> Self:
+        """Axes in a new order."""
+        wanted = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
+        return apply("transpose", self, axes=tuple(self._axis(axis) for axis in wanted))
 
     def transpose(self, *axes: Any) -> Self:
-        """Axes in a new order; without arguments all reversed, as in NumPy."""
-        wanted = tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes
-        order = tuple(self._axis(axis) for axis in wanted) if wanted else tuple(reversed(range(self.ndim)))
-        return apply("transpose", self, axes=order)
+        """Two axes exchanged, as in PyTorch; or all in a new order; without arguments all reversed, as in NumPy."""
+        if len(axes) == 2:
+            first, second = self._axis(axes[0]), self._axis(axes[1])
+            order = list(range(self.ndim))
+            order[first], order[second] = second, first
+            return self.permute(*order)
+        return self.permute(*axes) if axes else self.permute(*reversed(range(self.ndim)))
 
     @property
     def T(self) -> Self:
@@ -437,7 +507,7 @@ class Value:
         """The last two axes exchanged. Raises AxisError for less than two."""
         if self.ndim < 2:
             raise AxisError(f"mT: expected at least two axes, got shape {self.shape}")
-        return self.transpose(*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
+        return self.permute(*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
 
     def broadcast_to(self, *shape: Any) -> Self:
         wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
@@ -453,9 +523,11 @@ class Value:
         sizes = iter(self.shape)
         return self.reshape(*(1 if place in places else next(sizes) for place in range(rank)))
 
-    def squeeze(self, axis: int | Sequence[int]) -> Self:
-        """Without axes, each of which must be of size 1."""
-        places = self._axes(axis)
+    def squeeze(self, axis: int | Sequence[int] | None = None, **words: Any) -> Self:
+        """Without the given axes, each of which must be of size 1; without all axes of size 1 where none is given."""
+        if words:
+            axis, _ = in_words("squeeze", axis, False, words)
+        places = [at for at, size in enumerate(self.shape) if size == 1] if axis is None else self._axes(axis)
         for place in places:
             if self.shape[place] != 1:
                 raise ShapeError(f"squeeze: axis {place} of shape {self.shape} is not 1")

@@ -18,11 +18,12 @@ VOCABULARY = """
 cyxcore.errors cyxcore.wording cyxcore.transforms cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer
 cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
-cyxcore.values cyxcore.inplace cyxcore.indexing
+cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent
 cyxcore.functional.attention cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
-cyxcore.searching cyxcore.extras cyxcore.einsum cyxcore.linalg cyxcore.matrixgradients cyxcore.symbols cyxcore.options
+cyxcore.searching cyxcore.extras cyxcore.einsum cyxcore.linalg cyxcore.matrixgradients
+cyxcore.torchnames cyxcore.symbols cyxcore.options
 cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
 cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
 """.split()
@@ -43,9 +44,10 @@ cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
 cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.distributions
 cyxcore.gradients cyxcore.memory
-cyxcore.passes cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion cyxcore.exports
+cyxcore.passes cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion
+cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft
-cyxcore.random
+cyxcore.random cyxcore.torchfunctions
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
 cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows

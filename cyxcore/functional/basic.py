@@ -93,12 +93,12 @@ def global_avg_pool2d(x: Any) -> Any:
     return x.mean((2, 3))
 
 
-def relu(x: Any) -> Any:
-    """max(x, 0)."""
+def relu(x: Any, inplace: bool = False) -> Any:
+    """max(x, 0). inplace, PyTorch's option to save memory, changes nothing here."""
     return x.relu()
 
 
-def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
+def leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
     """See cx.nn.LeakyReLU."""
     return apply("where", x > 0, x, x * negative_slope)
 
@@ -205,8 +205,9 @@ def concat(arrays: Any, /, axis: int | None = 0) -> Any:
     return apply("concat", *values, axis=values[0]._axis(axis))
 
 
-def stack(arrays: Any, /, axis: int = 0) -> Any:
-    """Tensors of one shape joined along a new axis."""
+def stack(arrays: Any, /, axis: int = 0, *, dim: int | None = None) -> Any:
+    """Tensors of one shape joined along a new axis; `dim` is PyTorch's word for it."""
+    axis = axis if dim is None else dim
     shapes = [value.shape for value in arrays]
     if any(shape != shapes[0] for shape in shapes):
         raise ShapeError(f"stack: expected equal shapes, got {', '.join(map(str, shapes))}")

@@ -207,8 +207,8 @@ def _adaptive(x: Any, sizes: Sequence[int]) -> Any:
         weights = [[1.0 / (stop - start) if start <= k < stop else 0.0 for k in range(size)] for start, stop in windows]
         order = [a for a in range(x.ndim) if a != axis] + [axis]
         back = [order.index(a) for a in range(x.ndim)]
-        pooled = x.transpose(*order) @ x._constant(weights, x.dtype).transpose(1, 0)
-        x = pooled.transpose(*back)
+        pooled = x.permute(*order) @ x._constant(weights, x.dtype).transpose(1, 0)
+        x = pooled.permute(*back)
     return x
 
 
@@ -288,7 +288,7 @@ def channel_shuffle(x: Any, groups: int) -> Any:
     if x.ndim < 2 or groups < 1 or x.shape[1] % groups:
         raise ShapeError(f"channel_shuffle: expected x (N, C, ...) with {groups} groups dividing C, got {x.shape}")
     parts = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-    return parts.transpose(0, 2, 1, *range(3, parts.ndim)).reshape(*x.shape)
+    return parts.permute(0, 2, 1, *range(3, parts.ndim)).reshape(*x.shape)
 
 
 def pixel_unshuffle(x: Any, downscale_factor: int) -> Any:

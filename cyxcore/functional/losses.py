@@ -71,7 +71,7 @@ def nll_loss(
 
 def _by_row(logits: Any) -> Any:
     """(N, C, ...) -> (N * ..., C)"""
-    return logits.transpose(0, *range(2, logits.ndim), 1).reshape(-1, logits.shape[1])
+    return logits.permute(0, *range(2, logits.ndim), 1).reshape(-1, logits.shape[1])
 
 
 def _known(logits: Any, labels: Any, ignore_index: int | None) -> tuple[Any, Any]:

@@ -13,14 +13,21 @@ class Identity(Module):
         return x
 
 
-class ReLU(Module):
+class _MaybeInPlace(Module):
+    """inplace is PyTorch's option to save memory, which a plan does without being asked: it changes nothing."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+
+
+class ReLU(_MaybeInPlace):
     """max(x, 0)."""
 
     def forward(self, x: Any) -> Any:
         return F.relu(x)
 
 
-class ReLU6(Module):
+class ReLU6(_MaybeInPlace):
     """x kept within 0 … 6."""
 
     def forward(self, x: Any) -> Any:
@@ -30,7 +37,7 @@ class ReLU6(Module):
 class LeakyReLU(Module):
     """x above 0, negative_slope times x below."""
 
-    def __init__(self, negative_slope: float = 0.01) -> None:
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         super().__init__()
         self.negative_slope = negative_slope
 
@@ -50,7 +57,7 @@ class PReLU(Module):
 
 
 class _WithAlpha(Module):
-    def __init__(self, alpha: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
         self.alpha = alpha
 
@@ -72,7 +79,7 @@ class CELU(_WithAlpha):
         return F.celu(x, self.alpha)
 
 
-class SELU(Module):
+class SELU(_MaybeInPlace):
     """ELU with the scales that keep mean and variance (Klambauer 2017)."""
 
     def forward(self, x: Any) -> Any:
@@ -90,7 +97,7 @@ class GELU(Module):
         return F.gelu(x, self.approximate)
 
 
-class SiLU(Module):
+class SiLU(_MaybeInPlace):
     """x sigmoid(x)."""
 
     def forward(self, x: Any) -> Any:
@@ -100,7 +107,7 @@ class SiLU(Module):
 Swish = SiLU  # the name of the paper
 
 
-class Mish(Module):
+class Mish(_MaybeInPlace):
     """x tanh(softplus(x))."""
 
     def forward(self, x: Any) -> Any:
@@ -142,7 +149,7 @@ class Tanhshrink(Module):
 class Hardtanh(Module):
     """x kept within min_val … max_val."""
 
-    def __init__(self, min_val: float = -1.0, max_val: float = 1.0) -> None:
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
         super().__init__()
         self.min_val, self.max_val = min_val, max_val
 
@@ -164,14 +171,14 @@ class LogSigmoid(Module):
         return F.logsigmoid(x)
 
 
-class Hardsigmoid(Module):
+class Hardsigmoid(_MaybeInPlace):
     """x / 6 + 1 / 2 kept within 0 … 1."""
 
     def forward(self, x: Any) -> Any:
         return F.hardsigmoid(x)
 
 
-class Hardswish(Module):
+class Hardswish(_MaybeInPlace):
     """x times Hardsigmoid of x."""
 
     def forward(self, x: Any) -> Any:
@@ -181,7 +188,7 @@ class Hardswish(Module):
 class Threshold(Module):
     """x above the threshold, a value below."""
 
-    def __init__(self, threshold: float, value: float) -> None:
+    def __init__(self, threshold: float, value: float, inplace: bool = False) -> None:
         super().__init__()
         self.threshold, self.value = threshold, value
 

@@ -442,7 +442,7 @@ class Bilinear(Module):
 class Dropout(Module):
     """In training each element is 0 with probability p and 1 / (1 - p) times itself otherwise."""
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         self.p = p
 
@@ -493,7 +493,7 @@ class Permute(Module):
         self.dims = dims
 
     def forward(self, x: Any) -> Any:
-        return x.transpose(0, *(dim + 1 for dim in self.dims))
+        return x.permute(0, *(dim + 1 for dim in self.dims))
 
     def extra_repr(self) -> str:
         return str(self.dims)

@@ -1,14 +1,15 @@
 """Module: a model as a tree of parts that hold parameters. torch's verbs, a fraction of its machinery."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import drawing
+from cyxcore.dtype import DTYPES, FLOATS, dtype_name
 from cyxcore.eager import Tensor, as_array, next_key
-from cyxcore.errors import CyxError, ShapeError, SpecError
+from cyxcore.errors import CyxError, DtypeError, ShapeError, SpecError
 from cyxcore.graph import at_layer
 from cyxcore.nn.hooks import KINDS, Handle, called
 from cyxcore.symbols import Symbol
@@ -29,6 +30,13 @@ class Parameter(Tensor):
         """Values by an init rule, random ones from the generator cyxcore.manual_seed sets."""
         seed, step = next_key().tolist()
         return cls(drawing.drawn(init, shape, "float32", seed, step, 0), init)
+
+
+class LoadedKeys(NamedTuple):
+    """The names that load_state_dict did not find, and those that it did not know."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Module:
@@ -102,14 +110,44 @@ class Module:
                 return held[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    def register_buffer(self, name: str, value: Tensor) -> None:
-        """State that travels with the weights but is not trained."""
-        self._buffers[name] = value.contiguous()
+    def register_buffer(self, name: str, value: Tensor, persistent: bool = True) -> None:
+        """State that travels with the weights but is not trained; what is not persistent does not travel."""
+        if persistent:
+            self._buffers[name] = value.contiguous()
+        else:
+            self.__dict__[name] = value
+
+    def register_parameter(self, name: str, value: Parameter | None) -> None:
+        """self.name = value, as PyTorch's code writes it."""
+        setattr(self, name, value)
+
+    def add_module(self, name: str, module: "Module | None") -> None:
+        """self.name = module where the name is computed."""
+        setattr(self, name, module)
 
     # walking ----------------------------------------------------------------------------------
 
     def children(self) -> Iterator["Module"]:
         yield from self._modules.values()
+
+    def named_children(self) -> Iterator[tuple[str, "Module"]]:
+        yield from self._modules.items()
+
+    def get_submodule(self, target: str) -> "Module":
+        """The part of a dotted name, itself for "". Raises AttributeError for what is none."""
+        part: Any = self
+        for name in target.split(".") if target else ():
+            part = getattr(part, name)
+            if not isinstance(part, Module):
+                raise AttributeError(f"get_submodule: {target!r} is no module of {type(self).__name__}")
+        return part
+
+    def apply(self, change: Callable[["Module"], Any]) -> Self:
+        """change(part) for everything in this, then for this itself."""
+        for part in self.children():
+            part.apply(change)
+        change(self)
+        return self
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """(dotted name, module) of this and everything in it."""
@@ -137,6 +175,15 @@ class Module:
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         return self._named("_buffers")
 
+    def buffers(self) -> Iterator[Tensor]:
+        return (value for _, value in self.named_buffers())
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Of every parameter: False freezes them."""
+        for value in self.parameters():
+            value.requires_grad = requires_grad
+        return self
+
     # state ------------------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, Any]:
@@ -149,36 +196,68 @@ class Module:
         """
         return {name: devices.host(array) for name, array in self.arrays().items()}
 
-    def to(self, device: str) -> Self:
-        """Move every parameter, buffer and gradient; optimisers made before go on with them.
+    def to(self, *where: Any, device: Any = None, dtype: Any = None) -> Self:
+        """Move every parameter, buffer and gradient to a device, or convert the floats among them to a float dtype.
 
-        Raises SpecError for an unknown device, KernelError or MissingExtra for one that does not run here.
+        Optimisers made before go on with them after a move; make them anew after a conversion. Raises SpecError for
+        an unknown device, KernelError or MissingExtra for one that does not run here.
         """
+        for one in where:
+            dtype, device = (one, device) if one in DTYPES else (dtype, one)
+        dtype = None if dtype is None else dtype_name(dtype)
+        if dtype is not None and dtype not in FLOATS:
+            raise DtypeError(f"Module.to: expected a float dtype, got {dtype}; integers stay what they are")
         for table in ("_parameters", "_buffers"):
             for _, value in self._named(table):
-                value._data = devices.put(value._data, device)
-                value._memory = value._view = None
-                if value.grad is not None:
-                    value.grad = value.grad.to(device)
+                for held in (value, value.grad):
+                    if held is not None:
+                        array = held._data
+                        if dtype is not None and held.dtype in FLOATS:
+                            array, held.dtype = held.detach().astype(dtype)._data, dtype
+                        held._data = array if device is None else devices.put(array, device)
+                        held._memory = held._view = None
         return self
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy arrays in by name. Raises SpecError for missing or unknown names, ShapeError for other shapes.
+    def float(self) -> Self:
+        """to("float32")"""
+        return self.to("float32")
 
-        torch's num_batches_tracked counters are passed over: nothing here reads them.
+    def double(self) -> Self:
+        """to("float64")"""
+        return self.to("float64")
+
+    def half(self) -> Self:
+        """to("float16")"""
+        return self.to("float16")
+
+    def cpu(self) -> Self:
+        """to("cpu")"""
+        return self.to("cpu")
+
+    def cuda(self) -> Self:
+        """to("cuda")"""
+        return self.to("cuda")
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadedKeys:
+        """Copy arrays in by name. Returns (missing_keys, unexpected_keys), which only strict=False lets pass.
+
+        Raises SpecError for missing or unknown names, ShapeError for other shapes. torch's num_batches_tracked counters
+        are passed over: nothing here reads them.
         """
         own = self.arrays()
         given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
         missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
-        if missing or unknown:
+        if strict and (missing or unknown):
             raise SpecError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
-        for name, array in own.items():
-            if given[name].shape != array.shape:
-                raise ShapeError(f"load_state_dict: {name}: expected {array.shape}, got {given[name].shape}")
-        for name, array in own.items():
-            array[...] = devices.put(given[name].astype(array.dtype), devices.name_of(array))
-        for value in (*self.parameters(), *(buffer for _, buffer in self.named_buffers())):
+        common = [name for name in own if name in given]
+        for name in common:
+            if given[name].shape != own[name].shape:
+                raise ShapeError(f"load_state_dict: {name}: expected {own[name].shape}, got {given[name].shape}")
+        for name in common:
+            own[name][...] = devices.put(given[name].astype(own[name].dtype), devices.name_of(own[name]))
+        for value in (*self.parameters(), *self.buffers()):
             value._wrote()
+        return LoadedKeys(missing, unknown)
 
     def train(self, mode: bool = True) -> Self:
         """Dropout drops and batch norm learns."""
@@ -190,7 +269,8 @@ class Module:
         """Dropout and batch norm behave as in a delivered model."""
         return self.train(False)
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """No gradients, whatever set_to_none says: there are none until the next backward pass."""
         for value in self.parameters():
             value.grad = None
 

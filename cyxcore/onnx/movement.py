@@ -34,7 +34,7 @@ def _reshape(call: Call, x: Any, shape: Any) -> Any:
 @operator("Transpose")
 def _transpose(call: Call, x: Any) -> Any:
     order = call.attr("perm")
-    return x.transpose(*(reversed(range(x.ndim)) if order is None else order)) if x.ndim > 1 or order else x
+    return x.permute(*(reversed(range(x.ndim)) if order is None else order)) if x.ndim > 1 or order else x
 
 
 @operator("Flatten")
@@ -190,7 +190,7 @@ def _space_to_depth(call: Call, x: Any) -> Any:
     b = call.needs("blocksize")
     n, c, h, w = x.shape
     order = (0, 3, 5, 1, 2, 4) if text(call.attr("mode", "DCR")) == "DCR" else (0, 1, 3, 5, 2, 4)
-    return x.reshape(n, c, h // b, b, w // b, b).transpose(*order).reshape(n, c * b * b, h // b, w // b)
+    return x.reshape(n, c, h // b, b, w // b, b).permute(*order).reshape(n, c * b * b, h // b, w // b)
 
 
 # gathers ------------------------------------------------------------------------------------------

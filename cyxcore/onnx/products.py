@@ -64,7 +64,7 @@ def _einsum(call: Call, *values: Any) -> Any:
     gone = tuple(place for place, letter in enumerate(term) if letter not in wanted)
     if gone:
         value, term = apply("sum", value, axes=gone, keepdims=False), "".join(c for c in term if c in wanted)
-    return value.transpose(*(term.index(c) for c in wanted)) if term != wanted else value
+    return value.permute(*(term.index(c) for c in wanted)) if term != wanted else value
 
 
 def _diagonals(value: Any, term: str) -> tuple[Any, str]:
@@ -74,7 +74,7 @@ def _diagonals(value: Any, term: str) -> tuple[Any, str]:
             first = term.index(letter)
             second = term.index(letter, first + 1)
             order = [p for p in range(len(term)) if p not in (first, second)] + [first, second]
-            value = linalg.diagonal(value.transpose(*order))
+            value = linalg.diagonal(value.permute(*order))
             term = "".join(term[p] for p in order[:-1])
     return value, term
 
@@ -90,7 +90,7 @@ def _contract(a: Any, left: str, b: Any, right: str, later: str) -> tuple[Any, s
         sizes[letter] = max(sizes.get(letter, 1), size)
 
     def laid(value: Any, term: str, order: Sequence[str], groups: Sequence[Sequence[str]]) -> Any:
-        moved = value.transpose(*(term.index(c) for c in order)) if list(term) != list(order) else value
+        moved = value.permute(*(term.index(c) for c in order)) if list(term) != list(order) else value
         moved = moved.broadcast_to(*(sizes[c] for c in order))
         return moved.reshape(*(math.prod(sizes[c] for c in group) for group in groups))
 

@@ -140,10 +140,10 @@ def _contracted(x: Any, axis: int, matrix: Array) -> Any:
         return apply("take", x, x._constant(matrix.argmax(1).tolist(), "int64"), axis=axis)
     order = [place for place in range(x.ndim) if place != axis] + [axis]
     dtype = x.dtype if x.dtype in ("float32", "float64") else "float32"
-    moved = x.astype(dtype).transpose(*order)
+    moved = x.astype(dtype).permute(*order)
     rows = apply("matmul", moved.reshape(-1, moved.shape[-1]), constant(x, matrix.T, dtype))
     result = rows.reshape(*moved.shape[:-1], matrix.shape[0])
-    return result.transpose(*(order.index(place) for place in range(x.ndim))).astype(x.dtype)
+    return result.permute(*(order.index(place) for place in range(x.ndim))).astype(x.dtype)
 
 
 @operator("Upsample", since=9, known=(1,))

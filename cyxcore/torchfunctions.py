@@ -1,0 +1,95 @@
+"""PyTorch's functions that make tensors, beside NumPy's in cx.random and the standard's: randint, multinomial, ….
+
+The numbers are those of the generator cx.manual_seed sets.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from cyxcore import creation, random
+from cyxcore.eager import Tensor, enable_grad, no_grad
+from cyxcore.errors import SpecError
+
+__all__ = (  # also in cyxcore/__init__.py
+    "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm set_grad_enabled "
+    "tril_indices triu_indices"
+).split()
+
+
+def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor of data, sharing its memory where that is possible: cx.asarray."""
+    return creation.asarray(data, dtype=dtype, device=device)
+
+
+def randint(low: int, high: Any = None, size: Any = None, *, dtype: Any = "int64") -> Tensor:
+    """Integers low <= x < high of shape `size`; randint(high, size) begins at 0."""
+    if size is None:
+        low, high, size = 0, low, high
+    return random.integers(low, high, size, dtype=dtype)
+
+
+def randperm(n: int) -> Tensor:
+    """The numbers 0 … n-1 in a random order."""
+    return random.permutation(n)
+
+
+def rand_like(x: Tensor, *, dtype: Any = None) -> Tensor:
+    """Numbers 0 <= u < 1 of x's shape, dtype and device."""
+    return random.uniform(0.0, 1.0, x.shape, dtype=dtype or x.dtype).to(x.device)
+
+
+def randn_like(x: Tensor, *, dtype: Any = None) -> Tensor:
+    """Standard normal numbers of x's shape, dtype and device."""
+    return random.normal(0.0, 1.0, x.shape, dtype=dtype or x.dtype).to(x.device)
+
+
+def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None) -> Tensor:
+    """Normal numbers; mean and std may be tensors."""
+    return random.normal(mean, std, size)
+
+
+def bernoulli(p: Tensor) -> Tensor:
+    """1 with the probability each element of p names, else 0; of p's dtype."""
+    return random.bernoulli(p).astype(p.dtype)
+
+
+def multinomial(weights: Tensor, num_samples: int, replacement: bool = False) -> Tensor:
+    """Places 0 … N-1 drawn by weights (N,) or (rows, N), which need not add up to 1. Returns (num_samples,) or rows.
+
+    Raises SpecError for negative weights, and where without replacement there are not as many above 0.
+    """
+    rows = np.atleast_2d(weights.numpy().astype(np.float64))
+    if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
+        raise SpecError(f"multinomial: expected weights (N,) or (rows, N) >= 0 with some above 0, got {weights.shape}")
+    if not replacement and (rows > 0).sum(1).min() < num_samples:
+        raise SpecError(f"multinomial: expected at least {num_samples} weights above 0 without replacement")
+    drawn = random.uniform(
+        0.0, 1.0, (len(rows), num_samples if replacement else rows.shape[1]), dtype="float64"
+    ).numpy()
+    if replacement:
+        ends = np.cumsum(rows / rows.sum(1, keepdims=True), axis=1)
+        found = np.stack([np.searchsorted(end / end[-1], u, side="right") for end, u in zip(ends, drawn, strict=True)])
+    else:  # the largest of log(u) / w are a draw without replacement (Efraimidis and Spirakis 2006)
+        with np.errstate(divide="ignore"):
+            keys = np.where(rows > 0, np.log(drawn) / np.where(rows > 0, rows, 1.0), -np.inf)
+        found = np.argsort(-keys, axis=1, kind="stable")[:, :num_samples]
+    return Tensor(found.astype(np.int64).reshape(*weights.shape[:-1], num_samples))
+
+
+def tril_indices(row: int, col: int, offset: int = 0) -> Tensor:
+    """(2, count): the places on and below a diagonal of a matrix."""
+    return Tensor(np.stack(np.tril_indices(row, offset, col)))
+
+
+def triu_indices(row: int, col: int, offset: int = 0) -> Tensor:
+    """(2, count): the places on and above a diagonal of a matrix."""
+    return Tensor(np.stack(np.triu_indices(row, offset, col)))
+
+
+def set_grad_enabled(mode: bool) -> Any:
+    """enable_grad() or no_grad()."""
+    return enable_grad() if mode else no_grad()
+
+
+inference_mode = no_grad

@@ -1,0 +1,60 @@
+"""PyTorch's words for an axis, beside NumPy's: dim and keepdim, size(0), (values, indices) of a search.
+
+A call that says `dim` means what it means in PyTorch, one that says `axis` what it means in NumPy.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, TypeVar
+
+from cyxcore.errors import AxisError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+_WORDS = frozenset(("dim", "dims", "keepdim"))
+
+
+class Count(int):
+    """How many elements a value has. NumPy's x.size is a number and PyTorch's x.size(0) a call: this is both."""
+
+    shape: tuple[int, ...]
+
+    def __new__(cls, count: int, shape: tuple[int, ...]) -> Self:
+        made = super().__new__(cls, count)
+        made.shape = shape
+        return made
+
+    def __call__(self, dim: int | None = None) -> Any:
+        if dim is None:
+            return self.shape
+        if not -len(self.shape) <= dim < len(self.shape):
+            raise AxisError(f"size: expected an axis {-len(self.shape)}..{len(self.shape) - 1}, got {dim}")
+        return self.shape[dim]
+
+
+class Picked(NamedTuple):
+    """What a search along an axis found, and where."""
+
+    values: Any
+    indices: Any
+
+
+def in_words(method: str, axis: Any, keepdims: bool, words: dict[str, Any]) -> tuple[Any, bool]:
+    """(axis, keepdims) where they may be given by PyTorch's words, dim and keepdim. Raises TypeError for others."""
+    if unknown := set(words) - {"dim", "keepdim"}:
+        raise TypeError(f"{method}() got an unexpected keyword argument {min(unknown)!r}")
+    return words.get("dim", axis), words.get("keepdim", keepdims)
+
+
+def or_method(function: F) -> F:
+    """A function of the standard that is called PyTorch's way, with `dim` or an axis by place, is the method."""
+    name, most = function.__name__, function.__code__.co_argcount
+
+    @functools.wraps(function)
+    def call(x: Any, /, *places: Any, **options: Any) -> Any:
+        if len(places) >= most or not _WORDS.isdisjoint(options):
+            return getattr(x, name)(*places, **options)
+        return function(x, *places, **options)
+
+    return call  # type: ignore[return-value]

@@ -1,0 +1,352 @@
+"""Tensors by PyTorch's names: the values and the gradients PyTorch has."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import torchnames
+from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError, ShapeError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch = pytest.importorskip("torch", reason="the oracle, PyTorch, is not installed")
+
+X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+Y = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+CUBE = np.random.default_rng(2).normal(size=(2, 3, 4)).astype(np.float32)
+PLACES = np.array([[0, 2, 1, 0], [2, 0, 0, 1]], np.int64)
+ROWS = np.array([2, 0], np.int64)
+MASK = X > 0
+
+# What to do with tensors (a library m, then tensors x, y and cube of it); arrays are made tensors of the library.
+CALLS: dict[str, Callable[..., Any]] = {
+    "view": lambda m, x, y, c: x.view(2, -1),
+    "permute": lambda m, x, y, c: c.permute(2, 0, 1),
+    "transpose": lambda m, x, y, c: c.transpose(0, 2),
+    "transpose of a matrix": lambda m, x, y, c: x.transpose(0, 1),
+    "transpose from behind": lambda m, x, y, c: m.transpose(c, -2, -1),
+    "swapaxes": lambda m, x, y, c: c.swapaxes(0, 1),
+    "movedim": lambda m, x, y, c: c.movedim(0, 2),
+    "t": lambda m, x, y, c: x.t(),
+    "unsqueeze": lambda m, x, y, c: x.unsqueeze(1).unsqueeze(-1),
+    "squeeze": lambda m, x, y, c: x.unsqueeze(1).squeeze(1),
+    "squeeze all": lambda m, x, y, c: x.unsqueeze(1).unsqueeze(0).squeeze(),
+    "squeeze by dim": lambda m, x, y, c: x.unsqueeze(0).squeeze(dim=0),
+    "flatten": lambda m, x, y, c: c.flatten(),
+    "flatten from": lambda m, x, y, c: c.flatten(1),
+    "flatten up to": lambda m, x, y, c: c.flatten(0, 1),
+    "flatten by words": lambda m, x, y, c: m.flatten(c, start_dim=1, end_dim=2),
+    "ravel": lambda m, x, y, c: c.ravel(),
+    "unflatten": lambda m, x, y, c: x.unflatten(1, (2, -1)),
+    "expand": lambda m, x, y, c: x[:, :1].expand(-1, 5),
+    "expand new": lambda m, x, y, c: x.expand(2, 3, 4),
+    "expand_as": lambda m, x, y, c: x.expand_as(c),
+    "view_as": lambda m, x, y, c: x.view_as(y),
+    "repeat": lambda m, x, y, c: x.repeat(2, 1, 3),
+    "tile": lambda m, x, y, c: x.tile((2, 1)),
+    "repeat_interleave": lambda m, x, y, c: x.repeat_interleave(2, dim=0),
+    "roll": lambda m, x, y, c: x.roll(1, 0),
+    "flip": lambda m, x, y, c: x.flip(0),
+    "chunk": lambda m, x, y, c: x.chunk(3, dim=1),
+    "split": lambda m, x, y, c: x.split(3, dim=1),
+    "split by sizes": lambda m, x, y, c: m.split(x, [1, 3], dim=1),
+    "unbind": lambda m, x, y, c: x.unbind(1),
+    "narrow": lambda m, x, y, c: x.narrow(1, 1, 2),
+    "select": lambda m, x, y, c: c.select(1, -1),
+    "unfold": lambda m, x, y, c: x.unfold(1, 2, 1),
+    "cat": lambda m, x, y, c: m.cat([x, y], dim=1),
+    "cat by place": lambda m, x, y, c: m.cat((x, y), 1),
+    "stack": lambda m, x, y, c: m.stack([x, y], dim=1),
+    "hstack": lambda m, x, y, c: m.hstack([x, y]),
+    "vstack": lambda m, x, y, c: m.vstack([x[0], y]),
+    "gather": lambda m, x, y, c: x.gather(0, m.tensor(PLACES)),
+    "take_along_dim": lambda m, x, y, c: m.take_along_dim(x, m.tensor(PLACES[:, :1]), 0),
+    "index_select": lambda m, x, y, c: x.index_select(0, m.tensor(ROWS)),
+    "index_add": lambda m, x, y, c: x.index_add(0, m.tensor(ROWS), y[:2], alpha=2),
+    "index_fill": lambda m, x, y, c: x.index_fill(0, m.tensor(ROWS), 3.0),
+    "scatter": lambda m, x, y, c: x.scatter(1, m.tensor(PLACES[:, :2]), y[:2, :2]),
+    "scatter a number": lambda m, x, y, c: x.scatter(0, m.tensor(PLACES), 5.0),
+    "scatter_add": lambda m, x, y, c: x.scatter_add(0, m.tensor(PLACES), y[:2]),
+    "masked_fill": lambda m, x, y, c: x.masked_fill(m.tensor(MASK), -1.0),
+    "masked_select": lambda m, x, y, c: x.masked_select(m.tensor(MASK)),
+    "where": lambda m, x, y, c: x.where(m.tensor(MASK), y),
+    "nonzero": lambda m, x, y, c: m.tensor(MASK).nonzero(),
+    "unique": lambda m, x, y, c: m.tensor(PLACES).unique(return_inverse=True, return_counts=True),
+    "tril": lambda m, x, y, c: x.tril(),
+    "triu": lambda m, x, y, c: m.triu(x.triu(1)),
+    "diag": lambda m, x, y, c: m.diag(x).diag(),
+    "diag_embed": lambda m, x, y, c: m.diag_embed(x, 1),
+    "diag_embed below": lambda m, x, y, c: m.diag_embed(x, -2),
+    "sum": lambda m, x, y, c: m.sum(c, dim=(0, 2), keepdim=True),
+    "sum by place": lambda m, x, y, c: m.sum(c, 1) + c.sum(1),
+    "mean": lambda m, x, y, c: c.mean(dim=-1, keepdim=True),
+    "var": lambda m, x, y, c: c.var(dim=1),
+    "var of the population": lambda m, x, y, c: m.var(c, dim=1, unbiased=False),
+    "std": lambda m, x, y, c: m.std(c, dim=(0, 1), keepdim=True),
+    "max": lambda m, x, y, c: m.max(c, dim=1),
+    "min": lambda m, x, y, c: c.min(dim=1, keepdim=True),
+    "amax": lambda m, x, y, c: c.amax(1),
+    "amin": lambda m, x, y, c: m.amin(c, dim=1),
+    "argmax": lambda m, x, y, c: m.argmax(c, dim=1),
+    "argmin": lambda m, x, y, c: c.argmin(dim=1, keepdim=True),
+    "prod": lambda m, x, y, c: c.prod(1),
+    "all": lambda m, x, y, c: (c > -1).all(dim=2),
+    "any": lambda m, x, y, c: m.any(c > 1, dim=2),
+    "logsumexp": lambda m, x, y, c: m.logsumexp(c, dim=1),
+    "count_nonzero": lambda m, x, y, c: m.count_nonzero(m.tensor(MASK), dim=1),
+    "median": lambda m, x, y, c: x.median(dim=1),
+    "median of all": lambda m, x, y, c: x.median(),
+    "sort": lambda m, x, y, c: m.sort(x, dim=1, descending=True),
+    "argsort": lambda m, x, y, c: m.argsort(x, dim=0),
+    "topk": lambda m, x, y, c: x.topk(2, dim=1),
+    "cumsum": lambda m, x, y, c: m.cumsum(x, dim=1),
+    "cumprod": lambda m, x, y, c: x.cumprod(0),
+    "diff": lambda m, x, y, c: x.diff(),
+    "norm": lambda m, x, y, c: x.norm() + m.norm(x, dim=1),
+    "norm p": lambda m, x, y, c: x.norm(1, dim=0),
+    "dist": lambda m, x, y, c: m.dist(x, y),
+    "cdist": lambda m, x, y, c: m.cdist(x, y),
+    "cosine_similarity": lambda m, x, y, c: m.cosine_similarity(x, y, dim=1),
+    "add": lambda m, x, y, c: x.add(y, alpha=2),
+    "sub": lambda m, x, y, c: m.sub(x, y),
+    "mul": lambda m, x, y, c: x.mul(y).mul(2),
+    "div": lambda m, x, y, c: x.div(y),
+    "div down": lambda m, x, y, c: m.div(x.detach(), 0.3, rounding_mode="floor"),
+    "div to 0": lambda m, x, y, c: m.tensor(PLACES - 1).div(2, rounding_mode="trunc"),
+    "pow": lambda m, x, y, c: x.pow(2) + m.pow(x, 3),
+    "neg": lambda m, x, y, c: x.neg(),
+    "clamp": lambda m, x, y, c: x.clamp(-0.5, 0.5) + m.clamp(x, min=0.0),
+    "rsqrt": lambda m, x, y, c: m.rsqrt(x.abs() + 1),
+    "frac": lambda m, x, y, c: (x * 3).frac(),
+    "fmod": lambda m, x, y, c: m.fmod(x, 0.7),
+    "round": lambda m, x, y, c: x.detach().round(decimals=1),
+    "nan_to_num": lambda m, x, y, c: (x / x.masked_fill(m.tensor(MASK), 0.0)).nan_to_num(1.0, 2.0, -2.0),
+    "lerp": lambda m, x, y, c: x.lerp(y, 0.3),
+    "addcmul": lambda m, x, y, c: x.addcmul(y, y, value=0.5),
+    "addcdiv": lambda m, x, y, c: x.addcdiv(y, y.abs() + 1, value=0.5),
+    "addmm": lambda m, x, y, c: x[:, :3].addmm(x, y.t(), beta=0.5, alpha=2.0),
+    "mm": lambda m, x, y, c: x.mm(y.t()),
+    "bmm": lambda m, x, y, c: c.bmm(c.transpose(1, 2)),
+    "mv": lambda m, x, y, c: x.mv(y[0]),
+    "dot": lambda m, x, y, c: x[0].dot(y[0]),
+    "matmul": lambda m, x, y, c: m.matmul(c, x.t()),
+    "outer": lambda m, x, y, c: x[0].outer(y[0]),
+    "eq": lambda m, x, y, c: x.eq(y),
+    "gt": lambda m, x, y, c: m.gt(x, y),
+    "softmax": lambda m, x, y, c: m.softmax(x, dim=1) + x.softmax(-1),
+    "log_softmax": lambda m, x, y, c: x.log_softmax(dim=1),
+    "xlogy": lambda m, x, y, c: m.xlogy(x.clamp(min=0.0), y.abs()),
+    "exp log": lambda m, x, y, c: x.exp().log1p().expm1().log2(),
+    "isnan": lambda m, x, y, c: (x / x.clamp(max=0.0)).isnan(),
+    "float": lambda m, x, y, c: m.tensor(PLACES).float(),
+    "long": lambda m, x, y, c: (x * 3).long(),
+    "double": lambda m, x, y, c: x.double(),
+    "bool": lambda m, x, y, c: x.bool(),
+    "type_as": lambda m, x, y, c: m.tensor(PLACES).type_as(x),
+    "to": lambda m, x, y, c: x.to(m.float64) + x.to("cpu", m.float64) + x.to(x.double()),
+    "new_zeros": lambda m, x, y, c: x.new_zeros(2, 3) + x.new_ones((2, 3)) + x.new_full((2, 3), 7.0),
+    "new_tensor": lambda m, x, y, c: x.new_tensor([1, 2]),
+    "clone": lambda m, x, y, c: x.clone(),
+    "data": lambda m, x, y, c: x.data * 2,
+    "tril_indices": lambda m, x, y, c: m.tril_indices(3, 4, -1),
+    "as_tensor": lambda m, x, y, c: m.as_tensor([1.0, 2.0]),
+}
+
+
+def outputs(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_name_means_what_it_means_in_pytorch(name: str) -> None:
+    ours = [cx.tensor(each, requires_grad=True) for each in (X, Y, CUBE)]
+    theirs = [torch.tensor(each, requires_grad=True) for each in (X, Y, CUBE)]
+    mine, its = outputs(CALLS[name](cx, *ours)), outputs(CALLS[name](torch, *theirs))
+    assert len(mine) == len(its)
+    for one, other in zip(mine, its, strict=True):
+        assert str(other.dtype) == f"torch.{one.dtype}" and one.shape == tuple(other.shape)
+        np.testing.assert_allclose(one.numpy(), other.detach().numpy(), rtol=1e-5, atol=1e-6)
+        if other.requires_grad:
+            (one * one).sum().backward()
+            (other * other).sum().backward(retain_graph=True)
+    for tensor, oracle in zip(ours, theirs, strict=True):
+        assert (tensor.grad is None) == (oracle.grad is None)
+        if oracle.grad is not None:
+            np.testing.assert_allclose(tensor.grad.numpy(), oracle.grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+# In place: what is written, with which arguments.
+WRITES: dict[str, Callable[[Any, Any], Any]] = {
+    "add_": lambda m, x: x.add_(m.tensor(Y), alpha=0.5),
+    "sub_": lambda m, x: x.sub_(1.0),
+    "mul_": lambda m, x: x.mul_(2.0).div_(4.0),
+    "pow_": lambda m, x: x.pow_(2),
+    "clamp_": lambda m, x: x.clamp_(-0.5, 0.5),
+    "zero_": lambda m, x: x.zero_(),
+    "fill_": lambda m, x: x.fill_(3.0),
+    "copy_": lambda m, x: x.copy_(m.tensor(PLACES[0])),
+    "masked_fill_": lambda m, x: x.masked_fill_(m.tensor(MASK), 0.0),
+    "scatter_": lambda m, x: x.scatter_(0, m.tensor(PLACES), 1.0),
+    "scatter_add_": lambda m, x: x.scatter_add_(0, m.tensor(PLACES), m.tensor(Y)),
+    "index_add_": lambda m, x: x.index_add_(0, m.tensor(ROWS), m.tensor(Y[:2])),
+    "exp_": lambda m, x: x.exp_().sqrt_().neg_(),
+    "lerp_": lambda m, x: x.lerp_(m.tensor(Y), 0.1),
+    "addcmul_": lambda m, x: x.addcmul_(m.tensor(Y), m.tensor(Y), value=0.1),
+    "sigmoid_": lambda m, x: x.sigmoid_().tanh_(),
+    "of a part": lambda m, x: x[1].add_(5.0) is None or x,
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_is_written_in_place(name: str) -> None:
+    ours, theirs = cx.tensor(X), torch.tensor(X)
+    assert WRITES[name](cx, ours) is ours or name == "of a part"
+    WRITES[name](torch, theirs)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_flow_through_what_is_written() -> None:
+    results = []
+    for m in (cx, torch):
+        x = m.tensor(X, requires_grad=True)
+        y = (x * 2.0).add_(1.0).add_(x).mul_(3.0)
+        y.sum().backward()
+        results.append(x.grad.numpy())
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
+def test_a_leaf_that_requires_a_gradient_is_written_only_without_recording() -> None:
+    x = cx.tensor(X, requires_grad=True)
+    with pytest.raises(GradientError, match="a leaf that requires a gradient is not changed in place"):
+        x.add_(1.0)
+    x.data.add_(1.0)
+    with cx.no_grad():
+        x.clamp_(0.0, 1.0)
+    x.data = cx.tensor(X)
+    np.testing.assert_array_equal(x.numpy(), X)
+
+
+def test_questions() -> None:
+    x = cx.tensor(CUBE)
+    assert x.size(1) == 3 and x.size() == (2, 3, 4) and x.size(-1) == 4 and x.size == 24 == x.numel() == cx.numel(x)
+    assert x.dim() == x.ndim == 3 and x.stride() == (12, 4, 1) and x.stride(0) == 12 and x.element_size() == 4
+    assert x.is_floating_point() and not x.is_cuda and x.is_contiguous() and not x.permute(2, 0, 1).is_contiguous()
+    assert x.equal(x.clone()) and not x.equal(x + 1) and cx.is_tensor(x) and not cx.is_tensor(X)
+    with pytest.raises(IndexError, match=r"size: expected an axis -3\.\.2"):
+        x.size(3)
+
+
+def test_the_dtypes_of_pytorch() -> None:
+    assert (cx.float, cx.double, cx.half, cx.long, cx.int) == ("float32", "float64", "float16", "int64", "int32")
+    assert cx.zeros(2, dtype=cx.long).dtype == "int64"
+
+
+def test_draws() -> None:
+    cx.manual_seed(0)
+    assert cx.randint(3, (50,)).max().item() <= 2 and cx.randint(5, 7, (50,)).min().item() == 5
+    assert sorted(cx.randperm(5).tolist()) == list(range(5))
+    x = cx.zeros(20, 30, dtype="float64")
+    assert cx.randn_like(x).dtype == "float64" and cx.rand_like(x).shape == (20, 30)
+    assert abs(x.normal_(3.0, 0.5).mean().item() - 3.0) < 0.2 and 0 <= x.uniform_(0.0, 0.1).min().item() < 0.01
+    assert 0.4 < cx.bernoulli(cx.full((2000,), 0.5)).mean().item() < 0.6
+    weights = cx.tensor([0.0, 1.0, 3.0])
+    counts = cx.bincount(cx.multinomial(weights, 4000, replacement=True), minlength=3).tolist()
+    assert counts[0] == 0 and 0.7 < counts[2] / 4000 < 0.8
+    firsts = [cx.multinomial(weights, 2).tolist() for _ in range(400)]
+    assert all(sorted(pair) == [1, 2] for pair in firsts) and 250 < sum(pair[0] == 2 for pair in firsts) < 350
+    assert cx.multinomial(cx.ones(2, 5), 3).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: x.view("int32"), DtypeError, "elements are not read as int32"),
+        (lambda x: x.expand(2), ShapeError, "expand: expected sizes for the 2 axes"),
+        (lambda x: x.repeat(2), ShapeError, "repeat: expected a count for each of the 2 axes"),
+        (lambda x: x.gather(0, cx.zeros(2, 9, dtype="int64")), ShapeError, "gather: expected an index no longer"),
+        (lambda x: x.gather(0, cx.tensor([[7]])), IndexError, "expected -3..2"),
+        (lambda x: x.scatter(0, cx.tensor([[9]]), 1.0), IndexError, "expected -3..2"),
+        (lambda x: x.narrow(0, 2, 2), IndexError, "2 places from 2 are not in axis 0"),
+        (lambda x: x.chunk(0), CyxError, "at least 1 piece"),
+        (lambda x: x.squeeze(0), ShapeError, "axis 0 of shape"),
+        (lambda x: x.sum(dims=1), TypeError, "unexpected keyword argument 'dims'"),
+        (lambda x: cx.multinomial(cx.tensor([-1.0]), 1), CyxError, "expected weights"),
+        (lambda x: cx.multinomial(cx.tensor([0.0, 1.0]), 2), CyxError, "at least 2 weights above 0"),
+        (lambda x: cx.tensor([1]).requires_grad_(), GradientError, "only float and complex"),
+        (lambda x: x.div(2.0, rounding_mode="up"), CyxError, "expected rounding_mode"),
+        (lambda x: x.add_(cx.ones(5, 3, 4)), ShapeError, "add_: the result is"),
+    ],
+)
+def test_bad_use_is_refused(call: Callable[[Any], Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(cx.tensor(X))
+
+
+@pytest.mark.parametrize("name", ["permute", "gather", "scatter a number", "scatter_add", "max", "min", "var", "tril"])
+def test_names_in_a_graph(name: str) -> None:
+    def compute(x: Any, y: Any, cube: Any) -> Any:
+        return outputs(CALLS[name](cx, x, y, cube))[0]
+
+    ours = [cx.tensor(each) for each in (X, Y, CUBE)]
+    np.testing.assert_array_equal(cx.compile(compute)(*ours).numpy(), compute(*ours).numpy())
+
+
+def test_a_graph_has_no_memory_to_write_to() -> None:
+    with pytest.raises(GraphError, match=r"add_: a graph has no memory to write to; write x = x.add\(...\)"):
+        cx.compile(lambda x: x.add_(1.0))(cx.tensor(X))
+
+
+def test_every_name_is_there_and_explained() -> None:
+    for name, method in torchnames.METHODS.items():
+        assert callable(getattr(cx.tensor(X), name)) or name in ("T",), name
+        assert method.__doc__, name
+
+
+def test_modules_by_pytorchs_names() -> None:
+    model = cx.nn.Sequential(cx.nn.Linear(3, 4), cx.nn.ReLU(inplace=True), cx.nn.Dropout(0.5, inplace=True))
+    model.add_module("3", cx.nn.BatchNorm1d(4))
+    seen: list[str] = []
+    model.apply(lambda part: seen.append(type(part).__name__))
+    assert seen == ["Linear", "ReLU", "Dropout", "BatchNorm1d", "Sequential"]
+    assert [name for name, _ in model.named_children()] == ["0", "1", "2", "3"] and len(list(model.buffers())) == 2
+    assert model.get_submodule("3") is model[3] and model.get_submodule("") is model
+    assert not any(p.requires_grad for p in model.requires_grad_(False).parameters())
+    assert model.double()[0].weight.dtype == "float64" and model.to(dtype=cx.float32)[3].running_mean.dtype == "float32"
+    with pytest.raises(DtypeError, match="expected a float dtype"):
+        model.to(cx.long)
+    with pytest.raises(AttributeError, match="is no module"):
+        model.get_submodule("0.weight")
+    found = model.load_state_dict({"0.weight": np.ones((4, 3)), "9.weight": np.ones(2)}, strict=False)
+    assert found.unexpected_keys == ["9.weight"] and "0.bias" in found.missing_keys
+    assert model[0].weight.sum().item() == 12.0
+
+
+def test_a_model_of_doubles_learns() -> None:
+    model = cx.nn.Linear(4, 1).double()
+    optimizer = cx.optim.Adam(model.parameters(), lr=0.1)
+    x, losses = cx.tensor(X).double(), []
+
+    def closure() -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        loss = (model(x) - 1.0).pow(2).mean()
+        loss.backward()
+        return loss
+
+    for _ in range(20):
+        losses.append(optimizer.step(closure).item())
+    assert losses[-1] < 0.2 * losses[0] and model.weight.dtype == "float64"
+
+
+def test_what_does_not_persist_is_not_saved() -> None:
+    class Masked(cx.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", cx.ones(2), persistent=False)
+            self.register_parameter("weight", cx.nn.Parameter(cx.zeros(2)))
+
+    model = Masked()
+    assert sorted(model.state_dict()) == ["weight"] and model.mask.shape == (2,)
