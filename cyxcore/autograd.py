@@ -19,6 +19,8 @@ from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import GradientError
 from cyxcore.functional import stack
 from cyxcore.symbols import Symbol
+from cyxcore.tape import pull
+from cyxcore.values import Value
 
 _depth = 0  # of transformed functions around each other: the outermost one gives results without a past
 
@@ -108,8 +110,14 @@ def value_and_grad(
     return call
 
 
-def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
-    """A function with f's arguments that returns its gradient, with has_aux (gradient, aux); see value_and_grad."""
+def grad(f: Any = None, argnums: Any = 0, has_aux: bool = False, **words: Any) -> Any:
+    """A function with f's arguments that returns its gradient, with has_aux (gradient, aux); see value_and_grad.
+
+    grad(outputs, inputs, …) of tensors is PyTorch's: see gradients_of.
+    """
+    if "outputs" in words or isinstance(f, Value) or isinstance(f, (list, tuple)):
+        given = {"outputs": f, "inputs": argnums} if f is not None else {}
+        return gradients_of(**(given | words))
     both = value_and_grad(f, argnums, has_aux)
 
     def call(*args: Any) -> Any:
@@ -117,6 +125,34 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool 
         return (gradient, value[1]) if has_aux else gradient
 
     return call
+
+
+def gradients_of(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Any, ...]:
+    """The gradients of outputs (scalars, or with grad_outputs) with respect to inputs: a tuple, one for each input.
+
+    `.grad` of nothing is touched. retain_graph is for PyTorch's sake: what was computed stays as long as it is held.
+    Raises GradientError for an input the outputs do not depend on, unless allow_unused gives None for it.
+    """
+    results, sources = ([x] if isinstance(x, Value) else list(x) for x in (outputs, inputs))
+    weights = [None] * len(results) if grad_outputs is None else grad_outputs
+    weights = [weights] if isinstance(weights, Value) else list(weights)
+    found: list[Any] = [None] * len(sources)
+    for result, weight in zip(results, weights, strict=True):
+        for tensor, g in pull(result, result._start(weight), create_graph):
+            for place, source in enumerate(sources):
+                if tensor is source:
+                    found[place] = g if found[place] is None else found[place] + g
+    if not allow_unused and any(g is None for g in found):
+        place = next(place for place, g in enumerate(found) if g is None)
+        raise GradientError(f"grad: the outputs do not depend on input {place}; allow_unused=True gives None for it")
+    return tuple(found)
 
 
 def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -138,10 +138,10 @@ def ones(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires
 
 
 @placed
-def empty(shape: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+def empty(shape: Any, *more: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """Whatever the memory held before: to be written to."""
     _on(device)
-    return wrap(np.empty(_shape(shape), NUMPY_DTYPES["float32" if dtype is None else dtype_name(dtype)]))
+    return wrap(np.empty(_shape(shape, more), NUMPY_DTYPES["float32" if dtype is None else dtype_name(dtype)]))
 
 
 @placed

@@ -215,11 +215,17 @@ class OneCycleLR(LRScheduler):
         self,
         optimizer: Optimizer,
         max_lr: float,
-        total_steps: int,
+        total_steps: int | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
         pct_start: float = 0.3,
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
+        if total_steps is None:
+            if epochs is None or steps_per_epoch is None:
+                raise SpecError("OneCycleLR: expected total_steps, or epochs and steps_per_epoch")
+            total_steps = epochs * steps_per_epoch
         self.total, self.rise = _positive("OneCycleLR: total_steps", total_steps), pct_start
         self.start, self.end = 1.0 / div_factor, 1.0 / (div_factor * final_div_factor)
         optimizer.lr = max_lr
@@ -262,24 +268,78 @@ class SequentialLR:
         self.schedulers[bisect_right(self.milestones, self.last_epoch)]._set()
 
 
+class ChainedScheduler:
+    """Several schedulers at once, of those that set each lr to its base times a factor: the factors are multiplied."""
+
+    def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
+        if not schedulers or any(each.optimizer is not schedulers[0].optimizer for each in schedulers):
+            raise SpecError("ChainedScheduler: expected at least one scheduler, all of one optimiser")
+        self.schedulers, self.optimizer = list(schedulers), schedulers[0].optimizer
+        self.base_lrs = list(self.schedulers[0].base_lrs)
+        for scheduler in self.schedulers:  # each found what the one before had set
+            scheduler.base_lrs = list(self.base_lrs)
+        self._set()
+
+    def _set(self) -> None:
+        wanted = list(self.base_lrs)
+        for scheduler in self.schedulers:
+            scheduler._set()
+            wanted = [
+                lr * own / base if base else 0.0
+                for lr, own, base in zip(wanted, scheduler.get_last_lr(), self.base_lrs, strict=True)
+            ]
+        for group, lr in zip(self.optimizer.param_groups, wanted, strict=True):
+            group["lr"] = lr
+
+    def step(self) -> None:
+        for scheduler in self.schedulers:
+            scheduler.last_epoch += 1
+        self._set()
+
+    def get_last_lr(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"schedulers": [each.state_dict() for each in self.schedulers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for scheduler, own in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(own)
+        self.base_lrs = list(self.schedulers[0].base_lrs)
+        self._set()
+
+
 class ReduceLROnPlateau:
-    """Times factor when the loss given to step() has not gone down for more than `patience` calls."""
+    """Times factor when what is given to step() has not gone down (mode "max": up) for more than `patience` calls.
+
+    cooldown: so many calls after a reduction nothing is counted.
+    """
 
     def __init__(
         self,
         optimizer: Optimizer,
+        mode: str = "min",
         factor: float = 0.1,
         patience: int = 10,
         threshold: float = schedules.PLATEAU_THRESHOLD,
+        cooldown: int = 0,
         min_lr: float = 0.0,
     ) -> None:
+        if mode not in ("min", "max"):
+            raise SpecError(f"ReduceLROnPlateau: expected mode min or max, got {mode!r}")
+        self.sign, self.cooldown, self.resting = (1.0 if mode == "min" else -1.0), cooldown, 0
         if not 0.0 < factor < 1.0:
             raise SpecError(f"ReduceLROnPlateau: expected a factor between 0 and 1, got {factor}")
         self.optimizer, self.factor, self.min_lr = optimizer, factor, min_lr
         self.plateau = schedules.Plateau(patience, threshold)
 
     def step(self, loss: float) -> None:
-        if self.plateau.see(float(loss)):
+        again = self.plateau.see(self.sign * float(loss))
+        if self.resting:
+            self.resting -= 1
+            self.plateau.waited = 0
+        elif again:
+            self.resting = self.cooldown
             for group in self.optimizer.param_groups:
                 group["lr"] = max(group["lr"] * self.factor, self.min_lr)
 
@@ -287,11 +347,11 @@ class ReduceLROnPlateau:
         seen = self.plateau
         best = seen.best if math.isfinite(seen.best) else None
         lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
-        return {"best": best, "waited": seen.waited, "reductions": seen.reductions, "lrs": lrs}
+        return {"best": best, "waited": seen.waited, "reductions": seen.reductions, "lrs": lrs, "resting": self.resting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         best = math.inf if state["best"] is None else float(state["best"])
         self.plateau.best, self.plateau.waited = best, int(state["waited"])
-        self.plateau.reductions = int(state["reductions"])
+        self.plateau.reductions, self.resting = int(state["reductions"]), int(state.get("resting", 0))
         for group, lr in zip(self.optimizer.param_groups, state["lrs"], strict=True):
             group["lr"] = lr

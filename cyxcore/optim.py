@@ -7,6 +7,7 @@ A training job applies the same rules (cyxcore/updates.py) from inside its plan.
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -15,33 +16,13 @@ import numpy as np
 from cyxcore import updates
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional import clip_scale, maximum, minimum, total_norm
+from cyxcore.infer import stretches
+from cyxcore.nn.utils import clip_grad_norm_ as clip_grad_norm_
+from cyxcore.nn.utils import clip_grad_value_ as clip_grad_value_
 from cyxcore.spec import OptimizerSpec
 
 Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group]
-
-
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Any:
-    """Scale all gradients so that their 2-norm, taken together, is at most max_norm. Returns the norm before."""
-    held = [p for p in parameters if p.grad is not None]
-    gradients: list[Any] = [p.grad for p in held]
-    if not gradients:
-        return 0.0
-    with no_grad():
-        squares = [g.square().sum() for g in gradients]
-        scale = clip_scale(squares, max_norm)
-        for p, gradient in zip(held, gradients, strict=True):
-            p.grad = gradient * scale
-        return total_norm(squares)
-
-
-def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
-    """Keep each element of each gradient within -clip_value … clip_value."""
-    with no_grad():
-        for p in parameters:
-            if p.grad is not None:
-                p.grad = maximum(minimum(p.grad, clip_value), -clip_value)
 
 
 class ExponentialMovingAverage:
@@ -192,7 +173,7 @@ class Optimizer:
         for place, arrays in state["state"].items():
             p = parameters[int(place)]
             for name, array in arrays.items():
-                if array.shape not in (p.shape, ()):
+                if not stretches(array.shape, p.shape):
                     raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
             taken[int(place)] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
         for place, slots in self.state.items():  # a compiled step goes on to read the tensors that are there
@@ -330,3 +311,68 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+
+
+class Adamax(Adam):
+    """Adam by the largest gradient so far (Kingma and Ba 2015)."""
+
+    rule = "adamax"
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+
+class RAdam(Adam):
+    """Adam that begins like SGD with momentum (Liu et al. 2020)."""
+
+    rule = "radam"
+
+
+class Adadelta(Optimizer):
+    """Moves of the size of those before (Zeiler 2012)."""
+
+    rule = "adadelta"
+
+    def __init__(
+        self, parameters: Parameters, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
+
+
+class Adafactor(Optimizer):
+    """Adam with the memory of a row and a column for each matrix (Shazeer and Stern 2018).
+
+    eps: the least root mean square of a parameter that counts; of PyTorch's pair the second, its first being None (the
+    dtype's own). d: what the root mean square of a move may be.
+    """
+
+    rule = "adafactor"
+    options = {"d": "clip_threshold", "eps": "least_scale"}
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 0.01,
+        beta2_decay: float = -0.8,
+        eps: tuple[None, float] | float = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if isinstance(eps, tuple) and eps[0] is not None:
+            raise SpecError(f"Adafactor: expected None as the first of eps, got {eps[0]}")
+        least = eps[1] if isinstance(eps, tuple) else eps
+        super().__init__(parameters, lr=lr, beta2_decay=beta2_decay, eps=least, d=d, weight_decay=weight_decay)
+
+
+def __getattr__(name: str) -> Any:
+    """optim.lr_scheduler, as PyTorch's code writes it: cx.lr_scheduler."""
+    if name == "lr_scheduler":
+        return importlib.import_module("cyxcore.lr_scheduler")
+    raise AttributeError(f"cyxcore.optim has no {name!r}")

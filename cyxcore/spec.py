@@ -81,14 +81,18 @@ class DataSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, om
 class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """An update rule (cyxcore/updates.py).
 
-    betas, eps: of adam, adamw, nadam, rmsprop (eps), adagrad (eps) and lion (betas); absent, each rule has its own.
+    betas, eps: of adam, adamw, nadam, adamax, radam, rmsprop (eps), adagrad (eps), adadelta (eps) and lion (betas);
+    absent, each rule has its own.
     momentum: of sgd and rmsprop. nesterov: of sgd. alpha, centered: of rmsprop. lr_decay, initial_accumulator: of
-    adagrad. momentum_decay: of nadam.
+    adagrad. momentum_decay: of nadam. rho: of adadelta. beta2_decay (the exponent of the step), least_scale (of a
+    parameter) and clip_threshold (of an update's root mean square): of adafactor.
     weight_decay: shrinks the parameter itself in adamw and lion, is added to the gradient (L2) in the others.
     l1: weight of |p| in what is minimised; with weight_decay this is the elastic net.
     """
 
-    name: Literal["sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lion"] = "adam"
+    name: Literal[
+        "sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lion", "adamax", "radam", "adadelta", "adafactor"
+    ] = "adam"
     learning_rate: Annotated[float, Meta(gt=0.0, le=100.0)] = 0.001
     momentum: Fraction = 0.0
     nesterov: bool = False
@@ -101,6 +105,10 @@ class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     lr_decay: Weight = 0.0
     initial_accumulator: Weight = 0.0
     momentum_decay: Weight = 0.004
+    rho: Fraction = 0.9
+    beta2_decay: Annotated[float, Meta(ge=-1.0, lt=0.0)] = -0.8
+    least_scale: Annotated[float, Meta(gt=0.0, le=1.0)] = 1e-3
+    clip_threshold: Annotated[float, Meta(ge=1.0, le=1e9)] = 1.0
 
 
 class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):

@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from cyxcore.dtype import finfo
 from cyxcore.errors import SpecError
+from cyxcore.functional import maximum, minimum, where
 from cyxcore.spec import OptimizerSpec
 
 
@@ -117,6 +119,75 @@ def _lion(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -
     return {m: m * beta2 + g * (1.0 - beta2), p: p - move * lr}
 
 
+def _power(base: float, t: Any) -> Any:
+    """base to the power t, of a tensor."""
+    return (t * math.log(base)).exp() if base else t * 0.0
+
+
+def _adamax(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
+    """Adam by the largest gradient so far instead of the second moment (Kingma and Ba 2015, algorithm 2)."""
+    beta1, beta2 = _betas(spec, (0.9, 0.999))
+    g = _decayed(p, g, spec)
+    m, most = slot("adamax_m"), slot("adamax_most")
+    new_m = m * beta1 + g * (1.0 - beta1)
+    new_most = maximum(most * beta2, g.abs() + _eps(spec, 1e-8))
+    return {m: new_m, most: new_most, p: p - new_m / new_most * (lr / (1.0 - _power(beta1, step)))}
+
+
+def _radam(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
+    """Adam that begins like SGD with momentum, as long as the second moment says little (Liu et al. 2020)."""
+    beta1, beta2 = _betas(spec, (0.9, 0.999))
+    g = _decayed(p, g, spec)
+    m, v = slot("radam_m"), slot("radam_v")
+    new_m, new_v = m * beta1 + g * (1.0 - beta1), v * beta2 + g.square() * (1.0 - beta2)
+    move = new_m * (1.0 / (1.0 - _power(beta1, step)))
+    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    if rho_inf > 5.0:
+        # The length of the average, rho = rho_inf - 2 t beta2^t / (1 - beta2^t): the difference of two numbers near
+        # rho_inf, so while y = -t log(beta2) is small it is taken from the series of y / (e^y - 1).
+        scale, y = -2.0 / math.log(beta2), step * -math.log(beta2)
+        square = y.square()
+        early = step - (square / 12.0 - square.square() / 720.0) * scale + (rho_inf - scale)
+        late = rho_inf - step * 2.0 / (maximum(y, 0.25).exp() - 1.0)
+        rho = where(y < 0.5, early, late)
+        known = maximum(rho, 5.0)
+        share = ((known - 4.0) * (known - 2.0) / known * (rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0)))).sqrt()
+        rectified = (1.0 - _power(beta2, step)).sqrt() * share / (new_v.sqrt() + _eps(spec, 1e-8))
+        move = move * where(rho > 5.0, rectified, 1.0)
+    return {m: new_m, v: new_v, p: p - move * lr}
+
+
+def _adadelta(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
+    """The gradient over the root of its mean square, in units of the root of the mean square of moves (Zeiler 2012)."""
+    g, keep, eps = _decayed(p, g, spec), spec.rho, _eps(spec, 1e-6)
+    v, moves = slot("adadelta_v"), slot("adadelta_moves")
+    new_v = v * keep + g.square() * (1.0 - keep)
+    move = g * ((moves + eps).sqrt() / (new_v + eps).sqrt())
+    return {v: new_v, moves: moves * keep + move.square() * (1.0 - keep), p: p - move * lr}
+
+
+def _adafactor(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
+    """Second moments of matrices kept as rows and columns; moves relative to the parameter (Shazeer and Stern 2018)."""
+    new, least = (step.log() * spec.beta2_decay).exp(), finfo(p.dtype).eps
+    size = maximum(p.square().mean().sqrt(), spec.least_scale) * minimum(lr, 1.0 / step.sqrt())
+    kept = p * (1.0 - lr * spec.weight_decay) if spec.weight_decay else p
+    square = g.square()
+    if len(p.shape) > 1:
+        rows = slot("adafactor_rows", 0.0, (*p.shape[:-1], 1))
+        columns = slot("adafactor_columns", 0.0, (*p.shape[:-2], 1, p.shape[-1]))
+        new_rows = rows + (square.mean(-1, keepdims=True) - rows) * new
+        new_columns = columns + (square.mean(-2, keepdims=True) - columns) * new
+        changed = {rows: new_rows, columns: new_columns}
+        spread = new_rows * new_columns / maximum(new_rows.mean(-2, keepdims=True), least)
+    else:
+        v = slot("adafactor_v")
+        spread = v + (square - v) * new
+        changed = {v: spread}
+    move = g / maximum(spread, least * least).sqrt()
+    most = maximum(move.square().mean().sqrt() / spec.clip_threshold, 1.0)
+    return {**changed, p: kept - move * (size / most)}
+
+
 UPDATES: Mapping[str, Rule] = {
     "sgd": _sgd,
     "adam": _adam(False),
@@ -125,6 +196,10 @@ UPDATES: Mapping[str, Rule] = {
     "rmsprop": _rmsprop,
     "adagrad": _adagrad,
     "lion": _lion,
+    "adamax": _adamax,
+    "radam": _radam,
+    "adadelta": _adadelta,
+    "adafactor": _adafactor,
 }
 
 

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from cyxcore.graph import Graph
 
 # Arrays as large as the weights, at the least: those of momentum and of a centred rmsprop are left out.
-OPTIMIZER_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "lion": 1}
+OPTIMIZER_SLOTS = {
+    **{"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "lion": 1},
+    **{"adamax": 2, "radam": 2, "adadelta": 2, "adafactor": 1},  # of matrices adafactor keeps less
+}
 PACKED, FETCHED = "cyx-packed-", "cyx-fetched-"  # how the names of such folders begin
 REMOTE_DATA = "CYX_REMOTE_DATA"  # names in the environment what kinds of addresses data may be fetched from: https
 MAX_MESSAGE_JOB_BYTES = 900_000  # a job travels in one message; the broker and codec stop at 1 MB

@@ -37,6 +37,7 @@ from cyxcore.functional.attention import (
     split_heads,
 )
 from cyxcore.functional.basic import (
+    BORDERS,
     Pair,
     avg_pool2d,
     bilinear,
@@ -54,6 +55,7 @@ from cyxcore.functional.basic import (
     max_pool2d,
     maximum,
     minimum,
+    numbers,
     one_hot,
     pad,
     pair,
@@ -126,6 +128,7 @@ from cyxcore.functional.recurrent import CELLS, Weights, recur
 from cyxcore.functional.resampling import affine_grid, fold, grid_sample, interpolate, unfold
 
 __all__ = [
+    "BORDERS",
     "CELLS",
     "Pair",
     "Triple",
@@ -197,6 +200,7 @@ __all__ = [
     "max_pool3d",
     "maximum",
     "minimum",
+    "numbers",
     "mish",
     "mse_loss",
     "multi_head_attention",

@@ -1,8 +1,9 @@
 """The functions others are made of: products, pooling, dropout, and choosing and joining."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import ShapeError, SpecError
@@ -18,9 +19,40 @@ BORDERS: dict[str, Callable[[int, int], int]] = {
 }
 
 
+def numbers(value: Any, count: int) -> tuple[int, ...]:
+    """A number as so many, or so many as they are. Raises SpecError for another count."""
+    if isinstance(value, SupportsIndex):
+        return (operator.index(value),) * count
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(given) != count or not all(isinstance(each, SupportsIndex) for each in given):
+        raise SpecError(f"expected one whole number or {count}, got {value!r}")
+    return tuple(operator.index(each) for each in given)
+
+
 def pair(value: Any) -> tuple[int, int]:
-    """A number as two, or two as they are."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    """A number as two, or two as they are. Raises SpecError for another count."""
+    if type(value) is int:
+        return value, value
+    first, second = numbers(value, 2)
+    return first, second
+
+
+def padded_like(name: str, x: Any, padding: Any, kernel: Sequence[int], stride: Any, dilation: Any) -> tuple[Any, Any]:
+    """(x, the padding that is left): "valid" is none, "same" keeps the sizes of x, whose border grows where the two
+    sides differ."""
+    count = len(kernel)
+    if padding == "valid":
+        return x, (0,) * count
+    if padding != "same":
+        if isinstance(padding, str):
+            raise SpecError(f"{name}: expected padding valid, same or numbers, got {padding!r}")
+        return x, numbers(padding, count)
+    if any(step != 1 for step in numbers(stride, count)):
+        raise SpecError(f"{name}: padding same keeps the sizes, which a stride of {stride} does not")
+    whole = [step * (size - 1) for step, size in zip(numbers(dilation, count), kernel, strict=True)]
+    if any(each % 2 for each in whole):
+        x = pad(x, [(0, 0)] * (x.ndim - count) + [(0, each % 2) for each in whole])
+    return x, tuple(each // 2 for each in whole)
 
 
 def _axis(x: Value, axis: int) -> int:
@@ -57,10 +89,12 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Any:
-    """Cross-correlation. x: (N, C, H, W), weight: (O, C/groups, KH, KW), bias: (O,).
+    """Cross-correlation. x: (N, C, H, W), weight: (O, C/groups, KH, KW), bias: (O,). padding: numbers, "valid", "same".
 
     Returns (N, O, H', W').
     """
+    if type(padding) is str:
+        x, padding = padded_like("conv2d", x, padding, weight.shape[2:], stride, dilation)
     result = apply(
         "conv2d",
         x,
@@ -138,9 +172,14 @@ def channel_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True) 
     return x * kept
 
 
-def embedding(indices: Any, weight: Any) -> Any:
-    """Rows of weight (count, dim) by index. indices: integers of any shape. Returns (*indices.shape, dim)."""
-    return apply("take", weight, weight._check_indices(indices.astype("int64"), weight.shape[0]), axis=0)
+def embedding(indices: Any, weight: Any, padding_idx: int | None = None) -> Any:
+    """Rows of weight (count, dim) by index. indices: integers of any shape. Returns (*indices.shape, dim).
+
+    padding_idx: a row that gets no gradient.
+    """
+    known = weight._check_indices(indices.astype("int64"), weight.shape[0])
+    rows = apply("take", weight, known, axis=0)
+    return rows if padding_idx is None else where((known == padding_idx).expand_dims(-1), rows.detach(), rows)
 
 
 def embedding_bag(indices: Any, weight: Any, mode: str = "mean", per_sample_weights: Any = None) -> Any:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.functional.basic import Pair, avg_pool2d, concat, conv2d, max_pool2d, pad, pair
+from cyxcore.functional.basic import Pair, avg_pool2d, concat, conv2d, max_pool2d, numbers, pad, padded_like, pair
 from cyxcore.values import apply
 
 Triple = int | tuple[int, int, int]
 
 
 def triple(value: Any) -> tuple[int, int, int]:
-    """A number as three, or three as they are."""
-    return (value, value, value) if isinstance(value, int) else (int(value[0]), int(value[1]), int(value[2]))
+    """A number as three, or three as they are. Raises SpecError for another count."""
+    first, second, third = numbers(value, 3)
+    return first, second, third
 
 
 def _rank(name: str, x: Any, rank: int, axes: str) -> None:
@@ -28,8 +29,10 @@ def conv1d(
 ) -> Any:
     """Cross-correlation. x: (N, C, L), weight: (O, C/groups, K), bias: (O,). Returns (N, O, L')."""
     _rank("conv1d", x, 3, "(N, C, L)")
+    x, (border,) = padded_like("conv1d", x, padding, weight.shape[2:], stride, dilation)
+    ((step,), (spread,)) = numbers(stride, 1), numbers(dilation, 1)
     flat, kernel = x.expand_dims(2), weight.expand_dims(2)
-    result = conv2d(flat, kernel, bias, (1, stride), (0, padding), (1, dilation), groups)
+    result = conv2d(flat, kernel, bias, (1, step), (0, border), (1, spread), groups)
     return result.squeeze(2)
 
 
@@ -47,7 +50,8 @@ def conv3d(
     One 2-d convolution per slice of the kernel's depth, over all depths of x at once, and their sum.
     """
     _rank("conv3d", x, 5, "(N, C, D, H, W)")
-    steps, pads, spread = triple(stride), triple(padding), triple(dilation)
+    x, pads = padded_like("conv3d", x, padding, weight.shape[2:], stride, dilation)
+    steps, spread = triple(stride), triple(dilation)
     count, channels, _, height, width = x.shape
     outputs, _, depth, *_ = weight.shape
     padded = pad(x, ((0, 0), (0, 0), (pads[0], pads[0]), (0, 0), (0, 0))) if pads[0] else x

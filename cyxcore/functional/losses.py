@@ -116,11 +116,16 @@ def smooth_l1_loss(prediction: Any, target: Any, reduction: str = "mean", beta: 
     return huber_loss(prediction, target, reduction, beta) * (1.0 / beta)
 
 
+def _bounded_log(p: Any) -> Any:
+    """log p above -100. Of 0 the logarithm is not asked for: its gradient would be 0 * infinity."""
+    inside = p > 0.0
+    return where(inside, maximum(where(inside, p, 1.0).log(), -100.0), -100.0)
+
+
 def binary_cross_entropy(probabilities: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
-    """-t log p - (1 - t) log(1 - p); logarithms are kept above -100, as in torch."""
+    """-t log p - (1 - t) log(1 - p); logarithms are kept above -100, as in torch, and have no gradient at p = 0."""
     _same("binary_cross_entropy", probabilities, target)
-    rows = target * maximum(probabilities.log(), -100.0)
-    rows = -(rows + (1.0 - target) * maximum((1.0 - probabilities).log(), -100.0))
+    rows = -(target * _bounded_log(probabilities) + (1.0 - target) * _bounded_log(1.0 - probabilities))
     return _reduced(rows if weight is None else rows * weight, reduction)
 
 

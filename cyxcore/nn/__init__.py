@@ -1,6 +1,6 @@
 """Layers and losses with torch's names, options, weight layouts and state_dict keys."""
 
-from cyxcore.nn import init
+from cyxcore.nn import functional, init, utils
 from cyxcore.nn.activations import (
     CELU,
     ELU,
@@ -299,5 +299,7 @@ __all__ = [
     "ZeroPad1d",
     "ZeroPad2d",
     "ZeroPad3d",
+    "functional",
     "init",
+    "utils",
 ]

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from cyxcore import functional as F
 from cyxcore.creation import ones, zeros
+from cyxcore.eager import no_grad
+from cyxcore.errors import SpecError
 from cyxcore.functional import Pair, pair
 from cyxcore.nn.module import Module, Parameter
 
@@ -36,6 +38,22 @@ class _Conv(Module):
     dilation: Any
     groups: int
 
+    def _set(self, rank: int, stride: Any, padding: Any, dilation: Any, groups: int, mode: str) -> None:
+        if mode not in ("zeros", *F.BORDERS):
+            raise SpecError(f"{type(self).__name__}: expected padding_mode zeros, {', '.join(F.BORDERS)}, got {mode!r}")
+        if mode != "zeros" and isinstance(padding, str):
+            raise SpecError(f"{type(self).__name__}: padding {padding!r} goes with padding_mode zeros; give numbers")
+        self.stride, self.dilation, self.groups = F.numbers(stride, rank), F.numbers(dilation, rank), groups
+        self.padding = padding if isinstance(padding, str) else F.numbers(padding, rank)
+        self.padding_mode, self._border = mode, self.padding
+        if mode != "zeros":
+            self.padding = (0,) * rank  # what the convolution itself adds
+
+    def _bordered(self, x: Any) -> Any:
+        if self.padding_mode == "zeros":
+            return x
+        return F.pad(x, [(0, 0), (0, 0), *((each, each) for each in self._border)], self.padding_mode)
+
     def _draw(self, per_group: int, outputs: int, kernel: tuple[int, ...], bias: bool) -> None:
         fan_in = per_group * math.prod(kernel)
         self.weight = Parameter.drawn((outputs, per_group, *kernel), _fan(fan_in))
@@ -59,18 +77,14 @@ class Conv2d(_Conv):
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        kernel = pair(kernel_size)
-        self.stride, self.padding, self.dilation, self.groups = (
-            pair(stride),
-            pair(padding),
-            pair(dilation),
-            groups,
-        )
-        self._draw(in_channels // groups, out_channels, kernel, bias)
+        self._set(2, stride, padding, dilation, groups, padding_mode)
+        self._draw(in_channels // groups, out_channels, pair(kernel_size), bias)
 
     def forward(self, x: Any) -> Any:
+        x = self._bordered(x)
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -87,12 +101,14 @@ class Conv1d(_Conv):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self._draw(in_channels // groups, out_channels, (kernel_size,), bias)
+        self._set(1, stride, padding, dilation, groups, padding_mode)
+        self._draw(in_channels // groups, out_channels, F.numbers(kernel_size, 1), bias)
 
     def forward(self, x: Any) -> Any:
+        x = self._bordered(x)
         return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -109,12 +125,14 @@ class Conv3d(_Conv):
         dilation: F.Triple = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self._set(3, stride, padding, dilation, groups, padding_mode)
         self._draw(in_channels // groups, out_channels, F.triple(kernel_size), bias)
 
     def forward(self, x: Any) -> Any:
+        x = self._bordered(x)
         return F.conv3d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -400,12 +418,28 @@ class InstanceNorm2d(_InstanceNorm):
 class Embedding(Module):
     """Rows of weight (num_embeddings, embedding_dim) by index."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
         super().__init__()
         self.weight = Parameter.drawn((num_embeddings, embedding_dim), {"kind": "normal", "std": 1.0})
+        self.padding_idx = padding_idx
+        if padding_idx is not None:
+            if not -num_embeddings <= padding_idx < num_embeddings:
+                raise SpecError(f"Embedding: expected padding_idx within {num_embeddings} rows, got {padding_idx}")
+            self.padding_idx = padding_idx % num_embeddings
+            with no_grad():
+                self.weight[self.padding_idx] = 0.0
 
     def forward(self, indices: Any) -> Any:
-        return F.embedding(indices, self.weight)
+        return F.embedding(indices, self.weight, self.padding_idx)
+
+    @classmethod
+    def from_pretrained(cls, embeddings: Any, freeze: bool = True, padding_idx: int | None = None) -> "Embedding":
+        """Rows that there are (count, dim), copied; not trained unless freeze is false."""
+        made = cls(embeddings.shape[0], embeddings.shape[1], padding_idx)
+        with no_grad():
+            made.weight[...] = embeddings
+        made.weight.requires_grad = not freeze
+        return made
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.weight.shape))

@@ -5,6 +5,7 @@ from typing import Any
 from cyxcore import functional as F
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.utils.rnn import PackedSequence
 
 
 def _given(module: Module, states: int, state: Any) -> tuple[Any, ...] | None:
@@ -22,7 +23,8 @@ class _Recurrent(Module):
     """Layers of one kind of cell, each in one or both directions.
 
     x: (T, N, C), or (N, T, C) with batch_first. Returns (outputs of the last layer, last states of every layer and
-    direction (layers * directions, N, H), a pair of them for LSTM). lengths: (N,), of rows shorter than T.
+    direction (layers * directions, N, H), a pair of them for LSTM). lengths: (N,), of rows shorter than T; or x is a
+    PackedSequence, and so is the result.
     """
 
     kind: str
@@ -60,22 +62,26 @@ class _Recurrent(Module):
         return F.Weights(*(getattr(self, part) for part in parts))
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
+        if isinstance(x, PackedSequence):
+            data = x.data if x.batch_first == self.batch_first else x.data.transpose(0, 1)
+            outputs, last = self.forward(data, state, x.lengths)
+            return PackedSequence(outputs, x.lengths, self.batch_first), last
         steps = x if self.batch_first else x.transpose(1, 0, 2)
         states = F.CELLS[self.kind].states
         given = _given(self, states, state)
-        last: list[tuple[Any, ...]] = []
+        ended_in: list[tuple[Any, ...]] = []
         for layer in range(self.num_layers):
             if layer:
                 steps = F.dropout(steps, self.dropout, self.training)
-            outputs = []
+            sides = []
             for suffix in self.directions:
-                start = None if given is None else [part[len(last)] for part in given]
+                start = None if given is None else [part[len(ended_in)] for part in given]
                 weights = self._weights(layer, suffix)
                 found, ended = F.recur(self.kind, steps, weights, start, lengths, reverse=bool(suffix))
-                outputs.append(found)
-                last.append(ended)
-            steps = outputs[0] if len(outputs) == 1 else F.concat(outputs, 2)
-        ends = tuple(F.stack([ended[part] for ended in last], 0) for part in range(states))
+                sides.append(found)
+                ended_in.append(ended)
+            steps = sides[0] if len(sides) == 1 else F.concat(sides, 2)
+        ends = tuple(F.stack([ended[part] for ended in ended_in], 0) for part in range(states))
         return (steps if self.batch_first else steps.transpose(1, 0, 2)), (ends if states > 1 else ends[0])
 
     def extra_repr(self) -> str:

@@ -52,7 +52,7 @@ def trained(make: Any, choose: Callable[[Any, int], Any]) -> tuple[list[float], 
     return losses, {name: value.tolist() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "RMSprop", "Adagrad", "Lion"])
+@pytest.mark.parametrize("name", "SGD Adam AdamW NAdam RMSprop Adagrad Lion Adamax RAdam Adadelta Adafactor".split())
 def test_a_compiled_step_is_the_plain_one_to_the_last_bit(name: str) -> None:
     make = getattr(optim, name)
     plain = trained(make, lambda both, number: both[0])

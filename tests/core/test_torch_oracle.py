@@ -29,6 +29,15 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("RMSprop", {}),
     ("RMSprop", {"momentum": 0.9, "centered": True, "weight_decay": 0.1}),
     ("Adagrad", {"lr": 0.1}),
+    ("Adamax", {}),
+    ("Adamax", {"lr": 0.1, "weight_decay": 0.1, "betas": (0.8, 0.9)}),
+    ("RAdam", {}),
+    ("RAdam", {"lr": 0.1, "weight_decay": 0.1}),
+    ("RAdam", {"lr": 0.1, "betas": (0.0, 0.5)}),
+    ("Adadelta", {}),
+    ("Adadelta", {"lr": 0.5, "rho": 0.5, "weight_decay": 0.1}),
+    ("Adafactor", {}),
+    ("Adafactor", {"lr": 0.1, "weight_decay": 0.1, "d": 2.0, "beta2_decay": -0.5}),
     ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5}),
 ]
 
@@ -43,6 +52,36 @@ def test_twelve_steps_of_an_optimiser(name: str, options: dict[str, Any]) -> Non
         one.step()
         other.step()
     np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (5, 1)])
+def test_adafactor_of_matrices(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=shape)
+    ours, theirs = cx.tensor(start.astype(np.float32), requires_grad=True), torch.tensor(start, requires_grad=True)
+    one, other = cx.optim.Adafactor([ours], lr=0.1), torch.optim.Adafactor([theirs], lr=0.1)
+    for _ in range(8):
+        g = rng.normal(size=shape)
+        ours.grad, theirs.grad = cx.tensor(g.astype(np.float32)), torch.tensor(g)
+        one.step()
+        other.step()
+        again = cx.optim.Adafactor([ours])
+        again.load_state_dict(one.state_dict())
+        one = again
+    np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_radam_for_two_thousand_steps() -> None:
+    """The length of its average is computed in two ways, which meet on the way."""
+    ours, theirs = cx.tensor([1.0, -1.0], requires_grad=True), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    one, other = cx.optim.RAdam([ours], lr=0.003), torch.optim.RAdam([theirs.requires_grad_()], lr=0.003)
+    for t in range(2000):
+        g = np.array([np.sin(0.1 * t), 0.5 * np.cos(t)])
+        ours.grad, theirs.grad = cx.tensor(g.astype(np.float32)), torch.tensor(g)
+        one.step()
+        other.step()
+        if t % 250 == 249:
+            np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
 LOSSES = [1.0, 0.9, 0.9, 0.9, 0.9, 0.95, *[0.8] * 14]
@@ -63,6 +102,9 @@ SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
     "CyclicLR": lambda s, o: s.CyclicLR(o, 0.1, 0.9, 3, 2),
     "CyclicLR halved": lambda s, o: s.CyclicLR(o, 0.1, 0.9, 3, mode="triangular2"),
     "CyclicLR shrinking": lambda s, o: s.CyclicLR(o, 0.1, 0.9, 4, mode="exp_range", gamma=0.9),
+    "OneCycleLR by epochs": lambda s, o: s.OneCycleLR(o, 0.7, epochs=4, steps_per_epoch=5),
+    "ChainedScheduler": lambda s, o: s.ChainedScheduler([s.ConstantLR(o, 0.1, 4), s.ExponentialLR(o, 0.9)]),
+    "ReduceLROnPlateau up": lambda s, o: s.ReduceLROnPlateau(o, mode="max", factor=0.5, patience=1, cooldown=2),
     "ReduceLROnPlateau": lambda s, o: s.ReduceLROnPlateau(o, factor=0.5, patience=2),
 }
 
@@ -77,7 +119,7 @@ def test_twenty_learning_rates_of_a_schedule(name: str) -> None:
         assert one.lr == pytest.approx(other.param_groups[0]["lr"], rel=1e-12)
         other.step()
         for schedule in (ours, theirs):
-            schedule.step(*([loss] if name == "ReduceLROnPlateau" else []))
+            schedule.step(*([loss] if name.startswith("ReduceLROnPlateau") else []))
 
 
 def test_clipping_by_norm() -> None:

@@ -350,3 +350,123 @@ def test_what_does_not_persist_is_not_saved() -> None:
 
     model = Masked()
     assert sorted(model.state_dict()) == ["weight"] and model.mask.shape == (2,)
+
+
+def test_gradients_of_tensors_as_pytorch_asks_for_them() -> None:
+    def penalty(m: Any) -> list[Any]:
+        x = m.tensor(X, requires_grad=True)
+        w = m.tensor(Y, requires_grad=True)
+        scores = (x * w).sum(1).tanh()
+        (slope,) = m.autograd.grad(outputs=scores, inputs=x, grad_outputs=m.ones_like(scores), create_graph=True)
+        ((slope.norm(2, dim=1) - 1) ** 2).mean().backward()
+        assert x.grad is not None
+        return [slope.detach().numpy(), w.grad.numpy()]
+
+    for one, other in zip(penalty(cx), penalty(torch), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    x, y = cx.tensor(X, requires_grad=True), cx.tensor(Y, requires_grad=True)
+    assert cx.grad(x.sum(), [x, y], allow_unused=True)[1] is None and x.grad is None
+    with pytest.raises(GradientError, match="do not depend on input 1"):
+        cx.grad(x.sum(), [x, y])
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.filterwarnings("ignore")  # torch warns of even kernels
+def test_padding_that_keeps_the_sizes(rank: int, kernel: int, dilation: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 2, *(7, 6, 5)[:rank])).astype(np.float32)
+    weight = rng.normal(size=(3, 2, *(kernel,) * rank)).astype(np.float32)
+    for padding in ("same", "valid"):
+        if padding == "valid" and dilation * (kernel - 1) >= 5:
+            continue
+        ours = getattr(cx.functional, f"conv{rank}d")(cx.tensor(x), cx.tensor(weight), None, 1, padding, dilation)
+        theirs = getattr(torch.nn.functional, f"conv{rank}d")(
+            torch.tensor(x), torch.tensor(weight), None, 1, padding, dilation
+        )
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutions_with_other_borders(rank: int, mode: str) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 2, *(6, 5, 4)[:rank])).astype(np.float32)
+    theirs = getattr(torch.nn, f"Conv{rank}d")(2, 3, 3, padding=1, padding_mode=mode)
+    ours = getattr(cx.nn, f"Conv{rank}d")(2, 3, 3, padding=1, padding_mode=mode)
+    ours.load_state_dict({name: value.numpy() for name, value in theirs.state_dict().items()})
+    np.testing.assert_allclose(
+        ours(cx.tensor(x)).numpy(), theirs(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: cx.nn.Conv2d(1, 1, 3, padding_mode="mirror"), "expected padding_mode zeros"),
+        (
+            lambda: cx.nn.Conv2d(1, 1, 3, padding="full")(cx.zeros(1, 1, 4, 4)),
+            "expected padding valid, same or numbers",
+        ),
+        (lambda: cx.nn.Conv2d(1, 1, 3, padding="same", stride=2)(cx.zeros(1, 1, 4, 4)), "same keeps the sizes"),
+        (lambda: cx.nn.Conv2d(1, 1, (3, 3, 3)), "expected one whole number or 2"),
+        (lambda: cx.nn.MaxPool2d((2, 2, 2))(cx.zeros(1, 1, 4, 4)), "expected one whole number or 2"),
+        (lambda: cx.nn.Conv3d(1, 1, (3, 3)), "expected one whole number or 3"),
+        (lambda: cx.nn.Embedding(4, 2, padding_idx=4), "expected padding_idx within 4 rows"),
+        (lambda: cx.lr_scheduler.OneCycleLR(cx.optim.SGD([cx.zeros(1)]), 0.1), "expected total_steps, or"),
+        (lambda: cx.optim.Adafactor([cx.zeros(1)], eps=(1e-3, 1e-3)), "expected None as the first"),
+    ],
+)
+def test_bad_options_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(CyxError, match=message):
+        make()
+
+
+def test_an_embedding_with_a_padding_row() -> None:
+    ours, theirs = cx.nn.Embedding(5, 3, padding_idx=-1), torch.nn.Embedding(5, 3, padding_idx=4)
+    assert ours.weight[4].tolist() == [0.0, 0.0, 0.0] and ours.padding_idx == 4
+    ours.load_state_dict({"weight": theirs.weight.detach().numpy()})
+    places = np.array([[0, 4, 2], [4, 4, 0]])
+    ours(cx.tensor(places)).sum().backward()
+    theirs(torch.tensor(places)).sum().backward()
+    np.testing.assert_array_equal(ours.weight.grad.numpy(), theirs.weight.grad.numpy())
+    frozen = cx.nn.Embedding.from_pretrained(ours.weight)
+    assert not frozen.weight.requires_grad and frozen.weight.equal(ours.weight)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+def test_packed_sequences(kind: str, batch_first: bool) -> None:
+    theirs = getattr(torch.nn, kind)(3, 4, bidirectional=True, batch_first=batch_first)
+    ours = getattr(cx.nn, kind)(3, 4, bidirectional=True, batch_first=batch_first)
+    ours.load_state_dict({name: value.detach().numpy() for name, value in theirs.state_dict().items()})
+    rows = [np.random.default_rng(n).normal(size=(n, 3)).astype(np.float32) for n in (2, 5, 3)]
+    results = []
+    for m, model in ((cx, ours), (torch, theirs)):
+        rnn = m.nn.utils.rnn
+        padded = rnn.pad_sequence([m.tensor(row) for row in rows], batch_first=batch_first, padding_value=0.5)
+        packed = rnn.pack_padded_sequence(padded, [2, 5, 3], batch_first=batch_first, enforce_sorted=False)
+        output, state = model(packed)
+        output, lengths = rnn.pad_packed_sequence(output, batch_first=True, padding_value=-1.0, total_length=6)
+        state = state if isinstance(state, tuple) else (state,)
+        results.append([x.detach().numpy() for x in (padded, output, lengths, *state)])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_binary_cross_entropy_of_certain_predictions_has_a_finite_gradient() -> None:
+    p, target = np.array([0.0, 1.0, 1.0, 0.0, 0.5], np.float32), np.array([0.0, 1.0, 0.0, 1.0, 1.0], np.float32)
+    x = cx.tensor(p, requires_grad=True)
+    loss = cx.functional.binary_cross_entropy(x, cx.tensor(target), reduction="none")
+    assert loss.tolist() == pytest.approx([0.0, 0.0, 100.0, 100.0, 0.6931472])
+    loss.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [1.0, -1.0, 0.0, 0.0, -2.0]
+
+
+def test_parameters_as_a_vector() -> None:
+    model = cx.nn.Linear(2, 3)
+    vector = cx.nn.utils.parameters_to_vector(model.parameters())
+    cx.nn.utils.vector_to_parameters(vector * 0.0 + 1.0, model.parameters())
+    assert model.weight.sum().item() == 6.0 and vector.shape == (9,)
+    with pytest.raises(ShapeError, match="expected a vector of 9 numbers"):
+        cx.nn.utils.vector_to_parameters(vector[1:], model.parameters())

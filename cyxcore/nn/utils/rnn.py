@@ -1,0 +1,59 @@
+"""Sequences of different lengths. A packed one is the padded one with its lengths, as recurrent modules take it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cyxcore.dtype import INEXACT
+from cyxcore.errors import ShapeError
+from cyxcore.functional import concat, stack
+from cyxcore.values import Value
+
+__all__ = ["PackedSequence", "pack_padded_sequence", "pad_packed_sequence", "pad_sequence"]
+
+
+class PackedSequence(NamedTuple):
+    """data: (N, T, ...) or (T, N, ...), padded; lengths: (N,) integers."""
+
+    data: Any
+    lengths: Any
+    batch_first: bool
+
+
+def pack_padded_sequence(
+    input: Any, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
+) -> PackedSequence:
+    """Rows of different lengths, for RNN, LSTM and GRU. They need not be sorted, whatever enforce_sorted says."""
+    known = lengths if isinstance(lengths, Value) else input._constant(list(lengths), "int64")
+    rows = input.shape[0 if batch_first else 1]
+    if known.shape != (rows,):
+        raise ShapeError(f"pack_padded_sequence: expected {rows} lengths, got {known.shape}")
+    return PackedSequence(input, known, batch_first)
+
+
+def pad_packed_sequence(
+    sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None
+) -> tuple[Any, Any]:
+    """(the rows padded to the longest, or to total_length; their lengths)."""
+    data = sequence.data if sequence.batch_first else sequence.data.transpose(0, 1)
+    whole = int(sequence.lengths.max().item()) if total_length is None else total_length
+    if whole > data.shape[1]:
+        missing = data._constant(0.0, data.dtype).broadcast_to(data.shape[0], whole - data.shape[1], *data.shape[2:])
+        data = concat([data, missing], 1)
+    data = data[:, :whole]
+    if padding_value:
+        steps = sequence.lengths._constant(list(range(whole)), "int64").reshape(1, -1)
+        outside = steps >= sequence.lengths.reshape(-1, 1)
+        data = data.masked_fill(outside.reshape(*outside.shape, *(1,) * (data.ndim - 2)), padding_value)
+    return (data if batch_first else data.transpose(0, 1)), sequence.lengths
+
+
+def pad_sequence(sequences: Sequence[Any], batch_first: bool = False, padding_value: float = 0.0) -> Any:
+    """Tensors (T, ...) of different T as one (T, N, ...), or (N, T, ...) with batch_first."""
+    if not len(sequences):
+        raise ShapeError("pad_sequence: expected at least one tensor, got none")
+    whole = max(x.shape[0] for x in sequences)
+    rows = []
+    for x in sequences:
+        pad = x._constant(padding_value if x.dtype in INEXACT else int(padding_value), x.dtype)
+        rows.append(concat([x, pad.broadcast_to(whole - x.shape[0], *x.shape[1:])]))
+    return stack(rows, 0 if batch_first else 1)
