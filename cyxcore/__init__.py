@@ -116,6 +116,7 @@ _NAMES: dict[str, str] = {
     "load_model": "model",
     "describe_model": "modelinfo",
     "quantize": "quantization",
+    "rewrite_gguf": "gguf.rewriting",
 }
 _MODULES = (
     "callbacks",
@@ -187,6 +188,7 @@ if TYPE_CHECKING:
     from cyxcore.functional import stack as stack
     from cyxcore.functional import take_along_axis as take_along_axis
     from cyxcore.functional import where as where
+    from cyxcore.gguf.rewriting import rewrite_gguf as rewrite_gguf
     from cyxcore.graph import Graph as Graph
     from cyxcore.layers import build as build
     from cyxcore.linalg import matmul as matmul

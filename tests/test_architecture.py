@@ -67,7 +67,7 @@ cyxcore.onnx.movement cyxcore.onnx.reductions cyxcore.onnx.products cyxcore.onnx
 cyxcore.onnx.recurrent cyxcore.onnx.control cyxcore.onnx.sequences cyxcore.onnx.signals cyxcore.onnx.vision
 cyxcore.onnx.importing
 cyxcore.onnx.exporting cyxcore.onnx
-cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf
+cyxcore.gguf.blocks cyxcore.gguf.file cyxcore.gguf.rewriting cyxcore.gguf
 cyxcore.oldmodels cyxcore.model cyxcore.modelinfo cyxcore.quantization
 cyxcore.llm cyxcore.llm.requests
 cyxcore.llm.architecture cyxcore.llm.weights cyxcore.llm.llama

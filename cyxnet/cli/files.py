@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 
 from cyxcore.errors import FormatError
 from cyxnet.cli.exits import DONE
-from cyxnet.cli.models import output_path
+from cyxnet.cli.models import CONVERTED, output_path
 from cyxnet.cli.screen import Screen
 from cyxnet.display import human_bytes
 
@@ -19,10 +19,14 @@ EPOCH_KEYS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validation_acc
 
 async def convert(args: argparse.Namespace, screen: Screen) -> int:
     """Read one model file, write another; the endings say the formats."""
-    source, target = args.source, output_path(args.target, args.source.stem, force=args.force)
+    source, target = args.source, output_path(args.target, args.source.stem, force=args.force, suffixes=CONVERTED)
     _readable(source)
     if source.resolve() == target.resolve():
         raise FormatError(f"{target}: is the file that is read; give the copy another name")
+    if ".gguf" in (source.suffix.lower(), target.suffix.lower()):
+        return await _rewrite(args, source, target, screen)
+    if args.quantize in _KINDS:
+        raise FormatError(f"--quantize {args.quantize}: is a way to store matrices in a .gguf file; here int8 or fp16")
     done = await asyncio.to_thread(_convert, args, source, target, _advancing(screen))
     for line in done.pop("said", []):
         screen.say("quantised", line)
@@ -32,6 +36,33 @@ async def convert(args: argparse.Namespace, screen: Screen) -> int:
         {"path": str(target), **done},
     )
     return DONE
+
+
+_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # of matrices in a .gguf file
+
+
+async def _rewrite(args: argparse.Namespace, source: Path, target: Path, screen: Screen) -> int:
+    """A language model, which has no graph."""
+    for name in ("calibrate", "input", "take", "opset"):
+        if getattr(args, name) is not None:
+            raise FormatError(f"--{name}: says nothing about a .gguf file; leave it out")
+    kind = {"fp16": "F16"}.get(args.quantize, args.quantize)
+    if kind == "int8":
+        raise FormatError(f"--quantize int8: expected a kind that a .gguf file has: {', '.join(_KINDS)}")
+    done = await asyncio.to_thread(_rewritten, source, target, kind, _advancing(screen))
+    in_kind = f", {done['changed']} of them now {kind}" if kind else ""
+    size = human_bytes(done["bytes"])
+    screen.result(f"{source} → {target}: {done['tensors']} tensors{in_kind}, {size}", {"path": str(target), **done})
+    return DONE
+
+
+def _rewritten(source: Path, target: Path, kind: str | None, advancing: Any) -> dict[str, Any]:
+    import cyxcore
+
+    done: dict[str, Any] = cyxcore.rewrite_gguf(
+        source, target, kind, advancing(f"writing {target.name}", _size(source))
+    )
+    return done
 
 
 def _convert(args: argparse.Namespace, source: Path, target: Path, advancing: Any) -> dict[str, Any]:

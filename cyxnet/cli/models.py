@@ -11,9 +11,17 @@ from cyxnet.artifacts import Advance, ArtifactError, describe
 from cyxnet.client import AsyncClient
 
 SUFFIXES = (".safetensors", ".cyxmodel", ".onnx")
+CONVERTED = (*SUFFIXES, ".gguf")
 
 
-def output_path(wanted: Path | None, name: str, *, force: bool = False, folder: Path = Path()) -> Path:
+def output_path(
+    wanted: Path | None,
+    name: str,
+    *,
+    force: bool = False,
+    folder: Path = Path(),
+    suffixes: tuple[str, ...] = SUFFIXES,
+) -> Path:
     """Where a model goes, checked before anything is paid. Raises SpecError when it cannot go there.
 
     A file that was named must not exist unless `force`; the default name NAME.safetensors gives way to NAME-2 and
@@ -27,8 +35,8 @@ def output_path(wanted: Path | None, name: str, *, force: bool = False, folder: 
             wanted = folder / f"{stem}-{number}.safetensors"
     if wanted.is_dir():
         raise SpecError(f"{wanted}: expected a file name, this is a folder; try {wanted / f'{name}.safetensors'}")
-    if wanted.suffix not in SUFFIXES:
-        raise SpecError(f"{wanted}: expected a name that ends in {' or '.join(SUFFIXES)}, got {wanted.suffix!r}")
+    if wanted.suffix not in suffixes:
+        raise SpecError(f"{wanted}: expected a name that ends in {' or '.join(suffixes)}, got {wanted.suffix!r}")
     parent = wanted.parent
     if not parent.is_dir():
         raise SpecError(f"{wanted}: there is no folder {parent}; run: mkdir -p {parent}")

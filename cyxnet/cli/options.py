@@ -408,8 +408,8 @@ def check(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="IN", help="a .cyxmodel, .safetensors or .onnx file")
-    parser.add_argument("target", type=Path, metavar="OUT", help="a name that ends in .cyxmodel, .safetensors or .onnx")
+    parser.add_argument("source", type=Path, metavar="IN", help="a .cyxmodel, .safetensors, .onnx or .gguf file")
+    parser.add_argument("target", type=Path, metavar="OUT", help="a name with one of these endings")
     parser.add_argument("--force", action="store_true", help="replace OUT when it exists")
     parser.add_argument("--opset", type=values.count, metavar="N", help="of an .onnx file that is written (default 18)")
     parser.add_argument(
@@ -418,7 +418,12 @@ def convert(parser: argparse.ArgumentParser) -> None:
         metavar="SHAPE",
         help="of one sample, such as 3,32,32, where an .onnx file is open",
     )
-    parser.add_argument("--quantize", choices=("int8", "fp16"), help="make the weights small: int8 or fp16")
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "fp16", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"),
+        metavar="KIND",
+        help="make the weights small: int8 or fp16; in a .gguf file F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K or Q6_K",
+    )
     parser.add_argument(
         "--calibrate",
         type=Path,

@@ -9,8 +9,9 @@ import gguf
 import numpy as np
 import pytest
 
+from cyxcore import safetensors
 from cyxcore.errors import DataError, FormatError
-from cyxcore.gguf import GGUFFile, StoredTensor, Strings, Value, dequantize, quantize, save
+from cyxcore.gguf import KINDS, GGUFFile, StoredTensor, Strings, Value, dequantize, quantize, rewrite_gguf, save
 from cyxcore.gguf.blocks import BY_NAME, QUANTIZE, UNPACK
 
 DICE = np.random.default_rng(7)
@@ -267,3 +268,46 @@ def test_a_tensor_of_an_unreadable_type_is_refused_by_name(tmp_path: Path) -> No
     save(tmp_path / "c.gguf", {}, {"x": StoredTensor("Q2_K", (256,), np.zeros(84, np.uint8))})
     with pytest.raises(FormatError, match="cannot read Q2_K; those that can be read are F32"):
         GGUFFile(tmp_path / "c.gguf").tensor("x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rewritten_file_holds_what_the_gguf_package_reads(kind: str, path: Path, tmp_path: Path) -> None:
+    done = rewrite_gguf(path, tmp_path / "b.gguf", kind)
+    before, after = GGUFFile(path), GGUFFile(tmp_path / "b.gguf")
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "b.gguf").tensors}
+    changed = 0
+    for name, info in before.tensors.items():
+        whole = len(info.shape) > 1 and info.shape[-1] % BY_NAME[kind].block_size == 0
+        wanted = kind if whole else info.type.name
+        changed += whole and info.type.name != kind
+        assert after.tensors[name].type.name == theirs[name].tensor_type.name == wanted
+        if wanted != info.type.name:
+            assert np.array_equal(after.raw(name), quantize(before.tensor(name), kind))
+        else:
+            assert np.array_equal(after.raw(name), before.raw(name))
+        read = gguf.quants.dequantize(theirs[name].data, theirs[name].tensor_type)
+        assert np.array_equal(read, after.tensor(name))
+    assert done["changed"] == changed
+    for key, value in before.metadata.items():
+        assert np.array_equal(after.metadata[key].value, value.value), key
+
+
+def test_metadata_and_numbers_survive_the_way_to_safetensors_and_back(path: Path, tmp_path: Path) -> None:
+    rewrite_gguf(path, tmp_path / "a.safetensors")
+    rewrite_gguf(tmp_path / "a.safetensors", tmp_path / "b.gguf")
+    before, after = GGUFFile(path), GGUFFile(tmp_path / "b.gguf")
+    assert list(before.tensors) == list(after.tensors)
+    for name in before.tensors:
+        assert np.array_equal(before.tensor(name), after.tensor(name))
+    for key, value in before.metadata.items():
+        assert value.kind == after.metadata[key].kind and np.array_equal(value.value, after.metadata[key].value), key
+
+
+@pytest.mark.parametrize(
+    "held", ["no JSON", "[]", '{"metadata": {"a": ["u8"]}, "kinds": {}}', '{"kinds": {"x": "F32"}}']
+)
+def test_metadata_that_no_gguf_file_had_is_one_error(held: str, tmp_path: Path) -> None:
+    safetensors.save(tmp_path / "a.safetensors", {"x": ROWS}, {"gguf": held})
+    with pytest.raises(FormatError, match="gguf"):
+        rewrite_gguf(tmp_path / "a.safetensors", tmp_path / "b.gguf")
+    assert not (tmp_path / "b.gguf").exists()

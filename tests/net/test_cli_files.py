@@ -131,7 +131,7 @@ def test_calibration_without_quantisation_is_refused_instead_of_ignored(model: P
     assert not model.with_name("q.onnx").exists()
 
 
-def test_a_language_model_is_inspected_and_not_converted(tmp_path: Path, model: Path, capsys: Any) -> None:
+def test_a_language_model_is_inspected_and_becomes_no_graph(tmp_path: Path, model: Path, capsys: Any) -> None:
     at = tmp_path / "small.gguf"
     cx.llm.save_gguf(at, cx.llm.Decoder(100, features=64, layers=1), "Q8_0", name="small")
     assert main(["inspect", str(at)]) == 0
@@ -149,6 +149,44 @@ def test_a_language_model_is_inspected_and_not_converted(tmp_path: Path, model: 
     found = json.loads(capsys.readouterr().out)
     assert found["metadata"]["llama.block_count"] == 1 and found["tensors"][0]["dtype"] == "Q8_0"
     assert main(["convert", str(at), str(tmp_path / "a.onnx")]) == 2
-    assert "holds a language model, and no graph" in capsys.readouterr().err
+    assert "has no graph; it can become another .gguf" in capsys.readouterr().err
     with pytest.raises(FormatError, match="cx.llm.save_gguf writes a cx.llm.Decoder"):
         cx.load_model(model).save(tmp_path / "b.gguf")
+
+
+def test_a_language_model_is_stored_in_another_kind_and_as_safetensors_and_back(tmp_path: Path, capsys: Any) -> None:
+    names = ("small.gguf", "half.gguf", "small.safetensors", "back.gguf")
+    small, half, tensors, back = (tmp_path / name for name in names)
+    cx.llm.save_gguf(small, cx.llm.Decoder(100, features=64, layers=1), "F32", name="small")
+    assert main(["convert", str(small), str(half), "--quantize", "Q8_0"]) == 0
+    assert "now Q8_0" in capsys.readouterr().out
+    assert half.stat().st_size < small.stat().st_size / 2
+    assert main(["convert", str(half), str(tensors)]) == 0 and main(["convert", str(tensors), str(back)]) == 0
+    again = tmp_path / "again.gguf"
+    assert main(["convert", str(back), str(again), "--quantize", "Q8_0"]) == 0
+    assert again.read_bytes() == half.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--quantize", "int8"], "expected a kind that a .gguf file has: F32"),
+        (["--opset", "18"], "--opset: says nothing about a .gguf file"),
+    ],
+)
+def test_what_a_gguf_file_cannot_be_is_one_line(options: list[str], said: str, tmp_path: Path, capsys: Any) -> None:
+    at = tmp_path / "small.gguf"
+    cx.llm.save_gguf(at, cx.llm.Decoder(100, features=64, layers=1), "F16")
+    assert main(["convert", str(at), str(tmp_path / "b.gguf"), *options]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "b.gguf").exists()
+
+
+def test_a_model_with_a_graph_becomes_no_gguf_file(model: Path, capsys: Any) -> None:
+    assert main(["convert", str(model), str(model.with_name("b.gguf"))]) == 2
+    assert "has no graph" in capsys.readouterr().err
+    plain = model.with_name("b.safetensors")
+    assert main(["convert", str(model), str(plain)]) == 0
+    assert main(["convert", str(plain), str(model.with_name("b.gguf"))]) == 2
+    assert "expected a file that was converted from a .gguf" in capsys.readouterr().err
+    assert main(["convert", str(model), str(model.with_name("c.onnx")), "--quantize", "Q4_K"]) == 2
+    assert "here int8 or fp16" in capsys.readouterr().err
