@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import inspect
 import json
 import time
 from types import SimpleNamespace
@@ -132,8 +133,12 @@ def spoken(role):
     if role == "node":
         table |= {subject: False for subject in table if subject.startswith("$SRV")}
     table[subjects.infer("digits-0123456789ab", me)] = role != "node"
+    table[subjects.taken("digits-0123456789ab", me, "token")] = role != "node"
     never = [
         subjects.infer("digits-0123456789ab", other),
+        subjects.taken("digits-0123456789ab", other, "token"),
+        subjects.ping(REPLICA.id),
+        subjects.reply(subjects.CENTRAL, "token"),
         subjects.reply(me, "token"),
         subjects.reply(other, "token"),
         subjects.command(me),
@@ -141,8 +146,15 @@ def spoken(role):
         subjects.update("job-1"),
         subjects.job_event("job-1"),
         subjects.node_event(me),
+        subjects.client_event(me),
+        subjects.mint_event("mint-1"),
+        subjects.PAYOUTS_EVENT,
         subjects.telemetry(me),
         subjects.chunk("0" * 64),
+        subjects.manifest("0" * 64),
+        subjects.condemned("0" * 64),
+        subjects.sent("0" * 64, me),
+        subjects.access("0" * 12),
         f"_INBOX_{other}.x",
         f"_INBOX_{me}.x",
         "_INBOX.x",
@@ -180,6 +192,11 @@ def listened(role):
             subjects.infer(DIGITS, "*"),
             subjects.reply("*", ">"),
             subjects.reply(MALLORY.id, ">"),
+            subjects.reply(subjects.CENTRAL, ">"),
+            subjects.taken("*", "*", "*"),
+            subjects.taken(DIGITS, me, "token"),
+            subjects.ping("*/*/*"),
+            subjects.ping(REPLICA.id),
             subjects.command("*"),
             subjects.command(TWO.id),
             subjects.api("*", "job.submit"),
@@ -188,12 +205,40 @@ def listened(role):
             subjects.EVENT_SUBJECTS,
             subjects.TELEMETRY_SUBJECTS,
             subjects.BLOB_SUBJECTS,
+            subjects.ACCESS_SUBJECTS,
             "$JS.>",
             "$SYS.>",
             "$SRV.>",
         ],
         False,
     )
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_tables_have_every_kind_of_subject_that_there_is(role):
+    """A kind that is added to cyxnet/subjects.py without a row here would be promised nothing."""
+    made = [
+        each(*["hole"] * len(inspect.signature(each).parameters))
+        for each in vars(subjects).values()
+        if inspect.isfunction(each) and inspect.signature(each).return_annotation is str
+    ]
+    kinds = {text.split(".hole")[0] for text in (*made, subjects.PAYOUTS_EVENT) if text.startswith(subjects.ROOT)}
+    assert len(kinds) > 15
+    for kind in kinds:
+        assert any(subject.startswith(f"{kind}.") or subject == kind for subject in spoken(role)), kind
+        covers = (subject.rstrip("*>.") for subject in listened(role) if subject not in (">", "*", "cyx.v1.>"))
+        assert any(kind.startswith(each) or each.startswith(kind) for each in covers if each), kind
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_nobody_but_a_replica_takes_a_turn_in_answering(network, join, role):
+    bus, edge, heard = await join(ROLES[role]), network[2], []
+    for subject in (subjects.infer("*", "*"), subjects.infer(DIGITS, "*"), subjects.infer(DIGITS, OWN[role])):
+        await bus.attend(subject, heard.append, subjects.REPLICAS)
+    await edge.publish(subjects.infer(DIGITS, OWN[role]), b"x")
+    await edge.round_trip()
+    await bus.round_trip()
+    assert heard == []
 
 
 @pytest.mark.parametrize("role", ROLES)
