@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from msgspec.structs import replace
 
 from cyxcentral.http.routes import ROUTES
-from cyxcentral.http.tokens import TOKEN_S
+from cyxcentral.http.tokens import LEEWAY_S, TOKEN_S
 from cyxnet.broker import Broker, Passwords
 from cyxnet.credentials import as_client
 from cyxnet.subjects import VERBS, may_ask
@@ -160,6 +160,7 @@ VECTORS = {
     "iss of another": with_claims(iss="cyx/another"),
     "iss with a line end": lambda good: with_claims(iss=parts_of(good)[1]["iss"] + "\n")(good),
     "expired": at(iat=-TOKEN_S - 60, nbf=-TOKEN_S - 60, exp=-60),
+    "expired by a second more than clocks may differ": at(iat=-60, nbf=-60, exp=-LEEWAY_S - 1),
     "nbf in the future": at(nbf=60),
     "iat in the future": at(iat=60, nbf=0, exp=TOKEN_S),
     "exp too far away": at(exp=TOKEN_S + 60),
@@ -339,8 +340,28 @@ async def key_that_is_over(central):
     return made.key
 
 
+async def session_that_is_over(central):
+    tokens = await central.log_in()
+    held = central.access._held[tokens["session_id"]]
+    central.access._held[tokens["session_id"]] = (
+        held[0],
+        replace(held[1], ends_at_ms=central.events.machine.wall_ms()),
+    )
+    return tokens["access_token"]
+
+
+async def session_that_its_owner_ended(central):
+    tokens = await central.log_in()
+    path = f"/v1/sessions/{tokens['session_id']}"
+    ended = await central.http.delete(path, headers=bearer(tokens["access_token"]))
+    assert ended.status_code == 200, ended.text
+    return tokens["access_token"]
+
+
 STATES = [
     revoked_session,
+    session_that_is_over,
+    session_that_its_owner_ended,
     reused_refresh_token,
     revoked_key,
     key_that_is_over,
@@ -352,6 +373,16 @@ STATES = [
 @pytest.mark.parametrize("state", STATES)
 async def test_what_was_good_and_is_no_more_is_refused_everywhere(central, operators, state):
     await refused_everywhere(central, bearer(await state(central)), state.__name__)
+
+
+@pytest.mark.parametrize("left_s", [0, 10, TOKEN_S + 60])
+async def test_a_token_is_good_no_longer_than_its_session(central, left_s):
+    tokens = await central.log_in()
+    session = central.access._held[tokens["session_id"]][1]
+    token, lasts_s = central.tokens.issue(replace(session, ends_at_ms=central.events.machine.wall_ms() + 1000 * left_s))
+    claims = parts_of(token)[1]
+    assert lasts_s == claims["exp"] - claims["iat"] <= min(left_s, TOKEN_S)
+    assert lasts_s >= min(left_s, TOKEN_S) - 1
 
 
 async def test_nobody_is_answered_without_a_credential_but_where_one_gets_it(central):
