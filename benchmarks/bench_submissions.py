@@ -213,7 +213,7 @@ class Takes:
         async def take(subject: str, command: Any) -> m.CommandReply:
             return m.CommandReply(accepted=True)
 
-        await self._bus.answer(subjects.command(self.node_id), m.Command, take)
+        await self._bus.answer(subjects.command(self.node_id), m.Command | m.SignedCommand, take)
         said = m.Register(
             node_id=self.node_id,
             session=self._session,
@@ -223,6 +223,7 @@ class Takes:
             hardware=m.Hardware(cores=64, memory_bytes=2**50, memory_free_bytes=2**50, flops_per_s=1e11),
             max_runs=1024,
             signature="0" * 128,
+            signed_commands=True,  # as every node of this version wants them
         )
         said = replace(said, signature=self._key.sign(m.registration_bytes(said)))
         await self._bus.ask(subjects.node(self.node_id, "register"), said, m.RegisterReply)
