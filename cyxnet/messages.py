@@ -1183,7 +1183,7 @@ class CommandReply(Struct, kw_only=True):
     accepted: bool
     reason: str = ""
     code: str = ""
-    now_ms: int = 0
+    now_ms: U63 = 0
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from cyxcentral.machine import MACHINE
 from cyxcentral.telling import Telling
+from cyxcore.errors import CyxError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
@@ -203,3 +204,24 @@ async def test_commands_are_good_for_two_minutes_by_the_nodes_clock(central, nod
     await central.job("job-1", leased())
     await central.dispatch._nodes.ask(NODE, m.Begin(job_id="job-1", attempt=1, session=SESSION))
     assert 0 <= node.clock_ms() + VALID_MS - node.said[0].expires_ms < 30_000
+
+
+@pytest.mark.parametrize("now_ms", [0, 1, 2**63 - 1, 2**63, 2**64 - 1, -1])
+async def test_a_node_that_tells_an_absurd_clock_is_given_up_on_and_holds_nobody_up(broker, central, now_ms):
+    said = []
+
+    async def answer(subject, command):
+        said.append(command)
+        return {"accepted": False, "reason": "", "code": "expired", "now_ms": now_ms}
+
+    bus = await Bus.connect(broker.url("node"), name="node", credentials=as_node(KEY, NODE))
+    try:
+        await bus.answer(subjects.command(NODE), m.Command | m.SignedCommand, answer)
+        await central.dispatch._register(asks_for_signed())
+        await central.job("job-1", leased())
+        with pytest.raises(CyxError):
+            await central.dispatch._nodes.ask(NODE, m.Begin(job_id="job-1", attempt=1, session=SESSION))
+        assert 1 <= len(said) <= 2
+        await central.dispatch.stop_run(central.world.jobs["job-1"], "cancelled")
+    finally:
+        await bus.close()
