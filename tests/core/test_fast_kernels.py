@@ -166,6 +166,19 @@ def test_zeros_and_infinities():
 
 
 @needs_amx
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+def test_whatever_a_nan_looks_like_it_stays_one(bits):
+    for name in FAST:
+        for of_a in (True, False):
+            a, b = np.ones((64, 128), np.float32), np.ones((128, 64), np.float32)
+            (a if of_a else b).view(np.uint32)[5, 7] = bits
+            for turned in ((False, False), (True, True)):
+                given = [np.ascontiguousarray(x.T) if t else x for x, t in zip((a, b), turned, strict=True)]
+                got = np.isnan(multiplied(name, *given, *turned))
+                assert got.sum() == 64 and (got[5] if of_a else got[:, 7]).all(), name
+
+
+@needs_amx
 def test_the_definition_is_met_by_whole_numbers_without_any_error():
     rng = np.random.default_rng(6)
     a = rng.integers(-100, 100, (96, 200)).astype(np.float32)

@@ -25,11 +25,6 @@ static inline __m512i alternating(__m512i low_then_high) {
     return _mm512_permutexvar_epi16(order, low_then_high);
 }
 
-static inline __m512 widened_low(__m512i pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)); }
-static inline __m512 widened_high(__m512i pair) {
-    return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xffff0000)));
-}
-
 /* At -O2 gcc leaves short loops, and with them what they work on in memory. */
 #if defined(__clang__)
 #define UNROLLED
@@ -37,24 +32,37 @@ static inline __m512 widened_high(__m512i pair) {
 #define UNROLLED _Pragma("GCC unroll 16")
 #endif
 
+/* Rounding to bfloat16 by integers: the term is the upper half of this, and this without its lower half as float32. It
+ * takes fewer cycles than the instruction for it, but may make a number of a NaN. What is left of a NaN is one, so that
+ * the last term, made by the instruction, keeps it. */
+static inline __m512i rounded(__m512 x) {
+    return _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+}
+
+static inline __m512 left_of(__m512 x, __m512i term) {
+    return _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(term, _mm512_set1_epi32((int)0xffff0000))));
+}
+
 /* The terms of 16 pairs (a[i], b[i]) as 16 dwords, a in the lower half. */
 static inline __attribute__((always_inline)) void split_pairs(__m512 a, __m512 b, const int terms, __m512i *term) {
-    UNROLLED for (int t = 0; t < terms; t++) {
-        term[t] = alternating((__m512i)_mm512_cvtne2ps_pbh(b, a));
-        if (t + 1 == terms) break;
-        a = _mm512_sub_ps(a, widened_low(term[t]));
-        b = _mm512_sub_ps(b, widened_high(term[t]));
+    UNROLLED for (int t = 0; t + 1 < terms; t++) {
+        __m512i of_a = rounded(a), of_b = rounded(b);
+        term[t] = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(of_a, 16), of_b);
+        a = left_of(a, of_a), b = left_of(b, of_b);
     }
+    term[terms - 1] = alternating((__m512i)_mm512_cvtne2ps_pbh(b, a));
 }
 
 /* The terms of 32 elements in a row. */
 static inline __attribute__((always_inline)) void split_row(__m512 low, __m512 high, const int terms, __m512i *term) {
-    UNROLLED for (int t = 0; t < terms; t++) {
-        term[t] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-        if (t + 1 == terms) break;
-        low = _mm512_sub_ps(low, widened_low(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(term[t]))));
-        high = _mm512_sub_ps(high, widened_low(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(term[t], 1))));
+    const __m512i upper = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                           23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    UNROLLED for (int t = 0; t + 1 < terms; t++) {
+        __m512i of_low = rounded(low), of_high = rounded(high);
+        term[t] = _mm512_permutex2var_epi16(of_low, upper, of_high);
+        low = left_of(low, of_low), high = left_of(high, of_high);
     }
+    term[terms - 1] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
 /* 16 x 16 dwords, rows and columns exchanged. */
