@@ -65,7 +65,8 @@ def _recurrence(graph: Graph, known: Inferred, order: Sequence[int], lanes: int)
     if lanes == 1 or rows % lanes or not LEAST_SHORT_ROWS <= rows // lanes < LEAST_ROWS:
         return 1
     cuts = _cuts(graph, known, order, lanes, LEAST_SHORT_ROWS)
-    short = [place for place in cuts if graph.nodes[place].op == "matmul" and known.shapes[place][0] == rows]
+    products = [known.shapes[place] for place in cuts if graph.nodes[place].op == "matmul"]
+    short = [shape for shape in products if len(shape) == 2 and shape[0] == rows]  # not stacks, as of attention
     return lanes if len(short) >= MANY_PRODUCTS else 1
 
 

@@ -180,6 +180,19 @@ def test_threads_share_out_the_rows_of_a_recurrence_not_its_steps(monkeypatch: p
     assert len(products) > 2 * 8  # of every step there and back
 
 
+def test_many_stacks_of_products_are_no_recurrence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands, "BAND_BYTES", 4 * 8 * 8 * 4)  # four of the 16
+    monkeypatch.setattr(bands, "LEAST_ROWS", 64)
+    builder = Builder()
+    x = builder.input("x", (16, 8, 8))
+    y = x
+    for _ in range(bands.MANY_PRODUCTS):
+        y = builder.apply("matmul", [y, x], {"transpose_a": False, "transpose_b": False})
+    graph = optimise(builder.graph(y))
+    found = {lanes: schedule(graph, in_bands=True, lanes=lanes).stretches for lanes in (1, 2)}
+    assert [each[0].bands for each in found.values()] == [4, 4]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_a_recurrence_has_the_same_bits_on_any_number_of_threads(
