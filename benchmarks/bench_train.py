@@ -110,11 +110,11 @@ def gpt(nn: Any, vocabulary: int = 256, length: int = 128, width: int = 128, hea
 
 def _swap(x: Any) -> Any:
     """Axes 1 and 2 exchanged: steps and heads."""
-    return x.permute(0, 2, 1, 3) if hasattr(x, "permute") else x.transpose(0, 2, 1, 3)
+    return x.permute(0, 2, 1, 3)
 
 
 def _attention(q: Any, k: Any, v: Any) -> Any:
-    if hasattr(q, "permute"):
+    if type(q).__module__.partition(".")[0] == "torch":
         import torch
 
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
