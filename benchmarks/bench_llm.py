@@ -1,6 +1,6 @@
 """Tokens a second of a small model of the llama family, beside llama.cpp on the same file.
 
-    python -m benchmarks.bench_llm [--quick] [--peer PYTHON] [--save benchmarks/results/llm]
+    python -m benchmarks.bench_llm [--quick] [--peer PYTHON] [--one-thread] [--save benchmarks/results/llm]
 
 Prefill is a prompt of 256 tokens taken at once; decode is 64 tokens, one after another, behind it. The weights are
 random and the same for both: speed does not depend on them. Each figure is the best of interleaved rounds, since a busy
@@ -153,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, one type of weights")
     parser.add_argument("--peer", help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--one-thread", action="store_true", help="on a busy machine: processor time only")
     parser.add_argument("--save", type=Path, metavar="NAME", help="write NAME.md")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -174,7 +175,7 @@ def main() -> None:
         for kind in kinds:
             path = Path(folder) / f"{kind}.gguf"
             write_model(path, kind)
-            for threads in (1, 2):
+            for threads in (1,) if options.one_thread else (1, 2):
                 best: dict[tuple[str, str], float] = {}
                 for _ in range(turns):
                     for side, python in pythons.items():
@@ -192,8 +193,8 @@ def main() -> None:
     ]
     print("\n".join(said[-2:]))
     if options.save:
-        peer = " --peer PYTHON" if options.peer else ""
-        text = ["# A small language model", "", f"`python -m benchmarks.bench_llm{peer}`", "", *said, ""]
+        asked = (" --peer PYTHON" if options.peer else "") + (" --one-thread" if options.one_thread else "")
+        text = ["# A small language model", "", f"`python -m benchmarks.bench_llm{asked}`", "", *said, ""]
         options.save.with_suffix(".md").write_text("\n".join(text))
 
 

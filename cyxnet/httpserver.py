@@ -36,6 +36,7 @@ _FRAMING = re.compile(
 # A head whose lines every reader ends at the same places, and reads as the same names.
 _PLAIN = re.compile(rb"(?:\r\n[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n")
 _SECRET = re.compile(rb"\r\n(?:authorization|cookie|[^\r:]*key)[ \t]*:", re.IGNORECASE)  # is not to be kept
+PIECE_BYTES = 65_536  # of a body that is waited for before anybody is asked
 KEPT_HEADS, KEPT_HEAD_BYTES = 1_024, 1_024
 TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
@@ -132,6 +133,7 @@ class Patient(HttpToolsProtocol):
     _pipelines = False  # it has sent a request before the one before was answered
     _begun: Begun | None = None  # what is being answered without ASGI
     _held = b""  # what came meanwhile
+    _piece = b""  # a plain head, and what has come of its body
     _is_last = False  # the connection ends behind that answer
     _late_s: float | None = None  # of the loop's clock: when a head is too slow
     _timer: asyncio.TimerHandle | None = None  # looks at that; made seldom, since most requests come in time
@@ -157,8 +159,9 @@ class Patient(HttpToolsProtocol):
     def shutdown(self) -> None:
         if self._begun is not None:
             self._is_last = True
-        else:
-            super().shutdown()
+            return
+        self._read_piece()
+        super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
@@ -169,8 +172,18 @@ class Patient(HttpToolsProtocol):
             return
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             self._pipelines = True
-        elif self._at_once(data):
+        elif self._at_once(self._piece + data):
             return
+        self._read(data)
+
+    def _read_piece(self) -> None:
+        """What came so far does not become a request that is all there."""
+        if self._piece:
+            self._read(b"")
+
+    def _read(self, data: bytes) -> None:
+        """uvicorn's way to take it."""
+        data, self._piece = self._piece + data, b""
         self._ended_one = False
         super().data_received(data)
         if self._in_head and not self._ended_one:
@@ -189,7 +202,8 @@ class Patient(HttpToolsProtocol):
     def _at_once(self, data: bytes) -> bool:
         """Refuses, or begins to answer, one plain request that is all of `data`; False when that has to be read first.
 
-        Nothing of another request may lie before or behind it, nor may it ask for anything but to be answered.
+        Nothing of another request may lie before or behind it, nor may it ask for anything but to be answered. Many
+        clients send the body apart from the head: it is waited for, once.
         """
         if (self.refuse is None and self.begin is None) or self._pipelines or self._in_request:
             return False
@@ -199,8 +213,13 @@ class Patient(HttpToolsProtocol):
         if not 0 <= begin < end <= HEAD_BYTES:
             return False
         line, head = data[:begin], data[begin : end + 2]
-        if body_bytes(head) != len(data) - end - 4:
-            return False
+        wanted = body_bytes(head)
+        if wanted != len(data) - end - 4:
+            if self._piece or not len(data) - end - 4 < wanted <= PIECE_BYTES:
+                return False
+            self._piece = data
+            self._wait()
+            return True
         if self.refuse is not None and (answer := self.refuse(line, head)):
             self._wait()
             self._write(answer)
@@ -209,6 +228,7 @@ class Patient(HttpToolsProtocol):
             self._wait_no_more()
         else:
             return False
+        self._piece = b""
         return True
 
     def _answered(self, answer: bytes | None) -> None:
@@ -284,6 +304,8 @@ class Patient(HttpToolsProtocol):
         left_s = self._late_s - self.loop.time()
         if left_s > 0:
             self._timer = self.loop.call_later(left_s, self._look)
+        elif self._piece:
+            self._read_piece()  # the application waits for the rest, and says so when it does not come
         elif self._in_head or self.transport.get_write_buffer_size():
             self.transport.abort()
         else:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cyxnet import httpserver
+from cyxnode.serving.asgi import Limits
 from cyxnode.serving.gate import ApiKey
 from tests.node.serving.models import Halting, mlp, samples, serving, tensors
 from tests.node.serving.test_overload import BODY, connection, request, told
@@ -93,6 +94,51 @@ async def test_what_comes_before_the_answer_waits_for_it_and_all_are_answered_in
         served._predictor.go_on.set()
         found = [(await told(reader))[2]["output"] for _ in range(3)]
         assert np.array(found, np.float32).tobytes() == held.predict(x).tobytes()
+
+
+async def piece_of(server):
+    """The connection that waits for the rest of a body."""
+    while True:
+        for each in connections(server):
+            if each._piece:
+                return each
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("cuts", [[-len(BODY)], [-3], [-len(BODY), -3]])
+async def test_a_body_that_comes_behind_its_head_is_waited_for_once(cuts):
+    async with serving(tensors()) as (_, server), connection(server) as (reader, writer):
+        writer.write(request()[: cuts[0]])
+        end = await piece_of(server)
+        if len(cuts) == 2:
+            writer.write(request()[cuts[0] : cuts[1]])
+            while not end.cycle:
+                await asyncio.sleep(0)
+        writer.write(request()[cuts[-1] :])
+        assert (await told(reader))[0] == 200
+        assert (end.cycle is None) == (len(cuts) == 1)  # whether it was taken apart
+        assert not end._piece and server.front.figures.in_flight == 0
+
+
+async def test_a_body_that_does_not_come_is_asked_for_no_longer_than_before():
+    limits = Limits(body_s=0.01)
+    async with serving(tensors(), limits=limits, head_s=0.01) as (_, server), connection(server) as (reader, writer):
+        writer.write(request()[:-1])
+        assert (await told(reader))[0] == 408
+        assert await reader.read() == b""
+
+
+async def test_a_server_that_closes_answers_also_for_a_body_that_is_on_its_way():
+    async with serving(tensors()) as (_, server), connection(server) as (reader, writer):
+        writer.write(request()[:-1])
+        end = await piece_of(server)
+        closing = asyncio.create_task(server.close())
+        while end._piece:
+            await asyncio.sleep(0)
+        writer.write(request()[-1:])
+        status, _, said = await told(reader)
+        assert (status, said["error"]["code"]) == (503, "stopping")
+        await closing
 
 
 async def test_a_server_that_closes_sends_the_answer_first_and_then_hangs_up():
