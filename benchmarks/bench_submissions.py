@@ -16,6 +16,7 @@ with compare-and-swap, a sync of the disk each, one at a time and from 64 tasks.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import platform
@@ -32,6 +33,7 @@ import psutil
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cyxcore.errors import CyxError
 from cyxnet import credentials, jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.bus import Bus
@@ -226,7 +228,19 @@ class Takes:
             signed_commands=True,  # as every node of this version wants them
         )
         said = replace(said, signature=self._key.sign(m.registration_bytes(said)))
-        await self._bus.ask(subjects.node(self.node_id, "register"), said, m.RegisterReply)
+        reply = await self._bus.ask(subjects.node(self.node_id, "register"), said, m.RegisterReply)
+        self._beating = asyncio.create_task(self._beat(reply.heartbeat_ms / 1000))
+
+    async def _beat(self, every_s: float) -> None:
+        """On a busy machine it all takes longer than a node may be silent."""
+        said = m.Heartbeat(node_id=self.node_id, session=self._session)
+        while True:
+            await asyncio.sleep(every_s)
+            with contextlib.suppress(CyxError):
+                await self._bus.ask(subjects.node(self.node_id, "heartbeat"), said, m.HeartbeatReply)
+
+    def close(self) -> None:
+        self._beating.cancel()
 
 
 async def assignments(network: LocalNetwork, count: int) -> dict[str, Row]:
@@ -239,8 +253,9 @@ async def assignments(network: LocalNetwork, count: int) -> dict[str, Row]:
     who = credentials.as_node(key, f"bench-{key.short_id}")
     node_bus = await Bus.connect(network.file.node_url, name="bench-node", credentials=who)
     rows: dict[str, Row] = {}
+    node = Takes(node_bus, key)
+    await node.register()
     try:
-        await Takes(node_bus, key).register()
         async with await AsyncClient.connect(network.folder) as client:
             job = await ready_job(client, count * 4)
             leased: dict[str, asyncio.Future[float]] = {}
@@ -268,6 +283,7 @@ async def assignments(network: LocalNetwork, count: int) -> dict[str, Row]:
             await asyncio.gather(*(asyncio.wait_for(each.wait(), 60) for each in ended.values()))
             rows["the same network's parts"] = await parts(network, client, count)
     finally:
+        node.close()
         await node_bus.close()
     return rows
 

@@ -54,7 +54,7 @@ class Matching:
         """The first job in the line that some node can take, and the best node for it; None when there is none."""
         self.line.advance(now_ms)
         self.room.advance(now_ms)
-        if not self.room.free_nodes:
+        if not self._waiting or not self.room.free_nodes:
             return None  # however long the line is: nobody looks at it
         self._line_up(now_ms)
         aside: list[Job] = []

@@ -25,6 +25,7 @@ from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 from tests.simulation.wire import Process
 
 BLOCK_S = 0.25
+QUICKER = 4  # are the blocks once the chain's faults are over: what is left to happen is only waited for
 FINAL_BLOCKS = 8
 VALID_BLOCKS = 40  # a blockhash is good for so long: ten seconds, where a real chain's is good for a minute
 FIRST_SLOT = 5_000  # slots and block heights are different numbers
@@ -84,7 +85,8 @@ class Chain:
 
     @property
     def height(self) -> int:
-        return int(self.scheduler.now_s / BLOCK_S)
+        after_s = max(0.0, self.scheduler.now_s - self.faults.chain_until_s)
+        return int((self.scheduler.now_s + (QUICKER - 1) * after_s) / BLOCK_S)
 
     @property
     def accounts(self) -> Accounts:

@@ -158,9 +158,10 @@ class Client(Process):
         await asyncio.sleep(dice.expovariate(1 / 3))
         for number in range(6):
             await self._until_said("job.pause", m.JobRef(job_id=self.job_id, request_id=f"pause-{number}"))
-            await asyncio.sleep(5 + dice.expovariate(1 / 10))
-            if checks.jobs[self.job_id].ended:
-                return
+            for _ in range(5 + int(dice.expovariate(1 / 10))):
+                await asyncio.sleep(1)
+                if checks.jobs[self.job_id].ended:
+                    return
             await self._until_said("job.resume", m.JobRef(job_id=self.job_id, request_id=f"resume-{number}"))
             await asyncio.sleep(dice.random())
 
