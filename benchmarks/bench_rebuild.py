@@ -12,6 +12,7 @@ gets before the next is written. Target: 3 s for 1,000,000 events.
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import gc
 import hashlib
@@ -39,7 +40,7 @@ from cyxcore.spec import ModelSpec, TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.broker import Broker, Passwords
-from cyxnet.bus import Bus, Stored
+from cyxnet.bus import AppendUnknown, Bus, Conflict, Stored
 from cyxnet.codec import encode
 
 EVENTS_PER_JOB, NODES, BATCH = 8, 100, 1_000
@@ -134,7 +135,7 @@ async def write(core: Bus, jobs: int, ledger: Ledger, kept: Path) -> int:
     batch: dict[str, tuple[str, bytes, int]] = {}
     for subject, event in history(jobs):
         if subject in batch or len(batch) == BATCH:  # a batch names each subject once
-            await core.append_all(list(batch.values()))
+            await store(core, list(batch.values()), seq)
             await ledger.room()
             batch = {}
         expected, prev = last.get(subject, (0, ""))
@@ -148,9 +149,16 @@ async def write(core: Bus, jobs: int, ledger: Ledger, kept: Path) -> int:
         project(world, ledger, 0, Stored(subject, seq, payload), record)
         if seq == kept_seq:
             await snapshot.write(kept, world.copy(), ledger.flush)
-    await core.append_all(list(batch.values()))
+    await store(core, list(batch.values()), seq)
     await ledger.flush()
     return seq
+
+
+async def store(core: Bus, batch: list[tuple[str, bytes, int]], last_seq: int) -> None:
+    """Append a batch until the log ends with it: on a busy machine an answer may not come in time."""
+    while await core.last_seq(subjects.EVENTS) < last_seq:
+        with contextlib.suppress(AppendUnknown, Conflict):
+            await core.append_all(batch)
 
 
 async def rebuild(core: Bus, url: str, ledger: Ledger | None, kept: Path | None = None) -> float:
