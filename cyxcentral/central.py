@@ -25,6 +25,7 @@ from cyxcentral.machine import MACHINE, Machine
 from cyxcentral.payments import Payments
 from cyxcentral.projection import note, project
 from cyxcentral.recent import Recent
+from cyxcentral.runreports import RunReports
 from cyxcentral.sweeper import SHORTEST_KEPT_S, Sweeper
 from cyxcentral.telemetry import Telemetry, broadcast
 from cyxcentral.verifier import Verifier
@@ -112,7 +113,6 @@ class Central:
         self.dispatch = Dispatch(
             self.events,
             edge,
-            self.blobs,
             network.heartbeat_ms,
             network.lease_ms,
             network.progress_ms,
@@ -120,6 +120,7 @@ class Central:
             network.network_id,
             keys.commander,
         )
+        self.reports = RunReports(self.events, self.dispatch, self.blobs, network.network_id)
         self.recent = Recent()
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine, self.recent)
         self.payments: Payments | None = None
@@ -199,6 +200,7 @@ class Central:
         self._edge.limit(
             {family: Rate(per_s=rate, burst=max(1.0, rate)) for family, rate in rates.items()}, self._flooded
         )
+        await self.reports.start(self._edge)
         await self.dispatch.start()
         self.payments.resume()
         self.audit.begin()

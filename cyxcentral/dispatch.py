@@ -11,38 +11,47 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
-
-from cyxcentral import intake, jobs, nodes, reports, scaling, schedule
-from cyxcentral.blobs import Blobs, NotStored
+from cyxcentral import jobs, nodes, reports, scaling, schedule
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
 from cyxcentral.pings import Pings
 from cyxcentral.telling import Telling
 from cyxcore.errors import CyxError
-from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
-from cyxnet.codec import BadMessage
 from cyxnet.commands import Commander
 from cyxnet.identity import key_id
 
 log = logging.getLogger(__name__)
 RunKey = tuple[str, int]  # job id, attempt
+NodeHandlers = dict[str, Callable[[Any], Awaitable[Any]]]  # by verb
 NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted
 
 SAFETY_NET_S = 1.0  # decisions follow events at once; silence, standing still and what was missed are seen so late
-OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that central itself ends
-NO_STATE = (jobs.BAD_CHECKPOINT, "bad_artifact")  # codes of runs that may have found their checkpoint unusable
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
 PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state; a replica its drain_s besides
 NODE_GONE = "the node that held the lease is gone"
 MOST_LEASES_AT_ONCE = 500  # that are lost together with their node
-LONGEST_TEXT_CHARS = 200  # of what a node says of itself; everybody who lists the nodes or jobs is told it
 LONGEST_REASON_CHARS = 500
 COMMAND_DELAYS_S = (0.1, 0.5, 1.0, 2.0)
+
+
+async def answer_nodes(edge: Bus, handlers: NodeHandlers) -> None:
+    """Answer these verbs of nodes. The node in the subject is who may speak: the message must name the same one."""
+
+    def of_itself(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[str, Any], Awaitable[Any]]:
+        async def checked(subject: str, message: Any) -> Any:
+            if subject.split(".")[3] != message.node_id:
+                raise ApiError("wrong_node", f"{message.node_id} spoke on the subject of another node", 403)
+            return await handler(message)
+
+        return checked
+
+    for verb, handler in handlers.items():
+        kind, _ = subjects.NODE_VERBS[verb]
+        await edge.answer(subjects.node("*", verb), kind, of_itself(handler), strangers=True)
 
 
 class Dispatch:
@@ -50,7 +59,6 @@ class Dispatch:
         self,
         events: EventLog,
         edge: Bus,
-        blobs: Blobs,
         heartbeat_ms: int,
         lease_ms: int,
         progress_ms: int,
@@ -62,7 +70,6 @@ class Dispatch:
         self._world = events.world
         self._machine = events.machine
         self._edge = edge
-        self._blobs = blobs
         self._bans = bans
         self._network_id = network_id  # what nodes sign is for this one
         self._heartbeat_ms = heartbeat_ms
@@ -90,18 +97,12 @@ class Dispatch:
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        handlers = {
+        handlers: NodeHandlers = {
             "register": self._register,
             "heartbeat": self._heartbeat,
-            "started": self._started,
-            "checkpoint": self._checkpoint,
-            "failed": self._failed,
-            "completed": self._completed,
             "goodbye": self._goodbye,
         }
-        for verb, handler in handlers.items():
-            kind, _ = subjects.NODE_VERBS[verb]
-            await self._edge.answer(subjects.node("*", verb), kind, self._from_node(handler), strangers=True)
+        await answer_nodes(self._edge, handlers)
         await self._pings.start()
         self._loop_task = asyncio.create_task(self._run())
 
@@ -497,24 +498,14 @@ class Dispatch:
 
     # -- what nodes say ------------------------------------------------------------------------------
 
-    def _from_node(self, handler):  # type: ignore[no-untyped-def]
-        """The node in the subject is who may speak: the message must name the same one."""
-
-        async def checked(subject: str, message):  # type: ignore[no-untyped-def]
-            if subject.split(".")[3] != message.node_id:
-                raise ApiError("wrong_node", f"{message.node_id} spoke on the subject of another node", 403)
-            return await handler(message)
-
-        return checked
-
-    def _hear(self, node_id: str) -> None:
+    def hear(self, node_id: str) -> None:
         self._heard_ms[node_id] = self._machine.monotonic_ms()
         self.seen_at_ms[node_id] = self._machine.wall_ms()
 
-    def _hear_current(self, said: m.Heartbeat | NodeReport) -> None:
+    def hear_current(self, said: m.Heartbeat | NodeReport) -> None:
         """Before anything that takes time: a node is not silent because we are slow to read the log."""
         if self.session_is_current(said.node_id, said.session):
-            self._hear(said.node_id)
+            self.hear(said.node_id)
 
     def session_is_current(self, node_id: str, session: str) -> bool:
         node = self._world.nodes.get(node_id)
@@ -523,13 +514,14 @@ class Dispatch:
     async def _register(self, said: m.Register) -> m.RegisterReply:
         if not said.node_id.endswith(f"-{key_id(said.public_key)}"):
             raise ApiError("wrong_key", f"{said.node_id} is not the id of this public key", 403)
-        self._refuse_false(said, m.registration_bytes(said), said.public_key, dated=False)
-        _refuse_long_texts(said.hardware)
+        signed, now_ms = m.registration_bytes(said), self._machine.wall_ms()
+        reports.refuse_false(said, signed, said.public_key, False, self._network_id, now_ms)
+        reports.refuse_long_texts(said.hardware)
         if said.signed_commands and not self._nodes.platform_key:
             raise ApiError("no_command_key", "this central signs no commands, and the node takes no others", 503)
         node = self._world.nodes.get(said.node_id)
         if node is None or said.began_ms >= node.began_ms:
-            self._hear(said.node_id)  # first: an old silence must not count against the new registration
+            self.hear(said.node_id)  # first: an old silence must not count against the new registration
         fields = {name: getattr(said, name) for name in m.NodeRegistered.__struct_fields__ if hasattr(said, name)}
         event = m.NodeRegistered(**fields, dated=said.expires_ms > 0)
 
@@ -555,12 +547,12 @@ class Dispatch:
         def unheld() -> list[m.RunRef]:
             return [run for run in said.runs if not self.holds(said.node_id, said.session, run.job_id, run.attempt)]
 
-        self._hear_current(said)
+        self.hear_current(said)
         if unheld() or not self.session_is_current(said.node_id, said.session):
             await self._events.catch_up()
         if not self.session_is_current(said.node_id, said.session):
             return m.HeartbeatReply(known=False)
-        self._hear(said.node_id)
+        self.hear(said.node_id)
         self._nodes.heard(said.node_id, said.session, said.now_ms)
         if said.draining != self._world.nodes[said.node_id].draining:
             await self._events.record(subjects.node_event(said.node_id), functools.partial(self._drained, said))
@@ -605,175 +597,6 @@ class Dispatch:
             and current.session == session
         )
 
-    async def _started(self, said: m.RunStarted) -> m.ReportReply:
-        event = m.Started(attempt=said.attempt)
-        return await self._report(said, event, lambda job: job.attempts[said.attempt - 1].started_at_ms is not None)
-
-    async def _checkpoint(self, said: m.RunCheckpoint) -> m.ReportReply:
-        stored = said.checkpoint
-
-        async def check() -> None:
-            self._check_signature(said, m.checkpoint_bytes(said))
-            await self._check_stored(stored.state, said.node_id)
-            possible = intake.possible_steps(self._world.jobs[said.job_id].job)
-            if possible is not None and stored.steps not in possible:
-                raise ApiError(
-                    "bad_checkpoint",
-                    f"the job has {possible.start} to {possible.stop - 1} steps, not {stored.steps}",
-                    409,
-                )
-            await self._blobs.note_sent(stored.state.sha256, self._world.jobs[said.job_id].caller)  # his, from now on
-            self.advanced(said.job_id, said.attempt, ("stored", stored.step))
-
-        event = m.Checkpointed(attempt=said.attempt, node_id=said.node_id, checkpoint=stored, **_signed_with(said))
-
-        def known(job: jobs.Job) -> bool:
-            newest = job.attempts[said.attempt - 1].checkpoint
-            return newest is not None and newest.step >= stored.step
-
-        return await self._report(said, event, known, check)
-
-    async def _failed(self, said: m.RunFailed) -> m.ReportReply:
-        code = "failed" if said.code in OUR_CODES else said.code  # it took the lease; that counts
-        discards, why = await self._unusable(said)
-        node = self._world.nodes.get(said.node_id)
-        if code != "out_of_memory" or node is None:
-            said = msgspec.structs.replace(said, memory_bytes=0)
-        elif said.memory_bytes > node.hardware.memory_bytes:  # of what it does not have it says nothing
-            said = msgspec.structs.replace(said, memory_bytes=node.hardware.memory_bytes)
-        seen_bytes = said.memory_bytes
-        if seen_bytes:
-            why = f"it had {seen_bytes >> 20} MiB: from now on only nodes with more are asked, and not this one"
-        sole = (said.deterministic or bool(seen_bytes)) and self._is_sole(said)
-        lost = m.LeaseLost(
-            attempt=said.attempt,
-            code=code,
-            reason=f"{said.message}; {why}" if why else said.message,
-            deterministic=said.deterministic or bool(seen_bytes and sole),  # no node here could do it
-            sole=sole,
-            discards=discards,
-            memory_bytes=seen_bytes,
-        )
-        return await self._report(said, lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
-
-    async def _unusable(self, said: m.RunFailed) -> tuple[m.Checkpoint | None, str]:
-        """The state that the run could not go on from, if it is to blame, and why it is given up.
-
-        What is missing or damaged in the store is seen here. That good bytes cannot be read is believed of two nodes,
-        or of one where no other could say so: a single broken node must not cost a job its work.
-        """
-        if said.code not in NO_STATE:
-            return None, ""
-        if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
-            await self._events.catch_up()
-            if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
-                return None, ""
-        job = self._world.jobs[said.job_id]
-        state = job.attempts[-1].resume
-        if state is None:
-            return None, ""
-        damage = await self._blobs.damage(state.state)
-        believed = jobs.confirmed_unusable(job, state) or self._is_sole(said)
-        if damage is None and not (said.code == jobs.BAD_CHECKPOINT and believed):
-            return None, ""
-        return (
-            state,
-            f"the checkpoint of step {state.step} is given up for the one before it ({damage or 'unreadable'})",
-        )
-
-    def _is_sole(self, said: m.RunFailed) -> bool:
-        """Whether no other node that is here could confirm what this one found wrong with its job."""
-        job = self._world.jobs.get(said.job_id)
-        if job is not None and said.memory_bytes:
-            job = jobs.with_memory_beyond(job, said.memory_bytes)
-        others = [node for node in self._world.nodes.values() if node.online and node.node_id != said.node_id]
-        return job is not None and not any(schedule.ever_fits(job, node) for node in others)
-
-    def _check_signature(self, said: m.RunCheckpoint | m.RunCompleted, signed: bytes) -> None:
-        node = self._world.nodes[said.node_id]
-        self._refuse_false(said, signed, node.public_key, node.dated)
-
-    def _refuse_false(self, said: m.NodeSigned, signed: bytes, public_key: str, dated: bool) -> None:
-        reports.refuse_false(said, signed, public_key, dated, self._network_id, self._machine.wall_ms())
-
-    async def _check_stored(self, ref: m.ArtifactRef, node_id: str) -> None:
-        """No pay for what is not there. Raises CyxError unless the artifact is stored whole, and this node sent it:
-        the job's client will have it, so a node must not name what is somebody else's."""
-        if not await self._blobs.sent(ref.sha256, node_id):
-            raise NotStored(f"no artifact {ref.sha256} of {node_id} is stored here")
-        stored = await self._blobs.keep(ref.sha256)
-        if stored.size != ref.size:
-            raise ApiError("bad_artifact", f"{ref.sha256[:12]}… has {stored.size} bytes, not {ref.size}", 409)
-
-    async def _completed(self, said: m.RunCompleted) -> m.ReportReply:
-        async def check() -> None:
-            self._check_signature(said, m.completion_bytes(said))
-            _refuse_long_texts(said.summary)
-            await self._check_stored(said.model, said.node_id)
-
-        event = m.Completed(
-            attempt=said.attempt,
-            node_id=said.node_id,
-            model=said.model,
-            graph_sha256=said.graph_sha256,
-            summary=said.summary,
-            **_signed_with(said),
-        )
-        return await self._report(said, event, lambda job: _same_delivery(job.completed, event), check)
-
-    async def _report(
-        self,
-        said: NodeReport,
-        event: m.Started | m.Checkpointed | m.LeaseLost | m.Completed,
-        known: Callable[[jobs.Job], bool],
-        check: Callable[[], Awaitable[None]] | None = None,
-    ) -> m.ReportReply:
-        """Record what the holder of a lease reports. `known` tells a report that is recorded already.
-
-        check: raises what is wrong with the report; asked once the lease is known, and nothing is recorded unchecked.
-
-        A node repeats a report until it is answered, and every central hears it: saying it again is no mistake.
-        """
-        self._hear_current(said)
-        if not self.holds(said.node_id, said.session, said.job_id, said.attempt):
-            await self._events.catch_up()
-        checked = self.holds(said.node_id, said.session, said.job_id, said.attempt)
-        if checked and check is not None:
-            await check()
-        job = self._world.jobs.get(said.job_id)
-        fenced = reply = m.ReportReply(accepted=False, fenced=True, reason="this attempt does not hold the lease")
-        if job is None or not self._had(job, said):
-            return fenced
-        self._hear(said.node_id)
-
-        def decide() -> m.Started | m.Checkpointed | m.LeaseLost | m.Completed | None:
-            """Runs again after a conflict: each time decides the reply too."""
-            nonlocal reply
-            now = self._world.jobs[said.job_id]
-            if known(now):
-                reply = m.ReportReply(accepted=True, reason="known already")
-            elif not self.holds(said.node_id, said.session, said.job_id, said.attempt):
-                reply = fenced
-            elif isinstance(event, m.Checkpointed | m.Completed) and not jobs.follows(now, event.sequence):
-                raise ApiError("replayed", f"report {event.sequence} was signed before the newest that counts", 409)
-            elif why_not := jobs.illegal(now, event):
-                raise ApiError("illegal", why_not, 409)
-            elif not checked and check is not None:
-                raise ApiError("busy", "the lease came to be known while its report was read; say it again", 503)
-            else:
-                reply = m.ReportReply(accepted=True)
-                return event
-            return None
-
-        await self._events.record(subjects.job_event(said.job_id), decide)
-        return reply
-
-    @staticmethod
-    def _had(job: jobs.Job, said: NodeReport) -> bool:
-        """Whether this session of the node was ever given this attempt."""
-        given = job.attempts[said.attempt - 1] if said.attempt <= job.attempt else None
-        return given is not None and (given.node_id, given.session) == (said.node_id, said.session)
-
     async def _goodbye(self, said: m.Goodbye) -> m.ReportReply:
         await self._lose_node(said.node_id, said.session, said.reason, graceful=True)
         await self._sweep()
@@ -787,23 +610,3 @@ def _answers(job: jobs.Job) -> bool:
 
 def _replica(job: jobs.Job) -> tuple[str, str, int]:
     return job.attempts[-1].node_id, job.job_id, job.attempt
-
-
-def _signed_with(said: m.RunCheckpoint | m.RunCompleted) -> dict[str, Any]:
-    """What an event keeps of a signature, so that anybody can verify it again."""
-    return {name: getattr(said, name) for name in ("signature", "network_id", "sequence", "expires_ms")}
-
-
-def _same_delivery(known: m.Completed | None, said: m.Completed) -> bool:
-    """Whether it is the completion that is recorded, said again: it is signed anew each time."""
-    what = ("attempt", "node_id", "model", "graph_sha256", "summary")
-    return known is not None and all(getattr(known, name) == getattr(said, name) for name in what)
-
-
-def _refuse_long_texts(said: m.Hardware | TrainingSummary) -> None:
-    """Everybody's list would be too large for an answer. (In the types it would make old events unreadable.)"""
-    for part in (said, *getattr(said, "gpus", ())):
-        for name in part.__struct_fields__:
-            text = getattr(part, name)
-            if isinstance(text, str) and len(text) > LONGEST_TEXT_CHARS:
-                raise BadMessage(f"{name}: expected at most {LONGEST_TEXT_CHARS} characters, got {len(text)}")

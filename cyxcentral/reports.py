@@ -1,12 +1,15 @@
-"""Whether what a node signed may count: its key, its network, its time, its place. Pure.
+"""Whether what a node said and signed may count: its key, its network, its time, its place, its length. Pure.
 
-Which run it is of, and whether the node still holds that, is for the fence (cyxcentral/dispatch.py).
+Which run it is of, and whether the node still holds that, is for the fence (cyxcentral/runreports.py).
 """
 
+from cyxcore.spec import TrainingSummary
 from cyxnet import messages as m
+from cyxnet.codec import BadMessage
 from cyxnet.identity import verify
 from cyxnet.outcomes import ApiError
 
+LONGEST_TEXT_CHARS = 200  # of what a node says of itself; everybody who lists the nodes or jobs is told it
 LONGEST_AHEAD_MS = 86_400_000  # that anything is good for: no signature is worth something for ever
 
 
@@ -34,3 +37,12 @@ def refuse_false(said: m.NodeSigned, signed: bytes, public_key: str, dated: bool
         hours = (said.expires_ms - now_ms) // 3_600_000
         why = f"it is good for {hours} more hours by central's clock, expected 24 at most: sign it by that clock"
         raise ApiError("good_too_long", why, 409, now_ms=now_ms)
+
+
+def refuse_long_texts(said: m.Hardware | TrainingSummary) -> None:
+    """Everybody's list would be too large for an answer. (In the types it would make old events unreadable.)"""
+    for part in (said, *getattr(said, "gpus", ())):
+        for name in part.__struct_fields__:
+            text = getattr(part, name)
+            if isinstance(text, str) and len(text) > LONGEST_TEXT_CHARS:
+                raise BadMessage(f"{name}: expected at most {LONGEST_TEXT_CHARS} characters, got {len(text)}")

@@ -112,7 +112,7 @@ cyxcentral.intake cyxcentral.prices
 cyxcentral.cache cyxcentral.columns cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.telling
-cyxcentral.dispatch
+cyxcentral.dispatch cyxcentral.runreports
 cyxcentral.landings
 cyxcentral.payments cyxcentral.telemetry cyxcentral.verifier cyxcentral.admission cyxcentral.crowd cyxcentral.door
 cyxcentral.audit cyxcentral.reconciliation

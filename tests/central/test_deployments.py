@@ -54,7 +54,7 @@ async def ready(central, **changes):
     """A replica that answers on NODE."""
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased(), **served(**changes))
-    assert (await central.dispatch._started(started())).accepted
+    assert (await central.reports.started(started())).accepted
     return central.world.jobs["job-1"]
 
 
@@ -118,7 +118,7 @@ async def test_a_replica_that_says_it_is_ready_and_answers_nothing_loses_its_lea
         async def a_lease_later():
             for _ in range(5):
                 now_ms[0] += LEASE_MS / 4
-                central.dispatch._hear(NODE)
+                central.dispatch.hear(NODE)
                 await central.dispatch._sweep()
                 for bus in (central.edge, replica.bus, central.edge):
                     await bus.round_trip()
@@ -152,7 +152,7 @@ async def test_only_the_holder_of_the_lease_may_answer_for_the_deployment(centra
     assert world.serves(NODE, "job-1", 1) == f.DEPLOYMENT
     for other in [("node-b", "job-1", 1), (NODE, "job-1", 2), (NODE, "job-2", 1)]:
         assert world.serves(*other) is None
-    await central.dispatch._failed(failed())
+    await central.reports.failed(failed())
     assert world.serves(NODE, "job-1", 1) is None
 
 

@@ -11,6 +11,7 @@ from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.machine import Machine
+from cyxcentral.runreports import RunReports
 from cyxcentral.world import World
 from cyxcore.errors import CyxError
 from cyxnet import messages as m
@@ -48,10 +49,12 @@ class SmallCentral:
         await self.blobs.open()
         await self.log.open(0)
         self.dispatch = Dispatch(
-            self.log, self.edge, self.blobs, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK, commander=COMMANDER
+            self.log, self.edge, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK, commander=COMMANDER
         )
+        self.reports = RunReports(self.log, self.dispatch, self.blobs, NETWORK)
         if scheduling:
             self.log.applied.append(lambda stored, record: self.dispatch.happened(stored.subject))
+            await self.reports.start(self.edge)
             await self.dispatch.start()
         return self
 
@@ -199,7 +202,7 @@ async def test_a_central_that_lags_does_not_fence_the_holder_of_a_new_lease(cent
     await central.job("job-1", f.FUNDED)
     go_on = await behind(other, central)
     await central.say(subjects.job_event("job-1"), leased())
-    asking = asyncio.create_task(other.dispatch._started(started()))
+    asking = asyncio.create_task(other.reports.started(started()))
     await other.edge._nc.flush()
     await go_on()
     assert (await asking).accepted
@@ -216,7 +219,7 @@ async def test_a_completion_is_checked_by_a_central_that_did_not_know_its_lease_
     if fault == "text":
         said = replace(said, summary=replace(said.summary, numerics="n" * 1000))
         said = replace(said, signature=KEY.sign(m.completion_bytes(said)))
-    await refused_behind(central, other, said, "_completed")
+    await refused_behind(central, other, said, "completed")
 
 
 @pytest.mark.parametrize("fault", ["signature", "artifact"])
@@ -226,7 +229,7 @@ async def test_a_checkpoint_is_checked_by_a_central_that_did_not_know_its_lease_
     model = await stored_model(central.blobs, tmp_path)
     nowhere = replace(model, sha256="e" * 64)
     said = stored_state(nowhere) if fault == "artifact" else stored_state(model, signed_step=4)
-    await refused_behind(central, other, said, "_checkpoint")
+    await refused_behind(central, other, said, "checkpoint")
 
 
 async def refused_behind(central, other, said, verb):
@@ -236,7 +239,7 @@ async def refused_behind(central, other, said, verb):
     go_on = await behind(other, central)
     for event in (leased(), m.Started(attempt=1)):
         await central.say(subjects.job_event("job-1"), event)
-    asking = asyncio.create_task(getattr(other.dispatch, verb)(said))
+    asking = asyncio.create_task(getattr(other.reports, verb)(said))
     await other.edge._nc.flush()
     await go_on()
     with pytest.raises(CyxError):
@@ -255,7 +258,7 @@ async def test_a_report_whose_lease_comes_to_be_known_only_after_the_checks_is_t
     answers = iter([False, False])  # before and after it has caught up; then the lease is there
     monkeypatch.setattr(central.dispatch, "holds", lambda *of: next(answers, True))
     with pytest.raises(ApiError, match="say it again") as refused:
-        await central.dispatch._completed(replace(completed(model), signature="0" * 128))
+        await central.reports.completed(replace(completed(model), signature="0" * 128))
     assert refused.value.status == 503
     assert "Completed" not in await kinds_of(central)
 
@@ -265,9 +268,9 @@ async def test_a_report_that_every_central_hears_is_recorded_once_and_accepted_b
     await central.job("job-1", f.FUNDED, leased())
     await other.log.catch_up()
     model = await stored_model(central.blobs, tmp_path)
-    for say in ("_started", "_completed"):
-        said = started() if say == "_started" else completed(model)
-        replies = await asyncio.gather(*(getattr(each.dispatch, say)(said) for each in (central, other, central)))
+    for say in ("started", "completed"):
+        said = started() if say == "started" else completed(model)
+        replies = await asyncio.gather(*(getattr(each.reports, say)(said) for each in (central, other, central)))
         assert [reply.accepted for reply in replies] == [True] * 3
     assert await kinds_of(central) == ["Submitted", "Funded", "Leased", "Started", "Completed"]
 
@@ -324,7 +327,7 @@ async def test_a_summary_that_is_a_book_is_refused(central, tmp_path):
     await central.job("job-1", f.FUNDED, leased())
     said = completed(await stored_model(central.blobs, tmp_path))
     with pytest.raises(BadMessage, match="numerics: expected at most 200 characters"):
-        await central.dispatch._completed(replace(said, summary=replace(said.summary, numerics="x" * 400_000)))
+        await central.reports.completed(replace(said, summary=replace(said.summary, numerics="x" * 400_000)))
 
 
 async def test_a_refusal_that_is_a_book_is_kept_in_part(scheduling, node):
@@ -412,7 +415,7 @@ async def test_a_node_that_is_heard_while_its_loss_is_being_appended_is_not_lost
     record_all = central.log.record_all
 
     async def slow_record(parts):
-        central.dispatch._hear(NODE)
+        central.dispatch.hear(NODE)
         return await record_all(parts)
 
     monkeypatch.setattr(central.log, "record_all", slow_record)
@@ -458,7 +461,7 @@ async def test_a_completion_that_arrives_after_its_node_was_declared_lost_is_sti
     await central.job("job-1", f.FUNDED, leased())
     model = await stored_model(central.blobs, tmp_path)
     await central.dispatch._lose_node(NODE, SESSION, "silent")
-    reply, _ = await asyncio.gather(central.dispatch._completed(completed(model)), central.dispatch._sweep())
+    reply, _ = await asyncio.gather(central.reports.completed(completed(model)), central.dispatch._sweep())
     kinds = await kinds_of(central)
     assert ("Completed" in kinds) == reply.accepted
     assert ("LeaseLost" in kinds) != reply.accepted
@@ -469,7 +472,7 @@ async def test_a_goodbye_frees_the_runs_at_once_and_fences_what_comes_later(cent
     await central.job("job-1", f.FUNDED, leased())
     await central.dispatch._goodbye(m.Goodbye(node_id=NODE, session=SESSION))
     assert central.world.jobs["job-1"].status == "queued"
-    assert (await central.dispatch._started(started())).fenced
+    assert (await central.reports.started(started())).fenced
 
 
 async def test_the_goodbye_of_an_old_session_changes_nothing(central):
@@ -487,7 +490,7 @@ async def test_a_registration_of_an_old_session_that_comes_late_does_not_replace
         with pytest.raises(ApiError, match="a later session of the node is registered"):
             await each.dispatch._register(register(SESSION, began_ms=1))
     assert central.world.nodes[NODE].session == NEXT_SESSION
-    assert (await central.dispatch._started(started(session=NEXT_SESSION))).accepted
+    assert (await central.reports.started(started(session=NEXT_SESSION))).accepted
 
 
 async def test_a_session_that_was_lost_may_register_again(central):
@@ -668,7 +671,7 @@ async def test_nothing_is_remembered_of_runs_that_are_over(scheduling, node, tmp
     await scheduling.job("job-1", f.FUNDED)
     await scheduling.until(lambda: ("job-1", 1) in scheduling.dispatch._unnamed)
     model = await stored_model(scheduling.blobs, tmp_path)
-    assert (await scheduling.dispatch._completed(completed(model))).accepted
+    assert (await scheduling.reports.completed(completed(model))).accepted
     await scheduling.until(lambda: not scheduling.dispatch._unnamed)
 
 
@@ -700,7 +703,7 @@ async def test_a_completion_without_a_stored_model_is_not_paid(central):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
     with pytest.raises(Exception, match="no artifact"):
-        await central.dispatch._completed(completed(m.ArtifactRef(sha256="b" * 64, size=7)))
+        await central.reports.completed(completed(m.ArtifactRef(sha256="b" * 64, size=7)))
     assert central.world.jobs["job-1"].status == "leased"
 
 
@@ -710,7 +713,7 @@ async def test_a_completion_with_another_nodes_signature_is_refused(central, tmp
     said = completed(await stored_model(central.blobs, tmp_path))
     forged = replace(said, signature=Identity(b"x" * 32).sign(m.completion_bytes(said)))
     with pytest.raises(ApiError, match="not signed"):
-        await central.dispatch._completed(forged)
+        await central.reports.completed(forged)
 
 
 async def test_what_was_signed_for_one_job_and_attempt_says_nothing_of_another(central, tmp_path):
@@ -734,10 +737,10 @@ async def test_what_was_signed_for_one_job_and_attempt_says_nothing_of_another(c
         replace(said, signature="01" + "0" * 126),
     ):
         with pytest.raises(ApiError, match="not signed"):
-            await central.dispatch._completed(forged)
+            await central.reports.completed(forged)
     for forged in (replace(state, job_id="job-2"), replace(state, signature=said.signature)):
         with pytest.raises(ApiError, match="not signed"):
-            await central.dispatch._checkpoint(forged)
+            await central.reports.checkpoint(forged)
     assert await kinds_of(central, "job-1") == await kinds_of(central, "job-2") == ["Submitted", "Funded", "Leased"]
 
 
@@ -747,16 +750,16 @@ async def test_what_was_signed_in_an_earlier_attempt_or_session_is_worth_nothing
     await central.job("job-1", f.FUNDED, leased())
     model = await stored_model(central.blobs, tmp_path)
     said, state = completed(model), stored_state(model)
-    await central.dispatch._failed(failed())
+    await central.reports.failed(failed())
     await central.say(subjects.job_event("job-1"), leased(attempt=2))
-    for old, say in ((said, central.dispatch._completed), (state, central.dispatch._checkpoint)):
+    for old, say in ((said, central.reports.completed), (state, central.reports.checkpoint)):
         assert (await say(old)).fenced
         with pytest.raises(ApiError, match="not signed"):
             await say(replace(old, attempt=2))
-    await central.dispatch._failed(failed(attempt=2))
+    await central.reports.failed(failed(attempt=2))
     await central.dispatch._register(register(NEXT_SESSION))
     await central.say(subjects.job_event("job-1"), leased(attempt=3, session=NEXT_SESSION))
-    for old, say in ((said, central.dispatch._completed), (state, central.dispatch._checkpoint)):
+    for old, say in ((said, central.reports.completed), (state, central.reports.checkpoint)):
         assert (await say(replace(old, attempt=3))).fenced
         with pytest.raises(ApiError, match="not signed"):
             await say(replace(old, attempt=3, session=NEXT_SESSION))
@@ -778,12 +781,12 @@ async def test_what_is_signed_with_an_expiry_counts_and_is_recorded_so_that_it_c
     await central.dispatch._register(signs.signed(register()))
     await central.job("job-1", f.FUNDED, leased())
     model = await stored_model(central.blobs, tmp_path)
-    assert (await central.dispatch._checkpoint(signs.signed(stored_state(model)))).accepted
+    assert (await central.reports.checkpoint(signs.signed(stored_state(model)))).accepted
     said = signs.signed(completed(model))
-    assert (await central.dispatch._completed(said)).accepted
+    assert (await central.reports.completed(said)).accepted
     event = central.world.jobs["job-1"].completed
     assert (event.network_id, event.sequence, event.expires_ms) == (NETWORK, 3, said.expires_ms)
-    again = await central.dispatch._completed(signs.signed(completed(model)))  # its answer was lost
+    again = await central.reports.completed(signs.signed(completed(model)))  # its answer was lost
     assert (again.accepted, again.reason) == (True, "known already")
 
 
@@ -797,8 +800,8 @@ async def test_a_report_is_refused_after_its_expiry_on_another_network_and_witho
     unnamed, unnumbered = signing(network=""), signing()
     unnumbered._sequence = -1
     for unsigned, say in (
-        (completed(model), central.dispatch._completed),
-        (stored_state(model), central.dispatch._checkpoint),
+        (completed(model), central.reports.completed),
+        (stored_state(model), central.reports.checkpoint),
     ):
         for code, said in (
             ("expired", late.signed(unsigned)),
@@ -815,7 +818,7 @@ async def test_a_report_is_refused_after_its_expiry_on_another_network_and_witho
                 await say(said)
             assert refused.value.code == code
     with pytest.raises(ApiError) as refused:
-        await central.dispatch._completed(unnumbered.signed(completed(model)))
+        await central.reports.completed(unnumbered.signed(completed(model)))
     assert refused.value.code == "bad_sequence"
     assert not {"Completed", "Checkpointed"} & set(await kinds_of(central))
 
@@ -843,10 +846,10 @@ async def test_a_report_that_was_signed_before_the_newest_that_counts_is_a_repla
     model = await stored_model(central.blobs, tmp_path)
     early = signs.signed(stored_state(model, step=80))
     newest = signs.signed(stored_state(model, step=50))
-    assert (await central.dispatch._checkpoint(newest)).accepted
-    assert (await central.dispatch._checkpoint(newest)).accepted  # the same words again change nothing
+    assert (await central.reports.checkpoint(newest)).accepted
+    assert (await central.reports.checkpoint(newest)).accepted  # the same words again change nothing
     with pytest.raises(ApiError) as refused:
-        await central.dispatch._checkpoint(early)
+        await central.reports.checkpoint(early)
     assert refused.value.code == "replayed"
     assert (await kinds_of(central)).count("Checkpointed") == 1
 
@@ -855,7 +858,7 @@ async def test_a_session_of_a_node_that_signs_no_expiry_goes_on_as_before(centra
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
     model = await stored_model(central.blobs, tmp_path)
-    assert (await central.dispatch._completed(completed(model))).accepted
+    assert (await central.reports.completed(completed(model))).accepted
     assert not central.world.nodes[NODE].dated
 
 
@@ -874,7 +877,7 @@ async def test_a_registration_that_was_changed_after_it_was_signed_is_refused(ce
 async def test_a_repeated_report_of_a_failure_is_accepted_and_recorded_once(central):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
-    replies = [await central.dispatch._failed(failed()) for _ in range(2)]
+    replies = [await central.reports.failed(failed()) for _ in range(2)]
     assert [reply.accepted for reply in replies] == [True, True]
     assert (await kinds_of(central)).count("LeaseLost") == 1
 
@@ -882,7 +885,7 @@ async def test_a_repeated_report_of_a_failure_is_accepted_and_recorded_once(cent
 async def test_a_node_cannot_call_its_own_failure_a_refusal(central):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased(), max_attempts=1)
-    await central.dispatch._failed(failed(code="refused"))
+    await central.reports.failed(failed(code="refused"))
     assert (central.world.jobs["job-1"].status, central.world.jobs["job-1"].outcome) == ("settling", "failed")
 
 
@@ -890,7 +893,7 @@ async def test_a_report_on_an_attempt_of_somebody_else_is_fenced(central):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
     for said in (started(attempt=2), started(session=NEXT_SESSION), replace(started(), job_id="job-9")):
-        assert (await central.dispatch._started(said)).fenced
+        assert (await central.reports.started(said)).fenced
 
 
 # -- the log ---------------------------------------------------------------------------------------------
@@ -1016,10 +1019,10 @@ async def test_a_checkpoint_is_recorded_once_and_the_next_attempt_goes_on_from_i
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
     said = stored_state(await stored_model(central.blobs, tmp_path))
-    assert (await central.dispatch._checkpoint(said)).accepted
-    assert (await central.dispatch._checkpoint(said)).accepted
+    assert (await central.reports.checkpoint(said)).accepted
+    assert (await central.reports.checkpoint(said)).accepted
     assert (await kinds_of(central)).count("Checkpointed") == 1
-    await central.dispatch._failed(failed())
+    await central.reports.failed(failed())
     choice = schedule.Assignment(job_id="job-1", node_id=NODE, explanation={})
     assert central.dispatch._lease(choice).resume == said.checkpoint
 
@@ -1039,15 +1042,15 @@ async def test_a_checkpoint_that_is_not_stored_not_signed_or_not_possible_is_ref
         stored_state(state, 0, 30),
     ):
         with pytest.raises(CyxError):
-            await central.dispatch._checkpoint(said)
+            await central.reports.checkpoint(said)
     assert "Checkpointed" not in await kinds_of(central)
 
 
 async def test_a_checkpoint_of_an_attempt_that_is_over_is_fenced(central, tmp_path):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
-    await central.dispatch._failed(failed())
-    reply = await central.dispatch._checkpoint(stored_state(await stored_model(central.blobs, tmp_path)))
+    await central.reports.failed(failed())
+    reply = await central.reports.checkpoint(stored_state(await stored_model(central.blobs, tmp_path)))
     assert reply.fenced
 
 
@@ -1062,8 +1065,8 @@ async def job_to_resume(central, tmp_path, attempt=2):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
     for step, state in zip((40, 50), states, strict=True):
-        assert (await central.dispatch._checkpoint(stored_state(state, step))).accepted
-    await central.dispatch._failed(failed())
+        assert (await central.reports.checkpoint(stored_state(state, step))).accepted
+    await central.reports.failed(failed())
     await central.say(subjects.job_event("job-1"), replace(leased(2), resume=central.world.jobs["job-1"].checkpoint))
     return content
 
@@ -1085,7 +1088,7 @@ async def test_a_checkpoint_that_is_no_longer_in_the_store_is_given_up_for_the_o
     else:
         await central.core.append(subjects.chunk(hashlib.sha256(content).hexdigest()), b"rot")
     said = failed(2, code="bad_artifact")
-    assert (await central.dispatch._failed(said)).accepted
+    assert (await central.reports.failed(said)).accepted
     job = central.world.jobs["job-1"]
     assert (job.status, job.checkpoint.step, jobs.tried(job)) == ("queued", 40, 1)
     assert "step 50 is given up for the one before it (chunk" in job.error
@@ -1100,26 +1103,26 @@ async def test_a_checkpoint_that_is_no_longer_in_the_store_is_given_up_for_the_o
 async def test_that_good_bytes_are_no_checkpoint_is_believed_of_two_nodes_not_of_one(central, tmp_path):
     await job_to_resume(central, tmp_path)
     await central.say(subjects.node_event("node-b"), f.registered("node-b"))
-    await central.dispatch._failed(failed(2, code="bad_checkpoint"))
+    await central.reports.failed(failed(2, code="bad_checkpoint"))
     job = central.world.jobs["job-1"]
     assert (job.checkpoint.step, jobs.tried(job)) == (50, 2)
     second = replace(f.leased(3, "node-b"), resume=job.checkpoint)
     await central.say(subjects.job_event("job-1"), second)
     said = replace(failed(3, code="bad_checkpoint"), node_id="node-b")
-    await central.dispatch._failed(said)
+    await central.reports.failed(said)
     job = central.world.jobs["job-1"]
     assert (job.status, job.checkpoint.step, jobs.tried(job)) == ("queued", 40, 2)
 
 
 async def test_where_no_other_node_could_say_so_one_is_believed_that_a_checkpoint_is_bad(central, tmp_path):
     await job_to_resume(central, tmp_path)
-    await central.dispatch._failed(failed(2, code="bad_checkpoint"))
+    await central.reports.failed(failed(2, code="bad_checkpoint"))
     assert central.world.jobs["job-1"].checkpoint.step == 40
 
 
 async def test_a_fetch_that_failed_for_another_reason_discards_nothing(central, tmp_path):
     await job_to_resume(central, tmp_path)
-    await central.dispatch._failed(failed(2, code="bad_artifact"))
+    await central.reports.failed(failed(2, code="bad_artifact"))
     assert central.world.jobs["job-1"].checkpoint.step == 50
 
 
@@ -1129,7 +1132,7 @@ async def test_out_of_memory_goes_to_a_larger_node_and_never_back(central):
     await central.say(subjects.node_event("node-b"), large)
     await central.job("job-1", f.FUNDED, leased())
     said = replace(failed(code="out_of_memory"), memory_bytes=2**30)
-    assert (await central.dispatch._failed(said)).accepted
+    assert (await central.reports.failed(said)).accepted
     job = central.world.jobs["job-1"]
     assert (job.status, job.memory_bytes) == ("queued", 2**30 + 2**28)
     assert "it had 1024 MiB: from now on only nodes with more are asked, and not this one" in job.error
@@ -1146,7 +1149,7 @@ async def test_out_of_memory_where_no_other_node_has_more_is_the_end_of_the_job(
     await central.dispatch._register(register())
     await central.say(subjects.node_event("node-b"), f.registered("node-b"))  # 8 GiB
     await central.job("job-1", f.FUNDED, leased())
-    await central.dispatch._failed(replace(failed(code="out_of_memory"), memory_bytes=7 * 2**30))
+    await central.reports.failed(replace(failed(code="out_of_memory"), memory_bytes=7 * 2**30))
     job = central.world.jobs["job-1"]
     assert (job.status, job.outcome, job.attempt) == ("settling", "failed", 1)
 
@@ -1157,7 +1160,7 @@ async def test_a_node_that_ran_out_of_memory_cannot_have_had_more_than_it_has(ce
     large = f.registered("node-b", hardware={"memory_bytes": 2**40})
     await central.say(subjects.node_event("node-b"), large)
     await central.job("job-1", f.FUNDED, leased())
-    await central.dispatch._failed(replace(failed(code="out_of_memory"), memory_bytes=2**50))
+    await central.reports.failed(replace(failed(code="out_of_memory"), memory_bytes=2**50))
     job = central.world.jobs["job-1"]
     has = central.world.nodes[NODE].hardware.memory_bytes
     assert (job.status, job.memory_bytes) == ("queued", has + has // 4)
@@ -1166,11 +1169,11 @@ async def test_a_node_that_ran_out_of_memory_cannot_have_had_more_than_it_has(ce
 async def test_a_fault_of_the_job_is_believed_at_once_only_where_nobody_else_could_confirm_it(central):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
-    await central.dispatch._failed(replace(failed(), deterministic=True))
+    await central.reports.failed(replace(failed(), deterministic=True))
     assert central.world.jobs["job-1"].outcome == "failed"
     await central.say(subjects.node_event("node-b"), f.registered("node-b"))
     await central.job("job-2", f.FUNDED, leased())
-    await central.dispatch._failed(replace(failed(), job_id="job-2", deterministic=True))
+    await central.reports.failed(replace(failed(), job_id="job-2", deterministic=True))
     assert central.world.jobs["job-2"].status == "queued"
 
 

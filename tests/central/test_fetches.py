@@ -170,7 +170,7 @@ async def test_states_that_a_job_no_longer_remembers_stay_its_clients_also_for_a
     await central.job("job-1", f.FUNDED, leased(), m.Started(attempt=1))
     states = [await send(central, NODE, b"state %d" % number) for number in range(4)]
     for number, state in enumerate(states):
-        assert (await central.dispatch._checkpoint(stored_state(state, step=10 + number))).accepted
+        assert (await central.reports.checkpoint(stored_state(state, step=10 + number))).accepted
     remembered = {ref.sha256 for ref in states[2:]} & {sha256 for sha256, _ in central.world.named}
     assert len(remembered) == 2 and (states[0].sha256, "alice") not in central.world.named  # it does not grow for ever
     started = World()  # as a start from a snapshot makes it
@@ -195,8 +195,8 @@ async def test_a_node_does_not_deliver_what_somebody_else_sent(central):
     secret = await send(central, "alice", b"a secret")
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased(), m.Started(attempt=1))
-    for say, said in (("_checkpoint", stored_state(secret)), ("_completed", completed(secret))):
+    for say, said in (("checkpoint", stored_state(secret)), ("completed", completed(secret))):
         with pytest.raises(CyxError, match=f"no artifact {secret.sha256} of {NODE} {NOT_HERE}"):
-            await getattr(central.dispatch, say)(said)
+            await getattr(central.reports, say)(said)
     await send(central, NODE, b"a secret")  # it has it, after all
-    assert (await central.dispatch._completed(completed(secret))).accepted
+    assert (await central.reports.completed(completed(secret))).accepted

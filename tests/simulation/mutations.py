@@ -15,6 +15,7 @@ from cyxcentral.api import Api
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
+from cyxcentral.runreports import RunReports
 from cyxnet import client, commands, escrow, solana
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, decode
@@ -222,11 +223,11 @@ def resume_from_unstored_checkpoint() -> Iterator[Any]:
             return await real(run, content)
         return m.ArtifactRef(sha256=nodes.digest(content), size=len(content))
 
-    async def believe(dispatch: Dispatch, ref: m.ArtifactRef, node_id: str) -> None:
+    async def believe(reports: RunReports, ref: m.ArtifactRef, node_id: str) -> None:
         return None
 
     yield mock.patch.object(nodes.Run, "_upload", upload)
-    yield mock.patch.object(Dispatch, "_check_stored", believe)
+    yield mock.patch.object(RunReports, "_check_stored", believe)
 
 
 @planted
