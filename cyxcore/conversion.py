@@ -46,7 +46,8 @@ def as_array(data: Any, dtype: Any = None) -> Array:
         low, high = iinfo(wanted)[2:0:-1]
         if not (low <= int(array.min()) and int(array.max()) <= high):
             raise DtypeError(f"tensor: {wanted} holds {low}..{high}, got {array.min()}..{array.max()}")
-    result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
+    with np.errstate(over="ignore"):  # what a float dtype cannot hold is infinite, as an operation's result would be
+        result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
     return result
 
 

@@ -263,7 +263,7 @@ class Tensor(Held, Leaving):
             made = Tensor(value, dtype)
             return made if type(self._data) is np.ndarray else wrap(devices.constant(made._data, self.device))
         try:  # the short way for numbers, which stand beside a tensor in every other expression
-            number = np.array(value, NUMPY_DTYPES[dtype])
+            number = (np.array if -6e4 < abs(value) < 6e4 else _infinite)(value, NUMPY_DTYPES[dtype])
             return wrap(number if type(self._data) is np.ndarray else devices.constant(number, self.device))
         except OverflowError:
             low, high = iinfo(dtype)[2:0:-1]
@@ -402,6 +402,12 @@ class Tensor(Held, Leaving):
         result._hooks = self._hooks
         result.__dict__.update(self.__dict__)
         return result
+
+
+def _infinite(value: Any, dtype: Any) -> Array:
+    """A large number as an array: infinite where the dtype does not hold it, and no warning of NumPy's."""
+    with np.errstate(over="ignore"):
+        return np.array(value, dtype)
 
 
 def around(array: Array) -> Tensor:

@@ -18,6 +18,8 @@ def einsum(equation: str, /, *operands: Any) -> Any:
     if not operands:
         raise SpecError("einsum: expected at least one tensor")
     values = together(*operands)
+    if values[0].dtype == "bool":  # as in NumPy: whether some product is true
+        return einsum(equation, *(value.astype("float32") for value in values)) > 0.0
     names, result = _read(equation, [value.ndim for value in values])
     sizes: dict[str, int] = {}
     for value, axes in zip(values, names, strict=True):

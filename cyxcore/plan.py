@@ -296,7 +296,8 @@ class Plan:
                 )
             return self.backend.put(array)
         if node.op == "const":
-            return self.backend.put(np.array(node.attrs["value"], dtype=dtype).reshape(shape))
+            with np.errstate(over="ignore"):  # infinite where the dtype does not hold it
+                return self.backend.put(np.array(node.attrs["value"], dtype=dtype).reshape(shape))
         if node.op == "key":
             return self._device_key
         if node.op == "input":

@@ -5,6 +5,7 @@ sizes and puts null where they differ by exactly that: so a model is never tied 
 accident, and code that is tied to one is told so.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -243,9 +244,22 @@ class Builder:
                 "make it an nn.Parameter or a buffer of the module"
             )
         as_kind = _CONVERSIONS[dtype]
-        return self.apply(
-            "const", (), {"shape": shape, "dtype": dtype, "value": tuple([as_kind(entry) for entry in flat])}
-        )
+        entries = [as_kind(entry) for entry in flat]
+        if as_kind is float and not all(map(math.isfinite, entries)):
+            return self._not_finite(shape, dtype, entries)
+        return self.apply("const", (), {"shape": shape, "dtype": dtype, "value": tuple(entries)})
+
+    def _not_finite(self, shape: Shape, dtype: str, entries: list[float]) -> Symbol:
+        """A graph is written down in finite numbers: infinity is computed, as -log(0), and NaN from it."""
+        finite = tuple([entry if math.isfinite(entry) else 0.0 for entry in entries])
+        result = self.apply("const", (), {"shape": shape, "dtype": dtype, "value": finite})
+        below = self.apply("log", [self.apply("const", (), {"shape": (), "dtype": dtype, "value": (0.0,)})], {})
+        for special, kind in ((below, -math.inf), (-below, math.inf), (below - below, math.nan)):
+            here = tuple([entry == kind or (entry != entry and kind != kind) for entry in entries])
+            if any(here):
+                mask = self.apply("const", (), {"shape": shape, "dtype": "bool", "value": here})
+                result = self.apply("where", [mask, special, result], {}) if not all(here) or shape else special
+        return result
 
     def lift(self, value: Any) -> Symbol:
         """A symbol of this builder for a symbol, a tensor, an array or a number."""

@@ -87,6 +87,8 @@ from cyxcore.functional.convolutions import (
     global_max_pool2d,
     max_pool1d,
     max_pool3d,
+    max_pool_places,
+    max_unpool,
     pixel_shuffle,
     pixel_unshuffle,
     triple,
@@ -126,6 +128,8 @@ from cyxcore.functional.norms import (
 )
 from cyxcore.functional.recurrent import CELLS, Weights, recur
 from cyxcore.functional.resampling import affine_grid, fold, grid_sample, interpolate, unfold
+
+max_unpool1d = max_unpool2d = max_unpool3d = max_unpool
 
 __all__ = [
     "BORDERS",
@@ -196,6 +200,11 @@ __all__ = [
     "logsigmoid",
     "margin_ranking_loss",
     "max_pool1d",
+    "max_pool_places",
+    "max_unpool",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "max_pool2d",
     "max_pool3d",
     "maximum",

@@ -271,7 +271,11 @@ def pad(x: Any, pads: Any, mode: str = "constant", value: float = 0.0) -> Any:
         for axis, (low, high) in enumerate(sides):
             if low < 0 or high < 0:
                 x = x[(*(slice(None),) * axis, slice(max(-low, 0), max(x.shape[axis] - max(-high, 0), 0)))]
-        return apply("pad", x, pads=tuple((max(low, 0), max(high, 0)) for low, high in sides), value=float(value))
+        grown = tuple((max(low, 0), max(high, 0)) for low, high in sides)
+        if math.isfinite(value):
+            return apply("pad", x, pads=grown, value=float(value))
+        inside = apply("pad", x._constant(1.0, "float32").broadcast_to(*x.shape), pads=grown, value=0.0) > 0.5
+        return where(inside, apply("pad", x, pads=grown, value=0.0), x._constant(float(value), x.dtype))
     if mode not in BORDERS:
         raise SpecError(f"pad: expected mode constant, {', '.join(BORDERS)}, got {mode!r}")
     for axis, (low, high) in enumerate(sides):

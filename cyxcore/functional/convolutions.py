@@ -3,6 +3,7 @@
 Names, arguments and weight layouts are torch.nn.functional's.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,11 +155,60 @@ def conv_transpose3d(
     return result if bias is None else result + bias.reshape(1, -1, 1, 1, 1)
 
 
-def max_pool1d(x: Any, kernel_size: int, stride: int | None = None, padding: int = 0) -> Any:
-    """The largest of each window of x (N, C, L)."""
+def max_pool1d(
+    x: Any, kernel_size: int, stride: int | None = None, padding: int = 0, return_indices: bool = False
+) -> Any:
+    """The largest of each window of x (N, C, L); with return_indices also where it is."""
     _rank("max_pool1d", x, 3, "(N, C, L)")
-    step = kernel_size if stride is None else stride
-    return max_pool2d(x.expand_dims(2), (1, kernel_size), (1, step), (0, padding)).squeeze(2)
+    ((kernel,), (step,), (border,)) = (
+        numbers(each, 1) for each in (kernel_size, kernel_size if stride is None else stride, padding)
+    )
+    result = max_pool2d(x.expand_dims(2), (1, kernel), (1, step), (0, border)).squeeze(2)
+    return (result, max_pool_places(x, kernel, step, border)) if return_indices else result
+
+
+def max_pool_places(x: Any, kernel_size: Any, stride: Any, padding: Any) -> Any:
+    """Where the largest of each window of x (N, C, *sizes) is, of equals the first: counted through the sizes."""
+    count = x.ndim - 2
+    kernel, pads = numbers(kernel_size, count), numbers(padding, count)
+    steps = kernel if stride is None else numbers(stride, count)
+    windows = pad(x.detach(), [(0, 0), (0, 0), *((each, each) for each in pads)], value=-math.inf)
+    for axis, (size, step) in enumerate(zip(kernel, steps, strict=True)):
+        windows = windows.unfold(2 + axis, size, step)
+    results = windows.shape[2 : 2 + count]
+    best = windows.reshape(*windows.shape[: 2 + count], -1).argmax(-1)
+    per_place = [math.prod(x.shape[3 + axis :]) for axis in range(count)]
+    inside = [0]
+    for size, jump in zip(kernel, per_place, strict=True):
+        inside = [before + at * jump for before in inside for at in range(size)]
+    place = apply("take", x._constant(inside, "int64"), best, axis=0)
+    for axis, (number, step, border, jump) in enumerate(zip(results, steps, pads, per_place, strict=True)):
+        starts = x._constant([(at * step - border) * jump for at in range(number)], "int64")
+        place = place + starts.reshape(*(-1 if other == axis else 1 for other in range(count)))
+    return place
+
+
+def max_unpool(
+    x: Any, indices: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, output_size: Any = None
+) -> Any:
+    """x (N, C, *sizes) at the places that max_pool named, 0 elsewhere. Returns (N, C, *output_size).
+
+    output_size: the sizes before pooling, where kernel, stride and padding leave it open. Of tensors, not in graphs.
+    """
+    count = x.ndim - 2
+    if indices.shape != x.shape:
+        raise ShapeError(f"max_unpool: expected indices of x's shape {x.shape}, got {indices.shape}")
+    kernel, pads = numbers(kernel_size, count), numbers(padding, count)
+    steps = kernel if stride is None else numbers(stride, count)
+    if output_size is None:
+        sizes = tuple(
+            (size - 1) * step - 2 * border + wide
+            for size, step, border, wide in zip(x.shape[2:], steps, pads, kernel, strict=True)
+        )
+    else:
+        sizes = tuple(output_size)[-count:]
+    flat = x._constant(0.0, x.dtype).broadcast_to(*x.shape[:2], math.prod(sizes))
+    return flat.scatter(2, indices.flatten(2), x.flatten(2)).reshape(*x.shape[:2], *sizes)
 
 
 def avg_pool1d(x: Any, kernel_size: int, stride: int | None = None, padding: int = 0) -> Any:
@@ -249,9 +299,12 @@ def _pool3d(name: str, pool: Any, x: Any, kernel_size: Triple, stride: Triple | 
     return result.reshape(count, channels, result.shape[2], high, wide)
 
 
-def max_pool3d(x: Any, kernel_size: Triple, stride: Triple | None = None, padding: Triple = 0) -> Any:
-    """(N, C, D, H, W) -> (N, C, D', H', W')"""
-    return _pool3d("max_pool3d", max_pool2d, x, kernel_size, stride, padding)
+def max_pool3d(
+    x: Any, kernel_size: Triple, stride: Triple | None = None, padding: Triple = 0, return_indices: bool = False
+) -> Any:
+    """(N, C, D, H, W) -> (N, C, D', H', W'); with return_indices also where the largest are."""
+    result = _pool3d("max_pool3d", max_pool2d, x, kernel_size, stride, padding)
+    return (result, max_pool_places(x, kernel_size, stride, padding)) if return_indices else result
 
 
 def avg_pool3d(x: Any, kernel_size: Triple, stride: Triple | None = None, padding: Triple = 0) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import softplus
 from cyxcore.functional.basic import log_softmax, maximum, minimum, pad, stack, take_along_axis, where
+from cyxcore.inplace import InPlace
 from cyxcore.values import apply
 
 
@@ -261,6 +262,16 @@ def multi_margin_loss(
 IMPOSSIBLE = -1e30  # a logarithm of 0 whose differences stay finite
 
 
+def _lengths(what: str, given: Any, most: int) -> Any:
+    """Lengths as int64. Raises ShapeError for one outside of 0 … most, where they are known."""
+    lengths = given.astype("int64")
+    if isinstance(lengths, InPlace) and lengths.size:
+        least, longest = lengths.min().item(), lengths.max().item()
+        if not 0 <= least <= longest <= most:
+            raise ShapeError(f"ctc_loss: expected {what}_lengths of 0..{most}, got {least}..{longest}")
+    return lengths
+
+
 def ctc_loss(
     log_probs: Any,
     targets: Any,
@@ -284,8 +295,7 @@ def ctc_loss(
     if not 0 <= blank < classes:
         raise SpecError(f"ctc_loss: expected a blank of 0..{classes - 1}, got {blank}")
     size = targets.shape[1]
-    input_lengths = log_probs._check_indices(input_lengths.astype("int64"), steps + 1)
-    target_lengths = log_probs._check_indices(target_lengths.astype("int64"), size + 1)
+    input_lengths, target_lengths = _lengths("input", input_lengths, steps), _lengths("target", target_lengths, size)
     # Blanks between all labels and at both ends: (N, 2 S + 1).
     known = log_probs._check_indices(targets.astype("int64"), classes)
     pairs = stack([known * 0 + blank, known], 2).reshape(rows, 2 * size)

@@ -211,10 +211,19 @@ class _Pool(Module):
 
 
 class MaxPool2d(_Pool):
-    """Maxima of windows of (N, C, H, W)."""
+    """Maxima of windows of (N, C, H, W); with return_indices also where they are, for MaxUnpool2d."""
+
+    def __init__(
+        self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, *, return_indices: bool = False
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.return_indices = return_indices
 
     def forward(self, x: Any) -> Any:
-        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+        result = F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+        if self.return_indices:
+            return result, F.max_pool_places(x, self.kernel_size, self.stride, self.padding)
+        return result
 
 
 class AvgPool2d(_Pool):
@@ -231,10 +240,16 @@ class _Pool1d(Module):
 
 
 class MaxPool1d(_Pool1d):
-    """Maxima of windows of (N, C, L)."""
+    """Maxima of windows of (N, C, L); with return_indices also where they are, for MaxUnpool1d."""
+
+    def __init__(
+        self, kernel_size: int, stride: int | None = None, padding: int = 0, *, return_indices: bool = False
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.return_indices = return_indices
 
     def forward(self, x: Any) -> Any:
-        return F.max_pool1d(x, self.kernel_size, self.stride, self.padding)
+        return F.max_pool1d(x, self.kernel_size, self.stride, self.padding, self.return_indices)
 
 
 class AvgPool1d(_Pool1d):

@@ -125,6 +125,9 @@ class Module:
         """self.name = module where the name is computed."""
         setattr(self, name, module)
 
+    def _ready(self) -> None:
+        """Raises SpecError where the parameters of this part are not known yet (cyxcore/nn/lazy.py)."""
+
     # walking ----------------------------------------------------------------------------------
 
     def children(self) -> Iterator["Module"]:
@@ -161,6 +164,7 @@ class Module:
     def _named(self, table: str) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
         for prefix, part in self.named_modules():
+            part._ready()
             for name, value in part.__dict__[table].items():
                 if id(value) not in seen:
                     seen.add(id(value))

@@ -20,10 +20,40 @@ class _Pool3d(Module):
 
 
 class MaxPool3d(_Pool3d):
-    """(N, C, D, H, W) -> (N, C, D', H', W')"""
+    """(N, C, D, H, W) -> (N, C, D', H', W'); with return_indices also where the largest are, for MaxUnpool3d."""
+
+    def __init__(
+        self,
+        kernel_size: F.Triple,
+        stride: F.Triple | None = None,
+        padding: F.Triple = 0,
+        *,
+        return_indices: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.return_indices = return_indices
 
     def forward(self, x: Any) -> Any:
-        return F.max_pool3d(x, self.kernel_size, self.stride, self.padding)
+        return F.max_pool3d(x, self.kernel_size, self.stride, self.padding, self.return_indices)
+
+
+class MaxUnpool1d(Module):
+    """Puts what was pooled back to where it came from: (N, C, L) and the places of MaxPool1d; 0 elsewhere."""
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Any, indices: Any, output_size: Any = None) -> Any:
+        return F.max_unpool(x, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class MaxUnpool2d(MaxUnpool1d):
+    """MaxUnpool1d of (N, C, H, W)."""
+
+
+class MaxUnpool3d(MaxUnpool1d):
+    """MaxUnpool1d of (N, C, D, H, W)."""
 
 
 class AvgPool3d(_Pool3d):

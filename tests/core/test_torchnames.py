@@ -470,3 +470,112 @@ def test_parameters_as_a_vector() -> None:
     assert model.weight.sum().item() == 6.0 and vector.shape == (9,)
     with pytest.raises(ShapeError, match="expected a vector of 9 numbers"):
         cx.nn.utils.vector_to_parameters(vector[1:], model.parameters())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_graph_takes_what_is_not_finite(value: float) -> None:
+    def compute(x: Any) -> Any:
+        masked = x.masked_fill(cx.tensor(MASK), value)
+        return masked, x + cx.tensor([1.0, value, 2.0, -value]), cx.functional.pad(x, (1, 2), value=value)
+
+    for one, other in zip(cx.compile(compute)(cx.tensor(X)), compute(cx.tensor(X)), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_border_of_infinity() -> None:
+    for mode in (float("inf"), float("-inf")):
+        ours = cx.functional.pad(cx.tensor(X), (1, 0, 0, 2), value=mode)
+        theirs = torch.nn.functional.pad(torch.tensor(X), (1, 0, 0, 2), value=mode)
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_numbers_too_large_for_a_dtype_are_infinite() -> None:
+    x = cx.ones(2)
+    for large in (x * 1e300, x + 1e300, cx.full((2,), 1e300), cx.asarray([1e300, 1e300]), x.half() * 1e6):
+        assert large.tolist() == [float("inf")] * 2  # and no warning, which the tests would take for an error
+    assert cx.compile(lambda x: x * 1e300)(x).tolist() == [float("inf")] * 2
+
+
+def test_einsum_of_bools() -> None:
+    a, b = np.array([[True, False], [False, False]]), np.array([True, False])
+    assert cx.einsum("ij,j->i", cx.tensor(a), cx.tensor(b)).tolist() == np.einsum("ij,j->i", a, b).tolist()
+    assert cx.einsum("ij->j", cx.tensor(a)).dtype == "bool"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets"), [([5, -1], [2, 2]), ([5, 6], [2, 2]), ([5, 5], [2, -1]), ([5, 5], [3, 1])]
+)
+def test_lengths_that_cannot_be_are_refused(inputs: list[int], targets: list[int]) -> None:
+    scores = cx.log_softmax(cx.zeros(5, 2, 4), -1)
+    with pytest.raises(ShapeError, match="ctc_loss: expected (input|target)_lengths of 0"):
+        cx.functional.ctc_loss(scores, cx.tensor([[1, 2], [1, 3]]), cx.tensor(inputs), cx.tensor(targets))
+
+
+POOLS = [
+    (1, 2, None, 0),
+    (1, 3, 2, 1),
+    (2, 2, None, 0),
+    (2, 3, 1, 1),
+    (2, (2, 3), (2, 1), (0, 1)),
+    (3, 2, None, 0),
+    (3, 3, 2, 1),
+]
+
+
+@pytest.mark.parametrize(("rank", "kernel", "stride", "padding"), POOLS)
+def test_pooling_with_places_and_back(rank: int, kernel: Any, stride: Any, padding: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, *(7, 6, 5)[:rank])).astype(np.float32)
+    results = []
+    for m in (cx, torch):
+        value = m.tensor(x, requires_grad=True)
+        pooled, places = getattr(m.nn, f"MaxPool{rank}d")(kernel, stride, padding, return_indices=True)(value)
+        back = getattr(m.nn, f"MaxUnpool{rank}d")(kernel, stride, padding)(pooled, places, output_size=x.shape)
+        (back * back).sum().backward()
+        results.append([pooled.detach().numpy(), places.numpy(), back.detach().numpy()])
+        if stride is None:  # of windows that overlap PyTorch counts the gradient of a place more than once
+            results[-1].append(value.grad.numpy())
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_unpooling_finds_the_sizes() -> None:
+    x = cx.tensor(np.random.default_rng(0).normal(size=(1, 1, 4, 6)).astype(np.float32))
+    pooled, places = cx.nn.MaxPool2d(2, return_indices=True)(x)
+    assert cx.functional.max_unpool2d(pooled, places, 2).shape == (1, 1, 4, 6)
+    with pytest.raises(ShapeError, match="expected indices of x's shape"):
+        cx.functional.max_unpool2d(pooled, places[:, :, :1], 2)
+
+
+LAZY = [
+    ("LazyLinear", (5,), (2, 3)), ("LazyConv1d", (5, 2), (2, 3, 7)), ("LazyConv2d", (5, 2), (2, 3, 7, 6)),
+    ("LazyConv3d", (5, 2), (2, 3, 4, 5, 6)), ("LazyConvTranspose1d", (5, 2), (2, 3, 7)),
+    ("LazyConvTranspose2d", (5, 2), (2, 3, 7, 6)), ("LazyConvTranspose3d", (5, 2), (2, 3, 3, 3, 3)),
+    ("LazyBatchNorm1d", (), (4, 3)), ("LazyBatchNorm2d", (), (4, 3, 2, 2)), ("LazyBatchNorm3d", (), (4, 3, 2, 2, 2)),
+    ("LazyInstanceNorm1d", (), (2, 3, 4)), ("LazyInstanceNorm2d", (), (2, 3, 4, 4)),
+    ("LazyInstanceNorm3d", (), (2, 3, 4, 4, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "arguments", "shape"), LAZY)
+@pytest.mark.filterwarnings("ignore")  # torch warns of its lazy modules
+def test_lazy_modules(kind: str, arguments: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    ours, theirs = getattr(cx.nn, kind)(*arguments), getattr(torch.nn, kind)(*arguments)
+    model = cx.nn.Sequential(ours)
+    with pytest.raises(CyxError, match=f"{kind} has no parameters yet: call the model once"):
+        list(model.parameters())
+    expected = theirs(torch.tensor(x))
+    model(cx.tensor(x))
+    assert type(model[0]) is getattr(cx.nn, kind[4:])
+    if "InstanceNorm" not in kind:  # which has none
+        ours.load_state_dict({name: value.detach().numpy() for name, value in theirs.state_dict().items()})
+    np.testing.assert_allclose(ours(cx.tensor(x)).numpy(), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lazy_module_is_called_before_it_is_compiled() -> None:
+    model = cx.nn.Sequential(cx.nn.LazyLinear(2))
+    with pytest.raises(CyxError, match="LazyLinear has no parameters yet"):
+        cx.compile(model)(cx.ones(1, 3))
+    model.eval()
+    model(cx.ones(1, 3))
+    assert not model[0].training and cx.compile(model)(cx.ones(1, 3)).shape == (1, 2)
