@@ -134,6 +134,7 @@ _MODULES = (
     "spec",
     "data",
     "device",
+    "distributions",
     "transforms",
     "onnx",
     "patterns",
@@ -145,6 +146,7 @@ if TYPE_CHECKING:
     from cyxcore import callbacks as callbacks
     from cyxcore import data as data
     from cyxcore import device as device
+    from cyxcore import distributions as distributions
     from cyxcore import errors as errors
     from cyxcore import fft as fft
     from cyxcore import functional as functional

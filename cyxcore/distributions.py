@@ -1,304 +1,193 @@
-"""Distributions made of Philox words: the same bits on every machine.
+"""Distributions to draw from and to take logarithms of, with torch.distributions' names: policies, latent variables.
 
-Only what IEEE 754 rounds alone is left to NumPy (sums, products, quotients, square roots, comparisons); logarithms,
-exponentials and erf are the compiled kernels', whose bits depend on nothing. Numbers are float64, integers int64,
-flat; parameters are float64 arrays of that size that the caller has checked.
-
-Sources: normal quantiles by M. J. Wichura, AS 241 (1988); gamma by G. Marsaglia and W. W. Tsang (2000); Poisson and
-binomial by W. Hörmann, PTRS and BTRS (1993).
+Parameters are tensors that broadcast, or numbers. sample(shape) gives (*shape, *batch) without a gradient, rsample one
+with; log_prob and entropy have gradients. Draws are those of the generator cx.manual_seed sets.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from cyxcore import device as devices
-from cyxcore import drawing
-from cyxcore.kernels.philox import uniform_words
+from cyxcore import random
+from cyxcore.eager import Tensor, no_grad
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional import log_softmax, softplus, take_along_axis, where
+from cyxcore.manipulation import broadcast_arrays
 
-Array = np.ndarray[Any, Any]
+__all__ = ["Bernoulli", "Categorical", "Distribution", "Normal", "Uniform", "kl_divergence"]
 
 
-class Source:
-    """The numbers of one draw of a generator: each request takes a new stream of (seed, step)."""
+def _tensors(*values: Any) -> tuple[Any, ...]:
+    """Numbers and tensors as float tensors of one shape."""
+    made = [value if isinstance(value, Tensor) else Tensor(float(value)) for value in values]
+    return broadcast_arrays(*made)
 
-    def __init__(self, seed: int, step: int) -> None:
-        self.seed, self.step, self._stream = seed, step, 0
 
-    def _next(self) -> int:
-        self._stream += 1
-        return self._stream - 1
+class Distribution:
+    """batch_shape: of the parameters; each place of it is a distribution of its own."""
 
-    def uniform(self, count: int) -> Array:
-        """Multiples of 2**-48 in [0, 1)."""
-        pairs = drawing.uniform(self.seed, self.step, self._next(), (count, 2), "cpu")
-        return pairs[:, 0] + pairs[:, 1] * 2.0**-24
+    batch_shape: tuple[int, ...]
 
-    def inside(self, count: int) -> Array:
-        """Odd multiples of 2**-49: never 0 or 1."""
-        return self.uniform(count) + 2.0**-49
+    def rsample(self, shape: Sequence[int] = ()) -> Any:
+        """A draw that gradients flow through to the parameters. Raises SpecError where there is none."""
+        raise SpecError(f"{type(self).__name__} has no rsample: what it draws does not change a little at a time")
 
-    def words(self, count: int) -> Array:
-        """64 random bits each, uint64."""
-        halves = uniform_words(self.seed, self.step, self._next(), 2 * count).astype(np.uint64).reshape(-1, 2)
-        return halves[:, 0] << np.uint64(32) | halves[:, 1]
+    def sample(self, shape: Sequence[int] = ()) -> Any:
+        """A draw (*shape, *batch_shape) without a gradient."""
+        with no_grad():
+            return self.rsample(shape)
 
+    def log_prob(self, value: Any) -> Any:
+        """The logarithm of the probability, or of its density."""
+        raise NotImplementedError
 
-def _by_kernel(op: str, x: Array) -> Array:
-    x = np.ascontiguousarray(x, np.float64)
-    out = np.empty_like(x)
-    devices.backend("cpu").call(op, out, [x], {})
-    return out
+    def _whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (*tuple(shape), *self.batch_shape)
 
 
-def log(x: Array) -> Array:
-    return _by_kernel("log", x)
+class Normal(Distribution):
+    """Of mean loc and standard deviation scale > 0."""
 
+    def __init__(self, loc: Any, scale: Any) -> None:
+        self.loc, self.scale = _tensors(loc, scale)
+        self.batch_shape = self.loc.shape
+        if not (self.scale.detach().numpy() > 0).all():
+            raise SpecError("Normal: expected a scale above 0 everywhere")
+
+    @property
+    def mean(self) -> Any:
+        return self.loc
+
+    @property
+    def stddev(self) -> Any:
+        return self.scale
+
+    @property
+    def variance(self) -> Any:
+        return self.scale.square()
+
+    def rsample(self, shape: Sequence[int] = ()) -> Any:
+        return self.loc + self.scale * random.normal(0.0, 1.0, self._whole(shape), dtype=self.loc.dtype)
 
-def exp(x: Array) -> Array:
-    return _by_kernel("exp", x)
+    def log_prob(self, value: Any) -> Any:
+        away = (value - self.loc) / self.scale
+        return away.square() * -0.5 - self.scale.log() - 0.5 * math.log(2.0 * math.pi)
 
+    def entropy(self) -> Any:
+        return self.scale.log() + 0.5 * (1.0 + math.log(2.0 * math.pi))
 
-# real numbers -------------------------------------------------------------------------------------
+    def cdf(self, value: Any) -> Any:
+        """The probability of at most `value`."""
+        return (((value - self.loc) / (self.scale * math.sqrt(2.0))).erf() + 1.0) * 0.5
 
-# AS 241: numerators and denominators in the middle, near and far in the tails, the constant first.
-_MIDDLE = (
-    (3.3871328727963666080, 133.14166789178437745, 1971.5909503065514427, 13731.693765509461125, 45921.953931549871457)
-    + (67265.770927008700853, 33430.575583588128105, 2509.0809287301226727),
-    (1.0, 42.313330701600911252, 687.18700749205790830, 5394.1960214247511077, 21213.794301586595867)
-    + (39307.895800092710610, 28729.085735721942674, 5226.4952788528545610),
-)
-_NEAR = (
-    (1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550, 3.64784832476320460504)
-    + (1.27045825245236838258, 0.241780725177450611770, 0.0227238449892691845833, 7.74545014278341407640e-4),
-    (1.0, 2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550, 0.148103976427480074590)
-    + (0.0151986665636164571966, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
-)
-_FAR = (
-    (6.65790464350110377720, 5.46378491116411436990, 1.78482653991729133580, 0.296560571828504891230)
-    + (0.0265321895265761230930, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
-    (1.0, 0.599832206555887937690, 0.136929880922735805310, 0.0148753612908506148525, 7.86869131145613259100e-4)
-    + (1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
-)
 
+class Uniform(Distribution):
+    """low <= x < high."""
 
-def _ratio(parts: tuple[tuple[float, ...], tuple[float, ...]], r: Array) -> Array:
-    above, below = (np.full_like(r, part[-1]) for part in parts)
-    for a, b in zip(parts[0][-2::-1], parts[1][-2::-1], strict=True):
-        above, below = above * r + a, below * r + b
-    return above / below
+    def __init__(self, low: Any, high: Any) -> None:
+        self.low, self.high = _tensors(low, high)
+        self.batch_shape = self.low.shape
+        if not (self.low.detach().numpy() < self.high.detach().numpy()).all():
+            raise SpecError("Uniform: expected low below high everywhere")
 
+    def rsample(self, shape: Sequence[int] = ()) -> Any:
+        drawn = random.uniform(0.0, 1.0, self._whole(shape), dtype=self.low.dtype)
+        return self.low + (self.high - self.low) * drawn
 
-def normal_quantile(p: Array) -> Array:
-    """The x a standard normal number is below with probability p, 0 < p < 1."""
-    q = p - 0.5
-    result = q * _ratio(_MIDDLE, 0.180625 - q * q)
-    (tails,) = np.nonzero(np.abs(q) > 0.425)
-    r = np.sqrt(-log(np.minimum(p[tails], 1.0 - p[tails])))
-    size = np.where(r <= 5.0, _ratio(_NEAR, r - 1.6), _ratio(_FAR, r - 5.0))
-    result[tails] = np.copysign(size, q[tails])
-    return result
+    def log_prob(self, value: Any) -> Any:
+        inside = (value >= self.low) & (value < self.high)
+        return where(inside, -(self.high - self.low).log(), -math.inf)
 
+    def entropy(self) -> Any:
+        return (self.high - self.low).log()
 
-def normal_below(x: Array) -> Array:
-    """The probability of a standard normal number below x, to about 1e-16."""
-    return 0.5 + 0.5 * _by_kernel("erf", x * math.sqrt(0.5))
 
+class Bernoulli(Distribution):
+    """1 with probability probs, else 0; or by logits, log(p / (1 - p))."""
 
-def normal(source: Source, count: int) -> Array:
-    return normal_quantile(source.inside(count))
-
-
-def truncated_normal(source: Source, low: Array, high: Array) -> Array:
-    """Standard normal numbers of an interval, which has to hold some probability."""
-    flip = low > 0  # the lower half has the digits
-    a, b = np.where(flip, -high, low), np.where(flip, -low, high)
-    start, stop = normal_below(a), normal_below(b)
-    p = start + (stop - start) * source.inside(low.size)
-    x = np.minimum(np.maximum(normal_quantile(np.clip(p, 2.0**-60, 1.0 - 2.0**-53)), a), b)
-    return np.where(flip, -x, x)
-
-
-def exponential(source: Source, count: int) -> Array:
-    return -log(source.inside(count))
-
-
-def laplace(source: Source, count: int) -> Array:
-    u = source.inside(count)
-    size = -log(2.0 * np.minimum(u, 1.0 - u))
-    return np.where(u < 0.5, -size, size)
-
-
-def gumbel(source: Source, count: int) -> Array:
-    return -log(exponential(source, count))
-
-
-def logistic(source: Source, count: int) -> Array:
-    u = source.inside(count)
-    return log(u) - log(1.0 - u)
-
-
-def gamma(source: Source, shape: Array) -> Array:
-    """Of scale 1. Each number is tried until it is accepted, nineteen of twenty at the first try."""
-    small = shape < 1.0
-    d = np.where(small, shape + 1.0, shape) - 1.0 / 3.0
-    c = 1.0 / np.sqrt(9.0 * d)
-    result = np.empty_like(shape)
-    waiting = np.arange(shape.size)
-    while waiting.size:
-        x, u = normal(source, waiting.size), source.inside(waiting.size)
-        v = 1.0 + c[waiting] * x
-        v = v * v * v
-        of = d[waiting]
-        good = v > 0.0
-        limit = 0.5 * (x * x) + of - of * v + of * log(np.where(good, v, 1.0))
-        good &= log(u) < limit
-        result[waiting[good]] = (of * v)[good]
-        waiting = waiting[~good]
-    if small.any():
-        u = source.inside(shape.size)
-        result = np.where(small, result * exp(log(u) / shape), result)
-    return result
-
-
-def beta(source: Source, a: Array, b: Array) -> Array:
-    x, y = gamma(source, a), gamma(source, b)
-    total = x + y
-    return np.where(total > 0.0, x / np.where(total > 0.0, total, 1.0), 0.5)
-
-
-# integers -----------------------------------------------------------------------------------------
-
-
-def integers(source: Source, low: int, high: int, count: int) -> Array:
-    """low <= n < high, each as likely as the others. int64."""
-    span = high - low
-    last = np.uint64(2**64 - 1 - 2**64 % span)  # words above would favour the first
-    words = source.words(count)
-    while (over := np.nonzero(words > last)[0]).size:
-        words[over] = source.words(over.size)
-    offset = words % np.uint64(span) if span < 2**64 else words
-    return (offset + np.uint64(low % 2**64)).astype(np.int64)
-
-
-def permutation(source: Source, count: int) -> Array:
-    return np.argsort(source.words(count), kind="stable").astype(np.int64)
-
-
-def log_factorial(k: Array) -> Array:
-    """log(k!): Stirling's series from 16 on, products before."""
-    x = np.maximum(k, 16.0) + 1.0
-    over = 1.0 / x
-    square = over * over
-    series = over * (1.0 / 12 - square * (1.0 / 360 - square * (1.0 / 1260 - square / 1680)))
-    large = (x - 0.5) * log(x) - x + 0.91893853320467274178 + series
-    table = log(np.array([float(math.factorial(n)) for n in range(17)]))
-    return np.where(k < 16.0, table[np.minimum(k, 16.0).astype(np.int64)], large)
-
-
-def _counted(u: Array, first: Array, ratio: Any, most: Array) -> Array:
-    """The k whose probabilities up to it first exceed u. ratio(k) is that of k + 1 to that of k."""
-    k = np.zeros_like(u)
-    each, total = first.copy(), first.copy()
-    while (below := (u > total) & (k < most) & (each > 0.0)).any():
-        each = np.where(below, each * ratio(k), each)
-        total = np.where(below, total + each, total)
-        k = np.where(below, k + 1.0, k)
-    return k
-
-
-def _tried(source: Source, count: int, propose: Any) -> Array:
-    """propose(places, u - 1/2, v) -> (numbers, which are accepted), until all are."""
-    result = np.empty(count)
-    waiting = np.arange(count)
-    while waiting.size:
-        u, v = source.inside(waiting.size) - 0.5, source.inside(waiting.size)
-        k, good = propose(waiting, u, v)
-        result[waiting[good]] = k[good]
-        waiting = waiting[~good]
-    return result
-
-
-def poisson(source: Source, rate: Array) -> Array:
-    large = rate >= 10.0
-    few = np.where(large, 0.0, rate)
-    result = _counted(source.inside(rate.size), exp(-few), lambda k: few / (k + 1.0), np.full_like(rate, np.inf))
-    if large.any():
-        result[large] = _poisson_large(source, rate[large])
-    return result.astype(np.int64)
-
-
-def _poisson_large(source: Source, rate: Array) -> Array:
-    root, log_rate = np.sqrt(rate), log(rate)
-    b = 0.931 + 2.53 * root
-    a = 0.02483 * b - 0.059
-    inverse = log(1.1239 + 1.1328 / (b - 3.4))
-    edge = 0.9277 - 3.6224 / (b - 2.0)
-
-    def propose(at: Array, u: Array, v: Array) -> tuple[Array, Array]:
-        us = 0.5 - np.abs(u)
-        k = np.floor((2.0 * a[at] / us + b[at]) * u + rate[at] + 0.43)
-        quick = (us >= 0.07) & (v <= edge[at])
-        out = (k < 0.0) | ((us < 0.013) & (v > us))
-        safe = np.maximum(k, 0.0)
-        left = log(v) + inverse[at] - log(a[at] / (us * us) + b[at])
-        right = safe * log_rate[at] - rate[at] - log_factorial(safe)
-        return k, quick | (~out & (left <= right))
-
-    return _tried(source, rate.size, propose)
-
-
-def binomial(source: Source, trials: Array, p: Array) -> Array:
-    flip = p > 0.5
-    p = np.where(flip, 1.0 - p, p)
-    large = trials * p >= 10.0
-    n, share = np.where(large, 0.0, trials), np.where(large, 0.0, p)
-    odds = share / (1.0 - share)
-    first = exp(n * log(1.0 - share))
-    result = _counted(source.inside(p.size), first, lambda k: (n - k) / (k + 1.0) * odds, n)
-    if large.any():
-        result[large] = _binomial_large(source, trials[large], p[large])
-    return np.where(flip, trials - result, result).astype(np.int64)
-
-
-def _binomial_large(source: Source, n: Array, p: Array) -> Array:
-    root = np.sqrt(n * p * (1.0 - p))
-    b = 1.15 + 2.53 * root
-    a = 0.0248 * b - 0.0873 + 0.01 * p
-    centre, edge, alpha = n * p + 0.5, 0.92 - 4.2 / b, (2.83 + 5.1 / b) * root
-    log_odds = log(p / (1.0 - p))
-    mode = np.floor((n + 1.0) * p)
-    top = log_factorial(mode) + log_factorial(n - mode)
-
-    def propose(at: Array, u: Array, v: Array) -> tuple[Array, Array]:
-        us = 0.5 - np.abs(u)
-        k = np.floor((2.0 * a[at] / us + b[at]) * u + centre[at])
-        inside = (k >= 0.0) & (k <= n[at])
-        safe = np.where(inside, k, 0.0)
-        left = log(v * alpha[at] / (a[at] / (us * us) + b[at]))
-        right = top[at] - log_factorial(safe) - log_factorial(n[at] - safe) + (safe - mode[at]) * log_odds[at]
-        return k, inside & ((us >= 0.07) & (v <= edge[at]) | (left <= right))
-
-    return _tried(source, n.size, propose)
-
-
-def geometric(source: Source, p: Array) -> Array:
-    """Trials up to the first success."""
-    certain = p >= 1.0
-    per = log(1.0 - np.where(certain, 0.5, p))
-    found = np.maximum(np.ceil(log(source.inside(p.size)) / per), 1.0)
-    return np.where(certain, 1.0, np.minimum(found, 2.0**62)).astype(np.int64)
-
-
-def places_by_weight(source: Source, weights: Array, count: int) -> Array:
-    """Indices, each as often as its weight says. weights: (K,), of a positive sum."""
-    edges = np.cumsum(weights)
-    found = np.searchsorted(edges, source.uniform(count) * edges[-1], side="right")
-    return np.minimum(found, np.nonzero(weights)[0][-1]).astype(np.int64)
-
-
-def distinct_places_by_weight(source: Source, weights: Array, count: int) -> Array:
-    """Different indices, drawn one after the other by weight: a race of exponential clocks."""
-    clocks = np.where(weights > 0.0, exponential(source, weights.size) / np.where(weights > 0.0, weights, 1.0), np.inf)
-    return np.argsort(clocks, kind="stable")[:count].astype(np.int64)
+    def __init__(self, probs: Any = None, logits: Any = None) -> None:
+        if (probs is None) == (logits is None):
+            raise SpecError("Bernoulli: expected one of probs and logits")
+        if logits is None:
+            (given,) = _tensors(probs)
+            known = given.detach().numpy()
+            if not ((known >= 0) & (known <= 1)).all():
+                raise SpecError("Bernoulli: expected probabilities of 0..1")
+            least = 1e-7  # as far from the ends as float32 tells
+            kept = given.clamp(least, 1.0 - least)
+            self.logits, self.probs = kept.log() - (1.0 - kept).log(), given
+        else:
+            (self.logits,) = _tensors(logits)
+            self.probs = self.logits.sigmoid()
+        self.batch_shape = self.logits.shape
+
+    def sample(self, shape: Sequence[int] = ()) -> Any:
+        drawn = random.uniform(0.0, 1.0, self._whole(shape), dtype=self.probs.dtype)
+        return (drawn < self.probs.detach()).astype(self.probs.dtype)
+
+    def log_prob(self, value: Any) -> Any:
+        return value * self.logits - softplus(self.logits)
+
+    def entropy(self) -> Any:
+        return softplus(self.logits) - self.probs * self.logits
+
+
+class Categorical(Distribution):
+    """One of N, by probs (..., N), which need not add up to 1, or logits (..., N)."""
+
+    def __init__(self, probs: Any = None, logits: Any = None) -> None:
+        if (probs is None) == (logits is None):
+            raise SpecError("Categorical: expected one of probs and logits")
+        given = probs if logits is None else logits
+        if given.ndim < 1 or given.shape[-1] < 1:
+            raise ShapeError(f"Categorical: expected (..., N) with N >= 1, got {given.shape}")
+        if logits is None:
+            known = given.detach().numpy()
+            if not ((known >= 0).all() and (known.sum(-1) > 0).all()):
+                raise SpecError("Categorical: expected probabilities >= 0 with some above 0")
+            self.probs = probs / probs.sum(-1, keepdims=True)
+            self.logits = self.probs.clamp(1e-7, 1.0 - 1e-7).log()
+        else:
+            self.logits = log_softmax(logits, -1)
+            self.probs = self.logits.exp()
+        self.batch_shape = given.shape[:-1]
+
+    def sample(self, shape: Sequence[int] = ()) -> Any:
+        ends = np.cumsum(self.probs.detach().numpy().astype(np.float64), axis=-1)
+        drawn = random.uniform(0.0, 1.0, self._whole(shape), dtype="float64").numpy()
+        places = (drawn[..., None] >= ends / ends[..., -1:]).sum(-1)
+        return Tensor(places.astype(np.int64)).to(self.probs.device)
+
+    def log_prob(self, value: Any) -> Any:
+        whole = (*value.shape, self.logits.shape[-1])
+        return take_along_axis(self.logits.broadcast_to(*whole), value.astype("int64").expand_dims(-1), -1).squeeze(-1)
+
+    def entropy(self) -> Any:
+        return -(self.probs * self.logits).sum(-1)
+
+
+def _of_normals(p: Normal, q: Normal) -> Any:
+    ratio = (p.scale / q.scale).square()
+    return (ratio + ((p.loc - q.loc) / q.scale).square() - 1.0 - ratio.log()) * 0.5
+
+
+def _of_bernoullis(p: Bernoulli, q: Bernoulli) -> Any:
+    return p.probs * (p.logits - q.logits) + softplus(q.logits) - softplus(p.logits)
+
+
+_DIVERGENCES: dict[type[Distribution], Callable[..., Any]] = {
+    Normal: _of_normals,
+    Bernoulli: _of_bernoullis,
+    Categorical: lambda p, q: (p.probs * (p.logits - q.logits)).sum(-1),
+}
+
+
+def kl_divergence(p: Distribution, q: Distribution) -> Any:
+    """The Kullback-Leibler divergence of q from p, both of one kind. Raises SpecError for others."""
+    known = _DIVERGENCES.get(type(p))
+    if known is None or type(q) is not type(p):
+        kinds = ", ".join(kind.__name__ for kind in _DIVERGENCES)
+        raise SpecError(f"kl_divergence: expected two of one of {kinds}, got {type(p).__name__} and {type(q).__name__}")
+    return known(p, q)

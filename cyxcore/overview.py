@@ -40,6 +40,9 @@ class Summary(Struct, frozen=True, kw_only=True):
     inference_bytes: int
     training_bytes: int
 
+    def __repr__(self) -> str:
+        return str(self)  # what a prompt and a notebook show is the table too
+
     def __str__(self) -> str:
         cells = [("layer", "output", "parameters", "flops", "activations")]
         cells += [

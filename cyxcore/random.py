@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import distributions, drawing, eager
+from cyxcore import drawing, eager, variates
 from cyxcore.creation import _shape
-from cyxcore.distributions import Source
 from cyxcore.dtype import DTYPES, FLOATS, INTEGERS, dtype_name, iinfo
 from cyxcore.eager import Tensor
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import Shape, broadcast, stretches
 from cyxcore.kernels.philox import uniform_words
+from cyxcore.variates import Source
 
 Array = np.ndarray[Any, Any]
 
@@ -114,9 +114,7 @@ class Generator(eager.Generator):
         """Of mean loc and standard deviation scale."""
         mean = _numbers("normal", "loc", loc, _any, "finite")
         deviation = _numbers("normal", "scale", scale, _not_negative, ">= 0")
-        return self._drawn(
-            "normal", size, dtype, (mean, deviation), lambda s, n, m, d: m + d * distributions.normal(s, n)
-        )
+        return self._drawn("normal", size, dtype, (mean, deviation), lambda s, n, m, d: m + d * variates.normal(s, n))
 
     def truncated_normal(
         self,
@@ -138,12 +136,12 @@ class Generator(eager.Generator):
         start, stop = ((part - mean) / deviation for part in parts)
         start, stop = np.broadcast_arrays(start, stop)
         first, last = np.where(start > 0, -stop, start), np.where(start > 0, -start, stop)
-        share = distributions.normal_below(last) - distributions.normal_below(first)
+        share = variates.normal_below(last) - variates.normal_below(first)
         if not np.all(share >= 1e-9):
             raise SpecError(f"truncated_normal: {low}..{high} holds less than 1e-9 of the numbers around {loc}")
 
         def draw(source: Source, count: int, a: Array, b: Array, m: Array, d: Array, low: Array, high: Array) -> Array:
-            return np.clip(m + d * distributions.truncated_normal(source, a, b), low, high)
+            return np.clip(m + d * variates.truncated_normal(source, a, b), low, high)
 
         return self._drawn("truncated_normal", size, dtype, (start, stop, mean, deviation, *parts), draw)
 
@@ -156,7 +154,7 @@ class Generator(eager.Generator):
             size,
             dtype,
             (centre, deviation),
-            lambda s, n, m, d: distributions.exp(m + d * distributions.normal(s, n)),
+            lambda s, n, m, d: variates.exp(m + d * variates.normal(s, n)),
         )
 
     def _moved(
@@ -168,50 +166,50 @@ class Generator(eager.Generator):
 
     def laplace(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """Of density exp(-|x - loc| / scale) / (2 scale)."""
-        return self._moved("laplace", distributions.laplace, loc, scale, size, dtype)
+        return self._moved("laplace", variates.laplace, loc, scale, size, dtype)
 
     def gumbel(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """loc - scale log(-log(u))."""
-        return self._moved("gumbel", distributions.gumbel, loc, scale, size, dtype)
+        return self._moved("gumbel", variates.gumbel, loc, scale, size, dtype)
 
     def logistic(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """loc + scale log(u / (1 - u))."""
-        return self._moved("logistic", distributions.logistic, loc, scale, size, dtype)
+        return self._moved("logistic", variates.logistic, loc, scale, size, dtype)
 
     def cauchy(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """The quotient of two normal numbers."""
 
         def draw(source: Source, count: int) -> Array:
-            return distributions.normal(source, count) / distributions.normal(source, count)
+            return variates.normal(source, count) / variates.normal(source, count)
 
         return self._moved("cauchy", draw, loc, scale, size, dtype)
 
     def exponential(self, scale: Any = 1.0, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """Of mean scale."""
-        return self._moved("exponential", distributions.exponential, 0.0, scale, size, dtype)
+        return self._moved("exponential", variates.exponential, 0.0, scale, size, dtype)
 
     def gamma(self, shape: Any, scale: Any = 1.0, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """Of density x**(shape - 1) exp(-x / scale), shape > 0."""
         form = _numbers("gamma", "shape", shape, _positive, "> 0")
         width = _numbers("gamma", "scale", scale, _not_negative, ">= 0")
-        return self._drawn("gamma", size, dtype, (form, width), lambda s, n, a, d: d * distributions.gamma(s, a))
+        return self._drawn("gamma", size, dtype, (form, width), lambda s, n, a, d: d * variates.gamma(s, a))
 
     def beta(self, a: Any, b: Any, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """Of density x**(a - 1) (1 - x)**(b - 1), a > 0, b > 0."""
         parts = tuple(_numbers("beta", what, x, _positive, "> 0") for what, x in (("a", a), ("b", b)))
-        return self._drawn("beta", size, dtype, parts, lambda s, n, a, b: distributions.beta(s, a, b))
+        return self._drawn("beta", size, dtype, parts, lambda s, n, a, b: variates.beta(s, a, b))
 
     def chisquare(self, df: Any, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """The sum of df squared normal numbers, df > 0."""
         freedom = _numbers("chisquare", "df", df, _positive, "> 0")
-        return self._drawn("chisquare", size, dtype, (freedom,), lambda s, n, f: 2.0 * distributions.gamma(s, f * 0.5))
+        return self._drawn("chisquare", size, dtype, (freedom,), lambda s, n, f: 2.0 * variates.gamma(s, f * 0.5))
 
     def standard_t(self, df: Any, size: Any = None, *, dtype: Any = "float32") -> Tensor:
         """Student's t with df > 0 degrees of freedom."""
         freedom = _numbers("standard_t", "df", df, _positive, "> 0")
 
         def draw(source: Source, count: int, f: Array) -> Array:
-            return distributions.normal(source, count) / np.sqrt(2.0 * distributions.gamma(source, f * 0.5) / f)
+            return variates.normal(source, count) / np.sqrt(2.0 * variates.gamma(source, f * 0.5) / f)
 
         return self._drawn("standard_t", size, dtype, (freedom,), draw)
 
@@ -223,7 +221,7 @@ class Generator(eager.Generator):
             size,
             dtype,
             (form,),
-            lambda s, n, a: distributions.exp(distributions.log(distributions.exponential(s, n)) / a),
+            lambda s, n, a: variates.exp(variates.log(variates.exponential(s, n)) / a),
         )
 
     def dirichlet(self, alpha: Any, size: Any = None, *, dtype: Any = "float32") -> Tensor:
@@ -232,7 +230,7 @@ class Generator(eager.Generator):
         if weights.ndim != 1 or not weights.size:
             raise ShapeError(f"dirichlet: expected alpha (K,), got {weights.shape}")
         shape = (*_size(size), weights.size)
-        parts = distributions.gamma(self._source(), np.broadcast_to(weights, shape).reshape(-1)).reshape(shape)
+        parts = variates.gamma(self._source(), np.broadcast_to(weights, shape).reshape(-1)).reshape(shape)
         total = np.cumsum(parts, -1)[..., -1:]  # one after the other: np.sum has an order of its own
         return _placed(parts / total, dtype_name(dtype))
 
@@ -256,7 +254,7 @@ class Generator(eager.Generator):
         if not limits.min <= first < last <= limits.max + 1:
             raise SpecError(f"integers: expected low < high within {wanted}, got {first}..{last}")
         shape = _size(size)
-        found = distributions.integers(self._source(), first, last, math.prod(shape)).reshape(shape)
+        found = variates.integers(self._source(), first, last, math.prod(shape)).reshape(shape)
         return _placed(found.view(np.uint64) if wanted == "uint64" else found, wanted)
 
     def randint(self, low: int, high: int | None = None, size: Any = None, *, dtype: Any = "int64") -> Tensor:
@@ -272,7 +270,7 @@ class Generator(eager.Generator):
     def poisson(self, lam: Any = 1.0, size: Any = None, *, dtype: Any = "int64") -> Tensor:
         """Of mean lam, 0 <= lam <= 1e12."""
         rate = _numbers("poisson", "lam", lam, lambda x: (x >= 0) & (x <= MAX_RATE), "0 <= lam <= 1e12")
-        return self._counts("poisson", size, dtype, (rate,), lambda s, n, r: distributions.poisson(s, r))
+        return self._counts("poisson", size, dtype, (rate,), lambda s, n, r: variates.poisson(s, r))
 
     def binomial(self, n: Any, p: Any, size: Any = None, *, dtype: Any = "int64") -> Tensor:
         """Successes in n trials of probability p, 0 <= n <= 1e12."""
@@ -281,13 +279,13 @@ class Generator(eager.Generator):
         )
         chance = _numbers("binomial", "p", p, _probability, "0 <= p <= 1")
         return self._counts(
-            "binomial", size, dtype, (trials, chance), lambda s, count, n, p: distributions.binomial(s, n, p)
+            "binomial", size, dtype, (trials, chance), lambda s, count, n, p: variates.binomial(s, n, p)
         )
 
     def geometric(self, p: Any, size: Any = None, *, dtype: Any = "int64") -> Tensor:
         """Trials of probability p up to the first success: 1 or more."""
         chance = _numbers("geometric", "p", p, lambda x: (x > 0) & (x <= 1), "0 < p <= 1")
-        return self._counts("geometric", size, dtype, (chance,), lambda s, n, p: distributions.geometric(s, p))
+        return self._counts("geometric", size, dtype, (chance,), lambda s, n, p: variates.geometric(s, p))
 
     def multinomial(self, n: int, pvals: Any, size: Any = None, *, dtype: Any = "int64") -> Tensor:
         """How often each of K things came in n draws: (*size, K) for pvals (K,), which sum to 1."""
@@ -300,7 +298,7 @@ class Generator(eager.Generator):
         found = np.zeros((left.size, chances.size), np.int64)
         for place, chance in enumerate(chances[:-1].tolist()):
             share = min(1.0, max(0.0, chance / rest)) if rest > 0 else 0.0
-            found[:, place] = distributions.binomial(source, left, np.full_like(left, share))
+            found[:, place] = variates.binomial(source, left, np.full_like(left, share))
             left, rest = left - found[:, place], rest - chance
         found[:, -1] = left
         return _placed(found.reshape(*shape, -1), wanted)
@@ -312,10 +310,10 @@ class Generator(eager.Generator):
         if isinstance(x, int):
             if x < 0:
                 raise SpecError(f"permutation: expected a count >= 0, got {x}")
-            return _placed(distributions.permutation(self._source(), x), "int64")
+            return _placed(variates.permutation(self._source(), x), "int64")
         value = x if isinstance(x, Tensor) else Tensor(x)
         place = value._axis(axis)
-        order = _placed(distributions.permutation(self._source(), value.shape[place]), "int64")
+        order = _placed(variates.permutation(self._source(), value.shape[place]), "int64")
         return value._apply("take", [value, order.to(value.device)], {"axis": place})
 
     def choice(self, a: Any, size: Any = None, replace: bool = True, p: Any = None, axis: int = 0) -> Tensor:
@@ -339,12 +337,12 @@ class Generator(eager.Generator):
         if not wanted:
             found = np.empty(0, np.int64)
         elif weights is not None:
-            draw = distributions.places_by_weight if replace else distributions.distinct_places_by_weight
+            draw = variates.places_by_weight if replace else variates.distinct_places_by_weight
             found = draw(source, weights, wanted)
         elif replace:
-            found = distributions.integers(source, 0, count, wanted)
+            found = variates.integers(source, 0, count, wanted)
         else:
-            found = distributions.permutation(source, count)[:wanted]
+            found = variates.permutation(source, count)[:wanted]
         places = _placed(found.reshape(shape), "int64")
         return places if value is None else value._apply("take", [value, places.to(value.device)], {"axis": place})
 

@@ -107,7 +107,7 @@ class WeightedRandomSampler(Sampler):
             until = np.cumsum(self.weights)  # a running sum: np.sum has an order of its own
             found = np.searchsorted(until, _fractions(self.seed, epoch, self.num_samples) * until[-1], side="right")
             return np.minimum(found, np.flatnonzero(self.weights)[-1]).astype(np.int64)
-        from cyxcore.distributions import log
+        from cyxcore.variates import log
 
         waits = np.full(self.weights.shape, np.inf)
         able = self.weights > 0

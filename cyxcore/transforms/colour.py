@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cyxcore.distributions import exp
+from cyxcore.variates import exp
 
 Array = np.ndarray[Any, Any]
 

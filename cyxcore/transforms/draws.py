@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from cyxcore.distributions import Source
 from cyxcore.kernels.philox import uniform_words
+from cyxcore.variates import Source
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cyxcore.distributions import _by_kernel
+from cyxcore.variates import _by_kernel
 
 Array = np.ndarray[Any, Any]
 

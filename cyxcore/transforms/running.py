@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cyxcore import distributions
 from cyxcore import transforms as T
+from cyxcore import variates
 from cyxcore.creation import from_numpy
 from cyxcore.data.datasets import host_array
 from cyxcore.eager import Tensor
@@ -74,8 +74,8 @@ def _rectangles(batch: Batch, areas: Array, ratios: Array) -> tuple[Array, Array
 
 def _ratios(batch: Batch, least: float, most: float) -> Array:
     """As likely above 1 as below: exp of a number between the logarithms."""
-    low, high = (float(distributions.log(np.array([value]))[0]) for value in (least, most))
-    return distributions.exp(batch.draws.uniform(low, high))
+    low, high = (float(variates.log(np.array([value]))[0]) for value in (least, most))
+    return variates.exp(batch.draws.uniform(low, high))
 
 
 def _random_resized_crop(batch: Batch, t: T.RandomResizedCrop) -> None:
@@ -148,7 +148,7 @@ def _permuted(batch: Batch, t: T.RandomChannelPermutation) -> None:
 
 
 def _noise(batch: Batch, t: T.GaussianNoise) -> None:
-    drawn = distributions.normal(batch.draws.source(), batch.x.size).reshape(batch.x.shape)
+    drawn = variates.normal(batch.draws.source(), batch.x.size).reshape(batch.x.shape)
     noisy = batch.x + ((drawn * t.sigma + t.mean) * batch.white).astype(np.float32)
     batch.x = np.clip(noisy, 0.0, np.float32(batch.white))
 
@@ -187,7 +187,7 @@ def _begin_mixing(batch: Batch, alpha: float, name: str) -> tuple[float, Array]:
     if batch.partners is not None:
         raise SpecError(f"{name}: expected at most one of Mixup and CutMix, as an image has two targets at most")
     one = np.full(1, alpha)
-    share = float(distributions.beta(batch.draws.source(), one, one)[0])
+    share = float(variates.beta(batch.draws.source(), one, one)[0])
     batch.partners = np.argsort(batch.draws.uniform(), kind="stable")
     return share, batch.partners
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore import distributions
+from cyxcore import variates
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.kernels import cpu
 from tests.core.test_cpu_kernels import machine_isas
@@ -128,13 +128,13 @@ def test_each_integer_is_as_often_as_it_should_be(case: Any) -> None:
 def test_normal_quantiles_are_those_of_the_standard_library() -> None:
     p = np.concatenate([np.linspace(0.001, 0.999, 999), [1e-300, 1e-14, 1e-7, 1 - 1e-7, 1 - 1e-14]])
     wanted = [statistics.NormalDist().inv_cdf(value) for value in p.tolist()]
-    np.testing.assert_allclose(distributions.normal_quantile(p), wanted, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(variates.normal_quantile(p), wanted, rtol=1e-14, atol=1e-15)
 
 
 def test_logarithms_of_factorials() -> None:
     k = [0, 1, 2, 7, 15, 16, 17, 100, 10**6, 10**12]
     np.testing.assert_allclose(
-        distributions.log_factorial(np.array(k, np.float64)), [math.lgamma(n + 1) for n in k], rtol=1e-14
+        variates.log_factorial(np.array(k, np.float64)), [math.lgamma(n + 1) for n in k], rtol=1e-14
     )
 
 

@@ -4,6 +4,7 @@ import io
 import math
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -490,6 +491,28 @@ def test_in_a_notebook_one_cell_is_written_anew(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     trainer().fit(X, Y, epochs=2)
     assert "<progress" in shown[-1] and "epoch 1/2  loss" in shown[-1] and "epoch 2/2  loss" in shown[-1]
+
+
+@pytest.mark.timeout(240)
+def test_a_fit_shows_itself_in_the_cell_of_a_kernel() -> None:
+    """Runs where ipykernel and nbclient are installed."""
+    client = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    nbformat = pytest.importorskip("nbformat")
+    code = (
+        "import numpy as np, cyxcore as cx\n"
+        "x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)\n"
+        "model = cx.nn.Linear(4, 2)\n"
+        "trainer = cx.Trainer(model, 'cross_entropy', cx.optim.SGD(model.parameters(), lr=0.1))\n"
+        "history = trainer.fit(x, (x[:, 0] > 0).astype(np.int64), epochs=2)"
+    )
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client.NotebookClient(book, timeout=200, kernel_name="python3").execute()
+    (shown,) = [each for each in book.cells[0].outputs if each.output_type == "display_data"]
+    assert "<progress" in shown.data["text/html"] and "epoch 2/2  loss" in shown.data["text/html"]
+    assert "epoch 2/2  loss" in shown.data["text/plain"]
 
 
 def test_a_history_is_drawn_with_letters_where_matplotlib_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
