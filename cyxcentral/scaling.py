@@ -67,10 +67,10 @@ def wish(replicas: list[jobs.Job], now: Load, spare_ms: float) -> Wish | None:
     count = len(now.staying)
     callable_ = next((job.job_id for job in replicas if job.standby), None)
     if callable_ and count < terms.least:
-        return Wish(callable_, m.ScaledUp(reason=f"{count} of at least {terms.least} replicas are at work"))
+        return Wish(callable_, m.ScaledUp(reason=f"replicas with time left: {count}; at least: {terms.least}"))
     if now.wanted is None:
         return None
-    why = f"{now.in_flight} questions are in flight at {count} replicas: {now.wanted} are wanted"
+    why = f"questions in flight: {now.in_flight}; replicas at work: {count}, wanted: {now.wanted}"
     if callable_ and count < now.wanted:
         return Wish(callable_, m.ScaledUp(reason=why))
     if now.wanted < count and spare_ms >= 1000 * (terms.idle_s or IDLE_S):

@@ -60,11 +60,16 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
         made = await _deployed(client, args, source, deployment, job, size, screen)
         state = "is ready" if args.wait or args.replace else "is submitted"
         screen.result(
-            f"{deployment} {state}: {len(made)} {'replica' if len(made) == 1 else 'replicas'}; ask it with: cyx ask "
+            f"{deployment} {state}: {_counted(len(made) - size.standby, size.standby)}; ask it with: cyx ask "
             f"{deployment}",
             {"deployment": deployment, "jobs": made},
         )
     return DONE
+
+
+def _counted(working: int, standby: int) -> str:
+    more = f", {standby} on standby" if standby else ""
+    return f"{working} {'replica' if working == 1 else 'replicas'}{more}"
 
 
 def _size_of(found: m.DeploymentView, renewals: int) -> Size:

@@ -163,7 +163,7 @@ def serving_after(*timed, seconds=HOUR_S, **changes):
     return job
 
 
-CALLED = m.ScaledUp(reason="0 of at least 1 replicas are at work")
+CALLED = m.ScaledUp(reason="replicas with time left: 0; at least: 1")
 SENT_BACK = m.ScaledDown(reason="fewer do")
 
 

@@ -3,13 +3,14 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from cyxcore.errors import SpecError
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.asking import Part
 from cyxnet.bus import ApiError
-from cyxnet.deployments import DEFAULT_PRICE_BASE_UNITS, Deployments, NotDeployed, refuse
+from cyxnet.deployments import DEFAULT_PRICE_BASE_UNITS, Deployments, NotDeployed, Size, refuse
 
 FILE = m.ArtifactRef(sha256="a" * 64, size=9)
 MINE = subjects.deployment_id("digits", "c-1")
@@ -26,6 +27,7 @@ class Central:
     def __init__(self, *states, becomes=()):
         self.replicas = [self.replica(f"job-{number}", state) for number, state in enumerate(states)]
         self.becomes, self.said, self.prices = list(becomes), [], []
+        self.placed, self.newest = [], JOB
 
     def replica(self, job_id, state):
         number = int(job_id.rpartition("-")[2])
@@ -49,6 +51,7 @@ class Central:
         return job
 
     async def place(self, job, on_upload=None):
+        self.placed.append(job)
         made = self.replica(f"job-{len(self.replicas)}", self.becomes.pop(0))
         self.replicas.append(made)
         self.said.append(f"+{made.job_id}")
@@ -63,7 +66,7 @@ class Central:
         found = [each for each in self.replicas if request.ended or each.state not in ("stopped", "failed")]
         if not found or not MINE.startswith(request.deployment):
             return m.DeploymentList(deployments=[])
-        view = m.DeploymentView(deployment=MINE, name="digits", ready=0, replicas=found[::-1], newest=JOB)
+        view = m.DeploymentView(deployment=MINE, name="digits", ready=0, replicas=found[::-1], newest=self.newest)
         return m.DeploymentList(deployments=[view])
 
 
@@ -203,3 +206,63 @@ async def test_if_one_of_the_new_ones_cannot_be_paid_those_before_it_end():
     with pytest.raises(ApiError, match="the wallet is empty"):
         await Deployments(central).replace(MINE, JOB)
     assert central.said == ["+job-2", "-job-2"]
+
+
+# -- that grow, and go on ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "standby", "bounds"),
+    [
+        (Size(3, 3), 0, {}),
+        (Size(1, 4), 3, {"least": 1, "most": 4}),
+        (Size(2, 2, 1), 2, {"least": 2, "most": 2}),
+        (Size(2, 5, 2), 13, {"least": 2, "most": 5}),
+    ],
+)
+def test_the_most_there_can_be_is_bought_beforehand(size, standby, bounds):
+    assert (size.standby, size.bounds) == (standby, bounds)
+
+
+def test_more_time_than_an_escrow_lasts_is_refused():
+    Size(1, 4, 2).check(224)
+    with pytest.raises(SpecError, match=r"at most 28 days .* 3 times 225 h are 28\.1: buy more later, with cyx extend"):
+        Size(1, 4, 2).check(225)
+
+
+async def test_those_that_stand_by_are_bought_behind_those_that_work_and_not_waited_for(tmp_path):
+    central = Central(becomes=["ready", "standby", "standby"])
+    path = tmp_path / "digits.onnx"
+    path.write_bytes(b"weights")
+    assert await Deployments(central).deploy(path, (1, 3), amount_base_units=5) == MINE
+    assert [(job.serve.standby, job.serve.least, job.serve.most) for job in central.placed] == [
+        (False, 1, 3),
+        (True, 1, 3),
+        (True, 1, 3),
+    ]
+
+
+async def test_more_hours_are_one_that_stands_by_for_each_at_work_at_the_price_of_the_newest():
+    central = Central("ready", "ready", becomes=["standby", "standby"])
+    assert await Deployments(central).extend("digits", 2) == ["job-2", "job-3"]
+    (job, other) = central.placed
+    assert job == other and (job.amount_base_units, job.serve.seconds) == (10, 7200)
+    assert (job.serve.standby, job.serve.least, job.serve.most) == (True, 2, 2)
+
+
+async def test_hours_beyond_what_an_escrow_lasts_are_refused():
+    with pytest.raises(SpecError, match=r"with those 700 h digits-.* would have 29\.2"):
+        await Deployments(Central("ready")).extend("digits", 700)
+
+
+async def test_what_scales_by_itself_is_not_scaled_by_hand():
+    central = Central("ready", "standby")
+    central.newest = replace(JOB, serve=replace(SPEC, least=1, most=2))
+    with pytest.raises(ApiError, match="has 1 to 2 replicas, as it needs them"):
+        await Deployments(central).scale("digits", 3)
+
+
+async def test_those_that_stand_by_end_first_so_that_none_is_called_for_one_that_ends():
+    central = Central("ready", "standby", "ready", "standby")
+    await Deployments(central).undeploy("digits")
+    assert central.said == ["-job-3", "-job-1", "-job-2", "-job-0"]

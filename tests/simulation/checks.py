@@ -10,6 +10,7 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I13 what is referred to is stored      I14 stored work is paid before a deadline    I15 the hash chain is whole
   I16 nothing is frozen without a drift  I17 a replica's time, tries and pay are right (served.py)
   I18 a node obeys centrals only, and nothing older about a job than what it obeyed last
+  I19 no more replicas of a deployment work than its client wants at the most, and none that stands by
   R12 clocks do not end leases
 """
 
@@ -24,7 +25,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
-from tests.simulation.centrals import LEASE_MS
+from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS
 from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
 from tests.simulation.served import Served
@@ -32,6 +33,7 @@ from tests.simulation.served import Served
 BAN_HEARD_WITHIN_S = 10.0  # another central may not have read of it yet
 CLOCKS_WRONG_MS = 8 * HOUR_MS  # the clock of a central is an hour wrong, and somebody sets it some times
 LONG_MS = 120_000  # nobody waits for a replica that still has so long by every clock
+NEXT_COMES_MS, NEXT_COMES_SHARE = 60_000, 4  # before its end, a replica is followed: so long, or that share of its time
 FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
 
 
@@ -63,6 +65,8 @@ class JobModel(Struct):
     requests: list[str] = []  # that its owner made
     denied: list[str] = []  # those that the owner was told no about
     served: Served | None = None  # of a job that serves
+    serve: m.ServeSpec | None = None
+    standby: bool = False
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
@@ -192,6 +196,8 @@ class Checks:
             deposit=event.deposit,
             leases=[],
             served=_served(event),
+            serve=event.job.serve,
+            standby=bool(event.job.serve and event.job.serve.standby),
         )
         self.written.add(event.deposit.signature)
         self._artifact(event.job.dataset, None, "the dataset")
@@ -230,6 +236,7 @@ class Checks:
         self.expect(job.lease is None, f"I2: {job_id} is leased twice at once")
         self.expect(not job.completed, f"I1: {job_id} is leased after its completion")
         self.expect(not job.cancelled, f"I1: {job_id} is leased after it was cancelled")
+        self.expect(not job.standby, f"I19: {job_id} is leased, and stands by")
         self.expect(
             event.resume == job.checkpoint,
             f"I13: {job_id}/{event.attempt} goes on from {event.resume}, the newest stored is {job.checkpoint}",
@@ -298,6 +305,30 @@ class Checks:
         self._of_lease(job_id, job, event)
         self._of_time(job_id, job.served.time_used(self.at_ms) if job.served else "it serves nothing")
         self._end_lease(job)
+
+    def _scaled_up(self, job_id: str, job: JobModel, event: m.ScaledUp) -> None:
+        self.expect(job.standby and job.serve is not None, f"I19: {job_id} is called, and did not stand by")
+        job.standby = False
+        if not self.network.wishes.clocks_agree or job.serve is None:
+            return  # whose time is nearly over is another by every clock
+        working = [
+            other_id
+            for other_id, other in self.jobs.items()
+            if other.serve and other.serve.deployment == job.serve.deployment and self._stays(other)
+        ]
+        self.expect(len(working) <= job.serve.most, f"I19: {working} work, {job.serve.most} may ({event.reason})")
+
+    def _stays(self, job: JobModel) -> bool:
+        """Whether a replica is at work, and has more time than what it takes to bring in the next one."""
+        if job.served is None or job.standby or job.ended or job.cancelled or job.near or job.served.ends:
+            return False
+        left_ms = job.served.bought_ms - job.served.served_ms(self.at_ms)
+        return left_ms > min(NEXT_COMES_MS, job.served.bought_ms // NEXT_COMES_SHARE) + 2 * AGREE_WITHIN_MS
+
+    def _scaled_down(self, job_id: str, job: JobModel, event: m.ScaledDown) -> None:
+        bought = bool(job.serve and job.serve.standby)
+        self.expect(bought and not job.standby, f"I19: {job_id} is sent back, and was not called")
+        job.standby = True
 
     def _of_time(self, job_id: str, why: str | None) -> None:
         self.expect(why is None, f"I17: {job_id}: {why}")
@@ -547,6 +578,8 @@ RULES: dict[type, Any] = {
     m.LeaseLost: Checks._lost,
     m.Completed: Checks._completed,
     m.TimeUsed: Checks._time_used,
+    m.ScaledUp: Checks._scaled_up,
+    m.ScaledDown: Checks._scaled_down,
     m.CancelRequested: Checks._cancelled,
     m.PauseRequested: Checks._steered,
     m.ResumeRequested: Checks._steered,

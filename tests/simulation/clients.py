@@ -62,8 +62,10 @@ class Client(Process):
         self.copies = 4 if network.faults.asks_two() else 1  # of its submission, none of which waits for an answer
         self.keys = identity(500 + number)
         self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
+        self.others: list[m.JobRequest] = []  # replicas that stand by
         if replica := network.wishes.job(number, self.client.caller, self.job.dataset):
-            self.job, self.job_id = replica, replica.name
+            self.job, *self.others = network.wishes.fleet(replica)
+            self.job_id = replica.name
         self.client._settlement = SimSettlement(self, network.chain)
         self.acknowledged = False
         self.refused: str | None = None
@@ -75,6 +77,8 @@ class Client(Process):
         await asyncio.sleep(dice.random() * 6)
         await self._submit()
         if self.acknowledged:
+            for other in self.others:
+                await self._buy(other)
             await getattr(self, f"_{self.wish}")()
         self.done = True
 
@@ -110,6 +114,18 @@ class Client(Process):
             return await self.client.place(prepared)
 
         return await asyncio.gather(*map(place, range(self.copies)), return_exceptions=True)
+
+    async def _buy(self, other: m.JobRequest) -> None:
+        """A replica that stands by, until central has said yes or no."""
+        while True:
+            try:
+                await self.client.place(await self.client.prepare(other, DATASET_PATH, other.name))
+                return
+            except CyxError as error:
+                asks_again = isinstance(error, BusError) or error.code in TEMPORARY_CODES
+                if not (asks_again or error.code in ("expired", "clocks_differ")):
+                    return
+                await asyncio.sleep(1.0)
 
     async def _until_said(self, verb: str, message: Any) -> None:
         """Ask until there is an answer."""

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 import cyxcentral.api
 import cyxcentral.nodes
-from cyxcentral import audit, jobs, money, payments, room, schedule
+from cyxcentral import audit, jobs, money, payments, room, scaling, schedule
 from cyxcentral.api import Api
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -516,3 +516,25 @@ def tries_never_renewed() -> Iterator[Any]:
 def replica_serves_for_ever() -> Iterator[Any]:
     """Nobody looks how long a replica has served."""
     yield mock.patch.object(jobs, "time_used", lambda job, now_ms: None)
+
+
+@planted
+def more_are_called_than_wanted() -> Iterator[Any]:
+    """The load alone says how many replicas work, and not what the client wants at the most."""
+    real = scaling.load
+
+    def load(*known: Any) -> scaling.Load:
+        found = real(*known)
+        return found if found.wanted is None else found._replace(wanted=found.in_flight)
+
+    yield mock.patch.object(scaling, "load", load)
+
+
+@planted
+def who_stands_by_is_given_out() -> Iterator[Any]:
+    """A replica that waits to be called takes its place in the line like any other."""
+    idle, waits = jobs._idle, jobs.waits
+    guarded = jobs.Rule(("funding", "queued"), lambda job, event: jobs._lease(replace(job, standby=False), event))
+    yield mock.patch.object(jobs, "RULES", jobs.RULES | {m.Leased: guarded})
+    yield mock.patch.object(jobs, "_idle", lambda job: idle(replace(job, standby=False)))
+    yield mock.patch.object(jobs, "waits", lambda job: waits(replace(job, standby=False)))

@@ -193,7 +193,12 @@ class Node(Process):
             self.tell(e.Registered(reply.heartbeat_ms))
 
     async def _heartbeat(self, action: e.SendHeartbeat) -> None:
-        refs = [replace(ref, step=run.step) if (run := self._runs.get(_key(ref))) else ref for ref in action.runs]
+        refs = [
+            replace(ref, step=run.step, waiting=self.network.wishes.waiting() if run.assign.job.serve else 0)
+            if (run := self._runs.get(_key(ref)))
+            else ref
+            for ref in action.runs
+        ]
         self.heartbeats = number = self.heartbeats + 1
         said = m.Heartbeat(
             node_id=self.node_id,

@@ -4,6 +4,8 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -22,11 +24,27 @@ class Wishes:
     def __init__(self, seed: int):
         self._dice = Random(f"replicas of {seed}")
         self._share = self._dice.choice([0.0, 0.5])  # of the clients
+        self._fleet = Random(f"fleets of {seed}")
+        self._has_fleets = bool(self._share) and self._fleet.random() < 0.5
         self.clocks_agree = bool(self._share) and self._dice.random() < 0.5  # else none has its time, by some central
 
     def holder_dies(self) -> bool:
         """Whether the node dies that has just made a replica ready."""
         return self._dice.random() < 0.4
+
+    def fleet(self, replica: m.JobRequest) -> list[m.JobRequest]:
+        """What one client buys together: the replica that works first, and those that stand by; mostly only the one."""
+        if not self._has_fleets or replica.name.startswith("broken") or self._fleet.random() < 0.5:
+            return [replica]
+        assert replica.serve is not None
+        spec = replace(replica.serve, least=1, most=2, concurrency=8, idle_s=2)
+        names = [f"{replica.name}-{letter}" for letter in "bc"]
+        standing = [replace(replica, name=name, serve=replace(spec, standby=True)) for name in names]
+        return [replace(replica, serve=spec), *standing]
+
+    def waiting(self) -> int:
+        """How many questions a node says are in flight at one of its replicas."""
+        return self._fleet.choice([0, 0, 1, 9, 40]) if self._has_fleets else 0
 
     def job(self, number: int, caller: str, file: m.ArtifactRef) -> m.JobRequest | None:
         """The replica that a client buys; None for one that trains."""

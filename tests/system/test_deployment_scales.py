@@ -76,7 +76,7 @@ async def test_a_deployment_grows_with_its_questions_and_shrinks_without_them(cl
     assert count(found, "standby") == 1
     asking = Askers(client, deployment, ASKERS)
     found = await until(client, deployment, lambda replicas: count(replicas, "ready") == 2)
-    assert any("are wanted" in each.scaled for each in found)
+    assert any("wanted: 2" in each.scaled for each in found)
     await asking.stop()
     await until(client, deployment, lambda replicas: count(replicas, "standby") == 1)
     await client.deployments.undeploy(deployment)
