@@ -37,14 +37,14 @@ class Wishes:
         if not self._has_fleets or replica.name.startswith("broken") or self._fleet.random() < 0.5:
             return [replica]
         assert replica.serve is not None
-        spec = replace(replica.serve, least=1, most=2, concurrency=8, idle_s=2)
+        spec = replace(replica.serve, least=1, most=2, concurrency=8, idle_s=1)
         names = [f"{replica.name}-{letter}" for letter in "bc"]
         standing = [replace(replica, name=name, serve=replace(spec, standby=True)) for name in names]
         return [replace(replica, serve=spec), *standing]
 
     def waiting(self) -> int:
         """How many questions a node says are in flight at one of its replicas."""
-        return self._fleet.choice([0, 0, 1, 9, 40]) if self._has_fleets else 0
+        return self._fleet.choice([0, 0, 0, 1, 40]) if self._has_fleets else 0
 
     def job(self, number: int, caller: str, file: m.ArtifactRef) -> m.JobRequest | None:
         """The replica that a client buys; None for one that trains."""
