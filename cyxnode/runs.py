@@ -237,6 +237,7 @@ class Runs:
             replica = await Replica.start(self._pool.launch)
             work.process = replica.process
             try:
+                _end_if_killed(work)
                 loaded = await replica.load(model_path.absolute(), order, spec.format)
                 _log_time(key, "model loaded", work, time.monotonic())
                 end = await self._answer(key, assign, work, replica) if isinstance(loaded, Serving) else loaded
@@ -298,8 +299,9 @@ class Runs:
     async def _listen(
         self, key: RunKey, process: TrainingProcess, order: Order, work: Work, uploads: Uploads
     ) -> Done | Halted | Failed:
-        process.tell(order)
         work.process = process
+        _end_if_killed(work)
+        process.tell(order)
         if work.begun_s is not None:
             process.tell(Go())
         async for said in process.said():
@@ -464,6 +466,15 @@ def order_for(
         every_steps=job.checkpoints.every_steps,
         every_s=job.checkpoints.every_s,
     )
+
+
+def _end_if_killed(work: Work) -> None:
+    """Raises CancelledError for a run that was killed before it had a process; from here on kill() ends that.
+
+    A cancellation may get lost: asyncio.wait_for of Python 3.11 forgets one that comes together with its result.
+    """
+    if work.task and work.task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _memory_bytes(job: JobRequest, share: Share, memory_bytes: int) -> int:

@@ -320,6 +320,32 @@ async def test_a_begin_that_comes_before_the_run_is_prepared_counts(central: Fak
 # -- checkpoints, pauses and the end ------------------------------------------------------------------------
 
 
+async def test_a_run_that_is_ended_in_the_moment_in_which_it_gets_its_process_trains_nothing(
+    central: FakeCentral, start_node: Start
+) -> None:
+    """asyncio.wait_for of Python 3.11 forgets that it was cancelled when what it waits for came at the same time."""
+    node = await start_node("hang")
+    runs, waits = node.agent._runs, asyncio.Event()
+    take = runs._pool.take
+
+    async def take_after_all() -> Any:
+        waits.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await take()
+
+    runs._pool.take = take_after_all
+    register = await begin(node, central)
+    await asyncio.wait_for(waits.wait(), WAIT_S)
+    [work] = runs._works.values()
+    stop = Stop(job_id="job-1", attempt=1, session=register.session)
+    assert (await central.command(register.node_id, stop)).accepted
+    await asyncio.wait([work.task], timeout=WAIT_S)
+    assert work.task.cancelled()
+    assert central.count("started") == 0
+
+
 async def test_a_checkpoint_is_stored_and_signed_for_while_the_run_goes_on(
     central: FakeCentral, start_node: Start
 ) -> None:
