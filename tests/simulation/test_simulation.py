@@ -31,7 +31,7 @@ FOUND_AT = {
     "old_session_returns": 71,
     "read_from_lagging_replica": 72,
     "tries_never_renewed": 4,
-    "two_views": 4,
+    "two_views": 208,
 }
 
 
