@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
+from cyxcore.onepass import rows_across
 from cyxcore.ops import OPS
 
 BAND_BYTES = 256 * 1024  # of the largest array of a band: several of them fit the second-level cache
@@ -45,8 +46,28 @@ def arrange(
         bands, least_rows = _band_count(graph, known, order), LEAST_ROWS
     cuts = _cuts(graph, known, order, bands, least_rows) if bands > 1 else {}
     needed = _needed(graph, order, alias, cuts)
-    arranged: list[int] = []
     found: list[Stretch] = []
+    arranged: list[int] = []
+    begin = 0
+    for first, stop in [*rows_across(graph, known, order), (len(order), len(order))]:  # which are made as they are
+        arranged += _arranged(graph, known, order[begin:first], alias, bands, cuts, needed, found)
+        arranged += order[first:stop]
+        begin = stop
+    return arranged, found
+
+
+def _arranged(
+    graph: Graph,
+    known: Inferred,
+    order: Sequence[int],
+    alias: Mapping[int, int],
+    bands: int,
+    cuts: Mapping[int, tuple[bool, ...]],
+    needed: set[int],
+    found: list[Stretch],
+) -> list[int]:
+    """Calls as arrange() puts them; their stretches are added to `found`."""
+    arranged: list[int] = []
     waiting = list(order)
     while waiting:
         before, taken, rest = _gather(graph, waiting, alias, cuts, needed) if waiting[0] in cuts else ([], [], [])
@@ -56,7 +77,7 @@ def arrange(
             waiting = rest
         else:
             arranged.append(waiting.pop(0))
-    return arranged, found
+    return arranged
 
 
 def _recurrence(graph: Graph, known: Inferred, order: Sequence[int], lanes: int) -> int:

@@ -26,6 +26,7 @@ from cyxcore.device import ALIGN_BYTES, Banded, Call
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
+from cyxcore.onepass import gather
 from cyxcore.ops import OPS, USER
 from cyxcore.passes import optimise, turn_once
 from cyxcore.recompute import recompute
@@ -33,6 +34,9 @@ from cyxcore.recompute import recompute
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
 
+SMALL = (
+    16  # an array of that fraction of what a call writes is kept until the calls that can be made with it are through
+)
 NEAR = 4  # calls by which a product may come later than it could: what it multiplies needs memory until then
 
 observer: "Callable[[Plan], None] | None" = None  # makes the calls of a plan while it is profiled (profiling.py)
@@ -193,7 +197,7 @@ class Plan:
         self.graph = graph = optimise(graph) if optimised else graph
         self.device = devices.default_device() if device is None else device
         if optimised and self.device == "cpu":
-            self.graph = graph = recompute(turn_once(graph))
+            self.graph = graph = recompute(gather(turn_once(graph)))
         known = graph.infer(1)
         self.numerics = precision.chosen(numerics, self.device)
         self.backend = precision.backend(self.device, self.numerics)
@@ -361,7 +365,11 @@ def _place(
     for place, step in last.items():
         ending.setdefault(step, []).append(place)
     arena, slots, lane_bytes = Arena(), dict[int, Slot](), dict[int, int]()
+    held: list[Slot] = []  # a group reads it to the end: in its place nothing may lie that the group writes
     for step, places in enumerate(steps):
+        if OPS[graph.nodes[places[0]].op].group not in ("elementwise", "reduce"):
+            while held:
+                arena.give(held.pop())
         for place in places:
             if place not in decided.in_place and place not in within:
                 slots[place] = arena.take(known.bytes_of(place))
@@ -374,7 +382,10 @@ def _place(
             arena.give(memory)
         for source in ending.get(step, ()):
             if source in slots and source not in within:
-                arena.give(slots[source])
+                if known.bytes_of(source) * SMALL <= known.bytes_of(places[0]):
+                    held.append(slots[source])
+                else:
+                    arena.give(slots[source])
         for place in places:
             if place not in last and place in slots and place not in within:
                 arena.give(slots[place])

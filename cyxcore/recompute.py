@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from cyxcore.graph import Graph, Inferred, Node
+from cyxcore.onepass import run_of
 from cyxcore.ops import OPS
 from cyxcore.passes import dead_code
 
@@ -45,15 +46,20 @@ class _Again:
                 if self.sizes[place] != size:
                     number, size = number + 1, self.sizes[place]
                 chains[place] = number
-            elif group != "source" and node.op != "reshape":
+            elif group != "source" and node.op != "reshape" and not self._summed(node, size):
                 size = -1
         return chains
+
+    def _summed(self, node: Node, size: int) -> bool:
+        """Whether a sum is made in one pass with the chain before it (onepass.py)."""
+        shape = self.known.shapes[node.inputs[0]] if node.inputs else ()
+        return math.prod(shape) == size and run_of(node, shape) > 0
 
     def _kept_anyway(self) -> set[int]:
         """What somebody other than a chain reads: it is in memory whatever is decided here."""
         kept = {*self.source.outputs, *(place for update in self.source.updates for place in update)}
         for place, node in enumerate(self.nodes):
-            if self.chain[place] < 0:
+            if self.chain[place] < 0 and not (node.inputs and self._summed(node, self.sizes[node.inputs[0]])):
                 kept.update(node.inputs)
         return kept
 

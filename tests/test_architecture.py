@@ -44,7 +44,7 @@ cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
 cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.variates
 cyxcore.gradients cyxcore.memory
-cyxcore.passes cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion
+cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft
 cyxcore.random cyxcore.torchfunctions cyxcore.distributions
@@ -150,6 +150,7 @@ PURE = {
     "cyxcore.graph",
     "cyxcore.gradients",
     "cyxcore.passes",
+    "cyxcore.onepass",
     "cyxcore.recompute",
     "cyxcore.bands",
     "cyxnode.events",

@@ -85,6 +85,7 @@ cdef extern from "cyx.h" nogil:
     int cyx_compute_dtype(int op, const int *dtypes, int count)
     cyx_status cyx_prepare(cyx_call *call, cyx_message *message)
     int cyx_call_is_fusible(const cyx_call *call)
+    int64_t cyx_sums_runs(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
 
@@ -384,26 +385,57 @@ cdef bint _disturbs(const cyx_array *written, const cyx_array *other, const int 
     return a != b or written.size != other.size or bytes_of[written.dtype] != bytes_of[other.dtype]
 
 
-cdef bint _joins(const cyx_call *calls, int64_t first, int64_t place) noexcept nogil:
-    """Whether a call can be made together with the calls [first, place)."""
+cdef bint _meets(const cyx_array *a, const cyx_array *b, const int *bytes_of) noexcept nogil:
+    """Whether two arrays have memory in common."""
+    cdef size_t first = <size_t>a.data, second = <size_t>b.data
+    return (
+        first < second + <size_t>(b.size * bytes_of[b.dtype]) and second < first + <size_t>(a.size * bytes_of[a.dtype])
+    )
+
+
+cdef bint _is_past(const cyx_call *calls, const char *elided, int64_t first, int64_t place, const cyx_array *x) noexcept nogil:
+    """Whether an array is what one of the calls [first, place) leaves in no memory."""
+    cdef int64_t k
+    for k in range(place - 1, first - 1, -1):
+        if calls[k].out.data == x.data:
+            return elided[k]
+    return False
+
+
+cdef bint _joins(const cyx_call *calls, const char *elided, int64_t first, int64_t place, int64_t run) noexcept nogil:
+    """Whether a call can be made together with the calls [first, place). elided: which of them write to no memory, as
+    all that read them came before. run: of the terms of sums among them, or 0.
+    """
     cdef const cyx_call *new = &calls[place]
     cdef const cyx_call *earlier
-    cdef int64_t k
+    cdef int64_t k, own_run = cyx_sums_runs(new)
+    cdef bint earlier_sums
     cdef int i
-    if new.out.size != calls[first].out.size:
+    if (new.inputs[0].size if own_run else new.out.size) != calls[first].out.size or (run and own_run and run != own_run):
         return False
     for i in range(new.in_count):
         if _disturbs(&new.out, &new.inputs[i], cyx_dtype_bytes):
             return False
     for k in range(first, place):
         earlier = &calls[k]
-        if _disturbs(&earlier.out, &new.out, cyx_dtype_bytes):
-            return False
-        for i in range(new.in_count):
-            if _disturbs(&earlier.out, &new.inputs[i], cyx_dtype_bytes):
+        earlier_sums = cyx_sums_runs(earlier) != 0
+        if not elided[k]:
+            if _disturbs(&earlier.out, &new.out, cyx_dtype_bytes):
                 return False
+            # What is summed up is there when the group is through, and not before.
+            if (own_run or earlier_sums) and _meets(&earlier.out, &new.out, cyx_dtype_bytes):
+                return False
+            for i in range(new.in_count):
+                if _disturbs(&earlier.out, &new.inputs[i], cyx_dtype_bytes):
+                    return False
+                if earlier_sums and _meets(&earlier.out, &new.inputs[i], cyx_dtype_bytes):
+                    return False
         for i in range(earlier.in_count):
+            if _is_past(calls, elided, first, k, &earlier.inputs[i]):
+                continue
             if _disturbs(&new.out, &earlier.inputs[i], cyx_dtype_bytes):
+                return False
+            if own_run and _meets(&new.out, &earlier.inputs[i], cyx_dtype_bytes):
                 return False
     return True
 
@@ -486,15 +518,18 @@ cdef class Program:
         self._edges.update((first, first + len(steps)))
 
     def fuse(self, scratch=None, results=()) -> list:
-        """Lets neighbouring element-wise calls be made together, tile by tile (fused.c). Call it once, at the end.
+        """Lets neighbouring element-wise calls, and sums over runs, be made together, tile by tile (fused.c). Call it once,
+        at the end.
 
         scratch: an array whose memory nobody needs after the run, but for the arrays `results`; what only a group
         itself reads there is never stored. No bit changes, and no order. Returns (first call, for each call of the
         group whether its output is stored) of every group.
         """
-        cdef int64_t first = 0, end, place
-        cdef size_t low = 0, high = 0, start
+        cdef int64_t first = 0, end, place, run, own_run
+        cdef size_t low = 0, high = 0
         cdef list groups = [], last_read = self._last_reads(results)
+        cdef bytearray past = bytearray(self._count)
+        cdef char *elided = past
         if scratch is not None:
             low = <size_t>cnp.PyArray_DATA(<cnp.ndarray>scratch)
             high = low + cnp.PyArray_NBYTES(<cnp.ndarray>scratch)
@@ -506,22 +541,30 @@ cdef class Program:
             ):
                 end = first + 2
             elif self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]):
-                end = first + 1
-                while (
-                    end < self._count and end not in self._edges and end - first < CYX_MAX_GROUP
-                    and _joins(self._calls, first, end) and cyx_call_is_fusible(&self._calls[end])
-                ):
-                    end += 1
+                end, run = first + 1, 0
+                while end < self._count and end not in self._edges and end - first < CYX_MAX_GROUP:
+                    own_run = cyx_sums_runs(&self._calls[end])
+                    if not (own_run or cyx_call_is_fusible(&self._calls[end])):
+                        break
+                    for place in range(first, end):
+                        elided[place] = last_read[place] >= 0 and self._is_elided(place, end, last_read, low, high)
+                    if not _joins(self._calls, elided, first, end, run):
+                        break
+                    run, end = own_run or run, end + 1
             if end - first > 1:
                 self._calls[first].group = <int32_t>(end - first)
                 for place in range(first, end):
-                    start = <size_t>self._calls[place].out.data
-                    self._calls[place].elided = low <= start < high and <int64_t>last_read[place] < end
+                    self._calls[place].elided = self._is_elided(place, end, last_read, low, high)
                 groups.append((first, [not self._calls[place].elided for place in range(first, end)]))
             first = max(end, first + 1)
         if self._factors == NULL:
             self._factors = cyx_share_factors(self._calls, self._count, &self.packed_bytes)
         return groups
+
+    cdef bint _is_elided(self, int64_t place, int64_t end, list last_read, size_t low, size_t high):
+        """Whether the output of a call in a group that ends before `end` need not be stored."""
+        cdef size_t start = <size_t>self._calls[place].out.data
+        return low <= start < high and <int64_t>last_read[place] < end and not cyx_sums_runs(&self._calls[place])
 
     cdef list _last_reads(self, results):
         """For each call the last place where its output is read, before something else is written there."""

@@ -339,3 +339,38 @@ def test_a_compiled_step_in_bands_is_the_plain_one() -> None:
         return [made(x, y).item() for _ in range(4)]
 
     assert losses(True) == losses(False)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "rows", "n", "k"), [("float32", 7, 45, 900), ("float32", 30, 64, 33), ("float64", 5, 70, 401)]
+)
+def test_a_matrix_that_all_bands_multiply_by_is_packed_for_all(
+    isa: str, turned: bool, dtype: str, rows: int, n: int, k: int
+) -> None:
+    """Its products have the bits of one product of all rows, and write nowhere else; the matrix may change."""
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    count, rng = 6, np.random.default_rng(5)
+    a, b = rng.normal(size=(count * rows, k)).astype(dtype), rng.normal(size=(n, k) if turned else (k, n)).astype(dtype)
+    held = np.full((count * rows + 2, n), 7, dtype)
+    out, added = held[1:-1], np.full((count * rows, n), 7, dtype)
+    row, attrs = rng.normal(size=n).astype(dtype), {"transpose_a": False, "transpose_b": turned}
+    size = out.itemsize * rows
+    for lanes in (1, 2, 3):
+        cpu.set_num_threads(lanes)
+        program = cpu.Program()
+        program.add("matmul", out[:rows], [a[:rows], b], attrs)
+        program.add("add", added[:rows], [out[:rows], row], {})
+        steps = [[(size * n, 0), (size * k, 0), (0, 0)], [(size * n, 0), (size * n, 0), (0, 0)]]
+        program.stretch(0, count, lanes, steps)
+        for _ in range(2):
+            program.run()
+            whole = np.empty((count * rows, n), dtype)
+            cpu.call("matmul", whole, [a, b], attrs)
+            assert out.tobytes() == whole.tobytes() and added.tobytes() == (whole + row).tobytes()
+            assert (held[[0, -1]] == 7).all()
+            b[...] = rng.normal(size=b.shape)

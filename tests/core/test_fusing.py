@@ -1,5 +1,6 @@
 """Element-wise calls made together: which ones, and that no bit changes."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cyxcore as cx
+from cyxcore import onepass
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
 from cyxcore.passes import optimise
@@ -173,6 +175,90 @@ def test_a_plan_computes_the_bits_of_its_calls_one_by_one(graph: cx.Graph, threa
     finally:
         cpu.set_isa(before[0])
         cpu.set_num_threads(before[1])
+
+
+RUN_SHAPES = [(6, 5, 8, 9), (1, 5, 1, 1), (6, 5, 1, 1), (5, 1, 1), ()]
+RUN_AXES = [(0, 2, 3), (2, 3), (1, 2, 3), (0, 1, 2, 3), (3,)]
+
+
+@st.composite
+def images(draw: Any) -> Any:
+    """A graph of element-wise operations on images, and sums of them over runs of 72 or 360 terms, or 9, or all."""
+    builder = Builder()
+    values = [builder.input(f"x{place}", shape) for place, shape in enumerate(RUN_SHAPES)]
+    for _ in range(draw(st.integers(3, 24))):
+        one, other = (values[draw(st.integers(0, len(values) - 1))] for _ in range(2))
+        kind = draw(st.integers(0, 5))
+        if kind == 0 and one.shape == RUN_SHAPES[0]:
+            axes = draw(st.sampled_from(RUN_AXES))
+            attrs = {"axes": axes, "keepdims": True}
+            values.append(builder.apply(draw(st.sampled_from(["sum", "mean"])), [one], attrs))
+        elif kind == 1:
+            values.append(builder.apply("cast", [one > other], {"dtype": "float32"}))
+        elif kind == 2:
+            values.append(builder.apply(draw(st.sampled_from(UNARY)), [one], {}))
+        else:
+            values.append(builder.apply(draw(st.sampled_from(BINARY)), [one, other], {}))
+    last = draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=3))
+    return builder.graph(*(values[place] * 1.5 for place in last))
+
+
+@settings(max_examples=200, deadline=None)
+@given(images(), st.integers(1, 3), st.sampled_from(["avx512", "avx2", "portable"]))
+def test_sums_made_with_what_they_sum_up_have_the_bits_of_both(graph: cx.Graph, threads: int, isa: str) -> None:
+    before = cpu.isa(), cpu.get_num_threads()
+    with contextlib.suppress(ValueError):  # not every machine has each
+        cpu.set_isa(isa)
+    cpu.set_num_threads(threads)
+    least, onepass.LEAST_ELEMENTS = onepass.LEAST_ELEMENTS, 64
+    try:
+        plan, alone = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+        rng = np.random.default_rng(0)
+        for place, shape in enumerate(RUN_SHAPES):
+            drawn = rng.normal(size=shape).astype(np.float32)
+            for each in (plan, alone):
+                if f"x{place}" in each.inputs:
+                    each.inputs[f"x{place}"][...] = drawn
+        plan.run()
+        for op, out, inputs, attrs in alone.calls:
+            cpu.call(op, out, list(inputs), dict(attrs))
+        for one, other in zip(plan.outputs, alone.outputs, strict=True):
+            np.testing.assert_array_equal(one.view(np.uint32)[~np.isnan(one)], other.view(np.uint32)[~np.isnan(other)])
+            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+    finally:
+        onepass.LEAST_ELEMENTS = least
+        cpu.set_isa(before[0])
+        cpu.set_num_threads(before[1])
+
+
+def test_the_sums_of_a_batch_norm_go_over_its_images_with_the_calls_before_them() -> None:
+    builder = Builder()
+    x, g = builder.input("x", (4, 16, 32, 32)), builder.input("g", (4, 16, 32, 32))
+    mean = x.mean((0, 2, 3), keepdims=True)
+    var = ((x - mean) ** 2).mean((0, 2, 3), keepdims=True)
+    scaled = ((x - mean) / (var + 1e-5).sqrt()) * g
+    plan = Plan(builder.graph(scaled.square().sum((0, 2, 3)), scaled * 2.0), device="cpu")
+    with cx.profile() as profile:
+        plan.run()
+    names = [record.name for record in profile.records]
+    assert "3 calls: sub, square, mean" in names
+    assert any("sum" in name and "div" in name for name in names)
+
+
+def test_who_reads_a_sum_is_made_after_it() -> None:
+    """The memory of the sum is that of what a later call stretches: nothing but the order says which it reads."""
+    x = np.random.default_rng(3).normal(size=(40, 64)).astype(np.float32)
+    arena, row = np.zeros(3 * x.size, np.float32), np.zeros((40, 1), np.float32)
+    doubled, out = arena[: x.size].reshape(x.shape), arena[x.size : 2 * x.size].reshape(x.shape)
+    program = cpu.Program()
+    program.add("add", doubled, [x, x], {})
+    program.add("sum", row, [doubled], {"axes": (1,), "keepdims": True})
+    program.add("sub", out, [x, row], {})
+    assert program.fuse(arena, [out]) == [(0, [False, True])]
+    program.run()
+    total = np.empty((40, 1), np.float32)
+    cpu.call("sum", total, [x + x], {"axes": (1,), "keepdims": True})
+    assert out.tobytes() == (x - total).tobytes()
 
 
 def product_and_sum(

@@ -62,6 +62,7 @@ typedef struct cyx_call {
     int32_t stretch, lanes; /* of the first call of a stretch: how many calls, on how many lanes */
     int32_t bands;          /* of every call of a stretch: how often it is made */
     int32_t terms; /* 0: exact; 1 to 3: bfloat16 terms into which a product may split its float32 factors (fast.h) */
+    const void *panels; /* in a stretch: the right factor of an exact product as its kernel reads it; else NULL */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     struct cyx_factor *packed; /* the right factor of a product, as tiles; NULL: the product makes its own (fast.h) */
     struct cyx_factor *pack;   /* those to be made before this call, or before the stretch that begins with it */
@@ -103,13 +104,14 @@ int cyx_call_is_fusible(const cyx_call *call);
 /* stretch.c: calls [0, calls->stretch) on band 0, then band 1 ...; lane l takes bands l, l + lanes ... and has memory
  * of its own for what only its bands read. run makes a list of calls in order. */
 typedef cyx_status (*cyx_runner)(const cyx_call *calls, int64_t count, int64_t *failed);
-cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, int64_t *failed);
+cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, const cyx_table table, int64_t *failed);
 extern __thread int64_t cyx_band; /* the band this thread is at; 0 outside of stretches */
 
 /* fused.c: calls [0, calls->group) tile by tile, so that what one writes the next finds in the cache. The bits are
  * those of one call after the other. */
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table);
 int cyx_fusible(const cyx_call *call, const cyx_table table);
+int64_t cyx_sums_runs(const cyx_call *call); /* the terms that lie in a row of a sum that a group can make; 0: it cannot */
 int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made as one product */
 enum { CYX_MAX_GROUP = 32 };
 

@@ -29,8 +29,14 @@ typedef struct {
 typedef struct {
     cyx_body body; /* NULL: the kernel is not one of these */
     cyx_rows rows;
+    /* Of a sum: its loop leaves the sum of each run of rows.walk.shape[0] terms, of which this makes the outputs. */
+    void (*finish)(const cyx_call *call, const void *sums);
+    /* Of a product whose second factor may be packed before: how, and into how many bytes. */
+    void (*pack)(const cyx_call *call, void *packed);
+    int64_t packed_bytes;
 } cyx_loop;
 extern __thread cyx_loop *cyx_asked;
+void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop);
 
 enum { CYX_LEAST_WORK = 40000 }; /* operations that outweigh waking a thread */
 

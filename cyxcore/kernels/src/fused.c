@@ -1,8 +1,10 @@
 /* Element-wise calls made together. Every kernel of elementwise.h is a loop over a range of its output, so a group of
  * them can be run over one tile after another: each tile is read, changed by every call and written while it is in
  * the cache, and a result that only the group itself reads never leaves it. Each element goes through the same
- * operations in the same order as in separate calls. */
+ * operations in the same order as in separate calls. A sum over what lies in a row can be one of the group: tiles are
+ * then whole runs, each is summed up while it is there, and the sums of runs meet at the end. */
 #include "elementwise.h"
+#include "reduce_plan.h"
 
 /* A product, and the sum of it and something that is as large or one row of it, are a group too: gemm.inl. */
 static int overlap(const cyx_array *a, const cyx_array *b) {
@@ -27,6 +29,15 @@ int cyx_adds_to_product(const cyx_call *calls) {
            !overlap(other, &product->out);
 }
 
+enum { SHORTEST_RUN = 32, LONGEST_RUN = 2048 };
+
+int64_t cyx_sums_runs(const cyx_call *call) {
+    if ((call->op != CYX_OP_sum && call->op != CYX_OP_mean) || (call->dtype != CYX_F32 && call->dtype != CYX_F64)) return 0;
+    cyx_reduce_plan plan = cyx_plan_reduction(call);
+    int fits = plan.inner_is_reduced && plan.inner >= SHORTEST_RUN && plan.inner <= LONGEST_RUN;
+    return fits && call->in[0].size && call->in[0].dtype == call->dtype ? plan.inner : 0;
+}
+
 enum { TILE = 1024 }; /* elements; eight tiles of float32 take 32 kB of the first-level cache */
 
 __thread cyx_loop *cyx_asked;
@@ -38,11 +49,13 @@ typedef struct {
     int made_by[CYX_MAX_GROUP][CYX_INLINE_INPUTS]; /* which elided call of the group an input comes from, or -1 */
     int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
     int tiles, element_bytes;
+    int64_t tile_size; /* elements */
+    char *sums[CYX_MAX_GROUP]; /* of the runs, where a call is a sum */
     _Atomic int no_memory;
 } group;
 
-static void ask(const cyx_call *call, const cyx_table table, cyx_loop *loop) {
-    loop->body = NULL;
+void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop) {
+    loop->body = NULL, loop->finish = NULL, loop->pack = NULL;
     cyx_asked = loop;
     table[call->op][call->dtype](call);
     cyx_asked = NULL;
@@ -54,8 +67,8 @@ int cyx_fusible(const cyx_call *call, const cyx_table table) {
     if (call->in_count > CYX_INLINE_INPUTS || !table[call->op][call->dtype]) return 0;
     nothing.in = nothing.own_in;
     nothing.out.size = 0;
-    ask(&nothing, table, &loop);
-    return loop.body != NULL;
+    cyx_ask(&nothing, table, &loop);
+    return loop.body && !loop.finish;
 }
 
 /* What a loop looks at, and no more: for small arrays a group costs what it copies. */
@@ -84,7 +97,7 @@ static void group_body(void *context, int64_t begin, int64_t end) {
     group *g = context;
     cyx_call own[CYX_MAX_GROUP];
     cyx_rows rows[CYX_MAX_GROUP];
-    int64_t tile_bytes = (int64_t)TILE * g->element_bytes;
+    int64_t tile_bytes = g->tile_size * g->element_bytes;
     char *tiles = cyx_scratch(1, (size_t)(g->tiles * tile_bytes + 1));
     if (!tiles) {
         g->no_memory = 1;
@@ -94,9 +107,10 @@ static void group_body(void *context, int64_t begin, int64_t end) {
         copy_call(&own[k], &g->calls[k]);
         copy_rows(&rows[k], &g->loops[k].rows);
         rows[k].call = &own[k];
+        if (g->loops[k].finish) own[k].out.data = g->sums[k];
     }
-    for (int64_t at = begin; at < end; at += TILE) {
-        int64_t stop = end - at < TILE ? end : at + TILE;
+    for (int64_t at = begin; at < end; at += g->tile_size) {
+        int64_t stop = end - at < g->tile_size ? end : at + g->tile_size;
         for (int k = 0; k < g->count; k++) {
             /* Loops count from the start of the whole array: element `at` is the tile's first. */
             if (own[k].elided)
@@ -129,13 +143,27 @@ static void share_tiles(group *g) {
     }
 }
 
+/* Tiles of whole runs, and memory for the sums of them. 0: there is none. */
+static int make_room_for_sums(group *g, int64_t size) {
+    int64_t run = 0, sums = 0;
+    g->tile_size = TILE;
+    for (int k = 0; k < g->count; k++)
+        if (g->loops[k].finish) run = g->loops[k].rows.walk.shape[0], sums++;
+    if (!run) return 1;
+    g->tile_size = run < TILE ? TILE / run * run : run;
+    char *memory = cyx_scratch(0, (size_t)(sums * (size / run)) * sizeof(double));
+    for (int k = 0; memory && k < g->count; k++)
+        if (g->loops[k].finish) g->sums[k] = memory, memory += (size_t)(size / run) * sizeof(double);
+    return memory != NULL;
+}
+
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
     if (calls->op == CYX_OP_matmul) return table[calls->op][calls->dtype](calls);
     group g; /* not set to zero as a whole: that is the larger part of a small group's work */
     g.calls = calls, g.count = calls->group, g.tiles = 0, g.element_bytes = 0, g.no_memory = 0;
     double work = 0;
     for (int k = 0; k < g.count; k++) {
-        ask(&calls[k], table, &g.loops[k]);
+        cyx_ask(&calls[k], table, &g.loops[k]);
         work += calls[k].work;
         for (int i = 0; i < calls[k].in_count; i++) {
             g.made_by[k][i] = -1;
@@ -147,10 +175,13 @@ cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
     share_tiles(&g);
     int64_t size = calls->out.size;
     if (!size) return CYX_OK;
+    if (!make_room_for_sums(&g, size)) return CYX_NO_MEMORY;
+    int64_t grain = cyx_grain(size, work / (double)size, CYX_LEAST_WORK);
     if (work < CYX_LEAST_WORK)
         group_body(&g, 0, size);
     else
-        cyx_parallel(size, (cyx_grain(size, work / (double)size, CYX_LEAST_WORK) + TILE - 1) / TILE * TILE, group_body,
-                     &g);
+        cyx_parallel(size, (grain + g.tile_size - 1) / g.tile_size * g.tile_size, group_body, &g);
+    for (int k = 0; !g.no_memory && k < g.count; k++)
+        if (g.loops[k].finish) g.loops[k].finish(&calls[k], g.sums[k]);
     return g.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }

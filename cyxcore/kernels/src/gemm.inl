@@ -235,8 +235,10 @@ typedef struct {
     NAME(addend) plus;
     /* of the current block */
     int64_t n0, n_count, k0, k_count, m_block, n_block;
-    T *panels; /* packed B, or NULL where it is read directly; then `last` holds a panel that is not whole */
+    const T *panels; /* packed B, or NULL where it is read directly; then `last` holds a panel that is not whole;
+                        else what is packed here lies at `last` */
     T *last;
+    const T *packed; /* all of B: see pack_all; or NULL */
     int64_t panels_of_task; /* 0, or how many panels a task packs by itself: it uses them while they are in the cache */
     _Atomic int no_memory;
 } NAME(product);
@@ -262,7 +264,7 @@ static void NAME(pack_b)(const NAME(product) * p, T *to, int64_t begin, int64_t 
 
 static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
     NAME(product) *p = context;
-    NAME(pack_b)(p, p->panels + begin * PANEL(p), begin, end);
+    NAME(pack_b)(p, p->last + begin * PANEL(p), begin, end);
 }
 
 /* `rows` columns of a transposed A as panels [k][MR]. Line by line as it lies: a panel at a time would wait for memory at
@@ -347,6 +349,22 @@ static void NAME(cut_product)(NAME(product) * p) {
     p->n_block = (panels + threads - 1) / threads * NR;
 }
 
+/* All of B, block of k by block of k, the panels of one behind the other: how many elements lie before row k0. */
+static int64_t NAME(packed_before)(int64_t n, int64_t k0) {
+    return (n + NR - 1) / NR * (k0 * NR + (k0 + BLOCK_K - 1) / BLOCK_K * APART);
+}
+
+static void NAME(pack_all)(const cyx_call *call, void *packed) {
+    const cyx_array *b = &call->in[1];
+    int transposed = (int)call->ints[1];
+    int64_t k = b->shape[transposed], n = b->shape[!transposed];
+    NAME(product) p = {.b = b->data, .n = n, .n_count = n, .k = k, .b_row = transposed ? k : n, .b_transposed = transposed};
+    for (; p.k0 < k; p.k0 += BLOCK_K) {
+        p.k_count = k - p.k0 < BLOCK_K ? k - p.k0 : BLOCK_K;
+        NAME(pack_b)(&p, (T *)packed + NAME(packed_before)(n, p.k0), 0, (n + NR - 1) / NR);
+    }
+}
+
 /* Whether tasks pack their own panels of B, where one block holds all rows and each panel is used by one task only: then
  * no packed panel leaves the cache before it is used. Threads take columns. */
 static int NAME(tasks_pack)(NAME(product) * p) {
@@ -366,7 +384,7 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
         memset(p->c, 0, sizeof(T) * (size_t)(p->m * p->n));
         return CYX_OK;
     }
-    int direct_b = !p->b_transposed && (p->m <= DIRECT_B_ROWS || p->k * p->n <= DIRECT_B_SIZE ||
+    int direct_b = !p->packed && !p->b_transposed && (p->m <= DIRECT_B_ROWS || p->k * p->n <= DIRECT_B_SIZE ||
                                         (p->m <= NEAR_B_ROWS && p->k * p->n * (int64_t)sizeof(T) <= NEAR_B_BYTES));
     for (p->n0 = 0; p->n0 < p->n; p->n0 += BLOCK_N)
         for (p->k0 = 0; p->k0 < p->k; p->k0 += BLOCK_K) {
@@ -374,15 +392,15 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
             p->k_count = p->k - p->k0 < BLOCK_K ? p->k - p->k0 : BLOCK_K;
             int64_t panels = (p->n_count + NR - 1) / NR, whole = p->n_count / NR * NR;
             NAME(cut_product)(p);
-            int own_b = !direct_b && NAME(tasks_pack)(p);
-            T *memory = cyx_scratch(0, sizeof(T) * (size_t)(PANEL(p) * (direct_b || own_b ? 1 : panels)));
+            int own_b = !direct_b && !p->packed && NAME(tasks_pack)(p);
+            T *memory = cyx_scratch(0, sizeof(T) * (size_t)(PANEL(p) * (direct_b || own_b || p->packed ? 1 : panels)));
             if (!memory) return CYX_NO_MEMORY;
-            p->panels = direct_b || own_b ? NULL : memory;
+            p->panels = p->packed ? p->packed + NAME(packed_before)(p->n, p->k0) : direct_b || own_b ? NULL : memory;
             p->last = memory;
             if (direct_b && (p->n_count - whole) % VN)
                 NAME(pack_panel)(p->b + p->k0 * p->b_row + p->n0 + whole, p->b_row, 0, memory, p->k_count,
                                  p->n_count - whole);
-            if (p->panels)
+            if (p->panels == memory)
                 cyx_parallel(panels, cyx_grain(panels, (double)(NR * p->k_count), 100000), NAME(pack_b_body),
                              p);
             int64_t tasks =
@@ -441,6 +459,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .b = b->data,
          .c = call->group == 2 ? call[1].out.data : out->data,
          .plus = NAME(addend_of)(call, n),
+         .packed = call->panels,
          .m = m,
          .n = n,
          .k = k,
@@ -449,6 +468,12 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
          .a_transposed = (int)call->ints[0],
          .b_transposed = (int)call->ints[1]};
     cyx_array stacks[2] = {NAME(stack_of)(a), NAME(stack_of)(b)}, results = NAME(stack_of)(out);
+    if (cyx_asked) { /* what a stretch may pack for all of its bands */
+        if (b->ndim != 2 || n > BLOCK_N || n < NR || !k) return CYX_OK;
+        cyx_asked->pack = NAME(pack_all);
+        cyx_asked->packed_bytes = (int64_t)sizeof(T) * NAME(packed_before)(n, k);
+        return CYX_OK;
+    }
     if (!out->size) return CYX_OK;
     if (m == 1 && results.size == 1 && p.plus.at != p.c && (p.b_transposed || n % VN == 0)) {
         NAME(multiply_row)(p.a, p.b, p.c, n, k, p.b_transposed);

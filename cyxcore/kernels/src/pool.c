@@ -36,7 +36,7 @@ uint64_t cyx_float_mode_set(void) { return 0; }
 void cyx_float_mode_restore(uint64_t saved) { (void)saved; }
 #endif
 
-enum { MAX_THREADS = 256, SCRATCH_SLOTS = 4, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21 };
+enum { MAX_THREADS = 256, SCRATCH_SLOTS = 5, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21 };
 
 /* The current job. `claims` holds (generation << 32 | pieces not yet taken): taking a piece is one
  * compare-and-swap, and a worker that wakes late finds either nothing left or a job whose caller is still

@@ -272,6 +272,30 @@ static cyx_status NAME(reduce_across_rows)(NAME(reduction) * r) {
     return CYX_OK;
 }
 
+/* As a member of a group: the sum of each run, and of those the outputs, in the order of reduce_runs. */
+static void NAME(sum_runs)(void *context, int64_t begin, int64_t end) {
+    const cyx_rows *rows = context;
+    const T *x = rows->call->in[0].data;
+    T *sums = rows->call->out.data;
+    int64_t n = rows->walk.shape[0];
+    for (int64_t at = begin; at < end; at += n) sums[at / n] = NAME(sum_run)(x + at, n);
+}
+
+static void NAME(finish_sums)(const cyx_call *call, const void *sums) {
+    cyx_reduce_plan plan = cyx_plan_reduction(call);
+    T *out = call->out.data, tree[TREE_DEPTH];
+    for (int64_t o = 0; o < plan.outputs; o++) {
+        const T *first = (const T *)sums + cyx_offset_of(o, plan.kept_count, plan.kept, plan.kept_stride) / plan.inner;
+        int height = 0;
+        for (int64_t t = 0; t < plan.terms; t++) {
+            int64_t offset = cyx_offset_of(t, plan.reduced_count, plan.reduced, plan.reduced_stride);
+            height = NAME(sum_push)(tree, height, t, first[offset / plan.inner]);
+        }
+        T value = NAME(sum_finish)(tree, height);
+        out[o] = call->op == CYX_OP_mean ? value / (T)plan.total_terms : value;
+    }
+}
+
 static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, int is_mean) {
     NAME(reduction)
     r = {.fold = fold,
@@ -279,6 +303,11 @@ static cyx_status NAME(reduce)(const cyx_call *call, const NAME(fold) * fold, in
          .x = call->in[0].data,
          .out = call->out.data,
          .divisor = 1};
+    if (cyx_asked && fold == &NAME(fold_sum)) {
+        cyx_asked->body = NAME(sum_runs), cyx_asked->finish = NAME(finish_sums);
+        cyx_asked->rows.walk.ndim = 1, cyx_asked->rows.walk.shape[0] = r.plan.inner;
+        return CYX_OK;
+    }
     if (!call->out.size) return CYX_OK;
     if (!call->in[0].size) { /* only sums get here: the greatest of nothing is refused earlier */
         for (int64_t i = 0; i < call->out.size; i++) r.out[i] = is_mean ? (T)NAN : 0;

@@ -116,7 +116,7 @@ cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_me
         if (calls[i].stretch) {
             end = i + calls[i].stretch;
             status = pack_before(&calls[i], active);
-            if (status == CYX_OK) status = cyx_run_stretch(calls + i, run_calls, &at);
+            if (status == CYX_OK) status = cyx_run_stretch(calls + i, run_calls, active->table, &at);
         } else {
             while (end < count && !calls[end].stretch) end++;
             status = run_calls(calls + i, end - i, &at);

@@ -3,13 +3,23 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "cyx.h"
-#include "pool.h"
+#include "elementwise.h"
 
 __thread int64_t cyx_band;
 
+/* The matrices by which every band multiplies are packed once. Products of a matrix share what is packed of it. */
+enum { MOST_PACKED = 256, LEAST_BANDS_PACKED = 4 };
+
+typedef struct {
+    const cyx_call *calls[MOST_PACKED]; /* the first product of each */
+    void (*pack[MOST_PACKED])(const cyx_call *call, void *packed);
+    char *at[MOST_PACKED];
+    int count;
+} packing;
+
 typedef struct {
     const cyx_call *calls;
+    packing packed;
     cyx_runner run;
     pthread_mutex_t lock; /* of what follows: the failure of the lowest band */
     int64_t failed_band, failed;
@@ -49,6 +59,47 @@ static cyx_call *own_records(const cyx_call *calls) {
     return own;
 }
 
+static void pack_body(void *context, int64_t begin, int64_t end) {
+    packing *packed = context;
+    for (int64_t i = begin; i < end; i++) packed->pack[i](packed->calls[i], packed->at[i]);
+}
+
+/* Whether all bands of all lanes read the second factor of a product at one place. */
+static int is_shared_product(const cyx_call *call) {
+    return call->op == CYX_OP_matmul && !call->terms && !call->in[1].band_bytes && !call->in[1].lane_bytes;
+}
+
+static const void *packed_of(const packing *packed, const cyx_call *call) {
+    if (!is_shared_product(call)) return NULL;
+    for (int i = 0; i < packed->count; i++)
+        if (packed->calls[i]->in[1].data == call->in[1].data && packed->calls[i]->ints[1] == call->ints[1] &&
+            packed->calls[i]->dtype == call->dtype &&
+            !memcmp(packed->calls[i]->in[1].shape, call->in[1].shape, 2 * sizeof(int64_t)))
+            return packed->at[i];
+    return NULL;
+}
+
+/* Without memory for it nothing is packed: each product does it by itself. */
+static void pack_shared(packing *packed, const cyx_call *calls, const cyx_table table) {
+    int64_t offset[MOST_PACKED], bytes = 0;
+    packed->count = 0;
+    if (calls->bands < LEAST_BANDS_PACKED) return;
+    for (int64_t k = 0; k < calls->stretch && packed->count < MOST_PACKED; k++) {
+        cyx_loop loop;
+        if (!is_shared_product(&calls[k]) || packed_of(packed, &calls[k])) continue;
+        cyx_ask(&calls[k], table, &loop);
+        if (!loop.pack) continue;
+        packed->calls[packed->count] = &calls[k], packed->pack[packed->count] = loop.pack;
+        packed->at[packed->count] = (char *)1; /* known, if not yet where */
+        offset[packed->count++] = bytes;
+        bytes += (loop.packed_bytes + 63) / 64 * 64;
+    }
+    char *memory = bytes ? cyx_scratch(4, (size_t)bytes) : NULL;
+    if (!memory) packed->count = 0;
+    for (int i = 0; i < packed->count; i++) packed->at[i] = memory + offset[i];
+    cyx_parallel(packed->count, 1, pack_body, packed);
+}
+
 static void lane_body(void *context, int64_t begin, int64_t end) {
     stretch *s = context;
     const cyx_call *calls = s->calls;
@@ -57,6 +108,7 @@ static void lane_body(void *context, int64_t begin, int64_t end) {
         note_failure(s, begin, 0, CYX_NO_MEMORY);
         return;
     }
+    for (int64_t k = 0; k < calls->stretch; k++) own[k].panels = packed_of(&s->packed, &calls[k]);
     for (int64_t lane = begin; lane < end; lane++)
         for (int64_t band = lane; band < calls->bands; band += calls->lanes) {
             for (int64_t k = 0; k < calls->stretch; k++) {
@@ -74,8 +126,9 @@ static void lane_body(void *context, int64_t begin, int64_t end) {
         }
 }
 
-cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, int64_t *failed) {
+cyx_status cyx_run_stretch(const cyx_call *calls, cyx_runner run, const cyx_table table, int64_t *failed) {
     stretch s = {.calls = calls, .run = run, .status = CYX_OK, .lock = PTHREAD_MUTEX_INITIALIZER};
+    pack_shared(&s.packed, calls, table);
     cyx_parallel(calls->lanes, 1, lane_body, &s);
     if (s.status != CYX_OK) cyx_last_failure = s.message;
     *failed = s.failed;
