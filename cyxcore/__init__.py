@@ -101,6 +101,7 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "cuda get_default_dtype is_grad_enabled poisson "
             "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm "
             "set_grad_enabled tril_indices triu_indices"
         ).split(),

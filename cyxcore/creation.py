@@ -18,6 +18,7 @@ from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import where
 from cyxcore.infer import Shape
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
+from cyxcore.torchwords import or_method
 
 __all__ = (  # also in cyxcore/__init__.py
     "arange asarray empty empty_like eye from_dlpack from_numpy full full_like linspace meshgrid ones ones_like rand "
@@ -188,10 +189,21 @@ def arange(start: Any, /, stop: Any = None, step: Any = 1, *, dtype: Any = None,
 
 @placed
 def linspace(
-    start: Any, stop: Any, /, num: int, *, dtype: Any = None, device: Any = None, endpoint: bool = True
+    start: Any,
+    stop: Any,
+    /,
+    num: int | None = None,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    endpoint: bool = True,
+    steps: int | None = None,
 ) -> Tensor:
-    """num numbers at equal distances from start to stop, without stop itself unless `endpoint`."""
+    """num numbers at equal distances from start to stop, without stop itself unless `endpoint`. steps: num."""
     _on(device)
+    num = steps if num is None else num
+    if num is None:
+        raise ShapeError("linspace: expected num, how many numbers")
     if num < 0:
         raise ShapeError(f"linspace: expected num >= 0, got {num}")
     found = np.linspace(start, stop, num, endpoint=endpoint)
@@ -214,11 +226,13 @@ def _triangle(name: str, x: Any, k: int, lower: bool) -> Any:
     return where(Tensor(kept if lower else ~kept), value, value._constant(0, value.dtype))
 
 
+@or_method
 def tril(x: Any, /, *, k: int = 0) -> Any:
     """x (..., M, N) with zeros above the diagonal k."""
     return _triangle("tril", x, k, lower=True)
 
 
+@or_method
 def triu(x: Any, /, *, k: int = 0) -> Any:
     """x (..., M, N) with zeros below the diagonal k."""
     return _triangle("triu", x, k, lower=False)

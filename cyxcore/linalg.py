@@ -362,3 +362,13 @@ def svd(x: Any, /, *, full_matrices: bool = True) -> SVDResult:
 def svdvals(x: Any, /) -> Any:
     """The singular values alone."""
     return apply("svdvals", _lapack("svdvals", x))
+
+
+def norm(x: Any, /, ord: Any = None, dim: Any = None, keepdim: bool = False) -> Any:
+    """NumPy's and PyTorch's linalg.norm: of all elements (ord None), of a matrix, or along axes."""
+    value = to_inexact(value_of("norm", x))
+    if ord is not None and (isinstance(ord, str) or (dim is None and value.ndim == 2)):
+        if value.ndim != 2 or dim is not None:
+            raise ShapeError(f"norm: {ord!r} is of a matrix, got {value.shape}; see matrix_norm")
+        return matrix_norm(value, ord=ord, keepdims=keepdim)
+    return vector_norm(value, axis=dim, keepdims=keepdim, ord=2 if ord is None else ord)

@@ -198,7 +198,11 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        dampening: float = 0.0,
     ) -> None:
+        if dampening:
+            raise SpecError(f"SGD: expected no dampening of the momentum, got {dampening}")
         super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
@@ -214,8 +218,19 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        **speed: Any,
     ) -> None:
+        _plain(type(self).__name__, amsgrad, speed)
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def _plain(name: str, amsgrad: bool, speed: Mapping[str, Any]) -> None:
+    """PyTorch's options that say how to be fast (foreach, fused) change nothing here. Raises SpecError, TypeError."""
+    if amsgrad:
+        raise SpecError(f"{name}: there is no amsgrad; leave it out")
+    if unknown := sorted(set(speed) - {"foreach", "fused"}):
+        raise TypeError(f"{name}() got an unexpected keyword argument {unknown[0]!r}")
 
 
 class AdamW(Adam):
@@ -230,8 +245,10 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        amsgrad: bool = False,
+        **speed: Any,
     ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay)
+        super().__init__(parameters, lr, betas, eps, weight_decay, amsgrad, **speed)
 
 
 class NAdam(Optimizer):

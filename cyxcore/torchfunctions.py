@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from cyxcore import creation, random
+from cyxcore.device import runs
+from cyxcore.dtype import DEFAULTS
 from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import SpecError
+from cyxcore.held import is_recording
 
 __all__ = (  # also in cyxcore/__init__.py
-    "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm set_grad_enabled "
-    "tril_indices triu_indices"
+    "as_tensor bernoulli cuda get_default_dtype inference_mode is_grad_enabled multinomial normal poisson rand_like "
+    "randint randn_like randperm set_grad_enabled tril_indices triu_indices"
 ).split()
 
 
@@ -93,3 +96,32 @@ def set_grad_enabled(mode: bool) -> Any:
 
 
 inference_mode = no_grad
+
+
+def poisson(rate: Tensor) -> Tensor:
+    """Whole numbers of the mean that each element of `rate` names, of its dtype."""
+    return random.poisson(rate).astype(rate.dtype)
+
+
+def is_grad_enabled() -> bool:
+    """Whether results remember what they came from, in this thread."""
+    return bool(is_recording())
+
+
+def get_default_dtype() -> str:
+    """The dtype of Python's floats: float32."""
+    return DEFAULTS[float]
+
+
+class cuda:  # noqa: N801 - PyTorch's torch.cuda
+    """Whether a GPU is there: cx.cuda.is_available()."""
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether tensors can be put on the device "cuda"."""
+        return runs("cuda")
+
+    @staticmethod
+    def device_count() -> int:
+        """1 or 0: a process uses one GPU."""
+        return int(runs("cuda"))

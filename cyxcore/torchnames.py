@@ -83,9 +83,9 @@ def roll(x: Any, shifts: Any, dims: Any = None) -> Any:
     return manipulation.roll(x, shifts, axis=dims)
 
 
-def flip(x: Any, *dims: Any, axis: Any = None) -> Any:
+def flip(x: Any, *axes: Any, dims: Any = None) -> Any:
     """x backwards along axes."""
-    return manipulation.flip(x, axis=_sizes(dims) if dims else axis)
+    return manipulation.flip(x, axis=_sizes(axes) if axes else dims if dims is None else tuple(dims))
 
 
 def view_as(x: Any, other: Any) -> Any:

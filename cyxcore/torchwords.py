@@ -12,7 +12,7 @@ from cyxcore.errors import AxisError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_WORDS = frozenset(("dim", "dims", "keepdim"))
+_WORDS = frozenset(("dim", "dims", "keepdim", "diagonal"))
 
 
 class Count(int):

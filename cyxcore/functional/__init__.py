@@ -49,6 +49,7 @@ from cyxcore.functional.basic import (
     embedding,
     embedding_bag,
     global_avg_pool2d,
+    gumbel_softmax,
     leaky_relu,
     linear,
     log_softmax,
@@ -132,6 +133,7 @@ from cyxcore.functional.resampling import affine_grid, fold, grid_sample, interp
 max_unpool1d = max_unpool2d = max_unpool3d = max_unpool
 
 __all__ = [
+    "gumbel_softmax",
     "BORDERS",
     "CELLS",
     "Pair",

@@ -172,7 +172,7 @@ def max_pool_places(x: Any, kernel_size: Any, stride: Any, padding: Any) -> Any:
     count = x.ndim - 2
     kernel, pads = numbers(kernel_size, count), numbers(padding, count)
     steps = kernel if stride is None else numbers(stride, count)
-    windows = pad(x.detach(), [(0, 0), (0, 0), *((each, each) for each in pads)], value=-math.inf)
+    windows = pad(x, [(0, 0), (0, 0), *((each, each) for each in pads)], value=-math.inf)
     for axis, (size, step) in enumerate(zip(kernel, steps, strict=True)):
         windows = windows.unfold(2 + axis, size, step)
     results = windows.shape[2 : 2 + count]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cyxcore.dtype import FLOATS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.activations import softplus
 from cyxcore.functional.basic import log_softmax, maximum, minimum, pad, stack, take_along_axis, where
@@ -35,8 +36,11 @@ def cross_entropy(
     """-log softmax(logits)[label] per row. logits: (N, C) or (N, C, ...), labels: int64 (N,) or (N, ...).
 
     weight: (C,), of each class; the mean is then over the weights of the labels. ignore_index: rows of this label
-    count nothing. label_smoothing: this share of a label is spread evenly over all classes.
+    count nothing. label_smoothing: this share of a label is spread evenly over all classes. labels of logits' shape
+    and a float dtype are the probabilities of the classes; the mean is then over the rows.
     """
+    if labels.dtype in FLOATS and labels.shape == logits.shape:
+        return _of_probabilities(logits, labels, reduction, weight, label_smoothing)
     if logits.ndim > 2:
         rows, flat = _by_row(logits), labels.reshape(-1)
         options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
@@ -53,6 +57,17 @@ def cross_entropy(
         spread = (spread if weight is None else spread * weight).mean(1)
         rows = rows * (1.0 - label_smoothing) + spread * label_smoothing
     return _weighted(rows, own, counted, reduction)
+
+
+def _of_probabilities(logits: Any, target: Any, reduction: str, weight: Any, label_smoothing: float) -> Any:
+    """Cross-entropy with a distribution over the classes (axis 1) for each row."""
+    classes = logits.shape[1]
+    wanted = target * (1.0 - label_smoothing) + label_smoothing / classes if label_smoothing else target
+    terms = wanted * log_softmax(logits, 1)
+    if weight is not None:
+        terms = terms * weight.reshape(-1, *(1,) * (logits.ndim - 2))
+    rows = -terms.sum(1)
+    return _reduced(rows, reduction)
 
 
 def nll_loss(

@@ -1,7 +1,7 @@
 """Modules and parameters in lists and by name: torch's containers."""
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
-from typing import Any
+from typing import Any, Self
 
 from cyxcore.errors import SpecError
 from cyxcore.nn.module import Module, Parameter
@@ -13,9 +13,23 @@ class _InOrder(Module):
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __getitem__(self, index: int) -> Module:
-        part: Module = list(self._modules.values())[index]
-        return part
+    def __getitem__(self, index: int | slice) -> Any:
+        parts = list(self._modules.values())[index]
+        return parts if isinstance(parts, Module) else self._of(parts)
+
+    def _of(self, parts: list[Module]) -> Module:
+        raise NotImplementedError
+
+    def append(self, part: Module) -> Self:
+        """One more, at the end."""
+        self._modules[str(len(self._modules))] = part
+        return self
+
+    def extend(self, parts: Iterable[Module]) -> Self:
+        """More, at the end."""
+        for part in parts:
+            self.append(part)
+        return self
 
     def __iter__(self) -> Iterator[Module]:
         return self.children()
@@ -28,6 +42,9 @@ class Sequential(_InOrder):
         super().__init__()
         for index, part in enumerate(parts):
             self._modules[str(index)] = part
+
+    def _of(self, parts: list[Module]) -> Module:
+        return Sequential(*parts)
 
     def forward(self, x: Any) -> Any:
         for part in self._modules.values():
@@ -43,8 +60,8 @@ class ModuleList(_InOrder):
         for part in parts:
             self.append(part)
 
-    def append(self, part: Module) -> None:
-        self._modules[str(len(self._modules))] = part
+    def _of(self, parts: list[Module]) -> Module:
+        return ModuleList(parts)
 
 
 class ModuleDict(Module):

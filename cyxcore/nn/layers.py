@@ -55,6 +55,7 @@ class _Conv(Module):
         return F.pad(x, [(0, 0), (0, 0), *((each, each) for each in self._border)], self.padding_mode)
 
     def _draw(self, per_group: int, outputs: int, kernel: tuple[int, ...], bias: bool) -> None:
+        self.in_channels, self.out_channels, self.kernel_size = per_group * self.groups, outputs, kernel
         fan_in = per_group * math.prod(kernel)
         self.weight = Parameter.drawn((outputs, per_group, *kernel), _fan(fan_in))
         self.bias = Parameter.drawn((outputs,), _fan(fan_in)) if bias else None
@@ -319,8 +320,17 @@ class GlobalAvgPool2d(Module):
 
 
 class _BatchNorm(Module):
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
         super().__init__()
+        if not track_running_stats:
+            raise SpecError(f"{type(self).__name__}: it always keeps running statistics; InstanceNorm keeps none")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = Parameter.drawn((num_features,), {"kind": "ones"}) if affine else None
         self.bias = Parameter.drawn((num_features,), {"kind": "zeros"}) if affine else None
@@ -436,7 +446,7 @@ class Embedding(Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
         super().__init__()
         self.weight = Parameter.drawn((num_embeddings, embedding_dim), {"kind": "normal", "std": 1.0})
-        self.padding_idx = padding_idx
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
         if padding_idx is not None:
             if not -num_embeddings <= padding_idx < num_embeddings:
                 raise SpecError(f"Embedding: expected padding_idx within {num_embeddings} rows, got {padding_idx}")
@@ -514,10 +524,14 @@ class Dropout2d(Dropout1d):
 
 
 class Flatten(Module):
-    """All axes of a sample as one."""
+    """All axes of a sample as one, or those from start_dim to end_dim."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        super().__init__()
+        self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Any) -> Any:
-        return x.flatten(1)
+        return x.flatten(self.start_dim, self.end_dim)
 
 
 class Reshape(Module):

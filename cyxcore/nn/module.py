@@ -21,8 +21,8 @@ Array = np.ndarray[Any, Any]
 class Parameter(Tensor):
     """A tensor that a module trains. `init` is the rule its first values came from, kept in traced graphs."""
 
-    def __init__(self, data: Any, init: Mapping[str, Any] | None = None) -> None:
-        super().__init__(devices.put(as_array(data)), requires_grad=True)
+    def __init__(self, data: Any, init: Mapping[str, Any] | None = None, requires_grad: bool = True) -> None:
+        super().__init__(devices.put(as_array(data)), requires_grad=requires_grad)
         self.init: Mapping[str, Any] = init or {"kind": "zeros"}
 
     @classmethod

@@ -579,3 +579,69 @@ def test_a_lazy_module_is_called_before_it_is_compiled() -> None:
     model.eval()
     model(cx.ones(1, 3))
     assert not model[0].training and cx.compile(model)(cx.ones(1, 3)).shape == (1, 2)
+
+
+def test_options_and_functions_that_pytorch_programs_use() -> None:
+    assert cx.linspace(0, 1, steps=5).tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert cx.triu(cx.ones(3, 3), diagonal=1).tolist() == cx.tril(cx.ones(3, 3), -1).T.tolist()
+    assert cx.flip(cx.tensor(X), dims=(0, 1)).equal(cx.tensor(X[::-1, ::-1].copy()))
+    layers = cx.nn.Sequential(cx.nn.Linear(2, 3)).append(cx.nn.ReLU()).extend([cx.nn.Linear(3, 1)])
+    assert len(layers[:2]) == 2 and len(cx.nn.ModuleList(layers)[1:]) == 2
+    assert cx.nn.Flatten(start_dim=0)(cx.tensor(X)).shape == (12,)
+    assert not cx.nn.Parameter(cx.zeros(2), requires_grad=False).requires_grad
+    conv, table = cx.nn.Conv2d(4, 6, 3, groups=2), cx.nn.Embedding(7, 2)
+    assert (conv.in_channels, conv.out_channels, table.num_embeddings, table.embedding_dim) == (4, 6, 7, 2)
+    assert cx.is_grad_enabled() and cx.get_default_dtype() == cx.float32
+    assert cx.cuda.is_available() == ("cuda" in cx.__array_namespace_info__().devices())
+    assert cx.poisson(cx.full((500,), 4.0)).mean().item() == pytest.approx(4.0, abs=0.4)
+    for ord in (None, 1, "fro", "nuc"):
+        theirs = torch.linalg.norm(torch.tensor(X), ord)
+        assert cx.linalg.norm(cx.tensor(X), ord).item() == pytest.approx(theirs.item(), rel=1e-5)
+    parameters = list(cx.nn.Linear(2, 2).parameters())
+    cx.optim.SGD(parameters, 0.1, momentum=0.9, dampening=0)
+    cx.optim.AdamW(parameters, fused=True, amsgrad=False)
+    with pytest.raises(CyxError, match="no amsgrad"):
+        cx.optim.Adam(parameters, amsgrad=True)
+    with pytest.raises(TypeError, match="'capturable'"):
+        cx.optim.AdamW(parameters, capturable=True)
+    with pytest.raises(CyxError, match="always keeps running statistics"):
+        cx.nn.BatchNorm1d(2, track_running_stats=False)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.2}, {"weight": [0.5, 1.0, 2.0, 1.5]}, {"reduction": "none"}]
+)
+@pytest.mark.parametrize("extra", [(), (5,)])
+def test_cross_entropy_of_probabilities(extra: tuple[int, ...], options: dict[str, Any]) -> None:
+    rng, results = np.random.default_rng(0), []
+    x, raw = rng.normal(size=(3, 4, *extra)).astype(np.float32), rng.random((3, 4, *extra)).astype(np.float32)
+    for m, function in ((cx, cx.functional.cross_entropy), (torch, torch.nn.functional.cross_entropy)):
+        logits, known = m.tensor(x, requires_grad=True), dict(options)
+        if "weight" in known:
+            known["weight"] = m.tensor(known["weight"])
+        loss = function(logits, m.tensor(raw / raw.sum(1, keepdims=True)), **known)
+        loss.sum().backward()
+        results.append([loss.detach().numpy(), logits.grad.numpy()])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_gumbel_softmax() -> None:
+    cx.manual_seed(0)
+    logits = cx.tensor([0.0, 1.0, 2.0], requires_grad=True)
+    soft = cx.functional.gumbel_softmax(logits.broadcast_to(4000, 3), tau=0.5)
+    hard = cx.functional.gumbel_softmax(logits.broadcast_to(4000, 3), hard=True)
+    np.testing.assert_allclose(soft.detach().sum(1).numpy(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(hard.detach().mean(0).numpy(), [0.09, 0.245, 0.665], atol=0.03)
+    hard.sum(0)[2].backward()
+    assert logits.grad is not None and logits.grad[2].item() > 0
+    assert cx.compile(lambda x: cx.functional.gumbel_softmax(x))(cx.zeros(5, 3)).sum().item() == pytest.approx(5.0)
+
+
+def test_an_embedding_with_a_padding_row_and_pooling_with_places_in_a_graph() -> None:
+    table = cx.nn.Embedding(5, 3, padding_idx=0)
+    places = cx.tensor(np.array([[0, 4, 2]]))
+    np.testing.assert_array_equal(cx.compile(table)(places).numpy(), table(places).detach().numpy())
+    pool, images = cx.nn.MaxPool2d(2, return_indices=True), cx.tensor(CUBE[:, None, :2])
+    for one, other in zip(cx.compile(pool)(images), pool(images), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
