@@ -21,7 +21,7 @@ class AxisError(ShapeError, IndexError):
 
 
 class IndexingError(ShapeError, IndexError):
-    """An index or a mask that does not fit the shape it indexes."""
+    """An index, a mask or a length that does not fit the shape it is of."""
 
 
 class DtypeError(CyxError, TypeError):

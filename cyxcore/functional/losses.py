@@ -3,7 +3,7 @@
 from typing import Any
 
 from cyxcore.dtype import FLOATS
-from cyxcore.errors import ShapeError, SpecError
+from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional.activations import softplus
 from cyxcore.functional.basic import log_softmax, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
@@ -278,12 +278,12 @@ IMPOSSIBLE = -1e30  # a logarithm of 0 whose differences stay finite
 
 
 def _lengths(what: str, given: Any, most: int) -> Any:
-    """Lengths as int64. Raises ShapeError for one outside of 0 … most, where they are known."""
+    """Lengths as int64. Raises IndexingError for one outside of 0 … most, where they are known."""
     lengths = given.astype("int64")
     if isinstance(lengths, InPlace) and lengths.size:
         least, longest = lengths.min().item(), lengths.max().item()
         if not 0 <= least <= longest <= most:
-            raise ShapeError(f"ctc_loss: expected {what}_lengths of 0..{most}, got {least}..{longest}")
+            raise IndexingError(f"ctc_loss: expected {what}_lengths of 0..{most}, got {least}..{longest}")
     return lengths
 
 
