@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from cyxcore.spec import BatchMetrics, TrainingSummary
 from cyxnet import artifacts, credentials, jobfile, subjects
 from cyxnet import messages as m
-from cyxnet.bus import Bus
+from cyxnet.bus import Bus, BusError
 from cyxnet.client import AsyncClient, new_job_id
 from cyxnet.codec import MSGPACK, encode
 from cyxnet.escrow import build_deposit, escrow_address
@@ -33,6 +33,7 @@ HEARTBEAT_MS, LEASE_MS = (
 )  # nobody is lost for being slow: what is lost, a message has brought about
 JOBS_PER_NODE = 4
 WAIT_S = 60.0
+RENEWED_CHECK_S = 0.01
 AMOUNT = 1_000_000
 
 
@@ -95,7 +96,16 @@ class Node:
     async def heartbeat(self) -> None:
         """Still here; with a new session if central does not know this one any more."""
         self.step += 1
-        reply = await self.bus.ask(subjects.node(self.node_id, "heartbeat"), self.beat(), m.HeartbeatReply)
+        while True:
+            links = self.bus._nc.stats["reconnects"]
+            try:
+                reply = await self.bus.ask(subjects.node(self.node_id, "heartbeat"), self.beat(), m.HeartbeatReply)
+                break
+            except BusError:
+                if self.bus.connected and self.bus._nc.stats["reconnects"] == links:
+                    raise
+            while not self.bus.connected:  # its session is being renewed, every ten minutes: a node says it again then
+                await asyncio.sleep(RENEWED_CHECK_S)
         for run in reply.stop:
             self.given.pop(run.job_id, None)
         if not reply.known:
