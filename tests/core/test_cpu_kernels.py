@@ -848,3 +848,15 @@ def test_a_row_times_a_matrix_has_the_bits_of_that_row_of_a_product(isa: str, dt
         cpu.call("matmul", both, [rows, b], attrs)
         cpu.call("matmul", one, [rows[:1], b], attrs)
         assert one.tobytes() == both[:1].tobytes(), (k, n)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 15, 16])
+def test_the_gradient_of_a_small_weight_stays_within_its_memory(channels: int) -> None:
+    rng = np.random.default_rng(0)
+    g, x = rng.normal(size=(2, 16, 4, 4)).astype(np.float32), rng.normal(size=(2, channels, 8, 8)).astype(np.float32)
+    held = np.full(16 * channels + 64, 7.0, np.float32)
+    out = held[: 16 * channels].reshape(16, channels, 1, 1)
+    attrs = {"stride": (2, 2), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "weight_shape": out.shape}
+    cpu.call("conv2d_grad_weight", out, [g, x], attrs)
+    assert (held[16 * channels :] == 7.0).all()
+    np.testing.assert_allclose(out[:, :, 0, 0], np.einsum("nohw,nchw->oc", g, x[:, :, ::2, ::2]), rtol=1e-4, atol=1e-4)

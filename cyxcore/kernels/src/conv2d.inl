@@ -474,7 +474,11 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
     for (p.group = 0; p.group < groups; p.group++) {
         cyx_status status = NAME(sum_group)(&p, x->data, g->data, images, at_once, memory);
         if (status != CYX_OK) return status;
-        NAME(transpose)(p.sums, p.width, (T *)w->data + p.group * p.outputs * p.k, p.k, p.k, p.outputs);
+        T *to = (T *)w->data + p.group * p.outputs * p.k;
+        if (p.k < VN) /* transpose() would write beyond the end of the last short line */
+            NAME(transpose_columns)(p.sums, p.width, to, p.k, p.k, 0, p.outputs);
+        else
+            NAME(transpose)(p.sums, p.width, to, p.k, p.k, p.outputs);
     }
     return CYX_OK;
 }
