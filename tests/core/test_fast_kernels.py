@@ -188,6 +188,15 @@ def test_the_definition_is_met_by_whole_numbers_without_any_error():
         assert np.array_equal(multiplied(name, a, b), reference.KERNELS["matmul"](attrs, a, b))
 
 
+@needs_amx
+@pytest.mark.parametrize("m, k, n", [(4260, 32, 4300), (4300, 20, 8530), (270, 512, 280)])
+def test_a_factor_that_all_but_fills_the_cache_is_cut_into_blocks(m, k, n):
+    rng = np.random.default_rng(8)
+    a, b = rng.integers(-9, 9, (m, k)).astype(np.float32), rng.integers(-9, 9, (k, n)).astype(np.float32)
+    for name in FAST:  # without any error, as above
+        assert np.array_equal(multiplied(name, a, b), a @ b)
+
+
 # -- convolutions ------------------------------------------------------------------------------------------
 
 CONVOLUTIONS = [  # images, channels, (h, w), rows, (kh, kw), padding, dilation

@@ -14,7 +14,7 @@
 #endif
 #include "amx_tiles.inl"
 
-enum { LEAST_K = 512, MOST_K = 512, HELD_BYTES = 800 * 1024, ALONG = 32, ACROSS = 128, PANEL = 64 };
+enum { MOST_K = 512, HELD_BYTES = 800 * 1024, ALONG = 32, ACROSS = 128, PANEL = 64 };
 
 static int64_t whole(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -113,9 +113,9 @@ static cyx_status multiply(product *p) {
     p->holds_a = p->m <= p->n || p->tiles;
     p->piece = !p->tiles && lies_across(p, !p->holds_a) ? ACROSS : ALONG;
     int64_t all = p->holds_a ? p->m : p->n, pieces = whole(p->holds_a ? p->n : p->m, p->piece) / p->piece;
-    int64_t k_block = smaller(whole(p->k, TILE_K), LEAST_K), room = HELD_BYTES / (int64_t)sizeof(bf16) / p->terms;
-    int64_t blocks = whole(all, room / k_block) / (room / k_block), held = whole((all + blocks - 1) / blocks, 32);
-    k_block = smaller(whole(p->k, TILE_K), smaller(MOST_K, room / held / TILE_K * TILE_K));
+    int64_t k_block = smaller(whole(p->k, TILE_K), MOST_K);
+    int64_t fit = HELD_BYTES / (int64_t)sizeof(bf16) / p->terms / k_block / 32 * 32; /* whole tiles, two by two */
+    int64_t blocks = whole(all, fit) / fit, held = whole((all + blocks - 1) / blocks, 32);
     p->held = cyx_scratch(0, sizeof(bf16) * (size_t)(held * k_block * p->terms));
     if (!p->held) return CYX_NO_MEMORY;
     for (p->from = 0; p->from < all; p->from += held)
