@@ -366,7 +366,7 @@ class Dispatch:
             await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms", still=still)
         leased = self._leased(changed)
         if changed is None:
-            self._pings.look({_replica(job) for job in leased if _answers(job)}, now)
+            self._pings.look({_replica(job) for job in leased if _answers(job) and self._hears_pings(job)}, now)
         for job in leased:
             attempt = job.current
             if attempt is None:
@@ -378,6 +378,11 @@ class Dispatch:
             elif why := self._stuck(job, now):
                 await self._lose(job.job_id, attempt.number, *why)
                 await self.stop_run(self._world.jobs[job.job_id], why[1])
+
+    def _hears_pings(self, job: jobs.Job) -> bool:
+        """Whether a replica's node has said so: those of earlier versions do not, and are not asked."""
+        said = self.replicas.get((job.job_id, job.attempt))
+        return said is not None and said.answers_pings
 
     async def _end_of_time(self, job_id: str) -> None:
         """A replica has served for as long as was bought."""

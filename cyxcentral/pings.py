@@ -3,7 +3,7 @@
 A replica is paid for the time in which it is ready, and that it is, is its node's word. So every central asks it, as
 often as nodes are heard, and its model's process has to answer. One that does not for a whole lease loses that, and is
 paid until then. Only silence while this central could hear counts; losing what is remembered here costs a replica a
-fresh lease.
+fresh lease. A node of an earlier version does not say that its replicas answer: they are not asked.
 """
 
 import secrets
@@ -28,7 +28,7 @@ class Pings:
         self._asked_ms: dict[Replica, float] = {}
         self._by_token: dict[str, Replica] = {}  # whose answer is awaited
         self._tokens: dict[Replica, str] = {}
-        self._answers: list[Replica] = []  # since look() was called
+        self._answers: set[Replica] = set()  # since look() was called
 
     async def start(self) -> None:
         """Raises BusError."""
@@ -75,4 +75,4 @@ class Pings:
         except BadQuestion:
             return
         if answered:
-            self._answers.append(replica)
+            self._answers.add(replica)

@@ -936,7 +936,8 @@ class RunRef(Struct, kw_only=True, omit_defaults=True):
     """A run. Heartbeats tell how far it is: phase as in cyxnode.state, step of the training so far.
 
     requests, waiting: of a replica: how many it has answered, and how many were in flight on average since the
-    heartbeat before.
+    heartbeat before. answers_pings: central may ask it whether it answers; False from older nodes, whose replicas do
+    not hear that.
     """
 
     job_id: JobId
@@ -945,6 +946,7 @@ class RunRef(Struct, kw_only=True, omit_defaults=True):
     step: U63 = 0
     requests: U63 = 0
     waiting: U63 = 0
+    answers_pings: bool = False
 
 
 class Heartbeat(Request, kw_only=True, frozen=True):

@@ -317,8 +317,9 @@ class Agent:
 
     def _with_figures(self, run: RunRef) -> RunRef:
         key = (run.job_id, run.attempt)
-        requests, waiting = self._runs.requests(key)
-        return replace(run, step=self._runs.step(key), requests=requests, waiting=waiting)
+        run = replace(run, step=self._runs.step(key))
+        served = self._runs.requests(key)
+        return replace(run, requests=served[0], waiting=served[1], answers_pings=True) if served else run
 
     def _send_report(self, action: e.SendReport) -> None:
         if isinstance(action.report, RunStarted):

@@ -138,10 +138,10 @@ class Runs:
         """The newest step of its training that is known here."""
         return work.step if (work := self._works.get(key)) else 0
 
-    def requests(self, key: RunKey) -> tuple[int, int]:
-        """Of a run that serves: how many it has answered, and how many were in flight since this was asked last."""
+    def requests(self, key: RunKey) -> tuple[int, int] | None:
+        """How many a replica has answered, and were in flight since this was asked last; None of any other run."""
         work = self._works.get(key)
-        return (work.service.requests, work.service.waiting()) if work and work.service else (0, 0)
+        return (work.service.requests, work.service.waiting()) if work and work.service else None
 
     def kill(self, key: RunKey, at_once: bool = False) -> None:
         """Its process is dead when this returns; the rest is cleared up by its task.

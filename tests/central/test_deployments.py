@@ -3,6 +3,7 @@
 import random
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -20,7 +21,18 @@ from cyxnet.bus import ApiError, Bus
 from cyxnet.credentials import as_node, replica_id
 from tests.central import facts as f
 from tests.central import worlds
-from tests.central.test_dispatch import KEY, LEASE_MS, NODE, SmallCentral, failed, heartbeat, leased, register, started
+from tests.central.test_dispatch import (
+    KEY,
+    LEASE_MS,
+    NODE,
+    SESSION,
+    SmallCentral,
+    failed,
+    heartbeat,
+    leased,
+    register,
+    started,
+)
 
 JOB = subjects.job_event("job-1")
 
@@ -99,38 +111,56 @@ class Pinged:
     """A replica that answers central, or does not."""
 
     def __init__(self, bus):
-        self.bus, self.status = bus, 200
+        self.bus, self.status, self.asked = bus, 200, 0
 
     def take(self, message):
+        self.asked += 1
         self.bus.send(message.reply, b"", asking.part_headers(Part(status=self.status)))
+
+
+async def waiting_with(central, replica, heartbeat):
+    """What waits for two leases, in which the node says this again and again, and returns the job."""
+    now_ms = [0.0]
+    await ready(central)
+    central.dispatch._machine = Machine(monotonic_ms=lambda: now_ms[0])
+    await central.dispatch._pings.start()
+    await replica.bus.attend(subjects.ping(replica_id(NODE, "job-1", 1)), replica.take)
+
+    async def two_leases_later():
+        for _ in range(10):
+            now_ms[0] += LEASE_MS / 4
+            await central.dispatch._heartbeat(heartbeat)
+            await central.dispatch._sweep()
+            for bus in (central.edge, replica.bus, central.edge):
+                await bus.round_trip()
+        return central.world.jobs["job-1"]
+
+    return two_leases_later
 
 
 async def test_a_replica_that_says_it_is_ready_and_answers_nothing_loses_its_lease(broker):
     central = await SmallCentral.start(broker, "central-a")
     replica = Pinged(await Bus.connect(broker.url("edge"), name="replica"))
-    now_ms = [0.0]
+    run = m.RunRef(job_id="job-1", attempt=1, phase="serving", answers_pings=True)
     try:
-        await ready(central)
-        central.dispatch._machine = Machine(monotonic_ms=lambda: now_ms[0])
-        await central.dispatch._pings.start()
-        await replica.bus.attend(subjects.ping(replica_id(NODE, "job-1", 1)), replica.take)
-
-        async def a_lease_later():
-            for _ in range(5):
-                now_ms[0] += LEASE_MS / 4
-                central.dispatch.hear(NODE)
-                await central.dispatch._sweep()
-                for bus in (central.edge, replica.bus, central.edge):
-                    await bus.round_trip()
-
-        await a_lease_later()
-        await a_lease_later()
-        assert central.world.jobs["job-1"].status == "leased"
+        two_leases_later = await waiting_with(central, replica, replace(heartbeat(), runs=[run]))
+        assert (await two_leases_later()).status == "leased" and replica.asked
         replica.status = 503
-        await a_lease_later()
-        await a_lease_later()
-        job = central.world.jobs["job-1"]
+        job = await two_leases_later()
         assert job.attempts[0].lost.code == "not_answering" and job.served_ms(10**15) >= 0
+    finally:
+        await replica.bus.close()
+        await central.close()
+
+
+async def test_a_replica_whose_node_is_of_a_version_before_pings_is_not_asked_and_keeps_its_lease(broker):
+    old = b'{"node_id":"%s","session":"%s","runs":[{"job_id":"job-1","attempt":1,"phase":"serving","requests":7}]}'
+    said = msgspec.json.decode(old % (NODE.encode(), SESSION.encode()), type=m.Heartbeat)
+    central = await SmallCentral.start(broker, "central-a")
+    replica = Pinged(await Bus.connect(broker.url("edge"), name="replica"))
+    try:
+        assert (await (await waiting_with(central, replica, said))()).status == "leased"
+        assert not replica.asked
     finally:
         await replica.bus.close()
         await central.close()

@@ -105,7 +105,8 @@ async def test_a_replica_says_that_it_started_when_it_answers_and_heartbeats_say
     assert answer.status == 200 and json.loads(answer.body)["output"] == mlp().predict(samples(3)).tolist()
     assert json.loads((await owner.ask(route="/v1/model")).body)["kind"] == "tensors"
     beat = await central.wait_for("heartbeat", lambda beat: bool(beat.runs) and beat.runs[0].requests == 2)
-    assert (beat.runs[0].phase, beat.runs[0].waiting) == ("training", 0)
+    run = beat.runs[0]
+    assert (run.phase, run.waiting, run.answers_pings) == ("training", 0, True)
 
 
 @pytest.mark.parametrize("public", [False, True])
