@@ -129,15 +129,11 @@ class Rows:
         return 0
 
     def _next(self, out: int) -> int:
-        try:
-            block = next(self._blocks, None)
-            if block is None:
-                _Array.from_address(out).release = _RELEASED  # the end
-                return 0
-            parts = [_parts(kind, values) for kind, values in zip(self._columns.values(), block, strict=True)]
-        except Exception as error:  # it would be lost in between; whoever handed the rows over asks for it
-            self.error = error
-            return errno.EIO
+        block = next(self._blocks, None)
+        if block is None:
+            _Array.from_address(out).release = _RELEASED  # the end
+            return 0
+        parts = [_parts(kind, values) for kind, values in zip(self._columns.values(), block, strict=True)]
         buffers = [_pointers([None, *map(_address, each)]) for each in parts]
         arrays = [
             _Array(length=len(block[0]), n_buffers=len(each), buffers=ctypes.addressof(each), release=_let_array_go)
@@ -161,7 +157,13 @@ def _asked(what: Callable[[Rows, int], int]) -> Any:
     def ask(stream: int, out: int) -> int:
         struct: Any = _Stream.from_address(stream)
         rows = _given.get(struct.private_data)
-        return errno.EIO if rows is None else what(rows, out)
+        if rows is None:
+            return errno.EIO
+        try:
+            return what(rows, out)
+        except Exception as error:  # lost in between, it would look like the end; who handed the rows over asks for it
+            rows.error = error
+            return errno.EIO
 
     return _Fill(ask)
 

@@ -70,6 +70,9 @@ COLUMNS = {  # of the tables that are filled by column, as they have nothing but
     for table in ("events", "entries")
 }
 POSITION = "stream VARCHAR PRIMARY KEY, seq BIGINT, sha256 VARCHAR"
+# After these DuckDB refuses everything until its file is opened anew. What it was told to commit may be in there (when
+# the disk fills up while it makes a checkpoint), so the position in the file is what counts: a new start reads it.
+INVALIDATING = (duckdb.FatalException, duckdb.InternalException)
 QUARANTINED = "Quarantined"  # kind of a row of events that counts for nothing
 
 
@@ -260,7 +263,8 @@ class Ledger:
                 self._refused = True
                 self._waiting = batch.followed_by(self._waiting)
                 why = f"the ledger {self.path} cannot be written: {_first_line(error)}"
-                hopeless = not isinstance(error, duckdb.Error) or self._waiting.messages > MAX_UNWRITTEN_MESSAGES
+                may_pass = isinstance(error, duckdb.Error) and not isinstance(error, INVALIDATING)
+                hopeless = not may_pass or self._waiting.messages > MAX_UNWRITTEN_MESSAGES
                 if hopeless and not self.broken.done():
                     self.broken.set_result(why)
                 self._flush_in(RETRY_AFTER_S)

@@ -49,6 +49,22 @@ def test_a_block_that_cannot_be_made_ends_the_whole(db, bad):
     assert not columns._held
 
 
+def test_whatever_goes_wrong_on_the_way_is_an_error_and_not_the_end_of_the_rows(db, monkeypatch):
+    """An exception that leaves a callback is lost: DuckDB took what came until then for all there was."""
+    real = columns._give
+
+    def short_of_memory(out, struct, release, needs):
+        if isinstance(struct, columns._Array):
+            raise MemoryError("no room for a block")
+        real(out, struct, release, needs)
+
+    monkeypatch.setattr(columns, "_give", short_of_memory)
+    rows = Rows(SHAPE, iter([[[1], ["fine"]]]))
+    with pytest.raises(duckdb.Error):
+        insert(db, rows)
+    assert isinstance(rows.error, MemoryError)
+
+
 def test_who_asks_after_the_end_is_told_so(db):
     rows = Rows(SHAPE, iter([[[1], ["x"]]]))
     with rows:

@@ -1,6 +1,8 @@
 """The ledger: a projection that answers questions and never more than that."""
 
 import asyncio
+import contextlib
+import resource
 import threading
 
 import duckdb
@@ -8,7 +10,7 @@ import msgspec
 import pytest
 
 from cyxcentral import jobs
-from cyxcentral.ledger import MAKE, Ledger, LedgerError
+from cyxcentral.ledger import DATABASE, MAKE, Ledger, LedgerError
 from cyxcore.spec import BatchMetrics
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -213,6 +215,32 @@ async def test_a_disk_that_refuses_is_not_waited_for(ledger, monkeypatch):
     assert (await ledger.query("select count(*) from events", 10)).rows == [[len(HISTORY)]]
 
 
+async def test_a_disk_that_fills_up_in_a_checkpoint_of_duckdb_ends_the_central_and_costs_no_row(tmp_path, monkeypatch):
+    """What was committed is durable then, and DuckDB refuses all else until its file is opened anew: a central that
+    tried again tried for ever, also when there was room again."""
+    monkeypatch.setitem(DATABASE, "checkpoint_threshold", "1MB")
+    path = tmp_path / "ledger.duckdb"
+    ledger, record = Ledger(path), m.Record(command_id="c" * 32, at_ms=1, by="central-1", event=f.submitted())
+    limits, seq = resource.getrlimit(resource.RLIMIT_FSIZE), 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 1_300_000, limits[1]))
+    try:
+        while not ledger.broken.done() and seq < 20_000:
+            for _ in range(300):
+                seq += 1
+                ledger.add_event(subjects.EVENTS, seq, subjects.job_event("job-1"), record)
+            with contextlib.suppress(LedgerError):
+                await ledger.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "FATAL" in ledger.broken.result() and "checkpoint" in ledger.broken.result()
+    await ledger.close()
+    again = Ledger(path)
+    position = again.position(subjects.EVENTS)
+    found = await again.query("select count(*), max(seq), count(distinct seq) from events", 10)
+    assert 0 < position <= seq and found.rows == [[position] * 3]
+    await again.close()
+
+
 async def test_a_row_that_cannot_be_made_loses_nothing_and_ends_the_central(ledger, monkeypatch):
     # rows are made when they are written: the position must not move over one that could not be
     monkeypatch.setitem(MAKE, "events", lambda event: 1 / 0)
@@ -318,7 +346,7 @@ async def test_a_second_central_on_the_same_file_is_refused(ledger, tmp_path):
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from cyxcentral.ledger import MAKE, Ledger, LedgerError\n"
+        "import sys; from pathlib import Path; from cyxcentral.ledger import DATABASE, MAKE, Ledger, LedgerError\n"
         "try: Ledger(Path(sys.argv[1]))\nexcept LedgerError as error: print(error)"
     )
     said = subprocess.run(
