@@ -19,7 +19,7 @@ from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.fetches import Fetches
 from cyxcentral.keys import RemoteWallet
 from cyxcentral.operators import Operators
-from cyxcentral.roster import EVERYBODY
+from cyxcentral.roster import EVERYBODY, Roster
 from cyxcentral.uploads import Uploads
 from cyxcore.errors import CyxError
 from cyxcore.spec import BatchMetrics, EpochMetrics
@@ -40,6 +40,7 @@ ESCROWS_LOOKED_AT = 100  # of one payer, whose deposits may have landed: as many
 PRICES_SHOWN = 20
 JOBS_AT_ONCE = 1_000  # looked at for a list; then others have their turn
 JOBS_PER_REQUEST = 20_000  # so many of them cost who asks as much as one request
+IDS_NAMED = 5  # of jobs that begin with what was asked for
 REPLICAS_SHOWN = 200  # of one deployment, the newest
 STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
     m.CancelRequested: "cancelled",
@@ -382,17 +383,24 @@ class Api:
         return await self._central.keys.custody(caller)
 
     async def _find(self, prefix: str) -> jobs.Job:
-        if (
-            prefix not in self._world.jobs
-        ):  # another central may have taken it a moment ago, also where a longer id fits
+        if prefix not in self._world.jobs:  # another central may have taken it just now, also where a longer id fits
             await self._central.events.catch_up()
-        found = self._world.job_by_prefix(prefix)
+        if prefix in self._world.jobs:  # a whole id wins over longer ones
+            return self._world.jobs[prefix]
+        found = (await self._roster()).beginning_with(prefix, IDS_NAMED + 1)
         if len(found) == 1:
             return self._world.jobs[found[0]]
         if not found:
             raise ApiError("unknown_job", f"no job is called {prefix} or starts with it; see: cyx jobs", 404)
-        some = ", ".join(found[:5])
-        raise ApiError("ambiguous_job", f"{len(found)} jobs start with {prefix}: {some}; give more letters", 409)
+        count, some = len(found) if len(found) <= IDS_NAMED else f"more than {IDS_NAMED}", ", ".join(found[:IDS_NAMED])
+        raise ApiError("ambiguous_job", f"{count} jobs start with {prefix}: {some}; give more letters", 409)
+
+    async def _roster(self) -> Roster:
+        """All jobs in order. Who asks first waits until they are; others have their turn meanwhile."""
+        roster = self._world.roster
+        while not roster.fill(JOBS_AT_ONCE):
+            await asyncio.sleep(0)
+        return roster
 
     async def _view(self, job: jobs.Job) -> m.JobView:
         key = keys.job_status(job.job_id)
@@ -417,9 +425,7 @@ class Api:
         return await self._view(await self._find(ask.job_id))
 
     async def _list(self, caller: str, ask: m.JobListRequest) -> m.JobList:
-        roster, who = self._world.roster, caller if ask.mine else EVERYBODY
-        while not roster.fill(JOBS_AT_ONCE):
-            await asyncio.sleep(0)
+        roster, who = await self._roster(), caller if ask.mine else EVERYBODY
         counted = ask.name is None and ask.node_id is None  # then nobody has to look at every job
         total = roster.total(who, ask.status) if counted else 0
         found: list[jobs.Job] = []
@@ -450,12 +456,12 @@ class Api:
         shown = await listing.page(found, self._view)
         return m.JobList(jobs=shown, total=total, more=more or len(shown) < len(found))
 
-    async def _look_on(self, caller: str) -> None:
+    async def _look_on(self, caller: str, looked: int = JOBS_AT_ONCE) -> None:
         """Let others have their turn, and charge who asks for what central has to look at.
 
         Raises ApiError rate_limited (429).
         """
-        if wait_ms := self._central.over_limit_ms(caller, JOBS_AT_ONCE / JOBS_PER_REQUEST):
+        if wait_ms := self._central.over_limit_ms(caller, looked / JOBS_PER_REQUEST):
             why = "the list goes through very many jobs; wait, or ask without a name, node and rare status"
             raise ApiError("rate_limited", why, 429, retry_after_ms=wait_ms)
         await asyncio.sleep(0)
@@ -526,11 +532,12 @@ class Api:
 
     async def _deployments(self, caller: str, ask: m.DeploymentListRequest) -> m.DeploymentList:
         await self._central.events.catch_up()  # what was submitted a moment ago is part of it
-        found, own = [], subjects.deployment_id("", caller)  # the end of the ids that are the caller's
-        for deployment, job_ids in self._world.deployments.items():
-            mine = deployment.endswith(own)
-            if not (deployment.startswith(ask.deployment) if mine else deployment == ask.deployment):
-                continue
+        found, looked = [], 0
+        for deployment, job_ids in self._asked_for(caller, ask):
+            mine, looked = subjects.is_owned(deployment, caller), looked + len(job_ids)
+            if looked >= JOBS_AT_ONCE:
+                await self._look_on(caller, looked)
+                looked = 0
             replicas = sorted((self._world.jobs[job_id] for job_id in job_ids), key=listing.place, reverse=True)
             live = [job for job in replicas if job.status not in jobs.ENDED]
             newest = (live or replicas)[0].job.serve
@@ -544,6 +551,13 @@ class Api:
 
         shown = await listing.page(found[: ask.limit], view)
         return m.DeploymentList(deployments=shown, more=len(shown) < len(found))
+
+    def _asked_for(self, caller: str, ask: m.DeploymentListRequest) -> list[tuple[str, set[str]]]:
+        """The caller's deployments that begin so, or the one of anybody that is called so, each with its jobs."""
+        deployments, whole, own = self._world.deployments, ask.deployment, subjects.deployment_id("", caller)
+        found = [each for each in deployments.get(own, {}).items() if each[0].startswith(whole)]
+        theirs = deployments.get(end, {}) if (end := subjects.owners_end(whole)) != own else {}
+        return [*found, (whole, theirs[whole])] if whole in theirs else found
 
     def _deployment(self, caller: str, deployment: str, replicas: list[jobs.Job]) -> m.DeploymentView:
         now_ms, said = self._machine.wall_ms(), self._central.dispatch.replicas

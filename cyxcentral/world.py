@@ -77,7 +77,8 @@ class World:
         self.unfunded_base_units: dict[str, int] = {}  # wallet -> all of them
         self.named: set[tuple[str, str]] = set()  # SHA-256 of an artifact, and a caller whose jobs name it
         self.held: dict[str, set[str]] = {}  # node id -> jobs whose lease it holds
-        self.deployments: dict[str, set[str]] = {}  # deployment -> the jobs that are its replicas, or were
+        # the end of the ids of one owner -> deployment -> the jobs that are its replicas, or were
+        self.deployments: dict[str, dict[str, set[str]]] = {}
         self.replicas: dict[str, dict[str, None]] = {}  # deployment -> those that have not ended, in the log's order
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
@@ -120,7 +121,7 @@ class World:
         for job in found:
             self.jobs[job.job_id] = job
             if job.job.serve:
-                self.deployments.setdefault(job.job.serve.deployment, set()).add(job.job_id)
+                self._offer(job.job.serve.deployment, job.job_id)
                 self._count_replica(job.job.serve.deployment, job)
             self._name(job)
             if job.status not in jobs.ENDED:
@@ -250,7 +251,7 @@ class World:
             self._roster.changed(before, job)
         if job.job.serve:
             if before is None:
-                self.deployments.setdefault(job.job.serve.deployment, set()).add(job_id)
+                self._offer(job.job.serve.deployment, job_id)
             self._count_replica(job.job.serve.deployment, job)
         if before is None or not before.funded:
             self._count_unfunded(job)
@@ -263,6 +264,10 @@ class World:
         if kind in JUDGED:
             self._judge(job, event, at_ms)
         return None
+
+    def _offer(self, deployment: str, job_id: str) -> None:
+        of_owner = self.deployments.setdefault(subjects.owners_end(deployment), {})
+        of_owner.setdefault(deployment, set()).add(job_id)
 
     def _count_replica(self, deployment: str, job: jobs.Job) -> None:
         live = self.replicas.setdefault(deployment, {})
@@ -409,12 +414,6 @@ class World:
             return None
         holder = (job.current.node_id, job.current.number)
         return job.job.serve.deployment if holder == (node_id, attempt) else None
-
-    def job_by_prefix(self, prefix: str) -> list[str]:
-        """Ids of the jobs that start with `prefix`; a whole id wins over longer ones."""
-        if prefix in self.jobs:
-            return [prefix]
-        return sorted(job_id for job_id in self.jobs if job_id.startswith(prefix))
 
 
 NAMING = frozenset({m.Submitted, m.Settled, m.Refunded})  # events that name a job, or sums that are its own

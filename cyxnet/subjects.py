@@ -152,7 +152,12 @@ def deployment_id(slug: str, owner: str) -> str:
 
 def is_owned(deployment: str, caller: str) -> bool:
     """Whether this caller is the one who may offer replicas of a deployment."""
-    return deployment == deployment_id(deployment[:-13], caller)
+    return deployment == deployment_id(deployment[: -len(owners_end(deployment))], caller)
+
+
+def owners_end(deployment: str) -> str:
+    """The end of a deployment's id, which is the same of all that its owner has: deployment_id("", owner)."""
+    return deployment[-13:]
 
 
 def job_event(job_id: str) -> str:

@@ -7,15 +7,20 @@ import pytest
 from msgspec.structs import replace
 
 from cyxcentral import api as verbs
-from cyxcentral import jobs, listing
+from cyxcentral import jobs, listing, roster
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
 from cyxcentral.world import World
 from cyxnet import messages as m
+from cyxnet import subjects
 from cyxnet.bus import ApiError
 from tests.central import facts as f
 
 STATUSES = (None, "funding", "queued", "leased", "completed", "failed")
+
+
+async def nothing():
+    pass
 
 
 def api_of(world, wait_ms=0):
@@ -28,7 +33,8 @@ def api_of(world, wait_ms=0):
     central = SimpleNamespace(
         world=world, cache=MemoryCache(), settings=SimpleNamespace(network=None), over_limit_ms=over_limit_ms
     )
-    central.events = SimpleNamespace(machine=None)
+    central.events = SimpleNamespace(machine=SimpleNamespace(wall_ms=lambda: 0), catch_up=nothing)
+    central.dispatch = SimpleNamespace(replicas={})
     return Api(central), asked
 
 
@@ -79,6 +85,24 @@ async def test_every_list_is_what_looking_at_every_job_gives(monkeypatch, seed):
         assert ([view.job_id for view in found.jobs], found.total, found.more) == expected, (round_, ask)
 
 
+@pytest.mark.parametrize("seed", range(5))
+async def test_the_ids_that_begin_with_some_letters_are_those_that_looking_at_every_job_gives(monkeypatch, seed):
+    monkeypatch.setattr(roster, "BLOCK", 6)
+    dice, world = random.Random(seed), World()
+    ids = ["".join(dice.choices("ab\U0010ffff-", k=dice.randint(1, 6))) for _ in range(120)]
+    for job_id in ids[:60]:
+        world.jobs[job_id] = replace(job_of(0, 0), job_id=job_id)
+    while not world.roster.fill(7):
+        pass
+    for job_id in ids[60:]:
+        if job_id not in world.jobs:
+            put(world, replace(job_of(0, 0), job_id=job_id))
+    for letters in (*ids, *(job_id[:count] for job_id in ids for count in (0, 1, 2)), "c", "aX", "\U0010ffff" * 7):
+        for most in (1, 3, 200):
+            expected = sorted(job_id for job_id in world.jobs if job_id.startswith(letters))[:most]
+            assert world.roster.beginning_with(letters, most) == expected
+
+
 async def test_the_newest_of_very_many_jobs_are_found_without_looking_at_the_others():
     world = World()
     for number in range(3 * verbs.JOBS_AT_ONCE):
@@ -101,4 +125,22 @@ async def test_who_makes_central_look_at_very_many_jobs_is_charged_and_in_the_en
     api, _ = api_of(world, wait_ms=70)
     with pytest.raises(ApiError, match="very many jobs") as refused:
         await api._list("bob", m.JobListRequest(name="no such"))
+    assert (refused.value.status, refused.value.retry_after_ms) == (429, 70)
+
+
+async def test_deployments_of_others_are_not_looked_at_and_ones_own_many_replicas_are_charged(monkeypatch):
+    monkeypatch.setattr(verbs, "JOBS_AT_ONCE", 3)
+    world, ask = World(), m.DeploymentListRequest(ended=True)
+    for number, owner in enumerate(["bob", "alice"] * 8):
+        deployment = subjects.deployment_id("digits", owner)
+        job = replace(job_of(number, number, owner), job=f.serve_request(deployment=deployment))
+        world.take_jobs([job])
+    api, charged = api_of(world)
+    (found,) = (await api._deployments("alice", ask)).deployments
+    assert (found.owner, len(found.replicas)) == ("alice", 8)
+    assert charged == [("alice", 8 / verbs.JOBS_PER_REQUEST)]
+    assert (await api._deployments("carol", ask)).deployments == [] and len(charged) == 1
+    api, _ = api_of(world, wait_ms=70)
+    with pytest.raises(ApiError) as refused:
+        await api._deployments("bob", ask)
     assert (refused.value.status, refused.value.retry_after_ms) == (429, 70)
