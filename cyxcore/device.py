@@ -210,18 +210,25 @@ class Cpu(HostMemory):
                 parts += [functools.partial(reference.call, *one) for one in group]
             else:
                 parts.append(self.program(list(group)))
-
-        def run() -> None:
-            for part in parts:
-                part()
-
-        return run
+        return _Parts(parts).run
 
     @property
     def lanes(self) -> int:
         """Among how many threads the bands of a stretch can be shared out."""
         count: int = self.kernels.get_num_threads()
         return min(count, MOST_LANES)
+
+
+class _Parts:
+    """Programs and operations of users, one after the other. packed_bytes: of all the programs."""
+
+    def __init__(self, parts: Sequence[Callable[[], None]]) -> None:
+        self._parts = parts
+        self.packed_bytes: int = sum(getattr(getattr(part, "__self__", None), "packed_bytes", 0) for part in parts)
+
+    def run(self) -> None:
+        for part in self._parts:
+            part()
 
 
 def _cuda(precision: str) -> Backend:

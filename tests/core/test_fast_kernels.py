@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from cyxcore import precision
+from cyxcore import device, precision
 from cyxcore.kernels import cpu, reference
 
 needs_amx = pytest.mark.skipif(not cpu.amx(), reason="no AMX here")
@@ -156,13 +156,40 @@ def test_terms_that_do_not_exist_are_refused():
         cpu.Program(-1)
 
 
+def odd_factors(value=None, of_a=True):
+    """Ones, with the value in row 5 or column 7; so large that every class takes the unit for them."""
+    a, b = np.ones((128, 256), np.float32), np.ones((256, 128), np.float32)
+    if value is not None:
+        (a if of_a else b).view(np.uint32)[5, 7] = np.float32(value).view(np.uint32)
+    return a, b
+
+
 @needs_amx
-def test_zeros_and_infinities():
-    a, b = np.zeros((64, 128), np.float32), np.ones((128, 64), np.float32)
-    assert not multiplied("fast", a, b).any()
-    a[3, 4] = np.inf
-    got = multiplied("fast", a, b)
-    assert not np.isfinite(got[3]).any() and not got[:3].any() and not got[4:].any()
+def test_odd_factors_are_multiplied_by_the_unit_in_every_class():
+    a, b = np.random.default_rng(12).standard_normal((2, 128 * 256), np.float32)
+    a, b = a.reshape(128, 256), b.reshape(256, 128)
+    for name in FAST:
+        assert multiplied(name, a, b).tobytes() != multiplied("exact", a, b).tobytes()
+
+
+@needs_amx
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 3.3962e38])
+def test_zeros_and_what_no_term_can_hold(value):
+    for name in FAST:
+        a, b = odd_factors(value)
+        a[:5], a[6:] = 0, 0
+        got = multiplied(name, a, b)
+        assert not got[:5].any() and not got[6:].any()
+        assert np.isinf(got[5]).all() if name == "bf16" else np.isnan(got[5]).all(), name
+
+
+@needs_amx
+def test_the_largest_number_that_terms_can_hold():
+    for name in FAST:
+        a, b = odd_factors(3.38e38)
+        a[:, :7], a[:, 8:] = 0, 0
+        got = multiplied(name, a, 0.5 * b)[5]
+        assert np.allclose(got, 1.69e38, rtol=BOUND[name]), name
 
 
 @needs_amx
@@ -170,12 +197,21 @@ def test_zeros_and_infinities():
 def test_whatever_a_nan_looks_like_it_stays_one(bits):
     for name in FAST:
         for of_a in (True, False):
-            a, b = np.ones((64, 128), np.float32), np.ones((128, 64), np.float32)
+            a, b = odd_factors()
             (a if of_a else b).view(np.uint32)[5, 7] = bits
             for turned in ((False, False), (True, True)):
                 given = [np.ascontiguousarray(x.T) if t else x for x, t in zip((a, b), turned, strict=True)]
                 got = np.isnan(multiplied(name, *given, *turned))
-                assert got.sum() == 64 and (got[5] if of_a else got[:, 7]).all(), name
+                assert got.sum() == 128 and (got[5] if of_a else got[:, 7]).all(), name
+
+
+@needs_amx
+def test_few_rows_by_a_long_factor_that_is_read_once_stay_exact_in_the_class_of_most_terms():
+    rng = np.random.default_rng(13)
+    a, b = rng.standard_normal((64, 9216), np.float32), rng.standard_normal((128, 9216), np.float32)
+    exact = multiplied("exact", a, b, False, True).tobytes()
+    assert multiplied("fast", a, b, False, True).tobytes() == exact
+    assert multiplied("fast16", a, b, False, True).tobytes() != exact
 
 
 @needs_amx
@@ -412,3 +448,12 @@ def test_an_exact_program_packs_nothing():
         program.add("matmul", np.empty((64, 64), np.float32), [a, a], PLAIN)
     program.fuse()
     assert program.packed_bytes == 0
+
+
+@needs_amx
+def test_a_plan_with_operations_of_users_says_what_all_its_parts_pack():
+    a, b = np.ones((128, 128), np.float32), np.ones((128, 128), np.float32)
+    calls = [device.Call("matmul", np.empty((128, 128), np.float32), (a, b), PLAIN) for _ in range(4)]
+    own = device.Call("user.own", np.empty(1, np.float32), (), {})
+    run = precision.backend("cpu", "fast").program([*calls[:2], own, *calls[2:]])
+    assert run.__self__.packed_bytes == 2 * (2 * 128 * 128 * 3)

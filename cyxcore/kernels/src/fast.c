@@ -36,12 +36,14 @@ static double up_to(int64_t count, int64_t whole) { return (double)((count + who
 
 /* Rough cycles, from measurements: the exact kernel makes 28 multiplications and additions in one, a tile instruction
  * 16 x 16 x 32 in 16 at best, and each element of a factor takes about a third of a cycle for each of its terms. Of the
- * right factor only a part counts: where the left one has few rows, it is often packed once for many products. */
+ * right factor only a part counts: where the left one has few rows, it is often packed once for many products. Not one
+ * of many more rows than columns, as behind an image that was made flat: a run reads it once. */
 int cyx_amx_pays(int64_t m, int64_t n, int64_t k, int terms) {
     static const double products[CYX_MOST_TERMS + 1] = {0, 1, 3, 6};
-    double tiles_m = up_to(m, 16), tiles_n = up_to(n, 16), tiles_k = up_to(k, 32);
+    double tiles_m = up_to(m, 16), tiles_n = up_to(n, 16), tiles_k = up_to(k, 32), share = k > 8 * n ? 1 : 0.5;
     double exact = (double)m * (double)n * (double)k / 28 + 100;
-    double fast = products[terms] * tiles_m * tiles_n * tiles_k / 420 + 0.35 * terms * tiles_k * (tiles_m + 0.5 * tiles_n) + 400;
+    double split = 0.35 * terms * tiles_k * (tiles_m + share * tiles_n);
+    double fast = products[terms] * tiles_m * tiles_n * tiles_k / 420 + split + 400;
     return fast < exact;
 }
 
