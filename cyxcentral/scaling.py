@@ -9,7 +9,8 @@ nothing. So whatever is decided here, it is within what the client signed. Three
 
 A replica whose time is nearly used up does not stay: its successor is called early enough to be ready by its end.
 How many are wanted is the Kubernetes rule (desired = ceil(sum of the load / target)). No load counts before all who
-stay are ready and have said theirs: a replica that is loading is not called for twice.
+are ready have said theirs. Nobody is called for it while one who stays is not ready yet: a replica that is loading, or
+that no node has room for, is not called for twice. It may be sent back all the same.
 
 Many centrals decide at once. Each has read the log up to some place, and names the first replica that stands by there,
 in the order of the log. Two who call different ones can do so only when one that comes before was sent back between the
@@ -39,11 +40,12 @@ class Wish(NamedTuple):
 
 class Load(NamedTuple):
     """What a deployment has to do. staying: who is at work, and will be; wanted: how many there should be, or None
-    while that is not known."""
+    while that is not known. coming: those of staying who are not ready yet."""
 
     staying: tuple[str, ...]
     in_flight: int
     wanted: int | None
+    coming: tuple[str, ...] = ()
 
 
 def load(replicas: list[jobs.Job], said: Mapping[tuple[str, int], m.RunRef], now_ms: int) -> Load:
@@ -53,10 +55,11 @@ def load(replicas: list[jobs.Job], said: Mapping[tuple[str, int], m.RunRef], now
     ids = tuple(job.job_id for job in staying)
     ready = [job for job in staying if job.current and job.current.started_at_ms is not None]
     told = [said[job.job_id, job.attempt].waiting for job in ready if (job.job_id, job.attempt) in said]
-    if len(told) < len(staying):
+    if not told or len(told) < len(ready) or any(job.pause_requested for job in staying):
         return Load(ids, sum(told), None)
     wanted = math.ceil(sum(told) / (terms.concurrency or CONCURRENCY))
-    return Load(ids, sum(told), min(max(wanted, terms.least), terms.most))
+    coming = tuple(job.job_id for job in staying if not (job.current and job.current.started_at_ms is not None))
+    return Load(ids, sum(told), min(max(wanted, terms.least), terms.most), coming)
 
 
 def wish(replicas: list[jobs.Job], now: Load, spare_ms: float) -> Wish | None:
@@ -65,17 +68,19 @@ def wish(replicas: list[jobs.Job], now: Load, spare_ms: float) -> Wish | None:
     if not terms.most:
         return None
     count = len(now.staying)
-    callable_ = next((job.job_id for job in replicas if job.standby), None)
+    callable_ = next((job.job_id for job in replicas if job.standby and not job.pause_requested), None)
     if callable_ and count < terms.least:
         return Wish(callable_, m.ScaledUp(reason=f"replicas with time left: {count}; at least: {terms.least}"))
     if now.wanted is None:
         return None
     why = f"questions in flight: {now.in_flight}; replicas at work: {count}, wanted: {now.wanted}"
-    if callable_ and count < now.wanted:
+    if callable_ and count < now.wanted and not now.coming:
         return Wish(callable_, m.ScaledUp(reason=why))
     if now.wanted < count and spare_ms >= 1000 * (terms.idle_s or IDLE_S):
         called = [job.job_id for job in replicas if job.job.serve and job.job.serve.standby]
-        last = next((job_id for job_id in reversed(now.staying) if job_id in called), None)
+        answering = [job_id for job_id in now.staying if job_id not in now.coming]
+        spare = [*(answering if len(answering) > now.wanted else ()), *now.coming]  # last who answers nobody yet
+        last = next((job_id for job_id in reversed(spare) if job_id in called), None)
         return Wish(last, m.ScaledDown(reason=why)) if last else None
     return None
 

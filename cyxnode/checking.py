@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from msgspec import Struct
@@ -93,10 +94,12 @@ def _rows(path: Path | None, count: int, model: Any) -> Any:
     shape = tuple(model.graph.input_shape)
     if path is not None:
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 rows = held["x"][:count]
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, LookupError, EOFError, AttributeError, TypeError, BadZipFile) as error:
             raise FormatError(f"{path}: expected an NPZ file with an array x: {str(error)[:200]}") from None
+        if rows.dtype.kind not in "biuf":
+            raise FormatError(f"{path}: expected numbers, got x of {rows.dtype.name}")
         if rows.shape[1:] != shape or not len(rows):
             raise FormatError(f"{path}: expected rows of shape {list(shape)}, got x of shape {list(rows.shape)}")
         return rows
@@ -106,13 +109,21 @@ def _rows(path: Path | None, count: int, model: Any) -> Any:
 
 
 def _difference(answer: Any, right: Any) -> str | None:
-    got = np.asarray(answer, dtype=right.dtype)
-    if got.shape != right.shape:
-        return f"expected numbers of shape {list(right.shape)}, got {list(got.shape)}"
-    if np.array_equal(got, right, equal_nan=True):
-        return None
-    apart = float(np.nanmax(np.abs(got.astype(np.float64) - right.astype(np.float64))))
-    return f"{int((got != right).sum())} of {right.size} numbers are others, by up to {apart:.3g}"
+    """What is wrong with an answer: any JSON that a replica came up with."""
+    try:
+        given = np.asarray(answer)
+    except ValueError:  # lists of different lengths
+        given = np.asarray(None)
+    if given.dtype.kind not in {"f": "iuf", "i": "iu", "u": "iu"}.get(right.dtype.kind, right.dtype.kind):
+        return f"expected numbers ({right.dtype.name}), got something else"
+    if given.shape != right.shape:
+        return f"expected numbers of shape {list(right.shape)}, got {list(given.shape)}"
+    with np.errstate(all="ignore"):  # too large for its dtype, infinities
+        got = given.astype(right.dtype)
+        if np.array_equal(got, right, equal_nan=True):
+            return None
+        apart = np.abs(got.astype(np.float64) - right.astype(np.float64))
+    return f"{int((got != right).sum())} of {right.size} numbers are others, by up to {np.max(apart):.3g}"
 
 
 def in_words(found: Checked) -> str:

@@ -34,9 +34,12 @@ def fleet(*kinds, **changes):
         "loading": (f.leased(),),
         "standby": (),
         "paused": (f.PAUSED,),
+        "waiting": (CALLED,),  # for a node with room
+        "restarting": (*READY, f.lost(code="node_lost")),
+        "asleep": (f.PAUSED,),  # it stands by, and its owner paused it
     }
     return [
-        replica(number, *events[kind], standby=kind in ("called", "standby"), **(BOUNDS | changes))
+        replica(number, *events[kind], standby=kind in ("called", "standby", "waiting", "asleep"), **(BOUNDS | changes))
         for number, kind in enumerate(kinds, start=1)
     ]
 
@@ -63,7 +66,10 @@ def wish(replicas, *waiting, spare_ms=0.0, now_ms=0):
         (["working", "standby", "standby"], [], None),  # its load is not known
         (["loading", "working", "standby"], [0, 900], None),  # one more is on its way
         (["standby", "standby"], [], ("+", "job-1")),  # those that were at work are gone
+        (["working", "waiting", "standby"], [900], None),  # one more was called, and has no node yet
         (["paused", "standby"], [], None),  # by its owner's wish
+        (["asleep", "standby"], [], ("+", "job-2")),  # who is paused would not come
+        (["asleep"], [], None),
     ],
 )
 def test_one_is_called_when_too_much_is_in_flight_for_those_at_work(kinds, waiting, expected):
@@ -81,6 +87,13 @@ def test_the_client_says_how_much_is_too_much():
         (["working", "called", "called"], [1, 1, 1], 119_999, None),
         (["working", "called", "called"], [1, 1, 1], 120_000, ("-", "job-3")),
         (["working", "called"], [8, 1], 120_000, None),
+        (["working", "waiting"], [1], 120_000, ("-", "job-2")),  # no node had room for it, and it is not needed now
+        (["working", "called", "waiting"], [9, 1], 120_000, ("-", "job-3")),
+        (["working", "waiting", "called"], [9, 1], 120_000, ("-", "job-2")),  # who answers stays
+        (["restarting", "called"], [1], 10**9, None),  # else nobody answered
+        (["restarting", "called", "called"], [1, 1], 10**9, ("-", "job-3")),
+        (["paused", "called"], [1], 10**9, None),
+        (["waiting", "waiting"], [], 10**9, None),  # nobody could say how much there is to do
         (["working"], [0], 10**9, None),
         (["working", "working"], [0, 0], 10**9, None),  # none of these was ever called
     ],

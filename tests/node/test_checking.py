@@ -1,6 +1,7 @@
 """Whether a deployment serves its model, with one that answers as it is told to."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,39 @@ async def test_another_model_than_the_deployed_one_is_found_by_its_answers(model
     found = await check(Client(model_file, almost), tmp_path)
     assert len(found.differ) == 8 and "3 of 3 numbers are others" in found.differ[0]
     assert "does NOT serve its model" in in_words(found)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("x", "expected numbers"),
+        ({"a": 1}, "expected numbers"),
+        (["0.5", 2.0, 3.0], "expected numbers"),
+        ([[1.0], [2.0, 3.0]], "expected numbers"),
+        ([True, True, False], "expected numbers"),
+        ([1.0, 2.0, 10**400], "expected numbers"),
+        ([1.0, 2.0], r"expected numbers of shape \[3\], got \[2\]"),
+        ([1.0, 2.0, 1e39], "are others"),
+        ([None, None, None], "expected numbers"),
+    ],
+)
+async def test_an_answer_that_is_none_of_a_model_is_no_trouble_but_found(
+    model_file: Path, tmp_path: Path, answer: Any, why: str
+) -> None:
+    class Garbled(Client):
+        async def predict(self, deployment: str, row: Any) -> PredictReply:
+            return PredictReply(model="s", output=answer, shape=[3], latency_ms=0.1)
+
+    found = await check(Garbled(model_file, None), tmp_path, count=1)
+    assert len(found.differ) == 1 and re.search(why, found.differ[0]), found.differ
+
+
+@pytest.mark.parametrize("x", [np.float32(3), np.array([["abcd"] * 4]), None])
+async def test_a_file_without_rows_is_one_clear_error(model_file: Path, tmp_path: Path, x: Any) -> None:
+    rows = tmp_path / "rows.npz"
+    rows.write_bytes(b"PK\x03\x04 and then nothing") if x is None else np.savez(rows, x=x)
+    with pytest.raises(FormatError, match="rows.npz: expected"):
+        await check(Client(model_file, mlp().predict), tmp_path, rows=rows)
 
 
 async def test_rows_of_ones_own_are_asked(model_file: Path, tmp_path: Path) -> None:
