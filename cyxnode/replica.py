@@ -199,7 +199,7 @@ class Desk:
         """Say now and then that it is at it, as long as something is being answered."""
         while True:
             await asyncio.sleep(ALIVE_EVERY_S)
-            if self._requests:
+            if self._begun or self._requests:
                 self.wire.send(Beat())
 
     async def idle(self) -> None:

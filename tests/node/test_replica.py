@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from cyxcore.model import save_model
 from cyxnet.asking import WINDOW
 from cyxnode import exchange as x
+from cyxnode import replica as replica_process
 from cyxnode import replicas
 from cyxnode.pipe import Failed, Halted, Serve, Serving
 from cyxnode.process import Launch
@@ -308,3 +309,21 @@ async def test_what_is_answered_at_once_is_dropped_and_waited_for_like_everythin
     made.begun[1][1](Answer(b"no", 429, headers=[(b"retry-after-ms", b"7")]))
     await idle
     assert made.sent == [x.Reply(2, 429, JSON, 7, b"no", False)]
+
+
+async def test_it_says_that_it_is_at_it_also_while_it_answers_without_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    # silence for two seconds is taken for death: a question to a slow model was asked again and again, of everybody
+    monkeypatch.setattr(replica_process, "ALIVE_EVERY_S", 0)
+    made = Begins()
+    desk = Desk(made)
+    desk.wire = made  # type: ignore[assignment]
+    beating = asyncio.ensure_future(desk.beat())
+    desk.take(x.Ask(1, "POST", "/v1/predict", JSON, "a/b", b"x"))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    made.begun[0][1](None)
+    said = len(made.sent)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    beating.cancel()
+    assert made.sent[:1] == [x.Beat()] and len(made.sent) == said
