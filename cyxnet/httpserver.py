@@ -163,6 +163,12 @@ class Patient(HttpToolsProtocol):
         self._read_piece()
         super().shutdown()
 
+    def give_up(self) -> None:
+        """The time for its answer is over."""
+        if self._begun is not None:
+            self._begun.gone = True
+        self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
         if self._begun is not None:  # its answer comes first
@@ -467,11 +473,13 @@ class Server:
         return self
 
     async def close(self) -> None:
-        """Take no more, end the streams, let what is being answered be answered."""
+        """Take no more, end the streams, let what is being answered be answered, and hang up on what is left."""
         await self._front.close()
         self._server.should_exit = True
         if self._task:
             await self._task
+        for connection in list(self._server.server_state.connections):
+            connection.give_up()  # type: ignore[union-attr]  # all are Patient
         for doorman in list(self._shaking):
             doorman.close()
 

@@ -1,6 +1,7 @@
 """A request of which all is there is answered without a task for it; what its client is told is the same."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 
@@ -157,6 +158,26 @@ async def test_a_server_that_closes_sends_the_answer_first_and_then_hangs_up():
         assert (await told(reader))[0] == 200
         assert await reader.read() == b""
         await closing
+
+
+async def test_what_is_not_answered_when_a_server_has_to_end_is_not_computed():
+    # it was, all of it, and the process heard no second signal meanwhile
+    served = tensors(kind=Halting, max_batch=1)
+    async with serving(served, close_s=0) as (_, server), connection(server) as (reader, writer):
+        served._predictor.sizes.clear()
+        served._predictor.go_on.clear()
+        writer.write(request(body=json.dumps({"input": samples(20).tolist()}).encode()))
+        while not served._predictor.sizes:
+            await asyncio.sleep(0)
+        (end,) = connections(server)
+        assert end._begun
+        await server.close()
+        served._predictor.go_on.set()
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        while server.front.figures.in_flight:
+            await asyncio.sleep(0)
+        assert server.front.figures.answers["/v1/predict", 499] == 1 and served._predictor.sizes == [1]
 
 
 async def test_a_key_is_asked_for_and_counted():
