@@ -173,9 +173,9 @@ def read(bytes text, Py_ssize_t begin, shape, bint several):
         return None
     for dimension in range(len(shape)):
         sizes[dimension] = shape[dimension]
+        if sizes[dimension] <= 0 or of_one > len(text) // sizes[dimension]:  # each number takes more than one letter
+            return None
         of_one *= sizes[dimension]
-    if of_one <= 0 or of_one > len(text):  # each number takes more than one letter
-        return None
     reader.at = <const char *>text + begin
     reader.shape, reader.dimensions = sizes, len(shape)
     if not several:

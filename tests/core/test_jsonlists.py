@@ -104,5 +104,5 @@ def test_whatever_is_no_such_list_is_left_to_others():
     ):
         assert jsonlists.read(text, 0, (2,), True) is None
     assert jsonlists.read(whole, len(whole), (2,), True) is None and jsonlists.read(whole, -1, (2,), True) is None
-    for shape in ((), (0,), (2**62, 2**62), (1,) * 40):
-        assert jsonlists.read(whole, 0, shape, True) is None
+    for shape in ((), (0,), (-1, -2), (2**62, 2**62), (2**61 + 1, 8), (1,) * 40):  # some products are 8 or 2 in 64 bits
+        assert jsonlists.read(whole, 0, shape, True) is None and jsonlists.read(whole, 0, shape, False) is None
