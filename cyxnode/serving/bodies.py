@@ -70,7 +70,9 @@ class Lists:
         if not several and depth != len(self._shape):
             return None
         found = self._quickly(body, begin, several)
-        return found and (found[0], several, b'{"input":null' + body[found[1] :])
+        if found is None or b"null" in (behind := body[found[1] :]):  # which could be said of `input` once more
+            return None
+        return found[0], several, b'{"input":null' + behind
 
     def _quickly(self, text: bytes, begin: int, several: bool) -> tuple[Array, int] | None:
         """The samples that begin there, and where they end; None where only the other way can read them."""

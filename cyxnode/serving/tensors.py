@@ -117,7 +117,7 @@ class TensorModel:
                 return rows, several, False
             with contextlib.suppress(BadMessage):  # which would name places of another text
                 request = self._decoded(rest)
-                if request.input == b"null":  # else `input` was there twice
+                if bytes(request.input) == b"null":  # else `input` was there twice
                     return rows, several, request.classes
         request = self._decoded(body)
         return *self._lists.read(request.input), request.classes
