@@ -37,7 +37,7 @@ from cyxcore.errors import CyxError
 from cyxnet import credentials, jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.bus import Bus
-from cyxnet.client import AsyncClient, new_job_id
+from cyxnet.client import AsyncClient
 from cyxnet.codec import MSGPACK, decode, encode
 from cyxnet.escrow import build_deposit
 from cyxnet.identity import Identity
@@ -55,9 +55,9 @@ SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central 
 async def requests_of(client: AsyncClient, job: m.JobRequest, count: int) -> list[tuple[str, bytes]]:
     """(job id, the encoded submit) of `count` jobs, paid by the client."""
     made = []
-    quote = await client.quote(job, new_job_id(job.name))
+    quote = await client.quote(job, subjects.new_job_id(job.name))
     for _ in range(count):
-        job_id = new_job_id(job.name)
+        job_id = subjects.new_job_id(job.name)
         terms = replace(quote.terms, job_id=job_id, escrow=_escrow(client, job_id, quote.terms.program))
         deposit = build_deposit(client.purse, terms, quote.blockhash, quote.last_valid_block_height)
         payment = m.Payment(client=client.purse.address, deposit=deposit)

@@ -12,7 +12,6 @@ A deposit is built and signed here, from terms that were checked here: central n
 import asyncio
 import contextlib
 import functools
-import re
 import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -279,7 +278,8 @@ class AsyncClient:
             data_path = job.data_path
             found = await asyncio.to_thread(artifacts.describe, data_path)
             request = job.request(m.ArtifactRef(sha256=found.sha256, size=found.size))
-        job_id = job_id or new_job_id(request.name)
+            job_id = job_id or job.job_id
+        job_id = job_id or subjects.new_job_id(request.name)
         info = self._info = self._info or await self.info()
         quote = await self.quote(request, job_id)
         check_terms(quote.terms, request, job_id, self.purse.address, info)
@@ -565,12 +565,6 @@ def retry_pause_s(error: BaseException, delay_s: float) -> float | None:
     if isinstance(error, ApiError) and error.status in (429, 503):
         return max(delay_s, (error.retry_after_ms or 0) / 1000)
     return None
-
-
-def new_job_id(name: str) -> str:
-    """A readable, unguessable id: the name's letters and ten random hex digits."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "job"
-    return f"{slug}-{secrets.token_hex(5)}"
 
 
 def new_request_id() -> str:

@@ -49,7 +49,9 @@ class SealError(CyxError):
 
 
 class About(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is said of the content, sealed with it. job: of data, as it would be submitted in plain text."""
+    """What is said of the content, sealed with it: of which job it is. job: of data, as it would be submitted in plain
+    text.
+    """
 
     job: JobRequest | None = None
     job_id: str = ""

@@ -30,7 +30,7 @@ from msgspec import Struct
 
 from cyxcore.errors import CyxError, DataError, SpecError
 from cyxcore.spec import DataSpec, ModelSpec, NumericsName, TrainingSpec, check_metrics
-from cyxnet import amounts, envelope, jobgraph
+from cyxnet import amounts, envelope, jobgraph, subjects
 from cyxnet.artifacts import describe
 from cyxnet.identity import Identity
 from cyxnet.jobtoml import DataSection, JobFile, ModelSection, NeedsSection, one_line, parse_bytes, read_text
@@ -67,6 +67,7 @@ class LoadedJob(Struct, kw_only=True, frozen=True):
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     warnings: list[str] = []
     sealed: bool = False  # its data is, to one node
+    job_id: str = ""  # chosen already, since it is sealed with the data; "": whichever the submission has
     fetched: bool = False  # or packed: its data was made for it, in a folder of its own; discard() it when all is sent
 
     def request(self, dataset: ArtifactRef) -> JobRequest:
@@ -137,17 +138,20 @@ def load(path: str | Path, work_folder: Path | None = None, numerics: NumericsNa
 def seal(job: LoadedJob, mine: Identity, node_id: str, key: str, work_folder: Path | None = None) -> LoadedJob:
     """The job for one node alone, its data sealed to that node's key in a new file, until discard() of its path.
 
-    Data that was packed or fetched for it in plain text goes. Raises SealError or SpecError.
+    Its id is chosen here: the node trains this data under no other. Data that was packed or fetched for it in plain
+    text goes. Raises SealError or SpecError.
     """
     if job.model.weights is not None:
         raise SpecError(f"{job.name}: a job that starts from weights cannot be sealed: everybody could read them")
-    job = msgspec.structs.replace(job, needs=msgspec.structs.replace(job.needs, node_id=node_id), sealed=True)
+    needs, job_id = msgspec.structs.replace(job.needs, node_id=node_id), subjects.new_job_id(job.name)
+    job = msgspec.structs.replace(job, needs=needs, sealed=True, job_id=job_id)
     found = describe(job.data_path)
     plain = job.request(ArtifactRef(sha256=found.sha256, size=found.size))
     folder = _new_folder(PACKED, work_folder)
     target = folder / f"{job.data_path.name}.sealed"
     try:
-        envelope.seal(job.data_path, target, envelope.new_envelope(mine, key), "data", envelope.About(job=plain))
+        about = envelope.About(job=plain, job_id=job_id)
+        envelope.seal(job.data_path, target, envelope.new_envelope(mine, key), "data", about)
     except BaseException:
         discard(target)
         raise

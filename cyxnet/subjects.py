@@ -20,6 +20,8 @@ CORE     cyx.v1.access.<id>                   central             Grant: stream 
 """
 
 import hashlib
+import re
+import secrets
 
 from msgspec import Struct
 
@@ -143,6 +145,12 @@ def taken(deployment: str, caller: str, replica: str) -> str:
 def ping(replica: str) -> str:
     """Where central asks one replica, by the id of its connection, whether it answers."""
     return f"{ROOT}.ping.{replica.replace('/', '.')}"
+
+
+def new_job_id(name: str) -> str:
+    """A readable, unguessable id: the name's letters and ten random hex digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "job"
+    return f"{slug}-{secrets.token_hex(5)}"
 
 
 def deployment_id(slug: str, owner: str) -> str:

@@ -423,6 +423,8 @@ def opened_for(
     """
     mine, about, data = envelope.unseal(data_path, folder / "data", opened, "data")
     plain = about.job
+    if about.job_id != assign.job_id:
+        raise envelope.SealError(f"{assign.job_id}: the data is that of {about.job_id or 'a job without an id'}")
     if plain is None or plain.dataset != data or _trained(plain) != _trained(assign.job):
         raise envelope.SealError(f"{assign.job_id}: the job is not the one that its client sealed with the data")
     if resume_path:

@@ -18,7 +18,7 @@ from benchmarks.control.report import Kills, Progress, Rate, Report, Scale, Star
 from cyxnet import jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.blocking import Client
-from cyxnet.client import AsyncClient, new_job_id
+from cyxnet.client import AsyncClient
 from cyxnet.escrow import build_deposit, escrow_address
 from cyxnet.local import LocalNetwork
 
@@ -56,9 +56,9 @@ async def _fund(client: AsyncClient, jobs: int) -> None:
 
 async def _signed(client: AsyncClient, job: m.JobRequest, count: int) -> list[m.SubmitRequest]:
     """Submits with deposits that are signed already, on the terms of one quote: what clients do beforehand."""
-    quote, wallet, requests = await client.quote(job, new_job_id(job.name)), client.purse, []
+    quote, wallet, requests = await client.quote(job, subjects.new_job_id(job.name)), client.purse, []
     for _ in range(count):
-        job_id = new_job_id(job.name)
+        job_id = subjects.new_job_id(job.name)
         terms = replace(quote.terms, job_id=job_id, escrow=escrow_address(wallet.address, job_id, quote.terms.program))
         deposit = build_deposit(wallet, terms, quote.blockhash, quote.last_valid_block_height)
         payment = m.Payment(client=wallet.address, deposit=deposit)

@@ -18,7 +18,7 @@ from cyxcore.spec import BatchMetrics, TrainingSummary
 from cyxnet import artifacts, credentials, jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.bus import Bus, BusError
-from cyxnet.client import AsyncClient, new_job_id
+from cyxnet.client import AsyncClient
 from cyxnet.codec import MSGPACK, encode
 from cyxnet.escrow import build_deposit, escrow_address
 from cyxnet.identity import Identity
@@ -292,7 +292,7 @@ class Scene:
 
     async def paid_submit(self, client: AsyncClient) -> m.SubmitRequest:
         """A submit that central would take: its deposit is signed by the client."""
-        job_id = new_job_id("storm")
+        job_id = subjects.new_job_id("storm")
         quote = await client.quote(self.job, job_id)
         terms = replace(quote.terms, escrow=escrow_address(client.purse.address, job_id, quote.terms.program))
         deposit = build_deposit(client.purse, terms, quote.blockhash, quote.last_valid_block_height)

@@ -17,11 +17,11 @@ from msgspec.structs import replace
 import cyxnet
 from cyxcore.errors import DataError
 from cyxcore.spec import ModelSpec
-from cyxnet import artifacts
+from cyxnet import artifacts, subjects
 from cyxnet import messages as m
 from cyxnet.broker import Broker, Passwords
 from cyxnet.bus import ApiError, Bus, BusError
-from cyxnet.client import AsyncClient, InsufficientFunds, NoModel, TermsMismatch, new_job_id, retry_pause_s
+from cyxnet.client import AsyncClient, InsufficientFunds, NoModel, TermsMismatch, retry_pause_s
 from cyxnet.codec import decode
 from cyxnet.config import ConfigError
 from cyxnet.escrow import check_deposit
@@ -459,8 +459,8 @@ def test_a_price_that_expired_is_sent_twice_more_and_not_for_half_a_minute():
     ("name", "slug"), [("Digits: a test!", "digits-a-test"), ("日本", "job"), ("x" * 90, "x" * 40), ("--", "job")]
 )
 def test_a_job_id_is_the_name_and_ten_random_digits(name: str, slug: str) -> None:
-    job_id = new_job_id(name)
-    assert job_id.startswith(f"{slug}-") and len(job_id) == len(slug) + 11 and job_id != new_job_id(name)
+    job_id = subjects.new_job_id(name)
+    assert job_id.startswith(f"{slug}-") and len(job_id) == len(slug) + 11 and job_id != subjects.new_job_id(name)
 
 
 # -- without async --------------------------------------------------------------------------------------

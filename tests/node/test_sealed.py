@@ -33,11 +33,11 @@ def common():
     return envelope.new_envelope(CLIENT, envelope.node_key(NODE))
 
 
-def opening(folder, common, job=PLAIN, said=PLAIN, state=None):
+def opening(folder, common, job=PLAIN, said=PLAIN, state=None, job_id="job-1"):
     """What the node makes of a job that it is given, where its client said another one (or the same) with the data."""
     (folder / "rows").write_bytes(ROWS)
     (folder / "work").mkdir(exist_ok=True)
-    envelope.seal(folder / "rows", folder / "sealed", common, "data", About(job=said))
+    envelope.seal(folder / "rows", folder / "sealed", common, "data", About(job=said, job_id=job_id))
     job = replace(job, dataset=ArtifactRef(sha256="e" * 64, size=(folder / "sealed").stat().st_size))
     assign = Assign(job_id="job-1", attempt=1, session="0" * 32, job=job, lease_ms=1000)
     return opened_for(assign, folder / "sealed", state, folder / "work", envelope.as_node(NODE))
@@ -74,6 +74,13 @@ def test_another_job_over_the_same_data_is_refused(tmp_path, common, changed):
 
 def test_what_decides_nothing_about_the_data_may_differ(tmp_path, common):
     assert opening(tmp_path, common, job=replace(PLAIN, priority=9, max_attempts=1))[0] == PLAIN
+
+
+@pytest.mark.parametrize("job_id", ["job-2", ""])
+def test_data_that_was_sealed_for_another_job_is_refused(tmp_path, common, job_id):
+    """Of two jobs of one client that differ in their data only, central could give each the data of the other."""
+    with pytest.raises(SealError, match="job-1: the data is that of"):
+        opening(tmp_path, common, job_id=job_id)
 
 
 def test_data_that_is_not_what_it_is_called_is_refused(tmp_path, common):
