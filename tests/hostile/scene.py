@@ -33,7 +33,6 @@ HEARTBEAT_MS, LEASE_MS = (
 )  # nobody is lost for being slow: what is lost, a message has brought about
 JOBS_PER_NODE = 4
 WAIT_S = 60.0
-RENEWED_CHECK_S = 0.01
 AMOUNT = 1_000_000
 
 
@@ -105,7 +104,10 @@ class Node:
                 if self.bus.connected and self.bus._nc.stats["reconnects"] == links:
                     raise
             while not self.bus.connected:  # its session is being renewed, every ten minutes: a node says it again then
-                await asyncio.sleep(RENEWED_CHECK_S)
+                if waiting := self.bus._nc._reconnection_task:
+                    await asyncio.wait({waiting})
+                else:
+                    await asyncio.sleep(0)
         for run in reply.stop:
             self.given.pop(run.job_id, None)
         if not reply.known:
