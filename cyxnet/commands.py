@@ -23,6 +23,8 @@ from cyxnet.identity import Identity, verify
 
 VALID_MS = 120_000  # from when it is signed, by what central knows of the node's clock
 LONGEST_AHEAD_MS = 600_000  # that a command is good for, by the node's clock
+# Of jobs, whose newest place a session remembers; however old: who forges a heartbeat chooses until when central signs.
+PLACES_KEPT = 2**16
 MAX_COMMAND_BYTES = MAX_MESSAGE_BYTES + 100_000  # an Assign has a whole job in it, and was sent by nobody who may flood
 OTHER_CLOCK = ("expired", "good_too_long")  # codes of refusals that a look at the node's clock mends
 UNSIGNED = "0" * 128
@@ -115,9 +117,7 @@ class Guard:
         self._now_ms = now_ms
         self._keep = keep
         self._vouched: m.CommandKey | None = None  # the one that was checked last
-        self._newest: OrderedDict[str, tuple[int, int]] = (
-            OrderedDict()
-        )  # job -> its newest place, until when it matters
+        self._newest: OrderedDict[str, int] = OrderedDict()  # job -> its newest place; last the job that was last meant
 
     def told(self, network_id: str, platform_key: str) -> str:
         """What a central said when it took the node in: believed by who does not know better.
@@ -150,7 +150,7 @@ class Guard:
             if not isinstance(said, m.SignedCommand):
                 raise NotTaken("unsigned", "it is not signed")
             command: m.Command = self._checked(said, m.Command)
-            newest, _ = self._newest.get(command.job_id, (0, 0))
+            newest = self._newest.get(command.job_id, 0)
             if said.sequence < newest:
                 why = f"it was given at event {said.sequence}; one that was given at {newest} has been taken"
                 raise NotTaken("replayed", why)
@@ -163,10 +163,9 @@ class Guard:
         """It was carried out: older ones about its job are not taken from now on."""
         if not isinstance(said, m.SignedCommand):
             return
-        now_ms = self._now_ms()
-        newest, _ = self._newest.pop(command.job_id, (0, 0))
-        self._newest[command.job_id] = (max(newest, said.sequence), now_ms + LONGEST_AHEAD_MS)
-        while self._newest and next(iter(self._newest.values()))[1] < now_ms:  # older ones have expired
+        newest = self._newest.pop(command.job_id, 0)
+        self._newest[command.job_id] = max(newest, said.sequence)
+        if len(self._newest) > PLACES_KEPT:
             self._newest.popitem(last=False)
 
     def orders(self, reply: m.HeartbeatReply, number: int) -> m.Orders:
