@@ -25,6 +25,7 @@ from cyxcore.errors import CyxError
 from cyxnet import amounts, config, lifetime
 from cyxnet.bus import Bus
 from cyxnet.credentials import Credentials, as_node
+from cyxnet.identity import ed25519_key
 from cyxnode import hardware
 from cyxnode.agent import Agent, Settings
 from cyxnode.home import Home, open_home, running, slug
@@ -73,6 +74,18 @@ def parse_name(text: str) -> str:
     return text[:100]
 
 
+def parse_key(text: str) -> str:
+    """A public key that signatures prove something for."""
+    try:
+        if not re.fullmatch(r"[0-9a-f]{64}", text):
+            raise ValueError(f"got {text[:80]!r}")
+        ed25519_key(bytes.fromhex(text))
+    except ValueError as error:
+        what = "expected a platform's public key, 64 hex digits, as cyx id show --central shows it"
+        raise argparse.ArgumentTypeError(f"{what}: {error}") from None
+    return text
+
+
 def parse_runs(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 to 1024, got {text!r}")
@@ -97,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--name", type=parse_name, help="of this node; default: the first free of node-1, node-2, …")
     made.add_argument("--url", help="tls://host:port of the broker, instead of the folder's")
     made.add_argument("--ca", type=Path, metavar="FILE", help="who signed the broker's certificate (PEM)")
+    made.add_argument(
+        "--platform-key", type=parse_key, metavar="HEX", help="whose commands it takes; else the folder's"
+    )
     made.add_argument("--max-runs", type=parse_runs, default=1, metavar="N", help="runs at a time (1)")
     made.add_argument("--region", default="", help="where this machine is, e.g. eu-west")
     made.add_argument("--price-per-hour", "--price", type=parse_price, default=0, metavar="CYX", help="asked for (0)")
@@ -195,6 +211,7 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
         network = config.read_network(args.dir)
         url, session_s, ca = network.node_url, network.session_s, ca or network.tls_ca
         network_id, platform_key = network.network_id, network.platform_key
+    platform_key = args.platform_key or platform_key
     pool = Pool(Launch(work_folder=home.work_folder, niceness=args.nice))
     try:
         pool.warm_up()

@@ -14,10 +14,11 @@ import pytest
 import cyxcore
 from cyxcore.spec import TrainingSpec
 from cyxnet import identity
+from cyxnet.broker import Broker
 from cyxnet.messages import completion_bytes
 from cyxnode.__main__ import main, parse_bytes, parse_price, say_ready
 from cyxnode.home import open_home
-from tests.node.fake_central import FakeCentral, make_assign
+from tests.node.fake_central import PLATFORM, FakeCentral, make_assign
 
 WAIT_S = 30.0
 Start = Callable[..., Any]
@@ -149,6 +150,18 @@ async def test_without_a_broker_the_error_is_one_line_and_status_1(run_node: Sta
     assert "no Cyx broker answers at 127.0.0.1:1" in lines[0] and "hidden" not in lines[0]
 
 
+async def test_with_only_an_address_a_platform_key_says_which_central_is_believed(
+    central: FakeCentral, broker: Broker, run_node: Start
+) -> None:
+    stranger = identity.Identity(b"s" * 32).public_key
+    process = await run_node("--url", broker.url("node"), "--platform-key", stranger)
+    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert f"expected the platform key {stranger}, got {PLATFORM.public_key}" in errors.decode()
+    assert process.returncode == 1
+    process = await run_node("--url", broker.url("node"), "--platform-key", PLATFORM.public_key)
+    assert (await ready_line(process))["ready"]
+
+
 def test_without_a_network_folder_the_error_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--dir", str(tmp_path / "none")]) == 1
     assert "start one with `cyx up`" in capsys.readouterr().err
@@ -163,6 +176,8 @@ def test_without_a_network_folder_the_error_says_what_to_do(tmp_path: Path, caps
         ["--price-per-hour", "-1"],
         ["--name", "///"],
         ["--nice", "40"],
+        ["--platform-key", "abc"],
+        ["--platform-key", "0" * 64],
         ["--unknown"],
     ],
 )
