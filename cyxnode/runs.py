@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -42,6 +43,7 @@ MAX_MODEL_BYTES = 16 * 2**30
 CHECKPOINT_CHUNKS_IN_FLIGHT = 1  # heartbeats and metrics go over the same connection, and are worth more
 HALTED = {"paused": "paused as asked", "node_stopped": "the node stops"}
 UNSIGNED = "0" * 128  # it is signed when it is said: see cyxnode/signing.py
+SEALED_FAILURE = "its training failed; why is in the log of its node only, since it may quote data, which is sealed"
 DEVICES = {"any": "cpu", "cpu": "cpu", "cuda": "cuda"}  # what a job needs -> where it is trained
 
 
@@ -210,7 +212,8 @@ class Runs:
             try:
                 folder, job, seal = process.folder.absolute(), assign.job, None
                 if job.sealed:
-                    plain = await asyncio.to_thread(opened_for, assign, data_path, resume_path, folder, self._opened)
+                    opening = functools.partial(opened_for, assign, data_path, resume_path, folder, self._opened)
+                    plain = await to_its_end(opening)
                     job, data_path, resume_path, seal = plain
                 model_path = folder / MODEL_FILE
                 order = order_for(
@@ -270,7 +273,7 @@ class Runs:
             try:
                 if seal:
                     about = envelope.About(job_id=key[0])
-                    await asyncio.to_thread(envelope.seal, path, sealed, seal, kind, about)
+                    await to_its_end(functools.partial(envelope.seal, path, sealed, seal, kind, about))
                     path = sealed
                 return await self._insist(lambda: artifacts.put(self._bus, self._node_id, path, in_flight=in_flight))
             finally:
@@ -291,7 +294,11 @@ class Runs:
             await uploads.settle()  # the next attempt goes on from there
             if isinstance(end, Failed):
                 seen_bytes = order.memory_bytes if end.code == "out_of_memory" else 0
-                return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
+                message = end.message
+                if seal:
+                    log.warning("run %s/%d: what only this node is told: %s", *key, message)
+                    message = SEALED_FAILURE
+                return self._failed(key, end.code, message, end.deterministic, seen_bytes)
             return self._halted(key, work)
         finally:
             await uploads.close()
@@ -407,6 +414,18 @@ class Runs:
             deterministic=deterministic,
             memory_bytes=memory_bytes,
         )
+
+
+async def to_its_end(work: Callable[[], T]) -> T:
+    """Work in a thread, which is waited for although the task is cancelled: else plain text could appear in a folder
+    after it was cleared.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 def opened_for(

@@ -1,6 +1,8 @@
 """A sealed job at its node: it trains what its client sealed with the data, and nothing that was put in its place."""
 
+import asyncio
 import hashlib
+import threading
 
 import pytest
 from msgspec.structs import replace
@@ -10,7 +12,8 @@ from cyxnet import envelope
 from cyxnet.envelope import About, SealError
 from cyxnet.identity import Identity
 from cyxnet.messages import ArtifactRef, Assign, JobRequest, Needs
-from cyxnode.runs import opened_for
+from cyxnode.runs import SEALED_FAILURE, opened_for, to_its_end
+from tests.node.fake_central import make_assign
 
 CLIENT, NODE = Identity(b"client".ljust(32)), Identity(b"node".ljust(32))
 ROWS = b"a,label\n1,0\n2,1\n"
@@ -95,3 +98,50 @@ def test_a_state_of_another_job_or_maker_is_refused(tmp_path, common):
     other = envelope.new_envelope(Identity(b"central".ljust(32)), envelope.node_key(NODE))
     with pytest.raises(SealError, match="another job"):
         opening(tmp_path, common, state=state_of(tmp_path, other, "job-1"))
+
+
+@pytest.mark.parametrize(("behaviour", "code"), [("refuse", "bad_data"), ("die", "process_died")])
+async def test_what_a_failure_says_of_sealed_data_stays_on_the_node(
+    central, start_node, tmp_path, caplog, behaviour, code
+):
+    """A data error quotes the cell that it is about, and last words of a process may quote anything."""
+    node = await start_node(behaviour)
+    register = await central.wait_for("register")
+    await asyncio.wait_for(node.ready.wait(), 10)
+    (tmp_path / "rows").write_bytes(ROWS)
+    plain = ArtifactRef(sha256=hashlib.sha256(ROWS).hexdigest(), size=len(ROWS))
+    said = make_assign(register, plain, sealed=True).job
+    envelope.seal(
+        tmp_path / "rows",
+        tmp_path / "sealed",
+        envelope.new_envelope(CLIENT, envelope.node_key(node.home.key)),
+        "data",
+        About(job=said, job_id="job-1"),
+    )
+    dataset = central.store.add((tmp_path / "sealed").read_bytes())
+    assert (await central.command(register.node_id, make_assign(register, dataset, sealed=True))).accepted
+    failed = await central.wait_for("failed")
+    assert (failed.code, failed.message) == (code, SEALED_FAILURE)
+    quoted = {"refuse": "got 'x'", "die": "out of ideas"}[behaviour]
+    assert any(quoted in record.getMessage() for record in caplog.records)
+
+
+async def test_a_run_that_is_ended_waits_for_what_writes_into_its_folder():
+    began, may_end, ended = asyncio.Event(), threading.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def write():
+        loop.call_soon_threadsafe(began.set)
+        may_end.wait(10)
+        ended.append(True)
+
+    task = asyncio.create_task(to_its_end(write))
+    await began.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not task.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended
