@@ -106,8 +106,7 @@ class Node:
             while not self.bus.connected:  # its session is being renewed, every ten minutes: a node says it again then
                 if waiting := self.bus._nc._reconnection_task:
                     await asyncio.wait({waiting})
-                else:
-                    await asyncio.sleep(0)
+                await asyncio.sleep(0)  # the one that is over may have a successor that has not begun
         for run in reply.stop:
             self.given.pop(run.job_id, None)
         if not reply.known:
