@@ -4,6 +4,7 @@ Results carry no gradient. A training step goes to steps.py; jobs compile theirs
 """
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 from cyxcore import device as devices
@@ -13,7 +14,7 @@ from cyxcore.errors import GraphError
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
-from cyxcore.steps import CompiledStep, used
+from cyxcore.steps import Bound, CompiledStep, used
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
 
@@ -30,9 +31,11 @@ class Compiled:
     ) -> None:
         self.function, self.device = function, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
-        self._plans: dict[tuple[Any, ...], tuple[Plan, bool]] = {}
+        self._plans: dict[tuple[Any, ...], tuple[Plan, bool, list[Any]]] = {}
+        self._bound = Bound([function] if isinstance(function, Module) else [])
+        self._lock = Lock()  # a plan has one memory: threads take turns
 
-    def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool]:
+    def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, list[Any]]:
         builder = Builder()
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         state = {}
@@ -48,15 +51,27 @@ class Compiled:
             raise GraphError("compile: expected the function to return tensors computed from its arguments")
         names = [str(place) for place in range(len(inputs))]
         graph = evaluation_graph(builder.graph(*outputs))
-        return Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics), several
+        return (
+            Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics),
+            several,
+            self._bound.kept(),
+        )
 
     def __call__(self, *inputs: Any) -> Any:
-        tensors = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs)
+        with self._lock:
+            return self._run(tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs))
+
+    def _run(self, tensors: tuple[Tensor, ...]) -> Any:
         device = self.device or (tensors[0].device if tensors else devices.default_device())
-        key = (device, self.numerics or precision.current(), *((x.shape, x.dtype) for x in tensors))
+        key = (
+            device,
+            self.numerics or precision.current(),
+            tuple([(x.shape, x.dtype) for x in tensors]),
+            self._bound.key(),
+        )
         if key not in self._plans:
             self._plans[key] = self._compile(tensors, device)
-        plan, several = self._plans[key]
+        plan, several, _ = self._plans[key]
         for place, x in enumerate(tensors):
             plan.backend.assign(plan.inputs[str(place)], devices.put(x._data, device))
         plan.run()

@@ -11,20 +11,25 @@
 The function runs once per shape of its arguments, on symbols; then its plan is replayed. Modules and optimisers are
 found among the variables it uses. Parameters and the optimiser's state stay where they are and are written in place,
 so compiled and plain steps may alternate, on the device where the parameters are.
-Learning rates are read before each step; other options belong to the plan.
+Learning rates are read before each step. Modes, frozen parameters, replaced modules and tensors, options of groups and
+whether gradients are on are looked at before each step too: what changed makes another plan. Other options of modules
+belong to the plan. Threads that share a compiled step take turns.
 """
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cyxcore import device as devices
 from cyxcore import precision
 from cyxcore.eager import Tensor, next_key, now, wrap
-from cyxcore.errors import GraphError
+from cyxcore.errors import GradientError, GraphError
 from cyxcore.gradients import reached
+from cyxcore.held import is_recording
 from cyxcore.nn.module import Module
 from cyxcore.optim import Optimizer
 from cyxcore.plan import Plan
@@ -52,12 +57,40 @@ def used(function: Callable[..., Any]) -> tuple[list[Module], list[Optimizer]]:
     )
 
 
+class Bound:
+    """The parts of modules and their tensors, looked up anew where something was replaced, added or left out."""
+
+    def __init__(self, modules: list[Module]) -> None:
+        self.modules = modules
+        self.parts: list[Module] = []
+        self.tensors: list[Tensor] = []
+        self._tables: list[dict[str, Any]] = []
+        self._found: list[int] = [-1]
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal only while everything is the same object with the same array, as long as kept() is."""
+        found = [id(x) for table in self._tables for x in table.values()]
+        if found != self._found:
+            self.parts, self.tensors, self._tables = list(self.modules), [], []
+            for part in self.parts:
+                self.parts += part._modules.values()
+                self.tensors += (*part._parameters.values(), *part._buffers.values())
+                self._tables += (part._modules, part._parameters, part._buffers)
+            self._found = found = [id(x) for table in self._tables for x in table.values()]
+        return (*found, *[id(x._data) for x in self.tensors])
+
+    def kept(self) -> list[Any]:
+        """What key() names by its id: while it is kept nothing else gets that."""
+        return [self.parts, self.tensors, [x._data for x in self.tensors]]
+
+
 class _Traced(NamedTuple):
     plan: Plan
     several: bool
     written: list[Tensor]  # parameters and buffers the plan writes in place
     fed: list[Array]  # for each argument what the plan reads
-    scalars: list[tuple[Optimizer, Array, list[tuple[dict[str, Any], Array]]]]  # optimiser, step, (group, its lr)
+    scalars: list[tuple[Optimizer, Array, list[tuple[int, Array]]]]  # optimiser, step, (number of a group, its lr)
+    kept: list[Any]
 
 
 class CompiledStep:
@@ -74,16 +107,24 @@ class CompiledStep:
         self.function, self.modules, self.optimizers, self.device = function, modules, optimizers, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._plans: dict[tuple[Any, ...], _Traced] = {}
-        self._placed: Tensor | None = None  # a parameter: all are on its device
+        self._bound = Bound(modules)
+        self._lock = Lock()  # a plan has one memory
 
     def __call__(self, *inputs: Any) -> Any:
-        tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs]
-        device = self.device or self._device()
+        with self._lock:
+            return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
+
+    def _step(self, tensors: list[Tensor]) -> Any:
+        own, held = self._bound.key(), self._bound.tensors
+        device = self.device or (held[0].device if held else devices.default_device())
         key = (
             device,
             self.numerics or precision.current(),
-            *[(x.shape, x.dtype) for x in tensors],
-            *[bool(module.training) for module in self.modules],
+            is_recording(),
+            tuple([(x.shape, x.dtype) for x in tensors]),
+            own,
+            tuple([part.training for part in self._bound.parts]),
+            tuple([x.requires_grad for x in held]),
             *[_options(group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
         traced = self._plans.get(key)
@@ -94,27 +135,22 @@ class CompiledStep:
         for x, fed in zip(tensors, traced.fed, strict=True):
             backend.assign(fed, backend.put(x._data))
         for optimizer, step, rates in traced.scalars:
-            optimizer.steps += 1
-            step[...] = optimizer.steps
-            for group, lr in rates:
-                lr[...] = group["lr"]
+            step[...] = optimizer.steps + 1
+            for number, lr in rates:
+                lr[...] = optimizer.param_groups[number]["lr"]
         plan.key[:] = next_key()
         plan.run()
+        for optimizer, _, _ in traced.scalars:  # a step that failed is none
+            optimizer.steps += 1
         time = now()
         for tensor in traced.written:
             (tensor._memory or tensor._shared()).written = time
         results = tuple([wrap(array.copy()) for array in plan.outputs])
         return results if traced.several else results[0]
 
-    def _device(self) -> str | None:
-        """Where the parameters are."""
-        if self._placed is None:
-            self._placed = next((p for module in self.modules for p in module.parameters()), None)
-        return None if self._placed is None else self._placed.device
-
-    def _trace(self, inputs: list[Tensor], device: str | None) -> _Traced:
+    def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
         builder = Builder()
-        builder.differentiate = reached
+        builder.differentiate = reached if is_recording() else _switched_off
         arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]
         held: dict[str, Array] = {}
         with ExitStack() as stack:
@@ -140,12 +176,12 @@ class CompiledStep:
         for place, (optimizer, stepper) in enumerate(zip(self.optimizers, steppers, strict=True)):
             if stepper.steps:
                 rates = [
-                    (group, lr)
-                    for number, group in enumerate(optimizer.param_groups)
+                    (number, lr)
+                    for number in range(len(optimizer.param_groups))
                     if (lr := plan.inputs.get(f"optimizer.{place}.{number}.lr")) is not None
                 ]
                 scalars.append((optimizer, plan.inputs[f"optimizer.{place}.step"], rates))
-        return _Traced(plan, several, written, [plan.inputs[name] for name in names], scalars)
+        return _Traced(plan, several, written, [plan.inputs[name] for name in names], scalars, self._bound.kept())
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:
@@ -153,7 +189,11 @@ def _buffers(module: Module) -> Iterator[Tensor]:
 
 
 def _options(group: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple([value for name, value in group.items() if name != "params" and name != "lr"])
+    return (*map(id, group["params"]), *[value for name, value in group.items() if name != "params" and name != "lr"])
+
+
+def _switched_off(builder: Builder, loss: Symbol, wanted: list[Symbol]) -> list[Symbol | None]:
+    raise GradientError("backward: gradients are off here (no_grad); call the compiled step outside of it")
 
 
 class _Stepper:

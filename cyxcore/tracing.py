@@ -34,7 +34,7 @@ def symbolic(
     """Within the block the module's parameters and buffers are symbols, and it is in both modes at once.
 
     names: put before the names of the parameters. both_modes: False leaves the module in the mode it is in. Yields the
-    symbol of each tensor, by the tensor's id.
+    symbol of each tensor, by the tensor's id. In one mode, what requires no gradient is not trained.
     """
     changed: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -53,7 +53,8 @@ def symbolic(
                     if id(tensor) not in known:
                         init = getattr(tensor, "init", None) or {"kind": "zeros"}
                         full = names + (f"{prefix}.{name}" if prefix else name)
-                        known[id(tensor)] = builder.param(full, tensor.shape, init, trainable, tensor.dtype)
+                        trained = trainable and (both_modes or tensor.requires_grad)
+                        known[id(tensor)] = builder.param(full, tensor.shape, init, trained, tensor.dtype)
                     put(table, name, known[id(tensor)])
         yield known
     finally:

@@ -1,6 +1,7 @@
 """Compiled training steps: to the last bit the plain ones, and one may follow the other."""
 
 from collections.abc import Callable
+from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn, optim
-from cyxcore.errors import GraphError
+from cyxcore.errors import CyxError, GradientError, GraphError
+from cyxcore.kernels import cpu
 
 pytestmark = pytest.mark.usefixtures("each_device")
 
@@ -185,3 +187,102 @@ def test_gradients_of_many_parts_are_summed_in_one_order_compiled_and_not() -> N
         return [value.reshape(-1).tolist() for value in model.state_dict().values()]
 
     assert weights(False) == weights(True)
+
+
+def freeze(model: nn.Module, optimizer: optim.Optimizer) -> None:
+    model[0].weight.requires_grad = False
+
+
+def replace(model: nn.Module, optimizer: optim.Optimizer) -> None:
+    model[3].bias = nn.Parameter(np.ones(3, np.float32))
+    optimizer.param_groups[0]["params"][-1] = model[3].bias
+
+
+CHANGES: dict[str, Callable[[Any, Any], Any]] = {
+    "learning rate of another group dict": lambda model, optimizer: optimizer.param_groups.__setitem__(
+        0, {**optimizer.param_groups[0], "lr": 0.5}
+    ),
+    "betas": lambda model, optimizer: optimizer.param_groups[0].update(betas=(0.5, 0.5)),
+    "one part in evaluation": lambda model, optimizer: model[1].eval(),
+    "a frozen parameter": freeze,
+    "a parameter thawed": lambda model, optimizer: model[3].bias.requires_grad_(True),
+    "a parameter replaced": replace,
+    "a parameter less": lambda model, optimizer: optimizer.param_groups[0]["params"].pop(),
+    "other weights": lambda model, optimizer: model.load_state_dict(
+        {name: value * 0 + 1 for name, value in model.state_dict().items()}
+    ),
+    "threads": lambda model, optimizer: cpu.set_num_threads(3),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_between_steps_changes_a_compiled_step_as_a_plain_one(name: str) -> None:
+    def run(compiled: bool) -> dict[str, Any]:
+        cx.manual_seed(0)
+        model = net()
+        model[3].bias.requires_grad = name != "a parameter thawed"
+        optimizer = optim.Adam(model.parameters(), lr=0.05)
+        step = training_step(model, optimizer, clip=False)
+        step = cx.compile(step) if compiled else step
+        for number in range(4):
+            if number == 2:
+                CHANGES[name](model, optimizer)
+            step(*batch(number))
+        return {name: value.tolist() for name, value in model.state_dict().items()}
+
+    threads = cpu.get_num_threads()
+    try:
+        assert run(True) == run(False)
+    finally:
+        cpu.set_num_threads(threads)
+
+
+def test_a_step_that_fails_is_none() -> None:
+    model = net()
+    optimizer = optim.Adam(model.parameters())
+    step = cx.compile(training_step(model, optimizer))
+    step(*batch(0))
+    before = {name: value.tolist() for name, value in model.state_dict().items()}
+    x, y = batch(1)
+    if cx.default_device() == "cpu":  # elsewhere labels are not looked at
+        with pytest.raises(CyxError, match="label"):
+            step(x, y * 0 + 3)
+    with cx.no_grad(), pytest.raises(GradientError, match="no_grad"):
+        step(x, y)
+    assert optimizer.steps == 1
+    assert {name: value.tolist() for name, value in model.state_dict().items()} == before
+    step(x, y)
+    assert optimizer.steps == 2
+
+
+def test_threads_that_share_a_compiled_step_take_turns() -> None:
+    def run(threads: int) -> tuple[int, dict[str, Any], list[Any]]:
+        cx.manual_seed(0)
+        model = net()
+        optimizer = optim.SGD(model.parameters())
+        step, together = cx.compile(training_step(model, optimizer)), Barrier(threads)
+        answer, answers = cx.compile(nn.Linear(8, 3)), list[Any]()
+
+        def some() -> None:
+            together.wait()
+            for _ in range(60 // threads):
+                step(*batch(0))
+                answers.append(answer(batch(0)[0]).tolist())
+
+        running = [Thread(target=some) for _ in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        return optimizer.steps, {name: value.tolist() for name, value in model.state_dict().items()}, answers
+
+    assert run(3) == run(1)
+
+
+def test_a_compiled_module_follows_its_parts() -> None:
+    model = net().eval()
+    x, _ = batch(0)
+    answer = cx.compile(model)
+    answer(x)
+    model[3].weight = nn.Parameter(np.ones((3, 16), np.float32))
+    assert answer(x).tolist() == model(x).tolist()
