@@ -41,7 +41,7 @@ PRICES_SHOWN = 20
 JOBS_AT_ONCE = 1_000  # looked at for a list; then others have their turn
 JOBS_PER_REQUEST = 20_000  # so many of them cost who asks as much as one request
 IDS_NAMED = 5  # of jobs that begin with what was asked for
-REPLICAS_SHOWN = 200  # of one deployment, the newest
+REPLICAS_SHOWN = 200  # of one deployment
 STEERED: dict[type, str] = {  # what a job cannot be when its owner's wish comes too late
     m.CancelRequested: "cancelled",
     m.PauseRequested: "paused",
@@ -561,6 +561,7 @@ class Api:
 
     def _deployment(self, caller: str, deployment: str, replicas: list[jobs.Job]) -> m.DeploymentView:
         now_ms, said = self._machine.wall_ms(), self._central.dispatch.replicas
+        first = sorted(replicas, key=lambda job: (job.outcome is not None, job.standby))[:REPLICAS_SHOWN]
         shown = [
             views.replica_view(
                 job,
@@ -568,7 +569,7 @@ class Api:
                 said.get((job.job_id, job.attempt)) if job.current else None,
                 now_ms,
             )
-            for job in replicas[:REPLICAS_SHOWN]
+            for job in sorted(first, key=listing.place, reverse=True)
         ]
         serve, mine = replicas[0].job.serve, subjects.is_owned(deployment, caller)
         return m.DeploymentView(
@@ -579,6 +580,7 @@ class Api:
             owner=replicas[0].caller,
             replicas=shown if mine else [],
             newest=replicas[0].job if mine else None,
+            untold=len(replicas) - len(shown) if mine else 0,
         )
 
     async def _explain(self, caller: str, ask: m.JobRef) -> m.ExplainReply:

@@ -7,7 +7,7 @@ shrinks by cancelling some, and is replaced by submitting others and cancelling 
 import asyncio
 import functools
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -215,6 +215,11 @@ class Deployments:
                 if each.state in OVER:
                     why = each.error or f"it was {each.status}"
                     raise NotDeployed(f"replica {each.job_id} of {found.deployment} is not ready: {why}")
+            for job_id in sorted(set(job_ids) - {each.job_id for each in mine}) if found.untold else ():
+                view = await self._client.job(job_id)  # perhaps it has ended, and those are told last
+                if view.status in ("completed", "failed", "cancelled"):
+                    why = view.error or f"it was {view.status}"
+                    raise NotDeployed(f"replica {job_id} of {found.deployment} is not ready: {why}")
             if len(mine) == len(job_ids) and all(each.state == "ready" for each in mine):
                 return
             await asyncio.sleep(LOOK_EVERY_S)
@@ -233,7 +238,10 @@ class Deployments:
         if len(whole or found) == 1:
             return (whole or found)[0]
         if not found:
-            raise ApiError("unknown_deployment", f"no deployment is called {deployment}; see: cyx deployments", 404)
+            over = "" if ended else ", or it has ended (--ended shows those)"
+            raise ApiError(
+                "unknown_deployment", f"no deployment is called {deployment}{over}; see: cyx deployments", 404
+            )
         some = ", ".join(each.deployment for each in found[:5])
         raise ApiError("ambiguous_deployment", f"several deployments begin with {deployment}: {some}", 409)
 
@@ -271,7 +279,7 @@ class Deployments:
     async def undeploy(self, deployment: str) -> m.DeploymentView:
         """End every replica: it answers what it has taken, its node is paid for its time, the rest comes back."""
         found = await self._own(deployment)
-        await self._end([each for each in found.replicas if each.state in LIVE], "undeployed")
+        await self._end_all(found, "undeployed")
         return found
 
     async def scale(self, deployment: str, replicas: int, on_upload: Advance | None = None) -> tuple[int, list[str]]:
@@ -288,14 +296,15 @@ class Deployments:
                 409,
             )
         live = [each for each in found.replicas if each.state in LIVE]
-        more = replicas - len(live)
+        more = replicas - len(live) - found.untold
         if more > 0:
             if found.newest is None:
                 raise ApiError("unknown_deployment", f"{found.deployment} has no replica to make others like", 404)
             return 0, await self.add(found.newest, more, None, on_upload)
         live.sort(key=lambda each: (each.state == "ready", -each.submitted_at_ms))
-        await self._end(live[:-more] if more else [], "scaled down")
-        return -more, []
+        ended = live[:-more] if more else []
+        await self._end(ended, "scaled down")
+        return len(ended), []
 
     async def replace(
         self,
@@ -313,8 +322,7 @@ class Deployments:
         NotDeployed.
         """
         found = await self._own(deployment)
-        old = [each for each in found.replicas if each.state in LIVE]
-        working = sum(each.state != "standby" for each in old)
+        working = sum(each.state in LIVE and each.state != "standby" for each in found.replicas)
         made: list[str] = []
         try:
             await self.add(job, replicas or max(1, working), path, on_upload, made)
@@ -323,8 +331,25 @@ class Deployments:
         except BaseException:
             await asyncio.shield(self._cancel(made, "its replacement failed"))
             raise
-        await self._end(old, "replaced")
+        await self._end_all(found, "replaced", made)
         return made
+
+    async def _end_all(self, found: m.DeploymentView, reason: str, but: Collection[str] = ()) -> None:
+        """End all replicas but these, also those of which nothing is told before others have ended."""
+        done = set(but)
+        while live := [each for each in found.replicas if each.state in LIVE and each.job_id not in done]:
+            standby = [each for each in live if each.state == "standby"]
+            due = standby if found.untold and standby else live
+            await self._end(due, reason)
+            done.update(each.job_id for each in due)
+            if len(due) == len(live) and not found.untold:
+                return
+            try:
+                found = await self.find(found.deployment)
+            except ApiError as error:
+                if error.code != "unknown_deployment":  # nothing is left of it
+                    raise
+                return
 
     async def _end(self, replicas: list[m.ReplicaView], reason: str) -> None:
         """Those that stand by first: else one of them would be called for each that ends."""

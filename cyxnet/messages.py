@@ -421,7 +421,10 @@ class ReplicaView(Struct, kw_only=True, omit_defaults=True):
 
 
 class DeploymentView(Struct, kw_only=True, omit_defaults=True):
-    """The replicas of one deployment, the newest first. replicas are told to the owner only."""
+    """The replicas of one deployment, the newest first. replicas are told to the owner only.
+
+    untold: how many more there are than these: of very many those at work are told first, then those that stand by.
+    """
 
     deployment: str
     name: str
@@ -430,6 +433,7 @@ class DeploymentView(Struct, kw_only=True, omit_defaults=True):
     owner: str = ""
     replicas: list[ReplicaView] = []
     newest: JobRequest | None = None  # what another replica would be; told to the owner only
+    untold: int = 0
 
 
 class DeploymentList(Struct, kw_only=True):

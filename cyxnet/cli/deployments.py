@@ -144,7 +144,10 @@ async def deployments(args: argparse.Namespace, screen: Screen) -> int:
         what = "no such deployment" if args.deployment else "no deployment yet; make one: cyx deploy MODEL"
         screen.result(what, reply)
     for found in reply.deployments if not args.json else ():
-        if found.newest and found.newest.serve and found.newest.serve.most:
+        if found.untold:
+            screen.say("more", f"{found.deployment} has {found.untold} replicas more; those at work are shown first")
+        is_live = any(each.state not in OVER for each in found.replicas)
+        if is_live and found.newest and found.newest.serve and found.newest.serve.most:
             working = sum(each.state not in ("standby", *OVER) for each in found.replicas)
             bounds = f"{found.newest.serve.least} to {found.newest.serve.most} as they are needed"
             screen.say("scales", f"{found.deployment}: {working} at work, {bounds}")

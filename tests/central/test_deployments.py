@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import intake, jobs, views
+from cyxcentral import api, intake, jobs, views
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
 from cyxcentral.machine import Machine
@@ -208,6 +208,17 @@ async def test_the_owner_sees_each_replica_in_its_state_with_what_its_node_said(
     assert (found.deployment, found.ready, found.owner) == (f.DEPLOYMENT, 1, "alice")
     states = {each.job_id: (each.state, each.requests, each.waiting) for each in found.replicas}
     assert states == {"job-1": ("ready", 7, 2), "job-2": ("pending", 0, 0)}
+
+
+async def test_of_very_many_replicas_those_at_work_are_told_first_and_how_many_are_not(central, monkeypatch):
+    monkeypatch.setattr(api, "REPLICAS_SHOWN", 2)
+    bounds = {"least": 1, "most": 4}
+    await ready(central, **bounds)
+    for number in (2, 3, 4):
+        await central.job(f"job-{number}", f.FUNDED, **served(standby=True, **bounds))
+    ask = m.DeploymentListRequest(deployment=f.DEPLOYMENT)
+    (found,) = (await api_of(central)._deployments("alice", ask)).deployments
+    assert ([each.state for each in found.replicas], found.ready, found.untold) == (["standby", "ready"], 1, 2)
 
 
 async def test_others_see_that_a_public_deployment_is_there_and_nothing_of_a_private_one(central):

@@ -27,7 +27,7 @@ class Central:
     def __init__(self, *states, becomes=()):
         self.replicas = [self.replica(f"job-{number}", state) for number, state in enumerate(states)]
         self.becomes, self.said, self.prices = list(becomes), [], []
-        self.placed, self.newest = [], JOB
+        self.placed, self.newest, self.told = [], JOB, 200
 
     def replica(self, job_id, state):
         number = int(job_id.rpartition("-")[2])
@@ -59,14 +59,21 @@ class Central:
 
     async def cancel(self, job_id, reason):
         self.said.append(f"-{job_id}")
-        if self.replicas[int(job_id.rpartition("-")[2])].state == "stopped":
+        replica = self.replicas[int(job_id.rpartition("-")[2])]
+        if replica.state == "stopped":
             raise ApiError("too_late", "it has ended", 409)
+        replica.state = "stopped"
 
     async def _ask(self, verb, request, reply):
         found = [each for each in self.replicas if request.ended or each.state not in ("stopped", "failed")]
         if not found or not MINE.startswith(request.deployment):
             return m.DeploymentList(deployments=[])
-        view = m.DeploymentView(deployment=MINE, name="digits", ready=0, replicas=found[::-1], newest=self.newest)
+        told = sorted(found[::-1], key=lambda each: each.state == "standby")[: self.told]
+        untold = len(found) - len(told)
+        told.sort(key=lambda each: -each.submitted_at_ms)
+        view = m.DeploymentView(
+            deployment=MINE, name="digits", ready=0, replicas=told, newest=self.newest, untold=untold
+        )
         return m.DeploymentList(deployments=[view])
 
 
@@ -165,7 +172,7 @@ async def test_undeploy_ends_all_and_one_that_has_just_ended_is_no_error():
 
 
 async def test_a_deployment_that_is_not_there_is_one_clear_error():
-    with pytest.raises(ApiError, match="no deployment is called cats; see: cyx deployments"):
+    with pytest.raises(ApiError, match="no deployment is called cats, or it has ended .*; see: cyx deployments"):
         await Deployments(Central("ready")).find("cats")
 
 
@@ -181,6 +188,27 @@ def test_a_refusal_says_what_the_replica_said():
     assert (caught.value.code, caught.value.status) == ("bad_input", 400)
     with pytest.raises(ApiError, match="status 502"):
         refuse(Part(body=b"<html>", status=502))
+
+
+async def test_undeploy_ends_those_that_central_does_not_tell_of_at_once_before_any_that_is_at_work():
+    central = Central("ready", *["standby"] * 7, "ready")
+    central.told = 4
+    await Deployments(central).undeploy("digits")
+    assert sorted(central.said) == sorted(f"-job-{number}" for number in range(9))
+    assert {*central.said[-2:]} == {"-job-0", "-job-8"}
+
+
+async def test_what_replaces_very_many_ends_them_all_and_none_of_its_own():
+    central = Central("ready", *["standby"] * 5, becomes=["ready", "standby"])
+    central.told = 3
+    await Deployments(central).replace("digits", JOB, standby=1)
+    assert [each.state for each in central.replicas] == ["stopped"] * 6 + ["ready", "standby"]
+
+
+async def test_scaling_counts_those_that_are_not_told():
+    central = Central(*["ready"] * 5)
+    central.told = 3
+    assert await Deployments(central).scale("digits", 4) == (1, [])
 
 
 @pytest.mark.parametrize("change", ["undeploy", "scale", "replace"])
