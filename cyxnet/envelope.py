@@ -143,9 +143,10 @@ def seal(source: Path, target: Path, envelope: Envelope, kind: Kind, about: Abou
 
 
 def unseal(
-    source: Path, target: Path, opened: Callable[[bytes], Envelope], kind: Kind
+    source: Path, target: Path, opened: Callable[[bytes], Envelope], kind: Kind, job_id: str | None = None
 ) -> tuple[Envelope, About, ArtifactRef]:
-    """Write a sealed file in plain text; target appears only when all of it was opened.
+    """Write a sealed file in plain text; target appears only when all of it was opened, and is of this job if one is
+    named.
 
     Returns its envelope, what is said of it, and size and digest of the plain text. Raises SealError.
     """
@@ -160,6 +161,8 @@ def unseal(
             envelope = opened(head[:LEAD_BYTES])
             parts = _segments(sealed, _cipher(envelope, kind, head[LEAD_BYTES + 1 :]))
             about, begin = _about(parts)
+            if job_id not in (None, about.job_id):
+                raise SealError(f"{job_id}: the {kind} is that of {about.job_id or 'a job without an id'}")
             for block in itertools.chain([begin], parts):
                 whole.update(block)
                 file.write(block)

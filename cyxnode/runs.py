@@ -440,17 +440,13 @@ def opened_for(
     What its client sealed with the data is what is trained: central could have data trained for itself else.
     Raises SealError.
     """
-    mine, about, data = envelope.unseal(data_path, folder / "data", opened, "data")
+    mine, about, data = envelope.unseal(data_path, folder / "data", opened, "data", assign.job_id)
     plain = about.job
-    if about.job_id != assign.job_id:
-        raise envelope.SealError(f"{assign.job_id}: the data is that of {about.job_id or 'a job without an id'}")
     if plain is None or plain.dataset != data or _trained(plain) != _trained(assign.job):
         raise envelope.SealError(f"{assign.job_id}: the job is not the one that its client sealed with the data")
     if resume_path:
         resume_path, sealed_path = folder / "resumed", resume_path
-        _, about, _ = envelope.unseal(sealed_path, resume_path, envelope.within(mine), "state")
-        if about.job_id != assign.job_id:
-            raise envelope.SealError(f"{assign.job_id}: the state to go on from is that of {about.job_id}")
+        envelope.unseal(sealed_path, resume_path, envelope.within(mine), "state", assign.job_id)
     return plain, folder / "data", resume_path, mine
 
 

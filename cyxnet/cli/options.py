@@ -134,13 +134,14 @@ def submit(parser: argparse.ArgumentParser) -> None:
     job_file(parser)
     numerics(parser)
     parser.add_argument("--wait", action="store_true", help="follow the job until it has ended")
-    parser.add_argument(
+    either = parser.add_mutually_exclusive_group()  # a price is of the job in plain text, and of no other bytes
+    either.add_argument(
         "--seal",
         type=values.sealing_key,
         metavar="NODE=KEY",
         help="for this node alone to read, by the key that cyx id show --node showed its operator",
     )
-    parser.add_argument(
+    either.add_argument(
         "--quote", type=Path, metavar="PRICE", help="a file of cyx quote -o: be charged no more than that"
     )
     parser.add_argument(

@@ -296,6 +296,7 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
         (["watch", "a", "b"], "unrecognized arguments: b"),
         (["job", "../x"], "expected an id of letters a-z, digits and dashes, got '../x'"),
         (["wallet", "me"], "expected a Solana address of 32 to 44 base58 letters, got 'me'"),
+        (["submit", "a.toml", "--seal", f"node-a={'0' * 64}", "--quote", "p"], "not allowed with argument --seal"),
         (["submit", "a.toml", "--priority", "10"], "expected a number from 0 to 9, got '10'"),
         (["priority", "digits-1", "10"], "expected a number from 0 to 9, got '10'"),
         (["cancel", "a", "--reason", "x" * 2001], "expected at most 2000 letters, got 2001"),

@@ -144,3 +144,14 @@ def test_a_file_that_cannot_be_written_or_read_is_one_error(place):
         seal(place / "missing", place / "sealed", new_envelope(CLIENT, node_key(NODE)), "data", About())
     with pytest.raises(SealError, match="cannot be opened"):
         opened(place, as_node(NODE))
+
+
+def test_what_is_of_another_job_takes_the_place_of_nothing(place):
+    (place / "opened").write_bytes(b"what was there before")
+    sealed(place, "model", About(job_id="job-2"))
+    with pytest.raises(SealError, match="job-1: the model is that of job-2"):
+        unseal(place / "sealed", place / "opened", as_client(CLIENT), "model", "job-1")
+    assert (place / "opened").read_bytes() == b"what was there before"
+    assert len(list(place.iterdir())) == 3
+    unseal(place / "sealed", place / "opened", as_client(CLIENT), "model", "job-2")
+    assert (place / "opened").read_bytes() == b"rows of a patient"
