@@ -419,7 +419,7 @@ def _in_class(numerics: str, function: Callable[..., Any]) -> Callable[..., Any]
     """The function with products of this class, for operations that run at once."""
 
     def run(*arguments: Any) -> Any:
-        with precision.set_numerics(numerics):
+        with precision.of_thread(numerics):
             return function(*arguments)
 
     return run

@@ -10,6 +10,9 @@ sums in float32; every other operation stays exact. Where there is no AMX, and f
 exact too, which is within what they promise. Their results do not depend on threads either, but on the machine.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -37,6 +40,7 @@ CLASSES = {
 }
 
 _current = "exact"
+_own = threading.local()  # its name: the class of a thread that is within of_thread
 
 
 class Numerics(NamedTuple):
@@ -64,7 +68,8 @@ def set_numerics(name: str) -> _Restores:
     """Choose the numeric class of products on the CPU: exact, fast, fast16 or bf16 (CLASSES), in the whole process.
 
     For operations run at once, and for plans made from now on; those that are there keep theirs. As a context manager,
-    until the end of the block. Jobs have theirs in their TrainingSpec. Raises SpecError for an unknown name.
+    until the end of the block. Jobs have theirs in their TrainingSpec, and a Trainer keeps its own for what it does,
+    whatever is set meanwhile. Raises SpecError for an unknown name.
     """
     global _current
     before, terms = _current, CLASSES[check_name(name)].terms
@@ -78,8 +83,9 @@ def set_numerics(name: str) -> _Restores:
 
 def numerics() -> Numerics:
     """The class that was chosen, its name in records, and what it comes to here."""
-    by = "amx" if CLASSES[_current].terms and kernels().amx() else "exact kernels"
-    return Numerics(_current, CLASSES[_current].record, by)
+    name = current()
+    by = "amx" if CLASSES[name].terms and kernels().amx() else "exact kernels"
+    return Numerics(name, CLASSES[name].record, by)
 
 
 def check_name(name: str) -> str:
@@ -90,7 +96,25 @@ def check_name(name: str) -> str:
 
 
 def current() -> str:
-    return _current
+    """The class of what this thread does now."""
+    return getattr(_own, "name", None) or _current
+
+
+@contextmanager
+def of_thread(name: str) -> Iterator[None]:
+    """Within the block this thread has the class, whatever is set, and other threads keep theirs."""
+    before = getattr(_own, "name", None)
+    terms = kernels().set_own_terms(CLASSES[check_name(name)].terms)
+    _own.name = name
+    if name != "exact":
+        devices.watch(True)
+    try:
+        yield
+    finally:
+        if name != "exact":
+            devices.watch(False)
+        kernels().set_own_terms(terms)
+        _own.name = before
 
 
 def chosen(name: str | None, device: str) -> str:
@@ -99,7 +123,7 @@ def chosen(name: str | None, device: str) -> str:
     Raises SpecError for an unknown name, and for a class that was asked for on another device.
     """
     if name is None:
-        return _current if device == "cpu" else "exact"
+        return current() if device == "cpu" else "exact"
     if check_name(name) != "exact" and device != "cpu":
         raise SpecError(f"numerics: {name!r} is a class of the device 'cpu', got {device!r}; leave numerics out there")
     return name

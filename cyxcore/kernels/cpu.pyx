@@ -143,7 +143,11 @@ cdef class _Op:
     cdef tuple schema
 
 
-cdef int _terms = 0  # of calls that are made at once
+cdef extern from *:
+    """static __thread int own_terms = -1;"""
+    int own_terms  # of calls that this thread makes at once; -1: those of the process
+
+cdef int _terms = 0  # of the process
 
 cdef dict _ops = {}
 cdef dict _dtypes = {}
@@ -360,7 +364,7 @@ def call(str op, out, inputs, dict attrs) -> None:
     memset(&record, 0, sizeof(record))
     try:
         _fill(&record, _find(op), out, inputs, attrs)
-        record.terms = _terms
+        record.terms = get_terms()
         if record.work < 20000.0:  # below about 2 us it costs more to let other threads run than to finish
             status = cyx_run(&record, 1, &failed, &message)
         else:
@@ -648,8 +652,17 @@ def set_terms(int terms) -> None:
     _terms = _checked_terms(terms)
 
 
-def get_terms() -> int:
-    return _terms
+def set_own_terms(int terms) -> int:
+    """The same for the calls of this thread alone, whatever is set; -1: as is set. Returns what it was before."""
+    global own_terms
+    before = own_terms
+    own_terms = terms if terms == -1 else _checked_terms(terms)
+    return before
+
+
+cpdef int get_terms():
+    """Of calls that this thread makes at once."""
+    return _terms if own_terms < 0 else own_terms
 
 
 def amx() -> bool:

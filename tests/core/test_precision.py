@@ -1,5 +1,6 @@
 """The choice of a numeric class: what it changes, what it leaves, and where it is written down."""
 
+import threading
 from typing import get_args
 
 import numpy as np
@@ -166,6 +167,38 @@ def test_a_trainer_has_a_class_of_its_own_compiled_or_not(tmp_path):
     assert fast != exact and fast == at_once
     assert trainer.learner.facts().numerics == "cyx-bf16/1"
     assert precision.current() == "exact"
+
+
+@needs_amx
+def test_a_trainer_that_runs_at_once_leaves_the_class_of_other_threads_alone():
+    inside, go_on, seen = threading.Event(), threading.Event(), []
+
+    def loss(output, target):
+        inside.set()
+        assert go_on.wait(60)
+        seen.append((precision.current(), bits(a @ b)))
+        return (output - target).square().mean()
+
+    a, b = pair()
+    exact = bits(a @ b)
+    cx.manual_seed(0)
+    model = cx.nn.Linear(8, 1)
+    trainer = Trainer(model, loss, cx.optim.SGD(model.parameters(), lr=0.1), numerics="bf16", compiled=False)
+    x, y = np.ones((4, 8), np.float32), np.ones((4, 1), np.float32)
+    thread = threading.Thread(target=trainer.fit, args=(x, y), kwargs={"epochs": 1, "batch_size": 4, "progress": False})
+    thread.start()
+    try:
+        assert inside.wait(60)
+        assert precision.current() == "exact" and bits(a @ b) == exact
+        with cx.set_numerics("fast"):
+            go_on.set()
+            thread.join()
+            assert precision.current() == "fast"
+    finally:
+        go_on.set()
+        thread.join()
+    assert seen[0][0] == "bf16" and seen[0][1] != exact
+    assert precision.current() == "exact" and bits(a @ b) == exact
 
 
 def test_a_fit_goes_on_in_its_own_class_only(tmp_path):
