@@ -119,12 +119,20 @@ class Front:
             except ClientGone:
                 status = 499
                 return
+            except asyncio.CancelledError:
+                if not self._stops:
+                    raise
+                answer = answer_no(_stopping(), "")  # the time for what was under way is over
             except Exception as error:
                 answer = answer_no(error, f"{asked.method} {asked.path[:200]}")
             status = answer.status
             await send_answer(answer, request_id, self._limits, send)
         except (TimeoutError, ClientGone):
             log.info("%s hung up, or does not read", scope["client"])
+        except asyncio.CancelledError:
+            if not self._stops:
+                raise
+            log.info("%s did not get its whole answer before the end", scope["client"])
         finally:
             asked.release()
             self.figures.in_flight -= 1
@@ -214,7 +222,7 @@ class Front:
     async def _answered(self, route: Route, asked: Asked) -> Answer:
         if not route.is_open:
             if self._stops:
-                raise ApiError("stopping", "the server stops; ask another one", 503, 1000)
+                raise _stopping()
             if self.figures.in_flight > self._limits.requests:
                 raise ApiError("overloaded", "too many requests in flight; try again", 429, 500)
             self._gate.check(asked.headers.get(b"authorization"))
@@ -308,6 +316,10 @@ def _told(head: bytes) -> tuple[bytes, bytes, bytes | None]:
 def _in_bytes(status: int, code: str, said: str, wait_ms: int | None) -> bytes:
     """A refusal as it travels, with _ID for its number."""
     return whole(answer_no(ApiError(code, said, status, wait_ms), ""), _ID)
+
+
+def _stopping() -> ApiError:
+    return ApiError("stopping", "the server stops; ask another one", 503, 1000)
 
 
 def _version() -> str:

@@ -180,6 +180,22 @@ async def test_what_is_not_answered_when_a_server_has_to_end_is_not_computed():
         assert server.front.figures.answers["/v1/predict", 499] == 1 and served._predictor.sizes == [1]
 
 
+async def test_who_goes_the_long_way_is_told_when_a_server_has_to_end(caplog):
+    # it was a traceback in the log and 500 for its client
+    served = tensors(kind=Halting, max_batch=1)
+    async with serving(served, close_s=0) as (_, server), connection(server) as (reader, writer):
+        served._predictor.sizes.clear()
+        served._predictor.go_on.clear()
+        writer.write(chunked(BODY))
+        while not served._predictor.sizes:
+            await asyncio.sleep(0)
+        await server.close()
+        served._predictor.go_on.set()
+        status, _, said = await told(reader)
+        assert (status, said["error"]["code"]) == (503, "stopping")
+        assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_key_is_asked_for_and_counted():
     key = ApiKey(name="me", prefix="k" * 8, sha256=hashlib.sha256(b"k" * 20).digest())
     async with serving(tensors(), [key]) as (_, server), connection(server) as (reader, writer):
@@ -188,6 +204,11 @@ async def test_a_key_is_asked_for_and_counted():
             assert (await told(reader))[0] == expected
         writer.write(request(b"AUTHORIZATION:   bearer " + b"k" * 20))
         assert (await told(reader))[0] == 200 and key.requests == 1
+
+
+def test_a_head_that_says_how_its_connection_goes_on_is_no_plain_one():
+    for line in (b"Connection: close", b"Proxy-Connection: close", b"Upgrade: h2c", b"Expect: 100-continue"):
+        assert httpserver.body_bytes(b"\r\n%b\r\nContent-Length: 7\r\n" % line) == -1
 
 
 def test_no_key_is_kept_with_the_heads_that_are_remembered():
