@@ -59,7 +59,7 @@ def damaged(dice, raw):
 
 
 def mutations(requests, seed):
-    """Bodies that are damaged and say their length, and whole requests that are damaged; also such as go the short way."""
+    """Bodies that are damaged and say their length, and whole requests that are damaged; some go the short way."""
     dice = random.Random(seed)
     for number in range(COUNT):
         head, body = dice.choice(requests)
