@@ -1,5 +1,7 @@
 """The life of a job."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -388,6 +390,39 @@ def test_a_deposit_that_is_not_final_when_the_deadline_is_near_goes_back_whole_i
 
 def test_terms_without_a_deadline_are_never_due():
     assert jobs.deadline_due(f.job_after(f.FUNDED), 2**62) is None
+
+
+MOVES = (*("lease", "store", "lose") * 4, *("give up its state",) * 2, "complete")
+
+
+def test_whatever_nodes_store_lose_and_give_up_they_are_never_paid_more_than_the_amount():
+    """A settlement of more than the escrow holds could never be signed, and would be tried for ever."""
+    for seed in range(1_500):
+        dice = random.Random(seed)
+        price, steps = dice.choice([0, 7, f.AMOUNT]), dice.choice([5, 10])
+        job = jobs.evolve(None, replace(f.submitted(max_attempts=100), price_base_units=price), 0)
+        job = jobs.evolve(job, f.FUNDED, 1)
+        for _ in range(40):
+            last, newest, who = job.attempts[-1] if job.attempts else None, job.checkpoint, dice.randrange(6)
+            node_id, kind = last.node_id if last else "node-0", dice.choice(MOVES)
+            step = (newest.step if newest else 0) + dice.randint(1, 4)
+            said = f.checkpoint(step, newest.steps if newest and dice.random() < 0.9 else steps + who)
+            event = {
+                "lease": f.leased(job.attempt + 1, f"node-{who}", f"wallet-{who}", newest),
+                "store": replace(f.checkpointed(job.attempt, node_id=node_id), checkpoint=said),
+                "lose": f.lost(job.attempt),
+                "give up its state": f.lost(job.attempt, code="bad_checkpoint", discards=last and last.resume),
+                "complete": f.completed(job.attempt, node_id),
+            }[kind]
+            if jobs.illegal(job, event):
+                continue
+            job = jobs.evolve(job, event, job.changed_at_ms + 1)
+            ended = job if job.outcome else jobs.evolve(job, f.CANCELLED, job.changed_at_ms + 1)
+            assert ended.status == "settling" and ended.pay_base_units <= (price or f.AMOUNT), seed
+            assert len({payee.wallet for payee in ended.payees}) == len(ended.payees) <= jobs.MAX_PAYEES
+            assert all(payee.pay_base_units > 0 for payee in ended.payees)
+            if job.outcome:
+                break
 
 
 @settings(max_examples=300, deadline=None)
