@@ -431,7 +431,7 @@ class Api:
         found: list[jobs.Job] = []
         more, begins, at = False, listing.begins_before(ask), listing.begins_before(ask) if counted else None
         looked = 0
-        while not (counted and (more or not total)):
+        while not (counted and (more or not total or (begins is None and len(found) >= total))):
             if looked:
                 await self._look_on(caller)
             some = roster.older(who, roster.index(who, at), JOBS_AT_ONCE)

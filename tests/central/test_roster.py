@@ -112,6 +112,8 @@ async def test_the_newest_of_very_many_jobs_are_found_without_looking_at_the_oth
     assert ([view.job_id for view in found.jobs], found.total) == (["job-2999", "job-2998"], 3000)
     assert (await api._list("bob", m.JobListRequest(status="failed"))).total == 0
     assert (await api._list("bob", m.JobListRequest(mine=True))).jobs == []
+    put(world, replace(world.jobs["job-2999"], status="failed"))  # the only one: nobody looks for a second
+    assert [view.job_id for view in (await api._list("bob", m.JobListRequest(status="failed"))).jobs] == ["job-2999"]
     assert charged == []
 
 
