@@ -26,7 +26,7 @@ BY_INPUT: dict[str, tuple[Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
 
 # Ops that are constant almost everywhere, give no floats, or stand at the end of a backward pass.
 NO_GRADIENT = frozenset(
-    "input param const key sign floor logical_not equal not_equal less less_equal greater "
+    "input param const key detach sign floor logical_not equal not_equal less less_equal greater "
     "greater_equal logical_and "
     "logical_or argmax one_hot uniform max_pool2d_grad sgd_update momentum "
     "nesterov_update "
@@ -187,7 +187,7 @@ def reached(builder: Builder, loss: Symbol, wanted: Sequence[Symbol]) -> list[Sy
         own = sums.pop(place).value(builder.shapes[place])
         if place in kept:
             gradients[place] = own
-        if not node.inputs:
+        if not node.inputs or node.op in NO_GRADIENT:  # the latter is wanted itself
             continue
         inputs = [Symbol(builder, source) for source in node.inputs]
         for x, g in zip(

@@ -8,8 +8,9 @@ The rows of group "standard" are there for the array API standard: they run on t
 reference kernel where a device has none of its own, and no graph holds them.
 
 The rows of group "source" make values out of nothing (inputs, parameters, constants, the random
-key) and have no kernel. `by_mode` has none either: its first input is what training sees, its
-second what inference sees; a plan is always made for one of the two.
+key) and have no kernel. Nor have those of group "mode". The first input of `by_mode` is what training sees, its
+second what inference sees; a plan is always made for one of the two. `detach` is its input, through which no
+gradient goes; a plan, in which all gradients are nodes already, knows no difference.
 """
 
 import math
@@ -169,6 +170,7 @@ def _rows() -> list[Op]:
         row("const", "source", 0, _const, **_CONST),
         row("key", "source", 0, _key),
         row("by_mode", "mode", 2, infer.by_mode),
+        row("detach", "mode", 1, infer.unary(ALL)),
         *(row(name, "elementwise", 1, infer.unary(NUMBERS), 1) for name in ("neg", "square", "sign")),
         *(row(name, "elementwise", 1, infer.unary(REAL), 1) for name in ("relu", "floor")),
         row("abs", "elementwise", 1, infer.magnitude, 1),

@@ -158,6 +158,11 @@ def _broadcast(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape)
     return inputs[0] if inputs[0].shape == shape else None
 
 
+def _detach(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """Its input: gradients are nodes of a graph that comes here."""
+    return inputs[0]
+
+
 def _cast(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
     return inputs[0] if inputs[0].dtype == node.attrs["dtype"] else None
 
@@ -207,6 +212,7 @@ RULES: dict[str, Rewrite] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "broadcast_to": _broadcast,
+    "detach": _detach,
     "cast": _cast,
     "sum": _reduce,
     "mean": _reduce,

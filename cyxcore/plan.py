@@ -88,7 +88,7 @@ class Schedule(NamedTuple):
     """Decisions about a graph, before any memory exists."""
 
     order: list[int]  # nodes with a kernel call
-    alias: dict[int, int]  # reshape -> the node whose memory it shares
+    alias: dict[int, int]  # reshape or detach -> the node whose memory it shares
     in_place: dict[int, int]  # update op -> the param whose array it writes
     copies: list[tuple[int, int]]  # (param, value) written at the end
     stretches: list[Stretch]  # calls that follow each other in `order` and run band by band
@@ -116,7 +116,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
     alias: dict[int, int] = {}
     order = []
     for place, node in enumerate(graph.nodes):
-        if node.op == "reshape":
+        if node.op in ("reshape", "detach"):
             alias[place] = alias.get(node.inputs[0], node.inputs[0])
         elif OPS[node.op].group != "source":
             order.append(place)

@@ -151,6 +151,7 @@ class CompiledStep:
     def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
         builder = Builder()
         builder.differentiate = reached if is_recording() else _switched_off
+        builder.recording = is_recording
         arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]
         held: dict[str, Array] = {}
         with ExitStack() as stack:
@@ -171,7 +172,7 @@ class CompiledStep:
             raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
         plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False, numerics=self.numerics)
-        written = [tensors[identity] for identity, symbol in known.items() if symbol.node in builder.updates]
+        written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
         scalars = []
         for place, (optimizer, stepper) in enumerate(zip(self.optimizers, steppers, strict=True)):
             if stepper.steps:

@@ -29,14 +29,16 @@ class Symbol(Value):
 
     def __init__(self, builder: "Builder", node: int) -> None:
         self.builder = builder
-        self.node = node
+        self.node = node  # of its value; another one after a write to a parameter
+        self.home = node  # of the parameter
         self.shape = builder.shapes[node]
         self.dtype = builder.dtypes[node]
 
     def _apply(self, op: str, inputs: Sequence[Any], attrs: dict[str, Any]) -> "Symbol":
         builder = self.builder
         lifted = [x if type(x) is Symbol and x.builder is builder else builder.lift(x) for x in inputs]
-        return builder.apply(op, lifted, attrs)
+        result = builder.apply(op, lifted, attrs)
+        return result if builder.recording is None or builder.recording() else result.detach()
 
     def __getitem__(self, index: Any) -> "Symbol":
         result: Symbol = indexing.get(self, index)
@@ -59,7 +61,11 @@ class Symbol(Value):
         return self.builder.uniform(shape)
 
     def _assign(self, value: Any) -> None:
-        self.builder.update(self, self.builder.lift(value))
+        """Of a parameter of a compiled step: what reads it from here on reads the new value."""
+        new = self.builder.lift(value)
+        self.builder.update(self, new)
+        if self.builder.differentiate is not None:
+            self.node = self.builder.current[self.home] = new.detach().node
 
     def __repr__(self) -> str:
         return f"Symbol(node {self.node}: {self.builder.nodes[self.node].op} {self.shape} {self.dtype})"
@@ -97,18 +103,18 @@ class Symbol(Value):
     @property
     def grad(self) -> "Symbol | None":
         """What backward() found, as a tensor's `grad`."""
-        return self.builder.gradients.get(self.node)
+        return self.builder.gradients.get(self.home)
 
     @grad.setter
     def grad(self, value: "Symbol | None") -> None:
         if value is None:
-            self.builder.gradients.pop(self.node, None)
+            self.builder.gradients.pop(self.home, None)
         else:
-            self.builder.gradients[self.node] = value
+            self.builder.gradients[self.home] = value
 
     @property
     def requires_grad(self) -> bool:
-        node = self.builder.nodes[self.node]
+        node = self.builder.nodes[self.home]
         return node.op == "param" and bool(node.attrs["trainable"])
 
     def backward(self) -> None:
@@ -117,12 +123,15 @@ class Symbol(Value):
         if differentiate is None:
             raise self._no_value(".backward()")
         trained = [value for value in map(builder.at, range(len(builder.nodes))) if value.requires_grad]
-        for p, g in zip(trained, differentiate(builder, self, trained), strict=True):
+        current = [builder.at(builder.current.get(p.node, p.node)) for p in trained]
+        for p, g in zip(trained, differentiate(builder, self, current), strict=True):
             if g is not None:
                 p.grad = g if p.grad is None else p.grad + g
 
     def detach(self) -> "Symbol":
-        raise GraphError("trace: .detach() has no meaning in a model graph; leave it out of forward()")
+        """The same value, through which no gradient goes."""
+        builder = self.builder
+        return self if builder.nodes[self.node].op == "detach" else builder.apply("detach", [self], {})
 
 
 # Ops whose attributes are integers, flags and names, equal only if they are the same. Elsewhere there are floats, of
@@ -144,7 +153,9 @@ class Builder:
         self.updates: dict[int, int] = {}
         self.penalties: list[int] = []
         self.gradients: dict[int, Symbol] = {}  # of a compiled training step: of a parameter's node, so far
+        self.current: dict[int, int] = {}  # of a compiled training step: a parameter that was written -> its value
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
+        self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
         self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number
@@ -278,9 +289,9 @@ class Builder:
 
     def update(self, buffer: Symbol, value: Symbol) -> None:
         """After a training step `buffer` holds `value`."""
-        if self.nodes[buffer.node].op != "param":
+        if self.nodes[buffer.home].op != "param":
             raise GraphError("trace: only a buffer of a module can be assigned to")
-        self.updates[buffer.node] = value.node
+        self.updates[buffer.home] = value.node
 
     def penalise(self, value: Symbol) -> None:
         """Add `value`, a number per row (N,), to the loss of each row in training."""

@@ -8,7 +8,6 @@ from typing import Any, SupportsIndex
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.infer import broadcast
-from cyxcore.inplace import InPlace
 from cyxcore.values import TracedMode, Value, apply, by_mode, together
 
 Pair = int | tuple[int, int]
@@ -159,10 +158,7 @@ def log_softmax(x: Any, dim: int = -1) -> Any:
 
 
 def gumbel_softmax(logits: Any, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Any:
-    """softmax((logits + Gumbel noise) / tau); hard: one-hot, with the gradient of the soft one.
-
-    Hard ones are of tensors only. Jang et al. 2017.
-    """
+    """softmax((logits + Gumbel noise) / tau); hard: one-hot, with the gradient of the soft one. Jang et al. 2017."""
     if tau <= 0.0:
         raise SpecError(f"gumbel_softmax: expected tau above 0, got {tau}")
     noise = -(-(logits._uniform(logits.shape) + 2.0**-25).log()).log()
@@ -191,14 +187,13 @@ def channel_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True) 
 def embedding(indices: Any, weight: Any, padding_idx: int | None = None) -> Any:
     """Rows of weight (count, dim) by index. indices: integers of any shape. Returns (*indices.shape, dim).
 
-    padding_idx: a row that gets no gradient; in a graph it is read as zeros, which it is from the start on.
+    padding_idx: a row that gets no gradient.
     """
     known = weight._check_indices(indices.astype("int64"), weight.shape[0])
     rows = apply("take", weight, known, axis=0)
     if padding_idx is None:
         return rows
-    still: Any = rows.detach() if isinstance(rows, InPlace) else 0.0  # type: ignore[attr-defined]
-    return where((known == padding_idx).expand_dims(-1), still, rows)
+    return where((known == padding_idx).expand_dims(-1), rows.detach(), rows)
 
 
 def embedding_bag(indices: Any, weight: Any, mode: str = "mean", per_sample_weights: Any = None) -> Any:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import cyxcore as cx
 from cyxcore.errors import GraphError, KernelError, ShapeError, SpecError
+from cyxcore.gradients import backward
 from cyxcore.graph import Graph
 from cyxcore.graphlearner import initial_weights
 from cyxcore.layers import build
@@ -230,6 +231,18 @@ def test_parameters_cannot_swap_in_place() -> None:
     builder.update(a, b)
     with pytest.raises(GraphError, match="another parameter"):
         Plan(builder.graph(a + b), {"a": np.zeros(1, np.float32), "b": np.ones(1, np.float32)}, "reference")
+
+
+@pytest.mark.parametrize("optimised", [True, False])
+def test_what_is_detached_has_no_gradient_and_costs_no_call(optimised: bool) -> None:
+    builder = Builder()
+    x = builder.input("x", (3,))
+    (gradient,) = backward(builder, (x * x.detach()).sum(), [x])
+    plan = Plan(builder.graph(gradient, x.detach()), device="reference", optimised=optimised)
+    plan.inputs["x"][...] = (1.0, 2.0, 3.0)
+    plan.run()
+    assert [array.tolist() for array in plan.outputs] == [[1.0, 2.0, 3.0]] * 2
+    assert all(call.op != "detach" for call in plan.calls)
 
 
 def test_both_modes_at_once_cannot_run() -> None:

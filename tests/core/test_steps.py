@@ -54,6 +54,62 @@ def trained(make: Any, choose: Callable[[Any, int], Any]) -> tuple[list[float], 
     return losses, {name: value.tolist() for name, value in model.state_dict().items()}
 
 
+def test_a_step_of_two_networks_against_each_other_is_the_plain_one() -> None:
+    """What is detached gets no gradient; after a step the second pass sees the new weights and running means."""
+
+    def run(compiled: bool) -> tuple[list[list[float]], list[Any]]:
+        cx.manual_seed(0)
+        maker = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8))
+        critic = net()
+        of_maker, of_critic = optim.Adam(maker.parameters(), lr=0.05), optim.SGD(critic.parameters(), lr=0.1)
+
+        def step(real: cx.Tensor, noise: cx.Tensor) -> tuple[cx.Tensor, cx.Tensor]:
+            made = maker(noise)
+            of_critic.zero_grad()
+            loss = F.softplus(-critic(real)).mean() + F.softplus(critic(made.detach())).mean()
+            loss.backward()
+            of_critic.step()
+            of_maker.zero_grad()
+            fooled = F.softplus(-critic(made)).mean()
+            fooled.backward()
+            of_maker.step()
+            return loss, fooled
+
+        made_ready = cx.compile(step) if compiled else step
+        losses = [[one.item() for one in made_ready(batch(n)[0], batch(n + 9)[0][:, :3])] for n in range(4)]
+        return losses, [value.tolist() for part in (maker, critic) for value in part.state_dict().values()]
+
+    assert run(compiled=True) == run(compiled=False)
+
+
+@pytest.mark.parametrize("how", ["detach", "no_grad"])
+def test_what_a_teacher_says_has_no_gradient_in_a_compiled_step(how: str) -> None:
+    """The teacher shares its first layer with what is trained: the same call is there with and without a gradient."""
+
+    def run(compiled: bool) -> tuple[list[float], list[Any]]:
+        cx.manual_seed(0)
+        shared, head, other = nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        parameters = [*shared.parameters(), *head.parameters(), *other.parameters()]
+        optimizer = optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+        def step(x: cx.Tensor) -> cx.Tensor:
+            if how == "detach":
+                wanted = other(shared(x).tanh()).detach()
+            else:
+                with cx.no_grad():
+                    wanted = other(shared(x).tanh())
+            loss = F.mse_loss(head(shared(x).tanh()), wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made_ready = cx.compile(step) if compiled else step
+        return [made_ready(batch(n)[0]).item() for n in range(4)], [p.tolist() for p in parameters]
+
+    assert run(compiled=True) == run(compiled=False)
+
+
 @pytest.mark.parametrize("name", "SGD Adam AdamW NAdam RMSprop Adagrad Lion Adamax RAdam Adadelta Adafactor".split())
 def test_a_compiled_step_is_the_plain_one_to_the_last_bit(name: str) -> None:
     make = getattr(optim, name)
