@@ -11,7 +11,7 @@ A step is forward, cross-entropy, backward and the optimiser's update, float32, 
 compiled (`cx.compile(step)`), in the exact class, whose bits depend on no thread count and no instruction set. PyTorch
 runs eagerly, as it comes and with its fused optimiser, and with --compile through torch.compile. Rounds alternate
 between them, so that a busy machine slows all; figures are medians. Before anything is timed, both run the same first
-steps from the same weights, and their losses must agree.
+steps from the same weights, and their losses must agree; by how much they differ is shown beside the times.
 
 Target: never slower than the fastest of them; in the geometric mean 1.6 times faster on one thread, 1.8 times on two.
 With --numerics fast 2.5 times, with fast16 3.8 times.
@@ -220,7 +220,9 @@ def measure(
     clock: Callable[[], float],
     numerics: str = "exact",
 ) -> dict[str, float]:
-    """Median milliseconds of a step by each, and the seconds our plan took."""
+    """Median milliseconds of a step by each, the seconds our plan took, and the largest relative difference of our
+    losses to PyTorch's in the steps that are compared (only beside it).
+    """
     case = MODELS[name]
     batch = case.inputs(np.random.default_rng(0))
     cpu.set_num_threads(threads)
@@ -244,6 +246,8 @@ def measure(
     for who, found in losses.items():
         if not np.allclose(found, losses["cyx"], rtol=LOSS_TOLERANCE[numerics]):
             raise SystemExit(f"{name}: {who} lost {found}, cyx {losses['cyx']}: not the same training")
+    others = [np.array(found) for who, found in losses.items() if who != "cyx"]
+    apart = {"losses_apart": max(float(np.max(np.abs(losses["cyx"] / each - 1))) for each in others)} if others else {}
     took: dict[str, list[float]] = {who: [] for who in steps}
     for _ in range(rounds):
         for who, step in steps.items():
@@ -252,7 +256,7 @@ def measure(
                 step()
                 count += 1
             took[who].append((clock() - begun) / count * 1000)
-    return {**{who: statistics.median(each) for who, each in took.items()}, "plan_s": plan_s}
+    return {**{who: statistics.median(each) for who, each in took.items()}, "plan_s": plan_s, **apart}
 
 
 def torch_is_here() -> bool:
@@ -322,8 +326,9 @@ def times_faster(row: dict[str, float]) -> float:
 
 
 def show(name: str, threads: int, row: dict[str, float]) -> None:
-    times = "  ".join(f"{who} {ms:9.3f} ms" for who, ms in row.items() if who != "plan_s")
+    times = "  ".join(f"{who} {ms:9.3f} ms" for who, ms in row.items() if who not in ("plan_s", "losses_apart"))
     ratio = f"  {times_faster(row):5.2f} ×" if times_faster(row) else ""
+    ratio += f"  losses within {row['losses_apart']:.0e}" if "losses_apart" in row else ""
     print(f"{name:10} {threads} thread(s)  {times}{ratio}  (planned in {row['plan_s']:.2f} s)", flush=True)
 
 
