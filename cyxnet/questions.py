@@ -28,6 +28,7 @@ USUALLY_TIMES, USUALLY_WEIGHT = 20, 0.1  # silence is so many times the usual wa
 MOST_COPIES = 4  # of a question whose replica fell silent, to as many others
 EQUAL_SILENCES = 8  # of replicas in a row, before each is given twice as long as the one before
 LONGEST_SILENCE_S = 30.0  # a replica of an earlier version says nothing while it is at it
+LATE_S = 0.1  # who notices a silence so late was busy with something else, and did not listen
 LONG_SILENCE_S = 5.0  # of one that is in the middle of its answer, which cannot be asked of another
 BETWEEN_PARTS_S = 60.0  # of one that never said that it is at it
 PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # before a question is asked again
@@ -234,15 +235,20 @@ class _Try:
         return part
 
     async def _heard(self, within_s: float, silence_s: float) -> Message | None:
-        begun_s = self._clock()
+        """None after a silence. The time in which this process did not listen is none: once, it waits as long again."""
+        begun_s, excused_s = self._clock(), 0.0
         while True:
-            until_s = min(begun_s + within_s, max(begun_s, self._alive_s) + silence_s)
+            until_s = min(begun_s + within_s, max(begun_s, self._alive_s) + silence_s + excused_s)
             try:
                 async with asyncio.timeout_at(until_s):
                     return await self._arrived.get()
             except TimeoutError:
                 now_s = self._clock()
-                if now_s >= begun_s + within_s or now_s >= max(begun_s, self._alive_s) + silence_s:
+                if not self._arrived.empty():  # it came just now
+                    return self._arrived.get_nowait()
+                if now_s - until_s > LATE_S and not excused_s:
+                    excused_s = 2 * (now_s - until_s)
+                if now_s >= min(begun_s + within_s, max(begun_s, self._alive_s) + silence_s + excused_s):
                     return None
 
     async def rest(self) -> Part:

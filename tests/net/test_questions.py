@@ -8,6 +8,7 @@ import pytest
 from cyxnet import asking, questions, subjects
 from cyxnet.asking import Part, Question
 from cyxnet.bus import ApiError, Bus
+from cyxnet.connection import Message
 from cyxnet.questions import MOST_WAITING, BrokenOff, NoReplica, Questions, _Try
 
 DEPLOYMENT = "digits-0123456789ab"
@@ -268,6 +269,23 @@ async def test_a_stream_whose_replica_falls_silent_breaks_off_before_long(broker
         async for part in asker.ask(DEPLOYMENT, Question()):
             assert part.body == b"a"
     await replica.bus.close()
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.05])
+async def test_what_comes_while_who_asks_does_not_listen_is_no_silence(asker, later_s):
+    """Its loop is busy for longer than the silence; the answer is read only after that."""
+    loop = asyncio.get_running_loop()
+    answer = Message("s", "", b"yes", b"")
+
+    def busy():
+        until_s = loop.time() + 0.4
+        while loop.time() < until_s:
+            pass
+        loop.call_later(later_s, one.take, answer)
+
+    one = _Try(asker, DEPLOYMENT, Question(), 9.0)
+    loop.call_soon(busy)
+    assert await one._heard(9.0, 0.1) is answer
 
 
 async def test_where_answers_come_at_once_silence_is_noticed_sooner(asker):
