@@ -43,8 +43,10 @@ class Telling:
         node = self._world.nodes.get(node_id)
         if node is None or not node.signed_commands or self._commander is None:
             return await self._edge.ask(subject, command, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S)
+        sequence = self._world.last_seq.get(subjects.job_event(command.job_id), 0)  # what it was made of
         for _ in range(2):
-            said = self._signed(self._commander, node_id, command)
+            until_ms = self._now_ms(node_id, command.session) + commands.VALID_MS
+            said = self._commander.signed(node_id, command.session, command, sequence, until_ms)
             reply = await self._edge.ask(subject, said, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S)
             if reply.code not in commands.OTHER_CLOCK:
                 break
@@ -64,11 +66,6 @@ class Telling:
             until_ms = said.now_ms + commands.VALID_MS
             reply.orders = self._commander.signed(said.node_id, said.session, orders, said.number, until_ms)
         return reply
-
-    def _signed(self, commander: commands.Commander, node_id: str, command: m.Command) -> m.SignedCommand:
-        sequence = self._world.last_seq.get(subjects.job_event(command.job_id), 0)
-        until_ms = self._now_ms(node_id, command.session) + commands.VALID_MS
-        return commander.signed(node_id, command.session, command, sequence, until_ms)
 
     def _now_ms(self, node_id: str, session: str) -> int:
         """The time by the clock of this session of a node."""

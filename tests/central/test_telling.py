@@ -206,6 +206,25 @@ async def test_commands_are_good_for_two_minutes_by_the_nodes_clock(central, nod
     assert 0 <= node.clock_ms() + VALID_MS - node.said[0].expires_ms < 30_000
 
 
+async def test_a_command_that_is_signed_again_keeps_its_place_whatever_happened_to_its_job_meanwhile(
+    central, node, monkeypatch
+):
+    """It was made of what had been read then: after a newer one it has to be a replay."""
+    node.ahead_ms = HOUR_MS
+    await central.dispatch._register(asks_for_signed())
+    await central.job("job-1", leased())
+    telling, heard = central.dispatch._nodes, Telling.heard
+
+    def heard_after_an_event(*said):
+        central.world.last_seq[subjects.job_event("job-1")] += 1
+        heard(telling, *said)
+
+    monkeypatch.setattr(telling, "heard", heard_after_an_event)
+    assert (await telling.ask(NODE, m.Begin(job_id="job-1", attempt=1, session=SESSION))).accepted
+    first, second = node.said
+    assert first.sequence == second.sequence and first.expires_ms < second.expires_ms
+
+
 @pytest.mark.parametrize("now_ms", [0, 1, 2**63 - 1, 2**63, 2**64 - 1, -1])
 async def test_a_node_that_tells_an_absurd_clock_is_given_up_on_and_holds_nobody_up(broker, central, now_ms):
     said = []
