@@ -62,6 +62,8 @@ def multinomial(weights: Tensor, num_samples: int, replacement: bool = False) ->
 
     Raises SpecError for negative weights, and where without replacement there are not as many above 0.
     """
+    if num_samples < 0:
+        raise SpecError(f"multinomial: expected a count of at least 0, got {num_samples}")
     rows = np.atleast_2d(weights.numpy().astype(np.float64))
     if weights.ndim not in (1, 2) or not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(1) <= 0).any():
         raise SpecError(f"multinomial: expected weights (N,) or (rows, N) >= 0 with some above 0, got {weights.shape}")

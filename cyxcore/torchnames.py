@@ -12,6 +12,7 @@ from cyxcore import elementwise, extras, functional, linalg, manipulation, searc
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, PYTORCHS, finfo
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
+from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked, in_words
 from cyxcore.values import Value, to_inexact, together
 
@@ -301,6 +302,12 @@ def _reduction(name: str, function: Function) -> Function:
     return method
 
 
+def quantile(x: Any, q: float, dim: Any = None, keepdim: bool = False, **words: Any) -> Any:
+    """The value below which a share q of x lies, linear between neighbours."""
+    axis = words.pop("axis", dim)
+    return extras.quantile(x, q, axis=axis, keepdims=words.pop("keepdims", keepdim), **words)
+
+
 def amax(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest along axes, without the places."""
     return x.max(dim, keepdim)
@@ -354,9 +361,20 @@ def div(x: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     rounds = {None: lambda v: v, "floor": elementwise.floor, "trunc": elementwise.trunc}
     if rounding_mode not in rounds:
         raise SpecError(f"div: expected rounding_mode floor, trunc or None, got {rounding_mode!r}")
-    result = rounds[rounding_mode](x / other)
-    whole = x.dtype in INTEGERS and (isinstance(other, int) or getattr(other, "dtype", "") in INTEGERS)
-    return result.astype(x.dtype) if rounding_mode and whole else result
+    if rounding_mode is None or not _whole(x, other):
+        return rounds[rounding_mode](x / other)
+    if not isinstance(x, InPlace):  # a graph divides floats alone
+        return rounds[rounding_mode](x / other).astype(x.dtype)
+    below = elementwise.floor_divide(x, other)  # floats do not hold large integers
+    if rounding_mode == "floor":
+        return below
+    left = x - below * other
+    return below + elementwise.logical_and(left != 0, (left < 0) != (x < 0)).astype(below.dtype)
+
+
+def _whole(x: Any, other: Any) -> bool:
+    """Whether both are integers."""
+    return x.dtype in INTEGERS and (type(other) is int or getattr(other, "dtype", "") in INTEGERS)
 
 
 def clamp(x: Any, min: Any = None, max: Any = None) -> Any:
@@ -381,7 +399,7 @@ def frac(x: Any) -> Any:
 
 def fmod(x: Any, other: Any) -> Any:
     """What x / other leaves, of the sign of x."""
-    return x - elementwise.trunc(x / other) * other
+    return x - div(x, other, rounding_mode="trunc") * other
 
 
 def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
@@ -463,6 +481,24 @@ def diag(x: Any, diagonal: int = 0) -> Any:
     return diag_embed(x, diagonal)
 
 
+def diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """The diagonal of the axes dim1 and dim2, as the last axis; cx.linalg.diagonal is of the last two."""
+    first, second = x._axis(dim1), x._axis(dim2)
+    if first == second:
+        raise ShapeError(f"diagonal: expected two different axes, got {dim1} and {dim2} of {x.shape}")
+    return linalg.diagonal(manipulation.moveaxis(x, (first, second), (-2, -1)), offset=offset)
+
+
+def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    """Each element less the one before it along an axis, n times."""
+    return statistics.diff(x, axis=dim, n=n, prepend=prepend, append=append)
+
+
+def tile(x: Any, *counts: Any) -> Any:
+    """x laid so often along each axis, the last ones where there are fewer counts than axes."""
+    return manipulation.tile(x, _sizes(counts))
+
+
 def diag_embed(x: Any, offset: int = 0) -> Any:
     """Matrices (..., N + |offset|, N + |offset|) with the vectors (..., N) of x on a diagonal."""
     before, after = (max(offset, 0), max(-offset, 0))
@@ -529,8 +565,8 @@ _OWN = (
     view, unsqueeze, expand, repeat, repeat_interleave, unflatten, t, chunk, split, unbind, narrow, select, unfold,
     gather, scatter_add, scatter, index_select, index_add, index_fill, masked_fill, masked_select, nonzero, unique,
     sort, argsort, topk, median, cumsum, cumprod, norm, dist, add, sub, div, clamp, round, rsqrt, frac, fmod,
-    nan_to_num, lerp, addcmul, addcdiv, addmm, xlogy, dot, tril, triu, diag, diag_embed, type_as, numel, dim,
-    is_floating_point, is_complex, clone, roll, flip, view_as, expand_as, amax, amin,
+    nan_to_num, lerp, addcmul, addcdiv, addmm, xlogy, dot, tril, triu, diag, diag_embed, diagonal, diff, tile,
+    type_as, numel, dim, is_floating_point, is_complex, clone, roll, flip, view_as, expand_as, amax, amin, quantile,
 )  # fmt: skip
 _REDUCTIONS: dict[str, Function] = {
     **{"prod": statistics.prod, "all": statistics.all, "any": statistics.any, "argmin": searching.argmin},
@@ -539,10 +575,9 @@ _REDUCTIONS: dict[str, Function] = {
 # Functions of ours whose first argument is the tensor, and which PyTorch has as methods too.
 _SAME = {
     elementwise: set(elementwise.__all__) - {"astype", "add", "subtract", "round"},
-    manipulation: {"tile", "moveaxis", "broadcast_to", "permute_dims"},
-    linalg: {"matmul", "outer", "cross", "trace", "diagonal", "det", "slogdet", "cholesky", "qr", "matrix_power"},
-    extras: {"isclose", "allclose", "bincount", "quantile"},
-    statistics: {"diff"},
+    manipulation: {"moveaxis", "broadcast_to", "permute_dims"},
+    linalg: {"matmul", "outer", "cross", "trace", "det", "slogdet", "cholesky", "qr", "matrix_power"},
+    extras: {"isclose", "allclose", "bincount"},
 }
 
 METHODS: dict[str, Function] = {

@@ -7,8 +7,8 @@ import numpy as np
 
 from cyxcore import drawing
 from cyxcore.device import OWN_MEMORY
-from cyxcore.dtype import INEXACT, dtype_name
-from cyxcore.errors import GradientError
+from cyxcore.dtype import FLOATS, INEXACT, dtype_name
+from cyxcore.errors import DtypeError, GradientError
 from cyxcore.inplace import InPlace
 from cyxcore.keys import next_key
 
@@ -41,14 +41,19 @@ class InMemory(InPlace):
         """0 everywhere."""
         return self.fill_(False if self.dtype == "bool" else 0)
 
+    def _drawn_key(self, name: str) -> Any:
+        if self.dtype not in FLOATS:
+            raise DtypeError(f"{name}: expected a float tensor to draw numbers into, got {self.dtype}")
+        return next_key().tolist()
+
     def normal_(self, mean: float = 0.0, std: float = 1.0) -> Self:
         """Normal numbers of the generator cx.manual_seed sets."""
-        seed, step = next_key().tolist()
+        seed, step = self._drawn_key("normal_")
         return self.copy_(drawing.normal(seed, step, 0, self.shape) * std + mean)
 
     def uniform_(self, low: float = 0.0, high: float = 1.0) -> Self:
         """Numbers low <= x < high of the generator cx.manual_seed sets."""
-        seed, step = next_key().tolist()
+        seed, step = self._drawn_key("uniform_")
         return self.copy_(drawing.uniform(seed, step, 0, self.shape) * (high - low) + low)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:

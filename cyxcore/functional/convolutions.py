@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from cyxcore.dtype import INTEGERS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import Pair, avg_pool2d, concat, conv2d, max_pool2d, numbers, pad, padded_like, pair
 from cyxcore.values import apply
@@ -207,6 +208,8 @@ def max_unpool(
         )
     else:
         sizes = tuple(output_size)[-count:]
+    if indices.dtype not in INTEGERS or bool((indices < 0).any().item()):
+        raise SpecError(f"max_unpool: expected places from 0 on, as max_pool gives them, got {indices.dtype} {indices}")
     flat = x._constant(0.0, x.dtype).broadcast_to(*x.shape[:2], math.prod(sizes))
     return flat.scatter(2, indices.flatten(2), x.flatten(2)).reshape(*x.shape[:2], *sizes)
 

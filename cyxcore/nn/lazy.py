@@ -5,7 +5,7 @@ Their parameters are not there before: take them (for an optimiser, a state dict
 
 from typing import Any
 
-from cyxcore.errors import SpecError
+from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn import layers, spatial
 from cyxcore.nn.module import Module
 from cyxcore.symbols import Symbol
@@ -27,9 +27,11 @@ class _Lazy(Module):
     def forward(self, x: Any) -> Any:
         if isinstance(x, Symbol):
             self._ready()
-        arguments, options = self.__dict__.pop("_wanted")
         plain: Any = self.plain
+        if x.ndim <= max(self.axis, 0):
+            raise ShapeError(f"{type(self).__name__}: expected an input with an axis {self.axis}, got {x.shape}")
         size = x.shape[self.axis]
+        arguments, options = self.__dict__.pop("_wanted")
         training, hooks = self.training, self.__dict__.get("_hooks")
         object.__setattr__(self, "__class__", plain)
         plain.__init__(self, size, *arguments, **options)

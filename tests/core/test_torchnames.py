@@ -9,7 +9,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import torchnames
-from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError, ShapeError
+from cyxcore.errors import CyxError, DtypeError, GradientError, GraphError, ShapeError, SpecError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -624,6 +624,54 @@ def test_cross_entropy_of_probabilities(extra: tuple[int, ...], options: dict[st
         results.append([loss.detach().numpy(), logits.grad.numpy()])
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_large_integers_are_divided_as_integers() -> None:
+    numbers = np.array([2**53 + 1, 2**60 + 3, -(2**60) - 3, 7, -7, 0])
+    ours, theirs = cx.tensor(numbers), torch.tensor(numbers)
+    for by in (3, -10, ours.abs() + 1):
+        other = torch.tensor(by.numpy()) if isinstance(by, cx.Tensor) else by
+        for mode in ("floor", "trunc"):
+            got, wanted = ours.div(by, rounding_mode=mode), theirs.div(other, rounding_mode=mode)
+            assert (got.tolist(), got.dtype) == (wanted.tolist(), "int64")
+        assert ours.fmod(by).tolist() == theirs.fmod(other).tolist()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.diagonal(),
+        lambda x: x.diagonal(1),
+        lambda x: x.diagonal(offset=-1, dim1=-1, dim2=0),
+        lambda x: x.diff(dim=0),
+        lambda x: x.diff(2),
+        lambda x: x.tile(2),
+        lambda x: x.tile(2, 1, 3),
+        lambda x: x.tile((2, 2)),
+        lambda x: x.quantile(0.3, dim=-1),
+        lambda x: x.quantile(0.5, 0, True),
+    ],
+)
+def test_methods_whose_axes_are_pytorchs(call: Any) -> None:
+    x = np.arange(60, dtype=np.float32).reshape(3, 4, 5) ** 1.5
+    np.testing.assert_allclose(call(cx.tensor(x)).numpy(), call(torch.tensor(x)).numpy(), rtol=1e-6)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    x = cx.tensor([[[0.0, 1.0]]])
+    for places in ([[[-1, 0]]], [[[0.0, 1.0]]]):
+        with pytest.raises(SpecError, match="places from 0 on"):
+            cx.nn.MaxUnpool1d(2)(x, cx.tensor(places))
+    with pytest.raises(IndexError):
+        cx.nn.MaxUnpool1d(2)(x, cx.tensor([[[0, 4]]]))
+    with pytest.raises(DtypeError, match="normal_: expected a float"):
+        cx.tensor([1, 2]).normal_()
+    with pytest.raises(SpecError, match="at least 0, got -1"):
+        cx.multinomial(cx.ones(3), -1)
+    lazy = cx.nn.LazyConv2d(4, 3)
+    with pytest.raises(ShapeError, match="an axis 1"):
+        lazy(cx.ones(3))
+    assert lazy(cx.ones(1, 3, 5, 5)).shape == (1, 4, 3, 3)  # the first call that is right decides
 
 
 def test_gumbel_softmax() -> None:
