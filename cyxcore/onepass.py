@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
+from cyxcore.kernels.cpu import LONGEST_RUN, MOST_CALLS, SHORTEST_RUN
 from cyxcore.ops import OPS
 
 LEAST_ELEMENTS = 65536  # smaller arrays stay in the cache
-SHORTEST_RUN, LONGEST_RUN = 32, 2048  # terms of a sum that lie in a row: fused.c
-MOST_CALLS = 32  # of a group: fused.c
 MASKS = frozenset(
     "cast equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or".split()
 )

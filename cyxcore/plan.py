@@ -233,7 +233,7 @@ class Plan:
         self.outputs = [self.backend.staging(array.shape, array.dtype.name) for array in results] if own else results
         fetches = list(zip(self.outputs, results, strict=True)) if own else []
         self.program = self.backend.program(calls, self._sends, fetches, arena, results, stretches)
-        # What matrices take that are kept packed beside the arena: by a fast class, for the time of a run.
+        # What matrices take that are packed beside the arena: by a fast class, and for all bands of a stretch.
         self.packed_bytes: int = getattr(getattr(self.program, "__self__", None), "packed_bytes", 0)
 
     def _call(self, place: int, stretch: Stretch | None) -> Call:

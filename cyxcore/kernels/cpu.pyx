@@ -93,6 +93,12 @@ cdef extern from "fast.h" nogil:
     cyx_factor *cyx_share_factors(cyx_call *calls, int64_t count, size_t *bytes)
     void cyx_free_factors(cyx_factor *all)
 
+cdef extern from "plan.h" nogil:
+    enum:
+        CYX_SHORTEST_RUN
+        CYX_LONGEST_RUN
+    int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count)
+
 cdef extern from "pool.h" nogil:
     int cyx_threads()
     void cyx_set_threads(int count)
@@ -376,6 +382,8 @@ def call(str op, out, inputs, dict attrs) -> None:
         _release(&record)
 
 
+SHORTEST_RUN, LONGEST_RUN = CYX_SHORTEST_RUN, CYX_LONGEST_RUN  # terms in a row, of the sums that a group can make
+MOST_CALLS = CYX_MAX_GROUP  # of a group
 LEAST_FUSED = 256  # elements; below it a call costs what it costs, not what it moves
 
 
@@ -451,7 +459,7 @@ cdef class Program:
     cdef int64_t _count, _room
     cdef int _running, _terms
     cdef cyx_factor *_factors  # matrices that are packed once a run
-    cdef readonly size_t packed_bytes  # what those take beside the arrays of the calls
+    cdef readonly size_t packed_bytes  # what those and the matrices of a stretch take beside the arrays of the calls
     cdef set _edges  # places of calls that no group of earlier ones reaches
     cdef list _arrays
     cdef object __weakref__
@@ -563,6 +571,7 @@ cdef class Program:
             first = max(end, first + 1)
         if self._factors == NULL:
             self._factors = cyx_share_factors(self._calls, self._count, &self.packed_bytes)
+            self.packed_bytes += <size_t>cyx_stretches_pack(self._calls, self._count)
         return groups
 
     cdef bint _is_elided(self, int64_t place, int64_t end, list last_read, size_t low, size_t high):

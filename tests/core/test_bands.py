@@ -374,3 +374,48 @@ def test_a_matrix_that_all_bands_multiply_by_is_packed_for_all(
             assert out.tobytes() == whole.tobytes() and added.tobytes() == (whole + row).tobytes()
             assert (held[[0, -1]] == 7).all()
             b[...] = rng.normal(size=b.shape)
+
+
+def banded(a: Any, b: Any, bands: int, rows: int) -> tuple[cpu.Program, Any]:
+    """`a` @ `b` with the rows of a in bands, as a program; and its result."""
+    out = np.zeros((*a.shape[:-1], b.shape[-1]), np.float32)
+    program = cpu.Program()
+    plain = {"transpose_a": False, "transpose_b": False}
+    program.add("matmul", out[:rows], (a[:rows], b), plain)
+    program.stretch(0, bands, 1, [[(rows * out[0].nbytes, 0), (rows * a[0].nbytes, 0), (0, 0)]])
+    program.fuse()
+    return program, out
+
+
+def test_a_factor_that_is_packed_for_all_bands_counts_as_memory() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(32, 96)).astype(np.float32), rng.normal(size=(96, 200)).astype(np.float32)
+    program, out = banded(a, b, 8, 4)
+    program.run()
+    whole, expected = banded(a, b, 1, 32)
+    whole.run()
+    assert out.tobytes() == expected.tobytes()
+    assert b.nbytes <= program.packed_bytes < 2 * b.nbytes
+    assert whole.packed_bytes == 0
+
+
+def test_a_factor_seen_in_two_shapes_is_packed_for_matrices_only() -> None:
+    rng = np.random.default_rng(4)
+    weight = rng.normal(size=(1, 64)).astype(np.float32)
+    column = weight.reshape(1, 64, 1)  # the same memory, the same first sizes
+    a, stack = rng.normal(size=(32, 1)).astype(np.float32), rng.normal(size=(8, 2, 64)).astype(np.float32)
+    plain = {"transpose_a": False, "transpose_b": False}
+
+    def run(bands: int) -> tuple[bytes, bytes]:
+        out, columns = np.zeros((32, 64), np.float32), np.zeros((8, 2, 1), np.float32)
+        program = cpu.Program()
+        program.add("matmul", out[: 32 // bands], (a[: 32 // bands], weight), plain)
+        program.add("matmul", columns[: 8 // bands], (stack[: 8 // bands], column), plain)
+        first = [(out.nbytes // bands, 0), (a.nbytes // bands, 0), (0, 0)]
+        second = [(columns.nbytes // bands, 0), (stack.nbytes // bands, 0), (0, 0)]
+        program.stretch(0, bands, 1, [first, second])
+        program.fuse()
+        program.run()
+        return out.tobytes(), columns.tobytes()
+
+    assert run(8) == run(1)

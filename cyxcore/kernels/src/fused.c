@@ -4,6 +4,7 @@
  * operations in the same order as in separate calls. A sum over what lies in a row can be one of the group: tiles are
  * then whole runs, each is summed up while it is there, and the sums of runs meet at the end. */
 #include "elementwise.h"
+#include "plan.h"
 #include "reduce_plan.h"
 
 /* A product, and the sum of it and something that is as large or one row of it, are a group too: gemm.inl. */
@@ -29,12 +30,10 @@ int cyx_adds_to_product(const cyx_call *calls) {
            !overlap(other, &product->out);
 }
 
-enum { SHORTEST_RUN = 32, LONGEST_RUN = 2048 };
-
 int64_t cyx_sums_runs(const cyx_call *call) {
     if ((call->op != CYX_OP_sum && call->op != CYX_OP_mean) || (call->dtype != CYX_F32 && call->dtype != CYX_F64)) return 0;
     cyx_reduce_plan plan = cyx_plan_reduction(call);
-    int fits = plan.inner_is_reduced && plan.inner >= SHORTEST_RUN && plan.inner <= LONGEST_RUN;
+    int fits = plan.inner_is_reduced && plan.inner >= CYX_SHORTEST_RUN && plan.inner <= CYX_LONGEST_RUN;
     return fits && call->in[0].size && call->in[0].dtype == call->dtype ? plan.inner : 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include "cyx.h"
 #include "fast.h"
+#include "plan.h"
 #include "pool.h"
 #include "tables.h"
 
@@ -80,6 +81,15 @@ cyx_status cyx_fail(cyx_status status, const char *format, ...) {
 }
 
 int cyx_call_is_fusible(const cyx_call *call) { return cyx_fusible(call, active->table); }
+
+int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t bytes = calls[i].stretch ? cyx_stretch_packs(&calls[i], active->table) : 0;
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
 
 /* The exact kernel, unless the call allows another and that takes it. */
 static cyx_status run_one(const cyx_call *call, const isa *chosen) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "elementwise.h"
+#include "plan.h"
 
 __thread int64_t cyx_band;
 
@@ -66,7 +67,8 @@ static void pack_body(void *context, int64_t begin, int64_t end) {
 
 /* Whether all bands of all lanes read the second factor of a product at one place. */
 static int is_shared_product(const cyx_call *call) {
-    return call->op == CYX_OP_matmul && !call->terms && !call->in[1].band_bytes && !call->in[1].lane_bytes;
+    const cyx_array *factor = &call->in[1];
+    return call->op == CYX_OP_matmul && !call->terms && factor->ndim == 2 && !factor->band_bytes && !factor->lane_bytes;
 }
 
 static const void *packed_of(const packing *packed, const cyx_call *call) {
@@ -79,11 +81,11 @@ static const void *packed_of(const packing *packed, const cyx_call *call) {
     return NULL;
 }
 
-/* Without memory for it nothing is packed: each product does it by itself. */
-static void pack_shared(packing *packed, const cyx_call *calls, const cyx_table table) {
-    int64_t offset[MOST_PACKED], bytes = 0;
+/* The matrices of a stretch, and where each is packed. Returns how many bytes all of them take. */
+static int64_t find_shared(packing *packed, int64_t *offset, const cyx_call *calls, const cyx_table table) {
+    int64_t bytes = 0;
     packed->count = 0;
-    if (calls->bands < LEAST_BANDS_PACKED) return;
+    if (calls->bands < LEAST_BANDS_PACKED) return 0;
     for (int64_t k = 0; k < calls->stretch && packed->count < MOST_PACKED; k++) {
         cyx_loop loop;
         if (!is_shared_product(&calls[k]) || packed_of(packed, &calls[k])) continue;
@@ -94,6 +96,18 @@ static void pack_shared(packing *packed, const cyx_call *calls, const cyx_table 
         offset[packed->count++] = bytes;
         bytes += (loop.packed_bytes + 63) / 64 * 64;
     }
+    return bytes;
+}
+
+int64_t cyx_stretch_packs(const cyx_call *calls, const cyx_table table) {
+    packing packed;
+    int64_t offset[MOST_PACKED];
+    return find_shared(&packed, offset, calls, table);
+}
+
+/* Without memory for it nothing is packed: each product does it by itself. */
+static void pack_shared(packing *packed, const cyx_call *calls, const cyx_table table) {
+    int64_t offset[MOST_PACKED], bytes = find_shared(packed, offset, calls, table);
     char *memory = bytes ? cyx_scratch(4, (size_t)bytes) : NULL;
     if (!memory) packed->count = 0;
     for (int i = 0; i < packed->count; i++) packed->at[i] = memory + offset[i];
