@@ -133,4 +133,8 @@ def _value(kind: str, value: Any) -> Value:
     expected = {"string": str, "bool": bool, "f32": float, "f64": float}.get(kind, int)
     if kind not in {*_DTYPES, "string"} or not isinstance(value, expected):
         raise TypeError(f"expected {kind}, got {type(value).__name__}")
+    if isinstance(value, str):
+        value.encode()  # half of a surrogate pair is no text
+    if isinstance(value, bool) != (kind == "bool"):
+        raise TypeError(f"expected {kind}, got bool")
     return Value(kind, value)

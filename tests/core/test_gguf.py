@@ -1,5 +1,6 @@
 """GGUF files: what the gguf package writes is read and the other way round, to the bit; damaged ones are one error."""
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -311,3 +312,12 @@ def test_metadata_that_no_gguf_file_had_is_one_error(held: str, tmp_path: Path) 
     with pytest.raises(FormatError, match="gguf"):
         rewrite_gguf(tmp_path / "a.safetensors", tmp_path / "b.gguf")
     assert not (tmp_path / "b.gguf").exists()
+
+
+@pytest.mark.parametrize("said", [["string", "\ud800"], ["u32", True], ["u32", -1], ["nothing", 1]])
+def test_metadata_that_somebody_altered_in_a_safetensors_is_one_error(tmp_path, said):
+    metadata = json.dumps({"metadata": {"general.x": said}, "kinds": {"a": "F32"}})
+    safetensors.save(tmp_path / "a.safetensors", {"a": np.zeros((2, 2), np.float32)}, {"gguf": metadata})
+    with pytest.raises(FormatError, match="gguf: "):
+        rewrite_gguf(tmp_path / "a.safetensors", tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
