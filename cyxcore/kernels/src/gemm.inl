@@ -34,6 +34,7 @@ enum {
 
 #undef NR
 #define NR (NV * VN)
+_Static_assert(MR + APART >= VN, "transpose() writes a whole vector to the last line of a panel of A");
 #define PANEL(p) ((p)->k_count * NR + APART)         /* elements from one panel of B to the next */
 #define ROWS_PANEL(k_count) ((k_count) * MR + APART) /* and of A */
 
