@@ -4,6 +4,7 @@ Numbers of a tensor travel as nested JSON lists or as one NPY array; JSON has th
 float64 that equals them.
 """
 
+import re
 from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct
@@ -11,6 +12,8 @@ from msgspec import Meta, Raw, Struct
 from cyxnet.messages import Request
 
 NPY = "application/x-npy"
+# In the head of a request: what is not to be kept in memory, where heads are remembered.
+SECRET = re.compile(rb"\r\n(?:authorization|cookie|[^\r:]*key)[ \t]*:", re.IGNORECASE)
 
 
 class PredictRequest(Request, kw_only=True, frozen=True):

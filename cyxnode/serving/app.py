@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from cyxnet.codec import JSON
-from cyxnet.inference import Health, ModelCard
+from cyxnet.inference import SECRET, Health, ModelCard
 from cyxnet.openai import ModelList, ModelObject
 from cyxnet.outcomes import ApiError
 from cyxnode.serving import openapi
@@ -44,6 +44,7 @@ from cyxnode.serving.routes import ROUTES, Route
 
 log = logging.getLogger(__name__)
 _ID = b"\0"
+KEPT_HEADS, KEPT_HEAD_BYTES = 256, 1_024
 _HEADERS = re.compile(rb"\r\n(content-type|accept|authorization):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _JSON = JSON.encode()
 _NOWHERE: tuple[str, None] = ("", None)
@@ -145,7 +146,7 @@ class Front:
         path = self._lines.get(line)
         if path is None:
             return None
-        content_type, accept, shown = _told(head) if self._gate.is_open else _told.__wrapped__(head)
+        content_type, accept, shown = _told(head)
 
         def told(answer: Answer | None) -> None:
             answered(whole(answer, self._request_id()) if answer else None)
@@ -198,7 +199,7 @@ class Front:
         if self._gate.is_open:
             return None
         try:
-            self._gate.check(_told.__wrapped__(head)[2])
+            self._gate.check(_told(head)[2])
         except ApiError as error:
             return error
         return None
@@ -305,11 +306,21 @@ class Begun:
         self._told(answer)
 
 
-@functools.lru_cache(256)  # the heads of one client are mostly the same
 def _told(head: bytes) -> tuple[bytes, bytes, bytes | None]:
     """Of a plain head: content type, what is accepted, authorization."""
+    known = _known_heads.get(head)
+    if known is not None:
+        return known
     said = {name.lower(): value.rstrip() for name, value in _HEADERS.findall(head)}
-    return said.get(b"content-type", _JSON), said.get(b"accept", b""), said.get(b"authorization")
+    found = said.get(b"content-type", _JSON), said.get(b"accept", b""), said.get(b"authorization")
+    if len(head) <= KEPT_HEAD_BYTES and not SECRET.search(head):
+        if len(_known_heads) >= KEPT_HEADS:
+            _known_heads.clear()
+        _known_heads[head] = found
+    return found
+
+
+_known_heads: dict[bytes, tuple[bytes, bytes, bytes | None]] = {}  # those of one client are mostly the same
 
 
 @functools.lru_cache(1024)  # a full queue is refused in the same few words thousands of times a second

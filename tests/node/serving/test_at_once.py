@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cyxnet import httpserver
+from cyxnode.serving import app
 from cyxnode.serving.asgi import Limits
 from cyxnode.serving.gate import ApiKey
 from tests.node.serving.models import Halting, mlp, samples, serving, tensors
@@ -218,7 +219,17 @@ def test_no_key_is_kept_with_the_heads_that_are_remembered():
     assert not [head for head in httpserver._known_heads if b"secret" in head]
 
 
+async def test_no_key_is_kept_by_a_server_that_asks_for_none():
+    async with serving(tensors()) as (_, server), connection(server) as (reader, writer):
+        for name in (b"X", b"Authorization", b"Cookie"):
+            writer.write(request(b"%b: Bearer sesame" % name))
+            assert (await told(reader))[0] == 200
+    assert [head for head in app._known_heads if b"sesame" in head and b"X: " in head]
+    assert not [head for head in app._known_heads if b"sesame" in head and b"X: " not in head]
+
+
 def test_the_heads_that_are_remembered_are_bounded():
     for number in range(2 * httpserver.KEPT_HEADS):
-        assert httpserver.body_bytes(b"\r\nX: %d\r\nContent-Length: 7\r\n" % number) == 7
-        assert len(httpserver._known_heads) <= httpserver.KEPT_HEADS
+        head = b"\r\nX: %d\r\nContent-Length: 7\r\n" % number
+        assert httpserver.body_bytes(head) == 7 and app._told(head) == (b"application/json", b"", None)
+        assert len(httpserver._known_heads) <= httpserver.KEPT_HEADS and len(app._known_heads) <= app.KEPT_HEADS
