@@ -168,6 +168,12 @@ class Optimizer:
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own:
             raise SpecError(f"load_state_dict: expected groups of {own} parameters, got {sizes}")
+        for group, given in zip(self.param_groups, state["param_groups"], strict=True):
+            if foreign := sorted(set(given) - set(group)):
+                raise SpecError(
+                    f"load_state_dict: expected the state of {type(self).__name__}, got one of another optimiser, with "
+                    f"the options {foreign}"
+                )
         parameters = self.parameters
         taken: dict[int, dict[str, Tensor]] = {}
         for place, arrays in state["state"].items():

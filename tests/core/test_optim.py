@@ -213,3 +213,19 @@ def test_clipping_by_value() -> None:
     p.grad = cx.tensor([-5.0, 0.5, 5.0])
     optim.clip_grad_value_([p], 1.0)
     assert p.grad.tolist() == [-1.0, 0.5, 1.0]
+
+
+def test_the_state_of_another_optimiser_is_refused_and_changes_nothing() -> None:
+    def stepped(name: str) -> optim.Optimizer:
+        p = cx.tensor([1.0, 2.0], requires_grad=True)
+        optimizer: optim.Optimizer = getattr(optim, name)([p], lr=0.1)
+        p.sum().backward()
+        optimizer.step()
+        return optimizer
+
+    for own, other in (("RMSprop", "Adam"), ("SGD", "Adagrad"), ("Adadelta", "SGD"), ("RAdam", "Adafactor")):
+        optimizer = stepped(own)
+        before = repr(optimizer.state_dict())
+        with pytest.raises(SpecError, match=f"expected the state of {own}"):
+            optimizer.load_state_dict(stepped(other).state_dict())
+        assert repr(optimizer.state_dict()) == before
