@@ -860,3 +860,21 @@ def test_the_gradient_of_a_small_weight_stays_within_its_memory(channels: int) -
     cpu.call("conv2d_grad_weight", out, [g, x], attrs)
     assert (held[16 * channels :] == 7.0).all()
     np.testing.assert_allclose(out[:, :, 0, 0], np.einsum("nohw,nchw->oc", g, x[:, :, ::2, ::2]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rest", [1, 17, 64, 100, 128, 129, 1024])
+def test_a_long_sum_has_the_same_bits_on_any_number_of_threads_whatever_its_last_part_is(rest):
+    threads = cpu.get_num_threads()
+    x = np.zeros(2 * 65536 + rest, np.float32)
+    try:
+        for seed in range(8):
+            x[-rest:] = np.random.default_rng(seed).normal(size=rest)
+            found = set()
+            for count in (1, 3):
+                cpu.set_num_threads(count)
+                out = np.zeros((), np.float32)
+                cpu.call("sum", out, [x], {"axes": (0,), "keepdims": False})
+                found.add(out.tobytes())
+            assert len(found) == 1
+    finally:
+        cpu.set_num_threads(threads)

@@ -66,14 +66,16 @@ enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TI
         }                                                                                                    \
         return value;                                                                                        \
     }                                                                                                        \
-    static T NAME(NAME_##_run)(const T *x, int64_t n) {                                                      \
-        if (n <= 128) return NAME(NAME_##_block16)(x, n);                                                    \
+    static T NAME(NAME_##_blocks)(const T *x, int64_t n) {                                                   \
         T tree[TREE_DEPTH];                                                                                  \
         int height = 0;                                                                                      \
         for (int64_t i = 0, count = 0; i < n; i += RUN_BLOCK, count++)                                       \
             height = NAME(NAME_##_push)(                                                                     \
                 tree, height, count, NAME(NAME_##_block64)(x + i, n - i < RUN_BLOCK ? n - i : RUN_BLOCK));   \
         return NAME(NAME_##_finish)(tree, height);                                                           \
+    }                                                                                                        \
+    static T NAME(NAME_##_run)(const T *x, int64_t n) {                                                      \
+        return n <= 128 ? NAME(NAME_##_block16)(x, n) : NAME(NAME_##_blocks)(x, n);                          \
     }                                                                                                        \
     /* `into` meets `next`, element by element, in n columns. */                                             \
     static void NAME(NAME_##_columns)(T * into, const T *next, int64_t n) {                                  \
@@ -111,6 +113,7 @@ FOLD_BLOCK(min, MIN_S, MIN_V)
 
 typedef struct {
     T (*run)(const T *x, int64_t n);
+    T (*blocks)(const T *x, int64_t n); /* the same of a part of a run, however short */
     int (*push)(T *tree, int height, int64_t count, T value);
     T (*finish)(const T *tree, int height);
     void (*columns)(T *into, const T *next, int64_t n);
@@ -118,11 +121,11 @@ typedef struct {
 } NAME(fold);
 
 static const NAME(fold)
-    NAME(fold_sum) = {NAME(sum_run), NAME(sum_push), NAME(sum_finish), NAME(sum_columns), NAME(sum_block)};
+    NAME(fold_sum) = {NAME(sum_run), NAME(sum_blocks), NAME(sum_push), NAME(sum_finish), NAME(sum_columns), NAME(sum_block)};
 static const NAME(fold)
-    NAME(fold_max) = {NAME(max_run), NAME(max_push), NAME(max_finish), NAME(max_columns), NAME(max_block)};
+    NAME(fold_max) = {NAME(max_run), NAME(max_blocks), NAME(max_push), NAME(max_finish), NAME(max_columns), NAME(max_block)};
 static const NAME(fold)
-    NAME(fold_min) = {NAME(min_run), NAME(min_push), NAME(min_finish), NAME(min_columns), NAME(min_block)};
+    NAME(fold_min) = {NAME(min_run), NAME(min_blocks), NAME(min_push), NAME(min_finish), NAME(min_columns), NAME(min_block)};
 
 typedef struct {
     const NAME(fold) * fold;
@@ -158,7 +161,7 @@ static void NAME(reduce_groups)(void *context, int64_t begin, int64_t end) {
     const int64_t size = RUN_BLOCK * GROUP_BLOCKS;
     for (int64_t g = begin; g < end; g++) {
         int64_t left = r->plan.inner - g * size;
-        r->partial[g] = r->fold->run(r->x + g * size, left < size ? left : size);
+        r->partial[g] = r->fold->blocks(r->x + g * size, left < size ? left : size);
     }
 }
 
