@@ -2,7 +2,7 @@
 
 A name is resolved once, every address it stands for must be a public one, and exactly such an address is connected to:
 what the name stands for a moment later changes nothing. Redirects go the same way, each anew. The certificate is that
-of the name. No credentials, no cookies, no proxy of the environment.
+of the name. No cookies, no proxy of the environment, and no credentials but what signs the address of an S3 object.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, MissingExtra
 
 MAX_REDIRECTS = 3
 MAX_BYTES = 6 * 2**30  # as large as an artifact may be
@@ -45,6 +45,11 @@ class FetchError(CyxError):
     """An address that is not fetched from, or did not give what was asked. The message says which and why."""
 
     code = "bad_address"
+
+
+def shown(url: str) -> str:
+    """An address as messages show it: what stands behind a `?` may open what is there."""
+    return url.partition("?")[0][:200]
 
 
 def is_public(address: str) -> bool:
@@ -94,27 +99,57 @@ def fetch(
     raise FetchError(f"{url}: more than {MAX_REDIRECTS} redirects")
 
 
+def signed(url: str) -> str:
+    """The https address at which the object of an address s3://BUCKET/KEY is fetched, for ten minutes.
+
+    Signed here, with the credentials and the region that AWS's own tools would take; where there are none the object
+    has to be a public one. It is fetched as any other address is: the client of botocore that does not check where it
+    connects to is not used. Raises FetchError, and MissingExtra without botocore.
+    """
+    try:
+        from botocore import UNSIGNED
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
+    except ModuleNotFoundError:
+        raise MissingExtra("s3 addresses need botocore, which is not installed: pip install 'cyx[s3]'") from None
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if not bucket or not key:
+        raise FetchError(f"{shown(url)}: expected s3://BUCKET/KEY")
+    try:
+        session = Session()
+        version = "s3v4" if session.get_credentials() else UNSIGNED
+        region = session.get_config_variable("region") or "us-east-1"
+        # The bucket in the path: so the host is that of the region, or of another maker's store, as it stands.
+        config = Config(signature_version=version, s3={"addressing_style": "path"})
+        client = session.create_client("s3", region_name=region, config=config)
+        where = {"Bucket": bucket, "Key": key}
+        return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=int(TIMEOUT_S)))
+    except (BotoCoreError, ValueError) as error:
+        raise FetchError(f"{shown(url)}: {error}") from None
+
+
 def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise FetchError(f"{url[:200]}: it leads to {location[:200]!a}, which is no address ({error})") from None
+        raise FetchError(f"{shown(url)}: it leads to {shown(location)!a}, which is no address ({error})") from None
 
 
 def _checked(url: str) -> SplitResult:
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        raise FetchError(f"{url[:200]!a}: expected an address of plain ASCII letters, without spaces")
+        raise FetchError(f"{shown(url)!a}: expected an address of plain ASCII letters, without spaces")
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  # read here, because it is parsed here
     except ValueError as error:
-        raise FetchError(f"{url[:200]}: {error}") from None
+        raise FetchError(f"{shown(url)}: {error}") from None
     if parts.scheme != "https":
-        raise FetchError(f"{url[:200]}: expected an https address, got {parts.scheme or 'none'}")
+        raise FetchError(f"{shown(url)}: expected an https address, got {parts.scheme or 'none'}")
     if parts.username is not None or parts.password is not None:
         raise FetchError(f"{parts.hostname}: an address with a user or password is not fetched from")
     if not parts.hostname or parts.port == 0:
-        raise FetchError(f"{url[:200]}: expected the name of a machine")
+        raise FetchError(f"{shown(url)}: expected the name of a machine")
     return parts
 
 
@@ -124,10 +159,10 @@ def _address(url: str, parts: SplitResult, resolve: Resolve, until_s: float) -> 
     try:
         found = _in_time(url, lambda: resolve(host, parts.port or 443), until_s)
     except (OSError, UnicodeError) as error:
-        raise FetchError(f"{url[:200]}: {host} is not known ({error})") from None
+        raise FetchError(f"{shown(url)}: {host} is not known ({error})") from None
     inside = [address for address in found if not is_public(address)]
     if inside or not found:
-        raise FetchError(f"{url[:200]}: {host} is {', '.join(inside) or 'nowhere'}, which is no public address")
+        raise FetchError(f"{shown(url)}: {host} is {', '.join(inside) or 'nowhere'}, which is no public address")
     return found[0]
 
 
@@ -145,7 +180,7 @@ def _in_time(url: str, look_up: Callable[[], list[str]], until_s: float) -> list
     try:
         found = done.get(timeout=min(CONNECT_TIMEOUT_S, _left_s(url, until_s)))
     except queue.Empty:
-        raise FetchError(f"{url[:200]}: it took too long to find out where that is") from None
+        raise FetchError(f"{shown(url)}: it took too long to find out where that is") from None
     if isinstance(found, Exception):
         raise found
     return found
@@ -154,7 +189,7 @@ def _in_time(url: str, look_up: Callable[[], list[str]], until_s: float) -> list
 def _left_s(url: str, until_s: float) -> float:
     left_s = until_s - time.monotonic()
     if left_s <= 0:
-        raise FetchError(f"{url[:200]}: it took too long")
+        raise FetchError(f"{shown(url)}: it took too long")
     return left_s
 
 
@@ -189,7 +224,7 @@ class _Request:
             return connection.getresponse()
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._open.close()
-            raise FetchError(f"{self._url[:200]}: {error or type(error).__name__}") from None
+            raise FetchError(f"{shown(self._url)}: {error or type(error).__name__}") from None
         except BaseException:
             self._open.close()
             raise
@@ -206,7 +241,7 @@ def _end(link: socket.socket) -> None:
 def _store(url: str, answer: http.client.HTTPResponse, path: Path, max_bytes: int, until_s: float) -> Path:
     said = answer.getheader("Content-Length")
     if said is not None and (not re.fullmatch(r"[0-9]{1,19}", said) or int(said) > max_bytes):
-        raise FetchError(f"{url[:200]}: expected at most {max_bytes} bytes, {said[:30]} are announced")
+        raise FetchError(f"{shown(url)}: expected at most {max_bytes} bytes, {said[:30]} are announced")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, size = path.with_name(f".{path.name}.part"), 0
     try:
@@ -214,13 +249,13 @@ def _store(url: str, answer: http.client.HTTPResponse, path: Path, max_bytes: in
             while block := answer.read1(BLOCK_BYTES):
                 size += len(block)
                 if size > max_bytes:
-                    raise FetchError(f"{url[:200]}: expected at most {max_bytes} bytes, got more")
+                    raise FetchError(f"{shown(url)}: expected at most {max_bytes} bytes, got more")
                 file.write(block)
         if answer.length or time.monotonic() >= until_s:
-            raise FetchError(f"{url[:200]}: it broke off after {size} bytes, or took too long")
+            raise FetchError(f"{shown(url)}: it broke off after {size} bytes, or took too long")
         return draft.replace(path)
     except (OSError, http.client.HTTPException) as error:
-        raise FetchError(f"{url[:200]}: it broke off after {size} bytes ({error or type(error).__name__})") from None
+        raise FetchError(f"{shown(url)}: it broke off after {size} bytes ({error or type(error).__name__})") from None
     finally:
         draft.unlink(missing_ok=True)
 

@@ -46,7 +46,7 @@ OPTIMIZER_SLOTS = {
     **{"adamax": 2, "radam": 2, "adadelta": 2, "adafactor": 1},  # of matrices adafactor keeps less
 }
 PACKED, FETCHED = "cyx-packed-", "cyx-fetched-"  # how the names of such folders begin
-REMOTE_DATA = "CYX_REMOTE_DATA"  # names in the environment what kinds of addresses data may be fetched from: https
+REMOTE_DATA = "CYX_REMOTE_DATA"  # names in the environment what kinds of addresses data may come from: https, s3
 MAX_MESSAGE_JOB_BYTES = 900_000  # a job travels in one message; the broker and codec stop at 1 MB
 
 
@@ -242,7 +242,7 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
     """The one file that travels, and the section that describes it: packed when the source is not one file."""
     from cyxcore import data
 
-    if section.path.startswith("https://"):
+    if section.path.startswith(("https://", "s3://")):
         return _fetched(section.path, path, work_folder), section
     source = path.parent / (_of_uri(section.path, path) if section.path.startswith("file:") else section.path)
     if not section.path or "://" in str(section.path).removeprefix("file://"):
@@ -281,17 +281,18 @@ def _new_folder(prefix: str, work_folder: Path | None) -> Path:
 
 
 def _fetched(url: str, path: Path, work_folder: Path | None) -> Path:
-    """The file at an https address, where whoever submits has allowed it: a job file may come from a stranger."""
-    if "https" not in os.environ.get(REMOTE_DATA, "").split(","):
+    """The file at an https or s3 address, where whoever submits has allowed it: a job file may come from a stranger."""
+    scheme = url.partition(":")[0]
+    if scheme not in os.environ.get(REMOTE_DATA, "").split(","):
         raise DataError(
             f"{path}: data.path: expected a file or folder of this machine, got {url!r}; "
-            f"to have it fetched from there set {REMOTE_DATA}=https"
+            f"to have it fetched from there set {REMOTE_DATA}={scheme}"
         )
-    from cyxnet.fetch import FetchError, fetch
+    from cyxnet.fetch import FetchError, fetch, signed
 
     folder = _new_folder(FETCHED, work_folder)
     try:
-        return fetch(url, folder)
+        return fetch(signed(url) if scheme == "s3" else url, folder)
     except FetchError as error:
         raise DataError(f"{path}: data.path: {error}") from None
     finally:

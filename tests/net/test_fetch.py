@@ -2,9 +2,11 @@
 
 import contextlib
 import http.server
+import os
 import socket
 import ssl
 import threading
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -252,14 +254,14 @@ def test_a_name_that_stands_for_another_address_a_moment_later_is_connected_to_w
 
 
 def test_a_name_server_that_does_not_answer_is_one_error_in_time(tmp_path):
-    over = threading.Event()
+    over, trust = threading.Event(), ssl.create_default_context()  # which may itself take that long
 
     def never(host, port):
         over.wait()
         return [PUBLIC]
 
     with pytest.raises(FetchError, match="too long to find out"):
-        fetch.fetch("https://data.test/data.csv", tmp_path, resolve=never, timeout_s=0.1)
+        fetch.fetch("https://data.test/data.csv", tmp_path, resolve=never, timeout_s=0.1, trust=trust)
     over.set()
 
 
@@ -294,6 +296,38 @@ def test_a_job_file_has_nothing_fetched_unless_its_submitter_allows_it(tmp_path,
     monkeypatch.setenv("CYX_REMOTE_DATA", "https")
     with pytest.raises(DataError, match="no public address"):
         load(tmp_path, "https://127.0.0.1/data.csv")
+
+
+def test_an_object_of_s3_is_fetched_as_any_other_address(tmp_path, monkeypatch):
+    # signed at home, and then under the same rules: an endpoint inside is refused, and no message has the signature
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.delenv("CYX_REMOTE_DATA", raising=False)
+    with pytest.raises(DataError, match="set CYX_REMOTE_DATA=s3"):
+        load(tmp_path, "s3://bucket/data.csv")
+    monkeypatch.setenv("CYX_REMOTE_DATA", "https,s3")
+    assert fetch.signed("s3://bucket/a/data.csv") == "https://s3.amazonaws.com/bucket/a/data.csv"  # a public object
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    parts = urlsplit(fetch.signed("s3://bucket/a/data.csv"))
+    assert (parts.scheme, parts.hostname, parts.path) == ("https", "s3.eu-west-1.amazonaws.com", "/bucket/a/data.csv")
+    assert "X-Amz-Signature=" in parts.query and "X-Amz-Expires=600" in parts.query
+    for endpoint, why in [
+        ("https://127.0.0.1:9", "no public address"),
+        ("http://127.0.0.1:9", "expected an https address"),
+    ]:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(DataError, match=why) as refused:
+            load(tmp_path, "s3://bucket/data.csv", tmp_path / "packed")
+        assert "AKID" not in str(refused.value) and "Signature" not in str(refused.value)
+    assert list((tmp_path / "packed").iterdir()) == []
+    for url in ("s3://", "s3://bucket", "s3://bucket/", "s3:///key", "s3://a b/key"):
+        with pytest.raises(DataError, match="s3://"):
+            load(tmp_path, url)
 
 
 def fetched(rows):
