@@ -53,7 +53,7 @@ def test_each_call_of_a_plan_is_in_one_row(each_device: str) -> None:
     with cx.profile() as prof:
         compiled(X)
     made = [record for record in prof.records if record.where == "plan"]
-    (held, _), *_ = compiled._plans.values()
+    ((held, *_),) = compiled._plans.values()
     if each_device == "cpu":
         assert sum(1 if " calls: " not in r.name else int(r.name.split()[0]) for r in made) == len(held.calls)
         product = next(record for record in made if record.name.startswith("matmul"))

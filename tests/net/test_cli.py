@@ -165,7 +165,8 @@ def test_a_terminal_shows_the_newest_epochs_the_loss_and_the_moment() -> None:
     assert all(words in shown for words in ["validation loss", "0.5120", "█▁", "70.0 %", moment])
 
 
-def test_a_terminal_breaks_lines_between_words_and_keeps_signatures_whole() -> None:
+def test_a_terminal_breaks_lines_between_words_and_keeps_signatures_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # in a dumb one rich keeps to no width
     out = io.StringIO()
     LiveScreen(out, color=False, width=40).say("settled", f"2.25 CYX to the node, 0.25 to the platform; {SIGNATURE}")
     lines = [re.sub("\x1b\\[[0-9]*m", "", line).rstrip() for line in out.getvalue().splitlines()]
