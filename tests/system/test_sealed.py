@@ -35,9 +35,9 @@ async def sealing_key(client, network):
     return node_id, key
 
 
-def told_in_plain_text(network, text):
-    """Where a text lies as it is, beside in the folder of the node that may read it."""
-    files = [path for path in network.folder.rglob("*") if path.is_file() and "nodes" not in path.parts]
+def told_in_plain_text(network, text, *, nodes=False):
+    """The files in which a text lies as it is; nodes: those of the nodes, of which one may read it, too."""
+    files = [path for path in network.folder.rglob("*") if path.is_file() and (nodes or "nodes" not in path.parts)]
     return [path for path in files if text in path.read_bytes()]
 
 
@@ -68,7 +68,7 @@ async def test_data_states_and_model_of_a_sealed_job_are_for_its_client_and_node
     row = job.data_path.read_bytes().splitlines()[700]
     assert told_in_plain_text(network, row) == []
     await client.download(view.job_id, tmp_path / "sealed.cyxmodel")
-    assert list((network.folder / "nodes").glob("*/work/*/data")) == []  # the plain text went with its process
+    assert told_in_plain_text(network, row, nodes=True) == []  # what the node opened went with its process
 
     same = await client.wait((await client.submit(job)).job_id)  # in plain text: the very same model
     assert told_in_plain_text(network, row)
