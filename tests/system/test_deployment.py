@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 import cyxcore as cx
 from cyxnet import jobfile
-from cyxnet.client import AsyncClient
 from cyxnet.gateway import Gateway
 from cyxnet.httpserver import Server
 from cyxnet.local import LocalNetwork
@@ -29,13 +28,6 @@ async def network(tmp_path):
     """Two nodes: a deployment outlives one of its replicas."""
     async with LocalNetwork(tmp_path / "net", nodes=2, heartbeat_ms=500, lease_ms=4_000) as running:
         yield running
-
-
-@pytest.fixture
-async def client(network):
-    async with await AsyncClient.connect(network.folder) as connected:
-        await connected.faucet(50_000_000_000)
-        yield connected
 
 
 def replica_processes(network):

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 import cyxcore as cx
-from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
 from tests.node.serving.models import mlp
 from tests.system.conftest import assert_money_is_conserved
@@ -20,13 +19,6 @@ async def network(tmp_path):
     """Two centrals, which decide at once; three nodes, of which one is spare."""
     async with LocalNetwork(tmp_path / "net", nodes=3, centrals=2, heartbeat_ms=500, lease_ms=8_000) as running:
         yield running
-
-
-@pytest.fixture
-async def client(network):
-    async with await AsyncClient.connect(network.folder) as connected:
-        await connected.faucet(50_000_000_000)
-        yield connected
 
 
 async def until(client, deployment, holds):
