@@ -12,7 +12,6 @@ gets before the next is written. Target: 3 s for 1,000,000 events.
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import gc
 import hashlib
@@ -156,9 +155,16 @@ async def write(core: Bus, jobs: int, ledger: Ledger, kept: Path) -> int:
 
 async def store(core: Bus, batch: list[tuple[str, bytes, int]], last_seq: int) -> None:
     """Append a batch until the log ends with it: on a busy machine an answer may not come in time."""
-    while await core.last_seq(subjects.EVENTS) < last_seq:
-        with contextlib.suppress(AppendUnknown, Conflict):
+    while True:
+        try:
             await core.append_all(batch)
+            return
+        except AppendUnknown:
+            continue  # what was stored after all is a conflict then
+        except Conflict:
+            if await core.last_seq(subjects.EVENTS) < last_seq:
+                raise
+            return
 
 
 async def rebuild(core: Bus, url: str, ledger: Ledger | None, kept: Path | None = None) -> float:

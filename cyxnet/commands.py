@@ -129,7 +129,7 @@ class Guard:
             ("platform key", self.trust.platform_key, platform_key),
         ):
             if known and said and known != said:
-                return f"expected the {what} {known}, got {said}"
+                return f"expected the {what} {known}, got {said}: ask the platform's operator which is right"
         if not (self.trust.platform_key or platform_key):
             return "it names no key that its commands can be checked by: upgrade central first"
         self._learn(

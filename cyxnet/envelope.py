@@ -48,6 +48,12 @@ class SealError(CyxError):
     code = "not_opened"
 
 
+class DiskFault(SealError):
+    """The disk is to blame and not the file: another time it may work."""
+
+    code = "disk_fault"
+
+
 class About(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is said of the content, sealed with it: of which job it is. job: of data, as it would be submitted in plain
     text.
@@ -139,7 +145,7 @@ def seal(source: Path, target: Path, envelope: Envelope, kind: Kind, about: Abou
                     pending, number = pending[SEGMENT_BYTES:], number + 1
             file.write(cipher.encrypt(_nonce(number, True), pending, None))
     except OSError as error:
-        raise SealError(f"{error.filename or target}: cannot be sealed ({error.strerror})") from None
+        raise DiskFault(f"{error.filename or target}: cannot be sealed ({error.strerror})") from None
 
 
 def unseal(
@@ -168,7 +174,7 @@ def unseal(
                 file.write(block)
                 size += len(block)
     except OSError as error:
-        raise SealError(f"{error.filename or source}: cannot be opened ({error.strerror})") from None
+        raise DiskFault(f"{error.filename or source}: cannot be opened ({error.strerror})") from None
     return envelope, about, ArtifactRef(sha256=whole.hexdigest(), size=size)
 
 

@@ -280,7 +280,10 @@ class Agent:
             self.tell(e.RegisterUnanswered())
         else:
             if why_not := self._guard.told(reply.network_id, reply.platform_key):
-                self.tell(e.RegisterRefused(f"{why_not} ({self._home.trust_path})"))
+                if self._guard.trust.platform_key:
+                    where = f"--platform-key, network.json or {self._home.trust_path} (delete that to learn anew)"
+                    why_not = f"{why_not}; what is expected is in {where}"
+                self.tell(e.RegisterRefused(why_not))
                 return
             self._signing.told(reply.now_ms, reply.network_id)
             self.tell(e.Registered(max(reply.heartbeat_ms, SHORTEST_HEARTBEAT_MS)))

@@ -27,7 +27,6 @@ from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.running import connected, run
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
-from cyxnet.deployments import OVER
 
 QUESTIONS = 64
 
@@ -61,19 +60,19 @@ async def checked(
 ) -> Checked:
     """Raises ApiError for a deployment that is not there, NotChecked, and what reading the model raises."""
     view = await client.deployments.find(name)
-    ref = view.newest.dataset if view.newest else None
+    ref, serve = (view.newest.dataset, view.newest.serve) if view.newest else (None, None)
+    if (serve and serve.format == "gguf") or (file and file.suffix == ".gguf"):
+        raise NotChecked(
+            f"{view.deployment} serves a language model, whose answers are drawn: only tensors are compared"
+        )
     if file is None:
-        if view.newest is None or view.newest.serve is None or ref is None:
+        if serve is None or ref is None:
             raise NotChecked(f"{view.deployment} is somebody else's: name the file that it should serve, with --file")
-        file = folder / f"model.{view.newest.serve.format}"
+        file = folder / f"model.{serve.format}"
         await client.fetch(ref.sha256, file, lambda done, total: screen.advance("model", done, total))
     sha256 = (await asyncio.to_thread(describe, file)).sha256
     if ref is not None and sha256 != ref.sha256:
         raise NotChecked(f"{file}: is another file than the one that was deployed (SHA-256 {ref.sha256[:12]}…)")
-    if file.suffix == ".gguf":
-        raise NotChecked(
-            f"{view.deployment} serves a language model, whose answers are drawn: only tensors are compared"
-        )
     model = await asyncio.to_thread(load_model, file)
     inputs = await asyncio.to_thread(_rows, rows, count, model)
     expected = await asyncio.to_thread(model.predict, inputs)
@@ -83,9 +82,8 @@ async def checked(
         screen.advance("questions", number, len(inputs))
         if why := _difference(answer, right):
             differ.append(f"question {number}: {why}")
-    working = sum(each.state not in ("standby", *OVER) for each in view.replicas) or view.ready
     return Checked(
-        deployment=view.deployment, model_sha256=sha256, questions=len(inputs), replicas=working, differ=differ
+        deployment=view.deployment, model_sha256=sha256, questions=len(inputs), replicas=view.ready, differ=differ
     )
 
 

@@ -185,7 +185,8 @@ class Runs:
             perform = self._serve if assign.job.serve else self._train
             report: RunCompleted | RunFailed = await perform(key, assign, work)
         except CyxError as error:
-            report = self._failed(key, error.code, str(error), deterministic=isinstance(error, envelope.SealError))
+            lasting = isinstance(error, envelope.SealError) and not isinstance(error, envelope.DiskFault)
+            report = self._failed(key, error.code, str(error), deterministic=lasting)
         except Exception as error:
             log.exception("run %s/%d failed in the node itself", *key)
             report = self._failed(key, "node_error", f"{type(error).__name__} in the node; its log says where")

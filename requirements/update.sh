@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 
 EXTRAS = ("http", "fast", "llm", "images")
+# Redis asks for it before Python 3.11.3; what pip-compile lists is for the patch that it runs on.
+OLDER = ["async-timeout>=4.0.3"]
 FILES = {
     "build.txt": "# What builds the extensions of Cyx and of nkeys, by hash: install it first (docs/operations.md).",
     "production.txt": "# All that a central, a node or a client runs on besides, by hash (docs/operations.md).",
@@ -28,7 +30,7 @@ def wanted() -> tuple[list[str], list[str]]:
     with open("pyproject.toml", "rb") as file:
         said = tomllib.load(file)
     extras = said["project"]["optional-dependencies"]
-    running = said["project"]["dependencies"] + [line for extra in EXTRAS for line in extras[extra]]
+    running = said["project"]["dependencies"] + OLDER + [line for extra in EXTRAS for line in extras[extra]]
     return said["build-system"]["requires"], running
 
 

@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[1]
 LOCK = "".join((ROOT / "requirements" / name).read_text() for name in ("build.txt", "production.txt"))
 EXTRAS = ("http", "fast", "llm", "images")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
-TARGET = {"python_version": "3.11", "sys_platform": "linux", "platform_system": "Linux", "extra": ""}
+TARGET = {
+    "python_version": "3.11",
+    "python_full_version": "3.11.0",  # the first patch asks for the most
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "extra": "",
+}
 
 
 def entries():

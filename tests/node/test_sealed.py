@@ -1,6 +1,8 @@
 """A sealed job at its node: it trains what its client sealed with the data, and nothing that was put in its place."""
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import threading
 
@@ -105,7 +107,28 @@ async def test_what_a_failure_says_of_sealed_data_stays_on_the_node(
     central, start_node, tmp_path, caplog, behaviour, code
 ):
     """A data error quotes the cell that it is about, and last words of a process may quote anything."""
-    node = await start_node(behaviour)
+    await take_a_sealed_job(central, await start_node(behaviour), tmp_path)
+    failed = await central.wait_for("failed")
+    assert (failed.code, failed.message, failed.deterministic) == (code, SEALED_FAILURE, behaviour == "refuse")
+    quoted = {"refuse": "got 'x'", "die": "out of ideas"}[behaviour]
+    assert any(quoted in record.getMessage() for record in caplog.records)
+
+
+async def test_a_full_disk_of_the_node_does_not_end_a_sealed_job_for_good(central, start_node, tmp_path, monkeypatch):
+    node = await start_node("train")
+
+    @contextlib.contextmanager
+    def full(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    await take_a_sealed_job(central, node, tmp_path, lambda: monkeypatch.setattr(envelope, "_draft", full))
+    failed = await central.wait_for("failed")
+    assert (failed.code, failed.deterministic) == ("disk_fault", False)
+
+
+async def take_a_sealed_job(central, node, tmp_path, before=lambda: None):
+    """before: done when it is sealed, and not sent yet."""
     register = await central.wait_for("register")
     await asyncio.wait_for(node.ready.wait(), 10)
     (tmp_path / "rows").write_bytes(ROWS)
@@ -119,11 +142,8 @@ async def test_what_a_failure_says_of_sealed_data_stays_on_the_node(
         About(job=said, job_id="job-1"),
     )
     dataset = central.store.add((tmp_path / "sealed").read_bytes())
+    before()
     assert (await central.command(register.node_id, make_assign(register, dataset, sealed=True))).accepted
-    failed = await central.wait_for("failed")
-    assert (failed.code, failed.message) == (code, SEALED_FAILURE)
-    quoted = {"refuse": "got 'x'", "die": "out of ideas"}[behaviour]
-    assert any(quoted in record.getMessage() for record in caplog.records)
 
 
 async def test_a_run_that_is_ended_waits_for_what_writes_into_its_folder():

@@ -72,9 +72,7 @@ async def test_a_deployment_grows_with_its_questions_and_shrinks_without_them(cl
     await asking.stop()
     await until(client, deployment, lambda replicas: count(replicas, "standby") == 1)
     await client.deployments.undeploy(deployment)
-    found = await until(
-        client, deployment, lambda replicas: all(each.client_base_units is not None for each in replicas)
-    )
+    found = await until(client, deployment, are_settled)
     assert all(0 < each.client_base_units < AMOUNT for each in found)  # both served, neither for an hour
     await assert_money_is_conserved(client, network)
 
@@ -92,9 +90,7 @@ async def test_a_deployment_goes_on_after_its_hours_and_nobody_who_asks_notices(
         task.cancel()
     results = await asyncio.gather(*asking.tasks, return_exceptions=True)
     assert all(isinstance(each, asyncio.CancelledError) for each in results), results
-    found = await until(
-        client, deployment, lambda replicas: all(each.client_base_units is not None for each in replicas)
-    )
+    found = await until(client, deployment, are_settled)
     assert [each.client_base_units for each in found] == [0, 0, 0]  # settled one by one, each for its whole time
     assert {each.amount_base_units for each in found} == {12_000_000}
     await assert_money_is_conserved(client, network)
