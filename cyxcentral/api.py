@@ -456,13 +456,15 @@ class Api:
         shown = await listing.page(found, self._view)
         return m.JobList(jobs=shown, total=total, more=more or len(shown) < len(found))
 
-    async def _look_on(self, caller: str, looked: int = JOBS_AT_ONCE) -> None:
+    async def _look_on(
+        self, caller: str, looked: int = JOBS_AT_ONCE, narrower: str = "without a name, node and rare status"
+    ) -> None:
         """Let others have their turn, and charge who asks for what central has to look at.
 
         Raises ApiError rate_limited (429).
         """
         if wait_ms := self._central.over_limit_ms(caller, looked / JOBS_PER_REQUEST):
-            why = "the list goes through very many jobs; wait, or ask without a name, node and rare status"
+            why = f"the list goes through very many jobs; wait, or ask {narrower}"
             raise ApiError("rate_limited", why, 429, retry_after_ms=wait_ms)
         await asyncio.sleep(0)
 
@@ -536,7 +538,7 @@ class Api:
         for deployment, job_ids in self._asked_for(caller, ask):
             mine, looked = subjects.is_owned(deployment, caller), looked + len(job_ids)
             if looked >= JOBS_AT_ONCE:
-                await self._look_on(caller, looked)
+                await self._look_on(caller, looked, "for one deployment, by its id")
                 looked = 0
             replicas = sorted((self._world.jobs[job_id] for job_id in job_ids), key=listing.place, reverse=True)
             live = [job for job in replicas if job.status not in jobs.ENDED]
@@ -561,7 +563,10 @@ class Api:
 
     def _deployment(self, caller: str, deployment: str, replicas: list[jobs.Job]) -> m.DeploymentView:
         now_ms, said = self._machine.wall_ms(), self._central.dispatch.replicas
-        first = sorted(replicas, key=lambda job: (job.outcome is not None, job.standby))[:REPLICAS_SHOWN]
+        first = sorted(  # of those that stand by whoever is called first
+            replicas,
+            key=lambda job: (job.outcome is not None, job.standby, job.submitted_at_ms if job.standby else 0),
+        )[:REPLICAS_SHOWN]
         shown = [
             views.replica_view(
                 job,

@@ -192,7 +192,7 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
         case "leased" if job.job.serve and job.halts:
             return f"node {job.attempts[-1].node_id} to answer what its replica has taken, and stop"
         case "leased" if job.job.serve and job.attempts[-1].started_at_ms is not None:
-            left_s = (jobs.bought_ms(job) - job.served_ms(now_ms)) // 1000
+            left_s = jobs.left_ms(job, now_ms) // 1000
             return f"the time that was bought to be used up: {max(left_s, 0)} s are left"
         case "leased" if job.pause_requested:
             return f"node {job.attempts[-1].node_id} to store its state and stop"

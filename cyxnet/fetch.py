@@ -94,9 +94,9 @@ def fetch(
                 url = _joined(url, answer.getheader("Location") or "")
                 continue
             if answer.status != 200:
-                raise FetchError(f"{url}: expected an answer with status 200, got {answer.status}")
+                raise FetchError(f"{shown(url)}: expected an answer with status 200, got {answer.status}")
             return _store(url, answer, folder / _name(parts), max_bytes, until_s)
-    raise FetchError(f"{url}: more than {MAX_REDIRECTS} redirects")
+    raise FetchError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects")
 
 
 def signed(url: str) -> str:
@@ -221,7 +221,9 @@ class _Request:
             self._open.callback(connection.close)
             path = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
             connection.request("GET", path, headers={"User-Agent": "cyx", "Accept-Encoding": "identity"})
-            return connection.getresponse()
+            answer = connection.getresponse()
+            self._open.callback(answer.close)  # it holds the socket open too
+            return answer
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._open.close()
             raise FetchError(f"{shown(self._url)}: {error or type(error).__name__}") from None

@@ -423,7 +423,8 @@ class ReplicaView(Struct, kw_only=True, omit_defaults=True):
 class DeploymentView(Struct, kw_only=True, omit_defaults=True):
     """The replicas of one deployment, the newest first. replicas are told to the owner only.
 
-    untold: how many more there are than these: of very many those at work are told first, then those that stand by.
+    untold: how many more there are than these: of very many those at work are told first, then those that stand by,
+    in the order in which they are called.
     """
 
     deployment: str

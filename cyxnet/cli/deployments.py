@@ -77,7 +77,7 @@ def _size_of(found: m.DeploymentView, renewals: int) -> Size:
     serve = found.newest.serve if found.newest else None
     if serve and serve.most:
         return Size(serve.least, serve.most, renewals)
-    live = max(1, len(found.replicas))
+    live = max(1, sum(each.state not in OVER for each in found.replicas))  # some are being settled
     return Size(live, live, renewals)
 
 

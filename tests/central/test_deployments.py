@@ -218,7 +218,8 @@ async def test_of_very_many_replicas_those_at_work_are_told_first_and_how_many_a
         await central.job(f"job-{number}", f.FUNDED, **served(standby=True, **bounds))
     ask = m.DeploymentListRequest(deployment=f.DEPLOYMENT)
     (found,) = (await api_of(central)._deployments("alice", ask)).deployments
-    assert ([each.state for each in found.replicas], found.ready, found.untold) == (["standby", "ready"], 1, 2)
+    told = [(each.job_id, each.state) for each in found.replicas]  # of those that stand by, who is called first
+    assert (told, found.ready, found.untold) == ([("job-2", "standby"), ("job-1", "ready")], 1, 2)
 
 
 async def test_others_see_that_a_public_deployment_is_there_and_nothing_of_a_private_one(central):

@@ -10,6 +10,7 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.asking import Part
 from cyxnet.bus import ApiError
+from cyxnet.cli.deployments import _size_of
 from cyxnet.deployments import DEFAULT_PRICE_BASE_UNITS, Deployments, NotDeployed, Size, refuse
 
 FILE = m.ArtifactRef(sha256="a" * 64, size=9)
@@ -68,7 +69,8 @@ class Central:
         found = [each for each in self.replicas if request.ended or each.state not in ("stopped", "failed")]
         if not found or not MINE.startswith(request.deployment):
             return m.DeploymentList(deployments=[])
-        told = sorted(found[::-1], key=lambda each: each.state == "standby")[: self.told]
+        standby = [each for each in found if each.state == "standby"]
+        told = [*(each for each in found[::-1] if each.state != "standby"), *standby][: self.told]
         untold = len(found) - len(told)
         told.sort(key=lambda each: -each.submitted_at_ms)
         view = m.DeploymentView(
@@ -199,10 +201,18 @@ async def test_undeploy_ends_those_that_central_does_not_tell_of_at_once_before_
 
 
 async def test_what_replaces_very_many_ends_them_all_and_none_of_its_own():
-    central = Central("ready", *["standby"] * 5, becomes=["ready", "standby"])
+    central = Central("ready", *["standby"] * 5, becomes=["ready", "standby", "standby"])
     central.told = 3
-    await Deployments(central).replace("digits", JOB, standby=1)
-    assert [each.state for each in central.replicas] == ["stopped"] * 6 + ["ready", "standby"]
+    await Deployments(central).replace("digits", JOB, standby=2)
+    assert [each.state for each in central.replicas] == ["stopped"] * 6 + ["ready", "standby", "standby"]
+
+
+def test_who_replaces_a_deployment_buys_as_many_as_have_not_ended():
+    states = ("ready", "stopped", "failed", "loading")  # of which two are being settled
+    found = m.DeploymentView(
+        deployment=MINE, name="digits", ready=1, replicas=[Central().replica("job-1", each) for each in states]
+    )
+    assert _size_of(found, 1) == Size(2, 2, 1)
 
 
 async def test_scaling_counts_those_that_are_not_told():
