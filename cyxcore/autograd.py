@@ -117,7 +117,11 @@ def grad(f: Any = None, argnums: Any = 0, has_aux: bool = False, **words: Any) -
     """
     if "outputs" in words or isinstance(f, Value) or isinstance(f, (list, tuple)):
         given = {"outputs": f, "inputs": argnums} if f is not None else {}
+        if has_aux is not False:  # PyTorch's third argument, by its place
+            given["grad_outputs"] = has_aux
         return gradients_of(**(given | words))
+    if words:
+        raise TypeError(f"grad() got an unexpected keyword argument {min(words)!r}")
     both = value_and_grad(f, argnums, has_aux)
 
     def call(*args: Any) -> Any:

@@ -13,12 +13,11 @@ from cyxcore import dlpack, drawing
 from cyxcore.device import DEVICES, OWN_MEMORY, default_device
 from cyxcore.dtype import DEFAULTS, dtype_name
 from cyxcore.eager import Tensor, around, as_array, next_key, wrap
-from cyxcore.elementwise import value_of
+from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import where
 from cyxcore.infer import Shape
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
-from cyxcore.torchwords import or_method
 
 __all__ = (  # also in cyxcore/__init__.py
     "arange asarray empty empty_like eye from_dlpack from_numpy full full_like linspace meshgrid ones ones_like rand "

@@ -285,15 +285,6 @@ def backend(name: str) -> Backend:
     return DEVICES[check_name(name)]()
 
 
-def runs(name: str) -> bool:
-    """Whether a device of DEVICES has what it needs on this machine."""
-    try:
-        backend(name)
-    except (KernelError, MissingExtra):
-        return False
-    return True
-
-
 def name_of(array: Array) -> str:
     """The device that computes with an array: the default one, unless that has another memory than the array."""
     if isinstance(array, np.ndarray):

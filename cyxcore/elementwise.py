@@ -5,8 +5,10 @@ broadcast; dtypes meet by cyxcore/dtype.py; functions defined on floats take int
 Shapes that do not broadcast are a ShapeError, dtypes a function is not defined for a DtypeError.
 """
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cyxcore.dtype import COMPLEX, dtype_name, is_complex, is_float
 from cyxcore.errors import DtypeError
@@ -20,12 +22,28 @@ __all__ = (  # also in cyxcore/__init__.py
     "round sign signbit sin sinh sqrt square subtract tan tanh trunc"
 ).split()
 
+F = TypeVar("F", bound=Callable[..., Any])
+_WORDS = frozenset(("dim", "dims", "keepdim", "diagonal"))  # that only PyTorch has
+
 
 def value_of(name: str, x: Any) -> Any:
     """x, which must be a tensor. Raises DtypeError."""
     if not isinstance(x, Value):
         raise DtypeError(f"{name}: expected a tensor, got {type(x).__name__}; make one with cx.asarray")
     return x
+
+
+def or_method(function: F) -> F:
+    """A function of the standard that is called PyTorch's way, with `dim` or an axis by place, is the method."""
+    name, most = function.__name__, function.__code__.co_argcount
+
+    @functools.wraps(function)
+    def call(x: Any, /, *places: Any, **options: Any) -> Any:
+        if len(places) >= most or not _WORDS.isdisjoint(options):
+            return getattr(value_of(name, x), name)(*places, **options)
+        return function(x, *places, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def astype(x: Any, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Any:

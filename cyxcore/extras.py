@@ -9,12 +9,11 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from cyxcore.dtype import INTEGERS
-from cyxcore.elementwise import value_of
+from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import take_along_axis, where
 from cyxcore.searching import argsort, sort
 from cyxcore.statistics import all as all_of
-from cyxcore.torchwords import or_method
 from cyxcore.values import apply, to_inexact, together
 
 __all__ = (
@@ -95,6 +94,7 @@ def _finite(x: Any) -> Any:
     return (x - x) == 0.0
 
 
+@or_method
 def quantile(x: Any, q: float, /, *, axis: int | None = None, keepdims: bool = False) -> Any:
     """The value below which a share q of x lies, linear between neighbours; NaN where x has one.
 

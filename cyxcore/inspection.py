@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cyxcore.device import DEVICES, OWN_MEMORY, default_device, runs
+from cyxcore.device import DEVICES, OWN_MEMORY, default_device, missing
 from cyxcore.dtype import DEFAULTS, DTYPES, isdtype
 from cyxcore.errors import SpecError
 
@@ -26,7 +26,8 @@ class NamespaceInfo:
 
     def devices(self) -> list[str]:
         """Where tensors can be on this machine. The host's memory has one name: "cpu", or the default device's."""
-        return [default_device() if default_device() not in OWN_MEMORY else "cpu", *filter(runs, OWN_MEMORY)]
+        host = default_device() if default_device() not in OWN_MEMORY else "cpu"
+        return [host, *[name for name in OWN_MEMORY if not missing(name)]]
 
     def default_dtypes(self, *, device: str | None = None) -> dict[str, str]:
         _check(device)

@@ -7,11 +7,10 @@ import math
 from typing import Any
 
 from cyxcore import indexing
-from cyxcore.elementwise import value_of
+from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import AxisError, ShapeError
 from cyxcore.functional.basic import concat
 from cyxcore.infer import Shape, broadcast
-from cyxcore.torchwords import or_method
 
 __all__ = (  # also in cyxcore/__init__.py
     "broadcast_arrays broadcast_shapes broadcast_to expand_dims flip moveaxis permute_dims repeat reshape roll squeeze "

@@ -305,7 +305,9 @@ class ModuleLearner:
     # checkpoints --------------------------------------------------------------------------------
 
     def identity(self) -> Identity:
-        arrays = ", ".join(f"{name} {array.dtype.name} {array.shape}" for name, array in self.model.arrays().items())
+        arrays = ", ".join(
+            f"{name} {array.dtype.name} {array.shape}" for name, array in self.model.saved_arrays().items()
+        )
         device = next((p.device for p in self.model.parameters()), devices.default_device())
         options = {
             name: value for name, value in self.options._asdict().items() if name not in ("compiled", "numerics")
@@ -322,7 +324,7 @@ class ModuleLearner:
         """Every array that the next step depends on, by names that tell whose it is."""
         shown = self._averaged
         self.show_averages(False)
-        found = {MODEL + name: array.copy() for name, array in self.model.arrays().items()}
+        found = {MODEL + name: array.copy() for name, array in self.model.saved_arrays().items()}
         for place, own in self.optimizer.state.items():
             found |= {f"{OPTIMIZER}{place}.{kind}": value._data for kind, value in own.items()}
         if self.ema is not None:

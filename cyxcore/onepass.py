@@ -10,8 +10,12 @@ from collections.abc import Mapping, Sequence
 
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape
-from cyxcore.kernels.cpu import LONGEST_RUN, MOST_CALLS, SHORTEST_RUN
 from cyxcore.ops import OPS
+
+try:
+    from cyxcore.kernels.cpu import LONGEST_RUN, MOST_CALLS, SHORTEST_RUN
+except ImportError:  # plans run on other devices without them, and make nothing in one pass
+    SHORTEST_RUN, LONGEST_RUN, MOST_CALLS = 1, 0, 1
 
 LEAST_ELEMENTS = 65536  # smaller arrays stay in the cache
 MASKS = frozenset(
@@ -109,6 +113,8 @@ def _row(
     later: set[int] = set()  # left where it is, or known only when the row is through
     run = calls = length = saved = 0
     for place in window:
+        if calls == MOST_CALLS:
+            break
         node, shape = graph.nodes[place], known.shapes[place]
         if not any(i in later for i in node.inputs):
             if OPS[node.op].group == "source":
@@ -126,10 +132,8 @@ def _row(
                 later.add(place)
                 calls, run, length = calls + 1, own_run, len(taken)
                 saved += 2 if readers[source] == 1 else 1
-                if calls >= MOST_CALLS:
-                    break
                 continue
         if in_order:
             break
         later.add(place)
-    return taken[:length] if saved > 1 and calls <= MOST_CALLS else []
+    return taken[:length] if saved > 1 else []

@@ -34,9 +34,7 @@ from cyxcore.recompute import recompute
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
 
 
-SMALL = (
-    16  # an array of that fraction of what a call writes is kept until the calls that can be made with it are through
-)
+SMALL = 16  # an array this many times smaller than what a call writes is kept until its readers are through
 NEAR = 4  # calls by which a product may come later than it could: what it multiplies needs memory until then
 
 observer: "Callable[[Plan], None] | None" = None  # makes the calls of a plan while it is profiled (profiling.py)

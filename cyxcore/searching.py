@@ -7,11 +7,10 @@ does not. Sorting is stable and takes the gradient along; NaNs come last.
 from typing import Any, NamedTuple
 
 from cyxcore.dtype import COMPLEX
-from cyxcore.elementwise import logical_not, value_of
+from cyxcore.elementwise import logical_not, or_method, value_of
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, take_along_axis
 from cyxcore.indexing import take
-from cyxcore.torchwords import or_method
 from cyxcore.values import apply, together
 
 __all__ = (  # also in cyxcore/__init__.py

@@ -6,10 +6,9 @@ axis: an integer, a tuple of them, or None for all. Raises AxisError for an axis
 from typing import Any
 
 from cyxcore.dtype import dtype_name
-from cyxcore.elementwise import value_of
+from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import AxisError, ShapeError
 from cyxcore.functional.basic import concat
-from cyxcore.torchwords import or_method
 from cyxcore.values import apply, sum_dtype
 
 __all__ = "all any count_nonzero cumulative_prod cumulative_sum diff max mean min prod std sum var".split()
@@ -112,6 +111,7 @@ def cumulative_prod(x: Any, /, *, axis: int | None = None, dtype: Any = None, in
     return _running("cumulative_prod", x, axis, dtype, include_initial, 1)
 
 
+@or_method
 def diff(x: Any, /, *, axis: int = -1, n: int = 1, prepend: Any = None, append: Any = None) -> Any:
     """Each element less the one before it along an axis, n times; of bools, whether they differ."""
     value = value_of("diff", x)

@@ -125,6 +125,7 @@ class CompiledStep:
             own,
             tuple([part.training for part in self._bound.parts]),
             tuple([x.requires_grad for x in held]),
+            tuple([id(optimizer.state) for optimizer in self.optimizers]),
             *[_options(group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
         traced = self._plans.get(key)
@@ -182,7 +183,8 @@ class CompiledStep:
                     if (lr := plan.inputs.get(f"optimizer.{place}.{number}.lr")) is not None
                 ]
                 scalars.append((optimizer, plan.inputs[f"optimizer.{place}.step"], rates))
-        return _Traced(plan, several, written, [plan.inputs[name] for name in names], scalars, self._bound.kept())
+        kept = [*self._bound.kept(), *[optimizer.state for optimizer in self.optimizers]]
+        return _Traced(plan, several, written, [plan.inputs[name] for name in names], scalars, kept)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:
@@ -190,7 +192,8 @@ def _buffers(module: Module) -> Iterator[Tensor]:
 
 
 def _options(group: dict[str, Any]) -> tuple[Any, ...]:
-    return (*map(id, group["params"]), *[value for name, value in group.items() if name != "params" and name != "lr"])
+    options = [value for name, value in group.items() if name != "params" and name != "lr"]
+    return (*map(id, group["params"]), *[tuple(each) if isinstance(each, list) else each for each in options])
 
 
 def _switched_off(builder: Builder, loss: Symbol, wanted: list[Symbol]) -> list[Symbol | None]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from cyxcore import creation, random
-from cyxcore.device import runs
+from cyxcore.device import missing
 from cyxcore.dtype import DEFAULTS
 from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import SpecError
+from cyxcore.functional.basic import stack
 from cyxcore.held import is_recording
 
 __all__ = (  # also in cyxcore/__init__.py
@@ -69,17 +70,8 @@ def multinomial(weights: Tensor, num_samples: int, replacement: bool = False) ->
         raise SpecError(f"multinomial: expected weights (N,) or (rows, N) >= 0 with some above 0, got {weights.shape}")
     if not replacement and (rows > 0).sum(1).min() < num_samples:
         raise SpecError(f"multinomial: expected at least {num_samples} weights above 0 without replacement")
-    drawn = random.uniform(
-        0.0, 1.0, (len(rows), num_samples if replacement else rows.shape[1]), dtype="float64"
-    ).numpy()
-    if replacement:
-        ends = np.cumsum(rows / rows.sum(1, keepdims=True), axis=1)
-        found = np.stack([np.searchsorted(end / end[-1], u, side="right") for end, u in zip(ends, drawn, strict=True)])
-    else:  # the largest of log(u) / w are a draw without replacement (Efraimidis and Spirakis 2006)
-        with np.errstate(divide="ignore"):
-            keys = np.where(rows > 0, np.log(drawn) / np.where(rows > 0, rows, 1.0), -np.inf)
-        found = np.argsort(-keys, axis=1, kind="stable")[:, :num_samples]
-    return Tensor(found.astype(np.int64).reshape(*weights.shape[:-1], num_samples))
+    drawn = [random.choice(rows.shape[1], num_samples, replacement, row) for row in rows]
+    return drawn[0] if weights.ndim == 1 else stack(drawn)
 
 
 def tril_indices(row: int, col: int, offset: int = 0) -> Tensor:
@@ -121,9 +113,9 @@ class cuda:  # noqa: N801 - PyTorch's torch.cuda
     @staticmethod
     def is_available() -> bool:
         """Whether tensors can be put on the device "cuda"."""
-        return runs("cuda")
+        return not missing("cuda")
 
     @staticmethod
     def device_count() -> int:
         """1 or 0: a process uses one GPU."""
-        return int(runs("cuda"))
+        return int(not missing("cuda"))

@@ -3,16 +3,9 @@
 A call that says `dim` means what it means in PyTorch, one that says `axis` what it means in NumPy.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from cyxcore.errors import AxisError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-_WORDS = frozenset(("dim", "dims", "keepdim", "diagonal"))
 
 
 class Count(int):
@@ -24,6 +17,9 @@ class Count(int):
         made = super().__new__(cls, count)
         made.shape = shape
         return made
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)  # copied and stored it is the number
 
     def __call__(self, dim: int | None = None) -> Any:
         if dim is None:
@@ -45,16 +41,3 @@ def in_words(method: str, axis: Any, keepdims: bool, words: dict[str, Any]) -> t
     if unknown := set(words) - {"dim", "keepdim"}:
         raise TypeError(f"{method}() got an unexpected keyword argument {min(unknown)!r}")
     return words.get("dim", axis), words.get("keepdim", keepdims)
-
-
-def or_method(function: F) -> F:
-    """A function of the standard that is called PyTorch's way, with `dim` or an axis by place, is the method."""
-    name, most = function.__name__, function.__code__.co_argcount
-
-    @functools.wraps(function)
-    def call(x: Any, /, *places: Any, **options: Any) -> Any:
-        if len(places) >= most or not _WORDS.isdisjoint(options):
-            return getattr(x, name)(*places, **options)
-        return function(x, *places, **options)
-
-    return call  # type: ignore[return-value]

@@ -161,11 +161,15 @@ def gumbel_softmax(logits: Any, tau: float = 1.0, hard: bool = False, dim: int =
     """softmax((logits + Gumbel noise) / tau); hard: one-hot, with the gradient of the soft one. Jang et al. 2017."""
     if tau <= 0.0:
         raise SpecError(f"gumbel_softmax: expected tau above 0, got {tau}")
-    noise = -(-(logits._uniform(logits.shape) + 2.0**-25).log()).log()
+    drawn = logits._uniform(logits.shape)
+    # Not 0, whose logarithm is infinite; a sum instead of the larger one would round up to 1, which is no better.
+    noise = -(-apply("maximum", drawn, drawn._constant(2.0**-25, drawn.dtype)).log()).log()
     soft = softmax((logits + noise.astype(logits.dtype)) / tau, dim)
     if not hard:
         return soft
-    best = soft == soft.max(soft._axis(dim), keepdims=True)
+    axis = soft._axis(dim)
+    places = soft._constant(list(range(soft.shape[axis])), "int64")
+    best = soft.argmax(axis, keepdims=True) == places.reshape(-1, *(1,) * (soft.ndim - axis - 1))  # the first of equals
     return best.astype(soft.dtype) + (soft - soft.detach())
 
 
@@ -187,13 +191,16 @@ def channel_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True) 
 def embedding(indices: Any, weight: Any, padding_idx: int | None = None) -> Any:
     """Rows of weight (count, dim) by index. indices: integers of any shape. Returns (*indices.shape, dim).
 
-    padding_idx: a row that gets no gradient.
+    padding_idx: a row that gets no gradient; negative: from the end.
     """
-    known = weight._check_indices(indices.astype("int64"), weight.shape[0])
+    count = weight.shape[0]
+    known = weight._check_indices(indices.astype("int64"), count)
     rows = apply("take", weight, known, axis=0)
     if padding_idx is None:
         return rows
-    return where((known == padding_idx).expand_dims(-1), rows.detach(), rows)
+    if not -count <= padding_idx < count:
+        raise SpecError(f"embedding: expected padding_idx within {count} rows, got {padding_idx}")
+    return where((known == padding_idx % count).expand_dims(-1), rows.detach(), rows)
 
 
 def embedding_bag(indices: Any, weight: Any, mode: str = "mean", per_sample_weights: Any = None) -> Any:

@@ -48,6 +48,7 @@ class Module:
         self.__dict__["training"] = True
         self.__dict__["_parameters"] = {}
         self.__dict__["_buffers"] = {}
+        self.__dict__["_unsaved"] = set()  # names of buffers that are not persistent
         self.__dict__["_modules"] = {}
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -111,11 +112,9 @@ class Module:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def register_buffer(self, name: str, value: Tensor, persistent: bool = True) -> None:
-        """State that travels with the weights but is not trained; what is not persistent does not travel."""
-        if persistent:
-            self._buffers[name] = value.contiguous()
-        else:
-            self.__dict__[name] = value
+        """State that moves with the weights but is not trained; what is not persistent is in no state dict."""
+        self._buffers[name] = value.contiguous()
+        (self._unsaved.discard if persistent else self._unsaved.add)(name)
 
     def register_parameter(self, name: str, value: Parameter | None) -> None:
         """self.name = value, as PyTorch's code writes it."""
@@ -194,11 +193,18 @@ class Module:
         """Every parameter and buffer by its dotted name: the arrays themselves, wherever they are."""
         return {name: value._data for table in ("_parameters", "_buffers") for name, value in self._named(table)}
 
+    def saved_arrays(self) -> dict[str, Any]:
+        """arrays() without the buffers that are not persistent."""
+        left = {
+            f"{prefix}.{name}" if prefix else name for prefix, part in self.named_modules() for name in part._unsaved
+        }
+        return {name: array for name, array in self.arrays().items() if name not in left}
+
     def state_dict(self) -> dict[str, Array]:
-        """Every parameter and buffer by its dotted name, as NumPy arrays: the arrays themselves, not copies, unless
-        the module is on a device with its own memory.
+        """Every parameter and persistent buffer by its dotted name, as NumPy arrays: the arrays themselves, not
+        copies, unless the module is on a device with its own memory.
         """
-        return {name: devices.host(array) for name, array in self.arrays().items()}
+        return {name: devices.host(array) for name, array in self.saved_arrays().items()}
 
     def to(self, *where: Any, device: Any = None, dtype: Any = None) -> Self:
         """Move every parameter, buffer and gradient to a device, or convert the floats among them to a float dtype.
@@ -248,7 +254,7 @@ class Module:
         Raises SpecError for missing or unknown names, ShapeError for other shapes. torch's num_batches_tracked counters
         are passed over: nothing here reads them.
         """
-        own = self.arrays()
+        own = self.saved_arrays()
         given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
         missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
         if strict and (missing or unknown):

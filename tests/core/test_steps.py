@@ -267,6 +267,10 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "other weights": lambda model, optimizer: model.load_state_dict(
         {name: value * 0 + 1 for name, value in model.state_dict().items()}
     ),
+    "the optimiser's state before its first step": lambda model, optimizer: optimizer.load_state_dict(
+        optim.Adam(model.parameters(), lr=0.05).state_dict()
+    ),
+    "betas in a list": lambda model, optimizer: optimizer.param_groups[0].update(betas=[0.5, 0.5]),
     "threads": lambda model, optimizer: cpu.set_num_threads(3),
 }
 

@@ -1,5 +1,7 @@
 """Tensors by PyTorch's names: the values and the gradients PyTorch has."""
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -350,6 +352,22 @@ def test_what_does_not_persist_is_not_saved() -> None:
 
     model = Masked()
     assert sorted(model.state_dict()) == ["weight"] and model.mask.shape == (2,)
+    assert [name for name, _ in model.named_buffers()] == ["mask"] and model.double().mask.dtype == "float64"
+    model.load_state_dict({"weight": np.ones(2)})
+
+
+def test_a_large_mask_that_is_not_saved_is_no_constant_of_a_compiled_module() -> None:
+    class Masked(cx.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", cx.tril(cx.ones(300, 300)), persistent=False)
+
+        def forward(self, x: Any) -> Any:
+            return x @ self.mask
+
+    model = Masked()
+    x = cx.randn(4, 300)
+    assert cx.compile(model)(x).equal(model(x))
 
 
 def test_gradients_of_tensors_as_pytorch_asks_for_them() -> None:
@@ -430,6 +448,10 @@ def test_an_embedding_with_a_padding_row() -> None:
     ours(cx.tensor(places)).sum().backward()
     theirs(torch.tensor(places)).sum().backward()
     np.testing.assert_array_equal(ours.weight.grad.numpy(), theirs.weight.grad.numpy())
+    weights = [m.tensor(np.ones((5, 3), np.float32), requires_grad=True) for m in (cx, torch)]
+    cx.functional.embedding(cx.tensor(places), weights[0], padding_idx=-1).sum().backward()
+    torch.nn.functional.embedding(torch.tensor(places), weights[1], padding_idx=-1).sum().backward()
+    np.testing.assert_array_equal(weights[0].grad.numpy(), weights[1].grad.numpy())
     frozen = cx.nn.Embedding.from_pretrained(ours.weight)
     assert not frozen.weight.requires_grad and frozen.weight.equal(ours.weight)
 
@@ -452,6 +474,33 @@ def test_packed_sequences(kind: str, batch_first: bool) -> None:
         results.append([x.detach().numpy() for x in (padded, output, lengths, *state)])
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_lies_behind_the_end_of_a_packed_row_is_not_seen_again() -> None:
+    rnn = cx.nn.utils.rnn
+    packed = rnn.pack_padded_sequence(cx.full((2, 3), 7.0), [3, 1], batch_first=True)
+    assert rnn.pad_packed_sequence(packed, batch_first=True)[0].tolist() == [[7.0] * 3, [7.0, 0.0, 0.0]]
+    with pytest.raises(CyxError, match="total_length of at least 3, got 2"):
+        rnn.pad_packed_sequence(packed, batch_first=True, total_length=2)
+
+
+def test_grad_takes_the_words_that_there_are_and_pytorchs_third_argument() -> None:
+    x = cx.tensor(3.0, requires_grad=True)
+    assert cx.grad(x * x, x, cx.tensor(5.0))[0].item() == 30.0
+    with pytest.raises(TypeError, match="unexpected keyword argument 'argnum'"):
+        cx.grad(lambda x: x * x, argnum=1)
+
+
+def test_a_size_is_copied_and_stored_as_a_number() -> None:
+    size = cx.zeros(2, 3).size
+    assert copy.deepcopy({"size": size}) == {"size": 6} == pickle.loads(pickle.dumps({"size": size}))
+
+
+def test_functions_that_are_called_with_dim_take_tensors_only() -> None:
+    x = cx.tensor(X)
+    assert cx.diff(x, dim=0).equal(x.diff(dim=0)) and cx.quantile(x, 0.5, dim=0).equal(x.quantile(0.5, dim=0))
+    with pytest.raises(CyxError, match="argmax: expected a tensor, got ndarray"):
+        cx.argmax(X, 0)
 
 
 def test_binary_cross_entropy_of_certain_predictions_has_a_finite_gradient() -> None:
@@ -686,6 +735,16 @@ def test_gumbel_softmax() -> None:
     for kind in (False, True):
         drawn = cx.compile(lambda x, kind=kind: cx.functional.gumbel_softmax(x, hard=kind))(cx.zeros(5, 3))
         assert drawn.sum().item() == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1.0 - 2.0**-24])
+def test_gumbel_softmax_of_the_least_and_largest_numbers_that_are_drawn(
+    drawn: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cx.Tensor, "_uniform", lambda self, shape: cx.full(shape, drawn))
+    assert cx.functional.gumbel_softmax(cx.zeros(2, 4)).tolist() == [[0.25] * 4] * 2
+    hard = cx.functional.gumbel_softmax(cx.zeros(2, 4, dtype="float16"), hard=True, dim=0)
+    assert hard.tolist() == [[1.0] * 4, [0.0] * 4]  # one of equals
 
 
 def test_an_embedding_with_a_padding_row_and_pooling_with_places_in_a_graph() -> None:

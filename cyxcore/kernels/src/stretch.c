@@ -68,7 +68,9 @@ static void pack_body(void *context, int64_t begin, int64_t end) {
 /* Whether all bands of all lanes read the second factor of a product at one place. */
 static int is_shared_product(const cyx_call *call) {
     const cyx_array *factor = &call->in[1];
-    return call->op == CYX_OP_matmul && !call->terms && factor->ndim == 2 && !factor->band_bytes && !factor->lane_bytes;
+    int has_panels = call->dtype == CYX_F32 || call->dtype == CYX_F64; /* others would be made instead of answering */
+    return call->op == CYX_OP_matmul && has_panels && !call->terms && factor->ndim == 2 && !factor->band_bytes &&
+           !factor->lane_bytes;
 }
 
 static const void *packed_of(const packing *packed, const cyx_call *call) {

@@ -35,15 +35,17 @@ def pad_packed_sequence(
 ) -> tuple[Any, Any]:
     """(the rows padded to the longest, or to total_length; their lengths)."""
     data = sequence.data if sequence.batch_first else sequence.data.transpose(0, 1)
-    whole = int(sequence.lengths.max().item()) if total_length is None else total_length
+    longest = int(sequence.lengths.max().item())
+    whole = longest if total_length is None else total_length
+    if whole < longest:
+        raise ShapeError(f"pad_packed_sequence: expected a total_length of at least {longest}, got {whole}")
     if whole > data.shape[1]:
         missing = data._constant(0.0, data.dtype).broadcast_to(data.shape[0], whole - data.shape[1], *data.shape[2:])
         data = concat([data, missing], 1)
     data = data[:, :whole]
-    if padding_value:
-        steps = sequence.lengths._constant(list(range(whole)), "int64").reshape(1, -1)
-        outside = steps >= sequence.lengths.reshape(-1, 1)
-        data = data.masked_fill(outside.reshape(*outside.shape, *(1,) * (data.ndim - 2)), padding_value)
+    steps = sequence.lengths._constant(list(range(whole)), "int64").reshape(1, -1)
+    outside = steps >= sequence.lengths.reshape(-1, 1)
+    data = data.masked_fill(outside.reshape(*outside.shape, *(1,) * (data.ndim - 2)), padding_value)
     return (data if batch_first else data.transpose(0, 1)), sequence.lengths
 
 
