@@ -356,3 +356,14 @@ def test_what_needs_the_product_itself_gets_it(op: str, out: int, one: int, othe
     product = ("matmul", matrix(0), matrix(3), np.ones((20, 20), np.float32))
     calls = (product, (op, matrix(out), matrix(one), matrix(other)))
     assert sums_of_products(*calls, results=[matrix(kept)]) == []
+
+
+def test_a_row_ends_with_its_last_sum_however_many_calls_stand_behind_it() -> None:
+    builder = Builder()
+    x, matrix = builder.input("x", (2, 64, 32, 32)), builder.input("matrix", (3, 3))
+    squared, product = x.square(), matrix @ matrix
+    total, chain = squared.sum((0, 2, 3)), x
+    for _ in range(2 * cpu.MOST_CALLS):
+        chain = chain.tanh()
+    ops = [node.op for node in onepass.gather(builder.graph(total, chain, product)).nodes]
+    assert ops.index("sum") == ops.index("square") + 1

@@ -1,5 +1,8 @@
 """Passes keep meaning; plans run a graph in one arena with the same bits as op by op."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -320,3 +323,8 @@ def test_a_pass_preserves_meaning(data: st.DataObject) -> None:
         plan.run()
         outputs.append([array.tobytes() for array in plan.outputs])
     assert outputs[0] == outputs[1]
+
+
+def test_plans_of_other_devices_need_no_kernels_in_c() -> None:
+    program = "import sys; sys.modules['cyxcore.kernels.cpu'] = None; import cyxcore.plan"
+    subprocess.run([sys.executable, "-c", program], check=True)
