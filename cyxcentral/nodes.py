@@ -92,6 +92,7 @@ class Node(Struct, frozen=True, kw_only=True):
     began_ms: int = 0  # of its session; the next one's is larger
     dated: bool = False  # what its session signs says for which network, in which place and until when
     signed_commands: bool = False  # its session takes no others
+    checks: bool = False  # its session can train a segment of a job once more
     online: bool
     draining: bool = False
     registered_at_ms: int

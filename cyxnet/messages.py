@@ -311,6 +311,20 @@ class Checkpoint(Struct, kw_only=True, frozen=True):
     state: ArtifactRef
 
 
+FIRST_CHECK = 501  # checks of a job count from here on, its attempts from 1: a run of it is one or the other
+
+
+class Segment(Request, kw_only=True, frozen=True):
+    """A part of a training, between two of its states that are neighbours.
+
+    start: where it begins; None: at the job's own beginning. end_step: the step whose state it ends with; 0: it ends
+    with the model.
+    """
+
+    start: Checkpoint | None = None
+    end_step: U63 = 0
+
+
 class Payee(Struct, kw_only=True, frozen=True):
     """One node's part of a settlement: what is paid for its steps, before the platform's share."""
 
@@ -903,6 +917,7 @@ class Register(Request, kw_only=True, frozen=True):
     that is registered is refused. 0 from nodes that do not count.
     network_id, sequence, expires_ms: as of RunCompleted; network_id "" from a node that has not been told it.
     signed_commands: this session takes commands that central signed, and no others. now_ms: as of Heartbeat.
+    checks: this session can train a segment of a job once more, for its digest (Assign.segment).
     """
 
     node_id: NodeId
@@ -922,6 +937,7 @@ class Register(Request, kw_only=True, frozen=True):
     signature: SeedSignature
     signed_commands: bool = False
     now_ms: U63 = 0
+    checks: bool = False
 
 
 class RegisterReply(Struct, kw_only=True, omit_defaults=True):
@@ -1089,6 +1105,25 @@ class RunCompleted(Request, kw_only=True, frozen=True):
     signature: SeedSignature
 
 
+class SegmentTrained(Request, kw_only=True, frozen=True):
+    """A check is done: the segment was trained once more. signature: Ed25519 by the node over segment_bytes().
+
+    attempt: the number of the check. end: the digest and size of what the segment ends with, which is not uploaded:
+    its state as a checkpoint holds it, or the model. network_id, sequence, expires_ms: as of RunCompleted.
+    """
+
+    node_id: NodeId
+    session: SessionId
+    job_id: JobId
+    attempt: Annotated[int, Meta(ge=FIRST_CHECK, le=1000)]
+    segment: Segment
+    end: ArtifactRef
+    network_id: NetworkId = ""
+    sequence: U63 = 0
+    expires_ms: U63 = 0
+    signature: SeedSignature
+
+
 class Goodbye(Request, kw_only=True, frozen=True):
     """The node stops on purpose: its runs are free at once."""
 
@@ -1110,6 +1145,12 @@ class ReportReply(Struct, kw_only=True):
 
 
 class Assign(Request, kw_only=True, frozen=True, tag="assign", tag_field="do"):
+    """Train this job, or serve it.
+
+    segment: or check it: train this part of it once more and say its digest (SegmentTrained), with nothing uploaded.
+    attempt is the number of the check then, and resume None. Only to a node that said at Register that it checks.
+    """
+
     job_id: JobId
     attempt: Annotated[int, Meta(ge=1, le=1000)]
     session: SessionId
@@ -1119,6 +1160,7 @@ class Assign(Request, kw_only=True, frozen=True, tag="assign", tag_field="do"):
     funded: bool = True  # False: prepare everything, and wait for Begin before the first step
     memory_bytes: U63 = 0  # at least so much of it, whatever the job says: with less it ran out elsewhere
     owner: Annotated[str, Meta(max_length=64)] = ""  # the caller who submitted it
+    segment: Segment | None = None
 
 
 class Begin(Request, kw_only=True, frozen=True, tag="begin", tag_field="do"):
@@ -1254,6 +1296,7 @@ class Checkpointed(Event, kw_only=True):
     """The holder of the lease stored its state; central found the artifact whole and the signature good.
 
     network_id, sequence, expires_ms: what else was signed, so that anybody can verify it again.
+    kept: of the segments of its attempt so far, the one that ends here is kept for a check (cyxcentral/segments.py).
     """
 
     attempt: int
@@ -1263,6 +1306,7 @@ class Checkpointed(Event, kw_only=True):
     network_id: str = ""
     sequence: int = 0
     expires_ms: int = 0
+    kept: bool = False
 
 
 class LeaseLost(Event, kw_only=True):
@@ -1377,7 +1421,7 @@ class Refunded(Event, kw_only=True):
 class NodeRegistered(Event, kw_only=True):
     """dated: what this session signs names the network, a sequence and an expiry; what does not is refused.
 
-    signed_commands: it takes commands that central signed, and no others.
+    signed_commands: it takes commands that central signed, and no others. checks: as of Register.
     """
 
     node_id: str
@@ -1393,6 +1437,7 @@ class NodeRegistered(Event, kw_only=True):
     began_ms: int = 0
     dated: bool = False
     signed_commands: bool = False
+    checks: bool = False
 
 
 class NodeLost(Event, kw_only=True):
@@ -1557,7 +1602,7 @@ def price_bytes(price: Price) -> bytes:
     return "\n".join(["cyx/v1/price", *words]).encode()
 
 
-NodeSigned = Register | RunCheckpoint | RunCompleted
+NodeSigned = Register | RunCheckpoint | RunCompleted | SegmentTrained
 
 
 def _signed(what: str, said: NodeSigned, *words: str) -> bytes:
@@ -1582,10 +1627,17 @@ def checkpoint_bytes(said: RunCheckpoint) -> bytes:
     return _signed("checkpoint", said, *run, *state)
 
 
+def segment_bytes(said: SegmentTrained) -> bytes:
+    """What a node signs when it has checked: which segment it trained, and the digest that it found."""
+    run, start = (said.node_id, said.session, said.job_id, str(said.attempt)), said.segment.start
+    began = (str(start.step), start.state.sha256) if start else ("0", "")
+    return _signed("segment", said, *run, *began, str(said.segment.end_step), said.end.sha256, str(said.end.size))
+
+
 def registration_bytes(node: Register) -> bytes:
     """What a node signs when it registers: its key owns the id, the session and the wallet."""
     began = [str(node.began_ms)] if node.began_ms else []  # older nodes neither say nor sign it
-    wants = ["signed-commands"] if node.signed_commands else []
+    wants = [word for said, word in ((node.signed_commands, "signed-commands"), (node.checks, "checks")) if said]
     return _signed("register", node, node.node_id, node.session, node.public_key, node.wallet, *began, *wants)
 
 

@@ -96,6 +96,7 @@ NODE_VERBS = {
     "checkpoint": (m.RunCheckpoint, m.ReportReply),
     "failed": (m.RunFailed, m.ReportReply),
     "completed": (m.RunCompleted, m.ReportReply),
+    "segment": (m.SegmentTrained, m.ReportReply),
     "goodbye": (m.Goodbye, m.ReportReply),
 }
 NODE_TELEMETRY: dict[str, type[m.Progress | m.HardwareMetrics]] = {
