@@ -1296,7 +1296,7 @@ class Checkpointed(Event, kw_only=True):
     """The holder of the lease stored its state; central found the artifact whole and the signature good.
 
     network_id, sequence, expires_ms: what else was signed, so that anybody can verify it again.
-    kept: of the segments of its attempt so far, the one that ends here is kept for a check (cyxcentral/segments.py).
+    kept: of the segments of its job so far, the one that ends here is kept for a check (cyxcentral/segments.py).
     """
 
     attempt: int

@@ -38,6 +38,7 @@ from cyxnet.messages import (
     RunFailed,
     RunRef,
     RunStarted,
+    SegmentTrained,
     SignedCommand,
     Stop,
 )
@@ -65,6 +66,7 @@ REPORT_VERBS: dict[type, str] = {
     RunCheckpoint: "checkpoint",
     RunFailed: "failed",
     RunCompleted: "completed",
+    SegmentTrained: "segment",
 }
 COMMANDS: dict[type, Callable[[Any], e.Event]] = {
     Assign: e.Assigned,
@@ -271,6 +273,7 @@ class Agent:
             signature=UNSIGNED,
             signed_commands=True,
             now_ms=self._clock_ms(),
+            checks=True,
         )
         try:
             reply = await self._ask("register", register, RegisterReply, REQUEST_TIMEOUT_S)

@@ -14,11 +14,12 @@ from cyxnet.messages import (
     RunFailed,
     RunRef,
     RunStarted,
+    SegmentTrained,
     Stop,
 )
 
 RunKey = tuple[str, int]  # (job_id, attempt)
-Report = RunStarted | RunCheckpoint | RunFailed | RunCompleted
+Report = RunStarted | RunCheckpoint | RunFailed | RunCompleted | SegmentTrained
 HaltCode = Literal["paused", "node_stopped"]  # of the RunFailed that follows the last checkpoint
 
 
@@ -87,10 +88,10 @@ class CheckpointStored(Struct, frozen=True):
 
 
 class RunEnded(Struct, frozen=True):
-    """The run delivered a model or failed here; central does not know it yet."""
+    """The run delivered a model, found the digest it was to find, or failed here; central does not know it yet."""
 
     key: RunKey
-    report: RunFailed | RunCompleted
+    report: RunFailed | RunCompleted | SegmentTrained
 
 
 class ReportAnswered(Struct, frozen=True):

@@ -39,6 +39,7 @@ class Order(ToProcess, kw_only=True, frozen=True):
 
     expected_rows and expected_input_shape: what the submitter read in the same bytes; a difference is refused.
     resume_path: the checkpoint to go on from. every_steps, every_s: when a checkpoint is due; 0: not by that measure.
+    end_step: end after this step, with its checkpoint instead of a model; 0: train to the end.
     """
 
     model: ModelSpec
@@ -57,6 +58,7 @@ class Order(ToProcess, kw_only=True, frozen=True):
     resume_path: str | None = None
     every_steps: int = 0
     every_s: float = 0.0
+    end_step: int = 0
 
 
 class Serve(ToProcess, kw_only=True, frozen=True):
@@ -161,7 +163,7 @@ class Figures(FromProcess, kw_only=True, frozen=True):
 
 
 class Halted(FromProcess, kw_only=True, frozen=True):
-    """It ends here, as told. The newest Saved says where the run can go on."""
+    """It ends here, as told, or as its order said. The newest Saved says where the run can go on."""
 
     step: int = 0
     steps: int = 0

@@ -24,7 +24,10 @@ from cyxnet.messages import (
     RunCheckpoint,
     RunCompleted,
     RunFailed,
+    Segment,
+    SegmentTrained,
 )
+from cyxnode import segments
 from cyxnode.answering import Mine
 from cyxnode.cache import ArtifactCache
 from cyxnode.events import Advanced, CheckpointStored, Event, FirstBatch, HaltCode, RunEnded, RunKey
@@ -183,7 +186,7 @@ class Runs:
     async def _perform(self, key: RunKey, assign: Assign, work: Work) -> None:
         try:
             perform = self._serve if assign.job.serve else self._train
-            report: RunCompleted | RunFailed = await perform(key, assign, work)
+            report: RunCompleted | RunFailed | SegmentTrained = await perform(key, assign, work)
         except CyxError as error:
             lasting = isinstance(error, envelope.SealError) and not isinstance(error, envelope.DiskFault)
             report = self._failed(key, error.code, str(error), deterministic=lasting)
@@ -195,7 +198,7 @@ class Runs:
         self._telemetry.forget(key)
         self._tell(RunEnded(key, report))
 
-    async def _train(self, key: RunKey, assign: Assign, work: Work) -> RunCompleted | RunFailed:
+    async def _train(self, key: RunKey, assign: Assign, work: Work) -> RunCompleted | RunFailed | SegmentTrained:
         self._pool.warm_up()  # if none is: while the data comes
         async with contextlib.AsyncExitStack() as stack:
 
@@ -204,7 +207,8 @@ class Runs:
                 return path.absolute()
 
             data_path = await fetch(assign.job.dataset.sha256, assign.job.dataset.size)
-            weights, resume = assign.job.model.weights, assign.resume
+            segment = assign.segment
+            weights, resume = assign.job.model.weights, segment.start if segment else assign.resume
             weights_path = await fetch(weights, None) if weights and not resume else None
             resume_path = await fetch(resume.state.sha256, resume.state.size) if resume else None
             fetched_s = time.monotonic()
@@ -222,10 +226,41 @@ class Runs:
                 )
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
+                if segment:
+                    return await self._check(key, process, segments.order_of(order, segment), work, segment)
                 return await self._supervise(key, process, order, work, seal)
             finally:
                 work.process = None
                 await process.close()
+
+    async def _check(
+        self, key: RunKey, process: TrainingProcess, order: Order, work: Work, segment: Segment
+    ) -> SegmentTrained | RunFailed:
+        """Train a segment of somebody's job once more; only what its end is gets told, and to central only."""
+        work.process = process
+        _end_if_killed(work)
+
+        def told(said: Prepared | Batch | Epoch) -> None:
+            if isinstance(said, Prepared):
+                self._prepared(key, said, work)
+            else:
+                work.step = said.metrics.step
+
+        end = await segments.end_of(process, order, told)
+        self._pool.warm_up()  # the machine is free again
+        if isinstance(end, Failed):
+            seen_bytes = order.memory_bytes if end.code == "out_of_memory" else 0
+            return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
+        job_id, attempt = key
+        return SegmentTrained(
+            node_id=self._node_id,
+            session=self._session,
+            job_id=job_id,
+            attempt=attempt,
+            segment=segment,
+            end=end,
+            signature=UNSIGNED,
+        )
 
     async def _serve(self, key: RunKey, assign: Assign, work: Work) -> RunFailed:
         """Load the model, answer until told to end. A run that serves delivers nothing: it ends as one that halted."""

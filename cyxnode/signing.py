@@ -17,6 +17,7 @@ BYTES_OF: dict[type, Callable[..., bytes]] = {
     m.Register: m.registration_bytes,
     m.RunCheckpoint: m.checkpoint_bytes,
     m.RunCompleted: m.completion_bytes,
+    m.SegmentTrained: m.segment_bytes,
 }
 T = TypeVar("T", bound=Struct)
 

@@ -3,6 +3,7 @@
     register ──answered──▶ heartbeat every heartbeat_ms ──known: false──▶ register again, same session
     Assign ──▶ Run: fetching ─▶ ready ──Begin──▶ training ─▶ uploading ─▶ reporting ──answered──▶ forgotten
                        └──────────┴────────────────┴────────────┴── failed, halted ──▶ reporting
+    Assign of a segment ──▶ Run that checks: it stores nothing, and ends with the digest that it found
     Pause ──▶ halted: a checkpoint is stored, then the run is reported as paused
     fenced, Stop, or named in a heartbeat's stop list ──▶ killed and forgotten
     node: working ──asked to drain──▶ no new run is taken; what runs goes on ──asked again──▶ as before
@@ -19,7 +20,7 @@ from typing import Any, Literal, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cyxnet.messages import Assign, Begin, CommandReply, Pause, RunCheckpoint, RunRef, RunStarted
+from cyxnet.messages import FIRST_CHECK, Assign, Begin, CommandReply, Pause, RunCheckpoint, RunRef, RunStarted
 from cyxnode import outbox
 from cyxnode.events import (
     Action,
@@ -218,7 +219,10 @@ def _on_assigned(state: State, event: Assigned, now_ms: int) -> Step:
         return state, [_no(f"attempt {assign.attempt} of {assign.job_id} is over on this node")]
     if state.draining:
         return state, [_no("the node is draining: it takes no new runs")]
-    held = [attempt for job_id, attempt in state.runs if job_id == assign.job_id]
+    if why_not := _not_checkable(assign):
+        return state, [_no(why_not)]
+    kin = [attempt for job_id, attempt in state.runs if job_id == assign.job_id]
+    held = [attempt for attempt in kin if _is_check(attempt) == _is_check(assign.attempt)]
     if held and max(held) > assign.attempt:
         return state, [_no(f"attempt {max(held)} of {assign.job_id} runs here, {assign.attempt} is older")]
     actions = []
@@ -419,6 +423,19 @@ def _not_here(state: State, command: Begin | Pause) -> Answer | None:
         return _no(f"expected session {state.session}, got {command.session}: the node was restarted")
     if (command.job_id, command.attempt) not in state.runs:
         return _no(f"attempt {command.attempt} of {command.job_id} is not on this node")
+    return None
+
+
+def _is_check(attempt: int) -> bool:
+    return attempt >= FIRST_CHECK
+
+
+def _not_checkable(assign: Assign) -> str | None:
+    """Why a command to check something, or its number, makes no sense."""
+    if _is_check(assign.attempt) != (assign.segment is not None):
+        return f"attempts from {FIRST_CHECK} on are checks, and no others; got {assign.attempt}"
+    if assign.segment and (assign.job.serve or assign.job.sealed):
+        return "only a training in plain text can be checked"
     return None
 
 

@@ -138,6 +138,10 @@ def train(order: Order, ear: Ear) -> Iterator[Said]:
 
     job = prepare(order)
     trainer = job.trainer
+    if order.end_step and not trainer.step < order.end_step <= trainer.steps:
+        raise CheckpointError(
+            f"a segment that begins after step {trainer.step} of {trainer.steps} cannot end at step {order.end_step}"
+        )
     yield job.prepared
     if not ear.wait_go():
         yield Halted(step=trainer.step, steps=trainer.steps)
@@ -149,9 +153,12 @@ def train(order: Order, ear: Ear) -> Iterator[Said]:
             summary = finite(said)
             continue
         yield Epoch(metrics=finite(said)) if isinstance(said, EpochMetrics) else Batch(metrics=finite(said))
-        if trainer.step == trainer.steps or (isinstance(said, BatchMetrics) and said.batch == said.batches):
-            continue  # all but done; or the epoch's own metrics come first: a step has one checkpoint only
-        if ear.halt_asked():
+        if isinstance(said, BatchMetrics) and said.batch == said.batches:
+            continue  # the epoch's own metrics come first: a step has one checkpoint only
+        ends = trainer.step == order.end_step
+        if trainer.step == trainer.steps and not ends:
+            continue  # all but done
+        if ends or ear.halt_asked():
             yield from saver.save()
             yield Halted(step=trainer.step, steps=trainer.steps)
             return

@@ -96,7 +96,7 @@ cyxnet.__main__
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.exchange cyxnode.sandbox
 cyxnode.saving cyxnode.train
 cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
-cyxnode.answering cyxnode.replicas cyxnode.runs cyxnode.verify cyxnode.checking cyxnode.agent
+cyxnode.segments cyxnode.answering cyxnode.replicas cyxnode.runs cyxnode.verify cyxnode.checking cyxnode.agent
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
 cyxnode.serving.figures cyxnode.serving.gate cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from cyxcore.spec import ModelSpec, TrainingSummary
 from cyxnet.messages import (
+    FIRST_CHECK,
     ArtifactRef,
     Assign,
     Begin,
@@ -20,6 +21,7 @@ from cyxnet.messages import (
     RunFailed,
     RunRef,
     RunStarted,
+    Segment,
     ServeSpec,
     Stop,
 )
@@ -50,6 +52,10 @@ SUMMARY = TrainingSummary(
 
 def assign(job_id: str = "job-1", attempt: int = 1, session: str = SESSION, funded: bool = True) -> Assign:
     return Assign(job_id=job_id, attempt=attempt, session=session, job=JOB, lease_ms=4000, funded=funded)
+
+
+def check_of(attempt: int = FIRST_CHECK, **job: Any) -> Assign:
+    return replace(assign(attempt=attempt), segment=Segment(end_step=4), job=replace(JOB, **job))
 
 
 def begin(job_id: str = "job-1", session: str = SESSION) -> Begin:
@@ -156,6 +162,7 @@ EVENTS = [
     e.Assigned(assign(attempt=2)),
     e.Assigned(assign("job-2")),
     e.Assigned(assign(session="11" * 16)),
+    e.Assigned(check_of()),
     e.BeginAsked(begin()),
     e.BeginAsked(begin("job-2")),
     e.BeginAsked(begin(session="11" * 16)),
@@ -313,6 +320,31 @@ def test_a_newer_attempt_takes_the_place_of_the_older_one() -> None:
     state, done = step(TRAINING, e.Assigned(assign(attempt=2)), 10)
     assert [type(action) for action in done] == [e.KillRun, e.Answer, e.StartRun]
     assert list(state.runs) == [("job-1", 2)]
+
+
+def test_a_check_and_an_attempt_of_one_job_do_not_stand_in_each_others_way() -> None:
+    roomy = replace(HELD, max_runs=3)
+    assert answer(roomy, e.Assigned(check_of())).accepted
+    both = after(roomy, e.Assigned(check_of()))
+    assert set(both.runs) == {KEY, ("job-1", FIRST_CHECK)}
+    assert answer(both, e.Assigned(assign(attempt=2))).accepted
+    assert e.KillRun(("job-1", FIRST_CHECK), "attempt 502 takes its place") in actions(
+        both, e.Assigned(check_of(FIRST_CHECK + 1))
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        check_of(attempt=2),
+        assign(attempt=FIRST_CHECK),
+        check_of(sealed=True),
+        check_of(serve=ServeSpec(deployment="digits-" + "ab" * 6, format="cyxmodel", seconds=60)),
+    ],
+    ids=["a check with an attempt's number", "an attempt with a check's number", "sealed", "serves"],
+)
+def test_a_check_that_makes_no_sense_is_refused(wrong: Assign) -> None:
+    assert not answer(JOINED, e.Assigned(wrong)).accepted
 
 
 def test_an_older_attempt_is_refused_while_a_newer_one_runs() -> None:
