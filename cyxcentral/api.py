@@ -350,6 +350,7 @@ class Api:
             memory_bytes=draft.memory_bytes,
             deposit=signed,
             price_base_units=ask.price.max_base_units if ask.price else 0,
+            reference_fee_base_units=self._network.reference_fee_base_units if self._network.fee_basis_points else 0,
         )
 
     async def _deposit(self, caller: str, payment: m.Payment | None, terms: m.EscrowTerms) -> m.SignedTransaction:

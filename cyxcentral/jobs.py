@@ -114,6 +114,7 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     standby: bool = False  # of a replica: it waits until it is called
     scaled: str = ""  # why it was called, or sent back to stand by, last
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
+    reference_fee_base_units: int = 0  # by which its node's reputation is counted once it is paid; 0: counted before
     requests: tuple[str, ...] = ()  # ids of what its owner asked for and got, the newest last
     payees: tuple[m.Payee, ...] = ()  # who is paid when it is settled
     shares: money.Shares | None = None
@@ -186,6 +187,11 @@ def results(job: Job) -> list[str]:
     states = (state for each in job.attempts for state in (each.resume, each.checkpoint, each.earlier))
     found = [state.state.sha256 for state in states if state]
     return [*found, job.completed.model.sha256] if job.completed else found
+
+
+def worth_base_units(job: Job) -> int:
+    """The most that is charged for the job."""
+    return job.price_base_units or job.terms.amount_base_units
 
 
 def usable(job: Job) -> list[tuple[m.Checkpoint | None, m.Checkpoint | None]]:
@@ -410,6 +416,7 @@ def evolve(job: Job | None, event: m.JobEvent, at_ms: int) -> Job:
             unsettled=event.deposit,
             priority=event.job.priority,
             price_base_units=event.price_base_units,
+            reference_fee_base_units=event.reference_fee_base_units,
             standby=bool(event.job.serve and event.job.serve.standby),
         )
     assert job is not None, f"{type(event).__name__} before Submitted"

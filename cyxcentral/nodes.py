@@ -12,8 +12,14 @@
 A node that its operator drains is online and takes nothing new (`draining`), until NodeUndrained or its next session.
 
 `STATES` says what each event does in each state. How a node behaves follows from what happened to the jobs it held
-(`judged`, `blamed`): reputation with its reasons, and strikes. Central bans a node that has too many (`ban_due`); the
-ban is an event with its end in it, so what is a banned node is the same for every central, whatever its settings.
+(`judged`, `rewarded`, `blamed`): reputation with its reasons, and strikes. Central bans a node that has too many
+(`ban_due`); the ban is an event with its end in it, so what is a banned node is the same for every central, whatever
+its settings.
+
+Identities cost nothing, neither those of nodes nor those of clients. So a reputation is bought with what cannot be made
+up: money that a client is really charged. What a finished job does for its node grows with the fee that it left with
+the platform, up to the reference fee of its submission, and less with each more for the same client. A node is proven
+once PROVEN_CLIENTS clients have paid for its work; what it gets before is a setting of central (schedule.Unproven).
 
 When a node was last heard is memory of one central only: after a restart every node gets a full fresh lease.
 """
@@ -31,7 +37,12 @@ State = Literal["new", "online", "draining", "offline", "banned", "banned_offlin
 START_REPUTATION = 75.0  # of 100
 UNBANNED_REPUTATION = 25.0  # of a node whose ban is over
 TIERS = ((80.0, "premium"), (50.0, "normal"), (25.0, "probation"), (0.0, "banned"))  # from this reputation
-SUCCESS_GAIN = 1.0
+SUCCESS_GAIN = 1.0  # of a job that left the reference fee, for a client that is new to the node
+MOST_FROM_ONE = 2.0  # what one client can gain a node, however much it pays: 1, then 1/2, 1/4, …
+GAIN_HALVES_MS = 7 * 24 * 3_600_000  # what one client gained a node counts half after each whole week without it
+PROVEN_CLIENTS = 3
+PROVING_SHARE = 10  # a job proves something of its node when its fee is this part of the reference fee, or more
+PAYERS_KEPT = 32  # above PROVEN_CLIENTS: who gives way is never one that is needed for that
 FAILURE_LOSS = 2.0  # an attempt that ended without a model
 SILENCE_LOSS = 2.0  # lost while it held nothing
 DISCONNECT_LOSS = 5.0  # lost with leases in its hands
@@ -76,6 +87,15 @@ STATES: dict[type, dict[State, State | None]] = {  # None: it cannot happen
 }
 
 
+class Payer(Struct, frozen=True, kw_only=True):
+    """A client that paid for a node's work. gained: what that did for the node's reputation, as of at_ms."""
+
+    wallet: str
+    gained: float
+    at_ms: int
+    proves: bool = False  # one of its jobs left so large a fee that nobody makes such clients up for nothing
+
+
 class Node(Struct, frozen=True, kw_only=True):
     """One node: the fold of its events. online: a session of it is connected; a banned node may be online too."""
 
@@ -106,6 +126,8 @@ class Node(Struct, frozen=True, kw_only=True):
     banned_until_ms: int = 0  # 0: not banned
     changes: tuple[m.StandingChange, ...] = ()  # the newest last
     requests: tuple[str, ...] = ()  # ids of what operators asked for and got, the newest last
+    payers: tuple[Payer, ...] = ()  # the last one paid last; forgotten at the end of a ban
+    mended: float = 0.0  # gained since it has strikes, or since one was forgiven: a whole point forgives the next
 
 
 def state(node: Node | None) -> State:
@@ -124,10 +146,15 @@ def tier(node: Node) -> str:
     return "banned" if node.banned_until_ms else next(name for least, name in TIERS if node.reputation >= least)
 
 
+def proven(node: Node) -> bool:
+    """Whether enough clients have paid for the node's work since it was new, or since its last ban ended."""
+    return sum(payer.proves for payer in node.payers) >= PROVEN_CLIENTS
+
+
 def at(node: Node, now_ms: int) -> Node:
     """The node once time has passed until `now_ms`: bans end, strikes fade. Time never runs backwards here."""
     if node.banned_until_ms and now_ms >= node.banned_until_ms:
-        over = replace(node, banned_until_ms=0, strikes=0)
+        over = replace(node, banned_until_ms=0, strikes=0, payers=(), mended=0.0)
         change = UNBANNED_REPUTATION - node.reputation
         node = _changed(over, change, "the ban is over", node.banned_until_ms)
     weeks = min(node.strikes, (now_ms - node.struck_at_ms) // STRIKE_FADES_MS) if node.strikes else 0
@@ -200,8 +227,12 @@ def _registered(node: Node | None, event: m.NodeRegistered, at_ms: int) -> Node:
 # -- how it behaves ----------------------------------------------------------------------------------------
 
 
-def judged(node: Node, job_id: str, event: m.Completed | m.TimeUsed | m.LeaseLost, at_ms: int) -> Node:
+def judged(
+    node: Node, job_id: str, event: m.Completed | m.TimeUsed | m.LeaseLost, at_ms: int, by_fee: bool = False
+) -> Node:
     """The node after an attempt of it ended: its record and its reputation.
+
+    by_fee: what it completed counts when it is paid (`rewarded`); else it counts at once, as it did in older versions.
 
     A job that fails may be at fault itself, and clients could ruin nodes with such jobs. So a failure costs reputation,
     but it is a strike only once another node has completed the job (`blamed`). A failure that the node puts down to
@@ -209,6 +240,8 @@ def judged(node: Node, job_id: str, event: m.Completed | m.TimeUsed | m.LeaseLos
     """
     node = at(node, at_ms)
     if isinstance(event, m.Completed | m.TimeUsed):
+        if by_fee:
+            return replace(node, jobs_completed=node.jobs_completed + 1)
         done = replace(node, jobs_completed=node.jobs_completed + 1, strikes=max(0, node.strikes - 1))
         return _changed(done, SUCCESS_GAIN, f"completed {job_id}", at_ms)
     if event.discards or event.memory_bytes:  # what was stored was bad; the job needs more than was thought
@@ -220,6 +253,30 @@ def judged(node: Node, job_id: str, event: m.Completed | m.TimeUsed | m.LeaseLos
     failed = replace(node, jobs_failed=node.jobs_failed + 1)
     failed = _changed(failed, -FAILURE_LOSS, f"lost {job_id} ({event.code})", at_ms)
     return _struck(failed, at_ms) if event.code in AT_ONCE else failed
+
+
+def rewarded(node: Node, job_id: str, wallet: str, fee_base_units: int, reference_base_units: int, at_ms: int) -> Node:
+    """The node after a job that it completed was paid for from this wallet, and the platform had this fee of it.
+
+    No sum of fees buys more than SUCCESS_GAIN for each reference fee, from whatever clients, and no client more than
+    MOST_FROM_ONE. A whole point gained forgives a strike. A node that pays itself gains nothing.
+    """
+    node = at(node, at_ms)
+    if fee_base_units <= 0 or wallet == node.wallet:
+        return node
+    payer = next((each for each in node.payers if each.wallet == wallet), Payer(wallet=wallet, gained=0.0, at_ms=at_ms))
+    gained = payer.gained * 0.5 ** max(0, (at_ms - payer.at_ms) // GAIN_HALVES_MS)
+    share = min(1.0, fee_base_units / reference_base_units)
+    gain = SUCCESS_GAIN * share * (1.0 - gained / MOST_FROM_ONE)
+    proves = payer.proves or fee_base_units * PROVING_SHARE >= reference_base_units
+    others = [each for each in node.payers if each.wallet != wallet]
+    if len(others) == PAYERS_KEPT:
+        others.remove(min(others, key=lambda each: (each.proves, each.at_ms)))
+    payer = replace(payer, gained=gained + gain, at_ms=max(at_ms, payer.at_ms), proves=proves)
+    mended = node.mended + gain if node.strikes else 0.0
+    forgiven = int(mended)
+    node = replace(node, payers=(*others, payer), mended=mended - forgiven, strikes=max(0, node.strikes - forgiven))
+    return _changed(node, gain, f"was paid for {job_id}", at_ms)
 
 
 def blamed(node: Node, job_id: str, lost: m.LeaseLost, at_ms: int) -> Node:

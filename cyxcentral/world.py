@@ -263,6 +263,8 @@ class World:
             self._name(job)
         if kind in JUDGED:
             self._judge(job, event, at_ms)
+        elif kind is m.Settled and job.reference_fee_base_units and job.status == "completed":
+            self._reward(job, event, at_ms)
         return None
 
     def _offer(self, deployment: str, job_id: str) -> None:
@@ -325,13 +327,25 @@ class World:
         """What the end of an attempt says about its node, and a success about the nodes that failed before."""
         last = job.attempts[-1].node_id
         if node := self.nodes.get(last):
-            self._node(nodes.judged(node, job.job_id, event, at_ms), at_ms)
+            by_fee = job.reference_fee_base_units > 0
+            self._node(nodes.judged(node, job.job_id, event, at_ms, by_fee), at_ms)
         if not isinstance(event, m.Completed | m.TimeUsed):
             return
         failed = {tried.node_id: tried.lost for tried in job.attempts if tried.lost and tried.node_id != last}
         for node_id, lost in failed.items():
             if node := self.nodes.get(node_id):
                 self._node(nodes.blamed(node, job.job_id, lost, at_ms), at_ms)
+
+    def _reward(self, job: jobs.Job, settled: Any, at_ms: int) -> None:
+        """Who completed a job is paid for it. It says nothing of a node that its client named it, and no other."""
+        last = job.attempts[-1]
+        node = self.nodes.get(last.node_id)
+        if node is None or job.job.needs.node_id:
+            return
+        pay = sum(payee.pay_base_units for payee in job.payees if payee.wallet == last.wallet)
+        fee = settled.platform_base_units * pay // max(1, job.pay_base_units)
+        reference = job.reference_fee_base_units
+        self._node(nodes.rewarded(node, job.job_id, job.terms.client, fee, reference, at_ms), at_ms)
 
     def _to_mint(self, mint_id: str, event: m.MintEvent, at_ms: int) -> str | None:
         mint = self.mints.get(mint_id)

@@ -51,6 +51,7 @@ class NetworkFile(Struct, kw_only=True):
     faucet: bool = True
     custodial_wallets: bool = True
     fee_basis_points: Annotated[int, Meta(ge=0, le=10_000)] = 1000
+    reference_fee_base_units: AtLeastOne = 10**8  # a job that leaves the platform so much counts in full for its node
     spend_per_hour_base_units: NotNegative = 10**15  # that the signer pays out in an hour, of all centrals; 0: no limit
     signer: str = ""  # the socket of a signer that runs by itself; empty: each central starts one
     platform_key: str = (

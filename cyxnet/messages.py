@@ -1252,6 +1252,7 @@ class Submitted(Event, kw_only=True):
     memory_bytes: int
     deposit: SignedTransaction
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
+    reference_fee_base_units: int = 0  # a completion for such a fee counts in full; 0: any does, before it is paid
 
 
 class TransactionSigned(Event, kw_only=True):

@@ -109,6 +109,12 @@ HISTORIES: dict[str, list[Said]] = {
         ),
     ],
     "a job that went well": [A, *job(f.FUNDED, lease(1), f.STARTED, f.completed(), f.SIGNED_SETTLE, WHOLE)],
+    "a completion that counts for its node when it is paid by its fee": [
+        A,
+        (JOB, replace(f.submitted(), reference_fee_base_units=f.AMOUNT // 5)),
+        *((JOB, event) for event in (f.FUNDED, lease(1), f.lost(code="run_missing"), lease(2), m.Started(attempt=2))),
+        *((JOB, event) for event in (f.completed(attempt=2), f.SIGNED_SETTLE, WHOLE)),
+    ],
     "a job whose node signed for the network in a sequence and until a time": [
         (NODE_A, replace(f.registered("node-a"), dated=True)),
         *job(f.FUNDED, lease(1), f.STARTED, dated(checkpointed(5), 2), dated(f.completed(), 3), f.SIGNED_SETTLE, WHOLE),

@@ -19,6 +19,8 @@ from cyxnet.escrow import Funds
 from tests.central import facts as f
 from tests.central.test_dispatch import SmallCentral, behind
 
+NETWORK = {"operators": [], "fee_basis_points": 1000, "reference_fee_base_units": 10**8}
+
 
 def api_of(central, cache=None):
     return Api(
@@ -276,7 +278,7 @@ async def test_the_id_of_a_job_stands_for_no_other_job_caller_or_payer(central, 
 async def test_a_job_that_the_signer_would_never_pay_is_neither_quoted_nor_taken(central, monkeypatch, limit, taken):
     # it was trained, its settlement refused until the deadline, and the client had its money back
     api = api_of(central)
-    api._network = SimpleNamespace(spend_per_hour_base_units=limit, operators=[])
+    api._network = SimpleNamespace(**NETWORK, spend_per_hour_base_units=limit)
     central.world.named.add((f.job_request().dataset.sha256, "alice"))
     api._central.settlement = SimpleNamespace(recent_blockhash=lambda: answer(("hash", 9)))
     draft = f.job_after()
@@ -322,7 +324,7 @@ class Chain:
 def submitting(central, monkeypatch):
     """(submit a job by its id, the chain): a payer who has the amount of one job and a half."""
     api, chain = api_of(central), Chain(f.AMOUNT * 3 // 2)
-    api._network = SimpleNamespace(spend_per_hour_base_units=0, operators=[])
+    api._network = SimpleNamespace(**NETWORK, spend_per_hour_base_units=0)
     central.world.named.add((f.job_request().dataset.sha256, "alice"))  # as its uploader he would be asked for
     api._central.settlement, api._central.blobs = chain, SimpleNamespace(knows=lambda sha256: True)
     monkeypatch.setattr(

@@ -282,6 +282,93 @@ def test_every_change_has_its_reason_and_the_last_twenty_are_kept():
     assert node.changes[-1] == m.StandingChange(at_ms=29, change=0.0, reputation=100.0, reason="completed job-29")
 
 
+# -- what it is paid for -----------------------------------------------------------------------------------
+
+REFERENCE = 1_000
+
+
+def paid(node, *fees, client="client", at_ms=10_000):
+    for fee in fees:
+        node = nodes.rewarded(node, "job-1", client, fee, REFERENCE, at_ms)
+    return node
+
+
+def gain_of(node):
+    return node.reputation - nodes.START_REPUTATION
+
+
+def test_jobs_of_one_client_count_one_a_half_a_quarter_and_never_more_than_two():
+    node, gains = node_after(f.registered()), []
+    for _ in range(3):
+        before, node = node, paid(node, REFERENCE)
+        gains.append(node.reputation - before.reputation)
+    assert gains == [1.0, 0.5, 0.25]
+    assert nodes.MOST_FROM_ONE - 1e-6 < gain_of(paid(node, *[10 * REFERENCE] * 60)) <= nodes.MOST_FROM_ONE
+
+
+def test_a_gain_grows_with_the_fee_up_to_the_reference_fee():
+    node = node_after(f.registered())
+    assert [gain_of(paid(node, fee)) for fee in (0, 1, REFERENCE // 2, REFERENCE, 7 * REFERENCE)] == pytest.approx(
+        [0.0, 0.001, 0.5, 1.0, 1.0]
+    )
+
+
+def test_what_one_client_gained_a_node_counts_half_after_a_week():
+    node = paid(node_after(f.registered()), REFERENCE)
+    assert gain_of(paid(node, REFERENCE, at_ms=10_000 + WEEK_MS)) == 1.75
+    assert gain_of(paid(node, REFERENCE, at_ms=10_000 + 9 * WEEK_MS)) == pytest.approx(2.0, abs=0.001)
+
+
+def test_a_node_that_pays_itself_gains_nothing():
+    node = node_after(f.registered())
+    assert paid(node, REFERENCE, client=node.wallet) == node
+
+
+def test_a_whole_point_forgives_a_strike_and_less_does_not():
+    node = struck(2)
+    half = paid(node, REFERENCE // 2)
+    assert (half.strikes, half.mended) == (2, 0.5)
+    one = paid(half, REFERENCE // 2, client="another")
+    assert (one.strikes, one.mended) == (1, 0.0)
+    assert paid(node_after(f.registered()), REFERENCE // 2).mended == 0.0, "nothing is saved up for strikes to come"
+
+
+def test_a_completion_counts_when_it_is_paid_and_not_before():
+    node = nodes.judged(struck(1), "job-1", f.completed(), 10_000, by_fee=True)
+    assert (node.jobs_completed, node.strikes, node.reputation) == (1, 1, struck(1).reputation)
+
+
+def test_a_node_is_proven_once_three_clients_paid_for_its_work():
+    node = paid(node_after(f.registered()), *[REFERENCE] * 20, client="one")
+    node = paid(node, *[REFERENCE // 10 - 1] * 20, client="a fee that anybody can pay")
+    node = paid(node, REFERENCE // 10, client="two")
+    assert not nodes.proven(node)
+    assert nodes.proven(paid(node, REFERENCE // 10, client="three"))
+
+
+def test_a_node_whose_ban_is_over_is_as_unproven_as_a_new_one_and_a_pardoned_one_is_not():
+    node = node_after(f.registered())
+    for client in ("one", "two", "three"):
+        node = paid(node, REFERENCE, client=client)
+    banned = nodes.evolve(node, BANNED, 11_000)
+    assert nodes.proven(nodes.evolve(banned, PARDONED, 12_000))
+    back = nodes.at(banned, 24 * HOUR_MS)
+    assert not nodes.proven(back) and not back.payers
+
+
+def test_of_more_payers_than_are_kept_those_that_prove_nothing_give_way_then_the_oldest():
+    node = node_after(f.registered())
+    for number in range(3):
+        node = paid(node, REFERENCE, client=f"large-{number}", at_ms=10_000 + number)
+    for number in range(nodes.PAYERS_KEPT + 5):
+        node = paid(node, 1, client=f"small-{number}", at_ms=20_000 + number)
+        assert nodes.proven(node)
+    assert len(node.payers) == nodes.PAYERS_KEPT
+    for number in range(nodes.PAYERS_KEPT):
+        node = paid(node, REFERENCE, client=f"late-{number}", at_ms=30_000 + number)
+    assert {payer.wallet for payer in node.payers} == {f"late-{number}" for number in range(nodes.PAYERS_KEPT)}
+
+
 def test_tiers_are_named_by_reputation():
     named = [nodes.tier(replace(STATES["online"], reputation=value)) for value in (100, 80, 79.5, 50, 49, 25, 24.9, 0)]
     assert named == ["premium", "premium", "normal", "normal", "probation", "probation", "banned", "banned"]

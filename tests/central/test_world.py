@@ -135,6 +135,30 @@ def test_a_job_that_fails_everywhere_strikes_nobody():
     assert [node.strikes for node in log.world.nodes.values()] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "gain"),
+    [({}, 0.5), ({"needs": m.Needs(node_id="node-a")}, 0.0)],
+    ids=["the network chose the node", "the client named the node"],
+)
+def test_a_node_gains_by_the_fee_of_what_it_completed_once_that_is_paid(changes, gain):
+    submitted = replace(f.submitted(**changes), reference_fee_base_units=f.AMOUNT // 5)
+    log = Log().node(f.registered()).job(submitted, f.FUNDED, f.leased(), f.STARTED, f.completed(), f.SIGNED_SETTLE)
+    assert log.world.nodes["node-a"].reputation == nodes.START_REPUTATION
+    log.job(f.settled())
+    assert log.world.nodes["node-a"].reputation == nodes.START_REPUTATION + gain
+
+
+def test_who_made_a_part_of_the_steps_gains_by_the_fee_of_that_part():
+    other = "Q" * 43
+    log = Log().node(f.registered()).node(f.registered("node-b"), node_id="node-b")
+    log.job(replace(f.submitted(), reference_fee_base_units=f.AMOUNT // 10), f.FUNDED, f.leased(), f.STARTED)
+    log.job(f.checkpointed(step=75), f.lost(), f.leased(2, "node-b", other, f.checkpoint(75)), m.Started(attempt=2))
+    before = log.world.nodes["node-a"].reputation
+    log.job(f.completed(2, "node-b"), f.SIGNED_SETTLE, f.settled())
+    assert log.world.nodes["node-b"].reputation == nodes.START_REPUTATION + 0.25
+    assert log.world.nodes["node-a"].reputation == before, "who lost it is not praised for it"
+
+
 def test_a_node_with_three_strikes_is_a_suspect_until_it_is_banned():
     log = Log().node(f.registered())
     for _ in range(3):
