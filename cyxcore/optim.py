@@ -6,23 +6,18 @@ A training job applies the same rules (cyxcore/updates.py) from inside its plan.
     schedule = cx.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
 """
 
-import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
-
-from cyxcore import updates
-from cyxcore.eager import Tensor, no_grad
-from cyxcore.errors import ShapeError, SpecError
-from cyxcore.infer import stretches
+from cyxcore.eager import Tensor
+from cyxcore.errors import SpecError
+from cyxcore.lbfgs import LBFGS as LBFGS
 from cyxcore.nn.utils import clip_grad_norm_ as clip_grad_norm_
 from cyxcore.nn.utils import clip_grad_value_ as clip_grad_value_
-from cyxcore.spec import OptimizerSpec
-
-Group = dict[str, Any]
-Parameters = Iterable[Tensor] | Iterable[Group]
+from cyxcore.optimizer import Group as Group
+from cyxcore.optimizer import Optimizer as Optimizer
+from cyxcore.optimizer import Parameters as Parameters
 
 
 class ExponentialMovingAverage:
@@ -46,150 +41,6 @@ class ExponentialMovingAverage:
             own = p.numpy().copy()
             p._assign(Tensor(average).to(p.device))
             average[...] = own
-
-
-class Optimizer:
-    """Holds groups of parameters with their options, and per parameter the state of its update rule.
-
-    parameters: tensors, or groups {"params": tensors, option: value, …} whose options go before those of the
-    optimiser. `param_groups` may be changed between steps, as schedulers do with "lr".
-    """
-
-    rule: ClassVar[str]
-    options: ClassVar[Mapping[str, str]] = {}  # name here -> field of OptimizerSpec
-
-    def __init__(self, parameters: Parameters, **defaults: Any) -> None:
-        self.defaults = defaults
-        self.param_groups: list[Group] = []
-        self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
-        self.steps = 0
-        given: list[Any] = list(parameters)
-        if not given:
-            raise SpecError(f"{type(self).__name__}: expected at least one parameter, got none")
-        for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
-            self.add_param_group(group)
-
-    def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Raises SpecError for an option this optimiser lacks, and for a parameter that is in a group already."""
-        name = type(self).__name__
-        if unknown := sorted(set(group) - {"params", *self.defaults}):
-            raise SpecError(f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}")
-        given = group.get("params", ())
-        added = {**self.defaults, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
-        known = {id(p) for p in self.parameters}
-        for parameter in added["params"]:
-            if not isinstance(parameter, Tensor):
-                raise SpecError(f"{name}: expected tensors, got {type(parameter).__name__}")
-            if id(parameter) in known:
-                raise SpecError(f"{name}: a parameter of shape {parameter.shape} is in two groups")
-            known.add(id(parameter))
-        if not added["params"]:
-            raise SpecError(f"{name}: expected at least one parameter in each group")
-        self._spec(added)
-        self.param_groups.append(added)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Of all groups, in order."""
-        return [parameter for group in self.param_groups for parameter in group["params"]]
-
-    @property
-    def lr(self) -> float:
-        """Of the first group; setting it sets that of every group."""
-        return float(self.param_groups[0]["lr"])
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        for group in self.param_groups:
-            group["lr"] = value
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """No gradients, whatever set_to_none says: there are none until the next backward pass."""
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. closure: computes gradients and the loss before it."""
-        loss = None if closure is None else closure()
-        self._update()
-        return loss
-
-    def _update(self) -> None:
-        self.steps += 1
-        place = 0
-        with no_grad():
-            for number, group in enumerate(self.param_groups):
-                spec = self._spec(group)
-                scalars: dict[str, tuple[Any, Any]] = {}  # by dtype
-                for p in group["params"]:
-                    if p.grad is not None:
-                        if p.dtype not in scalars:
-                            scalars[p.dtype] = self.scalars(number, p)
-                        lr, step = scalars[p.dtype]
-                        slot = functools.partial(self.slot, place, p)
-                        for old, new in updates.next_values(p, p.grad, slot, lr, step, spec).items():
-                            if new is not old:
-                                old._assign(new)
-                    place += 1
-
-    def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
-        """(learning rate of a group, number of this step), of p's dtype."""
-        lr = self.param_groups[group]["lr"]
-        return Tensor(np.array(lr, p.dtype)), Tensor(np.array(self.steps, p.dtype))
-
-    def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
-        """State of one parameter; see cyxcore.updates.Slot."""
-        state = self.state.setdefault(place, {})
-        if kind not in state:
-            state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype)).to(p.device)
-        return state[kind]
-
-    def _spec(self, group: Group) -> OptimizerSpec:
-        named = {self.options.get(key, key): value for key, value in group.items() if key not in ("params", "lr")}
-        spec = OptimizerSpec(name=self.rule, learning_rate=group["lr"], **named)  # type: ignore[arg-type]
-        updates.check(spec)
-        return spec
-
-    # state ------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that step() depends on besides the parameters: {"steps", "state", "param_groups"}; arrays, not copies."""
-        groups, first = [], 0
-        for group in self.param_groups:
-            count = len(group["params"])
-            groups.append({**group, "params": list(range(first, first + count))})
-            first += count
-        state = {place: {name: value.numpy() for name, value in own.items()} for place, own in self.state.items()}
-        return {"steps": self.steps, "state": state, "param_groups": groups}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
-        sizes = [len(group["params"]) for group in state["param_groups"]]
-        own = [len(group["params"]) for group in self.param_groups]
-        if sizes != own:
-            raise SpecError(f"load_state_dict: expected groups of {own} parameters, got {sizes}")
-        for group, given in zip(self.param_groups, state["param_groups"], strict=True):
-            if foreign := sorted(set(given) - set(group)):
-                raise SpecError(
-                    f"load_state_dict: expected the state of {type(self).__name__}, got one of another optimiser, with "
-                    f"the options {foreign}"
-                )
-        parameters = self.parameters
-        taken: dict[int, dict[str, Tensor]] = {}
-        for place, arrays in state["state"].items():
-            p = parameters[int(place)]
-            for name, array in arrays.items():
-                if not stretches(array.shape, p.shape):
-                    raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
-            taken[int(place)] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
-        for place, slots in self.state.items():  # a compiled step goes on to read the tensors that are there
-            for name, held in slots.items():
-                if name in taken.get(place, {}):
-                    held._assign(taken[place][name])
-                    taken[place][name] = held
-        for group, given in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({key: value for key, value in given.items() if key != "params"})
-        self.steps, self.state = int(state["steps"]), taken
 
 
 class SGD(Optimizer):
@@ -392,6 +243,45 @@ class Adafactor(Optimizer):
             raise SpecError(f"Adafactor: expected None as the first of eps, got {eps[0]}")
         least = eps[1] if isinstance(eps, tuple) else eps
         super().__init__(parameters, lr=lr, beta2_decay=beta2_decay, eps=least, d=d, weight_decay=weight_decay)
+
+
+class Rprop(Optimizer):
+    """Each element moves by a step of its own, by the sign of its gradient: for whole batches (Riedmiller 1993).
+
+    etas: what a step is multiplied with after a change of sign, and without one. step_sizes: the least and the largest.
+    """
+
+    rule = "rprop"
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 0.01,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+    ) -> None:
+        super().__init__(parameters, lr=lr, etas=etas, step_sizes=step_sizes)
+
+
+class ASGD(Optimizer):
+    """SGD that also averages what a parameter was, from step t0 on (Polyak and Juditsky 1992).
+
+    The rate of a step is lr / (1 + lambd * lr * steps) ** alpha. The averages are in `state[place]["asgd_average"]`.
+    """
+
+    rule = "asgd"
+    options = {"lambd": "rate_decay", "alpha": "rate_power", "t0": "average_from"}
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 0.01,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr=lr, lambd=lambd, alpha=alpha, t0=int(t0), weight_decay=weight_decay)
 
 
 def __getattr__(name: str) -> Any:

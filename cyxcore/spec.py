@@ -86,13 +86,17 @@ class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     momentum: of sgd and rmsprop. nesterov: of sgd. alpha, centered: of rmsprop. lr_decay, initial_accumulator: of
     adagrad. momentum_decay: of nadam. rho: of adadelta. beta2_decay (the exponent of the step), least_scale (of a
     parameter) and clip_threshold (of an update's root mean square): of adafactor.
+    etas (a step's factor after a change of sign, and without one), step_sizes (the least and the largest): of rprop.
+    rate_decay, rate_power: of asgd, whose learning rate is divided by (1 + rate_decay * rate * steps) ** rate_power;
+    average_from: the step after which it averages.
     weight_decay: shrinks the parameter itself in adamw and lion, is added to the gradient (L2) in the others.
     l1: weight of |p| in what is minimised; with weight_decay this is the elastic net.
     """
 
     name: Literal[
-        "sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lion", "adamax", "radam", "adadelta", "adafactor"
-    ] = "adam"
+        "sgd", "adam", "adamw", "nadam", "rmsprop", "adagrad", "lion", "adamax", "radam", "adadelta", "adafactor",
+        "rprop", "asgd",
+    ] = "adam"  # fmt: skip
     learning_rate: Annotated[float, Meta(gt=0.0, le=100.0)] = 0.001
     momentum: Fraction = 0.0
     nesterov: bool = False
@@ -109,6 +113,11 @@ class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     beta2_decay: Annotated[float, Meta(ge=-1.0, lt=0.0)] = -0.8
     least_scale: Annotated[float, Meta(gt=0.0, le=1.0)] = 1e-3
     clip_threshold: Annotated[float, Meta(ge=1.0, le=1e9)] = 1.0
+    etas: tuple[Annotated[float, Meta(gt=0.0, lt=1.0)], Annotated[float, Meta(gt=1.0, le=100.0)]] = (0.5, 1.2)
+    step_sizes: tuple[Annotated[float, Meta(gt=0.0, le=1e9)], Annotated[float, Meta(gt=0.0, le=1e9)]] = (1e-6, 50.0)
+    rate_decay: Weight = 1e-4
+    rate_power: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.75
+    average_from: Natural = 1_000_000
 
 
 class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):

@@ -31,7 +31,7 @@ from cyxcore.errors import GradientError, GraphError
 from cyxcore.gradients import reached
 from cyxcore.held import is_recording
 from cyxcore.nn.module import Module
-from cyxcore.optim import Optimizer
+from cyxcore.optimizer import Optimizer
 from cyxcore.plan import Plan
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
@@ -209,12 +209,13 @@ class _Stepper:
         self.steps = 0
         self._make_slot = optimizer.slot
 
-    def step(self) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         self.steps += 1
         if self.steps > 1:
             raise GraphError("compile: an optimiser makes at most one step in a compiled function; call it twice")
-        type(self.optimizer).step(self.optimizer)
+        loss = type(self.optimizer).step(self.optimizer, closure)
         self.optimizer.steps -= 1  # nothing was updated yet
+        return loss
 
     def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
         return self.builder.input(f"{self.name}.{group}.lr", ()), self.builder.input(f"{self.name}.step", ())

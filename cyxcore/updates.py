@@ -188,6 +188,28 @@ def _adafactor(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSp
     return {**changed, p: kept - move * (size / most)}
 
 
+def _rprop(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
+    """Steps of each element's own size, larger while its gradient keeps its sign (Riedmiller and Braun 1993)."""
+    less, more = spec.etas
+    g = _decayed(p, g, spec)
+    before, size = slot("rprop_gradient"), slot("rprop_size", spec.learning_rate)
+    turn = (g * before).sign()
+    factor = where(turn > 0.0, more, where(turn < 0.0, less, 1.0))
+    new_size = minimum(maximum(size * factor, spec.step_sizes[0]), spec.step_sizes[1])
+    kept = where(turn < 0.0, 0.0, g)  # after a change of sign the element waits for one step
+    return {before: kept, size: new_size, p: p - kept.sign() * new_size}
+
+
+def _asgd(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
+    """SGD of a falling rate, with the average of what p was (Polyak and Juditsky 1992; torch's eta, mu and ax)."""
+    g = _decayed(p, g, spec)
+    average, done = slot("asgd_average"), step - 1.0
+    rate = lr / ((lr * done * spec.rate_decay + 1.0).log() * spec.rate_power).exp()
+    new = p * (1.0 - rate * spec.rate_decay) - g * rate
+    share = 1.0 / maximum(done - float(spec.average_from), 1.0)
+    return {average: new + (average - new) * (1.0 - share), p: new}
+
+
 UPDATES: Mapping[str, Rule] = {
     "sgd": _sgd,
     "adam": _adam(False),
@@ -200,6 +222,8 @@ UPDATES: Mapping[str, Rule] = {
     "radam": _radam,
     "adadelta": _adadelta,
     "adafactor": _adafactor,
+    "rprop": _rprop,
+    "asgd": _asgd,
 }
 
 
@@ -207,6 +231,10 @@ def check(spec: OptimizerSpec) -> None:
     """Raises SpecError where options do not go together."""
     if spec.nesterov and (spec.name != "sgd" or spec.momentum == 0.0):
         raise SpecError("optimizer: nesterov needs the name sgd and a momentum above 0")
+    if not 0.0 < spec.etas[0] < 1.0 < spec.etas[1]:
+        raise SpecError(f"optimizer: expected etas below and above 1, got {spec.etas}")
+    if not 0.0 < spec.step_sizes[0] <= spec.step_sizes[1]:
+        raise SpecError(f"optimizer: expected step_sizes above 0, the least first, got {spec.step_sizes}")
 
 
 def next_values(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:

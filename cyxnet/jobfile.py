@@ -40,10 +40,18 @@ if TYPE_CHECKING:
     from cyxcore.data import DatasetInfo
     from cyxcore.graph import Graph
 
-# Arrays as large as the weights, at the least: those of momentum and of a centred rmsprop are left out.
+# Arrays as large as the weights, at the least: those of momentum and of a centred rmsprop are left out, and adafactor
+# keeps less of matrices.
 OPTIMIZER_SLOTS = {
     **{"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "lion": 1},
-    **{"adamax": 2, "radam": 2, "adadelta": 2, "adafactor": 1},  # of matrices adafactor keeps less
+    **{
+        "adamax": 2,
+        "radam": 2,
+        "adadelta": 2,
+        "adafactor": 1,
+        "rprop": 2,
+        "asgd": 1,
+    },  # adafactor keeps less of matrices
 }
 PACKED, FETCHED = "cyx-packed-", "cyx-fetched-"  # how the names of such folders begin
 REMOTE_DATA = "CYX_REMOTE_DATA"  # names in the environment what kinds of addresses data may come from: https, s3

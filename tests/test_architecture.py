@@ -57,7 +57,8 @@ cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.activations
 cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy cyxcore.nn.attention
 cyxcore.nn.init cyxcore.nn
 cyxcore.preprocessing
-cyxcore.updates cyxcore.schedules cyxcore.optim cyxcore.lr_scheduler cyxcore.objectives cyxcore.tracing cyxcore.overview
+cyxcore.updates cyxcore.schedules cyxcore.optimizer cyxcore.lbfgs cyxcore.optim cyxcore.lr_scheduler
+cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
 cyxcore.history
 cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.augmenting cyxcore.graphlearner

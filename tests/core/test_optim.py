@@ -7,7 +7,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import nn, optim
-from cyxcore.errors import SpecError
+from cyxcore.errors import GraphError, SpecError
 from cyxcore.graphlearner import initial_weights
 from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
@@ -229,3 +229,115 @@ def test_the_state_of_another_optimiser_is_refused_and_changes_nothing() -> None
         with pytest.raises(SpecError, match=f"expected the state of {own}"):
             optimizer.load_state_dict(stepped(other).state_dict())
         assert repr(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("own", "other"), [("Adam", "RAdam"), ("RAdam", "Adamax"), ("Adamax", "AdamW"), ("Lion", "Adam"), ("SGD", "LBFGS")]
+)
+def test_state_that_another_rule_kept_is_refused_also_where_the_options_are_the_same(own: str, other: str) -> None:
+    def stepped(name: str) -> optim.Optimizer:
+        p = cx.tensor([1.0, 2.0], requires_grad=True)
+        optimizer: optim.Optimizer = getattr(optim, name)([p])
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = p.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        return optimizer
+
+    state = stepped(other).state_dict()
+    optimizer = stepped(own)
+    if own != "SGD":  # the options of the two are made the same: only what was kept tells
+        options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        state["param_groups"] = [{**options, "params": [0]}]
+    before = repr(optimizer.state_dict())
+    with pytest.raises(SpecError, match=f"expected the state of {own}"):
+        optimizer.load_state_dict(state)
+    assert repr(optimizer.state_dict()) == before
+
+
+def test_adam_goes_on_from_adamw() -> None:
+    own, optimizer = two_groups()
+    steps(own, optimizer, 2)
+    other = optim.AdamW([{"params": [own[0]]}, {"params": [own[1]]}])
+    other.load_state_dict(optimizer.state_dict())
+    assert other.steps == 2
+
+
+def test_lbfgs_goes_on_from_its_state() -> None:
+    def made() -> tuple[list[cx.Tensor], optim.Optimizer, Any]:
+        own = [cx.tensor([3.0, -2.0], requires_grad=True), cx.tensor([[1.5]], requires_grad=True)]
+        optimizer = optim.LBFGS(own, lr=0.2, max_iter=3, history_size=2)
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = (own[0].square() * cx.tensor([1.0, 4.0])).sum() + (own[1] - own[0].sum()).square().sum()
+            loss.backward()
+            return loss
+
+        return own, optimizer, closure
+
+    own, optimizer, closure = made()
+    optimizer.step(closure)
+    later, resumed, again = made()
+    for p, q in zip(later, own, strict=True):
+        p._assign(q)
+    resumed.load_state_dict(optimizer.state_dict())
+    for _ in range(2):
+        optimizer.step(closure)
+        resumed.step(again)
+    assert [p.tolist() for p in own] == [p.tolist() for p in later]
+    with pytest.raises(SpecError, match="expected the state of LBFGS of 3 numbers, got one of 1"):
+        resumed.load_state_dict(_stepped_lbfgs().state_dict())
+
+
+def _stepped_lbfgs() -> optim.Optimizer:
+    p = cx.tensor([[1.0]], requires_grad=True)
+    q = cx.zeros(0, requires_grad=True)
+    optimizer = optim.LBFGS([p, q])
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = p.square().sum() + q.sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: optim.LBFGS([p]).step(), "LBFGS: expected a closure"),
+        (lambda p: optim.LBFGS([{"params": [p]}, {"params": [cx.zeros(1)]}]), "one group of parameters, got 2"),
+        (lambda p: optim.LBFGS([p], line_search_fn="armijo"), "expected line_search_fn strong_wolfe or None"),
+        (lambda p: optim.LBFGS([p], history_size=0), "expected a history_size of at least 1"),
+        (lambda p: optim.Rprop([p], etas=(1.2, 0.5)), "expected etas"),
+        (lambda p: optim.Rprop([p], step_sizes=(1.0, 0.5)), "expected step_sizes"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(make: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        make(cx.zeros(1, requires_grad=True))
+
+
+def test_lbfgs_is_refused_in_a_compiled_step() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = optim.LBFGS(model.parameters())
+
+    @cx.compile
+    def step(x: Any) -> Any:
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = model(x).square().sum()
+            loss.backward()
+            return loss
+
+        return optimizer.step(closure)
+
+    with pytest.raises(GraphError, match="LBFGS: .* not in a compiled step"):
+        step(cx.ones(3, 2))

@@ -110,7 +110,9 @@ def test_what_a_teacher_says_has_no_gradient_in_a_compiled_step(how: str) -> Non
     assert run(compiled=True) == run(compiled=False)
 
 
-@pytest.mark.parametrize("name", "SGD Adam AdamW NAdam RMSprop Adagrad Lion Adamax RAdam Adadelta Adafactor".split())
+@pytest.mark.parametrize(
+    "name", "SGD Adam AdamW NAdam RMSprop Adagrad Lion Adamax RAdam Adadelta Adafactor Rprop ASGD".split()
+)
 def test_a_compiled_step_is_the_plain_one_to_the_last_bit(name: str) -> None:
     make = getattr(optim, name)
     plain = trained(make, lambda both, number: both[0])
@@ -118,6 +120,27 @@ def test_a_compiled_step_is_the_plain_one_to_the_last_bit(name: str) -> None:
         return  # its products of scalars are the host's in a plain step, the device's in a compiled one
     assert trained(make, lambda both, number: both[1]) == plain
     assert trained(make, lambda both, number: both[number % 2]) == plain
+
+
+def test_a_closure_computes_the_loss_of_a_compiled_step_too() -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Linear(8, 3)
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+
+        def step(x: Any, y: Any) -> Any:
+            def closure() -> Any:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            return optimizer.step(closure)
+
+        made_ready = cx.compile(step) if compiled else step
+        return [made_ready(*batch(number)).item() for number in range(3)] + model.weight.tolist()
+
+    assert run(compiled=True) == run(compiled=False)
 
 
 def test_groups_keep_their_own_learning_rates() -> None:

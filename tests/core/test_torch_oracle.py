@@ -38,6 +38,10 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("Adadelta", {"lr": 0.5, "rho": 0.5, "weight_decay": 0.1}),
     ("Adafactor", {}),
     ("Adafactor", {"lr": 0.1, "weight_decay": 0.1, "d": 2.0, "beta2_decay": -0.5}),
+    ("Rprop", {}),
+    ("Rprop", {"lr": 0.3, "etas": (0.4, 1.5), "step_sizes": (0.1, 0.5)}),
+    ("ASGD", {"lr": 0.1}),
+    ("ASGD", {"lr": 0.1, "lambd": 0.1, "alpha": 0.5, "t0": 3, "weight_decay": 0.1}),
     ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5}),
 ]
 
@@ -52,6 +56,51 @@ def test_twelve_steps_of_an_optimiser(name: str, options: dict[str, Any]) -> Non
         one.step()
         other.step()
     np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=3e-6, atol=1e-6)
+
+
+def test_asgd_has_the_average_of_torch() -> None:
+    ours = cx.tensor(START.astype(np.float32), requires_grad=True)
+    theirs = torch.tensor(START, requires_grad=True)
+    options = {"lr": 0.1, "lambd": 0.1, "t0": 4}
+    one, other = cx.optim.ASGD([ours], **options), torch.optim.ASGD([theirs], **options)
+    for g in GRADIENTS:
+        ours.grad, theirs.grad = cx.tensor(g.astype(np.float32)), torch.tensor(g)
+        one.step()
+        other.step()
+    np.testing.assert_allclose(one.state[0]["asgd_average"].numpy(), other.state[theirs]["ax"].numpy(), rtol=3e-6)
+
+
+def _rosenbrock(m: Any, start: Any, **options: Any) -> tuple[list[float], np.ndarray]:
+    """(losses, the point) after five steps of LBFGS."""
+    p = m.tensor(start, requires_grad=True)
+    optimizer = m.optim.LBFGS([p], **options)
+    losses = []
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = (1.0 - p[0]) ** 2 + 100.0 * (p[1] - p[0] ** 2) ** 2
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        losses.append(optimizer.step(closure).item())
+    return losses, p.detach().numpy()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.1, "max_iter": 5},
+        {"lr": 1e-3, "max_iter": 4, "history_size": 2},
+        {"line_search_fn": "strong_wolfe", "max_iter": 6},
+        {"line_search_fn": "strong_wolfe", "max_iter": 10, "max_eval": 7, "history_size": 3},
+    ],
+)
+def test_lbfgs_takes_torchs_way(options: dict[str, Any]) -> None:
+    start = np.array([-1.2, 1.0])
+    ours, theirs = (_rosenbrock(m, start, **options) for m in (cx, torch))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (5, 1)])

@@ -1,0 +1,191 @@
+"""What all optimisers share: groups of parameters with their options, state by parameter, one step, and its saving."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cyxcore import updates
+from cyxcore.eager import Tensor, no_grad
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.infer import stretches
+from cyxcore.spec import OptimizerSpec
+
+Group = dict[str, Any]
+Parameters = Iterable[Tensor] | Iterable[Group]
+
+
+class Optimizer:
+    """Holds groups of parameters with their options, and per parameter the state of its update rule.
+
+    parameters: tensors, or groups {"params": tensors, option: value, …} whose options go before those of the
+    optimiser. `param_groups` may be changed between steps, as schedulers do with "lr".
+    """
+
+    rule: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = {}  # name here -> field of OptimizerSpec
+
+    def __init__(self, parameters: Parameters, **defaults: Any) -> None:
+        self.defaults: Group = defaults
+        self.param_groups: list[Group] = []
+        self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
+        self.steps = 0
+        given: list[Any] = list(parameters)
+        if not given:
+            raise SpecError(f"{type(self).__name__}: expected at least one parameter, got none")
+        for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Raises SpecError for an option this optimiser lacks, and for a parameter that is in a group already."""
+        name = type(self).__name__
+        if unknown := sorted(set(group) - {"params", *self.defaults}):
+            raise SpecError(f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}")
+        given = group.get("params", ())
+        added = {**self.defaults, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
+        known = {id(p) for p in self.parameters}
+        for parameter in added["params"]:
+            if not isinstance(parameter, Tensor):
+                raise SpecError(f"{name}: expected tensors, got {type(parameter).__name__}")
+            if id(parameter) in known:
+                raise SpecError(f"{name}: a parameter of shape {parameter.shape} is in two groups")
+            known.add(id(parameter))
+        if not added["params"]:
+            raise SpecError(f"{name}: expected at least one parameter in each group")
+        self._spec(added)
+        self.param_groups.append(added)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of all groups, in order."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @property
+    def lr(self) -> float:
+        """Of the first group; setting it sets that of every group."""
+        return float(self.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """No gradients, whatever set_to_none says: there are none until the next backward pass."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient. closure: computes gradients and the loss before it."""
+        loss = None if closure is None else closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        self.steps += 1
+        place = 0
+        with no_grad():
+            for number, group in enumerate(self.param_groups):
+                spec = self._spec(group)
+                scalars: dict[str, tuple[Any, Any]] = {}  # by dtype
+                for p in group["params"]:
+                    if p.grad is not None:
+                        if p.dtype not in scalars:
+                            scalars[p.dtype] = self.scalars(number, p)
+                        lr, step = scalars[p.dtype]
+                        slot = functools.partial(self.slot, place, p)
+                        for old, new in updates.next_values(p, p.grad, slot, lr, step, spec).items():
+                            if new is not old:
+                                old._assign(new)
+                    place += 1
+
+    def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
+        """(learning rate of a group, number of this step), of p's dtype."""
+        lr = self.param_groups[group]["lr"]
+        return Tensor(np.array(lr, p.dtype)), Tensor(np.array(self.steps, p.dtype))
+
+    def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
+        """State of one parameter; see cyxcore.updates.Slot."""
+        state = self.state.setdefault(place, {})
+        if kind not in state:
+            state[kind] = Tensor(np.full(p.shape if shape is None else shape, start, p.dtype)).to(p.device)
+        return state[kind]
+
+    def _spec(self, group: Group) -> OptimizerSpec:
+        named = {self.options.get(key, key): value for key, value in group.items() if key not in ("params", "lr")}
+        spec = OptimizerSpec(name=self.rule, learning_rate=group["lr"], **named)  # type: ignore[arg-type]
+        updates.check(spec)
+        return spec
+
+    # state ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that step() depends on besides the parameters: {"steps", "state", "param_groups"}; arrays, not copies."""
+        groups, first = [], 0
+        for group in self.param_groups:
+            count = len(group["params"])
+            groups.append({**group, "params": list(range(first, first + count))})
+            first += count
+        state = {place: {name: value.numpy() for name, value in own.items()} for place, own in self.state.items()}
+        return {"steps": self.steps, "state": state, "param_groups": groups}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
+        sizes = [len(group["params"]) for group in state["param_groups"]]
+        own = [len(group["params"]) for group in self.param_groups]
+        if sizes != own:
+            raise SpecError(f"load_state_dict: expected groups of {own} parameters, got {sizes}")
+        for group, given in zip(self.param_groups, state["param_groups"], strict=True):
+            if foreign := sorted(set(given) - set(group)):
+                raise SpecError(
+                    f"load_state_dict: expected the state of {type(self).__name__}, got one of another optimiser, with "
+                    f"the options {foreign}"
+                )
+        self._own_state(state)
+        parameters = self.parameters
+        taken: dict[int, dict[str, Tensor]] = {}
+        for place, arrays in state["state"].items():
+            p = parameters[int(place)]
+            for name, array in arrays.items():
+                if not stretches(array.shape, p.shape):
+                    raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
+            taken[int(place)] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
+        for place, slots in self.state.items():  # a compiled step goes on to read the tensors that are there
+            for name, held in slots.items():
+                if name in taken.get(place, {}):
+                    held._assign(taken[place][name])
+                    taken[place][name] = held
+        for group, given in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({key: value for key, value in given.items() if key != "params"})
+        self.steps, self.state = int(state["steps"]), taken
+
+    def _own_state(self, state: Mapping[str, Any]) -> None:
+        """Raises SpecError where no name of what was kept for a parameter is one of this rule."""
+        place = 0
+        for group, given in zip(self.param_groups, state["param_groups"], strict=True):
+            merged = {**group, **given}
+            for p in group["params"]:
+                found = set(state["state"].get(place, ()))
+                own = _kept(len(p.shape), self._spec(merged)) if found else found
+                if own and not found & own:
+                    raise SpecError(
+                        f"load_state_dict: expected the state of {type(self).__name__}, which keeps "
+                        f"{', '.join(sorted(own))}, got {', '.join(sorted(found))} of another optimiser"
+                    )
+                place += 1
+
+
+def _kept(axes: int, spec: OptimizerSpec) -> set[str]:
+    """The names of the state that a rule keeps for a parameter of so many axes."""
+    names: set[str] = set()
+
+    def slot(kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
+        names.add(kind)
+        return Tensor(np.full((1,) * axes if shape is None else shape, start, np.float32))
+
+    p, g = (Tensor(np.ones((1,) * axes, np.float32)) for _ in range(2))
+    one = Tensor(np.array(1.0, np.float32))
+    with no_grad():
+        updates.next_values(p, g, slot, one, one, spec)
+    return names
