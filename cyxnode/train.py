@@ -177,7 +177,7 @@ def save_model(order: Order, job: Job, summary: TrainingSummary) -> None:
     model.save_model(
         order.out_path,
         trainer.learner.graph,
-        trainer.weights,
+        checkpoint.with_one_nan(trainer.weights),
         history=[checkpoint.untimed(metrics) for metrics in trainer.history],
         classes=dataset.classes,
         feature_names=dataset.feature_names,

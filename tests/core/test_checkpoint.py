@@ -166,6 +166,24 @@ def test_the_delivered_model_of_a_resumed_run_has_the_same_bytes(tmp_path: Path)
     assert delivered(start(resume=tmp_path / "at"), "resumed.cyxmodel") == whole
 
 
+NANS = {"float32": ("u4", 0x7FC00000, 0xFFC00001), "float64": ("u8", 0x7FF8 << 48, 0xFFF8 << 48)}
+
+
+@pytest.mark.parametrize("dtype", NANS)
+def test_which_nan_a_processor_makes_is_not_in_a_checkpoint(stored: Path, tmp_path: Path, dtype: str) -> None:
+    found, digests = checkpoint.load(stored), set()
+    bits, *kinds = NANS[dtype]
+    for nan in kinds:
+        array = np.array([0x3F800000, nan, 0x80000000], bits).view(dtype)
+        state = msgspec.structs.replace(found, state=found.state | {"odd": array}, delivered={"odd": array})
+        checkpoint.save(tmp_path / "odd", state)
+        assert array.view(bits)[1] == nan  # the run goes on with its own
+        kept = checkpoint.load(tmp_path / "odd").state["odd"]
+        assert np.isnan(kept[1]) and kept.view(bits)[::2].tolist() == array.view(bits)[::2].tolist()
+        digests.add(hashlib.sha256((tmp_path / "odd").read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
 def test_a_checkpoint_before_the_first_step_is_the_beginning(tmp_path: Path) -> None:
     whole = start()
     whole.checkpoint(tmp_path / "at")

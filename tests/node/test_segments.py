@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -25,7 +26,7 @@ from cyxnet.messages import (
     segment_bytes,
 )
 from cyxnode.pipe import Done, Halted, Order, Saved
-from cyxnode.train import Unattended, train
+from cyxnode.train import Unattended, prepare, save_model, train
 from tests.node.fake_central import FakeCentral, make_assign
 
 Start = Callable[..., Any]
@@ -123,6 +124,17 @@ def test_a_segment_that_ends_where_it_cannot_is_refused(order: Order, tmp_path: 
     for end_step in (3, 4, 1000):
         with pytest.raises(CheckpointError, match=f"begins after step 4 of .* cannot end at step {end_step}"):
             list(train(replace(order, resume_path=str(tmp_path / "start"), end_step=end_step), Unattended()))
+
+
+def test_which_nan_a_processor_makes_is_not_in_the_model(order: Order) -> None:
+    job, models = prepare(order), set()
+    *_, summary = job.trainer.run()
+    for bits in (0x7FC00000, 0xFFC00001):
+        weights = {name: np.full_like(array, np.uint32(bits).view("f4")) for name, array in job.trainer.weights.items()}
+        job.trainer.weights = weights
+        save_model(order, job, summary)
+        models.add(Path(order.out_path).read_bytes())
+    assert len(models) == 1
 
 
 # -- on a node ----------------------------------------------------------------------------------------------
