@@ -112,6 +112,8 @@ _NAMES: dict[str, str] = {
     "lr_finder": "lrfinder",
     "evaluate": "evaluation",
     "predict": "evaluation",
+    "save": "saving",
+    "load": "saving",
     "Model": "model",
     "save_model": "model",
     "load_model": "model",
@@ -212,6 +214,8 @@ if TYPE_CHECKING:
     from cyxcore.profiling import profile as profile
     from cyxcore.quantization import quantize as quantize
     from cyxcore.recipe import load_graph as load_graph
+    from cyxcore.saving import load as load
+    from cyxcore.saving import save as save
     from cyxcore.searching import *  # noqa: F403
     from cyxcore.statistics import *  # noqa: F403
     from cyxcore.torchfunctions import *  # noqa: F403

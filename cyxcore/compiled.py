@@ -14,7 +14,7 @@ from cyxcore.errors import GraphError
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
-from cyxcore.steps import Bound, CompiledStep, used
+from cyxcore.steps import Bound, CompiledStep, Plans, used
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
 
@@ -31,7 +31,7 @@ class Compiled:
     ) -> None:
         self.function, self.device = function, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
-        self._plans: dict[tuple[Any, ...], tuple[Plan, bool, list[Any]]] = {}
+        self._plans = Plans()
         self._bound = Bound([function] if isinstance(function, Module) else [])
         self._lock = Lock()  # a plan has one memory: threads take turns
 
@@ -69,9 +69,7 @@ class Compiled:
             tuple([(x.shape, x.dtype) for x in tensors]),
             self._bound.key(),
         )
-        if key not in self._plans:
-            self._plans[key] = self._compile(tensors, device)
-        plan, several, _ = self._plans[key]
+        plan, several, _ = self._plans.of(key, lambda: self._compile(tensors, device))
         for place, x in enumerate(tensors):
             plan.backend.assign(plan.inputs[str(place)], devices.put(x._data, device))
         plan.run()

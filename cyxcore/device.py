@@ -11,9 +11,11 @@ import functools
 import importlib
 import importlib.util
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -292,6 +294,29 @@ def name_of(array: Array) -> str:
     return _default if _default in OWN_MEMORY else "cuda"
 
 
+class Device(str):
+    """A device's name, as PyTorch's torch.device is written: cx.device("cuda")."""
+
+    __slots__ = ()
+
+    @property
+    def type(self) -> str:
+        """The name itself."""
+        return str(self)
+
+    @property
+    def index(self) -> None:  # type: ignore[override]
+        """A process uses one GPU, which has no number."""
+        return None
+
+
+class _Callable(ModuleType):
+    """This module is cx.device, and as a function it is PyTorch's torch.device."""
+
+    def __call__(self, name: str) -> Device:
+        return Device(check_name(str(name)))
+
+
 def put(array: Array, device: str | None = None) -> Array:
     """The array where a device (None: the default) computes, contiguous: itself if it is there already."""
     name = check_name(_default if device is None else device)
@@ -340,3 +365,6 @@ def use_device(name: str) -> Iterator[None]:
 def _choose(name: str) -> None:
     global _default, straight
     _default, straight = name, name == "cpu" and not _watched
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -387,7 +387,7 @@ class Tensor(Held, Leaving):
         return self.to(device)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("pickle: a tensor is not pickled, a pickle can run code; use cx.save_model, or .numpy()")
+        raise TypeError("pickle: a tensor is not pickled, a pickle can run code; use cx.save")
 
     def __copy__(self) -> "Tensor":
         return self.detach()

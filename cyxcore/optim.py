@@ -19,6 +19,11 @@ from cyxcore.optimizer import Group as Group
 from cyxcore.optimizer import Optimizer as Optimizer
 from cyxcore.optimizer import Parameters as Parameters
 
+__all__ = (
+    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax ExponentialMovingAverage LBFGS Lion NAdam Optimizer RAdam "
+    "RMSprop Rprop SGD clip_grad_norm_ clip_grad_value_"
+).split()
+
 
 class ExponentialMovingAverage:
     """Averages of parameters: update() after each step, swap() to use them."""
@@ -285,7 +290,7 @@ class ASGD(Optimizer):
 
 
 def __getattr__(name: str) -> Any:
-    """optim.lr_scheduler, as PyTorch's code writes it: cx.lr_scheduler."""
-    if name == "lr_scheduler":
-        return importlib.import_module("cyxcore.lr_scheduler")
+    """optim.lr_scheduler and optim.swa_utils, as PyTorch's code writes them."""
+    if name in ("lr_scheduler", "swa_utils"):
+        return importlib.import_module(f"cyxcore.{name}")
     raise AttributeError(f"cyxcore.optim has no {name!r}")

@@ -38,7 +38,17 @@ NAMES: dict[str, str] = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-_CODES = {dtype: code for code, dtype in NAMES.items()}
+WITH_BFLOAT16 = {**NAMES, "BF16": "bfloat16"}  # which NumPy does not know: an array of one uint16 field of that name
+_CODES = {dtype: code for code, dtype in WITH_BFLOAT16.items()}
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype.name if dtype.names is None else dtype.names[0])
+
+
+def _stored(name: str) -> Any:
+    """How an array of a dtype lies in a file."""
+    return np.dtype([(name, "<u2")]) if name == "bfloat16" else np.dtype(name).newbyteorder("<")
 
 
 class Entry(NamedTuple):
@@ -55,7 +65,7 @@ def in_file_order(tensors: Mapping[str, Array]) -> Iterator[tuple[str, memoryvie
     """Names and raw little-endian bytes as they lie in a file, not copied where that is how they lie in memory."""
     for name in _order(tensors):
         array = tensors[name]
-        little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        little = np.ascontiguousarray(array.astype(_stored(_name(array.dtype)), copy=False))
         yield name, little.reshape(-1).view(np.uint8).data
 
 
@@ -72,10 +82,10 @@ def _head(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None) -> b
     offset = 0
     for name in _order(tensors):
         array = tensors[name]
-        if array.dtype.name not in _CODES or name == "__metadata__":
+        if _name(array.dtype) not in _CODES or name == "__metadata__":
             raise FormatError(f"safetensors: cannot store {name!r} of dtype {array.dtype}; use astype first")
         header[name] = {
-            "dtype": _CODES[array.dtype.name],
+            "dtype": _CODES[_name(array.dtype)],
             "shape": list(array.shape),
             "data_offsets": [offset, offset + array.nbytes],
         }
@@ -161,7 +171,11 @@ def load(path: str | os.PathLike[str], advance: Advance | None = None) -> tuple[
 
 
 def load_from(
-    file: BinaryIO, size_bytes: int, name: str, advance: Advance | None = None
+    file: BinaryIO,
+    size_bytes: int,
+    name: str,
+    advance: Advance | None = None,
+    dtypes: Mapping[str, str] = NAMES,
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """Like load, from an open file of known size, positioned at its start. `name` is for messages."""
     where = f"safetensors {name}"
@@ -170,7 +184,7 @@ def load_from(
     header_bytes = int.from_bytes(file.read(8), "little")
     if header_bytes > min(MAX_HEADER_BYTES, size_bytes - 8):
         raise FormatError(f"{where}: the header claims {header_bytes} bytes, the file has {size_bytes - 8} left")
-    entries, metadata = _header(file.read(header_bytes), size_bytes - 8 - header_bytes, where)
+    entries, metadata = _header(file.read(header_bytes), size_bytes - 8 - header_bytes, where, dtypes)
     tensors = {}
     for entry in entries:  # in file order, without gaps
         raw = file.read(entry.stop - entry.start)
@@ -178,8 +192,8 @@ def load_from(
             raise FormatError(f"{where}: {entry.name!r} ends early: {len(raw)} of {entry.stop - entry.start} bytes")
         if entry.dtype == "bool" and raw.strip(b"\x00\x01"):
             raise FormatError(f"{where}: {entry.name!r} is BOOL but holds bytes other than 0 and 1")
-        array = np.frombuffer(bytearray(raw), np.dtype(entry.dtype).newbyteorder("<"))
-        tensors[entry.name] = array.astype(entry.dtype, copy=False).reshape(entry.shape)
+        array = np.frombuffer(bytearray(raw), _stored(entry.dtype))
+        tensors[entry.name] = array.astype(array.dtype.newbyteorder("="), copy=False).reshape(entry.shape)
         if advance is not None:
             advance(8 + header_bytes + entry.stop)
     return tensors, metadata
@@ -196,7 +210,7 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
 
 
-def _header(raw: bytes, data_bytes: int, where: str) -> tuple[list[Entry], dict[str, str]]:
+def _header(raw: bytes, data_bytes: int, where: str, dtypes: Mapping[str, str]) -> tuple[list[Entry], dict[str, str]]:
     """Entries in file order, covering the data exactly, and the metadata."""
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
@@ -207,7 +221,9 @@ def _header(raw: bytes, data_bytes: int, where: str) -> tuple[list[Entry], dict[
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{where}: expected __metadata__ to map strings to strings")
-    entries = sorted((_entry(name, value, where) for name, value in header.items()), key=lambda e: (e.start, e.stop))
+    entries = sorted(
+        (_entry(name, value, where, dtypes) for name, value in header.items()), key=lambda e: (e.start, e.stop)
+    )
     end = 0
     for entry in entries:
         if entry.start != end:
@@ -222,19 +238,19 @@ def _natural(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _entry(name: str, value: Any, where: str) -> Entry:
+def _entry(name: str, value: Any, where: str, dtypes: Mapping[str, str]) -> Entry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where}: {name[:80]!r}: expected dtype, shape and data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(code, str) or code not in NAMES:
-        raise FormatError(f"{where}: {name[:80]!r}: expected a dtype of {', '.join(NAMES)}, got {str(code)[:20]!r}")
+    if not isinstance(code, str) or code not in dtypes:
+        raise FormatError(f"{where}: {name[:80]!r}: expected a dtype of {', '.join(dtypes)}, got {str(code)[:20]!r}")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_natural, shape)):
         raise FormatError(f"{where}: {name[:80]!r}: expected at most {MAX_RANK} natural sizes as shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
         raise FormatError(f"{where}: {name[:80]!r}: expected two natural numbers as data_offsets")
-    needed = math.prod(shape) * np.dtype(NAMES[code]).itemsize
+    needed = math.prod(shape) * _stored(dtypes[code]).itemsize
     if offsets[1] - offsets[0] != needed:
         raise FormatError(
             f"{where}: {name[:80]!r}: {code} {shape} takes {needed} bytes, its offsets span {offsets[1] - offsets[0]}"
         )
-    return Entry(name, NAMES[code], tuple(shape), offsets[0], offsets[1])
+    return Entry(name, dtypes[code], tuple(shape), offsets[0], offsets[1])

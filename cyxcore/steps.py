@@ -84,6 +84,26 @@ class Bound:
         return [self.parts, self.tensors, [x._data for x in self.tensors]]
 
 
+MOST_PLANS = 64  # of one compiled function: each has memory of its own
+
+
+class Plans(dict[tuple[Any, ...], Any]):
+    """The plans of a compiled function by their keys: of more than MOST_PLANS the one not used for longest goes."""
+
+    _last: Any = None  # (key, plan) of the call before: most calls are of that shape again
+
+    def of(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """The plan of a key, made where there is none."""
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
+        found = self.pop(key, None)
+        self[key] = found = make() if found is None else found
+        self._last = (key, found)
+        if len(self) > MOST_PLANS:
+            del self[next(iter(self))]
+        return found
+
+
 class _Traced(NamedTuple):
     plan: Plan
     several: bool
@@ -106,7 +126,7 @@ class CompiledStep:
     ) -> None:
         self.function, self.modules, self.optimizers, self.device = function, modules, optimizers, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
-        self._plans: dict[tuple[Any, ...], _Traced] = {}
+        self._plans = Plans()
         self._bound = Bound(modules)
         self._lock = Lock()  # a plan has one memory
 
@@ -128,9 +148,7 @@ class CompiledStep:
             tuple([id(optimizer.state) for optimizer in self.optimizers]),
             *[_options(group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
-        traced = self._plans.get(key)
-        if traced is None:
-            traced = self._plans[key] = self._trace(tensors, device)
+        traced: _Traced = self._plans.of(key, lambda: self._trace(tensors, device))
         plan = traced.plan
         backend = plan.backend
         for x, fed in zip(tensors, traced.fed, strict=True):

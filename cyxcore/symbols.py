@@ -67,6 +67,9 @@ class Symbol(Value):
         if self.builder.differentiate is not None:
             self.node = self.builder.current[self.home] = new.detach().node
 
+    def _following(self) -> "Symbol":
+        return self.builder.at(self.builder.updates.get(self.home, self.node))
+
     def __repr__(self) -> str:
         return f"Symbol(node {self.node}: {self.builder.nodes[self.node].op} {self.shape} {self.dtype})"
 

@@ -148,6 +148,10 @@ class Value:
         """Make a buffer hold `value` from the next step on."""
         raise NotImplementedError
 
+    def _following(self) -> Any:
+        """Of a buffer what it holds after what was assigned so far; in a graph it holds that from the next step on."""
+        return self
+
     def _next(self, op: str, *others: Any, **attrs: Any) -> Any:
         """An update op, whose result takes the place of this value: a tensor is written in place."""
         return apply(op, self, *others, **attrs)

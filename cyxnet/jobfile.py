@@ -44,14 +44,7 @@ if TYPE_CHECKING:
 # keeps less of matrices.
 OPTIMIZER_SLOTS = {
     **{"sgd": 0, "adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "lion": 1},
-    **{
-        "adamax": 2,
-        "radam": 2,
-        "adadelta": 2,
-        "adafactor": 1,
-        "rprop": 2,
-        "asgd": 1,
-    },  # adafactor keeps less of matrices
+    **{"adamax": 2, "radam": 2, "adadelta": 2, "adafactor": 1, "rprop": 2, "asgd": 1},
 }
 PACKED, FETCHED = "cyx-packed-", "cyx-fetched-"  # how the names of such folders begin
 REMOTE_DATA = "CYX_REMOTE_DATA"  # names in the environment what kinds of addresses data may come from: https, s3

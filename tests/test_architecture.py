@@ -47,7 +47,7 @@ cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft
-cyxcore.random cyxcore.torchfunctions cyxcore.distributions
+cyxcore.saving cyxcore.random cyxcore.torchfunctions cyxcore.distributions
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
 cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows
@@ -58,7 +58,7 @@ cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxc
 cyxcore.nn.init cyxcore.nn
 cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optimizer cyxcore.lbfgs cyxcore.optim cyxcore.lr_scheduler
-cyxcore.objectives cyxcore.tracing cyxcore.overview
+cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
 cyxcore.history
 cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.augmenting cyxcore.graphlearner

@@ -40,8 +40,9 @@ def batch_norm(
         rows = x._constant(1.0, x.dtype).broadcast_to(x.shape[0]).sum()
         count = rows * float(math.prod(x.shape[2:]))
         unbiased = var * (count / maximum(count - 1.0, 1.0))
-        running_mean._assign(running_mean * (1.0 - momentum) + mean.reshape(-1) * momentum)
-        running_var._assign(running_var * (1.0 - momentum) + unbiased.reshape(-1) * momentum)
+        # A graph may call one layer twice: the second call goes on from what the first one left.
+        for running, own in ((running_mean, mean), (running_var, unbiased)):
+            running._assign(running._following() * (1.0 - momentum) + own.reshape(-1) * momentum)
         return centred / (var + eps).sqrt()
 
     def with_running() -> Any:

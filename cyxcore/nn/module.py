@@ -13,7 +13,7 @@ from cyxcore.errors import CyxError, DtypeError, ShapeError, SpecError
 from cyxcore.graph import at_layer
 from cyxcore.nn.hooks import KINDS, Handle, called
 from cyxcore.symbols import Symbol
-from cyxcore.values import TracedMode
+from cyxcore.values import TracedMode, Value
 
 Array = np.ndarray[Any, Any]
 
@@ -95,6 +95,19 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if "_parameters" not in self.__dict__:
             raise SpecError(f"{type(self).__name__}: call super().__init__() before setting {name!r}")
+        if isinstance(value, Value) and not isinstance(value, Parameter):
+            if name in self._buffers:  # self.count += 1: it stays a buffer, in a graph one that is written
+                held = self._buffers[name]
+                if isinstance(value, Symbol) and isinstance(held, Symbol):
+                    held._assign(value)
+                else:
+                    self._buffers[name] = value
+                return
+            if name in self._parameters:
+                raise SpecError(
+                    f"{type(self).__name__}: {name!r} is a parameter, got a tensor for it; write into it under "
+                    "no_grad() with copy_(), or assign an nn.Parameter"
+                )
         for table in ("_parameters", "_buffers", "_modules"):
             self.__dict__[table].pop(name, None)
         if isinstance(value, Parameter):
@@ -255,7 +268,7 @@ class Module:
         are passed over: nothing here reads them.
         """
         own = self.saved_arrays()
-        given = {name: np.asarray(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        given = {name: as_array(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
         missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
         if strict and (missing or unknown):
             raise SpecError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
@@ -264,7 +277,8 @@ class Module:
             if given[name].shape != own[name].shape:
                 raise ShapeError(f"load_state_dict: {name}: expected {own[name].shape}, got {given[name].shape}")
         for name in common:
-            own[name][...] = devices.put(given[name].astype(own[name].dtype), devices.name_of(own[name]))
+            array = as_array(given[name], devices.DTYPE_NAMES[own[name].dtype])
+            own[name][...] = devices.put(array, devices.name_of(own[name]))
         for value in (*self.parameters(), *self.buffers()):
             value._wrote()
         return LoadedKeys(missing, unknown)

@@ -233,3 +233,46 @@ def test_module_lists_hold_parameters() -> None:
         6,
         5,
     )
+
+
+def test_a_buffer_that_is_assigned_to_stays_one() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", cx.tensor(0.0))
+            self.register_buffer("mean", cx.zeros(2))
+            self.linear = nn.Linear(2, 1)
+
+        def forward(self, x: Any) -> Any:
+            self.count += 1.0
+            self.mean = self.mean * 0.5 + x.mean(0) * 0.5
+            return self.linear(x)
+
+    def run(compiled: bool) -> dict[str, Any]:
+        cx.manual_seed(0)
+        model = Counting()
+        optimizer = cx.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x: Any) -> Any:
+            loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made_ready = cx.compile(step) if compiled else step
+        for number in range(3):
+            made_ready(cx.full((4, 2), float(number)))
+        return {name: value.tolist() for name, value in model.state_dict().items()}
+
+    found = run(compiled=False)
+    assert found["count"] == 3.0 and found["mean"] == [1.25, 1.25]
+    assert run(compiled=True) == found
+
+
+def test_a_tensor_in_the_place_of_a_parameter_is_refused() -> None:
+    layer = nn.Linear(2, 1)
+    with pytest.raises(SpecError, match="'weight' is a parameter, got a tensor for it"):
+        layer.weight = cx.zeros(1, 2)
+    layer.weight = nn.Parameter(cx.zeros(1, 2))
+    assert [name for name, _ in layer.named_parameters()] == ["bias", "weight"]

@@ -369,3 +369,21 @@ def test_a_compiled_module_follows_its_parts() -> None:
     answer(x)
     model[3].weight = nn.Parameter(np.ones((3, 16), np.float32))
     assert answer(x).tolist() == model(x).tolist()
+
+
+def test_a_compiled_function_keeps_so_many_plans_and_makes_the_others_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cyxcore.steps.MOST_PLANS", 3)
+    model = nn.Linear(8, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    step = cx.compile(training_step(model, optimizer, clip=False))
+    function = cx.compile(lambda x: x * 2.0)
+    for rows in (1, 2, 3, 1, 4, 5, 1, 1):
+        x, y = cx.ones(rows, 8), cx.zeros(rows, dtype="int64")
+        assert step(x, y).item() == F.cross_entropy(model(x), y).item()
+        assert function(x).shape == (rows, 8)
+    for compiled in (step, function):
+        assert [key[3][0][0] if compiled is step else key[2][0][0] for key in compiled._plans] == [
+            (4, 8),
+            (5, 8),
+            (1, 8),
+        ]

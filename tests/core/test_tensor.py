@@ -249,7 +249,7 @@ def test_a_deep_copy_has_its_own_memory_and_class() -> None:
 
 
 def test_a_tensor_is_not_pickled() -> None:
-    with pytest.raises(TypeError, match="use cx.save_model"):
+    with pytest.raises(TypeError, match="use cx.save"):
         pickle.dumps(cx.zeros(1))
 
 

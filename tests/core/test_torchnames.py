@@ -756,3 +756,11 @@ def test_an_embedding_with_a_padding_row_and_pooling_with_places_in_a_graph() ->
     pool, images = cx.nn.MaxPool2d(2, return_indices=True), cx.tensor(CUBE[:, None, :2])
     for one, other in zip(cx.compile(pool)(images), pool(images), strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_device_is_written_as_in_pytorch() -> None:
+    device = cx.device("cuda" if cx.cuda.is_available() else "cpu")
+    assert cx.ones(2, device=device).to(device).device == device == device.type and isinstance(device, str)
+    assert cx.device(device) == device and device.index is None
+    with pytest.raises(SpecError, match="expected one of"):
+        cx.device("tpu")

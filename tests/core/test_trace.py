@@ -10,6 +10,10 @@ from cyxcore import functional as F
 from cyxcore import nn
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.evaluation import predict
+from cyxcore.graphlearner import initial_weights
+from cyxcore.objectives import training_step
+from cyxcore.plan import Plan
+from cyxcore.spec import OptimizerSpec, TrainingSpec
 
 pytestmark = pytest.mark.usefixtures("each_device")
 
@@ -183,3 +187,26 @@ def test_a_layer_is_traced_for_any_number_of_rows(module: nn.Module, shape: tupl
         x = np.random.default_rng(rows).normal(size=(rows, *shape)).astype(np.float32)
         atol = 1e-6 if cx.default_device() == "cuda" else 0.0  # there a scalar may be computed on either side
         np.testing.assert_allclose(predict(graph, weights, x), module(cx.tensor(x)).numpy(), rtol=0, atol=atol)
+
+
+def test_a_batch_norm_that_is_called_twice_learns_from_both() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Any) -> Any:
+            return self.norm(self.norm(x) * 3.0 + 1.0)
+
+    x = cx.tensor(np.random.default_rng(0).normal(2.0, 3.0, (16, 4)).astype(np.float32))
+    net = Twice()
+    graph, weights = cx.trace(net, (4,))
+    step = training_step(graph, 16, TrainingSpec(loss="mse", optimizer=OptimizerSpec(name="sgd")))
+    state = {name: cx.device.put(array) for name, array in (initial_weights(step, 0) | weights).items()}
+    plan = Plan(step, state)
+    plan.inputs["x"][...], plan.inputs["target"][...], plan.inputs["step"][...] = x.numpy(), 0.0, 1
+    plan.inputs["learning_rate"][...] = 0.01
+    plan.run()
+    net(x)
+    for name in ("norm.running_mean", "norm.running_var"):
+        np.testing.assert_allclose(cx.device.host(state[name]), net.state_dict()[name], rtol=1e-5)
