@@ -614,7 +614,7 @@ class Api:
             node = candidate.node
             metrics = _metrics(await self._central.cache.get(keys.node_info(node.node_id)), _Hardware)
             last_seen_ms = seen.get(node.node_id, node.changed_at_ms)
-            return views.node_view(node, self._world.runs_of(node.node_id), last_seen_ms, metrics)
+            return views.node_view(candidate, self._world.runs_of(node.node_id), last_seen_ms, metrics)
 
         found = await listing.page(behind[: ask.limit], view)
         prices = [each.node.price_per_hour_base_units for each in matching if each.node.online]

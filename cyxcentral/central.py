@@ -101,7 +101,10 @@ class Central:
         self.verifier = Verifier(self._many_ask)
         settlement.verify = self.verifier.signed_by
         self.cache = open_cache(network.redis_url)
-        self.world = World(configured_weights(network))
+        unproven = schedule.Unproven(
+            limit_base_units=network.unproven_limit_base_units, vouched=frozenset(network.vouched)
+        )
+        self.world = World(configured_weights(network), unproven)
         self.events = EventLog(core, self.central_id, self.world, machine)
         self.events.read_ahead = functools.partial(readahead.blocks, network.core_url, tls_ca=network.tls_ca)
         if network.monitor_url:

@@ -32,6 +32,8 @@ SAFETY_NET_S = 1.0  # decisions follow events at once; silence, standing still a
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
 PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state; a replica its drain_s besides
+ALONE = "limit_base_units"  # in the explanation of a lease: its node is not proven, and may have this one only
+ONE_TOO_MANY = "the node is not proven, and another central gave it a job at the same moment: it has one at a time"
 NODE_GONE = "the node that held the lease is gone"
 MOST_LEASES_AT_ONCE = 500  # that are lost together with their node
 LONGEST_REASON_CHARS = 500
@@ -200,17 +202,19 @@ class Dispatch:
 
     def _lease_of(self, job: jobs.Job, choice: schedule.Assignment) -> m.Leased | None:
         node = self._world.nodes[choice.node_id]
+        candidate = self._world.candidate(node.node_id, self._machine.wall_ms())
+        limit = candidate.limit_base_units
         event = m.Leased(
             attempt=job.attempt + 1,
             node_id=node.node_id,
             session=node.session,
             wallet=node.wallet,
             lease_ms=self.lease_ms,
-            explanation=choice.explanation,
+            explanation=choice.explanation | ({ALONE: limit} if limit else {}),
             resume=job.checkpoint,  # the newest that can be used
         )
         # asked again, because another central may have filled the node since it was chosen
-        taken = schedule.refusal(job, self._world.candidate(node.node_id, self._machine.wall_ms()))
+        taken = schedule.refusal(job, candidate)
         return None if taken or jobs.illegal(job, event) else event
 
     async def _scale(self, changed: set[str] | None) -> None:
@@ -375,9 +379,21 @@ class Dispatch:
                 await self._lose(job.job_id, attempt.number, nodes.NODE_LOST, NODE_GONE)
             elif job.job.serve and jobs.time_used(job, self._machine.wall_ms()):
                 await self._end_of_time(job.job_id)
+            elif self._one_too_many(job):
+                await self._lose(job.job_id, attempt.number, jobs.REFUSED, ONE_TOO_MANY)
+                await self.stop_run(self._world.jobs[job.job_id], ONE_TOO_MANY)
             elif why := self._stuck(job, now):
                 await self._lose(job.job_id, attempt.number, *why)
                 await self.stop_run(self._world.jobs[job.job_id], why[1])
+
+    def _one_too_many(self, job: jobs.Job) -> bool:
+        """Whether a lease is to be given back because two centrals gave a node one each that may have one only."""
+        if ALONE not in job.attempts[-1].explanation:
+            return False
+        held = [
+            each for each in self._world.runs_of(job.attempts[-1].node_id) if ALONE in each.attempts[-1].explanation
+        ]
+        return job.job_id != min((each.attempts[-1].leased_at_ms, each.job_id) for each in held)[1]
 
     def _hears_pings(self, job: jobs.Job) -> bool:
         """Whether a replica's node has said so: those of earlier versions do not, and are not asked."""

@@ -12,17 +12,21 @@ from typing import Any, NamedTuple
 
 from cyxcentral import tree
 from cyxcentral.jobs import BACKOFF_MS, Job
-from cyxcentral.schedule import place
+from cyxcentral.schedule import for_proven, place
 
 Place = tuple[int, str]
 
 
 class Needs(NamedTuple):
-    """What jobs of one group need, besides memory. node_id: of the one node that they ask for; empty for any."""
+    """What jobs of one group need, besides memory. node_id: of the one node that they ask for; empty for any.
+
+    proven: they are worth too much for a node that is not proven.
+    """
 
     cuda: bool
     cores: int
     node_id: str = ""
+    proven: bool = False
 
 
 class Spot(NamedTuple):
@@ -41,15 +45,16 @@ def _earliest(value: Any, key: tuple[int, Place], before: Place | None, after: P
     return first if after is None or first < after else after
 
 
-def needs_of(job: Job) -> Needs:
+def needs_of(job: Job, limit_base_units: int = 0) -> Needs:
+    """limit: what a job may be worth that a node gets which is not proven; 0: anything."""
     needs = job.job.needs
-    return Needs(needs.device == "cuda", needs.cores, needs.node_id)
+    return Needs(needs.device == "cuda", needs.cores, needs.node_id, for_proven(job, limit_base_units))
 
 
-def _spot(job: Job) -> Spot:
+def _spot(job: Job, limit_base_units: int) -> Spot:
     # what happened to the job since (its deposit became final) has the time of another central: no rest is longer
     rest_ms = min(max(0, job.not_before_ms - job.changed_at_ms), BACKOFF_MS[-1])
-    return Spot(needs_of(job), (job.memory_bytes, place(job)), job.not_before_ms, rest_ms)
+    return Spot(needs_of(job, limit_base_units), (job.memory_bytes, place(job)), job.not_before_ms, rest_ms)
 
 
 class Line:
@@ -59,7 +64,8 @@ class Line:
     wrote it may have had a clock that is hours ahead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_base_units: int = 0) -> None:
+        self._limit_base_units = limit_base_units  # of what a job may be worth for a node that is not proven
         self._spots: dict[str, Spot] = {}
         self._trees: dict[str, dict[Needs, tree.Tree]] = {"": {}}  # those that may start now, by the node they ask for
         self._ready: set[str] = set()  # ids of the jobs in the trees
@@ -78,7 +84,7 @@ class Line:
 
     def enter(self, job: Job) -> None:
         """A job waits, from its not_before_ms on. One that is in the line already takes its new place."""
-        spot, known = _spot(job), self._spots.get(job.job_id)
+        spot, known = _spot(job, self._limit_base_units), self._spots.get(job.job_id)
         if known is not None and known[:3] == spot[:3]:
             return
         self.leave(job.job_id)
@@ -101,7 +107,7 @@ class Line:
             if job.not_before_ms > self._now_ms:
                 self.enter(job)
                 continue
-            spot = self._spots[job.job_id] = _spot(job)
+            spot = self._spots[job.job_id] = _spot(job, self._limit_base_units)
             self._ready.add(job.job_id)
             groups.setdefault(spot.needs, []).append((spot.key, None))
         for needs, items in groups.items():

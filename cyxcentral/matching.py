@@ -10,7 +10,7 @@ from cyxcentral import schedule
 from cyxcentral.jobs import Job
 from cyxcentral.line import Line, Needs
 from cyxcentral.room import Room
-from cyxcentral.schedule import Assignment, Candidate, Weights
+from cyxcentral.schedule import Assignment, Candidate, Unproven, Weights
 
 MAX_PLANNED = 256  # assignments of one plan: the log takes them one by one, and the world changes meanwhile
 
@@ -18,10 +18,11 @@ MAX_PLANNED = 256  # assignments of one plan: the log takes them one by one, and
 class Matching:
     """Fed with what changes, by World; asked for a plan, by the dispatch loop."""
 
-    def __init__(self, weights: Weights | None = None):
+    def __init__(self, weights: Weights | None = None, unproven: Unproven | None = None):
         self.weights = weights or Weights()
-        self.line = Line()
-        self.room = Room(self.weights)
+        self._unproven = unproven or Unproven()
+        self.line = Line(self._unproven.limit_base_units)
+        self.room = Room(self.weights, self._unproven)
         self._waiting: dict[str, Job] = {}
         self._new: dict[str, Job] = {}  # of those, who came since somebody had room: they stand in the line later
 
@@ -73,7 +74,7 @@ class Matching:
     def _line_up(self, now_ms: int) -> None:
         """Those who came while nobody had room stand in the line now. Many of them are sorted at once."""
         if len(self._new) > len(self.line) and not self.line.some_rest:
-            self.line = Line()
+            self.line = Line(self._unproven.limit_base_units)
             self.line.advance(now_ms)
             self.line.enter_all(self._waiting.values())
         else:
@@ -114,7 +115,7 @@ class Matching:
     def _largest_free_bytes(self, needs: Needs) -> int | None:
         if needs.node_id:
             return self.room.free_bytes_of(needs.node_id, needs.cuda, needs.cores)
-        return self.room.largest_free_bytes(needs.cuda, needs.cores)
+        return self.room.largest_free_bytes(needs.cuda, needs.cores, needs.proven)
 
     def _best(self, job: Job) -> list[Candidate]:
         return list(islice(self.room.ranked(job), schedule.shown(len(self.room.candidates))))

@@ -148,7 +148,12 @@ def tier(node: Node) -> str:
 
 def proven(node: Node) -> bool:
     """Whether enough clients have paid for the node's work since it was new, or since its last ban ended."""
-    return sum(payer.proves for payer in node.payers) >= PROVEN_CLIENTS
+    return proofs(node) >= PROVEN_CLIENTS
+
+
+def proofs(node: Node) -> int:
+    """Clients whose payment says something of the node."""
+    return sum(payer.proves for payer in node.payers)
 
 
 def at(node: Node, now_ms: int) -> Node:

@@ -96,9 +96,9 @@ class Operators:
             return None if nodes.granted(node, ask.request_id) else event_of(node, now_ms)
 
         await self._events.record(subjects.node_event(node_id), decide)
-        node = nodes.at(self._world.nodes[node_id], self._events.machine.wall_ms())
-        seen_ms = self._dispatch.seen_at_ms.get(node_id, node.changed_at_ms)
-        return views.node_view(node, self._world.runs_of(node_id), seen_ms, None)
+        candidate = self._world.candidate(node_id, self._events.machine.wall_ms())
+        seen_ms = self._dispatch.seen_at_ms.get(node_id, candidate.node.changed_at_ms)
+        return views.node_view(candidate, self._world.runs_of(node_id), seen_ms, None)
 
     async def _say_of_client(self, caller, ask, event_of) -> m.ClientView:  # type: ignore[no-untyped-def]
         self.check(caller)

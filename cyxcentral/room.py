@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from cyxcentral import nodes, schedule, tree
 from cyxcentral.jobs import Job
-from cyxcentral.schedule import Candidate, Weights
+from cyxcentral.schedule import Candidate, Unproven, Weights
 
 Key = tuple[int, str]  # (-free memory in bytes, node id): the most memory comes first
-Shelf = tuple[bool, str | None]  # (nodes that have a GPU, region or None for all regions)
+Shelf = tuple[bool, str | None, bool]  # (nodes that have a GPU, region or None for all regions, those not proven)
 
 
 class Standing(NamedTuple):
@@ -60,8 +60,9 @@ class Room:
     Changes are kept until somebody asks: a node that changes five times between two decisions is sorted in once.
     """
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: Weights, unproven: Unproven | None = None):
         self._weights = weights
+        self._unproven = unproven or Unproven()
         self.candidates: dict[str, Candidate] = {}
         self._trees: dict[Shelf, tree.Tree] = {}
         self._placed: dict[str, tuple[Key, list[tuple[Shelf, Standing]]]] = {}  # where a node stands in the trees
@@ -85,7 +86,7 @@ class Room:
             until_ms, node_id = heapq.heappop(self._bans)
             candidate = self.candidates[node_id]
             if candidate.node.banned_until_ms == until_ms:
-                self.candidates[node_id] = _lapsed(candidate, now_ms)
+                self.candidates[node_id] = self._lapsed(candidate, now_ms)
                 self._changed.add(node_id)
         for node_id in self._changed:
             self._sort_in(self.candidates[node_id])
@@ -119,9 +120,15 @@ class Room:
         fits = hardware.cores >= cores and (bool(hardware.gpus) or not cuda)
         return candidate.memory_free_bytes if fits else None
 
-    def largest_free_bytes(self, cuda: bool, cores: int) -> int | None:
+    def largest_free_bytes(self, cuda: bool, cores: int, proven: bool = False) -> int | None:
         """The most memory that is free on one node with a free run and so many cores; None when there is none."""
-        at = self._trees.get((cuda, None))
+        return max(
+            (free for strange in _kinds(proven) if (free := self._most_free(cuda, cores, strange)) is not None),
+            default=None,
+        )
+
+    def _most_free(self, cuda: bool, cores: int, strange: bool) -> int | None:
+        at = self._trees.get((cuda, None, strange))
         if at is None or at.summary.cores < cores:
             return None
         while True:
@@ -151,14 +158,16 @@ class Room:
         """How many nodes cannot take the job, by what they lack; as schedule.lacking counts them."""
         needs = job.job.needs
         cuda = needs.device == "cuda"
-        without_gpu = len(self._placed) - tree.size(self._trees.get((True, None))) if cuda else 0
-        every = self._trees.get((False, None))
+        with_gpu = sum(tree.size(self._trees.get((True, None, strange))) for strange in (False, True))
+        every = [self._trees.get((False, None, strange)) for strange in (False, True)]
+        too_little = (-job.memory_bytes + 1, "")
         counts = {
             **self._away_counts,
             schedule.OTHER_NODE: len(self._placed) - (needs.node_id in self._placed) if needs.node_id else 0,
-            schedule.NO_GPU: without_gpu,
+            schedule.NO_GPU: len(self._placed) - with_gpu if cuda else 0,
             schedule.FEW_CORES: sum(n for cores, n in self._cores.items() if cores < needs.cores),
-            schedule.LITTLE_MEMORY: tree.size(every) - tree.count_below(every, (-job.memory_bytes + 1, "")),
+            schedule.LITTLE_MEMORY: sum(tree.size(each) - tree.count_below(each, too_little) for each in every),
+            schedule.NOT_PROVEN: tree.size(every[True]) if self._for_proven(job) else 0,
         }
         return {reason: number for reason, number in counts.items() if number}
 
@@ -198,16 +207,23 @@ class Room:
                 value = standing + memory_weight * (1.0 - needed_bytes / (free_bytes or 1)) + located
                 heapq.heappush(heap, (-value, found.key, next(ticket), found.key[1], located, elsewhere))
 
+    def _for_proven(self, job: Job) -> bool:
+        return schedule.for_proven(job, self._unproven.limit_base_units)
+
     def _shelves(self, job: Job) -> list[tuple[Shelf, float, tuple[str, ...]]]:
         """Trees to search, each with its location term and the regions that another of them answers for."""
         cuda, wanted = job.job.needs.device == "cuda", job.job.needs.region
-        if not wanted:
-            return [((cuda, None), schedule.location_term("", ""), ())]
-        return [
-            ((cuda, wanted), schedule.location_term(wanted, wanted), ()),
-            ((cuda, ""), schedule.location_term(wanted, ""), ()),
-            ((cuda, None), 0.0, (wanted, "")),
-        ]
+        found: list[tuple[Shelf, float, tuple[str, ...]]] = []
+        for strange in _kinds(self._for_proven(job)):
+            if not wanted:
+                found.append(((cuda, None, strange), schedule.location_term("", ""), ()))
+                continue
+            found += [
+                ((cuda, wanted, strange), schedule.location_term(wanted, wanted), ()),
+                ((cuda, "", strange), schedule.location_term(wanted, ""), ()),
+                ((cuda, None, strange), 0.0, (wanted, "")),
+            ]
+        return found
 
     def _sort_in(self, candidate: Candidate) -> None:
         node = candidate.node
@@ -227,10 +243,10 @@ class Room:
             self._trees[shelf] = tree.put(self._trees.get(shelf), key, own, _best)
 
     def _shelves_of(self, candidate: Candidate) -> list[tuple[Shelf, Standing]]:
-        node, found = candidate.node, []
+        node, strange, found = candidate.node, candidate.limit_base_units > 0, []
         for cuda in (False, True) if node.hardware.gpus else (False,):
             own = Standing(schedule.standing(candidate, self._weights, cuda), node.hardware.cores, node.region)
-            found += [((cuda, None), own), ((cuda, node.region), own)]
+            found += [((cuda, None, strange), own), ((cuda, node.region, strange), own)]
         return found
 
     def _take_out(self, node_id: str) -> None:
@@ -269,10 +285,16 @@ class Room:
             if built := tree.built(sorted(pairs, key=lambda pair: pair[0]), _best):
                 self._trees[shelf] = built
 
+    def _lapsed(self, candidate: Candidate, now_ms: int) -> Candidate:
+        node = nodes.at(candidate.node, now_ms)
+        return Candidate(
+            node=node,
+            active_runs=candidate.active_runs,
+            memory_free_bytes=candidate.memory_free_bytes,
+            limit_base_units=schedule.limit_of(node, self._unproven),
+        )
 
-def _lapsed(candidate: Candidate, now_ms: int) -> Candidate:
-    return Candidate(
-        node=nodes.at(candidate.node, now_ms),
-        active_runs=candidate.active_runs,
-        memory_free_bytes=candidate.memory_free_bytes,
-    )
+
+def _kinds(proven: bool) -> tuple[bool, ...]:
+    """Of which nodes the trees are to be searched: those that are not proven are others."""
+    return (False,) if proven else (False, True)

@@ -3,6 +3,10 @@
 Each term of the score lies in [0, 1]; 1 is best. The weights are configuration. A node must first be able to run the
 job at all (`refusal`); among those that can, the highest weighted sum wins. `choose` and `assign` are this said in the
 plainest way, by looking at everyone; cyxcentral.matching comes to the same decisions without looking at everyone.
+
+A node that has proven nothing (`nodes.proven`) may be anybody, also one that was banned under another key. So it works
+on one job at a time, on none that is worth much, and scores as low as one whose ban has just ended. Clients that name
+a node know what they do: their jobs are not too large for it.
 """
 
 import math
@@ -13,9 +17,10 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from cyxcentral.jobs import Job, ran_out_on
-from cyxcentral.nodes import Node
+from cyxcentral.jobs import Job, ran_out_on, worth_base_units
+from cyxcentral.nodes import PROVEN_CLIENTS, UNBANNED_REPUTATION, Node, proofs, proven
 from cyxcore.errors import CyxError
+from cyxnet.amounts import format_cyx
 
 SLOW_FLOPS, FAST_FLOPS = 1e9, 1e12  # where the device term begins and where it is full; logarithmic between them
 HALF_PRICE_BASE_UNITS = 1_000_000_000  # per hour: the price term of it is one half (1 CYX)
@@ -61,12 +66,42 @@ def weights_of(configured: Mapping[str, float]) -> Weights:
     return Weights(**{name: weight / total for name, weight in merged.items()})
 
 
+class Unproven(Struct, frozen=True, kw_only=True):
+    """What nodes get that are not proven. limit: of what a job may be worth; 0: they are as all others.
+
+    vouched: ids of nodes whose owners the operator knows: they need no proof.
+    """
+
+    limit_base_units: int = 0
+    vouched: frozenset[str] = frozenset()
+
+
 class Candidate(Struct, frozen=True, kw_only=True):
     """A node as the scheduler sees it now: what is registered and what it is busy with."""
 
     node: Node
     active_runs: int
     memory_free_bytes: int  # after what its current runs were promised
+    limit_base_units: int = 0  # of what its jobs may be worth, because it is not proven; 0: no limit
+
+    @property
+    def max_runs(self) -> int:
+        return 1 if self.limit_base_units else self.node.max_runs
+
+    @property
+    def reputation(self) -> float:
+        """As it counts."""
+        return min(self.node.reputation, UNBANNED_REPUTATION) if self.limit_base_units else self.node.reputation
+
+
+def limit_of(node: Node, unproven: Unproven) -> int:
+    """What a job may be worth that this node gets; 0: anything."""
+    return 0 if node.node_id in unproven.vouched or proven(node) else unproven.limit_base_units
+
+
+def for_proven(job: Job, limit_base_units: int) -> bool:
+    """Whether a job is worth more than a node with this limit gets."""
+    return 0 < limit_base_units < worth_base_units(job) and not job.job.needs.node_id
 
 
 class Assignment(Struct, frozen=True, kw_only=True):
@@ -94,11 +129,24 @@ def refusal(job: Job, candidate: Candidate) -> str | None:
         return "draining: its operator lets it take no new runs"
     if why_not := _unfit(job, node):
         return why_not
+    limit = candidate.limit_base_units
+    if for_proven(job, limit):
+        return f"{_not_proven(node)}: it gets jobs of up to {format_cyx(limit)} CYX, and this one may cost {_cost(job)}"
+    if limit and candidate.active_runs:
+        return f"{_not_proven(node)}: it works on one job at a time"
     if candidate.active_runs >= node.max_runs:
         return f"busy with {candidate.active_runs} of {node.max_runs} runs"
     if candidate.memory_free_bytes < job.memory_bytes:
         return f"{_mib(candidate.memory_free_bytes)} MiB of memory free, {_mib(job.memory_bytes)} MiB needed"
     return None
+
+
+def _not_proven(node: Node) -> str:
+    return f"not proven yet ({proofs(node)} of {PROVEN_CLIENTS} clients have paid for its work)"
+
+
+def _cost(job: Job) -> str:
+    return f"{format_cyx(worth_base_units(job))} CYX"
 
 
 def _unfit(job: Job, node: Node) -> str | None:
@@ -130,7 +178,7 @@ def away(candidate: Candidate) -> str | None:
         return "banned"
     if candidate.node.draining:
         return "draining"
-    return "busy" if candidate.active_runs >= candidate.node.max_runs else None
+    return "busy" if candidate.active_runs >= candidate.max_runs else None
 
 
 def lacking(job: Job, candidate: Candidate) -> list[str]:
@@ -146,9 +194,12 @@ def lacking(job: Job, candidate: Candidate) -> list[str]:
         found.append(FEW_CORES)
     if candidate.memory_free_bytes < job.memory_bytes:
         found.append(LITTLE_MEMORY)
+    if for_proven(job, candidate.limit_base_units):
+        found.append(NOT_PROVEN)
     return found
 
 
+NOT_PROVEN = "not proven, and the job worth too much for that"
 NO_GPU, FEW_CORES, LITTLE_MEMORY = "no CUDA GPU", "too few cores", "too little memory free"
 OTHER_NODE = "another node is asked for"
 
@@ -162,9 +213,9 @@ def terms(job: Job, candidate: Candidate) -> dict[str, float]:
     return {
         "device": _device(node, job.job.needs.device == "cuda"),
         "memory": memory_term(job.memory_bytes, candidate.memory_free_bytes),
-        "reputation": node.reputation / 100.0,
+        "reputation": candidate.reputation / 100.0,
         "location": location_term(job.job.needs.region, node.region),
-        "queue": 1.0 - candidate.active_runs / max(1, node.max_runs),
+        "queue": 1.0 - candidate.active_runs / max(1, candidate.max_runs),
         "price": price_term(node.price_per_hour_base_units),
     }
 
@@ -203,8 +254,8 @@ def standing(candidate: Candidate, weights: Weights, gpu_wanted: bool) -> float:
     node = candidate.node
     return (
         weights.device * _device(node, gpu_wanted)
-        + weights.reputation * (node.reputation / 100.0)
-        + weights.queue * (1.0 - candidate.active_runs / max(1, node.max_runs))
+        + weights.reputation * (candidate.reputation / 100.0)
+        + weights.queue * (1.0 - candidate.active_runs / max(1, candidate.max_runs))
         + weights.price * price_term(node.price_per_hour_base_units)
     )
 

@@ -110,7 +110,10 @@ _STATE_OF_IDLE: dict[str, m.ReplicaState] = {
 }
 
 
-def node_view(node: nodes.Node, runs: list[jobs.Job], last_seen_ms: int, metrics: dict[str, Any] | None) -> m.NodeView:
+def node_view(
+    candidate: schedule.Candidate, runs: list[jobs.Job], last_seen_ms: int, metrics: dict[str, Any] | None
+) -> m.NodeView:
+    node = candidate.node
     return m.NodeView(
         node_id=node.node_id,
         name=node.name,
@@ -125,23 +128,26 @@ def node_view(node: nodes.Node, runs: list[jobs.Job], last_seen_ms: int, metrics
         region=node.region,
         price_per_hour_base_units=node.price_per_hour_base_units,
         metrics=metrics,
-        state=node_state(node, len(runs)),
+        state=node_state(candidate, len(runs)),
         tier=nodes.tier(node),
         strikes=node.strikes,
         banned_until_ms=node.banned_until_ms,
         changes=list(node.changes),
+        proofs=nodes.proofs(node),
+        limit_base_units=candidate.limit_base_units,
     )
 
 
-def node_state(node: nodes.Node, runs: int) -> str:
+def node_state(candidate: schedule.Candidate, runs: int) -> str:
     """online, busy, draining, drained (nothing runs there any more), offline or banned: in one word."""
+    node = candidate.node
     if node.banned_until_ms:
         return "banned"
     if not node.online:
         return "offline"
     if node.draining:
         return "draining" if runs else "drained"
-    return "busy" if runs >= node.max_runs else "online"
+    return "busy" if runs >= candidate.max_runs else "online"
 
 
 def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int) -> m.ExplainReply:
@@ -168,6 +174,12 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
     )
 
 
+LIFT = (
+    ". To nodes that are not proven goes what may cost less: an operator may vouch for one (vouched in network.json) "
+    "or give them more (unproven_limit_base_units); a client may offer less, or name a node (needs.node_id)"
+)
+
+
 def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int) -> str | None:
     match job.status:
         case "funding" if job.pause_requested:
@@ -188,7 +200,8 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             return f"node {wanted}, which is asked for and no other ({why_not})"
         case "queued":
             why = [f"{c.node.name}: {schedule.refusal(job, c) or 'free'}" for c in candidates[:10]]
-            return "a free node (" + "; ".join(why) + ")"
+            lift = LIFT if any(schedule.for_proven(job, c.limit_base_units) for c in candidates) else ""
+            return "a free node (" + "; ".join(why) + ")" + lift
         case "leased" if job.job.serve and job.halts:
             return f"node {job.attempts[-1].node_id} to answer what its replica has taken, and stop"
         case "leased" if job.job.serve and job.attempts[-1].started_at_ms is not None:

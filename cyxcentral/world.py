@@ -9,7 +9,7 @@ from msgspec import Struct
 from cyxcentral import clients, jobs, nodes, payouts
 from cyxcentral.matching import Matching
 from cyxcentral.roster import Roster
-from cyxcentral.schedule import Assignment, Candidate, Weights
+from cyxcentral.schedule import Assignment, Candidate, Unproven, Weights, limit_of
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.codec import BadMessage
@@ -54,10 +54,11 @@ class World:
     A message that cannot have happened is put into quarantine: it changes nothing but its subject's sequence and hash.
     Which messages these are follows from the messages before them alone, so every central comes to the same.
 
-    weights are this central's own opinion of the terms of a score: they change what it decides, not what happened.
+    weights are this central's own opinion of the terms of a score, unproven that of nodes which nobody knows: they
+    change what it decides, not what happened.
     """
 
-    def __init__(self, weights: Weights | None = None) -> None:
+    def __init__(self, weights: Weights | None = None, unproven: Unproven | None = None) -> None:
         self.jobs: dict[str, jobs.Job] = {}
         self.nodes: dict[str, nodes.Node] = {}
         self.mints: dict[str, Mint] = {}
@@ -83,6 +84,7 @@ class World:
         self.promised_bytes: dict[str, int] = {}  # node id -> memory that those jobs need
         self.suspects: set[str] = set()  # ids of nodes that may have earned a ban
         self._weights = weights
+        self._unproven = unproven or Unproven()
         self._matching: Matching | None = None
         self._roster: Roster | None = None
         self._changed_jobs: set[str] = set()  # since the matching was asked for, if it ever was
@@ -97,7 +99,7 @@ class World:
 
     def copy(self) -> "World":
         """This world as it is now, to be looked at later: what is folded, not what is made of it."""
-        other = World(self._weights)
+        other = World(self._weights, self._unproven)
         for name in ("jobs", "nodes", "mints", "clients", "last_seq", "last_sha256", "damaged", "why_damaged"):
             setattr(other, name, dict(getattr(self, name)))
         other.payouts = self.payouts
@@ -139,7 +141,7 @@ class World:
         from then on it takes in what changed since it was last asked for.
         """
         if self._matching is None:
-            self._matching = Matching(self._weights)
+            self._matching = Matching(self._weights, self._unproven)
             waiting = [self.jobs[job_id] for job_id in self.active if self._waits(job_id)]
             self._matching.fill(waiting, [self.candidate(node_id) for node_id in self.nodes])
         else:
@@ -397,6 +399,7 @@ class World:
             node=node,
             active_runs=len(self.held.get(node_id, ())),
             memory_free_bytes=node.hardware.memory_bytes - self.promised_bytes.get(node_id, 0),
+            limit_base_units=limit_of(node, self._unproven),
         )
 
     def choice_for(self, job: jobs.Job, now_ms: int) -> Assignment | None:

@@ -59,6 +59,8 @@ class NetworkFile(Struct, kw_only=True):
     )
     command_key: Annotated[int, Meta(ge=1, le=2**31)] = 1  # the number of the key that commands are signed with
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
+    unproven_limit_base_units: NotNegative = 10**10  # of jobs for nodes nobody knows, one at a time; 0: as for others
+    vouched: list[str] = []  # ids of nodes that need no proof: their owners are known
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     session_s: AtLeastOne = SESSION_S  # so long a connection is let in; it comes again before that
     connections: AtLeastOne = CONNECTIONS  # that one caller or node may have at a time

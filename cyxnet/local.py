@@ -214,6 +214,7 @@ class LocalNetwork:
             operators=[as_client(owner).id],
             pid=os.getpid(),
             bans=False,  # every node is the owner's own
+            unproven_limit_base_units=0,
             upload_bytes_per_day=0,  # and so is the disk
             **self._settings,
         )

@@ -598,6 +598,10 @@ class NodeView(Struct, kw_only=True, omit_defaults=True):
     strikes: int = 0  # towards a ban
     banned_until_ms: int = 0  # 0: not banned
     changes: list[StandingChange] = []  # of its reputation, the newest last
+    proofs: int = 0  # clients who paid enough for its work to prove something of it
+    limit_base_units: int = (
+        0  # what a job may cost that it gets, one at a time, until it is proven; 0: any number of any
+    )
 
 
 class NodeList(Struct, kw_only=True):

@@ -141,7 +141,7 @@ async def nodes(args: argparse.Namespace, screen: Screen) -> int:
         [
             view.node_id,
             _state(view),
-            f"{view.reputation:.2f} {view.tier}".rstrip(),
+            f"{view.reputation:.2f} {view.tier}".rstrip() + (", not proven" if view.limit_base_units else ""),
             f"{view.hardware.cores} cores",
             human_bytes(view.hardware.memory_bytes),
             ", ".join(gpu.name for gpu in view.hardware.gpus) or "none",

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import jobs, nodes, schedule
+from cyxcentral import dispatch, jobs, nodes, schedule
 from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -1239,3 +1239,26 @@ async def test_a_node_whose_history_is_damaged_gets_nothing_and_loses_what_it_ha
     await central.dispatch._lose_node(NODE, SESSION, "silent")
     assert central.world.jobs["job-1"].status == "queued"
     assert central.dispatch._world.matching.plan(0) == []
+
+
+async def test_of_two_jobs_that_two_centrals_gave_a_node_that_is_not_proven_one_goes_to_another_node(central):
+    await central.say(subjects.node_event(NODE), f.registered(NODE, max_runs=4))
+    for job_id in ("job-1", "job-2"):
+        alone = replace(f.leased(node_id=NODE), explanation={dispatch.ALONE: 5})
+        await central.job(job_id, f.FUNDED, alone)
+    await central.dispatch._sweep()
+    await central.dispatch._sweep()
+    assert central.world.jobs["job-1"].current is not None
+    assert central.world.jobs["job-2"].status == "queued"
+    assert jobs.tried(central.world.jobs["job-2"]) == 0, "nobody's fault: that was no try"
+    assert central.world.nodes[NODE].strikes == 0
+
+
+async def test_a_lease_of_a_node_that_is_not_proven_says_so_and_the_next_one_waits(central):
+    central.world._unproven = schedule.Unproven(limit_base_units=10 * f.AMOUNT)
+    await central.say(subjects.node_event(NODE), f.registered(NODE, max_runs=4))
+    await central.job("job-1", f.FUNDED)
+    await central.job("job-2", f.FUNDED)
+    await central.dispatch._assign_waiting()
+    assert [central.world.jobs[each].status for each in ("job-1", "job-2")] == ["leased", "queued"]
+    assert central.world.jobs["job-1"].attempts[0].explanation[dispatch.ALONE] == 10 * f.AMOUNT

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from cyxcentral import jobs, schedule
+from cyxcentral.line import Needs
 from cyxcentral.matching import Matching
 from cyxcentral.schedule import Weights
 from cyxnet import messages as m
@@ -25,8 +26,8 @@ def node(node_id="node-a", **changes):
     return schedule.Candidate(node=idle, active_runs=0, memory_free_bytes=idle.hardware.memory_bytes)
 
 
-def matching_of(jobs, candidates, weights=None):
-    made = Matching(weights)
+def matching_of(jobs, candidates, weights=None, unproven=None):
+    made = Matching(weights, unproven)
     for job in jobs:
         made.waits(job)
     for candidate in candidates:
@@ -52,6 +53,25 @@ def test_a_plan_is_what_looking_at_everyone_finds(nodes, weights):
         assert matching_of(waiting, candidates.values(), weights).plan(NOW_MS) == expected
         assigned += len(expected)
     assert assigned > 100
+
+
+@pytest.mark.parametrize("nodes", [12, 60])
+def test_it_is_so_too_where_some_nodes_are_not_proven(nodes):
+    dice, unproven, kept_out = random.Random(nodes), schedule.Unproven(limit_base_units=10), 0
+    for _ in range(120 if nodes == 12 else 35):
+        waiting = [worlds.worth(dice, worlds.job(dice, number, nodes)) for number in range(dice.randint(0, 15))]
+        found = {f"node-{i}": worlds.candidate(dice, i) for i in range(dice.randint(0, nodes))}
+        candidates = {node_id: worlds.half_known(dice, each, unproven) for node_id, each in found.items()}
+        seen = worlds.as_of(candidates, NOW_MS, unproven)
+        expected = schedule.assign(waiting, seen, Weights(), NOW_MS)
+        made = matching_of(waiting, candidates.values(), unproven=unproven)
+        assert made.plan(NOW_MS) == expected
+        filled = Matching(unproven=unproven)
+        filled.fill(waiting, list(candidates.values()))
+        assert filled.plan(NOW_MS) == expected
+        everyone = {node_id: replace(each, limit_base_units=0) for node_id, each in seen.items()}
+        kept_out += len(schedule.assign(waiting, everyone, Weights(), NOW_MS)) - len(expected)
+    assert kept_out > 5, "nobody was kept out"
 
 
 def test_it_stays_so_whatever_changes():
@@ -220,4 +240,4 @@ def test_nobody_looks_at_jobs_that_ask_for_a_node_without_room(monkeypatch):
     assert (made.next(NOW_MS).job_id, made.next(NOW_MS).node_id) == ("job-0", "node-a")
     for each in pinned:
         made.waits_no_more(each.job_id)
-    assert made.line.counts() == {(False, 1, ""): 1}
+    assert made.line.counts() == {Needs(False, 1): 1}

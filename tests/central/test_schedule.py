@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cyxcentral import nodes, schedule
+from cyxcentral import nodes, schedule, views
 from cyxcentral.central import StartError, configured_weights
 from cyxnet import messages as m
 from cyxnet.config import NetworkFile
@@ -144,3 +144,54 @@ def test_central_does_not_start_with_weights_that_cannot_be_used():
     network = NetworkFile(network_id="n", weights={"speed": 1.0}, **roles)
     with pytest.raises(StartError, match=r"network\.json: weights: expected some of .*, got speed; correct it"):
         configured_weights(network)
+
+
+# -- nodes that are not proven -----------------------------------------------------------------------------
+
+UNPROVEN = schedule.Unproven(limit_base_units=f.AMOUNT)
+PAYERS = tuple(nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, proves=True) for number in range(3))
+DEAR = replace(JOB, price_base_units=f.AMOUNT + 1)
+
+
+def stranger(active_runs=0, **changes):
+    found = candidate(active_runs=active_runs, max_runs=4)
+    node = replace(found.node, **changes)
+    return replace(found, node=node, limit_base_units=schedule.limit_of(node, UNPROVEN))
+
+
+def test_a_node_that_is_not_proven_gets_one_job_at_a_time_and_none_that_is_worth_more_than_the_limit():
+    assert schedule.refusal(JOB, stranger()) is None
+    assert "not proven yet (0 of 3 clients have paid for its work): it works on one job at a time" == schedule.refusal(
+        JOB, stranger(active_runs=1)
+    )
+    assert "it gets jobs of up to" in schedule.refusal(DEAR, stranger())
+    assert schedule.lacking(DEAR, stranger()) == [schedule.NOT_PROVEN]
+    assert schedule.refusal(DEAR, stranger(payers=PAYERS, active_runs=3)) is None
+
+
+def test_who_names_a_node_knows_what_it_does():
+    named = replace(DEAR, job=f.job_request(needs=m.Needs(node_id=stranger().node.node_id)))
+    assert schedule.refusal(named, stranger()) is None
+
+
+def test_a_node_that_an_operator_vouches_for_needs_no_proof_and_without_a_limit_nobody_does():
+    node = stranger().node
+    assert schedule.limit_of(node, UNPROVEN) == f.AMOUNT
+    assert schedule.limit_of(node, replace(UNPROVEN, vouched=frozenset({node.node_id}))) == 0
+    assert schedule.limit_of(node, schedule.Unproven()) == 0
+
+
+def test_a_node_that_is_not_proven_scores_as_one_whose_ban_has_just_ended():
+    banned_once = stranger(payers=PAYERS, reputation=nodes.UNBANNED_REPUTATION)
+    assert schedule.terms(JOB, stranger())["reputation"] == schedule.terms(JOB, banned_once)["reputation"]
+    assert schedule.terms(JOB, stranger(reputation=10.0))["reputation"] == 0.1
+
+
+def test_it_is_said_why_a_job_does_not_go_to_a_node_that_is_not_proven_and_what_to_do():
+    waits = views.explanation(DEAR, [stranger()], 0).waiting_for
+    assert "not proven yet (0 of 3 clients have paid for its work): it gets jobs of up to" in waits
+    assert "vouched in network.json" in waits and "unproven_limit_base_units" in waits
+    assert "vouched" not in views.explanation(DEAR, [stranger(payers=PAYERS, online=False)], 0).waiting_for
+    view = views.node_view(stranger(payers=PAYERS[:1]), [JOB], 0, None)
+    assert (view.proofs, view.limit_base_units, view.state) == (1, f.AMOUNT, "busy")
+    assert views.node_view(stranger(payers=PAYERS), [JOB], 0, None).limit_base_units == 0

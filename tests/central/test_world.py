@@ -17,8 +17,8 @@ WAITING = (f.submitted(), f.FUNDED)
 class Log:
     """A world, fed by the second."""
 
-    def __init__(self):
-        self.world = World()
+    def __init__(self, unproven=None):
+        self.world = World(unproven=unproven)
 
     def job(self, *events, job_id="job-1"):
         for event in events:
@@ -64,8 +64,9 @@ def test_a_lease_takes_room_and_its_end_gives_it_back():
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed):
-    dice, log = random.Random(seed), Log()
+@pytest.mark.parametrize("limit", [0, 2 * f.AMOUNT])
+def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed, limit):
+    dice, log = random.Random(seed), Log(schedule.Unproven(limit_base_units=limit))
     world, planned_at_all = log.world, 0
     for _ in range(250):
         node_id, job_id = f"node-{dice.randrange(4)}", f"job-{dice.randrange(12)}"

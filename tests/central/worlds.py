@@ -63,6 +63,29 @@ def lost_on(node_id):
     )
 
 
-def as_of(candidates, now_ms):
+ALL_ALIKE = schedule.Unproven()
+
+
+def as_of(candidates, now_ms, unproven=ALL_ALIKE):
     """The same nodes once time has passed."""
-    return {node_id: replace(each, node=nodes.at(each.node, now_ms)) for node_id, each in candidates.items()}
+    return {
+        node_id: limited(replace(each, node=nodes.at(each.node, now_ms)), unproven)
+        for node_id, each in candidates.items()
+    }
+
+
+def limited(candidate, unproven):
+    return replace(candidate, limit_base_units=schedule.limit_of(candidate.node, unproven))
+
+
+PAYERS = tuple(nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, proves=True) for number in range(3))
+
+
+def half_known(dice, found, unproven):
+    """The same node, perhaps proven; and sometimes busy with one job, which is all that one may have that is not."""
+    node = replace(found.node, payers=dice.choice([(), PAYERS]))
+    return limited(replace(found, node=node, active_runs=min(found.active_runs, dice.choice([0, 1, 9]))), unproven)
+
+
+def worth(dice, found):
+    return replace(found, price_base_units=dice.choice([1, 10, 20]))
