@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from cyxcentral import admission, clients, jobs, readahead, reconciliation, schedule, snapshot
+from cyxcentral import admission, clients, jobs, readahead, reconciliation, schedule, segments, snapshot
 from cyxcentral.access import Access
 from cyxcentral.api import Api
 from cyxcentral.audit import Audit
@@ -74,6 +74,26 @@ def configured_weights(network: NetworkFile) -> schedule.Weights:
         raise StartError(f"network.json: {error}; correct it and start again") from None
 
 
+def configured_checks(network: NetworkFile, keys: Keys) -> segments.Policy:
+    """Which results are checked before they are paid. Raises StartError where the signer gives no secret for it."""
+    if not network.checkers:
+        return segments.Policy()
+    try:
+        secret = keys.child("checks")
+    except KeyError:
+        raise StartError(
+            "network.json names checkers, and the signer is of a version without a key for checks: upgrade "
+            "it first, and start again"
+        ) from None
+    return segments.Policy(
+        secret=secret,
+        checkers=frozenset(network.checkers),
+        share=network.check_share,
+        longest_s=network.longest_check_s,
+        within_s=network.check_within_s,
+    )
+
+
 class Central:
     """Start with `await Central.start(settings)`, end with `await close()`."""
 
@@ -102,7 +122,8 @@ class Central:
         settlement.verify = self.verifier.signed_by
         self.cache = open_cache(network.redis_url)
         unproven = schedule.Unproven(
-            limit_base_units=network.unproven_limit_base_units, vouched=frozenset(network.vouched)
+            limit_base_units=network.unproven_limit_base_units,
+            vouched=frozenset((*network.vouched, *network.checkers)),  # these are the operator's own
         )
         self.world = World(configured_weights(network), unproven)
         self.events = EventLog(core, self.central_id, self.world, machine)
@@ -112,6 +133,7 @@ class Central:
                 asyncio.to_thread, watchdog.full, network.monitor_url, network.tls_ca
             )
         self.blobs = Blobs(core, machine)
+        policy = configured_checks(network, keys)
         self.access = Access(core, machine, keys.child("http-refresh"), self.roles, network.replicas, self.is_known)
         self.dispatch = Dispatch(
             self.events,
@@ -122,8 +144,9 @@ class Central:
             network.bans,
             network.network_id,
             keys.commander,
+            policy,
         )
-        self.reports = RunReports(self.events, self.dispatch, self.blobs, network.network_id)
+        self.reports = RunReports(self.events, self.dispatch, self.blobs, network.network_id, policy)
         self.recent = Recent()
         self.telemetry = Telemetry(core, edge, self.dispatch, ledger, self.cache, machine, self.recent)
         self.payments: Payments | None = None
@@ -303,6 +326,8 @@ class Central:
             return
         if kind is m.Settled or kind is m.Refunded:
             self.audit.ended(about)
+        if kind is m.Rejected or kind is m.CheckGivenUp:
+            log.error("check of %s: %s", about, segments.in_words(self.world.jobs[about]))
         self.payments.reconcile(about)
         update = m.Update(
             job_id=about,
@@ -324,7 +349,7 @@ class Central:
                 self._later(self._tell(update))
         job = self.world.jobs[about]
         if kind in STOPPING and job.attempts and not job.current:
-            self._later(self.dispatch.stop_run(job, job.error or ""))
+            self._later(self.dispatch.stop_run(about, job.attempts[-1], job.error or ""))
         if job.job.serve and job.attempts and not job.current and self.door and kind in (*STOPPING, m.LeaseLost):
             grace_s = 0 if kind is m.LeaseLost else job.job.serve.drain_s + STOPS_WITHIN_S
             self._later(self._no_more_answers(self.door, job.attempts[-1], job.job_id, grace_s))

@@ -11,7 +11,8 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cyxcentral import jobs, nodes, reports, scaling, schedule
+from cyxcentral import jobs, nodes, reports, scaling, schedule, segments
+from cyxcentral.checking import Checking
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
 from cyxcentral.pings import Pings
@@ -26,7 +27,8 @@ from cyxnet.identity import key_id
 log = logging.getLogger(__name__)
 RunKey = tuple[str, int]  # job id, attempt
 NodeHandlers = dict[str, Callable[[Any], Awaitable[Any]]]  # by verb
-NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted
+NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted | m.SegmentTrained
+Lease = jobs.Attempt | jobs.CheckLease
 
 SAFETY_NET_S = 1.0  # decisions follow events at once; silence, standing still and what was missed are seen so late
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
@@ -67,6 +69,7 @@ class Dispatch:
         bans: bool = True,
         network_id: str = "",
         commander: Commander | None = None,
+        policy: segments.Policy = segments.NO_CHECKS,
     ):
         self._events = events
         self._world = events.world
@@ -77,6 +80,7 @@ class Dispatch:
         self._heartbeat_ms = heartbeat_ms
         self.lease_ms = lease_ms
         self._progress_ms = progress_ms
+        self._checking = Checking(policy, events.world, events.machine, lease_ms)
         self._nodes = Telling(edge, events.world, events.machine, commander)
         self._wake = asyncio.Event()
         self._changed: set[str] = set()  # subjects to look at again
@@ -131,6 +135,7 @@ class Dispatch:
                 await self._sweep(changed)
                 await self._ban_suspects()
                 await self._scale(changed)
+                await self._check_waiting()
                 await self._assign_waiting()
                 self._tell_holders(changed)
             except Exception as error:
@@ -217,6 +222,13 @@ class Dispatch:
         taken = schedule.refusal(job, candidate)
         return None if taken or jobs.illegal(job, event) else event
 
+    async def _check_waiting(self) -> None:
+        """Give delivered jobs that are to be checked to checkers, or give their checks up."""
+        for job_id in self._checking.waiting() if self._world.checking else ():
+            subject = subjects.job_event(job_id)
+            if self._may_decide(subject) and self._checking.due(job_id):
+                await self._events.record(subject, functools.partial(self._checking.due, job_id))
+
     async def _scale(self, changed: set[str] | None) -> None:
         """Bring deployments to as many replicas at work as they need: of those that changed, or of all."""
         if changed is None:
@@ -252,7 +264,9 @@ class Dispatch:
     # -- delivery ------------------------------------------------------------------------------------
 
     def _leased(self, changed: set[str] | None) -> list[jobs.Job]:
-        """The jobs whose lease a node holds, of those that changed or whose node did; None for all of them."""
+        """The jobs whose lease a node holds, or that of a check, of those that changed or whose node did; None for all
+        of them.
+        """
         if changed is None:
             return self._world.leased()
         found: dict[str, jobs.Job] = {}
@@ -260,27 +274,29 @@ class Dispatch:
             about = subjects.last_token(subject)
             if subject == subjects.node_event(about):
                 found |= {job.job_id: job for job in self._world.runs_of(about)}
-            elif (job := self._world.jobs.get(about)) and job.current:
+            elif (job := self._world.jobs.get(about)) and job.lease:
                 found[about] = job
         return list(found.values())
 
     def _tell_holders(self, changed: set[str] | None) -> None:
         """See that lease holders have heard what concerns their runs; a node says by itself what it knows already."""
-        leased = {(job.job_id, job.attempt): job for job in self._leased(changed)}
+        leased = {(job.job_id, job.lease.number): job for job in self._leased(changed) if job.lease}
         if changed is None:
             for memory in (self._unnamed, self._told, self._advanced, self.replicas):
                 for over in memory.keys() - leased.keys():
                     del memory[over]
         for key, job in leased.items():
             if key not in self._telling and self._untold(job):
-                task = asyncio.create_task(self._tell(job.job_id, job.attempts[-1]))
+                assert job.lease is not None
+                task = asyncio.create_task(self._tell(job.job_id, job.lease))
                 self._telling[key] = task
                 task.add_done_callback(functools.partial(self._tell_ended, key))
 
     def _untold(self, job: jobs.Job) -> list[str]:
         """The commands that the holder of a job's lease has not heard from this central, in order."""
         due = ["assign", *(["begin"] if job.funded else []), *(["pause"] if job.halts else [])]
-        told = self._told.get((job.job_id, job.attempt), ())
+        assert job.lease is not None
+        told = self._told.get((job.job_id, job.lease.number), ())
         return [command for command in due if command not in told]
 
     def _tell_ended(self, key: RunKey, task: "asyncio.Task[None]") -> None:
@@ -292,8 +308,7 @@ class Dispatch:
         else:
             self.happened(subjects.job_event(key[0]))  # something more may have become due meanwhile
 
-    def _command(self, what: str, job: jobs.Job) -> m.Command:
-        attempt = job.attempts[-1]
+    def _command(self, what: str, job: jobs.Job, attempt: Lease) -> m.Command:
         match what:
             case "begin":
                 return m.Begin(job_id=job.job_id, attempt=attempt.number, session=attempt.session)
@@ -305,20 +320,21 @@ class Dispatch:
             session=attempt.session,
             job=job.job,
             lease_ms=attempt.lease_ms,
-            resume=attempt.resume,
+            resume=attempt.resume if isinstance(attempt, jobs.Attempt) else None,
+            segment=segments.asked(job) if isinstance(attempt, jobs.CheckLease) else None,
             funded=job.funded,
             owner=job.caller if job.job.serve else "",
             memory_bytes=job.memory_bytes if any(past.lost and past.lost.memory_bytes for past in job.attempts) else 0,
         )
 
-    async def _tell(self, job_id: str, attempt: jobs.Attempt) -> None:
+    async def _tell(self, job_id: str, attempt: Lease) -> None:
         """Say everything that is due to the holder of a lease, until it has heard it or lost the lease."""
         key, tries = (job_id, attempt.number), 0
-        while (job := self._world.jobs[job_id]).current and job.attempt == attempt.number:
+        while (lease := (job := self._world.jobs[job_id]).lease) and lease.number == attempt.number:
             due = self._untold(job)
             if not due:
                 return
-            command = self._command(due[0], job)
+            command = self._command(due[0], job, lease)
             try:
                 reply = await self._nodes.ask(attempt.node_id, command)
             except CyxError as error:
@@ -372,7 +388,7 @@ class Dispatch:
         if changed is None:
             self._pings.look({_replica(job) for job in leased if _answers(job) and self._hears_pings(job)}, now)
         for job in leased:
-            attempt = job.current
+            attempt = job.lease
             if attempt is None:
                 continue
             if not self.session_is_current(attempt.node_id, attempt.session):
@@ -381,19 +397,21 @@ class Dispatch:
                 await self._end_of_time(job.job_id)
             elif self._one_too_many(job):
                 await self._lose(job.job_id, attempt.number, jobs.REFUSED, ONE_TOO_MANY)
-                await self.stop_run(self._world.jobs[job.job_id], ONE_TOO_MANY)
-            elif why := self._stuck(job, now):
+                await self.stop_run(job.job_id, attempt, ONE_TOO_MANY)
+            elif why := self._stuck(job, attempt.number, now):
                 await self._lose(job.job_id, attempt.number, *why)
-                await self.stop_run(self._world.jobs[job.job_id], why[1])
+                await self.stop_run(job.job_id, attempt, why[1])
 
     def _one_too_many(self, job: jobs.Job) -> bool:
         """Whether a lease is to be given back because two centrals gave a node one each that may have one only."""
-        if ALONE not in job.attempts[-1].explanation:
+        if job.current is None or ALONE not in job.current.explanation:
             return False
         held = [
-            each for each in self._world.runs_of(job.attempts[-1].node_id) if ALONE in each.attempts[-1].explanation
+            (each.current.leased_at_ms, each.job_id)
+            for each in self._world.runs_of(job.current.node_id)
+            if each.current and ALONE in each.current.explanation
         ]
-        return job.job_id != min((each.attempts[-1].leased_at_ms, each.job_id) for each in held)[1]
+        return job.job_id != min(held)[1]
 
     def _hears_pings(self, job: jobs.Job) -> bool:
         """Whether a replica's node has said so: those of earlier versions do not, and are not asked."""
@@ -428,9 +446,9 @@ class Dispatch:
         if key not in self._advanced or self._advanced[key][0] != where:
             self._advanced[key] = (where, self._machine.monotonic_ms())
 
-    def _stuck(self, job: jobs.Job, now_ms: float) -> tuple[str, str] | None:
+    def _stuck(self, job: jobs.Job, number: int, now_ms: float) -> tuple[str, str] | None:
         """(code, reason) when a run must lose its lease although its node is alive."""
-        key = (job.job_id, job.attempt)
+        key = (job.job_id, number)
         if not job.funded:
             self._advanced.pop(key, None)  # it waits for the chain, not the other way round
             return None
@@ -491,12 +509,12 @@ class Dispatch:
         def node_lost() -> m.NodeLost | None:
             return m.NodeLost(node_id=node_id, session=session, reason=reason, graceful=graceful) if gone() else None
 
-        def lease_lost(job_id: str) -> m.LeaseLost | None:
-            lease = self._world.jobs[job_id].current
+        def lease_lost(job_id: str) -> m.LeaseLost | m.CheckLost | None:
+            lease = self._world.jobs[job_id].lease
             if lease is None or (lease.node_id, lease.session) != (node_id, session) or not gone():
                 return None
             code = jobs.NODE_STOPPED if graceful else nodes.NODE_LOST  # somebody asked for it: that is no failed try
-            return m.LeaseLost(attempt=lease.number, code=code, reason=NODE_GONE)
+            return _lost(lease.number, code, NODE_GONE)
 
         held = [job.job_id for job in self._world.runs_of(node_id)][:MOST_LEASES_AT_ONCE]  # the next sweep has the rest
         of_jobs = [(subjects.job_event(job_id), functools.partial(lease_lost, job_id)) for job_id in held]
@@ -504,18 +522,17 @@ class Dispatch:
         await self._events.record_all([part for part in parts if self._may_decide(part[0])])
 
     async def _lose(self, job_id: str, attempt: int, code: str, reason: str) -> None:
-        event, subject = m.LeaseLost(attempt=attempt, code=code, reason=reason), subjects.job_event(job_id)
+        event, subject = _lost(attempt, code, reason), subjects.job_event(job_id)
         if self._may_decide(subject):
             await self._events.record(subject, lambda: None if jobs.illegal(self._world.jobs[job_id], event) else event)
 
-    async def stop_run(self, job: jobs.Job, reason: str) -> None:
-        """Tell the node of a job's last attempt to stop; it also learns it from its next heartbeat."""
-        attempt = job.attempts[-1]
-        command = m.Stop(job_id=job.job_id, attempt=attempt.number, session=attempt.session, reason=reason)
+    async def stop_run(self, job_id: str, lease: Lease, reason: str) -> None:
+        """Tell the node that had this lease to stop; it also learns it from its next heartbeat."""
+        command = m.Stop(job_id=job_id, attempt=lease.number, session=lease.session, reason=reason)
         try:
-            await self._nodes.ask(attempt.node_id, command)
+            await self._nodes.ask(lease.node_id, command)
         except CyxError as error:
-            log.info("stop of %s not delivered: %s", job.job_id, error)
+            log.info("stop of %s not delivered: %s", job_id, error)
 
     # -- what nodes say ------------------------------------------------------------------------------
 
@@ -593,7 +610,8 @@ class Dispatch:
             if run.phase and not job.halts:
                 self.advanced(run.job_id, run.attempt, (run.phase, run.step))
         for job in self._world.runs_of(said.node_id):
-            key = (job.job_id, job.attempt)
+            assert job.lease is not None
+            key = (job.job_id, job.lease.number)
             if key in named:
                 self._unnamed[key] = 0
             elif key in self._unnamed:
@@ -608,9 +626,9 @@ class Dispatch:
         return None if nodes.illegal(self._world.nodes[said.node_id], event) else event
 
     def holds(self, node_id: str, session: str, job_id: str, attempt: int) -> bool:
-        """Whether this session of the node holds the lease of this attempt: the fence."""
+        """Whether this session of the node holds the lease of this attempt, or check: the fence."""
         job = self._world.jobs.get(job_id)
-        current = job.current if job else None
+        current = job.lease if job else None
         return (
             current is not None
             and current.number == attempt
@@ -622,6 +640,13 @@ class Dispatch:
         await self._lose_node(said.node_id, said.session, said.reason, graceful=True)
         await self._sweep()
         return m.ReportReply(accepted=True)
+
+
+def _lost(number: int, code: str, reason: str) -> m.LeaseLost | m.CheckLost:
+    """The end of a lease: of an attempt, or of a check."""
+    if number >= m.FIRST_CHECK:
+        return m.CheckLost(number=number, code=code, reason=reason)
+    return m.LeaseLost(attempt=number, code=code, reason=reason)
 
 
 def _answers(job: jobs.Job) -> bool:

@@ -20,6 +20,18 @@ is used up (`TimeUsed`), it is completed. A replica that was ready and is gone i
 anew. One that stands by is as if its owner had paused it, until it is called (`ScaledUp`; cyxcentral/scaling.py says
 when), and again once it is sent back (`ScaledDown`).
 
+On a network with checkers a delivered job may name a segment of its training (`Completed.segment`), which a checker
+trains once more before anybody is paid:
+
+     Completed             Checked, CheckGivenUp
+  leased ─────▶ checking ────────────────────────▶ settling ─────▶ completed
+                │  ▲  │ Rejected: two runs found the same, and the node had signed something else
+    CheckLeased,│  │  └──────────▶ queued, without that attempt, or settling ─────▶ failed
+     CheckLost, └──┘
+     CheckDiffers
+
+The lease of a check is no attempt of the job: its numbers begin at FIRST_CHECK.
+
 Money has a life of its own next to this one: `funded` says whether the deposit is final. A job may be leased before
 that, so that a node prepares while the chain decides; it starts, stores and completes only afterwards. One that is
 paused before that gets no lease, and is paused as soon as it is funded.
@@ -51,9 +63,12 @@ MEMORY_MARGIN = 4  # after running out of memory a job asks for a quarter more t
 REFUNDED = "its escrow was refunded to the client after the deadline, before it was settled; nobody was paid"
 DEADLINE_MARGIN_S = 86_400  # so long before an escrow may be refunded its job ends: for clocks, and for the chain
 DEADLINE_NEAR = "its escrow's deadline was near, after which anybody could refund it: what was stored is paid"
+NO_TRAINING = (BAD_CHECKPOINT, "diverged")  # codes of checks that say: nobody trained this segment
+TWO_RUNS_DIFFER = "two runs of the same segment found different things: it cannot be told what is right"
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)
 NODES_END = ("node_lost", "run_missing", NODE_STOPPED, PAUSED)  # codes of runs that did not end by themselves
+REJECTED = "what {} signed for attempt {} is not what its data gives, as two runs of a checker found: it is not paid"
 STEADY_MS = 60_000  # a replica that was ready for so long has worked: what ends it then is no failed try
 MAX_LEASES = 100  # uncounted ones included: no job goes round for ever
 REQUESTS_KEPT = 32  # of the owner's wishes, to know a late repetition of each
@@ -80,11 +95,32 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     started_at_ms: int | None = None
     ended_at_ms: int | None = None  # of a replica: nobody holds its lease any more
     lost: m.LeaseLost | None = None
+    rejected: m.Rejected | None = None  # its node was found false, or that of an earlier one: it counts for nothing
 
     @property
     def first_step(self) -> int:
         """Steps that were behind the job when this attempt began."""
         return self.resume.step if self.resume else 0
+
+
+class CheckLease(Struct, frozen=True, kw_only=True, gc=False):
+    """The right of one checker to train a segment once more, for as long as its heartbeats name it."""
+
+    number: int
+    node_id: str
+    session: str
+    lease_ms: int
+
+
+class Check(Struct, frozen=True, kw_only=True, gc=False):
+    """A segment of a delivered job that is trained once more, or was. since_ms: when it was delivered."""
+
+    segment: m.SignedSegment
+    since_ms: int
+    lease: CheckLease | None = None
+    lost: tuple[m.CheckLost, ...] = ()
+    findings: tuple[m.Finding, ...] = ()
+    given_up: str = ""  # why
 
 
 class Job(Struct, frozen=True, kw_only=True, gc=False):
@@ -106,6 +142,9 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     not_before_ms: int = 0  # of the next lease
     outcome: Outcome | None = None  # where settling leads to
     completed: m.Completed | None = None
+    kept: m.SignedSegment | None = None  # of all segments that were stored so far, the one to check (segments.py)
+    check: Check | None = None  # of what was delivered
+    checks: int = 0  # leases of checks so far
     error: str | None = None
     cancel_requested: bool = False
     pause_requested: bool = False
@@ -135,9 +174,17 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
         return self.attempts[-1] if self.status == "leased" else None
 
     @property
+    def lease(self) -> Attempt | CheckLease | None:
+        """The lease that a node holds: of the job, or of a check of it."""
+        if self.status == "leased":
+            return self.attempts[-1]
+        return self.check.lease if self.check else None
+
+    @property
     def holder(self) -> str | None:
-        """The node that holds the lease."""
-        return self.attempts[-1].node_id if self.status == "leased" else None
+        """The node that holds the lease, of the job or of a check of it."""
+        lease = self.lease
+        return lease.node_id if lease else None
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
@@ -179,13 +226,21 @@ def inputs(job: Job) -> list[str]:
         needed.append(job.job.model.weights)
     if job.current and job.current.resume:
         needed.append(job.current.resume.state.sha256)
+    if job.check and job.check.lease and job.check.segment.start:
+        needed.append(job.check.segment.start.state.sha256)
     return needed
 
 
 def results(job: Job) -> list[str]:
-    """SHA-256 of what came of the job so far: its model, and for each attempt the states that are remembered."""
-    states = (state for each in job.attempts for state in (each.resume, each.checkpoint, each.earlier))
+    """SHA-256 of what came of the job so far: its model, for each attempt the states that are remembered, and the two
+    ends of the segment that is kept for a check, or is checked."""
+    counted = (each for each in job.attempts if not each.rejected)
+    states = (state for each in counted for state in (each.resume, each.checkpoint, each.earlier))
     found = [state.state.sha256 for state in states if state]
+    if job.kept:
+        found += ends(job.kept)
+    if job.check:
+        found += ends(job.check.segment)
     return [*found, job.completed.model.sha256] if job.completed else found
 
 
@@ -194,12 +249,17 @@ def worth_base_units(job: Job) -> int:
     return job.price_base_units or job.terms.amount_base_units
 
 
+def ends(segment: m.SignedSegment) -> list[str]:
+    """SHA-256 of the state that a segment begins with, if it has one, and of what it ends with."""
+    return [*([segment.start.state.sha256] if segment.start else ()), segment.end.sha256]
+
+
 def usable(job: Job) -> list[tuple[m.Checkpoint | None, m.Checkpoint | None]]:
     """For each attempt the newest state that it stored, and the one it began from; None for what cannot be used.
 
     A state is as good as it was until a later attempt (or, of the one it began from, the same) could not go on from it.
     """
-    if not any(attempt.lost and attempt.lost.discards for attempt in job.attempts):  # as most jobs are
+    if not any(attempt.rejected or attempt.lost and attempt.lost.discards for attempt in job.attempts):  # as most are
         return [(attempt.checkpoint, attempt.resume) for attempt in job.attempts]
     found: list[tuple[m.Checkpoint | None, m.Checkpoint | None]] = []
     bad: list[m.Checkpoint] = []
@@ -207,8 +267,15 @@ def usable(job: Job) -> list[tuple[m.Checkpoint | None, m.Checkpoint | None]]:
         stored = next((each for each in (attempt.checkpoint, attempt.earlier) if each not in bad), None)
         if attempt.lost and attempt.lost.discards:
             bad.append(attempt.lost.discards)
-        found.append((stored, None if attempt.resume in bad else attempt.resume))
+        began = None if attempt.resume in bad else attempt.resume
+        found.append((None, None) if attempt.rejected else (stored, began))
     return found[::-1]
+
+
+def segment_to(job: Job, end_step: int, end: m.ArtifactRef) -> m.SignedSegment:
+    """The segment that the holder of a job's lease ends with this state, or (end_step 0) with this model."""
+    last = job.attempts[-1]
+    return m.SignedSegment(attempt=last.number, start=last.checkpoint or last.resume, end_step=end_step, end=end)
 
 
 # -- what can happen -------------------------------------------------------------------------------------
@@ -270,6 +337,87 @@ def _by_holder(job: Job, event: m.Checkpointed | m.Completed) -> str | None:
     if event.node_id != job.attempts[-1].node_id:
         return "another node holds the lease"
     return None if follows(job, event.sequence) else f"report {event.sequence} was signed before the newest that counts"
+
+
+def _completed_by_holder(job: Job, event: m.Completed) -> str | None:
+    if why_not := _by_holder(job, event):
+        return why_not
+    if event.segment not in (None, job.kept, segment_to(job, 0, event.model)):
+        return "it names a segment that is not kept"
+    return None
+
+
+def _check_leased(job: Job, event: m.CheckLeased) -> str | None:
+    assert job.check is not None
+    if job.check.lease:
+        return f"{job.check.lease.node_id} checks it"
+    due = m.FIRST_CHECK + job.checks
+    return None if event.number == due else f"the next check is {due}, not {event.number}"
+
+
+def _of_check(job: Job, event: m.CheckLost) -> str | None:
+    """The fence of checks: only who holds the lease of the current one can say anything."""
+    lease = job.check.lease if job.check else None
+    return None if lease and lease.number == event.number else f"check {event.number} is over"
+
+
+def _found(job: Job, finding: m.Finding) -> str | None:
+    lease = job.check.lease if job.check else None
+    if lease is None or (lease.number, lease.node_id) != (finding.number, finding.node_id):
+        return f"{finding.node_id} does not hold the lease of check {finding.number}"
+    return None
+
+
+def verdict(job: Job, finding: m.Finding) -> m.Checked | m.CheckDiffers | m.Rejected | m.CheckGivenUp:
+    """What a checker's finding means for the job that it checked. One run's word never rejects anything."""
+    assert job.check is not None
+    segment, before = job.check.segment, job.check.findings
+    if finding.end.sha256 == segment.end.sha256:
+        return m.Checked(finding=finding)
+    if not before:
+        return m.CheckDiffers(finding=finding)
+    if finding.end.sha256 != before[-1].end.sha256:
+        return m.CheckGivenUp(reason=TWO_RUNS_DIFFER, finding=finding)
+    return m.Rejected(
+        attempt=segment.attempt,
+        node_id=job.attempts[segment.attempt - 1].node_id,
+        segment=segment,
+        findings=[*before, finding],
+    )
+
+
+def impossible(job: Job, lost: m.CheckLost) -> m.CheckLost | m.Rejected:
+    """What the failure of a check means: where two say that nobody can have trained the segment, nobody has."""
+    assert job.check is not None
+    before = [each for each in job.check.lost if each.code in NO_TRAINING]
+    if lost.code not in NO_TRAINING or not before:
+        return lost
+    segment = job.check.segment
+    node_id = job.attempts[segment.attempt - 1].node_id
+    return m.Rejected(
+        attempt=segment.attempt, node_id=node_id, segment=segment, findings=[], impossible=lost.reason or lost.code
+    )
+
+
+def _verdict(job: Job, event: m.Checked | m.CheckDiffers | m.Rejected | m.CheckGivenUp) -> str | None:
+    if isinstance(event, m.Rejected) and event.impossible:
+        return _impossible(job, event)
+    finding = event.findings[-1] if isinstance(event, m.Rejected) else event.finding
+    if finding is None:  # given up without a finding
+        return None
+    if why_not := _found(job, finding):
+        return why_not
+    due = verdict(job, finding)
+    return None if event == due else f"by what was found it is {type(due).__name__}"
+
+
+def _impossible(job: Job, event: m.Rejected) -> str | None:
+    assert job.check is not None
+    lease = job.check.lease
+    if lease is None:
+        return "nobody checks it"
+    lost = m.CheckLost(number=lease.number, code=BAD_CHECKPOINT, reason=event.impossible)
+    return None if event == impossible(job, lost) else "one run's word is not enough"
 
 
 def follows(job: Job, sequence: int) -> bool:
@@ -351,7 +499,13 @@ RULES: dict[type, Rule] = {
     m.Started: Rule(("leased",), _started),
     m.Checkpointed: Rule(("leased",), _checkpointed),
     m.LeaseLost: Rule(("leased",), _lease_lost),
-    m.Completed: Rule(("leased",), _by_holder),
+    m.Completed: Rule(("leased",), _completed_by_holder),
+    m.CheckLeased: Rule(("checking",), _check_leased),
+    m.CheckLost: Rule(("checking",), _of_check),
+    m.Checked: Rule(("checking",), _verdict),
+    m.CheckDiffers: Rule(("checking",), _verdict),
+    m.Rejected: Rule(("checking",), _verdict),
+    m.CheckGivenUp: Rule(("checking",), _verdict),
     m.TimeUsed: Rule(("leased",), _time_used),
     m.ScaledUp: Rule(STEERED, _scaled_up),
     m.ScaledDown: Rule(STEERED, _scaled_down),
@@ -554,13 +708,15 @@ def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
 
 
 def tried(job: Job) -> int:
-    """How many attempts count: not those that ended because somebody asked, or before they began.
+    """How many attempts count: not those that ended because somebody asked, or before they began, or that did nothing
+    wrong but go on from what was rejected.
 
     Of a job that serves, only those since a replica has worked.
     """
     since = itertools.takewhile(lambda attempt: not _has_worked(attempt), reversed(job.attempts))
     return sum(
-        attempt.lost is None or not (attempt.lost.code in UNCOUNTED or attempt.lost.discards)
+        (attempt.lost is None or not (attempt.lost.code in UNCOUNTED or attempt.lost.discards))
+        and not (attempt.rejected and attempt.rejected.node_id != attempt.node_id)
         for attempt in (since if job.job.serve else job.attempts)
     )
 
@@ -623,6 +779,68 @@ def confirmed_unusable(job: Job, state: m.Checkpoint) -> bool:
     )
 
 
+def wronged(job: Job, node_id: str) -> bool:
+    """Whether this node's work on the job was rejected: it gets it no more, banned or not."""
+    return any(attempt.rejected and attempt.rejected.node_id == node_id for attempt in job.attempts)
+
+
+def _checkpoint_stored(job: Job, event: m.Checkpointed, at_ms: int) -> Job:
+    last, stored = job.attempts[-1], event.checkpoint
+    if event.kept:
+        job = replace(job, kept=segment_to(job, stored.step, stored.state))
+    sequence = max(event.sequence, last.sequence)
+    return _attempt(job, checkpoint=stored, earlier=last.checkpoint, sequence=sequence)
+
+
+def _delivered(job: Job, event: m.Completed, at_ms: int) -> Job:
+    job = replace(job, completed=event, check=None)
+    if event.segment is None:
+        return _settle(job, "completed", None, at_ms)
+    check = Check(segment=event.segment, since_ms=at_ms)
+    return replace(job, status="checking", check=check, error=None, pause_requested=False)
+
+
+def _checking(job: Job, **changes: Any) -> Job:
+    assert job.check is not None
+    return replace(job, check=replace(job.check, **changes))
+
+
+def _check_given(job: Job, event: m.CheckLeased, at_ms: int) -> Job:
+    lease = CheckLease(number=event.number, node_id=event.node_id, session=event.session, lease_ms=event.lease_ms)
+    return replace(_checking(job, lease=lease), checks=job.checks + 1)
+
+
+def _check_lost(job: Job, event: m.CheckLost, at_ms: int) -> Job:
+    assert job.check is not None
+    return _checking(job, lease=None, lost=(*job.check.lost, event))
+
+
+def _with_finding(job: Job, finding: m.Finding | None) -> Job:
+    assert job.check is not None
+    findings = (*job.check.findings, finding) if finding else job.check.findings
+    return _checking(job, lease=None, findings=findings)
+
+
+def _given_up(job: Job, event: m.CheckGivenUp, at_ms: int) -> Job:
+    job = _checking(_with_finding(job, event.finding), given_up=event.reason)
+    return _settle(job, "completed", None, at_ms)
+
+
+def _rejected(job: Job, event: m.Rejected, at_ms: int) -> Job:
+    """The job without anything that this node did for it, and without what others built on that."""
+    first = next(attempt.number for attempt in job.attempts if attempt.node_id == event.node_id)
+    attempts = tuple(
+        replace(attempt, rejected=attempt.rejected or event) if attempt.number >= first else attempt
+        for attempt in job.attempts
+    )
+    error = REJECTED.format(event.node_id, event.attempt)
+    job = replace(job, attempts=attempts, completed=None, kept=None, check=None, error=error)
+    wanted = job.job.needs.node_id  # no other may have it
+    if tried(job) >= job.job.max_attempts or job.attempt >= MAX_LEASES or job.deadline_near or wanted == event.node_id:
+        return _settle(job, "failed", error, at_ms)
+    return replace(job, status=_idle(job), not_before_ms=at_ms)
+
+
 def _cancelled(job: Job, event: m.CancelRequested, at_ms: int) -> Job:
     job = replace(job, cancel_requested=True)
     if job.funded:
@@ -658,7 +876,7 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
         return _earned_by_time(job)
     amount, last = (
         job.price_base_units or job.terms.amount_base_units,
-        {attempt.wallet: attempt.number for attempt in job.attempts},
+        {attempt.wallet: attempt.number for attempt in job.attempts if not attempt.rejected},
     )
     winner = job.attempts[-1].wallet if job.completed else None
     if winner and len(last) == 1:  # as most jobs are: nobody to share with
@@ -710,14 +928,15 @@ AFTER: dict[type, Callable[[Job, Any, int], Job]] = {  # what a job is once this
     m.FundFailed: _fund_failed,
     m.Leased: _leased,
     m.Started: lambda job, event, at_ms: _attempt(job, started_at_ms=at_ms),
-    m.Checkpointed: lambda job, event, at_ms: _attempt(
-        job,
-        checkpoint=event.checkpoint,
-        earlier=job.attempts[-1].checkpoint,
-        sequence=max(event.sequence, job.attempts[-1].sequence),
-    ),
+    m.Checkpointed: _checkpoint_stored,
     m.LeaseLost: _lost,
-    m.Completed: lambda job, event, at_ms: _settle(replace(job, completed=event), "completed", None, at_ms),
+    m.Completed: _delivered,
+    m.CheckLeased: _check_given,
+    m.CheckLost: _check_lost,
+    m.Checked: lambda job, event, at_ms: _settle(_with_finding(job, event.finding), "completed", None, at_ms),
+    m.CheckDiffers: lambda job, event, at_ms: _with_finding(job, event.finding),
+    m.Rejected: _rejected,
+    m.CheckGivenUp: _given_up,
     m.TimeUsed: lambda job, event, at_ms: _settle(job, "completed", None, at_ms),
     m.ScaledUp: _called,
     m.ScaledDown: _sent_back,

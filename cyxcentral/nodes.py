@@ -36,6 +36,7 @@ State = Literal["new", "online", "draining", "offline", "banned", "banned_offlin
 
 START_REPUTATION = 75.0  # of 100
 UNBANNED_REPUTATION = 25.0  # of a node whose ban is over
+REJECTED_LOSS = 25.0  # for what two runs of a checker found false: no accident does that
 TIERS = ((80.0, "premium"), (50.0, "normal"), (25.0, "probation"), (0.0, "banned"))  # from this reputation
 SUCCESS_GAIN = 1.0  # of a job that left the reference fee, for a client that is new to the node
 MOST_FROM_ONE = 2.0  # what one client can gain a node, however much it pays: 1, then 1/2, 1/4, …
@@ -84,6 +85,9 @@ STATES: dict[type, dict[State, State | None]] = {  # None: it cannot happen
     m.Completed: _UNMOVED,
     m.TimeUsed: _UNMOVED,
     m.LeaseLost: _UNMOVED,
+    m.Checked: _UNMOVED,
+    m.CheckGivenUp: _UNMOVED,
+    m.Rejected: _UNMOVED,
 }
 
 
@@ -119,6 +123,7 @@ class Node(Struct, frozen=True, kw_only=True):
     changed_at_ms: int
     jobs_completed: int = 0
     jobs_failed: int = 0
+    jobs_checked: int = 0  # of its work a segment was trained again, and found right
     reputation: float = START_REPUTATION
     strikes: int = 0
     struck_at_ms: int = 0  # the last strike, or the last that was forgiven
@@ -232,9 +237,7 @@ def _registered(node: Node | None, event: m.NodeRegistered, at_ms: int) -> Node:
 # -- how it behaves ----------------------------------------------------------------------------------------
 
 
-def judged(
-    node: Node, job_id: str, event: m.Completed | m.TimeUsed | m.LeaseLost, at_ms: int, by_fee: bool = False
-) -> Node:
+def judged(node: Node, job_id: str, event: m.JobEvent, at_ms: int, by_fee: bool = False) -> Node:
     """The node after an attempt of it ended: its record and its reputation.
 
     by_fee: what it completed counts when it is paid (`rewarded`); else it counts at once, as it did in older versions.
@@ -244,7 +247,9 @@ def judged(
     the job costs nothing until then.
     """
     node = at(node, at_ms)
-    if isinstance(event, m.Completed | m.TimeUsed):
+    if isinstance(event, m.Rejected):
+        return _struck_out(node, job_id, at_ms)
+    if not isinstance(event, m.LeaseLost):
         if by_fee:
             return replace(node, jobs_completed=node.jobs_completed + 1)
         done = replace(node, jobs_completed=node.jobs_completed + 1, strikes=max(0, node.strikes - 1))
@@ -282,6 +287,19 @@ def rewarded(node: Node, job_id: str, wallet: str, fee_base_units: int, referenc
     forgiven = int(mended)
     node = replace(node, payers=(*others, payer), mended=mended - forgiven, strikes=max(0, node.strikes - forgiven))
     return _changed(node, gain, f"was paid for {job_id}", at_ms)
+
+
+def checked(node: Node) -> Node:
+    """The node after a segment of its work was trained again, and found right."""
+    return replace(node, jobs_checked=node.jobs_checked + 1)
+
+
+def _struck_out(node: Node, job_id: str, at_ms: int) -> Node:
+    """A wrong result is no accident: as many strikes as a ban needs, whatever the node did before."""
+    strikes = node.strikes if node.banned_until_ms else max(node.strikes, STRIKES_TO_BAN)
+    record = {"jobs_checked": 0, "payers": (), "mended": 0.0}  # it proves nothing any more
+    node = replace(node, jobs_failed=node.jobs_failed + 1, strikes=strikes, struck_at_ms=at_ms, **record)
+    return _changed(node, -REJECTED_LOSS, f"its work on {job_id} was rejected: it is not what its data gives", at_ms)
 
 
 def blamed(node: Node, job_id: str, lost: m.LeaseLost, at_ms: int) -> Node:

@@ -1,11 +1,14 @@
-"""What nodes report of their runs: started, a checkpoint, failed, completed. Checked, fenced, and recorded once."""
+"""What nodes report of their runs: started, a checkpoint, failed, completed, and what checkers found. Looked at,
+fenced, and recorded once.
+"""
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
-from cyxcentral import intake, jobs, reports, schedule
+from cyxcentral import intake, jobs, reports, schedule, segments
 from cyxcentral.blobs import Blobs, NotStored
 from cyxcentral.dispatch import Dispatch, NodeHandlers, NodeReport, answer_nodes
 from cyxcentral.eventlog import EventLog
@@ -14,19 +17,41 @@ from cyxnet import subjects
 from cyxnet.bus import ApiError, Bus
 
 OUR_CODES = (jobs.REFUSED, jobs.UNFUNDED, jobs.CANCELLED)  # of leases that central itself ends
+Reported = (  # what becomes of a report
+    m.Started
+    | m.Checkpointed
+    | m.LeaseLost
+    | m.Completed
+    | m.CheckLost
+    | m.Checked
+    | m.CheckDiffers
+    | m.Rejected
+    | m.CheckGivenUp
+)
 NO_STATE = (jobs.BAD_CHECKPOINT, "bad_artifact")  # codes of runs that may have found their checkpoint unusable
 
 
 class RunReports:
-    """dispatch: who knows which lease is held, and is told that a node was heard. network_id: what nodes sign for."""
+    """dispatch: who knows which lease is held, and is told that a node was heard. network_id: what nodes sign for.
 
-    def __init__(self, events: EventLog, dispatch: Dispatch, blobs: Blobs, network_id: str = ""):
+    policy: which results are checked before they are paid.
+    """
+
+    def __init__(
+        self,
+        events: EventLog,
+        dispatch: Dispatch,
+        blobs: Blobs,
+        network_id: str = "",
+        policy: segments.Policy = segments.NO_CHECKS,
+    ):
         self._events = events
         self._world = events.world
         self._machine = events.machine
         self._dispatch = dispatch
         self._blobs = blobs
         self._network_id = network_id
+        self._policy = policy
 
     async def start(self, edge: Bus) -> None:
         handlers: NodeHandlers = {
@@ -34,12 +59,15 @@ class RunReports:
             "checkpoint": self.checkpoint,
             "failed": self.failed,
             "completed": self.completed,
+            "segment": self.segment,
         }
         await answer_nodes(edge, handlers)
 
     async def started(self, said: m.RunStarted) -> m.ReportReply:
-        event = m.Started(attempt=said.attempt)
-        return await self._report(said, event, lambda job: job.attempts[said.attempt - 1].started_at_ms is not None)
+        def known(job: jobs.Job) -> bool:
+            return said.attempt >= m.FIRST_CHECK or job.attempts[said.attempt - 1].started_at_ms is not None
+
+        return await self._report(said, lambda job: m.Started(attempt=said.attempt), known)
 
     async def checkpoint(self, said: m.RunCheckpoint) -> m.ReportReply:
         stored = said.checkpoint
@@ -57,16 +85,49 @@ class RunReports:
             await self._blobs.note_sent(stored.state.sha256, self._world.jobs[said.job_id].caller)  # his, from now on
             self._dispatch.advanced(said.job_id, said.attempt, ("stored", stored.step))
 
-        event = m.Checkpointed(attempt=said.attempt, node_id=said.node_id, checkpoint=stored, **_signed_with(said))
+        def event(job: jobs.Job) -> m.Checkpointed:
+            kept = segments.keeps(self._policy, job, stored)
+            return m.Checkpointed(
+                attempt=said.attempt, node_id=said.node_id, checkpoint=stored, kept=kept, **_signed_with(said)
+            )
 
         def known(job: jobs.Job) -> bool:
-            newest = job.attempts[said.attempt - 1].checkpoint
+            newest = job.attempts[said.attempt - 1].checkpoint if said.attempt <= job.attempt else None
             return newest is not None and newest.step >= stored.step
 
         return await self._report(said, event, known, check)
 
+    async def segment(self, said: m.SegmentTrained) -> m.ReportReply:
+        """A checker trained the segment of its check once more."""
+
+        async def check() -> None:
+            self._check_signature(said, m.segment_bytes(said))
+
+        finding = m.Finding(number=said.attempt, node_id=said.node_id, end=said.end, **_signed_with(said))
+
+        def event(job: jobs.Job) -> Reported:
+            asked = segments.asked(job)
+            if said.segment != asked:
+                raise ApiError("wrong_segment", f"check {said.attempt} is of {asked}, not of {said.segment}", 409)
+            return jobs.verdict(job, finding)
+
+        def known(job: jobs.Job) -> bool:
+            return any(each.number == said.attempt for each in job.check.findings) if job.check else False
+
+        return await self._report(said, event, known, check)
+
+    @staticmethod
+    def _check_is_over(said: NodeReport, job: jobs.Job) -> bool:
+        """Whether nobody holds the lease of the check that a node speaks of any more."""
+        lease = job.check.lease if job.check else None
+        return lease is None or lease.number != said.attempt
+
     async def failed(self, said: m.RunFailed) -> m.ReportReply:
         code = "failed" if said.code in OUR_CODES else said.code  # it took the lease; that counts
+        if said.attempt >= m.FIRST_CHECK:
+            gone = m.CheckLost(number=said.attempt, code=code, reason=said.message)
+            over = functools.partial(self._check_is_over, said)
+            return await self._report(said, lambda job: jobs.impossible(job, gone), over)
         discards, why = await self._unusable(said)
         node = self._world.nodes.get(said.node_id)
         if code != "out_of_memory" or node is None:
@@ -86,7 +147,7 @@ class RunReports:
             discards=discards,
             memory_bytes=seen_bytes,
         )
-        return await self._report(said, lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
+        return await self._report(said, lambda job: lost, lambda job: job.attempts[said.attempt - 1].lost is not None)
 
     async def _unusable(self, said: m.RunFailed) -> tuple[m.Checkpoint | None, str]:
         """The state that the run could not go on from, if it is to blame, and why it is given up.
@@ -121,7 +182,7 @@ class RunReports:
         others = [node for node in self._world.nodes.values() if node.online and node.node_id != said.node_id]
         return job is not None and not any(schedule.ever_fits(job, node) for node in others)
 
-    def _check_signature(self, said: m.RunCheckpoint | m.RunCompleted, signed: bytes) -> None:
+    def _check_signature(self, said: m.RunCheckpoint | m.RunCompleted | m.SegmentTrained, signed: bytes) -> None:
         node, now_ms = self._world.nodes[said.node_id], self._machine.wall_ms()
         reports.refuse_false(said, signed, node.public_key, node.dated, self._network_id, now_ms)
 
@@ -140,7 +201,7 @@ class RunReports:
             reports.refuse_long_texts(said.summary)
             await self._check_stored(said.model, said.node_id)
 
-        event = m.Completed(
+        delivered = m.Completed(
             attempt=said.attempt,
             node_id=said.node_id,
             model=said.model,
@@ -148,16 +209,21 @@ class RunReports:
             summary=said.summary,
             **_signed_with(said),
         )
-        return await self._report(said, event, lambda job: _same_delivery(job.completed, event), check)
+
+        def event(job: jobs.Job) -> m.Completed:
+            return segments.completion(self._policy, job, delivered, self._world.nodes, self._machine.wall_ms())
+
+        return await self._report(said, event, lambda job: _same_delivery(job.completed, delivered), check)
 
     async def _report(
         self,
         said: NodeReport,
-        event: m.Started | m.Checkpointed | m.LeaseLost | m.Completed,
+        event_for: Callable[[jobs.Job], Reported],
         known: Callable[[jobs.Job], bool],
         check: Callable[[], Awaitable[None]] | None = None,
     ) -> m.ReportReply:
-        """Record what the holder of a lease reports. `known` tells a report that is recorded already.
+        """Record what the holder of a lease reports: event_for the job as it is then. `known` tells a report that is
+        recorded already.
 
         check: raises what is wrong with the report; asked once the lease is known, and nothing is recorded unchecked.
 
@@ -175,7 +241,7 @@ class RunReports:
             return fenced
         self._dispatch.hear(said.node_id)
 
-        def decide() -> m.Started | m.Checkpointed | m.LeaseLost | m.Completed | None:
+        def decide() -> Reported | None:
             """Runs again after a conflict: each time decides the reply too."""
             nonlocal reply
             now = self._world.jobs[said.job_id]
@@ -183,13 +249,14 @@ class RunReports:
                 reply = m.ReportReply(accepted=True, reason="known already")
             elif not self._dispatch.holds(said.node_id, said.session, said.job_id, said.attempt):
                 reply = fenced
-            elif isinstance(event, m.Checkpointed | m.Completed) and not jobs.follows(now, event.sequence):
-                raise ApiError("replayed", f"report {event.sequence} was signed before the newest that counts", 409)
-            elif why_not := jobs.illegal(now, event):
-                raise ApiError("illegal", why_not, 409)
-            elif not checked and check is not None:
-                raise ApiError("busy", "the lease came to be known while its report was read; say it again", 503)
             else:
+                event = event_for(now)
+                if isinstance(event, m.Checkpointed | m.Completed) and not jobs.follows(now, event.sequence):
+                    raise ApiError("replayed", f"report {event.sequence} was signed before the newest that counts", 409)
+                if why_not := jobs.illegal(now, event):
+                    raise ApiError("illegal", why_not, 409)
+                if not checked and check is not None:
+                    raise ApiError("busy", "the lease came to be known while its report was read; say it again", 503)
                 reply = m.ReportReply(accepted=True)
                 return event
             return None
@@ -199,12 +266,14 @@ class RunReports:
 
     @staticmethod
     def _had(job: jobs.Job, said: NodeReport) -> bool:
-        """Whether this session of the node was ever given this attempt."""
+        """Whether this session of the node was ever given this attempt, or may have been given this check."""
+        if said.attempt >= m.FIRST_CHECK:
+            return said.attempt < m.FIRST_CHECK + job.checks
         given = job.attempts[said.attempt - 1] if said.attempt <= job.attempt else None
         return given is not None and (given.node_id, given.session) == (said.node_id, said.session)
 
 
-def _signed_with(said: m.RunCheckpoint | m.RunCompleted) -> dict[str, Any]:
+def _signed_with(said: m.RunCheckpoint | m.RunCompleted | m.SegmentTrained) -> dict[str, Any]:
     """What an event keeps of a signature, so that anybody can verify it again."""
     return {name: getattr(said, name) for name in ("signature", "network_id", "sequence", "expires_ms")}
 

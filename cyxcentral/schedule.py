@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from cyxcentral.jobs import Job, ran_out_on, worth_base_units
+from cyxcentral.jobs import Job, ran_out_on, worth_base_units, wronged
 from cyxcentral.nodes import PROVEN_CLIENTS, UNBANNED_REPUTATION, Node, proofs, proven
 from cyxcore.errors import CyxError
 from cyxnet.amounts import format_cyx
@@ -154,6 +154,8 @@ def _unfit(job: Job, node: Node) -> str | None:
     needs = job.job.needs
     if ran_out_on(job, node.node_id):
         return "it ran out of memory here"
+    if wronged(job, node.node_id):
+        return "what it did for this job was rejected"
     if needs.node_id and needs.node_id != node.node_id:
         return f"{needs.node_id} is asked for, and no other"
     if needs.device == "cuda" and not node.hardware.gpus:

@@ -45,6 +45,7 @@ HANDED_OVER = (
     "http-token",
     "http-nonce",
     "http-refresh",
+    "checks",
 )  # keys of central that own no money
 HOUR_MS = 3_600_000
 LENGTH_BYTES, LARGEST_FRAME, READ_BYTES = 4, 1_000_000, 1 << 18

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from cyxcentral import jobs, nodes, schedule
+from cyxcentral import jobs, nodes, schedule, segments
 from cyxnet import messages as m
 
 
@@ -26,7 +26,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         progress=progress(job, latest),
         latest=latest,
         error=job.error,
-        model=done.model if done else None,
+        model=done.model if done and job.status != "checking" else None,
         summary=done.summary if done else None,
         submitted_at_ms=job.submitted_at_ms,
         ended_at_ms=job.ended_at_ms,
@@ -42,6 +42,7 @@ def job_view(job: jobs.Job, node: nodes.Node | None, latest: dict[str, Any] | No
         payees=list(job.payees) if shares else [],
         price_base_units=job.price_base_units,
         deployment=job.job.serve.deployment if job.job.serve else "",
+        check=segments.in_words(job),
     )
 
 
@@ -164,6 +165,8 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
             decision["first_step"] = attempt.first_step
         if attempt.lost:
             decision["lost"] = msgspec.to_builtins(attempt.lost)
+        if attempt.rejected:
+            decision["rejected"] = segments.rejected_in_words(attempt.rejected)
         decisions.append(decision)
     return m.ExplainReply(
         job_id=job.job_id,
@@ -171,6 +174,7 @@ def explanation(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: int
         decisions=decisions,
         waiting_for=_waiting_for(job, candidates, now_ms),
         error=job.error if job.status in jobs.ENDED else None,
+        check=segments.in_words(job),
     )
 
 
@@ -215,6 +219,11 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             return f"node {job.attempts[-1].node_id} to fetch the model, and to load it"
         case "leased":
             return f"node {job.attempts[-1].node_id} to deliver attempt {job.attempt}"
+        case "checking":
+            lease = job.check.lease if job.check else None
+            if lease:
+                return f"checker {lease.node_id} to train a segment of it again"
+            return "a free checker, to train a segment of it again before it is paid"
         case "settling":
             return "the settlement to be final on the chain"
     return None

@@ -39,7 +39,8 @@ SAID_ON = {
         ("client", m.ClientEvent),
     )
 }
-JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost})  # what the end of an attempt says of its node
+# what the end of an attempt, or of its check, says of its node
+JUDGED = frozenset({m.Completed, m.TimeUsed, m.LeaseLost, m.Checked, m.CheckGivenUp, m.Rejected})
 NAMING_BYTES = frozenset({m.Submitted, m.Completed})  # events that name artifacts, besides Checkpointed
 FOLD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -73,6 +74,7 @@ class World:
         self.why_damaged: dict[str, str] = {}  # the same in words, with what to do
         self._chained: set[str] = set()  # subjects whose records name their predecessors
         self.active: set[str] = set()  # jobs that have not ended
+        self.checking: set[str] = set()  # of those, the delivered ones whose training is being checked
         self.payers: set[str] = set()  # callers who had a job whose deposit landed
         self.unfunded: dict[str, dict[str, int]] = {}  # wallet -> job -> base units of a deposit that is not final yet
         self.unfunded_base_units: dict[str, int] = {}  # wallet -> all of them
@@ -128,12 +130,14 @@ class World:
             self._name(job)
             if job.status not in jobs.ENDED:
                 self.active.add(job.job_id)
+            if job.status == "checking":
+                self.checking.add(job.job_id)
             if job.funded:
                 self.payers.add(job.caller)
             else:
                 self._count_unfunded(job)
-            if job.current:
-                self._holds(job.current.node_id, job, held=True)
+            if job.holder:
+                self._holds(job.holder, job, held=True)
 
     @property
     def matching(self) -> Matching:
@@ -247,6 +251,10 @@ class World:
                 self.active.discard(job_id)
             else:
                 self.active.add(job_id)
+            if job.status == "checking":
+                self.checking.add(job_id)
+            else:
+                self.checking.discard(job_id)
         if self._matching is not None:
             self._changed_jobs.add(job_id)
         if self._roster is not None:
@@ -263,6 +271,8 @@ class World:
             self._name_state(before, job)
         elif kind in NAMING_BYTES:
             self._name(job)
+        elif kind is m.Rejected and before:
+            self._name_no_more(before, job)
         if kind in JUDGED:
             self._judge(job, event, at_ms)
         elif kind is m.Settled and job.reference_fee_base_units and job.status == "completed":
@@ -290,11 +300,15 @@ class World:
 
         That such a state is its client's is noted beside the bytes, as long as they are there.
         """
-        forgotten, newest = before.attempts[-1].earlier if before else None, job.attempts[-1].checkpoint
-        if forgotten and forgotten.state.sha256 not in (*jobs.inputs(job), *jobs.results(job)):
-            self.named.discard((forgotten.state.sha256, job.caller))
+        newest = job.attempts[-1].checkpoint
+        if before and (before.attempts[-1].earlier or before.kept is not job.kept):
+            self._name_no_more(before, job)
         if newest:
             self.named.add((newest.state.sha256, job.caller))
+
+    def _name_no_more(self, before: jobs.Job, job: jobs.Job) -> None:
+        gone = {*jobs.results(before)} - {*jobs.inputs(job), *jobs.results(job)}
+        self.named.difference_update((sha256, job.caller) for sha256 in gone)
 
     def _count_unfunded(self, job: jobs.Job) -> None:
         """What a job's payer still owes for it is counted as long as its deposit may become final."""
@@ -326,12 +340,21 @@ class World:
             self._changed_nodes.add(node_id)
 
     def _judge(self, job: jobs.Job, event: Any, at_ms: int) -> None:
-        """What the end of an attempt says about its node, and a success about the nodes that failed before."""
-        last = job.attempts[-1].node_id
+        """What the end of an attempt says about its node, and a success about the nodes that failed before.
+
+        A model that is checked is a success once that is over.
+        """
+        if isinstance(event, m.Completed) and event.segment:
+            return
+        last = event.node_id if isinstance(event, m.Rejected) else job.attempts[-1].node_id
         if node := self.nodes.get(last):
             by_fee = job.reference_fee_base_units > 0
             self._node(nodes.judged(node, job.job_id, event, at_ms, by_fee), at_ms)
-        if not isinstance(event, m.Completed | m.TimeUsed):
+        if isinstance(event, m.Checked) and job.check:
+            found_right = job.attempts[job.check.segment.attempt - 1].node_id
+            if node := self.nodes.get(found_right):
+                self._node(nodes.checked(node), at_ms)
+        if isinstance(event, m.LeaseLost | m.Rejected):
             return
         failed = {tried.node_id: tried.lost for tried in job.attempts if tried.lost and tried.node_id != last}
         for node_id, lost in failed.items():

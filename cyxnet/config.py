@@ -17,6 +17,7 @@ AtLeastOne = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 PerSecond = Annotated[float, Meta(gt=0)]
 AnyPerSecond = Annotated[float, Meta(ge=0)]
+NodeId = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9-]{2,62}\Z")]
 
 
 class ConfigError(CyxError):
@@ -61,6 +62,10 @@ class NetworkFile(Struct, kw_only=True):
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     unproven_limit_base_units: NotNegative = 10**10  # of jobs for nodes nobody knows, one at a time; 0: as for others
     vouched: list[str] = []  # ids of nodes that need no proof: their owners are known
+    checkers: list[NodeId] = []  # the operator's own nodes, which train segments again before they are paid
+    check_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05  # of the jobs of proven nodes that is checked
+    longest_check_s: AtLeastOne = 1_800  # a longer segment is not checked
+    check_within_s: AtLeastOne = 3_600  # so long a delivered job waits for its check; then it is paid unchecked
     bans: bool = True  # shut out nodes that fail again and again; a local network's nodes are its owner's
     session_s: AtLeastOne = SESSION_S  # so long a connection is let in; it comes again before that
     connections: AtLeastOne = CONNECTIONS  # that one caller or node may have at a time
@@ -127,7 +132,7 @@ def write_network(folder: Path, network: NetworkFile) -> None:
 def for_others(network: NetworkFile) -> NetworkFile:
     """What somebody on another machine needs of a network, and no password: enough for a client or a node."""
     private = dict.fromkeys(("edge_url", "core_url", "monitor_url", "redis_url"), "")
-    return msgspec.structs.replace(network, **private, operators=[], pid=0)
+    return msgspec.structs.replace(network, **private, operators=[], checkers=[], pid=0)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

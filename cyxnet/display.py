@@ -75,7 +75,8 @@ def _completed(data: Fields) -> str:
         f"epoch {summary['delivered_epoch']} delivered",
         *validation(summary),
     ]
-    return f"{', '.join(facts)}; signed by {data['node_id']}"
+    checked = "; its training is checked before it is paid" if data.get("segment") else ""
+    return f"{', '.join(facts)}; signed by {data['node_id']}{checked}"
 
 
 def _settled(data: Fields) -> str:
@@ -112,6 +113,18 @@ def _lost(data: Fields) -> str:
     return f"attempt {data['attempt']} ended without a model ({data['code']}): {data['reason']}; {again}"
 
 
+def _span(segment: Fields) -> str:
+    start, end_step = segment.get("start"), segment.get("end_step", 0)
+    end = f"step {end_step:,}" if end_step else "the model"
+    return f"from step {start['step'] if start else 0:,} to {end}, of attempt {segment['attempt']}"
+
+
+def _rejected(data: Fields) -> str:
+    found = sorted({finding["node_id"] for finding in data["findings"]})
+    why = f"{' and '.join(found)} found something else, twice" if found else data["impossible"]
+    return f"the work of {data['node_id']}, {_span(data['segment'])}: {why}; nothing of it is paid"
+
+
 TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "Submitted": ("submitted", _submitted),
     "TransactionSigned": ("signed", lambda d: f"{d['purpose']} transaction {d['signed']['signature'][:8]}…"),
@@ -125,6 +138,15 @@ TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "ResumeRequested": ("resume", lambda d: "it waits for a node again"),
     "PriorityChanged": ("priority", lambda d: f"its priority is {d['priority']} from now on"),
     "Completed": ("trained", _completed),
+    "CheckLeased": ("check", lambda d: f"{d['node_id']} trains a segment of it again before it is paid"),
+    "CheckLost": ("check", lambda d: f"nothing was found ({d['code']}): {d['reason']}; it is tried again"),
+    "Checked": ("checked", lambda d: f"{d['finding']['node_id']} found the same bytes"),
+    "CheckDiffers": (
+        "check",
+        lambda d: f"{d['finding']['node_id']} found something else than was signed; another run decides",
+    ),
+    "Rejected": ("rejected", _rejected),
+    "CheckGivenUp": ("unchecked", lambda d: f"it is paid unchecked: {d['reason']}"),
     "CancelRequested": ("cancel", lambda d: d["reason"]),
     "DeadlineNear": ("deadline", lambda d: "the escrow could soon be refunded: the job ends, what is stored is paid"),
     "Settled": ("settled", _settled),

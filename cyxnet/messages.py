@@ -46,7 +46,7 @@ AccessId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{12}([0-9a-f]{20})?\Z")]  # o
 Device = Literal["cpu", "cuda"]
 Role = Literal["client", "operator", "node"]
 JobStatus = Literal[
-    "funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"
+    "funding", "queued", "leased", "paused", "checking", "settling", "completed", "failed", "cancelled"
 ]  # of a job: cyxcentral/jobs.py
 
 
@@ -325,6 +325,30 @@ class Segment(Request, kw_only=True, frozen=True):
     end_step: U63 = 0
 
 
+class SignedSegment(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A segment of an attempt, and what its node signed for the end of it: the state, or the model (end_step 0)."""
+
+    attempt: int
+    start: Checkpoint | None = None
+    end_step: int = 0
+    end: ArtifactRef
+
+
+class Finding(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What a checker found at the end of a segment that it trained once more: check `number`, with its signature.
+
+    network_id, sequence, expires_ms: what else was signed, so that anybody can verify it again.
+    """
+
+    number: int
+    node_id: str
+    end: ArtifactRef
+    signature: str
+    network_id: str = ""
+    sequence: int = 0
+    expires_ms: int = 0
+
+
 class Payee(Struct, kw_only=True, frozen=True):
     """One node's part of a settlement: what is paid for its steps, before the platform's share."""
 
@@ -365,6 +389,7 @@ class JobView(Struct, kw_only=True, omit_defaults=True):
     price_base_units: int = 0  # the most that is charged, as it was quoted; 0: the amount
     deployment: str = ""  # of a job that serves
     sealed: bool = False  # its data and its model are not in plain text
+    check: str = ""  # whether its training was checked before it is paid, in words; empty before it is delivered
 
 
 class JobListRequest(Request, kw_only=True, frozen=True):
@@ -625,6 +650,7 @@ class ExplainReply(Struct, kw_only=True):
     decisions: list[dict[str, Any]]
     waiting_for: str | None = None
     error: str | None = None  # why it failed
+    check: str = ""  # as of JobView
 
 
 class WalletRequest(Request, kw_only=True, frozen=True):
@@ -1332,7 +1358,11 @@ class LeaseLost(Event, kw_only=True):
 
 
 class Completed(Event, kw_only=True):
-    """The node delivered a model and signed for it; the last three fields are as of Checkpointed."""
+    """The node delivered a model and signed for it; network_id, sequence and expires_ms are as of Checkpointed.
+
+    segment: of the job's training, to be trained once more by a checker before anybody is paid. not_checked: why not,
+    on a network that has checkers.
+    """
 
     attempt: int
     node_id: str
@@ -1343,6 +1373,60 @@ class Completed(Event, kw_only=True):
     network_id: str = ""
     sequence: int = 0
     expires_ms: int = 0
+    segment: SignedSegment | None = None
+    not_checked: str = ""
+
+
+class CheckLeased(Event, kw_only=True):
+    """A checker trains the segment of a delivered job once more. number: of this check, from FIRST_CHECK on."""
+
+    number: int
+    node_id: str
+    session: str
+    lease_ms: int
+
+
+class CheckLost(Event, kw_only=True):
+    """The checker said nothing, or could not do it: another one tries, or the same again. It is no attempt."""
+
+    number: int
+    code: str
+    reason: str
+
+
+class Checked(Event, kw_only=True):
+    """The checker found what the node had signed: the job is paid."""
+
+    finding: Finding
+
+
+class CheckDiffers(Event, kw_only=True):
+    """The checker found something else than the node had signed. One run's word is not enough: it is trained again."""
+
+    finding: Finding
+
+
+class Rejected(Event, kw_only=True):
+    """Two runs found the same, which is not what the node of this attempt had signed.
+
+    Nothing is paid for what that node did for the job, nor for what later attempts built on it; none of those states is
+    used any more.
+    findings: of both runs, the evidence beside what the node signed. impossible: why there are none: both found that
+    no training goes on from the state that the segment begins with.
+    """
+
+    attempt: int
+    node_id: str
+    segment: SignedSegment
+    findings: list[Finding]
+    impossible: str = ""
+
+
+class CheckGivenUp(Event, kw_only=True):
+    """It cannot be told whether the training is right: the job is paid unchecked. finding: where two runs differ."""
+
+    reason: str
+    finding: Finding | None = None
 
 
 class TimeUsed(Event, kw_only=True):
@@ -1546,6 +1630,12 @@ JobEvent = (
     | Checkpointed
     | LeaseLost
     | Completed
+    | CheckLeased
+    | CheckLost
+    | Checked
+    | CheckDiffers
+    | Rejected
+    | CheckGivenUp
     | TimeUsed
     | ScaledUp
     | ScaledDown

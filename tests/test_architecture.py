@@ -108,8 +108,8 @@ cyxcentral.machine
 cyxcentral.money cyxcentral.jobs cyxcentral.payouts
 cyxcentral.nodes cyxcentral.clients cyxcentral.scaling cyxcentral.pings
 cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
-cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcentral.snapshot cyxcentral.views
-cyxcentral.intake cyxcentral.prices
+cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcentral.snapshot
+cyxcentral.intake cyxcentral.prices cyxcentral.segments cyxcentral.checking cyxcentral.views
 cyxcentral.cache cyxcentral.columns cyxcentral.ledger cyxcentral.projection cyxcentral.recent cyxcentral.blobs
 cyxcentral.groupcommit
 cyxcentral.eventlog cyxcentral.fetches cyxcentral.readahead cyxcentral.sweeper cyxcentral.reports cyxcentral.telling
@@ -181,6 +181,7 @@ PURE = {
     "cyxcentral.room",
     "cyxcentral.scaling",
     "cyxcentral.schedule",
+    "cyxcentral.segments",
     "cyxcentral.tree",
     "cyxcentral.uploads",
     "cyxcentral.views",

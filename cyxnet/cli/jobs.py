@@ -210,6 +210,7 @@ def _facts_of(view: m.JobView) -> list[list[str]]:
         ("progress", percent(view.progress) if view.status == "leased" else None),
         ("priority", view.priority),
         ("checkpoint", view.checkpoint and _checkpoint(view.checkpoint)),
+        ("check", view.check),
         ("error", view.error),
         ("model", view.model and f"{human_bytes(view.model.size)}, SHA-256 {view.model.sha256}"),
         ("metrics", view.summary and ", ".join(validation(msgspec.to_builtins(view.summary)))),
@@ -283,6 +284,8 @@ async def explain(args: argparse.Namespace, screen: Screen) -> int:
         _explain(decision, screen)
     waiting = f"; it waits for {reply.waiting_for}" if reply.waiting_for else ""
     error = f": {reply.error}" if reply.error else ""
+    if reply.check:
+        screen.result(reply.check, reply)
     screen.result(f"{reply.job_id} is {reply.status}{waiting}{error}", reply)
     return DONE
 
@@ -296,6 +299,8 @@ def _explain(decision: dict[str, Any], screen: Screen) -> None:
         screen.result(f"    {candidate.get('node_id')}: {score}", candidate)
         for name, term in (candidate.get("terms") or {}).items():
             screen.result(f"        {name:<12}{term['value']:.3f} × {term['weight']:g}", term)
+    if rejected := decision.get("rejected"):
+        screen.result(f"    rejected: {rejected}", decision)
     if lost := decision.get("lost"):
         screen.result(f"    lost ({lost.get('code')}): {lost.get('reason')}", lost)
 

@@ -11,7 +11,7 @@ from cyxnet.cli.exits import BAD_INPUT
 from cyxnet.serveoptions import add_options, milliseconds, size, whole
 
 DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
-STATUSES = ["funding", "queued", "leased", "paused", "settling", "completed", "failed", "cancelled"]
+STATUSES = ["funding", "queued", "leased", "paused", "checking", "settling", "completed", "failed", "cancelled"]
 NUMERICS = ["exact", "fast", "fast16", "bf16"]  # cyxcore.spec.NumericsName, which costs an import
 
 

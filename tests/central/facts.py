@@ -77,8 +77,9 @@ def checkpoint(step=50, steps=100):
     return m.Checkpoint(step=step, steps=steps, state=m.ArtifactRef(sha256="f" * 64, size=77))
 
 
-def checkpointed(attempt=1, step=50, node_id="node-a", steps=100):
-    return m.Checkpointed(attempt=attempt, node_id=node_id, checkpoint=checkpoint(step, steps), signature="d" * 128)
+def checkpointed(attempt=1, step=50, node_id="node-a", steps=100, kept=False):
+    stored = checkpoint(step, steps)
+    return m.Checkpointed(attempt=attempt, node_id=node_id, checkpoint=stored, signature="d" * 128, kept=kept)
 
 
 def lost(attempt=1, deterministic=False, code="died", sole=False, discards=None):
@@ -87,8 +88,25 @@ def lost(attempt=1, deterministic=False, code="died", sole=False, discards=None)
     )
 
 
-def completed(attempt=1, node_id="node-a"):
+def segment(attempt=1, start=None, end_step=0, sha256="b" * 64, size=99):
+    return m.SignedSegment(attempt=attempt, start=start, end_step=end_step, end=m.ArtifactRef(sha256=sha256, size=size))
+
+
+def check_leased(number=m.FIRST_CHECK, node_id="node-c"):
+    return m.CheckLeased(number=number, node_id=node_id, session="c" * 32, lease_ms=40_000)
+
+
+def finding(sha256="b" * 64, number=m.FIRST_CHECK, node_id="node-c"):
+    return m.Finding(number=number, node_id=node_id, end=m.ArtifactRef(sha256=sha256, size=99), signature="d" * 128)
+
+
+def rejected(one, two, attempt=1, node_id="node-a", of=None):
+    return m.Rejected(attempt=attempt, node_id=node_id, segment=of or segment(attempt), findings=[one, two])
+
+
+def completed(attempt=1, node_id="node-a", **changes):
     return m.Completed(
+        **changes,
         attempt=attempt,
         node_id=node_id,
         model=m.ArtifactRef(sha256="b" * 64, size=99),

@@ -27,6 +27,7 @@ from tests.central import facts as f
 FOLDER = Path(__file__).parents[1] / "golden" / "histories"
 FIRST_MS = 1_700_000_000_000
 JOB, NODE_A, NODE_B = subjects.job_event("job-1"), subjects.node_event("node-a"), subjects.node_event("node-b")
+NODE_C = subjects.node_event("node-c")
 MINT = subjects.mint_event("mint-1")
 CLIENT = subjects.client_event(f"c-{'7' * 32}")
 DAY_MS = 86_400_000
@@ -85,6 +86,7 @@ def job(*events: Any) -> list[Said]:
     return [(JOB, f.submitted()), *((JOB, event) for event in events)]
 
 
+LAST_HALF = f.segment(1, checkpoint(5))
 SERVED = f.AMOUNT // 4, f.AMOUNT * 3 // 4  # for one second of four, and for three
 HISTORIES: dict[str, list[Said]] = {
     "a replica that was lost and the one that took its place are paid for their time": [
@@ -325,6 +327,50 @@ HISTORIES: dict[str, list[Said]] = {
         (subjects.PAYOUTS_EVENT, m.PayoutsFrozen(reason="an escrow is gone", differences=["an escrow is gone"])),
         (subjects.PAYOUTS_EVENT, m.PayoutsReleased(reason="it was refunded", caller="c-1")),
         (subjects.PAYOUTS_EVENT, m.PayoutsFrozen(reason="the night", caller="c-1")),
+    ],
+    "a model that was checked and paid": [
+        A,
+        (NODE_C, f.registered("node-c", session="c" * 32, checks=True)),
+        *job(
+            *(f.FUNDED, lease(1), checkpointed(4), replace(checkpointed(7), kept=True)),
+            f.completed(segment=f.segment(1, checkpoint(4), 7, "e" * 64, 7)),
+            *(f.check_leased(), m.Checked(finding=f.finding("e" * 64)), f.SIGNED_SETTLE, WHOLE),
+        ),
+    ],
+    "a model whose check was given up and which is paid": [
+        A,
+        *job(
+            *(f.FUNDED, lease(1), f.completed(segment=f.segment()), f.check_leased()),
+            m.CheckLost(number=m.FIRST_CHECK, code="node_lost", reason="silent"),
+            m.CheckGivenUp(reason="nobody was done within 3600 s"),
+            *(f.SIGNED_SETTLE, WHOLE),
+        ),
+    ],
+    "a model that two runs found false is not paid, and another node delivers again": [
+        A,
+        B,
+        (NODE_C, f.registered("node-c", session="c" * 32, checks=True)),
+        *job(
+            *(f.FUNDED, lease(1), replace(checkpointed(5), kept=True), f.completed(segment=LAST_HALF)),
+            *(f.check_leased(), m.CheckDiffers(finding=f.finding("9" * 64))),
+            f.check_leased(m.FIRST_CHECK + 1),
+            f.rejected(f.finding("9" * 64), f.finding("9" * 64, m.FIRST_CHECK + 1), of=LAST_HALF),
+        ),
+        (NODE_A, m.NodeBanned(until_ms=FIRST_MS + DAY_MS, reason="3 strikes")),
+        *(
+            (JOB, event)
+            for event in (
+                lease(2, "node-b"),
+                replace(f.completed(2, "node-b"), not_checked="it was not drawn"),
+                f.SIGNED_SETTLE,
+                settled(
+                    f.AMOUNT * 9 // 10,
+                    f.AMOUNT // 10,
+                    0,
+                    m.Payee(wallet="Q" * 43, pay_base_units=f.AMOUNT, attempt=2),
+                ),
+            )
+        ),
     ],
     "a faucet that paid and one that could not": [
         (MINT, m.MintSigned(to=f.CLIENT, amount_base_units=5, signed=f.signed())),

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import dispatch, jobs, nodes, schedule
+from cyxcentral import dispatch, jobs, nodes, schedule, segments
 from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -39,7 +39,7 @@ class SmallCentral:
     """A log, its world and the dispatch on top: all of central that leases need."""
 
     @classmethod
-    async def start(cls, broker, name, *, scheduling=False):
+    async def start(cls, broker, name, *, scheduling=False, policy=segments.NO_CHECKS):
         self = cls()
         self.core = await Bus.connect(broker.url("core"), name=name)
         self.edge = await Bus.connect(broker.url("edge"), name=name)
@@ -49,9 +49,9 @@ class SmallCentral:
         await self.blobs.open()
         await self.log.open(0)
         self.dispatch = Dispatch(
-            self.log, self.edge, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK, commander=COMMANDER
+            self.log, self.edge, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK, commander=COMMANDER, policy=policy
         )
-        self.reports = RunReports(self.log, self.dispatch, self.blobs, NETWORK)
+        self.reports = RunReports(self.log, self.dispatch, self.blobs, NETWORK, policy)
         if scheduling:
             self.log.applied.append(lambda stored, record: self.dispatch.happened(stored.subject))
             await self.reports.start(self.edge)
@@ -1140,7 +1140,8 @@ async def test_out_of_memory_goes_to_a_larger_node_and_never_back(central):
     assert refusal == "it ran out of memory here"
     choice = schedule.Assignment(job_id="job-1", node_id="node-b", explanation={})
     await central.say(subjects.job_event("job-1"), central.dispatch._lease(choice))
-    assign = central.dispatch._command("assign", central.world.jobs["job-1"])
+    job = central.world.jobs["job-1"]
+    assign = central.dispatch._command("assign", job, job.lease)
     assert assign.memory_bytes == 2**30 + 2**28
 
 

@@ -36,6 +36,16 @@ STATES = {
         (1, f.FUNDED), (2, f.CALLED), (3, f.leased()), (4, f.SENT_BACK), serve=STANDBY
     ),
 }
+TO_CHECK = [f.FUNDED, f.leased(), f.completed(segment=f.segment())]
+FALSE, SECOND = f.finding("9" * 64), m.FIRST_CHECK + 1
+STATES |= {
+    "checking": f.job_after(*TO_CHECK),
+    "checking, leased": f.job_after(*TO_CHECK, f.check_leased()),
+    "checking, one run differs": f.job_after(*TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE)),
+    "checking, second run": f.job_after(
+        *TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE), f.check_leased(SECOND)
+    ),
+}
 SIGNED_DEPOSIT = m.TransactionSigned(purpose="deposit", signed=f.signed())
 EVENTS = {
     "Submitted": f.submitted(),
@@ -58,6 +68,25 @@ EVENTS = {
     "DeadlineNear": f.DEADLINE_NEAR,
     "Settled": f.settled(),
     "Refunded": f.REFUNDED,
+    "CheckLeased": f.check_leased(),
+    "CheckLeased, second": f.check_leased(SECOND),
+    "CheckLost": m.CheckLost(number=m.FIRST_CHECK, code="node_lost", reason="silent"),
+    "CheckLost, second": m.CheckLost(number=SECOND, code="node_lost", reason="silent"),
+    "Checked": m.Checked(finding=f.finding()),
+    "Checked, by the second": m.Checked(finding=f.finding(number=SECOND)),
+    "Checked, of something else": m.Checked(finding=FALSE),
+    "Checked, by somebody else": m.Checked(finding=f.finding(node_id="node-x")),
+    "CheckDiffers": m.CheckDiffers(finding=FALSE),
+    "CheckDiffers, of the same": m.CheckDiffers(finding=f.finding()),
+    "Rejected": f.rejected(FALSE, f.finding("9" * 64, SECOND)),
+    "Rejected, for another node": f.rejected(FALSE, f.finding("9" * 64, SECOND), node_id="node-b"),
+    "Rejected, by one run": m.Rejected(attempt=1, node_id="node-a", segment=f.segment(), findings=[FALSE]),
+    "Rejected, by two that differ": f.rejected(FALSE, f.finding("8" * 64, SECOND)),
+    "Rejected, by words alone": m.Rejected(
+        attempt=1, node_id="node-a", segment=f.segment(), findings=[], impossible="it cannot be"
+    ),
+    "CheckGivenUp": m.CheckGivenUp(reason="nobody came"),
+    "CheckGivenUp, two differ": m.CheckGivenUp(reason=jobs.TWO_RUNS_DIFFER, finding=f.finding("8" * 64, SECOND)),
 }
 STEERED = {"CancelRequested", "PauseRequested", "ResumeRequested", "PriorityChanged", "DeadlineNear"}
 HELD = {"Started", "Checkpointed", "LeaseLost", "Completed"} | STEERED
@@ -82,6 +111,12 @@ LEGAL = {
     "called": {"Leased", "ScaledDown"} | STEERED,
     "called, leased": {"Started", "LeaseLost", "ScaledDown"} | STEERED,
     "sent back, leased": {"Started", "LeaseLost", "ScaledUp"} | STEERED,
+    "checking": {"CheckLeased", "CheckGivenUp"},
+    "checking, leased": {"CheckLost", "Checked", "CheckDiffers", "CheckGivenUp"},
+    "checking, one run differs": {"CheckLeased, second", "CheckGivenUp"},
+    "checking, second run": {
+        *("CheckLost, second", "Checked, by the second", "Rejected", "CheckGivenUp", "CheckGivenUp, two differ"),
+    },
 }
 
 
@@ -186,6 +221,106 @@ def test_a_job_that_ran_out_of_memory_asks_for_a_quarter_more_than_it_had_and_ne
     assert jobs.ran_out_on(job, "node-a") and not jobs.ran_out_on(job, "node-b")
     again = f.job_after(f.FUNDED, f.leased(), out, f.leased(2, "node-b"), replace(out, attempt=2, memory_bytes=2**20))
     assert again.memory_bytes == 2**30 + 2**28
+
+
+def test_a_job_that_is_checked_is_paid_once_its_segment_was_found_right():
+    job = f.job_after(*TO_CHECK)
+    assert (job.status, job.outcome, job.payees, job.holder) == ("checking", None, (), None)
+    leased = jobs.evolve(job, f.check_leased(), 9_000)
+    assert (leased.holder, leased.current, leased.attempt) == ("node-c", None, 1)  # no attempt of the job
+    done = jobs.evolve(leased, m.Checked(finding=f.finding()), 9_500)
+    assert (done.status, done.outcome, done.payees, done.holder) == ("settling", "completed", (f.payee(),), None)
+
+
+def test_what_two_runs_found_false_is_paid_nothing_and_goes_to_another_node():
+    kept = f.segment(end_step=30, sha256="f" * 64, size=77)
+    events = [f.FUNDED, f.leased(), f.checkpointed(step=30, kept=True), f.checkpointed(step=50)]
+    job = f.job_after(*events, f.completed(segment=kept), f.check_leased(), m.CheckDiffers(finding=FALSE))
+    assert (job.kept, job.status) == (kept, "checking")
+    job = jobs.evolve(job, f.check_leased(SECOND, "node-d"), 9_000)
+    event = f.rejected(FALSE, f.finding("9" * 64, SECOND, "node-d"), of=kept)
+    assert jobs.illegal(job, event) is None
+    job = jobs.evolve(job, event, 9_500)
+    assert (job.status, job.completed, job.checkpoint, job.kept, job.check) == ("queued", None, None, None, None)
+    assert jobs.wronged(job, "node-a") and not jobs.wronged(job, "node-b")
+    assert jobs.tried(job) == 1 and jobs.results(job) == []
+    assert "node-a" in job.error
+    assert [attempt.rejected for attempt in job.attempts] == [event]
+    job = jobs.evolve(job, f.leased(2, "node-b", "Q" * 43), 10_000)
+    done = jobs.evolve(job, f.completed(2, "node-b"), 11_000)
+    assert done.payees == (f.payee(wallet="Q" * 43, attempt=2),)
+
+
+def test_what_a_later_attempt_built_on_a_false_state_is_void_and_what_came_before_stays():
+    states = [f.checkpoint(30), f.checkpoint(50)]
+    kept = f.segment(2, states[0], 50, "f" * 64, 77)
+    events = [f.FUNDED, f.leased(), f.checkpointed(step=30), f.lost(), f.leased(2, "node-b", "B" * 43, states[0])]
+    events += [f.checkpointed(2, 50, "node-b", kept=True), f.lost(2), f.leased(3, "node-d", "D" * 43, states[1])]
+    events += [f.completed(3, "node-d", segment=kept), f.check_leased(), m.CheckDiffers(finding=FALSE)]
+    events += [f.check_leased(SECOND), f.rejected(FALSE, f.finding("9" * 64, SECOND), 2, "node-b", kept)]
+    job = jobs.evolve(f.job_after(*events[:-1]), events[-1], 20_000)
+    assert (job.status, job.checkpoint, jobs.tried(job)) == ("queued", states[0], 2)  # node-d did nothing wrong
+    assert jobs.wronged(job, "node-b") and not jobs.wronged(job, "node-d")
+    done = f.job_after(*events, f.leased(4, "node-e", "E" * 43, states[0]), f.completed(4, "node-e"))
+    assert {payee.wallet: payee.pay_base_units for payee in done.payees} == {
+        f.NODE_WALLET: f.AMOUNT * 30 // 100,
+        "E" * 43: f.AMOUNT - f.AMOUNT * 30 // 100,
+    }
+
+
+def test_whose_work_was_rejected_is_paid_for_none_of_it():
+    half = f.checkpoint(50)
+    events = [f.FUNDED, f.leased(), f.checkpointed(step=50), f.lost(), f.leased(2, resume=half)]
+    events += [f.completed(2, segment=f.segment(2, half)), f.check_leased(), m.CheckDiffers(finding=FALSE)]
+    events += [f.check_leased(SECOND), f.rejected(FALSE, f.finding("9" * 64, SECOND), 2, of=f.segment(2, half))]
+    job = f.job_after(*events)
+    assert job.checkpoint is None  # what it stored before is not believed either
+    done = f.job_after(*events, f.leased(3, "node-b", "Q" * 43), f.completed(3, "node-b"))
+    assert done.payees == (f.payee(wallet="Q" * 43, attempt=3),)
+
+
+def test_a_rejected_job_whose_attempts_are_used_up_or_whose_node_was_asked_for_is_refunded():
+    for changes in ({"max_attempts": 1}, {"needs": m.Needs(node_id="node-a")}):
+        job = jobs.evolve(None, f.submitted(**changes), 0)
+        for event in (*TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE), f.check_leased(SECOND)):
+            assert jobs.illegal(job, event) is None
+            job = jobs.evolve(job, event, 1)
+        job = jobs.evolve(job, f.rejected(FALSE, f.finding("9" * 64, SECOND)), 2)
+        assert (job.status, job.outcome, job.payees) == ("settling", "failed", ())
+        assert "is not what its data gives" in job.error
+
+
+def test_one_run_that_differs_rejects_nothing_and_a_second_that_agrees_with_the_node_has_it_paid():
+    job = f.job_after(*TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE), f.check_leased(SECOND))
+    paid = jobs.evolve(job, jobs.verdict(job, f.finding(number=SECOND)), 9_000)
+    assert (paid.outcome, paid.payees) == ("completed", (f.payee(),))
+    unclear = jobs.verdict(job, f.finding("8" * 64, SECOND))
+    assert isinstance(unclear, m.CheckGivenUp) and jobs.illegal(job, unclear) is None
+    given_up = jobs.evolve(job, unclear, 9_000)
+    assert (given_up.outcome, given_up.payees, given_up.check.given_up) == (
+        "completed",
+        (f.payee(),),
+        jobs.TWO_RUNS_DIFFER,
+    )
+
+
+def test_a_start_from_which_no_training_goes_on_is_rejected_when_two_checks_say_so():
+    job = f.job_after(*TO_CHECK, f.check_leased())
+    first = m.CheckLost(number=m.FIRST_CHECK, code="bad_checkpoint", reason="it cannot be read")
+    assert jobs.impossible(job, first) is first
+    job = jobs.evolve(jobs.evolve(job, first, 9_000), f.check_leased(SECOND), 9_100)
+    silent = m.CheckLost(number=SECOND, code="node_lost", reason="silent")
+    assert jobs.impossible(job, silent) is silent
+    event = jobs.impossible(job, m.CheckLost(number=SECOND, code="bad_checkpoint", reason="it cannot be read"))
+    assert isinstance(event, m.Rejected) and jobs.illegal(job, event) is None
+    assert jobs.evolve(job, event, 9_200).status == "queued"
+
+
+def test_a_completion_names_only_a_segment_that_is_kept_or_its_last():
+    job = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=30, kept=True), f.checkpointed(step=50))
+    assert jobs.illegal(job, f.completed(segment=f.segment(start=f.checkpoint(50)))) is None
+    assert jobs.illegal(job, f.completed(segment=f.segment(end_step=30, sha256="f" * 64, size=77))) is None
+    assert "not kept" in jobs.illegal(job, f.completed(segment=f.segment()))
 
 
 BAD_50 = [

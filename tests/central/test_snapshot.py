@@ -41,6 +41,7 @@ def state(world):
             *FOLDED,
             "_chained",
             "active",
+            "checking",
             "suspects",
             "payers",
             "unfunded",
@@ -75,7 +76,7 @@ async def test_whatever_the_moment_the_rest_of_the_log_leads_to_the_same_world(n
 def test_whatever_a_world_learns_to_remember_is_in_a_snapshot_or_follows_from_it():
     asked_for_anew = {"_weights", "_unproven", "_matching", "_roster", "_changed_jobs", "_changed_nodes", "_happens"}
     follows = {"active", "payers", "suspects", "held", "promised_bytes", "_chained"}  # compared by `state`
-    follows |= {"unfunded", "unfunded_base_units", "deployments", "named", "replicas"}
+    follows |= {"unfunded", "unfunded_base_units", "deployments", "named", "replicas", "checking"}
     assert set(vars(World())) == {*FOLDED, *follows, *asked_for_anew}, "teach cyxcentral/snapshot.py, then name it here"
 
 

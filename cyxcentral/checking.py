@@ -1,0 +1,48 @@
+"""What one central remembers of the checks under way, and what is due for them: cyxcentral/segments.py decides.
+
+How long a job has waited is counted by each central from when it first saw it, on the clock that only runs forward: a
+start counts anew, and no clock that is wrong by hours ends a check.
+"""
+
+from cyxcentral import segments
+from cyxcentral.machine import Machine
+from cyxcentral.world import World
+from cyxnet import messages as m
+
+
+class Checking:
+    """policy: of this network. lease_ms: so long a checker may be silent."""
+
+    def __init__(self, policy: segments.Policy, world: World, machine: Machine, lease_ms: int):
+        self.policy = policy
+        self._world = world
+        self._machine = machine
+        self._lease_ms = lease_ms
+        self._seen_ms: dict[tuple[str, int, int], float] = {}  # job, attempt, leases that were lost -> since when
+
+    def waiting(self) -> list[str]:
+        """The jobs that are being checked. What is remembered of others is forgotten."""
+        found = self._world.checking
+        for key in [key for key in self._seen_ms if key[0] not in found]:
+            del self._seen_ms[key]
+        return sorted(found)
+
+    def due(self, job_id: str) -> m.CheckLeased | m.CheckGivenUp | None:
+        """What is to be recorded now of a job that is being checked; None for nothing, also of any other job."""
+        job = self._world.jobs[job_id]
+        if job.status != "checking" or job.check is None:
+            return None
+        now_ms, lost = self._machine.monotonic_ms(), len(job.check.lost)
+        delivered = self._seen_ms.setdefault((job_id, job.attempt, 0), now_ms)
+        rests = self._seen_ms.setdefault((job_id, job.attempt, lost), now_ms)
+        wall_ms = self._machine.wall_ms()
+        known = sorted(self.policy.checkers & self._world.nodes.keys())
+        return segments.due(
+            self.policy,
+            job,
+            [self._world.candidate(node_id, wall_ms) for node_id in known],
+            lease_ms=self._lease_ms,
+            now_ms=wall_ms,
+            waited_ms=now_ms - delivered,
+            rested_ms=now_ms - rests,
+        )
