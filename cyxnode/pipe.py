@@ -39,7 +39,8 @@ class Order(ToProcess, kw_only=True, frozen=True):
 
     expected_rows and expected_input_shape: what the submitter read in the same bytes; a difference is refused.
     resume_path: the checkpoint to go on from. every_steps, every_s: when a checkpoint is due; 0: not by that measure.
-    end_step: end after this step, with its checkpoint instead of a model; 0: train to the end.
+    end_step: end after this step, with its checkpoint instead of a model; 0: train to the end. at_steps: of these steps
+    there is one too, whether or not the agent took the last one away.
     """
 
     model: ModelSpec
@@ -59,6 +60,7 @@ class Order(ToProcess, kw_only=True, frozen=True):
     every_steps: int = 0
     every_s: float = 0.0
     end_step: int = 0
+    at_steps: list[int] = []
 
 
 class Serve(ToProcess, kw_only=True, frozen=True):
@@ -127,7 +129,7 @@ class Epoch(FromProcess, kw_only=True, frozen=True):
 
 
 class Saved(FromProcess, kw_only=True, frozen=True):
-    """A checkpoint lies whole in the process's folder. The next one is not written before this one is gone from it."""
+    """A checkpoint lies whole in the process's folder. The next that is due is not written before this one is gone."""
 
     step: int
     steps: int

@@ -227,7 +227,7 @@ class Runs:
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
                 if segment:
-                    return await self._check(key, process, segments.order_of(order, segment), work, segment)
+                    return await self._check(key, process, segments.order_of(order, [segment]), work, segment)
                 return await self._supervise(key, process, order, work, seal)
             finally:
                 work.process = None
@@ -246,7 +246,7 @@ class Runs:
             else:
                 work.step = said.metrics.step
 
-        end = await segments.end_of(process, order, told)
+        (end,) = [end async for end in segments.ends_of(process, order, told)]
         self._pool.warm_up()  # the machine is free again
         if isinstance(end, Failed):
             seen_bytes = order.memory_bytes if end.code == "out_of_memory" else 0
@@ -258,7 +258,7 @@ class Runs:
             job_id=job_id,
             attempt=attempt,
             segment=segment,
-            end=end,
+            end=end.found,
             signature=UNSIGNED,
         )
 

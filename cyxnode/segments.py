@@ -1,58 +1,69 @@
-"""A part of a training, trained once more for the digest of what it ends with: for a check, and for `cyx verify`.
+"""Parts of a training, trained once more for the digests of what they end with: for a check, and for `cyx verify`.
 
 Nothing of it leaves this machine: no state, no model, no metrics.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from cyxnet.artifacts import describe
 from cyxnet.messages import ArtifactRef, Segment
-from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Halted, NotSaved, Order, Prepared, Saved
+from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, NotSaved, Order, Prepared, Saved
 from cyxnode.process import TrainingProcess
 
 
-def order_of(order: Order, segment: Segment) -> Order:
-    """The order of a whole job, for this part of it. resume_path: the segment's start already, None without one."""
-    return replace(order, end_step=segment.end_step, every_steps=0, every_s=0.0)
+class End(NamedTuple):
+    """What lies at the end of a segment: the state after `step`, or the model, which is step 0."""
+
+    step: int
+    found: ArtifactRef
 
 
-async def end_of(
+def order_of(order: Order, segments: Sequence[Segment]) -> Order:
+    """The order of a whole job, for these parts of it, which follow one another. resume_path: the first one's start."""
+    *between, last = (segment.end_step for segment in segments)
+    return replace(order, at_steps=between, end_step=last, every_steps=0, every_s=0.0)
+
+
+async def ends_of(
     process: TrainingProcess, order: Order, told: Callable[[Prepared | Batch | Epoch], object]
-) -> ArtifactRef | Failed:
-    """Train it, and say what the bytes at its end are: those of the state after order.end_step, or of the model.
+) -> AsyncIterator[End | Failed]:
+    """Train what order_of() made, and say of each part what its end is. The last is that of the last part, or Failed.
 
-    told(message): how far it is. The process is done with afterwards, and the bytes go with its folder.
+    told(message): how far it is. States are removed as soon as they are described; the rest goes with the process.
     """
     process.tell(order)
     process.tell(Go())
-    end_path = None
     async for said in process.said():
         match said:
             case Prepared() | Batch() | Epoch():
                 told(said)
-            case Saved(step=step, file=file) if step == order.end_step:
-                end_path = process.folder / file
+            case Saved(step=step, file=file):
+                yield End(step, await _described(process.folder / file))
+                (process.folder / file).unlink()
+                if step == order.end_step:
+                    return
             case Done() if not order.end_step:
-                end_path = Path(order.out_path)
+                yield End(0, await _described(Path(order.out_path)))
+                return
             case NotSaved(message=message):
-                return Failed(code="no_state", message=message, deterministic=False)
+                yield Failed(code="no_state", message=message, deterministic=False)
+                return
             case Failed():
-                return said
-            case Halted():
-                pass
+                yield said
+                return
             case _:
                 break
-    if end_path is None or not end_path.is_file():
-        process.kill()
-        why = f"the training process ended without what is there at {_end(order)}"
-        return Failed(code="process_garbled", message=why, deterministic=False)
-    found = await asyncio.to_thread(describe, end_path)
+    process.kill()
+    where = f"step {order.end_step}" if order.end_step else "the end"
+    why = f"the training process ended without what is there at {where}"
+    yield Failed(code="process_garbled", message=why, deterministic=False)
+
+
+async def _described(path: Path) -> ArtifactRef:
+    found = await asyncio.to_thread(describe, path)
     return ArtifactRef(sha256=found.sha256, size=found.size)
-
-
-def _end(order: Order) -> str:
-    return f"step {order.end_step}" if order.end_step else "the end"

@@ -146,7 +146,7 @@ def train(order: Order, ear: Ear) -> Iterator[Said]:
     if not ear.wait_go():
         yield Halted(step=trainer.step, steps=trainer.steps)
         return
-    saver = Saver(trainer, Path(order.out_path).parent, order.every_steps, order.every_s)
+    saver, at_steps = Saver(trainer, Path(order.out_path).parent, order.every_steps, order.every_s), set(order.at_steps)
     summary = None
     for said in trainer.run():
         if isinstance(said, TrainingSummary):
@@ -155,14 +155,14 @@ def train(order: Order, ear: Ear) -> Iterator[Said]:
         yield Epoch(metrics=finite(said)) if isinstance(said, EpochMetrics) else Batch(metrics=finite(said))
         if isinstance(said, BatchMetrics) and said.batch == said.batches:
             continue  # the epoch's own metrics come first: a step has one checkpoint only
-        ends = trainer.step == order.end_step
-        if trainer.step == trainer.steps and not ends:
+        ends, wanted = trainer.step == order.end_step, trainer.step in at_steps
+        if trainer.step == trainer.steps and not (ends or wanted):
             continue  # all but done
-        if ends or ear.halt_asked():
+        if ends or (trainer.step < trainer.steps and ear.halt_asked()):
             yield from saver.save()
             yield Halted(step=trainer.step, steps=trainer.steps)
             return
-        if saver.due():
+        if wanted or saver.due():
             yield from saver.save()
     assert summary is not None, "the trainer ended without a summary"
     save_model(order, job, summary)

@@ -97,7 +97,8 @@ cyxnet.__main__
 cyxnode.errors cyxnode.events cyxnode.outbox cyxnode.state cyxnode.pipe cyxnode.exchange cyxnode.sandbox
 cyxnode.saving cyxnode.train
 cyxnode.signing cyxnode.home cyxnode.cache cyxnode.hardware cyxnode.telemetry cyxnode.process cyxnode.uploads
-cyxnode.segments cyxnode.answering cyxnode.replicas cyxnode.runs cyxnode.verify cyxnode.checking cyxnode.agent
+cyxnode.segments cyxnode.chain cyxnode.answering cyxnode.replicas cyxnode.runs cyxnode.verify cyxnode.checking
+cyxnode.agent
 cyxnode cyxnode.__main__
 cyxnode.serving.batching cyxnode.serving.predictor cyxnode.serving.batcher cyxnode.serving.bodies
 cyxnode.serving.figures cyxnode.serving.gate cyxnode.serving.asgi cyxnode.serving.openai cyxnode.serving.routes
@@ -154,6 +155,7 @@ PURE = {
     "cyxcore.onepass",
     "cyxcore.recompute",
     "cyxcore.bands",
+    "cyxnode.chain",
     "cyxnode.events",
     "cyxnode.outbox",
     "cyxnode.signing",

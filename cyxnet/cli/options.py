@@ -169,7 +169,14 @@ def get(parser: argparse.ArgumentParser) -> None:
 
 def verify(parser: argparse.ArgumentParser) -> None:
     job(parser)
-    parser.add_argument("--tail", action="store_true", help="only from the newest checkpoint that is still stored")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--tail", action="store_true", help="only from the newest checkpoint that is still stored")
+    part.add_argument(
+        "--segment",
+        type=values.segment,
+        metavar="STEP",
+        help="only from the checkpoint before this one to it; or model: to the model; or any: one of them by chance",
+    )
     parser.add_argument("--threads", type=values.count, metavar="N", help="to train with (default: all cores)")
 
 

@@ -19,7 +19,8 @@ async def verify(args: argparse.Namespace, screen: Screen) -> int:
         f"--{name}" for name in ("json", "quiet", "no-color", "debug", "tail") if getattr(args, name.replace("-", "_"))
     ]
     threads = ["--threads", str(args.threads)] if args.threads else []
-    become("cyxnode.verify", "--dir", str(args.dir), *threads, *flags, args.job)
+    segment = ["--segment", args.segment] if args.segment else []
+    become("cyxnode.verify", "--dir", str(args.dir), *threads, *segment, *flags, args.job)
 
 
 async def check(args: argparse.Namespace, screen: Screen) -> int:

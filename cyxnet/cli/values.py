@@ -13,6 +13,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def segment(text: str) -> str:
+    """A part of a job's training: the step at which it ends, or `model`, or `any`."""
+    step = text.isascii() and text.isdigit() and 1 <= int(text) <= 2**53
+    if not step and text not in ("model", "any"):
+        raise argparse.ArgumentTypeError(f"expected the step at which it ends, model or any, got {text[:40]!r}")
+    return text
+
+
 def sealing_key(text: str) -> tuple[str, str]:
     """A node's id and the key to seal to, as `cyx id show --node NAME` shows them."""
     found = re.fullmatch(r"([a-z0-9][a-z0-9-]{2,62})=([0-9a-f]{64})", text)

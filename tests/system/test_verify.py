@@ -12,7 +12,6 @@ from msgspec.structs import replace
 import cyxcore as cx
 from cyxnet import artifacts, jobfile
 from cyxnet.cli.screen import PlainScreen
-from cyxnet.messages import ArtifactRef
 from cyxnode import verify
 from tests.system.conftest import EXAMPLES, until
 
@@ -48,6 +47,7 @@ async def test_a_job_trained_again_elsewhere_and_with_one_thread_gives_the_same_
     view = await client.job(finished)
     assert found["same"] and found["from_step"] == 0
     assert found["steps"] == view.summary.steps
+    assert found["segments"] == 2 and not found["wrong"]  # the state that it was paused at is compared too
     assert found["trained_sha256"] == found["delivered_sha256"] == view.model.sha256
 
 
@@ -57,6 +57,20 @@ async def test_the_tail_goes_on_from_the_newest_checkpoint(client, network, fini
     found = verdict(ran)
     assert found["same"]
     assert found["from_step"] == (await client.job(finished)).checkpoint.step
+
+
+async def test_one_segment_is_trained_again_alone(client, network, finished):
+    paused = (await client.job(finished)).checkpoint.step
+    ran = await cyx(network, finished, "--segment", str(paused))
+    assert ran.returncode == 0, ran.stderr
+    found = verdict(ran)
+    assert found["same"] and (found["from_step"], found["to_step"], found["segments"]) == (0, paused, 1)
+    ran = await cyx(network, finished, "--segment", "any")
+    assert ran.returncode == 0, ran.stderr
+    assert verdict(ran)["segments"] == 1
+    ran = await cyx(network, finished, "--segment", str(paused + 1))
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert f"no segment of the job ends at {paused + 1}; those that it has end at {paused}, model" in ran.stderr
 
 
 async def test_a_model_that_its_data_does_not_give_is_found_and_what_differs_is_said(
@@ -72,7 +86,7 @@ async def test_a_model_that_its_data_does_not_give_is_found_and_what_differs_is_
     model.save(forged)
     history = await verify.read_history(client, await client.job(finished))
     ref = await artifacts.put(client.bus, client.caller, forged)
-    history.completed = replace(history.completed, model=ArtifactRef(sha256=ref.sha256, size=ref.size))
+    history.parts[-1] = replace(history.parts[-1], end=ref)
 
     async def deliver(job_id, path):
         await artifacts.get(client.bus, client.caller, ref.sha256, path)
@@ -82,6 +96,7 @@ async def test_a_model_that_its_data_does_not_give_is_found_and_what_differs_is_
         client, finished, history, tmp_path, verify.Options(tail=False, threads=1), PlainScreen(io.StringIO())
     )
     assert not found.same
+    assert [(each.from_step, each.to_step) for each in found.wrong] == [(history.parts[-1].from_step, 0)]
     assert found.differences == [f"{name} differs by up to 0.25"]
     assert "is NOT what its data gives" in verify.in_words(found)
 
