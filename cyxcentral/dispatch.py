@@ -26,12 +26,15 @@ from cyxnet.identity import key_id
 
 log = logging.getLogger(__name__)
 RunKey = tuple[str, int]  # job id, attempt
+Place = tuple[int, int]  # of a run: how late its phase is, and steps
 NodeHandlers = dict[str, Callable[[Any], Awaitable[Any]]]  # by verb
 NodeReport = m.RunStarted | m.RunCheckpoint | m.RunFailed | m.RunCompleted | m.SegmentTrained
 Lease = jobs.Attempt | jobs.CheckLease
 
 SAFETY_NET_S = 1.0  # decisions follow events at once; silence, standing still and what was missed are seen so late
 LISTENS_PER_LEASE = 8  # how often the link to the broker is tried: well within the half lease it may be deaf
+PAUSING = "pausing"  # what central makes of it, until the node gives the run back
+PHASES = {"fetching": 0, "ready": 1, "training": 2, "stored": 2, "uploading": 3, "reporting": 4, PAUSING: 5}
 MISSING_HEARTBEATS = 3  # a delivered run that so many heartbeats do not name is gone
 PAUSE_GRACE_MS = 60_000  # a run that was told to pause has so long to store its state; a replica its drain_s besides
 ALONE = "limit_base_units"  # in the explanation of a lease: its node is not proven, and may have this one only
@@ -92,7 +95,7 @@ class Dispatch:
         self._unnamed: dict[RunKey, int] = {}  # delivered run -> heartbeats that did not name it
         self._told: dict[RunKey, set[str]] = {}  # run -> commands that its node has heard from here
         self._telling: dict[RunKey, asyncio.Task[None]] = {}
-        self._advanced: dict[RunKey, tuple[object, float]] = {}  # run -> where it was last, and since when
+        self._advanced: dict[RunKey, tuple[Place, float]] = {}  # run -> how far it came at most, and since when
         self._scaling = scaling.Scaling()
         self._pings = Pings(edge, heartbeat_ms)
         self._loop_task: asyncio.Task[None] | None = None
@@ -440,11 +443,14 @@ class Dispatch:
             self._read_seq[node_id] = seq
             self._heard_ms[node_id] = now_ms
 
-    def advanced(self, job_id: str, attempt: int, where: object) -> None:
-        """A run was seen at `where`; standing at the same place is no progress. Telemetry and reports call it."""
-        key = (job_id, attempt)
-        if key not in self._advanced or self._advanced[key][0] != where:
-            self._advanced[key] = (where, self._machine.monotonic_ms())
+    def advanced(self, job_id: str, attempt: int, where: tuple[str, int]) -> None:
+        """A run was seen in a phase, after so many steps. Telemetry and reports call it.
+
+        Only what is beyond all that was seen before is progress: else who goes to and fro keeps a job for ever.
+        """
+        key, place = (job_id, attempt), (PHASES.get(where[0], 0), where[1])
+        if key not in self._advanced or self._advanced[key][0] < place:
+            self._advanced[key] = (place, self._machine.monotonic_ms())
 
     def _stuck(self, job: jobs.Job, number: int, now_ms: float) -> tuple[str, str] | None:
         """(code, reason) when a run must lose its lease although its node is alive."""
@@ -453,7 +459,7 @@ class Dispatch:
             self._advanced.pop(key, None)  # it waits for the chain, not the other way round
             return None
         if job.halts:
-            self.advanced(*key, "pausing")
+            self.advanced(*key, (PAUSING, 0))
             grace_ms = PAUSE_GRACE_MS + (job.job.serve.drain_s * 1000 if job.job.serve else 0)
             if now_ms - self._advanced[key][1] > grace_ms:
                 return jobs.PAUSED, f"the node did not end the run within {grace_ms} ms"
@@ -465,7 +471,9 @@ class Dispatch:
                     f"the replica says that it is ready, and answered nothing for {self.lease_ms} ms",
                 )
             return None
-        _, since_ms = self._advanced.setdefault(key, (None, now_ms))
+        if key in self._advanced and self._advanced[key][0][0] == PHASES[PAUSING]:
+            del self._advanced[key]  # it goes on: from where it is, whatever was seen before
+        _, since_ms = self._advanced.setdefault(key, ((0, 0), now_ms))
         if now_ms - since_ms > self._progress_ms:
             return "no_progress", f"the node is alive, but the run made no progress for {self._progress_ms} ms"
         return None

@@ -42,7 +42,7 @@ SUCCESS_GAIN = 1.0  # of a job that left the reference fee, for a client that is
 MOST_FROM_ONE = 2.0  # what one client can gain a node, however much it pays: 1, then 1/2, 1/4, …
 GAIN_HALVES_MS = 7 * 24 * 3_600_000  # what one client gained a node counts half after each whole week without it
 PROVEN_CLIENTS = 3
-PROVING_SHARE = 10  # a job proves something of its node when its fee is this part of the reference fee, or more
+WHOLE_PPM = 1_000_000  # a client proves something of a node once it has left a whole reference fee for its work
 PAYERS_KEPT = 32  # above PROVEN_CLIENTS: who gives way is never one that is needed for that
 FAILURE_LOSS = 2.0  # an attempt that ended without a model
 SILENCE_LOSS = 2.0  # lost while it held nothing
@@ -92,12 +92,20 @@ STATES: dict[type, dict[State, State | None]] = {  # None: it cannot happen
 
 
 class Payer(Struct, frozen=True, kw_only=True):
-    """A client that paid for a node's work. gained: what that did for the node's reputation, as of at_ms."""
+    """A client that paid for a node's work. gained: what that did for the node's reputation, as of at_ms.
+
+    paid_ppm: the fees that it left, as millionths of the reference fees of its jobs; a whole one is enough to know.
+    """
 
     wallet: str
     gained: float
     at_ms: int
-    proves: bool = False  # one of its jobs left so large a fee that nobody makes such clients up for nothing
+    paid_ppm: int = 0
+
+    @property
+    def proves(self) -> bool:
+        """Whether it is known to be no client that somebody made up for next to nothing."""
+        return self.paid_ppm >= WHOLE_PPM
 
 
 class Node(Struct, frozen=True, kw_only=True):
@@ -277,12 +285,12 @@ def rewarded(node: Node, job_id: str, wallet: str, fee_base_units: int, referenc
     payer = next((each for each in node.payers if each.wallet == wallet), Payer(wallet=wallet, gained=0.0, at_ms=at_ms))
     gained = payer.gained * 0.5 ** max(0, (at_ms - payer.at_ms) // GAIN_HALVES_MS)
     share = min(1.0, fee_base_units / reference_base_units)
+    paid_ppm = min(WHOLE_PPM, payer.paid_ppm + fee_base_units * WHOLE_PPM // reference_base_units)
     gain = SUCCESS_GAIN * share * (1.0 - gained / MOST_FROM_ONE)
-    proves = payer.proves or fee_base_units * PROVING_SHARE >= reference_base_units
     others = [each for each in node.payers if each.wallet != wallet]
     if len(others) == PAYERS_KEPT:
         others.remove(min(others, key=lambda each: (each.proves, each.at_ms)))
-    payer = replace(payer, gained=gained + gain, at_ms=max(at_ms, payer.at_ms), proves=proves)
+    payer = replace(payer, gained=gained + gain, at_ms=max(at_ms, payer.at_ms), paid_ppm=paid_ppm)
     mended = node.mended + gain if node.strikes else 0.0
     forgiven = int(mended)
     node = replace(node, payers=(*others, payer), mended=mended - forgiven, strikes=max(0, node.strikes - forgiven))

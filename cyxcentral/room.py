@@ -147,9 +147,11 @@ class Room:
                 yield self.candidates[wanted]
             return
         before = {attempt.node_id for attempt in job.attempts}
-        for node_id in self._by_score(job):
-            if node_id not in before:
-                yield self.candidates[node_id]
+        kinds = _kinds(self._for_proven(job))
+        for strange in [(each,) for each in kinds] if before else [kinds]:
+            for node_id in self._by_score(job, strange):
+                if node_id not in before:
+                    yield self.candidates[node_id]
         last = [self.candidates[node_id] for node_id in before if node_id in self._placed]
         able = [candidate for candidate in last if schedule.refusal(job, candidate) is None]
         yield from sorted(able, key=lambda candidate: schedule.preference(job, candidate, self._weights))
@@ -173,8 +175,8 @@ class Room:
 
     # -- the search -----------------------------------------------------------------------------------------
 
-    def _by_score(self, job: Job) -> Iterator[str]:
-        """Ids of the nodes that can take the job, the highest score first, then the most memory, then the id.
+    def _by_score(self, job: Job, kinds: tuple[bool, ...]) -> Iterator[str]:
+        """Ids of the nodes of these kinds that can take the job, the highest score first, then the most memory, then the id.
 
         The heap holds subtrees under the bound of what is in them, and nodes under their score. When a node comes
         out, nothing that is left can be better.
@@ -183,7 +185,7 @@ class Room:
         memory_weight, location_weight = self._weights.memory, self._weights.location
         heap: list[tuple[float, Key, int, Any, float, tuple[str, ...]]] = []
         ticket = count()  # two trees may hold the same node: never compare further
-        for shelf, location, elsewhere in self._shelves(job):
+        for shelf, location, elsewhere in self._shelves(job, kinds):
             if (at := self._trees.get(shelf)) is not None:
                 heap.append((-math.inf, at.summary.first, next(ticket), at, location_weight * location, elsewhere))
         heapq.heapify(heap)
@@ -210,11 +212,11 @@ class Room:
     def _for_proven(self, job: Job) -> bool:
         return schedule.for_proven(job, self._unproven.limit_base_units)
 
-    def _shelves(self, job: Job) -> list[tuple[Shelf, float, tuple[str, ...]]]:
+    def _shelves(self, job: Job, kinds: tuple[bool, ...]) -> list[tuple[Shelf, float, tuple[str, ...]]]:
         """Trees to search, each with its location term and the regions that another of them answers for."""
         cuda, wanted = job.job.needs.device == "cuda", job.job.needs.region
         found: list[tuple[Shelf, float, tuple[str, ...]]] = []
-        for strange in _kinds(self._for_proven(job)):
+        for strange in kinds:
             if not wanted:
                 found.append(((cuda, None, strange), schedule.location_term("", ""), ()))
                 continue

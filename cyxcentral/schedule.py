@@ -276,11 +276,15 @@ def full_score(job: Job, candidate: Candidate, weights: Weights) -> float:
     )
 
 
-def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, float, int, str]:
-    """What to sort candidates by, best first: a node that lost this job before is the last resort."""
+def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, bool, float, int, str]:
+    """What to sort candidates by, best first: a node that lost this job before is the last resort.
+
+    A job that was lost goes to proven nodes first: strangers that finish nothing shall not use up all its attempts.
+    """
     node_id = candidate.node.node_id
     lost_before = any(attempt.node_id == node_id for attempt in job.attempts)
-    return lost_before, -full_score(job, candidate, weights), -candidate.memory_free_bytes, node_id
+    strange = bool(job.attempts) and candidate.limit_base_units > 0
+    return lost_before, strange, -full_score(job, candidate, weights), -candidate.memory_free_bytes, node_id
 
 
 def choose(job: Job, candidates: Iterable[Candidate], weights: Weights) -> tuple[str | None, dict[str, object]]:

@@ -991,6 +991,41 @@ async def test_a_run_that_stands_still_loses_its_lease_although_its_node_is_aliv
     assert central.world.jobs["job-1"].attempts[-1].lost.code == "no_progress"
 
 
+@pytest.mark.parametrize("again", [("training", 4), ("training", 5), ("fetching", 9), ("a phase of its own", 9)])
+async def test_a_run_that_goes_to_and_fro_makes_no_progress(central, again):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    for where in (("ready", 0), ("training", 4), ("training", 5)):
+        await central.dispatch._heartbeat(heartbeat(("job-1", 1, *where)))
+    seen = central.dispatch._advanced["job-1", 1]
+    await central.dispatch._heartbeat(heartbeat(("job-1", 1, *again)))
+    central.dispatch.advanced("job-1", 1, ("stored", 5))
+    assert central.dispatch._advanced["job-1", 1] is seen
+    central.dispatch.advanced("job-1", 1, ("training", 6))
+    assert central.dispatch._advanced["job-1", 1][1] > seen[1]
+
+
+async def test_a_run_that_shall_pause_has_its_time_however_much_it_tells_meanwhile(central):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased(), f.PAUSED)
+    await central.dispatch._sweep()
+    told = central.dispatch._advanced["job-1", 1]
+    central.dispatch.advanced("job-1", 1, ("training", 10**9))
+    await central.dispatch._sweep()
+    assert central.dispatch._advanced["job-1", 1] is told
+
+
+async def test_a_run_whose_pause_was_taken_back_makes_progress_as_before(central):
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased(), f.PAUSED)
+    await central.dispatch._sweep()
+    await central.say(subjects.job_event("job-1"), f.RESUMED)
+    await central.dispatch._sweep()
+    since_ms = central.dispatch._advanced["job-1", 1][1]
+    central.dispatch.advanced("job-1", 1, ("training", 1))
+    assert central.dispatch._advanced["job-1", 1][1] > since_ms
+
+
 async def test_waiting_for_the_chain_is_not_standing_still(central):
     central.dispatch._progress_ms = -1
     await central.dispatch._register(register())

@@ -338,12 +338,14 @@ def test_a_completion_counts_when_it_is_paid_and_not_before():
     assert (node.jobs_completed, node.strikes, node.reputation) == (1, 1, struck(1).reputation)
 
 
-def test_a_node_is_proven_once_three_clients_paid_for_its_work():
+def test_a_node_is_proven_once_three_clients_have_each_left_a_whole_reference_fee():
     node = paid(node_after(f.registered()), *[REFERENCE] * 20, client="one")
-    node = paid(node, *[REFERENCE // 10 - 1] * 20, client="a fee that anybody can pay")
+    node = paid(node, *[REFERENCE // 10] * 9, client="two")
+    node = paid(node, REFERENCE - 1, client="three")
+    assert (nodes.proofs(node), nodes.proven(node)) == (1, False)
     node = paid(node, REFERENCE // 10, client="two")
     assert not nodes.proven(node)
-    assert nodes.proven(paid(node, REFERENCE // 10, client="three"))
+    assert nodes.proven(paid(node, 1, client="three"))
 
 
 def test_a_node_whose_ban_is_over_is_as_unproven_as_a_new_one_and_a_pardoned_one_is_not():

@@ -9,6 +9,7 @@ from cyxcentral.central import StartError, configured_weights
 from cyxnet import messages as m
 from cyxnet.config import NetworkFile
 from tests.central import facts as f
+from tests.central import worlds
 
 WEIGHTS = schedule.Weights()
 JOB = f.job_after(f.FUNDED)
@@ -149,7 +150,7 @@ def test_central_does_not_start_with_weights_that_cannot_be_used():
 # -- nodes that are not proven -----------------------------------------------------------------------------
 
 UNPROVEN = schedule.Unproven(limit_base_units=f.AMOUNT)
-PAYERS = tuple(nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, proves=True) for number in range(3))
+PAYERS = tuple(nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, paid_ppm=nodes.WHOLE_PPM) for number in range(3))
 DEAR = replace(JOB, price_base_units=f.AMOUNT + 1)
 
 
@@ -195,3 +196,14 @@ def test_it_is_said_why_a_job_does_not_go_to_a_node_that_is_not_proven_and_what_
     view = views.node_view(stranger(payers=PAYERS[:1]), [JOB], 0, None)
     assert (view.proofs, view.limit_base_units, view.state) == (1, f.AMOUNT, "busy")
     assert views.node_view(stranger(payers=PAYERS), [JOB], 0, None).limit_base_units == 0
+
+
+def test_a_job_that_was_lost_once_goes_to_proven_nodes_first():
+    slow = replace(
+        stranger(payers=PAYERS).node, node_id="node-z", hardware=f.registered(hardware={"flops_per_s": 1e9}).hardware
+    )
+    proven = schedule.Candidate(node=slow, active_runs=0, memory_free_bytes=slow.hardware.memory_bytes)
+    assert choose(stranger(), proven) == stranger().node.node_id
+    lost = replace(JOB, attempts=(worlds.lost_on("node-y"),))
+    assert choose(stranger(), proven, job=lost) == "node-z"
+    assert choose(stranger(), job=lost) == stranger().node.node_id, "where nobody is proven, nothing stands still"

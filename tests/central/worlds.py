@@ -78,7 +78,7 @@ def limited(candidate, unproven):
     return replace(candidate, limit_base_units=schedule.limit_of(candidate.node, unproven))
 
 
-PAYERS = tuple(nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, proves=True) for number in range(3))
+PAYERS = tuple(nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, paid_ppm=nodes.WHOLE_PPM) for number in range(3))
 
 
 def half_known(dice, found, unproven):

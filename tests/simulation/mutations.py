@@ -197,7 +197,9 @@ def memory_forgotten() -> Iterator[Any]:
     yield mock.patch.object(schedule, "ran_out_on", lambda job, node_id: False)
     yield mock.patch.object(schedule, "preference", lambda job, candidate, weights: candidate.node.node_id)
     yield mock.patch.object(
-        room.Room, "ranked", lambda found, job: (found.candidates[node_id] for node_id in found._by_score(job))
+        room.Room,
+        "ranked",
+        lambda found, job: (found.candidates[node_id] for node_id in found._by_score(job, (False, True))),
     )
 
 
