@@ -65,16 +65,20 @@ def gather(graph: Graph) -> Graph:
 
 
 def _late(graph: Graph, known: Inferred) -> list[int]:
-    """The nodes in order, but masks as late as their first reader, where that is an element-wise call of their size."""
+    """The nodes in order, but masks and slices as late as their first reader, where that is an element-wise call of
+    their size.
+    """
     sizes = [math.prod(shape) for shape in known.shapes]
     anchor = list(range(len(graph.nodes)))  # before which node each comes; itself, where it stays
     first = [len(anchor)] * len(anchor)  # the first that reads it, as they are ordered now
     for place in reversed(range(len(anchor))):
         node, reader = graph.nodes[place], first[place]
-        if reader < len(anchor) and node.op in MASKS and sizes[place] >= LEAST_ELEMENTS:
-            if OPS[graph.nodes[reader].op].group == "elementwise" and sizes[reader] == sizes[place]:
+        can_wait = node.op in ("slice", "reshape") or node.op in MASKS and sizes[place] >= LEAST_ELEMENTS
+        if can_wait and reader < len(anchor) and sizes[reader] == sizes[place]:
+            if OPS[graph.nodes[reader].op].group == "elementwise":
                 anchor[place] = reader
         for i in node.inputs:
+            # A reshape is no call of its own: what reads it reads what it shows.
             first[i] = min(first[i], anchor[place])
     return sorted(range(len(anchor)), key=lambda place: (anchor[place], place))
 

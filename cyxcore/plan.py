@@ -21,6 +21,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import precision
+from cyxcore.accumulating import accumulations, together
 from cyxcore.bands import Stretch, arrange, attrs_of_band
 from cyxcore.device import ALIGN_BYTES, Banded, Call
 from cyxcore.errors import GraphError, ShapeError
@@ -90,6 +91,7 @@ class Schedule(NamedTuple):
     in_place: dict[int, int]  # update op -> the param whose array it writes
     copies: list[tuple[int, int]]  # (param, value) written at the end
     stretches: list[Stretch]  # calls that follow each other in `order` and run band by band
+    onto: dict[int, int]  # sum -> what it adds to, whose memory it has
 
     def within(self, graph: Graph, known: Inferred) -> set[int]:
         """The nodes that nothing outside of their own stretch reads: they need memory for one band only."""
@@ -131,8 +133,15 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
     late = _after(graph, set(target_of))
     early = _products_before_sums(graph, [place for place in order if place not in late], alias)
     stretches: list[Stretch] = []
+    onto: dict[int, int] = {}
     if in_bands:
-        early, stretches = arrange(graph, graph.infer(1), early, alias, lanes)
+        known = graph.infer(1)
+        early, stretches = arrange(graph, known, early, alias, lanes)
+        if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making
+            elsewhere = {place for each in stretches for place in each.places}
+            added_up = accumulations(graph, known, early, alias, elsewhere)
+            early = together(early, added_up)
+            onto = {place: source for each in added_up for place, source in each.onto().items()}
     order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
     last_read = {alias.get(i, i): position[place] for place in order for i in graph.nodes[place].inputs}
@@ -143,7 +152,7 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
             copies.append((target, value))
         else:
             in_place[value] = target
-    return Schedule(order, alias, in_place, copies, stretches)
+    return Schedule(order, alias, in_place, copies, stretches, onto)
 
 
 def _products_before_sums(graph: Graph, order: list[int], alias: Mapping[int, int]) -> list[int]:
@@ -364,12 +373,16 @@ def _place(
         ending.setdefault(step, []).append(place)
     arena, slots, lane_bytes = Arena(), dict[int, Slot](), dict[int, int]()
     held: list[Slot] = []  # a group reads it to the end: in its place nothing may lie that the group writes
+    handed_on = set(decided.onto.values())
     for step, places in enumerate(steps):
-        if OPS[graph.nodes[places[0]].op].group not in ("elementwise", "reduce"):
+        op = graph.nodes[places[0]].op
+        if not _may_be_grouped(op):
             while held:
                 arena.give(held.pop())
         for place in places:
-            if place not in decided.in_place and place not in within:
+            if place in decided.onto:
+                slots[place] = slots[decided.onto[place]]
+            elif place not in decided.in_place and place not in within:
                 slots[place] = arena.take(known.bytes_of(place))
         if places[0] in begins:
             inner, size = _place_within(graph, known, begins[places[0]], within, root)
@@ -379,8 +392,8 @@ def _place(
                 slots[place], lane_bytes[place] = Slot(memory.offset + slot.offset, slot.bytes), size
             arena.give(memory)
         for source in ending.get(step, ()):
-            if source in slots and source not in within:
-                if known.bytes_of(source) * SMALL <= known.bytes_of(places[0]):
+            if source in slots and source not in within and source not in handed_on:
+                if op == "slice" or known.bytes_of(source) * SMALL <= known.bytes_of(places[0]):
                     held.append(slots[source])
                 else:
                     arena.give(slots[source])
@@ -390,18 +403,31 @@ def _place(
     return slots, lane_bytes, arena.end
 
 
+def _may_be_grouped(op: str) -> bool:
+    """Whether a call can be one of a group, which is made tile by tile (kernels/src/fused.c)."""
+    return op == "slice" or OPS[op].group in ("elementwise", "reduce")
+
+
 def _place_within(
     graph: Graph, known: Inferred, stretch: Stretch, within: set[int], root: Callable[[int], int]
 ) -> tuple[dict[int, Slot], int]:
     """Slots of one band in the memory of a lane, and the size of that."""
     last = {root(source): number for number, p in enumerate(stretch.places) for source in graph.nodes[p].inputs}
     arena, slots = Arena(), dict[int, Slot]()
+    held: list[Slot] = []  # as in _place
     for number, place in enumerate(stretch.places):
+        op = graph.nodes[place].op
+        if not _may_be_grouped(op):
+            while held:
+                arena.give(held.pop())
         if place in within:
             slots[place] = arena.take(known.bytes_of(place) // stretch.bands)
         for source in {root(i) for i in graph.nodes[place].inputs}:
             if source in slots and last[source] == number:
-                arena.give(slots[source])
+                if op == "slice":
+                    held.append(slots[source])
+                else:
+                    arena.give(slots[source])
         if place in slots and place not in last:
             arena.give(slots[place])
     return slots, arena.end

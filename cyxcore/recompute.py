@@ -46,9 +46,14 @@ class _Again:
                 if self.sizes[place] != size:
                     number, size = number + 1, self.sizes[place]
                 chains[place] = number
-            elif group != "source" and node.op != "reshape" and not self._summed(node, size):
+            elif group != "source" and not self._in_between(place, size):
                 size = -1
         return chains
+
+    def _in_between(self, place: int, size: int) -> bool:
+        """Whether a call of a row ends no chain of that size: a slice of it, or a sum made in one pass with it."""
+        node = self.nodes[place]
+        return node.op == "reshape" or node.op == "slice" and self.sizes[place] == size or self._summed(node, size)
 
     def _summed(self, node: Node, size: int) -> bool:
         """Whether a sum is made in one pass with the chain before it (onepass.py)."""

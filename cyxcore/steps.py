@@ -19,6 +19,8 @@ belong to the plan. Threads that share a compiled step take turns.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
+from operator import attrgetter
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -37,6 +39,8 @@ from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
 
 Array = np.ndarray[Any, Any]
+
+_array_of, _is_training, _is_trained = attrgetter("_data"), attrgetter("training"), attrgetter("requires_grad")
 
 
 def used(function: Callable[..., Any]) -> tuple[list[Module], list[Optimizer]]:
@@ -69,15 +73,15 @@ class Bound:
 
     def key(self) -> tuple[Any, ...]:
         """Equal only while everything is the same object with the same array, as long as kept() is."""
-        found = [id(x) for table in self._tables for x in table.values()]
+        found = [*map(id, chain.from_iterable([table.values() for table in self._tables]))]
         if found != self._found:
             self.parts, self.tensors, self._tables = list(self.modules), [], []
             for part in self.parts:
                 self.parts += part._modules.values()
                 self.tensors += (*part._parameters.values(), *part._buffers.values())
                 self._tables += (part._modules, part._parameters, part._buffers)
-            self._found = found = [id(x) for table in self._tables for x in table.values()]
-        return (*found, *[id(x._data) for x in self.tensors])
+            self._found = found = [*map(id, chain.from_iterable([table.values() for table in self._tables]))]
+        return (*found, *map(id, map(_array_of, self.tensors)))
 
     def kept(self) -> list[Any]:
         """What key() names by its id: while it is kept nothing else gets that."""
@@ -143,8 +147,8 @@ class CompiledStep:
             is_recording(),
             tuple([(x.shape, x.dtype) for x in tensors]),
             own,
-            tuple([part.training for part in self._bound.parts]),
-            tuple([x.requires_grad for x in held]),
+            tuple(map(_is_training, self._bound.parts)),
+            tuple(map(_is_trained, held)),
             tuple([id(optimizer.state) for optimizer in self.optimizers]),
             *[_options(group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )

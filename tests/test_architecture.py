@@ -44,7 +44,8 @@ cyxcore.kernels.gpu.cuda
 cyxcore.metrics.base cyxcore.metrics.classification cyxcore.metrics.regression cyxcore.metrics
 cyxcore.device cyxcore.precision cyxcore.held cyxcore.inspection cyxcore.drawing cyxcore.variates
 cyxcore.gradients cyxcore.memory
-cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.bands cyxcore.plan cyxcore.tape cyxcore.keys cyxcore.conversion
+cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.plan
+cyxcore.tape cyxcore.keys cyxcore.conversion
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft
 cyxcore.saving cyxcore.random cyxcore.torchfunctions cyxcore.distributions
@@ -154,6 +155,7 @@ PURE = {
     "cyxcore.passes",
     "cyxcore.onepass",
     "cyxcore.recompute",
+    "cyxcore.accumulating",
     "cyxcore.bands",
     "cyxnode.chain",
     "cyxnode.events",

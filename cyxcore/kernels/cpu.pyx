@@ -53,6 +53,7 @@ cdef extern from "cyx.h" nogil:
         int64_t band_bytes
         int64_t lane_bytes
     ctypedef struct cyx_factor
+    ctypedef struct cyx_group
     ctypedef struct cyx_call:
         cyx_array *inputs "in"
         int32_t op
@@ -68,6 +69,7 @@ cdef extern from "cyx.h" nogil:
         int32_t terms
         double work
         cyx_factor *packed
+        cyx_group *kept
         cyx_factor *pack
         cyx_array out
         cyx_array own_in[5]
@@ -85,8 +87,10 @@ cdef extern from "cyx.h" nogil:
     int cyx_compute_dtype(int op, const int *dtypes, int count)
     cyx_status cyx_prepare(cyx_call *call, cyx_message *message)
     int cyx_call_is_fusible(const cyx_call *call)
+    cyx_group *cyx_keep_group(const cyx_call *calls)
     int64_t cyx_sums_runs(const cyx_call *call)
     int cyx_adds_to_product(const cyx_call *calls)
+    int cyx_is_adam(const cyx_call *calls, int64_t count)
     cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message)
 
 cdef extern from "fast.h" nogil:
@@ -97,6 +101,8 @@ cdef extern from "plan.h" nogil:
     enum:
         CYX_SHORTEST_RUN
         CYX_LONGEST_RUN
+        CYX_BLOCK_K
+    int cyx_adds_on(const cyx_call *before, const cyx_call *calls)
     int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count)
 
 cdef extern from "pool.h" nogil:
@@ -382,6 +388,7 @@ def call(str op, out, inputs, dict attrs) -> None:
         _release(&record)
 
 
+MOST_TERMS = CYX_BLOCK_K  # of a product that may be added to what lies in the place of the sum
 SHORTEST_RUN, LONGEST_RUN = CYX_SHORTEST_RUN, CYX_LONGEST_RUN  # terms in a row, of the sums that a group can make
 MOST_CALLS = CYX_MAX_GROUP  # of a group
 LEAST_FUSED = 256  # elements; below it a call costs what it costs, not what it moves
@@ -473,6 +480,7 @@ cdef class Program:
     def __dealloc__(self):
         cdef int64_t i
         for i in range(self._count):
+            free(self._calls[i].kept)
             _release(&self._calls[i])
         free(self._calls)
         cyx_free_factors(self._factors)
@@ -552,7 +560,12 @@ cdef class Program:
                 and low <= <size_t>self._calls[first].out.data < high and cyx_adds_to_product(&self._calls[first])
             ):
                 end = first + 2
-            elif self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]):
+                while self._adds_on(first, end, last_read, low, high):
+                    end += 2
+            elif (
+                (self._calls[first].out.size >= LEAST_FUSED and cyx_call_is_fusible(&self._calls[first]))
+                or (first + 3 <= self._count and cyx_is_adam(&self._calls[first], 3))
+            ):
                 end, run = first + 1, 0
                 while end < self._count and end not in self._edges and end - first < CYX_MAX_GROUP:
                     own_run = cyx_sums_runs(&self._calls[end])
@@ -567,12 +580,26 @@ cdef class Program:
                 self._calls[first].group = <int32_t>(end - first)
                 for place in range(first, end):
                     self._calls[place].elided = self._is_elided(place, end, last_read, low, high)
+                free(self._calls[first].kept)
+                self._calls[first].kept = cyx_keep_group(&self._calls[first])
                 groups.append((first, [not self._calls[place].elided for place in range(first, end)]))
             first = max(end, first + 1)
         if self._factors == NULL:
             self._factors = cyx_share_factors(self._calls, self._count, &self.packed_bytes)
             self.packed_bytes += <size_t>cyx_stretches_pack(self._calls, self._count)
         return groups
+
+    cdef bint _adds_on(self, int64_t first, int64_t end, list last_read, size_t low, size_t high):
+        """Whether the product and the sum at `end` add to what the group from `first` to there has made."""
+        cdef int64_t place
+        if end + 1 >= self._count or last_read[end - 1] != end + 1 or last_read[end] != end + 1:
+            return False
+        if not low <= <size_t>self._calls[end].out.data < high:
+            return False
+        for place in range(first + 1, end + 2):
+            if place in self._edges:
+                return False
+        return cyx_adds_on(&self._calls[end - 2], &self._calls[end])
 
     cdef bint _is_elided(self, int64_t place, int64_t end, list last_read, size_t low, size_t high):
         """Whether the output of a call in a group that ends before `end` need not be stored."""

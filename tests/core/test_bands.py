@@ -149,17 +149,20 @@ def test_a_prime_number_of_small_rows_runs_in_no_bands() -> None:
     assert bands_of(128) == {8}
 
 
-def recurrence_step(rows: int, steps: int) -> Graph:
-    """Forward and backward of an LSTM and a loss on its last state."""
+def recurrence_step(rows: int, steps: int, size: int = 5) -> Graph:
+    """Forward and backward of an LSTM of that many states and a loss on its last one."""
     builder = Builder()
 
     def weight(name: str, *shape: int) -> Any:
         return builder.param(name, shape, {"kind": "constant", "value": 0.0})
 
     x, labels = builder.input("x", (rows, steps, 3)), builder.input("labels", (rows,), "int64")
-    weights = F.Weights(weight("ih", 20, 3), weight("hh", 20, 5), weight("bias_ih", 20), weight("bias_hh", 20))
+    of_gates = [
+        weight(name, 4 * size, *shape) for name, *shape in (("ih", 3), ("hh", size), ("bias_ih",), ("bias_hh",))
+    ]
+    weights = F.Weights(*of_gates)
     _, (hidden, _) = F.recur("lstm", x, weights)
-    loss = F.cross_entropy(F.linear(hidden, weight("out", 4, 5)), labels)
+    loss = F.cross_entropy(F.linear(hidden, weight("out", 4, size)), labels)
     trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
     return optimise(builder.graph(loss, *backward(builder, loss, trained)))
 
@@ -193,10 +196,11 @@ def test_many_stacks_of_products_are_no_recurrence(monkeypatch: pytest.MonkeyPat
     assert [each[0].bands for each in found.values()] == [4, 4]
 
 
+@pytest.mark.parametrize("size", [5, 16])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_a_recurrence_has_the_same_bits_on_any_number_of_threads(
-    isa: str, threads: int, monkeypatch: pytest.MonkeyPatch
+    isa: str, threads: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bands, "BAND_BYTES", 256 * 1024)
     monkeypatch.setattr(bands, "LEAST_ROWS", 64)
@@ -205,11 +209,20 @@ def test_a_recurrence_has_the_same_bits_on_any_number_of_threads(
     except ValueError:
         pytest.skip(f"this machine has no {isa}")
     cpu.set_num_threads(threads)
-    graph = recurrence_step(rows=24, steps=9)
+    graph = recurrence_step(rows=24, steps=9, size=size)
     expected = run(Plan(graph, state_of(graph), "cpu", optimised=False))
     plan = Plan(graph, state_of(graph), "cpu")
     assert run(plan) == expected
     assert run(plan) == expected
+
+
+def test_threads_share_the_rows_of_a_gradient_that_every_step_adds_to() -> None:
+    graph = recurrence_step(rows=24, steps=9, size=16)
+    cpu.set_num_threads(2)
+    plan = Plan(graph, state_of(graph), "cpu")
+    run(plan)
+    made = [(plan.calls[first].op, count) for first, count, *_ in plan.program.__self__.timed()]  # type: ignore[attr-defined]
+    assert ("matmul", 2 * 8) in made  # of nine steps, whose first product has nothing to be added to
 
 
 def convolutions_step() -> Graph:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cyxcore as cx
+from cyxcore import functional as F
 from cyxcore import onepass
 from cyxcore.graph import Graph
 from cyxcore.kernels import cpu
@@ -113,26 +114,98 @@ def graphs(draw: Any) -> Any:
     return builder.graph(*(values[place] * 1.5 for place in last))
 
 
-def test_an_update_is_made_in_one_pass_in_place() -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("size", [1, 7, 64, 1001, SIZE])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_an_update_is_made_in_one_pass_in_place(isa: str, dtype: Any, size: int, decay: float) -> None:
     rng = np.random.default_rng(1)
-    first = {name: rng.uniform(0.1, 1, SIZE).astype(np.float32) for name in "pgmv"}
-    lr, step = np.full((), 0.1, np.float32), np.full((), 3, np.float32)
-    moments, adam = {"beta": 0.9, "weight_decay": 0.01}, {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8}
+    first = {name: rng.uniform(0.1, 1, size).astype(dtype) for name in "pgmv"}
+    lr, step = np.full((), 0.1, dtype), np.full((), 3, dtype)
+    moments, adam = {"beta": 0.9, "weight_decay": decay}, {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8}
     adam["decoupled_weight_decay"] = 0.02
     results = []
-    for together in (False, True):
-        p, g, m, v = (first[name].copy() for name in "pgmv")
-        program = cpu.Program()
-        program.add("adam_m", m, [m, g, p], moments)
-        program.add("adam_v", v, [v, g, p], moments)
-        program.add("adam_update", p, [p, m, v, lr, step], adam)
-        if together:
-            assert program.fuse(MEMORY) == [(0, [True, True, True])]
-        for value in (3, 4):
-            step[...] = value
-            program.run()
-        results.append([x.tobytes() for x in (p, m, v)])
+    before = cpu.isa()
+    try:
+        with contextlib.suppress(ValueError):  # not every machine has each
+            cpu.set_isa(isa)
+        for together in (False, True):
+            p, g, m, v = (first[name].copy() for name in "pgmv")
+            program = cpu.Program()
+            program.add("adam_m", m, [m, g, p], moments)
+            program.add("adam_v", v, [v, g, p], moments)
+            program.add("adam_update", p, [p, m, v, lr, step], adam)
+            if together:
+                assert program.fuse(MEMORY) == [(0, [True, True, True])]
+            for value in (3, 4):
+                step[...] = value
+                program.run()
+            results.append([x.tobytes() for x in (p, m, v)])
+    finally:
+        cpu.set_isa(before)
     assert results[0] == results[1]
+
+
+@st.composite
+def cut_graphs(draw: Any) -> Any:
+    """A graph of element-wise operations on (33, 70) matrices, many of them cut out of larger arrays."""
+    builder = Builder()
+    wide, tall = builder.input("wide", (33, 280)), builder.input("deep", (33, 9, 70))
+    values = [builder.input("x", (33, 70))]
+    for _ in range(draw(st.integers(3, 24))):
+        one, other = (values[draw(st.integers(0, len(values) - 1))] for _ in range(2))
+        kind = draw(st.integers(0, 4))
+        if kind == 0:
+            step = draw(st.integers(1, 4))
+            start = draw(st.integers(0, 280 - 69 * step - 1))
+            values.append(wide[:, start : start + 69 * step + 1 : step])
+        elif kind == 1:
+            place = draw(st.integers(0, 8))
+            values.append(tall[:, place : place + 1].reshape(33, 70))
+        elif kind == 2:
+            values.append(builder.apply(draw(st.sampled_from(UNARY)), [one], {}))
+        elif kind == 3:
+            wide = F.concat([one, other, one, other], 1)
+        else:
+            values.append(builder.apply(draw(st.sampled_from(BINARY)), [one, other], {}))
+    last = draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=3))
+    return builder.graph(*(values[place] * 1.5 for place in last))
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut_graphs(), st.integers(1, 3), st.sampled_from(["avx512", "avx2", "portable"]))
+def test_slices_made_with_who_reads_them_have_the_bits_of_both(graph: cx.Graph, threads: int, isa: str) -> None:
+    before = cpu.isa(), cpu.get_num_threads()
+    with contextlib.suppress(ValueError):  # not every machine has each
+        cpu.set_isa(isa)
+    cpu.set_num_threads(threads)
+    try:
+        plan, alone = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+        rng = np.random.default_rng(0)
+        for name, shape in (("x", (33, 70)), ("wide", (33, 280)), ("deep", (33, 9, 70))):
+            drawn = rng.normal(size=shape).astype(np.float32)
+            for each in (plan, alone):
+                if name in each.inputs:
+                    each.inputs[name][...] = drawn
+        for _ in range(2):
+            plan.run()
+        for op, out, inputs, attrs in alone.calls:
+            cpu.call(op, out, list(inputs), dict(attrs))
+        for one, other in zip(plan.outputs, alone.outputs, strict=True):
+            np.testing.assert_array_equal(one.view(np.uint32)[~np.isnan(one)], other.view(np.uint32)[~np.isnan(other)])
+            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+    finally:
+        cpu.set_isa(before[0])
+        cpu.set_num_threads(before[1])
+
+
+def test_the_gates_of_a_recurrence_are_cut_out_where_they_are_used() -> None:
+    builder = Builder()
+    gates, cell = builder.input("gates", (32, 512)), builder.input("cell", (32, 128))
+    i, f, g, o = (gates[:, part * 128 : (part + 1) * 128] for part in range(4))
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    plan = Plan(builder.graph(o.sigmoid() * cell.tanh()), device="cpu")
+    assert [count for _, count, *_ in plan.program.__self__.timed()] == [len(plan.calls)]  # type: ignore[attr-defined]
 
 
 def test_cheap_values_are_made_again_where_they_are_needed_late() -> None:
@@ -348,7 +421,6 @@ def test_a_product_that_may_be_fast_is_made_alone() -> None:
         ("mul", 1, 0, 2, 1),  # not a sum
         ("add", 1, 0, 2, 0),  # the product itself is wanted
         ("add", 1, 0, 0, 1),  # the product twice
-        ("add", 2, 0, 2, 1),  # written over what is added, while it is read
         ("add", 3, 0, 2, 3),  # written over what is multiplied
     ],
 )
@@ -367,3 +439,76 @@ def test_a_row_ends_with_its_last_sum_however_many_calls_stand_behind_it() -> No
         chain = chain.tanh()
     ops = [node.op for node in onepass.gather(builder.graph(total, chain, product)).nodes]
     assert ops.index("sum") == ops.index("square") + 1
+
+
+def test_a_long_product_is_not_written_over_what_is_added_to_it() -> None:
+    """It goes through memory before it is whole; a short one is whole before anything is written."""
+
+    def found(terms: int) -> list[Any]:
+        product = ("matmul", matrix(0), np.ones((20, terms), np.float32), np.ones((terms, 20), np.float32))
+        return sums_of_products(product, ("add", matrix(2), matrix(0), matrix(2)), results=[matrix(2)])
+
+    assert found(cpu.MOST_TERMS) == [(0, [False, True])]
+    assert found(cpu.MOST_TERMS + 1) == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@given(
+    shape=st.tuples(st.integers(1, 100), st.sampled_from([16, 32, 48, 80]), st.sampled_from([1, 3, 32, 384])),
+    turned=st.booleans(),
+    count=st.integers(2, 9),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_products_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
+    isa: str, dtype: Any, shape: tuple[int, int, int], turned: bool, count: int, threads: int
+) -> None:
+    before, threads_before = cpu.isa(), cpu.get_num_threads()
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    cpu.set_num_threads(threads)
+    try:
+        m, n, k = shape
+        rng, attrs = np.random.default_rng(5), {"transpose_a": turned, "transpose_b": False}
+        factors = [
+            (rng.normal(size=(k, m) if turned else (m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype))
+            for _ in range(count)
+        ]
+        arena = np.zeros(2 * m * n, dtype)
+        product, total = arena[: m * n].reshape(m, n), arena[m * n :].reshape(m, n)
+        program = cpu.Program()
+        for place, (a, b) in enumerate(factors):
+            program.add("matmul", product, [a, b], attrs)
+            program.add("add", total, [product, total] if place % 2 else [total, product], {})
+        assert program.fuse(arena, [total]) == [(0, [False] * (2 * count - 1) + [True])]
+        start = rng.normal(size=(m, n)).astype(dtype)
+        expected, own = start.copy(), np.empty((m, n), dtype)
+        for a, b in factors:
+            cpu.call("matmul", own, [a, b], attrs)
+            expected += own
+        total[...] = start
+        program.run()
+        assert total.tobytes() == expected.tobytes()
+    finally:
+        cpu.set_isa(before)
+        cpu.set_num_threads(threads_before)
+
+
+def test_a_product_of_another_kind_ends_those_that_are_added_up() -> None:
+    """Another shape, a factor that is turned, columns that fill no vector, or a total that somebody else reads."""
+
+    def groups(n: int, second: dict[str, bool], results: Any = ()) -> list[int]:
+        program, (ours, total) = cpu.Program(), (np.ones((n, n), np.float32), slot(1, n * n).reshape(n, n))
+        own = slot(0, n * n).reshape(n, n)
+        for attrs in ({"transpose_a": False, "transpose_b": False}, second):
+            program.add("matmul", own, [ours, ours], attrs)
+            program.add("add", total, [own, total], {})
+        return [len(stored) for _, stored in program.fuse(MEMORY, [total, *results])]
+
+    assert groups(16, {"transpose_a": False, "transpose_b": False}) == [4]
+    assert groups(16, {"transpose_a": True, "transpose_b": False}) == [2, 2]
+    assert groups(16, {"transpose_a": False, "transpose_b": True}) == [2, 2]
+    assert groups(20, {"transpose_a": False, "transpose_b": False}) == [2, 2]

@@ -48,6 +48,8 @@ typedef struct {
     int64_t band_bytes, lane_bytes; /* in a stretch: how far further on the next band's and the next lane's lie */
 } cyx_array;                        /* always C-contiguous */
 
+typedef struct cyx_group cyx_group; /* fused.c */
+
 typedef struct cyx_call {
     cyx_array *in; /* own_in, or memory of its own where there are more inputs */
     int32_t op;
@@ -65,6 +67,7 @@ typedef struct cyx_call {
     const void *panels; /* in a stretch: the right factor of an exact product as its kernel reads it; else NULL */
     double work; /* rough number of elementary operations: decides about threads and the interpreter lock */
     struct cyx_factor *packed; /* the right factor of a product, as tiles; NULL: the product makes its own (fast.h) */
+    cyx_group *kept; /* of the first call of a group: what need not be found again in every run; or NULL */
     struct cyx_factor *pack;   /* those to be made before this call, or before the stretch that begins with it */
     cyx_array out;
     cyx_array own_in[CYX_INLINE_INPUTS];
@@ -100,6 +103,7 @@ void cyx_setup(void);
 int cyx_has_kernel(int op, int dtype);
 cyx_status cyx_run(const cyx_call *calls, int64_t count, int64_t *failed, cyx_message *message);
 int cyx_call_is_fusible(const cyx_call *call);
+cyx_group *cyx_keep_group(const cyx_call *calls); /* what `kept` of the first may point to: the caller's, or NULL */
 
 /* stretch.c: calls [0, calls->stretch) on band 0, then band 1 ...; lane l takes bands l, l + lanes ... and has memory
  * of its own for what only its bands read. run makes a list of calls in order. */
@@ -110,9 +114,11 @@ extern __thread int64_t cyx_band; /* the band this thread is at; 0 outside of st
 /* fused.c: calls [0, calls->group) tile by tile, so that what one writes the next finds in the cache. The bits are
  * those of one call after the other. */
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table);
+cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table);
 int cyx_fusible(const cyx_call *call, const cyx_table table);
 int64_t cyx_sums_runs(const cyx_call *call); /* the terms that lie in a row of a sum that a group can make; 0: it cannot */
 int cyx_adds_to_product(const cyx_call *calls); /* whether two calls can be made as one product */
+int cyx_is_adam(const cyx_call *calls, int64_t count); /* whether a group is that of three calls for each parameter */
 enum { CYX_MAX_GROUP = 32 };
 
 /* check.c: whether a call is sound; fills dtype and work. Nothing that passes may touch memory outside its

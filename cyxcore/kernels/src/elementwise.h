@@ -112,6 +112,13 @@ static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
             NAME##_loop(o, a, 0, b, 1, n);                                                                   \
     }                                                                                                        \
     static void NAME##_body(void *context, int64_t begin, int64_t end) {                                     \
+        const cyx_rows *all = context;                                                                       \
+        if (all->walk.ndim == 1) { /* no row to look for */                                                  \
+            int64_t sa = all->walk.stride[0][0], sb = all->walk.stride[1][0];                                \
+            NAME##_row((OUT *)all->call->out.data + begin, (const IN *)all->call->in[0].data + begin * sa,   \
+                       sa, (const IN *)all->call->in[1].data + begin * sb, sb, end - begin);                 \
+            return;                                                                                          \
+        }                                                                                                    \
         CYX_FOR_ROWS(2, {                                                                                    \
             int64_t sa = walk->stride[0][walk->ndim - 1], sb = walk->stride[1][walk->ndim - 1];              \
             NAME##_row((OUT *)rows->call->out.data + at,                                                     \

@@ -3,6 +3,9 @@
  * the cache, and a result that only the group itself reads never leaves it. Each element goes through the same
  * operations in the same order as in separate calls. A sum over what lies in a row can be one of the group: tiles are
  * then whole runs, each is summed up while it is there, and the sums of runs meet at the end. */
+#include <stdlib.h>
+#include <string.h>
+
 #include "elementwise.h"
 #include "plan.h"
 #include "reduce_plan.h"
@@ -25,9 +28,27 @@ int cyx_adds_to_product(const cyx_call *calls) {
     int one_row = other->ndim && other->size == n && other->shape[other->ndim - 1] == n &&
                   out->shape[out->ndim - 1] == n;
     if (!product->in[0].size || (other->size != out->size && !one_row)) return 0;
+    int64_t k = product->in[0].shape[product->in[0].ndim - (product->ints[0] ? 2 : 1)];
+    int in_place = out->data == other->data && out->size == other->size && k <= CYX_BLOCK_K;
     /* It is written while the operands are read. */
-    return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]) && !overlap(out, other) &&
+    return !overlap(out, &product->in[0]) && !overlap(out, &product->in[1]) && (in_place || !overlap(out, other)) &&
            !overlap(other, &product->out);
+}
+
+enum { WHOLE_VECTORS = 16 }; /* elements that fill vectors of any instruction set */
+
+/* A product of two matrices that is added to what lies in the place of the sum already. */
+static int adds_in_place(const cyx_call *calls) {
+    const cyx_array *other = &calls[1].in[calls[1].in[0].data == calls[0].out.data], *out = &calls[1].out;
+    return cyx_adds_to_product(calls) && other->data == out->data && !calls->bands && out->ndim == 2 &&
+           calls->in[0].ndim == 2 && calls->in[1].ndim == 2 && !calls->ints[1] && out->shape[1] % WHOLE_VECTORS == 0;
+}
+
+int cyx_adds_on(const cyx_call *before, const cyx_call *calls) {
+    return adds_in_place(before) && adds_in_place(calls) && before[1].out.data == calls[1].out.data &&
+           before->dtype == calls->dtype && before->ints[0] == calls->ints[0] &&
+           !memcmp(before->in[0].shape, calls->in[0].shape, 2 * sizeof(int64_t)) &&
+           !memcmp(before->in[1].shape, calls->in[1].shape, 2 * sizeof(int64_t));
 }
 
 int64_t cyx_sums_runs(const cyx_call *call) {
@@ -41,14 +62,22 @@ enum { TILE = 1024 }; /* elements; eight tiles of float32 take 32 kB of the firs
 
 __thread cyx_loop *cyx_asked;
 
-typedef struct {
-    const cyx_call *calls;
+/* What is known of a group before it runs. */
+struct cyx_group {
+    const void *table; /* whose loops these are */
     int count;
     cyx_loop loops[CYX_MAX_GROUP];
     int made_by[CYX_MAX_GROUP][CYX_INLINE_INPUTS]; /* which elided call of the group an input comes from, or -1 */
     int tile[CYX_MAX_GROUP];                       /* where an elided call leaves its output */
     int tiles, element_bytes;
     int64_t tile_size; /* elements */
+    int64_t sums, run; /* how many calls are sums, and of how many terms in a row */
+    double work;
+};
+
+typedef struct {
+    const cyx_group *made;
+    const cyx_call *calls;
     char *sums[CYX_MAX_GROUP]; /* of the runs, where a call is a sum */
     _Atomic int no_memory;
 } group;
@@ -93,20 +122,21 @@ static void copy_rows(cyx_rows *own, const cyx_rows *from) {
 }
 
 static void group_body(void *context, int64_t begin, int64_t end) {
-    group *g = context;
+    group *running = context;
+    const cyx_group *g = running->made;
     cyx_call own[CYX_MAX_GROUP];
     cyx_rows rows[CYX_MAX_GROUP];
     int64_t tile_bytes = g->tile_size * g->element_bytes;
     char *tiles = cyx_scratch(1, (size_t)(g->tiles * tile_bytes + 1));
     if (!tiles) {
-        g->no_memory = 1;
+        running->no_memory = 1;
         return;
     }
     for (int k = 0; k < g->count; k++) {
-        copy_call(&own[k], &g->calls[k]);
+        copy_call(&own[k], &running->calls[k]);
         copy_rows(&rows[k], &g->loops[k].rows);
         rows[k].call = &own[k];
-        if (g->loops[k].finish) own[k].out.data = g->sums[k];
+        if (g->loops[k].finish) own[k].out.data = running->sums[k];
     }
     for (int64_t at = begin; at < end; at += g->tile_size) {
         int64_t stop = end - at < g->tile_size ? end : at + g->tile_size;
@@ -122,15 +152,15 @@ static void group_body(void *context, int64_t begin, int64_t end) {
 }
 
 /* A tile for every elided call, taken again after its last reader: the fewer, the nearer they stay. */
-static void share_tiles(group *g) {
+static void share_tiles(cyx_group *g, const cyx_call *calls) {
     int last[CYX_MAX_GROUP], taken[CYX_MAX_GROUP] = {0};
     for (int k = 0; k < g->count; k++) last[k] = k;
     for (int k = 0; k < g->count; k++)
-        for (int i = 0; i < g->calls[k].in_count; i++)
+        for (int i = 0; i < calls[k].in_count; i++)
             if (g->made_by[k][i] >= 0) last[g->made_by[k][i]] = k;
     for (int k = 0; k < g->count; k++) {
-        if (g->calls[k].elided) {
-            int tile = 0, bytes = cyx_dtype_bytes[g->calls[k].out.dtype];
+        if (calls[k].elided) {
+            int tile = 0, bytes = cyx_dtype_bytes[calls[k].out.dtype];
             while (taken[tile]) tile++;
             taken[tile] = 1;
             g->tile[k] = tile;
@@ -138,49 +168,69 @@ static void share_tiles(group *g) {
             if (bytes > g->element_bytes) g->element_bytes = bytes;
         }
         for (int made = 0; made <= k; made++) /* only now: nothing is written over what the same call reads */
-            if (g->calls[made].elided && last[made] == k) taken[g->tile[made]] = 0;
+            if (calls[made].elided && last[made] == k) taken[g->tile[made]] = 0;
     }
 }
 
-/* Tiles of whole runs, and memory for the sums of them. 0: there is none. */
-static int make_room_for_sums(group *g, int64_t size) {
-    int64_t run = 0, sums = 0;
-    g->tile_size = TILE;
-    for (int k = 0; k < g->count; k++)
-        if (g->loops[k].finish) run = g->loops[k].rows.walk.shape[0], sums++;
-    if (!run) return 1;
-    g->tile_size = run < TILE ? TILE / run * run : run;
-    char *memory = cyx_scratch(0, (size_t)(sums * (size / run)) * sizeof(double));
-    for (int k = 0; memory && k < g->count; k++)
-        if (g->loops[k].finish) g->sums[k] = memory, memory += (size_t)(size / run) * sizeof(double);
-    return memory != NULL;
+/* Not set to zero before, as a whole: that is the larger part of a small group's work. */
+static void look_at_group(cyx_group *g, const cyx_call *calls, const cyx_table table) {
+    g->table = table, g->count = calls->group, g->tiles = 0, g->element_bytes = 0, g->sums = 0, g->run = 0, g->work = 0;
+    for (int k = 0; k < g->count; k++) {
+        cyx_ask(&calls[k], table, &g->loops[k]);
+        g->work += calls[k].work;
+        if (g->loops[k].finish) g->run = g->loops[k].rows.walk.shape[0], g->sums++;
+        for (int i = 0; i < calls[k].in_count; i++) {
+            g->made_by[k][i] = -1;
+            for (int earlier = 0; earlier < k; earlier++)
+                if (calls[earlier].out.data == calls[k].in[i].data)
+                    g->made_by[k][i] = calls[earlier].elided ? earlier : -1;
+        }
+    }
+    share_tiles(g, calls);
+    g->tile_size = g->run && g->run < TILE ? TILE / g->run * g->run : g->run ? g->run : TILE; /* of whole runs */
+}
+
+cyx_group *cyx_look_at_group(const cyx_call *calls, const cyx_table table) {
+    for (int k = 0; k < calls->group; k++) /* products are made otherwise; the loops of updates hold numbers of one run */
+        if (calls[k].op == CYX_OP_matmul || calls[k].op >= CYX_OP_sgd_update) return NULL;
+    cyx_group *g = malloc(sizeof *g);
+    if (g) look_at_group(g, calls, table);
+    return g;
+}
+
+int cyx_is_adam(const cyx_call *calls, int64_t count) {
+    if (count < 3 || count % 3) return 0;
+    for (const cyx_call *m = calls; m < calls + count; m += 3) {
+        const cyx_call *v = m + 1, *p = m + 2;
+        int ops = m->op == CYX_OP_adam_m && v->op == CYX_OP_adam_v && p->op == CYX_OP_adam_update;
+        if (!ops || v->dtype != m->dtype || p->dtype != m->dtype) return 0;
+        int sources = m->in[1].data == v->in[1].data && m->in[2].data == v->in[2].data &&
+                      m->in[2].data == p->in[0].data && p->in[1].data == m->out.data && p->in[2].data == v->out.data;
+        if (!sources || m->elided || v->elided || p->elided) return 0;
+    }
+    return 1;
 }
 
 cyx_status cyx_run_group(const cyx_call *calls, const cyx_table table) {
-    if (calls->op == CYX_OP_matmul) return table[calls->op][calls->dtype](calls);
-    group g; /* not set to zero as a whole: that is the larger part of a small group's work */
-    g.calls = calls, g.count = calls->group, g.tiles = 0, g.element_bytes = 0, g.no_memory = 0;
-    double work = 0;
-    for (int k = 0; k < g.count; k++) {
-        cyx_ask(&calls[k], table, &g.loops[k]);
-        work += calls[k].work;
-        for (int i = 0; i < calls[k].in_count; i++) {
-            g.made_by[k][i] = -1;
-            for (int earlier = 0; earlier < k; earlier++)
-                if (calls[earlier].out.data == calls[k].in[i].data)
-                    g.made_by[k][i] = calls[earlier].elided ? earlier : -1;
-        }
-    }
-    share_tiles(&g);
+    if (calls->op == CYX_OP_matmul || cyx_is_adam(calls, calls->group)) return table[calls->op][calls->dtype](calls);
+    cyx_group own;
+    group g = {.calls = calls, .made = calls->kept && calls->kept->table == table ? calls->kept : &own};
+    if (g.made == &own) look_at_group(&own, calls, table);
     int64_t size = calls->out.size;
     if (!size) return CYX_OK;
-    if (!make_room_for_sums(&g, size)) return CYX_NO_MEMORY;
-    int64_t grain = cyx_grain(size, work / (double)size, CYX_LEAST_WORK);
-    if (work < CYX_LEAST_WORK)
+    if (g.made->sums) {
+        int64_t bytes = size / g.made->run * (int64_t)sizeof(double);
+        char *memory = cyx_scratch(0, (size_t)(g.made->sums * bytes));
+        if (!memory) return CYX_NO_MEMORY;
+        for (int k = 0; k < g.made->count; k++)
+            if (g.made->loops[k].finish) g.sums[k] = memory, memory += bytes;
+    }
+    int64_t grain = cyx_grain(size, g.made->work / (double)size, CYX_LEAST_WORK), tile = g.made->tile_size;
+    if (g.made->work < CYX_LEAST_WORK)
         group_body(&g, 0, size);
     else
-        cyx_parallel(size, (grain + g.tile_size - 1) / g.tile_size * g.tile_size, group_body, &g);
-    for (int k = 0; !g.no_memory && k < g.count; k++)
-        if (g.loops[k].finish) g.loops[k].finish(&calls[k], g.sums[k]);
+        cyx_parallel(size, (grain + tile - 1) / tile * tile, group_body, &g);
+    for (int k = 0; g.made->sums && !g.no_memory && k < g.made->count; k++)
+        if (g.made->loops[k].finish) g.made->loops[k].finish(&calls[k], g.sums[k]);
     return g.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }

@@ -6,14 +6,15 @@
  * A into panels [k][MR]; both can also be read where they lie when there is too little reuse to pay for a
  * copy.
  *
- * A group of two calls is a product and the sum of it and something else, which is added when a block is done. */
+ * A group of two calls is a product and the sum of it and something else, which is added when a block is done. A longer
+ * one is many of those that add to one matrix: each product is a chain of its own from zero, as it is alone. */
 
 #ifndef GEMM_ONCE
 #define GEMM_ONCE
 typedef int32_t integer_f32;
 typedef int64_t integer_f64;
 enum {
-    BLOCK_K = 384,
+    BLOCK_K = CYX_BLOCK_K,
     BLOCK_M = 480,
     BLOCK_N = 2048,
     DIRECT_B_ROWS = 48,
@@ -28,6 +29,7 @@ enum {
     LINE = 16,
     NEAR_PANELS = 1 << 16, /* elements of the panels that a task packs for itself */
     LEAST_PANELS = 4,
+    NEAR_RESULT = 1 << 16, /* elements of a result to which many products are added while they are in the cache */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
 #endif
@@ -450,6 +452,52 @@ static NAME(addend) NAME(addend_of)(const cyx_call *product, int64_t n) {
     return (NAME(addend)){other->data, other->size == product->out.size ? n : 0};
 }
 
+typedef struct {
+    const cyx_call *calls;
+    int64_t m, n, k, rows_at_once;
+    int a_transposed;
+    _Atomic int no_memory;
+} NAME(many);
+
+/* Products and sums in turn, all to a few rows of their one result, then to the next rows. */
+static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
+    NAME(many) *many = context;
+    int64_t m = many->m, n = many->n, k = many->k;
+    T *packed = many->a_transposed
+                    ? cyx_scratch(1, sizeof(T) * (size_t)((many->rows_at_once / MR + 1) * ROWS_PANEL(k)))
+                    : NULL;
+    if (many->a_transposed && !packed) {
+        many->no_memory = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        int64_t m0 = task * many->rows_at_once, rows = m - m0 < many->rows_at_once ? m - m0 : many->rows_at_once;
+        T *c = (T *)many->calls[1].out.data + m0 * n;
+        for (int32_t i = 0; i < many->calls->group; i += 2) {
+            const T *a = many->calls[i].in[0].data, *b = many->calls[i].in[1].data;
+            if (packed) NAME(pack_rows)(a + m0, m, packed, k, rows);
+            for (int64_t column = 0; column < n; column += NR) {
+                int64_t columns = n - column < NR ? n - column : NR;
+                for (int64_t r = 0; r < rows; r += MR) {
+                    int64_t count = rows - r < MR ? rows - r : MR;
+                    T *block = c + r * n + column;
+                    NAME(run_block)(packed ? NAME(packed_kernels) : NAME(rows_kernels), count, columns,
+                                    packed ? packed + r / MR * ROWS_PANEL(k) : a + (m0 + r) * k, packed ? MR : k,
+                                    b + column, n, block, n, k, 0, (NAME(addend)){block, n});
+                }
+            }
+        }
+    }
+}
+
+static cyx_status NAME(add_products)(const cyx_call *calls, int64_t m, int64_t n, int64_t k) {
+    NAME(many) many = {.calls = calls, .m = m, .n = n, .k = k, .a_transposed = (int)calls->ints[0]};
+    int64_t near = NEAR_RESULT / n, fair = (m + cyx_threads() - 1) / cyx_threads();
+    many.rows_at_once = ((near < fair ? near : fair) + MR - 1) / MR * MR;
+    cyx_parallel((m + many.rows_at_once - 1) / many.rows_at_once, 1, NAME(many_body), &many);
+    return many.no_memory ? CYX_NO_MEMORY : CYX_OK;
+}
+
 /* ints: transpose_a, transpose_b */
 static cyx_status NAME(matmul)(const cyx_call *call) {
     const cyx_array *a = &call->in[0], *b = &call->in[1], *out = &call->out;
@@ -476,6 +524,7 @@ static cyx_status NAME(matmul)(const cyx_call *call) {
         return CYX_OK;
     }
     if (!out->size) return CYX_OK;
+    if (call->group > 2) return NAME(add_products)(call, m, n, k);
     if (m == 1 && results.size == 1 && p.plus.at != p.c && (p.b_transposed || n % VN == 0)) {
         NAME(multiply_row)(p.a, p.b, p.c, n, k, p.b_transposed);
         for (int64_t column = 0; p.plus.at && column < n; column++) p.c[column] += p.plus.at[column];

@@ -10,6 +10,7 @@
 
 #include "cyx.h"
 #include "elementwise.h"
+#include "plan.h"
 #include "pool.h"
 #include "reduce_plan.h"
 #include "shape.h"

@@ -73,12 +73,10 @@ static void transpose_body(void *context, int64_t begin, int64_t end) {
     }
 }
 
-static cyx_status run_strided_copy(const cyx_call *call, const int64_t *stride, int64_t origin) {
-    const cyx_array *out = &call->out;
-    if (!out->size) return CYX_OK;
-    strided_copy copy = {.out = out->data, .bytes = cyx_dtype_bytes[out->dtype]};
-    copy.from = (const char *)call->in[0].data + origin * copy.bytes;
-    cyx_walk *walk = &copy.walk;
+/* The space of `out` with an input of these strides in it; neighbouring dimensions that are crossed with one stride become
+ * one. */
+static void strided_walk(cyx_walk *walk, const cyx_array *out, const int64_t *stride) {
+    walk->ndim = 0;
     for (int d = 0; d < out->ndim; d++) {
         if (out->shape[d] == 1) continue;
         if (walk->ndim && walk->stride[0][walk->ndim - 1] == stride[d] * out->shape[d]) {
@@ -90,6 +88,15 @@ static cyx_status run_strided_copy(const cyx_call *call, const int64_t *stride, 
         }
     }
     if (!walk->ndim) walk->shape[0] = 1, walk->stride[0][0] = 1, walk->ndim = 1;
+}
+
+static cyx_status run_strided_copy(const cyx_call *call, const int64_t *stride, int64_t origin) {
+    const cyx_array *out = &call->out;
+    if (!out->size) return CYX_OK;
+    strided_copy copy = {.out = out->data, .bytes = cyx_dtype_bytes[out->dtype]};
+    copy.from = (const char *)call->in[0].data + origin * copy.bytes;
+    cyx_walk *walk = &copy.walk;
+    strided_walk(walk, out, stride);
     int64_t inner = walk->shape[walk->ndim - 1], rows = out->size / inner;
     int swapped =
         walk->ndim >= 2 && walk->stride[0][walk->ndim - 1] > 1 && walk->stride[0][walk->ndim - 2] == 1;
@@ -133,6 +140,17 @@ static cyx_status broadcast_to(const cyx_call *call) {
     return run_strided_copy(call, stride, 0);
 }
 
+/* A slice as one of a group of element-wise calls; the first element that it reads is constants[0]. */
+static void slice_body(void *context, int64_t begin, int64_t end) {
+    int bytes = cyx_dtype_bytes[((const cyx_rows *)context)->call->out.dtype];
+    CYX_FOR_ROWS(1, {
+        int64_t stride = walk->stride[0][walk->ndim - 1];
+        int64_t from = (int64_t)rows->constants[0] + offset[0] + first * stride;
+        copy_row((char *)rows->call->out.data + at * bytes, (const char *)rows->call->in[0].data + from * bytes, stride,
+                 n, bytes);
+    })
+}
+
 /* ints: count, starts..., count, stops..., count, steps... */
 static cyx_status slice(const cyx_call *call) {
     const cyx_array *x = &call->in[0];
@@ -142,6 +160,11 @@ static cyx_status slice(const cyx_call *call) {
     for (int d = 0; d < x->ndim; d++) {
         origin += starts[d] * stride[d];
         stride[d] *= steps[d];
+    }
+    if (cyx_asked) {
+        strided_walk(&cyx_asked->rows.walk, &call->out, stride);
+        cyx_asked->body = slice_body, cyx_asked->rows.constants[0] = (double)origin;
+        return CYX_OK;
     }
     return run_strided_copy(call, stride, origin);
 }

@@ -63,6 +63,37 @@
             u.out[i] = u.in[0][i] * u.c[0] - u.c[1] * u.in[1][i] / root;                                     \
         }                                                                                                    \
     }                                                                                                        \
+    /* The three calls of Adam in one loop: dividing and taking roots take as long as all the rest. Each number is \
+     * what the three loops above make of it. c: of the calls in turn */                                     \
+    typedef struct {                                                                                         \
+        update_##S m, v, p;                                                                                  \
+    } adam_##S;                                                                                              \
+    static void adam_##S##_body(void *context, int64_t begin, int64_t end) {                                 \
+        const adam_##S *of = context;                                                                        \
+        update_##S um = of->m, uv = of->v, up = of->p;                                                       \
+        INDEPENDENT for (int64_t i = begin; i < end; i++) {                                                  \
+            T p = um.in[2][i], g = um.in[1][i];                                                              \
+            T m = um.c[0] * um.in[0][i] + um.c[1] * decayed_##S(g, p, um.c[2]);                              \
+            T h = decayed_##S(g, p, uv.c[2]), v = uv.c[0] * uv.in[0][i] + uv.c[1] * (h * h);                 \
+            T root = __builtin_sqrt##F(v * up.c[2]) + up.c[3];                                               \
+            um.out[i] = m, uv.out[i] = v, up.out[i] = p * up.c[0] - up.c[1] * m / root;                      \
+        }                                                                                                    \
+    }                                                                                                        \
+    static cyx_status adam_group_##S(const cyx_call *calls, const cyx_kernel *kernels) {                     \
+        for (int32_t k = 0; k < calls->group; k += 3) {                                                      \
+            cyx_loop loops[3];                                                                               \
+            for (int i = 0; i < 3; i++) {                                                                    \
+                cyx_asked = &loops[i];                                                                       \
+                kernels[i](&calls[k + i]);                                                                   \
+                cyx_asked = NULL;                                                                            \
+            }                                                                                                \
+            adam_##S of = {update_of_##S(&loops[0].rows), update_of_##S(&loops[1].rows),                     \
+                           update_of_##S(&loops[2].rows)};                                                   \
+            int64_t size = calls[k].out.size;                                                                \
+            cyx_parallel(size, cyx_grain(size, 12, CYX_LEAST_WORK), adam_##S##_body, &of);                   \
+        }                                                                                                    \
+        return CYX_OK;                                                                                       \
+    }                                                                                                        \
     static cyx_status run_update_##S(const cyx_call *call, cyx_body body, const T *constants, int count) {   \
         cyx_rows rows = {.call = call};                                                                      \
         for (int i = 0; i < count; i++) rows.constants[i] = constants[i];                                    \
@@ -89,7 +120,11 @@
         T c[] = {scalar_##S(call, 2)};                                                                       \
         return run_update_##S(call, axpy_update_##S##_body, c, 1);                                           \
     }                                                                                                        \
+    static cyx_status adam_v_##S(const cyx_call *call);                                                      \
+    static cyx_status adam_update_##S(const cyx_call *call);                                                 \
     static cyx_status adam_m_##S(const cyx_call *call) {                                                     \
+        static const cyx_kernel kernels[] = {adam_m_##S, adam_v_##S, adam_update_##S};                       \
+        if (call->group > 1 && !cyx_asked) return adam_group_##S(call, kernels);                             \
         T c[] = {(T)call->floats[0], (T)(1.0 - call->floats[0]), (T)call->floats[1]};                        \
         return run_update_##S(call, adam_m_##S##_body, c, 3);                                                \
     }                                                                                                        \

@@ -1,10 +1,15 @@
-/* What a plan asks before it runs: which sums a group can make, and what its stretches pack. */
+/* What a plan asks before it runs: which calls a group can make, and what its stretches pack. */
 #ifndef CYX_PLAN_H
 #define CYX_PLAN_H
 
 #include "cyx.h"
 
 enum { CYX_SHORTEST_RUN = 32, CYX_LONGEST_RUN = 2048 }; /* terms of a sum in a row, of those that a group can make */
+
+enum { CYX_BLOCK_K = 384 }; /* terms of a product that are summed before anything is written to memory */
+
+/* Whether a product and its sum come to what the two calls before them wrote, as they did, in the same place. */
+int cyx_adds_on(const cyx_call *before, const cyx_call *calls);
 
 int64_t cyx_stretch_packs(const cyx_call *calls, const cyx_table table); /* bytes, of one stretch while it runs */
 int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count);        /* the most that one of these packs */

@@ -82,6 +82,8 @@ cyx_status cyx_fail(cyx_status status, const char *format, ...) {
 
 int cyx_call_is_fusible(const cyx_call *call) { return cyx_fusible(call, active->table); }
 
+cyx_group *cyx_keep_group(const cyx_call *calls) { return cyx_look_at_group(calls, active->table); }
+
 int64_t cyx_stretches_pack(const cyx_call *calls, int64_t count) {
     int64_t most = 0;
     for (int64_t i = 0; i < count; i++) {

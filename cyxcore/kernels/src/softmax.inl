@@ -78,20 +78,31 @@ static cyx_status NAME(log_softmax)(const cyx_call *call) {
     return NAME(run_softmax)(call, NAME(log_softmax_row));
 }
 
-/* One loss per row: log(sum(e**(x - max))) - (x[label] - max). */
+#ifndef SOFTMAX_ONCE
+#define SOFTMAX_ONCE
+enum { LOGS_AT_ONCE = 64 };
+#endif
+
+/* One loss per row: log(sum(e**(x - max))) - (x[label] - max). The logarithms of many rows at once. */
 static void NAME(loss_body)(void *context, int64_t begin, int64_t end) {
     NAME(rows) *rows = context;
     const int64_t *labels = rows->call->in[1].data;
-    T *work = cyx_scratch(1, sizeof(T) * (size_t)rows->n);
+    T *work = cyx_scratch(1, sizeof(T) * (size_t)rows->n), sums[LOGS_AT_ONCE], of_label[LOGS_AT_ONCE];
     if (!work) {
         rows->no_memory = 1;
         return;
     }
-    for (int64_t r = begin; r < end; r++) {
-        const T *x = (const T *)rows->call->in[0].data + r * rows->n;
-        T greatest = NAME(max_run)(x, rows->n);
-        NAME(exp_row)(work, x, greatest, rows->n);
-        ((T *)rows->call->out.data)[r] = NAME(log)(NAME(sum_run)(work, rows->n)) - (x[labels[r]] - greatest);
+    for (int64_t first = begin; first < end; first += LOGS_AT_ONCE) {
+        int64_t count = end - first < LOGS_AT_ONCE ? end - first : LOGS_AT_ONCE;
+        for (int64_t r = 0; r < count; r++) {
+            const T *x = (const T *)rows->call->in[0].data + (first + r) * rows->n;
+            T greatest = NAME(max_run)(x, rows->n);
+            NAME(exp_row)(work, x, greatest, rows->n);
+            sums[r] = NAME(sum_run)(work, rows->n), of_label[r] = x[labels[first + r]] - greatest;
+        }
+        for (int64_t r = count; r < LOGS_AT_ONCE; r++) sums[r] = 1, of_label[r] = 0;
+        INDEPENDENT for (int64_t r = 0; r < LOGS_AT_ONCE; r++) sums[r] = NAME(log)(sums[r]) - of_label[r];
+        memcpy((T *)rows->call->out.data + first, sums, sizeof(T) * (size_t)count);
     }
 }
 

@@ -1,0 +1,72 @@
+"""Products that are added up one after the other, as the gradient of a weight that every step of a recurrence reads.
+
+They come right behind each other, and each sum lies in the place of the one before it: kernels/src/gemm.inl then adds
+all of them to a few rows of the result while those are in the cache, and threads share the rows instead of meeting
+after every product. The sums keep their order, so no bit changes.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from cyxcore.graph import Graph, Inferred
+
+try:
+    from cyxcore.kernels.cpu import MOST_TERMS
+except ImportError:  # plans run on other devices without them
+    MOST_TERMS = 0
+
+LEAST_PRODUCTS = 4  # fewer are not worth keeping what they multiply
+
+
+class Accumulation(NamedTuple):
+    """Nodes: a first product, then a product and the sum of all so far, and so on."""
+
+    places: list[int]
+
+    @property
+    def sums(self) -> list[int]:
+        return self.places[2::2]
+
+    def onto(self) -> dict[int, int]:
+        """Each sum -> the product or the sum in whose memory it lies."""
+        return dict(zip(self.sums, [self.places[0], *self.sums], strict=False))
+
+
+def accumulations(
+    graph: Graph, known: Inferred, order: Sequence[int], alias: Mapping[int, int], elsewhere: Collection[int]
+) -> list[Accumulation]:
+    """Those of `order`. elsewhere: calls that have their place already."""
+    read = Counter(alias.get(i, i) for place in order for i in graph.nodes[place].inputs)
+    read.update(alias.get(i, i) for i in (*graph.outputs, *(value for _, value in graph.updates)))
+    free = set(order) - set(elsewhere)
+
+    def is_product(place: int) -> bool:
+        node = graph.nodes[place]
+        if node.op != "matmul" or place not in free or read[place] != 1 or node.attrs["transpose_b"]:
+            return False
+        terms = known.shapes[node.inputs[0]][-2 if node.attrs["transpose_a"] else -1]
+        return len(known.shapes[place]) == 2 and terms <= MOST_TERMS
+
+    ends: dict[int, list[int]] = {}  # the last sum so far -> the nodes
+    for place in order:
+        node = graph.nodes[place]
+        if node.op != "add" or place not in free or len(set(node.inputs)) != 2:
+            continue
+        for before, product in (node.inputs, node.inputs[::-1]):
+            if known.shapes[before] != known.shapes[place] or not is_product(product):
+                continue
+            if before in ends and read[before] == 1:
+                ends[place] = [*ends.pop(before), product, place]
+                break
+            if is_product(before):
+                ends[place] = [before, product, place]
+                break
+    return [Accumulation(places) for places in ends.values() if len(places) > 2 * LEAST_PRODUCTS]
+
+
+def together(order: Sequence[int], found: Sequence[Accumulation]) -> list[int]:
+    """The calls of each accumulation where its last one was."""
+    last = {each.places[-1]: each.places for each in found}
+    moved = {place for each in found for place in each.places}
+    return [each for place in order if place in last or place not in moved for each in last.get(place, [place])]
