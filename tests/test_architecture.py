@@ -54,7 +54,8 @@ cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry c
 cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows
 cyxcore.data.streams cyxcore.data.arrayfiles cyxcore.data.imagefiles cyxcore.data.pickles cyxcore.data.classics
 cyxcore.autograd cyxcore.userops cyxcore.nn.utils.rnn cyxcore.nn.utils cyxcore.nn.functional
-cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.activations
+cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.utils.parametrize
+cyxcore.nn.utils.parametrizations cyxcore.nn.activations
 cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy cyxcore.nn.attention
 cyxcore.nn.init cyxcore.nn
 cyxcore.preprocessing

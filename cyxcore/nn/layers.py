@@ -61,8 +61,7 @@ class _Conv(Module):
         self.bias = Parameter.drawn((outputs,), _fan(fan_in)) if bias else None
 
     def extra_repr(self) -> str:
-        out_channels, per_group, *kernel = self.weight.shape
-        return f"{per_group * self.groups}, {out_channels}, kernel_size={tuple(kernel)}, stride={self.stride}"
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={tuple(self.kernel_size)}, stride={self.stride}"
 
 
 class Conv2d(_Conv):

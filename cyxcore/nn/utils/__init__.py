@@ -1,5 +1,8 @@
-"""What PyTorch keeps in torch.nn.utils: gradients kept small, parameters as one vector, padded sequences (rnn)."""
+"""What PyTorch keeps in torch.nn.utils: gradients kept small, parameters as one vector, padded sequences (rnn),
+computed weights (parametrize, parametrizations).
+"""
 
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,3 +53,16 @@ def vector_to_parameters(vector: Any, parameters: Iterable[Tensor]) -> None:
         for p in held:
             p[...] = vector[start : start + p.size].reshape(*p.shape)
             start += p.size
+
+
+def __getattr__(name: str) -> Any:
+    """Computed weights stand on modules, which stand on this: they are loaded when they are asked for."""
+    home = importlib.import_module
+    if name in ("parametrize", "parametrizations"):
+        return home(f"cyxcore.nn.utils.{name}")
+    if name in ("weight_norm", "spectral_norm"):
+        return getattr(home("cyxcore.nn.utils.parametrizations"), name)
+    if name in ("remove_weight_norm", "remove_spectral_norm"):
+        remove = home("cyxcore.nn.utils.parametrize").remove_parametrizations
+        return lambda module, name="weight": remove(module, name)
+    raise AttributeError(f"cyxcore.nn.utils has no {name!r}")
