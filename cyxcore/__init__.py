@@ -101,6 +101,19 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "addbmm addmv addr adjoint aminmax angle arccosh arcsinh arctan arctan2 arctanh argwhere atleast_1d "
+            "atleast_2d atleast_3d baddbmm block_diag broadcast_tensors bucketize cartesian_prod clamp_max clamp_min "
+            "column_stack combinations corrcoef cov cummax cummin deg2rad diagflat digamma dsplit dstack erfc erfinv "
+            "exp2 fix fliplr flipud float_power fmax fmin gcd ger heaviside histc hsplit index_copy index_put inner "
+            "is_nonzero is_same_size is_signed isneginf isposinf isreal kron kthvalue lcm ldexp lgamma logaddexp2 "
+            "logcumsumexp logdet logit masked_scatter msort nanmean nansum pinverse polar promote_types rad2deg rot90 "
+            "rsub scatter_reduce select_scatter sgn sinc slice_scatter split_with_sizes std_mean swapdims "
+            "tensor_split trapezoid unique_consecutive var_mean vdot view_as_complex view_as_real vsplit"
+        ).split(),
+        "torchrarer",
+    ),
+    **dict.fromkeys(
+        (
             "cuda get_default_dtype is_grad_enabled poisson "
             "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm "
             "set_grad_enabled tril_indices triu_indices"
@@ -135,6 +148,7 @@ _MODULES = (
     "random",
     "errors",
     "spec",
+    "special",
     "data",
     "device",
     "distributions",
@@ -164,6 +178,7 @@ if TYPE_CHECKING:
     from cyxcore import preprocessing as preprocessing
     from cyxcore import random as random
     from cyxcore import spec as spec
+    from cyxcore import special as special
     from cyxcore import transforms as transforms
     from cyxcore import utils as utils
     from cyxcore.autograd import Function as Function
@@ -234,7 +249,9 @@ def __getattr__(name: str) -> Any:
     elif name in PYTORCHS:
         return PYTORCHS[name]
     else:
-        raise AttributeError(f"cyxcore has no {name!r}; it has: {', '.join(sorted(__all__))}")
+        near = importlib.import_module("difflib").get_close_matches(name, __all__, 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; dir(cyxcore) names what it has"
+        raise AttributeError(f"cyxcore has no {name!r}{hint}")
     globals()[name] = value
     return value
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import indexing, infer, torchnames  # noqa: F401 - tensors have PyTorch's names too
+from cyxcore import indexing, infer, torchrarer  # noqa: F401 - tensors have PyTorch's names too
 from cyxcore.conversion import as_array as as_array
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import (

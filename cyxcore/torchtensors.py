@@ -1,23 +1,55 @@
 """What of PyTorch's names only tensors have, for they have memory: x.add_(y), x.zero_(), x.data, x.new_zeros(…)."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from cyxcore import drawing
 from cyxcore.device import OWN_MEMORY
 from cyxcore.dtype import FLOATS, INEXACT, dtype_name
-from cyxcore.errors import DtypeError, GradientError
+from cyxcore.errors import DtypeError, GradientError, SpecError
 from cyxcore.inplace import InPlace
 from cyxcore.keys import next_key
 
 # x.name_(…) is x.name(…) written into x.
 WRITTEN = (
-    "abs add addcdiv addcmul ceil clamp cos cumsum div exp floor index_add index_fill lerp log masked_fill mul "
-    "nan_to_num neg pow reciprocal relu remainder round rsqrt scatter scatter_add sigmoid sin sqrt square sub tanh "
-    "tril triu trunc"
+    "abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr arccos arcsin arctan asin asinh atan atan2 "
+    "atanh baddbmm bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil clamp "
+    "clamp_max clamp_min clip copysign cos cosh cumprod cumsum deg2rad digamma div divide eq erf erfc erfinv exp "
+    "exp2 expm1 fix float_power floor floor_divide fmod frac gcd ge greater greater_equal gt heaviside hypot "
+    "index_add index_copy index_fill index_put lcm ldexp le lerp less less_equal lgamma log log10 log1p log2 "
+    "logical_and logical_not logical_or logical_xor logit lt masked_fill masked_scatter mul multiply nan_to_num ne "
+    "neg negative nextafter not_equal pow rad2deg reciprocal relu remainder round rsqrt scatter scatter_add "
+    "scatter_reduce sgn sigmoid sign sin sinc sinh sqrt square sub subtract tan tanh tril triu true_divide trunc "
+    "xlogy"
 ).split()
+
+# What other memory than ours has: what to do instead.
+ELSEWHERE = {
+    "apply_ map_ map2_": "write it with operations, or make one of a Python function with cx.op",
+    "as_strided as_strided_": "take slices, reshape and permute; x.unfold(axis, size, step) gives windows",
+    "data_ptr const_data_ptr storage untyped_storage storage_type set_": (
+        "x.numpy() shares the memory: x.numpy().ctypes.data"
+    ),
+    "share_memory_ is_shared pin_memory is_pinned": "threads share tensors as they are; leave it out",
+    "resize resize_ resize_as_ squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_": (
+        "a tensor keeps its shape; write x = x.squeeze(...), and so on"
+    ),
+    "detach_": "write x = x.detach()",
+    "retain_grad retains_grad": "x.register_hook(print) sees the gradient of a result",
+    "grad_fn output_nr": "the tape keeps no functions that can be asked; is_leaf and requires_grad tell what there is",
+    "to_sparse to_sparse_csr to_sparse_coo coalesce indices values sparse_dim dense_dim sparse_mask": (
+        "there are no sparse tensors"
+    ),
+    "dequantize int_repr q_scale q_zero_point qscheme": "cx.quantize works on whole models",
+    "stft istft": "cx.fft.rfft of x.unfold(-1, size, step)",
+    "eig symeig lstsq lu lu_solve cholesky_solve cholesky_inverse svd solve triangular_solve geqrf orgqr ormqr": (
+        "see cx.linalg"
+    ),
+    "igamma igammac i0 polygamma mvlgamma": "cx.special has gammaln and digamma alone of these",
+}
+_INSTEAD = {name: said for names, said in ELSEWHERE.items() for name in names.split()}
 
 
 class InMemory(InPlace):
@@ -25,6 +57,13 @@ class InMemory(InPlace):
 
     _data: Any
     requires_grad: bool
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there."""
+            said = _INSTEAD.get(name)
+            raise AttributeError(f"a tensor has no {name!r}" + (f": {said}" if said else ""))
 
     def copy_(self, source: Any) -> Self:
         """The values of `source`, broadcast and converted, in this memory."""
@@ -85,6 +124,68 @@ class InMemory(InPlace):
     def type(self, dtype: Any) -> Self:
         """This tensor in a dtype."""
         return self.astype(dtype)
+
+    def random_(self, low: int = 0, high: int | None = None) -> Self:
+        """Whole numbers low <= x < high, or 0 <= x < low where only that is given, each equally likely."""
+        first, last = (0, low) if high is None else (low, high)
+        if high is None and not low:
+            last = 2 if self.dtype == "bool" else 2 ** (24 if self.dtype in FLOATS else min(8 * self.itemsize - 1, 53))
+        if not first < last:
+            raise SpecError(f"random_: expected low below high, got {first} and {last}")
+        seed, step = next_key().tolist()
+        drawn = np.floor(drawing.uniform(seed, step, 0, self.shape).astype(np.float64) * (last - first)) + first
+        return self.copy_(drawn)
+
+    def bernoulli_(self, p: float = 0.5) -> Self:
+        """1 with probability p, else 0."""
+        if not 0.0 <= p <= 1.0:
+            raise SpecError(f"bernoulli_: expected a probability of 0..1, got {p}")
+        seed, step = next_key().tolist()
+        return self.copy_(drawing.uniform(seed, step, 0, self.shape) < p)
+
+    def exponential_(self, lambd: float = 1.0) -> Self:
+        """Exponential numbers of the rate lambd."""
+        seed, step = self._drawn_key("exponential_")
+        return self.copy_(-np.log1p(-drawing.uniform(seed, step, 0, self.shape).astype(np.float64)) / lambd)
+
+    def fill_diagonal_(self, fill_value: float, wrap: bool = False) -> Self:
+        """One number on the diagonal. wrap: refused, a tall matrix has one diagonal."""
+        if wrap or self.ndim < 2:
+            raise SpecError(f"fill_diagonal_: expected a matrix and no wrap, got shape {self.shape}")
+        places = np.arange(min(self.shape))
+        self[(places,) * self.ndim] = fill_value  # type: ignore[index]
+        return self
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return int(self._data.itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return int(self._data.nbytes)
+
+    @property
+    def H(self) -> Any:  # noqa: N802 - PyTorch's
+        """A matrix transposed and conjugated."""
+        return self.adjoint()  # type: ignore[attr-defined]
+
+    mH = H
+
+    def get_device(self) -> int:
+        """-1 on the CPU, 0 on the GPU."""
+        return 0 if self.is_cuda else -1
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the memory is the host's."""
+        return not self.is_cuda
+
+    @property
+    def is_sparse(self) -> bool:
+        """Never: there are no sparse tensors."""
+        return False
 
     @property
     def is_cuda(self) -> bool:

@@ -23,7 +23,7 @@ cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losse
 cyxcore.functional.convolutions cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent
 cyxcore.functional.attention cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
 cyxcore.searching cyxcore.extras cyxcore.einsum cyxcore.linalg cyxcore.matrixgradients
-cyxcore.torchnames cyxcore.symbols cyxcore.options
+cyxcore.torchnames cyxcore.special cyxcore.torchrarer cyxcore.symbols cyxcore.options
 cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
 cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
 """.split()

@@ -1,0 +1,204 @@
+"""Special functions by the names of torch.special: gamma, error function, and what is made of them. With gradients.
+
+Tensors are computed in float64 and given in their own dtype; a graph computes them in its own.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from cyxcore import elementwise, extras, functional
+from cyxcore.functional.basic import maximum, minimum, where
+from cyxcore.inplace import InPlace
+from cyxcore.torchnames import round as round
+from cyxcore.torchnames import xlogy as xlogy
+from cyxcore.values import to_inexact, together
+
+__all__ = (
+    "digamma entr erf erfc erfinv exp2 expit expm1 gammaln log1p log_ndtr log_softmax logit logsumexp ndtr ndtri psi "
+    "round sinc softmax xlog1py xlogy"
+).split()
+
+_SHIFT = 8  # from here on Stirling's series has the digits of float64
+# Of log gamma, and of digamma: the terms of their asymptotic series (Abramowitz and Stegun 6.1.40 and 6.3.18).
+_LGAMMA = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+_DIGAMMA = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12, -3617 / 8160)
+# Giles 2010, Approximating the erfinv function: two polynomials for single precision, the highest power first.
+_NEAR = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 2.1858087e-04, -1.25372503e-03,
+         -4.17768164e-03, 2.46640727e-01, 1.50140941)  # fmt: skip
+_FAR = (-2.00214257e-04, 1.00950558e-04, 1.34934322e-03, -3.67342844e-03, 5.73950773e-03, -7.6224613e-03,
+        9.43887047e-03, 1.00167406, 2.83297682)  # fmt: skip
+
+
+def _precise(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of one value, of tensors in float64."""
+
+    def wide(x: Any) -> Any:
+        value = to_inexact(x)
+        if not isinstance(value, InPlace) or value.dtype == "float64":
+            return function(value)
+        return function(value.astype("float64")).astype(value.dtype)
+
+    wide.__name__, wide.__doc__ = function.__name__, function.__doc__
+    return wide
+
+
+def _polynomial(x: Any, factors: tuple[float, ...]) -> Any:
+    result: Any = factors[0]
+    for factor in factors[1:]:
+        result = x * result + factor
+    return result
+
+
+def _lgamma_above(x: Any) -> Any:
+    """log gamma(x) of x >= 1/2."""
+    product = x
+    for place in range(1, _SHIFT):
+        product = product * (x + float(place))
+    y = x + float(_SHIFT)
+    inverse = 1.0 / y
+    series = _polynomial(inverse.square(), tuple(reversed(_LGAMMA))) * inverse
+    return (y - 0.5) * y.log() - y + 0.5 * math.log(2.0 * math.pi) + series - product.log()
+
+
+@_precise
+def gammaln(x: Any) -> Any:
+    """log |gamma(x)|: of whole numbers log (x-1)!; infinite at 0, -1, -2, …"""
+    low = x < 0.5
+    above = _lgamma_above(where(low, 1.0 - x, x))
+    sine = where(low, (x * math.pi).sin().abs(), 1.0)
+    pole = low & (elementwise.floor(x) == x)
+    reflected = math.log(math.pi) - where(pole, 1.0, sine).log() - above
+    finite = where(pole, math.inf, where(low, reflected, above))
+    return where(x.abs() == math.inf, math.inf, finite)
+
+
+@_precise
+def digamma(x: Any) -> Any:
+    """The derivative of gammaln: -infinity at 0, NaN at -1, -2, …"""
+    low = x < 0.5
+    y = where(low, 1.0 - x, x)
+    before: Any = 0.0
+    for place in range(_SHIFT):
+        before = 1.0 / (y + float(place)) + before
+    y = y + float(_SHIFT)
+    square = (1.0 / y).square()
+    above = y.log() - 0.5 / y - _polynomial(square, tuple(reversed(_DIGAMMA))) * square - before
+    pole = low & (elementwise.floor(x) == x)
+    angle = where(low & ~pole, x * math.pi, 1.0)
+    return where(
+        pole, where(x == 0.0, -math.inf, math.nan), where(low, above - math.pi * angle.cos() / angle.sin(), above)
+    )
+
+
+psi = digamma
+
+
+@_precise
+def erf(x: Any) -> Any:
+    """2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+    return x.erf()
+
+
+@_precise
+def erfc(x: Any) -> Any:
+    """1 - erf(x), with its digits also where that is near 0."""
+    far = x > 2.0
+    y = where(far, x, 2.0)
+    fraction: Any = 0.0
+    for level in range(40, 0, -1):  # Abramowitz and Stegun 7.1.14
+        fraction = (level / 2.0) / (y + fraction)
+    tail = (-y.square()).exp() / (y + fraction) / math.sqrt(math.pi)
+    return where(far, where(x == math.inf, 0.0, tail), 1.0 - where(far, 0.0, x).erf())
+
+
+@_precise
+def erfinv(x: Any) -> Any:
+    """What erf takes to x: infinite at -1 and 1, NaN beyond."""
+    inside = x.abs() < 1.0
+    kept = where(inside, x, 0.0)
+    w = -((1.0 - kept) * (1.0 + kept)).log()
+    near = _polynomial(minimum(w, 5.0) - 2.5, _NEAR)
+    result = where(w < 5.0, near, _polynomial(maximum(w, 5.0).sqrt() - 3.0, _FAR)) * kept
+    for _ in range(2):  # Newton's steps double the digits
+        missing = where(result < 0.0, erfc(-result) - (1.0 + kept), (1.0 - kept) - erfc(result))
+        result = result - missing / ((-result.square()).exp() * (2.0 / math.sqrt(math.pi)))
+    return where(inside, result, where(x == 1.0, math.inf, where(x == -1.0, -math.inf, math.nan)))
+
+
+def expit(x: Any) -> Any:
+    """1 / (1 + exp(-x)), the sigmoid."""
+    return to_inexact(x).sigmoid()
+
+
+def logit(x: Any, eps: float | None = None) -> Any:
+    """log(x / (1 - x)); eps: x is kept within eps … 1 - eps."""
+    value = to_inexact(x)
+    if eps is not None:
+        value = elementwise.clip(value, eps, 1.0 - eps)
+    return value.log() - (1.0 - value).log()
+
+
+def exp2(x: Any) -> Any:
+    """2 to the power x."""
+    return (to_inexact(x) * math.log(2.0)).exp()
+
+
+def expm1(x: Any) -> Any:
+    """exp(x) - 1, exact near 0."""
+    return elementwise.expm1(x)
+
+
+def log1p(x: Any) -> Any:
+    """log(1 + x), exact near 0."""
+    return elementwise.log1p(x)
+
+
+def sinc(x: Any) -> Any:
+    """sin(pi x) / (pi x), 1 at 0."""
+    angle = to_inexact(x) * math.pi
+    zero = angle == 0.0
+    safe = where(zero, 1.0, angle)
+    return where(zero, 1.0, safe.sin() / safe)
+
+
+def entr(x: Any) -> Any:
+    """-x log(x): 0 at 0, -infinity below."""
+    value = to_inexact(x)
+    return where(value < 0.0, -math.inf, -xlogy(value, where(value < 0.0, 1.0, value)))
+
+
+def xlog1py(x: Any, other: Any) -> Any:
+    """x * log(1 + other), 0 where x is 0."""
+    value, others = together(x, other)
+    return where(value == 0.0, 0.0, value * elementwise.log1p(where(value == 0.0, 0.0, others)))
+
+
+def ndtr(x: Any) -> Any:
+    """The share of a standard normal below x."""
+    return erfc(to_inexact(x) * -math.sqrt(0.5)) * 0.5
+
+
+def ndtri(p: Any) -> Any:
+    """The place below which a share p of a standard normal lies."""
+    return erfinv(to_inexact(p) * 2.0 - 1.0) * math.sqrt(2.0)
+
+
+def log_ndtr(x: Any) -> Any:
+    """log(ndtr(x)); below about -37 that is -infinity."""
+    return ndtr(x).log()
+
+
+def softmax(x: Any, dim: int) -> Any:
+    """exp(x) over their sum along an axis."""
+    return functional.softmax(x, dim)
+
+
+def log_softmax(x: Any, dim: int) -> Any:
+    """The logarithm of softmax."""
+    return functional.log_softmax(x, dim)
+
+
+def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
+    """log(sum(exp(x))) along axes."""
+    return extras.logsumexp(x, axis=dim, keepdims=keepdim)

@@ -1,0 +1,244 @@
+"""The rarer of PyTorch's names: the values and the gradients PyTorch has."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import special, torchrarer, torchtensors
+from cyxcore.errors import CyxError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch = pytest.importorskip("torch", reason="the oracle, PyTorch, is not installed")
+
+X, Y = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+CUBE = np.random.default_rng(2).normal(size=(2, 3, 4)).astype(np.float32)
+HOLES = np.where(X > 0.5, np.nan, X).astype(np.float32)
+WHOLE = np.array([[12, -8, 0], [7, 30, 5]], np.int64)
+PLACES = np.array([[0, 2, 1, 0], [2, 0, 0, 1]], np.int64)
+
+# Of a library m and tensors x, y, cube of it.
+CALLS: dict[str, Callable[..., Any]] = {
+    "clamp_min": lambda m, x, y, c: x.clamp_min(0.1) + x.clamp_max(0.3),
+    "fmax": lambda m, x, y, c: [m.fmax(m.tensor(HOLES), y.detach()), m.fmin(m.tensor(HOLES), y.detach())],
+    "degrees": lambda m, x, y, c: x.deg2rad() + m.rad2deg(y),
+    "float_power": lambda m, x, y, c: x.abs().float_power(1.5),
+    "heaviside": lambda m, x, y, c: m.heaviside(x.detach(), y.detach()),
+    "ldexp": lambda m, x, y, c: m.ldexp(x, m.tensor(3)),
+    "logaddexp2": lambda m, x, y, c: m.logaddexp2(x, y),
+    "angle": lambda m, x, y, c: [m.angle(x.detach()), m.angle(m.view_as_complex(m.stack([x, y], -1)))],
+    "gcd": lambda m, x, y, c: [
+        m.gcd(m.tensor(WHOLE), m.tensor(WHOLE[::-1].copy())), m.lcm(m.tensor(WHOLE), m.tensor(6))
+    ],
+    "baddbmm": lambda m, x, y, c: m.baddbmm(c @ c.mT, c, c.mT, beta=0.5, alpha=2.0),
+    "addbmm": lambda m, x, y, c: m.addbmm(x @ x.mT, c, c.mT),
+    "addmv": lambda m, x, y, c: m.addmv(x[:, 0], x, y[0], alpha=0.5),
+    "addr": lambda m, x, y, c: m.addr(x, x[:, 0], y[0], beta=2.0),
+    "vdot": lambda m, x, y, c: m.vdot(x[0], y[0]),
+    "inner": lambda m, x, y, c: m.inner(x, y),
+    "kron": lambda m, x, y, c: m.kron(x[:2, :2], y[0]),
+    "logdet": lambda m, x, y, c: m.logdet(x @ x.mT),
+    "adjoint": lambda m, x, y, c: c.adjoint() + c.mH,
+    "cov": lambda m, x, y, c: [m.cov(x), m.cov(x[0]), m.corrcoef(y), x.cov(correction=0)],
+    "nansum": lambda m, x, y, c: [m.nansum(m.tensor(HOLES)), m.tensor(HOLES).nanmean(1)],
+    "aminmax": lambda m, x, y, c: m.aminmax(x, dim=1, keepdim=True),
+    "cummax": lambda m, x, y, c: [*m.cummax(c, 1), *c.cummin(dim=2)],
+    "logcumsumexp": lambda m, x, y, c: m.logcumsumexp(c, 1),
+    "kthvalue": lambda m, x, y, c: [*x.kthvalue(2), *m.kthvalue(c, 3, 1, True)],
+    "msort": lambda m, x, y, c: m.msort(x),
+    "std_mean": lambda m, x, y, c: [*m.std_mean(x, 1), *m.var_mean(c, (0, 2), correction=0)],
+    "trapezoid": lambda m, x, y, c: [m.trapezoid(x, dx=0.5), m.trapezoid(c, m.tensor([0.0, 1.0, 4.0]), dim=1)],
+    "unique_consecutive": lambda m, x, y, c: m.unique_consecutive(
+        m.tensor([1, 1, 2, 2, 2, 1]), return_inverse=True, return_counts=True
+    ),
+    "histc": lambda m, x, y, c: [m.histc(x.detach(), 5), m.histc(x.detach(), 4, -1.0, 1.0)],
+    "bucketize": lambda m, x, y, c: [
+        m.bucketize(x.detach(), m.tensor([-1.0, 0.0, 1.0])), m.bucketize(m.tensor([0.0]), m.tensor([0.0]), right=True)
+    ],
+    "turned": lambda m, x, y, c: [x.fliplr(), m.flipud(x), *(m.rot90(c, k, (1, 2)) for k in range(5))],
+    "tensor_split": lambda m, x, y, c: [*m.tensor_split(x, 3, 1), *x.tensor_split((1, 2)), *m.hsplit(x, 2)],
+    "vsplit": lambda m, x, y, c: [*m.vsplit(x, 3), *m.dsplit(c, 2), *x.split_with_sizes([1, 2])],
+    "sum_to_size": lambda m, x, y, c: [x.sum_to_size(3, 1), c.sum_to_size(3, 4), c.sum_to_size(1, 1)],
+    "argwhere": lambda m, x, y, c: m.argwhere(x.detach() > 0),
+    "take": lambda m, x, y, c: x.take(m.tensor(PLACES)),
+    "diagflat": lambda m, x, y, c: m.diagflat(x[:2, :2], 1),
+    "index_copy": lambda m, x, y, c: m.index_copy(x, 0, m.tensor([2, 0]), y[:2]),
+    "index_put": lambda m, x, y, c: m.index_put(x, (m.tensor([2, 0]), m.tensor([1, 1])), y[0, :2]),
+    "index_put added": lambda m, x, y, c: x.index_put((m.tensor([2, 2, 0]),), y, accumulate=True),
+    "masked_scatter": lambda m, x, y, c: m.masked_scatter(x, m.tensor(X > 0), y),
+    "select_scatter": lambda m, x, y, c: m.select_scatter(x, y[0], 0, 1),
+    "slice_scatter": lambda m, x, y, c: m.slice_scatter(x, y[:, :2], 1, 0, 4, 2),
+    **{
+        f"scatter_reduce {name} {own}": lambda m, x, y, c, name=name, own=own: m.scatter_reduce(
+            x, 0, m.tensor(PLACES), y[:2].detach(), name, include_self=own
+        )
+        for name in ("sum", "mean", "prod", "amax", "amin")
+        for own in (True, False)
+    },
+    "questions": lambda m, x, y, c: [m.isposinf(x / 0.0), m.isneginf(x / 0.0), m.isreal(x)],
+    "column_stack": lambda m, x, y, c: [m.column_stack([x, y[:, 0]]), m.dstack([x, y])],
+    "atleast": lambda m, x, y, c: [m.atleast_1d(x.sum()), m.atleast_2d(x[0]), m.atleast_3d(x), m.atleast_3d(x[0])],
+    "block_diag": lambda m, x, y, c: m.block_diag(x, y[0], y[:2, :2]),
+    "cartesian_prod": lambda m, x, y, c: [
+        m.cartesian_prod(x[0], y[0, :2]), m.combinations(x[0]), m.combinations(x[0], 2, True)
+    ],
+    "broadcast_tensors": lambda m, x, y, c: m.broadcast_tensors(x[:, :1], y[0]),
+    "complex": lambda m, x, y, c: m.view_as_real(m.polar(x.abs() + 0.5, y)),
+    "swapdims": lambda m, x, y, c: c.swapdims(0, 2),
+    "sgn": lambda m, x, y, c: [x.detach().sgn(), x.maximum(y), x.minimum(y), x.subtract(y, alpha=2)],
+    **{
+        name: lambda m, x, y, c, name=name: getattr(m, name)(x.abs() * 0.2 + 0.1)
+        for name in "lgamma digamma erfc erfinv exp2 logit sinc arctan arcsinh".split()
+    },
+}  # fmt: skip
+
+
+def outputs(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_name_means_what_it_means_in_pytorch(name: str) -> None:
+    ours, theirs = ([m.tensor(each, requires_grad=True) for each in (X, Y, CUBE)] for m in (cx, torch))
+    mine, its = outputs(CALLS[name](cx, *ours)), outputs(CALLS[name](torch, *theirs))
+    assert len(mine) == len(its)
+    for one, other in zip(mine, its, strict=True):
+        assert str(other.dtype) == f"torch.{one.dtype}" and one.shape == tuple(other.shape)
+        np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), rtol=2e-5, atol=2e-6)
+        if other.requires_grad:
+            (one * one).sum().backward()
+            (other * other).sum().backward(retain_graph=True)
+    for tensor, oracle in zip(ours, theirs, strict=True):
+        if oracle.grad is not None:
+            np.testing.assert_allclose(tensor.grad.numpy(), oracle.grad.numpy(), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype, precision", [("float32", 3e-5), ("float64", 1e-9)])
+@pytest.mark.parametrize(
+    "name, low, high",
+    [
+        *[("gammaln", -6, 50), ("digamma", -6, 50), ("erf", -5, 5), ("erfc", -5, 9), ("erfinv", -0.99999, 0.99999)],
+        *[("logit", 0.01, 0.99), ("exp2", -5, 5), ("sinc", -4, 4), ("entr", 0.01, 3), ("ndtr", -5, 5)],
+        *[("ndtri", 0.001, 0.999), ("log_ndtr", -5, 5), ("expit", -9, 9), ("expm1", -1, 1), ("log1p", -0.5, 1)],
+    ],
+)
+def test_special_functions(name: str, low: float, high: float, dtype: str, precision: float) -> None:
+    given = np.random.default_rng(0).uniform(low, high, 300).astype(dtype)
+    ours, theirs = cx.tensor(given, dtype=dtype, requires_grad=True), torch.tensor(given, requires_grad=True)
+    one, other = getattr(special, name)(ours), getattr(torch.special, name)(theirs)
+    one.sum().backward()
+    other.sum().backward()
+    np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), rtol=precision, atol=precision)
+    slack = 10 * precision if dtype == "float64" else 3e-3 if name == "digamma" else 1e-4
+    if not (name == "sinc" and dtype == "float32"):  # torch's float32 gradient of sinc has three digits
+        np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), rtol=slack, atol=slack)
+
+
+def test_special_functions_at_their_ends() -> None:
+    odd = np.array([0.0, -1.0, -2.0, np.inf, 1.0, 2.0, np.nan, -np.inf, 0.5], np.float32)
+    for name in ("gammaln", "digamma", "erfinv", "erfc", "entr", "ndtr", "sinc"):
+        found = getattr(special, name)(cx.tensor(odd)).numpy()
+        wanted = getattr(torch.special, name)(torch.tensor(odd)).numpy()
+        if name == "sinc":
+            found, wanted = found[np.isfinite(odd)], wanted[np.isfinite(odd)]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+    xs, ys = np.array([0.0, 0.0, 2.0], np.float32), np.array([-1.0, np.nan, 0.5], np.float32)
+    found = special.xlog1py(cx.tensor(xs), cx.tensor(ys)).numpy()
+    np.testing.assert_allclose(found, [0.0, 0.0, 2 * np.log(1.5)], rtol=1e-6)
+
+
+def test_special_functions_in_a_graph() -> None:
+    x = cx.tensor(np.abs(X) * 0.3 + 0.1)
+    for name in ("gammaln", "erfc", "erfinv", "digamma"):
+        function = getattr(special, name)
+        np.testing.assert_allclose(cx.compile(function)(x).numpy(), function(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in torchtensors.WRITTEN if hasattr(torch.Tensor, f"{name}_")])
+def test_every_name_that_writes_exists_and_writes_what_the_other_gives(name: str) -> None:
+    method = getattr(cx.Tensor, f"{name}_")
+    assert callable(method) and method.__doc__
+
+
+def test_some_writes() -> None:
+    results = []
+    for m in (cx, torch):
+        x, mask = m.tensor(X), m.tensor(X > 0)
+        x.atan_().hypot_(m.tensor(Y)).log1p_().clamp_min_(0.2).sgn_().add_(m.tensor(Y)).erf_()
+        x.masked_scatter_(mask, m.tensor(Y)).index_copy_(0, m.tensor([1]), m.tensor(Y[:1])).fill_diagonal_(7.0)
+        whole = m.tensor(WHOLE)
+        whole.bitwise_and_(6).gcd_(m.tensor(4)).eq_(2)
+        results.append([x.numpy(), whole.numpy()])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_what_is_drawn_in_place() -> None:
+    cx.manual_seed(0)
+    assert set(cx.zeros(300, dtype="int64").random_(2, 5).tolist()) == {2, 3, 4}
+    assert set(cx.zeros(50).bernoulli_(0.5).tolist()) == {0.0, 1.0}
+    assert abs(cx.zeros(4000).exponential_(2.0).mean().item() - 0.5) < 0.05
+    assert cx.zeros(9, dtype="uint8").random_().max().item() > 3
+
+
+def test_questions() -> None:
+    x = cx.tensor(CUBE)
+    assert x.nbytes == 96 and x.itemsize == 4 and x.is_cpu and x.get_device() == -1 and not x.is_sparse
+    assert x.is_signed() and not cx.zeros(1, dtype="uint8").is_signed() and cx.is_nonzero(cx.tensor(3))
+    assert x.is_same_size(x * 2.0) and cx.promote_types("int8", "float16") == "float16"
+    assert cx.adjoint(cx.tensor([[1j]])).tolist() == [[-1j]]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("data_ptr", r"a tensor has no 'data_ptr': x.numpy\(\) shares"),
+        ("squeeze_", r"write x = x.squeeze"),
+        ("to_sparse", "no sparse tensors"),
+        ("retain_grad", "register_hook"),
+        ("lstsq", "see cx.linalg"),
+        ("nonsense", "a tensor has no 'nonsense'$"),
+    ],
+)
+def test_what_is_not_there_says_what_to_do(name: str, said: str) -> None:
+    x = cx.ones(2)
+    assert not hasattr(x, name)
+    with pytest.raises(AttributeError, match=said):
+        getattr(x, name)
+
+
+def test_a_name_that_is_nearly_right_is_told() -> None:
+    with pytest.raises(AttributeError, match=r"cyxcore has no 'soft_max'; did you mean softmax"):
+        cx.soft_max  # noqa: B018
+    with pytest.raises(AttributeError, match=r"dir\(cyxcore\) names what it has"):
+        cx.zzzzzzzz  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda x: x.kthvalue(9), r"expected k of 1\.\.4"),
+        (lambda x: cx.tensor_split(x, 0), "at least 1 piece"),
+        (lambda x: cx.scatter_reduce(x, 0, cx.tensor(PLACES), x, "median"), "expected one of sum"),
+        (lambda x: x.is_nonzero(), "expected one element"),
+        (lambda x: cx.view_as_real(x), "expected complex numbers"),
+        (lambda x: cx.view_as_complex(x), r"\(\.\.\., 2\)"),
+        (lambda x: x[0].clone().fill_diagonal_(1.0), "expected a matrix"),
+        (lambda x: x.clone().random_(3, 3), "expected low below high"),
+        (lambda x: x.clone().bernoulli_(2.0), r"probability of 0\.\.1"),
+    ],
+)
+def test_bad_use_is_refused(call: Callable[[Any], Any], said: str) -> None:
+    with pytest.raises(CyxError, match=said):
+        call(cx.tensor(X))
+
+
+def test_every_name_is_there_and_explained() -> None:
+    for name, method in torchrarer.METHODS.items():
+        assert callable(getattr(cx.tensor(X), name)) and method.__doc__, name
+    for maker in torchrarer.MAKERS:
+        assert getattr(cx, maker.__name__) is maker and maker.__doc__
