@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cyxcore.errors import CyxError
 from cyxnet import artifacts, envelope
@@ -224,6 +225,7 @@ class Runs:
                 order = order_for(
                     job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes
                 )
+                order = replace(order, resume_step=resume.step if resume else None)
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
                 if segment:

@@ -122,6 +122,10 @@ def prepare(order: Order) -> Job:
         device=order.device,
         resume=order.resume_path,
     )
+    if order.resume_step not in (None, trainer.step):
+        raise CheckpointError(
+            f"checkpoint: signed as that of step {order.resume_step}, it is that of step {trainer.step}"
+        )
     prepared = Prepared(
         step=trainer.step,
         steps=trainer.steps,

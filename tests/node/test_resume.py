@@ -152,6 +152,15 @@ def test_a_checkpoint_of_another_job_is_refused(order: Order) -> None:
         list(train(other, Told()))
 
 
+def test_a_checkpoint_that_is_not_of_the_step_that_was_signed_is_refused(order: Order) -> None:
+    *_, saved, _ = train(order, Told(3))
+    assert isinstance(saved, Saved)
+    resumed = replace(order, resume_path=str(Path(order.out_path).with_name(saved.file)))
+    assert isinstance(list(train(replace(resumed, resume_step=3), Told()))[-1], Done)
+    with pytest.raises(CheckpointError, match="signed as that of step 9, it is that of step 3"):
+        list(train(replace(resumed, resume_step=9), Told()))
+
+
 # -- in a process of its own --------------------------------------------------------------------------------
 
 
