@@ -176,7 +176,7 @@ class Room:
     # -- the search -----------------------------------------------------------------------------------------
 
     def _by_score(self, job: Job, kinds: tuple[bool, ...]) -> Iterator[str]:
-        """Ids of the nodes of these kinds that can take the job, the highest score first, then the most memory, then the id.
+        """Ids of the nodes of these kinds that can take the job: by score, then most memory first, then by id.
 
         The heap holds subtrees under the bound of what is in them, and nodes under their score. When a node comes
         out, nothing that is left can be better.

@@ -39,9 +39,8 @@ class Order(ToProcess, kw_only=True, frozen=True):
 
     expected_rows and expected_input_shape: what the submitter read in the same bytes; a difference is refused.
     resume_path: the checkpoint to go on from; resume_step: of which step its node signed that it is. every_steps,
-    every_s: when a checkpoint is due; 0: not by that measure. end_step: end after this step, with its checkpoint instead
-    of a model; 0: train to the end. at_steps: of these steps there is one too, whether or not the agent took the last
-    one away.
+    every_s: when a checkpoint is due; 0: not by that measure. end_step: end after this step, with its checkpoint and no
+    model; 0: train to the end. at_steps: of these steps there is one too, whether or not the agent took the last away.
     """
 
     model: ModelSpec
