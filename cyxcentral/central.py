@@ -44,6 +44,7 @@ from cyxnet.solana import Settlement
 
 log = logging.getLogger(__name__)
 MANY_REQUESTS = 16  # in flight: then payments let callers go first, and signatures are checked beside
+PREPARED_AFTER_S = 1.0
 CENTRAL_LAMPORTS = 100_000_000_000  # what a local chain gives central for fees
 LOW_LAMPORTS = 10_000_000_000
 CHECK_BROKERS_EVERY_S = 60.0
@@ -182,6 +183,7 @@ class Central:
             central = cls(settings, core, edge, ledger, settlement, keys)
             await central._build_door()
             await central._open()
+            central._later(central._prepare())
             if kept_s := network.checkpoints_kept_s:
                 central._later(Sweeper(core, central.events, ledger, kept_s).run())
             return central
@@ -235,6 +237,11 @@ class Central:
         self._later(self._keep_checking_brokers())
         self.handlers = Api(self).handlers()
         await self._edge.serve("0.1.0", "Cyx: train and serve models on other people's machines", self.handlers)
+
+    async def _prepare(self) -> None:
+        """What is needed soon, but not at once: a central that has just opened has something better to do."""
+        await asyncio.sleep(PREPARED_AFTER_S)
+        self.verifier.begin()
 
     def _many_ask(self) -> bool:
         return self._edge.requests_in_flight > MANY_REQUESTS

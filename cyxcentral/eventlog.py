@@ -93,6 +93,7 @@ class EventLog:
         self._followed_seq = 0  # what the follower has brought
         self._early: dict[int, tuple[Stored, Record]] = {}  # acknowledged, waiting for what is before them
         self._unconfirmed: dict[int, bytes] = {}  # payloads taken in that the follower has not brought yet
+        self._sent: dict[str, tuple[bytes, Record]] = {}  # by subject: what of ours is under way
         self._commands: dict[str, int] = {}  # our command ids under way, and where they lie (0: not seen)
         self._sequels: set[asyncio.Task[None]] = set()
         # Of several replicas each would decide whether what follows has its event before it; that one of them which has
@@ -201,7 +202,8 @@ class EventLog:
                 self._break(f"event {stored.seq} is not what the broker acknowledged there: events were lost")
             return
         self._early.pop(stored.seq, None)
-        self._take(stored)
+        payload, record = self._sent.get(stored.subject, (b"", None))  # of a batch, it comes before the acknowledgement
+        self._take(stored, encoded=record if payload == stored.payload else None)
         if self._early:
             self._take_early()
         if self._waiters:
@@ -220,7 +222,7 @@ class EventLog:
         while not self.broken.done() and (early := self._early.pop(self.world.seq + 1, None)) is not None:
             stored, record = early
             self._unconfirmed[stored.seq] = stored.payload
-            self._take(stored, encoded=record if type(record.event) in READ_AS_ENCODED else None)
+            self._take(stored, encoded=record)
 
     def _take(
         self,
@@ -229,11 +231,11 @@ class EventLog:
         plain: bool | None = None,
         encoded: Record | None = None,
     ) -> None:
-        """sha256, plain: of the payload, if somebody found out already. encoded: what the payload was made of."""
+        """sha256, plain: of the payload, if somebody found out already. encoded: what it was made of, if known."""
         try:
             sha256 = sha256 or hashlib.sha256(stored.payload).digest()
             record: Record | BadMessage
-            if encoded and is_plain(_without_bytes(stored.payload, encoded)):
+            if encoded and type(encoded.event) in READ_AS_ENCODED and is_plain(_without_bytes(stored.payload, encoded)):
                 record = encoded
             else:
                 record = read(stored.payload, plain)
@@ -321,6 +323,7 @@ class EventLog:
         self._turns[subject] = []
 
     def _next(self, subject: str) -> None:
+        self._sent.pop(subject, None)
         for turn in self._turns.pop(subject):  # the first of them to run takes it, and the others wait again
             if not turn.done():
                 turn.set_result(None)
@@ -384,6 +387,8 @@ class EventLog:
         ]
         last_seq = self.world.last_seq
         messages = [(subject, encode(record), last_seq.get(subject, 0)) for subject, record in records]
+        for (subject, payload, _), (_, record) in zip(messages, records, strict=True):
+            self._sent[subject] = payload, record
         unknown: AppendUnknown | None = None
         try:
             if sequel and self._sends_ahead and self._commits.idle:

@@ -2,7 +2,8 @@
 
 Both is arithmetic on a curve, 90 µs of processor, a third of what a submission costs, and no library that we know of
 lets other Python run meanwhile. While few ask, it is done here, without a detour, when somebody needs it; so it is when
-the process beside is not there (yet, or any more).
+the process beside is not there (yet, or any more). It is started before anybody needs it: it takes half a second to
+come, in which a central that is already asked by many would check thousands itself.
 
     python -m cyxcentral.verifier      reads frames from standard input, answers 66 bytes for each deposit
 """
@@ -48,6 +49,11 @@ class Verifier:
         self._child: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
+    def begin(self) -> None:
+        """Have the process come, if nobody did before."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._keep())
+
     async def look_ahead(self, client: str, job_id: str, program: str, transaction: bytes) -> None:
         """While many ask: have found out elsewhere what will be asked of this deposit. It says no to nothing."""
         if not self._many() or len(transaction) < SHORTEST:
@@ -78,8 +84,7 @@ class Verifier:
 
     def _ask(self) -> None:
         batch, self._waiting = self._waiting, []
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._keep())
+        self.begin()
         if self._child is None or self._child.stdin is None or len(batch) < FEWEST:
             _answer_here(batch)
             return
@@ -95,7 +100,7 @@ class Verifier:
                 child.kill()
 
     async def _keep(self) -> None:
-        """See that there is a process, from the first time on that it would have been of use."""
+        """See that there is a process."""
         while True:
             try:
                 await self._run()

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from cyxcentral import eventlog
 from cyxcentral.eventlog import EventLog, LogError, Sequel, read, unsafe
 from cyxcentral.world import World
 from cyxnet import messages as m
@@ -491,6 +492,14 @@ async def test_what_nobody_else_can_read_of_ours_is_in_quarantine_here_too(core,
     await log.record(job(1), lambda: event)
     assert log.world.quarantined == 1 and not log.world.jobs
     assert same(log.world, (await opened(core)).world)
+
+
+@pytest.mark.parametrize("count", [1, 200])
+async def test_what_a_central_wrote_itself_it_does_not_decode(core, log, monkeypatch, count):
+    monkeypatch.setattr(eventlog, "read", lambda payload, plain=None: BadMessage("nobody should have asked"))
+    events = [f.submitted(f"job-{n}") for n in range(count)]  # many share batches, which come back unacknowledged
+    await asyncio.gather(*(log.record(job(n), lambda n=n: events[n]) for n in range(count)))
+    assert len(log.world.jobs) == count and not log.world.quarantined and not log._sent
 
 
 # -- when to stop ------------------------------------------------------------------------------------------

@@ -74,6 +74,16 @@ async def test_many_are_answered_by_the_process_each_with_its_own_answer(beside)
     assert await many
 
 
+async def test_it_can_be_there_before_anybody_asks():
+    made = Verifier(lambda: False)
+    made.begin()
+    made.begin()
+    async with asyncio.timeout(30):
+        while made._child is None:
+            await asyncio.sleep(0)
+    await made.close()
+
+
 async def test_few_are_checked_here_and_start_nothing():
     made = Verifier(lambda: False)
     assert await asked(made, checks(10))
