@@ -8,6 +8,7 @@ Ends on SIGTERM and SIGINT and, with --guard-stdin, when its standard input clos
 
 import argparse
 import asyncio
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -55,6 +56,8 @@ class Server:
 
     def __init__(self, chain: Chain, faults: FaultPlan = no_fault) -> None:
         self.chain = chain
+        self.chain.gathers = True
+        self._storing: asyncio.Future[None] | None = None  # for all who wait for it
         self.faults = faults
         self.calls: dict[str, int] = {}
         self.connections: set[asyncio.Task[None]] = set()
@@ -155,7 +158,30 @@ class Server:
         except Exception as error:  # a mistake of ours must not take the chain from everyone else
             print(f"chain: {name}: {type(error).__name__}: {error}", file=sys.stderr)
             answer = msgspec.json.encode(failure(identifier, -32603, "Internal error"))
+        if self.chain.unstored:  # also by somebody else: what is said here must not be forgotten again
+            try:
+                await self._stored()
+            except sqlite3.Error as error:
+                answer = msgspec.json.encode(failure(identifier, -32603, f"Internal error: storage failed ({error})"))
         return None if fault.lose_answer else (200, answer)
+
+    async def _stored(self) -> None:
+        """Wait until all that was written is on disk: once for all who wrote in this turn of the loop."""
+        if self._storing is None:
+            loop = asyncio.get_running_loop()
+            self._storing = loop.create_future()
+            loop.call_soon(self._store)
+        await asyncio.shield(self._storing)
+
+    def _store(self) -> None:
+        storing, self._storing = self._storing, None
+        assert storing is not None
+        try:
+            self.chain.store()
+        except sqlite3.Error as error:
+            storing.set_exception(error)
+        else:
+            storing.set_result(None)
 
 
 def failure(identifier: Any, code: int, message: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ a clock, and state that survives `kill -9`. cyxcentral/localchain.py puts it beh
 * Time. A slot is 20 ms, so a transaction is final after 80 ms. A block is 20 slots: blockhashes live for
   150 blocks = 60 s, as long as on a real cluster. Both come from the clock; no thread ticks.
 * Durability. A transaction, its status and every account it wrote are one SQLite commit
-  (WAL, synchronous=FULL), made before the answer leaves.
+  (WAL, synchronous=FULL), made before the answer leaves. Who serves many gathers what they write (`gathers`) and
+  calls store() before any of them is answered: the disk is synced once for all of them.
 * The escrow program is deployed at the genesis.
 * Left out: forks (account reads are of the newest state whatever commitment is asked), durable nonces,
   address lookup tables, priority fees.
@@ -127,6 +128,8 @@ class Chain:
         self.options = options or ChainOptions()
         self.clock = clock or SystemClock()
         self.storage_failure: str | None = None
+        self.gathers = False  # whether a commit is left to store()
+        self.unstored = False  # whether something was written that store() has to commit
         self.database = _open_database(path)
         # Recency and one-landing-per-message are ours: LiteSVM knows a single blockhash and forgets
         # signatures after 32 transactions.
@@ -146,8 +149,16 @@ class Chain:
             with self._commit():
                 self.save_accounts([address, code])
 
+    def store(self) -> None:
+        """Commit what was gathered; before, nothing of it may be answered. Raises sqlite3.Error: the chain stops."""
+        if self.unstored:
+            self.unstored = False
+            self._commit().run("COMMIT")
+
     def close(self) -> None:
         """Release the folder."""
+        if self.storage_failure is None:
+            self.store()
         self.database.close()
 
     # Time: slots, blocks, blockhashes.
@@ -318,22 +329,29 @@ class Chain:
 
 
 class _Commit:
-    """One SQLite transaction. If it cannot be stored, the machine is ahead of the disk: the chain stops."""
+    """One SQLite transaction, or a part of the one that is gathered.
+
+    If it cannot be stored, the machine is ahead of the disk: the chain stops.
+    """
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
 
     def __enter__(self) -> None:
-        self._run("BEGIN IMMEDIATE")
+        if not self.chain.unstored:
+            self.run("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
-            self._run("COMMIT")
+            self.chain.unstored = self.chain.gathers
+            if not self.chain.gathers:
+                self.run("COMMIT")
             return
         self.chain.storage_failure = f"{kind.__name__}: {error}"
-        self._run("ROLLBACK")
+        self.chain.unstored = False
+        self.run("ROLLBACK")
 
-    def _run(self, statement: str) -> None:
+    def run(self, statement: str) -> None:
         try:
             self.chain.database.execute(statement)
         except sqlite3.Error as error:

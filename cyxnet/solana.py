@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 import random
+import urllib.request
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -51,6 +52,7 @@ from cyxnet.escrow import (
     split,
     token_account,
 )
+from cyxnet.httpclient import BadStatus, Poster
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.refund import OpenEscrow, build_refund, read_escrow
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Signer, signed_by_key
@@ -628,15 +630,47 @@ def _connect(urls: Sequence[str], timeout_s: float) -> list[Any]:
         raise MissingExtra(f"payments need the package solana ({error}); pip install solana") from None
 
     def connected(url: str) -> Any:
-        http2 = url.startswith("https:")
-        client = AsyncClient(url, commitment=Confirmed, timeout=timeout_s, http2=http2)
-        if tls.is_loopback(urlsplit(url).hostname or ""):
-            # a proxy of the environment, which the package always asks, does not reach this machine's own chain
-            provider = client._provider
-            provider.session = type(provider.session)(timeout=timeout_s, http2=http2, trust_env=False)
+        client: Any = AsyncClient(url, commitment=Confirmed, timeout=timeout_s, http2=url.startswith("https:"))
+        if not _by_proxy(url):
+            client._provider = _Provider(url, timeout_s)
         return client
 
     return [connected(url) for url in urls]
+
+
+def _by_proxy(url: str) -> bool:
+    """Whether the environment names a proxy for this address; then the package's own way goes there.
+
+    None of them reaches this machine's own chain.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if tls.is_loopback(host) or urllib.request.proxy_bypass(host):
+        return False
+    return bool({parts.scheme, "all"} & urllib.request.getproxies().keys())
+
+
+class _Provider:
+    """How the package's client asks: it makes the questions and reads the answers, what carries them is ours.
+
+    The package's own carrier is a general HTTP client, which took more of central's time than all else while deposits
+    were paid in.
+    """
+
+    def __init__(self, url: str, timeout_s: float):
+        self._poster = Poster(url, timeout_s)
+
+    async def make_request(self, body: Any, parser: Any) -> Any:
+        """The answer. Raises RPCException for a refusal, ValueError for what is none, and what Poster.post() raises."""
+        from solana.rpc.core import RPCException
+
+        found = parser.from_json((await self._poster.post(body.to_json().encode())).decode())
+        if isinstance(found, parser):
+            return found
+        raise RPCException(found)
+
+    async def close(self) -> None:
+        await self._poster.close()
 
 
 def _now_s() -> float:
@@ -647,7 +681,7 @@ class _RpcErrors(NamedTuple):
     """What the packages raise, by what it means."""
 
     refused: type[Exception]
-    unanswered: type[Exception]
+    unanswered: tuple[type[Exception], ...]
     unreadable: tuple[type[Exception], ...]
 
 
@@ -657,7 +691,8 @@ def _rpc_errors() -> _RpcErrors:
     from solana.rpc.core import RPCException
     from solders.errors import SerdeJSONError
 
-    return _RpcErrors(RPCException, SolanaRpcException, (SerdeJSONError, ValueError))
+    unanswered = (SolanaRpcException, BadStatus, OSError, TimeoutError)
+    return _RpcErrors(RPCException, unanswered, (SerdeJSONError, ValueError))
 
 
 class _AlreadyLanded(Exception):

@@ -80,7 +80,8 @@ cyxcore
 
 cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.commands
 cyxnet.envelope cyxnet.credentials cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
-cyxnet.config cyxnet.tls cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes cyxnet.connection
+cyxnet.config cyxnet.tls cyxnet.httpclient cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes
+cyxnet.connection
 cyxnet.service cyxnet.mux cyxnet.inference cyxnet.httpserver cyxnet.openapi cyxnet.openai
 cyxnet.asking
 cyxnet.follower cyxnet.bus cyxnet.artifacts

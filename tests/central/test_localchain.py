@@ -1,5 +1,6 @@
 """The embedded chain: time, durability and JSON-RPC, in process with a hand-moved clock and as a process."""
 
+import asyncio
 import base64
 import http.client
 import json
@@ -278,6 +279,33 @@ def test_a_transaction_of_one_chain_means_nothing_on_another(tmp_path: Path, clo
     with pytest.raises(RpcError, match="Blockhash not found"):
         send(other, payment(chain, SOL))
     other.close()
+
+
+def sending(raw: bytes, identifier: int) -> bytes:
+    params = [base64.b64encode(raw).decode(), {"encoding": "base64"}]
+    return json.dumps({"id": identifier, "method": "sendTransaction", "params": params}).encode()
+
+
+async def test_payments_of_one_turn_share_a_sync_of_the_disk(chain: Chain) -> None:
+    server, statements = Server(chain), list[str]()
+    raw = [payment(chain, SOL // 1_000 + n) for n in range(5)]
+    chain.database.set_trace_callback(statements.append)
+    answers = await asyncio.gather(*(server.handle(sending(each, n)) for n, each in enumerate(raw)))
+    assert [json.loads(answer[1])["id"] for answer in answers if answer] == [0, 1, 2, 3, 4]
+    assert all("result" in json.loads(answer[1]) for answer in answers if answer)
+    assert [each for each in statements if each in ("BEGIN IMMEDIATE", "COMMIT")] == ["BEGIN IMMEDIATE", "COMMIT"]
+
+
+async def test_nothing_is_answered_that_the_disk_did_not_take(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        chain.unstored, chain.storage_failure = False, "database or disk is full"
+        raise sqlite3.OperationalError(chain.storage_failure)
+
+    server, raw = Server(chain), payment(chain, SOL)
+    monkeypatch.setattr(chain, "store", full)
+    balance = json.dumps({"id": 2, "method": "getBalance", "params": [ADDRESS]}).encode()  # which has changed
+    answers = await asyncio.gather(server.handle(sending(raw, 1)), server.handle(balance), server.handle(balance))
+    assert [json.loads(answer[1])["error"]["code"] for answer in answers if answer] == [-32603] * 3
 
 
 def test_a_full_disk_stops_the_chain_instead_of_acknowledging(chain: Chain) -> None:

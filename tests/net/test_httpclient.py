@@ -1,0 +1,181 @@
+"""Questions over kept connections: whole answers in every form of HTTP/1.1, and never that of another question."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from cyxnet.httpclient import BadStatus, NoAnswer, Poster, read_answer
+
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n[1,2,3]"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\n[1,\r\n4\r\n2,3]\r\n0\r\n\r\n"
+TRAILED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n7\r\n[1,2,3]\r\n0\r\nX-After: all\r\n\r\n"
+AFTER_INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + LENGTH
+UNTIL_THE_END = b"HTTP/1.1 200 OK\r\n\r\n[1,2,3]"
+
+
+@pytest.mark.parametrize("answer", [LENGTH, CHUNKED, TRAILED, AFTER_INTERIM])
+def test_an_answer_is_whole_with_its_last_byte_and_not_before(answer: bytes) -> None:
+    assert [read_answer(answer[:stop], ended=False) for stop in range(len(answer))] == [None] * len(answer)
+    found = read_answer(answer + b"HTTP/1.1 200", ended=False)
+    assert found is not None and (found[0].body, found[1]) == (b"[1,2,3]", len(answer))
+
+
+def test_a_body_without_a_length_ends_with_its_connection() -> None:
+    assert read_answer(UNTIL_THE_END, ended=False) is None
+    found = read_answer(UNTIL_THE_END, ended=True)
+    assert found is not None and found[0].body == b"[1,2,3]" and found[0].headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabcd",
+    ],
+)
+def test_what_is_no_answer_is_refused_and_not_waited_for(answer: bytes) -> None:
+    with pytest.raises(ValueError):
+        read_answer(answer, ended=False)
+
+
+class Scripted:
+    """A server that gives the next of its answers to each question, and remembers connections and questions."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes | None] = []  # None: the connection ends instead
+        self.asked: list[tuple[int, bytes]] = []
+        self.connections = 0
+        self.writers: list[asyncio.StreamWriter] = []
+        self.held = asyncio.Event()  # answers wait for it
+        self.held.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.writers.append(writer)
+        number = self.connections
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                self.asked.append((number, head + await reader.readexactly(length)))
+                answer = self.answers.pop(0)
+                await self.held.wait()
+                if answer is None:
+                    return
+                writer.write(answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+Make = Callable[..., Poster]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Scripted]:
+    scripted = Scripted()
+    async with await asyncio.start_server(scripted.serve, "127.0.0.1", 0) as listener:
+        scripted.port = listener.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        yield scripted
+
+
+@pytest.fixture
+async def poster(server: Scripted) -> AsyncIterator[Make]:
+    made: list[Poster] = []
+
+    def make(before: str = "", after: str = "/", timeout_s: float = 10.0) -> Poster:
+        made.append(Poster(f"http://{before}127.0.0.1:{server.port}{after}", timeout_s))  # type: ignore[attr-defined]
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
+
+
+async def test_one_connection_serves_one_question_after_the_other(server: Scripted, poster: Make) -> None:
+    server.answers = [LENGTH, CHUNKED, AFTER_INTERIM]
+    asking = poster(before="me:p%40ss@", after="/rpc?key=a%20b")
+    assert [await asking.post(b"q%d" % n) for n in range(3)] == [b"[1,2,3]"] * 3
+    assert server.connections == 1
+    head, _, body = server.asked[0][1].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /rpc?key=a%20b HTTP/1.1\r\n") and body == b"q0"
+    assert b"Authorization: Basic " + base64.b64encode(b"me:p@ss") in head
+
+
+async def test_questions_at_the_same_time_get_a_connection_each_and_their_own_answers(
+    server: Scripted, poster: Make
+) -> None:
+    server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % n for n in range(4)]
+    server.held.clear()
+    asking = poster()
+    answers = [asyncio.ensure_future(asking.post(b"q")) for _ in range(4)]
+    async with asyncio.timeout(10):
+        while len(server.asked) < 4:
+            await asyncio.sleep(0)
+    server.held.set()
+    assert sorted(await asyncio.gather(*answers)) == [b"0", b"1", b"2", b"3"]
+    assert server.connections == 4
+
+
+async def test_a_kept_connection_that_was_closed_meanwhile_is_no_failure(server: Scripted, poster: Make) -> None:
+    server.answers = [LENGTH, None, LENGTH]  # the second question meets the end
+    asking = poster()
+    assert await asking.post(b"first") == await asking.post(b"second") == b"[1,2,3]"
+    assert [number for number, _ in server.asked] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n[1"])
+async def test_a_new_connection_that_ends_before_the_answer_is_one(
+    server: Scripted, poster: Make, answer: bytes | None
+) -> None:
+    server.answers = [answer] if answer is None else [answer, None]
+    asking = poster()
+    waiting = asyncio.ensure_future(asking.post(b"q"))
+    async with asyncio.timeout(10):
+        while not server.asked:
+            await asyncio.sleep(0)
+    server.writers[0].close()
+    with pytest.raises(NoAnswer):
+        await waiting
+    assert len(server.asked) == 1
+
+
+async def test_a_status_that_is_not_200_is_told_with_its_headers(server: Scripted, poster: Make) -> None:
+    server.answers = [b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n"]
+    with pytest.raises(BadStatus) as refused:
+        await poster().post(b"q")
+    assert (refused.value.response.status_code, refused.value.response.headers["retry-after"]) == (429, "2")
+
+
+async def test_the_answer_to_a_question_that_was_given_up_is_given_to_no_other(server: Scripted, poster: Make) -> None:
+    server.answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst", LENGTH]
+    server.held.clear()
+    asking = poster()
+    first = asyncio.ensure_future(asking.post(b"first"))
+    async with asyncio.timeout(10):
+        while not server.asked:
+            await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    server.held.set()
+    assert await asking.post(b"second") == b"[1,2,3]"
+    assert server.connections == 2
+
+
+async def test_a_server_that_says_nothing_is_waited_for_so_long_and_no_longer(server: Scripted, poster: Make) -> None:
+    server.answers = [LENGTH]
+    server.held.clear()
+    with pytest.raises(TimeoutError):
+        await poster(timeout_s=0.05).post(b"q")
