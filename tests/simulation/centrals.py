@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import msgspec
+from msgspec.structs import replace
 
 from cyxcentral import audit, dispatch, landings, payments, reconciliation, reports
 from cyxcentral.central import Central, Settings
@@ -25,10 +26,13 @@ from cyxnode import signing
 from tests.simulation.chain import SimSettlement
 from tests.simulation.faults import FIRST_WALL_MS, HOUR_MS
 from tests.simulation.loop import ProcessLoop, sleep
+from tests.simulation.nodes import node_id
 from tests.simulation.wire import Process, SimBus
 
 CENTRAL_SEED = bytes(range(32))
 HEARTBEAT_MS, LEASE_MS, PROGRESS_MS = 2_000, 8_000, 20_000
+VOUCHED = tuple(node_id(number) for number in range(3))  # where strangers get little: these get anything
+REFERENCE_FEE = 50_000
 AGREE_WITHIN_MS = 300  # clocks that are kept right
 PLATFORM_FEE_BASIS_POINTS = 1000
 
@@ -45,6 +49,7 @@ SETTINGS = Settings(
         heartbeat_ms=HEARTBEAT_MS,
         lease_ms=LEASE_MS,
         progress_ms=PROGRESS_MS,
+        reference_fee_base_units=REFERENCE_FEE,
         bans=False,  # a day without any node would be a long trial
         custodial_wallets=False,
         fee_basis_points=PLATFORM_FEE_BASIS_POINTS,
@@ -224,7 +229,12 @@ class CentralProcess(Process):
         core = SimBus(self, self.network.edge, self.network.core)
         edge = SimBus(self, self.network.edge)
         ledger: Any = MemoryLedger()
-        arguments: Any = (SETTINGS, core, edge, ledger, SimSettlement(self, self.network.chain), KEYS, machine)
+        limits = {
+            "unproven_limit_base_units": self.network.wishes.limit_base_units,
+            "vouched": list(VOUCHED),
+        }
+        settings = replace(SETTINGS, network=replace(SETTINGS.network, **limits))
+        arguments: Any = (settings, core, edge, ledger, SimSettlement(self, self.network.chain), KEYS, machine)
         self.central = Central(*arguments)
         try:
             await self.central._open()

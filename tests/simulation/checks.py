@@ -10,6 +10,7 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I13 what is referred to is stored      I14 stored work is paid before a deadline    I15 the hash chain is whole
   I16 nothing is frozen without a drift  I17 a replica's time, tries and pay are right (served.py)
   I18 a node obeys centrals only, and nothing older about a job than what it obeyed last
+  I20 a node that is not proven gets nothing beyond its limit, and nothing besides what it has
   I19 no more replicas of a deployment work than its client wants at the most, and none that stands by
   R12 clocks do not end leases
 """
@@ -25,11 +26,13 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
-from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS
+from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS, REFERENCE_FEE, VOUCHED
 from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
 from tests.simulation.served import Served
 
+PROVEN_CLIENTS = 3
+ANOTHER_HEARD_WITHIN_S = 5.0  # of a lease that another central gave
 BAN_HEARD_WITHIN_S = 10.0  # another central may not have read of it yet
 CLOCKS_WRONG_MS = 8 * HOUR_MS  # the clock of a central is an hour wrong, and somebody sets it some times
 LONG_MS = 120_000  # nobody waits for a replica that still has so long by every clock
@@ -41,6 +44,8 @@ class Lease(Struct):
     attempt: int
     node_id: str
     session: str
+    by: str
+    since_s: float
     live: bool = True
     checkpoint: int = 0  # steps
 
@@ -66,6 +71,7 @@ class JobModel(Struct):
     denied: list[str] = []  # those that the owner was told no about
     served: Served | None = None  # of a job that serves
     serve: m.ServeSpec | None = None
+    worth: int = 0
     standby: bool = False
 
     @property
@@ -93,8 +99,10 @@ class Checks:
         self.chained: set[str] = set()
         self.kinds: dict[str, int] = {}
         self.at_ms = 0  # of the event that is looked at, by the log
+        self.by = ""  # the central that wrote it
         self.banned_at_s: dict[str, float] = {}
         self.drained_at_s: dict[str, float] = {}
+        self.payers: dict[str, set[str]] = {}  # node id -> who paid for its work, from which wallet
         self._obeyed: dict[tuple[str, str], int] = {}  # session, job -> what its node obeyed was said at this event
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
@@ -155,7 +163,7 @@ class Checks:
         record = decode(m.Record, stored.payload, MSGPACK, max_bytes=2**31)
         self._chain_of_hashes(stored, record)
         about, event = subjects.last_token(stored.subject), record.event
-        kind, self.at_ms = type(event).__name__, record.at_ms
+        kind, self.at_ms, self.by = type(event).__name__, record.at_ms, record.by
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         self.network.trace("event", f"{stored.seq} {about} {kind} by {record.by}", stored.payload)
         rule = RULES.get(type(event))
@@ -197,6 +205,7 @@ class Checks:
             leases=[],
             served=_served(event),
             serve=event.job.serve,
+            worth=event.price_base_units or event.terms.amount_base_units,
             standby=bool(event.job.serve and event.job.serve.standby),
         )
         self.written.add(event.deposit.signature)
@@ -248,9 +257,23 @@ class Checks:
         banned_s = self.banned_at_s.get(event.node_id)
         if banned_s is not None and self.network.scheduler.now_s - banned_s > BAN_HEARD_WITHIN_S:
             self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned at {banned_s:.1f} s")
-        job.leases.append(Lease(event.attempt, event.node_id, event.session))
+        self._to_stranger(job_id, job, event.node_id)
+        now_s = self.network.scheduler.now_s
+        job.leases.append(Lease(event.attempt, event.node_id, event.session, self.by, now_s))
         if job.served:
             self._of_time(job_id, job.served.leased(event))
+
+    def _to_stranger(self, job_id: str, job: JobModel, node_id: str) -> None:
+        """I20. Two centrals may give a node one job each at the same moment; one of the two is taken back then."""
+        limit = self.network.wishes.limit_base_units
+        if not limit or node_id in VOUCHED or len(self.payers.get(node_id, ())) >= PROVEN_CLIENTS:
+            return
+        self.expect(job.worth <= limit, f"I20: {job_id} is worth {job.worth}, and {node_id} gets {limit} at the most")
+        known_s = self.network.scheduler.now_s - ANOTHER_HEARD_WITHIN_S
+        for other in self.jobs.values():
+            if (lease := other.lease) and lease.node_id == node_id:
+                known = lease.by == self.by or lease.since_s < known_s
+                self.expect(not known, f"I20: {job_id} is leased to {node_id}, which is known to have {other.name}")
 
     def _of_lease(self, job_id: str, job: JobModel, event: Any) -> Lease | None:
         kind = type(event).__name__
@@ -394,6 +417,8 @@ class Checks:
             earned = terms.amount_base_units * job.checkpoint.step // job.checkpoint.steps
             self.expect(paid <= earned, f"I13: {job_id} pays {paid}, its stored steps earned {earned}")
         job.settled = job.ended = True
+        if event.platform_base_units >= REFERENCE_FEE:
+            self.payers.setdefault(job.leases[-1].node_id, set()).add(terms.client)
 
     def _refunded(self, job_id: str, job: JobModel, event: m.Refunded) -> None:
         chain, terms = self.network.chain, job.terms

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 import cyxcentral.api
 import cyxcentral.nodes
-from cyxcentral import audit, jobs, money, payments, room, scaling, schedule
+from cyxcentral import audit, jobs, money, payments, room, scaling, schedule, world
 from cyxcentral.api import Api
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -201,6 +201,30 @@ def memory_forgotten() -> Iterator[Any]:
         "ranked",
         lambda found, job: (found.candidates[node_id] for node_id in found._by_score(job, (False, True))),
     )
+
+
+@planted
+def strangers_get_anything() -> Iterator[Any]:
+    """Who has just made himself a key gets what those get who have proved themselves."""
+    for module in (schedule, world):
+        yield mock.patch.object(module, "limit_of", lambda node, unproven: 0)
+
+
+@planted
+def strangers_get_much_at_a_time() -> Iterator[Any]:
+    """A node that is not proven works on as many jobs as it likes, if none of them is worth much; it is asked first."""
+    yield mock.patch.object(schedule.Candidate, "max_runs", property(lambda found: found.node.max_runs))
+    yield mock.patch.object(Dispatch, "_one_too_many", lambda dispatch, job: False)
+    refusal, ranked = schedule.refusal, room.Room.ranked
+
+    def ready(job: jobs.Job, found: Any) -> str | None:
+        return refusal(job, replace(found, active_runs=found.active_runs if found.active_runs > 1 else 0))
+
+    def strangers_first(found: room.Room, job: jobs.Job) -> Any:
+        return iter(sorted(ranked(found, job), key=lambda each: each.node.node_id, reverse=True))
+
+    yield mock.patch.object(schedule, "refusal", ready)
+    yield mock.patch.object(room.Room, "ranked", strangers_first)
 
 
 @planted

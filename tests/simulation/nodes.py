@@ -72,6 +72,10 @@ def steps_of(job: m.JobRequest) -> int:
     return job.training.epochs * -(-job.facts.rows // job.training.batch_size)
 
 
+def node_id(number: int) -> str:
+    return f"node-{number}-{identity(100 + number).short_id}"
+
+
 class Ended(Exception):
     """A run is over with this report."""
 
@@ -87,7 +91,7 @@ class Node(Process):
         self.network = network
         self.number = number
         self.key = identity(100 + number)
-        self.node_id = f"node-{number}-{self.key.short_id}"
+        self.node_id = node_id(number)
         self.bus = SimBus(self, network.edge)
         self.session = session
         self.state = State(node_id=self.node_id, session=session, max_runs=max_runs)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.simulation.nodes import Run
 
 LOADS_WITHIN_S, LET_IN_WITHIN_S, DRAINS_WITHIN_S = 1.0, 0.2, 1.0
+STRANGERS_LIMIT = 1_000_003
 LIVES_S, DIES_WITHIN_S = 5.0, 2.0  # of replicas and of nodes that die, on average
 
 
@@ -26,6 +27,8 @@ class Wishes:
         self._share = self._dice.choice([0.0, 0.5])  # of the clients
         self._fleet = Random(f"fleets of {seed}")
         self._has_fleets = bool(self._share) and self._fleet.random() < 0.5
+        strangers = Random(f"strangers of {seed}")
+        self.limit_base_units = strangers.choice([0, 0, STRANGERS_LIMIT])  # of jobs for nodes that are not proven
         self.clocks_agree = bool(self._share) and self._dice.random() < 0.5  # else none has its time, by some central
 
     def holder_dies(self) -> bool:
