@@ -12,7 +12,9 @@ from tests.central import facts as f
 
 POLICY = segments.Policy(secret=b"s" * 32, checkers=frozenset({"node-c"}))
 NOW_MS = 60_000
-PROVEN = tuple(nodes.Payer(wallet=str(n), gained=1.0, at_ms=0, proves=True) for n in range(nodes.PROVEN_CLIENTS))
+PROVEN = tuple(
+    nodes.Payer(wallet=str(n), gained=1.0, at_ms=0, paid_ppm=nodes.WHOLE_PPM) for n in range(nodes.PROVEN_CLIENTS)
+)
 
 
 def ref(sha256):
