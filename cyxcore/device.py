@@ -261,7 +261,7 @@ _default = "cpu"
 
 # Whether an operation on the host's memory may go to its kernel without asking this module: kernels/tensors.pyx. Not
 # while something looks at the calls of the backends, nor while their products are not exact.
-straight = True
+straight = bytearray([1])  # read in C before each operation
 _watched = 0
 
 
@@ -269,9 +269,9 @@ def watch(on: bool) -> None:
     """Say that calls must go through the backend's `call`, or need not any more: something was put in its place, or
     calls have another numeric class than the records that are kept of them.
     """
-    global _watched, straight
+    global _watched
     _watched += 1 if on else -1
-    straight = _default == "cpu" and not _watched
+    straight[0] = _default == "cpu" and not _watched
 
 
 def check_name(name: str) -> str:
@@ -363,8 +363,8 @@ def use_device(name: str) -> Iterator[None]:
 
 
 def _choose(name: str) -> None:
-    global _default, straight
-    _default, straight = name, name == "cpu" and not _watched
+    global _default
+    _default, straight[0] = name, name == "cpu" and not _watched
 
 
 sys.modules[__name__].__class__ = _Callable

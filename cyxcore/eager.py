@@ -36,7 +36,7 @@ from cyxcore.keys import next_key as next_key
 from cyxcore.keys import set_generator_state as set_generator_state
 from cyxcore.memory import GONE, VIEWS, Memory, Put, Region, View, picked, put, seen
 from cyxcore.ops import infer_op
-from cyxcore.tape import DIFFERENTIABLE
+from cyxcore.tape import DIFFERENTIABLE, into_leaves
 from cyxcore.tape import enable_grad as enable_grad
 from cyxcore.tape import no_grad as no_grad
 from cyxcore.tape import now as now
@@ -101,7 +101,7 @@ class Tensor(Held, Leaving):
             result._op = Node(op, tensors, normal, now())
         return result
 
-    def __getitem__(self, index: Any) -> "Tensor":
+    def _picked(self, index: Any) -> "Tensor":
         result: Tensor = indexing.get(self, index)
         return result
 
@@ -252,19 +252,16 @@ class Tensor(Held, Leaving):
             and (self._view.base.requires_grad)
         )
 
-    def copy(self) -> "Tensor":
-        return self._apply("cast", [self], {"dtype": self.dtype})
-
     def shares_memory(self, other: Any) -> bool:
         return isinstance(other, Tensor) and np.may_share_memory(self._data, other._data)
 
     def _constant(self, value: Any, dtype: str | None = None) -> "Tensor":
         if dtype is None or dtype == "bfloat16" or type(value) not in DEFAULTS:
             made = Tensor(value, dtype)
-            return made if type(self._data) is np.ndarray else wrap(devices.constant(made._data, self.device))
+            return made if self._on_host else wrap(devices.constant(made._data, self.device))
         try:  # the short way for numbers, which stand beside a tensor in every other expression
             number = (np.array if -6e4 < abs(value) < 6e4 else _infinite)(value, NUMPY_DTYPES[dtype])
-            return wrap(number if type(self._data) is np.ndarray else devices.constant(number, self.device))
+            return wrap(number if self._on_host else devices.constant(number, self.device))
         except OverflowError:
             low, high = iinfo(dtype)[2:0:-1]
             raise DtypeError(f"{dtype} holds {low}..{high}, got {value}; use astype on the tensor") from None
@@ -301,9 +298,7 @@ class Tensor(Held, Leaving):
         gradient: of this tensor's shape; may be left out for a scalar. create_graph: the gradients remember how they
         were computed, so that they have gradients themselves. Raises GradientError.
         """
-        for leaf, g in pull(self, self._start(gradient), create_graph):
-            if leaf._op is None:
-                leaf.grad = g if leaf.grad is None else leaf.grad + g
+        into_leaves(self, self._start(gradient), create_graph)
 
     def _start(self, gradient: Any) -> "Tensor":
         """The gradient a walk back from here begins with."""
@@ -318,7 +313,7 @@ class Tensor(Held, Leaving):
             raise GradientError(
                 "backward: expected a real scalar, got a complex one; take abs() or real(), or pass a gradient"
             )
-        if gradient is None and type(self._data) is np.ndarray:
+        if gradient is None and self._on_host:
             return self._constant(1.0, self.dtype)
         if isinstance(gradient, Tensor) and gradient.dtype == self.dtype:
             start = gradient.to(self.device)
@@ -341,8 +336,7 @@ class Tensor(Held, Leaving):
         hooks.append(hook)
         return lambda: hooks.remove(hook) if hook in hooks else None
 
-    def detach(self) -> "Tensor":
-        """The same data without a past. What is written to one is seen by the other."""
+    def _detached(self) -> "Tensor":
         result = wrap(self._data)
         result._memory = self._shared()
         if not self._data.flags.c_contiguous:
@@ -454,4 +448,5 @@ def _divided(left: Any, right: Any) -> Any:
 
 _OPERATED = "add sub mul less less_equal equal not_equal greater greater_equal".split()
 _operate: dict[str, Callable[[Any, Any], Any]] = {op: partial(binary, op) for op in _OPERATED} | {"div": _divided}
-connect(Tensor, vars(devices), infer_op, _operate, VIEWS, NO_GRADIENT, DIFFERENTIABLE)
+_methods = {**vars(Value), **vars(Leaving)}
+connect(Tensor, vars(devices), infer_op, _methods, _operate, VIEWS, NO_GRADIENT, DIFFERENTIABLE)

@@ -17,11 +17,45 @@ class _Node:
         self.op, self.inputs, self.attrs, self.time = op, inputs, attrs, time
 
 
+class _Memory:
+    """What tensors of one memory have in common."""
+
+    __slots__ = ("put", "written")
+
+    def __init__(self, written: float = 0) -> None:
+        self.written = written  # when it was last written to
+        self.put: float = 0  # when that last changed what the tensor remembers
+
+
+class _View:
+    """How a tensor comes from the one whose memory it shares."""
+
+    __slots__ = ("base", "since", "steps")
+
+    def __init__(self, base: Any, steps: tuple[Any, ...], since: float) -> None:
+        self.base = base  # None: memory with gaps that is no tensor's
+        self.steps = steps
+        self.since = since  # the time at which what the view remembers was right
+
+
 class _Held:
     """The fields of a tensor."""
 
     _op = _memory = _view = _hooks = grad = None
     requires_grad = False
+
+    @property
+    def _on_host(self) -> bool:
+        return not hasattr(self._data, "__cuda_array_interface__")  # type: ignore[attr-defined]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._picked(index)  # type: ignore[attr-defined]
+
+    def copy(self) -> Any:
+        return self._apply("cast", [self], {"dtype": self.dtype})  # type: ignore[attr-defined]
+
+    def detach(self) -> Any:
+        return self._detached()  # type: ignore[attr-defined]
 
     def _apply(self, op: str, inputs: Any, attrs: Any) -> Any:
         return self._apply_generally(op, inputs, attrs)  # type: ignore[attr-defined]
@@ -36,7 +70,7 @@ class _Held:
 class _Plain:
     """The compiled module's part that keeps the time, in Python."""
 
-    Held, Node = _Held, _Node
+    Held, Node, Memory, View = _Held, _Node, _Memory, _View
     clock = 0
     own = threading.local()
 
@@ -53,6 +87,17 @@ class _Plain:
     def connect(self, *general: Any) -> None:
         """There is no short way."""
 
+    connect_tape = connect
+
+    def watched(self, update: Any, given: tuple[Any, ...], states: Any, place: int) -> tuple[Any, None]:
+        return update(*given), None
+
+    def scalar(self, number: float, dtype: str) -> None:
+        """Whoever asks makes it."""
+
+    def walk(self, root: Any, start: Any, create_graph: bool) -> None:
+        """Nor one back."""
+
 
 try:
     _made: Any = importlib.import_module("cyxcore.kernels.tensors")
@@ -60,8 +105,14 @@ except ImportError:
     _made = _Plain()
 
 Held: Any = _made.Held
+Memory: Any = _made.Memory
 Node: Any = _made.Node
+View: Any = _made.View
 connect = _made.connect
+connect_tape = _made.connect_tape
 is_recording = _made.is_recording
 now = _made.now
 set_recording = _made.set_recording
+scalar = _made.scalar
+walk = _made.walk
+watched = _made.watched

@@ -14,6 +14,8 @@ import numpy as np
 
 from cyxcore import indexing
 from cyxcore.errors import GradientError
+from cyxcore.held import Memory as Memory
+from cyxcore.held import View as View
 from cyxcore.infer import broadcast
 from cyxcore.ops import infer_op
 from cyxcore.values import Value, apply
@@ -23,27 +25,6 @@ Array = Any
 GONE = math.inf  # the time of a write that is later than every operation
 
 VIEWS = frozenset(("reshape", "slice", "transpose", "flip"))
-
-
-class Memory:
-    """What tensors of one memory have in common."""
-
-    __slots__ = ("put", "written")
-
-    def __init__(self, written: float = 0) -> None:
-        self.written = written  # when it was last written to
-        self.put: float = 0  # when that last changed what the tensor remembers
-
-
-class View:
-    """How a tensor comes from the one whose memory it shares."""
-
-    __slots__ = ("base", "since", "steps")
-
-    def __init__(self, base: Any, steps: tuple[tuple[str, Mapping[str, Any]], ...], since: float) -> None:
-        self.base = base  # None: memory with gaps that is no tensor's
-        self.steps = steps
-        self.since = since  # the time at which what the view remembers was right
 
 
 def seen(array: Array, op: str, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> Array:

@@ -2,18 +2,36 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from cyxcore import updates
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import ShapeError, SpecError
+from cyxcore.held import scalar, watched
 from cyxcore.infer import stretches
 from cyxcore.spec import OptimizerSpec
 
 Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group]
+MOST_WATCHED = 5  # updates of a parameter that are watched before it is one that cannot be replayed
+
+
+class _Group(NamedTuple):
+    """What a group's options were, without the learning rate, and what follows from them."""
+
+    options: dict[str, Any]
+    lr: Any
+    spec: OptimizerSpec
+
+
+class _Known(NamedTuple):
+    """A parameter's update as it was watched: what it was of, and its replay, or how often there was none."""
+
+    parameter: Tensor
+    options: dict[str, Any]
+    replay: Any
 
 
 class Optimizer:
@@ -31,6 +49,8 @@ class Optimizer:
         self.param_groups: list[Group] = []
         self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
         self.steps = 0
+        self._groups: dict[int, _Group] = {}
+        self._known: dict[int, _Known] = {}  # by place
         given: list[Any] = list(parameters)
         if not given:
             raise SpecError(f"{type(self).__name__}: expected at least one parameter, got none")
@@ -73,8 +93,9 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """No gradients, whatever set_to_none says: there are none until the next backward pass."""
-        for parameter in self.parameters:
-            parameter.grad = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. closure: computes gradients and the loss before it."""
@@ -87,23 +108,67 @@ class Optimizer:
         place = 0
         with no_grad():
             for number, group in enumerate(self.param_groups):
-                spec = self._spec(group)
+                options, _, spec = self._group(number, group)
                 scalars: dict[str, tuple[Any, Any]] = {}  # by dtype
                 for p in group["params"]:
-                    if p.grad is not None:
+                    g = p.grad
+                    if g is not None:
                         if p.dtype not in scalars:
                             scalars[p.dtype] = self.scalars(number, p)
-                        lr, step = scalars[p.dtype]
-                        slot = functools.partial(self.slot, place, p)
-                        for old, new in updates.next_values(p, p.grad, slot, lr, step, spec).items():
-                            if new is not old:
-                                old._assign(new)
+                        known, given = self._known.get(place), (g, *scalars[p.dtype])
+                        if (
+                            known is None
+                            or known.options is not options
+                            or known.parameter is not p
+                            or type(known.replay) is int
+                            or not known.replay.run(given, self.state.get(place, {}))
+                        ):
+                            self._update_one(place, p, given, options, spec)
                     place += 1
+
+    def _update_one(self, place: int, p: Any, given: tuple[Any, ...], options: dict[str, Any], spec: Any) -> None:
+        """One parameter by its rule, which is watched: from then on the calls it came to are made at once."""
+        slot = functools.partial(self.slot, place, p)
+
+        def update(g: Any, lr: Any, step: Any) -> dict[Any, Any]:
+            return updates.next_values(p, g, slot, lr, step, spec)
+
+        known = self._known.get(place)
+        tries = known.replay if known is not None and type(known.replay) is int and known.options is options else 0
+        if not isinstance(p, Tensor) or tries >= MOST_WATCHED:
+            changed = update(*given)
+        else:
+            changed, replay = watched(update, given, self.state, place)
+            self._known[place] = _Known(p, options, tries + 1 if replay is None else replay)
+        for old, new in changed.items():
+            if new is not old:
+                old._assign(new)
+
+    def _group(self, number: int, group: Group) -> _Group:
+        """The options of a group: the same objects as long as they are equal."""
+        options = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in group.items()
+            if name != "params" and name != "lr"
+        }
+        known = self._groups.get(number)
+        if known is None or known.options != options or known.lr != group["lr"]:
+            same = known is not None and known.options == options
+            options = known.options if known is not None and same else options
+            known = self._groups[number] = _Group(options, group["lr"], self._spec(group))
+        return known
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_groups": {}, "_known": {}}  # what is known is of these very tensors
 
     def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
         """(learning rate of a group, number of this step), of p's dtype."""
-        lr = self.param_groups[group]["lr"]
-        return Tensor(np.array(lr, p.dtype)), Tensor(np.array(self.steps, p.dtype))
+        given = self.param_groups[group]["lr"], self.steps
+        lr, step = (scalar(x, p.dtype) if type(x) is float or type(x) is int else None for x in given)
+        return (
+            Tensor(np.array(given[0], p.dtype)) if lr is None else lr,
+            Tensor(np.array(given[1], p.dtype)) if step is None else step,
+        )
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
         """State of one parameter; see cyxcore.updates.Slot."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyxcore.dtype import INEXACT
 from cyxcore.gradients import Piece, Sum, input_gradients
-from cyxcore.held import Node, is_recording, set_recording
+from cyxcore.held import Node, connect_tape, is_recording, set_recording, walk
 from cyxcore.held import now as now
 from cyxcore.memory import Overwritten, Put
 
@@ -80,14 +80,30 @@ def _value(x: "Tensor", since: float, op: Any) -> Any:
 
 def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
     """(tensor, its gradient) of everything root depends on, newest first. start: the gradient of root."""
+    short: Iterator[tuple[Tensor, Tensor]] | None = walk(root, start, create_graph)
+    return _pulled(root, start, create_graph) if short is None else short
+
+
+def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool) -> None:
+    """Add the gradient of root to that of every leaf it depends on."""
+    short = walk(root, start, create_graph)
+    if short is not None:
+        short.into_leaves()
+        return
+    for leaf, g in _pulled(root, start, create_graph):
+        if leaf._op is None:
+            leaf.grad = g if leaf.grad is None else leaf.grad + g
+
+
+def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
+    """pull() the general way, also where something was assigned to since it was used."""
     pending: dict[int, Any] = {id(root): start}  # a gradient, a Piece of one, or their Sum
     for tensor in _newest_first(root):
         g = pending.pop(id(tensor), None)
         if g is None:
             continue
         if type(g) is Sum or type(g) is Piece:
-            with recording(is_recording() and create_graph):
-                g = _together(None, g).value(tensor.shape)
+            g = _whole(g, tensor, create_graph)
         for hook in tensor._hooks or ():
             changed = hook(g)
             g = g if changed is None else changed
@@ -97,9 +113,12 @@ def pull(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple
         before = is_recording()
         set_recording(before and create_graph)
         try:
-            for source, new in _backwards(tensor, g):
-                so_far = pending.get(id(source))
-                pending[id(source)] = new if so_far is None else _together(so_far, new)
+            node = tensor._op
+            for x, new in zip(node.inputs, _backwards(tensor, g), strict=True):
+                if new is not None:
+                    source = _then(x, node.time)
+                    so_far = pending.get(id(source))
+                    pending[id(source)] = new if so_far is None else _together(so_far, new)
         finally:
             set_recording(before)
 
@@ -115,25 +134,32 @@ def _together(so_far: Any, new: Any) -> Sum:
     return total
 
 
-def _backwards(tensor: "Tensor", g: "Tensor") -> "list[tuple[Tensor, Any]]":
-    """(source, its gradient) of what a tensor was made of, as far as that is followed. g: the gradient of tensor."""
+def _whole(g: Any, tensor: "Tensor", create_graph: bool) -> "Tensor":
+    """The gradient of a tensor out of what was found of it."""
+    with recording(is_recording() and create_graph):
+        found: Tensor = _together(None, g).value(tensor.shape)
+    return found
+
+
+def _backwards(tensor: "Tensor", g: "Tensor") -> list[Any]:
+    """Of each input a tensor was made of, its gradient: None where it is not followed. g: the gradient of tensor."""
     node: Any = tensor._op
     since, op = node.time, node.op
-    sources = [_then(x, since) for x in node.inputs]
-    wanted = [source.requires_grad for source in sources]
+    wanted = [_then(x, since).requires_grad for x in node.inputs]
     known, output = [_value(x, since, op) for x in node.inputs], _value(tensor, since, op)
     if type(op) is str:
         gradients = input_gradients(op, g, known, output, node.attrs, wanted)
     else:
         gradients = op.input_gradients(op, g, known, output, node.attrs)
-    found = []
-    for source, follow, new in zip(sources, wanted, gradients, strict=True):
+    for follow, new in zip(wanted, gradients, strict=True):
         if new is not None and follow:
             lost = new.g if isinstance(new, Piece) else new
             if isinstance(lost, Overwritten):
                 raise lost.error()
-            found.append((source, new))
-    return found
+    return [new if follow else None for follow, new in zip(wanted, gradients, strict=True)]
+
+
+connect_tape(_backwards, input_gradients, _together, _whole, Piece)
 
 
 def _newest_first(root: "Tensor") -> "list[Tensor]":

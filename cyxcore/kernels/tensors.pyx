@@ -1,6 +1,8 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=False
 """What a tensor holds, and the short way of an operation: from tensors straight to a kernel of the cpu.
 
+This file has the fields of a tensor and its operators; calls.pxi what is known of calls, tape.pxi the walk back.
+
 `apply` knows calls by what they are of: the operation, the shapes and dtypes of its inputs, its attributes. The first
 call of a kind goes the general way (`Tensor._apply_generally`), which checks it; from the second on its record is kept,
 and a call fills in where its arrays lie. Whatever is not plain memory of the host in one piece goes the general way too,
@@ -10,15 +12,16 @@ Everything here runs with the interpreter lock held, but for kernels that take l
 """
 
 from cpython.buffer cimport PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.dict cimport PyDict_GetItem, PyDict_Next
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.math cimport fabs
-from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.string cimport memcmp, memcpy, memset
 
 cimport cython
 cimport numpy as cnp
@@ -64,48 +67,47 @@ cdef int64_t _kept_count[SIZES]
 
 cdef inline int _size_class(size_t count) noexcept:
     cdef int found = 0
+    if count > <size_t>ALIGN_BYTES << (SIZES - 1):
+        return SIZES
     while (<size_t>ALIGN_BYTES << found) < count:
         found += 1
     return found
 
 
+cdef inline char *_taken(size_t count, int size_class) except NULL:
+    """A block of at least `count` bytes."""
+    cdef void *memory
+    if size_class < SIZES:
+        memory = _kept[size_class]
+        if memory != NULL:
+            _kept[size_class] = (<void **>memory)[0]
+            _kept_count[size_class] -= 1
+            return <char *>memory
+        count = <size_t>ALIGN_BYTES << size_class
+    if posix_memalign(&memory, ALIGN_BYTES, count):
+        raise MemoryError
+    return <char *>memory
+
+
+cdef inline void _given_back(char *data, int size_class) noexcept:
+    if size_class < SIZES and (_kept_count[size_class] << size_class) * ALIGN_BYTES < KEPT_BYTES:
+        (<void **>data)[0] = _kept[size_class]
+        _kept[size_class] = data
+        _kept_count[size_class] += 1
+    else:
+        free(data)
+
+
 @cython.final
-@cython.freelist(256)
 cdef class Buffer:
-    """A block of memory: of one tensor, or of the array that was made of it."""
+    """A block of memory that several have: tensors, or arrays."""
 
     cdef char *data
     cdef int size_class
 
     def __dealloc__(self):
-        cdef int size_class = self.size_class
-        if self.data == NULL:
-            return
-        if size_class < SIZES and (_kept_count[size_class] << size_class) * ALIGN_BYTES < KEPT_BYTES:
-            (<void **>self.data)[0] = _kept[size_class]
-            _kept[size_class] = self.data
-            _kept_count[size_class] += 1
-        else:
-            free(self.data)
-
-
-cdef Buffer _buffer_of(size_t count):
-    """A block of at least `count` bytes."""
-    cdef Buffer made = Buffer.__new__(Buffer)
-    cdef void *memory
-    made.size_class = _size_class(count) if count <= <size_t>ALIGN_BYTES << (SIZES - 1) else SIZES
-    if made.size_class < SIZES:
-        memory = _kept[made.size_class]
-        if memory != NULL:
-            _kept[made.size_class] = (<void **>memory)[0]
-            _kept_count[made.size_class] -= 1
-            made.data = <char *>memory
-            return made
-        count = <size_t>ALIGN_BYTES << made.size_class
-    if posix_memalign(&memory, ALIGN_BYTES, count):
-        raise MemoryError
-    made.data = <char *>memory
-    return made
+        if self.data != NULL:
+            _given_back(self.data, self.size_class)
 
 
 # what is remembered -------------------------------------------------------------------------------
@@ -136,52 +138,132 @@ def set_recording(bint on) -> None:
     _recording = on
 
 
+cdef class Call
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Memory:
+    """What tensors of one memory have in common."""
+
+    cdef public double written  # when it was last written to
+    cdef public double put  # when that last changed what the tensor remembers
+
+    def __init__(self, double written=0):
+        self.written = written
+
+
+@cython.final
+@cython.freelist(64)
+cdef class View:
+    """How a tensor comes from the one whose memory it shares."""
+
+    cdef public object base  # None: memory with gaps that is no tensor's
+    cdef public tuple steps
+    cdef public double since  # the time at which what the view remembers was right
+
+    def __init__(self, base, tuple steps, double since):
+        self.base, self.steps, self.since = base, steps, since
+
+
 @cython.final
 @cython.freelist(256)
 cdef class Node:
     """What a result remembers: the operation (a name, or an object with a gradient of its own), inputs and time."""
 
-    cdef public object op
-    cdef public tuple inputs
-    cdef public object attrs
-    cdef public int64_t time
+    cdef Call call  # where it is one that is known; otherwise op and attrs
+    cdef object own_op
+    cdef object own_attrs
+    cdef object first
+    cdef object second
+    cdef object third
+    cdef tuple many  # inputs, where they are more than three
+    cdef int count
+    cdef readonly int64_t time
 
     def __init__(self, op, tuple inputs, attrs, int64_t time):
-        self.op, self.inputs, self.attrs, self.time = op, inputs, attrs, time
+        self.own_op, self.own_attrs, self.time, self.count = op, attrs, time, len(inputs)
+        if self.count > 3:
+            self.many = inputs
+        else:
+            if self.count > 0:
+                self.first = inputs[0]
+            if self.count > 1:
+                self.second = inputs[1]
+            if self.count > 2:
+                self.third = inputs[2]
+
+    @property
+    def op(self):
+        return self.own_op if self.call is None else self.call.op
+
+    @property
+    def attrs(self):
+        return self.own_attrs if self.call is None else self.call.attrs
+
+    @property
+    def inputs(self) -> tuple:
+        if self.many is not None:
+            return self.many
+        return tuple([<object>_input_of(self, place) for place in range(self.count)])
+
+
+cdef inline PyObject *_input_of(Node node, int place) noexcept:
+    if node.many is not None:
+        return <PyObject *>node.many[place]
+    return <PyObject *>node.first if place == 0 else <PyObject *>node.second if place == 1 else <PyObject *>node.third
 
 
 # tensors ------------------------------------------------------------------------------------------
 
+@cython.c_api_binop_methods(True)
 cdef class Held:
-    """The fields of a tensor, its buffer and its operators."""
+    """The fields of a tensor, its memory, its operators, and the methods that loops call most.
 
-    cdef object _array  # where it is computed; None: not made of the buffer yet
-    cdef Buffer _buffer
+    A method here does what the one of its name in Value (or Leaving) does, and asks that wherever a call is not plain.
+    """
+
+    cdef object _array  # where it is computed; None: not made of the memory yet
+    cdef object _keeper  # a Buffer or an array that has the memory, where several have it
     cdef char *_pointer  # to elements of the host in one piece, of the cpu's types; otherwise NULL
     cdef int _numpy_type
+    cdef int _block  # 1 + size class of the block at _pointer, where it is of nobody else; otherwise 0
+    cdef int64_t _walk  # the last walk back that came by, and the place it gave this tensor
+    cdef int _place
     cdef public tuple shape
     cdef public str dtype
     cdef public object grad
-    cdef public object _op
-    cdef public object _memory
-    cdef public object _view
+    cdef public Node _op
+    cdef public Memory _memory
+    cdef public View _view
     cdef public object _hooks
     cdef public bint requires_grad
 
+    def __dealloc__(self):
+        if self._block:
+            _given_back(self._pointer, self._block - 1)
+
     @property
     def _data(self):
-        if self._array is None:
-            self._array = _array_of(self)
-        return self._array
+        _spoil()
+        return _array_of(self)
 
     @_data.setter
     def _data(self, array):
         cdef cnp.ndarray held
-        self._array, self._buffer, self._pointer = array, None, NULL
+        cdef int block = self._block
+        if block:
+            self._block = 0
+            _given_back(self._pointer, block - 1)
+        self._array, self._keeper, self._pointer = array, None, NULL
         if type(array) is cnp.ndarray:
             held = <cnp.ndarray>array
             if cnp.PyArray_IS_C_CONTIGUOUS(held) and cnp.PyArray_ISALIGNED(held) and cnp.PyArray_ISNOTSWAPPED(held):
-                self._pointer = <char *>cnp.PyArray_DATA(held)
+                self._pointer, self._numpy_type = <char *>cnp.PyArray_DATA(held), cnp.PyArray_TYPE(held)
+
+    @property
+    def _on_host(self) -> bool:
+        return self._array is None or type(self._array) is cnp.ndarray
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         """That of `_exported()`: only a type made in C can have the buffer protocol before Python 3.12."""
@@ -199,6 +281,7 @@ cdef class Held:
                 tensors[i] = <PyObject *>given[i]
             else:
                 return _applied(op, tensors, count, attrs)
+        _spoil()
         return self._apply_generally(op, given, attrs)
 
     def _next(self, str op, *others, **attrs):
@@ -213,9 +296,8 @@ cdef class Held:
                 tensors[i + 1] = <PyObject *>others[i]
             else:
                 if _updated(self, op, tensors, count, attrs):
-                    memory = self._shared() if self._memory is None else self._memory
-                    memory.written = now()
                     return self
+        _spoil()
         return self._next_generally(op, *others, **attrs)
 
     def _bounds(self):
@@ -227,34 +309,44 @@ cdef class Held:
             count *= size
         if self.dtype != "int64" or values == NULL or not count:
             return None
+        _spoil()
         least = most = values[0]
         for i in range(1, count):
             least, most = min(least, values[i]), max(most, values[i])
         return least, most
 
-    def __add__(left, right):
-        return _operated("add", left, right)
+    # operators --------------------------------------------------------------------------------
 
-    def __radd__(right, left):
+    def __add__(left, right):
         return _operated("add", left, right)
 
     def __sub__(left, right):
         return _operated("sub", left, right)
 
-    def __rsub__(right, left):
-        return _operated("sub", left, right)
-
     def __mul__(left, right):
-        return _operated("mul", left, right)
-
-    def __rmul__(right, left):
         return _operated("mul", left, right)
 
     def __truediv__(left, right):
         return _operated("div", left, right)
 
-    def __rtruediv__(right, left):
-        return _operated("div", left, right)
+    def __matmul__(left, right):
+        if isinstance(left, Held) and isinstance(right, Held):
+            if len((<Held>left).shape) == 2 and len((<Held>right).shape) == 2 and (<Held>left).dtype is (<Held>right).dtype:
+                return _of_two("matmul", <Held>left, <Held>right)
+        return _general["__matmul__"](left, right) if isinstance(left, Held) else _general["__rmatmul__"](right, left)
+
+    def __pow__(left, right, modulo):
+        if isinstance(left, Held):
+            if type(right) is int and right == 2:
+                return _alone("square", <Held>left, False)
+            return _general["__pow__"](left, right)
+        return _general["__rpow__"](right, left)
+
+    def __neg__(self):
+        return _alone("neg", self, False)
+
+    def __abs__(self):
+        return _alone("abs", self, False)
 
     def __richcmp__(left, right, int order):
         return _operated(_ORDERS[order], left, right)
@@ -262,284 +354,198 @@ cdef class Held:
     def __hash__(self):
         return object.__hash__(self)
 
+    # element by element -----------------------------------------------------------------------
+
+    def exp(self):
+        return _alone("exp", self, True)
+
+    def log(self):
+        return _alone("log", self, True)
+
+    def sqrt(self):
+        return _alone("sqrt", self, True)
+
+    def tanh(self):
+        return _alone("tanh", self, True)
+
+    def sigmoid(self):
+        """1 / (1 + exp(-x))."""
+        return _alone("sigmoid", self, True)
+
+    def relu(self):
+        """max(x, 0)."""
+        return _alone("relu", self, False)
+
+    def abs(self):
+        return _alone("abs", self, False)
+
+    def square(self):
+        return _alone("square", self, False)
+
+    def astype(self, dtype):
+        if type(dtype) is str:
+            if dtype == self.dtype:
+                return self
+            name = _FROM_NAMES.get(dtype)
+            if name is not None:
+                return _cast_to(self, <str>name)
+        return _general["astype"](self, dtype)
+
+    def copy(self):
+        return _cast_to(self, self.dtype)
+
+    # reductions -------------------------------------------------------------------------------
+
+    def sum(self, axis=None, keepdims=False, **words):
+        """The sum; integers and bools are summed as int64, unsigned ones as uint64, as in NumPy."""
+        return _reduced("sum", self, axis, keepdims, words)
+
+    def mean(self, axis=None, keepdims=False, **words):
+        return _reduced("mean", self, axis, keepdims, words)
+
+    def max(self, axis=None, keepdims=False, **words):
+        """The largest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis."""
+        return _reduced("max", self, axis, keepdims, words)
+
+    def min(self, axis=None, keepdims=False, **words):
+        """The smallest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis."""
+        return _reduced("min", self, axis, keepdims, words)
+
+    # the same memory --------------------------------------------------------------------------
+
+    def reshape(self, *shape):
+        cdef tuple sizes = _sizes_of(self, shape)
+        if sizes is None:
+            return _general["reshape"](self, *shape)
+        return self if sizes == self.shape else _with_attrs("reshape", self, {"shape": sizes})
+
+    def detach(self):
+        """The same data without a past. What is written to one is seen by the other."""
+        cdef Held made
+        if self._pointer == NULL or not _shares(self):
+            return self._detached()
+        made = _sharing(self, self._pointer, self.shape)
+        made._memory = _memory_of(self)
+        return made
+
+    def __getitem__(self, index):
+        if self._pointer != NULL and _shares(self) and (self._view is None or _as_it_is(self)):
+            found = _part_of(self, index)
+            if found is not None:
+                return found
+        return self._picked(index)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self):
+        if not self.shape:
+            raise TypeError("len: a 0-d tensor has no length")
+        return self.shape[0]
+
+    # numbers ----------------------------------------------------------------------------------
+
+    def item(self):
+        """The one element as a Python number."""
+        number = _number_of(self)
+        return _general["item"](self) if number is None else number
+
+    def __float__(self):
+        number = _number_of(self)
+        return _general["__float__"](self) if number is None else float(number)
+
+    def __int__(self):
+        number = _number_of(self)
+        return _general["__int__"](self) if number is None else int(number)
+
+    def __bool__(self):
+        number = _number_of(self)
+        return _general["__bool__"](self) if number is None else bool(number)
 
 cdef tuple _ORDERS = ("less", "less_equal", "equal", "not_equal", "greater", "greater_equal")  # by Py_LT ... Py_GE
 
 
 cdef object _array_of(Held tensor):
-    """The array of a tensor whose result lies in a buffer."""
-    cdef cnp.npy_intp dims[16]
-    cdef Py_ssize_t i, rank = len(tensor.shape)
+    """The array of a tensor, made of its memory when somebody asks for it."""
+    cdef cnp.npy_intp dims[32]
+    cdef Py_ssize_t i, rank
     cdef cnp.ndarray array
+    if tensor._array is not None:
+        return tensor._array
+    if tensor._pointer == NULL:
+        return None  # a tensor that is being made
+    rank = len(tensor.shape)
     for i in range(rank):
         dims[i] = tensor.shape[i]
+    keeper = _keeper_of(tensor)
     array = cnp.PyArray_SimpleNewFromData(<int>rank, dims, tensor._numpy_type, tensor._pointer)
-    cnp.set_array_base(array, tensor._buffer)
-    tensor._buffer = None  # the array has it
+    cnp.set_array_base(array, keeper)
+    tensor._array, tensor._keeper = array, None
     return array
+
+
+cdef object _keeper_of(Held tensor):
+    """What has the memory of a tensor in one piece, for others that have it too."""
+    cdef Buffer made
+    if tensor._keeper is not None:
+        return tensor._keeper
+    if tensor._array is not None:
+        return tensor._array
+    made = Buffer.__new__(Buffer)
+    made.data, made.size_class = tensor._pointer, tensor._block - 1
+    tensor._block, tensor._keeper = 0, made
+    return made
 
 
 # what the rest of the library gives, once
 cdef object _tensor_type = None
 cdef tuple _nothing = ()
-cdef dict _devices = {"straight": False}
+cdef dict _devices = None
+cdef bytearray _straight = bytearray(1)  # whether there is a short way at the moment
 cdef object _infer = None
+cdef dict _general = None  # the methods of Value and of Leaving
 cdef object _operate = None
 cdef frozenset _views = frozenset()  # operations whose results share the memory of their input
 cdef frozenset _no_gradient = frozenset()
 cdef frozenset _differentiable = frozenset()
-cdef str _straight = "straight"
 
 
-def connect(tensor_type, dict devices, infer, operate, frozenset views, frozenset no_gradient, frozenset differentiable):
+def connect(
+    tensor_type, dict devices, infer, dict general, operate, frozenset views, frozenset no_gradient,
+    frozenset differentiable,
+):
     """Tell this module of the class of results, the globals of cyxcore.device, and the general ways."""
-    global _tensor_type, _devices, _infer, _operate, _views, _no_gradient, _differentiable
-    _tensor_type, _devices, _infer, _operate = tensor_type, devices, infer, operate
+    global _tensor_type, _devices, _straight, _infer, _general, _operate, _views, _no_gradient, _differentiable
+    _tensor_type, _devices, _straight, _infer = tensor_type, devices, devices["straight"], infer
+    _general, _operate = general, operate
+    _FROM_NAMES.update({name: name for name in ("float32", "float64", "int64", "int32", "bool", "uint8")})
     _views, _no_gradient, _differentiable = views, no_gradient, differentiable
 
 
+cdef inline Held _new():
+    return <Held>(<PyTypeObject *>_tensor_type).tp_new(<type>_tensor_type, <PyObject *>_nothing, NULL)
+
+
 cdef inline Held _result(Call call):
-    cdef Held made = <Held>(<PyTypeObject *>_tensor_type).tp_new(<type>_tensor_type, <PyObject *>_nothing, NULL)
-    made._buffer = _buffer_of(call.out_bytes)
-    made._pointer = made._buffer.data
-    made._numpy_type = call.numpy_type
+    cdef Held made = _new()
+    made._pointer = _taken(call.out_bytes, call.size_class)
+    made._block, made._numpy_type = 1 + call.size_class, call.numpy_type
     made.shape = call.shape
     made.dtype = call.dtype
     return made
 
 
-# calls that are known -----------------------------------------------------------------------------
-
-cdef enum:
-    KEY_ROOM = 24
-    PLACES = 4096  # of calls by the identity of what they are of
-    MOST_KNOWN = 8192
-
-
-@cython.final
-cdef class Call:
-    """A kind of call that was checked: its record, and what comes out."""
-
-    cdef cyx_call record
-    cdef tuple key  # the very objects of the call, which stay alive with it
-    cdef tuple shape
-    cdef str dtype
-    cdef int numpy_type
-    cdef size_t out_bytes
-    cdef object attrs
-    cdef bint differentiable
-    cdef bint view  # a result in the memory of its input: Tensor._seen makes it
+cdef Held _sharing(Held tensor, char *pointer, tuple shape):
+    """A tensor in the memory of another in one piece."""
+    cdef Held made = _new()
+    made._keeper = _keeper_of(tensor)
+    made._pointer, made._numpy_type, made.shape, made.dtype = pointer, tensor._numpy_type, shape, tensor.dtype
+    return made
 
 
-cdef list _calls = [None] * PLACES
-cdef dict _known = {}  # by equality: None after the first time, False for what goes the general way, or a Call
-
-
-cdef inline int _key_of(str op, PyObject **tensors, Py_ssize_t count, dict attrs, PyObject **key) noexcept:
-    """The objects that a call is of. Returns how many, or -1 where they are too many."""
-    cdef Py_ssize_t i, place = 0
-    cdef PyObject *name
-    cdef PyObject *value
-    cdef int length = 1
-    key[0] = <PyObject *>op
-    for i in range(count):
-        key[length] = <PyObject *>(<Held>tensors[i]).shape
-        key[length + 1] = <PyObject *>(<Held>tensors[i]).dtype
-        length += 2
-    if attrs is not None:
-        while PyDict_Next(attrs, &place, &name, &value):
-            if length + 2 > KEY_ROOM:
-                return -1
-            key[length] = name
-            key[length + 1] = value
-            length += 2
-    return length
-
-
-cdef inline size_t _hash_of(PyObject **key, int length) noexcept:
-    cdef size_t found = 0
-    cdef int i
-    for i in range(length):
-        found = (found ^ (<size_t>key[i] >> 4)) * <size_t>0x9E3779B97F4A7C15
-    return found >> 52  # PLACES is 2**12
-
-
-cdef inline bint _is_of(Call call, PyObject **key, int length) noexcept:
-    cdef int i
-    if len(call.key) != length:
-        return False
-    for i in range(length):
-        if <PyObject *>call.key[i] != key[i]:
-            return False
-    return True
-
-
-cdef object _typed(object value):
-    """An attribute so that what is equal is the same: 1, True and 1.0 are not. Raises TypeError for what may change."""
-    if type(value) is float:
-        return value.hex()
-    if type(value) is int or type(value) is bool:
-        return type(value), value
-    if type(value) is str:
-        return str, value
-    if type(value) is tuple:
-        return tuple([_typed(item) for item in value])
-    raise TypeError
-
-
-cdef object _look_up(str op, PyObject **tensors, Py_ssize_t count, dict attrs, PyObject **key, int length, bint update):
-    """What is known of a call by equality: a Call, or None where it goes the general way this time."""
-    cdef Py_ssize_t i
-    cdef Held tensor
-    cdef Call call
-    try:
-        equal = (
-            update, op, count,
-            tuple([((<Held>tensors[i]).shape, (<Held>tensors[i]).dtype) for i in range(count)]),
-            None if not attrs else tuple([(name, _typed(value)) for name, value in attrs.items()]),
-        )  # fmt: skip
-    except TypeError:
-        return None
-    found = _known.get(equal, 0)
-    if found is False:
-        return None
-    if type(found) is int:
-        if len(_known) >= MOST_KNOWN:
-            _known.clear()
-        _known[equal] = None
-        return None
-    if found is None:
-        found = _known[equal] = _checked(op, tensors, count, attrs, key, length, update)
-        if found is False:
-            return None
-    call = found
-    for i in range(count):  # from now on the same objects, which are found without comparing
-        tensor = <Held>tensors[i]
-        tensor.shape, tensor.dtype = call.key[1 + 2 * i], call.key[2 + 2 * i]
-    length = _key_of(op, tensors, count, attrs, key)
-    if not _is_of(call, key, length):  # attributes are other objects this time
-        call.key = tuple([<object>key[i] for i in range(length)])
-    _calls[_hash_of(key, length)] = call
-    return call
-
-
-cdef object _checked(str op, PyObject **tensors, Py_ssize_t count, dict attrs, PyObject **key, int length, bint update):
-    """The Call of a call that went well before, or False where the cpu has no kernel for it."""
-    cdef Call call = Call.__new__(Call)
-    cdef Py_ssize_t i
-    cdef cnp.ndarray out
-    arrays = [(<Held>tensors[i])._data for i in range(count)]
-    backend = _devices["backend"]("cpu")
-    if update:
-        out, normal = arrays[0], attrs
-    else:
-        shapes = tuple([(<Held>tensors[i]).shape for i in range(count)])
-        dtypes = tuple([(<Held>tensors[i]).dtype for i in range(count)])
-        (shape, dtype), normal = _infer(op, shapes, dtypes, attrs or {})
-        call.shape, call.dtype = shape, dtype
-        call.view = op in _views
-        out = backend.empty(shape, dtype)
-    if not call.view:
-        if not backend.has(op, out, arrays):
-            return False
-        try:
-            kept = cpu.record(op, out, arrays, dict(normal))
-        except KernelError:  # more inputs than a record has room for
-            return False
-        memcpy(&call.record, <const char *><bytes>kept, sizeof(cyx_call))
-        call.record.inputs = call.record.own_in
-    call.key = tuple([<object>key[i] for i in range(length)])
-    call.numpy_type, call.out_bytes = cnp.PyArray_TYPE(out), cnp.PyArray_NBYTES(out)
-    call.attrs = normal
-    call.differentiable = not update and op not in _no_gradient and call.dtype in _differentiable
-    return call
-
-
-cdef inline Call _call_of(str op, PyObject **tensors, Py_ssize_t count, dict attrs, bint update):
-    """The checked call, or None where it goes the general way."""
-    cdef PyObject *key[KEY_ROOM]
-    cdef int length
-    cdef Held tensor
-    cdef Py_ssize_t i
-    if <object>PyDict_GetItem(_devices, _straight) is not True:
-        return None
-    for i in range(count):
-        tensor = <Held>tensors[i]
-        if tensor._pointer == NULL or (tensor._view is not None and not _as_it_is(tensor)):
-            return None
-    length = _key_of(op, tensors, count, attrs, key)
-    if length < 0:
-        return None
-    found = _calls[_hash_of(key, length)]
-    if found is not None and _is_of(<Call>found, key, length) and ((<Call>found).shape is None) == update:
-        return <Call>found
-    return _look_up(op, tensors, count, attrs, key, length, update)
-
-
-cdef bint _as_it_is(Held tensor) except -1:
-    """Whether a view need not look for what was assigned to its base since."""
-    base, memory = tensor._view.base, tensor._memory
-    return base is None or memory is None or memory.put <= tensor._view.since
-
-
-cdef inline bint _ran(Call call, char *out, PyObject **tensors, Py_ssize_t count) except -1:
-    """Runs the kernel. False where it failed: the general way says why."""
-    cdef cyx_message message
-    cdef int64_t failed = 0
-    cdef cyx_call own
-    cdef cyx_status status
-    cdef Py_ssize_t i
-    for i in range(count):
-        call.record.own_in[i].data = (<Held>tensors[i])._pointer
-    call.record.out.data = out
-    if call.record.work < 20000.0:  # below about 2 us it costs more to let other threads run than to finish
-        return _run(&call.record, 1, &failed, &message) == CYX_OK
-    own = call.record
-    own.inputs = own.own_in
-    with nogil:
-        status = _run(&own, 1, &failed, &message)
-    return status == CYX_OK
-
-
-cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
-    """One op on tensors."""
-    global _clock
-    cdef Call call = _call_of(op, tensors, count, attrs, False)
-    cdef Held result
-    cdef Node node
-    cdef tuple inputs
-    cdef Py_ssize_t i
-    if call is not None:
-        if call.view:
-            result = <Held>(<Held>tensors[0])._seen(op, call.shape, call.attrs)
-        else:
-            result = _result(call)
-        if call.view or _ran(call, result._pointer, tensors, count):
-            if _recording and call.differentiable:
-                for i in range(count):
-                    if (<Held>tensors[i]).requires_grad:
-                        break
-                else:
-                    return result
-                inputs = PyTuple_New(count)
-                for i in range(count):
-                    Py_INCREF(<object>tensors[i])
-                    PyTuple_SET_ITEM(inputs, i, <object>tensors[i])
-                node = Node.__new__(Node)
-                _clock += 1
-                node.op, node.inputs, node.attrs, node.time = op, inputs, call.attrs, _clock
-                result.requires_grad, result._op = True, node
-            return result
-    return (<Held>tensors[0])._apply_generally(op, tuple([<object>tensors[i] for i in range(count)]), attrs or {})
-
-
-cdef bint _updated(Held target, str op, PyObject **tensors, Py_ssize_t count, dict attrs) except -1:
-    """Whether an update op was made, into the memory of the first tensor."""
-    cdef Call call = _call_of(op, tensors, count, attrs, True)
-    if call is None or (target._array is not None and not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>target._array)):
-        return False
-    return _ran(call, target._pointer, tensors, count)
-
+include "calls.pxi"
+include "tape.pxi"
 
 # operators ----------------------------------------------------------------------------------------
 
@@ -609,3 +615,5 @@ cdef object _operated(str op, object left, object right):
 
 
 cdef str _DIV = "div"
+
+include "methods.pxi"

@@ -1,9 +1,13 @@
 """The short way of an operation (cyxcore/kernels/tensors.pyx) means what the general way means."""
 
+import copy
 import gc
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,11 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import device as devices
-from cyxcore.errors import DataError, GraphError, ShapeError
+from cyxcore import gradients, optim
+from cyxcore.errors import AxisError, DataError, GradientError, GraphError, ShapeError
 from cyxcore.values import apply
 
-OFTEN = 4  # calls after which a call of a kind goes the short way, if there is one
+OFTEN = 6  # calls after which a call of a kind, and its gradient, go the short way, if there is one
 
 
 def numbers(*shape: int, dtype: str = "float32", grad: bool = False) -> cx.Tensor:
@@ -43,6 +48,16 @@ CASES: dict[str, Callable[[cx.Tensor], Any]] = {
     "a view": lambda x: x.T[1:] + x.T[1:].exp() + x.reshape(-1)[3],
     "reductions": lambda x: x.mean(0) + x.sum() - x.max(1).sum(),
     "an average of nothing": lambda x: x[:0].sum(0),
+    "indices": lambda x: x[1] + x[-1, 1:3].sum() + x[1:3][0] + x[:, 2] + x[..., 0] + x[2, 3] + x[3:1].sum(0),
+    "steps": lambda x: x[::2].sum(0) + x[:, ::-1][0] + x[-3:-1][1] + x[None, 1][0] + x[-9:9][0],
+    "shapes": lambda x: x.reshape(2, -1)[0].reshape(2, 4) @ x.reshape((4, 4)).reshape([4, 4]),
+    "casts": lambda x: x.astype("float64").astype(x.dtype) + x.copy() * (x > 0).astype("int64").astype(x.dtype),
+    "powers": lambda x: x**2 + (x * x + 1.0) ** 0.5 + 2.0**x + abs(-x),
+    "extremes": lambda x: x.max() + x.min(0, keepdims=True) + x.max(-1) + cx.maximum(x, 0.5) + cx.where(x > 0, x, 2.0),
+    "joined": lambda x: cx.concat([x[:2], x[2:] * 2.0]) + cx.stack([x[0], x[1], x[2], x[3]]),
+    "one input twice": lambda x: x * x + (x - x) * x + x / (x + 10.0),
+    "normal forms": lambda x: cx.functional.softmax(x, 1) + cx.functional.log_softmax(x, 0),
+    "a convolution": lambda x: cx.functional.conv2d(x.reshape(1, 1, 4, 4), x.reshape(4, 1, 2, 2)),
     "a loss": lambda x: cx.functional.cross_entropy(x, cx.tensor([0, 2, 1, 1])),
 }
 
@@ -177,3 +192,252 @@ def test_nothing_is_recorded_within_no_grad_or_of_what_needs_none() -> None:
         with cx.no_grad():
             assert (x + y).is_leaf
         assert (y + y).is_leaf and not (x + y).is_leaf and (x > y).is_leaf
+
+
+def backwards(f: Callable[..., Any], *given: cx.Tensor) -> list[bytes]:
+    for x in given:
+        x.grad = None
+    f(*given).sum().backward()
+    return [x.grad.numpy().tobytes() for x in given if x.grad is not None]
+
+
+def test_the_rule_of_a_gradient_is_not_asked_for_calls_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = numbers(3, 4, grad=True), numbers(4, grad=True)
+    for _ in range(OFTEN):
+        expected = backwards(lambda x, y: (x * y).relu() @ x.reshape(4, 3), x, y)
+
+    def refused(*given: Any) -> None:
+        raise AssertionError(given)
+
+    monkeypatch.setattr(cx.Tensor, "_apply_generally", refused)
+    for rule in ("mul", "relu", "matmul", "reshape", "sum"):
+        monkeypatch.delitem(gradients.RULES, rule, raising=False)
+        monkeypatch.delitem(gradients.BY_INPUT, rule, raising=False)
+    assert backwards(lambda x, y: (x * y).relu() @ x.reshape(4, 3), x, y) == expected
+
+
+def test_a_gradient_learned_of_equal_inputs_is_right_for_others() -> None:
+    x, y = numbers(5, grad=True), numbers(5, grad=True)
+    for _ in range(OFTEN):
+        x.grad = None
+        (x * x).sum().backward()
+    x.grad = None
+    (x * y).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == y.tolist()
+
+
+def test_what_was_written_over_since_is_an_error_every_time() -> None:
+    x, y = numbers(5, grad=True), numbers(5)
+    for _ in range(OFTEN):
+        z = (x * y).sum()
+        y += 1.0
+        with pytest.raises(GradientError, match="changed in place"):
+            z.backward()
+    for _ in range(OFTEN):  # the gradient of a sum needs no numbers
+        z = (x + y).sum()
+        y += 1.0
+        z.backward()
+
+
+def test_a_gradient_that_remembers_itself_is_asked_for_by_its_rule() -> None:
+    for often in range(OFTEN):
+        x = cx.tensor([2.0, 3.0], requires_grad=True)
+        (first,) = cx.grad((x * x * x).sum(), x, create_graph=often % 2 == 1)
+        assert first.tolist() == [12.0, 27.0] and first.requires_grad == (often % 2 == 1)
+        if first.requires_grad:
+            (second,) = cx.grad(first.sum(), x)
+            assert second.tolist() == [12.0, 18.0]
+
+
+def test_profiles_and_devices_see_the_calls_of_known_gradients() -> None:
+    x = numbers(5, grad=True)
+    for _ in range(OFTEN):
+        (x * x).sum().backward()
+    with cx.profile() as prof:
+        (x * x).sum().backward()
+    assert [record.name for record in prof.records].count("mul") == 3
+
+
+def test_hooks_change_gradients_that_are_known() -> None:
+    seen: list[list[float]] = []
+    for _ in range(OFTEN):
+        x = cx.tensor([1.0, 2.0], requires_grad=True)
+        y = x * 3.0
+        y.register_hook(lambda g: g * 2.0)
+        x.register_hook(lambda g: seen.append(g.tolist()))
+        (y * y).sum().backward()
+        assert x.grad is not None and x.grad.tolist() == [36.0, 72.0] and seen[-1] == [36.0, 72.0]
+
+
+def test_a_rule_that_looks_at_numbers_is_asked_every_time() -> None:
+    for often in range(OFTEN):  # singular every second time, which the rule of det looks for
+        x = cx.tensor([[1.0, 2.0], [3.0, 6.0 if often % 2 else 4.0]], requires_grad=True)
+        cx.linalg.det(x).backward()
+        expected = [[x[1, 1].item(), -3.0], [-2.0, 1.0]]
+        assert x.grad is not None and np.allclose(x.grad.numpy(), expected, atol=1e-4)
+
+
+def test_threads_walk_back_over_what_they_share() -> None:
+    x = numbers(8, grad=True)
+    shared = (x * x).exp()
+    found: list[bytes] = []
+
+    def work() -> None:
+        for _ in range(200):
+            (g,) = cx.grad((shared * shared).sum(), x)
+            found.append(g.numpy().tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 800 and len(set(found)) == 1
+
+
+def test_a_million_operations_leave_nothing_behind() -> None:
+    x, y = numbers(4, grad=True), numbers(4)
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            z = (x + y) * 2.0 - x[1:3].sum() + y.reshape(2, 2)[0].mean()
+            z.sum().backward()
+            x.grad = None
+            z.detach().numpy()
+            float(y[0])
+
+    some(1000)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    some(66_000)  # of 15 operations and more
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 200
+
+
+def test_views_made_the_short_way_share_memory_and_follow_their_base() -> None:
+    x = cx.zeros(4, 3)
+    for often in range(OFTEN):
+        row, flat, same = x[often % 4], x.reshape(-1), x.detach()
+        row += 1.0
+        same[0, 0] = 9.0
+        assert flat.tolist() == x.numpy().reshape(-1).tolist() and row.shares_memory(x) and flat[0].item() == 9.0
+    assert x[1:3].numpy().base is not None and x[1:3].numpy().flags.writeable
+
+
+def test_what_cannot_be_written_to_has_views_that_cannot() -> None:
+    array = np.arange(6, dtype=np.float32)
+    array.flags.writeable = False
+    x = cx.from_numpy(array)
+    for view in (x.reshape(2, 3), x[2:], x.detach(), x[1]):
+        with pytest.raises(DataError, match="read-only"):
+            view[...] = 0.0
+
+
+def test_numbers_come_out_as_numpy_has_them() -> None:
+    for dtype in ("float32", "float64", "int64", "int32", "uint8", "int8", "uint64", "float16", "bool"):
+        x = cx.tensor([[3]]).astype(dtype)
+        assert (x.item(), type(x.item())) == (x.numpy().item(), type(x.numpy().item()))
+        assert float(x) == float(x.numpy().item()) and int(x) == int(x.numpy().item()) and bool(x) is True
+    assert (
+        bool(cx.tensor(float("nan"))) and not bool(cx.tensor(0.0)) and cx.tensor(0.1).item() == float(np.float32(0.1))
+    )
+    with pytest.raises(ShapeError, match="one element"):
+        cx.zeros(2).item()
+
+
+def test_a_wrong_index_or_shape_is_the_same_error_every_time() -> None:
+    x = numbers(3, 4)
+    for _ in range(OFTEN):
+        with pytest.raises(IndexError, match="index 3 is out of range"):
+            x[3]
+        with pytest.raises(ShapeError, match="reshape"):
+            x.reshape(5, 2)
+        with pytest.raises(AxisError, match="axis"):
+            x.sum(2)
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            x.sum(over=1)
+
+
+OPTIMISERS: dict[str, Callable[..., Any]] = {
+    "SGD": optim.SGD,
+    "SGD with momentum": partial(optim.SGD, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "SGD with averages": partial(optim.SGD, momentum=0.9),
+    "Adam": partial(optim.Adam, weight_decay=0.1),
+    "AdamW": optim.AdamW,
+    "NAdam": optim.NAdam,
+    "RMSprop": partial(optim.RMSprop, momentum=0.5, centered=True),
+    "Adagrad": partial(optim.Adagrad, lr_decay=0.1),
+    "Lion": partial(optim.Lion, weight_decay=0.1),
+    "Adamax": optim.Adamax,
+    "RAdam": optim.RAdam,
+    "Adadelta": optim.Adadelta,
+    "Adafactor": optim.Adafactor,
+}
+
+
+def trained(make: Callable[..., Any], dtype: str) -> list[bytes]:
+    """Parameters after each of steps between which everything changes that may."""
+    first, second = numbers(3, 4, dtype=dtype, grad=True), numbers(4, dtype=dtype, grad=True)
+    optimizer = make([{"params": [first]}, {"params": [second], "lr": 0.02}], lr=0.01)
+    saved, found = optimizer.state_dict(), []
+    for step in range(16):
+        if step == 5:
+            optimizer.lr = 0.005
+        if step == 8:
+            optimizer.param_groups[1]["weight_decay"] = 0.3
+        if step == 10:
+            saved = copy.deepcopy(optimizer.state_dict())
+        if step == 12:
+            optimizer.load_state_dict(saved)
+        if step == 13:
+            with cx.no_grad():
+                first[0] = 0.25
+        if step == 14:
+            optimizer = copy.deepcopy(optimizer)
+            first, second = optimizer.parameters
+        optimizer.zero_grad()
+        loss = ((first @ second if step != 7 else first) * (step - 5.0)).square().mean()
+        loss.backward()
+        optimizer.step()
+        found += [first.numpy().tobytes(), second.numpy().tobytes()]
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_an_update_that_is_known_is_that_of_the_rule(name: str, dtype: str) -> None:
+    with general_way():
+        expected = trained(OPTIMISERS[name], dtype)
+    assert trained(OPTIMISERS[name], dtype) == expected
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_the_rule_of_an_update_is_not_asked_for_steps_that_are_known(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = numbers(3, 4, grad=True)
+    optimizer = OPTIMISERS[name]([x], lr=0.01)
+
+    def step() -> None:
+        x.grad = numbers(3, 4)
+        optimizer.step()
+
+    for _ in range(OFTEN):
+        step()
+
+    def refused(*given: Any) -> None:
+        raise AssertionError(given)
+
+    monkeypatch.setattr(optim.updates, "next_values", refused)
+    step()
+
+
+def test_a_step_tells_that_it_wrote_into_the_parameter() -> None:
+    x = numbers(4, grad=True)
+    optimizer = optim.SGD([x], lr=0.1)
+    for _ in range(OFTEN):
+        loss = (x * x).sum()
+        loss.backward()
+        optimizer.step()
+        with pytest.raises(GradientError, match="changed in place"):
+            loss.backward()

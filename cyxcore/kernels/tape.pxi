@@ -1,0 +1,596 @@
+# The walk back over what results remember, and gradient rules that are known (tensors.pyx, cyxcore/tape.py).
+#
+# A rule of gradients.py is Python, and asks nobody for numbers: what it does depends on the call it is the gradient of
+# only. So it is watched once, and what it did is made again as a row of calls: a Program. Rules that go the general way
+# somewhere, or look at a number, are asked every time.
+
+cdef enum:
+    MOST_SLOTS = 128  # of a program
+    BEFORE_WATCHING = 2  # backward passes of a call after which its rule is watched: the calls in it are known then
+    MOST_TRIES = 3
+    NOWHERE = -1
+
+cdef extern from *:
+    """
+    static __thread void *recorder = 0; /* a thread's own: what others do meanwhile is none of its rule's */
+    """
+    void *_recorder "recorder"
+
+
+cdef inline void _spoil() noexcept:
+    """What is watched did something that a program cannot make again."""
+    if _recorder != NULL:
+        (<Recorder>_recorder).spoiled = True
+
+
+@cython.final
+cdef class Recorder:
+    """Watches the calls of this thread."""
+
+    cdef list notes  # of each call: it, its inputs, its result (None: it was written into the first input)
+    cdef bint spoiled
+
+    cdef int note(self, Call call, PyObject **tensors, Py_ssize_t count, Held result) except -1:
+        self.notes.append((call, tuple([<object>tensors[i] for i in range(count)]), result))
+        return 0
+
+
+cdef struct Step:
+    PyObject *call  # the program has it
+    int count
+    int place  # of the result; NOWHERE: it is written into the first input
+    int inputs[5]
+    uint64_t last  # which of the inputs nobody needs afterwards
+
+
+@cython.final
+cdef class Program:
+    """Calls in a row. Slots: what is given, then tensors that are always the same, then results of the calls."""
+
+    cdef Step *steps
+    cdef int step_count, given, slot_count
+    cdef uint64_t used  # which of the given a call needs
+    cdef list calls
+    cdef list kept  # the tensors that are always the same
+    cdef list shapes  # of these, and their dtypes
+    cdef list outcomes  # a slot, None, or (slot, starts, stops) of a Piece
+
+    def __dealloc__(self):
+        free(self.steps)
+
+
+cdef Program _program_of(Recorder watched, list given, list outcomes):
+    """What was watched as a program; None where it is none. given: tensors that are of nobody else."""
+    cdef Program made = Program.__new__(Program)
+    cdef dict places = {id(tensor): place for place, tensor in enumerate(given)}
+    cdef Step *step
+    cdef Call call
+    cdef int i, k
+    if watched.spoiled:
+        return None
+    made.calls, made.kept, made.outcomes, made.given = [], [], [], len(given)
+    results = {id(note[2]) for note in watched.notes if note[2] is not None}
+    for _, inputs, _ in watched.notes:
+        for tensor in inputs:
+            if id(tensor) not in places and id(tensor) not in results:
+                places[id(tensor)] = made.given + len(made.kept)
+                made.kept.append(tensor)
+    made.shapes = [((<Held>tensor).shape, (<Held>tensor).dtype) for tensor in made.kept]
+    made.slot_count = made.given + len(made.kept)
+    if made.slot_count + len(watched.notes) > MOST_SLOTS:
+        return None
+    made.steps = <Step *>calloc(len(watched.notes) + 1, sizeof(Step))
+    if made.steps == NULL:
+        raise MemoryError
+    for call, inputs, result in watched.notes:
+        step = &made.steps[made.step_count]
+        made.calls.append(call)
+        step.call, step.count, step.last = <PyObject *>call, len(inputs), 0
+        for i in range(step.count):
+            place = places.get(id(inputs[i]))
+            if place is None:  # made of something that is not known any more
+                return None
+            step.inputs[i] = place
+            if place < made.given:
+                made.used |= <uint64_t>1 << <int>place
+        step.place = NOWHERE
+        if result is not None:
+            places[id(result)] = step.place = made.slot_count
+            made.slot_count += 1
+        made.step_count += 1
+    wanted = set()
+    for outcome in outcomes:
+        found = None
+        if outcome is not None:
+            tensor = outcome.g if type(outcome) is _piece else outcome
+            found = places.get(id(tensor))
+            if found is None or made.given <= found < made.given + len(made.kept):
+                return None
+            wanted.add(found)
+            if type(outcome) is _piece:
+                found = (found, outcome.starts, outcome.stops)
+        made.outcomes.append(found)
+    for k in range(made.step_count - 1, -1, -1):
+        for i in range(made.steps[k].count):
+            place = made.steps[k].inputs[i]
+            if place >= made.given + len(made.kept) and place not in wanted:
+                wanted.add(place)
+                made.steps[k].last |= <uint64_t>1 << i
+    return made
+
+
+cdef bint _is_plain(Held tensor, tuple shape, str dtype) except -1:
+    """Whether a tensor is in one piece, up to date, and of a shape and dtype."""
+    if tensor._pointer == NULL or tensor.dtype is not dtype or (tensor._view is not None and not _as_it_is(tensor)):
+        return False
+    return tensor.shape is shape or tensor.shape == shape
+
+
+cdef bint _played(Program program, PyObject **slots) except -1:
+    """Makes the calls. slots: the given ones filled, borrowed; others NULL, owned afterwards. False: one failed."""
+    cdef PyObject *tensors[5]
+    cdef Step *step
+    cdef Call call
+    cdef Held result
+    cdef int i, k
+    for i in range(len(program.kept)):
+        slots[program.given + i] = <PyObject *>program.kept[i]
+        Py_INCREF(<object>slots[program.given + i])
+    for k in range(program.step_count):
+        step = &program.steps[k]
+        call = <Call>step.call
+        for i in range(step.count):
+            tensors[i] = slots[step.inputs[i]]
+        if step.place == NOWHERE:
+            if not _is_open(<Held>tensors[0]) or not _ran(call, (<Held>tensors[0])._pointer, tensors, step.count):
+                return False
+            _memory_of(<Held>tensors[0]).written = now()
+        else:
+            if call.view:
+                result = _seen(call, <Held>tensors[0])
+            else:
+                result = _result(call)
+                if not _ran(call, result._pointer, tensors, step.count):
+                    return False
+            Py_INCREF(result)
+            slots[step.place] = <PyObject *>result
+        if step.last:
+            for i in range(step.count):
+                if step.last >> i & 1:
+                    Py_XDECREF(slots[step.inputs[i]])
+                    slots[step.inputs[i]] = NULL
+    return True
+
+
+cdef inline void _let_go(Program program, PyObject **slots) noexcept:
+    cdef int i
+    for i in range(program.given, program.slot_count):
+        Py_XDECREF(slots[i])
+
+
+# gradient rules -------------------------------------------------------------------------------------
+
+# what cyxcore/tape.py gives, once
+cdef object _backwards = None  # (tensor, its gradient) -> of each input its gradient, None where nobody asks
+cdef object _rules = None  # gradients.input_gradients
+cdef object _joined = None  # (gradient so far, new) -> a Sum
+cdef object _whole = None  # (Sum or Piece, tensor) -> a tensor
+cdef object _piece = None  # the class
+
+
+def connect_tape(backwards, rules, joined, whole, piece):
+    """Tell this module of the general way back."""
+    global _backwards, _rules, _joined, _whole, _piece
+    _backwards, _rules, _joined, _whole, _piece = backwards, rules, joined, whole, piece
+
+
+cdef object _gradients(Held tensor, object g, uint64_t wanted):
+    """Of each input of what a tensor was made by, its gradient; None where nobody asks."""
+    cdef Node node = tensor._op
+    cdef Call call = node.call
+    if call is None or _recording or not isinstance(g, Held) or not PyByteArray_AS_STRING(_straight)[0]:
+        return _backwards(tensor, g)
+    if not _is_plain(<Held>g, call.shape, call.dtype):
+        return _backwards(tensor, g)
+    if call.backs is None:
+        call.backs = {}
+    known = call.backs.get(wanted, 0)
+    if type(known) is Program:
+        found = _by_program(<Program>known, tensor, node, call, <Held>g)
+        if found is not None:
+            return found
+    elif known is not None:
+        call.backs[wanted] = known + 1
+        if known >= BEFORE_WATCHING:
+            program = _watched_rule(tensor, node, call, <Held>g, wanted)
+            if program is not None:
+                call.backs[wanted] = program
+            elif known >= BEFORE_WATCHING + MOST_TRIES:
+                call.backs[wanted] = None
+    return _backwards(tensor, g)
+
+
+cdef object _by_program(Program program, Held tensor, Node node, Call call, Held g):
+    cdef PyObject *slots[MOST_SLOTS]
+    cdef Held x
+    cdef int i, place
+    memset(slots, 0, program.slot_count * sizeof(PyObject *))
+    slots[0] = <PyObject *>g
+    for i in range(node.count):
+        slots[1 + i] = _input_of(node, i)
+    slots[1 + node.count] = <PyObject *>tensor
+    for i in range(1, 2 + node.count):
+        if not program.used >> i & 1:
+            continue
+        x = <Held>slots[i]
+        if x._memory is not None and x._memory.written > node.time:
+            return None  # the general way says what is missing
+        if i <= node.count:
+            if not _is_plain(x, <tuple>call.key[2 * i - 1], <str>call.key[2 * i]):
+                return None
+        elif not _is_plain(x, call.shape, call.dtype):
+            return None
+    try:
+        if not _played(program, slots):
+            return None
+        found = []
+        for outcome in program.outcomes:
+            if type(outcome) is int:
+                place = outcome
+                found.append(<object>slots[place])
+            elif outcome is None:
+                found.append(None)
+            else:
+                place = outcome[0]
+                found.append(_piece(<object>slots[place], outcome[1], outcome[2]))
+        return found
+    finally:
+        _let_go(program, slots)
+
+
+cdef Program _watched_rule(Held tensor, Node node, Call call, Held g, uint64_t wanted):
+    """The program of a rule, or None where it has none (yet). The rule is asked about other tensors in the same memory."""
+    cdef Recorder watched = Recorder.__new__(Recorder)
+    cdef list given = [g, *node.inputs, tensor]
+    cdef void *before = _recorder
+    for place, x in enumerate(given):
+        if (<Held>x)._pointer == NULL or not _shares(<Held>x):
+            return None
+        given[place] = _sharing(<Held>x, (<Held>x)._pointer, (<Held>x).shape)
+    watched.notes = []
+    set_recorder(<void *>watched)
+    try:
+        asked = [bool(wanted >> i & 1) for i in range(node.count)]
+        outcomes = _rules(call.op, given[0], given[1 : 1 + node.count], given[1 + node.count], call.attrs, asked)
+    except Exception:
+        return None
+    finally:
+        set_recorder(before)
+    outcomes = [one if asked[i] else None for i, one in enumerate(outcomes)]
+    return _program_of(watched, given, outcomes)
+
+
+cdef inline void set_recorder(void *recorder) noexcept:
+    global _recorder
+    _recorder = recorder
+
+
+# updates -----------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Replay:
+    """An update of a parameter, as it was made when it was watched."""
+
+    cdef Program program
+    cdef list given  # the shape and dtype of what is new each time
+    cdef list targets  # what an outcome of the program is written into
+    cdef tuple state
+
+    def run(self, tuple given, dict state) -> bool:
+        """Make the update of other gradients and scalars. False, and nothing is done, where it would not be the same."""
+        cdef PyObject *slots[MOST_SLOTS]
+        cdef Program program = self.program
+        cdef Held target
+        cdef int i
+        memset(slots, 0, program.slot_count * sizeof(PyObject *))
+        if len(given) != program.given or len(state) != len(self.state):
+            return False
+        for i, held in enumerate(state.values()):
+            if held is not self.state[i]:
+                return False
+        for i in range(program.given):
+            if not isinstance(given[i], Held) or not _is_plain(<Held>given[i], self.given[i][0], self.given[i][1]):
+                return False
+            slots[i] = <PyObject *>given[i]
+        for held, (shape, dtype) in zip(program.kept + self.targets, program.shapes):
+            if not _is_plain(<Held>held, shape, dtype) or not _is_open(<Held>held):
+                return False
+        try:
+            if not PyByteArray_AS_STRING(_straight)[0]:
+                return False
+            if not _played(program, slots):
+                raise KernelError("optimizer: a kernel failed in the middle of a step")
+            for place, held in zip(program.outcomes, self.targets):
+                i, target = place, held
+                memcpy(target._pointer, (<Held>slots[i])._pointer, _bytes_of(target))
+                _memory_of(target).written = now()
+            return True
+        finally:
+            _let_go(program, slots)
+
+
+cdef size_t _bytes_of(Held tensor) except? 0:
+    cdef size_t found = _item_bytes(tensor._numpy_type)
+    for size in tensor.shape:
+        found *= <size_t>size
+    return found
+
+
+def watched(update, tuple given, dict states, place):
+    """(what update(*given) gives, {old: new}; a Replay of it, or None).
+
+    update: writes into tensors that are always the same, and computes what to write into others. states[place]: what
+    state it has afterwards.
+    """
+    cdef Recorder watching = Recorder.__new__(Recorder)
+    cdef Replay made
+    cdef void *before = _recorder
+    watching.notes = []
+    set_recorder(<void *>watching)
+    try:
+        changed = update(*given)
+    finally:
+        set_recorder(before)
+    pairs = [(old, new) for old, new in changed.items() if new is not old]
+    for old, new in pairs:
+        if not isinstance(old, Held) or not isinstance(new, Held) or (<Held>old).shape != (<Held>new).shape:
+            return changed, None
+        if (<Held>old).dtype is not (<Held>new).dtype or not _item_bytes((<Held>old)._numpy_type):
+            return changed, None
+    made = Replay.__new__(Replay)
+    made.program = _program_of(watching, list(given), [new for _, new in pairs])
+    if made.program is None:
+        return changed, None
+    made.targets, made.state = [old for old, _ in pairs], tuple(states.get(place, {}).values())
+    made.given = [((<Held>x).shape, (<Held>x).dtype) for x in given]
+    made.program.shapes += [((<Held>x).shape, (<Held>x).dtype) for x in made.targets]
+    return changed, made
+
+
+def scalar(double number, str dtype):
+    """A number as a tensor, or None where it is no float32 or float64."""
+    cdef bint single = dtype == "float32"
+    cdef Held made
+    if not single and dtype != "float64":
+        return None
+    made = _new()
+    made._pointer, made._block = _taken(8, 0), 1
+    made.shape, made.dtype = (), dtype
+    if single:
+        (<float *>made._pointer)[0] = <float>number
+    else:
+        (<double *>made._pointer)[0] = number
+    made._numpy_type = cnp.NPY_FLOAT32 if single else cnp.NPY_FLOAT64
+    return made
+
+
+# the walk --------------------------------------------------------------------------------------------
+
+cdef struct Found:
+    int64_t time
+    PyObject *tensor
+
+cdef Found *_found = NULL  # results, then what is left to look at; used while nobody else can run
+cdef Py_ssize_t _room = 0
+cdef int64_t _walks = 0
+
+
+cdef int _later(const void *a, const void *b) noexcept nogil:
+    return ((<const Found *>a).time < (<const Found *>b).time) - ((<const Found *>a).time > (<const Found *>b).time)
+
+
+cdef int _grow() except -1:
+    global _found, _room
+    cdef Py_ssize_t room = 2 * _room if _room else 1024
+    cdef Found *made = <Found *>realloc(_found, room * sizeof(Found))
+    if made == NULL:
+        raise MemoryError
+    _found, _room = made, room
+    return 0
+
+
+@cython.final
+cdef class Walk:
+    """An iterator of (tensor, its gradient) of everything a root depends on, newest first.
+
+    Leaves come last, those that were asked for last at the very end.
+    """
+
+    cdef list tensors
+    cdef int *first  # of each result, where its edges begin
+    cdef int *edges  # for each input of a result its place among the tensors, or NOWHERE
+    cdef PyObject **pending  # a gradient, a Piece of one or a Sum for each tensor
+    cdef Py_ssize_t count, results, at
+    cdef object g  # of the tensor at `at`
+    cdef bint create_graph
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        if self.pending != NULL:
+            for i in range(self.count):
+                Py_XDECREF(self.pending[i])
+        free(self.pending)
+        free(self.first)
+        free(self.edges)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self._forward():
+            raise StopIteration
+        return self.tensors[self.at], self.g
+
+    cdef bint _forward(self) except -1:
+        """Whether there is another tensor with a gradient."""
+        cdef Held tensor
+        if self.g is not None:
+            self._spread()
+            self.g = None
+        while self.at + 1 < self.count:
+            self.at += 1
+            if self.pending[self.at] == NULL:
+                continue
+            g = <object>self.pending[self.at]
+            Py_DECREF(g)
+            self.pending[self.at] = NULL
+            tensor = <Held>self.tensors[self.at]
+            if not isinstance(g, Held):
+                g = _whole(g, tensor, self.create_graph)
+            if tensor._hooks is not None:
+                for hook in tensor._hooks:
+                    changed = hook(g)
+                    g = g if changed is None else changed
+            self.g = g
+            return True
+        return False
+
+    cdef int _spread(self) except -1:
+        """Tell the inputs of the tensor at `at` their gradients."""
+        global _recording
+        cdef Held tensor = <Held>self.tensors[self.at]
+        cdef uint64_t wanted = 0
+        cdef bint before = _recording
+        cdef int *edges
+        cdef int i, count
+        if self.at >= self.results or tensor._op is None:
+            return 0
+        edges, count = self.edges + self.first[self.at], tensor._op.count
+        for i in range(min(count, 64)):
+            if edges[i] != NOWHERE:
+                wanted |= <uint64_t>1 << i
+        _recording = before and self.create_graph
+        try:
+            found = _gradients(tensor, self.g, wanted)
+            for i in range(count):
+                if edges[i] != NOWHERE and found[i] is not None:
+                    self._add(edges[i], found[i])
+        finally:
+            _recording = before
+        return 0
+
+    cdef int _add(self, int place, object new) except -1:
+        cdef PyObject *so_far = self.pending[place]
+        if so_far != NULL:
+            if isinstance(<object>so_far, Held) and isinstance(new, Held):
+                new = _operated("add", <object>so_far, new)
+            else:
+                new = _joined(<object>so_far, new)
+        Py_INCREF(new)
+        self.pending[place] = <PyObject *>new
+        Py_XDECREF(so_far)
+        return 0
+
+    def into_leaves(self) -> None:
+        """Walk to the end, and add the gradients of leaves to theirs."""
+        cdef Held leaf
+        while self._forward():
+            leaf = <Held>self.tensors[self.at]
+            if leaf._op is None:
+                leaf.grad = self.g if leaf.grad is None else leaf.grad + self.g
+
+
+def walk(Held root, start, bint create_graph):
+    """The Walk back from a root whose gradient is `start`, or None where times alone do not tell the order: a tensor
+    was assigned to, or a view learned late what it is of.
+    """
+    cdef Walk made = Walk.__new__(Walk)
+    made.tensors, made.at, made.create_graph = [], -1, create_graph
+    if not _is_ordered(made, root):
+        return None
+    made.pending = <PyObject **>calloc(made.count, sizeof(PyObject *))
+    if made.pending == NULL:
+        raise MemoryError
+    Py_INCREF(start)
+    made.pending[0] = <PyObject *>start
+    return made
+
+
+cdef bint _is_ordered(Walk made, Held root) except -1:
+    """Finds the tensors, their order and edges. Nothing here runs anybody's code: no other walk comes between."""
+    global _walks
+    cdef Py_ssize_t results = 0, waiting, edges = 0, leaves, i, edge = 0
+    cdef Held tensor, x
+    cdef Node node
+    cdef int k
+    _walks += 1
+    if _room < 2:
+        _grow()
+    # Results from the front; from the back what waits to be looked at.
+    _found[_room - 1].tensor, waiting = <PyObject *>root, 1
+    while waiting:
+        tensor = <Held>_found[_room - waiting].tensor
+        waiting -= 1
+        if tensor._walk == _walks:
+            continue
+        tensor._walk, tensor._place = _walks, NOWHERE
+        node = tensor._op
+        if node is None:
+            continue
+        while results + waiting + node.count + 2 > _room:
+            i = _room
+            _grow()
+            if waiting:
+                memcpy(&_found[_room - waiting], &_found[i - waiting], waiting * sizeof(Found))
+        _found[results].time, _found[results].tensor = node.time, <PyObject *>tensor
+        results += 1
+        edges += node.count
+        for k in range(node.count):
+            x = <Held>_input_of(node, k)
+            if x._op is not None and x._op.time >= node.time:
+                return False
+            if x.requires_grad and x._walk != _walks:
+                waiting += 1
+                _found[_room - waiting].tensor = <PyObject *>x
+    if not results:
+        made.tensors.append(root)
+        made.count = 1
+        return True
+    qsort(_found, results, sizeof(Found), _later)
+    made.results = results
+    made.first, made.edges = <int *>malloc(results * sizeof(int)), <int *>malloc((edges + 1) * sizeof(int))
+    if made.first == NULL or made.edges == NULL:
+        raise MemoryError
+    for i in range(results):
+        tensor = <Held>_found[i].tensor
+        tensor._place = <int>i
+        made.tensors.append(tensor)
+    # Leaves in the order of who asked for them last: their place is that of the last edge to them, counted below 0.
+    for i in range(results):
+        node = (<Held>made.tensors[i])._op
+        made.first[i] = <int>edge
+        for k in range(node.count):
+            x = <Held>_input_of(node, k)
+            made.edges[edge + k] = NOWHERE
+            if x.requires_grad and x._op is None:
+                x._place = -2 - <int>(edge + k)
+        edge += node.count
+    leaves = results
+    for i in range(results):
+        node = (<Held>made.tensors[i])._op
+        for k in range(node.count):
+            x = <Held>_input_of(node, k)
+            if x.requires_grad and x._place == -2 - (made.first[i] + k):
+                x._place = <int>leaves
+                made.tensors.append(x)
+                leaves += 1
+            # else: a result, a leaf whose last edge is still to come, or nothing that is followed
+    for i in range(results):
+        node = (<Held>made.tensors[i])._op
+        for k in range(node.count):
+            x = <Held>_input_of(node, k)
+            if x.requires_grad:
+                made.edges[made.first[i] + k] = x._place
+    made.count = leaves
+    return True
