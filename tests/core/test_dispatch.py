@@ -15,7 +15,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import device as devices
-from cyxcore import gradients, optim
+from cyxcore import gradients, optim, updates
 from cyxcore.errors import AxisError, DataError, GradientError, GraphError, ShapeError
 from cyxcore.values import apply
 
@@ -372,6 +372,8 @@ OPTIMISERS: dict[str, Callable[..., Any]] = {
     "RAdam": optim.RAdam,
     "Adadelta": optim.Adadelta,
     "Adafactor": optim.Adafactor,
+    "ASGD": optim.ASGD,
+    "Rprop": optim.Rprop,
 }
 
 
@@ -428,7 +430,7 @@ def test_the_rule_of_an_update_is_not_asked_for_steps_that_are_known(
     def refused(*given: Any) -> None:
         raise AssertionError(given)
 
-    monkeypatch.setattr(optim.updates, "next_values", refused)
+    monkeypatch.setattr(updates, "next_values", refused)
     step()
 
 
