@@ -142,10 +142,10 @@ def progress_of(payload: bytes) -> tuple[str, int | None] | None:
     return found and (found[1].decode(), None if found[2] is None else int(found[2]))
 
 
-def asker(subject: str, reply: str) -> str | None:
-    """Who asks on this subject, as the broker has let them; None where the answer would go to somebody else."""
+def asker(subject: str) -> tuple[str, str]:
+    """Who asks on this subject, as the broker has let them; and how the subjects begin on which they alone hear."""
     caller = subjects.last_token(subject)
-    return caller if reply.startswith(subjects.reply(caller, "")) else None
+    return caller, subjects.reply(caller, "")
 
 
 def _text(headers: Mapping[str, str], name: str, default: str = "") -> str:

@@ -137,17 +137,14 @@ class Connection(nats.NATS):
             raise nats.errors.ConnectionClosedError if self.is_closed else nats.errors.OutboundBufferLimitError
         if len(block) + len(payload) > self._max_payload:  # the broker counts both, and would end the connection
             raise nats.errors.MaxPayloadError
-        # white space in a subject would be a command of its own to the broker
-        if not subject or not subject.isprintable() or not reply.isprintable() or " " in subject or " " in reply:
-            raise nats.errors.BadSubjectError
         if block:
-            start = f"HPUB {subject} {reply} {len(block)} {len(block) + len(payload)}\r\n"
+            start, spaces = f"HPUB {subject} {reply} {len(block)} {len(block) + len(payload)}", 4
         else:
-            start = f"PUB {subject} {reply} {len(payload)}\r\n"
-        command = b"%b%b%b\r\n" % (start.encode(), block, payload)
-        self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(payload)
-        self._put(command)
+            start, spaces = f"PUB {subject} {reply} {len(payload)}", 3
+        # white space in a subject would be a command of its own to the broker
+        if not subject or start.count(" ") != spaces or not start.isprintable():
+            raise nats.errors.BadSubjectError
+        self._put(b"%b\r\n%b%b\r\n" % (start.encode(), block, payload))
 
     def _put(self, command: bytes) -> None:
         self._pending.append(command)
@@ -230,30 +227,39 @@ class Connection(nats.NATS):
         self._takers.pop(sid, None)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        try:
-            names = subject.decode(), reply.decode()
-        except UnicodeDecodeError:
-            names = "", "\0"
-        if not names[1].isprintable():  # whoever sent it could not be answered either
-            log.debug("a message on %r with reply %r is passed over: they are no text", subject, reply)
-            return
-        take = self._takers.get(sid)
-        if take is None:
+        if sid in self._takers:
+            self._give(sid, subject, reply, data, headers or b"")
+        elif (names := _names(subject, reply)) is not None:
             try:
                 await super()._process_msg(sid, subject, reply, data, headers or b"")
             except (ValueError, IndexError) as error:  # the broker passes on whatever calls itself headers
                 log.debug("a message on %s is passed over: its headers are none (%r)", names[0], error)
+
+    def _give(self, sid: int, subject: bytes, reply: bytes, data: bytes, block: bytes) -> None:
+        """A message to whoever listens."""
+        names = _names(subject, reply)
+        if names is None:
             return
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
         try:
-            take(Message(*names, data, headers or b""))
+            self._takers[sid](Message(*names, data, block))
         except Exception:  # else nothing would be read any more
-            log.exception("a message on %s was not taken", subject.decode("utf-8", "replace"))
+            log.exception("a message on %s was not taken", names[0])
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         return headers_of(raw)
+
+
+def _names(subject: bytes, reply: bytes) -> tuple[str, str] | None:
+    """Both as text; None where they are none: whoever sent that could not be answered either."""
+    try:
+        names = subject.decode(), reply.decode()
+    except UnicodeDecodeError:
+        names = "", "\0"
+    if names[1].isprintable():
+        return names
+    log.debug("a message on %r with reply %r is passed over: they are no text", subject, reply)
+    return None
 
 
 def is_refusal(error: object) -> bool:
@@ -275,20 +281,23 @@ class _Parser(Parser):
         if self.state != AWAITING_CONTROL_LINE:
             await super().parse()
             return
-        buffer, at, self._wanted = bytes(self.buf), 0, 0
+        nc, buffer, at, self._wanted = self.nc, bytes(self.buf), 0, 0
         try:
             while (found := self._message(buffer, at)) is not None:
-                arguments, at = found
-                await self.nc._process_msg(*arguments)
+                at, sid, *message = found
+                if sid in nc._takers:  # as _process_msg() would, without waiting for it each time
+                    nc._give(sid, *message)
+                else:
+                    await nc._process_msg(sid, *message)
         except (ValueError, IndexError) as error:
             raise nats.errors.ProtocolError from error
         self.buf = bytearray(memoryview(buffer)[at:])
         if self.buf and not self._wanted and not self.buf.startswith((b"MSG ", b"HMSG ")):
             await super().parse()
 
-    def _message(self, buffer: bytes, at: int) -> tuple[tuple[int, bytes, bytes, bytes, bytes | None], int] | None:
-        """(number of the subscription, subject, reply, payload, headers) of the message at `at`, and where it ends;
-        None when no whole message begins there.
+    def _message(self, buffer: bytes, at: int) -> tuple[int, int, bytes, bytes, bytes, bytes] | None:
+        """Of the message at `at`: where it ends, number of the subscription, subject, reply, payload, headers; None
+        when no whole message begins there.
         """
         with_headers = buffer.startswith(b"HMSG ", at)
         if not with_headers and not buffer.startswith(b"MSG ", at):
@@ -305,5 +314,5 @@ class _Parser(Parser):
         if with_headers:
             middle = begin + int(words[-2])
             reply = words[3] if len(words) == 6 else b""
-            return (int(words[2]), words[1], reply, buffer[middle:stop], buffer[begin:middle]), stop + 2
-        return (int(words[2]), words[1], words[3] if len(words) == 5 else b"", buffer[begin:stop], None), stop + 2
+            return stop + 2, int(words[2]), words[1], reply, buffer[middle:stop], buffer[begin:middle]
+        return stop + 2, int(words[2]), words[1], words[3] if len(words) == 5 else b"", buffer[begin:stop], b""

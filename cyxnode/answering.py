@@ -35,6 +35,7 @@ BEATS_FOR_S = 3 * asking.ALIVE_EVERY_S  # so long one beat of the replica's proc
 BUSY_RETRY_MS = 200
 GOODBYE_S = 2.0  # for the broker to send what was on its way here when we ended
 KEPT_HEADERS, KEPT_HEADER_BYTES = 256, 512  # of different ones, whose meaning is remembered
+KEPT_ASKERS = 1024
 
 
 class Mine(Struct, frozen=True, kw_only=True):
@@ -72,6 +73,7 @@ class Answering:
         self._places = Places(MAX_IN_FLIGHT)
         self._asked: dict[str, _Asked] = {}  # by the subject of the answer
         self._bytes = 0
+        self._askers: dict[str, tuple[str, str]] = {}
         self._known: dict[bytes, Question] = {}
         self._blocks: dict[tuple[int, str], bytes] = {}
         self._idle = asyncio.Event()
@@ -131,8 +133,8 @@ class Answering:
     # -- questions -----------------------------------------------------------------------------------
 
     def _on_question(self, message: Message) -> None:
-        caller = asking.asker(message.subject, message.reply)
-        if caller is None or message.reply in self._asked:  # the answer would go to somebody else, or to another
+        caller, own = self._asker(message.subject)
+        if not message.reply.startswith(own) or message.reply in self._asked:  # the answer would go to another
             return
         try:
             question, size = self._question(message), len(message.data)
@@ -160,6 +162,15 @@ class Answering:
     def _pong(self, reply: str, frame: x.Reply | x.Part | None) -> None:
         if isinstance(frame, x.Reply):
             self._send(reply, Part(status=frame.status), None)
+
+    def _asker(self, subject: str) -> tuple[str, str]:
+        """See asking.asker; it is remembered."""
+        known = self._askers.get(subject)
+        if known is None:
+            if len(self._askers) >= KEPT_ASKERS:
+                self._askers.clear()
+            known = self._askers[subject] = asking.asker(subject)
+        return known
 
     def _question(self, message: Message) -> Question:
         """What the headers say; they are mostly the same, over and over."""
@@ -225,8 +236,11 @@ class Answering:
             self._forget(asked)
             self._send(asked.reply, replace(_refusal(_broken_off()), number=asked.parts), None)
             return
-        if isinstance(frame, x.Reply) and not (frame.more or frame.retry_after_ms) and frame.content_type.isprintable():
-            return self._tell_whole(asked, frame)
+        if isinstance(frame, x.Reply) and not (frame.more or frame.retry_after_ms):
+            if (block := self._block(frame)) is not None:
+                self._forget(asked)
+                self._put(asked.reply, frame.body, block)
+                return
         headers, status = {}, 200
         if isinstance(frame, x.Reply):
             asked.content_type, status = frame.content_type, frame.status
@@ -246,25 +260,28 @@ class Answering:
         if not self._send(asked.reply, part, asked):
             self._end(asked)
 
-    def _tell_whole(self, asked: _Asked, frame: x.Reply) -> None:
-        """The usual answer: one part, whose headers are mostly the same, over and over."""
+    def _block(self, frame: x.Reply) -> bytes | None:
+        """The headers of the usual answer, of one part; they are mostly the same, over and over. None where the type
+        of its content is no header.
+        """
         kind = (frame.status, frame.content_type)
         block = self._blocks.get(kind)
-        if block is None:
+        if block is None and frame.content_type.isprintable():
             block = block_of(asking.part_headers(Part(status=frame.status, content_type=frame.content_type)))
             if len(self._blocks) < KEPT_HEADERS:
                 self._blocks[kind] = block
-        self._forget(asked)
-        with contextlib.suppress(BusError):  # the link is down, and who asks will ask again
-            self._bus.send(asked.reply, frame.body, block)
+        return block
 
     def _send(self, reply: str, part: Part, asked: _Asked | None) -> bool:
-        """False when it cannot be sent: the link is down, and who asks will ask again."""
         taken = ""
         if asked is not None and not part.end:
             taken = subjects.taken(self._mine.deployment, asked.caller, self._token)
+        return self._put(reply, part.body, asking.part_headers(part), taken)
+
+    def _put(self, subject: str, body: bytes, headers: dict[str, str] | bytes, reply: str = "") -> bool:
+        """False when it cannot be sent: the link is down, and who asks will ask again."""
         try:
-            self._bus.send(reply, part.body, asking.part_headers(part), taken)
+            self._bus.send(subject, body, headers, reply)
         except BusError:
             return False
         return True

@@ -7,8 +7,9 @@
           ◀─ Part ───            more of it
           ◀─ Beat ───            now and then, while it has requests: it is still at it
 
-A frame is four bytes of length, big-endian, and that many bytes of MessagePack. What is sent within one turn of the
-event loop is written at once, so that many requests cost one call of the system.
+What is sent within one turn of the event loop goes together, so that many requests cost one call of the system and one
+of the encoder: as a list of frames in MessagePack, behind four bytes of its length, big-endian. A list ends with the
+frame that makes it longer than LIST_BYTES, so that its reader need not wait for all of a long turn.
 """
 
 import asyncio
@@ -24,7 +25,8 @@ from msgspec import Struct
 from cyxnet.asking import PART_BYTES, WINDOW
 
 LENGTH_BYTES = 4
-MAX_FRAME_BYTES = 16 * PART_BYTES  # a request is one message of the broker, and an answer comes in parts
+LIST_BYTES = 65_536
+MAX_LIST_BYTES = 16 * PART_BYTES  # a request is one message of the broker, and an answer comes in parts
 
 
 class Frame(Struct, array_like=True, tag=True, gc=False, forbid_unknown_fields=True):
@@ -82,11 +84,12 @@ class Wire(asyncio.Protocol):
     """One end of the socket. take(message) is called for each frame of `kinds`, lost(why) once, when it is over."""
 
     def __init__(self, kinds: Any, take: Callable[[Any], None], lost: Callable[[str], None]):
-        self._decode = msgspec.msgpack.Decoder(kinds).decode
+        self._decode = msgspec.msgpack.Decoder(list[kinds]).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._take, self._lost = take, lost
         self._rest = b""
-        self._out: list[bytes] = []
+        self._out: list[Frame] = []
+        self._out_bytes = 0  # of their bodies
         self._transport: asyncio.Transport | None = None
         self.is_full = False  # the other end does not read
 
@@ -99,12 +102,14 @@ class Wire(asyncio.Protocol):
         _, wire = await loop.create_unix_connection(lambda: cls(kinds, take, lost), sock=held)
         return wire
 
-    def send(self, message: Frame) -> None:
-        """Nothing happens when the other end is gone: lost() says so."""
-        frame = self._encode(message)
+    def send(self, message: Frame, body_bytes: int = 0) -> None:
+        """Nothing happens when the other end is gone: lost() says so. body_bytes: of its body."""
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._out += (len(frame).to_bytes(LENGTH_BYTES, "big"), frame)
+        self._out.append(message)
+        self._out_bytes += body_bytes
+        if self._out_bytes >= LIST_BYTES:
+            self._flush()
 
     def close(self) -> None:
         self._flush()
@@ -112,10 +117,13 @@ class Wire(asyncio.Protocol):
             self._transport.close()
 
     def _flush(self) -> None:
-        written = b"".join(self._out)
+        if not self._out:
+            return
+        frames = self._encode(self._out)
         self._out.clear()
-        if written and self._transport and not self._transport.is_closing():
-            self._transport.write(written)
+        self._out_bytes = 0
+        if self._transport and not self._transport.is_closing():
+            self._transport.write(len(frames).to_bytes(LENGTH_BYTES, "big") + frames)
 
     # -- asyncio's part ------------------------------------------------------------------------------
 
@@ -130,14 +138,15 @@ class Wire(asyncio.Protocol):
             while end - at >= LENGTH_BYTES:
                 begin = at + LENGTH_BYTES
                 length = int.from_bytes(data[at:begin], "big")
-                if length > MAX_FRAME_BYTES:
-                    raise msgspec.DecodeError(f"expected a frame of at most {MAX_FRAME_BYTES} bytes, got {length}")
+                if length > MAX_LIST_BYTES:
+                    raise msgspec.DecodeError(f"expected frames of at most {MAX_LIST_BYTES} bytes, got {length}")
                 if end < begin + length:
                     break
                 at = begin + length
-                self._take(self._decode(memoryview(data)[begin:at]))
+                for frame in self._decode(memoryview(data)[begin:at]):
+                    self._take(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self.fail(f"it sent what is no frame: {error}")
+            self.fail(f"it sent what are no frames: {error}")
             return
         self._rest = data[at:]
 
@@ -197,7 +206,7 @@ class Exchange:
         """
         number = next(self._numbers)
         self._asked[number] = tell
-        self._wire.send(Ask(number, method, path, content_type, accept, body))
+        self._wire.send(Ask(number, method, path, content_type, accept, body), len(body))
         if self._over:
             asyncio.get_running_loop().call_soon(self._end_all)
         return number

@@ -238,8 +238,10 @@ class Desk:
             self._none_begun.set()
         if answer is None:  # nobody waits for it
             return
-        if len(answer.body) <= PART_BYTES:
-            self.wire.send(reply_of(number, answer.status, _headers_of(answer), answer.body, more=False))
+        size = len(answer.body)
+        if size <= PART_BYTES:
+            reply = reply_of(number, answer.status, answer.content_type, answer.headers, answer.body, more=False)
+            self.wire.send(reply, size)
         else:
             request = Requested(self.wire, number, b"")
             self._answer(request, request.send_whole(answer), path)
@@ -260,13 +262,11 @@ class Desk:
             request.break_off()
 
 
-def reply_of(number: int, status: int, headers: dict[bytes, bytes], body: bytes, more: bool) -> Reply:
-    wait_ms = int(headers.get(b"retry-after-ms", 0))
-    return Reply(number, status, headers[b"content-type"].decode("latin-1"), wait_ms, body, more)
-
-
-def _headers_of(answer: Any) -> dict[bytes, bytes]:
-    return {b"content-type": answer.content_type, **dict(answer.headers)}
+def reply_of(
+    number: int, status: int, content_type: bytes, headers: list[tuple[bytes, bytes]], body: bytes, more: bool
+) -> Reply:
+    wait_ms = int(dict(headers).get(b"retry-after-ms", 0)) if headers else 0
+    return Reply(number, status, content_type.decode("latin-1"), wait_ms, body, more)
 
 
 def _in_bytes(header: str) -> bytes:
@@ -318,11 +318,10 @@ class Requested:
         """An Answer that is all there; given up when it is not taken within PATIENCE_S."""
         from cyxnode.serving.batcher import ClientGone
 
+        headers = [(b"content-type", answer.content_type), *answer.headers]
         with contextlib.suppress(ClientGone, TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
-                await self.send(
-                    {"status": answer.status, "headers": _headers_of(answer), "type": "http.response.start"}
-                )
+                await self.send({"status": answer.status, "headers": headers, "type": "http.response.start"})
                 await self.send({"body": answer.body, "type": "http.response.body"})
 
     async def send(self, message: Any) -> None:
@@ -346,7 +345,7 @@ class Requested:
                 await self._more.wait()
         if self.disconnected:
             raise ClientGone
-        self._wire.send(self._frame(body, more))
+        self._wire.send(self._frame(body, more), len(body))
         self.over = not more
 
     def _frame(self, body: bytes, more: bool) -> Frame:
@@ -354,7 +353,8 @@ class Requested:
             self._left -= 1
             return Part(self.number, body, more)
         head, self._head = self._head, None
-        return reply_of(self.number, head["status"], dict(head["headers"]), body, more)
+        headers = head["headers"]
+        return reply_of(self.number, head["status"], dict(headers)[b"content-type"], headers, body, more)
 
     def break_off(self) -> None:
         """The application has ended: an answer that is not whole never will be."""

@@ -46,10 +46,6 @@ class _Part(NamedTuple):
     end: int
 
     @property
-    def is_whole(self) -> bool:
-        return self.end - self.begin == len(self.waiting.rows)
-
-    @property
     def is_last(self) -> bool:
         return self.end == len(self.waiting.rows)
 
@@ -125,11 +121,13 @@ class Batcher:
         if not count:
             asyncio.get_running_loop().call_soon(tell, self._predictor.outputs(0))
             return
-        self.refuse_when_full(count)
+        if self.queued + count > self._max_queue:
+            self.refuse_when_full(count)
+        waiting = _Waiting(rows, tell, is_gone)
         with self._lock:
-            self._queue.append(_Waiting(rows, tell, is_gone))
+            self._queue.append(waiting)
             self.queued += count
-            if not self._works:
+            if not self._works and (self._flush is None or self._max_wait_s):
                 self._wake()
 
     # -- runs ----------------------------------------------------------------------------------------
@@ -175,13 +173,14 @@ class Batcher:
         while self._queue and left:
             first = self._queue[0]
             wanted = not (first.is_told or first.is_gone())
-            end = min(len(first.rows), first.taken + left) if wanted else len(first.rows)
-            part = _Part(first, first.taken, end)
-            (parts if wanted else gone).append(part)
-            self.queued -= part.end - part.begin
-            left -= part.end - part.begin if wanted else 0
-            first.taken = part.end
-            if part.is_last:
+            begin, end = first.taken, len(first.rows)
+            if wanted:
+                end = min(end, begin + left)
+                left -= end - begin
+            (parts if wanted else gone).append(_Part(first, begin, end))
+            self.queued -= end - begin
+            first.taken = end
+            if end == len(first.rows):
                 self._queue.popleft()
         return parts, gone
 
@@ -189,10 +188,10 @@ class Batcher:
         """Computes the answers of the parts."""
         try:
             places, at = self._predictor.places(size), 0
-            for part in parts:
-                rows = part.waiting.rows if part.is_whole else part.waiting.rows[part.begin : part.end]
-                places[at : at + len(rows)] = rows
-                at += len(rows)
+            for waiting, begin, end in parts:
+                rows, next_at = waiting.rows, at + end - begin
+                places[at:next_at] = rows if end - begin == len(rows) else rows[begin:end]
+                at = next_at
             found = self._predictor.run(size)[:at].copy()
         except CyxError as error:
             if len(parts) == 1 and parts[0].end - parts[0].begin == 1:
@@ -205,16 +204,16 @@ class Batcher:
         told: list[_Told] = []
         at = 0
         for part in parts:
-            end = at + part.end - part.begin
-            told.append((part, self._outputs(part, found[at:end])))
-            at = end
+            next_at = at + part.end - part.begin
+            told.append((part, self._outputs(part, found[at:next_at])))
+            at = next_at
         return told
 
     def _outputs(self, part: _Part, found: Array) -> Array:
         """The answers of the request so far."""
-        if part.is_whole:
-            return found
         waiting = part.waiting
+        if len(found) == len(waiting.rows):
+            return found
         if waiting.outputs is None:
             waiting.outputs = self._predictor.outputs(len(waiting.rows))
         waiting.outputs[part.begin : part.end] = found

@@ -14,6 +14,7 @@ from cyxcore.kernels import jsonlists
 from cyxnet.codec import BadMessage
 
 Array = np.ndarray[Any, Any]
+NOTHING_ELSE = b'{"input":null}'  # what read_first_field() leaves of a body that has only that field
 _OPENING = re.compile(rb"[ \t\r\n\[]*")
 # Where the value of the first field of an object begins, if that is `input`, and the brackets there.
 _INPUT_FIRST = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"input"[ \t\r\n]*:[ \t\r\n]*(\[[ \t\r\n\[]*)')
@@ -65,14 +66,20 @@ class Lists:
         match = _INPUT_FIRST.match(body)
         if match is None:
             return None
-        begin, depth = match.start(1), match[1].count(b"[")
+        begin = match.start(1)
+        depth = body.count(b"[", begin, match.end())
         several = depth == len(self._shape) + 1
         if not several and depth != len(self._shape):
             return None
         found = self._quickly(body, begin, several)
-        if found is None or b"null" in (behind := body[found[1] :]):  # which could be said of `input` once more
+        if found is None:
             return None
-        return found[0], several, b'{"input":null' + behind
+        rows, end = found
+        if (behind := body[end:]) == b"}":
+            return rows, several, NOTHING_ELSE
+        if b"null" in behind:  # which could be said of `input` once more
+            return None
+        return rows, several, b'{"input":null' + behind
 
     def _quickly(self, text: bytes, begin: int, several: bool) -> tuple[Array, int] | None:
         """The samples that begin there, and where they end; None where only the other way can read them."""

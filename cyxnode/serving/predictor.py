@@ -67,10 +67,7 @@ class Predictor:
             log.warning("samples of one batch change each other's answers: each is run alone")
             self._plans = {1: self._plans[1]}
             self.run_ns = {1: self.run_ns[1]}
-
-    @property
-    def max_batch(self) -> int:
-        return max(self._plans)
+        self.max_batch = max(self._plans)
 
     def checked(self, x: Any) -> Array:
         """Samples (rows, *input_shape) as the plans read them. Raises ShapeError."""
@@ -94,7 +91,7 @@ class Predictor:
 
     def _measure(self) -> bool:
         """Runs every plan on made-up samples; returns whether the answers had the bits of single runs."""
-        samples = self._made_up(self.max_batch)
+        samples = self._made_up(max(self._plans))
         self.places(1)[...] = samples[:1]
         try:
             self.run(1)

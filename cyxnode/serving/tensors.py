@@ -18,13 +18,14 @@ from cyxnet.outcomes import ApiError
 from cyxnode.serving import openai
 from cyxnode.serving.asgi import Answer, Asked, IsGone, Refused, Tell, as_json, bad
 from cyxnode.serving.batcher import Batcher
-from cyxnode.serving.bodies import Lists, read_npy, write_npy
+from cyxnode.serving.bodies import NOTHING_ELSE, Lists, read_npy, write_npy
 from cyxnode.serving.figures import Figure
 from cyxnode.serving.predictor import Predictor
 
 Array = np.ndarray[Any, Any]
 _REQUEST = msgspec.json.Decoder(PredictRequest)
-_NOTHING_ELSE = b'{"input":null}'
+_IN_JSON = msgspec.json.Encoder().encode
+_NPY = NPY.encode()
 
 
 class TensorModel:
@@ -93,7 +94,7 @@ class TensorModel:
         begun_s = time.perf_counter()
         self.batcher.refuse_when_full()
         rows, several, classes = self._samples(content_type, body)
-        npy = NPY.encode() in accept
+        npy = _NPY in accept
 
         def told(found: Array | Exception) -> None:
             answer: Answer | Exception
@@ -113,7 +114,7 @@ class TensorModel:
             raise ApiError("bad_content_type", f"expected Content-Type {JSON} or {NPY}, got {content_type[:80]!r}", 415)
         if first := self._lists.read_first_field(body):
             rows, several, rest = first
-            if rest == _NOTHING_ELSE:
+            if rest is NOTHING_ELSE:
                 return rows, several, False
             with contextlib.suppress(BadMessage):  # which would name places of another text
                 request = self._decoded(rest)
@@ -125,11 +126,7 @@ class TensorModel:
     def _answer(self, found: Array, several: bool, classes: bool, npy: bool, begun_s: float) -> Answer:
         output = found if several else found[0]
         if npy:
-            return Answer(write_npy(output), content_type=NPY.encode())
-        if not np.isfinite(output).all():
-            raise Refused(
-                "not_finite", f"an output is no finite number, which JSON has not; ask with Accept: {NPY}", 422
-            )
+            return Answer(write_npy(output), content_type=_NPY)
         reply = PredictReply(
             output=output.tolist(),
             shape=list(output.shape),
@@ -137,7 +134,12 @@ class TensorModel:
             model=self.name,
             classes=self._classes(found) if classes else None,
         )
-        return Answer(msgspec.json.encode(reply))
+        body = _IN_JSON(reply)
+        if b"null" in body and not np.isfinite(output).all():  # what msgspec writes for such a number
+            raise Refused(
+                "not_finite", f"an output is no finite number, which JSON has not; ask with Accept: {NPY}", 422
+            )
+        return Answer(body)
 
     async def embeddings(self, asked: Asked) -> Answer:
         """What the model answers as the embedding of its input: numbers, as many as a sample has; no text."""

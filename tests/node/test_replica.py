@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,6 @@ async def test_who_waits_for_a_process_that_is_killed_is_told_so(asking: Asking,
 
 async def pair(take: Callable[[Any], None]) -> tuple[Any, x.Exchange, list[str]]:
     """(the socket of a replica that is none, the agent's end, why it was given up)."""
-    import socket
-
     lost: list[str] = []
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -220,7 +219,7 @@ async def pair(take: Callable[[Any], None]) -> tuple[Any, x.Exchange, list[str]]
         b"\xff\xff\xff\xff",
         b"\x00\x00\x00\x01\xc1",
         b"\x00\x00\x00\x02\x91\x09",
-        x.msgspec.msgpack.encode(x.Reply(1, 200, JSON, 0, b"", True)).join([b"\x00\x00\x00\x18", b"\x00\x00\x00\x00"]),
+        b"\x00\x00\x00\x1b" + x.msgspec.msgpack.encode([x.Reply(1, 200, JSON, 0, b"", True)]) + b"\x00\x00\x00\x00",
     ],
 )
 async def test_a_process_that_sends_what_is_no_frame_is_given_up(said: bytes) -> None:
@@ -234,19 +233,39 @@ async def test_a_process_that_sends_what_is_no_frame_is_given_up(said: bytes) ->
     theirs.close()
 
 
+async def say(theirs: socket.socket, frames: list[Any]) -> None:
+    encoded = x.msgspec.msgpack.encode(frames)
+    await asyncio.get_running_loop().sock_sendall(theirs, len(encoded).to_bytes(4, "big") + encoded)
+
+
 async def test_a_process_that_sends_more_than_was_asked_for_is_given_up() -> None:
     theirs, exchange, lost = await pair(print)
     told: asyncio.Queue[Any] = asyncio.Queue()
     number = exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
     frames = [x.Reply(number, 200, JSON, 0, b"", True), *[x.Part(number, b"x", True)] * (WINDOW + 1)]
-    for frame in frames:
-        encoded = x.msgspec.msgpack.encode(frame)
-        await asyncio.get_running_loop().sock_sendall(theirs, len(encoded).to_bytes(4, "big") + encoded)
+    await say(theirs, frames)
     parts = 0
     while (said := await told.get()) is not None:
         parts += isinstance(said, x.Part)
     assert parts == WINDOW and "more parts" in lost[0]
     theirs.close()
+
+
+async def test_frames_of_one_turn_go_in_lists_that_arrive_in_order() -> None:
+    ours, theirs = socket.socketpair()
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    lost: list[str] = []
+    one = await x.Wire.open(ours, x.Reply | x.Part, print, lost.append)
+    other = await x.Wire.open(theirs, x.Ask | x.Took | x.Drop, heard.put_nowait, lost.append)
+    bodies = [b"", b"x" * x.LIST_BYTES, b"y", b"z" * (5 * x.PART_BYTES), b"", b"w"]
+    for number, body in enumerate(bodies):
+        one.send(x.Ask(number, "POST", "/", JSON, "", body), len(body))
+        one.send(x.Drop(number))
+    for number, body in enumerate(bodies):
+        assert await heard.get() == x.Ask(number, "POST", "/", JSON, "", body)
+        assert await heard.get() == x.Drop(number)
+    one.close()
+    other.close()
 
 
 async def test_who_asks_a_replica_that_is_gone_is_told_so() -> None:
@@ -264,9 +283,7 @@ async def test_a_replica_is_let_send_no_more_than_it_is_given_up_for() -> None:
     told: asyncio.Queue[Any] = asyncio.Queue()
     number = exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
     sent = [x.Reply(number, 200, JSON, 0, b"", True), *[x.Part(number, b"x", True)] * 7]
-    for frame in sent:
-        encoded = x.msgspec.msgpack.encode(frame)
-        await asyncio.get_running_loop().sock_sendall(theirs, len(encoded).to_bytes(4, "big") + encoded)
+    await say(theirs, sent)
     for _ in sent:
         await told.get()
     exchange.took(number, len(sent))  # who asked counts the Reply too, which no window does
@@ -291,7 +308,7 @@ class Begins:
         self.begun.append((Begun(None, path, told), told))  # type: ignore[arg-type]
         return self.begun[-1][0]
 
-    def send(self, frame: object) -> None:
+    def send(self, frame: object, body_bytes: int = 0) -> None:
         self.sent.append(frame)
 
 
