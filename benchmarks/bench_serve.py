@@ -11,7 +11,7 @@ being answered, the rest gets 429, and memory does not grow; a single sample tak
 (geometric mean of MLP, CNN and encoder, one thread each). The last table says which are met.
 
 Too much is tried on two models: of the small CNN an answer costs only a few times what the kernel takes to bring a
-request and carry a refusal away, so that no server can refuse twice as many as it answers in a tenth of its time.
+request and carry a refusal away, twice for each answer. offered_per_s says what the client really came to.
 
 Servers are asked in turn within each round, so that what the machine does besides falls on all; figures are medians of
 the rounds. Who asks is one process of ours for all of them (benchmarks/serving/load.py). `us/request` is the

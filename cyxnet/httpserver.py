@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cyxcore.errors import CyxError
-from cyxnet.inference import SECRET
+from cyxnet.inference import remember
 from cyxnet.ratelimit import household
 from cyxnet.tls import is_loopback
 
@@ -37,7 +37,6 @@ _FRAMING = re.compile(
 # A head whose lines every reader ends at the same places, and reads as the same names.
 _PLAIN = re.compile(rb"(?:\r\n[-!#$%&'*+.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+)*+\r\n")
 PIECE_BYTES = 65_536  # of a body that is waited for before anybody is asked
-KEPT_HEADS, KEPT_HEAD_BYTES = 1_024, 1_024
 TOO_LONG = f"expected a head of at most {HEAD_BYTES} bytes"
 
 
@@ -325,14 +324,10 @@ def body_bytes(head: bytes) -> int:
         return known
     told = _FRAMING.findall(head)
     found = int(told[0]) if len(told) == 1 and told[0] and _PLAIN.fullmatch(head) else -1
-    if len(head) <= KEPT_HEAD_BYTES and not SECRET.search(head):
-        if len(_known_heads) >= KEPT_HEADS:
-            _known_heads.clear()
-        _known_heads[head] = found
-    return found
+    return remember(_known_heads, head, found)
 
 
-_known_heads: dict[bytes, int] = {}  # those of one client are mostly the same
+_known_heads: dict[bytes, int] = {}
 
 
 @functools.lru_cache(4)

@@ -5,15 +5,27 @@ float64 that equals them.
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta, Raw, Struct
 
 from cyxnet.messages import Request
 
 NPY = "application/x-npy"
-# In the head of a request: what is not to be kept in memory, where heads are remembered.
-SECRET = re.compile(rb"\r\n(?:authorization|cookie|[^\r:]*key)[ \t]*:", re.IGNORECASE)
+KEPT_HEADS, KEPT_HEAD_BYTES = 1_024, 1_024
+_SECRET = re.compile(rb"\r\n(?:authorization|cookie|[^\r:]*key)[ \t]*:", re.IGNORECASE)
+T = TypeVar("T")
+
+
+def remember(known: dict[bytes, T], head: bytes, found: T) -> T:
+    """Keep what the head of a request says, since those of one client are mostly the same: unless it is a long one, or
+    holds a secret, which is not to stay in memory.
+    """
+    if len(head) <= KEPT_HEAD_BYTES and not _SECRET.search(head):
+        if len(known) >= KEPT_HEADS:
+            known.clear()
+        known[head] = found
+    return found
 
 
 class PredictRequest(Request, kw_only=True, frozen=True):

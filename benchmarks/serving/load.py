@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+TICK_S = 0.001  # the least that uvloop sleeps: of less it makes nothing, and would use up a core
+
 
 class Connection(asyncio.Protocol):
     """Sends the same bytes again and again. Understands answers with a Content-Length only."""
@@ -93,7 +95,7 @@ class Load:
                 else:
                     self._due.append(next_s)
                 next_s += 1 / self.rate
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(TICK_S)
 
 
 async def run(

@@ -4,7 +4,6 @@ In this order: whether the server stops, too much in flight, the key and its rat
 """
 
 import asyncio
-import functools
 import itertools
 import logging
 import re
@@ -17,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from cyxnet.codec import JSON
-from cyxnet.inference import SECRET, Health, ModelCard
+from cyxnet.inference import Health, ModelCard, remember
 from cyxnet.openai import ModelList, ModelObject
 from cyxnet.outcomes import ApiError
 from cyxnode.serving import openapi
@@ -44,7 +43,6 @@ from cyxnode.serving.routes import ROUTES, Route
 
 log = logging.getLogger(__name__)
 _ID = b"\0"
-KEPT_HEADS, KEPT_HEAD_BYTES = 256, 1_024
 _HEADERS = re.compile(rb"\r\n(content-type|accept|authorization):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _JSON = JSON.encode()
 _NOWHERE: tuple[str, None] = ("", None)
@@ -83,6 +81,7 @@ class Front:
         self._began_s, self._created_s = time.monotonic(), int(time.time())
         self._stops = False
         self.figures = Figures([*served.figures(), *gate.figures()])
+        self._refused: tuple[ApiError | None, bytes, bytes] = (None, b"", b"")  # last, before and behind its number
         self._id, self._count = secrets.token_hex(4).encode(), itertools.count(1)
         self.version = _version()
         self._document = msgspec.json.encode(openapi.document(self.version, gate.is_open))
@@ -191,13 +190,16 @@ class Front:
         error = check() if check and not self._stops else None
         if error is None:
             return None
-        found = self._refused_by_key(head) or error
-        self.figures.answered(path, found.status, 0.0)
-        return _in_bytes(found.status, found.code, str(found), found.retry_after_ms).replace(_ID, self._request_id())
+        if not self._gate.is_open:
+            error = self._refused_by_key(head) or error
+        self.figures.answered(path, error.status, 0.0)
+        if self._refused[0] is not error:  # a full queue is refused in the same words thousands of times a second
+            before, _, behind = whole(answer_no(error, ""), _ID).partition(_ID)
+            self._refused = error, before, behind
+        _, before, behind = self._refused
+        return b"%b%b%b" % (before, self._request_id(), behind)
 
     def _refused_by_key(self, head: bytes) -> ApiError | None:
-        if self._gate.is_open:
-            return None
         try:
             self._gate.check(_told(head)[2])
         except ApiError as error:
@@ -313,20 +315,10 @@ def _told(head: bytes) -> tuple[bytes, bytes, bytes | None]:
         return known
     said = {name.lower(): value.rstrip() for name, value in _HEADERS.findall(head)}
     found = said.get(b"content-type", _JSON), said.get(b"accept", b""), said.get(b"authorization")
-    if len(head) <= KEPT_HEAD_BYTES and not SECRET.search(head):
-        if len(_known_heads) >= KEPT_HEADS:
-            _known_heads.clear()
-        _known_heads[head] = found
-    return found
+    return remember(_known_heads, head, found)
 
 
-_known_heads: dict[bytes, tuple[bytes, bytes, bytes | None]] = {}  # those of one client are mostly the same
-
-
-@functools.lru_cache(1024)  # a full queue is refused in the same few words thousands of times a second
-def _in_bytes(status: int, code: str, said: str, wait_ms: int | None) -> bytes:
-    """A refusal as it travels, with _ID for its number."""
-    return whole(answer_no(ApiError(code, said, status, wait_ms), ""), _ID)
+_known_heads: dict[bytes, tuple[bytes, bytes, bytes | None]] = {}
 
 
 def _stopping() -> ApiError:
