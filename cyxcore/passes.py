@@ -5,8 +5,8 @@ is bit for bit the same: x * 1 goes, x + 0 stays (it turns -0.0 into 0.0).
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape, broadcast
@@ -101,6 +101,95 @@ def turn_once(graph: Graph) -> Graph:
         dtypes.append(known.dtypes[place])
     updates = [(new[target], new[value]) for target, value in graph.updates]
     return Graph(nodes, [new[i] for i in graph.outputs], updates, Inferred(tuple(shapes), tuple(dtypes)))
+
+
+def cut_products(graph: Graph) -> Graph:
+    """Where rows are cut out of a product and nobody needs it whole, the rows are cut out of its left factor.
+
+    A recurrence then multiplies its inputs step by step, and what comes out is in the cache when the step reads it.
+    """
+    known = graph.infer(1)
+    readers: dict[int, list[int]] = {}
+    for place, node in enumerate(graph.nodes):
+        for i in node.inputs:
+            readers.setdefault(i, []).append(place)
+    for i in (*graph.outputs, *(place for update in graph.updates for place in update)):
+        readers.setdefault(i, []).append(len(graph.nodes))
+    cuts: dict[int, _Product] = {}  # slice -> what it cuts
+    for place in range(len(graph.nodes)):
+        product = _product_in_slices(graph, known, readers, place)
+        if product is not None:
+            cuts.update(dict.fromkeys(readers[place], product))
+    if not cuts:
+        return graph
+    nodes: list[Node] = []
+    new: list[int] = []
+    shapes, dtypes = list[Shape](), list[str]()
+
+    def emit(op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any], shape: Shape, like: int) -> int:
+        nodes.append(Node(op, inputs, attrs, graph.nodes[like].layer))
+        shapes.append(shape)
+        dtypes.append(known.dtypes[like])
+        return len(nodes) - 1
+
+    for place, node in enumerate(graph.nodes):
+        if place not in cuts:
+            new.append(emit(node.op, tuple([new[i] for i in node.inputs]), node.attrs, known.shapes[place], place))
+            continue
+        left, right, row, attrs = cuts[place]
+        shape, terms = known.shapes[place], known.shapes[left][-1]
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        cut = {**node.attrs, "stops": (*node.attrs["stops"][:-1], terms)}
+        part = emit("slice", (new[left],), cut, (*shape[:-1], terms), place)
+        flat = emit("reshape", (part,), {"shape": (rows, terms)}, (rows, terms), place)
+        made = emit("matmul", (flat, new[right]), attrs, (rows, columns), place)
+        if row is not None:
+            made = emit("add", (made, new[row]), {}, (rows, columns), place)
+        new.append(emit("reshape", (made,), {"shape": shape}, shape, place))
+    updates = [(new[target], new[value]) for target, value in graph.updates]
+    return Graph(nodes, [new[i] for i in graph.outputs], updates, Inferred(tuple(shapes), tuple(dtypes)))
+
+
+class _Product(NamedTuple):
+    """left (..., k) times right, plus a row where there is one."""
+
+    left: int
+    right: int
+    row: int | None
+    attrs: Mapping[str, Any]
+
+
+def _product_in_slices(
+    graph: Graph, known: Inferred, readers: Mapping[int, Sequence[int]], place: int
+) -> _Product | None:
+    """The product of which a reshape to (..., n) shows the rows, where all that read it are many slices of few rows."""
+    nodes, shapes = graph.nodes, known.shapes
+    shape, slices = shapes[place], readers.get(place, ())
+    if nodes[place].op != "reshape" or len(shape) < 3 or len(slices) < OFTEN:
+        return None
+    for i in slices:
+        if i >= len(nodes) or nodes[i].op != "slice" or any(step != 1 for step in nodes[i].attrs["steps"]):
+            return None
+        if shapes[i][-1] != shape[-1] or math.prod(shapes[i][:-1]) > SHORT_ROWS:
+            return None
+    if sum(math.prod(shapes[i][:-1]) for i in slices) > math.prod(shape[:-1]):
+        return None  # some rows would be multiplied twice
+    made, row = nodes[place].inputs[0], None
+    if nodes[made].op == "add" and len(readers[made]) == 1:
+        added = nodes[made].inputs
+        rows = [i for i in added if shapes[i] == shape[-1:]]
+        if len(rows) != 1:
+            return None
+        row, made = rows[0], added[0] if added[1] == rows[0] else added[1]
+    product = nodes[made]
+    if product.op != "matmul" or len(readers[made]) != 1 or shapes[made] != (math.prod(shape[:-1]), shape[-1]):
+        return None
+    flat, right = product.inputs
+    if product.attrs["transpose_a"] or len(shapes[right]) != 2 or nodes[flat].op != "reshape":
+        return None
+    left = nodes[flat].inputs[0]
+    same_rows = len(shapes[left]) == len(shape) and shapes[left][:-1] == shape[:-1]
+    return _Product(left, right, row, product.attrs) if same_rows else None
 
 
 def dead_code(graph: Graph) -> Graph:

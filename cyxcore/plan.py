@@ -29,7 +29,7 @@ from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
 from cyxcore.onepass import gather
 from cyxcore.ops import OPS, USER
-from cyxcore.passes import optimise, turn_once
+from cyxcore.passes import cut_products, optimise, turn_once
 from cyxcore.recompute import recompute
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a device with its own memory
@@ -137,11 +137,11 @@ def schedule(graph: Graph, in_bands: bool = False, lanes: int = 1) -> Schedule:
     if in_bands:
         known = graph.infer(1)
         early, stretches = arrange(graph, known, early, alias, lanes)
+        elsewhere = {place for each in stretches for place in each.places}
+        added_up = accumulations(graph, known, early, alias, elsewhere)
         if lanes > 1:  # one thread finds in its cache what it multiplies right behind its making
-            elsewhere = {place for each in stretches for place in each.places}
-            added_up = accumulations(graph, known, early, alias, elsewhere)
             early = together(early, added_up)
-            onto = {place: source for each in added_up for place, source in each.onto().items()}
+        onto = {place: source for each in added_up for place, source in each.onto().items()}
     order = early + [place for place in order if place in late]
     position = {place: index for index, place in enumerate(order)}
     last_read = {alias.get(i, i): position[place] for place in order for i in graph.nodes[place].inputs}
@@ -203,10 +203,12 @@ class Plan:
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
         self.graph = graph = optimise(graph) if optimised else graph
         self.device = devices.default_device() if device is None else device
+        self.numerics = precision.chosen(numerics, self.device)
         if optimised and self.device == "cpu":
+            if self.numerics == "exact":  # in other classes the bits of a product depend on its size
+                graph = cut_products(graph)
             self.graph = graph = recompute(gather(turn_once(graph)))
         known = graph.infer(1)
-        self.numerics = precision.chosen(numerics, self.device)
         self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
         in_bands = optimised and self._lanes > 0 and not any(node.op.startswith(USER) for node in graph.nodes)

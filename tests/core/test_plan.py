@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cyxcore as cx
+from cyxcore import functional as F
 from cyxcore.errors import GraphError, KernelError, ShapeError, SpecError
 from cyxcore.gradients import backward
 from cyxcore.graph import Graph
 from cyxcore.graphlearner import initial_weights
+from cyxcore.kernels import cpu
 from cyxcore.layers import build
 from cyxcore.objectives import training_step
-from cyxcore.passes import dead_code, optimise, turn_once
+from cyxcore.passes import cut_products, dead_code, optimise, turn_once
 from cyxcore.plan import Arena, Plan, schedule
 from cyxcore.spec import OptimizerSpec, TrainingSpec
 from cyxcore.symbols import Builder, Symbol
@@ -170,6 +172,64 @@ def test_a_matrix_that_many_short_products_turn_is_turned_once() -> None:
             plan.inputs[name][...] = value
         plan.run()
     assert plans[0].outputs[0].tobytes() == plans[1].outputs[0].tobytes()
+
+
+def inputs_of_steps(steps: int, read: str, bias: bool = True) -> Graph:
+    """What a recurrence reads of its inputs at each of `steps` steps, and what else is read of all of them."""
+    builder = Builder()
+    x, w = builder.input("x", (6, 9, 5)), builder.input("w", (8, 5))
+    gates = F.linear(x, w, builder.input("bias", (8,)) if bias else None)
+    state = builder.input("state", (6, 8))
+    for step in range(steps):
+        columns = slice(0, 4) if read == "columns" else slice(None)
+        part = gates[:, step, columns]
+        state = state + (part.sum(1, keepdims=True) if read == "columns" else part)
+    return builder.graph(state, *((gates,) if read == "whole" else ()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_cut_out_of_a_product_are_multiplied_alone(bias: bool) -> None:
+    graph = optimise(inputs_of_steps(9, "rows", bias))
+    cut = dead_code(cut_products(graph))
+    assert [shape for node, shape in zip(cut.nodes, cut.infer(1).shapes, strict=True) if node.op == "matmul"] == [
+        (6, 8)
+    ] * 9
+    assert cut.infer(1) == Graph(cut.nodes, cut.outputs).infer(1)
+
+
+@pytest.mark.parametrize(("steps", "read"), [(9, "whole"), (9, "columns"), (2, "rows")])
+def test_a_product_that_is_needed_whole_is_made_whole(steps: int, read: str) -> None:
+    """Somebody else reads all of it, its columns are cut, or few read it."""
+    graph = optimise(inputs_of_steps(steps, read))
+    assert cut_products(graph) is graph
+
+
+def test_no_row_of_a_product_is_multiplied_twice() -> None:
+    builder = Builder()
+    gates = F.linear(builder.input("x", (6, 9, 5)), builder.input("w", (8, 5)))
+    graph = optimise(builder.graph(*(gates[:, step] for step in range(9)), gates[:, 0:2]))
+    assert cut_products(graph) is graph
+
+
+@pytest.mark.parametrize(("bias", "isa"), [(True, "avx512"), (False, "avx2"), (True, "portable")])
+def test_a_product_in_pieces_has_the_bits_of_the_whole(bias: bool, isa: str) -> None:
+    before = cpu.isa()
+    try:
+        cpu.set_isa(isa)
+    except ValueError:
+        pytest.skip(f"this machine has no {isa}")
+    try:
+        graph, rng = inputs_of_steps(9, "rows", bias), np.random.default_rng(0)
+        plans = [Plan(graph, device="cpu", optimised=optimised) for optimised in (True, False)]
+        for name in plans[0].inputs:
+            drawn = rng.normal(size=plans[0].inputs[name].shape)
+            for plan in plans:
+                plan.inputs[name][...] = drawn
+        for plan in plans:
+            plan.run()
+        assert plans[0].outputs[0].tobytes() == plans[1].outputs[0].tobytes()
+    finally:
+        cpu.set_isa(before)
 
 
 def test_the_shapes_the_passes_hand_on_are_those_of_the_graph() -> None:

@@ -29,7 +29,8 @@ enum {
     LINE = 16,
     NEAR_PANELS = 1 << 16, /* elements of the panels that a task packs for itself */
     LEAST_PANELS = 4,
-    NEAR_RESULT = 1 << 16, /* elements of a result to which many products are added while they are in the cache */
+    PRODUCTS_AT_ONCE = 4,
+    NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
 #endif
@@ -271,12 +272,18 @@ static void NAME(pack_b_body)(void *context, int64_t begin, int64_t end) {
 }
 
 /* `rows` columns of a transposed A as panels [k][MR]. Line by line as it lies: a panel at a time would wait for memory at
- * every line. */
+ * every line. Where there is more behind a panel's columns, they are moved as whole vectors: what is too much of one line
+ * is overwritten by the next. */
 static void NAME(pack_rows)(const T *a, int64_t a_row, T *packed, int64_t k_count, int64_t rows) {
-    int64_t whole = rows / MR, panel = ROWS_PANEL(k_count);
+    int64_t whole = rows / MR, panel = ROWS_PANEL(k_count), vectors = (MR + VN - 1) / VN;
+    int64_t swift = rows < vectors * VN ? 0 : (rows - vectors * VN) / MR + 1;
+    if (swift > whole) swift = whole;
     for (int64_t k = 0; k < k_count; k++, a += a_row) {
         T *to = packed + k * MR;
-        for (int64_t i = 0; i < whole; i++) memcpy(to + i * panel, a + i * MR, sizeof(T) * MR);
+        for (int64_t i = 0; i < swift; i++)
+            _Pragma("GCC unroll 4") for (int64_t v = 0; v < vectors; v++)
+                *(V *)(to + i * panel + v * VN) = *(const V *)(a + i * MR + v * VN);
+        for (int64_t i = swift; i < whole; i++) memcpy(to + i * panel, a + i * MR, sizeof(T) * MR);
         if (whole * MR < rows)
             memcpy(to + whole * panel, a + whole * MR, sizeof(T) * (size_t)(rows - whole * MR));
     }
@@ -288,7 +295,7 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     int64_t groups = (p->n_count + p->n_block - 1) / p->n_block;
     int pack_a = p->a_transposed ? p->m > TRANSPOSED_A_ROWS && p->n_count > TRANSPOSED_A_COLUMNS
                                  : p->n_count > DIRECT_A_COLUMNS;
-    int far = p->m * p->n > FAR_ELEMENTS; /* the next block of c is fetched while one is computed */
+    int far = p->m * p->n >= FAR_ELEMENTS; /* the next block of c is fetched while one is computed */
     int64_t of_a = pack_a ? (p->m_block / MR + 1) * ROWS_PANEL(p->k_count) : 0, packed_m0 = -1;
     int64_t of_b = p->panels_of_task * PANEL(p);
     T *packed = of_a + of_b ? cyx_scratch(1, sizeof(T) * (size_t)(of_a + of_b)) : NULL, *own_b = packed + of_a;
@@ -459,13 +466,11 @@ typedef struct {
     _Atomic int no_memory;
 } NAME(many);
 
-/* Products and sums in turn, all to a few rows of their one result, then to the next rows. */
+/* A few products at a time: a block of the result stays in the cache until all of them are added to it. */
 static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
     NAME(many) *many = context;
-    int64_t m = many->m, n = many->n, k = many->k;
-    T *packed = many->a_transposed
-                    ? cyx_scratch(1, sizeof(T) * (size_t)((many->rows_at_once / MR + 1) * ROWS_PANEL(k)))
-                    : NULL;
+    int64_t m = many->m, n = many->n, k = many->k, of_a = (many->rows_at_once / MR + 1) * ROWS_PANEL(k);
+    T *packed = many->a_transposed ? cyx_scratch(1, sizeof(T) * (size_t)(PRODUCTS_AT_ONCE * of_a)) : NULL;
     if (many->a_transposed && !packed) {
         many->no_memory = 1;
         return;
@@ -473,19 +478,22 @@ static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
         int64_t m0 = task * many->rows_at_once, rows = m - m0 < many->rows_at_once ? m - m0 : many->rows_at_once;
         T *c = (T *)many->calls[1].out.data + m0 * n;
-        for (int32_t i = 0; i < many->calls->group; i += 2) {
-            const T *a = many->calls[i].in[0].data, *b = many->calls[i].in[1].data;
-            if (packed) NAME(pack_rows)(a + m0, m, packed, k, rows);
-            for (int64_t column = 0; column < n; column += NR) {
-                int64_t columns = n - column < NR ? n - column : NR;
-                for (int64_t r = 0; r < rows; r += MR) {
-                    int64_t count = rows - r < MR ? rows - r : MR;
-                    T *block = c + r * n + column;
-                    NAME(run_block)(packed ? NAME(packed_kernels) : NAME(rows_kernels), count, columns,
-                                    packed ? packed + r / MR * ROWS_PANEL(k) : a + (m0 + r) * k, packed ? MR : k,
-                                    b + column, n, block, n, k, 0, (NAME(addend)){block, n});
-                }
-            }
+        for (int32_t first = 0; first < many->calls->group; first += 2 * PRODUCTS_AT_ONCE) {
+            const cyx_call *products = many->calls + first;
+            int32_t left = (many->calls->group - first) / 2, count = left < PRODUCTS_AT_ONCE ? left : PRODUCTS_AT_ONCE;
+            for (int32_t i = 0; packed && i < count; i++)
+                NAME(pack_rows)((const T *)products[2 * i].in[0].data + m0, m, packed + i * of_a, k, rows);
+            for (int64_t column = 0; column < n; column += NR)
+                for (int64_t r = 0; r < rows; r += MR)
+                    for (int32_t i = 0; i < count; i++) {
+                        const T *a = packed ? packed + i * of_a + r / MR * ROWS_PANEL(k)
+                                            : (const T *)products[2 * i].in[0].data + (m0 + r) * k;
+                        T *block = c + r * n + column;
+                        NAME(run_block)(packed ? NAME(packed_kernels) : NAME(rows_kernels), rows - r < MR ? rows - r : MR,
+                                        n - column < NR ? n - column : NR, a, packed ? MR : k,
+                                        (const T *)products[2 * i].in[1].data + column, n, block, n, k, 0,
+                                        (NAME(addend)){block, n});
+                    }
         }
     }
 }
