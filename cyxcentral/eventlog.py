@@ -56,6 +56,7 @@ UNKNOWN_RETRIES = 5
 # Events that hold nothing but text, whole numbers, bytes and what was decoded once already: as they are encoded, they
 # would be read. (Of another, a tuple would be read as a list.)
 READ_AS_ENCODED = frozenset({Submitted, Funded})
+TURNS_TO_SEND = 3  # of the loop, until a message has left: its task, the one that writes, and the writing
 LONG = 20_000  # events to read: then it is worth a process of its own
 LARGEST = 2**63 - 1  # that the ledger can hold
 _UINT64, _LARGER = b"\xcf", frozenset(range(0x80, 0x100))  # how a larger integer begins in MessagePack
@@ -429,13 +430,28 @@ class EventLog:
     async def _append_with(self, sequel: Sequel, message: tuple[str, bytes, int], record: Record) -> int:
         """Append an event and, before it is acknowledged, what may follow it. Returns where the first lies.
 
-        What follows names the event by its command id: without it, or with anything between the two, it is not stored.
+        What follows is decided while the first is on its way to the disk. It names the first by its command id: without
+        that, or with anything between the two, it is not stored.
         """
         subject, payload, expected_seq = message
-        name = record.command_id
+        with self._commits.alone():
+            first = asyncio.ensure_future(self._core.append(subject, payload, expected_seq, name=record.command_id))
+            try:
+                for _ in range(TURNS_TO_SEND):
+                    await asyncio.sleep(0)
+                # a follower that was quicker than the acknowledgement has let everybody decide on it
+                if not first.done() and self.world.last_seq.get(subject, 0) == expected_seq:
+                    self._send_sequel(sequel, subject, payload, record)
+                return await first
+            except asyncio.CancelledError:
+                first.cancel()
+                raise
+
+    def _send_sequel(self, sequel: Sequel, subject: str, payload: bytes, record: Record) -> None:
+        """What may follow a record that is being appended now, if anything."""
         follows = sequel.decide(record.event, record.at_ms)
         if follows is None:
-            return await self._commits.append(*message)
+            return
         next_record = Record(
             command_id=self.machine.token_hex(16),
             at_ms=record.at_ms,
@@ -447,18 +463,16 @@ class EventLog:
         async def follow() -> None:
             next_payload = encode(next_record)
             try:
-                seq = await self._core.append(subject, next_payload, right_after=name)
+                seq = await self._core.append(subject, next_payload, right_after=record.command_id)
                 self._acknowledged(Stored(subject, seq, next_payload), next_record)
             except (Conflict, BusError) as error:  # it is decided anew; if it was stored after all, the follower tells
                 log.info("%s does not follow at once on %s: %s", type(follows).__name__, subject, error)
             finally:
                 sequel.ended()
 
-        first = asyncio.ensure_future(self._core.append(subject, payload, expected_seq, name=name))
         task = asyncio.get_running_loop().create_task(follow())
         self._sequels.add(task)
         task.add_done_callback(self._sequels.discard)
-        return await first
 
     def _record_of(self, subject: str, command_id: str, event: AnyEvent) -> Record:
         return Record(

@@ -6,8 +6,10 @@ one of its messages has a conflict nothing was stored, and each is sent again al
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
 from msgspec import Struct
@@ -55,17 +57,23 @@ class GroupCommit:
         """Whether nothing is under way or waits."""
         return not (self._waiting or self._singles or self._batches)
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Who appends something by itself: whoever comes meanwhile shares with others."""
+        self._singles += 1
+        try:
+            yield
+        finally:
+            self._singles -= 1
+            if self._waiting:
+                self._pump()
+
     async def append(self, subject: str, payload: bytes, expected_seq: int) -> int:
         """The sequence it was stored at. Raises Conflict, AppendUnknown, StorageFull or BusError: its own outcome."""
         loop = asyncio.get_running_loop()
         if self.idle:  # nobody to share with: by the shortest way
-            self._singles += 1
-            try:
+            with self.alone():
                 return await self._core.append(subject, payload, expected_seq)
-            finally:
-                self._singles -= 1
-                if self._waiting:
-                    self._pump()
         append = _Append(subject, payload, expected_seq, loop.create_future())
         self._waiting.append(append)
         if not self._pump_due:  # after everybody else who is ready now: they may share a batch

@@ -125,6 +125,7 @@ class Node(Struct, frozen=True, kw_only=True):
     dated: bool = False  # what its session signs says for which network, in which place and until when
     signed_commands: bool = False  # its session takes no others
     checks: bool = False  # its session can train a segment of a job once more
+    shared_signatures: bool = False  # its session takes commands of which many share a signature
     online: bool
     draining: bool = False
     registered_at_ms: int

@@ -4,6 +4,7 @@ A node's clock is known from what it says when it registers, in heartbeats, and 
 Until a central has heard that, it takes its own for the node's: it is right, or the first refusal says what is.
 """
 
+import asyncio
 import logging
 
 from cyxcentral.machine import Machine
@@ -26,6 +27,7 @@ class Telling:
         self._machine = machine
         self._commander = commander
         self._ahead_ms: dict[str, tuple[str, float]] = {}  # node -> session, its clock less our monotonic one
+        self._unsigned: list[tuple[commands.Asked, asyncio.Future[m.SignedCommand]]] = []  # of this turn of the loop
 
     @property
     def platform_key(self) -> str:
@@ -46,7 +48,8 @@ class Telling:
         sequence = self._world.last_seq.get(subjects.job_event(command.job_id), 0)  # what it was made of
         for _ in range(2):
             until_ms = self._now_ms(node_id, command.session) + commands.VALID_MS
-            said = self._commander.signed(node_id, command.session, command, sequence, until_ms)
+            asked = commands.Asked(node_id, command.session, command, sequence, until_ms)
+            said = await self._signed(asked) if node.shared_signatures else self._commander.signed(*asked)
             reply = await self._edge.ask(subject, said, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S)
             if reply.code not in commands.OTHER_CLOCK:
                 break
@@ -56,6 +59,30 @@ class Telling:
                 log.warning("%s takes nothing from this central (%.40s): %.200s", node_id, reply.code, reply.reason)
             raise commands.NotTaken(reply.code[:40], reply.reason[:200])
         return reply
+
+    async def _signed(self, asked: commands.Asked) -> m.SignedCommand:
+        """Signed together with all that is to be said in this moment: a signature is most of what a command costs."""
+        loop = asyncio.get_running_loop()
+        signed: asyncio.Future[m.SignedCommand] = loop.create_future()
+        if not self._unsigned:
+            loop.call_soon(self._sign)
+        self._unsigned.append((asked, signed))
+        return await signed
+
+    def _sign(self) -> None:
+        assert self._commander is not None
+        waiting, self._unsigned = self._unsigned, []
+        wanted = [(asked, signed) for asked, signed in waiting if not signed.done()]
+        for first in range(0, len(wanted), commands.MOST_SHARING):
+            some = wanted[first : first + commands.MOST_SHARING]
+            try:
+                made = self._commander.all_signed([asked for asked, _ in some])
+            except Exception as error:  # they are told by tasks that try again
+                for _, signed in some:
+                    signed.set_exception(error)
+            else:
+                for (_, signed), said in zip(some, made, strict=True):
+                    signed.set_result(said)
 
     def reply(self, said: m.Heartbeat, orders: m.Orders) -> m.HeartbeatReply:
         """The answer to a heartbeat of a node that is known."""

@@ -3,13 +3,16 @@
     platform's key ── vouches for ──▶ CommandKey ── signs ──▶ SignedCommand
     (in the signer)                   (in every central)      network, node, session, kind, job, attempt, place, end
 
+Those that are said in one moment share a signature: it is that of the root of a tree of them, and each brings the way
+from itself to the root along. What a command says and is good for does not depend on the others.
+
 A node knows the platform's key from network.json, or keeps what the first central says that it ever registers at. All
 centrals of a network have the same command key; a next one has the next number.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -28,6 +31,7 @@ PLACES_KEPT = 2**16
 MAX_COMMAND_BYTES = MAX_MESSAGE_BYTES + 100_000  # an Assign has a whole job in it, and was sent by nobody who may flood
 OTHER_CLOCK = ("expired", "good_too_long")  # codes of refusals that a look at the node's clock mends
 UNSIGNED = "0" * 128
+MOST_SHARING = 2**16  # commands under one signature
 
 
 class NotTaken(CyxError):
@@ -64,6 +68,41 @@ def _about(command: m.Command | m.Orders) -> tuple[str, str, int]:
     return (kind, "", 0) if isinstance(command, m.Orders) else (kind, command.job_id, command.attempt)
 
 
+class Asked(NamedTuple):
+    """A command that is to be signed, for a session of a node; sequence, expires_ms: as of SignedCommand."""
+
+    node_id: str
+    session: str
+    command: m.Command | m.Orders
+    sequence: int
+    expires_ms: int
+
+
+def tree(leaves: list[bytes]) -> tuple[bytes, list[tuple[list[bytes], int]]]:
+    """The root over some leaves, and for each of them its path and turns (see SignedCommand)."""
+    paths: list[list[bytes]] = [[] for _ in leaves]
+    turns = [0] * len(leaves)
+    level = [(leaf, [at]) for at, leaf in enumerate(leaves)]  # branches, and which leaves are under them
+    while len(level) > 1:
+        above = []
+        for (left, under_left), (right, under_right) in zip(level[::2], level[1::2], strict=False):
+            for at in under_left:
+                paths[at].append(right)
+            for at in under_right:
+                turns[at] |= 1 << len(paths[at])
+                paths[at].append(left)
+            above.append((m.branch_of(left, right), under_left + under_right))
+        level = above + level[len(above) * 2 :]  # one that stands alone goes up as it is
+    return level[0][0], list(zip(paths, turns, strict=True))
+
+
+def root_of(leaf: bytes, path: list[bytes], turns: int) -> bytes:
+    """Where the way from a leaf leads."""
+    for number, beside in enumerate(path):
+        leaf = m.branch_of(beside, leaf) if turns >> number & 1 else m.branch_of(leaf, beside)
+    return leaf
+
+
 class Commander:
     """Signs for a central."""
 
@@ -76,16 +115,36 @@ class Commander:
     def signed(
         self, node_id: str, session: str, command: m.Command | m.Orders, sequence: int, expires_ms: int
     ) -> m.SignedCommand:
-        said = m.SignedCommand(
-            network_id=self.network_id,
-            node_id=node_id,
-            key=self._key,
-            sequence=sequence,
-            expires_ms=expires_ms,
-            payload=encode(command, MSGPACK),
-            signature=UNSIGNED,
-        )
-        return replace(said, signature=self._sign(m.command_bytes(said, session, *_about(command))).hex())
+        """One command, with a signature of its own."""
+        [said] = self.all_signed([Asked(node_id, session, command, sequence, expires_ms)])
+        return said
+
+    def all_signed(self, asked: list[Asked]) -> list[m.SignedCommand]:
+        """Up to MOST_SHARING commands, of which several share one signature: for sessions that know such."""
+        drafts = [
+            m.SignedCommand(
+                network_id=self.network_id,
+                node_id=each.node_id,
+                key=self._key,
+                sequence=each.sequence,
+                expires_ms=each.expires_ms,
+                payload=encode(each.command, MSGPACK),
+                signature=UNSIGNED,
+            )
+            for each in asked
+        ]
+        bytes_ = [
+            m.command_bytes(draft, each.session, *_about(each.command))
+            for draft, each in zip(drafts, asked, strict=True)
+        ]
+        if len(drafts) == 1:
+            return [replace(drafts[0], signature=self._sign(bytes_[0]).hex())]
+        root, ways = tree([m.leaf_of(each) for each in bytes_])
+        signature = self._sign(m.shared_bytes(self.network_id, root)).hex()
+        return [
+            replace(draft, signature=signature, path=path, turns=turns)
+            for draft, (path, turns) in zip(drafts, ways, strict=True)
+        ]
 
 
 class Trust(Struct, frozen=True, kw_only=True):
@@ -117,6 +176,7 @@ class Guard:
         self._now_ms = now_ms
         self._keep = keep
         self._vouched: m.CommandKey | None = None  # the one that was checked last
+        self._shared = ("", b"", "")  # key, what it signed for many commands, and the signature, that were good last
         self._newest: OrderedDict[str, int] = OrderedDict()  # job -> its newest place; last the job that was last meant
 
     def told(self, network_id: str, platform_key: str) -> str:
@@ -205,7 +265,7 @@ class Guard:
             vouched = m.command_key_bytes(said.network_id, said.key)
             if not verify(self.trust.platform_key, vouched, said.key.signature):
                 raise NotTaken("unknown_key", "the platform's key does not vouch for the key that signed it")
-        if not verify(said.key.public_key, m.command_bytes(said, session, *_about(command)), said.signature):
+        if not self._signed(said, m.command_bytes(said, session, *_about(command))):
             raise NotTaken("bad_signature", "it is not signed by the key it names, or was signed for something else")
         self._vouched = said.key
         self._learn(replace(self.trust, key_number=said.key.number))
@@ -215,6 +275,20 @@ class Guard:
         if left_ms > LONGEST_AHEAD_MS:
             raise NotTaken("good_too_long", f"it is good for {left_ms // 1000} more s by the node's clock")
         return command
+
+    def _signed(self, said: m.SignedCommand, command: bytes) -> bool:
+        """Whether the key that it names signed these bytes, alone or with others."""
+        if said.turns >> len(said.path):
+            return False  # there would be several ways to write the same
+        if not said.path:
+            return verify(said.key.public_key, command, said.signature)
+        root = root_of(m.leaf_of(command), said.path, said.turns)
+        shared = (said.key.public_key, m.shared_bytes(said.network_id, root), said.signature)
+        if shared != self._shared:
+            if not verify(*shared):
+                return False
+            self._shared = shared
+        return True
 
     def _learn(self, trust: Trust) -> None:
         if trust != self.trust:

@@ -948,6 +948,7 @@ class Register(Request, kw_only=True, frozen=True):
     network_id, sequence, expires_ms: as of RunCompleted; network_id "" from a node that has not been told it.
     signed_commands: this session takes commands that central signed, and no others. now_ms: as of Heartbeat.
     checks: this session can train a segment of a job once more, for its digest (Assign.segment).
+    shared_signatures: and commands of which many share a signature (SignedCommand.path).
     """
 
     node_id: NodeId
@@ -968,6 +969,7 @@ class Register(Request, kw_only=True, frozen=True):
     signed_commands: bool = False
     now_ms: U63 = 0
     checks: bool = False
+    shared_signatures: bool = False
 
 
 class RegisterReply(Struct, kw_only=True, omit_defaults=True):
@@ -1245,6 +1247,8 @@ class SignedCommand(Request, kw_only=True, frozen=True, tag="signed", tag_field=
 
     sequence: the newest event of the job that central had read; of Orders, the number of the heartbeat.
     expires_ms: when it is too late to say it, by the node's clock.
+    path: of one that shares its signature with others: what stands beside it on the way to the root of the tree of all
+    of them (leaf_of, branch_of), which is signed then, as shared_bytes(). turns: bit i: path[i] stands to the left.
     """
 
     network_id: NetworkId
@@ -1254,6 +1258,8 @@ class SignedCommand(Request, kw_only=True, frozen=True, tag="signed", tag_field=
     expires_ms: U63
     payload: bytes
     signature: SeedSignature
+    path: Annotated[list[Annotated[bytes, Meta(min_length=32, max_length=32)]], Meta(max_length=16)] = []
+    turns: Annotated[int, Meta(ge=0, lt=2**16)] = 0
 
 
 class CommandReply(Struct, kw_only=True):
@@ -1510,7 +1516,7 @@ class Refunded(Event, kw_only=True):
 class NodeRegistered(Event, kw_only=True):
     """dated: what this session signs names the network, a sequence and an expiry; what does not is refused.
 
-    signed_commands: it takes commands that central signed, and no others. checks: as of Register.
+    signed_commands: it takes commands that central signed, and no others. checks, shared_signatures: as of Register.
     """
 
     node_id: str
@@ -1527,6 +1533,7 @@ class NodeRegistered(Event, kw_only=True):
     dated: bool = False
     signed_commands: bool = False
     checks: bool = False
+    shared_signatures: bool = False
 
 
 class NodeLost(Event, kw_only=True):
@@ -1732,7 +1739,12 @@ def segment_bytes(said: SegmentTrained) -> bytes:
 def registration_bytes(node: Register) -> bytes:
     """What a node signs when it registers: its key owns the id, the session and the wallet."""
     began = [str(node.began_ms)] if node.began_ms else []  # older nodes neither say nor sign it
-    wants = [word for said, word in ((node.signed_commands, "signed-commands"), (node.checks, "checks")) if said]
+    words = {
+        "signed-commands": node.signed_commands,
+        "checks": node.checks,
+        "shared-signatures": node.shared_signatures,
+    }
+    wants = [word for word, said in words.items() if said]
     return _signed("register", node, node.node_id, node.session, node.public_key, node.wallet, *began, *wants)
 
 
@@ -1749,3 +1761,20 @@ def command_bytes(said: SignedCommand, session: str, kind: str, job_id: str, att
     whom = ("cyx/v1/command", said.network_id, said.node_id, session)
     what = (kind, job_id, str(attempt), str(said.sequence), str(said.expires_ms))
     return "\n".join([*whom, *what, hashlib.sha256(said.payload).hexdigest()]).encode()
+
+
+def leaf_of(command: bytes) -> bytes:
+    """A command in the tree of those that share a signature: command_bytes() as 32 bytes.
+
+    A leaf and what is made of two branches begin differently (RFC 9162, 2.1.1): none can be shown for the other.
+    """
+    return hashlib.sha256(b"\x00" + command).digest()
+
+
+def branch_of(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def shared_bytes(network_id: str, root: bytes) -> bytes:
+    """What central signs for all commands of one tree: domain, network, root."""
+    return "\n".join(["cyx/v1/commands", network_id, root.hex()]).encode()

@@ -274,6 +274,7 @@ class Agent:
             signed_commands=True,
             now_ms=self._clock_ms(),
             checks=True,
+            shared_signatures=True,
         )
         try:
             reply = await self._ask("register", register, RegisterReply, REQUEST_TIMEOUT_S)

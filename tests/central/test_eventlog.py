@@ -166,6 +166,35 @@ async def test_what_follows_at_once_stands_right_behind_its_event_everywhere(cor
     assert log.world.last_seq[job(1)] == 2 and not other.world.quarantined
 
 
+async def test_what_follows_is_decided_while_its_event_is_on_its_way(core, log, monkeypatch):
+    sent, append = [], core._nc.send
+
+    def send(subject, *rest, **options):
+        sent.append(subject)
+        append(subject, *rest, **options)
+
+    monkeypatch.setattr(core._nc, "send", send)
+    ended, seen = asyncio.Event(), []
+
+    def decide(first, at_ms):
+        seen.extend(sent)
+        return f.leased()
+
+    await log.record(job(1), lambda: f.submitted("job-1"), Sequel(decide, ended.set))
+    await ended.wait()
+    assert job(1) in seen and log.world.jobs["job-1"].status == "leased"
+
+
+async def test_nothing_is_decided_behind_an_event_whose_subject_has_been_read_on(log):
+    """A follower may bring the event before its acknowledgement comes: then whoever assigns jobs has seen it."""
+    await log.record(job(1), lambda: f.submitted("job-1"))
+    asked, record = [], log._record_of(job(1), "d" * 32, f.submitted("job-1"))
+    sequel = Sequel(lambda first, at_ms: asked.append(1), None)
+    with pytest.raises(Conflict):
+        await log._append_with(sequel, (job(1), encode(record), 0), record)
+    assert not asked and log._commits.idle
+
+
 async def test_with_anything_between_the_two_what_follows_is_not_stored(core, log, monkeypatch):
     ended, append = asyncio.Event(), core.append
 

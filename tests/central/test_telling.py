@@ -93,7 +93,7 @@ async def test_a_node_that_asks_for_it_hears_signed_commands_only(scheduling, no
     assert isinstance(await node.told(), m.Begin)
     await scheduling.say(subjects.job_event("job-1"), f.PAUSED)
     assert isinstance(await node.told(), m.Pause)
-    await scheduling.dispatch.stop_run(scheduling.world.jobs["job-1"], "cancelled")
+    await scheduling.dispatch.stop_run("job-1", scheduling.world.jobs["job-1"].attempts[-1], "cancelled")
     assert (await node.told()).reason == "cancelled"
     assert {type(said) for said in node.said} == {m.SignedCommand}
     places = [said.sequence for said in node.said]
@@ -116,6 +116,36 @@ async def test_that_a_node_takes_signed_commands_only_is_signed_by_it(central):
     said = asks_for_signed()
     with pytest.raises(ApiError, match="is not signed by the node's key"):
         await central.dispatch._register(replace(said, signed_commands=False))
+
+
+async def told_at_once(central, *job_ids):
+    """What two commands look like that are said in one turn of the loop."""
+    asks = [m.Stop(job_id=job_id, attempt=1, session=SESSION, reason="over") for job_id in job_ids]
+    return await asyncio.gather(*(central.dispatch._nodes.ask(NODE, ask) for ask in asks))
+
+
+@pytest.mark.parametrize("knows", [True, False])
+async def test_what_is_said_in_one_moment_shares_a_signature_with_who_knows_such(central, node, knows):
+    await central.dispatch._register(asks_for_signed(shared_signatures=knows))
+    assert central.world.nodes[NODE].shared_signatures is knows
+    for job_id in ("job-1", "job-2"):
+        await central.job(job_id, leased())
+    assert [reply.accepted for reply in await told_at_once(central, "job-1", "job-2")] == [True, True]
+    assert len({said.signature for said in node.said}) == (1 if knows else 2)
+    assert [bool(said.path) for said in node.said] == [knows, knows]
+    await told_at_once(central, "job-1")
+    assert not node.said[-1].path  # alone it is signed as ever
+
+
+async def test_who_gives_up_before_a_command_is_signed_costs_the_others_nothing(central, node):
+    await central.dispatch._register(asks_for_signed(shared_signatures=True))
+    for job_id in ("job-1", "job-2"):
+        await central.job(job_id, leased())
+    first, second = (asyncio.ensure_future(told_at_once(central, job_id)) for job_id in ("job-1", "job-2"))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert [reply.accepted for reply in await second] == [True]
+    assert [said.path for said in node.said] == [[]]
 
 
 async def test_a_central_without_a_key_for_commands_takes_no_such_node_in(central):
@@ -241,6 +271,6 @@ async def test_a_node_that_tells_an_absurd_clock_is_given_up_on_and_holds_nobody
         with pytest.raises(CyxError):
             await central.dispatch._nodes.ask(NODE, m.Begin(job_id="job-1", attempt=1, session=SESSION))
         assert 1 <= len(said) <= 2
-        await central.dispatch.stop_run(central.world.jobs["job-1"], "cancelled")
+        await central.dispatch.stop_run("job-1", central.world.jobs["job-1"].attempts[-1], "cancelled")
     finally:
         await bus.close()

@@ -224,6 +224,82 @@ def test_the_places_of_so_many_jobs_are_remembered_and_of_no_more(node, monkeypa
     assert list(node.guard._newest) == ["job-2", "job-3", "job-4"]
 
 
+# -- many under one signature ------------------------------------------------------------------------------
+
+
+def together(count, by=None):
+    stops = [replace(STOP, job_id=f"job-{number}") for number in range(count)]
+    return stops, (by or central()).all_signed(
+        [commands.Asked(NODE, SESSION, stop, 7, NOW_MS + VALID_MS) for stop in stops]
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9, 33])
+def test_commands_of_one_moment_share_a_signature_and_each_is_taken_by_itself(count):
+    stops, said = together(count)
+    assert len({each.signature for each in said}) == 1
+    assert max(len(each.path) for each in said) == (count - 1).bit_length()
+    for number in Random(count).sample(range(count), count):
+        assert Node().guard.opened(decode(m.SignedCommand, encode(said[number]), MSGPACK)) == stops[number]
+
+
+def test_a_node_checks_a_signature_that_many_share_once(node, monkeypatch):
+    checked = []
+    monkeypatch.setattr(commands, "verify", lambda *what: checked.append(what) or True)
+    _, said = together(9)
+    assert [node.take(each) for each in said] == [""] * 9
+    assert len(checked) == 2  # the platform's word for the key, and what the key signed
+
+
+def test_a_shared_signature_is_of_these_bytes():
+    _, [one, two, three] = together(3)
+    leaves = [
+        hashlib.sha256(b"\0" + m.command_bytes(said, SESSION, "stop", f"job-{number}", 1)).digest()
+        for number, said in enumerate((one, two, three))
+    ]
+    pair = hashlib.sha256(b"\1" + leaves[0] + leaves[1]).digest()
+    root = hashlib.sha256(b"\1" + pair + leaves[2]).digest()
+    assert [(said.path, said.turns) for said in (one, two, three)] == [
+        ([leaves[1], leaves[2]], 0),
+        ([leaves[0], leaves[2]], 1),
+        ([pair], 1),
+    ]
+    assert m.shared_bytes(NETWORK, root).decode() == f"cyx/v1/commands\nnet-1\n{root.hex()}"
+    key = Ed25519PrivateKey.from_private_bytes(commanding(PLATFORM, NETWORK, 1).seed)
+    assert key.sign(m.shared_bytes(NETWORK, root)).hex() == one.signature
+
+
+ONE, TWO, *_ = together(4)[1]
+UNDER_ONE_SIGNATURE = {
+    "of another job": replace(ONE, payload=TWO.payload),
+    "at another place": replace(ONE, sequence=8),
+    "good for longer": replace(ONE, expires_ms=ONE.expires_ms + 1),
+    "another's way": replace(ONE, path=TWO.path, turns=TWO.turns),
+    "another turn": replace(ONE, turns=ONE.turns ^ 1),
+    "no way": replace(ONE, path=[], turns=0),
+    "half of the way": replace(ONE, path=ONE.path[:1]),
+    "too long a way": replace(ONE, path=[*ONE.path, b"\0" * 32]),
+    "a turn too many": replace(ONE, turns=ONE.turns | 4),
+    "a turn without a way": replace(signed(), turns=1),
+    "a way beside a signature of one's own": replace(signed(), path=ONE.path),
+}
+
+
+@pytest.mark.parametrize("said", UNDER_ONE_SIGNATURE.values(), ids=list(UNDER_ONE_SIGNATURE))
+def test_under_a_shared_signature_nothing_else_is_taken(node, said):
+    assert node.take(ONE) == ""  # which the node remembers
+    assert node.take(said) == "bad_signature"
+    assert Node().take(said) == "bad_signature"
+
+
+def test_a_shared_signature_is_for_its_network_node_and_session():
+    assert Node(replace(TRUST, network_id="net-2")).take(ONE) == "wrong_network"
+    elsewhere = Node(replace(TRUST, network_id="net-2"))
+    assert elsewhere.take(replace(ONE, network_id="net-2")) in ("unknown_key", "bad_signature")
+    assert Node(session=NEXT_SESSION).take(ONE) == "wrong_session"
+    assert Node().take(replace(ONE, node_id=OTHER)) == "wrong_node"
+
+
 # -- the key -----------------------------------------------------------------------------------------------
 
 
