@@ -114,12 +114,14 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "cuda get_default_dtype is_grad_enabled poisson "
+            "cuda get_default_dtype get_num_threads get_rng_state initial_seed is_grad_enabled poisson randint_like "
+            "set_num_threads set_rng_state "
             "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm "
             "set_grad_enabled tril_indices triu_indices"
         ).split(),
         "torchfunctions",
     ),
+    "Generator": "random",
     "Trainer": "training",
     "profile": "profiling",
     "lr_finder": "lrfinder",
@@ -228,6 +230,7 @@ if TYPE_CHECKING:
     from cyxcore.precision import set_numerics as set_numerics
     from cyxcore.profiling import profile as profile
     from cyxcore.quantization import quantize as quantize
+    from cyxcore.random import Generator as Generator
     from cyxcore.recipe import load_graph as load_graph
     from cyxcore.saving import load as load
     from cyxcore.saving import save as save

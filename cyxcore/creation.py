@@ -11,7 +11,7 @@ import numpy as np
 
 from cyxcore import dlpack, drawing
 from cyxcore.device import DEVICES, OWN_MEMORY, default_device
-from cyxcore.dtype import DEFAULTS, dtype_name
+from cyxcore.dtype import DEFAULTS, FLOATS, dtype_name
 from cyxcore.eager import Tensor, around, as_array, next_key, wrap
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
@@ -257,18 +257,27 @@ def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Any, ...]:
 
 
 @placed
-def rand(*shape: Any, requires_grad: bool = False, device: Any = None) -> Tensor:
-    """Uniform float32 numbers in [0, 1) of the generator manual_seed sets."""
-    seed, step = next_key().tolist()
-    return Tensor(drawing.uniform(seed, step, 0, _sizes(shape)), "float32", requires_grad)
+def rand(
+    *shape: Any, dtype: Any = "float32", requires_grad: bool = False, device: Any = None, generator: Any = None
+) -> Tensor:
+    """Uniform numbers in [0, 1), of a generator or of the one manual_seed sets; as fine as float32 in any dtype."""
+    return _drawn("rand", drawing.uniform, shape, dtype, requires_grad, generator)
 
 
 @placed
-def randn(*shape: Any, requires_grad: bool = False, device: Any = None) -> Tensor:
-    """About normal float32 numbers (cyxcore.drawing.normal) of the generator manual_seed sets."""
-    seed, step = next_key().tolist()
-    return Tensor(drawing.normal(seed, step, 0, _sizes(shape)), "float32", requires_grad)
+def randn(
+    *shape: Any, dtype: Any = "float32", requires_grad: bool = False, device: Any = None, generator: Any = None
+) -> Tensor:
+    """About normal numbers (cyxcore.drawing.normal), of a generator or of the one manual_seed sets."""
+    return _drawn("randn", drawing.normal, shape, dtype, requires_grad, generator)
 
 
-def _sizes(shape: tuple[Any, ...]) -> Shape:
-    return _shape(shape[0], shape[1:]) if shape else ()
+def _drawn(
+    name: str, draw: Callable[..., Array], shape: tuple[Any, ...], dtype: Any, requires_grad: bool, generator: Any
+) -> Tensor:
+    wanted = dtype_name("float32" if dtype is None else dtype)
+    if wanted not in FLOATS:
+        raise DtypeError(f"{name}: expected a float dtype, got {wanted}; see randint for integers")
+    sizes = _shape(shape[0], shape[1:]) if shape else ()
+    seed, step = (next_key() if generator is None else generator.next_key()).tolist()
+    return Tensor(draw(seed, step, 0, sizes), wanted, requires_grad)

@@ -349,10 +349,12 @@ class Tensor(Held, Leaving):
 
     # where it is ------------------------------------------------------------------------------
 
-    def to(self, *where: Any, device: Any = None, dtype: Any = None) -> "Tensor":
+    def to(
+        self, *where: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, copy: bool = False
+    ) -> "Tensor":
         """This tensor on a device, or of a dtype, or both, as another tensor is: itself if it is so already.
 
-        On another device it is a copy without a past. Raises SpecError for an unknown device, KernelError or
+        copy: never itself. non_blocking: accepted and without effect. On another device it is a copy without a past. Raises SpecError for an unknown device, KernelError or
         MissingExtra for one that does not run here.
         """
         for one in where:
@@ -362,6 +364,9 @@ class Tensor(Held, Leaving):
                 dtype = one
             else:
                 device = one
+        if copy:
+            made = self.to(*where, device=device, dtype=dtype)
+            return made.copy() if made is self else made
         if dtype is not None:
             converted: Tensor = self.astype(dtype)
             return converted if device is None else converted.to(device)

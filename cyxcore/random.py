@@ -80,6 +80,24 @@ class Generator(eager.Generator):
         halves = uniform_words(seed, SPLIT_STEP + step, 0, 2 * count).astype(np.uint64).reshape(-1, 2)
         return [Generator(int(high) << 32 | int(low)) for high, low in halves]
 
+    def manual_seed(self, seed: int) -> "Generator":
+        """Begin anew with another seed; itself, as torch.Generator's does."""
+        Generator.__init__(self, seed)
+        return self
+
+    def initial_seed(self) -> int:
+        """The seed."""
+        return self.seed
+
+    def get_state(self) -> Tensor:
+        """(seed, step), for set_state."""
+        return Tensor(np.array([self.seed, self.step], np.uint64))
+
+    def set_state(self, new_state: Tensor) -> None:
+        """Go on from what get_state gave."""
+        seed, step = new_state.tolist()
+        self.load_state_dict({"seed": seed, "step": step})
+
     def state_dict(self) -> dict[str, int]:
         """Where the generator is, for load_state_dict."""
         return {"seed": self.seed, "step": self.step}
@@ -393,6 +411,10 @@ class _Default(Generator):
 
     def next_key(self) -> Array:
         return eager.next_key()
+
+    def manual_seed(self, seed: int) -> Generator:
+        eager.manual_seed(seed)
+        return self
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         eager.set_generator_state((int(state["seed"]), int(state["step"])))

@@ -117,7 +117,7 @@ class InMemory(InPlace):
         """This tensor in the host's memory."""
         return self.to("cpu")  # type: ignore[attr-defined]
 
-    def cuda(self) -> Self:
+    def cuda(self, device: None = None, non_blocking: bool = False) -> Self:
         """This tensor on the GPU. Raises MissingExtra or KernelError where none runs."""
         return self.to("cuda")  # type: ignore[attr-defined]
 

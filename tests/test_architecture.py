@@ -48,12 +48,14 @@ cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.ba
 cyxcore.tape cyxcore.keys cyxcore.conversion
 cyxcore.torchtensors cyxcore.exports
 cyxcore.eager cyxcore.creation cyxcore.fft
-cyxcore.saving cyxcore.random cyxcore.torchfunctions cyxcore.distributions
+cyxcore.saving cyxcore.random cyxcore.torchfunctions
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies
 cyxcore.transforms.running cyxcore.data.loader cyxcore.data.tokenizers cyxcore.data.windows
 cyxcore.data.streams cyxcore.data.arrayfiles cyxcore.data.imagefiles cyxcore.data.pickles cyxcore.data.classics
-cyxcore.autograd cyxcore.userops cyxcore.nn.utils.rnn cyxcore.nn.utils cyxcore.nn.functional
+cyxcore.autograd cyxcore.distributions.base cyxcore.distributions.continuous cyxcore.distributions.discrete
+cyxcore.distributions.joint cyxcore.distributions.transformed cyxcore.distributions.divergences cyxcore.distributions
+cyxcore.userops cyxcore.nn.utils.rnn cyxcore.nn.utils cyxcore.nn.functional
 cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.utils.parametrize
 cyxcore.nn.utils.parametrizations cyxcore.nn.activations
 cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy cyxcore.nn.attention

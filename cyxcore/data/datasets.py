@@ -117,12 +117,14 @@ class ConcatDataset(Dataset):
         return self.datasets[place][row - (self.cumulative_sizes[place - 1] if place else 0)]
 
 
-def random_split(dataset: Any, lengths: Sequence[float], seed: int = 0) -> list[Subset]:
+def random_split(dataset: Any, lengths: Sequence[float], seed: int = 0, *, generator: Any = None) -> list[Subset]:
     """Parts of a dataset, of the given numbers of rows, or of shares that add up to 1; each row is in one.
 
     The same seed makes the same parts on every machine, each in the order of the dataset. What rounding shares leaves
-    over goes to the first parts, a row each, as in torch.
+    over goes to the first parts, a row each, as in torch. generator: what draws the seed.
     """
+    if generator is not None:
+        seed = generator.split(1)[0].seed
     order, counts = shuffled(len(dataset), seed), _counts(len(dataset), lengths)
     starts = [0, *itertools.accumulate(counts)]
     return [Subset(dataset, np.sort(order[start : start + n])) for start, n in zip(starts, counts, strict=False)]

@@ -219,7 +219,7 @@ class Module:
         """
         return {name: devices.host(array) for name, array in self.saved_arrays().items()}
 
-    def to(self, *where: Any, device: Any = None, dtype: Any = None) -> Self:
+    def to(self, *where: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False) -> Self:
         """Move every parameter, buffer and gradient to a device, or convert the floats among them to a float dtype.
 
         Optimisers made before go on with them after a move; make them anew after a conversion. Raises SpecError for

@@ -764,3 +764,55 @@ def test_a_device_is_written_as_in_pytorch() -> None:
     assert cx.device(device) == device and device.index is None
     with pytest.raises(SpecError, match="expected one of"):
         cx.device("tpu")
+    x = cx.ones(2)
+    assert x.to(device, non_blocking=True) is x and x.to(device, copy=True) is not x
+    assert cx.nn.Linear(1, 1).to(device, non_blocking=True).weight.device == device
+
+
+def test_what_a_generator_draws() -> None:
+    def drawn(g: Any) -> list[Any]:
+        weights = cx.tensor([1.0, 2.0, 3.0])
+        return [
+            cx.rand(2, generator=g).tolist(),
+            cx.randn(2, dtype=cx.float64, generator=g).tolist(),
+            cx.randint(0, 9, (3,), generator=g).tolist(),
+            cx.randperm(5, generator=g).tolist(),
+            cx.normal(0.0, 1.0, 2, generator=g).tolist(),
+            cx.bernoulli(weights * 0.1, generator=g).tolist(),
+            cx.multinomial(weights, 2, generator=g).tolist(),
+            cx.rand_like(weights, generator=g).tolist(),
+            [len(part) for part in cx.data.random_split(range(10), [7, 3], generator=g)],
+        ]
+
+    g = cx.Generator().manual_seed(3)
+    state, first = g.get_state(), drawn(g)
+    before = cx.get_rng_state().tolist()
+    assert drawn(g) != first and drawn(g.manual_seed(3)) == first and g.initial_seed() == 3
+    assert cx.get_rng_state().tolist() == before  # of the one that manual_seed sets nothing was taken
+    g.set_state(state)
+    assert drawn(g) == first
+    assert cx.randn(2, dtype=cx.float64).dtype == "float64"
+    with pytest.raises(SpecError, match="expected a cx.Generator, got int"):
+        cx.randperm(3, generator=7)
+    with pytest.raises(DtypeError, match="expected a float dtype, got int64"):
+        cx.rand(2, dtype=cx.long)
+
+
+def test_the_state_of_the_random_numbers() -> None:
+    cx.manual_seed(5)
+    assert cx.initial_seed() == 5
+    state = cx.get_rng_state()
+    first = cx.rand(3).tolist()
+    cx.set_rng_state(state)
+    assert cx.rand(3).tolist() == first
+    with pytest.raises(ShapeError, match="expected what get_rng_state gives"):
+        cx.set_rng_state(cx.zeros(3))
+
+
+def test_threads() -> None:
+    before = cx.get_num_threads()
+    cx.set_num_threads(1)
+    assert cx.get_num_threads() == 1
+    cx.set_num_threads(before)
+    with pytest.raises(SpecError, match="at least 1"):
+        cx.set_num_threads(0)
