@@ -354,8 +354,8 @@ class Tensor(Held, Leaving):
     ) -> "Tensor":
         """This tensor on a device, or of a dtype, or both, as another tensor is: itself if it is so already.
 
-        copy: never itself. non_blocking: accepted and without effect. On another device it is a copy without a past. Raises SpecError for an unknown device, KernelError or
-        MissingExtra for one that does not run here.
+        copy: never itself. non_blocking: accepted and without effect. On another device it is a copy without a past.
+        Raises SpecError for an unknown device, KernelError or MissingExtra for one that does not run here.
         """
         for one in where:
             if isinstance(one, Tensor):
