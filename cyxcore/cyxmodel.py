@@ -53,7 +53,7 @@ class Container:
         with _reading(self.where), zipfile.ZipFile(self.path) as archive:
             size_bytes = archive.getinfo(WEIGHTS).file_size
             with archive.open(WEIGHTS) as raw:
-                counted: Any = _Hashed(raw)
+                counted: Any = Hashed(raw)
                 tensors, _ = safetensors.load_from(counted, size_bytes, name, advance)
         self._compare(WEIGHTS, counted.digest.hexdigest())
         return tensors
@@ -72,7 +72,7 @@ class Container:
             raise FormatError(f"{self.where}: {name} has SHA-256 {digest}, its manifest says {self.sha256.get(name)!r}")
 
 
-class _Hashed:
+class Hashed:
     """A file that remembers what was read of it."""
 
     def __init__(self, file: Any) -> None:

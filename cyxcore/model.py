@@ -116,7 +116,7 @@ class Model:
         """Write it; the name's ending says the format. advance: told how many bytes are written. options: as export."""
         found = format_of(path)
         content = Content(self.graph, _packed(self.weights, self.facts, str(path)), self.facts, self.training)
-        found.save(path, content, advance, **_known(options, found.save_options, path))
+        found.save(path, content, advance, **known_options(options, found.save_options, path))
 
     def export(self, path: str | os.PathLike[str], opset: int | None = None) -> None:
         """Write the model for other tools: .onnx (opset: 13 to 21, 18 unless given), or any ending `save` takes.
@@ -153,7 +153,11 @@ def _save_safetensors(path: Any, model: Content, advance: Advance | None = None)
 
 
 def _load_safetensors(path: Path, advance: Advance | None = None) -> Content:
-    tensors, metadata = safetensors.load(path, advance)
+    return safetensors_content(path, *safetensors.load(path, advance))
+
+
+def safetensors_content(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> Content:
+    """Of what safetensors.load gives. Raises FormatError, and what Graph.from_json does."""
     if GRAPH_KEY not in metadata:
         raise FormatError(
             f"{path}: the file holds weights but no model graph; it was not written by cyxcore.save_model"
@@ -214,7 +218,13 @@ def _load_onnx(
 ) -> Content:
     from cyxcore import onnx
 
-    found = onnx.load(path, external_data)
+    return onnx_content(onnx.load(path, external_data), input_shape, output)
+
+
+def onnx_content(found: Any, input_shape: Sequence[int] | None = None, output: str | None = None) -> Content:
+    """Of what onnx.load gives. Raises FormatError, and what Graph.from_json does."""
+    from cyxcore import onnx
+
     facts = _read_facts(found.metadata.get(FACTS_KEY, "{}").encode("utf-8", "surrogatepass"), found.where)
     graph, weights = onnx.to_graph(found, input_shape, output, facts.stored)
     facts.stored = {name: dtype for name, dtype in facts.stored.items() if name in weights}
@@ -319,9 +329,14 @@ def load_model(
     file of the same folder, which is refused otherwise; input_shape and output as in cyxcore.onnx.to_graph.
     """
     found = format_of(path)
-    chosen = _known(options, found.load_options, path)
+    chosen = known_options(options, found.load_options, path)
+    return assembled(path, lambda: found.load(Path(path), advance, **chosen), device)
+
+
+def assembled(path: str | os.PathLike[str], read: Callable[[], Content], device: str | None = None) -> Model:
+    """The model of the content of a file. Raises FormatError."""
     try:
-        content = found.load(Path(path), advance, **chosen)
+        content = read()
     except (GraphError, ShapeError, DtypeError, SpecError) as error:  # of the graph in the file
         raise FormatError(f"{path}: {error}") from None
     return Model(
@@ -361,7 +376,7 @@ def _check_stored(weights: Mapping[str, Array], facts: Facts, where: str) -> Non
         raise FormatError(f"{where}: says how {unknown[0][:80]!r} is stored, which is none of its weights")
 
 
-def _known(options: Mapping[str, Any], known: Sequence[str], path: str | os.PathLike[str]) -> dict[str, Any]:
+def known_options(options: Mapping[str, Any], known: Sequence[str], path: str | os.PathLike[str]) -> dict[str, Any]:
     """The options that were given. Raises FormatError for one that the format has not."""
     for name, value in options.items():
         if name not in known and value is not None:

@@ -7,19 +7,29 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from cyxcore import cyxmodel, safetensors
+from cyxcore.cyxmodel import Hashed
 from cyxcore.errors import FormatError
 from cyxcore.gguf import GGUFFile
 from cyxcore.graph import Graph
-from cyxcore.model import GRAPH_KEY, Model, format_of, load_model
+from cyxcore.model import (
+    GRAPH_KEY,
+    Content,
+    Model,
+    assembled,
+    format_of,
+    known_options,
+    onnx_content,
+    safetensors_content,
+)
+from cyxcore.safetensors import MEBIBYTE, Advance
 
 Array = np.ndarray[Any, Any]
-Advance = safetensors.Advance
 
 
 def describe_model(path: str | os.PathLike[str], advance: Advance | None = None, **options: Any) -> dict[str, Any]:
@@ -30,29 +40,52 @@ def describe_model(path: str | os.PathLike[str], advance: Advance | None = None,
     """
     target = Path(path)
     extension = target.suffix.lower()
-    format_of(target)
+    known = known_options(options, format_of(target).load_options, path)
     found: dict[str, Any] = {"path": str(path), "format": extension[1:]}
     if target.is_file():
-        found |= {"bytes": target.stat().st_size, "sha256": _file_sha256(target, advance)}
-    found |= _BARE.get(extension, lambda path, options: {})(target, options)
+        found["bytes"] = target.stat().st_size
+    seen = _SEEN[extension](target, advance, known)
+    found |= seen.facts
     try:
-        model = load_model(target, **options)
+        model = assembled(path, seen.content)
     except FormatError as error:
-        if not found.get("tensors"):
+        if not (tensors := seen.tensors()):
             raise
-        return found | {"model": str(error)}
+        return found | {"tensors": tensors, "model": str(error)}
     return found | _model(model)
 
 
-def _file_sha256(path: Path, advance: Advance | None) -> str:
-    digest, done = hashlib.sha256(), 0
+class _Seen(NamedTuple):
+    """What one reading of a file gives. facts and tensors(): known although it may be no whole model; content(): of the
+    model that it is, without reading it again (but for a .cyxmodel, whose parts are read where they lie).
+    """
+
+    facts: dict[str, Any]
+    content: Callable[[], Content]
+    tensors: Callable[[], list[dict[str, Any]]] = list
+
+
+def _digests(path: Path, parts: Mapping[str, tuple[int, int]], advance: Advance | None) -> tuple[str, dict[str, str]]:
+    """SHA-256 of a file, and of parts of it: [start, stop) by name, none over another."""
+    whole, found, at = hashlib.sha256(), {}, 0
     with path.open("rb") as file:
-        while block := file.read(safetensors.MEBIBYTE):
-            digest.update(block)
-            done += len(block)
-            if advance is not None:
-                advance(done)
-    return digest.hexdigest()
+
+        def read(stop: int, *digests: Any) -> None:
+            nonlocal at
+            while block := file.read(min(MEBIBYTE, stop - at)):
+                for digest in digests:
+                    digest.update(block)
+                at += len(block)
+                if advance is not None:
+                    advance(at)
+
+        for name, (start, stop) in sorted(parts.items(), key=lambda part: part[1]):
+            part = hashlib.sha256()
+            read(start, whole)
+            read(stop, whole, part)
+            found[name] = part.hexdigest()
+        read(os.fstat(file.fileno()).st_size, whole)
+    return whole.hexdigest(), found
 
 
 def tensors_of(weights: Mapping[str, Array]) -> list[dict[str, Any]]:
@@ -109,43 +142,57 @@ def _model(model: Model) -> dict[str, Any]:
     }
 
 
-def _bare_safetensors(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    tensors, metadata = safetensors.load(path)
+def _see_safetensors(path: Path, advance: Advance | None, options: Mapping[str, Any]) -> _Seen:
+    with path.open("rb") as file:
+        read: Any = Hashed(file)
+        tensors, metadata = safetensors.load_from(read, os.fstat(file.fileno()).st_size, str(path), advance)
     kept = {key: value for key, value in metadata.items() if key != GRAPH_KEY and len(value) <= 1000}
-    return {"metadata": kept, "tensors": tensors_of(tensors)}
+    facts = {"sha256": read.digest.hexdigest(), "metadata": kept}
+    return _Seen(facts, lambda: safetensors_content(path, tensors, metadata), lambda: tensors_of(tensors))
 
 
-def _bare_cyxmodel(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    if not zipfile.is_zipfile(path):
-        return {"version": "CyxWiz"}
-    held = cyxmodel.load(path)
-    return {"version": held.version, "parts": dict(held.sha256)}
+def _see_cyxmodel(path: Path, advance: Advance | None, options: Mapping[str, Any]) -> _Seen:
+    facts: dict[str, Any] = {}
+    if path.is_file():
+        facts["sha256"] = _digests(path, {}, advance)[0]
+    if zipfile.is_zipfile(path):
+        held = cyxmodel.load(path)
+        facts |= {"version": held.version, "parts": dict(held.sha256)}
+    else:
+        facts["version"] = "CyxWiz"
+    return _Seen(facts, lambda: format_of(path).load(path))
 
 
-def _bare_onnx(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _see_onnx(path: Path, advance: Advance | None, options: Mapping[str, Any]) -> _Seen:
     from cyxcore import onnx
 
-    held = onnx.load(path, bool(options.get("external_data")))
+    data = path.read_bytes()
+    if advance is not None:
+        advance(len(data))
+    options = dict(options)
+    held = onnx.load_bytes(data, f"onnx {path}", path.parent if options.pop("external_data", False) else None)
     arrays = {name: array for name, array in held.initializers.items() if array.dtype.kind != "V"}
-    return {
+    facts = {
+        "sha256": hashlib.sha256(data).hexdigest(),
         "opset": held.opset,
         "producer": f"{held.proto['producer_name']} {held.proto['producer_version']}".strip()[:80],
         "operators": held.operators,
         "inputs": [signature._asdict() for signature in held.inputs],
         "outputs": [signature._asdict() for signature in held.outputs],
-        "tensors": tensors_of(arrays),
     }
+    return _Seen(facts, lambda: onnx_content(held, **options), lambda: tensors_of(arrays))
 
 
-def _bare_gguf(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+def _see_gguf(path: Path, advance: Advance | None, options: Mapping[str, Any]) -> _Seen:
     file = GGUFFile(path)
+    sha256, digests = _digests(path, {name: (info.start, info.stop) for name, info in file.tensors.items()}, advance)
     tensors = [
         {
             "name": name,
             "dtype": info.type.name,
             "shape": list(info.shape),
             "bytes": info.stop - info.start,
-            "sha256": hashlib.sha256(file.raw(name).data).hexdigest(),
+            "sha256": digests[name],
         }
         for name, info in file.tensors.items()
     ]
@@ -153,21 +200,22 @@ def _bare_gguf(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     counts = {key: f"{len(found.value)} × {found.kind}" for key, found in file.metadata.items() if found.is_array}
     known = {key.removeprefix("general."): str(plain[key])[:80] for key in _TOLD if key in plain}
     known["parameters"] = f"{sum(math.prod(info.shape) for info in file.tensors.values()):,}"
-    return {
+    facts = {
+        "sha256": sha256,
         "version": f"GGUF version {file.version}",
         "metadata": {key: value for key, value in plain.items() if len(str(value)) <= 1000} | counts,
-        "tensors": tensors,
         "facts": {"about": known},
     }
+    return _Seen(facts, lambda: format_of(path).load(path), lambda: tensors)
 
 
 _TOLD = ("general.architecture", "general.name")
 
 
-# What is known of a file of each kind although it may be no whole model.
-_BARE: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {
-    ".safetensors": _bare_safetensors,
-    ".cyxmodel": _bare_cyxmodel,
-    ".onnx": _bare_onnx,
-    ".gguf": _bare_gguf,
+# How a file of each kind is looked at.
+_SEEN: dict[str, Callable[[Path, Advance | None, Mapping[str, Any]], _Seen]] = {
+    ".safetensors": _see_safetensors,
+    ".cyxmodel": _see_cyxmodel,
+    ".onnx": _see_onnx,
+    ".gguf": _see_gguf,
 }

@@ -22,6 +22,7 @@ from cyxnet import messages as m
 from cyxnet.artifacts import Advance
 from cyxnet.asking import EVENTS, PREDICT, Part, Question
 from cyxnet.bus import ApiError
+from cyxnet.follow import ENDED
 from cyxnet.inference import PredictReply, Refusal
 from cyxnet.questions import PATIENCE_S, Questions
 
@@ -217,7 +218,7 @@ class Deployments:
                     raise NotDeployed(f"replica {each.job_id} of {found.deployment} is not ready: {why}")
             for job_id in sorted(set(job_ids) - {each.job_id for each in mine}) if found.untold else ():
                 view = await self._client.job(job_id)  # perhaps it has ended, and those are told last
-                if view.status in ("completed", "failed", "cancelled"):
+                if view.status in ENDED:
                     why = view.error or f"it was {view.status}"
                     raise NotDeployed(f"replica {job_id} of {found.deployment} is not ready: {why}")
             if len(mine) == len(job_ids) and all(each.state == "ready" for each in mine):

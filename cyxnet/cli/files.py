@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 from cyxcore.errors import FormatError
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.models import CONVERTED, output_path
+from cyxnet.cli.options import GGUF_KINDS
 from cyxnet.cli.screen import Screen
 from cyxnet.display import human_bytes
 
@@ -25,7 +26,7 @@ async def convert(args: argparse.Namespace, screen: Screen) -> int:
         raise FormatError(f"{target}: is the file that is read; give the copy another name")
     if ".gguf" in (source.suffix.lower(), target.suffix.lower()):
         return await _rewrite(args, source, target, screen)
-    if args.quantize in _KINDS:
+    if args.quantize in GGUF_KINDS:
         raise FormatError(f"--quantize {args.quantize}: is a way to store matrices in a .gguf file; here int8 or fp16")
     done = await asyncio.to_thread(_convert, args, source, target, _advancing(screen))
     for line in done.pop("said", []):
@@ -38,9 +39,6 @@ async def convert(args: argparse.Namespace, screen: Screen) -> int:
     return DONE
 
 
-_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # of matrices in a .gguf file
-
-
 async def _rewrite(args: argparse.Namespace, source: Path, target: Path, screen: Screen) -> int:
     """A language model, which has no graph."""
     for name in ("calibrate", "input", "take", "opset"):
@@ -48,7 +46,7 @@ async def _rewrite(args: argparse.Namespace, source: Path, target: Path, screen:
             raise FormatError(f"--{name}: says nothing about a .gguf file; leave it out")
     kind = {"fp16": "F16"}.get(args.quantize, args.quantize)
     if kind == "int8":
-        raise FormatError(f"--quantize int8: expected a kind that a .gguf file has: {', '.join(_KINDS)}")
+        raise FormatError(f"--quantize int8: expected a kind that a .gguf file has: {', '.join(GGUF_KINDS)}")
     done = await asyncio.to_thread(_rewritten, source, target, kind, _advancing(screen))
     in_kind = f", {done['changed']} of them now {kind}" if kind else ""
     size = human_bytes(done["bytes"])

@@ -14,6 +14,8 @@ DEFAULT_FOLDER = ".cyx"  # cyxnet.config.DEFAULT_FOLDER, which costs an import
 STATUSES = ["funding", "queued", "leased", "paused", "checking", "settling", "completed", "failed", "cancelled"]
 NUMERICS = ["exact", "fast", "fast16", "bf16"]  # cyxcore.spec.NumericsName, which costs an import
 
+GGUF_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")  # cyxcore.gguf's, for matrices
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one line, with the nearest word for one that is not known."""
@@ -428,9 +430,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quantize",
-        choices=("int8", "fp16", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K"),
+        choices=("int8", "fp16", *GGUF_KINDS),
         metavar="KIND",
-        help="make the weights small: int8 or fp16; in a .gguf file F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K or Q6_K",
+        help=f"make the weights small: int8 or fp16; in a .gguf file {', '.join(GGUF_KINDS[:-1])} or {GGUF_KINDS[-1]}",
     )
     parser.add_argument(
         "--calibrate",

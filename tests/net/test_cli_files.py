@@ -1,5 +1,6 @@
 """cyx convert and cyx inspect, as a user runs them."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
+from cyxcore import safetensors
 from cyxcore.errors import FormatError
+from cyxcore.gguf.rewriting import FILE_TYPES
 from cyxcore.graphlearner import initial_weights
 from cyxcore.spec import EpochMetrics
 from cyxnet.cli import main
+from cyxnet.cli.options import GGUF_KINDS
 
 LAYERS = [
     {"kind": "Conv2d", "out_channels": 2, "kernel_size": 3},
@@ -70,8 +74,34 @@ def test_inspect_in_json_is_one_document_with_hashes(model: Path, capsys: Any) -
     assert found["graph"]["sha256"] == cx.load_model(model.with_name("m.onnx")).graph.sha256
 
 
+@pytest.mark.parametrize("name", ["m.safetensors", "m.onnx", "weights.safetensors"])
+def test_a_file_that_is_inspected_is_read_once_and_has_the_digests_of_its_bytes(
+    name: str, model: Path, monkeypatch: Any
+) -> None:
+    path = model.with_name(name)
+    if name == "weights.safetensors":
+        safetensors.save(path, {"w": np.arange(6, dtype=np.float32)})
+    else:
+        cx.load_model(model).save(path)
+    opened, open_path = [], Path.open
+
+    def counting(self: Path, *args: Any, **options: Any) -> Any:
+        opened.append(self)
+        return open_path(self, *args, **options)
+
+    told: list[int] = []
+    monkeypatch.setattr(Path, "open", counting)
+    found = cx.describe_model(path, told.append)
+    monkeypatch.undo()
+    assert opened == [path] and told[-1] == path.stat().st_size
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and found["tensors"]
+
+
+def test_the_kinds_of_matrices_in_a_gguf_file_are_those_that_can_be_written() -> None:
+    assert set(GGUF_KINDS) == set(FILE_TYPES)
+
+
 def test_weights_without_a_graph_are_described_as_far_as_they_go(tmp_path: Path, capsys: Any) -> None:
-    from cyxcore import safetensors
 
     safetensors.save(tmp_path / "w.safetensors", {"w": np.zeros((2, 3), np.float32)})
     assert main(["inspect", str(tmp_path / "w.safetensors"), "--json"]) == 0
