@@ -43,6 +43,8 @@ RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 CRASHES_PER_MINUTE = 10
 QUICK_CHAIN = ("--slot-ms", "1", "--slots-per-block", "400")  # final after 4 ms; blockhashes still last a minute
 
+OWN = {"bans": False, "unproven_limit_base_units": 0, "upload_bytes_per_day": 0}  # nodes and disk are the owner's own
+
 OnEvent = Callable[[str], None]
 
 
@@ -213,10 +215,7 @@ class LocalNetwork:
             platform_key=platform.public_key,
             operators=[as_client(owner).id],
             pid=os.getpid(),
-            bans=False,  # every node is the owner's own
-            unproven_limit_base_units=0,
-            upload_bytes_per_day=0,  # and so is the disk
-            **self._settings,
+            **OWN | self._settings,
         )
         write_network(self.folder, self.file)
         self._tell_others()
