@@ -226,6 +226,7 @@ class Takes:
             max_runs=1024,
             signature="0" * 128,
             signed_commands=True,  # as every node of this version wants them
+            shared_signatures=True,
         )
         said = replace(said, signature=self._key.sign(m.registration_bytes(said)))
         reply = await self._bus.ask(subjects.node(self.node_id, "register"), said, m.RegisterReply)

@@ -21,7 +21,7 @@ from cyxnet.escrow import SettlementError, find_accounts, job_key, public_key, r
 from cyxnet.instructions import solders
 
 log = logging.getLogger(__name__)
-FEWEST = 8  # in one frame; fewer are sooner checked here
+FEWEST = 2  # in one frame: one is sooner checked here
 MOST = 24  # in one frame: central goes on with the first answers while the next are found
 START_AGAIN_S = 30.0
 ANSWER_WITHIN_S = 2.0  # a process that takes longer is ended

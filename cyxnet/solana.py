@@ -82,6 +82,7 @@ BLOCKHASH_TRUSTED_S = 25.0  # of the minute that a blockhash lives
 MACHINE_LAG_BLOCKS = 32  # how far the machines behind one URL may be apart
 LOOPBACK_HOSTS = {"127.0.0.1", "localhost", "::1"}
 Verify = Callable[[bytes, bytes, bytes], Awaitable[bool]]  # public key, signature, message
+Wanted = tuple[list[str], "asyncio.Future[list[Account | None]]"]  # two addresses, and who waits for their accounts
 RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -136,6 +137,8 @@ class Settlement:
         self._clients = list(clients) or _connect((url, *witness_urls), timeout_s)
         self.verify: Verify = _verify  # a deposit's signature; whoever gets many may have it done elsewhere
         self._genesis: str | None = None
+        self._wanted: list[Wanted] = []  # in this turn of the loop
+        self._asking: set[asyncio.Task[None]] = set()
         self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()  # blockhash -> last valid height, seen at
 
     async def __aenter__(self) -> Settlement:
@@ -145,6 +148,8 @@ class Settlement:
         await self.close()
 
     async def close(self) -> None:
+        for task in self._asking:
+            task.cancel()
         for client in self._clients:
             await client.close()
 
@@ -221,12 +226,43 @@ class Settlement:
     async def verify_escrow(self, terms: EscrowTerms) -> EscrowState:
         """The escrow account, finalized, when it is exactly what the terms promise.
 
-        Raises SettlementError escrow_missing, or escrow_mismatch: a client could have opened it on other terms.
+        Raises SettlementError escrow_missing, or escrow_mismatch: a client could have opened it on other terms. Of many
+        deposits that became final in one moment the chain is asked once.
         """
+        state, vault = await self._finalized_pair(_escrow_accounts(terms))
+        return check_escrow(terms, state, token_account(vault))
+
+    async def _finalized_pair(self, addresses: list[str]) -> list[Account | None]:
+        """The accounts of an escrow, asked for together with those of all others that are wanted in this turn."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[Account | None]] = loop.create_future()
+        if not self._wanted:
+            loop.call_soon(self._ask_for_pairs)
+        self._wanted.append((addresses, found))
+        return await found
+
+    def _ask_for_pairs(self) -> None:
+        wanted, self._wanted = self._wanted, []
+        for first in range(0, len(wanted), ESCROWS_AT_ONCE):
+            task = asyncio.get_running_loop().create_task(self._tell_pairs(wanted[first : first + ESCROWS_AT_ONCE]))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _tell_pairs(self, wanted: list[Wanted]) -> None:
         from solana.rpc.commitment import Finalized
 
-        state, vault = await self._accounts(_escrow_accounts(terms), commitment=Finalized)
-        return check_escrow(terms, state, token_account(vault))
+        try:
+            accounts = await self._accounts([each for addresses, _ in wanted for each in addresses], Finalized)
+            for number, (_, found) in enumerate(wanted):
+                if not found.done():  # else who asked is gone
+                    found.set_result(accounts[2 * number : 2 * number + 2])
+        except SettlementError as error:
+            for _, found in wanted:
+                if not found.done():
+                    found.set_exception(SettlementError(error.code, str(error)))  # type: ignore[arg-type]
+        finally:  # nobody waits for ever
+            for _, found in wanted:
+                found.cancel()
 
     async def wrong_escrows(self, terms: Sequence[EscrowTerms]) -> list[tuple[EscrowTerms, str]]:
         """Those of many jobs whose finalized escrow is not as its terms say, and how, in a sentence."""
@@ -357,8 +393,6 @@ class Settlement:
         lands later. A blockhash that is valid now cannot outlive the newest one (and some, because another
         machine may answer each question). Raises SettlementError bad_transaction and expired.
         """
-        from solana.rpc.commitment import Processed
-
         signed, text = deposit_parts(transaction, terms)
         if not await self.verify(bytes(public_key(terms.client)), signed, text):
             raise bad_signature(terms)
@@ -370,6 +404,8 @@ class Settlement:
                 signature=signature,
                 last_valid_block_height=known + MACHINE_LAG_BLOCKS,
             )
+        from solana.rpc.commitment import Processed
+
         message = solders().VersionedTransaction.from_bytes(transaction).message
         fee = (await self._ask("get_fee_for_message", message, Processed)).value
         if fee is None:  # how RPC says that the blockhash is not, or no longer, valid

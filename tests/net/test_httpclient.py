@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from cyxnet import httpclient
 from cyxnet.httpclient import BadStatus, NoAnswer, Poster, read_answer
 
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n[1,2,3]"
@@ -179,3 +180,13 @@ async def test_a_server_that_says_nothing_is_waited_for_so_long_and_no_longer(se
     server.held.clear()
     with pytest.raises(TimeoutError):
         await poster(timeout_s=0.05).post(b"q")
+
+
+async def test_no_more_connections_than_so_many_are_made(
+    server: Scripted, poster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(httpclient, "CONNECTIONS", 2)
+    server.answers = [LENGTH] * 9
+    asking = poster()
+    assert await asyncio.gather(*(asking.post(b"q") for _ in range(9))) == [b"[1,2,3]"] * 9
+    assert server.connections == 2

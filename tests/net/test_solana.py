@@ -992,6 +992,32 @@ async def test_something_else_than_a_solana_endpoint_is_named_as_such() -> None:
     assert refused.value.code == "chain_refused"
 
 
+async def test_escrows_that_are_looked_at_in_one_moment_are_one_question(lab: Lab, settlement: Settlement) -> None:
+    terms = [
+        escrow_terms(
+            job_id=f"job-{number}",
+            mint=STRANGER.address,
+            authority=NODE.address,
+            client=NODE.address,
+            platform=STRANGER.address,
+            amount_base_units=UNIT,
+            fee_basis_points=1_000,
+            deadline_s=2_000_000_000,
+        )
+        for number in range(70)
+    ]
+    looking = [asyncio.ensure_future(settlement.verify_escrow(each)) for each in terms]
+    await asyncio.sleep(0)
+    looking[0].cancel()
+    found = await asyncio.gather(*looking, return_exceptions=True)
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert {getattr(each, "code", "") for each in found[1:]} == {"escrow_missing"}
+    assert lab.server.calls["getMultipleAccounts"] == 2  # a hundred accounts each at the most
+    lab.fail("getMultipleAccounts", 100, Fault(http_status=415))
+    refused = await asyncio.gather(*map(settlement.verify_escrow, terms[:3]), return_exceptions=True)
+    assert [getattr(each, "code", "") for each in refused] == ["chain_unreachable"] * 3
+
+
 async def test_an_expired_transaction_is_refused_as_expired(lab: Lab, settlement: Settlement) -> None:
     signed = lab.payment()
     lab.advance_blocks(151)
