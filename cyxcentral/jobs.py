@@ -692,6 +692,8 @@ def _decided(job: Job, outcome: Outcome, error: str | None) -> Job:
 def _lost(job: Job, event: m.LeaseLost, at_ms: int) -> Job:
     fatal = event.deterministic and (event.sole or confirmed(job, event))
     job = replace(_ended(job, event, at_ms), error=event.reason)
+    if event.discards and job.kept and event.discards.state.sha256 in ends(job.kept):
+        job = replace(job, kept=None)  # nobody could go on from it: it is no segment to check, and none that is false
     if event.memory_bytes:
         job = with_memory_beyond(job, event.memory_bytes)
     if job.job.serve and job.served_ms(at_ms) >= bought_ms(job):

@@ -11,7 +11,7 @@ from unittest import mock
 import msgspec
 from msgspec.structs import replace
 
-from cyxcentral import audit, dispatch, landings, payments, reconciliation, reports
+from cyxcentral import audit, dispatch, landings, nodes, payments, reconciliation, reports
 from cyxcentral.central import Central, Settings
 from cyxcentral.ledger import Sums
 from cyxcentral.machine import Machine
@@ -24,7 +24,8 @@ from cyxnet.identity import Identity
 from cyxnet.wallet import Wallet
 from cyxnode import signing
 from tests.simulation.chain import SimSettlement
-from tests.simulation.faults import FIRST_WALL_MS, HOUR_MS
+from tests.simulation.cheats import CHECK_WITHIN_S, Cheats
+from tests.simulation.faults import FAR_CLOCK_MS, FIRST_WALL_MS, HOUR_MS
 from tests.simulation.loop import ProcessLoop, sleep
 from tests.simulation.nodes import node_id
 from tests.simulation.wire import Process, SimBus
@@ -59,6 +60,14 @@ SETTINGS = Settings(
 )
 
 
+def checked(cheats: Cheats) -> NetworkFile:
+    """The network of a seed: in some there are checkers, and what they find false is banned."""
+    if not cheats.checkers:
+        return SETTINGS.network
+    checkers = [node_id(number) for number in cheats.checkers]
+    return replace(SETTINGS.network, checkers=checkers, check_within_s=CHECK_WITHIN_S, bans=True)
+
+
 def shrink() -> "contextlib.ExitStack":
     """What makes a seed small: virtual sleep, a chain six times as fast, no key derived or signature checked twice.
 
@@ -75,6 +84,9 @@ def shrink() -> "contextlib.ExitStack":
     stack.enter_context(mock.patch.object(dispatch, "PAUSE_GRACE_MS", dispatch.PAUSE_GRACE_MS // 6))
     stack.enter_context(mock.patch.object(solana, "BLOCKHASH_TRUSTED_S", solana.BLOCKHASH_TRUSTED_S / 6))
     stack.enter_context(mock.patch.object(client, "QUOTE_FRESH_S", client.QUOTE_FRESH_S / 6))
+    stack.enter_context(mock.patch.object(nodes, "STRIKES_TO_BAN", 10**6))  # only what was rejected is banned
+    stack.enter_context(mock.patch.object(nodes, "UNBANNED_REPUTATION", -1.0))
+    stack.enter_context(mock.patch.object(nodes, "BAN_MS", (FAR_CLOCK_MS + 48 * HOUR_MS,)))  # by every clock
     stack.enter_context(mock.patch.object(reports, "verify", VERIFY))
     stack.enter_context(mock.patch.object(dispatch, "Pings", NoPings))
     stack.enter_context(mock.patch.object(commands, "verify", check))
@@ -229,11 +241,12 @@ class CentralProcess(Process):
         core = SimBus(self, self.network.edge, self.network.core)
         edge = SimBus(self, self.network.edge)
         ledger: Any = MemoryLedger()
+        network = checked(self.network.cheats)
         limits = {
             "unproven_limit_base_units": self.network.wishes.limit_base_units,
             "vouched": list(VOUCHED),
         }
-        settings = replace(SETTINGS, network=replace(SETTINGS.network, **limits))
+        settings = replace(SETTINGS, network=replace(network, **limits))
         arguments: Any = (settings, core, edge, ledger, SimSettlement(self, self.network.chain), KEYS, machine)
         self.central = Central(*arguments)
         try:

@@ -11,6 +11,8 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I16 nothing is frozen without a drift  I17 a replica's time, tries and pay are right (served.py)
   I18 a node obeys centrals only, and nothing older about a job than what it obeyed last
   I20 a node that is not proven gets nothing beyond its limit, and nothing besides what it has
+  I21 what is checked is paid when that is over, what two runs found false never; its node gets nothing any more, and
+      nobody honest is found false
   I19 no more replicas of a deployment work than its client wants at the most, and none that stands by
   R12 clocks do not end leases
 """
@@ -27,8 +29,10 @@ from cyxnet import subjects
 from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
 from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS, REFERENCE_FEE, VOUCHED
+from tests.simulation.cheats import end_of
 from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
 from tests.simulation.nodes import digest, model_of, state_after, steps_of
+from tests.simulation.nodes import node_id as node_id_of
 from tests.simulation.served import Served
 
 PROVEN_CLIENTS = 3
@@ -48,6 +52,15 @@ class Lease(Struct):
     since_s: float
     live: bool = True
     checkpoint: int = 0  # steps
+
+
+class CheckModel(Struct):
+    """A check that is under way."""
+
+    segment: m.SignedSegment
+    lease: Lease | None = None
+    findings: list[m.Finding] = []
+    impossible: int = 0  # checkers that said that nobody can have trained it
 
 
 class JobModel(Struct):
@@ -73,6 +86,11 @@ class JobModel(Struct):
     serve: m.ServeSpec | None = None
     worth: int = 0
     standby: bool = False
+    request: m.JobRequest | None = None
+    false: list[str] = []  # SHA-256 of states that are not what their steps make
+    check: CheckModel | None = None
+    checks: int = 0  # leases of checks
+    rejected: list[str] = []  # ids of nodes whose work on it was found false
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
@@ -103,6 +121,7 @@ class Checks:
         self.banned_at_s: dict[str, float] = {}
         self.drained_at_s: dict[str, float] = {}
         self.payers: dict[str, set[str]] = {}  # node id -> who paid for its work, from which wallet
+        self.rejected: set[str] = set()  # ids of nodes
         self._obeyed: dict[tuple[str, str], int] = {}  # session, job -> what its node obeyed was said at this event
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
@@ -121,7 +140,10 @@ class Checks:
 
     def held(self, node_id: str, session: str, job_id: str, attempt: int) -> Lease | None:
         """The lease of this run, while its holder's session is the node's."""
-        lease = self.jobs[job_id].lease if job_id in self.jobs else None
+        job = self.jobs.get(job_id)
+        lease = job.lease if job else None
+        if job and attempt >= m.FIRST_CHECK:
+            lease = job.check.lease if job.check else None
         if lease is None or self.registered(node_id, session) is None:
             return None
         return lease if (lease.attempt, lease.node_id, lease.session) == (attempt, node_id, session) else None
@@ -203,6 +225,7 @@ class Checks:
             steps=0 if event.job.serve else steps_of(event.job),
             deposit=event.deposit,
             leases=[],
+            request=event.job,
             served=_served(event),
             serve=event.job.serve,
             worth=event.price_base_units or event.terms.amount_base_units,
@@ -217,6 +240,7 @@ class Checks:
         if event.purpose != "settle":
             return
         self.expect(job.funded, f"I8: a settlement of {job_id} is signed before it is funded")
+        self.expect(job.check is None, f"I21: a settlement of {job_id} is signed, and it is being checked")
         if job.served:
             self.expect(bool(job.served.ends), f"I5: {job_id} is settled, and nothing ended it: {job.served}")
         for earlier in job.settlements:
@@ -244,6 +268,9 @@ class Checks:
         )
         self.expect(job.lease is None, f"I2: {job_id} is leased twice at once")
         self.expect(not job.completed, f"I1: {job_id} is leased after its completion")
+        self.expect(
+            event.node_id not in job.rejected, f"I21: {job_id} is leased to {event.node_id}, found false before"
+        )
         self.expect(not job.cancelled, f"I1: {job_id} is leased after it was cancelled")
         self.expect(not job.standby, f"I19: {job_id} is leased, and stands by")
         self.expect(
@@ -266,7 +293,8 @@ class Checks:
     def _to_stranger(self, job_id: str, job: JobModel, node_id: str) -> None:
         """I20. Two centrals may give a node one job each at the same moment; one of the two is taken back then."""
         limit = self.network.wishes.limit_base_units
-        if not limit or node_id in VOUCHED or len(self.payers.get(node_id, ())) >= PROVEN_CLIENTS:
+        known_to_operator = (*VOUCHED, *map(node_id_of, self.network.cheats.checkers))
+        if not limit or node_id in known_to_operator or len(self.payers.get(node_id, ())) >= PROVEN_CLIENTS:
             return
         self.expect(job.worth <= limit, f"I20: {job_id} is worth {job.worth}, and {node_id} gets {limit} at the most")
         known_s = self.network.scheduler.now_s - ANOTHER_HEARD_WITHIN_S
@@ -302,7 +330,10 @@ class Checks:
         said, newest = event.checkpoint, job.checkpoint
         forward = newest is None or said.step > newest.step
         self.expect(forward and 0 < said.step <= job.steps, f"I13: {job_id}: a checkpoint of step {said.step}")
-        self._artifact(said.state, state_after(job.name, said.step), f"the checkpoint of {job_id} at {said.step}")
+        right = self._is_right(job, event.node_id, said.state, state_after(job.name, said.step))
+        content = state_after(job.name, said.step) if right else None
+        self._artifact(said.state, content, f"the checkpoint of {job_id} at {said.step}")
+        self._chances(job_id, job, event.kept)
         own = [state for state in job.states if state[0] == event.attempt]
         job.states = [*(state for state in job.states if state not in own[:-1]), (event.attempt, said)]
 
@@ -320,9 +351,107 @@ class Checks:
 
     def _completed(self, job_id: str, job: JobModel, event: m.Completed) -> None:
         self._by_holder(job_id, job, event)
-        self._artifact(event.model, model_of(job.name, job.steps), f"the model of {job_id}")
+        right = self._is_right(job, event.node_id, event.model, model_of(job.name, job.steps))
+        self._artifact(event.model, model_of(job.name, job.steps) if right else None, f"the model of {job_id}")
         self._end_lease(job)
         job.completed = True
+        self._chances(job_id, job, event.segment is not None or bool(event.not_checked))
+        if event.segment:
+            job.check = CheckModel(event.segment)
+
+    def _is_right(self, job: JobModel, node_id: str, ref: m.ArtifactRef, content: bytes) -> bool:
+        """Whether a state or model is what its steps make. Only one node makes others, and who goes on from those."""
+        resumed = job.states[-1][1].state.sha256 if job.states else ""
+        cheats = self.network.cheats
+        excused = resumed in job.false or (cheats.cheater is not None and node_id == node_id_of(cheats.cheater))
+        if ref.sha256 == digest(content) or not excused:
+            return True
+        job.false = [*job.false, ref.sha256]
+        return False
+
+    def _chances(self, job_id: str, job: JobModel, kept: bool) -> None:
+        checked = bool(self.network.cheats.checkers)
+        self.expect(checked or not kept, f"I21: {job_id} names a segment, and nobody checks")
+
+    # -- checks --------------------------------------------------------------------------------------
+
+    def _checking(self, job_id: str, job: JobModel, what: str) -> CheckModel:
+        if job.check is None:
+            self.fail(f"I21: {what} of {job_id}, which nobody checks")
+            return CheckModel(m.SignedSegment(attempt=1, end=m.ArtifactRef(sha256="0" * 64, size=0)))
+        return job.check
+
+    def _check_leased(self, job_id: str, job: JobModel, event: m.CheckLeased) -> None:
+        check, checkers = self._checking(job_id, job, "a lease"), self.network.cheats.checkers
+        self.expect(check.lease is None, f"I21: {job_id} is checked twice at once")
+        self.expect(
+            event.node_id in map(node_id_of, checkers), f"I21: {event.node_id} checks {job_id}, and is no checker"
+        )
+        job.checks += 1
+        due = m.FIRST_CHECK + job.checks - 1
+        self.expect(event.number == due, f"I21: {job_id}: check {event.number} comes where {due} is due")
+        check.lease = Lease(event.number, event.node_id, event.session, self.by, self.network.scheduler.now_s)
+
+    def _check_over(self, job_id: str, job: JobModel, number: int, node_id: str | None = None) -> CheckModel:
+        check = self._checking(job_id, job, f"the end of check {number}")
+        lease = check.lease
+        holds = lease is not None and lease.attempt == number and node_id in (None, lease.node_id)
+        self.expect(holds, f"I21: {job_id}: {node_id} ends check {number}, the lease is {lease}")
+        check.lease = None
+        return check
+
+    def _check_lost(self, job_id: str, job: JobModel, event: m.CheckLost) -> None:
+        check = self._check_over(job_id, job, event.number)
+        check.impossible += event.code == "bad_checkpoint"
+
+    def _found(self, job_id: str, job: JobModel, event: m.Checked | m.CheckDiffers) -> None:
+        check, finding = self._check_over(job_id, job, event.finding.number, event.finding.node_id), event.finding
+        same = finding.end.sha256 == check.segment.end.sha256
+        self.expect(finding.end.sha256 == self._truth(job, check.segment), f"I21: {job_id}: {finding} is false")
+        self.expect(same == isinstance(event, m.Checked), f"I21: {job_id}: {type(event).__name__} of {finding}")
+        check.findings = [*check.findings, finding]
+        if same:
+            job.check = None
+
+    def _given_up(self, job_id: str, job: JobModel, event: m.CheckGivenUp) -> None:
+        self._checking(job_id, job, "giving up")
+        self.expect(event.finding is None, f"I21: {job_id}: two honest runs differ: {event}")
+        job.check = None
+
+    def _rejected(self, job_id: str, job: JobModel, event: m.Rejected) -> None:
+        check = self._checking(job_id, job, "the rejection")
+        node_id, found = job.leases[event.attempt - 1].node_id, [each.end.sha256 for each in event.findings]
+        self.expect(event.segment == check.segment, f"I21: {job_id}: {event.segment} was not checked")
+        self.expect(event.node_id == node_id, f"I21: {job_id}: {event.node_id} is blamed for {node_id}")
+        truth = self._truth(job, check.segment)
+        if event.impossible:
+            self.expect(check.impossible > 0 and truth is None, f"I21: {job_id} is rejected, and can be trained")
+        else:
+            one, two = check.findings[-1:], event.findings[-1:]
+            self.expect(
+                len(found) == 2 and event.findings[:1] == one, f"I21: {job_id} is rejected by {len(found)} runs"
+            )
+            self.expect(set(found) == {truth}, f"I21: {job_id} is rejected by what is false: {found}")
+            self._check_over(job_id, job, two[0].number, two[0].node_id)
+        self.expect(truth != check.segment.end.sha256, f"I21: {job_id}: {node_id} is rejected, and was right")
+        first = next(lease.attempt for lease in job.leases if lease.node_id == node_id)
+        job.states = [state for state in job.states if state[0] < first]
+        job.check, job.completed, job.rejected = None, False, [*job.rejected, node_id]
+        self.rejected.add(node_id)
+        self.payers.pop(node_id, None)
+
+    def _truth(self, job: JobModel, segment: m.SignedSegment) -> str | None:
+        """SHA-256 of what an honest run of a segment ends with; None where none goes on from its start."""
+        start = state_after(job.name, 0)
+        if segment.start:
+            sha256 = segment.start.state.sha256
+            start = self.network.core.streams[subjects.BLOBS].last[subjects.chunk(sha256)].payload
+            if self.network.faults.was_bad(sha256):
+                return None
+        assert job.request is not None
+        asked = m.Segment(start=segment.start, end_step=segment.end_step)
+        end = end_of(asked, job.request, start, job.steps)
+        return None if end is None else digest(end)
 
     def _time_used(self, job_id: str, job: JobModel, event: m.TimeUsed) -> None:
         self._of_lease(job_id, job, event)
@@ -416,6 +545,9 @@ class Checks:
         else:
             earned = terms.amount_base_units * job.checkpoint.step // job.checkpoint.steps
             self.expect(paid <= earned, f"I13: {job_id} pays {paid}, its stored steps earned {earned}")
+        paid_to = {payee.wallet for payee in event.payees}
+        wronged = {self.network.wallets[int(node_id.split("-")[1])] for node_id in job.rejected}
+        self.expect(not paid_to & wronged, f"I21: {job_id} pays {paid_to & wronged}, whose work was found false")
         job.settled = job.ended = True
         if event.platform_base_units >= REFERENCE_FEE:
             self.payers.setdefault(job.leases[-1].node_id, set()).add(terms.client)
@@ -602,6 +734,12 @@ RULES: dict[type, Any] = {
     m.Checkpointed: Checks._checkpointed,
     m.LeaseLost: Checks._lost,
     m.Completed: Checks._completed,
+    m.CheckLeased: Checks._check_leased,
+    m.CheckLost: Checks._check_lost,
+    m.Checked: Checks._found,
+    m.CheckDiffers: Checks._found,
+    m.Rejected: Checks._rejected,
+    m.CheckGivenUp: Checks._given_up,
     m.TimeUsed: Checks._time_used,
     m.ScaledUp: Checks._scaled_up,
     m.ScaledDown: Checks._scaled_down,

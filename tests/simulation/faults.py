@@ -71,6 +71,10 @@ class Faults:
         self.counts["bad_state"] += self._states[state]
         return self._states[state]
 
+    def was_bad(self, state: str) -> bool:
+        """Whether somebody found that a checkpoint cannot be read."""
+        return self._states.get(state, False)
+
     def date_ms(self, at_s: float) -> int:
         """How much later than at its beginning it is at a true time of the seed, by a calendar."""
         jumped_s = at_s - self.weeks_pass_at_s if self.weeks_pass_at_s is not None else -1.0

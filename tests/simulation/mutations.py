@@ -12,6 +12,7 @@ import cyxcentral.api
 import cyxcentral.nodes
 from cyxcentral import audit, jobs, money, payments, room, scaling, schedule, world
 from cyxcentral.api import Api
+from cyxcentral.checking import Checking
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
@@ -49,6 +50,10 @@ def rule(event: type, **changes: Any) -> Any:
 
 def anything(*_: Any) -> None:
     """A guard that lets everything pass."""
+
+
+async def nothing(*_: Any) -> None:
+    """What is not done."""
 
 
 # -- the log ---------------------------------------------------------------------------------------------
@@ -513,6 +518,94 @@ def a_missing_escrow_was_refunded() -> Iterator[Any]:
         return deposit_signature
 
     yield mock.patch.object(Settlement, "refund_of", at_once)
+
+
+# -- checks ----------------------------------------------------------------------------------------------
+
+
+@planted
+def paid_before_checked() -> Iterator[Any]:
+    """What is delivered is settled at once, and checked beside that."""
+    real = jobs.AFTER[m.Completed]
+
+    def delivered(job: jobs.Job, event: m.Completed, at_ms: int) -> jobs.Job:
+        return real(job, replace(event, segment=None), at_ms)
+
+    yield mock.patch.dict(jobs.AFTER, {m.Completed: delivered})
+
+
+@planted
+def one_run_rejects() -> Iterator[Any]:
+    """What one checker found is believed."""
+    real = jobs.verdict
+
+    def verdict(job: jobs.Job, finding: m.Finding) -> Any:
+        found = real(job, finding)
+        if not isinstance(found, m.CheckDiffers) or job.check is None:
+            return found
+        segment = job.check.segment
+        node_id = job.attempts[segment.attempt - 1].node_id
+        return m.Rejected(attempt=segment.attempt, node_id=node_id, segment=segment, findings=[finding])
+
+    yield mock.patch.object(jobs, "verdict", verdict)
+
+
+@planted
+def rejected_states_used_again() -> Iterator[Any]:
+    """The job goes on from what the node stored whose work was found false."""
+    real = jobs.AFTER[m.Rejected]
+
+    def rejected(job: jobs.Job, event: m.Rejected, at_ms: int) -> jobs.Job:
+        after = real(job, event, at_ms)
+        last = replace(after.attempts[-1], lost=m.LeaseLost(attempt=after.attempt, code="died", reason=""))
+        return replace(after, attempts=tuple(replace(each, rejected=None) for each in (*after.attempts[:-1], last)))
+
+    yield mock.patch.dict(jobs.AFTER, {m.Rejected: rejected})
+
+
+@planted
+def rejected_node_gets_it_again() -> Iterator[Any]:
+    """Nobody remembers whose work was rejected, and nobody is banned for it."""
+    yield mock.patch.object(schedule, "wronged", lambda job, node_id: False)
+    yield mock.patch.object(Dispatch, "_ban_suspects", nothing)
+    yield mock.patch.object(schedule, "preference", lambda job, candidate, weights: candidate.node.node_id)
+    yield mock.patch.object(
+        room.Room,
+        "ranked",
+        lambda found, job: (found.candidates[node_id] for node_id in found._by_score(job, (False, True))),
+    )
+
+
+@planted
+def anybody_checks() -> Iterator[Any]:
+    """A check goes to whoever is free, also to the node itself whose work it is."""
+    real = Checking.due
+
+    def due(checking: Checking, job_id: str) -> Any:
+        policy = checking.policy
+        checking.policy = replace(policy, checkers=frozenset(checking._world.nodes))
+        try:
+            return real(checking, job_id)
+        finally:
+            checking.policy = policy
+
+    yield mock.patch.object(Checking, "due", due)
+
+
+@planted
+def old_check_still_counts() -> Iterator[Any]:
+    """Whoever was ever given a check may say what it found, or that it failed."""
+    real = Dispatch.holds
+
+    def holds(dispatch: Dispatch, node_id: str, session: str, job_id: str, attempt: int) -> bool:
+        job = dispatch._world.jobs.get(job_id)
+        given = job is not None and m.FIRST_CHECK <= attempt < m.FIRST_CHECK + job.checks
+        return given or real(dispatch, node_id, session, job_id, attempt)
+
+    yield mock.patch.object(Dispatch, "holds", holds)
+    yield mock.patch.object(jobs, "_found", anything)
+    yield mock.patch.object(RunReports, "_check_is_over", staticmethod(lambda said, job: False))
+    yield rule(m.CheckLost, guard=anything)
 
 
 # -- replicas --------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from cyxnet.identity import Identity
 from cyxnode import events as e
 from cyxnode.signing import Signing
 from cyxnode.state import State, next_wake_ms, retry_delay_ms, step
-from tests.simulation import replicas
+from tests.simulation import cheats, replicas
 from tests.simulation.faults import FIRST_WALL_MS, HOUR_MS
 from tests.simulation.loop import ProcessLoop
 from tests.simulation.wire import Process, SimBus
@@ -36,6 +36,7 @@ VERBS: dict[type, str] = {
     m.RunCheckpoint: "checkpoint",
     m.RunFailed: "failed",
     m.RunCompleted: "completed",
+    m.SegmentTrained: "segment",
 }
 GRAPH_SHA256 = "c" * 64
 
@@ -56,7 +57,7 @@ def state_after(name: str, steps: int) -> bytes:
     """What training the job `name` for so many steps gives."""
     if steps == 0:
         return f"{name} untrained".encode()
-    return hashlib.sha256(state_after(name, steps - 1) + b"step %d" % steps).digest()
+    return cheats.next_state(state_after(name, steps - 1), steps)
 
 
 def model_of(name: str, steps: int) -> bytes:
@@ -185,6 +186,7 @@ class Node(Process):
             signed_commands=True,
             shared_signatures=self.number % 3 != 0,  # as nodes of versions beside each other
             now_ms=self.clock_ms(),
+            checks=True,
         )
         try:
             reply = await self._ask("register", said, m.RegisterReply)
@@ -314,7 +316,8 @@ class Run:
             self.begun.set()
         self.halt: str | None = None
         self.halted = asyncio.Event()
-        self.step = assign.resume.step if assign.resume else 0
+        start = assign.segment.start if assign.segment else assign.resume
+        self.step = start.step if start else 0
         self.task: asyncio.Task[None] | None = None
         self.storing: asyncio.Task[None] | None = None
 
@@ -325,11 +328,55 @@ class Run:
 
     async def perform(self) -> None:
         try:
-            report = await (replicas.serve(self) if self.assign.job.serve else self._train())
+            report: m.RunFailed | m.RunCompleted | m.SegmentTrained
+            if self.assign.segment:
+                report = await self._check(self.assign.segment)
+            else:
+                report = await (replicas.serve(self) if self.assign.job.serve else self._train())
         except CyxError as error:
             report = self.failed(error.code, str(error))
         self.node.forget(self.key)
         self.node.tell(e.RunEnded(self.key, report))
+
+    async def _check(self, segment: m.Segment) -> m.RunFailed | m.SegmentTrained:
+        """Train a segment once more, from what is stored, and say what its end is."""
+        faults, dice, job = self.node.network.faults, self.node.network.scheduler.dice, self.assign.job
+        await asyncio.sleep(0.02 + dice.random() * 0.3)
+        start = state_after(job.name, 0)
+        if segment.start:
+            start = await self._fetch(segment.start.state.sha256)
+            if faults.is_bad(segment.start.state.sha256):
+                return self.failed("bad_checkpoint", "no state can be read in it")
+        self.node.tell(e.Advanced(self.key, "ready"))
+        await self.begun.wait()
+        if faults.hit("run_hangs") or (faults.active and self.node.network.cheats.checker_dies()):
+            await asyncio.sleep(10_000)
+        if faults.hit("run_dies"):
+            return self.failed("process_died", "it died")
+        steps = steps_of(job)
+        for _ in range((segment.end_step or steps) - self.step):
+            if self.halt:
+                return self.failed(self.halt, "as asked")
+            await asyncio.sleep(STEP_S)
+            self.step += 1
+        end = cheats.end_of(segment, job, start, steps)
+        if end is None:
+            return self.failed("bad_checkpoint", "it is garbage", deterministic=True)
+        return m.SegmentTrained(
+            node_id=self.node.node_id,
+            session=self.node.session,
+            job_id=self.assign.job_id,
+            attempt=self.assign.attempt,
+            segment=segment,
+            end=m.ArtifactRef(sha256=digest(end), size=len(end)),
+            signature="0" * 128,
+        )
+
+    @property
+    def _cheats(self) -> str:
+        """What is false in what this run stores; empty for an honest one."""
+        found = self.node.network.cheats
+        return found.what if found.cheater == self.node.number else ""
 
     async def _train(self) -> m.RunFailed | m.RunCompleted:
         job, faults, dice = self.assign.job, self.node.network.faults, self.node.network.scheduler.dice
@@ -338,7 +385,7 @@ class Run:
         state = state_after(job.name, 0)
         if self.assign.resume:
             state = await self._fetch(self.assign.resume.state.sha256)
-            if faults.is_bad(self.assign.resume.state.sha256):
+            if faults.is_bad(self.assign.resume.state.sha256) or state.startswith(cheats.GARBAGE):
                 return self.failed("bad_checkpoint", "no state can be read in it")
         if faults.hit("run_is_too_large"):
             return self.failed("out_of_memory", "too little", memory_bytes=2**29)
@@ -360,14 +407,16 @@ class Run:
             if "faulty" in job.name and self.step == 2:
                 return self.failed("diverged", "the loss is not a number", deterministic=True)
             self.step += 1
-            state = hashlib.sha256(state + b"step %d" % self.step).digest()
+            state = cheats.next_state(state, self.step)
+            if self._cheats == "false_states" and self.step == first + 1:
+                state = cheats.false_state(state)
             if self.step == first + 1:
                 self.node.tell(e.FirstBatch(self.key))
             if every and self.step % every == 0 and self.step < steps:
                 await self._tell_epoch(steps)
                 self._store_aside(state, steps)
         self.node.tell(e.Advanced(self.key, "uploading"))
-        model = await self._upload(b"model " + state)
+        model = await self._upload(b"model " + (cheats.false_state(state) if self._cheats == "false_model" else state))
         if self.storing:
             await self.storing
         return self._completed(model, steps)
@@ -381,6 +430,8 @@ class Run:
         step = self.step
         if step == self.assign.resume.step if self.assign.resume else step == 0:
             return
+        if self._cheats == "garbage":
+            state = cheats.GARBAGE + state
         stored = m.Checkpoint(step=step, steps=steps, state=await self._upload(state))
         said = m.RunCheckpoint(
             node_id=self.node.node_id,

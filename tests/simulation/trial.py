@@ -21,6 +21,7 @@ from cyxnode import events as e
 from tests.simulation import wire
 from tests.simulation.centrals import CENTRAL_SEED, HEARTBEAT_MS, VOUCHED, CentralProcess, shrink
 from tests.simulation.chain import Chain
+from tests.simulation.cheats import Cheats
 from tests.simulation.checks import Checks
 from tests.simulation.clients import DATASET, Client
 from tests.simulation.faults import FAR_CLOCK_MS, HOUR_MS, Faults
@@ -62,6 +63,9 @@ class Network:
         wire.open_broker(self.scheduler)
         self.faults = Faults(dice, self.scheduler, FAULTS_UNTIL_S)
         self.wishes = Wishes(seed)
+        self.cheats = Cheats(seed)
+        if self.faults.weeks_pass_at_s is not None:  # a ban would be over by itself
+            self.cheats.cheater = None
         self.hash = hashlib.blake2b(digest_size=8)
         self.lines: list[str] | None = [] if keep_trace else None
         self.edge = Edge(self.scheduler, self.faults)
@@ -266,6 +270,7 @@ class Network:
             self.scheduler.now_s > FAULTS_UNTIL_S + HEARTBEAT_MS / 1000
             and all(client.done or self._watches_a_replica(client) for client in self.clients)
             and not self.checks.open_jobs()
+            and self.checks.rejected <= self.checks.banned_at_s.keys()
             and len(self.live_centrals()) == CENTRALS
             and all(each.central and each.central.world.seq == events for each in self.live_centrals())
         )
@@ -298,7 +303,8 @@ class Network:
         centrals = [process.name for process in self.live_centrals()]
         return (
             f"not everything ended within {ENDS_WITHIN_S:g} s after the last fault: open jobs {found} "
-            f"({sorted(states)}), clients that wait {waiting}, centrals {centrals}"
+            f"({sorted(states)}), clients that wait {waiting}, centrals {centrals}, found false and not banned "
+            f"{sorted(self.checks.rejected - self.checks.banned_at_s.keys())}"
         )
 
     def close(self) -> None:

@@ -89,6 +89,9 @@ async def test_a_node_that_delivers_what_it_did_not_train_is_not_paid_and_banned
     checker = (await client.nodes())[0]
     assert view.status == "completed" and view.node_id == checker.node_id != thief.node_id
     assert view.model.sha256 != delivered["model"]["sha256"]
+    assert view.check == f"not checked: {checker.node_id}, which trained it, is a checker itself"
+    [first, _] = (await client.explain(job.job_id)).decisions
+    assert f"the work of {thief.node_id}" in first["rejected"] and checker.node_id in first["rejected"]
     banned = next(node for node in await client.nodes() if node.node_id == thief.node_id)
     assert banned.state == "banned"
     assert (await client.wallet(thief.wallet_address)).token_base_units == 0
@@ -117,5 +120,7 @@ async def test_a_checker_that_dies_costs_time_and_an_honest_node_nothing(client,
         kinds = [update.kind async for update in client.watch(submitted.job_id) if update.source == "event"]
         assert (kinds.count("CheckLost"), kinds.count("Checked"), kinds.count("Leased")) == (1, 1, 1)
         assert view.status == "completed" and view.check.startswith("checked: ")
+        assert view.check.endswith(f"trained again by {again['node_id']}: the same bytes")
+        assert (await client.explain(submitted.job_id)).check == view.check
         assert (await client.wallet(honest.wallet_address)).token_base_units == view.node_base_units > 0
     await assert_money_is_conserved(client, network)
