@@ -26,6 +26,7 @@ from cyxcore.errors import CyxError
 from cyxnet import messages as m
 
 PROVEN_AFTER = 10  # jobs of a node that were checked and found right, besides that clients have paid for its work
+TOO_LONG = 2  # times what a job asks for: a segment so long is its node's doing
 MOST_LOST = 10  # leases of one check that ended without a finding
 REST_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)  # after so many of them
 NAMED = 3  # checkers whose reason is told when a check is given up
@@ -34,8 +35,8 @@ NAMED = 3  # checkers whose reason is told when a check is given up
 class Policy(Struct, frozen=True, kw_only=True):
     """secret: of the platform, 32 bytes. checkers: ids of its nodes that check; none: nothing is checked.
 
-    share: of the jobs of proven nodes that is checked, 0 to 1. longest_s: a longer segment is not checked; within_s: so
-    long a delivered job waits for its check.
+    share: of the jobs of proven nodes that is checked, 0 to 1. longest_s: a longer segment is not checked, unless its
+    node stored states far more seldom than the job asks; within_s: so long a delivered job waits for its check.
     """
 
     secret: bytes = b""
@@ -112,9 +113,20 @@ def _uncheckable(policy: Policy, job: Job, segment: m.SignedSegment, nodes: dict
     if near(job, now_ms + policy.within_s * 1000):
         return f"its escrow's deadline is near ({deadline_s} s): there is no time left for a check"
     needed_s = seconds(job, segment, (nodes[each] for each in sorted(policy.checkers & nodes.keys())), now_ms)
-    if needed_s > policy.longest_s:
-        return f"the segment takes about {needed_s:.0f} s, and longest_check_s is {policy.longest_s}"
-    return ""
+    name, limit_s = "longest_check_s", policy.longest_s
+    if needed_s > TOO_LONG * _asked_s(job, segment, needed_s):  # else who stores no states is never looked at
+        name, limit_s = "check_within_s", max(policy.within_s, limit_s)
+    return f"the segment takes about {needed_s:.0f} s, and {name} is {limit_s}" if needed_s > limit_s else ""
+
+
+def _asked_s(job: Job, segment: m.SignedSegment, needed_s: float) -> float:
+    """How long a segment takes where its node stores its states as often as the job asks; infinite if it never asks."""
+    asked, last = job.job.checkpoints, job.attempts[segment.attempt - 1].checkpoint or segment.start
+    possible = intake.possible_steps(job.job)
+    steps = segment.end_step or (last.steps if last else possible.stop - 1 if possible else 0)
+    made = steps - (segment.start.step if segment.start else 0)
+    by_steps = needed_s * asked.every_steps / made if asked.every_steps and made > 0 else math.inf
+    return min(asked.every_s or math.inf, by_steps)
 
 
 def _spared(policy: Policy, job: Job, segment: m.SignedSegment, nodes: dict[str, Node]) -> str:

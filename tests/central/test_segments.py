@@ -115,13 +115,35 @@ def test_what_a_checker_trained_is_not_checked():
 
 
 def test_a_segment_that_takes_too_long_is_not_checked_but_not_because_its_node_took_its_time():
-    job = f.job_after(f.FUNDED, f.leased(), f.STARTED)  # started 3 s after it was submitted
+    never = m.CheckpointPolicy(every_s=0.0)  # its client wants no states
+    job = replace(f.job_after(f.FUNDED, f.leased(), f.STARTED), job=f.job_request(checkpoints=never))  # started at 3 s
     known, late_ms = {"node-a": node()}, 3_000 + 1_801_000
     assert segments.completion(POLICY, job, f.completed(), known, 3_000 + 1_799_000).segment
     assert "1801 s" in segments.completion(POLICY, job, f.completed(), known, late_ms).not_checked
     facts = m.DatasetFacts(rows=1000, input_shape=[4], classes=3)
-    told = replace(job, job=f.job_request(facts=facts))
+    told = replace(job, job=f.job_request(facts=facts, checkpoints=never))
     assert segments.completion(POLICY, told, f.completed(), known | {"node-c": node("node-c")}, late_ms).segment
+
+
+@pytest.mark.parametrize(
+    ("asked", "took_s", "not_checked"),
+    [  # of 3000 steps, and no state in between
+        (m.CheckpointPolicy(every_s=60.0), 3_599, ""),
+        (m.CheckpointPolicy(every_s=60.0), 3_601, "check_within_s is 3600"),
+        (m.CheckpointPolicy(every_s=0.0, every_steps=1_000), 3_599, ""),
+        (m.CheckpointPolicy(every_s=0.0, every_steps=2_000), 3_599, "longest_check_s is 1800"),
+        (m.CheckpointPolicy(every_s=1_700.0), 3_599, ""),
+        (m.CheckpointPolicy(every_s=1_700.0), 3_301, "longest_check_s is 1800"),  # as late as an honest node may be
+        (m.CheckpointPolicy(every_s=0.0), 1_801, "longest_check_s is 1800"),
+    ],
+)
+def test_who_stores_states_far_more_seldom_than_the_job_asks_is_checked_all_the_same(asked, took_s, not_checked):
+    facts = m.DatasetFacts(rows=1_000, input_shape=[4], classes=3)
+    training = TrainingSpec(epochs=3, batch_size=1)
+    request = f.job_request(checkpoints=asked, facts=facts, training=training)
+    job = replace(f.job_after(f.FUNDED, f.leased(), f.STARTED), job=request)  # started at 3 s
+    event = segments.completion(POLICY, job, f.completed(), {"node-a": node()}, 3_000 + took_s * 1_000)
+    assert event.not_checked.endswith(not_checked) and bool(event.segment) == (not not_checked)
 
 
 def test_near_its_deadline_a_job_is_not_checked_any_more():
