@@ -105,6 +105,28 @@ async def test_an_upload_that_was_interrupted_goes_on_at_another_central(central
     assert (await other.blobs.stat(manifest, "alice")).complete
 
 
+async def test_a_checker_has_what_its_segment_begins_with_for_the_lease_and_never_what_it_shall_find(central, other):
+    data, start, end, model = [await send(central, "alice", b"bytes %d" % number) for number in range(4)]
+    checkpoint = m.Checkpoint(step=4, steps=10, state=start)
+    segment = m.SignedSegment(attempt=1, start=checkpoint, end_step=8, end=end)
+    await central.job("job-1", f.FUNDED, f.leased(), f.STARTED, dataset=data)
+    subject = subjects.job_event("job-1")
+    await central.say(subject, replace(f.checkpointed(), checkpoint=checkpoint))
+    at_end = m.Checkpoint(step=8, steps=10, state=end)
+    await central.say(subject, replace(f.checkpointed(kept=True), checkpoint=at_end))
+    await central.say(subject, replace(f.completed(segment=segment), model=model))
+    assert await fetched(central, "node-c", start.sha256) is None
+    await central.say(subject, f.check_leased(node_id="node-c"))
+    for caller, expected in (("node-c", True), ("node-d", False), ("node-a", False)):
+        for needed in (data, start):
+            assert bool(await fetched(other, caller, needed.sha256)) == expected
+        for hidden in (end, model):
+            assert await fetched(other, caller, hidden.sha256) is None
+    await central.say(subject, m.CheckLost(number=m.FIRST_CHECK, code="node_lost", reason="silent"))
+    for needed in (data, start):
+        assert await fetched(central, "node-c", needed.sha256) is None
+
+
 async def test_a_node_has_what_its_job_needs_for_as_long_as_it_holds_the_lease(central, other):
     data, weights = await send(central, "alice", *LARGE), await send(central, "alice", b"weights")
     unrelated = await send(central, "alice", b"another file")

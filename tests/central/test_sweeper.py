@@ -105,9 +105,9 @@ class Place:
         return await Blobs(self.core).damage(ref) is None
 
 
-def stored(step, state):
+def stored(step, state, **changes):
     checkpoint = m.Checkpoint(step=step, steps=10, state=state)
-    return m.Checkpointed(attempt=1, node_id="node-a", checkpoint=checkpoint, signature="d" * 128)
+    return m.Checkpointed(attempt=1, node_id="node-a", checkpoint=checkpoint, signature="d" * 128, **changes)
 
 
 @pytest.fixture
@@ -129,6 +129,35 @@ async def test_a_state_that_two_newer_ones_took_the_place_of_is_swept_after_its_
     swept = await place.sweep_after(2)
     assert (swept.deleted, swept.chunks) == (1, 1)  # the other chunk is of its followers too
     assert await place.is_whole(second) and await place.is_whole(third)
+
+
+async def test_the_two_ends_of_the_segment_that_is_kept_for_a_check_outlive_what_lies_between(place):
+    first, second, third, fourth, fifth, sixth = [await place.state(f"state {number}") for number in range(6)]
+    await place.job("job-1", first)
+    await place.say("job-1", stored(2, second, kept=True), stored(3, third), stored(4, fourth), stored(5, fifth))
+    assert (await place.sweep_after(30)).condemned == 1
+    assert not await place.is_whole(third)
+    for needed in (first, second, fourth, fifth):
+        assert await place.is_whole(needed)
+    await place.say("job-1", stored(6, sixth, kept=True))  # from now on another one
+    assert (await place.sweep_after(30)).condemned == 3
+    assert [await place.is_whole(state) for state in (first, second, fourth)] == [False] * 3
+    assert await place.is_whole(fifth) and await place.is_whole(sixth)
+
+
+async def test_what_is_checked_is_not_swept_before_that_is_over(place):
+    states = [await place.state(f"state {number}") for number in range(4)]
+    await place.job("job-1", states[0])
+    await place.say("job-1", stored(2, states[1], kept=True), stored(3, states[2]), stored(4, states[3]))
+    start = m.Checkpoint(step=1, steps=10, state=states[0])
+    segment = m.SignedSegment(attempt=1, start=start, end_step=2, end=states[1])
+    await place.say("job-1", f.completed(segment=segment))
+    await place.sweep_after(30)
+    assert [await place.is_whole(state) for state in states] == [True] * 4
+    await place.say("job-1", m.CheckGivenUp(reason="no checker"), f.SIGNED_SETTLE, f.settled())
+    await place.sweep_after(23)
+    assert [await place.is_whole(state) for state in states] == [True] * 4
+    assert (await place.sweep_after(2)).condemned == 4
 
 
 async def test_the_states_of_a_job_that_ended_are_kept_for_their_time(place):
