@@ -9,7 +9,8 @@
 
 What is sent within one turn of the event loop goes together, so that many requests cost one call of the system and one
 of the encoder: as a list of frames in MessagePack, behind four bytes of its length, big-endian. A list ends with the
-frame that makes it longer than LIST_BYTES, so that its reader need not wait for all of a long turn.
+frame that makes it longer than LIST_BYTES, or after LIST_FRAMES, and is taken in a turn of its own: so the answers to
+the first questions of many are on their way while the next ones are computed.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from msgspec import Struct
 from cyxnet.asking import PART_BYTES, WINDOW
 
 LENGTH_BYTES = 4
-LIST_BYTES = 65_536
+LIST_BYTES, LIST_FRAMES = 65_536, 32
 MAX_LIST_BYTES = 16 * PART_BYTES  # a request is one message of the broker, and an answer comes in parts
 
 
@@ -87,7 +88,7 @@ class Wire(asyncio.Protocol):
         self._decode = msgspec.msgpack.Decoder(list[kinds]).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._take, self._lost = take, lost
-        self._rest = b""
+        self._rest, self._goes_on = b"", False
         self._out: list[Frame] = []
         self._out_bytes = 0  # of their bodies
         self._transport: asyncio.Transport | None = None
@@ -108,7 +109,7 @@ class Wire(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(message)
         self._out_bytes += body_bytes
-        if self._out_bytes >= LIST_BYTES:
+        if self._out_bytes >= LIST_BYTES or len(self._out) >= LIST_FRAMES:
             self._flush()
 
     def close(self) -> None:
@@ -131,28 +132,32 @@ class Wire(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._rest:
-            data = self._rest + data
-        at, end = 0, len(data)
+        self._rest = self._rest + data if self._rest else data
+        if not self._goes_on:
+            self._take_list()
+
+    def _take_list(self) -> None:
+        """The next list, if it is all there, and in the next turn the one behind it."""
+        data = self._rest
+        length = int.from_bytes(data[:LENGTH_BYTES], "big")
+        end = LENGTH_BYTES + length
         try:
-            while end - at >= LENGTH_BYTES:
-                begin = at + LENGTH_BYTES
-                length = int.from_bytes(data[at:begin], "big")
-                if length > MAX_LIST_BYTES:
-                    raise msgspec.DecodeError(f"expected frames of at most {MAX_LIST_BYTES} bytes, got {length}")
-                if end < begin + length:
-                    break
-                at = begin + length
-                for frame in self._decode(memoryview(data)[begin:at]):
-                    self._take(frame)
+            if length > MAX_LIST_BYTES:
+                raise msgspec.DecodeError(f"expected frames of at most {MAX_LIST_BYTES} bytes, got {length}")
+            self._goes_on = len(data) >= end and len(data) >= LENGTH_BYTES
+            if not self._goes_on:
+                return
+            self._rest = data[end:]
+            for frame in self._decode(memoryview(data)[LENGTH_BYTES:end]):
+                self._take(frame)
+            asyncio.get_running_loop().call_soon(self._take_list)  # behind what these frames have begun
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self.fail(f"it sent what are no frames: {error}")
-            return
-        self._rest = data[at:]
 
     def fail(self, why: str) -> None:
         """The other end does not keep to the rules."""
         lost, self._lost = self._lost, _nothing
+        self._rest, self._goes_on = b"", False
         if self._transport:
             self._transport.abort()
         lost(why)
@@ -164,6 +169,8 @@ class Wire(asyncio.Protocol):
         self.is_full = False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        while self._goes_on:  # what was said before the end counts
+            self._take_list()
         lost, self._lost = self._lost, _nothing
         lost("it closed its socket")
 

@@ -268,6 +268,38 @@ async def test_frames_of_one_turn_go_in_lists_that_arrive_in_order() -> None:
     other.close()
 
 
+async def test_a_list_of_frames_is_taken_in_a_turn_of_its_own() -> None:
+    theirs, exchange, _ = await pair(print)
+    turns: list[str] = []
+
+    def told(reply: Any) -> None:
+        turns.append("reply")
+        asyncio.get_running_loop().call_soon(turns.append, "turn")
+
+    numbers = [exchange.ask("GET", "/health", JSON, "", b"", told) for _ in range(3)]
+    replies = [x.msgspec.msgpack.encode([x.Reply(number, 200, JSON, 0, b"", False)]) for number in numbers]
+    theirs.send(b"".join(len(reply).to_bytes(4, "big") + reply for reply in replies))
+    while exchange.in_flight or turns[-1:] != ["turn"]:
+        await asyncio.sleep(0)
+    assert turns == ["reply", "turn"] * 3
+    exchange.close()
+    theirs.close()
+
+
+async def test_all_answers_that_came_before_the_end_of_a_replica_are_told() -> None:
+    theirs, exchange, lost = await pair(print)
+    told: list[Any] = []
+    numbers = [exchange.ask("GET", "/health", JSON, "", b"", told.append) for _ in range(2)]
+    exchange.ask("GET", "/health", JSON, "", b"", told.append)
+    wire = await x.Wire.open(theirs, x.Ask, lambda frame: None, lambda why: None)
+    for number in numbers:
+        wire.send(x.Reply(number, 200, JSON, 0, b"x" * x.LIST_BYTES, False), x.LIST_BYTES)
+    wire.close()
+    while not lost:
+        await asyncio.sleep(0)
+    assert [reply and reply.status for reply in told] == [200, 200, None]
+
+
 async def test_who_asks_a_replica_that_is_gone_is_told_so() -> None:
     theirs, exchange, lost = await pair(print)
     theirs.close()
