@@ -49,6 +49,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.toml"
 IN_FLIGHT = 480  # below the 512 that a central works on at a time
 ALONE_IN_FLIGHT = 64  # each waits for a sync of its own: on a busy disk more would not be answered in time
 LAMPORTS_PER_JOB = 6_000_000
+LOOK_EVERY_S = 0.2
 SIGNED_AT_ONCE = 5_000  # a deposit's blockhash lives for a minute, and central asks the chain about old ones
 
 
@@ -157,8 +158,8 @@ def cpu_s_of(network: LocalNetwork) -> dict[str, float]:
     return found
 
 
-async def submissions(network: LocalNetwork, jobs: int) -> tuple[Row, Row]:
-    """The rate, and microseconds of processor per submission that each process took while it lasted."""
+async def submissions(network: LocalNetwork, jobs: int) -> tuple[Row, Row, Row]:
+    """The rate, microseconds of processor per submission that each process took while it lasted, and deposits()."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     async with await AsyncClient.connect(network.folder) as client:
@@ -178,12 +179,31 @@ async def submissions(network: LocalNetwork, jobs: int) -> tuple[Row, Row]:
         child.join()
         stored = await client.jobs(limit=1)
         assert stored.total >= jobs, f"{stored.total} of {jobs} acknowledged jobs are there"
+        paid = await deposits(network, client)
     row = {
         "submissions/s": found.per_s,
         "p50 ms": statistics.median(found.took_ms),
         "p99 ms": percentile(found.took_ms, 0.99),
     }
-    return row, {f"{name} µs": used / jobs * 1e6 for name, used in spent.items()}
+    return row, {f"{name} µs": used / jobs * 1e6 for name, used in spent.items()}, paid
+
+
+async def deposits(network: LocalNetwork, client: AsyncClient) -> Row:
+    """Deposits of the jobs that became final a second, since the burst, and the processor that each took; central's
+    and the broker's part has everything in it that follows a deposit.
+    """
+
+    async def waiting() -> int:
+        return (await client.jobs(status="funding", limit=1)).total
+
+    begun, before, used = time.perf_counter(), await waiting(), cpu_s_of(network)
+    while await waiting():
+        await asyncio.sleep(LOOK_EVERY_S)
+    took_s, done = time.perf_counter() - begun, max(before, 1)
+    failed = (await client.jobs(status="failed", limit=1)).total
+    spent = {name: now - used.get(name, 0.0) for name, now in cpu_s_of(network).items()}
+    row = {"deposits/s": done / took_s, "failed": float(failed)}
+    return row | {f"{name} µs": spent[name] / done * 1e6 for name in ("broker", "chain", "central")}
 
 
 async def appends(network: LocalNetwork, count: int, payload: bytes) -> Row:
@@ -326,8 +346,9 @@ async def measure(jobs: int, assigned: int, centrals: int) -> dict[str, Row]:
             found |= await assignments(network, assigned)
         async with LocalNetwork(Path(folder) / "load", nodes=0, centrals=centrals) as network:
             found["the broker alone"] = await appends(network, jobs, b"x" * 1500)
-            row, spent = await submissions(network, jobs)
+            row, spent, paid = await submissions(network, jobs)
             found[f"durable submissions, {centrals} central(s)"], found["processor per submission"] = row, spent
+            found["their deposits, afterwards"] = paid
     return found
 
 
