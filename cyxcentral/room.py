@@ -147,9 +147,8 @@ class Room:
                 yield self.candidates[wanted]
             return
         before = {attempt.node_id for attempt in job.attempts}
-        kinds = _kinds(self._for_proven(job))
-        for strange in [(each,) for each in kinds] if before else [kinds]:
-            for node_id in self._by_score(job, strange):
+        for kinds in _KINDS_IN_TURN[schedule.turn(job)] if not self._for_proven(job) else (_kinds(True),):
+            for node_id in self._by_score(job, kinds):
                 if node_id not in before:
                     yield self.candidates[node_id]
         last = [self.candidates[node_id] for node_id in before if node_id in self._placed]
@@ -295,6 +294,9 @@ class Room:
             memory_free_bytes=candidate.memory_free_bytes,
             limit_base_units=schedule.limit_of(node, self._unproven),
         )
+
+
+_KINDS_IN_TURN = {-1: ((True,), (False,)), 0: ((False, True),), 1: ((False,), (True,))}  # whether not proven
 
 
 def _kinds(proven: bool) -> tuple[bool, ...]:

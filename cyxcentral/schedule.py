@@ -10,6 +10,7 @@ a node know what they do: their jobs are not too large for it.
 """
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from cyxnet.amounts import format_cyx
 SLOW_FLOPS, FAST_FLOPS = 1e9, 1e12  # where the device term begins and where it is full; logarithmic between them
 HALF_PRICE_BASE_UNITS = 1_000_000_000  # per hour: the price term of it is one half (1 CYX)
 AGING_MS = 600_000  # a level of priority is worth ten minutes of waiting, so nobody waits for ever
+TRIAL_EVERY = 20  # one job of so many goes to nodes that are not proven first: else they never had a chance to be
 SHOWN = 20  # an explanation names every node of a network of so many,
 SHOWN_OF_MANY = 5  # and of a larger one the best
 
@@ -276,15 +278,28 @@ def full_score(job: Job, candidate: Candidate, weights: Weights) -> float:
     )
 
 
-def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, bool, float, int, str]:
-    """What to sort candidates by, best first: a node that lost this job before is the last resort.
+def turn(job: Job) -> int:
+    """Whether nodes that are not proven are asked first (-1), last (1), or as their score is (0).
 
-    A job that was lost goes to proven nodes first: strangers that finish nothing shall not use up all its attempts.
+    Last for a job that was lost: strangers that finish nothing shall not use up all its attempts. First for some jobs,
+    which their ids tell, so that every central means the same ones.
     """
+    if job.attempts:
+        return 1
+    return 0 if zlib.crc32(job.job_id.encode()) % TRIAL_EVERY else -1
+
+
+def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, int, float, int, str]:
+    """What to sort candidates by, best first: a node that lost this job before is the last resort."""
     node_id = candidate.node.node_id
     lost_before = any(attempt.node_id == node_id for attempt in job.attempts)
-    strange = bool(job.attempts) and candidate.limit_base_units > 0
-    return lost_before, strange, -full_score(job, candidate, weights), -candidate.memory_free_bytes, node_id
+    return (
+        lost_before,
+        turn(job) if candidate.limit_base_units else 0,
+        -full_score(job, candidate, weights),
+        -candidate.memory_free_bytes,
+        node_id,
+    )
 
 
 def choose(job: Job, candidates: Iterable[Candidate], weights: Weights) -> tuple[str | None, dict[str, object]]:

@@ -207,3 +207,11 @@ def test_a_job_that_was_lost_once_goes_to_proven_nodes_first():
     lost = replace(JOB, attempts=(worlds.lost_on("node-y"),))
     assert choose(stranger(), proven, job=lost) == "node-z"
     assert choose(stranger(), job=lost) == stranger().node.node_id, "where nobody is proven, nothing stands still"
+
+
+def test_one_job_of_twenty_goes_to_nodes_that_are_not_proven_first():
+    proven = replace(stranger(payers=PAYERS), node=replace(stranger(payers=PAYERS).node, node_id="node-z"))
+    jobs = [replace(JOB, job_id=f"job-{number}") for number in range(2_000)]
+    first = sum(choose(stranger(), proven, job=each) == "node-a" for each in jobs)
+    assert 60 < first < 140
+    assert all(choose(stranger(), proven, job=replace(DEAR, job_id=each.job_id)) == "node-z" for each in jobs[:100])

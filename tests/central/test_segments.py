@@ -83,8 +83,8 @@ def test_a_job_of_a_node_that_is_not_proven_is_checked_and_of_one_that_is_a_shar
     assert (first.segment, first.not_checked) == (f.segment(), "")
     for record in ({"payers": PROVEN}, {"jobs_checked": 99}):
         assert segments.completion(POLICY, job, f.completed(), {"node-a": node(**record)}, NOW_MS).segment
-    known = {"node-a": node(payers=PROVEN, jobs_checked=segments.PROVEN_AFTER)}
-    policy, drawn = replace(POLICY, share=0.25), 0
+    known = {"node-a": node(payers=PROVEN, jobs_checked=4 * segments.PROVEN_AFTER)}
+    policy, drawn = POLICY, 0
     for number in range(1000):
         event = segments.completion(policy, replace(job, job_id=f"job-{number}"), f.completed(), known, NOW_MS)
         drawn += event.segment is not None
@@ -152,6 +152,13 @@ def test_near_its_deadline_a_job_is_not_checked_any_more():
     job = replace(job, terms=replace(job.terms, deadline_s=deadline_s))
     assert segments.completion(POLICY, job, f.completed(), {"node-a": node()}, 59_000).segment
     assert "deadline" in segments.completion(POLICY, job, f.completed(), {"node-a": node()}, 60_001).not_checked
+
+
+def test_the_share_that_is_checked_falls_with_what_was_found_right_and_not_below_that_of_the_settings():
+    after = (0, 10, 11, 20, 40, 100, 10_000)
+    shares = [segments.share_of(POLICY, node(payers=PROVEN, jobs_checked=checked)) for checked in after]
+    assert shares == [1.0, 1.0, 10 / 11, 0.5, 0.25, 0.1, POLICY.share]
+    assert segments.share_of(POLICY, node(jobs_checked=10_000)) == segments.share_of(POLICY, None) == 1.0
 
 
 # -- who checks ---------------------------------------------------------------------------------------------------
