@@ -314,6 +314,8 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
         for (int64_t r = 0; fresh_a && !p->a_transposed && r < rows; r += MR)
             NAME(transpose)(a + r * p->a_row, p->a_row, packed + r / MR * ROWS_PANEL(p->k_count), MR,
                             rows - r < MR ? rows - r : MR, p->k_count);
+        /* Where nothing packs rows by MR, blocks are alike: one of few rows waits for what it reads of B. */
+        int64_t heights = (rows + MR - 1) / MR, height = pack_a ? MR : (rows + heights - 1) / heights;
         const T *panels = p->panels;
         if (of_b) {
             NAME(pack_b)(p, own_b, first / NR, (stop + NR - 1) / NR);
@@ -328,9 +330,9 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
             T *c = p->c + m0 * p->n + p->n0 + column;
             int done = p->plus.at && p->k0 + p->k_count == p->k;
             const T *plus = done ? p->plus.at + m0 * p->plus.row + p->n0 + column : NULL;
-            for (int64_t r = 0; r < rows; r += MR) {
-                int64_t count = rows - r < MR ? rows - r : MR;
-                for (int64_t next = r + MR; far && next < r + 2 * MR && next < rows; next++)
+            for (int64_t r = 0; r < rows; r += height) {
+                int64_t count = rows - r < height ? rows - r : height;
+                for (int64_t next = r + height; far && next < r + 2 * height && next < rows; next++)
                     for (int64_t at = 0; at < columns; at += LINE) __builtin_prefetch(c + next * p->n + at, 1);
                 const T *own_a = pack_a ? packed + r / MR * ROWS_PANEL(p->k_count) : a + (p->a_transposed ? r : r * p->a_row);
                 NAME(run_block)(pack_a || p->a_transposed ? NAME(packed_kernels) : NAME(rows_kernels), count,
