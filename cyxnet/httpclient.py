@@ -76,12 +76,14 @@ class Poster:
         async with self._room, asyncio.timeout(self._timeout_s):
             while self._free:
                 link = self._free.pop()
-                if link.usable:
-                    try:
-                        return await self._over(link, question)
-                    except NoAnswer:
-                        if link.heard:
-                            raise
+                if not link.usable:  # the server has closed it
+                    self._links.discard(link)
+                    continue
+                try:
+                    return await self._over(link, question)
+                except NoAnswer:
+                    if link.heard:
+                        raise
             return await self._over(await self._connected(), question)
 
     async def _connected(self) -> "_Link":

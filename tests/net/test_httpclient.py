@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import ssl
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
-from cyxnet import httpclient
+from cyxnet import httpclient, tls
 from cyxnet.httpclient import BadStatus, NoAnswer, Poster, read_answer
 
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n[1,2,3]"
@@ -134,6 +136,21 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_no_failure(server:
     asking = poster()
     assert await asking.post(b"first") == await asking.post(b"second") == b"[1,2,3]"
     assert [number for number, _ in server.asked] == [1, 1, 2]
+    assert len(asking._links) == 1
+
+
+async def test_connections_that_the_server_ended_are_forgotten(server: Scripted, poster: Make) -> None:
+    asking = poster()
+    for number in range(3):
+        server.answers = [LENGTH]
+        await asking.post(b"q")
+        server.writers[number].close()
+        async with asyncio.timeout(10):
+            while asking._free[0].usable:
+                await asyncio.sleep(0)
+    server.answers = [LENGTH]
+    await asking.post(b"q")
+    assert (server.connections, len(asking._links)) == (4, 1)
 
 
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n[1"])
@@ -190,3 +207,23 @@ async def test_no_more_connections_than_so_many_are_made(
     asking = poster()
     assert await asyncio.gather(*(asking.post(b"q") for _ in range(9))) == [b"[1,2,3]"] * 9
     assert server.connections == 2
+
+
+async def test_over_tls_only_a_server_that_is_trusted_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, stranger = tls.make(tmp_path / "ours"), tls.make(tmp_path / "theirs")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    server, trusting = Scripted(), tls.context
+    server.answers = [LENGTH, CHUNKED]
+    async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context) as listener:
+        url = f"https://localhost:{listener.sockets[0].getsockname()[1]}"
+        monkeypatch.setattr(tls, "context", lambda ca: trusting(files.ca.read_text()))
+        asking = Poster(url, 10.0)
+        assert [await asking.post(b"q") for _ in range(2)] == [b"[1,2,3]"] * 2
+        await asking.close()
+        monkeypatch.setattr(tls, "context", lambda ca: trusting(stranger.ca.read_text()))
+        asking = Poster(url, 10.0)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asking.post(b"q")
+        await asking.close()
+    assert len(server.asked) == 2

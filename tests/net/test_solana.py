@@ -403,6 +403,30 @@ def chain_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.terminate()
 
 
+@pytest.mark.parametrize(
+    ("variables", "url", "through_it"),
+    [
+        ({}, "https://api.devnet.solana.com", False),
+        ({"https_proxy": "http://10.0.0.1:3128"}, "https://api.devnet.solana.com", True),
+        ({"all_proxy": "http://10.0.0.1:3128"}, "https://api.devnet.solana.com", True),
+        ({"http_proxy": "http://10.0.0.1:3128"}, "https://api.devnet.solana.com", False),
+        ({"https_proxy": "http://10.0.0.1:3128", "no_proxy": "solana.com"}, "https://api.devnet.solana.com", False),
+        ({"https_proxy": "http://10.0.0.1:3128"}, "https://localhost:8899", False),
+    ],
+)
+async def test_a_chain_behind_a_proxy_is_asked_through_it_by_the_package(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str, through_it: bool
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    async with Settlement(url) as settlement:
+        [client] = settlement._clients
+        assert hasattr(client._provider, "session") is through_it  # the package's own
+
+
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
 async def test_a_chain_on_this_machine_is_reached_whatever_proxy_the_environment_names(
     chain_url: str, monkeypatch: pytest.MonkeyPatch, name: str
