@@ -60,7 +60,8 @@ class Kept(Struct, kw_only=True):
 class LocalNetwork:
     """`async with LocalNetwork(folder) as network:` brings everything up and takes it down again.
 
-    nodes, centrals: how many of each. cluster: how many brokers; None: as many as the folder has, one in a new one.
+    nodes, centrals: how many of each. checkers: so many of the nodes, the last ones, check what the others train.
+    cluster: how many brokers; None: as many as the folder has, one in a new one.
     encrypt: with TLS and certificates of its own, for `hosts` too; the first of these is in the URLs of others.
     listen: on which address the brokers do; another than loopback's needs TLS. port: of the (first) broker; 0 keeps
     the last one or takes a free one. http: the port where the (first) central serves HTTP, 0 for a free one; None:
@@ -75,6 +76,7 @@ class LocalNetwork:
         folder: Path,
         *,
         nodes: int = 1,
+        checkers: int = 0,
         centrals: int = 1,
         cluster: int | None = None,
         port: int = 0,
@@ -93,6 +95,7 @@ class LocalNetwork:
         """settings: more of what network.json says, by the names of its fields."""
         self.folder = folder
         self._nodes = nodes
+        self._checkers = checkers
         self._centrals = centrals
         self._cluster = cluster
         self._port = port
@@ -177,6 +180,8 @@ class LocalNetwork:
         return Listening(address=self._listen, certificates=files, name=self._hosts[0] if self._hosts else "")
 
     async def _start(self) -> None:
+        if self._checkers > self._nodes:
+            raise ConfigError(f"expected at most as many checkers as nodes ({self._nodes}), got {self._checkers}")
         kept, listening = self._read_kept(), self._listening()
         platform = load_or_create(self.folder / "central.key")
         kept.passwords = kept.passwords.admits(platform)
@@ -214,9 +219,10 @@ class LocalNetwork:
             tls_ca=listening.certificates.ca.read_text() if listening.certificates else "",
             platform_key=platform.public_key,
             operators=[as_client(owner).id],
+            checkers=[self._node_id(name) for name in self._node_names()[self._nodes - self._checkers :]],
             pid=os.getpid(),
-            **OWN | self._settings,
         )
+        self.file = msgspec.structs.replace(self.file, **OWN | self._settings)
         write_network(self.folder, self.file)
         self._tell_others()
         centrals = self._central_parts()
@@ -257,9 +263,17 @@ class LocalNetwork:
         if self._hosts:
             write_network(self.folder / "join", for_others(self.file))
 
+    def _node_names(self) -> list[str]:
+        return [f"node-{n}" for n in range(1, self._nodes + 1)]
+
+    def _node_id(self, name: str) -> str:
+        """As the node makes its own of its key, which is made here if it has none yet."""
+        folder = self.folder / "nodes" / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return f"{name}-{load_or_create(folder / 'key').short_id}"
+
     def _node_parts(self) -> list[Part]:
-        names = [f"node-{n}" for n in range(1, self._nodes + 1)]
-        return [self._part(name, "cyxnode", "--dir", self.folder, "--name", name) for name in names]
+        return [self._part(name, "cyxnode", "--dir", self.folder, "--name", name) for name in self._node_names()]
 
     async def _start_chain(self, kept: Kept) -> float:
         """Start the chain at its last port, or at another when that is taken; it keeps the port from then on."""
@@ -284,7 +298,8 @@ class LocalNetwork:
 
     async def _bring_up(self, part: Part) -> None:
         ready_ms = await part.start()
-        self._on_ready(part.name, str(part.said.get("node_id") or part.said.get("central_id") or ""), ready_ms)
+        who = str(part.said.get("node_id") or part.said.get("central_id") or "")
+        self._on_ready(part.name, f"{who}, a checker" if who in self.file.checkers else who, ready_ms)
 
     def _read_kept(self) -> Kept:
         path = self.folder / "kept.json"

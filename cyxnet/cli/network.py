@@ -28,7 +28,7 @@ CLIENT_ID = re.compile(r"c-[0-9a-f]{32}")  # a node id ends with a dash and ten 
 
 
 async def up(args: argparse.Namespace, screen: Screen) -> int:
-    wanted = {name: getattr(args, name) for name in ("nodes", "centrals", "cluster", "port", "http")}
+    wanted = {name: getattr(args, name) for name in ("nodes", "checkers", "centrals", "cluster", "port", "http")}
     wanted |= {"encrypt": args.tls, "listen": args.listen, "hosts": args.host}
     if args.http_cert or args.http_key:
         if args.http is None or not (args.http_cert and args.http_key):

@@ -76,6 +76,13 @@ def job_file(parser: argparse.ArgumentParser) -> None:
 
 def up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=values.count, default=1, metavar="N", help="how many nodes (default 1)")
+    parser.add_argument(
+        "--checkers",
+        type=values.count,
+        default=0,
+        metavar="N",
+        help="so many of the nodes, the last ones, train a part of what others deliver again before it is paid",
+    )
     parser.add_argument("--centrals", type=values.count, default=1, metavar="N", help="how many centrals (default 1)")
     parser.add_argument(
         "--cluster",

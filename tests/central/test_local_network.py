@@ -5,14 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
+from cyxnet import jobfile
 from cyxnet.client import AsyncClient
 from cyxnet.config import ConfigError, read_network
 from cyxnet.local import LocalNetwork
+from cyxnet.messages import Needs
 from cyxnet.solana import Settlement
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 UP = """
 import asyncio, sys
@@ -78,3 +84,27 @@ def test_nothing_outlives_a_killed_up_and_the_next_one_starts(tmp_path):
             assert LocalNetwork.running(folder).network_id == network.file.network_id
 
     asyncio.run(again())
+
+
+async def test_the_last_nodes_are_checkers_and_what_the_others_train_is_checked(tmp_path):
+    told = {}
+
+    def on_ready(part, detail, ms):
+        told[part] = detail
+
+    network = LocalNetwork(tmp_path / "net", nodes=2, checkers=1, on_ready=on_ready)
+    async with network, await AsyncClient.connect(network.folder) as client:
+        trainer, checker = sorted(node.node_id for node in await client.nodes())
+        assert network.file.checkers == [checker] and told["node-2"] == f"{checker}, a checker"
+        assert (tmp_path / "net" / "nodes" / "node-2").stat().st_mode & 0o077 == 0
+        await client.faucet(50_000_000_000)
+        job = replace(jobfile.load(EXAMPLES / "digits.toml"), needs=Needs(node_id=trainer))
+        view = await client.wait((await client.submit(job)).job_id)
+        assert view.status == "completed", view.error
+        assert view.check.startswith("checked: ") and checker in view.check
+
+
+async def test_more_checkers_than_nodes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"at most as many checkers as nodes \(1\), got 2"):
+        async with LocalNetwork(tmp_path / "net", checkers=2):
+            pass
