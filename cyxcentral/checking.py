@@ -6,6 +6,7 @@ start counts anew, and no clock that is wrong by hours ends a check.
 
 from cyxcentral import segments
 from cyxcentral.machine import Machine
+from cyxcentral.nodes import Node
 from cyxcentral.world import World
 from cyxnet import messages as m
 
@@ -20,12 +21,26 @@ class Checking:
         self._lease_ms = lease_ms
         self._seen_ms: dict[tuple[str, int, int], float] = {}  # job, attempt, leases that were lost -> since when
 
-    def waiting(self) -> list[str]:
-        """The jobs that are being checked. What is remembered of others is forgotten."""
-        found = self._world.checking
-        for key in [key for key in self._seen_ms if key[0] not in found]:
-            del self._seen_ms[key]
-        return sorted(found)
+    def waiting(self, whole: bool) -> list[str]:
+        """The jobs that are being checked, the first delivered in front. What is remembered of others is forgotten.
+
+        whole: also when no checker has a free run, so that nothing but time could be up.
+        """
+        found, world = self._world.checking, self._world
+        if whole:
+            for key in [key for key in self._seen_ms if key[0] not in found]:
+                del self._seen_ms[key]
+        elif not any(len(world.held.get(each.node_id, ())) < each.max_runs for each in self._known()):
+            return []
+        return sorted(found, key=self._place)
+
+    def _place(self, job_id: str) -> tuple[int, str]:
+        check = self._world.jobs[job_id].check
+        return check.since_ms if check else 0, job_id
+
+    def _known(self) -> list[Node]:
+        """The checkers that ever registered."""
+        return [self._world.nodes[node_id] for node_id in sorted(self.policy.checkers & self._world.nodes.keys())]
 
     def due(self, job_id: str) -> m.CheckLeased | m.CheckGivenUp | None:
         """What is to be recorded now of a job that is being checked; None for nothing, also of any other job."""
@@ -36,11 +51,10 @@ class Checking:
         delivered = self._seen_ms.setdefault((job_id, job.attempt, 0), now_ms)
         rests = self._seen_ms.setdefault((job_id, job.attempt, lost), now_ms)
         wall_ms = self._machine.wall_ms()
-        known = sorted(self.policy.checkers & self._world.nodes.keys())
         return segments.due(
             self.policy,
             job,
-            [self._world.candidate(node_id, wall_ms) for node_id in known],
+            [self._world.candidate(each.node_id, wall_ms) for each in self._known()],
             lease_ms=self._lease_ms,
             now_ms=wall_ms,
             waited_ms=now_ms - delivered,

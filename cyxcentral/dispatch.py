@@ -138,7 +138,7 @@ class Dispatch:
                 await self._sweep(changed)
                 await self._ban_suspects()
                 await self._scale(changed)
-                await self._check_waiting()
+                await self._check_waiting(whole=changed is None)
                 await self._assign_waiting()
                 self._tell_holders(changed)
             except Exception as error:
@@ -225,9 +225,9 @@ class Dispatch:
         taken = schedule.refusal(job, candidate)
         return None if taken or jobs.illegal(job, event) else event
 
-    async def _check_waiting(self) -> None:
-        """Give delivered jobs that are to be checked to checkers, or give their checks up."""
-        for job_id in self._checking.waiting() if self._world.checking else ():
+    async def _check_waiting(self, whole: bool = True) -> None:
+        """Give delivered jobs that are to be checked to checkers, or give their checks up (whole: when time is up)."""
+        for job_id in self._checking.waiting(whole) if self._world.checking else ():
             subject = subjects.job_event(job_id)
             if self._may_decide(subject) and self._checking.due(job_id):
                 await self._events.record(subject, functools.partial(self._checking.due, job_id))

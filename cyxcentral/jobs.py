@@ -183,8 +183,9 @@ class Job(Struct, frozen=True, kw_only=True, gc=False):
     @property
     def holder(self) -> str | None:
         """The node that holds the lease, of the job or of a check of it."""
-        lease = self.lease
-        return lease.node_id if lease else None
+        if self.status == "leased":
+            return self.attempts[-1].node_id
+        return self.check.lease.node_id if self.check and self.check.lease else None
 
     @property
     def checkpoint(self) -> m.Checkpoint | None:
@@ -342,7 +343,7 @@ def _by_holder(job: Job, event: m.Checkpointed | m.Completed) -> str | None:
 def _completed_by_holder(job: Job, event: m.Completed) -> str | None:
     if why_not := _by_holder(job, event):
         return why_not
-    if event.segment not in (None, job.kept, segment_to(job, 0, event.model)):
+    if event.segment and event.segment not in (job.kept, segment_to(job, 0, event.model)):
         return "it names a segment that is not kept"
     return None
 
@@ -795,11 +796,10 @@ def _checkpoint_stored(job: Job, event: m.Checkpointed, at_ms: int) -> Job:
 
 
 def _delivered(job: Job, event: m.Completed, at_ms: int) -> Job:
-    job = replace(job, completed=event, check=None)
     if event.segment is None:
-        return _settle(job, "completed", None, at_ms)
+        return _settle(replace(job, completed=event), "completed", None, at_ms)
     check = Check(segment=event.segment, since_ms=at_ms)
-    return replace(job, status="checking", check=check, error=None, pause_requested=False)
+    return replace(job, completed=event, status="checking", check=check, error=None, pause_requested=False)
 
 
 def _checking(job: Job, **changes: Any) -> Job:

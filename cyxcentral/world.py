@@ -253,7 +253,7 @@ class World:
                 self.active.add(job_id)
             if job.status == "checking":
                 self.checking.add(job_id)
-            else:
+            elif self.checking:
                 self.checking.discard(job_id)
         if self._matching is not None:
             self._changed_jobs.add(job_id)

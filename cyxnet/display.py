@@ -68,6 +68,12 @@ def validation(data: Fields) -> list[str]:
     return shown
 
 
+def _span(segment: Fields) -> str:
+    start, end_step = segment.get("start"), segment.get("end_step", 0)
+    end = f"step {end_step:,}" if end_step else "the model"
+    return f"the segment from step {start['step'] if start else 0:,} to {end}"
+
+
 def _completed(data: Fields) -> str:
     summary = data["summary"]
     facts = [
@@ -75,7 +81,7 @@ def _completed(data: Fields) -> str:
         f"epoch {summary['delivered_epoch']} delivered",
         *validation(summary),
     ]
-    checked = "; its training is checked before it is paid" if data.get("segment") else ""
+    checked = f"; before it is paid, {_span(data['segment'])} is trained again" if data.get("segment") else ""
     return f"{', '.join(facts)}; signed by {data['node_id']}{checked}"
 
 
@@ -113,16 +119,10 @@ def _lost(data: Fields) -> str:
     return f"attempt {data['attempt']} ended without a model ({data['code']}): {data['reason']}; {again}"
 
 
-def _span(segment: Fields) -> str:
-    start, end_step = segment.get("start"), segment.get("end_step", 0)
-    end = f"step {end_step:,}" if end_step else "the model"
-    return f"from step {start['step'] if start else 0:,} to {end}, of attempt {segment['attempt']}"
-
-
 def _rejected(data: Fields) -> str:
     found = sorted({finding["node_id"] for finding in data["findings"]})
     why = f"{' and '.join(found)} found something else, twice" if found else data["impossible"]
-    return f"the work of {data['node_id']}, {_span(data['segment'])}: {why}; nothing of it is paid"
+    return f"{_span(data['segment'])} of attempt {data['attempt']}, by {data['node_id']}: {why}; nothing of it is paid"
 
 
 TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
@@ -138,9 +138,9 @@ TELL: dict[str, tuple[str, Callable[[Fields], str]]] = {
     "ResumeRequested": ("resume", lambda d: "it waits for a node again"),
     "PriorityChanged": ("priority", lambda d: f"its priority is {d['priority']} from now on"),
     "Completed": ("trained", _completed),
-    "CheckLeased": ("check", lambda d: f"{d['node_id']} trains a segment of it again before it is paid"),
+    "CheckLeased": ("check", lambda d: f"{d['node_id']} trains the segment again"),
     "CheckLost": ("check", lambda d: f"nothing was found ({d['code']}): {d['reason']}; it is tried again"),
-    "Checked": ("checked", lambda d: f"{d['finding']['node_id']} found the same bytes"),
+    "Checked": ("checked", lambda d: f"{d['finding']['node_id']} found the same bytes: it is paid"),
     "CheckDiffers": (
         "check",
         lambda d: f"{d['finding']['node_id']} found something else than was signed; another run decides",

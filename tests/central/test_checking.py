@@ -214,6 +214,16 @@ async def test_a_node_of_a_version_that_knows_no_segments_gets_no_check(central,
     assert job_of(central).holder is None
 
 
+async def test_between_two_looks_at_everything_nobody_is_looked_for_while_no_checker_is_free(central, tmp_path):
+    await delivered(central, tmp_path)
+    waiting = central.dispatch._checking.waiting
+    assert (waiting(whole=True), waiting(whole=False)) == (["job-1"], ["job-1"])
+    await central.job("job-2", f.FUNDED)
+    lease = m.Leased(attempt=1, node_id=CHECKER, session=CHECKER_SESSION, wallet=f.NODE_WALLET, lease_ms=60_000)
+    await central.say(subjects.job_event("job-2"), lease)
+    assert (waiting(whole=True), waiting(whole=False)) == (["job-1"], [])
+
+
 async def test_an_owner_cannot_cancel_or_pause_what_is_checked(central, tmp_path):
     await delivered(central, tmp_path)
     for event in (f.CANCELLED, f.PAUSED, f.RESUMED, f.PRIORITY_CHANGED):

@@ -73,6 +73,14 @@ async def test_whatever_the_moment_the_rest_of_the_log_leads_to_the_same_world(n
         assert state(world) == state(fold(stored))
 
 
+@pytest.mark.parametrize("name", [name for name in HISTORIES if "check" in name or "found false" in name])
+async def test_whatever_the_moment_the_same_states_are_named_as_after_a_start(name, tmp_path):
+    stored = records_of(HISTORIES[name])
+    for count in range(len(stored) + 1):
+        before = fold(stored[:count])
+        assert (await through_a_file(before, tmp_path / "world.snapshot")).named == before.named, count
+
+
 def test_whatever_a_world_learns_to_remember_is_in_a_snapshot_or_follows_from_it():
     asked_for_anew = {"_weights", "_unproven", "_matching", "_roster", "_changed_jobs", "_changed_nodes", "_happens"}
     follows = {"active", "payers", "suspects", "held", "promised_bytes", "_chained"}  # compared by `state`

@@ -203,6 +203,34 @@ def test_an_update_of_a_later_version_is_shown_as_it_came() -> None:
     assert tell(update) == ("paused", "by x")
 
 
+def test_a_check_is_told_from_the_delivery_to_what_was_found() -> None:
+    segment = {"attempt": 1, "start": {"step": 40}, "end_step": 60}
+    finding = {"node_id": "checker-1"}
+    said = {
+        "CheckLeased": {"number": 501, "node_id": "checker-1"},
+        "CheckLost": {"number": 501, "code": "node_lost", "reason": "silent"},
+        "Checked": {"finding": finding},
+        "CheckDiffers": {"finding": finding},
+        "Rejected": {"attempt": 1, "node_id": "node-1", "segment": segment, "findings": [finding, finding]},
+        "CheckGivenUp": {"reason": "nobody came"},
+    }
+    told = {
+        kind: tell(Update(job_id=JOB, source="event", seq=1, at_ms=0, kind=kind, data=data))
+        for kind, data in said.items()
+    }
+    assert told["CheckLeased"] == ("check", "checker-1 trains the segment again")
+    assert told["Checked"] == ("checked", "checker-1 found the same bytes: it is paid")
+    rejected = (
+        "the segment from step 40 to step 60 of attempt 1, by node-1: checker-1 found something else, twice; "
+        "nothing of it is paid"
+    )
+    assert told["Rejected"] == ("rejected", rejected)
+    assert told["CheckGivenUp"] == ("unchecked", "it is paid unchecked: nobody came")
+    impossible = said["Rejected"] | {"findings": [], "impossible": "it is garbage"}
+    words = tell(Update(job_id=JOB, source="event", seq=1, at_ms=0, kind="Rejected", data=impossible))
+    assert words and "it is garbage" in words[1]
+
+
 def test_batches_are_not_printed_one_by_one() -> None:
     assert [tell(update) for update in updates() if update.kind in ("batch", "hardware")] == [None] * 3
 
