@@ -122,7 +122,7 @@ def _filled(make: Callable[..., Array], shape: Shape, dtype: Any, device: Any, r
     name = "float32" if dtype is None else dtype_name(dtype)
     if name == "bfloat16":
         return Tensor(make(shape, np.float32), name, requires_grad)
-    return Tensor(make(shape, name), requires_grad=requires_grad)
+    return Tensor(make(shape, name), requires_grad=True) if requires_grad else wrap(make(shape, name))
 
 
 @placed

@@ -28,6 +28,7 @@ from cyxcore.exports import Leaving
 from cyxcore.gradients import NO_GRADIENT
 from cyxcore.held import Held, Node, connect, is_recording
 from cyxcore.infer import Shape, Typed
+from cyxcore.inplace import InPlace
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
 from cyxcore.keys import Generator as Generator
 from cyxcore.keys import generator_state as generator_state
@@ -453,5 +454,5 @@ def _divided(left: Any, right: Any) -> Any:
 
 _OPERATED = "add sub mul less less_equal equal not_equal greater greater_equal".split()
 _operate: dict[str, Callable[[Any, Any], Any]] = {op: partial(binary, op) for op in _OPERATED} | {"div": _divided}
-_methods = {**vars(Value), **vars(Leaving)}
-connect(Tensor, vars(devices), infer_op, _methods, _operate, VIEWS, NO_GRADIENT, DIFFERENTIABLE)
+_methods = {**vars(Value), **vars(InPlace), **vars(Leaving)}
+connect(Tensor, vars(devices), infer_op, seen, _methods, _operate, VIEWS, NO_GRADIENT, DIFFERENTIABLE)

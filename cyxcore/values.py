@@ -54,6 +54,13 @@ def by_mode(training: bool | TracedMode, when_training: Callable[[], V], otherwi
 
 def together(*values: Any) -> list["Value"]:
     """Values (numbers allowed) converted to one dtype; the highest-ranked class lifts the others."""
+    first = values[0]
+    if isinstance(first, Value):  # what nearly always holds
+        for value in values:
+            if not isinstance(value, Value) or value.dtype != first.dtype:
+                break
+        else:
+            return list(values)
     chosen = max((value for value in values if isinstance(value, Value)), key=lambda value: value._rank)
     lifted = [v if isinstance(v, _NUMBERS) else v if isinstance(v, Value) else chosen._constant(v) for v in values]
     dtype: str | None = None
@@ -382,6 +389,8 @@ class Value:
         return tuple(sorted({self._axis(place) for place in given}))
 
     def _axis(self, axis: int) -> int:
+        if type(axis) is int and -len(self.shape) <= axis < len(self.shape):
+            return axis % len(self.shape)
         place = operator.index(axis)  # NumPy's integers too
         if not -self.ndim <= place < self.ndim:
             raise AxisError(f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}")

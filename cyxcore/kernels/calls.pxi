@@ -21,10 +21,11 @@ cdef class Call:
     cdef int size_class
     cdef object attrs
     cdef bint differentiable
-    cdef bint view  # a result in the memory of its input: in one piece `offset` bytes further, or Tensor._seen makes it
-    cdef bint in_one_piece
+    cdef bint view  # a result in the memory of its input
+    cdef bint known_view  # of an input in one piece it lies there: in bytes, a place and how far from one to the next
     cdef Py_ssize_t offset
-    cdef tuple steps  # of the view
+    cdef cnp.npy_intp strides[8]
+    cdef tuple steps
     cdef dict backs  # by which gradients are wanted: how often they were, then a Program, or None where there is none
 
 
@@ -125,8 +126,10 @@ cdef object _checked(str op, PyObject **tensors, Py_ssize_t count, dict attrs, P
     cdef Call call = Call.__new__(Call)
     cdef Py_ssize_t i
     cdef cnp.ndarray out
-    cdef Held seen
+    cdef cnp.ndarray there
     arrays = [_array_of(<Held>tensors[i]) for i in range(count)]
+    if not update:
+        arrays = [x if cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>x) else PyArray_NewCopy(x, cnp.NPY_CORDER) for x in arrays]
     backend = _devices["backend"]("cpu")
     if update:
         out, normal = arrays[0], attrs
@@ -138,10 +141,14 @@ cdef object _checked(str op, PyObject **tensors, Py_ssize_t count, dict attrs, P
         call.view = op in _views
         out = backend.empty(shape, dtype)
         if call.view:
-            seen = (<Held>tensors[0])._seen(op, shape, normal)
-            call.in_one_piece = seen._pointer != NULL and seen.shares_memory(<Held>tensors[0])
-            call.offset = seen._pointer - (<Held>tensors[0])._pointer if call.in_one_piece else 0
             call.steps = ((op, normal),)
+            if len(shape) <= 8 and out.size:
+                origin = np.empty(shapes[0], arrays[0].dtype)
+                there = _look(origin, op, normal, shape)
+                call.known_view = True
+                call.offset = <char *>cnp.PyArray_DATA(there) - <char *>cnp.PyArray_DATA(<cnp.ndarray>origin)
+                for i in range(len(shape)):
+                    call.strides[i] = cnp.PyArray_STRIDE(there, <int>i)
     if not call.view:
         if not backend.has(op, out, arrays):
             return False
@@ -170,7 +177,7 @@ cdef inline Call _call_of(str op, PyObject **tensors, Py_ssize_t count, dict att
         return None
     for i in range(count):
         tensor = <Held>tensors[i]
-        if tensor._pointer == NULL or (tensor._view is not None and not _as_it_is(tensor)):
+        if not _is_here(tensor) or (tensor._view is not None and not _as_it_is(tensor)):
             return None
     length = _key_of(op, tensors, count, attrs, key)
     if length < 0:
@@ -194,8 +201,16 @@ cdef inline bint _ran(Call call, char *out, PyObject **tensors, Py_ssize_t count
     cdef cyx_call own
     cdef cyx_status status
     cdef Py_ssize_t i
+    cdef void *given[5]
+    cdef list packed = None
     for i in range(count):
-        call.record.own_in[i].data = (<Held>tensors[i])._pointer
+        given[i] = (<Held>tensors[i])._pointer
+        if given[i] == NULL:
+            array = _packed(<Held>tensors[i])
+            given[i] = cnp.PyArray_DATA(<cnp.ndarray>array)
+            packed = [packed, array]  # they stay until the kernel has run
+    for i in range(count):
+        call.record.own_in[i].data = given[i]
     call.record.out.data = out
     if call.record.work < 20000.0:  # below about 2 us it costs more to let other threads run than to finish
         return _run(&call.record, 1, &failed, &message) == CYX_OK
@@ -232,8 +247,8 @@ cdef object _applied(str op, PyObject **tensors, Py_ssize_t count, dict attrs):
 
 
 cdef inline Held _seen(Call call, Held tensor):
-    if call.in_one_piece and _shares(tensor):
-        return _viewed(tensor, call.offset, call.shape, call.steps)
+    if call.known_view and tensor._pointer != NULL and _shares(tensor):
+        return _viewed(tensor, tensor._pointer + call.offset, call.shape, call.strides, call.steps, NULL)
     return <Held>tensor._seen(call.op, call.shape, call.attrs)
 
 
@@ -258,7 +273,7 @@ cdef inline int _remember(Held result, Call call, PyObject **tensors, Py_ssize_t
 cdef bint _updated(Held target, str op, PyObject **tensors, Py_ssize_t count, dict attrs) except -1:
     """Whether an update op was made, into the memory of the first tensor."""
     cdef Call call = _call_of(op, tensors, count, attrs, True)
-    if call is None or not _is_open(target) or not _ran(call, target._pointer, tensors, count):
+    if call is None or target._pointer == NULL or not _is_open(target) or not _ran(call, target._pointer, tensors, count):
         return False
     if _recorder != NULL:
         (<Recorder>_recorder).note(call, tensors, count, None)

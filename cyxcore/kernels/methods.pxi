@@ -118,86 +118,239 @@ cdef inline bint _shares(Held tensor):
     return _item_bytes(tensor._numpy_type) and _is_open(tensor)
 
 
-cdef Held _viewed(Held tensor, Py_ssize_t offset, tuple shape, tuple steps):
-    """A view in one piece; offset: in bytes."""
-    cdef Held made = _sharing(tensor, tensor._pointer + offset, shape)
+cdef inline bint _is_here(Held tensor):
+    """Whether its elements are in the host's memory and as the cpu reads them, gaps or not."""
+    return tensor._pointer != NULL or (tensor._array is not None and _item_bytes(tensor._numpy_type) != 0)
+
+
+cdef inline char *_start_of(Held tensor):
+    return tensor._pointer if tensor._pointer != NULL else <char *>cnp.PyArray_DATA(<cnp.ndarray>tensor._array)
+
+
+cdef Held _viewed(Held tensor, char *start, tuple shape, cnp.npy_intp *strides, tuple steps, Index *index):
+    """A view. strides: in bytes; NULL: it lies in one piece. How it comes about: by steps, or an index."""
+    cdef cnp.npy_intp sizes[8]
+    cdef Held made
     cdef Memory memory = _memory_of(tensor)
-    cdef View view = View.__new__(View)
-    if tensor._view is None or tensor._view.base is None:
-        view.base, view.steps = tensor, steps
+    cdef View view
+    cdef int i, rank = <int>len(shape)
+    if strides != NULL:
+        for i in range(rank):
+            sizes[i] = shape[i]
+        if _in_one_piece(sizes, strides, rank, _item_bytes(tensor._numpy_type)):
+            strides = NULL
+    if strides == NULL:
+        made = _sharing(tensor, start, shape)
     else:
-        view.base, view.steps = tensor._view.base, tensor._view.steps + steps
+        array = PyArray_New(
+            &PyArray_Type, rank, sizes, tensor._numpy_type, strides, start, 0,
+            cnp.NPY_ARRAY_WRITEABLE | cnp.NPY_ARRAY_ALIGNED, NULL,
+        )  # fmt: skip
+        cnp.set_array_base(<cnp.ndarray>array, _keeper_of(tensor))
+        made = _new()
+        made._array, made._numpy_type, made.shape, made.dtype = array, tensor._numpy_type, shape, tensor.dtype
+    view = View.__new__(View)
+    if tensor._view is None or tensor._view.base is None:
+        view.base = tensor
+    else:
+        view.base, view.before = tensor._view.base, tensor._view
+    if index == NULL:
+        view.own = steps
+    else:
+        view.index, view.shape = index[0], shape
     view.since = memory.put
     made._memory, made._view = memory, view
     return made
 
 
+cdef inline bint _in_one_piece(cnp.npy_intp *sizes, cnp.npy_intp *strides, int rank, Py_ssize_t item) noexcept:
+    cdef Py_ssize_t expected = item
+    cdef int i
+    for i in range(rank):
+        if sizes[i] == 0:
+            return True
+    for i in range(rank - 1, -1, -1):
+        if sizes[i] != 1:
+            if strides[i] != expected:
+                return False
+            expected *= sizes[i]
+    return True
+
+
+cdef object _packed(Held tensor):
+    """The array of a tensor with gaps, without them: a copy."""
+    if cnp.PyArray_SIZE(<cnp.ndarray>tensor._array) > 1 << 14:
+        return tensor._dense()  # kernels move blocks better
+    return PyArray_NewCopy(<cnp.ndarray>tensor._array, cnp.NPY_CORDER)
+
+
 cdef object _part_of(Held tensor, index):
-    """tensor[index] that lies in one piece: integers, then at most one slice, the rest whole. None for all others."""
-    cdef Py_ssize_t starts[8]
+    """tensor[index] of integers, slices that go forward and `...`. None for all others."""
+    cdef cnp.npy_intp strides[8]
+    cdef cnp.npy_intp kept[8]
+    cdef Index found
+    cdef Py_ssize_t *starts = found.starts
+    cdef Py_ssize_t *stops = found.stops
+    cdef Py_ssize_t *steps = found.steps
     cdef Py_ssize_t counts[8]
-    cdef Py_ssize_t rank = len(tensor.shape), given, axis, size, low, high, offset, dropped = 0
-    cdef bint cut = False
-    cdef tuple first, last, parts
-    cdef int item = _item_bytes(tensor._numpy_type)
-    if not item or not 0 < rank <= 8:
+    cdef bint dropped[8]
+    cdef Py_ssize_t rank = len(tensor.shape), given = 1, axis, at = 0, size, item = _item_bytes(tensor._numpy_type)
+    cdef int left = 0
+    cdef bint whole = True
+    cdef char *start = _start_of(tensor)
+    cdef tuple parts, last
+    cdef object size_of_axis
+    if not 0 < rank <= 8:
         return None
-    if type(index) is tuple:
-        parts, given = <tuple>index, len(<tuple>index)
-        if given > rank:
-            return None
+    parts = <tuple>index if type(index) is tuple else (index,)
+    given = len(parts)
+    if tensor._pointer == NULL:
+        for axis in range(rank):
+            strides[axis] = cnp.PyArray_STRIDE(<cnp.ndarray>tensor._array, <int>axis)
     else:
-        parts, given = None, 1
-    offset = 0
-    for axis in range(rank):
+        size = item
+        for axis in range(rank - 1, -1, -1):
+            strides[axis] = size
+            size *= <Py_ssize_t>tensor.shape[axis]
+    axis = 0
+    for at in range(given):
+        part = parts[at]
+        if part is Ellipsis:
+            if rank - axis < given - at - 1:
+                return None
+            while rank - axis > given - at - 1:
+                size = tensor.shape[axis]
+                starts[axis], stops[axis], steps[axis], counts[axis], dropped[axis] = 0, size, 1, size, False
+                axis += 1
+            continue
+        if axis == rank:
+            return None
         size = tensor.shape[axis]
-        offset *= size
-        part = None
-        if axis < given:
-            part = index if parts is None else parts[axis]
-            if type(part) is int:
-                if dropped != axis or not -size <= part < size:
-                    return None
-                low = part
-                starts[axis], counts[axis] = low + size if low < 0 else low, 1
-                offset += starts[axis]
-                dropped += 1
-                continue
-            if type(part) is not slice or part.step is not None:
+        if type(part) is int:
+            if not -size <= part < size:
                 return None
-        low, high = 0, size
-        if part is not None:
-            start, stop = part.start, part.stop
-            if (start is not None and type(start) is not int) or (stop is not None and type(stop) is not int):
+            starts[axis] = part
+            if starts[axis] < 0:
+                starts[axis] += size
+            stops[axis], steps[axis], counts[axis], dropped[axis] = starts[axis] + 1, 1, 1, True
+        elif type(part) is slice:
+            PySlice_Unpack(part, &starts[axis], &stops[axis], &steps[axis])
+            if steps[axis] < 1:
                 return None
-            if start is not None:
-                low = 0 if start < -size else size if start > size else start
-                low = low + size if low < 0 else low
-            if stop is not None:
-                high = 0 if stop < -size else size if stop > size else stop
-                high = high + size if high < 0 else high
-            high = low if high < low else high
-        if high - low != size:
-            if cut or axis != dropped:
-                return None
-            cut = True
-        starts[axis], counts[axis] = low, high - low
-        offset += low
-    if not cut and not dropped:
+            counts[axis] = PySlice_AdjustIndices(size, &starts[axis], &stops[axis], steps[axis])
+            stops[axis], dropped[axis] = max(starts[axis], stops[axis]), False
+        else:
+            return None
+        axis += 1
+    while axis < rank:
+        size = tensor.shape[axis]
+        starts[axis], stops[axis], steps[axis], counts[axis], dropped[axis] = 0, size, 1, size, False
+        axis += 1
+    for axis in range(rank):
+        whole = whole and starts[axis] == 0 and steps[axis] == 1 and stops[axis] == <Py_ssize_t>tensor.shape[axis]
+        start += starts[axis] * strides[axis]
+        if not dropped[axis]:
+            kept[left] = strides[axis] * steps[axis]
+            left += 1
+    if whole and left == rank:
         return tensor
-    first = _same(tuple([counts[axis] for axis in range(rank)]))
-    last = _same(tuple([counts[axis] for axis in range(dropped, rank)])) if dropped else first
-    begin = _same(tuple([starts[axis] for axis in range(rank)]))
-    end = _same(tuple([starts[axis] + counts[axis] for axis in range(rank)]))
-    attrs = {"starts": begin, "stops": end, "steps": _same((1,) * rank)}
-    whole = first == tensor.shape
-    if _recording and tensor.requires_grad:
-        found = tensor if whole else _with_attrs("slice", tensor, attrs)
-        return _with_attrs("reshape", <Held>found, {"shape": last}) if dropped else found
-    steps = () if whole else (("slice", attrs),)
-    if dropped:
-        steps += (("reshape", {"shape": last}),)
-    return _viewed(tensor, offset * item, last, steps)
+    last = PyTuple_New(left)
+    left = 0
+    for axis in range(rank):
+        if not dropped[axis]:
+            size_of_axis = counts[axis]
+            Py_INCREF(size_of_axis)
+            PyTuple_SET_ITEM(last, left, size_of_axis)
+            left += 1
+    last = _same(last)
+    found.rank, found.left, found.whole = <int>rank, left, whole
+    if not (_recording and tensor.requires_grad):
+        return _viewed(tensor, start, last, kept, None, &found)
+    result = tensor
+    for op, attrs in _steps_of(&found, last):
+        result = _with_attrs(op, <Held>result, attrs)
+    return result
+
+
+cdef object _rows_of(Held tensor, Held indices):
+    """tensor[indices] of int64 indices none of which is negative. None for all others."""
+    cdef PyObject *tensors[2]
+    if not tensor.shape or not indices.shape:
+        return None
+    bounds = indices._bounds()
+    if bounds is None or bounds[0] < 0 or bounds[1] >= tensor.shape[0]:
+        return None
+    tensors[0], tensors[1] = <PyObject *>tensor, <PyObject *>indices
+    return _applied("take", tensors, 2, _FIRST_AXIS)
+
+
+cdef dict _FIRST_AXIS = {"axis": 0}
+
+
+cdef tuple _steps_of(Index *index, tuple shape):
+    """An index as operations: a slice, then a reshape where axes go."""
+    cdef int axis
+    steps = ()
+    if not index.whole:
+        starts = _same(tuple([index.starts[axis] for axis in range(index.rank)]))
+        stops = _same(tuple([index.stops[axis] for axis in range(index.rank)]))
+        by = _same(tuple([index.steps[axis] for axis in range(index.rank)]))
+        steps = (("slice", {"starts": starts, "stops": stops, "steps": by}),)
+    return steps + (("reshape", {"shape": shape}),) if index.left != index.rank else steps
+
+
+cdef list _backwards_up_to = [tuple(range(rank - 1, -1, -1)) for rank in range(9)]
+_interned.update({order: order for order in _backwards_up_to})
+
+
+cdef tuple _order_of(Held tensor, tuple axes):
+    """The axes that permute is asked for, counted from the front. None where the general way must say what is wrong."""
+    cdef Py_ssize_t rank = len(tensor.shape), i
+    if len(axes) == 1 and (type(axes[0]) is tuple or type(axes[0]) is list):
+        axes = tuple(axes[0])
+    if len(axes) != rank or rank > 8:
+        return None
+    for i in range(rank):
+        if type(axes[i]) is not int or not -rank <= axes[i] < rank:
+            return None
+    return _same(tuple([axis + rank if axis < 0 else axis for axis in axes]))
+
+
+cdef object _permuted(Held tensor, tuple order):
+    return _with_attrs("transpose", tensor, {"axes": order})
+
+
+cdef object _into(str op, str name, Held target, other):
+    """target = target op other, in its memory, where nothing of it is remembered."""
+    cdef PyObject *tensors[2]
+    cdef Held operand = None
+    cdef Call call
+    cdef char *first
+    cdef char *second
+    if isinstance(other, Held):
+        operand = <Held>other
+        if operand.dtype is not target.dtype or (op is _DIV and target.dtype not in _FLOATS):
+            operand = None
+    elif type(other) is float or type(other) is int:
+        operand = _constant(other, target)
+    if operand is None or target._pointer == NULL or operand._pointer == NULL or not _shares(target) or _recorder != NULL:
+        return _general[name](target, other)
+    if _recording and (
+        target.requires_grad or operand.requires_grad
+        or (target._view is not None and target._view.base is not None and target._view.base.requires_grad)
+    ):  # fmt: skip
+        return _general[name](target, other)
+    first, second = target._pointer, operand._pointer
+    if first != second and first < second + _bytes_of(operand) and second < first + _bytes_of(target):
+        return _general[name](target, other)  # of one memory, at other places
+    tensors[0], tensors[1] = <PyObject *>target, <PyObject *>operand
+    call = _call_of(op, tensors, 2, None, False)
+    if call is None or call.shape != target.shape or call.dtype is not target.dtype:
+        return _general[name](target, other)
+    if not _ran(call, first, tensors, 2):
+        return _general[name](target, other)
+    _memory_of(target).written = now()
+    return target
 
 
 cdef object _number_of(Held tensor):

@@ -121,7 +121,7 @@ cdef Program _program_of(Recorder watched, list given, list outcomes):
 
 cdef bint _is_plain(Held tensor, tuple shape, str dtype) except -1:
     """Whether a tensor is in one piece, up to date, and of a shape and dtype."""
-    if tensor._pointer == NULL or tensor.dtype is not dtype or (tensor._view is not None and not _as_it_is(tensor)):
+    if not _is_here(tensor) or tensor.dtype is not dtype or (tensor._view is not None and not _as_it_is(tensor)):
         return False
     return tensor.shape is shape or tensor.shape == shape
 
@@ -142,7 +142,7 @@ cdef bint _played(Program program, PyObject **slots) except -1:
         for i in range(step.count):
             tensors[i] = slots[step.inputs[i]]
         if step.place == NOWHERE:
-            if not _is_open(<Held>tensors[0]) or not _ran(call, (<Held>tensors[0])._pointer, tensors, step.count):
+            if (<Held>tensors[0])._pointer == NULL or not _ran(call, (<Held>tensors[0])._pointer, tensors, step.count):
                 return False
             _memory_of(<Held>tensors[0]).written = now()
         else:
@@ -253,10 +253,15 @@ cdef Program _watched_rule(Held tensor, Node node, Call call, Held g, uint64_t w
     cdef Recorder watched = Recorder.__new__(Recorder)
     cdef list given = [g, *node.inputs, tensor]
     cdef void *before = _recorder
+    cdef Held alias
     for place, x in enumerate(given):
-        if (<Held>x)._pointer == NULL or not _shares(<Held>x):
+        if not _is_here(<Held>x):
             return None
-        given[place] = _sharing(<Held>x, (<Held>x)._pointer, (<Held>x).shape)
+        alias = _new()
+        alias._array = _array_of(<Held>x)
+        alias._pointer, alias._numpy_type = (<Held>x)._pointer, (<Held>x)._numpy_type
+        alias.shape, alias.dtype = (<Held>x).shape, (<Held>x).dtype
+        given[place] = alias
     watched.notes = []
     set_recorder(<void *>watched)
     try:
@@ -304,7 +309,7 @@ cdef class Replay:
                 return False
             slots[i] = <PyObject *>given[i]
         for held, (shape, dtype) in zip(program.kept + self.targets, program.shapes):
-            if not _is_plain(<Held>held, shape, dtype) or not _is_open(<Held>held):
+            if not _is_plain(<Held>held, shape, dtype) or (<Held>held)._pointer == NULL or not _is_open(<Held>held):
                 return False
         try:
             if not PyByteArray_AS_STRING(_straight)[0]:

@@ -47,6 +47,7 @@ def connect(
     tensor_type: type,
     devices: dict[str, Any],
     infer: Callable[..., Any],
+    look: Callable[..., Any],
     general: dict[str, Any],
     operate: dict[str, Callable[[Any, Any], Any]],
     views: frozenset[str],

@@ -26,6 +26,8 @@ from libc.string cimport memcmp, memcpy, memset
 cimport cython
 cimport numpy as cnp
 
+import numpy as np
+
 from cyxcore.errors import KernelError
 from cyxcore.kernels import cpu
 
@@ -33,6 +35,19 @@ cnp.import_array()
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
+
+cdef extern from "Python.h":
+    int PySlice_Unpack(object, Py_ssize_t *, Py_ssize_t *, Py_ssize_t *) except -1
+    Py_ssize_t PySlice_AdjustIndices(Py_ssize_t, Py_ssize_t *, Py_ssize_t *, Py_ssize_t) noexcept
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_New(PyTypeObject *, int, cnp.npy_intp *, int, cnp.npy_intp *, void *, int, int, PyObject *)
+    object PyArray_NewCopy(cnp.ndarray, cnp.NPY_ORDER)
+    PyTypeObject PyArray_Type
+
+cdef extern from "reuse.h":
+    void cyx_reuse(PyTypeObject *)
+    int cyx_inherit_operator(PyTypeObject *, object, object) except -1
 
 cdef extern from "cyx.h" nogil:
     enum:
@@ -140,6 +155,9 @@ def set_recording(bint on) -> None:
 
 cdef class Call
 
+cdef enum:
+    NO_TYPE = -1  # of elements that are not in the host's memory, or not as the cpu reads them
+
 
 @cython.final
 @cython.freelist(64)
@@ -153,17 +171,36 @@ cdef class Memory:
         self.written = written
 
 
+cdef struct Index:
+    int rank
+    int left  # axes of what it leaves
+    bint whole  # nothing is left out
+    Py_ssize_t starts[8]
+    Py_ssize_t stops[8]
+    Py_ssize_t steps[8]
+
+
 @cython.final
 @cython.freelist(64)
 cdef class View:
     """How a tensor comes from the one whose memory it shares."""
 
     cdef public object base  # None: memory with gaps that is no tensor's
-    cdef public tuple steps
     cdef public double since  # the time at which what the view remembers was right
+    cdef View before  # of whose steps come first, or None
+    cdef tuple own  # steps; None: not made of the index yet
+    cdef Index index
+    cdef tuple shape  # what the index leaves
 
     def __init__(self, base, tuple steps, double since):
-        self.base, self.steps, self.since = base, steps, since
+        self.base, self.own, self.since = base, steps, since
+
+    @property
+    def steps(self) -> tuple:
+        """Operations and their attributes."""
+        if self.own is None:
+            self.own = _steps_of(&self.index, self.shape)
+        return self.own if self.before is None else self.before.steps + self.own
 
 
 @cython.final
@@ -226,7 +263,7 @@ cdef class Held:
     cdef object _array  # where it is computed; None: not made of the memory yet
     cdef object _keeper  # a Buffer or an array that has the memory, where several have it
     cdef char *_pointer  # to elements of the host in one piece, of the cpu's types; otherwise NULL
-    cdef int _numpy_type
+    cdef int _numpy_type  # of the elements, with or without gaps between them
     cdef int _block  # 1 + size class of the block at _pointer, where it is of nobody else; otherwise 0
     cdef int64_t _walk  # the last walk back that came by, and the place it gave this tensor
     cdef int _place
@@ -256,10 +293,13 @@ cdef class Held:
             self._block = 0
             _given_back(self._pointer, block - 1)
         self._array, self._keeper, self._pointer = array, None, NULL
+        self._numpy_type = NO_TYPE
         if type(array) is cnp.ndarray:
             held = <cnp.ndarray>array
-            if cnp.PyArray_IS_C_CONTIGUOUS(held) and cnp.PyArray_ISALIGNED(held) and cnp.PyArray_ISNOTSWAPPED(held):
-                self._pointer, self._numpy_type = <char *>cnp.PyArray_DATA(held), cnp.PyArray_TYPE(held)
+            if cnp.PyArray_ISALIGNED(held) and cnp.PyArray_ISNOTSWAPPED(held):
+                self._numpy_type = cnp.PyArray_TYPE(held)
+                if cnp.PyArray_IS_C_CONTIGUOUS(held):
+                    self._pointer = <char *>cnp.PyArray_DATA(held)
 
     @property
     def _on_host(self) -> bool:
@@ -348,6 +388,18 @@ cdef class Held:
     def __abs__(self):
         return _alone("abs", self, False)
 
+    def __iadd__(self, other):
+        return _into("add", "__iadd__", self, other)
+
+    def __isub__(self, other):
+        return _into("sub", "__isub__", self, other)
+
+    def __imul__(self, other):
+        return _into("mul", "__imul__", self, other)
+
+    def __itruediv__(self, other):
+        return _into("div", "__itruediv__", self, other)
+
     def __richcmp__(left, right, int order):
         return _operated(_ORDERS[order], left, right)
 
@@ -381,6 +433,12 @@ cdef class Held:
 
     def square(self):
         return _alone("square", self, False)
+
+    def sin(self):
+        return _alone("sin", self, True)
+
+    def cos(self):
+        return _alone("cos", self, True)
 
     def astype(self, dtype):
         if type(dtype) is str:
@@ -429,11 +487,21 @@ cdef class Held:
         return made
 
     def __getitem__(self, index):
-        if self._pointer != NULL and _shares(self) and (self._view is None or _as_it_is(self)):
-            found = _part_of(self, index)
+        if _is_here(self) and _shares(self) and (self._view is None or _as_it_is(self)):
+            found = _rows_of(self, <Held>index) if isinstance(index, Held) else _part_of(self, index)
             if found is not None:
                 return found
         return self._picked(index)
+
+    @property
+    def T(self):
+        cdef Py_ssize_t rank = len(self.shape)
+        return _general["transpose"](self) if rank > 8 else _permuted(self, _backwards_up_to[rank])
+
+    def permute(self, *axes):
+        """Axes in a new order."""
+        cdef tuple order = _order_of(self, axes)
+        return _general["permute"](self, *axes) if order is None else _permuted(self, order)
 
     @property
     def ndim(self) -> int:
@@ -462,6 +530,9 @@ cdef class Held:
     def __bool__(self):
         number = _number_of(self)
         return _general["__bool__"](self) if number is None else bool(number)
+
+for _name in ("__add__", "__sub__", "__mul__", "__truediv__", "__matmul__"):
+    cyx_inherit_operator(<PyTypeObject *>Held, _name, getattr(np.ndarray, _name))
 
 cdef tuple _ORDERS = ("less", "less_equal", "equal", "not_equal", "greater", "greater_equal")  # by Py_LT ... Py_GE
 
@@ -504,6 +575,7 @@ cdef tuple _nothing = ()
 cdef dict _devices = None
 cdef bytearray _straight = bytearray(1)  # whether there is a short way at the moment
 cdef object _infer = None
+cdef object _look = None  # memory.seen
 cdef dict _general = None  # the methods of Value and of Leaving
 cdef object _operate = None
 cdef frozenset _views = frozenset()  # operations whose results share the memory of their input
@@ -512,15 +584,16 @@ cdef frozenset _differentiable = frozenset()
 
 
 def connect(
-    tensor_type, dict devices, infer, dict general, operate, frozenset views, frozenset no_gradient,
+    tensor_type, dict devices, infer, look, dict general, operate, frozenset views, frozenset no_gradient,
     frozenset differentiable,
 ):
     """Tell this module of the class of results, the globals of cyxcore.device, and the general ways."""
-    global _tensor_type, _devices, _straight, _infer, _general, _operate, _views, _no_gradient, _differentiable
+    global _tensor_type, _devices, _straight, _infer, _look, _general, _operate, _views, _no_gradient, _differentiable
     _tensor_type, _devices, _straight, _infer = tensor_type, devices, devices["straight"], infer
-    _general, _operate = general, operate
+    _look, _general, _operate = look, general, operate
     _FROM_NAMES.update({name: name for name in ("float32", "float64", "int64", "int32", "bool", "uint8")})
     _views, _no_gradient, _differentiable = views, no_gradient, differentiable
+    cyx_reuse(<PyTypeObject *>tensor_type)
 
 
 cdef inline Held _new():
@@ -569,7 +642,7 @@ cdef Held _constant(object number, Held beside):
     cdef Constant known
     cdef Held made
     cdef bint single = beside.dtype == "float32"
-    if beside._pointer == NULL or not (single or beside.dtype == "float64"):
+    if not _is_here(beside) or not (single or beside.dtype == "float64"):
         return None
     if type(number) is float:
         value = number

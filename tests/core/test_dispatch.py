@@ -443,3 +443,108 @@ def test_a_step_tells_that_it_wrote_into_the_parameter() -> None:
         optimizer.step()
         with pytest.raises(GradientError, match="changed in place"):
             loss.backward()
+
+
+def test_every_index_picks_what_numpy_picks() -> None:
+    rng = np.random.default_rng(3)
+    parts: list[Any] = [
+        0,
+        1,
+        -1,
+        2,
+        slice(None),
+        slice(1, None),
+        slice(None, -1),
+        slice(0, 9, 2),
+        slice(2, 1),
+        slice(-9, 2),
+    ]
+    array = rng.standard_normal((3, 4, 3)).astype(np.float32)
+    for how in range(600):
+        base, picked = cx.tensor(array), array.copy()
+        if how % 3 == 1:
+            base, picked = base.permute(2, 0, 1), picked.transpose(2, 0, 1)
+        if how % 3 == 2:
+            base, picked = base[:, 1:3], picked[:, 1:3]
+        chosen = [parts[place] for place in rng.integers(0, len(parts), rng.integers(1, 4))]
+        if how % 5 == 0:
+            chosen[rng.integers(0, len(chosen))] = Ellipsis
+        try:
+            expected = picked[tuple(chosen)]
+        except IndexError:
+            with pytest.raises(IndexError):
+                base[tuple(chosen)]
+            continue
+        found = base[tuple(chosen)]
+        assert (found.shape, found.numpy().tobytes()) == (expected.shape, expected.tobytes()), chosen
+        assert (found * 2.0 + found).numpy().tobytes() == (expected * np.float32(2.0) + expected).tobytes()
+        if found.size > 1:
+            assert found.shares_memory(base)
+            found[...] = 7.0
+            expected[...] = 7.0
+            assert base.numpy().tobytes() == picked.tobytes()
+
+
+def test_operators_in_place_write_where_the_tensor_is() -> None:
+    for _ in range(OFTEN):
+        x, y = numbers(3, 4), numbers(4)
+        kept, expected = x.numpy(), x.numpy().copy()
+        x += y
+        x *= 3.0
+        x -= x
+        x[1] += y
+        x[1] /= 2
+        expected = np.zeros_like(expected)
+        expected[1] = (expected[1] + y.numpy()) / np.float32(2)
+        assert x.numpy() is kept and kept.tobytes() == expected.tobytes()
+
+
+def test_operators_in_place_of_overlapping_memory_read_before_they_write() -> None:
+    for _ in range(OFTEN):
+        array = np.arange(6, dtype=np.float32)
+        x = cx.from_numpy(array)
+        x[1:] += x[:-1]
+        assert array.tolist() == [0.0, 1.0, 3.0, 5.0, 7.0, 9.0]
+        one, other = cx.from_numpy(array[:4]), cx.from_numpy(array[2:])
+        other *= one
+        assert array.tolist() == [0.0, 1.0, 0.0, 5.0, 21.0, 45.0]
+
+
+def test_operators_in_place_are_remembered_where_something_is_followed() -> None:
+    for _ in range(OFTEN):
+        w, x = cx.tensor([2.0, 3.0], requires_grad=True), cx.zeros(2)
+        x += w
+        x -= w * w
+        x.sum().backward()
+        assert w.grad is not None and w.grad.tolist() == [-3.0, -5.0]
+        with pytest.raises(GradientError, match="leaf"):
+            w += 1.0
+        with cx.no_grad():
+            w += 1.0
+        assert w.tolist() == [3.0, 4.0]
+
+
+def test_subclasses_have_the_operators_and_may_change_them() -> None:
+    class Loud(cx.Tensor):
+        def __add__(self, other: Any) -> Any:
+            return "add", super().__add__(other).tolist()
+
+        def __radd__(self, other: Any) -> Any:
+            return "radd"
+
+    loud, x = Loud([1.0, 2.0]), cx.tensor([1.0, 2.0])
+    for _ in range(OFTEN):
+        assert loud + x == ("add", [2.0, 4.0]) and x + loud == "radd" and 1.0 + loud == "radd"
+        assert (loud * x).tolist() == (x * loud).tolist() == [1.0, 4.0] and (loud @ x).item() == 5.0
+        assert (np.ones(2, np.float32) - loud).tolist() == [0.0, -1.0]
+
+
+def test_memory_that_is_used_again_has_nothing_left_in_it() -> None:
+    for _ in range(1000):
+        x = numbers(3, grad=True) * 2.0
+        x.note = "here"  # type: ignore[attr-defined]
+        gone = weakref.ref(x)
+        del x
+        assert gone() is None
+        y = numbers(3) * 2.0
+        assert y.__dict__ == {} and y.grad is None and y.is_leaf and not y.requires_grad and y._memory is None
