@@ -31,18 +31,40 @@ Run = Callable[[], object]
 
 
 def operations(library: Any) -> Iterator[tuple[str, Run]]:
-    """Of cyxcore or torch, which take the same calls."""
+    """Of cyxcore or torch, which take the same calls. x requires a gradient."""
     rng = np.random.default_rng(0)
     make = library.tensor
     x = make(rng.standard_normal(64, dtype=np.float32), requires_grad=True)
-    y, a = make(rng.standard_normal(64, dtype=np.float32)), make(rng.standard_normal((8, 8), dtype=np.float32))
+    y, z = (make(rng.standard_normal(64, dtype=np.float32)) for _ in range(2))
+    a, one = make(rng.standard_normal((8, 8), dtype=np.float32)), make(np.float32(1.5))
+    places = make(np.arange(8))
     yield "x + y, 64 elements, with tape", lambda: x + y
-    yield "y * y, without", lambda: y * y
     yield "x * 2.0, with tape", lambda: x * 2.0
     yield "x.exp(), with tape", lambda: x.exp()
-    yield "y.sum()", lambda: y.sum()
+    yield "y + z", lambda: y + z
+    yield "y * y", lambda: y * y
+    yield "y / z", lambda: y / z
+    yield "y ** 2", lambda: y**2
+    yield "-y", lambda: -y
+    yield "y += z", lambda: y.__iadd__(z)
     yield "y > 0", lambda: y > 0
-    yield "a @ a, 8 x 8", lambda: a @ a
+    yield "y.relu()", lambda: y.relu()
+    yield "y.sum()", lambda: y.sum()
+    yield "a.mean(0), 8 x 8", lambda: a.mean(0)
+    yield "a.max()", lambda: a.max()
+    yield "a @ a", lambda: a @ a
+    yield "a.T", lambda: a.T
+    yield "y.reshape(8, 8)", lambda: y.reshape(8, 8)
+    yield "a[3]", lambda: a[3]
+    yield "a[:, 2]", lambda: a[:, 2]
+    yield "a[places]", lambda: a[places]
+    yield "one.item()", lambda: one.item()
+    yield "y.double()", lambda: y.double()
+    yield "y.clone()", lambda: y.clone()
+    yield "y.detach()", lambda: y.detach()
+    yield "where(y > 0, y, z)", lambda: library.where(y > 0, y, z)
+    yield "cat([a, a])", lambda: library.cat([a, a])
+    yield "zeros(8)", lambda: library.zeros(8)
     yield "(x * y).sum().backward()", lambda: (x * y).sum().backward()
 
 

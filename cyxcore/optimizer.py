@@ -163,11 +163,11 @@ class Optimizer:
 
     def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
         """(learning rate of a group, number of this step), of p's dtype."""
-        given = self.param_groups[group]["lr"], self.steps
-        lr, step = (scalar(x, p.dtype) if type(x) is float or type(x) is int else None for x in given)
+        lr, step = self.param_groups[group]["lr"], scalar(self.steps, p.dtype)
+        short = scalar(lr, p.dtype) if type(lr) is float else None
         return (
-            Tensor(np.array(given[0], p.dtype)) if lr is None else lr,
-            Tensor(np.array(given[1], p.dtype)) if step is None else step,
+            Tensor(np.array(lr, p.dtype)) if short is None else short,
+            Tensor(np.array(self.steps, p.dtype)) if step is None else step,
         )
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:

@@ -92,7 +92,8 @@ def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool) -> None:
         return
     for leaf, g in _pulled(root, start, create_graph):
         if leaf._op is None:
-            leaf.grad = g if leaf.grad is None else leaf.grad + g
+            own = g if create_graph else g.copy()  # no other tensor's memory
+            leaf.grad = own if leaf.grad is None else leaf.grad + g
 
 
 def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":

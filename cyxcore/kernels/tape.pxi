@@ -54,9 +54,11 @@ cdef class Program:
     cdef list kept  # the tensors that are always the same
     cdef list shapes  # of these, and their dtypes
     cdef list outcomes  # a slot, None, or (slot, starts, stops) of a Piece
+    cdef cyx_call *group  # records of the calls, where they are made in one loop; otherwise NULL
 
     def __dealloc__(self):
         free(self.steps)
+        free(self.group)
 
 
 cdef Program _program_of(Recorder watched, list given, list outcomes):
@@ -116,6 +118,14 @@ cdef Program _program_of(Recorder watched, list given, list outcomes):
             if place >= made.given + len(made.kept) and place not in wanted:
                 wanted.add(place)
                 made.steps[k].last |= <uint64_t>1 << i
+    if [(<Call>one).op for one in made.calls] == ["adam_m", "adam_v", "adam_update"]:
+        made.group = <cyx_call *>malloc(3 * sizeof(cyx_call))
+        if made.group == NULL:
+            raise MemoryError
+        for k in range(3):
+            made.group[k] = (<Call>made.calls[k]).record
+            made.group[k].inputs = made.group[k].own_in
+        made.group[0].group = 3
     return made
 
 
@@ -136,6 +146,8 @@ cdef bint _played(Program program, PyObject **slots) except -1:
     for i in range(len(program.kept)):
         slots[program.given + i] = <PyObject *>program.kept[i]
         Py_INCREF(<object>slots[program.given + i])
+    if program.group != NULL:
+        return _made_together(program, slots)
     for k in range(program.step_count):
         step = &program.steps[k]
         call = <Call>step.call
@@ -160,6 +172,32 @@ cdef bint _played(Program program, PyObject **slots) except -1:
                     Py_XDECREF(slots[step.inputs[i]])
                     slots[step.inputs[i]] = NULL
     return True
+
+
+cdef bint _made_together(Program program, PyObject **slots) except -1:
+    """The calls of a program that all write into what they are given, in one loop."""
+    cdef cyx_message message
+    cdef int64_t failed = 0
+    cdef double work = 0
+    cdef Held tensor
+    cdef cyx_status status
+    cdef int i, k
+    for k in range(program.step_count):
+        for i in range(program.steps[k].count):
+            tensor = <Held>slots[program.steps[k].inputs[i]]
+            if tensor._pointer == NULL:
+                return False
+            program.group[k].own_in[i].data = tensor._pointer
+        program.group[k].out.data = program.group[k].own_in[0].data
+        work += program.group[k].work
+    if work < 20000.0:
+        status = _run(program.group, program.step_count, &failed, &message)
+    else:  # nobody else makes this update meanwhile: it is of one parameter
+        with nogil:
+            status = _run(program.group, program.step_count, &failed, &message)
+    for k in range(program.step_count):
+        _memory_of(<Held>slots[program.steps[k].inputs[0]]).written = now()
+    return status == CYX_OK
 
 
 cdef inline void _let_go(Program program, PyObject **slots) noexcept:
@@ -297,27 +335,34 @@ cdef class Replay:
         cdef PyObject *slots[MOST_SLOTS]
         cdef Program program = self.program
         cdef Held target
-        cdef int i
+        cdef tuple kind
+        cdef Py_ssize_t place = 0
+        cdef PyObject *name
+        cdef PyObject *held
+        cdef int i = 0, kept = <int>len(program.kept)
         memset(slots, 0, program.slot_count * sizeof(PyObject *))
         if len(given) != program.given or len(state) != len(self.state):
             return False
-        for i, held in enumerate(state.values()):
-            if held is not self.state[i]:
+        while PyDict_Next(state, &place, &name, &held):
+            if held != <PyObject *>self.state[i]:
                 return False
+            i += 1
         for i in range(program.given):
-            if not isinstance(given[i], Held) or not _is_plain(<Held>given[i], self.given[i][0], self.given[i][1]):
+            kind = <tuple>self.given[i]
+            if not isinstance(given[i], Held) or not _is_plain(<Held>given[i], <tuple>kind[0], <str>kind[1]):
                 return False
             slots[i] = <PyObject *>given[i]
-        for held, (shape, dtype) in zip(program.kept + self.targets, program.shapes):
-            if not _is_plain(<Held>held, shape, dtype) or (<Held>held)._pointer == NULL or not _is_open(<Held>held):
+        for i in range(len(program.shapes)):
+            kind = <tuple>program.shapes[i]
+            target = <Held>program.kept[i] if i < kept else <Held>self.targets[i - kept]
+            if target._pointer == NULL or not _is_plain(target, <tuple>kind[0], <str>kind[1]) or not _is_open(target):
                 return False
         try:
             if not PyByteArray_AS_STRING(_straight)[0]:
                 return False
             if not _played(program, slots):
                 raise KernelError("optimizer: a kernel failed in the middle of a step")
-            for place, held in zip(program.outcomes, self.targets):
-                i, target = place, held
+            for i, target in zip(program.outcomes, self.targets):
                 memcpy(target._pointer, (<Held>slots[i])._pointer, _bytes_of(target))
                 _memory_of(target).written = now()
             return True
@@ -389,6 +434,18 @@ cdef struct Found:
 cdef Found *_found = NULL  # results, then what is left to look at; used while nobody else can run
 cdef Py_ssize_t _room = 0
 cdef int64_t _walks = 0
+
+
+cdef bint _is_of_nobody_else(PyObject *g) except -1:
+    """Whether a gradient that only the walk has is in memory that is no other tensor's: what is written to the gradient
+    of a leaf must not change that of another, nor what backward() was given.
+    """
+    cdef Held tensor = <Held>g
+    if Py_REFCNT(g) > 2:  # the walk's, and the one of this function
+        return False
+    if tensor._view is not None and tensor._view.base is not None:
+        return Py_REFCNT(<PyObject *>tensor._view.base) == 1 and tensor._view.base._memory is tensor._memory
+    return tensor._memory is None or Py_REFCNT(<PyObject *>tensor._memory) == 1
 
 
 cdef int _later(const void *a, const void *b) noexcept nogil:
@@ -503,7 +560,12 @@ cdef class Walk:
         while self._forward():
             leaf = <Held>self.tensors[self.at]
             if leaf._op is None:
-                leaf.grad = self.g if leaf.grad is None else leaf.grad + self.g
+                if leaf.grad is not None:
+                    leaf.grad = leaf.grad + self.g
+                elif self.create_graph or _is_of_nobody_else(<PyObject *>self.g):
+                    leaf.grad = self.g
+                else:
+                    leaf.grad = self.g.copy()
 
 
 def walk(Held root, start, bint create_graph):

@@ -37,6 +37,7 @@ cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
 cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *)
     int PySlice_Unpack(object, Py_ssize_t *, Py_ssize_t *, Py_ssize_t *) except -1
     Py_ssize_t PySlice_AdjustIndices(Py_ssize_t, Py_ssize_t *, Py_ssize_t *, Py_ssize_t) noexcept
 
@@ -60,6 +61,7 @@ cdef extern from "cyx.h" nogil:
     ctypedef struct cyx_call:
         cyx_array *inputs "in"
         double work
+        int32_t group
         cyx_array out
         cyx_array own_in[5]
     ctypedef struct cyx_message:

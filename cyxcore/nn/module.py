@@ -56,7 +56,8 @@ class Module:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         if not inputs or not isinstance(inputs[0], Symbol):
-            return self._run(inputs, options)
+            hooks = self.__dict__.get("_hooks")
+            return self.forward(*inputs, **options) if hooks is None else called(self, hooks, inputs, options)
         builder = inputs[0].builder
         before, builder.layer = builder.layer, self.__dict__.get("_label", "")
         try:

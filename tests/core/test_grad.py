@@ -264,3 +264,36 @@ def test_a_value_the_loss_ignores_gets_zeros() -> None:
     plan = Plan(builder.graph(*backward(builder, x.sum(), [unused])))
     plan.run()
     assert plan.outputs[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_is_written_to_one_gradient_changes_no_other() -> None:
+    def made() -> tuple[cx.Tensor, cx.Tensor, cx.Tensor]:
+        return tuple(cx.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True) for _ in range(3))  # type: ignore[return-value]
+
+    for _ in range(5):
+        a, b, c = made()
+        given = cx.tensor([1.0, 1.0, 1.0, 1.0])
+        ((a + b).reshape(-1) + c.reshape(-1)).backward(given)
+        for place, x in enumerate((a, b, c)):
+            assert x.grad is not None and x.grad.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+            x.grad *= place + 2.0
+        assert given.tolist() == [1.0] * 4
+        a, b, c = made()
+        a.backward(b.detach())
+        assert a.grad is not None
+        a.grad += 1.0
+        assert b.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+        kept = []
+        c.register_hook(kept.append)
+        c.backward(cx.ones(2, 2))
+        assert c.grad is not None
+        c.grad += 1.0
+        assert kept[0].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_gradient_that_nobody_else_has_is_not_copied() -> None:
+    x, w = cx.ones(3, 4, requires_grad=True), cx.ones(4, 2, requires_grad=True)
+    with cx.profile() as prof:
+        (((x @ w) * 2.0).reshape(-1).relu()).sum().backward()
+    assert x.grad is not None and w.grad is not None
+    assert [record.name for record in prof.records].count("cast") == 1  # of relu's mask
