@@ -27,6 +27,7 @@ from cyxnet.asking import PART_BYTES, WINDOW
 
 LENGTH_BYTES = 4
 LIST_BYTES, LIST_FRAMES = 65_536, 32
+MOST_WAITING_BYTES = 4 * LIST_BYTES  # of lists that came and are not taken
 MAX_LIST_BYTES = 16 * PART_BYTES  # a request is one message of the broker, and an answer comes in parts
 
 
@@ -88,7 +89,8 @@ class Wire(asyncio.Protocol):
         self._decode = msgspec.msgpack.Decoder(list[kinds]).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._take, self._lost = take, lost
-        self._rest, self._goes_on = b"", False
+        self._came, self._taken = b"", 0  # what came, and how much of it was taken
+        self._goes_on = False  # in the next turn
         self._out: list[Frame] = []
         self._out_bytes = 0  # of their bodies
         self._transport: asyncio.Transport | None = None
@@ -132,32 +134,45 @@ class Wire(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._rest = self._rest + data if self._rest else data
-        if not self._goes_on:
-            self._take_list()
+        self._came = self._came[self._taken :] + data if self._taken < len(self._came) else data
+        self._taken = 0
+        if not self._goes_on or len(self._came) > MOST_WAITING_BYTES:
+            self._take_lists(MOST_WAITING_BYTES)
 
-    def _take_list(self) -> None:
-        """The next list, if it is all there, and in the next turn the one behind it."""
-        data = self._rest
-        length = int.from_bytes(data[:LENGTH_BYTES], "big")
-        end = LENGTH_BYTES + length
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._take_lists(MOST_WAITING_BYTES)
+
+    def _take_lists(self, leaving_bytes: int) -> None:
+        """The next list, if it is all there, and those behind it in turns of their own, unless more than that waits."""
         try:
-            if length > MAX_LIST_BYTES:
-                raise msgspec.DecodeError(f"expected frames of at most {MAX_LIST_BYTES} bytes, got {length}")
-            self._goes_on = len(data) >= end and len(data) >= LENGTH_BYTES
-            if not self._goes_on:
-                return
-            self._rest = data[end:]
-            for frame in self._decode(memoryview(data)[LENGTH_BYTES:end]):
-                self._take(frame)
-            asyncio.get_running_loop().call_soon(self._take_list)  # behind what these frames have begun
+            while (frames := self._next_list()) is not None:
+                for frame in self._decode(frames):
+                    self._take(frame)
+                if len(self._came) - self._taken <= leaving_bytes:
+                    if not self._goes_on:
+                        self._goes_on = True
+                        asyncio.get_running_loop().call_soon(self._go_on)  # behind what these frames have begun
+                    return
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self.fail(f"it sent what are no frames: {error}")
+
+    def _next_list(self) -> memoryview | None:
+        """None while it is not all there. Raises DecodeError."""
+        begin = self._taken + LENGTH_BYTES
+        length = int.from_bytes(self._came[self._taken : begin], "big")
+        if length > MAX_LIST_BYTES:
+            raise msgspec.DecodeError(f"expected frames of at most {MAX_LIST_BYTES} bytes, got {length}")
+        end = begin + length
+        if not begin <= len(self._came) >= end:
+            return None
+        self._taken = end
+        return memoryview(self._came)[begin:end]
 
     def fail(self, why: str) -> None:
         """The other end does not keep to the rules."""
         lost, self._lost = self._lost, _nothing
-        self._rest, self._goes_on = b"", False
+        self._came = b""
         if self._transport:
             self._transport.abort()
         lost(why)
@@ -169,8 +184,7 @@ class Wire(asyncio.Protocol):
         self.is_full = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        while self._goes_on:  # what was said before the end counts
-            self._take_list()
+        self._take_lists(-1)  # what was said before the end counts
         lost, self._lost = self._lost, _nothing
         lost("it closed its socket")
 

@@ -286,6 +286,18 @@ async def test_a_list_of_frames_is_taken_in_a_turn_of_its_own() -> None:
     theirs.close()
 
 
+async def test_lists_that_come_faster_than_they_are_taken_do_not_pile_up() -> None:
+    lost: list[str] = []
+    wire = x.Wire(x.Reply, print, lost.append)
+    some = (b"\x00\x00\x00\x01\x90" * (x.MOST_WAITING_BYTES // 2))[: 2 * x.MOST_WAITING_BYTES + 1]
+    for _ in range(3):
+        wire.data_received(some)
+        assert len(wire._came) - wire._taken <= x.MOST_WAITING_BYTES
+    await asyncio.sleep(0)
+    assert lost  # a list began in the middle of another
+    wire.close()
+
+
 async def test_all_answers_that_came_before_the_end_of_a_replica_are_told() -> None:
     theirs, exchange, lost = await pair(print)
     told: list[Any] = []
