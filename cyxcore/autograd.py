@@ -319,4 +319,8 @@ def remat(f: Callable[..., Any], *args: Any) -> Any:
     """
     if any(isinstance(arg, Symbol) for arg in args):
         return f(*args)
+    if eager.is_recording() and not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        # What f uses without being given it, the parameters of a first layer, may need a gradient all the same.
+        followed = Tensor(0.0, requires_grad=True)
+        return _Recomputed.apply(lambda _, *given: f(*given), followed, *args)
     return _Recomputed.apply(f, *args)

@@ -8,7 +8,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import nn
-from cyxcore.errors import GradientError
+from cyxcore.errors import GradientError, SpecError
 
 pytestmark = pytest.mark.usefixtures("each_device")
 
@@ -227,3 +227,23 @@ def test_what_one_thread_does_without_gradients_leaves_the_tapes_of_others():
     made.set()
     thread.join()
     assert found == [False, False] and x.grad.tolist() == [2.0, 4.0]
+
+
+def test_what_is_recomputed_gives_its_parameters_gradients_also_where_its_argument_needs_none() -> None:
+    x = cx.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    def gradients(run: Any) -> list[Any]:
+        cx.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5), nn.Tanh(), nn.Linear(3, 1))
+        run(net, x).sum().backward()
+        return [None if p.grad is None else p.grad.tolist() for p in net.parameters()]
+
+    checkpoint = cx.utils.checkpoint
+    plain = gradients(lambda net, x: net(x))
+    assert gradients(lambda net, x: cx.remat(net, x)) == plain
+    assert gradients(lambda net, x: checkpoint.checkpoint(net, x, use_reentrant=False)) == plain
+    assert gradients(lambda net, x: checkpoint.checkpoint_sequential(net, 2, x, use_reentrant=True)) == plain
+    with cx.no_grad():
+        assert not cx.remat(nn.Linear(2, 1), x).requires_grad
+    with pytest.raises(SpecError, match=r"1\.\.2 segments, got 3"):
+        checkpoint.checkpoint_sequential([abs, abs], 3, x)
