@@ -11,6 +11,7 @@ from typing import Any
 from cyxcore import schedules
 from cyxcore.errors import SpecError
 from cyxcore.optim import Optimizer
+from cyxcore.torchwords import accept
 
 
 class LRScheduler:
@@ -355,3 +356,11 @@ class ReduceLROnPlateau:
         self.plateau.reductions, self.resting = int(state["reductions"]), int(state.get("resting", 0))
         for group, lr in zip(self.optimizer.param_groups, state["lrs"], strict=True):
             group["lr"] = lr
+
+
+# A schedule that goes on takes its state dict; momenta stay what they are.
+_ALL = (LambdaLR, StepLR, MultiStepLR, ExponentialLR, LinearLR, PolynomialLR, CosineAnnealingLR)
+accept((*_ALL, CosineAnnealingWarmRestarts, ConstantLR, MultiplicativeLR, CyclicLR, SequentialLR), {"last_epoch": -1})
+accept((OneCycleLR,), {"anneal_strategy": "cos", "three_phase": False, "last_epoch": -1}, "cycle_momentum")
+accept((CyclicLR,), {"cycle_momentum": False, "scale_fn": None})
+accept((ReduceLROnPlateau,), {"threshold_mode": "rel"}, "eps")

@@ -18,6 +18,7 @@ from cyxcore.nn.utils import clip_grad_value_ as clip_grad_value_
 from cyxcore.optimizer import Group as Group
 from cyxcore.optimizer import Optimizer as Optimizer
 from cyxcore.optimizer import Parameters as Parameters
+from cyxcore.torchwords import accept
 
 __all__ = (
     "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax ExponentialMovingAverage LBFGS Lion NAdam Optimizer RAdam "
@@ -287,6 +288,15 @@ class ASGD(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, lr=lr, lambd=lambd, alpha=alpha, t0=int(t0), weight_decay=weight_decay)
+
+
+# Options that say how to be fast; what is minimised here is the loss as it is.
+accept(
+    (SGD, NAdam, RMSprop, Adagrad, Adamax, Adadelta, Adafactor, Rprop, ASGD, Adam),
+    {"maximize": False, "differentiable": False},
+    "foreach fused capturable",
+)
+accept((NAdam, RAdam), {"decoupled_weight_decay": False})
 
 
 def __getattr__(name: str) -> Any:

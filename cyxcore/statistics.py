@@ -50,7 +50,7 @@ def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool
     if correction == 0:
         return population
     count = value.size // population.size if population.size else 0
-    return population * (count / (count - correction) if count != correction else float("nan"))
+    return population * (count / (count - correction) if count > correction else float("nan"))
 
 
 @or_method

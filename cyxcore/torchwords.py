@@ -3,9 +3,11 @@
 A call that says `dim` means what it means in PyTorch, one that says `axis` what it means in NumPy.
 """
 
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
-from cyxcore.errors import AxisError
+from cyxcore.errors import AxisError, SpecError
 
 
 class Count(int):
@@ -41,3 +43,27 @@ def in_words(method: str, axis: Any, keepdims: bool, words: dict[str, Any]) -> t
     if unknown := set(words) - {"dim", "keepdim"}:
         raise TypeError(f"{method}() got an unexpected keyword argument {min(unknown)!r}")
     return words.get("dim", axis), words.get("keepdim", keepdims)
+
+
+def accept(makers: Iterable[Any], only: Mapping[str, Any], ignored: str = "") -> None:
+    """Let classes be made with options that PyTorch has and they have not.
+
+    only: {option: the one value it may have here}; any other is a SpecError that says so. ignored: names of options
+    that say how to be fast, and change nothing here.
+    """
+    names = {*only, *ignored.split()}
+
+    def wrapped(init: Any) -> Any:
+        @functools.wraps(init)
+        def made(self: Any, *args: Any, **options: Any) -> None:
+            if options and not names.isdisjoint(options):
+                for name in names & set(options):
+                    value = options.pop(name)
+                    if name in only and value != only[name]:
+                        raise SpecError(f"{type(self).__name__}: {name} is always {only[name]} here, got {value!r}")
+            init(self, *args, **options)
+
+        return made
+
+    for maker in makers:
+        maker.__init__ = wrapped(maker.__init__)

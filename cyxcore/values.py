@@ -406,7 +406,10 @@ class Value:
     def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Self:
         if words:
             axis, keepdims = in_words("mean", axis, keepdims, words)
-        return apply("mean", to_inexact(self), axes=self._axes(axis), keepdims=keepdims)
+        value, axes = to_inexact(self), self._axes(axis)
+        if any(not self.shape[place] for place in axes):  # of nothing: NaN, as the standard has it
+            return value.sum(axes, keepdims) * math.nan
+        return apply("mean", value, axes=axes, keepdims=keepdims)
 
     def var(
         self,
@@ -429,7 +432,7 @@ class Value:
             return (centred**2).mean(axis, keepdims=keepdims)
         count = math.prod(self.shape[place] for place in self._axes(axis))
         total = (centred**2).sum(axis, keepdims=keepdims)
-        return total * (1.0 / (count - less) if count != less else math.nan)
+        return total * (1.0 / (count - less) if count > less else math.nan)
 
     def std(
         self,

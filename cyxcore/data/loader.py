@@ -63,7 +63,10 @@ class DataLoader:
         generator: Generator | None = None,
         prefetch_factor: int = 2,
         augment: Transform | Compose | None = None,
+        pin_memory: bool = False,
+        persistent_workers: bool = False,
     ) -> None:
+        """pin_memory, persistent_workers: accepted and without effect, for workers are threads."""
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),

@@ -39,6 +39,7 @@ from cyxcore.distributions.transformed import (
     Transform,
     TransformedDistribution,
 )
+from cyxcore.torchwords import accept
 
 __all__ = [
     "AffineTransform",
@@ -75,3 +76,6 @@ __all__ = [
     "Uniform",
     "kl_divergence",
 ]
+
+_KINDS = [each for each in map(globals().get, __all__) if isinstance(each, type)]
+accept([each for each in _KINDS if issubclass(each, Distribution)], {}, "validate_args")

@@ -1,5 +1,6 @@
 """Losses. Names, arguments and formulas are torch.nn.functional's; reduction: "mean", "sum" or "none"."""
 
+import math
 from typing import Any
 
 from cyxcore.dtype import FLOATS
@@ -220,28 +221,53 @@ def margin_ranking_loss(a: Any, b: Any, target: Any, reduction: str = "mean", ma
 
 
 def triplet_margin_loss(
-    anchor: Any, positive: Any, negative: Any, reduction: str = "mean", margin: float = 1.0, eps: float = 1e-6
+    anchor: Any,
+    positive: Any,
+    negative: Any,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    reduction: str = "mean",
 ) -> Any:
-    """max(0, |a - p| - |a - n| + margin), Euclidean, eps added to each difference as in torch. (N, D) each."""
+    """max(0, |a - p| - |a - n| + margin) by p-norms, eps added to each difference as in torch. (N, D) each.
+
+    swap: |p - n| counts where it is smaller than |a - n|.
+    """
     _same("triplet_margin_loss", anchor, positive)
     _same("triplet_margin_loss", anchor, negative)
-    near = (anchor - positive + eps).square().sum(-1).sqrt()
-    far = (anchor - negative + eps).square().sum(-1).sqrt()
+    near = pairwise_distance(anchor, positive, p, eps)
+    far = pairwise_distance(anchor, negative, p, eps)
+    if swap:
+        far = minimum(far, pairwise_distance(positive, negative, p, eps))
     return _reduced((near - far + margin).relu(), reduction)
 
 
-def poisson_nll_loss(log_rate: Any, target: Any, reduction: str = "mean") -> Any:
-    """e^x - t x, of a model whose output is the logarithm of a rate."""
-    _same("poisson_nll_loss", log_rate, target)
-    return _reduced(log_rate.exp() - target * log_rate, reduction)
+def poisson_nll_loss(
+    x: Any, target: Any, log_input: bool = True, full: bool = False, eps: float = 1e-8, reduction: str = "mean"
+) -> Any:
+    """e^x - t x, of a model whose output is the logarithm of a rate; x - t log(x + eps) of the rate itself.
+
+    full: with Stirling's t log t - t + log(2 pi t) / 2 for targets above 1.
+    """
+    _same("poisson_nll_loss", x, target)
+    rows = x.exp() - target * x if log_input else x - target * (x + eps).log()
+    if full:
+        large = maximum(target, 1.0)
+        stirling = large * large.log() - large + (large * (2.0 * math.pi)).log() * 0.5
+        rows = rows + where(target > 1.0, stirling, 0.0)
+    return _reduced(rows, reduction)
 
 
-def gaussian_nll_loss(mean: Any, target: Any, variance: Any, reduction: str = "mean", eps: float = 1e-6) -> Any:
-    """(log v + (mean - target)^2 / v) / 2, the variance v being at least eps."""
+def gaussian_nll_loss(
+    mean: Any, target: Any, variance: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Any:
+    """(log v + (mean - target)^2 / v) / 2, the variance v being at least eps; full: with log(2 pi) / 2."""
     _same("gaussian_nll_loss", mean, target)
     _same("gaussian_nll_loss", mean, variance)
     spread = maximum(variance, eps)
-    return _reduced((spread.log() + (mean - target) ** 2 / spread) * 0.5, reduction)
+    rows = (spread.log() + (mean - target) ** 2 / spread) * 0.5
+    return _reduced(rows + 0.5 * math.log(2.0 * math.pi) if full else rows, reduction)
 
 
 def soft_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:

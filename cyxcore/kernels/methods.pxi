@@ -45,6 +45,8 @@ cdef object _reduced(str op, Held tensor, axis, keepdims, dict words):
     cdef bint exact = op is _SUM or op is _MEAN  # of integers these are something else
     if words or rank > 8 or type(keepdims) is not bool or (exact and tensor.dtype not in _FLOATS):
         return _general[op](tensor, axis, keepdims, **words)
+    if op is _MEAN and 0 in tensor.shape:  # maybe of nothing
+        return _general[op](tensor, axis, keepdims)
     if axis is None:
         place = 16 + rank
     elif type(axis) is int and -rank <= axis < rank:

@@ -175,6 +175,7 @@ from cyxcore.nn.spatial import (
     ZeroPad2d,
     ZeroPad3d,
 )
+from cyxcore.torchwords import accept
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -337,3 +338,15 @@ __all__ = [
     "init",
     "utils",
 ]
+
+# What PyTorch's layers can do besides, and these cannot.
+accept((MaxPool1d, MaxPool2d, MaxPool3d), {"dilation": 1, "ceil_mode": False})
+accept((AvgPool1d, AvgPool2d, AvgPool3d), {"ceil_mode": False, "count_include_pad": True, "divisor_override": None})
+accept((AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d), {"return_indices": False})
+accept((ConvTranspose1d, ConvTranspose2d, ConvTranspose3d), {"padding_mode": "zeros"})
+accept((BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm), {"bias": True})
+accept((InstanceNorm1d, InstanceNorm2d, InstanceNorm3d), {"track_running_stats": False, "bias": True}, "momentum")
+accept((Embedding,), {"max_norm": None, "scale_grad_by_freq": False}, "norm_type sparse")
+accept((MultiheadAttention,), {"add_bias_kv": False, "add_zero_attn": False, "kdim": None, "vdim": None})
+accept((TransformerEncoder,), {}, "enable_nested_tensor mask_check")
+accept((Upsample,), {"recompute_scale_factor": None})

@@ -368,13 +368,18 @@ class LayerNorm(Module):
     """Over the last axes."""
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.eps = eps
-        self.weight = Parameter.drawn(self.normalized_shape, {"kind": "ones"}) if elementwise_affine else None
-        self.bias = Parameter.drawn(self.normalized_shape, {"kind": "zeros"}) if elementwise_affine else None
+        affine = elementwise_affine
+        self.weight = Parameter.drawn(self.normalized_shape, {"kind": "ones"}) if affine else None
+        self.bias = Parameter.drawn(self.normalized_shape, {"kind": "zeros"}) if affine and bias else None
 
     def forward(self, x: Any) -> Any:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

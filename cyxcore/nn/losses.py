@@ -103,24 +103,33 @@ class HuberLoss(_Loss):
 
 
 class BCELoss(_Loss):
-    """Of probabilities."""
+    """Of probabilities. weight: what each element counts."""
+
+    def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.weight = None
+        if weight is not None:
+            self.register_buffer("weight", weight)
 
     def forward(self, probabilities: Any, target: Any) -> Any:
-        return F.binary_cross_entropy(probabilities, target, self.reduction)
+        return F.binary_cross_entropy(probabilities, target, self.reduction, self.weight)
 
 
 class BCEWithLogitsLoss(_Loss):
-    """pos_weight: what a target of 1 counts, for each output."""
+    """weight: what each element counts; pos_weight: what a target of 1 counts, for each output."""
 
-    def __init__(self, reduction: str = "mean", pos_weight: Any = None) -> None:
+    def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
         super().__init__(reduction)
+        self.weight = None
+        if weight is not None:
+            self.register_buffer("weight", weight)
         if pos_weight is None:
             self.pos_weight = None
         else:
             self.register_buffer("pos_weight", pos_weight)
 
     def forward(self, logits: Any, target: Any) -> Any:
-        return F.binary_cross_entropy_with_logits(logits, target, self.reduction, None, self.pos_weight)
+        return F.binary_cross_entropy_with_logits(logits, target, self.reduction, self.weight, self.pos_weight)
 
 
 class KLDivLoss(_Loss):
@@ -170,26 +179,37 @@ class MarginRankingLoss(_Loss):
 class TripletMarginLoss(_Loss):
     """How much nearer than the negative the positive is not, by the margin."""
 
-    def __init__(self, margin: float = 1.0, reduction: str = "mean") -> None:
+    def __init__(
+        self, margin: float = 1.0, p: float = 2.0, eps: float = 1e-6, swap: bool = False, reduction: str = "mean"
+    ) -> None:
         super().__init__(reduction)
-        self.margin = margin
+        self.margin, self.p, self.eps, self.swap = margin, p, eps, swap
 
     def forward(self, anchor: Any, positive: Any, negative: Any) -> Any:
-        return F.triplet_margin_loss(anchor, positive, negative, self.reduction, self.margin)
+        own = self.margin, self.p, self.eps, self.swap
+        return F.triplet_margin_loss(anchor, positive, negative, *own, self.reduction)
 
 
 class PoissonNLLLoss(_Loss):
-    """exp(log_rate) - target log_rate."""
+    """exp(x) - target x, of logarithms of rates; with log_input=False of rates. full: with Stirling's terms."""
 
-    def forward(self, log_rate: Any, target: Any) -> Any:
-        return F.poisson_nll_loss(log_rate, target, self.reduction)
+    def __init__(self, log_input: bool = True, full: bool = False, eps: float = 1e-8, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.log_input, self.full, self.eps = log_input, full, eps
+
+    def forward(self, x: Any, target: Any) -> Any:
+        return F.poisson_nll_loss(x, target, self.log_input, self.full, self.eps, self.reduction)
 
 
 class GaussianNLLLoss(_Loss):
     """The negative log likelihood of targets under normal distributions with a mean and a variance."""
 
+    def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.full, self.eps = full, eps
+
     def forward(self, mean: Any, target: Any, variance: Any) -> Any:
-        return F.gaussian_nll_loss(mean, target, variance, self.reduction)
+        return F.gaussian_nll_loss(mean, target, variance, self.full, self.eps, self.reduction)
 
 
 class SoftMarginLoss(_Loss):

@@ -127,6 +127,8 @@ class Module:
 
     def register_buffer(self, name: str, value: Tensor, persistent: bool = True) -> None:
         """State that moves with the weights but is not trained; what is not persistent is in no state dict."""
+        for table in (self.__dict__, self._parameters, self._modules):
+            table.pop(name, None)  # a plain attribute of this name would hide it
         self._buffers[name] = value.contiguous()
         (self._unsaved.discard if persistent else self._unsaved.add)(name)
 

@@ -276,3 +276,10 @@ def test_a_tensor_in_the_place_of_a_parameter_is_refused() -> None:
         layer.weight = cx.zeros(1, 2)
     layer.weight = nn.Parameter(cx.zeros(1, 2))
     assert [name for name, _ in layer.named_parameters()] == ["bias", "weight"]
+
+
+def test_a_buffer_takes_the_place_of_a_plain_attribute() -> None:
+    module = nn.Module()
+    module.scale = None
+    module.register_buffer("scale", cx.ones(2))
+    assert module.scale.tolist() == [1.0, 1.0] and list(module.state_dict()) == ["scale"]

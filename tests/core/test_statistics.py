@@ -127,3 +127,16 @@ def test_sorting_takes_the_gradient_along() -> None:
 def test_a_bad_argument_is_one_clear_error(call: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         call(cx.zeros(2, 3))
+
+
+@pytest.mark.parametrize("shape, axis", [((0,), None), ((3, 0), 1), ((0, 2), 0), ((0, 0), None), ((0, 3), 1)])
+def test_the_mean_of_nothing_is_nan(shape: Any, axis: Any) -> None:
+    x = cx.zeros(shape)
+    wanted = np.full(np.zeros(shape).sum(axis=axis).shape, np.nan)
+    for found in (cx.mean(x, axis=axis), cx.var(x, axis=axis), cx.std(x, axis=axis), x.mean(axis)):
+        np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+def test_a_correction_beyond_the_count_is_nan() -> None:
+    assert np.isnan(cx.var(cx.tensor([1.0, 2.0]), correction=3.0).numpy()).all()
+    assert np.isnan(cx.std(cx.tensor([1.0, 2.0]), correction=2.0).numpy()).all()

@@ -651,8 +651,8 @@ def test_options_and_functions_that_pytorch_programs_use() -> None:
     cx.optim.AdamW(parameters, fused=True, amsgrad=False)
     with pytest.raises(CyxError, match="no amsgrad"):
         cx.optim.Adam(parameters, amsgrad=True)
-    with pytest.raises(TypeError, match="'capturable'"):
-        cx.optim.AdamW(parameters, capturable=True)
+    with pytest.raises(TypeError, match="'nonsense'"):
+        cx.optim.AdamW(parameters, nonsense=True)
     with pytest.raises(CyxError, match="always keeps running statistics"):
         cx.nn.BatchNorm1d(2, track_running_stats=False)
 
@@ -816,3 +816,67 @@ def test_threads() -> None:
     cx.set_num_threads(before)
     with pytest.raises(SpecError, match="at least 1"):
         cx.set_num_threads(0)
+
+
+def test_options_that_only_pytorch_has() -> None:
+    nn, p = cx.nn, [cx.zeros(1, requires_grad=True)]
+    nn.MaxPool2d(2, ceil_mode=False, dilation=1)
+    nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False)
+    cx.optim.SGD(p, lr=0.1, foreach=True, maximize=False)
+    cx.lr_scheduler.StepLR(cx.optim.SGD(p), 2, last_epoch=-1)
+    cx.distributions.Normal(0.0, 1.0, validate_args=False)
+    cx.data.DataLoader(cx.data.TensorDataset(cx.ones(3)), pin_memory=True, persistent_workers=True)
+    assert nn.LayerNorm(3, bias=False).bias is None
+    for make, said in (
+        (lambda: nn.MaxPool2d(2, ceil_mode=True), "MaxPool2d: ceil_mode is always False here, got True"),
+        (lambda: cx.optim.AdamW(p, maximize=True), "AdamW: maximize is always False here"),
+        (lambda: cx.lr_scheduler.OneCycleLR(cx.optim.SGD(p), 1.0, 9, anneal_strategy="linear"), "always cos here"),
+        (lambda: nn.MultiheadAttention(8, 2, kdim=4), "kdim is always None here"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            make()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        nn.MaxPool2d(2, nonsense=1)
+
+
+@pytest.mark.parametrize(
+    "name, options, arrays",
+    [
+        ("TripletMarginLoss", {"p": 1.0, "swap": True, "margin": 0.5}, 3),
+        ("TripletMarginLoss", {"reduction": "none"}, 3),
+        ("PoissonNLLLoss", {"log_input": False, "full": True}, 2),
+        ("PoissonNLLLoss", {"full": True, "reduction": "sum"}, 2),
+        ("GaussianNLLLoss", {"full": True, "eps": 1e-3}, 3),
+        ("BCELoss", {"weight": "w"}, 2),
+        ("BCEWithLogitsLoss", {"weight": "w"}, 2),
+    ],
+)
+def test_options_of_losses(name: str, options: dict[str, Any], arrays: int) -> None:
+    given = [np.random.default_rng(n).uniform(0.1, 0.9, (4, 3)).astype(np.float32) * (3 if n else 1) for n in range(3)]
+    if name.startswith("BCE"):
+        given[1] = (given[1] > 1.5).astype(np.float32)
+    results = []
+    for m in (cx, torch):
+        own = {key: m.tensor(given[2]) if value == "w" else value for key, value in options.items()}
+        x = m.tensor(given[0], requires_grad=True)
+        loss = getattr(m.nn, name)(**own)(x, *(m.tensor(each) for each in given[1:arrays]))
+        loss.sum().backward()
+        results.append([loss.detach().numpy(), x.grad.numpy()])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 3.0, float("inf")])
+def test_clipping_by_other_norms(norm_type: float) -> None:
+    results = []
+    for m in (cx, torch):
+        held = [m.tensor(each, requires_grad=True) for each in (X, Y)]
+        sum((p**2).sum() for p in held).backward()
+        norm = m.nn.utils.clip_grad_norm_(held, 1.0, norm_type=norm_type, error_if_nonfinite=True)
+        results.append([np.asarray(norm.numpy()), *(p.grad.numpy() for p in held)])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    p = cx.ones(1, requires_grad=True)
+    (p * float("inf")).sum().backward()
+    with pytest.raises(GradientError, match="the norm of the gradients is inf"):
+        cx.nn.utils.clip_grad_norm_([p], 1.0, error_if_nonfinite=True)

@@ -3,33 +3,57 @@ computed weights (parametrize, parametrizations).
 """
 
 import importlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from cyxcore.eager import Tensor, no_grad
-from cyxcore.errors import ShapeError
-from cyxcore.functional import clip_scale, concat, maximum, minimum, total_norm
+from cyxcore.errors import GradientError, ShapeError
+from cyxcore.functional import clip_scale, concat, maximum, minimum, stack, total_norm
 from cyxcore.nn.utils import rnn as rnn
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "rnn", "vector_to_parameters"]
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> Any:
-    """Scale all gradients so that their 2-norm, taken together, is at most max_norm. Returns the norm before."""
+def clip_grad_norm_(
+    parameters: Iterable[Tensor] | Tensor,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Any:
+    """Scale all gradients so that their norm, taken together, is at most max_norm. Returns the norm before.
+
+    norm_type: p of the p-norm; infinity: the largest element. foreach: accepted and without effect. Raises
+    GradientError for a norm that is not finite, if asked to.
+    """
     given = [parameters] if isinstance(parameters, Tensor) else parameters
     held = [p for p in given if p.grad is not None]
     gradients: list[Any] = [p.grad for p in held]
     if not gradients:
         return 0.0
     with no_grad():
-        squares = [g.square().sum() for g in gradients]
-        scale = clip_scale(squares, max_norm)
+        if norm_type == 2:
+            squares = [g.square().sum() for g in gradients]
+            norm, scale = total_norm(squares), clip_scale(squares, max_norm)
+        else:
+            norm = _norm(gradients, float(norm_type))
+            scale = minimum(max_norm / (norm + 1e-6), 1.0)
+        if error_if_nonfinite and not norm.isfinite().item():
+            raise GradientError(f"clip_grad_norm_: the norm of the gradients is {norm.item()}")
         for p, gradient in zip(held, gradients, strict=True):
             p.grad = gradient * scale
-        return total_norm(squares)
+        return norm
 
 
-def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -> None:
+def _norm(gradients: list[Any], p: float) -> Any:
+    """The p-norm of all elements together."""
+    if p == math.inf:
+        return stack([g.abs().max() for g in gradients]).max()
+    return stack([(g.abs() ** p).sum() for g in gradients]).sum() ** (1.0 / p)
+
+
+def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float, foreach: bool | None = None) -> None:
     """Keep each element of each gradient within -clip_value … clip_value."""
     with no_grad():
         for p in [parameters] if isinstance(parameters, Tensor) else parameters:
