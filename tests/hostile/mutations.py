@@ -52,6 +52,8 @@ KINDS = [
                 "checkpoint": ("session", "job_id", "attempt", "checkpoint.step", "checkpoint.state.sha256",
                                "checkpoint.state.size", "checkpoint.steps"),
                 "completed": ("session", "job_id", "attempt", "model.sha256", "model.size", "graph_sha256"),
+                "segment": ("session", "job_id", "attempt", "segment.end_step", "segment.start.step",
+                            "segment.start.state.sha256", "end.sha256", "end.size"),
             }.get(verb, ()),
         )
         for verb, (request, _) in subjects.NODE_VERBS.items()
