@@ -645,6 +645,10 @@ class Dispatch:
         )
 
     async def _goodbye(self, said: m.Goodbye) -> m.ReportReply:
+        node = self._world.nodes.get(said.node_id)
+        if node and node.signed_goodbyes and self.session_is_current(said.node_id, said.session):
+            signed, now_ms = m.goodbye_bytes(said), self._machine.wall_ms()
+            reports.refuse_false(said, signed, node.public_key, node.dated, self._network_id, now_ms)
         await self._lose_node(said.node_id, said.session, said.reason, graceful=True)
         await self._sweep()
         return m.ReportReply(accepted=True)

@@ -126,6 +126,7 @@ class Node(Struct, frozen=True, kw_only=True):
     signed_commands: bool = False  # its session takes no others
     checks: bool = False  # its session can train a segment of a job once more
     shared_signatures: bool = False  # its session takes commands of which many share a signature
+    signed_goodbyes: bool = False  # one that is not signed is not its own
     online: bool
     draining: bool = False
     registered_at_ms: int

@@ -949,6 +949,7 @@ class Register(Request, kw_only=True, frozen=True):
     signed_commands: this session takes commands that central signed, and no others. now_ms: as of Heartbeat.
     checks: this session can train a segment of a job once more, for its digest (Assign.segment).
     shared_signatures: and commands of which many share a signature (SignedCommand.path).
+    signed_goodbyes: this session signs its goodbye: one that is not signed is not its own.
     """
 
     node_id: NodeId
@@ -970,6 +971,7 @@ class Register(Request, kw_only=True, frozen=True):
     now_ms: U63 = 0
     checks: bool = False
     shared_signatures: bool = False
+    signed_goodbyes: bool = False
 
 
 class RegisterReply(Struct, kw_only=True, omit_defaults=True):
@@ -1157,11 +1159,19 @@ class SegmentTrained(Request, kw_only=True, frozen=True):
 
 
 class Goodbye(Request, kw_only=True, frozen=True):
-    """The node stops on purpose: its runs are free at once."""
+    """The node stops on purpose: its runs are free at once.
+
+    signature: Ed25519 by the node over goodbye_bytes(); "" from nodes that do not sign it (Register.signed_goodbyes).
+    network_id, sequence, expires_ms: as of RunCompleted.
+    """
 
     node_id: NodeId
     session: SessionId
     reason: Text = "the operator stopped the node"
+    network_id: NetworkId = ""
+    sequence: U63 = 0
+    expires_ms: U63 = 0
+    signature: SeedSignature | Literal[""] = ""
 
 
 class ReportReply(Struct, kw_only=True):
@@ -1516,7 +1526,8 @@ class Refunded(Event, kw_only=True):
 class NodeRegistered(Event, kw_only=True):
     """dated: what this session signs names the network, a sequence and an expiry; what does not is refused.
 
-    signed_commands: it takes commands that central signed, and no others. checks, shared_signatures: as of Register.
+    signed_commands: it takes commands that central signed, and no others. checks, shared_signatures, signed_goodbyes:
+    as of Register.
     """
 
     node_id: str
@@ -1534,6 +1545,7 @@ class NodeRegistered(Event, kw_only=True):
     signed_commands: bool = False
     checks: bool = False
     shared_signatures: bool = False
+    signed_goodbyes: bool = False
 
 
 class NodeLost(Event, kw_only=True):
@@ -1704,7 +1716,7 @@ def price_bytes(price: Price) -> bytes:
     return "\n".join(["cyx/v1/price", *words]).encode()
 
 
-NodeSigned = Register | RunCheckpoint | RunCompleted | SegmentTrained
+NodeSigned = Register | RunCheckpoint | RunCompleted | SegmentTrained | Goodbye
 
 
 def _signed(what: str, said: NodeSigned, *words: str) -> bytes:
@@ -1729,6 +1741,11 @@ def checkpoint_bytes(said: RunCheckpoint) -> bytes:
     return _signed("checkpoint", said, *run, *state)
 
 
+def goodbye_bytes(said: Goodbye) -> bytes:
+    """What a node signs when it leaves: the session that is over."""
+    return _signed("goodbye", said, said.node_id, said.session)
+
+
 def segment_bytes(said: SegmentTrained) -> bytes:
     """What a node signs when it has checked: which segment it trained, and the digest that it found."""
     run, start = (said.node_id, said.session, said.job_id, str(said.attempt)), said.segment.start
@@ -1743,6 +1760,7 @@ def registration_bytes(node: Register) -> bytes:
         "signed-commands": node.signed_commands,
         "checks": node.checks,
         "shared-signatures": node.shared_signatures,
+        "signed-goodbyes": node.signed_goodbyes,
     }
     wants = [word for word, said in words.items() if said]
     return _signed("register", node, node.node_id, node.session, node.public_key, node.wallet, *began, *wants)

@@ -275,6 +275,7 @@ class Agent:
             now_ms=self._clock_ms(),
             checks=True,
             shared_signatures=True,
+            signed_goodbyes=True,
         )
         try:
             reply = await self._ask("register", register, RegisterReply, REQUEST_TIMEOUT_S)

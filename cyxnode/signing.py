@@ -18,6 +18,7 @@ BYTES_OF: dict[type, Callable[..., bytes]] = {
     m.RunCheckpoint: m.checkpoint_bytes,
     m.RunCompleted: m.completion_bytes,
     m.SegmentTrained: m.segment_bytes,
+    m.Goodbye: m.goodbye_bytes,
 }
 T = TypeVar("T", bound=Struct)
 

@@ -475,6 +475,23 @@ async def test_a_goodbye_frees_the_runs_at_once_and_fences_what_comes_later(cent
     assert (await central.reports.started(started())).fenced
 
 
+async def test_a_goodbye_that_a_node_did_not_sign_ends_nothing_where_it_signs_them(central):
+    await central.dispatch._register(register(signed_goodbyes=True))
+    await central.job("job-1", f.FUNDED, leased())
+    said = m.Goodbye(node_id=NODE, session=SESSION)
+    forged = replace(said, signature=Identity(b"x" * 32).sign(m.goodbye_bytes(said)))
+    for other in (
+        said,
+        forged,
+        replace(said, signature=KEY.sign(m.goodbye_bytes(replace(said, session=NEXT_SESSION)))),
+    ):
+        with pytest.raises(ApiError, match="not signed by the node's key"):
+            await central.dispatch._goodbye(other)
+    assert central.world.jobs["job-1"].status == "leased"
+    await central.dispatch._goodbye(replace(said, signature=KEY.sign(m.goodbye_bytes(said))))
+    assert central.world.jobs["job-1"].status == "queued"
+
+
 async def test_the_goodbye_of_an_old_session_changes_nothing(central):
     await central.dispatch._register(register(NEXT_SESSION))
     await central.dispatch._goodbye(m.Goodbye(node_id=NODE, session=SESSION))

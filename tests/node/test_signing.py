@@ -50,8 +50,14 @@ def test_each_report_has_the_next_place_and_a_signature_over_all_of_it(signing):
 
 
 def test_what_is_nothing_to_be_signed_stays_as_it_is(signing):
-    said = m.Goodbye(node_id="node-a", session="0" * 32)
+    said = m.RunStarted(node_id="node-a", session="0" * 32, job_id="job-1", attempt=1)
     assert signing.signed(said) is said
+
+
+def test_a_goodbye_is_signed_for_the_session_that_it_ends(signing):
+    said = signing.signed(m.Goodbye(node_id="node-a", session="0" * 32))
+    assert verify(KEY.public_key, m.goodbye_bytes(said), said.signature)
+    assert not verify(KEY.public_key, m.goodbye_bytes(replace(said, session="1" * 32)), said.signature)
 
 
 def test_the_expiry_follows_the_latest_clock_of_all_centrals(signing, clocks):

@@ -185,6 +185,7 @@ class Node(Process):
             signature="0" * 128,
             signed_commands=True,
             shared_signatures=self.number % 3 != 0,  # as nodes of versions beside each other
+            signed_goodbyes=self.number % 3 != 0,
             now_ms=self.clock_ms(),
             checks=True,
         )
