@@ -60,8 +60,11 @@ def asked(job: Job) -> m.Segment | None:
 
 
 def keeps(policy: Policy, job: Job, stored: m.Checkpoint) -> bool:
-    """Whether the segment that ends with this state is kept from now on, instead of the one kept so far."""
-    if not policy.checkers:
+    """Whether the segment that ends with this state is kept from now on, instead of the one kept so far.
+
+    What a checker trained takes no part: it would not be checked, and nor would what others did for the job.
+    """
+    if not policy.checkers or job.attempts[-1].node_id in policy.checkers:
         return False
     new = segment_to(job, stored.step, stored.state)
     return job.kept is None or _number(policy, job, new) < _number(policy, job, job.kept)
@@ -70,6 +73,8 @@ def keeps(policy: Policy, job: Job, stored: m.Checkpoint) -> bool:
 def chosen(policy: Policy, job: Job, model: m.ArtifactRef) -> m.SignedSegment:
     """The segment of a job to check, once its holder delivers this model."""
     last = segment_to(job, 0, model)
+    if job.kept and _node_of(job, last) in policy.checkers:
+        return job.kept
     return last if job.kept is None or _number(policy, job, last) < _number(policy, job, job.kept) else job.kept
 
 

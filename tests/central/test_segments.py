@@ -114,6 +114,17 @@ def test_what_a_checker_trained_is_not_checked():
     assert event.segment is None and "is a checker itself" in event.not_checked
 
 
+def test_what_a_checker_trained_hides_nothing_of_what_others_did_for_the_job():
+    job = kept_after(POLICY, [stored(10)])
+    events = [f.lost(), f.leased(2, "node-c", "Q" * 43, stored(10))]
+    for event in events:
+        job = jobs.evolve(job, event, 3_000)
+    assert not any(segments.keeps(POLICY, job, stored(step, letter="8")) for step in range(20, 100))
+    for number in range(50):
+        event = segments.completion(POLICY, job, f.completed(2, "node-c"), {"node-a": node()}, NOW_MS + number)
+        assert event.segment == job.kept and job.kept.attempt == 1
+
+
 def test_a_segment_that_takes_too_long_is_not_checked_but_not_because_its_node_took_its_time():
     never = m.CheckpointPolicy(every_s=0.0)  # its client wants no states
     job = replace(f.job_after(f.FUNDED, f.leased(), f.STARTED), job=f.job_request(checkpoints=never))  # started at 3 s
