@@ -517,6 +517,10 @@ class Api:
             now = self._world.jobs[job.job_id]
             if jobs.granted(now, event.request_id) or done(now):
                 return None
+            if now.status == "checking":  # the job may still go to another node: a no could not stay one
+                raise ApiError(
+                    "checking", f"job {job.job_id} is delivered and being checked: ask when that is over", 503
+                )
             if why_not := jobs.illegal(now, event):
                 what = STEERED[type(event)]
                 raise ApiError("too_late", f"job {job.job_id} cannot be {what}: {why_not}", 409)

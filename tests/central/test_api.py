@@ -131,6 +131,24 @@ async def test_a_resume_at_a_central_that_has_not_read_of_the_pause_is_no_empty_
     assert central.world.jobs["job-1"].status == "queued"
 
 
+async def test_what_an_owner_wants_of_a_job_that_is_checked_is_neither_granted_nor_refused_for_good(central):
+    # the wish was refused as too late, the model was rejected, and a late try of the wish was carried out
+    api = api_of(central)
+    await central.say(subjects.node_event("node-a"), f.registered())
+    await central.job("job-1", f.FUNDED, f.leased(), f.completed(segment=f.segment()), f.check_leased())
+    pause, cancel = m.JobRef(job_id="job-1", request_id="a"), m.CancelRequest(job_id="job-1", request_id="b")
+    for ask, message in ((api._pause, pause), (api._resume, pause), (api._cancel, cancel)):
+        with pytest.raises(ApiError, match="being checked") as refused:
+            await ask("alice", message)
+        assert (refused.value.code, refused.value.status) == ("checking", 503)
+    number = m.FIRST_CHECK + 1
+    false = m.CheckDiffers(finding=f.finding("9" * 64)), f.check_leased(number)
+    for event in (*false, f.rejected(f.finding("9" * 64), f.finding("9" * 64, number))):
+        await central.say(subjects.job_event("job-1"), event)
+    assert (await api._pause("alice", pause)).status == "paused"
+    assert (await api._cancel("alice", cancel)).status == "settling"
+
+
 async def test_a_stranger_cannot_cancel(central):
     await central.job("job-1")
     with pytest.raises(ApiError, match="another caller"):
