@@ -1,0 +1,32 @@
+"""A node that nobody knows, on a whole network: what it gets, what is said of that, and how it becomes known."""
+
+from msgspec.structs import replace
+
+from cyxnet import jobfile
+from cyxnet.client import AsyncClient
+from cyxnet.local import LocalNetwork
+from tests.system.conftest import EXAMPLES, until
+
+CYX = 10**9
+
+
+async def test_a_node_gets_small_jobs_until_three_clients_have_paid_for_its_work(tmp_path):
+    settings = {"unproven_limit_base_units": 3 * CYX}
+    async with LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000, settings=settings) as network:
+        small, url = jobfile.load(EXAMPLES / "digits.toml"), network.file.client_url
+        small = replace(small, training=replace(small.training, epochs=1))
+        async with await AsyncClient.connect(tmp_path / "first", url=url) as first:
+            await first.faucet(10 * CYX)
+            dear = await first.submit(replace(small, amount_base_units=4 * CYX))
+            await until(first, dear.job_id, "Funded")
+            assert "not proven yet (0 of 3 clients" in (await first.explain(dear.job_id)).waiting_for
+            for number, name in enumerate(("first", "second", "third")):
+                [node] = await first.nodes()
+                assert (node.proofs, node.limit_base_units) == (number, 3 * CYX)
+                async with await AsyncClient.connect(tmp_path / name, url=url) as client:
+                    await client.faucet(10 * CYX)
+                    done = await client.submit(small)
+                    assert (await client.wait(done.job_id)).status == "completed"
+            assert (await first.wait(dear.job_id)).status == "completed"
+            [node] = await first.nodes()
+            assert (node.proofs, node.limit_base_units) == (3, 0)
