@@ -880,3 +880,14 @@ def test_clipping_by_other_norms(norm_type: float) -> None:
     (p * float("inf")).sum().backward()
     with pytest.raises(GradientError, match="the norm of the gradients is inf"):
         cx.nn.utils.clip_grad_norm_([p], 1.0, error_if_nonfinite=True)
+
+
+def test_functions_take_their_arguments_by_pytorchs_names() -> None:
+    from cyxcore.nn import functional as F
+
+    x, y = cx.tensor(X), cx.tensor([0, 1, 2])
+    assert F.cross_entropy(input=x, target=y).item() == F.cross_entropy(x, y).item()
+    assert F.mse_loss(x, target=x * 2.0).item() == F.mse_loss(x, x * 2.0).item()
+    assert F.softmax(input=x, dim=0).tolist() == F.softmax(x, 0).tolist()
+    assert F.pad(input=x, pad=(1, 1)).shape == (3, 6) and F.relu(input=x).min().item() == 0.0
+    assert F.relu.__doc__ == cx.functional.relu.__doc__
