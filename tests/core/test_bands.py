@@ -216,6 +216,39 @@ def test_a_recurrence_has_the_same_bits_on_any_number_of_threads(
     assert run(plan) == expected
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("kind", list(F.CELLS))
+def test_every_recurrence_has_the_bits_of_its_calls_one_by_one(
+    kind: str, with_lengths: bool, reverse: bool, threads: int
+) -> None:
+    builder, size = Builder(), 16
+    rows = F.CELLS[kind].gates * size
+
+    def weight(name: str, *shape: int) -> Any:
+        return builder.param(name, shape, {"kind": "constant", "value": 0.0})
+
+    x, lengths = builder.input("x", (24, 7, 5)), builder.input("lengths", (24,), "int64") if with_lengths else None
+    weights = F.Weights(weight("ih", rows, 5), weight("hh", rows, size), weight("one", rows), weight("other", rows))
+    outputs, _ = F.recur(kind, x, weights, lengths=lengths, reverse=reverse)
+    loss = (outputs * outputs).mean()
+    trained = [builder.at(place) for place, node in enumerate(builder.nodes) if node.op == "param"]
+    graph = optimise(builder.graph(loss, outputs, *backward(builder, loss, trained)))
+    cpu.set_num_threads(threads)
+    rng, plans = np.random.default_rng(3), []
+    drawn = rng.normal(size=(24, 7, 5)).astype(np.float32)
+    for optimised in (True, False):
+        plan = Plan(graph, state_of(graph), "cpu", optimised=optimised)
+        plan.inputs["x"][...] = drawn
+        if with_lengths:
+            plan.inputs["lengths"][...] = np.arange(24) % 8
+        plan.run()
+        plan.run()
+        plans.append([x.tobytes() for x in plan.outputs])
+    assert plans[0] == plans[1]
+
+
 def test_threads_share_the_rows_of_a_gradient_that_every_step_adds_to() -> None:
     graph = recurrence_step(rows=24, steps=9, size=16)
     cpu.set_num_threads(2)
