@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cyxcore.dtype import is_float
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape, broadcast
 from cyxcore.ops import OPS
@@ -297,8 +298,28 @@ def _sub(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Sy
     return inputs[0] if repr(_number(inputs[1])) == "0.0" and inputs[0].shape == shape else None
 
 
+def _slice(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """Of a pad: of what was padded, or of nothing but the number around it."""
+    padded = _producer(inputs[0])
+    if padded.op != "pad" or not is_float(inputs[0].dtype) or any(step != 1 for step in node.attrs["steps"]):
+        return None
+    source = Symbol(builder, padded.inputs[0])
+    starts, stops = list[int](), list[int]()
+    for start, stop, (before, _), size in zip(
+        node.attrs["starts"], node.attrs["stops"], padded.attrs["pads"], source.shape, strict=True
+    ):
+        if stop <= before or start >= before + size:
+            return builder.constant(padded.attrs["value"], source.dtype).broadcast_to(*shape)
+        starts.append(start - before)
+        stops.append(stop - before)
+    if any(start < 0 for start in starts) or any(stop > size for stop, size in zip(stops, source.shape, strict=True)):
+        return None
+    return builder.apply("slice", [source], {**node.attrs, "starts": tuple(starts), "stops": tuple(stops)})
+
+
 RULES: dict[str, Rewrite] = {
     "reshape": _reshape,
+    "slice": _slice,
     "transpose": _transpose,
     "broadcast_to": _broadcast,
     "detach": _detach,

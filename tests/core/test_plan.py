@@ -232,6 +232,32 @@ def test_a_product_in_pieces_has_the_bits_of_the_whole(bias: bool, isa: str) -> 
         cpu.set_isa(before)
 
 
+@given(
+    pads=st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    value=st.sampled_from([0.0, -0.0, 1.5]),
+    cut=st.tuples(*[st.tuples(st.integers(0, 10), st.integers(0, 10))] * 2),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_slice_of_a_pad_is_one_of_what_was_padded_or_a_number(
+    pads: tuple[tuple[int, int], ...], value: float, cut: tuple[tuple[int, int], ...]
+) -> None:
+    builder = Builder()
+    padded = apply("pad", builder.input("x", (4, 5)), pads=pads, value=value)
+    ends = [sorted((min(a, size), min(b, size))) for (a, b), size in zip(cut, padded.shape, strict=True)]
+    starts, stops = (tuple(each) for each in zip(*ends, strict=True))
+    graph = builder.graph(apply("slice", padded, starts=starts, stops=stops, steps=(1, 1)))
+    x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    expected = np.pad(x, pads, constant_values=np.float32(value))[starts[0] : stops[0], starts[1] : stops[1]]
+    for optimised in (True, False):
+        plan = Plan(graph, device="cpu", optimised=optimised)
+        plan.inputs["x"][...] = x
+        plan.run()
+        assert plan.outputs[0].tobytes() == np.ascontiguousarray(expected).tobytes()
+    ops = [node.op for node in optimise(graph).nodes]
+    inside = all(p[0] <= a and b <= p[0] + size for p, (a, b), size in zip(pads, ends, (4, 5), strict=True))
+    assert "pad" not in ops or not inside
+
+
 def test_the_shapes_the_passes_hand_on_are_those_of_the_graph() -> None:
     graph = optimise(step_graph())
     assert graph.infer(1) == Graph(graph.nodes, graph.outputs, graph.updates).infer(1)
