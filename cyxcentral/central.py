@@ -125,6 +125,7 @@ class Central:
         unproven = schedule.Unproven(
             limit_base_units=network.unproven_limit_base_units,
             vouched=frozenset((*network.vouched, *network.checkers)),  # these are the operator's own
+            checkers=frozenset(network.checkers),
         )
         self.world = World(configured_weights(network), unproven)
         self.events = EventLog(core, self.central_id, self.world, machine)

@@ -141,16 +141,21 @@ class Room:
                 at = at.after
 
     def ranked(self, job: Job) -> Iterator[Candidate]:
-        """The nodes that can take the job, best first; those that lost it before come last."""
+        """The nodes that can take the job, best first; checkers, and then those that lost it before, come last."""
         if wanted := job.job.needs.node_id:
             if wanted in self._placed and schedule.refusal(job, self.candidates[wanted]) is None:
                 yield self.candidates[wanted]
             return
         before = {attempt.node_id for attempt in job.attempts}
+        checkers: list[Candidate] = []
         for kinds in _KINDS_IN_TURN[schedule.turn(job)] if not self._for_proven(job) else (_kinds(True),):
             for node_id in self._by_score(job, kinds):
-                if node_id not in before:
+                if self.candidates[node_id].checker:
+                    checkers.append(self.candidates[node_id])
+                elif node_id not in before:
                     yield self.candidates[node_id]
+        fresh = [candidate for candidate in checkers if candidate.node.node_id not in before]
+        yield from sorted(fresh, key=lambda candidate: schedule.preference(job, candidate, self._weights))
         last = [self.candidates[node_id] for node_id in before if node_id in self._placed]
         able = [candidate for candidate in last if schedule.refusal(job, candidate) is None]
         yield from sorted(able, key=lambda candidate: schedule.preference(job, candidate, self._weights))
@@ -293,6 +298,7 @@ class Room:
             active_runs=candidate.active_runs,
             memory_free_bytes=candidate.memory_free_bytes,
             limit_base_units=schedule.limit_of(node, self._unproven),
+            checker=candidate.checker,
         )
 
 

@@ -71,11 +71,13 @@ def weights_of(configured: Mapping[str, float]) -> Weights:
 class Unproven(Struct, frozen=True, kw_only=True):
     """What nodes get that are not proven. limit: of what a job may be worth; 0: they are as all others.
 
-    vouched: ids of nodes whose owners the operator knows: they need no proof.
+    vouched: ids of nodes whose owners the operator knows: they need no proof. checkers: of those that check what others
+    did: they get jobs that nobody else has room for.
     """
 
     limit_base_units: int = 0
     vouched: frozenset[str] = frozenset()
+    checkers: frozenset[str] = frozenset()
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -85,6 +87,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     active_runs: int
     memory_free_bytes: int  # after what its current runs were promised
     limit_base_units: int = 0  # of what its jobs may be worth, because it is not proven; 0: no limit
+    checker: bool = False  # it had better be free to check
 
     @property
     def max_runs(self) -> int:
@@ -289,12 +292,13 @@ def turn(job: Job) -> int:
     return 0 if zlib.crc32(job.job_id.encode()) % TRIAL_EVERY else -1
 
 
-def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, int, float, int, str]:
-    """What to sort candidates by, best first: a node that lost this job before is the last resort."""
+def preference(job: Job, candidate: Candidate, weights: Weights) -> tuple[bool, bool, int, float, int, str]:
+    """What to sort candidates by, best first: a node that lost this job before is the last resort, then a checker."""
     node_id = candidate.node.node_id
     lost_before = any(attempt.node_id == node_id for attempt in job.attempts)
     return (
         lost_before,
+        candidate.checker,
         turn(job) if candidate.limit_base_units else 0,
         -full_score(job, candidate, weights),
         -candidate.memory_free_bytes,

@@ -423,6 +423,7 @@ class World:
             active_runs=len(self.held.get(node_id, ())),
             memory_free_bytes=node.hardware.memory_bytes - self.promised_bytes.get(node_id, 0),
             limit_base_units=limit_of(node, self._unproven),
+            checker=node_id in self._unproven.checkers,
         )
 
     def choice_for(self, job: jobs.Job, now_ms: int) -> Assignment | None:

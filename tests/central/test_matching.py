@@ -46,7 +46,7 @@ def job(job_id="job-1", at_ms=0, **changes):
 def test_a_plan_is_what_looking_at_everyone_finds(nodes, weights):
     dice = random.Random(nodes)
     assigned = 0
-    for _ in range(120 if nodes == 12 else 35):
+    for _ in range(120 if nodes == 12 else 40):
         waiting = [worlds.job(dice, number, nodes) for number in range(dice.randint(0, 15))]
         candidates = {f"node-{i}": worlds.candidate(dice, i) for i in range(dice.randint(0, nodes))}
         expected = schedule.assign(waiting, worlds.as_of(candidates, NOW_MS), weights, NOW_MS)
@@ -58,7 +58,7 @@ def test_a_plan_is_what_looking_at_everyone_finds(nodes, weights):
 @pytest.mark.parametrize("nodes", [12, 60])
 def test_it_is_so_too_where_some_nodes_are_not_proven(nodes):
     dice, unproven, kept_out = random.Random(nodes), schedule.Unproven(limit_base_units=10), 0
-    for _ in range(120 if nodes == 12 else 35):
+    for _ in range(120 if nodes == 12 else 40):
         waiting = [worlds.worth(dice, worlds.job(dice, number, nodes)) for number in range(dice.randint(0, 15))]
         found = {f"node-{i}": worlds.candidate(dice, i) for i in range(dice.randint(0, nodes))}
         candidates = {node_id: worlds.half_known(dice, each, unproven) for node_id, each in found.items()}
@@ -241,3 +241,10 @@ def test_nobody_looks_at_jobs_that_ask_for_a_node_without_room(monkeypatch):
     for each in pinned:
         made.waits_no_more(each.job_id)
     assert made.line.counts() == {Needs(False, 1): 1}
+
+
+def test_a_checker_gets_only_what_nobody_else_has_room_for():
+    plain = node("node-a", hardware={"flops_per_s": 1e9})
+    checker = replace(node("node-b", hardware={"flops_per_s": 1e12}), checker=True)
+    made = matching_of([job("job-1"), job("job-2", 1)], [plain, checker])
+    assert [(each.job_id, each.node_id) for each in made.plan(NOW_MS)] == [("job-1", "node-a"), ("job-2", "node-b")]

@@ -32,7 +32,10 @@ def candidate(dice, number):
     )
     runs = dice.randint(0, node.max_runs)
     return schedule.Candidate(
-        node=node, active_runs=runs, memory_free_bytes=node.hardware.memory_bytes - runs * dice.choice([2**27, 2**28])
+        node=node,
+        active_runs=runs,
+        memory_free_bytes=node.hardware.memory_bytes - runs * dice.choice([2**27, 2**28]),
+        checker=dice.random() < 0.15,
     )
 
 
