@@ -18,7 +18,7 @@ def test_every_public_name_has_a_docstring() -> None:
 
 def test_the_reference_shows_signatures_and_docstrings() -> None:
     page = reference.page()
-    assert "### class `cx.Trainer`" in page and "optimizer: cyxcore.optim.Optimizer" in page
+    assert "### class `cx.Trainer`" in page and "optimizer: cyxcore.optimizer.Optimizer" in page
     assert "### `cx.functional.softmax`" in page and "### class `cx.nn.Linear`" in page
 
 
