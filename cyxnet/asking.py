@@ -32,7 +32,7 @@ PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
 TIMEOUT_MS = 60_000  # of a question that names none
 WINDOW, PATIENCE_S = 32, 10.0
 ALIVE, ALIVE_EVERY_S = {"Cyx-Alive": "1"}, 0.25
-LONGEST_HEADER_CHARS = 200
+LONGEST_HEADER_CHARS, MOST_HEADER_BYTES = 200, 4096  # of one header, and of all together
 ROUTE = re.compile(r"/[a-z0-9_/.-]{0,100}")
 _PROGRESS = re.compile(rb"([!-~]{1,100}) (?:([0-9]{1,9})|stop)")
 Status = Annotated[int, Meta(ge=200, le=599)]
@@ -87,8 +87,8 @@ def question_of(payload: bytes, headers: Mapping[str, str]) -> Question:
     return Question(
         body=payload,
         route=route,
-        content_type=headers.get("Content-Type", JSON),
-        accept=headers.get("Accept", JSON),
+        content_type=_text(headers, "Content-Type", JSON),
+        accept=_text(headers, "Accept", JSON),
         timeout_ms=_whole(headers, "Cyx-Timeout-Ms", 1, 3_600_000, TIMEOUT_MS),
         alive="Cyx-Alive" in headers,
     )
@@ -146,6 +146,12 @@ def asker(subject: str) -> tuple[str, str]:
     """Who asks on this subject, as the broker has let them; and how the subjects begin on which they alone hear."""
     caller = subjects.last_token(subject)
     return caller, subjects.reply(caller, "")
+
+
+def refuse_many_headers(block: bytes) -> None:
+    """Raises BadQuestion for headers that are not worth reading. block: as they travel."""
+    if len(block) > MOST_HEADER_BYTES:
+        raise BadQuestion(f"expected at most {MOST_HEADER_BYTES} bytes of headers, got {len(block)}")
 
 
 def _text(headers: Mapping[str, str], name: str, default: str = "") -> str:

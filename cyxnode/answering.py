@@ -176,8 +176,11 @@ class Answering:
         """What the headers say; they are mostly the same, over and over."""
         known = self._known.get(message.block)
         if known is None:
+            asking.refuse_many_headers(message.block)
             known = asking.question_of(b"", message.headers)
-            if len(self._known) < KEPT_HEADERS and len(message.block) <= KEPT_HEADER_BYTES:
+            if len(message.block) <= KEPT_HEADER_BYTES:
+                if len(self._known) >= KEPT_HEADERS:
+                    self._known.clear()
                 self._known[message.block] = known
         return known
 

@@ -21,6 +21,15 @@ def test_a_route_that_is_no_path_is_refused(route):
         asking.question_of(b"", {"Cyx-Route": route})
 
 
+@pytest.mark.parametrize("name", ["Content-Type", "Accept"])
+def test_a_question_says_what_it_is_in_few_words(name):
+    for text in ("a" * 201, "a/b\x00", "\u2603"):
+        with pytest.raises(BadQuestion, match=f"{name}: expected at most 200 letters of ASCII"):
+            asking.question_of(b"", {name: text})
+    with pytest.raises(BadQuestion, match="expected at most 4096 bytes of headers, got 5000"):
+        asking.refuse_many_headers(bytes(5000))
+
+
 def test_a_part_is_the_same_after_the_wire():
     part = Part(body=b"x", status=429, number=3, end=False, headers={"Retry-After": "2"})
     assert asking.part_of(part.body, asking.part_headers(part)) == part

@@ -8,7 +8,7 @@ import pytest
 from cyxnet import asking, subjects
 from cyxnet.bus import Bus
 from cyxnode import exchange as x
-from cyxnode.answering import Answering, Mine
+from cyxnode.answering import KEPT_HEADERS, Answering, Mine
 from cyxnode.exchange import Reply
 
 CALLER = "c-1"
@@ -153,3 +153,22 @@ async def test_how_many_parts_were_taken_is_said_to_the_replica_that_answers_and
     assert [message.data for message in heard] == [b"a stop"]
     await other.close()
     await other._bus.close()
+
+
+async def test_headers_that_no_replica_could_be_sent_are_refused(answering, asker):
+    # three questions with two megabytes in Content-Type made a list that was longer than a replica takes: it ended
+    for name in ("Content-Type", "Accept", "Other"):
+        asker.ask("a", {name: "x" * 1_800_000})
+        status, said = await asker.status()
+        assert status == "400" and b"bytes of headers" in said
+    asker.ask("a", {"Accept": "x" * 300})
+    assert (await asker.status())[0] == "400" and answering._replica.asked.empty() and answering.in_flight == 0
+
+
+async def test_no_more_headers_are_remembered_than_a_few(answering, asker):
+    for number in range(2 * KEPT_HEADERS):
+        asker.ask(f"{number}", {"Cyx-Timeout-Ms": f"{10_000 + number}"})
+    for _ in range(2 * KEPT_HEADERS):
+        await answering._replica.asked.get()
+    assert 0 < len(answering._known) <= KEPT_HEADERS
+    assert [known.timeout_ms for known in answering._known.values()][-1] == 10_000 + 2 * KEPT_HEADERS - 1
