@@ -29,7 +29,7 @@ from cyxnet.ratelimit import Places
 from cyxnode import exchange as x
 
 MAX_IN_FLIGHT = 1024  # of which one caller gets half at the most
-MAX_BYTES = 256 * 2**20  # of the questions in flight
+MAX_BYTES = 256 * 2**20  # of the questions in flight, of which one caller gets half as well
 LOOK_S = asking.ALIVE_EVERY_S  # how late it may be noticed that nobody waits any more
 BEATS_FOR_S = 3 * asking.ALIVE_EVERY_S  # so long one beat of the replica's process is believed
 BUSY_RETRY_MS = 200
@@ -72,7 +72,7 @@ class Answering:
         self._token = secrets.token_hex(8)  # by which askers mean us
         self._places = Places(MAX_IN_FLIGHT)
         self._asked: dict[str, _Asked] = {}  # by the subject of the answer
-        self._bytes = 0
+        self._room = Places(MAX_BYTES)
         self._askers: dict[str, tuple[str, str]] = {}
         self._known: dict[bytes, Question] = {}
         self._blocks: dict[tuple[int, str], bytes] = {}
@@ -147,7 +147,6 @@ class Answering:
         begun_s = now_s if question.alive else math.inf
         asked = _Asked(self, caller, message.reply, size, begun_s, now_s + question.timeout_ms / 1000)
         self._asked[message.reply] = asked
-        self._bytes += size
         self._idle.clear()
         method = "POST" if size else "GET"
         asked.number = self._replica.ask(
@@ -191,8 +190,11 @@ class Answering:
             raise _broken_off()
         if not (mine.public or caller == mine.owner):
             raise ApiError("not_allowed", f"{mine.deployment} answers its owner only, and {caller} is not", 403)
-        if self._replica.is_full or self._bytes + size > MAX_BYTES or not self._places.take(caller):
-            raise ApiError("overloaded", "too many questions are in flight; try again", 429, BUSY_RETRY_MS)
+        if not self._replica.is_full and self._places.take(caller):
+            if self._room.take(caller, size):
+                return
+            self._places.give_back(caller)
+        raise ApiError("overloaded", "too many questions are in flight; try again", 429, BUSY_RETRY_MS)
 
     def _on_taken(self, message: Message) -> None:
         """How many parts of an answer were taken in all, or that it shall stop. Of no answer of ours: nothing."""
@@ -227,8 +229,8 @@ class Answering:
 
     def _forget(self, asked: _Asked) -> None:
         if self._asked.pop(asked.reply, None):
-            self._bytes -= asked.size
             self._places.give_back(asked.caller)
+            self._room.give_back(asked.caller, asked.size)
             if not self._asked:
                 self._idle.set()
 
@@ -271,7 +273,7 @@ class Answering:
         block = self._blocks.get(kind)
         if block is None and frame.content_type.isprintable():
             block = block_of(asking.part_headers(Part(status=frame.status, content_type=frame.content_type)))
-            if len(self._blocks) < KEPT_HEADERS:
+            if len(self._blocks) < KEPT_HEADERS and len(block) <= KEPT_HEADER_BYTES:
                 self._blocks[kind] = block
         return block
 

@@ -18,16 +18,17 @@ import itertools
 import math
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from cyxnet.asking import PART_BYTES, WINDOW
 
 LENGTH_BYTES = 4
 LIST_BYTES, LIST_FRAMES = 65_536, 32
 MOST_WAITING_BYTES = 4 * LIST_BYTES  # of lists that came and are not taken
+MOST_UNREAD_BYTES = 8 * 2**20  # that were sent: of one large question nobody else should be told that it is too much
 MAX_LIST_BYTES = 16 * PART_BYTES  # a request is one message of the broker, and an answer comes in parts
 
 
@@ -86,7 +87,8 @@ class Wire(asyncio.Protocol):
     """One end of the socket. take(message) is called for each frame of `kinds`, lost(why) once, when it is over."""
 
     def __init__(self, kinds: Any, take: Callable[[Any], None], lost: Callable[[str], None]):
-        self._decode = msgspec.msgpack.Decoder(list[kinds]).decode
+        few = Annotated[list[kinds], Meta(max_length=LIST_FRAMES)]  # of a long one all would be taken in one turn
+        self._decode: Callable[[memoryview], Any] = msgspec.msgpack.Decoder(few).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._take, self._lost = take, lost
         self._came, self._taken = b"", 0  # what came, and how much of it was taken
@@ -132,6 +134,7 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
+        transport.set_write_buffer_limits(high=MOST_UNREAD_BYTES)
 
     def data_received(self, data: bytes) -> None:
         self._came = self._came[self._taken :] + data if self._taken < len(self._came) else data

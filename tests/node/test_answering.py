@@ -4,9 +4,11 @@ import asyncio
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from cyxnet import asking, subjects
 from cyxnet.bus import Bus
+from cyxnet.ratelimit import Places
 from cyxnode import exchange as x
 from cyxnode.answering import KEPT_HEADERS, Answering, Mine
 from cyxnode.exchange import Reply
@@ -42,8 +44,8 @@ class Asker:
     def __init__(self, bus):
         self.bus, self.heard = bus, asyncio.Queue()
 
-    def ask(self, token, headers=None):
-        self.bus.send(subjects.infer(MINE.deployment, CALLER), b"1", headers or {}, subjects.reply(CALLER, token))
+    def ask(self, token, headers=None, body=b"1", caller=CALLER):
+        self.bus.send(subjects.infer(MINE.deployment, caller), body, headers or {}, subjects.reply(caller, token))
 
     async def status(self):
         message = await self.heard.get()
@@ -172,3 +174,29 @@ async def test_no_more_headers_are_remembered_than_a_few(answering, asker):
         await answering._replica.asked.get()
     assert 0 < len(answering._known) <= KEPT_HEADERS
     assert [known.timeout_ms for known in answering._known.values()][-1] == 10_000 + 2 * KEPT_HEADERS - 1
+
+
+async def test_large_questions_of_one_caller_leave_room_for_those_of_others(broker, asker):
+    bus = await Bus.connect(broker.url("edge"), name="replica")
+    answering = Answering(bus, Silent(), replace(MINE, public=True))
+    answering._room = Places(1000)
+    await answering.open()
+    for number in range(6):
+        asker.ask(f"{number}", body=bytes(200))
+    assert (await asker.status())[0] == "429"  # the fourth: three leave less room than he has
+    asker.ask("other", body=bytes(200), caller="c-2")
+    tells = [await answering._replica.asked.get() for _ in range(4)]
+    for tell in tells:
+        tell(Reply(1, 200, asking.JSON, 0, b"", False))
+    assert answering.in_flight == answering._places.total == answering._room.total == 0
+    await answering.close()
+    await bus.close()
+
+
+async def test_a_replica_fills_no_memory_with_the_types_of_its_answers(answering, asker):
+    for number in range(2):
+        asker.ask(f"{number}")
+        tell = await answering._replica.asked.get()
+        tell(Reply(1, 200 + number, "a" * (100 + 900 * number), 0, b"", False))
+    assert [status for _, status in [await asker.status() for _ in range(2)]] == [b"", b""]
+    assert len(answering._blocks) == 1

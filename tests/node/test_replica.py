@@ -219,6 +219,7 @@ async def pair(take: Callable[[Any], None]) -> tuple[Any, x.Exchange, list[str]]
         b"\xff\xff\xff\xff",
         b"\x00\x00\x00\x01\xc1",
         b"\x00\x00\x00\x02\x91\x09",
+        b"\x00\x00\x00\x45\xdc\x00\x21" + b"\x91\x06" * 33,  # more beats than go in a list
         b"\x00\x00\x00\x1b" + x.msgspec.msgpack.encode([x.Reply(1, 200, JSON, 0, b"", True)]) + b"\x00\x00\x00\x00",
     ],
 )
@@ -242,8 +243,9 @@ async def test_a_process_that_sends_more_than_was_asked_for_is_given_up() -> Non
     theirs, exchange, lost = await pair(print)
     told: asyncio.Queue[Any] = asyncio.Queue()
     number = exchange.ask("GET", "/health", JSON, "", b"", told.put_nowait)
-    frames = [x.Reply(number, 200, JSON, 0, b"", True), *[x.Part(number, b"x", True)] * (WINDOW + 1)]
-    await say(theirs, frames)
+    await say(theirs, [x.Reply(number, 200, JSON, 0, b"", True)])
+    for count in (WINDOW, 1):
+        await say(theirs, [x.Part(number, b"x", True)] * count)
     parts = 0
     while (said := await told.get()) is not None:
         parts += isinstance(said, x.Part)
@@ -310,6 +312,17 @@ async def test_all_answers_that_came_before_the_end_of_a_replica_are_told() -> N
     while not lost:
         await asyncio.sleep(0)
     assert [reply and reply.status for reply in told] == [200, 200, None]
+
+
+async def test_only_many_large_questions_are_too_much_for_a_replica_that_does_not_read() -> None:
+    theirs, exchange, _ = await pair(print)
+    exchange.ask("POST", "/v1/predict", JSON, "", bytes(2**20), lambda said: None)
+    assert not exchange.is_full
+    for _ in range(x.MOST_UNREAD_BYTES // 2**20):
+        exchange.ask("POST", "/v1/predict", JSON, "", bytes(2**20), lambda said: None)
+    assert exchange.is_full
+    theirs.close()
+    exchange.close()
 
 
 async def test_who_asks_a_replica_that_is_gone_is_told_so() -> None:
