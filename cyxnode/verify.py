@@ -77,7 +77,7 @@ class Found(Struct, kw_only=True):
 
 class Verdict(Struct, kw_only=True):
     job_id: str
-    same: bool
+    same: bool  # all that was asked for
     delivered_sha256: str  # what its node signed for the last end: of the model, or of a state
     trained_sha256: str  # what came out here for it; "" where nothing could
     from_step: int
@@ -221,7 +221,7 @@ async def verdict_of(
     model_is_another = bool(wrong) and not wrong[-1].to_step
     return Verdict(
         job_id=job_id,
-        same=not wrong,
+        same=not (wrong or unknown),
         delivered_sha256=parts[-1].end.sha256,
         trained_sha256=trained,
         from_step=parts[0].from_step,
@@ -320,13 +320,16 @@ def in_words(verdict: Verdict) -> str:
         states = f", and so have the {verdict.segments - 1} states before it" if verdict.segments > 1 else ""
         return f"{verdict.job_id} is verified: {what}; {end} has the same bytes, {verdict.delivered_sha256}{states}"
     found = [*map(in_which, verdict.wrong), *verdict.differences]
-    said = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+    said = [what if verdict.segments else "nothing of it could be trained again", *found[:5]]
+    if len(found) > 5:
+        said.append(f"and {len(found) - 5} more")
     if verdict.unknown:
-        untold = f"{len(verdict.unknown)} of its segments, the first from step {verdict.unknown[0].from_step} on"
-        said += (
-            f"; {untold}, cannot be told, since the states that they begin with are not stored any more, or are none"
+        said.append(
+            f"{len(verdict.unknown)} of its segments, the first from step {verdict.unknown[0].from_step} on, cannot be "
+            "told, since the states that they begin with are not stored any more, or are none"
         )
-    return f"{verdict.job_id} is NOT what its data gives: {what}; {said}"
+    judged = "NOT what its data gives" if verdict.wrong else "not proven"
+    return f"{verdict.job_id} is {judged}: {'; '.join(said)}"
 
 
 def in_which(found: Found) -> str:

@@ -250,6 +250,22 @@ async def test_what_was_signed_as_a_state_and_is_none_is_wrong_and_ends_nothing(
     assert told(found.wrong) == [(4, 8)] and told(found.unknown) == [(8, 12)] and found.segments == 5
 
 
+@pytest.mark.parametrize("options", [{"segment": "12"}, {"tail": True}])
+async def test_what_could_not_be_trained_again_is_not_verified(tmp_path: Path, options: dict[str, Any]) -> None:
+    run = Run(tmp_path)
+    history = run.train(forge_at=())
+    rubbish = m.Checkpoint(step=8, steps=24, state=run.store.add(b"rubbish"))
+    history.parts[2] = replace(history.parts[2], segment=m.Segment(start=rubbish, end_step=12))
+    del history.parts[3:]
+    for gone in history.parts[0], history.parts[1]:
+        del run.store.held[gone.end.sha256]
+    found = await run.verdict(history, **options)
+    assert not found.same and not found.wrong and told(found.unknown) == [(8, 12)] and found.segments == 0
+    words = verify.in_words(found)
+    assert words.startswith("job-1 is not proven: nothing of it could be trained again; 1 of its segments, ")
+    assert "the first from step 8 on, cannot be told" in words
+
+
 async def test_one_segment_is_trained_alone(tmp_path: Path) -> None:
     run = Run(tmp_path)
     history = run.train(forge_at=(8,))
