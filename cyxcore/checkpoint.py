@@ -28,6 +28,10 @@ HISTORY_COLUMNS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validatio
 STATE, DELIVERED, HISTORY = "state.", "delivered.", "history."  # how the names of the tensors begin
 SCORES = HISTORY + "scores."
 LOSSES, RIGHT = "epoch.losses", "epoch.right"
+PARAMETER_BYTES = 64  # at most: itself, what would be delivered, and what an optimiser keeps; with room to spare
+ROW_BYTES = 16  # at most one batch a row, and two numbers each
+EPOCH_BYTES = 8 * 64  # of the history: one number a metric
+REST_BYTES = 2**25  # names and metadata
 
 
 class Position(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,6 +173,23 @@ def check_identity(found: Identity, wanted: Identity) -> None:
         raise CheckpointError(
             f"checkpoint: it belongs to another run ({'; '.join(differences)}); "
             "go on from a checkpoint of this one, or from the beginning"
+        )
+
+
+def check_size(path: str | os.PathLike[str], parameters: Iterable["Wanted"], rows: int, epochs: int) -> None:
+    """Raises CheckpointError for a file that is larger than any checkpoint of such a run can be, before it is read.
+
+    Who signs such a state would else be found out by nobody: who tries to go on from it runs out of memory.
+    """
+    count = sum(math.prod(param.shape) for param in parameters)
+    most_bytes = PARAMETER_BYTES * count + ROW_BYTES * rows + EPOCH_BYTES * epochs + REST_BYTES
+    try:
+        size_bytes = os.stat(path).st_size
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({error.strerror})") from None
+    if size_bytes > most_bytes:
+        raise CheckpointError(
+            f"checkpoint {path}: expected at most {most_bytes} bytes for a run of this model, got {size_bytes}"
         )
 
 

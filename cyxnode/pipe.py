@@ -38,9 +38,10 @@ class Order(ToProcess, kw_only=True, frozen=True):
     """Train this. Paths and limits are the agent's own; nothing in them comes from the network.
 
     expected_rows and expected_input_shape: what the submitter read in the same bytes; a difference is refused.
-    resume_path: the checkpoint to go on from; resume_step: of which step its node signed that it is. every_steps,
-    every_s: when a checkpoint is due; 0: not by that measure. end_step: end after this step, with its checkpoint and no
-    model; 0: train to the end. at_steps: of these steps there is one too, whether or not the agent took the last away.
+    resume_path: the checkpoint to go on from; resume_at: of which step, of how many, its node signed that it is.
+    every_steps, every_s: when a checkpoint is due; 0: not by that measure. end_step: end after this step, with its
+    checkpoint and no model; 0: train to the end. at_steps: of these steps there is one too, whether or not the agent
+    took the last away.
     """
 
     model: ModelSpec
@@ -57,7 +58,7 @@ class Order(ToProcess, kw_only=True, frozen=True):
     expected_rows: int | None = None
     expected_input_shape: list[int] | None = None
     resume_path: str | None = None
-    resume_step: int | None = None
+    resume_at: tuple[int, int] | None = None
     every_steps: int = 0
     every_s: float = 0.0
     end_step: int = 0

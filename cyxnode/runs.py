@@ -225,7 +225,7 @@ class Runs:
                 order = order_for(
                     job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes
                 )
-                order = replace(order, resume_step=resume.step if resume else None)
+                order = replace(order, resume_at=(resume.step, resume.steps) if resume else None)
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
                 if segment:

@@ -96,7 +96,7 @@ class Job(NamedTuple):
 
 def prepare(order: Order) -> Job:
     """Everything before the first step: the data, the graph, the compiled step, the state to go on from."""
-    from cyxcore import data, layers, training
+    from cyxcore import checkpoint, data, layers, training
 
     _set_up_device(order.device, order.threads)
     scaling, begun_s = order.data.normalize, time.perf_counter()
@@ -114,6 +114,9 @@ def prepare(order: Order) -> Job:
     regression = dataset.task == "regression" and order.training.loss != "bce" and scaling != "none"
     graph = layers.build(order.model, normalize=scaling, denormalize=regression)
     built_s = time.perf_counter()
+    if order.resume_path:
+        rows, epochs = len(dataset.x_train), order.training.epochs
+        checkpoint.check_size(order.resume_path, graph.all_parameters, rows, epochs)
     trainer = training.Trainer.of_job(
         graph,
         dataset,
@@ -122,10 +125,9 @@ def prepare(order: Order) -> Job:
         device=order.device,
         resume=order.resume_path,
     )
-    if order.resume_step not in (None, trainer.step):
-        raise CheckpointError(
-            f"checkpoint: signed as that of step {order.resume_step}, it is that of step {trainer.step}"
-        )
+    if order.resume_at not in (None, (trainer.step, trainer.steps)):
+        signed, found = ("step {} of {}".format(*at) for at in (order.resume_at, (trainer.step, trainer.steps)) if at)
+        raise CheckpointError(f"checkpoint: signed as that of {signed}, it is that of {found}")
     prepared = Prepared(
         step=trainer.step,
         steps=trainer.steps,

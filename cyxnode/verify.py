@@ -164,7 +164,7 @@ class Bench:
             out_path = process.folder.absolute() / MODEL_FILE
             order = order_for(self._request, self._share, data_path, weights_path, start_path, out_path)
             start = parts[0].segment.start
-            order = replace(order, resume_step=start.step if start else None)
+            order = replace(order, resume_at=(start.step, start.steps) if start else None)
             order, untold = segments.order_of(order, [part.segment for part in parts]), iter(parts)
             async for end in segments.ends_of(process, order, self._told):
                 if isinstance(end, Failed) and end.code == CheckpointError.code:

@@ -1,15 +1,19 @@
 """Real training that is interrupted and goes on: the same model, to the byte."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import psutil
 import pytest
 from msgspec.structs import replace
 
+from cyxcore import checkpoint, layers
 from cyxcore.errors import CheckpointError
+from cyxcore.objectives import training_step
 from cyxcore.spec import DataSpec, ModelSpec, OptimizerSpec, TrainingSpec
 from cyxnet.messages import CheckpointPolicy, Needs, Pause, RunCheckpoint
 from cyxnode.pipe import Done, Failed, Go, Halt, Halted, NotSaved, Order, Prepared, Said, Saved
@@ -156,9 +160,30 @@ def test_a_checkpoint_that_is_not_of_the_step_that_was_signed_is_refused(order: 
     *_, saved, _ = train(order, Told(3))
     assert isinstance(saved, Saved)
     resumed = replace(order, resume_path=str(Path(order.out_path).with_name(saved.file)))
-    assert isinstance(list(train(replace(resumed, resume_step=3), Told()))[-1], Done)
-    with pytest.raises(CheckpointError, match="signed as that of step 9, it is that of step 3"):
-        list(train(replace(resumed, resume_step=9), Told()))
+    assert isinstance(list(train(replace(resumed, resume_at=(3, 12)), Told()))[-1], Done)
+    for signed in ((9, 12), (3, 12_000)):  # the second: what weighs little among so many is hardly ever checked
+        with pytest.raises(
+            CheckpointError, match="signed as that of step {} of {}, it is that of step 3 of 12".format(*signed)
+        ):
+            list(train(replace(resumed, resume_at=signed), Told()))
+
+
+def test_a_checkpoint_that_is_larger_than_any_of_its_run_is_refused_before_it_is_read(order: Order) -> None:
+    path = Path(order.out_path).with_name("padded")
+    with path.open("wb") as file:
+        file.truncate(2**40)  # of holes: it takes no room here
+    with pytest.raises(CheckpointError, match="expected at most .* bytes for a run of this model, got 1099511627776"):
+        list(train(replace(order, resume_path=str(path)), Told()))
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerSpec.__annotations__["name"]))
+def test_an_honest_checkpoint_is_far_smaller_than_that(name: Any) -> None:
+    spec = replace(TRAINING, optimizer=OptimizerSpec(name=name, momentum=0.9, average_from=1))
+    graph = layers.build(ModelSpec(input=[2], layers=LAYERS))
+    count = sum(math.prod(each.shape) for each in graph.all_parameters)
+    stored = [*graph.all_parameters, *training_step(graph, 4, spec).all_parameters]
+    stored_bytes = sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in stored)
+    assert stored_bytes < count * checkpoint.PARAMETER_BYTES / 2
 
 
 # -- in a process of its own --------------------------------------------------------------------------------
