@@ -150,7 +150,12 @@ class Chain:
                 self.save_accounts([address, code])
 
     def store(self) -> None:
-        """Commit what was gathered; before, nothing of it may be answered. Raises sqlite3.Error: the chain stops."""
+        """Commit what was gathered; before, nothing of it may be answered. Raises sqlite3.Error: the chain stops.
+
+        Also when it has stopped already: what failed took along whatever was gathered with it.
+        """
+        if self.storage_failure is not None:
+            raise sqlite3.OperationalError(self.storage_failure)
         if self.unstored:
             self.unstored = False
             self._commit().run("COMMIT")

@@ -308,6 +308,17 @@ async def test_nothing_is_answered_that_the_disk_did_not_take(chain: Chain, monk
     assert [json.loads(answer[1])["error"]["code"] for answer in answers if answer] == [-32603] * 3
 
 
+async def test_what_is_undone_with_another_payment_of_its_turn_is_not_answered(chain: Chain) -> None:
+    # the first of two was acknowledged, and gone after a restart
+    server, raw = Server(chain), [payment(chain, SOL // 1_000 + n) for n in range(2)]
+    first = asyncio.ensure_future(server.handle(sending(raw[0], 1)))
+    await asyncio.sleep(0)
+    assert chain.unstored
+    chain.database.execute("PRAGMA query_only = 1")  # as good as a disk that is full
+    answers = [await server.handle(sending(raw[1], 2)), await first]
+    assert [json.loads(answer[1])["error"]["code"] for answer in answers if answer] == [-32603] * 2
+
+
 def test_a_full_disk_stops_the_chain_instead_of_acknowledging(chain: Chain) -> None:
     pages = chain.database.execute("PRAGMA page_count").fetchone()[0]
     chain.database.execute(f"PRAGMA max_page_count = {pages}")
