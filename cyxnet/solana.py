@@ -256,10 +256,10 @@ class Settlement:
             for number, (_, found) in enumerate(wanted):
                 if not found.done():  # else who asked is gone
                     found.set_result(accounts[2 * number : 2 * number + 2])
-        except SettlementError as error:
+        except Exception as error:  # also one that nobody foresaw: who waits for money is told, and tries again
             for _, found in wanted:
                 if not found.done():
-                    found.set_exception(SettlementError(error.code, str(error)))  # type: ignore[arg-type]
+                    found.set_exception(error)
         finally:  # nobody waits for ever
             for _, found in wanted:
                 found.cancel()
@@ -610,6 +610,11 @@ class Settlement:
 
     async def _accounts(self, addresses: list[str], commitment: Any = None) -> list[Account | None]:
         answer = await self._ask("get_multiple_accounts", [public_key(each) for each in addresses], commitment)
+        if len(answer.value) != len(addresses):
+            raise SettlementError(
+                "chain_refused",
+                f"get_multiple_accounts: expected {len(addresses)} accounts from {self.url}, got {len(answer.value)}",
+            )
         return list(answer.value)
 
     async def _ask(self, method: str, *arguments: Any, client: Any = None, **options: Any) -> Any:
@@ -634,10 +639,11 @@ class Settlement:
                 ) from None
             if attempt + 1 < self.attempts:
                 await asyncio.sleep(_pause_s(attempt, cause))
+        tries = "1 try" if attempt == 0 else f"{attempt + 1} tries"
         raise SettlementError(
             "chain_unreachable",
-            f"{method}: no answer from {self.url} after {self.attempts} tries "
-            f"({type(cause).__name__}: {cause!s:.200}); is the chain running?",
+            f"{method}: no answer from {self.url} after {tries} "
+            f"({type(cause).__name__}: {cause!s:.200}); {_advice(cause)}",
         )
 
 
@@ -790,6 +796,14 @@ def _is_node_behind(error: Exception) -> bool:
 def _is_temporary(cause: BaseException) -> bool:
     response = getattr(cause, "response", None)
     return response is None or response.status_code in RETRY_STATUSES
+
+
+def _advice(cause: BaseException | None) -> str:
+    response = getattr(cause, "response", None)
+    if response is None or response.status_code in RETRY_STATUSES:
+        return "is the chain running?"
+    where = response.headers.get("location", "")
+    return "is this its address, and may you ask there?" + (f" It names another: {where:.200}" if where else "")
 
 
 def _pause_s(attempt: int, cause: BaseException | None) -> float:

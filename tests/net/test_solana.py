@@ -1001,14 +1001,50 @@ async def test_an_endpoint_that_forbids_us_is_not_asked_again(lab: Lab, settleme
     assert lab.server.calls["getBalance"] == 1
 
 
-async def test_something_else_than_a_solana_endpoint_is_named_as_such() -> None:
-    async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serving(answer: bytes) -> asyncio.Server:
+    async def give(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+        writer.write(answer)
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(hello, "127.0.0.1", 0) as listener:
+    return await asyncio.start_server(give, "127.0.0.1", 0)
+
+
+async def test_an_endpoint_that_moved_is_not_followed_but_said() -> None:
+    moved = b"HTTP/1.1 301 Moved\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    async with await serving(moved) as listener:
+        async with Settlement(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as settlement:
+            with pytest.raises(SettlementError, match=r"after 1 try .*301.*may you ask there\? .*https://elsewhere/"):
+                await settlement.latest_blockhash()
+
+
+@pytest.mark.parametrize("error", [KeyError("not foreseen"), SettlementError("chain_refused", "no")])
+async def test_everybody_who_waits_for_an_escrow_hears_why_there_is_no_answer(
+    settlement: Settlement, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # who was cancelled instead did not try again, and the job waited for its money until central was started anew
+    async def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(settlement, "_accounts", fails)
+    looking = [settlement.verify_escrow(offline_terms()) for _ in range(2)]
+    found = await asyncio.gather(*looking, return_exceptions=True)
+    assert [(type(each), str(each)) for each in found] == [(type(error), str(error))] * 2
+
+
+async def test_an_endpoint_that_tells_of_fewer_accounts_than_it_was_asked_for_is_refused() -> None:
+    body = b'{"jsonrpc":"2.0","id":0,"result":{"context":{"slot":1},"value":[null]}}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(body), body)
+    async with await serving(answer) as listener:
+        async with Settlement(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as settlement:
+            with pytest.raises(SettlementError, match="expected 2 accounts .* got 1"):
+                await settlement.verify_escrow(offline_terms())
+
+
+async def test_something_else_than_a_solana_endpoint_is_named_as_such() -> None:
+    hello = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+    async with await serving(hello) as listener:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         async with Settlement(url) as settlement:
             with pytest.raises(SettlementError, match="expected a Solana RPC answer") as refused:
