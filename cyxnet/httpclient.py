@@ -7,18 +7,45 @@ time goes over a connection; who asks several at once has several connections, a
 import asyncio
 import base64
 import contextlib
+import re
 import ssl
+from collections.abc import Generator
 from typing import cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from msgspec import Struct
 
+from cyxcore.errors import CyxError
 from cyxnet import tls
 
 LARGEST_HEAD_BYTES = 65_536
-LARGEST_BODY_BYTES = 2**26
+LARGEST_ANSWER_BYTES = 2**25  # on the wire; the largest account of Solana takes less than half of it
 CONNECTIONS = 16  # at most, to one address
-HEAD_END, LINE_END = b"\r\n\r\n", b"\r\n"
+BEGINNING, HEAD_END, LINE_END = b"HTTP/1.", b"\r\n\r\n", b"\r\n"
+STATUS_LINE = re.compile(r"HTTP/1\.(?P<minor>[01]) (?P<status>[0-9]{3})(?: .*)?")
+BODILESS = (204, 304)
+
+
+class BadAddress(CyxError, ValueError):
+    """A URL that nothing can be posted to."""
+
+    code = "bad_address"
+
+
+def address(url: str) -> SplitResult:
+    """The parts of an http(s) URL, its host as it is looked up. Raises BadAddress."""
+    why = "it must be http:// or https:// and a host"
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            if not parts.hostname.isascii():
+                parts.hostname.encode("idna")
+            if all("!" <= each <= "~" for each in f"{parts.path}{parts.query}"):
+                return parts
+            why = "blanks and characters beyond ASCII are written as %20 and the like"
+    except ValueError as error:
+        why = str(error)
+    raise BadAddress(f"expected the URL of a server, got {url[:200]!r}: {why}")
 
 
 class Answer(Struct, frozen=True):
@@ -42,11 +69,14 @@ class NoAnswer(ConnectionError):
 
 
 class Poster:
-    """url: http or https, with user and password where they are wanted. timeout_s: of a question that has its turn."""
+    """url: http or https, with user and password where they are wanted. timeout_s: of a question that has its turn.
+
+    Raises BadAddress.
+    """
 
     def __init__(self, url: str, timeout_s: float):
-        parts = urlsplit(url)
-        assert parts.scheme in ("http", "https") and parts.hostname, f"expected an http(s) URL, got {url!r}"
+        parts = address(url)
+        assert parts.hostname
         self._host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._trust: ssl.SSLContext | None = tls.context("") if parts.scheme == "https" else None
@@ -76,8 +106,8 @@ class Poster:
         async with self._room, asyncio.timeout(self._timeout_s):
             while self._free:
                 link = self._free.pop()
-                if not link.usable:  # the server has closed it
-                    self._links.discard(link)
+                if not link.usable:  # the server has closed it, or said something that nobody asked for
+                    self._drop(link)
                     continue
                 try:
                     return await self._over(link, question)
@@ -100,11 +130,14 @@ class Poster:
             if link.usable:
                 self._free.append(link)
             else:  # also when nobody waits any more: its answer would be taken for that of the next question
-                self._links.discard(link)
-                link.close()
+                self._drop(link)
         if answer.status_code != 200:
             raise BadStatus(answer)
         return answer.body
+
+    def _drop(self, link: "_Link") -> None:
+        self._links.discard(link)
+        link.close()
 
     async def close(self) -> None:
         for link in self._links:
@@ -118,7 +151,7 @@ class _Link(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.heard = False  # anything, since the last question
-        self._buffer = b""
+        self._reading = Reading()
         self._answer: asyncio.Future[Answer] | None = None
         self._transport: asyncio.Transport | None = None
         self._stays = True
@@ -135,7 +168,7 @@ class _Link(asyncio.Protocol):
     async def ask(self, question: bytes) -> Answer:
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
-        self.heard, self._buffer = False, b""
+        self.heard, self._reading = False, Reading()
         self._transport.write(question)
         return await self._answer  # it is None again when there is an answer
 
@@ -146,18 +179,17 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
-        self._buffer += data
         if self._answer is None:  # nobody asked
             self._stays = False
             return
         try:
-            found = read_answer(self._buffer, ended=False)
+            answer = self._reading.take(data)
         except ValueError as error:
             self._fail(NoAnswer(str(error)))
             return
-        if found is not None:
-            answer, used = found
-            self._stays = used == len(self._buffer) and answer.headers.get("connection", "").lower() != "close"
+        if answer is not None:
+            wishes = [each.strip() for each in answer.headers.get("connection", "").lower().split(",")]
+            self._stays = not self._reading.more and "close" not in wishes
             self._give(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -165,8 +197,8 @@ class _Link(asyncio.Protocol):
         if self._answer is None:
             return
         with contextlib.suppress(ValueError):
-            if (found := read_answer(self._buffer, ended=True)) is not None:
-                self._give(found[0])
+            if (answer := self._reading.take(b"", ended=True)) is not None:
+                self._give(answer)
                 return
         self._fail(NoAnswer(f"the connection ended before an answer came ({exc or 'closed by the server'})"))
 
@@ -182,69 +214,109 @@ class _Link(asyncio.Protocol):
             waiting.set_exception(error)
 
 
-def read_answer(data: bytes, ended: bool) -> tuple[Answer, int] | None:
-    """The answer that data begins with, and how many bytes of it that takes; None when it is not all there.
+class Reading:
+    """The answer to one question, as it comes in. Every byte is looked at once, however many pieces they come in."""
 
-    ended: nothing more will come, which is the end of a body whose length nobody said. Raises ValueError for what is
-    no HTTP, or too long.
-    """
-    at = 0
-    while True:
-        end = data.find(HEAD_END, at, at + LARGEST_HEAD_BYTES)
-        if end < 0:
-            if len(data) - at >= LARGEST_HEAD_BYTES or not data.startswith(b"HTTP/1."[: len(data) - at], at):
-                raise ValueError(f"expected an answer in HTTP/1.1, got {data[at : at + 40]!r}")
-            return None
-        first, *lines = data[at:end].decode("latin-1").split("\r\n")
-        version, _, rest = first.partition(" ")
-        if version not in ("HTTP/1.1", "HTTP/1.0") or not (rest[:3].isascii() and rest[:3].isdigit()):
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._at = 0  # what was read already ends here
+        self._ended = False
+        self._steps = self._answer()
+
+    @property
+    def more(self) -> bool:
+        """Whether something came behind the answer."""
+        return self._at < len(self._data)
+
+    def take(self, data: bytes, ended: bool = False) -> Answer | None:
+        """The answer, once its last byte is there.
+
+        ended: nothing more will come, which is the end of a body whose length nobody said. Raises ValueError for what
+        is no HTTP, or too long.
+        """
+        self._data += data
+        self._ended = ended
+        if len(self._data) > LARGEST_ANSWER_BYTES:
+            raise ValueError(f"expected an answer of at most {LARGEST_ANSWER_BYTES} bytes")
+        try:
+            next(self._steps)
+        except StopIteration as done:
+            answer: Answer = done.value
+            return answer
+        return None
+
+    # Each yields while what it wants is not there.
+
+    def _answer(self) -> Generator[None, None, Answer]:
+        status = 0
+        while status < 200:  # before that, only that the answer will come
+            status, headers = yield from self._head()
+        if status in BODILESS:
+            body = b""
+        elif "transfer-encoding" in headers:
+            body = yield from self._chunks(headers["transfer-encoding"])
+        elif (length := headers.get("content-length")) is not None:
+            if not (length.isascii() and length.isdigit()) or len(length) > 12 or int(length) > LARGEST_ANSWER_BYTES:
+                raise ValueError(f"expected an answer of at most {LARGEST_ANSWER_BYTES} bytes, got one of {length:.20}")
+            body = yield from self._exactly(int(length))
+        else:
+            headers["connection"] = "close"
+            while not self._ended:
+                yield
+            body = yield from self._exactly(len(self._data) - self._at)
+        return Answer(status, headers, body)
+
+    def _head(self) -> Generator[None, None, tuple[int, dict[str, str]]]:
+        while not self._data.startswith(BEGINNING, self._at):  # what is something else may have no end
+            if not BEGINNING.startswith(self._data[self._at : self._at + len(BEGINNING)]):
+                break
+            yield
+        else:
+            head = yield from self._until(HEAD_END)
+            first, *lines = head.decode("latin-1").split("\r\n")
+            if found := STATUS_LINE.fullmatch(first):
+                pairs = (line.partition(":") for line in lines)
+                headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+                if found["minor"] == "0":
+                    headers.setdefault("connection", "close")
+                return int(found["status"]), headers
             raise ValueError(f"expected an answer in HTTP/1.1, got {first[:40]!r}")
-        status, at = int(rest[:3]), end + len(HEAD_END)
-        if status >= 200:  # before that, only that the answer will come
-            break
-    pairs = (line.partition(":") for line in lines)
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    if version == "HTTP/1.0":
-        headers.setdefault("connection", "close")
-    if "transfer-encoding" in headers:
-        return _in_chunks(data, at, status, headers)
-    length = headers.get("content-length")
-    if length is None:
-        headers["connection"] = "close"
-        if len(data) - at > LARGEST_BODY_BYTES:
-            raise ValueError(f"expected an answer of at most {LARGEST_BODY_BYTES} bytes")
-        return (Answer(status, headers, data[at:]), len(data)) if ended else None
-    if not (length.isascii() and length.isdigit()) or len(length) > 12 or int(length) > LARGEST_BODY_BYTES:
-        raise ValueError(f"expected an answer of at most {LARGEST_BODY_BYTES} bytes, got one of {length[:20]!r}")
-    stop = at + int(length)
-    return (Answer(status, headers, data[at:stop]), stop) if len(data) >= stop else None
+        raise ValueError(f"expected an answer in HTTP/1.1, got {bytes(self._data[self._at : self._at + 40])!r}")
 
+    def _chunks(self, encoding: str) -> Generator[None, None, bytes]:
+        if encoding.lower() != "chunked":
+            raise ValueError(f"expected no transfer encoding but chunked, got {encoding[:40]!r}")
+        body = bytearray()
+        while True:
+            line = yield from self._until(LINE_END)
+            digits = line.partition(b";")[0].strip()
+            if not 0 < len(digits) <= 8 or digits.lower().strip(b"0123456789abcdef"):
+                raise ValueError(f"expected the length of a chunk, got {digits[:20]!r}")
+            if (length := int(digits, 16)) == 0:
+                break
+            if len(body) + length > LARGEST_ANSWER_BYTES:
+                raise ValueError(f"expected an answer of at most {LARGEST_ANSWER_BYTES} bytes")
+            body += yield from self._exactly(length)
+            if (yield from self._exactly(len(LINE_END))) != LINE_END:
+                raise ValueError("expected the end of a chunk where its length puts it")
+        while (yield from self._until(LINE_END)):  # headers that nobody wants
+            pass
+        return bytes(body)
 
-def _in_chunks(data: bytes, at: int, status: int, headers: dict[str, str]) -> tuple[Answer, int] | None:
-    if headers["transfer-encoding"].lower() != "chunked":
-        raise ValueError(f"expected no transfer encoding but chunked, got {headers['transfer-encoding'][:40]!r}")
-    parts: list[bytes] = []
-    size = 0
-    while (end := data.find(LINE_END, at)) >= 0:
-        digits = data[at:end].partition(b";")[0].strip()
-        if not 0 < len(digits) <= 8 or digits.lower().strip(b"0123456789abcdef"):
-            raise ValueError(f"expected the length of a chunk, got {digits[:20]!r}")
-        length = int(digits, 16)
-        size += length
-        if size > LARGEST_BODY_BYTES:
-            raise ValueError(f"expected an answer of at most {LARGEST_BODY_BYTES} bytes")
-        begin = end + len(LINE_END)
-        if length == 0:  # then headers that nobody wants, and an empty line
-            if data.startswith(LINE_END, begin):
-                return Answer(status, headers, b"".join(parts)), begin + len(LINE_END)
-            last = data.find(HEAD_END, begin)
-            return (Answer(status, headers, b"".join(parts)), last + len(HEAD_END)) if last >= 0 else None
-        if len(data) < begin + length + len(LINE_END):
-            return None
-        if not data.startswith(LINE_END, begin + length):
-            raise ValueError("expected the end of a chunk where its length puts it")
-        parts.append(data[begin : begin + length])
-        at = begin + length + len(LINE_END)
-    if len(data) - at > LARGEST_HEAD_BYTES:
-        raise ValueError("expected the length of a chunk")
-    return None
+    def _until(self, mark: bytes) -> Generator[None, None, bytes]:
+        searched = self._at
+        while (end := self._data.find(mark, searched)) < 0 and len(self._data) - self._at <= LARGEST_HEAD_BYTES:
+            searched = max(self._at, len(self._data) - len(mark) + 1)
+            yield
+        if end < 0 or end - self._at > LARGEST_HEAD_BYTES:
+            raise ValueError(f"expected an answer in HTTP/1.1, got {LARGEST_HEAD_BYTES} bytes without an end")
+        found = bytes(self._data[self._at : end])
+        self._at = end + len(mark)
+        return found
+
+    def _exactly(self, count: int) -> Generator[None, None, bytes]:
+        while len(self._data) - self._at < count:
+            yield
+        found = bytes(self._data[self._at : self._at + count])
+        self._at += count
+        return found

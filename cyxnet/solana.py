@@ -52,7 +52,7 @@ from cyxnet.escrow import (
     split,
     token_account,
 )
-from cyxnet.httpclient import BadStatus, Poster
+from cyxnet.httpclient import BadStatus, Poster, address
 from cyxnet.messages import EscrowTerms, Payee, SignedTransaction
 from cyxnet.refund import OpenEscrow, build_refund, read_escrow
 from cyxnet.shapes import Deposit, Faucet, MakeMint, Settle, Signer, signed_by_key
@@ -119,6 +119,7 @@ class Settlement:
     url: the RPC endpoint. witness_urls: further endpoints of the same chain; a transaction counts as dead
     only when all of them agree. attempts: tries per call; the waits between them double from 50 ms to 2 s.
     clients: what talks to the endpoints, by default one AsyncClient of the package solana each.
+    Raises TlsError and BadAddress for URLs that are not to be asked.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Settlement:
     ):
         for each in (url, *witness_urls):
             tls.refuse_plain_text(each, "the chain at")
+            address(each)
         self.url = url
         self.attempts = attempts
         self._clients = list(clients) or _connect((url, *witness_urls), timeout_s)

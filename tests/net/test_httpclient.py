@@ -3,13 +3,13 @@
 import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 
 import pytest
 
 from cyxnet import httpclient, tls
-from cyxnet.httpclient import BadStatus, NoAnswer, Poster, read_answer
+from cyxnet.httpclient import BadAddress, BadStatus, NoAnswer, Poster, Reading
 
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n[1,2,3]"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\n[1,\r\n4\r\n2,3]\r\n0\r\n\r\n"
@@ -20,15 +20,73 @@ UNTIL_THE_END = b"HTTP/1.1 200 OK\r\n\r\n[1,2,3]"
 
 @pytest.mark.parametrize("answer", [LENGTH, CHUNKED, TRAILED, AFTER_INTERIM])
 def test_an_answer_is_whole_with_its_last_byte_and_not_before(answer: bytes) -> None:
-    assert [read_answer(answer[:stop], ended=False) for stop in range(len(answer))] == [None] * len(answer)
-    found = read_answer(answer + b"HTTP/1.1 200", ended=False)
-    assert found is not None and (found[0].body, found[1]) == (b"[1,2,3]", len(answer))
+    assert [Reading().take(answer[:stop]) for stop in range(len(answer))] == [None] * len(answer)
+    reading = Reading()
+    pieces = [reading.take(answer[at : at + 1]) for at in range(len(answer))]
+    assert pieces[:-1] == [None] * (len(answer) - 1) and not reading.more
+    for found in (pieces[-1], (behind := Reading()).take(answer + b"HTTP/1.1 200")):
+        assert found is not None and found.body == b"[1,2,3]"
+    assert behind.more
 
 
 def test_a_body_without_a_length_ends_with_its_connection() -> None:
-    assert read_answer(UNTIL_THE_END, ended=False) is None
-    found = read_answer(UNTIL_THE_END, ended=True)
-    assert found is not None and found[0].body == b"[1,2,3]" and found[0].headers["connection"] == "close"
+    reading = Reading()
+    assert reading.take(UNTIL_THE_END) is None
+    found = reading.take(b"", ended=True)
+    assert found is not None and found.body == b"[1,2,3]" and found.headers["connection"] == "close"
+
+
+def test_an_answer_that_has_no_body_is_not_waited_for() -> None:
+    found = Reading().take(b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert found is not None and (found.status_code, found.body) == (204, b"")
+
+
+ENDLESS = [
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60_000 + b"\r\na\r\n"),
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-After: " + b"x" * 60_000 + b"\r\n"),
+    (b"", b"HTTP/1.1 102 Processing\r\nX: " + b"x" * 60_000 + b"\r\n\r\n"),
+    (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 60_000),
+]
+
+
+@pytest.mark.parametrize(("begin", "again"), ENDLESS)
+def test_no_answer_fills_the_memory_in_whatever_it_never_ends(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes
+) -> None:
+    monkeypatch.setattr(httpclient, "LARGEST_ANSWER_BYTES", 2**20)
+    reading = Reading()
+    assert reading.take(begin) is None
+    with pytest.raises(ValueError, match="at most 1048576 bytes"):
+        for _ in range(20):
+            assert reading.take(again) is None
+
+
+def test_an_answer_in_very_many_pieces_is_read_once() -> None:
+    # each piece had all before it read again: some megabytes in small chunks held central up for minutes
+    class Counting(Reading):
+        lines = 0
+
+        def _until(self, mark: bytes) -> Generator[None, None, bytes]:
+            self.lines += 1
+            return super()._until(mark)
+
+    reading = Counting()
+    assert reading.take(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n") is None
+    for _ in range(200):
+        assert reading.take(b"1\r\na\r\n" * 50) is None
+    found = reading.take(b"0\r\n\r\n")
+    assert found is not None and found.body == b"a" * 10_000
+    assert reading.lines == 1 + 10_000 + 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:abc/", "https:///x", "http://127.0.0.1:99999", "https://é..x/", "https://[::1", "ftp://h/"]
+    + ["http://h:0/", "http://127.0.0.1/a b", "http://127.0.0.1/ü", "https://h/?a\x00b"],
+)
+def test_what_is_no_address_is_one_clear_error(url: str) -> None:
+    with pytest.raises(BadAddress, match="expected the URL of a server, got"):
+        Poster(url, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +95,7 @@ def test_a_body_without_a_length_ends_with_its_connection() -> None:
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/2 200\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 2000\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n",
@@ -48,7 +107,7 @@ def test_a_body_without_a_length_ends_with_its_connection() -> None:
 )
 def test_what_is_no_answer_is_refused_and_not_waited_for(answer: bytes) -> None:
     with pytest.raises(ValueError):
-        read_answer(answer, ended=False)
+        Reading().take(answer)
 
 
 class Scripted:
@@ -151,6 +210,21 @@ async def test_connections_that_the_server_ended_are_forgotten(server: Scripted,
     server.answers = [LENGTH]
     await asking.post(b"q")
     assert (server.connections, len(asking._links)) == (4, 1)
+
+
+async def test_a_connection_over_which_something_came_unasked_is_closed(server: Scripted, poster: Make) -> None:
+    server.answers = [LENGTH, LENGTH]
+    asking = poster()
+    await asking.post(b"q")
+    [link] = asking._free
+    server.writers[0].write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+    async with asyncio.timeout(10):
+        while link.usable:
+            await asyncio.sleep(0)
+        assert await asking.post(b"q") == b"[1,2,3]"
+        while link._transport is not None:  # it stayed open for as long as the server liked
+            await asyncio.sleep(0)
+    assert server.connections == 2
 
 
 @pytest.mark.parametrize("answer", [None, b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n[1"])
