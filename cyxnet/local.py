@@ -130,6 +130,11 @@ class LocalNetwork:
             return read_network(folder) if network_path(folder).exists() else None
 
     async def __aenter__(self) -> "LocalNetwork":
+        if self._checkers and self._checkers >= self._nodes:
+            raise ConfigError(
+                f"expected fewer checkers than nodes ({self._nodes}), got {self._checkers}: what checkers train "
+                "themselves is not checked; raise --nodes"
+            )
         self._take_folder()
         self._failed = asyncio.get_running_loop().create_future()
         try:
@@ -180,8 +185,6 @@ class LocalNetwork:
         return Listening(address=self._listen, certificates=files, name=self._hosts[0] if self._hosts else "")
 
     async def _start(self) -> None:
-        if self._checkers > self._nodes:
-            raise ConfigError(f"expected at most as many checkers as nodes ({self._nodes}), got {self._checkers}")
         kept, listening = self._read_kept(), self._listening()
         platform = load_or_create(self.folder / "central.key")
         kept.passwords = kept.passwords.admits(platform)

@@ -78,7 +78,7 @@ def up(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=values.count, default=1, metavar="N", help="how many nodes (default 1)")
     parser.add_argument(
         "--checkers",
-        type=values.count,
+        type=values.count_or_none,
         default=0,
         metavar="N",
         help="so many of the nodes, the last ones, train a part of what others deliver again before it is paid",

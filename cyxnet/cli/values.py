@@ -7,10 +7,14 @@ from collections.abc import Callable
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
-def count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 10000, got {text[:40]!r}")
+def count(text: str, least: int = 1) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"expected a number from {least} to 10000, got {text[:40]!r}")
     return int(text)
+
+
+def count_or_none(text: str) -> int:
+    return count(text, least=0)
 
 
 def segment(text: str) -> str:

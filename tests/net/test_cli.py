@@ -319,6 +319,7 @@ def test_the_help_of_each_command_has_an_example(command: str, capsys: pytest.Ca
             ["ban", "node-1", "--reason", "x", "--for", "7"],
             "expected a time up to ten years, such as 12h or 7d, got '7'",
         ),
+        (["up", "--checkers", "-1"], "expected a number from 0 to 10000, got '-1'"),
         (["ban", "node-1", "--reason", " "], "expected words, got nothing"),
         (["ban", "node-1"], "the following arguments are required: --reason"),
         (["jobs", "--status", "done"], "invalid choice"),
@@ -629,6 +630,15 @@ def test_ctrl_c_while_modules_are_read_is_one_line(
 
     monkeypatch.setattr("importlib.import_module", interrupted)
     assert (main(["version"]), capsys.readouterr().err) == (130, "cyx: stopped\n")
+
+
+def test_a_network_of_checkers_alone_is_refused_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "net"
+    assert main(["up", "--dir", str(folder), "--nodes", "2", "--checkers", "2"]) == 1
+    said = "expected fewer checkers than nodes (2), got 2: what checkers train themselves is not checked"
+    assert said in capsys.readouterr().err and not folder.exists()
 
 
 class SlowNetwork:
