@@ -60,6 +60,8 @@ async def replay(folder: Path, options: Options, number: int) -> None:
 
 
 def bar(done: int, total: int, found: Found) -> None:
+    if not sys.stderr.isatty():
+        return
     filled = done * BAR_CHARS // total
     print(
         f"\r[{'#' * filled}{'.' * (BAR_CHARS - filled)}] {done:,}/{total:,}  honest p99 {p99(found.honest_ms):.0f} ms, "
