@@ -134,6 +134,7 @@ class Node(Struct, frozen=True, kw_only=True):
     jobs_completed: int = 0
     jobs_failed: int = 0
     jobs_checked: int = 0  # of its work a segment was trained again, and found right
+    checked_base_units: int = 0  # what those jobs were worth
     reputation: float = START_REPUTATION
     strikes: int = 0
     struck_at_ms: int = 0  # the last strike, or the last that was forgiven
@@ -299,15 +300,16 @@ def rewarded(node: Node, job_id: str, wallet: str, fee_base_units: int, referenc
     return _changed(node, gain, f"was paid for {job_id}", at_ms)
 
 
-def checked(node: Node) -> Node:
-    """The node after a segment of its work was trained again, and found right."""
-    return replace(node, jobs_checked=node.jobs_checked + 1)
+def checked(node: Node, worth_base_units: int) -> Node:
+    """The node after a segment of its work on a job that is worth so much was trained again, and found right."""
+    worth = node.checked_base_units + worth_base_units
+    return replace(node, jobs_checked=node.jobs_checked + 1, checked_base_units=worth)
 
 
 def _struck_out(node: Node, job_id: str, at_ms: int) -> Node:
     """A wrong result is no accident: as many strikes as a ban needs, whatever the node did before."""
     strikes = node.strikes if node.banned_until_ms else max(node.strikes, STRIKES_TO_BAN)
-    record = {"jobs_checked": 0, "payers": (), "mended": 0.0}  # it proves nothing any more
+    record = {"jobs_checked": 0, "checked_base_units": 0, "payers": (), "mended": 0.0}  # it proves nothing any more
     node = replace(node, jobs_failed=node.jobs_failed + 1, strikes=strikes, struck_at_ms=at_ms, **record)
     return _changed(node, -REJECTED_LOSS, f"its work on {job_id} was rejected: it is not what its data gives", at_ms)
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxcentral import intake, prices
-from cyxcentral.jobs import DEADLINE_MARGIN_S, Job, segment_to
+from cyxcentral.jobs import DEADLINE_MARGIN_S, Job, segment_to, worth_base_units
 from cyxcentral.nodes import Node, proven
 from cyxcentral.schedule import Candidate
 from cyxcore.errors import CyxError
@@ -137,21 +137,24 @@ def _asked_s(job: Job, segment: m.SignedSegment, needed_s: float) -> float:
 def _spared(policy: Policy, job: Job, segment: m.SignedSegment, nodes: dict[str, Node]) -> str:
     """Why a job that could be checked is not: its node is proven, and the job is none of the share that is drawn."""
     node_id = _node_of(job, segment)
-    share = share_of(policy, nodes.get(node_id))
+    share = share_of(policy, nodes.get(node_id), worth_base_units(job))
     if _hashed(policy, "share", job.job_id, segment.attempt, segment.end.sha256) < share * 2**64:
         return ""
     return f"{node_id} is proven, and this job is not among the {share:.0%} of its jobs that are drawn"
 
 
-def share_of(policy: Policy, node: Node | None) -> float:
-    """The share of a node's jobs that is checked, 0 to 1: all, until its work was paid for and found right often.
+def share_of(policy: Policy, node: Node | None, worth_base_units: int) -> float:
+    """The share of a node's jobs of this worth that is checked, 0 to 1: all, until its work was paid for and found
+    right often.
 
-    From then on it falls with what was found right. Who cheats from some point on, whenever that is, is paid for fewer
-    false jobs, on average, than a tenth of the true ones that were checked before: see tests/central/test_strangers.py.
+    From then on it falls with what was found right, by number and by worth: else many small jobs would buy a large
+    one. Who cheats from some point on, whenever that is, is paid on average less for false jobs than a tenth of what
+    the true ones were worth that were checked before: see tests/central/test_strangers.py.
     """
     if node is None or not proven(node) or node.jobs_checked <= PROVEN_AFTER:
         return 1.0
-    return max(policy.share, PROVEN_AFTER / node.jobs_checked)
+    by_worth = PROVEN_AFTER * worth_base_units / max(1, node.checked_base_units)
+    return min(1.0, max(policy.share, PROVEN_AFTER / node.jobs_checked, by_worth))
 
 
 def _node_of(job: Job, segment: m.SignedSegment) -> str:

@@ -353,7 +353,7 @@ class World:
         if isinstance(event, m.Checked) and job.check:
             found_right = job.attempts[job.check.segment.attempt - 1].node_id
             if node := self.nodes.get(found_right):
-                self._node(nodes.checked(node), at_ms)
+                self._node(nodes.checked(node, jobs.worth_base_units(job)), at_ms)
         if isinstance(event, m.LeaseLost | m.Rejected):
             return
         failed = {tried.node_id: tried.lost for tried in job.attempts if tried.lost and tried.node_id != last}

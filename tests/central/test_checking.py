@@ -99,7 +99,7 @@ async def test_a_delivered_job_goes_to_a_checker_and_is_paid_once_that_found_the
     ]
     assert (await central.reports.segment(trained(model))).reason == "known already"
     judged = central.world.nodes[NODE]
-    assert (judged.jobs_completed, judged.jobs_checked) == (1, 1)
+    assert (judged.jobs_completed, judged.jobs_checked, judged.checked_base_units) == (1, 1, f.AMOUNT)
     assert central.world.held[CHECKER] == set() and central.world.checking == set()
 
 

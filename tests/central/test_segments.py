@@ -83,7 +83,7 @@ def test_a_job_of_a_node_that_is_not_proven_is_checked_and_of_one_that_is_a_shar
     assert (first.segment, first.not_checked) == (f.segment(), "")
     for record in ({"payers": PROVEN}, {"jobs_checked": 99}):
         assert segments.completion(POLICY, job, f.completed(), {"node-a": node(**record)}, NOW_MS).segment
-    known = {"node-a": node(payers=PROVEN, jobs_checked=4 * segments.PROVEN_AFTER)}
+    known = {"node-a": node(payers=PROVEN, jobs_checked=4 * segments.PROVEN_AFTER, checked_base_units=10**18)}
     policy, drawn = POLICY, 0
     for number in range(1000):
         event = segments.completion(policy, replace(job, job_id=f"job-{number}"), f.completed(), known, NOW_MS)
@@ -167,9 +167,18 @@ def test_near_its_deadline_a_job_is_not_checked_any_more():
 
 def test_the_share_that_is_checked_falls_with_what_was_found_right_and_not_below_that_of_the_settings():
     after = (0, 10, 11, 20, 40, 100, 10_000)
-    shares = [segments.share_of(POLICY, node(payers=PROVEN, jobs_checked=checked)) for checked in after]
-    assert shares == [1.0, 1.0, 10 / 11, 0.5, 0.25, 0.1, POLICY.share]
-    assert segments.share_of(POLICY, node(jobs_checked=10_000)) == segments.share_of(POLICY, None) == 1.0
+    known = [node(payers=PROVEN, jobs_checked=checked, checked_base_units=7 * checked) for checked in after]
+    assert [segments.share_of(POLICY, each, 7) for each in known] == [1.0, 1.0, 10 / 11, 0.5, 0.25, 0.1, POLICY.share]
+    assert [segments.share_of(POLICY, each, 0) for each in known] == [1.0, 1.0, 10 / 11, 0.5, 0.25, 0.1, POLICY.share]
+    assert segments.share_of(POLICY, node(jobs_checked=10_000), 7) == segments.share_of(POLICY, None, 7) == 1.0
+
+
+def test_many_small_jobs_that_were_found_right_let_no_large_one_go_unchecked():
+    known = node(payers=PROVEN, jobs_checked=10_000, checked_base_units=10_000)
+    worths = (1, 50, 100, 500, 1_000, 1_001, 10**12)
+    assert [segments.share_of(POLICY, known, worth) for worth in worths] == [POLICY.share] * 2 + [0.1, 0.5] + [1.0] * 3
+    unsaid = replace(known, checked_base_units=0)
+    assert segments.share_of(POLICY, unsaid, 1) == 1.0
 
 
 # -- who checks ---------------------------------------------------------------------------------------------------

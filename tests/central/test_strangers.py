@@ -173,7 +173,9 @@ def test_where_nodes_wait_for_work_a_ban_costs_most_of_the_income():
 
 
 def test_without_limits_and_a_share_that_falls_cheating_would_pay(monkeypatch):
-    monkeypatch.setattr(segments, "share_of", lambda policy, node: 1.0 if node.jobs_checked < 10 else policy.share)
+    monkeypatch.setattr(
+        segments, "share_of", lambda policy, node, worth: 1.0 if node.jobs_checked < 10 else policy.share
+    )
     market = Market(10, jobs_per_hour=24, unproven=schedule.Unproven())
     cheat, honest = compared("as it was: no limit, a flat share", market, 100)
     assert cheat > 2 * honest
@@ -181,13 +183,11 @@ def test_without_limits_and_a_share_that_falls_cheating_would_pay(monkeypatch):
 
 def test_whenever_a_node_begins_to_cheat_it_is_paid_for_one_false_job_in_twenty_true_ones_at_most():
     """On average, by the shares alone: the checks that it takes to come so far, and those that it then escapes."""
-    payers = tuple(
-        nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, paid_ppm=nodes.WHOLE_PPM) for number in range(3)
-    )
-    node = nodes.evolve(None, f.registered(), 0)
+    node, payers = nodes.evolve(None, f.registered(), 0), PAYERS
     true_jobs, worst = 0.0, 0.0
     for checked in range(1_000):
-        share = segments.share_of(CHECKS, replace(node, payers=payers, jobs_checked=checked))
+        known = replace(node, payers=payers, jobs_checked=checked, checked_base_units=PRICE * checked)
+        share = segments.share_of(CHECKS, known, PRICE)
         escapes = 1 / share - 1
         worst = max(worst, escapes / true_jobs if true_jobs else escapes)
         true_jobs += 1 / share
@@ -205,6 +205,21 @@ def test_an_honest_newcomer_is_proven_soon_also_where_nodes_wait_for_work():
 
 
 # -- jobs for oneself ----------------------------------------------------------------------------------------
+
+PAYERS = tuple(nodes.Payer(wallet=str(number), gained=1.0, at_ms=0, paid_ppm=nodes.WHOLE_PPM) for number in range(3))
+WORTHS = st.lists(st.integers(1, 10**6).map(lambda root: root * root), min_size=segments.PROVEN_AFTER + 1, max_size=60)
+
+
+@given(WORTHS, st.integers(1, 10**13), st.floats(0.001, 1.0))
+def test_to_have_jobs_for_oneself_checked_costs_more_than_they_let_false_ones_escape(worths, false_worth, least_share):
+    """What is in them costs nothing (a step is enough, and it is found right); the platform's share of them does."""
+    policy, node = replace(CHECKS, share=least_share), replace(nodes.evolve(None, f.registered(), 0), payers=PAYERS)
+    for worth in worths:
+        node = nodes.checked(node, worth)
+    fees = sum(worths) * FEE / PRICE
+    escape = 1 / segments.share_of(policy, node, false_worth) - 1  # on average, before one of them is checked
+    assert escape * false_worth * PAY / PRICE <= fees
+
 
 WEEK_MS = 7 * 24 * HOUR_MS
 FEES = st.lists(
