@@ -13,7 +13,7 @@ from cyxnet.messages import Request
 
 NPY = "application/x-npy"
 KEPT_HEADS, KEPT_HEAD_BYTES = 1_024, 1_024
-_SECRET = re.compile(rb"\r\n(?:authorization|cookie|[^\r:]*key)[ \t]*:", re.IGNORECASE)
+_SECRET = re.compile(rb"\r\n[^\r:]*(?:auth|cookie|key|token|secret|password|session|credential)", re.IGNORECASE)
 T = TypeVar("T")
 
 

@@ -81,7 +81,7 @@ class Front:
         self._began_s, self._created_s = time.monotonic(), int(time.time())
         self._stops = False
         self.figures = Figures([*served.figures(), *gate.figures()])
-        self._refused: tuple[ApiError | None, bytes, bytes] = (None, b"", b"")  # last, before and behind its number
+        self._refused: dict[str, tuple[ApiError, bytes, bytes]] = {}  # by code: the last, before and behind its number
         self._id, self._count = secrets.token_hex(4).encode(), itertools.count(1)
         self.version = _version()
         self._document = msgspec.json.encode(openapi.document(self.version, gate.is_open))
@@ -191,20 +191,13 @@ class Front:
         if error is None:
             return None
         if not self._gate.is_open:
-            error = self._refused_by_key(head) or error
+            error = self._gate.refusal(_told(head)[2]) or error
         self.figures.answered(path, error.status, 0.0)
-        if self._refused[0] is not error:  # a full queue is refused in the same words thousands of times a second
+        known = self._refused.get(error.code)
+        if known is None or known[0] is not error:  # the same words, thousands of times a second
             before, _, behind = whole(answer_no(error, ""), _ID).partition(_ID)
-            self._refused = error, before, behind
-        _, before, behind = self._refused
-        return b"%b%b%b" % (before, self._request_id(), behind)
-
-    def _refused_by_key(self, head: bytes) -> ApiError | None:
-        try:
-            self._gate.check(_told(head)[2])
-        except ApiError as error:
-            return error
-        return None
+            known = self._refused[error.code] = error, before, behind
+        return b"%b%b%b" % (known[1], self._request_id(), known[2])
 
     def _request_id(self) -> bytes:
         return b"%s-%x" % (self._id, next(self._count))

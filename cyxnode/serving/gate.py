@@ -34,6 +34,8 @@ class Gate:
 
     def __init__(self, keys: list[ApiKey]):
         self._keys = {key.sha256: key for key in keys}
+        said = "expected Authorization: Bearer KEY, with a key of this server"
+        self._stranger = ApiError("invalid_api_key", said, 401)  # told to many
         self._limits = {
             key.sha256: RateLimiter(Rate(per_s=key.per_minute / 60, burst=max(1.0, key.per_minute / 6)), identities=1)
             for key in keys
@@ -59,19 +61,25 @@ class Gate:
 
     def check(self, authorization: bytes | None) -> None:
         """Raises ApiError: 401 without a good key, 429 when it is used too often."""
+        if (error := self.refusal(authorization)) is not None:
+            raise ApiError(error.code, str(error), error.status, error.retry_after_ms)
+
+    def refusal(self, authorization: bytes | None) -> ApiError | None:
+        """What check() raises. Not to be raised, it is told to many; and an error that was raised holds the key."""
         if not self._keys:
-            return
+            return None
         scheme, _, shown = (authorization or b"").partition(b" ")
         # who is looked up by a hash learns nothing from how long it took
         key = self._keys.get(hashlib.sha256(shown.strip()).digest()) if scheme.lower() == b"bearer" else None
         if key is None:
-            raise ApiError("invalid_api_key", "expected Authorization: Bearer KEY, with a key of this server", 401)
+            return self._stranger
         limit = self._limits.get(key.sha256)
         if limit is not None and (wait_ms := limit.wait_ms("", time.monotonic())):
             said = f"the key {key.prefix}… may ask {key.per_minute} times a minute; again in {wait_ms} ms"
-            raise ApiError("rate_limit_exceeded", said, 429, wait_ms)
+            return ApiError("rate_limit_exceeded", said, 429, wait_ms)
         key.requests += 1
         key.last_used_at_s = time.time()
+        return None
 
 
 def read_keys(path: Path | None) -> list[ApiKey]:

@@ -214,7 +214,7 @@ def test_a_head_that_says_how_its_connection_goes_on_is_no_plain_one():
 
 
 def test_no_key_is_kept_with_the_heads_that_are_remembered():
-    for name in (b"Authorization", b"cookie", b"X-Api-Key", b"api-KEY"):
+    for name in (b"Authorization", b"cookie", b"X-Api-Key", b"api-KEY", b"Proxy-Authorization", b"X-Auth-Token"):
         head = b"\r\n%b: Bearer secret\r\nContent-Length: 7\r\n" % name
         assert httpserver.body_bytes(head) == 7
     assert not [head for head in httpserver._known_heads if b"secret" in head]

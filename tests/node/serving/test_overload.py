@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from cyxnode.serving.gate import ApiKey
+from cyxnode.serving.gate import ApiKey, Gate
 from tests.node.serving.models import Halting, serving, tensors
 
 BODY = b'{"input":[1,2,3,4]}'
@@ -120,6 +120,19 @@ async def test_a_stranger_learns_nothing_of_a_full_queue():
         ):
             writer.write(request(header))
             assert (await told(reader))[0] == expected
+
+
+async def test_no_key_is_kept_with_the_refusals_that_are_said_again_and_again():
+    key = ApiKey(name="me", prefix=KEY[:8], sha256=hashlib.sha256(KEY.encode()).digest(), per_minute=6)
+    async with full() as server, connection(server) as (reader, writer):
+        server.front._gate = Gate([key])
+        for shown in (b"z" * 20, KEY.encode(), KEY.encode(), b"z" * 20):
+            writer.write(request(b"Authorization: Bearer " + shown))
+            await told(reader)
+        known = server.front._refused
+        assert set(known) == {"invalid_api_key", "overloaded", "rate_limit_exceeded"}
+        assert [error.__traceback__ for error, _, _ in known.values()] == [None] * 3  # whose frames would hold the key
+        assert known["invalid_api_key"][0] is server.front._gate.refusal(None)
 
 
 async def test_the_rest_of_a_head_is_no_request_whatever_it_looks_like():
