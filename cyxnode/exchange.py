@@ -14,6 +14,7 @@ the first questions of many are on their way while the next ones are computed.
 """
 
 import asyncio
+import contextlib
 import itertools
 import math
 import socket
@@ -97,6 +98,7 @@ class Wire(asyncio.Protocol):
         self._out_bytes = 0  # of their bodies
         self._transport: asyncio.Transport | None = None
         self.is_full = False  # the other end does not read
+        self._is_over = asyncio.Event()
 
     @classmethod
     async def open(
@@ -120,6 +122,13 @@ class Wire(asyncio.Protocol):
         self._flush()
         if self._transport:
             self._transport.close()
+
+    async def until_sent(self, within_s: float) -> None:
+        """close(), and wait until the other end has taken what was sent, or is gone, for so long at most."""
+        self.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._is_over.wait()
 
     def _flush(self) -> None:
         if not self._out:
@@ -187,6 +196,7 @@ class Wire(asyncio.Protocol):
         self.is_full = False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_over.set()
         self._take_lists(-1)  # what was said before the end counts
         lost, self._lost = self._lost, _nothing
         lost("it closed its socket")

@@ -27,6 +27,7 @@ from cyxnode.train import failure, kernel_isa, out_of_memory, ran_out_of_memory,
 
 log = logging.getLogger(__name__)
 FIGURES_S = 1.0
+GOODBYE_S = 3.0  # for the agent to take the last answers; it gives the process longer to end
 ADVICE = "deploy it with more --memory"
 LARGEST_CACHE_BYTES = 512 * 2**20  # of the keys and values of a language model, where there is memory for more
 
@@ -135,7 +136,7 @@ async def answer(channel: Channel, held: socket.socket, order: Serve, served: An
             task.cancel()
         await desk.close()
         await served.close()
-        wire.close()
+        await wire.until_sent(GOODBYE_S)
 
 
 async def tell_figures(channel: Channel, front: Any, halted: asyncio.Event) -> None:

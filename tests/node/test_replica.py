@@ -325,6 +325,27 @@ async def test_only_many_large_questions_are_too_much_for_a_replica_that_does_no
     exchange.close()
 
 
+async def test_a_replica_ends_when_its_last_answers_have_gone_out_or_nobody_takes_them() -> None:
+    theirs, exchange, lost = await pair(print)
+    told: list[Any] = []
+    numbers = [exchange.ask("GET", "/health", JSON, "", b"", told.append) for _ in range(40)]
+    transport: Any = exchange._wire._transport
+    transport.pause_reading()
+    wire = await x.Wire.open(theirs, x.Ask, lambda frame: None, lost.append)
+    for number in numbers:
+        wire.send(x.Reply(number, 200, JSON, 0, bytes(x.PART_BYTES), False), x.PART_BYTES)
+    ending = asyncio.ensure_future(wire.until_sent(60.0))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not ending.done()
+    await wire.until_sent(0.0)
+    transport.resume_reading()
+    await ending
+    while exchange.in_flight:
+        await asyncio.sleep(0)
+    assert [reply.status for reply in told] == [200] * 40
+
+
 async def test_who_asks_a_replica_that_is_gone_is_told_so() -> None:
     theirs, exchange, lost = await pair(print)
     theirs.close()
