@@ -7,8 +7,9 @@ So a segment is chosen with the share that its weight has of all, and no node kn
 central knows the secret and comes to the same; the log says only which segment is kept (`Checkpointed.kept`), never by
 which number: from a small one a node could tell that what comes later is hardly chosen any more.
 
-A segment weighs as much as it has steps. The last one, which ends with the model, weighs as much as all before it if
-that is more: a single false step there would spoil what the client gets.
+A segment weighs as much as it has steps: so a false part is found by its share of them. The last one, which ends with
+the model, is chosen at least once in LAST_AT_LEAST times, however short it is: what is false there the client gets as
+it is. Not more often: who makes up a state just before the end and goes on from it honestly hopes for that.
 """
 
 import hmac
@@ -26,6 +27,7 @@ from cyxcore.errors import CyxError
 from cyxnet import messages as m
 
 PROVEN_AFTER = 10  # jobs of a node that were checked and found right, besides that clients have paid for its work
+LAST_AT_LEAST = 10  # once in so many times the last segment is chosen
 TOO_LONG = 2  # times what a job asks for: a segment so long is its node's doing
 MOST_LOST = 10  # leases of one check that ended without a finding
 REST_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)  # after so many of them
@@ -82,10 +84,11 @@ def _number(policy: Policy, job: Job, segment: m.SignedSegment) -> float:
     """The least is chosen: an exponential variate with the weight for its rate."""
     u = (_hashed(policy, "segment", job.job_id, segment.attempt, segment.end_step, segment.end.sha256) + 1) / 2**64
     before = segment.start.step if segment.start else 0
-    steps = segment.end_step - before
+    weight: float = segment.end_step - before
     if not segment.end_step:
-        steps = max((segment.start.steps if segment.start else 1) - before, before)
-    return -math.log(u) / max(1, steps)
+        whole = segment.start.steps if segment.start else 1
+        weight = max(whole - before, before / (LAST_AT_LEAST - 1))
+    return -math.log(u) / max(1.0, weight)
 
 
 def _hashed(policy: Policy, *words: object) -> int:
