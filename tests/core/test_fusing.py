@@ -146,6 +146,28 @@ def test_an_update_is_made_in_one_pass_in_place(isa: str, dtype: Any, size: int,
     assert results[0] == results[1]
 
 
+def test_updates_of_parameters_of_different_dtypes_are_made_apart() -> None:
+    """Of one size, and one behind the other: a model of float32 with a layer of float64."""
+    rng = np.random.default_rng(1)
+    first = [{name: rng.uniform(0.1, 1, 64).astype(dtype) for name in "pgmv"} for dtype in (np.float32, np.float64)]
+    moments, adam = {"beta": 0.9, "weight_decay": 0.0}, {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8}
+    results = []
+    for together in (False, True):
+        program, kept = cpu.Program(), []
+        for each in first:
+            p, g, m, v = (each[name].copy() for name in "pgmv")
+            lr, step = np.full((), 0.1, p.dtype), np.full((), 3, p.dtype)
+            program.add("adam_m", m, [m, g, p], moments)
+            program.add("adam_v", v, [v, g, p], moments)
+            program.add("adam_update", p, [p, m, v, lr, step], {**adam, "decoupled_weight_decay": 0.0})
+            kept += [p, m, v]
+        if together:
+            program.fuse(MEMORY)
+        program.run()
+        results.append([x.tobytes() for x in kept])
+    assert results[0] == results[1]
+
+
 @st.composite
 def cut_graphs(draw: Any) -> Any:
     """A graph of element-wise operations on (33, 70) matrices, many of them cut out of larger arrays."""
@@ -495,6 +517,25 @@ def test_products_that_are_added_up_in_place_have_the_bits_of_calls_one_by_one(
     finally:
         cpu.set_isa(before)
         cpu.set_num_threads(threads_before)
+
+
+def test_products_of_more_columns_than_stay_in_the_cache_are_added_up_too() -> None:
+    """As the gradient of what turns the states of a recurrence into one number per word of a large vocabulary."""
+    columns, rng = 2**16 + 16, np.random.default_rng(5)
+    arena = np.zeros(2 * columns, np.float32)
+    product, total = arena[:columns].reshape(1, columns), arena[columns:].reshape(1, columns)
+    program, expected = cpu.Program(), np.zeros((1, columns), np.float32)
+    for _ in range(2):
+        a, b = rng.normal(size=(2, 1)).astype(np.float32), rng.normal(size=(2, columns)).astype(np.float32)
+        attrs = {"transpose_a": True, "transpose_b": False}
+        program.add("matmul", product, [a, b], attrs)
+        program.add("add", total, [product, total], {})
+        own = np.empty_like(expected)
+        cpu.call("matmul", own, [a, b], attrs)
+        expected += own
+    assert [len(stored) for _, stored in program.fuse(arena, [total])] == [4]
+    program.run()
+    assert total.tobytes() == expected.tobytes()
 
 
 def test_a_product_of_another_kind_ends_those_that_are_added_up() -> None:

@@ -203,7 +203,7 @@ int cyx_is_adam(const cyx_call *calls, int64_t count) {
     for (const cyx_call *m = calls; m < calls + count; m += 3) {
         const cyx_call *v = m + 1, *p = m + 2;
         int ops = m->op == CYX_OP_adam_m && v->op == CYX_OP_adam_v && p->op == CYX_OP_adam_update;
-        if (!ops || v->dtype != m->dtype || p->dtype != m->dtype) return 0;
+        if (!ops || m->dtype != calls->dtype || v->dtype != m->dtype || p->dtype != m->dtype) return 0;
         int sources = m->in[1].data == v->in[1].data && m->in[2].data == v->in[2].data &&
                       m->in[2].data == p->in[0].data && p->in[1].data == m->out.data && p->in[2].data == v->out.data;
         if (!sources || m->elided || v->elided || p->elided) return 0;

@@ -502,7 +502,7 @@ static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
 
 static cyx_status NAME(add_products)(const cyx_call *calls, int64_t m, int64_t n, int64_t k) {
     NAME(many) many = {.calls = calls, .m = m, .n = n, .k = k, .a_transposed = (int)calls->ints[0]};
-    int64_t near = NEAR_RESULT / n, fair = (m + cyx_threads() - 1) / cyx_threads();
+    int64_t near = (NEAR_RESULT + n - 1) / n, fair = (m + cyx_threads() - 1) / cyx_threads();
     many.rows_at_once = ((near < fair ? near : fair) + MR - 1) / MR * MR;
     cyx_parallel((m + many.rows_at_once - 1) / many.rows_at_once, 1, NAME(many_body), &many);
     return many.no_memory ? CYX_NO_MEMORY : CYX_OK;
