@@ -185,12 +185,13 @@ class Payments:
             return
         outcome = await self._land(job.unsettled, late_s)
         if outcome.kind == Outcome.FINAL:
-            event: m.JobEvent = m.Funded(signature=job.unsettled.signature)
+            event: m.JobEvent | None = m.Funded(signature=job.unsettled.signature)
             try:
                 await self._settlement.verify_escrow(job.terms)
             except SettlementError as error:
-                event = await self._refunded(job.terms, job.unsettled.signature, error)
-            await self._say(job_id, event)
+                event = await self._refunded(job, job.unsettled.signature, error)
+            if event is not None:
+                await self._say(job_id, event)
         else:
             await self._say(job_id, m.FundFailed(reason=f"the deposit did not land: {outcome.reason}"))
 
@@ -231,12 +232,12 @@ class Payments:
 
         What was signed before is dead or has failed: an escrow that is gone was not emptied by it.
         """
-        event: m.JobEvent
+        event: m.JobEvent | None
         try:
             signed = await self._settlement.settle_transaction(self._wallet, job.terms, job.payees)
             event = m.TransactionSigned(purpose="settle", signed=signed, pay_base_units=job.pay_base_units)
         except SettlementError as error:
-            event = await self._refunded(job.terms, job.deposit_signature or "", error)
+            event = await self._refunded(job, job.deposit_signature or "", error)
         replaced = job.unsettled
 
         def decide() -> m.JobEvent | None:
@@ -246,14 +247,22 @@ class Payments:
         await self._events.record(subjects.job_event(job.job_id), decide)
         return self._events.world.jobs[job.job_id].unsettled  # another central's, if it was faster
 
-    async def _refunded(self, terms: m.EscrowTerms, deposit_signature: str, error: SettlementError) -> m.Refunded:
-        """That somebody refunded the escrow, where the chain's history proves it; else `error` is raised again."""
-        found = None
-        if error.code in NOT_THERE:
-            found = await self._settlement.refund_of(terms, deposit_signature)
+    async def _refunded(self, job: jobs.Job, deposit_signature: str, error: SettlementError) -> m.Refunded | None:
+        """That somebody refunded the escrow, where the chain's history proves it; else `error` is raised again.
+
+        None: another central was faster. Between our look at the log and that at the chain it has funded or settled the
+        job, so that the escrow is as it should be.
+        """
+        if error.code not in NOT_THERE:
+            raise error
+        await self._events.catch_up()
+        now = self._events.world.jobs[job.job_id]
+        if now.status in jobs.ENDED or (now.funded, now.unsettled) != (job.funded, job.unsettled):
+            return None
+        found = await self._settlement.refund_of(job.terms, deposit_signature)
         if found is None:
             raise error
-        return m.Refunded(signature=found, client_base_units=terms.amount_base_units)
+        return m.Refunded(signature=found, client_base_units=job.terms.amount_base_units)
 
     def why_unpaid(self, job_id: str) -> str:
         """Why the settlement of a job is tried again: a limit, or a signer or chain that is away; else empty."""

@@ -176,6 +176,37 @@ async def test_two_centrals_that_settle_at_once_pay_once(lab, broker):
     await other.close()
 
 
+@pytest.mark.parametrize("what", ["settle_transaction", "verify_escrow"])
+async def test_an_escrow_that_another_central_settled_meanwhile_is_not_missed(lab, broker, monkeypatch, caplog, what):
+    # who was slower warned of an escrow that is not there, and looked again after a pause
+    await (lab.submitted() if what == "verify_escrow" else lab.delivered())
+    slow, asked, over = await SmallCentral.start(broker, "central-b"), asyncio.Event(), asyncio.Event()
+    real = getattr(lab.chain, what)
+
+    async def late(*arguments):
+        asked.set()
+        await over.wait()
+        return await real(*arguments)
+
+    monkeypatch.setattr(lab.chain, what, late)
+    lab.payments(slow).resume()
+    async with asyncio.timeout(10):
+        await asked.wait()
+    monkeypatch.setattr(lab.chain, what, real)
+    lab.payments().resume()
+    if what == "verify_escrow":
+        await lab.until("queued")
+        await lab.say(replace(f.leased(), wallet=NODE.address))
+        await lab.say(f.completed())
+    await lab.until("completed")
+    over.set()
+    await lab.until("completed", slow)
+    await slow.until(lambda: not any(each._working for each in lab.started))
+    await slow.close()
+    assert not [each.getMessage() for each in caplog.records if "expected an escrow" in each.getMessage()]
+    assert await lab.held() == [f.AMOUNT * 9 // 10, f.AMOUNT // 10, 0]
+
+
 async def test_a_cancelled_job_whose_deposit_lands_later_is_refunded_whole(lab):
     await lab.submitted()
     await lab.say(f.CANCELLED)
