@@ -143,9 +143,9 @@ class Central:
             network.heartbeat_ms,
             network.lease_ms,
             network.progress_ms,
+            keys.commander,
             network.bans,
             network.network_id,
-            keys.commander,
             policy,
         )
         self.reports = RunReports(self.events, self.dispatch, self.blobs, network.network_id, policy)

@@ -69,9 +69,9 @@ class Dispatch:
         heartbeat_ms: int,
         lease_ms: int,
         progress_ms: int,
+        commander: Commander,
         bans: bool = True,
         network_id: str = "",
-        commander: Commander | None = None,
         policy: segments.Policy = segments.NO_CHECKS,
     ):
         self._events = events
@@ -563,8 +563,6 @@ class Dispatch:
         signed, now_ms = m.registration_bytes(said), self._machine.wall_ms()
         reports.refuse_false(said, signed, said.public_key, False, self._network_id, now_ms)
         reports.refuse_long_texts(said.hardware)
-        if said.signed_commands and not self._nodes.platform_key:
-            raise ApiError("no_command_key", "this central signs no commands, and the node takes no others", 503)
         node = self._world.nodes.get(said.node_id)
         if node is None or said.began_ms >= node.began_ms:
             self.hear(said.node_id)  # first: an old silence must not count against the new registration

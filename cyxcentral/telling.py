@@ -19,9 +19,9 @@ PASSING = ("replayed", "untold")  # codes: another central knew more and was fas
 
 
 class Telling:
-    """commander: signs. Who takes signed commands only is not taken in by a central that has none."""
+    """commander: signs, for the nodes that asked for it."""
 
-    def __init__(self, edge: Bus, world: World, machine: Machine, commander: commands.Commander | None):
+    def __init__(self, edge: Bus, world: World, machine: Machine, commander: commands.Commander):
         self._edge = edge
         self._world = world
         self._machine = machine
@@ -31,8 +31,8 @@ class Telling:
 
     @property
     def platform_key(self) -> str:
-        """Which nodes check commands by; "" where none are signed."""
-        return self._commander.platform_key if self._commander else ""
+        """Which nodes check commands by."""
+        return self._commander.platform_key
 
     def heard(self, node_id: str, session: str, now_ms: int) -> None:
         """The time by a node's clock, as it was said a moment ago; 0 says nothing."""
@@ -43,7 +43,7 @@ class Telling:
         """The node's answer. Raises CyxError when there is none, or when the node does not take it for a command."""
         subject = subjects.command(node_id)
         node = self._world.nodes.get(node_id)
-        if node is None or not node.signed_commands or self._commander is None:
+        if node is None or not node.signed_commands:
             return await self._edge.ask(subject, command, m.CommandReply, timeout_s=COMMAND_TIMEOUT_S)
         sequence = self._world.last_seq.get(subjects.job_event(command.job_id), 0)  # what it was made of
         for _ in range(2):
@@ -70,7 +70,6 @@ class Telling:
         return await signed
 
     def _sign(self) -> None:
-        assert self._commander is not None
         waiting, self._unsigned = self._unsigned, []
         wanted = [(asked, signed) for asked, signed in waiting if not signed.done()]
         for first in range(0, len(wanted), commands.MOST_SHARING):
@@ -87,7 +86,7 @@ class Telling:
     def reply(self, said: m.Heartbeat, orders: m.Orders) -> m.HeartbeatReply:
         """The answer to a heartbeat of a node that is known."""
         reply = m.HeartbeatReply(known=True, now_ms=self._machine.wall_ms())
-        if not self._world.nodes[said.node_id].signed_commands or self._commander is None:
+        if not self._world.nodes[said.node_id].signed_commands:
             reply.stop, reply.begin, reply.pause = orders.stop, orders.begin, orders.pause
         elif orders.stop or orders.begin or orders.pause:
             until_ms = said.now_ms + commands.VALID_MS

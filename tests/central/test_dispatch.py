@@ -49,7 +49,7 @@ class SmallCentral:
         await self.blobs.open()
         await self.log.open(0)
         self.dispatch = Dispatch(
-            self.log, self.edge, 10_000, LEASE_MS, PROGRESS_MS, network_id=NETWORK, commander=COMMANDER, policy=policy
+            self.log, self.edge, 10_000, LEASE_MS, PROGRESS_MS, COMMANDER, network_id=NETWORK, policy=policy
         )
         self.reports = RunReports(self.log, self.dispatch, self.blobs, NETWORK, policy)
         if scheduling:

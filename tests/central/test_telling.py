@@ -148,14 +148,6 @@ async def test_who_gives_up_before_a_command_is_signed_costs_the_others_nothing(
     assert [said.path for said in node.said] == [[]]
 
 
-async def test_a_central_without_a_key_for_commands_takes_no_such_node_in(central):
-    central.dispatch._nodes = Telling(central.edge, central.world, central.log.machine, None)
-    with pytest.raises(ApiError, match="signs no commands") as error:
-        await central.dispatch._register(asks_for_signed())
-    assert error.value.status == 503  # another central may have one
-    assert NODE not in central.world.nodes
-
-
 async def test_what_a_heartbeat_is_answered_is_signed_for_that_heartbeat(central, node):
     await central.dispatch._register(asks_for_signed())
     await central.job("job-1", leased(), f.FUNDED)
