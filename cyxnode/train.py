@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from cyxcore.errors import CheckpointError, CyxError, DataError, DivergedError, KernelError, MissingExtra
+from cyxcore.errors import CheckpointError, CyxError, DataError, DivergedError, FormatError, KernelError, MissingExtra
 from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec, TrainingSummary
 from cyxnode import sandbox
 from cyxnode.pipe import Batch, Channel, Done, Epoch, Failed, Halted, Order, Prepared, Ready, Said
@@ -299,25 +299,34 @@ def failure(error: CyxError, advice: str = ADVICE) -> Failed:
     """advice: what to do where there is not enough memory."""
     if ran_out_of_memory(error):
         return out_of_memory(str(error), advice)
-    deterministic = not isinstance(error, OF_THIS_NODE)
-    return Failed(code=error.code[:64], message=str(error)[:2000], deterministic=deterministic)
+    code, deterministic = error.code, not isinstance(error, OF_THIS_NODE)
+    if isinstance(error, FormatError | DataError) and any(isinstance(e, OSError) and e.errno for e in causes(error)):
+        code, deterministic = "disk_error", False  # what a disk does not read says nothing of the file
+    return Failed(code=code[:64], message=str(error)[:2000], deterministic=deterministic)
 
 
-def ran_out_of_memory(error: BaseException | None) -> bool:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was made from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
     """Whether this error, or one that it was made from, is about memory.
 
     DuckDB has a class of its own, calls of the system have ENOMEM, and a library that finds no room to be loaded is an
     ImportError in the words of the loader (glibc, elf/dl-load.c).
     """
-    while error is not None:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException":
-            return True
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            return True
-        if isinstance(error, ImportError) and any(words in str(error).lower() for words in NO_ROOM_TO_LOAD):
-            return True
-        error = error.__context__
-    return False
+    return any(map(_is_of_memory, causes(error)))
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):
+        return any(words in str(error).lower() for words in NO_ROOM_TO_LOAD)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryException"
 
 
 def out_of_memory(what: str, advice: str = ADVICE) -> Failed:

@@ -78,4 +78,4 @@ def check_budget(path: Path, needed_bytes: int, limit_bytes: int, what: str) -> 
             f"at most {size_text(allowed)} once in memory",
             f"{size_text(needed_bytes)} for {what}",
             "use fewer rows or columns, or a machine with more memory",
-        )
+        ) from MemoryError()  # of this machine, and no fault of the file: see cyxnode/train.py

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -14,7 +15,7 @@ from cyxcore.errors import CyxError, DataError, DivergedError, KernelError, Miss
 from cyxcore.spec import BatchMetrics, DataSpec, EpochMetrics, ModelSpec, TrainingSpec
 from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, Order, Prepared, Said
 from cyxnode.process import Launch, TrainingProcess
-from cyxnode.train import BATCH_INTERVAL_S, Unattended, check_facts, finite, serve, throttle, train
+from cyxnode.train import BATCH_INTERVAL_S, Unattended, check_facts, failure, finite, prepare, serve, throttle, train
 from tests.node import standin
 
 LAYERS: list[dict[str, Any]] = [
@@ -95,6 +96,42 @@ async def test_more_memory_than_the_job_may_take_is_out_of_memory(process: Train
     order = replace(order, model=ModelSpec(input=[2], layers=wide), memory_bytes=30_000_000)
     failed = (await said_about(process, order))[-1]
     assert isinstance(failed, Failed) and (failed.code, failed.deterministic) == ("out_of_memory", False)
+
+
+def test_data_that_are_too_large_for_this_node_are_not_said_to_be_bad(order: Order, tmp_path: Path) -> None:
+    # a checker with less memory than the node would else have said that nobody can train on them
+    np.savez(tmp_path / "large.npz", x=np.zeros((10_000, 2), "f4"), y=np.zeros(10_000, "i8"))
+    order = replace(order, data=DataSpec(format="npz"), data_path=str(tmp_path / "large.npz"), memory_bytes=100_000)
+    with pytest.raises(DataError, match="once in memory") as caught:
+        prepare(order)
+    failed = failure(caught.value)
+    assert (failed.code, failed.deterministic) == ("out_of_memory", False)
+
+
+@pytest.mark.parametrize("what", ["data_path", "resume_path"])
+def test_what_the_disk_does_not_read_is_not_said_to_be_bad(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    bad = tmp_path / "bad.npz"
+    bad.write_bytes(b"PK\x03\x04 and so on")
+    if what == "data_path":
+        order = replace(order, data=DataSpec(format="npz"))
+    order, opened = replace(order, **{what: str(bad)}), Path.open
+    with pytest.raises(CyxError) as caught:
+        prepare(order)
+    assert failure(caught.value).code == ("bad_data" if what == "data_path" else "bad_checkpoint")
+
+    def broken(name: Any, *args: Any, **options: Any) -> Any:
+        if str(name) == str(bad):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(Path(name), *args, **options)
+
+    monkeypatch.setattr("builtins.open", broken)
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(CyxError) as caught:
+        prepare(order)
+    failed = failure(caught.value)
+    assert (failed.code, failed.deterministic) == ("disk_error", False)
 
 
 def end_of(order: Order) -> Done:
