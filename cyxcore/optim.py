@@ -59,10 +59,9 @@ class SGD(Optimizer):
         parameters: Parameters,
         lr: float = 0.001,
         momentum: float = 0.0,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
-        dampening: float = 0.0,
     ) -> None:
         if dampening:
             raise SpecError(f"SGD: expected no dampening of the momentum, got {dampening}")

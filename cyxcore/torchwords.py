@@ -59,9 +59,26 @@ def accept(makers: Iterable[Any], only: Mapping[str, Any], ignored: str = "") ->
             if options and not names.isdisjoint(options):
                 for name in names & set(options):
                     value = options.pop(name)
-                    if name in only and value != only[name]:
+                    each = value if isinstance(value, (tuple, list)) else (value,)  # of each axis
+                    if name in only and any(one != only[name] for one in each):
                         raise SpecError(f"{type(self).__name__}: {name} is always {only[name]} here, got {value!r}")
             init(self, *args, **options)
+
+        return made
+
+    for maker in makers:
+        maker.__init__ = wrapped(maker.__init__)
+
+
+def placed(makers: Iterable[Any]) -> None:
+    """Let modules be made with device= and dtype=: where their parameters are, and what float dtype they have."""
+
+    def wrapped(init: Any) -> Any:
+        @functools.wraps(init)
+        def made(self: Any, *args: Any, device: Any = None, dtype: Any = None, **options: Any) -> None:
+            init(self, *args, **options)
+            if device is not None or dtype is not None:
+                self.to(device=device, dtype=dtype)
 
         return made
 

@@ -175,7 +175,7 @@ from cyxcore.nn.spatial import (
     ZeroPad2d,
     ZeroPad3d,
 )
-from cyxcore.torchwords import accept
+from cyxcore.torchwords import accept, placed
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -345,8 +345,27 @@ accept((AvgPool1d, AvgPool2d, AvgPool3d), {"ceil_mode": False, "count_include_pa
 accept((AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d), {"return_indices": False})
 accept((ConvTranspose1d, ConvTranspose2d, ConvTranspose3d), {"padding_mode": "zeros"})
 accept((BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm), {"bias": True})
-accept((InstanceNorm1d, InstanceNorm2d, InstanceNorm3d), {"track_running_stats": False, "bias": True}, "momentum")
+accept((InstanceNorm1d, InstanceNorm2d, InstanceNorm3d), {"bias": True})
 accept((Embedding,), {"max_norm": None, "scale_grad_by_freq": False}, "norm_type sparse")
+accept(
+    (EmbeddingBag,),
+    {"max_norm": None, "scale_grad_by_freq": False, "include_last_offset": False, "padding_idx": None},
+    "norm_type sparse",
+)
 accept((MultiheadAttention,), {"add_bias_kv": False, "add_zero_attn": False, "kdim": None, "vdim": None})
 accept((TransformerEncoder,), {}, "enable_nested_tensor mask_check")
 accept((Upsample,), {"recompute_scale_factor": None})
+accept((Softplus,), {"threshold": 20.0})
+accept(
+    [each for name, each in list(globals().items()) if name.endswith("Loss")], {"size_average": None, "reduce": None}
+)
+accept((Transformer,), {"custom_encoder": None, "custom_decoder": None})
+placed(
+    (
+        *(Linear, Bilinear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, PReLU),
+        *(Embedding, EmbeddingBag, RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell, MultiheadAttention),
+        *(BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, RMSNorm),
+        *(InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
+        *(Transformer, TransformerEncoderLayer, TransformerDecoderLayer),
+    )
+)

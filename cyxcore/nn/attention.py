@@ -115,7 +115,7 @@ class _TransformerLayer(Module):
         self.linear1 = Linear(d_model, dim_feedforward, bias)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias)
-        self.norm1, self.norm2 = LayerNorm(d_model, layer_norm_eps), LayerNorm(d_model, layer_norm_eps)
+        self.norm1, self.norm2 = (LayerNorm(d_model, layer_norm_eps, bias=bias) for _ in range(2))
         self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
 
     def _feed_forward(self, x: Any) -> Any:
@@ -145,8 +145,9 @@ class TransformerDecoderLayer(_TransformerLayer):
         self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1, **options: Any
     ) -> None:
         super().__init__(d_model, nhead, dim_feedforward, dropout, **options)
-        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, options.get("bias", True), self.batch_first)
-        self.norm3, self.dropout3 = LayerNorm(d_model, options.get("layer_norm_eps", 1e-5)), Dropout(dropout)
+        eps, bias = options.get("layer_norm_eps", 1e-5), options.get("bias", True)
+        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, bias, self.batch_first)
+        self.norm3, self.dropout3 = LayerNorm(d_model, eps, bias=bias), Dropout(dropout)
 
     def forward(
         self,
@@ -214,10 +215,10 @@ class Transformer(Module):
     ) -> None:
         super().__init__()
         given = (d_model, nhead, dim_feedforward, dropout)
-        eps = options.get("layer_norm_eps", 1e-5)
+        last: dict[str, Any] = {"eps": options.get("layer_norm_eps", 1e-5), "bias": options.get("bias", True)}
         encoder, decoder = TransformerEncoderLayer(*given, **options), TransformerDecoderLayer(*given, **options)
-        self.encoder = TransformerEncoder(encoder, num_encoder_layers, LayerNorm(d_model, eps))
-        self.decoder = TransformerDecoder(decoder, num_decoder_layers, LayerNorm(d_model, eps))
+        self.encoder = TransformerEncoder(encoder, num_encoder_layers, LayerNorm(d_model, **last))
+        self.decoder = TransformerDecoder(decoder, num_decoder_layers, LayerNorm(d_model, **last))
 
     def forward(
         self,

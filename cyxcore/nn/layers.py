@@ -423,8 +423,18 @@ class GroupNorm(Module):
 
 
 class _InstanceNorm(Module):
-    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+    ) -> None:
+        """momentum: accepted and without effect, there being no running statistics. Raises SpecError for such."""
         super().__init__()
+        if track_running_stats:
+            raise SpecError(f"{type(self).__name__}: it keeps no running statistics; BatchNorm does")
         self.num_features, self.eps = num_features, eps
         self.weight = Parameter.drawn((num_features,), {"kind": "ones"}) if affine else None
         self.bias = Parameter.drawn((num_features,), {"kind": "zeros"}) if affine else None

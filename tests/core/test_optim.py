@@ -102,7 +102,7 @@ def test_nesterov_needs_momentum() -> None:
         (OptimizerSpec(name="sgd", learning_rate=0.1), lambda p: optim.SGD(p, 0.1)),
         (
             OptimizerSpec(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-            lambda p: optim.SGD(p, 0.1, 0.9, 0.01, True),
+            lambda p: optim.SGD(p, 0.1, 0.9, 0.0, 0.01, True),
         ),
         (OptimizerSpec(name="adam", learning_rate=0.01), lambda p: optim.Adam(p, 0.01)),
         (

@@ -891,3 +891,63 @@ def test_functions_take_their_arguments_by_pytorchs_names() -> None:
     assert F.softmax(input=x, dim=0).tolist() == F.softmax(x, 0).tolist()
     assert F.pad(input=x, pad=(1, 1)).shape == (3, 6) and F.relu(input=x).min().item() == 0.0
     assert F.relu.__doc__ == cx.functional.relu.__doc__
+
+
+def test_arguments_come_in_the_order_of_pytorch() -> None:
+    weight = np.ones((2, 3), np.float32)
+    moved = []
+    for m in (cx, torch):
+        p = m.tensor(weight, requires_grad=True)
+        optimizer = m.optim.SGD([p], 0.1, 0.9, 0, 0.5, False)  # lr, momentum, dampening, weight_decay, nesterov
+        for _ in range(2):
+            (p * p).sum().backward()
+            optimizer.step()
+        moved.append(p.detach().numpy())
+        norm = m.nn.InstanceNorm2d(3, 1e-5, 0.1)
+        assert not list(norm.parameters()) and list(m.nn.InstanceNorm2d(3, 1e-5, 0.1, True).parameters())
+    np.testing.assert_allclose(*moved, rtol=1e-6)
+    with pytest.raises(CyxError, match="InstanceNorm2d: it keeps no running statistics"):
+        cx.nn.InstanceNorm2d(3, 1e-5, 0.1, False, True)
+
+
+PLACED = [
+    ("Linear", (2, 3)), ("Bilinear", (2, 3, 4)), ("Conv2d", (2, 3, 1)), ("ConvTranspose1d", (2, 3, 1)), ("PReLU", ()),
+    ("Embedding", (5, 2)), ("EmbeddingBag", (5, 2)), ("LSTM", (2, 3)), ("GRUCell", (2, 3)), ("BatchNorm1d", (3,)),
+    ("GroupNorm", (1, 3)), ("LayerNorm", (3,)), ("RMSNorm", (3,)), ("InstanceNorm1d", (3, 1e-5, 0.1, True)),
+    ("MultiheadAttention", (4, 2)), ("TransformerEncoderLayer", (4, 2, 8)), ("Transformer", (4, 2, 1, 1, 8)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "arguments"), PLACED)
+@pytest.mark.filterwarnings("ignore")  # torch warns of transformers that are slower so
+def test_layers_are_made_on_a_device_and_of_a_dtype(kind: str, arguments: tuple[Any, ...]) -> None:
+    ours = getattr(cx.nn, kind)(*arguments, device=cx.device("cpu"), dtype=cx.float64).state_dict()
+    theirs = getattr(torch.nn, kind)(*arguments, device=torch.device("cpu"), dtype=torch.float64).state_dict()
+    kinds = {name: str(value.numpy().dtype) for name, value in theirs.items() if "num_batches" not in name}
+    assert {name: str(value.dtype) for name, value in ours.items()} == kinds
+    with pytest.raises(CyxError, match="expected one of cpu, .*, got 'nowhere'"):
+        getattr(cx.nn, kind)(*arguments, device="nowhere")
+    with pytest.raises(CyxError, match="expected a float dtype, got int64"):
+        getattr(cx.nn, kind)(*arguments, dtype=cx.int64)
+
+
+def test_a_class_over_a_layer_hands_on_where_it_is_made() -> None:
+    class Own(cx.nn.Linear):
+        def __init__(self, **factory: Any) -> None:
+            super().__init__(2, 3, **factory)
+
+    assert Own(device="cpu", dtype="float64").weight.dtype == "float64" and Own().weight.dtype == "float32"
+
+
+def test_a_usual_value_may_be_given_for_each_axis() -> None:
+    cx.nn.MaxPool2d(2, dilation=(1, 1))
+    with pytest.raises(CyxError, match=r"dilation is always 1 here, got \(1, 2\)"):
+        cx.nn.MaxPool2d(2, dilation=(1, 2))
+    cx.nn.MSELoss(size_average=None, reduce=None, reduction="sum")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_without_biases_have_the_keys_of_pytorch() -> None:
+    for kind, arguments in (("TransformerDecoderLayer", (4, 2, 8)), ("Transformer", (4, 2, 1, 1, 8))):
+        ours, theirs = (set(getattr(m.nn, kind)(*arguments, bias=False).state_dict()) for m in (cx, torch))
+        assert ours == theirs
