@@ -25,10 +25,12 @@ from msgspec import Meta, Struct
 
 from cyxcore.errors import CyxError
 from cyxnet import subjects
+from cyxnet.outcomes import ApiError
 
 JSON, EVENTS = "application/json", "text/event-stream"
 PREDICT, PING = "/v1/predict", "/readyz"
 PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
+LARGEST_QUESTION_BYTES = 2**20
 TIMEOUT_MS = 60_000  # of a question that names none
 WINDOW, PATIENCE_S = 32, 10.0
 ALIVE, ALIVE_EVERY_S = {"Cyx-Alive": "1"}, 0.25
@@ -146,6 +148,13 @@ def asker(subject: str) -> tuple[str, str]:
     """Who asks on this subject, as the broker has let them; and how the subjects begin on which they alone hear."""
     caller = subjects.last_token(subject)
     return caller, subjects.reply(caller, "")
+
+
+def refuse_large(size_bytes: int) -> None:
+    """Raises ApiError, 413, for a question whose body has so many bytes."""
+    if size_bytes > LARGEST_QUESTION_BYTES:
+        why = f"expected a question of at most {LARGEST_QUESTION_BYTES} bytes over the network, got {size_bytes}"
+        raise ApiError("too_large", why, 413)
 
 
 def refuse_many_headers(block: bytes) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from cyxcore.errors import CyxError
-from cyxnet.asking import JSON, ROUTE, Part, Question
+from cyxnet.asking import JSON, LARGEST_QUESTION_BYTES, ROUTE, Part, Question
 from cyxnet.bus import BusError
 from cyxnet.inference import Fault, Refusal, fault_type
 from cyxnet.outcomes import ApiError
-from cyxnet.questions import LARGEST_QUESTION_BYTES, Questions
+from cyxnet.questions import Questions
 
 log = logging.getLogger(__name__)
 Send = Callable[[Any], Any]

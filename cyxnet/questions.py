@@ -36,7 +36,6 @@ ACKNOWLEDGE_EVERY = asking.WINDOW // 4  # parts that were taken; a replica waits
 TRY_ANOTHER = (429, 503)  # statuses: this replica cannot now, the next one may
 MOST_WAITING = 4 * asking.WINDOW  # parts that came and were not taken; a replica that keeps to the rules has fewer
 LARGEST_ANSWER_BYTES = 2**30  # of one that is wanted whole
-LARGEST_QUESTION_BYTES = 2**20  # the broker takes messages of 2 MiB, headers included
 DEPLOYMENTS_REMEMBERED = 1000
 NOBODY = "nobody serves it"
 
@@ -74,10 +73,7 @@ class Questions:
         Whoever stops early tells the replica to. Raises NoReplica, BrokenOff after the first part, BusError, and
         ApiError for a question that is too large for the network.
         """
-        if len(question.body) > LARGEST_QUESTION_BYTES:
-            size = len(question.body)
-            why = f"expected a question of at most {LARGEST_QUESTION_BYTES} bytes over the network, got {size}"
-            raise ApiError("too_large", why, 413)
+        asking.refuse_large(len(question.body))
         await self._listen()
         clock = asyncio.get_running_loop().time
         until_s, tries, silences, why = clock() + patience_s, 0, 0, NOBODY

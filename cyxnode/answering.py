@@ -138,6 +138,7 @@ class Answering:
             return
         try:
             question, size = self._question(message), len(message.data)
+            asking.refuse_large(size)
             self._refuse_unless_welcome(caller, size)
         except CyxError as error:
             self.refused += 1

@@ -58,12 +58,13 @@ def main() -> int:
 
 def serve(channel: Channel, held: socket.socket, order: Serve) -> int:
     """Load the model and answer until told to halt. Returns the exit status; errors of the world become Failed."""
-    from cyxnode.serving.loop import runner
+    from cyxnode.serving.loop import runner, settle
 
     begun_s = time.perf_counter()
     try:
         sandbox.limit(order.memory_bytes, order.file_bytes)
         served = load(order)
+        settle()
         with runner() as running:
             running.run(answer(channel, held, order, served, begun_s))
         channel.send(Halted())

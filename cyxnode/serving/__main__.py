@@ -65,6 +65,7 @@ async def serve(args: argparse.Namespace) -> int:
     if gate.is_open and not httpserver.is_loopback(args.host):
         raise SpecError(f"--host {args.host}: others reach this; name those who may ask with --api-key-file")
     served = loading.load(args)
+    loop.settle()
     stopped = asyncio.Event()
     try:
         await served.start()

@@ -15,8 +15,13 @@ GARBAGE = (20_000, 20, 50)  # objects, before the collector looks through those 
 def runner() -> asyncio.Runner:
     """For the process that serves: with uvloop's event loop, where it is installed (the extra `fast`)."""
     sys.setswitchinterval(GIL_SWITCH_S)
-    gc.freeze()  # modules and models stay
     gc.set_threshold(*GARBAGE)
     found: Any = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None
     factory: Callable[[], asyncio.AbstractEventLoop] | None = found.new_event_loop if found else None
     return asyncio.Runner(loop_factory=factory)
+
+
+def settle() -> None:
+    """Once the model is loaded: what is there stays, and is not looked through any more."""
+    gc.collect()
+    gc.freeze()

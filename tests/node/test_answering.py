@@ -157,14 +157,16 @@ async def test_how_many_parts_were_taken_is_said_to_the_replica_that_answers_and
     await other._bus.close()
 
 
-async def test_headers_that_no_replica_could_be_sent_are_refused(answering, asker):
+async def test_questions_that_no_honest_asker_sends_are_refused(answering, asker):
     # three questions with two megabytes in Content-Type made a list that was longer than a replica takes: it ended
     for name in ("Content-Type", "Accept", "Other"):
         asker.ask("a", {name: "x" * 1_800_000})
         status, said = await asker.status()
         assert status == "400" and b"bytes of headers" in said
     asker.ask("a", {"Accept": "x" * 300})
-    assert (await asker.status())[0] == "400" and answering._replica.asked.empty() and answering.in_flight == 0
+    assert (await asker.status())[0] == "400"
+    asker.ask("a", body=bytes(asking.LARGEST_QUESTION_BYTES + 1))
+    assert (await asker.status())[0] == "413" and answering._replica.asked.empty() and answering.in_flight == 0
 
 
 async def test_no_more_headers_are_remembered_than_a_few(answering, asker):

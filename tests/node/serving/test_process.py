@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import gc
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,6 +52,22 @@ def test_an_onnx_file_is_served_too(file, tmp_path):
     served = load(parser.parse_args([str(tmp_path / "foreign.onnx")]))
     assert served.name == "foreign" and served.card().input.shape == [4]
     asyncio.run(served.close())
+
+
+async def test_the_collector_of_garbage_looks_through_no_model(file, monkeypatch):
+    from cyxnet.serveoptions import add_options
+    from cyxnode.serving import __main__ as serving
+    from cyxnode.serving import loading
+
+    happened, load = [], loading.load
+    monkeypatch.setattr(loading, "load", lambda args: (load(args), happened.append("load"))[0])
+    monkeypatch.setattr(gc, "freeze", lambda: happened.append("freeze"))
+    monkeypatch.setattr(serving, "_say_ready", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    parser.add_argument("--guard-stdin", action="store_true")
+    assert await serving.serve(parser.parse_args([str(file), "--port", "0"])) == 0
+    assert happened == ["load", "freeze"]
 
 
 @pytest.mark.parametrize(
