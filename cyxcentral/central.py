@@ -335,7 +335,8 @@ class Central:
         if kind is m.Settled or kind is m.Refunded:
             self.audit.ended(about)
         if kind is m.Rejected or kind is m.CheckGivenUp:
-            log.error("check of %s: %s", about, segments.in_words(self.world.jobs[about]))
+            level = logging.INFO if isinstance(event, m.CheckGivenUp) and not event.drawn else logging.ERROR
+            log.log(level, "check of %s: %s", about, segments.in_words(self.world.jobs[about]))
         self.payments.reconcile(about)
         update = m.Update(
             job_id=about,

@@ -20,6 +20,7 @@ class Checking:
         self._machine = machine
         self._lease_ms = lease_ms
         self._seen_ms: dict[tuple[str, int, int], float] = {}  # job, attempt, leases that were lost -> since when
+        self._first_drawn: dict[str, tuple[int, str]] = {}  # node -> place of the first of its jobs that are drawn
 
     def waiting(self, whole: bool) -> list[str]:
         """The jobs that are being checked, the first delivered in front. What is remembered of others is forgotten.
@@ -32,7 +33,13 @@ class Checking:
                 del self._seen_ms[key]
         elif not any(len(world.held.get(each.node_id, ())) < each.max_runs for each in self._known()):
             return []
-        return sorted(found, key=self._place)
+        in_order = sorted(found, key=self._place)
+        self._first_drawn = {}
+        for job in (world.jobs[job_id] for job_id in in_order):
+            node_id = segments.checked_node(job)
+            if node_id not in self._first_drawn and not segments.spared(self.policy, job, world.nodes):
+                self._first_drawn[node_id] = self._place(job.job_id)
+        return in_order
 
     def _place(self, job_id: str) -> tuple[int, str]:
         check = self._world.jobs[job_id].check
@@ -50,7 +57,7 @@ class Checking:
         now_ms, lost = self._machine.monotonic_ms(), len(job.check.lost)
         delivered = self._seen_ms.setdefault((job_id, job.attempt, 0), now_ms)
         rests = self._seen_ms.setdefault((job_id, job.attempt, lost), now_ms)
-        wall_ms = self._machine.wall_ms()
+        wall_ms, place = self._machine.wall_ms(), self._place(job_id)
         return segments.due(
             self.policy,
             job,
@@ -59,4 +66,6 @@ class Checking:
             now_ms=wall_ms,
             waited_ms=now_ms - delivered,
             rested_ms=now_ms - rests,
+            spared=segments.spared(self.policy, job, self._world.nodes),
+            held=self._first_drawn.get(segments.checked_node(job), place) < place,
         )

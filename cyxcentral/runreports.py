@@ -211,7 +211,9 @@ class RunReports:
         )
 
         def event(job: jobs.Job) -> m.Completed:
-            return segments.completion(self._policy, job, delivered, self._world.nodes, self._machine.wall_ms())
+            world = self._world
+            in_check = {segments.checked_node(world.jobs[job_id]) for job_id in world.checking}
+            return segments.completion(self._policy, job, delivered, world.nodes, self._machine.wall_ms(), in_check)
 
         return await self._report(said, event, lambda job: _same_delivery(job.completed, delivered), check)
 

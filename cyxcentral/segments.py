@@ -14,7 +14,7 @@ it is. Not more often: who makes up a state just before the end and goes on from
 
 import hmac
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -99,12 +99,24 @@ def _hashed(policy: Policy, *words: object) -> int:
 # -- whether it is checked --------------------------------------------------------------------------------------
 
 
-def completion(policy: Policy, job: Job, event: m.Completed, nodes: dict[str, Node], now_ms: int) -> m.Completed:
-    """What is stored when a node delivers: with the segment to check, or with why none is. nodes: all there are."""
+def completion(
+    policy: Policy,
+    job: Job,
+    event: m.Completed,
+    nodes: dict[str, Node],
+    now_ms: int,
+    in_check: Collection[str] = (),
+) -> m.Completed:
+    """What is stored when a node delivers: with the segment to check, or with why none is.
+
+    nodes: all there are. in_check: ids of those of whose work some is being checked.
+    """
     if not policy.checkers:
         return event
     segment = chosen(policy, job, event.model)
-    why_not = _uncheckable(policy, job, segment, nodes, now_ms) or _spared(policy, job, segment, nodes)
+    why_not = _uncheckable(policy, job, segment, nodes, now_ms)
+    if _node_of(job, segment) not in in_check:  # else it is seen what comes of that, before anything more is paid
+        why_not = why_not or _spared(policy, job, segment, nodes)
     return replace(event, segment=None if why_not else segment, not_checked=why_not)
 
 
@@ -144,6 +156,19 @@ def _spared(policy: Policy, job: Job, segment: m.SignedSegment, nodes: dict[str,
     if _hashed(policy, "share", job.job_id, segment.attempt, segment.end.sha256) < share * 2**64:
         return ""
     return f"{node_id} is proven, and this job is not among the {share:.0%} of its jobs that are drawn"
+
+
+def checked_node(job: Job) -> str:
+    """Whose work it is that is checked of a job; empty when nothing is."""
+    return _node_of(job, job.check.segment) if job.check else ""
+
+
+def spared(policy: Policy, job: Job, nodes: dict[str, Node]) -> str:
+    """Why a job that waits with those that are checked is none of them; empty for one that is drawn, or begun with."""
+    check = job.check
+    if check is None or check.lease or check.lost or check.findings:
+        return ""
+    return _spared(policy, job, check.segment, nodes)
 
 
 def share_of(policy: Policy, node: Node | None, worth_base_units: int) -> float:
@@ -203,11 +228,14 @@ def due(
     now_ms: int,
     waited_ms: float,
     rested_ms: float,
+    spared: str = "",
+    held: bool = False,
 ) -> m.CheckLeased | m.CheckGivenUp | None:
     """What is to be done about a job that is checked. candidates: the checkers that are known.
 
     waited_ms: since it was delivered; rested_ms: since the last lease of the check ended without a finding. Both by the
-    clock of this central that only runs forward.
+    clock of this central that only runs forward. spared: why the job is not drawn; then it is paid, unless it is held:
+    work that its node delivered before is being checked, and until then all of it may be false.
     """
     check = job.check
     assert check is not None
@@ -215,6 +243,8 @@ def due(
         return m.CheckGivenUp(reason="this network has no checkers any more")
     if near(job, now_ms):
         return m.CheckGivenUp(reason="its escrow's deadline is near, after which anybody could refund it")
+    if spared and not held:
+        return m.CheckGivenUp(reason=spared, drawn=False)
     if len(check.lost) >= MOST_LOST:
         return m.CheckGivenUp(
             reason=f"{len(check.lost)} tries ended without a finding, the last: {check.lost[-1].reason}"
@@ -226,7 +256,7 @@ def due(
             why = [f"{check.lease.node_id} is at it"]
         named = "; ".join([*([check.lost[-1].reason] if check.lost else []), *why[:NAMED]])
         return m.CheckGivenUp(reason=f"no checker was done within {policy.within_s} s ({named})")
-    if check.lease or rested_ms < REST_MS[min(len(check.lost), len(REST_MS) - 1)]:
+    if spared or check.lease or rested_ms < REST_MS[min(len(check.lost), len(REST_MS) - 1)]:
         return None
     able = [each for each in candidates if not refusals[each.node.node_id]]
     if not able:

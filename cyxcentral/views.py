@@ -223,7 +223,7 @@ def _waiting_for(job: jobs.Job, candidates: list[schedule.Candidate], now_ms: in
             lease = job.check.lease if job.check else None
             if lease:
                 return f"checker {lease.node_id} to train a segment of it again"
-            return "a free checker, to train a segment of it again before it is paid"
+            return "a checker, to train a segment of it, or of its node's earlier work, again before it is paid"
         case "settling":
             return "the settlement to be final on the chain"
     return None

@@ -1439,10 +1439,14 @@ class Rejected(Event, kw_only=True):
 
 
 class CheckGivenUp(Event, kw_only=True):
-    """It cannot be told whether the training is right: the job is paid unchecked. finding: where two runs differ."""
+    """It cannot be told whether the training is right: the job is paid unchecked. finding: where two runs differ.
+
+    drawn: else it only waited for the checks of what its node had delivered before.
+    """
 
     reason: str
     finding: Finding | None = None
+    drawn: bool = True
 
 
 class TimeUsed(Event, kw_only=True):

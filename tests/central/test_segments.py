@@ -6,6 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from cyxcentral import jobs, nodes, schedule, segments
+from cyxcentral.checking import Checking
+from cyxcentral.world import World
 from cyxcore.spec import TrainingSpec
 from cyxnet import messages as m
 from tests.central import facts as f
@@ -99,6 +101,31 @@ def test_a_job_of_a_node_that_is_not_proven_is_checked_and_of_one_that_is_a_shar
         drawn += event.segment is not None
         assert event.segment or "is proven" in event.not_checked
     assert 190 < drawn < 310
+
+
+def test_while_a_node_s_work_is_checked_nothing_else_of_it_is_paid_for():
+    """Else who trains nothing delivers and is paid, all the time that the first finding takes."""
+    known = {"node-a": node(payers=PROVEN, jobs_checked=1_000, checked_base_units=10**18)}
+    job = f.job_after(f.FUNDED, f.leased(), f.STARTED)
+    job = next(
+        each
+        for each in (replace(job, job_id=f"job-{number}") for number in range(1000))
+        if not segments.completion(POLICY, each, f.completed(), known, NOW_MS).segment
+    )
+    assert segments.completion(POLICY, job, f.completed(), known, NOW_MS, {"node-b"}).segment is None
+    waits = segments.completion(POLICY, job, f.completed(), known, NOW_MS, {"node-a"})
+    assert (waits.segment, waits.not_checked) == (f.segment(), "")
+
+    delivered = jobs.evolve(job, waits, NOW_MS)
+    why_not = segments.spared(POLICY, delivered, known)
+    assert "is proven" in why_not
+    assert due(delivered, candidate(), spared=why_not, held=True) is None
+    assert due(delivered, candidate(), spared=why_not) == m.CheckGivenUp(reason=why_not, drawn=False)
+    assert "within 3600 s" in due(delivered, candidate(), waited_ms=3_600_001.0, spared=why_not, held=True).reason
+    found_false = {"node-a": replace(known["node-a"], payers=(), jobs_checked=0)}
+    assert segments.spared(POLICY, delivered, found_false) == "", "then it is checked as well"
+    begun = jobs.evolve(delivered, f.check_leased(), NOW_MS)
+    assert segments.spared(POLICY, begun, known) == "", "what is begun is done"
 
 
 @pytest.mark.parametrize(
@@ -200,8 +227,8 @@ def candidate(node_id="node-c", runs=0, **changes):
     return schedule.Candidate(node=found, active_runs=runs, memory_free_bytes=found.hardware.memory_bytes)
 
 
-def due(job=CHECKING, *candidates, policy=POLICY, now_ms=NOW_MS, waited_ms=0.0, rested_ms=0.0):
-    return segments.due(policy, job, list(candidates), 40_000, now_ms, waited_ms, rested_ms)
+def due(job=CHECKING, *candidates, policy=POLICY, now_ms=NOW_MS, waited_ms=0.0, rested_ms=0.0, **drawn):
+    return segments.due(policy, job, list(candidates), 40_000, now_ms, waited_ms, rested_ms, **drawn)
 
 
 def test_a_free_checker_gets_it_and_one_that_cannot_is_waited_for():
@@ -219,6 +246,45 @@ def test_a_free_checker_gets_it_and_one_that_cannot_is_waited_for():
         assert due(CHECKING, refused) is None
     assert due(CHECKING) is None
     assert due(jobs.evolve(CHECKING, f.check_leased(), 1), candidate()) is None
+
+
+class Still:
+    """A machine on which no time passes."""
+
+    def monotonic_ms(self):
+        return 0.0
+
+    def wall_ms(self):
+        return NOW_MS
+
+
+def test_what_is_not_drawn_waits_for_what_its_node_delivered_before_and_for_nothing_that_came_later():
+    world = World()
+    world.nodes["node-a"] = node(payers=PROVEN, jobs_checked=1_000, checked_base_units=10**18)
+    world.nodes["node-b"], world.nodes["node-c"] = node("node-b"), node("node-c", draining=True)
+    drawn, spared = [], []
+    for number in range(1000):
+        job = replace(f.job_after(f.FUNDED, f.leased(), f.STARTED), job_id=f"job-{number}")
+        event = segments.completion(POLICY, job, f.completed(), world.nodes, NOW_MS, {"node-a"})
+        job = jobs.evolve(job, event, 1)
+        (spared if segments.spared(POLICY, job, world.nodes) else drawn).append(job)
+    other = replace(
+        f.job_after(f.FUNDED, f.leased(1, "node-b"), f.completed(1, "node-b", segment=f.segment())), job_id="other"
+    )
+    in_order = [other, spared[0], drawn[0], spared[1]]
+    for number, job in enumerate(in_order):
+        world.jobs[job.job_id] = replace(job, check=replace(job.check, since_ms=number))
+        world.checking.add(job.job_id)
+    checking = Checking(POLICY, world, Still(), 40_000)
+    assert checking.waiting(whole=True) == [job.job_id for job in in_order]
+    decided = [checking.due(job.job_id) for job in in_order]
+    assert [type(each) for each in decided] == [type(None), m.CheckGivenUp, type(None), type(None)]
+
+    world.checking.discard(drawn[0].job_id)  # it was found right
+    checking.waiting(whole=True)
+    assert checking.due(spared[1].job_id) == m.CheckGivenUp(
+        reason=segments.spared(POLICY, spared[1], world.nodes), drawn=False
+    )
 
 
 def test_the_second_run_goes_to_another_checker_where_one_is_free():

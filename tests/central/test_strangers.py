@@ -1,8 +1,8 @@
 """What it is worth to be a stranger: markets of nodes and clients, in which production's pure functions decide.
 
 Every job costs the same. Honest work costs its node a half of that in electricity; false work costs nothing and is done
-at once. Who is found false comes back the next moment with another key, which nobody can forbid. `pytest -s` shows the
-figures.
+at once; what a check finds comes at the end of the hour. Who is found false comes back the next moment with another
+key, which nobody can forbid. `pytest -s` shows the figures.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Market:
     def __init__(self, cheats_from, *, honest=8, runs=2, jobs_per_hour=14, clients=20, unproven=LIMITS, checks=CHECKS):
         self.world = World(unproven=unproven)
         self.cheats_from, self.runs, self.jobs_per_hour, self.clients = cheats_from, runs, jobs_per_hour, clients
-        self.checks, self.now_ms, self.numbers = checks, 0, itertools.count()
+        self.checks, self.now_ms, self.numbers, self.delivered = checks, 0, itertools.count(), []
         self.earned = dict.fromkeys(("cheat", *(f"honest-{number}" for number in range(honest))), 0)
         self.true, self.false, self.keys = 0, 0, 0  # jobs of the cheat that were paid, and keys that it used
         self.say(subjects.node_event(CHECKER), f.registered(CHECKER, session="c" * 32, checks=True))
@@ -85,6 +85,7 @@ class Market:
                     self.deliver(job_id)
         for job in self.world.leased():
             self.deliver(job.job_id)
+        self.find()
 
     def lease(self, choice):
         job, node = self.world.jobs[choice.job_id], self.world.nodes[choice.node_id]
@@ -97,17 +98,33 @@ class Market:
         node_id, false = job.holder, self.is_false(job.holder)
         owner = self.world.nodes[node_id].name
         event = f.completed(job.attempt, node_id)
-        event = segments.completion(self.checks, job, event, self.world.nodes, self.now_ms)
+        in_check = {segments.checked_node(job) for job, *_ in self.delivered}
+        event = segments.completion(self.checks, job, event, self.world.nodes, self.now_ms, in_check)
         self.earned[owner] -= 0 if false else COST
         self.say(subject, event)
         if event.segment:
+            self.delivered.append((self.world.jobs[job_id], owner, false))
+        else:
+            self.pay(job, owner, false)
+
+    def find(self):
+        """What was delivered in this hour is checked, the first that was drawn in front."""
+        delivered, self.delivered = self.delivered, []
+        for job, owner, false in delivered:
+            subject, node_id = subjects.job_event(job.job_id), segments.checked_node(job)
+            if why_not := segments.spared(self.checks, job, self.world.nodes):
+                self.say(subject, m.CheckGivenUp(reason=why_not, drawn=False))
+                self.pay(job, owner, false)
+                continue
             number = m.FIRST_CHECK + job.checks
             self.say(subject, f.check_leased(number))
             if false:
                 self.say(subject, m.CheckDiffers(finding=f.finding("9" * 64, number)))
                 self.say(subject, f.check_leased(number + 1))
                 both = [f.finding("9" * 64, number), f.finding("9" * 64, number + 1)]
-                self.say(subject, f.rejected(*both, job.attempt, node_id, event.segment))
+                self.say(subject, f.rejected(*both, job.attempt, node_id, job.check.segment))
+                if node_id != self.cheat:  # it is banned already
+                    continue
                 self.say(subjects.node_event(node_id), nodes.ban_due(self.world.nodes[node_id], self.now_ms))
                 self.say(
                     subjects.node_event(node_id),
@@ -116,11 +133,14 @@ class Market:
                 for held in self.world.runs_of(node_id):
                     self.say(subjects.job_event(held.job_id), f.lost(held.attempt, code="node_stopped"))
                 self.come_again()
-                return
+                continue
             self.say(subject, m.Checked(finding=f.finding("b" * 64, number)))
+            self.pay(job, owner, false)
+
+    def pay(self, job, owner, false):
         payee = m.Payee(wallet=job.attempts[-1].wallet, pay_base_units=PRICE, attempt=job.attempt)
         self.say(
-            subject,
+            subjects.job_event(job.job_id),
             m.Settled(
                 signature=f.SIGNATURE, node_base_units=PAY, platform_base_units=FEE, client_base_units=0, payees=[payee]
             ),
