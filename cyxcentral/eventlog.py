@@ -449,7 +449,11 @@ class EventLog:
 
     def _send_sequel(self, sequel: Sequel, subject: str, payload: bytes, record: Record) -> None:
         """What may follow a record that is being appended now, if anything."""
-        follows = sequel.decide(record.event, record.at_ms)
+        try:
+            follows = sequel.decide(record.event, record.at_ms)
+        except Exception:  # whoever appends waits for the event itself, which is on its way
+            log.exception("nothing follows at once on %s: that failed", subject)
+            return
         if follows is None:
             return
         next_record = Record(

@@ -195,6 +195,17 @@ async def test_nothing_is_decided_behind_an_event_whose_subject_has_been_read_on
     assert not asked and log._commits.idle
 
 
+async def test_an_event_is_stored_and_said_so_whatever_goes_wrong_with_what_may_follow(core, log, caplog):
+    # its outcome was lost: who asked was told of an error in central, and nobody waited for the append any more
+    def wrong(first, at_ms):
+        raise KeyError("not foreseen")
+
+    submitted = f.submitted("job-1")
+    assert await log.record(job(1), lambda: submitted, Sequel(wrong, None)) == submitted
+    assert log.world.jobs["job-1"].status == "funding"
+    assert "nothing follows" in caplog.text
+
+
 async def test_with_anything_between_the_two_what_follows_is_not_stored(core, log, monkeypatch):
     ended, append = asyncio.Event(), core.append
 
