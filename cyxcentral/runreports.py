@@ -75,14 +75,21 @@ class RunReports:
         async def check() -> None:
             self._check_signature(said, m.checkpoint_bytes(said))
             await self._check_stored(stored.state, said.node_id)
-            possible = intake.possible_steps(self._world.jobs[said.job_id].job)
+            job = self._world.jobs[said.job_id]
+            if stored.state.size > job.memory_bytes:  # no checker, and no next node, could ever be done with it
+                raise ApiError(
+                    "bad_checkpoint",
+                    f"the job runs in {job.memory_bytes} bytes of memory, so its state has not {stored.state.size}",
+                    409,
+                )
+            possible = intake.possible_steps(job.job)
             if possible is not None and stored.steps not in possible:
                 raise ApiError(
                     "bad_checkpoint",
                     f"the job has {possible.start} to {possible.stop - 1} steps, not {stored.steps}",
                     409,
                 )
-            await self._blobs.note_sent(stored.state.sha256, self._world.jobs[said.job_id].caller)  # his, from now on
+            await self._blobs.note_sent(stored.state.sha256, job.caller)  # his, from now on
             self._dispatch.advanced(said.job_id, said.attempt, ("stored", stored.step))
 
         def event(job: jobs.Job) -> m.Checkpointed:

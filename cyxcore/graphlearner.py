@@ -18,7 +18,7 @@ from cyxcore import drawing, precision, schedules
 from cyxcore.augmenting import augmented, mixed_values
 from cyxcore.checkpoint import Checkpoint, Identity, Position
 from cyxcore.data.augment import Augment
-from cyxcore.errors import DataError, DivergedError, ShapeError
+from cyxcore.errors import CheckpointError, DataError, DivergedError, ShapeError
 from cyxcore.evaluation import Evaluator, checked_inputs, checked_targets
 from cyxcore.graph import Graph, Param
 from cyxcore.learning import Facts, Stepped
@@ -120,6 +120,8 @@ class GraphLearner:
         else:
             checkpoints.check_identity(resume.identity, self.identity())
             first = dict(resume.state)  # its arrays are checked by _plan
+            if missing := [param.name for param in graph.all_parameters if param.name not in first]:
+                raise CheckpointError(f"checkpoint: state: missing {missing}")
         self._state = {name: devices.put(array, device) for name, array in first.items()}
         self._evaluator = Evaluator(graph, self._state, device, numerics=spec.numerics)
         self._plan(self._batch_rows[0])  # here, so that a graph that cannot be trained is refused at once

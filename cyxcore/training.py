@@ -36,7 +36,7 @@ from cyxcore.callbacks import Callback, Mode, Monitor
 from cyxcore.checkpoint import Checkpoint, Position
 from cyxcore.data.split import split
 from cyxcore.eager import Tensor
-from cyxcore.errors import CheckpointError, DataError, SpecError
+from cyxcore.errors import CheckpointError, CyxError, DataError, SpecError
 from cyxcore.graph import Graph
 from cyxcore.graphlearner import GraphLearner, Rows
 from cyxcore.history import History
@@ -316,13 +316,23 @@ class Trainer:
         checkpoints.save(path, now, synced)
 
     def _take_over(self, found: Checkpoint) -> None:
-        """Go on where a checkpoint was written."""
+        """Go on where a checkpoint was written. Raises CheckpointError, whatever is wrong with it."""
+        try:
+            self._restore(found)
+        except CyxError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint: it contradicts itself ({type(error).__name__}: {error})") from None
+
+    def _restore(self, found: Checkpoint) -> None:
         position, notes, count = found.position, found.notes or {}, self.learner.batches
         checkpoints.check_identity(found.identity, self.learner.identity())
         checkpoints.check_position(position, count, self.epochs)
         self.learner.restore(found)
         self.epoch, self.batch, self.step = position.epoch, position.batch, position.step
         self._best_epoch, self._losses, self._right = position.best_epoch, found.losses, found.right
+        for sums in (found.losses, found.right):
+            math.fsum(sums)  # raises what the end of the epoch would
         self._rows = int(notes.get("rows", 0)) if notes else self.learner.rows_until(position.batch) or 0
         ends = notes.get("epoch_steps") or [metrics.epoch * (count or 0) for metrics in found.history]
         self.history = History(

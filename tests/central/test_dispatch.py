@@ -1079,6 +1079,19 @@ async def test_a_checkpoint_is_recorded_once_and_the_next_attempt_goes_on_from_i
     assert central.dispatch._lease(choice).resume == said.checkpoint
 
 
+async def test_a_state_that_is_larger_than_the_memory_of_its_job_is_refused(central, tmp_path):
+    # garbage of any size was taken, which no checker could load: the check was given up, and the job paid
+    await central.dispatch._register(register())
+    await central.job("job-1", f.FUNDED, leased())
+    state = await stored_model(central.blobs, tmp_path)
+    central.world.jobs["job-1"] = replace(central.world.jobs["job-1"], memory_bytes=state.size - 1)
+    with pytest.raises(ApiError, match="so its state has not") as refused:
+        await central.reports.checkpoint(stored_state(state))
+    assert refused.value.code == "bad_checkpoint"
+    central.world.jobs["job-1"] = replace(central.world.jobs["job-1"], memory_bytes=state.size)
+    assert (await central.reports.checkpoint(stored_state(state))).accepted
+
+
 async def test_a_checkpoint_that_is_not_stored_not_signed_or_not_possible_is_refused(central, tmp_path):
     await central.dispatch._register(register())
     facts = m.DatasetFacts(rows=100, input_shape=[4], classes=3)

@@ -1,6 +1,7 @@
 """Checkpoints: a run that goes on from one is, to the bit, the run that was never interrupted."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,6 +282,10 @@ def with_arrays(**changes: Any) -> Callable[[Any], Any]:
     return lambda found: msgspec.structs.replace(found, state={**found.state, **changes})
 
 
+def changed(**changes: Any) -> Callable[[Any], Any]:
+    return lambda found: msgspec.structs.replace(found, **changes)
+
+
 def at(**changes: Any) -> Callable[[Any], Any]:
     return lambda found: msgspec.structs.replace(found, position=msgspec.structs.replace(found.position, **changes))
 
@@ -291,7 +296,15 @@ def at(**changes: Any) -> Callable[[Any], Any]:
         (with_arrays(more=np.zeros(2, np.float32)), r"state: missing none, not known \['more'\]"),
         (with_arrays(**{"0.bias": np.zeros(2, np.float32)}), r"0.bias: expected float32 \(8,\), got float32 \(2,\)"),
         (with_arrays(**{"0.bias": np.zeros(8, np.int64)}), "got int64"),
-        (lambda found: msgspec.structs.replace(found, delivered={}), "delivered: missing"),
+        (changed(state={}), "state: missing"),
+        (changed(delivered={}), "delivered: missing"),
+        (changed(notes={"rows": "many"}), "contradicts itself"),
+        (changed(notes={"epoch_steps": [1, 2, 3]}), "contradicts itself"),
+        (changed(notes={"callbacks": [1]}), "contradicts itself"),
+        (
+            lambda found: changed(losses=[math.inf, -math.inf], right=[])(at(batch=2, step=6)(found)),
+            "contradicts itself",
+        ),
         (at(step=6), "batch 1 of epoch 2 does not follow 6 steps"),
         (at(batch=5, step=9), "epoch.losses: expected float64"),
         (at(epoch=9), "history.epoch_loss"),
