@@ -120,6 +120,7 @@ class Check(Struct, frozen=True, kw_only=True, gc=False):
     lease: CheckLease | None = None
     lost: tuple[m.CheckLost, ...] = ()
     findings: tuple[m.Finding, ...] = ()
+    denied_by: str = ""  # the checker that said first that nobody can have trained the segment
     given_up: str = ""  # why
 
 
@@ -388,10 +389,13 @@ def verdict(job: Job, finding: m.Finding) -> m.Checked | m.CheckDiffers | m.Reje
 
 
 def impossible(job: Job, lost: m.CheckLost) -> m.CheckLost | m.Rejected:
-    """What the failure of a check means: where two say that nobody can have trained the segment, nobody has."""
+    """What the failure of a check means: where two say that nobody can have trained the segment, nobody has.
+
+    They have to say it for the same reason, and no run may have come through it.
+    """
     assert job.check is not None
-    before = [each for each in job.check.lost if each.code in NO_TRAINING]
-    if lost.code not in NO_TRAINING or not before:
+    same = any(each.code == lost.code for each in job.check.lost)
+    if lost.code not in NO_TRAINING or not same or job.check.findings:
         return lost
     segment = job.check.segment
     node_id = job.attempts[segment.attempt - 1].node_id
@@ -417,8 +421,8 @@ def _impossible(job: Job, event: m.Rejected) -> str | None:
     lease = job.check.lease
     if lease is None:
         return "nobody checks it"
-    lost = m.CheckLost(number=lease.number, code=BAD_CHECKPOINT, reason=event.impossible)
-    return None if event == impossible(job, lost) else "one run's word is not enough"
+    said = (m.CheckLost(number=lease.number, code=code, reason=event.impossible) for code in NO_TRAINING)
+    return None if any(event == impossible(job, lost) for lost in said) else "one run's word is not enough"
 
 
 def follows(job: Job, sequence: int) -> bool:
@@ -814,7 +818,8 @@ def _check_given(job: Job, event: m.CheckLeased, at_ms: int) -> Job:
 
 def _check_lost(job: Job, event: m.CheckLost, at_ms: int) -> Job:
     assert job.check is not None
-    return _checking(job, lease=None, lost=(*job.check.lost, event))
+    denied_by = job.check.denied_by or ((job.holder or "") if event.code in NO_TRAINING else "")
+    return _checking(job, lease=None, lost=(*job.check.lost, event), denied_by=denied_by)
 
 
 def _with_finding(job: Job, finding: m.Finding | None) -> Job:
@@ -830,17 +835,29 @@ def _given_up(job: Job, event: m.CheckGivenUp, at_ms: int) -> Job:
 
 def _rejected(job: Job, event: m.Rejected, at_ms: int) -> Job:
     """The job without anything that this node did for it, and without what others built on that."""
-    first = next(attempt.number for attempt in job.attempts if attempt.node_id == event.node_id)
+    void = _built_by(job, event.node_id)
     attempts = tuple(
-        replace(attempt, rejected=attempt.rejected or event) if attempt.number >= first else attempt
+        replace(attempt, rejected=attempt.rejected or event) if attempt.number in void else attempt
         for attempt in job.attempts
     )
+    kept = None if job.kept and job.kept.attempt in void else job.kept  # what others did may still be chosen
     error = REJECTED.format(event.node_id, event.attempt)
-    job = replace(job, attempts=attempts, completed=None, kept=None, check=None, error=error)
+    job = replace(job, attempts=attempts, completed=None, kept=kept, check=None, error=error)
     wanted = job.job.needs.node_id  # no other may have it
     if tried(job) >= job.job.max_attempts or job.attempt >= MAX_LEASES or job.deadline_near or wanted == event.node_id:
         return _settle(job, "failed", error, at_ms)
     return replace(job, status=_idle(job), not_before_ms=at_ms)
+
+
+def _built_by(job: Job, node_id: str) -> set[int]:
+    """The numbers of this node's attempts, and of those that went on from a state of one of these."""
+    numbers: set[int] = set()
+    states: list[m.Checkpoint | None] = []
+    for attempt in job.attempts:
+        if attempt.node_id == node_id or (attempt.resume and attempt.resume in states):
+            numbers.add(attempt.number)
+            states += [attempt.checkpoint, attempt.earlier]
+    return numbers
 
 
 def _cancelled(job: Job, event: m.CancelRequested, at_ms: int) -> Job:

@@ -261,7 +261,7 @@ def due(
     able = [each for each in candidates if not refusals[each.node.node_id]]
     if not able:
         return None
-    had = [*(finding.node_id for finding in check.findings)]
+    had = [check.denied_by, *(finding.node_id for finding in check.findings)]
     best = min(able, key=lambda each: (each.node.node_id in had, -each.memory_free_bytes, each.node.node_id))
     return m.CheckLeased(
         number=m.FIRST_CHECK + job.checks,

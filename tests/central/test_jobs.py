@@ -279,6 +279,20 @@ def test_whose_work_was_rejected_is_paid_for_none_of_it():
     assert done.payees == (f.payee(wallet="Q" * 43, attempt=3),)
 
 
+def test_who_built_nothing_on_what_was_rejected_is_paid_for_it_and_may_still_be_checked():
+    half, kept = f.checkpoint(50), f.segment(2, None, 50, "f" * 64, 77)
+    events = [f.FUNDED, f.leased(), f.lost(code="paused"), f.leased(2, "node-b", "B" * 43)]  # nothing stored at first
+    events += [f.checkpointed(2, 50, "node-b", kept=True), f.lost(2), f.leased(3, resume=half)]
+    events += [f.completed(3, segment=f.segment(3, half)), f.check_leased(), m.CheckDiffers(finding=FALSE)]
+    events += [f.check_leased(SECOND), f.rejected(FALSE, f.finding("9" * 64, SECOND), 3, of=f.segment(3, half))]
+    job = f.job_after(*events)
+    assert (job.status, job.checkpoint, job.kept) == ("queued", half, kept)
+    assert [attempt.rejected is not None for attempt in job.attempts] == [True, False, True]
+    done = f.job_after(*events, f.leased(4, "node-e", "E" * 43, half), f.completed(4, "node-e"))
+    pay = {payee.wallet: payee.pay_base_units for payee in done.payees}
+    assert pay == {"B" * 43: f.AMOUNT // 2, "E" * 43: f.AMOUNT - f.AMOUNT // 2}
+
+
 def test_a_rejected_job_whose_attempts_are_used_up_or_whose_node_was_asked_for_is_refunded():
     for changes in ({"max_attempts": 1}, {"needs": m.Needs(node_id="node-a")}):
         job = jobs.evolve(None, f.submitted(**changes), 0)
@@ -314,6 +328,18 @@ def test_a_start_from_which_no_training_goes_on_is_rejected_when_two_checks_say_
     event = jobs.impossible(job, m.CheckLost(number=SECOND, code="bad_checkpoint", reason="it cannot be read"))
     assert isinstance(event, m.Rejected) and jobs.illegal(job, event) is None
     assert jobs.evolve(job, event, 9_200).status == "queued"
+    other = m.CheckLost(number=SECOND, code="diverged", reason="nan")
+    assert jobs.impossible(job, other) is other  # that is no second word for the first
+
+
+def test_a_run_that_came_through_a_segment_says_that_it_can_be_trained():
+    job = f.job_after(*TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE))
+    for number in (SECOND, SECOND + 1):
+        job = jobs.evolve(job, f.check_leased(number), 9_000)
+        lost = m.CheckLost(number=number, code="bad_checkpoint", reason="it cannot be read")
+        assert jobs.impossible(job, lost) is lost
+        job = jobs.evolve(job, lost, 9_100)
+    assert job.status == "checking"
 
 
 def test_a_completion_names_only_a_segment_that_is_kept_or_its_last():

@@ -295,6 +295,13 @@ def test_the_second_run_goes_to_another_checker_where_one_is_free():
     assert due(job, candidate()).number == m.FIRST_CHECK + 1
 
 
+def test_who_said_that_nobody_can_have_trained_it_is_not_asked_again_where_another_is_free():
+    lost = m.CheckLost(number=m.FIRST_CHECK, code="bad_checkpoint", reason="it cannot be read")
+    job = jobs.evolve(jobs.evolve(CHECKING, f.check_leased(), 1), lost, 2)
+    assert due(job, candidate(), candidate("node-d"), rested_ms=9_999.0).node_id == "node-d"
+    assert due(job, candidate(), rested_ms=9_999.0).node_id == "node-c"
+
+
 def test_a_check_that_nobody_is_done_with_in_time_is_given_up_with_the_reason():
     late_ms = 3_600_001.0
     assert "none is registered" in due(CHECKING, waited_ms=late_ms).reason

@@ -52,6 +52,8 @@ class Lease(Struct):
     since_s: float
     live: bool = True
     checkpoint: int = 0  # steps
+    resume: m.Checkpoint | None = None
+    stored: list[m.Checkpoint] = []
 
 
 class CheckModel(Struct):
@@ -121,7 +123,7 @@ class Checks:
         self.banned_at_s: dict[str, float] = {}
         self.drained_at_s: dict[str, float] = {}
         self.payers: dict[str, set[str]] = {}  # node id -> who paid for its work, from which wallet
-        self.rejected: set[str] = set()  # ids of nodes
+        self.rejected: dict[str, float] = {}  # node id -> when its work was found false
         self._obeyed: dict[tuple[str, str], int] = {}  # session, job -> what its node obeyed was said at this event
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
@@ -284,11 +286,21 @@ class Checks:
         banned_s = self.banned_at_s.get(event.node_id)
         if banned_s is not None and self.network.scheduler.now_s - banned_s > BAN_HEARD_WITHIN_S:
             self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned at {banned_s:.1f} s")
+        if event.node_id in self.not_banned():
+            found_s = self.rejected[event.node_id]
+            self.expect(
+                self.network.scheduler.now_s - found_s < BAN_HEARD_WITHIN_S,
+                f"I21: {job_id} is leased to {event.node_id}, found false at {found_s:.1f} s and not banned",
+            )
         self._to_stranger(job_id, job, event.node_id)
         now_s = self.network.scheduler.now_s
-        job.leases.append(Lease(event.attempt, event.node_id, event.session, self.by, now_s))
+        job.leases.append(Lease(event.attempt, event.node_id, event.session, self.by, now_s, resume=event.resume))
         if job.served:
             self._of_time(job_id, job.served.leased(event))
+
+    def not_banned(self) -> list[str]:
+        """The nodes whose work was found false, and that nobody has banned."""
+        return sorted(self.rejected.keys() - self.banned_at_s.keys())
 
     def _to_stranger(self, job_id: str, job: JobModel, node_id: str) -> None:
         """I20. Two centrals may give a node one job each at the same moment; one of the two is taken back then."""
@@ -334,6 +346,7 @@ class Checks:
         content = state_after(job.name, said.step) if right else None
         self._artifact(said.state, content, f"the checkpoint of {job_id} at {said.step}")
         self._chances(job_id, job, event.kept)
+        job.leases[-1].stored = [*job.leases[-1].stored, said]
         own = [state for state in job.states if state[0] == event.attempt]
         job.states = [*(state for state in job.states if state not in own[:-1]), (event.attempt, said)]
 
@@ -434,10 +447,13 @@ class Checks:
             self.expect(set(found) == {truth}, f"I21: {job_id} is rejected by what is false: {found}")
             self._check_over(job_id, job, two[0].number, two[0].node_id)
         self.expect(truth != check.segment.end.sha256, f"I21: {job_id}: {node_id} is rejected, and was right")
-        first = next(lease.attempt for lease in job.leases if lease.node_id == node_id)
-        job.states = [state for state in job.states if state[0] < first]
+        void: dict[int, list[m.Checkpoint]] = {}  # attempts of this node, and what goes on from those: what they stored
+        for lease in job.leases:
+            if lease.node_id == node_id or any(lease.resume in stored for stored in void.values()):
+                void[lease.attempt] = lease.stored
+        job.states = [state for state in job.states if state[0] not in void]
         job.check, job.completed, job.rejected = None, False, [*job.rejected, node_id]
-        self.rejected.add(node_id)
+        self.rejected.setdefault(node_id, self.network.scheduler.now_s)
         self.payers.pop(node_id, None)
 
     def _truth(self, job: JobModel, segment: m.SignedSegment) -> str | None:

@@ -599,7 +599,8 @@ def old_check_still_counts() -> Iterator[Any]:
 
     def holds(dispatch: Dispatch, node_id: str, session: str, job_id: str, attempt: int) -> bool:
         job = dispatch._world.jobs.get(job_id)
-        given = job is not None and m.FIRST_CHECK <= attempt < m.FIRST_CHECK + job.checks
+        checked = job is not None and job.check is not None
+        given = checked and m.FIRST_CHECK <= attempt < m.FIRST_CHECK + job.checks
         return given or real(dispatch, node_id, session, job_id, attempt)
 
     yield mock.patch.object(Dispatch, "holds", holds)
