@@ -128,8 +128,9 @@ cdef object _checked(str op, PyObject **tensors, Py_ssize_t count, dict attrs, P
     cdef cnp.ndarray out
     cdef cnp.ndarray there
     arrays = [_array_of(<Held>tensors[i]) for i in range(count)]
-    if not update:
-        arrays = [x if cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>x) else PyArray_NewCopy(x, cnp.NPY_CORDER) for x in arrays]
+    for i in range(1 if update else 0, count):  # what is written into is in one piece: _updated() asks that first
+        if not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>arrays[i]):
+            arrays[i] = PyArray_NewCopy(<cnp.ndarray>arrays[i], cnp.NPY_CORDER)
     backend = _devices["backend"]("cpu")
     if update:
         out, normal = arrays[0], attrs
@@ -272,8 +273,11 @@ cdef inline int _remember(Held result, Call call, PyObject **tensors, Py_ssize_t
 
 cdef bint _updated(Held target, str op, PyObject **tensors, Py_ssize_t count, dict attrs) except -1:
     """Whether an update op was made, into the memory of the first tensor."""
-    cdef Call call = _call_of(op, tensors, count, attrs, True)
-    if call is None or target._pointer == NULL or not _is_open(target) or not _ran(call, target._pointer, tensors, count):
+    cdef Call call
+    if target._pointer == NULL or not _is_open(target):
+        return False
+    call = _call_of(op, tensors, count, attrs, True)
+    if call is None or not _ran(call, target._pointer, tensors, count):
         return False
     if _recorder != NULL:
         (<Recorder>_recorder).note(call, tensors, count, None)

@@ -72,12 +72,12 @@ cdef tuple _sizes_of(Held tensor, tuple given):
     if len(given) > 8:
         return None
     for i in range(len(given)):
-        if type(given[i]) is not int:
+        if type(given[i]) is not int or not -1 <= given[i] <= 1 << 40:
             return None
         size = given[i]
         if size == -1 and unknown < 0:
             unknown = i
-        elif size < 0 or size > 1 << 40:
+        elif size < 0:
             return None
         else:
             known *= size
@@ -198,7 +198,7 @@ cdef object _part_of(Held tensor, index):
     cdef bint dropped[8]
     cdef Py_ssize_t rank = len(tensor.shape), given = 1, axis, at = 0, size, item = _item_bytes(tensor._numpy_type)
     cdef int left = 0
-    cdef bint whole = True
+    cdef bint whole = True, stretched = False
     cdef char *start = _start_of(tensor)
     cdef tuple parts, last
     cdef object size_of_axis
@@ -218,8 +218,9 @@ cdef object _part_of(Held tensor, index):
     for at in range(given):
         part = parts[at]
         if part is Ellipsis:
-            if rank - axis < given - at - 1:
+            if stretched or rank - axis < given - at - 1:
                 return None
+            stretched = True
             while rank - axis > given - at - 1:
                 size = tensor.shape[axis]
                 starts[axis], stops[axis], steps[axis], counts[axis], dropped[axis] = 0, size, 1, size, False
@@ -266,7 +267,7 @@ cdef object _part_of(Held tensor, index):
             left += 1
     last = _same(last)
     found.rank, found.left, found.whole = <int>rank, left, whole
-    if not (_recording and tensor.requires_grad):
+    if _recorder == NULL and not (_recording and tensor.requires_grad):
         return _viewed(tensor, start, last, kept, None, &found)
     result = tensor
     for op, attrs in _steps_of(&found, last):
@@ -343,7 +344,10 @@ cdef object _into(str op, str name, Held target, other):
     ):  # fmt: skip
         return _general[name](target, other)
     first, second = target._pointer, operand._pointer
-    if first != second and first < second + _bytes_of(operand) and second < first + _bytes_of(target):
+    if (
+        first < second + _bytes_of(operand) and second < first + _bytes_of(target)
+        and not (first == second and operand.shape == target.shape)
+    ):  # fmt: skip
         return _general[name](target, other)  # of one memory, at other places
     tensors[0], tensors[1] = <PyObject *>target, <PyObject *>operand
     call = _call_of(op, tensors, 2, None, False)

@@ -109,6 +109,8 @@ cdef Program _program_of(Recorder watched, list given, list outcomes):
             if found is None or made.given <= found < made.given + len(made.kept):
                 return None
             wanted.add(found)
+            if found < made.given:
+                made.used |= <uint64_t>1 << <int>found
             if type(outcome) is _piece:
                 found = (found, outcome.starts, outcome.stops)
         made.outcomes.append(found)
@@ -130,7 +132,7 @@ cdef Program _program_of(Recorder watched, list given, list outcomes):
 
 
 cdef bint _is_plain(Held tensor, tuple shape, str dtype) except -1:
-    """Whether a tensor is in one piece, up to date, and of a shape and dtype."""
+    """Whether a tensor is here, up to date, and of a shape and dtype; there may be gaps in its memory."""
     if not _is_here(tensor) or tensor.dtype is not dtype or (tensor._view is not None and not _as_it_is(tensor)):
         return False
     return tensor.shape is shape or tensor.shape == shape
@@ -146,7 +148,7 @@ cdef bint _played(Program program, PyObject **slots) except -1:
     for i in range(len(program.kept)):
         slots[program.given + i] = <PyObject *>program.kept[i]
         Py_INCREF(<object>slots[program.given + i])
-    if program.group != NULL:
+    if program.group != NULL and _has_no_gaps(program, slots):
         return _made_together(program, slots)
     for k in range(program.step_count):
         step = &program.steps[k]
@@ -174,8 +176,18 @@ cdef bint _played(Program program, PyObject **slots) except -1:
     return True
 
 
+cdef bint _has_no_gaps(Program program, PyObject **slots) noexcept:
+    """Whether all that a program is given, and has, is in one piece."""
+    cdef int i
+    for i in range(program.given + <int>len(program.kept)):
+        if (<Held>slots[i])._pointer == NULL:
+            return False
+    return True
+
+
 cdef bint _made_together(Program program, PyObject **slots) except -1:
     """The calls of a program that all write into what they are given, in one loop."""
+    cdef cyx_call own[3]  # while others run, the program may be made by them
     cdef cyx_message message
     cdef int64_t failed = 0
     cdef double work = 0
@@ -185,16 +197,17 @@ cdef bint _made_together(Program program, PyObject **slots) except -1:
     for k in range(program.step_count):
         for i in range(program.steps[k].count):
             tensor = <Held>slots[program.steps[k].inputs[i]]
-            if tensor._pointer == NULL:
-                return False
             program.group[k].own_in[i].data = tensor._pointer
         program.group[k].out.data = program.group[k].own_in[0].data
         work += program.group[k].work
     if work < 20000.0:
-        status = _run(program.group, program.step_count, &failed, &message)
-    else:  # nobody else makes this update meanwhile: it is of one parameter
+        status = _run(program.group, 3, &failed, &message)
+    else:
+        for k in range(program.step_count):
+            own[k] = program.group[k]
+            own[k].inputs = own[k].own_in
         with nogil:
-            status = _run(program.group, program.step_count, &failed, &message)
+            status = _run(own, 3, &failed, &message)
     for k in range(program.step_count):
         _memory_of(<Held>slots[program.steps[k].inputs[0]]).written = now()
     return status == CYX_OK
@@ -441,11 +454,34 @@ cdef bint _is_of_nobody_else(PyObject *g) except -1:
     of a leaf must not change that of another, nor what backward() was given.
     """
     cdef Held tensor = <Held>g
+    cdef PyObject *holder = <PyObject *>tensor._keeper  # of the memory: a Buffer, or an array
+    cdef Py_ssize_t holders = 1
     if Py_REFCNT(g) > 2:  # the walk's, and the one of this function
         return False
-    if tensor._view is not None and tensor._view.base is not None:
-        return Py_REFCNT(<PyObject *>tensor._view.base) == 1 and tensor._view.base._memory is tensor._memory
-    return tensor._memory is None or Py_REFCNT(<PyObject *>tensor._memory) == 1
+    if tensor._block:
+        return True
+    if tensor._pointer == NULL or not _is_open(tensor):
+        return False
+    if tensor._view is not None and tensor._view.base is not None:  # of a tensor that nothing but this view has
+        if Py_REFCNT(<PyObject *>tensor._view.base) > 1:
+            return False
+        if _array_users(<Held>tensor._view.base) > 1 + (holder == <PyObject *>(<Held>tensor._view.base)._array):
+            return False
+        holders = 2
+    if tensor._keeper is None:
+        if type(tensor._array) is not cnp.ndarray or _array_users(tensor) > 1:
+            return False
+        holder = cnp.PyArray_BASE(<cnp.ndarray>tensor._array)
+        if holder == NULL:
+            return True
+    elif type(tensor._keeper) is cnp.ndarray and cnp.PyArray_BASE(<cnp.ndarray>tensor._keeper) != NULL:
+        if Py_REFCNT(cnp.PyArray_BASE(<cnp.ndarray>tensor._keeper)) > 1:
+            return False
+    return Py_REFCNT(holder) == holders
+
+
+cdef inline Py_ssize_t _array_users(Held tensor) noexcept:
+    return Py_REFCNT(<PyObject *>tensor._array) if tensor._array is not None else 0
 
 
 cdef int _later(const void *a, const void *b) noexcept nogil:
@@ -470,6 +506,7 @@ cdef class Walk:
     """
 
     cdef list tensors
+    cdef list nodes  # of each result
     cdef int *first  # of each result, where its edges begin
     cdef int *edges  # for each input of a result its place among the tensors, or NOWHERE
     cdef PyObject **pending  # a gradient, a Piece of one or a Sum for each tensor
@@ -528,6 +565,11 @@ cdef class Walk:
         cdef int i, count
         if self.at >= self.results or tensor._op is None:
             return 0
+        if tensor._op is not self.nodes[self.at]:  # the edges are not those of what it remembers now
+            raise GradientError(
+                f"backward: a tensor of shape {tensor.shape} was assigned to on the way back (by a hook, or another "
+                "thread); assign before or afterwards"
+            )
         edges, count = self.edges + self.first[self.at], tensor._op.count
         for i in range(min(count, 64)):
             if edges[i] != NOWHERE:
@@ -573,7 +615,7 @@ def walk(Held root, start, bint create_graph):
     was assigned to, or a view learned late what it is of.
     """
     cdef Walk made = Walk.__new__(Walk)
-    made.tensors, made.at, made.create_graph = [], -1, create_graph
+    made.tensors, made.nodes, made.at, made.create_graph = [], [], -1, create_graph
     if not _is_ordered(made, root):
         return None
     made.pending = <PyObject **>calloc(made.count, sizeof(PyObject *))
@@ -633,6 +675,7 @@ cdef bint _is_ordered(Walk made, Held root) except -1:
         tensor = <Held>_found[i].tensor
         tensor._place = <int>i
         made.tensors.append(tensor)
+        made.nodes.append(tensor._op)
     # Leaves in the order of who asked for them last: their place is that of the last edge to them, counted below 0.
     for i in range(results):
         node = (<Held>made.tensors[i])._op

@@ -28,7 +28,7 @@ cimport numpy as cnp
 
 import numpy as np
 
-from cyxcore.errors import KernelError
+from cyxcore.errors import GradientError, KernelError
 from cyxcore.kernels import cpu
 
 cnp.import_array()
@@ -482,6 +482,7 @@ cdef class Held:
     def detach(self):
         """The same data without a past. What is written to one is seen by the other."""
         cdef Held made
+        _spoil()
         if self._pointer == NULL or not _shares(self):
             return self._detached()
         made = _sharing(self, self._pointer, self.shape)

@@ -548,3 +548,55 @@ def test_memory_that_is_used_again_has_nothing_left_in_it() -> None:
         assert gone() is None
         y = numbers(3) * 2.0
         assert y.__dict__ == {} and y.grad is None and y.is_leaf and not y.requires_grad and y._memory is None
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_gradient_with_gaps_is_the_same_gradient(name: str) -> None:
+    rng = np.random.default_rng(0)
+    parameters = [cx.ones((40, 40)) for _ in range(2)]  # large enough for other threads to run meanwhile
+    optimizers = [OPTIMISERS[name]([p], lr=0.01) for p in parameters]
+    for step in range(2 * OFTEN):
+        array = rng.standard_normal((40, 40)).astype(np.float32)
+        parameters[0].grad = cx.tensor(array)
+        parameters[1].grad = cx.tensor(np.ascontiguousarray(array.T)).T if step % 3 else cx.tensor(array)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert parameters[0].numpy().tobytes() == parameters[1].numpy().tobytes()
+
+
+def test_adam_learns_a_weight_that_is_used_transposed() -> None:
+    x, w = numbers(3, 3), numbers(3, 3, grad=True)
+    first, optimizer = w.numpy().copy(), optim.Adam([w], lr=0.01)
+    for _ in range(OFTEN):
+        optimizer.zero_grad()
+        (x @ w.T).sum().backward()
+        optimizer.step()
+    assert (np.abs(w.numpy() - first) > 0.01).all()
+
+
+def test_operators_in_place_of_a_part_of_the_tensor_itself_read_before_they_write() -> None:
+    for _ in range(OFTEN):
+        x = cx.ones((3, 2))
+        x += x[0]
+        assert x.tolist() == [[2.0, 2.0]] * 3
+        x = cx.tensor([[2.0, 4.0], [6.0, 8.0]])
+        x /= x[0, 0]
+        assert x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_rule_that_takes_a_part_is_not_made_of_the_first_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gradients.RULES, "asinh", lambda g, x, y, a: (g * x[0][1:2] + x[0].detach(),))
+    for place in range(OFTEN):
+        x = cx.tensor([1.0, 2.0 + place, 3.0], requires_grad=True)
+        apply("asinh", x).sum().backward()
+        assert x.grad is not None and x.grad.tolist() == [3.0 + place, 4.0 + 2 * place, 5.0 + place]
+
+
+def test_what_no_index_and_no_shape_can_be_is_said_every_time() -> None:
+    x = numbers(3, 4)
+    for _ in range(OFTEN):
+        with pytest.raises(IndexError):
+            x[..., ...]
+        for shape in ((2**70,), (-1, 2**63), (-(2**70),)):
+            with pytest.raises((GraphError, ShapeError)):
+                x.reshape(*shape)
