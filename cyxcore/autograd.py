@@ -9,6 +9,7 @@
 Names are those of torch.func. The functions take and return tensors; inside cx.compile and cx.trace, symbols.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,14 @@ from cyxcore.symbols import Symbol
 from cyxcore.tape import pull
 from cyxcore.values import Value
 
-_depth = 0  # of transformed functions around each other: the outermost one gives results without a past
+
+class _Depth(threading.local):
+    """Of transformed functions around each other in a thread: the outermost one gives results without a past."""
+
+    now = 0
+
+
+_depth = _Depth()
 
 
 def _places(argnums: int | Sequence[int], count: int, name: str) -> tuple[int, ...]:
@@ -36,23 +44,22 @@ class _Watched:
     """A call of f whose arguments at `places` are followed."""
 
     def __init__(self, name: str, f: Callable[..., Any], args: Sequence[Any], places: Sequence[int]) -> None:
-        global _depth
         for place in places:
             given = args[place]
             if not isinstance(given, (Tensor, Symbol)) or given.dtype not in INEXACT:
                 raise GradientError(
                     f"{name}: expected a float or complex tensor as argument {place}, got {_described(given)}"
                 )
-        self.name, self.inner = name, _depth > 0
+        self.name, self.inner = name, _depth.now > 0
         followed = {place: _followed(args[place]) for place in places}
         self.inputs = list(followed.values())
         self.outer = any(isinstance(args[place], Tensor) and args[place].requires_grad for place in places)
-        _depth += 1
+        _depth.now += 1
         try:
             with enable_grad():
                 self.output = f(*(followed.get(place, arg) for place, arg in enumerate(args)))
         finally:
-            _depth -= 1
+            _depth.now -= 1
 
     def gradients(self, output: Any, gradient: Any) -> tuple[Any, ...]:
         """Of each input, for the gradient of the output (None: 1 for a scalar); zeros where there is no dependence."""
@@ -70,12 +77,22 @@ class _Watched:
                 found = {id(x): g for x, g in eager.pull(output, start, keep) if id(x) in wanted}
         elif output.shape != () and gradient is None:
             output._start(gradient)
-        zeros = (found.get(id(x), None) for x in self.inputs)
-        return tuple(x.detach() * 0.0 if g is None else g for x, g in zip(self.inputs, zeros, strict=True))
+        each = [found.get(id(x)) for x in self.inputs]
+        each = each if keep else _apart(each, [gradient])
+        return tuple(x.detach() * 0.0 if g is None else g for x, g in zip(self.inputs, each, strict=True))
 
     def result(self, value: Any) -> Any:
         """A value to hand out: without a past, unless somebody outside follows it."""
         return value.detach() if isinstance(value, Tensor) and not (self.inner or self.outer) else value
+
+
+def _apart(gradients: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+    """Gradients none of which has the memory of another or of what was given: what may have it is copied."""
+    taken, found = {id(x) for x in given}, []
+    for g in gradients:
+        found.append(g.copy() if g is not None and (id(g) in taken or g._memory is not None) else g)
+        taken.add(id(g))
+    return found
 
 
 def _described(value: Any) -> str:
@@ -156,7 +173,7 @@ def gradients_of(
     if not allow_unused and any(g is None for g in found):
         place = next(place for place, g in enumerate(found) if g is None)
         raise GradientError(f"grad: the outputs do not depend on input {place}; allow_unused=True gives None for it")
-    return tuple(found)
+    return tuple(found if create_graph else _apart(found, weights))
 
 
 def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -308,7 +325,7 @@ class _Recomputed(Function):
             if id(tensor) in wanted:
                 found[wanted[id(tensor)]] = g
             elif tensor._op is None:  # a parameter that f uses without being given it
-                tensor.grad = g if tensor.grad is None else tensor.grad + g
+                tensor.grad = g.copy() if tensor.grad is None else tensor.grad + g
         return (None, *found)
 
 

@@ -11,6 +11,7 @@ from contextlib import ContextDecorator
 from typing import TYPE_CHECKING, Any
 
 from cyxcore.dtype import INEXACT
+from cyxcore.errors import GradientError
 from cyxcore.gradients import Piece, Sum, input_gradients
 from cyxcore.held import Node, connect_tape, is_recording, set_recording, walk
 from cyxcore.held import now as now
@@ -99,7 +100,8 @@ def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool) -> None:
 def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":
     """pull() the general way, also where something was assigned to since it was used."""
     pending: dict[int, Any] = {id(root): start}  # a gradient, a Piece of one, or their Sum
-    for tensor in _newest_first(root):
+    order = _newest_first(root)
+    for tensor, remembered in [(tensor, tensor._op) for tensor in order]:
         g = pending.pop(id(tensor), None)
         if g is None:
             continue
@@ -111,10 +113,15 @@ def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tu
         yield tensor, g
         if tensor._op is None:
             continue
+        if tensor._op is not remembered:
+            raise GradientError(
+                f"backward: a tensor of shape {tensor.shape} was assigned to on the way back (by a hook, or another "
+                "thread); assign before or afterwards"
+            )
         before = is_recording()
         set_recording(before and create_graph)
         try:
-            node = tensor._op
+            node: Any = tensor._op
             for x, new in zip(node.inputs, _backwards(tensor, g), strict=True):
                 if new is not None:
                     source = _then(x, node.time)

@@ -247,3 +247,48 @@ def test_what_is_recomputed_gives_its_parameters_gradients_also_where_its_argume
         assert not cx.remat(nn.Linear(2, 1), x).requires_grad
     with pytest.raises(SpecError, match=r"1\.\.2 segments, got 3"):
         checkpoint.checkpoint_sequential([abs, abs], 3, x)
+
+
+def test_what_is_written_to_one_of_several_gradients_changes_no_other_and_nothing_given() -> None:
+    x, y, given = cx.ones(2, 2), cx.ones(2, 2), cx.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    def total(x: Any, y: Any) -> Any:
+        return (x + y) + (x + y).reshape(-1).reshape(2, 2)
+
+    a, b = cx.ones(2, 2, requires_grad=True), cx.ones(2, 2, requires_grad=True)
+    c, d = cx.ones(2, 2, requires_grad=True), cx.ones(2, 2, requires_grad=True)
+    cx.remat(lambda x: x + c + d, x).backward(given)
+    for found in (
+        cx.grad(a + b, [a, b, a], grad_outputs=given),
+        cx.grad(a.reshape(-1) + b.reshape(-1), [a, b], grad_outputs=given.reshape(-1)),
+        cx.vjp(lambda x, y: x + y, x, y)[1](given),
+        cx.vjp(lambda x, y: x.reshape(-1) + y.reshape(-1), x, y)[1](given.reshape(-1)),
+        cx.grad(lambda x, y: (total(x, y) * given).sum(), (0, 1))(x, y),
+        (c.grad, d.grad),
+    ):
+        for place, g in enumerate(found):
+            expected = g.numpy().copy()
+            assert not g.shares_memory(given)
+            g *= place + 2.0
+            assert g.numpy().tolist() == (expected * (place + 2.0)).tolist()
+            assert all(not g.shares_memory(other) for other in found if other is not g)
+        assert len({id(g) for g in found}) == len(found) and given.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_function_of_one_thread_is_not_inside_that_of_another() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def waits(x: Any) -> Any:
+        inside.set()
+        assert done.wait(60)
+        return (x * x).sum()
+
+    other = threading.Thread(target=lambda: cx.grad(waits)(X.copy()))
+    other.start()
+    assert inside.wait(60)
+    try:
+        g = cx.grad(cubes)(X)
+    finally:
+        done.set()
+        other.join()
+    assert not g.requires_grad

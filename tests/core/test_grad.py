@@ -289,6 +289,13 @@ def test_what_is_written_to_one_gradient_changes_no_other() -> None:
         assert c.grad is not None
         c.grad += 1.0
         assert kept[0].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+        d = made()[0]
+        e = d.reshape(-1)
+        e.register_hook(lambda g, kept=kept: kept.append(g.detach()))
+        (e * 2.0).sum().backward()
+        assert d.grad is not None
+        d.grad += 1.0
+        assert kept[1].tolist() == [2.0] * 4
 
 
 def test_a_gradient_that_nobody_else_has_is_not_copied() -> None:

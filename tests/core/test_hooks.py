@@ -113,3 +113,22 @@ def test_a_tensors_hook_is_taken_off_after_the_tensor_was_written_in_place() -> 
     remove()
     x.sum().backward()
     assert calls == []
+
+
+@pytest.mark.parametrize("assigned", [False, True], ids=["the short way", "the general way"])
+def test_what_a_hook_assigns_to_on_the_way_back_is_an_error(assigned: bool) -> None:
+    for _ in range(4):
+        x = cx.tensor([1.0, 2.0], requires_grad=True)
+        y = x.exp()
+        z = y * 2.0
+        if assigned:
+            y[0] = 1.0
+            z = y * 2.0
+        w = z * 3.0
+
+        def assign(g: cx.Tensor, z: cx.Tensor = z) -> None:
+            z[0] = 5.0
+
+        z.register_hook(assign)
+        with pytest.raises(GradientError, match=r"shape \(2,\) was assigned to on the way back"):
+            w.sum().backward()
