@@ -171,7 +171,8 @@ def entr(x: Any) -> Any:
 def xlog1py(x: Any, other: Any) -> Any:
     """x * log(1 + other), 0 where x is 0."""
     value, others = together(x, other)
-    return where(value == 0.0, 0.0, value * elementwise.log1p(where(value == 0.0, 0.0, others)))
+    away = (value == 0.0) & ((others <= -1.0) | (others == math.inf))  # elsewhere 0 has the gradient log(1 + other)
+    return where(away, 0.0, value * elementwise.log1p(where(away, 0.0, others)))
 
 
 def ndtr(x: Any) -> Any:

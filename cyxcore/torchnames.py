@@ -436,7 +436,8 @@ def addmm(x: Any, one: Any, other: Any, *, beta: float = 1, alpha: float = 1) ->
 def xlogy(x: Any, other: Any) -> Any:
     """x * log(other), 0 where x is 0."""
     value, others = together(x, other)
-    return where(value == 0.0, 0.0, value * where(value == 0.0, 1.0, others).log())
+    away = (value == 0.0) & ((others <= 0.0) | (others == math.inf))  # elsewhere 0 has the gradient log(other)
+    return where(away, 0.0, value * where(away, 1.0, others).log())
 
 
 def dot(x: Any, other: Any) -> Any:

@@ -24,6 +24,7 @@ class _Located(Distribution):
     def __init__(self, loc: Any, scale: Any) -> None:
         self.loc, self.scale = tensors(loc, scale)
         self.batch_shape = self.loc.shape
+        check(type(self).__name__, "a loc", self.loc, lambda x: x == x, "that is a number")
         above_zero(type(self).__name__, scale=self.scale)
 
     def _standard(self, shape: tuple[int, ...]) -> Any:
@@ -238,13 +239,14 @@ class Exponential(Distribution):
         return random.exponential(1.0, self._whole(sample_shape)).astype(self.rate.dtype) / self.rate
 
     def log_prob(self, value: Any) -> Any:
-        return self.rate.log() - self.rate * value
+        (x,) = tensors(value)
+        return where(x >= 0.0, self.rate.log() - self.rate * x, -math.inf)
 
     def entropy(self) -> Any:
         return 1.0 - self.rate.log()
 
     def cdf(self, value: Any) -> Any:
-        return -special.expm1(-self.rate * value)
+        return -special.expm1(-self.rate * tensors(value)[0].relu())
 
 
 # gamma and what is made of it ---------------------------------------------------------------------
@@ -341,8 +343,10 @@ class Gamma(Distribution):
 
     def log_prob(self, value: Any) -> Any:
         (given,) = tensors(value)
-        a = self.concentration
-        return special.xlogy(a, self.rate) + special.xlogy(a - 1.0, given) - self.rate * given - special.gammaln(a)
+        inside, a = given >= 0.0, self.concentration
+        x = where(inside, given, 1.0)
+        rows = special.xlogy(a, self.rate) + special.xlogy(a - 1.0, x) - self.rate * x - special.gammaln(a)
+        return where(inside, rows, -math.inf)
 
     def entropy(self) -> Any:
         a = self.concentration
@@ -390,9 +394,10 @@ class Beta(Distribution):
         return parts - special.gammaln(self.total)
 
     def log_prob(self, value: Any) -> Any:
-        (x,) = tensors(value)
-        high, low = self.concentration1 - 1.0, self.concentration0 - 1.0
-        return special.xlogy(high, x) + special.xlog1py(low, -x) - self.log_integral()
+        (given,) = tensors(value)
+        inside = (given >= 0.0) & (given <= 1.0)
+        x, high, low = where(inside, given, 0.5), self.concentration1 - 1.0, self.concentration0 - 1.0
+        return where(inside, special.xlogy(high, x) + special.xlog1py(low, -x) - self.log_integral(), -math.inf)
 
     def entropy(self) -> Any:
         a, b = self.concentration1, self.concentration0

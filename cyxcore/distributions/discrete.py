@@ -8,7 +8,7 @@ import numpy as np
 from cyxcore import random, special
 from cyxcore.distributions.base import LEAST, Distribution, above_zero, check, tensors
 from cyxcore.eager import Tensor
-from cyxcore.errors import ShapeError, SpecError
+from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional import log_softmax, one_hot, softplus, take_along_axis
 
 
@@ -26,6 +26,7 @@ class _Odds(Distribution):
             self.logits, self.probs = kept.log() - (1.0 - kept).log(), given
         else:
             self.logits, *rest = tensors(logits, *others)
+            check(name, "logits", self.logits, lambda x: x == x, "that are numbers")
             self.probs = self.logits.sigmoid()
         self.batch_shape = self.logits.shape
         return tuple(rest)
@@ -174,6 +175,7 @@ class Categorical(Distribution):
         else:
             self.logits = log_softmax(logits, -1)
             self.probs = self.logits.exp()
+            check(name, "logits", self.probs, lambda x: x == x, "that are numbers, of which one is finite,")
         self.batch_shape = given.shape[:-1]
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Any:
@@ -184,7 +186,10 @@ class Categorical(Distribution):
         return Tensor(places.astype(np.int64)).to(self.probs.device)
 
     def log_prob(self, value: Any) -> Any:
-        places = value.astype("int64")
+        places, count = value.astype("int64"), self.logits.shape[-1]
+        least, most = (int(places.min().item()), int(places.max().item())) if places.size else (0, 0)
+        if least < 0 or most >= count:
+            raise IndexingError(f"Categorical.log_prob: expected 0..{count - 1}, got {least if least < 0 else most}")
         shape = np.broadcast_shapes(places.shape, self.batch_shape)
         rows = self.logits.broadcast_to(*shape, self.logits.shape[-1])
         return take_along_axis(rows, places.broadcast_to(*shape).expand_dims(-1), -1).squeeze(-1)

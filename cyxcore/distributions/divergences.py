@@ -3,9 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from cyxcore import linalg, special
 from cyxcore.distributions.base import Distribution, Independent
-from cyxcore.distributions.continuous import Beta, Exponential, Gamma, Laplace, Normal, Uniform
+from cyxcore.distributions.continuous import (
+    Beta,
+    Cauchy,
+    Chi2,
+    Exponential,
+    Gamma,
+    Gumbel,
+    HalfNormal,
+    Laplace,
+    Normal,
+    Uniform,
+)
 from cyxcore.distributions.discrete import Bernoulli, Categorical, Geometric, OneHotCategorical, Poisson
 from cyxcore.distributions.joint import Dirichlet, MultivariateNormal
 from cyxcore.distributions.transformed import LogNormal
@@ -19,7 +32,9 @@ def _normals(p: Any, q: Any) -> Any:
 
 
 def _bernoullis(p: Bernoulli, q: Bernoulli) -> Any:
-    return p.probs * (p.logits - q.logits) + softplus(q.logits) - softplus(p.logits)
+    rows = p.probs * (p.logits - q.logits) + softplus(q.logits) - softplus(p.logits)
+    impossible = ((q.probs == 0.0) & (p.probs > 0.0)) | ((q.probs == 1.0) & (p.probs < 1.0))
+    return where(impossible, float("inf"), rows)
 
 
 def _gammas(p: Gamma, q: Gamma) -> Any:
@@ -67,7 +82,19 @@ def _independents(p: Independent, q: Independent) -> Any:
 
 
 def _choices(p: Categorical, q: Categorical) -> Any:
-    return (p.probs * (p.logits - q.logits)).sum(-1)
+    rows = where((q.probs == 0.0) & (p.probs > 0.0), float("inf"), p.probs * (p.logits - q.logits))
+    return rows.sum(-1)
+
+
+def _cauchys(p: Cauchy, q: Cauchy) -> Any:
+    """Chyzak and Nielsen 2019, arXiv 1905.10965"""
+    return (((p.scale + q.scale).square() + (p.loc - q.loc).square()) / (p.scale * q.scale * 4.0)).log()
+
+
+def _gumbels(p: Gumbel, q: Gumbel) -> Any:
+    """Gil 2011, On Rényi Divergence Measures for Continuous Alphabet Sources, table 2"""
+    ratio, apart, euler = p.scale / q.scale, (p.loc - q.loc) / q.scale, float(np.euler_gamma)
+    return apart - ratio.log() + euler * (ratio - 1.0) + (special.gammaln(ratio + 1.0) - apart).exp() - 1.0
 
 
 _DIVERGENCES: dict[type[Distribution], Callable[..., Any]] = {
@@ -77,6 +104,10 @@ _DIVERGENCES: dict[type[Distribution], Callable[..., Any]] = {
     Categorical: _choices,
     OneHotCategorical: _choices,
     Gamma: _gammas,
+    Chi2: _gammas,
+    Cauchy: _cauchys,
+    Gumbel: _gumbels,
+    HalfNormal: lambda p, q: _normals(p.base_dist, q.base_dist),
     Beta: _betas,
     Dirichlet: _dirichlets,
     Laplace: _laplaces,

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cyxcore.distributions.base import HALF_LOG_TAU, Distribution
+from cyxcore.distributions.base import HALF_LOG_TAU, Distribution, tensors
 from cyxcore.distributions.continuous import Normal
 from cyxcore.errors import SpecError
-from cyxcore.functional import softplus
+from cyxcore.functional import softplus, where
 from cyxcore.special import logit
 
 
@@ -125,6 +125,11 @@ class LogNormal(TransformedDistribution):
         super().__init__(Normal(loc, scale), ExpTransform())
         base: Any = self.base_dist
         self.loc, self.scale = base.loc, base.scale
+
+    def log_prob(self, value: Any) -> Any:
+        (given,) = tensors(value)
+        inside = given > 0.0
+        return where(inside, super().log_prob(where(inside, given, 1.0)), -math.inf)
 
     @property
     def mean(self) -> Any:

@@ -33,15 +33,15 @@ KINDS: dict[str, Callable[[Any, Any, Any], tuple[Any, Any, Any]]] = {
     "Normal of numbers": lambda m, a, b: (m.Normal(0.5, a.exp()), m.Normal(b, 2.0), A),
     "Bernoulli": lambda m, a, b: (m.Bernoulli(logits=a), m.Bernoulli(probs=b.sigmoid()), ONES),
     "Laplace": lambda m, a, b: (m.Laplace(a, b.exp()), m.Laplace(b, a.exp()), A),
-    "Gumbel": lambda m, a, b: (m.Gumbel(a, b.exp()), None, A),
-    "Cauchy": lambda m, a, b: (m.Cauchy(a, b.exp()), None, A),
-    "HalfNormal": lambda m, a, b: (m.HalfNormal(b.exp()), None, np.abs(A)),
+    "Gumbel": lambda m, a, b: (m.Gumbel(a, b.exp()), m.Gumbel(b, a.exp()), A),
+    "Cauchy": lambda m, a, b: (m.Cauchy(a, b.exp()), m.Cauchy(b, a.exp()), A),
+    "HalfNormal": lambda m, a, b: (m.HalfNormal(b.exp()), m.HalfNormal(a.exp()), np.abs(A)),
     "HalfCauchy": lambda m, a, b: (m.HalfCauchy(b.exp()), None, np.abs(A)),
     "LogNormal": lambda m, a, b: (m.LogNormal(a, b.exp()), m.LogNormal(b, a.exp()), np.exp(A)),
     "Uniform": lambda m, a, b: (m.Uniform(a, a + b.exp()), m.Uniform(a - 1.0, a + b.exp() + 1.0), A + 0.01),
     "Exponential": lambda m, a, b: (m.Exponential(a.exp()), m.Exponential(b.exp()), np.exp(B)),
     "Gamma": lambda m, a, b: (m.Gamma(a.exp(), b.exp()), m.Gamma(b.exp(), a.exp()), np.exp(A)),
-    "Chi2": lambda m, a, b: (m.Chi2(a.exp()), None, np.exp(A)),
+    "Chi2": lambda m, a, b: (m.Chi2(a.exp()), m.Chi2(b.exp()), np.exp(A)),
     "Beta": lambda m, a, b: (m.Beta(a.exp(), b.exp()), m.Beta(b.exp(), a.exp()), SHARES),
     "StudentT": lambda m, a, b: (m.StudentT(a.exp() + 1.0, b, 2.0), None, A),
     "Geometric": lambda m, a, b: (m.Geometric(a.sigmoid()), m.Geometric(logits=b), COUNTS),
@@ -217,3 +217,59 @@ def test_quantiles() -> None:
         found = getattr(cx.distributions, name)(*own).cdf(cx.tensor(x)).numpy()
         wanted = getattr(torch.distributions, name)(*own).cdf(torch.tensor(x)).numpy()
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "outside"),
+    [
+        (lambda m, a: m.Exponential(a), -1.0),
+        (lambda m, a: m.Gamma(a, 1.0), -1.0),
+        (lambda m, a: m.Chi2(a), -0.5),
+        (lambda m, a: m.Beta(a, 3.0), 2.0),
+        (lambda m, a: m.Beta(a, 3.0), -1.0),
+        (lambda m, a: m.LogNormal(a, 1.0), -1.0),
+        (lambda m, a: m.HalfNormal(a), -1.0),
+        (lambda m, a: m.Uniform(0.0, a), 5.0),
+    ],
+)
+def test_a_value_that_is_never_drawn_has_no_probability_and_no_gradient(make: Any, outside: float) -> None:
+    a = cx.tensor(2.0, requires_grad=True)
+    value = cx.tensor([outside, 0.5])
+    found = make(cx.distributions, a).log_prob(value)
+    found[1:].sum().backward()
+    theirs = torch.tensor(2.0, requires_grad=True)
+    expected = make(torch.distributions, theirs).log_prob(torch.tensor(0.5))
+    expected.backward()
+    assert found.tolist()[0] == -np.inf and found.tolist()[1] == pytest.approx(expected.item(), rel=1e-5)
+    assert a.grad.item() == pytest.approx(theirs.grad.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Categorical", "OneHotCategorical", "Bernoulli"])
+def test_what_the_other_holds_for_impossible_is_infinitely_far(kind: str) -> None:
+    for p, q in (([0.2, 0.8], [0.0, 1.0]), ([0.0, 1.0], [0.2, 0.8]), ([0.0, 1.0], [0.0, 1.0])):
+        ours, theirs = (
+            m.distributions.kl_divergence(*[getattr(m.distributions, kind)(m.tensor(x)) for x in (p, q)])
+            for m in (cx, torch)
+        )
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_number_is_refused_before_it_is_drawn_from() -> None:
+    nan = cx.tensor([float("nan"), 1.0])
+    for make in (
+        lambda: cx.distributions.Categorical(logits=nan),
+        lambda: cx.distributions.Categorical(logits=cx.tensor([-float("inf")] * 2)),
+        lambda: cx.distributions.Bernoulli(logits=nan),
+        lambda: cx.distributions.Normal(nan, 1.0),
+    ):
+        with pytest.raises(CyxError, match="expected (logits|a loc)"):
+            make()
+    masked = cx.distributions.Categorical(logits=cx.tensor([0.0, -float("inf")]))
+    assert masked.sample((50,)).tolist() == [0] * 50
+
+
+def test_a_choice_that_there_is_not_is_refused() -> None:
+    chosen = cx.distributions.Categorical(cx.tensor([0.2, 0.8]))
+    for given in (-1, 2):
+        with pytest.raises(CyxError, match=rf"Categorical.log_prob: expected 0..1, got {given}"):
+            chosen.log_prob(cx.tensor([0, given]))

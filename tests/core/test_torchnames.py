@@ -951,3 +951,15 @@ def test_transformers_without_biases_have_the_keys_of_pytorch() -> None:
     for kind, arguments in (("TransformerDecoderLayer", (4, 2, 8)), ("Transformer", (4, 2, 1, 1, 8))):
         ours, theirs = (set(getattr(m.nn, kind)(*arguments, bias=False).state_dict()) for m in (cx, torch))
         assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["xlogy", "xlog1py"])
+def test_nothing_times_a_logarithm_has_its_gradient(name: str) -> None:
+    """Beta and Dirichlet of concentration 1 begin with it."""
+    found = []
+    for m in (cx, torch):
+        x = m.tensor([0.0, 0.0, 0.0, 2.0], requires_grad=True)
+        result = getattr(m.special, name)(x, m.tensor([0.5, 3.0, -1.0, 0.5]))
+        result.sum().backward()
+        found.append([result.detach().numpy(), x.grad.numpy()])
+    np.testing.assert_allclose(*found, rtol=1e-6)
