@@ -12,7 +12,7 @@ import numpy as np
 
 from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import GraphError, SpecError
-from cyxcore.optimizer import Group, Optimizer, Parameters
+from cyxcore.optimizer import Group, Optimizer, Parameters, check_state
 from cyxcore.spec import OptimizerSpec
 from cyxcore.values import Value
 
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 Closure = Callable[[], Any]
 
 LEAST_CURVATURE = 1e-10  # pairs whose product is smaller are left out of the history
-SUFFICIENT, FLAT, MOST_TRIES = 1e-4, 0.9, 25  # of the line search: both conditions of Wolfe, and when it gives up
+SUFFICIENT, FLAT = 1e-4, 0.9  # of the line search: both conditions of Wolfe
 
 
 class Point(NamedTuple):
@@ -144,7 +144,8 @@ class LBFGS(Optimizer):
                     value, own = evaluated()
                     return Point(t, float(value.item()), own, float(own @ direction))
 
-                found, tries = _searched(at, length, direction, Point(0.0, loss, gradient, slope))
+                most = options["max_eval"] - calls
+                found, tries = _searched(at, length, direction, Point(0.0, loss, gradient, slope), most)
                 length, loss, gradient = found.t, found.loss, found.gradient
                 self._move_to(place + direction * length)
                 calls += tries
@@ -189,9 +190,10 @@ class LBFGS(Optimizer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what state_dict() gave. Raises SpecError for the state of other parameters or rules."""
+        check_state(state)
         kept = {name: np.array(value) for name, value in state["state"].get(0, {}).items()}
         own = sum(p.size for p in self.parameters)
-        if kept and "direction" not in kept:
+        if kept and not kept.keys() >= {"direction", "gradient", "length"}:
             raise SpecError(f"load_state_dict: expected the state of LBFGS, got {', '.join(sorted(kept))}")
         if kept and kept["direction"].shape != (own,):
             raise SpecError(
@@ -220,8 +222,11 @@ def _lowest(one: Point, other: Point, within: tuple[float, float]) -> float:
     return min(max(last.t - (last.t - first.t) * share, within[0]), within[1])
 
 
-def _searched(at: Callable[[float], Point], t: float, direction: Array, start: Point) -> tuple[Point, int]:
-    """(a point where the strong conditions of Wolfe hold, as far as one was found; how often the loss was asked for)"""
+def _searched(at: Callable[[float], Point], t: float, direction: Array, start: Point, most: int) -> tuple[Point, int]:
+    """(a point where the strong conditions of Wolfe hold, as far as one was found; how often the loss was asked for)
+
+    most: how often it is asked for at most, after the first time.
+    """
 
     def too_high(point: Point) -> bool:
         return point.loss > start.loss + SUFFICIENT * point.t * start.slope
@@ -230,7 +235,7 @@ def _searched(at: Callable[[float], Point], t: float, direction: Array, start: P
         return abs(point.slope) <= -FLAT * start.slope
 
     before, now, tries = start, at(t), 1
-    while tries <= MOST_TRIES:
+    while tries <= most:
         if too_high(now) or (tries > 2 and now.loss >= before.loss) or (now.slope >= 0.0 and not flat(now)):
             break
         if flat(now):
@@ -241,7 +246,7 @@ def _searched(at: Callable[[float], Point], t: float, direction: Array, start: P
         before = start
     low, high = (before, now) if before.loss <= now.loss else (now, before)
     steepest, slow = _largest(direction), False
-    while tries <= MOST_TRIES and abs(high.t - low.t) * steepest >= 1e-9:
+    while tries <= most and abs(high.t - low.t) * steepest >= 1e-9:
         left, right = min(low.t, high.t), max(low.t, high.t)
         t, margin = _lowest(low, high, (left, right)), 0.1 * (right - left)
         near = min(right - t, t - left) < margin

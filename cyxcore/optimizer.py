@@ -12,6 +12,7 @@ from cyxcore.errors import ShapeError, SpecError
 from cyxcore.held import scalar, watched
 from cyxcore.infer import stretches
 from cyxcore.spec import OptimizerSpec
+from cyxcore.values import Value
 
 Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group]
@@ -73,6 +74,7 @@ class Optimizer:
             known.add(id(parameter))
         if not added["params"]:
             raise SpecError(f"{name}: expected at least one parameter in each group")
+        check_rate(name, added["lr"])
         self._spec(added)
         self.param_groups.append(added)
 
@@ -197,6 +199,7 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
+        check_state(state)
         sizes = [len(group["params"]) for group in state["param_groups"]]
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own:
@@ -211,6 +214,8 @@ class Optimizer:
         parameters = self.parameters
         taken: dict[int, dict[str, Tensor]] = {}
         for place, arrays in state["state"].items():
+            if not 0 <= int(place) < len(parameters):
+                raise SpecError(f"load_state_dict: expected places 0..{len(parameters) - 1}, got {place}")
             p = parameters[int(place)]
             for name, array in arrays.items():
                 if not stretches(array.shape, p.shape):
@@ -239,6 +244,26 @@ class Optimizer:
                         f"{', '.join(sorted(own))}, got {', '.join(sorted(found))} of another optimiser"
                     )
                 place += 1
+
+
+def check_state(state: Any) -> None:
+    """Raises SpecError for what is no optimiser's state dict."""
+    if not isinstance(state, Mapping) or not {"steps", "state", "param_groups"} <= state.keys():
+        got = ", ".join(sorted(map(str, state))) or "nothing" if isinstance(state, Mapping) else type(state).__name__
+        raise SpecError(
+            "load_state_dict: expected what an optimiser's state_dict() gives, with steps, state and param_groups, got "
+            f"{got}"
+        )
+    if not isinstance(state["steps"], (int, np.integer)):
+        raise SpecError(f"load_state_dict: expected steps to be a number, got {state['steps']!r}")
+    for group in state["param_groups"]:
+        check_rate("load_state_dict", group.get("lr", 0.0))
+
+
+def check_rate(name: str, lr: Any) -> None:
+    """Raises SpecError for a learning rate that is none."""
+    if not lr >= 0.0 if isinstance(lr, (int, float, np.number)) else not isinstance(lr, Value):
+        raise SpecError(f"{name}: expected a learning rate of at least 0, got {lr!r}")
 
 
 def _kept(axes: int, spec: OptimizerSpec) -> set[str]:

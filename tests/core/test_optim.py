@@ -7,7 +7,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import nn, optim
-from cyxcore.errors import GraphError, SpecError
+from cyxcore.errors import CyxError, GraphError, SpecError
 from cyxcore.graphlearner import initial_weights
 from cyxcore.objectives import training_step
 from cyxcore.plan import Plan
@@ -341,3 +341,60 @@ def test_lbfgs_is_refused_in_a_compiled_step() -> None:
 
     with pytest.raises(GraphError, match="LBFGS: .* not in a compiled step"):
         step(cx.ones(3, 2))
+
+
+@pytest.mark.parametrize("rule", ["SGD", "Adam", "LBFGS"])
+def test_a_state_that_is_none_is_refused_with_what_it_holds(rule: str) -> None:
+    p = cx.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = getattr(optim, rule)([p])
+    known = optimizer.state_dict()
+    for state, message in (
+        ({}, "with steps, state and param_groups, got nothing"),
+        ({"state": {}, "param_groups": []}, "got param_groups, state"),
+        (5, "got int"),
+        ({**known, "steps": "many"}, "expected steps to be a number, got 'many'"),
+        ({**known, "param_groups": [{**known["param_groups"][0], "lr": "fast"}]}, "learning rate .* got 'fast'"),
+    ):
+        with pytest.raises(CyxError, match=message):
+            optimizer.load_state_dict(state)
+    for lr in (-0.1, float("nan"), "fast", None):
+        with pytest.raises(CyxError, match=f"{rule}: expected a learning rate of at least 0, got"):
+            getattr(optim, rule)([p], lr=lr)
+
+
+def test_the_state_of_a_parameter_that_is_not_there_is_refused() -> None:
+    p = cx.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = optim.Adam([p])
+    (p * p).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    with pytest.raises(CyxError, match=r"expected places 0..0, got 3"):
+        optimizer.load_state_dict({**state, "state": {3: state["state"][0]}})
+
+
+def test_lbfgs_keeps_to_its_calls_in_a_line_search() -> None:
+    torch = pytest.importorskip("torch", reason="the oracle, PyTorch, is not installed")
+    calls = []
+    for m in (cx, torch):
+        x = m.tensor(np.random.default_rng(1).normal(size=6), requires_grad=True)
+        optimizer, count = m.optim.LBFGS([x], max_iter=1, line_search_fn="strong_wolfe"), 0
+
+        def closure(m: Any = m, x: Any = x, optimizer: Any = optimizer) -> Any:
+            nonlocal count
+            count += 1
+            optimizer.zero_grad()
+            loss = ((1 - x[:-1]) ** 2 + 100 * (x[1:] - x[:-1] ** 2) ** 2).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(8):
+            optimizer.step(closure)
+        calls.append((count, x.detach().numpy()))
+    assert calls[0][0] == calls[1][0] == 16
+    np.testing.assert_allclose(calls[0][1], calls[1][1], rtol=1e-9)
+
+
+def test_lbfgs_refuses_half_a_history() -> None:
+    optimizer = optim.LBFGS([cx.tensor([1.0, 2.0], requires_grad=True)])
+    with pytest.raises(CyxError, match="expected the state of LBFGS, got direction"):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: {"direction": np.zeros(2)}}})
