@@ -253,7 +253,7 @@ class Api:
             self._funds(terms), self._central.settlement.recent_blockhash()
         )
         fitting = [node for node in self._world.nodes.values() if node.online and schedule.ever_fits(draft, node)]
-        epochs = ask.job.training.epochs
+        names, epochs = [node.node_id for node in fitting], ask.job.training.epochs
         flops, bytes_moved = plan.flops_per_epoch * epochs, plan.bytes_per_epoch * epochs
         serve = ask.job.serve
         asked = sorted(
@@ -283,6 +283,7 @@ class Api:
             flops_per_epoch=plan.flops_per_epoch,
             parameters=plan.parameters,
             eligible_nodes=len(fitting),
+            unproven_limit_base_units=schedule.most_worth(draft, map(self._world.candidate, names)),
         )
 
     def _signed_price(self, draft: jobs.Job, most_base_units: int) -> m.Price:

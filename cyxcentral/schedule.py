@@ -109,6 +109,16 @@ def for_proven(job: Job, limit_base_units: int) -> bool:
     return 0 < limit_base_units < worth_base_units(job) and not job.job.needs.node_id
 
 
+def most_worth(job: Job, candidates: Iterable[Candidate]) -> int:
+    """What a job like this may be worth, so that one of these nodes gets it; 0: anything."""
+    most = 0
+    for candidate in candidates:
+        if job.job.needs.node_id or not candidate.limit_base_units:
+            return 0
+        most = max(most, candidate.limit_base_units)
+    return most
+
+
 class Assignment(Struct, frozen=True, kw_only=True):
     job_id: str
     node_id: str

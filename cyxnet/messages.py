@@ -261,6 +261,7 @@ class Quote(Struct, kw_only=True):
     prices: list[NodePrice] = []  # the highest first
     flops: int = 0  # of the whole job
     bytes_moved: int = 0  # between processor and memory
+    unproven_limit_base_units: int = 0  # what a job may cost, as no node is here that is proven; 0: anything
 
 
 class SubmitRequest(Request, kw_only=True, frozen=True):

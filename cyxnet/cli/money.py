@@ -14,7 +14,7 @@ from cyxnet import messages as m
 from cyxnet.amounts import format_cyx
 from cyxnet.bus import BusError
 from cyxnet.cli.exits import DONE, WORLD_FAILED
-from cyxnet.cli.jobs import loaded
+from cyxnet.cli.jobs import loaded, tell_limit
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
@@ -186,6 +186,7 @@ async def quote(args: argparse.Namespace, screen: Screen) -> int:
     what = f"at most {cyx(price.max_base_units)}, good until {until}: {work}"
     screen.table(["node", "takes at most", "asks", "so at most"], rows, found)
     if not args.json:
+        tell_limit(found, price.max_base_units, screen)
         kept = f"; submit with: cyx submit {args.file} --quote {args.output}" if args.output else ""
         screen.result(what + kept, found)
     return DONE

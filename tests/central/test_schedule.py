@@ -175,6 +175,12 @@ def test_who_names_a_node_knows_what_it_does():
     assert schedule.refusal(named, stranger()) is None
 
 
+def test_what_a_job_may_be_worth_is_told_where_all_are_strangers():
+    assert schedule.most_worth(DEAR, [stranger(), stranger(active_runs=1)]) == f.AMOUNT
+    assert schedule.most_worth(DEAR, [stranger(), stranger(payers=PAYERS)]) == schedule.most_worth(DEAR, []) == 0
+    assert schedule.most_worth(replace(DEAR, job=f.job_request(needs=m.Needs(node_id="node-a"))), [stranger()]) == 0
+
+
 def test_a_node_that_an_operator_vouches_for_needs_no_proof_and_without_a_limit_nobody_does():
     node = stranger().node
     assert schedule.limit_of(node, UNPROVEN) == f.AMOUNT

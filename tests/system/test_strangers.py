@@ -1,8 +1,12 @@
 """A node that nobody knows, on a whole network: what it gets, what is said of that, and how it becomes known."""
 
+import io
+
 from msgspec.structs import replace
 
 from cyxnet import jobfile
+from cyxnet.cli.jobs import tell_quote
+from cyxnet.cli.screen import PlainScreen
 from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
 from tests.system.conftest import EXAMPLES, until
@@ -11,12 +15,15 @@ CYX = 10**9
 
 
 async def test_a_node_gets_small_jobs_until_three_clients_have_paid_for_its_work(tmp_path):
-    settings = {"unproven_limit_base_units": 3 * CYX}
+    sight, settings = io.StringIO(), {"unproven_limit_base_units": 3 * CYX}
     async with LocalNetwork(tmp_path / "net", heartbeat_ms=500, lease_ms=4_000, settings=settings) as network:
         small, url = jobfile.load(EXAMPLES / "digits.toml"), network.file.client_url
         small = replace(small, training=replace(small.training, epochs=1))
         async with await AsyncClient.connect(tmp_path / "first", url=url) as first:
             await first.faucet(10 * CYX)
+            prepared = await first.prepare(replace(small, amount_base_units=4 * CYX))
+            tell_quote(prepared, PlainScreen(sight))
+            assert "jobs of up to 3 CYX, and this one may cost 4 CYX" in sight.getvalue()
             dear = await first.submit(replace(small, amount_base_units=4 * CYX))
             await until(first, dear.job_id, "Funded")
             assert "not proven yet (0 of 3 clients" in (await first.explain(dear.job_id)).waiting_for
@@ -30,3 +37,4 @@ async def test_a_node_gets_small_jobs_until_three_clients_have_paid_for_its_work
             assert (await first.wait(dear.job_id)).status == "completed"
             [node] = await first.nodes()
             assert (node.proofs, node.limit_base_units) == (3, 0)
+            assert (await first.prepare(small)).quote.unproven_limit_base_units == 0
