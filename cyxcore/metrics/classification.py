@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cyxcore.errors import DataError, ShapeError, SpecError
+from cyxcore.kernels import cpu
 from cyxcore.metrics.base import Array, Metric, numbers, ratio
 
 Average = Literal["binary", "macro", "micro", "weighted"]
@@ -285,6 +286,15 @@ class AveragePrecision(_Ranked):
         return float((np.diff(positives, prepend=0.0) * precision).sum() / positives[-1])
 
 
+def _by_kernel(op: str, x: Array, **attrs: Any) -> Array:
+    """As our own kernels compute it, which are the same on every processor. NumPy's exp and log are not, and what a
+    metric says is a part of states and models, which are compared by their digests.
+    """
+    out = np.empty_like(x, order="C")
+    cpu.call(op, out, [np.ascontiguousarray(x)], attrs)
+    return out
+
+
 class LogLoss(Metric):
     """The mean of -log p(true class), in nats. logits: scores of any size, turned into probabilities by softmax (C
     classes) or the logistic function (one score per row); otherwise probabilities.
@@ -310,12 +320,11 @@ class LogLoss(Metric):
         scores, truth = scores[counted], truth[counted]
         if truth.size and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
             raise DataError(f"log loss: expected classes 0..{scores.shape[1] - 1}, got {truth.min()}..{truth.max()}")
-        own = scores[np.arange(len(truth)), truth]
+        places = np.arange(len(truth)), truth
         if self.logits:
-            top = scores.max(1, initial=-np.inf)
-            losses = np.log(np.exp(scores - top[:, None]).sum(1)) + top - own
+            losses = -_by_kernel("log_softmax", scores, axis=1)[places]
         else:
-            losses = -np.log(np.clip(own, LEAST_PROBABILITY, 1.0))
+            losses = -_by_kernel("log", np.clip(scores[places], LEAST_PROBABILITY, 1.0))
         self._add(total=losses.sum(), rows=len(losses))
 
     def compute(self) -> float:
@@ -326,4 +335,4 @@ class Perplexity(LogLoss):
     """exp of the log loss: among how many equally likely classes (tokens) the model still has to guess."""
 
     def compute(self) -> float:
-        return math.exp(min(super().compute(), 700.0))
+        return float(_by_kernel("exp", np.array([min(super().compute(), 700.0)]))[0])
