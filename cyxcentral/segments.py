@@ -30,7 +30,7 @@ PROVEN_AFTER = 10  # jobs of a node that were checked and found right, besides t
 LAST_AT_LEAST = 10  # once in so many times the last segment is chosen
 TOO_LONG = 2  # times what a job asks for: a segment so long is its node's doing
 MOST_LOST = 10  # leases of one check that ended without a finding
-REST_MS = (0, 1_000, 2_000, 4_000, 8_000, 16_000)  # after so many of them
+REST_MS = (0, *(1_000 << doublings for doublings in range(9)))  # after so many of them; all in all 8 minutes
 NAMED = 3  # checkers whose reason is told when a check is given up
 
 
@@ -274,6 +274,8 @@ def due(
 def _refusal(job: Job, candidate: Candidate) -> str:
     """Why a checker cannot check this job now; empty when it can."""
     node = candidate.node
+    if job.check and node.node_id == _node_of(job, job.check.segment):
+        return "the work is its own"  # it was named a checker since
     if not node.online:
         return "offline"
     if node.banned_until_ms or node.draining:

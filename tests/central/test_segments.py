@@ -287,6 +287,15 @@ def test_what_is_not_drawn_waits_for_what_its_node_delivered_before_and_for_noth
     )
 
 
+def test_nobody_checks_its_own_work_also_when_it_was_named_a_checker_since():
+    assert due(CHECKING, candidate("node-a")) is None
+    assert "node-a: the work is its own" in due(CHECKING, candidate("node-a"), waited_ms=3_600_001.0).reason
+
+
+def test_the_tries_of_a_check_outlast_a_restart_of_the_checkers_machine():
+    assert 8 * 60_000 < sum(segments.REST_MS[: segments.MOST_LOST]) < POLICY.within_s * 1000
+
+
 def test_the_second_run_goes_to_another_checker_where_one_is_free():
     job = jobs.evolve(CHECKING, f.check_leased(), 1)
     job = jobs.evolve(job, m.CheckDiffers(finding=f.finding("9" * 64)), 2)
