@@ -63,7 +63,8 @@ MEMORY_MARGIN = 4  # after running out of memory a job asks for a quarter more t
 REFUNDED = "its escrow was refunded to the client after the deadline, before it was settled; nobody was paid"
 DEADLINE_MARGIN_S = 86_400  # so long before an escrow may be refunded its job ends: for clocks, and for the chain
 DEADLINE_NEAR = "its escrow's deadline was near, after which anybody could refund it: what was stored is paid"
-NO_TRAINING = (BAD_CHECKPOINT, "diverged")  # codes of checks that say: nobody trained this segment
+# codes of checks that say: nobody trained this segment, from such a state, or on such data
+NO_TRAINING = (BAD_CHECKPOINT, "diverged", "bad_data", "shape_mismatch")
 TWO_RUNS_DIFFER = "two runs of the same segment found different things: it cannot be told what is right"
 UNFUNDED, CANCELLED = "unfunded", "cancelled"  # codes of leases that ended before the deposit was final
 UNCOUNTED = (REFUSED, PAUSED, NODE_STOPPED)

@@ -342,6 +342,17 @@ def test_a_run_that_came_through_a_segment_says_that_it_can_be_trained():
     assert job.status == "checking"
 
 
+@pytest.mark.parametrize("code", ["diverged", "bad_data", "shape_mismatch"])
+def test_who_delivers_a_model_of_a_job_that_nobody_can_train_is_rejected(code):
+    # ten checks ended so, and it was paid
+    job = f.job_after(*TO_CHECK, f.check_leased())
+    first = m.CheckLost(number=m.FIRST_CHECK, code=code, reason="row 3 is none")
+    assert jobs.impossible(job, first) is first
+    job = jobs.evolve(jobs.evolve(job, first, 9_000), f.check_leased(SECOND), 9_100)
+    event = jobs.impossible(job, m.CheckLost(number=SECOND, code=code, reason="row 3 is none"))
+    assert isinstance(event, m.Rejected) and jobs.illegal(job, event) is None
+
+
 def test_a_completion_names_only_a_segment_that_is_kept_or_its_last():
     job = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=30, kept=True), f.checkpointed(step=50))
     assert jobs.illegal(job, f.completed(segment=f.segment(start=f.checkpoint(50)))) is None
