@@ -221,6 +221,18 @@ def test_slices_made_with_who_reads_them_have_the_bits_of_both(graph: cx.Graph, 
         cpu.set_num_threads(before[1])
 
 
+def test_a_slice_that_runs_backwards_is_made_when_all_that_it_reads_is_there() -> None:
+    """It is as large as what it reads, at another place of it."""
+    x, (turned, out) = np.arange(SIZE, dtype=np.float32), np.empty((2, SIZE), np.float32)
+    program = cpu.Program()
+    program.add("neg", turned, [x], {})
+    program.add("slice", out, [turned], {"starts": (SIZE - 1,), "stops": (-1,), "steps": (-1,)})
+    program.add("square", out, [out], {})
+    program.fuse(MEMORY)
+    program.run()
+    np.testing.assert_array_equal(out, np.square(-x[::-1]))
+
+
 def test_the_gates_of_a_recurrence_are_cut_out_where_they_are_used() -> None:
     builder = Builder()
     gates, cell = builder.input("gates", (32, 512)), builder.input("cell", (32, 128))

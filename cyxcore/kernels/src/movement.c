@@ -155,13 +155,16 @@ static void slice_body(void *context, int64_t begin, int64_t end) {
 static cyx_status slice(const cyx_call *call) {
     const cyx_array *x = &call->in[0];
     int64_t stride[CYX_MAX_NDIM], origin = 0;
+    int backwards = 0;
     const int64_t *starts = call->ints + 1, *steps = call->ints + 2 * (1 + x->ndim) + 1;
     strides_of(x, stride);
     for (int d = 0; d < x->ndim; d++) {
         origin += starts[d] * stride[d];
         stride[d] *= steps[d];
+        backwards |= steps[d] < 0;
     }
     if (cyx_asked) {
+        if (backwards) return CYX_OK; /* in no group: it may be as large as what it reads, and read other tiles of that */
         strided_walk(&cyx_asked->rows.walk, &call->out, stride);
         cyx_asked->body = slice_body, cyx_asked->rows.constants[0] = (double)origin;
         return CYX_OK;
