@@ -37,8 +37,9 @@ def cross_entropy(
     """-log softmax(logits)[label] per row. logits: (N, C) or (N, C, ...), labels: int64 (N,) or (N, ...).
 
     weight: (C,), of each class; the mean is then over the weights of the labels. ignore_index: rows of this label
-    count nothing. label_smoothing: this share of a label is spread evenly over all classes. labels of logits' shape
-    and a float dtype are the probabilities of the classes; the mean is then over the rows.
+    count nothing; None: those of -100, and in a compiled step none. label_smoothing: this share of a label is spread
+    evenly over all classes. labels of logits' shape and a float dtype are the probabilities of the classes; the mean is
+    then over the rows. Raises IndexingError for a label of no class.
     """
     if labels.dtype in FLOATS and labels.shape == logits.shape:
         return _of_probabilities(logits, labels, reduction, weight, label_smoothing)
@@ -49,7 +50,7 @@ def cross_entropy(
         return result.reshape(*labels.shape) if reduction == "none" else result
     if not 0.0 <= label_smoothing < 1.0:
         raise SpecError(f"cross_entropy: expected 0 <= label_smoothing < 1, got {label_smoothing}")
-    known, counted = _known(logits, labels, ignore_index)
+    known, counted = _known("cross_entropy", logits, labels, ignore_index)
     rows = apply("cross_entropy", logits, known)
     own = None if weight is None else apply("take", weight, known, axis=0)
     rows = rows if own is None else rows * own
@@ -80,7 +81,7 @@ def nll_loss(
             _by_row(log_probabilities), labels.reshape(-1), reduction, weight=weight, ignore_index=ignore_index
         )
         return result.reshape(*labels.shape) if reduction == "none" else result
-    known, counted = _known(log_probabilities, labels, ignore_index)
+    known, counted = _known("nll_loss", log_probabilities, labels, ignore_index)
     rows = -apply("take_along", log_probabilities, known.expand_dims(1), axis=1).squeeze(1)
     own = None if weight is None else apply("take", weight, known, axis=0)
     return _weighted(rows if own is None else rows * own, own, counted, reduction)
@@ -91,12 +92,36 @@ def _by_row(logits: Any) -> Any:
     return logits.permute(0, *range(2, logits.ndim), 1).reshape(-1, logits.shape[1])
 
 
-def _known(logits: Any, labels: Any, ignore_index: int | None) -> tuple[Any, Any]:
-    """Labels that can be looked up, and which of them count (None: all)."""
-    if ignore_index is None:
-        return logits._check_indices(labels, logits.shape[-1]), None
-    counted = labels != ignore_index
-    return logits._check_indices(where(counted, labels, 0), logits.shape[-1]), counted
+def _known(name: str, logits: Any, labels: Any, ignore_index: int | None) -> tuple[Any, Any]:
+    """Labels that can be looked up, and which of them count (None: all). Raises IndexingError for one of no class."""
+    if not isinstance(labels, InPlace):
+        counted = None if ignore_index is None else labels != ignore_index
+        labels = labels if counted is None else where(counted, labels, 0)
+        return logits._check_indices(labels, logits.shape[-1]), counted
+    ignored = -100 if ignore_index is None else ignore_index
+    least, most = _bounds(labels)
+    counts: Any = labels != ignored if least <= ignored <= most else None
+    if counts is None or counts.all().item():  # the plain loss is one kernel
+        return _classes(name, labels, logits.shape[-1]), None
+    return _classes(name, where(counts, labels, 0), logits.shape[-1]), counts
+
+
+def _bounds(labels: Any) -> tuple[int, int]:
+    """The least and the largest of labels; (0, 0) of none."""
+    known = labels._bounds()
+    if known is None:
+        known = (labels.min().item(), labels.max().item()) if labels.size else (0, 0)
+    return known
+
+
+def _classes(name: str, labels: Any, count: int) -> Any:
+    """The labels. Raises IndexingError for one outside of 0 … count - 1, where they are known."""
+    if isinstance(labels, InPlace):
+        least, most = _bounds(labels)
+        if least < 0 or most >= count:
+            wrong = least if least < 0 else most
+            raise IndexingError(f"{name}: expected labels of 0..{count - 1} (or ignore_index), got {wrong}")
+    return labels
 
 
 def _weighted(rows: Any, own: Any, counted: Any, reduction: str) -> Any:
@@ -290,7 +315,7 @@ def multi_margin_loss(
         raise ShapeError(
             f"multi_margin_loss: expected x (N, C), labels (N,) and p 1 or 2, got {x.shape}, {labels.shape}, {p}"
         )
-    known = x._check_indices(labels.astype("int64"), x.shape[1])
+    known = _classes("multi_margin_loss", labels.astype("int64"), x.shape[1])
     own = apply("take_along", x, known.expand_dims(1), axis=1)
     short = (x - own + margin).relu()
     short = short if p == 1 else short.square()

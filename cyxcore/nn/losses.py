@@ -3,7 +3,6 @@
 from typing import Any
 
 from cyxcore import functional as F
-from cyxcore.eager import Tensor
 from cyxcore.nn.module import Module
 
 
@@ -44,7 +43,7 @@ class CrossEntropyLoss(_ByClass):
             labels,
             self.reduction,
             weight=self.weight,
-            ignore_index=_ignored(labels, self.ignore_index),
+            ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
         )
 
@@ -53,17 +52,8 @@ class NLLLoss(_ByClass):
     """Of log probabilities (N, C, ...) and class indices (N, ...)."""
 
     def forward(self, log_probabilities: Any, labels: Any) -> Any:
-        ignored = _ignored(labels, self.ignore_index)
-        return F.nll_loss(log_probabilities, labels, self.reduction, weight=self.weight, ignore_index=ignored)
-
-
-def _ignored(labels: Any, index: int) -> int | None:
-    """None where no label of an existing tensor is the ignored one: the plain loss is one kernel."""
-    bounds = labels._bounds() if isinstance(labels, Tensor) else None
-    if bounds is not None and not bounds[0] <= index <= bounds[1]:
-        return None
-    held = getattr(labels, "_data", None)
-    return index if held is None or (held == index).any() else None
+        options = {"weight": self.weight, "ignore_index": self.ignore_index}
+        return F.nll_loss(log_probabilities, labels, self.reduction, **options)
 
 
 class MSELoss(_Loss):

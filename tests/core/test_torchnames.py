@@ -963,3 +963,22 @@ def test_nothing_times_a_logarithm_has_its_gradient(name: str) -> None:
         result.sum().backward()
         found.append([result.detach().numpy(), x.grad.numpy()])
     np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_labels_of_no_class_do_not_count_from_the_end(name: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 200)).astype(np.float32)
+    ours, theirs = (getattr(m.nn.functional, name)(m.tensor(rows), m.tensor([1, -100, 2])).item() for m in (cx, torch))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    kind = {"cross_entropy": "CrossEntropyLoss", "nll_loss": "NLLLoss"}[name]
+    for labels, loss in (
+        ([1, -1, 2], getattr(cx.nn.functional, name)),
+        ([1, 200, 2], getattr(cx.nn.functional, name)),
+        ([1, -1, 2], getattr(cx.nn, kind)()),
+        ([1, -100, 2], getattr(cx.nn, kind)(ignore_index=5)),
+    ):
+        wrong = max(labels) if max(labels) > 199 else min(labels)
+        with pytest.raises(CyxError, match=rf"{name}: expected labels of 0..199 .*, got {wrong}"):
+            loss(cx.tensor(rows), cx.tensor(labels))
+    with pytest.raises(CyxError, match=r"multi_margin_loss: expected labels of 0..199 .*, got -1"):
+        cx.nn.functional.multi_margin_loss(cx.tensor(rows), cx.tensor([1, -1, 2]))
