@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import pytest
 import cyxcore as cx
 from cyxcore import safetensors
 from cyxcore.errors import FormatError
+from cyxcore.gguf import GGUFFile
 from cyxcore.gguf.rewriting import FILE_TYPES
 from cyxcore.graphlearner import initial_weights
 from cyxcore.spec import EpochMetrics
 from cyxnet.cli import main
 from cyxnet.cli.options import GGUF_KINDS
+from tests.core import llamas
 
 LAYERS = [
     {"kind": "Conv2d", "out_channels": 2, "kernel_size": 3},
@@ -95,6 +98,26 @@ def test_a_file_that_is_inspected_is_read_once_and_has_the_digests_of_its_bytes(
     monkeypatch.undo()
     assert opened == [path] and told[-1] == path.stat().st_size
     assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and found["tensors"]
+
+
+def test_each_tensor_of_a_gguf_file_that_is_inspected_has_the_digest_of_its_own_bytes(tmp_path: Path) -> None:
+    path, told = tmp_path / "m.gguf", list[int]()
+    llamas.write(path, llamas.sizes(vocabulary=257), "Q4_0")
+    found, held = cx.describe_model(path, told.append), GGUFFile(path)
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and told[-1] == path.stat().st_size
+    digests = {name: hashlib.sha256(held.raw(name).tobytes()).hexdigest() for name in held.tensors}
+    assert {row["name"]: row["sha256"] for row in found["tensors"]} == digests and len(set(digests.values())) > 1
+
+
+@pytest.mark.parametrize("part", ["graph.json", "weights.safetensors"])
+def test_a_damaged_file_is_not_described_as_whole(part: str, model: Path, capsys: Any) -> None:
+    data = bytearray(model.read_bytes())
+    with ZipFile(model) as archive:
+        info = archive.getinfo(part)
+    data[info.header_offset + 30 + len(part) + info.file_size - 1] ^= 1
+    model.write_bytes(data)
+    assert main(["inspect", str(model)]) == 2
+    assert part in capsys.readouterr().err
 
 
 def test_the_kinds_of_matrices_in_a_gguf_file_are_those_that_can_be_written() -> None:
