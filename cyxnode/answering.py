@@ -151,7 +151,7 @@ class Answering:
         self._idle.clear()
         method = "POST" if size else "GET"
         asked.number = self._replica.ask(
-            method, question.route, question.content_type, question.accept, message.data, asked.tell
+            method, question.route, question.content_type, question.accept, message.data, asked.tell, caller
         )
 
     def _on_ping(self, message: Message) -> None:

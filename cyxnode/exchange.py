@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import math
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -30,6 +31,8 @@ LENGTH_BYTES = 4
 LIST_BYTES, LIST_FRAMES = 65_536, 32
 MOST_WAITING_BYTES = 4 * LIST_BYTES  # of lists that came and are not taken
 MOST_UNREAD_BYTES = 8 * 2**20  # that were sent: of one large question nobody else should be told that it is too much
+# Of larger questions than that, so much of one caller's is with the replica: the questions of others wait for no more.
+LARGE_BYTES, AHEAD_BYTES = 16_384, 2 * 2**20
 MAX_LIST_BYTES = 16 * PART_BYTES  # a request is one message of the broker, and an answer comes in parts
 
 
@@ -214,6 +217,9 @@ class Exchange:
         self._numbers = itertools.count(1)
         self._asked: dict[int, Tell] = {}
         self._left: dict[int, int] = {}  # of answers in parts: how many may come
+        self._large: dict[int, tuple[str, int]] = {}  # questions: whose, and their bytes
+        self._ahead: Counter[str] = Counter()  # bytes of those that the replica has, by caller
+        self._held: dict[str, dict[int, Ask]] = {}  # those that it has not, by caller, in their order
         self._over = False
         self._wire: Wire
         self.beat_s = -math.inf  # of the event loop: when the replica last said that it is at it
@@ -233,14 +239,22 @@ class Exchange:
         """Whether the replica does not read what it is sent."""
         return self._wire.is_full
 
-    def ask(self, method: str, path: str, content_type: str, accept: str, body: bytes, tell: Tell) -> int:
+    def ask(
+        self, method: str, path: str, content_type: str, accept: str, body: bytes, tell: Tell, caller: str = ""
+    ) -> int:
         """tell(reply) is called with the Reply, then with each Part; with None when the replica ended before.
 
-        Returns the number of the request.
+        Returns the number of the request. caller: whose it is; large ones of one caller follow one another.
         """
-        number = next(self._numbers)
+        number, size = next(self._numbers), len(body)
         self._asked[number] = tell
-        self._wire.send(Ask(number, method, path, content_type, accept, body), len(body))
+        ask = Ask(number, method, path, content_type, accept, body)
+        if size <= LARGE_BYTES:
+            self._wire.send(ask, size)
+        else:
+            self._large[number] = caller, size
+            self._held.setdefault(caller, {})[number] = ask
+            self._pass_on(caller)
         if self._over:
             asyncio.get_running_loop().call_soon(self._end_all)
         return number
@@ -259,6 +273,7 @@ class Exchange:
         if self._asked.pop(number, None):
             self._left.pop(number, None)
             self._wire.send(Drop(number))
+            self._forget_large(number)
 
     def close(self) -> None:
         self._wire.close()
@@ -281,7 +296,30 @@ class Exchange:
         if not frame.more:
             del self._asked[number]
             self._left.pop(number, None)
+            self._forget_large(number)
         tell(frame)
+
+    def _pass_on(self, caller: str) -> None:
+        """What is held of a caller's large questions, as far as the replica may have them; one in any case."""
+        held = self._held.get(caller, {})
+        for number, ask in list(held.items()):
+            size = len(ask.body)
+            if self._ahead[caller] and self._ahead[caller] + size > AHEAD_BYTES:
+                return
+            del held[number]
+            self._ahead[caller] += size
+            self._wire.send(ask, size)
+        self._held.pop(caller, None)
+
+    def _forget_large(self, number: int) -> None:
+        caller, size = self._large.pop(number, ("", 0))
+        if not size:
+            return
+        if self._held.get(caller, {}).pop(number, None) is None:  # the replica had it
+            self._ahead[caller] -= size
+        self._pass_on(caller)
+        if not self._ahead[caller]:
+            del self._ahead[caller]
 
     def _on_lost(self, why: str) -> None:
         self._over = True
@@ -291,6 +329,7 @@ class Exchange:
     def _end_all(self) -> None:
         """Nothing of what was asked will be answered."""
         asked, self._asked = self._asked, {}
-        self._left.clear()
+        for known in (self._left, self._large, self._ahead, self._held):
+            known.clear()
         for tell in asked.values():
             tell(None)

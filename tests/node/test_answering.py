@@ -26,7 +26,7 @@ class Silent:
     def __init__(self):
         self.asked, self.dropped, self.more, self.paths = asyncio.Queue(), [], asyncio.Queue(), []
 
-    def ask(self, method, path, content_type, accept, body, tell):
+    def ask(self, method, path, content_type, accept, body, tell, caller=""):
         self.paths.append(path)
         self.asked.put_nowait(tell)
         return 1

@@ -314,12 +314,41 @@ async def test_all_answers_that_came_before_the_end_of_a_replica_are_told() -> N
     assert [reply and reply.status for reply in told] == [200, 200, None]
 
 
+async def test_large_questions_of_one_caller_do_not_stand_before_those_of_another() -> None:
+    theirs, exchange, lost = await pair(print)
+    told: list[Any] = []
+
+    def ask(size: int, caller: str) -> int:
+        return exchange.ask("POST", "/v1/predict", JSON, "", bytes(size), told.append, caller)
+
+    numbers = [ask(x.AHEAD_BYTES // 2, "a") for _ in range(6)]
+    other, small = ask(x.LARGE_BYTES + 1, "b"), ask(1, "a")
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    wire = await x.Wire.open(theirs, x.Ask | x.Took | x.Drop, heard.put_nowait, lost.append)
+    assert [(await heard.get()).number for _ in range(4)] == [*numbers[:2], other, small]
+    exchange.drop(numbers[2])  # which the replica never has
+    assert await heard.get() == x.Drop(numbers[2])
+    wire.send(x.Reply(numbers[1], 200, JSON, 0, b"", False))
+    assert (await heard.get()).number == numbers[3]
+    exchange.drop(numbers[0])
+    assert [(await heard.get()).number for _ in range(2)] == [numbers[0], numbers[4]]
+    for number in (*numbers[3:5], other, small):
+        wire.send(x.Reply(number, 200, JSON, 0, b"", False))
+    assert (await heard.get()).number == numbers[5] and exchange.in_flight == 1
+    assert set(exchange._ahead) == {"a"} and exchange._ahead["a"] == x.AHEAD_BYTES // 2 and not exchange._held
+    ask(x.AHEAD_BYTES, "a")
+    wire.close()  # what is held is told so too
+    while exchange.in_flight:
+        await asyncio.sleep(0)
+    assert told[-2:] == [None, None] and not (exchange._ahead or exchange._held or exchange._large)
+
+
 async def test_only_many_large_questions_are_too_much_for_a_replica_that_does_not_read() -> None:
     theirs, exchange, _ = await pair(print)
     exchange.ask("POST", "/v1/predict", JSON, "", bytes(2**20), lambda said: None)
     assert not exchange.is_full
-    for _ in range(x.MOST_UNREAD_BYTES // 2**20):
-        exchange.ask("POST", "/v1/predict", JSON, "", bytes(2**20), lambda said: None)
+    for caller in range(x.MOST_UNREAD_BYTES // 2**20):
+        exchange.ask("POST", "/v1/predict", JSON, "", bytes(2**20), lambda said: None, f"{caller}")
     assert exchange.is_full
     theirs.close()
     exchange.close()
