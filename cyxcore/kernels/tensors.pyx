@@ -200,9 +200,24 @@ cdef class View:
     @property
     def steps(self) -> tuple:
         """Operations and their attributes."""
-        if self.own is None:
-            self.own = _steps_of(&self.index, self.shape)
-        return self.own if self.before is None else self.before.steps + self.own
+        cdef View view = self
+        cdef list found = []  # the last first; no recursion: a view of a view may have a long row before it
+        while view is not None:
+            if view.own is None:
+                view.own = _steps_of(&view.index, view.shape)
+            found.extend(reversed(view.own))
+            view = view.before
+        return tuple(reversed(found))
+
+    def __dealloc__(self):
+        """What is before goes one after the other, not one within the other."""
+        cdef View last = self.before
+        cdef View following
+        self.before = None
+        while last is not None and Py_REFCNT(<PyObject *>last) == 1:
+            following = last.before
+            last.before = None
+            last, following = following, None  # which ends the one that was last
 
 
 @cython.final
