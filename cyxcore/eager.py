@@ -399,7 +399,7 @@ class Tensor(Held, Leaving):
         result = memo[id(self)] = type(self).__new__(type(self))
         result._data, result.grad = self._data.copy(), copy.deepcopy(self.grad, memo)
         result.shape, result.dtype, result.requires_grad = self.shape, self.dtype, self.requires_grad
-        result._hooks = self._hooks
+        result._hooks = None if self._hooks is None else list(self._hooks)
         result.__dict__.update(self.__dict__)
         return result
 

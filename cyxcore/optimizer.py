@@ -130,6 +130,11 @@ class Optimizer:
 
     def _update_one(self, place: int, p: Any, given: tuple[Any, ...], options: dict[str, Any], spec: Any) -> None:
         """One parameter by its rule, which is watched: from then on the calls it came to are made at once."""
+        if not isinstance(given[0], Value):
+            raise SpecError(
+                f"{type(self).__name__}: expected a tensor as the gradient of parameter {place}, got "
+                f"{type(given[0]).__name__}"
+            )
         slot = functools.partial(self.slot, place, p)
 
         def update(g: Any, lr: Any, step: Any) -> dict[Any, Any]:

@@ -406,6 +406,8 @@ def watched(update, tuple given, dict states, place):
     finally:
         set_recorder(before)
     pairs = [(old, new) for old, new in changed.items() if new is not old]
+    if {id(old) for old in changed} & {id(x) for x in given}:  # a parameter as its own gradient: not so the next time
+        return changed, None
     for old, new in pairs:
         if not isinstance(old, Held) or not isinstance(new, Held) or (<Held>old).shape != (<Held>new).shape:
             return changed, None

@@ -600,3 +600,29 @@ def test_what_no_index_and_no_shape_can_be_is_said_every_time() -> None:
         for shape in ((2**70,), (-1, 2**63), (-(2**70),)):
             with pytest.raises((GraphError, ShapeError)):
                 x.reshape(*shape)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_parameter_that_was_its_own_gradient_may_have_another(name: str) -> None:
+    parameters = [cx.ones((2, 2)) for _ in range(2)]
+    optimizers = [OPTIMISERS[name]([p], lr=0.01) for p in parameters]
+    for step in range(2 * OFTEN):
+        for p, optimizer in zip(parameters, optimizers, strict=True):
+            p.grad = cx.ones((2, 2)) if step >= OFTEN else p if p is parameters[0] else p.copy()
+            optimizer.step()
+        assert parameters[0].numpy().tobytes() == parameters[1].numpy().tobytes()
+
+
+def test_a_long_row_of_views_ends_without_recursion() -> None:
+    base = cx.zeros((3, 1))
+    x = base
+    for _ in range(500_000):
+        x = x.T
+    assert x.shares_memory(base)
+    del x
+    w, x = cx.ones((1, 1), requires_grad=True), base
+    for _ in range(3_000):
+        x = x.T
+    base[:1] = w
+    (x * 2.0).sum().backward()
+    assert w.grad is not None and w.grad.tolist() == [[2.0]]

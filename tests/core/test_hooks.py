@@ -1,5 +1,6 @@
 """Hooks of modules against PyTorch's, and where they cannot be."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -132,3 +133,14 @@ def test_what_a_hook_assigns_to_on_the_way_back_is_an_error(assigned: bool) -> N
         z.register_hook(assign)
         with pytest.raises(GradientError, match=r"shape \(2,\) was assigned to on the way back"):
             w.sum().backward()
+
+
+def test_a_hook_of_a_copy_is_not_one_of_the_original() -> None:
+    x, seen = cx.ones(2, requires_grad=True), []
+    x.register_hook(lambda g: seen.append("both"))
+    copied = copy.deepcopy(x)
+    copied.register_hook(lambda g: seen.append("copy"))
+    (x * 2.0).sum().backward()
+    assert seen == ["both"]
+    (copied * 2.0).sum().backward()
+    assert seen == ["both", "both", "copy"]

@@ -398,3 +398,12 @@ def test_lbfgs_refuses_half_a_history() -> None:
     optimizer = optim.LBFGS([cx.tensor([1.0, 2.0], requires_grad=True)])
     with pytest.raises(CyxError, match="expected the state of LBFGS, got direction"):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: {"direction": np.zeros(2)}}})
+
+
+def test_a_gradient_that_is_no_tensor_is_refused() -> None:
+    p = cx.ones(2)
+    optimizer = cx.optim.Adam([p])
+    for grad in (np.ones(2, np.float32), 1.0):
+        p.grad = grad  # type: ignore[assignment]
+        with pytest.raises(SpecError, match="expected a tensor as the gradient of parameter 0"):
+            optimizer.step()
