@@ -4,6 +4,7 @@ Results carry no gradient. A training step goes to steps.py; jobs compile theirs
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from threading import Lock
 from typing import Any
 
@@ -27,24 +28,29 @@ class Compiled:
     """
 
     def __init__(
-        self, function: "Module | Callable[..., Any]", device: str | None = None, numerics: str | None = None
+        self,
+        function: "Module | Callable[..., Any]",
+        modules: list[Module],
+        device: str | None = None,
+        numerics: str | None = None,
     ) -> None:
-        self.function, self.device = function, device
+        """modules: those whose parameters the function may use."""
+        self.function, self.modules, self.device = function, modules, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._plans = Plans()
-        self._bound = Bound([function] if isinstance(function, Module) else [])
+        self._bound = Bound(modules)
         self._lock = Lock()  # a plan has one memory: threads take turns
 
     def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, list[Any]]:
         builder = Builder()
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
-        state = {}
-        if isinstance(self.function, Module):
-            with symbolic(self.function, builder):
-                result = self.function(*symbols)
-            state = self.function.arrays()
-        else:
+        state: dict[str, Any] = {}
+        with ExitStack() as stack:
+            for place, module in enumerate(self.modules):
+                stack.enter_context(symbolic(module, builder, f"{place}."))
             result = self.function(*symbols)
+        for place, module in enumerate(self.modules):
+            state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
         several = isinstance(result, tuple)
         outputs = result if several else (result,)
         if not all(isinstance(value, Symbol) for value in outputs):
@@ -82,11 +88,11 @@ def compile(
 ) -> "Compiled | CompiledStep":
     """A faster callable with the same results: of a module or function in inference mode, or of a training step.
 
-    A function that uses an optimiser is a training step (cyxcore/steps.py): its gradients and updates are in the plan.
+    Modules are found among the variables that a function uses. A function that uses an optimiser is a training step
+    (cyxcore/steps.py): its gradients and updates are in the plan.
     numerics: of its products, see cyxcore.set_numerics; None: the class that is set at each call.
     """
-    if not isinstance(function, Module):
-        modules, optimizers = used(function)
-        if optimizers:
-            return CompiledStep(function, modules, optimizers, device, numerics)
-    return Compiled(function, device, numerics)
+    modules, optimizers = ([function], []) if isinstance(function, Module) else used(function)
+    if optimizers:
+        return CompiledStep(function, modules, optimizers, device, numerics)
+    return Compiled(function, modules, device, numerics)

@@ -144,6 +144,16 @@ def test_compile_gives_the_same_results_and_sees_new_weights() -> None:
     np.testing.assert_allclose(fast(x).numpy(), net(x).numpy(), rtol=1e-6)
 
 
+def test_a_function_is_compiled_with_the_modules_that_it_uses() -> None:
+    body, head = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2)
+    fast, x = cx.compile(lambda x: head(body(x)).relu()), cx.tensor([[1.0, 2.0, 3.0]])
+    for _ in range(2):
+        expected = head.eval()(body.eval()(x)).relu()
+        body.train()
+        assert fast(x).equal(expected)
+        head.load_state_dict({"weight": np.ones((2, 4), np.float32), "bias": np.ones(2, np.float32)})
+
+
 def test_compile_takes_functions_of_several_tensors() -> None:
     total, product = cx.compile(lambda a, b: (a + b, a * b))(cx.tensor([1.0, 2.0]), cx.tensor([3.0, 4.0]))
     assert total.tolist() == [4.0, 6.0] and product.tolist() == [3.0, 8.0]
