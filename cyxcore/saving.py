@@ -37,7 +37,12 @@ def save(obj: Any, f: File) -> None:
     names their place.
     """
     tensors: dict[str, Array] = {}
-    outline = _outlined(obj, "", tensors, {})
+    try:
+        outline = _outlined(obj, "", tensors, {})
+    except RecursionError:
+        raise SpecError(
+            "save: expected dicts, lists and tuples of a few levels; these are too deep, or hold themselves"
+        ) from None
     plain = isinstance(obj, Mapping) and all(
         isinstance(name, str) and node == {"tensor": name} for name, node in outline["dict"]
     )
@@ -45,6 +50,7 @@ def save(obj: Any, f: File) -> None:
     if isinstance(f, (str, os.PathLike)):
         safetensors.save(f, tensors, metadata)
     else:
+        _check_file("save", f, "write")
         for piece in safetensors.pieces(tensors, metadata):
             f.write(piece)
 
@@ -58,8 +64,14 @@ def load(f: File, map_location: Any = None, weights_only: bool = True) -> Any:
     if isinstance(f, (str, os.PathLike)):
         with Path(f).open("rb") as file:
             return _loaded(file, os.fstat(file.fileno()).st_size, os.fspath(f), map_location)
+    _check_file("load", f, "read")
     data = f.read()
     return _loaded(io.BytesIO(data), len(data), "", map_location)
+
+
+def _check_file(where: str, file: Any, verb: str) -> None:
+    if not hasattr(file, verb) or isinstance(file, io.TextIOBase):
+        raise SpecError(f"{where}: expected a path or a file opened in binary mode, got a {type(file).__name__}")
 
 
 def _outlined(value: Any, path: str, tensors: dict[str, Array], seen: dict[int, Any]) -> Any:
@@ -101,6 +113,10 @@ def _stored(value: Any, path: str, tensors: dict[str, Array]) -> dict[str, str]:
     while name in tensors or name == "__metadata__":
         number += 1
         name = f"{path or 'tensor'}#{number}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SpecError(f"save: expected keys of valid Unicode, got {name!r}") from None
     parts = _PARTS.get(array.dtype.name)
     tensors[name] = array if parts is None else array.reshape(*array.shape, 1).view(parts)
     return {"tensor" if parts is None else "complex": name}

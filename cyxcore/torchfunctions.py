@@ -102,8 +102,9 @@ def get_rng_state() -> Tensor:
 
 def set_rng_state(new_state: Tensor) -> None:
     """Go on from what get_rng_state gave. Raises ShapeError for anything else."""
-    if new_state.shape != (2,):
-        raise ShapeError(f"set_rng_state: expected what get_rng_state gives, (2,), got {new_state.shape}")
+    shape = getattr(new_state, "shape", type(new_state).__name__)
+    if shape != (2,):
+        raise ShapeError(f"set_rng_state: expected what get_rng_state gives, (2,), got {shape}")
     seed, step = new_state.tolist()
     set_generator_state((seed, step))
 

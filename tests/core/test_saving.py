@@ -130,3 +130,20 @@ def test_a_damaged_outline_is_one_error(outline: str, tmp_path: Path) -> None:
     safetensors.save(tmp_path / "f", {"a": np.zeros(1, np.float32)}, {"cyx.outline": outline})
     with pytest.raises(FormatError, match="the outline of what was saved is damaged"):
         cx.load(tmp_path / "f")
+
+
+def test_what_no_file_can_hold_is_one_error(tmp_path: Path) -> None:
+    round_and_round: list[Any] = []
+    round_and_round.append(round_and_round)
+    for value, said in ((round_and_round, "hold themselves"), ({"\ud800": cx.zeros(1)}, "valid Unicode")):
+        with pytest.raises(SpecError, match=said):
+            cx.save(value, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", [io.StringIO(), 5])
+def test_what_is_no_binary_file_is_refused(file: Any) -> None:
+    with pytest.raises(SpecError, match="load: expected a path or a file opened in binary mode"):
+        cx.load(file)
+    with pytest.raises(SpecError, match="save: expected a path or a file opened in binary mode"):
+        cx.save({}, file)

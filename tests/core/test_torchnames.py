@@ -807,6 +807,8 @@ def test_the_state_of_the_random_numbers() -> None:
     assert cx.rand(3).tolist() == first
     with pytest.raises(ShapeError, match="expected what get_rng_state gives"):
         cx.set_rng_state(cx.zeros(3))
+    with pytest.raises(ShapeError, match="got str"):
+        cx.set_rng_state("x")
 
 
 def test_threads() -> None:
