@@ -390,7 +390,8 @@ class Dispatch:
         leased = self._leased(changed)
         if changed is None:
             self._pings.look({_replica(job) for job in leased if _answers(job) and self._hears_pings(job)}, now)
-        for job in leased:
+        for job_id in [job.job_id for job in leased]:
+            job = self._world.jobs[job_id]  # as it is by now: what was recorded of those before took time
             attempt = job.lease
             if attempt is None:
                 continue
@@ -613,7 +614,7 @@ class Dispatch:
                 pause.append(run)
             elif job.funded and run.phase == "ready":
                 begin.append(run)
-            if run.phase and not job.halts:
+            if run.phase and run.phase != PAUSING and not job.halts:  # that one is ours to say
                 self.advanced(run.job_id, run.attempt, (run.phase, run.step))
         for job in self._world.runs_of(said.node_id):
             assert job.lease is not None

@@ -52,6 +52,7 @@ class RunReports:
         self._blobs = blobs
         self._network_id = network_id
         self._policy = policy
+        self._drawn: dict[str, str] = {}  # jobs that are drawn and not in the log yet -> whose work is checked
 
     async def start(self, edge: Bus) -> None:
         handlers: NodeHandlers = {
@@ -186,8 +187,11 @@ class RunReports:
         job = self._world.jobs.get(said.job_id)
         if job is not None and said.memory_bytes:
             job = jobs.with_memory_beyond(job, said.memory_bytes)
-        others = [node for node in self._world.nodes.values() if node.online and node.node_id != said.node_id]
-        return job is not None and not any(schedule.ever_fits(job, node) for node in others)
+        others = [self._world.candidate(node_id) for node_id in self._world.nodes if node_id != said.node_id]
+        return job is not None and not any(
+            schedule.ever_fits(job, each.node) and not schedule.for_proven(job, each.limit_base_units)
+            for each in others
+        )
 
     def _check_signature(self, said: m.RunCheckpoint | m.RunCompleted | m.SegmentTrained, signed: bytes) -> None:
         node, now_ms = self._world.nodes[said.node_id], self._machine.wall_ms()
@@ -220,9 +224,16 @@ class RunReports:
         def event(job: jobs.Job) -> m.Completed:
             world = self._world
             in_check = {segments.checked_node(world.jobs[job_id]) for job_id in world.checking}
-            return segments.completion(self._policy, job, delivered, world.nodes, self._machine.wall_ms(), in_check)
+            in_check |= {node_id for job_id, node_id in self._drawn.items() if job_id != job.job_id}
+            made = segments.completion(self._policy, job, delivered, world.nodes, self._machine.wall_ms(), in_check)
+            if made.segment:
+                self._drawn[job.job_id] = job.attempts[made.segment.attempt - 1].node_id
+            return made
 
-        return await self._report(said, event, lambda job: _same_delivery(job.completed, delivered), check)
+        try:
+            return await self._report(said, event, lambda job: _same_delivery(job.completed, delivered), check)
+        finally:
+            self._drawn.pop(said.job_id, None)
 
     async def _report(
         self,

@@ -1,5 +1,7 @@
 """Results that are checked before they are paid, against a real broker: the checker is made of its words alone."""
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
@@ -134,7 +136,6 @@ async def test_two_runs_that_differ_from_one_another_say_nothing_and_the_job_is_
         await central.dispatch._check_waiting()
         assert (await central.reports.segment(trained(replace(model, sha256=sha256), number))).accepted
     assert job_of(central).outcome == "completed"
-    assert "given up" not in segments.in_words(job_of(central))
     assert segments.in_words(job_of(central)).startswith(f"not checked: {jobs.TWO_RUNS_DIFFER}")
     assert (central.world.nodes[NODE].strikes, central.world.nodes[NODE].jobs_checked) == (0, 0)
 
@@ -238,3 +239,17 @@ async def test_without_checkers_a_delivery_is_the_event_that_it_always_was(broke
         assert (job.status, job.completed.segment, job.completed.not_checked) == ("settling", None, "")
     finally:
         await plain.close()
+
+
+async def test_of_deliveries_in_one_moment_nothing_is_paid_behind_one_that_is_drawn(central, tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "_spared", lambda policy, job, *_: "" if job.job_id == "job-1" else "not drawn")
+    await central.dispatch._register(register())
+    names = [f"job-{number}" for number in range(1, 5)]
+    for name in names:
+        await central.job(name, f.FUNDED, leased(), m.Started(attempt=1))
+    model = await stored_model(central.blobs, tmp_path)
+    said = [replace(completed(model), job_id=name) for name in names]
+    said = [replace(each, signature=KEY.sign(m.completion_bytes(each))) for each in said]
+    assert all(each.accepted for each in await asyncio.gather(*map(central.reports.completed, said)))
+    assert {central.world.jobs[name].status for name in names} == {"checking"}
+    assert not central.reports._drawn

@@ -1008,7 +1008,9 @@ async def test_a_run_that_stands_still_loses_its_lease_although_its_node_is_aliv
     assert central.world.jobs["job-1"].attempts[-1].lost.code == "no_progress"
 
 
-@pytest.mark.parametrize("again", [("training", 4), ("training", 5), ("fetching", 9), ("a phase of its own", 9)])
+@pytest.mark.parametrize(
+    "again", [("training", 4), ("training", 5), ("fetching", 9), ("a phase of its own", 9), ("pausing", 9)]
+)
 async def test_a_run_that_goes_to_and_fro_makes_no_progress(central, again):
     await central.dispatch._register(register())
     await central.job("job-1", f.FUNDED, leased())
@@ -1318,6 +1320,21 @@ async def test_of_two_jobs_that_two_centrals_gave_a_node_that_is_not_proven_one_
     assert central.world.jobs["job-2"].status == "queued"
     assert jobs.tried(central.world.jobs["job-2"]) == 0, "nobody's fault: that was no try"
     assert central.world.nodes[NODE].strikes == 0
+
+
+async def test_a_lease_that_ends_while_another_is_taken_back_is_none_any_more(central, monkeypatch):
+    await central.say(subjects.node_event(NODE), f.registered(NODE, max_runs=4))
+    for job_id in ("job-1", "job-2", "job-3"):
+        await central.job(job_id, f.FUNDED, replace(f.leased(node_id=NODE), explanation={dispatch.ALONE: 5}))
+
+    async def the_others_end_meanwhile(job_id, lease, reason):
+        for each in ("job-1", "job-3"):
+            await central.say(subjects.job_event(each), f.lost())
+
+    monkeypatch.setattr(central.dispatch, "stop_run", the_others_end_meanwhile)
+    await central.dispatch._sweep()
+    assert {job.status for job in central.world.jobs.values()} == {"queued"}
+    assert central.world.jobs["job-3"].attempts[-1].lost.code == "died"
 
 
 async def test_a_lease_of_a_node_that_is_not_proven_says_so_and_the_next_one_waits(central):

@@ -314,7 +314,7 @@ def test_who_said_that_nobody_can_have_trained_it_is_not_asked_again_where_anoth
 def test_a_check_that_nobody_is_done_with_in_time_is_given_up_with_the_reason():
     late_ms = 3_600_001.0
     assert "none is registered" in due(CHECKING, waited_ms=late_ms).reason
-    assert "node-c: cannot check" not in due(CHECKING, candidate(runs=1), waited_ms=late_ms).reason
+    assert "which cannot check: upgrade it" in due(CHECKING, candidate(checks=False), waited_ms=late_ms).reason
     assert "node-c: busy with 1 of 1 runs" in due(CHECKING, candidate(runs=1), waited_ms=late_ms).reason
     leased = jobs.evolve(CHECKING, f.check_leased(), 1)
     assert "node-c is at it" in due(leased, candidate(), waited_ms=late_ms).reason
