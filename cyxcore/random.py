@@ -94,7 +94,10 @@ class Generator(eager.Generator):
         return Tensor(np.array([self.seed, self.step], np.uint64))
 
     def set_state(self, new_state: Tensor) -> None:
-        """Go on from what get_state gave."""
+        """Go on from what get_state gave. Raises ShapeError for anything else."""
+        shape = getattr(new_state, "shape", type(new_state).__name__)
+        if shape != (2,):
+            raise ShapeError(f"set_state: expected what get_state gives, (2,), got {shape}")
         seed, step = new_state.tolist()
         self.load_state_dict({"seed": seed, "step": step})
 

@@ -17,7 +17,6 @@ import numpy as np
 from cyxcore import device as devices
 from cyxcore import safetensors
 from cyxcore.conversion import as_array
-from cyxcore.dtype import COMPLEX
 from cyxcore.eager import Tensor
 from cyxcore.errors import FormatError, SpecError
 
@@ -25,6 +24,7 @@ Array = np.ndarray[Any, Any]
 File = str | os.PathLike[str] | BinaryIO
 
 OUTLINE = "cyx.outline"
+KEY = "a key of "  # how the path of a key begins: it holds no tensor
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how torch.save's files begin
 _PARTS = {"complex64": "float32", "complex128": "float64"}  # safetensors has no complex numbers
 
@@ -76,21 +76,21 @@ def _check_file(where: str, file: Any, verb: str) -> None:
 
 def _outlined(value: Any, path: str, tensors: dict[str, Array], seen: dict[int, Any]) -> Any:
     """JSON that stands for a value; its arrays go into `tensors`. One that is there twice is stored once."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
     if isinstance(value, np.generic):
         value = value.item()
+    if value is None or isinstance(value, (bool, str)):
+        return value
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, (Tensor, np.ndarray)) and not path.startswith(KEY):
         if id(value) not in seen:
             seen[id(value)] = (_stored(value, path, tensors), value)
         return seen[id(value)][0]
     if isinstance(value, Mapping):
         pairs = [
-            [_outlined(key, f"a key of {path or 'the dict'}", {}, {}), _outlined(own, _inner(path, key), tensors, seen)]
+            [_outlined(key, f"{KEY}{path or 'the dict'}", {}, {}), _outlined(own, _inner(path, key), tensors, seen)]
             for key, own in value.items()
         ]
         return {"dict": pairs}
@@ -138,7 +138,7 @@ def _loaded(file: BinaryIO, size_bytes: int, name: str, device: Any) -> Any:
         return tensors
     try:
         return _filled(json.loads(metadata[OUTLINE]), tensors)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"load {name}: the outline of what was saved is damaged: {error!r}") from None
 
 
@@ -160,5 +160,5 @@ def _filled(node: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _joined(parts: Tensor) -> Tensor:
     array = devices.host(parts._data)
-    wanted = next(name for name in COMPLEX if _PARTS[name] == parts.dtype)
+    wanted = {part: whole for whole, part in _PARTS.items()}[parts.dtype]
     return Tensor(array.view(wanted).reshape(array.shape[:-1])).to(parts.device)

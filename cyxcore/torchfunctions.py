@@ -11,8 +11,8 @@ import numpy as np
 from cyxcore import creation, random
 from cyxcore.device import missing
 from cyxcore.dtype import DEFAULTS
-from cyxcore.eager import Tensor, enable_grad, generator_state, no_grad, set_generator_state
-from cyxcore.errors import ShapeError, SpecError
+from cyxcore.eager import Tensor, enable_grad, generator_state, no_grad
+from cyxcore.errors import SpecError
 from cyxcore.functional.basic import stack
 from cyxcore.held import is_recording
 
@@ -97,16 +97,12 @@ def multinomial(weights: Tensor, num_samples: int, replacement: bool = False, *,
 
 def get_rng_state() -> Tensor:
     """(seed, step) of the generator that manual_seed sets, for set_rng_state."""
-    return Tensor(np.array(generator_state(), np.uint64))
+    return random.default.get_state()
 
 
 def set_rng_state(new_state: Tensor) -> None:
     """Go on from what get_rng_state gave. Raises ShapeError for anything else."""
-    shape = getattr(new_state, "shape", type(new_state).__name__)
-    if shape != (2,):
-        raise ShapeError(f"set_rng_state: expected what get_rng_state gives, (2,), got {shape}")
-    seed, step = new_state.tolist()
-    set_generator_state((seed, step))
+    random.default.set_state(new_state)
 
 
 def initial_seed() -> int:

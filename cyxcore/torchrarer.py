@@ -77,7 +77,8 @@ def angle(x: Any) -> Any:
     """The angle of complex numbers; of real ones 0, and pi below 0."""
     if x.dtype in COMPLEX:
         return elementwise.atan2(elementwise.imag(x), elementwise.real(x))
-    return where(to_inexact(x) < 0.0, math.pi, to_inexact(x) * 0.0)
+    value = to_inexact(x)
+    return where(value < 0.0, math.pi, where(value != value, value, 0.0))
 
 
 def gcd(x: Any, other: Any) -> Any:
@@ -279,6 +280,8 @@ def unique_consecutive(x: Any, return_inverse: bool = False, return_counts: bool
 def histc(x: Any, bins: int = 100, min: float = 0, max: float = 0) -> Any:
     """How many elements are in each of `bins` equal parts of min … max, of all where both are 0."""
     low, high = float(min), float(max)
+    if low > high:
+        raise SpecError(f"histc: expected min of at most max, got {min} and {max}")
     if low == high == 0.0 and x.size:
         low, high = float(x.min().item()), float(x.max().item())
     if not low < high:
@@ -435,8 +438,9 @@ def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, inclu
         return where(counts > 0, mean, own).astype(x.dtype).reshape(*x.shape)
     fold, result = _FOLDS[reduce], own
     seen: Any = (counts == counts) if include_self else (counts != counts)
-    for place in range(flat.size):  # a few elements at the most are folded this way
-        here = searching.isin(x._constant(list(range(size)), "int64"), flat[place : place + 1])
+    places = x._constant(list(range(size)), "int64")
+    for place in range(flat.size):  # one after the other: for few elements
+        here = places == flat[place]
         result = where(here, where(seen, fold(result, source[place]), source[place]), result)
         seen = seen | here
     return result.reshape(*x.shape)

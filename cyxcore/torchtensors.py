@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from cyxcore import drawing
+from cyxcore import drawing, variates
 from cyxcore.device import OWN_MEMORY
-from cyxcore.dtype import FLOATS, INEXACT, dtype_name
+from cyxcore.dtype import FLOATS, INEXACT, dtype_name, iinfo
 from cyxcore.errors import DtypeError, GradientError, SpecError
 from cyxcore.inplace import InPlace
 from cyxcore.keys import next_key
@@ -24,6 +24,8 @@ WRITTEN = (
     "scatter_reduce sgn sigmoid sign sin sinc sinh sqrt square sub subtract tan tanh tril triu true_divide trunc "
     "xlogy"
 ).split()
+
+WHOLE = {"bool": 2, "bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53}  # how far each holds them
 
 # What other memory than ours has: what to do instead.
 ELSEWHERE = {
@@ -129,12 +131,11 @@ class InMemory(InPlace):
         """Whole numbers low <= x < high, or 0 <= x < low where only that is given, each equally likely."""
         first, last = (0, low) if high is None else (low, high)
         if high is None and not low:
-            last = 2 if self.dtype == "bool" else 2 ** (24 if self.dtype in FLOATS else min(8 * self.itemsize - 1, 53))
+            last = WHOLE.get(self.dtype) or min(int(iinfo(self.dtype).max) + 1, 2**63)
         if not first < last:
             raise SpecError(f"random_: expected low below high, got {first} and {last}")
         seed, step = next_key().tolist()
-        drawn = np.floor(drawing.uniform(seed, step, 0, self.shape).astype(np.float64) * (last - first)) + first
-        return self.copy_(drawn)
+        return self.copy_(variates.integers(variates.Source(seed, step), first, last, self.size).reshape(self.shape))
 
     def bernoulli_(self, p: float = 0.5) -> Self:
         """1 with probability p, else 0."""

@@ -15,13 +15,22 @@ class checkpoint:  # noqa: N801 - PyTorch's module torch.utils.checkpoint
     """Blocks that are computed again in the backward pass instead of remembered: cx.remat by PyTorch's names."""
 
     @staticmethod
-    def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool = False, **options: Any) -> Any:
-        """function(*args, **options), remembering only its arguments. use_reentrant: accepted and without effect."""
+    def checkpoint(
+        function: Callable[..., Any],
+        *args: Any,
+        use_reentrant: bool = False,
+        preserve_rng_state: bool = True,
+        **options: Any,
+    ) -> Any:
+        """function(*args, **options), remembering only its arguments.
+
+        use_reentrant, preserve_rng_state: accepted and without effect: what was drawn is drawn again.
+        """
         return remat(lambda *given: function(*given, **options), *args)
 
     @staticmethod
     def checkpoint_sequential(
-        functions: Any, segments: int, input: Any, use_reentrant: bool = False, **options: Any
+        functions: Any, segments: int, input: Any, use_reentrant: bool = False, preserve_rng_state: bool = True
     ) -> Any:
         """The modules of a Sequential (or a list) one after another, in so many segments that are computed again."""
         parts = list(functions)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import linalg, random, special
-from cyxcore.distributions.base import HALF_LOG_TAU, Distribution, above_zero
+from cyxcore.distributions.base import HALF_LOG_TAU, Distribution, above_zero, tensors
 from cyxcore.distributions.continuous import standard_gamma
 from cyxcore.distributions.discrete import Categorical
 from cyxcore.eager import no_grad
@@ -83,6 +83,7 @@ class Dirichlet(Distribution):
     def __init__(self, concentration: Any) -> None:
         if concentration.ndim < 1:
             raise ShapeError(f"Dirichlet: expected a concentration (..., N), got {concentration.shape}")
+        (concentration,) = tensors(concentration)
         above_zero("Dirichlet", concentration=concentration)
         self.concentration = concentration
         self.batch_shape, self.event_shape = concentration.shape[:-1], concentration.shape[-1:]

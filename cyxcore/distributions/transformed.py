@@ -12,7 +12,7 @@ from cyxcore.special import logit
 
 
 class Transform:
-    """A function of each element that can be taken back. log_slope: the logarithm of |dy/dx|."""
+    """A function of each element that can be taken back."""
 
     def __call__(self, x: Any) -> Any:
         raise NotImplementedError

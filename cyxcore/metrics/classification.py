@@ -1,12 +1,12 @@
 """Metrics of predicted classes and of the scores they come from."""
 
+import importlib
 import math
 from typing import Any, Literal
 
 import numpy as np
 
 from cyxcore.errors import DataError, ShapeError, SpecError
-from cyxcore.kernels import cpu
 from cyxcore.metrics.base import Array, Metric, numbers, ratio
 
 Average = Literal["binary", "macro", "micro", "weighted"]
@@ -291,7 +291,7 @@ def _by_kernel(op: str, x: Array, **attrs: Any) -> Array:
     metric says is a part of states and models, which are compared by their digests.
     """
     out = np.empty_like(x, order="C")
-    cpu.call(op, out, [np.ascontiguousarray(x)], attrs)
+    importlib.import_module("cyxcore.kernels.cpu").call(op, out, [np.ascontiguousarray(x)], attrs)
     return out
 
 

@@ -102,7 +102,7 @@ class Module:
                 if isinstance(value, Symbol) and isinstance(held, Symbol):
                     held._assign(value)
                 else:
-                    self._buffers[name] = value
+                    self._buffers[name] = value.contiguous() if isinstance(value, Tensor) else value
                 return
             if name in self._parameters:
                 raise SpecError(
@@ -111,6 +111,7 @@ class Module:
                 )
         for table in ("_parameters", "_buffers", "_modules"):
             self.__dict__[table].pop(name, None)
+        self._unsaved.discard(name)
         if isinstance(value, Parameter):
             self._parameters[name] = value
         elif isinstance(value, Module):

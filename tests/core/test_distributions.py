@@ -273,3 +273,12 @@ def test_a_choice_that_there_is_not_is_refused() -> None:
     for given in (-1, 2):
         with pytest.raises(CyxError, match=rf"Categorical.log_prob: expected 0..1, got {given}"):
             chosen.log_prob(cx.tensor([0, given]))
+
+
+def test_whole_numbers_are_parameters_like_others() -> None:
+    cx.manual_seed(1)
+    drawn = cx.distributions.Exponential(cx.tensor([2, 3])).sample((50,))
+    assert drawn.dtype == "float32" and drawn.unique().size == 100
+    assert cx.distributions.Dirichlet(cx.tensor([2, 3])).sample().dtype == "float32"
+    with pytest.raises(SpecError, match="expected low below high everywhere"):
+        cx.distributions.Uniform(cx.tensor([2]), cx.tensor([1]))

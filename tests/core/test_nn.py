@@ -283,3 +283,8 @@ def test_a_buffer_takes_the_place_of_a_plain_attribute() -> None:
     module.scale = None
     module.register_buffer("scale", cx.ones(2))
     assert module.scale.tolist() == [1.0, 1.0] and list(module.state_dict()) == ["scale"]
+    module.register_buffer("w", cx.ones(2, 3), persistent=False)
+    module.w = cx.arange(6, dtype="float32").reshape(3, 2).T
+    assert cx.compile(lambda x: x + module.w)(cx.zeros(2, 3)).equal(module.w)
+    module.w = nn.Parameter(cx.ones(2))
+    assert list(module.state_dict()) == ["w", "scale"]

@@ -412,5 +412,5 @@ def test_a_pass_preserves_meaning(data: st.DataObject) -> None:
 
 
 def test_plans_of_other_devices_need_no_kernels_in_c() -> None:
-    program = "import sys; sys.modules['cyxcore.kernels.cpu'] = None; import cyxcore.plan"
+    program = "import sys; sys.modules['cyxcore.kernels.cpu'] = None; import cyxcore.plan, cyxcore.training"
     subprocess.run([sys.executable, "-c", program], check=True)

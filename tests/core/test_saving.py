@@ -132,10 +132,23 @@ def test_a_damaged_outline_is_one_error(outline: str, tmp_path: Path) -> None:
         cx.load(tmp_path / "f")
 
 
+@pytest.mark.parametrize("outline", ['{"complex":"a"}', '{"float":1' + "0" * 400 + "}"])
+def test_a_damaged_number_is_one_error(outline: str, tmp_path: Path) -> None:
+    from cyxcore import safetensors
+
+    safetensors.save(tmp_path / "f", {"a": np.zeros(1, np.int64)}, {"cyx.outline": outline})
+    with pytest.raises(FormatError, match="the outline of what was saved is damaged"):
+        cx.load(tmp_path / "f")
+
+
 def test_what_no_file_can_hold_is_one_error(tmp_path: Path) -> None:
     round_and_round: list[Any] = []
     round_and_round.append(round_and_round)
-    for value, said in ((round_and_round, "hold themselves"), ({"\ud800": cx.zeros(1)}, "valid Unicode")):
+    for value, said in (
+        (round_and_round, "hold themselves"),
+        ({"\ud800": cx.zeros(1)}, "valid Unicode"),
+        ({cx.zeros(1): 1}, "a Tensor at a key"),
+    ):
         with pytest.raises(SpecError, match=said):
             cx.save(value, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
@@ -147,3 +160,8 @@ def test_what_is_no_binary_file_is_refused(file: Any) -> None:
         cx.load(file)
     with pytest.raises(SpecError, match="save: expected a path or a file opened in binary mode"):
         cx.save({}, file)
+
+
+def test_a_numpy_bool_stays_one(tmp_path: Path) -> None:
+    cx.save({"done": np.bool_(True)}, tmp_path / "x.safetensors")
+    assert cx.load(tmp_path / "x.safetensors")["done"] is True

@@ -805,7 +805,7 @@ def test_the_state_of_the_random_numbers() -> None:
     first = cx.rand(3).tolist()
     cx.set_rng_state(state)
     assert cx.rand(3).tolist() == first
-    with pytest.raises(ShapeError, match="expected what get_rng_state gives"):
+    with pytest.raises(ShapeError, match="expected what get_state gives"):
         cx.set_rng_state(cx.zeros(3))
     with pytest.raises(ShapeError, match="got str"):
         cx.set_rng_state("x")
@@ -984,3 +984,10 @@ def test_labels_of_no_class_do_not_count_from_the_end(name: str) -> None:
             loss(cx.tensor(rows), cx.tensor(labels))
     with pytest.raises(CyxError, match=r"multi_margin_loss: expected labels of 0..199 .*, got -1"):
         cx.nn.functional.multi_margin_loss(cx.tensor(rows), cx.tensor([1, -1, 2]))
+
+
+def test_whole_numbers_reach_as_far_as_their_dtype_holds_them() -> None:
+    assert int(cx.zeros(4000, dtype="uint8").random_().max().item()) > 127
+    drawn = cx.zeros(100, dtype="int64").random_()
+    assert (drawn % 2).sum().item() > 0 and int(drawn.max().item()) > 2**62
+    assert cx.zeros(50, dtype="int64").random_(-3, 2).unique().tolist() == [-3, -2, -1, 0, 1]
