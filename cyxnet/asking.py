@@ -29,8 +29,8 @@ from cyxnet.outcomes import ApiError
 
 JSON, EVENTS = "application/json", "text/event-stream"
 PREDICT, PING = "/v1/predict", "/readyz"
-PART_BYTES = 256 * 1024  # of one part: the broker takes messages of 1 MiB
-LARGEST_QUESTION_BYTES = 2**20
+PART_BYTES = 256 * 1024  # of one part of an answer
+LARGEST_QUESTION_BYTES = 2**20  # of its body: the broker takes messages of 2 MiB, headers included
 TIMEOUT_MS = 60_000  # of a question that names none
 WINDOW, PATIENCE_S = 32, 10.0
 ALIVE, ALIVE_EVERY_S = {"Cyx-Alive": "1"}, 0.25

@@ -61,7 +61,7 @@ class NetworkFile(Struct, kw_only=True):
     command_key: Annotated[int, Meta(ge=1, le=2**31)] = 1  # the number of the key that commands are signed with
     weights: dict[str, float] = {}  # of the terms of a score; those not named keep their defaults
     unproven_limit_base_units: NotNegative = 10**10  # of jobs for nodes nobody knows, one at a time; 0: as for others
-    vouched: list[str] = []  # ids of nodes that need no proof: their owners are known
+    vouched: list[NodeId] = []  # ids of nodes that need no proof: their owners are known
     checkers: list[NodeId] = []  # the operator's own nodes, which train segments again before they are paid
     check_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05  # of the jobs of proven nodes that is checked
     longest_check_s: AtLeastOne = 1_800  # a longer segment is not checked
@@ -132,7 +132,7 @@ def write_network(folder: Path, network: NetworkFile) -> None:
 def for_others(network: NetworkFile) -> NetworkFile:
     """What somebody on another machine needs of a network, and no password: enough for a client or a node."""
     private = dict.fromkeys(("edge_url", "core_url", "monitor_url", "redis_url"), "")
-    return msgspec.structs.replace(network, **private, operators=[], checkers=[], pid=0)
+    return msgspec.structs.replace(network, **private, operators=[], checkers=[], vouched=[], pid=0)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

@@ -735,7 +735,7 @@ def _rpc_errors() -> _RpcErrors:
     from solana.rpc.core import RPCException
     from solders.errors import SerdeJSONError
 
-    unanswered = (SolanaRpcException, BadStatus, OSError, TimeoutError)
+    unanswered = (SolanaRpcException, BadStatus, OSError)
     return _RpcErrors(RPCException, unanswered, (SerdeJSONError, ValueError))
 
 

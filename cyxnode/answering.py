@@ -274,7 +274,9 @@ class Answering:
         block = self._blocks.get(kind)
         if block is None and frame.content_type.isprintable():
             block = block_of(asking.part_headers(Part(status=frame.status, content_type=frame.content_type)))
-            if len(self._blocks) < KEPT_HEADERS and len(block) <= KEPT_HEADER_BYTES:
+            if len(block) <= KEPT_HEADER_BYTES:
+                if len(self._blocks) >= KEPT_HEADERS:
+                    self._blocks.clear()
                 self._blocks[kind] = block
         return block
 

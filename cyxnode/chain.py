@@ -62,6 +62,8 @@ def history_of(events: Iterable[tuple[str, dict[str, Any]]], newest: m.Checkpoin
                 stored.setdefault(said.attempt, []).append(said)
             case "Completed":
                 completed = msgspec.convert(data, m.Completed)
+            case "Rejected":
+                completed = None  # what was delivered counts for nothing
     assert request is not None, "a job begins with Submitted"
     if completed:
         attempt, last = completed.attempt, [_part(leased, stored, completed)]

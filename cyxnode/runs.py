@@ -260,7 +260,7 @@ class Runs:
             job_id=job_id,
             attempt=attempt,
             segment=segment,
-            end=end.found,
+            end=end,
             signature=UNSIGNED,
         )
 

@@ -6,7 +6,6 @@ Nothing of it leaves this machine: no state, no model, no metrics.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -14,13 +13,6 @@ from cyxnet.artifacts import describe
 from cyxnet.messages import ArtifactRef, Segment
 from cyxnode.pipe import Batch, Done, Epoch, Failed, Go, NotSaved, Order, Prepared, Saved
 from cyxnode.process import TrainingProcess
-
-
-class End(NamedTuple):
-    """What lies at the end of a segment: the state after `step`, or the model, which is step 0."""
-
-    step: int
-    found: ArtifactRef
 
 
 def order_of(order: Order, segments: Sequence[Segment]) -> Order:
@@ -31,10 +23,11 @@ def order_of(order: Order, segments: Sequence[Segment]) -> Order:
 
 async def ends_of(
     process: TrainingProcess, order: Order, told: Callable[[Prepared | Batch | Epoch], object]
-) -> AsyncIterator[End | Failed]:
-    """Train what order_of() made, and say of each part what its end is. The last is that of the last part, or Failed.
+) -> AsyncIterator[ArtifactRef | Failed]:
+    """Train what order_of() made, and say what each part ends with: the state after it, or the model.
 
-    told(message): how far it is. States are removed as soon as they are described; the rest goes with the process.
+    The last is that of the last part, or Failed. told(message): how far it is. States are removed as soon as they are
+    described; the rest goes with the process.
     """
     process.tell(order)
     process.tell(Go())
@@ -43,12 +36,12 @@ async def ends_of(
             case Prepared() | Batch() | Epoch():
                 told(said)
             case Saved(step=step, file=file):
-                yield End(step, await _described(process.folder / file))
+                yield await _described(process.folder / file)
                 (process.folder / file).unlink()
                 if step == order.end_step:
                     return
             case Done() if not order.end_step:
-                yield End(0, await _described(Path(order.out_path)))
+                yield await _described(Path(order.out_path))
                 return
             case NotSaved(message=message):
                 yield Failed(code="no_state", message=message, deterministic=False)

@@ -125,8 +125,8 @@ def prepare(order: Order) -> Job:
         device=order.device,
         resume=order.resume_path,
     )
-    if order.resume_at not in (None, (trainer.step, trainer.steps)):
-        signed, found = ("step {} of {}".format(*at) for at in (order.resume_at, (trainer.step, trainer.steps)) if at)
+    if order.resume_at and order.resume_at != (trainer.step, trainer.steps):
+        signed, found = "step {} of {}".format(*order.resume_at), f"step {trainer.step} of {trainer.steps}"
         raise CheckpointError(f"checkpoint: signed as that of {signed}, it is that of {found}")
     prepared = Prepared(
         step=trainer.step,

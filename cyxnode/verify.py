@@ -112,7 +112,7 @@ async def read_history(client: AsyncClient, view: m.JobView) -> History:
         async for update in updates:
             if update.source == "event":
                 events.append((update.kind, update.data))
-            if view.model and update.kind == "Completed" and update.data["model"]["sha256"] == view.model.sha256:
+            if view.model and update.kind == "Completed" and update.data["attempt"] == view.attempt:
                 break
     history = history_of(events, view.checkpoint)
     if why_not := unverifiable(history.request):
@@ -174,7 +174,7 @@ class Bench:
                 part = next(untold)
                 if not part.segment.end_step:
                     out_path.rename(self.model_path)
-                yield part, end.found
+                yield part, end
         finally:
             await process.close()
 

@@ -269,25 +269,34 @@ def _money(part: dict[str, Any]) -> list[str]:
 async def _explain(client: AsyncClient, prefix: str, wallets: set[str], one: bool, screen: Screen) -> int:
     """work → gross → fee → net → transaction, for each attempt that was paid."""
     view = await client.job(prefix)
-    kinds = "'Leased', 'Checkpointed', 'Completed', 'LeaseLost', 'Settled'"
+    kinds = "'Leased', 'Checkpointed', 'Completed', 'Rejected', 'Settled'"
     sql = f"SELECT kind, data FROM events WHERE about = '{view.job_id}' AND kind IN ({kinds}) ORDER BY seq"
     history = [(kind, msgspec.json.decode(data)) for kind, data in (await client.ledger(sql, 10_000)).rows]
     attempts: dict[int, dict[str, Any]] = {}
     for kind, said in history:
         if kind == "Leased":
-            first = (said.get("resume") or {}).get("step", 0)
+            resume = said.get("resume")
+            first = (resume or {}).get("step", 0)
             attempts[said["attempt"]] = {
                 "node": said["node_id"],
                 "wallet": said["wallet"],
                 "first": first,
                 "last": first,
+                "resume": resume,
+                "states": [],
             }
         elif kind == "Checkpointed":
             stored = said["checkpoint"]
             attempts[said["attempt"]] |= {"last": stored["step"], "steps": stored["steps"]}
+            attempts[said["attempt"]]["states"].append(stored)
         elif kind == "Completed":
             steps = said["summary"]["steps"]
             attempts[said["attempt"]] |= {"last": steps, "steps": steps}
+        elif kind == "Rejected":  # nothing is paid for it, nor for what was built on it
+            void: list[Any] = []
+            for number, each in list(attempts.items()):
+                if each["node"] == said["node_id"] or each["resume"] in void:
+                    void += attempts.pop(number)["states"]
     settled = next((said for kind, said in history if kind == "Settled"), None)
     if settled is None:
         screen.result(

@@ -113,6 +113,11 @@ def test_a_state_that_nobody_made_is_not_passed_over() -> None:
         history_of([SUBMITTED, leased(1), leased(2, state(9)), completed(2)])
 
 
+def test_what_was_rejected_is_no_model_of_a_job_that_failed_then() -> None:
+    events = [SUBMITTED, leased(1), *stored(1, state(4)), leased(2, state(4)), completed(2), ("Rejected", {})]
+    assert steps(history_of(events, newest=state(4))) == [(0, 4, 1)]
+
+
 # -- training it again --------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from msgspec.structs import replace
+
 import cyxcore
 from cyxcore import checkpoint
 from cyxnode import sandbox
@@ -21,16 +23,12 @@ def cheat(order: Order, ear: Ear) -> Iterator[Said]:
             found = checkpoint.load(path)
             state = dict(found.state)
             touch(state)
-            checkpoint.save(path, checkpoint.Checkpoint(**{**fields(found), "state": state}))
+            checkpoint.save(path, replace(found, state=state))
         elif isinstance(said, Done):
             model = cyxcore.load_model(order.out_path)
             touch(model.weights)
             model.save(order.out_path)
         yield said
-
-
-def fields(found: checkpoint.Checkpoint) -> dict[str, object]:
-    return {name: getattr(found, name) for name in found.__struct_fields__}
 
 
 def touch(weights: dict[str, object]) -> None:
