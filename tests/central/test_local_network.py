@@ -105,6 +105,6 @@ async def test_the_last_nodes_are_checkers_and_what_the_others_train_is_checked(
 
 
 async def test_more_checkers_than_nodes_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"at most as many checkers as nodes \(1\), got 2"):
+    with pytest.raises(ConfigError, match=r"expected fewer checkers than nodes \(1\), got 2"):
         async with LocalNetwork(tmp_path / "net", checkers=2):
             pass
