@@ -174,9 +174,9 @@ class Checks:
     # -- what happens --------------------------------------------------------------------------------
 
     def heard(self, central: str, subject: str, now_s: float) -> None:
-        """A central heard a node that it knows, at this true time."""
+        """A central heard a node that it knows, at this true time. A goodbye is none: its session may be over."""
         tokens = subject.split(".")
-        if tokens[2] != "node":
+        if tokens[2] != "node" or tokens[-1] == "goodbye":
             return
         last_s, silences = self._gaps.get((central, tokens[3]), (-1e9, []))
         if now_s - last_s >= FEWEST_SILENT_S:
