@@ -1,6 +1,7 @@
 """Element-wise calls made together: which ones, and that no bit changes."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,38 @@ def found(*calls: tuple[Any, ...], results: Any = ()) -> list[tuple[int, list[bo
         else:
             program.add("sum", out, inputs, {"axes": (0,), "keepdims": True})
     return program.fuse(MEMORY, results)
+
+
+@contextlib.contextmanager
+def kernels(isa: str, threads: int | None = None) -> Iterator[None]:
+    """With these kernels, where the machine has them, and so many threads."""
+    before = cpu.isa(), cpu.get_num_threads()
+    with contextlib.suppress(ValueError):
+        cpu.set_isa(isa)
+    cpu.set_num_threads(threads or before[1])
+    try:
+        yield
+    finally:
+        cpu.set_isa(before[0])
+        cpu.set_num_threads(before[1])
+
+
+def check_against_one_call_after_the_other(graph: cx.Graph, shapes: dict[str, Any], runs: int = 1) -> None:
+    """The bits of the graph's plan are those of its calls as they stand; which NaN it is does not count."""
+    plan, alone = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        drawn = rng.normal(size=shape).astype(np.float32)
+        for each in (plan, alone):
+            if name in each.inputs:
+                each.inputs[name][...] = drawn
+    for _ in range(runs):
+        plan.run()
+    for op, out, inputs, attrs in alone.calls:
+        cpu.call(op, out, list(inputs), dict(attrs))
+    for one, other in zip(plan.outputs, alone.outputs, strict=True):
+        np.testing.assert_array_equal(one.view(np.uint32)[~np.isnan(one)], other.view(np.uint32)[~np.isnan(other)])
+        np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
 
 
 def test_what_only_the_group_reads_is_not_stored() -> None:
@@ -125,10 +158,7 @@ def test_an_update_is_made_in_one_pass_in_place(isa: str, dtype: Any, size: int,
     moments, adam = {"beta": 0.9, "weight_decay": decay}, {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8}
     adam["decoupled_weight_decay"] = 0.02
     results = []
-    before = cpu.isa()
-    try:
-        with contextlib.suppress(ValueError):  # not every machine has each
-            cpu.set_isa(isa)
+    with kernels(isa):
         for together in (False, True):
             p, g, m, v = (first[name].copy() for name in "pgmv")
             program = cpu.Program()
@@ -141,8 +171,6 @@ def test_an_update_is_made_in_one_pass_in_place(isa: str, dtype: Any, size: int,
                 step[...] = value
                 program.run()
             results.append([x.tobytes() for x in (p, m, v)])
-    finally:
-        cpu.set_isa(before)
     assert results[0] == results[1]
 
 
@@ -197,28 +225,8 @@ def cut_graphs(draw: Any) -> Any:
 @settings(max_examples=150, deadline=None)
 @given(cut_graphs(), st.integers(1, 3), st.sampled_from(["avx512", "avx2", "portable"]))
 def test_slices_made_with_who_reads_them_have_the_bits_of_both(graph: cx.Graph, threads: int, isa: str) -> None:
-    before = cpu.isa(), cpu.get_num_threads()
-    with contextlib.suppress(ValueError):  # not every machine has each
-        cpu.set_isa(isa)
-    cpu.set_num_threads(threads)
-    try:
-        plan, alone = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
-        rng = np.random.default_rng(0)
-        for name, shape in (("x", (33, 70)), ("wide", (33, 280)), ("deep", (33, 9, 70))):
-            drawn = rng.normal(size=shape).astype(np.float32)
-            for each in (plan, alone):
-                if name in each.inputs:
-                    each.inputs[name][...] = drawn
-        for _ in range(2):
-            plan.run()
-        for op, out, inputs, attrs in alone.calls:
-            cpu.call(op, out, list(inputs), dict(attrs))
-        for one, other in zip(plan.outputs, alone.outputs, strict=True):
-            np.testing.assert_array_equal(one.view(np.uint32)[~np.isnan(one)], other.view(np.uint32)[~np.isnan(other)])
-            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
-    finally:
-        cpu.set_isa(before[0])
-        cpu.set_num_threads(before[1])
+    with kernels(isa, threads):
+        check_against_one_call_after_the_other(graph, {"x": (33, 70), "wide": (33, 280), "deep": (33, 9, 70)}, runs=2)
 
 
 def test_a_slice_that_runs_backwards_is_made_when_all_that_it_reads_is_there() -> None:
@@ -264,10 +272,7 @@ def test_cheap_values_are_made_again_where_they_are_needed_late() -> None:
 @settings(max_examples=150, deadline=None)
 @given(graphs(), st.integers(1, 3), st.sampled_from(["portable", cpu.isa()]))
 def test_a_plan_computes_the_bits_of_its_calls_one_by_one(graph: cx.Graph, threads: int, isa: str) -> None:
-    before = cpu.isa(), cpu.get_num_threads()
-    cpu.set_isa(isa)
-    cpu.set_num_threads(threads)
-    try:
+    with kernels(isa, threads):
         plan, alone = Plan(graph, device="cpu"), Plan(graph, device="cpu")
         rng = np.random.default_rng(0)
         for place, shape in enumerate(SHAPES):
@@ -279,9 +284,6 @@ def test_a_plan_computes_the_bits_of_its_calls_one_by_one(graph: cx.Graph, threa
             cpu.call(op, out, list(inputs), dict(attrs))
         for one, other in zip(plan.outputs, alone.outputs, strict=True):
             assert one.tobytes() == other.tobytes()
-    finally:
-        cpu.set_isa(before[0])
-        cpu.set_num_threads(before[1])
 
 
 RUN_SHAPES = [(6, 5, 8, 9), (1, 5, 1, 1), (6, 5, 1, 1), (5, 1, 1), ()]
@@ -313,29 +315,12 @@ def images(draw: Any) -> Any:
 @settings(max_examples=200, deadline=None)
 @given(images(), st.integers(1, 3), st.sampled_from(["avx512", "avx2", "portable"]))
 def test_sums_made_with_what_they_sum_up_have_the_bits_of_both(graph: cx.Graph, threads: int, isa: str) -> None:
-    before = cpu.isa(), cpu.get_num_threads()
-    with contextlib.suppress(ValueError):  # not every machine has each
-        cpu.set_isa(isa)
-    cpu.set_num_threads(threads)
     least, onepass.LEAST_ELEMENTS = onepass.LEAST_ELEMENTS, 64
     try:
-        plan, alone = Plan(graph, device="cpu"), Plan(graph, device="cpu", optimised=False)
-        rng = np.random.default_rng(0)
-        for place, shape in enumerate(RUN_SHAPES):
-            drawn = rng.normal(size=shape).astype(np.float32)
-            for each in (plan, alone):
-                if f"x{place}" in each.inputs:
-                    each.inputs[f"x{place}"][...] = drawn
-        plan.run()
-        for op, out, inputs, attrs in alone.calls:
-            cpu.call(op, out, list(inputs), dict(attrs))
-        for one, other in zip(plan.outputs, alone.outputs, strict=True):
-            np.testing.assert_array_equal(one.view(np.uint32)[~np.isnan(one)], other.view(np.uint32)[~np.isnan(other)])
-            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+        with kernels(isa, threads):
+            check_against_one_call_after_the_other(graph, {f"x{n}": shape for n, shape in enumerate(RUN_SHAPES)})
     finally:
         onepass.LEAST_ELEMENTS = least
-        cpu.set_isa(before[0])
-        cpu.set_num_threads(before[1])
 
 
 def test_the_sums_of_a_batch_norm_go_over_its_images_with_the_calls_before_them() -> None:

@@ -196,16 +196,21 @@ def old_session_returns() -> Iterator[Any]:
     yield mock.patch.object(cyxcentral.nodes, "illegal", illegal)
 
 
-@planted
-def memory_forgotten() -> Iterator[Any]:
-    """A job goes back to the node on which it ran out of memory."""
-    yield mock.patch.object(schedule, "ran_out_on", lambda job, node_id: False)
+def nobody_is_preferred() -> Iterator[Any]:
+    """Part of a bug: whatever a node did with the job before, it is looked at in the order of the scores."""
     yield mock.patch.object(schedule, "preference", lambda job, candidate, weights: candidate.node.node_id)
     yield mock.patch.object(
         room.Room,
         "ranked",
         lambda found, job: (found.candidates[node_id] for node_id in found._by_score(job, (False, True))),
     )
+
+
+@planted
+def memory_forgotten() -> Iterator[Any]:
+    """A job goes back to the node on which it ran out of memory."""
+    yield mock.patch.object(schedule, "ran_out_on", lambda job, node_id: False)
+    yield from nobody_is_preferred()
 
 
 @planted
@@ -568,12 +573,7 @@ def rejected_node_gets_it_again() -> Iterator[Any]:
     """Nobody remembers whose work was rejected, and nobody is banned for it."""
     yield mock.patch.object(schedule, "wronged", lambda job, node_id: False)
     yield mock.patch.object(Dispatch, "_ban_suspects", nothing)
-    yield mock.patch.object(schedule, "preference", lambda job, candidate, weights: candidate.node.node_id)
-    yield mock.patch.object(
-        room.Room,
-        "ranked",
-        lambda found, job: (found.candidates[node_id] for node_id in found._by_score(job, (False, True))),
-    )
+    yield from nobody_is_preferred()
 
 
 @planted
