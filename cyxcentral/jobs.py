@@ -114,7 +114,8 @@ class CheckLease(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Check(Struct, frozen=True, kw_only=True, gc=False):
-    """A segment of a delivered job that is trained once more, or was. since_ms: when it was delivered."""
+    """A segment of a delivered job that is trained once more, or was. since_ms: when it was delivered, and
+    after all that was being checked then."""
 
     segment: m.SignedSegment
     since_ms: int
@@ -252,6 +253,11 @@ def worth_base_units(job: Job) -> int:
     return job.price_base_units or job.terms.amount_base_units
 
 
+def node_of(job: Job, segment: m.SignedSegment) -> str:
+    """Whose work a segment is."""
+    return job.attempts[segment.attempt - 1].node_id
+
+
 def ends(segment: m.SignedSegment) -> list[str]:
     """SHA-256 of the state that a segment begins with, if it has one, and of what it ends with."""
     return [*([segment.start.state.sha256] if segment.start else ()), segment.end.sha256]
@@ -383,7 +389,7 @@ def verdict(job: Job, finding: m.Finding) -> m.Checked | m.CheckDiffers | m.Reje
         return m.CheckGivenUp(reason=TWO_RUNS_DIFFER, finding=finding)
     return m.Rejected(
         attempt=segment.attempt,
-        node_id=job.attempts[segment.attempt - 1].node_id,
+        node_id=node_of(job, segment),
         segment=segment,
         findings=[*before, finding],
     )
@@ -399,7 +405,7 @@ def impossible(job: Job, lost: m.CheckLost) -> m.CheckLost | m.Rejected:
     if lost.code not in NO_TRAINING or not same or job.check.findings:
         return lost
     segment = job.check.segment
-    node_id = job.attempts[segment.attempt - 1].node_id
+    node_id = node_of(job, segment)
     return m.Rejected(
         attempt=segment.attempt, node_id=node_id, segment=segment, findings=[], impossible=lost.reason or lost.code
     )
@@ -537,12 +543,16 @@ def illegal(job: Job | None, event: m.JobEvent) -> str | None:
     return rule.guard(job, event)
 
 
+def near(job: Job, now_ms: int) -> bool:
+    """Whether anybody may soon have its escrow refunded; never of a version without deadlines."""
+    return bool(job.terms.deadline_s) and now_ms >= (job.terms.deadline_s - DEADLINE_MARGIN_S) * 1000
+
+
 def deadline_due(job: Job, now_ms: int) -> m.DeadlineNear | None:
     """The end of a job whose escrow may soon be refunded by anybody; None when there is time, or it ends already."""
-    deadline_s = job.terms.deadline_s
-    if not deadline_s or now_ms < (deadline_s - DEADLINE_MARGIN_S) * 1000:  # 0: of a version without deadlines
+    if not near(job, now_ms):
         return None
-    event = m.DeadlineNear(deadline_s=deadline_s)
+    event = m.DeadlineNear(deadline_s=job.terms.deadline_s)
     return None if illegal(job, event) else event
 
 
@@ -895,7 +905,7 @@ def _earned(job: Job) -> tuple[m.Payee, ...]:
     if job.job.serve:
         return _earned_by_time(job)
     amount, last = (
-        job.price_base_units or job.terms.amount_base_units,
+        worth_base_units(job),
         {attempt.wallet: attempt.number for attempt in job.attempts if not attempt.rejected},
     )
     winner = job.attempts[-1].wallet if job.completed else None
@@ -924,7 +934,7 @@ def _earned_by_time(job: Job) -> tuple[m.Payee, ...]:
     Attempts are counted in their order until the time is used up: nothing beyond it is paid. Rounded down to base
     units; what remains goes back to the client.
     """
-    amount, bought, left = job.price_base_units or job.terms.amount_base_units, bought_ms(job), bought_ms(job)
+    amount, bought, left = worth_base_units(job), bought_ms(job), bought_ms(job)
     served: dict[str, int] = {}
     last: dict[str, int] = {}
     for attempt in job.attempts:

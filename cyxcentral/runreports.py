@@ -52,7 +52,7 @@ class RunReports:
         self._blobs = blobs
         self._network_id = network_id
         self._policy = policy
-        self._drawn: dict[str, str] = {}  # jobs that are drawn and not in the log yet -> whose work is checked
+        self._drawn: dict[object, tuple[str, str]] = {}  # by report: (job, whose work is checked), not in the log yet
 
     async def start(self, edge: Bus) -> None:
         handlers: NodeHandlers = {
@@ -221,19 +221,21 @@ class RunReports:
             **_signed_with(said),
         )
 
+        report = object()
+
         def event(job: jobs.Job) -> m.Completed:
             world = self._world
             in_check = {segments.checked_node(world.jobs[job_id]) for job_id in world.checking}
-            in_check |= {node_id for job_id, node_id in self._drawn.items() if job_id != job.job_id}
+            in_check |= {node_id for job_id, node_id in self._drawn.values() if job_id != job.job_id}
             made = segments.completion(self._policy, job, delivered, world.nodes, self._machine.wall_ms(), in_check)
             if made.segment:
-                self._drawn[job.job_id] = job.attempts[made.segment.attempt - 1].node_id
+                self._drawn[report] = job.job_id, jobs.node_of(job, made.segment)
             return made
 
         try:
             return await self._report(said, event, lambda job: _same_delivery(job.completed, delivered), check)
         finally:
-            self._drawn.pop(said.job_id, None)
+            self._drawn.pop(report, None)
 
     async def _report(
         self,

@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxcentral import intake, prices
-from cyxcentral.jobs import DEADLINE_MARGIN_S, Job, segment_to, worth_base_units
+from cyxcentral.jobs import Job, near, node_of, segment_to, worth_base_units
 from cyxcentral.nodes import Node, proven
 from cyxcentral.schedule import Candidate
 from cyxcore.errors import CyxError
@@ -75,7 +75,7 @@ def keeps(policy: Policy, job: Job, stored: m.Checkpoint) -> bool:
 def chosen(policy: Policy, job: Job, model: m.ArtifactRef) -> m.SignedSegment:
     """The segment of a job to check, once its holder delivers this model."""
     last = segment_to(job, 0, model)
-    if job.kept and _node_of(job, last) in policy.checkers:
+    if job.kept and node_of(job, last) in policy.checkers:
         return job.kept
     return last if job.kept is None or _number(policy, job, last) < _number(policy, job, job.kept) else job.kept
 
@@ -115,7 +115,7 @@ def completion(
         return event
     segment = chosen(policy, job, event.model)
     why_not = _uncheckable(policy, job, segment, nodes, now_ms)
-    if _node_of(job, segment) not in in_check:  # else it is seen what comes of that, before anything more is paid
+    if node_of(job, segment) not in in_check:  # else it is seen what comes of that, before anything more is paid
         why_not = why_not or _spared(policy, job, segment, nodes)
     return replace(event, segment=None if why_not else segment, not_checked=why_not)
 
@@ -128,8 +128,8 @@ def _uncheckable(policy: Policy, job: Job, segment: m.SignedSegment, nodes: dict
         return "it was trained on a GPU, where bits depend on the card"
     if request.training.numerics != "exact":
         return f"it was trained with numerics {request.training.numerics}, where bits depend on the processor"
-    if _node_of(job, segment) in policy.checkers:
-        return f"{_node_of(job, segment)}, which trained it, is a checker itself"
+    if node_of(job, segment) in policy.checkers:
+        return f"{node_of(job, segment)}, which trained it, is a checker itself"
     if near(job, now_ms + policy.within_s * 1000):
         return f"its escrow's deadline is near ({deadline_s} s): there is no time left for a check"
     needed_s = seconds(job, segment, (nodes[each] for each in sorted(policy.checkers & nodes.keys())), now_ms)
@@ -151,7 +151,7 @@ def _asked_s(job: Job, segment: m.SignedSegment, needed_s: float) -> float:
 
 def _spared(policy: Policy, job: Job, segment: m.SignedSegment, nodes: dict[str, Node]) -> str:
     """Why a job that could be checked is not: its node is proven, and the job is none of the share that is drawn."""
-    node_id = _node_of(job, segment)
+    node_id = node_of(job, segment)
     share = share_of(policy, nodes.get(node_id), worth_base_units(job))
     if _hashed(policy, "share", job.job_id, segment.attempt, segment.end.sha256) < share * 2**64:
         return ""
@@ -160,7 +160,7 @@ def _spared(policy: Policy, job: Job, segment: m.SignedSegment, nodes: dict[str,
 
 def checked_node(job: Job) -> str:
     """Whose work it is that is checked of a job; empty when nothing is."""
-    return _node_of(job, job.check.segment) if job.check else ""
+    return node_of(job, job.check.segment) if job.check else ""
 
 
 def spared(policy: Policy, job: Job, nodes: dict[str, Node]) -> str:
@@ -183,16 +183,6 @@ def share_of(policy: Policy, node: Node | None, worth_base_units: int) -> float:
         return 1.0
     by_worth = PROVEN_AFTER * worth_base_units / max(1, node.checked_base_units)
     return min(1.0, max(policy.share, PROVEN_AFTER / node.jobs_checked, by_worth))
-
-
-def _node_of(job: Job, segment: m.SignedSegment) -> str:
-    return job.attempts[segment.attempt - 1].node_id
-
-
-def near(job: Job, now_ms: int) -> bool:
-    """Whether the job has to be settled by now, because anybody may soon have its escrow refunded."""
-    deadline_s = job.terms.deadline_s
-    return bool(deadline_s) and now_ms >= (deadline_s - DEADLINE_MARGIN_S) * 1000
 
 
 def seconds(job: Job, segment: m.SignedSegment, checkers: Iterable[Node], now_ms: int) -> float:
@@ -274,7 +264,7 @@ def due(
 def _refusal(job: Job, candidate: Candidate) -> str:
     """Why a checker cannot check this job now; empty when it can."""
     node = candidate.node
-    if job.check and node.node_id == _node_of(job, job.check.segment):
+    if job.check and node.node_id == node_of(job, job.check.segment):
         return "the work is its own"  # it was named a checker since
     if not node.online:
         return "offline"

@@ -241,7 +241,10 @@ class World:
         before, kind = self.jobs.get(job_id), type(event)
         if why_not := jobs.illegal(before, event) or (_other_job(before, job_id, event) if kind in NAMING else None):
             return why_not
-        job = self.jobs[job_id] = jobs.evolve(before, event, at_ms)
+        job = jobs.evolve(before, event, at_ms)
+        if kind is m.Completed and job.check:
+            job = self._behind_others(job, job.check)
+        self.jobs[job_id] = job
         holder, now = before.holder if before else None, job.holder
         if holder != now:
             self._holds(holder, before or job, held=False)  # what it was promised then
@@ -271,13 +274,21 @@ class World:
             self._name_state(before, job)
         elif kind in NAMING_BYTES:
             self._name(job)
-        elif kind is m.Rejected and before:
+        elif before and (kind is m.Rejected or before.kept is not job.kept):
             self._name_no_more(before, job)
         if kind in JUDGED:
             self._judge(job, event, at_ms)
         elif kind is m.Settled and job.reference_fee_base_units and job.status == "completed":
             self._reward(job, event, at_ms)
         return None
+
+    def _behind_others(self, job: jobs.Job, check: jobs.Check) -> jobs.Job:
+        """Checks have the order of the log, whatever the clocks of those said who stored the deliveries."""
+        others = (self.jobs[job_id].check for job_id in self.checking)
+        last_ms = max((other.since_ms for other in others if other), default=-1)
+        return msgspec.structs.replace(
+            job, check=msgspec.structs.replace(check, since_ms=max(check.since_ms, last_ms + 1))
+        )
 
     def _offer(self, deployment: str, job_id: str) -> None:
         of_owner = self.deployments.setdefault(subjects.owners_end(deployment), {})
@@ -351,7 +362,7 @@ class World:
             by_fee = job.reference_fee_base_units > 0
             self._node(nodes.judged(node, job.job_id, event, at_ms, by_fee), at_ms)
         if isinstance(event, m.Checked) and job.check:
-            found_right = job.attempts[job.check.segment.attempt - 1].node_id
+            found_right = jobs.node_of(job, job.check.segment)
             if node := self.nodes.get(found_right):
                 self._node(nodes.checked(node, jobs.worth_base_units(job)), at_ms)
         if isinstance(event, m.LeaseLost | m.Rejected):

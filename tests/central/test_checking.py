@@ -242,9 +242,9 @@ async def test_without_checkers_a_delivery_is_the_event_that_it_always_was(broke
 
 
 async def test_of_deliveries_in_one_moment_nothing_is_paid_behind_one_that_is_drawn(central, tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "_spared", lambda policy, job, *_: "" if job.job_id == "job-1" else "not drawn")
+    monkeypatch.setattr(segments, "_spared", lambda policy, job, *_: "" if job.job_id == "job-4" else "not drawn")
     await central.dispatch._register(register())
-    names = [f"job-{number}" for number in range(1, 5)]
+    names = ["job-4", "job-1", "job-2", "job-3"]
     for name in names:
         await central.job(name, f.FUNDED, leased(), m.Started(attempt=1))
     model = await stored_model(central.blobs, tmp_path)
@@ -253,3 +253,5 @@ async def test_of_deliveries_in_one_moment_nothing_is_paid_behind_one_that_is_dr
     assert all(each.accepted for each in await asyncio.gather(*map(central.reports.completed, said)))
     assert {central.world.jobs[name].status for name in names} == {"checking"}
     assert not central.reports._drawn
+    await central.dispatch._check_waiting()
+    assert {central.world.jobs[name].status for name in names} == {"checking"}

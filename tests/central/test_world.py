@@ -168,3 +168,34 @@ def test_a_node_with_three_strikes_is_a_suspect_until_it_is_banned():
     assert log.world.suspects == {"node-a"}
     ban = nodes.ban_due(log.world.nodes["node-a"], 10_000)
     assert log.node(ban).world.suspects == set()
+
+
+def stored(attempt, step, kept=False):
+    state = m.Checkpoint(step=step, steps=100, state=m.ArtifactRef(sha256=f"{step:064x}", size=7))
+    who = {"attempt": attempt, "node_id": "node-a", "signature": "d" * 128}
+    return m.Checkpointed(checkpoint=state, kept=kept, **who)
+
+
+def test_the_other_end_of_a_segment_that_is_kept_no_more_is_named_no_more():
+    log = Log().node(f.registered()).job(*WAITING, f.leased(), stored(1, 10), f.lost(code="node_stopped"))
+    log.job(f.leased(2, resume=stored(1, 10).checkpoint), stored(2, 20, kept=True), stored(2, 30), stored(2, 40))
+    log.job(f.lost(2, code="node_stopped"))
+    for attempt, step in ((3, 40), (4, 30), (5, 10)):
+        state = stored(2, step).checkpoint
+        log.job(f.leased(attempt, resume=state), f.lost(attempt, code="bad_checkpoint", discards=state))
+    assert log.world.jobs["job-1"].kept is None
+    fresh = World()
+    fresh.take_jobs([log.world.jobs["job-1"]])
+    assert log.world.named == fresh.named
+
+
+def test_checks_have_the_order_of_the_log_whatever_the_clocks_said():
+    log = Log().node(f.registered())
+    for job_id in ("job-9", "job-1"):
+        log.job(f.submitted(job_id), f.FUNDED, f.leased(), m.Started(attempt=1), job_id=job_id)
+    segment = m.SignedSegment(attempt=1, end=f.completed().model)
+    for at_ms, job_id in ((9_000_000, "job-9"), (10, "job-1")):
+        seq, event = log.world.seq + 1, replace(f.completed(), segment=segment)
+        record = m.Record(command_id=f"{seq:032x}", at_ms=at_ms, by="c", event=event)
+        assert log.world.apply(seq, subjects.job_event(job_id), record) is None
+    assert log.world.jobs["job-1"].check.since_ms > log.world.jobs["job-9"].check.since_ms

@@ -345,7 +345,7 @@ class Checks:
         right = self._is_right(job, event.node_id, said.state, state_after(job.name, said.step))
         content = state_after(job.name, said.step) if right else None
         self._artifact(said.state, content, f"the checkpoint of {job_id} at {said.step}")
-        self._chances(job_id, job, event.kept)
+        self.expect(bool(self.network.cheats.checkers) or not event.kept, f"I21: {job_id} keeps what nobody checks")
         job.leases[-1].stored = [*job.leases[-1].stored, said]
         own = [state for state in job.states if state[0] == event.attempt]
         job.states = [*(state for state in job.states if state not in own[:-1]), (event.attempt, said)]
@@ -368,7 +368,8 @@ class Checks:
         self._artifact(event.model, model_of(job.name, job.steps) if right else None, f"the model of {job_id}")
         self._end_lease(job)
         job.completed = True
-        self._chances(job_id, job, event.segment is not None or bool(event.not_checked))
+        told = event.segment is not None or bool(event.not_checked)
+        self.expect(told == bool(self.network.cheats.checkers), f"I21: {job_id}: a segment, or why there is none")
         if event.segment:
             job.check = CheckModel(event.segment)
 
@@ -381,10 +382,6 @@ class Checks:
             return True
         job.false = [*job.false, ref.sha256]
         return False
-
-    def _chances(self, job_id: str, job: JobModel, kept: bool) -> None:
-        checked = bool(self.network.cheats.checkers)
-        self.expect(checked or not kept, f"I21: {job_id} names a segment, and nobody checks")
 
     # -- checks --------------------------------------------------------------------------------------
 
