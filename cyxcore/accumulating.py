@@ -16,7 +16,7 @@ try:
 except ImportError:  # plans run on other devices without them
     MOST_TERMS = 0
 
-LEAST_PRODUCTS = 4  # fewer are not worth keeping what they multiply
+LEAST_PRODUCTS = 5  # fewer are not worth keeping what they multiply
 
 
 class Accumulation(NamedTuple):
@@ -62,7 +62,7 @@ def accumulations(
             if is_product(before):
                 ends[place] = [before, product, place]
                 break
-    return [Accumulation(places) for places in ends.values() if len(places) > 2 * LEAST_PRODUCTS]
+    return [Accumulation(places) for places in ends.values() if len(places) >= 2 * LEAST_PRODUCTS - 1]
 
 
 def together(order: Sequence[int], found: Sequence[Accumulation]) -> list[int]:

@@ -260,8 +260,12 @@ def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Any, ...]:
 def rand(
     *shape: Any, dtype: Any = "float32", requires_grad: bool = False, device: Any = None, generator: Any = None
 ) -> Tensor:
-    """Uniform numbers in [0, 1), of a generator or of the one manual_seed sets; as fine as float32 in any dtype."""
-    return _drawn("rand", drawing.uniform, shape, dtype, requires_grad, generator)
+    """Uniform numbers in [0, 1), of a generator or of the one manual_seed sets; no finer than float32 in any dtype."""
+
+    def draw(*place: Any) -> Array:
+        return drawing.fitted(drawing.uniform(*place), dtype_name(dtype or "float32"))
+
+    return _drawn("rand", draw, shape, dtype, requires_grad, generator)
 
 
 @placed
@@ -279,5 +283,7 @@ def _drawn(
     if wanted not in FLOATS:
         raise DtypeError(f"{name}: expected a float dtype, got {wanted}; see randint for integers")
     sizes = _shape(shape[0], shape[1:]) if shape else ()
+    if generator is not None and not hasattr(generator, "next_key"):
+        raise SpecError(f"{name}: expected a cx.Generator, got {type(generator).__name__}")
     seed, step = (next_key() if generator is None else generator.next_key()).tolist()
     return Tensor(draw(seed, step, 0, sizes), wanted, requires_grad)

@@ -29,6 +29,15 @@ def uniform(seed: int, step: int, stream: int, shape: tuple[int, ...], device: s
     return drawn.astype(np.float64).reshape(shape)
 
 
+DIGITS = {"float16": 11, "bfloat16": 8}
+
+
+def fitted(u: Array, dtype: str) -> Array:
+    """Numbers of [0, 1) with as many digits as a dtype holds, cut off: rounding would reach 1."""
+    digits = DIGITS.get(dtype)
+    return u if digits is None else np.floor(u * 2.0**digits) / 2.0**digits
+
+
 def permutation(seed: int, epoch: int, count: int) -> Array:
     """The order of `count` rows in an epoch, int64: a stable sort of random words."""
     return np.argsort(uniform_words(seed, ORDER_STEP + epoch, 0, count), kind="stable").astype(np.int64)

@@ -190,7 +190,9 @@ class LBFGS(Optimizer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what state_dict() gave. Raises SpecError for the state of other parameters or rules."""
-        check_state(state)
+        state = check_state(state)
+        if foreign := sorted(set(state["state"]) - {0}):
+            raise SpecError(f"load_state_dict: expected the state of LBFGS under place 0, got {foreign}")
         kept = {name: np.array(value) for name, value in state["state"].get(0, {}).items()}
         own = sum(p.size for p in self.parameters)
         if kept and not kept.keys() >= {"direction", "gradient", "length"}:
@@ -213,12 +215,18 @@ def _largest(values: Array) -> float:
 def _lowest(one: Point, other: Point, within: tuple[float, float]) -> float:
     """Where the cubic through two points with their slopes is lowest, kept within an interval."""
     first, last = (one, other) if one.t <= other.t else (other, one)
+    middle = (within[0] + within[1]) / 2.0
+    if first.t == last.t:
+        return middle
     bend = first.slope + last.slope - 3.0 * (first.loss - last.loss) / (first.t - last.t)
     square = bend * bend - first.slope * last.slope
     if not square >= 0.0:
-        return (within[0] + within[1]) / 2.0
+        return middle
     root = math.sqrt(square)
-    share = (last.slope + root - bend) / (last.slope - first.slope + 2.0 * root)
+    curve = last.slope - first.slope + 2.0 * root
+    if curve == 0.0:  # a straight line
+        return middle
+    share = (last.slope + root - bend) / curve
     return min(max(last.t - (last.t - first.t) * share, within[0]), within[1])
 
 

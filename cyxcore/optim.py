@@ -7,7 +7,7 @@ A training job applies the same rules (cyxcore/updates.py) from inside its plan.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from cyxcore.eager import Tensor
@@ -81,18 +81,10 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
-        **speed: Any,
     ) -> None:
-        _plain(type(self).__name__, amsgrad, speed)
+        if amsgrad:
+            raise SpecError(f"{type(self).__name__}: there is no amsgrad; leave it out")
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-
-
-def _plain(name: str, amsgrad: bool, speed: Mapping[str, Any]) -> None:
-    """PyTorch's options that say how to be fast (foreach, fused) change nothing here. Raises SpecError, TypeError."""
-    if amsgrad:
-        raise SpecError(f"{name}: there is no amsgrad; leave it out")
-    if unknown := sorted(set(speed) - {"foreach", "fused"}):
-        raise TypeError(f"{name}() got an unexpected keyword argument {unknown[0]!r}")
 
 
 class AdamW(Adam):
@@ -108,9 +100,8 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         amsgrad: bool = False,
-        **speed: Any,
     ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay, amsgrad, **speed)
+        super().__init__(parameters, lr, betas, eps, weight_decay, amsgrad)
 
 
 class NAdam(Optimizer):
@@ -291,7 +282,7 @@ class ASGD(Optimizer):
 
 # Options that say how to be fast; what is minimised here is the loss as it is.
 accept(
-    (SGD, NAdam, RMSprop, Adagrad, Adamax, Adadelta, Adafactor, Rprop, ASGD, Adam),
+    (SGD, NAdam, RMSprop, Adagrad, Adamax, Adadelta, Adafactor, Rprop, ASGD, Adam, AdamW),
     {"maximize": False, "differentiable": False},
     "foreach fused capturable",
 )

@@ -204,7 +204,7 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
-        check_state(state)
+        state = check_state(state)
         sizes = [len(group["params"]) for group in state["param_groups"]]
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own:
@@ -219,13 +219,13 @@ class Optimizer:
         parameters = self.parameters
         taken: dict[int, dict[str, Tensor]] = {}
         for place, arrays in state["state"].items():
-            if not 0 <= int(place) < len(parameters):
+            if not 0 <= place < len(parameters):
                 raise SpecError(f"load_state_dict: expected places 0..{len(parameters) - 1}, got {place}")
-            p = parameters[int(place)]
+            p = parameters[place]
             for name, array in arrays.items():
                 if not stretches(array.shape, p.shape):
                     raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
-            taken[int(place)] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
+            taken[place] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
         for place, slots in self.state.items():  # a compiled step goes on to read the tensors that are there
             for name, held in slots.items():
                 if name in taken.get(place, {}):
@@ -251,8 +251,8 @@ class Optimizer:
                 place += 1
 
 
-def check_state(state: Any) -> None:
-    """Raises SpecError for what is no optimiser's state dict."""
+def check_state(state: Any) -> dict[str, Any]:
+    """The state, its places as numbers. Raises SpecError for what is no optimiser's state dict."""
     if not isinstance(state, Mapping) or not {"steps", "state", "param_groups"} <= state.keys():
         got = ", ".join(sorted(map(str, state))) or "nothing" if isinstance(state, Mapping) else type(state).__name__
         raise SpecError(
@@ -263,6 +263,11 @@ def check_state(state: Any) -> None:
         raise SpecError(f"load_state_dict: expected steps to be a number, got {state['steps']!r}")
     for group in state["param_groups"]:
         check_rate("load_state_dict", group.get("lr", 0.0))
+    try:
+        return {**state, "state": {int(place): own for place, own in state["state"].items()}}
+    except ValueError:
+        places = sorted(map(str, state["state"]))
+        raise SpecError(f"load_state_dict: expected places to be numbers, got {places}") from None
 
 
 def check_rate(name: str, lr: Any) -> None:

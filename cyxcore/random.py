@@ -127,7 +127,8 @@ class Generator(eager.Generator):
         def draw(source: Source, count: int, low: Array, high: Array) -> Array:
             if dtype_name(dtype) == "float64":
                 return low + (high - low) * source.uniform(count)
-            return low + (high - low) * drawing.uniform(source.seed, source.step, 0, (count,), "cpu")
+            drawn = drawing.uniform(source.seed, source.step, 0, (count,), "cpu")
+            return low + (high - low) * drawing.fitted(drawn, dtype_name(dtype))
 
         return self._drawn("uniform", size, dtype, (a, b), draw)
 

@@ -123,8 +123,8 @@ def _stored(value: Any, path: str, tensors: dict[str, Array]) -> dict[str, str]:
 
 
 def _loaded(file: BinaryIO, size_bytes: int, name: str, device: Any) -> Any:
-    begins = file.read(4)
-    if begins.startswith(_PICKLES):
+    begins = file.read(9)
+    if begins.startswith(_PICKLES) and begins[8:] != b"{":  # the length of a header may begin so too
         raise FormatError(
             f"load {name}: expected a safetensors file, got a pickle, as torch.save writes it; it can run code and is "
             "not read. Where PyTorch is: safetensors.torch.save_file(torch.load(PATH, weights_only=True), "

@@ -1,6 +1,7 @@
 """Special functions by the names of torch.special: gamma, error function, and what is made of them. With gradients.
 
-Tensors are computed in float64 and given in their own dtype; a graph computes them in its own.
+Gamma and error functions of tensors are computed in float64 and given in their own dtype; a graph computes them in its
+own.
 """
 
 import math
@@ -100,15 +101,23 @@ def erf(x: Any) -> Any:
     return x.erf()
 
 
+def _stretched(y: Any) -> Any:
+    """y + 1/2 / (y + 1 / (y + 3/2 / (y + …))), y >= 2.
+
+    erfc(y) is exp(-y²) over it and √π (Abramowitz and Stegun 7.1.14).
+    """
+    fraction: Any = 0.0
+    for level in range(40, 0, -1):
+        fraction = (level / 2.0) / (y + fraction)
+    return y + fraction
+
+
 @_precise
 def erfc(x: Any) -> Any:
     """1 - erf(x), with its digits also where that is near 0."""
     far = x > 2.0
     y = where(far, x, 2.0)
-    fraction: Any = 0.0
-    for level in range(40, 0, -1):  # Abramowitz and Stegun 7.1.14
-        fraction = (level / 2.0) / (y + fraction)
-    tail = (-y.square()).exp() / (y + fraction) / math.sqrt(math.pi)
+    tail = (-y.square()).exp() / _stretched(y) / math.sqrt(math.pi)
     return where(far, where(x == math.inf, 0.0, tail), 1.0 - where(far, 0.0, x).erf())
 
 
@@ -185,9 +194,14 @@ def ndtri(p: Any) -> Any:
     return erfinv(to_inexact(p) * 2.0 - 1.0) * math.sqrt(2.0)
 
 
+@_precise
 def log_ndtr(x: Any) -> Any:
-    """log(ndtr(x)); below about -37 that is -infinity."""
-    return ndtr(x).log()
+    """log(ndtr(x)), also where ndtr(x) is too small for a number."""
+    z = x * -math.sqrt(0.5)
+    far = z > 2.0
+    y = where(far, z, 2.0)
+    tail = -y.square() - _stretched(y).log() - math.log(2.0 * math.sqrt(math.pi))
+    return where(far, tail, (erfc(where(far, 0.0, z)) * 0.5).log())
 
 
 def softmax(x: Any, dim: int) -> Any:

@@ -93,8 +93,10 @@ def into_leaves(root: "Tensor", start: "Tensor", create_graph: bool) -> None:
         return
     for leaf, g in _pulled(root, start, create_graph):
         if leaf._op is None:
-            own = g if create_graph else g.copy()  # no other tensor's memory
-            leaf.grad = own if leaf.grad is None else leaf.grad + g
+            if leaf.grad is not None:
+                leaf.grad = leaf.grad + g
+            else:
+                leaf.grad = g if create_graph else g.copy()  # no other tensor's memory
 
 
 def _pulled(root: "Tensor", start: "Tensor", create_graph: bool) -> "Iterator[tuple[Tensor, Tensor]]":

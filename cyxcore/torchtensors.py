@@ -47,7 +47,7 @@ ELSEWHERE = {
     "dequantize int_repr q_scale q_zero_point qscheme": "cx.quantize works on whole models",
     "stft istft": "cx.fft.rfft of x.unfold(-1, size, step)",
     "eig symeig lstsq lu lu_solve cholesky_solve cholesky_inverse svd solve triangular_solve geqrf orgqr ormqr": (
-        "see cx.linalg"
+        "cx.linalg has eig, svd, solve, cholesky, qr and pinv"
     ),
     "igamma igammac i0 polygamma mvlgamma": "cx.special has gammaln and digamma alone of these",
 }
@@ -95,7 +95,8 @@ class InMemory(InPlace):
     def uniform_(self, low: float = 0.0, high: float = 1.0) -> Self:
         """Numbers low <= x < high of the generator cx.manual_seed sets."""
         seed, step = self._drawn_key("uniform_")
-        return self.copy_(drawing.uniform(seed, step, 0, self.shape) * (high - low) + low)
+        drawn = drawing.fitted(drawing.uniform(seed, step, 0, self.shape), self.dtype)
+        return self.copy_(drawn * (high - low) + low)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Ask for a gradient of this leaf, or no longer. Raises GradientError for what can have none."""
@@ -146,8 +147,11 @@ class InMemory(InPlace):
 
     def exponential_(self, lambd: float = 1.0) -> Self:
         """Exponential numbers of the rate lambd."""
+        if not lambd > 0.0:
+            raise SpecError(f"exponential_: expected a rate above 0, got {lambd}")
         seed, step = self._drawn_key("exponential_")
-        return self.copy_(-np.log1p(-drawing.uniform(seed, step, 0, self.shape).astype(np.float64)) / lambd)
+        drawn = variates.exponential(variates.Source(seed, step), self.size)
+        return self.copy_(drawn.reshape(self.shape) / lambd)
 
     def fill_diagonal_(self, fill_value: float, wrap: bool = False) -> Self:
         """One number on the diagonal. wrap: refused, a tall matrix has one diagonal."""

@@ -9,6 +9,7 @@ import numpy as np
 from cyxcore import random, special
 from cyxcore.autograd import Function
 from cyxcore.distributions.base import HALF_LOG_TAU, Distribution, above_zero, check, tensors
+from cyxcore.dtype import finfo
 from cyxcore.eager import Tensor
 from cyxcore.elementwise import log1p
 from cyxcore.functional import where
@@ -305,8 +306,9 @@ class _StandardGamma(Function):
     def forward(ctx: Any, concentration: Any, shape: tuple[int, ...]) -> Any:
         ctx.concentration = concentration.detach()
         drawn = random.gamma(ctx.concentration, 1.0, shape, dtype="float64")
-        ctx.drawn = drawn.numpy()
-        return drawn.astype(concentration.dtype).to(concentration.device)
+        least = float(finfo(concentration.dtype).smallest_normal)  # shares of nothing would be 0 / 0
+        ctx.drawn = np.maximum(drawn.numpy(), least)
+        return Tensor(ctx.drawn).astype(concentration.dtype).to(concentration.device)
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:

@@ -205,13 +205,7 @@ class OneHotCategorical(Categorical):
         super().__init__(probs, logits)
         self.event_shape = (self.logits.shape[-1],)
 
-    @property
-    def mean(self) -> Any:
-        return self.probs
-
-    @property
-    def variance(self) -> Any:
-        return self.probs * (1.0 - self.probs)
+    mean, variance = Bernoulli.mean, Bernoulli.variance
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Any:
         return one_hot(super().sample(sample_shape), self.event_shape[0]).astype(self.probs.dtype)

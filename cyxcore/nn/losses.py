@@ -18,10 +18,7 @@ class _ByClass(_Loss):
     def __init__(self, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.ignore_index = ignore_index
-        if weight is None:
-            self.weight = None
-        else:
-            self.register_buffer("weight", weight)
+        self.register_buffer("weight", weight)
 
 
 class CrossEntropyLoss(_ByClass):
@@ -97,9 +94,7 @@ class BCELoss(_Loss):
 
     def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.weight = None
-        if weight is not None:
-            self.register_buffer("weight", weight)
+        self.register_buffer("weight", weight)
 
     def forward(self, probabilities: Any, target: Any) -> Any:
         return F.binary_cross_entropy(probabilities, target, self.reduction, self.weight)
@@ -110,13 +105,8 @@ class BCEWithLogitsLoss(_Loss):
 
     def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
         super().__init__(reduction)
-        self.weight = None
-        if weight is not None:
-            self.register_buffer("weight", weight)
-        if pos_weight is None:
-            self.pos_weight = None
-        else:
-            self.register_buffer("pos_weight", pos_weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
 
     def forward(self, logits: Any, target: Any) -> Any:
         return F.binary_cross_entropy_with_logits(logits, target, self.reduction, self.weight, self.pos_weight)
@@ -214,10 +204,7 @@ class MultiLabelSoftMarginLoss(_Loss):
 
     def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        if weight is None:
-            self.weight = None
-        else:
-            self.register_buffer("weight", weight)
+        self.register_buffer("weight", weight)
 
     def forward(self, x: Any, target: Any) -> Any:
         return F.multilabel_soft_margin_loss(x, target, self.weight, self.reduction)
@@ -229,10 +216,7 @@ class MultiMarginLoss(_Loss):
     def __init__(self, p: int = 1, margin: float = 1.0, weight: Any = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
         self.p, self.margin = p, margin
-        if weight is None:
-            self.weight = None
-        else:
-            self.register_buffer("weight", weight)
+        self.register_buffer("weight", weight)
 
     def forward(self, x: Any, labels: Any) -> Any:
         return F.multi_margin_loss(x, labels, self.p, self.margin, self.weight, self.reduction)

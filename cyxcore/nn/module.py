@@ -126,8 +126,13 @@ class Module:
                 return held[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    def register_buffer(self, name: str, value: Tensor, persistent: bool = True) -> None:
-        """State that moves with the weights but is not trained; what is not persistent is in no state dict."""
+    def register_buffer(self, name: str, value: Tensor | None, persistent: bool = True) -> None:
+        """State that moves with the weights but is not trained; what is not persistent is in no state dict.
+
+        None: there is none.
+        """
+        if value is None:
+            return setattr(self, name, None)
         for table in (self.__dict__, self._parameters, self._modules):
             table.pop(name, None)  # a plain attribute of this name would hide it
         self._buffers[name] = value.contiguous()

@@ -282,3 +282,9 @@ def test_whole_numbers_are_parameters_like_others() -> None:
     assert cx.distributions.Dirichlet(cx.tensor([2, 3])).sample().dtype == "float32"
     with pytest.raises(SpecError, match="expected low below high everywhere"):
         cx.distributions.Uniform(cx.tensor([2]), cx.tensor([1]))
+
+
+def test_shares_of_very_small_concentrations_are_numbers() -> None:
+    cx.manual_seed(2)
+    for shares in (cx.distributions.Beta(0.01, 0.01), cx.distributions.Dirichlet(cx.full((3,), 0.01))):
+        assert np.isfinite(shares.sample((1000,)).numpy()).all()

@@ -288,3 +288,5 @@ def test_a_buffer_takes_the_place_of_a_plain_attribute() -> None:
     assert cx.compile(lambda x: x + module.w)(cx.zeros(2, 3)).equal(module.w)
     module.w = nn.Parameter(cx.ones(2))
     assert list(module.state_dict()) == ["w", "scale"]
+    module.register_buffer("scale", None)
+    assert module.scale is None and list(module.state_dict()) == ["w"]

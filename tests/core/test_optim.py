@@ -407,3 +407,48 @@ def test_a_gradient_that_is_no_tensor_is_refused() -> None:
         p.grad = grad  # type: ignore[assignment]
         with pytest.raises(SpecError, match="expected a tensor as the gradient of parameter 0"):
             optimizer.step()
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.0])
+@pytest.mark.parametrize("loss", [lambda p: p.sum(), lambda p: p.abs().sum(), lambda p: (p * p).sum()])
+def test_a_line_search_comes_to_an_end_where_the_loss_is_a_straight_line(loss: Any, rate: float) -> None:
+    p = cx.tensor([4.0, -9.0], requires_grad=True)
+    optimizer = optim.LBFGS([p], lr=rate, line_search_fn="strong_wolfe", max_iter=4)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        found = loss(p)
+        found.backward()
+        return found
+
+    before = float(closure())
+    optimizer.step(closure)
+    assert float(loss(p)) <= before and (rate > 0 or p.tolist() == [4.0, -9.0])
+
+
+def test_places_of_a_state_are_numbers_also_as_text() -> None:
+    def made(rule: str) -> Any:
+        p = cx.nn.Parameter(np.ones(2, np.float32))
+        optimizer = getattr(optim, rule)([p])
+
+        def closure() -> Any:
+            optimizer.zero_grad()
+            loss = (p * p).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        return optimizer
+
+    for rule in ("Adam", "LBFGS"):
+        state = made(rule).state_dict()
+        fresh = made(rule)
+        fresh.load_state_dict({**state, "state": {str(place): own for place, own in state["state"].items()}})
+        assert fresh.state_dict()["state"].keys() == {0}
+    with pytest.raises(SpecError, match="expected the state of LBFGS under place 0, got \\[7\\]"):
+        made("LBFGS").load_state_dict({**made("LBFGS").state_dict(), "state": {7: {}}})
+    with pytest.raises(SpecError, match="expected the state of RAdam|expected .* of another optimiser"):
+        state = made("Adamax").state_dict()
+        made("SGD").load_state_dict({**state, "state": {"0": state["state"][0]}})
+    with pytest.raises(SpecError, match="expected places to be numbers, got"):
+        made("Adam").load_state_dict({**made("Adam").state_dict(), "state": {"first": {}}})

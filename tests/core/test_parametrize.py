@@ -157,3 +157,17 @@ def test_what_makes_no_sense_is_refused(make: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         make()
     assert isinstance(caught.value, (SpecError, cx.errors.CyxError))
+
+
+def test_a_frozen_weight_stays_frozen() -> None:
+    for make, remove in (
+        (parametrizations.weight_norm, "weight"),
+        (parametrizations.spectral_norm, "weight"),
+    ):
+        layer = nn.Linear(3, 2)
+        layer.weight.requires_grad_(False)
+        make(layer)
+        assert [p.requires_grad for p in layer.parametrizations.parameters()] == [False] * len(
+            list(layer.parametrizations.parameters())
+        )
+        assert not nn.utils.parametrize.remove_parametrizations(layer, remove).weight.requires_grad

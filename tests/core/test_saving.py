@@ -165,3 +165,10 @@ def test_what_is_no_binary_file_is_refused(file: Any) -> None:
 def test_a_numpy_bool_stays_one(tmp_path: Path) -> None:
     cx.save({"done": np.bool_(True)}, tmp_path / "x.safetensors")
     assert cx.load(tmp_path / "x.safetensors")["done"] is True
+
+
+def test_a_header_that_is_as_long_as_a_pickle_begins_is_no_pickle(tmp_path: Path) -> None:
+    state = {"a" * 580: cx.zeros(2)}
+    cx.save(state, tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02"
+    assert cx.load(tmp_path / "x.safetensors").keys() == state.keys()

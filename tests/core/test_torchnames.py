@@ -781,7 +781,7 @@ def test_what_a_generator_draws() -> None:
             cx.bernoulli(weights * 0.1, generator=g).tolist(),
             cx.multinomial(weights, 2, generator=g).tolist(),
             cx.rand_like(weights, generator=g).tolist(),
-            [len(part) for part in cx.data.random_split(range(10), [7, 3], generator=g)],
+            [part.indices.tolist() for part in cx.data.random_split(range(10), [7, 3], generator=g)],
         ]
 
     g = cx.Generator().manual_seed(3)
@@ -794,6 +794,8 @@ def test_what_a_generator_draws() -> None:
     assert cx.randn(2, dtype=cx.float64).dtype == "float64"
     with pytest.raises(SpecError, match="expected a cx.Generator, got int"):
         cx.randperm(3, generator=7)
+    with pytest.raises(SpecError, match="rand: expected a cx.Generator, got int"):
+        cx.rand(2, generator=7)
     with pytest.raises(DtypeError, match="expected a float dtype, got int64"):
         cx.rand(2, dtype=cx.long)
 
@@ -991,3 +993,17 @@ def test_whole_numbers_reach_as_far_as_their_dtype_holds_them() -> None:
     drawn = cx.zeros(100, dtype="int64").random_()
     assert (drawn % 2).sum().item() > 0 and int(drawn.max().item()) > 2**62
     assert cx.zeros(50, dtype="int64").random_(-3, 2).unique().tolist() == [-3, -2, -1, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_uniform_numbers_of_half_dtypes_stay_below_1(dtype: str) -> None:
+    like = cx.zeros(20000, dtype=dtype)
+    for drawn in (
+        cx.rand(20000, dtype=dtype),
+        cx.rand_like(like),
+        like.uniform_(),
+        cx.random.uniform(size=20000, dtype=dtype),
+    ):
+        assert drawn.dtype == dtype and 0.9 < drawn.astype("float32").max().item() < 1.0
+    with pytest.raises(SpecError, match="exponential_: expected a rate above 0"):
+        like.exponential_(-1.0)

@@ -24,9 +24,9 @@ class ParametrizationList(ModuleList):
         self.count = len(given) if isinstance(given, tuple) else 0
         names = [f"original{number}" for number in range(self.count)] if self.count else ["original"]
         for name, value in zip(names, given if self.count else (given,), strict=True):
-            trained = isinstance(original, Parameter)
-            if trained:
-                setattr(self, name, value if value is original else Parameter(value.detach(), original.init))
+            if isinstance(original, Parameter):
+                own = Parameter(value.detach(), original.init, original.requires_grad)
+                setattr(self, name, value if value is original else own)
             else:
                 self.register_buffer(name, value)
 
@@ -98,15 +98,15 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
     held: Any = table[tensor_name]
     if held.count and not leave_parametrized:
         raise SpecError(f"remove_parametrizations: {tensor_name!r} comes from {held.count} tensors; leave_parametrized")
-    trained = bool(held._parameters)
+    before = next(iter(held._parameters.values()), None)
     with no_grad():
         value = held.value() if leave_parametrized else held.original
     del table[tensor_name]
     if not table:
         del module._modules["parametrizations"]
         object.__setattr__(module, "__class__", type(module)._plain)  # type: ignore[attr-defined]
-    if trained:
-        module._parameters[tensor_name] = Parameter(value.detach().copy())
+    if before is not None:
+        module._parameters[tensor_name] = Parameter(value.detach().copy(), before.init, before.requires_grad)
     else:
         module._buffers[tensor_name] = value.detach().copy()
     return module
