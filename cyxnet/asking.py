@@ -17,6 +17,7 @@ it wants no more. Who does not know yet which replica answers says `stop` at `al
 beyond what was taken, and waits; when it waited for PATIENCE_S, the asker is gone.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated
@@ -144,6 +145,7 @@ def progress_of(payload: bytes) -> tuple[str, int | None] | None:
     return found and (found[1].decode(), None if found[2] is None else int(found[2]))
 
 
+@functools.lru_cache(maxsize=1024)  # they are mostly the same, over and over
 def asker(subject: str) -> tuple[str, str]:
     """Who asks on this subject, as the broker has let them; and how the subjects begin on which they alone hear."""
     caller = subjects.last_token(subject)

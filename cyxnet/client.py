@@ -490,7 +490,7 @@ class AsyncClient:
             sealed_path.unlink(missing_ok=True)
 
     def _opened(self, job_id: str, sealed_path: Path, out_path: Path) -> m.ArtifactRef:
-        """The model of a job that this client sealed, in plain text. Raises SealError."""
+        """The model of a job that this client sealed, in plain text. Raises SealError, DiskFault."""
         opened = envelope.as_client(self.keys)
         try:
             return envelope.unseal(sealed_path, out_path, opened, "model", job_id)[2]

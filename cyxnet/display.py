@@ -121,7 +121,9 @@ def _lost(data: Fields) -> str:
 
 def _rejected(data: Fields) -> str:
     found = sorted({finding["node_id"] for finding in data["findings"]})
-    why = f"{' and '.join(found)} found something else, twice" if found else data["impossible"]
+    why = f"{' and '.join(found)} found something else, twice"
+    if not found:
+        why = f"no training goes on from its start ({data['impossible']})"
     return f"{_span(data['segment'])} of attempt {data['attempt']}, by {data['node_id']}: {why}; nothing of it is paid"
 
 

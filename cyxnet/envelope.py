@@ -48,10 +48,10 @@ class SealError(CyxError):
     code = "not_opened"
 
 
-class DiskFault(SealError):
-    """The disk is to blame and not the file: another time it may work."""
+class DiskFault(CyxError):
+    """The disk is to blame and not the file, which cannot be sealed or opened now: another time it may work."""
 
-    code = "disk_fault"
+    code = "disk_error"
 
 
 class About(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -130,7 +130,7 @@ def within(envelope: Envelope) -> Callable[[bytes], Envelope]:
 
 
 def seal(source: Path, target: Path, envelope: Envelope, kind: Kind, about: About) -> None:
-    """Write a file sealed. Raises SealError."""
+    """Write a file sealed. Raises SealError, DiskFault."""
     salt, said = secrets.token_bytes(KEY_BYTES), msgspec.json.encode(about)
     cipher = _cipher(envelope, kind, salt)
     try:
@@ -154,7 +154,7 @@ def unseal(
     """Write a sealed file in plain text; target appears only when all of it was opened, and is of this job if one is
     named.
 
-    Returns its envelope, what is said of it, and size and digest of the plain text. Raises SealError.
+    Returns its envelope, what is said of it, and size and digest of the plain text. Raises SealError, DiskFault.
     """
     whole, size = hashlib.sha256(), 0
     try:

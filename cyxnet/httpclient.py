@@ -32,16 +32,15 @@ class BadAddress(CyxError, ValueError):
     code = "bad_address"
 
 
-def address(url: str) -> SplitResult:
-    """The parts of an http(s) URL, its host as it is looked up. Raises BadAddress."""
+def address(url: str) -> tuple[SplitResult, str]:
+    """The parts of an http(s) URL, and its host as it is looked up. Raises BadAddress."""
     why = "it must be http:// or https:// and a host"
     try:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            if not parts.hostname.isascii():
-                parts.hostname.encode("idna")
+            host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
             if all("!" <= each <= "~" for each in f"{parts.path}{parts.query}"):
-                return parts
+                return parts, host
             why = "blanks and characters beyond ASCII are written as %20 and the like"
     except ValueError as error:
         why = str(error)
@@ -75,9 +74,7 @@ class Poster:
     """
 
     def __init__(self, url: str, timeout_s: float):
-        parts = address(url)
-        assert parts.hostname
-        self._host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
+        parts, self._host = address(url)
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._trust: ssl.SSLContext | None = tls.context("") if parts.scheme == "https" else None
         self._timeout_s = timeout_s

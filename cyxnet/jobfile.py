@@ -140,7 +140,7 @@ def seal(job: LoadedJob, mine: Identity, node_id: str, key: str, work_folder: Pa
     """The job for one node alone, its data sealed to that node's key in a new file, until discard() of its path.
 
     Its id is chosen here: the node trains this data under no other. Data that was packed or fetched for it in plain
-    text goes. Raises SealError or SpecError.
+    text goes. Raises SealError, DiskFault or SpecError.
     """
     if job.model.weights is not None:
         raise SpecError(f"{job.name}: a job that starts from weights cannot be sealed: everybody could read them")

@@ -35,7 +35,6 @@ BEATS_FOR_S = 3 * asking.ALIVE_EVERY_S  # so long one beat of the replica's proc
 BUSY_RETRY_MS = 200
 GOODBYE_S = 2.0  # for the broker to send what was on its way here when we ended
 KEPT_HEADERS, KEPT_HEADER_BYTES = 256, 512  # of different ones, whose meaning is remembered
-KEPT_ASKERS = 1024
 
 
 class Mine(Struct, frozen=True, kw_only=True):
@@ -73,7 +72,6 @@ class Answering:
         self._places = Places(MAX_IN_FLIGHT)
         self._asked: dict[str, _Asked] = {}  # by the subject of the answer
         self._room = Places(MAX_BYTES)
-        self._askers: dict[str, tuple[str, str]] = {}
         self._known: dict[bytes, Question] = {}
         self._blocks: dict[tuple[int, str], bytes] = {}
         self._idle = asyncio.Event()
@@ -133,7 +131,7 @@ class Answering:
     # -- questions -----------------------------------------------------------------------------------
 
     def _on_question(self, message: Message) -> None:
-        caller, own = self._asker(message.subject)
+        caller, own = asking.asker(message.subject)
         if not message.reply.startswith(own) or message.reply in self._asked:  # the answer would go to another
             return
         try:
@@ -162,15 +160,6 @@ class Answering:
     def _pong(self, reply: str, frame: x.Reply | x.Part | None) -> None:
         if isinstance(frame, x.Reply):
             self._send(reply, Part(status=frame.status), None)
-
-    def _asker(self, subject: str) -> tuple[str, str]:
-        """See asking.asker; it is remembered."""
-        known = self._askers.get(subject)
-        if known is None:
-            if len(self._askers) >= KEPT_ASKERS:
-                self._askers.clear()
-            known = self._askers[subject] = asking.asker(subject)
-        return known
 
     def _question(self, message: Message) -> Question:
         """What the headers say; they are mostly the same, over and over."""

@@ -189,8 +189,7 @@ class Runs:
             perform = self._serve if assign.job.serve else self._train
             report: RunCompleted | RunFailed | SegmentTrained = await perform(key, assign, work)
         except CyxError as error:
-            lasting = isinstance(error, envelope.SealError) and not isinstance(error, envelope.DiskFault)
-            report = self._failed(key, error.code, str(error), deterministic=lasting)
+            report = self._failed(key, error.code, str(error), deterministic=isinstance(error, envelope.SealError))
         except Exception as error:
             log.exception("run %s/%d failed in the node itself", *key)
             report = self._failed(key, "node_error", f"{type(error).__name__} in the node; its log says where")
@@ -223,9 +222,8 @@ class Runs:
                     job, data_path, resume_path, seal = plain
                 model_path = folder / MODEL_FILE
                 order = order_for(
-                    job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes
+                    job, self._share, data_path, weights_path, resume_path, model_path, assign.memory_bytes, resume
                 )
-                order = replace(order, resume_at=(resume.step, resume.steps) if resume else None)
                 _log_time(key, "data here", work, fetched_s)
                 _log_time(key, "process here", work, time.monotonic())
                 if segment:
@@ -251,8 +249,7 @@ class Runs:
         (end,) = [end async for end in segments.ends_of(process, order, told)]
         self._pool.warm_up()  # the machine is free again
         if isinstance(end, Failed):
-            seen_bytes = order.memory_bytes if end.code == "out_of_memory" else 0
-            return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
+            return self._failed_as(key, end, order.memory_bytes)
         job_id, attempt = key
         return SegmentTrained(
             node_id=self._node_id,
@@ -283,8 +280,7 @@ class Runs:
                 _log_time(key, "model loaded", work, time.monotonic())
                 end = await self._answer(key, assign, work, replica) if isinstance(loaded, Serving) else loaded
                 if isinstance(end, Failed):
-                    seen_bytes = memory_bytes if end.code == "out_of_memory" else 0
-                    return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
+                    return self._failed_as(key, end, memory_bytes)
                 return self._failed(key, work.halting, HALTED[work.halting])
             finally:
                 work.service = work.process = None
@@ -331,12 +327,10 @@ class Runs:
                 return await self._deliver(key, end, Path(order.out_path), lambda path: put(path, "model"))
             await uploads.settle()  # the next attempt goes on from there
             if isinstance(end, Failed):
-                seen_bytes = order.memory_bytes if end.code == "out_of_memory" else 0
-                message = end.message
                 if seal:
-                    log.warning("run %s/%d: what only this node is told: %s", *key, message)
-                    message = SEALED_FAILURE
-                return self._failed(key, end.code, message, end.deterministic, seen_bytes)
+                    log.warning("run %s/%d: what only this node is told: %s", *key, end.message)
+                    end = replace(end, message=SEALED_FAILURE)
+                return self._failed_as(key, end, order.memory_bytes)
             return self._halted(key, work)
         finally:
             await uploads.close()
@@ -438,6 +432,11 @@ class Runs:
             where = f"at step {work.step}; no checkpoint was stored here"
         return self._failed(key, work.halting, f"{HALTED[work.halting]}; {where}")
 
+    def _failed_as(self, key: RunKey, end: Failed, memory_bytes: int) -> RunFailed:
+        """In the words of its process. memory_bytes: what that might take, which is told where it was too little."""
+        seen_bytes = memory_bytes if end.code == "out_of_memory" else 0
+        return self._failed(key, end.code, end.message, end.deterministic, seen_bytes)
+
     def _failed(
         self, key: RunKey, code: str, message: str, deterministic: bool = False, memory_bytes: int = 0
     ) -> RunFailed:
@@ -501,8 +500,12 @@ def order_for(
     resume_path: Path | None,
     out_path: Path,
     memory_bytes: int = 0,
+    resume: Checkpoint | None = None,
 ) -> Order:
-    """What a training process is told of a job. memory_bytes: what it needs at least, as its attempts have shown."""
+    """What a training process is told of a job. memory_bytes: what it needs at least, as its attempts have shown.
+
+    resume: what resume_path holds, as its node signed it.
+    """
     return Order(
         model=job.model,
         data=job.data,
@@ -511,6 +514,7 @@ def order_for(
         data_sha256=job.dataset.sha256,
         weights_path=str(weights_path) if weights_path else None,
         resume_path=str(resume_path) if resume_path else None,
+        resume_at=(resume.step, resume.steps) if resume else None,
         out_path=str(out_path),
         device=DEVICES[job.needs.device],
         threads=share.threads,

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from cyxcore.errors import CheckpointError, CyxError
 from cyxnet import messages as m
@@ -162,9 +161,8 @@ class Bench:
         try:
             self.isa = (await process.wait_ready()).isa
             out_path = process.folder.absolute() / MODEL_FILE
-            order = order_for(self._request, self._share, data_path, weights_path, start_path, out_path)
             start = parts[0].segment.start
-            order = replace(order, resume_at=(start.step, start.steps) if start else None)
+            order = order_for(self._request, self._share, data_path, weights_path, start_path, out_path, resume=start)
             order, untold = segments.order_of(order, [part.segment for part in parts]), iter(parts)
             async for end in segments.ends_of(process, order, self._told):
                 if isinstance(end, Failed) and end.code == CheckpointError.code:

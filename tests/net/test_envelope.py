@@ -10,6 +10,7 @@ from cyxnet.envelope import (
     SEGMENT_BYTES,
     TAG_BYTES,
     About,
+    DiskFault,
     SealError,
     as_client,
     as_node,
@@ -140,9 +141,9 @@ def test_what_is_no_key_is_refused(key):
 
 
 def test_a_file_that_cannot_be_written_or_read_is_one_error(place):
-    with pytest.raises(SealError, match="cannot be sealed"):
+    with pytest.raises(DiskFault, match="cannot be sealed"):
         seal(place / "missing", place / "sealed", new_envelope(CLIENT, node_key(NODE)), "data", About())
-    with pytest.raises(SealError, match="cannot be opened"):
+    with pytest.raises(DiskFault, match="cannot be opened"):
         opened(place, as_node(NODE))
 
 

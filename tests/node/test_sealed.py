@@ -124,7 +124,7 @@ async def test_a_full_disk_of_the_node_does_not_end_a_sealed_job_for_good(centra
 
     await take_a_sealed_job(central, node, tmp_path, lambda: monkeypatch.setattr(envelope, "_draft", full))
     failed = await central.wait_for("failed")
-    assert (failed.code, failed.deterministic) == ("disk_fault", False)
+    assert (failed.code, failed.deterministic) == ("disk_error", False)
 
 
 async def take_a_sealed_job(central, node, tmp_path, before=lambda: None):
