@@ -40,7 +40,8 @@ AT_ONCE = 100  # jobs and the like in one block: then everybody else has a turn
 WRITE_BYTES = 4_000_000
 EVERY, SHARE = 20_000, 32  # a new one after so many events, or after one for so many that there are
 FOLDS = (  # what decides which world a log folds to
-    *("cyxcore.spec", "cyxcore.attrs", "cyxnet.messages", "cyxnet.subjects", "cyxnet.codec", "cyxnet.escrow"),
+    *("cyxcore.spec", "cyxcore.attrs", "cyxnet.subjects", "cyxnet.codec", "cyxnet.escrow"),
+    *(f"cyxnet.messages.{family}" for family in ("fields", "jobs", "commands", "reports", "events")),
     *("cyxcentral.money", "cyxcentral.jobs", "cyxcentral.nodes", "cyxcentral.world", "cyxcentral.eventlog"),
     *("cyxcentral.payouts", "cyxcentral.clients", "cyxcentral.snapshot"),
 )

@@ -80,7 +80,10 @@ cyxcore.llm.tokenizer cyxcore.llm.chat cyxcore.llm.sampling cyxcore.llm.pages cy
 cyxcore.llm.languagemodel cyxcore.llm.decoder
 cyxcore
 
-cyxnet.messages cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.commands
+cyxnet.messages.fields cyxnet.messages.jobs cyxnet.messages.asking cyxnet.messages.deployments
+cyxnet.messages.artifacts cyxnet.messages.money cyxnet.messages.access cyxnet.messages.commands
+cyxnet.messages.reports cyxnet.messages.standing cyxnet.messages.events cyxnet.messages
+cyxnet.subjects cyxnet.codec cyxnet.sealing cyxnet.backup cyxnet.identity cyxnet.commands
 cyxnet.envelope cyxnet.credentials cyxnet.wallet cyxnet.instructions cyxnet.escrow cyxnet.refund cyxnet.shapes
 cyxnet.config cyxnet.tls cyxnet.httpclient cyxnet.solana cyxnet.lifetime cyxnet.ratelimit cyxnet.outcomes
 cyxnet.connection

@@ -19,7 +19,7 @@ KINDS = {
     kind.__name__: kind
     for module in (spec, m)
     for kind in vars(module).values()
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__.startswith(module.__name__)
 }
 ABSTRACT = {"Request", "Event"}
 PATTERNS = {
