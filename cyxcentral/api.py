@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cyxcentral import cache as keys
-from cyxcentral import clients, intake, jobs, listing, money, prices, schedule, views
+from cyxcentral import clients, intake, jobrules, jobs, listing, money, prices, schedule, views
 from cyxcentral.blobs import CHUNK_BYTES
 from cyxcentral.fetches import Fetches
 from cyxcentral.keys import RemoteWallet
@@ -522,7 +522,7 @@ class Api:
                 raise ApiError(
                     "checking", f"job {job.job_id} is delivered and being checked: ask when that is over", 503
                 )
-            if why_not := jobs.illegal(now, event):
+            if why_not := jobrules.illegal(now, event):
                 what = STEERED[type(event)]
                 raise ApiError("too_late", f"job {job.job_id} cannot be {what}: {why_not}", 409)
             return event

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from msgspec.structs import replace
 
-from cyxcentral import jobs
+from cyxcentral import earnings
 from cyxcentral.eventlog import read
 from cyxcentral.ledger import Ledger
 from cyxcentral.readahead import Read
@@ -98,7 +98,7 @@ class Audit:
         for number, job in enumerate(list(self._world.jobs.values())):
             if number % JOBS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            for entry in jobs.movements(job):
+            for entry in earnings.movements(job):
                 expected[entry.account] = expected.get(entry.account, 0) + entry.amount_base_units
         for mint in self._world.mints.values():
             if isinstance(mint.ended, m.Minted):

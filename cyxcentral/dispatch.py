@@ -11,7 +11,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cyxcentral import jobs, nodes, reports, scaling, schedule, segments
+from cyxcentral import jobfold, jobrules, jobs, nodes, reports, scaling, schedule, segments
 from cyxcentral.checking import Checking
 from cyxcentral.eventlog import Decide, EventLog, Sequel
 from cyxcentral.matching import MAX_PLANNED
@@ -181,7 +181,7 @@ class Dispatch:
     def _lease_submitted(self, event: m.Submitted, at_ms: int) -> m.Leased | None:
         if self._leasing_at_once or self._assigning:
             return None  # those may take the room that is left
-        job = jobs.evolve(None, event, at_ms)
+        job = jobfold.evolve(None, event, at_ms)
         choice = self._world.choice_for(job, self._machine.wall_ms()) if jobs.waits(job) else None
         lease = self._lease_of(job, choice) if choice else None
         self._leasing_at_once = lease is not None
@@ -223,7 +223,7 @@ class Dispatch:
         )
         # asked again, because another central may have filled the node since it was chosen
         taken = schedule.refusal(job, candidate)
-        return None if taken or jobs.illegal(job, event) else event
+        return None if taken or jobrules.illegal(job, event) else event
 
     async def _check_waiting(self, whole: bool = True) -> None:
         """Give delivered jobs that are to be checked to checkers, or give their checks up (whole: when time is up)."""
@@ -260,7 +260,7 @@ class Dispatch:
     def _scaled(self, deployment: str, job_id: str) -> m.ScaledUp | m.ScaledDown | None:
         """Asked again when another central was quicker: by what it wrote, perhaps nothing is wanted any more."""
         choice = self._wish(deployment)
-        if choice is None or choice.job_id != job_id or jobs.illegal(self._world.jobs[job_id], choice.event):
+        if choice is None or choice.job_id != job_id or jobrules.illegal(self._world.jobs[job_id], choice.event):
             return None
         return choice.event
 
@@ -397,7 +397,7 @@ class Dispatch:
                 continue
             if not self.session_is_current(attempt.node_id, attempt.session):
                 await self._lose(job.job_id, attempt.number, nodes.NODE_LOST, NODE_GONE)
-            elif job.job.serve and jobs.time_used(job, self._machine.wall_ms()):
+            elif job.job.serve and jobrules.time_used(job, self._machine.wall_ms()):
                 await self._end_of_time(job.job_id)
             elif self._one_too_many(job):
                 await self._lose(job.job_id, attempt.number, jobs.REFUSED, ONE_TOO_MANY)
@@ -427,7 +427,7 @@ class Dispatch:
         subject = subjects.job_event(job_id)
         if self._may_decide(subject):
             await self._events.record(
-                subject, lambda: jobs.time_used(self._world.jobs[job_id], self._machine.wall_ms())
+                subject, lambda: jobrules.time_used(self._world.jobs[job_id], self._machine.wall_ms())
             )
 
     def _silent(self, now_ms: float) -> list[str]:
@@ -533,7 +533,9 @@ class Dispatch:
     async def _lose(self, job_id: str, attempt: int, code: str, reason: str) -> None:
         event, subject = _lost(attempt, code, reason), subjects.job_event(job_id)
         if self._may_decide(subject):
-            await self._events.record(subject, lambda: None if jobs.illegal(self._world.jobs[job_id], event) else event)
+            await self._events.record(
+                subject, lambda: None if jobrules.illegal(self._world.jobs[job_id], event) else event
+            )
 
     async def stop_run(self, job_id: str, lease: Lease, reason: str) -> None:
         """Tell the node that had this lease to stop; it also learns it from its next heartbeat."""

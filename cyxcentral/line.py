@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cyxcentral import tree
-from cyxcentral.jobs import BACKOFF_MS, Job
+from cyxcentral.jobfold import BACKOFF_MS
+from cyxcentral.jobs import Job
 from cyxcentral.schedule import for_proven, place
 
 Place = tuple[int, str]

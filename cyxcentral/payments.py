@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from cyxcentral import jobs, money
+from cyxcentral import jobrules, jobs, money
 from cyxcentral.eventlog import EventLog
 from cyxcentral.landings import Landings
 from cyxcore.errors import CyxError
@@ -104,7 +104,7 @@ class Payments:
         """For ever: end every job before anybody may have its escrow refunded."""
         while True:
             world, now_ms = self._events.world, self._events.machine.wall_ms()
-            for job_id in sorted(each for each in world.active if jobs.deadline_due(world.jobs[each], now_ms)):
+            for job_id in sorted(each for each in world.active if jobrules.deadline_due(world.jobs[each], now_ms)):
                 await self._end_before_deadline(job_id)
             await asyncio.sleep(DEADLINES_EVERY_S)
 
@@ -125,7 +125,7 @@ class Payments:
             log.exception("deadline of %s failed; will try again in %g s", job_id, DEADLINES_EVERY_S)
 
     def _deadline_due(self, job_id: str) -> m.DeadlineNear | None:
-        return jobs.deadline_due(self._events.world.jobs[job_id], self._events.machine.wall_ms())
+        return jobrules.deadline_due(self._events.world.jobs[job_id], self._events.machine.wall_ms())
 
     async def close(self) -> None:
         if self._begin_due is not None:
@@ -270,7 +270,7 @@ class Payments:
 
     async def _say(self, job_id: str, event: m.JobEvent) -> None:
         def decide() -> m.JobEvent | None:
-            return None if jobs.illegal(self._events.world.jobs[job_id], event) else event
+            return None if jobrules.illegal(self._events.world.jobs[job_id], event) else event
 
         await self._events.record(subjects.job_event(job_id), decide)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cyxcentral import jobs, money
+from cyxcentral import earnings, money
 from cyxcentral.ledger import Ledger
 from cyxcentral.world import JUDGED, World
 from cyxnet import messages as m
@@ -20,8 +20,8 @@ def project(world: World, ledger: Ledger, known_seq: int, stored: Stored, record
     if kind == "job":
         job = world.jobs[about]
         ledger.put_job(job)
-        if type(event) in jobs.MOVES_MONEY:
-            ledger.add_entries(stored.seq, about, jobs.entries(job, event), record.at_ms)
+        if type(event) in earnings.MOVES_MONEY:
+            ledger.add_entries(stored.seq, about, earnings.entries(job, event), record.at_ms)
         if type(event) in JUDGED:  # its nodes are judged by it, also those that failed before
             for attempt in job.attempts:
                 if node := world.nodes.get(attempt.node_id):

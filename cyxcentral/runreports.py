@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from cyxcentral import intake, jobs, reports, schedule, segments
+from cyxcentral import intake, jobrules, jobs, reports, schedule, segments
 from cyxcentral.blobs import Blobs, NotStored
 from cyxcentral.dispatch import Dispatch, NodeHandlers, NodeReport, answer_nodes
 from cyxcentral.eventlog import EventLog
@@ -117,7 +117,7 @@ class RunReports:
             asked = segments.asked(job)
             if said.segment != asked:
                 raise ApiError("wrong_segment", f"check {said.attempt} is of {asked}, not of {said.segment}", 409)
-            return jobs.verdict(job, finding)
+            return jobrules.verdict(job, finding)
 
         def known(job: jobs.Job) -> bool:
             return any(each.number == said.attempt for each in job.check.findings) if job.check else False
@@ -135,7 +135,7 @@ class RunReports:
         if said.attempt >= m.FIRST_CHECK:
             gone = m.CheckLost(number=said.attempt, code=code, reason=said.message)
             over = functools.partial(self._check_is_over, said)
-            return await self._report(said, lambda job: jobs.impossible(job, gone), over)
+            return await self._report(said, lambda job: jobrules.impossible(job, gone), over)
         discards, why = await self._unusable(said)
         node = self._world.nodes.get(said.node_id)
         if code != "out_of_memory" or node is None:
@@ -275,7 +275,7 @@ class RunReports:
                 event = event_for(now)
                 if isinstance(event, m.Checkpointed | m.Completed) and not jobs.follows(now, event.sequence):
                     raise ApiError("replayed", f"report {event.sequence} was signed before the newest that counts", 409)
-                if why_not := jobs.illegal(now, event):
+                if why_not := jobrules.illegal(now, event):
                     raise ApiError("illegal", why_not, 409)
                 if not checked and check is not None:
                     raise ApiError("busy", "the lease came to be known while its report was read; say it again", 503)

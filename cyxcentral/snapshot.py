@@ -42,7 +42,8 @@ EVERY, SHARE = 20_000, 32  # a new one after so many events, or after one for so
 FOLDS = (  # what decides which world a log folds to
     *("cyxcore.spec", "cyxcore.attrs", "cyxnet.subjects", "cyxnet.codec", "cyxnet.escrow"),
     *(f"cyxnet.messages.{family}" for family in ("fields", "jobs", "commands", "reports", "events")),
-    *("cyxcentral.money", "cyxcentral.jobs", "cyxcentral.nodes", "cyxcentral.world", "cyxcentral.eventlog"),
+    *("cyxcentral.money", "cyxcentral.jobs", "cyxcentral.earnings", "cyxcentral.jobrules", "cyxcentral.jobfold"),
+    *("cyxcentral.nodes", "cyxcentral.world", "cyxcentral.eventlog"),
     *("cyxcentral.payouts", "cyxcentral.clients", "cyxcentral.snapshot"),
 )
 

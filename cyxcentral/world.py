@@ -6,7 +6,7 @@ from typing import Any, assert_never, get_args
 import msgspec
 from msgspec import Struct
 
-from cyxcentral import clients, jobs, nodes, payouts
+from cyxcentral import clients, jobfold, jobrules, jobs, nodes, payouts
 from cyxcentral.matching import Matching
 from cyxcentral.roster import Roster
 from cyxcentral.schedule import Assignment, Candidate, Unproven, Weights, limit_of
@@ -239,9 +239,11 @@ class World:
 
     def _to_job(self, job_id: str, event: m.JobEvent, at_ms: int) -> str | None:
         before, kind = self.jobs.get(job_id), type(event)
-        if why_not := jobs.illegal(before, event) or (_other_job(before, job_id, event) if kind in NAMING else None):
+        if why_not := jobrules.illegal(before, event) or (
+            _other_job(before, job_id, event) if kind in NAMING else None
+        ):
             return why_not
-        job = jobs.evolve(before, event, at_ms)
+        job = jobfold.evolve(before, event, at_ms)
         if kind is m.Completed and job.check:
             job = self._behind_others(job, job.check)
         self.jobs[job_id] = job

@@ -114,7 +114,7 @@ cyxnode.serving.openapi cyxnode.serving.tensors cyxnode.serving.language cyxnode
 cyxnode.serving.loading cyxnode.serving.loop cyxnode.serving cyxnode.serving.__main__ cyxnode.replica
 
 cyxcentral.machine
-cyxcentral.money cyxcentral.jobs cyxcentral.payouts
+cyxcentral.money cyxcentral.jobs cyxcentral.earnings cyxcentral.jobrules cyxcentral.jobfold cyxcentral.payouts
 cyxcentral.nodes cyxcentral.clients cyxcentral.scaling cyxcentral.pings
 cyxcentral.schedule cyxcentral.tree cyxcentral.line cyxcentral.room
 cyxcentral.listing cyxcentral.roster cyxcentral.matching cyxcentral.world cyxcentral.snapshot
@@ -180,6 +180,9 @@ PURE = {
     "cyxcentral.crowd",
     "cyxcentral.http.openapi",
     "cyxcentral.http.routes",
+    "cyxcentral.earnings",
+    "cyxcentral.jobfold",
+    "cyxcentral.jobrules",
     "cyxcentral.jobs",
     "cyxcentral.line",
     "cyxcentral.roster",

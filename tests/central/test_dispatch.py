@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import dispatch, jobs, nodes, schedule, segments
+from cyxcentral import dispatch, jobrules, jobs, nodes, schedule, segments
 from cyxcentral.blobs import Blobs
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
@@ -609,7 +609,7 @@ async def test_a_network_that_does_not_ban_goes_on_with_the_node(central):
 
 async def test_a_node_that_is_merely_busy_costs_the_job_no_attempt(scheduling, node, monkeypatch):
     # three refusals of a node that was still ending its last run failed the job
-    monkeypatch.setattr("cyxcentral.jobs.BACKOFF_MS", (0, 1))
+    monkeypatch.setattr("cyxcentral.jobfold.BACKOFF_MS", (0, 1))
     asked, taken = [], asyncio.Event()
 
     async def answer(subject, command):
@@ -979,7 +979,7 @@ async def test_a_pause_before_the_deposit_is_final_frees_the_node_and_gives_no_l
     await scheduling.say(subjects.job_event("job-1"), f.PAUSED)
     assert isinstance(await told(), m.Pause)
     await scheduling.say(subjects.job_event("job-1"), f.lost(code="paused"))
-    assert "its owner paused it" in jobs.illegal(scheduling.world.jobs["job-1"], leased(2))
+    assert "its owner paused it" in jobrules.illegal(scheduling.world.jobs["job-1"], leased(2))
     await scheduling.job("job-2")  # the next lease goes to it
     assert (await told()).job_id == "job-2"
     await scheduling.say(subjects.job_event("job-1"), f.FUNDED)

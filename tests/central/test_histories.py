@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cyxcentral import jobs
+from cyxcentral import jobrules
 from cyxnet import messages as m
 from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
@@ -31,7 +31,7 @@ def test_every_event_of_a_history_is_still_possible_where_it_stands(path):
     for before, each in enumerate(stored):
         event = decode(m.Record, each.payload, MSGPACK).event
         if isinstance(event, m.JobEvent):
-            assert jobs.illegal(fold(stored[:before]).jobs.get("job-1"), event) is None, (each.seq, event)
+            assert jobrules.illegal(fold(stored[:before]).jobs.get("job-1"), event) is None, (each.seq, event)
 
 
 def test_every_history_in_the_table_is_kept():

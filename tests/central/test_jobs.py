@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cyxcentral import jobs, money
+from cyxcentral import earnings, jobfold, jobrules, jobs, money
 from cyxnet import messages as m
 from tests.central import facts as f
 
@@ -86,7 +86,7 @@ EVENTS = {
         attempt=1, node_id="node-a", segment=f.segment(), findings=[], impossible="it cannot be"
     ),
     "CheckGivenUp": m.CheckGivenUp(reason="nobody came"),
-    "CheckGivenUp, two differ": m.CheckGivenUp(reason=jobs.TWO_RUNS_DIFFER, finding=f.finding("8" * 64, SECOND)),
+    "CheckGivenUp, two differ": m.CheckGivenUp(reason=jobrules.TWO_RUNS_DIFFER, finding=f.finding("8" * 64, SECOND)),
 }
 STEERED = {"CancelRequested", "PauseRequested", "ResumeRequested", "PriorityChanged", "DeadlineNear"}
 HELD = {"Started", "Checkpointed", "LeaseLost", "Completed"} | STEERED
@@ -123,7 +123,7 @@ LEGAL = {
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("state", STATES)
 def test_each_event_is_legal_in_exactly_the_states_of_the_table(state, event):
-    assert (jobs.illegal(STATES[state], EVENTS[event]) is None) == (event in LEGAL[state])
+    assert (jobrules.illegal(STATES[state], EVENTS[event]) is None) == (event in LEGAL[state])
 
 
 def test_a_job_that_goes_well_pays_its_whole_amount():
@@ -170,7 +170,7 @@ def test_refusals_in_a_row_rest_longer_and_longer():
         events += [f.leased(number), f.lost(number, code="refused")]
         job = f.job_after(*events)
         rests.append(job.not_before_ms - job.changed_at_ms)
-    assert rests == list(jobs.BACKOFF_MS[:4])
+    assert rests == list(jobfold.BACKOFF_MS[:4])
 
 
 def test_one_node_cannot_confirm_itself():
@@ -198,20 +198,20 @@ def test_a_deposit_that_fails_ends_the_lease_too():
 def test_a_job_that_failed_before_its_deposit_landed_is_refunded_when_it_lands():
     job = f.job_after(f.leased(), f.lost(deterministic=True, sole=True))
     assert job.status == "funding"
-    assert jobs.illegal(job, f.leased(2))
-    refunded = jobs.evolve(job, f.FUNDED, 9_000)
+    assert jobrules.illegal(job, f.leased(2))
+    refunded = jobfold.evolve(job, f.FUNDED, 9_000)
     assert (refunded.status, refunded.outcome, refunded.pay_base_units) == ("settling", "failed", 0)
 
 
 def test_the_next_attempt_goes_on_from_the_newest_checkpoint():
     job = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=30), f.checkpointed(step=50), f.lost())
     assert job.checkpoint == f.checkpoint(50)
-    assert "newest" in jobs.illegal(job, f.leased(2))
-    resumed = jobs.evolve(job, f.leased(2, "node-b", resume=f.checkpoint(50)), 9_000)
+    assert "newest" in jobrules.illegal(job, f.leased(2))
+    resumed = jobfold.evolve(job, f.leased(2, "node-b", resume=f.checkpoint(50)), 9_000)
     assert resumed.checkpoint == f.checkpoint(50)
-    assert "stored already" in jobs.illegal(resumed, f.checkpointed(2, 50, "node-b"))
-    assert jobs.illegal(resumed, f.checkpointed(2, 60, "node-b")) is None
-    assert "100 steps" in jobs.illegal(resumed, f.checkpointed(2, 60, "node-b", steps=200))
+    assert "stored already" in jobrules.illegal(resumed, f.checkpointed(2, 50, "node-b"))
+    assert jobrules.illegal(resumed, f.checkpointed(2, 60, "node-b")) is None
+    assert "100 steps" in jobrules.illegal(resumed, f.checkpointed(2, 60, "node-b", steps=200))
 
 
 def test_a_job_that_ran_out_of_memory_asks_for_a_quarter_more_than_it_had_and_never_for_less_than_before():
@@ -226,9 +226,9 @@ def test_a_job_that_ran_out_of_memory_asks_for_a_quarter_more_than_it_had_and_ne
 def test_a_job_that_is_checked_is_paid_once_its_segment_was_found_right():
     job = f.job_after(*TO_CHECK)
     assert (job.status, job.outcome, job.payees, job.holder) == ("checking", None, (), None)
-    leased = jobs.evolve(job, f.check_leased(), 9_000)
+    leased = jobfold.evolve(job, f.check_leased(), 9_000)
     assert (leased.holder, leased.current, leased.attempt) == ("node-c", None, 1)  # no attempt of the job
-    done = jobs.evolve(leased, m.Checked(finding=f.finding()), 9_500)
+    done = jobfold.evolve(leased, m.Checked(finding=f.finding()), 9_500)
     assert (done.status, done.outcome, done.payees, done.holder) == ("settling", "completed", (f.payee(),), None)
 
 
@@ -237,17 +237,17 @@ def test_what_two_runs_found_false_is_paid_nothing_and_goes_to_another_node():
     events = [f.FUNDED, f.leased(), f.checkpointed(step=30, kept=True), f.checkpointed(step=50)]
     job = f.job_after(*events, f.completed(segment=kept), f.check_leased(), m.CheckDiffers(finding=FALSE))
     assert (job.kept, job.status) == (kept, "checking")
-    job = jobs.evolve(job, f.check_leased(SECOND, "node-d"), 9_000)
+    job = jobfold.evolve(job, f.check_leased(SECOND, "node-d"), 9_000)
     event = f.rejected(FALSE, f.finding("9" * 64, SECOND, "node-d"), of=kept)
-    assert jobs.illegal(job, event) is None
-    job = jobs.evolve(job, event, 9_500)
+    assert jobrules.illegal(job, event) is None
+    job = jobfold.evolve(job, event, 9_500)
     assert (job.status, job.completed, job.checkpoint, job.kept, job.check) == ("queued", None, None, None, None)
     assert jobs.wronged(job, "node-a") and not jobs.wronged(job, "node-b")
     assert jobs.tried(job) == 1 and jobs.results(job) == []
     assert "node-a" in job.error
     assert [attempt.rejected for attempt in job.attempts] == [event]
-    job = jobs.evolve(job, f.leased(2, "node-b", "Q" * 43), 10_000)
-    done = jobs.evolve(job, f.completed(2, "node-b"), 11_000)
+    job = jobfold.evolve(job, f.leased(2, "node-b", "Q" * 43), 10_000)
+    done = jobfold.evolve(job, f.completed(2, "node-b"), 11_000)
     assert done.payees == (f.payee(wallet="Q" * 43, attempt=2),)
 
 
@@ -258,7 +258,7 @@ def test_what_a_later_attempt_built_on_a_false_state_is_void_and_what_came_befor
     events += [f.checkpointed(2, 50, "node-b", kept=True), f.lost(2), f.leased(3, "node-d", "D" * 43, states[1])]
     events += [f.completed(3, "node-d", segment=kept), f.check_leased(), m.CheckDiffers(finding=FALSE)]
     events += [f.check_leased(SECOND), f.rejected(FALSE, f.finding("9" * 64, SECOND), 2, "node-b", kept)]
-    job = jobs.evolve(f.job_after(*events[:-1]), events[-1], 20_000)
+    job = jobfold.evolve(f.job_after(*events[:-1]), events[-1], 20_000)
     assert (job.status, job.checkpoint, jobs.tried(job)) == ("queued", states[0], 2)  # node-d did nothing wrong
     assert jobs.wronged(job, "node-b") and not jobs.wronged(job, "node-d")
     done = f.job_after(*events, f.leased(4, "node-e", "E" * 43, states[0]), f.completed(4, "node-e"))
@@ -295,50 +295,50 @@ def test_who_built_nothing_on_what_was_rejected_is_paid_for_it_and_may_still_be_
 
 def test_a_rejected_job_whose_attempts_are_used_up_or_whose_node_was_asked_for_is_refunded():
     for changes in ({"max_attempts": 1}, {"needs": m.Needs(node_id="node-a")}):
-        job = jobs.evolve(None, f.submitted(**changes), 0)
+        job = jobfold.evolve(None, f.submitted(**changes), 0)
         for event in (*TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE), f.check_leased(SECOND)):
-            assert jobs.illegal(job, event) is None
-            job = jobs.evolve(job, event, 1)
-        job = jobs.evolve(job, f.rejected(FALSE, f.finding("9" * 64, SECOND)), 2)
+            assert jobrules.illegal(job, event) is None
+            job = jobfold.evolve(job, event, 1)
+        job = jobfold.evolve(job, f.rejected(FALSE, f.finding("9" * 64, SECOND)), 2)
         assert (job.status, job.outcome, job.payees) == ("settling", "failed", ())
         assert "is not what its data gives" in job.error
 
 
 def test_one_run_that_differs_rejects_nothing_and_a_second_that_agrees_with_the_node_has_it_paid():
     job = f.job_after(*TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE), f.check_leased(SECOND))
-    paid = jobs.evolve(job, jobs.verdict(job, f.finding(number=SECOND)), 9_000)
+    paid = jobfold.evolve(job, jobrules.verdict(job, f.finding(number=SECOND)), 9_000)
     assert (paid.outcome, paid.payees) == ("completed", (f.payee(),))
-    unclear = jobs.verdict(job, f.finding("8" * 64, SECOND))
-    assert isinstance(unclear, m.CheckGivenUp) and jobs.illegal(job, unclear) is None
-    given_up = jobs.evolve(job, unclear, 9_000)
+    unclear = jobrules.verdict(job, f.finding("8" * 64, SECOND))
+    assert isinstance(unclear, m.CheckGivenUp) and jobrules.illegal(job, unclear) is None
+    given_up = jobfold.evolve(job, unclear, 9_000)
     assert (given_up.outcome, given_up.payees, given_up.check.given_up) == (
         "completed",
         (f.payee(),),
-        jobs.TWO_RUNS_DIFFER,
+        jobrules.TWO_RUNS_DIFFER,
     )
 
 
 def test_a_start_from_which_no_training_goes_on_is_rejected_when_two_checks_say_so():
     job = f.job_after(*TO_CHECK, f.check_leased())
     first = m.CheckLost(number=m.FIRST_CHECK, code="bad_checkpoint", reason="it cannot be read")
-    assert jobs.impossible(job, first) is first
-    job = jobs.evolve(jobs.evolve(job, first, 9_000), f.check_leased(SECOND), 9_100)
+    assert jobrules.impossible(job, first) is first
+    job = jobfold.evolve(jobfold.evolve(job, first, 9_000), f.check_leased(SECOND), 9_100)
     silent = m.CheckLost(number=SECOND, code="node_lost", reason="silent")
-    assert jobs.impossible(job, silent) is silent
-    event = jobs.impossible(job, m.CheckLost(number=SECOND, code="bad_checkpoint", reason="it cannot be read"))
-    assert isinstance(event, m.Rejected) and jobs.illegal(job, event) is None
-    assert jobs.evolve(job, event, 9_200).status == "queued"
+    assert jobrules.impossible(job, silent) is silent
+    event = jobrules.impossible(job, m.CheckLost(number=SECOND, code="bad_checkpoint", reason="it cannot be read"))
+    assert isinstance(event, m.Rejected) and jobrules.illegal(job, event) is None
+    assert jobfold.evolve(job, event, 9_200).status == "queued"
     other = m.CheckLost(number=SECOND, code="diverged", reason="nan")
-    assert jobs.impossible(job, other) is other  # that is no second word for the first
+    assert jobrules.impossible(job, other) is other  # that is no second word for the first
 
 
 def test_a_run_that_came_through_a_segment_says_that_it_can_be_trained():
     job = f.job_after(*TO_CHECK, f.check_leased(), m.CheckDiffers(finding=FALSE))
     for number in (SECOND, SECOND + 1):
-        job = jobs.evolve(job, f.check_leased(number), 9_000)
+        job = jobfold.evolve(job, f.check_leased(number), 9_000)
         lost = m.CheckLost(number=number, code="bad_checkpoint", reason="it cannot be read")
-        assert jobs.impossible(job, lost) is lost
-        job = jobs.evolve(job, lost, 9_100)
+        assert jobrules.impossible(job, lost) is lost
+        job = jobfold.evolve(job, lost, 9_100)
     assert job.status == "checking"
 
 
@@ -347,17 +347,17 @@ def test_who_delivers_a_model_of_a_job_that_nobody_can_train_is_rejected(code):
     # ten checks ended so, and it was paid
     job = f.job_after(*TO_CHECK, f.check_leased())
     first = m.CheckLost(number=m.FIRST_CHECK, code=code, reason="row 3 is none")
-    assert jobs.impossible(job, first) is first
-    job = jobs.evolve(jobs.evolve(job, first, 9_000), f.check_leased(SECOND), 9_100)
-    event = jobs.impossible(job, m.CheckLost(number=SECOND, code=code, reason="row 3 is none"))
-    assert isinstance(event, m.Rejected) and jobs.illegal(job, event) is None
+    assert jobrules.impossible(job, first) is first
+    job = jobfold.evolve(jobfold.evolve(job, first, 9_000), f.check_leased(SECOND), 9_100)
+    event = jobrules.impossible(job, m.CheckLost(number=SECOND, code=code, reason="row 3 is none"))
+    assert isinstance(event, m.Rejected) and jobrules.illegal(job, event) is None
 
 
 def test_a_completion_names_only_a_segment_that_is_kept_or_its_last():
     job = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=30, kept=True), f.checkpointed(step=50))
-    assert jobs.illegal(job, f.completed(segment=f.segment(start=f.checkpoint(50)))) is None
-    assert jobs.illegal(job, f.completed(segment=f.segment(end_step=30, sha256="f" * 64, size=77))) is None
-    assert "not kept" in jobs.illegal(job, f.completed(segment=f.segment()))
+    assert jobrules.illegal(job, f.completed(segment=f.segment(start=f.checkpoint(50)))) is None
+    assert jobrules.illegal(job, f.completed(segment=f.segment(end_step=30, sha256="f" * 64, size=77))) is None
+    assert "not kept" in jobrules.illegal(job, f.completed(segment=f.segment()))
 
 
 BAD_50 = [
@@ -377,7 +377,7 @@ def test_from_a_checkpoint_that_cannot_be_used_the_job_goes_back_to_the_one_befo
 
 def test_only_what_an_attempt_began_from_can_be_discarded():
     job = f.job_after(*BAD_50[:-1])
-    assert "another state" in jobs.illegal(job, f.lost(2, discards=f.checkpoint(40)))
+    assert "another state" in jobrules.illegal(job, f.lost(2, discards=f.checkpoint(40)))
 
 
 def test_who_makes_the_steps_of_a_lost_checkpoint_again_is_paid_for_them():
@@ -463,9 +463,9 @@ def test_a_job_paused_before_its_deposit_is_final_is_paused_when_it_is(events, s
     assert job.status == status
     assert jobs.waits(job) == (status == "queued")
     assert job.pause_requested == (status in ("funding", "leased", "paused"))
-    failed = jobs.evolve(job, f.FUND_FAILED, 99_000)
+    failed = jobfold.evolve(job, f.FUND_FAILED, 99_000)
     assert job.funded or (failed.status, failed.pause_requested) == ("failed", False)
-    refunded = jobs.evolve(job, f.REFUNDED, 99_000)
+    refunded = jobfold.evolve(job, f.REFUNDED, 99_000)
     assert job.funded or (refunded.status, refunded.pause_requested) == ("failed", False)
 
 
@@ -479,7 +479,7 @@ def test_a_resume_of_a_job_that_is_not_paused_changes_nothing_but_what_is_rememb
 def test_a_changed_priority_is_of_the_job_not_of_what_was_submitted():
     job = f.job_after(f.FUNDED, f.PRIORITY_CHANGED)
     assert (job.priority, job.job.priority, job.status) == (7, 0, "queued")
-    assert jobs.illegal(job, replace(f.PRIORITY_CHANGED, priority=10)) == "its priority is from 0 to 9, not 10"
+    assert jobrules.illegal(job, replace(f.PRIORITY_CHANGED, priority=10)) == "its priority is from 0 to 9, not 10"
 
 
 def test_a_paused_job_can_be_cancelled():
@@ -496,9 +496,9 @@ def test_a_cancel_while_the_deposit_is_under_way_waits_for_the_chain():
 
 def test_a_message_of_an_old_attempt_is_fenced():
     job = f.job_after(f.FUNDED, f.leased(), f.lost(), f.leased(2, "node-b"))
-    assert "attempt 1 is over" in jobs.illegal(job, f.completed(1))
-    assert "another node" in jobs.illegal(job, f.completed(2, "node-a"))
-    assert jobs.illegal(job, f.completed(2, "node-b")) is None
+    assert "attempt 1 is over" in jobrules.illegal(job, f.completed(1))
+    assert "another node" in jobrules.illegal(job, f.completed(2, "node-a"))
+    assert jobrules.illegal(job, f.completed(2, "node-b")) is None
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ def test_a_refund_by_somebody_ends_the_job_and_pays_nobody(events, status):
     assert job.shares == money.Shares(0, 0, f.AMOUNT)
     assert "refunded to the client after the deadline" in job.error
     assert job.completed == before.completed  # the model that was delivered stays
-    assert jobs.entries(job, f.REFUNDED) == [
+    assert earnings.entries(job, f.REFUNDED) == [
         money.Entry("escrow:job-1", -f.AMOUNT),
         money.Entry(f"wallet:{f.CLIENT}", f.AMOUNT),
     ]
@@ -523,27 +523,27 @@ def test_a_refund_by_somebody_ends_the_job_and_pays_nobody(events, status):
 
 def test_a_refund_of_a_deposit_that_the_ledger_never_saw_moves_nothing_in_it():
     job = f.job_after(f.leased(), f.REFUNDED)
-    assert (job.status, jobs.entries(job, f.REFUNDED), job.attempts[0].lost.code) == ("failed", [], "unfunded")
+    assert (job.status, earnings.entries(job, f.REFUNDED), job.attempts[0].lost.code) == ("failed", [], "unfunded")
 
 
 def test_a_day_before_its_deadline_a_job_is_paid_for_what_is_stored_although_its_owner_paused_it():
     paused = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=25), f.PAUSED, f.lost(code="paused"))
     paused = replace(paused, terms=replace(paused.terms, deadline_s=100 * jobs.DEADLINE_MARGIN_S))
     due_ms = 99 * jobs.DEADLINE_MARGIN_S * 1000
-    assert jobs.deadline_due(paused, due_ms - 1) is None
-    event = jobs.deadline_due(paused, due_ms)
-    job = jobs.evolve(paused, event, due_ms)
+    assert jobrules.deadline_due(paused, due_ms - 1) is None
+    event = jobrules.deadline_due(paused, due_ms)
+    job = jobfold.evolve(paused, event, due_ms)
     assert (job.status, job.outcome, job.payees) == ("settling", "failed", (f.payee(f.AMOUNT // 4),))
     assert "deadline was near" in job.error
-    assert jobs.deadline_due(job, due_ms + 1) is None
+    assert jobrules.deadline_due(job, due_ms + 1) is None
 
 
 def test_near_the_deadline_a_run_stores_its_state_first_and_is_paid_for_it():
     near = f.job_after(f.FUNDED, f.leased(), f.checkpointed(step=25), f.DEADLINE_NEAR)
     assert (near.status, near.pause_requested) == ("leased", True)
-    assert "deadline is near" in jobs.illegal(near, f.RESUMED)
-    stored = jobs.evolve(near, f.checkpointed(step=60), 1)
-    job = jobs.evolve(stored, f.lost(code="paused"), 2)
+    assert "deadline is near" in jobrules.illegal(near, f.RESUMED)
+    stored = jobfold.evolve(near, f.checkpointed(step=60), 1)
+    job = jobfold.evolve(stored, f.lost(code="paused"), 2)
     assert (job.status, job.outcome, job.payees) == ("settling", "failed", (f.payee(f.AMOUNT * 60 // 100),))
 
 
@@ -556,12 +556,12 @@ def test_a_run_that_completes_near_the_deadline_has_completed():
 def test_a_deposit_that_is_not_final_when_the_deadline_is_near_goes_back_whole_if_it_lands(events):
     job = f.job_after(*events, f.DEADLINE_NEAR)
     assert (job.status, job.outcome, jobs.waits(job)) == ("funding", "failed", False)
-    job = jobs.evolve(job, f.FUNDED, 1)
+    job = jobfold.evolve(job, f.FUNDED, 1)
     assert (job.status, job.payees) == ("settling", ())
 
 
 def test_terms_without_a_deadline_are_never_due():
-    assert jobs.deadline_due(f.job_after(f.FUNDED), 2**62) is None
+    assert jobrules.deadline_due(f.job_after(f.FUNDED), 2**62) is None
 
 
 MOVES = (*("lease", "store", "lose") * 4, *("give up its state",) * 2, "complete")
@@ -572,8 +572,8 @@ def test_whatever_nodes_store_lose_and_give_up_they_are_never_paid_more_than_the
     for seed in range(1_500):
         dice = random.Random(seed)
         price, steps = dice.choice([0, 7, f.AMOUNT]), dice.choice([5, 10])
-        job = jobs.evolve(None, replace(f.submitted(max_attempts=100), price_base_units=price), 0)
-        job = jobs.evolve(job, f.FUNDED, 1)
+        job = jobfold.evolve(None, replace(f.submitted(max_attempts=100), price_base_units=price), 0)
+        job = jobfold.evolve(job, f.FUNDED, 1)
         for _ in range(40):
             last, newest, who = job.attempts[-1] if job.attempts else None, job.checkpoint, dice.randrange(6)
             node_id, kind = last.node_id if last else "node-0", dice.choice(MOVES)
@@ -586,12 +586,12 @@ def test_whatever_nodes_store_lose_and_give_up_they_are_never_paid_more_than_the
                 "give up its state": f.lost(job.attempt, code="bad_checkpoint", discards=last and last.resume),
                 "complete": f.completed(job.attempt, node_id),
             }[kind]
-            if jobs.illegal(job, event):
+            if jobrules.illegal(job, event):
                 continue
-            job = jobs.evolve(job, event, job.changed_at_ms + 1)
-            ended = job if job.outcome else jobs.evolve(job, f.CANCELLED, job.changed_at_ms + 1)
+            job = jobfold.evolve(job, event, job.changed_at_ms + 1)
+            ended = job if job.outcome else jobfold.evolve(job, f.CANCELLED, job.changed_at_ms + 1)
             assert ended.status == "settling" and ended.pay_base_units <= (price or f.AMOUNT), seed
-            assert len({payee.wallet for payee in ended.payees}) == len(ended.payees) <= jobs.MAX_PAYEES
+            assert len({payee.wallet for payee in ended.payees}) == len(ended.payees) <= earnings.MAX_PAYEES
             assert all(payee.pay_base_units > 0 for payee in ended.payees)
             if job.outcome:
                 break
@@ -600,7 +600,7 @@ def test_whatever_nodes_store_lose_and_give_up_they_are_never_paid_more_than_the
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(sorted(set(EVENTS) - {"Submitted"})), max_size=25))
 def test_whatever_is_tried_money_leaves_the_escrow_once_and_the_end_is_the_end(names):
-    job, balance = jobs.evolve(None, f.submitted(), 0), {}
+    job, balance = jobfold.evolve(None, f.submitted(), 0), {}
     attempts = 0
     for name in names:
         event = EVENTS[name]
@@ -617,14 +617,14 @@ def test_whatever_is_tried_money_leaves_the_escrow_once_and_the_end_is_the_end(n
                 f.settled(shares.node_base_units, shares.platform_base_units, shares.client_base_units),
                 payees=list(job.payees),
             )
-        if jobs.illegal(job, event):
+        if jobrules.illegal(job, event):
             continue
         ended = job.status in jobs.ENDED
-        job = jobs.evolve(job, event, job.changed_at_ms + 1)
+        job = jobfold.evolve(job, event, job.changed_at_ms + 1)
         assert not ended, "an ended job took an event"
         assert job.attempt >= attempts
         attempts = job.attempt
-        for entry in jobs.entries(job, event):
+        for entry in earnings.entries(job, event):
             balance[entry.account] = balance.get(entry.account, 0) + entry.amount_base_units
         assert sum(balance.values()) == 0
         assert balance.get("escrow:job-1", 0) in (0, f.AMOUNT)

@@ -9,7 +9,7 @@ import duckdb
 import msgspec
 import pytest
 
-from cyxcentral import jobs
+from cyxcentral import earnings, jobfold
 from cyxcentral.ledger import DATABASE, MAKE, Ledger, LedgerError
 from cyxcore.spec import BatchMetrics
 from cyxnet import messages as m
@@ -29,11 +29,11 @@ async def ledger(tmp_path):
 def write(ledger, events=HISTORY, first_seq=1):
     job = None
     for seq, event in enumerate(events, start=first_seq):
-        job = jobs.evolve(job, event, seq * 1000)
+        job = jobfold.evolve(job, event, seq * 1000)
         record = m.Record(command_id=f"{seq:032x}", at_ms=seq * 1000, by="central-1", event=event)
         ledger.add_event(subjects.EVENTS, seq, subjects.job_event("job-1"), record)
         ledger.put_job(job)
-        ledger.add_entries(seq, "job-1", jobs.entries(job, event), seq * 1000)
+        ledger.add_entries(seq, "job-1", earnings.entries(job, event), seq * 1000)
 
 
 async def test_it_knows_every_state_that_was_ever_stored(ledger):
@@ -86,11 +86,11 @@ async def test_a_ledger_built_in_pieces_is_the_ledger_built_at_once(tmp_path):
             assert ledger.position(subjects.EVENTS) == seq
             for event in HISTORY[seq : seq + size]:
                 seq += 1
-                job = jobs.evolve(job, event, seq * 1000)
+                job = jobfold.evolve(job, event, seq * 1000)
                 record = m.Record(command_id=f"{seq:032x}", at_ms=seq * 1000, by="central-1", event=event)
                 ledger.add_event(subjects.EVENTS, seq, subjects.job_event("job-1"), record)
                 ledger.put_job(job)
-                ledger.add_entries(seq, "job-1", jobs.entries(job, event), seq * 1000)
+                ledger.add_entries(seq, "job-1", earnings.entries(job, event), seq * 1000)
             hashes.append(await ledger.content_hash())
             await ledger.close()
     assert hashes[0] == hashes[2] == hashes[5]

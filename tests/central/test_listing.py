@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from cyxcentral import jobs
+from cyxcentral import jobfold
 from cyxcentral.machine import MACHINE
 from cyxcentral.world import World
 from cyxnet import messages as m
@@ -100,7 +100,7 @@ async def test_thousands_of_nodes_come_in_pages_that_fit_a_message_and_miss_none
 async def test_pages_of_jobs_go_on_behind_a_job_also_within_a_millisecond(central):
     del central.world.jobs["job-1"]
     for number, at_ms in enumerate([1, 5, 5, 5, 5, 9]):
-        central.world.jobs[f"job-{number}"] = jobs.evolve(None, f.submitted(f"job-{number}"), at_ms)
+        central.world.jobs[f"job-{number}"] = jobfold.evolve(None, f.submitted(f"job-{number}"), at_ms)
     api, seen, last, more = api_of(central), [], {}, True
     while more:
         page = await api._list("me", m.JobListRequest(limit=2, **last))

@@ -5,7 +5,7 @@ import random
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import jobs, schedule
+from cyxcentral import jobfold, schedule
 from cyxcentral.line import Needs
 from cyxcentral.matching import Matching
 from cyxcentral.schedule import Weights
@@ -185,7 +185,7 @@ def test_a_back_off_by_a_fast_clock_stays_short_when_a_central_with_another_cloc
     hour = 3_600_000
     made = matching_of([replace(job(), changed_at_ms=1_000, not_before_ms=hour)], [node()])
     assert made.next(1_000) is None
-    assert made.next(1_000 + jobs.BACKOFF_MS[-1]).job_id == "job-1"
+    assert made.next(1_000 + jobfold.BACKOFF_MS[-1]).job_id == "job-1"
 
 
 def test_a_back_off_ends_though_the_clock_is_set_back():

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import intake, jobs, money, nodes, prices
+from cyxcentral import intake, jobfold, jobrules, money, nodes, prices
 from cyxnet import messages as m
 from cyxnet.bus import ApiError
 from cyxnet.wallet import Wallet
@@ -90,10 +90,10 @@ def test_a_price_that_another_central_may_still_take_is_no_plain_no():
 
 
 def job_with_price(price, *events):
-    job = jobs.evolve(None, replace(f.submitted(), price_base_units=price), 0)
+    job = jobfold.evolve(None, replace(f.submitted(), price_base_units=price), 0)
     for event in events:
-        assert jobs.illegal(job, event) is None
-        job = jobs.evolve(job, event, 1)
+        assert jobrules.illegal(job, event) is None
+        job = jobfold.evolve(job, event, 1)
     return job
 
 

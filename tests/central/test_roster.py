@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from cyxcentral import api as verbs
-from cyxcentral import jobs, listing, roster
+from cyxcentral import jobfold, listing, roster
 from cyxcentral.api import Api
 from cyxcentral.cache import MemoryCache
 from cyxcentral.world import World
@@ -46,7 +46,7 @@ def put(world, job):
 
 
 def job_of(number, at_ms, caller="alice", status="queued", name="digits"):
-    job = jobs.evolve(None, f.submitted(f"job-{number:04d}"), at_ms)
+    job = jobfold.evolve(None, f.submitted(f"job-{number:04d}"), at_ms)
     return replace(job, caller=caller, status=status, job=replace(job.job, name=name))
 
 

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import intake, jobs, scaling
+from cyxcentral import intake, jobfold, jobrules, jobs, scaling
 from cyxcore.errors import SpecError
 from cyxnet import messages as m
 from tests.central import facts as f
@@ -14,10 +14,10 @@ SPEC = m.ServeSpec(deployment=f.DEPLOYMENT, format="cyxmodel", seconds=f.HOUR_S,
 
 
 def replica(number, *events, **changes):
-    job = jobs.evolve(None, f.submitted(f"job-{number}", **served(**changes)), 0)
+    job = jobfold.evolve(None, f.submitted(f"job-{number}", **served(**changes)), 0)
     for event in (f.FUNDED, *events):
-        assert jobs.illegal(job, event) is None, (job.status, event)
-        job = jobs.evolve(job, event, 0)
+        assert jobrules.illegal(job, event) is None, (job.status, event)
+        job = jobfold.evolve(job, event, 0)
     return job
 
 
@@ -135,8 +135,8 @@ def test_bounds_that_say_nothing_are_refused(change):
 def test_one_that_stands_by_waits_for_no_node_until_it_is_called():
     job = replica(1, standby=True, **BOUNDS)
     assert (job.status, jobs.waits(job)) == ("paused", False)
-    assert jobs.illegal(job, f.leased()) == "the job is paused, not funding or queued"
-    job = jobs.evolve(job, CALLED, 0)
+    assert jobrules.illegal(job, f.leased()) == "the job is paused, not funding or queued"
+    job = jobfold.evolve(job, CALLED, 0)
     assert (job.status, jobs.waits(job)) == ("queued", True)
 
 
@@ -149,24 +149,24 @@ def test_one_that_is_sent_back_is_drained_paid_for_its_time_and_can_be_called_ag
     timed = [(1, f.FUNDED), (2, CALLED), (3, f.leased()), (4, f.STARTED), (64, m.ScaledDown(reason="test"))]
     job = f.serving_after(*timed, serve=replace(SPEC, standby=True))
     assert job.halts and job.status == "leased"
-    job = jobs.evolve(job, f.lost(code=jobs.PAUSED), 66_000)
+    job = jobfold.evolve(job, f.lost(code=jobs.PAUSED), 66_000)
     assert (job.status, job.served_ms(10**9), jobs.tried(job)) == ("paused", 62_000, 0)
-    job = jobs.evolve(job, CALLED, 70_000)
-    assert jobs.illegal(job, f.leased(attempt=2)) is None
-    cancelled = jobs.evolve(job, f.CANCELLED, 71_000)
+    job = jobfold.evolve(job, CALLED, 70_000)
+    assert jobrules.illegal(job, f.leased(attempt=2)) is None
+    cancelled = jobfold.evolve(job, f.CANCELLED, 71_000)
     assert cancelled.payees == (f.payee(f.AMOUNT * 62_000 // 3_600_000),)
 
 
 def test_one_that_is_called_while_it_is_drained_goes_on_as_the_next_attempt():
     timed = [(1, f.FUNDED), (2, CALLED), (3, f.leased()), (4, f.STARTED), (5, m.ScaledDown(reason="t")), (6, CALLED)]
-    job = jobs.evolve(f.serving_after(*timed, serve=replace(SPEC, standby=True)), f.lost(code=jobs.PAUSED), 7_000)
+    job = jobfold.evolve(f.serving_after(*timed, serve=replace(SPEC, standby=True)), f.lost(code=jobs.PAUSED), 7_000)
     assert (job.status, job.not_before_ms) == ("queued", 7_000)
 
 
 def test_none_is_sent_back_that_was_not_bought_to_stand_by():
     job = replica(1, *READY, **BOUNDS)
-    assert jobs.illegal(job, m.ScaledDown(reason="t")) == "it is none that was called"
-    assert jobs.illegal(job, CALLED) == "it does not stand by"
+    assert jobrules.illegal(job, m.ScaledDown(reason="t")) == "it is none that was called"
+    assert jobrules.illegal(job, CALLED) == "it does not stand by"
 
 
 # -- at a central -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import jobs, nodes, schedule, segments
+from cyxcentral import jobfold, jobrules, jobs, nodes, schedule, segments
 from cyxcentral.checking import Checking
 from cyxcentral.world import World
 from cyxcore.spec import TrainingSpec
@@ -38,7 +38,7 @@ def kept_after(policy, states, job_id="job-1"):
         event = m.Checkpointed(
             attempt=1, node_id="node-a", checkpoint=state, signature="d" * 128, kept=segments.keeps(policy, job, state)
         )
-        job = jobs.evolve(job, event, 2_000)
+        job = jobfold.evolve(job, event, 2_000)
     return job
 
 
@@ -116,7 +116,7 @@ def test_while_a_node_s_work_is_checked_nothing_else_of_it_is_paid_for():
     waits = segments.completion(POLICY, job, f.completed(), known, NOW_MS, {"node-a"})
     assert (waits.segment, waits.not_checked) == (f.segment(), "")
 
-    delivered = jobs.evolve(job, waits, NOW_MS)
+    delivered = jobfold.evolve(job, waits, NOW_MS)
     why_not = segments.spared(POLICY, delivered, known)
     assert "is proven" in why_not
     assert due(delivered, candidate(), spared=why_not, held=True) is None
@@ -124,7 +124,7 @@ def test_while_a_node_s_work_is_checked_nothing_else_of_it_is_paid_for():
     assert "within 3600 s" in due(delivered, candidate(), waited_ms=3_600_001.0, spared=why_not, held=True).reason
     found_false = {"node-a": replace(known["node-a"], payers=(), jobs_checked=0)}
     assert segments.spared(POLICY, delivered, found_false) == "", "then it is checked as well"
-    begun = jobs.evolve(delivered, f.check_leased(), NOW_MS)
+    begun = jobfold.evolve(delivered, f.check_leased(), NOW_MS)
     assert segments.spared(POLICY, begun, known) == "", "what is begun is done"
 
 
@@ -140,7 +140,7 @@ def test_what_has_no_exact_bits_is_not_checked_and_says_so(changes, why):
     job = replace(f.job_after(f.FUNDED, f.leased()), job=f.job_request(**changes))
     event = segments.completion(POLICY, job, f.completed(), {"node-a": node()}, NOW_MS)
     assert event.segment is None and why in event.not_checked
-    done = jobs.evolve(job, event, 3_000)
+    done = jobfold.evolve(job, event, 3_000)
     assert done.status == "settling" and segments.in_words(done) == f"not checked: {event.not_checked}"
 
 
@@ -154,7 +154,7 @@ def test_what_a_checker_trained_hides_nothing_of_what_others_did_for_the_job():
     job = kept_after(POLICY, [stored(10)])
     events = [f.lost(), f.leased(2, "node-c", "Q" * 43, stored(10))]
     for event in events:
-        job = jobs.evolve(job, event, 3_000)
+        job = jobfold.evolve(job, event, 3_000)
     assert not any(segments.keeps(POLICY, job, stored(step, letter="8")) for step in range(20, 100))
     for number in range(50):
         event = segments.completion(POLICY, job, f.completed(2, "node-c"), {"node-a": node()}, NOW_MS + number)
@@ -245,7 +245,7 @@ def test_a_free_checker_gets_it_and_one_that_cannot_is_waited_for():
     ):
         assert due(CHECKING, refused) is None
     assert due(CHECKING) is None
-    assert due(jobs.evolve(CHECKING, f.check_leased(), 1), candidate()) is None
+    assert due(jobfold.evolve(CHECKING, f.check_leased(), 1), candidate()) is None
 
 
 class Still:
@@ -266,7 +266,7 @@ def test_what_is_not_drawn_waits_for_what_its_node_delivered_before_and_for_noth
     for number in range(1000):
         job = replace(f.job_after(f.FUNDED, f.leased(), f.STARTED), job_id=f"job-{number}")
         event = segments.completion(POLICY, job, f.completed(), world.nodes, NOW_MS, {"node-a"})
-        job = jobs.evolve(job, event, 1)
+        job = jobfold.evolve(job, event, 1)
         (spared if segments.spared(POLICY, job, world.nodes) else drawn).append(job)
     other = replace(
         f.job_after(f.FUNDED, f.leased(1, "node-b"), f.completed(1, "node-b", segment=f.segment())), job_id="other"
@@ -297,8 +297,8 @@ def test_the_tries_of_a_check_outlast_a_restart_of_the_checkers_machine():
 
 
 def test_the_second_run_goes_to_another_checker_where_one_is_free():
-    job = jobs.evolve(CHECKING, f.check_leased(), 1)
-    job = jobs.evolve(job, m.CheckDiffers(finding=f.finding("9" * 64)), 2)
+    job = jobfold.evolve(CHECKING, f.check_leased(), 1)
+    job = jobfold.evolve(job, m.CheckDiffers(finding=f.finding("9" * 64)), 2)
     assert due(job, candidate(), candidate("node-d")).node_id == "node-d"
     assert due(job, candidate(), candidate("node-d", runs=1)).node_id == "node-c"
     assert due(job, candidate()).number == m.FIRST_CHECK + 1
@@ -306,7 +306,7 @@ def test_the_second_run_goes_to_another_checker_where_one_is_free():
 
 def test_who_said_that_nobody_can_have_trained_it_is_not_asked_again_where_another_is_free():
     lost = m.CheckLost(number=m.FIRST_CHECK, code="bad_checkpoint", reason="it cannot be read")
-    job = jobs.evolve(jobs.evolve(CHECKING, f.check_leased(), 1), lost, 2)
+    job = jobfold.evolve(jobfold.evolve(CHECKING, f.check_leased(), 1), lost, 2)
     assert due(job, candidate(), candidate("node-d"), rested_ms=9_999.0).node_id == "node-d"
     assert due(job, candidate(), rested_ms=9_999.0).node_id == "node-c"
 
@@ -316,7 +316,7 @@ def test_a_check_that_nobody_is_done_with_in_time_is_given_up_with_the_reason():
     assert "none is registered" in due(CHECKING, waited_ms=late_ms).reason
     assert "which cannot check: upgrade it" in due(CHECKING, candidate(checks=False), waited_ms=late_ms).reason
     assert "node-c: busy with 1 of 1 runs" in due(CHECKING, candidate(runs=1), waited_ms=late_ms).reason
-    leased = jobs.evolve(CHECKING, f.check_leased(), 1)
+    leased = jobfold.evolve(CHECKING, f.check_leased(), 1)
     assert "node-c is at it" in due(leased, candidate(), waited_ms=late_ms).reason
     assert "no checkers any more" in due(CHECKING, candidate(), policy=segments.NO_CHECKS).reason
     near = replace(CHECKING, terms=replace(CHECKING.terms, deadline_s=jobs.DEADLINE_MARGIN_S + 59))
@@ -329,11 +329,11 @@ def test_after_each_lease_that_was_lost_the_next_comes_later_and_at_last_none_do
         rest_ms = segments.REST_MS[min(number, len(segments.REST_MS) - 1)]
         assert number == 0 or due(job, candidate(), rested_ms=rest_ms - 1.0) is None
         lease = due(job, candidate(), rested_ms=float(rest_ms))
-        job = jobs.evolve(job, lease, 1)
-        job = jobs.evolve(job, m.CheckLost(number=lease.number, code="node_lost", reason=f"silent {number}"), 2)
+        job = jobfold.evolve(job, lease, 1)
+        job = jobfold.evolve(job, m.CheckLost(number=lease.number, code="node_lost", reason=f"silent {number}"), 2)
     given_up = due(job, candidate(), rested_ms=10**9)
     assert isinstance(given_up, m.CheckGivenUp) and "silent 9" in given_up.reason
-    assert jobs.evolve(job, given_up, 3).payees == (f.payee(),)
+    assert jobfold.evolve(job, given_up, 3).payees == (f.payee(),)
 
 
 def test_a_checker_is_told_what_to_train_and_not_what_to_find():
@@ -342,7 +342,7 @@ def test_a_checker_is_told_what_to_train_and_not_what_to_find():
     asked = segments.asked(job)
     assert asked == m.Segment(start=start, end_step=0)
     assert "end" not in m.Segment.__struct_fields__ and jobs.inputs(job) == ["a" * 64]
-    assert jobs.inputs(jobs.evolve(job, f.check_leased(), 9)) == ["a" * 64, start.state.sha256]
+    assert jobs.inputs(jobfold.evolve(job, f.check_leased(), 9)) == ["a" * 64, start.state.sha256]
 
 
 def test_in_words_a_job_says_whether_it_was_checked():
@@ -350,15 +350,15 @@ def test_in_words_a_job_says_whether_it_was_checked():
     plain = f.job_after(f.FUNDED, f.leased(), f.completed())
     assert segments.in_words(plain) == "not checked: this network had no checkers"
     assert "it waits for a checker" in segments.in_words(CHECKING)
-    leased = jobs.evolve(CHECKING, f.check_leased(), 1)
+    leased = jobfold.evolve(CHECKING, f.check_leased(), 1)
     assert "node-c trains it again" in segments.in_words(leased)
-    right = jobs.evolve(leased, m.Checked(finding=f.finding()), 2)
+    right = jobfold.evolve(leased, m.Checked(finding=f.finding()), 2)
     assert segments.in_words(right) == (
         "checked: from step 0 to the model, of attempt 1, trained again by node-c: the same bytes"
     )
-    differs = jobs.evolve(leased, m.CheckDiffers(finding=f.finding("9" * 64)), 2)
+    differs = jobfold.evolve(leased, m.CheckDiffers(finding=f.finding("9" * 64)), 2)
     assert "one run found something else" in segments.in_words(differs)
-    second = jobs.evolve(differs, f.check_leased(m.FIRST_CHECK + 1), 3)
-    false = jobs.evolve(second, jobs.verdict(second, f.finding("9" * 64, m.FIRST_CHECK + 1)), 4)
+    second = jobfold.evolve(differs, f.check_leased(m.FIRST_CHECK + 1), 3)
+    false = jobfold.evolve(second, jobrules.verdict(second, f.finding("9" * 64, m.FIRST_CHECK + 1)), 4)
     assert "rejected: the work of node-a" in segments.in_words(false)
-    assert "nobody came" in segments.in_words(jobs.evolve(CHECKING, m.CheckGivenUp(reason="nobody came"), 2))
+    assert "nobody came" in segments.in_words(jobfold.evolve(CHECKING, m.CheckGivenUp(reason="nobody came"), 2))

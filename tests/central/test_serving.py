@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cyxcentral import jobs, money
+from cyxcentral import earnings, jobfold, jobrules, jobs, money
 from cyxnet import messages as m
 from tests.central import facts as f
 
@@ -70,9 +70,9 @@ def test_a_quoted_price_is_the_most_that_the_time_costs():
         deposit=f.signed(),
         price_base_units=1_000,
     )
-    job = jobs.evolve(None, first, 0)
+    job = jobfold.evolve(None, first, 0)
     for second, event in (*READY, (10 + 1800, f.CANCELLED)):
-        job = jobs.evolve(job, event, second * 1000)
+        job = jobfold.evolve(job, event, second * 1000)
     assert job.pay_base_units == 500
 
 
@@ -83,8 +83,8 @@ def test_the_time_of_a_clock_that_went_back_is_nothing():
 
 def test_the_time_is_used_up_when_all_attempts_together_were_ready_for_so_long():
     job = f.serving_after(*READY, (10 + 3000, gone()), (4000, on_other(2)), (4000, f.started(2)))
-    assert jobs.time_used(job, (4000 + 599) * 1000) is None
-    assert jobs.time_used(job, (4000 + 600) * 1000) == f.time_used(2)
+    assert jobrules.time_used(job, (4000 + 599) * 1000) is None
+    assert jobrules.time_used(job, (4000 + 600) * 1000) == f.time_used(2)
 
 
 def test_a_node_that_is_lost_when_the_time_is_used_up_ends_the_job_well():
@@ -134,16 +134,16 @@ def test_near_its_deadline_it_ends_at_once_and_is_paid():
 
 @pytest.mark.parametrize("event", [f.completed(), f.checkpointed()])
 def test_it_delivers_nothing(event):
-    assert jobs.illegal(f.serving_after(*READY), event) == "a job that serves delivers nothing"
+    assert jobrules.illegal(f.serving_after(*READY), event) == "a job that serves delivers nothing"
 
 
 def test_a_job_that_trains_has_no_time_to_use_up():
     job = f.job_after(f.FUNDED, f.leased(), f.STARTED)
-    assert jobs.illegal(job, f.time_used()) and jobs.time_used(job, 10**15) is None
+    assert jobrules.illegal(job, f.time_used()) and jobrules.time_used(job, 10**15) is None
 
 
 def test_the_time_is_not_used_up_before_a_replica_is_ready():
-    assert jobs.illegal(f.serving_after((1, f.FUNDED), (2, f.leased())), f.time_used())
+    assert jobrules.illegal(f.serving_after((1, f.FUNDED), (2, f.leased())), f.time_used())
 
 
 @settings(max_examples=300, deadline=None)
@@ -157,14 +157,14 @@ def test_whatever_happens_no_more_is_paid_than_was_bought_and_no_base_unit_is_lo
             steps.append((now, f.started(attempt)))
             now += ready_s
         steps.append((now, f.lost(attempt, code="node_lost" if at_all else "node_stopped")))
-    job = jobs.evolve(None, m.Submitted(job=f.serve_request(seconds), terms=f.terms(), caller="alice",
+    job = jobfold.evolve(None, m.Submitted(job=f.serve_request(seconds), terms=f.terms(), caller="alice",
                                         memory_bytes=1, deposit=f.signed()), 0)  # fmt: skip
     for second, event in [*steps, (now, f.CANCELLED)]:
-        if jobs.illegal(job, event) is None:
-            job = jobs.evolve(job, event, second * 1000)
+        if jobrules.illegal(job, event) is None:
+            job = jobfold.evolve(job, event, second * 1000)
     pays = [payee.pay_base_units for payee in job.payees]
     used_ms = min(job.served_ms(0), seconds * 1000)
     assert sum(pays) <= f.AMOUNT * used_ms // (seconds * 1000) <= f.AMOUNT
     shares = money.divide(f.AMOUNT, pays, 1000)
     assert shares.node_base_units + shares.platform_base_units + shares.client_base_units == f.AMOUNT
-    assert len(pays) <= jobs.MAX_PAYEES
+    assert len(pays) <= earnings.MAX_PAYEES

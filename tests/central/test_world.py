@@ -5,7 +5,7 @@ import random
 import pytest
 from msgspec.structs import replace
 
-from cyxcentral import jobs, nodes, schedule
+from cyxcentral import jobrules, jobs, nodes, schedule
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -83,7 +83,7 @@ def test_whatever_happens_the_plan_is_what_looking_at_everyone_finds(seed, limit
             level = m.PriorityChanged(priority=dice.randrange(10), caller="alice")
             some = [f.submitted(job_id), f.FUNDED, lease, lease, f.lost(attempt), end, f.CANCELLED, level]
             event = dice.choice(some)
-            if jobs.illegal(job, event) is None:
+            if jobrules.illegal(job, event) is None:
                 log.job(event, job_id=job_id)
         now_ms = world.seq * 1000
         waiting = [job for job in world.jobs.values() if jobs.waits(job)]

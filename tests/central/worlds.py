@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from cyxcentral import jobs, nodes, schedule
+from cyxcentral import jobfold, jobs, nodes, schedule
 from cyxnet import messages as m
 from tests.central import facts as f
 
@@ -48,7 +48,7 @@ def job(dice, number, nodes=12):
     )
     event = f.submitted(f"job-{number}", priority=dice.choice([0, 0, 1, 9]), needs=needs)
     made = replace(
-        jobs.evolve(None, event, dice.choice([0, 1_000, 600_000])),
+        jobfold.evolve(None, event, dice.choice([0, 1_000, 600_000])),
         memory_bytes=dice.choice([0, 2**28, 2**30, 3 * 2**30]),
         status="queued",
         changed_at_ms=0,

@@ -26,7 +26,7 @@ from solders.transaction import VersionedTransaction
 from spl.token import instructions as spl
 from spl.token import models
 
-from cyxcentral.jobs import MAX_PAYEES
+from cyxcentral.earnings import MAX_PAYEES
 from cyxcentral.localchain import Fault, FaultPlan, Server
 from cyxcentral.localvm import Chain
 from cyxnet import escrow

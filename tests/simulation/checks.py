@@ -22,7 +22,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from cyxcentral import jobs
+from cyxcentral import earnings
 from cyxcentral.world import World
 from cyxnet import messages as m
 from cyxnet import subjects
@@ -699,7 +699,7 @@ class Checks:
             apply(fold, stored, record)
             if isinstance(record.event, m.JobEvent):
                 about = subjects.last_token(stored.subject)
-                for entry in jobs.entries(fold.jobs[about], record.event):
+                for entry in earnings.entries(fold.jobs[about], record.event):
                     ledger[entry.account] = ledger.get(entry.account, 0) + entry.amount_base_units
         for job in self.jobs.values():
             if id(job) in unseen:

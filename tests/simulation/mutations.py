@@ -10,7 +10,20 @@ from msgspec.structs import replace
 
 import cyxcentral.api
 import cyxcentral.nodes
-from cyxcentral import audit, jobs, money, payments, room, scaling, schedule, segments, world
+from cyxcentral import (
+    audit,
+    earnings,
+    jobfold,
+    jobrules,
+    jobs,
+    money,
+    payments,
+    room,
+    scaling,
+    schedule,
+    segments,
+    world,
+)
 from cyxcentral.api import Api
 from cyxcentral.checking import Checking
 from cyxcentral.dispatch import Dispatch
@@ -45,7 +58,7 @@ def planted(make: Callable[[], Iterator[Any]]) -> Mutation:
 
 def rule(event: type, **changes: Any) -> Any:
     """Another row of the table of what may happen to a job."""
-    return mock.patch.dict(jobs.RULES, {event: jobs.RULES[event]._replace(**changes)})
+    return mock.patch.dict(jobrules.RULES, {event: jobrules.RULES[event]._replace(**changes)})
 
 
 def anything(*_: Any) -> None:
@@ -347,19 +360,19 @@ def wish_carried_out_twice() -> Iterator[Any]:
 @planted
 def cancel_after_completion() -> Iterator[Any]:
     """A client may cancel what is delivered and not yet paid."""
-    states = (*jobs.RULES[m.CancelRequested].states, "settling")
+    states = (*jobrules.RULES[m.CancelRequested].states, "settling")
     yield rule(m.CancelRequested, states=states)
 
 
 @planted
 def drop_cancel_wanted() -> Iterator[Any]:
     """A cancel that comes before the deposit is final is forgotten when it is."""
-    real = jobs.AFTER[m.Funded]
+    real = jobfold.AFTER[m.Funded]
 
     def funded(job: jobs.Job, event: m.Funded, at_ms: int) -> jobs.Job:
         return real(replace(job, outcome=None), event, at_ms)
 
-    yield mock.patch.dict(jobs.AFTER, {m.Funded: funded})
+    yield mock.patch.dict(jobfold.AFTER, {m.Funded: funded})
 
 
 @planted
@@ -476,7 +489,7 @@ def split_not_total() -> Iterator[Any]:
 @planted
 def pay_for_unstored_steps() -> Iterator[Any]:
     """Who lost a run is paid as if its steps had been stored."""
-    real = jobs._earned
+    real = earnings.earned
 
     def earned(job: jobs.Job) -> tuple[m.Payee, ...]:
         if job.completed or not job.attempts:
@@ -484,13 +497,13 @@ def pay_for_unstored_steps() -> Iterator[Any]:
         half = m.Payee(wallet=job.attempts[-1].wallet, pay_base_units=job.terms.amount_base_units // 2 + 1)
         return (half,)
 
-    yield mock.patch.object(jobs, "_earned", earned)
+    yield mock.patch.object(earnings, "earned", earned)
 
 
 @planted
 def no_deadline_is_kept() -> Iterator[Any]:
     """A job goes on, or waits, whatever the date is."""
-    yield mock.patch.object(jobs, "deadline_due", lambda job, now_ms: None)
+    yield mock.patch.object(jobrules, "deadline_due", lambda job, now_ms: None)
 
 
 @planted
@@ -531,18 +544,18 @@ def a_missing_escrow_was_refunded() -> Iterator[Any]:
 @planted
 def paid_before_checked() -> Iterator[Any]:
     """What is delivered is settled at once, and checked beside that."""
-    real = jobs.AFTER[m.Completed]
+    real = jobfold.AFTER[m.Completed]
 
     def delivered(job: jobs.Job, event: m.Completed, at_ms: int) -> jobs.Job:
         return real(job, replace(event, segment=None), at_ms)
 
-    yield mock.patch.dict(jobs.AFTER, {m.Completed: delivered})
+    yield mock.patch.dict(jobfold.AFTER, {m.Completed: delivered})
 
 
 @planted
 def one_run_rejects() -> Iterator[Any]:
     """What one checker found is believed."""
-    real = jobs.verdict
+    real = jobrules.verdict
 
     def verdict(job: jobs.Job, finding: m.Finding) -> Any:
         found = real(job, finding)
@@ -552,20 +565,20 @@ def one_run_rejects() -> Iterator[Any]:
         node_id = job.attempts[segment.attempt - 1].node_id
         return m.Rejected(attempt=segment.attempt, node_id=node_id, segment=segment, findings=[finding])
 
-    yield mock.patch.object(jobs, "verdict", verdict)
+    yield mock.patch.object(jobrules, "verdict", verdict)
 
 
 @planted
 def rejected_states_used_again() -> Iterator[Any]:
     """The job goes on from what the node stored whose work was found false."""
-    real = jobs.AFTER[m.Rejected]
+    real = jobfold.AFTER[m.Rejected]
 
     def rejected(job: jobs.Job, event: m.Rejected, at_ms: int) -> jobs.Job:
         after = real(job, event, at_ms)
         last = replace(after.attempts[-1], lost=m.LeaseLost(attempt=after.attempt, code="died", reason=""))
         return replace(after, attempts=tuple(replace(each, rejected=None) for each in (*after.attempts[:-1], last)))
 
-    yield mock.patch.dict(jobs.AFTER, {m.Rejected: rejected})
+    yield mock.patch.dict(jobfold.AFTER, {m.Rejected: rejected})
 
 
 @planted
@@ -610,7 +623,7 @@ def old_check_still_counts() -> Iterator[Any]:
         return given or real(dispatch, node_id, session, job_id, attempt)
 
     yield mock.patch.object(Dispatch, "holds", holds)
-    yield mock.patch.object(jobs, "_found", anything)
+    yield mock.patch.object(jobrules, "_found", anything)
     yield mock.patch.object(RunReports, "_check_is_over", staticmethod(lambda said, job: False))
     yield rule(m.CheckLost, guard=anything)
 
@@ -621,12 +634,12 @@ def old_check_still_counts() -> Iterator[Any]:
 @planted
 def time_before_ready_is_paid() -> Iterator[Any]:
     """A replica is paid from its lease on, not from when it answers."""
-    real = jobs._earned_by_time
+    real = earnings._earned_by_time
 
     def earned(job: jobs.Job) -> tuple[m.Payee, ...]:
         return real(replace(job, attempts=tuple(replace(a, started_at_ms=a.leased_at_ms) for a in job.attempts)))
 
-    yield mock.patch.object(jobs, "_earned_by_time", earned)
+    yield mock.patch.object(earnings, "_earned_by_time", earned)
 
 
 @planted
@@ -640,7 +653,7 @@ def more_time_than_bought_is_paid() -> Iterator[Any]:
             pay[attempt.wallet] = pay.get(attempt.wallet, 0) + more
         return tuple(m.Payee(wallet=wallet, pay_base_units=units) for wallet, units in pay.items() if units)
 
-    yield mock.patch.object(jobs, "_earned_by_time", earned)
+    yield mock.patch.object(earnings, "_earned_by_time", earned)
 
 
 @planted
@@ -652,7 +665,7 @@ def tries_never_renewed() -> Iterator[Any]:
 @planted
 def replica_serves_for_ever() -> Iterator[Any]:
     """Nobody looks how long a replica has served."""
-    yield mock.patch.object(jobs, "time_used", lambda job, now_ms: None)
+    yield mock.patch.object(jobrules, "time_used", lambda job, now_ms: None)
 
 
 @planted
@@ -670,8 +683,10 @@ def more_are_called_than_wanted() -> Iterator[Any]:
 @planted
 def who_stands_by_is_given_out() -> Iterator[Any]:
     """A replica that waits to be called takes its place in the line like any other."""
-    idle, waits = jobs._idle, jobs.waits
-    guarded = jobs.Rule(("funding", "queued"), lambda job, event: jobs._lease(replace(job, standby=False), event))
-    yield mock.patch.object(jobs, "RULES", jobs.RULES | {m.Leased: guarded})
-    yield mock.patch.object(jobs, "_idle", lambda job: idle(replace(job, standby=False)))
+    idle, waits = jobfold._idle, jobs.waits
+    guarded = jobrules.Rule(
+        ("funding", "queued"), lambda job, event: jobrules._lease(replace(job, standby=False), event)
+    )
+    yield mock.patch.object(jobrules, "RULES", jobrules.RULES | {m.Leased: guarded})
+    yield mock.patch.object(jobfold, "_idle", lambda job: idle(replace(job, standby=False)))
     yield mock.patch.object(jobs, "waits", lambda job: waits(replace(job, standby=False)))
