@@ -26,6 +26,8 @@ def _source(mode: str, out: Array, scale: float, size: int, wanted: int, region:
         return size / 2 * (1 - wanted / whole) + (out + 0.5) / scale - 0.5
     if mode == "pytorch_half_pixel":
         return (out + 0.5) / scale - 0.5 if wanted > 1 else np.full_like(out, -0.5)
+    if mode == "tf_half_pixel_for_nn":  # of opsets 11 and 12
+        return (out + 0.5) / scale
     if mode == "align_corners":
         return out * (size - 1) / (whole - 1) if whole > 1 else np.zeros_like(out)
     if mode == "asymmetric":

@@ -200,12 +200,14 @@ def model(nodes: Sequence[Any], x: list[Any], y: list[Any], initializers: Sequen
     return made
 
 
-def single(op: str, *more: Any, outputs: int = 1, shape: Sequence[int] = (2, 3, 8, 8), **attrs: Any) -> tuple[Any, Any]:
+def single(
+    op: str, *more: Any, outputs: int = 1, shape: Sequence[int] = (2, 3, 8, 8), opset: int = 18, **attrs: Any
+) -> tuple[Any, Any]:
     """(what we compute, what onnxruntime does) of one node on the same numbers."""
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     names = [f"i{place}" for place in range(len(more))]
     extra = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in zip(names, more, strict=True)]
-    raw = model([oh.make_node(op, ["x", *names], ["y"], **attrs)], list(shape), [None] * 4, extra)
+    raw = model([oh.make_node(op, ["x", *names], ["y"], **attrs)], list(shape), [None] * 4, extra, opset)
     session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
     return load_bytes(raw).run({"x": x})[0], session.run(None, {"x": x})[0]
 
@@ -218,6 +220,12 @@ def test_operators_without_node_tests_agree_with_onnxruntime() -> None:
         single("MaxRoiPool", rois, pooled_shape=[4, 4], spatial_scale=0.5),
     ):
         np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-6)
+
+
+def test_a_way_to_resize_that_only_opsets_11_and_12_have_agrees_with_onnxruntime() -> None:
+    none, sizes = np.zeros(0, np.float32), np.array([2, 3, 3, 2])
+    way = {"mode": "nearest", "coordinate_transformation_mode": "tf_half_pixel_for_nn"}
+    np.testing.assert_array_equal(*single("Resize", none, none, sizes, opset=11, **way))
 
 
 def test_sequences_are_taken_apart_and_joined() -> None:
