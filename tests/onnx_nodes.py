@@ -1,8 +1,8 @@
 """ONNX's own node tests, against our operator table.
 
     python -m tests.onnx_nodes             every case of the installed onnx package: a table of what passed
-    python -m tests.onnx_nodes FOLDER      the cases of a folder (onnx/backend/test/data/node of an older release), where
-                                           an answer that onnxruntime gives too, and the folder not, is the folder's error
+    python -m tests.onnx_nodes FOLDER      the cases of a folder (onnx/backend/test/data/node of an older release);
+                                           an answer that onnxruntime gives too is no failure
     python -m tests.onnx_nodes --write     docs/onnx.md anew, from the operator table and these cases
 
 A case counts for the operators its graph names. It is run op by op on tensors, and once more as a graph of ours through

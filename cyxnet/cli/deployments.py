@@ -14,7 +14,7 @@ from cyxnet import amounts
 from cyxnet import messages as m
 from cyxnet.bus import ApiError
 from cyxnet.cli.exits import DONE
-from cyxnet.cli.jobs import first_money
+from cyxnet.cli.jobs import first_money, tell_limit
 from cyxnet.cli.running import connected
 from cyxnet.cli.screen import Screen
 from cyxnet.client import AsyncClient
@@ -57,6 +57,7 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
             idle_s=args.idle_s,
             **size.bounds,
         )
+        _tell_room(await client.quote(job), job, size.least, screen)
         made = await _deployed(client, args, source, deployment, job, size, screen)
         state = "is ready" if args.wait or args.replace else "is submitted"
         screen.result(
@@ -65,6 +66,21 @@ async def deploy(args: argparse.Namespace, screen: Screen) -> int:
             {"deployment": deployment, "jobs": made},
         )
     return DONE
+
+
+def _tell_room(quote: m.Quote, job: m.JobRequest, replicas: int, screen: Screen) -> None:
+    """Why replicas would wait for a node, said before anybody does."""
+    nodes, node_id = quote.eligible_nodes, job.needs.node_id
+    tell_limit(quote, job.amount_base_units, screen, "--node")
+    if not nodes:
+        of = f"node {node_id} is not here, or cannot serve it" if node_id else "no node that is here can serve it"
+        screen.say("warning", f"{of}; it waits until one can. See: cyx nodes, and cyx explain JOB")
+    elif 0 < job.amount_base_units <= quote.unproven_limit_base_units and replicas > nodes:
+        screen.say(
+            "warning",
+            f"none of the {nodes} that could serve it is proven yet, and such a node works on one job at a time: "
+            f"{replicas - nodes} of {replicas} replicas wait for another",
+        )
 
 
 def _counted(working: int, standby: int) -> str:

@@ -356,14 +356,14 @@ def tell_quote(prepared: Prepared, screen: Screen) -> None:
     tell_limit(quote, price, screen)
 
 
-def tell_limit(quote: m.Quote, worth_base_units: int, screen: Screen) -> None:
-    """That a job worth so much would wait, because nobody is here who gets one like it."""
+def tell_limit(quote: m.Quote, worth_base_units: int, screen: Screen, named_by: str = "needs.node_id") -> None:
+    """That a job worth so much would wait, because nobody is here who gets one like it. named_by: what names a node."""
     limit = quote.unproven_limit_base_units
     if 0 < limit < worth_base_units:
         screen.say(
             "warning",
             f"no node that is here is proven yet: they get jobs of up to {cyx(limit)}, and this one may cost "
-            f"{cyx(worth_base_units)}. It waits until one is; offer less, or name a node that you know (needs.node_id)",
+            f"{cyx(worth_base_units)}. It waits until one is; offer less, or name a node that you know ({named_by})",
         )
 
 

@@ -1,6 +1,7 @@
 """What is made of a wish for a deployment: which jobs are submitted and which are cancelled, in which order."""
 
 import asyncio
+import io
 
 import pytest
 from msgspec.structs import replace
@@ -10,7 +11,8 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.asking import Part
 from cyxnet.bus import ApiError
-from cyxnet.cli.deployments import _size_of
+from cyxnet.cli.deployments import _size_of, _tell_room
+from cyxnet.cli.screen import PlainScreen
 from cyxnet.deployments import DEFAULT_PRICE_BASE_UNITS, Deployments, NotDeployed, Size, refuse
 
 FILE = m.ArtifactRef(sha256="a" * 64, size=9)
@@ -304,3 +306,20 @@ async def test_those_that_stand_by_end_first_so_that_none_is_called_for_one_that
     central = Central("ready", "standby", "ready", "standby")
     await Deployments(central).undeploy("digits")
     assert central.said == ["-job-3", "-job-1", "-job-2", "-job-0"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "limit", "price", "replicas", "said"),
+    [
+        (0, 0, 5, 1, "no node that is here can serve it"),
+        (2, 3, 5, 1, "this one may cost"),
+        (2, 9, 5, 3, "1 of 3 replicas wait for another"),
+        (2, 9, 5, 2, ""),
+        (2, 0, 5, 3, ""),
+    ],
+)
+async def test_why_replicas_will_wait_is_said_before_they_do(nodes, limit, price, replicas, said):
+    quote = replace(await Central().quote(None), eligible_nodes=nodes, unproven_limit_base_units=limit)
+    sight = io.StringIO()
+    _tell_room(quote, replace(JOB, amount_base_units=price), replicas, PlainScreen(sight))
+    assert said in sight.getvalue() and bool(said) == bool(sight.getvalue())
