@@ -44,7 +44,7 @@ class LBFGS(Optimizer):
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 1.0,
         max_iter: int = 20,
         max_eval: int | None = None,
@@ -56,7 +56,7 @@ class LBFGS(Optimizer):
         most = max_iter * 5 // 4 if max_eval is None else max_eval
         self.kept: dict[str, Array] = {}
         super().__init__(
-            parameters,
+            params,
             lr=lr,
             max_iter=max_iter,
             max_eval=most,

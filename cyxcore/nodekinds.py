@@ -229,7 +229,10 @@ def _optimizer(code: int | None, learning_rate: float, **options: Option) -> Kin
     rate = {"learning_rate": Option(_above_zero, learning_rate)}
     pins = (Pin("loss", (LOSS,)),)
     aliases = {"lr": "learning_rate", "rho": "alpha", "epsilon": "eps"}
-    return Kind(code, "optimizer", {**rate, **options}, None, pins, ("optimizer",), OPTIMIZER, aliases=aliases)
+    upwards = {"maximize": Option(flag, False)}
+    return Kind(
+        code, "optimizer", {**rate, **options, **upwards}, None, pins, ("optimizer",), OPTIMIZER, aliases=aliases
+    )
 
 
 def _above_zero(value: Any) -> float:
@@ -422,9 +425,17 @@ KINDS: dict[str, Kind] = {
         momentum=Option(_RATE, 0.9),
         nesterov=Option(flag, False),
         weight_decay=_WEIGHT_DECAY,
+        dampening=Option(number(0.0, 1.0000001), 0.0),
     ),
-    "Adam": _optimizer(60, 0.001, **_BETAS, eps=_SMALL, weight_decay=_WEIGHT_DECAY),
-    "AdamW": _optimizer(61, 0.001, **_BETAS, eps=_SMALL, weight_decay=Option(number(0.0, 100.0), 0.01)),
+    "Adam": _optimizer(60, 0.001, **_BETAS, eps=_SMALL, weight_decay=_WEIGHT_DECAY, amsgrad=Option(flag, False)),
+    "AdamW": _optimizer(
+        61,
+        0.001,
+        **_BETAS,
+        eps=_SMALL,
+        weight_decay=Option(number(0.0, 100.0), 0.01),
+        amsgrad=Option(flag, False),
+    ),
     "RMSprop": _optimizer(
         62,
         0.01,

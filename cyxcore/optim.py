@@ -4,6 +4,8 @@ A training job applies the same rules (cyxcore/updates.py) from inside its plan.
 
     optimizer = cx.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=3e-4)
     schedule = cx.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+
+`foreach`, `fused` and `capturable` say in PyTorch how to be fast: they change nothing here.
 """
 
 import importlib
@@ -18,7 +20,6 @@ from cyxcore.nn.utils import clip_grad_value_ as clip_grad_value_
 from cyxcore.optimizer import Group as Group
 from cyxcore.optimizer import Optimizer as Optimizer
 from cyxcore.optimizer import Parameters as Parameters
-from cyxcore.torchwords import accept
 
 __all__ = (
     "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax ExponentialMovingAverage LBFGS Lion NAdam Optimizer RAdam "
@@ -49,59 +50,115 @@ class ExponentialMovingAverage:
             average[...] = own
 
 
+def not_differentiable(optimizer: Optimizer, asked: bool) -> None:
+    """Raises SpecError where a step shall have a gradient itself."""
+    if asked:
+        raise SpecError(
+            f"{type(optimizer).__name__}: differentiable is always False here: a step has no gradient; write the "
+            "update as tensor operations"
+        )
+
+
 class SGD(Optimizer):
-    """p - lr g, with momentum, Nesterov's look ahead and weight decay."""
+    """p - lr g, with momentum, Nesterov's look ahead and weight decay.
+
+    dampening: what each gradient but the first loses on its way into the momentum.
+    """
 
     rule = "sgd"
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.001,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        if dampening:
-            raise SpecError(f"SGD: expected no dampening of the momentum, got {dampening}")
-        super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+        not_differentiable(self, differentiable)
+        super().__init__(
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+        )
+
+    def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
+        begun = kind == "momentum_begun" and "momentum" in self.state.get(place, ())  # without dampening, until now
+        return super().slot(place, p, kind, 1.0 if begun else start, shape)
 
 
 class Adam(Optimizer):
-    """Decay is added to the gradient."""
+    """Decay is added to the gradient, unless decoupled_weight_decay says that it shrinks the parameter itself.
+
+    amsgrad: divides by the root of the largest second moment so far (Reddi et al. 2018).
+    """
 
     rule = "adam"
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
     ) -> None:
-        if amsgrad:
-            raise SpecError(f"{type(self).__name__}: there is no amsgrad; leave it out")
-        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        not_differentiable(self, differentiable)
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
 
 class AdamW(Adam):
-    """Decay shrinks the parameter itself."""
+    """Decay shrinks the parameter itself. amsgrad: as in Adam."""
 
     rule = "adamw"
+    unread = frozenset({"decoupled_weight_decay"})  # of the state of an Adam
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay, amsgrad)
+        not_differentiable(self, differentiable)
+        Optimizer.__init__(
+            self, params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
+        )
 
 
 class NAdam(Optimizer):
@@ -111,15 +168,29 @@ class NAdam(Optimizer):
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.002,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum_decay: float = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
+        not_differentiable(self, differentiable)
         super().__init__(
-            parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
         )
 
 
@@ -130,16 +201,28 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.01,
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
     ) -> None:
+        not_differentiable(self, differentiable)
         super().__init__(
-            parameters, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
+            params,
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            maximize=maximize,
         )
 
 
@@ -151,58 +234,98 @@ class Adagrad(Optimizer):
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.01,
         lr_decay: float = 0.0,
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
+        not_differentiable(self, differentiable)
         super().__init__(
-            parameters,
+            params,
             lr=lr,
             lr_decay=lr_decay,
             weight_decay=weight_decay,
             initial_accumulator_value=initial_accumulator_value,
             eps=eps,
+            maximize=maximize,
         )
 
 
 class Lion(Optimizer):
-    """Moves by the sign of an interpolated momentum; its learning rate is about a tenth of AdamW's."""
+    """Moves by the sign of an interpolated momentum; its learning rate is about a tenth of AdamW's. Not in PyTorch."""
 
     rule = "lion"
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
     ) -> None:
-        super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize)
 
 
-class Adamax(Adam):
+class Adamax(Optimizer):
     """Adam by the largest gradient so far (Kingma and Ba 2015)."""
 
     rule = "adamax"
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.002,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
     ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay)
+        not_differentiable(self, differentiable)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
 
 
-class RAdam(Adam):
+class RAdam(Optimizer):
     """Adam that begins like SGD with momentum (Liu et al. 2020)."""
 
     rule = "radam"
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        not_differentiable(self, differentiable)
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+        )
 
 
 class Adadelta(Optimizer):
@@ -211,9 +334,20 @@ class Adadelta(Optimizer):
     rule = "adadelta"
 
     def __init__(
-        self, parameters: Parameters, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0.0
+        self,
+        params: Parameters,
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
     ) -> None:
-        super().__init__(parameters, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
+        not_differentiable(self, differentiable)
+        super().__init__(params, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay, maximize=maximize)
 
 
 class Adafactor(Optimizer):
@@ -228,17 +362,22 @@ class Adafactor(Optimizer):
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.01,
         beta2_decay: float = -0.8,
         eps: tuple[None, float] | float = (None, 1e-3),
         d: float = 1.0,
         weight_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
     ) -> None:
         if isinstance(eps, tuple) and eps[0] is not None:
             raise SpecError(f"Adafactor: expected None as the first of eps, got {eps[0]}")
         least = eps[1] if isinstance(eps, tuple) else eps
-        super().__init__(parameters, lr=lr, beta2_decay=beta2_decay, eps=least, d=d, weight_decay=weight_decay)
+        super().__init__(
+            params, lr=lr, beta2_decay=beta2_decay, eps=least, d=d, weight_decay=weight_decay, maximize=maximize
+        )
 
 
 class Rprop(Optimizer):
@@ -251,12 +390,18 @@ class Rprop(Optimizer):
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.01,
         etas: tuple[float, float] = (0.5, 1.2),
         step_sizes: tuple[float, float] = (1e-6, 50.0),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
     ) -> None:
-        super().__init__(parameters, lr=lr, etas=etas, step_sizes=step_sizes)
+        not_differentiable(self, differentiable)
+        super().__init__(params, lr=lr, etas=etas, step_sizes=step_sizes, maximize=maximize)
 
 
 class ASGD(Optimizer):
@@ -270,23 +415,21 @@ class ASGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Parameters,
+        params: Parameters,
         lr: float = 0.01,
         lambd: float = 1e-4,
         alpha: float = 0.75,
         t0: float = 1e6,
         weight_decay: float = 0.0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
     ) -> None:
-        super().__init__(parameters, lr=lr, lambd=lambd, alpha=alpha, t0=int(t0), weight_decay=weight_decay)
-
-
-# Options that say how to be fast; what is minimised here is the loss as it is.
-accept(
-    (SGD, NAdam, RMSprop, Adagrad, Adamax, Adadelta, Adafactor, Rprop, ASGD, Adam, AdamW),
-    {"maximize": False, "differentiable": False},
-    "foreach fused capturable",
-)
-accept((NAdam, RAdam), {"decoupled_weight_decay": False})
+        not_differentiable(self, differentiable)
+        super().__init__(
+            params, lr=lr, lambd=lambd, alpha=alpha, t0=int(t0), weight_decay=weight_decay, maximize=maximize
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -38,21 +38,22 @@ class _Known(NamedTuple):
 class Optimizer:
     """Holds groups of parameters with their options, and per parameter the state of its update rule.
 
-    parameters: tensors, or groups {"params": tensors, option: value, …} whose options go before those of the
+    params: tensors, or groups {"params": tensors, option: value, …} whose options go before those of the
     optimiser. `param_groups` may be changed between steps, as schedulers do with "lr".
     """
 
     rule: ClassVar[str]
     options: ClassVar[Mapping[str, str]] = {}  # name here -> field of OptimizerSpec
+    unread: ClassVar[frozenset[str]] = frozenset()  # options of others whose state is taken over without them
 
-    def __init__(self, parameters: Parameters, **defaults: Any) -> None:
+    def __init__(self, params: Parameters, **defaults: Any) -> None:
         self.defaults: Group = defaults
         self.param_groups: list[Group] = []
         self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
         self.steps = 0
         self._groups: dict[int, _Group] = {}
         self._known: dict[int, _Known] = {}  # by place
-        given: list[Any] = list(parameters)
+        given: list[Any] = list(params)
         if not given:
             raise SpecError(f"{type(self).__name__}: expected at least one parameter, got none")
         for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
@@ -210,7 +211,7 @@ class Optimizer:
         if sizes != own:
             raise SpecError(f"load_state_dict: expected groups of {own} parameters, got {sizes}")
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
-            if foreign := sorted(set(given) - set(group)):
+            if foreign := sorted(set(given) - set(group) - self.unread):
                 raise SpecError(
                     f"load_state_dict: expected the state of {type(self).__name__}, got one of another optimiser, with "
                     f"the options {foreign}"
@@ -232,14 +233,14 @@ class Optimizer:
                     held._assign(taken[place][name])
                     taken[place][name] = held
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
-            group.update({key: value for key, value in given.items() if key != "params"})
+            group.update({key: value for key, value in given.items() if key != "params" and key not in self.unread})
         self.steps, self.state = int(state["steps"]), taken
 
     def _own_state(self, state: Mapping[str, Any]) -> None:
         """Raises SpecError where no name of what was kept for a parameter is one of this rule."""
         place = 0
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
-            merged = {**group, **given}
+            merged = {key: value for key, value in {**group, **given}.items() if key not in self.unread}
             for p in group["params"]:
                 found = set(state["state"].get(place, ()))
                 own = _kept(len(p.shape), self._spec(merged)) if found else found

@@ -339,6 +339,8 @@ def _optimizer(node: Placed, penalties: list[Placed]) -> OptimizerSpec:
     spec = OptimizerSpec(name=node.kind.lower(), **fields)  # type: ignore[arg-type]
     if spec.nesterov and not spec.momentum:
         raise SpecError(f"{node}: nesterov goes with a momentum above 0")
+    if spec.nesterov and spec.dampening:
+        raise SpecError(f"{node}: nesterov goes without dampening, got {spec.dampening}")
     for penalty in penalties:
         share = {"L1Regularization": 1.0, "L2Regularization": 0.0}.get(penalty.kind)
         share = min(1.0, penalty.options["l1_ratio"]) if share is None else share

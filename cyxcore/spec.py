@@ -83,14 +83,17 @@ class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 
     betas, eps: of adam, adamw, nadam, adamax, radam, rmsprop (eps), adagrad (eps), adadelta (eps) and lion (betas);
     absent, each rule has its own.
-    momentum: of sgd and rmsprop. nesterov: of sgd. alpha, centered: of rmsprop. lr_decay, initial_accumulator: of
-    adagrad. momentum_decay: of nadam. rho: of adadelta. beta2_decay (the exponent of the step), least_scale (of a
-    parameter) and clip_threshold (of an update's root mean square): of adafactor.
+    momentum: of sgd and rmsprop. nesterov, dampening (what the gradient loses on its way into the momentum, after the
+    first step): of sgd. amsgrad (by the largest second moment so far): of adam and adamw. alpha, centered: of rmsprop.
+    lr_decay, initial_accumulator: of adagrad. momentum_decay: of nadam. rho: of adadelta. beta2_decay (the exponent of
+    the step), least_scale (of a parameter) and clip_threshold (of an update's root mean square): of adafactor.
     etas (a step's factor after a change of sign, and without one), step_sizes (the least and the largest): of rprop.
     rate_decay, rate_power: of asgd, whose learning rate is divided by (1 + rate_decay * rate * steps) ** rate_power;
     average_from: the step after which it averages.
-    weight_decay: shrinks the parameter itself in adamw and lion, is added to the gradient (L2) in the others.
+    weight_decay: shrinks the parameter itself in adamw and lion, is added to the gradient (L2) in the others;
+    decoupled_weight_decay: it does so in adam, nadam and radam, too.
     l1: weight of |p| in what is minimised; with weight_decay this is the elastic net.
+    maximize: the other way, up the loss; weight_decay and l1 still make parameters smaller.
     """
 
     name: Literal[
@@ -118,6 +121,10 @@ class OptimizerSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     rate_decay: Weight = 1e-4
     rate_power: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.75
     average_from: Natural = 1_000_000
+    dampening: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    amsgrad: bool = False
+    decoupled_weight_decay: bool = False
+    maximize: bool = False
 
 
 class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):

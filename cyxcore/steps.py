@@ -113,7 +113,7 @@ class _Traced(NamedTuple):
     several: bool
     written: list[Tensor]  # parameters and buffers the plan writes in place
     fed: list[Array]  # for each argument what the plan reads
-    scalars: list[tuple[Optimizer, Array, list[tuple[int, Array]]]]  # optimiser, step, (number of a group, its lr)
+    scalars: list[tuple[Optimizer, list[Array], list[tuple[int, Array]]]]  # optimiser, steps, (group, its lr)
     kept: list[Any]
 
 
@@ -157,8 +157,9 @@ class CompiledStep:
         backend = plan.backend
         for x, fed in zip(tensors, traced.fed, strict=True):
             backend.assign(fed, backend.put(x._data))
-        for optimizer, step, rates in traced.scalars:
-            step[...] = optimizer.steps + 1
+        for optimizer, counts, rates in traced.scalars:
+            for count in counts:
+                count[...] = optimizer.steps + 1
             for number, lr in rates:
                 lr[...] = optimizer.param_groups[number]["lr"]
         plan.key[:] = next_key()
@@ -197,14 +198,11 @@ class CompiledStep:
         plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False, numerics=self.numerics)
         written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
         scalars = []
-        for place, (optimizer, stepper) in enumerate(zip(self.optimizers, steppers, strict=True)):
+        for optimizer, stepper in zip(self.optimizers, steppers, strict=True):
             if stepper.steps:
-                rates = [
-                    (number, lr)
-                    for number in range(len(optimizer.param_groups))
-                    if (lr := plan.inputs.get(f"optimizer.{place}.{number}.lr")) is not None
-                ]
-                scalars.append((optimizer, plan.inputs[f"optimizer.{place}.step"], rates))
+                rates = [(group, plan.inputs[name]) for name, group in stepper.rates.items() if name in plan.inputs]
+                counts = [plan.inputs[name] for name in stepper.counts if name in plan.inputs]
+                scalars.append((optimizer, counts, rates))
         kept = [*self._bound.kept(), *[optimizer.state for optimizer in self.optimizers]]
         return _Traced(plan, several, written, [plan.inputs[name] for name in names], scalars, kept)
 
@@ -229,6 +227,8 @@ class _Stepper:
         self.optimizer, self.name, self.builder, self.held = optimizer, f"optimizer.{place}", builder, held
         self.parameters = optimizer.parameters  # the tensors; while it is traced the optimiser has symbols
         self.steps = 0
+        self.rates: dict[str, int] = {}  # the inputs of learning rates, and the group whose each is
+        self.counts: dict[str, None] = {}  # the inputs that say which step it is
         self._make_slot = optimizer.slot
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -240,13 +240,16 @@ class _Stepper:
         return loss
 
     def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
-        return self.builder.input(f"{self.name}.{group}.lr", ()), self.builder.input(f"{self.name}.step", ())
+        lr, step = f"{self.name}.{group}.lr.{p.dtype}", f"{self.name}.step.{p.dtype}"
+        self.rates[lr], self.counts[step] = group, None
+        return self.builder.input(lr, (), p.dtype), self.builder.input(step, (), p.dtype)
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
         state = self._make_slot(place, self.parameters[place], kind, start, shape)
         name = f"{self.name}.{place}.{kind}"
         self.held[name] = state._data
-        return self.builder.param(name, state.shape, {"kind": "constant", "value": start}, trainable=False)
+        first = {"kind": "constant", "value": start}
+        return self.builder.param(name, state.shape, first, trainable=False, dtype=p.dtype)
 
 
 @contextmanager

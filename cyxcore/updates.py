@@ -37,10 +37,23 @@ def _decayed(p: Any, g: Any, spec: OptimizerSpec) -> Any:
     return g + p * spec.weight_decay if spec.weight_decay else g
 
 
+def _apart(p: Any, g: Any, lr: Any, spec: OptimizerSpec) -> tuple[Any, Any]:
+    """(p, g) with the weight decay in one of the two: decoupled it shrinks the parameter itself."""
+    if not spec.decoupled_weight_decay:
+        return p, _decayed(p, g, spec)
+    return p * (1.0 - lr * spec.weight_decay) if spec.weight_decay else p, g
+
+
 def _sgd(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
     decay = spec.weight_decay
     if spec.momentum == 0.0:
         return {p: p._next("sgd_update", g, lr, weight_decay=decay)}
+    if spec.dampening:
+        # The first gradient goes in as it is. Whether there was one is state of each parameter, and not the number of
+        # the step: a parameter may have its first gradient later than others.
+        begun, old = slot("momentum_begun", 0.0, ()), slot("momentum")
+        new = old * spec.momentum + _decayed(p, g, spec) * (1.0 - begun * spec.dampening)
+        return {begun: maximum(begun, 1.0), old: new, p: p._next("axpy_update", new, lr)}
     old = slot("momentum")
     new = old._next("momentum", g, p, momentum=spec.momentum, weight_decay=decay)
     if spec.nesterov:
@@ -48,19 +61,26 @@ def _sgd(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) ->
     return {old: new, p: p._next("axpy_update", new, lr)}
 
 
-def _adam(decoupled: bool) -> Rule:
+def _adam(always: bool) -> Rule:
+    """always: the decay is decoupled, whatever the options say."""
+
     def update(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
         beta1, beta2 = _betas(spec, (0.9, 0.999))
+        decoupled = always or spec.decoupled_weight_decay
         coupled = 0.0 if decoupled else spec.weight_decay
         m, v = slot("adam_m"), slot("adam_v")
         new_m = m._next("adam_m", g, p, beta=beta1, weight_decay=coupled)
         new_v = v._next("adam_v", g, p, beta=beta2, weight_decay=coupled)
+        changed, spread = {m: new_m, v: new_v}, new_v
+        if spec.amsgrad:
+            most = slot("adam_most")
+            changed[most] = spread = maximum(most, new_v)
         own = spec.weight_decay if decoupled else 0.0
         eps = _eps(spec, 1e-8)
         new = p._next(
-            "adam_update", new_m, new_v, lr, step, beta1=beta1, beta2=beta2, eps=eps, decoupled_weight_decay=own
+            "adam_update", new_m, spread, lr, step, beta1=beta1, beta2=beta2, eps=eps, decoupled_weight_decay=own
         )
-        return {m: new_m, v: new_v, p: new}
+        return {**changed, p: new}
 
     return update
 
@@ -68,7 +88,7 @@ def _adam(decoupled: bool) -> Rule:
 def _nadam(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
     """Adam whose first moment is looked ahead; the product of its momenta is state (Dozat 2016)."""
     beta1, beta2 = _betas(spec, (0.9, 0.999))
-    g = _decayed(p, g, spec)
+    kept, g = _apart(p, g, lr, spec)
     m, v, product = slot("nadam_m"), slot("nadam_v"), slot("nadam_momenta", 1.0, ())
 
     def momentum(t: Any) -> Any:
@@ -81,7 +101,7 @@ def _nadam(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) 
     ahead = new_m * (following / (1.0 - so_far * following)) + g * ((1.0 - now) / (1.0 - so_far))
     # With beta1 = 0 the first moment is taken as it is, and only the second one is corrected.
     rest = {"beta1": 0.0, "beta2": beta2, "eps": _eps(spec, 1e-8), "decoupled_weight_decay": 0.0}
-    return {m: new_m, v: new_v, product: so_far, p: p._next("adam_update", ahead, new_v, lr, step, **rest)}
+    return {m: new_m, v: new_v, product: so_far, p: kept._next("adam_update", ahead, new_v, lr, step, **rest)}
 
 
 def _rmsprop(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
@@ -137,7 +157,7 @@ def _adamax(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec)
 def _radam(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
     """Adam that begins like SGD with momentum, as long as the second moment says little (Liu et al. 2020)."""
     beta1, beta2 = _betas(spec, (0.9, 0.999))
-    g = _decayed(p, g, spec)
+    kept, g = _apart(p, g, lr, spec)
     m, v = slot("radam_m"), slot("radam_v")
     new_m, new_v = m * beta1 + g * (1.0 - beta1), v * beta2 + g.square() * (1.0 - beta2)
     move = new_m * (1.0 / (1.0 - _power(beta1, step)))
@@ -154,7 +174,7 @@ def _radam(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) 
         share = ((known - 4.0) * (known - 2.0) / known * (rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0)))).sqrt()
         rectified = (1.0 - _power(beta2, step)).sqrt() * share / (new_v.sqrt() + _eps(spec, 1e-8))
         move = move * where(rho > 5.0, rectified, 1.0)
-    return {m: new_m, v: new_v, p: p - move * lr}
+    return {m: new_m, v: new_v, p: kept - move * lr}
 
 
 def _adadelta(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
@@ -194,8 +214,8 @@ def _rprop(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) 
     g = _decayed(p, g, spec)
     before, size = slot("rprop_gradient"), slot("rprop_size", spec.learning_rate)
     turn = (g * before).sign()
-    factor = where(turn > 0.0, more, where(turn < 0.0, less, 1.0))
-    new_size = minimum(maximum(size * factor, spec.step_sizes[0]), spec.step_sizes[1])
+    grown = where(turn > 0.0, size * more, where(turn < 0.0, size * less, size))
+    new_size = minimum(maximum(grown, spec.step_sizes[0]), spec.step_sizes[1])
     kept = where(turn < 0.0, 0.0, g)  # after a change of sign the element waits for one step
     return {before: kept, size: new_size, p: p - kept.sign() * new_size}
 
@@ -231,6 +251,18 @@ def check(spec: OptimizerSpec) -> None:
     """Raises SpecError where options do not go together."""
     if spec.nesterov and (spec.name != "sgd" or spec.momentum == 0.0):
         raise SpecError("optimizer: nesterov needs the name sgd and a momentum above 0")
+    if not 0.0 <= spec.dampening <= 1.0 or (spec.dampening and (spec.name != "sgd" or spec.nesterov)):
+        raise SpecError(
+            f"optimizer: expected a dampening from 0 to 1, of sgd without nesterov, got {spec.dampening} of {spec.name}"
+            f"{' with nesterov' if spec.nesterov else ''}"
+        )
+    if spec.amsgrad and spec.name not in ("adam", "adamw"):
+        raise SpecError(f"optimizer: amsgrad is of adam and adamw, got it for {spec.name}; leave it out")
+    if spec.decoupled_weight_decay and spec.name not in ("adam", "adamw", "nadam", "radam"):
+        raise SpecError(
+            f"optimizer: decoupled_weight_decay is of adam, adamw, nadam and radam, got it for {spec.name}; leave it "
+            "out"
+        )
     if not 0.0 < spec.etas[0] < 1.0 < spec.etas[1]:
         raise SpecError(f"optimizer: expected etas below and above 1, got {spec.etas}")
     if not 0.0 < spec.step_sizes[0] <= spec.step_sizes[1]:
@@ -242,6 +274,8 @@ def next_values(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerS
 
     What l1 adds to the gradient is l1 * sign(p), the subgradient of l1 * |p|.
     """
+    if spec.maximize:
+        g = -g
     if spec.l1:
         g = g + p.sign() * spec.l1
     return UPDATES[spec.name](p, g, slot, lr, step, spec)

@@ -219,7 +219,8 @@ def _fitted(job: LoadedJob, info: "DatasetInfo", graph: "Graph", where: str) -> 
             f"{where}: training.numerics: {job.training.numerics} is a class of products on a CPU, and needs.device is"
             ' cuda; leave numerics out, or ask for device = "cpu"'
         )
-    least = 4 * graph.parameter_count * (2 + OPTIMIZER_SLOTS[job.training.optimizer.name])
+    rule = job.training.optimizer
+    least = 4 * graph.parameter_count * (2 + OPTIMIZER_SLOTS[rule.name] + rule.amsgrad)
     if 0 < job.needs.memory_bytes < least:
         raise SpecError(
             f"{where}: needs.memory: expected at least {least // 10**6 + 1} MB, for weights, gradients and optimizer of"

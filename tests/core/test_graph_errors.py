@@ -242,6 +242,11 @@ ERRORS: list[tuple[str, dict[str, Any], str]] = [
         "node 'p' (Dropout): p: expected a number from 0.0 to below 1.0, got nan",
     ),
     (
+        "dampening with nesterov",
+        whole(DENSE) | {"nodes": [*without(GOOD, "adam")["nodes"], node("adam", "SGD", nesterov=True, dampening=0.5)]},
+        "node 'adam' (SGD): nesterov goes without dampening, got 0.5",
+    ),
+    (
         "learning rate 0",
         whole(DENSE) | {"nodes": [*without(GOOD, "adam")["nodes"], node("adam", "Adam", lr=0)]},
         "node 'adam' (Adam): lr: expected a number above 0, at most 100, got 0",

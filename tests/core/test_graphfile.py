@@ -212,6 +212,21 @@ def test_an_optimizer_has_the_editors_defaults(kind: str, expected: OptimizerSpe
     assert cx.load_graph(file).training.optimizer == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        ("SGD", {"dampening": 0.5, "momentum": 0.8}),
+        ("Adam", {"amsgrad": True}),
+        ("AdamW", {"amsgrad": True, "maximize": True}),
+    ],
+)
+def test_an_optimizer_has_pytorchs_options(kind: str, params: dict[str, Any]) -> None:
+    file = whole(DENSE)
+    file["nodes"] = [node("adam", kind, **params) if one["id"] == "adam" else one for one in file["nodes"]]
+    found = cx.load_graph(file).training.optimizer
+    assert {name: getattr(found, name) for name in params} == params
+
+
 def test_an_autoencoder_compares_with_its_input() -> None:
     file = whole(node("a", "Dense", units=2), node("b", "Dense", units=4), loss=node("loss", "MSELoss"))
     file = unlinked(file, "in", "loss")

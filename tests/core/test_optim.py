@@ -119,6 +119,18 @@ def test_nesterov_needs_momentum() -> None:
             lambda p: optim.Adagrad(p, 0.1, initial_accumulator_value=0.5),
         ),
         (
+            OptimizerSpec(name="sgd", learning_rate=0.1, momentum=0.9, dampening=0.5, weight_decay=0.01),
+            lambda p: optim.SGD(p, 0.1, 0.9, 0.5, 0.01),
+        ),
+        (
+            OptimizerSpec(name="adamw", learning_rate=0.01, weight_decay=0.1, amsgrad=True),
+            lambda p: optim.AdamW(p, 0.01, weight_decay=0.1, amsgrad=True),
+        ),
+        (
+            OptimizerSpec(name="adam", learning_rate=0.01, maximize=True),
+            lambda p: optim.Adam(p, 0.01, maximize=True),
+        ),
+        (
             OptimizerSpec(name="lion", learning_rate=0.01, weight_decay=0.1),
             lambda p: optim.Lion(p, 0.01, weight_decay=0.1),
         ),

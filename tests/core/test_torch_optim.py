@@ -1,0 +1,161 @@
+"""Optimisers against those of PyTorch: every option, groups of parameters, and a state that is taken over half-way."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import functional as F
+from cyxcore import nn
+from cyxcore.errors import SpecError
+
+torch = pytest.importorskip("torch", reason="the oracle, PyTorch, is not installed")
+
+STEPS = 24
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {"lr": 0.05, "maximize": True}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9, "dampening": 0.3}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9, "dampening": 1.0, "weight_decay": 0.1}),
+    ("SGD", {"lr": 0.05, "momentum": 0.8, "dampening": 0.5, "weight_decay": 0.1, "maximize": True}),
+    ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True}),
+    ("Adam", {"amsgrad": True}),
+    ("Adam", {"amsgrad": True, "weight_decay": 0.1, "maximize": True}),
+    ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("AdamW", {"amsgrad": True, "weight_decay": 0.1}),
+    ("AdamW", {"amsgrad": True, "maximize": True}),
+    ("NAdam", {"weight_decay": 0.1, "maximize": True}),
+    ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {"weight_decay": 0.1, "maximize": True}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Adamax", {"weight_decay": 0.1, "maximize": True}),
+    ("RMSprop", {"momentum": 0.9, "centered": True, "weight_decay": 0.1, "maximize": True}),
+    ("Adagrad", {"lr": 0.1, "lr_decay": 0.01, "weight_decay": 0.1, "maximize": True}),
+    ("Adadelta", {"weight_decay": 0.1, "maximize": True}),
+    ("Adafactor", {"lr": 0.05, "weight_decay": 0.1, "maximize": True}),
+    ("Rprop", {"maximize": True}),
+    ("ASGD", {"lr": 0.05, "lambd": 0.01, "weight_decay": 0.1, "maximize": True}),
+]
+NAMED = [f"{name}-{'-'.join(options)}" for name, options in CASES]
+
+
+def gradients(number: int, late: bool) -> Iterator[np.ndarray | None]:
+    """Of the three parameters below in a step; late: the last has its first one in the fourth."""
+    rng = np.random.default_rng(number)
+    shapes: list[tuple[int, ...]] = [(3, 2), (4,), (2, 2)]
+    for place, shape in enumerate(shapes):
+        found = rng.normal(size=shape) * (3.0 if number < 5 else 0.5)
+        yield None if late and place == 2 and number < 3 else found
+
+
+def groups(m: Any, dtype: str) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(99)
+    made = [m.tensor(rng.normal(size=shape).astype(dtype), requires_grad=True) for shape in ((3, 2), (4,), (2, 2))]
+    return [{"params": made[:1]}, {"params": made[1:], "weight_decay": 0.02, "lr": 0.03}]
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """PyTorch keeps scalars of its state, such as the product of NAdam's momenta, in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def flat(own: list[dict[str, Any]]) -> list[Any]:
+    return [p for group in own for p in group["params"]]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize(("name", "options"), CASES, ids=NAMED)
+def test_the_way_of_an_optimiser_is_torchs(name: str, options: dict[str, Any], dtype: str, rtol: float) -> None:
+    both = []
+    for m, kind in ((cx, dtype), (torch, "float64" if name == "Adafactor" else dtype)):
+        own = groups(m, kind)
+        if name == "Rprop":
+            own[1].pop("weight_decay")
+        both.append((m, kind, own, getattr(m.optim, name)(own, **options)))
+    for number in range(STEPS):
+        for place, (m, kind, own, optimizer) in enumerate(both):
+            for p, g in zip(flat(own), gradients(number, name == "SGD"), strict=True):
+                p.grad = None if g is None else m.tensor(g.astype(kind))
+            optimizer.step()
+            if number == STEPS // 2:
+                fresh = [{"params": group["params"]} for group in own]
+                again = getattr(m.optim, name)(fresh, **options)
+                again.load_state_dict(optimizer.state_dict())
+                both[place] = (m, kind, own, again)
+    ours, theirs = ([p.detach().numpy() for p in flat(own)] for _, _, own, _ in both)
+    for one, other in zip(ours, theirs, strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * scale)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "options"), CASES, ids=NAMED)
+def test_options_are_the_same_to_the_last_bit_in_a_compiled_step(
+    name: str, options: dict[str, Any], dtype: str
+) -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype=getattr(cx, dtype))
+        decay = {} if name == "Rprop" else {"weight_decay": 0.03}
+        own = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters()), "lr": 0.02, **decay}]
+        optimizer = getattr(cx.optim, name)(own, **options)
+
+        def step(x: Any, y: Any) -> Any:
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made = cx.compile(step) if compiled else step
+        losses = []
+        for number in range(8):
+            rng = np.random.default_rng(number)
+            losses.append(made(cx.tensor(rng.normal(size=(5, 4)).astype(dtype)), cx.tensor(rng.integers(0, 3, 5))))
+        kept = [value.tolist() for own in optimizer.state.values() for _, value in sorted(own.items())]
+        return [[loss.item() for loss in losses], [p.tolist() for p in model.parameters()], kept]
+
+    assert run(compiled=True) == run(compiled=False)
+
+
+def test_a_dampening_that_begins_later_finds_the_momentum_that_is_there() -> None:
+    found = []
+    for m in (cx, torch):
+        p = m.tensor([1.0, -1.0], requires_grad=True)
+        optimizer = m.optim.SGD([p], 0.1, momentum=0.9)
+        for number in range(6):
+            if number == 3:
+                optimizer.param_groups[0]["dampening"] = 0.4
+            p.grad = m.tensor([1.0 + number, -0.5])
+            optimizer.step()
+        found.append(p.detach().numpy())
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: cx.optim.SGD(p, momentum=0.9, dampening=0.1, nesterov=True), "without nesterov, got 0.1 of sgd"),
+        (lambda p: cx.optim.SGD(p, momentum=0.9, dampening=1.5), "a dampening from 0 to 1, .* got 1.5 of sgd"),
+        (lambda p: cx.optim.Adam(p, differentiable=True), "Adam: differentiable is always False here"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(make: Any, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        make([cx.zeros(1, requires_grad=True)])
+
+
+def test_adamw_goes_on_from_the_state_of_an_adam_and_stays_itself() -> None:
+    p = cx.tensor([1.0, 2.0], requires_grad=True)
+    one = cx.optim.Adam([p], decoupled_weight_decay=True, weight_decay=0.1, amsgrad=True)
+    p.grad = cx.tensor([0.5, -0.5])
+    one.step()
+    other = cx.optim.AdamW([p])
+    other.load_state_dict(one.state_dict())
+    assert other.param_groups[0]["amsgrad"] and "decoupled_weight_decay" not in other.param_groups[0]
