@@ -42,7 +42,7 @@ class Compiled:
         self._lock = Lock()  # a plan has one memory: threads take turns
 
     def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, list[Any]]:
-        builder = Builder()
+        builder = Builder(merging=False)
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         state: dict[str, Any] = {}
         with ExitStack() as stack:

@@ -173,7 +173,7 @@ class CompiledStep:
         return results if traced.several else results[0]
 
     def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
-        builder = Builder()
+        builder = Builder(merging=False)
         builder.differentiate = reached if is_recording() else _switched_off
         builder.recording = is_recording
         arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]

@@ -147,9 +147,13 @@ _EQUAL_IF_SAME = frozenset(
 class Builder:
     """Collects nodes. Equal calls give the same node, so common subexpressions never arise."""
 
-    def __init__(self, batch_size: int = 1, most_nodes: int | None = None) -> None:
-        """most_nodes: beyond so many a call raises GraphError, so that no list of layers grows for minutes."""
-        self.batch_size, self.most_nodes = batch_size, most_nodes
+    def __init__(self, batch_size: int = 1, most_nodes: int | None = None, merging: bool = True) -> None:
+        """most_nodes: beyond so many a call raises GraphError, so that no list of layers grows for minutes.
+
+        merging: False where gradients must have the bits that tensors give: a value made twice has two gradients, and
+        their sum rounds elsewhere than that of one. What is equal is merged when all gradients are there (passes.py).
+        """
+        self.batch_size, self.most_nodes, self.merging = batch_size, most_nodes, merging
         self.nodes: list[Node] = []
         self.shapes: list[Shape] = []
         self.dtypes: list[str] = []
@@ -167,7 +171,7 @@ class Builder:
     def _add(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any], typed: Typed | None = None) -> Symbol:
         """The node of a call: the one that is there, or a new one. attrs: in normal form."""
         call = (op, inputs, tuple(attrs.values()) if op in _EQUAL_IF_SAME else repr(attrs))
-        place = self._known.get(call)
+        place = self._known.get(call) if self.merging or not inputs else None
         if place is None:
             shape, dtype = typed or OPS[op].infer_in_graph(
                 tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs

@@ -268,6 +268,39 @@ def test_gradients_of_many_parts_are_summed_in_one_order_compiled_and_not() -> N
     assert weights(False) == weights(True)
 
 
+class Twice(nn.Module):
+    """Calls that are made twice in the same words: each has a gradient of its own, and they are added up afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.scale = nn.Linear(8, 8), nn.Linear(8, 3), nn.Parameter(np.float32([0.3]))
+
+    def forward(self, x: cx.Tensor) -> cx.Tensor:
+        h = self.body(x).tanh()
+        scaled = self.scale.exp() * self.head(h) + self.scale.exp() * (self.head(h) - 1.0).square()
+        return scaled - self.head(h).logsumexp(-1, keepdim=True) * self.body(x).tanh()[:, :3]
+
+
+def test_what_is_computed_twice_has_two_gradients_compiled_and_not() -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = Twice()
+        step = training_step(model, optim.Adam(model.parameters(), lr=0.05))
+        step = cx.compile(step) if compiled else step
+        losses = [step(*batch(number)).tolist() for number in range(5)]
+        return [losses, *(value.tolist() for value in model.state_dict().values())]
+
+    assert run(True) == run(False)
+
+
+def test_a_compiled_gradient_of_what_is_computed_twice_is_the_plain_one() -> None:
+    def energy(x: cx.Tensor) -> cx.Tensor:
+        return (x.exp() * x).sum() + (x.exp() * 3.3).sum() + (x.exp() * x * x).sum()
+
+    x = batch(0)[0]
+    assert cx.compile(cx.grad(energy))(x).tolist() == cx.grad(energy)(x).tolist()
+
+
 def freeze(model: nn.Module, optimizer: optim.Optimizer) -> None:
     model[0].weight.requires_grad = False
 
