@@ -10,12 +10,15 @@ import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
+from cyxcore import torchpaths
 from cyxcore.dtype import DTYPES, PYTORCHS
 
 __version__ = "0.1.0"
 __array_api_version__ = "2025.12"
 
 e, inf, nan, pi, newaxis = math.e, math.inf, math.nan, math.pi, None
+
+torchpaths.install()
 
 _NAMES: dict[str, str] = {
     "__array_namespace_info__": "inspection",
@@ -59,6 +62,8 @@ _NAMES: dict[str, str] = {
     "hessian": "autograd",
     "Function": "autograd",
     "remat": "autograd",
+    "vmap": "func",
+    "autocast": "amp",
     "op": "userops",
     "where": "functional",
     "maximum": "functional",
@@ -114,7 +119,7 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "cuda get_default_dtype get_num_threads get_rng_state initial_seed is_grad_enabled poisson randint_like "
+            "get_default_dtype get_num_threads get_rng_state initial_seed is_grad_enabled poisson randint_like "
             "set_num_threads set_rng_state "
             "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm "
             "set_grad_enabled tril_indices triu_indices"
@@ -137,7 +142,12 @@ _NAMES: dict[str, str] = {
     "rewrite_gguf": "gguf.rewriting",
 }
 _MODULES = (
+    "amp",
+    "autograd",
+    "backends",
     "callbacks",
+    "cuda",
+    "func",
     "metrics",
     "utils",
     "llm",
@@ -162,12 +172,17 @@ _MODULES = (
 __all__ = [*_NAMES, *_MODULES, *DTYPES, "e", "inf", "nan", "pi", "__version__", "__array_api_version__"]  # noqa: PLE0604
 
 if TYPE_CHECKING:
+    from cyxcore import amp as amp
+    from cyxcore import autograd as autograd
+    from cyxcore import backends as backends
     from cyxcore import callbacks as callbacks
+    from cyxcore import cuda as cuda
     from cyxcore import data as data
     from cyxcore import device as device
     from cyxcore import distributions as distributions
     from cyxcore import errors as errors
     from cyxcore import fft as fft
+    from cyxcore import func as func
     from cyxcore import functional as functional
     from cyxcore import linalg as linalg
     from cyxcore import llm as llm
@@ -183,6 +198,7 @@ if TYPE_CHECKING:
     from cyxcore import special as special
     from cyxcore import transforms as transforms
     from cyxcore import utils as utils
+    from cyxcore.amp import autocast as autocast
     from cyxcore.autograd import Function as Function
     from cyxcore.autograd import grad as grad
     from cyxcore.autograd import hessian as hessian
@@ -204,6 +220,7 @@ if TYPE_CHECKING:
     from cyxcore.evaluation import evaluate as evaluate
     from cyxcore.evaluation import predict as predict
     from cyxcore.extras import *  # noqa: F403
+    from cyxcore.func import vmap as vmap
     from cyxcore.functional import concat as concat
     from cyxcore.functional import maximum as maximum
     from cyxcore.functional import minimum as minimum

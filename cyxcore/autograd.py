@@ -23,6 +23,8 @@ from cyxcore.symbols import Symbol
 from cyxcore.tape import pull
 from cyxcore.values import Value
 
+__path__: list[str] = []  # cyxcore.autograd.functional: cyxcore/torchpaths.py
+
 
 class _Depth(threading.local):
     """Of transformed functions around each other in a thread: the outermost one gives results without a past."""
@@ -174,6 +176,20 @@ def gradients_of(
         place = next(place for place, g in enumerate(found) if g is None)
         raise GradientError(f"grad: the outputs do not depend on input {place}; allow_unused=True gives None for it")
     return tuple(found if create_graph else _apart(found, weights))
+
+
+def backward(
+    tensors: Any,
+    grad_tensors: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+) -> None:
+    """tensor.backward(gradient) of each: they add up in `.grad` of the leaves. retain_graph: as in grad."""
+    results: list[Any] = [tensors] if isinstance(tensors, Value) else list(tensors)
+    weights = [None] * len(results) if grad_tensors is None else grad_tensors
+    weights = [weights] if isinstance(weights, Value) else list(weights)
+    for result, weight in zip(results, weights, strict=True):
+        result.backward(weight, create_graph=create_graph)
 
 
 def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], Any]]:

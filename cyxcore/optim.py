@@ -21,6 +21,7 @@ from cyxcore.optimizer import Group as Group
 from cyxcore.optimizer import Optimizer as Optimizer
 from cyxcore.optimizer import Parameters as Parameters
 
+__path__: list[str] = []  # cyxcore.optim.lr_scheduler: cyxcore/torchpaths.py
 __all__ = (
     "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax ExponentialMovingAverage LBFGS Lion NAdam Optimizer RAdam "
     "RMSprop Rprop SGD clip_grad_norm_ clip_grad_value_"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from cyxcore import creation, random
-from cyxcore.device import missing
 from cyxcore.dtype import DEFAULTS
 from cyxcore.eager import Tensor, enable_grad, generator_state, no_grad
 from cyxcore.errors import SpecError
@@ -17,7 +16,7 @@ from cyxcore.functional.basic import stack
 from cyxcore.held import is_recording
 
 __all__ = (  # also in cyxcore/__init__.py
-    "as_tensor bernoulli cuda get_default_dtype get_num_threads get_rng_state inference_mode initial_seed "
+    "as_tensor bernoulli get_default_dtype get_num_threads get_rng_state inference_mode initial_seed "
     "is_grad_enabled multinomial normal poisson rand_like randint randint_like randn_like randperm set_grad_enabled "
     "set_num_threads set_rng_state tril_indices triu_indices"
 ).split()
@@ -157,17 +156,3 @@ def is_grad_enabled() -> bool:
 def get_default_dtype() -> str:
     """The dtype of Python's floats: float32."""
     return DEFAULTS[float]
-
-
-class cuda:  # noqa: N801 - PyTorch's torch.cuda
-    """Whether a GPU is there: cx.cuda.is_available()."""
-
-    @staticmethod
-    def is_available() -> bool:
-        """Whether tensors can be put on the device "cuda"."""
-        return not missing("cuda")
-
-    @staticmethod
-    def device_count() -> int:
-        """1 or 0: a process uses one GPU."""
-        return int(not missing("cuda"))

@@ -10,6 +10,8 @@ from cyxcore.overview import Summary as Summary
 from cyxcore.overview import flops as flops
 from cyxcore.overview import summary as summary
 
+__path__: list[str] = []  # cyxcore.utils.data: cyxcore/torchpaths.py
+
 
 class checkpoint:  # noqa: N801 - PyTorch's module torch.utils.checkpoint
     """Blocks that are computed again in the backward pass instead of remembered: cx.remat by PyTorch's names."""

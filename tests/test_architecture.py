@@ -18,7 +18,7 @@ VOCABULARY = """
 cyxcore.errors cyxcore.wording cyxcore.transforms cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer
 cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
-cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing
+cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
 cyxcore.functional.convolutions cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent
 cyxcore.functional.attention cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
@@ -60,6 +60,7 @@ cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.utils.parame
 cyxcore.nn.utils.parametrizations cyxcore.nn.activations
 cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy cyxcore.nn.attention
 cyxcore.nn.init cyxcore.nn
+cyxcore.func cyxcore.derivatives cyxcore.cuda cyxcore.amp cyxcore.backends
 cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optimizer cyxcore.lbfgs cyxcore.optim cyxcore.lr_scheduler
 cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview

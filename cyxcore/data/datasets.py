@@ -67,8 +67,11 @@ class TensorDataset(Dataset):
     def __len__(self) -> int:
         return len(self._arrays[0])
 
-    def __getitem__(self, row: int) -> tuple[Tensor, ...]:
-        row = _checked(row, len(self))
+    def __getitem__(self, row: Any) -> tuple[Tensor, ...]:
+        """A row; several of a slice, a list or a tensor of their places or of bools. Raises IndexError."""
+        if isinstance(row, (slice, list)) or np.ndim(row) == 1:
+            return self.take_rows(np.arange(len(self))[host_array(row) if isinstance(row, Tensor) else row])
+        row = _checked(int(row), len(self))
         return tuple(part[0] for part in self.take_rows(np.array([row])))
 
     def take_rows(self, rows: Array) -> tuple[Tensor, ...]:

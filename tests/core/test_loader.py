@@ -76,6 +76,13 @@ def test_a_tensor_dataset_gives_the_rows_of_each_tensor() -> None:
         data[3]
 
 
+@pytest.mark.parametrize("rows", [slice(1, None), [1, 2], np.array([1, 2]), cx.asarray([False, True, True])])
+def test_a_tensor_dataset_gives_several_rows_at_once(rows: Any) -> None:
+    data = TensorDataset(cx.arange(6).reshape(3, 2), np.array([5, 6, 7]))
+    assert [part.tolist() for part in data[rows]] == [[[2, 3], [4, 5]], [6, 7]]
+    assert [part.tolist() for part in data[cx.asarray(1)]] == [[2, 3], 6]
+
+
 def test_tensors_of_different_lengths_are_no_dataset() -> None:
     with pytest.raises(ShapeError, match=r"same number of rows, got shapes \(3,\), \(4,\)"):
         TensorDataset(cx.arange(3), cx.arange(4))
