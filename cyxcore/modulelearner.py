@@ -343,11 +343,14 @@ class ModuleLearner:
         ]
         return {
             "generator": list(eager.generator_state()),
-            "optimizer": {"steps": self.optimizer.steps, "groups": options},
+            "optimizer": {"steps": self.optimizer.steps, "groups": options, "missed": self._missed()},
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "waiting": self._waiting,
             "data": None if self.source is None else self.source.state_dict(),
         }
+
+    def _missed(self) -> dict[str, int]:
+        return {str(place): count for place, count in self.optimizer.missed.items()}
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -396,7 +399,8 @@ class ModuleLearner:
         ]
         for group in groups:  # JSON has no tuples
             group.update({name: tuple(value) for name, value in group.items() if name == "betas"})
-        self.optimizer.load_state_dict({"steps": notes["optimizer"]["steps"], "state": state, "param_groups": groups})
+        own = {"steps": notes["optimizer"]["steps"], "missed": notes["optimizer"].get("missed", {})}
+        self.optimizer.load_state_dict({**own, "state": state, "param_groups": groups})
         if self.ema is not None:
             averages = parts.get(EMA, {})
             for place, average in enumerate(self.ema.averages):

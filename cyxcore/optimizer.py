@@ -51,6 +51,8 @@ class Optimizer:
         self.param_groups: list[Group] = []
         self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
         self.steps = 0
+        self.missed: dict[int, int] = {}  # by place: in how many of the steps it had no gradient, if in any
+        self.irregular: set[int] = set()  # places that counted like all others at first: plans may still do so
         self._groups: dict[int, _Group] = {}
         self._known: dict[int, _Known] = {}  # by place
         given: list[Any] = list(params)
@@ -66,7 +68,8 @@ class Optimizer:
             raise SpecError(f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}")
         given = group.get("params", ())
         added = {**self.defaults, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
-        known = {id(p) for p in self.parameters}
+        before = self.parameters
+        known = {id(p) for p in before}
         for parameter in added["params"]:
             if not isinstance(parameter, Tensor):
                 raise SpecError(f"{name}: expected tensors, got {type(parameter).__name__}")
@@ -78,6 +81,8 @@ class Optimizer:
         check_rate(name, added["lr"])
         self._spec(added)
         self.param_groups.append(added)
+        if self.steps:
+            self.missed.update({len(before) + i: self.steps for i in range(len(added["params"]))})
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -112,13 +117,17 @@ class Optimizer:
         with no_grad():
             for number, group in enumerate(self.param_groups):
                 options, _, spec = self._group(number, group)
-                scalars: dict[str, tuple[Any, Any]] = {}  # by dtype
+                scalars: dict[Any, tuple[Any, Any]] = {}  # by dtype, and by place where steps were missed
                 for p in group["params"]:
                     g = p.grad
-                    if g is not None:
-                        if p.dtype not in scalars:
-                            scalars[p.dtype] = self.scalars(number, p)
-                        known, given = self._known.get(place), (g, *scalars[p.dtype])
+                    if g is None:
+                        self.miss(place)
+                    else:
+                        late = place if place in self.missed else None
+                        counted = p.dtype if late is None else (p.dtype, late)
+                        if counted not in scalars:
+                            scalars[counted] = self.scalars(number, p, late)
+                        known, given = self._known.get(place), (g, *scalars[counted])
                         if (
                             known is None
                             or known.options is not options
@@ -169,13 +178,20 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_groups": {}, "_known": {}}  # what is known is of these very tensors
 
-    def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
-        """(learning rate of a group, number of this step), of p's dtype."""
-        lr, step = self.param_groups[group]["lr"], scalar(self.steps, p.dtype)
+    def miss(self, place: int) -> None:
+        """A parameter has no gradient in this step: its own steps, which moments are corrected by, are one fewer."""
+        if place not in self.missed and place in self.state:
+            self.irregular.add(place)
+        self.missed[place] = self.missed.get(place, 0) + 1
+
+    def scalars(self, group: int, p: Any, late: int | None) -> tuple[Any, Any]:
+        """(learning rate of a group, number of this step), of p's dtype. late: p's place, if it missed any."""
+        steps = self.steps if late is None else self.steps - self.missed[late]
+        lr, step = self.param_groups[group]["lr"], scalar(steps, p.dtype)
         short = scalar(lr, p.dtype) if type(lr) is float else None
         return (
             Tensor(np.array(lr, p.dtype)) if short is None else short,
-            Tensor(np.array(self.steps, p.dtype)) if step is None else step,
+            Tensor(np.array(steps, p.dtype)) if step is None else step,
         )
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
@@ -194,14 +210,18 @@ class Optimizer:
     # state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that step() depends on besides the parameters: {"steps", "state", "param_groups"}; arrays, not copies."""
+        """All that step() depends on besides the parameters: {"steps", "state", "param_groups"}; arrays, not copies.
+
+        "missed" is there where parameters had no gradient in some of the steps: in how many, by place.
+        """
         groups, first = [], 0
         for group in self.param_groups:
             count = len(group["params"])
             groups.append({**group, "params": list(range(first, first + count))})
             first += count
         state = {place: {name: value.numpy() for name, value in own.items()} for place, own in self.state.items()}
-        return {"steps": self.steps, "state": state, "param_groups": groups}
+        missed = {"missed": dict(self.missed)} if self.missed else {}
+        return {"steps": self.steps, "state": state, "param_groups": groups, **missed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
@@ -234,7 +254,8 @@ class Optimizer:
                     taken[place][name] = held
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({key: value for key, value in given.items() if key != "params" and key not in self.unread})
-        self.steps, self.state = int(state["steps"]), taken
+        self.steps, self.state, self.missed = int(state["steps"]), taken, dict(state["missed"])
+        self.irregular = set()
 
     def _own_state(self, state: Mapping[str, Any]) -> None:
         """Raises SpecError where no name of what was kept for a parameter is one of this rule."""
@@ -265,7 +286,8 @@ def check_state(state: Any) -> dict[str, Any]:
     for group in state["param_groups"]:
         check_rate("load_state_dict", group.get("lr", 0.0))
     try:
-        return {**state, "state": {int(place): own for place, own in state["state"].items()}}
+        missed = {int(place): int(count) for place, count in state.get("missed", {}).items()}
+        return {**state, "state": {int(place): own for place, own in state["state"].items()}, "missed": missed}
     except ValueError:
         places = sorted(map(str, state["state"]))
         raise SpecError(f"load_state_dict: expected places to be numbers, got {places}") from None

@@ -113,7 +113,10 @@ class _Traced(NamedTuple):
     several: bool
     written: list[Tensor]  # parameters and buffers the plan writes in place
     fed: list[Array]  # for each argument what the plan reads
-    scalars: list[tuple[Optimizer, list[Array], list[tuple[int, Array]]]]  # optimiser, steps, (group, its lr)
+    stepped: list[tuple[Optimizer, list[int]]]  # and the places that have no gradient in it
+    scalars: list[
+        tuple[Optimizer, list[tuple[int | None, Array]], list[tuple[int, Array]]]
+    ]  # (place, steps), (group, lr)
     kept: list[Any]
 
 
@@ -149,7 +152,7 @@ class CompiledStep:
             own,
             tuple(map(_is_training, self._bound.parts)),
             tuple(map(_is_trained, held)),
-            tuple([id(optimizer.state) for optimizer in self.optimizers]),
+            tuple([(id(optimizer.state), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
             *[_options(group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
         traced: _Traced = self._plans.of(key, lambda: self._trace(tensors, device))
@@ -158,14 +161,16 @@ class CompiledStep:
         for x, fed in zip(tensors, traced.fed, strict=True):
             backend.assign(fed, backend.put(x._data))
         for optimizer, counts, rates in traced.scalars:
-            for count in counts:
-                count[...] = optimizer.steps + 1
+            for place, count in counts:
+                count[...] = optimizer.steps + 1 - (0 if place is None else optimizer.missed[place])
             for number, lr in rates:
                 lr[...] = optimizer.param_groups[number]["lr"]
         plan.key[:] = next_key()
         plan.run()
-        for optimizer, _, _ in traced.scalars:  # a step that failed is none
+        for optimizer, missing in traced.stepped:  # a step that failed is none
             optimizer.steps += 1
+            for place in missing:
+                optimizer.miss(place)
         time = now()
         for tensor in traced.written:
             (tensor._memory or tensor._shared()).written = time
@@ -197,14 +202,15 @@ class CompiledStep:
         names = [f"argument.{place}" for place in range(len(inputs))]
         plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False, numerics=self.numerics)
         written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
-        scalars = []
+        scalars, stepped = [], []
         for optimizer, stepper in zip(self.optimizers, steppers, strict=True):
             if stepper.steps:
                 rates = [(group, plan.inputs[name]) for name, group in stepper.rates.items() if name in plan.inputs]
-                counts = [plan.inputs[name] for name in stepper.counts if name in plan.inputs]
+                counts = [(late, plan.inputs[name]) for name, late in stepper.counts.items() if name in plan.inputs]
                 scalars.append((optimizer, counts, rates))
+                stepped.append((optimizer, stepper.missing))
         kept = [*self._bound.kept(), *[optimizer.state for optimizer in self.optimizers]]
-        return _Traced(plan, several, written, [plan.inputs[name] for name in names], scalars, kept)
+        return _Traced(plan, several, written, [plan.inputs[name] for name in names], stepped, scalars, kept)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:
@@ -221,14 +227,15 @@ def _switched_off(builder: Builder, loss: Symbol, wanted: list[Symbol]) -> list[
 
 
 class _Stepper:
-    """What an optimiser asks for while it is traced, in place of its own scalars() and slot()."""
+    """What an optimiser asks for while it is traced, in place of its own scalars(), slot() and miss()."""
 
     def __init__(self, optimizer: Optimizer, place: int, builder: Builder, held: dict[str, Array]) -> None:
         self.optimizer, self.name, self.builder, self.held = optimizer, f"optimizer.{place}", builder, held
         self.parameters = optimizer.parameters  # the tensors; while it is traced the optimiser has symbols
         self.steps = 0
         self.rates: dict[str, int] = {}  # the inputs of learning rates, and the group whose each is
-        self.counts: dict[str, None] = {}  # the inputs that say which step it is
+        self.counts: dict[str, int | None] = {}  # the inputs that say which step it is: of a place, if it missed any
+        self.missing: list[int] = []
         self._make_slot = optimizer.slot
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -239,9 +246,13 @@ class _Stepper:
         self.optimizer.steps -= 1  # nothing was updated yet
         return loss
 
-    def scalars(self, group: int, p: Any) -> tuple[Any, Any]:
-        lr, step = f"{self.name}.{group}.lr.{p.dtype}", f"{self.name}.step.{p.dtype}"
-        self.rates[lr], self.counts[step] = group, None
+    def miss(self, place: int) -> None:
+        self.missing.append(place)
+
+    def scalars(self, group: int, p: Any, late: int | None) -> tuple[Any, Any]:
+        lr = f"{self.name}.{group}.lr.{p.dtype}"
+        step = f"{self.name}.step.{p.dtype}" if late is None else f"{self.name}.{late}.step.{p.dtype}"
+        self.rates[lr], self.counts[step] = group, late
         return self.builder.input(lr, (), p.dtype), self.builder.input(step, (), p.dtype)
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
@@ -267,11 +278,11 @@ def _symbolic_optimizer(
     try:
         for group, parameters in zip(optimizer.param_groups, own, strict=True):
             group["params"] = [known[id(p)] for p in parameters]
-        for verb in ("step", "scalars", "slot"):
+        for verb in ("step", "scalars", "slot", "miss"):
             setattr(optimizer, verb, getattr(stepper, verb))
         yield stepper
     finally:
-        for verb in ("step", "scalars", "slot"):
+        for verb in ("step", "scalars", "slot", "miss"):
             optimizer.__dict__.pop(verb, None)
         for group, parameters in zip(optimizer.param_groups, own, strict=True):
             group["params"] = parameters

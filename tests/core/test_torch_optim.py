@@ -40,13 +40,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 NAMED = [f"{name}-{'-'.join(options)}" for name, options in CASES]
 
 
-def gradients(number: int, late: bool) -> Iterator[np.ndarray | None]:
-    """Of the three parameters below in a step; late: the last has its first one in the fourth."""
+def gradients(number: int) -> Iterator[np.ndarray | None]:
+    """Of the three parameters below in a step. The last has its first one in the fourth, and none in the ninth."""
     rng = np.random.default_rng(number)
     shapes: list[tuple[int, ...]] = [(3, 2), (4,), (2, 2)]
     for place, shape in enumerate(shapes):
         found = rng.normal(size=shape) * (3.0 if number < 5 else 0.5)
-        yield None if late and place == 2 and number < 3 else found
+        yield None if place == 2 and (number < 3 or number == 8) else found
 
 
 def groups(m: Any, dtype: str) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def test_the_way_of_an_optimiser_is_torchs(name: str, options: dict[str, Any], d
         both.append((m, kind, own, getattr(m.optim, name)(own, **options)))
     for number in range(STEPS):
         for place, (m, kind, own, optimizer) in enumerate(both):
-            for p, g in zip(flat(own), gradients(number, name == "SGD"), strict=True):
+            for p, g in zip(flat(own), gradients(number), strict=True):
                 p.grad = None if g is None else m.tensor(g.astype(kind))
             optimizer.step()
             if number == STEPS // 2:
@@ -159,3 +159,77 @@ def test_adamw_goes_on_from_the_state_of_an_adam_and_stays_itself() -> None:
     other = cx.optim.AdamW([p])
     other.load_state_dict(one.state_dict())
     assert other.param_groups[0]["amsgrad"] and "decoupled_weight_decay" not in other.param_groups[0]
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "ASGD", "Adafactor"])
+def test_a_parameter_that_was_frozen_at_first_counts_its_own_steps(name: str) -> None:
+    """Eager and compiled alike, and without a plan more than the two that are needed."""
+
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        body, head = nn.Linear(4, 5), nn.Linear(5, 3)
+        optimizer = getattr(cx.optim, name)([*body.parameters(), *head.parameters()], lr=0.05)
+
+        def step(x: Any) -> Any:
+            loss = head(body(x).tanh()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made = cx.compile(step) if compiled else step
+        for number in range(12):
+            body.requires_grad_(3 <= number < 5 or number >= 7)
+            made(cx.tensor(np.random.default_rng(number).normal(size=(6, 4)).astype(np.float32)))
+        if isinstance(made, cx.steps.CompiledStep):
+            assert len(made._plans) == 2
+        assert optimizer.missed == {0: 5, 1: 5}
+        return [p.tolist() for part in (body, head) for p in part.parameters()]
+
+    assert run(compiled=True) == run(compiled=False)
+
+
+def stepped(m: Any, model: Any) -> Any:
+    """A training step of Adam."""
+    optimizer = m.optim.Adam(model.parameters(), lr=0.1)
+
+    def step(x: Any) -> Any:
+        loss = (model(x) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_parameter_that_is_frozen_for_a_while_counts_its_own_steps(compiled: bool) -> None:
+    """A plan from before that is not used any more."""
+    ours, theirs = nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    ours.load_state_dict({name: value.detach().numpy() for name, value in theirs.state_dict().items()})
+    one, other = stepped(cx, ours), stepped(torch, theirs)
+    made = cx.compile(one) if compiled else one
+    for number in range(10):
+        x = np.random.default_rng(number).normal(size=(5, 3)).astype(np.float32)
+        for model in (ours, theirs):
+            model.weight.requires_grad_(not 2 <= number < 5)
+        made(cx.tensor(x))
+        other(torch.tensor(x))
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.weight.detach().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(ours.bias.numpy(), theirs.bias.detach().numpy(), rtol=1e-4)
+
+
+def test_parameters_that_join_later_count_from_then_on() -> None:
+    found = []
+    for m in (cx, torch):
+        p, q = (m.tensor([1.0, -1.0], requires_grad=True) for _ in range(2))
+        optimizer = m.optim.Adam([p], lr=0.1)
+        for number in range(6):
+            if number == 3:
+                optimizer.add_param_group({"params": [q], "lr": 0.02})
+            for each in (p, q):
+                each.grad = m.tensor([1.0 + number, -0.5])
+            optimizer.step()
+        found.append(q.detach().numpy())
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
