@@ -20,8 +20,9 @@ cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
 cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.losses
-cyxcore.functional.convolutions cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent
-cyxcore.functional.attention cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
+cyxcore.functional.convolutions cyxcore.functional.pooling cyxcore.functional.adaptive
+cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
+cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
 cyxcore.searching cyxcore.extras cyxcore.einsum cyxcore.linalg cyxcore.matrixgradients
 cyxcore.torchnames cyxcore.special cyxcore.torchrarer cyxcore.symbols cyxcore.options
 cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
@@ -58,8 +59,8 @@ cyxcore.distributions.joint cyxcore.distributions.transformed cyxcore.distributi
 cyxcore.userops cyxcore.nn.utils.rnn cyxcore.nn.utils cyxcore.nn.functional
 cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.utils.parametrize
 cyxcore.nn.utils.parametrizations cyxcore.nn.activations
-cyxcore.nn.layers cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy cyxcore.nn.attention
-cyxcore.nn.init cyxcore.nn
+cyxcore.nn.layers cyxcore.nn.pooling cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy
+cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.func cyxcore.derivatives cyxcore.cuda cyxcore.amp cyxcore.backends
 cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optimizer cyxcore.lbfgs cyxcore.optim cyxcore.lr_scheduler

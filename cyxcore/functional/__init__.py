@@ -25,6 +25,16 @@ from cyxcore.functional.activations import (
     tanhshrink,
     threshold,
 )
+from cyxcore.functional.adaptive import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    fractional_max_pool2d,
+    fractional_max_pool3d,
+)
 from cyxcore.functional.attention import (
     attention_weights,
     causal_mask,
@@ -39,7 +49,6 @@ from cyxcore.functional.attention import (
 from cyxcore.functional.basic import (
     BORDERS,
     Pair,
-    avg_pool2d,
     bilinear,
     channel_dropout,
     clip_scale,
@@ -48,12 +57,10 @@ from cyxcore.functional.basic import (
     dropout,
     embedding,
     embedding_bag,
-    global_avg_pool2d,
     gumbel_softmax,
     leaky_relu,
     linear,
     log_softmax,
-    max_pool2d,
     maximum,
     minimum,
     numbers,
@@ -71,25 +78,12 @@ from cyxcore.functional.basic import (
 )
 from cyxcore.functional.convolutions import (
     Triple,
-    adaptive_avg_pool1d,
-    adaptive_avg_pool2d,
-    adaptive_avg_pool3d,
-    adaptive_max_pool1d,
-    adaptive_max_pool2d,
-    adaptive_max_pool3d,
-    avg_pool1d,
-    avg_pool3d,
     channel_shuffle,
     conv1d,
     conv3d,
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
-    global_max_pool2d,
-    max_pool1d,
-    max_pool3d,
-    max_pool_places,
-    max_unpool,
     pixel_shuffle,
     pixel_unshuffle,
     triple,
@@ -127,10 +121,26 @@ from cyxcore.functional.norms import (
     local_response_norm,
     rms_norm,
 )
+from cyxcore.functional.pooling import (
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    global_avg_pool2d,
+    global_max_pool2d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_pool_places,
+    max_unpool,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
 from cyxcore.functional.recurrent import CELLS, Weights, recur
 from cyxcore.functional.resampling import affine_grid, fold, grid_sample, interpolate, unfold
-
-max_unpool1d = max_unpool2d = max_unpool3d = max_unpool
 
 __all__ = [
     "gumbel_softmax",
@@ -175,6 +185,8 @@ __all__ = [
     "embedding",
     "embedding_bag",
     "fold",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
     "gaussian_nll_loss",
     "gelu",
     "global_avg_pool2d",
@@ -200,6 +212,9 @@ __all__ = [
     "local_response_norm",
     "log_softmax",
     "logsigmoid",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
     "margin_ranking_loss",
     "max_pool1d",
     "max_pool_places",

@@ -107,26 +107,6 @@ def conv2d(
     return result if bias is None else result + bias.reshape(1, -1, 1, 1)
 
 
-def _window(kernel_size: Pair, stride: Pair | None, padding: Pair) -> dict[str, tuple[int, int]]:
-    kernel = pair(kernel_size)
-    return {"kernel": kernel, "stride": kernel if stride is None else pair(stride), "padding": pair(padding)}
-
-
-def max_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Any:
-    """The largest of each window of x (N, C, H, W). The stride is the kernel size unless given."""
-    return apply("max_pool2d", x, **_window(kernel_size, stride, padding))
-
-
-def avg_pool2d(x: Any, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Any:
-    """The mean of each window of x (N, C, H, W); padding counts as zeros."""
-    return apply("avg_pool2d", x, **_window(kernel_size, stride, padding))
-
-
-def global_avg_pool2d(x: Any) -> Any:
-    """(N, C, H, W) -> (N, C): the mean of each channel."""
-    return x.mean((2, 3))
-
-
 def relu(x: Any, inplace: bool = False) -> Any:
     """max(x, 0). inplace, PyTorch's option to save memory, changes nothing here."""
     return x.relu()

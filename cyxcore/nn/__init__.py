@@ -51,10 +51,6 @@ from cyxcore.nn.containers import (
     Sequential,
 )
 from cyxcore.nn.layers import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AvgPool1d,
-    AvgPool2d,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -72,15 +68,11 @@ from cyxcore.nn.layers import (
     Embedding,
     EmbeddingBag,
     Flatten,
-    GlobalAvgPool2d,
-    GlobalMaxPool2d,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
     LayerNorm,
     Linear,
-    MaxPool1d,
-    MaxPool2d,
     Permute,
     PixelShuffle,
     Reshape,
@@ -130,6 +122,30 @@ from cyxcore.nn.module import (
     Module,
     Parameter,
 )
+from cyxcore.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    FractionalMaxPool2d,
+    FractionalMaxPool3d,
+    GlobalAvgPool2d,
+    GlobalMaxPool2d,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+)
 from cyxcore.nn.recurrent import (
     GRU,
     LSTM,
@@ -140,11 +156,6 @@ from cyxcore.nn.recurrent import (
     RNNCell,
 )
 from cyxcore.nn.spatial import (
-    AdaptiveAvgPool3d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AdaptiveMaxPool3d,
-    AvgPool3d,
     ChannelShuffle,
     CircularPad1d,
     CircularPad2d,
@@ -156,10 +167,6 @@ from cyxcore.nn.spatial import (
     Fold,
     InstanceNorm3d,
     LocalResponseNorm,
-    MaxPool3d,
-    MaxUnpool1d,
-    MaxUnpool2d,
-    MaxUnpool3d,
     PixelUnshuffle,
     ReflectionPad1d,
     ReflectionPad2d,
@@ -222,6 +229,8 @@ __all__ = [
     "EmbeddingBag",
     "Flatten",
     "Fold",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
     "GELU",
     "GLU",
     "GRU",
@@ -242,6 +251,9 @@ __all__ = [
     "InstanceNorm3d",
     "KLDivLoss",
     "L1Loss",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
     "LSTM",
     "LSTMCell",
     "LayerNorm",
@@ -340,9 +352,6 @@ __all__ = [
 ]
 
 # What PyTorch's layers can do besides, and these cannot.
-accept((MaxPool1d, MaxPool2d, MaxPool3d), {"dilation": 1, "ceil_mode": False})
-accept((AvgPool1d, AvgPool2d, AvgPool3d), {"ceil_mode": False, "count_include_pad": True, "divisor_override": None})
-accept((AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d), {"return_indices": False})
 accept((ConvTranspose1d, ConvTranspose2d, ConvTranspose3d), {"padding_mode": "zeros"})
 accept((BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm), {"bias": True})
 accept((InstanceNorm1d, InstanceNorm2d, InstanceNorm3d), {"bias": True})

@@ -200,95 +200,6 @@ class ConvTranspose3d(_ConvTranspose):
     rank, function = 3, staticmethod(F.conv_transpose3d)
 
 
-class _Pool(Module):
-    def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> None:
-        super().__init__()
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-
-    def extra_repr(self) -> str:
-        stride = self.stride or self.kernel_size
-        return f"kernel_size={self.kernel_size}, stride={stride}, padding={self.padding}"
-
-
-class MaxPool2d(_Pool):
-    """Maxima of windows of (N, C, H, W); with return_indices also where they are, for MaxUnpool2d."""
-
-    def __init__(
-        self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, *, return_indices: bool = False
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
-        self.return_indices = return_indices
-
-    def forward(self, x: Any) -> Any:
-        result = F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
-        if self.return_indices:
-            return result, F.max_pool_places(x, self.kernel_size, self.stride, self.padding)
-        return result
-
-
-class AvgPool2d(_Pool):
-    """Means of windows of (N, C, H, W)."""
-
-    def forward(self, x: Any) -> Any:
-        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
-
-
-class _Pool1d(Module):
-    def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
-        super().__init__()
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-
-
-class MaxPool1d(_Pool1d):
-    """Maxima of windows of (N, C, L); with return_indices also where they are, for MaxUnpool1d."""
-
-    def __init__(
-        self, kernel_size: int, stride: int | None = None, padding: int = 0, *, return_indices: bool = False
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
-        self.return_indices = return_indices
-
-    def forward(self, x: Any) -> Any:
-        return F.max_pool1d(x, self.kernel_size, self.stride, self.padding, self.return_indices)
-
-
-class AvgPool1d(_Pool1d):
-    """Means of windows of (N, C, L)."""
-
-    def forward(self, x: Any) -> Any:
-        return F.avg_pool1d(x, self.kernel_size, self.stride, self.padding)
-
-
-class _AdaptivePool(Module):
-    def __init__(self, output_size: Any) -> None:
-        super().__init__()
-        self.output_size = output_size
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
-
-
-class AdaptiveAvgPool1d(_AdaptivePool):
-    """(N, C, L) -> (N, C, output_size)"""
-
-    def forward(self, x: Any) -> Any:
-        return F.adaptive_avg_pool1d(x, self.output_size)
-
-
-class AdaptiveAvgPool2d(_AdaptivePool):
-    """(N, C, H, W) -> (N, C, *output_size)"""
-
-    def forward(self, x: Any) -> Any:
-        return F.adaptive_avg_pool2d(x, self.output_size)
-
-
-class GlobalMaxPool2d(Module):
-    """(N, C, H, W) -> (N, C)."""
-
-    def forward(self, x: Any) -> Any:
-        return F.global_max_pool2d(x)
-
-
 class PixelShuffle(Module):
     """(N, C r^2, H, W) -> (N, C, H r, W r)"""
 
@@ -309,13 +220,6 @@ class UpsamplingNearest2d(Module):
 
     def forward(self, x: Any) -> Any:
         return F.upsample_nearest2d(x, self.scale_factor)
-
-
-class GlobalAvgPool2d(Module):
-    """(N, C, H, W) -> (N, C)."""
-
-    def forward(self, x: Any) -> Any:
-        return F.global_avg_pool2d(x)
 
 
 class _BatchNorm(Module):

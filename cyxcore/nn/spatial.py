@@ -10,81 +10,6 @@ from cyxcore.nn.layers import Dropout1d, _InstanceNorm
 from cyxcore.nn.module import Module
 
 
-class _Pool3d(Module):
-    def __init__(self, kernel_size: F.Triple, stride: F.Triple | None = None, padding: F.Triple = 0) -> None:
-        super().__init__()
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride or self.kernel_size}, padding={self.padding}"
-
-
-class MaxPool3d(_Pool3d):
-    """(N, C, D, H, W) -> (N, C, D', H', W'); with return_indices also where the largest are, for MaxUnpool3d."""
-
-    def __init__(
-        self,
-        kernel_size: F.Triple,
-        stride: F.Triple | None = None,
-        padding: F.Triple = 0,
-        *,
-        return_indices: bool = False,
-    ) -> None:
-        super().__init__(kernel_size, stride, padding)
-        self.return_indices = return_indices
-
-    def forward(self, x: Any) -> Any:
-        return F.max_pool3d(x, self.kernel_size, self.stride, self.padding, self.return_indices)
-
-
-class MaxUnpool1d(Module):
-    """Puts what was pooled back to where it came from: (N, C, L) and the places of MaxPool1d; 0 elsewhere."""
-
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:
-        super().__init__()
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-
-    def forward(self, x: Any, indices: Any, output_size: Any = None) -> Any:
-        return F.max_unpool(x, indices, self.kernel_size, self.stride, self.padding, output_size)
-
-
-class MaxUnpool2d(MaxUnpool1d):
-    """MaxUnpool1d of (N, C, H, W)."""
-
-
-class MaxUnpool3d(MaxUnpool1d):
-    """MaxUnpool1d of (N, C, D, H, W)."""
-
-
-class AvgPool3d(_Pool3d):
-    """(N, C, D, H, W) -> (N, C, D', H', W'); padding counts as zeros."""
-
-    def forward(self, x: Any) -> Any:
-        return F.avg_pool3d(x, self.kernel_size, self.stride, self.padding)
-
-
-class AdaptiveMaxPool1d(Module):
-    """(N, C, L) -> (N, C, output_size)"""
-
-    def __init__(self, output_size: int) -> None:
-        super().__init__()
-        self.output_size = output_size
-
-    def forward(self, x: Any) -> Any:
-        return F.adaptive_max_pool1d(x, self.output_size)
-
-
-class AdaptiveMaxPool2d(Module):
-    """(N, C, H, W) -> (N, C, *output_size)"""
-
-    def __init__(self, output_size: F.Pair) -> None:
-        super().__init__()
-        self.output_size = output_size
-
-    def forward(self, x: Any) -> Any:
-        return F.adaptive_max_pool2d(x, self.output_size)
-
-
 class InstanceNorm3d(_InstanceNorm):
     """Each channel of each row of (N, C, D, H, W)."""
 
@@ -283,24 +208,6 @@ class LocalResponseNorm(Module):
 
     def forward(self, x: Any) -> Any:
         return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
-
-
-class AdaptiveAvgPool3d(Module):
-    """(N, C, D, H, W) -> (N, C, *output_size)"""
-
-    def __init__(self, output_size: F.Triple) -> None:
-        super().__init__()
-        self.output_size = output_size
-
-    def forward(self, x: Any) -> Any:
-        return F.adaptive_avg_pool3d(x, self.output_size)
-
-
-class AdaptiveMaxPool3d(AdaptiveAvgPool3d):
-    """(N, C, D, H, W) -> (N, C, *output_size)"""
-
-    def forward(self, x: Any) -> Any:
-        return F.adaptive_max_pool3d(x, self.output_size)
 
 
 class Unflatten(Module):

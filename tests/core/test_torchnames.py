@@ -822,7 +822,6 @@ def test_threads() -> None:
 
 def test_options_that_only_pytorch_has() -> None:
     nn, p = cx.nn, [cx.zeros(1, requires_grad=True)]
-    nn.MaxPool2d(2, ceil_mode=False, dilation=1)
     nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False)
     cx.optim.SGD(p, lr=0.1, foreach=True, maximize=False)
     cx.lr_scheduler.StepLR(cx.optim.SGD(p), 2, last_epoch=-1)
@@ -830,7 +829,7 @@ def test_options_that_only_pytorch_has() -> None:
     cx.data.DataLoader(cx.data.TensorDataset(cx.ones(3)), pin_memory=True, persistent_workers=True)
     assert nn.LayerNorm(3, bias=False).bias is None
     for make, said in (
-        (lambda: nn.MaxPool2d(2, ceil_mode=True), "MaxPool2d: ceil_mode is always False here, got True"),
+        (lambda: nn.Embedding(3, 2, max_norm=1.0), "Embedding: max_norm is always None here, got 1.0"),
         (lambda: cx.optim.AdamW(p, differentiable=True), "AdamW: differentiable is always False here"),
         (lambda: cx.lr_scheduler.OneCycleLR(cx.optim.SGD(p), 1.0, 9, anneal_strategy="linear"), "always cos here"),
         (lambda: nn.MultiheadAttention(8, 2, kdim=4), "kdim is always None here"),
@@ -941,10 +940,7 @@ def test_a_class_over_a_layer_hands_on_where_it_is_made() -> None:
     assert Own(device="cpu", dtype="float64").weight.dtype == "float64" and Own().weight.dtype == "float32"
 
 
-def test_a_usual_value_may_be_given_for_each_axis() -> None:
-    cx.nn.MaxPool2d(2, dilation=(1, 1))
-    with pytest.raises(CyxError, match=r"dilation is always 1 here, got \(1, 2\)"):
-        cx.nn.MaxPool2d(2, dilation=(1, 2))
+def test_words_that_pytorch_gave_up_are_taken() -> None:
     cx.nn.MSELoss(size_average=None, reduce=None, reduction="sum")
 
 
