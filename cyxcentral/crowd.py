@@ -35,6 +35,10 @@ class Crowd:
             self._arrived(identity)
         return len(self._inside.get(identity, ())) + len(self._pending.get(identity, ()))
 
+    def inside(self, identity: str) -> list[Key]:
+        """The connections of an identity that brokers have told of."""
+        return list(self._inside.get(identity, ()))
+
     def let_in(self, identity: str, now_s: float) -> None:
         while self._let_in and self._let_in[0][0] <= now_s:  # who never came and is not asked about any more
             until_s, gone = self._let_in.popleft()

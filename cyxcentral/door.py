@@ -225,9 +225,14 @@ class Door:
     # -- out -----------------------------------------------------------------------------------------
 
     async def throw_out(self, identity: str) -> None:
-        """End every connection of an identity, on whichever server it is. Whether it comes in again is for decide()."""
+        """End every connection of an identity, on whichever server it is. Whether it comes in again is for decide().
+
+        Those we know of first: a broker that is flooded is late to say which ones there are.
+        """
         asked = json.dumps({"auth": True, "user": identity}).encode()
         try:
+            for key in self._crowd.inside(identity):
+                await self._kick(*key)
             await self._system.publish(EVERY_SERVER, asked, "", reply=self._found)
         except CyxError as error:
             log.warning("%s cannot be thrown out: %s", identity, error)

@@ -60,7 +60,7 @@ STREAM_PAUSE_S, STREAM_PATIENCE_S = 0.02, 25.0  # an election takes up to nine s
 MAX_REQUESTS_IN_FLIGHT = 1024  # of which one caller gets half at the most
 DISCOVERY = Rate(per_s=5, burst=30)  # answers into one inbox, and into all: they are large, and the asker is unknown
 DISCOVERY_BY_ALL = Rate(per_s=200, burst=400)
-DISCOVERY_PATIENCE = Rate(per_s=1_000, burst=5_000)  # with questions beyond that: then it is closed for a while
+DISCOVERY_PATIENCE = Rate(per_s=1_000, burst=1_000)  # with questions beyond that: then it is closed for a while
 DISCOVERY_CLOSED_S = 5.0
 INBOX = re.compile(subjects.inbox(r"[A-Za-z0-9_-]{1,64}"))  # of an identity: longer names would only fill the memory
 SHUT_OUT_S = 60.0  # who floods
@@ -94,7 +94,7 @@ class Bus:
         self._asking = 0  # requests that wait for their answer
         self.renew_after_s: float | None = None  # from its beginning; None: it is let in for good
         self._renewing: asyncio.Task[None] | None = None
-        self.passed_over = 0  # messages of who speaks too often, or for which there was no room
+        self._passed_over = 0
         self.foreign_replies = 0  # requests whose answer would have gone to somebody else
         self._followers: list[Follower] = []
         self._mux = Mux(connection, APPEND_TIMEOUT_S)
@@ -231,6 +231,11 @@ class Bus:
         """How many requests are being answered here now."""
         return len(self._tasks)
 
+    @property
+    def passed_over(self) -> int:
+        """Messages of who speaks too often, or for which there was no room."""
+        return int(self._passed_over + self._nc.unread)
+
     def limit(self, rates: dict[str, Rate], on_flood: Callable[[str], None] = lambda identity: None) -> None:
         """From now on, each sender is answered at most at this rate. rates: by what he sends, the third token of a
 
@@ -264,6 +269,7 @@ class Bus:
     def _refused(self, identity: str, cost: float = 1.0) -> None:
         if self._floods and self._floods.refused(identity, asyncio.get_running_loop().time(), cost):
             log.warning("%s floods: it is not heard for %g s", identity, SHUT_OUT_S)
+            self._nc.pass_over(identity, SHUT_OUT_S)
             self._on_flood(identity)
 
     async def close(self) -> None:
@@ -341,7 +347,7 @@ class Bus:
 
         def take(message: Message) -> None:
             if self.shut_out(message.subject.split(".")[3]) or self._wait_ms(message) or waiting.full():
-                self.passed_over += 1
+                self._passed_over += 1
             else:
                 waiting.put_nowait(message)
 
@@ -437,7 +443,7 @@ class Bus:
         def take(message: Message) -> None:
             asker = message.subject.split(".")[3]
             if self.shut_out(asker):
-                self.passed_over += 1
+                self._passed_over += 1
             elif not message.reply or strangers and not self._own_inbox(message):
                 self._refused(asker)  # it counts although nobody is told: a flood may want no answer
             elif why_not := self._no_room(message, asker, places):
@@ -569,7 +575,7 @@ class Bus:
         def take(message: Message) -> None:
             asker = message.subject.split(".")[3]
             if self.shut_out(asker):
-                self.passed_over += 1
+                self._passed_over += 1
             elif not message.reply or not self._own_inbox(message):
                 self._refused(asker)
             elif why_not := self._no_room(message, asker, places):

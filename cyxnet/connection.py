@@ -87,6 +87,8 @@ class Connection(nats.NATS):
         self._hung_up = 0  # of these, how often the broker hung up without a word
         self._ps = _Parser(self)
         self._takers: dict[int, Take] = {}  # by the number of the subscription
+        self._unheard: set[bytes] = set()  # see pass_over()
+        self.unread = 0  # messages that pass_over() cost nobody the time to read
 
     async def _process_connect_init(self) -> None:
         """Again and again: soon while nobody answers, later and later while one is refused."""
@@ -222,12 +224,27 @@ class Connection(nats.NATS):
         self._takers[subscription._id] = take
         return subscription
 
+    def pass_over(self, identity: str, seconds: float) -> None:
+        """For so long, drop what this identity (the fourth token of a subject) says to those who listen(), unread.
+
+        Thousands of messages of who floods are still on their way when he is found out, and an honest one is behind
+        them.
+        """
+        name = identity.encode()
+        self._unheard.add(name)
+        asyncio.get_running_loop().call_later(seconds, self._unheard.discard, name)
+
+    def _is_unheard(self, subject: bytes) -> bool:
+        return bool(self._unheard) and not self._unheard.isdisjoint(subject.split(b".", 4)[3:4])
+
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         super()._remove_sub(sid, max_msgs)
         self._takers.pop(sid, None)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        if sid in self._takers:
+        if sid in self._takers and self._is_unheard(subject):
+            self.unread += 1
+        elif sid in self._takers:
             self._give(sid, subject, reply, data, headers or b"")
         elif (names := _names(subject, reply)) is not None:
             try:
@@ -284,16 +301,28 @@ class _Parser(Parser):
         nc, buffer, at, self._wanted = self.nc, bytes(self.buf), 0, 0
         try:
             while (found := self._message(buffer, at)) is not None:
-                at, sid, *message = found
-                if sid in nc._takers:  # as _process_msg() would, without waiting for it each time
-                    nc._give(sid, *message)
-                else:
+                stop, sid, *message = found
+                if sid not in nc._takers:
                     await nc._process_msg(sid, *message)
+                elif nc._is_unheard(message[0]):
+                    stop = self._past_the_same(buffer, at, stop)
+                else:  # as _process_msg() would, without waiting for it each time
+                    nc._give(sid, *message)
+                at = stop
         except (ValueError, IndexError) as error:
             raise nats.errors.ProtocolError from error
         self.buf = bytearray(memoryview(buffer)[at:])
         if self.buf and not self._wanted and not self.buf.startswith((b"MSG ", b"HMSG ")):
             await super().parse()
+
+    def _past_the_same(self, buffer: bytes, at: int, stop: int) -> int:
+        """Where the message at `at` (which ends at `stop`) and all that follow it with the same first line end."""
+        line, size = buffer[at : buffer.index(b"\r\n", at) + 2], stop - at
+        self.nc.unread += 1
+        while buffer.startswith(line, stop) and stop + size <= len(buffer):
+            self.nc.unread += 1
+            stop += size
+        return stop
 
     def _message(self, buffer: bytes, at: int) -> tuple[int, int, bytes, bytes, bytes, bytes] | None:
         """Of the message at `at`: where it ends, number of the subscription, subject, reply, payload, headers; None

@@ -46,6 +46,14 @@ def test_who_left_counts_no_more_and_leaves_nothing_behind():
     assert (crowd._inside, crowd._pending) == ({}, {})
 
 
+def test_the_connections_of_somebody_are_those_that_brokers_told_of():
+    crowd = crowd_of(1, 2)
+    crowd.let_in("me", 0.0)
+    crowd.came("another", ("server", 3), LASTS_S, 0.0)
+    crowd.left("me", ("server", 1))
+    assert (crowd.inside("me"), crowd.inside("nobody")) == ([("server", 2)], [])
+
+
 def test_who_came_and_left_after_being_let_in_leaves_nothing_behind():
     # any number of identities are free: an empty list of each stayed for ever
     crowd = Crowd()

@@ -691,6 +691,26 @@ async def test_a_banned_node_is_thrown_out_at_once_and_let_in_when_it_is_pardone
             await edge.round_trip()
 
 
+async def test_who_is_known_to_be_inside_is_thrown_out_before_a_broker_says_where_he_is(
+    network, join, gate, monkeypatch
+):
+    # a broker that is flooded answered a tenth of a second late, and passed on the flood meanwhile
+    monkeypatch.setattr("cyxcentral.door.EVERY_SERVER", "$SYS.REQ.SERVER.PING.NOTHING")
+    _, door, edge = network
+    node, bystander = await join(ONE), await join(TWO)
+    async with asyncio.timeout(10):
+        while not door._crowd.inside(ONE.id):
+            await edge.round_trip()
+    known = evolve(None, replace(f.registered(), node_id=ONE.id, public_key=KEYS["one"].public_key), 0)
+    gate.nodes[ONE.id] = evolve(known, m.NodeBanned(until_ms=2**53, reason="test"), 1)
+    await door.throw_out(ONE.id)
+    async with asyncio.timeout(10):
+        while node.connected:
+            await edge.round_trip()
+    await bystander.round_trip()
+    assert bystander.connected
+
+
 def test_a_banned_client_is_refused_and_an_operator_never_is():
     mallory, operator = proof(MALLORY), proof(OPERATOR)
 

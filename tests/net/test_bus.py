@@ -703,6 +703,7 @@ async def test_who_goes_on_although_refused_is_reported_once_and_not_heard_any_m
     assert floods == [FLOODER]
     assert edge.shut_out(FLOODER) and not edge.shut_out(ME.id)
     assert len(served) <= 2
+    assert edge._nc.unread > 100  # not even taken apart
 
 
 async def test_metrics_of_who_sends_too_many_are_passed_over_and_nobody_elses(edge, broker):

@@ -93,6 +93,33 @@ async def test_headers_that_are_none_do_not_break_the_link(block):
     assert [heard[:3] for heard in connection.heard] == [("a.b", "", b"hi")]
 
 
+def said(identity, size=5, sid=7):
+    return b"MSG cyx.v1.api.%b.job.list %d _INBOX_x.1 %d\r\n%b\r\n" % (identity, sid, size, b"x" * size)
+
+
+@pytest.mark.parametrize("size", [1, 64, 1_000])
+async def test_what_an_identity_says_that_is_passed_over_is_dropped_and_nothing_else_is(size):
+    connection = Fed()
+    connection.pass_over("mallory", 60.0)
+    wire = said(b"mallory") * 3 + said(b"alice") + said(b"mallory", 6) * 2 + said(b"mallory", 7) + b"PING\r\n"
+    wire += said(b"mallory-2") + b"MSG mallory 7 2\r\nhi\r\n" + said(b"mallory")
+    for at in range(0, len(wire), size):
+        await connection._ps.parse(wire[at : at + size])
+    subjects_heard = [subject for subject, *_ in connection.heard]
+    assert subjects_heard == ["cyx.v1.api.alice.job.list", "cyx.v1.api.mallory-2.job.list", "mallory"]
+    assert (connection.unread, connection.pinged, bytes(connection._ps.buf)) == (7, 1, b"")
+
+
+async def test_an_identity_is_passed_over_for_its_time_and_then_heard_again():
+    connection, over = Fed(), asyncio.Event()
+    connection.pass_over("mallory", 0.0)
+    await connection._ps.parse(said(b"mallory"))
+    asyncio.get_running_loop().call_later(0.0, over.set)
+    await over.wait()
+    await connection._ps.parse(said(b"mallory"))
+    assert (len(connection.heard), connection.unread) == (1, 1)
+
+
 def test_headers_are_read_as_they_were_written():
     headers = {"Content-Type": "application/json", "Nats-Service-Error": "a: b"}
     assert Message("s", "", b"", block_of(headers)).headers == headers
