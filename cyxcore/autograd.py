@@ -55,7 +55,7 @@ class _Watched:
         self.name, self.inner = name, _depth.now > 0
         followed = {place: _followed(args[place]) for place in places}
         self.inputs = list(followed.values())
-        self.outer = any(isinstance(args[place], Tensor) and args[place].requires_grad for place in places)
+        self.outer = any(_is_followed(args[place]) for place in places)
         _depth.now += 1
         try:
             with enable_grad():
@@ -81,11 +81,23 @@ class _Watched:
             output._start(gradient)
         each = [found.get(id(x)) for x in self.inputs]
         each = each if keep else _apart(each, [gradient])
-        return tuple(x.detach() * 0.0 if g is None else g for x, g in zip(self.inputs, each, strict=True))
+        return tuple(_nothing(x) if g is None else g for x, g in zip(self.inputs, each, strict=True))
 
     def result(self, value: Any) -> Any:
         """A value to hand out: without a past, unless somebody outside follows it."""
-        return value.detach() if isinstance(value, Tensor) and not (self.inner or self.outer) else value
+        return value.detach() if isinstance(value, (Tensor, Symbol)) and not (self.inner or self.outer) else value
+
+
+def _is_followed(x: Any) -> bool:
+    """Whether somebody outside a transformed function follows its argument."""
+    if isinstance(x, Symbol):
+        return x.builder.differentiate is None or x.builder.is_followed(x)
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def _nothing(x: Tensor) -> Tensor:
+    zeros: Tensor = x._constant(0.0, x.dtype).broadcast_to(x.shape).copy()
+    return zeros
 
 
 def _apart(gradients: Sequence[Any], given: Sequence[Any]) -> list[Any]:
@@ -104,7 +116,7 @@ def _described(value: Any) -> str:
 def _followed(x: Any) -> Any:
     """x as an input of its own, which remembers x where somebody outside follows that."""
     if isinstance(x, Symbol):
-        return x
+        return x.builder.apart(x)
     if x.requires_grad:
         with enable_grad():
             return x._apply("reshape", [x], {"shape": x.shape})
@@ -351,7 +363,8 @@ def remat(f: Callable[..., Any], *args: Any) -> Any:
     In a graph it is f(*args): a plan decides by itself what it keeps.
     """
     if any(isinstance(arg, Symbol) for arg in args):
-        return f(*args)
+        # What f does with an argument is added up before it is added to the rest of its gradient, as on tensors.
+        return f(*(_followed(arg) if isinstance(arg, Symbol) and not arg.builder.merging else arg for arg in args))
     if eager.is_recording() and not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
         # What f uses without being given it, the parameters of a first layer, may need a gradient all the same.
         followed = Tensor(0.0, requires_grad=True)

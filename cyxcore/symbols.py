@@ -168,15 +168,27 @@ class Builder:
         self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number
         self._streams = 0
 
-    def _add(self, op: str, inputs: tuple[int, ...], attrs: Mapping[str, Any], typed: Typed | None = None) -> Symbol:
-        """The node of a call: the one that is there, or a new one. attrs: in normal form."""
+    def _add(
+        self,
+        op: str,
+        inputs: tuple[int, ...],
+        attrs: Mapping[str, Any],
+        typed: Typed | None = None,
+        merging: bool = True,
+    ) -> Symbol:
+        """The node of a call: the one that is there, or a new one. attrs: in normal form. merging: False for a new one,
+        of nobody else.
+        """
         call = (op, inputs, tuple(attrs.values()) if op in _EQUAL_IF_SAME else repr(attrs))
-        place = self._known.get(call) if self.merging or not inputs else None
+        merged = merging and (self.merging or not inputs)
+        place = self._known.get(call) if merged else None
         if place is None:
             shape, dtype = typed or OPS[op].infer_in_graph(
                 tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs
             )
-            place = self._known[call] = len(self.nodes)
+            place = len(self.nodes)
+            if merged:
+                self._known[call] = place
             if self.most_nodes is not None and place >= self.most_nodes:
                 raise GraphError(
                     f"the graph grows beyond {MAX_NODES} nodes; take fewer layers, or shorter pieces of a sequence "
@@ -226,6 +238,23 @@ class Builder:
 
     def at(self, node: int) -> Symbol:
         return Symbol(self, node)
+
+    def apart(self, value: Symbol) -> Symbol:
+        """The same value as a node of its own: a gradient of it is not one of what else reads `value`."""
+        return self._add("reshape", (value.node,), normal_attrs("reshape", {"shape": value.shape}), None, merging=False)
+
+    def is_followed(self, value: Symbol) -> bool:
+        """Whether a gradient of a value goes on to a trained parameter."""
+        seen, waiting = {value.node}, [value.node]
+        while waiting:
+            node = self.nodes[waiting.pop()]
+            if node.op == "param" and node.attrs["trainable"]:
+                return True
+            if node.op != "detach":
+                new = [source for source in node.inputs if source not in seen]
+                seen.update(new)
+                waiting += new
+        return False
 
     def key(self) -> Symbol:
         """The (seed, step) pair of the random ops."""

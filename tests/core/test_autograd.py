@@ -292,3 +292,54 @@ def test_a_function_of_one_thread_is_not_inside_that_of_another() -> None:
         done.set()
         other.join()
     assert not g.requires_grad
+
+
+GRADIENTS_IN_A_GRAPH = {
+    "what the function reads beside its argument": lambda x: cx.grad(lambda v: (v * x).sum())(x),
+    "one tensor as two arguments": lambda x: cx.grad(lambda a, b: (a * b.exp()).sum(), argnums=(0, 1))(x, x),
+    "an argument that is not used": lambda x: cx.grad(lambda a, b: a.sum(), argnums=1)(x, -x),
+    "a gradient of a gradient": lambda x: cx.grad(lambda v: (cx.grad(lambda u: (u**3 * x).sum())(v) * v).sum())(x),
+    "vjp": lambda x: cx.vjp(lambda v: v.exp() * x, x)[1](x),
+    "jvp": lambda x: cx.jvp(lambda v: v.exp() * x, (x,), (x,)),
+    "hessian": lambda x: cx.hessian(lambda v: (v**3 * x[0]).sum())(x[0]),
+    "remat": lambda x: cx.grad(lambda v: (cx.remat(lambda u: (u * u).exp() * u, v) * v + v.tanh()).sum())(x),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS_IN_A_GRAPH)
+def test_a_gradient_in_a_compiled_function_is_that_of_tensors(name: str) -> None:
+    x = cx.tensor(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
+    plain, compiled = GRADIENTS_IN_A_GRAPH[name](x), cx.compile(GRADIENTS_IN_A_GRAPH[name])(x)
+    plain, compiled = ([*found] if isinstance(found, tuple) else [found] for found in (plain, compiled))
+    assert [one.numpy().tobytes() for one in compiled] == [one.numpy().tobytes() for one in plain]
+
+
+def test_an_infinite_argument_that_is_not_used_has_the_gradient_0() -> None:
+    assert cx.grad(lambda a, b: a.sum(), argnums=1)(cx.tensor([1.0]), cx.tensor([float("inf")])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_penalty_on_gradients_is_followed_in_a_compiled_step_where_it_is_in_a_plain_one(followed: bool) -> None:
+    """As a term of a loss: through an argument that depends on weights a gradient goes on, through another none."""
+
+    def weights(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        maker, critic = cx.nn.Linear(4, 4), cx.nn.Sequential(cx.nn.Linear(4, 8), cx.nn.Tanh(), cx.nn.Linear(8, 1))
+        parameters = [*maker.parameters(), *critic.parameters()]
+        optimizer = cx.optim.SGD(parameters, lr=0.1)
+
+        def step(x: Any) -> Any:
+            given = maker(x) if followed else x
+            slope = cx.grad(lambda v: critic(v).sum())(given)
+            loss = slope.square().mean() + critic(maker(x)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made = cx.compile(step) if compiled else step
+        x = cx.tensor(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
+        losses = [made(x).item() for _ in range(3)]
+        return [losses, *(p.tolist() for p in parameters)]
+
+    assert weights(True) == weights(False)
