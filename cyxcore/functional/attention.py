@@ -97,33 +97,87 @@ def multi_head_attention(
     is_causal: bool = False,
     dropout_p: float = 0.0,
     training: bool | TracedMode = True,
+    bias_k: Any = None,
+    bias_v: Any = None,
+    add_zero_attn: bool = False,
 ) -> tuple[Any, Any]:
     """Heads of attention between two projections: (result (N, T, E), weights (N, heads, T, S)).
 
-    query: (N, T, E), key and value: (N, S, E). in_weight: (3 E, E), the projections of query, key and value above each
-    other. Masks as in torch's module: True (or -inf) means *not* to be seen; key_padding_mask: (N, S).
+    query: (N, T, E), key: (N, S, EK), value: (N, S, EV). in_weight: (3 E, E), the projections of query, key and value
+    above each other, or these three: (E, E), (E, EK) and (E, EV). Masks as in torch's module: True (or -inf) means
+    *not* to be seen, other floats are added; attn_mask: (T, S) or (N * heads, T, S), key_padding_mask: (N, S).
+    bias_k, bias_v: (1, 1, E), a key and a value more; add_zero_attn: one more of zeros. They can always be seen, and S
+    of the weights counts them.
     """
     size = query.shape[-1]
+    _fitting(query, key, value, heads, attn_mask, key_padding_mask)
 
     def projected(x: Any, number: int) -> Any:
         rows = slice(number * size, (number + 1) * size)
-        return split_heads(linear(x, in_weight[rows], None if in_bias is None else in_bias[rows]), heads)
+        weight = in_weight[number] if isinstance(in_weight, tuple) else in_weight[rows]
+        return split_heads(linear(x, weight, None if in_bias is None else in_bias[rows]), heads)
 
+    mask = _joined(attn_mask, key_padding_mask, query.shape[0], heads)
+    q, k, v = projected(query, 0), projected(key, 1), projected(value, 2)
+    more = 0
+    if bias_k is not None:
+        k, v, more = _one_more(k, split_heads(bias_k, heads)), _one_more(v, split_heads(bias_v, heads)), more + 1
+    if add_zero_attn:
+        zero = k._constant(0.0, k.dtype)
+        k, v, more = _one_more(k, zero), _one_more(v, zero), more + 1
+    if more:
+        if is_causal:
+            causal = causal_mask(query, query.shape[1], key.shape[1])
+            mask = causal if mask is None else mask & causal if mask.dtype == "bool" else where(causal, mask, NEVER)
+            is_causal = False
+        if mask is not None:
+            seen = mask.dtype == "bool"
+            added = mask._constant(seen, mask.dtype).broadcast_to(*mask.shape[:-1], more)
+            mask = concat([mask, added], mask.ndim - 1)
+    weights = dropout(attention_weights(q, k, mask, is_causal), dropout_p, training)
+    return linear(join_heads(weights @ v), out_weight, out_bias), weights
+
+
+def _fitting(query: Any, key: Any, value: Any, heads: int, attn_mask: Any, key_padding_mask: Any) -> None:
+    if query.ndim != 3 or key.ndim != 3 or key.shape[0] != query.shape[0] or value.shape[:2] != key.shape[:2]:
+        raise ShapeError(
+            "attention: expected query (N, T, E), key (N, S, EK) and value (N, S, EV), "
+            f"got {query.shape}, {key.shape} and {value.shape}"
+        )
+    (count, rows), columns = query.shape[:2], key.shape[1]
+    if attn_mask is not None and attn_mask.shape not in ((rows, columns), (count * heads, rows, columns)):
+        raise ShapeError(
+            f"attention: expected attn_mask (T, S) {(rows, columns)} or (N * heads, T, S) "
+            f"{(count * heads, rows, columns)}, got {attn_mask.shape}"
+        )
+    if key_padding_mask is not None and key_padding_mask.shape != (count, columns):
+        raise ShapeError(
+            f"attention: expected key_padding_mask (N, S) {(count, columns)}, got {key_padding_mask.shape}"
+        )
+
+
+def _joined(attn_mask: Any, key_padding_mask: Any, count: int, heads: int) -> Any:
+    """Both masks as one of attention_weights: a bool where True is seen, or a float to be added."""
     mask = attn_mask
     if mask is not None and mask.dtype == "bool":
         mask = ~mask
-    if mask is not None and mask.ndim == 3:  # (N * heads, T, S)
-        mask = mask.reshape(query.shape[0], heads, *mask.shape[1:])
-    if key_padding_mask is not None:
-        seen = (~key_padding_mask).reshape(query.shape[0], 1, 1, key.shape[1])
-        if mask is None or mask.dtype == "bool":
-            mask = seen if mask is None else mask & seen
-        else:
-            mask = where(seen, mask, NEVER)
-    q, k, v = projected(query, 0), projected(key, 1), projected(value, 2)
-    weights = attention_weights(q, k, mask, is_causal)
-    mixed = dropout(weights, dropout_p, training) @ v
-    return linear(join_heads(mixed), out_weight, out_bias), weights
+    if mask is not None and mask.ndim == 3:
+        mask = mask.reshape(count, heads, *mask.shape[1:])
+    if key_padding_mask is None:
+        return mask
+    rows = key_padding_mask.reshape(count, 1, 1, key_padding_mask.shape[1])
+    if rows.dtype == "bool":
+        rows = ~rows
+    if mask is None:
+        return rows
+    if mask.dtype == rows.dtype:
+        return mask & rows if mask.dtype == "bool" else mask + rows
+    return where(mask, rows, NEVER) if mask.dtype == "bool" else where(rows, mask, NEVER)
+
+
+def _one_more(x: Any, row: Any) -> Any:
+    """x (N, heads, S, D) and after it a row (1, heads, 1, D)."""
+    return concat([x, row.broadcast_to(*x.shape[:2], 1, x.shape[3])], 2)
 
 
 def sinusoidal_positions(like: Any, length: int, size: int) -> Any:

@@ -361,7 +361,6 @@ accept(
     {"max_norm": None, "scale_grad_by_freq": False, "include_last_offset": False, "padding_idx": None},
     "norm_type sparse",
 )
-accept((MultiheadAttention,), {"add_bias_kv": False, "add_zero_attn": False, "kdim": None, "vdim": None})
 accept((TransformerEncoder,), {}, "enable_nested_tensor mask_check")
 accept((Upsample,), {"recompute_scale_factor": None})
 accept((Softplus,), {"threshold": 20.0})

@@ -6,32 +6,52 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore import functional as F
-from cyxcore.errors import SpecError
+from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.containers import ModuleList
 from cyxcore.nn.layers import Dropout, LayerNorm, Linear
 from cyxcore.nn.module import Module, Parameter
 
 
 class MultiheadAttention(Module):
-    """Heads of scaled dot-product attention: returns (result, None), or with need_weights their mean over the heads.
+    """Heads of scaled dot-product attention: returns (result, weights).
 
-    query: (T, N, E), key and value: (S, N, E); with batch_first (N, T, E) and (N, S, E). In masks True (or -inf) is not
-    to be seen, as in torch.
+    query: (T, N, E), key: (S, N, kdim) and value: (S, N, vdim); with batch_first (N, T, E), (N, S, kdim) and
+    (N, S, vdim); or without N. In masks True (or -inf) is not to be seen, and other floats are added, as in torch. A
+    position that sees nothing sees everything alike, where torch has NaN.
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, batch_first: bool = False
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
     ) -> None:
+        """add_bias_kv: a learnt key and value more. add_zero_attn: one more of zeros. kdim, vdim: embed_dim if None."""
         super().__init__()
         if embed_dim % num_heads:
             raise SpecError(f"MultiheadAttention: {num_heads} heads do not divide {embed_dim} features")
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
-        bound = math.sqrt(6.0 / (4 * embed_dim))  # Xavier's of a (3 E, E) matrix, as in torch
-        self.in_proj_weight = Parameter.drawn((3 * embed_dim, embed_dim), {"kind": "uniform", "bound": bound})
+        self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
+        self.add_zero_attn = add_zero_attn
+        self.in_proj_weight: Parameter | None = None
+        if self.kdim == self.vdim == embed_dim:
+            self.in_proj_weight = _xavier(3 * embed_dim, embed_dim)
+        else:
+            self.q_proj_weight = _xavier(embed_dim, embed_dim)
+            self.k_proj_weight = _xavier(embed_dim, self.kdim)
+            self.v_proj_weight = _xavier(embed_dim, self.vdim)
         self.in_proj_bias = Parameter.drawn((3 * embed_dim,), {"kind": "zeros"}) if bias else None
         self.out_proj = Linear(embed_dim, embed_dim, bias)
         if self.out_proj.bias is not None:
             self.out_proj.bias = Parameter.drawn((embed_dim,), {"kind": "zeros"})
+        init = {"kind": "normal", "std": math.sqrt(1.0 / embed_dim)}  # Xavier's of (1, 1, E)
+        self.bias_k, self.bias_v = (Parameter.drawn((1, 1, embed_dim), init) if add_bias_kv else None for _ in range(2))
 
     def forward(
         self,
@@ -39,21 +59,40 @@ class MultiheadAttention(Module):
         key: Any = None,
         value: Any = None,
         key_padding_mask: Any = None,
-        need_weights: bool = False,
+        need_weights: bool = True,
         attn_mask: Any = None,
+        average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Any, Any]:
-        """Without key and value: self-attention."""
+        """Without key and value: self-attention.
+
+        Returns (result of query's shape, weights): (N, T, S), the mean over the heads, or (N, heads, T, S) without
+        average_attn_weights; None without need_weights. key_padding_mask: (N, S), attn_mask: (T, S) or
+        (N * heads, T, S). is_causal: position t sees up to t; no attn_mask is needed for it.
+        """
         key = query if key is None else key
         value = key if value is None else value
-        if not self.batch_first:
+        if query.ndim not in (2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
+            raise ShapeError(
+                "MultiheadAttention: expected query, key and value of 3 axes, or of 2 without a batch, "
+                f"got {query.shape}, {key.shape} and {value.shape}"
+            )
+        alone = query.ndim == 2
+        if alone:
+            query, key, value = (x.expand_dims(0) for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.expand_dims(0)
+        elif not self.batch_first:
             query, key, value = (x.transpose(1, 0, 2) for x in (query, key, value))
+        if self.in_proj_weight is None:
+            projections = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        else:
+            projections = self.in_proj_weight
         result, weights = F.multi_head_attention(
             query,
             key,
             value,
             self.num_heads,
-            self.in_proj_weight,
+            projections,
             self.in_proj_bias,
             self.out_proj.weight,
             self.out_proj.bias,
@@ -62,13 +101,25 @@ class MultiheadAttention(Module):
             is_causal=is_causal,
             dropout_p=self.dropout,
             training=self.training,
+            bias_k=self.bias_k,
+            bias_v=self.bias_v,
+            add_zero_attn=self.add_zero_attn,
         )
-        if not self.batch_first:
+        if alone:
+            result = result.squeeze(0)
+        elif not self.batch_first:
             result = result.transpose(1, 0, 2)
-        return result, weights.mean(1) if need_weights else None
+        if not need_weights:
+            return result, None
+        seen = weights.mean(1) if average_attn_weights else weights
+        return result, seen.squeeze(0) if alone else seen
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, {self.num_heads}, batch_first={self.batch_first}"
+
+
+def _xavier(outputs: int, inputs: int) -> Parameter:
+    return Parameter.drawn((outputs, inputs), {"kind": "uniform", "bound": math.sqrt(6.0 / (outputs + inputs))})
 
 
 class LinearAttention(Module):
@@ -111,7 +162,7 @@ class _TransformerLayer(Module):
         if activation not in _ACTIVATIONS:
             raise SpecError(f"transformer: expected activation {', '.join(_ACTIVATIONS)}, got {activation!r}")
         self.activation, self.norm_first, self.batch_first = activation, norm_first, batch_first
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first)
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first)
         self.linear1 = Linear(d_model, dim_feedforward, bias)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias)
@@ -132,7 +183,7 @@ class TransformerEncoderLayer(_TransformerLayer):
     def forward(self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False) -> Any:
         def attend(x: Any) -> Any:
             options = {"key_padding_mask": src_key_padding_mask, "attn_mask": src_mask, "is_causal": is_causal}
-            return self.self_attn(x, x, x, **options)[0]
+            return self.self_attn(x, x, x, need_weights=False, **options)[0]
 
         x = self._around(src, attend, self.norm1, self.dropout1)
         return self._around(x, self._feed_forward, self.norm2, self.dropout2)
@@ -146,7 +197,7 @@ class TransformerDecoderLayer(_TransformerLayer):
     ) -> None:
         super().__init__(d_model, nhead, dim_feedforward, dropout, **options)
         eps, bias = options.get("layer_norm_eps", 1e-5), options.get("bias", True)
-        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, bias, self.batch_first)
+        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=self.batch_first)
         self.norm3, self.dropout3 = LayerNorm(d_model, eps, bias=bias), Dropout(dropout)
 
     def forward(
@@ -161,11 +212,11 @@ class TransformerDecoderLayer(_TransformerLayer):
     ) -> Any:
         def attend(x: Any) -> Any:
             options = {"key_padding_mask": tgt_key_padding_mask, "attn_mask": tgt_mask, "is_causal": tgt_is_causal}
-            return self.self_attn(x, x, x, **options)[0]
+            return self.self_attn(x, x, x, need_weights=False, **options)[0]
 
         def look(x: Any) -> Any:
             options = {"key_padding_mask": memory_key_padding_mask, "attn_mask": memory_mask}
-            return self.multihead_attn(x, memory, memory, **options)[0]
+            return self.multihead_attn(x, memory, memory, need_weights=False, **options)[0]
 
         x = self._around(tgt, attend, self.norm1, self.dropout1)
         x = self._around(x, look, self.norm2, self.dropout2)

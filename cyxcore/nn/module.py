@@ -112,10 +112,9 @@ class Module:
         for table in ("_parameters", "_buffers", "_modules"):
             self.__dict__[table].pop(name, None)
         self._unsaved.discard(name)
-        if isinstance(value, Parameter):
-            self._parameters[name] = value
-        elif isinstance(value, Module):
-            self._modules[name] = value
+        if isinstance(value, (Parameter, Module)):
+            self.__dict__.pop(name, None)  # a plain attribute, None as a rule, would be found first
+            self.__dict__["_parameters" if isinstance(value, Parameter) else "_modules"][name] = value
         else:
             self.__dict__[name] = value
 

@@ -89,3 +89,57 @@ def same_bits(call: Callable[..., Any], *arrays: np.ndarray, dtype: str = "float
     assert len(eager) == len(plan)
     for one, other in zip(eager, plan, strict=True):
         assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def agree_module(
+    make: Callable[[Any], Any],
+    *arrays: np.ndarray,
+    dtypes: tuple[str, ...] = ("float64", "float32"),
+    compiled: bool = True,
+    scale: float = 1.0,
+    **options: Any,
+) -> None:
+    """make(cx.nn) with the weights of make(torch.nn) is the same module: results, gradients of inputs and parameters.
+
+    Arrays among the options are tensors without a gradient.
+    """
+    for dtype in dtypes:
+        theirs, ours = make(torch.nn).to(getattr(torch, dtype)), make(cx.nn).to(dtype=dtype)
+        state = theirs.state_dict()
+        assert list(ours.state_dict()) == list(state)
+        ours.load_state_dict({name: value.numpy() for name, value in state.items()})
+
+        def call(m: Any, *given: Any, module: Any = (ours, theirs), dtype: str = dtype) -> Any:
+            return module[m is torch](*given, **lifted(m, options, dtype))
+
+        agree(call, *arrays, dtypes=(dtype,), compiled=False, scale=scale)
+        grads = {name: value.grad for name, value in theirs.named_parameters()}
+        for name, value in ours.named_parameters():
+            other = np.zeros(value.shape) if grads[name] is None else grads[name].numpy()
+            one = np.zeros(value.shape) if value.grad is None else value.grad.numpy()
+            size = max(1.0, float(np.abs(other).max(initial=0.0)))
+            np.testing.assert_allclose(one, other, rtol=0, atol=10 * scale * TOLERANCE[dtype] * size, err_msg=name)
+        if compiled:
+            values = [cx.tensor(_cast(each, dtype)) for each in arrays]
+            whole = _Whole(ours.eval(), lifted(cx, options, dtype))
+            for one, other in zip(whole(*values), cx.compile(whole)(*values), strict=True):
+                assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def lifted(m: Any, options: dict[str, Any], dtype: str) -> dict[str, Any]:
+    return {key: m.tensor(_cast(v, dtype)) if isinstance(v, np.ndarray) else v for key, v in options.items()}
+
+
+class _Whole(cx.nn.Module):
+    """A module called with options; its result as a tuple."""
+
+    def __init__(self, part: Any, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.part, self.options = part, options
+
+    def forward(self, *given: Any) -> Any:
+        return tuple(_parts(self.part(*given, **self.options)))
+
+
+def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    return array.astype(dtype) if array.dtype.kind == "f" else array

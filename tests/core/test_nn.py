@@ -278,6 +278,14 @@ def test_a_tensor_in_the_place_of_a_parameter_is_refused() -> None:
     assert [name for name, _ in layer.named_parameters()] == ["bias", "weight"]
 
 
+def test_a_parameter_or_a_module_takes_the_place_of_a_plain_attribute() -> None:
+    module = nn.Module()
+    module.scale = module.part = None
+    module.scale, module.part = nn.Parameter(cx.ones(2)), nn.ReLU()
+    assert module.scale.tolist() == [1.0, 1.0] and isinstance(module.part, nn.ReLU)
+    assert list(module.state_dict()) == ["scale"]
+
+
 def test_a_buffer_takes_the_place_of_a_plain_attribute() -> None:
     module = nn.Module()
     module.scale = None

@@ -1,0 +1,151 @@
+"""nn.MultiheadAttention as PyTorch has it: its options, masks, weights, shapes and keys."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore import nn
+from cyxcore.errors import CyxError
+from tests.core.layer_oracle import agree_module, floats, torch
+
+T, S, N, E, HEADS = 5, 6, 3, 8, 2
+PADDED = np.array([[False] * 4 + [True] * 2, [False] * 6, [True] + [False] * 5])
+HIDDEN = np.triu(np.ones((T, S), bool), 2)
+BY_HEAD = np.random.default_rng(3).random((N * HEADS, T, S)) > 0.8
+ADDED = floats(T, S, seed=7)
+
+MASKS: list[dict[str, Any]] = [
+    {},
+    {"key_padding_mask": PADDED},
+    {"attn_mask": HIDDEN},
+    {"attn_mask": BY_HEAD & ~BY_HEAD.all(2, keepdims=True)},
+    {"attn_mask": ADDED},
+    {"attn_mask": np.where(HIDDEN, -np.inf, ADDED)},
+    {"attn_mask": floats(N * HEADS, T, S, seed=5)},
+    {"attn_mask": HIDDEN, "key_padding_mask": PADDED},
+    {"attn_mask": ADDED, "key_padding_mask": np.where(PADDED, -np.inf, 0.0)},
+    {"key_padding_mask": floats(N, S, seed=6)},
+]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bias": False},
+    {"add_bias_kv": True},
+    {"add_zero_attn": True},
+    {"add_bias_kv": True, "add_zero_attn": True},
+    {"kdim": 5},
+    {"vdim": 4, "bias": False},
+    {"kdim": 5, "vdim": 4, "add_bias_kv": True, "add_zero_attn": True},
+]
+
+
+def made(options: dict[str, Any], batch_first: bool) -> Callable[[Any], Any]:
+    def make(m: Any) -> Any:
+        layer = m.MultiheadAttention(E, HEADS, batch_first=batch_first, **options)
+        if m is torch.nn and layer.in_proj_bias is not None:  # zeros say nothing of where they are added
+            torch.nn.init.normal_(layer.in_proj_bias)
+            torch.nn.init.normal_(layer.out_proj.bias)
+        return layer
+
+    return make
+
+
+def given(options: dict[str, Any], batch_first: bool) -> list[np.ndarray]:
+    key, value = options.get("kdim", E), options.get("vdim", E)
+    shapes = [(N, T, E), (N, S, key), (N, S, value)] if batch_first else [(T, N, E), (S, N, key), (S, N, value)]
+    return [floats(*shape, seed=number) for number, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_attention_with_options_and_masks(options: dict[str, Any], masks: dict[str, Any]) -> None:
+    agree_module(made(options, True), *given(options, True), **masks)
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_time_first_and_the_weights_of_each_head(options: dict[str, Any], average: bool) -> None:
+    agree_module(made(options, False), *given(options, False), average_attn_weights=average)
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("masks", [{}, {"key_padding_mask": PADDED[0]}, {"attn_mask": BY_HEAD[:HEADS]}])
+@pytest.mark.parametrize("options", [{}, {"kdim": 5, "add_bias_kv": True}])
+def test_one_sample_without_a_batch(options: dict[str, Any], masks: dict[str, Any], average: bool) -> None:
+    one = [array[0] for array in given(options, True)]
+    for batch_first in (True, False):
+        agree_module(made(options, batch_first), *one, **masks, average_attn_weights=average)
+
+
+def test_weights_are_given_unless_they_are_not_wanted() -> None:
+    layer, x = nn.MultiheadAttention(E, HEADS, batch_first=True), cx.tensor(floats(N, T, E).astype(np.float32))
+    result, weights = layer(x, x, x)
+    assert weights.shape == (N, T, T) and layer(x, x, x, need_weights=False)[1] is None
+    np.testing.assert_allclose(weights.sum(-1).numpy(), 1.0, rtol=1e-6)
+    assert result.equal(layer(x)[0])
+
+
+def test_dropped_weights_are_given_as_they_were_used() -> None:
+    cx.manual_seed(0)
+    layer, x = nn.MultiheadAttention(E, HEADS, 0.5, batch_first=True), cx.tensor(floats(N, T, E).astype(np.float32))
+    assert (layer(x, x, x, average_attn_weights=False)[1] == 0.0).any().item()
+    assert not (layer.eval()(x, x, x, average_attn_weights=False)[1] == 0.0).any().item()
+
+
+@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
+def test_causal_attention_needs_no_mask(options: dict[str, Any]) -> None:
+    layer, x = (
+        nn.MultiheadAttention(E, HEADS, batch_first=True, **options),
+        cx.tensor(floats(N, T, E).astype("float32")),
+    )
+    later = cx.tensor(np.triu(np.ones((T, T), bool), 1))
+    for one, other in zip(layer(x, is_causal=True), layer(x, attn_mask=later), strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), atol=1e-7)
+    alone = layer(x, is_causal=True, key_padding_mask=cx.tensor(np.zeros((N, T), bool)))[0]
+    np.testing.assert_allclose(alone.detach().numpy(), layer(x, is_causal=True)[0].detach().numpy(), atol=1e-7)
+
+
+def test_first_values_spread_as_torchs() -> None:
+    ours, theirs = (m.MultiheadAttention(64, 4, add_bias_kv=True, kdim=32, vdim=128) for m in (nn, torch.nn))
+    for name, value in theirs.state_dict().items():
+        spread = float(value.std()) if value.numel() else 0.0
+        assert float(ours.state_dict()[name].std()) == pytest.approx(spread, rel=0.4, abs=1e-7), name
+
+
+def test_attention_goes_into_a_graph_of_any_batch() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.MultiheadAttention(E, HEADS, add_bias_kv=True, add_zero_attn=True, batch_first=True)
+
+        def forward(self, x: Any) -> Any:
+            return self.part(x, x, x)[0]
+
+    assert cx.trace(Own(), (T, E)).graph.output_shape == (T, E)
+
+
+def zeros(*shape: int) -> Any:
+    return cx.zeros(*shape)
+
+
+LAYER = nn.MultiheadAttention(E, HEADS, batch_first=True)
+WRONG: dict[str, Callable[[], Any]] = {
+    "of 3 axes, or of 2 without a batch": lambda: LAYER(zeros(1, 2, 3, E)),
+    "expected query (N, T, E), key (N, S, EK) and value (N, S, EV)": lambda: LAYER(zeros(2, 5, E), zeros(3, 5, E)),
+    "expected attn_mask (T, S) (5, 5) or (N * heads, T, S) (4, 5, 5), got (5, 4)": lambda: LAYER(
+        zeros(2, 5, E), attn_mask=zeros(5, 4)
+    ),
+    "expected key_padding_mask (N, S) (2, 5), got (5, 2)": lambda: LAYER(
+        zeros(2, 5, E), key_padding_mask=zeros(5, 2) > 0
+    ),
+    "3 heads do not divide 8 features": lambda: nn.MultiheadAttention(8, 3),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_does_not_fit_is_refused(said: str) -> None:
+    with pytest.raises(CyxError, match=re.escape(said)):
+        WRONG[said]()
