@@ -1,12 +1,13 @@
 """Losses. Names, arguments and formulas are torch.nn.functional's; reduction: "mean", "sum" or "none"."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from cyxcore.dtype import FLOATS
 from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional.activations import softplus
-from cyxcore.functional.basic import log_softmax, maximum, minimum, pad, stack, take_along_axis, where
+from cyxcore.functional.basic import log_softmax, looked_up, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
 from cyxcore.values import apply
 
@@ -200,10 +201,11 @@ def kl_div(log_probabilities: Any, target: Any, reduction: str = "mean", log_tar
 
 
 def cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
-    """a · b / (|a| |b|) along an axis; each norm is at least eps."""
-    _same("cosine_similarity", a, b)
-    lengths = maximum(a.square().sum(dim).sqrt(), eps) * maximum(b.square().sum(dim).sqrt(), eps)
-    return (a * b).sum(dim) / lengths
+    """a · b / (|a| |b|) along an axis, a and b broadcast; each norm is at least eps."""
+    product = a * b
+    if a.shape != b.shape:
+        a, b = a.broadcast_to(product.shape), b.broadcast_to(product.shape)
+    return product.sum(dim) / (maximum(_norm(a, 2.0, dim, False), eps) * maximum(_norm(b, 2.0, dim, False), eps))
 
 
 def normalize(x: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Any:
@@ -212,18 +214,38 @@ def normalize(x: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Any:
 
 
 def pairwise_distance(a: Any, b: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Any:
-    """The p-norm of a - b + eps along the last axis."""
+    """The p-norm of a - b + eps along the last axis, a and b broadcast."""
     return _norm(a - b + eps, p, -1, keepdims=keepdim)
 
 
-def _norm(x: Any, p: float, dim: int, keepdims: bool) -> Any:
+def pdist(x: Any, p: float = 2.0) -> Any:
+    """The p-norm of the difference of each pair of rows i < j of x (N, D): (N (N - 1) / 2,), by i, then by j."""
+    if x.ndim != 2:
+        raise ShapeError(f"pdist: expected x (N, D), got {x.shape}")
+    rows = range(x.shape[0])
+    first, second = ([pair[end] for pair in ((i, j) for i in rows for j in rows if i < j)] for end in range(2))
+    return _norm(looked_up(x, first, 0) - looked_up(x, second, 0), p, -1, keepdims=False)
+
+
+def _norm(x: Any, p: float, dim: Any, keepdims: bool) -> Any:
+    """The p-norm along an axis; the gradient of that of zeros is 0, as in torch."""
     if p == 2.0:
-        return x.square().sum(dim, keepdims=keepdims).sqrt()
+        return _root(x.square().sum(dim, keepdims=keepdims), 0.5)
     if p == float("inf"):
         return x.abs().max(dim, keepdims=keepdims)
+    if p == 0.0:
+        return (x != 0.0).astype(x.dtype).sum(dim, keepdims=keepdims)
+    if p == 1.0:
+        return x.abs().sum(dim, keepdims=keepdims)
     if not p > 0.0:
-        raise SpecError(f"norm: expected p > 0 or inf, got {p}")
-    return (x.abs() ** p).sum(dim, keepdims=keepdims) ** (1.0 / p)
+        raise SpecError(f"norm: expected p of at least 0, or inf, got {p}")
+    return _root(_root(x.abs(), p).sum(dim, keepdims=keepdims), 1.0 / p)
+
+
+def _root(x: Any, power: float) -> Any:
+    """x^power of x from 0 on, with gradient 0 at 0."""
+    zero = x == 0.0
+    return where(zero, x.detach(), where(zero, x + 1.0, x) ** power)
 
 
 def cosine_embedding_loss(a: Any, b: Any, target: Any, reduction: str = "mean", margin: float = 0.0) -> Any:
@@ -265,6 +287,24 @@ def triplet_margin_loss(
     far = pairwise_distance(anchor, negative, p, eps)
     if swap:
         far = minimum(far, pairwise_distance(positive, negative, p, eps))
+    return _reduced((near - far + margin).relu(), reduction)
+
+
+def triplet_margin_with_distance_loss(
+    anchor: Any,
+    positive: Any,
+    negative: Any,
+    *,
+    distance_function: Callable[[Any, Any], Any] | None = None,
+    margin: float = 1.0,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Any:
+    """max(0, d(a, p) - d(a, n) + margin); d is pairwise_distance unless given. swap: see triplet_margin_loss."""
+    away = pairwise_distance if distance_function is None else distance_function
+    near, far = away(anchor, positive), away(anchor, negative)
+    if swap:
+        far = minimum(far, away(positive, negative))
     return _reduced((near - far + margin).relu(), reduction)
 
 
@@ -323,6 +363,29 @@ def multi_margin_loss(
         short = short * apply("take", weight, known, axis=0).expand_dims(1)
     other = 1.0 - apply("one_hot", known, depth=x.shape[1]).astype(x.dtype)
     return _reduced((short * other).mean(1), reduction)
+
+
+def multilabel_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:
+    """sum over labels y and other classes i of max(0, 1 - x[y] + x[i]), over the number of classes.
+
+    x: (N, C) or (C,); target: integers of that shape, the labels of each row before its first -1. Raises IndexingError.
+    """
+    if x.ndim == 1:
+        return multilabel_margin_loss(x.expand_dims(0), target.expand_dims(0), reduction).reshape(())
+    if x.ndim != 2 or target.shape != x.shape:
+        raise ShapeError(f"multilabel_margin_loss: expected x and target (N, C), got {x.shape} and {target.shape}")
+    count = x.shape[1]
+    labels = target.astype("int64")
+    places = x._constant(list(range(count)), "int64")
+    earlier = (places.reshape(-1, 1) <= places).astype("float32")  # (k, j): k is not behind j
+    label = (labels < 0).astype("float32") @ earlier == 0.0
+    known = _classes("multilabel_margin_loss", where(label, labels, 0), count)
+    of_label = label.astype(x.dtype)
+    right = (apply("one_hot", known, depth=count).astype(x.dtype) * of_label.expand_dims(2)).sum(1) > 0.0
+    own = apply("take_along", x, known, axis=1)
+    short = (x.expand_dims(1) - own.expand_dims(2) + 1.0).relu() * of_label.expand_dims(2)
+    rows = where(right.expand_dims(1), 0.0, short).sum((1, 2)) / float(count)
+    return _reduced(rows, reduction)
 
 
 IMPOSSIBLE = -1e30  # a logarithm of 0 whose differences stay finite

@@ -8,7 +8,8 @@ from typing import Any
 from cyxcore import functional as F
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.containers import ModuleList
-from cyxcore.nn.layers import Dropout, LayerNorm, Linear
+from cyxcore.nn.dropouts import Dropout
+from cyxcore.nn.layers import LayerNorm, Linear
 from cyxcore.nn.module import Module, Parameter
 
 

@@ -416,31 +416,6 @@ class Bilinear(Module):
         return f"{first}, {second}, {outputs}"
 
 
-class Dropout(Module):
-    """In training each element is 0 with probability p and 1 / (1 - p) times itself otherwise."""
-
-    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Any) -> Any:
-        return F.dropout(x, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-class Dropout1d(Dropout):
-    """Whole channels of (N, C, L) at once; Dropout2d: of (N, C, H, W)."""
-
-    def forward(self, x: Any) -> Any:
-        return F.channel_dropout(x, self.p, self.training)
-
-
-class Dropout2d(Dropout1d):
-    """Whole channels of (N, C, H, W) at once."""
-
-
 class Flatten(Module):
     """All axes of a sample as one, or those from start_dim to end_dim."""
 

@@ -1,5 +1,6 @@
 """The losses as modules: torch's names and options around cyxcore.functional."""
 
+from collections.abc import Callable
 from typing import Any
 
 from cyxcore import functional as F
@@ -168,6 +169,36 @@ class TripletMarginLoss(_Loss):
     def forward(self, anchor: Any, positive: Any, negative: Any) -> Any:
         own = self.margin, self.p, self.eps, self.swap
         return F.triplet_margin_loss(anchor, positive, negative, *own, self.reduction)
+
+
+class TripletMarginWithDistanceLoss(_Loss):
+    """TripletMarginLoss with a distance of one's own."""
+
+    def __init__(
+        self,
+        *,
+        distance_function: Callable[[Any, Any], Any] | None = None,
+        margin: float = 1.0,
+        swap: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.distance_function, self.margin, self.swap = distance_function, margin, swap
+
+    def forward(self, anchor: Any, positive: Any, negative: Any) -> Any:
+        options: dict[str, Any] = {
+            "distance_function": self.distance_function,
+            "margin": self.margin,
+            "swap": self.swap,
+        }
+        return F.triplet_margin_with_distance_loss(anchor, positive, negative, **options, reduction=self.reduction)
+
+
+class MultiLabelMarginLoss(_Loss):
+    """How much nearer than 1 other classes come to each of a row's labels, which end at the first -1."""
+
+    def forward(self, x: Any, target: Any) -> Any:
+        return F.multilabel_margin_loss(x, target, self.reduction)
 
 
 class PoissonNLLLoss(_Loss):

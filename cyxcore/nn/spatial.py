@@ -6,16 +6,12 @@ from typing import Any
 
 from cyxcore import functional as F
 from cyxcore.errors import SpecError
-from cyxcore.nn.layers import Dropout1d, _InstanceNorm
+from cyxcore.nn.layers import _InstanceNorm
 from cyxcore.nn.module import Module
 
 
 class InstanceNorm3d(_InstanceNorm):
     """Each channel of each row of (N, C, D, H, W)."""
-
-
-class Dropout3d(Dropout1d):
-    """Whole channels of (N, C, D, H, W) at once."""
 
 
 class _Pad(Module):
