@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.control import celery_peer, child, cyx_peer, dask_peer, jetstream_peer, ray_peer, report, tables
+from benchmarks.figures import add_save, beside, save
 
 LIMIT_S = 900.0  # of one step; far beyond what any takes
 
@@ -201,7 +202,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(PEERS), help=f"some of {','.join(PEERS)}, separated by commas")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and victims of kill -9 (default 1)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
-    parser.add_argument("--save", type=Path, help="also write SAVE.json and SAVE.md")
+    add_save(parser, "NAME.json and NAME.md")
     found = parser.parse_args()
     found.only = [name.strip() for name in found.only.split(",")]
     if unknown := [name for name in found.only if name not in PEERS]:
@@ -238,9 +239,8 @@ def main() -> int:
         return 130
     results.machine = this_machine(load_before)
     if args.save:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        args.save.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-        args.save.with_suffix(".md").write_text(tables.markdown(results))
+        save(args.save, msgspec.to_builtins(results))
+        beside(args.save, "md").write_text(tables.markdown(results))
     if args.json:
         print(msgspec.json.encode(results).decode())
     else:

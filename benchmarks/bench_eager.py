@@ -20,6 +20,7 @@ import numpy as np
 
 import cyxcore as cx
 from benchmarks.bench_train import MODELS
+from benchmarks.figures import add_save, save
 from cyxcore.kernels import cpu
 
 try:
@@ -88,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--processor-time", action="store_true", help="for a machine that others use too")
+    add_save(parser)
     options = parser.parse_args()
     clock = time.process_time if options.processor_time else time.perf_counter
     rounds, burst_s = (5, 0.01) if options.quick else (15, 0.05)
@@ -110,6 +112,7 @@ def main() -> None:
         last[1].extend([step(torch), step(torch, fused=True)])
     print(f"{cpu.isa()}, one thread; torch {'missing' if torch is None else torch.__version__}")
     print(f"{'':34}{'cyx ns':>10}{'torch ns':>12}{'ratio':>8}")
+    figures: dict[str, dict[str, float]] = {}
     for name, runs in [*rows, last]:
         times: list[list[float]] = [[] for _ in runs]
         for _ in range(rounds):
@@ -117,7 +120,9 @@ def main() -> None:
                 found.append(once(run))
         ours, *others = [statistics.median(found) for found in times]
         beside = f"{min(others) * 1e9:12.0f}{min(others) / ours:8.2f}" if others else ""
-        print(f"{name:34}{ours * 1e9:10.0f}{beside}")
+        print(f"{name:34}{ours * 1e9:10.0f}{beside}", flush=True)
+        figures[name] = {"cyx": round(ours * 1e9, 1)} | ({"torch": round(min(others) * 1e9, 1)} if others else {})
+    save(options.save, {"isa": cpu.isa(), "ns": figures})
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ import psutil
 from msgspec import Struct
 from msgspec.structs import replace
 
+from benchmarks.figures import add_save, save
 from cyxnet import jobfile, subjects
 from cyxnet import messages as m
 from cyxnet.broker import Passwords
@@ -388,23 +389,25 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, metavar="N", help="how many rounds of each (default 10)")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     where = machine()
     results = asyncio.run(measure(options.only, options.rounds or (1 if options.quick else 10)))
+    rows = [
+        {
+            "what": result.what,
+            "rounds": len(result.recovery_s),
+            "p50_s": round(statistics.median(result.recovery_s), 3),
+            "p99_s": round(result.at(0.99), 3),
+            "target_s": result.target_s,
+            "met": result.verdict,
+            "acknowledged": result.acknowledged,
+            "lost": result.lost,
+        }
+        for result in results
+    ]
+    save(options.save, {"machine": where, "kills": rows})
     if options.json:
-        rows = [
-            {
-                "what": result.what,
-                "rounds": len(result.recovery_s),
-                "p50_s": round(statistics.median(result.recovery_s), 3),
-                "p99_s": round(result.at(0.99), 3),
-                "target_s": result.target_s,
-                "met": result.verdict,
-                "acknowledged": result.acknowledged,
-                "lost": result.lost,
-            }
-            for result in results
-        ]
         print(json.dumps({"machine": where, "kills": rows}))
         return 0
     print(f"kill -9 → the network goes on; {where}")

@@ -31,6 +31,7 @@ import psutil
 from msgspec import Struct
 from msgspec.structs import replace
 
+from benchmarks.figures import add_save, save
 from cyxcore.errors import CyxError
 from cyxnet import credentials, subjects
 from cyxnet import messages as m
@@ -220,10 +221,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="3 s of each flood")
     parser.add_argument("--only", action="append", default=[], choices=["none", *FLOODS], help="this flood alone")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     rows = run(measure(3.0 if options.quick else 10.0, options.only))
+    figures = {name: {what: round(value, 1) for what, value in row.items()} for name, row in rows.items()}
+    save(options.save, figures)
     if options.json:
-        print(json.dumps({name: {what: round(value, 1) for what, value in row.items()} for name, row in rows.items()}))
+        print(json.dumps(figures))
         return 0
     print(f"{HONEST} honest nodes, a heartbeat each {EVERY_S} s; {platform.processor() or platform.machine()}")
     print(f"{'flood':<28}" + "".join(f"{name:>14}" for name in next(iter(rows.values()))))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import add_save, save
 from cyxcore import precision
 from cyxcore.kernels import cpu, reference
 
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--numerics", choices=list(precision.CLASSES), default="exact", help="the class of our products (default exact)"
     )
+    add_save(parser)
     options = parser.parse_args()
     if os.environ.get("OPENBLAS_NUM_THREADS") != str(options.threads):
         os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
@@ -203,13 +205,16 @@ def main() -> None:
     print(f"{cpu.isa()}, {used.name} by {used.by}, {cpu.get_num_threads()} thread(s); numpy {np.__version__}")
     print(f"{'':34}{'cyx us':>10}{'numpy us':>11}{'GFLOP/s':>9}{'ratio':>8}{'error':>10}")
     sizes = (64, 128, 256, 512, 1024) if options.quick else (16, 32, 64, 128, 256, 512, 1024, 2048)
+    figures: dict[str, dict[str, float]] = {}
     for row in (*elementwise(), *reductions(), *products(sizes), *networks()):
         if options.only not in row[0]:
             continue
         ours, theirs = measure(row, rounds, budget)
         rate = f"{row[6] / ours / 1e9:9.1f}" if row[6] else " " * 9
         lost = f"{error(row):10.1e}" if row[6] else ""
-        print(f"{row[0]:34}{ours * 1e6:10.1f}{theirs * 1e6:11.1f}{rate}{theirs / ours:8.2f}{lost}")
+        print(f"{row[0]:34}{ours * 1e6:10.1f}{theirs * 1e6:11.1f}{rate}{theirs / ours:8.2f}{lost}", flush=True)
+        figures[row[0]] = {"cyx": round(ours * 1e6, 2), "numpy": round(theirs * 1e6, 2)}
+    save(options.save, {"isa": cpu.isa(), "numerics": used.name, "threads": options.threads, "us": figures})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import add_save, beside, save
+
 PROMPT, ANSWER = 256, 64
 LAYERS, FEATURES, HIDDEN, HEADS, KV_HEADS, VOCABULARY = 16, 1024, 2816, 16, 4, 32000  # 212 million parameters
 
@@ -154,7 +156,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round, one type of weights")
     parser.add_argument("--peer", help="an interpreter that has llama-cpp-python")
     parser.add_argument("--one-thread", action="store_true", help="on a busy machine: processor time only")
-    parser.add_argument("--save", type=Path, metavar="NAME", help="write NAME.md")
+    add_save(parser, "NAME.json and NAME.md")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
@@ -171,6 +173,7 @@ def main() -> None:
     )
     said = ["| " + " | ".join(line) + " |" for line in lines]
     print("\n".join(said), flush=True)
+    figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
             path = Path(folder) / f"{kind}.gguf"
@@ -186,6 +189,9 @@ def main() -> None:
                     ratio = f"{row[0] / row[1]:.2f}" if len(row) > 1 else ""
                     cells = [kind, str(threads), part, *[f"{speed:.1f}" for speed in row], ratio]
                     said.append("| " + " | ".join(cells) + " |")
+                    figures.append(
+                        {"weights": kind, "threads": threads, "part": part, **dict(zip(pythons, row, strict=True))}
+                    )
                     print(said[-1], flush=True)
     said += [
         "",
@@ -195,7 +201,8 @@ def main() -> None:
     if options.save:
         asked = (" --peer PYTHON" if options.peer else "") + (" --one-thread" if options.one_thread else "")
         text = ["# A small language model", "", f"`python -m benchmarks.bench_llm{asked}`", "", *said, ""]
-        options.save.with_suffix(".md").write_text("\n".join(text))
+        beside(options.save, "md").write_text("\n".join(text))
+    save(options.save, {"tokens_per_s": figures})
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 import nats
 
+from benchmarks.figures import add_save, save
 from cyxcentral.eventlog import EventLog
 from cyxcentral.world import World
 from cyxcore.spec import ModelSpec
@@ -196,10 +197,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3,000 records per row instead of 20,000")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     found = measure(3_000 if options.quick else 20_000)
+    figures = {name: {key: round(value, 2) for key, value in row.items()} for name, row in found.items()}
+    save(options.save, figures)
     if options.json:
-        print(json.dumps({name: {key: round(value, 2) for key, value in row.items()} for name, row in found.items()}))
+        print(json.dumps(figures))
         return 0
     print(f"durable appends, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, sync always")
     print(f"  targets: {TARGET_PER_S:,} a second with 2,000 tasks; p50 < {TARGET_P50_MS:g} ms alone")

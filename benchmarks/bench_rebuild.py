@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.figures import add_save, save
 from cyxcentral import readahead, snapshot
 from cyxcentral.__main__ import COLLECT_AFTER
 from cyxcentral.eventlog import LARGEST, EventLog
@@ -256,6 +257,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="20,000 events")
     parser.add_argument("--events", type=int, default=1_000_000, help="how many (default 1,000,000)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
 
     def say(text: str) -> None:
@@ -264,6 +266,7 @@ def main() -> int:
 
     load = os.getloadavg()
     found = asyncio.run(measure(20_000 if options.quick else options.events, say))
+    save(options.save, found)
     if options.json:
         print(json.dumps(found))
     else:

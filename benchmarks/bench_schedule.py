@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar
 
 from msgspec.structs import replace
 
+from benchmarks.figures import add_save, save
 from cyxcentral import schedule
 from cyxcentral.jobs import Job
 from cyxcentral.matching import Matching
@@ -250,6 +251,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="up to 10,000 nodes, fewer decisions")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     sizes = [100, 1_000, 10_000] if options.quick else [100, 1_000, 10_000, 100_000]
     decisions, peer_decisions = (300, 3) if options.quick else (2_000, 5)
@@ -264,8 +266,10 @@ def main() -> int:
     growth = {
         name: round(fitted_exponent(sizes, [row[name]["p50_ms"] for row in rows]), 3) for name in ("slot", "arrival")
     }
+    result = {"machine": machine(), "rows": rows, "fitted_exponent": growth}
+    save(options.save, result)
     if options.json:
-        print(json.dumps({"machine": machine(), "rows": rows, "fitted_exponent": growth}))
+        print(json.dumps(result))
     else:
         show(rows, growth)
     return 0

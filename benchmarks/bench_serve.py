@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.figures import add_save, beside, save
 from benchmarks.serving.models import MODULES, Case, make
 
 CONNECTIONS, CONNECTIONS_OVERLOAD = 64, 200
@@ -346,7 +347,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
-    parser.add_argument("--save", type=Path, metavar="NAME", help="write NAME.md and NAME.json")
+    add_save(parser, "NAME.json and NAME.md")
     options = parser.parse_args()
     rounds, seconds = (1, 2.0) if options.quick else (options.rounds, options.seconds)
     have = {name: importlib.util.find_spec(name) is not None for name in ("onnxruntime", "fastapi", "litestar")}
@@ -366,8 +367,8 @@ def main() -> int:
     print(json.dumps(found) if options.json else text)
     if options.save:
         command = "python -m benchmarks.bench_serve" + (" --network" if options.network else "")
-        options.save.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-        options.save.with_suffix(".md").write_text(f"# Serving\n\n`{command}`\n\n{text}\n")
+        save(options.save, found)
+        beside(options.save, "md").write_text(f"# Serving\n\n`{command}`\n\n{text}\n")
     return 0
 
 

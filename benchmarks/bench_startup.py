@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from benchmarks.figures import add_save, save
 from cyxcore import graphlearner, layers
 from cyxcore.kernels import cpu
 from cyxcore.objectives import training_step
@@ -185,8 +186,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="5 rounds instead of 30, no torch.compile")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     found = measure(options.quick)
+    save(options.save, found)
     if options.json:
         print(json.dumps(found))
         return 0

@@ -33,6 +33,7 @@ import psutil
 from msgspec import Struct
 from msgspec.structs import replace
 
+from benchmarks.figures import add_save, save
 from cyxcore.errors import CyxError
 from cyxnet import credentials, jobfile, subjects
 from cyxnet import messages as m
@@ -357,11 +358,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="500 jobs and 30 assignments")
     parser.add_argument("--centrals", type=int, default=1, help="how many centrals share the work")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     jobs, assigned = (500, 30) if options.quick else (SIGNED_AT_ONCE, 300)
     found = run(measure(jobs, assigned, options.centrals))
+    figures = {what: {name: round(value, 2) for name, value in row.items()} for what, row in found.items()}
+    save(options.save, figures)
     if options.json:
-        print(json.dumps({what: {name: round(value, 2) for name, value in row.items()} for what, row in found.items()}))
+        print(json.dumps(figures))
         return 0
     print(f"{jobs} submissions, {assigned} assignments, {platform.processor() or platform.machine()}")
     for what, row in found.items():

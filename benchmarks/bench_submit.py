@@ -22,6 +22,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from benchmarks.figures import add_save, save
 from cyxnet import jobfile
 from cyxnet.client import AsyncClient
 from cyxnet.local import LocalNetwork
@@ -61,12 +62,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="5 jobs instead of 30")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     found = asyncio.run(measure(5 if options.quick else 30))
     figures = {
         stage: {"p50_ms": round(statistics.median(values), 1), "max_ms": round(max(values), 1)}
         for stage, values in found.items()
     }
+    save(options.save, figures)
     if options.json:
         print(json.dumps(figures))
         return 0

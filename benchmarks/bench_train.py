@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cyxcore as cx
+from benchmarks.figures import add_save, save
 from cyxcore import functional as F
 from cyxcore.kernels import cpu
 
@@ -284,6 +285,7 @@ def main() -> int:
         "--numerics", choices=list(LOSS_TOLERANCE), default="exact", help="the class of our products (docs/numerics.md)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_save(parser)
     options = parser.parse_args()
     names = [name for name in options.only.split(",") if name] or list(MODELS)
     if unknown := sorted(set(names) - set(MODELS)):
@@ -305,17 +307,15 @@ def main() -> int:
         if ratios and not options.json:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
             print(f"{threads} thread(s): geometric mean {mean:.2f} × the fastest of torch, least {min(ratios):.2f} ×")
+    result = {
+        "machine": platform.processor() or platform.machine(),
+        "isa": cpu.isa(),
+        "numerics": options.numerics,
+        "threads": found,
+    }
+    save(options.save, result)
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "machine": platform.processor() or platform.machine(),
-                    "isa": cpu.isa(),
-                    "numerics": options.numerics,
-                    "threads": found,
-                }
-            )
-        )
+        print(json.dumps(result))
     return 0
 
 

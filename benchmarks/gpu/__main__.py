@@ -14,16 +14,15 @@ without a device the program says so and ends with status 0.
 import argparse
 import datetime
 import importlib.metadata
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import add_save, beside, save
 from benchmarks.gpu import models, peers
 from cyxcore import device as devices
 from cyxcore.device import Call
@@ -277,7 +276,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, three models, no torch.compile")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     parser.add_argument("--only", default="", help="comma-separated: matmul,convolution,memory,launches,training")
-    parser.add_argument("--save", type=Path, help="path without ending; .json and .md are written")
+    add_save(parser, "NAME.json and NAME.md")
     options = parser.parse_args()
     try:
         devices.backend("cuda")
@@ -291,8 +290,8 @@ def main() -> int:
         getattr(bench, name)()
     result = {"environment": bench.environment(), "rows": bench.rows}
     if options.save:
-        options.save.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        options.save.with_suffix(".md").write_text(markdown(result))
+        save(options.save, result)
+        beside(options.save, "md").write_text(markdown(result))
     return 0
 
 

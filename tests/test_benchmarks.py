@@ -1,0 +1,124 @@
+"""`python -m benchmarks`: what it runs, what it says when something fails, and what it draws. Nothing is timed."""
+
+import json
+import sys
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import charts
+
+RESULTS = Path(benchmarks.__file__).parent / "results"
+SAVES = "import sys; open(sys.argv[-1] + '.json', 'w').write({!r})"
+TIMES = {"p50_ms": 1.5, "p99_ms": 90.0}
+FIGURES = {  # of the others, the last figures are in benchmarks/results
+    "eager": {"isa": "avx2", "ns": {"x + y": {"cyx": 220.0, "torch": 2264.0}, "x.exp()": {"cyx": 291.0}}},
+    "failover": {"kills": [{"what": "node", "p50_s": 1.0, "p99_s": 2.0, "target_s": None, "lost": 0}]},
+    "flood": {"none": {"p50 ms": 1.0, "flood /s": 0.0}, "metrics": {"p50 ms": 2.0, "flood /s": 16250.0}},
+    "kernels": {"us": {"add 1M": {"cyx": 600.0, "numpy": 700.0}}},
+    "llm": {"tokens_per_s": [{"weights": "Q8_0", "threads": 1, "part": "decode", "cyx": 9.0}]},
+    "log": {"one alone": {"per_s": 900.0, "cpu_us": 80.0} | TIMES, "js.publish": {"per_s": 700.0}},
+    "rebuild": {"events": 20_000, "alone_s": 0.6, "alone_cpu_s": 0.1, "same_content_hash": True},
+    "schedule": {"rows": [{"nodes": 100, "jobs": 1000, "slot": TIMES, "arrival": TIMES, "scan": TIMES}]},
+    "startup": {"MLP": {"cyx": {"plan": TIMES}, "target_ms": 6.0, "torch eager": {"plan": TIMES}}, "import": TIMES},
+    "submissions": {"the broker alone": {"one at a time /s": 129.6}},
+    "submit": {"total": {"p50_ms": 40.0, "max_ms": 60.0}},
+    "train": {"threads": {"1": {"cnn": {"torch eager": 215.4, "cyx": 150.7, "plan_s": 0.2, "losses_apart": 1e-7}}}},
+}
+
+
+def run(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options])
+    return benchmarks.main()
+
+
+def writes(figures):
+    return [sys.executable, "-c", SAVES.format(json.dumps(figures))]
+
+
+def test_the_list_says_of_every_program_what_it_measures(monkeypatch, capsys):
+    assert run(monkeypatch, "--list") == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    files = {path.stem.removeprefix("bench_") for path in Path(benchmarks.__file__).parent.glob("bench_*.py")}
+    assert said.keys() == files | {"gpu"} == charts.CHARTS.keys()
+    assert all(len(what) > 20 for what in said.values())
+
+
+@pytest.mark.parametrize("name", sorted(benchmarks.programs()))
+def test_every_program_can_be_quick_and_save_what_it_found(name):
+    source = benchmarks.programs()[name].read_text()
+    assert '"--quick"' in source and "add_save(parser" in source and "save(" in source
+    assert benchmarks.command(benchmarks.programs()[name], quick=True)[-1] == "--quick"
+
+
+@pytest.mark.parametrize(
+    "only, said",
+    [
+        (["lgo"], "--only: there is no benchmark 'lgo'; did you mean log? They are control, eager,"),
+        (["log", "bench_train"], "there is no benchmark 'bench_train'; did you mean train?"),
+        (["log,ü"], "there is no benchmark 'ü'; They are control,"),
+    ],
+)
+def test_a_name_that_is_none_is_one_error_before_anything_runs(monkeypatch, capsys, only, said):
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *(word for name in only for word in ("--only", name)))
+    found = capsys.readouterr()
+    assert said in found.err and "==" not in found.out
+
+
+def test_names_may_be_given_one_by_one_or_with_commas_and_each_is_run_once():
+    known = ["control", "log", "train"]
+    assert benchmarks.chosen(["train", "log, train", ""], known) == ["train", "log"]
+    assert benchmarks.chosen([], known) == known
+
+
+def test_what_fails_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, capfd):
+    (tmp_path / "flood.json").write_text("{}")  # of another run
+    commands = {
+        "flood": [sys.executable, "-c", "print('so far'); raise SystemExit(3)"],
+        "log": writes([]),
+        "submit": writes(FIGURES["submit"]),
+        "gpu": [sys.executable, "-c", ""],
+    }
+    assert benchmarks.measure_all(commands, tmp_path, plots=True) == 1
+    said = capfd.readouterr().out.splitlines()
+    ends = {line.split()[0]: line for line in said[said.index(f"== 4 benchmarks, into {tmp_path} ==") + 1 :]}
+    assert "FAILED: ended with status 3" in ends["flood"] and "so far" in said
+    assert "FAILED: its figures cannot be drawn" in ends["log"]
+    assert "wrote submit.json, submit.svg" in ends["submit"]
+    assert "measured nothing" in ends["gpu"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.json", "submit.json", "submit.svg"]
+
+
+def test_all_went_well_is_status_0(tmp_path):
+    assert benchmarks.measure_all({"submit": writes(FIGURES["submit"])}, tmp_path / "new", plots=False) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["submit.json"]
+
+
+def test_without_matplotlib_it_says_so_before_it_measures(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(charts.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "--only", "log", "--save", str(tmp_path))
+    assert "pip install 'cyx[plot]', or give --no-plots" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder_for_results(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "--only", "log", "--save", str(tmp_path / "file"))
+    assert "expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(charts.CHARTS))
+def test_the_figures_of_each_are_drawn_the_same_each_time(name, tmp_path):
+    found = FIGURES[name] if name in FIGURES else json.loads((RESULTS / f"{name}.json").read_text())
+    drawn = list(charts.CHARTS[name](found))
+    assert drawn and all(chart.labels for chart in drawn)
+    for path in (tmp_path / "one.svg", tmp_path / "two.svg"):
+        charts.draw(name, found, path)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    words = "".join(xml.parse(tmp_path / "one.svg").getroot().itertext())
+    assert all(chart.title in words and chart.labels[0] in words for chart in drawn)
