@@ -52,7 +52,7 @@ class RunReports:
         self._blobs = blobs
         self._network_id = network_id
         self._policy = policy
-        self._drawn: dict[object, tuple[str, str]] = {}  # by report: (job, whose work is checked), not in the log yet
+        self._drawn: dict[object, tuple[str, str]] = {}  # by report under way: (job, whose work is checked)
 
     async def start(self, edge: Bus) -> None:
         handlers: NodeHandlers = {
@@ -224,10 +224,8 @@ class RunReports:
         report = object()
 
         def event(job: jobs.Job) -> m.Completed:
-            world = self._world
-            in_check = {segments.checked_node(world.jobs[job_id]) for job_id in world.checking}
-            in_check |= {node_id for job_id, node_id in self._drawn.values() if job_id != job.job_id}
-            made = segments.completion(self._policy, job, delivered, world.nodes, self._machine.wall_ms(), in_check)
+            nodes, now_ms, in_check = self._world.nodes, self._machine.wall_ms(), self._in_check(job.job_id)
+            made = segments.completion(self._policy, job, delivered, nodes, now_ms, in_check)
             if made.segment:
                 self._drawn[report] = job.job_id, jobs.node_of(job, made.segment)
             return made
@@ -236,6 +234,16 @@ class RunReports:
             return await self._report(said, event, lambda job: _same_delivery(job.completed, delivered), check)
         finally:
             self._drawn.pop(report, None)
+
+    def _in_check(self, job_id: str) -> set[str]:
+        """Ids of the nodes of whose work on other jobs some is being checked, or is about to be.
+
+        The world says so once the log does, and of what any central drew. What this one has just drawn is not there
+        before it is stored: deliveries that come in one moment are all decided before the first of them is.
+        """
+        world = self._world
+        stored = {segments.checked_node(world.jobs[each]) for each in world.checking}
+        return stored | {node_id for each, node_id in self._drawn.values() if each != job_id}
 
     async def _report(
         self,
