@@ -10,7 +10,7 @@ from typing import Any
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.eager import Tensor, wrap
+from cyxcore.eager import Tensor, next_key, wrap
 from cyxcore.errors import GraphError
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
@@ -57,8 +57,9 @@ class Compiled:
             raise GraphError("compile: expected the function to return tensors computed from its arguments")
         names = [str(place) for place in range(len(inputs))]
         graph = evaluation_graph(builder.graph(*outputs))
+        draws = sorted(node.attrs["stream"] for node in graph.nodes if node.op == "uniform")
         return (
-            Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics),
+            Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics, draws=draws),
             several,
             self._bound.kept(),
         )
@@ -78,6 +79,8 @@ class Compiled:
         plan, several, _ = self._plans.of(key, lambda: self._compile(tensors, device))
         for place, x in enumerate(tensors):
             plan.backend.assign(plan.inputs[str(place)], devices.put(x._data, device))
+        for drawn in plan.keys:
+            drawn[:] = next_key()
         plan.run()
         results = tuple(wrap(array.copy()) for array in plan.outputs)
         return results if several else results[0]

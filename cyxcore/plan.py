@@ -14,7 +14,7 @@ and out, unless the plan is made resident.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,10 +194,12 @@ class Plan:
         resident: Collection[str] = (),
         fetch: bool = True,
         numerics: str | None = None,
+        draws: Iterable[int] = (),
     ) -> None:
         """resident: the inputs that are arrays of the device. fetch: whether outputs are copied to the host; otherwise
         they are arrays of the device. No difference where that is the host. numerics: of products on the cpu, see
-        cyxcore.set_numerics; None: the class that is set.
+        cyxcore.set_numerics; None: the class that is set. draws: the streams of random numbers that have each a key of
+        its own, in `keys`, as draws of tensors have; the others are of `key`.
         """
         if any(node.op == "by_mode" for node in graph.nodes):
             raise GraphError("plan: the graph still holds both modes; embed it with training=True or False first")
@@ -224,6 +226,9 @@ class Plan:
         self.key, self._device_key = (
             self._fed((2,), "uint64", resident=False) if drawn else (np.zeros(2, np.uint64),) * 2
         )
+        fed = {stream: self._fed((2,), "uint64", resident=False) for stream in draws}
+        self.keys = [host for host, _ in fed.values()]
+        self._device_keys = {stream: there for stream, (_, there) in fed.items()}
         self._device_inputs: dict[str, Array] = {}
         self._root = [decided.alias.get(place, place) for place in range(len(graph.nodes))]
         self._bands = {place: stretch.bands for stretch in decided.stretches for place in stretch.places}
@@ -249,6 +254,9 @@ class Plan:
         """A call on whole arrays, or on those of the first band."""
         node = self.graph.nodes[place]
         inputs = [self.arrays[i] for i in node.inputs]
+        if node.op == "uniform" and node.attrs["stream"] in self._device_keys:
+            own = self._device_keys[node.attrs["stream"]]
+            return Call(node.op, self.arrays[place], (own,), {**node.attrs, "stream": 0})
         if stretch is None:
             return Call(node.op, self.arrays[place], tuple(inputs), node.attrs)
         bands = stretch.bands

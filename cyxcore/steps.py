@@ -165,7 +165,8 @@ class CompiledStep:
                 count[...] = optimizer.steps + 1 - (0 if place is None else optimizer.missed[place])
             for number, lr in rates:
                 lr[...] = optimizer.param_groups[number]["lr"]
-        plan.key[:] = next_key()
+        for drawn in plan.keys:
+            drawn[:] = next_key()
         plan.run()
         for optimizer, missing in traced.stepped:  # a step that failed is none
             optimizer.steps += 1
@@ -200,7 +201,8 @@ class CompiledStep:
         if not all(isinstance(value, Symbol) for value in outputs):
             raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
-        plan = Plan(builder.graph(*outputs), held, device, resident=names, fetch=False, numerics=self.numerics)
+        graph, draws = builder.graph(*outputs), range(builder.draws)
+        plan = Plan(graph, held, device, resident=names, fetch=False, numerics=self.numerics, draws=draws)
         written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
         scalars, stepped = [], []
         for optimizer, stepper in zip(self.optimizers, steppers, strict=True):

@@ -166,7 +166,7 @@ class Builder:
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
         self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number
-        self._streams = 0
+        self.draws = 0  # of random numbers, so far
 
     def _add(
         self,
@@ -261,8 +261,8 @@ class Builder:
         return self.apply("key", (), {})
 
     def uniform(self, shape: tuple[int, ...]) -> Symbol:
-        self._streams += 1
-        return self.apply("uniform", [self.key()], {"shape": shape, "stream": self._streams - 1})
+        self.draws += 1
+        return self.apply("uniform", [self.key()], {"shape": shape, "stream": self.draws - 1})
 
     def constant(self, value: Any, dtype: str | None = None) -> Symbol:
         """A value written into the graph: a number, nested lists of numbers, or an array."""

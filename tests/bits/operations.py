@@ -131,6 +131,7 @@ UNARY: list[Callable[[Any], Any]] = [
     lambda x: x.exp() / (1.0 + x.exp()),
     lambda x: x.double().tanh().astype(x.dtype),
     lambda x: x.masked_fill(x > 0.5, 0.25),
+    lambda x: F.dropout(x, 0.3),
     lambda x: cx.no_grad()(lambda: x * 2.0)(),
     lambda x: cx.remat(lambda v: (v * 1.5).tanh() * v, x),
 ]
@@ -339,6 +340,8 @@ def _layer(scene: Scene, x: Any, i: Instruction) -> Any:
             return x.reshape(len(x), 2, width // 2)
         case 15 if x.ndim == 3:
             return x.reshape(x.shape[0], -1)
+        case 15:
+            return found(lambda: nn.Sequential(nn.Dropout(0.4), nn.Linear(width, width)))(x)
         case _:
             return found(lambda: nn.PReLU())(x)
 

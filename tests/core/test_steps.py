@@ -1,5 +1,6 @@
 """Compiled training steps: to the last bit the plain ones, and one may follow the other."""
 
+import functools
 from collections.abc import Callable
 from threading import Barrier, Thread
 from typing import Any
@@ -166,6 +167,29 @@ def test_dropout_draws_anew_in_each_step_and_eval_draws_nothing() -> None:
     assert step(x, y).item() != step(x, y).item()
     model.eval()
     assert step(x, y).item() == step(x, y).item() == F.cross_entropy(model(x), y).item()
+
+
+def test_random_numbers_of_compiled_steps_and_functions_are_those_of_plain_ones() -> None:
+    """Draws before, between and after them too: each takes a key."""
+
+    def run(compiled: Callable[[int], bool]) -> list[Any]:
+        cx.manual_seed(3)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+        step = training_step(model, optim.Adam(model.parameters()))
+        dropped = functools.partial(F.dropout, p=0.5, training=True)
+        both, either = (step, cx.compile(step)), (dropped, cx.compile(lambda x: F.dropout(x, 0.5, training=True)))
+        found: list[Any] = []
+        for number in range(4):
+            found.append(both[compiled(number)](*batch(number)).item())
+            found.append(either[compiled(number)](batch(number)[0]).tolist())
+            found.append(cx.rand(1).item())
+        model.eval()
+        answer = (model, cx.compile(model))[compiled(0)]
+        return [*found, answer(batch(0)[0]).tolist(), cx.rand(1).item()]
+
+    plain = run(lambda number: False)
+    assert run(lambda number: True) == plain
+    assert run(lambda number: number % 2 == 0) == plain
 
 
 def test_another_shape_is_another_plan_of_the_same_state() -> None:
