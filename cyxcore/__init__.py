@@ -91,15 +91,29 @@ _NAMES: dict[str, str] = {
         "searching",
     ),
     "einsum": "einsum",
-    **dict.fromkeys("allclose bincount isclose logsumexp median quantile scatter_add split topk".split(), "extras"),
-    **dict.fromkeys("matmul matrix_transpose tensordot vecdot".split(), "linalg"),
+    **dict.fromkeys("allclose bincount isclose logsumexp median scatter_add split topk".split(), "extras"),
+    **dict.fromkeys("cholesky matmul matrix_power matrix_transpose qr slogdet svd tensordot vecdot".split(), "linalg"),
+    **dict.fromkeys("cholesky_inverse cholesky_solve matrix_exp triangular_solve".split(), "solving"),
+    **dict.fromkeys(
+        "bartlett_window blackman_window hamming_window hann_window istft kaiser_window stft".split(), "signals"
+    ),
     **dict.fromkeys(
         (
-            "addcdiv addcmul addmm amax amin bmm cat cdist chunk clamp clone cosine_similarity cross cumprod "
-            "cumsum det diag diag_embed diagonal dist div dot eq erf flatten frac fmod gather ge gt hstack "
-            "index_add index_fill index_select inverse is_tensor le lerp log_softmax lt masked_fill masked_select "
+            "adaptive_avg_pool1d avg_pool1d batch_norm bilinear celu channel_shuffle conv1d conv2d conv3d "
+            "conv_transpose1d conv_transpose2d conv_transpose3d dropout embedding group_norm hardshrink instance_norm "
+            "kl_div layer_norm max_pool1d max_pool2d max_pool3d pairwise_distance pixel_shuffle pixel_unshuffle prelu "
+            "rms_norm selu threshold triplet_margin_loss"
+        ).split(),
+        "nn.functional",
+    ),
+    **dict.fromkeys(
+        (
+            "addcdiv addcmul addmm amax amin bmm cat cdist concatenate chunk clamp clone cosine_similarity cross "
+            "cumprod cumsum det diag diag_embed diagonal dist div dot eq erf flatten frac fmod gather ge gt hstack "
+            "index_add index_fill index_select inverse is_complex is_floating_point is_tensor le lerp "
+            "log_softmax lt masked_fill masked_select "
             "mm movedim mul mv nan_to_num narrow ne neg norm numel outer permute ravel relu repeat_interleave "
-            "rsqrt scatter select sigmoid softmax sub swapaxes t take_along_dim transpose true_divide unbind "
+            "row_stack rsqrt scatter select sigmoid softmax sub swapaxes t take_along_dim transpose true_divide unbind "
             "unflatten unique unsqueeze vstack xlogy"
         ).split(),
         "torchnames",
@@ -112,13 +126,22 @@ _NAMES: dict[str, str] = {
             "exp2 fix fliplr flipud float_power fmax fmin gcd ger heaviside histc hsplit index_copy index_put inner "
             "is_nonzero is_same_size is_signed isneginf isposinf isreal kron kthvalue lcm ldexp lgamma logaddexp2 "
             "logcumsumexp logdet logit masked_scatter msort nanmean nansum pinverse polar promote_types rad2deg rot90 "
-            "rsub scatter_reduce select_scatter sgn sinc slice_scatter split_with_sizes std_mean swapdims "
+            "rsub select_scatter sgn sinc slice_scatter split_with_sizes std_mean swapdims "
             "tensor_split trapezoid unique_consecutive var_mean vdot view_as_complex view_as_real vsplit"
         ).split(),
         "torchrarer",
     ),
     **dict.fromkeys(
         (
+            "cumulative_trapezoid frexp gradient histogram index_reduce mode nanmedian nanquantile pdist put quantile "
+            "renorm scatter_reduce unravel_index vander"
+        ).split(),
+        "torchstatistics",
+    ),
+    **dict.fromkeys(
+        (
+            "BoolTensor ByteTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor Size complex logspace seed "
+            "are_deterministic_algorithms_enabled set_default_dtype set_printoptions use_deterministic_algorithms "
             "get_default_dtype get_num_threads get_rng_state initial_seed is_grad_enabled poisson randint_like "
             "set_num_threads set_rng_state "
             "as_tensor bernoulli inference_mode multinomial normal rand_like randint randn_like randperm "

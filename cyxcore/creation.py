@@ -138,41 +138,55 @@ def ones(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires
 
 
 @placed
-def empty(shape: Any, *more: Any, dtype: Any = None, device: Any = None) -> Tensor:
+def empty(shape: Any, *more: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Whatever the memory held before: to be written to."""
     _on(device)
-    return wrap(np.empty(_shape(shape, more), NUMPY_DTYPES["float32" if dtype is None else dtype_name(dtype)]))
+    made = wrap(np.empty(_shape(shape, more), NUMPY_DTYPES["float32" if dtype is None else dtype_name(dtype)]))
+    return made.requires_grad_() if requires_grad else made
 
 
 @placed
-def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """One number everywhere; its kind gives the dtype."""
     _on(device)
     if type(fill_value) not in DEFAULTS:
         raise DtypeError(f"full: expected a number, got {type(fill_value).__name__}")
-    return Tensor(fill_value, dtype).broadcast_to(_shape(shape)).copy()
+    made = Tensor(fill_value, dtype).broadcast_to(_shape(shape)).copy()
+    return made.requires_grad_() if requires_grad else made
 
 
-def zeros_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+def zeros_like(
+    x: Any, /, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, memory_format: Any = None
+) -> Tensor:
     """A tensor of x's shape (and dtype, unless given) filled with 0."""
-    return zeros(value_of("zeros_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
+    made = zeros(value_of("zeros_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
+    return made.requires_grad_() if requires_grad else made
 
 
-def ones_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+def ones_like(
+    x: Any, /, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, memory_format: Any = None
+) -> Tensor:
     """A tensor of x's shape (and dtype, unless given) filled with 1."""
-    return ones(value_of("ones_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
+    made = ones(value_of("ones_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
+    return made.requires_grad_() if requires_grad else made
 
 
-def empty_like(x: Any, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+def empty_like(
+    x: Any, /, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, memory_format: Any = None
+) -> Tensor:
     """A tensor of x's shape (and dtype, unless given) whose values are not set."""
-    return empty(value_of("empty_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
+    made = empty(value_of("empty_like", x).shape, dtype=dtype or x.dtype, device=device or getattr(x, "device", None))
+    return made.requires_grad_() if requires_grad else made
 
 
-def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+def full_like(
+    x: Any, /, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor of x's shape (and dtype, unless given) filled with one value."""
-    return full(
+    made = full(
         value_of("full_like", x).shape, fill_value, dtype=dtype or x.dtype, device=device or getattr(x, "device", None)
     )
+    return made.requires_grad_() if requires_grad else made
 
 
 @placed

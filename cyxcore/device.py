@@ -310,6 +310,9 @@ class Device(str):
         return None
 
 
+named = cache(Device)
+
+
 class _Callable(ModuleType):
     """This module is cx.device, and as a function it is PyTorch's torch.device."""
 

@@ -201,6 +201,11 @@ class FloatInfo(NamedTuple):
     smallest_normal: float
     dtype: str
 
+    @property
+    def tiny(self) -> float:
+        """smallest_normal, by its older name."""
+        return self.smallest_normal
+
 
 class IntegerInfo(NamedTuple):
     bits: int

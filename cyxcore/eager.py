@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import indexing, infer, torchrarer  # noqa: F401 - tensors have PyTorch's names too
+from cyxcore import indexing, infer, torchstatistics  # noqa: F401 - tensors have PyTorch's names too
 from cyxcore.conversion import as_array as as_array
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import (
@@ -312,7 +312,7 @@ class Tensor(Held, Leaving):
             )
         if gradient is None and self.dtype in COMPLEX:
             raise GradientError(
-                "backward: expected a real scalar, got a complex one; take abs() or real(), or pass a gradient"
+                "backward: expected a real scalar, got a complex one; take abs() or .real, or pass a gradient"
             )
         if gradient is None and self._on_host:
             return self._constant(1.0, self.dtype)

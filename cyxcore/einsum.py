@@ -17,6 +17,8 @@ def einsum(equation: str, /, *operands: Any) -> Any:
     """
     if not operands:
         raise SpecError("einsum: expected at least one tensor")
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
     values = together(*operands)
     if values[0].dtype == "bool":  # as in NumPy: whether some product is true
         return einsum(equation, *(value.astype("float32") for value in values)) > 0.0

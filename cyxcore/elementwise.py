@@ -23,7 +23,7 @@ __all__ = (  # also in cyxcore/__init__.py
 ).split()
 
 F = TypeVar("F", bound=Callable[..., Any])
-_WORDS = frozenset(("dim", "dims", "keepdim", "diagonal"))  # that only PyTorch has
+_WORDS = frozenset(("dim", "dims", "keepdim", "diagonal", "unbiased"))  # that only PyTorch has
 
 
 def value_of(name: str, x: Any) -> Any:
@@ -84,9 +84,9 @@ def _inexact_binary(op: str, x1: Any, x2: Any) -> Any:
 # arithmetic ---------------------------------------------------------------------------------------
 
 
-def add(x1: Any, x2: Any, /) -> Any:
-    """x1 + x2, broadcast."""
-    return _binary("add", x1, x2)
+def add(x1: Any, x2: Any, /, *, alpha: float = 1) -> Any:
+    """x1 + alpha * x2, broadcast."""
+    return _binary("add", x1, x2 if alpha == 1 else x2 * alpha)
 
 
 def subtract(x1: Any, x2: Any, /) -> Any:
@@ -194,9 +194,9 @@ def trunc(x: Any, /) -> Any:
     return _unary("trunc", x)
 
 
-def round(x: Any, /) -> Any:
-    """The nearest whole number, the even one between two."""
-    return _unary("round", x)
+def round(x: Any, /, *, decimals: int = 0) -> Any:
+    """The nearest whole number, the even one between two; or to so many decimals."""
+    return _unary("round", x) if not decimals else _unary("round", x * 10.0**decimals) / 10.0**decimals
 
 
 # exponentials and trigonometry --------------------------------------------------------------------

@@ -25,9 +25,9 @@ class Leaving(InMemory):
     requires_grad: bool
 
     @property
-    def device(self) -> str:
+    def device(self) -> devices.Device:
         """Where ops of this tensor run: a name of cyxcore.device.DEVICES."""
-        return devices.name_of(self._data)
+        return devices.named(devices.name_of(self._data))
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The array itself, not a copy, where it is in the host's memory; otherwise a copy."""

@@ -16,9 +16,7 @@ from cyxcore.searching import argsort, sort
 from cyxcore.statistics import all as all_of
 from cyxcore.values import apply, to_inexact, together
 
-__all__ = (
-    "allclose bincount isclose logsumexp median quantile scatter_add split topk".split()
-)  # also in cyxcore/__init__.py
+__all__ = "allclose bincount isclose logsumexp median scatter_add split topk".split()  # also in cyxcore/__init__.py
 
 MAX_BINS = 1 << 24
 

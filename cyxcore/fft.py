@@ -15,9 +15,12 @@ from cyxcore.dtype import COMPLEX, complex_dtype, dtype_name
 from cyxcore.elementwise import conj, value_of
 from cyxcore.errors import AxisError, DtypeError, ShapeError, SpecError
 from cyxcore.manipulation import roll
+from cyxcore.torchwords import worded
 from cyxcore.values import apply
 
-__all__ = ("fft fftfreq fftn fftshift hfft ifft ifftn ifftshift ihfft irfft irfftn rfft rfftfreq rfftn").split()
+__all__ = (
+    "fft fft2 fftfreq fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft irfft2 irfftn rfft rfft2 rfftfreq rfftn"
+).split()
 
 _OTHER = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
 
@@ -187,3 +190,28 @@ def fftshift(x: Any, /, *, axes: int | Sequence[int] | None = None) -> Any:
 def ifftshift(x: Any, /, *, axes: int | Sequence[int] | None = None) -> Any:
     """What undoes fftshift()."""
     return _shifted("ifftshift", x, axes, back=True)
+
+
+def _of_two(function: Any, name: str, undone: str) -> Any:
+    def transform(
+        x: Any, /, *, s: Sequence[int] | None = None, axes: Sequence[int] = (-2, -1), norm: str = "backward"
+    ) -> Any:
+        return function(x, s=s, axes=axes, norm=norm)
+
+    transform.__name__, transform.__doc__ = name, f"{undone} along the last two axes, or the two of `axes`."
+    return transform
+
+
+fft2 = _of_two(fftn, "fft2", "fft()")
+ifft2 = _of_two(ifftn, "ifft2", "ifft()")
+rfft2 = _of_two(rfftn, "rfft2", "rfftn()")
+irfft2 = _of_two(irfftn, "irfft2", "irfftn()")
+
+# By PyTorch's words and places too: fft(x, n, dim, norm), fftn(x, s, dim, norm), fftshift(x, dim).
+for _names, _words, _places in (
+    ("fft ifft rfft irfft hfft ihfft", {"dim": "axis"}, "n axis norm"),
+    ("fftn ifftn rfftn irfftn fft2 ifft2 rfft2 irfft2", {"dim": "axes"}, "s axes norm"),
+    ("fftshift ifftshift", {"dim": "axes"}, "axes"),
+):
+    for _name in _names.split():
+        globals()[_name] = worded(globals()[_name], _words, _places)

@@ -10,6 +10,7 @@ last bits between machines. Those of one matrix work on each matrix (..., M, N) 
 Shapes that do not fit are a ShapeError, matrices LAPACK can do nothing with a DataError.
 """
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from cyxcore.errors import AxisError, ShapeError, SpecError
 from cyxcore.functional.basic import stack
 from cyxcore.infer import broadcast
 from cyxcore.infermatrix import matrices, unpacked
+from cyxcore.torchwords import worded
 from cyxcore.values import apply, of_one_dtype, sum_dtype, to_inexact
 
 __all__ = (
@@ -179,12 +181,21 @@ def trace(x: Any, /, *, offset: int = 0, dtype: Any = None) -> Any:
     return apply("sum", found, axes=(found.ndim - 1,), keepdims=False)
 
 
-def vector_norm(x: Any, /, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False, ord: float = 2) -> Any:
+def vector_norm(
+    x: Any,
+    /,
+    ord: float = 2,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+) -> Any:
     """(sum of |x|^ord)^(1/ord) over axes, all without one; the largest or smallest |x| for ±inf, their count for 0.
 
-    The gradient of the 2-norm of zeros is 0.
+    The gradient of the 2-norm of zeros is 0. dtype: of the sum.
     """
     value = to_inexact(value_of("vector_norm", x))
+    value = value if dtype is None else value.astype(dtype)
     axes = value._axes(axis)
     size = elementwise.abs(value)
     if ord == math.inf or ord == -math.inf:
@@ -372,3 +383,23 @@ def norm(x: Any, /, ord: Any = None, dim: Any = None, keepdim: bool = False) -> 
             raise ShapeError(f"norm: {ord!r} is of a matrix, got {value.shape}; see matrix_norm")
         return matrix_norm(value, ord=ord, keepdims=keepdim)
     return vector_norm(value, axis=dim, keepdims=keepdim, ord=2 if ord is None else ord)
+
+
+_WORDS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes"}
+vector_norm = worded(vector_norm, _WORDS)
+matrix_norm = worded(matrix_norm, _WORDS)
+cross = worded(cross, _WORDS)
+vecdot = worded(vecdot, _WORDS)
+tensordot = worded(tensordot, _WORDS)
+
+
+def __getattr__(name: str) -> Any:
+    """What PyTorch has beside the standard: cyxcore/solving.py."""
+    if name in _BESIDE:
+        return getattr(importlib.import_module("cyxcore.solving"), name)
+    raise AttributeError(f"cyxcore.linalg has no {name!r}")
+
+
+_BESIDE = (
+    "cholesky_inverse cholesky_solve cond lstsq matrix_exp multi_dot solve_triangular tensorinv tensorsolve vander"
+).split()

@@ -49,8 +49,8 @@ def expand_dims(x: Any, /, axis: int | tuple[int, ...]) -> Any:
 
 
 @or_method
-def squeeze(x: Any, /, axis: int | tuple[int, ...]) -> Any:
-    """x without the given axes, which are of size 1."""
+def squeeze(x: Any, /, axis: int | tuple[int, ...] | None = None) -> Any:
+    """x without the given axes, which are of size 1; without all such where none is given."""
     return value_of("squeeze", x).squeeze(axis)
 
 
@@ -165,5 +165,5 @@ def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Any:
     """Elements of x along an axis by index; negative ones count from the end. Raises IndexError out of range."""
     value = value_of("take", x)
     if axis is None and value.ndim != 1:
-        raise AxisError(f"take: expected an axis for shape {value.shape}")
+        raise AxisError(f"take: expected an axis for shape {value.shape}; x.take(index) is of the flattened x")
     return indexing.take(value, indices, value._axis(0 if axis is None else axis))

@@ -11,7 +11,7 @@ from cyxcore.elementwise import logical_not, or_method, value_of
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, take_along_axis
 from cyxcore.indexing import take
-from cyxcore.values import apply, together
+from cyxcore.values import Value, apply, together
 
 __all__ = (  # also in cyxcore/__init__.py
     "argmax argmin argsort isin nonzero searchsorted sort unique_all unique_counts unique_inverse unique_values"
@@ -52,9 +52,13 @@ def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = 
     return take_along_axis(value_of("sort", x), argsort(x, axis=axis, descending=descending), axis)
 
 
-def nonzero(x: Any, /) -> tuple[Any, ...]:
-    """The places of what is not zero: int64 (count,) for each axis, in row-major order."""
+def nonzero(x: Any, /, *, as_tuple: bool | None = None) -> Any:
+    """The places of what is not zero: int64 (count,) for each axis, in row-major order; (count, axes) if as_tuple is
+    False, as in PyTorch.
+    """
     value = value_of("nonzero", x)
+    if as_tuple is not None:
+        return value.nonzero(as_tuple=as_tuple)
     if value.ndim == 0:
         raise ShapeError("nonzero: expected at least one axis, got a 0-d tensor")
     mask = value.astype("bool")
@@ -62,13 +66,21 @@ def nonzero(x: Any, /) -> tuple[Any, ...]:
     return tuple(places[axis] for axis in range(value.ndim))
 
 
-def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None) -> Any:
-    """Where each of x2 belongs in the sorted vector x1: before its equals ("left") or after. int64."""
+def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None, right: bool = False) -> Any:
+    """Where each of x2 belongs in the sorted vector x1: before its equals ("left") or after. int64.
+
+    x1 may be rows (…, N), for x2 (…, M). right: PyTorch's word for side="right".
+    """
     if side not in ("left", "right"):
         raise SpecError(f'searchsorted: expected side "left" or "right", got {side!r}')
+    side = "right" if right else side
     row = value_of("searchsorted", x1)
     if row.ndim != 1:
-        raise ShapeError(f"searchsorted: expected a vector, got {row.shape}")
+        if not isinstance(x2, Value) or row.ndim == 0 or row.shape[:-1] != x2.shape[:-1]:
+            raise ShapeError(f"searchsorted: expected a vector, or rows for as many rows of values, got {row.shape}")
+        row = row if sorter is None else take_along_axis(row, sorter, -1)
+        before, values = row.expand_dims(-2), x2.expand_dims(-1)
+        return (before <= values if side == "right" else before < values).astype("int64").sum(-1)
     row, wanted = together(row if sorter is None else take(row, sorter, 0), x2)
     return apply("searchsorted", row, wanted, right=side == "right")
 

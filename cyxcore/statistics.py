@@ -3,13 +3,14 @@
 axis: an integer, a tuple of them, or None for all. Raises AxisError for an axis a tensor does not have.
 """
 
+import functools
 from typing import Any
 
 from cyxcore.dtype import dtype_name
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import AxisError, ShapeError
 from cyxcore.functional.basic import concat
-from cyxcore.values import apply, sum_dtype
+from cyxcore.values import Value, apply, sum_dtype
 
 __all__ = "all any count_nonzero cumulative_prod cumulative_sum diff max mean min prod std sum var".split()
 
@@ -59,12 +60,28 @@ def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool
     return var(x, axis=axis, correction=correction, keepdims=keepdims).sqrt()
 
 
+def _or_pair(function: Any) -> Any:
+    """max or min by PyTorch's places: with another tensor the one of both, with an axis (values, indices)."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    def call(x: Any, /, *places: Any, **options: Any) -> Any:
+        if not places or isinstance(places[0], Value):
+            return function(x, *places, **options)
+        words = dict(zip(("dim", "keepdim"), places, strict=False))
+        return getattr(value_of(name, x), name)(**(words | options))
+
+    return call
+
+
+@_or_pair
 @or_method
 def max(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """The largest; NaN if there is one."""
     return value_of("max", x).max(axis, keepdims)
 
 
+@_or_pair
 @or_method
 def min(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """The smallest; NaN if there is one."""

@@ -4,18 +4,22 @@ The numbers are those of the generator cx.manual_seed sets.
 """
 
 import importlib
+import math
+import secrets
 from typing import Any
 
 import numpy as np
 
 from cyxcore import creation, random
-from cyxcore.dtype import DEFAULTS
-from cyxcore.eager import Tensor, enable_grad, generator_state, no_grad
-from cyxcore.errors import SpecError
+from cyxcore.dtype import DEFAULTS, dtype_name
+from cyxcore.eager import Tensor, enable_grad, generator_state, manual_seed, no_grad
+from cyxcore.errors import DtypeError, SpecError
 from cyxcore.functional.basic import stack
 from cyxcore.held import is_recording
 
 __all__ = (  # also in cyxcore/__init__.py
+    "BoolTensor ByteTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor Size complex logspace seed "
+    "are_deterministic_algorithms_enabled set_default_dtype set_printoptions use_deterministic_algorithms "
     "as_tensor bernoulli get_default_dtype get_num_threads get_rng_state inference_mode initial_seed "
     "is_grad_enabled multinomial normal poisson rand_like randint randint_like randn_like randperm set_grad_enabled "
     "set_num_threads set_rng_state tril_indices triu_indices"
@@ -156,3 +160,80 @@ def is_grad_enabled() -> bool:
 def get_default_dtype() -> str:
     """The dtype of Python's floats: float32."""
     return DEFAULTS[float]
+
+
+class Size(tuple[int, ...]):
+    """A shape as PyTorch's code writes it: a tuple, which a tensor's shape is here."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """How many elements."""
+        return math.prod(self)
+
+
+def logspace(
+    start: float, end: float, steps: int, base: float = 10.0, *, dtype: Any = None, device: Any = None
+) -> Tensor:
+    """`steps` powers of base, from base ** start to base ** end."""
+    return creation.asarray(np.logspace(start, end, steps, base=base), dtype=dtype or "float32", device=device)
+
+
+def complex(real: Tensor, imag: Tensor) -> Tensor:
+    """Complex numbers of their parts, which are floats of one dtype."""
+    if real.dtype != imag.dtype or real.dtype not in ("float32", "float64"):
+        raise DtypeError(f"complex: expected two tensors of float32 or of float64, got {real.dtype} and {imag.dtype}")
+    return real + imag * 1j
+
+
+def seed() -> int:
+    """A seed that nobody knew before, set by manual_seed and returned."""
+    chosen = secrets.randbits(63)
+    manual_seed(chosen)
+    return chosen
+
+
+def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
+    """Without effect: there are no others."""
+
+
+def are_deterministic_algorithms_enabled() -> bool:
+    """True."""
+    return True
+
+
+def set_default_dtype(d: Any) -> None:
+    """float32 is the dtype of Python's floats. Raises DtypeError for another."""
+    if dtype_name(d) != DEFAULTS[float]:
+        raise DtypeError(
+            f"set_default_dtype: it is always {DEFAULTS[float]} here, got {d}; say dtype= or model.double()"
+        )
+
+
+def set_printoptions(**options: Any) -> None:
+    """NumPy's, which print tensors: precision, threshold, edgeitems, linewidth, sci_mode (its suppress, reversed)."""
+    if "sci_mode" in options:
+        sci_mode = options.pop("sci_mode")
+        options["suppress"] = None if sci_mode is None else not sci_mode
+    options.pop("profile", None)
+    np.set_printoptions(**options)
+
+
+def _typed(name: str, dtype: str) -> Any:
+    def make(*data: Any) -> Tensor:
+        if len(data) == 1 and not isinstance(data[0], int):
+            return creation.tensor(data[0], dtype=dtype)
+        return creation.zeros(data or (0,), dtype=dtype)
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"A tensor of {dtype} of data; of sizes, zeros. Newer code writes tensor(data, dtype=...)."
+    return make
+
+
+FloatTensor = _typed("FloatTensor", "float32")
+DoubleTensor = _typed("DoubleTensor", "float64")
+HalfTensor = _typed("HalfTensor", "float16")
+LongTensor = _typed("LongTensor", "int64")
+IntTensor = _typed("IntTensor", "int32")
+ByteTensor = _typed("ByteTensor", "uint8")
+BoolTensor = _typed("BoolTensor", "bool")

@@ -152,6 +152,11 @@ def gather(x: Any, dim: int, index: Any) -> Any:
     return take_along_axis(part, index, place)
 
 
+def take_along_dim(x: Any, indices: Any, dim: int | None = None) -> Any:
+    """The elements of x that each index names along an axis (of the flattened x without one); the others broadcast."""
+    return take_along_axis(x.reshape(-1), indices.reshape(-1), 0) if dim is None else take_along_axis(x, indices, dim)
+
+
 def _no_longer(name: str, x: Any, place: int, index: Any) -> None:
     if index.ndim != x.ndim or any(index.shape[at] > x.shape[at] for at in range(x.ndim) if at != place):
         raise ShapeError(f"{name}: expected an index no longer than x {x.shape} beside axis {place}, got {index.shape}")
@@ -243,8 +248,15 @@ def nonzero(x: Any, as_tuple: bool = False) -> Any:
     return found if as_tuple else stack(found, axis=1)
 
 
-def unique(x: Any, return_inverse: bool = False, return_counts: bool = False) -> Any:
-    """The different values in ascending order; with them where each element of x is among these, and how many."""
+def unique(
+    x: Any, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+) -> Any:
+    """The different values in ascending order; with them where each element of x is among these, and how many.
+
+    sorted: they always are. dim: the different parts along an axis, in the order of their elements.
+    """
+    if dim is not None:
+        return _unique_parts(x, x._axis(dim), return_inverse, return_counts)
     every = searching.unique_all(x)
     order = searching.argsort(every.values)
     found = [every.values[order]]
@@ -255,8 +267,25 @@ def unique(x: Any, return_inverse: bool = False, return_counts: bool = False) ->
     return found[0] if len(found) == 1 else tuple(found)
 
 
-def sort(x: Any, dim: int = -1, descending: bool = False) -> Picked:
-    """(values, indices) along an axis; equals keep their order."""
+def _unique_parts(x: Any, place: int, return_inverse: bool, return_counts: bool) -> Any:
+    rows = manipulation.moveaxis(x, place, 0)
+    flat = rows.reshape(rows.shape[0], -1)
+    order = x._constant(list(range(flat.shape[0])), "int64").reshape(-1)
+    for column in reversed(range(flat.shape[1])):  # stable: the first column decides last
+        order = manipulation.take(order, searching.argsort(manipulation.take(flat[:, column], order, axis=0)), axis=0)
+    lines = manipulation.take(flat, order, axis=0)
+    fresh = concat([x._constant([True], "bool")[: lines.shape[0]], statistics.any(lines[1:] != lines[:-1], axis=1)])
+    found = [manipulation.moveaxis(manipulation.take(rows, order[fresh], axis=0), 0, place)]
+    group = statistics.cumulative_sum(fresh.astype("int64"), axis=0) - 1
+    if return_inverse:
+        found.append(manipulation.take(group, searching.argsort(order), axis=0))
+    if return_counts:
+        found.append(extras.bincount(group, minlength=found[0].shape[place]))
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def sort(x: Any, dim: int = -1, descending: bool = False, *, stable: bool = True) -> Picked:
+    """(values, indices) along an axis; equals keep their order, whatever `stable` says."""
     order = searching.argsort(x, axis=dim, descending=descending)
     return Picked(take_along_axis(x, order, x._axis(dim)), order)
 
@@ -266,8 +295,8 @@ def argsort(x: Any, dim: int = -1, descending: bool = False, stable: bool = True
     return searching.argsort(x, axis=dim, descending=descending)
 
 
-def topk(x: Any, k: int, dim: int = -1, largest: bool = True) -> Any:
-    """(values, indices) of the k largest or smallest along an axis."""
+def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    """(values, indices) of the k largest or smallest along an axis, in their order whatever `sorted` says."""
     return extras.topk(x, k, axis=dim, largest=largest)
 
 
@@ -300,12 +329,6 @@ def _reduction(name: str, function: Function) -> Function:
 
     method.__doc__ = function.__doc__
     return method
-
-
-def quantile(x: Any, q: float, dim: Any = None, keepdim: bool = False, **words: Any) -> Any:
-    """The value below which a share q of x lies, linear between neighbours."""
-    axis = words.pop("axis", dim)
-    return extras.quantile(x, q, axis=axis, keepdims=words.pop("keepdims", keepdim), **words)
 
 
 def amax(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -559,7 +582,7 @@ _RENAMED: dict[str, Function] = {
     **{"eq": elementwise.equal, "ne": elementwise.not_equal, "lt": elementwise.less, "le": elementwise.less_equal},
     **{"gt": elementwise.greater, "ge": elementwise.greater_equal, "bitwise_not": elementwise.bitwise_invert},
     **{"mm": linalg.matmul, "bmm": linalg.matmul, "mv": linalg.matmul, "inverse": linalg.inv},
-    **{"movedim": manipulation.moveaxis, "take_along_dim": take_along_axis},
+    **{"movedim": manipulation.moveaxis, "take_along_dim": take_along_dim},
     **{"softmax": functional.softmax, "log_softmax": functional.log_softmax},
 }
 _OWN = (
@@ -567,7 +590,7 @@ _OWN = (
     gather, scatter_add, scatter, index_select, index_add, index_fill, masked_fill, masked_select, nonzero, unique,
     sort, argsort, topk, median, cumsum, cumprod, norm, dist, add, sub, div, clamp, round, rsqrt, frac, fmod,
     nan_to_num, lerp, addcmul, addcdiv, addmm, xlogy, dot, tril, triu, diag, diag_embed, diagonal, diff, tile,
-    type_as, numel, dim, is_floating_point, is_complex, clone, roll, flip, view_as, expand_as, amax, amin, quantile,
+    type_as, numel, dim, is_floating_point, is_complex, clone, roll, flip, view_as, expand_as, amax, amin,
 )  # fmt: skip
 _REDUCTIONS: dict[str, Function] = {
     **{"prod": statistics.prod, "all": statistics.all, "any": statistics.any, "argmin": searching.argmin},
@@ -575,7 +598,7 @@ _REDUCTIONS: dict[str, Function] = {
 }
 # Functions of ours whose first argument is the tensor, and which PyTorch has as methods too.
 _SAME = {
-    elementwise: set(elementwise.__all__) - {"astype", "add", "subtract", "round"},
+    elementwise: set(elementwise.__all__) - {"astype", "add", "subtract", "round", "real", "imag"},
     manipulation: {"moveaxis", "broadcast_to", "permute_dims"},
     linalg: {"matmul", "outer", "cross", "trace", "det", "slogdet", "cholesky", "qr", "matrix_power"},
     extras: {"isclose", "allclose", "bincount"},
@@ -597,9 +620,12 @@ METHODS: dict[str, Function] = {
 }
 
 
-def cat(tensors: Any, dim: int = 0) -> Any:
+def cat(tensors: Any, dim: int = 0, *, axis: int | None = None) -> Any:
     """Tensors joined along an axis they have: cx.concat."""
-    return concat(tensors, dim)
+    return concat(tensors, dim if axis is None else axis)
+
+
+concatenate = cat
 
 
 def hstack(tensors: Any) -> Any:
@@ -615,6 +641,9 @@ def vstack(tensors: Any) -> Any:
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     """The cosine of the angle between x1 and x2 along an axis."""
     return functional.cosine_similarity(x1, x2, dim, eps)
+
+
+row_stack = vstack
 
 
 def is_tensor(x: Any) -> bool:
@@ -633,3 +662,6 @@ def __getattr__(name: str) -> Any:
 for _name, _method in METHODS.items():
     if not hasattr(Value, _name):
         setattr(Value, _name, _method)
+
+Value.real = property(elementwise.real)  # type: ignore[attr-defined]
+Value.imag = property(elementwise.imag)  # type: ignore[attr-defined]

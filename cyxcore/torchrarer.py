@@ -244,13 +244,19 @@ def msort(x: Any) -> Any:
     return searching.sort(x, axis=0)
 
 
-def std_mean(x: Any, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> tuple[Any, Any]:
-    """(standard deviation by N - correction, mean)."""
+def std_mean(
+    x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> tuple[Any, Any]:
+    """(standard deviation by N - correction, mean). correction: 1, with unbiased=False 0."""
+    correction = int(unbiased) if correction is None else correction
     return statistics.std(x, axis=dim, correction=correction, keepdims=keepdim), x.mean(dim, keepdim)
 
 
-def var_mean(x: Any, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> tuple[Any, Any]:
-    """(variance by N - correction, mean)."""
+def var_mean(
+    x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> tuple[Any, Any]:
+    """(variance by N - correction, mean). correction: 1, with unbiased=False 0."""
+    correction = int(unbiased) if correction is None else correction
     return statistics.var(x, axis=dim, correction=correction, keepdims=keepdim), x.mean(dim, keepdim)
 
 
@@ -370,7 +376,8 @@ def argwhere(x: Any) -> Any:
 
 def take(x: Any, index: Any) -> Any:
     """The elements of the flattened x that `index` names."""
-    return manipulation.take(x.reshape(-1), index.reshape(-1), axis=0).reshape(*index.shape)
+    places = index if isinstance(index, Value) else x._constant(index, "int64")
+    return manipulation.take(x.reshape(-1), places.reshape(-1), axis=0).reshape(*places.shape)
 
 
 def diagflat(x: Any, offset: int = 0) -> Any:
@@ -419,37 +426,6 @@ def slice_scatter(
 ) -> Any:
     """x with `src` in a slice of an axis."""
     return _written(x, (*(slice(None),) * x._axis(dim), slice(start, end, step)), src)
-
-
-def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
-    """x with src folded in at the places along an axis that `index` names: by "sum", "mean", "prod", "amax", "amin"."""
-    if reduce not in _FOLDS:
-        raise SpecError(f"scatter_reduce: expected one of {', '.join(_FOLDS)}, got {reduce!r}")
-    flat = torchnames._flat_places("scatter_reduce", x, dim, index)
-    source = torchnames._source("scatter_reduce", x, index, src).reshape(-1)
-    size = x.size
-    hit = extras.scatter_add(x._constant(0.0, "float32").broadcast_to(size), flat, (source == source) * 0.0 + 1.0)
-    own, counts = x.reshape(-1), hit.astype(x.dtype) if x.dtype in FLOATS else hit.astype("int64")
-    if reduce in ("sum", "mean"):
-        start = own if include_self else where(counts > 0, 0, own)
-        total = extras.scatter_add(start, flat, source)
-        among = counts + (1 if include_self else 0)
-        mean = total / where(counts > 0, among, 1) if reduce == "mean" else total
-        return where(counts > 0, mean, own).astype(x.dtype).reshape(*x.shape)
-    fold, result = _FOLDS[reduce], own
-    seen: Any = (counts == counts) if include_self else (counts != counts)
-    places = x._constant(list(range(size)), "int64")
-    for place in range(flat.size):  # one after the other: for few elements
-        here = places == flat[place]
-        result = where(here, where(seen, fold(result, source[place]), source[place]), result)
-        seen = seen | here
-    return result.reshape(*x.shape)
-
-
-_FOLDS: dict[str, Any] = {
-    **{"sum": None, "mean": None, "prod": lambda a, b: a * b},
-    **{"amax": maximum, "amin": minimum},
-}
 
 
 # questions ----------------------------------------------------------------------------------------
@@ -585,7 +561,7 @@ _OWN = (
     baddbmm, addbmm, addmv, addr, vdot, inner, kron, logdet, adjoint, cov, corrcoef, nansum, nanmean, aminmax, cummax,
     cummin, logcumsumexp, kthvalue, msort, unique_consecutive, histc, swapdims, fliplr, flipud, rot90, tensor_split,
     hsplit, vsplit, dsplit, split_with_sizes, sum_to_size, argwhere, take, diagflat, index_copy, index_put,
-    masked_scatter, select_scatter, slice_scatter, scatter_reduce, isposinf, isneginf, isreal, is_nonzero, is_signed,
+    masked_scatter, select_scatter, slice_scatter, isposinf, isneginf, isreal, is_nonzero, is_signed,
     is_same_size,
 )  # fmt: skip
 METHODS: dict[str, Function] = {**_RENAMED, **{function.__name__: function for function in _OWN}}

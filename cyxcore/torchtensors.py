@@ -18,11 +18,11 @@ WRITTEN = (
     "atanh baddbmm bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil clamp "
     "clamp_max clamp_min clip copysign cos cosh cumprod cumsum deg2rad digamma div divide eq erf erfc erfinv exp "
     "exp2 expm1 fix float_power floor floor_divide fmod frac gcd ge greater greater_equal gt heaviside hypot "
-    "index_add index_copy index_fill index_put lcm ldexp le lerp less less_equal lgamma log log10 log1p log2 "
-    "logical_and logical_not logical_or logical_xor logit lt masked_fill masked_scatter mul multiply nan_to_num ne "
-    "neg negative nextafter not_equal pow rad2deg reciprocal relu remainder round rsqrt scatter scatter_add "
-    "scatter_reduce sgn sigmoid sign sin sinc sinh sqrt square sub subtract tan tanh tril triu true_divide trunc "
-    "xlogy"
+    "index_add index_copy index_fill index_put index_reduce lcm ldexp le lerp less less_equal lgamma log log10 log1p "
+    "log2 logical_and logical_not logical_or logical_xor logit lt masked_fill masked_scatter mul multiply nan_to_num "
+    "ne neg negative nextafter not_equal pow put rad2deg reciprocal relu remainder renorm round rsqrt scatter "
+    "scatter_add scatter_reduce sgn sigmoid sign sin sinc sinh sqrt square sub subtract tan tanh tril triu true_divide "
+    "trunc xlogy"
 ).split()
 
 WHOLE = {"bool": 2, "bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53}  # how far each holds them
@@ -41,12 +41,10 @@ ELSEWHERE = {
     "detach_": "write x = x.detach()",
     "retain_grad retains_grad": "x.register_hook(print) sees the gradient of a result",
     "grad_fn output_nr": "the tape keeps no functions that can be asked; is_leaf and requires_grad tell what there is",
-    "to_sparse to_sparse_csr to_sparse_coo coalesce indices values sparse_dim dense_dim sparse_mask": (
-        "there are no sparse tensors"
-    ),
+    "to_sparse to_sparse_csr to_sparse_coo coalesce sparse_dim dense_dim sparse_mask": ("there are no sparse tensors"),
+    "values indices": "x.max(dim=1), x.sort(dim=1), … give (values, indices); x.max(1) gives the values alone",
     "dequantize int_repr q_scale q_zero_point qscheme": "cx.quantize works on whole models",
-    "stft istft": "cx.fft.rfft of x.unfold(-1, size, step)",
-    "eig symeig lstsq lu lu_solve cholesky_solve cholesky_inverse svd solve triangular_solve geqrf orgqr ormqr": (
+    "eig symeig lstsq lu lu_solve cholesky_solve cholesky_inverse solve triangular_solve geqrf orgqr ormqr": (
         "cx.linalg has eig, svd, solve, cholesky, qr and pinv"
     ),
     "igamma igammac i0 polygamma mvlgamma": "cx.special has gammaln and digamma alone of these",

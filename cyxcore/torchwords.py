@@ -45,6 +45,26 @@ def in_words(method: str, axis: Any, keepdims: bool, words: dict[str, Any]) -> t
     return words.get("dim", axis), words.get("keepdim", keepdims)
 
 
+def worded(function: Any, words: Mapping[str, str], places: str = "") -> Any:
+    """A function of keywords that takes PyTorch's words for them too: {its word: ours}.
+
+    places: what PyTorch gives by its place after the first argument, by our words. None for a norm is the usual one.
+    """
+    order = places.split()
+
+    @functools.wraps(function)
+    def call(x: Any, /, *given: Any, **options: Any) -> Any:
+        options = {words.get(name, name): value for name, value in options.items()}
+        if order:
+            options = dict(zip(order, given, strict=False)) | options
+            given = given[len(order) :]
+            if options.get("norm", "") is None:
+                del options["norm"]
+        return function(x, *given, **options)
+
+    return call
+
+
 def accept(makers: Iterable[Any], only: Mapping[str, Any], ignored: str = "") -> None:
     """Let classes be made with options that PyTorch has and they have not.
 

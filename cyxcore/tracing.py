@@ -3,16 +3,17 @@
 The function runs once per probe batch size and never again; a training node runs only the graph.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cyxcore import linalg
 from cyxcore.errors import GraphError
 from cyxcore.graph import Graph
 from cyxcore.symbols import MOST_NODES, Builder, Symbol, batch_free
-from cyxcore.values import TRACED
+from cyxcore.values import TRACED, Value
 
 if TYPE_CHECKING:
     from cyxcore.nn.module import Module
@@ -62,13 +63,18 @@ def symbolic(
             holder[name] = value
 
 
-def trace(model: "Module | Callable[[Any], Any]", input_shape: Sequence[int], dtype: str = "float32") -> Traced:
-    """The graph and weights of a module (or of a function of one tensor).
+def trace(model: Any, input_shape: Sequence[int] | None = None, dtype: str = "float32") -> Any:
+    """The graph and weights of a module (or of a function of one tensor): Traced. Of a matrix PyTorch's trace.
 
     input_shape is the shape of one sample. Raises GraphError for code a graph cannot hold: a
     condition on values, .numpy(), a dependence on the batch size. Layers of nn label their nodes.
     """
     from cyxcore.nn.module import Module
+
+    if isinstance(model, Value):
+        return linalg.trace(model)
+    if input_shape is None:
+        raise GraphError("trace: expected input_shape, the shape of one sample")
 
     def at(batch_size: int) -> Graph:
         builder = Builder(batch_size, MOST_NODES)

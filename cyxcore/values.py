@@ -396,17 +396,25 @@ class Value:
             raise AxisError(f"axis: expected {-self.ndim}..{self.ndim - 1} for shape {self.shape}, got {axis}")
         return place % self.ndim
 
-    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Self:
-        """The sum; integers and bools are summed as int64, unsigned ones as uint64, as in NumPy."""
+    def sum(
+        self, axis: int | Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None, **words: Any
+    ) -> Self:
+        """The sum, in `dtype`; without one integers and bools as int64, unsigned ones as uint64, as in NumPy."""
         if words:
             axis, keepdims = in_words("sum", axis, keepdims, words)
-        value = self if self.dtype in INEXACT else self.astype(sum_dtype(self.dtype))
+        if dtype is not None:
+            value = self.astype(dtype)
+        else:
+            value = self if self.dtype in INEXACT else self.astype(sum_dtype(self.dtype))
         return apply("sum", value, axes=self._axes(axis), keepdims=keepdims)
 
-    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Self:
+    def mean(
+        self, axis: int | Sequence[int] | None = None, keepdims: bool = False, dtype: Any = None, **words: Any
+    ) -> Self:
+        """The mean, in `dtype`; NaN of nothing."""
         if words:
             axis, keepdims = in_words("mean", axis, keepdims, words)
-        value, axes = to_inexact(self), self._axes(axis)
+        value, axes = to_inexact(self if dtype is None else self.astype(dtype)), self._axes(axis)
         if any(not self.shape[place] for place in axes):  # of nothing: NaN, as the standard has it
             return value.sum(axes, keepdims) * math.nan
         return apply("mean", value, axes=axes, keepdims=keepdims)
@@ -420,7 +428,8 @@ class Value:
     ) -> Self:
         """Squared distances from the mean, added and divided by N - correction.
 
-        As in NumPy the correction is 0, where `dim` names the axis 1, as in PyTorch (unbiased=False: 0).
+        The correction is 0, as in NumPy and the array API standard: x.var(), x.var(0), x.var(axis=0). Only where `dim`
+        names the axis it is 1, as in PyTorch (unbiased=False: 0). correction= or unbiased= say it in every case.
         """
         unbiased = words.pop("unbiased", "dim" in words)
         if words:
@@ -445,13 +454,23 @@ class Value:
         return self.var(axis, keepdims, correction, **words).sqrt()
 
     def max(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Any:
-        """The largest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis."""
+        """The largest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis.
+
+        Of another tensor: the larger of both, element by element.
+        """
+        if isinstance(axis, Value):
+            return apply("maximum", *together(self, axis))
         if words:
             return self._extreme("max", *in_words("max", axis, keepdims, words))
         return apply("max", self, axes=self._axes(axis), keepdims=keepdims)
 
     def min(self, axis: int | Sequence[int] | None = None, keepdims: bool = False, **words: Any) -> Any:
-        """The smallest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis."""
+        """The smallest; NaN if there is one. With `dim` as in PyTorch: (values, indices) along that axis.
+
+        Of another tensor: the smaller of both, element by element.
+        """
+        if isinstance(axis, Value):
+            return apply("minimum", *together(self, axis))
         if words:
             return self._extreme("min", *in_words("min", axis, keepdims, words))
         return apply("min", self, axes=self._axes(axis), keepdims=keepdims)

@@ -24,7 +24,8 @@ cyxcore.functional.convolutions cyxcore.functional.pooling cyxcore.functional.ad
 cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
 cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
 cyxcore.searching cyxcore.extras cyxcore.einsum cyxcore.linalg cyxcore.matrixgradients
-cyxcore.torchnames cyxcore.special cyxcore.torchrarer cyxcore.symbols cyxcore.options
+cyxcore.torchnames cyxcore.special cyxcore.torchrarer cyxcore.torchstatistics cyxcore.solving
+cyxcore.symbols cyxcore.options
 cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
 cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
 """.split()
@@ -48,7 +49,7 @@ cyxcore.gradients cyxcore.memory
 cyxcore.passes cyxcore.onepass cyxcore.recompute cyxcore.accumulating cyxcore.bands cyxcore.plan
 cyxcore.tape cyxcore.keys cyxcore.conversion
 cyxcore.torchtensors cyxcore.exports
-cyxcore.eager cyxcore.creation cyxcore.fft
+cyxcore.eager cyxcore.creation cyxcore.fft cyxcore.signals
 cyxcore.saving cyxcore.random cyxcore.torchfunctions
 cyxcore.data.datasets cyxcore.data.samplers cyxcore.data.collate
 cyxcore.transforms.draws cyxcore.transforms.colour cyxcore.transforms.geometry cyxcore.transforms.policies

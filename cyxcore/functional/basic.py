@@ -127,13 +127,15 @@ def sigmoid(x: Any) -> Any:
     return x.sigmoid()
 
 
-def softmax(x: Any, dim: int = -1) -> Any:
-    """exp(x) / sum(exp(x)) along an axis."""
+def softmax(x: Any, dim: int = -1, dtype: Any = None) -> Any:
+    """exp(x) / sum(exp(x)) along an axis. dtype: what x is converted to before."""
+    x = x if dtype is None else x.astype(dtype)
     return apply("softmax", x, axis=_axis(x, dim))
 
 
-def log_softmax(x: Any, dim: int = -1) -> Any:
-    """The logarithm of softmax along an axis."""
+def log_softmax(x: Any, dim: int = -1, dtype: Any = None) -> Any:
+    """The logarithm of softmax along an axis. dtype: what x is converted to before."""
+    x = x if dtype is None else x.astype(dtype)
     return apply("log_softmax", x, axis=_axis(x, dim))
 
 
@@ -197,8 +199,10 @@ def embedding_bag(indices: Any, weight: Any, mode: str = "mean", per_sample_weig
     return {"sum": rows.sum, "mean": rows.mean, "max": rows.max}[mode](1)
 
 
-def one_hot(indices: Any, num_classes: int) -> Any:
-    """1 in the place of each index, 0 elsewhere."""
+def one_hot(indices: Any, num_classes: int = -1) -> Any:
+    """1 in the place of each index, 0 elsewhere, as float32. -1: as many classes as the largest index says."""
+    if num_classes == -1:
+        num_classes = int(indices.max().item()) + 1
     return apply("one_hot", indices.astype("int64"), depth=num_classes)
 
 
@@ -218,8 +222,10 @@ def total_norm(squares: Any) -> Any:
     return total.sqrt()
 
 
-def where(condition: Any, x1: Any, x2: Any, /) -> Any:
-    """x1 where condition holds, else x2 (numbers allowed)."""
+def where(condition: Any, x1: Any = None, x2: Any = None, /) -> Any:
+    """x1 where condition holds, else x2 (numbers allowed); of a condition alone the places where it does."""
+    if x1 is None and x2 is None:
+        return condition.nonzero(as_tuple=True)
     left, right = together(x1, x2) if isinstance(x1, Value) or isinstance(x2, Value) else (x1, x2)
     if not isinstance(left, Value):
         dtype = result_type(*(DEFAULTS[type(number)] for number in (x1, x2)))
@@ -237,8 +243,9 @@ def minimum(x1: Any, x2: Any, /) -> Any:
     return apply("minimum", *together(x1, x2))
 
 
-def concat(arrays: Any, /, axis: int | None = 0) -> Any:
-    """Tensors joined along an axis they already have; flattened first where it is None."""
+def concat(arrays: Any, /, axis: int | None = 0, *, dim: int | None = None) -> Any:
+    """Tensors joined along an axis they already have; flattened first where it is None. dim: PyTorch's word for it."""
+    axis = axis if dim is None else dim
     values = together(*arrays)
     if axis is None:
         return concat([value.reshape(-1) for value in values])

@@ -13,7 +13,7 @@ from tests.core.oracle import agree, numbers, same, signature_differences
 NORMS = ("backward", "ortho", "forward")
 
 
-@pytest.mark.parametrize("name", [f"fft.{name}" for name in fft.__all__])
+@pytest.mark.parametrize("name", [f"fft.{name}" for name in fft.__all__ if name[-1] != "2"])
 def test_the_parameters_are_the_standards(name: str) -> None:
     assert signature_differences(name) == []
 

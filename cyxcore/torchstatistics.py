@@ -1,0 +1,394 @@
+"""PyTorch's functions that count, order and fold: quantiles and modes, histograms, reductions by index, distances.
+
+METHODS are x.name(...) and cx.name(...), MAKERS are functions alone, as in torchrarer.py.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cyxcore import elementwise, extras, linalg, manipulation, searching, statistics, torchnames, torchrarer
+from cyxcore.dtype import FLOATS
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.basic import concat, stack, take_along_axis, where
+from cyxcore.inplace import InPlace
+from cyxcore.torchwords import Picked
+from cyxcore.values import Value, to_inexact
+
+Function = Callable[..., Any]
+
+INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
+
+
+class Histogram(NamedTuple):
+    """How many elements are in each part, or the sum of their weights; and where the parts begin and end."""
+
+    hist: Any
+    bin_edges: Any
+
+
+# order --------------------------------------------------------------------------------------------
+
+
+def mode(x: Any, dim: int = -1, keepdim: bool = False) -> Picked:
+    """(the most frequent value, the smallest of several; the last place where it is) along an axis."""
+    place, size = x._axis(dim), x.shape[x._axis(dim)]
+    if not size:
+        raise ShapeError(f"mode: expected at least one element along axis {dim}, got {x.shape}")
+    order = searching.argsort(x, axis=place)
+    row = take_along_axis(x, order, place)
+    within = tuple(-1 if axis == place else 1 for axis in range(x.ndim))
+    steps = x._constant(list(range(size)), "int64").reshape(*within).broadcast_to(*x.shape)
+    head = (*(slice(None),) * place, slice(0, 1))
+    rest, before = ((*(slice(None),) * place, part) for part in (slice(1, None), slice(None, -1)))
+    fresh = concat([steps[head] == 0, row[rest] != row[before]], place)
+    starts = torchrarer.cummax(where(fresh, steps, 0), place).values
+    best = (steps - starts).argmax(place, keepdims=True)  # the first place where a value has come most often
+    found = [take_along_axis(each, best, place) for each in (row, order)]
+    return Picked(*(each if keepdim else each.squeeze(place) for each in found))
+
+
+def _share(q: Any) -> list[float]:
+    """The shares of a number or a vector of them. Raises SpecError for what is none."""
+    held: Any = q
+    given = held.reshape(-1).tolist() if isinstance(q, Value) else [q]
+    if not all(isinstance(share, (int, float)) and 0.0 <= share <= 1.0 for share in given):
+        raise SpecError(f"quantile: expected a share of 0..1, got {q}")
+    return given
+
+
+def _between(low: Any, high: Any, share: Any, interpolation: str) -> Any:
+    """The value a share of the way from one neighbour to the other."""
+    if interpolation == "midpoint":
+        return low + (high - low) * where(share > 0.0, 0.5, 0.0)
+    return where(high == low, low, low + (high - low) * share)  # also of two infinities
+
+
+def _quantiles(name: str, x: Any, q: Any, dim: Any, keepdim: bool, interpolation: str, skipping: bool) -> Any:
+    if interpolation not in INTERPOLATIONS:
+        raise SpecError(f"{name}: expected interpolation {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
+    value = to_inexact(x)
+    flat, place = (value.reshape(-1), 0) if dim is None else (value, value._axis(dim))
+    if not flat.shape[place]:
+        raise ShapeError(f"{name}: expected at least one element along the axis, got {x.shape}")
+    row = searching.sort(flat, axis=place)
+    none = (row != row).astype("int64").sum(place, keepdims=True)
+    count = (flat.shape[place] - none).astype("float64")  # places are exact in it
+    found = []
+    for share in _share(q):
+        at = elementwise.clip(count - 1.0, 0.0, None) * share
+        below = elementwise.floor(at)
+        if interpolation == "nearest":
+            at = below = elementwise.round(at)
+        elif interpolation in ("lower", "higher"):
+            at = below = below if interpolation == "lower" else elementwise.ceil(at)
+        low = take_along_axis(row, below.astype("int64"), place)
+        high = take_along_axis(row, elementwise.ceil(at).astype("int64"), place)
+        picked = _between(low, high, (at - below).astype(value.dtype), interpolation)
+        missing = count == 0.0 if skipping else none > 0
+        picked = where(missing, math.nan, picked)
+        if dim is None:
+            found.append(picked.reshape((1,) * x.ndim if keepdim else ()))
+        else:
+            found.append(picked if keepdim else picked.squeeze(place))
+    return stack(found, 0) if isinstance(q, Value) and q.ndim else found[0]
+
+
+def quantile(
+    x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear", **words: Any
+) -> Any:
+    """The value below which a share q of x lies; of a vector q one row for each. NaN where x has one.
+
+    interpolation: between neighbours, one of linear, lower, higher, midpoint, nearest.
+    """
+    dim, keepdim = words.pop("axis", dim), words.pop("keepdims", keepdim)
+    if words:
+        raise TypeError(f"quantile() got an unexpected keyword argument {min(words)!r}")
+    return _quantiles("quantile", x, q, dim, keepdim, interpolation, skipping=False)
+
+
+def nanquantile(x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear") -> Any:
+    """quantile() of what is a number."""
+    return _quantiles("nanquantile", x, q, dim, keepdim, interpolation, skipping=True)
+
+
+def nanmedian(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    """median() of what is a number: of two middles the lower one; with `dim` (values, indices)."""
+    flat, axis = (x.reshape(-1), 0) if dim is None else (x, x._axis(dim))
+    if not flat.shape[axis]:
+        raise ShapeError(f"nanmedian: expected at least one element along the axis, got {x.shape}")
+    row, order = torchnames.sort(flat, axis)
+    count = (row == row).astype("int64").sum(axis, keepdims=True)
+    at = elementwise.clip(elementwise.floor_divide(count - 1, 2), 0, None)
+    found = [take_along_axis(each, at, axis) for each in (row, order)]
+    if dim is None:
+        return found[0].reshape(())
+    return Picked(*found) if keepdim else Picked(*(each.squeeze(axis) for each in found))
+
+
+def histogram(
+    x: Any, bins: Any, *, range: tuple[float, float] | None = None, weight: Any = None, density: bool = False
+) -> Histogram:
+    """(how many elements are in each part, the edges of the parts); the last part has its upper edge too.
+
+    bins: how many equal parts of `range` (of all elements without one), or the edges. weight: of each element.
+    density: divided so that the integral is 1.
+    """
+    flat = x.reshape(-1)
+    if isinstance(bins, Value):
+        edges = bins
+    else:
+        low, high = range or ((flat.min().item(), flat.max().item()) if flat.size else (0.0, 1.0))
+        if low > high:
+            raise SpecError(f"histogram: expected a range from low to high, got {range}")
+        low, high = (low - 0.5, high + 0.5) if low == high else (low, high)
+        steps = [low + (high - low) * at / bins for at in _range(bins)] + [high]
+        edges = x._constant(steps, x.dtype)
+    count = edges.shape[0] - 1
+    places = searching.searchsorted(edges, flat, side="right") - 1
+    places = where(flat == edges[count], count - 1, places)
+    inside = (places >= 0) & (places < count)
+    given = flat * 0.0 + 1.0 if weight is None else weight.reshape(-1)
+    kept = where(inside, given, 0.0)
+    zeros = x._constant(0.0, x.dtype).broadcast_to(count)
+    hist = extras.scatter_add(zeros, where(inside, places, 0), kept.astype(x.dtype))
+    if density:
+        hist = hist / hist.sum() / (edges[1:] - edges[:-1])
+    return Histogram(hist, edges)
+
+
+_range = range
+
+
+# folding ------------------------------------------------------------------------------------------
+
+
+def _ranks(places: Any) -> Any:
+    """Of each element how many before it have its place."""
+    order = searching.argsort(places)
+    row = manipulation.take(places, order, axis=0)
+    steps = places._constant(list(range(places.size)), "int64")
+    fresh = concat([steps[:1] == 0, row[1:] != row[:-1]])
+    starts = manipulation.take(steps[fresh], statistics.cumulative_sum(fresh.astype("int64")) - 1, axis=0)
+    return manipulation.take(steps - starts, searching.argsort(order), axis=0)
+
+
+def _products(own: Any, places: Any, source: Any, keep: Any) -> Any:
+    """own (where keep) times all of the source for its place, in the order of the source."""
+    rank = _ranks(places)
+    result = where(keep, own, 1)
+    for turn in range(int(rank.max().item()) + 1 if rank.size else 0):
+        chosen = rank == turn
+        at = places[chosen]
+        factors = torchrarer.index_put(own * 0 + 1, (at,), source[chosen])
+        result = result * factors
+    return result
+
+
+def _extremes(own: Any, places: Any, source: Any, keep: Any, largest: bool) -> Any:
+    """The largest (or smallest) of own (where keep) and all of the source for its place.
+
+    The gradient is divided evenly among equals, as PyTorch's.
+    """
+    bare, self_ = source.detach(), own.detach()
+    order = searching.argsort(bare if largest or bare.dtype not in FLOATS else -bare)
+    if not largest and bare.dtype not in FLOATS:
+        order = manipulation.flip(order)
+    order = manipulation.take(order, searching.argsort(manipulation.take(places, order, axis=0)), axis=0)
+    row = manipulation.take(places, order, axis=0)
+    last = concat([row[1:] != row[:-1], row[-1:] == row[-1:]])  # of each place the best comes last
+    best = torchrarer.index_put(self_, (row[last],), manipulation.take(bare, order, axis=0)[last])
+    hit = torchrarer.index_put(self_ != self_, (places,), places._constant(True, "bool").broadcast_to(places.size))
+    fold = torchrarer.maximum if largest else torchrarer.minimum
+    best = where(hit, where(keep, fold(best, self_), best), self_)
+    if not (own.requires_grad or source.requires_grad):
+        return best
+    ours = (self_ == best) & (keep | ~hit)
+    theirs = bare == manipulation.take(best, places, axis=0)
+    equals = extras.scatter_add(ours.astype(own.dtype), places, theirs.astype(own.dtype))
+    share = 1.0 / where(equals == 0.0, 1.0, equals)
+    # Zeros, which have the gradients: the value itself is not rounded by what the shares add up to.
+    moved = where(theirs & elementwise.isfinite(bare), source - bare, 0.0) * manipulation.take(share, places, axis=0)
+    return best + extras.scatter_add(where(ours & elementwise.isfinite(self_), own - self_, 0.0) * share, places, moved)
+
+
+def _dense(x: Any, place: int, index: Any, src: Any, reduce: str, include_self: bool) -> Any:
+    """scatter_reduce in a graph: every place looks at every element of its line."""
+    size, rows = x.shape[place], index.shape[place]
+    first, source = (manipulation.moveaxis(each, place, 0) for each in (x, src))
+    at = manipulation.moveaxis(index.astype("int64"), place, 0)
+    kept = first[tuple(slice(0, n) for n in (size, *at.shape[1:]))]
+    neutral = {"prod": 1.0, "amax": -math.inf, "amin": math.inf}[reduce]
+    lines = x._constant(list(range(size)), "int64").reshape(size, *(1,) * at.ndim)
+    here = at.expand_dims(0).broadcast_to(size, rows, *at.shape[1:]) == lines
+    table = where(here, source.expand_dims(0), x._constant(neutral, x.dtype))
+    if include_self:
+        table = concat([table, kept.expand_dims(1)], 1)
+    if reduce == "prod":
+        found = table[:, -1] if include_self else table[:, 0]
+        for row in range(0 if include_self else 1, rows):  # in the order in which tensors are multiplied
+            found = found * table[:, row]
+    else:
+        found = table.max(1) if reduce == "amax" else table.min(1)
+    found = where(here.astype("int64").sum(1) > 0, found, kept)
+    for axis in range(1, at.ndim):  # what the index does not reach stays
+        if at.shape[axis] < first.shape[axis]:
+            rest = first[(*(slice(0, n) for n in found.shape[:axis]), slice(at.shape[axis], None))]
+            found = concat([found, rest], axis)
+    return manipulation.moveaxis(found, 0, place)
+
+
+def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
+    """x with src folded in at the places along an axis that `index` names: by "sum", "mean", "prod", "amax", "amin".
+
+    include_self: what x has there is folded in too. A graph holds (places x sources) numbers for the last three.
+    """
+    if reduce not in _REDUCTIONS:
+        raise SpecError(f"scatter_reduce: expected one of {', '.join(_REDUCTIONS)}, got {reduce!r}")
+    flat = torchnames._flat_places("scatter_reduce", x, dim, index)
+    whole = torchnames._source("scatter_reduce", x, index, src)
+    if reduce not in ("sum", "mean") and not isinstance(x, InPlace):
+        return _dense(x, x._axis(dim), index, whole, reduce, include_self)
+    source, own = whole.reshape(-1), x.reshape(-1)
+    ones = source._constant(1.0, "float32").broadcast_to(source.size)
+    hit = extras.scatter_add(x._constant(0.0, "float32").broadcast_to(x.size), flat, ones)
+    counts = hit.astype(x.dtype) if x.dtype in FLOATS else hit.astype("int64")
+    if reduce in ("sum", "mean"):
+        start = own if include_self else where(counts > 0, 0, own)
+        total = extras.scatter_add(start, flat, source)
+        among = where(counts > 0, counts + (1 if include_self else 0), 1)
+        exact = elementwise.floor_divide if x.dtype not in FLOATS else elementwise.divide
+        return (exact(total, among) if reduce == "mean" else total).astype(x.dtype).reshape(*x.shape)
+    if not source.size:
+        return x.copy()
+    keep = (counts == 0) | include_self
+    if reduce == "prod":
+        found = _products(own, flat, source, keep)
+    else:
+        found = _extremes(own, flat, source, keep, reduce == "amax")
+    return found.reshape(*x.shape)
+
+
+_REDUCTIONS = ("sum", "mean", "prod", "amax", "amin")
+
+
+def index_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
+    """x with rows of `source` folded in where `index` (N,) points along an axis: by prod, mean, amax, amin."""
+    if reduce not in _REDUCTIONS[1:]:
+        raise SpecError(f"index_reduce: expected one of {', '.join(_REDUCTIONS[1:])}, got {reduce!r}")
+    place = x._axis(dim)
+    shape = tuple(-1 if axis == place else 1 for axis in range(x.ndim))
+    wide = index.reshape(*shape).broadcast_to(*source.shape)
+    return scatter_reduce(x, place, wide, source, reduce, include_self=include_self)
+
+
+# distances and differences ------------------------------------------------------------------------
+
+
+def pdist(x: Any, p: float = 2.0) -> Any:
+    """The p-norms of the differences of all pairs of rows of x (N, M): (N (N - 1) / 2,)."""
+    if x.ndim != 2:
+        raise ShapeError(f"pdist: expected rows (N, M), got {x.shape}")
+    pairs = [(i, j) for i in range(x.shape[0]) for j in range(i + 1, x.shape[0])]
+    one, other = (x._constant([pair[at] for pair in pairs], "int64").reshape(-1) for at in (0, 1))
+    return torchnames.norm(manipulation.take(x, one, axis=0) - manipulation.take(x, other, axis=0), p, dim=1)
+
+
+def gradient(x: Any, *, spacing: Any = 1.0, dim: Any = None, edge_order: int = 1) -> tuple[Any, ...]:
+    """The slopes along axes (all without `dim`), by central differences; at the ends by those of one side.
+
+    spacing: between neighbours, a number or one for each axis. edge_order: 1.
+    """
+    axes = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+    widths = [spacing] * len(axes) if isinstance(spacing, (int, float)) else list(spacing)
+    if len(widths) != len(axes) or edge_order != 1 or not all(isinstance(h, (int, float)) for h in widths):
+        raise SpecError(f"gradient: expected a spacing for each axis and edge_order 1, got {spacing} and {edge_order}")
+    found = []
+    for axis, h in zip(axes, widths, strict=True):
+        place, size = x._axis(axis), x.shape[x._axis(axis)]
+        if size < 2:
+            raise ShapeError(f"gradient: expected at least 2 elements along axis {axis}, got {x.shape}")
+        steps = statistics.diff(to_inexact(x), axis=place) / float(h)
+        first, last = (torchnames.narrow(steps, place, at, 1) for at in (0, size - 2))
+        inner = torchnames.narrow(steps, place, 0, size - 2) + torchnames.narrow(steps, place, 1, size - 2)
+        found.append(concat([first, inner * 0.5, last], place))
+    return tuple(found)
+
+
+def cumulative_trapezoid(y: Any, x: Any = None, *, dx: float = 1.0, dim: int = -1) -> Any:
+    """The integrals along an axis up to each place but the first, by trapezoids, at places x or dx apart."""
+    place, size = y._axis(dim), y.shape[y._axis(dim)]
+    left, right = torchnames.narrow(y, place, 0, size - 1), torchnames.narrow(y, place, 1, size - 1)
+    widths: Any = dx if x is None else statistics.diff(x, axis=-1 if x.ndim == 1 else place)
+    if x is not None and x.ndim == 1:
+        widths = widths.reshape(*(-1 if axis == place else 1 for axis in range(y.ndim)))
+    return statistics.cumulative_sum((left + right) * 0.5 * widths, axis=place)
+
+
+def renorm(x: Any, p: float, dim: int, maxnorm: float) -> Any:
+    """x with every part along an axis whose p-norm is above maxnorm made smaller to have that one."""
+    place = x._axis(dim)
+    others = tuple(axis for axis in range(x.ndim) if axis != place)
+    size = linalg.vector_norm(x, axis=others, keepdims=True, ord=float(p))
+    return x * where(size > maxnorm, maxnorm / (size + 1e-7), 1.0)
+
+
+def vander(x: Any, N: int | None = None, *, increasing: bool = False) -> Any:  # noqa: N803 - PyTorch's
+    """(…, N): the powers of each element, the highest first unless increasing."""
+    count = x.shape[-1] if N is None else N
+    powers = [elementwise.pow(x, power) if power else x * 0 + 1 for power in range(count)]
+    return stack(powers if increasing else powers[::-1], -1)
+
+
+# places -------------------------------------------------------------------------------------------
+
+
+def put(x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+    """x with the elements of `source` at the places of the flattened x that `index` names; accumulate: added."""
+    return torchrarer.index_put(x.reshape(-1), (index.reshape(-1),), source.reshape(-1), accumulate).reshape(*x.shape)
+
+
+def unravel_index(indices: Any, shape: Any) -> tuple[Any, ...]:
+    """Of places in a flattened tensor of a shape the place along each axis."""
+    found: list[Any] = []
+    rest = indices
+    for size in reversed((shape,) if isinstance(shape, int) else tuple(shape)):
+        found.append(elementwise.remainder(rest, size))
+        rest = elementwise.floor_divide(rest, size)
+    return tuple(reversed(found))
+
+
+class Frexp(NamedTuple):
+    """x = mantissa * 2 ** exponent, with 1/2 <= |mantissa| < 1."""
+
+    mantissa: Any
+    exponent: Any
+
+
+def frexp(x: Any) -> Frexp:
+    """(mantissa, exponent)."""
+    size = elementwise.abs(x)
+    plain = (size > 0.0) & elementwise.isfinite(size)
+    power = elementwise.floor(elementwise.log2(where(plain, size, 1.0))) + 1.0
+    part = where(plain, x / elementwise.pow(x._constant(2.0, x.dtype), power), x)
+    low, high = plain & (elementwise.abs(part) < 0.5), plain & (elementwise.abs(part) >= 1.0)  # a logarithm is rounded
+    part = where(low, part * 2.0, where(high, part * 0.5, part))
+    return Frexp(part, (where(plain, power, 0.0) - low.astype(x.dtype) + high.astype(x.dtype)).astype("int32"))
+
+
+_OWN = (
+    mode, quantile, nanquantile, nanmedian, histogram, scatter_reduce, index_reduce, renorm, put, frexp,
+)  # fmt: skip
+METHODS: dict[str, Function] = {function.__name__: function for function in _OWN}
+MAKERS = (pdist, gradient, cumulative_trapezoid, vander, unravel_index)
+
+
+def __getattr__(name: str) -> Any:
+    """cx.name of what is first of all a method."""
+    if name not in METHODS:
+        raise AttributeError(f"cyxcore.torchstatistics has no {name!r}")
+    return METHODS[name]
+
+
+for _name, _method in METHODS.items():
+    setattr(Value, _name, _method)
