@@ -5,316 +5,395 @@ A training job names its schedule instead (cyxcore/spec.py, ScheduleSpec). Both 
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cyxcore import schedules
+from cyxcore.cycles import CyclicLR as CyclicLR
+from cyxcore.cycles import OneCycleLR as OneCycleLR
 from cyxcore.errors import SpecError
-from cyxcore.optim import Optimizer
-from cyxcore.torchwords import accept
+from cyxcore.optimizer import Optimizer
+from cyxcore.scheduler import LRScheduler as LRScheduler
+from cyxcore.scheduler import of_optimizer, per_group, positive
+
+__all__ = (
+    "ChainedScheduler ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LRScheduler "
+    "LambdaLR LinearLR MultiStepLR MultiplicativeLR OneCycleLR PolynomialLR ReduceLROnPlateau SequentialLR StepLR"
+).split()
+
+Factor = Callable[[int], float]
 
 
-class LRScheduler:
-    """Sets each group's "lr" to its first one times factor(t), t being the number of step() calls so far."""
+class _Stepwise(LRScheduler):
+    """Each rate follows from the one before: several of these, stepped in turn, multiply."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self.last_epoch = 0
-        self._set()
-
-    def factor(self, t: int) -> float:
+    def change(self, t: int) -> float:
+        """What the rate before t is multiplied with."""
         raise NotImplementedError
 
-    def step(self) -> None:
-        self.last_epoch += 1
-        self._set()
+    def factor(self, t: int) -> float:
+        """What the first rate is multiplied with at t."""
+        raise NotImplementedError
 
-    def _set(self) -> None:
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * self.factor(self.last_epoch)
+    def get_lr(self) -> list[float]:
+        change = self.change(self.last_epoch)
+        return [rate * change for rate in self.rates()]
 
-    def get_last_lr(self) -> list[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+    def closed(self) -> list[float] | None:
+        return [base * self.factor(self.last_epoch) for base in self.bases()]
+
+
+class _ByFunctions(LRScheduler):
+    """By functions of yours: one for each group, or one for all."""
+
+    def __init__(self, optimizer: Optimizer, lr_lambda: Factor | list[Factor], last_epoch: int = -1) -> None:
+        self.optimizer = of_optimizer(self, optimizer)
+        self.lr_lambdas: list[Factor] = per_group(self, "lr_lambda", lr_lambda, lambda function: function)
+        if not all(map(callable, self.lr_lambdas)):
+            raise SpecError(f"{type(self).__name__}: expected functions of the step, got {lr_lambda!r}")
+        super().__init__(optimizer, last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"base_lrs": list(self.base_lrs), "last_epoch": self.last_epoch}
+        """lr_lambdas: the attributes of those that are objects; functions are not saved."""
+        own = [dict(getattr(each, "__dict__", {})) or None for each in self.lr_lambdas]
+        return {**super().state_dict(), "lr_lambdas": own}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.base_lrs, self.last_epoch = list(state["base_lrs"]), int(state["last_epoch"])
-        self._set()
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise SpecError(f"{name}: expected at least 1, got {value}")
-    return value
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for each, own in zip(self.lr_lambdas, state.get("lr_lambdas", ()), strict=False):
+            if own:
+                vars(each).update(own)
 
 
-def _cosine(base: float, t: int, total: int, least: float) -> float:
-    """A group that begins at 0 goes up to `least`, as in torch."""
-    return base * schedules.cosine(t, total, least / base) if base else least - least * schedules.cosine(t, total, 0.0)
+class LambdaLR(_ByFunctions):
+    """The first rate times lr_lambda(t)."""
+
+    def get_lr(self) -> list[float]:
+        return [base * each(self.last_epoch) for base, each in zip(self.bases(), self.lr_lambdas, strict=True)]
 
 
-class LambdaLR(LRScheduler):
-    """factor(t) is a function of yours."""
+class MultiplicativeLR(_ByFunctions):
+    """Times lr_lambda(t) at each step() t."""
 
-    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
-        self.factor = lr_lambda  # type: ignore[method-assign, assignment]
-        super().__init__(optimizer)
+    def get_lr(self) -> list[float]:
+        if self.beginning or not self.bases():
+            return self.rates()
+        return [rate * each(self.last_epoch) for rate, each in zip(self.rates(), self.lr_lambdas, strict=True)]
 
 
-class StepLR(LRScheduler):
+class StepLR(_Stepwise):
     """Times gamma after every step_size."""
 
-    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size, self.gamma = _positive("StepLR: step_size", step_size), gamma
-        super().__init__(optimizer)
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
+        self.step_size, self.gamma = positive("StepLR: step_size", step_size), gamma
+        super().__init__(optimizer, last_epoch)
+
+    def change(self, t: int) -> float:
+        return 1.0 if t == 0 or t % self.step_size else self.gamma
 
     def factor(self, t: int) -> float:
         return schedules.steps(t, self.step_size, self.gamma)
 
 
-class MultiStepLR(LRScheduler):
-    """Times gamma at each of the milestones."""
+class MultiStepLR(_Stepwise):
+    """Times gamma at each of the milestones, as often as it is named."""
 
-    def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
         self.milestones, self.gamma = sorted(milestones), gamma
-        super().__init__(optimizer)
+        self._times = Counter(self.milestones)
+        super().__init__(optimizer, last_epoch)
+
+    def change(self, t: int) -> float:
+        return float(self.gamma ** self._times[t])
 
     def factor(self, t: int) -> float:
         return float(self.gamma ** bisect_right(self.milestones, t))
 
 
-class ExponentialLR(LRScheduler):
+class ExponentialLR(_Stepwise):
     """Times gamma each time."""
 
-    def __init__(self, optimizer: Optimizer, gamma: float) -> None:
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
         self.gamma = gamma
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
+
+    def change(self, t: int) -> float:
+        return 1.0 if self.beginning else self.gamma
 
     def factor(self, t: int) -> float:
         return schedules.steps(t, 1, self.gamma)
 
 
-class LinearLR(LRScheduler):
+class ConstantLR(_Stepwise):
+    """Times factor for the first total_iters."""
+
+    def __init__(self, optimizer: Optimizer, factor: float = 1 / 3, total_iters: int = 5, last_epoch: int = -1) -> None:
+        if not 0.0 < factor <= 1.0:
+            raise SpecError(f"ConstantLR: expected a factor above 0, at most 1, got {factor}")
+        self.first, self.total_iters = factor, total_iters
+        super().__init__(optimizer, last_epoch)
+
+    def change(self, t: int) -> float:
+        if t == 0:
+            return self.first
+        return 1.0 / self.first if t == self.total_iters else 1.0
+
+    def factor(self, t: int) -> float:
+        return self.first if t < self.total_iters else 1.0
+
+
+class LinearLR(_Stepwise):
     """Warm-up: from start_factor to end_factor in total_iters equal parts."""
 
     def __init__(
-        self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+        self,
+        optimizer: Optimizer,
+        start_factor: float = 1 / 3,
+        end_factor: float = 1.0,
+        total_iters: int = 5,
+        last_epoch: int = -1,
     ) -> None:
-        self.start, self.end = start_factor, end_factor
-        self.total = _positive("LinearLR: total_iters", total_iters)
-        super().__init__(optimizer)
+        if not (0.0 < start_factor <= 1.0 and 0.0 <= end_factor <= 1.0):
+            raise SpecError(
+                f"LinearLR: expected a start_factor above 0 and an end_factor of at least 0, both at most 1, got "
+                f"{start_factor} and {end_factor}"
+            )
+        self.start_factor, self.end_factor = start_factor, end_factor
+        self.total_iters = positive("LinearLR: total_iters", total_iters)
+        super().__init__(optimizer, last_epoch)
+
+    def change(self, t: int) -> float:
+        if t == 0:
+            return self.start_factor
+        if self.beginning or t > self.total_iters:
+            return 1.0
+        rise = self.end_factor - self.start_factor
+        return 1.0 + rise / (self.total_iters * self.start_factor + (t - 1) * rise)
 
     def factor(self, t: int) -> float:
-        return schedules.linear(t, self.total, self.start, self.end)
+        return schedules.linear(t, self.total_iters, self.start_factor, self.end_factor)
 
 
-class PolynomialLR(LRScheduler):
+class PolynomialLR(_Stepwise):
     """(1 - t / total_iters) ** power."""
 
-    def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0) -> None:
-        self.total, self.power = _positive("PolynomialLR: total_iters", total_iters), power
-        super().__init__(optimizer)
+    def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
+        self.total_iters, self.power = positive("PolynomialLR: total_iters", total_iters), power
+        super().__init__(optimizer, last_epoch)
+
+    def change(self, t: int) -> float:
+        if self.beginning or t > self.total_iters:
+            return 1.0
+        total = self.total_iters
+        return float(((1.0 - t / total) / (1.0 - (t - 1) / total)) ** self.power)
 
     def factor(self, t: int) -> float:
-        return schedules.polynomial(t, self.total, self.power)
+        return schedules.polynomial(t, self.total_iters, self.power)
 
 
 class CosineAnnealingLR(LRScheduler):
     """Half a wave down to eta_min in T_max, and up again."""
 
-    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        self.T_max, self.eta_min = _positive("CosineAnnealingLR: T_max", T_max), eta_min
-        super().__init__(optimizer)
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
+        self.T_max, self.eta_min = positive("CosineAnnealingLR: T_max", T_max), eta_min
+        super().__init__(optimizer, last_epoch)
 
-    def _set(self) -> None:
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = _cosine(base, self.last_epoch, self.T_max, self.eta_min)
+    def get_lr(self) -> list[float]:
+        t, total, least, rates = self.last_epoch, self.T_max, self.eta_min, self.rates()
+        if self.beginning:
+            return rates
+        if (t - 1 - total) % (2 * total) == 0:  # up from the least, of which there is no ratio
+            rise = (1.0 - math.cos(math.pi / total)) / 2.0
+            return [rate + (base - least) * rise for rate, base in zip(rates, self.bases(), strict=True)]
+        change = (1.0 + math.cos(math.pi * t / total)) / (1.0 + math.cos(math.pi * (t - 1) / total))
+        return [change * (rate - least) + least for rate in rates]
+
+    def closed(self) -> list[float] | None:
+        return _cosine(self.bases(), self.last_epoch / self.T_max, self.eta_min)
+
+
+def _cosine(bases: list[float], share: float, least: float) -> list[float]:
+    """Half a wave from each base down to the least."""
+    return [least + (base - least) * (1.0 + math.cos(math.pi * share)) / 2.0 for base in bases]
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
-    """Half a wave down to eta_min, again and again: the first in T_0, each next one T_mult times as long (SGDR)."""
+    """Half a wave down to eta_min, again and again: the first in T_0, each next one T_mult times as long (SGDR).
 
-    def __init__(self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0) -> None:
-        self.T_0 = _positive("CosineAnnealingWarmRestarts: T_0", T_0)
-        self.T_mult = _positive("CosineAnnealingWarmRestarts: T_mult", T_mult)
-        self.eta_min = eta_min
-        super().__init__(optimizer)
-
-    def _set(self) -> None:
-        since, period = self.last_epoch, self.T_0
-        if self.T_mult == 1:
-            since %= period
-        while since >= period:
-            since, period = since - period, period * self.T_mult
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = _cosine(base, since, period, self.eta_min)
-
-
-class ConstantLR(LRScheduler):
-    """Times factor for the first total_iters."""
-
-    def __init__(self, optimizer: Optimizer, factor: float = 1 / 3, total_iters: int = 5) -> None:
-        self.first, self.total = factor, total_iters
-        super().__init__(optimizer)
-
-    def factor(self, t: int) -> float:
-        return self.first if t < self.total else 1.0
-
-
-class MultiplicativeLR(LRScheduler):
-    """Times lr_lambda(t) at each step() t."""
-
-    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
-        self.lr_lambda = lr_lambda
-        super().__init__(optimizer)
-
-    def factor(self, t: int) -> float:
-        return math.prod(self.lr_lambda(number) for number in range(1, t + 1))
-
-
-class CyclicLR(LRScheduler):
-    """Up from base_lr to max_lr in step_size_up and down again, over and over (Smith 2017); step() after each batch.
-
-    mode: triangular (always the same), triangular2 (half as high each time), exp_range (gamma**t as high).
+    step(epoch) may be given a part of an epoch, after each batch: step(epoch + batch / batches).
     """
 
-    modes = ("triangular", "triangular2", "exp_range")
+    kept = ("T_cur", "T_i")
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        base_lr: float,
-        max_lr: float,
-        step_size_up: int = 2000,
-        step_size_down: int | None = None,
-        mode: str = "triangular",
-        gamma: float = 1.0,
+        self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1
     ) -> None:
-        if mode not in self.modes:
-            raise SpecError(f"CyclicLR: expected mode {', '.join(self.modes)}, got {mode!r}")
-        self.up = _positive("CyclicLR: step_size_up", step_size_up)
-        self.down = self.up if step_size_down is None else _positive("CyclicLR: step_size_down", step_size_down)
-        self.height, self.mode, self.gamma = max_lr - base_lr, mode, gamma
-        optimizer.lr = base_lr
-        super().__init__(optimizer)
+        self.T_0 = self.T_i = positive("CosineAnnealingWarmRestarts: T_0", T_0)
+        self.T_mult = positive("CosineAnnealingWarmRestarts: T_mult", T_mult)
+        self.eta_min, self.T_cur = eta_min, float(last_epoch)
+        super().__init__(optimizer, last_epoch)
 
-    def _set(self) -> None:
-        cycle, since = divmod(self.last_epoch, self.up + self.down)
-        share = since / self.up if since <= self.up else 1.0 - (since - self.up) / self.down
-        scale = {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": self.gamma**self.last_epoch}[self.mode]
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base + self.height * share * scale
+    def step(self, epoch: float | None = None) -> None:
+        """On by one epoch, or to that epoch, of which T_cur and T_i say where in which wave it is."""
+        if epoch is None and self.last_epoch >= 0:
+            self.last_epoch, self.T_cur = self.last_epoch + 1, self.T_cur + 1
+            if self.T_cur >= self.T_i:
+                self.T_cur, self.T_i = self.T_cur % self.T_i, self.T_i * self.T_mult
+        else:
+            epoch = 0 if epoch is None else epoch
+            if not epoch >= 0:
+                raise SpecError(f"CosineAnnealingWarmRestarts: expected an epoch of at least 0, got {epoch}")
+            self.last_epoch, self.T_cur, self.T_i = math.floor(epoch), epoch, self.T_0
+            if self.T_mult == 1:
+                self.T_cur = epoch % self.T_0
+            while self.T_cur >= self.T_i:
+                self.T_cur, self.T_i = self.T_cur - self.T_i, self.T_i * self.T_mult
+        self.put(self.get_lr())
 
+    def get_lr(self) -> list[float]:
+        return _cosine(self.bases(), self.T_cur / self.T_i, self.eta_min)
 
-class OneCycleLR(LRScheduler):
-    """Smith's one cycle; step() after each batch. max_lr takes the place of each group's lr."""
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        max_lr: float,
-        total_steps: int | None = None,
-        epochs: int | None = None,
-        steps_per_epoch: int | None = None,
-        pct_start: float = 0.3,
-        div_factor: float = 25.0,
-        final_div_factor: float = 1e4,
-    ) -> None:
-        if total_steps is None:
-            if epochs is None or steps_per_epoch is None:
-                raise SpecError("OneCycleLR: expected total_steps, or epochs and steps_per_epoch")
-            total_steps = epochs * steps_per_epoch
-        self.total, self.rise = _positive("OneCycleLR: total_steps", total_steps), pct_start
-        self.start, self.end = 1.0 / div_factor, 1.0 / (div_factor * final_div_factor)
-        optimizer.lr = max_lr
-        super().__init__(optimizer)
-
-    def factor(self, t: int) -> float:
-        return schedules.one_cycle(t, self.total, self.rise, self.start, self.end)
+    def restart(self) -> None:
+        self.step(0)
 
 
-class SequentialLR:
+class _Several(LRScheduler):
+    """Of several schedulers of one optimiser."""
+
+    def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None) -> None:
+        name, self.schedulers = type(self).__name__, list(schedulers)
+        if not self.schedulers:
+            raise SpecError(f"{name}: expected at least one scheduler, got none")
+        self.optimizer = of_optimizer(
+            self, getattr(self.schedulers[0], "optimizer", None) if optimizer is None else optimizer
+        )
+        for place, each in enumerate(self.schedulers):
+            if isinstance(each, ReduceLROnPlateau) or not isinstance(each, LRScheduler):
+                raise SpecError(f"{name}: expected schedulers that step without a loss, got {type(each).__name__}")
+            if each.optimizer is not self.optimizer:
+                raise SpecError(f"{name}: expected schedulers of one optimiser, number {place} is of another")
+        self.base_lrs = list(self.schedulers[0].base_lrs)
+
+    def rewind(self) -> None:
+        for each in self.schedulers:
+            each.rewind()
+
+    def first_rates(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "schedulers": [each.state_dict() for each in self.schedulers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        own = state.get("schedulers", ())
+        if len(own) != len(self.schedulers):
+            raise SpecError(
+                f"{type(self).__name__}: expected the state of {len(self.schedulers)} schedulers, got {len(own)}"
+            )
+        for each, kept in zip(self.schedulers, own, strict=True):
+            each.load_state_dict(kept)
+
+
+class SequentialLR(_Several):
     """One scheduler after another: schedulers[i] begins when step() was called milestones[i - 1] times."""
 
-    def __init__(self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int]) -> None:
-        if len(milestones) != len(schedulers) - 1 or list(milestones) != sorted(set(milestones)):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedulers: Sequence[LRScheduler],
+        milestones: Sequence[int],
+        last_epoch: int = -1,
+    ) -> None:
+        super().__init__(schedulers, optimizer)
+        if len(milestones) != len(self.schedulers) - 1 or list(milestones) != sorted(set(milestones)):
             raise SpecError(
-                f"SequentialLR: expected {len(schedulers) - 1} ascending milestones for {len(schedulers)} schedulers, "
-                f"got {list(milestones)}"
+                f"SequentialLR: expected {len(self.schedulers) - 1} ascending milestones for {len(self.schedulers)} "
+                f"schedulers, got {list(milestones)}"
             )
-        self.schedulers, self.milestones, self.last_epoch = list(schedulers), list(milestones), 0
-        base = self.schedulers[0].base_lrs
-        for scheduler in self.schedulers:  # each found what the one before had set
-            scheduler.base_lrs = list(base)
-        self.schedulers[0]._set()
+        self.milestones, self.last_epoch = list(milestones), last_epoch + 1
+        self.rewind()
+        self.begin()
 
-    def step(self) -> None:
+    def begin(self) -> None:
+        """Each scheduler found what the one before had set: back to the first rates, with the first scheduler."""
+        self.first_rates()
+        self.schedulers[0].begin()
+        self._last_lr = self.schedulers[0].get_last_lr()
+
+    def step(self, epoch: int | None = None) -> None:
+        if epoch is not None:
+            raise SpecError("SequentialLR: expected step() without an epoch")
         self.last_epoch += 1
         place = bisect_right(self.milestones, self.last_epoch)
+        now = self.schedulers[place]
         if place and self.milestones[place - 1] == self.last_epoch:
-            self.schedulers[place]._set()
+            now.restart()
         else:
-            self.schedulers[place].step()
+            now.step()
+        self._last_lr = now.get_last_lr()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"last_epoch": self.last_epoch, "schedulers": [each.state_dict() for each in self.schedulers]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for scheduler, own in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(own)
-        self.last_epoch = int(state["last_epoch"])
-        self.schedulers[bisect_right(self.milestones, self.last_epoch)]._set()
+    def restart(self) -> None:
+        self.first_rates()
+        self.last_epoch = 0
+        self.schedulers[0].restart()
+        self._last_lr = self.schedulers[0].get_last_lr()
 
 
-class ChainedScheduler:
-    """Several schedulers at once, of those that set each lr to its base times a factor: the factors are multiplied."""
+class ChainedScheduler(_Several):
+    """Several schedulers at once: each changes the rate that the one before it has set."""
 
     def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
-        if not schedulers or any(each.optimizer is not schedulers[0].optimizer for each in schedulers):
-            raise SpecError("ChainedScheduler: expected at least one scheduler, all of one optimiser")
-        self.schedulers, self.optimizer = list(schedulers), schedulers[0].optimizer
-        self.base_lrs = list(self.schedulers[0].base_lrs)
-        for scheduler in self.schedulers:  # each found what the one before had set
-            scheduler.base_lrs = list(self.base_lrs)
-        self._set()
+        super().__init__(schedulers, optimizer)
+        self.last_epoch, self._last_lr = 0, self.rates()
 
-    def _set(self) -> None:
-        wanted = list(self.base_lrs)
-        for scheduler in self.schedulers:
-            scheduler._set()
-            wanted = [
-                lr * own / base if base else 0.0
-                for lr, own, base in zip(wanted, scheduler.get_last_lr(), self.base_lrs, strict=True)
-            ]
-        for group, lr in zip(self.optimizer.param_groups, wanted, strict=True):
-            group["lr"] = lr
+    def step(self, epoch: int | None = None) -> None:
+        if epoch is not None:
+            raise SpecError("ChainedScheduler: expected step() without an epoch")
+        self.last_epoch += 1
+        for each in self.schedulers:
+            each.step()
+        self._last_lr = self.rates()
 
-    def step(self) -> None:
-        for scheduler in self.schedulers:
-            scheduler.last_epoch += 1
-        self._set()
+    def begin(self) -> None:
+        self.last_epoch = 0
+        for each in self.schedulers:
+            each.begin()
+        self._last_lr = self.rates()
 
-    def get_last_lr(self) -> list[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"schedulers": [each.state_dict() for each in self.schedulers]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for scheduler, own in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(own)
-        self.base_lrs = list(self.schedulers[0].base_lrs)
-        self._set()
+    def restart(self) -> None:
+        """From the first rates, with all schedulers."""
+        self.first_rates()
+        for each in self.schedulers:
+            if isinstance(each, _Several):
+                each.restart()
+            else:
+                each.last_epoch = -1
+                each.begin()
+        self.last_epoch, self._last_lr = 0, self.rates()
 
 
-class ReduceLROnPlateau:
+BETTER: Mapping[tuple[str, str], Callable[[float, float, float], bool]] = {
+    ("min", "rel"): lambda value, best, threshold: value < best * (1.0 - threshold),
+    ("min", "abs"): lambda value, best, threshold: value < best - threshold,
+    ("max", "rel"): lambda value, best, threshold: value > best * (1.0 + threshold),
+    ("max", "abs"): lambda value, best, threshold: value > best + threshold,
+}
+
+
+class ReduceLROnPlateau(LRScheduler):
     """Times factor when what is given to step() has not gone down (mode "max": up) for more than `patience` calls.
 
-    cooldown: so many calls after a reduction nothing is counted.
+    threshold: by how much at least, as a share of the best (threshold_mode "rel") or as it is ("abs"). cooldown: so
+    many calls after a reduction nothing is counted. min_lr: the least rate, of all groups or of each. eps: smaller
+    changes of a rate are not made.
     """
+
+    kept = ("num_bad_epochs", "cooldown_counter")
 
     def __init__(
         self,
@@ -323,44 +402,48 @@ class ReduceLROnPlateau:
         factor: float = 0.1,
         patience: int = 10,
         threshold: float = schedules.PLATEAU_THRESHOLD,
+        threshold_mode: str = "rel",
         cooldown: int = 0,
-        min_lr: float = 0.0,
+        min_lr: float | list[float] = 0.0,
+        eps: float = 1e-8,
     ) -> None:
+        self.optimizer = of_optimizer(self, optimizer)
         if mode not in ("min", "max"):
             raise SpecError(f"ReduceLROnPlateau: expected mode min or max, got {mode!r}")
-        self.sign, self.cooldown, self.resting = (1.0 if mode == "min" else -1.0), cooldown, 0
+        if threshold_mode not in ("rel", "abs"):
+            raise SpecError(f"ReduceLROnPlateau: expected threshold_mode rel or abs, got {threshold_mode!r}")
         if not 0.0 < factor < 1.0:
             raise SpecError(f"ReduceLROnPlateau: expected a factor between 0 and 1, got {factor}")
-        self.optimizer, self.factor, self.min_lr = optimizer, factor, min_lr
-        self.plateau = schedules.Plateau(patience, threshold)
+        self.mode, self.threshold_mode, self.threshold = mode, threshold_mode, threshold
+        self.factor, self.patience, self.cooldown, self.eps = factor, patience, cooldown, eps
+        self.min_lr, self.min_lrs = min_lr, per_group(self, "min_lr", min_lr)
+        self.best = math.inf if mode == "min" else -math.inf
+        self.num_bad_epochs = self.cooldown_counter = self.last_epoch = 0
+        self._last_lr = self.base_lrs = self.rates()
 
-    def step(self, loss: float) -> None:
-        again = self.plateau.see(self.sign * float(loss))
-        if self.resting:
-            self.resting -= 1
-            self.plateau.waited = 0
-        elif again:
-            self.resting = self.cooldown
-            for group in self.optimizer.param_groups:
-                group["lr"] = max(group["lr"] * self.factor, self.min_lr)
+    def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
+        """metrics: the loss, or what is to go up, as a number or a tensor of one."""
+        value = float(metrics)
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        if BETTER[self.mode, self.threshold_mode](value, self.best, self.threshold):
+            self.best, self.num_bad_epochs = value, 0
+        else:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter > 0:
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown_counter - 1, 0
+        rates = self.rates()
+        if self.num_bad_epochs > self.patience:
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+            self.min_lrs = per_group(self, "min_lr", self.min_lr)  # anew: there may be more groups by now
+            lower = [max(rate * self.factor, least) for rate, least in zip(rates, self.min_lrs, strict=True)]
+            rates = [low if rate - low > self.eps else rate for rate, low in zip(rates, lower, strict=True)]
+        self.put(rates)
 
     def state_dict(self) -> dict[str, Any]:
-        seen = self.plateau
-        best = seen.best if math.isfinite(seen.best) else None
-        lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
-        return {"best": best, "waited": seen.waited, "reductions": seen.reductions, "lrs": lrs, "resting": self.resting}
+        """best is None as long as there is none."""
+        return {**super().state_dict(), "best": self.best if math.isfinite(self.best) else None}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        best = math.inf if state["best"] is None else float(state["best"])
-        self.plateau.best, self.plateau.waited = best, int(state["waited"])
-        self.plateau.reductions, self.resting = int(state["reductions"]), int(state.get("resting", 0))
-        for group, lr in zip(self.optimizer.param_groups, state["lrs"], strict=True):
-            group["lr"] = lr
-
-
-# A schedule that goes on takes its state dict; momenta stay what they are.
-_ALL = (LambdaLR, StepLR, MultiStepLR, ExponentialLR, LinearLR, PolynomialLR, CosineAnnealingLR)
-accept((*_ALL, CosineAnnealingWarmRestarts, ConstantLR, MultiplicativeLR, CyclicLR, SequentialLR), {"last_epoch": -1})
-accept((OneCycleLR,), {"anneal_strategy": "cos", "three_phase": False, "last_epoch": -1}, "cycle_momentum")
-accept((CyclicLR,), {"cycle_momentum": False, "scale_fn": None})
-accept((ReduceLROnPlateau,), {"threshold_mode": "rel"}, "eps")
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        worst = math.inf if self.mode == "min" else -math.inf
+        self.best = worst if state.get("best") is None else float(state["best"])

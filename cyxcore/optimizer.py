@@ -16,6 +16,8 @@ from cyxcore.values import Value
 
 Group = dict[str, Any]
 Parameters = Iterable[Tensor] | Iterable[Group]
+SCHEDULED = frozenset("initial_lr max_lr min_lr base_momentum max_momentum".split())  # what schedules keep in groups
+NO_OPTIONS = SCHEDULED | {"params", "lr"}  # of a rule
 MOST_WATCHED = 5  # updates of a parameter that are watched before it is one that cannot be replayed
 
 
@@ -40,6 +42,7 @@ class Optimizer:
 
     params: tensors, or groups {"params": tensors, option: value, …} whose options go before those of the
     optimiser. `param_groups` may be changed between steps, as schedulers do with "lr".
+    cycles_momentum: a schedule changes it from step to step, so that it is given to each step like the learning rate.
     """
 
     rule: ClassVar[str]
@@ -52,6 +55,7 @@ class Optimizer:
         self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
         self.steps = 0
         self.missed: dict[int, int] = {}  # by place: in how many of the steps it had no gradient, if in any
+        self.cycles_momentum = False
         self.irregular: set[int] = set()  # places that counted like all others at first: plans may still do so
         self._groups: dict[int, _Group] = {}
         self._known: dict[int, _Known] = {}  # by place
@@ -64,7 +68,7 @@ class Optimizer:
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Raises SpecError for an option this optimiser lacks, and for a parameter that is in a group already."""
         name = type(self).__name__
-        if unknown := sorted(set(group) - {"params", *self.defaults}):
+        if unknown := sorted(set(group) - {"params", *self.defaults} - SCHEDULED):
             raise SpecError(f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}")
         given = group.get("params", ())
         added = {**self.defaults, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
@@ -117,7 +121,7 @@ class Optimizer:
         with no_grad():
             for number, group in enumerate(self.param_groups):
                 options, _, spec = self._group(number, group)
-                scalars: dict[Any, tuple[Any, Any]] = {}  # by dtype, and by place where steps were missed
+                scalars: dict[Any, tuple[Any, ...]] = {}  # by dtype, and by place where steps were missed
                 for p in group["params"]:
                     g = p.grad
                     if g is None:
@@ -147,8 +151,8 @@ class Optimizer:
             )
         slot = functools.partial(self.slot, place, p)
 
-        def update(g: Any, lr: Any, step: Any) -> dict[Any, Any]:
-            return updates.next_values(p, g, slot, lr, step, spec)
+        def update(g: Any, lr: Any, step: Any, momentum: Any = None) -> dict[Any, Any]:
+            return updates.next_values(p, g, slot, lr, step, spec, momentum)
 
         known = self._known.get(place)
         tries = known.replay if known is not None and type(known.replay) is int and known.options is options else 0
@@ -163,17 +167,28 @@ class Optimizer:
 
     def _group(self, number: int, group: Group) -> _Group:
         """The options of a group: the same objects as long as they are equal."""
-        options = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in group.items()
-            if name != "params" and name != "lr"
-        }
+        options = self.constants(group)
         known = self._groups.get(number)
         if known is None or known.options != options or known.lr != group["lr"]:
             same = known is not None and known.options == options
             options = known.options if known is not None and same else options
             known = self._groups[number] = _Group(options, group["lr"], self._spec(group))
         return known
+
+    def constants(self, group: Group) -> dict[str, Any]:
+        """The options of a group that are no input of a step."""
+        options = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in group.items()
+            if name not in NO_OPTIONS
+        }
+        if self.cycles_momentum and self.momentum_of(group) is not None:
+            options.update({"betas": (None, *options["betas"][1:])} if "betas" in options else {"momentum": None})
+        return options
+
+    def momentum_of(self, group: Group) -> float | None:
+        """The momentum (or beta1) of a group that is an input of a step; without any, nothing is kept for it."""
+        return (group["betas"][0] if "betas" in group else group["momentum"]) or None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_groups": {}, "_known": {}}  # what is known is of these very tensors
@@ -184,14 +199,18 @@ class Optimizer:
             self.irregular.add(place)
         self.missed[place] = self.missed.get(place, 0) + 1
 
-    def scalars(self, group: int, p: Any, late: int | None) -> tuple[Any, Any]:
-        """(learning rate of a group, number of this step), of p's dtype. late: p's place, if it missed any."""
+    def scalars(self, group: int, p: Any, late: int | None) -> tuple[Any, ...]:
+        """(learning rate of a group, number of this step, its momentum where that is cycled), of p's dtype.
+
+        late: p's place, if it missed any step.
+        """
         steps = self.steps if late is None else self.steps - self.missed[late]
-        lr, step = self.param_groups[group]["lr"], scalar(steps, p.dtype)
-        short = scalar(lr, p.dtype) if type(lr) is float else None
-        return (
-            Tensor(np.array(lr, p.dtype)) if short is None else short,
-            Tensor(np.array(steps, p.dtype)) if step is None else step,
+        own = self.param_groups[group]
+        momentum = self.momentum_of(own) if self.cycles_momentum else None
+        given = (own["lr"], steps) if momentum is None else (own["lr"], steps, momentum)
+        short = [scalar(one, p.dtype) if type(one) in (float, int) else None for one in given]
+        return tuple(
+            [Tensor(np.array(one, p.dtype)) if held is None else held for one, held in zip(given, short, strict=True)]
         )
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
@@ -202,7 +221,7 @@ class Optimizer:
         return state[kind]
 
     def _spec(self, group: Group) -> OptimizerSpec:
-        named = {self.options.get(key, key): value for key, value in group.items() if key not in ("params", "lr")}
+        named = {self.options.get(key, key): value for key, value in group.items() if key not in NO_OPTIONS}
         spec = OptimizerSpec(name=self.rule, learning_rate=group["lr"], **named)  # type: ignore[arg-type]
         updates.check(spec)
         return spec
@@ -231,7 +250,7 @@ class Optimizer:
         if sizes != own:
             raise SpecError(f"load_state_dict: expected groups of {own} parameters, got {sizes}")
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
-            if foreign := sorted(set(given) - set(group) - self.unread):
+            if foreign := sorted(set(given) - set(group) - self.unread - SCHEDULED):
                 raise SpecError(
                     f"load_state_dict: expected the state of {type(self).__name__}, got one of another optimiser, with "
                     f"the options {foreign}"

@@ -132,8 +132,8 @@ class ScheduleSpec(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
     constant. step: times `factor` after every `period` epochs. exponential: times `factor` after every epoch.
     cosine, linear: down to `final` times the learning rate at the last step. one_cycle: up for the first 30 % of the
-    steps, from a 25th, and down to a 250,000th. plateau: times `factor` whenever the loss that picks the best epoch has
-    not gone down by a ten-thousandth for more than `patience` epochs.
+    steps, from a 25th, and down to a 250,000th; the momentum stays. plateau: times `factor` whenever the loss
+    that picks the best epoch has not gone down by a ten-thousandth for more than `patience` epochs.
     warmup_steps: before all that, up from nothing in equal parts.
     """
 

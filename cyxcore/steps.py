@@ -11,9 +11,9 @@
 The function runs once per shape of its arguments, on symbols; then its plan is replayed. Modules and optimisers are
 found among the variables it uses. Parameters and the optimiser's state stay where they are and are written in place,
 so compiled and plain steps may alternate, on the device where the parameters are.
-Learning rates are read before each step. Modes, frozen parameters, replaced modules and tensors, options of groups and
-whether gradients are on are looked at before each step too: what changed makes another plan. Other options of modules
-belong to the plan. Threads that share a compiled step take turns.
+Learning rates, and momenta that a schedule cycles, are read before each step. Modes, frozen parameters, replaced
+modules and tensors, options of groups and whether gradients are on are looked at before each step too: what changed
+makes another plan. Other options of modules belong to the plan. Threads that share a compiled step take turns.
 """
 
 import inspect
@@ -117,6 +117,7 @@ class _Traced(NamedTuple):
     scalars: list[
         tuple[Optimizer, list[tuple[int | None, Array]], list[tuple[int, Array]]]
     ]  # (place, steps), (group, lr)
+    momenta: list[tuple[Optimizer, int, Array]]  # of groups where they are cycled
     kept: list[Any]
 
 
@@ -153,7 +154,7 @@ class CompiledStep:
             tuple(map(_is_training, self._bound.parts)),
             tuple(map(_is_trained, held)),
             tuple([(id(optimizer.state), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
-            *[_options(group) for optimizer in self.optimizers for group in optimizer.param_groups],
+            *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
         traced: _Traced = self._plans.of(key, lambda: self._trace(tensors, device))
         plan = traced.plan
@@ -165,6 +166,8 @@ class CompiledStep:
                 count[...] = optimizer.steps + 1 - (0 if place is None else optimizer.missed[place])
             for number, lr in rates:
                 lr[...] = optimizer.param_groups[number]["lr"]
+        for optimizer, number, momentum in traced.momenta:
+            momentum[...] = optimizer.momentum_of(optimizer.param_groups[number])
         for drawn in plan.keys:
             drawn[:] = next_key()
         plan.run()
@@ -204,24 +207,29 @@ class CompiledStep:
         graph, draws = builder.graph(*outputs), range(builder.draws)
         plan = Plan(graph, held, device, resident=names, fetch=False, numerics=self.numerics, draws=draws)
         written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
-        scalars, stepped = [], []
+        scalars, stepped, momenta = [], [], []
         for optimizer, stepper in zip(self.optimizers, steppers, strict=True):
             if stepper.steps:
                 rates = [(group, plan.inputs[name]) for name, group in stepper.rates.items() if name in plan.inputs]
                 counts = [(late, plan.inputs[name]) for name, late in stepper.counts.items() if name in plan.inputs]
                 scalars.append((optimizer, counts, rates))
                 stepped.append((optimizer, stepper.missing))
+                momenta += [
+                    (optimizer, group, plan.inputs[name])
+                    for name, group in stepper.momenta.items()
+                    if name in plan.inputs
+                ]
         kept = [*self._bound.kept(), *[optimizer.state for optimizer in self.optimizers]]
-        return _Traced(plan, several, written, [plan.inputs[name] for name in names], stepped, scalars, kept)
+        fed = [plan.inputs[name] for name in names]
+        return _Traced(plan, several, written, fed, stepped, scalars, momenta, kept)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:
     return (tensor for _, tensor in module.named_buffers())
 
 
-def _options(group: dict[str, Any]) -> tuple[Any, ...]:
-    options = [value for name, value in group.items() if name != "params" and name != "lr"]
-    return (*map(id, group["params"]), *[tuple(each) if isinstance(each, list) else each for each in options])
+def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
+    return (*map(id, group["params"]), *optimizer.constants(group).values())
 
 
 def _switched_off(builder: Builder, loss: Symbol, wanted: list[Symbol]) -> list[Symbol | None]:
@@ -237,6 +245,7 @@ class _Stepper:
         self.steps = 0
         self.rates: dict[str, int] = {}  # the inputs of learning rates, and the group whose each is
         self.counts: dict[str, int | None] = {}  # the inputs that say which step it is: of a place, if it missed any
+        self.momenta: dict[str, int] = {}
         self.missing: list[int] = []
         self._make_slot = optimizer.slot
 
@@ -251,11 +260,18 @@ class _Stepper:
     def miss(self, place: int) -> None:
         self.missing.append(place)
 
-    def scalars(self, group: int, p: Any, late: int | None) -> tuple[Any, Any]:
+    def scalars(self, group: int, p: Any, late: int | None) -> tuple[Any, ...]:
         lr = f"{self.name}.{group}.lr.{p.dtype}"
         step = f"{self.name}.step.{p.dtype}" if late is None else f"{self.name}.{late}.step.{p.dtype}"
         self.rates[lr], self.counts[step] = group, late
-        return self.builder.input(lr, (), p.dtype), self.builder.input(step, (), p.dtype)
+        inputs = [lr, step]
+        if (
+            self.optimizer.cycles_momentum
+            and self.optimizer.momentum_of(self.optimizer.param_groups[group]) is not None
+        ):
+            inputs.append(f"{self.name}.{group}.momentum.{p.dtype}")
+            self.momenta[inputs[-1]] = group
+        return tuple([self.builder.input(name, (), p.dtype) for name in inputs])
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
         state = self._make_slot(place, self.parameters[place], kind, start, shape)

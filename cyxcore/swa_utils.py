@@ -14,10 +14,10 @@ from typing import Any
 from cyxcore.creation import tensor
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import SpecError
-from cyxcore.lr_scheduler import LRScheduler
 from cyxcore.nn.layers import _BatchNorm
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import Optimizer
+from cyxcore.scheduler import LRScheduler, of_optimizer, per_group
 
 __all__ = ["SWALR", "AveragedModel", "get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_multi_avg_fn", "update_bn"]
 
@@ -133,21 +133,27 @@ class SWALR(LRScheduler):
         swa_lr: float | list[float],
         anneal_epochs: int = 10,
         anneal_strategy: str = "cos",
+        last_epoch: int = -1,
     ) -> None:
         if anneal_strategy not in ("cos", "linear"):
             raise SpecError(f"SWALR: expected anneal_strategy cos or linear, got {anneal_strategy!r}")
         if anneal_epochs < 0:
             raise SpecError(f"SWALR: expected anneal_epochs of at least 0, got {anneal_epochs}")
-        groups = len(optimizer.param_groups)
-        self.ends = list(swa_lr) if isinstance(swa_lr, (list, tuple)) else [swa_lr] * groups
-        if len(self.ends) != groups:
-            raise SpecError(f"SWALR: expected one swa_lr or {groups}, got {len(self.ends)}")
+        self.optimizer = of_optimizer(self, optimizer)
+        self.ends = per_group(self, "swa_lr", swa_lr)
         self.length, self.strategy = anneal_epochs, anneal_strategy
-        super().__init__(optimizer)
+        super().__init__(optimizer, last_epoch)
 
-    def _set(self) -> None:
-        share = min(1.0, self.last_epoch / self.length) if self.length else 1.0
-        if self.strategy == "cos":
-            share = (1.0 - math.cos(math.pi * share)) / 2.0
-        for group, base, end in zip(self.optimizer.param_groups, self.base_lrs, self.ends, strict=True):
-            group["lr"] = base + (end - base) * share
+    def _share(self, step: int) -> float:
+        share = max(0.0, min(1.0, step / max(1, self.length)))
+        return (1.0 - math.cos(math.pi * share)) / 2.0 if self.strategy == "cos" else share
+
+    def get_lr(self) -> list[float]:
+        """From the rates that are there, which another schedule may have set before the first step."""
+        step = self.last_epoch if self.length else max(1, self.last_epoch)
+        before, now = self._share(step - 1), self._share(step)
+        starts = [
+            end if before == 1.0 else (rate - before * end) / (1.0 - before)
+            for rate, end in zip(self.rates(), self.ends, strict=True)
+        ]
+        return [end * now + start * (1.0 - now) for start, end in zip(starts, self.ends, strict=True)]

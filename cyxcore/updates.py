@@ -3,16 +3,22 @@
 A rule takes the parameter, its gradient, `slot` (which gives the state this rule keeps for the parameter), the learning
 rate, the number of the step (from 1) and an OptimizerSpec, and returns what holds a new value afterwards. Formulas and
 defaults are those of torch.optim, Lion's those of Chen et al. 2023 (arXiv 2302.06675), algorithm 2.
+
+Where a schedule changes the momentum from step to step it is a tensor, like the learning rate: then a spec holds that
+in place of its number, `momentum` or the first of `betas`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from cyxcore.dtype import finfo
 from cyxcore.errors import SpecError
 from cyxcore.functional import maximum, minimum, where
 from cyxcore.spec import OptimizerSpec
+from cyxcore.values import Value
 
 
 class Slot(Protocol):
@@ -45,8 +51,8 @@ def _apart(p: Any, g: Any, lr: Any, spec: OptimizerSpec) -> tuple[Any, Any]:
 
 
 def _sgd(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
-    decay = spec.weight_decay
-    if spec.momentum == 0.0:
+    decay, cycled = spec.weight_decay, isinstance(spec.momentum, Value)
+    if not cycled and spec.momentum == 0.0:
         return {p: p._next("sgd_update", g, lr, weight_decay=decay)}
     if spec.dampening:
         # The first gradient goes in as it is. Whether there was one is state of each parameter, and not the number of
@@ -55,10 +61,21 @@ def _sgd(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) ->
         new = old * spec.momentum + _decayed(p, g, spec) * (1.0 - begun * spec.dampening)
         return {begun: maximum(begun, 1.0), old: new, p: p._next("axpy_update", new, lr)}
     old = slot("momentum")
+    if cycled:
+        g = _decayed(p, g, spec)
+        new = old * spec.momentum + g
+        move = g + new * spec.momentum if spec.nesterov else new
+        return {old: new, p: p._next("axpy_update", move, lr)}
     new = old._next("momentum", g, p, momentum=spec.momentum, weight_decay=decay)
     if spec.nesterov:
         return {old: new, p: p._next("nesterov_update", g, new, lr, momentum=spec.momentum, weight_decay=decay)}
     return {old: new, p: p._next("axpy_update", new, lr)}
+
+
+def _rest_of_power(base: Any, t: Any) -> Any:
+    """1 - base ** t of tensors: 1 - exp(-2 y) = 2 tanh(y) / (1 + tanh(y)), which loses no digits where it is small."""
+    tanh = (t * base.log() * -0.5).tanh()
+    return tanh * 2.0 / (tanh + 1.0)
 
 
 def _adam(always: bool) -> Rule:
@@ -69,7 +86,11 @@ def _adam(always: bool) -> Rule:
         decoupled = always or spec.decoupled_weight_decay
         coupled = 0.0 if decoupled else spec.weight_decay
         m, v = slot("adam_m"), slot("adam_v")
-        new_m = m._next("adam_m", g, p, beta=beta1, weight_decay=coupled)
+        cycled = isinstance(beta1, Value)
+        if cycled:
+            new_m = m * beta1 + (g + p * coupled if coupled else g) * (1.0 - beta1)
+        else:
+            new_m = m._next("adam_m", g, p, beta=beta1, weight_decay=coupled)
         new_v = v._next("adam_v", g, p, beta=beta2, weight_decay=coupled)
         changed, spread = {m: new_m, v: new_v}, new_v
         if spec.amsgrad:
@@ -77,7 +98,13 @@ def _adam(always: bool) -> Rule:
             changed[most] = spread = maximum(most, new_v)
         own = spec.weight_decay if decoupled else 0.0
         eps = _eps(spec, 1e-8)
-        new = p._next(
+        if cycled:
+            # With beta1 = 0 only the second moment is corrected: the correction of the first is in the learning rate.
+            kept = p * (1.0 - lr * own) if own else p
+            lr, beta1, own = lr / _rest_of_power(beta1, step), 0.0, 0.0
+        else:
+            kept = p
+        new = kept._next(
             "adam_update", new_m, spread, lr, step, beta1=beta1, beta2=beta2, eps=eps, decoupled_weight_decay=own
         )
         return {**changed, p: new}
@@ -114,7 +141,7 @@ def _rmsprop(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec
         new_mean = mean * keep + g * (1.0 - keep)
         changed[mean], spread = new_mean, (new_v - new_mean.square()).relu()  # rounding may leave less than 0
     move = g / (spread.sqrt() + _eps(spec, 1e-8))
-    if spec.momentum:
+    if isinstance(spec.momentum, Value) or spec.momentum:
         velocity = slot("momentum")
         move = velocity * spec.momentum + move
         changed[velocity] = move
@@ -139,8 +166,10 @@ def _lion(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -
     return {m: m * beta2 + g * (1.0 - beta2), p: p - move * lr}
 
 
-def _power(base: float, t: Any) -> Any:
-    """base to the power t, of a tensor."""
+def _power(base: Any, t: Any) -> Any:
+    """base, a number or a tensor, to the power t, of a tensor."""
+    if isinstance(base, Value):
+        return (t * base.log()).exp()
     return (t * math.log(base)).exp() if base else t * 0.0
 
 
@@ -269,11 +298,17 @@ def check(spec: OptimizerSpec) -> None:
         raise SpecError(f"optimizer: expected step_sizes above 0, the least first, got {spec.step_sizes}")
 
 
-def next_values(p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec) -> dict[Any, Any]:
+def next_values(
+    p: Any, g: Any, slot: Slot, lr: Any, step: Any, spec: OptimizerSpec, momentum: Any = None
+) -> dict[Any, Any]:
     """{old: new} of a parameter and its state after one step. lr and step: float scalars of the parameter's dtype.
 
+    momentum: such a scalar, too, in place of the spec's number (of its beta1, in rules that have one).
     What l1 adds to the gradient is l1 * sign(p), the subgradient of l1 * |p|.
     """
+    if momentum is not None:
+        own = {"momentum": momentum} if spec.betas is None else {"betas": (momentum, spec.betas[1])}
+        spec = msgspec.structs.replace(spec, **own)
     if spec.maximize:
         g = -g
     if spec.l1:

@@ -10,6 +10,7 @@ import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn
 from cyxcore.errors import SpecError
+from cyxcore.steps import CompiledStep
 
 torch = pytest.importorskip("torch", reason="the oracle, PyTorch, is not installed")
 
@@ -181,7 +182,7 @@ def test_a_parameter_that_was_frozen_at_first_counts_its_own_steps(name: str) ->
         for number in range(12):
             body.requires_grad_(3 <= number < 5 or number >= 7)
             made(cx.tensor(np.random.default_rng(number).normal(size=(6, 4)).astype(np.float32)))
-        if isinstance(made, cx.steps.CompiledStep):
+        if isinstance(made, CompiledStep):
             assert len(made._plans) == 2
         assert optimizer.missed == {0: 5, 1: 5}
         return [p.tolist() for part in (body, head) for p in part.parameters()]
