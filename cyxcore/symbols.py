@@ -44,6 +44,10 @@ class Symbol(Value):
         result: Symbol = indexing.get(self, index)
         return result
 
+    def copy(self) -> "Symbol":
+        """Itself, but where gradients must be added up as those of tensors are, of which a copy is another one."""
+        return self if self.builder.merging else self._apply("reshape", [self], {"shape": self.shape})
+
     def __getattr__(self, name: str) -> Any:
         if name.endswith("_") and not name.startswith("_") and hasattr(Value, name[:-1]):
             raise GraphError(f"{name}: a graph has no memory to write to; write x = x.{name[:-1]}(...)")

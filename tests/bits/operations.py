@@ -136,6 +136,40 @@ UNARY: list[Callable[[Any], Any]] = [
     lambda x: cx.remat(lambda v: (v * 1.5).tanh() * v, x),
 ]
 
+# Which change no value, though the walk back may see them.
+SAME: list[Callable[[Any], Any]] = [
+    lambda x: x.copy(),
+    lambda x: x.clone(),
+    lambda x: +x,
+    lambda x: x[:] if x.ndim else x,
+    lambda x: x[...],
+    lambda x: x[None][0],
+    lambda x: x[..., None].squeeze(-1),
+    lambda x: x.reshape(x.shape),
+    lambda x: x.reshape(-1).reshape(x.shape),
+    lambda x: x.view(*x.shape),
+    lambda x: x.flatten().reshape(*x.shape),
+    lambda x: x.T.T if x.ndim == 2 else x.permute(*range(x.ndim)),
+    lambda x: x.expand(*x.shape),
+    lambda x: x.broadcast_to(x.shape),
+    lambda x: x.unsqueeze(0).squeeze(0),
+    lambda x: x.astype(x.dtype),
+    lambda x: x.flip(0).flip(0) if x.ndim else x,
+    lambda x: x.roll(0, 0) if x.ndim else x,
+    lambda x: cx.concat([x], 0) if x.ndim else x,
+    lambda x: cx.stack([x], 0)[0],
+    lambda x: x[: len(x)] if x.ndim else x,
+    lambda x: x[::-1][::-1] if x.ndim else x,
+    lambda x: x.sum(()) if x.ndim > 1 else x,
+    lambda x: x.repeat(1, *(1,) * (x.ndim - 1)) if x.ndim else x,
+    lambda x: x.clamp(-1e9, 1e9),
+    lambda x: x.narrow(0, 0, len(x)) if x.ndim else x,
+    lambda x: F.pad(x, (0, 0)) if x.ndim else x,
+    lambda x: cx.where(x == x, x, 0.0),
+    lambda x: cx.concat([x[:1], x[1:]], 0) if x.ndim and len(x) > 1 else x,
+    lambda x: x.max(0, keepdim=True).values if hasattr(x, "max") and x.ndim and len(x) == 1 else x,
+]
+
 BINARY: list[Callable[[Any, Any], Any]] = [
     lambda x, y: x + y,
     lambda x, y: x - y,
@@ -197,6 +231,10 @@ def _axis(x: Any, number: int) -> int:
 
 def _unary(scene: Scene, x: Any, i: Instruction) -> Any:
     return UNARY[i.b % len(UNARY)](x)
+
+
+def _same(scene: Scene, x: Any, i: Instruction) -> Any:
+    return SAME[i.b % len(SAME)](x)
 
 
 def _binary(scene: Scene, x: Any, i: Instruction) -> Any:
@@ -413,6 +451,7 @@ def _loss(scene: Scene, x: Any, i: Instruction) -> Any:
 
 RULES: dict[str, Rule] = {
     "unary": _unary,
+    "same": _same,
     "binary": _binary,
     "reduced": _reduced,
     "along": _along,
@@ -425,6 +464,7 @@ RULES: dict[str, Rule] = {
 }
 WEIGHTS = {
     "unary": 6,
+    "same": 2,
     "binary": 6,
     "reduced": 3,
     "along": 3,

@@ -317,6 +317,27 @@ def test_what_is_computed_twice_has_two_gradients_compiled_and_not() -> None:
     assert run(True) == run(False)
 
 
+def test_the_gradient_of_a_copy_is_added_up_by_itself_compiled_and_not() -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Linear(8, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x: cx.Tensor) -> cx.Tensor:
+            h = model(x)
+            other = h.clone()
+            loss = h.mean() * 0.1 + (h * other.sigmoid() + other * h.sigmoid()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made_ready = cx.compile(step) if compiled else step
+        return [made_ready(batch(number)[0]).item() for number in range(5)] + model.weight.tolist()
+
+    assert run(True) == run(False)
+
+
 def test_a_compiled_gradient_of_what_is_computed_twice_is_the_plain_one() -> None:
     def energy(x: cx.Tensor) -> cx.Tensor:
         return (x.exp() * x).sum() + (x.exp() * 3.3).sum() + (x.exp() * x * x).sum()
