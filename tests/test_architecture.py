@@ -20,6 +20,7 @@ cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
 cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.dropouts cyxcore.functional.losses
+cyxcore.functional.embeddings
 cyxcore.functional.convolutions cyxcore.functional.pooling cyxcore.functional.adaptive
 cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurrent cyxcore.functional.attention
 cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
@@ -59,7 +60,7 @@ cyxcore.autograd cyxcore.distributions.base cyxcore.distributions.continuous cyx
 cyxcore.distributions.joint cyxcore.distributions.transformed cyxcore.distributions.divergences cyxcore.distributions
 cyxcore.userops cyxcore.nn.utils.rnn cyxcore.nn.utils cyxcore.nn.functional
 cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.utils.parametrize
-cyxcore.nn.utils.parametrizations cyxcore.nn.activations cyxcore.nn.dropouts
+cyxcore.nn.utils.parametrizations cyxcore.nn.activations cyxcore.nn.dropouts cyxcore.nn.embeddings
 cyxcore.nn.layers cyxcore.nn.pooling cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy
 cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.func cyxcore.derivatives cyxcore.cuda cyxcore.amp cyxcore.backends

@@ -55,8 +55,6 @@ from cyxcore.functional.basic import (
     concat,
     conv2d,
     dropout,
-    embedding,
-    embedding_bag,
     gumbel_softmax,
     leaky_relu,
     linear,
@@ -97,6 +95,7 @@ from cyxcore.functional.dropouts import (
     feature_alpha_dropout,
     rrelu,
 )
+from cyxcore.functional.embeddings import embedding, embedding_bag
 from cyxcore.functional.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,

@@ -170,35 +170,6 @@ def channel_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True) 
     return x * kept
 
 
-def embedding(indices: Any, weight: Any, padding_idx: int | None = None) -> Any:
-    """Rows of weight (count, dim) by index. indices: integers of any shape. Returns (*indices.shape, dim).
-
-    padding_idx: a row that gets no gradient; negative: from the end.
-    """
-    count = weight.shape[0]
-    known = weight._check_indices(indices.astype("int64"), count)
-    rows = apply("take", weight, known, axis=0)
-    if padding_idx is None:
-        return rows
-    if not -count <= padding_idx < count:
-        raise SpecError(f"embedding: expected padding_idx within {count} rows, got {padding_idx}")
-    return where((known == padding_idx % count).expand_dims(-1), rows.detach(), rows)
-
-
-def embedding_bag(indices: Any, weight: Any, mode: str = "mean", per_sample_weights: Any = None) -> Any:
-    """The sum, mean or max of rows of weight. indices: (N, B). per_sample_weights: (N, B), for sums. Returns (N, D)."""
-    if mode not in ("sum", "mean", "max") or (per_sample_weights is not None and mode != "sum"):
-        raise SpecError(
-            f"embedding_bag: expected mode sum, mean or max, and weights of rows only for sum, got {mode!r}"
-        )
-    if indices.ndim != 2:
-        raise ShapeError(f"embedding_bag: expected indices (N, B), one bag per row, got {indices.shape}")
-    rows = embedding(indices, weight)
-    if per_sample_weights is not None:
-        rows = rows * per_sample_weights.expand_dims(2)
-    return {"sum": rows.sum, "mean": rows.mean, "max": rows.max}[mode](1)
-
-
 def one_hot(indices: Any, num_classes: int = -1) -> Any:
     """1 in the place of each index, 0 elsewhere, as float32. -1: as many classes as the largest index says."""
     if num_classes == -1:

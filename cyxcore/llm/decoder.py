@@ -10,7 +10,8 @@ from cyxcore import functional as F
 from cyxcore.errors import SpecError
 from cyxcore.gguf import StoredTensor, Value, quantize, save
 from cyxcore.nn.containers import ModuleList
-from cyxcore.nn.layers import Embedding, Linear, RMSNorm
+from cyxcore.nn.embeddings import Embedding
+from cyxcore.nn.layers import Linear, RMSNorm
 from cyxcore.nn.module import Module
 
 Array = np.ndarray[Any, Any]

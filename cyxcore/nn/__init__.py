@@ -59,6 +59,7 @@ from cyxcore.nn.dropouts import (
     Dropout3d,
     FeatureAlphaDropout,
 )
+from cyxcore.nn.embeddings import Embedding, EmbeddingBag
 from cyxcore.nn.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -71,8 +72,6 @@ from cyxcore.nn.layers import (
     ConvTranspose2d,
     ConvTranspose3d,
     DepthwiseConv2d,
-    Embedding,
-    EmbeddingBag,
     Flatten,
     GroupNorm,
     InstanceNorm1d,
@@ -367,12 +366,6 @@ __all__ = [
 accept((ConvTranspose1d, ConvTranspose2d, ConvTranspose3d), {"padding_mode": "zeros"})
 accept((BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm), {"bias": True})
 accept((InstanceNorm1d, InstanceNorm2d, InstanceNorm3d), {"bias": True})
-accept((Embedding,), {"max_norm": None, "scale_grad_by_freq": False}, "norm_type sparse")
-accept(
-    (EmbeddingBag,),
-    {"max_norm": None, "scale_grad_by_freq": False, "include_last_offset": False, "padding_idx": None},
-    "norm_type sparse",
-)
 accept((TransformerEncoder,), {}, "enable_nested_tensor mask_check")
 accept((Upsample,), {"recompute_scale_factor": None})
 accept((Softplus,), {"threshold": 20.0})

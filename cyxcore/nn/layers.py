@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from cyxcore import functional as F
 from cyxcore.creation import ones, zeros
-from cyxcore.eager import no_grad
 from cyxcore.errors import SpecError
 from cyxcore.functional import Pair, pair
 from cyxcore.nn.module import Module, Parameter
@@ -356,47 +355,6 @@ class InstanceNorm1d(_InstanceNorm):
 
 class InstanceNorm2d(_InstanceNorm):
     """Each channel of each row of (N, C, H, W)."""
-
-
-class Embedding(Module):
-    """Rows of weight (num_embeddings, embedding_dim) by index."""
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
-        super().__init__()
-        self.weight = Parameter.drawn((num_embeddings, embedding_dim), {"kind": "normal", "std": 1.0})
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
-        if padding_idx is not None:
-            if not -num_embeddings <= padding_idx < num_embeddings:
-                raise SpecError(f"Embedding: expected padding_idx within {num_embeddings} rows, got {padding_idx}")
-            self.padding_idx = padding_idx % num_embeddings
-            with no_grad():
-                self.weight[self.padding_idx] = 0.0
-
-    def forward(self, indices: Any) -> Any:
-        return F.embedding(indices, self.weight, self.padding_idx)
-
-    @classmethod
-    def from_pretrained(cls, embeddings: Any, freeze: bool = True, padding_idx: int | None = None) -> "Embedding":
-        """Rows that there are (count, dim), copied; not trained unless freeze is false."""
-        made = cls(embeddings.shape[0], embeddings.shape[1], padding_idx)
-        with no_grad():
-            made.weight[...] = embeddings
-        made.weight.requires_grad = not freeze
-        return made
-
-    def extra_repr(self) -> str:
-        return ", ".join(map(str, self.weight.shape))
-
-
-class EmbeddingBag(Embedding):
-    """The sum, mean or max of the rows of each bag of indices (N, B)."""
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, mode: str = "mean") -> None:
-        super().__init__(num_embeddings, embedding_dim)
-        self.mode = mode
-
-    def forward(self, indices: Any, per_sample_weights: Any = None) -> Any:
-        return F.embedding_bag(indices, self.weight, self.mode, per_sample_weights)
 
 
 class Bilinear(Module):

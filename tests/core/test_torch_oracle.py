@@ -458,7 +458,7 @@ def test_a_bilinear_form() -> None:
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_of_embeddings(mode: str) -> None:
-    ours, theirs = cx.nn.EmbeddingBag(9, 4, mode), torch.nn.EmbeddingBag(9, 4, mode=mode)
+    ours, theirs = cx.nn.EmbeddingBag(9, 4, mode=mode), torch.nn.EmbeddingBag(9, 4, mode=mode)
     ours.load_state_dict({"weight": theirs.weight.detach().numpy()})
     indices = np.array([[1, 8, 3], [0, 0, 5]])
     one, other = ours(cx.tensor(indices)), theirs(torch.tensor(indices))

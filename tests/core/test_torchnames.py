@@ -829,7 +829,6 @@ def test_options_that_only_pytorch_has() -> None:
     cx.data.DataLoader(cx.data.TensorDataset(cx.ones(3)), pin_memory=True, persistent_workers=True)
     assert nn.LayerNorm(3, bias=False).bias is None
     for make, said in (
-        (lambda: nn.Embedding(3, 2, max_norm=1.0), "Embedding: max_norm is always None here, got 1.0"),
         (lambda: cx.optim.AdamW(p, differentiable=True), "AdamW: differentiable is always False here"),
     ):
         with pytest.raises(SpecError, match=said):
