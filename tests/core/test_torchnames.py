@@ -828,9 +828,7 @@ def test_options_that_only_pytorch_has() -> None:
     cx.distributions.Normal(0.0, 1.0, validate_args=False)
     cx.data.DataLoader(cx.data.TensorDataset(cx.ones(3)), pin_memory=True, persistent_workers=True)
     assert nn.LayerNorm(3, bias=False).bias is None
-    for make, said in (
-        (lambda: cx.optim.AdamW(p, differentiable=True), "AdamW: differentiable is always False here"),
-    ):
+    for make, said in ((lambda: cx.optim.AdamW(p, differentiable=True), "AdamW: differentiable is always False here"),):
         with pytest.raises(SpecError, match=said):
             make()
     with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
