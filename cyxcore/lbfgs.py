@@ -188,9 +188,9 @@ class LBFGS(Optimizer):
         """As that of other optimisers; "state" holds the history, under the place 0."""
         return {**super().state_dict(), "state": {0: dict(self.kept)} if self.kept else {}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what state_dict() gave. Raises SpecError for the state of other parameters or rules."""
-        state = check_state(state)
+        state = check_state(state_dict)
         if foreign := sorted(set(state["state"]) - {0}):
             raise SpecError(f"load_state_dict: expected the state of LBFGS under place 0, got {foreign}")
         kept = {name: np.array(value) for name, value in state["state"].get(0, {}).items()}

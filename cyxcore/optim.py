@@ -437,4 +437,6 @@ def __getattr__(name: str) -> Any:
     """optim.lr_scheduler and optim.swa_utils, as PyTorch's code writes them."""
     if name in ("lr_scheduler", "swa_utils"):
         return importlib.import_module(f"cyxcore.{name}")
+    if name == "SparseAdam":
+        raise AttributeError("cyxcore.optim has no SparseAdam: no gradient is sparse here; use Adam")
     raise AttributeError(f"cyxcore.optim has no {name!r}")

@@ -1,4 +1,7 @@
-"""What all optimisers share: groups of parameters with their options, state by parameter, one step, and its saving."""
+"""What all optimisers share: groups of parameters with their options, state by parameter, one step, and its saving.
+
+One of your own is a subclass with a step(), which writes into parameters and keeps what it likes in self.state[p].
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -11,13 +14,14 @@ from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.held import scalar, watched
 from cyxcore.infer import stretches
+from cyxcore.optimizerhooks import Hooked
 from cyxcore.spec import OptimizerSpec
 from cyxcore.values import Value
 
 Group = dict[str, Any]
-Parameters = Iterable[Tensor] | Iterable[Group]
+Parameters = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
 SCHEDULED = frozenset("initial_lr max_lr min_lr base_momentum max_momentum".split())  # what schedules keep in groups
-NO_OPTIONS = SCHEDULED | {"params", "lr"}  # of a rule
+NO_OPTIONS = SCHEDULED | {"params", "param_names", "lr"}  # of a rule
 MOST_WATCHED = 5  # updates of a parameter that are watched before it is one that cannot be replayed
 
 
@@ -37,22 +41,46 @@ class _Known(NamedTuple):
     replay: Any
 
 
-class Optimizer:
+class _ByParameter(dict[int, dict[str, Any]]):
+    """The state that an optimiser of somebody else's keeps: also by the parameter itself, which then has some."""
+
+    def __init__(self, optimizer: "Optimizer", held: Mapping[int, dict[str, Any]] | None = None) -> None:
+        super().__init__(held or {})
+        self.optimizer = optimizer
+
+    def place(self, key: Any) -> Any:
+        if not isinstance(key, Tensor):
+            return key
+        return next((place for place, p in enumerate(self.optimizer.parameters) if p is key), None)
+
+    def __missing__(self, key: Any) -> dict[str, Any]:
+        if (place := self.place(key)) is None or isinstance(key, int):
+            raise KeyError(key)
+        return self.setdefault(place, {})
+
+    def __contains__(self, key: Any) -> bool:
+        return super().__contains__(self.place(key))
+
+
+class Optimizer(Hooked):
     """Holds groups of parameters with their options, and per parameter the state of its update rule.
 
-    params: tensors, or groups {"params": tensors, option: value, …} whose options go before those of the
-    optimiser. `param_groups` may be changed between steps, as schedulers do with "lr".
+    params: tensors, (name, tensor) pairs, or groups {"params": of these, option: value, …} whose options go before
+    those of the optimiser. defaults: the options of an optimiser with a step() of its own.
+    `param_groups` may be changed between steps, as schedulers do with "lr".
     cycles_momentum: a schedule changes it from step to step, so that it is given to each step like the learning rate.
     """
 
-    rule: ClassVar[str]
+    rule: ClassVar[str] = ""  # of cyxcore/updates.py; without one there is a step() of its own
     options: ClassVar[Mapping[str, str]] = {}  # name here -> field of OptimizerSpec
     unread: ClassVar[frozenset[str]] = frozenset()  # options of others whose state is taken over without them
 
-    def __init__(self, params: Parameters, **defaults: Any) -> None:
-        self.defaults: Group = defaults
+    def __init__(self, params: Parameters, defaults: Mapping[str, Any] | None = None, **options: Any) -> None:
+        self.defaults: Group = {**(defaults or {}), **options}
         self.param_groups: list[Group] = []
-        self.state: dict[int, dict[str, Tensor]] = {}  # by place of the parameter, counted through the groups
+        self.state: dict[int, dict[str, Any]] = {}  # by place of the parameter, counted through the groups
+        if not self.rule:
+            self.state = _ByParameter(self)
         self.steps = 0
         self.missed: dict[int, int] = {}  # by place: in how many of the steps it had no gradient, if in any
         self.cycles_momentum = False
@@ -68,10 +96,14 @@ class Optimizer:
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Raises SpecError for an option this optimiser lacks, and for a parameter that is in a group already."""
         name = type(self).__name__
-        if unknown := sorted(set(group) - {"params", *self.defaults} - SCHEDULED):
+        if unknown := sorted(set(group) - {"params", "param_names", *self.defaults} - SCHEDULED):
             raise SpecError(f"{name}: unknown options {unknown} of a group; it has {sorted(self.defaults)}")
         given = group.get("params", ())
         added = {**self.defaults, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
+        if pairs := [one for one in added["params"] if isinstance(one, tuple) and len(one) == 2]:
+            if len(pairs) != len(added["params"]):
+                raise SpecError(f"{name}: expected names for all parameters of a group, or for none")
+            added["params"], added["param_names"] = [p for _, p in pairs], [own for own, _ in pairs]
         before = self.parameters
         known = {id(p) for p in before}
         for parameter in added["params"]:
@@ -82,8 +114,9 @@ class Optimizer:
             known.add(id(parameter))
         if not added["params"]:
             raise SpecError(f"{name}: expected at least one parameter in each group")
-        check_rate(name, added["lr"])
-        self._spec(added)
+        check_rate(name, added.get("lr", 0.0))
+        if self.rule:
+            self._spec(added)
         self.param_groups.append(added)
         if self.steps:
             self.missed.update({len(before) + i: self.steps for i in range(len(added["params"]))})
@@ -111,6 +144,8 @@ class Optimizer:
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. closure: computes gradients and the loss before it."""
+        if not self.rule:
+            raise NotImplementedError(f"{type(self).__name__}: an optimiser without a rule needs a step() of its own")
         loss = None if closure is None else closure()
         self._update()
         return loss
@@ -238,13 +273,16 @@ class Optimizer:
             count = len(group["params"])
             groups.append({**group, "params": list(range(first, first + count))})
             first += count
-        state = {place: {name: value.numpy() for name, value in own.items()} for place, own in self.state.items()}
+        state = {
+            place: {name: value.numpy() if isinstance(value, Tensor) else value for name, value in own.items()}
+            for place, own in self.state.items()
+        }
         missed = {"missed": dict(self.missed)} if self.missed else {}
         return {"steps": self.steps, "state": state, "param_groups": groups, **missed}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
-        state = check_state(state)
+        state = check_state(state_dict)
         sizes = [len(group["params"]) for group in state["param_groups"]]
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own:
@@ -255,26 +293,29 @@ class Optimizer:
                     f"load_state_dict: expected the state of {type(self).__name__}, got one of another optimiser, with "
                     f"the options {foreign}"
                 )
-        self._own_state(state)
+        if self.rule:
+            self._own_state(state)
         parameters = self.parameters
-        taken: dict[int, dict[str, Tensor]] = {}
+        taken: dict[int, dict[str, Any]] = {}
         for place, arrays in state["state"].items():
             if not 0 <= place < len(parameters):
                 raise SpecError(f"load_state_dict: expected places 0..{len(parameters) - 1}, got {place}")
             p = parameters[place]
             for name, array in arrays.items():
-                if not stretches(array.shape, p.shape):
+                if self.rule and not stretches(array.shape, p.shape):
                     raise ShapeError(f"load_state_dict: {name} of {place}: expected {p.shape}, got {array.shape}")
-            taken[place] = {name: Tensor(np.array(array, p.dtype)).to(p.device) for name, array in arrays.items()}
+            taken[place] = {name: _taken(array, p, bool(self.rule)) for name, array in arrays.items()}
         for place, slots in self.state.items():  # a compiled step goes on to read the tensors that are there
             for name, held in slots.items():
-                if name in taken.get(place, {}):
+                if self.rule and name in taken.get(place, {}):
                     held._assign(taken[place][name])
                     taken[place][name] = held
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
             group.update({key: value for key, value in given.items() if key != "params" and key not in self.unread})
         self.steps, self.state, self.missed = int(state["steps"]), taken, dict(state["missed"])
         self.irregular = set()
+        if not self.rule:
+            self.state = _ByParameter(self, taken)
 
     def _own_state(self, state: Mapping[str, Any]) -> None:
         """Raises SpecError where no name of what was kept for a parameter is one of this rule."""
@@ -290,6 +331,14 @@ class Optimizer:
                         f"{', '.join(sorted(own))}, got {', '.join(sorted(found))} of another optimiser"
                     )
                 place += 1
+
+
+def _taken(value: Any, p: Tensor, by_rule: bool) -> Any:
+    """What is kept for a parameter, from what was saved: of its dtype, where a rule kept it."""
+    if by_rule:
+        return Tensor(np.array(value, p.dtype)).to(p.device)
+    held = value.numpy() if isinstance(value, Tensor) else value
+    return Tensor(held.copy()).to(p.device) if isinstance(held, np.ndarray) else held
 
 
 def check_state(state: Any) -> dict[str, Any]:

@@ -161,6 +161,8 @@ class CompiledStep:
         backend = plan.backend
         for x, fed in zip(tensors, traced.fed, strict=True):
             backend.assign(fed, backend.put(x._data))
+        for optimizer, _ in traced.stepped:
+            optimizer.call_step_hooks("before_step")
         for optimizer, counts, rates in traced.scalars:
             for place, count in counts:
                 count[...] = optimizer.steps + 1 - (0 if place is None else optimizer.missed[place])
@@ -178,6 +180,8 @@ class CompiledStep:
         time = now()
         for tensor in traced.written:
             (tensor._memory or tensor._shared()).written = time
+        for optimizer, _ in traced.stepped:
+            optimizer.call_step_hooks("after_step")
         results = tuple([wrap(array.copy()) for array in plan.outputs])
         return results if traced.several else results[0]
 
@@ -286,6 +290,11 @@ def _symbolic_optimizer(
     optimizer: Optimizer, place: int, builder: Builder, known: dict[int, Symbol], held: dict[str, Array]
 ) -> Iterator[_Stepper]:
     """Within the block the optimiser's parameters are symbols, and step() adds its updates to the graph."""
+    if not optimizer.rule:
+        raise GraphError(
+            f"compile: {type(optimizer).__name__} has a step() of its own, which works on tensors; call it outside of "
+            "the compiled function"
+        )
     stepper = _Stepper(optimizer, place, builder, held)
     own = [group["params"] for group in optimizer.param_groups]
     if any(id(p) not in known for parameters in own for p in parameters):

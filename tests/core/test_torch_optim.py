@@ -1,5 +1,7 @@
 """Optimisers against those of PyTorch: every option, groups of parameters, and a state that is taken over half-way."""
 
+import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn
-from cyxcore.errors import SpecError
+from cyxcore.errors import GraphError, SpecError
 from cyxcore.steps import CompiledStep
 
 torch = pytest.importorskip("torch", reason="the oracle, PyTorch, is not installed")
@@ -234,3 +236,148 @@ def test_parameters_that_join_later_count_from_then_on() -> None:
             optimizer.step()
         found.append(q.detach().numpy())
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
+# names and hooks ----------------------------------------------------------------------------------
+
+
+def arguments(kind: Any) -> list[tuple[str, Any, Any]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(kind).parameters.values()]
+
+
+def test_optimisers_take_pytorchs_arguments_in_its_order() -> None:
+    """All but SparseAdam, there being no sparse gradients. foreach, fused and capturable change nothing here."""
+    listed = [name for name in torch.optim.__all__ if inspect.isclass(getattr(torch.optim, name))]
+    listed = [name for name in listed if name not in ("SparseAdam", "Optimizer", "Muon")]
+    assert set(listed) <= set(cx.optim.__all__)
+    for name in listed:
+        assert arguments(getattr(cx.optim, name)) == arguments(getattr(torch.optim, name)), name
+    with pytest.raises(AttributeError, match="no gradient is sparse here; use Adam"):
+        _ = cx.optim.SparseAdam
+
+
+def test_methods_of_optimisers_have_pytorchs_names() -> None:
+    theirs = {name for name in vars(torch.optim.Optimizer) if not name.startswith("_")}
+    known = {"OptimizerPreHook", "OptimizerPostHook", "profile_hook_step"}
+    assert {name for name in theirs - known if not hasattr(cx.optim.Optimizer, name)} == set()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_hooks_are_called_around_each_step(compiled: bool) -> None:
+    model, told = nn.Linear(2, 1), []
+    optimizer = cx.optim.Adam(model.parameters(), lr=0.1)
+
+    def step(x: Any) -> Any:
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    made = cx.compile(step) if compiled else step
+    handles = [
+        optimizer.register_step_pre_hook(lambda own, args, options: told.append(("before", model.bias.item()))),
+        optimizer.register_step_post_hook(lambda own, args, options: told.append(("after", model.bias.item()))),
+    ]
+    for _ in range(2):
+        made(cx.ones(3, 2))
+    assert [when for when, _ in told] == ["before", "after"] * 2
+    assert told[1][1] != told[0][1] and told[2][1] == told[1][1]
+    for handle in handles:
+        handle.remove()
+    made(cx.ones(3, 2))
+    assert len(told) == 4
+
+
+def test_hooks_change_what_is_saved_and_loaded() -> None:
+    told: list[Any] = []
+    for m in (cx, torch):
+        said: list[str] = []
+        optimizer = m.optim.SGD([m.zeros(1, requires_grad=True)], 0.5)
+        optimizer.register_state_dict_pre_hook(lambda own, said=said: said.append("saves"))
+        optimizer.register_state_dict_post_hook(lambda own, state: {**state, "note": 1})
+        optimizer.register_load_state_dict_pre_hook(lambda own, state, said=said: said.append(f"loads {state['note']}"))
+        optimizer.register_load_state_dict_post_hook(lambda own, said=said: said.append("loaded"))
+        optimizer.register_load_state_dict_post_hook(lambda own, said=said: said.append("first"), prepend=True)
+        state = optimizer.state_dict()
+        if m is cx:
+            optimizer.load_state_dict(state)
+        else:
+            optimizer.load_state_dict(state_dict=state)
+        told.append(said)
+    assert told[0] == told[1] == ["saves", "loads 1", "first", "loaded"]
+
+
+def of_ones_own(m: Any) -> Any:
+    """Heavy ball, as one writes it for PyTorch."""
+
+    class HeavyBall(m.optim.Optimizer):  # type: ignore[misc]
+        def __init__(self, params: Any, lr: float = 0.1, friction: float = 0.1) -> None:
+            super().__init__(params, dict(lr=lr, friction=friction))
+
+        @m.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is None:
+                        continue
+                    state = self.state[p]
+                    if len(state) == 0:
+                        state["step"], state["velocity"] = 0, m.zeros_like(p)
+                    state["step"] += 1
+                    state["velocity"].mul_(1.0 - group["friction"]).add_(p.grad)
+                    p.add_(state["velocity"], alpha=-group["lr"])
+
+    return HeavyBall
+
+
+def test_an_optimiser_of_ones_own_is_written_as_for_pytorch() -> None:
+    ways = []
+    for m in (cx, torch):
+        p, q = (m.tensor([1.0, -1.0], requires_grad=True) for _ in range(2))
+        kind = of_ones_own(m)
+        optimizer = kind([{"params": [p]}, {"params": [q], "friction": 0.5}], lr=0.2)
+        schedule = m.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+        for number in range(6):
+            if number == 3:
+                kept = copy.deepcopy(optimizer.state_dict())
+                optimizer = kind([{"params": [p]}, {"params": [q]}])
+                optimizer.load_state_dict(kept)
+                schedule.optimizer = optimizer
+            for each in (p, q):
+                each.grad = each.detach() * 2.0 + number
+            optimizer.step()
+            schedule.step()
+        assert p in optimizer.state and optimizer.state[p]["step"] == 6
+        ways.append([each.detach().numpy() for each in (p, q)])
+    np.testing.assert_allclose(ways[0], ways[1], rtol=1e-6)
+    with pytest.raises(KeyError):
+        _ = of_ones_own(cx)([cx.zeros(1, requires_grad=True)]).state[cx.zeros(1)]
+
+
+def test_an_optimiser_of_ones_own_is_named_in_a_compiled_step() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = of_ones_own(cx)(model.parameters())
+
+    @cx.compile
+    def step(x: Any) -> Any:
+        loss = model(x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with pytest.raises(GraphError, match="HeavyBall has a step\\(\\) of its own, which works on tensors"):
+        step(cx.ones(3, 2))
+
+
+def test_parameters_are_given_with_their_names() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = cx.optim.Adam([{"params": model.named_parameters(), "lr": 0.1}])
+    assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
+    model(cx.ones(3, 2)).sum().backward()
+    optimizer.step()
+    again = cx.optim.Adam(model.named_parameters())
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["lr"] == 0.1
+    with pytest.raises(SpecError, match="names for all parameters of a group, or for none"):
+        cx.optim.SGD([("weight", model.weight), model.bias])
