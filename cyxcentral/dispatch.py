@@ -97,7 +97,7 @@ class Dispatch:
         self._telling: dict[RunKey, asyncio.Task[None]] = {}
         self._advanced: dict[RunKey, tuple[Place, float]] = {}  # run -> how far it came at most, and since when
         self._scaling = scaling.Scaling()
-        self._pings = Pings(edge, heartbeat_ms)
+        self._pings = Pings(edge, heartbeat_ms, lease_ms, self._machine.token_hex)
         self._loop_task: asyncio.Task[None] | None = None
         self._assigning = False  # leases of jobs that wait are under way
         self._leasing_at_once = False  # a lease is under way whose job is not stored yet, as far as we know
@@ -389,7 +389,7 @@ class Dispatch:
             await self._lose_node(node_id, session, f"no heartbeat for {self.lease_ms} ms", still=still)
         leased = self._leased(changed)
         if changed is None:
-            self._pings.look({_replica(job) for job in leased if _answers(job) and self._hears_pings(job)}, now)
+            self._pings.look([_replica(job) for job in leased if _answers(job) and self._hears_pings(job)], now)
         for job_id in [job.job_id for job in leased]:
             job = self._world.jobs[job_id]  # as it is by now: what was recorded of those before took time
             attempt = job.lease
@@ -466,7 +466,9 @@ class Dispatch:
                 return jobs.PAUSED, f"the node did not end the run within {grace_ms} ms"
             return None
         if _answers(job):
-            if self._pings.silent_ms(_replica(job), now_ms) > self.lease_ms:
+            replica = _replica(job)
+            heard_ms = min(now_ms, self._heard_ms.get(replica[0], now_ms))  # since now_ms it was not asked again
+            if self._pings.silent_ms(replica, heard_ms) > self.lease_ms:
                 return (
                     "not_answering",
                     f"the replica says that it is ready, and answered nothing for {self.lease_ms} ms",

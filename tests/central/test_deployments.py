@@ -166,8 +166,63 @@ async def test_a_replica_whose_node_is_of_a_version_before_pings_is_not_asked_an
         await central.close()
 
 
+async def test_a_replica_that_dies_with_its_node_is_lost_with_it_whatever_of_the_two_was_heard_last(broker):
+    central = await SmallCentral.start(broker, "central-a")
+    replica = Pinged(await Bus.connect(broker.url("edge"), name="replica"))
+    run = m.RunRef(job_id="job-1", attempt=1, phase="serving", answers_pings=True)
+    said, now_ms = replace(heartbeat(), runs=[run]), [0.0]
+    try:
+        await ready(central)
+        central.dispatch._machine = Machine(monotonic_ms=lambda: now_ms[0])
+        await central.dispatch._heartbeat(said)
+        await central.dispatch._sweep()  # it is asked, and nobody answers any more
+        now_ms[0] = LEASE_MS / 4
+        await central.dispatch._heartbeat(said)  # the last one
+        for late in (0.75, 1.0, 1.2, 1.3):
+            now_ms[0] = LEASE_MS * late
+            await central.dispatch._sweep()
+            [attempt] = central.world.jobs["job-1"].attempts
+            assert (attempt.lost and attempt.lost.code) == ("node_lost" if late > 1.25 else None)
+    finally:
+        await replica.bus.close()
+        await central.close()
+
+
+async def test_an_answer_that_comes_after_the_next_question_counts_from_when_it_was_asked(broker):
+    central, asked = await SmallCentral.start(broker, "central-a"), []
+    bus = await Bus.connect(broker.url("edge"), name="replica")
+    pings, replica = Pings(central.edge, 10.0, 40.0), (NODE, "job-1", 1)
+
+    async def answer(number):
+        bus.send(asked[number].reply, b"", asking.part_headers(Part()))
+        for each in (bus, central.edge):
+            await each.round_trip()
+
+    try:
+        await pings.start()
+        await bus.attend(subjects.ping(replica_id(*replica)), asked.append)
+        for now_ms in (0.0, 10.0, 20.0, 25.0):
+            pings.look([replica], now_ms)
+            for each in (central.edge, bus):
+                await each.round_trip()
+        assert len(asked) == 3 and pings.silent_ms(replica, 25.0) == 25.0
+        await answer(1)
+        assert pings.silent_ms(replica, 25.0) == 15.0
+        await answer(0)
+        assert pings.silent_ms(replica, 25.0) == 15.0
+        pings.look([replica], 51.0)  # from here on nobody waits for the second answer
+        await answer(1)
+        pings.look([], 52.0)
+        pings.look([(NODE, "job-1", 2)], 52.0)
+        await answer(2)  # of an earlier attempt
+        assert pings.silent_ms((NODE, "job-1", 2), 60.0) == 8.0
+    finally:
+        await bus.close()
+        await central.close()
+
+
 async def test_silence_while_central_could_not_hear_is_no_silence(central):
-    pings, replica = Pings(central.edge, 10.0), (NODE, "job-1", 1)
+    pings, replica = Pings(central.edge, 10.0, 40.0), (NODE, "job-1", 1)
     pings.look({replica}, 0.0)
     assert pings.silent_ms(replica, 90.0) == 90.0
     pings.forgive(90.0)

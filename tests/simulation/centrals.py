@@ -88,28 +88,8 @@ def shrink() -> "contextlib.ExitStack":
     stack.enter_context(mock.patch.object(nodes, "UNBANNED_REPUTATION", -1.0))
     stack.enter_context(mock.patch.object(nodes, "BAN_MS", (FAR_CLOCK_MS + 48 * HOUR_MS,)))  # by every clock
     stack.enter_context(mock.patch.object(reports, "verify", VERIFY))
-    stack.enter_context(mock.patch.object(dispatch, "Pings", NoPings))
     stack.enter_context(mock.patch.object(commands, "verify", check))
     return stack
-
-
-class NoPings:
-    """Nobody is asked whether he answers: a replica here has no connection of its own."""
-
-    def __init__(self, edge: Any, every_ms: float):
-        pass
-
-    async def start(self) -> None:
-        pass
-
-    def look(self, ready: Any, now_ms: float) -> None:
-        pass
-
-    def silent_ms(self, replica: Any, now_ms: float) -> float:
-        return 0.0
-
-    def forgive(self, now_ms: float) -> None:
-        pass
 
 
 class KeysAtHand:

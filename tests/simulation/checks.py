@@ -13,11 +13,13 @@ chain and of the artifacts. Numbers in the messages are those of the invariants:
   I20 a node that is not proven gets nothing beyond its limit, and nothing besides what it has
   I21 what is checked is paid when that is over, what two runs found false never; its node gets nothing any more, and
       nobody honest is found false
+  I22 a replica loses its lease for silence when its living node spoke for a lease and it did not, and it does then
   I19 no more replicas of a deployment work than its client wants at the most, and none that stands by
   R12 clocks do not end leases
 """
 
 import hashlib
+import math
 from typing import Any
 
 from msgspec import Struct
@@ -28,6 +30,8 @@ from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnet.bus import Stored
 from cyxnet.codec import MSGPACK, decode
+from cyxnet.connection import Message
+from tests.simulation.answers import Asked
 from tests.simulation.centrals import AGREE_WITHIN_MS, LEASE_MS, REFERENCE_FEE, VOUCHED
 from tests.simulation.cheats import end_of
 from tests.simulation.faults import DAY_MS, FIRST_WALL_MS, HOUR_MS
@@ -35,12 +39,14 @@ from tests.simulation.nodes import digest, model_of, state_after, steps_of
 from tests.simulation.nodes import node_id as node_id_of
 from tests.simulation.served import Served
 
+PINGS = subjects.ping("")
 PROVEN_CLIENTS = 3
 ANOTHER_HEARD_WITHIN_S = 5.0  # of a lease that another central gave
 BAN_HEARD_WITHIN_S = 10.0  # another central may not have read of it yet
 CLOCKS_WRONG_MS = 8 * HOUR_MS  # the clock of a central is an hour wrong, and somebody sets it some times
 LONG_MS = 120_000  # nobody waits for a replica that still has so long by every clock
 NEXT_COMES_MS, NEXT_COMES_SHARE = 60_000, 4  # before its end, a replica is followed: so long, or that share of its time
+LOST_WITHIN_S = 8.0  # beyond a lease: questions, sweeps and appends take their time
 FEWEST_SILENT_S = LEASE_MS / 1000 * 0.95  # a clock that drifts by a hundredth may see less than a lease
 
 
@@ -87,6 +93,8 @@ class JobModel(Struct):
     served: Served | None = None  # of a job that serves
     serve: m.ServeSpec | None = None
     worth: int = 0
+    ready_s: float = 0.0  # since when, by the true clock, its replica is to answer
+    halts: bool = False
     standby: bool = False
     request: m.JobRequest | None = None
     false: list[str] = []  # SHA-256 of states that are not what their steps make
@@ -124,6 +132,12 @@ class Checks:
         self.drained_at_s: dict[str, float] = {}
         self.payers: dict[str, set[str]] = {}  # node id -> who paid for its work, from which wallet
         self.rejected: dict[str, float] = {}  # node id -> when its work was found false
+        self.replicas: dict[tuple[str, str, int], Asked] = {}  # that are there, by node, job and attempt
+        self._asked: dict[str, tuple[str, str, float]] = {}  # where the answer goes -> which central asked whom, when
+        self._alive_s: dict[tuple[str, str], float] = {}  # central, replica -> when it was asked what it answered last
+        self._silent_s: dict[tuple[str, str], float] = {}  # and when it last was silent for a lease of its node's words
+        self._came_s: dict[tuple[str, str], float] = {}  # central, node -> when it last said anything
+        self._changed_s: dict[str, float] = {}  # node -> when an event of its was stored
         self._obeyed: dict[tuple[str, str], int] = {}  # session, job -> what its node obeyed was said at this event
         self._gaps: dict[tuple[str, str], tuple[float, list[tuple[float, float]]]] = {}
 
@@ -170,6 +184,70 @@ class Checks:
         self.expect((request_id in job.requests) == yes, f"I6: {job_id}: {said} was said of {request_id!r}")
         if not yes:
             job.denied = [*job.denied, request_id]
+
+    # -- whether replicas answer ---------------------------------------------------------------------
+
+    def asked(self, central: str, subject: str, reply: str) -> None:
+        """A central asks a replica."""
+        self._asked[reply] = central, subject.removeprefix(PINGS), self.network.scheduler.now_s
+
+    def replica_answered(self, central: str, message: Message) -> None:
+        """Something comes to where answers to a central go: it counts for what was asked there."""
+        who, replica, at_s = self._asked.get(message.subject, ("", "", 0.0))
+        if who == central and b"Cyx-Status: 200\r\n" in message.block:
+            self._see_silence(central, replica)
+            self._alive_s[who, replica] = max(at_s, self._alive_s.get((who, replica), 0.0))
+
+    def came(self, central: str, subject: str) -> None:
+        """A node says something to a central."""
+        tokens = subject.split(".")
+        if tokens[2] == "node":
+            self._came_s[central, tokens[3]] = self.network.scheduler.now_s
+
+    def _see_silence(self, central: str, replica: str) -> None:
+        """Remember when a replica has been silent for a lease in which its node spoke."""
+        node_id, job_id, _ = replica.rsplit(".", 2)
+        now_s, process = self.network.scheduler.now_s, self.network.centrals[central]
+        spoke_s = self._came_s.get((central, node_id), 0.0)
+        if now_s - self._changed_s.get(node_id, -1e9) < BAN_HEARD_WITHIN_S:  # central reads that it is there
+            spoke_s = now_s
+        since_s = max(self._alive_s.get((central, replica), 0.0), process.started_s, self.jobs[job_id].ready_s)
+        if spoke_s - since_s >= FEWEST_SILENT_S:
+            self._silent_s[central, replica] = now_s
+
+    def _not_answering(self, job_id: str, job: JobModel, attempt: int) -> None:
+        """I22: who takes a lease for silence has heard none of its answers for so long, and its node meanwhile."""
+        node_id = job.leases[-1].node_id
+        central = self.network.central_called(self.by)
+        what = f"I22: {job_id}/{attempt} loses its lease for silence"
+        self.expect(bool(job.served and job.served.turns[-1].ready_ms), f"{what}, and was not ready")
+        self.expect(self._hears_pings(node_id), f"{what}, and {node_id} is of a version that is not asked")
+        if central is None:
+            return
+        replica = f"{node_id}.{job_id}.{attempt}"
+        self._see_silence(central.name, replica)
+        now_s, alive_s = self.network.scheduler.now_s, self._alive_s.get((central.name, replica), 0.0)
+        silent = now_s - self._silent_s.get((central.name, replica), -1e9) < 30
+        spoke_s = self._came_s.get((central.name, node_id), 0.0)
+        self.expect(silent, f"{what}, answered what {central.name} asked at {alive_s:.3f} s; {node_id}: {spoke_s:.3f}")
+
+    def _hears_pings(self, node_id: str) -> bool:
+        return any(node.hears_pings for node in self.network.nodes.values() if node.node_id == node_id)
+
+    def silent_replicas(self) -> None:
+        """I22: what answers nothing any more has lost its lease a while after the last fault."""
+        scheduler, centrals = self.network.scheduler, self.network.live_centrals()
+        for (node_id, job_id, attempt), asked in self.replicas.items():
+            job, node = self.jobs[job_id], asked.node
+            lease = job.lease
+            if not (lease and (lease.node_id, lease.attempt, lease.session) == (node_id, attempt, node.session)):
+                continue
+            if not (job.served and job.served.is_ready and node.loop.alive and node.hears_pings) or job.halts:
+                continue
+            since_s = max(asked.silent_at_s, job.ready_s, self.network.faults.until_s, node.loop.paused_until_s)
+            looks_s = [max(since_s, each.started_s, each.loop.paused_until_s) for each in centrals]
+            if scheduler.now_s > min(looks_s, default=math.inf) + LEASE_MS / 1000 + LOST_WITHIN_S:
+                self.fail(f"I22: {job_id}/{attempt} answers nothing ({asked.kind}), and keeps its lease")
 
     # -- what happens --------------------------------------------------------------------------------
 
@@ -281,15 +359,15 @@ class Checks:
         )
         self.expect(event.node_id not in job.ran_out, f"I12: {job_id} ran out of memory on {event.node_id} before")
         drained_s = self.drained_at_s.get(event.node_id)
-        if drained_s is not None and self.network.scheduler.now_s - drained_s > BAN_HEARD_WITHIN_S:
+        if drained_s is not None and self._has_read(drained_s):
             self.fail(f"I12: {job_id} is leased to {event.node_id}, which is draining since {drained_s:.1f} s")
         banned_s = self.banned_at_s.get(event.node_id)
-        if banned_s is not None and self.network.scheduler.now_s - banned_s > BAN_HEARD_WITHIN_S:
+        if banned_s is not None and self._has_read(banned_s):
             self.fail(f"bans stay: {job_id} is leased to {event.node_id}, banned at {banned_s:.1f} s")
         if event.node_id in self.not_banned():
             found_s = self.rejected[event.node_id]
             self.expect(
-                self.network.scheduler.now_s - found_s < BAN_HEARD_WITHIN_S,
+                not self._has_read(found_s),
                 f"I21: {job_id} is leased to {event.node_id}, found false at {found_s:.1f} s and not banned",
             )
         self._to_stranger(job_id, job, event.node_id)
@@ -297,6 +375,12 @@ class Checks:
         job.leases.append(Lease(event.attempt, event.node_id, event.session, self.by, now_s, resume=event.resume))
         if job.served:
             self._of_time(job_id, job.served.leased(event))
+
+    def _has_read(self, stored_s: float) -> bool:
+        """Whether the central that wrote this event had read by then what was stored at that time."""
+        central = self.network.central_called(self.by)
+        reads_s = max(stored_s, central.stalled_until_s if central else 0.0)
+        return bool(self.network.scheduler.now_s - reads_s > BAN_HEARD_WITHIN_S)
 
     def not_banned(self) -> list[str]:
         """The nodes whose work was found false, and that nobody has banned."""
@@ -334,6 +418,7 @@ class Checks:
     def _started(self, job_id: str, job: JobModel, event: m.Started) -> None:
         self._of_lease(job_id, job, event)
         self.expect(job.funded, f"I3: {job_id} started before it was paid for")
+        job.ready_s = self.network.scheduler.now_s
         if job.served:
             self._of_time(job_id, job.served.started(self.at_ms))
 
@@ -352,6 +437,8 @@ class Checks:
 
     def _lost(self, job_id: str, job: JobModel, event: m.LeaseLost) -> None:
         self._of_lease(job_id, job, event)
+        if event.code == "not_answering":
+            self._not_answering(job_id, job, event.attempt)
         self._end_lease(job)
         if job.served:
             job.served.lost(event, self.at_ms)
@@ -510,6 +597,10 @@ class Checks:
     def _steered(self, job_id: str, job: JobModel, event: Any) -> None:
         self.expect(not job.completed, f"I10: {type(event).__name__} of {job_id} after it was completed")
         self._once(job_id, job, event)
+        if isinstance(event, m.PauseRequested):
+            job.halts = True
+        elif isinstance(event, m.ResumeRequested):
+            job.halts, job.ready_s = False, self.network.scheduler.now_s
 
     def _near(self, job_id: str, job: JobModel, event: m.DeadlineNear) -> None:
         faults, now_s = self.network.faults, self.network.scheduler.now_s
@@ -596,6 +687,7 @@ class Checks:
             self.fail(f"I13: {what} is not what its steps make")
 
     def _node(self, node_id: str, event: m.NodeEvent, by: str) -> None:
+        self._changed_s[node_id] = self.network.scheduler.now_s
         if isinstance(event, m.NodeDraining):
             self.drained_at_s[node_id] = self.network.scheduler.now_s
         else:
@@ -661,6 +753,9 @@ class Checks:
         job = self.jobs.get(job_id)
         lease = job.lease if job else None
         if job is None or lease is None or job.served is None or not job.served.is_ready:
+            return False
+        asked = self.replicas.get((lease.node_id, job_id, lease.attempt))
+        if asked and asked.silent_at_s < math.inf and self._hears_pings(lease.node_id):
             return False
         left_ms = (job.served.left_ms(each.wall_ms()) for each in self.network.live_centrals())
         holders = (node.state for node in self.network.nodes.values() if node.loop.alive)

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from cyxcore.errors import CyxError
 from cyxcore.spec import ModelSpec, TrainingSpec
 from cyxnet import messages as m
@@ -64,6 +66,9 @@ class Client(Process):
         self.client = AsyncClient(SimBus(self, network.edge), self.keys, f"c-{self.keys.short_id}")  # type: ignore[arg-type]
         self.others: list[m.JobRequest] = []  # replicas that stand by
         if replica := network.wishes.job(number, self.client.caller, self.job.dataset):
+            assert replica.serve is not None
+            seconds = network.answers.seconds(replica.serve.seconds)
+            replica = replace(replica, serve=replace(replica.serve, seconds=seconds))
             self.job, *self.others = network.wishes.fleet(replica)
             self.job_id = replica.name
         self.client._settlement = SimSettlement(self, network.chain)

@@ -29,12 +29,15 @@ from cyxcentral.checking import Checking
 from cyxcentral.dispatch import Dispatch
 from cyxcentral.eventlog import EventLog
 from cyxcentral.payments import Payments
+from cyxcentral.pings import Pings
 from cyxcentral.runreports import RunReports
 from cyxnet import client, commands, escrow, solana
 from cyxnet import messages as m
 from cyxnet.codec import MSGPACK, decode
+from cyxnet.connection import Message
 from cyxnet.instructions import SettlementError
 from cyxnet.solana import Settlement, TransactionStatus
+from cyxnet.subjects import last_token
 from tests.simulation import nodes
 from tests.simulation.wire import SimBus
 
@@ -690,3 +693,77 @@ def who_stands_by_is_given_out() -> Iterator[Any]:
     yield mock.patch.object(jobrules, "RULES", jobrules.RULES | {m.Leased: guarded})
     yield mock.patch.object(jobfold, "_idle", lambda job: idle(replace(job, standby=False)))
     yield mock.patch.object(jobs, "waits", lambda job: waits(replace(job, standby=False)))
+
+
+# -- whether replicas answer -----------------------------------------------------------------------------
+
+
+@planted
+def old_attempts_answer() -> Iterator[Any]:
+    """An answer to what an attempt of a job was asked counts for the one that is there now."""
+    known: dict[str, str] = {}  # token -> job id
+    ask, take, look = Pings._ask, Pings._take, Pings.look
+    looked_ms: dict[Pings, float] = {}
+
+    def asks(pings: Pings, replica: Any, now_ms: float) -> None:
+        ask(pings, replica, now_ms)
+        known[pings._asked[replica][-1][1]] = replica[1]
+
+    def looks(pings: Pings, ready: Any, now_ms: float) -> None:
+        looked_ms[pings] = now_ms
+        look(pings, ready, now_ms)
+
+    def takes(pings: Pings, message: Message) -> None:
+        take(pings, message)
+        for replica in pings._answered_ms:
+            if b"Cyx-Status: 200" in message.block and replica[1] == known.get(last_token(message.subject)):
+                pings._answered_ms[replica] = looked_ms[pings]
+
+    for name, changed in (("_ask", asks), ("_take", takes), ("look", looks)):
+        yield mock.patch.object(Pings, name, changed)
+
+
+@planted
+def any_answer_counts() -> Iterator[Any]:
+    """Whatever comes where an answer is awaited is one: also that nobody is there, or that it is not ready."""
+
+    def take(pings: Pings, message: Message) -> None:
+        if known := pings._by_token.get(last_token(message.subject)):
+            pings._answered_ms[known[0]] = known[1]
+
+    yield mock.patch.object(Pings, "_take", take)
+
+
+@planted
+def only_the_newest_question_counts() -> Iterator[Any]:
+    """A replica whose answers take longer than a heartbeat has never answered."""
+    ask = Pings._ask
+
+    def asks(pings: Pings, replica: Any, now_ms: float) -> None:
+        for _, token in pings._asked[replica]:
+            del pings._by_token[token]
+        pings._asked[replica].clear()
+        ask(pings, replica, now_ms)
+
+    yield mock.patch.object(Pings, "_ask", asks)
+
+
+@planted
+def silence_goes_on_after_the_node() -> Iterator[Any]:
+    """A replica is silent for as long as it has answered nothing, whether its node is there or not."""
+    real = Dispatch._stuck
+
+    def stuck(dispatch: Dispatch, job: jobs.Job, number: int, now_ms: float) -> Any:
+        heard_ms, dispatch._heard_ms = dispatch._heard_ms, dict.fromkeys(dispatch._heard_ms, now_ms)
+        try:
+            return real(dispatch, job, number, now_ms)
+        finally:
+            dispatch._heard_ms = heard_ms
+
+    yield mock.patch.object(Dispatch, "_stuck", stuck)
+
+
+@planted
+def silence_ends_no_lease() -> Iterator[Any]:
+    """Replicas are asked, and it does not matter what they answer."""
+    yield mock.patch.object(Pings, "silent_ms", lambda *_: 0.0)

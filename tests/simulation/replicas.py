@@ -10,6 +10,7 @@ from cyxcore.spec import ModelSpec
 from cyxnet import messages as m
 from cyxnet import subjects
 from cyxnode import events as e
+from tests.simulation.answers import Asked
 
 if TYPE_CHECKING:
     from tests.simulation.nodes import Run
@@ -84,15 +85,28 @@ async def serve(run: "Run") -> m.RunFailed:
     await run.begun.wait()
     if run.halt is None:
         await asyncio.sleep(dice.random() * LET_IN_WITHIN_S)
-        run.node.tell(e.FirstBatch(run.key))
-        if faults.chain_active and run.node.network.wishes.holder_dies():
-            run.node.network.kill_after(run.node, dice.expovariate(1 / DIES_WITHIN_S))
-        dies_after_s = dice.expovariate(1 / LIVES_S) if faults.hit("run_dies") else None
+        asked = Asked(run)
+        asked.open()
         try:
-            async with asyncio.timeout(dies_after_s):
-                await run.halted.wait()
-        except TimeoutError:
-            return run.failed("process_died", "it died while it answered")
+            if not await _answers(run):
+                return run.failed("process_died", "it died while it answered")
+        finally:
+            asked.close()
     assert run.halt is not None
     await asyncio.sleep(dice.random() * DRAINS_WITHIN_S)
     return run.failed(run.halt, "as asked")
+
+
+async def _answers(run: "Run") -> bool:
+    """From when it is ready until somebody wants it to end; False when it dies before."""
+    faults, dice = run.node.network.faults, run.node.network.scheduler.dice
+    run.node.tell(e.FirstBatch(run.key))
+    if faults.chain_active and run.node.network.wishes.holder_dies():
+        run.node.network.kill_after(run.node, dice.expovariate(1 / DIES_WITHIN_S))
+    dies_after_s = dice.expovariate(1 / LIVES_S) if faults.hit("run_dies") else None
+    try:
+        async with asyncio.timeout(dies_after_s):
+            await run.halted.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -19,6 +19,7 @@ from cyxnet.identity import Identity
 from cyxnet.wallet import Wallet
 from cyxnode import events as e
 from tests.simulation import wire
+from tests.simulation.answers import Answers
 from tests.simulation.centrals import CENTRAL_SEED, HEARTBEAT_MS, VOUCHED, CentralProcess, shrink
 from tests.simulation.chain import Chain
 from tests.simulation.cheats import Cheats
@@ -63,6 +64,7 @@ class Network:
         wire.open_broker(self.scheduler)
         self.faults = Faults(dice, self.scheduler, FAULTS_UNTIL_S)
         self.wishes = Wishes(seed)
+        self.answers = Answers(seed)
         self.cheats = Cheats(seed)
         if self.faults.weeks_pass_at_s is not None:  # a ban would be over by itself
             self.cheats.cheater = None
@@ -73,7 +75,8 @@ class Network:
         self.chain = Chain(self.scheduler, self.faults, AUTHORITY)
         self.checks = Checks(self)
         self.core.stored = self.checks.stored
-        self.edge.heard = self.checks.heard
+        self.edge.heard, self.edge.came = self.checks.heard, self.checks.came
+        self.edge.asked, self.edge.answered = self.checks.asked, self.checks.replica_answered
         self.intruder = Intruder(seed, self)
         self.edge.commanded = self.intruder.saw
         self.chain.received, self.chain.executed = self.checks.received, self.checks.executed
@@ -280,6 +283,7 @@ class Network:
         return client.wish == "watch" and self.checks.goes_on(client.job_id)
 
     def _stop_when_quiet(self) -> None:
+        self.checks.silent_replicas()
         self.scheduler.stopped = self.quiet()
         self.scheduler.at(self.chaos, self.scheduler.now_s + 0.25, self._stop_when_quiet)
 

@@ -16,13 +16,16 @@ from cyxcore.errors import CyxError
 from cyxnet import subjects
 from cyxnet.bus import ApiError, AppendUnknown, BusError, Conflict, Stored
 from cyxnet.codec import JSON, MAX_MESSAGE_BYTES, MSGPACK, decode, encode
+from cyxnet.connection import Message, block_of
 from cyxnet.outcomes import TEMPORARY_CODES
 from tests.simulation.faults import FIRST_WALL_MS, Faults
 from tests.simulation.loop import Nap, ProcessLoop, Scheduler
 
 ANSWER_TIMEOUT_S = 5.0
 COMMANDS = subjects.command("")
-Route = Callable[[str, bytes, str, "Reply | None"], None]
+ANSWERS_TO_CENTRAL = subjects.reply(subjects.CENTRAL, "")
+NOBODY_LISTENS = b"NATS/1.0 503\r\n\r\n"
+Route = Callable[[str, bytes, Any, Any], None]  # subject, payload, content type or block of headers, where to answer
 
 
 class Process:
@@ -33,6 +36,7 @@ class Process:
         self.name = loop.name
         self.deaf = False  # nothing reaches it
         self.mute = False  # nothing leaves it
+        self.stalled_until_s = 0.0  # what is stored does not reach its follower before
 
     def crash(self, why: str) -> None:
         self.loop.kill()
@@ -56,12 +60,21 @@ class Subscription:
         self.edge, self.process, self.subject, self.route, self.queue = edge, process, subject, route, queue
 
     async def unsubscribe(self) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.edge.subscriptions[self.subject].remove(self)
+
+    @property
+    def open(self) -> bool:
+        return self in self.edge.subscriptions[self.subject]
 
 
 @functools.lru_cache(maxsize=4096)
 def general(subject: str) -> str:
-    """The subject that listens to everybody's `subject`."""
+    """The subject that listens to everybody's `subject`, or to all answers of central's."""
+    if subject.startswith(ANSWERS_TO_CENTRAL):
+        return f"{ANSWERS_TO_CENTRAL}*"
     tokens = subject.split(".")
     return ".".join([*tokens[:3], "*", *tokens[4:]])
 
@@ -74,6 +87,9 @@ class Edge:
         self.faults = faults
         self.subscriptions: dict[str, list[Subscription]] = {}
         self.heard: Callable[[str, str, float], None] = lambda process, subject, at_s: None
+        self.came: Callable[[str, str], None] = lambda process, subject: None  # told of every question to somebody
+        self.asked: Callable[[str, str, str], None] = lambda process, subject, reply: None  # of every plain question
+        self.answered: Callable[[str, Message], None] = lambda process, message: None  # of what comes to attend()
         self.commanded: Callable[[str, bytes], None] = lambda subject, payload: None  # told of every command
 
     def subscribe(self, subscription: Subscription) -> None:
@@ -92,10 +108,17 @@ class Edge:
                     found.append(each)
         return found + [self.scheduler.dice.choice(group) for group in queues.values()]
 
-    def send(self, sender: Process, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
-        """Hand a message to the broker, and from there to everybody who listens."""
+    def send(
+        self, sender: Process, subject: str, payload: bytes, content_type: str | bytes, reply: Reply | str | None
+    ) -> None:
+        """Hand a message to the broker, and from there to everybody who listens.
+
+        A plain one has headers as a block instead of a content type, and the subject to answer on.
+        """
         if subject.startswith(COMMANDS):
             self.commanded(subject, payload)
+        elif isinstance(reply, str) and reply:
+            self.asked(sender.name, subject, reply)
         if sender.mute or self.faults.hit("lost"):
             return
         at_s = self.scheduler.now_s + self.faults.delay_s()
@@ -104,15 +127,17 @@ class Edge:
             again_s = at_s + self.faults.delay_s()
             self.scheduler.at(_BROKER, again_s, self._route, subject, payload, content_type, reply)
 
-    def _route(self, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
+    def _route(self, subject: str, payload: bytes, content_type: str | bytes, reply: Reply | str | None) -> None:
         found = self.listeners(subject)
-        if not found and reply is not None:
+        if not found and isinstance(reply, Reply):
             self.answer(None, reply, "no responders", b"", JSON)
+        elif not found and reply:
+            found, subject, payload, content_type, reply = self.listeners(reply), reply, b"", NOBODY_LISTENS, ""
         for each in found:
             at_s = self.scheduler.now_s + self.faults.delay_s()
             self.scheduler.at(each.process.loop, at_s, self._deliver, each, subject, payload, content_type, reply)
 
-    def _deliver(self, to: Subscription, subject: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
+    def _deliver(self, to: Subscription, subject: str, payload: bytes, content_type: Any, reply: Any) -> None:
         if to.process.deaf or self.faults.hit("lost"):
             return
         to.route(subject, payload, content_type, reply)
@@ -241,6 +266,23 @@ class SimBus:
         self._loop.create_task(pump())
         return self._listen(subject, lambda s, p, c, _: messages.put_nowait((s, p, {"Content-Type": c})), queue)
 
+    async def attend(self, subject: str, take: Callable[[Message], None], queue: str = "") -> Subscription:
+        subscription = self.listen(subject, take, queue)
+        await self.round_trip()
+        return subscription
+
+    def listen(self, subject: str, take: Callable[[Message], None], queue: str = "") -> Subscription:
+        def route(said_on: str, payload: bytes, block: bytes, reply: str) -> None:
+            message = Message(said_on, reply, payload, block)
+            self._edge.answered(self._process.name, message)
+            take(message)
+
+        return self._listen(subject, route, queue)
+
+    def send(self, subject: str, payload: bytes, headers: dict[str, str] | bytes, reply: str = "") -> None:
+        block = headers if isinstance(headers, bytes) else block_of(headers)
+        self._edge.send(self._process, subject, payload, block, reply)
+
     def _listen(self, subject: str, route: Route, queue: str = "") -> Subscription:
         subscription = Subscription(self._edge, self._process, subject, route, queue)
         self._edge.subscribe(subscription)
@@ -288,6 +330,7 @@ class SimBus:
     ) -> None:
         def route(said_on: str, payload: bytes, content_type: str, reply: Reply | None) -> None:
             at_s = self._scheduler.now_s
+            self._edge.came(self._process.name, said_on)
 
             async def work() -> bytes:
                 answer = await handler(said_on, decode(kinds, payload, content_type, max_bytes))
@@ -439,7 +482,10 @@ class SimBus:
             while True:
                 while seen < len(found.messages):
                     if self._faults.hit("stalled"):
-                        await Nap(self._loop, self._scheduler.dice.expovariate(1 / 4))
+                        stall_s = self._scheduler.dice.expovariate(1 / 4)
+                        until_s = self._scheduler.now_s + stall_s * 1.01  # by its own clock
+                        self._process.stalled_until_s = max(until_s, self._process.stalled_until_s)
+                        await Nap(self._loop, stall_s)
                     await Nap(self._loop, self._faults.delay_s())
                     for stored in found.messages[seen:]:
                         seen = stored.seq
