@@ -433,7 +433,7 @@ static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T 
         if (p->groups == 1) NAME(paint_all)(u, x + first * image, canvas, p->images);
         int64_t packs = p->images * p->output_panels,
                 blocks = (p->k + p->rows_per_task - 1) / p->rows_per_task;
-        cyx_parallel(packs, cyx_grain(packs, (double)(p->pixels * NR), 100000), NAME(pack_gradient_body), p);
+        cyx_parallel(packs, cyx_grain(packs, (double)(p->pixels * NR), LEAST_PACKED), NAME(pack_gradient_body), p);
         double work = (double)(p->rows_per_task * p->outputs) * (double)(p->images * p->pixels) / 8.0;
         cyx_parallel(blocks, cyx_grain(blocks, work, 100000),
                      p->by_taps ? NAME(taps_product_body) : NAME(weight_product_body), p);

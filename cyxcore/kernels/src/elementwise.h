@@ -38,7 +38,7 @@ typedef struct {
 extern __thread cyx_loop *cyx_asked;
 void cyx_ask(const cyx_call *call, const cyx_table table, cyx_loop *loop);
 
-enum { CYX_LEAST_WORK = 40000 }; /* operations that outweigh waking a thread */
+enum { CYX_LEAST_WORK = 65000 }; /* operations that outweigh waking a thread */
 
 static inline cyx_status cyx_run_rows(const cyx_call *call, cyx_body body) {
     cyx_rows own, *rows = __builtin_expect(cyx_asked != NULL, 0) ? &cyx_asked->rows : &own;

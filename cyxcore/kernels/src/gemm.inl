@@ -30,6 +30,9 @@ enum {
     NEAR_PANELS = 1 << 16, /* elements of the panels that a task packs for itself */
     LEAST_PANELS = 4,
     PRODUCTS_AT_ONCE = 4,
+    LEAST_SHARED = 1500000, /* multiply-adds of a product that threads share: what half of fewer saves, meeting costs */
+    ROWS_ALIKE = 4,
+    LEAST_PACKED = 16384, /* elements that a thread packs for the others */
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
 };
@@ -243,7 +246,7 @@ typedef struct {
                         else what is packed here lies at `last` */
     T *last;
     const T *packed; /* all of B: see pack_all; or NULL */
-    int64_t panels_of_task; /* 0, or how many panels a task packs by itself: it uses them while they are in the cache */
+    int64_t panels_at_once; /* 0, or how many panels are packed by whom they are for, who uses them while they are near */
     _Atomic int no_memory;
 } NAME(product);
 
@@ -297,16 +300,17 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
                                  : p->n_count > DIRECT_A_COLUMNS;
     int far = p->m * p->n >= FAR_ELEMENTS; /* the next block of c is fetched while one is computed */
     int64_t of_a = pack_a ? (p->m_block / MR + 1) * ROWS_PANEL(p->k_count) : 0, packed_m0 = -1;
-    int64_t of_b = p->panels_of_task * PANEL(p);
+    int64_t of_b = p->panels_at_once * PANEL(p), step = of_b ? p->panels_at_once : 1;
     T *packed = of_a + of_b ? cyx_scratch(1, sizeof(T) * (size_t)(of_a + of_b)) : NULL, *own_b = packed + of_a;
     if (of_a + of_b && !packed) {
         p->no_memory = 1;
         return;
     }
-    for (int64_t task = begin; task < end; task++) {
+    for (int64_t task = begin; task < end; task += step) {
         int64_t m0 = task / groups * p->m_block, first = task % groups * p->n_block;
         int64_t rows = p->m - m0 < p->m_block ? p->m - m0 : p->m_block;
-        int64_t stop = first + p->n_block < p->n_count ? first + p->n_block : p->n_count;
+        int64_t stop = first + (end - task < step ? end - task : step) * p->n_block;
+        if (stop > p->n_count) stop = p->n_count;
         const T *a = p->a + (p->a_transposed ? p->k0 * p->a_row + m0 : m0 * p->a_row + p->k0);
         int fresh_a = pack_a && m0 != packed_m0; /* the columns of one block of rows follow each other */
         packed_m0 = m0;
@@ -344,17 +348,21 @@ static void NAME(product_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
+/* How many threads take part in the current block. */
+static int64_t NAME(threads_of)(const NAME(product) * p) {
+    double columns = (double)((p->n_count + VN - 1) / VN * VN);
+    return (double)p->m * columns * (double)p->k_count < LEAST_SHARED ? 1 : cyx_threads();
+}
+
 /* How one (n, k) block is cut into tasks: by rows while there are enough of them, else also by columns. */
 static void NAME(cut_product)(NAME(product) * p) {
-    int64_t threads = cyx_threads();
+    int64_t threads = NAME(threads_of)(p);
     p->m_block = BLOCK_M / MR * MR;
     p->n_block = (p->n_count + NR - 1) / NR * NR;
-    if (threads == 1 || (double)p->m * (double)p->n_count * (double)p->k_count < 200000.0) return;
-    int64_t by_rows = (p->m + threads - 1) / threads;
-    if (by_rows >= 4 * MR || p->n_count <= 2 * NR) {
-        int64_t share = by_rows > BLOCK_M ? (p->m + 2 * threads - 1) / (2 * threads) : by_rows;
-        share = (share + MR - 1) / MR * MR;
-        if (share < p->m_block) p->m_block = share;
+    if (threads == 1) return;
+    if (p->m >= 4 * MR * threads || p->n_count <= 2 * NR) {
+        int64_t blocks = ((p->m + BLOCK_M - 1) / BLOCK_M + threads - 1) / threads * threads;
+        p->m_block = ((p->m + blocks - 1) / blocks + ROWS_ALIKE - 1) / ROWS_ALIKE * ROWS_ALIKE;
         return;
     }
     int64_t panels = p->n_block / NR;
@@ -377,16 +385,17 @@ static void NAME(pack_all)(const cyx_call *call, void *packed) {
     }
 }
 
-/* Whether tasks pack their own panels of B, where one block holds all rows and each panel is used by one task only: then
- * no packed panel leaves the cache before it is used. Threads take columns. */
+/* Whether tasks, of one panel each, pack B by themselves, a few of them at a time, where one block holds all rows and each
+ * panel is used by one thread only: then no packed panel leaves the cache before it is used. All threads pack A. */
 static int NAME(tasks_pack)(NAME(product) * p) {
-    int64_t threads = cyx_threads(), panels = (p->n_count + NR - 1) / NR, near = NEAR_PANELS / (NR * p->k_count);
-    int64_t at_once = near > LEAST_PANELS ? near : LEAST_PANELS;
-    int64_t tasks = ((panels + at_once - 1) / at_once + threads - 1) / threads * threads;
-    p->panels_of_task = 0;
-    if (p->m > BLOCK_M / MR * MR || tasks < 2 || tasks * LEAST_PANELS > 2 * panels) return 0;
-    p->panels_of_task = (panels + tasks - 1) / tasks;
-    p->m_block = BLOCK_M / MR * MR, p->n_block = p->panels_of_task * NR;
+    int64_t threads = NAME(threads_of)(p), panels = (p->n_count + NR - 1) / NR, near = NEAR_PANELS / (NR * p->k_count);
+    int64_t at_once = near > LEAST_PANELS ? near : LEAST_PANELS, share = (panels + threads - 1) / threads;
+    int64_t times = (share + at_once - 1) / at_once, tasks = times * threads;
+    p->panels_at_once = 0;
+    if (p->m > BLOCK_M / MR * MR || (threads > 1 && p->m > p->n_count)) return 0;
+    if (tasks < 2 || tasks * LEAST_PANELS > 2 * panels) return 0;
+    p->panels_at_once = (share + times - 1) / times;
+    p->m_block = BLOCK_M / MR * MR, p->n_block = NR;
     return 1;
 }
 
@@ -413,11 +422,12 @@ static cyx_status NAME(multiply)(NAME(product) * p) {
                 NAME(pack_panel)(p->b + p->k0 * p->b_row + p->n0 + whole, p->b_row, 0, memory, p->k_count,
                                  p->n_count - whole);
             if (p->panels == memory)
-                cyx_parallel(panels, cyx_grain(panels, (double)(NR * p->k_count), 100000), NAME(pack_b_body),
+                cyx_parallel(panels, cyx_grain(panels, (double)(NR * p->k_count), LEAST_PACKED), NAME(pack_b_body),
                              p);
             int64_t tasks =
                 (p->m + p->m_block - 1) / p->m_block * ((p->n_count + p->n_block - 1) / p->n_block);
-            cyx_parallel(tasks, own_b ? (tasks + cyx_threads() - 1) / cyx_threads() : 1, NAME(product_body), p);
+            int64_t threads = NAME(threads_of)(p), share = (tasks + threads - 1) / threads;
+            cyx_parallel(tasks, own_b || threads == 1 ? share : 1, NAME(product_body), p);
             if (p->no_memory) return CYX_NO_MEMORY;
         }
     return CYX_OK;

@@ -4,7 +4,7 @@
 #include "elementwise.h"
 #include "tables.h"
 
-enum { TRANSPOSE_TILE = 8 };
+enum { TRANSPOSE_TILE = 8, TRANSPOSE_ROWS = 64, LEAST_MOVED = 16384 }; /* LEAST_MOVED: elements that outweigh waking a thread */
 
 /* out, contiguous, from an input seen through strides: transpose, broadcast_to and slice are this. */
 typedef struct {
@@ -45,31 +45,33 @@ static void strided_copy_body(void *context, int64_t begin, int64_t end) {
     }
 }
 
-#define TRANSPOSE_MATRIX(T)                                                                                  \
+#define TRANSPOSE_ROWS_OF(T)                                                                                 \
     for (int64_t c0 = 0; c0 < columns; c0 += TRANSPOSE_TILE)                                                 \
-        for (int64_t r0 = 0; r0 < rows; r0 += TRANSPOSE_TILE)                                                \
-            for (int64_t r = r0; r < rows && r < r0 + TRANSPOSE_TILE; r++)                                   \
+        for (int64_t r0 = first; r0 < stop; r0 += TRANSPOSE_TILE)                                            \
+            for (int64_t r = r0; r < stop && r < r0 + TRANSPOSE_TILE; r++)                                   \
                 for (int64_t c = c0; c < columns && c < c0 + TRANSPOSE_TILE; c++)                            \
     ((T *)out)[r * columns + c] = ((const T *)from)[r + c * stride]
 
-/* The last two dimensions swapped: in tiles, so that both sides stay in cache. */
+/* The last two dimensions swapped, TRANSPOSE_ROWS rows of a matrix a task: in tiles, so that both sides stay in cache. */
 static void transpose_body(void *context, int64_t begin, int64_t end) {
     const strided_copy *copy = context;
     cyx_walk walk = copy->walk;
     int64_t rows = walk.shape[walk.ndim - 2], columns = walk.shape[walk.ndim - 1],
-            stride = walk.stride[0][walk.ndim - 1];
+            stride = walk.stride[0][walk.ndim - 1], tasks = (rows + TRANSPOSE_ROWS - 1) / TRANSPOSE_ROWS;
     int64_t coordinate[CYX_MAX_NDIM], offset[CYX_WALK_INPUTS];
     walk.ndim -= 1;
-    for (int64_t matrix = begin; matrix < end; matrix++) {
+    for (int64_t task = begin; task < end; task++) {
+        int64_t matrix = task / tasks, first = task % tasks * TRANSPOSE_ROWS;
+        int64_t stop = rows - first < TRANSPOSE_ROWS ? rows : first + TRANSPOSE_ROWS;
         cyx_walk_seek(&walk, 1, matrix * rows, coordinate, offset);
         char *out = copy->out + matrix * rows * columns * copy->bytes;
         const char *from = copy->from + offset[0] * copy->bytes;
         if (copy->bytes == 4)
-            TRANSPOSE_MATRIX(uint32_t);
+            TRANSPOSE_ROWS_OF(uint32_t);
         else if (copy->bytes == 8)
-            TRANSPOSE_MATRIX(uint64_t);
+            TRANSPOSE_ROWS_OF(uint64_t);
         else
-            TRANSPOSE_MATRIX(uint8_t);
+            TRANSPOSE_ROWS_OF(uint8_t);
     }
 }
 
@@ -101,9 +103,9 @@ static cyx_status run_strided_copy(const cyx_call *call, const int64_t *stride, 
     int swapped =
         walk->ndim >= 2 && walk->stride[0][walk->ndim - 1] > 1 && walk->stride[0][walk->ndim - 2] == 1;
     if (swapped) {
-        int64_t matrix = inner * walk->shape[walk->ndim - 2];
-        cyx_parallel(out->size / matrix, cyx_grain(out->size / matrix, (double)matrix, CYX_LEAST_WORK),
-                     transpose_body, &copy);
+        int64_t height = walk->shape[walk->ndim - 2], matrices = rows / height;
+        int64_t tasks = matrices * ((height + TRANSPOSE_ROWS - 1) / TRANSPOSE_ROWS);
+        cyx_parallel(tasks, cyx_grain(tasks, (double)out->size / (double)tasks, LEAST_MOVED), transpose_body, &copy);
     } else {
         cyx_parallel(rows, cyx_grain(rows, (double)inner, CYX_LEAST_WORK), strided_copy_body, &copy);
     }

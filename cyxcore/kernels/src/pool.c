@@ -36,7 +36,7 @@ uint64_t cyx_float_mode_set(void) { return 0; }
 void cyx_float_mode_restore(uint64_t saved) { (void)saved; }
 #endif
 
-enum { MAX_THREADS = 256, SCRATCH_SLOTS = 5, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21 };
+enum { MAX_THREADS = 256, SCRATCH_SLOTS = 5, SPIN_ROUNDS = 2000, HUGE_PAGE = 1 << 21, PIECES_PER_THREAD = 16 };
 
 /* The current job. `claims` holds (generation << 32 | pieces not yet taken): taking a piece is one
  * compare-and-swap, and a worker that wakes late finds either nothing left or a job whose caller is still
@@ -149,10 +149,10 @@ void cyx_stop_threads(void) {
 }
 
 int64_t cyx_grain(int64_t count, double work_per_item, double least_work) {
-    int64_t by_threads = count / (4 * (int64_t)wanted_threads);
-    int64_t by_work = (int64_t)(least_work / (work_per_item > 1e-9 ? work_per_item : 1e-9)) + 1;
-    int64_t grain = by_threads > by_work ? by_threads : by_work;
-    return grain < 1 ? 1 : grain;
+    double fit = (double)count * work_per_item / least_work, most = (double)(PIECES_PER_THREAD * wanted_threads);
+    int64_t pieces = (int64_t)(fit < most ? fit : most);
+    if (pieces > wanted_threads) pieces -= pieces % wanted_threads; /* none waits for the last piece of another */
+    return pieces < 2 ? count : (count + pieces - 1) / pieces;
 }
 
 void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context) {

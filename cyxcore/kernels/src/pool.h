@@ -12,7 +12,8 @@ typedef void (*cyx_body)(void *context, int64_t begin, int64_t end);
  * another thread has the pool, it runs everything here. */
 void cyx_parallel(int64_t count, int64_t grain, cyx_body body, void *context);
 
-/* The grain that gives every thread a few pieces of at least `least_work` operations each. */
+/* The grain that gives every thread equally many pieces, of at least `least_work` operations each; all of `count` where
+ * there is less than twice that. */
 int64_t cyx_grain(int64_t count, double work_per_item, double least_work);
 
 int cyx_threads(void);

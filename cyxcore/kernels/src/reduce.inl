@@ -9,7 +9,7 @@
 
 #ifndef REDUCE_ONCE
 #define REDUCE_ONCE
-enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 256 };
+enum { BLOCK_ROWS = 32, GROUP_BLOCKS = 64, RUN_BLOCK = 1024, TREE_DEPTH = 48, TILE = 256, LEAST_TILE = 64, LEAST_SUMMED = 65000 };
 #endif
 
 #define SELECT(mask, a, b) ((V)(((MASK)(a) & (MASK)(mask)) | ((MASK)(b) & ~(MASK)(mask))))
@@ -133,8 +133,8 @@ typedef struct {
     const T *x;
     T *out;
     T *partial; /* one per group, where a reduction is cut into groups; else NULL */
-    int64_t groups;
-    T divisor; /* of a mean; else 1 */
+    int64_t groups, tile; /* tile: columns of one task, at most TILE */
+    T divisor;            /* of a mean; else 1 */
     _Atomic int no_memory;
 } NAME(reduction);
 
@@ -205,7 +205,7 @@ static void NAME(reduce_tile)(const NAME(reduction) * r, const T *x, int64_t fir
 static void NAME(reduce_rows)(void *context, int64_t begin, int64_t end) {
     NAME(reduction) *r = context;
     const cyx_reduce_plan *plan = &r->plan;
-    int64_t tiles = (plan->inner + TILE - 1) / TILE, rows_per_group = BLOCK_ROWS * GROUP_BLOCKS;
+    int64_t tiles = (plan->inner + r->tile - 1) / r->tile, rows_per_group = BLOCK_ROWS * GROUP_BLOCKS;
     T *tree = cyx_scratch(1, sizeof(T) * TILE * TREE_DEPTH);
     if (!tree) {
         r->no_memory = 1;
@@ -213,11 +213,11 @@ static void NAME(reduce_rows)(void *context, int64_t begin, int64_t end) {
     }
     for (int64_t task = begin; task < end; task++) {
         int64_t tile = task % tiles, group = task / tiles % r->groups, o = task / tiles / r->groups;
-        int64_t n = plan->inner - tile * TILE < TILE ? plan->inner - tile * TILE : TILE;
+        int64_t column = tile * r->tile, n = plan->inner - column < r->tile ? plan->inner - column : r->tile;
         int64_t first = group * rows_per_group;
         int64_t count = plan->terms - first < rows_per_group ? plan->terms - first : rows_per_group;
-        const T *x = r->x + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride) + tile * TILE;
-        T *into = (r->partial ? r->partial : r->out) + (o * r->groups + group) * plan->inner + tile * TILE;
+        const T *x = r->x + cyx_offset_of(o, plan->kept_count, plan->kept, plan->kept_stride) + column;
+        T *into = (r->partial ? r->partial : r->out) + (o * r->groups + group) * plan->inner + column;
         NAME(reduce_tile)(r, x, first, count, n, tree, into);
     }
 }
@@ -251,22 +251,26 @@ static cyx_status NAME(reduce_along_run)(NAME(reduction) * r) {
         r->out[0] = r->divisor == 1 ? value : value / r->divisor;
         return CYX_OK;
     }
-    cyx_parallel(plan->outputs, cyx_grain(plan->outputs, (double)plan->total_terms, 100000),
+    cyx_parallel(plan->outputs, cyx_grain(plan->outputs, (double)plan->total_terms, LEAST_SUMMED),
                  NAME(reduce_runs), r);
     return CYX_OK;
 }
 
 static cyx_status NAME(reduce_across_rows)(NAME(reduction) * r) {
     const cyx_reduce_plan *plan = &r->plan;
-    int64_t rows_per_group = BLOCK_ROWS * GROUP_BLOCKS, tiles = (plan->inner + TILE - 1) / TILE;
+    int64_t rows_per_group = BLOCK_ROWS * GROUP_BLOCKS;
     r->groups = (plan->terms + rows_per_group - 1) / rows_per_group;
     if (r->groups > 1) {
         r->partial = cyx_scratch(0, sizeof(T) * (size_t)(r->groups * plan->outputs * plan->inner));
         if (!r->partial) return CYX_NO_MEMORY;
     }
-    int64_t tasks = plan->outputs * r->groups * tiles;
-    double work = (double)plan->terms / (double)r->groups * (double)(plan->inner < TILE ? plan->inner : TILE);
-    cyx_parallel(tasks, cyx_grain(tasks, work, 100000), NAME(reduce_rows), r);
+    /* Few outputs of many terms: threads share the columns. */
+    int64_t share = (plan->outputs * r->groups * plan->inner + cyx_threads() - 1) / cyx_threads();
+    share = (share + LEAST_TILE - 1) / LEAST_TILE * LEAST_TILE;
+    r->tile = share < TILE ? share : TILE;
+    int64_t tasks = plan->outputs * r->groups * ((plan->inner + r->tile - 1) / r->tile);
+    double work = (double)plan->terms * (double)(plan->outputs * plan->inner) / (double)tasks;
+    cyx_parallel(tasks, cyx_grain(tasks, work, LEAST_SUMMED), NAME(reduce_rows), r);
     if (r->no_memory) return CYX_NO_MEMORY;
     for (int64_t o = 0; r->partial && o < plan->outputs; o++)
         NAME(join_groups)(r, r->partial + o * r->groups * plan->inner, r->out + o * plan->inner);
