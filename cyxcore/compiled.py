@@ -5,17 +5,19 @@ Results carry no gradient. A training step goes to steps.py; jobs compile theirs
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from threading import Lock
 from typing import Any
 
 from cyxcore import device as devices
 from cyxcore import precision
-from cyxcore.eager import Tensor, next_key, wrap
+from cyxcore.eager import Tensor, wrap
 from cyxcore.errors import GraphError
+from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
-from cyxcore.steps import Bound, CompiledStep, Plans, used
+from cyxcore.steps import Bound, CompiledStep, Draws, Plans, draws_of, in_a_graph, used
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
 
@@ -41,13 +43,15 @@ class Compiled:
         self._bound = Bound(modules)
         self._lock = Lock()  # a plan has one memory: threads take turns
 
-    def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, list[Any]]:
+    def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
         builder = Builder(merging=False)
+        builder.device = device
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         state: dict[str, Any] = {}
         with ExitStack() as stack:
             for place, module in enumerate(self.modules):
                 stack.enter_context(symbolic(module, builder, f"{place}."))
+            stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             result = self.function(*symbols)
         for place, module in enumerate(self.modules):
             state |= {f"{place}.{name}": array for name, array in module.arrays().items()}
@@ -56,13 +60,10 @@ class Compiled:
         if not all(isinstance(value, Symbol) for value in outputs):
             raise GraphError("compile: expected the function to return tensors computed from its arguments")
         names = [str(place) for place in range(len(inputs))]
-        graph = evaluation_graph(builder.graph(*outputs))
-        draws = sorted(node.attrs["stream"] for node in graph.nodes if node.op == "uniform")
-        return (
-            Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics, draws=draws),
-            several,
-            self._bound.kept(),
-        )
+        graph = evaluation_graph(builder.graph(*outputs))  # in which nothing is drawn that only training needs
+        draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
+        plan = Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics, draws=draws)
+        return plan, several, draws_of(plan, builder), self._bound.kept()
 
     def __call__(self, *inputs: Any) -> Any:
         with self._lock:
@@ -76,11 +77,10 @@ class Compiled:
             tuple([(x.shape, x.dtype) for x in tensors]),
             self._bound.key(),
         )
-        plan, several, _ = self._plans.of(key, lambda: self._compile(tensors, device))
+        plan, several, draws, _ = self._plans.of(key, lambda: self._compile(tensors, device))
         for place, x in enumerate(tensors):
             plan.backend.assign(plan.inputs[str(place)], devices.put(x._data, device))
-        for drawn in plan.keys:
-            drawn[:] = next_key()
+        draws.fill()
         plan.run()
         results = tuple(wrap(array.copy()) for array in plan.outputs)
         return results if several else results[0]

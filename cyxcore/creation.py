@@ -18,6 +18,7 @@ from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import where
 from cyxcore.infer import Shape
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
+from cyxcore.keys import drawn
 
 __all__ = (  # also in cyxcore/__init__.py
     "arange asarray empty empty_like eye from_dlpack from_numpy full full_like linspace meshgrid ones ones_like rand "
@@ -299,5 +300,10 @@ def _drawn(
     sizes = _shape(shape[0], shape[1:]) if shape else ()
     if generator is not None and not hasattr(generator, "next_key"):
         raise SpecError(f"{name}: expected a cx.Generator, got {type(generator).__name__}")
-    seed, step = (next_key() if generator is None else generator.next_key()).tolist()
-    return Tensor(draw(seed, step, 0, sizes), wanted, requires_grad)
+
+    def made() -> Tensor:
+        seed, step = (next_key() if generator is None else generator.next_key()).tolist()
+        return Tensor(draw(seed, step, 0, sizes), wanted, requires_grad)
+
+    tensor: Tensor = drawn(generator, made)
+    return tensor

@@ -227,7 +227,7 @@ class Plan:
             self._fed((2,), "uint64", resident=False) if drawn else (np.zeros(2, np.uint64),) * 2
         )
         fed = {stream: self._fed((2,), "uint64", resident=False) for stream in draws}
-        self.keys = [host for host, _ in fed.values()]
+        self.keys = {stream: host for stream, (host, _) in fed.items()}
         self._device_keys = {stream: there for stream, (_, there) in fed.items()}
         self._device_inputs: dict[str, Array] = {}
         self._root = [decided.alias.get(place, place) for place in range(len(graph.nodes))]

@@ -7,10 +7,11 @@
 
 Names, parameters and their order are NumPy's. Parameters may be tensors or arrays, which broadcast; `size` is the shape
 of the result, theirs unless given. Results have no gradients. A generator counts its draws: the same calls in the same
-order give the same numbers. Inside cx.trace and cx.compile a drawn tensor is a constant of the graph: use
-functional.dropout there, or pass what you drew as an argument.
+order give the same numbers. Inside cx.compile a draw is made anew in each call; inside cx.trace it is a constant of the
+graph: use functional.dropout there.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import device as devices
-from cyxcore import drawing, eager, variates
+from cyxcore import drawing, eager, keys, variates
 from cyxcore.creation import _shape
 from cyxcore.dtype import DTYPES, FLOATS, INTEGERS, dtype_name, iinfo
 from cyxcore.eager import Tensor
@@ -399,6 +400,25 @@ def _placed(array: Array, dtype: str) -> Tensor:
     return made.to(devices.default_device()) if devices.default_device() in devices.OWN_MEMORY else made
 
 
+def _again(name: str) -> None:
+    """A method whose draw is made anew by what is compiled with it."""
+    method = getattr(Generator, name)
+
+    @functools.wraps(method)
+    def draw(self: Generator, *args: Any, **options: Any) -> Any:
+        return keys.drawn(self, lambda: method(self, *args, **options))
+
+    setattr(Generator, name, draw)
+
+
+DRAWS = (
+    "uniform normal truncated_normal lognormal laplace gumbel logistic cauchy exponential gamma beta chisquare "
+    "standard_t weibull dirichlet integers randint bernoulli poisson binomial geometric multinomial permutation choice"
+).split()
+for _name in DRAWS:
+    _again(_name)
+
+
 class _Default(Generator):
     """The generator cx.manual_seed sets, which dropout and new layers use too."""
 
@@ -415,6 +435,9 @@ class _Default(Generator):
 
     def next_key(self) -> Array:
         return eager.next_key()
+
+    def go_back(self, step: int) -> None:
+        eager.set_generator_state((self.seed, step))
 
     def manual_seed(self, seed: int) -> Generator:
         eager.manual_seed(seed)

@@ -19,6 +19,7 @@ makes another plan. Other options of modules belong to the plan. Threads that sh
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from threading import Lock
@@ -32,6 +33,7 @@ from cyxcore.eager import Tensor, next_key, now, wrap
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.gradients import reached
 from cyxcore.held import is_recording
+from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import Optimizer
 from cyxcore.plan import Plan
@@ -88,6 +90,33 @@ class Bound:
         return [self.parts, self.tensors, [x._data for x in self.tensors]]
 
 
+class Draws(list[tuple[Array, Draw | None]]):
+    """Of a plan what it reads as random numbers, in the order in which they are drawn: a key, or what a draw gives."""
+
+    def fill(self) -> None:
+        """Draw anew, as plain calls would."""
+        for array, draw in self:
+            array[...] = next_key() if draw is None else devices.host(draw()._data)
+
+
+def in_a_graph(builder: Builder, generator: Generator, draw: Draw) -> Symbol:
+    """An input that stands for what a generator draws. The draw itself counts in the calls that follow."""
+    step, value = generator.step, draw()
+    generator.go_back(step)
+    builder.draws.append(draw)
+    return builder.input(f"drawn.{len(builder.draws) - 1}", value.shape, value.dtype)
+
+
+def draws_of(plan: Plan, builder: Builder) -> Draws:
+    """The draws of a plan that are in `keys` or `inputs`."""
+    found = Draws()
+    for place, draw in enumerate(builder.draws):
+        array = plan.keys.get(place) if draw is None else plan.inputs.get(f"drawn.{place}")
+        if array is not None:
+            found.append((array, draw))
+    return found
+
+
 MOST_PLANS = 64  # of one compiled function: each has memory of its own
 
 
@@ -118,6 +147,7 @@ class _Traced(NamedTuple):
         tuple[Optimizer, list[tuple[int | None, Array]], list[tuple[int, Array]]]
     ]  # (place, steps), (group, lr)
     momenta: list[tuple[Optimizer, int, Array]]  # of groups where they are cycled
+    draws: Draws
     kept: list[Any]
 
 
@@ -170,8 +200,7 @@ class CompiledStep:
                 lr[...] = optimizer.param_groups[number]["lr"]
         for optimizer, number, momentum in traced.momenta:
             momentum[...] = optimizer.momentum_of(optimizer.param_groups[number])
-        for drawn in plan.keys:
-            drawn[:] = next_key()
+        traced.draws.fill()
         plan.run()
         for optimizer, missing in traced.stepped:  # a step that failed is none
             optimizer.steps += 1
@@ -188,7 +217,7 @@ class CompiledStep:
     def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
         builder = Builder(merging=False)
         builder.differentiate = reached if is_recording() else _switched_off
-        builder.recording = is_recording
+        builder.recording, builder.device = is_recording, device
         arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]
         held: dict[str, Array] = {}
         with ExitStack() as stack:
@@ -202,13 +231,14 @@ class CompiledStep:
                 stack.enter_context(_symbolic_optimizer(optimizer, place, builder, known, held))
                 for place, optimizer in enumerate(self.optimizers)
             ]
+            stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             result = self.function(*arguments)
         several = isinstance(result, tuple)
         outputs = result if several else (result,)
         if not all(isinstance(value, Symbol) for value in outputs):
             raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
-        graph, draws = builder.graph(*outputs), range(builder.draws)
+        graph, draws = builder.graph(*outputs), [place for place, draw in enumerate(builder.draws) if draw is None]
         plan = Plan(graph, held, device, resident=names, fetch=False, numerics=self.numerics, draws=draws)
         written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
         scalars, stepped, momenta = [], [], []
@@ -225,7 +255,7 @@ class CompiledStep:
                 ]
         kept = [*self._bound.kept(), *[optimizer.state for optimizer in self.optimizers]]
         fed = [plan.inputs[name] for name in names]
-        return _Traced(plan, several, written, fed, stepped, scalars, momenta, kept)
+        return _Traced(plan, several, written, fed, stepped, scalars, momenta, draws_of(plan, builder), kept)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:

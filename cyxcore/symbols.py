@@ -15,14 +15,14 @@ from cyxcore.errors import CyxError, DtypeError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
 from cyxcore.ops import OPS, normal_attrs
-from cyxcore.values import Value
+from cyxcore.torchsymbols import Placed
 
 # Two batch sizes no layer is likely to use as a size of its own.
 PROBE_BATCH_SIZES = (1009, 2003)
 MOST_NODES = 2 * MAX_NODES  # of a model under construction: what nothing needs is dropped at the end
 
 
-class Symbol(Value):
+class Symbol(Placed):
     """The output of a node under construction."""
 
     _rank = 2
@@ -44,12 +44,16 @@ class Symbol(Value):
         result: Symbol = indexing.get(self, index)
         return result
 
+    @property
+    def device(self) -> str:
+        return self.builder.device
+
     def copy(self) -> "Symbol":
         """Itself, but where gradients must be added up as those of tensors are, of which a copy is another one."""
         return self if self.builder.merging else self._apply("reshape", [self], {"shape": self.shape})
 
     def __getattr__(self, name: str) -> Any:
-        if name.endswith("_") and not name.startswith("_") and hasattr(Value, name[:-1]):
+        if name.endswith("_") and not name.startswith("_") and hasattr(Placed, name[:-1]):
             raise GraphError(f"{name}: a graph has no memory to write to; write x = x.{name[:-1]}(...)")
         raise AttributeError(f"a value of a graph has no {name!r}")
 
@@ -167,10 +171,11 @@ class Builder:
         self.current: dict[int, int] = {}  # of a compiled training step: a parameter that was written -> its value
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()
+        self.device = "cpu"  # where the plan will run
         self.layer = ""
         self._known: dict[tuple[Any, ...], int] = {}
         self._numbers: dict[tuple[str | None, str], int] = {}  # the constants that are one plain number
-        self.draws = 0  # of random numbers, so far
+        self.draws: list[Any] = []  # of random numbers in their order: None for a stream of the key
 
     def _add(
         self,
@@ -265,8 +270,8 @@ class Builder:
         return self.apply("key", (), {})
 
     def uniform(self, shape: tuple[int, ...]) -> Symbol:
-        self.draws += 1
-        return self.apply("uniform", [self.key()], {"shape": shape, "stream": self.draws - 1})
+        self.draws.append(None)
+        return self.apply("uniform", [self.key()], {"shape": shape, "stream": len(self.draws) - 1})
 
     def constant(self, value: Any, dtype: str | None = None) -> Symbol:
         """A value written into the graph: a number, nested lists of numbers, or an array."""

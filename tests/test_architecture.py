@@ -26,7 +26,7 @@ cyxcore.functional.resampling cyxcore.functional.norms cyxcore.functional.recurr
 cyxcore.functional cyxcore.elementwise cyxcore.manipulation cyxcore.statistics
 cyxcore.searching cyxcore.extras cyxcore.einsum cyxcore.linalg cyxcore.matrixgradients
 cyxcore.torchnames cyxcore.special cyxcore.torchrarer cyxcore.torchstatistics cyxcore.solving
-cyxcore.symbols cyxcore.options
+cyxcore.torchsymbols cyxcore.symbols cyxcore.options
 cyxcore.layertable cyxcore.layers cyxcore.nodelayers cyxcore.nodekinds cyxcore.graphfile
 cyxcore.templates cyxcore.wiring cyxcore.recipe cyxcore.patterns
 """.split()

@@ -192,6 +192,73 @@ def test_random_numbers_of_compiled_steps_and_functions_are_those_of_plain_ones(
     assert run(lambda number: number % 2 == 0) == plain
 
 
+def test_noise_of_compiled_steps_is_drawn_anew_and_that_of_plain_ones() -> None:
+    """As in a variational autoencoder; of the common generator and of one's own."""
+
+    def run(compiled: Callable[[int], bool]) -> list[Any]:
+        cx.manual_seed(3)
+        own = cx.random.Generator(5)
+        model = nn.Linear(8, 3)
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+
+        def step(x: cx.Tensor) -> cx.Tensor:
+            h = F.dropout(model(x), 0.3)
+            noisy = h + cx.randn_like(h) * h.exp() + cx.randn(6, 3) * 0.1 + cx.rand(3) + own.normal(size=3)
+            loss = noisy[cx.randperm(6)].square().mean() + cx.random.integers(0, 4, (3,)).astype("float32").mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        both, noise = (step, cx.compile(step)), cx.compile(lambda x: x + cx.randn(8))
+        found: list[Any] = []
+        for number in range(4):
+            found.append(both[compiled(number)](batch(number)[0]).item())
+            drawn = noise(cx.zeros(6, 8)) if compiled(number) else cx.zeros(6, 8) + cx.randn(8)
+            found += [drawn.tolist(), cx.rand(1).item()]
+        return [*found, own.normal().item()]
+
+    plain = run(lambda number: False)
+    assert run(lambda number: True) == plain
+    assert run(lambda number: number % 2 == 0) == plain
+
+
+def test_a_generator_made_in_a_compiled_function_gives_the_same_in_each_call() -> None:
+    function = cx.compile(lambda x: x + cx.random.Generator(3).normal(size=(6, 8)))
+    x = batch(0)[0]
+    assert function(x).tolist() == function(x).tolist() == (x + cx.random.Generator(3).normal(size=(6, 8))).tolist()
+
+
+OWN = cx.random.Generator(3)
+ONCE: dict[str, Callable[[Any], Any]] = {
+    "a new layer": lambda x: nn.Linear(8, 3)(x),
+    "a seed": lambda x: x + OWN.manual_seed(3).normal(),
+    "the common seed": lambda x: x if cx.manual_seed(3) is None else x,
+    "generators of a generator": lambda x: x + OWN.split()[0].normal(),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_what_would_be_drawn_in_the_first_call_alone_is_refused(name: str) -> None:
+    with pytest.raises(GraphError, match="of the first call alone"):
+        cx.compile(ONCE[name])(batch(0)[0])
+    assert cx.rand(1).shape == (1,)
+
+
+def test_a_step_may_ask_where_its_tensors_are_and_make_others_like_them() -> None:
+    def function(x: cx.Tensor) -> cx.Tensor:
+        x = x.to("float64").to(x).to(x.device, cx.float32).contiguous().data
+        return (x + x.new_zeros(6, 8) + x.new_full((6, 8), 2.5) * x.new_ones((8,)) + x.new_tensor([1.0] * 8)).type(
+            cx.float64
+        )
+
+    x = batch(0)[0]
+    assert cx.compile(function)(x).tolist() == function(x).tolist()
+    elsewhere = "reference" if cx.default_device() == "cpu" else "cpu"
+    with pytest.raises(GraphError, match="one device"):
+        cx.compile(lambda x: x.to(elsewhere))(x)
+
+
 def test_another_shape_is_another_plan_of_the_same_state() -> None:
     cx.manual_seed(0)
     model = nn.Linear(8, 3)
