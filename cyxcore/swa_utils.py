@@ -14,8 +14,8 @@ from typing import Any
 from cyxcore.creation import tensor
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import SpecError
-from cyxcore.nn.layers import _BatchNorm
 from cyxcore.nn.module import Module
+from cyxcore.nn.norms import _BatchNorm
 from cyxcore.optimizer import Optimizer
 from cyxcore.scheduler import LRScheduler, of_optimizer, per_group
 

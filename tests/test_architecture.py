@@ -61,8 +61,8 @@ cyxcore.distributions.joint cyxcore.distributions.transformed cyxcore.distributi
 cyxcore.userops cyxcore.nn.utils.rnn cyxcore.nn.utils cyxcore.nn.functional
 cyxcore.nn.hooks cyxcore.nn.module cyxcore.nn.containers cyxcore.nn.utils.parametrize
 cyxcore.nn.utils.parametrizations cyxcore.nn.activations cyxcore.nn.dropouts cyxcore.nn.embeddings
-cyxcore.nn.layers cyxcore.nn.pooling cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial cyxcore.nn.lazy
-cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
+cyxcore.nn.layers cyxcore.nn.norms cyxcore.nn.pooling cyxcore.nn.losses cyxcore.nn.recurrent cyxcore.nn.spatial
+cyxcore.nn.lazy cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.func cyxcore.derivatives cyxcore.cuda cyxcore.amp cyxcore.backends
 cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optimizerhooks cyxcore.optimizer cyxcore.lbfgs cyxcore.optim

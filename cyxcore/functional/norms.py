@@ -4,31 +4,36 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cyxcore.errors import ShapeError
+from cyxcore.dtype import finfo
+from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import maximum, pad
 from cyxcore.values import TracedMode, by_mode
 
 
 def batch_norm(
     x: Any,
-    running_mean: Any,
-    running_var: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
     weight: Any = None,
     bias: Any = None,
     training: bool | TracedMode = False,
-    momentum: float = 0.1,
+    momentum: Any = 0.1,
     eps: float = 1e-5,
 ) -> Any:
     """(x - mean) / sqrt(var + eps) * weight + bias per channel (axis 1). x: (N, C) or (N, C, H, W).
 
     Training uses the batch's mean and population variance and moves the running ones towards them
-    (the variance unbiased, as in torch); inference uses the running ones.
+    (the variance unbiased, as in torch); inference uses the running ones. Without running ones the batch's are always
+    used. momentum: a number, or a 0-d value.
 
     A single value per channel (a last batch of one row) trains too, where torch refuses it: its variance counts as 0.
-    Raises ShapeError for another number of channels.
+    Raises ShapeError for another number of channels, SpecError for one running statistic without the other.
     """
-    if x.ndim < 2 or x.shape[1] != running_mean.shape[0]:
-        raise ShapeError(f"batch_norm: expected x (N, {running_mean.shape[0]}, ...), got {x.shape}")
+    if (running_mean is None) != (running_var is None):
+        raise SpecError("batch_norm: expected running_mean and running_var, or neither")
+    if x.ndim < 2 or (running_mean is not None and x.shape[1] != running_mean.shape[0]):
+        channels = "C" if running_mean is None else running_mean.shape[0]
+        raise ShapeError(f"batch_norm: expected x (N, {channels}, ...), got {x.shape}")
     axes = (0, *range(2, x.ndim))
     column = (1, -1, *(1,) * (x.ndim - 2))
 
@@ -36,22 +41,26 @@ def batch_norm(
         mean = x.mean(axes, keepdims=True)
         centred = x - mean
         var = (centred**2).mean(axes, keepdims=True)
-        # The row count as a sum of ones: as a number it would tie a traced graph to one batch size.
-        rows = x._constant(1.0, x.dtype).broadcast_to(x.shape[0]).sum()
-        count = rows * float(math.prod(x.shape[2:]))
-        unbiased = var * (count / maximum(count - 1.0, 1.0))
-        # A graph may call one layer twice: the second call goes on from what the first one left.
-        for running, own in ((running_mean, mean), (running_var, unbiased)):
-            running._assign(running._following() * (1.0 - momentum) + own.reshape(-1) * momentum)
+        if running_mean is not None:
+            # The row count as a sum of ones: as a number it would tie a traced graph to one batch size.
+            rows = x._constant(1.0, x.dtype).broadcast_to(x.shape[0]).sum()
+            count = rows * float(math.prod(x.shape[2:]))
+            _follow(running_mean, running_var, mean, var * (count / maximum(count - 1.0, 1.0)), momentum)
         return centred / (var + eps).sqrt()
 
     def with_running() -> Any:
         return (x - running_mean.reshape(*column)) / (running_var.reshape(*column) + eps).sqrt()
 
-    result = by_mode(training, with_batch, with_running)
+    result = with_batch() if running_mean is None else by_mode(training, with_batch, with_running)
     if weight is not None:
         result = result * weight.reshape(*column)
     return result if bias is None else result + bias.reshape(*column)
+
+
+def _follow(running_mean: Any, running_var: Any, mean: Any, unbiased: Any, momentum: Any) -> None:
+    """Move the running statistics. A graph may call one layer twice: the second goes on from what the first left."""
+    for running, own in ((running_mean, mean), (running_var, unbiased)):
+        running._assign(running._following() * (1.0 - momentum) + own.reshape(-1) * momentum)
 
 
 def layer_norm(
@@ -81,13 +90,44 @@ def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, ep
     return result if bias is None else result + bias.reshape(*column)
 
 
-def instance_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
-    """Each channel of each row by itself. x: (N, C, ...)"""
-    return group_norm(x, x.shape[1], weight, bias, eps)
+def instance_norm(
+    x: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool | TracedMode = True,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Each channel of each row by itself. x: (N, C, ...)
+
+    use_input_stats: with their own mean and population variance, towards whose means over the rows the running ones are
+    moved, if there are any (the variance unbiased); otherwise with the running ones, as batch_norm.
+    """
+    if use_input_stats is False and running_mean is None:
+        raise SpecError("instance_norm: expected running statistics where those of the input are not used")
+    if running_mean is None:
+        return group_norm(x, x.shape[1], weight, bias, eps)
+
+    def with_own() -> Any:
+        parts = x.detach().reshape(*x.shape[:2], math.prod(x.shape[2:]))
+        count = parts.shape[2]
+        var = parts.var(2, correction=0).mean(0) * (count / max(count - 1.0, 1.0))
+        _follow(running_mean, running_var, parts.mean(2).mean(0), var, momentum)
+        return group_norm(x, x.shape[1], weight, bias, eps)
+
+    return by_mode(
+        use_input_stats, with_own, lambda: batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    )
 
 
-def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float = 1e-6) -> Any:
-    """x / sqrt(mean(x^2) + eps) over the last axes, times weight (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = 1e-6) -> Any:
+    """x / sqrt(mean(x^2) + eps) over the last axes, times weight (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    eps: None is the distance from 1 to the next number of x's dtype, as in torch.
+    """
+    eps = float(finfo(x.dtype).eps) if eps is None else eps
     shape = tuple(normalized_shape)
     if x.shape[x.ndim - len(shape) :] != shape:
         raise ShapeError(f"rms_norm: expected x (..., {', '.join(map(str, shape))}), got {x.shape}")

@@ -11,8 +11,9 @@ from cyxcore.errors import SpecError
 from cyxcore.gguf import StoredTensor, Value, quantize, save
 from cyxcore.nn.containers import ModuleList
 from cyxcore.nn.embeddings import Embedding
-from cyxcore.nn.layers import Linear, RMSNorm
+from cyxcore.nn.layers import Linear
 from cyxcore.nn.module import Module
+from cyxcore.nn.norms import RMSNorm
 
 Array = np.ndarray[Any, Any]
 

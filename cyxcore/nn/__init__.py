@@ -61,9 +61,6 @@ from cyxcore.nn.dropouts import (
 )
 from cyxcore.nn.embeddings import Embedding, EmbeddingBag
 from cyxcore.nn.layers import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
     Bilinear,
     Conv1d,
     Conv2d,
@@ -73,15 +70,10 @@ from cyxcore.nn.layers import (
     ConvTranspose3d,
     DepthwiseConv2d,
     Flatten,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    LayerNorm,
     Linear,
     Permute,
     PixelShuffle,
     Reshape,
-    RMSNorm,
     TimeDistributed,
     UpsamplingNearest2d,
 )
@@ -129,6 +121,18 @@ from cyxcore.nn.module import (
     Module,
     Parameter,
 )
+from cyxcore.nn.norms import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LocalResponseNorm,
+    RMSNorm,
+)
 from cyxcore.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -171,8 +175,6 @@ from cyxcore.nn.spatial import (
     ConstantPad2d,
     ConstantPad3d,
     Fold,
-    InstanceNorm3d,
-    LocalResponseNorm,
     PixelUnshuffle,
     ReflectionPad1d,
     ReflectionPad2d,
@@ -364,8 +366,6 @@ __all__ = [
 
 # What PyTorch's layers can do besides, and these cannot.
 accept((ConvTranspose1d, ConvTranspose2d, ConvTranspose3d), {"padding_mode": "zeros"})
-accept((BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm), {"bias": True})
-accept((InstanceNorm1d, InstanceNorm2d, InstanceNorm3d), {"bias": True})
 accept((TransformerEncoder,), {}, "enable_nested_tensor mask_check")
 accept((Upsample,), {"recompute_scale_factor": None})
 accept((Softplus,), {"threshold": 20.0})

@@ -9,8 +9,9 @@ from cyxcore import functional as F
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.containers import ModuleList
 from cyxcore.nn.dropouts import Dropout
-from cyxcore.nn.layers import LayerNorm, Linear
+from cyxcore.nn.layers import Linear
 from cyxcore.nn.module import Module, Parameter
+from cyxcore.nn.norms import LayerNorm
 
 
 class MultiheadAttention(Module):

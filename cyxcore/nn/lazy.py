@@ -6,7 +6,7 @@ Their parameters are not there before: take them (for an optimiser, a state dict
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
-from cyxcore.nn import layers, spatial
+from cyxcore.nn import layers, norms
 from cyxcore.nn.module import Module
 from cyxcore.symbols import Symbol
 
@@ -89,34 +89,34 @@ class LazyConvTranspose3d(_Lazy):
 class LazyBatchNorm1d(_Lazy):
     """BatchNorm1d with the channels of its first input."""
 
-    plain = layers.BatchNorm1d
+    plain = norms.BatchNorm1d
 
 
 class LazyBatchNorm2d(_Lazy):
     """BatchNorm2d with the channels of its first input."""
 
-    plain = layers.BatchNorm2d
+    plain = norms.BatchNorm2d
 
 
 class LazyBatchNorm3d(_Lazy):
     """BatchNorm3d with the channels of its first input."""
 
-    plain = layers.BatchNorm3d
+    plain = norms.BatchNorm3d
 
 
 class LazyInstanceNorm1d(_Lazy):
     """InstanceNorm1d with the channels of its first input."""
 
-    plain = layers.InstanceNorm1d
+    plain = norms.InstanceNorm1d
 
 
 class LazyInstanceNorm2d(_Lazy):
     """InstanceNorm2d with the channels of its first input."""
 
-    plain = layers.InstanceNorm2d
+    plain = norms.InstanceNorm2d
 
 
 class LazyInstanceNorm3d(_Lazy):
     """InstanceNorm3d with the channels of its first input."""
 
-    plain = spatial.InstanceNorm3d
+    plain = norms.InstanceNorm3d

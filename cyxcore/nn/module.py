@@ -273,10 +273,11 @@ class Module:
         """Copy arrays in by name. Returns (missing_keys, unexpected_keys), which only strict=False lets pass.
 
         Raises SpecError for missing or unknown names, ShapeError for other shapes. torch's num_batches_tracked counters
-        are passed over: nothing here reads them.
+        are passed over where nothing here reads them.
         """
         own = self.saved_arrays()
-        given = {name: as_array(value) for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        counter = "num_batches_tracked"
+        given = {name: as_array(value) for name, value in state.items() if name in own or not name.endswith(counter)}
         missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
         if strict and (missing or unknown):
             raise SpecError(f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")

@@ -6,12 +6,7 @@ from typing import Any
 
 from cyxcore import functional as F
 from cyxcore.errors import SpecError
-from cyxcore.nn.layers import _InstanceNorm
 from cyxcore.nn.module import Module
-
-
-class InstanceNorm3d(_InstanceNorm):
-    """Each channel of each row of (N, C, D, H, W)."""
 
 
 class _Pad(Module):
@@ -193,17 +188,6 @@ class ChannelShuffle(Module):
 
     def forward(self, x: Any) -> Any:
         return F.channel_shuffle(x, self.groups)
-
-
-class LocalResponseNorm(Module):
-    """x over (k + alpha mean of the squares of `size` neighbouring channels)^beta (Krizhevsky et al. 2012)."""
-
-    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
-        super().__init__()
-        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
-
-    def forward(self, x: Any) -> Any:
-        return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
 
 
 class Unflatten(Module):

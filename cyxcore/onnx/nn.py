@@ -214,7 +214,7 @@ def _batch_normalization(call: Call, x: Any, scale: Any, bias: Any, mean: Any, v
 
 @operator("InstanceNormalization")
 def _instance_normalization(call: Call, x: Any, scale: Any, bias: Any) -> Any:
-    return F.instance_norm(x, scale, bias, call.attr("epsilon", 1e-5))
+    return F.instance_norm(x, None, None, scale, bias, eps=call.attr("epsilon", 1e-5))
 
 
 @operator("GroupNormalization", since=18)

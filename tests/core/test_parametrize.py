@@ -45,7 +45,7 @@ def in_both(make: Any, x: np.ndarray, steps: int = 3) -> None:
 ROWS, IMAGES = RNG.normal(size=(5, 4)).astype(np.float32), RNG.normal(size=(2, 3, 6, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("dim", [0, 1, None, -1])
 def test_weight_norm(dim: int | None) -> None:
     in_both(lambda m, p: p.weight_norm(m.Linear(4, 3), dim=dim), ROWS)
 

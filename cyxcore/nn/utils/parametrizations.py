@@ -18,7 +18,7 @@ class _WeightNorm(Module):
 
     def __init__(self, dim: int | None) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = None if dim == -1 else dim
 
     def _norm(self, x: Any) -> Any:
         if self.dim is None:
@@ -38,7 +38,7 @@ class _WeightNorm(Module):
 def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Module:
     """Length and direction of a weight are trained apart: original0 (g) and original1 (v) in the state dict.
 
-    dim: the axis whose places have a length each; None: one length of all. Returns the module.
+    dim: the axis whose places have a length each; None or, as in PyTorch, -1: one length of all. Returns the module.
     """
     return register_parametrization(module, name, _WeightNorm(dim))
 
