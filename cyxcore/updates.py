@@ -88,7 +88,7 @@ def _adam(always: bool) -> Rule:
         m, v = slot("adam_m"), slot("adam_v")
         cycled = isinstance(beta1, Value)
         if cycled:
-            new_m = m * beta1 + (g + p * coupled if coupled else g) * (1.0 - beta1)
+            new_m = m._next("axpy_update", m - (g + p * coupled if coupled else g), 1.0 - beta1)
         else:
             new_m = m._next("adam_m", g, p, beta=beta1, weight_decay=coupled)
         new_v = v._next("adam_v", g, p, beta=beta2, weight_decay=coupled)
@@ -99,12 +99,11 @@ def _adam(always: bool) -> Rule:
         own = spec.weight_decay if decoupled else 0.0
         eps = _eps(spec, 1e-8)
         if cycled:
-            # With beta1 = 0 only the second moment is corrected: the correction of the first is in the learning rate.
-            kept = p * (1.0 - lr * own) if own else p
-            lr, beta1, own = lr / _rest_of_power(beta1, step), 0.0, 0.0
-        else:
-            kept = p
-        new = kept._next(
+            # With beta1 = 0 only the second moment is corrected. The correction of the first is in the learning rate, or
+            # in the moment, where the rate says how much decays, too.
+            rest, beta1 = _rest_of_power(beta1, step), 0.0
+            lr, new_m = (lr, new_m * (1.0 / rest)) if own else (lr / rest, new_m)
+        new = p._next(
             "adam_update", new_m, spread, lr, step, beta1=beta1, beta2=beta2, eps=eps, decoupled_weight_decay=own
         )
         return {**changed, p: new}
