@@ -15,6 +15,7 @@ from typing import Any
 from cyxcore.eager import Tensor
 from cyxcore.errors import SpecError
 from cyxcore.lbfgs import LBFGS as LBFGS
+from cyxcore.muon import Muon as Muon
 from cyxcore.nn.utils import clip_grad_norm_ as clip_grad_norm_
 from cyxcore.nn.utils import clip_grad_value_ as clip_grad_value_
 from cyxcore.optimizer import Group as Group
@@ -23,7 +24,7 @@ from cyxcore.optimizer import Parameters as Parameters
 
 __path__: list[str] = []  # cyxcore.optim.lr_scheduler: cyxcore/torchpaths.py
 __all__ = (
-    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax ExponentialMovingAverage LBFGS Lion NAdam Optimizer RAdam "
+    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax ExponentialMovingAverage LBFGS Lion Muon NAdam Optimizer RAdam "
     "RMSprop Rprop SGD clip_grad_norm_ clip_grad_value_"
 ).split()
 

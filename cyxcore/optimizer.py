@@ -187,7 +187,7 @@ class Optimizer(Hooked):
         slot = functools.partial(self.slot, place, p)
 
         def update(g: Any, lr: Any, step: Any, momentum: Any = None) -> dict[Any, Any]:
-            return updates.next_values(p, g, slot, lr, step, spec, momentum)
+            return self.next_values(p, g, slot, lr, step, spec, momentum)
 
         known = self._known.get(place)
         tries = known.replay if known is not None and type(known.replay) is int and known.options is options else 0
@@ -199,6 +199,12 @@ class Optimizer(Hooked):
         for old, new in changed.items():
             if new is not old:
                 old._assign(new)
+
+    def next_values(
+        self, p: Any, g: Any, slot: Any, lr: Any, step: Any, spec: OptimizerSpec, momentum: Any = None
+    ) -> dict[Any, Any]:
+        """{old: new} of a parameter and its state, see cyxcore.updates."""
+        return updates.next_values(p, g, slot, lr, step, spec, momentum)
 
     def _group(self, number: int, group: Group) -> _Group:
         """The options of a group: the same objects as long as they are equal."""
@@ -324,13 +330,27 @@ class Optimizer(Hooked):
             merged = {key: value for key, value in {**group, **given}.items() if key not in self.unread}
             for p in group["params"]:
                 found = set(state["state"].get(place, ()))
-                own = _kept(len(p.shape), self._spec(merged)) if found else found
+                own = self._kept(len(p.shape), self._spec(merged)) if found else found
                 if own and not found & own:
                     raise SpecError(
                         f"load_state_dict: expected the state of {type(self).__name__}, which keeps "
                         f"{', '.join(sorted(own))}, got {', '.join(sorted(found))} of another optimiser"
                     )
                 place += 1
+
+    def _kept(self, axes: int, spec: OptimizerSpec) -> set[str]:
+        """The names of the state that a rule keeps for a parameter of so many axes."""
+        names: set[str] = set()
+
+        def slot(kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
+            names.add(kind)
+            return Tensor(np.full((1,) * axes if shape is None else shape, start, np.float32))
+
+        p, g = (Tensor(np.ones((1,) * axes, np.float32)) for _ in range(2))
+        one = Tensor(np.array(1.0, np.float32))
+        with no_grad():
+            self.next_values(p, g, slot, one, one, spec)
+        return names
 
 
 def _taken(value: Any, p: Tensor, by_rule: bool) -> Any:
@@ -365,18 +385,3 @@ def check_rate(name: str, lr: Any) -> None:
     """Raises SpecError for a learning rate that is none."""
     if not lr >= 0.0 if isinstance(lr, (int, float, np.number)) else not isinstance(lr, Value):
         raise SpecError(f"{name}: expected a learning rate of at least 0, got {lr!r}")
-
-
-def _kept(axes: int, spec: OptimizerSpec) -> set[str]:
-    """The names of the state that a rule keeps for a parameter of so many axes."""
-    names: set[str] = set()
-
-    def slot(kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
-        names.add(kind)
-        return Tensor(np.full((1,) * axes if shape is None else shape, start, np.float32))
-
-    p, g = (Tensor(np.ones((1,) * axes, np.float32)) for _ in range(2))
-    one = Tensor(np.array(1.0, np.float32))
-    with no_grad():
-        updates.next_values(p, g, slot, one, one, spec)
-    return names

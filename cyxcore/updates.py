@@ -99,8 +99,8 @@ def _adam(always: bool) -> Rule:
         own = spec.weight_decay if decoupled else 0.0
         eps = _eps(spec, 1e-8)
         if cycled:
-            # With beta1 = 0 only the second moment is corrected. The correction of the first is in the learning rate, or
-            # in the moment, where the rate says how much decays, too.
+            # With beta1 = 0 only the second moment is corrected. The correction of the first is in the learning rate,
+            # or in the moment, where the rate says how much decays, too.
             rest, beta1 = _rest_of_power(beta1, step), 0.0
             lr, new_m = (lr, new_m * (1.0 / rest)) if own else (lr / rest, new_m)
         new = p._next(

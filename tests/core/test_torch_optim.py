@@ -11,7 +11,7 @@ import pytest
 import cyxcore as cx
 from cyxcore import functional as F
 from cyxcore import nn
-from cyxcore.errors import GraphError, SpecError
+from cyxcore.errors import CyxError, GraphError, SpecError
 from cyxcore.steps import CompiledStep
 
 torch = pytest.importorskip("torch", reason="the oracle, PyTorch, is not installed")
@@ -248,7 +248,7 @@ def arguments(kind: Any) -> list[tuple[str, Any, Any]]:
 def test_optimisers_take_pytorchs_arguments_in_its_order() -> None:
     """All but SparseAdam, there being no sparse gradients. foreach, fused and capturable change nothing here."""
     listed = [name for name in torch.optim.__all__ if inspect.isclass(getattr(torch.optim, name))]
-    listed = [name for name in listed if name not in ("SparseAdam", "Optimizer", "Muon")]
+    listed = [name for name in listed if name not in ("SparseAdam", "Optimizer")]
     assert set(listed) <= set(cx.optim.__all__)
     for name in listed:
         assert arguments(getattr(cx.optim, name)) == arguments(getattr(torch.optim, name)), name
@@ -381,3 +381,79 @@ def test_parameters_are_given_with_their_names() -> None:
     assert again.param_groups[0]["lr"] == 0.1
     with pytest.raises(SpecError, match="names for all parameters of a group, or for none"):
         cx.optim.SGD([("weight", model.weight), model.bias])
+
+
+# Muon ---------------------------------------------------------------------------------------------
+
+MUONS: list[dict[str, Any]] = [
+    {},
+    {"nesterov": False, "momentum": 0.8},
+    {"weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"},
+    {"adjust_lr_fn": "original", "ns_steps": 3, "ns_coefficients": (2.0, -1.5, 0.5), "eps": 1e-5},
+]
+
+
+@pytest.mark.parametrize("options", MUONS, ids=lambda options: "-".join(options) or "plain")
+def test_the_way_of_muon_is_torchs_but_for_bfloat16(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())  # it rounds to that on its way
+    ways = []
+    for m in (cx, torch):
+        rng = np.random.default_rng(1)
+        own = [m.tensor(rng.normal(size=shape), requires_grad=True) for shape in ((3, 5), (6, 2), (4, 4))]
+        optimizer = m.optim.Muon([{"params": own[:2]}, {"params": own[2:], "lr": 0.05}], lr=0.02, **options)
+        for number in range(STEPS):
+            for p in own:
+                p.grad = m.tensor(rng.normal(size=tuple(p.shape)))
+            optimizer.step()
+            if number == STEPS // 2:
+                kept = optimizer.state_dict()
+                optimizer = m.optim.Muon([{"params": own[:2]}, {"params": own[2:]}])
+                optimizer.load_state_dict(kept)
+        ways.append([p.detach().numpy() for p in own])
+    for one, other in zip(*ways, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cycled", [False, True])
+def test_muon_is_the_same_to_the_last_bit_in_a_compiled_step(cycled: bool) -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 3, bias=False))
+        optimizer = cx.optim.Muon(model.parameters(), lr=0.02)
+        schedule = cx.lr_scheduler.OneCycleLR(optimizer, 0.05, 8, cycle_momentum=cycled)
+
+        def step(x: Any, y: Any) -> Any:
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made, losses = cx.compile(step) if compiled else step, []
+        for number in range(8):
+            rng = np.random.default_rng(number)
+            x, y = cx.tensor(rng.normal(size=(5, 4)).astype(np.float32)), cx.tensor(rng.integers(0, 3, 5))
+            losses.append(made(x, y).item())
+            schedule.step()
+        if isinstance(made, CompiledStep):
+            assert len(made._plans) == 1
+        return [losses, [p.tolist() for p in model.parameters()]]
+
+    assert run(compiled=True) == run(compiled=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda p: cx.optim.Muon([cx.zeros(3)]),
+            "Muon: expected parameters of two axes, got \\(3,\\); give the others",
+        ),
+        (lambda p: cx.optim.Muon([p], ns_steps=100), "ns_steps from 1 to 99, got 100"),
+        (lambda p: cx.optim.Muon([p], ns_coefficients=(1.0, 2.0)), "three ns_coefficients"),
+        (lambda p: cx.optim.Muon([p], adjust_lr_fn="none"), "expected adjust_lr_fn original, .* got 'none'"),
+    ],
+)
+def test_what_muon_has_not_is_refused(make: Any, said: str) -> None:
+    with pytest.raises(CyxError, match=said):
+        make(cx.zeros(2, 3, requires_grad=True))
