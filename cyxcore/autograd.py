@@ -169,17 +169,29 @@ def gradients_of(
     retain_graph: bool | None = None,
     create_graph: bool = False,
     allow_unused: bool = False,
+    only_inputs: bool = True,
+    materialize_grads: bool = False,
 ) -> tuple[Any, ...]:
     """The gradients of outputs (scalars, or with grad_outputs) with respect to inputs: a tuple, one for each input.
 
-    `.grad` of nothing is touched. retain_graph is for PyTorch's sake: what was computed stays as long as it is held.
-    Raises GradientError for an input the outputs do not depend on, unless allow_unused gives None for it.
+    `.grad` of nothing is touched, as only_inputs says. retain_graph is for PyTorch's sake: what was computed stays as
+    long as it is held. Raises GradientError for an input the outputs do not depend on, unless allow_unused gives None
+    for it, or materialize_grads zeros. In a compiled step inputs are values that were computed in it.
     """
+    allow_unused = allow_unused or materialize_grads
     results, sources = ([x] if isinstance(x, Value) else list(x) for x in (outputs, inputs))
     weights = [None] * len(results) if grad_outputs is None else grad_outputs
     weights = [weights] if isinstance(weights, Value) else list(weights)
     found: list[Any] = [None] * len(sources)
+    if any(isinstance(x, Symbol) for x in results):
+        parts = [x if w is None else (x * w).sum() for x, w in zip(results, weights, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        found = list(rules.reached(total.builder, total, sources))  # type: ignore[arg-type]
     for result, weight in zip(results, weights, strict=True):
+        if isinstance(result, Symbol):
+            continue
         for tensor, g in pull(result, result._start(weight), create_graph):
             for place, source in enumerate(sources):
                 if tensor is source:
@@ -187,6 +199,10 @@ def gradients_of(
     if not allow_unused and any(g is None for g in found):
         place = next(place for place, g in enumerate(found) if g is None)
         raise GradientError(f"grad: the outputs do not depend on input {place}; allow_unused=True gives None for it")
+    if materialize_grads:
+        found = [_nothing(x) if g is None else g for x, g in zip(sources, found, strict=True)]
+    if any(isinstance(x, Symbol) for x in results):
+        return tuple(found if create_graph else [None if g is None else g.detach() for g in found])
     return tuple(found if create_graph else _apart(found, weights))
 
 

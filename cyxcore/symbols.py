@@ -5,6 +5,7 @@ sizes and puts null where they differ by exactly that: so a model is never tied 
 accident, and code that is tied to one is told so.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,8 +46,9 @@ class Symbol(Placed):
         return result
 
     @property
-    def device(self) -> str:
-        return self.builder.device
+    def device(self) -> Any:
+        """As a tensor's: a name, with PyTorch's `type`."""
+        return importlib.import_module("cyxcore.device").named(self.builder.device)
 
     def copy(self) -> "Symbol":
         """Itself, but where gradients must be added up as those of tensors are, of which a copy is another one."""

@@ -33,6 +33,19 @@ class Placed(Value):
         made = self if dtype is None else self.astype(dtype)
         return made.copy() if copy and made is self else made
 
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the plan runs on a GPU."""
+        return self.device.startswith("cuda")
+
+    def is_contiguous(self) -> bool:
+        """Always: the values of a graph have no gaps."""
+        return True
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Itself: cx.autograd.grad(outputs, inputs) finds the gradient of every value of a graph."""
+        return self
+
     def cpu(self) -> Self:
         """Itself. Raises GraphError where the plan runs elsewhere."""
         return self.to(device="cpu")

@@ -167,7 +167,7 @@ class Categorical(Distribution):
         if given.ndim < 1 or given.shape[-1] < 1:
             raise ShapeError(f"{name}: expected (..., N) with N >= 1, got {given.shape}")
         if logits is None:
-            known = given.detach().numpy()
+            known = given.detach().numpy() if isinstance(given, Tensor) else np.ones(1)  # in a graph nobody knows
             if not ((known >= 0).all() and (known.sum(-1) > 0).all()):
                 raise SpecError(f"{name}: expected probabilities >= 0 with some above 0")
             self.probs = probs / probs.sum(-1, keepdims=True)
@@ -187,7 +187,8 @@ class Categorical(Distribution):
 
     def log_prob(self, value: Any) -> Any:
         places, count = value.astype("int64"), self.logits.shape[-1]
-        least, most = (int(places.min().item()), int(places.max().item())) if places.size else (0, 0)
+        told = places.size and isinstance(places, Tensor)
+        least, most = (int(places.min().item()), int(places.max().item())) if told else (0, 0)
         if least < 0 or most >= count:
             raise IndexingError(f"Categorical.log_prob: expected 0..{count - 1}, got {least if least < 0 else most}")
         shape = np.broadcast_shapes(places.shape, self.batch_shape)

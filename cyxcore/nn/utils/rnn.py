@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from cyxcore.dtype import INEXACT
 from cyxcore.errors import ShapeError
 from cyxcore.functional import concat, stack
+from cyxcore.inplace import InPlace
 from cyxcore.values import Value
 
 __all__ = ["PackedSequence", "pack_padded_sequence", "pad_packed_sequence", "pad_sequence"]
@@ -33,9 +34,13 @@ def pack_padded_sequence(
 def pad_packed_sequence(
     sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0, total_length: int | None = None
 ) -> tuple[Any, Any]:
-    """(the rows padded to the longest, or to total_length; their lengths)."""
+    """(the rows padded to the longest, or to total_length; their lengths).
+
+    A graph does not know the longest: there they are as long as what was packed.
+    """
     data = sequence.data if sequence.batch_first else sequence.data.transpose(0, 1)
-    longest = int(sequence.lengths.max().item())
+    known = isinstance(sequence.lengths, InPlace)
+    longest = int(sequence.lengths.max().item()) if known else data.shape[1]
     whole = longest if total_length is None else total_length
     if whole < longest:
         raise ShapeError(f"pad_packed_sequence: expected a total_length of at least {longest}, got {whole}")

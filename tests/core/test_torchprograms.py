@@ -1,0 +1,120 @@
+"""What PyTorch's programs do in a training step: the same in a compiled step, bit by bit, as in the plain one."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+import cyxcore.nn.functional as F  # noqa: N812 - as programs write it
+from cyxcore import nn
+from cyxcore.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+
+def stepping(model: nn.Module, loss_of: Callable[..., Any]) -> Callable[..., Any]:
+    optimizer = cx.optim.AdamW(model.parameters(), lr=0.01)
+
+    def step(*given: Any) -> Any:
+        optimizer.zero_grad()
+        loss = loss_of(model, *given)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def same_bits(model: nn.Module, loss_of: Callable[..., Any], *inputs: Any, steps: int = 3) -> list[float]:
+    """Steps of a model, and of a copy of it in a compiled step: every loss and parameter has the same bits."""
+    runs = []
+    for compiled in (False, True):
+        own = copy.deepcopy(model)
+        step = stepping(own, loss_of)
+        run = cx.compile(step) if compiled else step
+        cx.manual_seed(7)
+        losses = [run(*inputs).item() for _ in range(steps)]
+        runs.append((losses, [p.tolist() for p in own.parameters()]))
+    assert runs[0] == runs[1]
+    first: list[float] = runs[0][0]
+    return first
+
+
+X = cx.asarray(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: cx.randn(6, 2),
+        lambda x: cx.rand((6, 2), device=x.device),
+        lambda x: cx.randn_like(x[:, :2]),
+        lambda x: cx.rand_like(x[:, :2]) + F.dropout(x[:, :2], 0.5) * cx.randn(6, 1),
+    ],
+)
+def test_noise_is_drawn_anew_at_each_call(draw: Any) -> None:
+    losses = same_bits(nn.Linear(4, 2), lambda model, x: (model(x.detach()) * draw(x)).sum(), X)
+    assert len(set(losses)) == 3
+
+
+def test_a_step_may_ask_where_its_values_are() -> None:
+    def loss(model: Any, x: Any) -> Any:
+        labels = cx.arange(x.size(0), device=x.device) % 2
+        assert x.device.type == "cpu" and not x.is_cuda
+        y = model(x.to(x.device).contiguous().cpu().to(cx.float32)).type(cx.float32)
+        return F.cross_entropy(y + y.new_zeros(2) * x.new_ones(6, 1), labels.to(x.device))
+
+    same_bits(nn.Linear(4, 2), loss, X)
+
+
+def test_a_gradient_penalty_is_compiled() -> None:
+    def loss(model: Any, x: Any) -> Any:
+        at = (x * 0.5).requires_grad_(True)
+        score = model(at)
+        (slope,) = cx.autograd.grad(
+            outputs=score,
+            inputs=at,
+            grad_outputs=cx.ones_like(score),
+            create_graph=True,
+            retain_graph=True,
+            only_inputs=True,
+        )
+        return score.mean() + 10 * ((slope.norm(2, dim=1) - 1) ** 2).mean()
+
+    same_bits(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), loss, X)
+
+
+def test_gradients_that_are_not_there_are_zeros_if_asked() -> None:
+    x, y = cx.ones(2).requires_grad_(), cx.ones(3).requires_grad_()
+    found = cx.autograd.grad((x * 2).sum(), (x, y), materialize_grads=True)
+    assert [g.tolist() for g in found] == [[2.0, 2.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_policy_is_compiled() -> None:
+    actions = cx.asarray([0, 1, 2, 0, 1, 2])
+
+    def loss(model: Any, x: Any, actions: Any) -> Any:
+        policy = cx.distributions.Categorical(logits=model(x))
+        spread = cx.distributions.Normal(model(x)[:, 0], 1.0)
+        ratio = (policy.log_prob(actions) - spread.log_prob(x[:, 1])).exp()
+        return -cx.min(ratio, cx.clamp(ratio, 0.8, 1.2)).mean() - 0.01 * policy.entropy().mean()
+
+    same_bits(nn.Linear(4, 3), loss, X, actions)
+
+
+def test_packed_sequences_are_compiled() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.rnn = nn.Embedding(9, 5), nn.GRU(5, 4, bidirectional=True)
+
+        def forward(self, text: Any, lengths: Any) -> Any:
+            packed = pack_padded_sequence(self.embedding(text), lengths.cpu(), enforce_sorted=False)
+            output, hidden = self.rnn(packed)
+            output, _ = pad_packed_sequence(output)
+            return output.sum() + hidden.square().sum()
+
+    text, lengths = cx.asarray(np.arange(18).reshape(6, 3) % 9), cx.asarray([6, 2, 4])
+    same_bits(Reader(), lambda model, *given: model(*given), text, lengths)
