@@ -23,6 +23,7 @@ __all__ = (
 ).split()
 
 Factor = Callable[[int], float]
+_LRScheduler = LRScheduler  # as PyTorch called it once
 
 
 class _Stepwise(LRScheduler):

@@ -121,6 +121,13 @@ class Optimizer(Hooked):
         if self.steps:
             self.missed.update({len(before) + i: self.steps for i in range(len(added["params"]))})
 
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for number, group in enumerate(self.param_groups):
+            own = [f"    {name}: {value}" for name, value in sorted(group.items()) if name != "params"]
+            lines += [f"Parameter Group {number}", *own, ""]
+        return "\n".join([*lines[:-1], ")"])
+
     @property
     def parameters(self) -> list[Tensor]:
         """Of all groups, in order."""
@@ -152,7 +159,7 @@ class Optimizer(Hooked):
 
     def _update(self) -> None:
         self.steps += 1
-        place = 0
+        place, missed = 0, self.missed
         with no_grad():
             for number, group in enumerate(self.param_groups):
                 options, _, spec = self._group(number, group)
@@ -162,10 +169,9 @@ class Optimizer(Hooked):
                     if g is None:
                         self.miss(place)
                     else:
-                        late = place if place in self.missed else None
-                        counted = p.dtype if late is None else (p.dtype, late)
+                        counted = (p.dtype, place) if place in missed else p.dtype
                         if counted not in scalars:
-                            scalars[counted] = self.scalars(number, p, late)
+                            scalars[counted] = self.scalars(number, p, place if place in missed else None)
                         known, given = self._known.get(place), (g, *scalars[counted])
                         if (
                             known is None
@@ -219,7 +225,7 @@ class Optimizer(Hooked):
     def constants(self, group: Group) -> dict[str, Any]:
         """The options of a group that are no input of a step."""
         options = {
-            name: tuple(value) if isinstance(value, list) else value
+            name: tuple(value) if type(value) is list else value
             for name, value in group.items()
             if name not in NO_OPTIONS
         }
@@ -246,13 +252,14 @@ class Optimizer(Hooked):
         late: p's place, if it missed any step.
         """
         steps = self.steps if late is None else self.steps - self.missed[late]
-        own = self.param_groups[group]
-        momentum = self.momentum_of(own) if self.cycles_momentum else None
-        given = (own["lr"], steps) if momentum is None else (own["lr"], steps, momentum)
-        short = [scalar(one, p.dtype) if type(one) in (float, int) else None for one in given]
-        return tuple(
-            [Tensor(np.array(one, p.dtype)) if held is None else held for one, held in zip(given, short, strict=True)]
+        lr, step = self.param_groups[group]["lr"], scalar(steps, p.dtype)
+        short = scalar(lr, p.dtype) if type(lr) is float else None
+        both = (
+            Tensor(np.array(lr, p.dtype)) if short is None else short,
+            Tensor(np.array(steps, p.dtype)) if step is None else step,
         )
+        momentum = self.momentum_of(self.param_groups[group]) if self.cycles_momentum else None
+        return both if momentum is None else (*both, Tensor(np.array(momentum, p.dtype)))
 
     def slot(self, place: int, p: Any, kind: str, start: float = 0.0, shape: tuple[int, ...] | None = None) -> Any:
         """State of one parameter; see cyxcore.updates.Slot."""

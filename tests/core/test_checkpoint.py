@@ -37,6 +37,12 @@ CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
         12,
     ),
     "momentum, nothing held out": (MLP, {"optimizer": MOMENTUM}, 0),
+    "dampened momentum": (MLP, {"optimizer": OptimizerSpec(name="sgd", momentum=0.9, dampening=0.5)}, 12),
+    "adam of the largest moment": (
+        CNN,
+        {"optimizer": OptimizerSpec(learning_rate=0.02, amsgrad=True, weight_decay=0.1, decoupled_weight_decay=True)},
+        12,
+    ),
     "batch norm, plain sgd, whole batches": (
         CNN,
         {"optimizer": OptimizerSpec(name="sgd", learning_rate=0.1), "batch_size": 10},

@@ -383,6 +383,21 @@ def test_parameters_are_given_with_their_names() -> None:
         cx.optim.SGD([("weight", model.weight), model.bias])
 
 
+def test_an_optimiser_shows_its_groups() -> None:
+    shown = []
+    for m in (cx, torch):
+        p, q = (m.zeros(1, requires_grad=True) for _ in range(2))
+        optimizer = m.optim.Adagrad(
+            [{"params": [p]}, {"params": [q], "lr": 0.5}], lr=0.1, lr_decay=0.1, weight_decay=0.2
+        )
+        lines = repr(optimizer).splitlines()
+        shown.append(
+            [line for line in lines if not any(each in line for each in ("foreach", "fused", "differentiable"))]
+        )
+    theirs = [line.replace("value: 0", "value: 0.0") for line in shown[1]]
+    assert shown[0] == theirs
+
+
 # Muon ---------------------------------------------------------------------------------------------
 
 MUONS: list[dict[str, Any]] = [
