@@ -11,6 +11,7 @@ from cyxcore import elementwise, extras, linalg, manipulation, searching, statis
 from cyxcore.dtype import FLOATS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
+from cyxcore.functional.losses import pdist
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked
 from cyxcore.values import Value, to_inexact
@@ -283,15 +284,6 @@ def index_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, incl
 
 
 # distances and differences ------------------------------------------------------------------------
-
-
-def pdist(x: Any, p: float = 2.0) -> Any:
-    """The p-norms of the differences of all pairs of rows of x (N, M): (N (N - 1) / 2,)."""
-    if x.ndim != 2:
-        raise ShapeError(f"pdist: expected rows (N, M), got {x.shape}")
-    pairs = [(i, j) for i in range(x.shape[0]) for j in range(i + 1, x.shape[0])]
-    one, other = (x._constant([pair[at] for pair in pairs], "int64").reshape(-1) for at in (0, 1))
-    return torchnames.norm(manipulation.take(x, one, axis=0) - manipulation.take(x, other, axis=0), p, dim=1)
 
 
 def gradient(x: Any, *, spacing: Any = 1.0, dim: Any = None, edge_order: int = 1) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from cyxcore import functional
 from cyxcore.functional import *  # noqa: F403
-from cyxcore.torchstatistics import pdist as pdist
 
 # What PyTorch calls the first argument or two, where they are given by name.
 _WORDS: dict[str, tuple[str, ...]] = {
