@@ -301,7 +301,7 @@ class Optimizer(Hooked):
         if sizes != own:
             raise SpecError(f"load_state_dict: expected groups of {own} parameters, got {sizes}")
         for group, given in zip(self.param_groups, state["param_groups"], strict=True):
-            if foreign := sorted(set(given) - set(group) - self.unread - SCHEDULED):
+            if foreign := sorted(set(given) - set(group) - self.unread - NO_OPTIONS):
                 raise SpecError(
                     f"load_state_dict: expected the state of {type(self).__name__}, got one of another optimiser, with "
                     f"the options {foreign}"

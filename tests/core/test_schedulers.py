@@ -387,3 +387,37 @@ def test_a_trainer_resumes_a_cycle(tmp_path: Any) -> None:
     first.checkpoint(tmp_path / "half")
     second.fit(x, y, epochs=4, batch_size=16, progress=False, resume=tmp_path / "half")
     assert [p.tolist() for p in one.parameters()] == [p.tolist() for p in other.parameters()]
+
+
+@pytest.mark.parametrize("options", [{}, {"anneal_strategy": "linear", "anneal_epochs": 4}, {"anneal_epochs": 0}])
+def test_a_rate_for_averages_begins_where_another_schedule_has_left_it(options: dict[str, Any]) -> None:
+    """Both are made at the start, as in PyTorch's own example; the second one steps when the first one ends."""
+    one, other = (optimizer_of(m, "SGD") for m in (cx, torch))
+    made = []
+    for m, optimizer in ((cx, one), (torch, other)):
+        first = schedulers_of[m].CosineAnnealingLR(optimizer, 12)
+        made.append((first, m.optim.swa_utils.SWALR(optimizer, [0.05, 0.3], **options)))
+    for number in range(20):
+        assert shown(one) == pytest.approx(shown(other), rel=1e-12), number
+        for optimizer, both in zip((one, other), made, strict=True):
+            optimizer.step()
+            both[number >= 6].step()
+
+
+def test_the_state_of_a_cycle_is_a_file(tmp_path: Any) -> None:
+    p, q = (cx.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    optimizer = cx.optim.Adam([("first", p), ("second", q)], amsgrad=True)
+    schedule = cx.lr_scheduler.OneCycleLR(optimizer, 0.1, 9)
+    for number in range(4):
+        p.grad, q.grad = cx.tensor([0.5, -1.0]), cx.tensor([1.0, 1.0]) if number else None
+        optimizer.step()
+        schedule.step()
+    cx.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, tmp_path / "state.safetensors")
+    found = cx.load(tmp_path / "state.safetensors")
+    later = cx.optim.Adam([p, q])
+    again = cx.lr_scheduler.OneCycleLR(later, 0.1, 9)
+    later.load_state_dict(found["optimizer"])
+    again.load_state_dict(found["schedule"])
+    assert later.missed == {1: 1} and later.param_groups[0]["param_names"] == ["first", "second"]
+    assert again.state_dict() == schedule.state_dict() and shown(later) == shown(optimizer)
+    later.step()
