@@ -1,4 +1,7 @@
-"""Activations. Names, arguments and formulas are torch.nn.functional's; x is of any shape."""
+"""Activations. Names, arguments and formulas are torch.nn.functional's; x is of any shape.
+
+inplace, PyTorch's option to save memory, changes nothing here.
+"""
 
 import math
 from typing import Any
@@ -10,17 +13,17 @@ from cyxcore.functional.basic import maximum, minimum, softmax, where
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
-def elu(x: Any, alpha: float = 1.0) -> Any:
+def elu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha (e^x - 1) below."""
     return x.relu() + (minimum(x, 0.0).exp() - 1.0) * alpha
 
 
-def selu(x: Any) -> Any:
+def selu(x: Any, inplace: bool = False) -> Any:
     """See cx.nn.SELU."""
     return elu(x, SELU_ALPHA) * SELU_SCALE
 
 
-def celu(x: Any, alpha: float = 1.0) -> Any:
+def celu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha (e^(x / alpha) - 1) below."""
     return x.relu() + ((minimum(x, 0.0) / alpha).exp() - 1.0) * alpha
 
@@ -34,13 +37,22 @@ def gelu(x: Any, approximate: str = "none") -> Any:
     raise SpecError(f"gelu: expected approximate to be none or tanh, got {approximate!r}")
 
 
-def silu(x: Any) -> Any:
+def silu(x: Any, inplace: bool = False) -> Any:
     """x σ(x), also called swish."""
     return x * x.sigmoid()
 
 
-def softplus(x: Any, beta: float = 1.0) -> Any:
-    """log(1 + e^(beta x)) / beta without overflow: max(x, 0) + log(1 + e^-|beta x|) / beta."""
+SOFTPLUS_THRESHOLD = 20.0
+
+
+def softplus(x: Any, beta: float = 1.0, threshold: float = SOFTPLUS_THRESHOLD) -> Any:
+    """log(1 + e^(beta x)) / beta without overflow: max(x, 0) + log(1 + e^-|beta x|) / beta.
+
+    threshold: where beta x is above it, x itself, as in torch. Above torch's 20 the two differ by less than 2.1e-9 /
+    beta, and the formula, which needs no such bound, stays.
+    """
+    if threshold != SOFTPLUS_THRESHOLD:
+        return where(x * beta > threshold, x, softplus(x, beta))
     if beta == 1.0:
         return x.relu() + ((-x.abs()).exp() + 1.0).log()
     return softplus(x * beta) * (1.0 / beta)
@@ -51,7 +63,7 @@ def logsigmoid(x: Any) -> Any:
     return -softplus(-x)
 
 
-def mish(x: Any) -> Any:
+def mish(x: Any, inplace: bool = False) -> Any:
     """x tanh(log(1 + e^x))"""
     return x * softplus(x).tanh()
 
@@ -76,32 +88,32 @@ def softshrink(x: Any, lambd: float = 0.5) -> Any:
     return x - hardtanh(x, -lambd, lambd)
 
 
-def softmin(x: Any, dim: int = -1) -> Any:
-    """softmax(-x) along an axis."""
-    return softmax(-x, dim)
+def softmin(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
+    """softmax(-x) along an axis; dtype: see softmax."""
+    return softmax(-x, dim, dtype=dtype)
 
 
-def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
     """x kept within min_val … max_val."""
     return minimum(maximum(x, min_val), max_val)
 
 
-def relu6(x: Any) -> Any:
+def relu6(x: Any, inplace: bool = False) -> Any:
     """x kept within 0 … 6."""
     return hardtanh(x, 0.0, 6.0)
 
 
-def hardsigmoid(x: Any) -> Any:
+def hardsigmoid(x: Any, inplace: bool = False) -> Any:
     """(x + 3) / 6 kept within 0 … 1."""
     return relu6(x + 3.0) * (1.0 / 6.0)
 
 
-def hardswish(x: Any) -> Any:
+def hardswish(x: Any, inplace: bool = False) -> Any:
     """See cx.nn.Hardswish."""
     return x * hardsigmoid(x)
 
 
-def threshold(x: Any, threshold: float, value: float) -> Any:
+def threshold(x: Any, threshold: float, value: float, inplace: bool = False) -> Any:
     """x above the threshold, `value` elsewhere."""
     return where(x > threshold, x, value)
 

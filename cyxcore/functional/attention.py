@@ -19,14 +19,16 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = True,
     training: bool | TracedMode = True,
 ) -> Any:
     """softmax(query keyᵀ scale + mask) value. query: (..., T, E), key: (..., S, E), value: (..., S, V).
 
     attn_mask: bool (True: may be seen) or a float that is added, broadcast to (..., T, S). scale: 1 / sqrt(E) by
-    default. is_causal: position t sees up to t. Fewer heads of key and value than of query (axis -3) are shared.
+    default. is_causal: position t sees up to t. Fewer heads of key and value than of query (axis -3) are shared,
+    unless enable_gqa is false (it is, in torch, unless it is asked for).
     """
-    if query.ndim >= 3 and query.shape[-3] != key.shape[-3]:
+    if enable_gqa and query.ndim >= 3 and query.shape[-3] != key.shape[-3]:
         key, value = _shared(key, query.shape[-3]), _shared(value, query.shape[-3])
     if key.shape[-2] != value.shape[-2]:
         raise ShapeError(f"attention: expected as many values as keys (axis -2), got {key.shape} and {value.shape}")

@@ -127,14 +127,14 @@ def sigmoid(x: Any) -> Any:
     return x.sigmoid()
 
 
-def softmax(x: Any, dim: int = -1, dtype: Any = None) -> Any:
-    """exp(x) / sum(exp(x)) along an axis. dtype: what x is converted to before."""
+def softmax(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
+    """exp(x) / sum(exp(x)) along an axis. dtype: what x is made before."""
     x = x if dtype is None else x.astype(dtype)
     return apply("softmax", x, axis=_axis(x, dim))
 
 
-def log_softmax(x: Any, dim: int = -1, dtype: Any = None) -> Any:
-    """The logarithm of softmax along an axis. dtype: what x is converted to before."""
+def log_softmax(x: Any, dim: int = -1, *, dtype: Any = None) -> Any:
+    """The logarithm of softmax along an axis. dtype: what x is made before."""
     x = x if dtype is None else x.astype(dtype)
     return apply("log_softmax", x, axis=_axis(x, dim))
 
@@ -155,8 +155,8 @@ def gumbel_softmax(logits: Any, tau: float = 1.0, hard: bool = False, dim: int =
     return best.astype(soft.dtype) + (soft - soft.detach())
 
 
-def dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True) -> Any:
-    """In training each element is zero with probability p and x / (1 - p) otherwise."""
+def dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplace: bool = False) -> Any:
+    """In training each element is zero with probability p and x / (1 - p) otherwise. inplace changes nothing here."""
     if not 0.0 <= p < 1.0:
         raise SpecError(f"dropout: expected a probability 0 <= p < 1, got {p}")
     if p == 0.0:

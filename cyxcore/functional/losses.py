@@ -132,24 +132,39 @@ def _weighted(rows: Any, own: Any, counted: Any, reduction: str) -> Any:
     return _reduced(rows, reduction) if own is None or reduction != "mean" else rows.sum() / own.sum()
 
 
-def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Any:
-    """(prediction - target)^2"""
+def mse_loss(prediction: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
+    """(prediction - target)^2. weight: what each element counts; the mean is then over the weights."""
     _same("mse_loss", prediction, target)
-    return _reduced((prediction - target) ** 2, reduction)
+    return _of_weight("mse_loss", (prediction - target) ** 2, weight, reduction)
 
 
-def l1_loss(prediction: Any, target: Any, reduction: str = "mean") -> Any:
-    """|prediction - target|"""
+def l1_loss(prediction: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Any:
+    """|prediction - target|. weight: what each element counts; the mean is then over the weights."""
     _same("l1_loss", prediction, target)
-    return _reduced((prediction - target).abs(), reduction)
+    return _of_weight("l1_loss", (prediction - target).abs(), weight, reduction)
 
 
-def huber_loss(prediction: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Any:
-    """d^2 / 2 for |d| <= delta, delta (|d| - delta / 2) beyond, d being the difference."""
+def _of_weight(name: str, rows: Any, weight: Any, reduction: str) -> Any:
+    if weight is None:
+        return _reduced(rows, reduction)
+    _same(name, rows, weight)
+    total = _reduced(rows * weight, "sum" if reduction == "mean" else reduction)
+    return total / weight.sum() if reduction == "mean" else total
+
+
+def huber_loss(prediction: Any, target: Any, reduction: str = "mean", delta: float = 1.0, weight: Any = None) -> Any:
+    """d^2 / 2 for |d| <= delta, delta (|d| - delta / 2) beyond, d being the difference.
+
+    weight: what each element counts; the mean is over the elements nevertheless, as in torch.
+    """
     _same("huber_loss", prediction, target)
     away = (prediction - target).abs()
     near = minimum(away, delta)
-    return _reduced(near * (away - near * 0.5), reduction)
+    rows = near * (away - near * 0.5)
+    if weight is not None:
+        _same("huber_loss", rows, weight)
+        rows = rows * weight
+    return _reduced(rows, reduction)
 
 
 def smooth_l1_loss(prediction: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Any:

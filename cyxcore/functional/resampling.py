@@ -11,13 +11,16 @@ from numbers import Integral
 from typing import Any
 
 from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.adaptive import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from cyxcore.functional.basic import Pair, looked_up, maximum, minimum, pad, pair, stack, take_along_axis, where
 from cyxcore.values import apply
 
 CUBIC = -0.75  # the free parameter of cubic convolution (Keys 1981), as PyTorch has it
+CUBIC_SMOOTH = -0.5  # the same with antialias, as PIL and PyTorch have it
 RANKS = {
     "nearest": (3, 4, 5),
     "nearest-exact": (3, 4, 5),
+    "area": (3, 4, 5),
     "linear": (3,),
     "bilinear": (4,),
     "bicubic": (4,),
@@ -31,28 +34,72 @@ def interpolate(
     scale_factor: float | Sequence[float] | None = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
 ) -> Any:
     """x (N, C, L), (N, C, H, W) or (N, C, D, H, W) on a grid of another size, along each axis after C.
 
     size: of the result, or scale_factor: its ratio to x (the result is rounded down). mode: nearest, nearest-exact,
-    linear (3-d), bilinear, bicubic (4-d) or trilinear (5-d). align_corners: the centres of the corners stay where they
-    are, instead of the outer edges. Raises SpecError for options that do not go together, ShapeError for another rank.
+    area (means of what a place covers), linear (3-d), bilinear, bicubic (4-d) or trilinear (5-d). align_corners: the
+    centres of the corners stay where they are, instead of the outer edges. recompute_scale_factor: by the ratio of the
+    sizes instead of scale_factor. antialias: of bilinear and bicubic; what becomes smaller is a weighted mean of all
+    that it covers. Raises SpecError for options that do not go together, ShapeError for another rank.
     """
     if mode not in RANKS:
         raise SpecError(f"interpolate: expected mode {', '.join(RANKS)}, got {mode!r}")
     if x.ndim not in RANKS[mode]:
         raise ShapeError(f"interpolate: {mode} expects x of {' or '.join(map(str, RANKS[mode]))} axes, got {x.shape}")
-    if align_corners is not None and mode.startswith("nearest"):
+    if align_corners is not None and (mode.startswith("nearest") or mode == "area"):
         raise SpecError(f"interpolate: align_corners does not go with {mode}")
+    if antialias and mode not in ("bilinear", "bicubic"):
+        raise SpecError(f"interpolate: antialias goes with bilinear and bicubic, not with {mode}")
     if (size is None) == (scale_factor is None):
         raise SpecError("interpolate: expected one of size and scale_factor")
+    if recompute_scale_factor and size is not None:
+        raise SpecError("interpolate: recompute_scale_factor goes with scale_factor, not with size")
     rank = x.ndim - 2
-    for axis, wanted, step in _wanted(x, rank, size, scale_factor):
+    places = _wanted(x, rank, size, scale_factor)
+    if mode == "area":
+        pool: Any = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[rank - 1]
+        return pool(x, tuple(new for _, new, _ in places) if rank > 1 else places[0][1])
+    for axis, wanted, step in places:
         count = x.shape[axis]
+        if recompute_scale_factor:
+            step = count / wanted
         if align_corners:
             step = (count - 1) / (wanted - 1) if wanted > 1 else 0.0
-        x = _along(x, axis, wanted, step, mode, bool(align_corners))
+        x = (
+            _smoothed(x, axis, wanted, step, mode)
+            if antialias
+            else _along(x, axis, wanted, step, mode, bool(align_corners))
+        )
     return x
+
+
+def _smoothed(x: Any, axis: int, wanted: int, step: float, mode: str) -> Any:
+    """One axis with the kernel as wide as what a place of the result covers (as in PIL and torch)."""
+    count, wide = x.shape[axis], max(step, 1.0)
+    reach = (1.0 if mode == "bilinear" else 2.0) * wide
+    rows = []
+    for number in range(wanted):
+        centre = step * (number + 0.5)
+        first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), count)
+        weights = [_weight((place + 0.5 - centre) / wide, mode) for place in range(first, last)]
+        total = sum(weights)
+        rows.append([0.0] * first + [each / total for each in weights] + [0.0] * (count - last))
+    order = [place for place in range(x.ndim) if place != axis] + [axis]
+    means = x.permute(*order) @ x._constant(rows, x.dtype).transpose(1, 0)
+    return means.permute(*(order.index(place) for place in range(x.ndim)))
+
+
+def _weight(away: float, mode: str) -> float:
+    t = abs(away)
+    if mode == "bilinear":
+        return max(1.0 - t, 0.0)
+    a = CUBIC_SMOOTH
+    if t < 1.0:
+        return ((a + 2.0) * t - (a + 3.0)) * t * t + 1.0
+    return ((a * t - 5.0 * a) * t + 8.0 * a) * t - 4.0 * a if t < 2.0 else 0.0
 
 
 def _wanted(x: Any, rank: int, size: Any, scale_factor: Any) -> list[tuple[int, int, float]]:

@@ -75,7 +75,6 @@ from cyxcore.nn.layers import (
     PixelShuffle,
     Reshape,
     TimeDistributed,
-    UpsamplingNearest2d,
 )
 from cyxcore.nn.lazy import (
     LazyBatchNorm1d,
@@ -186,6 +185,7 @@ from cyxcore.nn.spatial import (
     Unfold,
     Upsample,
     UpsamplingBilinear2d,
+    UpsamplingNearest2d,
     ZeroPad1d,
     ZeroPad2d,
     ZeroPad3d,
@@ -364,15 +364,10 @@ __all__ = [
     "utils",
 ]
 
-# What PyTorch's layers can do besides, and these cannot.
-accept((ConvTranspose1d, ConvTranspose2d, ConvTranspose3d), {"padding_mode": "zeros"})
-accept((TransformerEncoder,), {}, "enable_nested_tensor mask_check")
-accept((Upsample,), {"recompute_scale_factor": None})
-accept((Softplus,), {"threshold": 20.0})
+# Words that PyTorch gave up: reduction says it.
 accept(
     [each for name, each in list(globals().items()) if name.endswith("Loss")], {"size_average": None, "reduce": None}
 )
-accept((Transformer,), {"custom_encoder": None, "custom_decoder": None})
 placed(
     (
         *(Linear, Bilinear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, PReLU),

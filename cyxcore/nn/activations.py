@@ -131,12 +131,13 @@ class Mish(_MaybeInPlace):
 class Softplus(Module):
     """log(1 + exp(beta x)) / beta."""
 
-    def __init__(self, beta: float = 1.0) -> None:
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        """threshold: see cyxcore.functional.softplus."""
         super().__init__()
-        self.beta = beta
+        self.beta, self.threshold = beta, threshold
 
     def forward(self, x: Any) -> Any:
-        return F.softplus(x, self.beta)
+        return F.softplus(x, self.beta, self.threshold)
 
 
 class Softsign(Module):

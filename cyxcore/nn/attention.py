@@ -154,15 +154,17 @@ class _TransformerLayer(Module):
         nhead: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: str = "relu",
+        activation: str | Callable[[Any], Any] = "relu",
         layer_norm_eps: float = 1e-5,
         batch_first: bool = False,
         norm_first: bool = False,
         bias: bool = True,
     ) -> None:
+        """activation: a name, or a function or module of one tensor."""
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise SpecError(f"transformer: expected activation {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        if not callable(activation) and activation not in _ACTIVATIONS:
+            names = ", ".join(_ACTIVATIONS)
+            raise SpecError(f"transformer: expected activation {names} or a function, got {activation!r}")
         self.activation, self.norm_first, self.batch_first = activation, norm_first, batch_first
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first)
         self.linear1 = Linear(d_model, dim_feedforward, bias)
@@ -172,7 +174,8 @@ class _TransformerLayer(Module):
         self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
 
     def _feed_forward(self, x: Any) -> Any:
-        return self.linear2(self.dropout(_ACTIVATIONS[self.activation](self.linear1(x))))
+        activation = self.activation if callable(self.activation) else _ACTIVATIONS[self.activation]
+        return self.linear2(self.dropout(activation(self.linear1(x))))
 
     def _around(self, x: Any, part: Callable[[Any], Any], norm: Module, drop: Module) -> Any:
         """A part with its residual: normalised before (norm_first) or after the sum."""
@@ -195,12 +198,21 @@ class TransformerDecoderLayer(_TransformerLayer):
     """Self-attention, attention to `memory`, then two linear layers."""
 
     def __init__(
-        self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1, **options: Any
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Any], Any] = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
     ) -> None:
-        super().__init__(d_model, nhead, dim_feedforward, dropout, **options)
-        eps, bias = options.get("layer_norm_eps", 1e-5), options.get("bias", True)
-        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=self.batch_first)
-        self.norm3, self.dropout3 = LayerNorm(d_model, eps, bias=bias), Dropout(dropout)
+        options = (activation, layer_norm_eps, batch_first, norm_first, bias)
+        super().__init__(d_model, nhead, dim_feedforward, dropout, *options)
+        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first)
+        self.norm3, self.dropout3 = LayerNorm(d_model, layer_norm_eps, bias=bias), Dropout(dropout)
 
     def forward(
         self,
@@ -228,7 +240,15 @@ class TransformerDecoderLayer(_TransformerLayer):
 class TransformerEncoder(Module):
     """Copies of a layer one after another, and a last norm where one is given."""
 
-    def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
+    def __init__(
+        self,
+        encoder_layer: Module,
+        num_layers: int,
+        norm: Module | None = None,
+        enable_nested_tensor: bool = True,
+        mask_check: bool = True,
+    ) -> None:
+        """enable_nested_tensor and mask_check say how to be fast in PyTorch, and change nothing here."""
         super().__init__()
         self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
         self.norm = norm
@@ -264,14 +284,29 @@ class Transformer(Module):
         num_decoder_layers: int = 6,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        **options: Any,
+        activation: str | Callable[[Any], Any] = "relu",
+        custom_encoder: Module | None = None,
+        custom_decoder: Module | None = None,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
     ) -> None:
+        """custom_encoder, custom_decoder: modules called as TransformerEncoder and TransformerDecoder are."""
         super().__init__()
-        given = (d_model, nhead, dim_feedforward, dropout)
-        last: dict[str, Any] = {"eps": options.get("layer_norm_eps", 1e-5), "bias": options.get("bias", True)}
-        encoder, decoder = TransformerEncoderLayer(*given, **options), TransformerDecoderLayer(*given, **options)
-        self.encoder = TransformerEncoder(encoder, num_encoder_layers, LayerNorm(d_model, **last))
-        self.decoder = TransformerDecoder(decoder, num_decoder_layers, LayerNorm(d_model, **last))
+        options = (activation, layer_norm_eps, batch_first, norm_first, bias)
+        given = (d_model, nhead, dim_feedforward, dropout, *options)
+        self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
+        encoder = TransformerEncoderLayer(*given) if custom_encoder is None else None
+        decoder = TransformerDecoderLayer(*given) if custom_decoder is None else None
+        if encoder is not None:
+            last = LayerNorm(d_model, layer_norm_eps, bias=bias)
+            custom_encoder = TransformerEncoder(encoder, num_encoder_layers, last)
+        if decoder is not None:
+            last = LayerNorm(d_model, layer_norm_eps, bias=bias)
+            custom_decoder = TransformerDecoder(decoder, num_decoder_layers, last)
+        self.encoder: Any = custom_encoder
+        self.decoder: Any = custom_decoder
 
     def forward(
         self,

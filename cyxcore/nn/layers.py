@@ -168,8 +168,13 @@ class _ConvTranspose(Module):
         groups: int = 1,
         bias: bool = True,
         dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
+        if padding_mode != "zeros":
+            raise SpecError(
+                f"{type(self).__name__}: expected padding_mode zeros, the only one there is, got {padding_mode!r}"
+            )
         self.options = (stride, padding, output_padding, groups, dilation)
         kernel = (kernel_size,) * self.rank if isinstance(kernel_size, int) else tuple(kernel_size)
         fan = _fan(out_channels // groups * math.prod(kernel))
@@ -207,17 +212,6 @@ class PixelShuffle(Module):
 
     def forward(self, x: Any) -> Any:
         return F.pixel_shuffle(x, self.upscale_factor)
-
-
-class UpsamplingNearest2d(Module):
-    """(N, C, H, W) -> (N, C, H s, W s)"""
-
-    def __init__(self, scale_factor: int) -> None:
-        super().__init__()
-        self.scale_factor = scale_factor
-
-    def forward(self, x: Any) -> Any:
-        return F.upsample_nearest2d(x, self.scale_factor)
 
 
 class Bilinear(Module):

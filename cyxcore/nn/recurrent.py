@@ -96,12 +96,20 @@ class RNN(_Recurrent):
     kind = "rnn_tanh"
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", **options: Any
-    ):
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise SpecError(f"RNN: expected nonlinearity tanh or relu, got {nonlinearity!r}")
         self.__dict__["kind"] = f"rnn_{nonlinearity}"
-        super().__init__(input_size, hidden_size, num_layers, **options)
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
 
 
 class LSTM(_Recurrent):

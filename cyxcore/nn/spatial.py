@@ -131,16 +131,26 @@ class Upsample(Module):
         scale_factor: float | Sequence[float] | None = None,
         mode: str = "nearest",
         align_corners: bool | None = None,
+        recompute_scale_factor: bool | None = None,
     ) -> None:
         super().__init__()
         self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
+        self.recompute_scale_factor = recompute_scale_factor
 
     def forward(self, x: Any) -> Any:
-        return F.interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners)
+        options = (self.mode, self.align_corners, self.recompute_scale_factor)
+        return F.interpolate(x, self.size, self.scale_factor, *options)
 
     def extra_repr(self) -> str:
         to = f"scale_factor={self.scale_factor}" if self.size is None else f"size={self.size}"
         return f"{to}, mode={self.mode}"
+
+
+class UpsamplingNearest2d(Upsample):
+    """(N, C, H, W) to another size, each element of the result being the nearest."""
+
+    def __init__(self, size: F.Pair | None = None, scale_factor: float | Sequence[float] | None = None) -> None:
+        super().__init__(size, scale_factor, "nearest")
 
 
 class UpsamplingBilinear2d(Upsample):
