@@ -265,19 +265,25 @@ FORMATS: dict[str, Format] = {
     ),
     ".gguf": Format(_load_gguf, _save_gguf, "language models, which have no graph: cyxcore.llm runs them"),
 }
-# Files in which code may hide: they are never opened.
-PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".bin", ".h5", ".keras", ".npy", ".npz", ".mar")
+# Files in which code may hide: they are never opened. Who made them, and how he says the same without code.
+_ELSE = "in the program that made it, export the model to .onnx, or save the weights as safetensors: safetensors."
+_TORCH = f"{_ELSE}torch.save_file(model.state_dict(), 'weights.safetensors')"
+_KERAS = "in Keras, export the model to .onnx: model.export('model.onnx', format='onnx')"
+_NUMPY = f"{_ELSE}numpy.save_file(dict(numpy.load(path)), 'weights.safetensors')"
+_PYTHON = f"{_ELSE}numpy.save_file(arrays, 'weights.safetensors')"
+PICKLES = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".mar"), _TORCH),
+    **dict.fromkeys((".h5", ".hdf5", ".keras"), _KERAS),
+    **dict.fromkeys((".npy", ".npz"), _NUMPY),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), _PYTHON),
+}
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
     """The format a name's ending says. Raises FormatError."""
     extension = Path(path).suffix.lower()
     if extension in PICKLES:
-        raise FormatError(
-            f"{path}: files of this kind may hold code, and are never opened; in the program that made it, export the "
-            "model to .onnx, or save the weights as safetensors: "
-            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-        )
+        raise FormatError(f"{path}: files of this kind may hold code, and are never opened; {PICKLES[extension]}")
     if extension not in FORMATS:
         raise FormatError(
             f"{path}: expected a name ending in {' or '.join(FORMATS)}, got {extension or 'no extension'!r}"

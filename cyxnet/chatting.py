@@ -29,8 +29,12 @@ class Server:
     """url: http(s)://host:port, with or without /v1. api_key: shown to it where there is one."""
 
     def __init__(self, url: str, api_key: str = ""):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port beyond all, half an IPv6 address
+            good = False
+        if not good:
             raise Unusable(f"expected an address such as http://127.0.0.1:8000, got {url[:200]!r}")
         self.url = url
         self._parts = parts

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cyxcore.errors import CyxError
+from cyxcore.paths import shown
 
 SESSION_S = 900
 CONNECTIONS = 64
@@ -105,7 +106,9 @@ def read_network(folder: Path) -> NetworkFile:
         raise ConfigError(f"{folder}: expected the folder of a network, got a file; name another with --dir") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; correct it and start again") from None
-    except (OSError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise ConfigError(f"{shown(path)}: cannot be read: {error.strerror}; name another folder with --dir") from None
+    except msgspec.MsgspecError as error:
         raise ConfigError(
             f"{path}: not a network file ({error}); stop the network, remove the file, `cyx up`"
         ) from None

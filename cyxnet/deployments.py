@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cyxcore.errors import CyxError, SpecError
+from cyxcore.paths import check_file
 from cyxcore.spec import ModelSpec
 from cyxnet import artifacts, subjects
 from cyxnet import messages as m
@@ -92,8 +93,7 @@ class Deployments:
     async def source(self, model: str | Path) -> Source:
         """A model file, or the model that a completed job delivered.
 
-        Raises SpecError for a file of another kind, ArtifactError for one that cannot be read, ApiError or NoModel for
-        a job.
+        Raises SpecError for a file of another kind, FormatError for what is none, ApiError or NoModel for a job.
         """
         path = Path(model)
         if path.is_file() or path.suffix.lower().removeprefix(".") in get_args(m.ModelFormat):
@@ -101,6 +101,7 @@ class Deployments:
             if form not in get_args(m.ModelFormat):
                 endings = ", ".join(f".{each}" for each in get_args(m.ModelFormat))
                 raise SpecError(f"{path}: expected a model file whose name ends in one of {endings}")
+            check_file(path)
             found = await asyncio.to_thread(artifacts.describe, path)
             file = m.ArtifactRef(sha256=found.sha256, size=found.size)
             return Source(name=path.stem, file=file, format=form, path=path)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cyxcore.errors import CyxError
+from cyxnet import tls
 from cyxnet.inference import remember
 from cyxnet.ratelimit import household
 from cyxnet.tls import is_loopback
@@ -429,10 +430,8 @@ class Server:
         self.url = f"{'https' if certificate else 'http'}://{shown}:{port}"
 
     def _encrypted(self, kind: Callable[..., Patient], certificate: tuple[Path, Path]) -> Any:
-        """What a connection begins with. Raises OSError, ssl.SSLError."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(*certificate)
+        """What a connection begins with. Raises TlsError."""
+        context = tls.server_context(*certificate)
 
         def begun(**of_uvicorn: Any) -> Doorman:
             return Doorman(self.guests, context, lambda: kind(**of_uvicorn), self._shaking)
@@ -450,15 +449,15 @@ class Server:
         close_s: int = CLOSE_S,
     ) -> "Server":
         """Serve at host and port (0: a free one). certificate: (chain, key) in PEM, for TLS. close_s: how long close()
-        waits for answers that are under way. Raises HttpError.
+        waits for answers that are under way. Raises HttpError, TlsError.
         """
         refuse_plain_text(host, certificate)
         listening = _listen(host, port)
         try:
             self = cls(front, listening, certificate, head_s, close_s)
-        except (OSError, ssl.SSLError) as error:
+        except tls.TlsError:
             listening.close()
-            raise HttpError(f"the certificate {certificate} cannot be used: {error}") from None
+            raise
         self._task = asyncio.create_task(self._server._serve([listening]))
         while not self._server.started and not self._task.done():
             await asyncio.sleep(STEP_S)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from cyxcore.paths import shown
 from cyxnet import sealing
 from cyxnet.sealing import SEED_BYTES, IdentityError
 
@@ -110,8 +111,10 @@ def load(path: Path) -> Identity:
         text = path.read_text()
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError) as error:
-        raise IdentityError(f"{path}: cannot be read as a key file ({error})") from None
+    except OSError as error:
+        raise IdentityError(f"{shown(path)}: cannot be read as a key file ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise IdentityError(f"{path}: expected a key file, this is no text in UTF-8") from None
     if path.stat().st_mode & 0o077:
         raise IdentityError(f"{path}: others may read this key; run: chmod 600 {path}")
     return Identity(sealing.read(text, path))

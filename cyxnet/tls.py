@@ -116,6 +116,28 @@ def get(url: str, ca: str, timeout_s: float) -> Any:
     return urllib.request.build_opener(*handlers).open(url, timeout=timeout_s)
 
 
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What a listener says TLS 1.2 and 1.3 with. Both files are PEM. Raises TlsError, which names the file."""
+    for path, mark, what in ((certificate, b"BEGIN CERTIFICATE", "certificate"), (key, b"PRIVATE KEY", "private key")):
+        try:
+            held = path.read_bytes()
+        except OSError as error:
+            raise TlsError(f"{path}: expected a {what} in PEM: {error.strerror or error}") from None
+        if mark not in held:
+            raise TlsError(f"{path}: expected a {what} in PEM, got {'another file' if held else 'an empty file'}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise TlsError(f"{key}: is the key of another certificate than {certificate}") from None
+        why = f" ({error.reason})" if error.reason else ""
+        said = f"one of the two is damaged, or the key is sealed with a passphrase{why}"
+        raise TlsError(f"{certificate}, {key}: {said}") from None
+    return context
+
+
 # -- a development network's certificates --------------------------------------------------------------------
 
 

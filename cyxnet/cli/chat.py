@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from cyxcore.errors import FormatError
+from cyxcore.paths import check_file, shown
 from cyxnet.chatting import ChatError, Server, Unusable
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.screen import Screen
@@ -42,22 +44,64 @@ def server_of(model: str) -> Iterator[Server]:
     if "://" in model:
         yield Server(model, os.environ.get(KEY_VARIABLE, ""))
         return
-    if not Path(model).is_file():
-        raise FormatError(f"{model}: there is no such file; expected one, or an address such as http://127.0.0.1:8000")
-    if Path(model).suffix.lower() != ".gguf":
+    if not os.path.exists(model):
+        where = "expected one, or an address such as http://127.0.0.1:8000"
+        raise FormatError(f"{shown(model)}: there is no such file; {where}")
+    if Path(model).is_file() and Path(model).suffix.lower() != ".gguf":
         raise FormatError(f"{model}: expected a language model (.gguf); cyx serve answers with a model of another kind")
+    check_file(model, "a language model (.gguf)")
     command = [sys.executable, "-m", "cyxnode.serving", model, "--port=0", "--json", "--guard-stdin"]
     # in a session of its own, so that Ctrl-C is not its end
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
     assert process.stdin and process.stdout
+    complaints = Complaints(process)
     try:
         line = process.stdout.readline()
         if not line:
-            raise ChatError(f"{model} is not served; what is wrong stands above")
+            raise complaints.last(model)
+        complaints.let_through()
         yield Server(msgspec.json.decode(line)["data"]["url"], os.environ.get(KEY_VARIABLE, ""))
     finally:
         process.stdin.close()
         process.wait()
+
+
+class Complaints:
+    """What a process says on stderr: kept until it serves, so that why it does not is one line, and ours to say."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]"):
+        self._process, self._kept, self._serves = process, list[bytes](), False
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr
+        for line in self._process.stderr:
+            with self._lock:
+                if self._serves:
+                    self._say([line])
+                else:
+                    self._kept.append(line)
+
+    def let_through(self) -> None:
+        with self._lock:
+            self._serves = True
+            self._say(self._kept)
+
+    @staticmethod
+    def _say(lines: list[bytes]) -> None:
+        sys.stderr.write(b"".join(lines).decode(errors="replace"))
+
+    def last(self, model: str) -> ChatError | FormatError:
+        """Why it ended before it served. What it said before that is said now."""
+        status = self._process.wait()
+        self._reader.join()
+        *others, last = self._kept or [b"it said nothing"]
+        self._say(others)
+        why = last.decode(errors="replace").removeprefix("cyx: ").strip()
+        return FormatError(why) if status == 2 else ChatError(f"{model} is not served: {why}")
 
 
 class Conversation:

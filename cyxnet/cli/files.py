@@ -5,9 +5,10 @@ import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 from cyxcore.errors import FormatError
+from cyxcore.paths import check_file
 from cyxnet.cli.exits import DONE
 from cyxnet.cli.models import CONVERTED, output_path
 from cyxnet.cli.options import GGUF_KINDS
@@ -21,7 +22,7 @@ EPOCH_KEYS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validation_acc
 async def convert(args: argparse.Namespace, screen: Screen) -> int:
     """Read one model file, write another; the endings say the formats."""
     source, target = args.source, output_path(args.target, args.source.stem, force=args.force, suffixes=CONVERTED)
-    _readable(source)
+    check_file(source)
     if source.resolve() == target.resolve():
         raise FormatError(f"{target}: is the file that is read; give the copy another name")
     if ".gguf" in (source.suffix.lower(), target.suffix.lower()):
@@ -84,7 +85,10 @@ def _calibration(path: Path) -> tuple[Any, Any]:
     """Rows and labels of an NPZ file: arrays x and, for loss and accuracy, y. No pickle in it is opened."""
     import numpy as np
 
+    check_file(path, "an NPZ file with an array x")
     try:
+        if not is_zipfile(path):  # NumPy would speak of pickles, and how they may be opened all the same
+            raise FormatError(f"{path}: expected an NPZ file with an array x, got a file of another kind")
         with np.load(path, allow_pickle=False) as held:
             if "x" not in held:
                 raise FormatError(f"{path}: expected an array x, rows of the model's input; got {', '.join(held)[:80]}")
@@ -97,11 +101,6 @@ def _calibration(path: Path) -> tuple[Any, Any]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _readable(path: Path) -> None:
-    if not path.exists():
-        raise FormatError(f"{path}: there is no such file")
 
 
 def _advancing(screen: Screen) -> Callable[[str, int], Callable[[int], None]]:
@@ -119,7 +118,7 @@ def _advancing(screen: Screen) -> Callable[[str, int], Callable[[int], None]]:
 
 async def inspect(args: argparse.Namespace, screen: Screen) -> int:
     """Show graph, shapes, sizes, hashes and history of a model file."""
-    _readable(args.file)
+    check_file(args.file)
     advance = _advancing(screen)(f"reading {args.file.name}", _size(args.file))
     found = await asyncio.to_thread(_describe, args, advance)
     if args.json:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cyxcore.errors import CyxError
+from cyxcore.errors import CyxError, SpecError
 from cyxcore.wording import human_bytes, human_duration
 from cyxnet import identity
 from cyxnet import messages as m
@@ -204,7 +204,7 @@ async def earnings(args: argparse.Namespace, screen: Screen) -> int:
         nodes = await client.nodes()
         wanted = [node for node in nodes if not args.node or args.node in (node.name, node.node_id)]
         if args.node and not wanted:
-            raise NoPrice(f"no node is called {args.node}; see: cyx nodes")
+            raise SpecError(f"no node is called {args.node}; see: cyx nodes")
         if args.explain:
             return await _explain(client, args.explain, {node.wallet for node in wanted}, bool(args.node), screen)
         names = {node.wallet: node.name for node in wanted}

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from cyxcore.errors import CyxError, MissingExtra
+from cyxcore.paths import OF_THE_NAME, shown
 from cyxnet.bus import ApiError
 from cyxnet.cli.exits import BAD_INPUT, INTERRUPTED, TERMINATED, WORLD_FAILED
 from cyxnet.cli.screen import Screen, open_screen
@@ -61,7 +62,8 @@ def complain(error: Exception, screen: Screen, *, as_json: bool) -> int:
     known = isinstance(error, CyxError)
     text = " ".join(str(error).split()) if known else ""
     if isinstance(error, OSError) and not known:
-        text = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        name = error.filename if isinstance(error.filename, str | os.PathLike) else None
+        text = ": ".join(str(part) for part in (name and shown(name), error.strerror or error) if part)
     text = text or f"unexpected {type(error).__name__}: {error}; run it again with --debug and report this"
     code = error.code if isinstance(error, CyxError) else "internal"
     if as_json:
@@ -77,6 +79,8 @@ def exit_code(error: Exception) -> int:
     if isinstance(error, InsufficientFunds | NoModel | MissingExtra):
         return BAD_INPUT
     if isinstance(error, CyxError) and isinstance(error, ValueError | TypeError):  # as cyxcore/errors.py says
+        return BAD_INPUT
+    if isinstance(error, OSError) and not isinstance(error, CyxError) and error.errno in OF_THE_NAME:
         return BAD_INPUT
     return WORLD_FAILED
 

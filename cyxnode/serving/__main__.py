@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cyxcore.errors import CyxError, MissingExtra, SpecError
+from cyxnet import tls
 from cyxnet.serveoptions import add_options
 from cyxnode.serving import loop
 
@@ -60,7 +61,9 @@ async def serve(args: argparse.Namespace) -> int:
     from cyxnode.serving.asgi import Limits
     from cyxnode.serving.gate import Gate, read_keys
 
-    httpserver.refuse_plain_text(args.host, _certificate(args))
+    if certificate := _certificate(args):
+        tls.server_context(*certificate)  # which says what is wrong with it before a model is read
+    httpserver.refuse_plain_text(args.host, certificate)
     gate = Gate(read_keys(args.api_key_file))
     if gate.is_open and not httpserver.is_loopback(args.host):
         raise SpecError(f"--host {args.host}: others reach this; name those who may ask with --api-key-file")
@@ -70,7 +73,7 @@ async def serve(args: argparse.Namespace) -> int:
     try:
         await served.start()
         front = app.Front(served, gate, Limits(body_bytes=args.max_body), args.behind_proxy)
-        server = await httpserver.Server.start(front, args.host, args.port, _certificate(args), close_s=args.drain_s)
+        server = await httpserver.Server.start(front, args.host, args.port, certificate, close_s=args.drain_s)
         running = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             running.add_signal_handler(number, _stop, stopped)

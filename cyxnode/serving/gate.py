@@ -90,11 +90,16 @@ def read_keys(path: Path | None) -> list[ApiKey]:
     lines = [(KEY_VARIABLE, value)] if (value := os.environ.get(KEY_VARIABLE)) else []
     if path:
         try:
-            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise SpecError(f"{path}: expected a file of API keys, a line each; this is no plain file")
+            if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise SpecError(f"{path}: others may read these keys; run: chmod 600 {path}")
             text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path}: the API keys cannot be read ({error})") from None
+        except OSError as error:
+            raise SpecError(f"{path}: the API keys cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SpecError(f"{path}: expected API keys as text, a line each; this is no text in UTF-8") from None
         for number, line in enumerate(text.splitlines(), 1):
             lines.append((f"{path}, line {number}", line.partition("#")[0]))
     keys = [_key(where, line.split()) for where, line in lines if line.strip()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from cyxcore import device as devices
 from cyxcore.errors import FormatError, SpecError
 from cyxcore.model import FORMATS, format_of, load_model
+from cyxcore.paths import check_file
 from cyxnode.serving.app import Served
 from cyxnode.serving.batcher import Batcher
 from cyxnode.serving.predictor import Predictor
@@ -26,8 +27,7 @@ def load(args: argparse.Namespace) -> Served:
     if loader is None:
         format_of(path)  # which says why not
         raise FormatError(f"{path}: expected a model that ends in {', '.join(LOADERS)}, got {path.suffix!r}")
-    if not path.is_file():
-        raise FormatError(f"{path}: there is no such file")
+    check_file(path)
     if args.threads:
         kernels = getattr(devices.backend(devices.default_device()), "kernels", None)
         if kernels:

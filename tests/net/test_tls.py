@@ -46,6 +46,25 @@ def test_certificates_are_made_once_and_their_keys_are_private(tmp_path, files):
     assert names_of(files) == {"localhost", "127.0.0.1", "::1"}
 
 
+def test_what_is_no_certificate_or_not_its_key_is_named(tmp_path, files):
+    other = tls.make(tmp_path / "other")
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_bytes(files.certificate.read_bytes()[:200])
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    tls.server_context(files.certificate, files.key)
+    for pair, said in {
+        (empty, files.key): "empty.pem: expected a certificate in PEM, got an empty file",
+        (files.key, files.key): "server.key: expected a certificate in PEM, got another file",
+        (files.certificate, files.certificate): "server.pem: expected a private key in PEM, got another file",
+        (files.certificate, tmp_path): "expected a private key in PEM: Is a directory",
+        (files.certificate, other.key): "server.key: is the key of another certificate than",
+        (damaged, files.key): "one of the two is damaged",
+    }.items():
+        with pytest.raises(tls.TlsError, match=said):
+            tls.server_context(*pair)
+
+
 def test_other_names_make_another_certificate_of_the_same_authority(tmp_path, files):
     ca, key = files.ca.read_bytes(), files.key.read_bytes()
     tls.make(tmp_path / "tls", ["nats.example", "10.0.0.7"])

@@ -67,6 +67,15 @@ async def test_a_file_is_served_for_the_conversation_only(tmp_path):
     assert missing.returncode == 2 and b"there is no such file" in told
 
 
+async def test_why_a_file_is_not_served_is_one_line_and_its_status(tmp_path):
+    (tmp_path / "none.gguf").write_bytes(b"hello")
+    chat = await started(tmp_path / "none.gguf", "--json")
+    said, told = await chat.communicate()
+    why = f"gguf {tmp_path / 'none.gguf'}: expected at least 24 bytes, got 5"
+    assert (chat.returncode, told.decode()) == (2, f"cyx: {why}\n")
+    assert json.loads(said)["data"] == {"code": "bad_file", "message": why}
+
+
 async def test_what_is_wrong_is_said_in_the_words_of_the_server():
     async with serving(tensors()) as (_, server):
         asked = Server(server.url + "/v1/")

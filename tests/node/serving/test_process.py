@@ -80,7 +80,16 @@ async def test_the_collector_of_garbage_looks_through_no_model(file, monkeypatch
         (["FILE", "--port", "70000"], "expected a whole number from 0 to 65535"),
         (["FILE", "--memory", "100B"], "bytes for one sample, and may take 100; give it more with --memory"),
         (["FILE", "--cert", "x.pem"], "--cert and --key belong together"),
-        (["FILE", "--api-key-file", "none"], "the API keys cannot be read"),
+        (["FILE", "--cert", "none", "--key", "none"], "none: expected a certificate in PEM: No such file or directory"),
+        (["FILE", "--cert", "/", "--key", "/"], "/: expected a certificate in PEM: Is a directory"),
+        (
+            ["FILE", "--cert", "/dev/null", "--key", "none"],
+            "/dev/null: expected a certificate in PEM, got an empty file",
+        ),
+        (["FILE", "--cert", "FILE", "--key", "FILE"], "expected a certificate in PEM, got another file"),
+        (["FILE", "--api-key-file", "none"], "cyx: none: the API keys cannot be read: No such file or directory"),
+        (["FILE", "--api-key-file", "/"], "/: expected a file of API keys, a line each; this is no plain file"),
+        (["/tmp/../tmp/"], "expected a name ending in"),
         (["FILE", "--name", "../x"], "--name: expected letters"),
     ],
 )
