@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from cyxcore import updates
+from cyxcore import torchstates, updates
 from cyxcore.eager import Tensor, no_grad
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.held import scalar, watched
@@ -294,7 +294,9 @@ class Optimizer(Hooked):
         return {"steps": self.steps, "state": state, "param_groups": groups, **missed}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what state_dict() gave, as copies. Raises SpecError or ShapeError for other parameters."""
+        """Take over what state_dict() gave, here or in PyTorch, as copies. Raises SpecError, ShapeError for others."""
+        if torchstates.is_torchs(self.rule, state_dict):
+            state_dict = torchstates.translated(self.rule, state_dict)
         state = check_state(state_dict)
         sizes = [len(group["params"]) for group in state["param_groups"]]
         own = [len(group["params"]) for group in self.param_groups]

@@ -65,7 +65,8 @@ cyxcore.nn.layers cyxcore.nn.norms cyxcore.nn.pooling cyxcore.nn.losses cyxcore.
 cyxcore.nn.lazy cyxcore.nn.attention cyxcore.nn.init cyxcore.nn
 cyxcore.func cyxcore.derivatives cyxcore.cuda cyxcore.amp cyxcore.backends
 cyxcore.preprocessing
-cyxcore.updates cyxcore.schedules cyxcore.optimizerhooks cyxcore.optimizer cyxcore.lbfgs cyxcore.muon cyxcore.optim
+cyxcore.updates cyxcore.schedules cyxcore.optimizerhooks cyxcore.torchstates cyxcore.optimizer cyxcore.lbfgs
+cyxcore.muon cyxcore.optim
 cyxcore.scheduler cyxcore.cycles cyxcore.lr_scheduler
 cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting

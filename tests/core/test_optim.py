@@ -362,7 +362,7 @@ def test_a_state_that_is_none_is_refused_with_what_it_holds(rule: str) -> None:
     known = optimizer.state_dict()
     for state, message in (
         ({}, "with steps, state and param_groups, got nothing"),
-        ({"state": {}, "param_groups": []}, "got param_groups, state"),
+        ({"steps": 1, "state": {}}, "got state, steps"),
         (5, "got int"),
         ({**known, "steps": "many"}, "expected steps to be a number, got 'many'"),
         ({**known, "param_groups": [{**known["param_groups"][0], "lr": "fast"}]}, "learning rate .* got 'fast'"),

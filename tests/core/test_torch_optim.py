@@ -238,6 +238,57 @@ def test_parameters_that_join_later_count_from_then_on() -> None:
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
 
 
+STATES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {"lr": 0.05}),
+    *CASES,
+    ("Muon", {"lr": 0.01, "weight_decay": 0.0}),
+]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("name", "options"), STATES, ids=[f"{name}-{'-'.join(options)}" for name, options in STATES])
+def test_training_goes_on_from_a_state_of_pytorchs(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())  # Muon rounds to that on its way
+    theirs = groups(torch, "float64")
+    if name == "Rprop":
+        theirs[1].pop("weight_decay")
+    if name == "Muon":
+        theirs[1]["params"].pop(0)
+    other = getattr(torch.optim, name)(theirs, **options)
+
+    def step(m: Any, own: list[Any], optimizer: Any, number: int) -> None:
+        found = [
+            g
+            for g, shape in zip(gradients(number), ((3, 2), (4,), (2, 2)), strict=True)
+            if name != "Muon" or len(shape) > 1
+        ]
+        for p, g in zip(own, found, strict=True):
+            p.grad = None if g is None else m.tensor(g)
+        optimizer.step()
+
+    for number in range(12):
+        step(torch, flat(theirs), other, number)
+    ours = [cx.tensor(p.detach().numpy().copy(), requires_grad=True) for p in flat(theirs)]
+    one = getattr(cx.optim, name)([{"params": ours[:1]}, {"params": ours[1:]}])
+    one.load_state_dict(copy.deepcopy(other.state_dict()))
+    for number in range(12, STEPS):
+        step(torch, flat(theirs), other, number)
+        step(cx, ours, one, number)
+    for p, q in zip(ours, flat(theirs), strict=True):
+        np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-10, atol=1e-11)
+
+
+def test_a_state_of_another_of_pytorchs_optimisers_is_refused() -> None:
+    p = torch.zeros(2, requires_grad=True)
+    other = torch.optim.Adam([p])
+    p.grad = torch.ones(2)
+    other.step()
+    with pytest.raises(SpecError, match="with momentum_buffer, as sgd keeps, got exp_avg, exp_avg_sq"):
+        cx.optim.SGD([cx.zeros(2, requires_grad=True)]).load_state_dict(other.state_dict())
+
+
 # names and hooks ----------------------------------------------------------------------------------
 
 
