@@ -358,27 +358,36 @@ def greater_equal(x1: Any, x2: Any, /) -> Any:
     return _binary("greater_equal", x1, x2)
 
 
+def _truth(name: str, x: Any) -> Any:
+    """Whether each element is other than zero, as NaN is; bools as they are."""
+    value = value_of(name, x)
+    return value if value.dtype == "bool" else apply("not_equal", *of_one_dtype(value, 0))
+
+
+def _truths(name: str, x1: Any, x2: Any) -> tuple[Any, Any]:
+    if not isinstance(x1, Value) or not isinstance(x2, Value):
+        x1, x2 = _pair(name, x1, x2)
+    return _truth(name, x1), _truth(name, x2)
+
+
 def logical_not(x: Any, /) -> Any:
-    """Whether each bool is false."""
-    return _unary("logical_not", x)
+    """Whether each element is false: a zero, where x is no bool."""
+    return apply("logical_not", _truth("logical_not", x))
 
 
 def logical_and(x1: Any, x2: Any, /) -> Any:
-    """Whether both are true, of bools, broadcast."""
-    return _binary("logical_and", x1, x2)
+    """Whether both are true, broadcast; numbers are true that are not zero."""
+    return apply("logical_and", *_truths("logical_and", x1, x2))
 
 
 def logical_or(x1: Any, x2: Any, /) -> Any:
-    """Whether one of both is true, of bools, broadcast."""
-    return _binary("logical_or", x1, x2)
+    """Whether one of both is true, broadcast; numbers are true that are not zero."""
+    return apply("logical_or", *_truths("logical_or", x1, x2))
 
 
 def logical_xor(x1: Any, x2: Any, /) -> Any:
-    """Whether exactly one of both is true, of bools, broadcast."""
-    left, right = _pair("logical_xor", x1, x2)
-    if left.dtype != "bool":
-        raise DtypeError(f"logical_xor: expected bool, got {left.dtype}; use astype to convert")
-    return apply("not_equal", left, right)
+    """Whether exactly one of both is true, broadcast; numbers are true that are not zero."""
+    return apply("not_equal", *_truths("logical_xor", x1, x2))
 
 
 def bitwise_and(x1: Any, x2: Any, /) -> Any:

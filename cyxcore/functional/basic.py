@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 from cyxcore.dtype import DEFAULTS, result_type
-from cyxcore.errors import ShapeError, SpecError
+from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import broadcast
 from cyxcore.values import TracedMode, Value, apply, by_mode, together
 
@@ -197,6 +197,8 @@ def where(condition: Any, x1: Any = None, x2: Any = None, /) -> Any:
     """x1 where condition holds, else x2 (numbers allowed); of a condition alone the places where it does."""
     if x1 is None and x2 is None:
         return condition.nonzero(as_tuple=True)
+    if x1 is None or x2 is None:
+        raise DtypeError("where: expected a condition with both x1 and x2, or alone; got it with one of them")
     left, right = together(x1, x2) if isinstance(x1, Value) or isinstance(x2, Value) else (x1, x2)
     if not isinstance(left, Value):
         dtype = result_type(*(DEFAULTS[type(number)] for number in (x1, x2)))

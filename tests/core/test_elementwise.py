@@ -126,6 +126,27 @@ def test_astype(dtype: str, to: str) -> None:
     agree("astype", x, to)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint64", "complex64"])
+def test_numbers_other_than_zero_are_true(dtype: str) -> None:
+    x = np.array([0, 1, 2, 0]) if dtype in INTEGERS else np.array([0.0, np.nan, 2.0, -0.0])
+    ours, y = cx.asarray(x).astype(dtype), np.array([True, False, True, False])
+    assert cx.logical_not(ours).tolist() == ours.logical_not().tolist() == np.logical_not(x).tolist()
+    for name in ("logical_and", "logical_or", "logical_xor"):
+        compute, wanted = getattr(cx, name), getattr(np, name)
+        assert compute(ours, cx.asarray(y)).tolist() == wanted(x, y).tolist()
+        assert compute(cx.asarray(x), ours).tolist() == wanted(x, x).tolist()
+        assert compute(ours, True).tolist() == wanted(x, True).tolist()
+        assert compute(cx.asarray(y), 0).tolist() == wanted(y, 0).tolist()
+
+
+def test_where_of_a_condition_alone_has_its_places() -> None:
+    x = np.array([[0, 2, 0], [4, 0, 5]])
+    for got, wanted in zip(cx.where(cx.asarray(x) > 0), np.where(x > 0), strict=True):
+        assert got.dtype == "int64" and got.tolist() == wanted.tolist()
+    with pytest.raises(DtypeError, match="where: expected a condition with both x1 and x2, or alone"):
+        cx.where(cx.asarray(x) > 0, 1)
+
+
 def test_astype_copies_unless_told_not_to() -> None:
     x = cx.zeros(2)
     assert cx.astype(x, "float32") is not x and cx.astype(x, "float32", copy=False) is x

@@ -2,6 +2,9 @@
 
 import array
 import copy
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -120,3 +123,38 @@ def test_memory_taken_over_for_a_device_is_there_or_refused() -> None:
     if "cuda" not in cx.__array_namespace_info__().devices():
         with pytest.raises(CyxError, match="cuda"):
             cx.from_dlpack(x, device="cuda")
+
+
+CONSUMER = """
+import numpy as np, sklearn, cyxcore as cx
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+x = np.random.default_rng(0).normal(size=(80, 4))
+y = (x @ [1.0, -1.0, 0.5, 0.0] + 0.3 * x[:, 3] ** 2 > 0).astype("int64")
+found = []
+for make in (np.asarray, cx.asarray):
+    points, labels = make(x), make(y)
+    with sklearn.config_context(array_api_dispatch=True):
+        flat = make_pipeline(StandardScaler(), PCA(2, svd_solver="full")).fit_transform(points)
+        curve = Ridge(solver="svd").fit(points, points[:, 0] * 2).predict(points)
+        model = LogisticRegression().fit(points, labels)
+        scores = model.decision_function(points)
+        figures = roc_auc_score(labels, scores), f1_score(labels, model.predict(points))
+    assert type(flat) is type(curve) is type(scores) is type(points)
+    found.append([np.asarray(flat), np.asarray(curve), np.asarray(scores), np.asarray(figures, float)])
+for wanted, got in zip(*found):
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+print("as with NumPy")
+"""
+
+
+def test_scikit_learn_computes_on_tensors_by_the_standard() -> None:
+    # SciPy asks for the variable at its import.
+    ran = subprocess.run(
+        [sys.executable, "-c", CONSUMER], env={**os.environ, "SCIPY_ARRAY_API": "1"}, capture_output=True, text=True
+    )
+    assert ran.stdout == "as with NumPy\n", ran.stderr
