@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from cyxcore.dtype import INTEGERS
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
-from cyxcore.functional.basic import take_along_axis, where
+from cyxcore.functional.basic import concat, take_along_axis, where
+from cyxcore.inplace import InPlace
 from cyxcore.searching import argsort, sort
 from cyxcore.statistics import all as all_of
 from cyxcore.values import apply, to_inexact, together
@@ -36,9 +37,34 @@ def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
     place = value._axis(axis)
     if not isinstance(k, Integral) or not 0 <= k <= value.shape[place]:
         raise ShapeError(f"topk: expected k of 0..{value.shape[place]} along axis {axis} of {value.shape}, got {k}")
+    if not isinstance(value, InPlace):
+        return _topk_in_graph(value, int(k), place, largest)
     order = argsort(value, axis=place, descending=largest)
     best = order[(*(slice(None),) * place, slice(0, k))]
     return TopK(take_along_axis(value, best, place), best)
+
+
+def _topk_in_graph(value: Any, k: int, place: int, largest: bool) -> TopK:
+    """k times the best of what is left: a graph does not sort."""
+    if not k:
+        before = (slice(None),) * place
+        return TopK(value[(*before, slice(0, 0))], value.astype("int64")[(*before, slice(0, 0))])
+    ranked = value if largest else -value.astype("int64" if value.dtype in INTEGERS else value.dtype)
+    shape = tuple(-1 if axis == place else 1 for axis in range(value.ndim))
+    places = value._constant(list(range(value.shape[place])), "int64").reshape(*shape)
+    whole = ranked.dtype in INTEGERS
+    never = apply("min", ranked, axes=(place,), keepdims=True) if whole else ranked._constant(-math.inf, ranked.dtype)
+    none = ranked != ranked
+    taken, found = none & (places < 0), []
+    first, second = (1.0, 2.0) if largest else (2.0, 1.0)  # NaNs are the largest of all
+    for _ in range(k):
+        best = apply("max", where(taken | none, never, ranked), axes=(place,), keepdims=True)
+        rank = ((ranked == best) & ~taken).astype("float32") * first + (none & ~taken).astype("float32") * second
+        at = apply("argmax", rank, axis=place).expand_dims(place)
+        found.append(at)
+        taken = taken | (places == at)
+    order = concat(found, place)
+    return TopK(take_along_axis(value, order, place), order)
 
 
 @or_method

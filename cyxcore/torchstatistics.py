@@ -248,7 +248,7 @@ def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, inclu
         raise SpecError(f"scatter_reduce: expected one of {', '.join(_REDUCTIONS)}, got {reduce!r}")
     flat = torchnames._flat_places("scatter_reduce", x, dim, index)
     whole = torchnames._source("scatter_reduce", x, index, src)
-    if reduce not in ("sum", "mean") and not isinstance(x, InPlace):
+    if reduce not in ("sum", "mean") and not all(isinstance(each, InPlace) for each in (x, index, whole)):
         return _dense(x, x._axis(dim), index, whole, reduce, include_self)
     source, own = whole.reshape(-1), x.reshape(-1)
     ones = source._constant(1.0, "float32").broadcast_to(source.size)

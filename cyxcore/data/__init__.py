@@ -21,8 +21,8 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "RandomSampler Sampler SequentialSampler ShuffleBuffer SubsetRandomSampler WeightedRandomSampler "
-            "class_weights"
+            "BatchSampler RandomSampler Sampler SequentialSampler ShuffleBuffer SubsetRandomSampler "
+            "WeightedRandomSampler class_weights"
         ).split(),
         "samplers",
     ),
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from cyxcore.data.imagefiles import ImageCSV as ImageCSV
     from cyxcore.data.imagefiles import ImageFolder as ImageFolder
     from cyxcore.data.loader import DataLoader as DataLoader
+    from cyxcore.data.samplers import BatchSampler as BatchSampler
     from cyxcore.data.samplers import RandomSampler as RandomSampler
     from cyxcore.data.samplers import Sampler as Sampler
     from cyxcore.data.samplers import SequentialSampler as SequentialSampler

@@ -65,8 +65,16 @@ class DataLoader:
         augment: Transform | Compose | None = None,
         pin_memory: bool = False,
         persistent_workers: bool = False,
+        batch_sampler: Any = None,
+        worker_init_fn: Any = None,
+        timeout: float = 0,
     ) -> None:
-        """pin_memory, persistent_workers: accepted and without effect, for workers are threads."""
+        """batch_sampler: lists of row numbers, with a length, in the place of batch_size, shuffle, sampler, drop_last.
+
+        pin_memory, persistent_workers, worker_init_fn, timeout: accepted and without effect, for workers are threads.
+        """
+        if batch_sampler is not None and (batch_size != 1 or shuffle or sampler is not None or drop_last):
+            raise SpecError("DataLoader: batch_sampler says already what batch_size, shuffle, sampler and drop_last do")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
@@ -87,6 +95,7 @@ class DataLoader:
             seed = (default if generator is None else generator).split(1)[0].seed
         self.seed = checked_seed("DataLoader", seed)
         self._streams = not hasattr(dataset, "__getitem__")
+        self.batch_sampler = batch_sampler
         self.sampler = self._sampler(sampler)
         self.epoch, self._batch, self._goes_on = 1, 0, False
         self._newest: object = None  # the loop that was begun last: the state is its place
@@ -96,7 +105,7 @@ class DataLoader:
             if not hasattr(self.dataset, "__iter__"):
                 got = type(self.dataset).__name__
                 raise SpecError(f"DataLoader: expected a dataset with __getitem__ and __len__, or __iter__, got {got}")
-            if self.shuffle or given is not None:
+            if self.shuffle or given is not None or self.batch_sampler is not None:
                 raise SpecError(
                     "DataLoader: an iterable dataset has its own order: leave shuffle and sampler out, and wrap it in "
                     "cx.data.ShuffleBuffer to mix neighbouring rows"
@@ -112,6 +121,8 @@ class DataLoader:
 
     def __len__(self) -> int:
         """Batches of an epoch. TypeError where an iterable dataset does not say how many rows it has."""
+        if self.batch_sampler is not None:
+            return len(self.batch_sampler)
         rows = len(self.dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
@@ -175,9 +186,13 @@ class DataLoader:
         if self._streams:
             yield from self._reading_tasks(epoch, skipped)
             return
-        rows = _row_numbers(self.sampler, epoch)
-        for batch in range(skipped, len(self)):
-            places = rows[batch * self.batch_size : (batch + 1) * self.batch_size]
+        cuts = range(0, len(self) * self.batch_size, self.batch_size)
+        if self.batch_sampler is not None:
+            batches = _batches(self.batch_sampler, epoch)
+        else:
+            rows = _row_numbers(self.sampler, epoch)
+            batches = (rows[start : start + self.batch_size] for start in cuts)
+        for batch, places in enumerate(itertools.islice(batches, skipped, None), start=skipped):
             yield partial(
                 self._made, places, (epoch - 1) * len(self) + batch + 1, f"batch {batch + 1} of epoch {epoch}"
             )
@@ -280,7 +295,7 @@ _END = _End()
 
 
 def _row_numbers(sampler: Any, epoch: int) -> Array:
-    if isinstance(sampler, Sampler):
+    if isinstance(sampler, Sampler) and type(sampler).rows is not Sampler.rows:
         return sampler.rows(epoch)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
@@ -291,6 +306,16 @@ def _row_numbers(sampler: Any, epoch: int) -> Array:
     if len(rows) != len(sampler):
         raise SpecError(f"DataLoader: expected {len(sampler):,} rows of the sampler, as it said, got {len(rows):,}")
     return np.array([operator.index(row) for row in rows], np.int64)
+
+
+def _batches(batch_sampler: Any, epoch: int) -> Iterator[Array]:
+    """The rows of each batch, as they are asked for."""
+    if hasattr(batch_sampler, "set_epoch"):
+        batch_sampler.set_epoch(epoch)
+    for rows in batch_sampler:
+        if not isinstance(rows, (list, tuple)) or not all(hasattr(row, "__index__") for row in rows):
+            raise SpecError(f"DataLoader: expected a batch_sampler of lists of row numbers, got {rows!r}")
+        yield np.array([operator.index(row) for row in rows], np.int64)
 
 
 def _few(rows: Array) -> str:

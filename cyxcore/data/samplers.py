@@ -22,9 +22,14 @@ _CHOICES, _MORE_CHOICES, _BUFFERS = 1, 2, 3  # streams of the words of an epoch;
 
 
 class Sampler:
-    """Row numbers of an epoch (1-based): derive from it and write `rows(epoch)` and `__len__`."""
+    """Row numbers of an epoch (1-based): derive from it and write `rows(epoch)` and `__len__`, or `__iter__` as in
+    PyTorch.
+    """
 
     epoch = 1
+
+    def __init__(self, data_source: Any = None) -> None:
+        """data_source: accepted and without effect, as in PyTorch."""
 
     def rows(self, epoch: int) -> Array:
         """(len(self),) int64."""
@@ -61,6 +66,36 @@ class RandomSampler(Sampler):
 
     def rows(self, epoch: int) -> Array:
         return drawing.permutation(self.seed, epoch, self._count)
+
+
+class BatchSampler:
+    """The rows of a sampler in lists of batch_size, the last one shorter unless it is left out."""
+
+    def __init__(self, sampler: Any, batch_size: int, drop_last: bool) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise SpecError(f"BatchSampler: expected batch_size >= 1, got {batch_size!r}")
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+
+    def __len__(self) -> int:
+        rows = len(self.sampler)
+        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next loop is of."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+        elif isinstance(self.sampler, Sampler):
+            self.sampler.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: list[int] = []
+        for row in self.sampler:
+            waiting.append(row)
+            if len(waiting) == self.batch_size:
+                yield waiting
+                waiting = []
+        if waiting and not self.drop_last:
+            yield waiting
 
 
 class SubsetRandomSampler(Sampler):

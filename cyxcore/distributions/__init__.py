@@ -32,6 +32,7 @@ from cyxcore.distributions.divergences import kl_divergence
 from cyxcore.distributions.joint import Dirichlet, MixtureSameFamily, Multinomial, MultivariateNormal
 from cyxcore.distributions.transformed import (
     AffineTransform,
+    ComposeTransform,
     ExpTransform,
     LogNormal,
     SigmoidTransform,
@@ -49,6 +50,7 @@ __all__ = [
     "Categorical",
     "Cauchy",
     "Chi2",
+    "ComposeTransform",
     "Dirichlet",
     "Distribution",
     "ExpTransform",

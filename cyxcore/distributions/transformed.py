@@ -85,13 +85,63 @@ class SigmoidTransform(Transform):
         return -softplus(-x) - softplus(x)
 
 
+class ComposeTransform(Transform):
+    """One transform after another."""
+
+    def __init__(self, parts: Sequence[Transform], cache_size: int = 0) -> None:
+        """cache_size: accepted and without effect."""
+        self.parts = list(parts)
+
+    def __call__(self, x: Any) -> Any:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def inv(self, y: Any) -> Any:
+        for part in reversed(self.parts):
+            y = part.inv(y)
+        return y
+
+    def log_abs_det_jacobian(self, x: Any, y: Any) -> Any:
+        total: Any = 0.0
+        for part in self.parts:
+            after = part(x)
+            total, x = total + part.log_abs_det_jacobian(x, after), after
+        return total
+
+
+class _Backwards(Transform):
+    """The inverse of a transform, as a transform."""
+
+    def __init__(self, of: Transform) -> None:
+        self._of = of
+
+    def __call__(self, x: Any) -> Any:
+        return self._of.inv(x)
+
+    def inv(self, y: Any) -> Any:
+        return self._of(y)
+
+    def log_abs_det_jacobian(self, x: Any, y: Any) -> Any:
+        return -self._of.log_abs_det_jacobian(y, x)
+
+
+def _as_transform(given: Any) -> Transform:
+    """A transform as it is; `transform.inv`, which is called as a function here, as the transform it is in PyTorch."""
+    of = getattr(given, "__self__", None)
+    if isinstance(of, Transform) and getattr(given, "__name__", "") == "inv":
+        return _Backwards(of)
+    if not isinstance(given, Transform):
+        raise SpecError("TransformedDistribution: expected transforms of cx.distributions")
+    return given
+
+
 class TransformedDistribution(Distribution):
     """Draws of base_distribution, taken through one transform after another."""
 
     def __init__(self, base_distribution: Distribution, transforms: Transform | Sequence[Transform]) -> None:
-        self.transforms = [transforms] if isinstance(transforms, Transform) else list(transforms)
-        if not all(isinstance(each, Transform) for each in self.transforms):
-            raise SpecError("TransformedDistribution: expected transforms of cx.distributions")
+        several = list(transforms) if isinstance(transforms, (list, tuple)) else [transforms]
+        self.transforms = [_as_transform(each) for each in several]
         self.base_dist = base_distribution
         self.batch_shape, self.event_shape = base_distribution.batch_shape, base_distribution.event_shape
         self.has_rsample = base_distribution.has_rsample

@@ -68,6 +68,20 @@ KINDS: dict[str, Callable[[Any, Any, Any], tuple[Any, Any, Any]]] = {
     "Mixture of vectors": lambda m, a, b: (
         m.MixtureSameFamily(m.Categorical(logits=a[:, 0]), m.Independent(m.Normal(b, a.exp()), 1)), None, A[0]
     ),
+    "logistic": lambda m, a, b: (
+        m.TransformedDistribution(
+            m.Uniform(a * 0.0, a * 0.0 + 1.0), [m.SigmoidTransform().inv, m.AffineTransform(loc=a, scale=b.exp())]
+        ),
+        None,
+        SHARES,
+    ),
+    "composed": lambda m, a, b: (
+        m.TransformedDistribution(
+            m.Normal(a, b.exp()), m.ComposeTransform([m.AffineTransform(0.5, 2.0), m.TanhTransform()])
+        ),
+        None,
+        SHARES,
+    ),
     "tanh": lambda m, a, b: (m.TransformedDistribution(m.Normal(a, b.exp()), [m.TanhTransform()]), None, SHARES),
     "affine sigmoid": lambda m, a, b: (
         m.TransformedDistribution(m.Normal(a, b.exp()), [m.SigmoidTransform(), m.AffineTransform(1.0, -2.0)]),

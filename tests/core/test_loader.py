@@ -462,3 +462,52 @@ def test_a_trainer_says_what_to_do_with_mixed_targets() -> None:
     soft = [(x, mixed.soft(2)) for x, mixed in loader]
     history = cx.Trainer(model, loss, optimizer).fit(soft, epochs=2, progress=False)
     assert len(history) == 2
+
+
+class Backwards(cx.data.Sampler):
+    """As PyTorch's programs write one."""
+
+    def __init__(self, data_source: Any) -> None:
+        super().__init__(data_source)
+        self.count = len(data_source)
+
+    def __iter__(self) -> Any:
+        return iter(range(self.count - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def test_a_sampler_may_be_an_iterator() -> None:
+    loader = DataLoader(TensorDataset(np.arange(5)), batch_size=2, sampler=Backwards(range(5)))
+    assert [batch[0].tolist() for batch in loader] == [[4, 3], [2, 1], [0]]
+
+
+def test_a_batch_sampler_says_which_rows_are_in_each_batch() -> None:
+    data = TensorDataset(np.arange(7))
+    sampler = cx.data.BatchSampler(Backwards(data), batch_size=3, drop_last=False)
+    assert list(sampler) == [[6, 5, 4], [3, 2, 1], [0]] and len(sampler) == 3
+    for workers in (0, 2):
+        loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, worker_init_fn=None, timeout=0)
+        assert len(loader) == 3 and [batch[0].tolist() for batch in loader] == [[6, 5, 4], [3, 2, 1], [0]]
+    assert list(cx.data.BatchSampler(range(7), 3, drop_last=True)) == [[0, 1, 2], [3, 4, 5]]
+    mixed = DataLoader(data, batch_sampler=cx.data.BatchSampler(cx.data.RandomSampler(data, 1), 3, False))
+    plain = DataLoader(data, batch_size=3, sampler=cx.data.RandomSampler(data, 1))
+    for _ in range(2):  # and another order in the second epoch
+        assert [b[0].tolist() for b in mixed] == [b[0].tolist() for b in plain]
+    later = DataLoader(data, batch_sampler=sampler)
+    batches = iter(later)
+    next(batches)
+    state = later.state_dict()
+    again = DataLoader(data, batch_sampler=sampler)
+    again.load_state_dict(state)
+    assert [batch[0].tolist() for batch in again] == [[3, 2, 1], [0]]
+
+
+def test_a_batch_sampler_stands_alone() -> None:
+    with pytest.raises(SpecError, match="batch_sampler says already"):
+        DataLoader(TensorDataset(np.arange(4)), batch_size=2, batch_sampler=[[0, 1]])
+    with pytest.raises(SpecError, match="lists of row numbers, got 3"):
+        list(DataLoader(TensorDataset(np.arange(4)), batch_sampler=[3]))
+    with pytest.raises(SpecError, match="expected batch_size >= 1"):
+        cx.data.BatchSampler(range(3), 0, False)

@@ -10,7 +10,13 @@ import pytest
 import cyxcore as cx
 import cyxcore.nn.functional as F  # noqa: N812 - as programs write it
 from cyxcore import nn
-from cyxcore.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from cyxcore.nn.utils.rnn import (
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    unpack_sequence,
+    unpad_sequence,
+)
 
 
 def stepping(model: nn.Module, loss_of: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,3 +124,59 @@ def test_packed_sequences_are_compiled() -> None:
 
     text, lengths = cx.asarray(np.arange(18).reshape(6, 3) % 9), cx.asarray([6, 2, 4])
     same_bits(Reader(), lambda model, *given: model(*given), text, lengths)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+def test_topk_in_a_graph_is_the_plain_one(largest: bool, kind: str) -> None:
+    table = np.random.default_rng(0).integers(-3, 3, size=(5, 7)).astype(kind)  # with equals
+    if kind == "float32":
+        table[0, 2], table[1, 3:5], table[2, :], table[3, 1] = np.nan, np.inf, -np.inf, -np.inf
+    x = cx.asarray(table)
+    for dim in (0, 1):
+        wanted = x.topk(4, dim=dim, largest=largest)
+        got = cx.compile(lambda x, dim=dim: tuple(x.topk(4, dim=dim, largest=largest)))(x)
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_mixture_of_experts_is_compiled() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(4, 3, bias=False)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.SiLU(), nn.Linear(5, 4)) for _ in range(3))
+
+        def forward(self, x: Any) -> Any:
+            weights, chosen = cx.topk(F.softmax(self.gate(x), dim=1), 2, dim=-1)
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+            share = (F.one_hot(chosen, num_classes=3).float() * weights.unsqueeze(-1)).sum(1)
+            out = cx.zeros_like(x)
+            for place, expert in enumerate(self.experts):
+                out = out + expert(x) * share[:, place : place + 1]
+            return out
+
+    same_bits(Mixture(), lambda model, x: ((model(x) - x) ** 2).mean(), X)
+
+
+def test_attention_over_edges_is_compiled() -> None:
+    source, target = cx.asarray([0, 1, 2, 3, 4, 5, 0, 2]), cx.asarray([1, 1, 1, 0, 5, 5, 3, 4])
+
+    def loss(model: Any, x: Any, source: Any, target: Any) -> Any:
+        h = model(x)
+        score = h[source, :1] + h[target, 1:]
+        most = cx.full((6, 1), float("-inf")).scatter_reduce(0, target.unsqueeze(-1).expand_as(score), score, "amax")
+        weight = (score - most[target].detach()).exp()
+        total = cx.zeros(6, 1).index_add(0, target, weight)
+        mean = cx.zeros(6, 2).index_reduce(0, target, h[source] * weight / total[target], "mean", include_self=False)
+        return (mean**2).sum()
+
+    same_bits(nn.Linear(4, 2), loss, X, source, target)
+
+
+def test_sequences_are_packed_and_unpacked() -> None:
+    rows = [X[:3], X[:1], X[:5]]
+    packed = pack_sequence(rows)
+    assert [row.tolist() for row in unpack_sequence(packed)] == [row.tolist() for row in rows]
+    padded, lengths = pad_packed_sequence(packed)
+    assert [row.tolist() for row in unpad_sequence(padded, lengths)] == [row.tolist() for row in rows]

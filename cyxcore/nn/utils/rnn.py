@@ -9,7 +9,9 @@ from cyxcore.functional import concat, stack
 from cyxcore.inplace import InPlace
 from cyxcore.values import Value
 
-__all__ = ["PackedSequence", "pack_padded_sequence", "pad_packed_sequence", "pad_sequence"]
+__all__ = (
+    "PackedSequence pack_padded_sequence pack_sequence pad_packed_sequence pad_sequence unpack_sequence unpad_sequence"
+).split()
 
 
 class PackedSequence(NamedTuple):
@@ -64,3 +66,19 @@ def pad_sequence(sequences: Sequence[Any], batch_first: bool = False, padding_va
         pad = x._constant(padding_value if x.dtype in INEXACT else int(padding_value), x.dtype)
         rows.append(concat([x, pad.broadcast_to(whole - x.shape[0], *x.shape[1:])]))
     return stack(rows, 0 if batch_first else 1)
+
+
+def pack_sequence(sequences: Sequence[Any], enforce_sorted: bool = True) -> PackedSequence:
+    """Tensors (T, ...) of different T, for RNN, LSTM and GRU. They need not be sorted, whatever enforce_sorted says."""
+    return pack_padded_sequence(pad_sequence(sequences), [x.shape[0] for x in sequences])
+
+
+def unpad_sequence(padded_sequences: Any, lengths: Any, batch_first: bool = False) -> list[Any]:
+    """The rows of what pad_sequence made: tensors (T, ...) of the T that lengths (N,) say."""
+    rows = padded_sequences if batch_first else padded_sequences.transpose(0, 1)
+    return [row[:length] for row, length in zip(rows.unbind(0), list(map(int, lengths)), strict=True)]
+
+
+def unpack_sequence(packed_sequences: PackedSequence) -> list[Any]:
+    """The rows of a packed sequence: tensors (T, ...)."""
+    return unpad_sequence(*pad_packed_sequence(packed_sequences, batch_first=True), batch_first=True)
