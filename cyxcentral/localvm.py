@@ -106,6 +106,8 @@ def _open_database(path: Path) -> sqlite3.Connection:
         database.execute("BEGIN IMMEDIATE")  # takes the write lock, which EXCLUSIVE mode then keeps
         database.execute("COMMIT")
     except (sqlite3.Error, OSError) as error:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise ChainError(f"chain: expected a folder, {path.parent} is a file; give another --dir") from None
         if "locked" in str(error):
             raise ChainError(
                 f"chain: expected a folder of its own, but another process runs on {path.parent}; "

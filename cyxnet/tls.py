@@ -69,7 +69,15 @@ def _host(url: str) -> str:
 
 
 def refuse_plain_text(urls: str, what: str) -> None:
-    """Raises TlsError when one of these URLs goes to another machine in plain text, or says not how it goes there."""
+    """Raises TlsError when one of these URLs goes to another machine in plain text, or says not how it goes there.
+
+    Also for a port that is none.
+    """
+    for url in urls.split(","):
+        place = url.rpartition("@")[2].rpartition("://")[2].partition("/")[0]
+        port = re.search(r":([0-9]+)$", place)
+        if port and not 0 < int(port[1][:6]) < 2**16:
+            raise TlsError(f"{what} {place[:200]}: expected a port from 1 to 65535, got {port[1][:20]}")
     if not (exposed := in_plain_text(urls)):
         return
     if secure := PLAIN.get(exposed.partition("://")[0]):

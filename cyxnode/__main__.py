@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cyxcore.errors import CyxError
-from cyxnet import amounts, config, lifetime
+from cyxnet import amounts, config, lifetime, tls
 from cyxnet.bus import Bus
 from cyxnet.credentials import Credentials, as_node
 from cyxnet.identity import ed25519_key
@@ -262,10 +262,22 @@ async def join(args: argparse.Namespace, home: Home, stopper: Stopper, begun_s: 
 
 
 def read_ca(path: Path | None) -> str:
+    """The authority to trust, in PEM; nothing where none is named. Raises ConfigError."""
+    if path is None:
+        return ""
     try:
-        return path.read_text() if path else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise config.ConfigError(f"--ca: {path} cannot be read ({error})") from None
+        text = path.read_text()
+    except OSError as error:
+        raise config.ConfigError(f"--ca {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = ""
+    try:  # an empty file would be the system's authorities, which nobody named
+        tls.context(text or "nothing")
+    except tls.TlsError:
+        raise config.ConfigError(
+            f"--ca {path}: expected a certificate in PEM; ask for it where the network is"
+        ) from None
+    return text
 
 
 def say_ready(as_json: bool, home: Home, begun_s: float) -> None:

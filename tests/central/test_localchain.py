@@ -335,6 +335,12 @@ def test_a_damaged_database_is_one_clear_error(tmp_path: Path) -> None:
         Chain(tmp_path / "chain.db")
 
 
+def test_a_folder_that_is_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ChainError, match="expected a folder, .*/file is a file; give another --dir"):
+        Chain(tmp_path / "file" / "chain.db")
+
+
 # Requests.
 
 

@@ -46,6 +46,15 @@ def test_certificates_are_made_once_and_their_keys_are_private(tmp_path, files):
     assert names_of(files) == {"localhost", "127.0.0.1", "::1"}
 
 
+@pytest.mark.parametrize(
+    "url", ["nats://127.0.0.1:99999", "tls://u:p@h.example:0", "localhost:65536/x", "tls://[::1]:70000"]
+)
+def test_a_port_that_is_none_is_said_before_anything_is_asked(url):
+    with pytest.raises(tls.TlsError, match=r"the broker \S+: expected a port from 1 to 65535, got [0-9]+$"):
+        tls.refuse_plain_text(f"tls://good.example:4222,{url}", "the broker")
+    tls.refuse_plain_text("tls://[::1]:4222,nats://127.0.0.1:65535,tls://h.example,unix:///run/x:0", "the broker")
+
+
 def test_what_is_no_certificate_or_not_its_key_is_named(tmp_path, files):
     other = tls.make(tmp_path / "other")
     damaged = tmp_path / "damaged.pem"

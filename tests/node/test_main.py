@@ -13,10 +13,11 @@ import pytest
 
 import cyxcore
 from cyxcore.spec import TrainingSpec
-from cyxnet import identity
+from cyxnet import identity, tls
 from cyxnet.broker import Broker
+from cyxnet.config import ConfigError
 from cyxnet.messages import completion_bytes
-from cyxnode.__main__ import main, parse_bytes, parse_price, say_ready
+from cyxnode.__main__ import main, parse_bytes, parse_price, read_ca, say_ready
 from cyxnode.home import open_home
 from tests.node.fake_central import PLATFORM, FakeCentral, make_assign
 
@@ -214,3 +215,16 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 
 def test_a_price_is_in_cyx_and_may_be_nothing() -> None:
     assert (parse_price("0"), parse_price("0.5")) == (0, 500_000_000)
+
+
+def test_an_authority_is_a_certificate_and_an_empty_file_is_not_every_other_one(tmp_path: Path) -> None:
+    ours = tls.make(tmp_path / "tls")
+    assert read_ca(None) == "" and read_ca(ours.ca) == ours.ca.read_text()
+    (tmp_path / "empty").touch()
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    for path in (tmp_path / "empty", tmp_path / "bytes", ours.key):
+        with pytest.raises(ConfigError, match=f"--ca {path}: expected a certificate in PEM"):
+            read_ca(path)
+    for path, why in {tmp_path: "Is a directory", tmp_path / "none": "No such file or directory"}.items():
+        with pytest.raises(ConfigError, match=f"--ca {path}: cannot be read: {why}"):
+            read_ca(path)
