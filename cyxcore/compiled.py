@@ -17,7 +17,8 @@ from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
-from cyxcore.steps import Bound, CompiledStep, Draws, Plans, draws_of, in_a_graph, used
+from cyxcore.steps import Bound, CompiledStep, Draws, Plans, draws_of, in_a_graph, with_values
+from cyxcore.surroundings import Surroundings
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
 
@@ -32,15 +33,18 @@ class Compiled:
     def __init__(
         self,
         function: "Module | Callable[..., Any]",
-        modules: list[Module],
+        around: Surroundings | None,
         device: str | None = None,
         numerics: str | None = None,
     ) -> None:
-        """modules: those whose parameters the function may use."""
-        self.function, self.modules, self.device = function, modules, device
+        """around: what the function reads besides its arguments; None for a module, which has its own."""
+        self.function, self.around, self.device = function, around, device
+        self.modules: list[Module] = [function] if isinstance(function, Module) else []
+        if around is not None:
+            self.modules = around.modules
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._plans = Plans()
-        self._bound = Bound(modules)
+        self._bound = Bound(self.modules)
         self._lock = Lock()  # a plan has one memory: threads take turns
 
     def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
@@ -51,6 +55,9 @@ class Compiled:
         with ExitStack() as stack:
             for place, module in enumerate(self.modules):
                 stack.enter_context(symbolic(module, builder, f"{place}."))
+            if self.around is not None:
+                there = stack.enter_context(self.around.symbolic(builder, device))
+                state |= {builder.nodes[symbol.node].attrs["name"]: x._data for x, symbol in there.values()}
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
             result = self.function(*symbols)
         for place, module in enumerate(self.modules):
@@ -63,11 +70,17 @@ class Compiled:
         graph = evaluation_graph(builder.graph(*outputs))  # in which nothing is drawn that only training needs
         draws = [node.attrs["stream"] for node in graph.nodes if node.op == "uniform"]
         plan = Plan(graph, state, device, resident=names, fetch=False, numerics=self.numerics, draws=draws)
-        return plan, several, draws_of(plan, builder), self._bound.kept()
+        around = [] if self.around is None else self.around.kept()
+        return plan, several, draws_of(plan, builder), [*self._bound.kept(), *around]
 
     def __call__(self, *inputs: Any) -> Any:
         with self._lock:
             return self._run(tuple(x if isinstance(x, Tensor) else Tensor(x) for x in inputs))
+
+    def _traced(self, tensors: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
+        if self.around is None:
+            return self._compile(tensors, device)
+        return with_values(self.around, lambda: self._compile(tensors, device))
 
     def _run(self, tensors: tuple[Tensor, ...]) -> Any:
         device = self.device or (tensors[0].device if tensors else devices.default_device())
@@ -76,8 +89,9 @@ class Compiled:
             self.numerics or precision.current(),
             tuple([(x.shape, x.dtype) for x in tensors]),
             self._bound.key(),
+            self.around.key() if self.around is not None else (),
         )
-        plan, several, draws, _ = self._plans.of(key, lambda: self._compile(tensors, device))
+        plan, several, draws, _ = self._plans.of(key, lambda: self._traced(tensors, device))
         for place, x in enumerate(tensors):
             plan.backend.assign(plan.inputs[str(place)], devices.put(x._data, device))
         draws.fill()
@@ -95,7 +109,9 @@ def compile(
     (cyxcore/steps.py): its gradients and updates are in the plan.
     numerics: of its products, see cyxcore.set_numerics; None: the class that is set at each call.
     """
-    modules, optimizers = ([function], []) if isinstance(function, Module) else used(function)
-    if optimizers:
-        return CompiledStep(function, modules, optimizers, device, numerics)
-    return Compiled(function, modules, device, numerics)
+    if isinstance(function, Module):
+        return Compiled(function, None, device, numerics)
+    around = Surroundings(function)
+    if around.optimizers:
+        return CompiledStep(function, around, device, numerics)
+    return Compiled(function, around, device, numerics)

@@ -27,6 +27,7 @@ from cyxcore.nn.module import Module
 from cyxcore.objectives import OBJECTIVES
 from cyxcore.optim import ExponentialMovingAverage, Optimizer
 from cyxcore.steps import CompiledStep
+from cyxcore.surroundings import Surroundings
 
 Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
 
@@ -87,9 +88,9 @@ class ModuleLearner:
         numerics = self.options.numerics
         if self.options.compiled:
             optimizers = [self.optimizer] if self.options.accumulate == 1 else []
-            step = CompiledStep(step, parts, optimizers, None, numerics)
-            judge = CompiledStep(judge, parts, [], None, numerics)
-            output = CompiledStep(output, [self.model], [], None, numerics)
+            step = CompiledStep(step, Surroundings(None, parts, optimizers), None, numerics)
+            judge = CompiledStep(judge, Surroundings(None, parts), None, numerics)
+            output = CompiledStep(output, Surroundings(None, [self.model]), None, numerics)
         else:
             step, judge, output = (_in_class(numerics, function) for function in (step, judge, output))
         self._step, self._judge, self._output = step, judge, output

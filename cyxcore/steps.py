@@ -16,14 +16,13 @@ modules and tensors, options of groups and whether gradients are on are looked a
 makes another plan. Other options of modules belong to the plan. Threads that share a compiled step take turns.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from operator import attrgetter
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,30 +36,31 @@ from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.optimizer import Optimizer
 from cyxcore.plan import Plan
-from cyxcore.symbols import Builder, Symbol
+from cyxcore.surroundings import Surroundings
+from cyxcore.symbols import Builder, Symbol, ValueNeeded
 from cyxcore.tracing import symbolic
 
 Array = np.ndarray[Any, Any]
+Made = TypeVar("Made")
 
 _array_of, _is_training, _is_trained = attrgetter("_data"), attrgetter("training"), attrgetter("requires_grad")
 
 
-def used(function: Callable[..., Any]) -> tuple[list[Module], list[Optimizer]]:
-    """The modules and optimisers among the variables of a function (and in lists of them)."""
-    found = inspect.getclosurevars(inspect.unwrap(function))
-    values: list[Any] = [*found.nonlocals.values(), *found.globals.values()]
-    if inspect.ismethod(function):
-        values += [function.__self__, *vars(function.__self__).values()]
-    for value in list(values):
-        if isinstance(value, (list, tuple)):
-            values += value
-    modules = [value for value in values if isinstance(value, Module)]
-    inner = {id(part) for module in modules for part in module.modules() if part is not module}
-    unique = {id(value): value for value in values if isinstance(value, (Module, Optimizer)) and id(value) not in inner}
-    return (
-        [value for value in unique.values() if isinstance(value, Module)],
-        [value for value in unique.values() if isinstance(value, Optimizer)],
-    )
+def with_values(around: Surroundings, trace: Callable[[], Made]) -> Made:
+    """What a trace gives; where it asks for numbers of tensors around the function, these are constants."""
+    if not around.by_value:
+        try:
+            return trace()
+        except ValueNeeded:
+            if not around.replaced:
+                raise
+        around.by_value = True
+        try:
+            return trace()
+        except GraphError:
+            around.by_value = False
+            raise
+    return trace()
 
 
 class Bound:
@@ -157,15 +157,15 @@ class CompiledStep:
     def __init__(
         self,
         function: Callable[..., Any],
-        modules: list[Module],
-        optimizers: list[Optimizer],
+        around: Surroundings,
         device: str | None,
         numerics: str | None = None,
     ) -> None:
-        self.function, self.modules, self.optimizers, self.device = function, modules, optimizers, device
+        self.function, self.around, self.device = function, around, device
+        self.modules, self.optimizers = around.modules, around.optimizers
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._plans = Plans()
-        self._bound = Bound(modules)
+        self._bound = Bound(around.modules)
         self._lock = Lock()  # a plan has one memory
 
     def __call__(self, *inputs: Any) -> Any:
@@ -181,12 +181,13 @@ class CompiledStep:
             is_recording(),
             tuple([(x.shape, x.dtype) for x in tensors]),
             own,
+            self.around.key(),
             tuple(map(_is_training, self._bound.parts)),
             tuple(map(_is_trained, held)),
             tuple([(id(optimizer.state), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
-        traced: _Traced = self._plans.of(key, lambda: self._trace(tensors, device))
+        traced: _Traced = self._plans.of(key, lambda: with_values(self.around, lambda: self._trace(tensors, device)))
         plan = traced.plan
         backend = plan.backend
         for x, fed in zip(tensors, traced.fed, strict=True):
@@ -225,6 +226,10 @@ class CompiledStep:
             tensors = {id(t): t for module in self.modules for t in (*module.parameters(), *_buffers(module))}
             for place, module in enumerate(self.modules):
                 known |= stack.enter_context(symbolic(module, builder, f"{place}.", both_modes=False))
+            there = stack.enter_context(self.around.symbolic(builder, device))
+            for identity, (tensor, symbol) in there.items():
+                tensors.setdefault(identity, tensor)
+                known.setdefault(identity, symbol)
             for identity, symbol in known.items():
                 held[builder.nodes[symbol.node].attrs["name"]] = tensors[identity]._data
             steppers = [
@@ -253,7 +258,7 @@ class CompiledStep:
                     for name, group in stepper.momenta.items()
                     if name in plan.inputs
                 ]
-        kept = [*self._bound.kept(), *[optimizer.state for optimizer in self.optimizers]]
+        kept = [*self._bound.kept(), *self.around.kept(), *[optimizer.state for optimizer in self.optimizers]]
         fed = [plan.inputs[name] for name in names]
         return _Traced(plan, several, written, fed, stepped, scalars, momenta, draws_of(plan, builder), kept)
 

@@ -23,6 +23,10 @@ PROBE_BATCH_SIZES = (1009, 2003)
 MOST_NODES = 2 * MAX_NODES  # of a model under construction: what nothing needs is dropped at the end
 
 
+class ValueNeeded(GraphError):
+    """Raised where a number is asked for that is not there yet."""
+
+
 class Symbol(Placed):
     """The output of a node under construction."""
 
@@ -84,7 +88,7 @@ class Symbol(Placed):
         return f"Symbol(node {self.node}: {self.builder.nodes[self.node].op} {self.shape} {self.dtype})"
 
     def _no_value(self, what: str) -> GraphError:
-        return GraphError(
+        return ValueNeeded(
             f"trace: {what} needs a number, but while tracing a tensor of shape {self.shape} has none yet; "
             "use tensor operations (cx.where instead of if, .mean() instead of float)"
         )
@@ -293,15 +297,15 @@ class Builder:
         if dtype is None:
             kinds = {type(entry) for entry in flat}
             dtype = "float32" if float in kinds else "int64" if int in kinds else "bool" if bool in kinds else "float32"
-        if dtype not in _CONVERSIONS:
-            raise DtypeError(f"trace: a graph holds {', '.join(_CONVERSIONS)}, got a constant of {dtype}")
+        if dtype not in CONSTANTS:
+            raise DtypeError(f"trace: a graph holds {', '.join(CONSTANTS)}, got a constant of {dtype}")
         if len(flat) > MAX_CONST_ELEMENTS:
             raise GraphError(
                 f"trace: a constant of {len(flat)} elements is too large for a graph (at most "
                 f"{MAX_CONST_ELEMENTS}); "
                 "make it an nn.Parameter or a buffer of the module"
             )
-        as_kind = _CONVERSIONS[dtype]
+        as_kind = CONSTANTS[dtype]
         entries = [as_kind(entry) for entry in flat]
         if as_kind is float and not all(map(math.isfinite, entries)):
             return self._not_finite(shape, dtype, entries)
@@ -376,7 +380,7 @@ class Builder:
         return [copies[place] for place in graph.outputs]
 
 
-_CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+CONSTANTS: dict[str, Callable[[Any], Any]] = {
     "bool": bool,
     "uint8": int,
     "int32": int,

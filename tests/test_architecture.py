@@ -68,7 +68,7 @@ cyxcore.preprocessing
 cyxcore.updates cyxcore.schedules cyxcore.optimizerhooks cyxcore.torchstates cyxcore.optimizer cyxcore.lbfgs
 cyxcore.muon cyxcore.optim
 cyxcore.scheduler cyxcore.cycles cyxcore.lr_scheduler
-cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview
+cyxcore.swa_utils cyxcore.objectives cyxcore.tracing cyxcore.overview cyxcore.surroundings
 cyxcore.steps cyxcore.compiled cyxcore.evaluation cyxcore.cyxmodel cyxcore.checkpoint cyxcore.plotting
 cyxcore.history
 cyxcore.callbacks cyxcore.progress cyxcore.batches cyxcore.learning cyxcore.augmenting cyxcore.graphlearner

@@ -532,3 +532,192 @@ def test_a_compiled_function_keeps_so_many_plans_and_makes_the_others_again(monk
             (5, 8),
             (1, 8),
         ]
+
+
+# What a step reads besides its arguments -----------------------------------------------------------------
+
+SCALE, SHIFT = cx.tensor([2.0]), 0.5
+
+
+class Agent:
+    """As code is that was not written for this: a step in a method, helpers, things in attributes and lists."""
+
+    def __init__(self) -> None:
+        cx.manual_seed(0)
+        self.policies = {"main": nn.Linear(8, 3)}
+        self.optimizer = optim.SGD(self.policies["main"].parameters(), lr=0.1, momentum=0.9)
+        self.weight, self.share, self.steps = cx.ones(3), 0.25, 0
+        self.options: dict[str, Any] = {"power": 1.0}
+        self.terms = [cx.ones(3), cx.zeros(3)]
+
+    def loss(self, x: cx.Tensor) -> cx.Tensor:
+        found = (self.policies["main"](x) * self.weight).square().mean() * self.share
+        return found * self.options["power"] + sum(self.terms).mean()
+
+    def step(self, x: cx.Tensor) -> cx.Tensor:
+        loss = self.loss(x)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+def changed_by_hand(run: Callable[[Any], Any], change: Callable[[int], None]) -> list[float]:
+    found = []
+    for number in range(4):
+        found.append(run(batch(number)[0]).item())
+        change(number)
+    return found
+
+
+@pytest.mark.parametrize("how", ["written", "another", "number", "option", "in a list"])
+def test_what_an_object_holds_is_read_anew_where_it_changed(how: str) -> None:
+    def run(compiled: bool) -> tuple[list[float], list[Any]]:
+        agent = Agent()
+
+        def change(number: int) -> None:
+            agent.steps += 1  # which the step does not read
+            if how == "written":
+                agent.weight[...] = agent.weight * 1.5
+            elif how == "another":
+                agent.weight = agent.weight * 1.5
+            elif how == "number":
+                agent.share *= 1.5
+            elif how == "option":
+                agent.options["power"] *= 1.5
+            else:
+                agent.terms[1].add_(1.0)
+
+        made = cx.compile(agent.step) if compiled else agent.step
+        return changed_by_hand(made, change), agent.policies["main"].weight.tolist()
+
+    assert run(True) == run(False)
+
+
+def test_a_step_finds_modules_and_optimisers_through_functions_and_objects() -> None:
+    def run(compiled: bool) -> tuple[list[float], list[Any]]:
+        agent = Agent()
+
+        def forward(x: cx.Tensor) -> cx.Tensor:
+            return agent.loss(x) + agent.policies["main"](x).mean()
+
+        halved = functools.partial(lambda f, x: f(x) * 0.5, forward)
+
+        def update(loss: cx.Tensor) -> None:
+            agent.optimizer.zero_grad()
+            loss.backward()
+            agent.optimizer.step()
+
+        def step(x: cx.Tensor) -> cx.Tensor:
+            loss = halved(x)
+            update(loss)
+            return loss
+
+        made = cx.compile(step) if compiled else step
+        return [made(batch(n)[0]).item() for n in range(3)], agent.policies["main"].weight.tolist()
+
+    assert run(True) == run(False)
+
+
+def test_tensors_and_numbers_of_the_program_are_read_anew_where_they_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, idle = cx.tensor(np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)), cx.zeros(3)
+
+    def function(x: cx.Tensor) -> cx.Tensor:
+        return (x * SCALE + SHIFT) * table[cx.arange(6) * 2] + idle.sum()
+
+    compiled = cx.compile(function)
+    x = batch(0)[0]
+    for change in (lambda: None, lambda: SCALE.mul_(3.0), lambda: table.add_(1.0), lambda: idle.fill_(2.0)):
+        change()
+        assert compiled(x).tolist() == function(x).tolist()
+    assert len(compiled._plans) == 1
+    monkeypatch.setitem(globals(), "SHIFT", 0.75)
+    assert compiled(x).tolist() == function(x).tolist()
+    monkeypatch.setitem(globals(), "SCALE", cx.tensor([5.0]))
+    assert compiled(x).tolist() == function(x).tolist()
+    assert type(SCALE) is cx.Tensor
+
+
+def test_a_table_of_data_is_indexed_in_a_step() -> None:
+    def run(compiled: bool) -> list[Any]:
+        cx.manual_seed(0)
+        rng = np.random.default_rng(0)
+        rows, labels = cx.tensor(rng.normal(size=(5000, 8)).astype(np.float32)), cx.tensor(rng.integers(0, 3, 5000))
+        model = nn.Linear(8, 3)
+        plain = training_step(model, optim.SGD(model.parameters(), lr=0.1))
+
+        def step(places: cx.Tensor) -> cx.Tensor:
+            return plain(rows[places], labels[places])
+
+        made = cx.compile(step) if compiled else step
+        return [made(cx.tensor(rng.integers(0, 5000, 16))).item() for _ in range(3)] + model.weight.tolist()
+
+    assert run(True) == run(False)
+
+
+def test_tensors_that_are_no_modules_are_trained_in_a_compiled_step() -> None:
+    def run(compiled: bool) -> list[Any]:
+        w, b = cx.tensor(np.eye(8, 3, dtype=np.float32), requires_grad=True), cx.zeros(3, requires_grad=True)
+        optimizer = optim.Adam([w, b], lr=0.1)
+
+        def step(x: cx.Tensor, y: cx.Tensor) -> cx.Tensor:
+            loss = F.cross_entropy(x @ w + b, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made = cx.compile(step) if compiled else step
+        return [made(*batch(number)).item() for number in range(4)] + [w.tolist(), b.tolist()]
+
+    assert run(True) == run(False)
+
+
+def test_a_tensor_whose_numbers_are_asked_for_is_a_constant_until_it_is_written() -> None:
+    limits = cx.tensor([2.0, 3.0])
+
+    def function(x: cx.Tensor) -> cx.Tensor:
+        return x * float(limits[0]) + (limits * 2.0).sum()
+
+    compiled = cx.compile(function)
+    for factor in (1.0, 2.0):
+        limits[...] = limits * factor
+        assert compiled(batch(0)[0]).tolist() == function(batch(0)[0]).tolist()
+
+
+def test_what_a_compiled_function_would_assign_in_its_first_call_alone_is_refused() -> None:
+    count, total, agent = 0, cx.zeros(1), Agent()
+
+    def counts(x: cx.Tensor) -> cx.Tensor:
+        nonlocal count
+        count += 1
+        return x * 2.0
+
+    def adds(x: cx.Tensor) -> cx.Tensor:
+        nonlocal total
+        total += x.mean()
+        return x * 2.0
+
+    def keeps(x: cx.Tensor) -> cx.Tensor:
+        agent.weight = agent.weight + x.mean()
+        return x * 2.0
+
+    def writes(x: cx.Tensor) -> cx.Tensor:
+        total.mul_(2.0)
+        return x * 2.0
+
+    def writes_and_asks(x: cx.Tensor) -> cx.Tensor:
+        factor = float(total.sum())
+        total.mul_(2.0)
+        return x * factor
+
+    for function, said in (
+        (counts, "assigns to 'count'"),
+        (adds, "assigns to 'total'"),
+        (keeps, "assigns to 'weight'"),
+        (writes, "no memory to write to"),
+        (writes_and_asks, "writes to a tensor outside"),
+    ):
+        with pytest.raises(GraphError, match=said):
+            cx.compile(function)(batch(0)[0])
+    assert total.tolist() == [0.0] and agent.weight.tolist() == [1.0] * 3

@@ -1,0 +1,231 @@
+"""What a function reads besides its arguments: modules, optimisers, tensors and numbers, also through helpers.
+
+Looked through are variables of enclosing functions and global ones that the code names, functions of these in turn,
+lists, and of objects the attributes that the code names. While the function is compiled its tensors are symbols, so
+that the plan reads them where they are; what is a number is a part of the plan.
+"""
+
+import dis
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cyxcore.device import OWN_MEMORY
+from cyxcore.eager import Tensor
+from cyxcore.errors import GraphError
+from cyxcore.nn.module import Module
+from cyxcore.optimizer import Optimizer
+from cyxcore.symbols import CONSTANTS, Builder, Symbol
+
+Array = np.ndarray[Any, Any]
+
+MOST_ITEMS = 256  # of a list; what is longer holds data
+MOST_OPTIONS = 16  # of a list whose numbers are looked at before each call
+NUMBERS = (bool, int, float, str, type(None))
+GLOBAL, ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
+_NOTHING = object()
+
+
+class Place(NamedTuple):
+    """Where a value is read: a variable of an enclosing function, or a name in a dict."""
+
+    holder: Any
+    name: str
+
+    def read(self) -> Any:
+        """The value that is there now."""
+        if type(self.holder) is not CellType:
+            return self.holder.get(self.name, _NOTHING)
+        try:
+            return self.holder.cell_contents
+        except ValueError:  # nothing was assigned yet
+            return _NOTHING
+
+    def write(self, value: Any) -> None:
+        if type(self.holder) is CellType:
+            self.holder.cell_contents = value
+        else:
+            self.holder[self.name] = value
+
+
+class Surroundings:
+    """Of a function; modules within others of them are not named again."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any] | None,
+        modules: Sequence[Module] = (),
+        optimizers: Sequence[Optimizer] = (),
+    ) -> None:
+        """function: None for one that reads these modules and optimisers alone."""
+        self.by_value = False  # tensors are constants of the plan, as something asks for their numbers
+        self.replaced = False  # whether any was a symbol in the last trace
+        self._places: dict[tuple[int, str], Place] = {}
+        self._found: dict[int, Any] = {}
+        self._objects: list[Any] = []
+        self._attributes: set[str] = set()
+        for value in (*modules, *optimizers):
+            self._look(value)
+        if function is not None:
+            self._look(function)
+            self._look(inspect.unwrap(function))
+        if inspect.ismethod(function):
+            for value in vars(function.__self__).values():
+                self._look(value)
+        self._look_into_objects()
+        modules = [value for value in self._found.values() if isinstance(value, Module)]
+        inner = {id(part) for module in modules for part in module.modules() if part is not module}
+        self.modules = [module for module in modules if id(module) not in inner]
+        self.optimizers = [value for value in self._found.values() if isinstance(value, Optimizer)]
+        self._places = {key: place for key, place in self._places.items() if _may_change(place.read())}
+
+    def _look(self, value: Any) -> None:
+        if id(value) in self._found or isinstance(value, (Tensor, np.ndarray, *NUMBERS, ModuleType, type)):
+            return
+        self._found[id(value)] = value
+        if isinstance(value, (Module, Optimizer)):
+            return
+        if isinstance(value, FunctionType):
+            if _is_ours(value):
+                return
+            self._look_into_code(value)
+            for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+                self._look(default)
+        elif isinstance(value, MethodType):
+            self._look(value.__func__)
+            self._look(value.__self__)
+        elif isinstance(value, functools.partial):
+            for part in (value.func, *value.args, *value.keywords.values()):
+                self._look(part)
+        elif isinstance(value, (list, tuple, dict)):
+            if len(value) <= MOST_ITEMS:
+                for item in value.values() if isinstance(value, dict) else value:
+                    self._look(item)
+        elif hasattr(value, "__dict__") and not _is_ours(type(value)):
+            self._objects.append(value)
+
+    def _look_into_code(self, function: FunctionType) -> None:
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        places = [Place(cell, name) for name, cell in cells]
+        for code in _codes(function.__code__):
+            for step in dis.get_instructions(code):
+                if step.opname in GLOBAL and step.argval in function.__globals__:
+                    places.append(Place(function.__globals__, step.argval))
+                elif step.opname in ATTRIBUTE:
+                    self._attributes.add(step.argval)
+        for place in places:
+            self._add(place)
+
+    def _add(self, place: Place) -> None:
+        self._places[id(place.holder), place.name] = place
+        self._look(place.read())
+
+    def _look_into_objects(self) -> None:
+        """The attributes that are named, until no more are found: a method may name others."""
+        before = -1
+        while before != (before := len(self._found) + len(self._attributes)):
+            for value in list(self._objects):
+                for name in sorted(self._attributes & vars(value).keys()):
+                    self._add(Place(vars(value), name))
+                for name in sorted(self._attributes):
+                    method = inspect.getattr_static(type(value), name, None)
+                    self._look(method.fget if isinstance(method, property) else method)
+
+    # what a plan is of ------------------------------------------------------------------------
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal only while everything is the same object, and every number the same, as long as kept() is."""
+        return tuple([_key_of(place.read(), self.by_value) for place in self._places.values()])
+
+    def kept(self) -> list[Any]:
+        """What key() names by its id."""
+        values = [place.read() for place in self._places.values()]
+        values += [item for value in values for item in _items(value)]
+        return [values, [value._data for value in values if isinstance(value, Tensor)]]
+
+    @contextmanager
+    def symbolic(self, builder: Builder, device: str) -> Iterator[dict[int, tuple[Tensor, Symbol]]]:
+        """Within the block tensors are symbols, parameters of the graph. Yields them by the ids of the tensors.
+
+        Raises GraphError where the function assigned to what it reads, which it would do in the first call alone.
+        """
+        places = list(self._places.values())
+        before = [place.read() for place in places]
+        versions = self.key() if self.by_value else ()
+        known: dict[int, tuple[Tensor, Symbol]] = {}
+        for value in before:
+            if isinstance(value, Tensor) and not self.by_value and _can_be_read(value, device):
+                name = f"tensor.{len(known)}"
+                symbol = builder.param(name, value.shape, {"kind": "zeros"}, value.requires_grad, value.dtype)
+                known.setdefault(id(value), (value, symbol))
+        self.replaced = bool(known)
+        there = [known[id(value)][1] if id(value) in known else value for value in before]
+        replaced = [
+            (place, was, symbol) for place, was, symbol in zip(places, before, there, strict=True) if was is not symbol
+        ]
+        try:
+            for place, _, symbol in replaced:
+                place.write(symbol)
+            yield known
+            after = [place.read() for place in places]
+        finally:
+            for place, was, _ in replaced:
+                place.write(was)
+        for place, wanted, value in zip(places, there, after, strict=True):
+            if value is not wanted:
+                raise GraphError(
+                    f"compile: the function assigns to {place.name!r} outside of it, which only its first call would "
+                    "do; return the value, and assign it outside"
+                )
+        if versions != (self.key() if self.by_value else ()):
+            raise GraphError(
+                "compile: the function writes to a tensor outside of it, which only its first call would do; return "
+                "the value, and write it outside"
+            )
+
+
+def _key_of(value: Any, by_value: bool, inside: bool = False) -> Any:
+    """by_value: tensors are constants, and so are those inside a list. A list inside another one is what it is."""
+    if isinstance(value, Tensor):
+        version = value._memory.written if by_value and value._memory is not None else 0
+        return id(value), id(value._data), value.requires_grad, version
+    if isinstance(value, NUMBERS):
+        return type(value), repr(value)
+    return id(value) if inside else (id(value), *[_key_of(item, True, True) for item in _items(value)])
+
+
+def _items(value: Any) -> list[Any]:
+    """Of a short list or dict of options."""
+    if not isinstance(value, (list, tuple, dict)) or len(value) > MOST_OPTIONS:
+        return []
+    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code and that of the functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _is_ours(value: Any) -> bool:
+    return (getattr(value, "__module__", None) or "").partition(".")[0] in ("cyxcore", "numpy", "builtins")
+
+
+def _may_change(value: Any) -> bool:
+    """Whether a place is looked at before each call: not what is a part of the program."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return True
+    return not isinstance(value, (ModuleType, type, FunctionType, Module, Optimizer)) and not _is_ours(value)
+
+
+def _can_be_read(x: Tensor, device: str) -> bool:
+    """Whether a plan can read a tensor where it is."""
+    here = x.device == device if device in OWN_MEMORY else type(x._data) is np.ndarray
+    return here and x.dtype in CONSTANTS and x._data.size > 0 and bool(x._data.flags.c_contiguous)
