@@ -74,6 +74,7 @@ class Surroundings:
         if function is not None:
             self._look(function)
             self._look(inspect.unwrap(function))
+            self._look(inspect.getattr_static(type(function), "__call__", None))
         if inspect.ismethod(function):
             for value in vars(function.__self__).values():
                 self._look(value)
@@ -176,8 +177,15 @@ class Surroundings:
         finally:
             for place, was, _ in replaced:
                 place.write(was)
-        for place, wanted, value in zip(places, there, after, strict=True):
-            if value is not wanted:
+        for place, was, symbol, value in zip(places, before, there, after, strict=True):
+            if value is symbol or isinstance(was, NUMBERS) and _key_of(value, True) == _key_of(was, True):
+                continue
+            if isinstance(was, Tensor) and was is not symbol and not _is_read(builder, symbol):
+                del self._places[id(place.holder), place.name]  # assigned before anything reads it
+                place.write(value)
+            elif not isinstance(was, (Tensor, *NUMBERS)):
+                place.write(was)  # a list that is begun in each call, now of symbols
+            else:
                 raise GraphError(
                     f"compile: the function assigns to {place.name!r} outside of it, which only its first call would "
                     "do; return the value, and assign it outside"
@@ -223,6 +231,10 @@ def _may_change(value: Any) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
         return True
     return not isinstance(value, (ModuleType, type, FunctionType, Module, Optimizer)) and not _is_ours(value)
+
+
+def _is_read(builder: Builder, symbol: Symbol) -> bool:
+    return any(symbol.home in node.inputs for node in builder.nodes)
 
 
 def _can_be_read(x: Tensor, device: str) -> bool:

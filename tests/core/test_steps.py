@@ -685,6 +685,36 @@ def test_a_tensor_whose_numbers_are_asked_for_is_a_constant_until_it_is_written(
         assert compiled(batch(0)[0]).tolist() == function(batch(0)[0]).tolist()
 
 
+def test_a_list_that_is_begun_in_each_call_does_not_count_as_state() -> None:
+    agent = Agent()
+
+    def function(x: cx.Tensor) -> cx.Tensor:
+        agent.terms = []
+        for row in range(2):
+            agent.terms.append(x[row])
+        return agent.terms[0] - agent.terms[1]
+
+    before, compiled = agent.terms, cx.compile(function)
+    for number in range(2):
+        x = batch(number)[0]
+        assert compiled(x).tolist() == (x[0] - x[1]).tolist()
+    assert agent.terms is before and len(compiled._plans) == 1
+
+
+def test_an_attribute_that_is_assigned_before_it_is_read_is_no_state() -> None:
+    agent = Agent()
+
+    def function(x: cx.Tensor) -> cx.Tensor:
+        agent.weight = x[0]
+        return agent.weight * 2.0
+
+    compiled = cx.compile(function)
+    for number in range(3):
+        x = batch(number)[0]
+        assert compiled(x).tolist() == (x[0] * 2.0).tolist()
+    assert len(compiled._plans) <= 2
+
+
 def test_what_a_compiled_function_would_assign_in_its_first_call_alone_is_refused() -> None:
     count, total, agent = 0, cx.zeros(1), Agent()
 

@@ -11,7 +11,6 @@ import pytest
 import cyxcore as cx
 from cyxcore import nn, optim
 from cyxcore.errors import DtypeError, GradientError, GraphError, MissingExtra, ShapeError, SpecError
-from cyxcore.steps import CompiledStep
 
 pytest.importorskip("numba", reason="the extra jit is not installed")
 X = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
@@ -93,7 +92,7 @@ def test_a_compiled_step_gives_the_bits_of_the_plain_one() -> None:
             optimizer.step()
             return loss
 
-        made = CompiledStep(step, [model], [optimizer], None) if compiled else step
+        made = cx.compile(step) if compiled else step
         losses = [made(cx.tensor(X)).item() for _ in range(4)]
         runs.append((losses, model.weight.numpy().tobytes()))
     assert runs[0] == runs[1] and runs[0][0][3] < runs[0][0][0]
