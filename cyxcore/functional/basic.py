@@ -91,8 +91,10 @@ def conv2d(
 ) -> Any:
     """Cross-correlation. x: (N, C, H, W), weight: (O, C/groups, KH, KW), bias: (O,). padding: numbers, "valid", "same".
 
-    Returns (N, O, H', W').
+    Returns (N, O, H', W'); of an x (C, H, W) without a batch (O, H', W').
     """
+    if len(x.shape) == 3:
+        return conv2d(x.expand_dims(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     if type(padding) is str:
         x, padding = padded_like("conv2d", x, padding, weight.shape[2:], stride, dilation)
     result = apply(

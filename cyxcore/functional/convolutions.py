@@ -1,5 +1,7 @@
 """Convolution over one and three axes and transposed convolution, out of the 2-d ops, and rearranged channels.
 
+x may be a batch (N, C, ...) or one sample (C, ...).
+
 Names, arguments and weight layouts are torch.nn.functional's.
 """
 
@@ -27,6 +29,8 @@ def conv1d(
     x: Any, weight: Any, bias: Any = None, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
 ) -> Any:
     """Cross-correlation. x: (N, C, L), weight: (O, C/groups, K), bias: (O,). Returns (N, O, L')."""
+    if x.ndim == 2:
+        return conv1d(x.expand_dims(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     _rank("conv1d", x, 3, "(N, C, L)")
     x, (border,) = padded_like("conv1d", x, padding, weight.shape[2:], stride, dilation)
     ((step,), (spread,)) = numbers(stride, 1), numbers(dilation, 1)
@@ -48,6 +52,8 @@ def conv3d(
 
     One 2-d convolution per slice of the kernel's depth, over all depths of x at once, and their sum.
     """
+    if x.ndim == 4:
+        return conv3d(x.expand_dims(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
     _rank("conv3d", x, 5, "(N, C, D, H, W)")
     x, pads = padded_like("conv3d", x, padding, weight.shape[2:], stride, dilation)
     steps, spread = triple(stride), triple(dilation)
@@ -84,6 +90,10 @@ def conv_transpose2d(
     x: (N, C, H, W), weight: (C, O/groups, KH, KW), bias: (O,). Returns (N, O, H', W') with
     H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1.
     """
+    if x.ndim == 3:
+        return conv_transpose2d(
+            x.expand_dims(0), weight, bias, stride, padding, output_padding, groups, dilation
+        ).squeeze(0)
     _rank("conv_transpose2d", x, 4, "(N, C, H, W)")
     steps, pads, extra, spread = pair(stride), pair(padding), pair(output_padding), pair(dilation)
     if any(e >= max(s, d) for e, s, d in zip(extra, steps, spread, strict=True)):
@@ -111,8 +121,13 @@ def conv_transpose1d(
     dilation: int = 1,
 ) -> Any:
     """x: (N, C, L), weight: (C, O/groups, K). Returns (N, O, L'); see conv_transpose2d."""
+    if x.ndim == 2:
+        return conv_transpose1d(
+            x.expand_dims(0), weight, bias, stride, padding, output_padding, groups, dilation
+        ).squeeze(0)
     _rank("conv_transpose1d", x, 3, "(N, C, L)")
-    options = ((1, stride), (0, padding), (0, output_padding), groups, (1, dilation))
+    (step,), (border,), (extra,), (spread,) = (numbers(n, 1) for n in (stride, padding, output_padding, dilation))
+    options = ((1, step), (0, border), (0, extra), groups, (1, spread))
     return conv_transpose2d(x.expand_dims(2), weight.expand_dims(2), bias, *options).squeeze(2)
 
 
@@ -130,6 +145,10 @@ def conv_transpose3d(
 
     One transposed 2-d convolution per slice of the kernel's depth, each added where that slice reaches.
     """
+    if x.ndim == 4:
+        return conv_transpose3d(
+            x.expand_dims(0), weight, bias, stride, padding, output_padding, groups, dilation
+        ).squeeze(0)
     _rank("conv_transpose3d", x, 5, "(N, C, D, H, W)")
     steps, pads, extra, spread = triple(stride), triple(padding), triple(output_padding), triple(dilation)
     if extra[0] >= max(steps[0], spread[0]):
@@ -154,7 +173,10 @@ def conv_transpose3d(
 
 
 def pixel_shuffle(x: Any, upscale_factor: int) -> Any:
-    """(N, C r^2, H, W) -> (N, C, H r, W r)"""
+    """(N, C r^2, H, W) -> (N, C, H r, W r); there may be any number of axes before C."""
+    if x.ndim != 4 and x.ndim >= 3:
+        found = pixel_shuffle(x.reshape(-1, *x.shape[-3:]), upscale_factor)
+        return found.reshape(*x.shape[:-3], *found.shape[1:])
     _rank("pixel_shuffle", x, 4, "(N, C, H, W)")
     count, channels, height, width = x.shape
     r = upscale_factor
@@ -182,7 +204,10 @@ def channel_shuffle(x: Any, groups: int) -> Any:
 
 
 def pixel_unshuffle(x: Any, downscale_factor: int) -> Any:
-    """(N, C, H r, W r) -> (N, C r^2, H, W): pixel_shuffle undone."""
+    """(N, C, H r, W r) -> (N, C r^2, H, W): pixel_shuffle undone; there may be any number of axes before C."""
+    if x.ndim != 4 and x.ndim >= 3:
+        found = pixel_unshuffle(x.reshape(-1, *x.shape[-3:]), downscale_factor)
+        return found.reshape(*x.shape[:-3], *found.shape[1:])
     _rank("pixel_unshuffle", x, 4, "(N, C, H, W)")
     count, channels, height, width = x.shape
     r = downscale_factor

@@ -9,7 +9,7 @@ from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional.activations import softplus
 from cyxcore.functional.basic import log_softmax, looked_up, maximum, minimum, pad, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
-from cyxcore.values import apply
+from cyxcore.values import Value, apply
 
 
 def _same(name: str, a: Any, b: Any) -> None:
@@ -42,6 +42,11 @@ def cross_entropy(
     evenly over all classes. labels of logits' shape and a float dtype are the probabilities of the classes; the mean is
     then over the rows. Raises IndexingError for a label of no class.
     """
+    if logits.ndim == 1:  # one row without a batch
+        of_class = labels.shape == () or labels.dtype not in FLOATS
+        target = labels.reshape(1) if of_class else labels.expand_dims(0)
+        options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        return cross_entropy(logits.expand_dims(0), target, reduction, **options).reshape(())
     if labels.dtype in FLOATS and labels.shape == logits.shape:
         return _of_probabilities(logits, labels, reduction, weight, label_smoothing)
     if logits.ndim > 2:
@@ -77,6 +82,9 @@ def nll_loss(
     log_probabilities: Any, labels: Any, reduction: str = "mean", *, weight: Any = None, ignore_index: int | None = None
 ) -> Any:
     """-log_probabilities[label] per row. Shapes and options as of cross_entropy."""
+    if log_probabilities.ndim == 1:
+        one = (log_probabilities.expand_dims(0), labels.reshape(1))
+        return nll_loss(*one, reduction, weight=weight, ignore_index=ignore_index).reshape(())
     if log_probabilities.ndim > 2:
         result = nll_loss(
             _by_row(log_probabilities), labels.reshape(-1), reduction, weight=weight, ignore_index=ignore_index
@@ -342,10 +350,22 @@ def poisson_nll_loss(
 def gaussian_nll_loss(
     mean: Any, target: Any, variance: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Any:
-    """(log v + (mean - target)^2 / v) / 2, the variance v being at least eps; full: with log(2 pi) / 2."""
+    """(log v + (mean - target)^2 / v) / 2, the variance v being at least eps; full: with log(2 pi) / 2.
+
+    variance: of mean's shape, without its last axis or with 1 there, or a number. Its gradient is that at eps where it
+    is below, as in torch.
+    """
     _same("gaussian_nll_loss", mean, target)
-    _same("gaussian_nll_loss", mean, variance)
-    spread = maximum(variance, eps)
+    if isinstance(variance, (int, float)):
+        variance = mean._constant(float(variance), mean.dtype)
+    elif variance.shape == mean.shape[:-1] and mean.ndim:
+        variance = variance.expand_dims(-1)
+    elif variance.shape not in (mean.shape, (*mean.shape[:-1], 1)):
+        raise ShapeError(
+            f"gaussian_nll_loss: expected a variance {mean.shape}, {(*mean.shape[:-1], 1)} or {mean.shape[:-1]}, "
+            f"got {variance.shape}"
+        )
+    spread = where(variance < eps, (variance - variance.detach()) + eps, variance)
     rows = (spread.log() + (mean - target) ** 2 / spread) * 0.5
     return _reduced(rows + 0.5 * math.log(2.0 * math.pi) if full else rows, reduction)
 
@@ -416,6 +436,20 @@ def _lengths(what: str, given: Any, most: int) -> Any:
     return lengths
 
 
+def _rows(targets: Any, lengths: Any) -> Any:
+    """Rows that stand one after another (sum of lengths,) as (N, longest)."""
+    counts = [int(count) for count in lengths.reshape(-1).tolist()]
+    if min(counts, default=0) < 0 or sum(counts) != targets.shape[0]:
+        raise ShapeError(f"ctc_loss: expected targets of {sum(counts)} labels one after another, got {targets.shape}")
+    starts = [sum(counts[:row]) for row in range(len(counts))]
+    longest, last = max(counts, default=0), max(targets.shape[0] - 1, 0)
+    if not longest:
+        return targets.reshape(0).broadcast_to(len(counts), 0)
+    return looked_up(targets, [min(start + k, last) for start in starts for k in range(longest)], 0).reshape(
+        -1, longest
+    )
+
+
 def ctc_loss(
     log_probs: Any,
     targets: Any,
@@ -428,9 +462,21 @@ def ctc_loss(
     """-log of the probability of all alignments of targets (Graves et al. 2006, forward variables in logarithms).
 
     log_probs: (T, N, C), of log_softmax. targets: (N, S) classes, none of them `blank`; what comes after its length
-    in a row does not matter. input_lengths, target_lengths: (N,) integers. "mean": each loss over its target's length,
-    then the mean over the rows. zero_infinity: 0, with no gradient, where no alignment is possible. Raises ShapeError.
+    in a row does not matter; or all rows one after another (not in graphs). input_lengths, target_lengths: (N,)
+    integers, as a tensor or a tuple. Or a single row: (T, C), (S,) and two numbers. "mean": each loss over its target's
+    length, then the mean over the rows. zero_infinity: 0, with no gradient, where no alignment is possible. Raises
+    ShapeError.
     """
+    input_lengths, target_lengths = (
+        each if isinstance(each, Value) else log_probs._constant(each, "int64")
+        for each in (input_lengths, target_lengths)
+    )
+    if log_probs.ndim == 2:
+        lengths = input_lengths.reshape(1), target_lengths.reshape(1)
+        one = (log_probs.expand_dims(1), targets.reshape(1, -1), *lengths)
+        return ctc_loss(*one, blank, reduction, zero_infinity).reshape(())
+    if targets.ndim == 1 and isinstance(target_lengths, InPlace):
+        targets = _rows(targets, target_lengths)
     if log_probs.ndim != 3 or targets.ndim != 2 or targets.shape[0] != log_probs.shape[1]:
         raise ShapeError(
             f"ctc_loss: expected log_probs (T, N, C) and targets (N, S), got {log_probs.shape}, {targets.shape}"

@@ -19,6 +19,7 @@ class Weights(NamedTuple):
     hh: Any
     bias_ih: Any = None
     bias_hh: Any = None
+    hr: Any = None  # (P, H), what an LSTM makes of its hidden state (Sak et al. 2014); weight_hh is (G H, P) then
 
 
 class Cell(NamedTuple):
@@ -39,7 +40,8 @@ def _lstm_step(of_x: Any, state: State, weights: Weights, size: int) -> State:
     gates = of_x + linear(hidden, weights.hh, weights.bias_hh)
     i, f, g, o = (_part(gates, number, size) for number in range(4))
     cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-    return o.sigmoid() * cell.tanh(), cell
+    hidden = o.sigmoid() * cell.tanh()
+    return hidden if weights.hr is None else linear(hidden, weights.hr), cell
 
 
 def _gru_step(of_x: Any, state: State, weights: Weights, size: int) -> State:
@@ -77,7 +79,8 @@ def recur(
     reverse: bool = False,
 ) -> tuple[Any, State]:
     """(outputs (N, T, H), last state). kind: a key of CELLS. start: a state of (N, H) each; zeros when absent."""
-    cell, size = CELLS[kind], weights.hh.shape[1]
+    cell = CELLS[kind]
+    size = weights.hh.shape[0] // cell.gates
     if x.ndim != 3 or x.shape[2] != weights.ih.shape[1]:
         raise ShapeError(f"{kind}: expected x (N, T, {weights.ih.shape[1]}), got {x.shape}")
     if x.shape[1] < 1:
@@ -85,6 +88,8 @@ def recur(
     if start is None:
         zeros = x._constant(0.0, x.dtype).broadcast_to(x.shape[0], size)
         start = (zeros,) * cell.states
+        if weights.hr is not None:
+            start = (x._constant(0.0, x.dtype).broadcast_to(x.shape[0], weights.hr.shape[0]), zeros)
     of_x, state = linear(x, weights.ih, weights.bias_ih), tuple(start)
     steps = range(x.shape[1])
     outputs: list[Any] = [None] * len(steps)

@@ -175,7 +175,9 @@ def _windows(name: str, size: Sequence[int], kernel: Pair, dilation: Pair, paddi
 
 
 def unfold(x: Any, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1) -> Any:
-    """Every window of x (N, C, H, W) as a column: (N, C KH KW, windows), zeros around x."""
+    """Every window of x (N, C, H, W) as a column: (N, C KH KW, windows), zeros around x. x may be without N."""
+    if x.ndim == 3:
+        return unfold(x.expand_dims(0), kernel_size, dilation, padding, stride).squeeze(0)
     if x.ndim != 4:
         raise ShapeError(f"unfold: expected x (N, C, H, W), got {x.shape}")
     high, wide = _windows("unfold", x.shape[2:], kernel_size, dilation, padding, stride)
@@ -190,7 +192,9 @@ def unfold(x: Any, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, str
 
 
 def fold(x: Any, output_size: Pair, kernel_size: Pair, dilation: Pair = 1, padding: Pair = 0, stride: Pair = 1) -> Any:
-    """Columns (N, C KH KW, windows) added where unfold took them from: (N, C, *output_size)."""
+    """Columns (N, C KH KW, windows) added where unfold took them from: (N, C, *output_size). x may be without N."""
+    if x.ndim == 2:
+        return fold(x.expand_dims(0), output_size, kernel_size, dilation, padding, stride).squeeze(0)
     (kh, kw), (dh, dw), (ph, pw), (sh, sw) = (pair(each) for each in (kernel_size, dilation, padding, stride))
     size = pair(output_size)
     high, wide = _windows("fold", size, kernel_size, dilation, padding, stride)

@@ -50,7 +50,9 @@ class _Conv(Module):
     def _bordered(self, x: Any) -> Any:
         if self.padding_mode == "zeros":
             return x
-        return F.pad(x, [(0, 0), (0, 0), *((each, each) for each in self._border)], self.padding_mode)
+        return F.pad(
+            x, [*[(0, 0)] * (x.ndim - len(self._border)), *((each, each) for each in self._border)], self.padding_mode
+        )
 
     def _draw(self, per_group: int, outputs: int, kernel: tuple[int, ...], bias: bool) -> None:
         self.in_channels, self.out_channels, self.kernel_size = per_group * self.groups, outputs, kernel
@@ -181,8 +183,28 @@ class _ConvTranspose(Module):
         self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
         self.bias = Parameter.drawn((out_channels,), fan) if bias else None
 
-    def forward(self, x: Any) -> Any:
-        return type(self).function(x, self.weight, self.bias, *self.options)
+    def forward(self, x: Any, output_size: Sequence[int] | None = None) -> Any:
+        """output_size: of the result, where stride leaves it open; its last axes, or all."""
+        stride, padding, output_padding, groups, dilation = self.options
+        if output_size is not None:
+            output_padding = self._reaching(x, output_size)
+        return type(self).function(x, self.weight, self.bias, stride, padding, output_padding, groups, dilation)
+
+    def _reaching(self, x: Any, output_size: Sequence[int]) -> tuple[int, ...]:
+        """The output_padding that gives a size. Raises SpecError."""
+        rank, wanted = self.rank, tuple(output_size)[-self.rank :]
+        steps, pads, _, _, spread = (
+            F.numbers(each, rank) if number != 3 else () for number, each in enumerate(self.options)
+        )
+        least = [
+            (size - 1) * s - 2 * p + d * (k - 1) + 1
+            for size, s, p, d, k in zip(x.shape[-rank:], steps, pads, spread, self.weight.shape[2:], strict=True)
+        ]
+        more = tuple(size - low for size, low in zip(wanted, least, strict=True)) if len(wanted) == rank else (-1,)
+        if not all(0 <= extra < step for extra, step in zip(more, steps, strict=len(more) == rank)):
+            most = [low + step - 1 for low, step in zip(least, steps, strict=True)]
+            raise SpecError(f"{type(self).__name__}: expected output_size of {least} to {most}, got {output_size}")
+        return more
 
 
 class ConvTranspose1d(_ConvTranspose):

@@ -24,7 +24,7 @@ class _Recurrent(Module):
 
     x: (T, N, C), or (N, T, C) with batch_first. Returns (outputs of the last layer, last states of every layer and
     direction (layers * directions, N, H), a pair of them for LSTM). lengths: (N,), of rows shorter than T; or x is a
-    PackedSequence, and so is the result.
+    PackedSequence, and so is the result. x may be one row without N, and so are the states then.
     """
 
     kind: str
@@ -38,34 +38,47 @@ class _Recurrent(Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
     ) -> None:
+        """proj_size: of an LSTM, to how many its hidden states are projected; 0: they are as they are."""
         super().__init__()
         if num_layers < 1:
             raise SpecError(f"{type(self).__name__}: expected at least one layer, got {num_layers}")
+        if proj_size and (self.kind != "lstm" or not 0 < proj_size < hidden_size):
+            raise SpecError(
+                f"{type(self).__name__}: expected proj_size 0, or below hidden_size {hidden_size} for an LSTM, "
+                f"got {proj_size}"
+            )
+        self.proj_size, projected = proj_size, proj_size or hidden_size
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.batch_first, self.dropout, self.bidirectional = batch_first, dropout, bidirectional
         self.directions = ("", "_reverse") if bidirectional else ("",)
         init = {"kind": "kaiming_uniform", "fan_in": hidden_size}
         rows = F.CELLS[self.kind].gates * hidden_size
         for layer in range(num_layers):
-            columns = input_size if layer == 0 else hidden_size * len(self.directions)
+            columns = input_size if layer == 0 else projected * len(self.directions)
             for suffix in self.directions:
                 name = f"l{layer}{suffix}"
                 setattr(self, f"weight_ih_{name}", Parameter.drawn((rows, columns), init))
-                setattr(self, f"weight_hh_{name}", Parameter.drawn((rows, hidden_size), init))
+                setattr(self, f"weight_hh_{name}", Parameter.drawn((rows, projected), init))
                 for which in ("ih", "hh"):
                     setattr(self, f"bias_{which}_{name}", Parameter.drawn((rows,), init) if bias else None)
+                if proj_size:
+                    setattr(self, f"weight_hr_{name}", Parameter.drawn((proj_size, hidden_size), init))
 
     def _weights(self, layer: int, suffix: str) -> F.Weights:
         name = f"l{layer}{suffix}"
         parts = [f"{what}_{which}_{name}" for what in ("weight", "bias") for which in ("ih", "hh")]
-        return F.Weights(*(getattr(self, part) for part in parts))
+        projection = getattr(self, f"weight_hr_{name}") if self.proj_size else None
+        return F.Weights(*(getattr(self, part) for part in parts))._replace(hr=projection)
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
         if isinstance(x, PackedSequence):
             data = x.data if x.batch_first == self.batch_first else x.data.transpose(0, 1)
             outputs, last = self.forward(data, state, x.lengths)
             return PackedSequence(outputs, x.lengths, self.batch_first), last
+        if x.ndim == 2:
+            return self._of_one(x, state)
         steps = x if self.batch_first else x.transpose(1, 0, 2)
         states = F.CELLS[self.kind].states
         given = _given(self, states, state)
@@ -83,6 +96,16 @@ class _Recurrent(Module):
             steps = sides[0] if len(sides) == 1 else F.concat(sides, 2)
         ends = tuple(F.stack([ended[part] for ended in ended_in], 0) for part in range(states))
         return (steps if self.batch_first else steps.transpose(1, 0, 2)), (ends if states > 1 else ends[0])
+
+    def _of_one(self, x: Any, state: Any) -> Any:
+        """A single row (T, C), its states (layers * directions, H)."""
+        axis = 0 if self.batch_first else 1
+        several = isinstance(state, tuple | list)
+        if state is not None:
+            state = tuple(part.expand_dims(1) for part in state) if several else state.expand_dims(1)
+        outputs, ends = self.forward(x.expand_dims(axis), state)
+        last = tuple(end.squeeze(1) for end in ends) if isinstance(ends, tuple) else ends.squeeze(1)
+        return outputs.squeeze(axis), last
 
     def extra_repr(self) -> str:
         return (
@@ -125,7 +148,7 @@ class GRU(_Recurrent):
 
 
 class _Cell(Module):
-    """One step of a recurrence. x: (N, C); states: (N, H) each, zeros when absent. Returns the next state(s)."""
+    """One step of a recurrence. x: (N, C); states: (N, H) each, zeros when absent; or without N. Returns the next."""
 
     kind: str
 
@@ -141,9 +164,13 @@ class _Cell(Module):
     def forward(self, x: Any, state: Any = None) -> Any:
         states = F.CELLS[self.kind].states
         weights = F.Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        if x.ndim != 2:
+        if x.ndim not in (1, 2):
             raise ShapeError(f"{type(self).__name__}: expected x (N, {self.input_size}), got {x.shape}")
         given = _given(self, states, state)
+        if x.ndim == 1:
+            one = None if given is None else tuple(part.expand_dims(0) for part in given)
+            _, new = F.recur(self.kind, x.reshape(1, 1, -1), weights, one)
+            return tuple(part.squeeze(0) for part in new) if states > 1 else new[0].squeeze(0)
         _, new = F.recur(self.kind, x.expand_dims(1), weights, given)
         return new if states > 1 else new[0]
 

@@ -25,7 +25,6 @@ HIDDEN = {
 }
 LAYERS_THAT_DIFFER = {
     "Hardtanh": "min_value and max_value are given up by PyTorch",
-    "LSTM": "proj_size is not there",
     "LogSoftmax": "dim is the last axis unless given, PyTorch guesses",
     "ModuleDict": "the modules are called parts",
     "ModuleList": "the modules are called parts",
