@@ -188,12 +188,12 @@ class Surroundings:
             else:
                 raise GraphError(
                     f"compile: the function assigns to {place.name!r} outside of it, which only its first call would "
-                    "do; return the value, and assign it outside"
+                    "do; keep it in a buffer of a module, or return the value and assign it outside"
                 )
         if versions != (self.key() if self.by_value else ()):
             raise GraphError(
-                "compile: the function writes to a tensor outside of it, which only its first call would do; return "
-                "the value, and write it outside"
+                "compile: the function writes to a tensor outside of it, which only its first call would do; keep it "
+                "in a buffer of a module, or return the value and write it outside"
             )
 
 
