@@ -327,7 +327,8 @@ class ModuleLearner:
         self.show_averages(False)
         found = {MODEL + name: array.copy() for name, array in self.model.saved_arrays().items()}
         for place, own in self.optimizer.state.items():
-            found |= {f"{OPTIMIZER}{place}.{kind}": value._data for kind, value in own.items()}
+            arrays = {kind: value for kind, value in own.items() if isinstance(value, Tensor)}
+            found |= {f"{OPTIMIZER}{place}.{kind}": value._data for kind, value in arrays.items()}
         if self.ema is not None:
             found |= {f"{EMA}{place}": array.copy() for place, array in enumerate(self.ema.averages)}
         for name, p in self.model.named_parameters():
@@ -344,14 +345,21 @@ class ModuleLearner:
         ]
         return {
             "generator": list(eager.generator_state()),
-            "optimizer": {"steps": self.optimizer.steps, "groups": options, "missed": self._missed()},
+            "optimizer": {
+                "steps": self.optimizer.steps,
+                "groups": options,
+                "missed": {str(place): count for place, count in self.optimizer.missed.items()},
+                "numbers": {
+                    f"{place}.{kind}": value
+                    for place, own in self.optimizer.state.items()
+                    for kind, value in own.items()
+                    if not isinstance(value, Tensor)
+                },
+            },
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "waiting": self._waiting,
             "data": None if self.source is None else self.source.state_dict(),
         }
-
-    def _missed(self) -> dict[str, int]:
-        return {str(place): count for place, count in self.optimizer.missed.items()}
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -390,8 +398,8 @@ class ModuleLearner:
     def _restore(self, parts: dict[str, dict[str, Array]], notes: dict[str, Any]) -> None:
         self.show_averages(False)
         self.model.load_state_dict(parts.get(MODEL, {}))
-        state: dict[int, dict[str, Array]] = {}
-        for name, array in parts.get(OPTIMIZER, {}).items():
+        state: dict[int, dict[str, Any]] = {}
+        for name, array in (parts.get(OPTIMIZER, {}) | notes["optimizer"].get("numbers", {})).items():
             number, _, kind = name.partition(".")
             state.setdefault(int(number), {})[kind] = array
         groups = [

@@ -406,6 +406,22 @@ def test_an_optimiser_of_ones_own_is_written_as_for_pytorch() -> None:
         _ = of_ones_own(cx)([cx.zeros(1, requires_grad=True)]).state[cx.zeros(1)]
 
 
+def test_a_trainer_resumes_with_an_optimiser_of_ones_own(tmp_path: Any) -> None:
+    x, y = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32), np.arange(32) % 3
+
+    def made() -> tuple[Any, Any]:
+        cx.manual_seed(0)
+        model = nn.Linear(4, 3)
+        return cx.Trainer(model, "cross_entropy", of_ones_own(cx)(model.parameters()), compiled=False), model
+
+    (whole, one), (first, _), (second, other) = made(), made(), made()
+    whole.fit(x, y, epochs=3, batch_size=8, progress=False)
+    first.fit(x, y, epochs=2, batch_size=8, progress=False)
+    first.checkpoint(tmp_path / "two")
+    second.fit(x, y, epochs=3, batch_size=8, progress=False, resume=tmp_path / "two")
+    assert [p.tolist() for p in one.parameters()] == [p.tolist() for p in other.parameters()]
+
+
 def test_an_optimiser_of_ones_own_is_named_in_a_compiled_step() -> None:
     model = nn.Linear(2, 1)
     optimizer = of_ones_own(cx)(model.parameters())
