@@ -317,6 +317,12 @@ for _make in GROUPS.values():
             CASES.setdefault(_case.op, []).append(_case)
 
 # the same operations on sizes that threads share, and with every odd value, for the promise about bits
+
+
+def window(stride: int, groups: int) -> dict[str, Any]:
+    return {"stride": (stride, stride), "padding": (1, 1), "dilation": (1, 1), "groups": groups}
+
+
 BIG = [
     Case("exp", [values((300, 1001))]),
     Case("add", [values((300, 1001)), values((1001,), seed=1)]),
@@ -352,6 +358,16 @@ BIG = [
         "conv2d",
         [values((4, 20, 14, 15)), values((30, 20, 3, 3))],
         {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1},
+    ),
+    *[
+        Case("conv2d", [values((images, 4, 15, 14)), values((14, 2, 3, 3))], window(stride, groups=2))
+        for images in (1, 5, 13)
+        for stride in (1, 2)
+    ],
+    Case(
+        "conv2d_grad_weight",
+        [values((13, 14, 15, 14)), values((13, 4, 15, 14))],
+        {**window(1, groups=2), "weight_shape": (14, 2, 3, 3)},
     ),
     Case(
         "conv2d_grad_input",

@@ -1,6 +1,6 @@
 #ifndef CONV_ONCE
 #define CONV_ONCE
-enum { CANVAS_BYTES = 1 << 20, PANELS_AT_ONCE = 4 };
+enum { CANVAS_BYTES = 1 << 20, PANELS_AT_ONCE = 4, IMAGES_PER_THREAD = 4 };
 #endif
 
 /* Convolution as matmul without writing the unfolded image: where windows are one pixel apart it is read where it
@@ -112,11 +112,13 @@ static void NAME(unfold)(const NAME(unfolding) * u, const T *canvas, int64_t k0,
 /* out[n, g * rows + r, pixel] = sum over k of weight[g][r, k] * unfolded(image[n, g])[k, pixel] */
 typedef struct {
     NAME(unfolding) unfolding;
-    const T *canvas;
+    const T *image;
+    const T *canvas; /* of all images, where threads share them; NULL: each paints those that it reads */
     T *out;
     const T *weight; /* packed: [group][rows / MR][k][MR] */
     const int32_t *offset; /* of each row of the unfolded matrix on the canvas; NULL: rows are written out */
     int64_t groups, rows, k, pixels, panels;
+    int64_t parts, panels_of_part; /* tasks of an image and group */
     int64_t line_panels; /* panels of one line of output pixels, or 0: panels run over whole lines of the canvas */
     _Atomic int no_memory;
 } NAME(image_product);
@@ -132,19 +134,15 @@ static void NAME(keep_pixels)(const NAME(image_product) * p, const T *block, int
     }
 }
 
-/* One task: a few panels of one group of one image, so that a block of weights is read for all of them. */
-static void NAME(seen_product_body)(void *context, int64_t begin, int64_t end) {
-    NAME(image_product) *p = context;
+/* Panels [begin, end) of a group of an image, a few at a time, so that a block of weights is read for all of them. */
+static void NAME(make_seen)(const NAME(image_product) * p, const T *canvas, const T *weight, T *result, int64_t begin,
+                            int64_t end) {
     const NAME(unfolding) *u = &p->unfolding;
-    int64_t padded_rows = (p->rows + MR - 1) / MR * MR, tasks = (p->panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t pair = task / tasks, panel = task % tasks * PANELS_AT_ONCE;
-        int64_t stop = panel + PANELS_AT_ONCE < p->panels ? panel + PANELS_AT_ONCE : p->panels;
-        const T *canvas = p->canvas + pair * NAME(canvas_size)(u);
-        const T *weight = p->weight + pair % p->groups * padded_rows * p->k;
+    for (int64_t panel = begin; panel < end; panel += PANELS_AT_ONCE) {
+        int64_t stop = panel + PANELS_AT_ONCE < end ? panel + PANELS_AT_ONCE : end;
         for (int64_t r = 0; r < p->rows; r += MR) {
             int64_t rows = p->rows - r < MR ? p->rows - r : MR;
-            T *out = p->out + (pair * p->rows + r) * p->pixels, block[MR * NR];
+            T *out = result + r * p->pixels, block[MR * NR];
             for (int64_t at = panel; at < stop; at++) {
                 int64_t x = p->line_panels ? at % p->line_panels * NR : at * NR;
                 int64_t y = p->line_panels ? at / p->line_panels : 0, columns = u->columns_w - x;
@@ -182,65 +180,84 @@ static void NAME(fill_offsets)(const NAME(unfolding) * u, int32_t *offset) {
                                       u->kw_first + kw * u->kw_step);
 }
 
-/* One task: one panel of NR pixels of one group of one image. */
-static void NAME(image_product_body)(void *context, int64_t begin, int64_t end) {
-    NAME(image_product) *p = context;
-    int64_t padded_rows = (p->rows + MR - 1) / MR * MR;
-    T *panel = cyx_scratch(1, sizeof(T) * (NR * BLOCK_K + NAME(SLACK)));
-    if (!panel) {
-        p->no_memory = 1;
-        return;
-    }
-    for (int64_t task = begin; task < end; task++) {
-        int64_t first = task % p->panels * NR, group = task / p->panels % p->groups;
+/* The same from columns that are written out, a panel at a time. */
+static void NAME(make_unfolded)(const NAME(image_product) * p, const T *canvas, const T *weight, T *result, int64_t begin,
+                                int64_t end, T *panel) {
+    for (int64_t first = begin * NR; first < end * NR; first += NR) {
         int64_t columns = p->pixels - first < NR ? p->pixels - first : NR;
-        const T *canvas = p->canvas + task / p->panels * NAME(canvas_size)(&p->unfolding);
-        const T *weight = p->weight + group * padded_rows * p->k;
-        T *out = p->out + task / p->panels * p->rows * p->pixels + first;
         for (int64_t k0 = 0; k0 < p->k; k0 += BLOCK_K) {
             int64_t k_count = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
             NAME(unfold)(&p->unfolding, canvas, k0, k_count, first, columns, panel, NR);
             for (int64_t r = 0; r < p->rows; r += MR)
                 NAME(run_block)(NAME(packed_kernels), p->rows - r < MR ? p->rows - r : MR, columns,
-                                weight + r * p->k + k0 * MR, MR, panel, NR, out + r * p->pixels, p->pixels,
+                                weight + r * p->k + k0 * MR, MR, panel, NR, result + r * p->pixels + first, p->pixels,
                                 k_count, k0 > 0, NO_ADDEND);
         }
     }
 }
 
-/* `packed` follows the canvases in one piece of memory; fill_weight writes it. */
+/* One task: a part of one group of one image. */
+static void NAME(image_product_body)(void *context, int64_t begin, int64_t end) {
+    NAME(image_product) *p = context;
+    const NAME(unfolding) *u = &p->unfolding;
+    int64_t size = NAME(canvas_size)(u), padded_rows = (p->rows + MR - 1) / MR * MR, painted = -1;
+    T *panel = cyx_scratch(1, sizeof(T) * (size_t)(NR * BLOCK_K + (p->canvas ? 0 : size) + NAME(SLACK)));
+    T *own = panel + NR * BLOCK_K;
+    if (!panel) {
+        p->no_memory = 1;
+        return;
+    }
+    for (int64_t task = begin; task < end; task++) {
+        int64_t pair = task / p->parts, first = task % p->parts * p->panels_of_part;
+        int64_t stop = first + p->panels_of_part < p->panels ? first + p->panels_of_part : p->panels;
+        if (!p->canvas && pair != painted) NAME(paint)(u, p->image + pair * u->planes * u->h * u->w, own);
+        painted = pair;
+        const T *canvas = p->canvas ? p->canvas + pair * size : own;
+        const T *weight = p->weight + pair % p->groups * padded_rows * p->k;
+        T *out = p->out + pair * p->rows * p->pixels;
+        if (p->offset)
+            NAME(make_seen)(p, canvas, weight, out, first, stop);
+        else
+            NAME(make_unfolded)(p, canvas, weight, out, first, stop, panel);
+    }
+}
+
+/* Whole images are tasks where there are enough of them; otherwise threads share each, some at a time. `packed` follows the
+ * canvases in one piece of memory; fill_weight writes it. */
 static cyx_status
 NAME(run_image_product)(NAME(image_product) * p, const T *image, int64_t images, const T *weight,
                         void (*fill_weight)(const NAME(image_product) * p, const T *weight, T *packed)) {
     const NAME(unfolding) *u = &p->unfolding;
-    int64_t pairs = images * p->groups, at_once = NAME(canvases_at_once)(u, pairs);
-    at_once = (at_once + p->groups - 1) / p->groups * p->groups; /* whole images */
-    int64_t padded_rows = (p->rows + MR - 1) / MR * MR,
-            canvases = at_once * NAME(canvas_size)(u) + NAME(SLACK);
-    int64_t weights = p->groups * padded_rows * p->k;
+    int64_t pairs = images * p->groups, tasks = IMAGES_PER_THREAD * (int64_t)cyx_threads(), at_once = pairs, canvases = 0;
+    int64_t weights = p->groups * ((p->rows + MR - 1) / MR * MR) * p->k;
+    int shared = cyx_threads() > 1 && pairs < tasks;
+    if (shared) {
+        at_once = (NAME(canvases_at_once)(u, pairs) + p->groups - 1) / p->groups * p->groups; /* whole images */
+        canvases = at_once * NAME(canvas_size)(u) + NAME(SLACK);
+    }
     T *canvas = cyx_scratch(0, sizeof(T) * (size_t)(canvases + weights) + sizeof(int32_t) * (size_t)p->k),
       *packed = canvas + canvases;
     if (!canvas) return CYX_NO_MEMORY;
     fill_weight(p, weight, packed);
-    p->canvas = canvas;
     p->weight = packed;
+    p->canvas = shared ? canvas : NULL;
     p->panels = (p->pixels + NR - 1) / NR;
-    int64_t panels_of_task = 1;
     if (NAME(cut_panels)(p)) {
         int32_t *offset = (int32_t *)(packed + weights);
         NAME(fill_offsets)(u, offset);
         p->offset = offset;
-        panels_of_task = PANELS_AT_ONCE;
     }
-    int64_t tasks_of_pair = (p->panels + panels_of_task - 1) / panels_of_task;
+    int64_t parts = shared ? (tasks + at_once - 1) / at_once : 1, least = p->offset ? PANELS_AT_ONCE : 1;
+    p->panels_of_part = ((p->panels + parts - 1) / parts + least - 1) / least * least;
+    p->parts = (p->panels + p->panels_of_part - 1) / p->panels_of_part;
     T *out = p->out;
     for (int64_t first = 0; first < pairs; first += at_once) {
-        int64_t count = pairs - first < at_once ? pairs - first : at_once, tasks = count * tasks_of_pair;
-        NAME(paint_all)(u, image + first * u->planes * u->h * u->w, canvas, count);
+        int64_t count = pairs - first < at_once ? pairs - first : at_once;
+        p->image = image + first * u->planes * u->h * u->w;
         p->out = out + first * p->rows * p->pixels;
-        double work = (double)(p->rows * p->k * NR * panels_of_task) / 8.0;
-        cyx_parallel(tasks, cyx_grain(tasks, work, 100000),
-                     p->offset ? NAME(seen_product_body) : NAME(image_product_body), p);
+        if (shared) NAME(paint_all)(u, p->image, canvas, count);
+        double work = (double)(p->rows * p->k) * (double)(NR * p->panels_of_part) / 8.0;
+        cyx_parallel(count * p->parts, cyx_grain(count * p->parts, work, 100000), NAME(image_product_body), p);
         if (p->no_memory) return CYX_NO_MEMORY;
     }
     return CYX_OK;
@@ -345,8 +362,8 @@ static cyx_status NAME(conv2d_grad_input)(const cyx_call *call) {
  * order of the images. */
 typedef struct {
     NAME(unfolding) unfolding;
-    const T *canvas, *g;
-    T *sums, *panels; /* sums: [k][width]; panels: [image][channel panel][pixel][NR] */
+    const T *x, *g;
+    T *canvas, *sums, *panels; /* sums: [k][width]; panels: [image][channel panel][pixel][NR] */
     int64_t images, groups, group, k, outputs, pixels, output_panels, width, rows_per_task;
     int by_taps;
     _Atomic int no_memory;
@@ -378,13 +395,20 @@ static void NAME(taps_product_body)(void *context, int64_t begin, int64_t end) {
     }
 }
 
-static void NAME(pack_gradient_body)(void *context, int64_t begin, int64_t end) {
+/* One task: one panel of an image's gradient is packed, or, behind the last one, the image is painted. */
+static void NAME(prepare_body)(void *context, int64_t begin, int64_t end) {
     NAME(weight_product) *p = context;
+    const NAME(unfolding) *u = &p->unfolding;
     for (int64_t task = begin; task < end; task++) {
-        int64_t first = task % p->output_panels * NR,
-                count = p->outputs - first < NR ? p->outputs - first : NR;
-        int64_t channel = (task / p->output_panels * p->groups + p->group) * p->outputs + first;
-        NAME(pack_panel)(p->g + channel * p->pixels, p->pixels, 1, p->panels + task * p->pixels * NR,
+        int64_t n = task / (p->output_panels + 1), panel = task % (p->output_panels + 1), first = panel * NR;
+        if (panel == p->output_panels) {
+            NAME(paint)(u, p->x + (n * p->groups + p->group) * u->planes * u->h * u->w,
+                        p->canvas + n * NAME(canvas_size)(u));
+            continue;
+        }
+        int64_t count = p->outputs - first < NR ? p->outputs - first : NR;
+        int64_t channel = (n * p->groups + p->group) * p->outputs + first;
+        NAME(pack_panel)(p->g + channel * p->pixels, p->pixels, 1, p->panels + (n * p->width + first) * p->pixels,
                          p->pixels, count);
     }
 }
@@ -419,21 +443,15 @@ static void NAME(weight_product_body)(void *context, int64_t begin, int64_t end)
 }
 
 /* All images of one group, a cacheful at a time. */
-static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T *g, int64_t images,
-                                  int64_t at_once, T *canvas) {
+static cyx_status NAME(sum_group)(NAME(weight_product) * p, const T *x, const T *g, int64_t images, int64_t at_once) {
     const NAME(unfolding) *u = &p->unfolding;
-    int64_t image = u->planes * u->h * u->w;
     memset(p->sums, 0, sizeof(T) * (size_t)(p->k * p->width));
     for (int64_t first = 0; first < images; first += at_once) {
         p->images = images - first < at_once ? images - first : at_once;
+        p->x = x + first * p->groups * u->planes * u->h * u->w;
         p->g = g + first * p->groups * p->outputs * p->pixels;
-        for (int64_t n = 0; p->groups > 1 && n < p->images; n++)
-            NAME(paint)(u, x + ((first + n) * p->groups + p->group) * image,
-                        canvas + n * NAME(canvas_size)(u));
-        if (p->groups == 1) NAME(paint_all)(u, x + first * image, canvas, p->images);
-        int64_t packs = p->images * p->output_panels,
-                blocks = (p->k + p->rows_per_task - 1) / p->rows_per_task;
-        cyx_parallel(packs, cyx_grain(packs, (double)(p->pixels * NR), LEAST_PACKED), NAME(pack_gradient_body), p);
+        int64_t tasks = p->images * (p->output_panels + 1), blocks = (p->k + p->rows_per_task - 1) / p->rows_per_task;
+        cyx_parallel(tasks, cyx_grain(tasks, (double)(p->pixels * NR), LEAST_PACKED), NAME(prepare_body), p);
         double work = (double)(p->rows_per_task * p->outputs) * (double)(p->images * p->pixels) / 8.0;
         cyx_parallel(blocks, cyx_grain(blocks, work, 100000),
                      p->by_taps ? NAME(taps_product_body) : NAME(weight_product_body), p);
@@ -472,7 +490,7 @@ static cyx_status NAME(conv2d_grad_weight)(const cyx_call *call) {
     p.panels = memory + canvases;
     p.sums = p.panels + panels;
     for (p.group = 0; p.group < groups; p.group++) {
-        cyx_status status = NAME(sum_group)(&p, x->data, g->data, images, at_once, memory);
+        cyx_status status = NAME(sum_group)(&p, x->data, g->data, images, at_once);
         if (status != CYX_OK) return status;
         T *to = (T *)w->data + p.group * p.outputs * p.k;
         if (p.k < VN) /* transpose() would write beyond the end of the last short line */
