@@ -7,7 +7,7 @@ import numpy as np
 from cyxcore import device as devices
 from cyxcore.device import DTYPE_NAMES
 from cyxcore.dtype import INTEGERS, REAL, dtype_name, iinfo
-from cyxcore.errors import DtypeError
+from cyxcore.errors import DtypeError, ShapeError
 from cyxcore.inplace import InPlace
 from cyxcore.kernels import reference
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
@@ -28,11 +28,18 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     plain = not isinstance(data, (np.ndarray, np.generic, memoryview, bytes, bytearray)) and (
         not hasattr(data, "__array__") and not hasattr(data, "typecode")  # array.array
     )
-    array = np.asarray(data)
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ShapeError("tensor: expected nested lists of equal lengths, got unequal ones; pad them") from None
     if wanted is None and plain:
         wanted = _NARROWER.get(array.dtype)
     have = DTYPE_NAMES.get(array.dtype)
     if have is None:
+        if plain and array.dtype.kind in "OUS":
+            raise DtypeError(f"tensor: {_no_number(array)}")
         if wanted is None:
             dtype_name(array.dtype)  # says which dtypes there are
         if array.dtype.kind not in "biufc":
@@ -49,6 +56,17 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     with np.errstate(over="ignore"):  # what a float dtype cannot hold is infinite, as an operation's result would be
         result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
     return result
+
+
+def _no_number(array: Array) -> str:
+    """What the first element that no dtype holds is."""
+    for value in array.ravel().tolist():
+        if isinstance(value, int):
+            if not -(2**63) <= value < 2**64:
+                return f"expected integers that 64 bits hold, got {value}; write it as a float"
+        elif not isinstance(value, (float, complex)):
+            return f"expected numbers, got {value!r} of {type(value).__name__}"
+    return f"expected numbers of one kind, got {array.dtype}"
 
 
 # What Python's own numbers become: NumPy would take the double of it.

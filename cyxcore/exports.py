@@ -110,6 +110,17 @@ class Leaving(InMemory):
     def __iter__(self) -> Iterator[Any]:
         return (self[row] for row in range(len(self)))
 
+    def __contains__(self, number: Any) -> bool:
+        """Whether an element is the number, whatever the axes."""
+        found = self == number
+        return isinstance(found, Leaving) and bool(found._readable.any())
+
+    def __format__(self, spec: str) -> str:
+        """A 0-d tensor as its number is formatted, f"{loss:.3f}"; others as text, without a format."""
+        if spec and self.shape:
+            raise TypeError(f"format: expected a 0-d tensor for {spec!r}, got shape {self.shape}; take item() of one")
+        return str(self) if self.shape else format(self.item(), spec)
+
     def _repr_html_(self) -> str:
         """For notebooks: a table of up to two axes of moderate size, otherwise the text."""
         about = escape(f"{self.shape} {self.dtype}{' requires_grad' if self.requires_grad else ''} on {self.device}")

@@ -277,10 +277,10 @@ class Value:
     # comparison and logic ---------------------------------------------------------------------
 
     def __eq__(self, other: Any) -> Self:  # type: ignore[override]
-        return binary("equal", self, other)
+        return NotImplemented if other is None or isinstance(other, str) else binary("equal", self, other)
 
     def __ne__(self, other: Any) -> Self:  # type: ignore[override]
-        return binary("not_equal", self, other)
+        return NotImplemented if other is None or isinstance(other, str) else binary("not_equal", self, other)
 
     def __lt__(self, other: Any) -> Self:
         return binary("less", self, other)

@@ -14,7 +14,7 @@ Everything here runs with the interpreter lock held, but for kernels that take l
 from cpython.buffer cimport PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.dict cimport PyDict_GetItem, PyDict_Next
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport Py_EQ, Py_NE, PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
@@ -418,6 +418,8 @@ cdef class Held:
         return _into("div", "__itruediv__", self, other)
 
     def __richcmp__(left, right, int order):
+        if (right is None or type(right) is str) and (order == Py_EQ or order == Py_NE):
+            return NotImplemented  # so that they are not equal, as for other objects
         return _operated(_ORDERS[order], left, right)
 
     def __hash__(self):

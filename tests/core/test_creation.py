@@ -7,7 +7,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore.errors import DtypeError, ShapeError, SpecError
-from tests.core.oracle import ALL, FLOATS, agree, numbers, signature_differences
+from tests.core.oracle import ALL, FLOATS, agree, numbers, same, signature_differences
 
 NAMES = (
     "arange asarray empty empty_like eye from_dlpack full full_like linspace meshgrid ones ones_like tril triu zeros "
@@ -139,12 +139,39 @@ def test_from_dlpack_shares_memory_and_copies_when_asked() -> None:
         (lambda: cx.meshgrid(cx.zeros(2), indexing="yx"), SpecError, 'expected indexing "xy" or "ij"'),
         (lambda: cx.meshgrid(cx.zeros(2, 2)), ShapeError, "expected vectors of one dtype"),
         (lambda: cx.zeros(2, dtype="int7"), DtypeError, "int7"),
-        (lambda: cx.asarray(["a"]), DtypeError, "expected one of"),
+        (lambda: cx.asarray(np.array(["a"])), DtypeError, "expected one of"),
     ],
 )
 def test_a_bad_argument_is_one_clear_error(make: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         make()
+
+
+def test_a_0d_tensor_fills_with_its_number_and_dtype() -> None:
+    for value in (np.asarray(3, "int16"), np.asarray(0.5), np.asarray(True), np.asarray(1j)):
+        same(cx.full((2, 3), cx.asarray(value)), np.full((2, 3), value, value.dtype))
+        same(cx.full_like(cx.zeros(2, dtype="complex128"), cx.asarray(value)), np.full(2, value, "complex128"))
+    assert cx.full(2, cx.tensor(2.5), dtype="int32").tolist() == [2, 2]
+    with pytest.raises(DtypeError, match="full: expected a number, got Tensor"):
+        cx.full(2, cx.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        ([[1], [2, 3]], ShapeError, "expected nested lists of equal lengths, got unequal ones; pad them"),
+        ([1, None], DtypeError, "expected numbers, got None of NoneType"),
+        ("abc", DtypeError, "expected numbers, got 'abc' of str"),
+        ([1, "2"], DtypeError, "expected numbers, got '1' of str|expected numbers, got '2' of str"),
+        (2**64, DtypeError, f"expected integers that 64 bits hold, got {2**64}; write it as a float"),
+        ([0.5, -(2**63) - 1], DtypeError, f"expected integers that 64 bits hold, got {-(2**63) - 1}"),
+    ],
+    ids=str,
+)
+def test_what_no_dtype_holds_is_named(value: Any, error: type[Exception], says: str) -> None:
+    for make in (cx.asarray, cx.tensor):
+        with pytest.raises(error, match=f"tensor: ({says})"):
+            make(value)
 
 
 def test_triangles_have_gradients() -> None:

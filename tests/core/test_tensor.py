@@ -207,7 +207,7 @@ def test_the_maximum_of_nothing_is_refused() -> None:
 
 
 def test_text_is_no_tensor() -> None:
-    with pytest.raises(DtypeError, match="expected one of"):
+    with pytest.raises(DtypeError, match="expected numbers, got 'a' of str"):
         cx.tensor(["a"])
 
 
@@ -264,3 +264,20 @@ def test_an_axis_may_be_one_of_numpys_integers() -> None:
     x = cx.tensor(np.arange(6.0).reshape(2, 3))
     assert x.sum(np.int64(0)).tolist() == [3.0, 5.0, 7.0] and x.argmax(np.int8(1)).tolist() == [2, 2]
     assert x.mean((np.int64(0), np.int64(-1))).item() == 2.5
+
+
+def test_a_tensor_of_one_number_is_formatted_as_it_is() -> None:
+    assert f"{cx.tensor(A).mean():.2f} {cx.tensor(3):04d} {cx.tensor(0.5)}" == f"{A.mean():.2f} 0003 0.5"
+    assert f"{cx.tensor([1.0])}" == "Tensor([1.], shape=(1,), dtype=float32)"
+    with pytest.raises(TypeError, match=r"format: expected a 0-d tensor for '\.2f', got shape \(2, 3, 4\)"):
+        f"{cx.tensor(A):.2f}"
+
+
+def test_in_looks_at_the_elements() -> None:
+    x = cx.tensor([[1, 2], [3, 4]])
+    assert 3 in x and 5 not in x and None not in x and "3" not in x
+
+
+def test_a_tensor_is_neither_none_nor_text() -> None:
+    x = cx.tensor([1.0, 2.0])
+    assert (x == None) is (None == x) is (x == "a") is False and (x != None) is ("a" != x) is True  # noqa: E711
