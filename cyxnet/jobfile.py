@@ -250,7 +250,8 @@ def _data_file(section: DataSection, path: Path, work_folder: Path | None) -> tu
     if not section.path or "://" in str(section.path).removeprefix("file://"):
         raise DataError(f"{path}: data.path: expected a file or folder of this machine, got {section.path!r}")
     if not source.exists():
-        near = difflib.get_close_matches(source.name, [p.name for p in source.parent.glob("*")], 1)
+        there = [each.name for each in source.parent.glob("*") if each.suffix != ".toml"]  # no data: job files
+        near = difflib.get_close_matches(source.name, there, 1)
         hint = f"; did you mean {near[0]}?" if near else " (paths are relative to the job file)"
         raise DataError(f"{path}: data.path: there is no {source}{hint}")
     for key, given, wanted in [

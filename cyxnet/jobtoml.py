@@ -219,6 +219,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _printable(text: str) -> str:
+    """With what would break a line, or steer a terminal, written out: the keys of a file are anybody's."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def parse(text: str, path: Path) -> JobFile:
     """TOML text to a JobFile. `path` is only named in errors. Raises SpecError, never another exception."""
     try:
@@ -233,13 +238,13 @@ def parse(text: str, path: Path) -> JobFile:
 def convert(table: dict[str, Any], path: Path) -> JobFile:
     """A decoded job file. `path` is only named in errors. Raises SpecError, never another exception."""
     for problem in _unknown_keys(table, JobFile, ""):
-        raise SpecError(f"{path}: {problem}")
+        raise SpecError(f"{path}: {_printable(problem)}")
     for place in _non_finite(table, ""):
-        raise SpecError(f"{path}: {place}: expected a finite number")
+        raise SpecError(f"{path}: {_printable(place)}: expected a finite number")
     try:
         return msgspec.convert(table, JobFile)
     except msgspec.ValidationError as error:
-        raise SpecError(f"{path}: {_retell(str(error), table)}") from None
+        raise SpecError(f"{path}: {_printable(_retell(str(error), table))}") from None
 
 
 def parse_bytes(value: str | int, what: str) -> int:

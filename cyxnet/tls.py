@@ -124,15 +124,22 @@ def get(url: str, ca: str, timeout_s: float) -> Any:
     return urllib.request.build_opener(*handlers).open(url, timeout=timeout_s)
 
 
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a listener says TLS 1.2 and 1.3 with. Both files are PEM. Raises TlsError, which names the file."""
+def check_pem(certificate: Path, key: Path) -> None:
+    """Raises TlsError, which names the file, where one of the two is none. What can be read once only is not read."""
     for path, mark, what in ((certificate, b"BEGIN CERTIFICATE", "certificate"), (key, b"PRIVATE KEY", "private key")):
         try:
+            if path.is_fifo():
+                continue
             held = path.read_bytes()
         except OSError as error:
             raise TlsError(f"{path}: expected a {what} in PEM: {error.strerror or error}") from None
         if mark not in held:
             raise TlsError(f"{path}: expected a {what} in PEM, got {'another file' if held else 'an empty file'}")
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What a listener says TLS 1.2 and 1.3 with. Both files are PEM. Raises TlsError."""
+    check_pem(certificate, key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

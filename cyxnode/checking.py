@@ -15,13 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from msgspec import Struct
 
 from cyxcore.errors import CyxError, FormatError
 from cyxcore.model import load_model
+from cyxcore.paths import check_file
 from cyxnet.artifacts import describe
 from cyxnet.cli.exits import DONE, WORLD_FAILED
 from cyxnet.cli.running import connected, run
@@ -59,6 +60,9 @@ async def checked(
     client: AsyncClient, name: str, file: Path | None, rows: Path | None, count: int, folder: Path, screen: Screen
 ) -> Checked:
     """Raises ApiError for a deployment that is not there, NotChecked, and what reading the model raises."""
+    for path, what in ((file, "the model file that was deployed"), (rows, "an NPZ file with an array x")):
+        if path:
+            check_file(path, what)
     view = await client.deployments.find(name)
     ref, serve = (view.newest.dataset, view.newest.serve) if view.newest else (None, None)
     if (serve and serve.format == "gguf") or (file and file.suffix == ".gguf"):
@@ -91,6 +95,8 @@ def _rows(path: Path | None, count: int, model: Any) -> Any:
     """Rows of the model's input: those of a file (array x of an NPZ file), or drawn anew each time."""
     shape = tuple(model.graph.input_shape)
     if path is not None:
+        if not is_zipfile(path):  # NumPy would speak of pickles, and how they may be opened all the same
+            raise FormatError(f"{path}: expected an NPZ file with an array x, got a file of another kind")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 rows = held["x"][:count]

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from cyxcore.errors import CyxError, SpecError
+from cyxcore.paths import shown
 from cyxcore.wording import human_duration
 from cyxnet import amounts
 from cyxnet import messages as m
@@ -234,7 +235,11 @@ def _body(said: str | None) -> bytes:
     if said is None:
         where, text = "standard input", sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
     elif said.startswith("@"):
-        where, text = said[1:], Path(said[1:]).read_bytes()
+        where = shown(said[1:])
+        try:
+            text = Path(said[1:]).read_bytes()
+        except OSError as error:
+            raise SpecError(f"{where}: expected a file with JSON: {error.strerror}") from None
     else:
         where, text = "JSON", said.encode("utf-8", "surrogateescape")
     if len(text) > MAX_BODY_BYTES:

@@ -62,7 +62,7 @@ async def serve(args: argparse.Namespace) -> int:
     from cyxnode.serving.gate import Gate, read_keys
 
     if certificate := _certificate(args):
-        tls.server_context(*certificate)  # which says what is wrong with it before a model is read
+        tls.check_pem(*certificate)  # before a model is read
     httpserver.refuse_plain_text(args.host, certificate)
     gate = Gate(read_keys(args.api_key_file))
     if gate.is_open and not httpserver.is_loopback(args.host):

@@ -91,8 +91,8 @@ def read_keys(path: Path | None) -> list[ApiKey]:
     if path:
         try:
             mode = path.stat().st_mode
-            if not stat.S_ISREG(mode):
-                raise SpecError(f"{path}: expected a file of API keys, a line each; this is no plain file")
+            if stat.S_ISDIR(mode):
+                raise SpecError(f"{path}: expected a file of API keys, a line each; this is a folder")
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise SpecError(f"{path}: others may read these keys; run: chmod 600 {path}")
             text = path.read_text()

@@ -244,6 +244,9 @@ def test_a_task_that_contradicts_the_loss_is_refused(tmp_path: Path) -> None:
 def test_a_missing_data_file_is_told_with_where_it_was_looked_for(tmp_path: Path) -> None:
     said = complaint(write(tmp_path, path='"dta.csv"'), DataError)
     assert f"there is no {tmp_path / 'dta.csv'}; did you mean data.csv?" in said
+    (tmp_path / "nodata.csv.toml").touch()
+    said = complaint(write(tmp_path, path='"nodata.csv.tom"'), DataError)
+    assert "toml?" not in said  # a job file is no data
 
 
 @pytest.mark.parametrize("path", ["", "https://example.org/data.csv"])
@@ -414,6 +417,15 @@ def test_any_value_in_any_section_is_taken_or_refused_with_a_cyx_error(section: 
         parse(text, Path("job.toml"))
     except SpecError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("value", ["1", "nan", "{ a = 1 }"])
+@pytest.mark.parametrize("section", ["training", "needs"])
+def test_a_key_that_would_break_the_line_is_written_out(section: str, value: str) -> None:
+    text = f'name = "x"\namount = "1"\n{section} = {{ "\\n\\u001b[2Jü" = {value} }}\n'
+    with pytest.raises(SpecError) as error:
+        parse(text, Path("job.toml"))
+    assert r"\n\x1b[2Jü" in str(error.value) and str(error.value).isprintable()
 
 
 def to_toml(value: Any) -> str:

@@ -103,6 +103,18 @@ async def test_a_file_without_rows_is_one_clear_error(model_file: Path, tmp_path
         await check(Client(model_file, mlp().predict), tmp_path, rows=rows)
 
 
+async def test_what_is_no_file_is_said_before_a_deployment_is_asked_for(model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("no archive at all")
+    for words, said in [
+        ({"rows": tmp_path}, "expected an NPZ file with an array x, this is a folder"),
+        ({"rows": tmp_path / "none.npz"}, "none.npz: there is no such file"),
+        ({"rows": tmp_path / "text.npz"}, "expected an NPZ file with an array x, got a file of another kind$"),
+        ({"file": tmp_path}, "expected the model file that was deployed, this is a folder"),
+    ]:
+        with pytest.raises(FormatError, match=said):
+            await check(Client(model_file, mlp().predict), tmp_path, **words)
+
+
 async def test_rows_of_ones_own_are_asked(model_file: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=samples(3))
     asked: list[Any] = []

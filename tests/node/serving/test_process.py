@@ -88,7 +88,7 @@ async def test_the_collector_of_garbage_looks_through_no_model(file, monkeypatch
         ),
         (["FILE", "--cert", "FILE", "--key", "FILE"], "expected a certificate in PEM, got another file"),
         (["FILE", "--api-key-file", "none"], "cyx: none: the API keys cannot be read: No such file or directory"),
-        (["FILE", "--api-key-file", "/"], "/: expected a file of API keys, a line each; this is no plain file"),
+        (["FILE", "--api-key-file", "/"], "/: expected a file of API keys, a line each; this is a folder"),
         (["/tmp/../tmp/"], "expected a name ending in"),
         (["FILE", "--name", "../x"], "--name: expected letters"),
     ],
