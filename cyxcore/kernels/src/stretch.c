@@ -9,7 +9,7 @@
 __thread int64_t cyx_band;
 
 /* The matrices by which every band multiplies are packed once. Products of a matrix share what is packed of it. */
-enum { MOST_PACKED = 256, LEAST_BANDS_PACKED = 4 };
+enum { MOST_PACKED = 256, LEAST_PRODUCTS_PACKED = 4 };
 
 typedef struct {
     const cyx_call *calls[MOST_PACKED]; /* the first product of each */
@@ -73,31 +73,39 @@ static int is_shared_product(const cyx_call *call) {
            !factor->lane_bytes;
 }
 
-static const void *packed_of(const packing *packed, const cyx_call *call) {
-    if (!is_shared_product(call)) return NULL;
+/* Which of the packed matrices a product reads; -1: none. */
+static int matrix_of(const packing *packed, const cyx_call *call) {
+    if (!is_shared_product(call)) return -1;
     for (int i = 0; i < packed->count; i++)
         if (packed->calls[i]->in[1].data == call->in[1].data && packed->calls[i]->ints[1] == call->ints[1] &&
             packed->calls[i]->dtype == call->dtype &&
             !memcmp(packed->calls[i]->in[1].shape, call->in[1].shape, 2 * sizeof(int64_t)))
-            return packed->at[i];
-    return NULL;
+            return i;
+    return -1;
 }
 
-/* The matrices of a stretch, and where each is packed. Returns how many bytes all of them take. */
+/* The matrices of a stretch that enough products read, and where each is packed. Returns how many bytes all of them take. */
 static int64_t find_shared(packing *packed, int64_t *offset, const cyx_call *calls, const cyx_table table) {
-    int64_t bytes = 0;
+    int64_t bytes = 0, products[MOST_PACKED], size[MOST_PACKED];
+    int found = 0;
     packed->count = 0;
-    if (calls->bands < LEAST_BANDS_PACKED) return 0;
-    for (int64_t k = 0; k < calls->stretch && packed->count < MOST_PACKED; k++) {
+    for (int64_t k = 0; k < calls->stretch; k++) {
         cyx_loop loop;
-        if (!is_shared_product(&calls[k]) || packed_of(packed, &calls[k])) continue;
+        int known = matrix_of(packed, &calls[k]);
+        if (known >= 0) products[known] += calls->bands;
+        if (known >= 0 || packed->count == MOST_PACKED || !is_shared_product(&calls[k])) continue;
         cyx_ask(&calls[k], table, &loop);
         if (!loop.pack) continue;
         packed->calls[packed->count] = &calls[k], packed->pack[packed->count] = loop.pack;
-        packed->at[packed->count] = (char *)1; /* known, if not yet where */
-        offset[packed->count++] = bytes;
-        bytes += (loop.packed_bytes + 63) / 64 * 64;
+        products[packed->count] = calls->bands, size[packed->count++] = loop.packed_bytes;
     }
+    for (int i = 0; i < packed->count; i++) {
+        if (products[i] < LEAST_PRODUCTS_PACKED) continue;
+        packed->calls[found] = packed->calls[i], packed->pack[found] = packed->pack[i];
+        offset[found++] = bytes;
+        bytes += (size[i] + 63) / 64 * 64;
+    }
+    packed->count = found;
     return bytes;
 }
 
@@ -124,7 +132,10 @@ static void lane_body(void *context, int64_t begin, int64_t end) {
         note_failure(s, begin, 0, CYX_NO_MEMORY);
         return;
     }
-    for (int64_t k = 0; k < calls->stretch; k++) own[k].panels = packed_of(&s->packed, &calls[k]);
+    for (int64_t k = 0; k < calls->stretch; k++) {
+        int matrix = matrix_of(&s->packed, &calls[k]);
+        own[k].panels = matrix < 0 ? NULL : s->packed.at[matrix];
+    }
     for (int64_t lane = begin; lane < end; lane++)
         for (int64_t band = lane; band < calls->bands; band += calls->lanes) {
             for (int64_t k = 0; k < calls->stretch; k++) {
