@@ -159,10 +159,12 @@ def gumbel_softmax(logits: Any, tau: float = 1.0, hard: bool = False, dim: int =
 
 def dropout(x: Any, p: float = 0.5, training: bool | TracedMode = True, inplace: bool = False) -> Any:
     """In training each element is zero with probability p and x / (1 - p) otherwise. inplace changes nothing here."""
-    if not 0.0 <= p < 1.0:
-        raise SpecError(f"dropout: expected a probability 0 <= p < 1, got {p}")
+    if not 0.0 <= p <= 1.0:
+        raise SpecError(f"dropout: expected a probability 0 <= p <= 1, got {p}")
     if p == 0.0:
         return x
+    if p == 1.0:
+        return by_mode(training, lambda: x * 0.0, lambda: x)
     return by_mode(training, lambda: x * ((x._uniform(x.shape) >= p).astype(x.dtype) * (1.0 / (1.0 - p))), lambda: x)
 
 

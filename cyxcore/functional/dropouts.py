@@ -50,10 +50,12 @@ def feature_alpha_dropout(x: Any, p: float = 0.5, training: bool | TracedMode = 
 
 
 def _alpha(name: str, x: Any, shape: tuple[int, ...], p: float, training: bool | TracedMode) -> Any:
-    if not 0.0 <= p < 1.0:
-        raise SpecError(f"{name}: expected a probability 0 <= p < 1, got {p}")
+    if not 0.0 <= p <= 1.0:
+        raise SpecError(f"{name}: expected a probability 0 <= p <= 1, got {p}")
     if p == 0.0:
         return x
+    if p == 1.0:
+        return by_mode(training, lambda: x * 0.0, lambda: x)
     least = -SELU_ALPHA * SELU_SCALE
     scale = 1.0 / math.sqrt((least * least * p + 1.0) * (1.0 - p))
 

@@ -111,8 +111,8 @@ def _known(name: str, logits: Any, labels: Any, ignore_index: int | None) -> tup
     least, most = _bounds(labels)
     counts: Any = labels != ignored if least <= ignored <= most else None
     if counts is None or counts.all().item():  # the plain loss is one kernel
-        return _classes(name, labels, logits.shape[-1]), None
-    return _classes(name, where(counts, labels, 0), logits.shape[-1]), counts
+        return known_classes(name, labels, logits.shape[-1]), None
+    return known_classes(name, where(counts, labels, 0), logits.shape[-1]), counts
 
 
 def _bounds(labels: Any) -> tuple[int, int]:
@@ -123,7 +123,7 @@ def _bounds(labels: Any) -> tuple[int, int]:
     return known
 
 
-def _classes(name: str, labels: Any, count: int) -> Any:
+def known_classes(name: str, labels: Any, count: int) -> Any:
     """The labels. Raises IndexingError for one outside of 0 … count - 1, where they are known."""
     if isinstance(labels, InPlace):
         least, most = _bounds(labels)
@@ -390,7 +390,7 @@ def multi_margin_loss(
         raise ShapeError(
             f"multi_margin_loss: expected x (N, C), labels (N,) and p 1 or 2, got {x.shape}, {labels.shape}, {p}"
         )
-    known = _classes("multi_margin_loss", labels.astype("int64"), x.shape[1])
+    known = known_classes("multi_margin_loss", labels.astype("int64"), x.shape[1])
     own = apply("take_along", x, known.expand_dims(1), axis=1)
     short = (x - own + margin).relu()
     short = short if p == 1 else short.square()
@@ -414,7 +414,7 @@ def multilabel_margin_loss(x: Any, target: Any, reduction: str = "mean") -> Any:
     places = x._constant(list(range(count)), "int64")
     earlier = (places.reshape(-1, 1) <= places).astype("float32")  # (k, j): k is not behind j
     label = (labels < 0).astype("float32") @ earlier == 0.0
-    known = _classes("multilabel_margin_loss", where(label, labels, 0), count)
+    known = known_classes("multilabel_margin_loss", where(label, labels, 0), count)
     of_label = label.astype(x.dtype)
     right = (apply("one_hot", known, depth=count).astype(x.dtype) * of_label.expand_dims(2)).sum(1) > 0.0
     own = apply("take_along", x, known, axis=1)

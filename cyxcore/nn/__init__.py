@@ -92,6 +92,7 @@ from cyxcore.nn.lazy import (
     LazyLinear,
 )
 from cyxcore.nn.losses import (
+    AdaptiveLogSoftmaxWithLoss,
     BCELoss,
     BCEWithLogitsLoss,
     CosineEmbeddingLoss,
@@ -196,6 +197,7 @@ __all__ = [
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
+    "AdaptiveLogSoftmaxWithLoss",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
     "AdaptiveMaxPool3d",
@@ -366,14 +368,15 @@ __all__ = [
 
 # Words that PyTorch gave up: reduction says it.
 accept(
-    [each for name, each in list(globals().items()) if name.endswith("Loss")], {"size_average": None, "reduce": None}
+    [each for name, each in list(globals().items()) if name.endswith("Loss") and not name.startswith("Adaptive")],
+    {"size_average": None, "reduce": None},
 )
 placed(
     (
         *(Linear, Bilinear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, PReLU),
         *(Embedding, EmbeddingBag, RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell, MultiheadAttention),
         *(BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, RMSNorm),
-        *(InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
+        *(InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, AdaptiveLogSoftmaxWithLoss),
         *(Transformer, TransformerEncoderLayer, TransformerDecoderLayer),
     )
 )

@@ -1,9 +1,13 @@
 """The losses as modules: torch's names and options around cyxcore.functional."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from cyxcore import functional as F
+from cyxcore.errors import ShapeError, SpecError
+from cyxcore.functional.losses import known_classes
+from cyxcore.nn.containers import ModuleList, Sequential
+from cyxcore.nn.layers import Linear
 from cyxcore.nn.module import Module
 
 
@@ -263,6 +267,75 @@ class CTCLoss(_Loss):
     def forward(self, log_probs: Any, targets: Any, input_lengths: Any, target_lengths: Any) -> Any:
         options = (self.blank, self.reduction, self.zero_infinity)
         return F.ctc_loss(log_probs, targets, input_lengths, target_lengths, *options)
+
+
+class ASMoutput(NamedTuple):
+    """What AdaptiveLogSoftmaxWithLoss gives: log probabilities of the labels (N,), and minus their mean."""
+
+    output: Any
+    loss: Any
+
+
+class AdaptiveLogSoftmaxWithLoss(Module):
+    """log softmax over many classes, the frequent ones first: rarer ones in clusters with smaller weights.
+
+    Grave et al. 2017, arXiv 1609.04309, with PyTorch's keys: `head` scores the classes below cutoffs[0] and each
+    cluster, `tail` the classes of a cluster. Every row goes through every cluster, so that it can be compiled and
+    traced: it saves parameters, and work only by their number.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        cutoffs: Sequence[int],
+        div_value: float = 4.0,
+        head_bias: bool = False,
+    ) -> None:
+        """div_value: how many times narrower each cluster is than the one before. Raises SpecError for the cutoffs."""
+        super().__init__()
+        given = list(cutoffs)
+        if not given or given != sorted(set(given)) or not 0 < given[0] <= given[-1] < n_classes:
+            raise SpecError(
+                f"AdaptiveLogSoftmaxWithLoss: expected cutoffs that ascend within 1..{n_classes - 1}, got {given}"
+            )
+        self.in_features, self.n_classes, self.cutoffs = in_features, n_classes, [*given, n_classes]
+        self.div_value, self.head_bias = div_value, head_bias
+        self.shortlist_size, self.n_clusters = given[0], len(given)
+        self.head = Linear(in_features, self.shortlist_size + self.n_clusters, head_bias)
+        narrower = [int(in_features // div_value ** (number + 1)) for number in range(self.n_clusters)]
+        counts = [high - low for low, high in zip(self.cutoffs, self.cutoffs[1:], strict=False)]
+        self.tail = ModuleList(
+            Sequential(Linear(in_features, size, False), Linear(size, count, False))
+            for size, count in zip(narrower, counts, strict=True)
+        )
+
+    def log_prob(self, input: Any) -> Any:
+        """The logarithm of the probability of every class: (N, in_features) -> (N, n_classes)."""
+        head = F.log_softmax(self.head(input), 1)
+        parts = [head[:, : self.shortlist_size]]
+        for number, cluster in enumerate(self.tail):
+            place = self.shortlist_size + number
+            parts.append(F.log_softmax(cluster(input), 1) + head[:, place : place + 1])
+        return F.concat(parts, 1)
+
+    def predict(self, input: Any) -> Any:
+        """The most probable class of each row: (N, in_features) -> (N,), int64."""
+        return self.log_prob(input).argmax(1)
+
+    def forward(self, input: Any, target: Any) -> ASMoutput:
+        """input: (N, in_features), target: (N,); or one row and its label. Raises ShapeError or IndexingError."""
+        if input.ndim == 1 and target.ndim == 0:
+            found = self.forward(input.expand_dims(0), target.reshape(1))
+            return ASMoutput(found.output.reshape(()), found.loss)
+        if input.ndim != 2 or target.shape != input.shape[:1]:
+            raise ShapeError(
+                f"AdaptiveLogSoftmaxWithLoss: expected input (N, {self.in_features}) and target (N,), "
+                f"got {input.shape} and {target.shape}"
+            )
+        labels = known_classes("AdaptiveLogSoftmaxWithLoss", target.astype("int64"), self.n_classes)
+        output = F.take_along_axis(self.log_prob(input), labels.expand_dims(1), 1).squeeze(1)
+        return ASMoutput(output, -output.mean())
 
 
 class CosineSimilarity(Module):

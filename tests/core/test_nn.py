@@ -146,8 +146,9 @@ def test_dropout_does_nothing_in_a_delivered_model() -> None:
 
 
 def test_a_bad_probability_is_refused() -> None:
-    with pytest.raises(SpecError, match="0 <= p < 1"):
-        F.dropout(cx.ones(2), 1.0)
+    with pytest.raises(SpecError, match="0 <= p <= 1, got 1.5"):
+        F.dropout(cx.ones(2), 1.5)
+    assert F.dropout(cx.ones(2), 1.0).tolist() == [0.0, 0.0]
 
 
 def test_a_seed_gives_the_same_layer_again() -> None:

@@ -12,7 +12,7 @@ from cyxcore import functional as F
 from cyxcore import nn
 from cyxcore.errors import CyxError
 from cyxcore.functional.activations import SELU_ALPHA, SELU_SCALE
-from tests.core.layer_oracle import agree, floats
+from tests.core.layer_oracle import agree, agree_module, floats
 
 LABELS = np.array([[3, 0, -1, 1], [1, -1, 2, 2], [-1, 0, 1, 2], [0, 1, 2, 3], [2, 2, -1, -1]])
 
@@ -101,6 +101,38 @@ def test_channels_are_dropped_as_a_whole() -> None:
         assert (y == y[:, :1]).all() and len(np.unique(y)) == 2 and abs((y[:, 0] == y.min()).mean() - 0.5) < 0.05
 
 
+@pytest.mark.parametrize("name", ["Dropout", "AlphaDropout", "FeatureAlphaDropout", "Dropout2d"])
+def test_everything_can_be_dropped(name: str) -> None:
+    agree(lambda m, x: getattr(m.nn, name)(1.0)(x), floats(2, 3, 4, 5))
+
+
+CUTOFFS = [(3, 7), (1,), (2, 5, 9)]
+
+
+@pytest.mark.parametrize("head_bias", [False, True])
+@pytest.mark.parametrize("cutoffs", CUTOFFS)
+def test_softmax_in_clusters(cutoffs: tuple[int, ...], head_bias: bool) -> None:
+    labels = np.array([0, 9, 3, 6, 2, 5])
+
+    def make(m: Any) -> Any:
+        return m.AdaptiveLogSoftmaxWithLoss(8, 10, cutoffs, 2.0, head_bias)
+
+    def whole(m: Any) -> Any:
+        class Every(m.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.part = make(m)
+
+            def forward(self, x: Any) -> Any:
+                return self.part.log_prob(x), self.part.predict(x)
+
+        return Every()
+
+    agree_module(make, floats(6, 8), labels)
+    agree_module(make, floats(8), np.array(4))
+    agree_module(whole, floats(6, 8))
+
+
 def test_random_slopes_lie_between_their_bounds() -> None:
     cx.manual_seed(0)
     x = cx.tensor(floats(100, 100).astype("float32"), requires_grad=True)
@@ -137,7 +169,7 @@ def test_a_random_layer_keeps_both_modes_and_draws_the_same_in_a_compiled_step(l
 
 WRONG: dict[str, Callable[[], Any]] = {
     "rrelu: expected lower <= upper, got 0.5 and 0.1": lambda: F.rrelu(cx.zeros(2), 0.5, 0.1),
-    "alpha_dropout: expected a probability 0 <= p < 1, got 1.5": lambda: F.alpha_dropout(cx.zeros(2), 1.5, True),
+    "alpha_dropout: expected a probability 0 <= p <= 1, got 1.5": lambda: F.alpha_dropout(cx.zeros(2), 1.5, True),
     "feature_alpha_dropout: expected x (N, C, ...)": lambda: F.feature_alpha_dropout(cx.zeros(2), 0.5, True),
     "dropout1d: expected x of 3 axes, or 2 without a batch": lambda: F.dropout1d(cx.zeros(2)),
     "dropout2d: expected x (N, C, H, W), got (2, 2)": lambda: F.dropout2d(cx.zeros(2, 2)),
@@ -146,6 +178,13 @@ WRONG: dict[str, Callable[[], Any]] = {
     ),
     "multilabel_margin_loss: expected x and target (N, C)": lambda: F.multilabel_margin_loss(
         cx.zeros(2, 3), cx.tensor([[0, 1]])
+    ),
+    "expected cutoffs that ascend within 1..9, got [3, 3]": lambda: nn.AdaptiveLogSoftmaxWithLoss(8, 10, [3, 3]),
+    "AdaptiveLogSoftmaxWithLoss: expected labels of 0..9": lambda: nn.AdaptiveLogSoftmaxWithLoss(8, 10, [3])(
+        cx.zeros(1, 8), cx.tensor([10])
+    ),
+    "expected input (N, 8) and target (N,), got (2, 8) and (3,)": lambda: nn.AdaptiveLogSoftmaxWithLoss(8, 10, [3])(
+        cx.zeros(2, 8), cx.tensor([1, 2, 3])
     ),
     "pdist: expected x (N, D), got (3,)": lambda: F.pdist(cx.zeros(3)),
     "norm: expected p of at least 0, or inf, got -1.0": lambda: F.pdist(cx.zeros(3, 2), -1.0),

@@ -37,7 +37,6 @@ LAYERS_THAT_DIFFER = {
     "TransformerEncoderLayer": "activation is a name as default, PyTorch's the function of that name",
 }
 LAYERS_THAT_ARE_NOT_THERE = {
-    "AdaptiveLogSoftmaxWithLoss": "picks rows by their values, which no graph can",
     "Container": "given up by PyTorch",
     "CrossMapLRN2d": "LocalResponseNorm is the same",
     "LinearCrossEntropyLoss": "Linear and CrossEntropyLoss are the same",
