@@ -141,6 +141,7 @@ _NAMES: dict[str, str] = {
     **dict.fromkeys(
         (
             "BoolTensor ByteTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor Size complex logspace seed "
+            "channels_last channels_last_3d contiguous_format preserve_format "
             "are_deterministic_algorithms_enabled set_default_dtype set_printoptions use_deterministic_algorithms "
             "get_default_dtype get_num_threads get_rng_state initial_seed is_grad_enabled poisson randint_like "
             "set_num_threads set_rng_state "

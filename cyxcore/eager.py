@@ -145,8 +145,8 @@ class Tensor(Held, Leaving):
         backend.call("transpose", result, [packed], {"axes": tuple(order.index(axis) for axis in range(len(order)))})
         return result
 
-    def contiguous(self) -> "Tensor":
-        """This tensor if its memory has no gaps, otherwise a copy."""
+    def contiguous(self, *, memory_format: Any = None) -> "Tensor":
+        """This tensor if its memory has no gaps, otherwise a copy. memory_format: accepted and without effect."""
         return self if self._data.flags.c_contiguous else self.copy()
 
     def _refresh(self) -> None:
@@ -351,11 +351,18 @@ class Tensor(Held, Leaving):
     # where it is ------------------------------------------------------------------------------
 
     def to(
-        self, *where: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, copy: bool = False
+        self,
+        *where: Any,
+        device: Any = None,
+        dtype: Any = None,
+        non_blocking: bool = False,
+        copy: bool = False,
+        memory_format: Any = None,
     ) -> "Tensor":
         """This tensor on a device, or of a dtype, or both, as another tensor is: itself if it is so already.
 
-        copy: never itself. non_blocking: accepted and without effect. On another device it is a copy without a past.
+        copy: never itself. On another device it is a copy without a past. non_blocking, memory_format: accepted and
+        without effect.
         Raises SpecError for an unknown device, KernelError or MissingExtra for one that does not run here.
         """
         for one in where:

@@ -19,11 +19,17 @@ from cyxcore.held import is_recording
 
 __all__ = (  # also in cyxcore/__init__.py
     "BoolTensor ByteTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor Size complex logspace seed "
+    "channels_last channels_last_3d contiguous_format preserve_format "
     "are_deterministic_algorithms_enabled set_default_dtype set_printoptions use_deterministic_algorithms "
     "as_tensor bernoulli get_default_dtype get_num_threads get_rng_state inference_mode initial_seed "
     "is_grad_enabled multinomial normal poisson rand_like randint randint_like randn_like randperm set_grad_enabled "
     "set_num_threads set_rng_state tril_indices triu_indices"
 ).split()
+
+
+# Memory formats by PyTorch's names: the order of a tensor's memory is that of its axes, whatever is asked for.
+channels_last, channels_last_3d = "channels_last", "channels_last_3d"
+contiguous_format, preserve_format = "contiguous_format", "preserve_format"
 
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:

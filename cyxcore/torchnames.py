@@ -341,14 +341,14 @@ def amin(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return x.min(dim, keepdim)
 
 
-def cumsum(x: Any, dim: int, dtype: Any = None) -> Any:
+def cumsum(x: Any, dim: int | None = None, dtype: Any = None, *, axis: int | None = None) -> Any:
     """The sums of all elements up to each one along an axis."""
-    return statistics.cumulative_sum(x, axis=dim, dtype=dtype)
+    return statistics.cumulative_sum(x, axis=dim if axis is None else axis, dtype=dtype)
 
 
-def cumprod(x: Any, dim: int, dtype: Any = None) -> Any:
+def cumprod(x: Any, dim: int | None = None, dtype: Any = None, *, axis: int | None = None) -> Any:
     """The products of all elements up to each one along an axis."""
-    return statistics.cumulative_prod(x, axis=dim, dtype=dtype)
+    return statistics.cumulative_prod(x, axis=dim if axis is None else axis, dtype=dtype)
 
 
 def norm(x: Any, p: float | str = 2, dim: Any = None, keepdim: bool = False) -> Any:
@@ -570,8 +570,8 @@ def is_complex(x: Any) -> bool:
     return x.dtype in COMPLEX
 
 
-def clone(x: Any) -> Any:
-    """A copy with the same past."""
+def clone(x: Any, *, memory_format: Any = None) -> Any:
+    """A copy with the same past. memory_format: accepted and without effect."""
     return x.copy()
 
 

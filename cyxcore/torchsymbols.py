@@ -16,7 +16,13 @@ class Placed(Value):
         raise NotImplementedError
 
     def to(
-        self, *where: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False, copy: bool = False
+        self,
+        *where: Any,
+        device: Any = None,
+        dtype: Any = None,
+        non_blocking: bool = False,
+        copy: bool = False,
+        memory_format: Any = None,
     ) -> Self:
         """This value in a dtype, or as another one is. Raises GraphError for a device that is not the plan's."""
         for one in where:
@@ -58,7 +64,7 @@ class Placed(Value):
         """This value in a dtype."""
         return self.astype(dtype)
 
-    def contiguous(self) -> Self:
+    def contiguous(self, *, memory_format: Any = None) -> Self:
         """Itself: the values of a graph have no gaps."""
         return self
 

@@ -27,7 +27,7 @@ _NAMES: dict[str, str] = {
         "samplers",
     ),
     **dict.fromkeys(("default_collate", "packed_collate", "pad_collate"), "collate"),
-    "DataLoader": "loader",
+    **dict.fromkeys(("DataLoader", "get_worker_info"), "loader"),
     **dict.fromkeys(("BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"), "tokenizers"),
     **dict.fromkeys(("TableStream", "TextLines", "TokenStream", "read_text"), "streams"),
     **dict.fromkeys(("open_npy", "read_npz"), "arrayfiles"),
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from cyxcore.data.imagefiles import ImageCSV as ImageCSV
     from cyxcore.data.imagefiles import ImageFolder as ImageFolder
     from cyxcore.data.loader import DataLoader as DataLoader
+    from cyxcore.data.loader import get_worker_info as get_worker_info
     from cyxcore.data.samplers import BatchSampler as BatchSampler
     from cyxcore.data.samplers import RandomSampler as RandomSampler
     from cyxcore.data.samplers import Sampler as Sampler

@@ -287,6 +287,10 @@ class DataLoader:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def get_worker_info() -> None:
+    """None, as in PyTorch's main process: workers are threads, which share the dataset, and a stream has only one."""
+
+
 class _End:
     """Of an iterable dataset."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cyxcore import functional as F
+from cyxcore.eager import Tensor
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.nn.containers import ModuleList
 from cyxcore.nn.dropouts import Dropout
@@ -307,6 +308,12 @@ class Transformer(Module):
             custom_decoder = TransformerDecoder(decoder, num_decoder_layers, last)
         self.encoder: Any = custom_encoder
         self.decoder: Any = custom_decoder
+
+    @staticmethod
+    def generate_square_subsequent_mask(sz: int, device: Any = None, dtype: Any = None) -> Any:
+        """float (sz, sz): 0 where a place may look, up to itself, and -infinity after it."""
+        mask = Tensor([[0.0 if column <= row else -math.inf for column in range(sz)] for row in range(sz)], dtype)
+        return mask if device is None else mask.to(device)
 
     def forward(
         self,

@@ -227,8 +227,17 @@ class Module:
         """
         return {name: devices.host(array) for name, array in self.saved_arrays().items()}
 
-    def to(self, *where: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False) -> Self:
+    def to(
+        self,
+        *where: Any,
+        device: Any = None,
+        dtype: Any = None,
+        non_blocking: bool = False,
+        memory_format: Any = None,
+    ) -> Self:
         """Move every parameter, buffer and gradient to a device, or convert the floats among them to a float dtype.
+
+        non_blocking, memory_format: accepted and without effect.
 
         Optimisers made before go on with them after a move; make them anew after a conversion. Raises SpecError for
         an unknown device, KernelError or MissingExtra for one that does not run here.

@@ -180,3 +180,31 @@ def test_sequences_are_packed_and_unpacked() -> None:
     assert [row.tolist() for row in unpack_sequence(packed)] == [row.tolist() for row in rows]
     padded, lengths = pad_packed_sequence(packed)
     assert [row.tolist() for row in unpad_sequence(padded, lengths)] == [row.tolist() for row in rows]
+
+
+def test_a_causal_mask_and_memory_formats_go_into_steps() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)
+
+        def forward(self, x: Any) -> Any:
+            mask = nn.Transformer.generate_square_subsequent_mask(x.size(0), device=x.device)
+            x = x.to(memory_format=cx.contiguous_format).contiguous(memory_format=cx.preserve_format)
+            return self.layer(x.unsqueeze(1), mask)
+
+    model = Reader().to(memory_format=cx.channels_last)
+    same_bits(model, lambda model, x: (model(x) ** 2).mean(), X)
+    later = X.clone()
+    later[4:] = 0.0
+    model.eval()
+    assert (model(X)[:4] == model(later)[:4]).all()  # no place sees a later one
+
+
+def test_a_stream_asks_for_its_worker() -> None:
+    class Numbers(cx.data.IterableDataset):
+        def __iter__(self) -> Any:
+            assert cx.utils.data.get_worker_info() is None
+            return iter(range(5))
+
+    assert [batch.tolist() for batch in cx.data.DataLoader(Numbers(), batch_size=2)] == [[0, 1], [2, 3], [4]]

@@ -184,6 +184,14 @@ CALLS: dict[str, Callable[..., Any]] = {
         *(m.logspace(0, 2, 3), m.logspace(0, 2, steps=4, base=2.0), m.FloatTensor([1, 2]), m.LongTensor([3])),
         *(m.zeros_like(x, requires_grad=True), m.full((2,), 1.5, requires_grad=True), m.BoolTensor([True, False])),
     ),
+    "sums by axis": lambda m, x, **_: (m.cumsum(x, axis=0), m.cumprod(x, axis=1), x.cumsum(-1)),
+    "memory formats": lambda m, x, **_: (
+        x.to(memory_format=m.contiguous_format),
+        x.contiguous(memory_format=m.contiguous_format),
+        x.clone(memory_format=m.preserve_format),
+        x.to("cpu", m.float32, memory_format=m.preserve_format),
+    ),
+    "causal mask": lambda m, **_: m.nn.Transformer.generate_square_subsequent_mask(4),
     "one_hot": lambda m, j, **_: (m.nn.functional.one_hot(j).float(), m.nn.functional.one_hot(j, 5).float()),
 }
 NO_GRADIENT = {  # PyTorch has none, or fails to compute it
@@ -196,6 +204,7 @@ NO_GRADIENT = {  # PyTorch has none, or fails to compute it
     "makers",
     "unravel_index",
     "one_hot",
+    "causal mask",
     "where alone",
     "nonzero",
     "unique",
