@@ -21,8 +21,9 @@ _TERMS = 18  # of the series of exp, for matrices whose norm is at most 1/2: the
 
 
 class LstsqResult(NamedTuple):
-    """solution (…, N, K); residuals (…, K) where a driver is named, M > N and the rank is full, else (0,); rank;
-    singular_values, which are (0,).
+    """solution (…, N, K); residuals (…, K) where a driver is named, M > N and the rank is full, else (0,); rank (…);
+    singular_values (…, min(M, N)) of drivers gelsd and gelss, else (0,). As in PyTorch, but for the rank, which gels
+    gives too; NumPy's four are those of driver "gelsd".
     """
 
     solution: Any
@@ -89,7 +90,7 @@ def lstsq(
     """The X that makes |A X - B| least, the smallest of several: A (…, M, N), B (…, M, K). See LstsqResult.
 
     rcond: singular values below that share of the largest count as 0. driver: gels, gelsd, gelss, gelsy or None, by
-    which PyTorch decides whether it gives residuals; the solution is the same.
+    which PyTorch decides whether it gives residuals and singular values; the solution is the same.
     """
     left, right = to_inexact(A), to_inexact(B)
     matrices("lstsq", left.shape, square=False)
@@ -100,7 +101,8 @@ def lstsq(
         raise SpecError(f"lstsq: expected driver gels, gelsd, gelss, gelsy or None, got {driver!r}")
     full = driver not in (None, "gelsy") and rows > columns and bool((rank == columns).all())
     left_over = ((left @ solution - right) ** 2).sum(-2) if full else left._constant([], left.dtype)
-    return LstsqResult(solution, left_over, rank, left._constant([], left.dtype))
+    values = linalg.svdvals(left) if driver in ("gelsd", "gelss") else left._constant([], left.dtype)
+    return LstsqResult(solution, left_over, rank, values)
 
 
 def cond(A: Any, p: Any = None) -> Any:  # noqa: N803
