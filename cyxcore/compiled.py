@@ -105,13 +105,13 @@ def compile(
 ) -> "Compiled | CompiledStep":
     """A faster callable with the same results: of a module or function in inference mode, or of a training step.
 
-    Modules are found among the variables that a function uses. A function that uses an optimiser is a training step
-    (cyxcore/steps.py): its gradients and updates are in the plan.
+    Modules are found among the variables that a function uses. A function that uses an optimiser, or goes backward(),
+    is a training step (cyxcore/steps.py): its gradients and updates are in the plan.
     numerics: of its products, see cyxcore.set_numerics; None: the class that is set at each call.
     """
     if isinstance(function, Module):
         return Compiled(function, None, device, numerics)
     around = Surroundings(function)
-    if around.optimizers:
+    if around.optimizers or around.walks_back:
         return CompiledStep(function, around, device, numerics)
     return Compiled(function, around, device, numerics)

@@ -75,7 +75,6 @@ class ModuleLearner:
         self.source: Source | None = None
         self.validation: Source | None = None
         self._rows, self._validation_rows = 0, 0
-        self._reached: set[int] = set()  # the places of trained parameters to which compiled steps find gradients
         self._waiting = 0  # rows whose gradients are added up and not applied yet
         self._compile()
 
@@ -112,10 +111,9 @@ class ModuleLearner:
         output = self.model(*inputs)
         return self.loss(output, target), output
 
-    def _returned(self, loss: Any, output: Any, *more: Any) -> Any:
+    def _returned(self, loss: Any, output: Any) -> Any:
         """What a step gives back: outputs are copied, so only where a metric wants them."""
-        found = (loss, *([output] if self.metrics else []), *more)
-        return found if len(found) > 1 else loss
+        return (loss, output) if self.metrics else loss
 
     def _whole_step(self, *batch: Any) -> Any:
         loss, output = self._forward(batch)
@@ -126,15 +124,10 @@ class ModuleLearner:
         return self._returned(loss, output)
 
     def _gradients(self, *batch: Any) -> Any:
-        """Adds the gradient of the sum over the rows to what is there (as tensors), or returns it (as symbols)."""
+        """Adds the gradient of the sum over the rows to what is there."""
         loss, output = self._forward(batch)
         (loss * float(batch[-1].shape[0])).backward()
-        if isinstance(loss, Tensor):
-            return self._returned(loss, output)
-        trained = self._trained()
-        self._reached |= {place for place, p in enumerate(trained) if p.grad is not None}
-        gradients = (p._constant(0.0, p.dtype).broadcast_to(p.shape) if p.grad is None else p.grad for p in trained)
-        return self._returned(loss, output, *gradients)
+        return self._returned(loss, output)
 
     def _trained(self) -> list[Any]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -164,9 +157,6 @@ class ModuleLearner:
             for metric in self.metrics.values():
                 metric.update(output.numpy(), tensors[-1].numpy())
         if self.options.accumulate > 1:
-            for place, (p, g) in enumerate(zip(self._trained(), others, strict=False)):  # others: none of eager steps
-                if place in self._reached:
-                    p.grad = g if p.grad is None else p.grad + g
             self._waiting += rows
         return Stepped(rows, value, None, lr)
 

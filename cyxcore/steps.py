@@ -13,7 +13,8 @@ found among the variables it uses. Parameters and the optimiser's state stay whe
 so compiled and plain steps may alternate, on the device where the parameters are.
 Learning rates, and momenta that a schedule cycles, are read before each step. Modes, frozen parameters, replaced
 modules and tensors, options of groups and whether gradients are on are looked at before each step too: what changed
-makes another plan. Other options of modules belong to the plan. Threads that share a compiled step take turns.
+makes another plan. Other options of modules belong to the plan. Gradients that are added to what is there, or that no
+step of an optimiser follows, are left in `.grad` as by a plain step. Threads that share a compiled step take turns.
 """
 
 from collections.abc import Callable, Iterator
@@ -137,6 +138,33 @@ class Plans(dict[tuple[Any, ...], Any]):
         return found
 
 
+class Gradients(NamedTuple):
+    """What a plan does to `.grad` of parameters: where a step adds to what is there, or leaves it to another one."""
+
+    before: list[tuple[Any, Array]]  # whose is read, and into what
+    after: list[Tensor]  # whose are the last outputs
+    gone: list[Tensor]  # that have none afterwards
+
+    def taken(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The results without the gradients, which go to their parameters."""
+        count = len(results) - len(self.after)
+        for parameter, gradient in zip(self.after, results[count:], strict=True):
+            parameter.grad = gradient
+        for parameter in self.gone:
+            parameter.grad = None
+        return results[:count]
+
+
+def _before(home: int) -> str:
+    return f"gradient.{home}"
+
+
+def _gradient_before(builder: Builder, parameters: dict[int, Tensor], home: int) -> Symbol | None:
+    """The gradient that a parameter has before the step, as an input; None where it has none."""
+    x = parameters.get(home)
+    return None if x is None or x.grad is None else builder.input(_before(home), x.shape, x.dtype)
+
+
 class _Traced(NamedTuple):
     plan: Plan
     several: bool
@@ -148,6 +176,7 @@ class _Traced(NamedTuple):
     ]  # (place, steps), (group, lr)
     momenta: list[tuple[Optimizer, int, Array]]  # of groups where they are cycled
     draws: Draws
+    gradients: "Gradients"
     kept: list[Any]
 
 
@@ -184,6 +213,7 @@ class CompiledStep:
             self.around.key(),
             tuple(map(_is_training, self._bound.parts)),
             tuple(map(_is_trained, held)),
+            tuple([x.grad is None for x in held]),
             tuple([(id(optimizer.state), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
@@ -202,6 +232,8 @@ class CompiledStep:
         for optimizer, number, momentum in traced.momenta:
             momentum[...] = optimizer.momentum_of(optimizer.param_groups[number])
         traced.draws.fill()
+        for parameter, fed in traced.gradients.before:
+            backend.assign(fed, backend.put(parameter.grad._data))
         plan.run()
         for optimizer, missing in traced.stepped:  # a step that failed is none
             optimizer.steps += 1
@@ -213,6 +245,7 @@ class CompiledStep:
         for optimizer, _ in traced.stepped:
             optimizer.call_step_hooks("after_step")
         results = tuple([wrap(array.copy()) for array in plan.outputs])
+        results = traced.gradients.taken(results)
         return results if traced.several else results[0]
 
     def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
@@ -237,14 +270,26 @@ class CompiledStep:
                 for place, optimizer in enumerate(self.optimizers)
             ]
             stack.enter_context(drawing_again(partial(in_a_graph, builder)))
+            parameters = {symbol.home: tensors[identity] for identity, symbol in known.items()}
+            builder.given = partial(_gradient_before, builder, parameters)
             result = self.function(*arguments)
         several = isinstance(result, tuple)
         outputs = result if several else (result,)
         if not all(isinstance(value, Symbol) for value in outputs):
             raise GraphError("compile: expected the step to return tensors computed in it, such as its loss")
         names = [f"argument.{place}" for place in range(len(inputs))]
+        after = [home for home in builder.gradients if home in builder.added or home in builder.waiting]
+        outputs = (*outputs, *[builder.gradients[home] for home in after])
         graph, draws = builder.graph(*outputs), [place for place, draw in enumerate(builder.draws) if draw is None]
-        plan = Plan(graph, held, device, resident=names, fetch=False, numerics=self.numerics, draws=draws)
+        plan = Plan(
+            graph,
+            held,
+            device,
+            resident=[*names, *map(_before, builder.added)],
+            fetch=False,
+            numerics=self.numerics,
+            draws=draws,
+        )
         written = [tensors[identity] for identity, symbol in known.items() if symbol.home in builder.updates]
         scalars, stepped, momenta = [], [], []
         for optimizer, stepper in zip(self.optimizers, steppers, strict=True):
@@ -259,8 +304,13 @@ class CompiledStep:
                     if name in plan.inputs
                 ]
         kept = [*self._bound.kept(), *self.around.kept(), *[optimizer.state for optimizer in self.optimizers]]
-        fed = [plan.inputs[name] for name in names]
-        return _Traced(plan, several, written, fed, stepped, scalars, momenta, draws_of(plan, builder), kept)
+        gradients = Gradients(
+            [(parameters[home], plan.inputs[name]) for home in builder.added if (name := _before(home)) in plan.inputs],
+            [parameters[home] for home in after],
+            [parameters[home] for home in builder.begun if home not in builder.gradients],
+        )
+        fed, drawn = [plan.inputs[name] for name in names], draws_of(plan, builder)
+        return _Traced(plan, several, written, fed, stepped, scalars, momenta, drawn, gradients, kept)
 
 
 def _buffers(module: Module) -> Iterator[Tensor]:
@@ -293,6 +343,7 @@ class _Stepper:
         if self.steps > 1:
             raise GraphError("compile: an optimiser makes at most one step in a compiled function; call it twice")
         loss = type(self.optimizer).step(self.optimizer, closure)
+        self.builder.waiting.difference_update(p.home for p in self.optimizer.parameters)
         self.optimizer.steps -= 1  # nothing was updated yet
         return loss
 

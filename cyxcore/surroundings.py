@@ -69,6 +69,7 @@ class Surroundings:
         self._found: dict[int, Any] = {}
         self._objects: list[Any] = []
         self._attributes: set[str] = set()
+        self.walks_back = False  # whether its code, or that of its helpers, says backward()
         for value in (*modules, *optimizers):
             self._look(value)
         if function is not None:
@@ -78,6 +79,7 @@ class Surroundings:
         if inspect.ismethod(function):
             for value in vars(function.__self__).values():
                 self._look(value)
+        self.walks_back = "backward" in self._attributes
         self._look_into_objects()
         modules = [value for value in self._found.values() if isinstance(value, Module)]
         inner = {id(part) for module in modules for part in module.modules() if part is not module}
@@ -201,7 +203,7 @@ def _key_of(value: Any, by_value: bool, inside: bool = False) -> Any:
     """by_value: tensors are constants, and so are those inside a list. A list inside another one is what it is."""
     if isinstance(value, Tensor):
         version = value._memory.written if by_value and value._memory is not None else 0
-        return id(value), id(value._data), value.requires_grad, version
+        return id(value), id(value._data), value.requires_grad, value.grad is None, version
     if isinstance(value, NUMBERS):
         return type(value), repr(value)
     return id(value) if inside else (id(value), *[_key_of(item, True, True) for item in _items(value)])

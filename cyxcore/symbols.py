@@ -119,15 +119,26 @@ class Symbol(Placed):
 
     @property
     def grad(self) -> "Symbol | None":
-        """What backward() found, as a tensor's `grad`."""
-        return self.builder.gradients.get(self.home)
+        """What backward() found, as a tensor's `grad`, and what was there before the step."""
+        builder, home = self.builder, self.home
+        if home not in builder.begun and builder.given is not None:
+            builder.begun.add(home)
+            builder.added.add(home)
+            first = builder.given(home)
+            if first is not None:
+                builder.gradients[home] = first
+        return builder.gradients.get(home)
 
     @grad.setter
     def grad(self, value: "Symbol | None") -> None:
+        builder, home = self.builder, self.home
+        builder.begun.add(home)
         if value is None:
-            self.builder.gradients.pop(self.home, None)
+            builder.gradients.pop(home, None)
+            builder.waiting.discard(home)
         else:
-            self.builder.gradients[self.home] = value
+            builder.gradients[home] = value
+            builder.waiting.add(home)
 
     @property
     def requires_grad(self) -> bool:
@@ -174,6 +185,10 @@ class Builder:
         self.updates: dict[int, int] = {}
         self.penalties: list[int] = []
         self.gradients: dict[int, Symbol] = {}  # of a compiled training step: of a parameter's node, so far
+        self.given: Callable[[int], Symbol | None] | None = None  # the gradient a parameter has before the step
+        self.begun: set[int] = set()  # parameters whose gradient was read or assigned,
+        self.added: set[int] = set()  # those of which it was read first, to add to it,
+        self.waiting: set[int] = set()  # and those for whose gradient no optimiser made a step yet
         self.current: dict[int, int] = {}  # of a compiled training step: a parameter that was written -> its value
         self.differentiate: Callable[[Builder, Symbol, list[Symbol]], list[Symbol | None]] | None = None
         self.recording: Callable[[], bool] | None = None  # of a compiled training step: False within no_grad()

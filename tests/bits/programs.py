@@ -122,11 +122,12 @@ def _total(losses: Sequence[Any], how: int) -> Any:
     return total
 
 
-def _stepper(scene: Scene, optimizer: optim.Optimizer) -> Callable[[Any, Any], Any]:
+def _steppers(scene: Scene, optimizer: optim.Optimizer) -> list[Callable[[Any, Any], Any]]:
+    """A whole step; and one that leaves its gradients to the next."""
     how, model = scene.program.training, scene.model
+    adds = bool(how & 6144)  # to gradients that are there
 
-    def step(x: Any, labels: Any) -> Any:
-        optimizer.zero_grad()
+    def gather(x: Any, labels: Any) -> Any:
         losses, last = _forward(scene, x, labels)
         total = _total(losses, how)
         if how & 4 and len(losses) > 1:  # two walks back, whose gradients are added up
@@ -137,14 +138,22 @@ def _stepper(scene: Scene, optimizer: optim.Optimizer) -> Callable[[Any, Any], A
         if how & 16:  # the gradients of another batch on top
             more, _ = _forward(scene, x * 0.5, labels)
             _total(more, how).backward()
+        return total, last
+
+    def step(x: Any, labels: Any) -> Any:
+        if not adds:
+            optimizer.zero_grad()
+        total, last = gather(x, labels)
         if how & 8:
             optim.clip_grad_norm_(model.parameters(), 0.5)
         elif how & 32:
             optim.clip_grad_value_(model.parameters(), 0.1)
         optimizer.step()
+        if adds:
+            optimizer.zero_grad()
         return total, last
 
-    return step
+    return [step, gather] if how & 4096 else [step]
 
 
 def outcome(program: Program, setting: Setting, steps: int = 3) -> list[Any]:
@@ -177,11 +186,10 @@ def _outcome(program: Program, setting: Setting, steps: int) -> list[Any]:
         groups = [{"params": parameters[:half], "lr": 0.002}, {"params": parameters[half:]}]
     optimizer = OPTIMIZERS[program.optimizer % len(OPTIMIZERS)](groups)
     schedule = cx.lr_scheduler.ExponentialLR(optimizer, 0.7) if how & 256 else None
-    step = _stepper(scene, optimizer)
-    model = scene.model  # noqa: F841 - what is compiled finds it by `step`
-    ready = cx.compile(step)
+    both = [(step, cx.compile(step)) for step in _steppers(scene, optimizer)]
     found: list[Any] = []
     for number in range(steps):
+        step, ready = both[(number + 1) % len(both)]
         made = (ready if setting.compiled(number) else step)(*batch())
         found += [_bits(value) for value in made]
         if schedule is not None:

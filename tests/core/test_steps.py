@@ -534,6 +534,41 @@ def test_a_compiled_function_keeps_so_many_plans_and_makes_the_others_again(monk
         ]
 
 
+@pytest.mark.parametrize("compiled", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("at_end", [True, False])
+def test_gradients_are_gathered_over_several_calls_compiled_or_not(compiled: tuple[bool, bool], at_end: bool) -> None:
+    """Three batches make a step; only the last call names the optimiser, and a gradient stays where it is left."""
+
+    def run(compiled: tuple[bool, bool]) -> list[Any]:
+        cx.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 3))
+        optimizer = optim.Adam(model.parameters(), lr=0.05)
+
+        def gather(x: Any, y: Any) -> Any:
+            loss = F.cross_entropy(model(x), y) / 3
+            loss.backward()
+            return loss
+
+        def last(x: Any, y: Any) -> Any:
+            loss = gather(x, y)
+            optim.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            if at_end:
+                optimizer.zero_grad()
+            return loss
+
+        first, final = (cx.compile(f) if c else f for f, c in zip((gather, last), compiled, strict=True))
+        found: list[Any] = []
+        for number in range(8):
+            found.append((final if number % 3 == 2 else first)(*batch(number)).item())
+            found.append([None if p.grad is None else p.grad.tolist() for p in model.parameters()])
+            if number % 3 == 2:
+                optimizer.zero_grad()
+        return found
+
+    assert run(compiled) == run((False, False))
+
+
 # What a step reads besides its arguments -----------------------------------------------------------------
 
 SCALE, SHIFT = cx.tensor([2.0]), 0.5
