@@ -108,7 +108,8 @@ _NAMES: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "addcdiv addcmul addmm amax amin bmm cat cdist concatenate chunk clamp clone cosine_similarity cross "
+            "absolute addcdiv addcmul addmm amax amin arccos arcsin bitwise_not "
+            "bmm cat cdist concatenate chunk clamp clone cosine_similarity cross "
             "cumprod cumsum det diag diag_embed diagonal dist div dot eq erf flatten frac fmod gather ge gt hstack "
             "index_add index_fill index_select inverse is_complex is_floating_point is_tensor le lerp "
             "log_softmax lt masked_fill masked_select "
@@ -127,7 +128,7 @@ _NAMES: dict[str, str] = {
             "is_nonzero is_same_size is_signed isneginf isposinf isreal kron kthvalue lcm ldexp lgamma logaddexp2 "
             "logcumsumexp logdet logit masked_scatter msort nanmean nansum pinverse polar promote_types rad2deg rot90 "
             "rsub select_scatter sgn sinc slice_scatter split_with_sizes std_mean swapdims "
-            "tensor_split trapezoid unique_consecutive var_mean vdot view_as_complex view_as_real vsplit"
+            "tensor_split trapezoid trapz unique_consecutive var_mean vdot view_as_complex view_as_real vsplit"
         ).split(),
         "torchrarer",
     ),
@@ -142,6 +143,7 @@ _NAMES: dict[str, str] = {
         (
             "BoolTensor ByteTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor Size complex logspace seed "
             "channels_last channels_last_3d contiguous_format preserve_format "
+            "get_float32_matmul_precision set_float32_matmul_precision "
             "are_deterministic_algorithms_enabled set_default_dtype set_printoptions use_deterministic_algorithms "
             "get_default_dtype get_num_threads get_rng_state initial_seed is_grad_enabled poisson randint_like "
             "set_num_threads set_rng_state "
@@ -185,6 +187,7 @@ _MODULES = (
     "errors",
     "spec",
     "special",
+    "testing",
     "data",
     "device",
     "distributions",
@@ -220,6 +223,7 @@ if TYPE_CHECKING:
     from cyxcore import random as random
     from cyxcore import spec as spec
     from cyxcore import special as special
+    from cyxcore import testing as testing
     from cyxcore import transforms as transforms
     from cyxcore import utils as utils
     from cyxcore.amp import autocast as autocast

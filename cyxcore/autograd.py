@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from cyxcore import eager
 from cyxcore import gradients as rules
 from cyxcore.dtype import INEXACT
@@ -218,6 +220,56 @@ def backward(
     weights = [weights] if isinstance(weights, Value) else list(weights)
     for result, weight in zip(results, weights, strict=True):
         result.backward(weight, create_graph=create_graph)
+
+
+def Variable(data: Any, requires_grad: bool = False) -> Any:  # noqa: N802 - PyTorch's older name
+    """The tensor itself: every tensor can have a gradient."""
+    return data.requires_grad_() if requires_grad else data
+
+
+def gradcheck(
+    func: Callable[..., Any],
+    inputs: Any,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
+) -> bool:
+    """Whether the gradients of func(*inputs) are what small differences of its values say.
+
+    inputs: a tensor or a tuple; those that require a gradient are float64, of which eps is a small step. Raises
+    GradientError where they differ, unless it is to be False.
+    """
+    given = [inputs] if isinstance(inputs, Value) else list(inputs)
+    checked = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+    if not checked or any(x.dtype != "float64" for x in checked):
+        raise GradientError("gradcheck: expected float64 inputs, at least one that requires a gradient")
+    output = func(*given)
+    weight = output._constant(np.cos(np.arange(output.size, dtype=np.float64)), "float64").reshape(*output.shape)
+    found = gradients_of(output, checked, weight, allow_unused=True)
+    for place, (x, slope) in enumerate(zip(checked, found, strict=True)):
+        wanted = np.zeros(x.size)
+        flat = x.detach().reshape(-1)
+        for at in range(x.size):
+            kept, ends = flat[at].item(), []
+            for step in (eps, -eps):
+                with no_grad():
+                    flat[at] = kept + step
+                    ends.append((func(*given) * weight).sum().item())
+            with no_grad():
+                flat[at] = kept
+            wanted[at] = (ends[0] - ends[1]) / (2.0 * eps)
+        got = np.zeros(x.size) if slope is None else slope.detach().numpy().reshape(-1)
+        if not np.allclose(got, wanted, rtol=rtol, atol=atol):
+            if not raise_exception:
+                return False
+            worst = int(np.argmax(np.abs(got - wanted)))
+            raise GradientError(
+                f"gradcheck: the gradient of input {place} at {worst} is {got[worst]}, where differences say "
+                f"{wanted[worst]}"
+            )
+    return True
 
 
 def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -16,9 +16,11 @@ from cyxcore.eager import Tensor, enable_grad, generator_state, manual_seed, no_
 from cyxcore.errors import DtypeError, SpecError
 from cyxcore.functional.basic import stack
 from cyxcore.held import is_recording
+from cyxcore.precision import numerics, set_numerics
 
 __all__ = (  # also in cyxcore/__init__.py
     "BoolTensor ByteTensor DoubleTensor FloatTensor HalfTensor IntTensor LongTensor Size complex logspace seed "
+    "get_float32_matmul_precision set_float32_matmul_precision "
     "channels_last channels_last_3d contiguous_format preserve_format "
     "are_deterministic_algorithms_enabled set_default_dtype set_printoptions use_deterministic_algorithms "
     "as_tensor bernoulli get_default_dtype get_num_threads get_rng_state inference_mode initial_seed "
@@ -197,6 +199,21 @@ def seed() -> int:
     chosen = secrets.randbits(63)
     manual_seed(chosen)
     return chosen
+
+
+_PRECISIONS = {"highest": "exact", "high": "fast", "medium": "bf16"}
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """set_numerics by PyTorch's names: highest (exact), high (fast: float32 in three terms), medium (bf16)."""
+    if precision not in _PRECISIONS:
+        raise SpecError(f"set_float32_matmul_precision: expected highest, high or medium, got {precision!r}")
+    set_numerics(_PRECISIONS[precision])
+
+
+def get_float32_matmul_precision() -> str:
+    """What set_float32_matmul_precision set: highest at first."""
+    return next((name for name, own in _PRECISIONS.items() if own == numerics().name), "high")
 
 
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:

@@ -270,6 +270,9 @@ def trapezoid(y: Any, x: Any = None, *, dx: float = 1.0, dim: int = -1) -> Any:
     return ((left + right) * 0.5 * widths).sum(place)
 
 
+trapz = trapezoid
+
+
 def unique_consecutive(x: Any, return_inverse: bool = False, return_counts: bool = False) -> Any:
     """x flattened, without what equals the one before; with where each element went, and how many there are."""
     flat = x.reshape(-1)

@@ -122,9 +122,9 @@ class InMemory(InPlace):
         """This tensor on the GPU. Raises MissingExtra or KernelError where none runs."""
         return self.to("cuda")  # type: ignore[attr-defined]
 
-    def type(self, dtype: Any) -> Self:
-        """This tensor in a dtype."""
-        return self.astype(dtype)
+    def type(self, dtype: Any = None) -> Any:
+        """This tensor in a dtype; without one the name of its own."""
+        return self.dtype if dtype is None else self.astype(dtype)
 
     def random_(self, low: int = 0, high: int | None = None) -> Self:
         """Whole numbers low <= x < high, or 0 <= x < low where only that is given, each equally likely."""

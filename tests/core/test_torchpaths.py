@@ -342,3 +342,62 @@ def test_parameters_in_a_list() -> None:
         return list(made.state_dict()), [tuple(p.shape) for p in made], len(made[1:3]), made[-1].requires_grad
 
     assert run(cx) == run(torch)
+
+
+def test_gradients_are_checked_by_differences() -> None:
+    class Wrong(cx.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return g * ctx.saved_tensors[0]  # half of it
+
+    x = cx.asarray(X.astype(np.float64)).requires_grad_()
+    before = x.tolist()
+    assert cx.autograd.gradcheck(lambda x, y: (x.sin() * y).sum(-1), (x, x.detach().clone()))
+    assert cx.autograd.gradcheck(lambda x: x.prod(), x[:1, :].detach().requires_grad_())
+    assert not cx.autograd.gradcheck(Wrong.apply, x, raise_exception=False) and x.tolist() == before
+    with pytest.raises(GradientError, match="where differences say"):
+        cx.autograd.gradcheck(Wrong.apply, (x,))
+    with pytest.raises(GradientError, match="expected float64"):
+        cx.autograd.gradcheck(lambda x: x.sum(), cx.ones(2).requires_grad_())
+    assert cx.autograd.Variable(cx.ones(2), requires_grad=True).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "close"),
+    [
+        (1.0, 1.0 + 1e-6, True),
+        (1.0, 1.01, False),
+        ([1.0, 2.0], [1.0, 2.00001], True),
+        ({"a": [1.0]}, {"a": [1.1]}, False),
+        ([1, 2], [1, 2], True),
+        ([1, 2], [1.0, 2.0], False),
+        ([1.0], [1.0, 2.0], False),
+    ],
+)
+def test_results_are_close_as_in_pytorch(one: Any, other: Any, close: bool) -> None:
+    def tensors(m: Any, value: Any) -> Any:
+        return {k: m.tensor(v) for k, v in value.items()} if isinstance(value, dict) else m.tensor(value)
+
+    for m in (cx, torch):
+        if close:
+            m.testing.assert_close(tensors(m, one), tensors(m, other))
+        else:
+            with pytest.raises(AssertionError):
+                m.testing.assert_close(tensors(m, one), tensors(m, other))
+
+
+def test_the_precision_of_products_has_pytorchs_names() -> None:
+    assert cx.get_float32_matmul_precision() == "highest" == torch.get_float32_matmul_precision()
+    try:
+        cx.set_float32_matmul_precision("high")
+        assert cx.numerics().name == "fast" and cx.get_float32_matmul_precision() == "high"
+        with pytest.raises(SpecError, match="highest, high or medium"):
+            cx.set_float32_matmul_precision("low")
+    finally:
+        cx.set_float32_matmul_precision("highest")
+    assert cx.numerics().name == "exact"
