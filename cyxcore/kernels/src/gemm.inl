@@ -31,7 +31,7 @@ enum {
     LEAST_PANELS = 4,
     PRODUCTS_AT_ONCE = 4,
     LEAST_SHARED = 1500000, /* multiply-adds of a product that threads share: what half of fewer saves, meeting costs */
-    ROWS_ALIKE = 4,
+    ROWS_ALIKE = 4, /* threads take whole fours of rows */
     LEAST_PACKED = 16384, /* elements that a thread packs for the others */
     NEAR_RESULT = 1 << 16, /* elements of a result to which products are added */
     APART = 16 /* elements between packed panels, so that they do not meet in the same lines of the cache */
@@ -513,7 +513,7 @@ static void NAME(many_body)(void *context, int64_t begin, int64_t end) {
 static cyx_status NAME(add_products)(const cyx_call *calls, int64_t m, int64_t n, int64_t k) {
     NAME(many) many = {.calls = calls, .m = m, .n = n, .k = k, .a_transposed = (int)calls->ints[0]};
     int64_t near = (NEAR_RESULT + n - 1) / n, fair = (m + cyx_threads() - 1) / cyx_threads();
-    many.rows_at_once = ((near < fair ? near : fair) + MR - 1) / MR * MR;
+    many.rows_at_once = near < fair ? (near + MR - 1) / MR * MR : (fair + ROWS_ALIKE - 1) / ROWS_ALIKE * ROWS_ALIKE;
     cyx_parallel((m + many.rows_at_once - 1) / many.rows_at_once, 1, NAME(many_body), &many);
     return many.no_memory ? CYX_NO_MEMORY : CYX_OK;
 }
