@@ -50,5 +50,5 @@ def assert_close(
     relative, absolute = (rtol or 0.0, atol or 0.0)
     if rtol is None:
         relative, absolute = TOLERANCES.get(other.dtype, (0.0, 0.0))
-    wide = [(x.astype("float32") if x.dtype == "bfloat16" else x).detach().numpy() for x in (one, other)]
-    np.testing.assert_allclose(*wide, rtol=relative, atol=absolute, equal_nan=equal_nan)
+    wide: list[Any] = [(x.astype("float32") if x.dtype == "bfloat16" else x).detach().numpy() for x in (one, other)]
+    np.testing.assert_allclose(wide[0], wide[1], rtol=relative, atol=absolute, equal_nan=equal_nan)
