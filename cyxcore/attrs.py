@@ -5,11 +5,15 @@ so every check raises GraphError and nothing else. Lists become tuples; the norm
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cyxcore.dtype import DTYPES
 from cyxcore.errors import GraphError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 MAX_RANK = 16
 MAX_DIM = 2**31 - 1
@@ -31,16 +35,28 @@ def _refuse(where: str, expected: str, value: Any) -> GraphError:
     return GraphError(f"{where}: expected {expected}, got {shown if len(shown) <= 80 else shown[:77] + '...'}")
 
 
+def is_whole(value: Any) -> "TypeIs[int]":
+    """Whether it is an integer: Python's, NumPy's or a tensor's. No bool is."""
+    if isinstance(value, int):
+        return not isinstance(value, bool)
+    return hasattr(value, "__index__") and not getattr(value, "shape", ())
+
+
+def several(given: Any) -> tuple[Any, ...]:
+    """One axis or size, or as many as there are, as a tuple."""
+    return (operator.index(given),) if is_whole(given) else tuple(given)
+
+
 def integer(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -MAX_DIM <= value <= MAX_DIM:
+    if not is_whole(value) or not -MAX_DIM <= value <= MAX_DIM:
         raise _refuse(where, f"an integer within ±{MAX_DIM}", value)
-    return int(value)
+    return operator.index(value)
 
 
 def natural(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_DIM:
+    if not is_whole(value) or not 0 <= value <= MAX_DIM:
         raise _refuse(where, f"an integer 0..{MAX_DIM}", value)
-    return int(value)
+    return operator.index(value)
 
 
 def positive(where: str, value: Any) -> int:

@@ -150,8 +150,8 @@ def empty(shape: Any, *more: Any, dtype: Any = None, device: Any = None, require
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """One number everywhere; its kind gives the dtype, as that of a 0-d tensor does."""
     _on(device)
-    if isinstance(fill_value, Tensor) and not fill_value.shape:
-        dtype, fill_value = dtype or fill_value.dtype, fill_value.item()
+    if isinstance(fill_value, (Tensor, np.generic)) and not fill_value.shape:
+        dtype, fill_value = dtype or dtype_name(fill_value.dtype), fill_value.item()
     if type(fill_value) not in DEFAULTS:
         raise DtypeError(f"full: expected a number, got {type(fill_value).__name__}")
     made = Tensor(fill_value, dtype).broadcast_to(_shape(shape)).copy()

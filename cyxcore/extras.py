@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+from cyxcore.attrs import is_whole
 from cyxcore.dtype import INTEGERS
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import DtypeError, ShapeError, SpecError
@@ -73,7 +74,7 @@ def split(x: Any, size: int | Sequence[int], /, *, axis: int = 0) -> list[Any]:
     value = value_of("split", x)
     place = value._axis(axis)
     whole = value.shape[place]
-    if isinstance(size, int):
+    if is_whole(size):
         if size < 1:
             raise ShapeError(f"split: expected a size of at least 1, got {size}")
         sizes = [size] * (whole // size) + ([whole % size] if whole % size else [])

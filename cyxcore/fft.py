@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cyxcore import creation
+from cyxcore.attrs import several
 from cyxcore.dtype import COMPLEX, complex_dtype, dtype_name
 from cyxcore.elementwise import conj, value_of
 from cyxcore.errors import AxisError, DtypeError, ShapeError, SpecError
@@ -175,7 +176,7 @@ def rfftfreq(n: int, /, *, d: float = 1.0, dtype: Any = None, device: Any = None
 
 def _shifted(name: str, x: Any, axes: int | Sequence[int] | None, back: bool) -> Any:
     value = value_of(name, x)
-    given = range(value.ndim) if axes is None else (axes,) if isinstance(axes, int) else axes
+    given = range(value.ndim) if axes is None else several(axes)
     places = tuple(value._axis(axis) for axis in given)
     if not places:
         return value.copy()

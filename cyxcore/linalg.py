@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cyxcore import elementwise
+from cyxcore.attrs import is_whole
 from cyxcore.dtype import COMPLEX, FLOATS, dtype_name, finfo, real_dtype
 from cyxcore.elementwise import value_of
 from cyxcore.errors import AxisError, ShapeError, SpecError
@@ -81,7 +82,7 @@ def tensordot(x1: Any, x2: Any, /, *, axes: int | tuple[Sequence[int], Sequence[
     Returns the other axes of x1, then those of x2.
     """
     left, right = _pair("tensordot", x1, x2)
-    if isinstance(axes, int):
+    if is_whole(axes):
         if not 0 <= axes <= min(left.ndim, right.ndim):
             raise AxisError(f"tensordot: expected 0..{min(left.ndim, right.ndim)} axes, got {axes}")
         pairs = list(range(left.ndim - axes, left.ndim)), list(range(axes))

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from cyxcore import indexing
+from cyxcore.attrs import is_whole, several
 from cyxcore.elementwise import or_method, value_of
 from cyxcore.errors import AxisError, ShapeError
 from cyxcore.functional.basic import concat
@@ -65,10 +66,7 @@ def permute_dims(x: Any, /, axes: tuple[int, ...]) -> Any:
 def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int, ...], /) -> Any:
     """x with some axes at other places, the rest in their order."""
     value = value_of("moveaxis", x)
-    starts, ends = (
-        [value._axis(axis) for axis in ((given,) if isinstance(given, int) else given)]
-        for given in (source, destination)
-    )
+    starts, ends = ([value._axis(axis) for axis in several(given)] for given in (source, destination))
     if not len(starts) == len(ends) == len(set(starts)) == len(set(ends)):
         raise AxisError(f"moveaxis: expected as many different axes from as to, got {source} and {destination}")
     order = [axis for axis in range(value.ndim) if axis not in starts]
@@ -78,7 +76,7 @@ def moveaxis(x: Any, source: int | tuple[int, ...], destination: int | tuple[int
 
 
 def _given_axes(value: Any, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    given = range(value.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    given = range(value.ndim) if axis is None else several(axis)
     return tuple(value._axis(place) for place in given)
 
 
@@ -100,7 +98,7 @@ def roll(x: Any, /, shift: int | tuple[int, ...], *, axis: int | tuple[int, ...]
     if axis is None and value.ndim != 1:
         return roll(value.reshape(-1), shift).reshape(value.shape)
     axes = _given_axes(value, 0 if axis is None else axis)
-    shifts = (shift,) * len(axes) if isinstance(shift, int) else tuple(shift)
+    shifts = (int(shift),) * len(axes) if is_whole(shift) else tuple(shift)
     if len(shifts) != len(axes):
         raise ShapeError(f"roll: expected a shift for each axis, got {shift} for {axis}")
     for place, by in zip(axes, shifts, strict=True):

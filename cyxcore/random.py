@@ -20,6 +20,7 @@ import numpy as np
 
 from cyxcore import device as devices
 from cyxcore import drawing, eager, keys, variates
+from cyxcore.attrs import is_whole
 from cyxcore.creation import _shape
 from cyxcore.dtype import DTYPES, FLOATS, INTEGERS, dtype_name, iinfo
 from cyxcore.eager import Tensor
@@ -62,9 +63,9 @@ class Generator(eager.Generator):
     """A stream of random tensors that depends on nothing but its seed (0 <= seed < 2**64) and the calls before."""
 
     def __init__(self, seed: int = 0) -> None:
-        if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        if not is_whole(seed) or not 0 <= seed < 2**64:
             raise SpecError(f"Generator: expected an integer seed 0 <= seed < 2**64, got {seed!r}")
-        super().__init__(seed)
+        super().__init__(int(seed))
 
     def __repr__(self) -> str:
         return f"Generator(seed={self.seed}, step={self.step})"
@@ -330,7 +331,7 @@ class Generator(eager.Generator):
 
     def permutation(self, x: Any, axis: int = 0) -> Tensor:
         """0 ... x - 1 in random order, or a tensor with its rows along an axis in random order."""
-        if isinstance(x, int):
+        if is_whole(x) and not isinstance(x, Tensor):
             if x < 0:
                 raise SpecError(f"permutation: expected a count >= 0, got {x}")
             return _placed(variates.permutation(self._source(), x), "int64")
@@ -344,7 +345,7 @@ class Generator(eager.Generator):
 
         Raises SpecError for more than there are.
         """
-        value = None if isinstance(a, int) else a if isinstance(a, Tensor) else Tensor(a)
+        value = None if is_whole(a) and not isinstance(a, Tensor) else a if isinstance(a, Tensor) else Tensor(a)
         place = 0 if value is None else value._axis(axis)
         count = a if value is None else value.shape[place]
         shape = _size(size)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore import elementwise, extras, functional, linalg, manipulation, searching, special, statistics, torchnames
+from cyxcore.attrs import is_whole
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, maximum, minimum, stack, where
@@ -334,7 +335,7 @@ def rot90(x: Any, k: int = 1, dims: Sequence[int] = (0, 1)) -> Any:
 def tensor_split(x: Any, indices_or_sections: Any, dim: int = 0) -> list[Any]:
     """x in so many pieces along an axis, the first ones longer by one where it does not divide; or cut at places."""
     size = x.shape[x._axis(dim)]
-    if isinstance(indices_or_sections, int):
+    if is_whole(indices_or_sections):
         count = indices_or_sections
         if count < 1:
             raise SpecError(f"tensor_split: expected at least 1 piece, got {count}")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cyxcore import elementwise, extras, linalg, manipulation, searching, statistics, torchnames, torchrarer
+from cyxcore import attrs, elementwise, extras, linalg, manipulation, searching, statistics, torchnames, torchrarer
 from cyxcore.dtype import FLOATS
 from cyxcore.errors import ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
@@ -291,7 +291,7 @@ def gradient(x: Any, *, spacing: Any = 1.0, dim: Any = None, edge_order: int = 1
 
     spacing: between neighbours, a number or one for each axis. edge_order: 1.
     """
-    axes = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+    axes = range(x.ndim) if dim is None else attrs.several(dim)
     widths = [spacing] * len(axes) if isinstance(spacing, (int, float)) else list(spacing)
     if len(widths) != len(axes) or edge_order != 1 or not all(isinstance(h, (int, float)) for h in widths):
         raise SpecError(f"gradient: expected a spacing for each axis and edge_order 1, got {spacing} and {edge_order}")
@@ -344,7 +344,7 @@ def unravel_index(indices: Any, shape: Any) -> tuple[Any, ...]:
     """Of places in a flattened tensor of a shape the place along each axis."""
     found: list[Any] = []
     rest = indices
-    for size in reversed((shape,) if isinstance(shape, int) else tuple(shape)):
+    for size in reversed(attrs.several(shape)):
         found.append(elementwise.remainder(rest, size))
         rest = elementwise.floor_divide(rest, size)
     return tuple(reversed(found))

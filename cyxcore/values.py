@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Self, SupportsIndex, TypeVar
 
+from cyxcore.attrs import several
 from cyxcore.dtype import COMPLEX, DTYPES, FLOATS, INEXACT, dtype_name, promote, scalar_dtype
 from cyxcore.errors import AxisError, DtypeError, GraphError, ShapeError
 from cyxcore.torchwords import Count, Picked, in_words
@@ -550,7 +551,7 @@ class Value:
 
     def expand_dims(self, axis: int | Sequence[int]) -> Self:
         """With an axis of size 1 at each given place of the result."""
-        given = (axis,) if isinstance(axis, int) else tuple(axis)
+        given = (axis,) if isinstance(axis, int) else several(axis)
         rank = self.ndim + len(given)
         if not all(-rank <= place < rank for place in given) or len({place % rank for place in given}) < len(given):
             raise AxisError(f"expand_dims: expected different axes {-rank}..{rank - 1} for {self.shape}, got {axis}")

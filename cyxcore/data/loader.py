@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from cyxcore.attrs import is_whole
 from cyxcore.data.collate import default_collate
 from cyxcore.data.samplers import RandomSampler, Sampler, SequentialSampler, checked_seed
 from cyxcore.drawing import AUGMENT_STEP
@@ -80,13 +81,13 @@ class DataLoader:
             ("num_workers", num_workers, 0),
             ("prefetch_factor", prefetch_factor, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value) or value < least:
                 raise SpecError(f"DataLoader: expected {name} >= {least}, got {value!r}")
         if seed is not None and generator is not None:
             raise SpecError("DataLoader: expected at most one of seed and generator, got both")
         if shuffle and sampler is not None:
             raise SpecError("DataLoader: shuffle=True does not go with a sampler, which has the order already")
-        self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
+        self.dataset, self.batch_size, self.shuffle = dataset, int(batch_size), shuffle
         self.num_workers, self.drop_last, self.prefetch_factor = num_workers, drop_last, prefetch_factor
         self.collate_fn = default_collate if collate_fn is None else collate_fn
         self.augment = augment

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cyxcore import drawing
+from cyxcore.attrs import is_whole
 from cyxcore.data.datasets import IterableDataset, host_array
 from cyxcore.eager import Tensor
 from cyxcore.errors import SpecError
@@ -72,9 +73,9 @@ class BatchSampler:
     """The rows of a sampler in lists of batch_size, the last one shorter unless it is left out."""
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not is_whole(batch_size) or batch_size < 1:
             raise SpecError(f"BatchSampler: expected batch_size >= 1, got {batch_size!r}")
-        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        self.sampler, self.batch_size, self.drop_last = sampler, int(batch_size), drop_last
 
     def __len__(self) -> int:
         rows = len(self.sampler)
@@ -195,9 +196,9 @@ def class_weights(labels: Any) -> Array:
 
 
 def checked_seed(who: str, seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+    if not is_whole(seed) or not 0 <= seed < 2**64:
         raise SpecError(f"{who}: expected an integer seed 0 <= seed < 2**64, got {seed!r}")
-    return seed
+    return int(seed)
 
 
 def _fractions(seed: int, epoch: int, count: int) -> Array:

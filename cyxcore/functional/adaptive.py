@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from cyxcore.attrs import is_whole
 from cyxcore.errors import SpecError
 from cyxcore.functional.basic import Pair, concat, numbers, take_along_axis
 from cyxcore.functional.convolutions import Triple
@@ -13,7 +14,7 @@ from cyxcore.values import apply
 def _sizes(x: Any, wanted: Any) -> list[int]:
     """The sizes of the axes after C: one for all, or one each; None: as it is. Raises SpecError."""
     own = x.shape[2:]
-    each = [wanted] * len(own) if isinstance(wanted, int) or wanted is None else list(wanted)
+    each = [wanted] * len(own) if is_whole(wanted) or wanted is None else list(wanted)
     if len(each) != len(own):
         raise SpecError(f"adaptive pooling: expected one or {len(own)} sizes for x {x.shape}, got {wanted}")
     sizes = [old if new is None else int(new) for old, new in zip(own, each, strict=True)]

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
+from cyxcore.attrs import is_whole
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import broadcast
@@ -274,7 +275,7 @@ def pad(x: Any, pads: Any, mode: str = "constant", value: float = 0.0) -> Any:
 
 
 def _sides(x: Any, pads: list[Any]) -> list[tuple[int, int]]:
-    if all(isinstance(side, int) for side in pads):
+    if all(map(is_whole, pads)):
         if len(pads) % 2 or len(pads) > 2 * x.ndim:
             raise SpecError(f"pad: expected two numbers for each of at most {x.ndim} axes, got {tuple(pads)}")
         given = [(low, high) for low, high in zip(pads[::2], pads[1::2], strict=True)]

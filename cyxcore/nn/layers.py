@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from cyxcore import functional as F
+from cyxcore.attrs import is_whole
 from cyxcore.errors import SpecError
 from cyxcore.functional import Pair, pair
 from cyxcore.nn.module import Module, Parameter
@@ -178,7 +179,7 @@ class _ConvTranspose(Module):
                 f"{type(self).__name__}: expected padding_mode zeros, the only one there is, got {padding_mode!r}"
             )
         self.options = (stride, padding, output_padding, groups, dilation)
-        kernel = (kernel_size,) * self.rank if isinstance(kernel_size, int) else tuple(kernel_size)
+        kernel = (kernel_size,) * self.rank if is_whole(kernel_size) else tuple(kernel_size)
         fan = _fan(out_channels // groups * math.prod(kernel))
         self.weight = Parameter.drawn((in_channels, out_channels // groups, *kernel), fan)
         self.bias = Parameter.drawn((out_channels,), fan) if bias else None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cyxcore import functional as F
+from cyxcore.attrs import several
 from cyxcore.creation import ones, zeros
 from cyxcore.errors import SpecError
 from cyxcore.nn.module import Module, Parameter
@@ -145,7 +146,7 @@ class LayerNorm(Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = several(normalized_shape)
         self.eps = eps
         affine = elementwise_affine
         self.weight = Parameter.drawn(self.normalized_shape, {"kind": "ones"}) if affine else None
@@ -165,7 +166,7 @@ class RMSNorm(Module):
         self, normalized_shape: int | Sequence[int], eps: float | None = 1e-6, elementwise_affine: bool = True
     ) -> None:
         super().__init__()
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = several(normalized_shape)
         self.eps = eps
         self.weight = Parameter.drawn(self.normalized_shape, {"kind": "ones"}) if elementwise_affine else None
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cyxcore import functional as F
+from cyxcore.attrs import is_whole, several
 from cyxcore.errors import SpecError
 from cyxcore.nn.module import Module
 
@@ -17,7 +18,7 @@ class _Pad(Module):
 
     def __init__(self, padding: int | Sequence[int]) -> None:
         super().__init__()
-        sides = (padding,) * (2 * self.axes) if isinstance(padding, int) else tuple(padding)
+        sides = several(padding) * (2 * self.axes if is_whole(padding) else 1)
         if len(sides) != 2 * self.axes or (self.mode != "constant" and min(sides) < 0):
             raise SpecError(f"{type(self).__name__}: expected one or {2 * self.axes} sizes from 0, got {padding}")
         self.padding, self.value = sides, 0.0

@@ -1,5 +1,6 @@
 """The standard's manipulation and indexing functions against array-api-strict."""
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_strict as strict
@@ -8,7 +9,7 @@ import pytest
 
 import cyxcore as cx
 from cyxcore import manipulation
-from cyxcore.errors import AxisError, ShapeError
+from cyxcore.errors import AxisError, CyxError, ShapeError
 from tests.core.oracle import agree, numbers, same, signature_differences
 
 FROM_FUNCTIONAL = ("concat", "stack", "take_along_axis", "where")
@@ -158,3 +159,52 @@ def test_what_moves_elements_moves_their_gradients_back(move: Any) -> None:
         unit[place] = 1
         wanted[place] = (np.asarray(move(strict, strict.asarray(unit))) * weight).sum()
     same(x.grad, wanted)
+
+
+X, M = cx.arange(6.0), cx.arange(6.0).reshape(2, 3)
+
+# Each with Python's integers in place of NumPy's gives the same.
+WHOLE: dict[str, Callable[[Any], Any]] = {
+    "broadcast_to": lambda i: cx.broadcast_to(X, (i(2), i(6))),
+    "expand": lambda i: X.expand(i(2), i(6)),
+    "zeros": lambda i: cx.zeros(i(2), i(3)),
+    "full": lambda i: cx.full((i(2),), i(3)),
+    "reshape": lambda i: X.reshape(i(2), -1),
+    "repeat": lambda i: cx.repeat(X, i(2)),
+    "tile": lambda i: cx.tile(X, (i(2),)),
+    "roll": lambda i: cx.roll(M, i(1), axis=i(1)),
+    "flip": lambda i: cx.flip(M, axis=i(0)),
+    "expand_dims": lambda i: cx.expand_dims(M, axis=i(0)),
+    "moveaxis": lambda i: cx.moveaxis(M, i(0), i(1)),
+    "stack": lambda i: cx.stack([X, X], axis=i(1)),
+    "split": lambda i: cx.stack(cx.split(X, i(2))),
+    "tensor_split": lambda i: cx.stack(cx.tensor_split(X, i(3))),
+    "tensordot": lambda i: cx.tensordot(M, M, axes=i(2)),
+    "cross": lambda i: cx.linalg.cross(M, M + 1, axis=i(1)),
+    "fftshift": lambda i: cx.fft.fftshift(M, axes=i(1)),
+    "one_hot": lambda i: cx.nn.functional.one_hot(cx.asarray([0]), i(3)),
+    "pad": lambda i: cx.nn.functional.pad(X, (i(1), i(2))),
+    "layer_norm": lambda i: cx.nn.LayerNorm(i(3))(M),
+    "padding": lambda i: cx.nn.ConstantPad1d(i(1), 0.5)(M),
+    "adaptive": lambda i: cx.nn.AdaptiveAvgPool1d(i(2))(M[None]),
+    "bincount": lambda i: cx.bincount(cx.asarray([1]), minlength=i(3)),
+    "generator": lambda i: cx.Generator(i(3)).permutation(i(4)),
+    "batches": lambda i: next(iter(cx.data.DataLoader(cx.data.TensorDataset(M), batch_size=i(2))))[0],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_sizes_and_axes_may_be_integers_of_numpys(name: str) -> None:
+    wanted = WHOLE[name](int)
+    for kind in (np.int64, np.uint8):
+        got = WHOLE[name](kind)
+        assert got.shape == wanted.shape and all(type(size) is int for size in got.shape)
+        assert got.tolist() == wanted.tolist()
+    if name in ("broadcast_to", "expand", "stack"):
+        assert WHOLE[name](cx.tensor).tolist() == wanted.tolist()
+
+
+def test_a_bool_or_a_float_is_no_size() -> None:
+    for bad in (True, 2.0, np.bool_(True), np.float32(2)):
+        with pytest.raises(CyxError, match="broadcast_to.shape: expected an integer"):
+            cx.broadcast_to(X, (bad, 6))
