@@ -59,8 +59,9 @@ class SequentialSampler(Sampler):
 class RandomSampler(Sampler):
     """Every row once, in an order of (seed, epoch)."""
 
-    def __init__(self, data_source: Any, seed: int = 0) -> None:
-        self._count, self.seed = len(data_source), checked_seed("RandomSampler", seed)
+    def __init__(self, data_source: Any, seed: int = 0, *, generator: Any = None) -> None:
+        """generator: what draws the seed."""
+        self._count, self.seed = len(data_source), drawn_seed("RandomSampler", seed, generator)
 
     def __len__(self) -> int:
         return self._count
@@ -102,9 +103,10 @@ class BatchSampler:
 class SubsetRandomSampler(Sampler):
     """The given rows once, in an order of (seed, epoch)."""
 
-    def __init__(self, indices: Any, seed: int = 0) -> None:
+    def __init__(self, indices: Any, seed: int = 0, *, generator: Any = None) -> None:
+        """generator: what draws the seed."""
         self.indices = np.asarray(indices, np.int64).reshape(-1)
-        self.seed = checked_seed("SubsetRandomSampler", seed)
+        self.seed = drawn_seed("SubsetRandomSampler", seed, generator)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -120,10 +122,13 @@ class WeightedRandomSampler(Sampler):
     rows of the smallest u ** (1 / weight) from above (P. Efraimidis, P. Spirakis, 2006).
     """
 
-    def __init__(self, weights: Any, num_samples: int, replacement: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self, weights: Any, num_samples: int, replacement: bool = True, seed: int = 0, *, generator: Any = None
+    ) -> None:
+        """generator: what draws the seed."""
         self.weights = np.asarray(host_array(weights) if isinstance(weights, Tensor) else weights, np.float64)
         self.num_samples, self.replacement = num_samples, replacement
-        self.seed = checked_seed("WeightedRandomSampler", seed)
+        self.seed = drawn_seed("WeightedRandomSampler", seed, generator)
         with np.errstate(over="ignore"):
             bounded = np.isfinite(np.abs(self.weights).sum())
         good = self.weights.ndim == 1 and bounded and (self.weights >= 0).all()
@@ -193,6 +198,13 @@ def class_weights(labels: Any) -> Array:
         raise SpecError(f"class_weights: expected class indices >= 0, (N,), got {classes.dtype} {classes.shape}")
     result: Array = 1.0 / np.bincount(classes)[classes]
     return result
+
+
+def drawn_seed(who: str, seed: int, generator: Any) -> int:
+    """A seed that was given, or one that a generator draws."""
+    if generator is not None and not hasattr(generator, "split"):
+        raise SpecError(f"{who}: expected a cx.Generator, got {type(generator).__name__}")
+    return checked_seed(who, seed if generator is None else generator.split(1)[0].seed)
 
 
 def checked_seed(who: str, seed: int) -> int:

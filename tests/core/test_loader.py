@@ -511,3 +511,18 @@ def test_a_batch_sampler_stands_alone() -> None:
         list(DataLoader(TensorDataset(np.arange(4)), batch_sampler=[3]))
     with pytest.raises(SpecError, match="expected batch_size >= 1"):
         cx.data.BatchSampler(range(3), 0, False)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda g: cx.data.RandomSampler(range(9), generator=g),
+        lambda g: cx.data.SubsetRandomSampler(range(9), generator=g),
+        lambda g: cx.data.WeightedRandomSampler([1.0] * 9, 9, generator=g),
+    ],
+)
+def test_a_generator_draws_the_seed_of_a_sampler(made: Any) -> None:
+    one, again, other = (list(made(cx.Generator().manual_seed(seed))) for seed in (1, 1, 2))
+    assert one == again != other
+    with pytest.raises(SpecError, match="expected a cx.Generator, got int"):
+        made(3)
