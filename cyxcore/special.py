@@ -32,11 +32,11 @@ _FAR = (-2.00214257e-04, 1.00950558e-04, 1.34934322e-03, -3.67342844e-03, 5.7395
 
 
 def _precise(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function of one value, of tensors in float64."""
+    """A function of one value, of tensors in float64, and where they are compiled: not in a graph that travels."""
 
     def wide(x: Any) -> Any:
         value = to_inexact(x)
-        if not isinstance(value, InPlace) or value.dtype == "float64":
+        if not isinstance(value, InPlace) and value.builder.merging or value.dtype == "float64":
             return function(value)
         return function(value.astype("float64")).astype(value.dtype)
 

@@ -786,3 +786,11 @@ def test_what_a_compiled_function_would_assign_in_its_first_call_alone_is_refuse
         with pytest.raises(GraphError, match=said):
             cx.compile(function)(batch(0)[0])
     assert total.tolist() == [0.0] and agent.weight.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("name", ["gammaln", "digamma", "erf", "erfc", "erfinv", "ndtr", "ndtri", "log_ndtr", "xlogy"])
+def test_special_functions_have_the_same_bits_compiled(name: str) -> None:
+    x = cx.tensor(np.random.default_rng(0).uniform(0.05, 0.95, 200).astype(np.float32))
+    function = getattr(cx.special, name)
+    arguments = (x, x * 3.0) if name == "xlogy" else (x,)
+    assert cx.compile(lambda *given: function(*given))(*arguments).tolist() == function(*arguments).tolist()
