@@ -44,6 +44,7 @@ from cyxnet.bus import AppendUnknown, Bus, Conflict, Stored
 from cyxnet.codec import encode
 
 EVENTS_PER_JOB, NODES, BATCH = 8, 100, 1_000
+FEWEST = NODES + 100 * EVENTS_PER_JOB  # of fewer, the start is all that would be measured
 KEPT = "world.snapshot"
 AMOUNT = 2_500_000_000
 SIGNATURE, NODE_SIGNATURE = "5" * 88, "d" * 128
@@ -259,6 +260,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_save(parser)
     options = parser.parse_args()
+    if options.events < FEWEST:
+        parser.error(
+            f"--events: expected {FEWEST:,} or more ({NODES} nodes register, a job has {EVENTS_PER_JOB} events), "
+            f"got {options.events:,}; --quick takes 20,000"
+        )
 
     def say(text: str) -> None:
         if not options.json:

@@ -148,6 +148,32 @@ def generator(pipe: Any) -> None:
     run(main())
 
 
+class Generator:
+    """The process of `work`, and what is said to it; that it ends before it answers is an error, and no long wait."""
+
+    def __init__(self, work: Callable[[Any], None] = generator):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()  # else this process would hold the other end open, and never hear that it is gone
+
+    async def ask(self, told: Any) -> Any:
+        """What it answers. Raises CyxError when it is gone."""
+        try:
+            await asyncio.to_thread(self._pipe.send, told)
+            return await asyncio.to_thread(self._pipe.recv)
+        except (EOFError, OSError):
+            await asyncio.to_thread(self._process.join)
+            raise CyxError(
+                f"the load generator ended with exit code {self._process.exitcode} before it answered; "
+                "its own error stands above: mend that and run the benchmark again"
+            ) from None
+
+    async def join(self) -> None:
+        await asyncio.to_thread(self._process.join)
+
+
 def cpu_s_of(network: LocalNetwork) -> dict[str, float]:
     """Seconds of processor that each part of a network, and each process beside a part, has used so far."""
     found = {}
@@ -161,23 +187,18 @@ def cpu_s_of(network: LocalNetwork) -> dict[str, float]:
 
 async def submissions(network: LocalNetwork, jobs: int) -> tuple[Row, Row, Row]:
     """The rate, microseconds of processor per submission that each process took while it lasted, and deposits()."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
     async with await AsyncClient.connect(network.folder) as client:
         job, warm_up = await ready_job(client, jobs * 2), max(200, jobs // 10)
-        child = context.Process(target=generator, args=(theirs,))
-        child.start()
+        asking = Generator()
         asked = await requests_of(client, job, jobs + warm_up)
         seed = credentials.nkey_seed(credentials.USER, client.keys.child("nats"))
-        ours.send(Asked(network.file.client_url, client.caller, seed, asked, warm_up, IN_FLIGHT))
-        assert await asyncio.to_thread(ours.recv) == "ready"
+        await asking.ask(Asked(network.file.client_url, client.caller, seed, asked, warm_up, IN_FLIGHT))
         before = cpu_s_of(network)
-        ours.send("go")
-        found: Answered = await asyncio.to_thread(ours.recv)
+        found: Answered = await asking.ask("go")
         spent = {name: used - before.get(name, 0.0) for name, used in cpu_s_of(network).items()} | {
             "generator": found.cpu_s
         }
-        child.join()
+        await asking.join()
         stored = await client.jobs(limit=1)
         assert stored.total >= jobs, f"{stored.total} of {jobs} acknowledged jobs are there"
         paid = await deposits(network, client)

@@ -1,5 +1,6 @@
 """`python -m benchmarks`: what it runs, what it says when something fails, and what it draws. Nothing is timed."""
 
+import asyncio
 import json
 import sys
 import xml.etree.ElementTree as xml
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import charts
+from benchmarks import bench_rebuild, bench_submissions, charts
+from cyxcore.errors import CyxError
 
 RESULTS = Path(benchmarks.__file__).parent / "results"
 SAVES = "import sys; open(sys.argv[-1] + '.json', 'w').write({!r})"
@@ -122,3 +124,28 @@ def test_the_figures_of_each_are_drawn_the_same_each_time(name, tmp_path):
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     words = "".join(xml.parse(tmp_path / "one.svg").getroot().itertext())
     assert all(chart.title in words and chart.labels[0] in words for chart in drawn)
+
+
+def dies_at_start(pipe):
+    sys.exit(7)
+
+
+def dies_when_asked(pipe):
+    pipe.recv()
+    sys.exit(8)
+
+
+@pytest.mark.parametrize("work, code", [(dies_at_start, 7), (dies_when_asked, 8)])
+async def test_a_load_generator_that_is_gone_is_an_error_and_not_waited_for(work, code):
+    with pytest.raises(CyxError, match=f"load generator ended with exit code {code} before it answered"):
+        await asyncio.wait_for(bench_submissions.Generator(work).ask("go"), 60)
+
+
+@pytest.mark.parametrize("events", [-1, 5, bench_rebuild.FEWEST - 1])
+def test_too_few_events_are_refused_by_what_rebuilds_a_ledger(monkeypatch, capsys, events):
+    monkeypatch.setattr(sys, "argv", ["bench_rebuild", f"--events={events}"])
+    with pytest.raises(SystemExit, match="2"):
+        bench_rebuild.main()
+    assert f"--events: expected 900 or more (100 nodes register, a job has 8 events), got {events}" in (
+        capsys.readouterr().err
+    )
