@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from cyxcore.dtype import COMPLEX, dtype_name, is_complex, is_float
 from cyxcore.errors import DtypeError
-from cyxcore.values import Value, apply, logic_or_bits, of_one_dtype, power, to_inexact
+from cyxcore.values import Value, apply, binary, logic_or_bits, of_one_dtype, power, to_inexact
 
 __all__ = (  # also in cyxcore/__init__.py
     "abs acos acosh add asin asinh astype atan atan2 atanh bitwise_and bitwise_invert bitwise_left_shift bitwise_or "
@@ -85,8 +85,8 @@ def _inexact_binary(op: str, x1: Any, x2: Any) -> Any:
 
 
 def add(x1: Any, x2: Any, /, *, alpha: float = 1) -> Any:
-    """x1 + alpha * x2, broadcast."""
-    return _binary("add", x1, x2 if alpha == 1 else x2 * alpha)
+    """x1 + alpha * x2, broadcast; of bools logical_or."""
+    return binary("add", *_pair("add", x1, x2 if alpha == 1 else x2 * alpha))
 
 
 def subtract(x1: Any, x2: Any, /) -> Any:
@@ -95,8 +95,8 @@ def subtract(x1: Any, x2: Any, /) -> Any:
 
 
 def multiply(x1: Any, x2: Any, /) -> Any:
-    """x1 * x2, broadcast."""
-    return _binary("mul", x1, x2)
+    """x1 * x2, broadcast; of bools logical_and."""
+    return binary("mul", *_pair("mul", x1, x2))
 
 
 def divide(x1: Any, x2: Any, /) -> Any:

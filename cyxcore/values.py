@@ -88,9 +88,13 @@ def of_one_dtype(left: Any, right: Any) -> Sequence[Any]:
     return together(left, right)
 
 
+_OF_BOOLS = {"add": "logical_or", "mul": "logical_and"}
+
+
 def binary(op: str, left: Any, right: Any) -> Any:
-    """An op on two operands made one dtype."""
-    return apply(op, *of_one_dtype(left, right))
+    """An op on two operands made one dtype. Bools are added and multiplied as in NumPy and PyTorch: or, and."""
+    values = of_one_dtype(left, right)
+    return apply(_OF_BOOLS.get(op, op) if values[0].dtype == "bool" else op, *values)
 
 
 # Always the same objects: calls are known by them (kernels/tensors.pyx).

@@ -691,7 +691,9 @@ cdef object _operated(str op, object left, object right):
     cdef Held constant
     if isinstance(left, Held):
         if isinstance(right, Held):
-            if (<Held>left).dtype is (<Held>right).dtype and (op is not _DIV or (<Held>left).dtype in _FLOATS):
+            if (<Held>left).dtype is (<Held>right).dtype and (
+                (<Held>left).dtype is not _BOOL if op is not _DIV else (<Held>left).dtype in _FLOATS
+            ):
                 tensors[0], tensors[1] = <PyObject *>left, <PyObject *>right
                 return _applied(op, tensors, 2, None)
         elif type(right) is float or type(right) is int:
@@ -708,5 +710,6 @@ cdef object _operated(str op, object left, object right):
 
 
 cdef str _DIV = "div"
+cdef str _BOOL = "bool"
 
 include "methods.pxi"

@@ -139,6 +139,17 @@ def test_numbers_other_than_zero_are_true(dtype: str) -> None:
         assert compute(cx.asarray(y), 0).tolist() == wanted(y, 0).tolist()
 
 
+def test_bools_are_added_and_multiplied_as_in_numpy_and_pytorch() -> None:
+    x, y = np.array([True, True, False, False]), np.array([True, False, True, False])
+    ours, other = cx.asarray(x), cx.asarray(y)
+    for compute, name in ((operator.add, "add"), (operator.mul, "multiply")):
+        for got in (compute(ours, other), getattr(cx, name)(ours, other), cx.compile(compute)(ours, other)):
+            assert got.dtype == "bool" and got.tolist() == compute(x, y).tolist()
+        assert compute(ours, True).tolist() == compute(x, True).tolist()
+    with pytest.raises(DtypeError, match="sub: expected a numeric dtype, got bool, bool; use astype"):
+        ours - other
+
+
 def test_where_of_a_condition_alone_has_its_places() -> None:
     x = np.array([[0, 2, 0], [4, 0, 5]])
     for got, wanted in zip(cx.where(cx.asarray(x) > 0), np.where(x > 0), strict=True):
