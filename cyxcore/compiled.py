@@ -38,14 +38,17 @@ class Compiled:
         numerics: str | None = None,
     ) -> None:
         """around: what the function reads besides its arguments; None for a module, which has its own."""
-        self.function, self.around, self.device = function, around, device
-        self.modules: list[Module] = [function] if isinstance(function, Module) else []
+        self.function, self.device = function, device
+        self.numerics = None if numerics is None else precision.check_name(numerics)
+        self._lock = Lock()  # a plan has one memory: threads take turns
+        self._begin(around)
+
+    def _begin(self, around: Surroundings | None) -> None:
+        self.around = around
+        self.modules: list[Module] = [self.function] if isinstance(self.function, Module) else []
         if around is not None:
             self.modules = around.modules
-        self.numerics = None if numerics is None else precision.check_name(numerics)
-        self._plans = Plans()
-        self._bound = Bound(self.modules)
-        self._lock = Lock()  # a plan has one memory: threads take turns
+        self._plans, self._bound = Plans(), Bound(self.modules)
 
     def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
         builder = Builder(merging=False)
@@ -83,6 +86,14 @@ class Compiled:
         return with_values(self.around, lambda: self._compile(tensors, device))
 
     def _run(self, tensors: tuple[Tensor, ...]) -> Any:
+        if self.around is not None and self.around.is_outdated():
+            around = Surroundings(self.around.function)
+            if around.optimizers:
+                raise GraphError(
+                    "compile: the function uses an optimiser that was not there when it was compiled; compile it "
+                    "after the optimiser is made"
+                )
+            self._begin(around)
         device = self.device or (tensors[0].device if tensors else devices.default_device())
         key = (
             device,

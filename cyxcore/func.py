@@ -12,6 +12,7 @@ from cyxcore import autograd
 from cyxcore.eager import Tensor, alias, generator_state, set_generator_state
 from cyxcore.errors import GradientError, ShapeError, SpecError
 from cyxcore.functional import stack
+from cyxcore.keys import check_may_go_back
 from cyxcore.nn.module import Module
 from cyxcore.values import Value
 
@@ -214,7 +215,8 @@ def vmap(
 
     It is called once per example: what it saves is writing, not time. Its results stand along `out_dims`.
     randomness: "different" or "same" for all examples; "error": func may not draw. chunk_size: accepted and without
-    effect. Raises ShapeError for axes of different lengths or none, SpecError where func draws and may not.
+    effect. Raises ShapeError for axes of different lengths or none, SpecError where func draws and may not. In a
+    compiled function draws are those of its calls: "same" is a GraphError there, and "error" finds none.
     """
     if randomness not in RANDOMNESS:
         raise SpecError(f"vmap: expected a randomness of {', '.join(RANDOMNESS)}, got {randomness!r}")
@@ -230,6 +232,7 @@ def vmap(
         before = generator_state()
         for place in range(sizes.pop()):
             if randomness == "same":
+                check_may_go_back()
                 set_generator_state(before)
             one = [x if dim is None else x.select(dim, place) for x, dim in zip(leaves, dims, strict=True)]
             given, named = rebuild(one)

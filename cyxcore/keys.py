@@ -89,6 +89,12 @@ def generator_state() -> tuple[int, int]:
     return _generator.seed, _generator.step
 
 
+def check_may_go_back() -> None:
+    """Raises GraphError in a function that is being compiled: its draws are made anew, in the calls."""
+    if _drawing.again is not None:
+        _refuse("the same draws again")
+
+
 def set_generator_state(state: tuple[int, int]) -> None:
     _generator.seed, _generator.step = state
 

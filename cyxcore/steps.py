@@ -190,18 +190,22 @@ class CompiledStep:
         device: str | None,
         numerics: str | None = None,
     ) -> None:
-        self.function, self.around, self.device = function, around, device
-        self.modules, self.optimizers = around.modules, around.optimizers
+        self.function, self.device = function, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
-        self._plans = Plans()
-        self._bound = Bound(around.modules)
         self._lock = Lock()  # a plan has one memory
+        self._begin(around)
+
+    def _begin(self, around: Surroundings) -> None:
+        self.around, self.modules, self.optimizers = around, around.modules, around.optimizers
+        self._plans, self._bound = Plans(), Bound(around.modules)
 
     def __call__(self, *inputs: Any) -> Any:
         with self._lock:
             return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
 
     def _step(self, tensors: list[Tensor]) -> Any:
+        if self.around.is_outdated():
+            self._begin(Surroundings(self.around.function))
         own, held = self._bound.key(), self._bound.tensors
         device = self.device or (held[0].device if held else devices.default_device())
         key = (

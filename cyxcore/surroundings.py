@@ -5,6 +5,7 @@ lists, and of objects the attributes that the code names. While the function is 
 that the plan reads them where they are; what is a number is a part of the plan.
 """
 
+import builtins
 import dis
 import functools
 import inspect
@@ -47,7 +48,12 @@ class Place(NamedTuple):
             return _NOTHING
 
     def write(self, value: Any) -> None:
-        if type(self.holder) is CellType:
+        if value is _NOTHING:
+            if type(self.holder) is CellType:
+                del self.holder.cell_contents
+            else:
+                self.holder.pop(self.name, None)
+        elif type(self.holder) is CellType:
             self.holder.cell_contents = value
         else:
             self.holder[self.name] = value
@@ -63,6 +69,7 @@ class Surroundings:
         optimizers: Sequence[Optimizer] = (),
     ) -> None:
         """function: None for one that reads these modules and optimisers alone."""
+        self.function = function
         self.by_value = False  # tensors are constants of the plan, as something asks for their numbers
         self.replaced = False  # whether any was a symbol in the last trace
         self._places: dict[tuple[int, str], Place] = {}
@@ -85,13 +92,22 @@ class Surroundings:
         inner = {id(part) for module in modules for part in module.modules() if part is not module}
         self.modules = [module for module in modules if id(module) not in inner]
         self.optimizers = [value for value in self._found.values() if isinstance(value, Optimizer)]
+        # What is a part of the program, or not there yet: with something else in its place all is looked for anew.
+        self._program = [(place, value) for place in self._places.values() if not _may_change(value := place.read())]
         self._places = {key: place for key, place in self._places.items() if _may_change(place.read())}
+
+    def is_outdated(self) -> bool:
+        """Whether a function, a module or an optimiser that was found is another one by now, or came since then."""
+        for (holder, name), value in self._program:  # in each call: no more is called than has to be
+            if (holder.get(name, _NOTHING) if type(holder) is dict else Place(holder, name).read()) is not value:
+                return True
+        return False
 
     def _look(self, value: Any) -> None:
         if id(value) in self._found or isinstance(value, (Tensor, np.ndarray, *NUMBERS, ModuleType, type)):
             return
         self._found[id(value)] = value
-        if isinstance(value, (Module, Optimizer)):
+        if value is _NOTHING or isinstance(value, (Module, Optimizer)):
             return
         if isinstance(value, FunctionType):
             if _is_ours(value):
@@ -117,7 +133,9 @@ class Surroundings:
         places = [Place(cell, name) for name, cell in cells]
         for code in _codes(function.__code__):
             for step in dis.get_instructions(code):
-                if step.opname in GLOBAL and step.argval in function.__globals__:
+                if step.opname in GLOBAL and (
+                    step.argval in function.__globals__ or not hasattr(builtins, step.argval)
+                ):
                     places.append(Place(function.__globals__, step.argval))
                 elif step.opname in ATTRIBUTE:
                     self._attributes.add(step.argval)
@@ -179,6 +197,9 @@ class Surroundings:
         finally:
             for place, was, _ in replaced:
                 place.write(was)
+            for place, value in self._program:
+                if value is _NOTHING and place.read() is not _NOTHING:
+                    place.write(_NOTHING)  # a symbol, of no use outside
         for place, was, symbol, value in zip(places, before, there, after, strict=True):
             if value is symbol or isinstance(was, NUMBERS) and _key_of(value, True) == _key_of(was, True):
                 continue
@@ -232,7 +253,8 @@ def _may_change(value: Any) -> bool:
     """Whether a place is looked at before each call: not what is a part of the program."""
     if isinstance(value, (Tensor, np.ndarray)):
         return True
-    return not isinstance(value, (ModuleType, type, FunctionType, Module, Optimizer)) and not _is_ours(value)
+    program = isinstance(value, (ModuleType, type, FunctionType, Module, Optimizer))
+    return not (program or value is _NOTHING or _is_ours(value))
 
 
 def _is_read(builder: Builder, symbol: Symbol) -> bool:

@@ -794,3 +794,74 @@ def test_special_functions_have_the_same_bits_compiled(name: str) -> None:
     function = getattr(cx.special, name)
     arguments = (x, x * 3.0) if name == "xlogy" else (x,)
     assert cx.compile(lambda *given: function(*given))(*arguments).tolist() == function(*arguments).tolist()
+
+
+# What comes after compile, or is another one by then ------------------------------------------------------
+
+
+def double(x: cx.Tensor) -> cx.Tensor:
+    return x * 2.0
+
+
+def test_a_module_or_function_that_is_another_one_by_now_is_the_one_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(8, 3)
+    compiled = cx.compile(lambda x: double(model(x)))
+    x = batch(0)[0]
+    for _ in range(2):
+        assert compiled(x).tolist() == (model(x) * 2.0).tolist()
+        model = nn.Linear(8, 3)
+    monkeypatch.setitem(globals(), "double", lambda x: x * 3.0)
+    assert compiled(x).tolist() == (model(x) * 3.0).tolist()
+
+
+def test_a_step_trains_the_module_and_optimiser_that_are_there_now() -> None:
+    def run(compiled: bool) -> list[Any]:
+        def step(x: cx.Tensor) -> cx.Tensor:
+            loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        found: list[Any] = []
+        cx.manual_seed(0)
+        model = nn.Linear(8, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        made = cx.compile(step) if compiled else step
+        for _ in range(2):
+            found += [made(batch(number)[0]).item() for number in range(2)] + model.weight.tolist()
+            model = nn.Linear(8, 3)
+            optimizer = optim.Adam(model.parameters(), lr=0.1)
+        return found
+
+    assert run(True) == run(False)
+
+
+def test_what_a_compiled_function_uses_may_be_made_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(x: cx.Tensor) -> cx.Tensor:
+        return model(x) * LATER * FACTOR  # noqa: F821
+
+    compiled, x = cx.compile(function), batch(0)[0]
+    model = nn.Linear(8, 3)
+    monkeypatch.setitem(globals(), "LATER", cx.tensor([2.0]))
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    for _ in range(3):
+        assert compiled(x).tolist() == function(x).tolist()
+        globals()["LATER"].mul_(3.0)
+        monkeypatch.setitem(globals(), "FACTOR", 3.0)
+        with cx.no_grad():
+            model.weight.mul_(0.5)
+    assert len(compiled._plans) == 2
+
+
+def test_an_optimiser_that_a_compiled_function_could_not_know_of_is_named() -> None:
+    compiled = cx.compile(lambda x: (optimizer.zero_grad(), x)[1])
+    optimizer = optim.SGD([cx.zeros(3, requires_grad=True)], lr=0.1)
+    with pytest.raises(GraphError, match="an optimiser that was not there"):
+        compiled(batch(0)[0])
+
+
+def test_the_common_generator_is_not_set_back_in_a_compiled_function() -> None:
+    same = cx.func.vmap(lambda row: row + cx.rand(8), randomness="same")
+    with pytest.raises(GraphError, match="of the first call alone"):
+        cx.compile(lambda x: same(x))(batch(0)[0])
