@@ -11,10 +11,11 @@ T = TypeVar("T")
 JSON, MSGPACK = "application/json", "application/msgpack"
 MAX_MESSAGE_BYTES = 1_000_000
 
-# The first two bytes of a float32 or float64 that is not finite, in MessagePack. Elsewhere the same bytes are harmless,
-# so only where they occur is the message walked through, which costs more than decoding it. (msgspec refuses such
-# numbers in JSON.)
+# How a float32 or float64 that is not finite begins in MessagePack: tag, first byte, and the least of the second.
+# Elsewhere the same bytes are harmless, so only where they occur is the message walked through, which costs more than
+# decoding it. (msgspec refuses such numbers in JSON.)
 _FLOAT32, _FLOAT64, _NOT_FINITE = b"\xca", b"\xcb", frozenset(b"\x7f\xff")
+_LEAST = {_FLOAT32: 0x80, _FLOAT64: 0xF0}
 _DECODERS: dict[tuple[str, Any], Any] = {}
 
 
@@ -55,7 +56,13 @@ def decode(kind: type[T], payload: bytes, content_type: str = JSON, max_bytes: i
 
 def may_hold_non_finite(payload: bytes) -> bool:
     """False where no float of a MessagePack message is infinite or no number."""
-    return occurs(payload, _FLOAT32, _NOT_FINITE) or occurs(payload, _FLOAT64, _NOT_FINITE)
+    for tag, least in _LEAST.items():
+        at = payload.find(tag)
+        while 0 <= at < len(payload) - 2:
+            if payload[at + 1] in _NOT_FINITE and payload[at + 2] >= least:
+                return True
+            at = payload.find(tag, at + 1)
+    return False
 
 
 def occurs(payload: bytes, first: bytes, seconds: frozenset[int]) -> bool:
