@@ -14,7 +14,6 @@ from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import GraphError, SpecError
 from cyxcore.optimizer import Group, Optimizer, Parameters, check_state
 from cyxcore.spec import OptimizerSpec
-from cyxcore.values import Value
 
 Array = np.ndarray[Any, Any]
 Closure = Callable[[], Any]
@@ -38,6 +37,7 @@ class LBFGS(Optimizer):
     lr: the length of a step where there is no line search. max_iter: steps in one call of step(), which ends earlier
     after max_eval calls of the closure (5/4 max_iter unless given), at a gradient of at most tolerance_grad, or where
     neither the parameters nor the loss change by more than tolerance_change. line_search_fn: None or "strong_wolfe".
+    maximize: make the loss large.
     """
 
     rule: ClassVar[str] = "lbfgs"
@@ -52,6 +52,8 @@ class LBFGS(Optimizer):
         tolerance_change: float = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
+        *,
+        maximize: bool = False,
     ) -> None:
         most = max_iter * 5 // 4 if max_eval is None else max_eval
         self.kept: dict[str, Array] = {}
@@ -64,6 +66,7 @@ class LBFGS(Optimizer):
             tolerance_change=tolerance_change,
             history_size=history_size,
             line_search_fn=line_search_fn,
+            maximize=maximize,
         )
         if len(self.param_groups) > 1:
             raise SpecError(f"LBFGS: expected one group of parameters, got {len(self.param_groups)}")
@@ -106,22 +109,22 @@ class LBFGS(Optimizer):
             raise GraphError("LBFGS: how often it calls its closure depends on values, so it is not in a compiled step")
         if closure is None:
             raise SpecError("LBFGS: expected a closure that computes loss and gradients: optimizer.step(closure)")
-        asked = closure
+        asked, sign = closure, -1.0 if self.param_groups[0].get("maximize") else 1.0
 
-        def evaluated() -> tuple[Any, Array]:
+        def evaluated() -> tuple[Any, float, Array]:
+            """The loss, and what is made small: its number and its gradient."""
             with enable_grad():
                 loss = asked()
-            if not isinstance(loss, Value):
+            if not isinstance(loss, Tensor):
                 raise SpecError(f"LBFGS: expected a closure that returns the loss, got {type(loss).__name__}")
-            return loss, self._gradient()
+            return loss, sign * float(loss.item()), sign * self._gradient()
 
         with no_grad():
             return self._steps(evaluated)
 
-    def _steps(self, evaluated: Callable[[], tuple[Any, Array]]) -> Any:
-        options, kept = self.param_groups[0], self.kept
-        first, gradient = evaluated()
-        loss, calls = float(first.item()), 1
+    def _steps(self, evaluated: Callable[[], tuple[Any, float, Array]]) -> Any:
+        options, kept, calls = self.param_groups[0], self.kept, 1
+        first, loss, gradient = evaluated()
         if _largest(gradient) <= options["tolerance_grad"]:
             return first
         for number in range(1, options["max_iter"] + 1):
@@ -141,8 +144,8 @@ class LBFGS(Optimizer):
 
                 def at(t: float, place: Array = place, direction: Array = direction) -> Point:
                     self._move_to(place + direction * t)
-                    value, own = evaluated()
-                    return Point(t, float(value.item()), own, float(own @ direction))
+                    _, value, own = evaluated()
+                    return Point(t, value, own, float(own @ direction))
 
                 most = options["max_eval"] - calls
                 found, tries = _searched(at, length, direction, Point(0.0, loss, gradient, slope), most)
@@ -152,8 +155,8 @@ class LBFGS(Optimizer):
             else:
                 self._move_to(place + direction * length)
                 if number < options["max_iter"]:
-                    value, gradient = evaluated()
-                    loss, calls = float(value.item()), calls + 1
+                    _, loss, gradient = evaluated()
+                    calls += 1
             kept["length"] = np.array(length)
             still = min(_largest(direction * length), abs(loss - before))
             if calls >= options["max_eval"] or _largest(gradient) <= options["tolerance_grad"]:

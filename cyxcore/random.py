@@ -334,7 +334,7 @@ class Generator(eager.Generator):
         if is_whole(x) and not isinstance(x, Tensor):
             if x < 0:
                 raise SpecError(f"permutation: expected a count >= 0, got {x}")
-            return _placed(variates.permutation(self._source(), x), "int64")
+            return _placed(variates.permutation(self._source(), int(x)), "int64")
         value = x if isinstance(x, Tensor) else Tensor(x)
         place = value._axis(axis)
         order = _placed(variates.permutation(self._source(), value.shape[place]), "int64")

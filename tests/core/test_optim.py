@@ -406,6 +406,25 @@ def test_lbfgs_keeps_to_its_calls_in_a_line_search() -> None:
     np.testing.assert_allclose(calls[0][1], calls[1][1], rtol=1e-9)
 
 
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs_makes_a_loss_large_as_it_makes_its_opposite_small(search: str | None) -> None:
+    ends, returned = [], []
+    for sign in (1.0, -1.0):
+        x = cx.tensor([1.0, -2.0], requires_grad=True)
+        optimizer = optim.LBFGS([x], lr=0.3, max_iter=6, line_search_fn=search, maximize=sign < 0)
+
+        def closure(x: cx.Tensor = x, sign: float = sign, optimizer: optim.Optimizer = optimizer) -> cx.Tensor:
+            optimizer.zero_grad()
+            loss = sign * ((x - 3.0).square().sum() + x[0] * x[1])
+            loss.backward()
+            return loss
+
+        returned.append(sign * optimizer.step(closure).item())
+        ends.append(x.tolist())
+    assert ends[0] == ends[1] != [1.0, -2.0]
+    assert returned[0] == returned[1]
+
+
 def test_lbfgs_refuses_half_a_history() -> None:
     optimizer = optim.LBFGS([cx.tensor([1.0, 2.0], requires_grad=True)])
     with pytest.raises(CyxError, match="expected the state of LBFGS, got direction"):
