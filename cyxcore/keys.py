@@ -38,7 +38,9 @@ class Generator:
 
     def __init__(self, seed: int = 0) -> None:
         if _drawing.again is not None:
-            self.passing = not hasattr(self, "seed") or _refuse("a seed")
+            if hasattr(self, "seed"):  # one that is there already starts anew
+                _refuse("a seed")
+            self.passing = True
         self.seed = seed
         self.step = 0
 

@@ -209,6 +209,7 @@ def stepped(m: Any, model: Any) -> Any:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_parameter_that_is_frozen_for_a_while_counts_its_own_steps(compiled: bool) -> None:
     """A plan from before that is not used any more."""
+    torch.manual_seed(0)
     ours, theirs = nn.Linear(3, 2), torch.nn.Linear(3, 2)
     ours.load_state_dict({name: value.detach().numpy() for name, value in theirs.state_dict().items()})
     one, other = stepped(cx, ours), stepped(torch, theirs)
@@ -219,8 +220,8 @@ def test_a_parameter_that_is_frozen_for_a_while_counts_its_own_steps(compiled: b
             model.weight.requires_grad_(not 2 <= number < 5)
         made(cx.tensor(x))
         other(torch.tensor(x))
-    np.testing.assert_allclose(ours.weight.numpy(), theirs.weight.detach().numpy(), rtol=1e-4)
-    np.testing.assert_allclose(ours.bias.numpy(), theirs.bias.detach().numpy(), rtol=1e-4)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_parameters_that_join_later_count_from_then_on() -> None:
@@ -292,6 +293,10 @@ def test_a_state_of_another_of_pytorchs_optimisers_is_refused() -> None:
 # names and hooks ----------------------------------------------------------------------------------
 
 
+KNOWN = (2, 14)  # the newest PyTorch whose arguments have been looked at
+VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+
+
 def arguments(kind: Any) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
     """Those that have a place, in order, and those that have none; each with its default."""
     found = inspect.signature(kind).parameters.values()
@@ -308,8 +313,10 @@ def test_optimisers_take_pytorchs_arguments_in_its_order() -> None:
         places, named = arguments(getattr(cx.optim, name))
         theirs, its = arguments(getattr(torch.optim, name))
         assert places == theirs, name
-        both = named.keys() & its.keys()  # a newer PyTorch has more
+        assert named.keys() >= its.keys() or VERSION > KNOWN, name  # a newer PyTorch may have more
+        both = named.keys() & its.keys()
         assert {each: named[each] for each in both} == {each: its[each] for each in both}, name
+        assert named.keys() - its.keys() <= ({"maximize"} if VERSION < KNOWN and name == "LBFGS" else set()), name
     with pytest.raises(AttributeError, match="no gradient is sparse here; use Adam"):
         _ = cx.optim.SparseAdam
 
