@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cyxnet import messages as m
 from cyxnet import subjects
-from cyxnet.codec import JSON, MSGPACK, BadMessage, decode, encode, may_hold_non_finite
+from cyxnet.codec import JSON, MOST_LOOKED_AT, MSGPACK, BadMessage, decode, encode, may_hold_non_finite
 
 REQUESTS = sorted(
     {verb.request for verb in subjects.VERBS.values() if verb.request is not bytes}
@@ -68,6 +68,15 @@ def test_a_message_is_walked_through_exactly_when_a_number_may_begin_in_it_that_
     for head in (number.to_bytes(2, "big") for number in range(65_536)):
         not_finite = not all(math.isfinite(*struct.unpack(kind, head + tail * rest)) for tail in (b"\x00", b"\xff"))
         assert may_hold_non_finite(tag + head + bytes(rest)) == not_finite
+
+
+@pytest.mark.parametrize("tag", [b"\xca", b"\xcb"])
+def test_a_message_full_of_what_may_begin_a_number_is_not_looked_at_byte_by_byte(tag):
+    # a megabyte of them, in bytes that anybody may send, held central up for a third of a second
+    assert not may_hold_non_finite(msgspec.msgpack.encode(tag * MOST_LOOKED_AT)[:-1])
+    full = msgspec.msgpack.encode(tag * 900_000)
+    assert may_hold_non_finite(full)
+    assert decode(bytes, full, MSGPACK) == tag * 900_000
 
 
 @pytest.mark.parametrize("text", [b'{"p": 1e999}', b'{"p": [-1e999]}', b'{"p": NaN}', b'{"p": Infinity}'])
