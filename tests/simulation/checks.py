@@ -376,11 +376,11 @@ class Checks:
         if job.served:
             self._of_time(job_id, job.served.leased(event))
 
-    def _has_read(self, stored_s: float) -> bool:
+    def _has_read(self, stored_s: float, within_s: float = BAN_HEARD_WITHIN_S) -> bool:
         """Whether the central that wrote this event had read by then what was stored at that time."""
         central = self.network.central_called(self.by)
         reads_s = max(stored_s, central.stalled_until_s if central else 0.0)
-        return bool(self.network.scheduler.now_s - reads_s > BAN_HEARD_WITHIN_S)
+        return bool(self.network.scheduler.now_s - reads_s > within_s)
 
     def not_banned(self) -> list[str]:
         """The nodes whose work was found false, and that nobody has banned."""
@@ -393,10 +393,9 @@ class Checks:
         if not limit or node_id in known_to_operator or len(self.payers.get(node_id, ())) >= PROVEN_CLIENTS:
             return
         self.expect(job.worth <= limit, f"I20: {job_id} is worth {job.worth}, and {node_id} gets {limit} at the most")
-        known_s = self.network.scheduler.now_s - ANOTHER_HEARD_WITHIN_S
         for other in self.jobs.values():
             if (lease := other.lease) and lease.node_id == node_id:
-                known = lease.by == self.by or lease.since_s < known_s
+                known = lease.by == self.by or self._has_read(lease.since_s, ANOTHER_HEARD_WITHIN_S)
                 self.expect(not known, f"I20: {job_id} is leased to {node_id}, which is known to have {other.name}")
 
     def _of_lease(self, job_id: str, job: JobModel, event: Any) -> Lease | None:
