@@ -47,9 +47,18 @@ class Leaving(InMemory):
             raise ValueError(f"__array__: {self.dtype} as {np.dtype(dtype)} is a copy; leave copy=False out")
         return array.astype(dtype)
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
         """The memory itself for another library. Raises BufferError for what has a gradient."""
         self._shareable("__dlpack__")
+        wanted = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        options = {name: value for name, value in wanted.items() if value is not None}
         if type(self._data) is np.ndarray:
             return importlib.import_module("cyxcore.dlpack").exported(self._data, options)
         return self._data.__dlpack__(**options)

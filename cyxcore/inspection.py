@@ -9,6 +9,9 @@ from cyxcore.errors import SpecError
 # The compiled kernels address at most this many axes (CYX_MAX_NDIM).
 MAX_DIMENSIONS = 8
 
+# The standard's reader of dtypes() knows the standard's names.
+_BEYOND = ("float16", "bfloat16")
+
 
 def _check(device: str | None) -> None:
     if device not in (None, *DEVICES):
@@ -39,9 +42,9 @@ class NamespaceInfo:
         }
 
     def dtypes(self, *, device: str | None = None, kind: str | tuple[str, ...] | None = None) -> dict[str, str]:
-        """The dtypes of a kind (of isdtype's), all without one. float16 and bfloat16 are beyond the standard."""
+        """The standard's dtypes of a kind (of isdtype's), all without one. float16 and bfloat16 are none of them."""
         _check(device)
-        return {name: name for name in DTYPES if kind is None or isdtype(name, kind)}
+        return {name: name for name in DTYPES if name not in _BEYOND and (kind is None or isdtype(name, kind))}
 
 
 def __array_namespace_info__() -> NamespaceInfo:

@@ -196,6 +196,8 @@ def test_the_namespace_says_what_it_can_do() -> None:
         "integral": cx.asarray(1).dtype,
         "indexing": cx.zeros(2).argmax().dtype,
     }
-    assert set(STANDARD) <= set(info.dtypes()) and info.dtypes(kind="bool") == {"bool": cx.bool}
+    assert set(info.dtypes()) == set(strict.__array_namespace_info__().dtypes())
+    assert info.dtypes(kind="bool") == {"bool": cx.bool}
+    assert info.dtypes(kind="real floating") == {"float32": cx.float32, "float64": cx.float64}
     with pytest.raises(SpecError, match="device: expected one of"):
         info.dtypes(device="tpu")

@@ -2,6 +2,7 @@
 
 import array
 import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def test_pytorch_and_a_tensor_share_memory_both_ways(dtype: str) -> None:
 def test_capsules_are_versioned_where_the_reader_knows_versions(options: dict[str, Any], dtype: str) -> None:
     name = "dltensor_versioned" if options.get("max_version", (0,))[0] >= 1 else "dltensor"
     assert f'"{name}"' in repr(cx.ones(2, dtype=dtype).__dlpack__(**options))
+
+
+def test_the_options_of_a_capsule_can_be_seen_and_left_open() -> None:
+    options = inspect.signature(cx.ones(2).__dlpack__).parameters
+    assert list(options) == ["stream", "max_version", "dl_device", "copy"]
+    assert '"dltensor"' in repr(cx.ones(2).__dlpack__(**dict.fromkeys(options)))
+    with pytest.raises(TypeError, match="strem"):
+        cx.ones(2).__dlpack__(strem=None)
 
 
 def test_a_copy_can_be_asked_for_or_refused() -> None:
