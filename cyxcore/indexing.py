@@ -92,8 +92,11 @@ def split(value: Value, index: Any) -> tuple[list[Any], dict[int, Any]]:
 
 
 def _places(mask: Any, shape: tuple[int, ...], value: Value) -> list[Any]:
-    """Where a mask is true: an index array for each axis it covers, for one of size 1 where it covers none."""
-    if mask.shape != shape:
+    """Where a mask is true: an index array for each axis it covers, for one of size 1 where it covers none.
+
+    A size of 0 fits every axis, as in the array API: such a mask picks nothing.
+    """
+    if len(mask.shape) != len(shape) or any(n not in (0, size) for n, size in zip(mask.shape, shape, strict=True)):
         raise IndexingError(f"index: expected a mask of the sizes {shape} it covers of {value.shape}, got {mask.shape}")
     if not mask.ndim:
         return [value._constant([0] * int(mask.item()), "int64")]

@@ -65,6 +65,19 @@ def test_arrays_and_masks_are_assigned_to_as_in_numpy(index: Any) -> None:
     same(x, wanted)
 
 
+@pytest.mark.parametrize(
+    ("mask", "shape"), [((0,), (0, 4, 5)), ((0, 4), (0, 5)), ((3, 0), (0, 5)), ((0, 0, 0), (0,)), ((3, 4, 0), (0,))]
+)
+def test_a_mask_with_an_axis_of_size_0_picks_nothing_whatever_size_it_covers(mask: Any, shape: Any) -> None:
+    x = cx.asarray(X)
+    index = cx.zeros(mask, dtype=cx.bool)
+    assert x[index].shape == shape and x[index].dtype == x.dtype
+    x[index] = 7
+    same(x, X)
+    with pytest.raises(IndexError, match="a mask of the sizes"):
+        x[cx.zeros((0, 3), dtype=cx.bool)]  # the axis beside it does not fit
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_basic_indices_read_write_and_share_as_in_numpy(data: st.DataObject) -> None:
