@@ -13,11 +13,12 @@ from cyxcore import device as devices
 from cyxcore import precision
 from cyxcore.eager import Tensor, wrap
 from cyxcore.errors import GraphError
+from cyxcore.held import refilled
 from cyxcore.keys import drawing_again
 from cyxcore.nn.module import Module
 from cyxcore.objectives import evaluation_graph
 from cyxcore.plan import Plan
-from cyxcore.steps import Bound, CompiledStep, Draws, Plans, draws_of, in_a_graph, with_values
+from cyxcore.steps import Bound, CompiledStep, Draws, Plans, Seen, draws_of, in_a_graph, with_values
 from cyxcore.surroundings import Surroundings
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.tracing import symbolic
@@ -41,6 +42,7 @@ class Compiled:
         self.function, self.device = function, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._lock = Lock()  # a plan has one memory: threads take turns
+        self._seen = Seen()
         self._begin(around)
 
     def _begin(self, around: Surroundings | None) -> None:
@@ -51,6 +53,7 @@ class Compiled:
         self._plans, self._bound = Plans(), Bound(self.modules)
 
     def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
+        self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False)
         builder.device = device
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
@@ -85,7 +88,8 @@ class Compiled:
             return self._compile(tensors, device)
         return with_values(self.around, lambda: self._compile(tensors, device))
 
-    def _run(self, tensors: tuple[Tensor, ...]) -> Any:
+    def _look(self, watch: Any) -> tuple[Any, ...]:
+        """What a plan is chosen by besides the arguments."""
         if self.around is not None and self.around.is_outdated():
             around = Surroundings(self.around.function)
             if around.optimizers:
@@ -94,17 +98,20 @@ class Compiled:
                     "after the optimiser is made"
                 )
             self._begin(around)
-        device = self.device or (tensors[0].device if tensors else devices.default_device())
-        key = (
-            device,
-            self.numerics or precision.current(),
-            tuple([(x.shape, x.dtype) for x in tensors]),
-            self._bound.key(),
-            self.around.key() if self.around is not None else (),
-        )
-        plan, several, draws, _ = self._plans.of(key, lambda: self._traced(tensors, device))
+        key = (self._bound.key(), self.around.key() if self.around is not None else ())
+        self._bound.note(watch)
+        if self.around is not None:
+            self.around.note(watch)
+        return key
+
+    def _run(self, tensors: tuple[Tensor, ...]) -> Any:
+        at = self.device or (tensors[0].device if tensors else devices.default_device())
+        numerics = self.numerics or precision.current()
+        key = (at, numerics, tuple([(x.shape, x.dtype) for x in tensors]), self._seen.key(self._look))
+        plan, several, draws, _ = self._plans.of(key, lambda: self._traced(tensors, at))
         for place, x in enumerate(tensors):
-            plan.backend.assign(plan.inputs[str(place)], devices.put(x._data, device))
+            if not refilled(fed := plan.inputs[str(place)], x):
+                plan.backend.assign(fed, devices.put(x._data, at))
         draws.fill()
         plan.run()
         results = tuple(wrap(array.copy()) for array in plan.outputs)

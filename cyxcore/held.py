@@ -67,10 +67,22 @@ class _Held:
         """Whoever asks looks for the least and the greatest element."""
 
 
+class _Watch:
+    """What a compiled call depends on: looked at anew in each call."""
+
+    def place(self, *where: Any) -> None:
+        """Nothing is noted, as nothing is compared."""
+
+    table = options = items = attribute = tensor = answer = place
+
+    def holds(self) -> bool:
+        return False
+
+
 class _Plain:
     """The compiled module's part that keeps the time, in Python."""
 
-    Held, Node, Memory, View = _Held, _Node, _Memory, _View
+    Held, Node, Memory, View, Watch = _Held, _Node, _Memory, _View, _Watch
     clock = 0
     own = threading.local()
 
@@ -92,6 +104,9 @@ class _Plain:
     def watched(self, update: Any, given: tuple[Any, ...], states: Any, place: int) -> tuple[Any, None]:
         return update(*given), None
 
+    def refilled(self, array: Any, tensor: Any) -> bool:
+        return False
+
     def scalar(self, number: float, dtype: str) -> None:
         """Whoever asks makes it."""
 
@@ -108,10 +123,12 @@ Held: Any = _made.Held
 Memory: Any = _made.Memory
 Node: Any = _made.Node
 View: Any = _made.View
+Watch: Any = _made.Watch
 connect = _made.connect
 connect_tape = _made.connect_tape
 is_recording = _made.is_recording
 now = _made.now
+refilled = _made.refilled
 set_recording = _made.set_recording
 scalar = _made.scalar
 walk = _made.walk

@@ -39,8 +39,13 @@ CLASSES = {
     "bf16": NumericClass("cyx-bf16/1", 1, "2**-7 + K * 2**-24"),
 }
 
+
+class _Own(threading.local):
+    name: str | None = None  # of the class, in a thread that is within of_thread
+
+
 _current = "exact"
-_own = threading.local()  # its name: the class of a thread that is within of_thread
+_own = _Own()
 
 
 class Numerics(NamedTuple):
@@ -97,13 +102,13 @@ def check_name(name: str) -> str:
 
 def current() -> str:
     """The class of what this thread does now."""
-    return getattr(_own, "name", None) or _current
+    return _own.name or _current
 
 
 @contextmanager
 def of_thread(name: str) -> Iterator[None]:
     """Within the block this thread has the class, whatever is set, and other threads keep theirs."""
-    before = getattr(_own, "name", None)
+    before = _own.name
     terms = kernels().set_own_terms(CLASSES[check_name(name)].terms)
     _own.name = name
     if name != "exact":

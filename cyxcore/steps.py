@@ -32,12 +32,12 @@ from cyxcore import precision
 from cyxcore.eager import Tensor, next_key, now, wrap
 from cyxcore.errors import GradientError, GraphError
 from cyxcore.gradients import reached
-from cyxcore.held import is_recording
+from cyxcore.held import Watch, is_recording, refilled
 from cyxcore.keys import Draw, Generator, drawing_again
 from cyxcore.nn.module import Module
-from cyxcore.optimizer import Optimizer
+from cyxcore.optimizer import NO_OPTIONS, Optimizer
 from cyxcore.plan import Plan
-from cyxcore.surroundings import Surroundings
+from cyxcore.surroundings import NUMBERS, Surroundings
 from cyxcore.symbols import Builder, Symbol, ValueNeeded
 from cyxcore.tracing import symbolic
 
@@ -86,9 +86,38 @@ class Bound:
             self._found = found = [*map(id, chain.from_iterable([table.values() for table in self._tables]))]
         return (*found, *map(id, map(_array_of, self.tensors)))
 
+    def note(self, watch: Any) -> None:
+        """Tell a Watch all that key() has just looked at, and the modes of the parts."""
+        for table in self._tables:
+            watch.table(table)
+        for part in self.parts:
+            watch.attribute(part, "training")
+        for tensor in self.tensors:
+            watch.tensor(tensor)
+
     def kept(self) -> list[Any]:
         """What key() names by its id: while it is kept nothing else gets that."""
         return [self.parts, self.tensors, [x._data for x in self.tensors]]
+
+
+class Seen:
+    """What a plan is chosen by besides the arguments, looked at anew where any of it is not as it was."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._watch: Any = None
+
+    def key(self, look: Callable[[Any], Any]) -> Any:
+        """What look(watch) returned, which tells the watch of all that it looks at."""
+        if self._watch is not None and self._watch.holds():
+            return self._key
+        watch = Watch()
+        key = look(watch)
+        self._key, self._watch = key, watch if watch.holds() else None  # not where another thread came between
+        return key
+
+    def forget(self) -> None:
+        self._watch = None
 
 
 class Draws(list[tuple[Array, Draw | None]]):
@@ -193,6 +222,7 @@ class CompiledStep:
         self.function, self.device = function, device
         self.numerics = None if numerics is None else precision.check_name(numerics)
         self._lock = Lock()  # a plan has one memory
+        self._seen = Seen()
         self._begin(around)
 
     def _begin(self, around: Surroundings) -> None:
@@ -203,16 +233,17 @@ class CompiledStep:
         with self._lock:
             return self._step([x if isinstance(x, Tensor) else Tensor(x) for x in inputs])
 
-    def _step(self, tensors: list[Tensor]) -> Any:
+    def _look(self, watch: Any) -> tuple[str, tuple[Any, ...]]:
+        """The device of the plan, and what else it is chosen by."""
         if self.around.is_outdated():
             self._begin(Surroundings(self.around.function))
         own, held = self._bound.key(), self._bound.tensors
-        device = self.device or (held[0].device if held else devices.default_device())
-        key = (
-            device,
-            self.numerics or precision.current(),
-            is_recording(),
-            tuple([(x.shape, x.dtype) for x in tensors]),
+        self._bound.note(watch)
+        self.around.note(watch)
+        for optimizer in self.optimizers:
+            _note(optimizer, watch)
+        watch.answer(devices.default_device)  # which is also the device of arrays of the host
+        return self.device or (held[0].device if held else devices.default_device()), (
             own,
             self.around.key(),
             tuple(map(_is_training, self._bound.parts)),
@@ -221,11 +252,22 @@ class CompiledStep:
             tuple([(id(optimizer.state), *sorted(optimizer.irregular)) for optimizer in self.optimizers]),
             *[_options(optimizer, group) for optimizer in self.optimizers for group in optimizer.param_groups],
         )
+
+    def _step(self, tensors: list[Tensor]) -> Any:
+        device, own = self._seen.key(self._look)
+        key = (
+            device,
+            self.numerics or precision.current(),
+            is_recording(),
+            tuple([(x.shape, x.dtype) for x in tensors]),
+            own,
+        )
         traced: _Traced = self._plans.of(key, lambda: with_values(self.around, lambda: self._trace(tensors, device)))
         plan = traced.plan
         backend = plan.backend
         for x, fed in zip(tensors, traced.fed, strict=True):
-            backend.assign(fed, backend.put(x._data))
+            if not refilled(fed, x):
+                backend.assign(fed, backend.put(x._data))
         for optimizer, _ in traced.stepped:
             optimizer.call_step_hooks("before_step")
         for optimizer, counts, rates in traced.scalars:
@@ -253,6 +295,7 @@ class CompiledStep:
         return results if traced.several else results[0]
 
     def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
+        self._seen.forget()  # what the function reads may be known otherwise afterwards
         builder = Builder(merging=False)
         builder.differentiate = reached if is_recording() else _switched_off
         builder.recording, builder.device = is_recording, device
@@ -323,6 +366,35 @@ def _buffers(module: Module) -> Iterator[Tensor]:
 
 def _options(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Any, ...]:
     return (*map(id, group["params"]), *optimizer.constants(group).values())
+
+
+def _note(optimizer: Optimizer, watch: Any) -> None:
+    """Tell a Watch what a step depends on of an optimiser."""
+    for name in ("state", "param_groups", "irregular", "cycles_momentum"):
+        watch.attribute(optimizer, name)
+    watch.answer(optimizer.irregular.copy)
+    watch.items(optimizer.param_groups)
+    for group in optimizer.param_groups:
+        if _is_plain(optimizer) and all(_is_constant(*option) for option in group.items()):
+            watch.items(group["params"])
+            watch.options(group, _UNREAD)
+        else:
+            watch.answer(_options, optimizer, group)
+
+
+_UNREAD = NO_OPTIONS - {"params"}
+
+
+def _is_plain(optimizer: Optimizer) -> bool:
+    """Whether its constants are the very objects in its groups."""
+    return not optimizer.cycles_momentum and type(optimizer).constants is Optimizer.constants
+
+
+def _is_constant(name: str, option: Any) -> bool:
+    """Whether an option is as it was as long as it is the same object, or is looked at elsewhere."""
+    if type(option) is tuple:
+        return all(isinstance(item, NUMBERS) for item in option)
+    return name in _UNREAD or isinstance(option, list if name == "params" else NUMBERS)
 
 
 def _switched_off(builder: Builder, loss: Symbol, wanted: list[Symbol]) -> list[Symbol | None]:

@@ -98,10 +98,7 @@ class Surroundings:
 
     def is_outdated(self) -> bool:
         """Whether a function, a module or an optimiser that was found is another one by now, or came since then."""
-        for (holder, name), value in self._program:  # in each call: no more is called than has to be
-            if (holder.get(name, _NOTHING) if type(holder) is dict else Place(holder, name).read()) is not value:
-                return True
-        return False
+        return any(place.read() is not value for place, value in self._program)
 
     def _look(self, value: Any) -> None:
         if id(value) in self._found or isinstance(value, (Tensor, np.ndarray, *NUMBERS, ModuleType, type)):
@@ -162,6 +159,18 @@ class Surroundings:
     def key(self) -> tuple[Any, ...]:
         """Equal only while everything is the same object, and every number the same, as long as kept() is."""
         return tuple([_key_of(place.read(), self.by_value) for place in self._places.values()])
+
+    def note(self, watch: Any) -> None:
+        """Tell a Watch all that is_outdated() and key() look at."""
+        for place, _ in self._program:
+            watch.place(place.holder, place.name)
+        for place in self._places.values():
+            watch.place(place.holder, place.name)
+            value = place.read()
+            if isinstance(value, Tensor):
+                watch.tensor(value, self.by_value)
+            elif isinstance(value, (list, tuple, dict)):
+                watch.answer(_key_of, value, self.by_value)
 
     def kept(self) -> list[Any]:
         """What key() names by its id."""

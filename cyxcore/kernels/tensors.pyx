@@ -1,7 +1,8 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=False
 """What a tensor holds, and the short way of an operation: from tensors straight to a kernel of the cpu.
 
-This file has the fields of a tensor and its operators; calls.pxi what is known of calls, tape.pxi the walk back.
+This file has the fields of a tensor and its operators; calls.pxi what is known of calls, tape.pxi the walk back,
+watch.pxi what compiled calls depend on.
 
 `apply` knows calls by what they are of: the operation, the shapes and dtypes of its inputs, its attributes. The first
 call of a kind goes the general way (`Tensor._apply_generally`), which checks it; from the second on its record is kept,
@@ -38,6 +39,8 @@ cdef extern from "stdlib.h" nogil:
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *)
+    bint PyCell_Check(object)
+    PyObject *PyCell_GET(object)
     int PySlice_Unpack(object, Py_ssize_t *, Py_ssize_t *, Py_ssize_t *) except -1
     Py_ssize_t PySlice_AdjustIndices(Py_ssize_t, Py_ssize_t *, Py_ssize_t *, Py_ssize_t) noexcept
 
@@ -639,6 +642,7 @@ cdef Held _sharing(Held tensor, char *pointer, tuple shape):
 
 include "calls.pxi"
 include "tape.pxi"
+include "watch.pxi"
 
 # operators ----------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import cyxcore as cx
 from cyxcore import device as devices
 from cyxcore import gradients, optim, updates
 from cyxcore.errors import AxisError, DataError, GradientError, GraphError, ShapeError
+from cyxcore.held import Watch
 from cyxcore.values import apply
 
 OFTEN = 6  # calls after which a call of a kind, and its gradient, go the short way, if there is one
@@ -626,3 +628,62 @@ def test_a_long_row_of_views_ends_without_recursion() -> None:
     base[:1] = w
     (x * 2.0).sum().backward()
     assert w.grad is not None and w.grad.tolist() == [[2.0]]
+
+
+class Noted:
+    def __init__(self) -> None:
+        self.scale, self.terms, self.table, self.own = 2.0, [1.0, 2.0], cx.ones(3), SimpleNamespace(a=1, b=2)
+
+
+CHANGED: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+    "a variable": lambda agent, table: vars(agent).update(scale=3.0),
+    "no variable": lambda agent, table: vars(agent).pop("scale"),
+    "one that was not there": lambda agent, table: vars(agent).update(later=1),
+    "a list, item by item": lambda agent, table: agent.terms.append(3.0),
+    "an answer": lambda agent, table: agent.terms.__setitem__(0, 4.0),
+    "an attribute": lambda agent, table: vars(agent).update(terms=[*agent.terms]),
+    "a value of a dict": lambda agent, table: table.update(first=agent),
+    "a value more": lambda agent, table: table.update(third=agent),
+    "names": lambda agent, table: table.update(other=table.pop("second")),
+    "another value": lambda agent, table: vars(agent.own).update(b=3),
+    "another value more": lambda agent, table: vars(agent.own).update(c=3),
+    "a value less": lambda agent, table: vars(agent.own).pop("b"),
+    "an array": lambda agent, table: setattr(agent.table, "_data", np.ones(3, np.float32)),
+    "a gradient": lambda agent, table: setattr(agent.table, "grad", cx.ones(3)),
+    "whether one is required": lambda agent, table: agent.table.requires_grad_(True),
+    "what is written": lambda agent, table: agent.table.__setitem__(0, 5.0),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_watch_holds_until_what_it_noted_is_another_object(name: str) -> None:
+    agent, table = Noted(), {"first": 1.5, "second": 2.5, "lr": 0.1}
+    watch = Watch()
+    for each in ("scale", "later"):
+        watch.place(vars(agent), each)
+    watch.items(agent.terms)
+    watch.attribute(agent, "terms")
+    watch.answer(sum, agent.terms)
+    watch.tensor(agent.table, by_value=True)
+    watch.table(vars(agent.own))
+    watch.options(table, {"lr"})
+    assert watch.holds()
+    table["lr"], agent.unseen = 0.2, 1.0
+    assert watch.holds()
+    CHANGED[name](agent, table)
+    assert not watch.holds()
+
+
+def test_a_watch_sees_variables_of_functions_and_gives_up_where_it_cannot_look() -> None:
+    number = 1.0
+
+    def function() -> float:
+        return number
+
+    watch, other = Watch(), Watch()
+    watch.place(function.__closure__[0], "number")
+    assert watch.holds()
+    number = 2.0
+    assert not watch.holds()
+    other.place(vars(Noted), "scale")  # no dict
+    assert not other.holds()

@@ -440,6 +440,8 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "betas in a list": lambda model, optimizer: optimizer.param_groups[0].update(betas=[0.5, 0.5]),
     "threads": lambda model, optimizer: cpu.set_num_threads(3),
+    "a momentum that is cycled from now on": lambda model, optimizer: vars(optimizer).update(cycles_momentum=True),
+    "a part replaced": lambda model, optimizer: model._modules.update({"2": nn.Tanh()}),
 }
 
 
@@ -463,6 +465,20 @@ def test_what_changes_between_steps_changes_a_compiled_step_as_a_plain_one(name:
         assert run(True) == run(False)
     finally:
         cpu.set_num_threads(threads)
+
+
+def test_steps_that_nothing_happened_between_compare_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    optimizer = optim.Adam(model.parameters(), lr=0.05)
+    schedule = optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    step, function = cx.compile(training_step(model, optimizer, clip=False)), cx.compile(model)
+    for number in range(3):
+        step(*batch(number)), function(batch(number)[0])
+        schedule.step()
+    monkeypatch.setattr("cyxcore.steps.Bound.key", None)  # called no more
+    for number in range(3):
+        step(*batch(number)), function(batch(number)[0])
+        schedule.step()
 
 
 def test_a_step_that_fails_is_none() -> None:

@@ -1,0 +1,175 @@
+# What the plan of a compiled call is of, as it was when the plan was chosen (cyxcore/steps.py, compiled.py).
+
+cdef enum Kind:
+    ENTRY  # of a dict
+    CELL
+    TABLE  # all values of a dict
+    OPTIONS  # values of a dict, but for those that may change
+    ITEMS  # of a list
+    ATTRIBUTE
+    TENSOR
+    ANSWER
+
+cdef struct Look:
+    Kind kind
+    PyObject *of  # these three are held by the watch
+    PyObject *name
+    PyObject *was  # NULL: there was nothing
+    bint trained
+    bint has_gradient
+    bint by_value
+    double written
+
+cdef object _ANY = object()
+
+
+cdef inline double _written(Held tensor) noexcept:
+    return tensor._memory.written if tensor._memory is not None else 0
+
+
+@cython.final
+cdef class Watch:
+    """Notes what is somewhere; holds() says whether all of it is there still: the very objects, not equal ones."""
+
+    cdef Look *looks
+    cdef Py_ssize_t count, room
+    cdef list held
+    cdef bint lost  # something cannot be watched
+
+    def __cinit__(self):
+        self.held = []
+
+    def __dealloc__(self):
+        free(self.looks)
+
+    cdef Look *_note(self, Kind kind, of, name, was) except NULL:
+        cdef Look *grown
+        cdef Look *made
+        if self.count == self.room:
+            grown = <Look *>realloc(self.looks, (2 * self.room + 16) * sizeof(Look))
+            if grown == NULL:
+                raise MemoryError
+            self.looks, self.room = grown, 2 * self.room + 16
+        self.held.append((of, name, was))
+        made = &self.looks[self.count]
+        memset(made, 0, sizeof(Look))
+        made.kind, made.of, made.name, made.was = kind, <PyObject *>of, <PyObject *>name, <PyObject *>was
+        self.count += 1
+        return made
+
+    def place(self, holder, str name) -> None:
+        """What a dict has by a name, or a variable of a function, if anything."""
+        cdef PyObject *found
+        cdef Look *made
+        if isinstance(holder, dict):
+            found = PyDict_GetItem(holder, name)
+            made = self._note(ENTRY, holder, name, None if found == NULL else <object>found)
+        elif PyCell_Check(holder):
+            found = PyCell_GET(holder)
+            made = self._note(CELL, holder, name, None if found == NULL else <object>found)
+        else:
+            self.lost = True
+            return
+        if found == NULL:
+            made.was = NULL
+
+    def table(self, dict table) -> None:
+        """The values of a dict, in order."""
+        self._note(TABLE, table, None, tuple(table.values()))
+
+    def options(self, dict options, changing) -> None:
+        """All that a dict has, in order, but for the values whose names are in `changing`."""
+        cdef tuple names = tuple(options)
+        self._note(OPTIONS, options, names, tuple([_ANY if name in changing else options[name] for name in names]))
+
+    def items(self, list items) -> None:
+        self._note(ITEMS, items, None, tuple(items))
+
+    def attribute(self, owner, str name) -> None:
+        self._note(ATTRIBUTE, owner, name, getattr(owner, name))
+
+    def tensor(self, Held tensor, bint by_value=False) -> None:
+        """Its array, whether it requires a gradient and has one; by_value: and when it was last written to."""
+        cdef Look *made = self._note(TENSOR, tensor, None, _array_of(tensor))
+        made.trained, made.has_gradient = tensor.requires_grad, tensor.grad is not None
+        made.by_value, made.written = by_value, _written(tensor)
+
+    def answer(self, function, *given) -> None:
+        """What a function returns, which is compared by value."""
+        self._note(ANSWER, function, given, function(*given))
+
+    def holds(self) -> bool:
+        cdef Py_ssize_t i
+        if self.lost:
+            return False
+        for i in range(self.count):
+            if not _is_still(&self.looks[i]):
+                return False
+        return True
+
+
+cdef bint _is_still(Look *look) except -1:
+    cdef Held tensor
+    if look.kind == ENTRY:
+        return PyDict_GetItem(<object>look.of, <object>look.name) == look.was
+    if look.kind == CELL:
+        return PyCell_GET(<object>look.of) == look.was
+    if look.kind == TABLE or look.kind == OPTIONS:
+        return _has_still(look)
+    if look.kind == ITEMS:
+        return _are_still(<list>look.of, <tuple>look.was)
+    if look.kind == ATTRIBUTE:
+        return getattr(<object>look.of, <object>look.name) is <object>look.was
+    if look.kind == TENSOR:
+        tensor = <Held>look.of
+        return (
+            <PyObject *>tensor._array == look.was
+            and tensor.requires_grad == look.trained
+            and (tensor.grad is not None) == look.has_gradient
+            and (not look.by_value or _written(tensor) == look.written)
+        )
+    return (<object>look.of)(*<tuple>look.name) == <object>look.was
+
+
+cdef bint _has_still(Look *look) except -1:
+    cdef dict table = <dict>look.of
+    cdef tuple was = <tuple>look.was
+    cdef Py_ssize_t place = 0
+    cdef int i = 0, count = <int>len(was)
+    cdef PyObject *name
+    cdef PyObject *value
+    if len(table) != count:
+        return False
+    while PyDict_Next(table, &place, &name, &value):
+        if value != <PyObject *>was[i] and was[i] is not _ANY:
+            return False
+        if look.kind == OPTIONS and name != <PyObject *>(<tuple>look.name)[i]:
+            return False
+        i += 1
+    return True
+
+
+cdef bint _are_still(list items, tuple was) except -1:
+    cdef Py_ssize_t i, count = len(was)
+    if len(items) != count:
+        return False
+    for i in range(count):
+        if items[i] is not was[i]:
+            return False
+    return True
+
+
+def refilled(array, Held tensor) -> bool:
+    """Copies a tensor into an array of its shape. False, and nothing is done, where one of them is not plain memory."""
+    cdef cnp.ndarray into
+    cdef size_t count
+    if tensor._pointer == NULL or type(array) is not cnp.ndarray:
+        return False
+    into = <cnp.ndarray>array
+    count = _bytes_of(tensor)
+    if not count or cnp.PyArray_TYPE(into) != tensor._numpy_type or <size_t>cnp.PyArray_NBYTES(into) != count:
+        return False
+    if not cnp.PyArray_IS_C_CONTIGUOUS(into):
+        return False
+    memcpy(cnp.PyArray_DATA(into), tensor._pointer, count)
+    return True
