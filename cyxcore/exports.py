@@ -47,6 +47,10 @@ class Leaving(InMemory):
             raise ValueError(f"__array__: {self.dtype} as {np.dtype(dtype)} is a copy; leave copy=False out")
         return array.astype(dtype)
 
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        """NumPy's functions see the tensors they are given as arrays, and give arrays: np.sum(x)."""
+        return function(*_as_arrays(arguments), **_as_arrays(options))
+
     def __dlpack__(
         self,
         *,
@@ -144,3 +148,12 @@ class Leaving(InMemory):
         gradient = ", requires_grad=True" if self.requires_grad else ""
         place = "" if type(self._data) is np.ndarray else f", device={self.device}"
         return f"Tensor({text}, shape={self.shape}, dtype={self.dtype}{place}{gradient})"
+
+
+def _as_arrays(given: Any) -> Any:
+    """The same arguments, tensors among them (in lists and tuples too) as NumPy's arrays of their memory."""
+    if isinstance(given, Leaving):
+        return given.numpy()
+    if type(given) in (list, tuple):
+        return type(given)(map(_as_arrays, given))
+    return {name: _as_arrays(value) for name, value in given.items()} if type(given) is dict else given

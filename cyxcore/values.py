@@ -88,7 +88,7 @@ def of_one_dtype(left: Any, right: Any) -> Sequence[Any]:
     return together(left, right)
 
 
-_OF_BOOLS = {"add": "logical_or", "mul": "logical_and"}
+_OF_BOOLS = {"add": "logical_or", "mul": "logical_and", "maximum": "logical_or", "minimum": "logical_and"}
 
 
 def binary(op: str, left: Any, right: Any) -> Any:
@@ -262,6 +262,8 @@ class Value:
     def __matmul__(self, other: Any) -> Self:
         """Matrix product with NumPy's rule for vectors."""
         left, right = of_one_dtype(self, other)
+        if left.dtype == "bool":  # whether some pair is true twice, as in NumPy: a sum of ones is never rounded to 0
+            return (left.astype("float32") @ right.astype("float32")).astype("bool")
         if len(left.shape) == 2 and len(right.shape) == 2:
             return apply("matmul", left, right)
         if not left.shape or not right.shape:
@@ -464,7 +466,9 @@ class Value:
         Of another tensor: the larger of both, element by element.
         """
         if isinstance(axis, Value):
-            return apply("maximum", *together(self, axis))
+            return binary("maximum", self, axis)
+        if self.dtype == "bool":
+            return self._of_mask("max", axis, keepdims, words)
         if words:
             return self._extreme("max", *in_words("max", axis, keepdims, words))
         return apply("max", self, axes=self._axes(axis), keepdims=keepdims)
@@ -475,10 +479,18 @@ class Value:
         Of another tensor: the smaller of both, element by element.
         """
         if isinstance(axis, Value):
-            return apply("minimum", *together(self, axis))
+            return binary("minimum", self, axis)
+        if self.dtype == "bool":
+            return self._of_mask("min", axis, keepdims, words)
         if words:
             return self._extreme("min", *in_words("min", axis, keepdims, words))
         return apply("min", self, axes=self._axes(axis), keepdims=keepdims)
+
+    def _of_mask(self, op: str, axis: Any, keepdims: bool, words: dict[str, Any]) -> Any:
+        found = getattr(self.astype("uint8"), op)(axis, keepdims, **words)
+        if isinstance(found, Picked):
+            return Picked(found.values.astype("bool"), found.indices)
+        return found.astype("bool")
 
     def _extreme(self, op: str, axis: Any, keepdims: bool) -> Any:
         if axis is None:

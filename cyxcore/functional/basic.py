@@ -9,7 +9,7 @@ from cyxcore.attrs import is_whole
 from cyxcore.dtype import DEFAULTS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.infer import broadcast
-from cyxcore.values import TracedMode, Value, apply, by_mode, together
+from cyxcore.values import TracedMode, Value, apply, binary, by_mode, together
 
 Pair = int | tuple[int, int]
 # Where what lies at a place outside of an axis is taken from. place, count -> place inside.
@@ -212,13 +212,13 @@ def where(condition: Any, x1: Any = None, x2: Any = None, /) -> Any:
 
 
 def maximum(x1: Any, x2: Any, /) -> Any:
-    """The larger of both, broadcast; NaN where one is NaN."""
-    return apply("maximum", *together(x1, x2))
+    """The larger of both, broadcast; NaN where one is NaN. Of bools logical_or."""
+    return binary("maximum", x1, x2)
 
 
 def minimum(x1: Any, x2: Any, /) -> Any:
-    """The smaller of both, broadcast; NaN where one is NaN."""
-    return apply("minimum", *together(x1, x2))
+    """The smaller of both, broadcast; NaN where one is NaN. Of bools logical_and."""
+    return binary("minimum", x1, x2)
 
 
 def concat(arrays: Any, /, axis: int | None = 0, *, dim: int | None = None) -> Any:

@@ -43,8 +43,10 @@ cdef object _reduced(str op, Held tensor, axis, keepdims, dict words):
     """Over all axes, or over one."""
     cdef Py_ssize_t rank = len(tensor.shape), place = -1
     cdef bint exact = op is _SUM or op is _MEAN  # of integers these are something else
-    if words or rank > 8 or type(keepdims) is not bool or (exact and tensor.dtype not in _FLOATS):
+    if words or rank > 8 or type(keepdims) is not bool or tensor.dtype == "bool":
         return _general[op](tensor, axis, keepdims, **words)
+    if exact and tensor.dtype not in _FLOATS:
+        return _general[op](tensor, axis, keepdims)
     if op is _MEAN and 0 in tensor.shape:  # maybe of nothing
         return _general[op](tensor, axis, keepdims)
     if axis is None:

@@ -390,7 +390,7 @@ cdef class Held:
         return _operated("div", left, right)
 
     def __matmul__(left, right):
-        if isinstance(left, Held) and isinstance(right, Held):
+        if isinstance(left, Held) and isinstance(right, Held) and (<Held>left).dtype != "bool":
             if len((<Held>left).shape) == 2 and len((<Held>right).shape) == 2 and (<Held>left).dtype is (<Held>right).dtype:
                 return _of_two("matmul", <Held>left, <Held>right)
         return _general["__matmul__"](left, right) if isinstance(left, Held) else _general["__rmatmul__"](right, left)

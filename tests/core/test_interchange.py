@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cyxcore as cx
-from cyxcore.errors import CyxError, DataError
+from cyxcore.errors import CyxError, DataError, DtypeError
 from tests.core.oracle import ALL, numbers, same
 
 DLPACK = [*ALL, "float16"]
@@ -71,6 +71,27 @@ def test_the_options_of_a_capsule_can_be_seen_and_left_open() -> None:
     assert '"dltensor"' in repr(cx.ones(2).__dlpack__(**dict.fromkeys(options)))
     with pytest.raises(TypeError, match="strem"):
         cx.ones(2).__dlpack__(strem=None)
+
+
+@pytest.mark.parametrize("name", "sum mean std var prod max min any all squeeze median argmax cumsum sort".split())
+def test_functions_of_numpy_take_tensors_as_arrays(name: str) -> None:
+    array = numbers("float32", 2, 3)
+    found, wanted = getattr(np, name)(cx.asarray(array)), getattr(np, name)(array)
+    assert type(found) is type(wanted) and np.array_equal(found, wanted)
+    assert np.array_equal(getattr(np, name)(cx.asarray(array), axis=None), getattr(np, name)(array, axis=None))
+
+
+def test_functions_of_numpy_find_tensors_in_lists_and_write_where_they_are_told() -> None:
+    x = cx.asarray([1.0, 2.0])
+    assert type(np.stack([x, x])) is np.ndarray and np.stack((x, x.numpy())).tolist() == [[1, 2], [1, 2]]
+    assert np.block([[x, x], [x, x]]).shape == (2, 4) and np.allclose(x, [1, 2]) and np.shape(x) == (2,)
+    out = cx.zeros(())
+    np.sum(x, out=out)
+    assert out.item() == 3.0
+    with pytest.raises(DtypeError, match="use astype"):
+        np.sum(x.astype("bfloat16"))
+    with pytest.raises(TypeError, match="__array_ufunc__"):  # an operator of an array and a tensor is the tensor's
+        np.exp(x)
 
 
 def test_a_copy_can_be_asked_for_or_refused() -> None:

@@ -140,3 +140,53 @@ def test_the_mean_of_nothing_is_nan(shape: Any, axis: Any) -> None:
 def test_a_correction_beyond_the_count_is_nan() -> None:
     assert np.isnan(cx.var(cx.tensor([1.0, 2.0]), correction=3.0).numpy()).all()
     assert np.isnan(cx.std(cx.tensor([1.0, 2.0]), correction=2.0).numpy()).all()
+
+
+@pytest.mark.parametrize(("axis", "keepdims"), [(None, False), (0, False), (-1, True), ((0, 1), True)], ids=str)
+def test_the_extremes_of_masks_are_masks(axis: Any, keepdims: bool) -> None:
+    array = numbers("bool", 3, 4)
+    array[1] = False
+    x = cx.asarray(array)
+    for name in ("max", "min"):
+        wanted = getattr(array, name)(axis=axis, keepdims=keepdims)
+        for found in (getattr(cx, name)(x, axis=axis, keepdims=keepdims), getattr(x, name)(axis, keepdims)):
+            assert found.dtype == "bool" and np.array_equal(found.numpy(), wanted)
+        with pytest.raises(ShapeError, match=f"no {name} of an empty axis"):
+            getattr(cx.zeros((0, 2), dtype="bool"), name)(axis=0)
+
+
+def test_masks_along_an_axis_are_found_as_in_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    array = np.array([[False, True, False], [True, True, False]])
+    for name in ("max", "min"):
+        wanted = getattr(torch.tensor(array), name)(dim=0)
+        found = getattr(cx.asarray(array), name)(dim=0)
+        assert found.values.dtype == "bool" and found.values.tolist() == wanted.values.tolist()
+        assert found.indices.tolist() == wanted.indices.tolist()
+
+
+def test_two_masks_have_a_larger_and_a_smaller_one() -> None:
+    a, b = np.array([[True], [False]]), np.array([True, False, True])
+    for name in ("maximum", "minimum"):
+        wanted = getattr(np, name)(a, b)
+        method = {"maximum": "max", "minimum": "min"}[name]
+        for found in (getattr(cx, name)(cx.asarray(a), cx.asarray(b)), getattr(cx.asarray(a), method)(cx.asarray(b))):
+            assert found.dtype == "bool" and np.array_equal(found.numpy(), wanted)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 3), (3, 2)), ((3,), (3,)), ((2, 3), (3,)), ((2, 1, 3), (3, 4)), ((2, 0), (0, 2))]
+)
+def test_a_product_of_masks_says_whether_two_meet(shapes: Any) -> None:
+    a, b = (numbers("bool", *shape) for shape in shapes)
+    for found in (cx.asarray(a) @ cx.asarray(b), cx.matmul(cx.asarray(a), cx.asarray(b))):
+        assert found.dtype == "bool" and np.array_equal(found.numpy(), a @ b)
+
+
+def test_masks_are_combined_in_graphs_too() -> None:
+    def step(x: Any) -> Any:
+        mask = x > 0
+        return ((mask @ mask.T).max(axis=0) == cx.maximum(mask, ~mask).min()).astype("float32")
+
+    x = cx.asarray([[1.0, -1.0], [-1.0, -2.0]])
+    assert cx.compile(step)(x).tolist() == step(x).tolist() == [1.0, 0.0]
