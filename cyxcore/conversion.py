@@ -34,6 +34,8 @@ def as_array(data: Any, dtype: Any = None) -> Array:
         if "inhomogeneous" not in str(error):
             raise
         raise ShapeError("tensor: expected nested lists of equal lengths, got unequal ones; pad them") from None
+    if plain and array.dtype == np.float64 and (wanted is None or wanted in INTEGERS):
+        array = _exact(data, array)
     if wanted is None and plain:
         wanted = _NARROWER.get(array.dtype)
     have = DTYPE_NAMES.get(array.dtype)
@@ -56,6 +58,19 @@ def as_array(data: Any, dtype: Any = None) -> Array:
     with np.errstate(over="ignore"):  # what a float dtype cannot hold is infinite, as an operation's result would be
         result: Array = np.ascontiguousarray(array, dtype=wanted).reshape(array.shape)
     return result
+
+
+def _exact(data: Any, array: Array) -> Array:
+    """Integers as uint64 where NumPy took them for floats: it does where one of them needs uint64 and another not."""
+    if not (np.abs(array) >= 2.0**63).any():
+        return array
+    whole = np.asarray(data, dtype=object)
+    if not all(isinstance(value, (int, np.integer)) for value in whole.flat):
+        return array
+    low, high = int(whole.min()), int(whole.max())
+    if low < 0:
+        raise DtypeError(f"tensor: expected integers that one dtype holds, got {low}..{high}; write one as a float")
+    return whole.astype(np.uint64)
 
 
 def _no_number(array: Array) -> str:

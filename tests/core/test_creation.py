@@ -174,6 +174,21 @@ def test_what_no_dtype_holds_is_named(value: Any, error: type[Exception], says: 
             make(value)
 
 
+@pytest.mark.parametrize("dtype", [None, "uint64"])
+@pytest.mark.parametrize("value", [[0, 2**63 + 1], [[2**64 - 1], [True]], [np.int64(1), 2**63 + 3]], ids=str)
+def test_integers_that_only_uint64_holds_are_not_rounded_beside_small_ones(value: Any, dtype: Any) -> None:
+    for make in (cx.asarray, cx.tensor):
+        same(make(value, dtype=dtype), np.asarray(np.asarray(value, dtype=object), "uint64"))
+
+
+def test_integers_that_no_dtype_holds_together_are_an_error() -> None:
+    with pytest.raises(DtypeError, match=f"expected integers that one dtype holds, got -1..{2**63}; write one as a"):
+        cx.asarray([-1, 2**63])
+    with pytest.raises(DtypeError, match=f"tensor: int64 holds .*, got 0..{2**63}"):
+        cx.asarray([0, 2**63], dtype="int64")
+    same(cx.asarray([-1.0, 2**63]), np.asarray([-1.0, 2**63], "float32"))
+
+
 def test_triangles_have_gradients() -> None:
     x = cx.ones(2, 2, requires_grad=True)
     cx.tril(x).sum().backward()
