@@ -5,13 +5,15 @@
     python -m benchmarks.bench_train --quick --only mlp_small,cnn --threads 1
     python -m benchmarks.bench_train --threads 1 --processor-time     # on a busy machine
     python -m benchmarks.bench_train --numerics fast                  # products by AMX: docs/numerics.md
+    python -m benchmarks.bench_train --jax PYTHON                     # beside JAX too: an interpreter that has it
     python -m benchmarks.bench_train --json
 
 A step is forward, cross-entropy, backward and the optimiser's update, float32, the batch as given in MODELS. Ours is
 compiled (`cx.compile(step)`), in the exact class, whose bits depend on no thread count and no instruction set. PyTorch
-runs eagerly, as it comes and with its fused optimiser, and with --compile through torch.compile. Rounds alternate
-between them, so that a busy machine slows all; figures are medians. Before anything is timed, both run the same first
-steps from the same weights, and their losses must agree; by how much they differ is shown beside the times.
+runs eagerly, as it comes and with its fused optimiser, and with --compile through torch.compile; JAX under jax.jit, in
+a process of its own (jax_steps.py), on as many cores as there are threads. Rounds alternate between them, so that a
+busy machine slows all; figures are medians. Before anything is timed, all run the same first steps from the same
+weights, and their losses must agree; by how much they differ is shown beside the times.
 
 Target: never slower than the fastest of them; in the geometric mean 1.6 times faster on one thread, 1.8 times on two.
 With --numerics fast 2.5 times, with fast16 3.8 times.
@@ -32,6 +34,7 @@ import numpy as np
 
 import cyxcore as cx
 from benchmarks.figures import add_save, save
+from benchmarks.jax_steps import Steps, burst
 from cyxcore import functional as F
 from cyxcore.kernels import cpu
 
@@ -220,9 +223,10 @@ def measure(
     with_compile: bool,
     clock: Callable[[], float],
     numerics: str = "exact",
+    jax: str = "",
 ) -> dict[str, float]:
     """Median milliseconds of a step by each, the seconds our plan took, and the largest relative difference of our
-    losses to PyTorch's in the steps that are compared (only beside it).
+    losses to the others' in the steps that are compared (only beside them). jax: the interpreter that has it.
     """
     case = MODELS[name]
     batch = case.inputs(np.random.default_rng(0))
@@ -236,7 +240,23 @@ def measure(
         for peer, first, step in peers(case, batch, with_compile):
             steps[f"torch {peer}"], weights = step, first
     cx.manual_seed(0)
-    _, steps["cyx"] = ours(case, weights, batch, numerics)
+    model, steps["cyx"] = ours(case, weights, batch, numerics)
+    if not jax:
+        return _compared(name, steps, None, rounds, budget_s, clock, numerics)
+    weights = weights or {key: value.numpy() for key, value in model.state_dict().items()}
+    with Steps(jax, name, weights, batch, threads) as other:
+        return _compared(name, steps, other, rounds, budget_s, clock, numerics)
+
+
+def _compared(
+    name: str,
+    steps: dict[str, Callable[[], float]],
+    jax: Steps | None,
+    rounds: int,
+    budget_s: float,
+    clock: Callable[[], float],
+    numerics: str,
+) -> dict[str, float]:
     losses = {}
     for who, step in steps.items():
         begun = time.perf_counter()
@@ -244,19 +264,19 @@ def measure(
         if who == "cyx":
             plan_s = time.perf_counter() - begun
         losses[who] += [step() for _ in range(STEPS_COMPARED - 1)]
+    if jax:
+        losses["jax jit"] = jax.ask("steps", STEPS_COMPARED)
     for who, found in losses.items():
         if not np.allclose(found, losses["cyx"], rtol=LOSS_TOLERANCE[numerics]):
             raise SystemExit(f"{name}: {who} lost {found}, cyx {losses['cyx']}: not the same training")
     others = [np.array(found) for who, found in losses.items() if who != "cyx"]
     apart = {"losses_apart": max(float(np.max(np.abs(losses["cyx"] / each - 1))) for each in others)} if others else {}
-    took: dict[str, list[float]] = {who: [] for who in steps}
+    took: dict[str, list[float]] = {who: [] for who in losses}
     for _ in range(rounds):
         for who, step in steps.items():
-            begun, count = clock(), 0
-            while clock() - begun < budget_s or not count:
-                step()
-                count += 1
-            took[who].append((clock() - begun) / count * 1000)
+            took[who].append(burst(step, budget_s, clock)[0])
+        if jax:
+            took["jax jit"].append(jax.ask("burst", budget_s, "processor" if clock is time.process_time else "wall")[0])
     return {**{who: statistics.median(each) for who, each in took.items()}, "plan_s": plan_s, **apart}
 
 
@@ -276,6 +296,9 @@ def main() -> int:
     parser.add_argument("--threads", default="1,2", help="thread counts, with commas between (default 1,2)")
     parser.add_argument("--only", default="", help=f"some of {', '.join(MODELS)}, with commas between")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to warm up")
+    parser.add_argument(
+        "--jax", metavar="PYTHON", default="", help="beside JAX as well, with this interpreter that has it"
+    )
     parser.add_argument(
         "--processor-time",
         action="store_true",
@@ -300,13 +323,15 @@ def main() -> int:
     for threads in map(int, options.threads.split(",")):
         rows = found[str(threads)] = {}
         for name in names:
-            rows[name] = measure(name, threads, rounds, budget_s, options.compile, clock, options.numerics)
+            rows[name] = measure(name, threads, rounds, budget_s, options.compile, clock, options.numerics, options.jax)
             if not options.json:
                 show(name, threads, rows[name])
         ratios = [ratio for row in rows.values() if (ratio := times_faster(row))]
         if ratios and not options.json:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-            print(f"{threads} thread(s): geometric mean {mean:.2f} × the fastest of torch, least {min(ratios):.2f} ×")
+            print(
+                f"{threads} thread(s): geometric mean {mean:.2f} × the fastest of the others, least {min(ratios):.2f} ×"
+            )
     result = {
         "machine": platform.processor() or platform.machine(),
         "isa": cpu.isa(),
@@ -321,7 +346,7 @@ def main() -> int:
 
 def times_faster(row: dict[str, float]) -> float:
     """Than the fastest of the others; 0 without any."""
-    others = [ms for who, ms in row.items() if who.startswith("torch")]
+    others = [ms for who, ms in row.items() if who.startswith(("torch", "jax"))]
     return min(others) / row["cyx"] if others else 0.0
 
 

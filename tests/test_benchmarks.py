@@ -6,10 +6,12 @@ import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import bench_rebuild, bench_submissions, charts
+from benchmarks.jax_steps import Steps
 from cyxcore.errors import CyxError
 
 RESULTS = Path(benchmarks.__file__).parent / "results"
@@ -149,3 +151,14 @@ def test_too_few_events_are_refused_by_what_rebuilds_a_ledger(monkeypatch, capsy
     assert f"--events: expected 900 or more (100 nodes register, a job has 8 events), got {events}" in (
         capsys.readouterr().err
     )
+
+
+def test_steps_in_jax_need_an_interpreter_that_has_it(tmp_path: Path) -> None:
+    batch = np.zeros((4, 64), np.float32), np.zeros(4, np.int64)
+    with pytest.raises(SystemExit, match="--jax: /none/python cannot be run: No such file"):
+        Steps("/none/python", "mlp_small", {}, batch, 1)
+    other = tmp_path / "python"
+    other.write_text(f"#!/bin/sh\nexec {sys.executable} -S -c 'import jax'\n")  # without the packages
+    other.chmod(0o755)
+    with pytest.raises(SystemExit, match="python ended with status 1; does it have JAX"):
+        Steps(str(other), "mlp_small", {}, batch, 1)
