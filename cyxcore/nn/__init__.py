@@ -118,6 +118,7 @@ from cyxcore.nn.losses import (
     TripletMarginWithDistanceLoss,
 )
 from cyxcore.nn.module import (
+    Buffer,
     Module,
     Parameter,
 )
@@ -212,6 +213,7 @@ __all__ = [
     "BatchNorm3d",
     "Bidirectional",
     "Bilinear",
+    "Buffer",
     "CELU",
     "CTCLoss",
     "ChannelShuffle",

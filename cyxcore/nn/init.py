@@ -116,3 +116,32 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     q, r = np.linalg.qr(drawn)
     q = q * np.sign(np.diag(r))
     return _fill(tensor, gain * (q if rows >= columns else q.T).reshape(tensor.shape))
+
+
+def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
+    """A convolution (out, in, *kernel) that passes its channels on, in each of `groups`: 1 in the kernel's middle.
+
+    Raises ShapeError for other than 3 to 5 axes, or outputs that are no multiple of `groups`.
+    """
+    if not 3 <= tensor.ndim <= 5:
+        raise ShapeError(f"dirac_: expected the weight of a convolution, of 3 to 5 axes, got {tensor.shape}")
+    if groups < 1 or tensor.shape[0] % groups:
+        raise ShapeError(f"dirac_: expected a multiple of groups={groups} outputs, got {tensor.shape}")
+    values, outputs = np.zeros(tensor.shape), tensor.shape[0] // groups
+    middle = tuple(size // 2 for size in tensor.shape[2:])
+    for row in range(tensor.shape[0]):
+        if row % outputs < tensor.shape[1]:
+            values[(row, row % outputs, *middle)] = 1.0
+    return _fill(tensor, values)
+
+
+def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01) -> Tensor:
+    """Normal numbers in a weight of two axes, but 0 in a share `sparsity` of each column, rounded up (Martens 2010)."""
+    if tensor.ndim != 2:
+        raise ShapeError(f"sparse_: expected a weight of two axes, got {tensor.shape}")
+    if not 0.0 <= sparsity <= 1.0:
+        raise SpecError(f"sparse_: expected sparsity in 0..1, got {sparsity}")
+    shape = (tensor.shape[0], tensor.shape[1])
+    values, order = _normal(shape) * std, _uniform(shape).argsort(axis=0, kind="stable")
+    np.put_along_axis(values, order[: math.ceil(sparsity * shape[0])], 0.0, axis=0)
+    return _fill(tensor, values)

@@ -32,6 +32,17 @@ class Parameter(Tensor):
         return cls(drawing.drawn(init, shape, "float32", seed, step, 0), init)
 
 
+class Buffer(Tensor):
+    """State of a module: `self.mean = nn.Buffer(cx.zeros(3))` is register_buffer("mean", ...).
+
+    persistent: whether it is in the state dict.
+    """
+
+    def __init__(self, data: Any, *, persistent: bool = True) -> None:
+        super().__init__(devices.put(as_array(data)))
+        self.persistent = persistent
+
+
 class LoadedKeys(NamedTuple):
     """The names that load_state_dict did not find, and those that it did not know."""
 
@@ -97,6 +108,8 @@ class Module:
         if "_parameters" not in self.__dict__:
             raise SpecError(f"{type(self).__name__}: call super().__init__() before setting {name!r}")
         if isinstance(value, Value) and not isinstance(value, Parameter):
+            if isinstance(value, Buffer):
+                return self.register_buffer(name, value, value.persistent)
             if name in self._buffers:  # self.count += 1: it stays a buffer, in a graph one that is written
                 held = self._buffers[name]
                 if isinstance(value, Symbol) and isinstance(held, Symbol):

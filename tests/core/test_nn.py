@@ -1,5 +1,6 @@
 """Modules against formulas written out in NumPy."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,47 @@ def test_a_buffer_that_is_assigned_to_stays_one() -> None:
     found = run(compiled=False)
     assert found["count"] == 3.0 and found["mean"] == [1.25, 1.25]
     assert run(compiled=True) == found
+
+
+def test_a_buffer_is_announced_by_its_class() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = None
+            self.weight = nn.Parameter(cx.ones(2))
+            self.count = nn.Buffer(cx.tensor(0.0))
+            self.mask = nn.Buffer(cx.asarray([1.0, 0.0]), persistent=False)
+
+        def forward(self, x: Any) -> Any:
+            self.count += 1.0
+            return (x * self.weight * self.mask).sum()
+
+    model = Counting()
+    assert list(model.state_dict()) == ["weight", "count"] and [name for name, _ in model.named_parameters()] == [
+        "weight"
+    ]
+    assert [name for name, _ in model.named_buffers()] == ["count", "mask"] and isinstance(model.mask, nn.Buffer)
+
+    def step(of: Any, optimizer: Any, x: Any) -> Any:
+        loss = of(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    other = copy.deepcopy(model)
+    assert other.mask.persistent is False and not other.mask.shares_memory(model.mask)
+    one, two = (cx.optim.SGD(of.parameters(), lr=0.1) for of in (model, other))
+    compiled = cx.compile(lambda x: step(other, two, x))
+    for _ in range(2):
+        assert step(model, one, cx.ones(2)).item() == compiled(cx.ones(2)).item()
+    assert model.count.item() == other.count.item() == 2.0 and model.weight.equal(other.weight)
+    model.load_state_dict({"weight": cx.zeros(2), "count": cx.tensor(5.0)})
+    assert model.count.item() == 5.0
+    model.weight = nn.Buffer(cx.ones(2))  # no parameter any more
+    assert list(model.parameters()) == [] and "weight" in model.state_dict()
+    shared = cx.zeros(2)
+    assert nn.Buffer(shared).shares_memory(shared)
 
 
 def test_a_tensor_in_the_place_of_a_parameter_is_refused() -> None:

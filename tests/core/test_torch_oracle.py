@@ -657,3 +657,33 @@ def test_an_initialiser_has_torchs_spread(name: str) -> None:
     getattr(cx.nn.init, name)(one)
     getattr(torch.nn.init, name)(other)
     assert float(one.numpy().std()) == pytest.approx(float(other.std()), rel=0.05)
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((4, 3, 3), 1), ((3, 4, 2, 3), 1), ((6, 2, 3, 4, 5), 3), ((4, 1, 1), 4)])
+def test_a_dirac_weight_is_torchs(shape: Any, groups: int) -> None:
+    weight = cx.nn.init.dirac_(cx.ones(shape), groups)
+    np.testing.assert_array_equal(weight.numpy(), torch.nn.init.dirac_(torch.ones(shape), groups).numpy())
+
+
+def test_a_sparse_weight_has_torchs_zeros_and_spread() -> None:
+    cx.manual_seed(1)
+    torch.manual_seed(1)
+    one, other = cx.nn.init.sparse_(cx.ones(101, 50), 0.25), torch.nn.init.sparse_(torch.ones(101, 50), 0.25)
+    zeros, theirs = (np.asarray(weight) == 0 for weight in (one, other))
+    assert zeros.sum(0).tolist() == theirs.sum(0).tolist() == [26] * 50
+    assert len({tuple(column) for column in zeros.T.tolist()}) == 50
+    assert float(one.numpy()[~zeros].std()) == pytest.approx(float(other.numpy()[~theirs].std()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: cx.nn.init.dirac_(cx.zeros(2, 2)), r"dirac_: expected the weight of a convolution.* got \(2, 2\)"),
+        (lambda: cx.nn.init.dirac_(cx.zeros(3, 2, 1), 2), "dirac_: expected a multiple of groups=2 outputs"),
+        (lambda: cx.nn.init.sparse_(cx.zeros(2), 0.1), "sparse_: expected a weight of two axes"),
+        (lambda: cx.nn.init.sparse_(cx.zeros(2, 2), 1.5), "sparse_: expected sparsity in 0..1, got 1.5"),
+    ],
+)
+def test_an_initialiser_that_does_not_fit_says_so(make: Any, says: str) -> None:
+    with pytest.raises(CyxError, match=says):
+        make()
