@@ -171,18 +171,20 @@ def pads(where: str, value: Any) -> tuple[tuple[int, int], ...]:
     return _row(where, value, natural_pair)
 
 
-def numbers(where: str, value: Any) -> tuple[float | int | bool, ...]:
-    """The flat values of a constant: finite, at most MAX_CONST_ELEMENTS."""
+def numbers(where: str, value: Any) -> tuple[complex | float | int | bool, ...]:
+    """The flat values of a constant: finite, at most MAX_CONST_ELEMENTS. Complex ones are in no graph that travels."""
     return _row(where, value, _constant, MAX_CONST_ELEMENTS)
 
 
-def _constant(where: str, value: Any) -> float | int | bool:
+def _constant(where: str, value: Any) -> complex | float | int | bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
             raise _refuse(where, "an integer of 64 bits", value)
         return value
+    if isinstance(value, complex):
+        return complex(finite(where, value.real), finite(where, value.imag))
     return finite(where, value)
 
 

@@ -54,7 +54,7 @@ class Compiled:
 
     def _compile(self, inputs: tuple[Tensor, ...], device: str) -> tuple[Plan, bool, Draws, list[Any]]:
         self._seen.forget()  # what the function reads may be known otherwise afterwards
-        builder = Builder(merging=False)
+        builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.device = device
         symbols = [builder.input(str(place), x.shape, x.dtype) for place, x in enumerate(inputs)]
         state: dict[str, Any] = {}

@@ -2,8 +2,8 @@
 
 A device is a name in DEVICES: "cpu" (compiled kernels), "reference" (NumPy, the definition), "cuda" (an NVIDIA
 device) or "cuda-tf32" (the same with float32 products of 10-bit mantissas). On the cpu an op or dtype without a
-compiled kernel runs by its definition, but only at once: a program holds nothing else than compiled kernels, whose
-bits are the same on every machine; the rest is a KernelError, as everything without a kernel is on the others.
+compiled kernel runs by its definition, with NumPy. Graphs that travel hold only what has compiled kernels, whose bits
+are the same on every machine. On the others what has no kernel is a KernelError.
 To add a device: a class like Backend, and a row in DEVICES.
 """
 
@@ -23,7 +23,6 @@ import numpy as np
 from cyxcore.errors import CyxError, KernelError, MissingExtra, SpecError
 from cyxcore.kernels import reference
 from cyxcore.kernels.bfloat16 import NUMPY_DTYPES
-from cyxcore.ops import USER
 
 Array = Any  # numpy.ndarray, or cupy.ndarray where the device has its own memory
 
@@ -111,10 +110,10 @@ class HostMemory:
         return raw[start : start + size_bytes]
 
     def view(self, memory: Array, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
-        return np.ndarray(shape, dtype, memory, offset)
+        return np.ndarray(shape, NUMPY_DTYPES[dtype], memory, offset)
 
     def staging(self, shape: tuple[int, ...], dtype: str) -> Array:
-        return np.zeros(shape, dtype)
+        return np.zeros(shape, NUMPY_DTYPES[dtype])
 
 
 class Reference(HostMemory):
@@ -158,14 +157,6 @@ class Cpu(HostMemory):
             ) from None
         self._known: dict[tuple[Any, ...], bool] = {}
 
-    def _check(self, op: str, out: Array, inputs: Sequence[Array]) -> None:
-        """Raises KernelError when there is no compiled kernel for these element types."""
-        if not self.has(op, out, inputs):
-            dtypes = [DTYPE_NAMES[x.dtype] for x in inputs]
-            raise KernelError(
-                f"cpu: no kernel for {op!r} of {', '.join(dtypes)}; use astype, or cyxcore.use_device('reference')"
-            )
-
     def has(self, op: str, out: Array, inputs: Sequence[Array]) -> bool:
         """Whether there is a compiled kernel for these element types."""
         key = (op, out.dtype, *[x.dtype for x in inputs])
@@ -192,27 +183,38 @@ class Cpu(HostMemory):
         results: Sequence[Array] = (),
         stretches: Sequence[Banded] = (),
     ) -> Callable[[], None]:
-        """The calls as one loop in C, chains of element-wise ones tile by tile; operations of users between loops."""
-        if any(one.op.startswith(USER) for one in calls):
-            return self._in_parts(calls)
+        """The calls as one loop in C, chains of element-wise ones tile by tile.
+
+        Those without a compiled kernel are NumPy's, as for tensors, between loops; a stretch has none of them.
+        """
+        if not all(self.has(one.op, one.out, one.inputs) for one in calls):
+            return self._in_parts(calls, scratch, results, stretches)
         program = self.kernels.Program(self._terms)
         for one in calls:
-            self._check(one.op, one.out, one.inputs)
             program.add(one.op, one.out, list(one.inputs), dict(one.attrs))
         for one_stretch in stretches:
             program.stretch(*one_stretch)
         program.fuse(scratch, results)
         return program.run
 
-    def _in_parts(self, calls: Sequence[Call]) -> Callable[[], None]:
-        """A loop in C for each row of calls between two that have Python's kernels."""
+    def _in_parts(
+        self, calls: Sequence[Call], scratch: Any, results: Sequence[Array], stretches: Sequence[Banded]
+    ) -> Callable[[], None]:
+        """A loop in C for each row of calls between two that have NumPy's kernels."""
         parts: list[Callable[[], None]] = []
-        for of_user, group in itertools.groupby(calls, key=lambda one: one.op.startswith(USER)):
-            if of_user:
-                parts += [functools.partial(reference.call, *one) for one in group]
+        stop = len(calls)
+        needed = list(results)  # of what a part leaves: by those behind it, the last of which is made first
+        for has, group in itertools.groupby(reversed(calls), key=lambda one: self.has(one.op, one.out, one.inputs)):
+            part = list(group)[::-1]
+            start = stop - len(part)
+            if has:
+                own = [each._replace(first=each.first - start) for each in stretches if start <= each.first < stop]
+                parts.append(self.program(part, scratch=scratch, results=needed, stretches=own))
             else:
-                parts.append(self.program(list(group)))
-        return _Parts(parts).run
+                parts += [functools.partial(reference.call, *one) for one in reversed(part)]
+            needed += [x for one in part for x in one.inputs]
+            stop = start
+        return _Parts(parts[::-1]).run
 
     @property
     def lanes(self) -> int:
@@ -222,7 +224,7 @@ class Cpu(HostMemory):
 
 
 class _Parts:
-    """Programs and operations of users, one after the other. packed_bytes: of all the programs."""
+    """Programs and calls of NumPy's kernels, one after the other. packed_bytes: of all the programs."""
 
     def __init__(self, parts: Sequence[Callable[[], None]]) -> None:
         self._parts = parts

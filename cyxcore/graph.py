@@ -143,6 +143,11 @@ class Graph:
                     f"graph: it holds {node.op.removeprefix(USER)!r}, an operation that @cx.op made; only graphs of "
                     "known operations are saved and sent: write it of cyxcore's own operations"
                 )
+            if OPS[node.op].group == "standard":
+                raise GraphError(
+                    f"graph: it holds {node.op!r}, which only plans of this machine's cpu do; compose it of other "
+                    "operations"
+                )
         return self._bytes
 
     @cached_property

@@ -76,18 +76,29 @@ def _cholesky(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
 
 @_rule("det")
 def _det(g: Any, x: Sequence[Any], y: Any, attrs: Attrs) -> Sequence[Any]:
-    """The matrix of cofactors: det(x) inv(x)H, and from the singular values where det(x) is 0."""
-    if not bool((y == 0).sum().item()):
-        scale = g * (conj(y) if y.dtype in COMPLEX else y)
-        return (scale.expand_dims(-1).expand_dims(-1) * _h(apply("inv", x[0])),)
-    n = x[0].shape[-1]
-    u, s, vh = unpacked("svd", apply("svd", x[0]), x[0].shape, {"full": False})
+    """The matrix of cofactors: det(x) inv(x)H, and from the singular values where a determinant is 0."""
+    singular = (y == 0).sum() > 0
+    if y.is_symbolic:  # which of the two it is turns out when the plan runs; the other one gets a matrix it can take
+        easy = _mask(x[0], lambda a, b: float(a + 1 if a == b else 0)).broadcast_to(x[0].shape)
+        one = _cofactors(g, apply("where", singular, x[0], easy))
+        return (apply("where", singular, one, _times_inverse(g, y, apply("where", singular, easy, x[0]))),)
+    return (_cofactors(g, x[0]) if singular.item() else _times_inverse(g, y, x[0]),)
+
+
+def _times_inverse(g: Any, y: Any, x: Any) -> Any:
+    scale = g * (conj(y) if y.dtype in COMPLEX else y)
+    return scale.expand_dims(-1).expand_dims(-1) * _h(apply("inv", x))
+
+
+def _cofactors(g: Any, x: Any) -> Any:
+    n = x.shape[-1]
+    u, s, vh = unpacked("svd", apply("svd", x), x.shape, {"full": False})
     others = s.expand_dims(-2).broadcast_to(*s.shape, n)
     one = _mask(others, lambda a, b: float(a == b))
     others = apply("prod", others * (1.0 - one) + one, axes=(others.ndim - 1,), keepdims=False)
     phase = apply("det", u) * apply("det", vh)
     scale = g * (conj(phase) if phase.dtype in COMPLEX else phase)
-    return (scale.expand_dims(-1).expand_dims(-1) * ((u * others.expand_dims(-2)) @ vh),)
+    return scale.expand_dims(-1).expand_dims(-1) * ((u * others.expand_dims(-2)) @ vh)
 
 
 @_rule("slogdet")

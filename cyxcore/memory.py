@@ -34,7 +34,7 @@ def seen(array: Array, op: str, attrs: Mapping[str, Any], shape: tuple[int, ...]
     if op == "transpose":
         return array.transpose(attrs["axes"])
     if op == "flip":
-        return array[tuple(slice(None, None, -1 if axis in attrs["axes"] else 1) for axis in range(array.ndim))]
+        return array[(*(slice(None, None, -1 if axis in attrs["axes"] else 1) for axis in range(array.ndim)), ...)]
     return array.reshape(shape)
 
 

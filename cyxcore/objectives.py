@@ -154,7 +154,7 @@ def evaluation_step(model: Graph, batch_size: int, loss: str | None) -> Graph:
 
 def evaluation_graph(graph: Graph) -> Graph:
     """A graph at one batch size in inference mode: by_mode nodes resolved, updates gone."""
-    builder = Builder()
+    builder = Builder(travels=False)
     inputs = {
         node.attrs["name"]: builder.input(node.attrs["name"], node.attrs["shape"], node.attrs["dtype"])
         for node in graph.nodes

@@ -4,8 +4,8 @@ A row says the op's name, how many inputs it takes, its attributes, the shape an
 output and what it costs. To add an op: a row here, a reference kernel (kernels/reference.py), a
 gradient rule (gradients.py, or an entry in its NO_GRADIENT). A fast kernel is optional.
 
-The rows of group "standard" are there for the array API standard: they run on tensors alone, by their
-reference kernel where a device has none of its own, and no graph holds them.
+The rows of group "standard" are there for the array API standard: they run on tensors, by their reference kernel where
+a device has none of its own. Of graphs only those of compiled functions hold them, whose plans call the same kernel.
 
 The rows of group "source" make values out of nothing (inputs, parameters, constants, the random
 key) and have no kernel. Nor have those of group "mode". The first input of `by_mode` is what training sees, its
@@ -61,7 +61,8 @@ class Op(NamedTuple):
         """
         if self.group == "standard":
             raise GraphError(
-                f"{self.name}: runs on tensors only, a graph cannot hold it; compose it of other operations"
+                f"{self.name}: runs on tensors, and in cx.compile on the cpu; a graph that is saved or sent, or a plan "
+                "of a GPU, cannot hold it: compose it of other operations"
             )
         shape, dtype = self.infer(shapes, dtypes, attrs)
         made_of_key = "uint64" in dtypes

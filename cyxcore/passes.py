@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cyxcore.dtype import is_float
+from cyxcore.dtype import COMPLEX, IN_GRAPHS, is_float
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape, broadcast
 from cyxcore.ops import OPS
-from cyxcore.symbols import Builder, Symbol
+from cyxcore.symbols import CONSTANTS, Builder, Symbol
 
 MAX_FOLDED_ELEMENTS = 4096
 SHORT_ROWS, OFTEN = 48, 3  # of matrices whose products do not pay for turning the other one, and how many of them
@@ -41,7 +41,7 @@ def simplify(graph: Graph) -> Graph:
 
     What replaces a value has its shape and dtype, so those of the copy are known without inferring them again.
     """
-    builder = Builder()
+    builder = Builder(travels=False)
     known = graph.infer(builder.batch_size)
     copies: list[Symbol] = []
     for node, shape, dtype in zip(graph.nodes, known.shapes, known.dtypes, strict=True):
@@ -69,7 +69,7 @@ def turn_once(graph: Graph) -> Graph:
     known = graph.infer(1)
     short, often = dict[int, list[int]](), dict[int, list[int]]()  # matrix -> the products that turn it
     for place, node in enumerate(graph.nodes):
-        if node.op == "matmul" and node.attrs["transpose_b"] and len(known.shapes[place]) == 2:
+        if node.op == "matmul" and node.attrs["transpose_b"] and _is_ours(known, place, 2):
             matrix, rows = node.inputs[1], known.shapes[place][0]
             if rows <= SHORT_ROWS:
                 short.setdefault(matrix, []).append(place)
@@ -183,7 +183,9 @@ def _product_in_slices(
             return None
         row, made = rows[0], added[0] if added[1] == rows[0] else added[1]
     product = nodes[made]
-    if product.op != "matmul" or len(readers[made]) != 1 or shapes[made] != (math.prod(shape[:-1]), shape[-1]):
+    if product.op != "matmul" or len(readers[made]) != 1 or not _is_ours(known, made, 2):
+        return None
+    if shapes[made] != (math.prod(shape[:-1]), shape[-1]):
         return None
     flat, right = product.inputs
     if product.attrs["transpose_a"] or len(shapes[right]) != 2 or nodes[flat].op != "reshape":
@@ -191,6 +193,11 @@ def _product_in_slices(
     left = nodes[flat].inputs[0]
     same_rows = len(shapes[left]) == len(shape) and shapes[left][:-1] == shape[:-1]
     return _Product(left, right, row, product.attrs) if same_rows else None
+
+
+def _is_ours(known: Inferred, place: int, rank: int) -> bool:
+    """Whether a product of some rank has a kernel of ours, whose bits do not depend on how its operands lie."""
+    return known.dtypes[place] in IN_GRAPHS and len(known.shapes[place]) == rank
 
 
 def dead_code(graph: Graph) -> Graph:
@@ -264,6 +271,8 @@ def _reduce(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) ->
 
 def _matmul(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
     """Of matrices whose last two axes are exchanged, which it can do itself."""
+    if inputs[0].dtype not in IN_GRAPHS:  # BLAS, by which NumPy multiplies, has other bits then
+        return None
     attrs, operands = dict(node.attrs), list(inputs)
     for place, flag in enumerate(("transpose_a", "transpose_b")):
         inner, rank = _producer(operands[place]), operands[place].ndim
@@ -276,7 +285,7 @@ def _matmul(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) ->
 def _number(value: Symbol) -> float | None:
     """The value of a constant whose elements are all the same."""
     node = _producer(value)
-    numbers = node.attrs["value"] if node.op == "const" else ()
+    numbers = node.attrs["value"] if node.op == "const" and value.dtype not in COMPLEX else ()
     return float(numbers[0]) if numbers and all(repr(n) == repr(numbers[0]) for n in numbers) else None
 
 
@@ -346,6 +355,8 @@ def _folded(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape, dt
         if x.builder.nodes[x.node].op != "const":
             return None
     if not inputs or math.prod(shape) > MAX_FOLDED_ELEMENTS:
+        return None
+    if not {dtype, *(x.dtype for x in inputs)} <= set(CONSTANTS):
         return None
     if node.op not in _EXACT and not (node.op == "sum" and _whole(_producer(inputs[0]).attrs["value"])):
         return None

@@ -24,11 +24,12 @@ from cyxcore import precision
 from cyxcore.accumulating import accumulations, together
 from cyxcore.bands import Stretch, arrange, attrs_of_band
 from cyxcore.device import ALIGN_BYTES, Banded, Call
+from cyxcore.dtype import IN_GRAPHS
 from cyxcore.errors import GraphError, ShapeError
 from cyxcore.graph import Graph, Inferred
 from cyxcore.infer import Shape
 from cyxcore.onepass import gather
-from cyxcore.ops import OPS, USER
+from cyxcore.ops import OPS
 from cyxcore.passes import cut_products, optimise, turn_once
 from cyxcore.recompute import recompute
 
@@ -213,7 +214,7 @@ class Plan:
         known = graph.infer(1)
         self.backend = precision.backend(self.device, self.numerics)
         self._lanes: int = getattr(self.backend, "lanes", 0)
-        in_bands = optimised and self._lanes > 0 and not any(node.op.startswith(USER) for node in graph.nodes)
+        in_bands = optimised and self._lanes > 0 and set(known.dtypes) <= IN_GRAPHS
         decided = schedule(graph, in_bands, self._lanes)
         self._within = decided.within(graph, known)
         slots, self._lane_bytes, self.arena_bytes = _place(graph, known, decided, self._within, self._lanes)

@@ -296,7 +296,7 @@ class CompiledStep:
 
     def _trace(self, inputs: list[Tensor], device: str) -> _Traced:
         self._seen.forget()  # what the function reads may be known otherwise afterwards
-        builder = Builder(merging=False)
+        builder = Builder(merging=False, travels=device in devices.OWN_MEMORY)
         builder.differentiate = reached if is_recording() else _switched_off
         builder.recording, builder.device = is_recording, device
         arguments = [builder.input(f"argument.{place}", x.shape, x.dtype) for place, x in enumerate(inputs)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from cyxcore import indexing, torchstatistics  # noqa: F401 - symbols have PyTorch's names too
 from cyxcore.attrs import MAX_CONST_ELEMENTS, finite, init_rule, numbers
+from cyxcore.dtype import COMPLEX, DEFAULTS, FLOATS, INTEGERS
 from cyxcore.errors import CyxError, DtypeError, GraphError
 from cyxcore.graph import MAX_NODES, SIZES, Graph, Inferred, Node, at_batch, at_layer
 from cyxcore.infer import Shape, Typed
@@ -31,6 +32,7 @@ class Symbol(Placed):
     """The output of a node under construction."""
 
     _rank = 2
+    is_symbolic = True
 
     def __init__(self, builder: "Builder", node: int) -> None:
         self.builder = builder
@@ -172,13 +174,17 @@ _EQUAL_IF_SAME = frozenset(
 class Builder:
     """Collects nodes. Equal calls give the same node, so common subexpressions never arise."""
 
-    def __init__(self, batch_size: int = 1, most_nodes: int | None = None, merging: bool = True) -> None:
+    def __init__(
+        self, batch_size: int = 1, most_nodes: int | None = None, merging: bool = True, travels: bool = True
+    ) -> None:
         """most_nodes: beyond so many a call raises GraphError, so that no list of layers grows for minutes.
 
         merging: False where gradients must have the bits that tensors give: a value made twice has two gradients, and
         their sum rounds elsewhere than that of one. What is equal is merged when all gradients are there (passes.py).
+        travels: False for a graph that is only there to be run here: it may hold whatever tensors do, calls that have
+        NumPy's kernels among them.
         """
-        self.batch_size, self.most_nodes, self.merging = batch_size, most_nodes, merging
+        self.batch_size, self.most_nodes, self.merging, self.travels = batch_size, most_nodes, merging, travels
         self.nodes: list[Node] = []
         self.shapes: list[Shape] = []
         self.dtypes: list[str] = []
@@ -213,7 +219,8 @@ class Builder:
         merged = merging and (self.merging or not inputs)
         place = self._known.get(call) if merged else None
         if place is None:
-            shape, dtype = typed or OPS[op].infer_in_graph(
+            row = OPS[op]
+            shape, dtype = typed or (row.infer_in_graph if self.travels else row.infer)(
                 tuple([self.shapes[i] for i in inputs]), tuple([self.dtypes[i] for i in inputs]), attrs
             )
             place = len(self.nodes)
@@ -296,7 +303,7 @@ class Builder:
 
     def constant(self, value: Any, dtype: str | None = None) -> Symbol:
         """A value written into the graph: a number, nested lists of numbers, or an array."""
-        if type(value) not in (bool, int, float):
+        if type(value) not in (bool, int, float, complex):
             return self._constant(value, dtype)
         number = (dtype, repr(value))
         if number not in self._numbers:
@@ -311,8 +318,11 @@ class Builder:
             shape, flat = _flatten(value)
         if dtype is None:
             kinds = {type(entry) for entry in flat}
-            dtype = "float32" if float in kinds else "int64" if int in kinds else "bool" if bool in kinds else "float32"
-        if dtype not in CONSTANTS:
+            dtype = next((DEFAULTS[kind] for kind in (complex, float, int, bool) if kind in kinds), "float32")
+        held = CONSTANTS if self.travels else CONSTANTS_HERE
+        if not self.travels and dtype in _WIDER:
+            return self._constant(value, _WIDER[dtype]).astype(dtype)
+        if dtype not in held:
             raise DtypeError(f"trace: a graph holds {', '.join(CONSTANTS)}, got a constant of {dtype}")
         if len(flat) > MAX_CONST_ELEMENTS:
             raise GraphError(
@@ -320,7 +330,7 @@ class Builder:
                 f"{MAX_CONST_ELEMENTS}); "
                 "make it an nn.Parameter or a buffer of the module"
             )
-        as_kind = CONSTANTS[dtype]
+        as_kind = held[dtype]
         entries = [as_kind(entry) for entry in flat]
         if as_kind is float and not all(map(math.isfinite, entries)):
             return self._not_finite(shape, dtype, entries)
@@ -351,6 +361,8 @@ class Builder:
                 "trace: the function uses a tensor that requires a gradient but belongs to no traced module; "
                 "make it an nn.Parameter of the module you trace"
             )
+        if getattr(value, "dtype", None) == "bfloat16":  # which NumPy has not
+            return self.lift(value.astype("float32")).astype("bfloat16")
         return self.constant(value.__array__() if hasattr(value, "__array__") else value)
 
     def update(self, buffer: Symbol, value: Symbol) -> None:
@@ -402,6 +414,12 @@ CONSTANTS: dict[str, Callable[[Any], Any]] = {
     "int64": int,
     "float32": float,
     "float64": float,
+}
+# In a graph that does not travel: complex numbers too, and the rest is made of what is as exact.
+CONSTANTS_HERE: dict[str, Callable[[Any], Any]] = {**CONSTANTS, **dict.fromkeys(COMPLEX, complex)}
+_WIDER = {
+    **dict.fromkeys(set(INTEGERS) - set(CONSTANTS), "int64"),
+    **dict.fromkeys(set(FLOATS) - set(CONSTANTS), "float64"),
 }
 
 

@@ -143,6 +143,7 @@ class Value:
     shape: tuple[int, ...]
     dtype: str
     _rank = 0
+    is_symbolic = False  # whether it is of a graph under construction and has no numbers yet
     __array_ufunc__ = None  # so that ndarray + Value asks us, not every element
     __hash__ = object.__hash__
 

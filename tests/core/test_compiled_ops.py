@@ -1,0 +1,286 @@
+"""A compiled function computes what the plain one does, to the last bit: every op, its gradient, and that one's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cyxcore as cx
+from cyxcore.dtype import INEXACT
+from cyxcore.errors import CyxError, DataError, GradientError, GraphError
+from cyxcore.gradients import NO_GRADIENT
+from cyxcore.ops import OPS
+from cyxcore.symbols import Builder
+from cyxcore.values import apply
+
+DTYPES = ["float32", "float64"]
+
+
+class Given:
+    """Tensors for cases, the same for each: in (0, 1), which every function of numbers is defined in."""
+
+    def __init__(self, dtype: str) -> None:
+        dice = np.random.default_rng(5)
+
+        def made(*shape: int) -> Any:
+            return cx.tensor(dice.uniform(0.05, 0.95, shape).astype(dtype))
+
+        self.made = made
+        self.x, self.y = made(3, 4), made(3, 4)
+        self.tall = made(4, 3).T  # (3, 4) with gaps
+        self.row, self.number, self.empty = made(4), made(), made(0, 4)
+        self.square = made(3, 3) + 2.0 * cx.eye(3, dtype=dtype)
+        self.symmetric = self.square + self.square.T
+        self.whole = cx.tensor(dice.integers(0, 4, (3, 4)))
+        self.bools = cx.tensor(dice.integers(0, 2, (3, 4)).astype(bool))
+        self.complex = cx.tensor(dice.normal(size=(3, 4)) + 1j * dice.normal(size=(3, 4)), "complex64")
+
+
+Case = tuple[Any, ...]  # inputs, and last the attributes
+Cases = Callable[[Given], list[Case]]
+
+
+def _unary(given: Given) -> list[Case]:
+    some = (given.x, given.tall, given.number, given.empty, given.x[:, ::2])
+    return [(x, {}) for x in some]
+
+
+def _binary(given: Given) -> list[Case]:
+    x, row = given.x, given.row
+    pairs = [(x, given.y), (x, given.tall), (x, row), (row, x), (x, given.number), (given.number, x)]
+    return [(*pair, {}) for pair in [*pairs, (given.empty, row), (given.number, given.number)]]
+
+
+def _integers(given: Given) -> list[Case]:
+    return [(given.whole, given.whole[::-1], {}), (given.whole, given.whole[0], {})]
+
+
+def _reduced(given: Given) -> list[Case]:
+    axes = [{"axes": axes, "keepdims": kept} for axes in ((0,), (1,), (0, 1), ()) for kept in (False, True)]
+    none = {"axes": (), "keepdims": False}
+    return [*((x, each) for x in (given.x, given.tall) for each in axes), (given.number, none)]
+
+
+def _of_bools(given: Given) -> list[Case]:
+    return [(given.bools, {"axes": axes, "keepdims": False}) for axes in ((0,), (0, 1))]
+
+
+def _along(given: Given) -> list[Case]:
+    return [(x, {"axis": axis}) for x in (given.x, given.tall) for axis in (0, 1)] + [(given.empty, {"axis": 1})]
+
+
+def _in_order(given: Given) -> list[Case]:
+    return [(x, {"axis": 1, "descending": down}) for x in (given.x, given.tall, given.whole) for down in (False, True)]
+
+
+def _matrix(given: Given) -> list[Case]:
+    return [(x, {}) for x in (given.square, given.symmetric.T, cx.stack([given.square, given.symmetric]))]
+
+
+def _positive(given: Given) -> list[Case]:
+    return [(given.symmetric @ given.symmetric, {})]
+
+
+def _rectangle(given: Given) -> list[Case]:
+    return [(x, {"full": False}) for x in (given.tall.T, given.x.T)]
+
+
+def _scattered(given: Given) -> list[Case]:
+    places = cx.tensor([0, 2, 2])
+    return [(given.made(4), places, given.made(3), {"reduction": how}) for how in ("none", "add", "mul", "min", "max")]
+
+
+CASES: dict[str, Cases] = {
+    **dict.fromkeys("tan asin acos atan sinh cosh asinh atanh expm1 log1p log2 log10".split(), _unary),
+    **dict.fromkeys("ceil trunc signbit".split(), _unary),
+    "acosh": lambda given: [(case[0] + 1.5, {}) for case in _unary(given)],
+    "round": lambda given: [*_unary(given), (given.whole, {})],
+    **dict.fromkeys("conj real imag".split(), lambda given: [*_unary(given), (given.complex, {})]),
+    **dict.fromkeys("atan2 hypot logaddexp copysign nextafter floor_divide remainder".split(), _binary),
+    **dict.fromkeys("bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift".split(), _integers),
+    "integer_pow": _integers,
+    "bitwise_invert": lambda given: [(given.whole, {})],
+    "prod": _reduced,
+    **dict.fromkeys(("all", "any"), _of_bools),
+    **dict.fromkeys("cumulative_sum cumulative_prod argmin".split(), _along),
+    "argsort": _in_order,
+    "searchsorted": lambda given: [(given.row.sort()[0], given.x, {"right": right}) for right in (False, True)],
+    "scatter": _scattered,
+    "flip": lambda given: [(given.x, {"axes": (1,)}), (given.tall, {"axes": (0, 1)}), (given.number, {"axes": ()})],
+    **dict.fromkeys(("fft", "ifft"), lambda given: [(given.complex, {"axis": axis}) for axis in (0, 1)]),
+    "rfft": _along,
+    "irfft": lambda given: [(given.complex, {"axis": 1, "size": size}) for size in (6, 7)],
+    **dict.fromkeys("inv det slogdet eig eigvals".split(), _matrix),
+    "cholesky": _positive,
+    "pinv": lambda given: [(given.tall.T, cx.tensor(1e-6, given.x.dtype), {})],
+    "solve": lambda given: [(given.square, given.x, {}), (given.symmetric, given.square.T, {})],
+    **dict.fromkeys(("eigh", "eigvalsh"), lambda given: [(given.symmetric, {})]),
+    **dict.fromkeys(("svd", "qr"), _rectangle),
+    "svdvals": lambda given: [(given.x, {})],
+}
+
+# What no compiled function can hold, and why.
+REFUSED = {"nonzero": "the shape of its result depends on the data"}
+
+
+def test_every_op_of_tensors_alone_has_a_case_or_a_reason() -> None:
+    standard = {op.name for op in OPS.values() if op.group == "standard"}
+    assert set(CASES) | set(REFUSED) == standard
+    assert not set(CASES) & set(REFUSED)
+
+
+def bits(value: Any) -> tuple[Any, ...]:
+    """Of a tensor, all that can be told; which NaN one is does not count."""
+    array = np.array(value.numpy())
+    if value.dtype in INEXACT:
+        array[np.isnan(array)] = np.nan
+    return value.dtype, value.shape, array.tobytes()
+
+
+def outcomes(function: Callable[..., Any], *tensors: Any) -> tuple[Any, Any]:
+    """(plain, compiled): the bits of each result, from the same random numbers."""
+    found = []
+    for each in (function, cx.compile(function)):
+        cx.manual_seed(3)
+        results = each(*tensors)
+        found.append([bits(value) for value in (results if isinstance(results, tuple) else (results,))])
+    return found[0], found[1]
+
+
+def weighted(values: Any) -> Any:
+    """A number that depends on every element of floats in its own way."""
+    total: Any = 0.0
+    for value in values:
+        if value.dtype in INEXACT and value.size:
+            floats = cx.abs(value) + value.real if "complex" in value.dtype else value
+            weights = np.cos(np.arange(value.size)).reshape(value.shape).astype(floats.dtype)
+            total = total + (floats * cx.tensor(weights)).sum()
+    return total
+
+
+def gradients(function: Callable[..., Any], places: tuple[int, ...]) -> Callable[..., Any]:
+    return cx.grad(lambda *given: weighted(function(*given)), argnums=places)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", CASES)
+def test_an_op_is_the_same_compiled(op: str, dtype: str) -> None:
+    cases = CASES[op](Given(dtype))
+    attrs = [case[-1] for case in cases]
+    inputs = [x for case in cases for x in case[:-1]]
+    arity = len(cases[0]) - 1
+
+    def values(*given: Any) -> Any:
+        return tuple(apply(op, *given[n * arity : (n + 1) * arity], **each) for n, each in enumerate(attrs))
+
+    plain, compiled = outcomes(values, *inputs)
+    assert compiled == plain
+
+    places = tuple(place for place, x in enumerate(inputs) if x.dtype in INEXACT and x.size)
+    if op in NO_GRADIENT:
+        return
+    first = gradients(values, places)
+    plain, compiled = outcomes(first, *inputs)
+    assert compiled == plain
+
+    try:
+        gradients(first, places)(*inputs)
+    except GradientError:
+        return  # plain tensors have no second gradient either
+    plain, compiled = outcomes(gradients(first, places), *inputs)
+    assert compiled == plain
+
+
+def test_a_compiled_function_refuses_what_has_no_shape_before_it_runs() -> None:
+    x = cx.tensor([0.0, 1.0, 2.0])
+    for function in (lambda x: x.nonzero(), lambda x: x[x > 0.5], cx.unique):
+        with pytest.raises(GraphError):
+            cx.compile(function)(x)
+
+
+def test_the_determinant_of_a_singular_matrix_has_its_gradient_compiled() -> None:
+    singular = cx.tensor([[1.0, 2.0], [2.0, 4.0]])
+    function = cx.compile(cx.grad(cx.linalg.det))
+    for x in (singular, cx.tensor([[1.0, 2.0], [3.0, 5.0]]), singular * 2.0):  # one plan for both kinds
+        assert bits(function(x)) == bits(cx.grad(cx.linalg.det)(x))
+
+
+def test_numpys_kernels_stand_between_loops_that_know_what_is_needed_later() -> None:
+    model = cx.nn.Sequential(cx.nn.Linear(64, 64), cx.nn.GELU(), cx.nn.Linear(64, 64))
+
+    def step(x: Any) -> Any:
+        hidden = model(x)
+        scaled = hidden * 2.0 + 1.0  # read on both sides of the calls of NumPy
+        running = cx.cumsum(scaled.tanh(), 0) * scaled
+        return (running.sort(1)[0] - scaled).square().mean() + cx.log1p(scaled.square()).sum()
+
+    x = cx.randn(512, 64)
+    plain, compiled = outcomes(step, x)
+    assert compiled == plain
+
+
+def test_a_step_with_numpys_kernels_leaves_the_weights_of_the_plain_one() -> None:
+    found = []
+    for compiled in (False, True):
+        cx.manual_seed(2)
+        model = cx.nn.Linear(5, 4)
+        optimizer = cx.optim.AdamW(model.parameters(), lr=0.01)
+
+        def step(x: Any, y: Any) -> Any:
+            optimizer.zero_grad()  # noqa: B023
+            share = model(x).sigmoid()  # noqa: B023
+            loss = (cx.logaddexp(cx.log1p(share), share.cumsum(1)) - y).square().mean()
+            loss = loss + cx.linalg.svdvals(model.weight).sum() * 0.01  # noqa: B023
+            loss.backward()
+            optimizer.step()  # noqa: B023
+            return loss
+
+        run = cx.compile(step) if compiled else step
+        dice = np.random.default_rng(0)
+        loss: Any = None
+        for _ in range(3):
+            loss = run(cx.tensor(dice.normal(size=(8, 5)), "float32"), cx.tensor(dice.normal(size=(8, 4)), "float32"))
+        found.append([bits(value) for value in (loss, model.weight, model.bias)])
+    assert found[0] == found[1]
+
+
+def test_data_that_numpy_can_do_nothing_with_are_the_error_of_the_plain_call_and_change_nothing() -> None:
+    model = cx.nn.Linear(3, 3)
+    before = bits(model.weight)
+    optimizer = cx.optim.SGD(model.parameters(), lr=0.1)
+
+    @cx.compile
+    def step(x: Any) -> Any:
+        optimizer.zero_grad()
+        loss = cx.linalg.inv(model(x) * 0.0).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with pytest.raises(DataError):
+        step(cx.ones(3, 3))
+    assert bits(model.weight) == before
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint16", "complex64"])
+def test_a_compiled_function_computes_with_every_dtype(dtype: str) -> None:
+    def function(x: Any) -> Any:
+        other = (x.astype(dtype) * cx.tensor([1, 2, 3], dtype) + 2).sum(0)
+        return (cx.abs(other) if dtype == "complex64" else other).astype("float32")
+
+    plain, compiled = outcomes(function, cx.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.5]]))
+    assert compiled == plain
+
+
+def test_only_a_graph_that_stays_here_holds_an_op_of_tensors_alone() -> None:
+    builder = Builder()
+    with pytest.raises(GraphError, match="log1p: runs on tensors, and in cx.compile on the cpu; a graph that is saved"):
+        cx.log1p(builder.input("x", (2,)))
+
+    here = Builder(travels=False)
+    graph = here.graph(cx.log1p(here.input("x", (2,))))
+    with pytest.raises(GraphError, match="'log1p', which only plans of this machine's cpu do"):
+        graph.to_bytes()
+    with pytest.raises(CyxError, match="log1p"):
+        cx.trace(cx.log1p, (3,))
