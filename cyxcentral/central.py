@@ -121,6 +121,7 @@ class Central:
         self.settlement = settlement
         self.verifier = Verifier(self._many_ask)
         settlement.verify = self.verifier.signed_by
+        ledger.busy = self._many_ask
         self.cache = open_cache(network.redis_url)
         unproven = schedule.Unproven(
             limit_base_units=network.unproven_limit_base_units,

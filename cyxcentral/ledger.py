@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FLUSH_AFTER_S = 1.0
+FLUSH_LATEST_S = 5.0  # also while many ask: rows of a large batch cost half of those of a small one
 RETRY_AFTER_S = 1.0
 BATCH_MESSAGES = 20_000  # waiting: then they are written at once
 MAX_WAITING_MESSAGES = 2 * BATCH_MESSAGES  # then whoever reads a long log waits until a batch is written
@@ -145,6 +146,7 @@ class Ledger:
         self._flushing: set[asyncio.Task[None]] = set()
         self._refused = False  # by DuckDB, the last time
         self._writing = asyncio.Lock()
+        self.busy: Callable[[], bool] = lambda: False  # whether so many wait for answers that rows may wait for them
         self.broken: asyncio.Future[str] = asyncio.Future()  # done when it cannot be written for long
 
     def _create_tables(self) -> None:
@@ -231,7 +233,16 @@ class Ledger:
 
     def _flush_in(self, delay_s: float) -> None:
         if self._flush_due is None:
-            self._flush_due = asyncio.get_running_loop().call_later(delay_s, self._start_flush)
+            loop = asyncio.get_running_loop()
+            self._flush_due = loop.call_later(delay_s, self._flush_or_wait, loop.time() + FLUSH_LATEST_S)
+
+    def _flush_or_wait(self, latest_s: float) -> None:
+        """Begin to write, or look again soon when callers wait: rows that nobody asks for make nobody wait."""
+        loop = asyncio.get_running_loop()
+        if self.busy() and loop.time() + FLUSH_AFTER_S <= latest_s:
+            self._flush_due = loop.call_later(FLUSH_AFTER_S, self._flush_or_wait, latest_s)
+        else:
+            self._start_flush()
 
     def _start_flush(self) -> None:
         async def try_to_flush() -> None:

@@ -198,6 +198,39 @@ async def test_a_long_log_is_written_in_batches_and_waits_for_them(ledger, monke
     assert ledger.position(subjects.EVENTS) == 100
 
 
+async def test_rows_wait_for_callers_who_wait_for_answers_but_not_for_ever(ledger, monkeypatch):
+    monkeypatch.setattr("cyxcentral.ledger.FLUSH_AFTER_S", 0.001)
+    monkeypatch.setattr("cyxcentral.ledger.FLUSH_LATEST_S", 1000)
+    looks, enough = [], asyncio.Event()
+
+    def busy():
+        looks.append(ledger.position(subjects.EVENTS))
+        if len(looks) == 20:
+            enough.set()
+        return True
+
+    ledger.busy = busy
+    write(ledger)
+    await enough.wait()
+    assert set(looks) == {0}
+    assert (await ledger.query("select count(*) from events", 10)).rows == [[len(HISTORY)]]  # who asks is told all
+    monkeypatch.setattr("cyxcentral.ledger.FLUSH_LATEST_S", 0.01)
+    write(ledger, first_seq=len(HISTORY) + 1)
+    async with asyncio.timeout(10):
+        while ledger.position(subjects.EVENTS) < 2 * len(HISTORY):
+            await asyncio.sleep(0)
+
+
+async def test_rows_are_written_soon_after_the_last_caller_has_his_answer(ledger, monkeypatch):
+    monkeypatch.setattr("cyxcentral.ledger.FLUSH_AFTER_S", 0.001)
+    answers = iter([True, True, True])
+    ledger.busy = lambda: next(answers, False)
+    write(ledger)
+    async with asyncio.timeout(2):  # the latest would be five seconds
+        while ledger.position(subjects.EVENTS) < len(HISTORY):
+            await asyncio.sleep(0)
+
+
 async def test_a_disk_that_refuses_is_not_waited_for(ledger, monkeypatch):
     monkeypatch.setattr("cyxcentral.ledger.MAX_WAITING_MESSAGES", 3)
     monkeypatch.setattr("cyxcentral.ledger.RETRY_AFTER_S", 1000)
