@@ -376,7 +376,8 @@ class Value:
     def sign(self) -> Self:
         if self.dtype in COMPLEX:  # not constant: x / |x|
             size = apply("abs", self)
-            return apply("where", size == 0.0, self, self / apply("where", size == 0.0, size + 1.0, size))
+            zero = size == 0.0
+            return apply("where", zero, self - self, self / apply("where", zero, size + 1.0, size))
         return apply("sign", self)
 
     def floor(self) -> Self:

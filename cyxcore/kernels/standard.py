@@ -27,7 +27,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "asinh": np.arcsinh,
     "acosh": np.arccosh,
     "atanh": np.arctanh,
-    "expm1": np.expm1,
     "log1p": np.log1p,
     "log2": np.log2,
     "log10": np.log10,
@@ -62,6 +61,20 @@ def kernel(*names: str) -> Callable[[Kernel], Kernel]:
         return function
 
     return register
+
+
+@kernel("expm1")
+def _expm1(attrs: Attrs, x: Array) -> Any:
+    """Of complex numbers with the standard's special cases: NumPy's differ at infinities and at -0."""
+    if x.dtype.kind != "c":
+        return np.expm1(x)
+    a, b = x.real, x.imag
+    no_angle = np.isinf(a) & ~np.isfinite(b)
+    result, half = np.empty_like(x), np.sin(b / 2)
+    result.real = np.where(no_angle | (a == -np.inf), np.expm1(a), np.expm1(a) * np.cos(b) - 2 * half * half)
+    result.real += 0.0  # -0 becomes 0
+    result.imag = np.where(b == 0, b, np.where(no_angle & (a < 0), 0, np.exp(a) * np.sin(b)))
+    return result
 
 
 @kernel("integer_pow")

@@ -1,5 +1,6 @@
 """The standard's element-wise functions, on every dtype and odd value, against array-api-strict."""
 
+import math
 import operator
 from typing import Any
 
@@ -54,6 +55,43 @@ def test_a_function_of_one_tensor(name: str, dtype: str) -> None:
 def test_a_function_of_two_tensors(name: str, dtype: str) -> None:
     x = specials(dtype)
     agree(name, x[:, None], x)
+
+
+INF, NAN = math.inf, math.nan
+COMPLEX_CASES = {  # as the standard lists them; NumPy's differ
+    "expm1": [
+        *((complex(a, b), complex(0, b)) for a in (0.0, -0.0) for b in (0.0, -0.0)),
+        *((complex(a, b), complex(NAN, NAN)) for a in (2.0, -800.0) for b in (INF, -INF, NAN)),
+        *((complex(INF, b), complex(INF, b)) for b in (0.0, -0.0)),
+        *((complex(INF, b), complex(INF, NAN)) for b in (INF, -INF, NAN)),
+        (complex(INF, 2), complex(-INF, INF)),
+        *((complex(-INF, b), complex(-1, 0)) for b in (0.0, 1.0, INF, -INF, NAN)),
+        (complex(-INF, 4), complex(-1, -0.0)),
+        *((complex(NAN, b), complex(NAN, b)) for b in (0.0, -0.0)),
+        *((complex(NAN, b), complex(NAN, NAN)) for b in (1.0, INF, NAN)),
+    ],
+    "sign": [
+        *((complex(a, b), 0j) for a in (0.0, -0.0) for b in (0.0, -0.0)),
+        *((complex(a, b), complex(NAN, NAN)) for a, b in ((NAN, 1.0), (0.0, NAN), (NAN, NAN))),
+        (3 - 4j, 0.6 - 0.8j),
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", COMPLEX)
+@pytest.mark.parametrize("name", COMPLEX_CASES)
+def test_special_cases_of_complex_numbers(name: str, dtype: str) -> None:
+    for x, wanted in COMPLEX_CASES[name]:
+        got = complex(getattr(cx, name)(cx.asarray(x, dtype=dtype)))
+        for mine, theirs in ((got.real, wanted.real), (got.imag, wanted.imag)):
+            assert mine == pytest.approx(theirs, nan_ok=True), (x, got)
+            assert math.isnan(theirs) or math.copysign(1, mine) == math.copysign(1, theirs), (x, got)
+
+
+def test_the_sign_of_a_complex_zero_has_no_slope() -> None:
+    x = cx.tensor([0j, 3 + 4j], requires_grad=True)
+    cx.sign(x).real.sum().backward()
+    assert x.grad is not None and complex(x.grad[0]) == 0 and complex(x.grad[1]) == pytest.approx(0.128 - 0.096j)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
