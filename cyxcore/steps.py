@@ -306,7 +306,7 @@ class CompiledStep:
             tensors = {id(t): t for module in self.modules for t in (*module.parameters(), *_buffers(module))}
             for place, module in enumerate(self.modules):
                 known |= stack.enter_context(symbolic(module, builder, f"{place}.", both_modes=False))
-            there = stack.enter_context(self.around.symbolic(builder, device))
+            there = stack.enter_context(self.around.symbolic(builder, device, known))
             for identity, (tensor, symbol) in there.items():
                 tensors.setdefault(identity, tensor)
                 known.setdefault(identity, symbol)

@@ -1,15 +1,16 @@
 """What a function reads besides its arguments: modules, optimisers, tensors and numbers, also through helpers.
 
-Looked through are variables of enclosing functions and global ones that the code names, functions of these in turn,
-lists, and of objects the attributes that the code names. While the function is compiled its tensors are symbols, so
-that the plan reads them where they are; what is a number is a part of the plan.
+Looked through are variables of enclosing functions and global ones that the code names, defaults of parameters and
+arguments of functools.partial, functions of these in turn, lists, and of objects the attributes that the code names.
+While the function is compiled its tensors are symbols, so that the plan reads them where they are; what is a number is
+a part of the plan.
 """
 
 import builtins
 import dis
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -33,13 +34,20 @@ _NOTHING = object()
 
 
 class Place(NamedTuple):
-    """Where a value is read: a variable of an enclosing function, or a name in a dict."""
+    """Where a value is read: a variable of an enclosing function, a name in a dict, or one of a tuple of arguments.
+
+    Those are the defaults of a function, or what a functools.partial has; `back` is the place from the end, below 0.
+    """
 
     holder: Any
     name: str
+    back: int = 0
 
     def read(self) -> Any:
         """The value that is there now."""
+        if self.back:
+            given = _arguments_of(self.holder)
+            return given[self.back] if len(given) >= -self.back else _NOTHING
         if type(self.holder) is not CellType:
             return self.holder.get(self.name, _NOTHING)
         try:
@@ -48,7 +56,15 @@ class Place(NamedTuple):
             return _NOTHING
 
     def write(self, value: Any) -> None:
-        if value is _NOTHING:
+        if self.back:
+            given = list(_arguments_of(self.holder))
+            given[self.back] = value
+            if isinstance(self.holder, FunctionType):
+                self.holder.__defaults__ = tuple(given)
+            else:
+                part = self.holder
+                part.__setstate__((part.func, tuple(given), part.keywords, vars(part)))
+        elif value is _NOTHING:
             if type(self.holder) is CellType:
                 del self.holder.cell_contents
             else:
@@ -57,6 +73,17 @@ class Place(NamedTuple):
             self.holder.cell_contents = value
         else:
             self.holder[self.name] = value
+
+    def note(self, watch: Any) -> None:
+        """Tell a Watch what read() looks at."""
+        if self.back:
+            watch.attribute(self.holder, "__defaults__" if isinstance(self.holder, FunctionType) else "args")
+        else:
+            watch.place(self.holder, self.name)
+
+
+def _arguments_of(holder: Any) -> tuple[Any, ...]:
+    return (holder.__defaults__ or ()) if isinstance(holder, FunctionType) else holder.args
 
 
 class Surroundings:
@@ -110,14 +137,14 @@ class Surroundings:
             if _is_ours(value):
                 return
             self._look_into_code(value)
-            for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
-                self._look(default)
+            named = value.__code__.co_varnames[: value.__code__.co_argcount]
+            self._add_arguments(value, named[len(named) - len(value.__defaults__ or ()) :], value.__kwdefaults__ or {})
         elif isinstance(value, MethodType):
             self._look(value.__func__)
             self._look(value.__self__)
         elif isinstance(value, functools.partial):
-            for part in (value.func, *value.args, *value.keywords.values()):
-                self._look(part)
+            self._look(value.func)
+            self._add_arguments(value, [f"argument {place}" for place in range(len(value.args))], value.keywords)
         elif isinstance(value, (list, tuple, dict)):
             if len(value) <= MOST_ITEMS:
                 for item in value.values() if isinstance(value, dict) else value:
@@ -143,6 +170,12 @@ class Surroundings:
         self._places[id(place.holder), place.name] = place
         self._look(place.read())
 
+    def _add_arguments(self, holder: Any, names: Sequence[str], by_name: dict[str, Any]) -> None:
+        for place, name in enumerate(names):
+            self._add(Place(holder, name, place - len(names)))
+        for name in by_name:
+            self._add(Place(by_name, name))
+
     def _look_into_objects(self) -> None:
         """The attributes that are named, until no more are found: a method may name others."""
         before = -1
@@ -163,9 +196,9 @@ class Surroundings:
     def note(self, watch: Any) -> None:
         """Tell a Watch all that is_outdated() and key() look at."""
         for place, _ in self._program:
-            watch.place(place.holder, place.name)
+            place.note(watch)
         for place in self._places.values():
-            watch.place(place.holder, place.name)
+            place.note(watch)
             value = place.read()
             if isinstance(value, Tensor):
                 watch.tensor(value, self.by_value)
@@ -179,22 +212,27 @@ class Surroundings:
         return [values, [value._data for value in values if isinstance(value, Tensor)]]
 
     @contextmanager
-    def symbolic(self, builder: Builder, device: str) -> Iterator[dict[int, tuple[Tensor, Symbol]]]:
+    def symbolic(
+        self, builder: Builder, device: str, parts: Mapping[int, Symbol] | None = None
+    ) -> Iterator[dict[int, tuple[Tensor, Symbol]]]:
         """Within the block tensors are symbols, parameters of the graph. Yields them by the ids of the tensors.
 
-        Raises GraphError where the function assigned to what it reads, which it would do in the first call alone.
+        parts: the symbols of the modules' tensors by their ids, which the function may have by other names too. Raises
+        GraphError where the function assigned to what it reads, which it would do in the first call alone.
         """
         places = list(self._places.values())
         before = [place.read() for place in places]
         versions = self.key() if self.by_value else ()
         known: dict[int, tuple[Tensor, Symbol]] = {}
+        symbols = dict(parts or {})
         for value in before:
-            if isinstance(value, Tensor) and not self.by_value and _can_be_read(value, device):
+            free = isinstance(value, Tensor) and id(value) not in symbols
+            if free and not self.by_value and _can_be_read(value, device):
                 name = f"tensor.{len(known)}"
                 symbol = builder.param(name, value.shape, {"kind": "zeros"}, value.requires_grad, value.dtype)
-                known.setdefault(id(value), (value, symbol))
+                known[id(value)], symbols[id(value)] = (value, symbol), symbol
         self.replaced = bool(known)
-        there = [known[id(value)][1] if id(value) in known else value for value in before]
+        there = [symbols.get(id(value), value) for value in before]
         replaced = [
             (place, was, symbol) for place, was, symbol in zip(places, before, there, strict=True) if was is not symbol
         ]

@@ -724,6 +724,84 @@ def test_tensors_that_are_no_modules_are_trained_in_a_compiled_step() -> None:
     assert run(True) == run(False)
 
 
+def as_default(w: Any, factor: float) -> Any:
+    return lambda x, w=w, factor=factor: x @ w * factor
+
+
+def as_keyword_default(w: Any, factor: float) -> Any:
+    def function(x: Any, *, w: Any = w, factor: float = factor) -> Any:
+        return x @ w * factor
+
+    return function
+
+
+def as_default_of_a_helper(w: Any, factor: float) -> Any:
+    helper = as_default(w, factor)
+    return lambda x, helper=helper: helper(x)
+
+
+def as_partial(w: Any, factor: float) -> Any:
+    return functools.partial(lambda w, x, factor: x @ w * factor, w, factor=factor)
+
+
+def as_partial_by_name(w: Any, factor: float) -> Any:
+    return functools.partial(lambda x, w, factor: x @ w * factor, w=w, factor=factor)
+
+
+@pytest.mark.parametrize(
+    "made", [as_default, as_keyword_default, as_default_of_a_helper, as_partial, as_partial_by_name]
+)
+def test_a_tensor_that_only_an_argument_has_is_read_where_it_is(made: Any) -> None:
+    w = cx.tensor([[1.0], [2.0]])
+    function = made(w, 0.5)
+    compiled = cx.compile(function)
+    for number in (3.0, 4.0):
+        w[0] = number
+        assert compiled(cx.ones(2, 2)).tolist() == function(cx.ones(2, 2)).tolist() == [[0.5 * (number + 2.0)]] * 2
+    assert len(compiled._plans) == 1
+    kept = getattr(function, "args", None) or getattr(function, "__defaults__", None)
+    assert not kept or any(value is w or callable(value) for value in kept)  # no symbol is left there
+
+
+def test_other_defaults_make_another_plan() -> None:
+    def function(x: Any, w: Any = None, factor: float = 2.0) -> Any:
+        return x * w * factor
+
+    function.__defaults__ = (cx.ones(2), 2.0)
+    compiled = cx.compile(function)
+    assert compiled(cx.ones(2)).tolist() == [2.0, 2.0]
+    function.__defaults__ = (cx.full(2, 5.0), 3.0)
+    assert compiled(cx.ones(2)).tolist() == [15.0, 15.0]
+    assert compiled(cx.ones(2), cx.zeros(2)).tolist() == [0.0, 0.0]  # given, it is an argument like others
+
+
+@pytest.mark.parametrize("held", ["as a default", "in a variable"])
+def test_a_parameter_that_a_step_has_by_another_name_too_is_the_modules(held: str) -> None:
+    def run(compiled: bool) -> Any:
+        cx.manual_seed(0)
+        model = nn.Linear(8, 3)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        own = model.weight
+
+        def by_default(x: Any, y: Any, weight: Any = model.weight) -> Any:
+            return F.cross_entropy(model(x), y) + (weight * weight).mean()
+
+        def by_variable(x: Any, y: Any) -> Any:
+            return F.cross_entropy(model(x), y) + (own * own).mean()
+
+        def step(x: Any, y: Any) -> Any:
+            loss = (by_default if held == "as a default" else by_variable)(x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        made = cx.compile(step) if compiled else step
+        return [made(*batch(number)).item() for number in range(3)], model.weight.tolist()
+
+    assert run(True) == run(False)
+
+
 def test_a_tensor_whose_numbers_are_asked_for_is_a_constant_until_it_is_written() -> None:
     limits = cx.tensor([2.0, 3.0])
 
