@@ -21,6 +21,7 @@ from cyxcore.dtype import (
     INTEGERS,
     holds_kind,
     iinfo,
+    item_bytes,
     scalar_dtype,
 )
 from cyxcore.errors import DataError, DtypeError, GradientError, GraphError, ShapeError, SpecError
@@ -341,6 +342,27 @@ class Tensor(Held, Leaving):
         result = wrap(self._data)
         result._memory = self._shared()
         if not self._data.flags.c_contiguous:
+            result._view = View(None, (), 0)
+        return result
+
+    def _read_as(self, dtype: str) -> "Tensor":
+        """The same bytes as elements of another dtype, in the same memory and without a past: view(dtype).
+
+        Raises DtypeError and ShapeError where they are no such elements.
+        """
+        have, want, array = item_bytes(self.dtype), item_bytes(dtype), self._data
+        if dtype == "bool" != self.dtype:
+            raise DtypeError("view: bytes may be other than 0 and 1, which bools are not; compare with 0 instead")
+        if have != want:
+            if not self.shape or self.shape[-1] * have % want:
+                raise ShapeError(f"view: {self.shape} {self.dtype} is no whole number of {dtype} along its last axis")
+            if self.shape[-1] > 1 and array.size and array.strides[-1] != have:
+                raise ShapeError("view: elements of another size need a last axis without gaps; use contiguous() first")
+        result = wrap(array.view(NUMPY_DTYPES[dtype]))
+        if not result._data.flags.aligned:
+            raise ShapeError(f"view: the memory does not begin at a whole {dtype}; use copy() first")
+        result._memory = self._shared()
+        if not result._data.flags.c_contiguous:
             result._view = View(None, (), 0)
         return result
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyxcore import elementwise, extras, functional, linalg, manipulation, searching, statistics
-from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, PYTORCHS, finfo
+from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, PYTORCHS, dtype_name, finfo
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
 from cyxcore.inplace import InPlace
@@ -27,11 +27,20 @@ def _sizes(given: tuple[Any, ...]) -> tuple[Any, ...]:
 # shapes -------------------------------------------------------------------------------------------
 
 
-def view(x: Any, *shape: Any) -> Any:
-    """x.reshape(); a view where the memory allows it. Raises DtypeError for a dtype: elements are not read anew."""
-    if len(shape) == 1 and isinstance(shape[0], str):
-        raise DtypeError(f"view: elements are not read as {shape[0]}; convert them with astype")
-    return x.reshape(*shape)
+def view(x: Any, *shape: Any, dtype: Any = None) -> Any:
+    """x.reshape(); a view where the memory allows it. Of a dtype: the same bytes read as elements of it, no gradient.
+
+    Elements of another size make the last axis longer or shorter. Raises DtypeError for such a view in a graph.
+    """
+    if dtype is None and len(shape) == 1 and (isinstance(shape[0], (str, type)) or hasattr(shape[0], "kind")):
+        dtype, shape = shape[0], ()  # NumPy's dtypes have a kind
+    if dtype is None:
+        return x.reshape(*shape)
+    wanted = dtype_name(dtype)
+    if shape or not isinstance(x, InPlace):
+        what = f"sizes beside {wanted}" if shape else f"no memory to read as {wanted} in a graph"
+        raise DtypeError(f"view: expected a dtype alone, of a tensor; got {what}; convert elements with astype")
+    return x._read_as(wanted)  # type: ignore[attr-defined]
 
 
 def unsqueeze(x: Any, dim: int) -> Any:

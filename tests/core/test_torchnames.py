@@ -263,10 +263,44 @@ def test_draws() -> None:
     assert cx.multinomial(cx.ones(2, 5), 3).shape == (2, 3)
 
 
+@pytest.mark.parametrize("dtype", "int32 float64 uint8 int16 float16 bfloat16 complex64 int64 complex128".split())
+def test_a_view_of_a_dtype_reads_the_same_bytes(dtype: str) -> None:
+    x, other = cx.arange(12, dtype="float32").reshape(3, 4), torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    for seen, theirs in ((x, other), (x[1:, :4:1], other[1:, :4:1]), (x[::2], other[::2])):
+        mine, wanted = seen.view(dtype), theirs.view(getattr(torch, dtype))
+        assert mine.dtype == dtype and mine.shape == tuple(wanted.shape) and mine.shares_memory(x)
+        assert (
+            mine.view("float32").equal(seen) and mine.view(dtype="uint8").tolist() == wanted.view(torch.uint8).tolist()
+        )
+    if dtype != "bfloat16":
+        assert x.view(np.dtype(dtype)).equal(x.view(dtype))
+
+
+def test_what_is_written_to_a_view_of_a_dtype_is_in_the_tensor() -> None:
+    x = cx.tensor([1.0, -2.0], requires_grad=True)
+    bits = x.view("int32")
+    assert not bits.requires_grad and x.view("float32").dtype == "float32"
+    y = (x * x).sum()
+    bits &= 0x7FFFFFFF
+    assert x.tolist() == [1.0, 2.0]
+    with pytest.raises(GradientError, match="it was changed in place since"):
+        y.backward()
+    mask = cx.tensor([True, False])
+    assert mask.view("uint8").tolist() == [1, 0] and mask.view("bool").tolist() == [True, False]
+    assert cx.zeros((0, 3)).view("uint8").shape == (0, 12) and cx.tensor(1.0).view("int32").item() == 0x3F800000
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: x.view("int32"), DtypeError, "elements are not read as int32"),
+        (lambda x: x.view("int33"), DtypeError, "dtype: expected one of .* got 'int33'"),
+        (lambda x: x.view("bool"), DtypeError, "view: bytes may be other than 0 and 1"),
+        (lambda x: x[:, :1].view("float64"), ShapeError, r"view: \(3, 1\) float32 is no whole number of float64"),
+        (lambda x: cx.tensor(1.0).view("uint8"), ShapeError, r"view: \(\) float32 is no whole number of uint8"),
+        (lambda x: x.T.view("uint8"), ShapeError, "a last axis without gaps; use contiguous"),
+        (lambda x: x.view("uint8")[0, 1:5].view("float32"), ShapeError, "not begin at a whole float32; use copy"),
+        (lambda x: x.view(2, dtype="int32"), DtypeError, "a dtype alone, of a tensor; got sizes beside int32"),
+        (lambda x: cx.compile(lambda y: y.view("int32"))(x), DtypeError, "no memory to read as int32 in a graph"),
         (lambda x: x.expand(2), ShapeError, "expand: expected sizes for the 2 axes"),
         (lambda x: x.repeat(2), ShapeError, "repeat: expected a count for each of the 2 axes"),
         (lambda x: x.gather(0, cx.zeros(2, 9, dtype="int64")), ShapeError, "gather: expected an index no longer"),
