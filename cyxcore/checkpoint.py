@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct
 
 from cyxcore import cyxmodel, safetensors
-from cyxcore.errors import CheckpointError, FormatError
+from cyxcore.errors import CheckpointError, FormatError, other_format
 from cyxcore.spec import EpochMetrics
 
 Array = np.ndarray[Any, Any]
@@ -137,8 +137,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     except FormatError as error:
         raise CheckpointError(f"{where}: the file is damaged or no checkpoint: {error}") from None
     if metadata.get("format") != FORMAT:
-        got = metadata.get("format", "none")[:40]
-        raise CheckpointError(f"{where}: expected the format {FORMAT!r} in its metadata, got {got!r}")
+        raise CheckpointError(f"{where}: {other_format(metadata.get('format', 'none'), FORMAT)}")
     if metadata.get("data_crc32") != _data_crc32(tensors):
         raise CheckpointError(f"{where}: its arrays have another CRC-32 than its metadata says: the file is damaged")
     try:

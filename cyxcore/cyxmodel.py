@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cyxcore import safetensors
-from cyxcore.errors import FormatError
+from cyxcore.errors import FormatError, other_format
 
 Array = np.ndarray[Any, Any]
 Pieces = Iterable[bytes | memoryview]
@@ -205,10 +205,7 @@ def _manifest(raw: bytes, names: set[str], where: str) -> tuple[str, dict[str, s
         raise FormatError(f"{where}: manifest.json is no JSON: {error}") from None
     version = data.get("format") if isinstance(data, dict) else None
     if not isinstance(version, str) or version not in READABLE:
-        raise FormatError(
-            f"{where}: manifest.json: expected a format of {', '.join(READABLE)}, got {str(version)[:40]!r}; "
-            "a newer Cyx may read it"
-        )
+        raise FormatError(f"{where}: manifest.json: {other_format(version, *READABLE)}")
     sha256 = data.get("sha256")
     if not isinstance(sha256, dict) or not all(isinstance(value, str) for value in sha256.values()):
         raise FormatError(f"{where}: manifest.json: expected sha256 of every part")

@@ -94,3 +94,15 @@ class MissingExtra(CyxError, ImportError):
     """An optional package is needed. The message gives the pip command."""
 
     code = "missing_extra"
+
+
+def other_format(got: object, *readable: str) -> str:
+    """What to say of a file whose format, "name/number", is none of those that are read: is it of a newer Cyx?"""
+    found = str(got)[:40]
+    name, _, number = found.partition("/")
+    own = {int(version) for kind, _, version in (known.partition("/") for known in readable) if kind == name}
+    if own and number.isdecimal() and int(number) > max(own):
+        return (
+            f"it was written by a newer Cyx ({found}; this one reads {' and '.join(readable)}): update Cyx to read it"
+        )
+    return f"expected the format {' or '.join(map(repr, readable))}, got {found!r}"

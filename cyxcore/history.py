@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from cyxcore.errors import DataError
 from cyxcore.plotting import plot
 from cyxcore.spec import EpochMetrics
 
+SHOWN_EPOCHS = 20  # of the beginning and of the end, in a notebook
 FIELDS = ("epoch_loss", "epoch_accuracy", "validation_loss", "validation_accuracy", "validation_r2")
 
 
@@ -60,11 +62,27 @@ class History(list[EpochMetrics]):
         )
         return plot([m.epoch for m in self], {name: self.column(name) for name in chosen}, backend, title="epochs")
 
+    def _rows(self) -> list[list[str]]:
+        """The names, and a row of text for each epoch."""
+        numbers = {name: self.column(name) for name in self.columns}
+        cells = ([f"{column[row]:.4f}" for column in numbers.values()] for row in range(len(self)))
+        return [["epoch", *numbers], *([str(m.epoch), *row] for m, row in zip(self, cells, strict=True))]
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table, of long runs its first and last epochs."""
+        if not self:
+            return f"<pre>{escape(repr(self))}</pre>"
+        names_, *rows = ([escape(cell) for cell in row] for row in self._rows())
+        if len(rows) > 2 * SHOWN_EPOCHS:
+            rows[SHOWN_EPOCHS:-SHOWN_EPOCHS] = [["…"] * len(names_)]
+        head = f"<tr>{''.join(f'<th>{name}</th>' for name in names_)}</tr>"
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table>{head}{body}</table>"
+
     def __repr__(self) -> str:
         if not self:
             return "History(no epoch yet)"
-        shown = ["epoch", *self.columns]
-        rows = [shown, *([str(m.epoch), *(f"{self.column(n)[i]:.4f}" for n in shown[1:])] for i, m in enumerate(self))]
+        rows = self._rows()
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 

@@ -24,7 +24,7 @@ from cyxcore import elementwise as E
 from cyxcore import functional as F
 from cyxcore.data.datasets import host_array
 from cyxcore.eager import Tensor
-from cyxcore.errors import DataError, FormatError, ShapeError, SpecError
+from cyxcore.errors import DataError, FormatError, ShapeError, SpecError, other_format
 from cyxcore.manipulation import reshape
 from cyxcore.nn.module import Module
 
@@ -313,7 +313,7 @@ def load(path: str | os.PathLike[str]) -> Pipeline:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{path}: expected steps as Pipeline.save writes them: {error}") from None
     if read.format != FORMAT:
-        raise FormatError(f"{path}: expected the format {FORMAT!r}, got {read.format[:40]!r}")
+        raise FormatError(f"{path}: {other_format(read.format, FORMAT)}")
     try:
         for step in read.steps:
             _fitted(step)

@@ -23,7 +23,7 @@ from msgspec import Meta, Struct
 
 from cyxcore.data.datasets import host_array
 from cyxcore.eager import Tensor
-from cyxcore.errors import DataError, FormatError, SpecError
+from cyxcore.errors import DataError, FormatError, SpecError, other_format
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[int, int]
@@ -302,7 +302,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{path}: expected a tokenizer as save() writes it: {error}") from None
     if read.format != FORMAT:
-        raise FormatError(f"{path}: expected the format {FORMAT!r}, got {read.format[:40]!r}")
+        raise FormatError(f"{path}: {other_format(read.format, FORMAT)}")
     try:
         if read.kind == "bytes":
             return ByteTokenizer(read.special_tokens)

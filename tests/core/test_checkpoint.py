@@ -280,8 +280,26 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_another_safetensors_file_is_no_checkpoint(tmp_path: Path) -> None:
     safetensors.save(tmp_path / "weights", {"0.weight": np.zeros(3, np.float32)})
-    with pytest.raises(CheckpointError, match="expected the format 'cyx-checkpoint/1'"):
+    with pytest.raises(CheckpointError, match="expected the format 'cyx-checkpoint/1', got 'none'"):
         start(resume=tmp_path / "weights")
+
+
+def test_a_checkpoint_of_a_newer_cyx_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    metadata = {"format": "cyx-checkpoint/12", "what": "a later version knows"}
+    safetensors.save(tmp_path / "later", {"state.0.weight": np.zeros(3, np.float32)}, metadata)
+    with pytest.raises(CheckpointError) as caught:
+        start(resume=tmp_path / "later")
+    assert str(caught.value) == (
+        f"checkpoint {tmp_path / 'later'}: it was written by a newer Cyx (cyx-checkpoint/12; this one reads "
+        "cyx-checkpoint/1): update Cyx to read it"
+    )
+
+
+@pytest.mark.parametrize("got", ["cyx-checkpoint/0", "cyx-checkpoint/x", "cyx-model/9", "cyx-checkpoint", "", "none"])
+def test_what_is_no_checkpoint_at_all_is_of_no_newer_cyx(tmp_path: Path, got: str) -> None:
+    safetensors.save(tmp_path / "other", {"a": np.zeros(3, np.float32)}, {"format": got})
+    with pytest.raises(CheckpointError, match=f"expected the format 'cyx-checkpoint/1', got '{got}'"):
+        start(resume=tmp_path / "other")
 
 
 def with_arrays(**changes: Any) -> Callable[[Any], Any]:

@@ -177,7 +177,10 @@ def test_what_cannot_be_is_one_clear_error(make: Any, kind: Any, said: str) -> N
     "content, said",
     [
         (b"{", "expected steps as Pipeline.save writes them"),
-        (b'{"format": "cyx-preprocessing/9", "steps": []}', "expected the format 'cyx-preprocessing/1', got"),
+        (
+            b'{"format": "cyx-preprocessing/9", "steps": []}',
+            "by a newer Cyx .cyx-preprocessing/9; this one reads cyx-preprocessing/1",
+        ),
         (b'{"format": "cyx-preprocessing/1", "steps": []}', "expected at least one step"),
         (b'{"format": "cyx-preprocessing/1", "steps": [{"kind": "StandardScaler"}]}', "no statistics yet"),
         (

@@ -145,7 +145,10 @@ def test_what_cannot_be_is_one_clear_error(make: Any, kind: Any, said: str) -> N
     "content, said",
     [
         (b"[]", "expected a tokenizer as save\\(\\) writes it"),
-        (b'{"format": "cyx-tokenizer/2", "kind": "bpe"}', "expected the format 'cyx-tokenizer/1'"),
+        (
+            b'{"format": "cyx-tokenizer/2", "kind": "bpe"}',
+            "by a newer Cyx .cyx-tokenizer/2; this one reads cyx-tokenizer/1",
+        ),
         (b'{"format": "cyx-tokenizer/1", "kind": "words"}', "bytes, characters or bpe, got 'words'"),
         (b'{"format": "cyx-tokenizer/1", "kind": "bpe", "merges": [[1, 999]]}', "expected two earlier tokens"),
         (

@@ -648,3 +648,19 @@ def test_a_number_that_is_none_of_its_kind_is_refused_before_anything_is_trained
 
 def test_one_column_is_plotted_by_its_name() -> None:
     assert "• loss" in fit(trainer(), epochs=2).plot("loss", backend="text")
+
+
+def test_a_notebook_shows_a_history_as_a_table() -> None:
+    def epoch(number: int) -> EpochMetrics:
+        timings = {"epoch_time_ms": 1.0, "samples_per_s": 1.0}
+        return EpochMetrics(epoch=number, epochs=9, step=1, epoch_loss=1.0 / number, scores={"a<b": 0.5}, **timings)
+
+    assert history.History()._repr_html_() == "<pre>History(no epoch yet)</pre>"
+    shown = history.History(map(epoch, (1, 2)))
+    assert shown._repr_html_() == (
+        "<table><tr><th>epoch</th><th>loss</th><th>a&lt;b</th></tr>"
+        "<tr><td>1</td><td>1.0000</td><td>0.5000</td></tr><tr><td>2</td><td>0.5000</td><td>0.5000</td></tr></table>"
+    )
+    long = history.History(map(epoch, range(1, 42)))._repr_html_()
+    assert long.count("<tr>") == 42 and "<td>20</td>" in long and "<td>21</td>" not in long and "<td>22</td>" in long
+    assert history.History(map(epoch, range(1, 41)))._repr_html_().count("<tr>") == 41
