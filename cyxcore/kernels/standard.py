@@ -18,7 +18,6 @@ def _plain(function: Callable[..., Any]) -> Kernel:
 
 
 _PLAIN: dict[str, Callable[..., Any]] = {
-    "tan": np.tan,
     "asin": np.arcsin,
     "acos": np.arccos,
     "atan": np.arctan,
@@ -61,6 +60,16 @@ def kernel(*names: str) -> Callable[[Kernel], Kernel]:
         return function
 
     return register
+
+
+@kernel("tan")
+def _tan(attrs: Attrs, x: Array) -> Any:
+    """At an imaginary infinity ±1j with a zero of the real part's sign: it is -1j * tanh(1j * x), see there."""
+    result = np.asarray(np.tan(x))
+    if x.dtype.kind == "c":
+        ends = np.isinf(x.imag) & np.isfinite(x.real)
+        result.real = np.where(ends, np.copysign(0, x.real), result.real)
+    return result
 
 
 @kernel("expm1")

@@ -70,6 +70,8 @@ COMPLEX_CASES = {  # as the standard lists them; NumPy's differ
         *((complex(NAN, b), complex(NAN, b)) for b in (0.0, -0.0)),
         *((complex(NAN, b), complex(NAN, NAN)) for b in (1.0, INF, NAN)),
     ],
+    "tanh": [(complex(a, b), complex(math.copysign(1, a), b * 0)) for a in (INF, -INF) for b in (1.0, 2.0, 4.0, -2.0)],
+    "tan": [(complex(a, b), complex(a * 0, math.copysign(1, b))) for a in (1.0, 2.0, 4.0, -2.0) for b in (INF, -INF)],
     "sign": [
         *((complex(a, b), 0j) for a in (0.0, -0.0) for b in (0.0, -0.0)),
         *((complex(a, b), complex(NAN, NAN)) for a, b in ((NAN, 1.0), (0.0, NAN), (NAN, NAN))),
