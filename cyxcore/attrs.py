@@ -95,6 +95,17 @@ def name(where: str, value: Any) -> str:
     return value
 
 
+def function(where: str, value: Any) -> Callable[..., Any]:
+    """Python code, which comes from no file."""
+    if not callable(value):
+        raise _refuse(where, "a function", value)
+    return value
+
+
+def function_or_none(where: str, value: Any) -> Callable[..., Any] | None:
+    return None if value is None else function(where, value)
+
+
 def choice(*names: str) -> Check:
     def check(where: str, value: Any) -> str:
         if not isinstance(value, str) or value not in names:

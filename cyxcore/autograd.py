@@ -21,9 +21,10 @@ from cyxcore.dtype import INEXACT
 from cyxcore.eager import Tensor, enable_grad, no_grad
 from cyxcore.errors import GradientError
 from cyxcore.functional import stack
+from cyxcore.ops import OWN_GRADIENT
 from cyxcore.symbols import Symbol
 from cyxcore.tape import pull
-from cyxcore.values import Value
+from cyxcore.values import Value, apply
 
 __path__: list[str] = []  # cyxcore.autograd.functional: cyxcore/torchpaths.py
 
@@ -366,19 +367,28 @@ class Function:
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if any(isinstance(arg, Symbol) for arg in args):
-            raise GradientError(
-                f"{cls.__name__}: a graph holds only known operations, and this one has Python code for a gradient; "
-                "use it on tensors, or write it from operations that have their gradients"
-            )
         call = cls()
+        symbols = [arg for arg in args if isinstance(arg, Symbol)]
+        if symbols and symbols[0].builder.merging:
+            raise GradientError(
+                f"{cls.__name__}: a graph that is saved or sent holds only known operations, and this one has Python "
+                "code for a gradient; use it on tensors and in cx.compile, or write it from operations that have "
+                "their gradients"
+            )
         with no_grad():
             result = cls.forward(call, *args)
-        if not isinstance(result, Tensor):
+        if not isinstance(result, (Tensor, Symbol)):
             raise GradientError(f"{cls.__name__}.forward: expected a tensor, got {_described(result)}")
         call._args = args  # type: ignore[attr-defined]
+        if symbols:
+            values = [arg for arg in args if isinstance(arg, (Tensor, Symbol))]
+            return apply(OWN_GRADIENT, *values, symbols[0].builder.lift(result).detach(), gradient=call._of_symbols)
         inputs = tuple(arg for arg in args if isinstance(arg, Tensor))
-        return eager.recorded(result, call, inputs)
+        return eager.recorded(result, call, inputs)  # type: ignore[arg-type]
+
+    def _of_symbols(self, g: Any, inputs: Sequence[Any], output: Any) -> list[Any]:
+        """input_gradients of a call in a compiled function, whose last input is the result."""
+        return [*self.input_gradients(None, g, inputs, output, {}), None]
 
     def input_gradients(self, op: Any, g: Tensor, inputs: Sequence[Tensor], output: Tensor, attrs: Any) -> list[Any]:
         """What cyxcore.eager.pull asks: a gradient for each tensor argument."""
@@ -387,7 +397,7 @@ class Function:
         found = found if isinstance(found, (tuple, list)) else (found,)
         if len(found) != len(args):
             raise GradientError(f"{name}.backward: expected {len(args)} gradients, one per argument, got {len(found)}")
-        pairs = [(arg, new) for arg, new in zip(args, found, strict=True) if isinstance(arg, Tensor)]
+        pairs = [(arg, new) for arg, new in zip(args, found, strict=True) if isinstance(arg, (Tensor, Symbol))]
         for arg, new in pairs:
             if new is not None and new.shape != arg.shape:
                 raise GradientError(f"{name}.backward: expected a gradient of shape {arg.shape}, got {new.shape}")

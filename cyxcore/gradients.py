@@ -13,6 +13,7 @@ from cyxcore import matrixgradients
 from cyxcore.dtype import COMPLEX, INEXACT, is_float
 from cyxcore.elementwise import conj, real
 from cyxcore.errors import GradientError
+from cyxcore.ops import OWN_GRADIENT
 from cyxcore.symbols import Builder, Symbol
 from cyxcore.values import apply
 
@@ -40,10 +41,14 @@ NO_GRADIENT = frozenset(
 # The gradient with respect to a complex z is dL/d(real z) + i dL/d(imag z), as in PyTorch and JAX. A rule that is right
 # for real numbers and holomorphic gives it when g and what it returns are conjugated. These need none of it: rules that
 # only move and add, and those that say themselves what they do with complex numbers.
-KNOW_COMPLEX = frozenset(
-    "reshape transpose broadcast_to slice pad concat take take_grad take_along flip neg add sub where sum mean "
-    "cumulative_sum cast by_mode abs conj real imag fft ifft rfft irfft".split()
-) | frozenset(matrixgradients.RULES)
+KNOW_COMPLEX = (
+    frozenset(
+        "reshape transpose broadcast_to slice pad concat take take_grad take_along flip neg add sub where sum mean "
+        "cumulative_sum cast by_mode abs conj real imag fft ifft rfft irfft host_call".split()
+    )
+    | {OWN_GRADIENT}
+    | frozenset(matrixgradients.RULES)
+)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -263,6 +268,14 @@ def _irfft(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequen
     axis, size = attrs["axis"], attrs["size"]
     alone = (0, size / 2)
     return (_along(apply("rfft", g, axis=axis), axis, [1.0 if k in alone else 2.0 for k in range(size // 2 + 1)]),)
+
+
+RULES[OWN_GRADIENT] = lambda g, x, y, a: a["gradient"](g, x, y)
+
+
+@rule("host_call")
+def _host_call(g: Any, x: Sequence[Any], y: Any, attrs: Mapping[str, Any]) -> Sequence[Any]:
+    return [None] * len(x) if attrs["gradient"] is None else attrs["gradient"](g, x, y)
 
 
 RULES["tan"] = lambda g, x, y, a: (g * (y * y + 1.0),)

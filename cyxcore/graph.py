@@ -140,8 +140,8 @@ class Graph:
         for node in self.nodes:
             if node.op.startswith(USER):
                 raise GraphError(
-                    f"graph: it holds {node.op.removeprefix(USER)!r}, an operation that @cx.op made; only graphs of "
-                    "known operations are saved and sent: write it of cyxcore's own operations"
+                    f"graph: it holds {node.op.removeprefix(USER)!r}, an operation of your own; only graphs of known "
+                    "operations are saved and sent: write it of cyxcore's own operations"
                 )
             if OPS[node.op].group == "standard":
                 raise GraphError(

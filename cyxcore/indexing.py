@@ -107,6 +107,40 @@ def _places(mask: Any, shape: tuple[int, ...], value: Value) -> list[Any]:
     return [found[axis] for axis in range(mask.ndim)]
 
 
+def put(array: Any, basic: tuple[Any, ...] | None, arrays: Mapping[int, Any], value: Any) -> None:
+    """array[index] = value, for an index in the parts of indexing.split."""
+    target = array if basic is None else array[(*basic, ...)]
+    if not arrays:
+        target[...] = value
+        return
+    places = sorted(arrays)
+    target[tuple(arrays[axis] if axis in places else slice(None) for axis in range(places[-1] + 1))] = value
+
+
+def picked(shape: tuple[int, ...], basic: Sequence[Any], arrays: Mapping[int, Any]) -> tuple[int, ...]:
+    """The shape of what an index in the parts of indexing.split picks."""
+    row = list(seen_by(shape, basic))
+    if not arrays:
+        return tuple(row)
+    places = sorted(arrays)
+    side_by_side = places[-1] - places[0] + 1 == len(places)
+    rest = [size for axis, size in enumerate(row) if axis not in places]
+    at = places[0] if side_by_side else 0
+    return (*rest[:at], *broadcast("index", *(arrays[axis].shape for axis in places)), *rest[at:])
+
+
+def seen_by(shape: tuple[int, ...], basic: Sequence[Any]) -> tuple[int, ...]:
+    row, axis = [], 0
+    for part in basic:
+        if part is None:
+            row.append(1)
+            continue
+        if isinstance(part, slice):
+            row.append(len(range(*part.indices(shape[axis]))))
+        axis += 1
+    return tuple(row)
+
+
 def get(value: Value, index: Any) -> Any:
     """value[index]. Raises ShapeError for what has no meaning and IndexError for an integer out of range."""
     basic, arrays = split(value, index)

@@ -16,7 +16,8 @@ from cyxcore import indexing
 from cyxcore.errors import GradientError
 from cyxcore.held import Memory as Memory
 from cyxcore.held import View as View
-from cyxcore.infer import broadcast
+from cyxcore.indexing import picked as picked
+from cyxcore.indexing import put as put
 from cyxcore.ops import infer_op
 from cyxcore.values import Value, apply
 
@@ -49,40 +50,6 @@ class Region(NamedTuple):
         for op, attrs in self.steps:
             array = seen(array, op, attrs, attrs.get("shape", ()))
         put(array, self.basic, self.arrays, value)
-
-
-def put(array: Array, basic: tuple[Any, ...] | None, arrays: Mapping[int, Array], value: Any) -> None:
-    """array[index] = value, for an index in the parts of indexing.split."""
-    target = array if basic is None else array[(*basic, ...)]
-    if not arrays:
-        target[...] = value
-        return
-    places = sorted(arrays)
-    target[tuple(arrays[axis] if axis in places else slice(None) for axis in range(places[-1] + 1))] = value
-
-
-def picked(shape: tuple[int, ...], basic: Sequence[Any], arrays: Mapping[int, Array]) -> tuple[int, ...]:
-    """The shape of what an index in the parts of indexing.split picks."""
-    row = list(seen_by(shape, basic))
-    if not arrays:
-        return tuple(row)
-    places = sorted(arrays)
-    side_by_side = places[-1] - places[0] + 1 == len(places)
-    rest = [size for axis, size in enumerate(row) if axis not in places]
-    at = places[0] if side_by_side else 0
-    return (*rest[:at], *broadcast("index", *(arrays[axis].shape for axis in places)), *rest[at:])
-
-
-def seen_by(shape: tuple[int, ...], basic: Sequence[Any]) -> tuple[int, ...]:
-    row, axis = [], 0
-    for part in basic:
-        if part is None:
-            row.append(1)
-            continue
-        if isinstance(part, slice):
-            row.append(len(range(*part.indices(shape[axis]))))
-        axis += 1
-    return tuple(row)
 
 
 class Put:

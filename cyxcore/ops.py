@@ -27,6 +27,8 @@ from cyxcore.infer import Attrs, Rule, Shape, Typed
 MAX_ELEMENTS = 2**40
 USER = "user."  # how the names of operations begin that a user's function makes (userops.py)
 
+OWN_GRADIENT = "user.gradient"  # the last input, whose gradient with respect to the others a Function says
+
 Flops = Callable[[tuple[Shape, ...], Shape, Attrs], int]
 
 
@@ -59,6 +61,11 @@ class Op(NamedTuple):
         Raises what infer raises, GraphError for an op that only runs eagerly, DtypeError for a dtype
         no graph holds.
         """
+        if self.name == "host_call":
+            raise GraphError(
+                "a call of Python code: stands in cx.compile on the cpu; a graph that is saved or sent, or a plan of a "
+                "GPU, cannot hold it"
+            )
         if self.group == "standard":
             raise GraphError(
                 f"{self.name}: runs on tensors, and in cx.compile on the cpu; a graph that is saved or sent, or a plan "
@@ -294,10 +301,27 @@ def _standard_rows() -> list[Op]:
             for name in ("svd", "qr")
         ),
         *(row(name, 1, infermatrix.values, _cubic) for name in ("eigvalsh", "eigvals", "svdvals")),
+        row(
+            "host_call",
+            None,
+            _source,
+            0,
+            function=Attr(kind.function),
+            shape=Attr(kind.naturals),
+            dtype=Attr(kind.dtype),
+            gradient=Attr(kind.function_or_none, None),
+        ),
     ]
 
 
+def _own_gradient(op: str, shapes: tuple[Shape, ...], dtypes: tuple[str, ...], attrs: Attrs) -> Typed:
+    return shapes[-1], dtypes[-1]
+
+
 OPS: dict[str, Op] = {op.name: op for op in (*_rows(), *_standard_rows())}
+OPS[OWN_GRADIENT] = Op(
+    OWN_GRADIENT, "mode", None, {"gradient": Attr(kind.function)}, _own_gradient, lambda shapes, out, attrs: 0
+)
 
 # What a backend has kernels for; the others are resolved when a plan is made.
 KERNEL_OPS: tuple[str, ...] = tuple(op.name for op in OPS.values() if op.group not in ("source", "mode"))

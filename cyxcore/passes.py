@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cyxcore.dtype import COMPLEX, IN_GRAPHS, is_float
 from cyxcore.graph import Graph, Inferred, Node
 from cyxcore.infer import Shape, broadcast
-from cyxcore.ops import OPS
+from cyxcore.ops import OPS, OWN_GRADIENT
 from cyxcore.symbols import CONSTANTS, Builder, Symbol
 
 MAX_FOLDED_ELEMENTS = 4096
@@ -260,6 +260,11 @@ def _detach(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) ->
     return inputs[0]
 
 
+def _own_gradient(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """The result, whose gradient is there."""
+    return inputs[-1]
+
+
 def _cast(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
     return inputs[0] if inputs[0].dtype == node.attrs["dtype"] else None
 
@@ -307,6 +312,15 @@ def _sub(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Sy
     return inputs[0] if repr(_number(inputs[1])) == "0.0" and inputs[0].shape == shape else None
 
 
+def _flip(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
+    """Places chosen the other way round, for which there is a kernel of ours."""
+    x = inputs[0]
+    for axis in node.attrs["axes"]:
+        order = builder.constant(list(range(shape[axis] - 1, -1, -1)), "int64")
+        x = builder.apply("take", [x, order], {"axis": axis})
+    return x
+
+
 def _slice(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> Symbol | None:
     """Of a pad: of what was padded, or of nothing but the number around it."""
     padded = _producer(inputs[0])
@@ -329,9 +343,11 @@ def _slice(builder: Builder, node: Node, inputs: list[Symbol], shape: Shape) -> 
 RULES: dict[str, Rewrite] = {
     "reshape": _reshape,
     "slice": _slice,
+    "flip": _flip,
     "transpose": _transpose,
     "broadcast_to": _broadcast,
     "detach": _detach,
+    OWN_GRADIENT: _own_gradient,
     "cast": _cast,
     "sum": _reduce,
     "mean": _reduce,

@@ -12,6 +12,7 @@ graph: use functional.dropout there.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,10 @@ from cyxcore.creation import _shape
 from cyxcore.dtype import DTYPES, FLOATS, INTEGERS, dtype_name, iinfo
 from cyxcore.eager import Tensor
 from cyxcore.errors import DtypeError, ShapeError, SpecError
+from cyxcore.hosted import hosted, is_symbolic
 from cyxcore.infer import Shape, broadcast, stretches
 from cyxcore.kernels.philox import uniform_words
+from cyxcore.values import Value, apply
 from cyxcore.variates import Source
 
 Array = np.ndarray[Any, Any]
@@ -401,12 +404,48 @@ def _placed(array: Array, dtype: str) -> Tensor:
     return made.to(devices.default_device()) if devices.default_device() in devices.OWN_MEMORY else made
 
 
+_ROWS = {"multinomial": "pvals", "dirichlet": "alpha"}  # whose results have the axis of this parameter
+_CHOICES = {"permutation": "x", "choice": "a"}  # which choose among the rows of this one, or so many numbers
+
+
+def _of_symbols(generator: Generator, method: Callable[..., Any], args: Any, options: Any) -> Any:
+    """A draw whose parameters a compiled function computes: made when they are there, of the key it takes."""
+    given = inspect.signature(method).bind(generator, *args, **options)
+    given.apply_defaults()
+    name, words = method.__name__, dict(list(given.arguments.items())[1:])
+    x = words.get(_CHOICES.get(name, ""))
+    if isinstance(x, Value):
+        axis = x._axis(words.pop("axis"))
+        places = getattr(generator, name)(**{**words, _CHOICES[name]: x.shape[axis]})
+        return apply("take", x, places, axis=axis)
+    size, dtype = words.get("size"), dtype_name(words.get("dtype", "int64"))
+    if name in _ROWS:
+        shape = (*_size(size), *words[_ROWS[name]].shape)
+    elif name in _CHOICES or size is not None:
+        shape = _size(size)
+    else:
+        theirs = [x for word, x in words.items() if word not in ("size", "dtype")]
+        shape = broadcast(name, *(x.shape if isinstance(x, Value) else np.shape(x) for x in theirs))
+    computed = [word for word, value in words.items() if isinstance(value, Value)]
+
+    def made(key: Array, *arrays: Array) -> Array:
+        own = Generator(int(key[0]))
+        own.step = int(key[1]) - 1
+        found: Array = devices.host(method(own, **{**words, **dict(zip(computed, arrays, strict=True))})._data)
+        return found
+
+    key = keys.drawn(generator, lambda: Tensor(generator.next_key()))
+    return hosted(made, shape, dtype, key, *(words[word].detach() for word in computed))
+
+
 def _again(name: str) -> None:
     """A method whose draw is made anew by what is compiled with it."""
     method = getattr(Generator, name)
 
     @functools.wraps(method)
     def draw(self: Generator, *args: Any, **options: Any) -> Any:
+        if is_symbolic(*args, *options.values()):
+            return _of_symbols(self, method, args, options)
         return keys.drawn(self, lambda: method(self, *args, **options))
 
     setattr(Generator, name, draw)

@@ -56,6 +56,10 @@ class Symbol(Placed):
         """As a tensor's: a name, with PyTorch's `type`."""
         return importlib.import_module("cyxcore.device").named(self.builder.device)
 
+    def _reversed(self, axes: tuple[int, ...]) -> "Symbol":
+        """As a tensor's, with its gradient; in a graph that travels it is a choice of places."""
+        return super()._reversed(axes) if self.builder.travels else self._apply("flip", [self], {"axes": axes})
+
     def copy(self) -> "Symbol":
         """Itself, but where gradients must be added up as those of tensors are, of which a copy is another one."""
         return self if self.builder.merging else self._apply("reshape", [self], {"shape": self.shape})
@@ -311,6 +315,8 @@ class Builder:
         return Symbol(self, self._numbers[number])
 
     def _constant(self, value: Any, dtype: str | None) -> Symbol:
+        if not self.travels and getattr(value, "size", 0) > MAX_CONST_ELEMENTS:
+            return self._large_constant(value, dtype or str(value.dtype))
         if hasattr(value, "tolist"):
             dtype = dtype or str(value.dtype)
             shape, flat = tuple(value.shape), value.reshape(-1).tolist() if value.shape else [value.tolist()]
@@ -324,6 +330,8 @@ class Builder:
             return self._constant(value, _WIDER[dtype]).astype(dtype)
         if dtype not in held:
             raise DtypeError(f"trace: a graph holds {', '.join(CONSTANTS)}, got a constant of {dtype}")
+        if len(flat) > MAX_CONST_ELEMENTS and not self.travels:
+            return self._large_constant(importlib.import_module("numpy").array(flat, dtype).reshape(shape), dtype)
         if len(flat) > MAX_CONST_ELEMENTS:
             raise GraphError(
                 f"trace: a constant of {len(flat)} elements is too large for a graph (at most "
@@ -335,6 +343,12 @@ class Builder:
         if as_kind is float and not all(map(math.isfinite, entries)):
             return self._not_finite(shape, dtype, entries)
         return self.apply("const", (), {"shape": shape, "dtype": dtype, "value": tuple(entries)})
+
+    def _large_constant(self, array: Any, dtype: str) -> Symbol:
+        """An array that no text of a graph has to hold: a plan copies it each time."""
+        held = array.astype(dtype)
+        attrs = {"function": lambda _: held, "shape": held.shape, "dtype": dtype}
+        return self.apply("host_call", [self.constant(0)], attrs)
 
     def _not_finite(self, shape: Shape, dtype: str, entries: list[float]) -> Symbol:
         """A graph is written down in finite numbers: infinity is computed, as -log(0), and NaN from it."""

@@ -12,6 +12,7 @@ from cyxcore import elementwise, extras, functional, linalg, manipulation, searc
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, PYTORCHS, dtype_name, finfo
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, stack, take_along_axis, where
+from cyxcore.hosted import written
 from cyxcore.inplace import InPlace
 from cyxcore.torchwords import Picked, in_words
 from cyxcore.values import Value, to_inexact, together
@@ -203,7 +204,7 @@ def scatter_add(x: Any, dim: int, index: Any, src: Any) -> Any:
 def scatter(x: Any, dim: int, index: Any, src: Any = None, value: Any = None) -> Any:
     """x with src (a tensor, or one number) at the places along an axis that `index` names.
 
-    Of several for one place the last one stays. In a graph src is a number: a graph has no order of writing.
+    Of several for one place the last one stays. In a graph that travels src is a number: it has no order of writing.
     """
     given = value if src is None else src
     flat = _flat_places("scatter", x, dim, index)
@@ -212,9 +213,7 @@ def scatter(x: Any, dim: int, index: Any, src: Any = None, value: Any = None) ->
         hit = extras.scatter_add(none.broadcast_to(x.size), flat, ones.broadcast_to(*flat.shape)).reshape(*x.shape) > 0
         return where(hit, x._constant(given, x.dtype), x)
     source = _source("scatter", x, index, given).reshape(-1)
-    result = x.reshape(-1).copy()
-    result[flat] = source
-    return result.reshape(*x.shape)
+    return written(x.reshape(-1), flat, source).reshape(*x.shape)
 
 
 def index_select(x: Any, dim: int, index: Any) -> Any:

@@ -14,6 +14,7 @@ from cyxcore.attrs import is_whole
 from cyxcore.dtype import COMPLEX, FLOATS, INTEGERS, result_type
 from cyxcore.errors import DtypeError, ShapeError, SpecError
 from cyxcore.functional.basic import concat, maximum, minimum, stack, where
+from cyxcore.hosted import hosted, is_symbolic, written
 from cyxcore.torchwords import Picked
 from cyxcore.values import Value, to_inexact
 
@@ -389,21 +390,15 @@ def diagflat(x: Any, offset: int = 0) -> Any:
     return torchnames.diag_embed(x.reshape(-1), offset)
 
 
-def _written(x: Any, place: Any, value: Any) -> Any:
-    result = x.copy()
-    result[place] = value
-    return result
-
-
 def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
     """x with rows of `source` where `index` (N,) points along an axis."""
-    return _written(x, (*(slice(None),) * x._axis(dim), index), source)
+    return written(x, (*(slice(None),) * x._axis(dim), index), source)
 
 
 def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
     """x with `values` at the places that a tuple of index tensors names; accumulate: added to what is there."""
     if not accumulate:
-        return _written(x, tuple(indices), values)
+        return written(x, tuple(indices), values)
     flat: Any = 0
     for axis, index in enumerate(indices):
         flat = flat * x.shape[axis] + x._check_indices(index.astype("int64"), x.shape[axis])
@@ -417,19 +412,48 @@ def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = Fa
 def masked_scatter(x: Any, mask: Any, source: Any) -> Any:
     """x with the first elements of `source` where the mask is true."""
     whole = mask.broadcast_to(*x.shape)
-    return _written(x, whole, source.reshape(-1)[: int(whole.astype("int64").sum().item())])
+    if is_symbolic(x, mask, source):
+        return _where_counted(x, whole, source)
+    return written(x, whole, source.reshape(-1)[: int(whole.astype("int64").sum().item())])
+
+
+def _where_counted(x: Any, whole: Any, source: Any) -> Any:
+    """masked_scatter where nobody knows yet how many are true."""
+
+    def after(before: Any, mask: Any, elements: Any) -> Any:
+        result = before.copy()
+        result[mask] = elements.reshape(-1)[: int(mask.sum())]
+        return result
+
+    def of_elements(g: Any, mask: Any, elements: Any) -> Any:
+        result = elements.astype(g.dtype)
+        result[...] = 0
+        result.reshape(-1)[: int(mask.sum())] = g[mask]
+        return result
+
+    def gradient_of_elements(gg: Any, inputs: Sequence[Any], output: Any) -> Sequence[Any]:
+        none = gg._constant(0.0, gg.dtype).broadcast_to(x.shape)
+        return [_where_counted(none, inputs[1], gg), None, None]
+
+    def gradient(g: Any, inputs: Sequence[Any], output: Any) -> Sequence[Any]:
+        none = g._constant(0.0, g.dtype).broadcast_to(g.shape)
+        given = (g, inputs[1], inputs[2].detach())
+        own = hosted(of_elements, source.shape, g.dtype, *given, gradient=gradient_of_elements)
+        return [where(inputs[1], none, g), None, own]
+
+    return hosted(after, x.shape, x.dtype, x, whole, source.astype(x.dtype), gradient=gradient)
 
 
 def select_scatter(x: Any, src: Any, dim: int, index: int) -> Any:
     """x with `src` at one place of an axis."""
-    return _written(x, (*(slice(None),) * x._axis(dim), index), src)
+    return written(x, (*(slice(None),) * x._axis(dim), index), src)
 
 
 def slice_scatter(
     x: Any, src: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Any:
     """x with `src` in a slice of an axis."""
-    return _written(x, (*(slice(None),) * x._axis(dim), slice(start, end, step)), src)
+    return written(x, (*(slice(None),) * x._axis(dim), slice(start, end, step)), src)
 
 
 # questions ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ VOCABULARY = """
 cyxcore.errors cyxcore.paths cyxcore.wording cyxcore.transforms cyxcore.spec cyxcore.dtype cyxcore.attrs cyxcore.infer
 cyxcore.infer2d cyxcore.infermatrix cyxcore.ops
 cyxcore.graph
-cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing
+cyxcore.torchpaths cyxcore.torchwords cyxcore.values cyxcore.inplace cyxcore.indexing cyxcore.hosted
 cyxcore.functional.basic cyxcore.functional.activations cyxcore.functional.dropouts cyxcore.functional.losses
 cyxcore.functional.embeddings
 cyxcore.functional.convolutions cyxcore.functional.pooling cyxcore.functional.adaptive

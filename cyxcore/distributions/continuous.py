@@ -13,6 +13,7 @@ from cyxcore.dtype import finfo
 from cyxcore.eager import Tensor
 from cyxcore.elementwise import log1p
 from cyxcore.functional import where
+from cyxcore.hosted import hosted, is_symbolic
 
 Array = np.ndarray[Any, Any]
 
@@ -319,7 +320,20 @@ class _StandardGamma(Function):
 
 def standard_gamma(concentration: Any, shape: tuple[int, ...]) -> Any:
     """Draws of Gamma(concentration, 1), with a gradient."""
-    return _StandardGamma.apply(concentration, shape)
+    drawn = random.gamma(concentration.detach(), 1.0, shape, dtype="float64") if is_symbolic(concentration) else None
+    if drawn is None:
+        return _StandardGamma.apply(concentration, shape)
+    dtype, least = concentration.dtype, float(finfo(concentration.dtype).smallest_normal)
+
+    def moving(a: Array, z: Array) -> Array:
+        return _slope(np.broadcast_to(a.astype(np.float64), z.shape), z)
+
+    def gradient(g: Any, inputs: Sequence[Any], output: Any) -> Sequence[Any]:
+        a, z = (x.detach() for x in inputs)
+        return (g * hosted(moving, z.shape, "float64", a, z).astype(g.dtype)).sum_to_size(*a.shape), None
+
+    above = hosted(lambda z: np.maximum(z, least), drawn.shape, "float64", drawn)
+    return hosted(lambda a, z: z.astype(dtype), drawn.shape, dtype, concentration, above, gradient=gradient)
 
 
 class Gamma(Distribution):

@@ -10,6 +10,8 @@ from cyxcore.distributions.base import LEAST, Distribution, above_zero, check, t
 from cyxcore.eager import Tensor
 from cyxcore.errors import IndexingError, ShapeError, SpecError
 from cyxcore.functional import log_softmax, one_hot, softplus, take_along_axis
+from cyxcore.hosted import is_symbolic
+from cyxcore.statistics import cumulative_sum
 
 
 class _Odds(Distribution):
@@ -179,10 +181,13 @@ class Categorical(Distribution):
         self.batch_shape = given.shape[:-1]
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Any:
-        ends = np.cumsum(self.probs.detach().numpy().astype(np.float64), axis=-1)
         shape = (*tuple(sample_shape), *self.batch_shape)
-        drawn = random.uniform(0.0, 1.0, shape, dtype="float64").numpy()
-        places = (drawn[..., None] >= ends / ends[..., -1:]).sum(-1)
+        drawn = random.uniform(0.0, 1.0, shape, dtype="float64")
+        if is_symbolic(drawn, self.probs):
+            ends = cumulative_sum(self.probs.detach().astype("float64"), axis=-1)
+            return (drawn.expand_dims(-1) >= ends / ends[..., -1:]).sum(-1)
+        ends = np.cumsum(self.probs.detach().numpy().astype(np.float64), axis=-1)
+        places = (drawn.numpy()[..., None] >= ends / ends[..., -1:]).sum(-1)
         return Tensor(places.astype(np.int64)).to(self.probs.device)
 
     def log_prob(self, value: Any) -> Any:

@@ -86,6 +86,9 @@ def _expm1(attrs: Attrs, x: Array) -> Any:
     return result
 
 
+KERNELS["host_call"] = lambda a, *xs: a["function"](*xs)
+
+
 @kernel("integer_pow")
 def _integer_pow(attrs: Attrs, x: Array, y: Array) -> Any:
     if y.size and y.min() < 0:

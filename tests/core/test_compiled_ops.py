@@ -91,6 +91,15 @@ def _scattered(given: Given) -> list[Case]:
     return [(given.made(4), places, given.made(3), {"reduction": how}) for how in ("none", "add", "mul", "min", "max")]
 
 
+def _ratio_of(dtype: str) -> dict[str, Any]:
+    """A call of NumPy with a gradient."""
+
+    def gradient(g: Any, inputs: Any, output: Any) -> Any:
+        return g / inputs[1], -(g * output / inputs[1])
+
+    return {"function": np.divide, "shape": (3, 4), "dtype": dtype, "gradient": gradient}
+
+
 CASES: dict[str, Cases] = {
     **dict.fromkeys("tan asin acos atan sinh cosh asinh atanh expm1 log1p log2 log10".split(), _unary),
     **dict.fromkeys("ceil trunc signbit".split(), _unary),
@@ -118,6 +127,7 @@ CASES: dict[str, Cases] = {
     **dict.fromkeys(("eigh", "eigvalsh"), lambda given: [(given.symmetric, {})]),
     **dict.fromkeys(("svd", "qr"), _rectangle),
     "svdvals": lambda given: [(given.x, {})],
+    "host_call": lambda given: [(given.x, given.tall, _ratio_of(given.x.dtype))],
 }
 
 # What no compiled function can hold, and why.
@@ -284,3 +294,128 @@ def test_only_a_graph_that_stays_here_holds_an_op_of_tensors_alone() -> None:
         graph.to_bytes()
     with pytest.raises(CyxError, match="log1p"):
         cx.trace(cx.log1p, (3,))
+
+
+class Rounded(cx.Function):
+    """Whole numbers, through which gradients go as if they were not rounded, but cut off."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, least: float) -> Any:
+        ctx.save_for_backward(x)
+        ctx.least = least
+        return cx.round(x * 4.0) / 4.0
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return cx.where(x > ctx.least, g * x, 0.0), None
+
+
+def test_a_function_with_a_gradient_of_its_own_is_compiled() -> None:
+    def function(x: Any) -> Any:
+        return (Rounded.apply(x.sin(), 0.3) * x).sum()
+
+    x = cx.randn(4, 5)
+    for compiled in (function, cx.grad(function), cx.grad(lambda x: cx.grad(function)(x).square().sum())):
+        plain, found = outcomes(compiled, x)
+        assert found == plain
+
+    model = cx.nn.Linear(5, 3)
+    weights = []
+    for each in (lambda step: step, cx.compile):
+        model.zero_grad()
+
+        def step(x: Any) -> Any:
+            loss = Rounded.apply(model(x), 0.1).square().sum()
+            loss.backward()
+            return loss
+
+        each(step)(x)
+        weights.append(bits(model.weight.grad))
+    assert weights[0] == weights[1]
+
+    with pytest.raises(GradientError, match="Rounded: a graph that is saved or sent holds only known operations"):
+        cx.trace(lambda x: Rounded.apply(x, 0.1), (3,))
+
+
+PUTS: dict[str, Callable[[Given], Any]] = {
+    "scatter": lambda given: (lambda x, y: cx.scatter(x, 1, given.whole % 3, y), given.x, given.y),
+    "index_copy": lambda given: (lambda x, y: cx.index_copy(x, 0, cx.tensor([2, 0]), y[:2]), given.tall, given.y),
+    "index_put": lambda given: (
+        lambda x, y: cx.index_put(x, (cx.tensor([2, 0, 2]), cx.tensor([1, 1, 1])), y[:, 0]),
+        given.x,
+        given.y,
+    ),
+    "put": lambda given: (lambda x, y: cx.put(x, cx.tensor([3, 1, 3]), y[0, :3]), given.x, given.tall),
+    "select_scatter": lambda given: (lambda x, y: cx.select_scatter(x, y[0], 0, 1), given.x, given.y),
+    "slice_scatter": lambda given: (lambda x, y: cx.slice_scatter(x, y[:, :2], 1, 0, 4, 2), given.x, given.y),
+    "masked_scatter": lambda given: (lambda x, y: cx.masked_scatter(x, x > 0.4, y), given.x, given.tall),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PUTS)
+def test_a_function_that_writes_into_a_copy_is_the_same_compiled(name: str, dtype: str) -> None:
+    function, *inputs = PUTS[name](Given(dtype))
+    first = gradients(lambda *given: (function(*given).sin(),), (0, 1))
+    for each in (function, first, gradients(first, (0, 1))):
+        plain, compiled = outcomes(each, *inputs)
+        assert compiled == plain
+
+
+DRAWN: dict[str, Callable[[Any], Any]] = {
+    "Categorical": lambda p: cx.distributions.Categorical(logits=p).sample((5,)),
+    "Categorical of constants": lambda p: cx.distributions.Categorical(logits=cx.ones(3)).sample((5,)) + p[0, 0],
+    "Multinomial": lambda p: cx.distributions.Multinomial(4, probs=p).sample((2,)),
+    "Gamma": lambda p: cx.distributions.Gamma(p, p + 1.0).rsample((2,)),
+    "Beta": lambda p: cx.distributions.Beta(p, p + 1.0).rsample(),
+    "Dirichlet": lambda p: cx.distributions.Dirichlet(p).rsample((2,)),
+    "StudentT": lambda p: cx.distributions.StudentT(p * 5.0, p, p).rsample(),
+    "Poisson": lambda p: cx.distributions.Poisson(p * 4.0).sample((2,)),
+    "Binomial": lambda p: cx.distributions.Binomial(7, p).sample(),
+    "NegativeBinomial": lambda p: cx.distributions.NegativeBinomial(5, p).sample(),
+    "Geometric": lambda p: cx.distributions.Geometric(p).sample(),
+    "normal": lambda p: cx.normal(p, 0.5) * p,
+    "bernoulli": lambda p: cx.bernoulli(p),
+    "multinomial": lambda p: cx.multinomial(p, 2),
+    "dirichlet": lambda p: cx.random.dirichlet(p[0], 2),
+    "choice": lambda p: cx.random.choice(p, 4, axis=1) + cx.random.choice(3, 4, p=p[0, :3]),
+    "permutation": lambda p: cx.random.permutation(p, axis=1),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_draws_by_values_that_are_computed_are_the_same_compiled(name: str) -> None:
+    def function(p: Any) -> Any:
+        first = DRAWN[name](p)
+        return first, cx.rand(3), DRAWN[name](p)
+
+    p = Given("float32").x
+    plain, compiled = outcomes(function, p)
+    assert compiled == plain
+
+    slope = gradients(function, (0,))
+    plain, compiled = outcomes(slope, p)
+    assert compiled == plain
+
+
+def test_every_call_draws_anew_by_values_that_are_computed() -> None:
+    function = cx.compile(lambda p: cx.distributions.Gamma(p, 1.0).rsample())
+    cx.manual_seed(4)
+    compiled = [bits(function(cx.tensor([2.0, 3.0]))) for _ in range(3)]
+    cx.manual_seed(4)
+    assert compiled == [bits(cx.distributions.Gamma(cx.tensor([2.0, 3.0]), 1.0).rsample()) for _ in range(3)]
+    assert len(set(compiled)) == 3
+
+
+def test_constants_of_a_compiled_function_may_be_large() -> None:
+    table = np.arange(90_000, dtype=np.float32)
+    plain, compiled = outcomes(lambda x: x + table, cx.ones(90_000))
+    assert compiled == plain
+    plain, compiled = outcomes(cx.grad(lambda x: cx.cumprod(x, 0).sum()), cx.full(300, 0.99))
+    assert compiled == plain
+
+
+def test_gradients_of_what_was_turned_round_keep_the_sign_of_zero() -> None:
+    plain, compiled = outcomes(cx.grad(lambda x: (x.flip(0) * -0.0).sum()), cx.ones(3))
+    assert compiled == plain

@@ -191,6 +191,7 @@ def test_every_rule_is_checked() -> None:
     ours = {
         name for name in (*RULES, *BY_INPUT) if not name.startswith("user.")
     }  # other tests make operations of their own
+    ours.discard("host_call")  # its callers say the rule: test_compiled_ops.py
     assert ours - {case[0] for case in CASES} == {"by_mode", *SYMMETRIC, *TRANSFORMS}
 
 

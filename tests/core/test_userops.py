@@ -118,7 +118,7 @@ def test_a_graph_that_holds_one_does_not_travel(tmp_path: Path) -> None:
         traced.graph.to_json,
         lambda: traced.graph.sha256,
     ):
-        with pytest.raises(GraphError, match="it holds 'twice', an operation that @cx.op made; only graphs of known"):
+        with pytest.raises(GraphError, match="it holds 'twice', an operation of your own; only graphs of known"):
             leaves()
 
 
