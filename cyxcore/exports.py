@@ -17,6 +17,8 @@ Array = Any  # numpy.ndarray, or cupy.ndarray for a tensor on a device with its 
 
 API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12", "2025.12")  # of the array API standard; the last is ours
 
+_OF_SHAPES = (np.shape, np.ndim)
+
 
 class Leaving(InMemory):
     """The half of Tensor that gives its numbers away."""
@@ -49,6 +51,8 @@ class Leaving(InMemory):
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         """NumPy's functions see the tensors they are given as arrays, and give arrays: np.sum(x)."""
+        if function in _OF_SHAPES and len(arguments) == 1 and isinstance(arguments[0], Leaving):
+            return getattr(arguments[0], function.__name__)  # no elements are needed, which may be elsewhere
         return function(*_as_arrays(arguments), **_as_arrays(options))
 
     def __dlpack__(
