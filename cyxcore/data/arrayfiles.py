@@ -23,7 +23,7 @@ def open_npy(path: Path) -> Array:
     """
     _check_start(path, b"\x93NUMPY", "an NPY file", "write it with numpy.save")
     with damage_told(path, "NPY"), open(path, "rb") as stream:
-        header = read_header(path, "", stream, os.path.getsize(path))
+        header = read_header(path, None, stream, os.path.getsize(path))
         if not header.data_bytes:
             raise defect(path, "at least 1 number", f"shape {header.shape}", "add rows")
         order = "F" if header.fortran else "C"

@@ -13,7 +13,7 @@ from cyxcore.data import images, sources
 from cyxcore.data.checks import Path, defect, nearest, shown
 from cyxcore.data.datasets import Dataset, _checked
 from cyxcore.data.formats import read_start
-from cyxcore.data.labels import check_label
+from cyxcore.data.labels import check_label, in_order, whole_if_numbers
 from cyxcore.errors import SpecError
 
 Array = np.ndarray[Any, Any]
@@ -79,6 +79,7 @@ class ImageFolder(_ImageFiles):
 class ImageCSV(_ImageFiles):
     """A CSV file that names images and their labels; paths are relative to `root`, or to the file's folder.
 
+    Classes are in the order of a job's: whole numbers by their size, others by code points.
     Paths that lead out of root are refused: the file may come from a stranger.
     """
 
@@ -95,8 +96,13 @@ class ImageCSV(_ImageFiles):
     ) -> None:
         folder = os.path.realpath(os.path.dirname(os.path.abspath(os.fspath(path))) if root is None else root)
         named = self._named(path, path_column, label_column)
-        classes = sorted({label for _, label in named})
-        place_of = {name: place for place, name in enumerate(classes)}
+        first_row: dict[str, int] = {}
+        for row, (_, label) in enumerate(named, 1):
+            first_row.setdefault(label, row)
+        names = whole_if_numbers(path, label_column, list(first_row.items()), "name the classes")
+        name_of = dict(zip(first_row, names, strict=True))
+        classes = in_order(name_of.values())
+        place_of = {label: classes.index(name) for label, name in name_of.items()}
         samples = []
         for row, (name, label) in enumerate(named, 1):
             whole = os.path.realpath(os.path.join(folder, name))

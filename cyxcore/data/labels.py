@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MAX_LABEL_CHARS = 200
 MAX_CLASSES = 1_000_000
+AS_VALUES = 'for numbers to predict set data.task = "regression" and training.loss = "mse"'
 
 _NUMBER = re.compile(r"\A[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,2})?\Z")
 _NOT_FINITE = {"nan", "-nan", "inf", "-inf", "+inf", "infinity", "-infinity"}
@@ -39,7 +40,7 @@ def encode(path: Path, column: str, cells: Sequence[str | None], decode: Decode)
     codes = np.fromiter((code_of.setdefault(cell, len(code_of)) for cell in cells), np.int64, len(cells))
     first_rows = [int(index) + 1 for index in np.unique(codes, return_index=True)[1]]
     names = _names(path, column, list(zip(code_of, first_rows, strict=True)), codes, decode)
-    classes = sorted(set(names), key=int) if _all_whole(names) else sorted(set(names))
+    classes = in_order(names)
     index_of = {name: index for index, name in enumerate(classes)}
     return np.array([index_of[name] for name in names], np.int64)[codes], classes
 
@@ -67,7 +68,7 @@ def _names(
     if len(kinds) > 1:
         (first, _), (other, row) = list(kinds.items())[:2]
         raise defect(path, f"{first} as in row 1", other, "use one type for all labels", column=column, row=row)
-    return _whole_if_numbers(path, column, labels)
+    return whole_if_numbers(path, column, labels, AS_VALUES)
 
 
 def check_label(path: Path, column: str, row: int, label: str) -> None:
@@ -77,8 +78,11 @@ def check_label(path: Path, column: str, row: int, label: str) -> None:
         raise defect(path, expected, shown(label), "change the label", column=column, row=row)
 
 
-def _whole_if_numbers(path: Path, column: str, labels: list[tuple[str, int]]) -> list[str]:
-    """ "3", "3.0" -> "3" when every label is a number; text stays as it is. A fraction is no class."""
+def whole_if_numbers(path: Path, column: str, labels: Sequence[tuple[str, int]], as_values: str) -> list[str]:
+    """ "3", "3.0" -> "3" when every label is a number; text stays as it is. A fraction is no class.
+
+    labels: each with its row. as_values: how to have numbers that are values. Raises DataError.
+    """
     finite = [label for label, _ in labels if label.lower() not in _NOT_FINITE]
     if not finite or not all(_NUMBER.match(label) for label in finite):
         return [label for label, _ in labels]
@@ -88,10 +92,15 @@ def _whole_if_numbers(path: Path, column: str, labels: list[tuple[str, int]]) ->
             raise _missing(path, column, row, None, label)
         value = Decimal(label)
         if value != value.to_integral_value():
-            remedy = 'for numbers to predict set data.task = "regression" and training.loss = "mse"'
-            raise defect(path, "whole numbers or names as labels", label, remedy, column=column, row=row)
+            raise defect(path, "whole numbers or names as labels", label, as_values, column=column, row=row)
         names.append(str(int(value)))
     return names
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Class names by index: whole numbers in numeric order if all of them are, else text in code point order."""
+    distinct = sorted(set(names))
+    return sorted(distinct, key=int) if _all_whole(distinct) else distinct
 
 
 def _all_whole(names: Sequence[str]) -> bool:

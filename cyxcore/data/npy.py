@@ -61,8 +61,9 @@ def damage_told(path: Path, kind: str) -> Iterator[None]:
         raise defect(path, f"an undamaged {kind} file", got, "write the file again") from None
 
 
-def read_header(path: Path, name: str, stream: IO[bytes], file_bytes: int) -> Header:
-    """Reads up to the first number. file_bytes: of header and data; both must add up to it exactly."""
+def read_header(path: Path, name: str | None, stream: IO[bytes], file_bytes: int) -> Header:
+    """Reads up to the first number. file_bytes: of header and data; both must add up to it exactly. name: of the
+    array in an archive."""
     start = stream.read(8)
     length_bytes = {1: 2, 2: 4, 3: 4}.get(start[6]) if len(start) == 8 and start[:6] == b"\x93NUMPY" else None
     if length_bytes is None:
@@ -92,7 +93,7 @@ def read_header(path: Path, name: str, stream: IO[bytes], file_bytes: int) -> He
     return Header(kind, found["fortran"] == "True", shape, data_bytes)
 
 
-def _dtype(path: Path, name: str, code: str) -> dtype:
+def _dtype(path: Path, name: str | None, code: str) -> dtype:
     import numpy as np
 
     most_bytes = _MOST_ITEM_BYTES.get(code[1])
@@ -106,7 +107,7 @@ def _dtype(path: Path, name: str, code: str) -> dtype:
     return kind
 
 
-def _shape(path: Path, name: str, text: str) -> tuple[int, ...]:
+def _shape(path: Path, name: str | None, text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     sizes = [part for part in parts if part]
     if not sizes or len(sizes) > MAX_DIMENSIONS or not all(size.isdigit() and len(size) < 16 for size in sizes):

@@ -17,7 +17,7 @@ from cyxcore.data import sources
 from cyxcore.data.checks import MAX_BYTES, Path, check_budget, defect, nearest, shown
 from cyxcore.data.datasets import IterableDataset, TensorDataset
 from cyxcore.data.formats import read_start
-from cyxcore.data.labels import check_label
+from cyxcore.data.labels import check_label, in_order, whole_if_numbers
 from cyxcore.data.tables import confined
 from cyxcore.errors import SpecError
 
@@ -36,6 +36,7 @@ SUFFIXES = {
     ".pq": "parquet",
 }
 MAX_JSON_BYTES = 512 * 2**20  # a JSON array has no rows before its end, so all of it is read at once
+AS_VALUES = "for numbers to predict leave out classes"
 _ROWS_AT_A_TIME = 512
 _TEXT_BYTES = 1 << 20
 
@@ -45,8 +46,9 @@ class TableStream(IterableDataset):
 
     target: its column. features: columns to learn from, in order; all but target and ignore unless given.
     classes: names of classes, which makes y the place of the label among them (int64); "scan" finds them in a first
-    pass. Without classes y is a number, float32. missing: what an empty cell of a feature is, an error or NaN, which
-    cx.preprocessing.Imputer fills. `feature_names` and `classes` say what was found.
+    pass, in the order of a job (whole numbers by their size, else by code points; "1.0" is "1"). Without classes y is a
+    number, float32. missing: what an empty cell of a feature is, an error or NaN, which cx.preprocessing.Imputer fills.
+    `feature_names` and `classes` say what was found.
     Raises DataError, naming column and row.
     """
 
@@ -78,8 +80,11 @@ class TableStream(IterableDataset):
         if not self.feature_names or target in self.feature_names:
             got = "the target among them" if self.feature_names else "none"
             raise defect(path, "columns to learn from", got, "check features, target and ignore")
-        self.classes = sorted(self._labels()) if classes == "scan" else None if classes is None else list(classes)
-        self._place_of = {name: place for place, name in enumerate(self.classes or [])}
+        self._with_classes = classes is not None
+        names_of = self._labels() if classes == "scan" else {name: name for name in classes or ()}
+        self.classes = None if classes is None else in_order(names_of.values()) if classes == "scan" else list(classes)
+        place_of = {name: place for place, name in enumerate(self.classes or [])}
+        self._place_of = {label: place_of[name] for label, name in names_of.items()}
 
     def __iter__(self) -> Iterator[Any]:
         for first, rows in _in_blocks(self._cells()):
@@ -109,26 +114,36 @@ class TableStream(IterableDataset):
 
     def _cells(self) -> Iterator[Row]:
         columns = [*self.feature_names, *([] if self.target is None else [self.target])]
-        return _READERS[self._format](self.path, columns)
+        return self._read(columns)
 
-    def _labels(self) -> set[str]:
-        labels: set[str] = set()
-        for row, cells in _READERS[self._format](self.path, [str(self.target)]):
+    def _read(self, columns: Sequence[str]) -> Iterator[Row]:
+        return _READERS[self._format](self.path, columns, self.target if self._with_classes else None)
+
+    def _labels(self) -> dict[str, str]:
+        """The labels there are, as they are written, each with the name of its class."""
+        target, first_row = str(self.target), dict[str, int]()
+        for row, cells in self._read([target]):
             label = self._label(row, cells[-1])
-            if label not in labels:
-                check_label(self.path, str(self.target), row, label)
-                labels.add(label)
-        if not labels:
+            if label not in first_row:
+                check_label(self.path, target, row, label)
+                first_row[label] = row
+        if not first_row:
             raise defect(self.path, "at least 1 row", "a header and no rows", "add data to the file")
-        return labels
+        names = whole_if_numbers(self.path, target, list(first_row.items()), AS_VALUES)
+        return dict(zip(first_row, names, strict=True))
 
     def _label(self, row: int, cell: Any) -> str:
-        if cell is None or cell == "":
+        if cell is None or (isinstance(cell, str) and not cell.strip()):
             raise defect(self.path, "a label", "an empty cell", "fill it in", column=self.target, row=row)
-        return cell.strip() if isinstance(cell, str) else json.dumps(cell) if not isinstance(cell, int) else str(cell)
+        if isinstance(cell, list | dict):
+            got, remedy = f"a {type(cell).__name__}", "write every label as text or as a whole number"
+            raise defect(self.path, "a label", got, remedy, column=self.target, row=row)
+        return cell.strip() if isinstance(cell, str) else json.dumps(cell)
 
     def _place(self, row: int, cell: Any) -> int:
         label = self._label(row, cell)
+        if label not in self._place_of:
+            (label,) = whole_if_numbers(self.path, str(self.target), [(label, row)], AS_VALUES)
         if label not in self._place_of:
             expected = f"one of the {len(self._place_of)} classes"
             raise defect(self.path, expected, shown(label), "name it in classes", column=self.target, row=row)
@@ -142,7 +157,7 @@ class TableStream(IterableDataset):
             for n, row in enumerate(rows):
                 try:
                     out[n] = [_number(cell, allow_missing) for cell in row]
-                except ValueError:
+                except (ValueError, OverflowError):
                     break
             else:
                 good = np.isfinite(out) | (np.isnan(out) if allow_missing else False)
@@ -230,7 +245,7 @@ def _column_names(path: Path, found: str) -> list[str]:
     return names
 
 
-def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _csv_rows(path: Path, wanted: Sequence[str], label: str | None) -> Iterator[Row]:
     delimiter = sources.csv_delimiter(path)
     places: list[int] = []
     width = 0
@@ -245,12 +260,12 @@ def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
         yield row, [record[place] for place in places]
 
 
-def _jsonl_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _jsonl_rows(path: Path, wanted: Sequence[str], label: str | None) -> Iterator[Row]:
     for row, record in sources.json_objects(path):
         yield row, [record.get(name) for name in wanted]
 
 
-def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _json_rows(path: Path, wanted: Sequence[str], label: str | None) -> Iterator[Row]:
     for row, record in _json_records(path):
         yield row, [record.get(name) for name in wanted]
 
@@ -276,7 +291,7 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield row, record
 
 
-def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, wanted: Sequence[str], label: str | None) -> Iterator[Row]:
     with confined(path, MAX_BYTES) as run:
         source = sources.open_parquet(path, run)
         type_of = {column.name: column for column in source.columns}
@@ -284,9 +299,12 @@ def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
             if type_of[name].number_sql is None and type_of[name].text_sql is None:
                 got, remedy = f"type {type_of[name].type}", "leave it out"
                 raise defect(path, "a column of numbers or text", got, remedy, column=name)
-        # A number as DOUBLE: DuckDB's own decimals and huge integers are no numbers of Python's.
+        # A number as DOUBLE: DuckDB's own decimals and huge integers are no numbers of Python's. But a label as it is
+        # written: 1 is no 1.0, and 2**53 + 1 no 2**53.
         chosen = [
-            f"CAST({sources.identifier(name)} AS DOUBLE)" if type_of[name].number_sql else str(type_of[name].text_sql)
+            f"CAST({sources.identifier(name)} AS DOUBLE)"
+            if type_of[name].number_sql and name != label
+            else str(type_of[name].text_sql)
             for name in wanted
         ]
         row = 0
@@ -296,7 +314,8 @@ def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
                 yield row, cells
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
+# Of a path, the columns wanted, and which of them is a label (of Parquet, whose cells have types).
+_READERS: dict[str, Callable[[Path, Sequence[str], str | None], Iterator[Row]]] = {
     "csv": _csv_rows,
     "jsonl": _jsonl_rows,
     "json": _json_rows,

@@ -11,7 +11,7 @@ wins; for two classes also one number per row, a logit (positive above 0) or, wi
 above 0.5). Values: numbers of the target's shape. Definitions are those of scikit-learn, which the tests compare with.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -59,8 +59,13 @@ METRICS: dict[str, Callable[[], Metric]] = {
 
 
 def named(metrics: Any) -> dict[str, Metric]:
-    """Metrics by name, from a mapping of them or a list of names and metrics. Raises SpecError for an unknown name."""
+    """Metrics by name, from a mapping of them, a list of names and metrics, or one. Raises SpecError for an unknown
+    name."""
     found: dict[str, Metric] = {}
+    if isinstance(metrics, str | Metric):
+        metrics = [metrics]
+    if not isinstance(metrics, Iterable):
+        raise SpecError(f"metrics: expected names or metrics, got {type(metrics).__name__}")
     items = metrics.items() if isinstance(metrics, Mapping) else [(None, each) for each in metrics]
     for name, each in items:
         if isinstance(each, str):

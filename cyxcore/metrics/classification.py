@@ -12,6 +12,7 @@ from cyxcore.metrics.base import Array, Metric, numbers, ratio
 Average = Literal["binary", "macro", "micro", "weighted"]
 AVERAGES = ("binary", "macro", "micro", "weighted")
 MOST_IN_MATRIX, MOST_COUNTED = 8192, 2**22  # classes: a matrix of them takes 512 MiB, three counts of each 96 MiB
+ROUNDING = 1e-3  # how far from 0 to 1 a probability may be: those of a float16 or bfloat16 are
 LEAST_PROBABILITY = float(np.finfo(np.float64).eps)  # what a probability of 0 counts as in a logarithm
 
 
@@ -253,7 +254,7 @@ class _Ranked(Metric):
         """(true positives, false positives) above each distinct score, the highest first."""
         order = np.argsort(-self.state["scores"], kind="stable")
         scores, truth = self.state["scores"][order], self.state["targets"][order]
-        ends = np.flatnonzero(np.append(np.diff(scores) != 0, True))
+        ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # a difference of infinities is NaN
         positives = np.cumsum(truth)[ends]
         return positives, ends + 1 - positives
 
@@ -318,6 +319,11 @@ class LogLoss(Metric):
         truth = truth.reshape(-1)
         counted = truth != self.ignore_index
         scores, truth = scores[counted], truth[counted]
+        if not self.logits and ((scores < -ROUNDING) | (scores > 1 + ROUNDING)).any():
+            got = f"{scores.min():g} to {scores.max():g}"
+            raise DataError(
+                f"log loss: expected probabilities from 0 to 1, got {got}; of scores, leave out logits=False"
+            )
         if truth.size and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
             raise DataError(f"log loss: expected classes 0..{scores.shape[1] - 1}, got {truth.min()}..{truth.max()}")
         places = np.arange(len(truth)), truth

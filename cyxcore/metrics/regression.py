@@ -47,7 +47,7 @@ class MeanSquaredError(_Distance):
 
 
 class RootMeanSquaredError(MeanSquaredError):
-    """The root of the mean squared error."""
+    """The root of the mean squared error of all numbers; scikit-learn's takes the mean of each output's root."""
 
     def compute(self) -> float:
         return math.sqrt(super().compute())
@@ -56,21 +56,26 @@ class RootMeanSquaredError(MeanSquaredError):
 class R2(_Distance):
     """1 - SSE / SST, the mean over outputs; an output with constant targets counts 0, or 1 where it is met.
 
-    Sums of squares about the mean are joined batch by batch (Chan, Golub and LeVeque 1979), so nothing cancels.
+    Sums of squares about the mean are joined batch by batch (Chan, Golub and LeVeque 1979), so nothing cancels. Means
+    are of distances from the first row: those of a constant are exactly 0, while the mean of 0.1 often is not 0.1.
     """
 
     higher_is_better = True
 
     def update(self, prediction: Any, target: Any) -> None:
         found, truth = self._pair(prediction, target)
-        found, truth = found.reshape(len(found), -1), truth.reshape(len(truth), -1)
-        if not len(truth):
+        if not truth.size:
             return
-        rows, before = float(len(truth)), self._sum("rows")
+        rows, before = float(len(truth)) if truth.ndim else 1.0, self._sum("rows")
+        found, truth = found.reshape(int(rows), -1), truth.reshape(int(rows), -1)
+        if "first" not in self.state:
+            self.state["first"] = truth[0].copy()
+        errors = np.square(found - truth).sum(0)
+        truth = truth - self.state["first"]
         mean = truth.mean(0)
         spread = np.square(truth - mean).sum(0)
         delta = mean - self.state.get("mean", mean)
-        self._add(errors=np.square(found - truth).sum(0), rows=rows)
+        self._add(errors=errors, rows=rows)
         self._add(spread=spread + delta * delta * (before * rows / (before + rows)))
         self.state["mean"] = self.state.get("mean", mean) + delta * (rows / (before + rows))
 

@@ -104,6 +104,28 @@ def test_the_state_of_a_metric_takes_it_up_where_it_was(name: str) -> None:
     assert first.compute() == second.compute()
 
 
+@pytest.mark.parametrize("rows_at_a_time", [1, 7, 63])
+def test_r2_of_constant_targets_is_0_or_1_however_their_mean_is_rounded(rows_at_a_time: int) -> None:
+    missed, met = metrics.R2(), metrics.R2()
+    target = np.full((63, 2), [0.1, 1 / 3])
+    for start in range(0, 63, rows_at_a_time):
+        some = target[start : start + rows_at_a_time]
+        missed.update(some + 0.2, some)
+        met.update(some, some)
+    assert missed.compute() == 0.0 and met.compute() == 1.0
+
+
+def test_equal_scores_tie_also_where_they_are_infinite() -> None:
+    scores, sides = np.array([np.inf, np.inf, -np.inf, -np.inf]), np.array([0, 1, 1, 0])
+    finite = np.sign(scores)
+    assert metrics.roc_auc(scores, sides) == theirs.roc_auc_score(sides, finite)
+    assert metrics.average_precision(scores, sides) == theirs.average_precision_score(sides, finite)
+
+
+def test_one_metric_needs_no_list() -> None:
+    assert list(metrics.named("accuracy")) == ["accuracy"] and list(metrics.named(metrics.R2())) == ["r2"]
+
+
 def test_the_confusion_matrix_is_scikit_learns() -> None:
     expected = theirs.confusion_matrix(LABELS, FOUND, labels=range(CLASSES))
     assert metrics.confusion_matrix(LOGITS, LABELS).tolist() == expected.tolist()
@@ -128,6 +150,7 @@ def test_metrics_of_nothing_are_not_numbers() -> None:
     assert math.isnan(metrics.Accuracy().compute()) and math.isnan(metrics.R2().compute())
     assert math.isnan(metrics.roc_auc([0.1, 0.2], [1, 1])) and math.isnan(metrics.average_precision([0.1], [0]))
     assert math.isnan(metrics.MeanAbsoluteError().compute())
+    assert math.isnan(metrics.r2(np.zeros(0), np.zeros(0))) and math.isnan(metrics.r2(1.0, 2.0))
 
 
 @pytest.mark.parametrize("name", metrics.METRICS)
@@ -140,6 +163,8 @@ def test_each_named_metric_can_be_made_and_says_which_way_is_better(name: str) -
     "call, error, text",
     [
         (lambda: metrics.named(["acuracy"]), SpecError, "expected names out of accuracy, top_5_accuracy"),
+        (lambda: metrics.named(3), SpecError, "expected names or metrics, got int"),
+        (lambda: metrics.log_loss([[5.0, 9.0]], [1], logits=False), DataError, "probabilities from 0 to 1, got 5 to 9"),
         (lambda: metrics.named([3]), SpecError, "expected names or metrics, got int"),
         (lambda: metrics.F1(average="mean"), SpecError, "one of binary, macro, micro, weighted, got 'mean'"),
         (lambda: metrics.f1(FOUND, LABELS), SpecError, "two classes, the targets or predictions have 7"),

@@ -90,6 +90,40 @@ def test_a_table_is_read_row_by_row(tmp_path: Path, suffix: str) -> None:
     assert batch[0].shape == (9, 2) and batch[1].dtype == "int64"
 
 
+@pytest.mark.parametrize("kind", [int, float, str, bool])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_the_classes_of_a_stream_are_those_of_a_job(tmp_path: Path, suffix: str, kind: Any) -> None:
+    labels = [kind(n % 12) for n in range(24)]  # as text "10" would come before "2", and 1.0 is "1"
+    path = table(tmp_path, suffix, [{"a": n, "label": label} for n, label in enumerate(labels)])
+    job = load(path, DataSpec(format=suffix, target="label", validation=0.0))  # type: ignore[arg-type]
+    stream = TableStream(path, target="label", classes="scan")
+    assert stream.classes == job.classes and [int(y) for _, y in stream] == job.y_train.tolist()
+    if kind is not bool:
+        assert [int(y) for _, y in stream] == [n % 12 for n in range(24)]
+        given = TableStream(path, target="label", classes=[str(n) for n in range(12)])
+        assert [int(y) for _, y in given] == [n % 12 for n in range(24)]
+
+
+def test_labels_of_parquet_are_told_apart_where_floats_are_not(tmp_path: Path) -> None:
+    path = table(tmp_path, "parquet", [{"a": n, "label": 2**53 + n} for n in range(2)])
+    assert TableStream(path, target="label", classes="scan").classes == ["9007199254740992", "9007199254740993"]
+
+
+@pytest.mark.parametrize(
+    "label, said",
+    [
+        ("0.5", "row 2: expected whole numbers or names as labels, got 0.5; for numbers to predict leave out classes"),
+        ("[1]", "row 2: expected a label, got a list; write every label as text or as a whole number"),
+        ('" "', "row 2: expected a label, got an empty cell"),
+    ],
+)
+def test_what_is_no_label_of_a_stream_is_told(tmp_path: Path, label: str, said: str) -> None:
+    path = written(tmp_path, "t.jsonl", f'{{"a": 1, "y": 0}}\n{{"a": 2, "y": {label}}}\n')
+    assert said in told(lambda: TableStream(path, target="y", classes="scan"))
+    if label != "0.5":
+        assert said in told(lambda: list(TableStream(path, target="y", classes=["0"])))
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_a_stream_reads_what_a_job_reads(tmp_path: Path, suffix: str) -> None:
     path = table(tmp_path, suffix)
@@ -180,6 +214,7 @@ def test_columns_of_parquet_that_are_no_numbers_are_told(tmp_path: Path) -> None
 OBJECTS = [
     ("t.jsonl", '{"u": 1}\n{"u": "2"}\n', None),
     ("t.jsonl", '{"u": 1}\n{"u": true}\n', "column 'u', row 2: expected a number, got 'True'"),
+    ("t.jsonl", '{"u": 1}\n{"u": 1' + "0" * 400 + "}\n", "column 'u', row 2: expected a number, got '1000"),
     ("t.jsonl", '{"u": 1}\n{"u": 1e999}\n', "column 'u', row 2: expected a number, got 'inf'"),
     ("t.jsonl", '{"u": 1}\n{"v": 1}\n', "column 'u', row 2: expected a number, got an empty cell"),
     ("t.jsonl", '{"u": 1}\n[1]\n', "row 2: expected a JSON object, got a list"),
@@ -352,7 +387,8 @@ ARRAYS = [
 
 @pytest.mark.parametrize("content, said", ARRAYS)
 def test_a_defect_of_an_array_file_is_told(tmp_path: Path, content: bytes, said: str) -> None:
-    assert said in told(lambda: open_npy(written(tmp_path, "x.npy", content)))
+    message = told(lambda: open_npy(written(tmp_path, "x.npy", content)))
+    assert said in message and "array ''" not in message
 
 
 # images -------------------------------------------------------------------------------------------
@@ -381,6 +417,8 @@ def test_images_named_in_a_table(tmp_path: Path) -> None:
     images = ImageCSV(path, path_column="file", label_column="kind", size=(2, 2))
     assert images.classes == ["c", "d"] and [images[row][1] for row in (0, 1)] == [1, 0]
     assert images[0][0][2, 0, 0].item() == 255
+    numbered = written(tmp_path, "n.csv", "path,label\n" + "".join(f"i/cat/0.png,{n}\n" for n in (10, 9, 0, 2)))
+    assert ImageCSV(numbered).classes == ["0", "2", "9", "10"] and ImageCSV(numbered).targets == [3, 2, 0, 1]
 
 
 IMAGE_TABLES = [
