@@ -6,6 +6,7 @@ with nothing but loopback (Linux with user namespaces) before it starts a head, 
 
 import ctypes
 import fcntl
+import logging
 import os
 import socket
 import struct
@@ -83,7 +84,10 @@ class Ray:
         import ray
 
         ray.init(
-            address=f"127.0.0.1:{self.port}", log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1"
+            address=f"127.0.0.1:{self.port}",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
         )
         return ray
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 from cyxnet import messages as m
 from tests.chaos.checker import Violation, event_of, histories, status_of
 from tests.chaos.evidence import Evidence
-from tests.chaos.faults import Fault
+from tests.chaos.faults import CENTRALS, Fault
 
 REPLAY = (
     "python -m tests.chaos --seed {seed} --kills {kills} --jobs {jobs} --nodes {nodes} "
@@ -38,7 +38,7 @@ class Outcome(Struct, kw_only=True):
     acknowledged: int
     statuses: Counter[str]
     leases: int
-    false_losses: int
+    false_losses: list[str]
     other_metrics: int
     seconds: float
     settle_s: float
@@ -84,19 +84,26 @@ def recoveries(evidence: Evidence, harms: list[Harm]) -> dict[str, list[int]]:
 MOVES_ON = m.Leased | m.Completed | m.Settled
 
 
-def false_losses(evidence: Evidence, harms: list[Harm], names: dict[str, str], memory_ms: int) -> int:
+def false_losses(evidence: Evidence, harms: list[Harm], names: dict[str, str], memory_ms: int) -> list[str]:
     """Nodes that were declared lost although nothing happened to them, their link, the broker or a central.
 
-    names: node id -> its part. memory_ms: how long before the loss a harm may lie to explain it.
+    A node that says goodbye (all do at the end of a round) is lost with a reason. names: node id -> its part.
+    memory_ms: how long before the loss a harm may lie to explain it. Returns a line for each: which, when and why.
     """
-    count = 0
+    found = []
     for entry in evidence.log:
         event = entry.record.event if entry.record else None
-        if isinstance(event, m.NodeLost) and entry.record and "operator" not in event.reason:
-            suspects = {names.get(event.node_id), "broker", "central-a", "central-b"}
-            near = (h for h in harms if 0 <= entry.record.at_ms - h.at_ms <= memory_ms + h.fault.lasts_s * 1000)
-            count += not any(h.fault.victim.partition(".")[0] in suspects for h in near)
-    return count
+        if isinstance(event, m.NodeLost) and entry.record and not event.graceful:
+            name = names.get(event.node_id, event.node_id)
+            suspects = {name, "broker", *CENTRALS}
+            of_it = (harm for harm in harms if harm.fault.victim.partition(".")[0] in suspects)
+            ages_ms = [(entry.record.at_ms - harm.at_ms, harm.fault) for harm in of_it]
+            ages_ms = [each for each in ages_ms if each[0] >= 0]
+            if not any(age_ms <= memory_ms + fault.lasts_s * 1000 for age_ms, fault in ages_ms):
+                age_ms, fault = min(ages_ms, key=lambda each: each[0], default=(0, None))
+                ago = f"{age_ms} ms after {fault}" if fault else "before any harm to it"
+                found.append(f"{name} at {entry.seq} by {entry.record.by}: {event.reason}, {ago}")
+    return found
 
 
 def other_metrics(evidence: Evidence) -> int:
@@ -138,11 +145,12 @@ def table(outcome: Outcome) -> str:
     ends = ", ".join(f"{count} {status}" for status, count in sorted(outcome.statuses.items()))
     lines += [
         "",
+        *(f"lost without a reason: {loss}" for loss in outcome.false_losses),
         f"{sum(outcome.kills.values())} kills, {outcome.pauses} pauses, {outcome.network_faults} network faults "
         f"and {outcome.full_disks} full disks in {outcome.seconds:.0f} s",
         f"all jobs had ended {outcome.settle_s:.1f} s after the last",
         f"{outcome.acknowledged} jobs acknowledged: {ends}; {outcome.leases} leases, {outcome.goodput:.2f} completed/s",
-        f"nodes declared lost without a reason: {outcome.false_losses}   "
+        f"nodes declared lost without a reason: {len(outcome.false_losses)}   "
         f"ledgers with metrics that the broker lost: {outcome.other_metrics}",
         f"lost acknowledged jobs: {lost}   double payments: {doubled}   stuck jobs: {stuck}   "
         f"broken promises: {len(outcome.violations)}",
